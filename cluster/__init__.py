@@ -1,0 +1,1 @@
+"""Nouns and plumbing: job, run, backend, agent, local backend, monitor."""

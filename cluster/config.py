@@ -1,0 +1,255 @@
+"""A job's configuration: YAML file, then dotted overrides, made one frozen pydantic model."""
+
+import difflib
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic_core import PydanticUndefined
+
+from cluster.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of every group of keys: frozen, no unknown keys, defaults checked too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+def absolute(path: str) -> str:
+    """A local path made absolute where the user stands; a URL (s3://...) as it is."""
+    return path if re.match(r"^[a-z0-9+]+:", path) else str(Path(path).expanduser().absolute())
+
+
+# A path or fsspec URL that a user gives; resolved at submission, since a rank stands elsewhere.
+DataPath = Annotated[str, AfterValidator(absolute)]
+
+
+class NodeRange(Section):
+    """How many nodes a run takes: `2`, or `1..4` for an elastic run."""
+
+    least: int = Field(ge=1)
+    most: int = Field(ge=1)
+
+    @classmethod
+    def parse(cls, value: Any) -> Any:
+        """`2`, `"2"`, `"1..4"` or an existing range."""
+        if isinstance(value, bool) or not isinstance(value, (int, str)):
+            return value
+        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value))
+        if not match:
+            raise ValueError("must be a number of nodes or a range such as 1..4")
+        least, most = int(match[1]), int(match[2] or match[1])
+        if not 1 <= least <= most:
+            raise ValueError("must be at least 1, and a range must not fall, such as 1..4")
+        return {"least": least, "most": most}
+
+    @property
+    def elastic(self) -> bool:
+        """The run may go on with fewer nodes, or grow."""
+        return self.least < self.most
+
+    def __str__(self) -> str:
+        return f"{self.least}..{self.most}" if self.elastic else str(self.least)
+
+
+def _plain_nodes(nodes: NodeRange) -> int | str:
+    return str(nodes) if nodes.elastic else nodes.least
+
+
+Nodes = Annotated[NodeRange, BeforeValidator(NodeRange.parse), PlainSerializer(_plain_nodes)]
+
+
+class Resources(Section):
+    """What a run asks of a scheduler, in the same words on every backend."""
+
+    nodes: Nodes = Field(default=NodeRange(least=1, most=1), description="nodes, or a range such as 1..4 (elastic)")
+    ranks_per_node: int = Field(default=1, ge=1, description="ranks (processes of the training group) a node")
+    cpus: int | None = Field(default=None, ge=1, description="CPU cores a node; unset: what the backend gives")
+    gpus: int = Field(default=0, ge=0, description="GPUs a node")
+    memory_gib: float | None = Field(default=None, gt=0, description="memory a node, GiB")
+    time_limit_minutes: float | None = Field(default=None, gt=0, description="wall-clock limit of one attempt")
+    grace_seconds: float = Field(default=120, gt=0, description="notice before the limit, to save and leave")
+
+
+class Retries(Section):
+    """How often a run is tried again by itself. Exit code 42 is never retried."""
+
+    bugs: int = Field(default=2, ge=0, description="retries after an error of the program")
+    disturbances: int = Field(default=100, ge=0, description="retries after preemption, time limit or a lost node")
+
+
+class JobConfig(Section):
+    """The keys that every job has."""
+
+    name: str | None = Field(default=None, description="name of the run; unset: the job's")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="seed of every random choice")
+    resources: Resources = Field(default=Resources(), description="what to ask of the scheduler")
+    retries: Retries = Field(default=Retries(), description="retry budgets")
+
+    def preflight(self) -> None:
+        """Check what only the submitting machine can check cheaply (local inputs exist). Raises ConfigError/DataError."""
+
+
+# --- reading
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A configuration file as plain values. Raises ConfigError naming file and line."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise ConfigError(f"{path}: no such configuration file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    return parse_yaml(text, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes 1e-3 for a string; people who write learning rates mean a number."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """YAML text as a mapping of plain values."""
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{source}{where}: not YAML: {getattr(error, 'problem', error)}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source}: must be a mapping of keys to values, is a {type(value).__name__}")
+    return value
+
+
+def apply_override(values: dict[str, Any], word: str) -> None:
+    """Set `optim.lr=1e-3` in nested plain values, in place."""
+    key, separator, text = word.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"{word!r} is not an override; write key=value, such as optim.lr=1e-3")
+    if key.startswith("-"):
+        raise ConfigError(f"{word!r}: no such option; overrides are written without dashes: {key.lstrip('-')}=...")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        value = text
+    place = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key}: {parent} is set to {inner!r}, which has no keys below it")
+        place = inner
+    place[last] = value
+
+
+def load_config(kind: type[JobConfig], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
+    """Plain values and overrides as the job's frozen configuration. Raises ConfigError, one line an error."""
+    merged: dict[str, Any] = _copy(values)
+    for word in overrides:
+        apply_override(merged, word)
+    try:
+        return kind.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(kind, problem) for problem in _worst(error))) from None
+
+
+def _copy(value: Any) -> Any:
+    return {k: _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _worst(error: ValidationError) -> list[Any]:
+    """One problem a key: a union reports each of its members."""
+    seen: dict[str, Any] = {}
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part))
+        seen.setdefault(key, problem)
+    return list(seen.values())[:3]
+
+
+def _is_union_tag(part: object) -> bool:
+    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in {"str", "int", "float", "bool"})
+
+
+def _explain(kind: type[BaseModel], problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part))
+    value = problem.get("input")
+    if problem["type"] == "extra_forbidden":
+        known = [name for name, _ in walk_keys(kind)]
+        sections = {name.rpartition(".")[0] for name in known} | set(known)
+        near = difflib.get_close_matches(key, sorted(sections - {""}), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known[:12])}"
+        return f"unknown key {key!r}{hint}"
+    if problem["type"] == "missing":
+        return f"{key}: required, and not set"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = f", is {value!r}" if not isinstance(value, (dict, list, BaseModel)) else ""
+    where = f"{key}: " if key else ""
+    return f"{where}{message[:1].lower()}{message[1:]}{shown}"
+
+
+# --- describing
+
+
+def walk_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a configuration with its field, depth first; sections are walked into."""
+    for name, info in kind.model_fields.items():
+        sections = [t for t in _types(info.annotation) if isinstance(t, type) and issubclass(t, Section) and t is not NodeRange]
+        if not sections or len(sections) != len([t for t in _types(info.annotation) if t is not type(None)]):
+            yield f"{prefix}{name}", info
+        for section in sections:
+            yield from walk_keys(section, f"{prefix}{name}.")
+
+
+def _types(annotation: Any) -> list[Any]:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _types(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [t for argument in get_args(annotation) for t in _types(argument)]
+    return [annotation]
+
+
+def describe_type(annotation: Any) -> str:
+    """A type in the words of a user: `int`, `one of a, b`, `list of str`."""
+    names = []
+    for kind in _types(annotation):
+        origin, arguments = get_origin(kind), get_args(kind)
+        if origin is Literal:
+            names.append("|".join(str(a) for a in arguments))
+        elif origin in (list, tuple):
+            names.append(f"list of {describe_type(arguments[0])}")
+        elif origin is dict:
+            names.append("mapping")
+        elif kind is type(None):
+            names.append("null")
+        elif kind is NodeRange:
+            names.append("int or A..B")
+        else:
+            names.append(getattr(kind, "__name__", str(kind)).replace("Config", ""))
+    return " | ".join(dict.fromkeys(names))
+
+
+def describe_keys(kind: type[BaseModel]) -> list[tuple[str, str, str, str]]:
+    """(key, type, default, meaning) of every key: what `ropewalk run JOB --help` prints."""
+    rows = []
+    for key, info in walk_keys(kind):
+        default = "" if info.is_required() else info.get_default(call_default_factory=True)
+        if default is PydanticUndefined:
+            default = ""
+        if isinstance(default, BaseModel):
+            default = default.model_dump(mode="json", exclude_none=True) if not isinstance(default, NodeRange) else str(default)
+        shown = "required" if info.is_required() else "" if default is None else str(default)
+        rows.append((key, describe_type(info.annotation), shown, info.description or ""))
+    return rows

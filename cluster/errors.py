@@ -1,0 +1,65 @@
+"""The one tree of errors.
+
+RopewalkError                  a person can act on it: the message names the thing, the value, the remedy
+├── ConfigError                a key, value or file of the job's configuration         CLI exits 2, a rank 42
+├── DataError                  an input or a data set is not what it should be         CLI exits 2, a rank 42
+│   └── CorruptShardError      a shard does not match its checksum
+├── CheckpointError            a checkpoint is missing, cut short, or of another model
+├── NumericsError              the loss became NaN or jumped, and the policy says stop
+├── BackendError               a scheduler refused, failed or does not answer          CLI exits 1
+├── StorageError               a file system stayed away for longer than the patience
+└── StaleAttemptError          this process belongs to an attempt that has a successor; it must not write
+StopRequested                  not an error: the state is saved, leave with exit code 85
+"""
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USER_MISTAKE = 2
+EXIT_NEVER_RETRY = 42
+EXIT_REQUEUE = 85
+
+
+class RopewalkError(Exception):
+    """An error that a person can act on; `retryable` says whether another attempt may mend it by itself."""
+
+    retryable = False
+
+
+class ConfigError(RopewalkError):
+    """A key, a value or a file of the job's configuration."""
+
+
+class DataError(RopewalkError):
+    """An input or a data set is not what it should be."""
+
+
+class CorruptShardError(DataError):
+    """A shard does not match the checksum in its manifest."""
+
+
+class CheckpointError(RopewalkError):
+    """A checkpoint is missing, cut short, damaged, or belongs to another model."""
+
+
+class NumericsError(RopewalkError):
+    """The loss became NaN or jumped, and the configured policy is to stop."""
+
+
+class BackendError(RopewalkError):
+    """A scheduler refused a request, failed, or does not answer."""
+
+    retryable = True
+
+
+class StorageError(RopewalkError):
+    """A file system did not answer for longer than the retry budget."""
+
+    retryable = True
+
+
+class StaleAttemptError(RopewalkError):
+    """This process belongs to an attempt or group that has a successor: it must not write."""
+
+
+class StopRequested(Exception):  # noqa: N818 - not an error: the run asked to be requeued
+    """All state is saved after an agreed stop; the agent exits 85 and the run is requeued."""

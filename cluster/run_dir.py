@@ -1,0 +1,233 @@
+"""A run is a directory: every path of it, and the few files that say what it is."""
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.errors import ConfigError, StaleAttemptError
+from cluster.files import append_line, read_json, read_lines, write_atomically, write_json
+from cluster.spec import Outcome, RunState
+
+RUNS_VARIABLE = "ROPEWALK_RUNS"
+
+
+def runs_root() -> Path:
+    """Where runs live: $ROPEWALK_RUNS, else ./runs."""
+    return Path(os.environ.get(RUNS_VARIABLE) or "runs").absolute()
+
+
+class RunDir:
+    """One run on disk. Holds no state of its own: two processes that open the same path see the same run."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @property
+    def id(self) -> str:
+        """The run's name: that of its directory."""
+        return self.path.name
+
+    # --- what the run is: written once, before anything starts
+
+    @classmethod
+    def create(cls, name: str, record: Mapping[str, Any], root: Path | None = None) -> "RunDir":
+        """Make a new run directory with a fresh id and write `run.yaml` into it."""
+        root = root or runs_root()
+        root.mkdir(parents=True, exist_ok=True)
+        label = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40] or "run"
+        while True:
+            run_id = f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+            try:
+                (root / run_id).mkdir()
+                break
+            except FileExistsError:
+                continue
+        run = cls(root / run_id)
+        (run.path / "attempts").mkdir()
+        text = yaml.safe_dump({"run": run_id, **record}, sort_keys=False, allow_unicode=True)
+        write_atomically(run.path / "run.yaml", text)
+        return run
+
+    @classmethod
+    def find(cls, word: str, root: Path | None = None) -> "RunDir":
+        """The run that a user means: a path, an id, the unique beginning of an id, or `latest`."""
+        if (Path(word) / "run.yaml").is_file():
+            return cls(word)
+        root = root or runs_root()
+        ids = [run.id for run in cls.all(root)]
+        if word == "latest" and ids:
+            return cls(root / ids[-1])
+        matches = [i for i in ids if i == word] or [i for i in ids if i.startswith(word)]
+        if len(matches) == 1:
+            return cls(root / matches[0])
+        if matches:
+            raise ConfigError(f"run {word!r} is ambiguous: {', '.join(matches[:5])}; give more of the id")
+        raise ConfigError(f"no run {word!r} under {root}; `ropewalk ps --all` lists them, ${RUNS_VARIABLE} moves the root")
+
+    @classmethod
+    def all(cls, root: Path | None = None) -> list["RunDir"]:
+        """Every run under the root, oldest first."""
+        root = root or runs_root()
+        if not root.is_dir():
+            return []
+        with os.scandir(root) as entries:
+            found = [e.path for e in entries if e.is_dir() and os.path.exists(os.path.join(e.path, "run.yaml"))]
+        return [cls(p) for p in sorted(found, key=lambda p: (os.stat(os.path.join(p, "run.yaml")).st_mtime_ns, p))]
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """`run.yaml`: job, entry, engine, configuration, resources, cluster, code, versions. Never changes."""
+        try:
+            text = (self.path / "run.yaml").read_text()
+        except FileNotFoundError:
+            raise ConfigError(f"{self.path}: not a run directory (no run.yaml)") from None
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        record: dict[str, Any] = yaml.load(text, Loader=loader)
+        return record
+
+    # --- its files
+
+    @property
+    def metrics(self) -> Path:
+        """The truth of all metrics: one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def events(self) -> Path:
+        """What happened and when, for people and for `why`: one JSON object a line."""
+        return self.path / "events.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        """Where a long job stands now: {stage, done, total, unit, rates}; replaced, not appended."""
+        return self.path / "progress.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go unless the configuration names another place."""
+        return self.path / "checkpoints"
+
+    @property
+    def wandb(self) -> Path:
+        """Where W&B's own files go."""
+        return self.path / "wandb"
+
+    def attempt_dir(self, attempt: int) -> Path:
+        """attempts/0001: script or manifest, scheduler id, logs, outcome."""
+        return self.path / "attempts" / f"{attempt:04d}"
+
+    def log_dir(self, attempt: int) -> Path:
+        """attempts/0001/logs: node-K.log and rank-K.log."""
+        return self.attempt_dir(attempt) / "logs"
+
+    def event(self, kind: str, /, **fields: Any) -> None:
+        """Record that something happened."""
+        append_line(self.events, {"event": kind, "time": time.time(), **fields})
+
+    def read_events(self) -> list[dict[str, Any]]:
+        """All events so far."""
+        return read_lines(self.events)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All metric lines so far, in the order in which they were written."""
+        return read_lines(self.metrics)
+
+    # --- attempts
+
+    def attempts(self) -> list[int]:
+        """The numbers of the attempts so far, ascending."""
+        folder = self.path / "attempts"
+        return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+    def begin_attempt(self, **details: Any) -> int:
+        """Open the next attempt. From now on no older attempt may write (see `Fence`)."""
+        while True:
+            number = (self.attempts() or [0])[-1] + 1
+            folder = self.attempt_dir(number)
+            try:
+                folder.mkdir(parents=True)
+                break
+            except FileExistsError:  # another submitter was faster
+                continue
+        for name in ("logs", "groups", "nodes", "errors"):
+            (folder / name).mkdir()
+        write_json(folder / "attempt.json", {"attempt": number, "created": time.time(), **details})
+        return number
+
+    def attempt_details(self, attempt: int) -> dict[str, Any]:
+        """What the backend wrote when it opened the attempt: handle, resources, nodes."""
+        return read_json(self.attempt_dir(attempt) / "attempt.json") or {}
+
+    def outcome(self, attempt: int) -> Outcome | None:
+        """How the attempt ended, or None while it goes on."""
+        raw = read_json(self.attempt_dir(attempt) / "outcome.json")
+        return Outcome(**{**raw, "state": RunState(raw["state"])}) if raw else None
+
+    def write_outcome(self, attempt: int, outcome: Outcome) -> None:
+        """Record how the attempt ended."""
+        write_json(self.attempt_dir(attempt) / "outcome.json", vars(outcome))
+
+    def last_outcome(self) -> Outcome | None:
+        """The outcome of the newest attempt, or None: none yet, or it still runs."""
+        attempts = self.attempts()
+        return self.outcome(attempts[-1]) if attempts else None
+
+    def results(self) -> dict[str, Any]:
+        """What the job itself returned, of the newest attempt that returned anything."""
+        for attempt in reversed(self.attempts()):
+            found = read_json(self.attempt_dir(attempt) / "result.json")
+            if found is not None:
+                return dict(found)
+        return {}
+
+    # --- cancelling is an intention on disk, so that whoever carries the run finds it
+
+    @property
+    def cancel_requested(self) -> bool:
+        """A user asked for this run to end for good."""
+        return (self.path / "cancel").exists()
+
+    def request_cancel(self) -> None:
+        """Ask for the run to end for good at its next step boundary."""
+        (self.path / "cancel").touch()
+
+    def withdraw_cancel(self) -> None:
+        """The user resumes the run."""
+        (self.path / "cancel").unlink(missing_ok=True)
+
+
+class Fence:
+    """The right to write into a run: held by the newest group of ranks of the newest attempt, and no other.
+
+    A group is one formation of ranks inside an attempt (a rank was lost, a node joined). Claiming is the
+    creation of a file whose name only grows; checking is one directory listing; nothing needs a lock.
+    """
+
+    def __init__(self, run: RunDir, attempt: int, group: int) -> None:
+        self.run, self.attempt, self.group = run, attempt, group
+
+    def claim(self) -> None:
+        """Take over from every older group. Raises StaleAttemptError if there is a newer one already."""
+        self.check()
+        (self.run.attempt_dir(self.attempt) / "groups" / f"{self.group:06d}").touch()
+
+    def check(self) -> None:
+        """Raise StaleAttemptError if this group has a successor."""
+        attempts = self.run.attempts()
+        if attempts and attempts[-1] > self.attempt:
+            raise StaleAttemptError(f"{self.run.id}: attempt {self.attempt} was succeeded by {attempts[-1]}; not writing")
+        newest = max((int(n) for n in os.listdir(self.run.attempt_dir(self.attempt) / "groups")), default=0)
+        if newest > self.group:
+            raise StaleAttemptError(
+                f"{self.run.id}: group {self.group} of attempt {self.attempt} was succeeded by {newest}; not writing"
+            )

@@ -1,0 +1,59 @@
+"""The nouns every floor shares: run states, engines, a job's entry in the catalogue."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class RunState(StrEnum):
+    """What a run is doing; a scheduler's own word is kept beside it, never instead of it."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    PREEMPTED = "PREEMPTED"
+    REQUEUED = "REQUEUED"
+    UNKNOWN = "UNKNOWN"
+
+    @property
+    def final(self) -> bool:
+        """No further attempt follows by itself."""
+        return self in {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}
+
+
+class Engine(StrEnum):
+    """How an agent brings a job's entry to life."""
+
+    RANKS = "ranks"  # torch.distributed.elastic: one process a rank on every node
+    RAY = "ray"  # a Ray cluster over the allocation, the driver on its first node
+    PROCESS = "process"  # one process on the first node
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """A job's entry in the catalogue: everything by name, so that listing jobs imports none of them.
+
+    `config` and `entry` are `module:attribute`; importing the config's module must stay light
+    (no torch, ray or transformers). The entry is called as `entry(context)` and returns its results.
+    """
+
+    name: str
+    summary: str
+    config: str
+    entry: str
+    engine: Engine
+    preload: tuple[str, ...] = ()  # what the rank server imports once, before any group forms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How an attempt ended: the content of `attempts/NNNN/outcome.json`."""
+
+    state: RunState
+    exit_code: int
+    cause: str  # plain words: what ended it
+    started: float = 0.0  # seconds since the epoch
+    ended: float = 0.0
+    results: Mapping[str, object] | None = None

@@ -1,0 +1,162 @@
+"""A directory on any file system that fsspec knows, with writes that are whole and a store that may go away."""
+
+import logging
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from cluster.errors import DataError, StorageError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 120.0  # a store that is away for longer is an error
+
+
+def retry(
+    action: Callable[[], T], what: str, patience_seconds: float = PATIENCE_SECONDS, sleep: Callable[[float], None] = time.sleep
+) -> T:
+    """Call `action` until the store answers. A file that is not there is an answer; raises StorageError in the end."""
+    deadline = time.monotonic() + patience_seconds
+    delay_seconds = 0.2
+    while True:
+        try:
+            return action()
+        except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError):
+            raise
+        except Exception as error:  # each store has its own exceptions for "not now"
+            if not _transient(error):
+                raise
+            if time.monotonic() + delay_seconds > deadline:
+                raise StorageError(f"{what}: no answer for {patience_seconds:.0f} s: {type(error).__name__}: {error}") from error
+            log.warning("%s: %s: %s; trying again in %.1f s", what, type(error).__name__, error, delay_seconds)
+            sleep(delay_seconds * random.uniform(0.8, 1.2))
+            delay_seconds = min(delay_seconds * 2, 5.0)
+
+
+def _transient(error: Exception) -> bool:
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return True
+    name = type(error).__module__.partition(".")[0]
+    if name in {"aiohttp", "botocore", "aiobotocore", "urllib3", "requests", "gcsfs", "s3fs", "httpx"}:
+        return True
+    # s3fs translates a client's errors into plain OSErrors; a full disk or a read-only one will not mend itself
+    return isinstance(error, OSError) and error.errno in {None, 5, 16, 104, 110, 111, 116}
+
+
+class Place:
+    """A directory at a local path or any fsspec URL; names below it are relative, with forward slashes."""
+
+    def __init__(self, url: str | Path, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        self.url = str(url).rstrip("/") or "/"
+        self.patience_seconds = patience_seconds
+        try:
+            # listings are never cached: another process writes the same directory
+            options = {} if "://" not in self.url or self.url.startswith(("file:", "memory:")) else {"use_listings_cache": False}
+            self.fs, root = fsspec.core.url_to_fs(self.url, **options)
+        except (ValueError, ImportError) as error:
+            raise DataError(f"{self.url}: {error}") from None
+        self.root = str(root).rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"Place({self.url!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"url": self.url, "patience_seconds": self.patience_seconds}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["url"], state["patience_seconds"])  # type: ignore[misc]
+
+    @property
+    def local(self) -> Path | None:
+        """The directory on this machine's own file system, or None."""
+        return Path(self.root) if isinstance(self.fs, LocalFileSystem) else None
+
+    def full(self, name: str = "") -> str:
+        """The file system's own path of `name`."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def sub(self, name: str) -> "Place":
+        """The directory `name` below this one."""
+        return Place(f"{self.url}/{name}", self.patience_seconds)
+
+    def _retry(self, action: Callable[[], T], name: str, verb: str) -> T:
+        return retry(action, f"{verb} {self.url}/{name}", self.patience_seconds)
+
+    def exists(self, name: str = "") -> bool:
+        """Whether there is such a file or directory."""
+        return bool(self._retry(lambda: self.fs.exists(self.full(name)), name, "look for"))
+
+    def names(self, name: str = "") -> list[str]:
+        """What lies directly in a directory, sorted; nothing if it is not there."""
+
+        def listing() -> list[str]:
+            try:
+                return sorted(str(p).rstrip("/").rpartition("/")[2] for p in self.fs.ls(self.full(name), detail=False))
+            except FileNotFoundError:
+                return []
+
+        return [n for n in self._retry(listing, name, "list") if n]
+
+    def size(self, name: str) -> int:
+        """Bytes of a file. Raises FileNotFoundError."""
+        return int(self._retry(lambda: self.fs.size(self.full(name)), name, "look at"))
+
+    def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
+        """A file's bytes, or a part of them. Raises FileNotFoundError."""
+        return bytes(self._retry(lambda: self.fs.cat_file(self.full(name), start=start, end=end), name, "read"))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file so that a reader sees all of it or none of it."""
+        self._retry(lambda: self._write_whole(name, data), name, "write")
+
+    def _write_whole(self, name: str, data: bytes) -> None:
+        if self.local is None:
+            self.fs.pipe_file(self.full(name), data)  # object stores show a key only when it is complete
+            return
+        with self.create(name) as stream:
+            stream.write(data)
+
+    @contextmanager
+    def create(self, name: str) -> Iterator[IO[bytes]]:
+        """A stream whose content appears under `name` when the block ends well, and not at all when it raises.
+
+        Local files are fsynced and renamed; for a remote place they are spooled to a local temporary file first,
+        so that an upload can be tried again as a whole.
+        """
+        if self.local is not None:
+            target = self.local / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # rename is atomic only within one filesystem, so the temporary file sits beside its target
+            descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        else:
+            descriptor, temporary = tempfile.mkstemp(prefix="ropewalk-upload-")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            if self.local is not None:
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, target)
+            else:
+                self._retry(lambda: self.fs.put_file(temporary, self.full(name)), name, "write")
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Delete a file or a whole directory; it may be gone already."""
+
+        def delete() -> None:
+            with suppress(FileNotFoundError):
+                self.fs.rm(self.full(name), recursive=True)
+
+        self._retry(delete, name, "delete")

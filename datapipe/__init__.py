@@ -1,0 +1,1 @@
+"""Documents to shards to batches."""

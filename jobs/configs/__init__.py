@@ -1,0 +1,1 @@
+"""Complete runs, one a file."""

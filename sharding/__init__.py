@@ -1,0 +1,1 @@
+"""Model, optimizer state and sample order, split over ranks."""

@@ -1,0 +1,171 @@
+"""The manifest of a data set: what lies in it, from what it was made, and how to tell whether it is intact."""
+
+import json
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import xxhash
+from pydantic import Field, ValidationError
+
+from cluster.config import Section
+from cluster.errors import DataError
+from cluster.storage import Place
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+CHUNK_BYTES = 1 << 24
+
+Split = Literal["train", "validation"]
+TokenType = Literal["uint16", "uint32"]
+
+
+class TokenizerRecord(Section):
+    """Which tokenizer made the tokens; `hash` is over its own files, `path` lies inside the data set."""
+
+    name: str
+    hash: str
+    vocabulary: int = Field(gt=0)
+    path: str = "tokenizer"
+    end_of_document: int = Field(ge=0)
+    backend: str = "tokenizers"
+    version: str
+
+
+class Shard(Section):
+    """One Arrow file: `bytes` are the documents' text in UTF-8, `size` is the file's own."""
+
+    path: str
+    split: Split
+    documents: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    size: int = Field(ge=0)
+    checksum: str = Field(pattern=r"^xxh3:[0-9a-f]{32}$")
+
+
+class Count(Section):
+    """Documents, tokens and UTF-8 bytes of text."""
+
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+    @classmethod
+    def of(cls, shards: Iterable[Shard]) -> "Count":
+        """The sum over shards."""
+        shards = list(shards)
+        return cls(
+            documents=sum(s.documents for s in shards),
+            tokens=sum(s.tokens for s in shards),
+            bytes=sum(s.bytes for s in shards),
+        )
+
+
+class Totals(Count):
+    """The sums over both splits, and of each."""
+
+    train: Count = Count()
+    validation: Count = Count()
+
+    @classmethod
+    def of_shards(cls, shards: Iterable[Shard]) -> "Totals":
+        """The sums over a data set's shards."""
+        shards = list(shards)
+        train = Count.of(s for s in shards if s.split == "train")
+        validation = Count.of(s for s in shards if s.split == "validation")
+        return cls(**Count.of(shards).model_dump(), train=train, validation=validation)
+
+
+class Rejected(Section):
+    """How many documents were dropped, why, and where each of them is listed."""
+
+    total: int = 0
+    reasons: dict[str, int] = {}
+    files: tuple[str, ...] = ()
+
+
+class InputRecord(Section):
+    """One input file: how long it was, what was in it."""
+
+    path: str
+    size: int
+    checksum: str
+    documents: int
+    rejected: int
+    damage: str | None = None  # why reading stopped before its end
+
+
+class Manifest(Section):
+    """The content of manifest.json. It is written last: its presence means that the data set is complete."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    tokenizer: TokenizerRecord
+    token_type: TokenType
+    shards: tuple[Shard, ...]
+    totals: Totals
+    rejected: Rejected = Rejected()
+    renamed_ids: int = 0  # documents whose id was taken by another text
+    inputs: tuple[InputRecord, ...] = ()
+    config: dict[str, Any] = {}
+    hash: str = ""
+
+    def of_split(self, split: str) -> tuple[Shard, ...]:
+        """The shards of one split, in order."""
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+    def sealed(self) -> "Manifest":
+        """The same manifest with the hash of all its other fields."""
+        return self.model_copy(update={"hash": self.computed_hash()})
+
+    def computed_hash(self) -> str:
+        """`xxh3:...` over the canonical JSON of everything but `hash`."""
+        return hash_of(self.model_dump(mode="json", exclude={"hash"}))
+
+
+def hash_of(value: object) -> str:
+    """`xxh3:<32 hex>` over the canonical JSON of plain values."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return f"xxh3:{xxhash.xxh3_128_hexdigest(text.encode())}"
+
+
+def checksum_of_file(place: Place, name: str) -> str:
+    """`xxh3:<32 hex>` over a file's bytes, in bounded memory. Raises FileNotFoundError."""
+    digest, size = xxhash.xxh3_128(), place.size(name)
+    for start in range(0, size, CHUNK_BYTES):
+        digest.update(place.read(name, start, min(start + CHUNK_BYTES, size)))
+    return f"xxh3:{digest.hexdigest()}"
+
+
+def write_manifest(place: Place, manifest: Manifest) -> Manifest:
+    """Seal the manifest and write it: the data set is complete from now on."""
+    sealed = manifest.sealed()
+    text = json.dumps(sealed.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    place.write(MANIFEST_NAME, f"{text}\n".encode())
+    return sealed
+
+
+def read_manifest(place: Place) -> Manifest:
+    """The manifest of the data set at `place`. Raises DataError: none there, of another version, or damaged."""
+    where = f"{place.url}/{MANIFEST_NAME}"
+    try:
+        raw = place.read(MANIFEST_NAME)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{where}: no such file; the data set is not complete: run `ropewalk run preprocess`, or check the path"
+        ) from None
+    try:
+        values = json.loads(raw)
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON ({error}); the file is damaged: make the data set anew") from None
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if version != SCHEMA_VERSION:
+        raise DataError(f"{where}: schema version {version!r}, this program reads {SCHEMA_VERSION}; make the data set anew")
+    try:
+        manifest = Manifest.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise DataError(f"{where}: {key}: {problem['msg']}; the file is damaged: make the data set anew") from None
+    if manifest.hash != manifest.computed_hash():
+        raise DataError(f"{where}: its content does not match its hash {manifest.hash!r}; make the data set anew")
+    return manifest

@@ -1,0 +1,192 @@
+"""The agent: one a node, started by the backend. Runs the run's engine, carries the stop, tells the exit code.
+
+Usage: python -m cluster.agent RUN_DIR --attempt N --node K --nodes A..B --address ADDR --rendezvous HOST:PORT
+Exit codes: 0 done, 85 checkpointed: requeue, 42 never retry, 143 stopped without a confirmed checkpoint, else failed.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.config import NodeRange, Resources, Retries
+from cluster.entry import EXIT_LOST_PEER, configure_logging
+from cluster.errors import EXIT_FAILED, EXIT_NEVER_RETRY
+from cluster.files import write_json
+from cluster.monitor import Monitor
+from cluster.process_engine import run_process
+from cluster.run_dir import RunDir
+from cluster.spec import Engine
+
+log = logging.getLogger(__name__)
+
+EXIT_TERMINATED = 143
+SIDECAR_SECONDS = 15.0  # to drain and close at the end
+
+
+def main() -> None:
+    """Run this node's share of an attempt."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--node", type=int, default=0, help="index of this node in the allocation")
+    parser.add_argument("--nodes", default="1", help="nodes the group may have: N or A..B")
+    parser.add_argument("--address", default="127.0.0.1", help="address at which the other nodes reach this one")
+    parser.add_argument("--rendezvous", default="", help="HOST:PORT of the store (ranks engine)")
+    arguments = parser.parse_args()
+    configure_logging(f"node {arguments.node}")
+    code = Agent(arguments).run()
+    logging.shutdown()
+    os._exit(code)
+
+
+class Agent:
+    """What one node does in one attempt."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.run_dir = RunDir(arguments.run_dir)
+        self.attempt: int = arguments.attempt
+        self.node: int = arguments.node
+        self.nodes = NodeRange.model_validate(NodeRange.parse(arguments.nodes))
+        self.address: str = arguments.address
+        self.rendezvous: str = arguments.rendezvous
+        self.folder = self.run_dir.attempt_dir(self.attempt)
+        record = self.run_dir.record
+        details = self.run_dir.attempt_details(self.attempt)
+        self.resources = Resources.model_validate(details.get("resources") or record["resources"])
+        self.retries = Retries.model_validate(record["config"].get("retries") or {})
+        self.engine = Engine(record["engine"])
+        # on the node's own disk: ranks look at it every step
+        self.scratch = Path(tempfile.mkdtemp(prefix="ropewalk-"))
+        self.stop_flag = self.scratch / "stop"
+        self.sidecars: list[subprocess.Popen[bytes]] = []
+        self._stop_asked = threading.Event()
+
+    def run(self) -> int:
+        """Watch, run the engine, clean up; returns the exit code."""
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        threading.Thread(target=self._watch, args=(os.getppid(),), name="watch", daemon=True).start()
+        monitor = Monitor(self.folder / "nodes" / f"node-{self.node}.jsonl", self.node)
+        monitor.start()
+        if self.node == 0:
+            self._start_sidecars()
+        code = EXIT_FAILED
+        try:
+            code = self._run_engine()
+            if code == EXIT_LOST_PEER:
+                code = EXIT_FAILED
+        finally:
+            monitor.stop()
+            self._leave(code)
+        return code
+
+    def _run_engine(self) -> int:
+        if self.engine is Engine.RANKS:
+            from cluster.elastic import Node, run_ranks, warm  # noqa: PLC0415 - torch, only where it is needed
+
+            warm(list(self.run_dir.record.get("preload") or []))
+            node = Node(
+                run=self.run_dir,
+                attempt=self.attempt,
+                index=self.node,
+                least_nodes=self.nodes.least,
+                most_nodes=self.nodes.most,
+                ranks_per_node=self.resources.ranks_per_node,
+                address=self.address,
+                rendezvous=self.rendezvous,
+                stop_flag=self.stop_flag,
+            )
+            return run_ranks(node, self.retries.bugs, self.retries.disturbances)
+        if self.engine is Engine.RAY:
+            from cluster.ray_engine import RayNode, run_ray  # noqa: PLC0415 - only where it is needed
+
+            return run_ray(
+                RayNode(
+                    run=self.run_dir,
+                    attempt=self.attempt,
+                    index=self.node,
+                    num_nodes=self.nodes.least,
+                    address=self.address,
+                    cpus=self.resources.cpus,
+                    gpus=self.resources.gpus,
+                    stop_flag=self.stop_flag,
+                )
+            )
+        return run_process(self.run_dir, self.attempt, self.stop_flag) if self.node == 0 else 0
+
+    # --- signals: a handler sets a flag, nothing else
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._stop_asked.set()
+
+    def _watch(self, parent: int) -> None:
+        """Carry the stop to the ranks; end this node when nobody is left to end it."""
+        deadline: float | None = None
+        while True:
+            if self._stop_asked.wait(0.2 if deadline is None else 0) and deadline is None:
+                log.info("asked to stop: saving at the next step boundary")
+                self.run_dir.event("stop_requested", node=self.node, attempt=self.attempt)
+                self.stop_flag.touch()
+                deadline = time.monotonic() + self.resources.grace_seconds
+            if deadline is not None:
+                time.sleep(0.2)
+                if time.monotonic() > deadline:
+                    log.error("no checkpoint within %.0f s of the stop", self.resources.grace_seconds)
+                    self._abandon(EXIT_TERMINATED)
+            if os.getppid() != parent:
+                self._stop_asked.set()  # whoever started us is gone: save and leave
+            if (self.folder / "fatal.json").exists():
+                time.sleep(2.0)  # the ranks of this node see the broken group and leave by themselves
+                self._abandon(EXIT_NEVER_RETRY)
+
+    def _abandon(self, code: int) -> None:
+        for child in psutil.Process().children(recursive=True):
+            if child.pid not in {s.pid for s in self.sidecars}:
+                _kill(child)
+        self._leave(code)
+        os._exit(code)
+
+    # --- sidecars, and leaving
+
+    def _start_sidecars(self) -> None:
+        for module in self.run_dir.record.get("sidecars") or []:
+            with (self.run_dir.log_dir(self.attempt) / f"{module}.log").open("ab") as stream:
+                command = [sys.executable, "-m", module, str(self.run_dir.path), "--attempt", str(self.attempt)]
+                self.sidecars.append(
+                    subprocess.Popen(command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True)
+                )
+
+    def _leave(self, code: int) -> None:
+        write_json(self.folder / "nodes" / f"node-{self.node}.json", {"node": self.node, "exit_code": code, "ended": time.time()})
+        for sidecar in self.sidecars:
+            sidecar.terminate()
+        deadline = time.monotonic() + SIDECAR_SECONDS
+        for sidecar in self.sidecars:
+            try:
+                sidecar.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.warning("sidecar %s did not end in %.0f s; killed", sidecar.args, SIDECAR_SECONDS)
+                sidecar.kill()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return
+
+
+if __name__ == "__main__":
+    main()

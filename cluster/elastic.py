@@ -1,0 +1,212 @@
+"""The ranks engine: torch.distributed.elastic in this process, ranks forked from a server that has imported everything."""
+
+import logging
+import multiprocessing
+import multiprocessing.forkserver
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousGracefulExitError
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+
+from cluster.context import JobContext
+from cluster.entry import EXIT_LOST_PEER, configure_logging, die_with_parent, redirect_output, run_entry
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
+from cluster.run_dir import RunDir
+
+log = logging.getLogger(__name__)
+
+MONITOR_SECONDS = 0.05
+EXIT_BARRIER_SECONDS = 30.0
+# Tight, for nodes that answer within a second; a job of hundreds of nodes wants longer ones.
+RENDEZVOUS = {
+    "join_timeout": 600,
+    "last_call_timeout": 1,
+    "close_timeout": 5,
+    "heartbeat_timeout": 3,
+    "keep_alive_interval": 1,
+    "keep_alive_max_attempt": 3,
+    "is_host": "0",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """This node's place in an attempt: what the backend told its agent."""
+
+    run: RunDir
+    attempt: int
+    index: int
+    least_nodes: int
+    most_nodes: int
+    ranks_per_node: int
+    address: str
+    rendezvous: str  # HOST:PORT of the store
+    stop_flag: Path
+
+
+@dataclass
+class _Group:
+    """Which formation of ranks is about to start; pickled into each rank at the moment it is forked."""
+
+    number: int = 0
+
+
+class _NumberedRendezvous(RendezvousHandler):
+    """torch's c10d rendezvous that also tells the ranks which formation they are: their fencing number."""
+
+    def __init__(self, inner: RendezvousHandler, group: _Group, run: RunDir) -> None:
+        self._inner, self._group, self._run = inner, group, run
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        info = self._inner.next_rendezvous()
+        # the round is the only number that grows with every formation and is the same on every node
+        self._group.number = self._inner._state_holder.state.round + 1  # type: ignore[attr-defined]
+        if info.rank == 0:
+            self._run.event("group_formed", group=self._group.number, nodes=info.world_size)
+        return info
+
+    def get_backend(self) -> str:
+        return self._inner.get_backend()
+
+    def is_closed(self) -> bool:
+        return self._inner.is_closed()
+
+    def set_closed(self) -> None:
+        self._inner.set_closed()  # type: ignore[no-untyped-call]
+
+    def num_nodes_waiting(self) -> int:
+        return self._inner.num_nodes_waiting()
+
+    def get_run_id(self) -> str:
+        return self._inner.get_run_id()
+
+    def shutdown(self) -> bool:
+        return self._inner.shutdown()
+
+    @property
+    def use_agent_store(self) -> bool:
+        return False
+
+
+class _Agent(LocalElasticAgent):
+    """torch's agent, which also says who died and stops retrying what retrying cannot mend."""
+
+    def __init__(self, node: Node, bugs_allowed: int, spec: WorkerSpec) -> None:
+        super().__init__(
+            spec, DefaultLogsSpecs(), start_method="forkserver", exit_barrier_timeout=EXIT_BARRIER_SECONDS, shutdown_timeout=5
+        )
+        self._node, self._bugs_allowed = node, bugs_allowed
+        self._bugs, self._progress = 0, -1
+        self.exit_code = EXIT_FAILED
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.state == WorkerState.FAILED:
+            codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
+            # torch ends the other ranks of the node itself: only the first to go tells a cause
+            for rank, failure in result.failures.items():
+                self._node.run.event(
+                    "rank_lost", rank=rank, node=self._node.index, exit_code=failure.exitcode, attempt=self._node.attempt
+                )
+            self.exit_code = self._judge(set(codes.values()))
+            if self.exit_code != EXIT_LOST_PEER:
+                self._remaining_restarts = 0
+        return result
+
+    def _judge(self, codes: set[int]) -> int:
+        """EXIT_LOST_PEER: form a new group; anything else: leave with that code."""
+        if EXIT_NEVER_RETRY in codes:
+            return EXIT_NEVER_RETRY
+        if EXIT_FAILED not in codes:  # a signal (kill, out of memory, a dead peer): disturbances, not bugs
+            return EXIT_LOST_PEER
+        progress = _newest_step(self._node.run)
+        self._bugs = self._bugs + 1 if progress <= self._progress else 1
+        self._progress = progress
+        return EXIT_LOST_PEER if self._bugs <= self._bugs_allowed else EXIT_FAILED
+
+
+def _newest_step(run: RunDir) -> int:
+    """The newest checkpointed step: a bug after it is not the bug before it."""
+    return max((int(e.get("step", 0)) for e in run.read_events() if e["event"] == "checkpoint"), default=0)
+
+
+def warm(preload: list[str]) -> None:
+    """Start the server that ranks are forked from: it imports what costs seconds before any group forms."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cluster.elastic", *preload])
+    multiprocessing.forkserver.ensure_running()
+
+
+def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
+    """Form the group with the other nodes, run the entry on every rank, form it anew when one is lost; the exit code."""
+    # torch 2.13 reuses a cached bootstrap store in a new round; a node that joins late would wait for it in vain
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # TERM and USR2 are the cluster agent's
+    parameters = RendezvousParameters(
+        backend="c10d",
+        endpoint=node.rendezvous,
+        run_id=f"{node.run.id}.{node.attempt}",
+        min_nodes=node.least_nodes,
+        max_nodes=node.most_nodes,
+        local_addr=node.address,
+        **RENDEZVOUS,
+    )
+    group = _Group()
+    handler = _NumberedRendezvous(get_rendezvous_handler(parameters), group, node.run)
+    spec = WorkerSpec(
+        role="rank",
+        local_world_size=node.ranks_per_node,
+        entrypoint=run_rank,
+        args=(str(node.run.path), node.attempt, str(node.stop_flag), group),
+        rdzv_handler=handler,
+        max_restarts=restarts_allowed,
+        monitor_interval=MONITOR_SECONDS,
+        local_addr=node.address,
+    )
+    agent = _Agent(node, bugs_allowed, spec)
+    try:
+        result = agent.run()
+    except (RendezvousClosedError, RendezvousGracefulExitError):
+        log.info("the group has finished without this node")
+        return EXIT_DONE
+    finally:
+        handler.shutdown()
+    if result.is_failed():
+        return agent.exit_code
+    codes = set(result.return_values.values())
+    return EXIT_REQUEUE if EXIT_REQUEUE in codes else EXIT_DONE
+
+
+def run_rank(run_path: str, attempt: int, stop_flag: str, group: _Group) -> int:
+    """One rank: its log, its parent, its fence, its entry. Returns 0 or 85; leaves with any other code at once."""
+    rank = int(os.environ["RANK"])
+    run = RunDir(run_path)
+    redirect_output(run.log_dir(attempt) / f"rank-{rank}.log")
+    configure_logging(f"rank {rank}")
+    die_with_parent()
+    context = JobContext(
+        run=run,
+        attempt=attempt,
+        group=group.number,
+        rank=rank,
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        stop_flag=Path(stop_flag),
+    )
+    try:
+        if rank == 0:
+            context.fence.claim()
+    except StaleAttemptError as error:
+        log.warning("%s", error)
+        os._exit(EXIT_LOST_PEER)
+    code = run_entry(context)
+    logging.shutdown()
+    if code not in (EXIT_DONE, EXIT_REQUEUE):
+        os._exit(code)  # collectives may hang in a broken group's teardown
+    return code

@@ -1,0 +1,189 @@
+"""The ray engine: a Ray cluster over the allocation, the driver on its first node, and nothing left behind.
+
+Ray on shared machines: every run has its own ports, its own short temporary directory (socket paths are limited
+to 107 bytes), its own token, and ends only the processes that it started itself.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cluster.errors import EXIT_FAILED, EXIT_REQUEUE
+from cluster.files import read_json, write_json
+from cluster.ports import free_port, node_cpus
+from cluster.process_engine import run_process
+from cluster.run_dir import RunDir
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 90.0
+OBJECT_STORE_BYTES = 256 * 2**20  # documents never travel through it; jobs that need more say so by their memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayNode:
+    """This node's place in a Ray cluster."""
+
+    run: RunDir
+    attempt: int
+    index: int
+    num_nodes: int
+    address: str
+    cpus: int | None
+    gpus: int
+    stop_flag: Path
+
+    @property
+    def folder(self) -> Path:
+        """The attempt's directory, which every node sees."""
+        return self.run.attempt_dir(self.attempt)
+
+
+def run_ray(node: RayNode) -> int:
+    """Start this node's Ray, run the driver on the first node, wait for its end elsewhere; the exit code."""
+    scratch = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    ray: subprocess.Popen[bytes] | None = None
+    try:
+        if node.index == 0:
+            ray = start_ray(node, scratch, head=True)
+            address = (scratch / "address").read_text()
+            write_json(node.folder / "ray.json", {"address": address})
+            await_nodes(node)
+            code = run_process(node.run, node.attempt, node.stop_flag, {"RAY_ADDRESS": address})
+            write_json(node.folder / "driver.json", {"exit_code": code})
+            return code
+        ray = start_ray(node, scratch, head=False)
+        (node.folder / "nodes" / f"ray-{node.index}").touch()
+        return await_driver(node, ray)
+    finally:
+        if ray is not None:
+            stop_ray(ray, scratch)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def start_command(node: RayNode, scratch: Path, head_address: str | None) -> list[str]:
+    """`ray start` for this node; without a head's address it is the head."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    command += [f"--node-ip-address={node.address}", f"--num-gpus={node.gpus}", "--log-style=record", "--log-color=false"]
+    command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
+    command += [f"--dashboard-agent-listen-port={free_port(node.address)}"]
+    cpus = node.cpus or node_cpus()
+    if cpus is not None:
+        command.append(f"--num-cpus={cpus}")
+    if head_address is not None:
+        return [*command, f"--address={head_address}", f"--temp-dir={scratch}"]
+    return [
+        *command,
+        "--head",
+        f"--port={free_port(node.address)}",
+        f"--ray-client-server-port={free_port(node.address)}",
+        "--include-dashboard=false",
+        f"--temp-dir={scratch}",
+    ]
+
+
+def environment(node: RayNode) -> Mapping[str, str]:
+    """What Ray's daemons need besides ours. The token comes from the backend and is never written down."""
+    loopback = node.address.startswith("127.")
+    return {**os.environ, **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"} if loopback else {})}
+
+
+def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[bytes]:
+    """Start Ray on this node and wait until it answers. Raises TimeoutError or RuntimeError with its last words."""
+    head_address = None if head else await_head(node)
+    command = start_command(node, scratch, head_address)
+    output = node.run.log_dir(node.attempt) / f"ray-{node.index}.log"
+    with output.open("ab") as stream:
+        ray = subprocess.Popen(
+            command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, env=environment(node), start_new_session=True
+        )
+    port = next((word.partition("=")[2] for word in command if word.startswith("--port=")), "")
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if ray.poll() is not None:
+            raise RuntimeError(f"ray start on node {node.index} ended with {ray.returncode}: {tail(output)}")
+        if "Ray runtime started" in output.read_text(errors="replace"):
+            if head:
+                (scratch / "address").write_text(f"{node.address}:{port}")
+            return ray
+        time.sleep(0.1)
+    raise TimeoutError(f"ray start on node {node.index} took more than {START_SECONDS:.0f} s: {tail(output)}")
+
+
+def tail(path: Path) -> str:
+    """The last words of a log, for an error message."""
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return " | ".join(lines[-5:])
+
+
+def await_head(node: RayNode) -> str:
+    """The head's address, as soon as the first node has published it."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        found = read_json(node.folder / "ray.json")
+        if found:
+            return str(found["address"])
+        time.sleep(0.1)
+    raise TimeoutError(f"node {node.index}: the first node published no Ray address within {START_SECONDS:.0f} s")
+
+
+def await_nodes(node: RayNode) -> None:
+    """Wait until every other node has joined; a failed start fails the attempt."""
+    deadline = time.monotonic() + START_SECONDS
+    waiting = set(range(1, node.num_nodes))
+    while waiting and time.monotonic() < deadline:
+        waiting = {k for k in waiting if not (node.folder / "nodes" / f"ray-{k}").exists()}
+        time.sleep(0.1)
+    if waiting:
+        raise TimeoutError(f"Ray did not start on nodes {sorted(waiting)} within {START_SECONDS:.0f} s; see their ray-K.log")
+
+
+def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
+    """On the other nodes: keep Ray alive until the driver has ended."""
+    while True:
+        found = read_json(node.folder / "driver.json")
+        if found:
+            return int(found["exit_code"])
+        if ray.poll() is not None:
+            log.error("Ray on node %d ended with %s", node.index, ray.returncode)
+            return EXIT_REQUEUE if node.stop_flag.exists() else EXIT_FAILED
+        time.sleep(0.2)
+
+
+def stop_ray(ray: subprocess.Popen[bytes], scratch: Path) -> None:
+    """End this node's Ray processes: our children and whoever names our temporary directory, nobody else's."""
+    doomed = set(processes_of(ray.pid, scratch))
+    ray.send_signal(signal.SIGTERM)
+    gone, alive = psutil.wait_procs([psutil.Process(ray.pid)] if psutil.pid_exists(ray.pid) else [], timeout=3)
+    doomed |= set(processes_of(ray.pid, scratch)) | set(alive)
+    for process in doomed:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(list(doomed), timeout=3)
+    log.info("Ray ended on this node (%d processes)", len(gone) + len(doomed))
+
+
+def processes_of(pid: int, scratch: Path) -> list[psutil.Process]:
+    """Descendants of `ray start`, and processes whose command line names its temporary directory."""
+    found: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found += psutil.Process(pid).children(recursive=True)
+    me = os.getpid()
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if process.pid != me and any(str(scratch) in word for word in words):
+            found.append(process)
+    return found

@@ -1,0 +1,29 @@
+"""The rendezvous store, in a process of its own beside the script that starts the agents.
+
+An agent that hosted it would take the whole run with it when its node dies.
+Usage: python -m cluster.store --host HOST --port PORT. Ends with its parent.
+"""
+
+import argparse
+import os
+import time
+from datetime import timedelta
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+
+def main() -> None:
+    """Serve until the parent is gone."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    arguments = parser.parse_args()
+    parent = os.getppid()
+    store = TCPStore(arguments.host, arguments.port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    assert store.port == arguments.port
+    while os.getppid() == parent:
+        time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""A shuffle of [0, n) that is computed, not stored: a pure function of (seed, epoch, index)."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+Words = npt.NDArray[np.uint64]
+
+ROUNDS = 6  # four make a Luby-Rackoff permutation pseudorandom; two more since the rounds are cheap mixers
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def mix(words: Words) -> Words:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014), element by element: a bijection of 64-bit words."""
+    words = (words ^ (words >> np.uint64(30))) * _MIX_1
+    words = (words ^ (words >> np.uint64(27))) * _MIX_2
+    return words ^ (words >> np.uint64(31))
+
+
+def hash_words(*parts: Any) -> Words:
+    """One 64-bit word an element from several integers or integer arrays, broadcast together."""
+    # arrays, never scalars: numpy warns when a scalar product wraps, and wrapping is what a mixer does
+    state: Words = np.zeros(1, np.uint64)
+    for part in parts:
+        state = mix((state + _GOLDEN) ^ np.atleast_1d(np.asarray(part)).astype(np.uint64))
+    return state
+
+
+def permute(indices: Indices, n: int, seed: int, epoch: Any = 0) -> Indices:
+    """Where each index of [0, n) goes in the shuffle of `epoch`, which may be one number or one an index.
+
+    A balanced Feistel network over the smallest even number of bits that holds n, walked again (at most
+    four times on average) until it falls below n: so it is a bijection of [0, n) for every n.
+    """
+    assert n >= 1, "an empty range has no order"
+    assert indices.size == 0 or (indices.min() >= 0 and indices.max() < n), "index outside of [0, n)"
+    half = max(2, ((n - 1).bit_length() + 1) // 2)
+    epochs = np.broadcast_to(np.asarray(epoch), indices.shape)
+    keys = [hash_words(seed, epochs, r).reshape(indices.shape) for r in range(ROUNDS)]
+    values = _feistel(indices.astype(np.uint64), keys, half)
+    outside = np.flatnonzero(values >= n)
+    while outside.size:
+        values[outside] = _feistel(values[outside], [key[outside] for key in keys], half)
+        outside = outside[values[outside] >= n]
+    return values.astype(np.int64)
+
+
+def _feistel(values: Words, keys: list[Words], half: int) -> Words:
+    shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    left, right = values >> shift, values & mask
+    for key in keys:
+        left, right = right, left ^ (mix(right * _GOLDEN + key) & mask)
+    return (left << shift) | right

@@ -1,0 +1,58 @@
+"""Batches read ahead of the training loop by one thread."""
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+Batch = npt.NDArray[Any]
+
+
+class _End:
+    """The last thing the thread says: the plan is done, or what went wrong."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+
+def prefetch(
+    read: Callable[[Sequence[int]], Batch], plan: Iterable[Sequence[int]], depth: int = 2
+) -> Generator[Batch, None, None]:
+    """What `read` gives for each item of the plan, in order, up to `depth` of them ahead.
+
+    An error of `read` or of the plan is raised here, after the batches before it. The thread ends with the
+    plan, or when the generator is closed.
+    """
+    assert depth >= 1, "at least one batch must be under way"
+    ready: queue.SimpleQueue[Batch | _End] = queue.SimpleQueue()
+    free = threading.Semaphore(depth)
+    closed = threading.Event()
+
+    def work() -> None:
+        try:
+            for positions in plan:
+                free.acquire()
+                if closed.is_set():
+                    return
+                ready.put(read(positions))
+            ready.put(_End())
+        except BaseException as error:  # raised at the consumer
+            ready.put(_End(error))
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return
+            free.release()
+            yield item
+    finally:
+        closed.set()
+        free.release()
+        thread.join()

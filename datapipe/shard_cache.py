@@ -1,0 +1,63 @@
+"""Local copies of shards that lie in an object store, named by their checksums, made once a machine."""
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+import xxhash
+
+from cluster.errors import CorruptShardError
+from cluster.storage import Place, retry
+from datapipe.manifest import Shard
+
+CACHE_VARIABLE = "ROPEWALK_CACHE"
+
+
+def cache_dir() -> Path:
+    """$ROPEWALK_CACHE, else $XDG_CACHE_HOME/ropewalk, else ~/.cache/ropewalk; shards/ lies below."""
+    home = os.environ.get(CACHE_VARIABLE)
+    if home:
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ropewalk"
+
+
+def cached_shard(place: Place, shard: Shard) -> Path:
+    """The local copy of a remote shard, fetched if it is not there. Raises CorruptShardError if the original is damaged."""
+    folder = cache_dir() / "shards"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{shard.checksum.replace(':', '-')}.arrow"
+    with (folder / f".{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the ranks of one node fetch a shard once
+        if not path.exists() or _checksum(path) != shard.checksum:
+            _fetch(place, shard, path)
+    return path
+
+
+def _fetch(place: Place, shard: Shard, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    name = f"{place.url}/{shard.path}"
+    try:
+        retry(lambda: place.fs.get_file(place.full(shard.path), str(temporary)), f"read {name}", place.patience_seconds)
+        found = _checksum(temporary)
+        if found != shard.checksum:
+            size = temporary.stat().st_size
+            raise CorruptShardError(
+                f"{name}: expected {shard.size} bytes and checksum {shard.checksum}, found {size} bytes and {found}; "
+                "upload it again, or set on_corrupt=quarantine"
+            )
+        shutil.move(temporary, path)
+    except FileNotFoundError:
+        raise CorruptShardError(
+            f"{name}: expected {shard.size} bytes, found no file; upload it again, or set on_corrupt=quarantine"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _checksum(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 24):
+            digest.update(chunk)
+    return f"xxh3:{digest.hexdigest()}"

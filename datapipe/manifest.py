@@ -80,7 +80,7 @@ class Rejected(Section):
     """How many documents were dropped, why, and where each of them is listed."""
 
     total: int = 0
-    reasons: dict[str, int] = {}
+    reasons: dict[str, int] = Field(default_factory=dict)
     files: tuple[str, ...] = ()
 
 
@@ -98,7 +98,7 @@ class InputRecord(Section):
 class Manifest(Section):
     """The content of manifest.json. It is written last: its presence means that the data set is complete."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     tokenizer: TokenizerRecord
     token_type: TokenType
     shards: tuple[Shard, ...]
@@ -106,7 +106,7 @@ class Manifest(Section):
     rejected: Rejected = Rejected()
     renamed_ids: int = 0  # documents whose id was taken by another text
     inputs: tuple[InputRecord, ...] = ()
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     hash: str = ""
 
     def of_split(self, split: str) -> tuple[Shard, ...]:

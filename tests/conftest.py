@@ -1,0 +1,75 @@
+"""Fixtures that tests of several folders share: a real S3 server that can be cut off."""
+
+import json
+import os
+import subprocess
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LAB_VARIABLE = "ROPEWALK_S3_LAB"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A real S3 server behind a fault injector. `env` is also set in this process while tests run."""
+
+    env: dict[str, str]
+
+    def bucket(self, name: str = "") -> str:
+        """Make a fresh bucket past the injector; returns its URL."""
+        import s3fs
+
+        name = name or f"test-{uuid.uuid4().hex[:12]}"
+        direct = s3fs.S3FileSystem(endpoint_url=self.env["S3_DIRECT"], skip_instance_cache=True)
+        direct.mkdir(name)
+        return f"s3://{name}"
+
+    def cut(self) -> None:
+        """The server is away: connections are refused."""
+        self._post("/proxies/s3", {"enabled": False})
+
+    def restore(self) -> None:
+        """All is well again, whatever was injected."""
+        self._post("/reset", {})
+
+    def reset(self) -> None:
+        """Every open and every new connection is reset, until `restore`."""
+        self._post("/proxies/s3/toxics", {"type": "reset_peer", "attributes": {"timeout": 0}})
+
+    def _post(self, path: str, value: object) -> None:
+        request = urllib.request.Request(self.env["TOXIPROXY_URL"] + path, data=json.dumps(value).encode())
+        urllib.request.urlopen(request, timeout=10).close()
+
+
+def lab_script() -> Path | None:
+    named = os.environ.get(LAB_VARIABLE)
+    script = Path(named) if named else REPOSITORY.parent / "shared/tools/s3/s3-lab.sh"
+    return script if script.is_file() else None
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server for the session; skips where its script is not found."""
+    script = lab_script()
+    if script is None:
+        pytest.skip(
+            f"needs an S3 test server: set {LAB_VARIABLE} to an s3-lab.sh (its `up DIR` starts one and writes DIR/env.sh)"
+        )
+    folder = tmp_path_factory.mktemp("s3")
+    subprocess.run([script, "up", folder], check=True, capture_output=True, timeout=60)
+    words = (folder / "env.sh").read_text().removeprefix("export ").split()
+    env = dict(word.split("=", 1) for word in words)
+    patch = pytest.MonkeyPatch()
+    for key, value in env.items():
+        patch.setenv(key, value)
+    try:
+        yield S3Server(env)
+    finally:
+        patch.undo()
+        subprocess.run([script, "down", folder], check=True, capture_output=True, timeout=60)

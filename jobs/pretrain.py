@@ -1,0 +1,32 @@
+"""Train a language model with FSDP on a data set; resumable at any step and any number of ranks."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from cluster.context import JobContext
+from jobs.training.config import ModelConfig, TrainingConfig
+from jobs.training.datasets import Data, check_data
+
+
+class PretrainConfig(TrainingConfig):
+    """What a pretraining run is made of."""
+
+    data: Data = Field(description="a data set made by preprocess, or a list of {path, weight}")
+    model: ModelConfig = Field(default=ModelConfig(preset="tiny"), description="the model")
+    seq_len: int = Field(default=1024, ge=1, description="tokens of a sequence")
+    on_corrupt: Literal["error", "quarantine"] = Field(default="error", description="what to do about a damaged shard")
+
+    def preflight(self) -> None:
+        """Local data sets must be complete."""
+        check_data(self.data)
+
+
+def main(context: JobContext) -> dict[str, object]:
+    """Train to the end, from the newest complete checkpoint if there is one; returns the results."""
+    from jobs.training.assembly import assemble
+    from sharding.group import process_group
+
+    config = context.config(PretrainConfig)
+    with process_group(config.fsdp.timeout_minutes) as group:
+        return assemble(context, config, group).run()

@@ -1,0 +1,73 @@
+"""Put a pretraining run together: data, model, checkpoints, loop."""
+
+import logging
+from typing import TYPE_CHECKING
+
+from cluster.context import JobContext
+from datapipe.loader import Source, TokenLoader
+from jobs.tracking import MetricLog
+from jobs.training.datasets import common_tokenizer, weighted
+from jobs.training.loop import Loop, Parts
+from jobs.training.meter import Meter, flops_per_token
+from jobs.training.model import build_model, has_dropout, identity_of, model_config
+from jobs.training.objectives import NextToken
+from sharding.checkpoint import Checkpoints
+from sharding.group import Group
+
+if TYPE_CHECKING:
+    from jobs.pretrain import PretrainConfig
+
+log = logging.getLogger(__name__)
+
+
+def assemble(context: JobContext, config: "PretrainConfig", group: Group) -> Loop:
+    """A loop that stands where the newest complete checkpoint stands, or at the beginning."""
+    sources = [Source(source.path, source.weight) for source in weighted(config.data)]
+    loader = TokenLoader(sources, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt)
+    tokenizer = common_tokenizer(loader.manifests, config.data)
+    shape = model_config(
+        config.model, vocabulary=tokenizer.vocabulary, end_of_document=tokenizer.end_of_document, seq_len=config.seq_len
+    )
+    checkpoints = Checkpoints(context.run, group, context.fence, config.checkpoint, identity_of(shape))
+    found = checkpoints.find()
+    model = build_model(shape, group, config.fsdp, seed=config.seed, weights=found is None, path=config.model.path)
+    count = sum(p.numel() for p in model.parameters())
+    flops = flops_per_token(count, shape.num_hidden_layers, shape.hidden_size, config.seq_len)
+    loop = Loop(
+        Parts(
+            context=context,
+            config=config,
+            group=group,
+            model=model,
+            objective=NextToken(),
+            loader=loader,
+            held_out=_held_out(loader, sources, config, context, group),
+            checkpoints=checkpoints,
+            metrics=MetricLog(context),
+            meter=Meter(group.device, group.world_size, flops),
+            dropout=has_dropout(shape),
+        )
+    )
+    if found is not None:
+        loop.load(*found)
+    elif config.anomaly.policy == "rollback":
+        loop.save()  # something to go back to
+    checkpoints.clean()
+    return loop
+
+
+def _held_out(
+    loader: TokenLoader, sources: list[Source], config: "PretrainConfig", context: JobContext, group: Group
+) -> TokenLoader | None:
+    """The validation split of those sources that have one."""
+    having = [
+        source
+        for source, manifest in zip(sources, loader.manifests, strict=True)
+        if any(shard.tokens > config.seq_len for shard in manifest.of_split("validation"))
+    ]
+    if having:
+        return TokenLoader(having, seq_len=config.seq_len, seed=config.seed, split="validation", on_corrupt=config.on_corrupt)
+    if group.first:
+        log.warning("no validation split with a sequence of %d tokens: the model is not scored", config.seq_len)
+        context.run.event("no_validation", seq_len=config.seq_len)
+    return None

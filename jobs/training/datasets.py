@@ -1,0 +1,48 @@
+"""The data that a training job names: its sources, their tokenizer, their splits."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from cluster.config import DataPath, Section
+from cluster.errors import ConfigError
+from cluster.storage import Place
+from datapipe.manifest import MANIFEST_NAME, Manifest, TokenizerRecord
+
+
+class WeightedData(Section):
+    """One data set of a mixture."""
+
+    path: DataPath = Field(description="a directory or URL that preprocess made")
+    weight: float = Field(default=1.0, gt=0, description="share of the samples, relative to the others")
+
+
+Data = DataPath | list[WeightedData]
+
+
+def weighted(data: Data) -> list[WeightedData]:
+    """The sources of a mixture, also of one."""
+    return [WeightedData(path=data)] if isinstance(data, str) else data
+
+
+def check_data(data: Data) -> None:
+    """Raise ConfigError unless every local data set is there and complete."""
+    if not data:
+        raise ConfigError("data: the list is empty; name at least one data set")
+    for source in weighted(data):
+        place = Place(source.path)
+        if place.local is not None and not (Path(place.local) / MANIFEST_NAME).is_file():
+            what = "is not complete (no manifest.json)" if place.local.exists() else "does not exist"
+            raise ConfigError(f"data: {source.path} {what}; make it with `ropewalk run preprocess output={source.path}`")
+
+
+def common_tokenizer(manifests: list[Manifest], data: Data) -> TokenizerRecord:
+    """The tokenizer that made all of them. Raises ConfigError where there are several."""
+    first = manifests[0].tokenizer
+    for source, manifest in zip(weighted(data), manifests, strict=True):
+        if manifest.tokenizer.hash != first.hash:
+            raise ConfigError(
+                f"data: {source.path} was made with the tokenizer {manifest.tokenizer.name} ({manifest.tokenizer.hash}), "
+                f"{weighted(data)[0].path} with {first.name} ({first.hash}); preprocess them with one tokenizer"
+            )
+    return first

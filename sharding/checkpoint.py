@@ -1,0 +1,236 @@
+"""Elastic checkpoints: saved in the background, committed by a manifest, loaded at any world size."""
+
+import logging
+import re
+from concurrent.futures import Future
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
+
+from cluster.errors import CheckpointError, RopewalkError, StaleAttemptError, StorageError
+from cluster.run_dir import Fence, RunDir
+from cluster.storage import Place
+from sharding.config import CheckpointConfig
+from sharding.group import Group
+from sharding.manifest import (
+    MANIFEST_NAME,
+    CheckpointManifest,
+    FileRecord,
+    differences,
+    dump_manifest,
+    identity_hash,
+    problems,
+    read_manifest,
+)
+from sharding.state import State
+from sharding.storage import PlaceReader, PlaceWriter, WrittenFile, parse_index
+
+log = logging.getLogger(__name__)
+
+
+def directory_of(step: int) -> str:
+    """The name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def steps_in(place: Place) -> list[int]:
+    """Steps that have a directory, ascending; complete or not."""
+    return sorted(int(m[1]) for m in (re.fullmatch(r"step-(\d{8,})", name) for name in place.names()) if m)
+
+
+def place_of(run: RunDir, config: CheckpointConfig) -> Place:
+    """Where a run's checkpoints lie: its own directory, or below `checkpoint.path` under the run's id."""
+    if config.path is None:
+        return Place(run.checkpoints, config.patience_seconds)
+    return Place(f"{config.path.rstrip('/')}/{run.id}", config.patience_seconds)
+
+
+def newest_complete(place: Place, step: int | None = None) -> tuple[Place, CheckpointManifest]:
+    """The newest checkpoint (or that of `step`) that verifies, in one process. Raises CheckpointError."""
+    steps = steps_in(place) if step is None else [step]
+    for candidate in reversed(steps):
+        folder = place.sub(directory_of(candidate))
+        try:
+            manifest = read_manifest(folder)
+            wrong = problems(folder, manifest.files)
+        except CheckpointError as error:
+            wrong = [str(error)]
+        if not wrong:
+            return folder, manifest
+        log.warning("%s: %s", folder.url, "; ".join(wrong))
+    wanted = "complete checkpoint" if step is None else f"complete checkpoint of step {step}"
+    raise CheckpointError(f"{place.url}: no {wanted} (looked at steps: {', '.join(map(str, steps)) or 'none'})")
+
+
+class Checkpoints:
+    """A run's checkpoints, seen from one rank. Every method but `failed` is called by all ranks alike."""
+
+    def __init__(self, run: RunDir, group: Group, fence: Fence, config: CheckpointConfig, identity: dict[str, Any]) -> None:
+        self.run, self.group, self.fence, self.config = run, group, fence, config
+        self.identity, self.config_hash = identity, identity_hash(identity)
+        self.place = place_of(run, config)
+        self.last_step: int | None = None  # saved or loaded by this process
+        # the background save has collectives of its own, which must not mix with those of the training step
+        self._background = dist.new_group(backend="gloo", timeout=group.timeout)
+        on_gpu = group.device.type == "cuda"
+        self._stager = DefaultStager(StagingOptions(on_gpu, False, False, on_gpu))
+        self._pending: Future[Any] | None = None
+        self._bad: set[int] = set()
+
+    # --- saving
+
+    def save(self, state: State, *, step: int, position: int, progress: dict[str, Any]) -> None:
+        """Copy the state and begin to write it; returns when training may go on. At most one save is under way."""
+        self.wait()
+        manifest = CheckpointManifest(
+            step=step,
+            position=position,
+            config_hash=self.config_hash,
+            identity=self.identity,
+            world_size=self.group.world_size,
+            attempt=self.fence.attempt,
+            group=self.fence.group,
+            files=[],
+            index="",
+            progress=progress,
+        )
+        folder = self.place.sub(directory_of(step))
+        # names of their own, so that an orphan of an older attempt cannot overwrite what a newer one committed
+        prefix = f"{self.fence.attempt:04d}-{self.fence.group:06d}"
+        writer = PlaceWriter(folder, prefix, self.fence.check, lambda index, files: self._commit(folder, manifest, prefix, files))
+        pending = async_save(
+            state,
+            storage_writer=writer,
+            planner=DefaultSavePlanner(),
+            process_group=self._background,
+            async_stager=self._stager,
+        )
+        assert isinstance(pending, Future)
+        self._pending = pending
+        self.last_step = step
+
+    def _commit(self, folder: Place, manifest: CheckpointManifest, prefix: str, files: list[WrittenFile]) -> None:
+        """Rank 0, when the files of all ranks are durable: from here on the checkpoint is the newest."""
+        records = [FileRecord(path=f.path, size=f.size, checksum=f.checksum) for f in files]
+        complete = manifest.model_copy(update={"files": records, "index": f"{prefix}-index.json"})
+        self.fence.check()
+        folder.write(MANIFEST_NAME, dump_manifest(complete))
+        self._bad.discard(manifest.step)
+        self.run.event("checkpoint", step=manifest.step, attempt=manifest.attempt, path=directory_of(manifest.step))
+        self._prune()
+
+    def _prune(self) -> None:
+        """Delete all but the newest `keep` complete checkpoints; the manifest first, so that none is ever half there."""
+        complete = [
+            step
+            for step in steps_in(self.place)
+            if step not in self._bad and self.place.exists(f"{directory_of(step)}/{MANIFEST_NAME}")
+        ]
+        for step in complete[: -self.config.keep]:
+            self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        self.fence.check()
+        self.place.remove(f"{directory_of(step)}/{MANIFEST_NAME}")
+        self.place.remove(directory_of(step))
+
+    @property
+    def failed(self) -> bool:
+        """The save in the background has ended badly on this rank. Ranks must agree before they act on it."""
+        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
+
+    def wait(self) -> None:
+        """Until the save under way is complete. Raises what went wrong with it, the same on every rank."""
+        pending, self._pending = self._pending, None
+        error = pending.exception() if pending is not None else None
+        if error is not None:
+            raise _plain(error, self.place) from error
+
+    def close(self) -> None:
+        """Finish, and free what the copies took."""
+        self.wait()
+        self._stager.close()
+
+    # --- loading
+
+    def find(self) -> tuple[Place, CheckpointManifest] | None:
+        """The newest checkpoint that verifies, the ranks sharing the reading. Bad ones are named and recorded.
+
+        Raises CheckpointError where it is of another model.
+        """
+        self.group.barrier()
+        for step in reversed(self.group.from_first(steps_in(self.place) if self.group.first else None)):
+            folder = self.place.sub(directory_of(step))
+            manifest, wrong = self._examine(folder)
+            if manifest is None:
+                self._report_bad(step, folder, wrong)
+                continue
+            if manifest.config_hash != self.config_hash:
+                raise CheckpointError(
+                    f"{folder.url}: is of another model: {differences(manifest.identity, self.identity)}; "
+                    "restore these keys, or start a new run"
+                )
+            return folder, manifest
+        return None
+
+    def _examine(self, folder: Place) -> tuple[CheckpointManifest | None, list[str]]:
+        """The manifest if every file is as it says, else what is wrong."""
+        read: CheckpointManifest | str | None = None
+        if self.group.first:
+            try:
+                read = read_manifest(folder)
+            except CheckpointError as error:
+                read = str(error)
+        found: CheckpointManifest | str = self.group.from_first(read)
+        if isinstance(found, str):
+            return None, [found]
+        mine = found.files[self.group.rank :: self.group.world_size]
+        wrong = [problem for rank in self.group.gather(problems(folder, mine)) for problem in rank]
+        return (None if wrong else found), wrong
+
+    def _report_bad(self, step: int, folder: Place, wrong: list[str]) -> None:
+        self._bad.add(step)
+        if self.group.first:
+            log.warning("%s is not used: %s; looking for an older checkpoint", folder.url, "; ".join(wrong))
+            self.run.event("bad_checkpoint", step=step, path=folder.url, problems=wrong)
+
+    def load(self, folder: Place, manifest: CheckpointManifest, state: State, *, whole: bool = True) -> None:
+        """Fill the tensors of `state` in place. `whole`: it must be all that the checkpoint holds."""
+        index = parse_index(self.group.from_first(folder.read(manifest.index) if self.group.first else None), folder.url)
+        missing, extra = sorted(state.keys() - index.keys()), sorted(index.keys() - state.keys())
+        if missing or (whole and extra):
+            raise CheckpointError(
+                f"{folder.url}: other tensors than this model's: missing {missing[:3]}, unknown {extra[:3]}; "
+                "resume with the model that made it"
+            )
+        self.group.barrier()  # a rank that is late must not find the others inside the load's collectives
+        try:
+            load(state, storage_reader=PlaceReader(folder, index), planner=DefaultLoadPlanner())
+        except CheckpointException as error:
+            raise _plain(error, folder) from error
+        self.last_step = manifest.step
+
+    def clean(self) -> None:
+        """Remove what older attempts left half-written. Call before the first save."""
+        if not self.group.first:
+            return
+        for step in steps_in(self.place):
+            if not self.place.exists(f"{directory_of(step)}/{MANIFEST_NAME}"):
+                log.info("%s/%s: removing a save that was cut short", self.place.url, directory_of(step))
+                self._remove(step)
+
+
+def _plain(error: BaseException, place: Place) -> Exception:
+    """One error in our words for what happened on any rank. An unknown error of a store is worth another attempt."""
+    causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+    for kind in (StaleAttemptError, RopewalkError):
+        for cause in causes:
+            if isinstance(cause, kind):
+                return type(cause)(str(cause))
+    first = causes[0]
+    return StorageError(f"{place.url}: the checkpoint was not saved or read: {type(first).__name__}: {first}")

@@ -1,0 +1,87 @@
+"""The group of ranks: forming it, leaving it, and agreeing inside it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """All ranks of a run, as one mesh axis over which parameters are split."""
+
+    mesh: DeviceMesh
+    device: torch.device
+    rank: int
+    world_size: int
+    timeout: timedelta
+
+    @property
+    def first(self) -> bool:
+        """This rank is the one that reports and commits."""
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place: the same bits on every rank."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, value: bool) -> bool:
+        """Whether it is true on some rank."""
+        return bool(self.sum(torch.tensor(float(value), device=self.device)).item())
+
+    def barrier(self) -> None:
+        """Wait for every rank."""
+        self.any(False)
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's plain value, in rank order."""
+        found: list[Any] = [None] * self.world_size
+        dist.all_gather_object(found, value)
+        return found
+
+    def from_first(self, value: T | None) -> T:
+        """Rank 0's plain value, on every rank."""
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0)
+        result: T = box[0]
+        return result
+
+
+@contextmanager
+def process_group(timeout_minutes: float = 10) -> Iterator[Group]:
+    """Form the group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or a group of one."""
+    timeout = timedelta(minutes=timeout_minutes)
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_world_size()))
+    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group(backend, init_method="env://", timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+    try:
+        world_size = dist.get_world_size()
+        kind = "cuda" if gpu else "cpu"
+        device = torch.device(kind, torch.cuda.current_device()) if gpu else torch.device(kind)
+        mesh = init_device_mesh(kind, (world_size,), mesh_dim_names=("shard",))
+        yield Group(mesh=mesh, device=device, rank=dist.get_rank(), world_size=world_size, timeout=timeout)
+    finally:
+        dist.destroy_process_group()
+
+
+def _local_world_size() -> int:
+    """Ranks that share this machine's cores; torchrun and our agent both say it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1"))

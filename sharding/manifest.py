@@ -1,0 +1,99 @@
+"""The manifest that makes a checkpoint complete, and how to tell whether one is intact."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import xxhash
+from pydantic import Field, ValidationError
+
+from cluster.config import Section
+from cluster.errors import CheckpointError
+from cluster.storage import Place
+from sharding.storage import checksum
+
+MANIFEST_NAME = "manifest.json"
+_READ_BYTES = 64 << 20
+
+
+class FileRecord(Section):
+    """One file of a checkpoint."""
+
+    path: str
+    size: int = Field(ge=0)
+    checksum: str
+
+
+class CheckpointManifest(Section):
+    """What a checkpoint holds and of which run it is. Everything that is not a tensor is here, as plain values."""
+
+    schema_version: int = 1
+    step: int = Field(ge=0)
+    position: int = Field(ge=0, description="data position: the next sample of the run")
+    config_hash: str
+    identity: dict[str, Any] = Field(description="what the hash is of: the keys that decide the model")
+    world_size: int = Field(ge=1)
+    attempt: int
+    group: int = 0
+    files: list[FileRecord]
+    index: str = Field(description="the file that says where each tensor lies")
+    progress: dict[str, Any] = Field(default_factory=dict, description="running figures of the training loop")
+
+
+def identity_hash(identity: dict[str, Any]) -> str:
+    """A hash of plain values that does not depend on the order of keys."""
+    return checksum(xxhash.xxh3_128(json.dumps(identity, sort_keys=True).encode()))
+
+
+def dump_manifest(manifest: CheckpointManifest) -> bytes:
+    """As it stands on disk: with a checksum of itself, since a flipped digit of the step would be silent."""
+    body = manifest.model_dump(mode="json")
+    return (json.dumps({"checksum": _own_checksum(body), **body}, indent=1) + "\n").encode()
+
+
+def _own_checksum(body: dict[str, Any]) -> str:
+    return checksum(xxhash.xxh3_128(json.dumps(body, sort_keys=True).encode()))
+
+
+def read_manifest(place: Place) -> CheckpointManifest:
+    """The manifest of a checkpoint's directory. Raises CheckpointError that says what is wrong."""
+    try:
+        raw = place.read(MANIFEST_NAME)
+    except FileNotFoundError:
+        raise CheckpointError(f"{place.url}: no {MANIFEST_NAME}, the save was cut short") from None
+    try:
+        body = json.loads(raw)
+        manifest = CheckpointManifest.model_validate({k: v for k, v in body.items() if k != "checksum"})
+    except (ValueError, ValidationError, AttributeError) as error:
+        raise CheckpointError(f"{place.url}/{MANIFEST_NAME}: damaged: {str(error).splitlines()[0]}") from None
+    if dump_manifest(manifest) != raw:
+        raise CheckpointError(f"{place.url}/{MANIFEST_NAME}: damaged: it does not match its own checksum")
+    return manifest
+
+
+def problems(place: Place, files: Iterable[FileRecord]) -> list[str]:
+    """What is wrong with these files of a checkpoint: missing, of another size, other bytes. Reads all of them."""
+    found = []
+    for file in files:
+        try:
+            size = place.size(file.path)
+            if size != file.size:
+                found.append(f"{file.path} has {size} bytes instead of {file.size}")
+            elif _checksum_of(place, file) != file.checksum:
+                found.append(f"{file.path} does not match its checksum")
+        except FileNotFoundError:
+            found.append(f"{file.path} is missing")
+    return found
+
+
+def _checksum_of(place: Place, file: FileRecord) -> str:
+    digest = xxhash.xxh3_128()
+    for start in range(0, file.size, _READ_BYTES):
+        digest.update(place.read(file.path, start, min(start + _READ_BYTES, file.size)))
+    return checksum(digest)
+
+
+def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The keys in which two identities differ, with both values."""
+    keys = [k for k in sorted({*saved, *wanted}) if saved.get(k) != wanted.get(k)]
+    return "; ".join(f"{k} is {saved.get(k)!r} there and {wanted.get(k)!r} here" for k in keys[:6])

@@ -1,0 +1,41 @@
+"""The tensors that a checkpoint holds, by name: parameters, buffers that persist, Adam's moments and step."""
+
+import torch
+from torch import nn
+
+State = dict[str, torch.Tensor]
+
+MODEL = "model."
+OPTIMIZER = "optimizer."
+
+
+def model_state(model: nn.Module) -> State:
+    """Parameters (a tied one once, under its first name) and persistent buffers; no copies."""
+    state: State = {f"{MODEL}{name}": parameter for name, parameter in model.named_parameters()}
+    persistent = model.state_dict(keep_vars=True)
+    state.update({f"{MODEL}{name}": buffer for name, buffer in model.named_buffers() if name in persistent})
+    return state
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """The optimizer's tensors by the name of their parameter; no copies, so loading into them is loading."""
+    return {
+        f"{OPTIMIZER}{name}.{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+@torch.no_grad()
+def prepare_adam(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give a fresh Adam the state that it makes at its first step, so that there is something to load into.
+
+    torch's own `get_state_dict` takes a step to make it and leaves Adam's count at 1.
+    """
+    for parameter in model.parameters():
+        if not optimizer.state[parameter]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }

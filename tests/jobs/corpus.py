@@ -1,0 +1,97 @@
+"""A small real data set for training tests: bytes as tokens, written by the data set's own contract."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from cluster.storage import Place
+from datapipe.manifest import Manifest, Shard, TokenizerRecord, Totals, checksum_of_file, write_manifest
+
+END = 256
+WORDS = [
+    "the",
+    "rope",
+    "is",
+    "laid",
+    "from",
+    "strands",
+    "and",
+    "the",
+    "strands",
+    "from",
+    "yarns",
+    "twisted",
+    "in",
+    "a",
+    "long",
+    "straight",
+    "lane",
+    "by",
+    "one",
+    "walker",
+]
+
+
+def make_dataset(folder: Path, *, num_documents: int = 200, seed: int = 0, vocabulary: int = 257) -> Path:
+    """Sentences of a few words, three train shards and one validation shard."""
+    random = np.random.default_rng(seed)
+    shards = []
+    for number, split in enumerate(["train", "train", "train", "validation"]):
+        documents = [" ".join(random.choice(WORDS, size=random.integers(8, 60))) for _ in range(num_documents // 4)]
+        name = f"{'shards' if split == 'train' else 'validation'}/part-{number if split == 'train' else 0:05d}.arrow"
+        shards.append(_write_shard(folder, name, split, documents))
+    _write_tokenizer(folder / "tokenizer")
+    manifest = Manifest(
+        tokenizer=TokenizerRecord(
+            name="bytes", hash="xxh3:" + "0" * 31 + str(vocabulary % 10), vocabulary=vocabulary, end_of_document=END, version="0"
+        ),
+        token_type="uint16",
+        shards=tuple(shards),
+        totals=Totals.of_shards(shards),
+    )
+    write_manifest(Place(folder), manifest)
+    return folder
+
+
+def _write_shard(folder: Path, name: str, split: str, documents: list[str]) -> Shard:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokens = [[*text.encode(), END] for text in documents]
+    table = pa.table(
+        {
+            "id": [f"{name}:{i}" for i in range(len(documents))],
+            "source": ["test"] * len(documents),
+            "tokens": pa.array(tokens, pa.list_(pa.uint16())),
+        }
+    )
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return Shard(
+        path=name,
+        split=split,
+        documents=len(documents),
+        tokens=sum(map(len, tokens)),
+        bytes=sum(len(text.encode()) for text in documents),
+        size=path.stat().st_size,
+        checksum=checksum_of_file(Place(folder), name),
+    )
+
+
+def _write_tokenizer(folder: Path) -> None:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # byte-level BPE without merges: token i is the i-th letter of the alphabet, in the order of bytes
+    order = sorted(letters, key=_byte_of)
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(order)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
+
+
+def _byte_of(letter: str) -> int:
+    """GPT-2's printable stand-ins: bytes that print are themselves, the others follow from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return ord(letter) if ord(letter) in printable else others[ord(letter) - 256]

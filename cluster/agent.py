@@ -69,6 +69,7 @@ class Agent:
         # on the node's own disk: ranks look at it every step
         self.scratch = Path(tempfile.mkdtemp(prefix="ropewalk-"))
         self.stop_flag = self.scratch / "stop"
+        os.environ["TMPDIR"] = tempfile.tempdir = str(self.scratch)  # what torch and others leave behind goes with it
         self.sidecars: list[subprocess.Popen[bytes]] = []
         self._stop_asked = threading.Event()
 

@@ -1,9 +1,9 @@
 """The local backend: virtual nodes on this machine, carried by a detached supervisor."""
 
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import psutil
 
@@ -33,16 +33,9 @@ class LocalBackend:
         if _alive(run):
             raise BackendError(f"{run.id} is being carried already ({_handle(run)}); `ropewalk cancel {run.id}` ends it")
         write_json(run.path / "local.json", {"resources": resources.model_dump(mode="json"), "after": list(after)})
-        with (run.path / "supervisor.log").open("ab") as stream:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "cluster.supervisor", str(run.path)],
-                stdout=stream,
-                stderr=stream,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        write_json(run.path / "supervisor.json", {"pid": process.pid, "created": psutil.Process(process.pid).create_time()})
-        return f"local:{process.pid}"
+        pid = _spawn_detached([sys.executable, "-m", "cluster.supervisor", str(run.path)], run.path / "supervisor.log")
+        write_json(run.path / "supervisor.json", {"pid": pid, "created": psutil.Process(pid).create_time()})
+        return f"local:{pid}"
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
         """What became of each run's supervisor."""
@@ -80,6 +73,14 @@ class LocalBackend:
                 detail="none" if shm is None else f"{shm.free / 2**30:.1f} GiB free in /dev/shm (Ray wants 0.5)",
             ),
         ]
+
+
+def _spawn_detached(command: list[str], log: Path) -> int:
+    """Start a process in a session of its own, which nobody waits for; returns its pid."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o644)]
+    actions.append((os.POSIX_SPAWN_DUP2, 1, 2))  # type: ignore[arg-type]
+    return os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True)
 
 
 def _alive(run: RunDir) -> bool:

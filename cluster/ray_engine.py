@@ -28,6 +28,7 @@ from cluster.run_dir import RunDir
 log = logging.getLogger(__name__)
 
 START_SECONDS = 90.0
+LONGEST_SCRATCH = 36
 OBJECT_STORE_BYTES = 256 * 2**20  # documents never travel through it; jobs that need more say so by their memory
 
 
@@ -70,6 +71,12 @@ def run_ray(node: RayNode) -> int:
         if ray is not None:
             stop_ray(ray, scratch)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def short_scratch() -> Path:
+    """A private directory whose name leaves Ray's sockets room below the 107 bytes that a socket's path may have."""
+    parent = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="r", dir=parent if len(parent) <= LONGEST_SCRATCH else "/tmp"))  # noqa: S108
 
 
 def start_command(node: RayNode, scratch: Path, head_address: str | None) -> list[str]:

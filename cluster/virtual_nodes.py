@@ -6,9 +6,11 @@ So a run of two nodes is a real rendezvous of two agents, and killing a node is 
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from cluster.run_dir import RunDir
 from cluster.spec import Engine, Outcome, RunState
 
 POLL_SECONDS = 0.1
+NODE_RETURN_SECONDS = 10.0  # how long a virtual node is away when it died: as if it rebooted
 SETTLE_SECONDS = 5.0  # what a group may take to leave after one of its nodes has left for good
 
 
@@ -65,7 +68,9 @@ class Attempt:
         self.agents: dict[int, subprocess.Popen[bytes]] = {}
         self.codes: dict[int, int] = {}
         self.lost: list[str] = []
+        self.returning: dict[int, float] = {}  # when a dead node is up again, by the monotonic clock
         self.store: subprocess.Popen[bytes] | None = None
+        self.scratch = tempfile.mkdtemp(prefix="rw-")  # what killed nodes leave on their own disk goes with the attempt
         self.started = time.time()
         self.reason = ""  # why the run was asked to stop
 
@@ -95,6 +100,7 @@ class Attempt:
 
     def _start_agent(self, node: int, rendezvous: str) -> None:
         environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.ray_token}
+        environment["TMPDIR"] = self.scratch
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # virtual nodes live on loopback; the host's own name may not resolve
         if self.engine is Engine.RANKS:
             ranks = self.resources.nodes.most * self.resources.ranks_per_node
@@ -122,11 +128,12 @@ class Attempt:
             for node in self._ended():
                 code = self.agents.pop(node).returncode
                 if code < 0:  # a signal: the node is lost with everything on it
-                    self._lose(node, code, rendezvous)
+                    self._lose(node, code)
                 else:
                     self.codes[node] = code
                     if code not in (EXIT_DONE, EXIT_REQUEUE):
                         leave_by = leave_by or time.monotonic() + SETTLE_SECONDS
+            self._return_nodes(rendezvous)
             if self.lost and not self._enough():
                 leave_by = leave_by or time.monotonic()  # the others cannot go on without it
             if (leave_by is not None and time.monotonic() >= leave_by) or (limit is not None and time.time() > limit):
@@ -140,12 +147,19 @@ class Attempt:
         present = len(self.agents) + sum(code in (EXIT_DONE, EXIT_REQUEUE) for code in self.codes.values())
         return self.resources.nodes.elastic and present >= self.resources.nodes.least
 
-    def _lose(self, node: int, code: int, rendezvous: str) -> None:
+    def _lose(self, node: int, code: int) -> None:
         name = signal.Signals(-code).name
         self.lost.append(f"node {node} died ({name})")
         self.run.event("node_lost", node=node, signal=name, attempt=self.number)
-        if self._enough() and not self.reason:  # an elastic run shrinks now, and grows again as soon as the node is warm
-            self._start_agent(node, rendezvous)
+        self.returning[node] = time.monotonic() + NODE_RETURN_SECONDS
+
+    def _return_nodes(self, rendezvous: str) -> None:
+        """An elastic run shrinks when a node dies, and grows again when the node is back."""
+        for node in [n for n, at in self.returning.items() if time.monotonic() >= at]:
+            del self.returning[node]
+            if self._enough() and self.agents and not self.reason:
+                self.run.event("node_returned", node=node, attempt=self.number)
+                self._start_agent(node, rendezvous)
 
     def _carry_stop(self, limit: float | None) -> None:
         if self.reason:
@@ -171,6 +185,7 @@ class Attempt:
         if self.store is not None:
             self.store.kill()
             self.store.wait()
+        shutil.rmtree(self.scratch, ignore_errors=True)
         for node, agent in self.agents.items():
             self.codes.setdefault(node, agent.wait())
 

@@ -1,0 +1,100 @@
+"""Start toy runs on virtual nodes, and look at them until something has happened."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.backend import Profile
+from cluster.config import Resources
+from cluster.files import read_json, read_lines
+from cluster.local import LocalBackend
+from cluster.run_dir import RunDir
+
+ROOT = Path(__file__).parents[2]
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Wait for a condition; whatever true value it has."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"did not happen within {seconds} s: {condition}")
+
+
+class ToyRun:
+    """A run of one of tests/fakes/toy.py's entries on the local backend."""
+
+    def __init__(self, root: Path, entry: str, engine: str, after: tuple[str, ...] = (), **settings: Any) -> None:
+        self.backend = LocalBackend(Profile(name="local", backend="local"))
+        self.resources = Resources.model_validate(settings.pop("resources", {}))
+        record = {
+            "job": "toy",
+            "entry": f"tests.fakes.toy:{entry}",
+            "engine": engine,
+            "preload": ["torch"],
+            "sidecars": [],
+            "config": settings,
+            "resources": self.resources.model_dump(mode="json"),
+        }
+        self.run = RunDir.create("toy", record, root)
+        self.handle = self.backend.submit(self.run, self.resources, after)
+
+    @property
+    def state(self) -> Any:
+        return self.backend.states([self.run])[self.run.id]
+
+    def finish(self, seconds: float = 90.0) -> Any:
+        until(lambda: self.state.word in {"ended", "lost"}, seconds)
+        return self.run.last_outcome()
+
+    def steps(self) -> list[int]:
+        return [line["step"] for line in self.run.read_metrics()]
+
+    def reach(self, step: int) -> None:
+        until(lambda: max(self.steps(), default=0) >= step)
+
+    def rank_pid(self, rank: int, attempt: int = 1) -> int:
+        return int((read_json(self.run.attempt_dir(attempt) / "nodes" / f"rank-{rank}.json") or {})["pid"])
+
+    def kill_node(self, node: int, attempt: int = 1) -> None:
+        agents = read_lines(self.run.attempt_dir(attempt) / "agents.jsonl")
+        os.killpg([a["pid"] for a in agents if a["node"] == node][-1], signal.SIGKILL)
+
+    def supervisor(self) -> psutil.Process:
+        return psutil.Process(int(self.handle.partition(":")[2]))
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ToyRun]]:
+    """Start toy runs; whatever is left of them is ended with the test."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    started: list[ToyRun] = []
+
+    def start(entry: str, engine: str, **settings: Any) -> ToyRun:
+        started.append(ToyRun(tmp_path / "runs", entry, engine, **settings))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if psutil.pid_exists(int(one.handle.partition(":")[2])) and one.state.word not in {"ended", "lost"}:
+            for process in [*one.supervisor().children(recursive=True), one.supervisor()]:
+                process.kill()
+    until(lambda: not processes_naming(tmp_path), 20)
+
+
+def processes_naming(path: Path) -> list[psutil.Process]:
+    """Processes whose command line names a path."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE and any(str(path) in word for word in process.info["cmdline"] or [])
+    ]

@@ -1,0 +1,109 @@
+"""Ranks, nodes and supervisors that die, and schedulers that want their nodes back: no counted step is lost."""
+
+import os
+import signal
+from collections.abc import Callable
+
+import psutil
+
+from cluster.files import read_lines
+from cluster.spec import RunState
+from tests.cluster.conftest import ToyRun, until
+
+Start = Callable[..., ToyRun]
+
+
+def test_a_killed_rank_is_replaced_within_the_attempt(toy: Start) -> None:
+    run = toy("count", "ranks", steps=60, resources={"nodes": 2})
+    run.reach(5)
+    os.kill(run.rank_pid(1), signal.SIGKILL)
+    outcome = run.finish()
+    assert outcome.state is RunState.SUCCEEDED
+    assert run.run.attempts() == [1]
+    assert sorted(set(run.steps())) == list(range(1, 61))
+    lost = [e for e in run.run.read_events() if e["event"] == "rank_lost"]
+    assert lost[0]["rank"] == 1
+    assert lost[0]["exit_code"] == -signal.SIGKILL
+
+
+def test_a_killed_node_of_a_fixed_run_starts_a_new_attempt(toy: Start) -> None:
+    run = toy("count", "ranks", steps=60, resources={"nodes": 2})
+    run.reach(5)
+    run.kill_node(0)
+    assert run.finish().state is RunState.SUCCEEDED
+    assert run.run.attempts() == [1, 2]
+    assert "node 0 died" in run.run.outcome(1).cause  # type: ignore[union-attr]
+    assert sorted(set(run.steps())) == list(range(1, 61))
+
+
+def test_an_elastic_run_shrinks_and_grows_again(toy: Start) -> None:
+    run = toy("count", "ranks", steps=2000, resources={"nodes": "1..2"})
+
+    def world() -> int:
+        return int((run.run.read_metrics() or [{"world": 0}])[-1]["world"])
+
+    for size, disturb in ((2, True), (1, False), (2, False)):
+        until(lambda size=size: world() == size)
+        if disturb:
+            run.kill_node(1)
+    run.backend.cancel(run.run)
+    run.finish()
+    assert run.run.attempts() == [1]
+    assert sorted(set(run.steps())) == list(range(1, max(run.steps()) + 1))
+
+
+def test_a_preempted_run_saves_and_goes_on(toy: Start) -> None:
+    run = toy("count", "ranks", steps=60, resources={"nodes": 2})
+    run.reach(5)
+    run.supervisor().send_signal(signal.SIGUSR2)
+    assert run.finish().state is RunState.SUCCEEDED
+    first = run.run.outcome(1)
+    assert first is not None
+    assert (first.state, first.exit_code) == (RunState.PREEMPTED, 85)
+    assert run.steps() == list(range(1, 61)), "an announced stop loses no step and repeats none"
+
+
+def test_a_signal_to_one_agent_stops_all_at_one_step(toy: Start) -> None:
+    run = toy("count", "ranks", steps=60, resources={"nodes": 2})
+    run.reach(5)
+    agent = next(a["pid"] for a in read_lines(run.run.attempt_dir(1) / "agents.jsonl") if a["node"] == 1)
+    os.kill(agent, signal.SIGTERM)
+    assert run.finish().state is RunState.SUCCEEDED
+    assert run.run.outcome(1).exit_code == 85  # type: ignore[union-attr]
+    assert run.steps() == list(range(1, 61))
+
+
+def test_the_time_limit_requeues(toy: Start) -> None:
+    resources = {"time_limit_minutes": 0.25, "grace_seconds": 7.0}
+    run = toy("count", "ranks", steps=200, resources=resources)
+    until(lambda: run.run.outcome(1))
+    first = run.run.outcome(1)
+    assert first is not None
+    assert (first.state, first.cause) == (RunState.REQUEUED, "stopped: time limit")
+    assert run.finish().state is RunState.SUCCEEDED
+    assert run.steps() == list(range(1, 201))
+
+
+def test_cancel_saves_and_ends_for_good(toy: Start) -> None:
+    run = toy("count", "ranks", steps=2000)
+    run.reach(5)
+    run.backend.cancel(run.run)
+    outcome = run.finish()
+    assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled after saving")
+    assert run.run.attempts() == [1]
+
+
+def test_agents_leave_when_their_supervisor_is_killed(toy: Start) -> None:
+    run = toy("count", "ranks", steps=2000, resources={"nodes": 2})
+    run.reach(5)
+    rank = psutil.Process(run.rank_pid(0))
+    run.supervisor().kill()
+    until(lambda: not rank.is_running(), 30)
+    assert run.state.word == "lost"
+    assert "ropewalk resume" in run.state.reason
+    before = run.steps()
+    run.handle = run.backend.submit(run.run, run.resources)
+    until(lambda: len(run.steps()) > len(before))
+    run.backend.cancel(run.run)
+    run.finish()
+    assert run.steps()[len(before)] == before[-1] + 1, "resumed where it was saved"

@@ -1,0 +1,87 @@
+"""The three engines on virtual nodes: what an undisturbed run leaves behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from cluster.files import read_lines
+from cluster.run_dir import RunDir
+from cluster.spec import RunState
+from tests.cluster.conftest import ROOT, ToyRun, until
+
+Start = Callable[..., ToyRun]
+
+
+def test_ranks_of_two_nodes_form_one_group(toy: Start) -> None:
+    run = toy("count", "ranks", steps=3, resources={"nodes": 2})
+    outcome = run.finish()
+    assert outcome.state is RunState.SUCCEEDED
+    assert outcome.results == {"step": 3, "world": 2}
+    logs = {p.name for p in run.run.log_dir(1).iterdir()}
+    assert {"node-0.log", "node-1.log", "rank-0.log", "rank-1.log"} <= logs
+    assert {s["node"] for k in (0, 1) for s in read_lines(run.run.attempt_dir(1) / "nodes" / f"node-{k}.jsonl")} == {0, 1}
+
+
+def test_the_process_engine_runs_one_process(toy: Start) -> None:
+    assert toy("place", "process").finish().results == {"rank": 0, "world": 1, "attempt": 1}
+
+
+def test_ray_spans_the_nodes_and_leaves_nothing(toy: Start) -> None:
+    run = toy("ray_sum", "ray", resources={"nodes": 2})
+    assert run.finish().results == {"total": 14, "nodes": 2}
+    text = "".join(p.read_text(errors="replace") for p in run.run.path.rglob("*") if p.is_file())
+    assert "RAY_AUTH_TOKEN" not in text
+
+
+def test_a_bug_is_retried_within_its_budget_and_explained(toy: Start) -> None:
+    outcome = toy("fail", "process", retries={"bugs": 1}).finish()
+    assert (outcome.state, outcome.exit_code) == (RunState.FAILED, 1)
+    assert outcome.cause == "rank 0: ZeroDivisionError: attempt 2"
+
+
+def test_what_another_attempt_cannot_mend_is_not_retried(toy: Start) -> None:
+    run = toy("refuse", "ranks", resources={"nodes": 2})
+    outcome = run.finish()
+    assert (outcome.state, outcome.exit_code, run.run.attempts()) == (RunState.FAILED, 42, [1])
+    assert "give one that exists" in outcome.cause
+
+
+def test_a_run_waits_for_another(toy: Start) -> None:
+    first = toy("place", "process")
+    second = toy("place", "process", after=(first.run.id,))
+    assert second.finish().state is RunState.SUCCEEDED
+    assert second.run.outcome(1).started >= first.run.outcome(1).ended  # type: ignore[union-attr]
+
+
+def test_a_dependant_of_a_failed_run_is_cancelled_and_says_so(toy: Start) -> None:
+    first = toy("fail", "process", retries={"bugs": 0})
+    second = toy("place", "process", after=(first.run.id,))
+    outcome = second.finish()
+    assert outcome.state is RunState.CANCELLED
+    assert first.run.id in outcome.cause
+
+
+def test_torchrun_starts_the_same_entry(tmp_path: Path) -> None:
+    record = {"job": "toy", "entry": "tests.fakes.toy:count", "engine": "ranks", "config": {"steps": 2}, "resources": {}}
+    run = RunDir.create("toy", record, tmp_path)
+    run.begin_attempt()
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "cluster.entry"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(run.path), "--attempt", "1"], check=True, env=environment, capture_output=True)
+    assert run.results() == {"step": 2, "world": 2}
+
+
+def test_ray_that_was_killed_is_started_anew(toy: Start) -> None:
+    run = toy("ray_sum", "ray", retries={"bugs": 2})
+    until((run.run.attempt_dir(1) / "logs" / "ray-0.log").exists)
+    agent = read_lines(run.run.attempt_dir(1) / "agents.jsonl")[0]["pid"]
+    until(psutil.Process(agent).children)
+    os.killpg(agent, signal.SIGKILL)
+    outcome = run.finish()
+    assert outcome.state is RunState.SUCCEEDED
+    assert run.run.attempts() == [1, 2]

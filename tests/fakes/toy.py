@@ -1,0 +1,67 @@
+"""Entries small enough to watch the machinery at work: a counter that all ranks agree on, with a checkpoint file."""
+
+import os
+import time
+from typing import Any
+
+from cluster.context import JobContext
+from cluster.errors import ConfigError, StopRequested
+from cluster.files import append_line, read_json, write_json
+
+
+def count(context: JobContext) -> dict[str, Any]:
+    """Count to `steps` on every rank together; checkpoint each step; stop when asked."""
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    config = context.run.record["config"]
+    saved = context.run.path / "saved.json"
+    step = int((read_json(saved) or {"step": 0})["step"])
+    while step < config["steps"]:
+        flags = torch.tensor([float(context.stop_requested()), 1.0])
+        dist.all_reduce(flags)
+        step += 1
+        if context.rank == 0:
+            context.fence.check()
+            write_json(saved, {"step": step})
+            append_line(
+                context.run.metrics, {"step": step, "attempt": context.attempt, "time": time.time(), "world": int(flags[1])}
+            )
+            context.run.event("checkpoint", step=step)
+        if flags[0] > 0:
+            dist.destroy_process_group()
+            raise StopRequested(f"step {step}")
+        time.sleep(config.get("pause", 0.05))
+    dist.destroy_process_group()
+    return {"step": step, "world": context.world_size}
+
+
+def fail(context: JobContext) -> dict[str, Any]:
+    """A bug."""
+    raise ZeroDivisionError(f"attempt {context.attempt}")
+
+
+def refuse(context: JobContext) -> dict[str, Any]:
+    """A user's mistake that only shows at run time; one rank alone sees it."""
+    if context.rank == 0:
+        raise ConfigError("data: no such directory: nowhere; give one that exists")
+    time.sleep(30)
+    return {}
+
+
+def ray_sum(context: JobContext) -> dict[str, Any]:
+    """Ask every node of the Ray cluster for its address."""
+    import ray
+
+    ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
+    remote = ray.remote(num_cpus=1)(lambda x: x * x)
+    total = sum(ray.get([remote.remote(i) for i in range(4)]))
+    nodes = len([n for n in ray.nodes() if n["Alive"]])
+    ray.shutdown()
+    return {"total": total, "nodes": nodes}
+
+
+def place(context: JobContext) -> dict[str, Any]:
+    """Where and as whom the process engine runs."""
+    return {"rank": context.rank, "world": context.world_size, "attempt": context.attempt}

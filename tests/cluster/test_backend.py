@@ -1,0 +1,47 @@
+"""Cluster profiles, and backends found by name."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.backend import load_backend, load_profile
+from cluster.config import Resources
+from cluster.errors import BackendError, ConfigError
+from cluster.local import LocalBackend
+from cluster.run_dir import RunDir
+from cluster.spec import Engine
+
+
+@pytest.fixture
+def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "clusters.yaml"
+    path.write_text("desk: {backend: local}\nmoon: {backend: pbs, queue: q}\n")
+    monkeypatch.setenv("ROPEWALK_CLUSTERS", str(path))
+    return path
+
+
+@pytest.mark.usefixtures("profiles")
+def test_a_profile_names_its_backend() -> None:
+    assert isinstance(load_backend("desk"), LocalBackend)
+    assert isinstance(load_backend("local"), LocalBackend)
+    assert load_profile("moon").options == {"queue": "q"}
+
+
+@pytest.mark.usefixtures("profiles")
+def test_an_unknown_cluster_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match=r"unknown cluster 'dusk'; known: desk, k8s, local, moon, slurm"):
+        load_profile("dusk")
+
+
+@pytest.mark.usefixtures("profiles")
+def test_a_backend_that_is_not_installed_is_named() -> None:
+    with pytest.raises(BackendError, match=r"'pbs', which is not installed; installed: .*local"):
+        load_backend("moon")
+
+
+def test_the_dry_run_shows_every_agent(tmp_path: Path) -> None:
+    run = RunDir.create("x", {"engine": Engine.RANKS.value}, tmp_path)
+    script = load_backend("local").render(run, Resources.model_validate({"nodes": 2}))
+    assert script.count("-m cluster.agent") == 2
+    assert "--address 127.0.1.2" in script
+    assert str(tmp_path) not in script

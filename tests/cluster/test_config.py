@@ -1,0 +1,110 @@
+"""Configuration: what a user may write, and what a mistake is answered with."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import Field, ValidationError
+
+from cluster.config import DataPath, JobConfig, Resources, Section, describe_keys, load_config, parse_yaml, read_yaml
+from cluster.errors import ConfigError
+
+
+class Optim(Section):
+    lr: float = Field(default=1e-3, gt=0, description="peak learning rate")
+
+
+class Preset(Section):
+    preset: str
+
+
+class Inline(Section):
+    config: dict[str, Any]
+
+
+class Job(JobConfig):
+    data: DataPath
+    optim: Optim = Optim()
+    model: Preset | Inline = Preset(preset="tiny")
+
+
+def load(*overrides: str, **values: Any) -> Job:
+    config = load_config(Job, {"data": "d", **values}, overrides)
+    assert isinstance(config, Job)
+    return config
+
+
+def test_overrides_win_over_the_file_and_keep_their_types() -> None:
+    config = load("optim.lr=1e-2", "seed=7", "name=x", optim={"lr": 0.5})
+    assert (config.optim.lr, config.seed, config.name) == (0.01, 7, "x")
+
+
+def test_local_paths_are_resolved_where_the_user_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load().data == str(tmp_path / "d")
+    assert load("data=s3://bucket/x").data == "s3://bucket/x"
+
+
+def test_a_configuration_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        load().optim.lr = 2.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("optim.lrr=1", ["unknown key 'optim.lrr'", "did you mean 'optim.lr'?"]),
+        ("optm.lr=1", ["unknown key 'optm'", "did you mean 'optim'?"]),
+        ("optim.lr=fast", ["optim.lr", "valid number", "'fast'"]),
+        ("optim.lr=-1", ["optim.lr", "greater than 0", "-1"]),
+        ("optim.lr=.nan", ["optim.lr", "finite"]),
+        ("resources.nodes=4..1", ["resources.nodes", "1..4", "'4..1'"]),
+        ("resources.nodes=0", ["resources.nodes", "at least 1"]),
+        ("resources.time_limit_minutes=0", ["resources.time_limit_minutes", "greater than 0"]),
+        ("seed.x=1", ["seed"]),
+        ("--steps=3", ["no such option", "steps=..."]),
+        ("steps", ["key=value"]),
+        ("model.presett=tiny", ["model.presett"]),
+    ],
+)
+def test_a_mistake_names_the_key_the_value_and_the_remedy(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(override)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match="data: required"):
+        load_config(Job, {})
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "a: 1\n a: 2"])
+def test_a_file_that_is_no_mapping_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"job\.yaml"):
+        parse_yaml(text, "job.yaml")
+
+
+def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "pretrain.yaml").touch()
+    with pytest.raises(ConfigError, match=r"did you mean .*pretrain\.yaml"):
+        read_yaml(tmp_path / "pretran.yaml")
+
+
+def test_numbers_written_as_people_write_them() -> None:
+    assert parse_yaml("lr: 1e-3\nbig: 3E5\nname: e3", "x") == {"lr": 0.001, "big": 300000.0, "name": "e3"}
+
+
+@pytest.mark.parametrize(("word", "least", "most"), [(2, 2, 2), ("2", 2, 2), ("1..4", 1, 4)])
+def test_node_ranges_survive_a_round_trip(word: Any, least: int, most: int) -> None:
+    resources = Resources.model_validate({"nodes": word})
+    again = Resources.model_validate(resources.model_dump(mode="json"))
+    assert (again.nodes.least, again.nodes.most) == (least, most)
+
+
+def test_every_key_is_described() -> None:
+    rows = {key: (kind, default, meaning) for key, kind, default, meaning in describe_keys(Job)}
+    assert rows["optim.lr"] == ("float", "0.001", "peak learning rate")
+    assert rows["resources.nodes"][:2] == ("int or A..B", "1")
+    assert rows["data"][1] == "required"

@@ -1,0 +1,81 @@
+"""Places: whole writes, patience with a store that is away, and no patience with an answer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import DataError, StorageError
+from cluster.storage import Place, retry
+
+
+@pytest.fixture(params=["local", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return Place(tmp_path / "p") if request.param == "local" else Place(f"memory://{tmp_path.name}")
+
+
+def test_files_are_written_whole_and_read_in_parts(place: Place) -> None:
+    place.write("a/b.bin", b"0123456789")
+    assert place.read("a/b.bin") == b"0123456789"
+    assert place.read("a/b.bin", 2, 5) == b"234"
+    assert (place.size("a/b.bin"), place.exists("a/b.bin"), place.exists("a/c")) == (10, True, False)
+    assert place.names("a") == ["b.bin"]
+    assert place.names("nowhere") == []
+    place.remove("a")
+    place.remove("a")
+    assert not place.exists("a/b.bin")
+
+
+def test_a_write_that_fails_leaves_nothing(place: Place) -> None:
+    def interrupted() -> None:
+        with place.create("x") as stream:
+            stream.write(b"half")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert place.names() == []
+
+
+def test_a_missing_file_is_an_answer(place: Place) -> None:
+    with pytest.raises(FileNotFoundError):
+        place.read("nowhere")
+
+
+def test_an_unknown_protocol_is_named() -> None:
+    with pytest.raises(DataError, match="nosuch://x"):
+        Place("nosuch://x")
+
+
+def flaky(errors: list[Exception]) -> Any:
+    def action() -> str:
+        if errors:
+            raise errors.pop(0)
+        return "done"
+
+    return action
+
+
+def test_a_store_that_comes_back_is_waited_for() -> None:
+    pauses: list[float] = []
+    assert retry(flaky([ConnectionError("away"), TimeoutError("slow")]), "read x", 60, pauses.append) == "done"
+    assert len(pauses) == 2
+    assert pauses[0] < pauses[1]
+
+
+def test_a_store_that_stays_away_is_an_error_that_names_it() -> None:
+    with pytest.raises(StorageError, match=r"read s3://b/x: no answer for 0 s: ConnectionError: away"):
+        retry(flaky([ConnectionError("away")] * 9), "read s3://b/x", 0.1, lambda _: None)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), PermissionError("no"), ValueError("bad")])
+def test_what_waiting_cannot_mend_is_raised_at_once(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        retry(flaky([error]), "write x", 60, lambda _: pytest.fail("waited"))
+
+
+def test_places_travel_between_processes(tmp_path: Path) -> None:
+    import pickle
+
+    place = pickle.loads(pickle.dumps(Place(tmp_path)))
+    assert place.local == tmp_path

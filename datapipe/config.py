@@ -1,0 +1,65 @@
+"""What a user decides about reading and tokenizing; light, so that the command line can read it."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from cluster.config import DataPath, Section, absolute
+
+MIB = 1 << 20
+
+
+def _tokenizer_path(word: str) -> str:
+    """A local path made absolute where the user stands; a Hugging Face name as it is."""
+    looks_local = word.startswith((".", "/", "~")) or word.endswith(".json") or Path(word).exists()
+    return absolute(word) if looks_local or re.match(r"^[a-z0-9+]+:", word) else word
+
+
+def _one_or_many(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class TokenizerChoice(Section):
+    """`{train: 8192}` trains a byte-level BPE on the documents, `{path: X}` takes an existing tokenizer."""
+
+    train: int | None = Field(default=None, ge=300, le=1_000_000, description="train a byte-level BPE of so many tokens")
+    path: Annotated[str, AfterValidator(_tokenizer_path)] | None = Field(
+        default=None, description="or take a Hugging Face directory, a tokenizer.json, or a name in the Hugging Face cache"
+    )
+    sample_mib: float = Field(default=16, gt=0, le=1024, description="text to train the tokenizer on, MiB")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "TokenizerChoice":
+        if (self.train is None) == (self.path is None):
+            raise ValueError("set either tokenizer.train (such as 8192) or tokenizer.path, and the other one to null")
+        return self
+
+
+class ReadRules(Section):
+    """Which keys of a record are read, and which documents are let in."""
+
+    id_key: str = Field(default="id", description="key of a document's id; a record without one gets FILE:LINE")
+    text_key: str = Field(default="text", description="key of a document's text")
+    source_key: str = Field(default="source", description="key of a document's source; a record without one gets the file's name")
+    min_chars: int = Field(default=1, ge=0, description="reject shorter documents")
+    max_chars: int | None = Field(default=None, ge=1, description="reject longer documents")
+    max_line_mib: float = Field(default=32, gt=0, le=1024, description="reject longer lines and text files, MiB")
+    unit_mib: float = Field(default=64, gt=0, description="input read by one actor at a time, MiB")
+
+
+class DataSetConfig(ReadRules):
+    """Everything that decides a data set's bytes, and where it goes."""
+
+    input: Annotated[tuple[DataPath, ...], BeforeValidator(_one_or_many)] = Field(
+        min_length=1, description="files, directories or globs (** too) of .jsonl[.gz|.zst], .parquet or text; any fsspec URL"
+    )
+    output: DataPath = Field(description="directory of the data set; any fsspec URL")
+    tokenizer: TokenizerChoice = Field(description="how text becomes tokens")
+    validation_fraction: float = Field(
+        default=0.01, ge=0, le=0.5, description="share of documents held out, by a hash of their id"
+    )
+    shard_mib: float | None = Field(
+        default=None, gt=0, le=1024, description="text in one shard, MiB; unset: a 64th of all, between 4 and 256"
+    )

@@ -1,0 +1,215 @@
+"""Raw documents to a data set: the order of the passes. Who carries the tasks out is the caller's choice."""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from cluster.errors import DataError
+from cluster.storage import Place
+from datapipe.config import DataSetConfig, ReadRules
+from datapipe.dedup import DROPPED, TRAIN, Decisions, decide, load_corpus
+from datapipe.ingest import UnitSummary, read_summary, rejection_reasons, summary_name
+from datapipe.inputs import InputFile, Unit, list_inputs, plan_units
+from datapipe.manifest import InputRecord, Manifest, Rejected, Shard, Totals, hash_of, write_manifest
+from datapipe.plan import WORK, begin, deciding_keys, find_complete
+from datapipe.progress import Progress
+from datapipe.rejected import RejectedPlan
+from datapipe.sample import plan_sample
+from datapipe.shards import FOLDERS, Layout, Slice, cut_slices, plan_shards, read_sidecar, shard_limit
+from datapipe.streams import naming_full_disk
+from datapipe.tokenizer import Encoder, read_tokenizer, take_tokenizer, write_tokenizer
+from datapipe.worker import Task
+
+log = logging.getLogger(__name__)
+
+CarryOut = Callable[[Sequence[Task]], Iterable[tuple[Task, Any]]]
+
+
+def make_data_set(config: DataSetConfig, seed: int, carry_out: CarryOut, progress: Progress) -> Manifest:
+    """Make the data set, or go on where an earlier call was killed; a complete one is returned at once.
+
+    `carry_out` yields each task with what `Worker.do` returned for it, in any order. The result depends on input
+    and configuration alone. Raises DataError, ConfigError, StorageError.
+    """
+    output = Place(config.output)
+    files = list_inputs(config.input)
+    _forbid_output_in_input(files, output)
+    keys = deciding_keys(config, seed)
+    manifest = find_complete(output, keys, files)
+    if manifest is None:
+        with naming_full_disk(output.url):
+            manifest = _Pass(config, seed, files, carry_out, progress).run(keys)
+    output.remove(WORK)
+    return manifest
+
+
+def _forbid_output_in_input(files: Sequence[InputFile], output: Place) -> None:
+    inside = next((f.url for f in files if f.url.startswith(f"{output.url}/") or f.url == output.url), None)
+    if inside is not None:
+        raise DataError(f"input {inside!r} lies inside the output {output.url!r}; choose an output outside the input")
+
+
+class _Pass:
+    """One going-over of the stages; each finds what is committed already and does the rest."""
+
+    def __init__(self, config: DataSetConfig, seed: int, files: list[InputFile], carry_out: CarryOut, progress: Progress) -> None:
+        self.config, self.seed, self.files = config, seed, files
+        self.carry_out, self.progress = carry_out, progress
+        self.output = Place(config.output)
+        self.work = self.output.sub(WORK)
+
+    def run(self, keys: dict[str, Any]) -> Manifest:
+        """All stages, in their order."""
+        begin(self.output, self.work, keys, self.files)
+        if self.config.tokenizer.path and read_tokenizer(self.output, self.work) is None:
+            taken = take_tokenizer(self.config.tokenizer.path)
+            Encoder(taken)  # refused now rather than after the first pass
+            write_tokenizer(self.output, self.work, taken)
+        units = plan_units(self.files, self.config.unit_mib)
+        summaries = self.ingest(units)
+        corpus = load_corpus(units, summaries, self.work)
+        decisions = decide(corpus, self.config.validation_fraction)
+        layout = Layout(units=units, blocks=[s.blocks for s in summaries], corpus=corpus, decisions=decisions)
+        self._require_documents(summaries, decisions)
+        self.settle_tokenizer(layout)
+        shards = self.encode(layout)
+        rejected = self.reject(layout, summaries)
+        self._sweep([*(s.path for s in shards), *rejected.files])
+        return self.finish(keys, shards, rejected, input_records(layout, summaries), len(decisions.suffix))
+
+    def ingest(self, units: list[Unit]) -> list[UnitSummary]:
+        """Pass 1: every unit that is not done yet."""
+        present = set(self.work.names("units"))
+        done = {u.index: read_summary(self.work, u.index) for u in units if summary_name(u.index).rpartition("/")[2] in present}
+        rules = ReadRules(**{name: getattr(self.config, name) for name in ReadRules.model_fields})
+        tasks = [Task(method="ingest", label=u.label, arguments=(u, rules)) for u in units if u.index not in done]
+        self.progress.begin("read", sum(u.size for u in units), "B", sum(u.size for u in units if u.index in done))
+        for task, summary in self.carry_out(tasks):
+            done[summary.index] = summary
+            self.progress.add(task.arguments[0].size, summary.documents, summary.bytes)
+        for unit in units:
+            for index, damage in done[unit.index].damage.items():
+                log.warning("%s: %s; what came before it is kept", unit.files[int(index)].url, damage)
+        return [done[u.index] for u in units]
+
+    def _require_documents(self, summaries: list[UnitSummary], decisions: Decisions) -> None:
+        if not (decisions.fate == TRAIN).any():
+            held_out = int((decisions.fate > TRAIN).sum())
+            raise DataError(
+                f"no document is left to train on: {len(decisions.fate)} were let in, {held_out} of them held out for validation;"
+                f" rejected: {self._reasons(summaries)}; check text_key, min_chars, validation_fraction and the input"
+            )
+
+    def _reasons(self, summaries: list[UnitSummary]) -> str:
+        reasons: Counter[str] = Counter()
+        for summary in summaries:
+            reasons.update(rejection_reasons(self.work, summary.index))
+        return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none"
+
+    def settle_tokenizer(self, layout: Layout) -> None:
+        """Train the tokenizer, unless it is there."""
+        choice = self.config.tokenizer
+        if choice.train is None or read_tokenizer(self.output, self.work) is not None:
+            return
+        sample = plan_sample(layout, choice.sample_mib, self.seed)
+        self.progress.begin("train the tokenizer", 1, "tokenizer")
+        for _ in self.carry_out([Task(method="train", label="training the tokenizer", arguments=(sample, choice.train))]):
+            self.progress.add(1)
+
+    def encode(self, layout: Layout) -> list[Shard]:
+        """Pass 2: every shard that is not done yet."""
+        limit = shard_limit(int(layout.corpus.size[layout.decisions.fate != DROPPED].sum()), self.config.shard_mib)
+        plans = plan_shards(layout, limit)
+        present = set(self.work.names("encoded"))
+        found = [read_sidecar(p, self.work, self.output) if p.sidecar.rpartition("/")[2] in present else None for p in plans]
+        done = {shard.path: shard for shard in found if shard}
+        tasks = [Task(method="encode", label=p.path, arguments=(p,)) for p in plans if p.path not in done]
+        total = sum(p.documents for p in plans)
+        self.progress.begin("tokenize", total, "documents", sum(s.documents for s in done.values()))
+        for _, shard in self.carry_out(tasks):
+            done[shard.path] = shard
+            self.progress.add(shard.documents, shard.documents, shard.bytes)
+        return [done[p.path] for p in plans]
+
+    def reject(self, layout: Layout, summaries: list[UnitSummary]) -> Rejected:
+        """List what was dropped, one file a unit that dropped any."""
+        dropped = np.flatnonzero(layout.decisions.fate == DROPPED)
+        slices = {s.unit.index: s for s in cut_slices(layout, dropped)}
+        plans: list[RejectedPlan] = []
+        for unit, summary in zip(layout.units, summaries, strict=True):
+            part = slices.get(unit.index) or Slice(
+                unit=unit,
+                blocks=tuple(summary.blocks),
+                rows=dropped[:0],
+                line_base=layout.corpus.line_base[unit.index],
+                suffix={},
+            )
+            if summary.rejected or len(part.rows):
+                plans.append(RejectedPlan(number=len(plans), duplicates=part))
+        reasons: Counter[str] = Counter()
+        for _, counted in self.carry_out([Task(method="reject", label=p.path, arguments=(p,)) for p in plans]):
+            reasons.update(counted)
+        return Rejected(total=reasons.total(), reasons=dict(sorted(reasons.items())), files=tuple(p.path for p in plans))
+
+    def _sweep(self, wanted: list[str]) -> None:
+        """Remove what killed writers left beside the files of the data set."""
+        for folder in (*FOLDERS.values(), "rejected", "tokenizer", ""):
+            for name in self.output.names(folder):
+                path = f"{folder}/{name}" if folder else name
+                if (name.startswith(".") and name != WORK) or (folder in {*FOLDERS.values(), "rejected"} and path not in wanted):
+                    self.output.remove(path)
+
+    def finish(
+        self, keys: dict[str, Any], shards: list[Shard], rejected: Rejected, inputs: list[InputRecord], renamed_ids: int
+    ) -> Manifest:
+        """Write the manifest: the data set is complete."""
+        files = read_tokenizer(self.output, self.work)
+        if files is None:
+            raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
+        encoder = Encoder(files)
+        manifest = Manifest(
+            tokenizer=encoder.record(),
+            token_type=encoder.token_type,
+            shards=tuple(shards),
+            totals=Totals.of_shards(shards),
+            rejected=rejected,
+            renamed_ids=renamed_ids,
+            inputs=tuple(inputs),
+            config=keys,
+        )
+        return write_manifest(self.output, manifest)
+
+
+def input_records(layout: Layout, summaries: Sequence[UnitSummary]) -> list[InputRecord]:
+    """What came of each input file. A file that was read in pieces has the checksum of its pieces' checksums."""
+    kept: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
+    checksums: dict[str, list[str]] = {}
+    damage: dict[str, str] = {}
+    sizes: dict[str, int] = {}
+    corpus, decisions = layout.corpus, layout.decisions
+    for unit, summary in zip(layout.units, summaries, strict=True):
+        first, last = int(corpus.offsets[unit.index]), int(corpus.offsets[unit.index + 1])
+        owners, stays = corpus.file[first:last], decisions.fate[first:last] != DROPPED
+        for index, file in enumerate(unit.files):
+            mine = owners == index
+            kept[file.url] += int((mine & stays).sum())
+            rejected[file.url] += summary.file_rejected[index] + int((mine & ~stays).sum())
+            checksums.setdefault(file.url, []).append(summary.checksums[index])
+            sizes[file.url] = file.size
+            if str(index) in summary.damage:
+                damage[file.url] = summary.damage[str(index)]
+    return [
+        InputRecord(
+            path=url,
+            size=sizes[url],
+            checksum=f"xxh3:{parts[0]}" if len(parts) == 1 else hash_of(parts).replace("xxh3:", "xxh3-pieces:"),
+            documents=kept[url],
+            rejected=rejected[url],
+            damage=damage.get(url),
+        )
+        for url, parts in checksums.items()
+    ]

@@ -1,0 +1,81 @@
+"""What a data set is made from, written down before any work, so that another start goes on or says what differs."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from cluster.errors import DataError
+from cluster.storage import Place
+from datapipe.config import DataSetConfig
+from datapipe.inputs import InputFile
+from datapipe.manifest import MANIFEST_NAME, Manifest, read_manifest
+
+WORK = ".work"
+PLAN_NAME = "plan.json"
+
+
+def deciding_keys(config: DataSetConfig, seed: int) -> dict[str, Any]:
+    """The keys of the configuration that decide the bytes, as plain values."""
+    values = {name: value for name, value in config.model_dump(mode="json").items() if name in DataSetConfig.model_fields}
+    del values["output"]
+    return {**values, "seed": seed}
+
+
+def find_complete(output: Place, keys: dict[str, Any], files: Sequence[InputFile]) -> Manifest | None:
+    """The manifest if this very data set is complete. Raises DataError if another one lies there."""
+    if not output.exists(MANIFEST_NAME):
+        return None
+    manifest = read_manifest(output)
+    differing = _differing(manifest.config, keys)
+    sizes = {record.path: record.size for record in manifest.inputs}
+    if not differing and sizes != {f.url: f.size for f in files}:
+        differing = [_changed_file(sizes, {f.url: f.size for f in files})]
+    if differing:
+        raise DataError(
+            f"{output.url}: a data set made otherwise lies here: {'; '.join(differing)}; choose another output, or delete it"
+        )
+    return manifest
+
+
+def begin(output: Place, work: Place, keys: dict[str, Any], files: Sequence[InputFile]) -> None:
+    """Write the plan, or check that the one that lies there is the same. Raises DataError."""
+    plan = {"config": keys, "inputs": {f.url: [f.size, f.version] for f in files}}
+    try:
+        found = json.loads(work.read(PLAN_NAME))
+    except FileNotFoundError:
+        strangers = [name for name in output.names() if name != WORK]
+        if strangers:
+            raise DataError(
+                f"{output.url}: not empty (it holds {strangers[0]!r}) and no data set; choose another output, or empty it"
+            ) from None
+        work.write(PLAN_NAME, json.dumps(plan).encode())
+        return
+    differing = _differing(found["config"], keys)
+    if not differing and found["inputs"] != plan["inputs"]:
+        differing = [_changed_file(found["inputs"], plan["inputs"])]
+    if differing:
+        raise DataError(
+            f"{output.url}: a half-finished data set lies here, made otherwise: {'; '.join(differing)};"
+            " restore that to go on, or delete the directory to start anew"
+        )
+
+
+def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Which keys differ, with both values."""
+    return [
+        f"{key} was {json.dumps(old.get(key))}, is {json.dumps(new.get(key))}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _changed_file(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first input file that differs, in words."""
+    for path in sorted({*old, *new}):
+        if path not in new:
+            return f"input {path} is gone"
+        if path not in old:
+            return f"input {path} is new"
+        if old[path] != new[path]:
+            return f"input {path} changed since (it was {old[path]}, is {new[path]})"
+    return ""

@@ -1,0 +1,170 @@
+"""Byte streams from any file system: reads that survive a store's absence, bounded decompression, checksums on the way."""
+
+import io
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
+from typing import IO, Any
+
+import xxhash
+import zstandard
+
+from cluster.errors import StorageError
+from cluster.storage import Place
+
+REMOTE_BUFFER_BYTES = 8 << 20
+CHUNK_BYTES = 1 << 20
+SLICE_BYTES = 1024  # of compressed input fed at once: it expands to 32 MiB at most (4 bytes make a block of 128 KiB)
+
+
+class DamagedStreamError(Exception):
+    """A compressed file ends too early or does not decode; what came before it is good."""
+
+
+def place_of(url: str) -> tuple[Place, str]:
+    """A file's directory and its name in it."""
+    folder, _, name = url.rpartition("/")
+    return Place(folder or "/"), name
+
+
+class _RangeFile(io.RawIOBase):
+    """A remote file as a seekable stream; each read is one range request that is retried by itself."""
+
+    def __init__(self, place: Place, name: str) -> None:
+        self.place, self.file_name, self.length, self.position = place, name, place.size(name), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
+        self.position = max(base + offset, 0)
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self.length - self.position)
+        if wanted <= 0:
+            return 0
+        data = self.place.read(self.file_name, self.position, self.position + wanted)
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
+def open_file(place: Place, name: str) -> IO[bytes]:
+    """A seekable stream of a file. Raises FileNotFoundError; StorageError when the store stays away."""
+    if place.local is not None:
+        return (place.local / name).open("rb")
+    return io.BufferedReader(_RangeFile(place, name), REMOTE_BUFFER_BYTES)
+
+
+class HashedReader:
+    """Reads in chunks and takes the checksum of the bytes between `start` and `end` on the way."""
+
+    def __init__(self, stream: IO[bytes], start: int = 0, end: int | None = None) -> None:
+        self.stream, self.position, self.start, self.end = stream, stream.tell(), start, end
+        self.digest = xxhash.xxh3_128()
+
+    def read(self, size: int = CHUNK_BYTES) -> bytes:
+        """At most `size` bytes; empty at the end of the file."""
+        data = self.stream.read(size)
+        first = max(self.start - self.position, 0)
+        last = len(data) if self.end is None else min(self.end - self.position, len(data))
+        if first < last:
+            self.digest.update(memoryview(data)[first:last])
+        self.position += len(data)
+        return data
+
+    def drain(self) -> str:
+        """Read to the end of the hashed range; the checksum in hex."""
+        while (self.end is None or self.position < self.end) and self.read():
+            pass
+        return self.digest.hexdigest()
+
+
+class HashedWriter(io.RawIOBase):
+    """Passes bytes on to a stream, counting and hashing them."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.size, self.digest = stream, 0, xxhash.xxh3_128()
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Pass on all of it."""
+        view = memoryview(data)
+        self.stream.write(view)
+        self.digest.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+
+def plain_chunks(source: HashedReader) -> Iterator[bytes]:
+    """The stream as it is."""
+    while data := source.read():
+        yield data
+
+
+def gzip_chunks(source: HashedReader) -> Iterator[bytes]:
+    """A gzip stream of any number of members, decompressed in bounded chunks. Raises DamagedStreamError."""
+    member, inside, members = zlib.decompressobj(31), False, 0
+    while data := source.read():
+        while data:
+            if not inside and members and not (data := data.lstrip(b"\0")):  # padding after the last member is legal
+                break
+            inside = True
+            try:
+                out = member.decompress(data, CHUNK_BYTES)
+            except zlib.error as error:
+                raise DamagedStreamError(f"gzip: {error}") from None
+            if out:
+                yield out
+            data = member.unconsumed_tail
+            if member.eof:
+                data, member, inside, members = member.unused_data, zlib.decompressobj(31), False, members + 1
+    while inside and (out := member.decompress(b"", CHUNK_BYTES)):  # output that waited behind the last input
+        yield out
+    if inside and not member.eof:
+        raise DamagedStreamError("gzip: the file ends in the middle of the stream")
+
+
+def zstd_chunks(source: HashedReader) -> Iterator[bytes]:
+    """A zstd stream of any number of frames, decompressed in bounded chunks. Raises DamagedStreamError."""
+    fresh: Callable[[], Any] = zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj
+    frame, inside = fresh(), False
+    while data := source.read():
+        for at in range(0, len(data), SLICE_BYTES):
+            piece = data[at : at + SLICE_BYTES]
+            while piece:
+                inside = True
+                try:
+                    out = frame.decompress(piece)
+                except zstandard.ZstdError as error:
+                    raise DamagedStreamError(f"zstd: {error}") from None
+                if out:
+                    yield out
+                piece = b""
+                if frame.eof:
+                    piece, frame, inside = frame.unused_data, fresh(), False
+    if inside:
+        raise DamagedStreamError("zstd: the file ends in the middle of a frame")
+
+
+@contextmanager
+def naming_full_disk(where: str) -> Iterator[None]:
+    """Turn `no space left` into a StorageError that says where, and that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {ENOSPC, EDQUOT}:
+            raise
+        raise StorageError(f"{where}: no space left on the device; free some and run again: committed work is kept") from error

@@ -1,0 +1,141 @@
+"""The `preprocess` job: raw documents to a sharded Arrow data set of tokens, by Ray actors."""
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from cluster.config import JobConfig
+from cluster.context import JobContext
+from cluster.errors import ConfigError, DataError
+from cluster.files import write_json
+from datapipe.config import DataSetConfig
+
+if TYPE_CHECKING:
+    from datapipe.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 100 << 20  # plans and summaries pass through it, texts never do
+
+
+class PreprocessConfig(DataSetConfig, JobConfig):
+    """The keys of the `preprocess` job."""
+
+    actors: int | None = Field(default=None, ge=1, description="Ray actors; unset: the cluster's CPUs less one")
+
+    def preflight(self) -> None:
+        """Local inputs exist, and the output does not lie among them. Raises ConfigError, DataError."""
+        for pattern in self.input:
+            if re.match(r"^[a-z0-9+]+:", pattern):
+                continue
+            _require_input(pattern)
+            path = Path(pattern)
+            if path.is_dir() and Path(self.output).is_relative_to(path):
+                raise ConfigError(f"output: {self.output!r} lies inside the input {pattern!r}; choose a directory outside")
+        local = self.tokenizer.path
+        if local and local.startswith("/") and not Path(local).exists():
+            raise ConfigError(f"tokenizer.path: {local}: no such file or directory")
+        if Path(self.output).is_file():
+            raise ConfigError(f"output: {self.output!r} is a file; give a directory")
+
+
+def _require_input(pattern: str) -> None:
+    if Path(pattern).exists():
+        return
+    import glob
+
+    if not glob.has_magic(pattern):
+        raise DataError(f"input {pattern!r}: no such file or directory")
+    if next(glob.iglob(pattern, recursive=True), None) is None:
+        raise DataError(f"input {pattern!r}: matches no file; check the path, or use ** to look into folders")
+
+
+def main(context: JobContext) -> dict[str, object]:
+    """Make the data set, or go on where an earlier attempt was killed.
+
+    Raises StopRequested once a stop is asked for: what is committed stays.
+    """
+    from datapipe.pipeline import make_data_set
+    from datapipe.progress import Progress
+
+    config = context.config(PreprocessConfig)
+    session = _Actors(config, context)
+    try:
+        progress = Progress(lambda values: write_json(context.run.progress, values))
+        manifest = make_data_set(config, config.seed, session.carry_out, progress)
+    finally:
+        session.close()
+    return _results(manifest, config, context)
+
+
+class _Actors:
+    """Ray and its crew, started when there is something to do: a complete data set needs neither."""
+
+    def __init__(self, config: PreprocessConfig, context: JobContext) -> None:
+        self.config, self.context = config, context
+        self.crew: Any = None
+
+    def carry_out(self, tasks: Any) -> Any:
+        """See `datapipe.crew.Crew.carry_out`."""
+        if not tasks:
+            return
+        if self.crew is None:
+            _connect(self.context)
+            from datapipe.crew import Crew
+            from datapipe.plan import WORK
+
+            output = self.config.output.rstrip("/")
+            self.crew = Crew(output, f"{output}/{WORK}", self.config.actors, self.context.stop_requested)
+            self.context.run.event("actors", actors=self.crew.size)
+        yield from self.crew.carry_out(tasks)
+
+    def close(self) -> None:
+        """End the actors and leave Ray."""
+        if self.crew is None:
+            return
+        import ray
+
+        with self.crew:
+            pass
+        if self.crew.deaths:
+            self.context.run.event("actors_died", deaths=self.crew.deaths)
+        ray.shutdown()
+
+
+def _connect(context: JobContext) -> None:
+    """Join the cluster that the agent started, or start a small one in this process's name."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, logging_level=logging.WARNING)
+        return
+    cpus = context.run.record.get("resources", {}).get("cpus") or len(os.sched_getaffinity(0))
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+    )
+
+
+def _results(manifest: "Manifest", config: PreprocessConfig, context: JobContext) -> dict[str, object]:
+    damaged = [record.path for record in manifest.inputs if record.damage]
+    if damaged:
+        log.warning("%d input files are damaged, what could be read of them is kept: %s", len(damaged), ", ".join(damaged[:5]))
+        context.run.event("damaged_inputs", files=damaged)
+    return {
+        "documents": manifest.totals.documents,
+        "tokens": manifest.totals.tokens,
+        "bytes": manifest.totals.bytes,
+        "shards": len(manifest.shards),
+        "rejected": manifest.rejected.total,
+        "reasons": manifest.rejected.reasons,
+        **({"damaged": damaged} if damaged else {}),
+        "output": config.output,
+    }

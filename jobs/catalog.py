@@ -7,7 +7,7 @@ from cluster.config import JobConfig
 from cluster.errors import ConfigError
 from cluster.spec import Engine, JobSpec
 
-_TRAINING = ("torch", "transformers", "torch.distributed.fsdp", "torch.distributed.checkpoint", "jobs.training.loop")
+_TRAINING = ("torch", "transformers", "torch.distributed.fsdp", "torch.distributed.checkpoint", "jobs.training.assembly")
 
 JOBS: dict[str, JobSpec] = {
     spec.name: spec

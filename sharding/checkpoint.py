@@ -186,9 +186,9 @@ class Checkpoints:
                 read = read_manifest(folder)
             except CheckpointError as error:
                 read = str(error)
-        found: CheckpointManifest | str = self.group.from_first(read)
-        if isinstance(found, str):
-            return None, [found]
+        found = self.group.from_first(read)
+        if not isinstance(found, CheckpointManifest):
+            return None, [str(found)]
         mine = found.files[self.group.rank :: self.group.world_size]
         wrong = [problem for rank in self.group.gather(problems(folder, mine)) for problem in rank]
         return (None if wrong else found), wrong

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 from cluster.context import JobContext
 from datapipe.loader import Source, TokenLoader
-from jobs.tracking import MetricLog
 from jobs.training.datasets import common_tokenizer, weighted
 from jobs.training.loop import Loop, Parts
-from jobs.training.meter import Meter, flops_per_token
+from jobs.training.meter import meter_of
 from jobs.training.model import build_model, has_dropout, identity_of, model_config
 from jobs.training.objectives import NextToken
+from jobs.training.report import Report
+from jobs.training.step import Stepper
 from sharding.checkpoint import Checkpoints
 from sharding.group import Group
 
@@ -31,27 +32,24 @@ def assemble(context: JobContext, config: "PretrainConfig", group: Group) -> Loo
     checkpoints = Checkpoints(context.run, group, context.fence, config.checkpoint, identity_of(shape))
     found = checkpoints.find()
     model = build_model(shape, group, config.fsdp, seed=config.seed, weights=found is None, path=config.model.path)
-    count = sum(p.numel() for p in model.parameters())
-    flops = flops_per_token(count, shape.num_hidden_layers, shape.hidden_size, config.seq_len)
     loop = Loop(
         Parts(
             context=context,
             config=config,
             group=group,
-            model=model,
-            objective=NextToken(),
+            stepper=Stepper(model, NextToken(), config, group, dropout=has_dropout(shape)),
             loader=loader,
             held_out=_held_out(loader, sources, config, context, group),
             checkpoints=checkpoints,
-            metrics=MetricLog(context),
-            meter=Meter(group.device, group.world_size, flops),
-            dropout=has_dropout(shape),
+            report=Report(
+                context, group, meter_of(model, shape, group, config.seq_len), steps=config.steps, log_every=config.log_every
+            ),
         )
     )
     if found is not None:
         loop.load(*found)
     elif config.anomaly.policy == "rollback":
-        loop.save()  # something to go back to
+        loop.save_initial()  # something to go back to
     checkpoints.clean()
     return loop
 

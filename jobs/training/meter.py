@@ -2,8 +2,12 @@
 
 import resource
 import time
+from typing import Any
 
 import torch
+from torch import nn
+
+from sharding.group import Group
 
 # dense bf16 peak of one device, FLOP/s; vendors' data sheets, without sparsity
 _PEAK_FLOPS = {
@@ -61,6 +65,13 @@ class Meter:
     def restart(self) -> None:
         """Leave out what was not training (a validation, a rollback)."""
         self._tokens, self._since = 0, time.perf_counter()
+
+
+def meter_of(model: nn.Module, config: Any, group: Group, seq_len: int) -> Meter:
+    """A meter for a Hugging Face model of this configuration."""
+    count = sum(p.numel() for p in model.parameters())
+    flops = flops_per_token(count, config.num_hidden_layers, config.hidden_size, seq_len)
+    return Meter(group.device, group.world_size, flops)
 
 
 def _resident_gib() -> float:

@@ -1,14 +1,26 @@
 """Start a job's ranks for a test: real processes, real gloo, through the same entry as torchrun's."""
 
+import multiprocessing
 import os
-import subprocess
 import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cluster.run_dir import RunDir
+import torch
+from torch.distributed import TCPStore
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from cluster.context import JobContext
+from cluster.entry import configure_logging, redirect_output, run_entry
+from cluster.run_dir import RunDir
+from cluster.storage import Place
+from sharding.checkpoint import newest_complete
+from sharding.storage import parse_index, read_tensors
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["jobs.training.assembly", "transformers.models.llama.modeling_llama", "tests.jobs.launch"])
 
 TINY = {
     "model_type": "llama",
@@ -40,31 +52,102 @@ def make_run(root: Path, config: dict[str, Any], job: str = "pretrain") -> RunDi
     return RunDir.create("test", {"job": job, "entry": f"jobs.{job}:main", "config": config}, root)
 
 
-def start(run: RunDir, ranks: int, **env: str) -> subprocess.Popen[str]:
-    """The next attempt of a run, under torchrun."""
+class Ranks:
+    """The rank processes of one attempt."""
+
+    def __init__(self, run: RunDir, processes: list[Any], store: Any) -> None:
+        self.run, self.processes, self._store = run, processes, store
+
+    def wait(self, seconds: float = 100) -> list[int]:
+        """Exit codes, in rank order; whoever outlives the time is killed."""
+        for process in self.processes:
+            process.join(seconds)
+            if process.exitcode is None:
+                process.kill()
+                process.join()
+        return [process.exitcode for process in self.processes]
+
+    def kill(self) -> None:
+        """SIGKILL to all ranks at once."""
+        for process in self.processes:
+            process.kill()
+        self.wait()
+
+    def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        """Wait for something to be seen in the run directory."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, log_of(self.run)
+            assert any(p.is_alive() for p in self.processes) or condition(), log_of(self.run)
+            time.sleep(0.005)
+
+
+def start(run: RunDir, ranks: int, **env: str) -> Ranks:
+    """The next attempt of a run: rank processes forked from a server that has imported torch."""
     attempt = run.begin_attempt()
-    words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "cluster.entry"]
-    log = (run.log_dir(attempt) / "all.log").open("w")
-    return subprocess.Popen(
-        [sys.executable, *words, str(run.path), "--attempt", str(attempt)],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR", **env},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    processes = []
+    for rank in range(ranks):
+        variables = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "OMP_NUM_THREADS": "1",
+            **{key: value for key, value in os.environ.items() if key.startswith(("AWS_", "S3_"))},
+            **env,
+        }
+        process = _SERVER.Process(target=_rank, args=(run.path, attempt, rank, ranks, variables))
+        process.start()
+        processes.append(process)
+    return Ranks(run, processes, store)
+
+
+def _rank(path: Path, attempt: int, rank: int, ranks: int, variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    run = RunDir(path)
+    redirect_output(run.log_dir(attempt) / f"rank-{rank}.log")
+    configure_logging(f"rank {rank}")
+    flag = run.path / "stop-here"
+    context = JobContext(run=run, attempt=attempt, rank=rank, local_rank=rank, world_size=ranks, stop_flag=flag)
+    if rank == 0:
+        context.fence.claim()
+    hook = variables.get("TEST_HOOK")
+    if hook:
+        getattr(import_module("tests.jobs.hooks"), hook)(context)
+    code = run_entry(context)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def launch(run: RunDir, ranks: int, **env: str) -> dict[str, Any]:
     """Run an attempt to its end and return its results; the log is the message if it fails."""
-    code = start(run, ranks, **env).wait(timeout=120)
-    assert code == 0, log_of(run)
+    codes = start(run, ranks, **env).wait()
+    assert codes == [0] * ranks, f"{codes}\n{log_of(run)}"
     return run.results()
 
 
 def log_of(run: RunDir) -> str:
-    return (run.log_dir(run.attempts()[-1]) / "all.log").read_text()[-6000:]
+    folder = run.log_dir(run.attempts()[-1])
+    return "\n".join(path.read_text()[-4000:] for path in sorted(folder.glob("*.log")))
+
+
+def events(run: RunDir, kind: str) -> list[dict[str, Any]]:
+    return [event for event in run.read_events() if event["event"] == kind]
+
+
+def weights(run: RunDir, step: int | None = None) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint, put together in this process."""
+    folder, manifest = newest_complete(Place(run.checkpoints), step)
+    return read_tensors(folder, parse_index(folder.read(manifest.index), folder.url))
+
+
+def equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def losses(run: RunDir) -> dict[int, float]:

@@ -1,5 +1,6 @@
 """Hugging Face models from a preset, a configuration or a directory."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 _PADDING = 1024  # vocabularies are padded to round numbers; more than this is another tokenizer
 # keys that say how a model is written down or run, not what it is
-_INCIDENTAL = {"transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache", "name_or_path"}
+_INCIDENTAL = {
+    *("transformers_version", "_name_or_path", "name_or_path", "dtype", "torch_dtype", "architectures", "use_cache"),
+    *("id2label", "label2id", "problem_type", "output_attentions", "output_hidden_states", "return_dict"),
+}
 
 
 def model_config(config: ModelConfig, *, vocabulary: int, end_of_document: int, seq_len: int) -> Any:
@@ -95,7 +99,8 @@ def _from_values(values: dict[str, Any]) -> Any:
 
 def identity_of(config: Any) -> dict[str, Any]:
     """The keys that decide the model, as plain values: what a checkpoint is checked against."""
-    return {k: v for k, v in sorted(config.to_dict().items()) if k not in _INCIDENTAL}
+    plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(), sort_keys=True, default=str))
+    return {k: v for k, v in plain.items() if k not in _INCIDENTAL}
 
 
 def has_dropout(config: Any) -> bool:
@@ -113,18 +118,23 @@ def build_model(config: Any, group: Group, fsdp: FsdpConfig, *, seed: int, weigh
     return shard_model(skeleton, source, group, fsdp)
 
 
-def whole_model(config: Any, *, seed: int, weights: bool, path: str | None = None) -> nn.Module:
+def whole_model(config: Any, *, seed: int, weights: bool, path: str | None = None) -> Any:
     """The model in one piece on the CPU, in fp32."""
     if not weights:
         with no_init_weights():
-            return _eager(config)
-    if path is not None:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+            model = _eager(config)
+        model.tie_weights()  # otherwise a part of the initialization that was left out
         return model
+    if path is not None:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     torch.manual_seed(seed)
     return _eager(config)
 
 
-def _eager(config: Any) -> nn.Module:
-    model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    return model
+def _eager(config: Any) -> Any:
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def config_of_identity(identity: dict[str, Any]) -> Any:
+    """The configuration that a checkpoint's identity was taken from."""
+    return AutoConfig.for_model(**identity)

@@ -1,0 +1,49 @@
+"""Score a model on held-out text: bits per byte, perplexity, and samples of what it writes."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from cluster.config import JobConfig, Section
+from cluster.context import JobContext
+from jobs.training.datasets import Data, check_data
+from jobs.training.scored import ModelWord, find_model
+from sharding.config import FsdpConfig
+
+
+class GenerateConfig(Section):
+    """Samples of the model's own text."""
+
+    prompts: list[str] = Field(default_factory=list, description="beginnings to go on from; none: no samples")
+    max_new_tokens: int = Field(default=64, ge=1, description="tokens to write after each prompt")
+    temperature: float = Field(default=0.8, ge=0, description="0: the likeliest token each time")
+
+
+class EvaluateConfig(JobConfig):
+    """What an evaluation is made of."""
+
+    model: ModelWord = Field(
+        description="a run (id, path or latest): its newest complete checkpoint; or a Hugging Face directory"
+    )
+    data: Data = Field(description="a data set made by preprocess, or a list of {path, weight}")
+    split: Literal["train", "validation"] = Field(default="validation", description="the split to score")
+    seq_len: int | None = Field(default=None, ge=1, description="tokens of a sequence; unset: as the run trained, else 1024")
+    max_sequences: int = Field(default=1000, ge=1, description="sequences to score, from the beginning of the split")
+    micro_batch: int = Field(default=4, ge=1, description="sequences that one rank computes at once")
+    generate: GenerateConfig = Field(default=GenerateConfig(), description="samples of the model's own text")
+    fsdp: FsdpConfig = Field(default=FsdpConfig(), description="how parameters are split")
+
+    def preflight(self) -> None:
+        """The model and local data sets must be there."""
+        find_model(self.model)
+        check_data(self.data)
+
+
+def main(context: JobContext) -> dict[str, object]:
+    """Score the model; returns loss, bits per byte, perplexity, n, standard error, a unigram model's loss, samples."""
+    from jobs.training.scoring import score
+    from sharding.group import process_group
+
+    config = context.config(EvaluateConfig)
+    with process_group(config.fsdp.timeout_minutes) as group:
+        return score(context, config, group)

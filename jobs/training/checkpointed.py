@@ -1,0 +1,49 @@
+"""The model of a run's checkpoint, in one piece and in one process."""
+
+from typing import TYPE_CHECKING, Any
+
+from cluster.errors import CheckpointError, ConfigError
+from cluster.run_dir import RunDir
+from cluster.storage import Place
+from datapipe.manifest import read_manifest as read_data_manifest
+from jobs.catalog import config_of, find_job
+from jobs.training.datasets import weighted
+from jobs.training.model import config_of_identity, identity_of, whole_model
+from sharding.checkpoint import newest_complete, place_of
+from sharding.manifest import CheckpointManifest
+from sharding.state import MODEL
+from sharding.storage import parse_index, read_tensors
+
+if TYPE_CHECKING:
+    from jobs.pretrain import PretrainConfig
+
+
+def training_config(run: RunDir) -> "PretrainConfig":
+    """The configuration of a run that trained a model. Raises ConfigError for a run of another kind."""
+    job = str(run.record["job"])
+    config: Any = config_of(find_job(job)).model_validate(run.record["config"])
+    if not hasattr(config, "checkpoint") or not hasattr(config, "data"):
+        raise ConfigError(f"run {run.id}: is a {job} run, which has no model; name a run that trained one")
+    result: PretrainConfig = config
+    return result
+
+
+def tokenizer_place(run: RunDir) -> Place:
+    """Where the tokenizer of a run's data lies."""
+    place = Place(weighted(training_config(run).data)[0].path)
+    return place.sub(read_data_manifest(place).tokenizer.path)
+
+
+def checkpointed_model(run: RunDir, step: int | None = None) -> tuple[Any, CheckpointManifest]:
+    """The whole model of the newest complete checkpoint (or that of `step`), on the CPU in fp32, ready for use."""
+    config = training_config(run)
+    folder, manifest = newest_complete(place_of(run, config.checkpoint), step)
+    shape = config_of_identity(manifest.identity)
+    model: Any = whole_model(shape, seed=config.seed, weights=False)
+    tensors = read_tensors(folder, parse_index(folder.read(manifest.index), folder.url), MODEL)
+    names = {name for name, _ in model.named_parameters()}
+    if missing := sorted(names - tensors.keys()):
+        raise CheckpointError(f"{folder.url}: lacks {', '.join(missing[:3])}; export an older step")
+    model.load_state_dict(tensors, strict=False)  # a tied weight is there once
+    assert identity_of(model.config) == manifest.identity
+    return model.eval(), manifest

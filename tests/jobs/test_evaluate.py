@@ -1,0 +1,115 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cluster.config import load_config
+from cluster.errors import CheckpointError, ConfigError
+from cluster.run_dir import RunDir
+from datapipe.loader import Source, TokenLoader
+from jobs.evaluate import EvaluateConfig
+from jobs.export import export
+from tests.jobs.corpus import make_dataset
+from tests.jobs.launch import launch, log_of, make_run, pretrain_config, start
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Path]:
+    root = tmp_path_factory.mktemp("evaluate")
+    data = make_dataset(root / "data")
+    run = make_run(root / "runs", pretrain_config(data, steps=60, checkpoint={"every_steps": 20}, optim={"lr": 1e-2, "warmup_steps": 5}))
+    launch(run, 2)
+    return run, data
+
+
+def evaluate(root: Path, ranks: int, **config: Any) -> dict[str, Any]:
+    return launch(make_run(root, config, "evaluate"), ranks)
+
+
+def test_scores_a_run_alike_at_any_world_size(trained: tuple[RunDir, Path]) -> None:
+    run, data = trained
+    config = {"model": run.id, "data": str(data), "max_sequences": 11, "micro_batch": 2}
+    one, two = (evaluate(run.path.parent, ranks, **config) for ranks in (1, 2))
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
+    assert one["n"] == two["n"] == 11
+    assert one["standard_error"] == pytest.approx(two["standard_error"], rel=1e-4)
+    assert one["model_step"] == 60
+
+
+def test_the_figures_are_what_transformers_gives(trained: tuple[RunDir, Path], tmp_path: Path) -> None:
+    run, data = trained
+    model = AutoModelForCausalLM.from_pretrained(export(run, tmp_path / "model"), dtype=torch.float32)
+    loader = TokenLoader([Source(str(data))], seq_len=32, seed=0, split="validation")
+    n = loader.sequences
+    tokens = torch.from_numpy(loader.in_order(0, n))
+    with torch.no_grad():
+        logits = model(tokens[:, :-1]).logits
+    each = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(n, -1).double().mean(1)
+    got = evaluate(run.path.parent, 1, model=str(tmp_path / "model"), data=str(data), seq_len=32)
+    assert got["loss"] == pytest.approx(each.mean().item(), rel=1e-5)
+    assert got["standard_error"] == pytest.approx(each.std().item() / math.sqrt(n), rel=1e-4)
+    assert got["perplexity"] == pytest.approx(math.exp(got["loss"]))
+    manifest = json.loads((data / "manifest.json").read_text())["totals"]["validation"]
+    assert got["bits_per_byte"] == pytest.approx(got["loss"] / math.log(2) * manifest["tokens"] / manifest["bytes"])
+
+
+def test_a_trained_model_beats_the_unigram_model(trained: tuple[RunDir, Path]) -> None:
+    run, data = trained
+    got = evaluate(run.path.parent, 1, model=run.id, data=str(data))
+    train = TokenLoader([Source(str(data))], seq_len=32, seed=0)
+    counts = 1 + np.bincount(train.in_order(0, train.sequences)[:, 1:].ravel(), minlength=257)
+    scored = TokenLoader([Source(str(data))], seq_len=32, seed=0, split="validation")
+    targets = scored.in_order(0, scored.sequences)[:, 1:].ravel()
+    assert got["unigram_loss"] == pytest.approx(float(-np.log(counts / counts.sum())[targets].mean()))
+    assert got["loss"] < got["unigram_loss"]
+
+
+def test_samples_are_drawn_from_the_seed(trained: tuple[RunDir, Path]) -> None:
+    run, data = trained
+    generate = {"prompts": ["the rope", ""], "max_new_tokens": 5}
+    config = {"model": run.id, "data": str(data), "max_sequences": 2, "generate": generate}
+    one, two = (evaluate(run.path.parent, ranks, **config)["generations"] for ranks in (1, 2))
+    assert one == two
+    assert [sample["prompt"] for sample in one] == ["the rope", ""]
+    assert all(sample["text"] for sample in one)
+
+
+def test_export_opens_in_transformers_with_its_tokenizer(trained: tuple[RunDir, Path], tmp_path: Path) -> None:
+    run, _ = trained
+    model = AutoModelForCausalLM.from_pretrained(export(run, tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert tokenizer("the").input_ids == list(b"the")
+    older = AutoModelForCausalLM.from_pretrained(export(run, tmp_path / "older", step=40))
+    assert not torch.equal(older.lm_head.weight, model.lm_head.weight)
+    with pytest.raises(ConfigError, match="not an empty directory"):
+        export(run, tmp_path / "model")
+    with pytest.raises(CheckpointError, match="step 7"):
+        export(run, tmp_path / "none", step=7)
+
+
+def test_latest_means_the_newest_run_that_trains(trained: tuple[RunDir, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, data = trained
+    make_run(run.path.parent, {"model": run.id, "data": str(data)}, "evaluate")
+    monkeypatch.setenv("ROPEWALK_RUNS", str(run.path.parent))
+    assert load_config(EvaluateConfig, {"model": "latest", "data": str(data)}).model == run.id  # type: ignore[attr-defined]
+
+
+def test_what_is_neither_a_run_nor_a_model_is_named(tmp_path: Path) -> None:
+    config = load_config(EvaluateConfig, {"model": "nowhere", "data": str(tmp_path)})
+    with pytest.raises(ConfigError, match="'nowhere' is neither"):
+        config.preflight()
+
+
+def test_a_model_of_another_vocabulary_is_refused(trained: tuple[RunDir, Path], tmp_path: Path) -> None:
+    run, _ = trained
+    other = make_dataset(tmp_path / "other", vocabulary=5000)
+    bad = make_run(run.path.parent, {"model": run.id, "data": str(other)}, "evaluate")
+    assert start(bad, 1).wait() == [42]
+    assert "vocabulary is 257, the data set's tokenizer has 5000" in log_of(bad)

@@ -1,0 +1,124 @@
+"""The `preprocess` job: the same bytes from any number of actors, stopped or not."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import load_config
+from cluster.context import JobContext
+from cluster.errors import ConfigError, DataError, StopRequested
+from cluster.files import read_json
+from cluster.run_dir import RunDir
+from jobs.preprocess import PreprocessConfig, main
+from tests.fakes.documents import configure, contents, make, some_documents, write_lines
+
+KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
+
+
+def context_of(config: PreprocessConfig, root: Path, cpus: int = 2) -> JobContext:
+    run = RunDir.create("preprocess", {"config": config.model_dump(mode="json"), "resources": {"cpus": cpus}}, root=root)
+    return JobContext(run=run, attempt=run.begin_attempt(), stop_flag=run.path / "stop")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_lines(tmp_path / "in/a.jsonl", [*some_documents(400), b"not json"])
+    write_lines(tmp_path / "in/b.jsonl", some_documents(200, seed=1))
+    return tmp_path / "in"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("actors", [1, 2, 4])
+def test_any_number_of_actors_gives_the_same_bytes(
+    tmp_path: Path, source: Path, actors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    manifest = make(source, tmp_path / "serial", **KEYS)
+    config = configure(source, tmp_path / "out", actors=actors, **KEYS)
+    context = context_of(config, tmp_path / "runs")
+    results = main(context)
+    assert contents(tmp_path / "out") == contents(tmp_path / "serial")
+    assert results == {
+        "documents": manifest.totals.documents,
+        "tokens": manifest.totals.tokens,
+        "bytes": manifest.totals.bytes,
+        "shards": len(manifest.shards),
+        "rejected": manifest.rejected.total,
+        "reasons": manifest.rejected.reasons,
+        "output": str(tmp_path / "out"),
+    }
+    progress = read_json(context.run.progress)
+    assert progress is not None
+    assert progress["done"] == progress["total"] == manifest.totals.documents
+    assert set(progress["rates"]) == {"documents/s", "MB/s"}
+
+
+@pytest.mark.slow
+def test_a_stop_keeps_what_is_committed(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    make(source, tmp_path / "serial", **KEYS)
+    config = configure(source, tmp_path / "out", **KEYS)
+    stopped = context_of(config, tmp_path / "runs")
+    assert stopped.stop_flag is not None
+    stopped.stop_flag.touch()
+    with pytest.raises(StopRequested):
+        main(stopped)
+    assert not (tmp_path / "out/manifest.json").exists()
+    main(context_of(config, tmp_path / "runs"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "serial")
+
+
+def test_a_complete_data_set_needs_no_actors(tmp_path: Path, source: Path) -> None:
+    manifest = make(source, tmp_path / "out", **KEYS)
+    script = "import sys\nfrom tests.fakes.drive import drive\nprint(drive(sys.argv[1])['tokens'], 'ray' in sys.modules)"
+    run = context_of(configure(source, tmp_path / "out", **KEYS), tmp_path / "runs").run
+    done = subprocess.run([sys.executable, "-c", script, run.path], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == [str(manifest.totals.tokens), "False"]
+
+
+def test_the_users_mistakes_are_found_at_submission(tmp_path: Path, source: Path) -> None:
+    with pytest.raises(DataError, match="no such file or directory"):
+        configure(tmp_path / "nowhere", tmp_path / "out").preflight()
+    with pytest.raises(DataError, match="matches no file"):
+        configure(source / "*.parquet", tmp_path / "out").preflight()
+    with pytest.raises(ConfigError, match=r"tokenizer\.path: .* no such file"):
+        configure(source, tmp_path / "out", tokenizer={"path": str(tmp_path / "none")}).preflight()
+    with pytest.raises(ConfigError, match="input: "):
+        load_config(PreprocessConfig, {"input": [], "output": "x", "tokenizer": {"train": 400}})
+    with pytest.raises(ConfigError, match="did you mean 'tokenizer'"):
+        load_config(PreprocessConfig, {"input": "x", "output": "x", "tokeniser": {"train": 400}})
+
+
+def test_the_configuration_is_read_without_heavy_imports() -> None:
+    heavy = ("ray", "torch", "transformers", "numba", "pyarrow", "numpy", "tokenizers")
+    code = f"import sys, jobs.preprocess; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mount namespaces")
+def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path: Path, source: Path) -> None:
+    """The output is a file system of 200 KiB, in a mount namespace of its own; then it grows."""
+    (tmp_path / "disk").mkdir()
+    config = configure(source, tmp_path / "disk/out", **KEYS)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    make(source, tmp_path / "serial", **KEYS)
+    script = tmp_path / "script.sh"
+    step = f"{sys.executable} -m tests.fakes.drive {tmp_path}/config.json"
+    script.write_text(
+        f"mount -t tmpfs -o size=200k none {tmp_path}/disk || exit 77\n{step}; echo first $?\n"
+        f"mount -o remount,size=50m {tmp_path}/disk\n{step}; echo second $?\ncp -a {tmp_path}/disk/out {tmp_path}/copy\n"
+    )
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", script], capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, check=False
+    )
+    if "first" not in done.stdout:
+        pytest.skip(f"mount namespaces are not allowed here: {done.stderr.strip()}")
+    assert "first 1\n" in done.stdout
+    assert f"{tmp_path}/disk/out" in done.stdout
+    assert "no space left on the device; free some and run again" in done.stdout
+    assert "second 0\n" in done.stdout
+    assert contents(tmp_path / "copy") == contents(tmp_path / "serial")

@@ -1,0 +1,118 @@
+"""A tokenizer is trained to the same bytes every time, or taken over; no text can fake an end of document."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer
+
+from cluster.config import load_config
+from cluster.errors import ConfigError
+from cluster.storage import Place
+from datapipe.tokenizer import Encoder, TokenizerFiles, read_tokenizer, take_tokenizer, train_tokenizer, write_tokenizer
+from jobs.preprocess import PreprocessConfig
+from tests.fakes.documents import make, rows, some_documents, write_lines
+
+TEXTS = [d["text"] for d in some_documents(300)]
+
+TRAIN = """
+import sys
+from datapipe.tokenizer import train_tokenizer
+from tests.fakes.documents import some_documents
+files = train_tokenizer((d["text"] for d in some_documents(300)), 500).files
+sys.stdout.buffer.write(b"".join(files[name] for name in sorted(files)))
+"""
+
+
+def test_training_is_a_pure_function_of_the_texts() -> None:
+    trained = set()
+    for seed, parallel in (("0", "false"), ("1", "true"), ("2", "true")):
+        env = {**os.environ, "PYTHONHASHSEED": seed, "TOKENIZERS_PARALLELISM": parallel}
+        trained.add(
+            subprocess.run([sys.executable, "-c", TRAIN], env=env, check=True, capture_output=True, cwd=Path.cwd()).stdout
+        )
+    assert len(trained) == 1
+    assert len(trained.pop()) > 10_000
+
+
+def test_a_trained_tokenizer_opens_in_transformers_and_gives_the_text_back(tmp_path: Path) -> None:
+    output, work = Place(tmp_path), Place(tmp_path / ".work")
+    write_tokenizer(output, work, train_tokenizer(TEXTS, 400))
+    opened = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    files = read_tokenizer(output, work)
+    assert files is not None
+    encoder = Encoder(files)
+    assert (opened.eos_token_id, len(opened)) == (encoder.end_of_document, encoder.vocabulary)
+    for text, tokens in zip(TEXTS, encoder.encode(TEXTS), strict=True):
+        assert opened.decode(tokens[:-1]) == text
+        assert tokens.tolist() == [*opened.encode(text, add_special_tokens=False), opened.eos_token_id]
+        assert tokens.dtype == np.uint16
+
+
+def test_a_text_cannot_end_its_own_document() -> None:
+    encoder = Encoder(train_tokenizer(TEXTS, 400))
+    (tokens,) = encoder.encode(["before <|endoftext|> after"])
+    assert (tokens == encoder.end_of_document).sum() == 1
+    assert encoder.tokenizer.decode(tokens[:-1].tolist()) == "before <|endoftext|> after"
+
+
+@pytest.mark.parametrize("form", ["directory", "file"])
+def test_an_existing_tokenizer_is_taken_over(tmp_path: Path, form: str) -> None:
+    source = write_lines(tmp_path / "in.jsonl", some_documents(40))
+    make(source, tmp_path / "first")
+    path = tmp_path / "first/tokenizer"
+    manifest = make(
+        source, tmp_path / "second", tokenizer={"path": str(path if form == "directory" else path / "tokenizer.json")}
+    )
+    assert rows(tmp_path / "first") == rows(tmp_path / "second")
+    assert manifest.tokenizer.name == "tokenizer"
+    assert AutoTokenizer.from_pretrained(tmp_path / "second/tokenizer") is not None
+
+
+def large_vocabulary() -> TokenizerFiles:
+    words = {"<eos>": 0, "rope": 1} | {f"word{i}": i for i in range(2, 70_000)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="rope"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return TokenizerFiles(name="large", files={"tokenizer.json": tokenizer.to_str().encode()})
+
+
+def test_a_large_vocabulary_takes_wider_tokens(tmp_path: Path) -> None:
+    (tmp_path / "large.json").write_bytes(large_vocabulary().files["tokenizer.json"])
+    source = write_lines(tmp_path / "in.jsonl", [{"id": "a", "text": "word69999 rope"}])
+    manifest = make(source, tmp_path / "out", tokenizer={"path": str(tmp_path / "large.json")}, validation_fraction=0)
+    assert (manifest.token_type, manifest.tokenizer.vocabulary) == ("uint32", 70_000)
+    assert rows(tmp_path / "out")[0]["tokens"] == [69_999, 1, 0]
+
+
+def test_a_tokenizer_that_will_not_do_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match="not in the Hugging Face cache"):
+        take_tokenizer("nobody/no-such-tokenizer")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"not a tokenizer\.json"):
+        take_tokenizer(str(tmp_path))
+    with pytest.raises(ConfigError, match="no such directory"):
+        take_tokenizer(str(tmp_path / "nowhere"))
+    endless = json.loads(large_vocabulary().files["tokenizer.json"])
+    endless["model"]["vocab"] = {"rope": 0}
+    with pytest.raises(ConfigError, match="no end-of-document token"):
+        Encoder(TokenizerFiles(name="endless", files={"tokenizer.json": json.dumps(endless).encode()}))
+
+
+def test_one_word_on_the_command_line_is_enough(tmp_path: Path) -> None:
+    base = {"input": str(tmp_path), "output": str(tmp_path / "out")}
+    config = load_config(PreprocessConfig, base, ["tokenizer.train=8192"])
+    assert isinstance(config, PreprocessConfig)
+    assert config.tokenizer.train == 8192
+    named = load_config(PreprocessConfig, base, ["tokenizer.path=org/name"])
+    assert isinstance(named, PreprocessConfig)
+    assert named.tokenizer.path == "org/name"
+    with pytest.raises(ConfigError, match=r"set either tokenizer\.train"):
+        load_config(PreprocessConfig, base, ["tokenizer.train=8192", "tokenizer.path=x"])
+    with pytest.raises(ConfigError, match="tokenizer: required"):
+        load_config(PreprocessConfig, base)

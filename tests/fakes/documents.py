@@ -1,0 +1,88 @@
+"""Raw documents for the tests of the data path, and a data set made of them without Ray."""
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.config import load_config
+from cluster.storage import Place
+from datapipe.manifest import Manifest
+from datapipe.pipeline import make_data_set
+from datapipe.progress import Progress
+from datapipe.worker import Task, Worker
+from jobs.preprocess import PreprocessConfig
+
+SENTENCE = "the of lane rope strand twist naïve walk Größe hemp 麻绳 tar 2026 shard, token. (seed) def return λ x: 🪢 it's"
+WORDS = [*SENTENCE.split(), "rank\n\n"]
+TINY = {"tokenizer": {"train": 400, "sample_mib": 1}, "validation_fraction": 0.1}
+
+
+def some_documents(count: int, seed: int = 0, words: int = 60) -> list[dict[str, Any]]:
+    """Documents of random words; every eleventh repeats an earlier text."""
+    draw = random.Random(seed)
+    made: list[dict[str, Any]] = []
+    for number in range(count):
+        text = " ".join(draw.choices(WORDS, k=draw.randint(3, 2 * words)))
+        if number % 11 == 10:
+            text = made[number // 2]["text"]
+        made.append({"id": f"doc-{seed}-{number}", "text": text, "source": f"book-{number % 3}"})
+    return made
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> Path:
+    """JSON lines; bytes are written as they are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (r if isinstance(r, bytes) else json.dumps(r, ensure_ascii=False).encode() for r in records)
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+def configure(source: Any, output: Any, **keys: Any) -> PreprocessConfig:
+    values = {
+        **TINY,
+        "input": [str(s) for s in source] if isinstance(source, list) else str(source),
+        "output": str(output),
+        **keys,
+    }
+    config = load_config(PreprocessConfig, values)
+    assert isinstance(config, PreprocessConfig)
+    return config
+
+
+def in_this_process(config: PreprocessConfig) -> Any:
+    """Carries tasks out one after another, here."""
+    worker = Worker(config.output, f"{config.output}/.work")
+
+    def carry_out(tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+        for task in tasks:
+            yield task, worker.do(task)
+
+    return carry_out
+
+
+def make(source: Any, output: Any, **keys: Any) -> Manifest:
+    """A data set from `source`, made in this process."""
+    config = configure(source, output, **keys)
+    config.preflight()
+    return make_data_set(config, config.seed, in_this_process(config), Progress(lambda _: None))
+
+
+def contents(place: Any) -> dict[str, bytes]:
+    """Every file below a directory or URL, hidden ones too."""
+    root = Place(str(place))
+    paths = sorted(root.fs.find(root.root))
+    return {path.removeprefix(root.root).lstrip("/"): root.fs.cat_file(path) for path in paths}
+
+
+def rejected(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for file in sorted(output.glob("rejected/*.jsonl")) for line in file.read_text().splitlines()]
+
+
+def rows(output: Path, split: str = "*") -> list[dict[str, Any]]:
+    """The documents of all shards as Python values; train before validation."""
+    files = sorted(output.glob("shards/*.arrow")) + sorted(output.glob("validation/*.arrow"))
+    return [row for file in files for row in pa.ipc.open_file(file.read_bytes()).read_all().to_pylist()]

@@ -1,0 +1,30 @@
+"""Run the `preprocess` job the way its agent would: from a run directory, or from a configuration without Ray."""
+
+import sys
+from pathlib import Path
+
+from cluster.context import JobContext
+from cluster.errors import RopewalkError
+from cluster.run_dir import RunDir
+from datapipe.pipeline import make_data_set
+from datapipe.progress import Progress
+from jobs.preprocess import PreprocessConfig, main
+from tests.fakes.documents import in_this_process
+
+
+def drive(run_dir: str) -> dict[str, object]:
+    run = RunDir(run_dir)
+    return main(JobContext(run=run, attempt=run.begin_attempt()))
+
+
+if __name__ == "__main__":
+    given = Path(sys.argv[1])
+    try:
+        if given.is_dir():
+            print(drive(sys.argv[1]))
+        else:
+            config = PreprocessConfig.model_validate_json(given.read_text())
+            make_data_set(config, config.seed, in_this_process(config), Progress(lambda _: None))
+    except RopewalkError as error:
+        print(error)
+        sys.exit(1)

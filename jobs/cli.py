@@ -1,0 +1,287 @@
+"""The `ropewalk` command. Only typer is imported on top: --help must answer at once."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="ropewalk",
+    help="Raw text to a trained language model, in whatever lane there is: a laptop, Slurm, Kubernetes.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RunWord = Annotated[str, typer.Argument(metavar="RUN", help="a run's id, the beginning of it, its directory, or `latest`")]
+Words = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="overrides, such as optim.lr=1e-3")]
+JobWord = Annotated[str | None, typer.Argument(metavar="JOB", help="preprocess, pretrain, evaluate, ...")]
+ConfigFile = Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE.yaml", help="the job file")]
+Cluster = Annotated[str, typer.Option("--on", metavar="CLUSTER", help="a cluster of the profile file, local, slurm or k8s")]
+AsJson = Annotated[bool, typer.Option("--json", help="machine-readable: JSON on stdout")]
+HelpFlag = Annotated[bool, typer.Option("--help", help="show this, or with a JOB every key of it")]
+OWN_HELP: dict[str, Any] = {"help_option_names": []}
+
+
+@app.command(context_settings=OWN_HELP)
+def run(
+    context: typer.Context,
+    *,
+    job: JobWord = None,
+    words: Words = None,
+    config: ConfigFile = None,
+    on: Cluster = "local",
+    as_json: AsJson = False,
+    help_: HelpFlag = False,
+) -> None:
+    """Submit a job, follow it, and exit with its outcome."""
+    if help_ or job is None:
+        from jobs.verdict import explain_job
+
+        return explain_job(context.get_help(), context.info_name or "", job)
+    from jobs.display import console
+    from jobs.submission import configure, submit
+    from jobs.verdict import see_through
+
+    started = submit(job, configure(job, config, words or []), on, command=["ropewalk", *sys.argv[1:]])
+    console(stderr=True).print(f"{started.id}: {started.path}", soft_wrap=True)
+    return see_through(started, as_json)
+
+
+@app.command(context_settings=OWN_HELP)
+def submit(
+    context: typer.Context,
+    *,
+    job: JobWord = None,
+    words: Words = None,
+    config: ConfigFile = None,
+    on: Cluster = "local",
+    after: Annotated[list[str] | None, typer.Option("--after", metavar="RUN", help="start when that run has succeeded")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the script or manifest, start nothing")] = False,
+    help_: HelpFlag = False,
+) -> None:
+    """Submit a job and print its run id."""
+    if help_ or job is None:
+        from jobs.verdict import explain_job
+
+        return explain_job(context.get_help(), context.info_name or "", job)
+    from jobs import submission
+    from jobs.status import find_run
+
+    resolved = submission.configure(job, config, words or [])
+    others = [find_run(word) for word in after or []]
+    if dry_run:
+        print(submission.render(job, resolved, on).rstrip("\n"))
+    else:
+        print(submission.submit(job, resolved, on, after=others, command=["ropewalk", *sys.argv[1:]]).id)
+    return None
+
+
+@app.command()
+def resume(
+    word: RunWord,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[resources.key=value ...]", help="other resources")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="do not follow it")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start a new attempt of a run that ended, from its last checkpoint."""
+    from jobs.status import find_run
+    from jobs.submission import resume as start
+    from jobs.verdict import see_through
+
+    found = find_run(word)
+    before = start(found, words or [])
+    if detach:
+        print(found.id)
+    else:
+        see_through(found, as_json, before)
+
+
+@app.command()
+def ps(
+    every: Annotated[bool, typer.Option("--all", "-a", help="finished runs too")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs that are live."""
+    from jobs import status
+
+    runs = [r for r in status.all_runs() if every or not status.is_final(r)]
+    states = status.states(runs)
+    rows = [status.summary(r, states[r.id]) for r in runs]
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        from jobs.display import console, runs_table
+
+        hint = "" if every else "; `ropewalk ps --all` lists the finished ones"
+        console().print(runs_table(rows) if rows else f"no runs{hint}")
+
+
+@app.command()
+def show(
+    word: RunWord,
+    as_json: AsJson = False,
+    plot: Annotated[bool, typer.Option("--plot", help="write the curves as a PNG: to FILE, else RUN/curves.png")] = False,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE.png]", help="where --plot writes")] = None,
+) -> None:
+    """Show all of a run: attempts, results, metrics, events."""
+    from jobs import status
+
+    found = status.find_run(word)
+    if plot or file:
+        from jobs.plots import plot_run
+
+        print(plot_run(found, file or found.path / "curves.png"))
+    elif as_json:
+        print(json.dumps(status.details(found), default=str))
+    else:
+        from jobs.display import console, run_page
+
+        console().print(run_page(status.details(found)))
+
+
+@app.command()
+def logs(
+    word: RunWord,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="go on until the run is over")] = False,
+    rank: Annotated[int | None, typer.Option("--rank", help="of this rank only")] = None,
+    node: Annotated[int | None, typer.Option("--node", help="of this node only")] = None,
+) -> None:
+    """Print the logs of nodes and ranks, across attempts."""
+    from jobs.follow import Watch
+    from jobs.logs import follow_logs, read_logs
+    from jobs.status import find_run
+
+    found = find_run(word)
+    for line in follow_logs(found, Watch(found).over, rank, node) if follow else read_logs(found, rank, node):
+        print(line, flush=follow)
+
+
+@app.command()
+def cancel(word: RunWord) -> None:
+    """Make a run save, leave and not come back."""
+    from cluster.backend import load_backend
+    from jobs import status
+
+    found = status.find_run(word)
+    if status.is_final(found):
+        outcome = found.last_outcome()
+        print(f"{found.id} is over already: {outcome.state if outcome else ''}")
+        return
+    load_backend(found.record["cluster"]).cancel(found)
+    print(f"{found.id} is asked to save and leave; `ropewalk wait {found.id}` returns when it has")
+
+
+@app.command()
+def wait(word: RunWord, as_json: AsJson = False) -> None:
+    """Return when a run is over, with its outcome as exit code."""
+    from jobs import follow
+    from jobs.status import find_run
+    from jobs.verdict import conclude
+
+    found = find_run(word)
+    conclude(found, follow.wait(found), as_json)
+
+
+@app.command()
+def why(word: RunWord) -> None:
+    """Say in plain words why a run is in the state it is in, and what to do."""
+    from jobs.diagnosis import diagnose
+    from jobs.display import console, diagnosis_page
+    from jobs.status import find_run, states
+
+    found = find_run(word)
+    console().print(diagnosis_page(found, diagnose(found, states([found])[found.id])), soft_wrap=True)
+
+
+@app.command()
+def top(once: Annotated[bool, typer.Option("--once", help="print it once and leave")] = False) -> None:
+    """Show live runs and their nodes, from files only."""
+    from jobs.display import console
+    from jobs.top import watch
+
+    watch(console(), once)
+
+
+@app.command()
+def doctor(on: Cluster = "local") -> None:
+    """Check this machine and a cluster."""
+    from jobs.display import checks_table, console
+    from jobs.doctor import checks
+
+    found = checks(on)
+    console().print(checks_table(found))
+    if not all(check.ok for check in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def sync(word: Annotated[str | None, typer.Argument(metavar="[RUN]", help="this run only")] = None) -> None:
+    """Upload W&B files that were written without a network."""
+    from jobs.mirror import sync_run
+    from jobs.status import all_runs, find_run
+
+    for found in [find_run(word)] if word else all_runs():
+        for path in sync_run(found):
+            print(f"{found.id}: {path.name}")
+
+
+@app.command()
+def export(
+    word: RunWord,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="where the Hugging Face directory goes")],
+    step: Annotated[int | None, typer.Option("--step", help="of this checkpoint, not the newest")] = None,
+) -> None:
+    """Write a checkpoint as a Hugging Face model directory."""
+    from jobs.export import export as write
+    from jobs.status import find_run
+
+    print(write(find_run(word), directory, step))
+
+
+@app.command()
+def quickstart(
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="where all of it goes")] = Path("quickstart"),
+) -> None:
+    """See all of it on this machine in a few minutes, on text that is already here."""
+    from jobs.display import console
+    from jobs.quickstart import quickstart as tour
+
+    tour(directory, console())
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line and exit code 2, never a traceback."""
+    try:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has seen enough
+        code = 0
+    except Exception as error:
+        code = _explain(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> int:
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:  # typer's own: a missing argument, an unknown option
+        return _mistake(" ".join(format_message().split()))
+    from cluster.errors import EXIT_FAILED, ConfigError, DataError, RopewalkError
+
+    if not isinstance(error, RopewalkError):
+        raise error
+    code = _mistake(" ".join(str(error).split()))
+    return code if isinstance(error, (ConfigError, DataError)) else EXIT_FAILED
+
+
+def _mistake(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

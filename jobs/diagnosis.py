@@ -1,0 +1,177 @@
+"""Why a run is in the state it is in: the cause in plain words, the evidence, and what to do."""
+
+import re
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.backend import BackendState
+from cluster.errors import EXIT_NEVER_RETRY
+from cluster.files import read_json
+from cluster.run_dir import RunDir
+from cluster.spec import RunState
+
+SILENT_SECONDS = 30.0  # six samples of a node missed
+
+# (what the error says, what it means, what to do); the first that matches wins
+KNOWN: tuple[tuple[str, str, str], ...] = (
+    (
+        r"CUDA out of memory|OutOfMemoryError",
+        "a GPU ran out of memory",
+        "use a smaller batch.micro_batch or seq_len, or more ranks (FSDP shards the model over them)",
+    ),
+    (
+        r"MemoryError|Cannot allocate memory",
+        "a node ran out of memory",
+        "ask for more resources.memory_gib, or fewer ranks a node",
+    ),
+    (r"No space left on device|Errno 28", "a disk is full", "free space where the run or its output lies, then resume"),
+    (r"Disk quota exceeded|Errno 122", "a quota is used up", "free space where the run or its output lies, then resume"),
+    (r"CorruptShardError", "a shard of the data set is damaged", "make or copy it again, or set on_corrupt=quarantine"),
+    (r"NumericsError", "the loss became NaN or jumped", "a lower optim.lr or a longer optim.warmup_steps usually helps"),
+    (
+        r"NCCL|gloo|Connection (closed|reset) by peer",
+        "ranks lost touch with each other",
+        "look for the first rank or node that was lost",
+    ),
+    (r"No module named", "a package is missing on the node", "install it where the agent's Python runs"),
+    (r"Address already in use", "a port is taken by another program", "resume: another port is drawn"),
+)
+
+SIGNALS = {
+    signal.SIGKILL: "killed (SIGKILL): by the out-of-memory killer, a person or the scheduler",
+    signal.SIGSEGV: "crashed in native code (segmentation fault)",
+    signal.SIGBUS: "lost a file under its memory map (SIGBUS): a file was cut short, or /dev/shm is full",
+    signal.SIGTERM: "was ended (SIGTERM)",
+    signal.SIGABRT: "aborted in native code (SIGABRT)",
+}
+
+
+@dataclass
+class Diagnosis:
+    """What `why` prints."""
+
+    cause: str
+    evidence: list[str] = field(default_factory=list)
+    remedy: str = ""
+
+
+def diagnose(run: RunDir, state: BackendState) -> Diagnosis:
+    """Read outcome.json, errors/*.json, node samples and events of the newest attempt."""
+    attempts = run.attempts()
+    if not attempts:
+        return _never_started(run, state)
+    attempt = attempts[-1]
+    outcome = run.outcome(attempt)
+    history = _history(run)
+    if outcome is None:
+        return _unfinished(run, attempt, state, history)
+    if outcome.state is RunState.SUCCEEDED:
+        return Diagnosis(cause="It succeeded.", evidence=history)
+    if outcome.state is RunState.CANCELLED:
+        remedy = f"`ropewalk resume {run.id}` goes on from its last checkpoint"
+        return Diagnosis(cause=f"It was cancelled: {outcome.cause}.", evidence=history, remedy=remedy)
+    if not outcome.state.final:
+        went = state.reason or "a new attempt follows by itself"
+        return Diagnosis(cause=f"Attempt {attempt} ended without finishing: {outcome.cause}; {went}.", evidence=history)
+    return _failed(run, attempt, outcome.cause, outcome.exit_code, history)
+
+
+def _never_started(run: RunDir, state: BackendState) -> Diagnosis:
+    refused = [event for event in run.read_events() if event["event"] == "submit_failed"]
+    if refused:
+        remedy = f"mend that, then `ropewalk resume {run.id}`"
+        return Diagnosis(cause=f"It was never started: {refused[-1]['error']}", remedy=remedy)
+    said = f" ({state.word}{': ' if state.word and state.reason else ''}{state.reason})" if state.word or state.reason else ""
+    return Diagnosis(cause=f"It has not started yet: {state.state.value}{said}.")
+
+
+def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[str]) -> Diagnosis:
+    if state.state is RunState.UNKNOWN:
+        remedy = state.reason if "ropewalk" in state.reason else f"`ropewalk resume {run.id}` starts a new attempt"
+        return Diagnosis(
+            cause=f"Nobody carries it any more: {state.reason or 'no trace of it'}.", evidence=history, remedy=remedy
+        )
+    silent = silent_nodes(run, attempt)
+    if silent:
+        return Diagnosis(
+            cause=f"It runs, but {', '.join(silent)}.", evidence=history, remedy="look at `ropewalk logs` of that node"
+        )
+    step = (read_json(run.progress) or {}).get("done")
+    return Diagnosis(cause=f"It is {state.state.value.lower()}{f', at {step}' if step is not None else ''}.", evidence=history)
+
+
+def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list[str]) -> Diagnosis:
+    errors = error_records(run, attempt)
+    evidence = [f"rank {e.get('rank')}: {e.get('type')}: {e.get('message')}" for e in errors[:3]]
+    evidence += [line.strip() for line in (str(errors[0].get("traceback", "")).splitlines()[-4:-1] if errors else [])]
+    text = " ".join([cause, *(f"{e.get('type')} {e.get('message')}" for e in errors)])
+    killed = re.search(r"\((SIG[A-Z]+)\)", cause)
+    meaning, remedy = "", ""
+    for pattern, words, advice in KNOWN:
+        if re.search(pattern, text):
+            meaning, remedy = words, advice
+            break
+    if not meaning and killed and killed[1] in signal.Signals.__members__:
+        meaning = SIGNALS.get(signal.Signals[killed[1]], "")
+    if exit_code == EXIT_NEVER_RETRY and not remedy:
+        remedy = "mend the configuration or the data and submit again; this is never retried by itself"
+    if not remedy:
+        remedy = f"`ropewalk logs {run.id}` shows all ranks; `ropewalk resume {run.id}` tries again from the last checkpoint"
+    told = f"It failed: {meaning} — {cause}" if meaning else f"It failed: {cause}"
+    return Diagnosis(cause=told, evidence=[*dict.fromkeys(evidence), *history], remedy=remedy)
+
+
+def error_records(run: RunDir, attempt: int) -> list[dict[str, Any]]:
+    """What the ranks of an attempt wrote as they died: what cannot be retried first, then by time."""
+    paths = (run.attempt_dir(attempt) / "errors").glob("*.json")
+    records = [record for path in paths if (record := read_json(path))]
+    return sorted(records, key=lambda r: (r.get("exit_code") != EXIT_NEVER_RETRY, r.get("time", 0)))
+
+
+def silent_nodes(run: RunDir, attempt: int, now: float | None = None) -> list[str]:
+    """Nodes whose samples stand still though they have not left."""
+    folder, found = run.attempt_dir(attempt) / "nodes", []
+    for path in sorted(folder.glob("node-*.jsonl")):
+        age_seconds = (now or time.time()) - path.stat().st_mtime
+        if age_seconds > SILENT_SECONDS and not path.with_suffix(".json").exists():
+            found.append(f"{path.stem} has said nothing for {age_seconds:.0f} s")
+    return found
+
+
+def _history(run: RunDir) -> list[str]:
+    """The disturbances so far, one line each."""
+    return [text for event in run.read_events()[-200:] if (text := tell(event)) is not None][-12:]
+
+
+def tell(event: dict[str, Any]) -> str | None:
+    """An event as a line for people; None for what is only bookkeeping."""
+    kind, when = event.get("event"), time.strftime("%H:%M:%S", time.localtime(event.get("time", 0)))
+    step = event.get("step")
+    words: dict[str, Callable[[], str]] = {
+        "rank_lost": lambda: f"rank {event.get('rank')} on node {event.get('node')} {_ending(event.get('exit_code'))}",
+        "node_lost": lambda: f"node {event.get('node')} died ({event.get('signal', 'lost')})",
+        "node_returned": lambda: f"node {event.get('node')} is back",
+        "group_formed": lambda: f"group {event.get('group')} formed over {event.get('nodes')} nodes",
+        "stop_requested": lambda: f"node {event.get('node')} was asked to stop",
+        "stopped": lambda: f"saved and stopped at step {step}",
+        "resumed": lambda: f"resumed from the checkpoint of step {step} on {event.get('world_size')} ranks",
+        "resumed_by_user": lambda: "resumed by the user",
+        "bad_checkpoint": lambda: f"the checkpoint of step {step} does not verify: {event.get('problems')}",
+        "anomaly": lambda: f"step {step}: {event.get('problem')} (loss {event.get('loss')}); policy: {event.get('policy')}",
+        "early_stop": lambda: f"stopped early at step {step}",
+        "quarantined": lambda: f"quarantined: {event.get('shard') or event.get('shards')}",
+        "attempt_ended": lambda: f"attempt {event.get('attempt')} ended: {event.get('state')} ({event.get('cause')})",
+        "submit_failed": lambda: f"submission failed: {event.get('error')}",
+    }
+    found = words.get(str(kind))
+    return f"{when}  {found()}" if found else None
+
+
+def _ending(code: Any) -> str:
+    if isinstance(code, int) and code < 0:
+        name = signal.Signals(-code)
+        return SIGNALS.get(name, f"died of {name.name}")
+    return f"ended with exit code {code}"

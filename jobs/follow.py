@@ -1,0 +1,174 @@
+"""Watch a run until it is over: its progress as a bar or a line, its events as they happen. Reads files only."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cluster.files import read_json
+from cluster.run_dir import RunDir
+from cluster.spec import RunState
+from jobs.diagnosis import tell
+from jobs.status import GONE, states
+from jobs.tracking import latest_metrics, read_new_lines
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+POLL_SECONDS = 0.25
+ASK_SECONDS = 3.0  # between two questions to the scheduler
+PLAIN_SECONDS = 5.0  # between two lines where there is no terminal
+LOST_ANSWERS = 3  # as often must the scheduler not know the run before we believe it
+
+
+class Watch:
+    """Knows when a run is over: an outcome newer than `after_attempt`, or nobody carries it any more."""
+
+    def __init__(self, run: RunDir, after_attempt: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.run, self.after_attempt, self._clock = run, after_attempt, clock
+        self._next_question = clock() + ASK_SECONDS
+        self._lost = 0
+        self.abandoned = ""  # why nobody carries it
+
+    def over(self) -> bool:
+        """True once; what became of it is in the run directory, or in `abandoned`."""
+        attempts = self.run.attempts()
+        if attempts and attempts[-1] > self.after_attempt:
+            outcome = self.run.outcome(attempts[-1])
+            if outcome is not None and outcome.state.final:
+                return True
+        if self._clock() >= self._next_question:
+            self._next_question = self._clock() + ASK_SECONDS
+            state = states([self.run])[self.run.id]
+            gone = state.state is RunState.UNKNOWN or (state.word in GONE and not state.state.final)
+            self._lost = self._lost + 1 if gone else 0
+            if self._lost >= LOST_ANSWERS:
+                self.abandoned = state.reason or "the scheduler does not know it any more"
+        return bool(self.abandoned)
+
+
+def wait(run: RunDir, after_attempt: int = 0, sleep: Callable[[float], None] = time.sleep) -> Watch:
+    """Return when the run is over."""
+    watch = Watch(run, after_attempt)
+    while not watch.over():
+        sleep(POLL_SECONDS)
+    return watch
+
+
+def follow(run: RunDir, console: "Console", after_attempt: int = 0, sleep: Callable[[float], None] = time.sleep) -> Watch:
+    """Show progress and events on `console` until the run is over."""
+    watch = Watch(run, after_attempt)
+    view: _Bar | _Lines = _Bar(run, console) if console.is_terminal else _Lines(run, console)
+    _, offset = read_new_lines(run.events, 0) if after_attempt else ([], 0)
+    with view:
+        while True:
+            last_round = watch.over()
+            events, offset = read_new_lines(run.events, offset)
+            for event in events:
+                text = tell(event)
+                if text is not None:
+                    view.say(text)
+            view.show()
+            if last_round:
+                return watch
+            sleep(POLL_SECONDS)
+
+
+class _Bar:
+    """A live bar on a terminal."""
+
+    def __init__(self, run: RunDir, console: "Console") -> None:
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self.run, self.console, self._pace = run, console, _Pace()
+        self._progress: Progress = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[words]}"),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID = self._progress.add_task("starting", total=None, words="")
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        self._progress.console.print(f"[dim]{text}[/dim]", highlight=False)
+
+    def show(self) -> None:
+        report = read_json(self.run.progress)
+        if report:
+            words = describe(report, latest_metrics(self.run), self._pace)
+            self._progress.update(
+                self._task, description=report["stage"], completed=report["done"], total=report.get("total"), words=words
+            )
+
+
+class _Lines:
+    """The same as plain lines, for logs and pipes."""
+
+    def __init__(self, run: RunDir, console: "Console") -> None:
+        self.run, self.console, self._pace = run, console, _Pace()
+        self._said, self._stage, self._next = "", "", 0.0
+
+    def __enter__(self) -> "_Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def show(self) -> None:
+        report = read_json(self.run.progress)
+        now = time.monotonic()
+        if not report or (now < self._next and report["stage"] == self._stage):
+            return
+        text = f"{report['stage']}: {describe(report, latest_metrics(self.run), self._pace)}"
+        if text != self._said:
+            self.say(text)
+        self._said, self._stage, self._next = text, report["stage"], now + PLAIN_SECONDS
+
+
+class _Pace:
+    """Speed over the last seconds, for an ETA that forgets a slow start."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, str, float]] = deque(maxlen=120)
+
+    def eta_seconds(self, stage: str, done: float, total: float | None) -> float | None:
+        now = time.monotonic()
+        if self._seen and (self._seen[-1][1] != stage or self._seen[-1][2] > done):
+            self._seen.clear()
+        self._seen.append((now, stage, done))
+        seconds, work = now - self._seen[0][0], done - self._seen[0][2]
+        return (total - done) * seconds / work if total and work > 0 and seconds > 0 else None
+
+
+def describe(report: dict[str, Any], metrics: dict[str, Any], pace: _Pace) -> str:
+    """`120/300 steps  loss 4.21  12.3k tokens/s  ETA 0:42` of a progress report."""
+    done, total, unit = report["done"], report.get("total"), report.get("unit", "")
+    parts = [f"{done:,}/{total:,} {unit}" if total is not None else f"{done:,} {unit}"]
+    for key, name in (("train/loss", "loss"), ("validation/loss", "validation")):
+        if report["stage"] == "train" and metrics.get(key) is not None:
+            parts.append(f"{name} {metrics[key]:.3f}")
+    parts += [f"{_short(value)} {name}" for name, value in (report.get("rates") or {}).items() if isinstance(value, (int, float))]
+    eta = pace.eta_seconds(report["stage"], done, total)
+    if eta is not None and eta >= 1:
+        parts.append(f"ETA {int(eta) // 60}:{int(eta) % 60:02d}")
+    return "  ".join(parts)
+
+
+def _short(value: float) -> str:
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.1f}{suffix}"
+    return f"{value:.1f}"

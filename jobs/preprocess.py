@@ -78,13 +78,14 @@ class _Actors:
     def __init__(self, config: PreprocessConfig, context: JobContext) -> None:
         self.config, self.context = config, context
         self.crew: Any = None
+        self.connected = False
 
     def carry_out(self, tasks: Any) -> Any:
         """See `datapipe.crew.Crew.carry_out`."""
         if not tasks:
             return
         if self.crew is None:
-            _connect(self.context)
+            self.connected = _connect(self.context)
             from datapipe.crew import Crew
             from datapipe.plan import WORK
 
@@ -103,25 +104,24 @@ class _Actors:
             pass
         if self.crew.deaths:
             self.context.run.event("actors_died", deaths=self.crew.deaths)
-        ray.shutdown()
+        if self.connected:
+            ray.shutdown()
 
 
-def _connect(context: JobContext) -> None:
-    """Join the cluster that the agent started, or start a small one in this process's name."""
+def _connect(context: JobContext) -> bool:
+    """Join the cluster that the agent started, or start a small one; False if this process is in one already."""
     import ray
 
+    if ray.is_initialized():
+        return False
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, logging_level=logging.WARNING)
-        return
+        return True
     cpus = context.run.record.get("resources", {}).get("cpus") or len(os.sched_getaffinity(0))
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-    )
+    store = OBJECT_STORE_BYTES
+    ray.init(address="local", num_cpus=cpus, object_store_memory=store, include_dashboard=False, logging_level=logging.WARNING)
+    return True
 
 
 def _results(manifest: "Manifest", config: PreprocessConfig, context: JobContext) -> dict[str, object]:

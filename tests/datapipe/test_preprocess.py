@@ -1,8 +1,12 @@
 """The `preprocess` job: the same bytes from any number of actors, stopped or not."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from cluster.context import JobContext
 from cluster.errors import ConfigError, DataError, StopRequested
 from cluster.files import read_json
 from cluster.run_dir import RunDir
+from datapipe.worker import Task
 from jobs.preprocess import PreprocessConfig, main
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 
@@ -31,7 +36,18 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[None]:
+    """One Ray for the module, of two CPUs."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("actors", [1, 2, 4])
 def test_any_number_of_actors_gives_the_same_bytes(
     tmp_path: Path, source: Path, actors: int, monkeypatch: pytest.MonkeyPatch
@@ -58,18 +74,59 @@ def test_any_number_of_actors_gives_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_a_stop_keeps_what_is_committed(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+@pytest.mark.usefixtures("local_ray")
+def test_a_stop_keeps_what_is_committed(tmp_path: Path, source: Path) -> None:
     make(source, tmp_path / "serial", **KEYS)
     config = configure(source, tmp_path / "out", **KEYS)
     stopped = context_of(config, tmp_path / "runs")
-    assert stopped.stop_flag is not None
-    stopped.stop_flag.touch()
+    flag = stopped.stop_flag
+    assert flag is not None
+    committed = tmp_path / "out/.work/units"
+    watch = threading.Thread(target=touch_when, args=(lambda: len(list(committed.glob("*.json"))) >= 2, flag))
+    watch.start()
     with pytest.raises(StopRequested):
         main(stopped)
+    watch.join()
     assert not (tmp_path / "out/manifest.json").exists()
+    assert len(list(committed.glob("*.json"))) >= 2
     main(context_of(config, tmp_path / "runs"))
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
+
+
+def touch_when(condition: Callable[[], bool], flag: Path) -> None:
+    while not condition():
+        time.sleep(0.01)
+    flag.touch()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_an_actor_that_dies_is_replaced_but_not_for_ever(tmp_path: Path) -> None:
+    from datapipe.crew import Crew
+
+    with Crew(str(tmp_path), str(tmp_path / ".work"), 1, lambda: False) as crew:
+        crew.kind = _dying(crew.kind)
+        poison = Task(method="die", label="s3://bucket/poison.jsonl", arguments=())
+        with pytest.raises(DataError, match=r"s3://bucket/poison\.jsonl: killed 3 actors"):
+            list(crew.carry_out([poison]))
+
+
+def _dying(kind: Any) -> Any:
+    import ray
+
+    del kind
+
+    class Dying:
+        def __init__(self, *_: str) -> None:
+            pass
+
+        def ready(self) -> int:
+            return os.getpid()
+
+        def do(self, _: Task) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return ray.remote(Dying).options(num_cpus=0.1)
 
 
 def test_a_complete_data_set_needs_no_actors(tmp_path: Path, source: Path) -> None:

@@ -1,0 +1,143 @@
+"""Preprocess a real corpus with 1, 2 and 4 actors and with random kills: documents/s, MB a CPU-second, identical or not.
+
+    python -m tests.benchmarks.bench_preprocess [--megabytes N] [--kills 5] [--actors 1,2,4]
+
+The corpus: $ROPEWALK_CORPUS (a .jsonl.zst), else ../shared/data/corpus.jsonl.zst beside the repository, else the
+standard library's sources.
+"""
+
+import argparse
+import io
+import os
+import random
+import subprocess
+import sysconfig
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import zstandard
+
+from cluster.run_dir import RunDir
+from cluster.storage import Place
+from datapipe.manifest import Manifest, read_manifest
+from tests.fakes.documents import configure, contents
+from tests.fakes.driver import Driver
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def corpus(megabytes: float | None, folder: Path) -> Path:
+    """The corpus, or about its first megabytes; a directory of sources where there is none."""
+    named = os.environ.get("ROPEWALK_CORPUS")
+    path = Path(named) if named else REPOSITORY.parent / "shared/data/corpus.jsonl.zst"
+    if not path.is_file():
+        return Path(sysconfig.get_path("stdlib")) / "[a-z]*" / "*.py"
+    if megabytes is None:
+        return path
+    part = folder / "part.jsonl.zst"
+    with path.open("rb") as packed, zstandard.open(part, "wb") as out:
+        lines = io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(packed))
+        left = megabytes * 1e6
+        while left > 0 and (line := lines.readline()):
+            out.write(line)
+            left -= len(line)
+    return part
+
+
+class CpuMeter(threading.Thread):
+    """CPU seconds of a process and all that it started, sampled, so that the dead count too."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.seen: dict[tuple[int, float], float] = {}
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        me = psutil.Process()
+        while not self.ended.wait(0.2):
+            for process in me.children(recursive=True):
+                try:
+                    times = process.cpu_times()
+                    self.seen[process.pid, process.create_time()] = times.user + times.system
+                except psutil.Error:
+                    continue
+
+    def stop(self) -> float:
+        self.ended.set()
+        self.join()
+        return sum(self.seen.values())
+
+
+def start(config: Any, runs: Path) -> Driver:
+    record = {"config": config.model_dump(mode="json"), "resources": {"cpus": max(config.actors + 1, os.cpu_count() or 1)}}
+    return Driver(RunDir.create("bench", record, root=runs).path)
+
+
+def survive(config: Any, runs: Path, kills: int, draw: random.Random) -> int:
+    """Run to the end with `kills` kill -9 at random moments, of a random actor or of the driver's whole group."""
+    driver, driver_kills = start(config, runs), 0
+    for number in range(kills):
+        try:
+            driver.process.wait(timeout=draw.uniform(6, 16))
+            print(f"  it ended before kill {number + 1}")
+            break
+        except subprocess.TimeoutExpired:
+            actors = driver.actors()
+        if actors and draw.random() < 0.5:
+            draw.choice(actors).kill()
+        else:
+            driver.kill()
+            driver_kills += 1
+            driver = start(config, runs)
+    driver.finish(timeout_seconds=1200)
+    return driver_kills
+
+
+def measure(name: str, config: Any, runs: Path, kills: int = 0) -> tuple[str, float, float, Manifest, dict[str, bytes]]:
+    meter, began = CpuMeter(), time.monotonic()
+    meter.start()
+    survive(config, runs, kills, random.Random(7))
+    wall, cpu = time.monotonic() - began, meter.stop()
+    return name, wall, cpu, read_manifest(Place(config.output)), contents(config.output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--megabytes", type=float, help="only about so much of the corpus")
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--actors", default="1,2,4")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-preprocess-") as name:
+        folder = Path(name)
+        source = corpus(options.megabytes, folder)
+        keys: dict[str, Any] = {"tokenizer": {"train": 8192}, "validation_fraction": 0.01}
+        rows = []
+        for actors in map(int, options.actors.split(",")):
+            rows.append(
+                measure(f"{actors} actors", configure(source, folder / f"out-{actors}", actors=actors, **keys), folder / "runs")
+            )
+            report(rows[-1], rows[0])
+        killed = configure(source, folder / "out-killed", actors=2, **keys)
+        rows.append(measure(f"2 actors, {options.kills} kills", killed, folder / "runs", options.kills))
+        report(rows[-1], rows[0])
+
+
+def report(
+    row: tuple[str, float, float, Manifest, dict[str, bytes]], first: tuple[str, float, float, Manifest, dict[str, bytes]]
+) -> None:
+    name, wall, cpu, manifest, files = row
+    totals = manifest.totals
+    print(
+        f"{name:20} {totals.documents} documents, {totals.bytes / 1e6:.1f} MB, {len(manifest.shards)} shards: {wall:.1f} s,"
+        f" {totals.documents / wall:.0f} documents/s, {totals.bytes / 1e6 / cpu:.2f} MB/CPU-s;"
+        f" identical: {'yes' if files == first[4] else 'NO'}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Whoever is killed, driver or actor, and however often: the rerun gives the same bytes, and no work is done twice."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.storage import Place
+from datapipe.worker import Task
+from tests.datapipe.test_preprocess import context_of, source  # noqa: F401
+from tests.fakes.documents import configure, contents, make
+from tests.fakes.driver import Driver
+
+KEYS: dict[str, Any] = {"unit_mib": 0.01, "shard_mib": 0.02}
+
+
+def done(output: Path, folder: str) -> int:
+    return len(list((output / ".work" / folder).glob("*.json")))
+
+
+@pytest.mark.slow
+def test_killed_drivers_and_actors_leave_no_trace(tmp_path: Path, source: Path) -> None:  # noqa: F811
+    make(source, tmp_path / "serial", **KEYS)
+    output = tmp_path / "out"
+    run = context_of(configure(source, output, actors=2, **KEYS), tmp_path / "runs", cpus=3).run
+    for folder, count in (("units", 2), ("encoded", 1)):
+        driver = Driver(run.path)
+        driver.wait_for(lambda f=folder, n=count: done(output, f) >= n)  # type: ignore[misc]
+        driver.kill()
+        assert not (output / "manifest.json").exists()
+    (output / "shards/.part-00000.arrow.xyz").write_bytes(b"what a killed writer leaves")
+    driver = Driver(run.path)
+    driver.wait_for(lambda: done(output, "encoded") >= 2 and bool(driver.actors()))
+    for actor in driver.actors():
+        actor.kill()
+    driver.finish()
+    assert contents(output) == contents(tmp_path / "serial")
+
+
+def test_work_that_is_committed_is_not_done_again(tmp_path: Path, source: Path) -> None:  # noqa: F811
+    """Units and shards of a killed run are taken as they are: their files are not written anew."""
+    from datapipe.pipeline import make_data_set
+    from datapipe.progress import Progress
+    from tests.fakes.documents import in_this_process
+
+    config = configure(source, tmp_path / "out", **KEYS)
+    carried: list[str] = []
+
+    def dies_after(limit: int) -> Any:
+        def carry_out(tasks: list[Task]) -> Any:
+            for task, result in in_this_process(config)(tasks):
+                carried.append(f"{task.method} {task.label}")
+                if len(carried) == limit:
+                    raise KeyboardInterrupt
+                yield task, result
+
+        return carry_out
+
+    make(source, tmp_path / "serial", **KEYS)
+    for limit in (3, 9, 40):
+        with pytest.raises(KeyboardInterrupt):
+            make_data_set(config, config.seed, dies_after(limit), Progress(lambda _: None))
+    make_data_set(config, config.seed, dies_after(0), Progress(lambda _: None))
+    once = [name for name in carried if not name.startswith("reject")]
+    assert len(set(once)) == len(once)
+    assert contents(tmp_path / "out") == contents(tmp_path / "serial")
+    assert not Place(tmp_path / "out").exists(".work")

@@ -1,0 +1,78 @@
+"""Input and output on S3, with the server away for ten seconds in the middle: the same data set as with a steady one."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.storage import Place
+from jobs.preprocess import main
+from tests.conftest import S3Server
+from tests.datapipe.test_preprocess import context_of
+from tests.fakes.documents import configure, contents, make, some_documents, write_lines
+
+KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
+AWAY_SECONDS = 10.0
+
+
+def upload(tmp_path: Path, bucket: str) -> str:
+    for name, seed in (("a.jsonl", 0), ("deep/b.jsonl", 1)):
+        path = write_lines(tmp_path / "local" / name, some_documents(200, seed))
+        Place(bucket).write(f"raw/{name}", path.read_bytes())
+    return f"{bucket}/raw/**/*.jsonl"
+
+
+def without_inputs(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if name != "manifest.json"}
+
+
+@pytest.mark.s3
+def test_s3_holds_the_same_data_set_as_a_disk(tmp_path: Path, s3_server: S3Server) -> None:
+    bucket = s3_server.bucket()
+    pattern = upload(tmp_path, bucket)
+    manifest = make(pattern, f"{bucket}/data/set", **KEYS)
+    local = make(str(tmp_path / "local/**/*.jsonl"), tmp_path / "out", **KEYS)
+    assert without_inputs(contents(f"{bucket}/data/set")) == without_inputs(contents(tmp_path / "out"))
+    assert manifest.shards == local.shards
+    assert [i.checksum for i in manifest.inputs] == [i.checksum for i in local.inputs]
+    assert make(pattern, f"{bucket}/data/set", **KEYS) == manifest
+    assert make(f"{bucket}/raw", f"{bucket}/again", **KEYS).shards == manifest.shards
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_a_server_that_is_away_for_ten_seconds_changes_nothing(
+    tmp_path: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    bucket = s3_server.bucket()
+    pattern = upload(tmp_path, bucket)
+    steady = make(pattern, f"{bucket}/steady", **KEYS)
+    away: list[float] = []
+
+    def cut_in_the_middle() -> None:
+        work = Place(f"{bucket}/out/.work/units")
+        while not any(name.endswith(".json") for name in work.names()):
+            time.sleep(0.02)
+        s3_server.cut()
+        began = time.monotonic()
+        restored.wait(AWAY_SECONDS)
+        s3_server.restore()
+        away.append(time.monotonic() - began)
+
+    restored = threading.Event()
+    watch = threading.Thread(target=cut_in_the_middle)
+    watch.start()
+    try:
+        main(context_of(configure(pattern, f"{bucket}/out", actors=1, **KEYS), tmp_path / "runs"))
+        finished_after_cut = bool(away)
+    finally:
+        restored.set()
+        watch.join()
+        s3_server.restore()
+    assert finished_after_cut
+    assert away[0] >= AWAY_SECONDS
+    assert contents(f"{bucket}/out") == contents(f"{bucket}/steady")
+    assert steady.totals.documents > 300

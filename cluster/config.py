@@ -242,7 +242,7 @@ def describe_type(annotation: Any) -> str:
 
 
 def describe_keys(kind: type[BaseModel]) -> list[tuple[str, str, str, str]]:
-    """(key, type, default, meaning) of every key: what `ropewalk run JOB --help` prints."""
+    """(key, type, default, meaning) of every key, required ones first: what `ropewalk run JOB --help` prints."""
     rows = []
     for key, info in walk_keys(kind):
         default = "" if info.is_required() else info.get_default(call_default_factory=True)
@@ -252,4 +252,5 @@ def describe_keys(kind: type[BaseModel]) -> list[tuple[str, str, str, str]]:
             default = default.model_dump(mode="json", exclude_none=True) if not isinstance(default, NodeRange) else str(default)
         shown = "required" if info.is_required() else "" if default is None else str(default)
         rows.append((key, describe_type(info.annotation), shown, info.description or ""))
-    return rows
+    # what must be set, then the job's own keys, then those that every job has
+    return sorted(rows, key=lambda row: (row[2] != "required", row[0].partition(".")[0] in JobConfig.model_fields))

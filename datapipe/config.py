@@ -53,7 +53,9 @@ class DataSetConfig(ReadRules):
     """Everything that decides a data set's bytes, and where it goes."""
 
     input: Annotated[tuple[DataPath, ...], BeforeValidator(_one_or_many)] = Field(
-        min_length=1, description="files, directories or globs (** too) of .jsonl[.gz|.zst], .parquet or text; any fsspec URL"
+        min_length=1,
+        description="files, directories (names with a leading dot are left out) or globs (** too) of .jsonl[.gz|.zst],"
+        " .parquet or text; any fsspec URL",
     )
     output: DataPath = Field(description="directory of the data set; any fsspec URL")
     tokenizer: TokenizerChoice = Field(description="how text becomes tokens")

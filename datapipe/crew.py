@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError, WorkerCrashedError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from cluster.errors import BackendError, DataError, RopewalkError, StopRequested
 from datapipe.worker import Task, Worker
@@ -85,7 +85,8 @@ class Crew:
                     actor, task = self.busy.pop(reference)
                     try:
                         result = ray.get(reference)
-                    except (RayActorError, WorkerCrashedError) as error:
+                    except (RayActorError, WorkerCrashedError, ObjectLostError) as error:
+                        ray.kill(actor)  # of a lost object the actor may be alive
                         deaths[id(task)] = deaths.get(id(task), 0) + 1
                         self.deaths += 1
                         self._mourn(task, deaths[id(task)], error)

@@ -86,7 +86,8 @@ def ingest_unit(unit: Unit, rules: ReadRules, work: Place) -> UnitSummary:
                 file_rejected[record.file] += 1
                 rejections.append(orjson.dumps(asdict(record)))
             else:
-                # Quality rules have their place here: a document and its statistics in, a reason to reject it out.
+                # Quality rules have their place here (a document in, a reason to reject it out), and after them the
+                # masking of personal data (a document in, its masked text out), so that hashes are of what is kept.
                 block.add(record)
         block.close()
     summary = UnitSummary(

@@ -133,17 +133,21 @@ def plan_units(files: Iterable[InputFile], unit_mib: float) -> list[Unit]:
     limit = max(int(unit_mib * MIB), 1)
     units: list[Unit] = []
     group: list[InputFile] = []
+    held = 0
 
     def flush() -> None:
+        nonlocal held
         if group:
             units.append(Unit(index=len(units), files=tuple(group)))
             group.clear()
+            held = 0
 
     for file in files:
         if file.kind == "text":
-            if group and (len(group) >= FILES_A_UNIT or sum(f.size for f in group) + file.size > limit):
+            if group and (len(group) >= FILES_A_UNIT or held + file.size > limit):
                 flush()
             group.append(file)
+            held += file.size
             continue
         flush()
         ranges = _ranges(file, limit)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 from cluster.errors import DataError
@@ -39,7 +40,8 @@ def find_complete(output: Place, keys: dict[str, Any], files: Sequence[InputFile
 
 def begin(output: Place, work: Place, keys: dict[str, Any], files: Sequence[InputFile]) -> None:
     """Write the plan, or check that the one that lies there is the same. Raises DataError."""
-    plan = {"config": keys, "inputs": {f.url: [f.size, f.version] for f in files}}
+    versions = {name: version(name) for name in ("pyarrow", "tokenizers")}
+    plan = {"config": keys, "inputs": {f.url: [f.size, f.version] for f in files}, "versions": versions}
     try:
         found = json.loads(work.read(PLAN_NAME))
     except FileNotFoundError:
@@ -50,7 +52,7 @@ def begin(output: Place, work: Place, keys: dict[str, Any], files: Sequence[Inpu
             ) from None
         work.write(PLAN_NAME, json.dumps(plan).encode())
         return
-    differing = _differing(found["config"], keys)
+    differing = _differing(found["config"], keys) or _differing(found.get("versions", {}), versions)
     if not differing and found["inputs"] != plan["inputs"]:
         differing = [_changed_file(found["inputs"], plan["inputs"])]
     if differing:

@@ -143,6 +143,8 @@ class Gate:
             return "text_not_string"
         if not text or text.isspace():
             return "empty"
+        if len(text) > self.rules.max_line_mib * MIB:
+            return "text_too_large"  # a cell of a parquet file: a longer line was refused before it was parsed
         if len(text) < self.rules.min_chars:
             return "too_short"
         longest = self.rules.max_chars

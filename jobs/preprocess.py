@@ -92,7 +92,9 @@ class _Actors:
             output = self.config.output.rstrip("/")
             self.crew = Crew(output, f"{output}/{WORK}", self.config.actors, self.context.stop_requested)
             self.context.run.event("actors", actors=self.crew.size)
-        yield from self.crew.carry_out(tasks)
+        for task, result in self.crew.carry_out(tasks):
+            self.context.fence.check()  # an orphan of an older attempt must not finish over its successor
+            yield task, result
 
     def close(self) -> None:
         """End the actors and leave Ray."""

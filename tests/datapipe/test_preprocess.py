@@ -14,7 +14,7 @@ import pytest
 
 from cluster.config import load_config
 from cluster.context import JobContext
-from cluster.errors import ConfigError, DataError, StopRequested
+from cluster.errors import ConfigError, DataError, StaleAttemptError, StopRequested
 from cluster.files import read_json
 from cluster.run_dir import RunDir
 from datapipe.worker import Task
@@ -91,6 +91,16 @@ def test_a_stop_keeps_what_is_committed(tmp_path: Path, source: Path) -> None:
     assert len(list(committed.glob("*.json"))) >= 2
     main(context_of(config, tmp_path / "runs"))
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_an_orphan_of_an_older_attempt_does_not_finish(tmp_path: Path, source: Path) -> None:
+    orphan = context_of(configure(source, tmp_path / "out", **KEYS), tmp_path / "runs")
+    orphan.run.begin_attempt()
+    with pytest.raises(StaleAttemptError):
+        main(orphan)
+    assert not (tmp_path / "out/manifest.json").exists()
 
 
 def touch_when(condition: Callable[[], bool], flag: Path) -> None:

@@ -1,10 +1,12 @@
 """Whoever is killed, driver or actor, and however often: the rerun gives the same bytes, and no work is done twice."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.errors import DataError
 from cluster.storage import Place
 from datapipe.worker import Task
 from tests.datapipe.test_preprocess import context_of, source  # noqa: F401
@@ -60,6 +62,12 @@ def test_work_that_is_committed_is_not_done_again(tmp_path: Path, source: Path) 
     for limit in (3, 9, 40):
         with pytest.raises(KeyboardInterrupt):
             make_data_set(config, config.seed, dies_after(limit), Progress(lambda _: None))
+    plan = tmp_path / "out/.work/plan.json"
+    mine = plan.read_text()
+    plan.write_text(re.sub(r'"tokenizers": "[^"]*"', '"tokenizers": "0.0.1"', mine))
+    with pytest.raises(DataError, match=r'tokenizers was "0\.0\.1", is "'):
+        make_data_set(config, config.seed, dies_after(0), Progress(lambda _: None))
+    plan.write_text(mine)
     make_data_set(config, config.seed, dies_after(0), Progress(lambda _: None))
     once = [name for name in carried if not name.startswith("reject")]
     assert len(set(once)) == len(once)

@@ -149,6 +149,12 @@ def test_a_parquet_with_bad_cells_loses_those_alone(tmp_path: Path) -> None:
     assert [r.reason for r in rejections] == ["invalid_utf8", "null_text"]
 
 
+def test_a_cell_beyond_the_limit_of_a_line_is_rejected(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"text": ["words", "a" * 2000]}), tmp_path / "d.parquet")
+    documents, rejections, _ = read(tmp_path / "d.parquet", max_line_mib=0.001)
+    assert ([d.text for d in documents], [r.reason for r in rejections]) == (["words"], ["text_too_large"])
+
+
 def test_a_parquet_without_the_text_column_is_the_users_mistake(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"id": ["a"], "body": ["words"]}), tmp_path / "d.parquet")
     with pytest.raises(DataError, match=r"no column 'text', there are id, body; set text_key"):

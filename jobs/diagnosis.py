@@ -106,7 +106,7 @@ def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[st
 def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list[str]) -> Diagnosis:
     errors = error_records(run, attempt)
     evidence = [f"rank {e.get('rank')}: {e.get('type')}: {e.get('message')}" for e in errors[:3]]
-    evidence += [line.strip() for line in (str(errors[0].get("traceback", "")).splitlines()[-4:-1] if errors else [])]
+    evidence += _place_of(errors[0]) if errors else []
     text = " ".join([cause, *(f"{e.get('type')} {e.get('message')}" for e in errors)])
     killed = re.search(r"\((SIG[A-Z]+)\)", cause)
     meaning, remedy = "", ""
@@ -129,6 +129,13 @@ def error_records(run: RunDir, attempt: int) -> list[dict[str, Any]]:
     paths = (run.attempt_dir(attempt) / "errors").glob("*.json")
     records = [record for path in paths if (record := read_json(path))]
     return sorted(records, key=lambda r: (r.get("exit_code") != EXIT_NEVER_RETRY, r.get("time", 0)))
+
+
+def _place_of(error: dict[str, Any]) -> list[str]:
+    """The innermost frame of a recorded traceback: file and line, and the code there."""
+    lines = [line.strip() for line in str(error.get("traceback", "")).splitlines()]
+    last = max((i for i, line in enumerate(lines) if line.startswith("File ")), default=None)
+    return [] if last is None else lines[last : last + 2]
 
 
 def silent_nodes(run: RunDir, attempt: int, now: float | None = None) -> list[str]:

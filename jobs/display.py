@@ -58,7 +58,7 @@ def runs_table(rows: Iterable[Mapping[str, Any]], now: float | None = None) -> T
             str(row["nodes"] or ""),
             str(row["attempts"]),
             duration((now or time.time()) - row["created"]) if row["created"] else "",
-            str(row["cluster"]),
+            str(row["cluster"] or ""),
             shorten(row["reason"] or "", 60),
         )
     return made

@@ -156,12 +156,14 @@ class _Pace:
 def describe(report: dict[str, Any], metrics: dict[str, Any], pace: _Pace) -> str:
     """`120/300 steps  loss 4.21  12.3k tokens/s  ETA 0:42` of a progress report."""
     done, total, unit = report["done"], report.get("total"), report.get("unit", "")
+    if unit == "B":
+        done, total, unit = round(done / 1e6, 1), None if total is None else round(total / 1e6, 1), "MB"
     parts = [f"{done:,}/{total:,} {unit}" if total is not None else f"{done:,} {unit}"]
     for key, name in (("train/loss", "loss"), ("validation/loss", "validation")):
         if report["stage"] == "train" and metrics.get(key) is not None:
             parts.append(f"{name} {metrics[key]:.3f}")
-    parts += [f"{_short(value)} {name}" for name, value in (report.get("rates") or {}).items() if isinstance(value, (int, float))]
-    eta = pace.eta_seconds(report["stage"], done, total)
+    parts += [f"{_short(value)} {name}" for name, value in (report.get("rates") or {}).items() if value]
+    eta = pace.eta_seconds(report["stage"], report["done"], report.get("total"))
     if eta is not None and eta >= 1:
         parts.append(f"ETA {int(eta) // 60}:{int(eta) % 60:02d}")
     return "  ".join(parts)

@@ -106,7 +106,7 @@ class Mirror:
         if path == self.run.metrics:
             self._step = int(line["step"])
             values = {key: value for key, value in line.items() if key not in OWN_KEYS and value is not None}
-            return {**values, "train/step": self._step, "attempt": line["attempt"]}
+            return {**values, "train/step": self._step, "system/time": line["time"], "attempt": line["attempt"]}
         if path == self.run.events:
             return {f"events/{line['event']}": 1, "train/step": int(line.get("step", self._step)), "events/time": line["time"]}
         node = line.get("node", 0)

@@ -1,0 +1,52 @@
+"""A cluster that ends every run as its profile says, at once; what it was asked is in a file."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cluster.backend import BackendState, Check, Profile
+from cluster.config import Resources
+from cluster.errors import BackendError
+from cluster.files import append_line, write_json
+from cluster.run_dir import RunDir
+from cluster.spec import Outcome, RunState
+
+
+class FakeBackend:
+    """Options: log (a file), outcome (a state, or none: it goes on), cause, results, refuse (a message)."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.options = dict(profile.options)
+
+    def _note(self, verb: str, **fields: object) -> None:
+        append_line(Path(self.options["log"]), {"verb": verb, **fields})
+
+    def render(self, run: RunDir, resources: Resources) -> str:
+        return f"#!/bin/bash\n# {run.id} on {resources.nodes} nodes\npython -m cluster.agent runs/{run.id}\n"
+
+    def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
+        if self.options.get("refuse"):
+            raise BackendError(str(self.options["refuse"]))
+        self._note("submit", run=run.id, nodes=str(resources.nodes), after=list(after))
+        attempt = run.begin_attempt(handle="fake:1", resources=resources.model_dump(mode="json"))
+        if self.options.get("results"):
+            write_json(run.attempt_dir(attempt) / "result.json", self.options["results"])
+        if self.options.get("outcome"):
+            state = RunState(self.options["outcome"])
+            cause = str(self.options.get("cause", "as the profile says"))
+            code = 0 if state is RunState.SUCCEEDED else 1
+            run.write_outcome(
+                attempt, Outcome(state=state, exit_code=code, cause=cause, started=time.time() - 5, ended=time.time())
+            )
+        return "fake:1"
+
+    def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
+        self._note("states", runs=[run.id for run in runs])
+        return {run.id: BackendState(state=RunState.RUNNING, word="R", reason="") for run in runs}
+
+    def cancel(self, run: RunDir) -> None:
+        self._note("cancel", run=run.id)
+        run.request_cancel()
+
+    def checks(self) -> list[Check]:
+        return [Check(name="fake", ok=bool(self.options.get("well", True)), detail="made up")]

@@ -1,0 +1,370 @@
+"""The command as a user types it: exit codes, one-line mistakes, JSON, over a cluster that is made up."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.context import JobContext
+from cluster.files import write_json
+from cluster.run_dir import RunDir
+from jobs import cli
+from jobs.tracking import MetricLog
+from tests.fakes.token_files import write_dataset
+
+
+class Shell:
+    """Runs `ropewalk ...` in this process and keeps what it said."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+        self._capsys, self._patch, self.home = capsys, monkeypatch, home
+        self.log, self.out, self.err = home / "asked.jsonl", "", ""
+
+    def __call__(self, *words: str, expect: int = 0) -> str:
+        self._patch.setattr("sys.argv", ["ropewalk", *words])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        self.out, self.err = self._capsys.readouterr()
+        assert left.value.code == expect, self.err + self.out
+        return self.out
+
+    def mistake(self, *words: str) -> str:
+        self(*words, expect=2)
+        assert self.out == ""
+        assert len(self.err.splitlines()) == 1
+        assert self.err.startswith("error: ")
+        return self.err
+
+    def asked(self, verb: str) -> list[dict[str, Any]]:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in map(json.loads, lines) if line["verb"] == verb]
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shell:
+    plugin = tmp_path / "plugin"
+    (plugin / "fake-1.0.dist-info").mkdir(parents=True)
+    (plugin / "fake-1.0.dist-info/entry_points.txt").write_text("[ropewalk.backends]\nfake = tests.fakes.backend:FakeBackend\n")
+    (plugin / "fake-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: fake\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(plugin))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
+    monkeypatch.setenv("COLUMNS", "200")
+    base = {"backend": "fake", "log": str(tmp_path / "asked.jsonl")}
+    clusters = {
+        "good": {**base, "outcome": "SUCCEEDED", "results": {"step": 3, "train/loss": 1.5}},
+        "bad": {**base, "outcome": "FAILED", "cause": "rank 0: ZeroDivisionError: oh", "well": False},
+        "slow": base,
+        "closed": {**base, "refuse": "the queue is closed until Monday"},
+    }
+    (tmp_path / "clusters.yaml").write_text(yaml.safe_dump(clusters))
+    write_dataset(tmp_path / "data", [5000], [600])
+    return Shell(capsys, monkeypatch, tmp_path)
+
+
+def pretrain(*more: str) -> tuple[str, ...]:
+    return ("pretrain", "data=data", "steps=3", "seq_len=16", *more)
+
+
+# --- submitting
+
+
+def test_run_ends_with_one_json_object_and_the_outcome(shell: Shell) -> None:
+    last = json.loads(shell("run", *pretrain("--on", "good", "--json")).splitlines()[-1])
+    assert last["state"] == "SUCCEEDED"
+    assert last["job"] == "pretrain"
+    assert (last["step"], last["train/loss"]) == (3, 1.5)
+    assert Path(last["directory"]).name == last["run"]
+    assert len(shell.out.splitlines()) == 1
+
+
+def test_run_of_a_failing_job_exits_1_and_says_why(shell: Shell) -> None:
+    last = json.loads(shell("run", *pretrain("--on", "bad", "--json"), expect=1))
+    assert last["state"] == "FAILED"
+    assert "ZeroDivisionError: oh" in shell.err
+    assert f"ropewalk why {last['run']}" in shell.err
+
+
+def test_submit_prints_the_run_id_alone(shell: Shell) -> None:
+    first = shell("submit", *pretrain("--on", "slow", "resources.nodes=1..4")).strip()
+    assert RunDir(shell.home / "runs" / first).record["resources"]["nodes"] == "1..4"
+    second = shell("submit", *pretrain("--on", "slow", "--after", first[:25])).strip()
+    assert shell.asked("submit")[1] == {"verb": "submit", "run": second, "nodes": "1", "after": [first]}
+
+
+def test_a_file_and_overrides_in_any_order(shell: Shell) -> None:
+    Path("job.yaml").write_text("data: data\nsteps: 9\noptim: {lr: 1e-2, weight_decay: 0.2}\n")
+    run = RunDir(
+        shell.home / "runs" / shell("submit", "pretrain", "optim.lr=5e-3", "-c", "job.yaml", "--on", "slow", "seq_len=8").strip()
+    )
+    config = run.record["config"]
+    assert (config["steps"], config["seq_len"]) == (9, 8)
+    assert (config["optim"]["lr"], config["optim"]["weight_decay"]) == (5e-3, 0.2)
+    assert config["data"] == str(shell.home / "data") or config["data"][0]["path"] == str(shell.home / "data")
+
+
+def test_dry_run_prints_the_script_and_leaves_nothing(shell: Shell) -> None:
+    script = shell("submit", *pretrain("--on", "good", "--dry-run", "resources.nodes=3"))
+    assert script == "#!/bin/bash\n# pretrain-dry-run on 3 nodes\npython -m cluster.agent runs/pretrain-dry-run\n"
+    assert not (shell.home / "runs").exists()
+
+
+def test_the_record_holds_what_the_run_is_and_no_secret(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "hush-hush")
+    run = RunDir(shell.home / "runs" / shell("submit", *pretrain("--on", "slow", "name=Twist It")).strip())
+    assert run.id.startswith("twist-it-")
+    record = run.record
+    assert (record["job"], record["entry"], record["engine"]) == ("pretrain", "jobs.pretrain:main", "ranks")
+    assert record["cluster"] == "slow"
+    assert record["sidecars"] == ["jobs.mirror"]
+    assert {"commit", "branch", "dirty", "diff"} <= set(record["code"])
+    assert record["versions"]["torch"]
+    assert record["command"][:3] == ["ropewalk", "submit", "pretrain"]
+    assert "hush" not in (run.path / "run.yaml").read_text()
+
+
+def test_masking() -> None:
+    from jobs.submission import masked
+
+    given = {
+        "api_key": "a", "hf_token": "b", "s3": {"secret": "c", "password": "d"}, "text_key": "text", "eos_token": "<end>",
+        "tokens": 5, "url": "https://me:pw@host/x", "list": [{"aws_secret_access_key": "e"}],
+    }  # fmt: skip
+    assert masked(given) == {
+        "api_key": "***", "hf_token": "***", "s3": {"secret": "***", "password": "***"}, "text_key": "text",
+        "eos_token": "<end>", "tokens": 5, "url": "https://***@host/x", "list": [{"aws_secret_access_key": "***"}],
+    }  # fmt: skip
+
+
+def test_a_scheduler_that_refuses(shell: Shell) -> None:
+    shell("submit", *pretrain("--on", "closed"), expect=1)
+    assert shell.err == "error: the queue is closed until Monday\n"
+    assert "never started: the queue is closed until Monday" in shell("why", "latest")
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "pretran"), "did you mean 'pretrain'"),
+        (("run", *pretrain("seq_lne=4")), "unknown key 'seq_lne'; did you mean 'seq_len'"),
+        (("run", *pretrain("seq_len=many")), "seq_len"),
+        (("run", *pretrain("optim.lr=-1")), "optim.lr"),
+        (("run", "pretrain", "data=nowhere", "steps=1"), "nowhere"),
+        (("run", *pretrain("-c", "none.yaml")), "none.yaml: no such configuration file"),
+        (("run", *pretrain("steps")), "key=value"),
+        (("run", *pretrain("--seq_len=5")), "--seq_len"),
+        (("run", *pretrain("--on", "mars")), "unknown cluster 'mars'"),
+        (("submit", *pretrain("--on", "good", "--after", "nobody")), "no run 'nobody'"),
+        (("show", "nobody"), "no run 'nobody'"),
+        (("show",), "RUN"),
+        (("logs", "x", "--rank", "first"), "'--rank'"),
+        (("fly",), "fly"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_2(shell: Shell, words: tuple[str, ...], said: str) -> None:
+    assert said in shell.mistake(*words)
+    assert not (shell.home / "runs").exists()
+
+
+# --- looking
+
+
+@pytest.fixture
+def running(shell: Shell) -> RunDir:
+    run = RunDir(shell.home / "runs" / shell("submit", *pretrain("--on", "slow")).strip())
+    log = MetricLog(JobContext(run=run, attempt=1))
+    for step in range(1, 4):
+        log.log(step, {"train/loss": 5.0 - step, "train/tokens_per_second": 1000.0})
+    sample = {"time": 1.0, "node": 0, "cpu_percent": 55.0, "memory_used_gib": 3.25}
+    (run.attempt_dir(1) / "nodes/node-0.jsonl").write_text(json.dumps(sample) + "\n")
+    for name, text in (("node-0", "agent up\n"), ("rank-0", "hello\n"), ("rank-1", "world\n")):
+        (run.log_dir(1) / f"{name}.log").write_text(text)
+    return run
+
+
+def test_ps_asks_each_scheduler_once(shell: Shell, running: RunDir) -> None:
+    for _ in range(3):
+        shell("submit", *pretrain("--on", "slow"))
+    shell("submit", *pretrain("--on", "good"))
+    rows = json.loads(shell("ps", "--json"))
+    assert len(rows) == 4
+    assert len(shell.asked("states")) == 1
+    mine = next(row for row in rows if row["run"] == running.id)
+    assert (mine["state"], mine["step"], mine["steps"], mine["loss"]) == ("RUNNING", 3, 3, 2.0)
+    assert {row["state"] for row in json.loads(shell("ps", "--all", "--json"))} == {"RUNNING", "SUCCEEDED"}
+    assert running.id in shell("ps")
+
+
+def test_show(shell: Shell, running: RunDir) -> None:
+    found = json.loads(shell("show", running.id, "--json"))
+    assert found["metrics"]["train/loss"] == 2.0
+    assert found["attempt_list"][0]["handle"] == "fake:1"
+    assert "diff" not in found["code"]
+    page = shell("show", "latest")
+    assert running.id in page
+    assert "train/loss" in page
+
+
+def test_show_plots(shell: Shell, running: RunDir) -> None:
+    assert shell("show", running.id, "--plot").strip() == str(running.path / "curves.png")
+    shell("show", running.id, "--plot", "here.png")
+    assert Path("here.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_logs_tell_who_spoke(shell: Shell, running: RunDir) -> None:
+    assert shell("logs", running.id).splitlines() == ["1.node-0 | agent up", "1.rank-0 | hello", "1.rank-1 | world"]
+    assert shell("logs", running.id, "--rank", "1").splitlines() == ["1.rank-1 | world"]
+    assert shell("logs", running.id, "--node", "0").splitlines() == ["1.node-0 | agent up"]
+
+
+def test_logs_follow_to_the_end_over_attempts(shell: Shell, running: RunDir) -> None:
+    from cluster.spec import Outcome, RunState
+    from jobs.logs import follow_logs
+
+    ended: list[bool] = []
+
+    def go_on(_: float) -> None:
+        if not ended:
+            running.begin_attempt()
+            (running.log_dir(2) / "rank-0.log").write_text("again\nno newline")
+            running.write_outcome(2, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done"))
+            ended.append(True)
+
+    lines = list(follow_logs(running, lambda: bool(ended), rank=0, sleep=go_on))
+    assert lines == ["1.rank-0 | hello", "2.rank-0 | again", "2.rank-0 | no newline"]
+
+
+def test_top_reads_files(shell: Shell, running: RunDir) -> None:
+    page = shell("top", "--once")
+    for word in (running.id, "step 3/3", "1,000", "node 0", "55", "3.2"):
+        assert word in page
+
+
+# --- ending
+
+
+def test_cancel_and_resume(shell: Shell, running: RunDir) -> None:
+    assert running.id in shell("cancel", running.id)
+    assert running.cancel_requested
+    assert "only its resources may" in shell.mistake("resume", running.id, "optim.lr=1")
+    assert "resources.nods" in shell.mistake("resume", running.id, "resources.nods=2")
+    shell("resume", running.id, "resources.nodes=2", "--detach")
+    assert not running.cancel_requested
+    assert shell.asked("submit")[-1]["nodes"] == "2"
+    assert running.attempts() == [1, 2]
+    shell("resume", running.id, "--detach")
+    assert shell.asked("submit")[-1]["nodes"] == "2"  # as last time
+
+
+def test_over_is_over(shell: Shell) -> None:
+    run = shell("submit", *pretrain("--on", "good")).strip()
+    assert "over already: SUCCEEDED" in shell("cancel", run)
+    assert "has succeeded" in shell.mistake("resume", run)
+    assert json.loads(shell("wait", run, "--json"))["step"] == 3
+    assert "It succeeded" in shell("why", run)
+    failed = shell("submit", *pretrain("--on", "bad")).strip()
+    shell("wait", failed, expect=1)
+
+
+@pytest.mark.parametrize(
+    ("cause", "record", "said"),
+    [
+        ("rank 1: RuntimeError: CUDA out of memory", {}, "a GPU ran out of memory"),
+        ("rank 0: OSError: [Errno 28] No space left on device", {}, "a disk is full"),
+        ("node 1 died (SIGKILL)", {}, "out-of-memory killer"),
+        ("x", {"type": "CorruptShardError", "message": "part-00003", "exit_code": 42}, "a shard of the data set is damaged"),
+        ("x", {"type": "KeyError", "message": "'w'", "traceback": 'File "model.py", line 7, in f\n  w["w"]\nKeyError'}, "line 7"),
+    ],
+)
+def test_why_in_plain_words(shell: Shell, cause: str, record: dict[str, Any], said: str) -> None:
+    from cluster.spec import Outcome, RunState
+
+    run = RunDir(shell.home / "runs" / shell("submit", *pretrain("--on", "slow")).strip())
+    if record:
+        write_json(run.attempt_dir(1) / "errors/group-1-rank-0.json", {"rank": 0, "time": 1.0, **record})
+    run.event("rank_lost", rank=1, node=0, exit_code=-9, attempt=1)
+    run.write_outcome(1, Outcome(state=RunState.FAILED, exit_code=1, cause=cause))
+    page = shell("why", run.id)
+    for word in (said, "What to do", "rank 1 on node 0 killed (SIGKILL)"):
+        assert word in page
+
+
+def test_doctor(shell: Shell) -> None:
+    assert "made up" in shell("doctor", "--on", "good")
+    assert "!!" in shell("doctor", "--on", "bad", expect=1)
+
+
+def test_sync_without_a_network(shell: Shell, running: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shell("sync") == ""
+    monkeypatch.setenv("HOME", str(shell.home))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    (running.wandb / "offline-run-1").mkdir(parents=True)
+    shell("sync", expect=1)
+    assert "`wandb login`" in shell.err
+
+
+def test_help_of_a_job_lists_every_key(shell: Shell) -> None:
+    page = shell("run", "pretrain", "--help")
+    for key in ("seq_len", "optim.lr", "batch.global_batch", "resources.nodes", "checkpoint.every_steps"):
+        assert key in page
+    assert "preprocess" in shell("run", "--help")
+    assert "quickstart" in shell()
+
+
+# --- following
+
+
+def test_a_run_that_nobody_carries_is_not_waited_for_forever(
+    shell: Shell, running: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster.backend import BackendState
+    from cluster.spec import RunState
+    from jobs import follow
+
+    lost = BackendState(state=RunState.UNKNOWN, reason="its supervisor died")
+    monkeypatch.setattr(follow, "states", lambda runs: {run.id: lost for run in runs})
+    clock = iter(range(0, 1000, 4))
+    watch = follow.Watch(running, clock=lambda: float(next(clock)))
+    rounds = 1
+    while not watch.over():
+        rounds += 1
+    assert rounds == follow.LOST_ANSWERS
+    assert watch.abandoned == "its supervisor died"
+
+
+def test_following_tells_progress_and_events(shell: Shell, running: RunDir) -> None:
+    import io
+
+    from rich.console import Console
+
+    from cluster.spec import Outcome, RunState
+    from jobs.follow import follow
+
+    write_json(running.progress, {"stage": "train", "done": 2, "total": 3, "unit": "steps", "rates": {"tokens/s": 12345.0}})
+    running.event("rank_lost", rank=1, node=0, exit_code=-9)
+
+    def end(_: float) -> None:
+        running.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done"))
+
+    out = io.StringIO()
+    follow(running, Console(file=out, width=200), sleep=end)
+    assert "rank 1 on node 0 killed (SIGKILL)" in out.getvalue()
+    assert "train: 2/3 steps  loss 2.000  12.3k tokens/s" in out.getvalue()
+
+
+def test_ctrl_c_leaves_the_run_alone(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    from jobs import verdict
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verdict, "follow", interrupted)
+    shell("run", *pretrain("--on", "slow"), expect=130)
+    assert "goes on" in shell.err
+    assert "ropewalk cancel pretrain-" in shell.err

@@ -23,7 +23,9 @@ from tests.jobs.launch import launch, log_of, make_run, pretrain_config, start
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Path]:
     root = tmp_path_factory.mktemp("evaluate")
     data = make_dataset(root / "data")
-    run = make_run(root / "runs", pretrain_config(data, steps=60, checkpoint={"every_steps": 20}, optim={"lr": 1e-2, "warmup_steps": 5}))
+    run = make_run(
+        root / "runs", pretrain_config(data, steps=60, checkpoint={"every_steps": 20}, optim={"lr": 1e-2, "warmup_steps": 5})
+    )
     launch(run, 2)
     return run, data
 

@@ -1,0 +1,151 @@
+"""CPU seconds a step of the training loop against a bare FSDP2 loop of the same model, interleaved in one run.
+
+Usage: python -m tests.benchmarks.bench_training_loop [--steps 20] [--rounds 5] [--ranks 2] [--preset tiny]
+The bare loop is what one would write by hand: fully_shard a layer, clip_grad_norm_, fused AdamW, the batches in
+memory; no logging, no agreement, no checkpoints, no loader. Ours does all it does in a run: loader, prefetch,
+metrics, events, progress. Prints one JSON line; `ratio` is the median over rounds of ours to bare.
+"""
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed import TCPStore
+from torch.distributed.fsdp import fully_shard
+from transformers import AutoModelForCausalLM
+
+from cluster.context import JobContext
+from cluster.run_dir import RunDir
+from jobs.pretrain import PretrainConfig
+from jobs.training.assembly import assemble
+from sharding.fsdp import decoder_layers
+from sharding.group import Group, process_group
+from tests.jobs.corpus import make_dataset
+
+VOCABULARY = 8192
+
+
+class BareLoop:
+    """Plain FSDP2, the way of its tutorial, with gradients reduced once a step."""
+
+    def __init__(self, shape: Any, group: Group, config: PretrainConfig, sequences: torch.Tensor) -> None:
+        torch.manual_seed(config.seed)
+        self.model: Any = AutoModelForCausalLM.from_config(shape, dtype=torch.float32)
+        for layer in decoder_layers(self.model):
+            fully_shard(layer, mesh=group.mesh, reshard_after_forward=False)
+        fully_shard(self.model, mesh=group.mesh, reshard_after_forward=False)
+        optim = config.optim
+        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
+        vectors = [p for p in self.model.parameters() if p.dim() < 2]
+        groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
+        self.clip, self.micro_batch, self.sequences = optim.grad_clip, config.batch.micro_batch, sequences
+
+    def step(self) -> None:
+        """One optimizer step on this rank's half of the global batch."""
+        pieces = self.sequences.split(self.micro_batch)
+        for number, batch in enumerate(pieces):
+            last = number == len(pieces) - 1
+            self.model.set_requires_gradient_sync(last)
+            self.model.set_reshard_after_backward(last)
+            logits = self.model(input_ids=batch[:, :-1], use_cache=False).logits
+            loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten()) / len(pieces)
+            loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def cpu_seconds(action: Callable[[], object]) -> float:
+    """CPU seconds of this process, all threads."""
+    start = time.process_time()
+    action()
+    return time.process_time() - start
+
+
+def rank(root: Path, index: int, port: int, arguments: argparse.Namespace, results: Any) -> None:
+    """One rank of both loops, in turns."""
+    variables = {
+        "RANK": index,
+        "LOCAL_RANK": index,
+        "WORLD_SIZE": arguments.ranks,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    os.environ.update(
+        {key: str(value) for key, value in variables.items()}, OMP_NUM_THREADS="1", TORCHELASTIC_USE_AGENT_STORE="True"
+    )
+    torch.set_num_threads(1)
+    run = RunDir(root)
+    context = JobContext(run=run, attempt=1, rank=index, local_rank=index, world_size=arguments.ranks)
+    config = context.config(PretrainConfig)
+    with process_group() as group:
+        loop = assemble(context, config, group)
+        sequences = torch.from_numpy(loop.parts.loader.read(loop.stepper.plan.samples(0)))
+        bare = BareLoop(loop.stepper.model.config, group, config, sequences)
+        loop.stepper.model.train()
+        batches = loop._batches()
+
+        def ours() -> None:
+            loop._learn(itertools.islice(batches, arguments.steps))  # type: ignore[arg-type]
+
+        def theirs() -> None:
+            for _ in range(arguments.steps):
+                bare.step()
+
+        ours()
+        theirs()
+        for _ in range(arguments.rounds):
+            results.put((cpu_seconds(ours) / arguments.steps, cpu_seconds(theirs) / arguments.steps))
+            group.barrier()
+        batches.close()
+        loop.checkpoints.close()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=10, help="steps of each loop a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--preset", default="tiny")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = make_dataset(Path(folder) / "data", num_documents=4000, vocabulary=VOCABULARY)
+        config = {"data": str(data), "model": {"preset": arguments.preset}, "seq_len": 256, "steps": 10**6}
+        quiet = {"validation": {"every_steps": 10**9}, "checkpoint": {"every_steps": 10**9}}
+        run = RunDir.create("bench", {"job": "pretrain", "config": config | quiet}, Path(folder))
+        run.begin_attempt()
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        context = multiprocessing.get_context("spawn")
+        results = context.SimpleQueue()
+        ranks = [context.Process(target=rank, args=(run.path, i, store.port, arguments, results)) for i in range(arguments.ranks)]
+        for process in ranks:
+            process.start()
+        pairs = [results.get() for _ in range(arguments.rounds * arguments.ranks)]
+        for process in ranks:
+            process.join()
+    report = {
+        "ratio": round(statistics.median(ours / bare for ours, bare in pairs), 4),
+        "ours_cpu_seconds_a_step": round(statistics.median(ours for ours, _ in pairs), 4),
+        "bare_cpu_seconds_a_step": round(statistics.median(bare for _, bare in pairs), 4),
+        "ratios": [round(ours / bare, 4) for ours, bare in pairs],
+        "model": arguments.preset,
+        "ranks": arguments.ranks,
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What tests change inside a rank before its entry starts: recorders, and faults at a chosen moment."""
+
+import json
+import os
+import time
+from typing import Any
+
+from cluster.context import JobContext
+
+MARK = 255  # a byte that no document holds: sequences made of it are bad samples
+
+
+def record_samples(context: JobContext) -> None:
+    """Write down which samples each update learnt from."""
+    from datapipe.loader import TokenLoader
+    from jobs.training.step import Stepper
+
+    read, update = TokenLoader.read, Stepper.update
+    batches: list[list[int]] = []
+    learnt = [0]
+
+    def recorded_read(self: TokenLoader, positions: Any) -> Any:
+        batches.append(list(positions))
+        return read(self, positions)
+
+    def recorded_update(self: Stepper, *arguments: Any) -> None:
+        update(self, *arguments)
+        with (context.run.path / f"seen-{context.attempt}-{context.rank}.jsonl").open("a") as stream:
+            stream.write(json.dumps(batches[learnt[0]]) + "\n")
+        learnt[0] += 1
+
+    TokenLoader.read, Stepper.update = recorded_read, recorded_update  # type: ignore[method-assign]
+
+
+def bad_sample(context: JobContext) -> None:
+    """The sample $BAD_SAMPLE makes the loss $BAD_LOSS times what it is (nan: not a number)."""
+    from datapipe.loader import TokenLoader
+    from jobs.training.objectives import NextToken
+
+    read, loss_sum = TokenLoader.read, NextToken.loss_sum
+    bad, factor = int(os.environ["BAD_SAMPLE"]), float(os.environ["BAD_LOSS"])
+
+    def marking_read(self: TokenLoader, positions: Any) -> Any:
+        batch = read(self, positions)
+        for row, position in zip(batch, positions, strict=True):
+            if position == bad:
+                row[:] = MARK
+        return batch
+
+    def marked_loss(self: NextToken, model: Any, batch: Any) -> Any:
+        loss = loss_sum(self, model, batch)
+        return loss * factor if (batch == MARK).any() else loss
+
+    TokenLoader.read, NextToken.loss_sum = marking_read, marked_loss  # type: ignore[method-assign]
+
+
+def stall_in_save(context: JobContext) -> None:
+    """The second save hangs after its data are written and before it is committed; the file `stalled` says so."""
+    from sharding.checkpoint import Checkpoints
+
+    commit = Checkpoints._commit
+    saves = [0]
+
+    def stalling(self: Checkpoints, *arguments: Any) -> None:
+        saves[0] += 1
+        if saves[0] == 2:
+            (context.run.path / "stalled").touch()
+            while True:
+                time.sleep(0.1)
+        commit(self, *arguments)
+
+    Checkpoints._commit = stalling  # type: ignore[method-assign]
+
+
+def stall_in_step(context: JobContext) -> None:
+    """Step 5 hangs in the middle, its gradients there and not applied."""
+    from jobs.training.step import Stepper
+
+    agree = Stepper.agree
+    steps = [0]
+
+    def stalling(self: Stepper, *arguments: Any, **keywords: Any) -> Any:
+        steps[0] += 1
+        if steps[0] == 5:
+            (context.run.path / "stalled").touch()
+            while True:
+                time.sleep(0.1)
+        return agree(self, *arguments, **keywords)
+
+    Stepper.agree = stalling  # type: ignore[method-assign]
+
+
+def full_disk(context: JobContext) -> None:
+    """Rank 1 cannot write its part of a checkpoint."""
+    from cluster.storage import Place
+
+    create = Place.create
+
+    def refusing(self: Place, name: str) -> Any:
+        if "rank-00001" in name:
+            raise OSError(28, "No space left on device", name)
+        return create(self, name)
+
+    Place.create = refusing  # type: ignore[method-assign]
+
+
+def resave(context: JobContext) -> None:
+    """Save what was loaded and stop, before anything is learnt."""
+    from jobs.training.loop import Loop
+
+    def save_and_leave(self: Loop) -> None:
+        self.checkpoints.last_step = None
+        self._leave()
+
+    Loop.run = save_and_leave  # type: ignore[assignment, method-assign]

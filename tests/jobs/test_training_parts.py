@@ -1,0 +1,116 @@
+"""Schedules, presets, weight decay, and initial weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cluster.config import load_config
+from cluster.errors import ConfigError
+from jobs.pretrain import PretrainConfig
+from jobs.training.config import ModelConfig, OptimConfig
+from jobs.training.model import build_model, model_config, whole_model
+from jobs.training.optimizer import adamw, learning_rate
+from sharding.config import FsdpConfig
+from sharding.group import process_group
+from tests.jobs.launch import TINY
+
+
+def rates(steps: int = 100, **config: object) -> list[float]:
+    optim = OptimConfig(lr=1.0, warmup_steps=10, min_lr_ratio=0.1, **config)  # type: ignore[arg-type]
+    return [learning_rate(optim, step, steps) for step in range(steps)]
+
+
+def test_warm_up_is_linear_and_reaches_the_top() -> None:
+    for schedule in ("cosine", "wsd", "constant"):
+        assert rates(schedule=schedule)[:11] == pytest.approx([0.1 * (i + 1) for i in range(10)] + [1.0])
+
+
+def test_cosine_falls_to_its_lowest() -> None:
+    values = rates(schedule="cosine")
+    assert values[55] == pytest.approx(0.55)
+    assert values[-1] == pytest.approx(0.1, abs=1e-3)
+    assert values[10:] == sorted(values[10:], reverse=True)
+
+
+def test_wsd_is_flat_and_then_falls() -> None:
+    values = rates(schedule="wsd", decay_fraction=0.2)
+    assert values[10:80] == [1.0] * 70
+    assert values[90] == pytest.approx(0.55)
+    assert 0.1 < values[-1] < 0.2
+
+
+def test_only_matrices_decay() -> None:
+    model = whole_model(shape_of(ModelConfig(config=TINY)), seed=0, weights=True)
+    decayed, others = adamw(model, OptimConfig(weight_decay=0.3)).param_groups
+    assert decayed["weight_decay"] == 0.3
+    assert others["weight_decay"] == 0.0
+    assert all(p.dim() == 2 for p in decayed["params"])
+    assert all(p.dim() == 1 for p in others["params"])
+
+
+def shape_of(model: ModelConfig, vocabulary: int = 257, seq_len: int = 32) -> object:
+    return model_config(model, vocabulary=vocabulary, end_of_document=256, seq_len=seq_len)
+
+
+@pytest.mark.parametrize(
+    ("preset", "vocabulary", "least", "most"),
+    [("tiny", 8192, 1e6, 3e6), ("small", 8192, 20e6, 30e6), ("smollm-135m", 49152, 134e6, 135e6)],
+)
+def test_presets_have_their_size(preset: str, vocabulary: int, least: float, most: float) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shape_of(ModelConfig(preset=preset), vocabulary))  # type: ignore[arg-type]
+    assert least < sum(p.numel() for p in model.parameters()) < most
+
+
+def test_initial_weights_are_the_seeds_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    shape = shape_of(ModelConfig(config=TINY))
+    whole = whole_model(shape, seed=5, weights=True)
+    with process_group() as group:
+        torch.rand(3)
+        model = build_model(shape, group, FsdpConfig(), seed=5, weights=True)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter.full_tensor(), whole.get_parameter(name))  # type: ignore[attr-defined]
+        assert [n for n, _ in model.named_parameters()] == [n for n, _ in whole.named_parameters()]
+        for name, buffer in whole.named_buffers():  # the rotary embedding's, which no checkpoint repairs
+            assert torch.equal(model.get_buffer(name), buffer)
+
+
+def test_a_directory_gives_configuration_and_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    given = whole_model(shape_of(ModelConfig(config=TINY)), seed=1, weights=True)
+    given.save_pretrained(tmp_path / "model")
+    config = ModelConfig(path=str(tmp_path / "model"))
+    with process_group() as group:
+        model = build_model(shape_of(config), group, FsdpConfig(), seed=0, weights=True, path=config.path)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter.full_tensor(), given.get_parameter(name))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("size", [256, 4000])
+def test_a_vocabulary_that_does_not_fit_is_refused(size: int) -> None:
+    with pytest.raises(ConfigError, match=f"vocabulary is {size}, the data set's tokenizer has 257"):
+        shape_of(ModelConfig(config={**TINY, "vocab_size": size}))
+
+
+def test_a_padded_vocabulary_is_fine() -> None:
+    assert shape_of(ModelConfig(config={**TINY, "vocab_size": 320})).vocab_size == 320  # type: ignore[attr-defined]
+
+
+def test_more_positions_than_the_model_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match="seq_len: is 512, the model has 256"):
+        shape_of(ModelConfig(config=TINY), seq_len=512)
+
+
+def test_an_unknown_model_type_is_named() -> None:
+    with pytest.raises(ConfigError, match="no-such-model"):
+        shape_of(ModelConfig(config={"model_type": "no-such-model"}))
+
+
+def test_a_wrong_key_is_named_with_its_neighbour() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.warmup_step.*optim\.warmup_steps"):
+        load_config(PretrainConfig, {"data": "x", "steps": 1, "optim": {"warmup_step": 1}})

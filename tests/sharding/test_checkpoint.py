@@ -1,0 +1,217 @@
+"""One rank's checkpoints on real storage: what is found, what is refused, what is kept."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.tensor import Shard, distribute_tensor
+
+from cluster.errors import CheckpointError, StaleAttemptError
+from cluster.run_dir import Fence, RunDir
+from cluster.storage import Place
+from sharding.checkpoint import Checkpoints, newest_complete, steps_in
+from sharding.config import CheckpointConfig
+from sharding.group import Group, process_group
+from sharding.state import State
+from sharding.storage import parse_index, read_tensors
+
+IDENTITY = {"hidden_size": 8, "tie_word_embeddings": True}
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Group]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("WORLD_SIZE", raising=False)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with process_group() as formed:
+            yield formed
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    created = RunDir.create("test", {"job": "pretrain", "config": {}}, tmp_path)
+    created.begin_attempt()
+    return created
+
+
+def checkpoints(run: RunDir, group: Group, keep: int = 3, identity: dict[str, Any] = IDENTITY) -> Checkpoints:
+    return Checkpoints(run, group, Fence(run, run.attempts()[-1], 0), CheckpointConfig(keep=keep), identity)
+
+
+def state(group: Group, value: float) -> State:
+    weight = torch.arange(24.0).reshape(6, 4) + value
+    half = torch.full((5,), value, dtype=torch.bfloat16)
+    return {
+        "model.weight": distribute_tensor(weight, group.mesh, [Shard(0)]),
+        "model.half": distribute_tensor(half, group.mesh, [Shard(0)]),
+        "optimizer.step": torch.tensor(float(value)),
+        "model.empty": torch.empty(0, 3),
+    }
+
+
+def save(store: Checkpoints, group: Group, *steps: int) -> None:
+    for step in steps:
+        store.save(state(group, step), step=step, position=step * 8, progress={"loss": step / 3})
+    store.wait()
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[no-any-return]
+
+
+def test_what_is_saved_is_loaded(run: RunDir, group: Group) -> None:
+    save(checkpoints(run, group), group, 5)
+    store = checkpoints(run, group)
+    found = store.find()
+    assert found is not None
+    folder, manifest = found
+    assert (manifest.step, manifest.position, manifest.progress) == (5, 40, {"loss": 5 / 3})
+    loaded = state(group, 0)
+    store.load(folder, manifest, loaded)
+    assert all(torch.equal(_whole(loaded[name]), _whole(value)) for name, value in state(group, 5).items())
+    alone = read_tensors(folder, parse_index(folder.read(manifest.index), ""))
+    assert all(torch.equal(alone[name], _whole(value)) for name, value in state(group, 5).items())
+
+
+def test_nothing_is_pickled(run: RunDir, group: Group) -> None:
+    save(checkpoints(run, group), group, 1)
+    files = [path for path in run.checkpoints.rglob("*") if path.is_file()]
+    assert sorted(path.suffix for path in files) == [".bin", ".json", ".json"]
+    data = next(path for path in files if path.suffix == ".bin").read_bytes()
+    assert len(data) == 24 * 4 + 5 * 2 + 4  # the tensors' bytes and nothing else
+
+
+def test_the_state_is_copied_before_training_goes_on(run: RunDir, group: Group) -> None:
+    store, tensors = checkpoints(run, group), state(group, 1)
+    store.save(tensors, step=1, position=0, progress={})
+    for tensor in tensors.values():
+        tensor.zero_()
+    store.wait()
+    folder, manifest = newest_complete(store.place)
+    assert torch.equal(read_tensors(folder, parse_index(folder.read(manifest.index), ""))["model.half"], torch.ones(5).bfloat16())
+
+
+def test_every_flipped_byte_is_found(run: RunDir, group: Group) -> None:
+    save(checkpoints(run, group), group, 1)
+    place = Place(run.checkpoints)
+    for path in sorted((run.checkpoints / "step-00000001").iterdir()):
+        whole = path.read_bytes()
+        for position in range(0, len(whole), 1 if path.suffix == ".bin" else 7):
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x11]) + whole[position + 1 :])
+            with pytest.raises(CheckpointError, match="no complete checkpoint"):
+                newest_complete(place)
+        path.write_bytes(whole)
+    assert newest_complete(place)[1].step == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "no manifest", "flipped", "empty manifest"])
+def test_the_newest_that_verifies_wins_and_bad_ones_are_named(
+    run: RunDir, group: Group, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(checkpoints(run, group), group, 1, 2, 3)
+    folder = run.checkpoints / "step-00000003"
+    data = next(folder.glob("*.bin"))
+    if damage == "truncated":
+        data.write_bytes(data.read_bytes()[:-1])
+    elif damage == "missing":
+        data.unlink()
+    elif damage == "no manifest":
+        (folder / "manifest.json").unlink()
+    elif damage == "empty manifest":
+        (folder / "manifest.json").write_text("")
+    else:
+        data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
+    found = checkpoints(run, group).find()
+    assert found is not None
+    assert found[1].step == 2
+    bad = [event for event in run.read_events() if event["event"] == "bad_checkpoint"]
+    assert [event["step"] for event in bad] == [3]
+    words = {"truncated": "bytes instead of", "missing": "is missing", "no manifest": "cut short", "flipped": "checksum"}
+    assert words.get(damage, "damaged") in str(bad[0]["problems"])
+    assert "step-00000003" in caplog.text
+
+
+def test_a_bad_checkpoint_is_replaced_by_the_next_save_of_its_step(run: RunDir, group: Group) -> None:
+    save(checkpoints(run, group), group, 1, 2)
+    next((run.checkpoints / "step-00000002").glob("*.bin")).unlink()
+    run.begin_attempt()
+    store = checkpoints(run, group)
+    found = store.find()
+    assert found is not None
+    assert found[1].step == 1
+    save(store, group, 2)
+    assert newest_complete(store.place)[1].attempt == 2
+
+
+def test_keeps_the_newest_and_cleans_what_was_cut_short(run: RunDir, group: Group) -> None:
+    store = checkpoints(run, group, keep=2)
+    half = run.checkpoints / "step-00000009"
+    half.mkdir(parents=True)
+    (half / "0000-000000-rank-00000.bin").write_bytes(b"x")
+    store.clean()
+    save(store, group, 1, 2, 3, 4)
+    assert steps_in(store.place) == [3, 4]
+
+
+def test_a_bad_checkpoint_is_not_counted_as_kept(run: RunDir, group: Group) -> None:
+    save(checkpoints(run, group, keep=1), group, 5)
+    next((run.checkpoints / "step-00000005").glob("*.bin")).unlink()
+    store = checkpoints(run, group, keep=1)
+    assert store.find() is None
+    save(store, group, 2)
+    assert newest_complete(store.place)[1].step == 2
+
+
+def test_another_model_is_refused_by_name(run: RunDir, group: Group) -> None:
+    save(checkpoints(run, group), group, 1)
+    with pytest.raises(CheckpointError, match="tie_word_embeddings is True there and False here"):
+        checkpoints(run, group, identity={**IDENTITY, "tie_word_embeddings": False}).find()
+
+
+def test_other_tensors_are_refused_by_name(run: RunDir, group: Group) -> None:
+    store = checkpoints(run, group)
+    save(store, group, 1)
+    found = store.find()
+    assert found is not None
+    with pytest.raises(CheckpointError, match=r"missing \['model.lm_head'\]"):
+        store.load(*found, {**state(group, 0), "model.lm_head": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"unknown \['optimizer.step'\]"):
+        store.load(*found, {k: v for k, v in state(group, 0).items() if k != "optimizer.step"})
+
+
+def test_an_old_attempt_cannot_commit(run: RunDir, group: Group) -> None:
+    store = checkpoints(run, group)
+    save(store, group, 1)
+    run.begin_attempt()
+    store.save(state(group, 2), step=2, position=0, progress={})
+    with pytest.raises(StaleAttemptError, match="succeeded by 2"):
+        store.wait()
+    assert newest_complete(store.place)[1].step == 1
+
+
+def test_an_attempt_that_grows_old_while_it_writes_cannot_commit(
+    run: RunDir, group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = checkpoints(run, group)
+    write = Place.write
+    monkeypatch.setattr(Place, "write", lambda self, name, data: (run.begin_attempt(), write(self, name, data))[1])
+    store.save(state(group, 2), step=2, position=0, progress={})
+    with pytest.raises(StaleAttemptError):
+        store.wait()
+    assert not list(run.checkpoints.rglob("manifest.json"))
+
+
+def test_a_manifest_says_what_the_contract_says(run: RunDir, group: Group) -> None:
+    save(checkpoints(run, group), group, 7)
+    manifest = json.loads((run.checkpoints / "step-00000007/manifest.json").read_text())
+    assert {"files", "step", "position", "config_hash", "world_size", "attempt"} <= manifest.keys()
+    assert {"path", "size", "checksum"} == manifest["files"][0].keys()
+
+
+def test_checkpoints_lie_where_the_configuration_says(run: RunDir, group: Group, tmp_path: Path) -> None:
+    elsewhere = CheckpointConfig(path=str(tmp_path / "elsewhere"))
+    save(Checkpoints(run, group, Fence(run, 1, 0), elsewhere, IDENTITY), group, 1)
+    assert (tmp_path / "elsewhere" / run.id / "step-00000001/manifest.json").is_file()

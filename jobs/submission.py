@@ -62,7 +62,8 @@ def unwritten_run(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
 
 
 def render(job: str, config: JobConfig, cluster_name: str) -> str:
-    """The script or manifest that a submission would hand over."""
+    """The script or manifest that a submission would hand over, after the same checks."""
+    config.preflight()
     record = make_record(job, config, cluster_name, ())
     return load_backend(cluster_name).render(unwritten_run(config, record), config.resources)
 

@@ -1,0 +1,99 @@
+"""The command over the real local backend: follow, interrupt, cancel, resume, wait, read the logs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.run_dir import RunDir
+from cluster.spec import RunState
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A counter over two virtual nodes that has not been started yet."""
+    record = {
+        "job": "pretrain",
+        "entry": "tests.fakes.toy:count",
+        "engine": "ranks",
+        "preload": ["torch", "tests.fakes.toy"],
+        "sidecars": ["jobs.mirror"],
+        "config": {"steps": 100_000, "pause": 0.02},
+        "resources": {"nodes": 2, "ranks_per_node": 1},
+        "cluster": "local",
+        "created": time.time(),
+    }
+    return RunDir.create("counted", record, tmp_path / "runs")
+
+
+def start(run: RunDir, *words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "ROPEWALK_RUNS": str(run.path.parent), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "jobs.cli", *words]
+    # where the toy can be imported from
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ropewalk(run: RunDir, *words: str, expect: int = 0) -> str:
+    process = start(run, *words)
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == expect, err
+    return out
+
+
+def until(condition: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def steps(run: RunDir) -> int:
+    lines = run.read_metrics()
+    return int(lines[-1]["step"]) if lines else 0
+
+
+def test_a_run_outlives_its_terminal_and_goes_on_where_it_was(run: RunDir) -> None:
+    followed = start(run, "resume", run.id)
+    try:
+        until(lambda: steps(run) > 5)
+        followed.send_signal(signal.SIGINT)
+        _, err = followed.communicate(timeout=20)
+        assert followed.returncode == 130
+        assert "goes on" in err
+        before = steps(run)
+        until(lambda: steps(run) > before)  # nobody follows it any more
+
+        (row,) = json.loads(ropewalk(run, "ps", "--json"))
+        assert (row["run"], row["state"], row["nodes"]) == (run.id, "RUNNING", 2)
+        assert "node 1" in ropewalk(run, "top", "--once")
+        assert "It is running" in ropewalk(run, "why", run.id)
+        ropewalk(run, "resume", run.id, "--detach", expect=1)  # it is being carried already
+    finally:
+        ropewalk(run, "cancel", run.id)
+    ended = json.loads(ropewalk(run, "wait", run.id, "--json", expect=1))
+    assert ended["state"] == "CANCELLED"
+    reached = steps(run)
+
+    ropewalk(run, "resume", run.id, "resources.nodes=1", "--detach")
+    until(lambda: steps(run) > reached + 3)
+    assert [line["step"] for line in run.read_metrics()] == list(range(1, steps(run) + 1))
+    listening = start(run, "logs", "-f", run.id)
+    ropewalk(run, "cancel", run.id)
+    ropewalk(run, "wait", run.id, expect=1)
+    listening.communicate(timeout=20)
+    assert listening.returncode == 0  # it ends with the run
+    assert run.attempts() == [1, 2]
+    outcome = run.outcome(2)
+    assert outcome is not None
+    assert outcome.state is RunState.CANCELLED
+    assert "It was cancelled" in ropewalk(run, "why", run.id)
+    assert len(list(run.wandb.glob("offline-run-*"))) == 2  # one W&B run, a file an attempt

@@ -92,11 +92,11 @@ def resume(
     from jobs.verdict import see_through
 
     found = find_run(word)
-    before = start(found, words or [])
+    start(found, words or [])
     if detach:
         print(found.id)
     else:
-        see_through(found, as_json, before)
+        see_through(found, as_json)
 
 
 @app.command()
@@ -167,8 +167,7 @@ def cancel(word: RunWord) -> None:
 
     found = status.find_run(word)
     if status.is_final(found):
-        outcome = found.last_outcome()
-        print(f"{found.id} is over already: {outcome.state if outcome else ''}")
+        print(f"{found.id} is over already: {status.states([found])[found.id].state}")
         return
     load_backend(found.record["cluster"]).cancel(found)
     print(f"{found.id} is asked to save and leave; `ropewalk wait {found.id}` returns when it has")
@@ -244,12 +243,13 @@ def export(
 @app.command()
 def quickstart(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="where all of it goes")] = Path("quickstart"),
+    steps: Annotated[int, typer.Option(min=20, help="training steps")] = 300,
 ) -> None:
     """See all of it on this machine in a few minutes, on text that is already here."""
     from jobs.display import console
     from jobs.quickstart import quickstart as tour
 
-    tour(directory, console())
+    tour(directory, console(), steps)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
 from jobs.diagnosis import tell
-from jobs.status import GONE, states
+from jobs.status import GONE, final_outcome, resumed_after, states
 from jobs.tracking import latest_metrics, read_new_lines
 
 if TYPE_CHECKING:
@@ -23,21 +23,18 @@ LOST_ANSWERS = 3  # as often must the scheduler not know the run before we belie
 
 
 class Watch:
-    """Knows when a run is over: an outcome newer than `after_attempt`, or nobody carries it any more."""
+    """Knows when a run is over: it has a final outcome, or nobody carries it any more."""
 
-    def __init__(self, run: RunDir, after_attempt: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
-        self.run, self.after_attempt, self._clock = run, after_attempt, clock
+    def __init__(self, run: RunDir, clock: Callable[[], float] = time.monotonic) -> None:
+        self.run, self._clock = run, clock
         self._next_question = clock() + ASK_SECONDS
         self._lost = 0
         self.abandoned = ""  # why nobody carries it
 
     def over(self) -> bool:
         """True once; what became of it is in the run directory, or in `abandoned`."""
-        attempts = self.run.attempts()
-        if attempts and attempts[-1] > self.after_attempt:
-            outcome = self.run.outcome(attempts[-1])
-            if outcome is not None and outcome.state.final:
-                return True
+        if final_outcome(self.run) is not None:
+            return True
         if self._clock() >= self._next_question:
             self._next_question = self._clock() + ASK_SECONDS
             state = states([self.run])[self.run.id]
@@ -48,19 +45,19 @@ class Watch:
         return bool(self.abandoned)
 
 
-def wait(run: RunDir, after_attempt: int = 0, sleep: Callable[[float], None] = time.sleep) -> Watch:
+def wait(run: RunDir, sleep: Callable[[float], None] = time.sleep) -> Watch:
     """Return when the run is over."""
-    watch = Watch(run, after_attempt)
+    watch = Watch(run)
     while not watch.over():
         sleep(POLL_SECONDS)
     return watch
 
 
-def follow(run: RunDir, console: "Console", after_attempt: int = 0, sleep: Callable[[float], None] = time.sleep) -> Watch:
+def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = time.sleep) -> Watch:
     """Show progress and events on `console` until the run is over."""
-    watch = Watch(run, after_attempt)
+    watch = Watch(run)
     view: _Bar | _Lines = _Bar(run, console) if console.is_terminal else _Lines(run, console)
-    _, offset = read_new_lines(run.events, 0) if after_attempt else ([], 0)
+    _, offset = read_new_lines(run.events, 0) if resumed_after(run) else ([], 0)  # what is past was told before
     with view:
         while True:
             last_round = watch.over()

@@ -9,9 +9,10 @@ from cluster.config import read_yaml
 from cluster.errors import ConfigError, RopewalkError
 from cluster.files import read_json
 from cluster.run_dir import RunDir, runs_root
-from cluster.spec import RunState
+from cluster.spec import Outcome, RunState
 from jobs.tracking import latest_metrics
 
+RESUMED = "resumed.json"
 GONE = frozenset({"ended", "lost"})  # a backend's words for a run that nobody carries
 
 
@@ -44,10 +45,23 @@ def all_runs() -> list[RunDir]:
     return sorted(runs, key=lambda run: ((run.path / "run.yaml").stat().st_mtime_ns, run.id))
 
 
+def resumed_after(run: RunDir) -> int:
+    """The last attempt before the user resumed the run: its outcome, and those before, end nothing any more."""
+    return int((read_json(run.path / RESUMED) or {}).get("after_attempt", 0))
+
+
+def final_outcome(run: RunDir) -> Outcome | None:
+    """How the run ended, or None while another attempt may follow."""
+    attempts = run.attempts()
+    if not attempts or attempts[-1] <= resumed_after(run):
+        return None
+    outcome = run.outcome(attempts[-1])
+    return outcome if outcome is not None and outcome.state.final else None
+
+
 def is_final(run: RunDir) -> bool:
     """The newest attempt has an outcome that no other follows by itself."""
-    outcome = run.last_outcome()
-    return outcome is not None and outcome.state.final
+    return final_outcome(run) is not None
 
 
 def states(runs: Sequence[RunDir]) -> dict[str, BackendState]:
@@ -55,8 +69,8 @@ def states(runs: Sequence[RunDir]) -> dict[str, BackendState]:
     found: dict[str, BackendState] = {}
     open_runs: dict[str, list[RunDir]] = {}
     for run in runs:
-        outcome = run.last_outcome()
-        if outcome is not None and outcome.state.final:
+        outcome = final_outcome(run)
+        if outcome is not None:
             found[run.id] = BackendState(state=outcome.state, reason=outcome.cause)
         else:
             open_runs.setdefault(str(run.record.get("cluster", "local")), []).append(run)
@@ -124,8 +138,8 @@ def details(run: RunDir) -> dict[str, Any]:
 
 def final_object(run: RunDir) -> dict[str, Any]:
     """The last line of `run --json`: run, job, state, directory, and the job's own results."""
-    outcome = run.last_outcome()
-    state = outcome.state if outcome is not None and outcome.state.final else states([run])[run.id].state
+    outcome = final_outcome(run)
+    state = outcome.state if outcome is not None else states([run])[run.id].state
     head = {"run": run.id, "job": run.record["job"], "state": state.value, "directory": str(run.path)}
     if outcome is not None and state is RunState.FAILED:
         head["cause"] = outcome.cause

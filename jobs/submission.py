@@ -11,11 +11,13 @@ from typing import Any
 
 import cluster
 from cluster.backend import load_backend, load_profile
-from cluster.config import JobConfig, Resources, load_config, read_yaml
+from cluster.config import JobConfig, load_config, read_yaml
 from cluster.errors import ConfigError, RopewalkError
+from cluster.files import read_json, write_json
 from cluster.run_dir import RunDir, runs_root
 from cluster.spec import RunState
 from jobs.catalog import config_of, find_job
+from jobs.status import RESUMED, final_outcome
 
 VERSIONS = ("ropewalk", "torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "numba", "pydantic", "fsspec", "wandb")
 SIDECARS = ("jobs.mirror",)
@@ -85,9 +87,9 @@ def submit(
     return run
 
 
-def resume(run: RunDir, overrides: Sequence[str] = ()) -> int:
-    """Start a new attempt of an existing run, with other resources if asked; returns the number of attempts before it."""
-    outcome, attempts = run.last_outcome(), run.attempts()
+def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:
+    """Start a new attempt of an existing run, with other resources if asked. Raises RopewalkError."""
+    outcome, attempts = final_outcome(run), run.attempts()
     if outcome is not None and outcome.state is RunState.SUCCEEDED:
         raise ConfigError(f"{run.id} has succeeded: there is nothing to resume; submit a new run to go further")
     foreign = [word for word in overrides if not word.startswith("resources.")]
@@ -95,23 +97,19 @@ def resume(run: RunDir, overrides: Sequence[str] = ()) -> int:
         raise ConfigError(f"{foreign[0]!r}: a run's configuration never changes, only its resources may: resources.KEY=VALUE")
     used = (run.attempt_details(attempts[-1]).get("resources") if attempts else None) or run.record["resources"]
     config = load_config(JobConfig, {"resources": used}, overrides)
-    was_cancelled = run.cancel_requested
+    was_cancelled, mark = run.cancel_requested, run.path / RESUMED
+    before = read_json(mark)
     run.withdraw_cancel()
+    if outcome is not None:  # an attempt that goes on by itself is not ended by this
+        write_json(mark, {"after_attempt": attempts[-1]})
     try:
         load_backend(run.record["cluster"]).submit(run, config.resources)
     except RopewalkError:
         if was_cancelled:
             run.request_cancel()
+        mark.unlink(missing_ok=True) if before is None else write_json(mark, before)
         raise
     run.event("resumed_by_user", resources=config.resources.model_dump(mode="json"))
-    return len(attempts)
-
-
-def resources_of(run: RunDir) -> Resources:
-    """What the newest attempt has, else what was asked for."""
-    attempts = run.attempts()
-    used = run.attempt_details(attempts[-1]).get("resources") if attempts else None
-    return Resources.model_validate(used or run.record["resources"])
 
 
 # --- what is recorded

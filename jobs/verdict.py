@@ -28,10 +28,10 @@ def explain_job(usage: str, command: str, job: str | None) -> None:
     out.print(keys_table(describe_keys(config_of(spec))))
 
 
-def see_through(run: RunDir, as_json: bool, after_attempt: int = 0) -> None:
+def see_through(run: RunDir, as_json: bool) -> None:
     """Follow a run to its end and exit with its outcome. Ctrl-C leaves it running."""
     try:
-        watch = follow(run, console(stderr=True), after_attempt)
+        watch = follow(run, console(stderr=True))
     except KeyboardInterrupt:
         hint = f"`ropewalk logs -f {run.id}` follows it, `ropewalk cancel {run.id}` ends it"
         sys.stderr.write(f"\n{run.id} goes on; {hint}\n")

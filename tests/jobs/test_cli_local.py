@@ -84,6 +84,7 @@ def test_a_run_outlives_its_terminal_and_goes_on_where_it_was(run: RunDir) -> No
     reached = steps(run)
 
     ropewalk(run, "resume", run.id, "resources.nodes=1", "--detach")
+    assert run.id in ropewalk(run, "ps")  # the old outcome ends nothing any more
     until(lambda: steps(run) > reached + 3)
     assert [line["step"] for line in run.read_metrics()] == list(range(1, steps(run) + 1))
     listening = start(run, "logs", "-f", run.id)

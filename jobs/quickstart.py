@@ -22,7 +22,6 @@ from jobs.follow import follow
 from jobs.plots import plot_run
 from jobs.submission import configure, submit
 
-STEPS = 300
 PROMPTS = ["def __init__(self, ", "The following functions are defined:\n\n", "import os\nimport "]
 # packages of the standard library with much prose or code of one style; a version that lacks one loses nothing
 _PACKAGES = (
@@ -80,7 +79,7 @@ def settings(directory: Path, steps: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def quickstart(directory: Path, console: Console, steps: int = STEPS) -> None:
+def quickstart(directory: Path, console: Console, steps: int) -> None:
     """Run everything below `directory`, then print what came of it."""
     started = time.monotonic()
     directory = directory.absolute()

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
@@ -23,8 +24,6 @@ class _Actor:
 
     def __init__(self, output_url: str, work_url: str) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        import pyarrow as pa  # noqa: PLC0415
-
         pa.set_cpu_count(1)
         self.worker = Worker(output_url, work_url)
 

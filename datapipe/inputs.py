@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+from pyarrow import parquet
+
 from cluster.errors import DataError
 from cluster.storage import Place, retry
 from datapipe.config import MIB
@@ -163,9 +166,6 @@ def _ranges(file: InputFile, limit: int) -> list[tuple[int, int | None]]:
         return [(0, None)]
     if file.kind == "lines":
         return [(start, min(start + limit, file.size)) for start in range(0, file.size, limit)]
-    import pyarrow as pa  # noqa: PLC0415 - heavy, and needed for large parquet files only
-    from pyarrow import parquet  # noqa: PLC0415
-
     place, name = place_of(file.url)
     try:
         with open_file(place, name) as stream:

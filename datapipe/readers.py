@@ -88,12 +88,12 @@ def _read_lines(unit: Unit, index: int, rules: ReadRules, tally: Tally) -> Itera
         try:
             for line in lines:
                 tally.lines += 1
-                if tally.lines == 1 and unit.start == 0 and line is not TOO_LONG:
-                    line = line.removeprefix(BOM)  # noqa: PLW2901
                 if line is TOO_LONG:
                     yield gate.refuse(tally.lines, "line_too_long")
-                elif line and not line.isspace():
-                    yield _parse(line, tally.lines, gate)
+                    continue
+                record = line.removeprefix(BOM) if tally.lines == 1 and unit.start == 0 else line
+                if record and not record.isspace():
+                    yield _parse(record, tally.lines, gate)
         finally:
             tally.checksums.append(source.drain())
 

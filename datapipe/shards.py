@@ -82,10 +82,8 @@ def plan_shards(layout: Layout, limit: int) -> list[ShardPlan]:
         before = np.cumsum(corpus.size[rows]) - corpus.size[rows]
         numbers = np.unique(before // limit, return_inverse=True)[1]
         for number in range(int(numbers[-1]) + 1 if len(rows) else 0):
-            chosen = (
-                rows[numbers == number] if len(numbers) < 4096 else rows[slice(*np.searchsorted(numbers, [number, number + 1]))]
-            )
-            slices = tuple(cut_slices(layout, chosen))
+            first, last = np.searchsorted(numbers, [number, number + 1])
+            slices = tuple(cut_slices(layout, rows[first:last]))
             plans.append(ShardPlan(split=split, number=number, slices=slices))
     return plans
 

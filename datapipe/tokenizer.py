@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import tokenizers
 import xxhash
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cluster.errors import ConfigError
 from cluster.storage import Place
@@ -31,8 +32,6 @@ class TokenizerFiles:
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> TokenizerFiles:
     """A byte-level BPE in the manner of GPT-2; the same texts give the same bytes."""
-    from tokenizers import decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
-
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -95,8 +94,6 @@ def _from_place(place: Place, file: str, path: str) -> TokenizerFiles:
 
 def _converted(name: str) -> TokenizerFiles:
     """A tokenizer that only transformers can find or convert: its cache first, the hub if that may be asked."""
-    import tempfile  # noqa: PLC0415
-
     from transformers import AutoTokenizer  # noqa: PLC0415 - seconds to import, and rarely needed
 
     try:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from cluster.config import load_config
+import jobs
+from cluster.config import load_config, read_yaml
 from cluster.context import JobContext
 from cluster.errors import ConfigError, DataError, StaleAttemptError, StopRequested
 from cluster.files import read_json
@@ -158,6 +159,11 @@ def test_the_users_mistakes_are_found_at_submission(tmp_path: Path, source: Path
         load_config(PreprocessConfig, {"input": [], "output": "x", "tokenizer": {"train": 400}})
     with pytest.raises(ConfigError, match="did you mean 'tokenizer'"):
         load_config(PreprocessConfig, {"input": "x", "output": "x", "tokeniser": {"train": 400}})
+
+
+def test_the_example_is_a_complete_run() -> None:
+    example = Path(jobs.__file__).parent / "configs/preprocess.yaml"
+    assert load_config(PreprocessConfig, read_yaml(example)).model_dump()["tokenizer"]["train"] == 8192
 
 
 def test_the_configuration_is_read_without_heavy_imports() -> None:

@@ -39,10 +39,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--replay", action="store_true", help="mirror what an earlier sidecar left, and leave")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s mirror %(message)s")
     os.nice(5)  # training comes first
-    Mirror(RunDir(arguments.run_dir), arguments.attempt).follow()
+    Mirror(RunDir(arguments.run_dir), arguments.attempt).follow(arguments.replay)
 
 
 class Mirror:
@@ -58,11 +59,13 @@ class Mirror:
         self._step = 0
         self._wandb: Any = None
 
-    def follow(self) -> None:
-        """Mirror until SIGTERM, the end of the agent, or a newer attempt; then to the end of the files."""
+    def follow(self, replay: bool = False) -> None:
+        """Mirror until SIGTERM, the end of the agent, or a newer attempt (at once for a replay); then to the end of the files."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._wandb = start_wandb(self.run, self.attempt)
+        if replay:
+            self._ended.set()
         while not self._over():
             self._pump()
             self._ended.wait(POLL_SECONDS)
@@ -206,7 +209,11 @@ def _has_login(host: str) -> bool:
 
 
 def sync_run(run: RunDir) -> list[Path]:
-    """Upload the W&B files of a run that are not uploaded yet, oldest first; returns them. Raises BackendError."""
+    """Upload the W&B files of a run that are not uploaded yet, oldest first; returns them. Raises BackendError.
+
+    What no sidecar lived to mirror is mirrored first, once the newest attempt is over.
+    """
+    _replay(run)
     waiting = [p for p in sorted(run.wandb.glob("offline-run-*")) if not list(p.glob("*.wandb.synced"))]
     if not waiting:
         return []
@@ -222,6 +229,16 @@ def sync_run(run: RunDir) -> list[Path]:
             said = (done.stderr or done.stdout).strip().splitlines()[-1:]
             raise BackendError(f"{path}: wandb sync failed: {' '.join(said)}")
     return waiting
+
+
+def _replay(run: RunDir) -> None:
+    attempts = run.attempts()
+    if not attempts or run.outcome(attempts[-1]) is None or not run.metrics.exists():
+        return
+    known = dict(read_json(run.wandb / CURSOR) or {})
+    if known.get(run.metrics.name, 0) < run.metrics.stat().st_size:
+        command = [sys.executable, "-m", "jobs.mirror", str(run.path), "--attempt", str(attempts[-1]), "--replay"]
+        subprocess.run(command, check=False)
 
 
 if __name__ == "__main__":

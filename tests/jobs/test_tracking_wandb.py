@@ -16,6 +16,7 @@ from cluster.context import JobContext
 from cluster.errors import BackendError
 from cluster.files import write_json
 from cluster.run_dir import RunDir
+from cluster.spec import Outcome, RunState
 from jobs.mirror import sync_run
 from jobs.tracking import MetricLog
 
@@ -148,3 +149,14 @@ def test_a_server_that_is_down_holds_up_nobody(run: RunDir, monkeypatch: pytest.
 
 def test_nothing_to_sync(run: RunDir) -> None:
     assert sync_run(run) == []
+
+
+def test_what_no_sidecar_lived_to_mirror_is_mirrored_before_the_upload(run: RunDir) -> None:
+    run.begin_attempt()
+    log_steps(run, 1, range(1, 6))
+    run.write_outcome(1, Outcome(state=RunState.FAILED, exit_code=1, cause="the node burnt"))
+    with pytest.raises(BackendError, match="1 W&B files wait"):
+        sync_run(run)
+    assert len(history(run, "train/loss")) == 5
+    with pytest.raises(BackendError, match="1 W&B files wait"):  # nothing is mirrored twice
+        sync_run(run)

@@ -81,13 +81,14 @@ class _Bar:
         self.run, self.console, self._pace = run, console, _Pace()
         self._progress: Progress = Progress(
             SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=28),
-            TextColumn("{task.fields[words]}"),
+            TextColumn("{task.fields[words]}", markup=False),
             console=console,
             transient=True,
         )
-        self._task: TaskID = self._progress.add_task("starting", total=None, words="")
+        self._stage = "starting"
+        self._task: TaskID = self._progress.add_task(self._stage, total=None, words="")
 
     def __enter__(self) -> "_Bar":
         self._progress.start()
@@ -97,15 +98,18 @@ class _Bar:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        self._progress.console.print(f"[dim]{text}[/dim]", highlight=False)
+        self._progress.console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
     def show(self) -> None:
         report = read_json(self.run.progress)
-        if report:
-            words = describe(report, latest_metrics(self.run), self._pace)
-            self._progress.update(
-                self._task, description=report["stage"], completed=report["done"], total=report.get("total"), words=words
-            )
+        if not report:
+            return
+        words = describe(report, latest_metrics(self.run), self._pace)
+        if report["stage"] != self._stage:  # a task's total cannot become unknown again
+            self._stage = report["stage"]
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(self._stage, total=report.get("total"), words=words)
+        self._progress.update(self._task, completed=report["done"], total=report.get("total"), words=words)
 
 
 class _Lines:

@@ -1,16 +1,20 @@
 """The command as a user types it: exit codes, one-line mistakes, JSON, over a cluster that is made up."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from cluster.context import JobContext
 from cluster.files import write_json
 from cluster.run_dir import RunDir
+from cluster.spec import Outcome, RunState
 from jobs import cli
+from jobs.follow import follow
 from jobs.tracking import MetricLog
 from tests.fakes.token_files import write_dataset
 
@@ -224,7 +228,6 @@ def test_logs_tell_who_spoke(shell: Shell, running: RunDir) -> None:
 
 
 def test_logs_follow_to_the_end_over_attempts(shell: Shell, running: RunDir) -> None:
-    from cluster.spec import Outcome, RunState
     from jobs.logs import follow_logs
 
     ended: list[bool] = []
@@ -283,7 +286,6 @@ def test_over_is_over(shell: Shell) -> None:
     ],
 )
 def test_why_in_plain_words(shell: Shell, cause: str, record: dict[str, Any], said: str) -> None:
-    from cluster.spec import Outcome, RunState
 
     run = RunDir(shell.home / "runs" / shell("submit", *pretrain("--on", "slow")).strip())
     if record:
@@ -324,7 +326,6 @@ def test_a_run_that_nobody_carries_is_not_waited_for_forever(
     shell: Shell, running: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cluster.backend import BackendState
-    from cluster.spec import RunState
     from jobs import follow
 
     lost = BackendState(state=RunState.UNKNOWN, reason="its supervisor died")
@@ -338,24 +339,25 @@ def test_a_run_that_nobody_carries_is_not_waited_for_forever(
     assert watch.abandoned == "its supervisor died"
 
 
-def test_following_tells_progress_and_events(shell: Shell, running: RunDir) -> None:
-    import io
-
-    from rich.console import Console
-
-    from cluster.spec import Outcome, RunState
-    from jobs.follow import follow
-
-    write_json(running.progress, {"stage": "train", "done": 2, "total": 3, "unit": "steps", "rates": {"tokens/s": 12345.0}})
+@pytest.mark.parametrize("terminal", [False, True])
+def test_following_tells_progress_and_events(running: RunDir, terminal: bool) -> None:
+    reports = iter([
+        {"stage": "read", "done": 2_500_000, "total": None, "unit": "B", "rates": {"MB/s": 0.0}},
+        {"stage": "train", "done": 2, "total": 3, "unit": "steps", "rates": {"tokens/s": 12345.0}},
+    ])  # fmt: skip
     running.event("rank_lost", rank=1, node=0, exit_code=-9)
 
-    def end(_: float) -> None:
-        running.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done"))
+    def go_on(_: float) -> None:
+        report = next(reports, None)
+        if report:
+            write_json(running.progress, report)
+        else:
+            running.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="[done]"))
 
     out = io.StringIO()
-    follow(running, Console(file=out, width=200), sleep=end)
-    assert "rank 1 on node 0 killed (SIGKILL)" in out.getvalue()
-    assert "train: 2/3 steps  loss 2.000  12.3k tokens/s" in out.getvalue()
+    follow(running, Console(file=out, width=200, force_terminal=terminal), sleep=go_on)
+    for words in ("rank 1 on node 0 killed (SIGKILL)", "2.5 MB", "2/3 steps  loss 2.000  12.3k tokens/s"):
+        assert words in out.getvalue()
 
 
 def test_ctrl_c_leaves_the_run_alone(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

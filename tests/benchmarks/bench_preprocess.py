@@ -77,9 +77,9 @@ def start(config: Any, runs: Path) -> Driver:
     return Driver(RunDir.create("bench", record, root=runs).path)
 
 
-def survive(config: Any, runs: Path, kills: int, draw: random.Random) -> int:
+def survive(config: Any, runs: Path, kills: int, draw: random.Random) -> None:
     """Run to the end with `kills` kill -9 at random moments, of a random actor or of the driver's whole group."""
-    driver, driver_kills = start(config, runs), 0
+    driver = start(config, runs)
     for number in range(kills):
         try:
             driver.process.wait(timeout=draw.uniform(6, 16))
@@ -87,14 +87,14 @@ def survive(config: Any, runs: Path, kills: int, draw: random.Random) -> int:
             break
         except subprocess.TimeoutExpired:
             actors = driver.actors()
-        if actors and draw.random() < 0.5:
+        kill_actor = bool(actors) and draw.random() < 0.5
+        print(f"  kill {number + 1}: {'an actor' if kill_actor else 'the driver and its group'}", flush=True)
+        if kill_actor:
             draw.choice(actors).kill()
         else:
             driver.kill()
-            driver_kills += 1
             driver = start(config, runs)
     driver.finish(timeout_seconds=1200)
-    return driver_kills
 
 
 def measure(name: str, config: Any, runs: Path, kills: int = 0) -> tuple[str, float, float, Manifest, dict[str, bytes]]:

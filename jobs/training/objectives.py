@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from jobs.training.cross_entropy import summed_cross_entropy
+
 # B sequences, T predicted tokens a sequence, V vocabulary
 
 
@@ -30,10 +32,15 @@ class NextToken:
 
     def loss_sum(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         """Summed negative log-likelihood in nats."""
-        return self.losses(model, batch, "sum")
+        logits_NV, targets_N = self._predict(model, batch)
+        return summed_cross_entropy(logits_NV, targets_N)
 
-    def losses(self, model: nn.Module, batch: torch.Tensor, reduction: str = "none") -> torch.Tensor:
-        """Negative log-likelihoods in nats, one a predicted token (B*T), or their sum."""
+    def losses(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        """Negative log-likelihoods in nats, one a predicted token (B*T)."""
+        logits_NV, targets_N = self._predict(model, batch)
+        return F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
+
+    def _predict(self, model: nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         tokens_BT, targets_BT = batch[:, :-1], batch[:, 1:]
         logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits
-        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), reduction=reduction)
+        return logits_BTV.flatten(0, 1), targets_BT.flatten()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.backend import BackendState
+from cluster.entry import EXIT_LOST_PEER
 from cluster.errors import EXIT_NEVER_RETRY
 from cluster.files import read_json
 from cluster.run_dir import RunDir
@@ -181,4 +182,6 @@ def _ending(code: Any) -> str:
     if isinstance(code, int) and code < 0:
         name = signal.Signals(-code)
         return SIGNALS.get(name, f"died of {name.name}")
+    if code == EXIT_LOST_PEER:
+        return "left, because a rank it talks to was gone"
     return f"ended with exit code {code}"

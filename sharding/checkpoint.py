@@ -233,4 +233,6 @@ def _plain(error: BaseException, place: Place) -> Exception:
             if isinstance(cause, kind):
                 return type(cause)(str(cause))
     first = causes[0]
+    if isinstance(first, RuntimeError):  # a collective broke: the entry tells a lost peer from a bug by it
+        return first
     return StorageError(f"{place.url}: the checkpoint was not saved or read: {type(first).__name__}: {first}")

@@ -17,14 +17,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from cluster.config import NodeRange, Resources, Retries
 from cluster.entry import EXIT_LOST_PEER, configure_logging
 from cluster.errors import EXIT_FAILED, EXIT_NEVER_RETRY
 from cluster.files import write_json
 from cluster.monitor import Monitor
 from cluster.process_engine import run_process
+from cluster.processes import end, family
 from cluster.run_dir import RunDir
 from cluster.spec import Engine
 
@@ -67,7 +66,7 @@ class Agent:
         self.retries = Retries.model_validate(record["config"].get("retries") or {})
         self.engine = Engine(record["engine"])
         # on the node's own disk: ranks look at it every step
-        self.scratch = Path(tempfile.mkdtemp(prefix="ropewalk-"))
+        self.scratch = Path(tempfile.mkdtemp(prefix="a"))
         self.stop_flag = self.scratch / "stop"
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.scratch)  # what torch and others leave behind goes with it
         self.sidecars: list[subprocess.Popen[bytes]] = []
@@ -152,9 +151,8 @@ class Agent:
                 self._abandon(EXIT_NEVER_RETRY)
 
     def _abandon(self, code: int) -> None:
-        for child in psutil.Process().children(recursive=True):
-            if child.pid not in {s.pid for s in self.sidecars}:
-                _kill(child)
+        spared = {os.getpid(), *(sidecar.pid for sidecar in self.sidecars)}
+        end(process for process in family(os.getpid()) if process.pid not in spared)
         self._leave(code)
         os._exit(code)
 
@@ -180,13 +178,6 @@ class Agent:
                 log.warning("sidecar %s did not end in %.0f s; killed", sidecar.args, SIDECAR_SECONDS)
                 sidecar.kill()
         shutil.rmtree(self.scratch, ignore_errors=True)
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return
 
 
 if __name__ == "__main__":

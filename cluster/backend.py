@@ -42,7 +42,10 @@ class Backend(Protocol):
         ...
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
-        """Start the run's next attempt; returns the scheduler's handle, such as `slurm:12345`."""
+        """Open the run's next attempt and start it; returns the scheduler's handle, such as `slurm:12345`.
+
+        The attempt is open on return: whoever asks for the run's outcome from now on gets that of a later day.
+        """
         ...
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:

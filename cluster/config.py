@@ -83,6 +83,14 @@ class Retries(Section):
     disturbances: int = Field(default=100, ge=0, description="retries after preemption, time limit or a lost node")
 
 
+class Tracking(Section):
+    """Where W&B shows a run. It is offline unless there is a login and a network; see `ropewalk sync`."""
+
+    project: str | None = Field(default=None, description="W&B project; unset: $WANDB_PROJECT, else ropewalk")
+    group: str | None = Field(default=None, description="W&B group; unset: the run's name, else its job")
+    tags: tuple[str, ...] = Field(default=(), description="W&B tags, besides the cluster")
+
+
 class JobConfig(Section):
     """The keys that every job has."""
 
@@ -90,6 +98,7 @@ class JobConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of every random choice")
     resources: Resources = Field(default=Resources(), description="what to ask of the scheduler")
     retries: Retries = Field(default=Retries(), description="retry budgets")
+    wandb: Tracking = Field(default=Tracking(), description="how W&B shows the run")
 
     def preflight(self) -> None:
         """Check what only the submitting machine can check cheaply (local inputs exist). Raises ConfigError/DataError."""

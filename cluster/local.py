@@ -13,6 +13,7 @@ from cluster.errors import BackendError
 from cluster.files import read_json, write_json
 from cluster.run_dir import RunDir
 from cluster.spec import Engine, RunState
+from cluster.virtual_nodes import AGENTS, render_script
 
 
 class LocalBackend:
@@ -23,8 +24,6 @@ class LocalBackend:
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """The commands that a supervisor would start."""
-        from cluster.virtual_nodes import render_script  # noqa: PLC0415 - only a dry run needs it
-
         engine = Engine(run.record["engine"])
         return render_script(f"runs/{run.id}", "1", resources, engine, "127.0.0.1:PORT" if engine is Engine.RANKS else "")
 
@@ -32,7 +31,9 @@ class LocalBackend:
         """Start a supervisor for the run; it goes on when this process and its terminal are gone."""
         if _alive(run):
             raise BackendError(f"{run.id} is being carried already ({_handle(run)}); `ropewalk cancel {run.id}` ends it")
-        write_json(run.path / "local.json", {"resources": resources.model_dump(mode="json"), "after": list(after)})
+        plain = resources.model_dump(mode="json")
+        attempt = run.begin_attempt(resources=plain, backend="local")  # from now on a resumed run has no outcome
+        write_json(run.path / "local.json", {"attempt": attempt, "resources": plain, "after": list(after)})
         pid = _spawn_detached([sys.executable, "-m", "cluster.supervisor", str(run.path)], run.path / "supervisor.log")
         write_json(run.path / "supervisor.json", {"pid": pid, "created": psutil.Process(pid).create_time()})
         return f"local:{pid}"
@@ -45,12 +46,11 @@ class LocalBackend:
         outcome, attempts = run.last_outcome(), run.attempts()
         remedy = f"`ropewalk resume {run.id}` goes on from its last checkpoint"
         if _alive(run):
-            if not attempts:
-                return BackendState(state=RunState.PENDING, word="starting", reason="waits for its turn")
-            state = RunState.RUNNING if outcome is None else outcome.state
-            if outcome is not None and not outcome.state.final:
-                state = RunState.REQUEUED
-            return BackendState(state=state, word="supervised")
+            if outcome is not None:
+                return BackendState(state=outcome.state if outcome.state.final else RunState.REQUEUED, word="supervised")
+            if not (run.attempt_dir(attempts[-1]) / AGENTS).exists():
+                return BackendState(state=RunState.PENDING, word="starting", reason=_waiting_for(run))
+            return BackendState(state=RunState.RUNNING, word="supervised")
         if outcome is not None:
             reason = "" if outcome.state.final else f"nobody carries it; {remedy}"
             return BackendState(state=outcome.state, word="ended", reason=reason)
@@ -92,6 +92,11 @@ def _alive(run: RunDir) -> bool:
         return abs(process.create_time() - found["created"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _waiting_for(run: RunDir) -> str:
+    after = (read_json(run.path / "local.json") or {}).get("after")
+    return f"waits for {', '.join(after)}" if after else ""
 
 
 def _handle(run: RunDir) -> str:

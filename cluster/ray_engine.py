@@ -4,11 +4,9 @@ Ray on shared machines: every run has its own ports, its own short temporary dir
 to 107 bytes), its own token, and ends only the processes that it started itself.
 """
 
-import contextlib
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,18 +15,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from cluster.errors import EXIT_FAILED, EXIT_REQUEUE
 from cluster.files import read_json, write_json
 from cluster.ports import free_port, node_cpus
 from cluster.process_engine import run_process
+from cluster.processes import end, family, processes_of
 from cluster.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
 START_SECONDS = 90.0
-LONGEST_SCRATCH = 36
+LONGEST_SCRATCH = 35
 OBJECT_STORE_BYTES = 256 * 2**20  # documents never travel through it; jobs that need more say so by their memory
 
 
@@ -170,27 +167,12 @@ def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
 
 def stop_ray(ray: subprocess.Popen[bytes], scratch: Path) -> None:
     """End this node's Ray processes: our children and whoever names our temporary directory, nobody else's."""
-    doomed = set(processes_of(ray.pid, scratch))
-    ray.send_signal(signal.SIGTERM)
-    gone, alive = psutil.wait_procs([psutil.Process(ray.pid)] if psutil.pid_exists(ray.pid) else [], timeout=3)
-    doomed |= set(processes_of(ray.pid, scratch)) | set(alive)
-    for process in doomed:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(list(doomed), timeout=3)
-    log.info("Ray ended on this node (%d processes)", len(gone) + len(doomed))
-
-
-def processes_of(pid: int, scratch: Path) -> list[psutil.Process]:
-    """Descendants of `ray start`, and processes whose command line names its temporary directory."""
-    found: list[psutil.Process] = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        found += psutil.Process(pid).children(recursive=True)
-    me = os.getpid()
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or []
-        if process.pid != me and any(str(scratch) in word for word in words):
-            found.append(process)
-    return found
+    children = [process for process in family(ray.pid) if process.pid != ray.pid]
+    ray.terminate()
+    try:
+        ray.wait(timeout=3)
+    except subprocess.TimeoutExpired:
+        ray.kill()
+        ray.wait()
+    count = end([process for process in {*children, *processes_of(scratch)} if process.is_running()])
+    log.info("Ray ended on this node (%d processes were left)", count)

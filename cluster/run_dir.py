@@ -164,6 +164,10 @@ class RunDir:
         write_json(folder / "attempt.json", {"attempt": number, "created": time.time(), **details})
         return number
 
+    def describe_attempt(self, attempt: int, **details: Any) -> None:
+        """Add to what is known of an attempt, such as the scheduler's handle."""
+        write_json(self.attempt_dir(attempt) / "attempt.json", {**self.attempt_details(attempt), **details})
+
     def attempt_details(self, attempt: int) -> dict[str, Any]:
         """What the backend wrote when it opened the attempt: handle, resources, nodes."""
         return read_json(self.attempt_dir(attempt) / "attempt.json") or {}

@@ -18,6 +18,8 @@ from cluster.errors import DataError, StorageError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+# a client's own complaints, which waiting cannot mend; named, since botocore may not be installed
+_ANSWERS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError", "NoRegionError"}
 PATIENCE_SECONDS = 120.0  # a store that is away for longer is an error
 
 
@@ -45,6 +47,8 @@ def retry(
 def _transient(error: Exception) -> bool:
     if isinstance(error, (ConnectionError, TimeoutError)):
         return True
+    if type(error).__name__ in _ANSWERS:
+        return False
     name = type(error).__module__.partition(".")[0]
     if name in {"aiohttp", "botocore", "aiobotocore", "urllib3", "requests", "gcsfs", "s3fs", "httpx"}:
         return True

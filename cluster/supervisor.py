@@ -34,6 +34,9 @@ class Supervisor:
         self.resources = Resources.model_validate(request["resources"])
         self.retries = Retries.model_validate(run.record["config"].get("retries") or {})
         self.after: list[str] = request["after"]
+        self.number: int = request["attempt"]  # opened by whoever submitted, so that a resumed run has no outcome
+        self.handle = f"local:{os.getpid()}"
+        run.describe_attempt(self.number, handle=self.handle)
         self.ray_token = secrets.token_hex(32)  # lives in memory only
         self.stop = threading.Event()  # whoever runs this machine wants the run to stop
         self.leaving = False
@@ -46,9 +49,10 @@ class Supervisor:
         if not self._await_dependencies():
             return
         bugs = disturbances = 0
+        number = self.number
         while True:
             retry_bugs = bugs < self.retries.bugs
-            attempt = Attempt(self.run, self.resources, retry_bugs=retry_bugs, stop=self.stop, ray_token=self.ray_token)
+            attempt = Attempt(self.run, number, self.resources, retry_bugs=retry_bugs, stop=self.stop, ray_token=self.ray_token)
             try:
                 outcome = attempt.carry_out()
             except Exception as error:
@@ -64,6 +68,8 @@ class Supervisor:
                 cause = f"{outcome.cause}; that was disturbance {disturbances}, retries.disturbances allows {disturbances - 1}"
                 self.run.write_outcome(attempt.number, replace(outcome, state=RunState.FAILED, cause=cause))
                 return
+            resources = self.resources.model_dump(mode="json")
+            number = self.run.begin_attempt(handle=self.handle, resources=resources, backend="local")
 
     def _on_terminate(self, number: int, frame: object) -> None:
         self.leaving = True
@@ -81,8 +87,7 @@ class Supervisor:
         return True
 
     def _never_started(self, cause: str) -> bool:
-        attempt = self.run.begin_attempt(handle=f"local:{os.getpid()}", resources=self.resources.model_dump(mode="json"))
-        self.run.write_outcome(attempt, Outcome(state=RunState.CANCELLED, exit_code=0, cause=cause, ended=time.time()))
+        self.run.write_outcome(self.number, Outcome(state=RunState.CANCELLED, exit_code=0, cause=cause, ended=time.time()))
         return False
 
 

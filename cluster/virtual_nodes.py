@@ -14,16 +14,17 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-
-import psutil
+from pathlib import Path
 
 from cluster.config import Resources
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE
 from cluster.files import append_line, write_atomically
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
+from cluster.processes import end, family, processes_of
 from cluster.run_dir import RunDir
 from cluster.spec import Engine, Outcome, RunState
 
+AGENTS = "agents.jsonl"  # one line an agent: node, pid
 POLL_SECONDS = 0.1
 NODE_RETURN_SECONDS = 10.0  # how long a virtual node is away when it died: as if it rebooted
 SETTLE_SECONDS = 5.0  # what a group may take to leave after one of its nodes has left for good
@@ -59,18 +60,19 @@ def render_script(run_path: str, attempt: str, resources: Resources, engine: Eng
 class Attempt:
     """One attempt: the store, the agents, what became of them."""
 
-    def __init__(self, run: RunDir, resources: Resources, *, retry_bugs: bool, stop: threading.Event, ray_token: str) -> None:
+    def __init__(
+        self, run: RunDir, number: int, resources: Resources, *, retry_bugs: bool, stop: threading.Event, ray_token: str
+    ) -> None:
         self.run, self.resources, self.retry_bugs, self.stop, self.ray_token = run, resources, retry_bugs, stop, ray_token
         self.engine = Engine(run.record["engine"])
-        details = {"handle": f"local:{os.getpid()}", "resources": self.resources.model_dump(mode="json"), "backend": "local"}
-        self.number = self.run.begin_attempt(**details)
+        self.number = number
         self.folder = self.run.attempt_dir(self.number)
         self.agents: dict[int, subprocess.Popen[bytes]] = {}
         self.codes: dict[int, int] = {}
         self.lost: list[str] = []
         self.returning: dict[int, float] = {}  # when a dead node is up again, by the monotonic clock
         self.store: subprocess.Popen[bytes] | None = None
-        self.scratch = tempfile.mkdtemp(prefix="rw-")  # what killed nodes leave on their own disk goes with the attempt
+        self.scratch = Path(tempfile.mkdtemp(prefix="rw-"))  # the nodes' own disks
         self.started = time.time()
         self.reason = ""  # why the run was asked to stop
 
@@ -98,9 +100,15 @@ class Attempt:
             self.store = subprocess.Popen(command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
         return f"127.0.0.1:{port}"
 
+    def _scratch_of(self, node: int) -> Path:
+        """A virtual node's own disk: what is left on it is found, and goes with the node."""
+        place = self.scratch / f"n{node}"
+        place.mkdir(exist_ok=True)
+        return place
+
     def _start_agent(self, node: int, rendezvous: str) -> None:
         environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.ray_token}
-        environment["TMPDIR"] = self.scratch
+        environment["TMPDIR"] = str(self._scratch_of(node))
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # virtual nodes live on loopback; the host's own name may not resolve
         if self.engine is Engine.RANKS:
             ranks = self.resources.nodes.most * self.resources.ranks_per_node
@@ -116,7 +124,7 @@ class Attempt:
                 env=environment,
                 start_new_session=True,
             )
-        append_line(self.folder / "agents.jsonl", {"node": node, "pid": self.agents[node].pid, "started": time.time()})
+        append_line(self.folder / AGENTS, {"node": node, "pid": self.agents[node].pid, "started": time.time()})
 
     def _watch(self, rendezvous: str) -> None:
         """Until every agent has left: carry stops, bury lost nodes, shrink or give up."""
@@ -150,6 +158,7 @@ class Attempt:
     def _lose(self, node: int, code: int) -> None:
         name = signal.Signals(-code).name
         self.lost.append(f"node {node} died ({name})")
+        end(processes_of(self._scratch_of(node)))  # a dead node takes with it what had left the process group
         self.run.event("node_lost", node=node, signal=name, attempt=self.number)
         self.returning[node] = time.monotonic() + NODE_RETURN_SECONDS
 
@@ -178,10 +187,8 @@ class Attempt:
 
     def _end_all(self) -> None:
         """Whatever is left of this attempt must not outlive it."""
-        doomed = [agent.pid for agent in self.agents.values()]
-        for pid in doomed:
-            for child in _family(pid):
-                child.kill()
+        end(process for agent in self.agents.values() for process in family(agent.pid))
+        end(processes_of(self.scratch))
         if self.store is not None:
             self.store.kill()
             self.store.wait()
@@ -220,11 +227,3 @@ class Attempt:
             first = decisive[0]
             return f"rank {first['rank']}: {first['type']}: {first['message']}"
         return "; ".join(f"node {n}'s agent ended with {c}" for n, c in sorted(self.codes.items()) if c)
-
-
-def _family(pid: int) -> list[psutil.Process]:
-    try:
-        agent = psutil.Process(pid)
-        return [*agent.children(recursive=True), agent]
-    except psutil.NoSuchProcess:
-        return []

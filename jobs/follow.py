@@ -9,7 +9,7 @@ from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
 from jobs.diagnosis import tell
-from jobs.status import GONE, final_outcome, resumed_after, states
+from jobs.status import GONE, final_outcome, states
 from jobs.tracking import latest_metrics, read_new_lines
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = tim
     """Show progress and events on `console` until the run is over."""
     watch = Watch(run)
     view: _Bar | _Lines = _Bar(run, console) if console.is_terminal else _Lines(run, console)
-    _, offset = read_new_lines(run.events, 0) if resumed_after(run) else ([], 0)  # what is past was told before
+    _, offset = read_new_lines(run.events, 0) if len(run.attempts()) > 1 else ([], 0)  # what is past was told before
     with view:
         while True:
             last_round = watch.over()

@@ -160,7 +160,7 @@ def start_wandb(run: RunDir, attempt: int) -> Any:
         "project": (config.get("wandb") or {}).get("project") or os.environ.get("WANDB_PROJECT") or "ropewalk",
         "group": group,
         "job_type": record["job"],
-        "tags": [str(record.get("cluster", "local"))],
+        "tags": [str(record.get("cluster", "local")), *(config.get("wandb") or {}).get("tags", ())],
         "resume": "allow",
         "config": {
             **config,

@@ -12,7 +12,6 @@ from cluster.run_dir import RunDir, runs_root
 from cluster.spec import Outcome, RunState
 from jobs.tracking import latest_metrics
 
-RESUMED = "resumed.json"
 GONE = frozenset({"ended", "lost"})  # a backend's words for a run that nobody carries
 
 
@@ -45,17 +44,9 @@ def all_runs() -> list[RunDir]:
     return sorted(runs, key=lambda run: ((run.path / "run.yaml").stat().st_mtime_ns, run.id))
 
 
-def resumed_after(run: RunDir) -> int:
-    """The last attempt before the user resumed the run: its outcome, and those before, end nothing any more."""
-    return int((read_json(run.path / RESUMED) or {}).get("after_attempt", 0))
-
-
 def final_outcome(run: RunDir) -> Outcome | None:
     """How the run ended, or None while another attempt may follow."""
-    attempts = run.attempts()
-    if not attempts or attempts[-1] <= resumed_after(run):
-        return None
-    outcome = run.outcome(attempts[-1])
+    outcome = run.last_outcome()
     return outcome if outcome is not None and outcome.state.final else None
 
 

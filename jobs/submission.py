@@ -13,11 +13,10 @@ import cluster
 from cluster.backend import load_backend, load_profile
 from cluster.config import JobConfig, load_config, read_yaml
 from cluster.errors import ConfigError, RopewalkError
-from cluster.files import read_json, write_json
 from cluster.run_dir import RunDir, runs_root
 from cluster.spec import RunState
 from jobs.catalog import config_of, find_job
-from jobs.status import RESUMED, final_outcome
+from jobs.status import final_outcome
 
 VERSIONS = ("ropewalk", "torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "numba", "pydantic", "fsspec", "wandb")
 SIDECARS = ("jobs.mirror",)
@@ -97,17 +96,13 @@ def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:
         raise ConfigError(f"{foreign[0]!r}: a run's configuration never changes, only its resources may: resources.KEY=VALUE")
     used = (run.attempt_details(attempts[-1]).get("resources") if attempts else None) or run.record["resources"]
     config = load_config(JobConfig, {"resources": used}, overrides)
-    was_cancelled, mark = run.cancel_requested, run.path / RESUMED
-    before = read_json(mark)
+    was_cancelled = run.cancel_requested
     run.withdraw_cancel()
-    if outcome is not None:  # an attempt that goes on by itself is not ended by this
-        write_json(mark, {"after_attempt": attempts[-1]})
     try:
         load_backend(run.record["cluster"]).submit(run, config.resources)
     except RopewalkError:
         if was_cancelled:
             run.request_cancel()
-        mark.unlink(missing_ok=True) if before is None else write_json(mark, before)
         raise
     run.event("resumed_by_user", resources=config.resources.model_dump(mode="json"))
 

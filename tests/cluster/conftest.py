@@ -1,6 +1,8 @@
 """Start toy runs on virtual nodes, and look at them until something has happened."""
 
 import os
+import secrets
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from cluster.backend import Profile
 from cluster.config import Resources
 from cluster.files import read_json, read_lines
 from cluster.local import LocalBackend
+from cluster.processes import processes_of
 from cluster.run_dir import RunDir
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +49,7 @@ class ToyRun:
             "resources": self.resources.model_dump(mode="json"),
         }
         self.run = RunDir.create("toy", record, root)
+        self.disturbed = False  # the supervisor itself was killed, so nobody is left to tidy up
         self.handle = self.backend.submit(self.run, self.resources, after)
 
     @property
@@ -77,6 +81,10 @@ class ToyRun:
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ToyRun]]:
     """Start toy runs; whatever is left of them is ended with the test."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    disk = Path("/tmp") / f"t{secrets.token_hex(2)}"  # short: sockets lie below it
+    disk.mkdir()
+    monkeypatch.setenv("TMPDIR", str(disk))
+    monkeypatch.setattr("tempfile.tempdir", None)
     started: list[ToyRun] = []
 
     def start(entry: str, engine: str, **settings: Any) -> ToyRun:
@@ -88,13 +96,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
         if psutil.pid_exists(int(one.handle.partition(":")[2])) and one.state.word not in {"ended", "lost"}:
             for process in [*one.supervisor().children(recursive=True), one.supervisor()]:
                 process.kill()
-    until(lambda: not processes_naming(tmp_path), 20)
-
-
-def processes_naming(path: Path) -> list[psutil.Process]:
-    """Processes whose command line names a path."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline", "status"])
-        if process.info["status"] != psutil.STATUS_ZOMBIE and any(str(path) in word for word in process.info["cmdline"] or [])
-    ]
+    try:
+        until(lambda: not [*processes_of(tmp_path), *processes_of(disk)], 20)
+        left = [path for path in disk.iterdir() if not any(one.disturbed for one in started)]
+        assert not left, "a run leaves nothing in the temporary directory"
+    finally:
+        shutil.rmtree(disk)

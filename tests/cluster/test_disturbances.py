@@ -98,6 +98,7 @@ def test_agents_leave_when_their_supervisor_is_killed(toy: Start) -> None:
     run.reach(5)
     rank = psutil.Process(run.rank_pid(0))
     run.supervisor().kill()
+    run.disturbed = True
     until(lambda: not rank.is_running(), 30)
     assert run.state.word == "lost"
     assert "ropewalk resume" in run.state.reason

@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cluster.processes import processes_of
 from cluster.run_dir import RunDir
-from tests.cluster.conftest import processes_naming
 
 
 def ropewalk(*words: str, cwd: Path) -> str:
@@ -44,4 +44,4 @@ def test_quickstart_shows_the_whole_spine(tmp_path: Path) -> None:
     ropewalk("export", str(training.path), "model", cwd=tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "model")) == 4096
-    assert not processes_naming(tmp_path), "nothing is left running"
+    assert not processes_of(tmp_path), "nothing is left running"

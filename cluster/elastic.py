@@ -143,11 +143,22 @@ def warm(preload: list[str]) -> None:
     multiprocessing.forkserver.ensure_running()
 
 
+def plain_torch_logging() -> None:
+    """Let torch log through our handler. Its own formatter imports torch._dynamo, 2 to 4 s, for the first exception
+    that it formats: which is that of the rank whose loss is to be made good in that time.
+    """
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+
+
 def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
     """Form the group with the other nodes, run the entry on every rank, form it anew when one is lost; the exit code."""
     # torch 2.13 reuses a cached bootstrap store in a new round; a node that joins late would wait for it in vain
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # TERM and USR2 are the cluster agent's
+    plain_torch_logging()
     parameters = RendezvousParameters(
         backend="c10d",
         endpoint=node.rendezvous,
@@ -189,6 +200,7 @@ def run_rank(run_path: str, attempt: int, stop_flag: str, group: _Group) -> int:
     run = RunDir(run_path)
     redirect_output(run.log_dir(attempt) / f"rank-{rank}.log")
     configure_logging(f"rank {rank}")
+    plain_torch_logging()
     die_with_parent()
     context = JobContext(
         run=run,

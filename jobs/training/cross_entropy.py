@@ -21,8 +21,9 @@ class _SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None]:
         gradient_NV, ctx.gradient_NV = ctx.gradient_NV, None
-        # training divides by the tokens of the whole batch later, so that the scale is nearly always one
-        return (gradient_NV if scale == 1.0 else gradient_NV.mul_(scale)), None
+        # training divides by the tokens of the whole batch later, so that the scale is nearly always one; on a GPU
+        # asking for its value would wait for all that is queued
+        return (gradient_NV if not scale.is_cuda and scale == 1.0 else gradient_NV.mul_(scale)), None
 
 
 def _softmax_in_place(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from cluster.errors import ConfigError
+
 T = TypeVar("T")
 
 
@@ -61,6 +63,7 @@ class Group:
 @contextmanager
 def process_group(timeout_minutes: float = 10) -> Iterator[Group]:
     """Form the group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or a group of one."""
+    _refuse_stale_store()
     timeout = timedelta(minutes=timeout_minutes)
     gpu = torch.cuda.is_available()
     if gpu:
@@ -80,6 +83,18 @@ def process_group(timeout_minutes: float = 10) -> Iterator[Group]:
         yield Group(mesh=mesh, device=device, rank=dist.get_rank(), world_size=world_size, timeout=timeout)
     finally:
         dist.destroy_process_group()
+
+
+def _refuse_stale_store() -> None:
+    """torchrun hands a restarted group the store of the one before, whose ranks' addresses are still in it (torch 2.13):
+    the group would wait for the dead. Raises ConfigError instead. Our own agent gives each group a store of its own.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if shared and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        raise ConfigError(
+            "torchrun restarted this group with the store of the one before, which hangs; "
+            "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, or start the run with `ropewalk run`"
+        )
 
 
 def _local_world_size() -> int:

@@ -1,0 +1,95 @@
+"""A real training run on virtual nodes, disturbed in every way at once, ends with the parameters of one left in peace."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.files import read_json, read_lines
+from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.spec import RunState
+from jobs.follow import wait
+from jobs.pretrain import PretrainConfig
+from jobs.submission import submit
+from tests.jobs.corpus import make_dataset
+from tests.jobs.launch import TINY, equal, weights
+
+STEPS = 240
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunDir]:
+    monkeypatch.setenv(RUNS_VARIABLE, str(tmp_path / "runs"))
+    data = make_dataset(tmp_path / "data", num_documents=800)
+
+    def begin(**resources: Any) -> RunDir:
+        config = {
+            "data": str(data),
+            "model": {"config": TINY},
+            "seq_len": 32,
+            "steps": STEPS,
+            "batch": {"global_batch": 8, "micro_batch": 4},
+            "checkpoint": {"every_steps": 10},
+            "validation": {"every_steps": 1000, "max_sequences": 4},
+            "resources": resources,
+        }
+        return submit("pretrain", PretrainConfig.model_validate(config))
+
+    return begin
+
+
+def succeed(run: RunDir) -> None:
+    wait(run)
+    outcome = run.last_outcome()
+    assert outcome is not None
+    assert outcome.state is RunState.SUCCEEDED, outcome.cause
+
+
+def reach(run: RunDir, step: int, attempt: int) -> None:
+    """Wait until this attempt has completed a step."""
+    deadline = time.monotonic() + 120
+    while not any(m["step"] >= step and m["attempt"] == attempt for m in run.read_metrics()):
+        assert time.monotonic() < deadline, f"step {step} of attempt {attempt} was not reached"
+        time.sleep(0.02)
+
+
+def agent_pid(run: RunDir, node: int, attempt: int) -> int:
+    return [a["pid"] for a in read_lines(run.attempt_dir(attempt) / "agents.jsonl") if a["node"] == node][-1]
+
+
+def test_a_rank_killed_a_preemption_and_a_node_killed_leave_no_trace_in_the_parameters(start: Callable[..., RunDir]) -> None:
+    disturbed = start(nodes=2)
+    reach(disturbed, 25, attempt=1)
+    os.kill((read_json(disturbed.attempt_dir(1) / "nodes" / "rank-1.json") or {})["pid"], signal.SIGKILL)
+    formed = len([e for e in disturbed.read_events() if e["event"] == "first_step"])
+    deadline = time.monotonic() + 60
+    while len([e for e in disturbed.read_events() if e["event"] == "first_step"]) == formed:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(agent_pid(disturbed, 0, 1), signal.SIGUSR2)  # what a scheduler sends before it takes the nodes away
+    reach(disturbed, 60, attempt=2)
+    os.killpg(agent_pid(disturbed, 1, 2), signal.SIGKILL)
+    succeed(disturbed)
+    outcomes = [disturbed.outcome(n) for n in disturbed.attempts()]
+    assert [o.exit_code for o in outcomes if o] == [85, 143, 0]
+
+    peaceful = start(nodes=2)
+    succeed(peaceful)
+    assert equal(weights(peaceful, STEPS), weights(disturbed, STEPS))
+
+
+def test_an_elastic_run_that_loses_a_node_learns_every_sample_once(start: Callable[..., RunDir]) -> None:
+    run = start(nodes="1..2")
+    reach(run, 25, attempt=1)
+    os.killpg(agent_pid(run, 1, 1), signal.SIGKILL)
+    succeed(run)
+    assert run.attempts() == [1]
+    assert any(e["event"] == "resumed" and e["world_size"] == 1 for e in run.read_events())
+    last = {m["step"]: m["train/position"] for m in run.read_metrics() if "train/loss" in m}
+    assert last == {step: step * 8 for step in range(1, STEPS + 1)}
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(run.path) in " ".join(p.info["cmdline"] or [])]

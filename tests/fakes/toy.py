@@ -1,6 +1,7 @@
 """Entries small enough to watch the machinery at work: a counter that all ranks agree on, with a checkpoint file."""
 
 import os
+import threading
 import time
 from typing import Any
 
@@ -46,7 +47,7 @@ def refuse(context: JobContext) -> dict[str, Any]:
     """A user's mistake that only shows at run time; one rank alone sees it."""
     if context.rank == 0:
         raise ConfigError("data: no such directory: nowhere; give one that exists")
-    time.sleep(30)
+    threading.Event().wait()  # as a rank does in a collective that nobody else joins; its agent must end it
     return {}
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import NodeRange, Resources, Retries
-from cluster.entry import EXIT_LOST_PEER, configure_logging
-from cluster.errors import EXIT_FAILED, EXIT_NEVER_RETRY
+from cluster.entry import configure_logging, write_error
+from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY
 from cluster.files import write_json
 from cluster.monitor import Monitor
 from cluster.process_engine import run_process
@@ -86,6 +86,9 @@ class Agent:
             code = self._run_engine()
             if code == EXIT_LOST_PEER:
                 code = EXIT_FAILED
+        except Exception as error:  # an engine that does not start is an attempt that failed, and says why
+            log.exception("the %s engine failed", self.engine.value)
+            write_error(self.folder, f"node-{self.node}", error, code, who=f"node {self.node}'s agent", node=self.node)
         finally:
             monitor.stop()
             self._leave(code)

@@ -15,8 +15,8 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from cluster.context import JobContext
-from cluster.entry import EXIT_LOST_PEER, configure_logging, die_with_parent, redirect_output, run_entry
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
+from cluster.entry import configure_logging, die_with_parent, redirect_output, run_entry
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
 from cluster.run_dir import RunDir
 
 log = logging.getLogger(__name__)

@@ -16,13 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from cluster.context import STOP_VARIABLE, JobContext
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE, RopewalkError, StopRequested
+from cluster.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_LOST_PEER,
+    EXIT_NEVER_RETRY,
+    EXIT_REQUEUE,
+    RopewalkError,
+    StopRequested,
+)
 from cluster.files import write_json
 from cluster.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
-EXIT_LOST_PEER = 75  # a collective broke because another rank is gone: not this rank's fault (sysexits' TEMPFAIL)
 _LOST_PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "connect timeout", "gloo", "nccl")
 
 
@@ -50,19 +57,24 @@ def run_entry(context: JobContext) -> int:
     except Exception as error:  # whatever it is becomes a record and an exit code
         code = exit_code_of(error)
         log.error("%s: %s", type(error).__name__, error, exc_info=code != EXIT_NEVER_RETRY)
-        record = {
-            "rank": context.rank,
-            "group": context.group,
-            "time": time.time(),
-            "exit_code": code,
-            "type": type(error).__name__,
-            "message": str(error)[:4000],
-            "traceback": traceback.format_exc()[-8000:],
-        }
-        write_json(folder / "errors" / f"group-{context.group}-rank-{context.rank}.json", record)
-        if code == EXIT_NEVER_RETRY:
-            write_json(folder / "fatal.json", record)
+        who = {"who": f"rank {context.rank}", "rank": context.rank, "group": context.group}
+        write_error(folder, f"group-{context.group}-rank-{context.rank}", error, code, **who)
         return code
+
+
+def write_error(folder: Path, name: str, error: Exception, code: int, **who: Any) -> None:
+    """Record why a process gives up, for the attempt's cause and for `why`; call it where the error is caught."""
+    record = {
+        **who,
+        "time": time.time(),
+        "exit_code": code,
+        "type": type(error).__name__,
+        "message": str(error)[:4000],
+        "traceback": traceback.format_exc()[-8000:],
+    }
+    write_json(folder / "errors" / f"{name}.json", record)
+    if code == EXIT_NEVER_RETRY:
+        write_json(folder / "fatal.json", record)  # tells every agent of the attempt to leave
 
 
 def exit_code_of(error: Exception) -> int:

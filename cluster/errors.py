@@ -16,6 +16,7 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USER_MISTAKE = 2
 EXIT_NEVER_RETRY = 42
+EXIT_LOST_PEER = 75  # a collective broke because another rank is gone: not this rank's fault (sysexits' TEMPFAIL)
 EXIT_REQUEUE = 85
 
 

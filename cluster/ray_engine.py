@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from cluster.errors import EXIT_FAILED, EXIT_REQUEUE
@@ -87,11 +88,12 @@ def start_command(node: RayNode, scratch: Path, head_address: str | None) -> lis
         command.append(f"--num-cpus={cpus}")
     if head_address is not None:
         return [*command, f"--address={head_address}", f"--temp-dir={scratch}"]
+    if find_spec("grpc") is not None:  # Ray then starts its client's server, on one port for all unless told otherwise
+        command.append(f"--ray-client-server-port={free_port(node.address)}")
     return [
         *command,
         "--head",
         f"--port={free_port(node.address)}",
-        f"--ray-client-server-port={free_port(node.address)}",
         "--include-dashboard=false",
         f"--temp-dir={scratch}",
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cluster.errors import ConfigError, StaleAttemptError
+from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY, ConfigError, StaleAttemptError
 from cluster.files import append_line, read_json, read_lines, write_atomically, write_json
 from cluster.spec import Outcome, RunState
 
@@ -185,6 +185,17 @@ class RunDir:
         """The outcome of the newest attempt, or None: none yet, or it still runs."""
         attempts = self.attempts()
         return self.outcome(attempts[-1]) if attempts else None
+
+    def read_errors(self, attempt: int) -> list[dict[str, Any]]:
+        """What ranks and agents of an attempt wrote as they gave up, the decisive one first.
+
+        What no retry can mend decides, then the earliest; a lost peer is what followed from another's error.
+        """
+        found = [read_json(path) for path in (self.attempt_dir(attempt) / "errors").glob("*.json")]
+        return sorted(
+            (record for record in found if record),
+            key=lambda r: (r["exit_code"] != EXIT_NEVER_RETRY, r["exit_code"] == EXIT_LOST_PEER, r["time"]),
+        )
 
     def results(self) -> dict[str, Any]:
         """What the job itself returned, of the newest attempt that returned anything."""

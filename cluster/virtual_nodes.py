@@ -3,7 +3,6 @@
 So a run of two nodes is a real rendezvous of two agents, and killing a node is killing everything on it.
 """
 
-import json
 import os
 import shlex
 import shutil
@@ -220,10 +219,7 @@ class Attempt:
         return Outcome(state=state, exit_code=exit_code, cause=cause, started=self.started, ended=time.time(), results=results)
 
     def _error_words(self) -> str:
-        """The first error that any rank recorded, else the agents' exit codes."""
-        records = [json.loads(p.read_bytes()) for p in (self.folder / "errors").glob("*.json")]
-        decisive = sorted(records, key=lambda r: (r["exit_code"] != EXIT_NEVER_RETRY, r["time"]))
-        if decisive:
-            first = decisive[0]
-            return f"rank {first['rank']}: {first['type']}: {first['message']}"
+        """The first error that any rank or agent recorded, else the agents' exit codes."""
+        for first in self.run.read_errors(self.number):
+            return f"{first['who']}: {first['type']}: {first['message']}"
         return "; ".join(f"node {n}'s agent ended with {c}" for n, c in sorted(self.codes.items()) if c)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.backend import BackendState
-from cluster.entry import EXIT_LOST_PEER
-from cluster.errors import EXIT_NEVER_RETRY
+from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY
 from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
@@ -105,8 +104,8 @@ def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[st
 
 
 def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list[str]) -> Diagnosis:
-    errors = error_records(run, attempt)
-    evidence = [f"rank {e.get('rank')}: {e.get('type')}: {e.get('message')}" for e in errors[:3]]
+    errors = run.read_errors(attempt)
+    evidence = [f"{e.get('who')}: {e.get('type')}: {e.get('message')}" for e in errors[:3]]
     evidence += _place_of(errors[0]) if errors else []
     text = " ".join([cause, *(f"{e.get('type')} {e.get('message')}" for e in errors)])
     killed = re.search(r"\((SIG[A-Z]+)\)", cause)
@@ -123,13 +122,6 @@ def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list
         remedy = f"`ropewalk logs {run.id}` shows all ranks; `ropewalk resume {run.id}` tries again from the last checkpoint"
     told = f"It failed: {meaning} — {cause}" if meaning else f"It failed: {cause}"
     return Diagnosis(cause=told, evidence=[*dict.fromkeys(evidence), *history], remedy=remedy)
-
-
-def error_records(run: RunDir, attempt: int) -> list[dict[str, Any]]:
-    """What the ranks of an attempt wrote as they died: what cannot be retried first, then by time."""
-    paths = (run.attempt_dir(attempt) / "errors").glob("*.json")
-    records = [record for path in paths if (record := read_json(path))]
-    return sorted(records, key=lambda r: (r.get("exit_code") != EXIT_NEVER_RETRY, r.get("time", 0)))
 
 
 def _place_of(error: dict[str, Any]) -> list[str]:

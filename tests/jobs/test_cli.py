@@ -289,7 +289,7 @@ def test_why_in_plain_words(shell: Shell, cause: str, record: dict[str, Any], sa
 
     run = RunDir(shell.home / "runs" / shell("submit", *pretrain("--on", "slow")).strip())
     if record:
-        write_json(run.attempt_dir(1) / "errors/group-1-rank-0.json", {"rank": 0, "time": 1.0, **record})
+        write_json(run.attempt_dir(1) / "errors/group-1-rank-0.json", {"who": "rank 0", "time": 1.0, "exit_code": 1, **record})
     run.event("rank_lost", rank=1, node=0, exit_code=-9, attempt=1)
     run.write_outcome(1, Outcome(state=RunState.FAILED, exit_code=1, cause=cause))
     page = shell("why", run.id)

@@ -98,7 +98,7 @@ class Agent:
         if self.engine is Engine.RANKS:
             from cluster.elastic import Node, run_ranks, warm  # noqa: PLC0415 - torch, only where it is needed
 
-            warm(list(self.run_dir.record.get("preload") or []))
+            warm(list(self.run_dir.record.get("preload") or []), wait=self.nodes.elastic)
             node = Node(
                 run=self.run_dir,
                 attempt=self.attempt,

@@ -136,11 +136,22 @@ def _newest_step(run: RunDir) -> int:
     return max((int(e.get("step", 0)) for e in run.read_events() if e["event"] == "checkpoint"), default=0)
 
 
-def warm(preload: list[str]) -> None:
-    """Start the server that ranks are forked from: it imports what costs seconds before any group forms."""
+def warm(preload: list[str], *, wait: bool) -> None:
+    """Start the server that ranks are forked from: it imports what costs seconds before any group forms.
+
+    `wait` until it has done so: a node that joins a group that is at work must not let it stand still meanwhile.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cluster.elastic", *preload])
     multiprocessing.forkserver.ensure_running()
+    if wait:
+        first = context.Process(target=_nothing)  # forked when all is imported
+        first.start()
+        first.join()
+
+
+def _nothing() -> None:
+    """What a process does that only shows that it could be forked."""
 
 
 def plain_torch_logging() -> None:

@@ -71,7 +71,7 @@ class Attempt:
         self.lost: list[str] = []
         self.returning: dict[int, float] = {}  # when a dead node is up again, by the monotonic clock
         self.store: subprocess.Popen[bytes] | None = None
-        self.scratch = Path(tempfile.mkdtemp(prefix="rw-"))  # the nodes' own disks
+        self.scratch = Path(tempfile.mkdtemp(prefix="r"))  # the nodes' own disks
         self.started = time.time()
         self.reason = ""  # why the run was asked to stop
 

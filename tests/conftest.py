@@ -2,7 +2,10 @@
 
 import json
 import os
+import secrets
+import shutil
 import subprocess
+import tempfile
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -13,6 +16,21 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAB_VARIABLE = "ROPEWALK_S3_LAB"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _childrens_disk() -> Iterator[None]:
+    """What killed processes leave behind lies in one place, and goes with the session."""
+    place = Path(tempfile.gettempdir()) / f"t{secrets.token_hex(2)}"  # short: sockets lie below it
+    place.mkdir()
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(place)  # for child processes: this one's tempfile has settled already
+    yield
+    if before is None:
+        del os.environ["TMPDIR"]
+    else:
+        os.environ["TMPDIR"] = before
+    shutil.rmtree(place, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Tokens a CPU-second of the loader and of litdata over the same tokens, and the time to the first batch after a resume.
 
-    python tests/benchmarks/bench_loader.py [--tokens 50_000_000] [--rounds 3]
+    python -m tests.benchmarks.bench_loader [--tokens 50_000_000] [--rounds 3]
 
 Both read one shuffled epoch, sequence 2048, batch 8, in this process, with no workers. litdata: TokensLoader,
 StreamingDataset(shuffle=True), StreamingDataLoader(num_workers=0), its batches as they come; ours are widened to
@@ -9,7 +9,6 @@ int64, which is what an embedding takes. Prints one JSON object.
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +17,6 @@ from pathlib import Path
 import litdata
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from datapipe.loader import Source, TokenLoader
 from tests.fakes.token_files import write_dataset

@@ -1,6 +1,6 @@
 """Seconds from kill -9 of one rank to the next completed step: two virtual nodes of one rank, run on a quiet machine.
 
-    python tests/benchmarks/bench_recovery.py [--kills 3]
+    python -m tests.benchmarks.bench_recovery [--kills 3]
 
 A real run on the local backend, killed again and again. Prints one JSON object.
 """
@@ -10,14 +10,10 @@ import json
 import os
 import signal
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 from cluster.files import read_json
 from cluster.run_dir import RUNS_VARIABLE, RunDir

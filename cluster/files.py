@@ -3,8 +3,12 @@
 import json
 import os
 import secrets
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+SYNC_THREADS = 8
 
 
 def write_atomically(path: Path, data: str | bytes) -> None:
@@ -23,9 +27,39 @@ def write_atomically(path: Path, data: str | bytes) -> None:
         raise
 
 
+def write_all(files: Mapping[Path, str | bytes]) -> None:
+    """Write many files, each as `write_atomically` does, in order, and wait for the disk once for all of them."""
+    temporaries = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}") for path in files}
+    try:
+        for path, data in files.items():
+            temporaries[path].write_bytes(data.encode() if isinstance(data, str) else data)
+        # a file system joins what is asked of it at the same time; one by one they take four times as long
+        with ThreadPoolExecutor(min(SYNC_THREADS, max(1, len(files)))) as pool:
+            list(pool.map(_sync, temporaries.values()))
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+    except BaseException:
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, atomically."""
-    write_atomically(path, json.dumps(value, indent=1, default=str) + "\n")
+    write_atomically(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """`value` as JSON that a person can read, as all files of a run hold it."""
+    return json.dumps(value, indent=1, default=str) + "\n"
 
 
 def read_json(path: Path) -> Any | None:

@@ -4,18 +4,18 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY, ConfigError, StaleAttemptError
-from cluster.files import append_line, read_json, read_lines, write_atomically, write_json
+from cluster.files import append_line, json_text, read_json, read_lines, write_all, write_json
+from cluster.record import dump_record, read_listed, read_record
 from cluster.spec import Outcome, RunState
 
 RUNS_VARIABLE = "ROPEWALK_RUNS"
+CODE_FOLDER = ".code"  # under the runs' root: one copy of the code for all runs that were submitted with it
 
 
 def runs_root() -> Path:
@@ -42,21 +42,17 @@ class RunDir:
     @classmethod
     def create(cls, name: str, record: Mapping[str, Any], root: Path | None = None) -> "RunDir":
         """Make a new run directory with a fresh id and write `run.yaml` into it."""
+        return cls.create_all([name], [record], root)[0]
+
+    @classmethod
+    def create_all(cls, names: Sequence[str], records: Sequence[Mapping[str, Any]], root: Path | None = None) -> list["RunDir"]:
+        """Make many at once, in order. What a crash leaves is a whole run, or a directory that is none."""
         root = root or runs_root()
         root.mkdir(parents=True, exist_ok=True)
-        label = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40] or "run"
-        while True:
-            run_id = f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-            try:
-                (root / run_id).mkdir()
-                break
-            except FileExistsError:
-                continue
-        run = cls(root / run_id)
-        (run.path / "attempts").mkdir()
-        text = yaml.safe_dump({"run": run_id, **record}, sort_keys=False, allow_unicode=True)
-        write_atomically(run.path / "run.yaml", text)
-        return run
+        runs = [cls(_make_folder(root, name)) for name in names]
+        known: dict[Any, str] = {}
+        write_all({run.path / "run.yaml": dump_record(run.id, r, known) for run, r in zip(runs, records, strict=True)})
+        return runs
 
     @classmethod
     def find(cls, word: str, root: Path | None = None) -> "RunDir":
@@ -88,12 +84,28 @@ class RunDir:
     def record(self) -> dict[str, Any]:
         """`run.yaml`: job, entry, engine, configuration, resources, cluster, code, versions. Never changes."""
         try:
-            text = (self.path / "run.yaml").read_text()
+            return read_record(self.path / "run.yaml")
         except FileNotFoundError:
             raise ConfigError(f"{self.path}: not a run directory (no run.yaml)") from None
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        record: dict[str, Any] = yaml.load(text, Loader=loader)
-        return record
+
+    @cached_property
+    def listed(self) -> Mapping[str, Any]:
+        """What lists show of the record: job, cluster, created, resources.nodes, config.steps; the rest may be missing."""
+        if "record" in self.__dict__:
+            return self.record
+        try:
+            return read_listed(self.path / "run.yaml") or self.record
+        except FileNotFoundError:
+            return self.record
+
+    @property
+    def code(self) -> Path | None:
+        """The copy of the code that the run was submitted with; None where it runs whatever code is there.
+
+        The path is told whether or not the copy still exists: who runs from it must look, lest other code runs.
+        """
+        snapshot = (self.record.get("code") or {}).get("snapshot")
+        return self.path.parent / CODE_FOLDER / str(snapshot) if snapshot else None
 
     # --- its files
 
@@ -151,18 +163,7 @@ class RunDir:
 
     def begin_attempt(self, **details: Any) -> int:
         """Open the next attempt. From now on no older attempt may write (see `Fence`)."""
-        while True:
-            number = (self.attempts() or [0])[-1] + 1
-            folder = self.attempt_dir(number)
-            try:
-                folder.mkdir(parents=True)
-                break
-            except FileExistsError:  # another submitter was faster
-                continue
-        for name in ("logs", "groups", "nodes", "errors"):
-            (folder / name).mkdir()
-        write_json(folder / "attempt.json", {"attempt": number, "created": time.time(), **details})
-        return number
+        return begin_attempts([self], [details])[0]
 
     def describe_attempt(self, attempt: int, **details: Any) -> None:
         """Add to what is known of an attempt, such as the scheduler's handle."""
@@ -219,6 +220,43 @@ class RunDir:
     def withdraw_cancel(self) -> None:
         """The user resumes the run."""
         (self.path / "cancel").unlink(missing_ok=True)
+
+
+def begin_attempts(runs: Sequence[RunDir], details: Sequence[Mapping[str, Any]]) -> list[int]:
+    """`begin_attempt` of many runs, each with its own details."""
+    numbers, files = [], {}
+    for run, own in zip(runs, details, strict=True):
+        number, folder = _open_attempt(run)
+        numbers.append(number)
+        files[folder / "attempt.json"] = json_text({"attempt": number, "created": time.time(), **own})
+    write_all(files)
+    return numbers
+
+
+def _open_attempt(run: RunDir) -> tuple[int, Path]:
+    while True:
+        number = (run.attempts() or [0])[-1] + 1
+        folder = run.attempt_dir(number)
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:  # another submitter was faster
+            continue
+    for name in ("logs", "groups", "nodes", "errors"):
+        os.mkdir(f"{folder}/{name}")
+    return number, folder
+
+
+def _make_folder(root: Path, name: str) -> Path:
+    label = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40] or "run"
+    while True:
+        folder = root / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        (folder / "attempts").mkdir()
+        return folder
 
 
 class Fence:

@@ -1,0 +1,84 @@
+"""Find and kill what runs in a test cluster, whoever started it and whatever it has become."""
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import psutil
+
+MARK = "ROPEWALK_SLURM_LAB"  # in the environment of every daemon: the lab's folder and what it is, such as /tmp/lab:n1
+
+
+def marked(folder: Path, what: str = "") -> list[psutil.Process]:
+    """A lab's daemons, or the one that is `what`: a node's name, slurmctld, slurmdbd, mariadbd or munged."""
+    marks = ((process, environment.get(MARK, "")) for process, environment in _living())
+    return [process for process, mark in marks if (mark == f"{folder}:{what}" if what else mark.startswith(f"{folder}:"))]
+
+
+def on_node(folder: Path, name: str) -> list[psutil.Process]:
+    """All that runs on a node: slurmd, its steps, whatever those have started."""
+    conf = str(folder / "etc/slurm.conf")
+    living = list(_living())
+    roots = {p for p, e in living if e.get(MARK) == f"{folder}:{name}"}
+    # a task that has lost its parents still knows where it is; SLURM_CONF tells labs with equal names apart
+    roots |= {p for p, e in living if e.get("SLURMD_NODENAME") == name and e.get("SLURM_CONF", conf) == conf}
+    # slurmstepd overwrites its environment with its title, but listens on a socket in its slurmd's spool
+    steps = [p for p, _ in living if _title(p).startswith("slurmstepd")]
+    roots |= {p for p in steps if _listens_below(p, folder / "spool" / name)}
+    spaces = {_pid_space(p.pid) for p in roots} - {_pid_space(os.getpid()), ""}
+    return list(_with_descendants(roots | {p for p, _ in living if _pid_space(p.pid) in spaces}))
+
+
+def _with_descendants(roots: Iterable[psutil.Process]) -> set[psutil.Process]:
+    found = set(roots)
+    for process in list(found):
+        try:
+            found.update(process.children(recursive=True))
+        except psutil.NoSuchProcess:
+            continue
+    return {p for p in found if p.pid != os.getpid()}
+
+
+def kill_all(find: Callable[[], list[psutil.Process]], wait_seconds: float = 10.0) -> None:
+    """Kill what `find` finds, again and again until it finds nothing: some of it may just be starting more."""
+    deadline = time.monotonic() + wait_seconds
+    while (found := [p for p in find() if p.is_running()]) and time.monotonic() < deadline:
+        for process in _with_descendants(found):
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(found, timeout=0.5)
+
+
+def _living() -> Iterable[tuple[psutil.Process, dict[str, str]]]:
+    """This user's processes (root's: everybody's) with what can be read of their environment."""
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                yield process, process.environ()
+        except psutil.Error:  # it ended while we looked, or is another user's
+            continue
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return process.name()
+    except psutil.Error:
+        return ""
+
+
+def _listens_below(process: psutil.Process, place: Path) -> bool:
+    try:
+        return any(str(c.laddr).startswith(f"{place}/") for c in process.net_connections(kind="unix"))
+    except psutil.Error:
+        return False
+
+
+def _pid_space(pid: int) -> str:
+    """Which PID namespace a process lives in; empty if it is gone."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid")
+    except OSError:
+        return ""

@@ -1,0 +1,108 @@
+"""Real Slurm clusters on this machine: one for the session, others for tests that break theirs; and an ordinary user."""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slurm.lab import Lab, missing
+from slurm.lab_config import LabSettings
+
+MakeLab = Callable[..., Lab]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """Wait for a condition; whatever true value it has."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"did not happen within {seconds} s: {condition}")
+
+
+def need_slurm(accounting: bool = False) -> None:
+    """Skip, with the remedy, where Slurm is not installed."""
+    if remedy := missing(accounting):
+        pytest.skip(f"needs Slurm: {remedy}")
+
+
+def short_folder() -> Path:
+    """A folder that every user may enter, with a path short enough for sockets; pytest's own are neither."""
+    folder = Path(tempfile.mkdtemp(prefix="s", dir=tempfile.gettempdir()))
+    folder.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def slurm_lab() -> Iterator[Lab]:
+    """A cluster of four nodes for the session, that `sbatch` and all find by itself. Leave it as it was: all nodes idle."""
+    need_slurm()
+    lab = Lab(short_folder())
+    patch = pytest.MonkeyPatch()
+    try:
+        lab.up()
+        patch.setenv("SLURM_CONF", lab.env["SLURM_CONF"])
+        yield lab
+    finally:
+        patch.undo()
+        lab.down()
+
+
+@pytest.fixture
+def make_lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeLab]:
+    """Bring up a cluster of one's own, by LabSettings' keywords; the last one made is the one that `sbatch` finds."""
+    labs: list[Lab] = []
+
+    def make(**settings: Any) -> Lab:
+        need_slurm(settings.get("accounting", False))
+        lab = Lab(short_folder())
+        labs.append(lab)
+        lab.up(LabSettings(**settings))
+        monkeypatch.setenv("SLURM_CONF", lab.env["SLURM_CONF"])
+        return lab
+
+    yield make
+    for lab in labs:
+        lab.down()
+        shutil.rmtree(lab.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class OrdinaryUser:
+    """Somebody who is not root, with a home that is his."""
+
+    name: str
+    uid: int
+    gid: int
+    home: Path
+
+    def run(self, *words: str | Path, seconds: float = 60.0, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run a command as this user in his home; never raises for its exit code."""
+        environment = {**os.environ, "HOME": str(self.home), "USER": self.name, "LOGNAME": self.name, "TMPDIR": str(self.home)}
+        environment |= {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **env}
+        who: dict[str, Any] = {} if os.geteuid() else {"user": self.uid, "group": self.gid, "extra_groups": []}
+        return subprocess.run(
+            words, cwd=self.home, env=environment, capture_output=True, text=True, timeout=seconds, check=False, **who
+        )
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[OrdinaryUser]:
+    """`nobody` where the tests run as root, else whoever runs them."""
+    entry = pwd.getpwuid(os.geteuid()) if os.geteuid() else pwd.getpwnam("nobody")
+    home = short_folder()
+    if not os.geteuid():
+        os.chown(home, entry.pw_uid, entry.pw_gid)
+    yield OrdinaryUser(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid, home=home)
+    shutil.rmtree(home, ignore_errors=True)

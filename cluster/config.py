@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticUndefined
 
 from cluster.errors import ConfigError
+from cluster.spec import Engine
 
 
 class Section(BaseModel):
@@ -102,6 +103,10 @@ class JobConfig(Section):
 
     def preflight(self) -> None:
         """Check what only the submitting machine can check cheaply (local inputs exist). Raises ConfigError/DataError."""
+
+    def preferred_engine(self) -> Engine | None:
+        """The engine, where these keys decide it; None leaves the job's own."""
+        return None
 
 
 # --- reading

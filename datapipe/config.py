@@ -65,3 +65,18 @@ class DataSetConfig(ReadRules):
     shard_mib: float | None = Field(
         default=None, gt=0, le=1024, description="text in one shard, MiB; unset: a 64th of all, between 4 and 256"
     )
+
+
+class ArrayOptions(Section):
+    """How `fanout: array` cuts a pass into the elements of an array, and what each of them asks for."""
+
+    at_once: int | None = Field(
+        default=None, ge=1, description="elements that run at the same time (Slurm's %limit); unset: all; without Slurm: the CPUs"
+    )
+    jobs: int | None = Field(
+        default=None, ge=1, description="elements that a pass is cut into; unset: 64 or at_once; without Slurm: at_once"
+    )
+    minutes: int = Field(default=60, ge=1, description="time limit of an element; what it leaves undone goes to another")
+    cpus: int = Field(default=1, ge=1, description="CPU cores of an element (it uses one; more of them often means more memory)")
+    memory_gib: float | None = Field(default=None, gt=0, description="memory of an element, GiB; unset: what the cluster gives")
+    partition: str | None = Field(default=None, description="Slurm partition of the array; unset: that of the run itself")

@@ -10,11 +10,10 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from cluster.errors import BackendError, DataError, RopewalkError, StopRequested
-from datapipe.worker import Task, Worker
+from datapipe.worker import DEATHS_A_TASK, Task, Worker
 
 log = logging.getLogger(__name__)
 
-DEATHS_A_TASK = 3
 FAILED_STARTS = 5  # in a row
 POLL_SECONDS = 0.25
 

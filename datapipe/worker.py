@@ -14,6 +14,8 @@ from datapipe.sample import SamplePlan, read_sample
 from datapipe.shards import ShardPlan, encode_shard
 from datapipe.tokenizer import Encoder, read_tokenizer, train_tokenizer, write_tokenizer
 
+DEATHS_A_TASK = 3  # of workers, by whatever means; then the task is at fault
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:

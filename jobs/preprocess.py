@@ -1,18 +1,20 @@
-"""The `preprocess` job: raw documents to a sharded Arrow data set of tokens, by Ray actors."""
+"""The `preprocess` job: raw documents to a sharded Arrow data set of tokens, by Ray actors or an array."""
 
 import logging
 import os
 import re
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cluster.config import JobConfig
 from cluster.context import JobContext
 from cluster.errors import ConfigError, DataError
 from cluster.files import write_json
-from datapipe.config import DataSetConfig
+from cluster.spec import Engine
+from datapipe.config import ArrayOptions, DataSetConfig
 
 if TYPE_CHECKING:
     from datapipe.manifest import Manifest
@@ -26,6 +28,24 @@ class PreprocessConfig(DataSetConfig, JobConfig):
     """The keys of the `preprocess` job."""
 
     actors: int | None = Field(default=None, ge=1, description="Ray actors; unset: the cluster's CPUs less one")
+    fanout: Literal["ray", "array"] = Field(
+        default="ray", description="who does the work: Ray actors on the run's nodes, or a Slurm array that the run submits"
+    )
+    array: ArrayOptions = Field(default=ArrayOptions(), description="the array of fanout=array")
+
+    @model_validator(mode="after")
+    def _keys_of_the_fanout(self) -> "PreprocessConfig":
+        if self.fanout == "ray" and self.array != ArrayOptions():
+            raise ValueError("array.* says how an array works, but fanout is 'ray'; set fanout=array too")
+        if self.fanout == "array" and self.actors is not None:
+            raise ValueError("actors counts Ray actors; with fanout=array set array.at_once instead")
+        if self.fanout == "array" and self.resources.nodes.most > 1:
+            raise ValueError("fanout=array takes one node for its driver (resources.nodes=1); array.at_once says how many work")
+        return self
+
+    def preferred_engine(self) -> Engine | None:
+        """An array is driven by one process."""
+        return Engine.PROCESS if self.fanout == "array" else None
 
     def preflight(self) -> None:
         """Local inputs exist, and the output does not lie among them. Raises ConfigError, DataError."""
@@ -63,7 +83,7 @@ def main(context: JobContext) -> dict[str, object]:
     from datapipe.progress import Progress
 
     config = context.config(PreprocessConfig)
-    session = _Actors(config, context)
+    session = _Array(config, context) if config.fanout == "array" else _Actors(config, context)
     try:
         progress = Progress(lambda values: write_json(context.run.progress, values))
         manifest = make_data_set(config, config.seed, session.carry_out, progress)
@@ -110,6 +130,45 @@ class _Actors:
             ray.shutdown()
 
 
+class _Array:
+    """The array's driver, started when there is something to do."""
+
+    def __init__(self, config: PreprocessConfig, context: JobContext) -> None:
+        self.config, self.context = config, context
+        self.fanout: Any = None
+
+    def carry_out(self, tasks: Any) -> Any:
+        """See `datapipe.fanout.Fanout.carry_out`."""
+        if not tasks:
+            return
+        if self.fanout is None:
+            from datapipe.fanout import Fanout, choose_executor
+            from datapipe.plan import WORK
+
+            output = self.config.output.rstrip("/")
+            run, attempt = self.context.run, self.context.attempt
+            executor = choose_executor(self.config.array, f"{run.id}.array-{attempt}", _cpus(self.context))
+            folder = run.attempt_dir(attempt) / "array"
+            tell = partial(run.event, "array", attempt=attempt)
+            stop = self.context.stop_requested
+            self.fanout = Fanout((output, f"{output}/{WORK}"), executor, folder, stop=stop, told=tell).__enter__()
+        for task, result in self.fanout.carry_out(tasks):
+            self.context.fence.check()
+            yield task, result
+
+    def close(self) -> None:
+        """End what still runs."""
+        if self.fanout is None:
+            return
+        self.fanout.__exit__()
+        if self.fanout.deaths:
+            self.context.run.event("elements_died", deaths=self.fanout.deaths)
+
+
+def _cpus(context: JobContext) -> int:
+    return int(context.run.record.get("resources", {}).get("cpus") or len(os.sched_getaffinity(0)))
+
+
 def _connect(context: JobContext) -> bool:
     """Join the cluster that the agent started, or start a small one; False if this process is in one already."""
     import ray
@@ -120,8 +179,7 @@ def _connect(context: JobContext) -> bool:
     if address:
         ray.init(address=address, logging_level=logging.WARNING)
         return True
-    cpus = context.run.record.get("resources", {}).get("cpus") or len(os.sched_getaffinity(0))
-    store = OBJECT_STORE_BYTES
+    store, cpus = OBJECT_STORE_BYTES, _cpus(context)
     ray.init(address="local", num_cpus=cpus, object_store_memory=store, include_dashboard=False, logging_level=logging.WARNING)
     return True
 

@@ -1,0 +1,191 @@
+"""`preprocess fanout=array` without Slurm: the same bytes whoever is killed, and nothing left running."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.errors import ConfigError, DataError, StopRequested
+from cluster.processes import processes_of
+from cluster.spec import Engine
+from datapipe.config import ArrayOptions
+from datapipe.element import LEASE, LEASE_SECONDS, lease_holds
+from datapipe.executors import LocalProcesses, SlurmArray
+from datapipe.fanout import Fanout
+from datapipe.worker import Task
+from jobs.preprocess import main
+from tests.datapipe.test_preprocess import context_of, source, touch_when  # noqa: F401
+from tests.fakes.documents import configure, contents, make
+from tests.fakes.driver import Driver
+
+KEYS: dict[str, Any] = {"unit_mib": 0.01, "shard_mib": 0.02}
+ARRAY: dict[str, Any] = {"fanout": "array", "array": {"at_once": 2}, **KEYS}
+
+
+def fanout(place: Path, **options: Any) -> Fanout:
+    executor = LocalProcesses(ArrayOptions(**options), cpus=2)
+    return Fanout(
+        (str(place / "out"), str(place / "out/.work")),
+        executor,
+        place / "attempts/0001/array",
+        stop=lambda: False,
+        told=lambda **_: None,
+    )
+
+
+def elements(driver: Driver) -> list[psutil.Process]:
+    """The processes that do the work, without submitit's own above them."""
+    return [p for p in driver.family() if "submitit.core._submit" in p.cmdline()]
+
+
+def committed(output: Path) -> int:
+    return len(list((output / ".work/units").glob("*.json")))
+
+
+@pytest.mark.slow
+def test_an_array_gives_the_same_bytes_and_keeps_its_logs(tmp_path: Path, source: Path) -> None:  # noqa: F811
+    manifest = make(source, tmp_path / "serial", **KEYS)
+    config = configure(source, tmp_path / "out", fanout="array", array={"at_once": 2, "jobs": 3}, **KEYS)
+    context = context_of(config, tmp_path / "runs")
+    results = main(context)
+    assert contents(tmp_path / "out") == contents(tmp_path / "serial")
+    assert results["tokens"] == manifest.totals.tokens
+    told = [event for event in context.run.read_events() if event["event"] == "array"]
+    assert told[0]["stage"] == "0-ingest"
+    left = [path for path in (context.run.attempt_dir(1) / "array").rglob("*") if path.is_file()]
+    assert left
+    assert all(path.name.endswith("_log.out") for path in left)
+    assert processes_of(context.run.path) == []
+
+
+@pytest.mark.slow
+def test_killed_elements_are_replaced_and_a_killed_driver_leaves_nothing(tmp_path: Path, source: Path) -> None:  # noqa: F811
+    make(source, tmp_path / "serial", **KEYS)
+    output = tmp_path / "out"
+    run = context_of(configure(source, output, **ARRAY), tmp_path / "runs").run
+    driver = Driver(run.path)
+    driver.wait_for(lambda: committed(output) >= 2 and bool(elements(driver)))
+    family = driver.family()
+    driver.process.kill()  # it alone: the elements must notice
+    driver.process.wait()
+    driver.log.close()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    assert not (output / "manifest.json").exists()
+    left = run.attempt_dir(2) / "array"
+    assert list(left.rglob("*.pkl"))
+    driver = Driver(run.path)
+    driver.wait_for(lambda: bool(elements(driver)))
+    for element in elements(driver):
+        element.kill()
+    driver.finish()
+    assert contents(output) == contents(tmp_path / "serial")
+    assert any(event["event"] == "elements_died" for event in run.read_events())
+    assert not [path for path in left.rglob("*") if path.is_file() and not path.name.endswith("_log.out")]
+
+
+@pytest.mark.slow
+def test_a_stop_ends_the_array_and_keeps_what_is_committed(tmp_path: Path, source: Path) -> None:  # noqa: F811
+    make(source, tmp_path / "serial", **KEYS)
+    stopped = context_of(configure(source, tmp_path / "out", **ARRAY), tmp_path / "runs")
+    assert stopped.stop_flag is not None
+    watch = threading.Thread(target=touch_when, args=(lambda: committed(tmp_path / "out") >= 2, stopped.stop_flag))
+    watch.start()
+    with pytest.raises(StopRequested):
+        main(stopped)
+    watch.join()
+    assert processes_of(stopped.run.path) == []
+    assert not list((stopped.run.attempt_dir(1) / "array").rglob("*.pkl"))
+    main(context_of(configure(source, tmp_path / "out", **ARRAY), tmp_path / "runs"))
+    assert contents(tmp_path / "out") == contents(tmp_path / "serial")
+
+
+class Poison:
+    """Ends the process that reads it."""
+
+    def __reduce__(self) -> Any:
+        return os._exit, (9,)
+
+
+@pytest.mark.slow
+def test_a_task_that_kills_three_elements_is_named(tmp_path: Path) -> None:
+    poison = Task(method="ingest", label="s3://bucket/poison.jsonl", arguments=(Poison(),))
+    with fanout(tmp_path) as array, pytest.raises(DataError, match=r"s3://bucket/poison\.jsonl: killed 3 array elements"):
+        list(array.carry_out([poison]))
+    assert array.deaths == 3
+
+
+def test_an_error_of_a_task_is_raised_as_it_is(tmp_path: Path) -> None:
+    task = Task(method="encode", label="shards/part-00000.arrow", arguments=(None,))
+    with fanout(tmp_path) as array, pytest.raises(DataError, match="its tokenizer is gone"):
+        list(array.carry_out([task]))
+
+
+def test_an_error_of_the_program_comes_with_its_traceback(tmp_path: Path) -> None:
+    task = Task(method="ingest", label="a.jsonl", arguments=())
+    with fanout(tmp_path) as array, pytest.raises(RuntimeError, match=r"TypeError.*ingest"):
+        list(array.carry_out([task]))
+
+
+class Notice:
+    """A task that has its element told, while it works, that its time is nearly over."""
+
+    arguments = ()
+
+    @property
+    def method(self) -> str:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        return "__repr__"
+
+
+def test_an_element_asked_to_leave_hands_the_rest_over(tmp_path: Path) -> None:
+    """SIGUSR2, before the time limit or at preemption: what is left undone is done by another, and is no death."""
+    told: list[int] = []
+    tasks = [Task(method="do", label=str(number), arguments=(Notice(),)) for number in range(3)]
+    with fanout(tmp_path, jobs=1) as array:
+        array.told = lambda **fields: told.append(fields["elements"])
+        assert [task.label for task, _ in array.carry_out(tasks)] == ["0", "1", "2"]
+    assert told == [1, 1, 1]
+    assert array.deaths == 0
+
+
+def test_a_lease_that_is_not_touched_does_not_hold(tmp_path: Path) -> None:
+    lease = tmp_path / LEASE
+    assert not lease_holds(lease)
+    lease.touch()
+    assert lease_holds(lease)
+    past = time.time() - LEASE_SECONDS - 1
+    os.utime(lease, (past, past))
+    assert not lease_holds(lease)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"array": {"at_once": 3}}, "fanout is 'ray'"),
+        ({"fanout": "array", "actors": 3}, "array.at_once instead"),
+        ({"fanout": "array", "resources": {"nodes": 2}}, "resources.nodes=1"),
+        ({"fanout": "rays"}, "fanout"),
+    ],
+)
+def test_keys_that_do_not_go_together(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configure(tmp_path, tmp_path / "out", **keys)
+
+
+def test_an_array_is_driven_by_one_process(tmp_path: Path) -> None:
+    assert configure(tmp_path, tmp_path / "out", fanout="array").preferred_engine() is Engine.PROCESS
+    assert configure(tmp_path, tmp_path / "out").preferred_engine() is None
+
+
+def test_how_a_pass_is_cut(tmp_path: Path) -> None:
+    slurm = SlurmArray(ArrayOptions(at_once=100), "x")
+    assert (slurm.elements(1000), slurm.elements(7)) == (100, 7)
+    assert (slurm.room(0) > 1000, slurm.room(60), slurm.room(100)) == (True, 40, 0)
+    here = LocalProcesses(ArrayOptions(jobs=8), cpus=2)
+    assert (here.elements(1000), here.room(0), here.room(2)) == (8, 2, 0)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from cluster.config import Resources, read_yaml
 from cluster.errors import BackendError, ConfigError
@@ -37,6 +37,8 @@ class Check:
 class Backend(Protocol):
     """Allocates nodes, starts `python -m cluster.agent RUN_DIR` on each, carries signals. Nothing else."""
 
+    ships_code: ClassVar[bool]  # its runs may start much later, so they take along the code that they were submitted with
+
     def render(self, run: RunDir, resources: Resources) -> str:
         """The script or manifest that `submit` would hand over; pure."""
         ...
@@ -46,6 +48,12 @@ class Backend(Protocol):
 
         The attempt is open on return: whoever asks for the run's outcome from now on gets that of a later day.
         """
+        ...
+
+    def submit_many(
+        self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
+    ) -> list[str]:
+        """`submit` of many new runs in one request, at most `at_once` of them running at a time; their handles, in order."""
         ...
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:

@@ -3,7 +3,7 @@
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,20 @@ def write_all(files: Mapping[Path, str | bytes]) -> None:
     try:
         for path, data in files.items():
             temporaries[path].write_bytes(data.encode() if isinstance(data, str) else data)
-        # a file system joins what is asked of it at the same time; one by one they take four times as long
-        with ThreadPoolExecutor(min(SYNC_THREADS, max(1, len(files)))) as pool:
-            list(pool.map(_sync, temporaries.values()))
+        sync_all(list(temporaries.values()))
         for path, temporary in temporaries.items():
             temporary.replace(path)
     except BaseException:
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
         raise
+
+
+def sync_all(paths: Sequence[Path]) -> None:
+    """Wait until what was written to these files is on the disk."""
+    # a file system joins what is asked of it at the same time; one by one they take four times as long
+    with ThreadPoolExecutor(min(SYNC_THREADS, max(1, len(paths)))) as pool:
+        list(pool.map(_sync, paths))
 
 
 def _sync(path: Path) -> None:

@@ -3,6 +3,7 @@
 import re
 import textwrap
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ HEAD_BYTES = 1 << 15  # holds all but a long diff, which comes last
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
-_TOP_BLOCK = re.compile(r"^(\w+):.*\n(?:[ \-].*\n|\n)*", re.MULTILINE)
-_INNER_BLOCK = re.compile(r"^  (\w+):.*\n(?:  [ \-].*\n|\n)*", re.MULTILINE)
+# where a key's value ends: at the next line that is neither indented further, nor an item of its list, nor empty
+_TOP_END = re.compile(r"\n(?![ \-\n])")
+_INNER_END = re.compile(r"\n(?!  [ \-]|\n)")
 _LISTED = {"job": None, "config": "steps", "resources": "nodes", "cluster": None, "created": None}
 
 
@@ -29,7 +31,8 @@ def dump_record(run_id: str, record: Mapping[str, Any], known: dict[Any, str]) -
     """A record as YAML. `known` keeps the text of parts from one record to the next, as long as all of them live."""
     parts = [f"run: {run_id}\n"]
     for key, value in record.items():
-        same = (key, id(value))  # what the runs of one submission share is one object
+        # what the runs of one submission share is one object; its text may be long
+        same = (key, id(value) if isinstance(value, dict) else repr(value))
         if same not in known:
             known[same] = _dump_section(key, value, known)
         parts.append(known[same])
@@ -64,19 +67,28 @@ def read_listed(path: Path) -> dict[str, Any] | None:
     None where the beginning does not tell, as in a file that a person wrote. Raises FileNotFoundError.
     """
     with path.open("rb") as stream:
-        raw = stream.read(HEAD_BYTES)
-    blocks = [(found[1], found[0]) for found in _TOP_BLOCK.finditer(raw.decode(errors="replace"))]
-    if len(raw) == HEAD_BYTES:
-        blocks = blocks[:-1]  # may be cut short
-    parts = dict.fromkeys(_LISTED, "")
-    for key, block in blocks:
-        inner = _LISTED.get(key)
-        if inner is not None:
-            wanted = "".join(found[0] for found in _INNER_BLOCK.finditer(block) if found[1] == inner)
-            parts[key] = f"{key}:\n{wanted}" if wanted else f"{key}: {{}}\n"
-        elif key in parts:
-            parts[key] = block
-    if not all(parts.values()):
-        return None
-    listed: dict[str, Any] = yaml.load("".join(parts.values()), Loader=_Loader)
+        text = stream.read(HEAD_BYTES).decode(errors="replace")
+    listed: dict[str, Any] = {}
+    for key, inner in _LISTED.items():
+        block = _block(text, f"\n{key}:", _TOP_END)
+        if block is None:
+            return None
+        if inner is None:
+            listed[key] = _parse(block)[key]
+        else:
+            part = _block(block, f"\n  {inner}:", _INNER_END)
+            listed[key] = _parse(part) if part else {}
     return listed
+
+
+def _block(text: str, start: str, end: re.Pattern[str]) -> str | None:
+    """The lines of one key, or None if it is not there or may be cut short."""
+    first = text.find(start)
+    last = end.search(text, first + 1) if first >= 0 else None
+    return text[first : last.start() + 1] if last else None
+
+
+@lru_cache(maxsize=1024)
+def _parse(text: str) -> Mapping[str, Any]:
+    parsed: dict[str, Any] = yaml.load(text, Loader=_Loader)  # most runs have most of it in common
+    return parsed

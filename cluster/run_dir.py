@@ -100,12 +100,13 @@ class RunDir:
 
     @property
     def code(self) -> Path | None:
-        """The copy of the code that the run was submitted with; None where it runs whatever code is there.
+        """Where modules lie in the copy of the code that the run was submitted with; None: it runs whatever code is there.
 
         The path is told whether or not the copy still exists: who runs from it must look, lest other code runs.
         """
-        snapshot = (self.record.get("code") or {}).get("snapshot")
-        return self.path.parent / CODE_FOLDER / str(snapshot) if snapshot else None
+        code = self.record.get("code") or {}
+        snapshot = code.get("snapshot")
+        return self.path.parent / CODE_FOLDER / str(snapshot) / str(code.get("folder", "")) if snapshot else None
 
     # --- its files
 
@@ -158,12 +159,21 @@ class RunDir:
 
     def attempts(self) -> list[int]:
         """The numbers of the attempts so far, ascending."""
-        folder = self.path / "attempts"
-        return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+        try:
+            return sorted(int(name) for name in os.listdir(f"{self.path}/attempts") if name.isdigit())
+        except FileNotFoundError:
+            return []
 
     def begin_attempt(self, **details: Any) -> int:
         """Open the next attempt. From now on no older attempt may write (see `Fence`)."""
-        return begin_attempts([self], [details])[0]
+        number = begin_attempts([self], [details])[0]
+        self.make_folders(number)
+        return number
+
+    def make_folders(self, attempt: int) -> None:
+        """The folders that agents and ranks of an attempt write into, if they are not there."""
+        for name in ("logs", "groups", "nodes", "errors"):
+            os.makedirs(f"{self.attempt_dir(attempt)}/{name}", exist_ok=True)
 
     def describe_attempt(self, attempt: int, **details: Any) -> None:
         """Add to what is known of an attempt, such as the scheduler's handle."""
@@ -221,9 +231,21 @@ class RunDir:
         """The user resumes the run."""
         (self.path / "cancel").unlink(missing_ok=True)
 
+    # --- so is another number of nodes
+
+    @property
+    def wanted_nodes(self) -> int | None:
+        """How many nodes a user wants an elastic run to have; None: as many as its resources say."""
+        found = read_json(self.path / "scale.json")
+        return int(found["nodes"]) if found else None
+
+    def request_nodes(self, nodes: int) -> None:
+        """Ask for the run to go on with another number of nodes."""
+        write_json(self.path / "scale.json", {"nodes": nodes})
+
 
 def begin_attempts(runs: Sequence[RunDir], details: Sequence[Mapping[str, Any]]) -> list[int]:
-    """`begin_attempt` of many runs, each with its own details."""
+    """`begin_attempt` of many runs, each with its own details. Whoever starts one of them calls its `make_folders`."""
     numbers, files = [], {}
     for run, own in zip(runs, details, strict=True):
         number, folder = _open_attempt(run)
@@ -242,8 +264,6 @@ def _open_attempt(run: RunDir) -> tuple[int, Path]:
             break
         except FileExistsError:  # another submitter was faster
             continue
-    for name in ("logs", "groups", "nodes", "errors"):
-        os.mkdir(f"{folder}/{name}")
     return number, folder
 
 

@@ -42,10 +42,12 @@ def run(
 
         return explain_job(context.get_help(), context.info_name or "", job)
     from jobs.display import console
+    from jobs.snapshot import told
     from jobs.submission import configure, submit
     from jobs.verdict import see_through
 
     started = submit(job, configure(job, config, words or []), on, command=["ropewalk", *sys.argv[1:]])
+    sys.stderr.write(told(started.record["code"]))
     console(stderr=True).print(f"{started.id}: {started.path}", soft_wrap=True)
     return see_through(started, as_json)
 
@@ -59,23 +61,30 @@ def submit(
     config: ConfigFile = None,
     on: Cluster = "local",
     after: Annotated[list[str] | None, typer.Option("--after", metavar="RUN", help="start when that run has succeeded")] = None,
+    each: Annotated[
+        list[str] | None, typer.Option("--each", metavar="KEY=VALUES", help="a run for each of 1..8 or a,b,c")
+    ] = None,
+    at_once: Annotated[int | None, typer.Option("--at-once", min=1, metavar="N", help="of them, run N at a time")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the script or manifest, start nothing")] = False,
     help_: HelpFlag = False,
 ) -> None:
-    """Submit a job and print its run id."""
+    """Submit a job and print its run id; with --each many runs, an id a line."""
     if help_ or job is None:
         from jobs.verdict import explain_job
 
         return explain_job(context.get_help(), context.info_name or "", job)
     from jobs import submission
+    from jobs.snapshot import told
     from jobs.status import find_run
 
-    resolved = submission.configure(job, config, words or [])
     others = [find_run(word) for word in after or []]
+    configs = submission.configure_each(job, config, words or [], each or [])
     if dry_run:
-        print(submission.render(job, resolved, on).rstrip("\n"))
-    else:
-        print(submission.submit(job, resolved, on, after=others, command=["ropewalk", *sys.argv[1:]]).id)
+        print(submission.render(job, configs, on).rstrip("\n"))
+        return None
+    runs = submission.submit_many(job, configs, on, after=others, at_once=at_once, command=["ropewalk", *sys.argv[1:]])
+    sys.stderr.write(told(runs[0].record["code"]))
+    print("\n".join(run.id for run in runs))
     return None
 
 
@@ -250,6 +259,14 @@ def quickstart(
     from jobs.quickstart import quickstart as tour
 
     tour(directory, console(), steps)
+
+
+@app.command(context_settings={**OWN_HELP, "ignore_unknown_options": True})
+def lab(context: typer.Context, words: Annotated[list[str] | None, typer.Argument(metavar="slurm up|down|...")] = None) -> None:
+    """Bring up a real test cluster on this machine: `ropewalk lab slurm up`."""
+    from jobs.labs import run_lab
+
+    run_lab(words or [], context.get_help())
 
 
 def main() -> None:

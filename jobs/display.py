@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +16,7 @@ from cluster.run_dir import RunDir
 from jobs.catalog import JOBS
 from jobs.diagnosis import Diagnosis, tell
 
+LONG_LIST = 200  # rows
 COLORS = {
     "PENDING": "yellow",
     "RUNNING": "cyan",
@@ -45,23 +48,50 @@ def table(*columns: str, title: str | None = None) -> Table:
     return made
 
 
-def runs_table(rows: Iterable[Mapping[str, Any]], now: float | None = None) -> Table:
+def runs_table(rows: Sequence[Mapping[str, Any]], now: float | None = None) -> RenderableType:
     """What `ps` prints."""
-    made = table("RUN", "JOB", "STATE", "PROGRESS", ">LOSS", ">NODES", ">ATTEMPT", ">AGE", "CLUSTER", "REASON")
-    for row in rows:
-        made.add_row(
-            row["run"],
-            row["job"],
-            state_text(row["state"]),
-            progress_words(row),
-            "" if row["loss"] is None else f"{row['loss']:.3f}",
-            str(row["nodes"] or ""),
-            str(row["attempts"]),
-            duration((now or time.time()) - row["created"]) if row["created"] else "",
-            str(row["cluster"] or ""),
-            shorten(row["reason"] or "", 60),
-        )
+    columns = ("RUN", "JOB", "STATE", "PROGRESS", ">LOSS", ">NODES", ">ATTEMPT", ">AGE", "CLUSTER", "REASON")
+    cells = [_run_cells(row, now or time.time()) for row in rows]
+    if len(rows) > LONG_LIST:
+        return LongTable(columns, cells, [COLORS.get(row["state"], "") for row in rows])
+    made = table(*columns)
+    for row in cells:
+        made.add_row(*row[:2], state_text(row[2]), *row[3:])
     return made
+
+
+def _run_cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
+    return (
+        row["run"],
+        str(row["job"]),
+        row["state"],
+        progress_words(row),
+        "" if row["loss"] is None else f"{row['loss']:.3f}",
+        str(row["nodes"] or ""),
+        str(row["attempts"]),
+        duration(now - row["created"]) if row["created"] else "",
+        str(row["cluster"] or ""),
+        shorten(row["reason"] or "", 60),
+    )
+
+
+class LongTable:
+    """A line a row, cut and never folded, for grep and less: a Table lays out a thousand rows in a second."""
+
+    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str]) -> None:
+        """The third column has the row's style."""
+        self.columns, self.rows, self.styles = columns, rows, styles
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = [[name.lstrip(">") for name in self.columns], *self.rows]
+        widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+        rights = [name.startswith(">") for name in self.columns]
+        for line, style in zip(lines, ["dim", *self.styles], strict=True):
+            blanks = [" " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
+            padded = [b + c if right else c + b for c, b, right in zip(line, blanks, rights, strict=True)]
+            yield Segment("  ".join(padded[:2]) + "  ")
+            yield Segment(padded[2], console.get_style(style))
+            yield Segment("  " + "  ".join(padded[3:]).rstrip() + "\n")
 
 
 def progress_words(row: Mapping[str, Any]) -> str:

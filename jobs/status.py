@@ -40,7 +40,10 @@ def find_run(word: str) -> RunDir:
 
 def all_runs() -> list[RunDir]:
     """Every run under every root, oldest first."""
-    runs = [run for root in roots() for run in RunDir.all(root)]
+    found = [RunDir.all(root) for root in roots()]
+    if len(found) == 1:
+        return found[0]
+    runs = [run for runs in found for run in runs]
     return sorted(runs, key=lambda run: ((run.path / "run.yaml").stat().st_mtime_ns, run.id))
 
 
@@ -64,7 +67,7 @@ def states(runs: Sequence[RunDir]) -> dict[str, BackendState]:
         if outcome is not None:
             found[run.id] = BackendState(state=outcome.state, reason=outcome.cause)
         else:
-            open_runs.setdefault(str(run.record.get("cluster", "local")), []).append(run)
+            open_runs.setdefault(str(run.listed.get("cluster", "local")), []).append(run)
     for cluster, mine in open_runs.items():
         found.update(_ask(cluster, mine))
     return found
@@ -81,7 +84,7 @@ def _ask(cluster: str, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
 
 def summary(run: RunDir, state: BackendState) -> dict[str, Any]:
     """One line of `ps`, as plain values."""
-    record, metrics = run.record, latest_metrics(run)
+    record, metrics = run.listed, latest_metrics(run)
     attempts = run.attempts()
     details = run.attempt_details(attempts[-1]) if attempts else {}
     progress = read_json(run.progress) or {}

@@ -2,25 +2,24 @@
 
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import cluster
-from cluster.backend import load_backend, load_profile
-from cluster.config import JobConfig, load_config, read_yaml
+from cluster.backend import Backend, load_backend, load_profile
+from cluster.config import JobConfig, apply_override, load_config, read_yaml
 from cluster.errors import ConfigError, RopewalkError
 from cluster.run_dir import RunDir, runs_root
 from cluster.spec import RunState
 from jobs.catalog import config_of, find_job
+from jobs.combinations import combinations
+from jobs.snapshot import checkout, code_state, take_snapshot
 from jobs.status import final_outcome
 
 VERSIONS = ("ropewalk", "torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "numba", "pydantic", "fsspec", "wandb")
 SIDECARS = ("jobs.mirror",)
-DIFF_LIMIT_BYTES = 1 << 20
 
 _SECRET = re.compile(
     r"(api_?key|access_?key|secret_?key|private_?key|auth_?key|^key|secret|passw(or)?d|passphrase|credentials?|token)$",
@@ -36,23 +35,44 @@ def configure(job: str, file: Path | None, overrides: Sequence[str]) -> JobConfi
     return load_config(kind, read_yaml(file) if file else {}, overrides)
 
 
-def make_record(job: str, config: JobConfig, cluster_name: str, command: Sequence[str]) -> dict[str, Any]:
+def configure_each(job: str, file: Path | None, overrides: Sequence[str], each: Sequence[str]) -> list[JobConfig]:
+    """One configuration a combination of `--each`. Raises ConfigError."""
+    kind, values = config_of(find_job(job)), read_yaml(file) if file else {}
+    for word in overrides:
+        apply_override(values, word)
+    return [load_config(kind, values, own) for own in combinations(each)]
+
+
+def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[str, Any]) -> dict[str, Any]:
     """The content of run.yaml. Secrets are masked, the environment is never written."""
     spec = find_job(job)
     return {
         "job": spec.name,
         "entry": spec.entry,
-        "engine": spec.engine.value,
+        "engine": (config.preferred_engine() or spec.engine).value,
         "preload": list(spec.preload),
         "sidecars": list(SIDECARS),
         "config": masked(config.model_dump(mode="json")),
         "resources": config.resources.model_dump(mode="json"),
         "cluster": cluster_name,
-        "created": time.time(),
-        "code": code_state(),
-        "versions": versions(),
-        "command": [_masked_word(word) for word in command],
+        **origin,
     }
+
+
+def origin_of(command: Sequence[str], root: Path | None = None) -> dict[str, Any]:
+    """When, by which command and from which code: the same for all runs of a submission.
+
+    The code is copied under `root`; without one it stays where it is.
+    """
+    place, folder = checkout()
+    not_code = [runs_root(), *([root] if root else [])]
+    code = code_state(place, not_code)
+    if place and root:
+        code["folder"] = folder
+        code["snapshot"], code["left_out"] = take_snapshot(place, root, not_code)
+    words = [_masked_word(word) for word in command]
+    # the code comes last: a long diff must not stand before what lists of runs read
+    return {"created": time.time(), "versions": versions(), "command": words, "code": code}
 
 
 def unwritten_run(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
@@ -62,28 +82,56 @@ def unwritten_run(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
     return run
 
 
-def render(job: str, config: JobConfig, cluster_name: str) -> str:
-    """The script or manifest that a submission would hand over, after the same checks."""
-    config.preflight()
-    record = make_record(job, config, cluster_name, ())
-    return load_backend(cluster_name).render(unwritten_run(config, record), config.resources)
+def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
+    """The script or manifest that a submission would hand over, after the same checks; of the first of many runs."""
+    for config in configs:
+        config.preflight()
+    record = make_record(job, configs[0], cluster_name, origin_of(()))
+    script = load_backend(cluster_name).render(unwritten_run(configs[0], record), configs[0].resources)
+    return script if len(configs) == 1 else f"{script.rstrip()}\n# and {len(configs) - 1:,} more\n"
 
 
 def submit(
     job: str, config: JobConfig, cluster_name: str = "local", *, after: Sequence[RunDir] = (), command: Sequence[str] = ()
 ) -> RunDir:
     """Write the run down and start its first attempt. Raises RopewalkError; nothing is left behind by a bad configuration."""
-    config.preflight()
-    backend = load_backend(cluster_name)
-    root = load_profile(cluster_name).options.get("runs")
-    record = make_record(job, config, cluster_name, command)
-    run = RunDir.create(config.name or job, record, Path(root).expanduser() if root else None)
+    return submit_many(job, [config], cluster_name, after=after, command=command)[0]
+
+
+def submit_many(
+    job: str,
+    configs: Sequence[JobConfig],
+    cluster_name: str = "local",
+    *,
+    after: Sequence[RunDir] = (),
+    at_once: int | None = None,
+    command: Sequence[str] = (),
+) -> list[RunDir]:
+    """The same for many runs, which are created and submitted together; at most `at_once` of them run at a time."""
+    backend, resources, others = load_backend(cluster_name), configs[0].resources, [other.id for other in after]
+    runs = _write_down(backend, job, configs, cluster_name, command)
     try:
-        backend.submit(run, config.resources, [other.id for other in after])
+        if len(runs) == 1:
+            backend.submit(runs[0], resources, others)
+        else:
+            backend.submit_many(runs, resources, others, at_once)
     except RopewalkError as error:
-        run.event("submit_failed", error=str(error))
+        for run in runs:
+            run.event("submit_failed", error=str(error))
         raise
-    return run
+    return runs
+
+
+def _write_down(
+    backend: Backend, job: str, configs: Sequence[JobConfig], cluster_name: str, command: Sequence[str]
+) -> list[RunDir]:
+    for config in configs:
+        config.preflight()
+    named = load_profile(cluster_name).options.get("runs")
+    root = Path(named).expanduser() if named else runs_root()
+    origin = origin_of(command, root if getattr(backend, "ships_code", False) else None)
+    records = [make_record(job, config, cluster_name, origin) for config in configs]
+    return RunDir.create_all([config.name or job for config in configs], records, root)
 
 
 def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:
@@ -119,29 +167,6 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[name] = None
     return found
-
-
-def code_state() -> dict[str, Any]:
-    """Commit, branch and uncommitted changes of the checkout this program runs from, else of the current directory."""
-    home = Path(cluster.__file__).parent.parent
-    place = home if (home / ".git").exists() else Path.cwd()
-    commit = _git(place, "rev-parse", "HEAD")
-    if commit is None:
-        return {"commit": None, "branch": None, "dirty": False, "diff": "", "untracked": []}
-    diff = _git(place, "diff", "HEAD") or ""
-    untracked = (_git(place, "ls-files", "--others", "--exclude-standard") or "").splitlines()
-    if len(diff) > DIFF_LIMIT_BYTES:
-        diff = f"{diff[:DIFF_LIMIT_BYTES]}\n... cut at {DIFF_LIMIT_BYTES} characters"
-    branch = _git(place, "rev-parse", "--abbrev-ref", "HEAD")
-    return {"commit": commit, "branch": branch, "dirty": bool(diff), "diff": diff, "untracked": untracked[:100]}
-
-
-def _git(place: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(place), *words], capture_output=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
 
 
 def masked(value: Any, key: str = "") -> Any:

@@ -8,15 +8,16 @@ from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.files import append_line, write_json
-from cluster.run_dir import RunDir
+from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import Outcome, RunState
 
 
 class FakeBackend:
-    """Options: log (a file), outcome (a state, or none: it goes on), cause, results, refuse (a message)."""
+    """Options: log (a file), outcome (a state, or none: it goes on), cause, results, refuse (a message), ships_code."""
 
     def __init__(self, profile: Profile) -> None:
         self.options = dict(profile.options)
+        self.ships_code = bool(self.options.get("ships_code"))
 
     def _note(self, verb: str, **fields: object) -> None:
         append_line(Path(self.options["log"]), {"verb": verb, **fields})
@@ -39,6 +40,17 @@ class FakeBackend:
                 attempt, Outcome(state=state, exit_code=code, cause=cause, started=time.time() - 5, ended=time.time())
             )
         return "fake:1"
+
+    def submit_many(
+        self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
+    ) -> list[str]:
+        if self.options.get("refuse"):
+            raise BackendError(str(self.options["refuse"]))
+        self._note("submit_many", runs=[run.id for run in runs], after=list(after), at_once=at_once)
+        plain = resources.model_dump(mode="json")
+        handles = [f"fake:1_{place}" for place in range(len(runs))]
+        begin_attempts(runs, [{"handle": handle, "resources": plain} for handle in handles])
+        return handles
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
         self._note("states", runs=[run.id for run in runs])

@@ -6,72 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from rich.console import Console
 
 from cluster.context import JobContext
 from cluster.files import write_json
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
-from jobs import cli
 from jobs.follow import follow
 from jobs.tracking import MetricLog
-from tests.fakes.token_files import write_dataset
-
-
-class Shell:
-    """Runs `ropewalk ...` in this process and keeps what it said."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-        self._capsys, self._patch, self.home = capsys, monkeypatch, home
-        self.log, self.out, self.err = home / "asked.jsonl", "", ""
-
-    def __call__(self, *words: str, expect: int = 0) -> str:
-        self._patch.setattr("sys.argv", ["ropewalk", *words])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        self.out, self.err = self._capsys.readouterr()
-        assert left.value.code == expect, self.err + self.out
-        return self.out
-
-    def mistake(self, *words: str) -> str:
-        self(*words, expect=2)
-        assert self.out == ""
-        assert len(self.err.splitlines()) == 1
-        assert self.err.startswith("error: ")
-        return self.err
-
-    def asked(self, verb: str) -> list[dict[str, Any]]:
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return [line for line in map(json.loads, lines) if line["verb"] == verb]
-
-
-@pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shell:
-    plugin = tmp_path / "plugin"
-    (plugin / "fake-1.0.dist-info").mkdir(parents=True)
-    (plugin / "fake-1.0.dist-info/entry_points.txt").write_text("[ropewalk.backends]\nfake = tests.fakes.backend:FakeBackend\n")
-    (plugin / "fake-1.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: fake\nVersion: 1.0\n")
-    monkeypatch.syspath_prepend(str(plugin))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
-    monkeypatch.setenv("COLUMNS", "200")
-    base = {"backend": "fake", "log": str(tmp_path / "asked.jsonl")}
-    clusters = {
-        "good": {**base, "outcome": "SUCCEEDED", "results": {"step": 3, "train/loss": 1.5}},
-        "bad": {**base, "outcome": "FAILED", "cause": "rank 0: ZeroDivisionError: oh", "well": False},
-        "slow": base,
-        "closed": {**base, "refuse": "the queue is closed until Monday"},
-    }
-    (tmp_path / "clusters.yaml").write_text(yaml.safe_dump(clusters))
-    write_dataset(tmp_path / "data", [5000], [600])
-    return Shell(capsys, monkeypatch, tmp_path)
-
-
-def pretrain(*more: str) -> tuple[str, ...]:
-    return ("pretrain", "data=data", "steps=3", "seq_len=16", *more)
-
+from tests.jobs.shell import Shell, pretrain
 
 # --- submitting
 

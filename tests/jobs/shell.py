@@ -1,0 +1,40 @@
+"""The command as a user types it, in this process."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import cli
+
+
+class Shell:
+    """Runs `ropewalk ...` in this process and keeps what it said."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+        self._capsys, self._patch, self.home = capsys, monkeypatch, home
+        self.log, self.out, self.err = home / "asked.jsonl", "", ""
+
+    def __call__(self, *words: str, expect: int = 0) -> str:
+        self._patch.setattr("sys.argv", ["ropewalk", *words])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        self.out, self.err = self._capsys.readouterr()
+        assert left.value.code == expect, self.err + self.out
+        return self.out
+
+    def mistake(self, *words: str) -> str:
+        self(*words, expect=2)
+        assert self.out == ""
+        assert len(self.err.splitlines()) == 1
+        assert self.err.startswith("error: ")
+        return self.err
+
+    def asked(self, verb: str) -> list[dict[str, Any]]:
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [line for line in map(json.loads, lines) if line["verb"] == verb]
+
+
+def pretrain(*more: str) -> tuple[str, ...]:
+    return ("pretrain", "data=data", "steps=3", "seq_len=16", *more)

@@ -1,0 +1,195 @@
+"""The copy of the code that travels with a run: whole, shared by equal code, and what stays behind is named."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import cluster
+from cluster.run_dir import CODE_FOLDER, RunDir
+from jobs import snapshot, submission
+from jobs.snapshot import checkout, code_state, take_snapshot, told
+from tests.jobs.shell import Shell, pretrain
+
+
+def git(place: Path, *words: str) -> str:
+    identity = ["-c", "user.name=me", "-c", "user.email=me@here"]
+    return subprocess.run(["git", "-C", place, *identity, *words], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A repository with one commit: a.py, run.sh (executable), pkg/b.py."""
+    place = tmp_path / "tree"
+    (place / "pkg").mkdir(parents=True)
+    git(place, "init", "-q", "-b", "main")
+    (place / ".gitignore").write_text("*.log\n")
+    (place / "a.py").write_text("A = 1\n")
+    (place / "pkg/b.py").write_text("B = 1\n")
+    (place / "run.sh").write_text("#!/bin/sh\n")
+    (place / "run.sh").chmod(0o755)
+    git(place, "add", ".")
+    git(place, "commit", "-q", "-m", "one")
+    return place
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()}
+
+
+def copied(tree: Path, root: Path) -> tuple[Path, list[str]]:
+    digest, left_out = take_snapshot(tree, root)
+    return root / CODE_FOLDER / str(digest), left_out
+
+
+def test_the_work_tree_is_copied_as_it_is(tree: Path, tmp_path: Path) -> None:
+    (tree / "a.py").write_text("A = 2\n")  # changed
+    (tree / "pkg/b.py").unlink()  # deleted
+    (tree / "new é.py").write_text("N = 1\n")  # untracked
+    (tree / "noise.log").write_text("x")  # ignored
+    copy, left_out = copied(tree, tmp_path / "runs")
+    assert names(copy) == {".gitignore", "a.py", "run.sh", "new é.py"}
+    assert (copy / "a.py").read_text() == "A = 2\n"
+    assert os.access(copy / "run.sh", os.X_OK)
+    assert not (copy / "a.py").stat().st_mode & 0o111
+    assert left_out == []
+    state = code_state(tree)
+    assert state["dirty"]
+    assert (state["uncommitted"], state["untracked"], state["branch"]) == (3, ["new é.py"], "main")
+    assert "+A = 2" in state["diff"]
+    assert state["commit"] == git(tree, "rev-parse", "HEAD").strip()
+
+
+def test_equal_code_is_copied_once_and_other_code_apart(tree: Path, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    first, _ = copied(tree, root)
+    (first / "mark").touch()
+    again, _ = copied(tree, root)
+    assert again == first
+    assert (first / "mark").exists(), "an existing copy is not written again"
+    seen = {first}
+    for change in (
+        lambda: (tree / "a.py").write_text("A = 3\n"),
+        lambda: (tree / "a.py").chmod(0o755),
+        lambda: (tree / "a.py").rename(tree / "c.py"),
+    ):
+        change()
+        seen.add(copied(tree, root)[0])
+    assert len(seen) == 4
+    assert {path.name for path in (root / CODE_FOLDER).iterdir()} == {path.name for path in seen}, "nothing half-written is left"
+    assert RunDir.all(root) == []
+
+
+def test_links_stay_links_and_never_lead_out(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("secret")
+    (tree / "noise.log").write_text("ignored")
+    links = {
+        "pkg/good": "../a.py",
+        "folder": "pkg",
+        "absolute": str(tree / "a.py"),
+        "twice": "pkg/good",
+        "out": "../outside",
+        "broken": "nowhere",
+        "ignored": "noise.log",
+    }
+    for name, target in links.items():
+        (tree / name).symlink_to(target)
+    copy, left_out = copied(tree, tmp_path / "runs")
+    for name in ("pkg/good", "folder", "absolute", "twice"):
+        assert (copy / name).is_symlink()
+        assert (copy / name).resolve().is_relative_to(copy.resolve())
+    assert (copy / "absolute").read_text() == (copy / "twice").read_text() == "A = 1\n"
+    assert (copy / "folder/b.py").is_file()
+    assert sorted(word.partition(" ")[0] for word in left_out) == ["broken", "ignored", "out"]
+
+
+def test_a_folder_that_became_a_link(tree: Path, tmp_path: Path) -> None:
+    shutil.move(tree / "pkg", tree / "moved")
+    (tree / "pkg").symlink_to("moved")
+    copy, _ = copied(tree, tmp_path / "runs")
+    assert (copy / "pkg").is_symlink()
+    assert (copy / "pkg/b.py").read_text() == "B = 1\n"
+
+
+def test_what_is_too_large_or_not_ours_is_named(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshot, "FILE_LIMIT_BYTES", 1 << 20)
+    monkeypatch.setattr(snapshot, "TOTAL_LIMIT_BYTES", 2 << 20)
+    (tree / "big.bin").write_bytes(bytes(3 << 20))
+    for number in range(3):
+        (tree / f"part{number}").write_bytes(bytes((1 << 20) - 1000))
+    other = tree / "other"
+    other.mkdir()
+    git(other, "init", "-q")
+    (other / "x").touch()
+    git(other, "add", ".")
+    git(other, "commit", "-q", "-m", "x")
+    copy, left_out = copied(tree, tmp_path / "runs")
+    assert {"part0", "part1", "a.py"} <= names(copy)
+    assert sorted(left_out) == [
+        "big.bin (3 MiB, the most is 1)",
+        "other (a repository of its own)",
+        "part2 (the code would be above 2 MiB)",
+    ]
+    code = {**code_state(tree), "snapshot": copy.name, "left_out": left_out}
+    assert "not in the snapshot: big.bin (3 MiB, the most is 1), " in told(code)
+
+
+def test_runs_inside_the_checkout_are_no_code(tree: Path) -> None:
+    root = tree / "runs"
+    RunDir.create("x", {}, root)
+    first = take_snapshot(tree, root, [root])
+    assert take_snapshot(tree, root, [root]) == first
+    assert names(root / CODE_FOLDER / str(first[0])) == {".gitignore", "a.py", "run.sh", "pkg/b.py"}
+    assert code_state(tree, [root])["uncommitted"] == 0
+    beside = take_snapshot(tree, tree, [tree])
+    assert take_snapshot(tree, tree, [tree]) == beside, "a copy is never part of a copy"
+
+
+def test_an_installed_program_takes_the_repository_where_the_user_stands(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "__file__", str(tmp_path / "site-packages/cluster/__init__.py"))
+    monkeypatch.chdir(tree / "pkg")
+    assert checkout() == (tree, "pkg/")
+    root = tmp_path / "runs"
+    origin = submission.origin_of((), root)
+    run = RunDir.create("x", origin, root)
+    assert run.code == root / CODE_FOLDER / origin["code"]["snapshot"] / "pkg"
+    assert (run.code / "b.py").is_file()
+    assert str(tmp_path) not in json.dumps(origin["code"])
+    monkeypatch.chdir(tmp_path)
+    assert checkout() == (None, "")
+    assert submission.origin_of((), root)["code"]["snapshot"] is None
+
+
+def test_a_repository_without_a_commit_and_a_place_without_git(tree: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tree / ".git")
+    assert code_state(tree)["commit"] is None
+    assert take_snapshot(tree, tmp_path / "runs")[0] is None
+    git(tree, "init", "-q")
+    copy, _ = copied(tree, tmp_path / "runs")
+    assert "a.py" in names(copy)
+    assert code_state(tree)["commit"] is None
+
+
+def test_submit_says_what_travels_and_a_dry_run_takes_nothing(
+    shell: Shell, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "__file__", str(tree / "cluster/__init__.py"))
+    shell("submit", *pretrain("--on", "shipping", "--dry-run"))
+    assert not (tmp_path / "runs").exists()
+    shell("submit", *pretrain("--on", "shipping"))
+    assert shell.err == "", "a clean checkout is nothing to talk about"
+    (tree / "a.py").write_text("A = 2\n")
+    run = RunDir(tmp_path / "runs" / shell("submit", *pretrain("--on", "shipping")).strip())
+    snapshot = run.record["code"]["snapshot"]
+    commit = git(tree, "rev-parse", "HEAD")[:7]
+    assert shell.err == f"code: commit {commit} with 1 uncommitted file, snapshot {snapshot[:12]}\n"
+    assert run.code is not None
+    assert (run.code / "a.py").read_text() == "A = 2\n"
+    live = RunDir(tmp_path / "runs" / shell("submit", *pretrain("--on", "slow")).strip())
+    assert (live.code, shell.err) == (None, "")
+    assert len(list((tmp_path / "runs" / CODE_FOLDER).iterdir())) == 2

@@ -19,7 +19,7 @@ from slurm import lab_hosts
 from slurm.lab_accounting import start_accounting
 from slurm.lab_config import MOST_LABS, MOST_NODES, LabSettings, Place, hurry_script, names, slurm_conf
 from slurm.lab_daemons import PATH, Daemons
-from slurm.lab_processes import kill_all, marked, on_node
+from slurm.lab_processes import kill_all, marked, on_nodes
 
 LONGEST_FOLDER = 60  # a step's socket lies below it, and a socket's path ends at 107 characters
 NEEDED = ("slurmctld", "slurmd", "sinfo", "munged", "setsid")
@@ -50,6 +50,7 @@ class Lab:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
+        self.conf = self.folder / "etc/slurm.conf"
         self.daemons = Daemons(self.folder)
 
     @property
@@ -61,6 +62,11 @@ class Lab:
     def exists(self) -> bool:
         """Whether a lab was brought up here and not down since."""
         return self._record_file.exists()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the controller runs."""
+        return bool(marked(self.folder, "slurmctld"))
 
     @property
     def settings(self) -> LabSettings:
@@ -101,8 +107,7 @@ class Lab:
         """End everything and remove the folder, whatever state things are in. Nothing happens where no lab is."""
         if not self.exists:
             return
-        for name in self.nodes:
-            self.kill_node(name)
+        kill_all(lambda: on_nodes(self.folder, self.nodes))
         kill_all(lambda: marked(self.folder))
         lab_hosts.remove(self.folder)
         shutil.rmtree(self.folder)
@@ -110,12 +115,14 @@ class Lab:
     def kill_node(self, name: str) -> None:
         """Power-off: everything that runs on that node dies at once, and Slurm is not told."""
         self._check_name(name)
-        kill_all(lambda: on_node(self.folder, name))
+        kill_all(lambda: on_nodes(self.folder, [name]))
 
     def start_node(self, name: str) -> None:
         """Power-on; return when the node takes jobs again."""
         self._check_name(name)
         self._launch_node(name)
+        port = self.place.node_port(self.nodes.index(name) + 1)
+        self.daemons.wait_until(lambda: _is_taken(port), f"{name}'s slurmd listens")  # Slurm may not know that it was away
         self.daemons.wait_until(lambda: self.states()[name] in {"idle", "mixed", "allocated"}, f"{name} takes jobs")
 
     def fail_node(self, name: str) -> None:
@@ -126,6 +133,8 @@ class Lab:
     def start_controller(self) -> None:
         """Start slurmctld from its saved state; return when it answers."""
         self.daemons.launch("slurmctld", "slurmctld")
+        # the port first: a command that finds it closed sleeps for a second
+        self.daemons.wait_until(lambda: _is_taken(self.place.port), "slurmctld listens")
         self.daemons.wait_until(lambda: self.daemons.answers("sinfo"), "slurmctld answers")
 
     def kill_controller(self) -> None:
@@ -246,15 +255,17 @@ def _one_at_a_time() -> Iterator[None]:
 
 def _is_free(block: int) -> bool:
     """Whether nobody listens on any port of a block."""
-    place = Place(folder=Path(), block=block, host="", user="", named=False)
-    for port in place.ports:
-        with closing(socket.socket()) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that ended a moment ago does not count
-            try:
-                probe.bind(("", port))
-            except OSError:
-                return False
-    return True
+    return not any(map(_is_taken, Place(folder=Path(), block=block, host="", user="", named=False).ports))
+
+
+def _is_taken(port: int) -> bool:
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that ended a moment ago does not count
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return True
+    return False
 
 
 def _can_isolate() -> bool:

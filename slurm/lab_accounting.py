@@ -56,10 +56,15 @@ def _fill(daemons: Daemons, place: Place, settings: LabSettings) -> None:
     for name, limits in QOS.items():
         daemons.command("sacctmgr", "-i", "add", "qos", name, *limits)
     daemons.command("sacctmgr", "-i", "add", "cluster", CLUSTER)
-    every = ",".join(["normal", *QOS])
-    daemons.command("sacctmgr", "-i", "add", "account", ACCOUNT, f"cluster={CLUSTER}", f"qos={every}", "defaultqos=normal")
-    for user in {place.user, *settings.users}:
-        daemons.command("sacctmgr", "-i", "add", "user", user, f"account={ACCOUNT}", f"cluster={CLUSTER}")
+    own = [f"cluster={CLUSTER}"]
+    # on the root account, so that all below it inherit
+    daemons.command(
+        "sacctmgr", "-i", "modify", "account", "root", "set", f"qos={','.join(['normal', *QOS])}", "defaultqos=normal"
+    )
+    daemons.command("sacctmgr", "-i", "add", "account", ACCOUNT, *own)
+    for user in dict.fromkeys((place.user, *settings.users)):
+        daemons.command("sacctmgr", "-i", "add", "user", user, f"account={ACCOUNT}", *own)
+        daemons.command("sacctmgr", "-i", "modify", "user", user, "set", f"defaultaccount={ACCOUNT}")
 
 
 def _sql(daemons: Daemons, statements: str) -> list[str]:

@@ -28,6 +28,7 @@ class LabSettings:
     kill_wait_seconds: int = 5
     node_timeout_seconds: int = 20  # silent for so long, a node is down
     min_job_age_seconds: int = 3600  # how long squeue remembers a job that ended; without accounting nothing else does
+    refuse_at_once: bool = True  # what no partition's limits allow is refused by sbatch; else it is pending for ever
     slow_requeue: bool = False  # as Slurm does it: a requeued job waits 121 s
     users: Sequence[str] = ()  # who may submit, besides this user, where there is accounting
     extra: Mapping[str, str] = field(default_factory=dict)  # more keys of slurm.conf
@@ -52,6 +53,10 @@ class Place:
     def ports(self) -> range:
         """All ports of the block."""
         return range(self.port, self.port + PORTS_PER_LAB)
+
+    def node_port(self, node: int) -> int:
+        """Where a node's slurmd listens; nodes count from 1."""
+        return self.port + 9 + node
 
     @property
     def munge_socket(self) -> Path:
@@ -125,6 +130,7 @@ def _behaviour(settings: LabSettings) -> dict[str, str]:
         "JobRequeue": "1",
         "MinJobAge": str(settings.min_job_age_seconds),
         "MaxArraySize": "10001",
+        "EnforcePartLimits": "ALL" if settings.refuse_at_once else "NO",
         "SlurmdTimeout": str(settings.node_timeout_seconds),
         "KillWait": str(settings.kill_wait_seconds),
         # a dead node is found out sooner
@@ -146,7 +152,7 @@ def _accounting(place: Place) -> dict[str, str]:
 
 def _nodes(place: Place, settings: LabSettings) -> list[str]:
     return [
-        f"NodeName={place.name(node)} NodeHostname={place.host} NodeAddr={place.address(node)} Port={place.port + 9 + node}"
+        f"NodeName={place.name(node)} NodeHostname={place.host} NodeAddr={place.address(node)} Port={place.node_port(node)}"
         f" CPUs={settings.cpus} RealMemory={settings.memory_mib} State=UNKNOWN"
         for node in range(1, settings.nodes + 1)
     ]
@@ -186,7 +192,8 @@ def hurry_script(folder: Path, path: str) -> str:
     """What the controller runs at a job's end, so that a requeued job starts at once.
 
     Slurm lets a requeued job wait for as long as a credential lives (AuthInfo=cred_expire, no less than 5 s), plus one.
-    No setting turns that off, but the start time may be changed as soon as the job is pending again.
+    No setting turns that off, but the start time may be changed as soon as the job is pending again. To the next second:
+    in this one the nodes would take the new credential for the old one, and the job would fail as "credential revoked".
     """
     return f"""#!/bin/sh
 export SLURM_CONF={folder}/etc/slurm.conf PATH={path} {MARK}={folder}:hurry
@@ -195,7 +202,7 @@ for _ in $(seq 600); do
   state=$(squeue --noheader --states=all --jobs="$SLURM_JOB_ID" --format=%T) || exit 0
   case $state in
     COMPLETING) sleep 0.1 ;;
-    PENDING) exec scontrol update jobid="$SLURM_JOB_ID" StartTime=now ;;
+    PENDING) exec scontrol update jobid="$SLURM_JOB_ID" StartTime=now+1 ;;
     *) exit 0 ;;
   esac
 done

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import psutil
@@ -16,18 +16,18 @@ def marked(folder: Path, what: str = "") -> list[psutil.Process]:
     return [process for process, mark in marks if (mark == f"{folder}:{what}" if what else mark.startswith(f"{folder}:"))]
 
 
-def on_node(folder: Path, name: str) -> list[psutil.Process]:
-    """All that runs on a node: slurmd, its steps, whatever those have started."""
+def on_nodes(folder: Path, names: Sequence[str]) -> list[psutil.Process]:
+    """All that runs on some nodes: slurmd, its steps, whatever those have started."""
     conf = str(folder / "etc/slurm.conf")
+    marks, spools = {f"{folder}:{name}" for name in names}, [f"{folder}/spool/{name}/" for name in names]
     living = list(_living())
-    roots = {p for p, e in living if e.get(MARK) == f"{folder}:{name}"}
+    roots = {p for p, e in living if e.get(MARK) in marks}
     # a task that has lost its parents still knows where it is; SLURM_CONF tells labs with equal names apart
-    roots |= {p for p, e in living if e.get("SLURMD_NODENAME") == name and e.get("SLURM_CONF", conf) == conf}
+    roots |= {p for p, e in living if e.get("SLURMD_NODENAME") in names and e.get("SLURM_CONF", conf) == conf}
     # slurmstepd overwrites its environment with its title, but listens on a socket in its slurmd's spool
-    steps = [p for p, _ in living if _title(p).startswith("slurmstepd")]
-    roots |= {p for p in steps if _listens_below(p, folder / "spool" / name)}
+    roots |= {p for p, _ in living if _title(p).startswith("slurmstepd") and _listens_below(p, spools)}
     spaces = {_pid_space(p.pid) for p in roots} - {_pid_space(os.getpid()), ""}
-    return list(_with_descendants(roots | {p for p, _ in living if _pid_space(p.pid) in spaces}))
+    return list(_with_descendants(roots | {p for p, _ in living if spaces and _pid_space(p.pid) in spaces}))
 
 
 def _with_descendants(roots: Iterable[psutil.Process]) -> set[psutil.Process]:
@@ -43,13 +43,13 @@ def _with_descendants(roots: Iterable[psutil.Process]) -> set[psutil.Process]:
 def kill_all(find: Callable[[], list[psutil.Process]], wait_seconds: float = 10.0) -> None:
     """Kill what `find` finds, again and again until it finds nothing: some of it may just be starting more."""
     deadline = time.monotonic() + wait_seconds
-    while (found := [p for p in find() if p.is_running()]) and time.monotonic() < deadline:
+    while (found := find()) and time.monotonic() < deadline:
         for process in _with_descendants(found):
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
-        psutil.wait_procs(found, timeout=0.5)
+        time.sleep(0.02)  # not waited for: nobody's children stay zombies where init does not reap
 
 
 def _living() -> Iterable[tuple[psutil.Process, dict[str, str]]]:
@@ -69,9 +69,9 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def _listens_below(process: psutil.Process, place: Path) -> bool:
+def _listens_below(process: psutil.Process, places: Sequence[str]) -> bool:
     try:
-        return any(str(c.laddr).startswith(f"{place}/") for c in process.net_connections(kind="unix"))
+        return any(str(c.laddr).startswith(tuple(places)) for c in process.net_connections(kind="unix"))
     except psutil.Error:
         return False
 

@@ -19,18 +19,18 @@ from typing import Any
 
 from cluster.config import NodeRange, Resources, Retries
 from cluster.entry import configure_logging, write_error
-from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY
+from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.files import write_json
 from cluster.monitor import Monitor
 from cluster.process_engine import run_process
-from cluster.processes import end, family
+from cluster.processes import deaf_children, end, family
 from cluster.run_dir import RunDir
 from cluster.spec import Engine
 
 log = logging.getLogger(__name__)
 
-EXIT_TERMINATED = 143
 SIDECAR_SECONDS = 15.0  # to drain and close at the end
+LOOK_SECONDS = 5.0  # between two looks whether the attempt still goes on
 
 
 def main() -> None:
@@ -70,7 +70,9 @@ class Agent:
         self.stop_flag = self.scratch / "stop"
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.scratch)  # what torch and others leave behind goes with it
         self.sidecars: list[subprocess.Popen[bytes]] = []
+        self._next_look = time.monotonic() + LOOK_SECONDS
         self._stop_asked = threading.Event()
+        self._nothing_runs = threading.Event()  # no rank has anything to save: before a group forms, and between two
 
     def run(self) -> int:
         """Watch, run the engine, clean up; returns the exit code."""
@@ -98,6 +100,7 @@ class Agent:
         if self.engine is Engine.RANKS:
             from cluster.elastic import Node, run_ranks, warm  # noqa: PLC0415 - torch, only where it is needed
 
+            self._nothing_runs.set()
             warm(list(self.run_dir.record.get("preload") or []), wait=self.nodes.elastic)
             node = Node(
                 run=self.run_dir,
@@ -109,6 +112,7 @@ class Agent:
                 address=self.address,
                 rendezvous=self.rendezvous,
                 stop_flag=self.stop_flag,
+                nothing_runs=self._nothing_runs,
             )
             return run_ranks(node, self.retries.bugs, self.retries.disturbances)
         if self.engine is Engine.RAY:
@@ -143,15 +147,28 @@ class Agent:
                 self.stop_flag.touch()
                 deadline = time.monotonic() + self.resources.grace_seconds
             if deadline is not None:
+                if self._nothing_runs.is_set():
+                    log.info("asked to stop while the group was not formed: there is nothing to save")
+                    self._abandon(EXIT_REQUEUE)
                 time.sleep(0.2)
                 if time.monotonic() > deadline:
                     log.error("no checkpoint within %.0f s of the stop", self.resources.grace_seconds)
                     self._abandon(EXIT_TERMINATED)
             if os.getppid() != parent:
                 self._stop_asked.set()  # whoever started us is gone: save and leave
+            if self._succeeded():
+                log.error("attempt %d is over; this agent outlived it", self.attempt)
+                self._abandon(EXIT_TERMINATED)
             if (self.folder / "fatal.json").exists():
                 time.sleep(2.0)  # the ranks of this node see the broken group and leave by themselves
                 self._abandon(EXIT_NEVER_RETRY)
+
+    def _succeeded(self) -> bool:
+        """Whoever carries the run has concluded this attempt, or opened the next: nobody waits for this agent."""
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        return (self.folder / "outcome.json").exists() or self.run_dir.attempts()[-1] > self.attempt
 
     def _abandon(self, code: int) -> None:
         spared = {os.getpid(), *(sidecar.pid for sidecar in self.sidecars)}
@@ -163,7 +180,7 @@ class Agent:
 
     def _start_sidecars(self) -> None:
         for module in self.run_dir.record.get("sidecars") or []:
-            with (self.run_dir.log_dir(self.attempt) / f"{module}.log").open("ab") as stream:
+            with (self.run_dir.log_dir(self.attempt) / f"{module}.log").open("ab") as stream, deaf_children():
                 command = [sys.executable, "-m", module, str(self.run_dir.path), "--attempt", str(self.attempt)]
                 self.sidecars.append(
                     subprocess.Popen(command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True)
@@ -172,7 +189,7 @@ class Agent:
     def _leave(self, code: int) -> None:
         write_json(self.folder / "nodes" / f"node-{self.node}.json", {"node": self.node, "exit_code": code, "ended": time.time()})
         for sidecar in self.sidecars:
-            sidecar.terminate()
+            sidecar.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + SIDECAR_SECONDS
         for sidecar in self.sidecars:
             try:

@@ -28,6 +28,7 @@ class JobContext:
     local_rank: int = 0
     world_size: int = 1
     stop_flag: Path | None = None
+    regroup_flag: Path | None = None  # the same for a node that is about to join or to leave: save, and form anew
 
     def config(self, kind: type[C]) -> C:
         """The run's configuration, as the job's own frozen model."""
@@ -40,4 +41,4 @@ class JobContext:
 
     def stop_requested(self) -> bool:
         """This node was asked to stop. Ranks must agree on it before any of them acts (see `sharding`)."""
-        return self.stop_flag is not None and os.path.exists(self.stop_flag)
+        return any(flag is not None and os.path.exists(flag) for flag in (self.stop_flag, self.regroup_flag))

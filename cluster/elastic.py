@@ -4,6 +4,9 @@ import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import socket
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +14,22 @@ from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, W
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
-from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousGracefulExitError
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError, RendezvousGracefulExitError
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousExitOp
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from cluster.context import JobContext
 from cluster.entry import configure_logging, die_with_parent, redirect_output, run_entry
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
+from cluster.processes import deaf_children, end_on_word_of
 from cluster.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
 MONITOR_SECONDS = 0.05
 EXIT_BARRIER_SECONDS = 30.0
+REGROUP_SECONDS = 120.0  # what ranks may take to save before they are ended, when a node wants to join
+LEAVE_SECONDS = 5.0
 # Tight, for nodes that answer within a second; a job of hundreds of nodes wants longer ones.
 RENDEZVOUS = {
     "join_timeout": 600,
@@ -48,6 +55,17 @@ class Node:
     address: str
     rendezvous: str  # HOST:PORT of the store
     stop_flag: Path
+    nothing_runs: threading.Event
+
+    @property
+    def elastic(self) -> bool:
+        """The group may have more or fewer nodes."""
+        return self.least_nodes < self.most_nodes
+
+    @property
+    def regroup_flag(self) -> Path:
+        """Beside the stop flag: save, and form the group anew."""
+        return self.stop_flag.with_name("regroup")
 
 
 @dataclass
@@ -58,18 +76,34 @@ class _Group:
 
 
 class _NumberedRendezvous(RendezvousHandler):
-    """torch's c10d rendezvous that also tells the ranks which formation they are: their fencing number."""
+    """torch's c10d rendezvous that also tells the ranks which formation they are: their fencing number.
 
-    def __init__(self, inner: RendezvousHandler, group: _Group, run: RunDir) -> None:
-        self._inner, self._group, self._run = inner, group, run
+    torch ends a group at once when a node wants to join. Here the group is asked to save first.
+    """
+
+    def __init__(self, inner: RendezvousHandler, group: _Group, node: Node) -> None:
+        self._inner, self._group, self._node, self._run = inner, group, node, node.run
+        self._asked_at: float | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
+        self._node.nothing_runs.set()
+        self._node.regroup_flag.unlink(missing_ok=True)
+        self._asked_at = None
         info = self._inner.next_rendezvous()
+        self._node.nothing_runs.clear()
         # the round is the only number that grows with every formation and is the same on every node
         self._group.number = self._inner._state_holder.state.round + 1  # type: ignore[attr-defined]
         if info.rank == 0:
             self._run.event("group_formed", group=self._group.number, nodes=info.world_size)
         return info
+
+    def leave(self) -> None:
+        """Take this node out of the group; the others need not wait until they miss its heartbeat."""
+        try:
+            self._inner._op_executor.run(_RendezvousExitOp(), time.monotonic() + LEAVE_SECONDS)  # type: ignore[attr-defined]
+        except RendezvousError as error:  # the store may be gone already
+            log.info("left without a word to the others: %s", error)
+        self._inner._stop_heartbeats()  # type: ignore[attr-defined]
 
     def get_backend(self) -> str:
         return self._inner.get_backend()
@@ -81,7 +115,12 @@ class _NumberedRendezvous(RendezvousHandler):
         self._inner.set_closed()  # type: ignore[no-untyped-call]
 
     def num_nodes_waiting(self) -> int:
-        return self._inner.num_nodes_waiting()
+        waiting = self._inner.num_nodes_waiting()
+        if waiting and self._asked_at is None:
+            self._asked_at = time.monotonic()
+            self._node.regroup_flag.touch()
+        late = self._asked_at is not None and time.monotonic() - self._asked_at > REGROUP_SECONDS
+        return waiting if late else 0
 
     def get_run_id(self) -> str:
         return self._inner.get_run_id()
@@ -97,12 +136,11 @@ class _NumberedRendezvous(RendezvousHandler):
 class _Agent(LocalElasticAgent):
     """torch's agent, which also says who died and stops retrying what retrying cannot mend."""
 
-    def __init__(self, node: Node, bugs_allowed: int, spec: WorkerSpec) -> None:
+    def __init__(self, node: Node, bugs: "_Bugs", spec: WorkerSpec) -> None:
         super().__init__(
             spec, DefaultLogsSpecs(), start_method="forkserver", exit_barrier_timeout=EXIT_BARRIER_SECONDS, shutdown_timeout=5
         )
-        self._node, self._bugs_allowed = node, bugs_allowed
-        self._bugs, self._progress = 0, -1
+        self._node, self._bugs = node, bugs
         self.exit_code = EXIT_FAILED
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -125,10 +163,21 @@ class _Agent(LocalElasticAgent):
             return EXIT_NEVER_RETRY
         if EXIT_FAILED not in codes:  # a signal (kill, out of memory, a dead peer): disturbances, not bugs
             return EXIT_LOST_PEER
-        progress = _newest_step(self._node.run)
-        self._bugs = self._bugs + 1 if progress <= self._progress else 1
-        self._progress = progress
-        return EXIT_LOST_PEER if self._bugs <= self._bugs_allowed else EXIT_FAILED
+        return EXIT_LOST_PEER if self._bugs.allow_another(_newest_step(self._node.run)) else EXIT_FAILED
+
+
+@dataclass
+class _Bugs:
+    """How often ranks failed by themselves since the last progress."""
+
+    allowed: int
+    count: int = 0
+    progress: int = -1
+
+    def allow_another(self, progress: int) -> bool:
+        self.count = self.count + 1 if progress <= self.progress else 1
+        self.progress = progress
+        return self.count <= self.allowed
 
 
 def _newest_step(run: RunDir) -> int:
@@ -143,7 +192,8 @@ def warm(preload: list[str], *, wait: bool) -> None:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cluster.elastic", *preload])
-    multiprocessing.forkserver.ensure_running()
+    with deaf_children():
+        multiprocessing.forkserver.ensure_running()
     if wait:
         first = context.Process(target=_nothing)  # forked when all is imported
         first.start()
@@ -170,6 +220,8 @@ def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # TERM and USR2 are the cluster agent's
     plain_torch_logging()
+    if socket.gethostbyname(node.address).startswith("127."):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nodes of one machine; the host's own name may not resolve
     parameters = RendezvousParameters(
         backend="c10d",
         endpoint=node.rendezvous,
@@ -179,34 +231,40 @@ def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
         local_addr=node.address,
         **RENDEZVOUS,
     )
-    group = _Group()
-    handler = _NumberedRendezvous(get_rendezvous_handler(parameters), group, node.run)
+    group, bugs = _Group(), _Bugs(bugs_allowed)
+    handler = _NumberedRendezvous(get_rendezvous_handler(parameters), group, node)
     spec = WorkerSpec(
         role="rank",
         local_world_size=node.ranks_per_node,
         entrypoint=run_rank,
-        args=(str(node.run.path), node.attempt, str(node.stop_flag), group),
+        args=(str(node.run.path), node.attempt, (str(node.stop_flag), str(node.regroup_flag)), group, os.getpid()),
         rdzv_handler=handler,
         max_restarts=restarts_allowed,
         monitor_interval=MONITOR_SECONDS,
         local_addr=node.address,
     )
-    agent = _Agent(node, bugs_allowed, spec)
-    try:
-        result = agent.run()
-    except (RendezvousClosedError, RendezvousGracefulExitError):
-        log.info("the group has finished without this node")
-        return EXIT_DONE
-    finally:
-        handler.shutdown()
-    if result.is_failed():
-        return agent.exit_code
-    codes = set(result.return_values.values())
-    return EXIT_REQUEUE if EXIT_REQUEUE in codes else EXIT_DONE
+    while True:
+        agent = _Agent(node, bugs, spec)
+        try:
+            result = agent.run()
+        except (RendezvousClosedError, RendezvousGracefulExitError):
+            log.info("the group has finished without this node")
+            return EXIT_DONE
+        if result.is_failed():
+            handler.shutdown()
+            return agent.exit_code
+        if EXIT_REQUEUE not in result.return_values.values():
+            handler.shutdown()
+            return EXIT_DONE
+        if node.stop_flag.exists() or not node.elastic:
+            handler.leave()
+            return EXIT_REQUEUE
+        log.info("all is saved; the group forms anew")  # a node joins, or one was asked to leave
 
 
-def run_rank(run_path: str, attempt: int, stop_flag: str, group: _Group) -> int:
+def run_rank(run_path: str, attempt: int, flags: tuple[str, str], group: _Group, agent_pid: int) -> int:
     """One rank: its log, its parent, its fence, its entry. Returns 0 or 85; leaves with any other code at once."""
+    end_on_word_of(agent_pid)
     rank = int(os.environ["RANK"])
     run = RunDir(run_path)
     redirect_output(run.log_dir(attempt) / f"rank-{rank}.log")
@@ -220,7 +278,8 @@ def run_rank(run_path: str, attempt: int, stop_flag: str, group: _Group) -> int:
         rank=rank,
         local_rank=int(os.environ["LOCAL_RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
-        stop_flag=Path(stop_flag),
+        stop_flag=Path(flags[0]),
+        regroup_flag=Path(flags[1]),
     )
     try:
         if rank == 0:

@@ -18,6 +18,7 @@ EXIT_USER_MISTAKE = 2
 EXIT_NEVER_RETRY = 42
 EXIT_LOST_PEER = 75  # a collective broke because another rank is gone: not this rank's fault (sysexits' TEMPFAIL)
 EXIT_REQUEUE = 85
+EXIT_TERMINATED = 143  # stopped, and no checkpoint was confirmed in time
 
 
 class RopewalkError(Exception):

@@ -4,39 +4,65 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import psutil
 
+from cluster.attempt import AGENTS
 from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
-from cluster.files import read_json, write_json
-from cluster.run_dir import RunDir
+from cluster.files import json_text, read_json, write_all, write_json
+from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import Engine, RunState
-from cluster.virtual_nodes import AGENTS, render_script
+from cluster.supervisor import BY_SUBMISSION
+from cluster.virtual_nodes import render_script
+
+REQUEST = "local.json"  # attempt, resources, after, and the run whose directory holds the queue, if there is one
+CARRIER = "supervisor.json"  # the supervisor's process
+QUEUE = "queue.json"  # runs in order, and how many at once; in the first run of a submission of many
+QUEUE_CARRIER = "queue-process.json"
 
 
 class LocalBackend:
     """Runs on this machine, as many nodes as asked for; a laptop's whole cluster."""
+
+    ships_code: ClassVar[bool] = False  # the code that is there now is what one wants on a laptop
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """The commands that a supervisor would start."""
-        engine = Engine(run.record["engine"])
-        return render_script(f"runs/{run.id}", "1", resources, engine, "127.0.0.1:PORT" if engine is Engine.RANKS else "")
+        return render_script(f"runs/{run.id}", "1", resources, Engine(run.record["engine"]))
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         """Start a supervisor for the run; it goes on when this process and its terminal are gone."""
         if _alive(run):
             raise BackendError(f"{run.id} is being carried already ({_handle(run)}); `ropewalk cancel {run.id}` ends it")
         plain = resources.model_dump(mode="json")
-        attempt = run.begin_attempt(resources=plain, backend="local")  # from now on a resumed run has no outcome
-        write_json(run.path / "local.json", {"attempt": attempt, "resources": plain, "after": list(after)})
-        pid = _spawn_detached([sys.executable, "-m", "cluster.supervisor", str(run.path)], run.path / "supervisor.log")
-        write_json(run.path / "supervisor.json", {"pid": pid, "created": psutil.Process(pid).create_time()})
+        attempt = run.begin_attempt(
+            resources=plain, backend="local", opened_by=BY_SUBMISSION
+        )  # from now on a resumed run has no outcome
+        write_json(run.path / REQUEST, {"attempt": attempt, "resources": plain, "after": list(after)})
+        pid = _spawn_detached([sys.executable, "-m", "cluster.local_supervisor", str(run.path)], run.path / "supervisor.log")
+        write_json(run.path / CARRIER, carrier(pid))
         return f"local:{pid}"
+
+    def submit_many(
+        self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
+    ) -> list[str]:
+        """Start one process that carries all of them, `at_once` (unset: 1) at a time, each through a supervisor."""
+        plain, head = resources.model_dump(mode="json"), runs[0]
+        attempts = begin_attempts(runs, [{"resources": plain, "backend": "local", "opened_by": BY_SUBMISSION}] * len(runs))
+        # all lie under one root, and the first holds what concerns them all
+        common = {"resources": plain, "after": list(after), "queue": head.id}
+        requests = zip(runs, attempts, strict=True)
+        write_all({run.path / REQUEST: json_text({"attempt": number, **common}) for run, number in requests})
+        write_json(head.path / QUEUE, {"runs": [run.id for run in runs], "at_once": at_once or 1})
+        pid = _spawn_detached([sys.executable, "-m", "cluster.queue", str(head.path)], head.path / "queue.log")
+        write_json(head.path / QUEUE_CARRIER, carrier(pid))
+        return [f"local:{pid}"] * len(runs)
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
         """What became of each run's supervisor."""
@@ -49,12 +75,14 @@ class LocalBackend:
             if outcome is not None:
                 return BackendState(state=outcome.state if outcome.state.final else RunState.REQUEUED, word="supervised")
             if not (run.attempt_dir(attempts[-1]) / AGENTS).exists():
-                return BackendState(state=RunState.PENDING, word="starting", reason=_waiting_for(run))
+                word = "starting" if (run.path / CARRIER).exists() else "queued"
+                return BackendState(state=RunState.PENDING, word=word, reason=_waiting_for(run))
             return BackendState(state=RunState.RUNNING, word="supervised")
         if outcome is not None:
             reason = "" if outcome.state.final else f"nobody carries it; {remedy}"
             return BackendState(state=outcome.state, word="ended", reason=reason)
-        return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"its supervisor died; {remedy}")
+        who = "its supervisor" if (run.path / CARRIER).exists() else "the process that would have started it"
+        return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{who} died; {remedy}")
 
     def cancel(self, run: RunDir) -> None:
         """Ask the supervisor to let the run save and leave."""
@@ -83,8 +111,22 @@ def _spawn_detached(command: list[str], log: Path) -> int:
     return os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True)
 
 
+def carrier(pid: int) -> dict[str, Any]:
+    """A process by what no later process shares: pid and birth."""
+    return {"pid": pid, "created": psutil.Process(pid).create_time()}
+
+
+def _carrier_of(run: RunDir) -> dict[str, Any] | None:
+    """Whoever carries the run: its supervisor, or the queue in which it waits for one."""
+    own = read_json(run.path / CARRIER)
+    if own:
+        return dict(own)
+    head = (read_json(run.path / REQUEST) or {}).get("queue")
+    return read_json(run.path.parent / head / QUEUE_CARRIER) if head else None
+
+
 def _alive(run: RunDir) -> bool:
-    found = read_json(run.path / "supervisor.json")
+    found = _carrier_of(run)
     if not found:
         return False
     try:
@@ -95,9 +137,14 @@ def _alive(run: RunDir) -> bool:
 
 
 def _waiting_for(run: RunDir) -> str:
-    after = (read_json(run.path / "local.json") or {}).get("after")
-    return f"waits for {', '.join(after)}" if after else ""
+    request = read_json(run.path / REQUEST) or {}
+    if request.get("after"):
+        return f"waits for {', '.join(request['after'])}"
+    if "queue" not in request or (run.path / CARRIER).exists():
+        return ""
+    at_once = (read_json(run.path.parent / request["queue"] / QUEUE) or {}).get("at_once")
+    return f"waits for its turn: {at_once} of its submission at a time"
 
 
 def _handle(run: RunDir) -> str:
-    return f"local:{(read_json(run.path / 'supervisor.json') or {}).get('pid')}"
+    return f"local:{(_carrier_of(run) or {}).get('pid')}"

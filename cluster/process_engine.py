@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.context import STOP_VARIABLE
+from cluster.processes import deaf_children
 from cluster.run_dir import RunDir
 
 
 def run_process(run: RunDir, attempt: int, stop_flag: Path, environment: Mapping[str, str] | None = None) -> int:
     """Run the entry in a process of its own; returns its exit code (128 + signal if one killed it)."""
-    with (run.log_dir(attempt) / "rank-0.log").open("ab") as stream:
+    with (run.log_dir(attempt) / "rank-0.log").open("ab") as stream, deaf_children():
         process = subprocess.Popen(
             [sys.executable, "-m", "cluster.entry", str(run.path), "--attempt", str(attempt)],
             stdout=stream,
@@ -20,7 +21,7 @@ def run_process(run: RunDir, attempt: int, stop_flag: Path, environment: Mapping
             stdin=subprocess.DEVNULL,
             env={**os.environ, **(environment or {}), STOP_VARIABLE: str(stop_flag)},
         )
-        code = process.wait()
+    code = process.wait()
     if code < 0:
         run.event("rank_lost", rank=0, node=0, exit_code=code, attempt=attempt)
         return 128 - code

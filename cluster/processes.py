@@ -1,7 +1,10 @@
-"""Find and end the processes that belong to a directory: those that a crash left without a parent."""
+"""Processes: find and end those that belong to a directory; keep the scheduler's signals from all but the agent."""
 
 import os
-from collections.abc import Iterable
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -44,3 +47,32 @@ def family(pid: int) -> list[psutil.Process]:
         return [*process.children(recursive=True), process]
     except psutil.NoSuchProcess:
         return []
+
+
+STOP_SIGNALS = frozenset({signal.SIGUSR2, signal.SIGTERM})  # by which schedulers announce an end
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Children started inside never hear the scheduler's signals; end them by SIGKILL.
+
+    Schedulers signal every process of a job, not the first one alone, and only the agent knows what to do. A blocked
+    signal stays blocked across fork and exec, and this process itself loses none: they wait for the end of the block.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_on_word_of(pid: int) -> None:
+    """In a deaf process: leave on a SIGTERM of process `pid` (torch ends its ranks so), ignore anyone else's."""
+
+    def listen() -> None:
+        while True:
+            found = signal.sigwaitinfo(STOP_SIGNALS)
+            if found.si_signo == signal.SIGTERM and found.si_pid == pid:
+                os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=listen, name="stop-signals", daemon=True).start()

@@ -20,7 +20,7 @@ from cluster.errors import EXIT_FAILED, EXIT_REQUEUE
 from cluster.files import read_json, write_json
 from cluster.ports import free_port, node_cpus
 from cluster.process_engine import run_process
-from cluster.processes import end, family, processes_of
+from cluster.processes import deaf_children, end, family, processes_of
 from cluster.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[b
     head_address = None if head else await_head(node)
     command = start_command(node, scratch, head_address)
     output = node.run.log_dir(node.attempt) / f"ray-{node.index}.log"
-    with output.open("ab") as stream:
+    with output.open("ab") as stream, deaf_children():
         ray = subprocess.Popen(
             command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, env=environment(node), start_new_session=True
         )
@@ -170,11 +170,7 @@ def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
 def stop_ray(ray: subprocess.Popen[bytes], scratch: Path) -> None:
     """End this node's Ray processes: our children and whoever names our temporary directory, nobody else's."""
     children = [process for process in family(ray.pid) if process.pid != ray.pid]
-    ray.terminate()
-    try:
-        ray.wait(timeout=3)
-    except subprocess.TimeoutExpired:
-        ray.kill()
-        ray.wait()
+    ray.kill()
+    ray.wait()
     count = end([process for process in {*children, *processes_of(scratch)} if process.is_running()])
     log.info("Ray ended on this node (%d processes were left)", count)

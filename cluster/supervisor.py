@@ -1,105 +1,76 @@
-"""The local scheduler: one detached process a run, which carries its attempts until it is done or out of retries.
+"""Whoever carries a run on a lane: its attempts, one after the other, until it is done, out of retries, or out of nodes."""
 
-Usage: python -m cluster.supervisor RUN_DIR
-"""
-
-import argparse
-import json
 import logging
-import os
-import secrets
-import signal
-import threading
 import time
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
+from cluster.attempt import Attempt, Lane
 from cluster.config import Resources, Retries
-from cluster.entry import configure_logging
-from cluster.errors import EXIT_FAILED
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
-from cluster.virtual_nodes import Attempt
 
 log = logging.getLogger(__name__)
 
+BY_SUBMISSION = "submission"  # attempt.json: opened by whoever submitted or resumed the run: budgets start anew
 
-class Supervisor:
-    """Attempts of one run, one after the other, until it is done or out of retries."""
 
-    def __init__(self, run: RunDir) -> None:
-        self.run = run
-        request: dict[str, Any] = json.loads((run.path / "local.json").read_bytes())
-        self.resources = Resources.model_validate(request["resources"])
-        self.retries = Retries.model_validate(run.record["config"].get("retries") or {})
-        self.after: list[str] = request["after"]
-        self.number: int = request["attempt"]  # opened by whoever submitted, so that a resumed run has no outcome
-        self.handle = f"local:{os.getpid()}"
-        run.describe_attempt(self.number, handle=self.handle)
-        self.ray_token = secrets.token_hex(32)  # lives in memory only
-        self.stop = threading.Event()  # whoever runs this machine wants the run to stop
-        self.leaving = False
-
-    def supervise(self) -> None:
-        """Run attempts until an outcome is final or nobody wants another."""
-        signal.signal(signal.SIGTERM, self._on_terminate)
-        signal.signal(signal.SIGINT, self._on_terminate)
-        signal.signal(signal.SIGUSR2, lambda *_: self.stop.set())
-        if not self._await_dependencies():
-            return
-        bugs = disturbances = 0
-        number = self.number
-        while True:
-            retry_bugs = bugs < self.retries.bugs
-            attempt = Attempt(self.run, number, self.resources, retry_bugs=retry_bugs, stop=self.stop, ray_token=self.ray_token)
-            try:
-                outcome = attempt.carry_out()
-            except Exception as error:
-                cause = f"the local backend failed: {type(error).__name__}: {error}"
-                self.run.write_outcome(attempt.number, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause))
-                raise
-            log.info("attempt %d ended: %s (%s)", attempt.number, outcome.state, outcome.cause)
-            if outcome.state.final or self.leaving:
-                return
+def spent(run: RunDir) -> tuple[int, int]:
+    """How many (bugs, disturbances) ended attempts since the run was last submitted or resumed."""
+    bugs = disturbances = 0
+    for number in reversed(run.attempts()):
+        outcome = run.outcome(number)
+        if outcome is not None and not outcome.state.final:
             bugs += outcome.exit_code == EXIT_FAILED
             disturbances += outcome.exit_code != EXIT_FAILED
-            if disturbances > self.retries.disturbances:
-                cause = f"{outcome.cause}; that was disturbance {disturbances}, retries.disturbances allows {disturbances - 1}"
-                self.run.write_outcome(attempt.number, replace(outcome, state=RunState.FAILED, cause=cause))
-                return
-            resources = self.resources.model_dump(mode="json")
-            number = self.run.begin_attempt(handle=self.handle, resources=resources, backend="local")
-
-    def _on_terminate(self, number: int, frame: object) -> None:
-        self.leaving = True
-        self.stop.set()
-
-    def _await_dependencies(self) -> bool:
-        for word in self.after:
-            other = RunDir(self.run.path.parent / word)
-            while (outcome := other.last_outcome()) is None or not outcome.state.final:
-                if self.run.cancel_requested or self.leaving:
-                    return self._never_started("cancelled before it started")
-                time.sleep(0.5)
-            if outcome.state is not RunState.SUCCEEDED:
-                return self._never_started(f"the run it waits for, {word}, ended as {outcome.state}")
-        return True
-
-    def _never_started(self, cause: str) -> bool:
-        self.run.write_outcome(self.number, Outcome(state=RunState.CANCELLED, exit_code=0, cause=cause, ended=time.time()))
-        return False
+        if run.attempt_details(number).get("opened_by") == BY_SUBMISSION:
+            break
+    return bugs, disturbances
 
 
-def main() -> None:
-    """Supervise one run, detached."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", type=Path)
-    run = RunDir(parser.parse_args().run_dir)
-    configure_logging("supervisor")
-    os.environ["PYTHONUNBUFFERED"] = "1"
-    Supervisor(run).supervise()
+class Supervisor:
+    """Carries one run. Budgets are counted from the outcomes on disk, so that a requeue forgets none."""
+
+    def __init__(self, run: RunDir, lane: Lane, python: str) -> None:
+        self.run, self.lane, self.python = run, lane, python
+        self.retries = Retries.model_validate(run.record["config"].get("retries") or {})
+
+    def supervise(self, number: int) -> int:
+        """Carry the run from the open attempt `number` on; 0 done, 1 failed for good, 85 requeue: the nodes are wanted back."""
+        details = self.run.attempt_details(number)
+        resources = Resources.model_validate(details.get("resources") or self.run.record["resources"])
+        while True:
+            outcome = self._carry_out(number, resources)
+            log.info("attempt %d ended: %s (%s)", number, outcome.state, outcome.cause)
+            if outcome.state.final:
+                return EXIT_DONE if outcome.state is not RunState.FAILED else EXIT_FAILED
+            if not self.lane.keeps():
+                return EXIT_REQUEUE
+            kept = {key: details[key] for key in ("handle", "resources", "backend") if key in details}
+            number = self.run.begin_attempt(**kept, opened_by="retry")
+
+    def _carry_out(self, number: int, resources: Resources) -> Outcome:
+        bugs, disturbances = spent(self.run)
+        try:
+            attempt = Attempt(self.run, number, resources, self.lane, retry_bugs=bugs < self.retries.bugs, python=self.python)
+            outcome = attempt.carry_out()
+        except Exception as error:
+            cause = f"the {self.lane.name} backend failed: {type(error).__name__}: {error}"
+            self.run.write_outcome(number, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
+            raise
+        disturbed = not outcome.state.final and outcome.exit_code != EXIT_FAILED
+        if disturbed and disturbances + 1 > self.retries.disturbances:
+            allowed = self.retries.disturbances
+            cause = f"{outcome.cause}; that was disturbance {disturbances + 1}, retries.disturbances allows {allowed}"
+            outcome = replace(outcome, state=RunState.FAILED, cause=cause)
+            self.run.write_outcome(number, outcome)
+        return outcome
 
 
-if __name__ == "__main__":
-    main()
+def bury_unfinished(run: RunDir, cause: str) -> None:
+    """An attempt that nobody lived to conclude: say so, before the next one is opened."""
+    attempts = run.attempts()
+    if attempts and run.outcome(attempts[-1]) is None:
+        outcome = Outcome(state=RunState.REQUEUED, exit_code=EXIT_TERMINATED, cause=cause, ended=time.time())
+        run.write_outcome(attempts[-1], outcome)
+        run.event("attempt_ended", attempt=attempts[-1], state=outcome.state, cause=cause)

@@ -1,7 +1,7 @@
 """A sidecar that mirrors a run's metrics, events and node samples into W&B, and never disturbs the run.
 
 Usage: python -m jobs.mirror RUN_DIR --attempt N
-Started beside the agent of node 0; SIGTERM: mirror what is left, close the W&B run, leave.
+Started beside the agent of node 0; SIGHUP: mirror what is left, close the W&B run, leave.
 """
 
 import argparse
@@ -60,7 +60,8 @@ class Mirror:
         self._wandb: Any = None
 
     def follow(self, replay: bool = False) -> None:
-        """Mirror until SIGTERM, the end of the agent, or a newer attempt (at once for a replay); then to the end of the files."""
+        """Mirror until SIGHUP, the end of the agent, or a newer attempt (at once for a replay); then to the end of the files."""
+        signal.signal(signal.SIGHUP, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._wandb = start_wandb(self.run, self.attempt)

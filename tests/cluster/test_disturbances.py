@@ -73,6 +73,37 @@ def test_a_signal_to_one_agent_stops_all_at_one_step(toy: Start) -> None:
     assert run.steps() == list(range(1, 61))
 
 
+def test_a_signal_to_every_process_of_the_run_is_the_agents_alone(toy: Start) -> None:
+    """As Slurm signals a step: ranks, their server and what they started hear it too, and must not die of it."""
+    run = toy("count", "ranks", steps=60, resources={"nodes": 2})
+    run.reach(5)
+    for process in run.supervisor().children(recursive=True):
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGUSR2)
+    assert run.finish().state is RunState.SUCCEEDED
+    assert run.run.outcome(1).exit_code == 85  # type: ignore[union-attr]
+    assert run.steps() == list(range(1, 61))
+
+
+def test_an_elastic_run_is_scaled_without_redoing_a_step(toy: Start) -> None:
+    run = toy("count", "ranks", steps=2000, resources={"nodes": "1..2"})
+
+    def world() -> int:
+        return int((run.run.read_metrics() or [{"world": 0}])[-1]["world"])
+
+    until(lambda: world() == 2)
+    run.run.request_nodes(1)
+    until(lambda: world() == 1)
+    run.run.request_nodes(2)
+    until(lambda: world() == 2)
+    run.backend.cancel(run.run)
+    run.finish()
+    assert run.run.attempts() == [1]
+    steps = run.steps()
+    first = next(m["step"] for m in run.run.read_metrics() if m["world"] == 2)
+    assert steps[first - 1 :] == list(range(first, max(steps) + 1)), "who joins or leaves costs no step"
+
+
 def test_the_time_limit_requeues(toy: Start) -> None:
     resources = {"time_limit_minutes": 0.25, "grace_seconds": 7.0}
     run = toy("count", "ranks", steps=200, resources=resources)

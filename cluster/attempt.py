@@ -1,0 +1,254 @@
+"""One attempt, whoever carries it: start an agent a node, carry stops, bury lost nodes, shrink, grow, conclude."""
+
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from subprocess import Popen
+from typing import Protocol
+
+from cluster.config import Resources
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
+from cluster.files import append_line, read_json
+from cluster.run_dir import RunDir
+from cluster.spec import Engine, Outcome, RunState
+
+AGENTS = "agents.jsonl"  # one line an agent: node, address, pid of what started it
+POLL_SECONDS = 0.1
+SETTLE_SECONDS = 5.0  # what a group may take to leave after one of its nodes has left for good
+STOP = signal.SIGUSR2
+
+
+class Lane(Protocol):
+    """Where the agents of an attempt run: a backend's nodes, numbered from 0, seen from the process that carries the run."""
+
+    name: str  # the backend's
+
+    def nodes(self) -> list[int]:
+        """The nodes that there are at the beginning of an attempt."""
+        ...
+
+    def address(self, node: int) -> str:
+        """Under which the other nodes reach it."""
+        ...
+
+    def free_port(self) -> int:
+        """A free port of node 0's address."""
+        ...
+
+    def start(self, node: int, command: list[str], log: Path, environment: Mapping[str, str]) -> Popen[bytes]:
+        """Start a command on a node; SIGUSR2 to the returned process reaches the command, killing it ends it."""
+        ...
+
+    def end(self, process: Popen[bytes]) -> None:
+        """End what `start` started, with all that it started itself."""
+        ...
+
+    def lost(self, node: int, code: int) -> str:
+        """Why the node is lost, in a word, if an agent that said nothing ended with `code` for that reason; else empty."""
+        ...
+
+    def bury(self, node: int) -> None:
+        """A node was lost: whatever it left elsewhere is removed."""
+        ...
+
+    def offered(self, wanted: int) -> list[int]:
+        """Nodes that can join now, of at most `wanted` that an elastic run could use; asks for them where one must."""
+        ...
+
+    def release(self, node: int) -> None:
+        """The run has left this node for good: give it back."""
+        ...
+
+    def notice(self) -> str:
+        """Why whoever owns the nodes wants them back, in plain words; empty as long as nobody does."""
+        ...
+
+    def keeps(self) -> bool:
+        """After an attempt: the nodes are still ours, so that the next one may start at once."""
+        ...
+
+
+def agent_command(python: str, run_path: str, attempt: str, *, node: int, nodes: str, address: str, rendezvous: str) -> list[str]:
+    """How the agent of one node is started."""
+    words = [python, "-m", "cluster.agent", run_path, "--attempt", attempt, "--node", str(node)]
+    words += ["--nodes", nodes, "--address", address]
+    return [*words, "--rendezvous", rendezvous] if rendezvous else words
+
+
+def store_command(python: str, host: str, port: str) -> list[str]:
+    """How the rendezvous store is started."""
+    return [python, "-m", "cluster.store", "--host", host, "--port", port]
+
+
+class Attempt:
+    """One attempt: the store, the agents, what became of them."""
+
+    def __init__(
+        self, run: RunDir, number: int, resources: Resources, lane: Lane, *, retry_bugs: bool, python: str = sys.executable
+    ) -> None:
+        self.run, self.number, self.resources, self.lane = run, number, resources, lane
+        self.retry_bugs, self.python = retry_bugs, python
+        self.engine = Engine(run.record["engine"])
+        self.elastic = resources.nodes.elastic and self.engine is Engine.RANKS
+        self.folder = run.attempt_dir(number)
+        self.agents: dict[int, Popen[bytes]] = {}
+        self.codes: dict[int, int] = {}
+        self.lost: list[str] = []
+        self.leaving: set[int] = set()  # asked to go while the others stay
+        self.store: Popen[bytes] | None = None
+        self.rendezvous = ""
+        self.started = time.time()
+        self.reason = ""  # why the run was asked to stop
+
+    def carry_out(self) -> Outcome:
+        """Start everything, wait for its end, write down how it went."""
+        try:
+            first = self.lane.nodes()
+            if self.engine is Engine.RANKS:
+                self._start_store()
+            for node in first:
+                self._start_agent(node, len(first))
+            self._watch()
+        finally:
+            self._end_all()
+        outcome = self._conclude()
+        self.run.write_outcome(self.number, outcome)
+        self.run.event("attempt_ended", attempt=self.number, state=outcome.state, cause=outcome.cause)
+        return outcome
+
+    # --- starting
+
+    def _start_store(self) -> None:
+        """Start the rendezvous store; agents wait for it, so that all import torch at the same time."""
+        host, port = self.lane.address(0), str(self.lane.free_port())
+        self.store = self.lane.start(0, store_command(self.python, host, port), self.folder / "logs" / "store.log", {})
+        self.rendezvous = f"{host}:{port}"
+
+    def _start_agent(self, node: int, present: int) -> None:
+        said = self.folder / "nodes" / f"node-{node}.json"
+        said.unlink(missing_ok=True)  # of an agent that left earlier
+        address = self.lane.address(node)
+        command = agent_command(
+            self.python,
+            str(self.run.path),
+            str(self.number),
+            node=node,
+            nodes=str(self.resources.nodes) if self.elastic else str(present),
+            address=address,
+            rendezvous=self.rendezvous,
+        )
+        self.agents[node] = self.lane.start(node, command, self.folder / "logs" / f"node-{node}.log", {})
+        line = {"node": node, "address": address, "pid": self.agents[node].pid, "started": time.time()}
+        append_line(self.folder / AGENTS, line)
+
+    # --- watching
+
+    def _watch(self) -> None:
+        """Until every agent has left: carry stops, bury lost nodes, shrink, grow, or give up."""
+        leave_by: float | None = None
+        while self.agents:
+            self._carry_stop()
+            for node in [node for node, agent in self.agents.items() if agent.poll() is not None]:
+                if not self._bury(node) and self.codes.get(node, EXIT_DONE) not in (EXIT_DONE, EXIT_REQUEUE):
+                    leave_by = leave_by or time.monotonic() + SETTLE_SECONDS
+            self._resize()
+            if self.lost and not self._enough():
+                leave_by = leave_by or time.monotonic()  # the others cannot go on without it
+            if leave_by is not None and time.monotonic() >= leave_by:
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _bury(self, node: int) -> bool:
+        """Find out how a node's agent ended; True if the others go on without it."""
+        code = self.agents.pop(node).returncode
+        said = read_json(self.folder / "nodes" / f"node-{node}.json")
+        if said is None and (word := self.lane.lost(node, code)):
+            self.lost.append(f"node {node} died ({word})")
+            self.run.event("node_lost", node=node, address=self.lane.address(node), signal=word, attempt=self.number)
+            self.lane.bury(node)
+            return True
+        exit_code = int(said["exit_code"]) if said else code if code >= 0 else 128 - code
+        if exit_code in (EXIT_REQUEUE, EXIT_TERMINATED) and self.elastic and self.agents and not self.reason:
+            # a notice to this node alone, or ours to shrink: the others form a group without it
+            self.run.event("node_left", node=node, attempt=self.number)
+            (self.lane.release if node in self.leaving else self.lane.bury)(node)
+            self.leaving.discard(node)
+            return True
+        self.codes[node] = exit_code
+        return False
+
+    def _enough(self) -> bool:
+        done = sum(code in (EXIT_DONE, EXIT_REQUEUE) for code in self.codes.values())
+        return self.elastic and len(self.agents) + done >= self.resources.nodes.least
+
+    def _wanted(self) -> int:
+        return self.run.wanted_nodes or self.resources.nodes.most
+
+    def _resize(self) -> None:
+        """An elastic run uses the nodes that it may have: fewer when one dies or is asked for, more when one is there."""
+        if not self.elastic or self.reason or self.codes or not self.agents:
+            return
+        wanted = min(self._wanted(), self.resources.nodes.most)
+        staying = [node for node in self.agents if node not in self.leaving]
+        for node in sorted(staying)[max(wanted, self.resources.nodes.least) :]:
+            self.leaving.add(node)
+            self.agents[node].send_signal(STOP)
+            self.run.event("node_asked_to_leave", node=node, attempt=self.number)
+        for node in self.lane.offered(wanted - len(self.agents)):
+            self.run.event("node_returned", node=node, attempt=self.number)
+            self._start_agent(node, len(self.agents) + 1)
+
+    def _carry_stop(self) -> None:
+        """Whoever wants the run to stop is told to the agents, once."""
+        if self.reason:
+            return
+        self.reason = "cancelled" if self.run.cancel_requested else self.lane.notice()
+        if self.reason:
+            for agent in self.agents.values():
+                agent.send_signal(STOP)
+
+    def _end_all(self) -> None:
+        """Whatever is left of this attempt must not outlive it."""
+        for agent in self.agents.values():
+            self.lane.end(agent)
+        if self.store is not None:
+            self.lane.end(self.store)
+        for node, agent in self.agents.items():
+            code = agent.wait()
+            self.codes.setdefault(node, code if code >= 0 else 128 - code)
+        for node in self.codes:
+            self.lane.bury(node)
+
+    # --- concluding
+
+    def _conclude(self) -> Outcome:
+        codes = set(self.codes.values())
+        if EXIT_NEVER_RETRY in codes:
+            return self._outcome(RunState.FAILED, EXIT_NEVER_RETRY, self._error_words())
+        if codes == {EXIT_DONE} and (not self.lost or self.elastic):
+            return self._outcome(RunState.SUCCEEDED, EXIT_DONE, "done")
+        reason = self.reason or (self.lane.notice() if EXIT_FAILED not in codes else "")
+        if self.run.cancel_requested or reason == "cancelled":
+            saved = "after saving" if EXIT_REQUEUE in codes else "before it had saved anything more"
+            return self._outcome(RunState.CANCELLED, EXIT_REQUEUE, f"cancelled {saved}")
+        if EXIT_REQUEUE in codes or reason:
+            saved = "" if EXIT_REQUEUE in codes else "; no checkpoint was confirmed in time"
+            state = RunState.PREEMPTED if reason == "preempted" else RunState.REQUEUED
+            code = EXIT_REQUEUE if EXIT_REQUEUE in codes else EXIT_TERMINATED
+            return self._outcome(state, code, f"stopped: {reason or 'signal'}{saved}")
+        if self.lost:
+            return self._outcome(RunState.REQUEUED, EXIT_TERMINATED, "; ".join(self.lost))
+        state = RunState.REQUEUED if self.retry_bugs else RunState.FAILED
+        return self._outcome(state, EXIT_FAILED, self._error_words())
+
+    def _outcome(self, state: RunState, exit_code: int, cause: str) -> Outcome:
+        results = self.run.results() if state is RunState.SUCCEEDED else None
+        return Outcome(state=state, exit_code=exit_code, cause=cause, started=self.started, ended=time.time(), results=results)
+
+    def _error_words(self) -> str:
+        """The first error that any rank or agent recorded, else the agents' exit codes."""
+        for first in self.run.read_errors(self.number):
+            return f"{first['who']}: {first['type']}: {first['message']}"
+        return "; ".join(f"node {n}'s agent ended with {c}" for n, c in sorted(self.codes.items()) if c)

@@ -10,12 +10,16 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13 3.14; do \
 	python$$v -c 'import venv' 2>/dev/null && { echo python$$v; break; }; done)
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test lint bench clean
+# what the tests of the Slurm backend run on; without it they are skipped
+SLURM_PROGRAMS := slurmctld slurmd srun munged slurmdbd mariadbd jq
+SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq slurmdbd mariadb-server
+
+.PHONY: quickstart test lint bench clean slurm-packages
 
 quickstart: $(READY)
 	$(BIN)/ropewalk quickstart
 
-test: lint
+test: lint slurm-packages
 	$(BIN)/python -m pytest
 
 lint: $(READY)
@@ -33,6 +37,21 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# only as root of a Debian; anywhere else, and when it fails, the tests that need Slurm say so and are skipped
+slurm-packages:
+	@export PATH="$$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive; \
+	for program in $(SLURM_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	test -n "$$missing" || exit 0; \
+	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+		echo "installing Slurm for the tests:$$missing"; \
+		log=$$(mktemp); \
+		{ apt-get update -q && apt-get install -q -y --no-install-recommends $(SLURM_PACKAGES); } >$$log 2>&1 </dev/null \
+			&& { rm -f $$log; exit 0; }; \
+		echo "that failed; see $$log" >&2; \
+	fi; \
+	echo "missing:$$missing; tests that need Slurm are skipped; on Debian or Ubuntu:" >&2; \
+	echo "  apt-get install --no-install-recommends $(SLURM_PACKAGES)" >&2
+
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find cluster datapipe jobs sharding tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find cluster datapipe jobs sharding slurm tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,6 +27,7 @@ COMMAND_SECONDS = 60.0
 CLEAR_SECONDS = 60.0
 ENDING_SECONDS = 10.0  # from an element's last result to the end of its process
 NOTICE_SECONDS = 90  # before the time limit
+WHICH_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")  # and who we are to it
 
 _OVER = re.compile(r"COMPLETED|CANCELLED|FAILED|TIMEOUT|NODE_FAIL|PREEMPTED|BOOT_FAIL|DEADLINE|OUT_OF_ME|REVOKED")
 _AWAY = re.compile(r"unable to contact slurm controller|socket timed out|timed out|connection refused", re.IGNORECASE)
@@ -131,12 +132,14 @@ class SlurmArray:
 
     def clear(self, jobs: Sequence[Any], folders: Sequence[Path]) -> None:
         """scancel until squeue shows none of them; without jobs or folders they are given the time to end."""
-        names = [self.name, *(f"{self.name.rpartition('-')[0]}-{int(folder.parent.name)}" for folder in folders)]
+        mine = {job.job_id for job in jobs}
+        old = [f"{self.name.rpartition('-')[0]}-{int(folder.parent.name)}" for folder in folders]
         began = time.monotonic()
         gentle_seconds = 0.0 if jobs or folders else ENDING_SECONDS
         while True:
             try:
-                alive = [i for i, word in _squeue(names).items() if not _OVER.match(word)]
+                own = {i: word for i, word in _squeue([self.name]).items() if word != "COMPLETING" or i in mine}
+                alive = [i for i, word in (own | (_squeue(old) if old else {})).items() if not _OVER.match(word)]
                 if not alive:
                     return
                 if time.monotonic() - began >= gentle_seconds:
@@ -211,10 +214,9 @@ def _importing_this_program() -> Iterator[None]:
 @contextmanager
 def _as_a_user_would() -> Iterator[None]:
     """An environment free of the driver's own allocation, node and agent, but with the cluster's configuration."""
-    configuration = os.environ.get("SLURM_CONF")
+    kept = {name: os.environ[name] for name in WHICH_CLUSTER if name in os.environ}
     with _importing_this_program(), clean_env(extra_names=("TMPDIR", STOP_VARIABLE)):
-        if configuration:
-            os.environ["SLURM_CONF"] = configuration
+        os.environ.update(kept)
         yield
 
 
@@ -231,8 +233,10 @@ def _scancel(identities: Sequence[str]) -> None:
 
 
 def _ask(command: list[str]) -> str:
+    # a user's own defaults would hide elements, or ask questions
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SCANCEL_"))}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise ControllerAwayError(f"{command[0]} did not answer in {COMMAND_SECONDS:.0f} s") from None
     except FileNotFoundError:

@@ -1,5 +1,6 @@
 """`preprocess fanout=array` without Slurm: the same bytes whoever is killed, and nothing left running."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -10,11 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.errors import ConfigError, DataError, StopRequested
+from cluster.errors import EXIT_LOST_PEER, ConfigError, DataError, StopRequested
 from cluster.processes import processes_of
 from cluster.spec import Engine
 from datapipe.config import ArrayOptions
-from datapipe.element import LEASE, LEASE_SECONDS, lease_holds
+from datapipe.element import LEASE, LEASE_SECONDS, Share, do_share, lease_holds, result_name
 from datapipe.executors import LocalProcesses, SlurmArray
 from datapipe.fanout import Fanout
 from datapipe.worker import Task
@@ -91,7 +92,6 @@ def test_killed_elements_are_replaced_and_a_killed_driver_leaves_nothing(tmp_pat
 
 @pytest.mark.slow
 def test_a_stop_ends_the_array_and_keeps_what_is_committed(tmp_path: Path, source: Path) -> None:  # noqa: F811
-    make(source, tmp_path / "serial", **KEYS)
     stopped = context_of(configure(source, tmp_path / "out", **ARRAY), tmp_path / "runs")
     assert stopped.stop_flag is not None
     watch = threading.Thread(target=touch_when, args=(lambda: committed(tmp_path / "out") >= 2, stopped.stop_flag))
@@ -99,10 +99,9 @@ def test_a_stop_ends_the_array_and_keeps_what_is_committed(tmp_path: Path, sourc
     with pytest.raises(StopRequested):
         main(stopped)
     watch.join()
+    assert committed(tmp_path / "out") >= 2
     assert processes_of(stopped.run.path) == []
     assert not list((stopped.run.attempt_dir(1) / "array").rglob("*.pkl"))
-    main(context_of(configure(source, tmp_path / "out", **ARRAY), tmp_path / "runs"))
-    assert contents(tmp_path / "out") == contents(tmp_path / "serial")
 
 
 class Poison:
@@ -154,13 +153,28 @@ def test_an_element_asked_to_leave_hands_the_rest_over(tmp_path: Path) -> None:
     assert array.deaths == 0
 
 
-def test_a_lease_that_is_not_touched_does_not_hold(tmp_path: Path) -> None:
+def test_an_element_whose_driver_is_gone_does_nothing(tmp_path: Path) -> None:
+    """As on another node, where only the lease tells."""
     lease = tmp_path / LEASE
-    assert not lease_holds(lease)
     lease.touch()
     assert lease_holds(lease)
     past = time.time() - LEASE_SECONDS - 1
     os.utime(lease, (past, past))
+    task = Task(method="__repr__", label="", arguments=())
+    share = Share(
+        output_url=str(tmp_path / "out"),
+        work_url=str(tmp_path / "out/.work"),
+        tasks=((0, task),),
+        folder=tmp_path,
+        lease=lease,
+        driver=None,
+    )
+    process = multiprocessing.get_context("spawn").Process(target=do_share, args=(share,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == EXIT_LOST_PEER
+    assert not (tmp_path / result_name(0)).exists()
+    lease.unlink()
     assert not lease_holds(lease)
 
 

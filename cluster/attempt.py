@@ -49,8 +49,12 @@ class Lane(Protocol):
         """Why the node is lost, in a word, if an agent that said nothing ended with `code` for that reason; else empty."""
         ...
 
+    def clean(self, node: int) -> None:
+        """The node's agent has left: nothing of what it started stays."""
+        ...
+
     def bury(self, node: int) -> None:
-        """A node was lost: whatever it left elsewhere is removed."""
+        """The node was lost, or its owner took it back; clean it too."""
         ...
 
     def offered(self, wanted: int) -> list[int]:
@@ -63,6 +67,10 @@ class Lane(Protocol):
 
     def notice(self) -> str:
         """Why whoever owns the nodes wants them back, in plain words; empty as long as nobody does."""
+        ...
+
+    def explain(self) -> str:
+        """The same for a stop that reached the agents past this process: whoever owns the nodes is asked."""
         ...
 
     def keeps(self) -> bool:
@@ -104,6 +112,7 @@ class Attempt:
 
     def carry_out(self) -> Outcome:
         """Start everything, wait for its end, write down how it went."""
+        self.run.make_folders(self.number)
         try:
             first = self.lane.nodes()
             if self.engine is Engine.RANKS:
@@ -219,7 +228,7 @@ class Attempt:
             code = agent.wait()
             self.codes.setdefault(node, code if code >= 0 else 128 - code)
         for node in self.codes:
-            self.lane.bury(node)
+            self.lane.clean(node)
 
     # --- concluding
 
@@ -230,6 +239,8 @@ class Attempt:
         if codes == {EXIT_DONE} and (not self.lost or self.elastic):
             return self._outcome(RunState.SUCCEEDED, EXIT_DONE, "done")
         reason = self.reason or (self.lane.notice() if EXIT_FAILED not in codes else "")
+        if not reason and codes & {EXIT_REQUEUE, EXIT_TERMINATED}:
+            reason = self.lane.explain()
         if self.run.cancel_requested or reason == "cancelled":
             saved = "after saving" if EXIT_REQUEUE in codes else "before it had saved anything more"
             return self._outcome(RunState.CANCELLED, EXIT_REQUEUE, f"cancelled {saved}")

@@ -5,7 +5,7 @@ import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
@@ -173,10 +173,19 @@ def load_config(kind: type[JobConfig], values: Mapping[str, Any], overrides: Seq
     merged: dict[str, Any] = _copy(values)
     for word in overrides:
         apply_override(merged, word)
+    return load_section(kind, merged)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load_section(kind: type[S], values: Mapping[str, Any], source: str = "") -> S:
+    """Plain values as a frozen section; an error names `source`, such as the cluster of a profile file. Raises ConfigError."""
     try:
-        return kind.model_validate(merged)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(kind, problem) for problem in _worst(error))) from None
+        words = "; ".join(_explain(kind, problem) for problem in _worst(error))
+        raise ConfigError(f"{source}: {words}" if source else words) from None
 
 
 def _copy(value: Any) -> Any:

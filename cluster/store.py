@@ -6,10 +6,13 @@ Usage: python -m cluster.store --host HOST --port PORT. Ends with its parent.
 
 import argparse
 import os
+import signal
 import time
 from datetime import timedelta
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from cluster.processes import STOP_SIGNALS
 
 
 def main() -> None:
@@ -18,6 +21,7 @@ def main() -> None:
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
     arguments = parser.parse_args()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the agents still need it to leave in order
     parent = os.getppid()
     store = TCPStore(arguments.host, arguments.port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
     assert store.port == arguments.port

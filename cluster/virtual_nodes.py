@@ -115,9 +115,13 @@ class VirtualNodes:
         """The signal that killed the agent, and so the node."""
         return signal.Signals(-code).name if code < 0 else ""
 
-    def bury(self, node: int) -> None:
-        """A dead node takes with it what had left the process group, and reboots."""
+    def clean(self, node: int) -> None:
+        """End what had left the agent's process group."""
         end(processes_of(self._disk(node)))
+
+    def bury(self, node: int) -> None:
+        """A dead node takes everything with it, and reboots."""
+        self.clean(node)
         self.busy.discard(node)
         self.away[node] = time.monotonic() + NODE_RETURN_SECONDS
 
@@ -141,6 +145,10 @@ class VirtualNodes:
             return "preempted"
         if self.limit is not None and time.monotonic() > self.limit - self.resources.grace_seconds:
             return "time limit"
+        return ""
+
+    def explain(self) -> str:
+        """Nobody but the supervisor stops agents here."""
         return ""
 
     def keeps(self) -> bool:

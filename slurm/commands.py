@@ -1,0 +1,132 @@
+"""Slurm's commands, run and read. What runs them is injected, so that tests can answer in Slurm's place."""
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.errors import BackendError
+
+COMMAND_SECONDS = 60.0
+AWAY = re.compile(
+    r"unable to contact|connection refused|timed out|time-?out|communication (connection|shutdown)|zero bytes", re.I
+)
+QUEUE_FORMAT = "%i|%T|%r|%N|%S|%e|%j|%k"
+
+# which cluster, and who we are
+KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
+
+Runner = Callable[[Sequence[str], float], subprocess.CompletedProcess[str]]
+
+
+class ControllerAwayError(BackendError):
+    """Slurm's controller does not answer; what was asked may or may not have been done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One line of squeue."""
+
+    id: str  # 123, or 123_4 in an array
+    state: str
+    reason: str
+    nodes: str  # a host list
+    start: str
+    end: str
+    name: str
+    comment: str
+
+
+def run_command(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a command in an environment in which none of Slurm's variables for input speak."""
+    return subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False, env=plain_environment())
+
+
+def plain_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment without what would change the meaning of our commands: a surrounding job's variables, formats."""
+    unwanted = ("SQUEUE_", "SINFO_", "SACCT_", *(("SLURM_", "SBATCH_", "SRUN_") if "SLURM_JOB_ID" in environment else ()))
+    return {name: value for name, value in environment.items() if name in KEPT or not name.startswith(unwanted)}
+
+
+class Slurm:
+    """The cluster that Slurm's commands talk to."""
+
+    def __init__(self, run: Runner = run_command) -> None:
+        self._run = run
+
+    def ask(self, *words: str, seconds: float = COMMAND_SECONDS) -> str:
+        """What a command prints. Raises ControllerAwayError, or BackendError with Slurm's own words."""
+        try:
+            done = self._run(words, seconds)
+        except FileNotFoundError:
+            raise BackendError(f"{words[0]}: not found; is Slurm on this machine? `ropewalk lab slurm up` starts one") from None
+        except subprocess.TimeoutExpired:
+            raise ControllerAwayError(f"{words[0]} did not end within {seconds:.0f} s") from None
+        if done.returncode == 0:
+            return done.stdout
+        said = " ".join(done.stderr.split()) or " ".join(done.stdout.split())
+        kind = ControllerAwayError if AWAY.search(said) else BackendError
+        raise kind(f"{words[0]}: {said.removeprefix(f'{words[0]}: ').removeprefix('error: ') or f'exit code {done.returncode}'}")
+
+    def sbatch(self, script: Path | str, *options: str) -> str:
+        """Submit a script; the job's id."""
+        return self.ask("sbatch", "--parsable", *options, str(script)).strip().splitlines()[-1].partition(";")[0]
+
+    def queue(self, *options: str) -> list[Job]:
+        """The jobs that squeue tells of, ended ones too as long as the controller remembers them."""
+        lines = self.ask("squeue", "--noheader", "--array", "--states=all", f"--format={QUEUE_FORMAT}", *options).splitlines()
+        return [parse_job(line) for line in lines if line.count("|") >= QUEUE_FORMAT.count("|")]
+
+    def my_jobs(self) -> list[Job]:
+        """All jobs of this user, in one question."""
+        return self.queue(f"--user={os.geteuid()}")
+
+    def named(self, name: str) -> list[Job]:
+        """This user's jobs of one name."""
+        return self.queue(f"--user={os.geteuid()}", f"--name={name}")
+
+    def accounted(self, ids: Sequence[str]) -> dict[str, str]:
+        """State by id of jobs that the controller has forgotten; nothing where there is no accounting."""
+        try:
+            text = self.ask(
+                "sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={','.join(ids)}"
+            )
+        except BackendError:
+            return {}
+        rows = [line.split("|") for line in text.splitlines() if "|" in line]
+        return {row[0]: row[1].split()[0] for row in rows if row[1]}
+
+    def job_details(self, job: str) -> dict[str, str]:
+        """`scontrol show job` as words."""
+        text = self.ask("scontrol", "--oneliner", "show", "job", job, seconds=10)
+        return dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+    def hosts(self, host_list: str) -> list[str]:
+        """A host list such as n[1-3] as single names."""
+        return self.ask("scontrol", "show", "hostnames", host_list).split() if host_list else []
+
+    def node_state(self, node: str) -> str:
+        """A node's state in sinfo's short word, such as `idle` or `down*`; a star: it does not answer."""
+        return self.ask("sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%t", seconds=10).split()[0]
+
+    def cancel(self, *words: str) -> None:
+        """scancel; a job that is over already is no error."""
+        try:
+            self.ask("scancel", *words)
+        except ControllerAwayError:
+            raise
+        except BackendError as error:
+            if "invalid job" not in str(error).lower():
+                raise
+
+    def update(self, job: str, **fields: str) -> None:
+        """scontrol update of a job."""
+        self.ask("scontrol", "update", f"JobId={job}", *(f"{key}={value}" for key, value in fields.items()))
+
+
+def parse_job(line: str) -> Job:
+    """A line of squeue in QUEUE_FORMAT; the comment comes last, since it may hold anything."""
+    job, state, reason, nodes, start, end, name, comment = line.split("|", QUEUE_FORMAT.count("|"))
+    return Job(id=job, state=state, reason=reason, nodes=nodes, start=start, end=end, name=name, comment=comment)

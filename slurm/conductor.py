@@ -1,0 +1,124 @@
+"""The process that carries a run inside its Slurm job, started by the job script in the run's directory.
+
+Usage: python -m slurm.conductor RUN_DIR
+Exit codes: 0 done (or nothing to do), 1 failed for good, 85 requeue.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from cluster.config import Resources, Retries
+from cluster.entry import configure_logging
+from cluster.errors import EXIT_DONE, EXIT_FAILED, BackendError
+from cluster.run_dir import RunDir
+from cluster.spec import Outcome, RunState
+from cluster.supervisor import Supervisor, bury_unfinished, spent
+from slurm.commands import Slurm
+from slurm.lane import SlurmLane
+from slurm.profile import SlurmProfile
+from slurm.script import companion_name
+
+log = logging.getLogger(__name__)
+
+
+def conduct(run: RunDir, slurm: Slurm) -> int:
+    """Carry the run on this job's nodes; the exit code for the job script."""
+    job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    if not claim(run, job):
+        return EXIT_DONE
+    number = open_attempt(run, restarts)
+    if number is None:
+        outcome = run.last_outcome()
+        return EXIT_FAILED if outcome is not None and outcome.state is RunState.FAILED else EXIT_DONE
+    tidy(slurm, job)
+    hosts = slurm.hosts(os.environ["SLURM_JOB_NODELIST"])
+    run.describe_attempt(number, hosts=hosts, restarts=restarts, started=time.time())
+    details = run.attempt_details(number)
+    profile = SlurmProfile.model_validate(details.get("profile") or {})
+    resources = Resources.model_validate(details.get("resources") or run.record["resources"])
+    lane = SlurmLane(run, resources, profile, slurm, job=job, hosts=hosts)
+    for word in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(word, lambda *_: lane.asked_to_stop.set())
+    try:
+        return Supervisor(run, lane, python_of(profile)).supervise(number)
+    finally:
+        lane.close()
+
+
+def python_of(profile: SlurmProfile) -> str:
+    """The Python that agents run with."""
+    return profile.python or ("python" if profile.container else sys.executable)
+
+
+def claim(run: RunDir, job: str) -> bool:
+    """One job carries one submission, though a retried sbatch may have made two: whoever starts first."""
+    attempt = submission_of(run)
+    try:
+        with (run.attempt_dir(attempt) / "job").open("x") as stream:
+            stream.write(job)
+    except FileExistsError:
+        owner = (run.attempt_dir(attempt) / "job").read_text()
+        if owner != job:
+            log.error("job %s carries this submission already; leaving it alone", owner)
+            return False
+    return True
+
+
+def submission_of(run: RunDir) -> int:
+    """The attempt that the newest submission opened; a requeue opens others after it."""
+    newest = run.attempts()[-1]
+    return int(run.attempt_details(newest).get("submission") or newest)
+
+
+def open_attempt(run: RunDir, restarts: int) -> int | None:
+    """The attempt to carry out: that of the submission, or after a requeue the next. None: there is nothing to do."""
+    newest = run.attempts()[-1]
+    outcome, details = run.outcome(newest), run.attempt_details(newest)
+    if outcome is not None and outcome.state.final:
+        log.info("the run is over: %s", outcome.state)
+        return None
+    if run.cancel_requested:
+        cancelled = Outcome(state=RunState.CANCELLED, exit_code=0, cause="cancelled before it started", ended=time.time())
+        run.write_outcome(newest, cancelled)
+        return None
+    if outcome is None and "started" not in details:
+        return newest
+    cause = "its carrier died: the first node was lost, or Slurm took the job away without notice"
+    bury_unfinished(run, cause)
+    allowed = Retries.model_validate(run.record["config"].get("retries") or {}).disturbances
+    if spent(run)[1] > allowed:
+        cause = f"{cause}; retries.disturbances allows {allowed}"
+        run.write_outcome(newest, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
+        return None
+    kept = {key: details[key] for key in ("handle", "resources", "backend", "profile", "key", "index") if key in details}
+    return run.begin_attempt(**kept, submission=submission_of(run), restarts=restarts, opened_by="requeue")
+
+
+def tidy(slurm: Slurm, job: str) -> None:
+    """Cancel what an earlier attempt of this job left in the queue: nodes asked for in addition, a job that hurries this one."""
+    for name in (companion_name(job), f"ropewalk-hurry-{job}"):
+        try:
+            slurm.cancel(f"--name={name}", f"--user={os.environ.get('SLURM_JOB_USER') or os.geteuid()}")
+        except BackendError as error:
+            log.warning("%s may still be queued: %s", name, error)
+
+
+def main() -> None:
+    """Carry one run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path)
+    run = RunDir(parser.parse_args().run_dir)
+    configure_logging("conductor")
+    # until the run is known a stop means: leave
+    for word in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(word, lambda *_: sys.exit(85))
+    sys.exit(conduct(run, Slurm()))
+
+
+if __name__ == "__main__":
+    main()

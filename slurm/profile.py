@@ -1,0 +1,72 @@
+"""The keys of a Slurm cluster in the profile file, checked."""
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from cluster.config import Section
+
+# what the job script decides itself
+OWN_OPTIONS = frozenset(
+    {"job-name", "comment", "nodes", "ntasks", "ntasks-per-node", "time", "signal", "requeue", "no-requeue", "open-mode"}
+    | {"output", "error", "chdir", "parsable", "dependency", "kill-on-invalid-dep", "no-kill", "array", "wait", "wrap"}
+    | {"export", "gpus-per-node", "cpus-per-task", "mem"}
+)
+_SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
+
+
+class Container(Section):
+    """The image in which agents run. The job script itself stays outside, where Slurm's commands are."""
+
+    runtime: Literal["apptainer", "singularity", "pyxis", "charliecloud", "podman"] = Field(description="what starts it")
+    image: str = Field(description="the image, as the runtime names it")
+    mounts: tuple[str, ...] = Field(default=(), description="/path or /outside:/inside; the runs' directory always is")
+    options: tuple[str, ...] = Field(default=(), description="further options of the runtime")
+
+
+class SlurmProfile(Section):
+    """One Slurm cluster; everything is optional. Options of sbatch keep sbatch's names."""
+
+    runs: str | None = Field(default=None, description="where runs live; on a file system that all nodes share")
+    partition: str | None = Field(default=None, description="one partition, or several: a,b")
+    account: str | None = Field(default=None, description="whom the time is charged to")
+    qos: str | None = Field(default=None, description="quality of service")
+    constraint: str | None = Field(default=None, description="features that nodes must have")
+    gres: str | None = Field(default=None, description="generic resources a node, where resources.gpus does not say it")
+    reservation: str | None = Field(default=None, description="a reservation")
+    exclude: str | None = Field(default=None, description="nodes to keep away from")
+    exclusive: bool = Field(default=False, description="share nodes with nobody")
+    sbatch: dict[str, str | int | bool] = Field(default={}, description="any further option of sbatch, by its long name")
+    setup: tuple[str, ...] = Field(default=(), description="lines of the job script before anything starts: module load ...")
+    environment: dict[str, str] = Field(default={}, description="variables to set; no secrets")
+    python: str | None = Field(
+        default=None, description="Python of the agents; unset: that of the submission, in an image python"
+    )
+    container: Container | None = Field(default=None, description="the image in which agents run")
+    interface: str | None = Field(default=None, description="network interface for NCCL and gloo, such as ib0")
+    requeue_at_once: bool = Field(default=True, description="end the two minutes' wait that Slurm gives a requeued job")
+
+    @field_validator("sbatch")
+    @classmethod
+    def _not_ours(cls, options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        plain = {name.lstrip("-").replace("_", "-"): value for name, value in options.items()}
+        own = sorted(set(plain) & (OWN_OPTIONS | set(cls.model_fields)))
+        if own:
+            raise ValueError(f"{own[0]} has a key of its own, here or in the job's resources, or is the job script's to set")
+        return plain
+
+    @field_validator("environment")
+    @classmethod
+    def _no_secrets(cls, values: dict[str, str]) -> dict[str, str]:
+        for name in values:
+            if _SECRET.search(name):
+                raise ValueError(f"{name} looks like a secret, and job scripts are files; export it before you submit instead")
+        return values
+
+    @property
+    def options(self) -> dict[str, str | int | bool]:
+        """Options of sbatch, by long name, that say where a job goes."""
+        names = ("partition", "account", "qos", "constraint", "gres", "reservation", "exclude", "exclusive")
+        found = {name: getattr(self, name) for name in names if getattr(self, name)}
+        return {**found, **self.sbatch}

@@ -1,0 +1,136 @@
+"""The job script, rendered: pure functions from a run, its resources and a cluster's profile to text."""
+
+import math
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from cluster.config import Resources
+from cluster.errors import ConfigError
+from cluster.run_dir import RunDir
+from slurm.profile import SlurmProfile
+
+HERE = Path(__file__).parent
+ARRAY_LIST = "array.txt"  # in the first run's attempt: the runs' names, in order
+SIGNAL_SLACK_SECONDS = 60  # Slurm looks at time limits twice a minute
+
+
+def render_job(run: RunDir, resources: Resources, profile: SlurmProfile, attempt: int = 1, runs: int = 1) -> str:
+    """The job script of a run, or of an array of `runs` that begins with it. It names no path of the run itself."""
+    check(resources)
+    array = runs > 1
+    where = f",\n# which array.txt names, beside the first run's {attempt:04d}/job.sbatch" if array else ""
+    return fill(
+        "job.sbatch",
+        directives="\n".join(directives(run, resources, profile, attempt, runs)),
+        where=where,
+        enter=_enter(run, attempt) if array else "",
+        setup="\n".join([*profile.setup, *_exports(run, profile)]),
+        controller=shlex.quote(sys.executable),
+        hurry=fill("hurry.sh", options=shlex.join(flags(placement(profile)))).rstrip() if profile.requeue_at_once else "",
+    )
+
+
+def directives(run: RunDir, resources: Resources, profile: SlurmProfile, attempt: int, runs: int) -> list[str]:
+    """The #SBATCH lines."""
+    log = f"{run.id}/attempts/{attempt:04d}/logs/batch.log" if runs > 1 else f"attempts/{attempt:04d}/logs/batch.log"
+    options: dict[str, str | int | bool] = {
+        "job-name": f"ropewalk-{run.id}",
+        "comment": key_of(run, attempt),
+        **requests(resources),
+        **profile.options,
+        "requeue": True,
+        "open-mode": "append",
+        "output": "/dev/null" if runs > 1 else log,
+    }
+    return [f"#SBATCH {flag}" for flag in flags(options)]
+
+
+def requests(resources: Resources) -> dict[str, str | int | bool]:
+    """What is asked of Slurm, as options of sbatch."""
+    options: dict[str, str | int | bool] = {"nodes": str(resources.nodes).replace("..", "-"), "ntasks-per-node": 1}
+    if resources.cpus:
+        options["cpus-per-task"] = resources.cpus
+    if resources.gpus:
+        options["gpus-per-node"] = resources.gpus
+    if resources.memory_gib:
+        options["mem"] = f"{math.ceil(resources.memory_gib * 1024)}M"
+    if resources.time_limit_minutes:
+        options["time"] = math.ceil(resources.time_limit_minutes)
+    options["signal"] = f"B:USR2@{math.ceil(resources.grace_seconds)}"
+    if resources.nodes.elastic:
+        options["no-kill"] = True
+    return options
+
+
+def placement(profile: SlurmProfile) -> dict[str, str | int | bool]:
+    """The options of a small job beside the run's own."""
+    return {name: value for name, value in profile.options.items() if name in {"partition", "account", "qos", "reservation"}}
+
+
+def render_companion(run: RunDir, resources: Resources, profile: SlurmProfile, job: str, minutes: int | None) -> str:
+    """The script of a job that holds one more node for an elastic run."""
+    one = resources.model_copy(update={"nodes": type(resources.nodes)(least=1, most=1), "time_limit_minutes": minutes})
+    options: dict[str, str | int | bool] = {"job-name": companion_name(job), "comment": f"{key_of(run, 0)}:more"}
+    options |= {**requests(one), **profile.options, "output": "/dev/null", "no-requeue": True}
+    return fill("companion.sbatch", directives="\n".join(f"#SBATCH {flag}" for flag in flags(options)), job=job)
+
+
+def companion_name(job: str) -> str:
+    """By which the nodes that were asked for in addition are found again."""
+    return f"ropewalk-more-{job}"
+
+
+def key_of(run: RunDir, attempt: int) -> str:
+    """What makes a submission known: a second one with the same key is the same."""
+    return f"ropewalk:{run.id}:{attempt}"
+
+
+def flags(options: Mapping[str, str | int | bool]) -> list[str]:
+    """Options as words: --exclusive, --nodes=2."""
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items() if value is not False]
+
+
+def fill(template: str, **values: str) -> str:
+    """A template beside this module with its @names@ replaced; lines that become empty vanish."""
+    lines = []
+    for line in (HERE / template).read_text().splitlines():
+        filled = line
+        for name, value in values.items():
+            filled = filled.replace(f"@{name}@", value)
+        if filled or not line:
+            lines.append(filled.rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def check(resources: Resources) -> None:
+    """Refuse what Slurm would accept and never run well. Raises ConfigError."""
+    limit = resources.time_limit_minutes
+    if limit and limit * 60 <= resources.grace_seconds:
+        raise ConfigError(
+            f"resources.time_limit_minutes: {limit:g} is no longer than resources.grace_seconds ({resources.grace_seconds:g});"
+            " the run would be told to stop as it starts: a longer limit, or less notice"
+        )
+
+
+def _enter(run: RunDir, attempt: int) -> str:
+    list_file = f"{run.id}/attempts/{attempt:04d}/{ARRAY_LIST}"
+    return (
+        f'cd "$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(list_file)})" || exit 1\n'
+        f"mkdir -p attempts/{attempt:04d}/logs; exec >> attempts/{attempt:04d}/logs/batch.log 2>&1"
+    )
+
+
+def _exports(run: RunDir, profile: SlurmProfile) -> list[str]:
+    values = dict(profile.environment)
+    if profile.interface:
+        values |= {"NCCL_SOCKET_IFNAME": profile.interface, "GLOO_SOCKET_IFNAME": profile.interface}
+    # what a job of this run submits itself, such as an array, goes where the run goes
+    values |= {f"SBATCH_{name.upper()}": str(value) for name, value in placement(profile).items()}
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
+    if run.code is not None:
+        code = f"../{run.code.relative_to(run.path.parent)}"
+        lines.append(f'[ -d {shlex.quote(code)} ] || {{ echo "{code}: the copy of the code is gone" >&2; exit 1; }}')
+        lines.append(f'export PYTHONPATH="$PWD"/{shlex.quote(code)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+    return [*lines, "export PYTHONUNBUFFERED=1"]

@@ -1,0 +1,38 @@
+"""Exactly once: sbatch may time out though the job was made, so what exists under the submission's key is adopted."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cluster.errors import BackendError
+from slurm.commands import ControllerAwayError, Slurm
+
+PATIENCE_SECONDS = 120.0  # a controller that restarts takes some seconds, a failover a minute
+PAUSE_SECONDS = 1.0
+
+
+def submit_once(
+    slurm: Slurm, script: Path, where: Path, *, key: str, options: Sequence[str], sleep: Callable[[float], None] = time.sleep
+) -> str:
+    """Submit a script that carries `key` as its comment, from the directory `where`; the job's id.
+
+    Raises BackendError with Slurm's own words if it refuses, or if no controller answers for two minutes.
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    in_doubt = False
+    while True:
+        try:
+            made = find(slurm, key) if in_doubt else None
+            return made or slurm.sbatch(script, f"--chdir={where}", *options)
+        except ControllerAwayError as error:
+            in_doubt = True
+            if time.monotonic() > deadline:
+                raise BackendError(
+                    f"{error}; nobody answered for {PATIENCE_SECONDS:.0f} s; resume it when Slurm is back"
+                ) from None
+        sleep(PAUSE_SECONDS)
+
+
+def find(slurm: Slurm, key: str) -> str | None:
+    """The job that was made under a key, if any."""
+    return next((job.id.partition("_")[0] for job in slurm.my_jobs() if job.comment == key), None)

@@ -197,9 +197,12 @@ def hurry_script(folder: Path, path: str) -> str:
     """
     return f"""#!/bin/sh
 export SLURM_CONF={folder}/etc/slurm.conf PATH={path} {MARK}={folder}:hurry
-[ "$1" = wait ] || {{ setsid --fork "$0" wait </dev/null >/dev/null 2>&1; exit 0; }}  # the controller waits for this script
+# the controller waits for this script, then kills its process group: go on in another, and say so before leaving
+[ "$1" = wait ] || {{ setsid --fork "$0" wait </dev/null 2>/dev/null | read -r ready; exit 0; }}
+echo ready
+exec >/dev/null
 for _ in $(seq 600); do
-  state=$(squeue --noheader --states=all --jobs="$SLURM_JOB_ID" --format=%T) || exit 0
+  state=$(squeue --noheader --states=all --jobs="$SLURM_JOB_ID" --format=%T) || state=COMPLETING
   case $state in
     COMPLETING) sleep 0.1 ;;
     PENDING) exec scontrol update jobid="$SLURM_JOB_ID" StartTime=now+1 ;;

@@ -103,7 +103,7 @@ def test_preemption(make_lab: MakeLab, user_signal: bool, name: str) -> None:
 
 def test_a_node_dies_with_all_that_runs_on_it_and_comes_back(make_lab: MakeLab) -> None:
     lab = make_lab(nodes=2)
-    lost, kept = lab.nodes
+    kept, lost = lab.nodes  # the first has the batch script: all steps go with it
     job = submit(lab, "srun --no-kill bash -c 'setsid sleep 4004 & sleep 4004'", "--nodes=2", "--no-kill", "--no-requeue")
     until(lambda: len(sleepers(4004)) == 4)
     lab.fail_node(lost)
@@ -165,7 +165,7 @@ lab = Lab(Path(sys.argv[1]))
 lab.up(LabSettings(nodes=2))
 assert not lab.isolated
 try:
-    lost, kept = lab.nodes
+    kept, lost = lab.nodes  # the first has the batch script: all steps go with it
     job = submit(lab, "srun --no-kill bash -c 'setsid sleep 4006 & sleep 4006'", "--nodes=2", "--no-kill", "--no-requeue")
     until(lambda: len(sleepers(4006)) == 4)
     lab.fail_node(lost)

@@ -64,10 +64,13 @@ def read_record(path: Path) -> dict[str, Any]:
 def read_listed(path: Path) -> dict[str, Any] | None:
     """What lists of runs show (job, cluster, created, resources.nodes, config.steps), from the file's beginning.
 
-    None where the beginning does not tell, as in a file that a person wrote. Raises FileNotFoundError.
+    None where the beginning does not tell, as in a file that a person wrote, or there is no file.
     """
-    with path.open("rb") as stream:
-        text = stream.read(HEAD_BYTES).decode(errors="replace")
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(HEAD_BYTES).decode(errors="replace")
+    except FileNotFoundError:
+        return None
     listed: dict[str, Any] = {}
     for key, inner in _LISTED.items():
         block = _block(text, f"\n{key}:", _TOP_END)

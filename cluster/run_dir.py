@@ -91,12 +91,7 @@ class RunDir:
     @cached_property
     def listed(self) -> Mapping[str, Any]:
         """What lists show of the record: job, cluster, created, resources.nodes, config.steps; the rest may be missing."""
-        if "record" in self.__dict__:
-            return self.record
-        try:
-            return read_listed(self.path / "run.yaml") or self.record
-        except FileNotFoundError:
-            return self.record
+        return read_listed(self.path / "run.yaml") or self.record
 
     @property
     def code(self) -> Path | None:
@@ -261,10 +256,9 @@ def _open_attempt(run: RunDir) -> tuple[int, Path]:
         folder = run.attempt_dir(number)
         try:
             folder.mkdir(parents=True)
-            break
         except FileExistsError:  # another submitter was faster
             continue
-    return number, folder
+        return number, folder
 
 
 def _make_folder(root: Path, name: str) -> Path:

@@ -61,9 +61,7 @@ def submit(
     config: ConfigFile = None,
     on: Cluster = "local",
     after: Annotated[list[str] | None, typer.Option("--after", metavar="RUN", help="start when that run has succeeded")] = None,
-    each: Annotated[
-        list[str] | None, typer.Option("--each", metavar="KEY=VALUES", help="a run for each of 1..8 or a,b,c")
-    ] = None,
+    each: Annotated[list[str] | None, typer.Option("--each", metavar="KEY=VALUES", help="a run for each: 1..8, a,b")] = None,
     at_once: Annotated[int | None, typer.Option("--at-once", min=1, metavar="N", help="of them, run N at a time")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the script or manifest, start nothing")] = False,
     help_: HelpFlag = False,

@@ -56,6 +56,10 @@ class SlurmBackend:
         """The job script."""
         return render_job(run, resources, self.profile)
 
+    def render_many(self, runs: Sequence[RunDir], resources: Resources) -> str:
+        """The job script of an array of runs."""
+        return render_job(runs[0], resources, self.profile, runs=len(runs))
+
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         """Submit the run's next attempt; a job that the same submission made already is adopted."""
         if run.attempts():
@@ -204,7 +208,7 @@ class SlurmBackend:
 
     def checks(self) -> list[Check]:
         """What `doctor` prints of this cluster."""
-        from slurm.outlook import checks  # noqa: PLC0415 - only doctor needs it
+        from slurm.fitness import checks  # noqa: PLC0415 - only doctor needs it
 
         return checks(self.slurm, self.profile)
 

@@ -46,7 +46,14 @@ def run_command(words: Sequence[str], seconds: float) -> subprocess.CompletedPro
 
 def plain_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment without what would change the meaning of our commands: a surrounding job's variables, formats."""
-    unwanted = ("SQUEUE_", "SINFO_", "SACCT_", *(("SLURM_", "SBATCH_", "SRUN_") if "SLURM_JOB_ID" in environment else ()))
+    # SLURM_TIME_FORMAT=relative and the like would make time stamps that nobody can read back
+    unwanted = (
+        "SQUEUE_",
+        "SINFO_",
+        "SACCT_",
+        "SLURM_TIME_FORMAT",
+        *(("SLURM_", "SBATCH_", "SRUN_") if "SLURM_JOB_ID" in environment else ()),
+    )
     return {name: value for name, value in environment.items() if name in KEPT or not name.startswith(unwanted)}
 
 
@@ -58,17 +65,27 @@ class Slurm:
 
     def ask(self, *words: str, seconds: float = COMMAND_SECONDS) -> str:
         """What a command prints. Raises ControllerAwayError, or BackendError with Slurm's own words."""
-        try:
-            done = self._run(words, seconds)
-        except FileNotFoundError:
-            raise BackendError(f"{words[0]}: not found; is Slurm on this machine? `ropewalk lab slurm up` starts one") from None
-        except subprocess.TimeoutExpired:
-            raise ControllerAwayError(f"{words[0]} did not end within {seconds:.0f} s") from None
+        done = self._do(words, seconds)
         if done.returncode == 0:
             return done.stdout
         said = " ".join(done.stderr.split()) or " ".join(done.stdout.split())
         kind = ControllerAwayError if AWAY.search(said) else BackendError
         raise kind(f"{words[0]}: {said.removeprefix(f'{words[0]}: ').removeprefix('error: ') or f'exit code {done.returncode}'}")
+
+    def _do(self, words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        try:
+            return self._run(words, seconds)
+        except FileNotFoundError:
+            raise BackendError(f"{words[0]}: not found; is Slurm on this machine? `ropewalk lab slurm up` starts one") from None
+        except subprocess.TimeoutExpired:
+            raise ControllerAwayError(f"{words[0]} did not end within {seconds:.0f} s") from None
+
+    def try_sbatch(self, script: Path | str, *options: str, seconds: float) -> tuple[bool, str]:
+        """(whether Slurm would take the script, its words on when it would start, or why not); nothing is submitted."""
+        done = self._do(["sbatch", "--test-only", *options, str(script)], seconds)
+        if done.returncode and AWAY.search(done.stderr):
+            raise ControllerAwayError(f"sbatch: {' '.join(done.stderr.split())}")
+        return done.returncode == 0, done.stderr
 
     def sbatch(self, script: Path | str, *options: str) -> str:
         """Submit a script; the job's id."""

@@ -1,17 +1,279 @@
-"""Would it wait, and why: what Slurm says before anything is submitted; and whether the cluster is fit to run."""
+"""Would a run wait, and why, and what smaller request would start sooner: asked of Slurm before anything is submitted."""
 
-from cluster.backend import Check
-from cluster.config import Resources
+import difflib
+import math
+import re
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from getpass import getuser
+from pathlib import Path
+
+from cluster.config import NodeRange, Resources
+from cluster.errors import BackendError
 from cluster.run_dir import RunDir
+from slurm import site
 from slurm.commands import Slurm
+from slurm.forecast import AT_ONCE_SECONDS, Forecast, forecast, ping
+from slurm.job import FOREVER
 from slurm.profile import SlurmProfile
+from slurm.script import render_job
+
+BUDGET_SECONDS = 1.5  # no further question after that; people wait for the answer
+MOST_QUESTIONS = 5  # the request itself, and smaller ones
+BEFORE_SECONDS = 120.0  # as much earlier than a reservation a run ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """Something larger than which no job may be, and who says so."""
+
+    said: str  # partition short allows at most 2 nodes
+    key: str  # nodes, time_limit_minutes, cpus, memory_gib, gpus
+    most: float
 
 
 def foresee(slurm: Slurm, run: RunDir, resources: Resources, profile: SlurmProfile) -> str:
-    """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""
-    raise NotImplementedError
+    """Whether the run would wait, why, and what smaller request would start sooner; one sentence. Never raises BackendError."""
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "job.sbatch"
+        script.write_text(render_job(run, resources, profile))
+        try:
+            ping(slurm)
+            return Outlook(slurm, script, resources, profile).sentence()
+        except BackendError as error:
+            return f"Slurm cannot be asked whether it would wait: {error}."
 
 
-def checks(slurm: Slurm, profile: SlurmProfile) -> list[Check]:
-    """What `doctor` looks at."""
-    raise NotImplementedError
+class Outlook:
+    """The questions about one request; they are few, and bounded in time."""
+
+    def __init__(self, slurm: Slurm, script: Path, resources: Resources, profile: SlurmProfile) -> None:
+        self.slurm, self.script, self.resources, self.profile = slurm, script, resources, profile
+        self.deadline, self.questions = time.monotonic() + BUDGET_SECONDS, 0
+        self.partitions = site.partitions(slurm)
+        wanted = (profile.partition or "").split(",")
+        default = next((p for p in self.partitions if p.default), None)
+        self.partition = next((p for p in self.partitions if p.name in wanted), None if profile.partition else default)
+        self.nodes = site.nodes(slurm, self.partition.name) if self.partition else []
+
+    def ask(self, resources: Resources) -> Forecast:
+        """What Slurm says of the script with other resources."""
+        self.questions += 1
+        return forecast(self.slurm, self.script, self.resources, resources)
+
+    def sentence(self) -> str:
+        """The answer."""
+        first = self.ask(self.resources)
+        if first.partition and self.partition and first.partition != self.partition.name:
+            self.partition = next((p for p in self.partitions if p.name == first.partition), self.partition)
+            self.nodes = site.nodes(self.slurm, self.partition.name)
+        if first.refusal:
+            return self._refused(first)
+        if self.partition and self.partition.state == "DOWN":
+            return f"It would wait until partition {self.partition.name} is up again{self._other_partitions()}."
+        if held := self._held_back():
+            return f"It would wait: {held}."
+        if first.at_once:
+            return f"It would start at once{f' on {first.nodes}' if first.nodes else ''}{self._competition(first)}."
+        if first.start == FOREVER:
+            return "Slurm would take it, and does not say when it would start."
+        return f"It would wait until about {clock(first.start)}{self._why_and_remedy(first)}."
+
+    # --- waiting
+
+    def _why_and_remedy(self, first: Forecast) -> str:
+        shorter = self._before_reservation(first)
+        if shorter is not None:
+            reservation, resources = shorter
+            why = f"a {'maintenance ' if reservation.maintenance else ''}reservation begins at {clock(reservation.start)}"
+            if better := self._sooner([resources] if resources else [], first):
+                return f": {why}; {better}"
+            if reservation.start > time.time():
+                return f" ({why})"
+            return f" (reservation {reservation.name} holds {reservation.nodes} nodes until {clock(reservation.end)})"
+        better = self._sooner(self._smaller(), first)
+        return f" ({self._free()})" + (f"; {better}" if better else "")
+
+    def _free(self) -> str:
+        if not self.partition:
+            return "Slurm does not say why"
+        lost = sum(not node.usable for node in self.nodes)
+        free = sum(node.free for node in self.nodes)
+        down = f", {lost} {'is' if lost == 1 else 'are'} down or drained" if lost else ""
+        return f"partition {self.partition.name} has {free} of {len(self.nodes)} nodes free{down}"
+
+    def _smaller(self) -> list[Resources]:
+        """Requests that ask for less, the largest first."""
+        least = self.resources.nodes.least
+        free = sum(node.free for node in self.nodes)
+        counts = sorted({count for count in (free, least // 2, 1) if 0 < count < least}, reverse=True)
+        found = [self._with(nodes=count) for count in counts]
+        if self.resources.cpus:
+            idle = sorted((node.idle_cpus for node in self.nodes if node.usable), reverse=True)[least - 1 : least]
+            found = [self._with(cpus=count) for count in idle if 0 < count < self.resources.cpus] + found
+        return found
+
+    def _before_reservation(self, first: Forecast) -> tuple[site.Reservation, Resources | None] | None:
+        """The reservation that the run waits for to end, and the request that would end before it begins, if any."""
+        limit = self.resources.time_limit_minutes or (self.partition and self.partition.max_minutes) or FOREVER
+        now = time.time()
+        for reservation in sorted(site.reservations(self.slurm), key=lambda r: r.start):
+            if self.profile.reservation == reservation.name or first.start < reservation.end - AT_ONCE_SECONDS:
+                continue
+            if reservation.start > now + limit * 60 or reservation.end < now:
+                continue
+            minutes = (reservation.start - now - BEFORE_SECONDS) / 60
+            minutes = math.floor(minutes / 5) * 5 if minutes >= 15 else math.floor(minutes)
+            fits = minutes >= 1 and minutes * 60 > self.resources.grace_seconds
+            return reservation, self._with(time_limit_minutes=minutes) if fits else None
+        return None
+
+    def _held_back(self) -> str:
+        """A limit on what this user or account may use at a time, which a forecast does not look at."""
+        try:
+            found = site.limits(self.slurm, getuser(), self.profile.account, self.profile.qos)
+        except (BackendError, OSError, KeyError):
+            return ""
+        wanted = {"job": 1, "node": self.resources.nodes.least, "cpu": self.resources.nodes.least * (self.resources.cpus or 1)}
+        for limit in found:
+            if limit.used and limit.used + wanted[limit.unit] > limit.most:
+                left = limit.most - limit.used
+                more = ""
+                if limit.unit == "node" and 0 < left < self.resources.nodes.least:
+                    more = f"; {_change(self.resources, self._with(nodes=left))} would not"
+                return (
+                    f"{limit.owner} allows {_count(limit.most, limit.unit)} at a time ({limit.name}),"
+                    f" and {_count(limit.used, limit.unit)} {'is' if limit.used == 1 else 'are'} in use{more}"
+                )
+        return ""
+
+    def _competition(self, first: Forecast) -> str:
+        if first.preempts:
+            return ", by preempting others"
+        if not self.partition:
+            return ""
+        where = f"--partition={self.partition.name}"
+        words = ["squeue", "--noheader", "--states=PENDING", where, "--format=%r"]
+        waiting = sum(word in {"Priority", "Resources"} for word in self.slurm.ask(*words, seconds=site.SECONDS).split())
+        return f", unless one of {_count(waiting, 'job')} that wait in partition {self.partition.name} comes first" * (
+            waiting > 0
+        )
+
+    # --- being refused
+
+    def _refused(self, first: Forecast) -> str:
+        wanted = self.profile.partition
+        names = [partition.name for partition in self.partitions]
+        unknown = [word for word in (wanted or "").split(",") if word and word not in names]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+            return f"Slurm would refuse it: there is no partition {unknown[0]!r}; {hint}"
+        if self.partition and self.partition.state not in {"UP", "DOWN"}:
+            state = self.partition.state
+            return f"Slurm would refuse it: partition {self.partition.name} is in state {state}{self._other_partitions()}."
+        over = [bound for bound in self._bounds(first) if self._asked(bound.key) > bound.most]
+        if over:
+            fitted = self._with(**{bound.key: min(b.most for b in over if b.key == bound.key) for bound in over})
+            better = self._sooner([fitted] if all(bound.most >= 1 for bound in over) else [], first)
+            return f"Slurm would refuse it: {' and '.join(bound.said for bound in over)}{f'; {better}' if better else ''}."
+        usable = sum(node.usable for node in self.nodes)
+        better = self._sooner([*([self._with(nodes=usable)] if usable < self._asked("nodes") else []), *self._smaller()], first)
+        remedy = f"; {better}" if better else ""
+        if self.nodes and usable < self.resources.nodes.least:
+            return f"It would wait until nodes come back ({self._free()}){remedy}."
+        return f"Slurm would refuse it: {first.refusal}{remedy}."
+
+    def _bounds(self, first: Forecast) -> list[Bound]:
+        """What limits the size of one job: the partition, its nodes, the QoS."""
+        found = []
+        if partition := self.partition:
+            who = f"partition {partition.name}"
+            if partition.max_nodes is not None:
+                found.append(_bound(who, "nodes", partition.max_nodes))
+            if partition.max_minutes is not None:
+                found.append(_bound(who, "time_limit_minutes", partition.max_minutes))
+        if self.partition and self.nodes:
+            found += _sizes(f"partition {self.partition.name}", self.nodes)
+        if self.profile.qos and re.search(r"QOS|policy", first.refusal):
+            nodes, minutes = site.largest_job(self.slurm, self.profile.qos)
+            limits = {"nodes": nodes, "time_limit_minutes": minutes}
+            found += [_bound(f"QoS {self.profile.qos}", key, most) for key, most in limits.items() if most is not None]
+        return found
+
+    def _other_partitions(self) -> str:
+        others = [p.name for p in self.partitions if p.state == "UP"]
+        return f"; up: {', '.join(others)}" if others else ""
+
+    # --- other requests
+
+    def _sooner(self, candidates: Sequence[Resources], first: Forecast) -> str:
+        """The first of the candidates that starts at once, else the one that starts soonest, in words; empty if none helps."""
+        best, found = first.start - AT_ONCE_SECONDS, ""
+        for resources in candidates:
+            if self.questions >= MOST_QUESTIONS or time.monotonic() > self.deadline:
+                break
+            other = self.ask(resources)
+            if other.at_once:
+                return f"{_change(self.resources, resources)} would start at once"
+            if other.start < best:
+                best, found = other.start, f"{_change(self.resources, resources)} would start at about {clock(other.start)}"
+        return found
+
+    def _asked(self, key: str) -> float:
+        return self.resources.nodes.least if key == "nodes" else getattr(self.resources, key) or 0
+
+    def _with(self, **changes: float) -> Resources:
+        values: dict[str, object] = dict(changes)
+        if "nodes" in changes:
+            most = self.resources.nodes.most if self.resources.nodes.elastic else int(changes["nodes"])
+            values["nodes"] = NodeRange(least=int(changes["nodes"]), most=most)
+        return self.resources.model_copy(update=values)
+
+
+def clock(seconds: float) -> str:
+    """A time in this machine's zone: 14:30 today, with its day otherwise."""
+    day = "" if time.localtime(seconds)[:3] == time.localtime()[:3] else "%Y-%m-%d "
+    return time.strftime(f"{day}%H:%M", time.localtime(seconds))
+
+
+def _sizes(who: str, nodes: Sequence[site.Node]) -> list[Bound]:
+    largest = {
+        "cpus": max(node.cpus for node in nodes),
+        "gpus": max(node.gpus for node in nodes),
+        "memory_gib": math.floor(max(node.memory_mib for node in nodes) / 102.4) / 10,
+    }
+    found = [Bound(said=f"{who} has {_count(len(nodes), 'node')}", key="nodes", most=len(nodes))]
+    for key, most in largest.items():
+        said = f"no node of {who} has {f'more than {_amount(key, most)}' if most else 'GPUs'}"
+        found.append(Bound(said=said, key=key, most=most))
+    return found
+
+
+def _bound(who: str, key: str, most: float) -> Bound:
+    return Bound(said=f"{who} allows at most {_amount(key, most)}", key=key, most=most)
+
+
+def _amount(key: str, most: float) -> str:
+    if key == "memory_gib":
+        return f"{most:g} GiB"
+    unit = {"nodes": "node", "time_limit_minutes": "minute", "cpus": "CPU", "gpus": "GPU"}[key]
+    return _count(most, unit)
+
+
+def _count(number: float, unit: str) -> str:
+    return f"{number:g} {unit}{'' if number == 1 else 's'}"
+
+
+def _change(asked: Resources, other: Resources) -> str:
+    """How the other request is written, where it differs: `2 nodes`, or the keys to set."""
+    keys = [key for key in type(asked).model_fields if getattr(asked, key) != getattr(other, key)]
+    if keys == ["nodes"] and not other.nodes.elastic:
+        return _count(other.nodes.least, "node")
+    values = ((key, getattr(other, key)) for key in keys)
+    words = " and ".join(
+        f"resources.{key}={value:g}" if isinstance(value, float) else f"resources.{key}={value}" for key, value in values
+    )
+    return f"with {words} it"

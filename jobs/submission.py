@@ -83,12 +83,24 @@ def unwritten_run(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
 
 
 def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
-    """The script or manifest that a submission would hand over, after the same checks; of the first of many runs."""
+    """The script or manifest that a submission would hand over, after the same checks, and what the cluster says of it.
+
+    Of many runs it is the array's where the backend has such a thing, else the first run's.
+    """
     for config in configs:
         config.preflight()
-    record = make_record(job, configs[0], cluster_name, origin_of(()))
-    script = load_backend(cluster_name).render(unwritten_run(configs[0], record), configs[0].resources)
-    return script if len(configs) == 1 else f"{script.rstrip()}\n# and {len(configs) - 1:,} more\n"
+    origin, resources = origin_of(()), configs[0].resources
+    runs = [unwritten_run(config, make_record(job, config, cluster_name, origin)) for config in configs]
+    backend = load_backend(cluster_name)
+    render_many, outlook = getattr(backend, "render_many", None), getattr(backend, "outlook", None)
+    script = render_many(runs, resources) if render_many and len(runs) > 1 else backend.render(runs[0], resources)
+    lines = [script.rstrip()]
+    if len(runs) > 1 and not render_many:
+        lines.append(f"# and {len(runs) - 1:,} more")
+    if outlook:
+        # a comment, so that the whole stays a script
+        lines.append(f"# {' '.join(outlook(runs[0], resources).split())}")
+    return "\n".join(lines) + "\n"
 
 
 def submit(

@@ -15,6 +15,8 @@ AWAY = re.compile(
 )
 QUEUE_FORMAT = "%i|%T|%r|%N|%S|%e|%j|%k"
 
+# SLURM_TIME_FORMAT=relative, say, makes time stamps that nobody can read back
+FORMATS = ("SQUEUE_", "SINFO_", "SACCT_", "SLURM_TIME_FORMAT")
 # which cluster, and who we are
 KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
 
@@ -46,14 +48,7 @@ def run_command(words: Sequence[str], seconds: float) -> subprocess.CompletedPro
 
 def plain_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment without what would change the meaning of our commands: a surrounding job's variables, formats."""
-    # SLURM_TIME_FORMAT=relative and the like would make time stamps that nobody can read back
-    unwanted = (
-        "SQUEUE_",
-        "SINFO_",
-        "SACCT_",
-        "SLURM_TIME_FORMAT",
-        *(("SLURM_", "SBATCH_", "SRUN_") if "SLURM_JOB_ID" in environment else ()),
-    )
+    unwanted = (*FORMATS, *(("SLURM_", "SBATCH_", "SRUN_") if "SLURM_JOB_ID" in environment else ()))
     return {name: value for name, value in environment.items() if name in KEPT or not name.startswith(unwanted)}
 
 

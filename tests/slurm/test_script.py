@@ -1,0 +1,145 @@
+"""Job scripts compared with golden files, letter by letter. ROPEWALK_REWRITE_GOLDEN=1 pytest ... writes them anew."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import Resources
+from cluster.errors import ConfigError
+from cluster.run_dir import RunDir
+from slurm.container import wrap
+from slurm.profile import SlurmProfile
+from slurm.script import render_companion, render_job
+
+GOLDEN = Path(__file__).parents[1] / "golden/slurm"
+REWRITE = "ROPEWALK_REWRITE_GOLDEN"
+AGENT = ["python", "-m", "cluster.agent", "/scratch/runs/pretrain-1", "--attempt", "1", "--node", "0"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A script to be rendered."""
+
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    runs: int = 1
+    code: Mapping[str, Any] = field(default_factory=dict)
+    attempt: int = 1
+
+
+BIG = {
+    "partition": "gpu,big",
+    "account": "lab",
+    "qos": "high",
+    "constraint": "a100&ib",
+    "exclude": "n[7-9],n13",
+    "exclusive": True,
+    "setup": ["module load cuda/12.4", 'source "$HOME/env/bin/activate"'],
+    "environment": {"NCCL_DEBUG": "WARN", "GREETING": "it's $HOME"},
+    "interface": "ib0",
+}
+CASES = {
+    "plain": Case(),
+    "gpus": Case(resources={"nodes": 8, "gpus": 4, "ranks_per_node": 4, "cpus": 32, "time_limit_minutes": 1440}, profile=BIG),
+    "elastic": Case(resources={"nodes": "1..4", "cpus": 2, "memory_gib": 1.5, "time_limit_minutes": 90.5, "grace_seconds": 30}),
+    "array": Case(resources={"cpus": 1}, profile={"partition": "short"}, runs=3),
+    "code": Case(code={"snapshot": "3f2a", "folder": "my work"}),
+    "options": Case(
+        profile={
+            "gres": "nvme:1",
+            "reservation": "ours",
+            "requeue_at_once": False,
+            "sbatch": {"mail-type": "END,FAIL", "hint": "nomultithread", "nice": 100, "contiguous": True, "overcommit": False},
+        },
+        attempt=3,
+    ),
+}
+IMAGES: dict[str, dict[str, Any]] = {
+    "apptainer": {"image": "/images/ropewalk.sif", "mounts": ["/data"]},
+    "pyxis": {"image": "nvcr.io#ropewalk:1", "mounts": ["/data:/data:ro"]},
+    "charliecloud": {"image": "/images/ropewalk", "options": ["--write-fake"]},
+    "podman": {"image": "ropewalk:1", "options": ["--device=nvidia.com/gpu=all"]},
+}
+
+
+def run_of(case: Case) -> RunDir:
+    run = RunDir("/scratch/runs/pretrain-1")
+    run.__dict__["record"] = {"run": run.id, "resources": dict(case.resources), "code": dict(case.code)}
+    return run
+
+
+def render(case: Case) -> str:
+    resources, profile = Resources.model_validate(case.resources), SlurmProfile.model_validate(case.profile)
+    return render_job(run_of(case), resources, profile, case.attempt, case.runs)
+
+
+def compare(name: str, text: str) -> None:
+    """With the golden file; this machine's Python is PYTHON there."""
+    path, plain = GOLDEN / name, text.replace(shlex.quote(sys.executable), "PYTHON")
+    if os.environ.get(REWRITE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(plain)
+    assert path.exists(), f"{path}: not there; {REWRITE}=1 writes it"
+    assert plain == path.read_text(), f"{path}; if that is meant, {REWRITE}=1 writes it anew"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_job_script(name: str) -> None:
+    compare(f"{name}.sbatch", render(CASES[name]))
+
+
+def test_a_companions_script() -> None:
+    case = CASES["gpus"]
+    resources = Resources.model_validate({**case.resources, "nodes": "2..8"})
+    text = render_companion(run_of(case), resources, SlurmProfile.model_validate(case.profile), "123", 40)
+    compare("companion.sbatch", text)
+
+
+@pytest.mark.parametrize("runtime", IMAGES)
+def test_what_srun_starts(runtime: str) -> None:
+    profile = SlurmProfile.model_validate({"container": {"runtime": runtime, **IMAGES[runtime]}})
+    command, options = wrap(AGENT, profile, run_of(CASES["gpus"]))
+    compare(f"{runtime}.txt", "".join(f"{word}\n" for word in ["srun", *options, *command]))
+
+
+def test_no_golden_file_is_left_over() -> None:
+    expected = {*(f"{name}.sbatch" for name in CASES), "companion.sbatch", *(f"{runtime}.txt" for runtime in IMAGES)}
+    assert {path.name for path in GOLDEN.iterdir()} == expected
+
+
+def test_the_scripts_are_bash() -> None:
+    for path in sorted(GOLDEN.glob("*.sbatch")):
+        done = subprocess.run(["bash", "-n", path], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_shellcheck_has_nothing_to_say() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("needs shellcheck: apt-get install shellcheck")
+    users = "--exclude=SC1091,SC2016"  # the user's own lines: a file that is not here, a dollar that is meant
+    scripts = sorted(GOLDEN.glob("*.sbatch"))
+    done = subprocess.run(["shellcheck", users, *scripts], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_script_names_no_path_of_the_run() -> None:
+    for case in CASES.values():
+        assert "/scratch/runs" not in render(case)
+
+
+def test_an_image_changes_nothing_in_the_job_script() -> None:
+    boxed = {**BIG, "container": {"runtime": "podman", "image": "ropewalk:1"}}
+    assert render(Case(resources=CASES["gpus"].resources, profile=boxed)) == render(CASES["gpus"])
+
+
+def test_a_limit_shorter_than_the_notice_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"time_limit_minutes: 2 is no longer than resources\.grace_seconds"):
+        render(Case(resources={"time_limit_minutes": 2, "grace_seconds": 120}))

@@ -3,7 +3,6 @@
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from subprocess import Popen
 from typing import Protocol
@@ -37,12 +36,16 @@ class Lane(Protocol):
         """A free port of node 0's address."""
         ...
 
-    def start(self, node: int, command: list[str], log: Path, environment: Mapping[str, str]) -> Popen[bytes]:
+    def start(self, node: int, command: list[str], log: Path) -> Popen[bytes]:
         """Start a command on a node; SIGUSR2 to the returned process reaches the command, killing it ends it."""
         ...
 
+    def serve(self, command: list[str], log: Path) -> Popen[bytes]:
+        """Start a command beside this process, on node 0."""
+        ...
+
     def end(self, process: Popen[bytes]) -> None:
-        """End what `start` started, with all that it started itself."""
+        """End what `start` or `serve` started, with all that it started itself."""
         ...
 
     def lost(self, node: int, code: int) -> str:
@@ -132,7 +135,7 @@ class Attempt:
     def _start_store(self) -> None:
         """Start the rendezvous store; agents wait for it, so that all import torch at the same time."""
         host, port = self.lane.address(0), str(self.lane.free_port())
-        self.store = self.lane.start(0, store_command(self.python, host, port), self.folder / "logs" / "store.log", {})
+        self.store = self.lane.serve(store_command(self.python, host, port), self.folder / "logs" / "store.log")
         self.rendezvous = f"{host}:{port}"
 
     def _start_agent(self, node: int, present: int) -> None:
@@ -148,7 +151,7 @@ class Attempt:
             address=address,
             rendezvous=self.rendezvous,
         )
-        self.agents[node] = self.lane.start(node, command, self.folder / "logs" / f"node-{node}.log", {})
+        self.agents[node] = self.lane.start(node, command, self.folder / "logs" / f"node-{node}.log")
         line = {"node": node, "address": address, "pid": self.agents[node].pid, "started": time.time()}
         append_line(self.folder / AGENTS, line)
 

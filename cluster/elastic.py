@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import socket
 import threading
@@ -193,6 +194,8 @@ def warm(preload: list[str], *, wait: bool) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cluster.elastic", *preload])
     with deaf_children():
+        multiprocessing.resource_tracker.ensure_running()
+    with deaf_children():  # once more: it lifts the block of SIGTERM when it has started
         multiprocessing.forkserver.ensure_running()
     if wait:
         first = context.Process(target=_nothing)  # forked when all is imported

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 
@@ -79,7 +78,11 @@ class VirtualNodes:
         """A free port of node 0's address."""
         return free_port(address_of(0))
 
-    def start(self, node: int, command: list[str], log: Path, environment: Mapping[str, str]) -> Popen[bytes]:
+    def serve(self, command: list[str], log: Path) -> Popen[bytes]:
+        """The same, on node 0: all nodes are here."""
+        return self.start(0, command, log)
+
+    def start(self, node: int, command: list[str], log: Path) -> Popen[bytes]:
         """Start a command in a process group of its own; its temporary files lie on the node's own disk."""
         disk = self._disk(node)
         disk.mkdir(exist_ok=True)
@@ -89,7 +92,7 @@ class VirtualNodes:
                 stdout=stream,
                 stderr=stream,
                 stdin=DEVNULL,
-                env={**os.environ, **self._environment(disk), **environment},
+                env={**os.environ, **self._environment(disk)},
                 start_new_session=True,
             )
 

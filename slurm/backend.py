@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from cluster.attempt import AGENTS
@@ -201,10 +202,16 @@ class SlurmBackend:
             return
         if job.state == "PENDING":
             self.slurm.cancel(job.id)
-            attempt = run.attempts()[-1]
-            cancelled = Outcome(state=RunState.CANCELLED, exit_code=0, cause="cancelled while it waited", ended=time.time())
-            run.write_outcome(attempt, cancelled)
+            self._cancelled_waiting(run)
         # a run at work finds the request in its directory, within moments and without Slurm
+
+    def _cancelled_waiting(self, run: RunDir) -> None:
+        outcome, cause = run.last_outcome(), "cancelled while it waited"
+        if outcome is None:
+            outcome = Outcome(state=RunState.CANCELLED, exit_code=0, cause=cause, ended=time.time())
+        else:
+            outcome = replace(outcome, state=RunState.CANCELLED, cause=f"{outcome.cause}; {cause}")
+        run.write_outcome(run.attempts()[-1], outcome)
 
     def checks(self) -> list[Check]:
         """What `doctor` prints of this cluster."""

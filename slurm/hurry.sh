@@ -5,9 +5,9 @@ sbatch --quiet --job-name="ropewalk-hurry-$SLURM_JOB_ID" --nodes=1 --ntasks=1 --
 job=${SLURM_JOB_NAME##*-}
 for _ in $(seq 200); do
   case $(squeue --noheader --jobs="$job" --format=%T) in
-    COMPLETING) sleep 0.5 ;;
-    PENDING) exec scontrol update JobId="$job" StartTime=now ;;
-    *) exit ;;
+    PENDING) exec scontrol update JobId="$job" StartTime=now+2 ;;   # in the same second it would be killed as it starts
+    RUNNING) exit ;;
+    *) sleep 0.5 ;;   # it is still leaving, or the controller is busy
   esac
 done
 HURRY

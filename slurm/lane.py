@@ -5,7 +5,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, Popen, TimeoutExpired
@@ -13,7 +13,7 @@ from subprocess import DEVNULL, Popen, TimeoutExpired
 from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
-from cluster.processes import end, family
+from cluster.processes import deaf_children, end, family
 from cluster.run_dir import RunDir
 from slurm.commands import Slurm, plain_environment
 from slurm.container import wrap
@@ -75,12 +75,23 @@ class SlurmLane:
         """A free port of the first node, which this process runs on."""
         return free_port(self.slots[0].host)
 
-    def start(self, node: int, command: list[str], log: Path, environment: Mapping[str, str]) -> Popen[bytes]:
+    def start(self, node: int, command: list[str], log: Path) -> Popen[bytes]:
         """Start a step of one task; srun hands SIGUSR2 on to it."""
-        values = {**plain_environment(), **self._environment(), **environment}
         words, more = wrap(command, self.profile, self.run)
+        return self._open([*self._srun(node), *more, *words], log)
+
+    def serve(self, command: list[str], log: Path) -> Popen[bytes]:
+        """Start a command here, and not as a step, which Slurm would end before the agents have left."""
+        words, more = wrap(command, self.profile, self.run)
+        if more:  # this runtime starts nothing but steps
+            return self._open([*self._srun(0), *more, *words], log)
+        with deaf_children():
+            return self._open(words, log)
+
+    def _open(self, words: list[str], log: Path) -> Popen[bytes]:
+        values = {**plain_environment(), **self._environment()}
         with log.open("ab") as stream:
-            return Popen([*self._srun(node), *more, *words], stdout=stream, stderr=stream, stdin=DEVNULL, env=values)
+            return Popen(words, stdout=stream, stderr=stream, stdin=DEVNULL, env=values)
 
     def _srun(self, node: int) -> list[str]:
         slot = self.slots[node]
@@ -98,14 +109,14 @@ class SlurmLane:
         return values
 
     def end(self, process: Popen[bytes]) -> None:
-        """End a step at once, and its srun."""
-        if process.poll() is None:
+        """End a step at once, and its srun; or what was started here."""
+        is_step = Path(str(process.args[0])).name == "srun"  # type: ignore[index]
+        if process.poll() is None and is_step:
             process.terminate()  # srun then kills the step
-        try:
-            process.wait(END_SECONDS)
-        except TimeoutExpired:
-            end(family(process.pid))
-            process.wait()
+            with suppress(TimeoutExpired):
+                process.wait(END_SECONDS)
+        end(family(process.pid))
+        process.wait()
 
     # --- losing, getting and giving back
 

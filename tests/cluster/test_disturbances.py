@@ -83,6 +83,7 @@ def test_a_signal_to_every_process_of_the_run_is_the_agents_alone(toy: Start) ->
     assert run.finish().state is RunState.SUCCEEDED
     assert run.run.outcome(1).exit_code == 85  # type: ignore[union-attr]
     assert run.steps() == list(range(1, 61))
+    assert not [e for e in run.run.read_events() if e["event"] == "rank_lost"]
 
 
 def test_an_elastic_run_is_scaled_without_redoing_a_step(toy: Start) -> None:

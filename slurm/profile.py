@@ -3,7 +3,7 @@
 import re
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.config import Section
 
@@ -14,6 +14,7 @@ OWN_OPTIONS = frozenset(
     | {"export", "gpus-per-node", "cpus-per-task", "mem"}
 )
 _SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Container(Section):
@@ -21,8 +22,18 @@ class Container(Section):
 
     runtime: Literal["apptainer", "singularity", "pyxis", "charliecloud", "podman"] = Field(description="what starts it")
     image: str = Field(description="the image, as the runtime names it")
-    mounts: tuple[str, ...] = Field(default=(), description="/path or /outside:/inside; the runs' directory always is")
-    options: tuple[str, ...] = Field(default=(), description="further options of the runtime")
+    mounts: tuple[str, ...] = Field(default=(), description="/path or /outside:/inside, for data; the runs' directory always is")
+    options: tuple[str, ...] = Field(
+        default=(), description="further options of the runtime; charliecloud's --write-fake makes places to mount at"
+    )
+
+    @field_validator("mounts")
+    @classmethod
+    def _absolute(cls, mounts: tuple[str, ...]) -> tuple[str, ...]:
+        for mount in mounts:
+            if not mount.startswith("/"):
+                raise ValueError(f"must be absolute, as /path or /outside:/inside; {mount!r} is not")
+        return mounts
 
 
 class SlurmProfile(Section):
@@ -61,8 +72,19 @@ class SlurmProfile(Section):
     def _no_secrets(cls, values: dict[str, str]) -> dict[str, str]:
         for name in values:
             if _SECRET.search(name):
-                raise ValueError(f"{name} looks like a secret, and job scripts are files; export it before you submit instead")
+                raise ValueError(f"variable {name} looks like a secret, and job scripts are files; export it before you submit")
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"variable {name!r} has a name that no shell takes; letters, digits and _ it may have")
         return values
+
+    @model_validator(mode="after")
+    def _one_word_each(self) -> "SlurmProfile":
+        for name, value in self.options.items():
+            if re.search(r"[\s#'\"\\]", str(value)):
+                raise ValueError(
+                    f"the value of {name}, {value!r}, would not survive in an #SBATCH line; it takes no blanks, quotes or #"
+                )
+        return self
 
     @property
     def options(self) -> dict[str, str | int | bool]:

@@ -1,0 +1,93 @@
+"""Every way in which Slurm takes a job's nodes away ends at a step that is saved, and goes on from it."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.spec import RunState
+from slurm.lab import Lab
+from tests.slurm.conftest import ROOT, MakeLab, until
+from tests.slurm.toy import SlurmToy
+
+Start = Callable[..., SlurmToy]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Start toy runs; their jobs are cancelled with the test."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    started: list[SlurmToy] = []
+
+    def make(entry: str = "count", engine: str = "ranks", **settings: Any) -> SlurmToy:
+        started.append(SlurmToy(tmp_path / "runs", entry, engine, **settings))
+        return started[-1]
+
+    yield make
+    for one in started:
+        subprocess.run(["scancel", f"--name=ropewalk-{one.run.id}"], check=False)
+
+
+def outcomes(run: SlurmToy) -> list[tuple[str, int]]:
+    found = [run.run.outcome(number) for number in run.run.attempts()]
+    return [(o.state.value, o.exit_code) for o in found if o is not None]
+
+
+def finished_without_a_gap(run: SlurmToy, steps: int) -> None:
+    assert run.finish().state is RunState.SUCCEEDED, run.said()
+    assert run.steps() == list(range(1, steps + 1)), f"an announced stop loses no step and repeats none\n{run.said()}"
+    assert not run.events("rank_lost")
+
+
+def test_requeued_by_a_person(slurm_lab: Lab, start: Start) -> None:
+    run = start(resources={"nodes": 2}, steps=120)
+    run.reach(5)
+    subprocess.run(["scontrol", "requeue", run.job], check=True)
+    finished_without_a_gap(run, 120)
+    assert outcomes(run) == [("REQUEUED", 85), ("SUCCEEDED", 0)]
+
+
+@pytest.mark.parametrize("user_signal", [True, False])
+def test_preempted(make_lab: MakeLab, start: Start, user_signal: bool) -> None:
+    """With send_user_signal the job script is told first, without it the agents are and the script is not."""
+    make_lab(nodes=2, user_signal=user_signal)
+    run = start(profile={"partition": "main", "exclusive": True}, resources={"nodes": 2}, steps=120)
+    run.reach(5)
+    subprocess.run(["sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"], check=True)
+    finished_without_a_gap(run, 120)
+    assert outcomes(run) == [("PREEMPTED", 85), ("SUCCEEDED", 0)]
+
+
+def test_the_time_limit(slurm_lab: Lab, start: Start) -> None:
+    run = start(resources={"nodes": 1, "time_limit_minutes": 1, "grace_seconds": 20}, steps=900)
+    first = until(lambda: run.run.outcome(1), 120)
+    assert (first.state, first.exit_code, first.cause) == (RunState.REQUEUED, 85, "stopped: time limit")
+    saved = run.steps()[-1]
+    run.reach(saved + 1)
+    assert run.steps() == list(range(1, len(run.steps()) + 1))
+
+
+def test_scancel_saves_and_ends_for_good(slurm_lab: Lab, start: Start) -> None:
+    run = start(resources={"nodes": 2}, steps=5000)
+    run.reach(5)
+    subprocess.run(["scancel", run.job], check=True)
+    outcome = run.finish()
+    assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled after saving")
+    saved = run.steps()[-1]
+    run.backend.submit(run.run, run.resources)  # resumed by the user, once Slurm has let go of it
+    run.reach(saved + 1)
+    assert run.steps() == list(range(1, len(run.steps()) + 1))
+    run.backend.cancel(run.run)
+    assert run.finish().state is RunState.CANCELLED
+
+
+def test_a_bug_is_retried_in_place_and_a_mistake_never(slurm_lab: Lab, start: Start) -> None:
+    bug, mistake = start("fail", retries={"bugs": 1}), start("refuse", resources={"ranks_per_node": 2})
+    assert bug.finish().state is RunState.FAILED
+    assert "ZeroDivisionError" in bug.run.last_outcome().cause  # type: ignore[union-attr]
+    assert bug.run.attempts() == [1, 2]
+    assert bug.run.attempt_details(2)["handle"] == bug.run.attempt_details(1)["handle"], "the nodes were kept"
+    assert mistake.finish().exit_code == 42
+    assert mistake.run.attempts() == [1]

@@ -1,0 +1,92 @@
+"""Toy runs on a real Slurm cluster, and a look at what became of them."""
+
+from pathlib import Path
+from typing import Any
+
+from cluster.backend import BackendState, Profile
+from cluster.config import Resources
+from cluster.files import read_lines
+from cluster.run_dir import RunDir
+from cluster.spec import Outcome
+from slurm.backend import SlurmBackend
+from tests.slurm.conftest import until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class SlurmToy:
+    """A run of one of tests/fakes/toy.py's entries on the cluster that SLURM_CONF names."""
+
+    def __init__(
+        self,
+        root: Path,
+        entry: str = "count",
+        engine: str = "ranks",
+        *,
+        profile: dict[str, Any] | None = None,
+        resources: dict[str, Any] | None = None,
+        after: tuple[str, ...] = (),
+        submit: bool = True,
+        **config: Any,
+    ) -> None:
+        self.backend = SlurmBackend(Profile(name="lab", backend="slurm", options=profile or {}))
+        self.resources = Resources.model_validate({"grace_seconds": 20, **(resources or {})})
+        record = {
+            "job": "toy",
+            "entry": f"tests.fakes.toy:{entry}",
+            "engine": engine,
+            "preload": ["torch"] if engine == "ranks" else [],
+            "sidecars": [],
+            "config": config,
+            "resources": self.resources.model_dump(mode="json"),
+            "cluster": "lab",
+        }
+        self.run = RunDir.create("toy", record, root)
+        if submit:
+            self.backend.submit(self.run, self.resources, after)
+
+    @property
+    def job(self) -> str:
+        """The job's id."""
+        return str(self.run.attempt_details(self.run.attempts()[-1])["handle"]).partition(":")[2]
+
+    @property
+    def state(self) -> BackendState:
+        return self.backend.states([self.run])[self.run.id]
+
+    def steps(self) -> list[int]:
+        return [line["step"] for line in self.run.read_metrics()]
+
+    def world(self) -> int:
+        return int((self.run.read_metrics() or [{"world": 0}])[-1]["world"])
+
+    def reach(self, step: int, seconds: float = 90) -> None:
+        until(lambda: max(self.steps(), default=0) >= step, seconds)
+
+    def host_of(self, node: int) -> str:
+        """Slurm's name of a node of the newest attempt."""
+        agents = read_lines(self.run.attempt_dir(self.run.attempts()[-1]) / "agents.jsonl")
+        return str([a["address"] for a in agents if a["node"] == node][-1])
+
+    def finish(self, seconds: float = 120) -> Outcome:
+        """Wait for the final outcome; all that was said is the message if there is none."""
+
+        def final() -> Outcome | None:
+            outcome = self.run.last_outcome()
+            return outcome if outcome is not None and outcome.state.final else None
+
+        try:
+            found: Outcome = until(final, seconds)
+        except AssertionError:
+            raise AssertionError(f"{self.state}\n{self.said()}") from None
+        return found
+
+    def said(self) -> str:
+        """All logs and events, for the message of a failed test."""
+        logs = sorted(self.run.path.glob("attempts/*/logs/*.log"))
+        return "\n".join(
+            [*(f"== {p.relative_to(self.run.path)}\n{p.read_text()[-1500:]}" for p in logs), str(self.run.read_events())]
+        )
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.run.read_events() if event["event"] == kind]

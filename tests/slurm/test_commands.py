@@ -1,0 +1,267 @@
+"""What Slurm's commands print, read; somebody else answers in Slurm's place."""
+
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import BackendError
+from slurm import site
+from slurm.commands import QUEUE_FORMAT, ControllerAwayError, Job, Slurm, parse_job, plain_environment
+from slurm.job import FOREVER, ends_at, seconds_of, why_taken
+
+
+class Answers:
+    """Answers every command with the same words, and remembers what it was asked."""
+
+    def __init__(self, out: str = "", err: str = "", code: int = 0, error: Exception | None = None) -> None:
+        self.out, self.err, self.code, self.error = out, err, code, error
+        self.asked: list[list[str]] = []
+
+    def __call__(self, words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        self.asked.append(list(words))
+        if self.error:
+            raise self.error
+        return subprocess.CompletedProcess(words, self.code, self.out, self.err)
+
+
+def slurm(*answer: Any, **more: Any) -> Slurm:
+    return Slurm(Answers(*answer, **more))
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+        "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)",
+        "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation",
+        "slurm_load_jobs error: Zero Bytes were transmitted or received",
+        "sbatch: error: Batch job submission failed: Communication connection failure",
+    ],
+)
+def test_a_controller_that_is_away_is_told_from_a_refusal(said: str) -> None:
+    with pytest.raises(ControllerAwayError):
+        slurm(err=said, code=1).ask("squeue")
+
+
+def test_a_refusal_comes_in_slurms_own_words() -> None:
+    said = "sbatch: error: Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)\n"
+    with pytest.raises(BackendError) as caught:
+        slurm(err=said, code=1).sbatch("x.sbatch")
+    assert not isinstance(caught.value, ControllerAwayError)
+    assert str(caught.value).startswith("sbatch: Batch job submission failed: Requested time limit is invalid")
+    with pytest.raises(BackendError, match="squeue: exit code 7"):
+        slurm(code=7).ask("squeue")
+
+
+def test_no_slurm_and_no_answer() -> None:
+    with pytest.raises(BackendError, match=r"squeue: not found; is Slurm on this machine\?"):
+        slurm(error=FileNotFoundError("squeue")).ask("squeue")
+    with pytest.raises(ControllerAwayError, match="did not end within 60 s"):
+        slurm(error=subprocess.TimeoutExpired("squeue", 60)).ask("squeue")
+
+
+def test_a_job_that_is_over_is_cancelled_without_complaint() -> None:
+    slurm(err="scancel: error: Kill job error on job id 12: Invalid job id specified", code=1).cancel("12")
+    with pytest.raises(BackendError, match="Access"):
+        slurm(err="scancel: error: Kill job error on job id 12: Access/permission denied", code=1).cancel("12")
+    with pytest.raises(ControllerAwayError):
+        slurm(err="scancel: error: Unable to contact slurm controller", code=1).cancel("12")
+
+
+# --- jobs
+
+
+def test_sbatch_tells_the_job() -> None:
+    answers = Answers("123\n")
+    assert Slurm(answers).sbatch(Path("/r/job.sbatch"), "--chdir=/r") == "123"
+    assert answers.asked == [["sbatch", "--parsable", "--chdir=/r", "/r/job.sbatch"]]
+    assert slurm("sbatch: a site's greeting\n123;cluster\n").sbatch("x") == "123"
+
+
+def test_lines_of_squeue() -> None:
+    line = "7_3|RUNNING|None|n[1-2]|2026-01-01T10:00:00|2026-01-01T11:00:00|ropewalk-x|ropewalk:x:1|with a bar"
+    job = Job(
+        id="7_3",
+        state="RUNNING",
+        reason="None",
+        nodes="n[1-2]",
+        start="2026-01-01T10:00:00",
+        end="2026-01-01T11:00:00",
+        name="ropewalk-x",
+        comment="ropewalk:x:1|with a bar",
+    )
+    assert parse_job(line) == job
+    answers = Answers(f"{line}\nslurm_load_jobs: some warning\n\n")
+    assert Slurm(answers).queue("--jobs=7") == [job]
+    assert answers.asked[0][-2:] == [f"--format={QUEUE_FORMAT}", "--jobs=7"]
+    assert slurm("").my_jobs() == []
+
+
+def test_accounting_where_there_is_some() -> None:
+    assert slurm("5|CANCELLED by 0\n6_1|COMPLETED\n7|\n").accounted(["5", "6", "7"]) == {"5": "CANCELLED", "6_1": "COMPLETED"}
+    assert slurm(err="Slurm accounting storage is disabled", code=1).accounted(["5"]) == {}
+    assert slurm(error=FileNotFoundError("sacct")).accounted(["5"]) == {}
+
+
+def test_other_questions() -> None:
+    said = "JobId=5 JobName=a=b JobState=RUNNING EndTime=2026-01-01T11:00:00 TRES=cpu=4,node=2 Power= Comment=a word"
+    details = slurm(said).job_details("5")
+    assert (details["JobName"], details["TRES"], details["Power"]) == ("a=b", "cpu=4,node=2", "")
+    assert slurm("n1\nn2\n").hosts("n[1-2]") == ["n1", "n2"]
+    assert slurm(code=1).hosts("") == []
+    assert slurm("down*\ndown*\n").node_state("n1") == "down*"
+
+
+def test_a_trial_submission_is_told_on_stderr() -> None:
+    answers = Answers(err="sbatch: Job 5 to start at 2026-01-01T10:00:00 using 2 processors on nodes n1 in partition main\n")
+    assert Slurm(answers).try_sbatch("x", "--nodes=1", seconds=5) == (True, answers.err)
+    assert answers.asked == [["sbatch", "--test-only", "--nodes=1", "x"]]
+    assert slurm(err="allocation failure: Invalid qos specification\n", code=1).try_sbatch("x", seconds=5)[0] is False
+    with pytest.raises(ControllerAwayError):
+        slurm(err="allocation failure: Unable to contact slurm controller\n", code=1).try_sbatch("x", seconds=5)
+
+
+def test_the_environment_of_a_question() -> None:
+    outside = {
+        "PATH": "/bin",
+        "SLURM_CONF": "/c",
+        "SQUEUE_FORMAT": "%i",
+        "SBATCH_ACCOUNT": "lab",
+        "SLURM_TIME_FORMAT": "relative",
+    }
+    assert plain_environment(outside) == {"PATH": "/bin", "SLURM_CONF": "/c", "SBATCH_ACCOUNT": "lab"}
+    inside = {**outside, "SLURM_JOB_ID": "5", "SLURM_NNODES": "2", "SRUN_DEBUG": "3"}
+    assert plain_environment(inside) == {"PATH": "/bin", "SLURM_CONF": "/c"}
+
+
+def test_why_a_job_is_taken_away() -> None:
+    assert seconds_of("Unknown") == seconds_of("N/A") == FOREVER
+    assert ends_at({"EndTime": "2026-01-01T11:00:00"}) - seconds_of("2026-01-01T10:00:00") == 3600
+    running = {"JobState": "RUNNING", "EndTime": "Unknown", "PreemptTime": "None"}
+    assert why_taken(running, 120) == ""
+    assert why_taken({**running, "PreemptTime": "2026-01-01T10:00:00"}, 120) == "preempted"
+    assert why_taken({**running, "JobState": "CANCELLED"}, 120) == "cancelled"
+    assert why_taken({**running, "JobState": "PENDING"}, 120) == "requeued by Slurm"
+    assert why_taken({**running, "EndTime": "2026-01-01T11:00:00"}, 120) == "time limit"
+
+
+# --- the cluster, in the words of old and new versions
+
+PARTITION_20_11 = (
+    "PartitionName=gpu AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL AllocNodes=ALL Default=YES QoS=N/A DefaultTime=01:00:00"
+    " DisableRootJobs=NO ExclusiveUser=NO GraceTime=30 Hidden=NO MaxNodes=8 MaxTime=2-00:00:00 MinNodes=0 LLN=NO"
+    " MaxCPUsPerNode=UNLIMITED Nodes=n[1-16] PriorityJobFactor=1 PriorityTier=1 RootOnly=NO ReqResv=NO OverSubscribe=NO"
+    " OverTimeLimit=NONE PreemptMode=REQUEUE State=DRAIN TotalCPUs=1024 TotalNodes=16 SelectTypeParameters=NONE"
+    " JobDefaults=(null) DefMemPerCPU=4000 MaxMemPerNode=UNLIMITED \n"
+)
+
+
+def test_partitions() -> None:
+    expected = site.Partition(
+        name="gpu",
+        state="DRAIN",
+        default=True,
+        max_nodes=8,
+        max_minutes=2880,
+        grace_seconds=30,
+        preempt_mode="REQUEUE",
+        nodes=16,
+    )
+    assert site.partitions(slurm(PARTITION_20_11)) == [expected]
+    newer = PARTITION_20_11.replace("MaxNodes=8 MaxTime=2-00:00:00", "MaxNodes=UNLIMITED MaxTime=UNLIMITED")
+    newer = newer.replace("ExclusiveUser=NO ", "ExclusiveUser=NO ExclusiveTopo=NO ") + "TRES=cpu=1024,node=16,billing=1024\n"
+    found = site.partitions(slurm(newer))[0]
+    assert (found.max_nodes, found.max_minutes) == (None, None)
+
+
+def test_nodes() -> None:
+    text = "\n".join(
+        [
+            "n1|idle|0/64/0/64|257000|gpu:a100:4(S:0-1)",
+            "n2|mix-|32/32/0/64|257000+|gpu:a100:2,gpu:v100:2,nvme:1",
+            "n3|idle~|0/64/0/64|257000|gpu:4",
+            "n4|down*|0/0/64/64|257000|(null)",
+            "n5|drng@|10/0/54/64|1|(null)",
+            "n6|idle*|0/64/0/64|1|(null)",
+            "a warning that is no node",
+        ]
+    )
+    found = site.nodes(slurm(text), "gpu")
+    assert [node.gpus for node in found] == [4, 4, 4, 0, 0, 0]
+    assert [node.free for node in found] == [True, False, True, False, False, False]
+    assert [node.usable for node in found] == [True, True, True, False, False, False]
+    assert (found[1].idle_cpus, found[1].cpus, found[1].memory_mib) == (32, 64, 257000)
+
+
+def test_reservations() -> None:
+    text = (
+        "ReservationName=maint StartTime=2026-01-01T18:00:00 EndTime=2026-01-01T20:00:00 Duration=02:00:00 Nodes=n[1-4]"
+        " NodeCnt=4 CoreCnt=16 Features=(null) PartitionName=(null) Flags=MAINT,IGNORE_JOBS,SPEC_NODES TRES=cpu=16"
+        " Users=root Groups=(null) Accounts=(null) Licenses=(null) State=INACTIVE BurstBuffer=(null) Watts=n/a\n"
+    )
+    (found,) = site.reservations(slurm(text))
+    assert (found.name, found.maintenance, found.nodes, found.end - found.start) == ("maint", True, 4, 7200)
+    assert site.reservations(slurm("No reservations in the system\n")) == []
+
+
+def test_limits_in_use() -> None:
+    text = """Current Association Manager state
+
+Association Records
+
+ClusterName=lab Account=lab UserName=ada(7) Partition= Priority=0 ID=4
+    GrpJobs=N(1) GrpJobsAccrue=N(0)
+    GrpSubmitJobs=N(1) GrpWall=N(0.00)
+    GrpTRES=cpu=N(12),mem=N(0),node=4(3),gres/gpu=8(0)
+    GrpTRESMins=cpu=100(3),node=N(0)
+    MaxJobs=3(1) MaxJobsAccrue= MaxSubmitJobs=7(1) MaxWallPJ=
+    MaxTRESPJ=
+
+QOS Records
+
+QOS=single(3)
+    GrpJobs=N(0) GrpJobsAccrue=N(0) GrpSubmitJobs=N(0) GrpWall=N(0.00)
+    MaxTRESPJ=node=1
+    User Limits
+      ada(7)
+        MaxJobsPU=1(1) MaxJobsAccruePU=N(0) MaxSubmitJobsPU=N(1)
+        MaxTRESPU=cpu=16(1),mem=N(0),node=N(1)
+"""
+    found = [
+        (limit.owner, limit.name, limit.unit, limit.most, limit.used) for limit in site.limits(slurm(text), "ada", None, None)
+    ]
+    assert found == [
+        ("account lab", "GrpTRES", "node", 4, 3),
+        ("account lab", "MaxJobs", "job", 3, 1),
+        ("QoS single", "MaxJobsPU", "job", 1, 1),
+        ("QoS single", "MaxTRESPU", "cpu", 16, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "minutes"),
+    [
+        ("00:10:00", 10),
+        ("1-00:00:00", 1440),
+        ("2-12", 3600),
+        ("30", 30),
+        ("5:30", 5.5),
+        ("UNLIMITED", None),
+        ("INFINITE", None),
+        ("", None),
+        ("soon", None),
+    ],
+)
+def test_durations(words: str, minutes: float | None) -> None:
+    assert site.minutes_of(words) == minutes
+
+
+@pytest.mark.parametrize("ask", [site.partitions, site.reservations, lambda s: site.nodes(s, "main"), site.settings])
+def test_what_cannot_be_read_is_nothing(ask: Callable[[Slurm], Any]) -> None:
+    assert not ask(slurm("some words\nof a site's wrapper | with | bars\n"))

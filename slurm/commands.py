@@ -86,9 +86,10 @@ class Slurm:
         """Submit a script; the job's id."""
         return self.ask("sbatch", "--parsable", *options, str(script)).strip().splitlines()[-1].partition(";")[0]
 
-    def queue(self, *options: str) -> list[Job]:
+    def queue(self, *options: str, seconds: float = COMMAND_SECONDS) -> list[Job]:
         """The jobs that squeue tells of, ended ones too as long as the controller remembers them."""
-        lines = self.ask("squeue", "--noheader", "--array", "--states=all", f"--format={QUEUE_FORMAT}", *options).splitlines()
+        words = ("squeue", "--noheader", "--array", "--states=all", f"--format={QUEUE_FORMAT}", *options)
+        lines = self.ask(*words, seconds=seconds).splitlines()
         return [parse_job(line) for line in lines if line.count("|") >= QUEUE_FORMAT.count("|")]
 
     def my_jobs(self) -> list[Job]:

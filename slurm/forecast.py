@@ -52,10 +52,13 @@ def ping(slurm: Slurm) -> str:
     except ControllerAwayError:
         raise
     except BackendError as error:
-        raise error if "not found" in str(error) else ControllerAwayError(f"its controller does not answer ({error})") from None
-    if " UP" not in said:
-        raise ControllerAwayError(f"its controller does not answer ({' '.join(said.split())[:80]})")
-    return " ".join(said.split())
+        said = str(error)
+        if "not found" in said:
+            raise
+    words = " ".join(said.partition("*")[0].removeprefix("scontrol: ").split())
+    if " UP" not in words:
+        raise ControllerAwayError(f"its controller does not answer ({words})")
+    return words
 
 
 def _refusal(said: str) -> str:

@@ -23,6 +23,7 @@ from slurm.script import render_job
 BUDGET_SECONDS = 1.5  # no further question after that; people wait for the answer
 MOST_QUESTIONS = 5  # the request itself, and smaller ones
 BEFORE_SECONDS = 120.0  # as much earlier than a reservation a run ends
+UNITS = {"job": "job", "node": "node", "cpu": "CPU", "gres/gpu": "GPU"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Bound:
     """Something larger than which no job may be, and who says so."""
 
     said: str  # partition short allows at most 2 nodes
-    key: str  # nodes, time_limit_minutes, cpus, memory_gib, gpus
+    key: str  # nodes, most_nodes, time_limit_minutes, cpus, memory_gib, gpus
     most: float
 
 
@@ -102,7 +103,9 @@ class Outlook:
         lost = sum(not node.usable for node in self.nodes)
         free = sum(node.free for node in self.nodes)
         down = f", {lost} {'is' if lost == 1 else 'are'} down or drained" if lost else ""
-        return f"partition {self.partition.name} has {free} of {len(self.nodes)} nodes free{down}"
+        waiting = self._waiting()
+        queue = f", {_count(waiting, 'job')} {'waits' if waiting == 1 else 'wait'} already" if waiting else ""
+        return f"partition {self.partition.name} has {free} of {len(self.nodes)} nodes free{down}{queue}"
 
     def _smaller(self) -> list[Resources]:
         """Requests that ask for less, the largest first."""
@@ -136,30 +139,34 @@ class Outlook:
             found = site.limits(self.slurm, getuser(), self.profile.account, self.profile.qos)
         except (BackendError, OSError, KeyError):
             return ""
-        wanted = {"job": 1, "node": self.resources.nodes.least, "cpu": self.resources.nodes.least * (self.resources.cpus or 1)}
+        least, gpus = self.resources.nodes.least, self.resources.gpus
+        wanted = {"job": 1, "node": least, "cpu": least * (self.resources.cpus or 1), "gres/gpu": least * gpus}
         for limit in found:
-            if limit.used and limit.used + wanted[limit.unit] > limit.most:
+            if limit.used + wanted[limit.unit] > limit.most:
                 left = limit.most - limit.used
-                more = ""
-                if limit.unit == "node" and 0 < left < self.resources.nodes.least:
-                    more = f"; {_change(self.resources, self._with(nodes=left))} would not"
-                return (
-                    f"{limit.owner} allows {_count(limit.most, limit.unit)} at a time ({limit.name}),"
-                    f" and {_count(limit.used, limit.unit)} {'is' if limit.used == 1 else 'are'} in use{more}"
-                )
+                fewer = self._with(nodes=left) if limit.unit == "node" and 0 < left < least else None
+                better = f"; {_change(self.resources, fewer)} would not" if fewer else ""
+                verb = "in use" if limit.unit != "job" else "runs" if limit.used == 1 else "run"
+                most, used = _count(limit.most, UNITS[limit.unit]), _count(limit.used, UNITS[limit.unit])
+                return f"{limit.owner} allows {most} at a time ({limit.name}){f', {used} {verb}' * (limit.used > 0)}{better}"
         return ""
 
     def _competition(self, first: Forecast) -> str:
         if first.preempts:
             return ", by preempting others"
-        if not self.partition:
-            return ""
-        where = f"--partition={self.partition.name}"
-        words = ["squeue", "--noheader", "--states=PENDING", where, "--format=%r"]
-        waiting = sum(word in {"Priority", "Resources"} for word in self.slurm.ask(*words, seconds=site.SECONDS).split())
-        return f", unless one of {_count(waiting, 'job')} that wait in partition {self.partition.name} comes first" * (
-            waiting > 0
+        waiting = self._waiting()
+        return (
+            f", unless {_count(waiting, 'job')} waiting in that partition {'comes' if waiting == 1 else 'come'} first"
+            if waiting
+            else ""
         )
+
+    def _waiting(self) -> int:
+        """Jobs that wait for nodes of the partition, not for something else."""
+        if not self.partition:
+            return 0
+        words = ["squeue", "--noheader", "--states=PENDING", f"--partition={self.partition.name}", "--format=%r"]
+        return sum(word in {"Priority", "Resources"} for word in self.slurm.ask(*words, seconds=site.SECONDS).split())
 
     # --- being refused
 
@@ -169,37 +176,38 @@ class Outlook:
         unknown = [word for word in (wanted or "").split(",") if word and word not in names]
         if unknown:
             near = difflib.get_close_matches(unknown[0], names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}."
             return f"Slurm would refuse it: there is no partition {unknown[0]!r}; {hint}"
         if self.partition and self.partition.state not in {"UP", "DOWN"}:
             state = self.partition.state
             return f"Slurm would refuse it: partition {self.partition.name} is in state {state}{self._other_partitions()}."
-        over = [bound for bound in self._bounds(first) if self._asked(bound.key) > bound.most]
+        over = [bound for bound in self._bounds(first.refusal) if self._asked(bound.key) > bound.most]
         if over:
-            fitted = self._with(**{bound.key: min(b.most for b in over if b.key == bound.key) for bound in over})
-            better = self._sooner([fitted] if all(bound.most >= 1 for bound in over) else [], first)
+            tightest = {bound.key: min(b.most for b in over if b.key == bound.key) for bound in over}
+            better = self._sooner([self._with(**tightest)] if min(tightest.values()) >= 1 else [], first)
             return f"Slurm would refuse it: {' and '.join(bound.said for bound in over)}{f'; {better}' if better else ''}."
         usable = sum(node.usable for node in self.nodes)
-        better = self._sooner([*([self._with(nodes=usable)] if usable < self._asked("nodes") else []), *self._smaller()], first)
+        there = [self._with(nodes=usable)] if 0 < usable < self.resources.nodes.least else []
+        better = self._sooner([*there, *self._smaller()], first)
         remedy = f"; {better}" if better else ""
         if self.nodes and usable < self.resources.nodes.least:
             return f"It would wait until nodes come back ({self._free()}){remedy}."
         return f"Slurm would refuse it: {first.refusal}{remedy}."
 
-    def _bounds(self, first: Forecast) -> list[Bound]:
+    def _bounds(self, refusal: str) -> list[Bound]:
         """What limits the size of one job: the partition, its nodes, the QoS."""
         found = []
         if partition := self.partition:
             who = f"partition {partition.name}"
             if partition.max_nodes is not None:
-                found.append(_bound(who, "nodes", partition.max_nodes))
+                found.append(_bound(who, "most_nodes", partition.max_nodes))
             if partition.max_minutes is not None:
                 found.append(_bound(who, "time_limit_minutes", partition.max_minutes))
         if self.partition and self.nodes:
             found += _sizes(f"partition {self.partition.name}", self.nodes)
-        if self.profile.qos and re.search(r"QOS|policy", first.refusal):
+        if self.profile.qos and re.search(r"QOS|policy", refusal):
             nodes, minutes = site.largest_job(self.slurm, self.profile.qos)
-            limits = {"nodes": nodes, "time_limit_minutes": minutes}
+            limits = {"most_nodes": nodes, "time_limit_minutes": minutes}
             found += [_bound(f"QoS {self.profile.qos}", key, most) for key, most in limits.items() if most is not None]
         return found
 
@@ -223,14 +231,16 @@ class Outlook:
         return found
 
     def _asked(self, key: str) -> float:
-        return self.resources.nodes.least if key == "nodes" else getattr(self.resources, key) or 0
+        nodes = {"nodes": self.resources.nodes.least, "most_nodes": self.resources.nodes.most}
+        return nodes[key] if key in nodes else getattr(self.resources, key) or 0
 
     def _with(self, **changes: float) -> Resources:
-        values: dict[str, object] = dict(changes)
-        if "nodes" in changes:
-            most = self.resources.nodes.most if self.resources.nodes.elastic else int(changes["nodes"])
-            values["nodes"] = NodeRange(least=int(changes["nodes"]), most=most)
-        return self.resources.model_copy(update=values)
+        """The request with other values: `nodes` are the fewest that it takes, `most_nodes` the most."""
+        asked = self.resources.nodes
+        most = int(changes.pop("most_nodes", asked.most))
+        least = min(int(changes.pop("nodes", asked.least)), most)
+        nodes = NodeRange(least=least, most=most if asked.elastic else least)
+        return self.resources.model_copy(update={"nodes": nodes, **changes})
 
 
 def clock(seconds: float) -> str:
@@ -259,7 +269,7 @@ def _bound(who: str, key: str, most: float) -> Bound:
 def _amount(key: str, most: float) -> str:
     if key == "memory_gib":
         return f"{most:g} GiB"
-    unit = {"nodes": "node", "time_limit_minutes": "minute", "cpus": "CPU", "gpus": "GPU"}[key]
+    unit = {"nodes": "node", "most_nodes": "node", "time_limit_minutes": "minute", "cpus": "CPU", "gpus": "GPU"}[key]
     return _count(most, unit)
 
 

@@ -1,9 +1,10 @@
 """What a Slurm cluster has and allows: partitions, nodes, reservations, limits; read from its commands' plain text."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from cluster.errors import BackendError
 from slurm.commands import Slurm
 from slurm.job import seconds_of
 
@@ -11,7 +12,7 @@ SECONDS = 5.0  # an answer that takes longer is not waited for
 UNLIMITED = {"UNLIMITED", "INFINITE", "NONE", "N/A", "(null)", ""}
 FREE = ("idle", "plnd")
 USABLE = ("idle", "plnd", "mix", "alloc", "comp", "resv", "power", "pow")
-_LIMIT = re.compile(r"([\w/]+)=(\d+)\((\d+)\)")  # a limit that is set, and what is in use of it: MaxJobsPU=1(1), node=4(3)
+USAGE_FORMAT = "%q|%a|%D|%C|%b"  # QoS, account, nodes, CPUs, GPUs of a running job
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class Limit:
 
     owner: str  # QoS small, account lab
     name: str  # MaxJobsPU, GrpTRES
-    unit: str  # jobs, node, cpu
+    unit: str  # job, node, cpu, gres/gpu
     most: int
     used: int
 
@@ -99,29 +100,60 @@ def settings(slurm: Slurm) -> dict[str, str]:
 
 
 def limits(slurm: Slurm, user: str, account: str | None, qos: str | None) -> list[Limit]:
-    """The limits of QoS and associations that concern a user, as the controller counts them."""
-    words = [f"users={user}", "flags=qos,assoc", f"qos={qos or 'normal'}", *([f"accounts={account}"] if account else [])]
-    text = slurm.ask("scontrol", "show", "assoc_mgr", *words, seconds=SECONDS)
-    found, owner = [], ""
-    for line in text.splitlines():
-        head = line.split()[:3]
-        if head and head[0].startswith("QOS="):
-            owner = f"QoS {head[0].removeprefix('QOS=').partition('(')[0]}"
-        elif head and head[0].startswith("ClusterName="):
-            owner = head[1].replace("Account=", "account ")
-        name = line.split("=")[0].strip()
-        for unit, most, used in _LIMIT.findall(line):
-            plain = unit if name.endswith(("TRES", "TRESPU", "TRESPA")) else ""
-            if plain in {"node", "cpu"} or unit in {"GrpJobs", "MaxJobs", "MaxJobsPU", "MaxJobsPA"}:
-                limit = Limit(owner=owner, name=unit if not plain else name, unit=plain or "job", most=int(most), used=int(used))
-                found.append(limit)
+    """The limits of a user's association and QoS that are set, and what his jobs use of them now; none without accounting.
+
+    Never by `scontrol show assoc_mgr`, though it counts better: without accounting it kills the controller (24.11).
+    """
+    if not account:
+        account = _rows(slurm, "user", user, "DefaultAccount")[0][0]
+    rows = _rows(slurm, "assoc", f"user={user}", f"account={account}", "DefaultQOS,MaxJobs,GrpJobs,GrpTRES")
+    name = qos or rows[0][0] or "normal"
+    answer = slurm.ask("squeue", "--noheader", f"--user={user}", "--states=RUNNING", f"--format={USAGE_FORMAT}", seconds=SECONDS)
+    mine = [line.split("|") for line in answer.splitlines() if line.count("|") == 4]
+    found: list[Limit] = []
+    for _, *values in rows:
+        used = _used([job for job in mine if job[1] == account])
+        found += _limits(f"account {account}", ("MaxJobs", "GrpJobs", "GrpTRES"), values, used)
+    for values in _rows(slurm, "qos", name, "MaxJobsPU,MaxTRESPU"):
+        used = _used([job for job in mine if job[0] == name])
+        found += _limits(f"QoS {name}", ("MaxJobsPU", "MaxTRESPU"), values, used)
     return found
+
+
+def _rows(slurm: Slurm, what: str, *words: str) -> list[list[str]]:
+    """What accounting shows, the last word being the columns. Raises BackendError, also if there is nothing."""
+    *which, columns = words
+    text = slurm.ask("sacctmgr", "--noheader", "--parsable2", "show", what, *which, f"format={columns}", seconds=SECONDS)
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == columns.count(",")]
+    if not rows:
+        raise BackendError(f"accounting knows no {what} {' '.join(which)}")
+    return rows
+
+
+def _used(jobs: Sequence[Sequence[str]]) -> dict[str, int]:
+    used = {"job": len(jobs), "node": 0, "cpu": 0, "gres/gpu": 0}
+    for _, _, node_count, cpus, gres in jobs:
+        used["node"] += int(node_count)
+        used["cpu"] += int(cpus)
+        used["gres/gpu"] += int(node_count) * _gpus(gres)
+    return used
+
+
+def _limits(owner: str, names: Sequence[str], values: Sequence[str], used: Mapping[str, int]) -> Iterator[Limit]:
+    for name, value in zip(names, values, strict=True):
+        pairs = [("job", value)] if value.isdigit() else re.findall(r"([\w/]+)=(\d+)", value)
+        for unit, most in pairs:
+            if unit in used:
+                yield Limit(owner=owner, name=name, unit=unit, most=int(most), used=used[unit])
+
+
+def _gpus(gres: str) -> int:
+    return sum(int(count) for count in re.findall(r"\bgpu(?::[^:,(]+)?:(\d+)", gres))
 
 
 def largest_job(slurm: Slurm, qos: str) -> tuple[int | None, float | None]:
     """(nodes, minutes) that a QoS allows one job, by accounting."""
-    words = ["--noheader", "--parsable2", "show", "qos", qos, "format=MaxTRES,MaxWall"]
-    tres, _, wall = slurm.ask("sacctmgr", *words, seconds=SECONDS).strip().partition("|")
+    tres, wall = _rows(slurm, "qos", qos, "MaxTRES,MaxWall")[0]
     found = re.search(r"\bnode=(\d+)", tres)
     return (int(found[1]) if found else None), minutes_of(wall)
 
@@ -168,9 +200,8 @@ def _partition(fields: dict[str, str]) -> Partition:
 def _node(words: list[str]) -> Node:
     name, state, cpus, memory, gres = words
     _, idle, _, total = cpus.split("/")[:4]
-    gpus = sum(int(count) for count in re.findall(r"\bgpu(?::[^:,(]+)?:(\d+)", gres))
     mib = _number(memory.rstrip("+")) or 0
-    return Node(name=name, state=state, cpus=int(total), idle_cpus=int(idle), memory_mib=mib, gpus=gpus)
+    return Node(name=name, state=state, cpus=int(total), idle_cpus=int(idle), memory_mib=mib, gpus=_gpus(gres))
 
 
 def _reservation(fields: dict[str, str]) -> Reservation:

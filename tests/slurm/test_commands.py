@@ -211,37 +211,32 @@ def test_reservations() -> None:
 
 
 def test_limits_in_use() -> None:
-    text = """Current Association Manager state
+    texts = {
+        "user": "lab\n",
+        "assoc": "high|3||cpu=64,gres/gpu=8,node=4\n",
+        "qos": "1|cpu=16,mem=1G\n",
+        "squeue": "high|lab|2|8|gres/gpu:a100:3\nhigh|other|1|4|N/A\na warning\n",
+    }
+    asked: list[list[str]] = []
 
-Association Records
+    def run(words: Sequence[str], _: float) -> subprocess.CompletedProcess[str]:
+        asked.append(list(words))
+        return subprocess.CompletedProcess(words, 0, texts[words[0] if words[0] == "squeue" else words[4]], "")
 
-ClusterName=lab Account=lab UserName=ada(7) Partition= Priority=0 ID=4
-    GrpJobs=N(1) GrpJobsAccrue=N(0)
-    GrpSubmitJobs=N(1) GrpWall=N(0.00)
-    GrpTRES=cpu=N(12),mem=N(0),node=4(3),gres/gpu=8(0)
-    GrpTRESMins=cpu=100(3),node=N(0)
-    MaxJobs=3(1) MaxJobsAccrue= MaxSubmitJobs=7(1) MaxWallPJ=
-    MaxTRESPJ=
-
-QOS Records
-
-QOS=single(3)
-    GrpJobs=N(0) GrpJobsAccrue=N(0) GrpSubmitJobs=N(0) GrpWall=N(0.00)
-    MaxTRESPJ=node=1
-    User Limits
-      ada(7)
-        MaxJobsPU=1(1) MaxJobsAccruePU=N(0) MaxSubmitJobsPU=N(1)
-        MaxTRESPU=cpu=16(1),mem=N(0),node=N(1)
-"""
     found = [
-        (limit.owner, limit.name, limit.unit, limit.most, limit.used) for limit in site.limits(slurm(text), "ada", None, None)
+        (limit.owner, limit.name, limit.unit, limit.most, limit.used) for limit in site.limits(Slurm(run), "ada", None, None)
     ]
     assert found == [
-        ("account lab", "GrpTRES", "node", 4, 3),
         ("account lab", "MaxJobs", "job", 3, 1),
-        ("QoS single", "MaxJobsPU", "job", 1, 1),
-        ("QoS single", "MaxTRESPU", "cpu", 16, 1),
+        ("account lab", "GrpTRES", "cpu", 64, 8),
+        ("account lab", "GrpTRES", "gres/gpu", 8, 6),
+        ("account lab", "GrpTRES", "node", 4, 2),
+        ("QoS high", "MaxJobsPU", "job", 1, 2),
+        ("QoS high", "MaxTRESPU", "cpu", 16, 12),
     ]
+    assert not [words for words in asked if "assoc_mgr" in words], "it kills a controller without accounting"
+    with pytest.raises(BackendError, match="knows no user ada"):
+        site.limits(slurm(""), "ada", None, None)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """What Slurm says of the job that this process is part of: when it ends, and why it is taken away."""
 
+import re
 import time
 from collections.abc import Mapping
 
 FOREVER = float("inf")
 SLACK_SECONDS = 120.0  # the signal before the time limit may come a minute early, and is looked for twice a minute
-GONE = ("CANCELLED", "PENDING", "REQUEUED", "PREEMPTED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "BOOT_FAIL", "REVOKED")
+REQUEUED = ("PENDING", "REQUEUED", "NODE_FAIL", "BOOT_FAIL", "REVOKED")
 
 
 def seconds_of(stamp: str) -> float:
@@ -16,6 +17,15 @@ def seconds_of(stamp: str) -> float:
         return FOREVER
 
 
+def duration_of(text: str) -> float:
+    """Slurm's [days-]hours:minutes:seconds as seconds; UNLIMITED is infinity."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
+    if not match:
+        return FOREVER
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
+
+
 def ends_at(details: Mapping[str, str]) -> float:
     """When its time limit ends the job, seconds since the epoch."""
     return seconds_of(details.get("EndTime", ""))
@@ -24,15 +34,18 @@ def ends_at(details: Mapping[str, str]) -> float:
 def why_taken(details: Mapping[str, str], grace_seconds: float) -> str:
     """Why Slurm ends the job, of `scontrol show job`: preempted, time limit, cancelled, requeued; empty if it does not."""
     state = details.get("JobState", "")
-    preempted = details.get("PreemptTime", "None")
-    if preempted not in {"None", "Unknown", ""}:
+    if state == "PREEMPTED" or details.get("PreemptTime", "None") not in {"None", "Unknown"}:
         return "preempted"
     if state == "CANCELLED":
         return "cancelled"
-    if state == "PREEMPTED":
-        return "preempted"
-    if state in GONE or (state == "COMPLETING" and details.get("RunTime") == "00:00:00"):
+    if state in REQUEUED:
         return "requeued by Slurm"
-    if ends_at(details) - time.time() < grace_seconds + SLACK_SECONDS:
+    end = ends_at(details)
+    if state == "COMPLETING" and end > time.time() + 1:  # it has a new start before it
+        return "requeued by Slurm"
+    ran_out = end - seconds_of(details.get("StartTime", "")) >= duration_of(details.get("TimeLimit", "")) - 1
+    if state == "COMPLETING" and not ran_out:  # the text never says CANCELLED before all has left
+        return "cancelled"
+    if state != "RUNNING" or end - time.time() < grace_seconds + SLACK_SECONDS:
         return "time limit"
     return ""

@@ -122,3 +122,21 @@ def ordinary_user() -> Iterator[OrdinaryUser]:
         os.chown(home, entry.pw_uid, entry.pw_gid)
     yield OrdinaryUser(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid, home=home)
     shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Start toy runs (see `SlurmToy`); their jobs are cancelled with the test."""
+    from tests.slurm.toy import SlurmToy
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    started: list[SlurmToy] = []
+
+    def make(entry: str = "count", engine: str = "ranks", **settings: Any) -> SlurmToy:
+        started.append(SlurmToy(tmp_path / "runs", entry, engine, **settings))
+        return started[-1]
+
+    yield make
+    names = [name for one in started for name in (f"ropewalk-{one.run.id}", f"ropewalk-more-{one.job}")]
+    if names:
+        subprocess.run(["scancel", f"--name={','.join(names)}"], check=False)

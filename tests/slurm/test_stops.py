@@ -1,33 +1,16 @@
 """Every way in which Slurm takes a job's nodes away ends at a step that is saved, and goes on from it."""
 
 import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from cluster.spec import RunState
 from slurm.lab import Lab
-from tests.slurm.conftest import ROOT, MakeLab, until
+from tests.slurm.conftest import MakeLab, until
 from tests.slurm.toy import SlurmToy
 
 Start = Callable[..., SlurmToy]
-
-
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Start toy runs; their jobs are cancelled with the test."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    started: list[SlurmToy] = []
-
-    def make(entry: str = "count", engine: str = "ranks", **settings: Any) -> SlurmToy:
-        started.append(SlurmToy(tmp_path / "runs", entry, engine, **settings))
-        return started[-1]
-
-    yield make
-    for one in started:
-        subprocess.run(["scancel", f"--name=ropewalk-{one.run.id}"], check=False)
 
 
 def outcomes(run: SlurmToy) -> list[tuple[str, int]]:

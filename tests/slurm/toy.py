@@ -48,7 +48,8 @@ class SlurmToy:
     @property
     def job(self) -> str:
         """The job's id."""
-        return str(self.run.attempt_details(self.run.attempts()[-1])["handle"]).partition(":")[2]
+        attempts = self.run.attempts()
+        return str(self.run.attempt_details(attempts[-1]).get("handle", "") if attempts else "").partition(":")[2]
 
     @property
     def state(self) -> BackendState:

@@ -106,6 +106,7 @@ def mounts() -> list[str]:
     return list(dict.fromkeys(["/usr", str(ROOT), sys.prefix, sys.base_prefix]))
 
 
+@pytest.mark.slow
 def test_ranks_run_in_the_image_and_the_job_script_outside(
     slurm_lab: Lab, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +118,7 @@ def test_ranks_run_in_the_image_and_the_job_script_outside(
         "setup": [f"[ -e {MARK} ] || echo the job script is outside"],
     }
     backend = SlurmBackend(Profile(name="boxed", backend="slurm", options=options))
-    resources = Resources.model_validate({"nodes": 2, "ranks_per_node": 1, "cpus": 1})
+    resources = Resources.model_validate({"nodes": 1, "ranks_per_node": 2, "cpus": 2})
     record = {
         "job": "toy",
         "entry": "tests.fakes.contained:count",

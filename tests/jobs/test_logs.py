@@ -1,0 +1,65 @@
+"""`logs`: whose lines are shown, in which order, and that following neither loses nor repeats any."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.run_dir import RunDir
+from jobs.logs import follow_logs, log_files, read_logs
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir.create("r", {"config": {}}, tmp_path)
+    for number in (1, 2):
+        assert run.begin_attempt() == number
+    return run
+
+
+def say(run: RunDir, name: str, text: str, attempt: int = 1) -> None:
+    path = run.attempt_dir(attempt) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        stream.write(text)
+
+
+def test_who_started_the_others_comes_first_attempt_by_attempt(run: RunDir) -> None:
+    names = ["logs/rank-10.log", "logs/rank-2.log", "logs/ray-0.log", "logs/node-0.log", "logs/store.log", "logs/batch.log"]
+    names += ["array/1-encode/7_0_0_log.out", "array/0-ingest/6_10_0_log.out", "array/0-ingest/6_9_0_log.out"]
+    for name in [*names, "logs/jobs.mirror.log", "logs/node-0.err"]:
+        say(run, name, "word\n")
+    say(run, "logs/rank-0.log", "later\n", attempt=2)
+    first = ["batch", "store", "node-0", "ray-0", "rank-2", "rank-10"]
+    first += ["array-0-ingest-6_9", "array-0-ingest-6_10", "array-1-encode-7_0"]
+    assert [prefix for prefix, _ in log_files(run)] == [*(f"1.{name}" for name in first), "2.rank-0"]
+    assert list(read_logs(run, rank=2)) == ["1.rank-2 | word"]
+    assert list(read_logs(run, node=0)) == ["1.node-0 | word"]
+
+
+def test_following_waits_for_the_end_of_a_line_and_for_new_files(run: RunDir) -> None:
+    rounds = iter(
+        [
+            [("logs/rank-0.log", "e\u2028nd\nsec", 1), ("logs/batch.log", "requeue\n", 1)],
+            [("logs/rank-0.log", "ond\n", 1), ("logs/rank-0.log", "again\n", 2)],
+            [("logs/batch.log", "last word", 1)],  # after the outcome was written
+        ]
+    )
+    left = 3
+
+    def over() -> bool:
+        return left == 1
+
+    def sleep(_: float) -> None:
+        nonlocal left
+        left -= 1
+        for name, text, attempt in next(rounds, []):
+            say(run, name, text, attempt)
+
+    say(run, "logs/rank-0.log", "whol")
+    assert list(follow_logs(run, over, sleep=sleep)) == [
+        "1.batch | requeue",
+        "1.rank-0 | whole\u2028nd",
+        "1.batch | last word",
+        "1.rank-0 | second",
+        "2.rank-0 | again",
+    ]

@@ -2,21 +2,26 @@
 
 Ray on shared machines: every run has its own ports, its own short temporary directory (socket paths are limited
 to 107 bytes), its own token, and ends only the processes that it started itself.
+
+Usage, by itself alone: python -m cluster.ray_engine start ... is `ray start` that ends with whoever started it.
 """
 
 import logging
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
-from cluster.errors import EXIT_FAILED, EXIT_REQUEUE
+from cluster.entry import die_with_parent
+from cluster.errors import EXIT_FAILED, EXIT_REQUEUE, StopRequested
 from cluster.files import read_json, write_json
 from cluster.ports import free_port, node_cpus
 from cluster.process_engine import run_process
@@ -26,7 +31,7 @@ from cluster.run_dir import RunDir
 log = logging.getLogger(__name__)
 
 START_SECONDS = 90.0
-LONGEST_SCRATCH = 35
+LONGEST_SCRATCH = 30  # what Ray puts below it takes up to 75 bytes
 OBJECT_STORE_BYTES = 256 * 2**20  # documents never travel through it; jobs that need more say so by their memory
 
 
@@ -48,10 +53,15 @@ class RayNode:
         """The attempt's directory, which every node sees."""
         return self.run.attempt_dir(self.attempt)
 
+    @cached_property
+    def ip(self) -> str:
+        """The address as a number: Ray takes no host names."""
+        return socket.gethostbyname(self.address)
+
 
 def run_ray(node: RayNode) -> int:
     """Start this node's Ray, run the driver on the first node, wait for its end elsewhere; the exit code."""
-    scratch = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    scratch = short_scratch()
     ray: subprocess.Popen[bytes] | None = None
     try:
         if node.index == 0:
@@ -65,6 +75,9 @@ def run_ray(node: RayNode) -> int:
         ray = start_ray(node, scratch, head=False)
         (node.folder / "nodes" / f"ray-{node.index}").touch()
         return await_driver(node, ray)
+    except StopRequested as stop:
+        log.info("%s", stop)
+        return EXIT_REQUEUE
     finally:
         if ray is not None:
             stop_ray(ray, scratch)
@@ -79,21 +92,21 @@ def short_scratch() -> Path:
 
 def start_command(node: RayNode, scratch: Path, head_address: str | None) -> list[str]:
     """`ray start` for this node; without a head's address it is the head."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-    command += [f"--node-ip-address={node.address}", f"--num-gpus={node.gpus}", "--log-style=record", "--log-color=false"]
+    command = [sys.executable, "-m", "cluster.ray_engine", "start", "--block", "--disable-usage-stats"]
+    command += [f"--node-ip-address={node.ip}", f"--num-gpus={node.gpus}", "--log-style=record", "--log-color=false"]
     command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
-    command += [f"--dashboard-agent-listen-port={free_port(node.address)}"]
+    command += [f"--dashboard-agent-listen-port={free_port(node.ip)}"]
     cpus = node.cpus or node_cpus()
     if cpus is not None:
         command.append(f"--num-cpus={cpus}")
     if head_address is not None:
         return [*command, f"--address={head_address}", f"--temp-dir={scratch}"]
     if find_spec("grpc") is not None:  # Ray then starts its client's server, on one port for all unless told otherwise
-        command.append(f"--ray-client-server-port={free_port(node.address)}")
+        command.append(f"--ray-client-server-port={free_port(node.ip)}")
     return [
         *command,
         "--head",
-        f"--port={free_port(node.address)}",
+        f"--port={free_port(node.ip)}",
         "--include-dashboard=false",
         f"--temp-dir={scratch}",
     ]
@@ -101,12 +114,12 @@ def start_command(node: RayNode, scratch: Path, head_address: str | None) -> lis
 
 def environment(node: RayNode) -> Mapping[str, str]:
     """What Ray's daemons need besides ours. The token comes from the backend and is never written down."""
-    loopback = node.address.startswith("127.")
-    return {**os.environ, **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"} if loopback else {})}
+    ours = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # a user's own cluster
+    return {**ours, **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"} if node.ip.startswith("127.") else {})}
 
 
 def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[bytes]:
-    """Start Ray on this node and wait until it answers. Raises TimeoutError or RuntimeError with its last words."""
+    """Start Ray on this node and wait until it answers. Raises StopRequested, or says why it did not start."""
     head_address = None if head else await_head(node)
     command = start_command(node, scratch, head_address)
     output = node.run.log_dir(node.attempt) / f"ray-{node.index}.log"
@@ -114,17 +127,34 @@ def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[b
         ray = subprocess.Popen(
             command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, env=environment(node), start_new_session=True
         )
-    port = next((word.partition("=")[2] for word in command if word.startswith("--port=")), "")
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+
+    def started() -> bool:
         if ray.poll() is not None:
             raise RuntimeError(f"ray start on node {node.index} ended with {ray.returncode}: {tail(output)}")
-        if "Ray runtime started" in output.read_text(errors="replace"):
-            if head:
-                (scratch / "address").write_text(f"{node.address}:{port}")
-            return ray
+        return "Ray runtime started" in output.read_text(errors="replace")
+
+    try:
+        if not _wait(node, started):
+            raise TimeoutError(f"ray start on node {node.index} took more than {START_SECONDS:.0f} s: {tail(output)}")
+    except BaseException:
+        stop_ray(ray, scratch)
+        raise
+    if head:
+        port = next(word.partition("=")[2] for word in command if word.startswith("--port="))
+        (scratch / "address").write_text(f"{node.ip}:{port}")
+    return ray
+
+
+def _wait(node: RayNode, condition: Callable[[], bool]) -> bool:
+    """Whether it came true in time. Raises StopRequested when the run is to stop: there is nothing to save yet."""
+    deadline = time.monotonic() + START_SECONDS
+    while not condition():
+        if node.stop_flag.exists():
+            raise StopRequested("asked to stop while Ray started: there is nothing to save")
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.1)
-    raise TimeoutError(f"ray start on node {node.index} took more than {START_SECONDS:.0f} s: {tail(output)}")
+    return True
 
 
 def tail(path: Path) -> str:
@@ -135,24 +165,17 @@ def tail(path: Path) -> str:
 
 def await_head(node: RayNode) -> str:
     """The head's address, as soon as the first node has published it."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        found = read_json(node.folder / "ray.json")
-        if found:
-            return str(found["address"])
-        time.sleep(0.1)
-    raise TimeoutError(f"node {node.index}: the first node published no Ray address within {START_SECONDS:.0f} s")
+    if not _wait(node, (node.folder / "ray.json").exists):
+        raise TimeoutError(f"node {node.index}: the first node published no Ray address within {START_SECONDS:.0f} s")
+    return str((read_json(node.folder / "ray.json") or {})["address"])
 
 
 def await_nodes(node: RayNode) -> None:
     """Wait until every other node has joined; a failed start fails the attempt."""
-    deadline = time.monotonic() + START_SECONDS
-    waiting = set(range(1, node.num_nodes))
-    while waiting and time.monotonic() < deadline:
-        waiting = {k for k in waiting if not (node.folder / "nodes" / f"ray-{k}").exists()}
-        time.sleep(0.1)
-    if waiting:
-        raise TimeoutError(f"Ray did not start on nodes {sorted(waiting)} within {START_SECONDS:.0f} s; see their ray-K.log")
+    marks = {index: node.folder / "nodes" / f"ray-{index}" for index in range(1, node.num_nodes)}
+    if not _wait(node, lambda: all(mark.exists() for mark in marks.values())):
+        late = [index for index, mark in marks.items() if not mark.exists()]
+        raise TimeoutError(f"Ray did not start on nodes {late} within {START_SECONDS:.0f} s; see their ray-K.log")
 
 
 def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
@@ -174,3 +197,15 @@ def stop_ray(ray: subprocess.Popen[bytes], scratch: Path) -> None:
     ray.wait()
     count = end([process for process in {*children, *processes_of(scratch)} if process.is_running()])
     log.info("Ray ended on this node (%d processes were left)", count)
+
+
+def main() -> None:
+    """Be `ray start`, and let its daemons end with whoever started it: they in turn end with this process (--block)."""
+    from ray.scripts.scripts import main as ray  # noqa: PLC0415 - agents need none of it
+
+    die_with_parent()
+    ray()
+
+
+if __name__ == "__main__":
+    main()

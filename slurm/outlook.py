@@ -192,7 +192,10 @@ class Outlook:
         remedy = f"; {better}" if better else ""
         if self.nodes and usable < self.resources.nodes.least:
             return f"It would wait until nodes come back ({self._free()}){remedy}."
-        return f"Slurm would refuse it: {first.refusal}{remedy}."
+        whose = "; `ropewalk doctor --on` this cluster shows which are yours" * bool(
+            re.match("Invalid (account|qos)", first.refusal)
+        )
+        return f"Slurm would refuse it: {first.refusal}{whose}{remedy}."
 
     def _bounds(self, refusal: str) -> list[Bound]:
         """What limits the size of one job: the partition, its nodes, the QoS."""

@@ -183,7 +183,9 @@ def test_limits_of_accounting(make_lab: MakeLab) -> None:
     one = "Slurm would refuse it: QoS small allows at most 1 node; 1 node would start at once."
     assert outlook({"nodes": 2}, qos="small") == one
     assert outlook({"time_limit_minutes": 20}, qos="small").startswith("Slurm would refuse it: QoS small allows at most 10 min")
-    assert outlook(qos="nope") == "Slurm would refuse it: Invalid qos specification."
+    assert outlook(qos="nope") == (
+        "Slurm would refuse it: Invalid qos specification; `ropewalk doctor --on` this cluster shows which are yours."
+    )
     lab.command("sbatch", "--qos=single", "--chdir=/tmp", "--output=/dev/null", "--wrap=sleep 3000")
     until(lambda: "mix" in lab.states().values() or "mixed" in lab.states().values())
     assert outlook(qos="single") == "It would wait: QoS single allows 1 job at a time (MaxJobsPU), 1 job runs."

@@ -10,6 +10,7 @@ from pathlib import Path
 from cluster.errors import BackendError
 
 COMMAND_SECONDS = 60.0
+ACCOUNTING_SECONDS = 10.0
 AWAY = re.compile(
     r"unable to contact|connection refused|timed out|time-?out|communication (connection|shutdown)|zero bytes", re.I
 )
@@ -100,16 +101,15 @@ class Slurm:
         """This user's jobs of one name."""
         return self.queue(f"--user={os.geteuid()}", f"--name={name}")
 
-    def accounted(self, ids: Sequence[str]) -> dict[str, str]:
-        """State by id of jobs that the controller has forgotten; nothing where there is no accounting."""
+    def accounted(self, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        """(name, state) by id of jobs that the controller has forgotten; nothing where there is no accounting."""
+        words = ("sacct", "--noheader", "--parsable2", "--allocations", "--array", "--format=JobID,State,JobName")
         try:
-            text = self.ask(
-                "sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State", f"--jobs={','.join(ids)}"
-            )
+            text = self.ask(*words, f"--jobs={','.join(ids)}", seconds=ACCOUNTING_SECONDS)
         except BackendError:
             return {}
-        rows = [line.split("|") for line in text.splitlines() if "|" in line]
-        return {row[0]: row[1].split()[0] for row in rows if row[1]}
+        rows = [line.split("|", 2) for line in text.splitlines() if line.count("|") >= 2]
+        return {job: (name, state.split()[0]) for job, state, name in rows if state}
 
     def job_details(self, job: str) -> dict[str, str]:
         """`scontrol show job` as words."""

@@ -12,12 +12,14 @@ import sys
 import time
 from pathlib import Path
 
+from cluster.attempt import AGENTS
 from cluster.config import Resources, Retries
 from cluster.entry import configure_logging
-from cluster.errors import EXIT_DONE, EXIT_FAILED, BackendError
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from cluster.supervisor import Supervisor, bury_unfinished, spent
+from slurm.carriers import CLAIM, carrier, job_name, state_of, submission_details, submission_of
 from slurm.commands import Slurm
 from slurm.lane import SlurmLane
 from slurm.profile import SlurmProfile
@@ -29,25 +31,32 @@ log = logging.getLogger(__name__)
 def conduct(run: RunDir, slurm: Slurm) -> int:
     """Carry the run on this job's nodes; the exit code for the job script."""
     job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    if not claim(run, job):
+    me = carrier(os.environ)
+    if not claim(run, me, slurm):
         return EXIT_DONE
     number = open_attempt(run, restarts)
     if number is None:
-        outcome = run.last_outcome()
-        return EXIT_FAILED if outcome is not None and outcome.state is RunState.FAILED else EXIT_DONE
+        return verdict(run)
     tidy(slurm, job)
     hosts = slurm.hosts(os.environ["SLURM_JOB_NODELIST"])
-    run.describe_attempt(number, hosts=hosts, restarts=restarts, started=time.time())
-    details = run.attempt_details(number)
+    run.describe_attempt(number, handle=f"slurm:{me}", hosts=hosts, restarts=restarts, started=time.time())
+    details = {**submission_details(run), **run.attempt_details(number)}  # a retry on the same nodes keeps no profile
     profile = SlurmProfile.model_validate(details.get("profile") or {})
     resources = Resources.model_validate(details.get("resources") or run.record["resources"])
     lane = SlurmLane(run, resources, profile, slurm, job=job, hosts=hosts)
     for word in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(word, lambda *_: lane.asked_to_stop.set())
     try:
-        return Supervisor(run, lane, python_of(profile)).supervise(number)
+        code = Supervisor(run, lane, python_of(profile)).supervise(number)
     finally:
         lane.close()
+    return code if code == EXIT_REQUEUE else verdict(run)
+
+
+def verdict(run: RunDir) -> int:
+    """The exit code of a run that is over: whoever waits for it in Slurm may start only if it has succeeded."""
+    outcome = run.last_outcome()
+    return EXIT_DONE if outcome is not None and outcome.state is RunState.SUCCEEDED else EXIT_FAILED
 
 
 def python_of(profile: SlurmProfile) -> str:
@@ -55,24 +64,28 @@ def python_of(profile: SlurmProfile) -> str:
     return profile.python or ("python" if profile.container else sys.executable)
 
 
-def claim(run: RunDir, job: str) -> bool:
+def claim(run: RunDir, job: str, slurm: Slurm) -> bool:
     """One job carries one submission, though a retried sbatch may have made two: whoever starts first."""
-    attempt = submission_of(run)
+    path = run.attempt_dir(submission_of(run)) / CLAIM
     try:
-        with (run.attempt_dir(attempt) / "job").open("x") as stream:
+        with path.open("x") as stream:
             stream.write(job)
     except FileExistsError:
-        owner = (run.attempt_dir(attempt) / "job").read_text()
-        if owner != job:
+        owner = path.read_text()
+        if owner != job and (not owner or _lives(run, owner, slurm)):  # empty: it is being written
             log.error("job %s carries this submission already; leaving it alone", owner)
             return False
+        path.write_text(job)
     return True
 
 
-def submission_of(run: RunDir) -> int:
-    """The attempt that the newest submission opened; a requeue opens others after it."""
-    newest = run.attempts()[-1]
-    return int(run.attempt_details(newest).get("submission") or newest)
+def _lives(run: RunDir, owner: str, slurm: Slurm) -> bool:
+    """Whether a job that has claimed the run is still there; in doubt it is."""
+    try:
+        return any(job.id == owner and not state_of(job).final for job in slurm.named(job_name(run)))
+    except BackendError as error:
+        log.warning("cannot ask Slurm for job %s: %s", owner, error)
+        return True
 
 
 def open_attempt(run: RunDir, restarts: int) -> int | None:
@@ -86,7 +99,7 @@ def open_attempt(run: RunDir, restarts: int) -> int | None:
         cancelled = Outcome(state=RunState.CANCELLED, exit_code=0, cause="cancelled before it started", ended=time.time())
         run.write_outcome(newest, cancelled)
         return None
-    if outcome is None and "started" not in details:
+    if outcome is None and not (run.attempt_dir(newest) / AGENTS).exists():
         return newest
     cause = "its carrier died: the first node was lost, or Slurm took the job away without notice"
     bury_unfinished(run, cause)
@@ -95,8 +108,8 @@ def open_attempt(run: RunDir, restarts: int) -> int | None:
         cause = f"{cause}; retries.disturbances allows {allowed}"
         run.write_outcome(newest, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
         return None
-    kept = {key: details[key] for key in ("handle", "resources", "backend", "profile", "key", "index") if key in details}
-    return run.begin_attempt(**kept, submission=submission_of(run), restarts=restarts, opened_by="requeue")
+    kept = {key: details[key] for key in ("handle", "resources", "backend") if key in details}
+    return run.begin_attempt(**kept, restarts=restarts, opened_by="requeue")
 
 
 def tidy(slurm: Slurm, job: str) -> None:

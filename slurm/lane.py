@@ -183,7 +183,8 @@ class SlurmLane:
         if not self.companions:
             return []
         try:
-            jobs = {job.id: job for job in self.slurm.queue(f"--jobs={','.join(sorted(self.companions))}")}
+            # by name: an id that Slurm does not know any more would be an error, or another's job by now
+            jobs = {job.id: job for job in self.slurm.named(companion_name(self.job))}
         except BackendError as error:
             log.warning("cannot see the nodes that were asked for: %s", error)
             return []

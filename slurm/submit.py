@@ -11,25 +11,36 @@ PATIENCE_SECONDS = 120.0  # a controller that restarts takes some seconds, a fai
 PAUSE_SECONDS = 1.0
 
 
-def submit_once(
-    slurm: Slurm, script: Path, where: Path, *, key: str, options: Sequence[str], sleep: Callable[[float], None] = time.sleep
-) -> str:
-    """Submit a script that carries `key` as its comment, from the directory `where`; the job's id.
+class SubmissionInDoubtError(BackendError):
+    """Nobody answered: the job may exist or not."""
 
-    Raises BackendError with Slurm's own words if it refuses, or if no controller answers for two minutes.
+
+def submit_once(
+    slurm: Slurm,
+    script: Path,
+    where: Path,
+    *,
+    key: str,
+    options: Sequence[str] = (),
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> str:
+    """Submit a script under `key`, which becomes its comment, from the directory `where`; the job's id.
+
+    Raises BackendError with Slurm's own words if it refuses, SubmissionInDoubtError if no controller answers for two minutes.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = clock() + PATIENCE_SECONDS
     in_doubt = False
     while True:
         try:
             made = find(slurm, key) if in_doubt else None
-            return made or slurm.sbatch(script, f"--chdir={where}", *options)
+            # the comment again: a user's SBATCH_COMMENT would win over the script's
+            return made or slurm.sbatch(script, f"--chdir={where}", f"--comment={key}", *options)
         except ControllerAwayError as error:
             in_doubt = True
-            if time.monotonic() > deadline:
-                raise BackendError(
-                    f"{error}; nobody answered for {PATIENCE_SECONDS:.0f} s; resume it when Slurm is back"
-                ) from None
+            if clock() > deadline:
+                told = f"{error}; nobody answered for {PATIENCE_SECONDS:.0f} s, so the job may exist or not: when Slurm is back,"
+                raise SubmissionInDoubtError(f"{told} `ropewalk ps` tells; a resume never makes a second one") from None
         sleep(PAUSE_SECONDS)
 
 

@@ -1,0 +1,146 @@
+"""What became of a run, of what Slurm says of its job and of what lies in its directory."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from cluster.attempt import AGENTS
+from cluster.backend import BackendState
+from cluster.errors import EXIT_FAILED, EXIT_TERMINATED
+from cluster.run_dir import RunDir
+from cluster.spec import Outcome, RunState
+from slurm.carriers import job_id, owner_of, state_of, submission_details
+from slurm.commands import Job
+from slurm.job import FOREVER, seconds_of
+from slurm.submit import PATIENCE_SECONDS
+
+SETTLE_SECONDS = 15.0  # a job that ended may have written its outcome on a file system that shows it late
+HELD = ("JobHeld", "launch failed", "job requeued in held state")
+
+
+def judge(run: RunDir, job: Job | None, accounted: str | None = None) -> BackendState:
+    """The run's state; an end of which only Slurm knows is written down as its outcome.
+
+    `accounted` is the state that accounting has of a job that the controller has forgotten.
+    """
+    attempts, outcome = run.attempts(), run.last_outcome()
+    if outcome is not None and outcome.state.final:
+        return BackendState(state=outcome.state, word="ended", reason=outcome.cause)
+    if not attempts:
+        return _never_submitted(run)
+    if job is None and accounted:
+        told = Job(id="", state=accounted, reason="", nodes="", start="", end="", name="", comment="")
+        job = told if state_of(told).final else None
+    if job is None or _is_a_double(run, job):
+        return _unknown(run, outcome)
+    if state_of(job).final:
+        return _settle(run, job, outcome)
+    state = state_of(job)
+    if state is RunState.PENDING and (len(attempts) > 1 or outcome is not None):
+        state = RunState.REQUEUED
+    return BackendState(state=state, word=job.state, reason=_reason(job))
+
+
+def last_known(run: RunDir, error: str) -> BackendState:
+    """The state that the run's own files tell, where Slurm does not answer."""
+    outcome, attempts = run.last_outcome(), run.attempts()
+    reason = f"{error}; this is the last that its files tell"
+    if outcome is not None:
+        return BackendState(state=outcome.state if outcome.state.final else RunState.REQUEUED, reason=reason)
+    at_work = attempts and (run.attempt_dir(attempts[-1]) / AGENTS).exists()
+    return BackendState(state=RunState.RUNNING if at_work else RunState.PENDING, reason=reason)
+
+
+def conclude(run: RunDir, state: RunState, cause: str) -> Outcome:
+    """Write down an end that nobody lived to write; what an earlier outcome said is kept."""
+    code = EXIT_FAILED if state is RunState.FAILED else EXIT_TERMINATED
+    before = run.last_outcome()
+    if before is None:
+        outcome = Outcome(state=state, exit_code=code, cause=cause, ended=time.time())
+    else:
+        outcome = replace(before, state=state, cause=f"{before.cause}; then: {cause}")
+    with suppress(OSError):  # who looks at another's runs may not be allowed to write there
+        run.write_outcome(run.attempts()[-1], outcome)
+    return outcome
+
+
+def waited_for(run: RunDir) -> str:
+    """Of the runs that this one waited for, those that ended without success, in words."""
+    others = [RunDir(run.path.parent / name) for name in submission_details(run).get("after") or []]
+    told = []
+    for other in others:
+        outcome = other.last_outcome()
+        if outcome is not None and outcome.state.final and outcome.state is not RunState.SUCCEEDED:
+            told.append(f"{other.id}, which ended as {outcome.state} ({outcome.cause})")
+    return " and ".join(told or [other.id for other in others])
+
+
+def _never_submitted(run: RunDir) -> BackendState:
+    if time.time() - float(run.listed.get("created") or 0) < PATIENCE_SECONDS:
+        return BackendState(state=RunState.PENDING, word="submitting")
+    return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"it was never submitted; `ropewalk resume {run.id}` does")
+
+
+def _is_a_double(run: RunDir, job: Job) -> bool:
+    """Whether the job only left because another had claimed the run; that other is forgotten."""
+    return bool(job.id) and state_of(job).final and owner_of(run) not in {"", job.id}
+
+
+def _unknown(run: RunDir, outcome: Outcome | None) -> BackendState:
+    details = submission_details(run)
+    if not job_id(run) and time.time() - float(details.get("created") or 0) < PATIENCE_SECONDS:
+        return BackendState(state=RunState.PENDING, word="submitting")
+    if run.cancel_requested:
+        cause = "cancelled; no job carried it"
+        return BackendState(state=RunState.CANCELLED, word="lost", reason=conclude(run, RunState.CANCELLED, cause).cause)
+    if not job_id(run):
+        said = "its submission was cut short"
+    elif outcome is None and not owner_of(run):
+        said = f"Slurm does not know job {job_id(run)} any more, which had not started"
+    else:
+        said = f"Slurm does not know job {job_id(run)} any more, and it left no final outcome"
+    remedy = f"{said}; `ropewalk resume {run.id}` goes on from its last checkpoint, if there is one"
+    return BackendState(state=RunState.UNKNOWN, word="lost", reason=remedy)
+
+
+def _settle(run: RunDir, job: Job, outcome: Outcome | None) -> BackendState:
+    """A job that ended without a word of ours."""
+    ended = seconds_of(job.end)
+    if outcome is None and ended != FOREVER and time.time() - ended < SETTLE_SECONDS and owner_of(run):
+        return BackendState(state=RunState.RUNNING, word=job.state, reason="ended; its outcome is awaited")
+    settled = conclude(run, state_of(job), _cause(run, job, outcome))
+    return BackendState(state=settled.state, word=job.state, reason=settled.cause)
+
+
+def _cause(run: RunDir, job: Job, outcome: Outcome | None) -> str:
+    if job.state == "CANCELLED" and (job.reason.startswith("Dependency") or (not owner_of(run) and _others_failed(run))):
+        return f"never started: it waited for {waited_for(run) or 'another run'}"
+    if job.state == "CANCELLED":
+        waited = outcome is not None or not owner_of(run)
+        return ("cancelled" if run.cancel_requested else "cancelled in Slurm") + (" while it waited" if waited else "")
+    words = _last_words(run.log_dir(run.attempts()[-1]) / "batch.log")
+    said = f"Slurm says {job.state}" + (f" ({job.reason})" if job.reason not in {"", "None"} else "")
+    return f"{said}; its script's last words: {words}" if words else said
+
+
+def _others_failed(run: RunDir) -> bool:
+    return "which ended as" in waited_for(run)
+
+
+def _last_words(log: Path) -> str:
+    try:
+        lines: Sequence[str] = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _reason(job: Job) -> str:
+    reason = "" if job.reason == "None" else job.reason
+    if reason.startswith(HELD):
+        return f"{reason}; `scontrol release {job.id}` lets it go"
+    if job.state == "PENDING" and job.start not in {"N/A", "Unknown", ""}:
+        return f"{reason}; may start at {job.start.replace('T', ' ')}"
+    return reason

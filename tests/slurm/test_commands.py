@@ -104,7 +104,8 @@ def test_lines_of_squeue() -> None:
 
 
 def test_accounting_where_there_is_some() -> None:
-    assert slurm("5|CANCELLED by 0\n6_1|COMPLETED\n7|\n").accounted(["5", "6", "7"]) == {"5": "CANCELLED", "6_1": "COMPLETED"}
+    said = slurm("5|CANCELLED by 0|ropewalk-a\n6_1|COMPLETED|ropewalk-b|c\n7||x\n").accounted(["5", "6", "7"])
+    assert said == {"5": ("ropewalk-a", "CANCELLED"), "6_1": ("ropewalk-b|c", "COMPLETED")}
     assert slurm(err="Slurm accounting storage is disabled", code=1).accounted(["5"]) == {}
     assert slurm(error=FileNotFoundError("sacct")).accounted(["5"]) == {}
 

@@ -247,6 +247,8 @@ class Attempt:
         if self.run.cancel_requested or reason == "cancelled":
             saved = "after saving" if EXIT_REQUEUE in codes else "before it had saved anything more"
             return self._outcome(RunState.CANCELLED, EXIT_REQUEUE, f"cancelled {saved}")
+        if self.lost and not self.elastic:  # Slurm requeues such a job itself; but what the others saved is not the last step
+            return self._outcome(RunState.REQUEUED, EXIT_TERMINATED, "; ".join(self.lost))
         if EXIT_REQUEUE in codes or reason:
             saved = "" if EXIT_REQUEUE in codes else "; no checkpoint was confirmed in time"
             state = RunState.PREEMPTED if reason == "preempted" else RunState.REQUEUED
@@ -265,4 +267,11 @@ class Attempt:
         """The first error that any rank or agent recorded, else the agents' exit codes."""
         for first in self.run.read_errors(self.number):
             return f"{first['who']}: {first['type']}: {first['message']}"
-        return "; ".join(f"node {n}'s agent ended with {c}" for n, c in sorted(self.codes.items()) if c)
+        return "; ".join(f"node {n}'s agent ended with {c}{self._last_words(n)}" for n, c in sorted(self.codes.items()) if c)
+
+    def _last_words(self, node: int) -> str:
+        """Of an agent that could not even start: a module, an image, a Python that is not there."""
+        log = self.folder / "logs" / f"node-{node}.log"
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines()[-20:]] if log.exists() else []
+        said = [line for line in lines if line and not line.startswith("srun: error:")]
+        return f" ({said[-1][:300]})" if said else ""

@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import replace
+from typing import Any
 
 from cluster.attempt import Attempt, Lane
 from cluster.config import Resources, Retries
@@ -46,8 +47,7 @@ class Supervisor:
                 return EXIT_DONE if outcome.state is not RunState.FAILED else EXIT_FAILED
             if not self.lane.keeps():
                 return EXIT_REQUEUE
-            kept = {key: details[key] for key in ("handle", "resources", "backend") if key in details}
-            number = self.run.begin_attempt(**kept, opened_by="retry")
+            number = self.run.begin_attempt(**carried_over(self.run, number), opened_by="retry")
 
     def _carry_out(self, number: int, resources: Resources) -> Outcome:
         bugs, disturbances = spent(self.run)
@@ -65,6 +65,12 @@ class Supervisor:
             outcome = replace(outcome, state=RunState.FAILED, cause=cause)
             self.run.write_outcome(number, outcome)
         return outcome
+
+
+def carried_over(run: RunDir, number: int) -> dict[str, Any]:
+    """What the next attempt of the same submission inherits from this one: handle, resources, the backend's own keys."""
+    own = {"attempt", "created", "opened_by"}
+    return {key: value for key, value in run.attempt_details(number).items() if key not in own}
 
 
 def bury_unfinished(run: RunDir, cause: str) -> None:

@@ -18,7 +18,7 @@ from cluster.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
-from cluster.supervisor import Supervisor, bury_unfinished, spent
+from cluster.supervisor import Supervisor, bury_unfinished, carried_over, spent
 from slurm.carriers import CLAIM, carrier, job_name, state_of, submission_details, submission_of
 from slurm.commands import Slurm
 from slurm.lane import SlurmLane

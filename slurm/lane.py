@@ -17,7 +17,8 @@ from cluster.processes import deaf_children, end, family
 from cluster.run_dir import RunDir
 from slurm.commands import Slurm, plain_environment
 from slurm.container import wrap
-from slurm.job import ends_at, why_taken
+from slurm.guard import Guard
+from slurm.job import FOREVER, ends_at, why_taken
 from slurm.profile import SlurmProfile
 from slurm.script import companion_name, render_companion
 
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 3.0  # between two questions to the controller, while an elastic run waits for nodes
 ASK_AGAIN_SECONDS = 30.0  # after a node that was asked for has come and gone
 END_SECONDS = 10.0
+# the last: Slurm took the node out of the job again, as it came back while Slurm still ended the job's earlier life there
+NODE_FAILURES = ("node failure", "communication", "requested node configuration is not available")
 UP_STATES = ("alloc", "mix", "idle", "comp", "resv", "plnd")
 
 
@@ -52,6 +55,7 @@ class SlurmLane:
         self.asked_to_stop = threading.Event()  # set by the conductor's signal handler
         self.ray_token = secrets.token_hex(32)  # lives in memory only
         self.companions: set[str] = set()  # jobs asked for that hold no slot yet
+        self.guard = Guard(self)
         self._next_look = self._next_request = 0.0
         self._notice = ""
 
@@ -78,22 +82,24 @@ class SlurmLane:
     def start(self, node: int, command: list[str], log: Path) -> Popen[bytes]:
         """Start a step of one task; srun hands SIGUSR2 on to it."""
         words, more = wrap(command, self.profile, self.run)
-        return self._open([*self._srun(node), *more, *words], log)
+        return self.open([*self.srun(node), *more, *words], log)
 
     def serve(self, command: list[str], log: Path) -> Popen[bytes]:
         """Start a command here, and not as a step, which Slurm would end before the agents have left."""
         words, more = wrap(command, self.profile, self.run)
         if more:  # this runtime starts nothing but steps
-            return self._open([*self._srun(0), *more, *words], log)
+            return self.open([*self.srun(0), *more, *words], log)
         with deaf_children():
-            return self._open(words, log)
+            return self.open(words, log)
 
-    def _open(self, words: list[str], log: Path) -> Popen[bytes]:
+    def open(self, words: list[str], log: Path) -> Popen[bytes]:
+        """Start a process here, with what an agent's environment holds; its output goes to the end of `log`."""
         values = {**plain_environment(), **self._environment()}
         with log.open("ab") as stream:
             return Popen(words, stdout=stream, stderr=stream, stdin=DEVNULL, env=values)
 
-    def _srun(self, node: int) -> list[str]:
+    def srun(self, node: int) -> list[str]:
+        """A step of one task on one node."""
         slot = self.slots[node]
         words = ["srun", f"--jobid={slot.job}", "--nodes=1", "--ntasks=1", f"--nodelist={slot.host}", "--overlap"]
         words += ["--kill-on-bad-exit=0", "--wait=0", "--mpi=none", "--cpu-bind=none", "--input=none", "--export=ALL"]
@@ -125,7 +131,7 @@ class SlurmLane:
         if code < 0 or code > 128:
             return f"killed by signal {-code if code < 0 else code - 128}"
         last = (self._log_of(node).read_text(errors="replace").splitlines() or [""])[-3:] if self._log_of(node).exists() else []
-        if any("node failure" in line.lower() or "communication" in line.lower() for line in last):
+        if any(word in line.lower() for line in last for word in NODE_FAILURES):
             return "Slurm says node failure"
         try:
             state = self.slurm.node_state(self.slots[node].host)
@@ -167,6 +173,7 @@ class SlurmLane:
 
     def offered(self, wanted: int) -> list[int]:
         """Nodes that can join now. Slurm adds none to a running job: a small job of its own holds each."""
+        self.guard.tend()
         free = [index for index, slot in self.slots.items() if not slot.dead and not slot.busy][: max(wanted, 0)]
         missing = max(wanted, 0) - len(free)
         now = time.monotonic()
@@ -193,6 +200,9 @@ class SlurmLane:
             job = jobs.get(job_id)
             if job is not None and job.state == "RUNNING" and len(new) < missing:
                 self.companions.discard(job_id)
+                if job.nodes in self._hosts():  # two that were asked for together got the same
+                    self._cancel(job_id)
+                    continue
                 index = max(self.slots) + 1
                 self.slots[index] = Slot(host=job.nodes, job=job_id)
                 new.append(index)
@@ -208,17 +218,22 @@ class SlurmLane:
             return
         try:
             left = ends_at(self.slurm.job_details(self.job)) - time.time()
-            minutes = int(left // 60)
-            if minutes < 1:
-                return
+            minutes = int(left // 60) if left < FOREVER else None
+            if minutes == 0:
+                return  # not worth a new group
             script = render_companion(self.run, self.resources, self.profile, self.job, minutes)
             place = self.run.attempt_dir(self.run.attempts()[-1]) / "companion.sbatch"
             place.write_text(script)
-            self.companions |= {self.slurm.sbatch(place) for _ in range(count)}
+            away = ",".join(sorted({*self._hosts(), *filter(None, [self.profile.exclude])}))
+            self.companions |= {self.slurm.sbatch(place, f"--exclude={away}") for _ in range(count)}
             self.run.event("nodes_asked_for", count=count, jobs=sorted(self.companions))
         except BackendError as error:
             log.warning("cannot ask for %d more nodes: %s", count, error)
             self._next_request = time.monotonic() + ASK_AGAIN_SECONDS
+
+    def _hosts(self) -> set[str]:
+        """Nodes that we have, which on a shared cluster might be given to us twice."""
+        return {slot.host for slot in self.slots.values() if not slot.dead}
 
     def _cancel(self, job: str) -> None:
         try:
@@ -255,6 +270,7 @@ class SlurmLane:
 
     def close(self) -> None:
         """Give back what was asked for in addition."""
+        self.guard.close()
         held = {slot.job for slot in self.slots.values() if slot.job != self.job and not slot.dead}
         if held or self.companions:
             self._cancel(f"--name={companion_name(self.job)}")

@@ -13,7 +13,7 @@ from slurm.profile import SlurmProfile
 
 HERE = Path(__file__).parent
 ARRAY_LIST = "array.txt"  # in the first run's attempt: the runs' names, in order
-SIGNAL_SLACK_SECONDS = 60  # Slurm looks at time limits twice a minute
+GUARD_PATIENCE_SECONDS = 15  # without a sign of life of the first node, before Slurm is asked about it
 
 
 def render_job(run: RunDir, resources: Resources, profile: SlurmProfile, attempt: int = 1, runs: int = 1) -> str:
@@ -28,7 +28,7 @@ def render_job(run: RunDir, resources: Resources, profile: SlurmProfile, attempt
         enter=_enter(run, attempt) if array else "",
         setup="\n".join([*profile.setup, *_exports(run, profile)]),
         controller=shlex.quote(sys.executable),
-        hurry=fill("hurry.sh", options=shlex.join(flags(placement(profile)))).rstrip() if profile.requeue_at_once else "",
+        hurry=hurry_lines(profile),
     )
 
 
@@ -75,6 +75,16 @@ def render_companion(run: RunDir, resources: Resources, profile: SlurmProfile, j
     options: dict[str, str | int | bool] = {"job-name": companion_name(job), "comment": f"{key_of(run, 0)}:more"}
     options |= {**requests(one), **profile.options, "output": "/dev/null", "no-requeue": True}
     return fill("companion.sbatch", directives="\n".join(f"#SBATCH {flag}" for flag in flags(options)), job=job)
+
+
+def hurry_lines(profile: SlurmProfile) -> str:
+    """What a script does after `scontrol requeue`, so that the job need not wait two minutes."""
+    return fill("hurry.sh", options=shlex.join(flags(placement(profile)))).rstrip() if profile.requeue_at_once else ""
+
+
+def render_guard(hurry: str) -> str:
+    """The script that requeues an elastic job whose first node died."""
+    return fill("guard.sh", patience=str(GUARD_PATIENCE_SECONDS), hurry=hurry)
 
 
 def companion_name(job: str) -> str:

@@ -1,0 +1,18 @@
+#!/bin/bash
+# On another node than the first of an elastic run: when the first one dies, Slurm ends the job script with it, leaves
+# the job (--no-kill) and requeues nothing. Usage: guard.sh BEAT, a file that the job script's process touches.
+beat=$1 last= still=0
+while sleep 5; do
+  now=$(stat -c %Y.%y "$beat" 2>/dev/null)
+  if [ "$now" != "$last" ]; then last=$now still=0; continue; fi
+  still=$((still + 5))
+  [ "$still" -ge @patience@ ] || continue
+  said=$(scontrol --oneliner show job "$SLURM_JOB_ID" 2>/dev/null) || continue   # the controller is away
+  host=$(sed -n 's/.* BatchHost=\([^ ]*\).*/\1/p' <<< "$said")
+  nodes=$(sed -n 's/.* NodeList=\([^ ]*\).*/\1/p' <<< "$said")
+  scontrol show hostnames "$nodes" | grep -qxF "$host" && continue               # it is only slow
+  echo "the first node, $host, is lost: requeueing"
+  scontrol requeue "$SLURM_JOB_ID" || continue
+@hurry@
+  exit 0
+done

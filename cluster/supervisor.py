@@ -43,6 +43,9 @@ class Supervisor:
         while True:
             outcome = self._carry_out(number, resources)
             log.info("attempt %d ended: %s (%s)", number, outcome.state, outcome.cause)
+            if self.run.attempts()[-1] != number:
+                log.error("somebody else has taken the run over; leaving it alone")
+                return EXIT_FAILED
             if outcome.state.final:
                 return EXIT_DONE if outcome.state is not RunState.FAILED else EXIT_FAILED
             if not self.lane.keeps():

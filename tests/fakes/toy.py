@@ -66,3 +66,19 @@ def ray_sum(context: JobContext) -> dict[str, Any]:
 def place(context: JobContext) -> dict[str, Any]:
     """Where and as whom the process engine runs."""
     return {"rank": context.rank, "world": context.world_size, "attempt": context.attempt}
+
+
+def tick(context: JobContext) -> dict[str, Any]:
+    """The same as `count` without torch, for the process engine."""
+    config, saved = context.run.record["config"], context.run.path / "saved.json"
+    step = int((read_json(saved) or {"step": 0})["step"])
+    while step < config["steps"]:
+        stop = context.stop_requested()
+        step += 1
+        context.fence.check()
+        write_json(saved, {"step": step})
+        append_line(context.run.metrics, {"step": step, "attempt": context.attempt, "time": time.time(), "world": 1})
+        if stop:
+            raise StopRequested(f"step {step}")
+        time.sleep(config.get("pause", 0.05))
+    return {"step": step}

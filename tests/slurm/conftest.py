@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     names = [name for one in started for name in (f"ropewalk-{one.run.id}", f"ropewalk-more-{one.job}")]
     if names:
         subprocess.run(["scancel", f"--name={','.join(names)}"], check=False)
+
+
+@pytest.fixture
+def tick(start: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for runs of one process that loads nothing and counts."""
+    return partial(start, "tick", "process")

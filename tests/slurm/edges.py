@@ -1,0 +1,69 @@
+"""What stands around Slurm's real commands in tests: who counts them, who loses an answer; and a controller that forgets."""
+
+import os
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from slurm.commands import Slurm, run_command
+from slurm.lab import Lab
+
+Done = subprocess.CompletedProcess[str]
+
+
+class Recorder:
+    """Runs every command for real, and remembers which."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def __call__(self, words: Sequence[str], seconds: float) -> Done:
+        self.asked.append(list(words))
+        return run_command(words, seconds)
+
+    def count(self) -> dict[str, int]:
+        """How often each command ran since the last time."""
+        found = Counter(words[0] for words in self.asked)
+        self.asked.clear()
+        return dict(found)
+
+
+class Unlucky(Recorder):
+    """The first sbatch does what it does, but its answer is lost."""
+
+    def __init__(self, accident: Callable[[Sequence[str]], Done]) -> None:
+        super().__init__()
+        self.accident = accident
+
+    def __call__(self, words: Sequence[str], seconds: float) -> Done:
+        done = super().__call__(words, seconds)
+        first = words[0] == "sbatch" and sum(asked[0] == "sbatch" for asked in self.asked) == 1
+        return self.accident(words) if first else done
+
+
+def times_out(words: Sequence[str]) -> Done:
+    raise subprocess.TimeoutExpired(words, 60)
+
+
+def socket_times_out(words: Sequence[str]) -> Done:
+    text = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n"
+    return subprocess.CompletedProcess(words, 1, "", text)
+
+
+def dies(words: Sequence[str]) -> Done:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError(words)
+
+
+def forget(lab: Lab) -> None:
+    """The controller is killed and comes back with no memory of any job; ids begin at 1 again."""
+    lab.kill_controller()
+    for path in (lab.folder / "state").glob("job_state*"):
+        path.unlink()
+    lab.start_controller()
+
+
+def jobs_with(key: str) -> list[str]:
+    """Ids of all jobs with this comment."""
+    return [job.id for job in Slurm().my_jobs() if job.comment == key]

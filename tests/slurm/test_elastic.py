@@ -14,14 +14,15 @@ Start = Callable[..., SlurmToy]
 RECOVERY_SECONDS = 30.0  # on a busy machine; the benchmark has the figures
 
 
-def squeue(job: str, form: str) -> str:
-    done = subprocess.run(["squeue", "-h", "-j", job, "-o", form], capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+def squeue(*words: str) -> str:
+    return subprocess.run(["squeue", "-h", *words], capture_output=True, text=True, check=False).stdout.strip()
 
 
-def without_redone_steps(run: SlurmToy) -> None:
-    steps = run.steps()
-    assert steps == list(range(1, len(steps) + 1)), run.said()
+def end(run: SlurmToy) -> None:
+    """Cancel it; nothing of it is left in the queue."""
+    run.backend.cancel(run.run)
+    assert run.finish().state is RunState.CANCELLED
+    until(lambda: not squeue(f"--name=ropewalk-more-{run.job}") and not squeue("-j", run.job), 30)
 
 
 def test_a_node_dies_and_comes_back(make_lab: MakeLab, start: Start) -> None:
@@ -39,11 +40,7 @@ def test_a_node_dies_and_comes_back(make_lab: MakeLab, start: Start) -> None:
     lab.start_node(victim)
     until(lambda: run.world() == 4, 60)
     assert run.run.attempts() == [1]
-    run.backend.cancel(run.run)
-    assert run.finish().state is RunState.CANCELLED
-    until(
-        lambda: "RUNNING" not in subprocess.run(["squeue", "-h", "-o", "%T"], capture_output=True, text=True, check=True).stdout
-    )
+    end(run)
 
 
 def test_the_first_node_dies(make_lab: MakeLab, start: Start) -> None:
@@ -54,21 +51,19 @@ def test_the_first_node_dies(make_lab: MakeLab, start: Start) -> None:
     lab.fail_node(run.host_of(0))
     until(lambda: run.run.attempts() == [1, 2] and run.steps()[-1] > saved, 120)
     assert "first node was lost" in run.run.outcome(1).cause  # type: ignore[union-attr]
-    run.backend.cancel(run.run)
-    assert run.finish().state is RunState.CANCELLED
+    end(run)
 
 
 def test_scaled_down_gives_the_nodes_back_and_up_asks_for_more(slurm_lab: Lab, start: Start) -> None:
     run = start(profile={"exclusive": True}, resources={"nodes": "1..3"}, steps=100000)
     until(lambda: run.world() == 3, 90)
     run.run.request_nodes(1)
-    until(lambda: squeue(run.job, "%D") == "1", 60)
+    until(lambda: squeue("-j", run.job, "-o%D") == "1", 60)
     until(lambda: run.world() == 1, 30)
     run.run.request_nodes(2)
     until(lambda: run.world() == 2, 60)
     assert run.run.attempts() == [1]
-    run.backend.cancel(run.run)
-    assert run.finish().state is RunState.CANCELLED
+    end(run)
     steps = run.steps()
     first = next(m["step"] for m in run.run.read_metrics() if m["world"] == 3)
     assert steps[first - 1 :] == list(range(first, steps[-1] + 1)), f"who joins or leaves costs no step\n{run.said()}"
@@ -79,19 +74,16 @@ def test_it_starts_with_what_is_there_and_grows(make_lab: MakeLab, start: Start,
     make_lab(nodes=2)
     command = ["sbatch", "--parsable", "--exclusive", "-N1", "-t5", "-o/dev/null", "--wrap=sleep 100"]
     other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    until(lambda: squeue(other, "%T") == "RUNNING")
+    until(lambda: squeue("-j", other, "-o%T") == "RUNNING")
     run = start(profile={"exclusive": True, "partition": "main"}, resources={"nodes": "1..2"}, steps=100000)
     until(lambda: run.world() == 1, 90)
     subprocess.run(["scancel", other], check=True)
     until(lambda: run.world() == 2, 60)
     if preempt:  # of the node that was asked for in addition: the run goes on without it
-        companion = subprocess.run(
-            ["squeue", "-h", f"--name=ropewalk-more-{run.job}", "-o%N"], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        companion = squeue(f"--name=ropewalk-more-{run.job}", "-o%N")
         high = ["sbatch", "-phigh", "--exclusive", f"-w{companion}", "-N1", "-t1", "-o/dev/null", "--wrap=sleep 5"]
         subprocess.run(high, check=True)
         until(lambda: run.world() == 1, 60)
     assert run.run.attempts() == [1]
-    run.backend.cancel(run.run)
-    assert run.finish().state is RunState.CANCELLED
+    end(run)
     assert len(run.steps()) == len(set(run.steps())), run.said()

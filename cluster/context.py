@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster.config import JobConfig
-from cluster.run_dir import Fence, RunDir
+from cluster.fence import Fence
+from cluster.run_dir import RunDir
 
 C = TypeVar("C", bound=JobConfig)
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY, ConfigError, StaleAttemptError
+from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY, ConfigError
 from cluster.files import append_line, json_text, read_json, read_lines, write_all, write_json
 from cluster.record import dump_record, read_listed, read_record
 from cluster.spec import Outcome, RunState
@@ -238,6 +238,10 @@ class RunDir:
         """Ask for the run to go on with another number of nodes."""
         write_json(self.path / "scale.json", {"nodes": nodes})
 
+    def withdraw_nodes(self) -> None:
+        """The user resumes the run with resources of its own."""
+        (self.path / "scale.json").unlink(missing_ok=True)
+
 
 def begin_attempts(runs: Sequence[RunDir], details: Sequence[Mapping[str, Any]]) -> list[int]:
     """`begin_attempt` of many runs, each with its own details. Whoever starts one of them calls its `make_folders`."""
@@ -271,30 +275,3 @@ def _make_folder(root: Path, name: str) -> Path:
             continue
         (folder / "attempts").mkdir()
         return folder
-
-
-class Fence:
-    """The right to write into a run: held by the newest group of ranks of the newest attempt, and no other.
-
-    A group is one formation of ranks inside an attempt (a rank was lost, a node joined). Claiming is the
-    creation of a file whose name only grows; checking is one directory listing; nothing needs a lock.
-    """
-
-    def __init__(self, run: RunDir, attempt: int, group: int) -> None:
-        self.run, self.attempt, self.group = run, attempt, group
-
-    def claim(self) -> None:
-        """Take over from every older group. Raises StaleAttemptError if there is a newer one already."""
-        self.check()
-        (self.run.attempt_dir(self.attempt) / "groups" / f"{self.group:06d}").touch()
-
-    def check(self) -> None:
-        """Raise StaleAttemptError if this group has a successor."""
-        attempts = self.run.attempts()
-        if attempts and attempts[-1] > self.attempt:
-            raise StaleAttemptError(f"{self.run.id}: attempt {self.attempt} was succeeded by {attempts[-1]}; not writing")
-        newest = max((int(n) for n in os.listdir(self.run.attempt_dir(self.attempt) / "groups")), default=0)
-        if newest > self.group:
-            raise StaleAttemptError(
-                f"{self.run.id}: group {self.group} of attempt {self.attempt} was succeeded by {newest}; not writing"
-            )

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs import cli_site
+from jobs.cli_site import Cluster
+
 app = typer.Typer(
     name="ropewalk",
     help="Raw text to a trained language model, in whatever lane there is: a laptop, Slurm, Kubernetes.",
@@ -19,7 +22,6 @@ RunWord = Annotated[str, typer.Argument(metavar="RUN", help="a run's id, the beg
 Words = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", help="overrides, such as optim.lr=1e-3")]
 JobWord = Annotated[str | None, typer.Argument(metavar="JOB", help="preprocess, pretrain, evaluate, ...")]
 ConfigFile = Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE.yaml", help="the job file")]
-Cluster = Annotated[str, typer.Option("--on", metavar="CLUSTER", help="a cluster of the profile file, local, slurm or k8s")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable: JSON on stdout")]
 HelpFlag = Annotated[bool, typer.Option("--help", help="show this, or with a JOB every key of it")]
 OWN_HELP: dict[str, Any] = {"help_option_names": []}
@@ -181,6 +183,17 @@ def cancel(word: RunWord) -> None:
 
 
 @app.command()
+def scale(word: RunWord, nodes: Annotated[int, typer.Argument(min=1, metavar="NODES", help="how many it shall have")]) -> None:
+    """Let an elastic run go on with fewer nodes, which it gives back, or with more, and redo no step."""
+    from jobs.status import find_run
+    from jobs.submission import scale as ask
+
+    found = find_run(word)
+    ask(found, nodes)
+    print(f"{found.id} goes on with {nodes} nodes from its next step boundary on, more as they are there")
+
+
+@app.command()
 def wait(word: RunWord, as_json: AsJson = False) -> None:
     """Return when a run is over, with its outcome as exit code."""
     from jobs import follow
@@ -212,18 +225,6 @@ def top(once: Annotated[bool, typer.Option("--once", help="print it once and lea
 
 
 @app.command()
-def doctor(on: Cluster = "local") -> None:
-    """Check this machine and a cluster."""
-    from jobs.display import checks_table, console
-    from jobs.doctor import checks
-
-    found = checks(on)
-    console().print(checks_table(found))
-    if not all(check.ok for check in found):
-        raise typer.Exit(1)
-
-
-@app.command()
 def sync(word: Annotated[str | None, typer.Argument(metavar="[RUN]", help="this run only")] = None) -> None:
     """Upload W&B files that were written without a network."""
     from jobs.mirror import sync_run
@@ -247,24 +248,9 @@ def export(
     print(write(find_run(word), directory, step))
 
 
-@app.command()
-def quickstart(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="where all of it goes")] = Path("quickstart"),
-    steps: Annotated[int, typer.Option(min=20, help="training steps")] = 300,
-) -> None:
-    """See all of it on this machine in a few minutes, on text that is already here."""
-    from jobs.display import console
-    from jobs.quickstart import quickstart as tour
-
-    tour(directory, console(), steps)
-
-
-@app.command(context_settings={**OWN_HELP, "ignore_unknown_options": True})
-def lab(context: typer.Context, words: Annotated[list[str] | None, typer.Argument(metavar="slurm up|down|...")] = None) -> None:
-    """Bring up a real test cluster on this machine: `ropewalk lab slurm up`."""
-    from jobs.labs import run_lab
-
-    run_lab(words or [], context.get_help())
+app.command()(cli_site.doctor)
+app.command()(cli_site.quickstart)
+app.command(context_settings={**OWN_HELP, "ignore_unknown_options": True})(cli_site.lab)
 
 
 def main() -> None:

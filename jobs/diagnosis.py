@@ -153,7 +153,11 @@ def tell(event: dict[str, Any]) -> str | None:
     words: dict[str, Callable[[], str]] = {
         "rank_lost": lambda: f"rank {event.get('rank')} on node {event.get('node')} {_ending(event.get('exit_code'))}",
         "node_lost": lambda: f"node {event.get('node')} died ({event.get('signal', 'lost')})",
-        "node_returned": lambda: f"node {event.get('node')} is back",
+        "node_returned": lambda: f"node {event.get('node')} is there",
+        "node_left": lambda: f"node {event.get('node')} left; the others go on",
+        "node_asked_to_leave": lambda: f"node {event.get('node')} is given back",
+        "nodes_asked_for": lambda: f"asked for {event.get('count')} more nodes",
+        "scaled_by_user": lambda: f"the user wants {event.get('nodes')} nodes",
         "group_formed": lambda: f"group {event.get('group')} formed over {event.get('nodes')} nodes",
         "stop_requested": lambda: f"node {event.get('node')} was asked to stop",
         "stopped": lambda: f"saved and stopped at step {step}",

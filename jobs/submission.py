@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.backend import Backend, load_backend, load_profile
-from cluster.config import JobConfig, apply_override, load_config, read_yaml
+from cluster.config import JobConfig, Resources, apply_override, load_config, read_yaml
 from cluster.errors import ConfigError, RopewalkError
 from cluster.run_dir import RunDir, runs_root
 from cluster.spec import RunState
@@ -158,6 +158,7 @@ def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:
     config = load_config(JobConfig, {"resources": used}, overrides)
     was_cancelled = run.cancel_requested
     run.withdraw_cancel()
+    run.withdraw_nodes()
     try:
         load_backend(run.record["cluster"]).submit(run, config.resources)
     except RopewalkError:
@@ -165,6 +166,22 @@ def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:
             run.request_cancel()
         raise
     run.event("resumed_by_user", resources=config.resources.model_dump(mode="json"))
+
+
+def scale(run: RunDir, nodes: int) -> None:
+    """Ask a live elastic run to go on with another number of nodes. Raises ConfigError."""
+    if final_outcome(run) is not None:
+        raise ConfigError(f"{run.id} is over; `ropewalk resume {run.id} resources.nodes={nodes}` goes on with it")
+    attempts = run.attempts()
+    used = (run.attempt_details(attempts[-1]).get("resources") if attempts else None) or run.record["resources"]
+    allowed = Resources.model_validate(used).nodes
+    if not allowed.elastic:
+        remedy = f"cancel it, then `ropewalk resume {run.id} resources.nodes=1..{max(nodes, allowed.most)}`"
+        raise ConfigError(f"{run.id} has resources.nodes={allowed}, a fixed number; {remedy}")
+    if not allowed.least <= nodes <= allowed.most:
+        raise ConfigError(f"{nodes} nodes: {run.id} has resources.nodes={allowed}; choose one of these")
+    run.request_nodes(nodes)
+    run.event("scaled_by_user", nodes=nodes)
 
 
 # --- what is recorded

@@ -13,7 +13,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from cluster.errors import CheckpointError, RopewalkError, StaleAttemptError, StorageError
-from cluster.run_dir import Fence, RunDir
+from cluster.fence import Fence
+from cluster.run_dir import RunDir
 from cluster.storage import Place
 from sharding.config import CheckpointConfig
 from sharding.group import Group

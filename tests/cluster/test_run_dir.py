@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ConfigError, StaleAttemptError
+from cluster.fence import Fence
 from cluster.files import append_line, read_lines, write_atomically
-from cluster.run_dir import Fence, RunDir
+from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 
 

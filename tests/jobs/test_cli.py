@@ -195,6 +195,14 @@ def test_top_reads_files(shell: Shell, running: RunDir) -> None:
 # --- ending
 
 
+def test_scale_asks_only_a_live_elastic_run(shell: Shell, running: RunDir) -> None:
+    assert "a fixed number" in shell.mistake("scale", running.id, "2")
+    running.describe_attempt(running.attempts()[-1], resources={"nodes": "1..4"})
+    assert "choose one of these" in shell.mistake("scale", running.id, "5")
+    shell("scale", running.id, "2")
+    assert running.wanted_nodes == 2
+
+
 def test_cancel_and_resume(shell: Shell, running: RunDir) -> None:
     assert running.id in shell("cancel", running.id)
     assert running.cancel_requested

@@ -10,7 +10,8 @@ import torch
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from cluster.errors import CheckpointError, StaleAttemptError
-from cluster.run_dir import Fence, RunDir
+from cluster.fence import Fence
+from cluster.run_dir import RunDir
 from cluster.storage import Place
 from sharding.checkpoint import Checkpoints, newest_complete, steps_in
 from sharding.config import CheckpointConfig

@@ -72,7 +72,7 @@ class Supervisor:
 
 def carried_over(run: RunDir, number: int) -> dict[str, Any]:
     """What the next attempt of the same submission inherits from this one: handle, resources, the backend's own keys."""
-    own = {"attempt", "created", "opened_by"}
+    own = {"attempt", "created", "opened_by", "started", "hosts"}
     return {key: value for key, value in run.attempt_details(number).items() if key not in own}
 
 

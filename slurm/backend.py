@@ -16,7 +16,7 @@ from cluster.supervisor import BY_SUBMISSION, bury_unfinished
 from slurm.carriers import ARRAY_JOB, job_id, job_name, jobs_of, state_of, waits
 from slurm.commands import Job, Slurm
 from slurm.profile import SlurmProfile
-from slurm.script import ARRAY_LIST, key_of, render_job
+from slurm.script import ARRAY_LIST, job_options, key_of, render_job
 from slurm.states import conclude, judge, last_known
 from slurm.submit import SubmissionInDoubtError, submit_once
 
@@ -58,7 +58,7 @@ class SlurmBackend:
         head, array = runs[0], len(runs) > 1
         number = (head.attempts() or [0])[-1] + 1
         script = render_job(head, resources, self.profile, number, len(runs))
-        options = self._dependency(head, after)
+        options = [*job_options(head, resources, self.profile, number, len(runs)), *self._dependency(head, after)]
         self._open(runs, number, self._details(head, number, resources, after))
         head.make_folders(number)  # Slurm itself writes the script's log
         place = head.attempt_dir(number)

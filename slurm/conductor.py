@@ -108,8 +108,7 @@ def open_attempt(run: RunDir, restarts: int) -> int | None:
         cause = f"{cause}; retries.disturbances allows {allowed}"
         run.write_outcome(newest, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
         return None
-    kept = {key: details[key] for key in ("handle", "resources", "backend") if key in details}
-    return run.begin_attempt(**kept, restarts=restarts, opened_by="requeue")
+    return run.begin_attempt(**{**carried_over(run, newest), "restarts": restarts}, opened_by="requeue")
 
 
 def tidy(slurm: Slurm, job: str) -> None:

@@ -23,7 +23,7 @@ def render_job(run: RunDir, resources: Resources, profile: SlurmProfile, attempt
     where = f",\n# which array.txt names, beside the first run's {attempt:04d}/job.sbatch" if array else ""
     return fill(
         "job.sbatch",
-        directives="\n".join(directives(run, resources, profile, attempt, runs)),
+        directives="\n".join(f"#SBATCH {flag}" for flag in job_options(run, resources, profile, attempt, runs)),
         where=where,
         enter=_enter(run, attempt) if array else "",
         setup="\n".join([*profile.setup, *_exports(run, profile)]),
@@ -32,8 +32,8 @@ def render_job(run: RunDir, resources: Resources, profile: SlurmProfile, attempt
     )
 
 
-def directives(run: RunDir, resources: Resources, profile: SlurmProfile, attempt: int, runs: int) -> list[str]:
-    """The #SBATCH lines."""
+def job_options(run: RunDir, resources: Resources, profile: SlurmProfile, attempt: int, runs: int) -> list[str]:
+    """All options of the job. On sbatch's command line too: a user's SBATCH_PARTITION would win over a script's line."""
     log = f"{run.id}/attempts/{attempt:04d}/logs/batch.log" if runs > 1 else f"attempts/{attempt:04d}/logs/batch.log"
     options: dict[str, str | int | bool] = {
         "job-name": f"ropewalk-{run.id}",
@@ -44,7 +44,7 @@ def directives(run: RunDir, resources: Resources, profile: SlurmProfile, attempt
         "open-mode": "append",
         "output": "/dev/null" if runs > 1 else log,
     }
-    return [f"#SBATCH {flag}" for flag in flags(options)]
+    return flags(options)
 
 
 def requests(resources: Resources) -> dict[str, str | int | bool]:

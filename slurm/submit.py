@@ -25,7 +25,7 @@ def submit_once(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
-    """Submit a script under `key`, which becomes its comment, from the directory `where`; the job's id.
+    """Submit a script under `key`, which `options` make its comment, from the directory `where`; the job's id.
 
     Raises BackendError with Slurm's own words if it refuses, SubmissionInDoubtError if no controller answers for two minutes.
     """
@@ -34,8 +34,7 @@ def submit_once(
     while True:
         try:
             made = find(slurm, key) if in_doubt else None
-            # the comment again: a user's SBATCH_COMMENT would win over the script's
-            return made or slurm.sbatch(script, f"--chdir={where}", f"--comment={key}", *options)
+            return made or slurm.sbatch(script, f"--chdir={where}", *options)
         except ControllerAwayError as error:
             in_doubt = True
             if clock() > deadline:

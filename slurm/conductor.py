@@ -91,7 +91,7 @@ def _lives(run: RunDir, owner: str, slurm: Slurm) -> bool:
 def open_attempt(run: RunDir, restarts: int) -> int | None:
     """The attempt to carry out: that of the submission, or after a requeue the next. None: there is nothing to do."""
     newest = run.attempts()[-1]
-    outcome, details = run.outcome(newest), run.attempt_details(newest)
+    outcome = run.outcome(newest)
     if outcome is not None and outcome.state.final:
         log.info("the run is over: %s", outcome.state)
         return None

@@ -1,0 +1,102 @@
+"""Standstill on real Slurm: from a disturbance to the next step that was not there before.
+
+Usage: python -m tests.benchmarks.bench_slurm_recovery [ROUNDS]
+A counter of 20 steps a second with a checkpoint each, so that what is measured is the machinery.
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from slurm.lab import Lab
+from slurm.lab_config import LabSettings
+from tests.slurm.conftest import ROOT, until
+from tests.slurm.toy import SlurmToy
+
+
+def standstill(run: SlurmToy, disturb: Callable[[], object], world: int | None = None) -> float:
+    """Seconds without a new step after `disturb`; with `world` until a step of that many ranks."""
+    disturb()
+    began = time.time()
+
+    def gap() -> float:
+        after = [m for m in run.run.read_metrics() if m["time"] > began and (world is None or m["world"] == world)]
+        before = max(m["time"] for m in run.run.read_metrics() if m["time"] <= began)
+        # steps that were under way when the disturbance came are not its end
+        found = [m["time"] - before for m in after if m["time"] - before > 0.5 or world is not None]
+        return found[0] if found else 0.0
+
+    return float(until(gap, 240))
+
+
+def of_a_fixed_run(lab: Lab, root: Path) -> dict[str, float]:
+    """Requeue and preemption of two nodes."""
+    run = SlurmToy(root, profile={"partition": "main", "exclusive": True}, resources={"nodes": 2}, steps=100000)
+    run.reach(20)
+    found = {"scontrol requeue": standstill(run, lambda: subprocess.run(["scontrol", "requeue", run.job], check=True))}
+    run.reach(run.steps()[-1] + 20)
+    high = ["sbatch", "--parsable", "-phigh", f"-N{len(lab.nodes)}", "--exclusive", "-o/dev/null", "--wrap=true"]
+    found["preemption (the other job runs 0 s)"] = standstill(run, lambda: subprocess.run(high, check=True, capture_output=True))
+    run.backend.cancel(run.run)
+    run.finish()
+    return found
+
+
+def of_an_elastic_run(lab: Lab, root: Path) -> dict[str, float]:
+    """A node dies, a node returns, the user scales, the first node dies."""
+    run = SlurmToy(root, resources={"nodes": "1..4"}, steps=1000000)
+    until(lambda: run.world() == 4, 120)
+    victim = run.host_of(2)
+    found = {"a node of 4 dies, on at 3": standstill(run, lambda: lab.kill_node(victim), 3)}
+    until(lambda: run.events("node_lost"), 120)
+    joined = len(run.run.read_metrics())
+    lab.start_node(victim)
+    until(lambda: run.world() == 4, 120)
+    found["it returns, on at 4 (the others stand still)"] = longest_gap(run, joined)
+    asked = len(run.run.read_metrics())
+    run.run.request_nodes(2)
+    until(lambda: run.world() == 2, 120)
+    found["scaled to 2"] = longest_gap(run, asked)
+    first = run.host_of(0)
+    found["the first node dies, requeued"] = standstill(run, lambda: lab.kill_node(first))
+    run.backend.cancel(run.run)
+    run.finish()
+    return found
+
+
+def longest_gap(run: SlurmToy, since: int) -> float:
+    """Seconds between two steps in a row, at most, from a line of the metrics on."""
+    times = [m["time"] for m in run.run.read_metrics()][max(since - 1, 0) :]
+    return max(b - a for a, b in zip(times, times[1:], strict=False))
+
+
+def main() -> None:
+    """Print medians over the rounds."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    os.environ["PYTHONPATH"] = str(ROOT)
+    figures: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        for measure in (of_a_fixed_run, of_an_elastic_run):
+            folder = Path(tempfile.mkdtemp(prefix="s", dir="/tmp"))
+            folder.chmod(0o755)
+            lab = Lab(folder)
+            try:
+                lab.up(LabSettings(nodes=4 if measure is of_an_elastic_run else 2, slow_requeue=True))
+                os.environ["SLURM_CONF"] = lab.env["SLURM_CONF"]
+                for name, seconds in measure(lab, folder / "runs").items():
+                    figures.setdefault(name, []).append(seconds)
+            finally:
+                lab.down()
+                shutil.rmtree(folder, ignore_errors=True)
+    for name, seconds in figures.items():
+        print(f"{name:48} median {statistics.median(seconds):6.1f} s   worst {max(seconds):6.1f} s   of {len(seconds)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 give its id to another."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cluster.run_dir import RunDir
@@ -95,20 +96,29 @@ def job_name(run: RunDir) -> str:
 def jobs_of(runs: Sequence[RunDir], jobs: Sequence[Job]) -> dict[str, Job]:
     """The job of each run that has one, by run id."""
     by_run: dict[tuple[str, str], list[Job]] = {}
+    arrays: dict[str, Job] = {}  # any job of a head run's array
     for job in jobs:
         # a site's plugin may rewrite comments; then the name must do
         named = job.comment if job.comment.startswith("ropewalk:") else job.name.replace("ropewalk-", "ropewalk:", 1) + ":"
         if named.startswith("ropewalk:") and named.count(":") == 2:
             by_run.setdefault((_parts(named)[0], job.id.partition("_")[2]), []).append(job)
+            arrays[named] = job
     found = {}
     for run in runs:
         details = submission_details(run)
-        head = _parts(str(details.get("key") or key_of(run, 0)))[0]
-        candidates = by_run.get((head, str(details.get("index", ""))), [])
-        chosen = _choose(run, str(details.get("key")), candidates)
+        key, index = str(details.get("key") or key_of(run, 0)), str(details.get("index", ""))
+        chosen = _choose(run, key, by_run.get((_parts(key)[0], index), []))
+        if chosen is None and index and key in arrays and not owner_of(run):
+            chosen = _vanished(arrays[key], index)
         if chosen is not None:
             found[run.id] = chosen
     return found
+
+
+def _vanished(other: Job, index: str) -> Job:
+    """An element that never started and is no more, though its array is known: Slurm keeps none that are cancelled so."""
+    reason = other.reason if other.state == "CANCELLED" else "None"
+    return replace(other, id=f"{other.id.partition('_')[0]}_{index}", state="CANCELLED", reason=reason, start="N/A")
 
 
 def _parts(key: str) -> tuple[str, str]:

@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.errors import BackendError
@@ -44,7 +44,8 @@ class Job:
 
 def run_command(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
     """Run a command in an environment in which none of Slurm's variables for input speak."""
-    return subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False, env=plain_environment())
+    environment = {**plain_environment(), "SLURM_BITSTR_LEN": "0"}  # long lists of an array's elements are not cut short
+    return subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False, env=environment)
 
 
 def plain_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -91,7 +92,8 @@ class Slurm:
         """The jobs that squeue tells of, ended ones too as long as the controller remembers them."""
         words = ("squeue", "--noheader", "--array", "--states=all", f"--format={QUEUE_FORMAT}", *options)
         lines = self.ask(*words, seconds=seconds).splitlines()
-        return [parse_job(line) for line in lines if line.count("|") >= QUEUE_FORMAT.count("|")]
+        jobs = [parse_job(line) for line in lines if line.count("|") >= QUEUE_FORMAT.count("|")]
+        return [replace(job, id=own) for job in jobs for own in elements(job.id)]
 
     def my_jobs(self) -> list[Job]:
         """All jobs of this user, in one question."""
@@ -137,6 +139,15 @@ class Slurm:
     def update(self, job: str, **fields: str) -> None:
         """scontrol update of a job."""
         self.ask("scontrol", "update", f"JobId={job}", *(f"{key}={value}" for key, value in fields.items()))
+
+
+def elements(job: str) -> list[str]:
+    """The single jobs of an id such as 7_[0-2,5%4]: what of an array was cancelled as a whole stays one, even with --array."""
+    array, bracket, rest = job.partition("_[")
+    if not bracket:
+        return [job]
+    ranges = [part.partition("-") for part in rest.partition("]")[0].partition("%")[0].split(",")]
+    return [f"{array}_{i}" for first, _, last in ranges for i in range(int(first), int(last or first) + 1)]
 
 
 def parse_job(line: str) -> Job:

@@ -103,6 +103,11 @@ def test_lines_of_squeue() -> None:
     assert slurm("").my_jobs() == []
 
 
+def test_elements_of_an_array_that_squeue_tells_as_one() -> None:
+    line = "7_[0-1,5,8-9%4]|CANCELLED|None||N/A|N/A|ropewalk-x|ropewalk:x:1\n"
+    assert [job.id for job in slurm(line).my_jobs()] == ["7_0", "7_1", "7_5", "7_8", "7_9"]
+
+
 def test_accounting_where_there_is_some() -> None:
     said = slurm("5|CANCELLED by 0|ropewalk-a\n6_1|COMPLETED|ropewalk-b|c\n7||x\n").accounted(["5", "6", "7"])
     assert said == {"5": ("ropewalk-a", "CANCELLED"), "6_1": ("ropewalk-b|c", "COMPLETED")}

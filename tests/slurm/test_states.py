@@ -1,0 +1,238 @@
+"""What `ps` says of runs on Slurm, what it costs, and what it does where Slurm or accounting does not answer."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.backend import Profile
+from cluster.processes import processes_of
+from cluster.run_dir import RunDir
+from cluster.spec import Outcome, RunState
+from slurm.backend import SlurmBackend
+from slurm.carriers import STATES
+from slurm.commands import Job, Slurm, run_command
+from slurm.lab import Lab
+from slurm.lab_processes import marked
+from slurm.script import key_of
+from slurm.states import SETTLE_SECONDS, judge
+from tests.slurm.conftest import ROOT, MakeLab, until
+from tests.slurm.edges import Recorder, forget
+from tests.slurm.toy import SlurmToy
+
+Start = Callable[..., SlurmToy]
+HELD = {"sbatch": {"hold": True}}
+LIVE = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING", "RESIZING", "some new word")
+
+
+# --- each of Slurm's words
+
+
+def submitted(root: Path, **details: object) -> RunDir:
+    run = RunDir.create("toy", {"job": "toy", "config": {}, "resources": {}}, root)
+    run.begin_attempt(opened_by="submission", key=key_of(run, 1), handle="slurm:7", **details)
+    return run
+
+
+def job_of(run: RunDir, state: str, reason: str = "None", end: str = "N/A") -> Job:
+    name, comment = f"ropewalk-{run.id}", key_of(run, 1)
+    return Job(id="7", state=state, reason=reason, nodes="", start="N/A", end=end, name=name, comment=comment)
+
+
+@pytest.mark.parametrize("word", [*STATES, *LIVE])
+def test_a_word_of_slurms(tmp_path: Path, word: str) -> None:
+    run = submitted(tmp_path)
+    told = judge(run, job_of(run, word))
+    assert (told.state, told.word) == (STATES.get(word, RunState.RUNNING), word)
+    outcome = run.last_outcome()
+    assert (outcome is not None) == told.state.final
+    if outcome is not None:
+        assert (
+            outcome.cause
+            == told.reason
+            == ("cancelled in Slurm while it waited" if word == "CANCELLED" else f"Slurm says {word}")
+        )
+        assert judge(run, job_of(run, word)).state is told.state
+
+
+def test_words_of_reasons(tmp_path: Path) -> None:
+    run = submitted(tmp_path)
+    assert judge(run, job_of(run, "PENDING", "Priority")).reason == "Priority"
+    soon = replace(job_of(run, "PENDING", "Resources"), start="2026-01-01T10:00:00")
+    assert judge(run, soon).reason == "Resources; may start at 2026-01-01 10:00:00"
+    held = judge(run, job_of(run, "PENDING", "launch failed requeued held")).reason
+    assert held == "launch failed requeued held; `scontrol release 7` lets it go"
+
+
+def test_a_job_that_ended_a_moment_ago_may_still_say_how(tmp_path: Path) -> None:
+    run = submitted(tmp_path)
+    (run.attempt_dir(1) / "job").write_text("7")
+    now, then = (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - ago)) for ago in (0, SETTLE_SECONDS + 2))
+    assert judge(run, job_of(run, "FAILED", end=now)).reason == "ended; its outcome is awaited"
+    assert run.last_outcome() is None
+    run.log_dir(1).joinpath("batch.log").write_text("one\nno space left\n\n")
+    assert judge(run, job_of(run, "FAILED", "NonZeroExitCode", end=then)).reason == (
+        "Slurm says FAILED (NonZeroExitCode); its script's last words: no space left"
+    )
+
+
+def test_a_job_that_saved_and_was_not_requeued_keeps_what_it_said(tmp_path: Path) -> None:
+    run = submitted(tmp_path)
+    (run.attempt_dir(1) / "job").write_text("7")
+    run.write_outcome(1, Outcome(state=RunState.REQUEUED, exit_code=85, cause="stopped: time limit"))
+    assert judge(run, job_of(run, "PENDING")).state is RunState.REQUEUED
+    told = judge(run, job_of(run, "TIMEOUT", "TimeLimit"))
+    assert told.state is RunState.FAILED
+    assert told.reason == "stopped: time limit; then: Slurm says TIMEOUT (TimeLimit)"
+
+
+def test_after_a_retry_on_the_same_nodes_the_job_is_still_the_runs(tmp_path: Path) -> None:
+    run = submitted(tmp_path)
+    run.begin_attempt(handle="slurm:7", opened_by="retry")
+    backend = SlurmBackend(Profile(name="lab", backend="slurm"), Slurm(lambda words, _: answer(job_of(run, "RUNNING"))))
+    assert backend.states([run])[run.id].word == "RUNNING"
+
+
+def answer(job: Job) -> subprocess.CompletedProcess[str]:
+    line = "|".join([job.id, job.state, job.reason, job.nodes, job.start, job.end, job.name, job.comment])
+    return subprocess.CompletedProcess([], 0, f"{line}\n", "")
+
+
+# --- what it costs
+
+
+def test_one_squeue_for_all(slurm_lab: Lab, tick: Start) -> None:
+    """Of single runs, of an array, of a run that was never submitted and of a lost one; accounting is absent."""
+    runs = [tick(profile=HELD) for _ in range(3)]
+    array = [tick(profile=HELD, submit=False) for _ in range(20)]
+    array[0].backend.submit_many([one.run for one in array], array[0].resources)
+    lost = tick(submit=False)
+    lost.run.begin_attempt(opened_by="submission", key=key_of(lost.run, 1), handle="slurm:999999")
+    recorder = Recorder()
+    backend = SlurmBackend(Profile(name="lab", backend="slurm"), Slurm(recorder))
+    states = backend.states([one.run for one in [*runs, *array]])
+    assert recorder.count() == {"squeue": 1}
+    assert {state.word for state in states.values()} == {"PENDING"}
+    assert len(states) == 23
+    states = backend.states([one.run for one in [*runs, lost]])
+    assert recorder.count() == {"squeue": 1, "sacct": 1}
+    assert states[lost.run.id].word == "lost"
+    backend.cancel_many([one.run for one in [*runs, *array]])
+    assert recorder.count() == {"squeue": 2, "scancel": 1}
+    assert {one.state.reason for one in [*runs, *array]} == {"cancelled while it waited"}
+
+
+def test_accounting_knows_what_the_controller_forgot(make_lab: MakeLab, tick: Start) -> None:
+    lab = make_lab(nodes=1, accounting=True)
+    run, array = tick(profile=HELD), [tick(profile=HELD, submit=False) for _ in range(2)]
+    array[0].backend.submit_many([one.run for one in array], array[0].resources)
+    for one in (run, array[0]):
+        subprocess.run(["scancel", f"--name=ropewalk-{one.run.id}"], check=True)
+    ids = ",".join(job.id for job in Slurm().my_jobs())
+    until(lambda: lab.command("sacct", "--noheader", "-X", "--array", "--jobs", ids).count("CANCELLED") == 3)
+    forget(lab)
+    recorder = Recorder()
+    backend = SlurmBackend(Profile(name="lab", backend="slurm"), Slurm(recorder))
+    states = backend.states([run.run, *(one.run for one in array)])
+    assert recorder.count() == {"squeue": 1, "sacct": 1}
+    assert {(state.state, state.reason) for state in states.values()} == {
+        (RunState.CANCELLED, "cancelled in Slurm while it waited")
+    }
+
+
+# --- ends of which we were not told
+
+
+def test_a_person_cancels_a_job_that_waits(slurm_lab: Lab, tick: Start) -> None:
+    run = tick(profile=HELD)
+    subprocess.run(["scancel", run.job], check=True)
+    told = run.state
+    assert (told.state, told.word, told.reason) == (RunState.CANCELLED, "CANCELLED", "cancelled in Slurm while it waited")
+    run.backend.submit(run.run, run.resources)
+    assert run.state.word == "PENDING"
+
+
+def test_python_is_missing(slurm_lab: Lab, tick: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tick(submit=False)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    run.backend.submit(run.run, run.resources)
+    told = until(lambda: (state := run.state).state.final and state)
+    assert told.state is RunState.FAILED
+    assert told.reason.startswith("Slurm says FAILED (NonZeroExitCode); its script's last words: ")
+    assert "/nowhere/python: No such file or directory" in told.reason
+
+
+def test_the_conductor_is_killed(slurm_lab: Lab, tick: Start) -> None:
+    run = tick(steps=60)
+    run.reach(3)
+    for process in processes_of(run.run.path):
+        if "slurm.conductor" in " ".join(process.cmdline()):
+            process.kill()
+    assert run.finish().state is RunState.SUCCEEDED
+    first = run.run.outcome(1)
+    assert first is not None
+    assert first.cause.startswith("its carrier died")
+    assert run.run.attempts() == [1, 2]
+    assert sorted(set(run.steps())) == list(range(1, 61))
+
+
+# --- the controller is away
+
+
+def test_ps_without_a_controller(make_lab: MakeLab, tick: Start, tmp_path: Path) -> None:
+    lab = make_lab(nodes=1)
+    runs = [tick(profile=HELD) for _ in range(2)]
+    clusters = tmp_path / "clusters.yaml"
+    clusters.write_text(yaml.safe_dump({"lab": {"backend": "slurm"}}))
+    lab.kill_controller()
+    env = {**os.environ, "ROPEWALK_RUNS": str(tmp_path / "runs"), "ROPEWALK_CLUSTERS": str(clusters), "COLUMNS": "200"}
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "jobs.cli", "ps", "--json"], env=env, cwd=ROOT, capture_output=True, check=True)
+    assert time.monotonic() - started < 12
+    for row in json.loads(done.stdout):
+        assert row["state"] == "PENDING"
+        assert "Unable to contact slurm controller" in row["reason"]
+        assert "this is the last that its files tell" in row["reason"]
+    assert len(runs) == 2
+    lab.start_controller()
+
+
+def test_a_controller_that_hangs_is_not_waited_for(make_lab: MakeLab, tick: Start) -> None:
+    lab = make_lab(nodes=1)
+    run = tick(profile=HELD)
+    controllers = marked(lab.folder, "slurmctld")
+    for process in controllers:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        told = run.state
+        assert time.monotonic() - started < 12
+    finally:
+        for process in controllers:
+            process.send_signal(signal.SIGCONT)
+    assert told.state is RunState.PENDING
+    assert "the last that its files tell" in told.reason
+
+
+def test_another_users_runs_are_asked_for_too(slurm_lab: Lab, tick: Start, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("needs root, who may give files away")
+    run = tick(profile=HELD)
+    os.chown(run.run.path, 65534, 65534)
+    asked: list[str] = []
+
+    def runner(words: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        asked.extend(words)
+        return run_command(words, seconds)
+
+    run.backend.slurm = Slurm(runner)
+    assert run.state.word == "PENDING"
+    assert "--user=0,65534" in asked

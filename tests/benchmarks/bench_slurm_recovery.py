@@ -4,6 +4,7 @@ Usage: python -m tests.benchmarks.bench_slurm_recovery [ROUNDS]
 A counter of 20 steps a second with a checkpoint each, so that what is measured is the machinery.
 """
 
+import itertools
 import os
 import shutil
 import statistics
@@ -73,7 +74,7 @@ def of_an_elastic_run(lab: Lab, root: Path) -> dict[str, float]:
 def longest_gap(run: SlurmToy, since: int) -> float:
     """Seconds between two steps in a row, at most, from a line of the metrics on."""
     times = [m["time"] for m in run.run.read_metrics()][max(since - 1, 0) :]
-    return max(b - a for a, b in zip(times, times[1:], strict=False))
+    return max(b - a for a, b in itertools.pairwise(times))
 
 
 def main() -> None:

@@ -113,7 +113,8 @@ def _preemption(slurm: Slurm, profile: SlurmProfile, settings: dict[str, str]) -
         return Check(name="preemption", ok=True, detail="none here")
     grace = min((partition.grace_seconds for partition in takes or used), default=0.0)
     told = "send_user_signal" in settings.get("PreemptParameters", "")
-    detail = f"by {kind}, {grace:g} s of notice (GraceTime) {'as the run its own signal' if told else 'by SIGTERM to its steps'}"
+    how = "by the signal that the run asked for" if told else "by SIGTERM to its steps"
+    detail = f"by {kind}, {grace:g} s of notice (GraceTime), {how}"
     if kind == "qos":
         detail = f"by QoS; its GraceTime is the notice: sacctmgr show qos format=Name,GraceTime; a run needs {GRACE_SECONDS:g} s"
         return Check(name="preemption", ok=True, detail=detail)
@@ -156,6 +157,8 @@ def _runs(profile: SlurmProfile) -> list[Check]:
         detail = "not set: runs go to $ROPEWALK_RUNS or ./runs, which must lie on a file system that all nodes share"
         return [Check(name="runs of this cluster", ok=True, detail=detail)]
     root = Path(profile.runs).expanduser()
+    if not root.exists() and os.access(root.parent, os.W_OK):
+        return [Check(name="runs of this cluster", ok=True, detail=f"{root}: will be made by the first run")]
     if not root.is_dir():
         return [Check(name="runs of this cluster", ok=False, detail=f"{root}: no such directory; make it, or change `runs`")]
     if not os.access(root, os.W_OK):

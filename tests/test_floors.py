@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"cluster": 0, "slurm": 1, "k8s": 1, "datapipe": 1, "sharding": 1, "jobs": 2}
-HEAVY = ("torch", "ray", "transformers")
+HEAVY = ("torch", "ray", "transformers", "submitit")
 HELP_CPU_SECONDS = 0.3
 
 

@@ -160,7 +160,7 @@ def _wait(node: RayNode, condition: Callable[[], bool]) -> bool:
 def tail(path: Path) -> str:
     """The last words of a log, for an error message."""
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return " | ".join(lines[-5:])
+    return " | ".join(lines[-5:]) or "it said nothing"
 
 
 def await_head(node: RayNode) -> str:

@@ -60,6 +60,8 @@ class RunDir:
         if (Path(word) / "run.yaml").is_file():
             return cls(word)
         root = root or runs_root()
+        if word and (root / word / "run.yaml").is_file():  # the others need not be looked at
+            return cls(root / word)
         ids = [run.id for run in cls.all(root)]
         if word == "latest" and ids:
             return cls(root / ids[-1])

@@ -169,17 +169,12 @@ def logs(
 
 
 @app.command()
-def cancel(word: RunWord) -> None:
-    """Make a run save, leave and not come back."""
-    from cluster.backend import load_backend
-    from jobs import status
+def cancel(words: Annotated[list[str], typer.Argument(metavar="RUN...", help="ids, beginnings of them, directories")]) -> None:
+    """Make runs save, leave and not come back."""
+    from jobs.cancelling import cancel_runs
 
-    found = status.find_run(word)
-    if status.is_final(found):
-        print(f"{found.id} is over already: {status.states([found])[found.id].state}")
-        return
-    load_backend(found.record["cluster"]).cancel(found)
-    print(f"{found.id} is asked to save and leave; `ropewalk wait {found.id}` returns when it has")
+    for line in cancel_runs(words):
+        print(line)
 
 
 @app.command()

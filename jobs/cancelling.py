@@ -1,0 +1,33 @@
+"""End runs at a user's word: many of one cluster in one request, where its backend can."""
+
+from collections.abc import Iterator, Sequence
+
+from cluster.backend import load_backend
+from cluster.run_dir import RunDir
+from jobs.status import final_outcome, find_run
+
+
+def cancel_runs(words: Sequence[str]) -> Iterator[str]:
+    """Ask for the runs to end; what to tell of each. An unknown run is a ConfigError before any other is ended."""
+    runs = list({run.id: run for run in map(find_run, words)}.values())
+    over = {run.id: outcome.state for run in runs if (outcome := final_outcome(run))}
+    clusters: dict[str, list[RunDir]] = {}
+    for run in runs:
+        if run.id not in over:
+            clusters.setdefault(str(run.listed.get("cluster", "local")), []).append(run)
+    for cluster, mine in clusters.items():
+        backend = load_backend(cluster)
+        together = getattr(backend, "cancel_many", None)
+        if together:
+            together(mine)
+            continue
+        for run in mine:
+            backend.cancel(run)
+    for run in runs:
+        outcome = final_outcome(run)
+        if run.id in over:
+            yield f"{run.id} is over already: {over[run.id]}"
+        elif outcome is not None:
+            yield f"{run.id} is {outcome.state.lower()}: {outcome.cause}"
+        else:
+            yield f"{run.id} is asked to save and leave; `ropewalk wait {run.id}` returns when it has"

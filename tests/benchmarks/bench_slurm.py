@@ -1,0 +1,94 @@
+"""Milliseconds to submit one run against raw sbatch and submitit, and seconds for a thousand as an array, on a test cluster.
+
+    python -m tests.benchmarks.bench_slurm [--rounds 20] [--runs 1000] [--folder DIR]
+
+Prints one JSON object. The three ways to submit take turns; imports are done before. A thousand runs go through the
+command, process start included. DIR is where runs live: a disk, or /dev/shm.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import submitit
+import yaml
+
+from slurm.lab import Lab
+from slurm.lab_config import LabSettings
+from tests.fakes.token_files import write_dataset
+from tests.slurm.toy import SlurmToy
+
+ROOT = Path(__file__).parents[2]
+HELD = {"sbatch": {"hold": True}}
+
+
+def milliseconds(work: Callable[[], object]) -> float:
+    """How long it takes."""
+    started = time.perf_counter()
+    work()
+    return (time.perf_counter() - started) * 1000
+
+
+def one_run(folder: Path, rounds: int) -> dict[str, float]:
+    """Medians of all three ways, taking turns."""
+    executor = submitit.AutoExecutor(folder / "submitit", cluster="slurm")
+    executor.update_parameters(slurm_additional_parameters={"hold": True}, timeout_min=1)
+    taken: dict[str, list[float]] = {"ropewalk": [], "sbatch": [], "submitit": []}
+    for _ in range(rounds):
+        toy = SlurmToy(folder / "runs", "tick", "process", profile=HELD, submit=False)
+        taken["ropewalk"].append(milliseconds(lambda toy=toy: toy.backend.submit(toy.run, toy.resources)))  # type: ignore[misc]
+        words = ["sbatch", "--parsable", f"--chdir={toy.run.path}", str(toy.run.attempt_dir(1) / "job.sbatch")]
+        taken["sbatch"].append(milliseconds(lambda words=words: subprocess.run(words, capture_output=True, check=True)))  # type: ignore[misc]
+        taken["submitit"].append(milliseconds(lambda: executor.submit(os.getpid)))
+    found = {name: round(statistics.median(values), 1) for name, values in taken.items()}
+    return {**found, "times sbatch": round(found["ropewalk"] / found["sbatch"], 2)}
+
+
+def many_runs(folder: Path, runs: int) -> dict[str, float]:
+    """Seconds to submit them as one array, to list them and to cancel them, each by the command."""
+    (folder / "clusters.yaml").write_text(yaml.safe_dump({"lab": {"backend": "slurm", **HELD}}))
+    write_dataset(folder / "data", [5000], [600])
+    own = {"ROPEWALK_RUNS": str(folder / "many"), "ROPEWALK_CLUSTERS": str(folder / "clusters.yaml"), "PYTHONPATH": str(ROOT)}
+
+    def ropewalk(*words: str) -> tuple[float, list[str]]:
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "jobs.cli", *words]
+        done = subprocess.run(command, env={**os.environ, **own}, cwd=folder, check=True, capture_output=True, text=True)
+        return round(time.perf_counter() - started, 2), done.stdout.split()
+
+    job = ("pretrain", "data=data", "steps=3", "seq_len=16", "--on", "lab")
+    submitted, ids = ropewalk("submit", *job, "--each", f"seed=1..{runs}")
+    assert len(ids) == runs
+    listed = min(ropewalk("ps")[0] for _ in range(3))
+    return {"submit": submitted, "ps": listed, "cancel": ropewalk("cancel", *ids)[0]}
+
+
+def main() -> None:
+    """Bring a cluster up, measure, take it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    options = parser.parse_args()
+    lab, folder = Lab(Path(tempfile.mkdtemp(prefix="s"))), Path(tempfile.mkdtemp(dir=options.folder))
+    try:
+        lab.up(LabSettings(nodes=2))
+        os.environ.update(lab.env)
+        figures = {"one run, ms": one_run(folder, options.rounds), f"{options.runs} runs, s": many_runs(folder, options.runs)}
+    finally:
+        lab.down()
+        shutil.rmtree(lab.folder, ignore_errors=True)
+        shutil.rmtree(folder)
+    print(json.dumps({"folder": str(options.folder), **figures}))
+
+
+if __name__ == "__main__":
+    main()

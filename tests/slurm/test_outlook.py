@@ -353,7 +353,7 @@ def test_a_cluster_that_is_well(slurm_lab: Lab, tmp_path: Path) -> None:
 
 def test_a_cluster_that_is_not(slurm_lab: Lab, tmp_path: Path) -> None:
     container = {"runtime": "apptainer", "image": "x.sif"}
-    options = {"runs": str(tmp_path / "none"), "partition": "nope", "container": container}
+    options = {"runs": str(tmp_path / "none/runs"), "partition": "nope", "container": container}
     found = by_name(SlurmBackend(Profile(name="lab", backend="slurm", options=options)).checks())
     assert (found["partition"].ok, found["partition"].detail) == (False, "'nope' does not exist; there are main, high, short")
     assert not found["runs of this cluster"].ok
@@ -365,7 +365,7 @@ def test_short_notice_and_a_short_memory_are_warnings(make_lab: MakeLab) -> None
     make_lab(nodes=1, grace_seconds=5, user_signal=False, min_job_age_seconds=10)
     found = by_name(SlurmBackend(Profile(name="lab", backend="slurm")).checks())
     assert found["preemption"].ok
-    assert found["preemption"].detail.startswith("warning: by partition_prio, 5 s of notice (GraceTime) by SIGTERM")
+    assert found["preemption"].detail.startswith("warning: by partition_prio, 5 s of notice (GraceTime), by SIGTERM")
     assert "PreemptParameters=send_user_signal" in found["preemption"].detail
     assert found["memory"].detail.startswith("warning: of jobs that ended is kept for 10 s")
 
@@ -373,7 +373,7 @@ def test_short_notice_and_a_short_memory_are_warnings(make_lab: MakeLab) -> None
 def test_enough_notice(make_lab: MakeLab) -> None:
     make_lab(nodes=1, grace_seconds=120)
     found = by_name(SlurmBackend(Profile(name="lab", backend="slurm")).checks())
-    assert found["preemption"].detail == "by partition_prio, 120 s of notice (GraceTime) as the run its own signal"
+    assert found["preemption"].detail == "by partition_prio, 120 s of notice (GraceTime), by the signal that the run asked for"
 
 
 def test_the_file_system_of_runs(tmp_path: Path) -> None:

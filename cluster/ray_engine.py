@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,8 +21,7 @@ from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 
-from cluster.entry import die_with_parent
-from cluster.errors import EXIT_FAILED, EXIT_REQUEUE, StopRequested
+from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_REQUEUE, StopRequested
 from cluster.files import read_json, write_json
 from cluster.ports import free_port, node_cpus
 from cluster.process_engine import run_process
@@ -31,6 +31,7 @@ from cluster.run_dir import RunDir
 log = logging.getLogger(__name__)
 
 START_SECONDS = 90.0
+PARENT_CHECK_SECONDS = 0.3
 LONGEST_SCRATCH = 30  # what Ray puts below it takes up to 75 bytes
 OBJECT_STORE_BYTES = 256 * 2**20  # documents never travel through it; jobs that need more say so by their memory
 
@@ -200,10 +201,19 @@ def stop_ray(ray: subprocess.Popen[bytes], scratch: Path) -> None:
 
 
 def main() -> None:
-    """Be `ray start`, and let its daemons end with whoever started it: they in turn end with this process (--block)."""
+    """Be `ray start`, and end with whoever started this process, taking along all that Ray started."""
     from ray.scripts.scripts import main as ray  # noqa: PLC0415 - agents need none of it
 
-    die_with_parent()
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_SECONDS)
+        # Ray's own agents would end by a SIGTERM to themselves, to which they are deaf
+        end(process for process in family(os.getpid()) if process.pid != os.getpid())
+        os._exit(EXIT_LOST_PEER)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
     ray()
 
 

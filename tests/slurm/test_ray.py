@@ -1,0 +1,143 @@
+"""Ray over an allocation: the same bytes, beside another run's Ray, stopped, killed and refused."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from cluster.processes import processes_of
+from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.spec import Outcome, RunState
+from jobs.submission import submit
+from slurm.lab import Lab
+from tests.fakes.documents import configure, contents, make, some_documents, write_lines
+from tests.slurm.conftest import ROOT, until
+
+KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
+SECONDS = 150.0
+RAY = ("raylet", "gcs_server", "ray::", "cluster.ray_engine")
+
+Start = Callable[..., RunDir]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm_lab: Lab) -> Iterator[Start]:
+    """Start runs of preprocess on the same two nodes of the session's cluster; their jobs are cancelled with the test."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv(RUNS_VARIABLE, str(tmp_path / "runs"))
+    monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
+    started: list[RunDir] = []
+
+    def begin(output: str, environment: dict[str, str] | None = None, documents: int = 400, **keys: Any) -> RunDir:
+        profile = {"backend": "slurm", "partition": "main", "sbatch": {"nodelist": ",".join(slurm_lab.nodes[:2])}}
+        clusters = {"lab": {**profile, "environment": environment or {}}}
+        (tmp_path / "clusters.yaml").write_text(yaml.safe_dump(clusters))
+        source = write_lines(tmp_path / f"in/{documents}.jsonl", some_documents(documents))
+        resources = {"nodes": 2, "cpus": 2, "grace_seconds": 20}
+        config = configure(source, tmp_path / output, **{**KEYS, "resources": resources, **keys})
+        started.append(submit("preprocess", config, "lab"))
+        return started[-1]
+
+    yield begin
+    for run in started:
+        subprocess.run(["scancel", f"--name=ropewalk-{run.id}"], check=False)
+        until(lambda run=run: not processes_of(run.path))  # type: ignore[misc]
+
+
+def finish(run: RunDir) -> Outcome:
+    """Its final outcome; all that was said is the message if there is none."""
+
+    def final() -> Outcome | None:
+        outcome = run.last_outcome()
+        return outcome if outcome is not None and outcome.state.final else None
+
+    try:
+        found: Outcome = until(final, SECONDS)
+    except AssertionError:
+        raise AssertionError(said(run)) from None
+    return found
+
+
+def said(run: RunDir) -> str:
+    return "\n".join(f"== {path}\n{path.read_text()[-2000:]}" for path in sorted(run.path.glob("attempts/*/logs/*.log")))
+
+
+def rays() -> dict[int, str]:
+    """All processes of Ray on this machine, by pid."""
+    found = {}
+    for process in psutil.process_iter(["cmdline", "status", "ppid"]):
+        words = " ".join(process.info["cmdline"] or [])
+        if any(word in words for word in RAY):
+            found[process.pid] = f"{process.info['ppid']} {process.info['status']} {words[:150]}"
+    return found
+
+
+def none_left(before: dict[int, str]) -> None:
+    try:
+        until(lambda: rays().keys() <= before.keys())
+    except AssertionError:
+        raise AssertionError("\n".join(f"{pid}: {words}" for pid, words in rays().items())) from None
+
+
+def job_of(run: RunDir) -> str:
+    return str(run.attempt_details(run.attempts()[-1])["handle"]).partition(":")[2]
+
+
+def committed(output: Path) -> int:
+    return len(list((output / ".work/units").glob("*.json")))
+
+
+def test_two_runs_on_the_same_nodes_give_the_same_bytes(start: Start, tmp_path: Path) -> None:
+    before = rays()
+    runs = [start("one"), start("two", actors=3)]
+    make(tmp_path / "in/400.jsonl", tmp_path / "serial", **KEYS)
+    for run, output in zip(runs, ("one", "two"), strict=True):
+        assert finish(run).state is RunState.SUCCEEDED, said(run)
+        assert contents(tmp_path / output) == contents(tmp_path / "serial")
+        assert {"ray-0.log", "ray-1.log"} <= {path.name for path in run.log_dir(1).iterdir()}
+    started, ended = zip(*((o.started, o.ended) for o in map(RunDir.last_outcome, runs) if o), strict=True)
+    assert max(started) < min(ended), "both were there at the same time"
+    none_left(before)
+
+
+def test_a_ray_that_does_not_start_fails_the_run_with_its_words(start: Start, tmp_path: Path) -> None:
+    run = start("out", {"RAY_OVERRIDE_RESOURCES": "plenty"}, retries={"bugs": 0})
+    outcome = finish(run)
+    assert outcome.state is RunState.FAILED
+    assert "ray start on node" in outcome.cause
+    assert "JSONDecodeError" in outcome.cause, "in its own words"
+
+
+@pytest.mark.parametrize("words", [["--batch", "--signal=USR2"], ["--signal=TERM"]], ids=["USR2", "TERM to all"])
+def test_a_stop_keeps_what_is_committed_and_leaves_no_ray(start: Start, tmp_path: Path, words: list[str]) -> None:
+    before = rays()
+    run = start("out", documents=2000)
+    until(lambda: committed(tmp_path / "out") >= 2, SECONDS)
+    subprocess.run(["scancel", *words, job_of(run)], check=True)
+    outcome = until(lambda: run.outcome(1), SECONDS)
+    assert (outcome.state, outcome.exit_code) == (RunState.REQUEUED, 85), (outcome, said(run))
+    none_left(before)
+    kept = committed(tmp_path / "out")
+    assert kept >= 2
+    assert finish(run).state is RunState.SUCCEEDED, said(run)
+    assert run.attempts() == [1, 2]
+
+
+def test_a_killed_agent_leaves_no_ray(start: Start, tmp_path: Path) -> None:
+    before = rays()
+    run = start("out", documents=4000, retries={"disturbances": 0})
+    until(lambda: committed(tmp_path / "out") >= 2, SECONDS)
+    agents = [p for p in processes_of(run.path) if "cluster.agent" in p.cmdline() and "srun" not in p.cmdline()[0]]
+    for agent in agents:
+        os.kill(agent.pid, signal.SIGKILL)
+    outcome = until(lambda: run.outcome(1), SECONDS)
+    assert "killed by signal 9" in outcome.cause
+    none_left(before)

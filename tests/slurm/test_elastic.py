@@ -3,8 +3,6 @@
 import subprocess
 from collections.abc import Callable
 
-import pytest
-
 from cluster.spec import RunState
 from slurm.lab import Lab
 from tests.slurm.conftest import MakeLab, until
@@ -69,8 +67,7 @@ def test_scaled_down_gives_the_nodes_back_and_up_asks_for_more(slurm_lab: Lab, s
     assert steps[first - 1 :] == list(range(first, steps[-1] + 1)), f"who joins or leaves costs no step\n{run.said()}"
 
 
-@pytest.mark.parametrize("preempt", [True, False])
-def test_it_starts_with_what_is_there_and_grows(make_lab: MakeLab, start: Start, preempt: bool) -> None:
+def test_it_starts_with_what_is_there_grows_and_lets_the_new_node_go(make_lab: MakeLab, start: Start) -> None:
     make_lab(nodes=2)
     command = ["sbatch", "--parsable", "--exclusive", "-N1", "-t5", "-o/dev/null", "--wrap=sleep 100"]
     other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -79,11 +76,11 @@ def test_it_starts_with_what_is_there_and_grows(make_lab: MakeLab, start: Start,
     until(lambda: run.world() == 1, 90)
     subprocess.run(["scancel", other], check=True)
     until(lambda: run.world() == 2, 60)
-    if preempt:  # of the node that was asked for in addition: the run goes on without it
-        companion = squeue(f"--name=ropewalk-more-{run.job}", "-o%N")
-        high = ["sbatch", "-phigh", "--exclusive", f"-w{companion}", "-N1", "-t1", "-o/dev/null", "--wrap=sleep 5"]
-        subprocess.run(high, check=True)
-        until(lambda: run.world() == 1, 60)
+    # the node that was asked for in addition is preempted: the run goes on without it
+    companion = squeue(f"--name=ropewalk-more-{run.job}", "-o%N")
+    high = ["sbatch", "-phigh", "--exclusive", f"-w{companion}", "-N1", "-t1", "-o/dev/null", "--wrap=sleep 5"]
+    subprocess.run(high, check=True)
+    until(lambda: run.world() == 1, 60)
     assert run.run.attempts() == [1]
     end(run)
     assert len(run.steps()) == len(set(run.steps())), run.said()

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.spec import RunState
 from slurm.lab import Lab
-from tests.slurm.conftest import MakeLab, until
+from tests.slurm.conftest import MakeLab
 from tests.slurm.toy import SlurmToy
 
 Start = Callable[..., SlurmToy]
@@ -41,15 +41,6 @@ def test_preempted(make_lab: MakeLab, start: Start, user_signal: bool) -> None:
     subprocess.run(["sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"], check=True)
     finished_without_a_gap(run, 120)
     assert outcomes(run) == [("PREEMPTED", 85), ("SUCCEEDED", 0)]
-
-
-def test_the_time_limit(slurm_lab: Lab, start: Start) -> None:
-    run = start(resources={"nodes": 1, "time_limit_minutes": 1, "grace_seconds": 20}, steps=900)
-    first = until(lambda: run.run.outcome(1), 120)
-    assert (first.state, first.exit_code, first.cause) == (RunState.REQUEUED, 85, "stopped: time limit")
-    saved = run.steps()[-1]
-    run.reach(saved + 1)
-    assert run.steps() == list(range(1, len(run.steps()) + 1))
 
 
 def test_scancel_saves_and_ends_for_good(slurm_lab: Lab, start: Start) -> None:

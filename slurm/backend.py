@@ -62,7 +62,7 @@ class SlurmBackend:
         self._open(runs, number, self._details(head, number, resources, after))
         head.make_folders(number)  # Slurm itself writes the script's log
         place = head.attempt_dir(number)
-        write_atomically(place / "job.sbatch", script)
+        (place / "job.sbatch").write_text(script)  # Slurm takes a copy, so that nothing depends on this one
         if array:
             write_atomically(place / ARRAY_LIST, "".join(f"{run.id}\n" for run in runs))
             options.append(f"--array=0-{len(runs) - 1}{f'%{at_once}' if at_once else ''}")

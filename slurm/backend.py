@@ -4,12 +4,13 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources, load_section
 from cluster.errors import BackendError, ConfigError
-from cluster.files import write_atomically
+from cluster.files import SYNC_THREADS, write_atomically
 from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import RunState
 from cluster.supervisor import BY_SUBMISSION, bury_unfinished
@@ -140,7 +141,9 @@ class SlurmBackend:
         except BackendError as error:
             return {run.id: last_known(run, str(error)) for run in runs}
         accounted = self._accounted([run for run in runs if run.id not in jobs])
-        return {run.id: judge(run, jobs.get(run.id), accounted.get(run.id)) for run in runs}
+        with ThreadPoolExecutor(SYNC_THREADS) as pool:  # to settle a run takes as long as a disk takes
+            states = pool.map(lambda run: judge(run, jobs.get(run.id), accounted.get(run.id)), runs)
+            return {run.id: state for run, state in zip(runs, states, strict=True)}
 
     def _jobs(self, runs: Sequence[RunDir]) -> dict[str, Job]:
         """The job of each run, in one question; of their owners' jobs, since one may look at another's runs."""

@@ -47,16 +47,21 @@ def waits(job: Job) -> bool:
 
 def submission_of(run: RunDir) -> int:
     """The attempt that the newest submission opened; retries and requeues open others after it. 0: none was."""
-    attempts = run.attempts()
-    for number in reversed(attempts):
-        if run.attempt_details(number).get("opened_by") == BY_SUBMISSION:
-            return number
-    return attempts[0] if attempts else 0
+    return _submission(run)[0]
 
 
 def submission_details(run: RunDir) -> dict[str, Any]:
     """What the newest submission wrote down: key, profile, index in an array."""
-    return run.attempt_details(submission_of(run))
+    return _submission(run)[1]
+
+
+def _submission(run: RunDir) -> tuple[int, dict[str, Any]]:
+    attempts = run.attempts()
+    for number in reversed(attempts):
+        details = run.attempt_details(number)
+        if details.get("opened_by") == BY_SUBMISSION:
+            return number, details
+    return (attempts[0], run.attempt_details(attempts[0])) if attempts else (0, {})
 
 
 def owner_of(run: RunDir) -> str:

@@ -25,11 +25,12 @@ def judge(run: RunDir, job: Job | None, accounted: str | None = None) -> Backend
 
     `accounted` is the state that accounting has of a job that the controller has forgotten.
     """
-    attempts, outcome = run.attempts(), run.last_outcome()
-    if outcome is not None and outcome.state.final:
-        return BackendState(state=outcome.state, word="ended", reason=outcome.cause)
+    attempts = run.attempts()
     if not attempts:
         return _never_submitted(run)
+    outcome = run.outcome(attempts[-1])
+    if outcome is not None and outcome.state.final:
+        return BackendState(state=outcome.state, word="ended", reason=outcome.cause)
     if job is None and accounted:
         told = Job(id="", state=accounted, reason="", nodes="", start="", end="", name="", comment="")
         job = told if state_of(told).final else None

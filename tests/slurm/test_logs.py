@@ -1,0 +1,45 @@
+"""`ropewalk logs -f` on the login node, while a run of two nodes is requeued: every line once, with its origin."""
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.run_dir import RUNS_VARIABLE
+from cluster.spec import RunState
+from jobs.logs import read_logs
+from slurm.lab import Lab
+from tests.slurm.conftest import ROOT, until
+from tests.slurm.toy import SlurmToy
+
+SECONDS = 60.0
+
+
+def test_following_across_nodes_ranks_and_attempts(slurm_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"lab": {"backend": "slurm"}}))
+    run = SlurmToy(tmp_path / "runs", resources={"nodes": 2}, steps=120)
+    env = {**os.environ, RUNS_VARIABLE: str(tmp_path / "runs"), "ROPEWALK_CLUSTERS": str(tmp_path / "clusters.yaml")}
+    command = [sys.executable, "-c", "from jobs.cli import main; main()", "logs", run.run.id, "-f"]
+    with subprocess.Popen(
+        command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as follower:
+        try:
+            for attempt in (1, 2):
+                run.reach(max(run.steps(), default=0) + 5)
+                subprocess.run(["scontrol", "requeue", run.job], check=True)
+                until(lambda number=attempt: run.run.outcome(number), SECONDS)  # type: ignore[misc]
+            assert run.finish().state is RunState.SUCCEEDED
+            said, _ = follower.communicate(timeout=SECONDS)
+        finally:
+            follower.kill()
+            subprocess.run(["scancel", f"--name=ropewalk-{run.run.id}"], check=False)
+    assert Counter(said.splitlines()) == Counter(read_logs(run.run)), said
+    assert follower.returncode == 0
+    origins = {re.split(r" \| ", line)[0] for line in said.splitlines()}
+    assert {"1.batch", *(f"{attempt}.{who}" for attempt in (1, 2) for who in ("node-0", "node-1", "rank-0", "rank-1"))} <= origins

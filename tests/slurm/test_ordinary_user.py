@@ -1,74 +1,65 @@
-"""All of it without root: a cluster of one's own, a training run that is requeued, one that is cancelled, through the command."""
+"""Everything that a user does, as somebody who is not root, through the command."""
 
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+import yaml
 
+from cluster.files import read_lines
 from cluster.run_dir import RunDir
+from slurm.carriers import job_id
 from tests.fakes.token_files import write_dataset
-from tests.jobs.launch import TINY
-from tests.slurm.conftest import OrdinaryUser, need_slurm, until
+from tests.slurm.conftest import ROOT, OrdinaryUser, need_slurm, until
+
+JOB = ("pretrain", "data=data", "model.preset=tiny", "seq_len=16", "batch.global_batch=4", "batch.micro_batch=2", "--on", "mine")
 
 
-class Shell:
-    """The command, as this user in his home."""
-
-    def __init__(self, user: OrdinaryUser) -> None:
-        self.user = user
-        self.env: dict[str, str] = {}
-
-    def __call__(self, *words: str, code: int = 0) -> str:
-        done = self.user.run(sys.executable, "-m", "jobs.cli", *words, seconds=120, **self.env)
-        assert done.returncode == code, f"{words}: {done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def start(self, steps: int) -> RunDir:
-        model = json.dumps({"config": TINY})
-        words = ["data=data", f"model={model}", f"steps={steps}", "seq_len=32", "batch={global_batch: 8, micro_batch: 2}"]
-        words += ["checkpoint.every_steps=1000", "resources={nodes: 2, grace_seconds: 20}"]
-        run = self("submit", "pretrain", *words, "--on", "lab").splitlines()[-1]
-        return RunDir(self.user.home / "runs" / run)
+def steps_of(run: RunDir) -> list[int]:
+    return [line["step"] for line in read_lines(run.metrics) if "train/loss" in line]
 
 
 @pytest.fixture
-def shell(ordinary_user: OrdinaryUser) -> Iterator[Shell]:
+def own_lab(ordinary_user: OrdinaryUser) -> Iterator[dict[str, str]]:
+    """A cluster of this user's own: root's nodes could not read a Python that lies in root's home."""
     need_slurm()
-    shell = Shell(ordinary_user)
-    lab = ordinary_user.home / "lab"
-    write_dataset(ordinary_user.home / "data", [4000])
-    (ordinary_user.home / "clusters.yaml").write_text(
-        f"lab: {{backend: slurm, partition: main, runs: {ordinary_user.home}/runs}}\n"
-    )
-    try:
-        shell("lab", "slurm", "up", str(lab), "--nodes", "2")
-        shell.env["SLURM_CONF"] = str(lab / "etc/slurm.conf")
-        yield shell
-    finally:
-        shell("lab", "slurm", "down", str(lab))
+    words = (sys.executable, "-m", "jobs.cli", "lab", "slurm")
+    folder = str(ordinary_user.home / "lab")
+    done = ordinary_user.run(*words, "up", folder, "--nodes", "1")
+    assert done.returncode == 0, done.stderr
+    yield {"SLURM_CONF": f"{folder}/etc/slurm.conf"}
+    ordinary_user.run(*words, "down", folder)
 
 
-def reach(run: RunDir, step: int) -> None:
-    until(lambda: max((m["step"] for m in run.read_metrics()), default=0) >= step, 90)
+def test_a_day_of_an_ordinary_user(own_lab: dict[str, str], ordinary_user: OrdinaryUser) -> None:
+    home = ordinary_user.home
+    (home / "clusters.yaml").write_text(yaml.safe_dump({"mine": {"backend": "slurm", "environment": {"PYTHONPATH": str(ROOT)}}}))
+    write_dataset(home / "data", [5000], [600])
 
+    def ropewalk(*words: str, code: int = 0) -> str:
+        done = ordinary_user.run(sys.executable, "-m", "jobs.cli", *words, seconds=120, COLUMNS="200", **own_lab)
+        assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+        return done.stdout
 
-def test_an_ordinary_user_trains_is_requeued_and_cancels(shell: Shell) -> None:
-    first = shell.start(steps=60)
-    reach(first, 3)
-    job = str(first.attempt_details(1)["handle"]).partition(":")[2]
-    assert shell.user.run("scontrol", "requeue", job, **shell.env).returncode == 0
-    assert "SUCCEEDED" in shell("wait", first.id, "--json")
-    assert [o.exit_code for n in first.attempts() if (o := first.outcome(n))] == [85, 0]
-    steps = [m["step"] for m in first.read_metrics() if "train/loss" in m]
-    assert steps == list(range(1, 61))
+    def run_of(word: str) -> RunDir:
+        return RunDir(home / "runs" / word)
 
-    second = shell.start(steps=100000)
-    reach(second, 3)
-    shell("cancel", second.id)
-    shell("wait", second.id, code=1)
-    listed: list[dict[str, Any]] = json.loads(shell("ps", "--all", "--json"))
-    assert {row["run"]: row["state"] for row in listed} == {first.id: "SUCCEEDED", second.id: "CANCELLED"}
-    assert not Path(second.path / "attempts/0002").exists()
+    first = run_of(ropewalk("submit", *JOB, "steps=40", "resources.grace_seconds=20", "checkpoint.every_steps=10").split()[-1])
+    chained = run_of(ropewalk("submit", *JOB, "steps=2", "--after", first.id).split()[-1])
+    rows = {row["run"]: row for row in json.loads(ropewalk("ps", "--json"))}
+    assert rows[first.id]["handle"] == f"slurm:{job_id(first)}"
+    assert rows[chained.id]["reason"] == "Dependency"
+    waiting = ropewalk("submit", *JOB, "steps=9", "--each", "seed=1,2", "--after", first.id).split()
+    assert ropewalk("cancel", *waiting).count("is cancelled: cancelled while it waited") == 2
+    until(lambda: steps_of(first), 120)
+    done = ordinary_user.run("scontrol", "requeue", job_id(first), **own_lab)
+    assert done.returncode == 0, done.stderr
+    assert "SUCCEEDED" in ropewalk("wait", first.id, "--json")
+    assert steps_of(first)[-1] == 40
+    assert sorted(set(steps_of(first))) == steps_of(first), "every step once"
+    assert "SUCCEEDED" in ropewalk("wait", chained.id, "--json")
+    assert "step" in ropewalk("logs", first.id)
+    assert ropewalk("ps").startswith("no runs")
+    assert {path.owner() for path in Path(home / "runs").rglob("*")} == {ordinary_user.name}

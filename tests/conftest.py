@@ -18,6 +18,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LAB_VARIABLE = "ROPEWALK_S3_LAB"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`waiting`: tests that mostly wait for Slurm, and may do so beside others; those that count Ray's processes may not."""
+    for item in items:
+        on_slurm = item.path.parent.name == "slurm" or item.path.name == "test_slurm.py"
+        if on_slurm and item.path.name != "test_ray.py":
+            item.add_marker("waiting")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _childrens_disk() -> Iterator[None]:
     """What killed processes leave behind lies in one place, and goes with the session."""

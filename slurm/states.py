@@ -116,7 +116,7 @@ def _settle(run: RunDir, job: Job, outcome: Outcome | None) -> BackendState:
 
 
 def _cause(run: RunDir, job: Job, outcome: Outcome | None) -> str:
-    if job.state == "CANCELLED" and (job.reason.startswith("Dependency") or (not owner_of(run) and _others_failed(run))):
+    if job.state == "CANCELLED" and not run.cancel_requested and _waited_in_vain(run, job):
         return f"never started: it waited for {waited_for(run) or 'another run'}"
     if job.state == "CANCELLED":
         waited = outcome is not None or not owner_of(run)
@@ -126,8 +126,9 @@ def _cause(run: RunDir, job: Job, outcome: Outcome | None) -> str:
     return f"{said}; its script's last words: {words}" if words else said
 
 
-def _others_failed(run: RunDir) -> bool:
-    return "which ended as" in waited_for(run)
+def _waited_in_vain(run: RunDir, job: Job) -> bool:
+    """Whether Slurm dropped the job because of another's end; a person who cancels one that waits leaves `Dependency`."""
+    return job.reason == "DependencyNeverSatisfied" or (not owner_of(run) and "which ended as" in waited_for(run))
 
 
 def _last_words(log: Path) -> str:

@@ -158,7 +158,7 @@ def logs(
     rank: Annotated[int | None, typer.Option("--rank", help="of this rank only")] = None,
     node: Annotated[int | None, typer.Option("--node", help="of this node only")] = None,
 ) -> None:
-    """Print the logs of nodes and ranks, across attempts."""
+    """Print the logs of job scripts, nodes and ranks, across attempts."""
     from jobs.follow import Watch
     from jobs.logs import follow_logs, read_logs
     from jobs.status import find_run

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from cluster.spec import Engine, RunState
 from cluster.supervisor import BY_SUBMISSION
 from cluster.virtual_nodes import render_script
 
+LEAVING_SECONDS = 10.0
 REQUEST = "local.json"  # attempt, resources, after, and the run whose directory holds the queue, if there is one
 CARRIER = "supervisor.json"  # the supervisor's process
 QUEUE = "queue.json"  # runs in order, and how many at once; in the first run of a submission of many
@@ -38,6 +40,7 @@ class LocalBackend:
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         """Start a supervisor for the run; it goes on when this process and its terminal are gone."""
+        _let_leave(run)
         if _alive(run):
             raise BackendError(f"{run.id} is being carried already ({_handle(run)}); `ropewalk cancel {run.id}` ends it")
         plain = resources.model_dump(mode="json")
@@ -134,6 +137,13 @@ def _alive(run: RunDir) -> bool:
         return abs(process.create_time() - found["created"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _let_leave(run: RunDir) -> None:
+    """A supervisor writes the final outcome before it has tidied up: wait for the rest."""
+    deadline = time.monotonic() + LEAVING_SECONDS
+    while (outcome := run.last_outcome()) is not None and outcome.state.final and _alive(run) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _waiting_for(run: RunDir) -> str:

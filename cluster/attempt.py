@@ -195,14 +195,11 @@ class Attempt:
         done = sum(code in (EXIT_DONE, EXIT_REQUEUE) for code in self.codes.values())
         return self.elastic and len(self.agents) + done >= self.resources.nodes.least
 
-    def _wanted(self) -> int:
-        return self.run.wanted_nodes or self.resources.nodes.most
-
     def _resize(self) -> None:
         """An elastic run uses the nodes that it may have: fewer when one dies or is asked for, more when one is there."""
         if not self.elastic or self.reason or self.codes or not self.agents:
             return
-        wanted = min(self._wanted(), self.resources.nodes.most)
+        wanted = min(self.run.wanted_nodes or self.resources.nodes.most, self.resources.nodes.most)
         staying = [node for node in self.agents if node not in self.leaving]
         for node in sorted(staying)[max(wanted, self.resources.nodes.least) :]:
             self.leaving.add(node)

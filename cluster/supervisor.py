@@ -34,7 +34,6 @@ class Supervisor:
 
     def __init__(self, run: RunDir, lane: Lane, python: str) -> None:
         self.run, self.lane, self.python = run, lane, python
-        self.retries = Retries.model_validate(run.record["config"].get("retries") or {})
 
     def supervise(self, number: int) -> int:
         """Carry the run from the open attempt `number` on; 0 done, 1 failed for good, 85 requeue: the nodes are wanted back."""
@@ -53,21 +52,31 @@ class Supervisor:
             number = self.run.begin_attempt(**carried_over(self.run, number), opened_by="retry")
 
     def _carry_out(self, number: int, resources: Resources) -> Outcome:
-        bugs, disturbances = spent(self.run)
+        retry_bugs = spent(self.run)[0] < retries_of(self.run).bugs
         try:
-            attempt = Attempt(self.run, number, resources, self.lane, retry_bugs=bugs < self.retries.bugs, python=self.python)
-            outcome = attempt.carry_out()
+            Attempt(self.run, number, resources, self.lane, retry_bugs=retry_bugs, python=self.python).carry_out()
         except Exception as error:
             cause = f"the {self.lane.name} backend failed: {type(error).__name__}: {error}"
             self.run.write_outcome(number, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
             raise
-        disturbed = not outcome.state.final and outcome.exit_code != EXIT_FAILED
-        if disturbed and disturbances + 1 > self.retries.disturbances:
-            allowed = self.retries.disturbances
-            cause = f"{outcome.cause}; that was disturbance {disturbances + 1}, retries.disturbances allows {allowed}"
-            outcome = replace(outcome, state=RunState.FAILED, cause=cause)
-            self.run.write_outcome(number, outcome)
-        return outcome
+        return end_if_spent(self.run, number)
+
+
+def retries_of(run: RunDir) -> Retries:
+    """The run's budgets."""
+    return Retries.model_validate(run.record["config"].get("retries") or {})
+
+
+def end_if_spent(run: RunDir, number: int) -> Outcome:
+    """The outcome of the newest attempt, made final if it was one disturbance too many."""
+    outcome = run.outcome(number)
+    assert outcome is not None
+    disturbances, allowed = spent(run)[1], retries_of(run).disturbances
+    if not outcome.state.final and outcome.exit_code != EXIT_FAILED and disturbances > allowed:
+        cause = f"{outcome.cause}; that was disturbance {disturbances}, retries.disturbances allows {allowed}"
+        outcome = replace(outcome, state=RunState.FAILED, cause=cause)
+        run.write_outcome(number, outcome)
+    return outcome
 
 
 def carried_over(run: RunDir, number: int) -> dict[str, Any]:

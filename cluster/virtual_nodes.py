@@ -56,7 +56,7 @@ class VirtualNodes:
         self.engine = Engine(run.record["engine"])
         self.scratch = Path(tempfile.mkdtemp(prefix="r"))  # the nodes' own disks
         self.ray_token = secrets.token_hex(32)  # lives in memory only
-        self.away: dict[int, float] = {}  # when a node is up again, by the monotonic clock; infinity: given back
+        self.away: dict[int, float] = {}  # when a node that died is up again, by the monotonic clock
         self.busy: set[int] = set()
         self.limit: float | None = None
 

@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 from cluster.attempt import AGENTS
-from cluster.config import Resources, Retries
+from cluster.config import Resources
 from cluster.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
-from cluster.supervisor import Supervisor, bury_unfinished, carried_over, spent
-from slurm.carriers import CLAIM, carrier, job_name, state_of, submission_details, submission_of
+from cluster.supervisor import Supervisor, bury_unfinished, carried_over, end_if_spent
+from slurm.carriers import CLAIM, carrier, job_name, state_of, submission_of
 from slurm.commands import Slurm
 from slurm.lane import SlurmLane
 from slurm.profile import SlurmProfile
@@ -40,7 +40,7 @@ def conduct(run: RunDir, slurm: Slurm) -> int:
     tidy(slurm, job)
     hosts = slurm.hosts(os.environ["SLURM_JOB_NODELIST"])
     run.describe_attempt(number, handle=f"slurm:{me}", hosts=hosts, restarts=restarts, started=time.time())
-    details = {**submission_details(run), **run.attempt_details(number)}  # a retry on the same nodes keeps no profile
+    details = run.attempt_details(number)
     profile = SlurmProfile.model_validate(details.get("profile") or {})
     resources = Resources.model_validate(details.get("resources") or run.record["resources"])
     lane = SlurmLane(run, resources, profile, slurm, job=job, hosts=hosts)
@@ -103,10 +103,7 @@ def open_attempt(run: RunDir, restarts: int) -> int | None:
         return newest
     cause = "its carrier died: the first node was lost, or Slurm took the job away without notice"
     bury_unfinished(run, cause)
-    allowed = Retries.model_validate(run.record["config"].get("retries") or {}).disturbances
-    if spent(run)[1] > allowed:
-        cause = f"{cause}; retries.disturbances allows {allowed}"
-        run.write_outcome(newest, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
+    if end_if_spent(run, newest).state.final:
         return None
     return run.begin_attempt(**{**carried_over(run, newest), "restarts": restarts}, opened_by="requeue")
 

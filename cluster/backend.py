@@ -23,6 +23,7 @@ class BackendState:
     state: RunState
     word: str = ""  # the scheduler's own state
     reason: str = ""  # and its own reason
+    handle: str = ""  # such as slurm:12345, where the question told it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,7 @@ def summary(run: RunDir, state: BackendState) -> dict[str, Any]:
         "word": state.word,
         "reason": state.reason,
         "cluster": record.get("cluster"),
-        "handle": details.get("handle"),
+        "handle": state.handle or details.get("handle"),
         "attempts": len(attempts),
         "nodes": (details.get("resources") or record.get("resources") or {}).get("nodes"),
         "created": record.get("created"),

@@ -14,7 +14,7 @@ from cluster.files import SYNC_THREADS, write_atomically
 from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import RunState
 from cluster.supervisor import BY_SUBMISSION, bury_unfinished
-from slurm.carriers import ARRAY_JOB, job_id, job_name, jobs_of, state_of, waits
+from slurm.carriers import SUBMITTED, job_id, job_name, jobs_of, state_of, waits
 from slurm.commands import Job, Slurm
 from slurm.profile import SlurmProfile
 from slurm.script import ARRAY_LIST, job_options, key_of, render_job
@@ -76,11 +76,8 @@ class SlurmBackend:
             for run in runs:
                 conclude(run, RunState.FAILED, f"never started: {error}")
             raise
-        if array:
-            write_atomically(place / ARRAY_JOB, job)
-            return [f"slurm:{job}_{i}" for i in range(len(runs))]
-        head.describe_attempt(number, handle=f"slurm:{job}")
-        return [f"slurm:{job}"]
+        (place / SUBMITTED).write_text(job)  # need not outlive a power cut: the key finds the job without it
+        return [f"slurm:{job}_{i}" for i in range(len(runs))] if array else [f"slurm:{job}"]
 
     def _open(self, runs: Sequence[RunDir], number: int, details: Mapping[str, Any]) -> None:
         """Open the runs' attempt `number`; whoever is second in that leaves nothing behind."""

@@ -12,7 +12,7 @@ from slurm.commands import Job
 from slurm.script import key_of
 
 CLAIM = "job"  # in a submission's attempt: the job that carries it
-ARRAY_JOB = "array"  # in the first run's attempt: the id of the array
+SUBMITTED = "submitted"  # in the (first) run's attempt: the id that sbatch gave; a client writes this, attempt.json is the job's
 
 STATES = {
     "PENDING": RunState.PENDING,
@@ -83,14 +83,14 @@ def job_id(run: RunDir) -> str:
     details = submission_details(run)
     if handle := str(details.get("handle") or "").partition(":")[2]:
         return handle
-    if "index" not in details:
+    if "key" not in details:
         return ""
     head, number = _parts(str(details["key"]))
     try:
-        array = (RunDir(run.path.parent / head).attempt_dir(int(number)) / ARRAY_JOB).read_text()
+        job = (RunDir(run.path.parent / head).attempt_dir(int(number)) / SUBMITTED).read_text()
     except FileNotFoundError:
         return ""
-    return f"{array}_{details['index']}"
+    return f"{job}_{details['index']}" if "index" in details else job
 
 
 def job_name(run: RunDir) -> str:

@@ -41,7 +41,7 @@ def judge(run: RunDir, job: Job | None, accounted: str | None = None) -> Backend
     state = state_of(job)
     if state is RunState.PENDING and (len(attempts) > 1 or outcome is not None):
         state = RunState.REQUEUED
-    return BackendState(state=state, word=job.state, reason=_reason(job))
+    return BackendState(state=state, word=job.state, reason=_reason(job), handle=f"slurm:{job.id}")
 
 
 def last_known(run: RunDir, error: str) -> BackendState:

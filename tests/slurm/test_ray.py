@@ -15,6 +15,7 @@ from cluster.processes import processes_of
 from cluster.run_dir import RUNS_VARIABLE, RunDir
 from cluster.spec import Outcome, RunState
 from jobs.submission import submit
+from slurm.carriers import job_id
 from slurm.lab import Lab
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 from tests.slurm.conftest import ROOT, until
@@ -87,10 +88,6 @@ def none_left(before: dict[int, str]) -> None:
         raise AssertionError("\n".join(f"{pid}: {words}" for pid, words in rays().items())) from None
 
 
-def job_of(run: RunDir) -> str:
-    return str(run.attempt_details(run.attempts()[-1])["handle"]).partition(":")[2]
-
-
 def committed(output: Path) -> int:
     return len(list((output / ".work/units").glob("*.json")))
 
@@ -121,7 +118,7 @@ def test_a_stop_keeps_what_is_committed_and_leaves_no_ray(start: Start, tmp_path
     before = rays()
     run = start("out", documents=2000)
     until(lambda: committed(tmp_path / "out") >= 2, SECONDS)
-    subprocess.run(["scancel", *words, job_of(run)], check=True)
+    subprocess.run(["scancel", *words, job_id(run)], check=True)
     outcome = until(lambda: run.outcome(1), SECONDS)
     assert (outcome.state, outcome.exit_code) == (RunState.REQUEUED, 85), (outcome, said(run))
     none_left(before)

@@ -9,6 +9,7 @@ from cluster.files import read_lines
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome
 from slurm.backend import SlurmBackend
+from slurm.carriers import job_id
 from tests.slurm.conftest import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,8 +49,7 @@ class SlurmToy:
     @property
     def job(self) -> str:
         """The job's id."""
-        attempts = self.run.attempts()
-        return str(self.run.attempt_details(attempts[-1]).get("handle", "") if attempts else "").partition(":")[2]
+        return job_id(self.run)
 
     @property
     def state(self) -> BackendState:

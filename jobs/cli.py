@@ -116,8 +116,9 @@ def ps(
     """List the runs that are live."""
     from jobs import status
 
-    runs = [r for r in status.all_runs() if every or not status.is_final(r)]
-    states = status.states(runs)
+    outcomes = {r: status.final_outcome(r) for r in status.all_runs()}
+    runs = [r for r, outcome in outcomes.items() if every or outcome is None]
+    states = status.states(runs, {r.id: outcomes[r] for r in runs})
     rows = [status.summary(r, states[r.id]) for r in runs]
     if as_json:
         print(json.dumps(rows))

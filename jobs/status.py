@@ -58,12 +58,15 @@ def is_final(run: RunDir) -> bool:
     return final_outcome(run) is not None
 
 
-def states(runs: Sequence[RunDir]) -> dict[str, BackendState]:
-    """The state of each run by id; schedulers are asked once each, and only about runs that are not over."""
+def states(runs: Sequence[RunDir], outcomes: Mapping[str, Outcome | None] | None = None) -> dict[str, BackendState]:
+    """The state of each run by id; schedulers are asked once each, and only about runs that are not over.
+
+    `outcomes` holds each run's `final_outcome`, where the caller has read them already.
+    """
     found: dict[str, BackendState] = {}
     open_runs: dict[str, list[RunDir]] = {}
     for run in runs:
-        outcome = final_outcome(run)
+        outcome = final_outcome(run) if outcomes is None else outcomes[run.id]
         if outcome is not None:
             found[run.id] = BackendState(state=outcome.state, reason=outcome.cause)
         else:

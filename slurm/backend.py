@@ -138,9 +138,14 @@ class SlurmBackend:
         except BackendError as error:
             return {run.id: last_known(run, str(error)) for run in runs}
         accounted = self._accounted([run for run in runs if run.id not in jobs])
-        with ThreadPoolExecutor(SYNC_THREADS) as pool:  # to settle a run takes as long as a disk takes
-            states = pool.map(lambda run: judge(run, jobs.get(run.id), accounted.get(run.id)), runs)
-            return {run.id: state for run, state in zip(runs, states, strict=True)}
+
+        def told(run: RunDir) -> BackendState:
+            return judge(run, jobs.get(run.id), accounted.get(run.id))
+
+        over = [run for run in runs if run.id not in jobs or state_of(jobs[run.id]).final]
+        with ThreadPoolExecutor(SYNC_THREADS) as pool:  # to write an end down takes as long as a disk takes
+            ends = dict(zip([run.id for run in over], pool.map(told, over), strict=True))
+        return {run.id: ends.get(run.id) or told(run) for run in runs}
 
     def _jobs(self, runs: Sequence[RunDir]) -> dict[str, Job]:
         """The job of each run, in one question; of their owners' jobs, since one may look at another's runs."""

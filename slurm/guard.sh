@@ -12,6 +12,7 @@ while sleep 5; do
   nodes=$(sed -n 's/.* NodeList=\([^ ]*\).*/\1/p' <<< "$said")
   scontrol show hostnames "$nodes" | grep -qxF "$host" && continue               # it is only slow
   echo "the first node, $host, is lost: requeueing"
+  trap '' TERM   # it ends this step too, and there is a line more to do
   scontrol requeue "$SLURM_JOB_ID" || continue
 @hurry@
   exit 0

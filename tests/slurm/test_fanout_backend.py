@@ -14,9 +14,11 @@ from cluster.run_dir import RUNS_VARIABLE, RunDir
 from cluster.spec import Outcome, RunState
 from jobs.logs import log_files, read_logs
 from jobs.submission import submit
+from slurm.carriers import job_id
 from slurm.lab import Lab
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 from tests.slurm.conftest import ROOT, until
+from tests.slurm.toy import finish
 
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
 ARRAY: dict[str, Any] = {"fanout": "array", "array": {"at_once": 2, "jobs": 4, "minutes": 5}, **KEYS}
@@ -59,22 +61,6 @@ def elements(run: RunDir, attempt: int) -> Counter[str]:
     return Counter(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split())
 
 
-def job_of(run: RunDir) -> str:
-    return str(run.attempt_details(1)["handle"]).partition(":")[2]
-
-
-def finish(run: RunDir) -> Outcome:
-    def final() -> Outcome | None:
-        outcome = run.last_outcome()
-        return outcome if outcome is not None and outcome.state.final else None
-
-    try:
-        found: Outcome = until(final, SECONDS)
-    except AssertionError:
-        raise AssertionError("\n".join(read_logs(run))) from None
-    return found
-
-
 def at_work(run: RunDir, output: Path, attempt: int = 1) -> None:
     """Something is committed, and elements are there."""
     until(lambda: list((output / ".work/units").glob("*.json")) and elements(run, attempt)["RUNNING"], SECONDS)
@@ -83,11 +69,11 @@ def at_work(run: RunDir, output: Path, attempt: int = 1) -> None:
 def test_a_requeued_driver_goes_on_and_ends_the_array_that_it_left(start: Start, tmp_path: Path, source: Path) -> None:
     run = start()
     at_work(run, tmp_path / "out")
-    subprocess.run(["scontrol", "requeue", job_of(run)], check=True)
+    subprocess.run(["scontrol", "requeue", job_id(run)], check=True)
     first: Outcome = until(lambda: run.outcome(1), SECONDS)
     assert (first.state, first.exit_code) == (RunState.REQUEUED, 85)
     until(lambda: set(elements(run, 1)) <= set(OVER))
-    assert finish(run).state is RunState.SUCCEEDED, "\n".join(read_logs(run))
+    assert finish(run, SECONDS).state is RunState.SUCCEEDED, "\n".join(read_logs(run))
     make(source, tmp_path / "serial", **KEYS)
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
     assert run.attempts() == [1, 2]
@@ -102,7 +88,7 @@ def test_cancelling_the_run_ends_its_array(start: Start, tmp_path: Path) -> None
     run = start()
     at_work(run, tmp_path / "out")
     load_backend("lab").cancel(run)
-    assert finish(run).state is RunState.CANCELLED
+    assert finish(run, SECONDS).state is RunState.CANCELLED
     assert set(elements(run, 1)) <= set(OVER), "none outlives the outcome"
     assert elements(run, 1)["CANCELLED"]
     assert not (tmp_path / "out/manifest.json").exists()

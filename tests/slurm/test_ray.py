@@ -13,12 +13,13 @@ import yaml
 
 from cluster.processes import processes_of
 from cluster.run_dir import RUNS_VARIABLE, RunDir
-from cluster.spec import Outcome, RunState
+from cluster.spec import RunState
 from jobs.submission import submit
 from slurm.carriers import job_id
 from slurm.lab import Lab
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 from tests.slurm.conftest import ROOT, until
+from tests.slurm.toy import finish, said
 
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
 SECONDS = 150.0
@@ -53,24 +54,6 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm_lab: Lab) -> It
         until(lambda run=run: not processes_of(run.path))  # type: ignore[misc]
 
 
-def finish(run: RunDir) -> Outcome:
-    """Its final outcome; all that was said is the message if there is none."""
-
-    def final() -> Outcome | None:
-        outcome = run.last_outcome()
-        return outcome if outcome is not None and outcome.state.final else None
-
-    try:
-        found: Outcome = until(final, SECONDS)
-    except AssertionError:
-        raise AssertionError(said(run)) from None
-    return found
-
-
-def said(run: RunDir) -> str:
-    return "\n".join(f"== {path}\n{path.read_text()[-2000:]}" for path in sorted(run.path.glob("attempts/*/logs/*.log")))
-
-
 def rays() -> dict[int, str]:
     """All processes of Ray on this machine, by pid."""
     found = {}
@@ -97,7 +80,7 @@ def test_two_runs_on_the_same_nodes_give_the_same_bytes(start: Start, tmp_path: 
     runs = [start("one"), start("two", actors=3)]
     make(tmp_path / "in/400.jsonl", tmp_path / "serial", **KEYS)
     for run, output in zip(runs, ("one", "two"), strict=True):
-        assert finish(run).state is RunState.SUCCEEDED, said(run)
+        assert finish(run, SECONDS).state is RunState.SUCCEEDED, said(run)
         assert contents(tmp_path / output) == contents(tmp_path / "serial")
         assert {"ray-0.log", "ray-1.log"} <= {path.name for path in run.log_dir(1).iterdir()}
     started, ended = zip(*((o.started, o.ended) for o in map(RunDir.last_outcome, runs) if o), strict=True)
@@ -107,7 +90,7 @@ def test_two_runs_on_the_same_nodes_give_the_same_bytes(start: Start, tmp_path: 
 
 def test_a_ray_that_does_not_start_fails_the_run_with_its_words(start: Start, tmp_path: Path) -> None:
     run = start("out", {"RAY_OVERRIDE_RESOURCES": "plenty"}, retries={"bugs": 0})
-    outcome = finish(run)
+    outcome = finish(run, SECONDS)
     assert outcome.state is RunState.FAILED
     assert "ray start on node" in outcome.cause
     assert "JSONDecodeError" in outcome.cause, "in its own words"
@@ -124,7 +107,7 @@ def test_a_stop_keeps_what_is_committed_and_leaves_no_ray(start: Start, tmp_path
     none_left(before)
     kept = committed(tmp_path / "out")
     assert kept >= 2
-    assert finish(run).state is RunState.SUCCEEDED, said(run)
+    assert finish(run, SECONDS).state is RunState.SUCCEEDED, said(run)
     assert run.attempts() == [1, 2]
 
 

@@ -70,24 +70,32 @@ class SlurmToy:
         return str([a["address"] for a in agents if a["node"] == node][-1])
 
     def finish(self, seconds: float = 120) -> Outcome:
-        """Wait for the final outcome; all that was said is the message if there is none."""
-
-        def final() -> Outcome | None:
-            outcome = self.run.last_outcome()
-            return outcome if outcome is not None and outcome.state.final else None
-
-        try:
-            found: Outcome = until(final, seconds)
-        except AssertionError:
-            raise AssertionError(f"{self.state}\n{self.said()}") from None
-        return found
+        """Wait for the final outcome."""
+        return finish(self.run, seconds)
 
     def said(self) -> str:
         """All logs and events, for the message of a failed test."""
-        logs = sorted(self.run.path.glob("attempts/*/logs/*.log"))
-        return "\n".join(
-            [*(f"== {p.relative_to(self.run.path)}\n{p.read_text()[-1500:]}" for p in logs), str(self.run.read_events())]
-        )
+        return said(self.run)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [event for event in self.run.read_events() if event["event"] == kind]
+
+
+def finish(run: RunDir, seconds: float = 120) -> Outcome:
+    """Wait for a run's final outcome; all that was said is the message if there is none."""
+
+    def final() -> Outcome | None:
+        outcome = run.last_outcome()
+        return outcome if outcome is not None and outcome.state.final else None
+
+    try:
+        found: Outcome = until(final, seconds)
+    except AssertionError:
+        raise AssertionError(said(run)) from None
+    return found
+
+
+def said(run: RunDir) -> str:
+    """All logs and events of a run."""
+    logs = sorted(run.path.glob("attempts/*/logs/*.log"))
+    return "\n".join([*(f"== {p.relative_to(run.path)}\n{p.read_text()[-2000:]}" for p in logs), str(run.read_events())])

@@ -1,0 +1,1 @@
+"""Sweeps: Ray Tune decides, a backend carries; a trial is a run."""

@@ -1,0 +1,1 @@
+"""Kubernetes: the same job file, the same promises."""

@@ -23,7 +23,7 @@ from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_R
 from cluster.files import write_json
 from cluster.monitor import Monitor
 from cluster.process_engine import run_process
-from cluster.processes import deaf_children, end, family
+from cluster.processes import Flag, deaf_children, end, family
 from cluster.run_dir import RunDir
 from cluster.spec import Engine
 
@@ -71,7 +71,7 @@ class Agent:
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.scratch)  # what torch and others leave behind goes with it
         self.sidecars: list[subprocess.Popen[bytes]] = []
         self._next_look = time.monotonic() + LOOK_SECONDS
-        self._stop_asked = threading.Event()
+        self._stop_asked = Flag()
         self._nothing_runs = threading.Event()  # no rank has anything to save: before a group forms, and between two
 
     def run(self) -> int:

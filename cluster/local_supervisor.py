@@ -8,13 +8,13 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from cluster.config import Resources
 from cluster.entry import configure_logging
+from cluster.processes import Flag
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from cluster.supervisor import Supervisor
@@ -26,7 +26,7 @@ def carry(run: RunDir) -> None:
     request: dict[str, Any] = json.loads((run.path / "local.json").read_bytes())
     number: int = request["attempt"]  # opened by whoever submitted, so that a resumed run has no outcome
     run.describe_attempt(number, handle=f"local:{os.getpid()}")
-    stop = threading.Event()  # whoever runs this machine wants the run to stop
+    stop = Flag()  # whoever runs this machine wants the run to stop
     lane = VirtualNodes(run, Resources.model_validate(request["resources"]), stop)
 
     def leave(*_: object) -> None:

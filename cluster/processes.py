@@ -3,11 +3,14 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+
+LOOK_SECONDS = 0.05  # between two looks at a flag
 
 
 def processes_of(place: Path | str) -> list[psutil.Process]:
@@ -47,6 +50,34 @@ def family(pid: int) -> list[psutil.Process]:
         return [*process.children(recursive=True), process]
     except psutil.NoSuchProcess:
         return []
+
+
+class Flag:
+    """What a signal handler may set. An Event's lock may be held by the very code that the handler interrupts, such as the
+    same handler on its way through an earlier signal: the process would wait for itself for ever.
+    """
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        """From a handler, or from anywhere."""
+        self._set = True
+
+    def clear(self) -> None:
+        """Wait for the next one."""
+        self._set = False
+
+    def is_set(self) -> bool:
+        """Whether it was set since the last `clear`."""
+        return self._set
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until it is set, at most so long; whether it is."""
+        deadline = time.monotonic() + seconds
+        while not self._set and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, LOOK_SECONDS))
+        return self._set
 
 
 STOP_SIGNALS = frozenset({signal.SIGUSR2, signal.SIGTERM})  # by which schedulers announce an end

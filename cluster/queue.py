@@ -8,7 +8,6 @@ import logging
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from cluster.entry import configure_logging
 from cluster.errors import EXIT_FAILED
 from cluster.files import read_json, write_json
 from cluster.local import CARRIER, QUEUE, carrier
+from cluster.processes import Flag
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 
@@ -32,7 +32,7 @@ class Queue:
         self.at_once: int = request["at_once"]
         self.waiting = [RunDir(head.path.parent / run_id) for run_id in request["runs"]]
         self.running: list[subprocess.Popen[bytes]] = []
-        self.leave = threading.Event()
+        self.leave = Flag()
 
     def serve(self) -> None:
         """Start every run in its turn, and return when the last supervisor has left."""

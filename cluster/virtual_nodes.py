@@ -10,7 +10,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from subprocess import DEVNULL, Popen
@@ -18,7 +17,7 @@ from subprocess import DEVNULL, Popen
 from cluster.attempt import agent_command, store_command
 from cluster.config import Resources
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
-from cluster.processes import end, family, processes_of
+from cluster.processes import Flag, end, family, processes_of
 from cluster.run_dir import RunDir
 from cluster.spec import Engine
 
@@ -50,7 +49,7 @@ class VirtualNodes:
 
     name = "local"
 
-    def __init__(self, run: RunDir, resources: Resources, stop: threading.Event) -> None:
+    def __init__(self, run: RunDir, resources: Resources, stop: Flag) -> None:
         self.run, self.resources, self.stop = run, resources, stop
         self.leaving = False  # the supervisor itself has to go
         self.engine = Engine(run.record["engine"])

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from cluster.errors import EXIT_LOST_PEER, RopewalkError
 from cluster.files import write_atomically
+from cluster.processes import Flag
 from datapipe.worker import Task, Worker
 
 LEASE = "lease.json"
@@ -52,7 +53,7 @@ def do_share(share: Share) -> Ended:
 
     Everything is committed before it is told, so SIGTERM ends the process at once. So does the death of its driver.
     """
-    leave = threading.Event()
+    leave = Flag()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would let it pass, and requeue on SIGUSR2
     signal.signal(signal.SIGUSR2, lambda *_: leave.set())
     _leave_with_driver(share)

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
 from cluster.files import read_json, write_json
+from cluster.processes import Flag
 from cluster.run_dir import RunDir
 from jobs.tracking import OWN_KEYS, read_new_lines
 
@@ -51,7 +52,7 @@ class Mirror:
 
     def __init__(self, run: RunDir, attempt: int) -> None:
         self.run, self.attempt = run, attempt
-        self._ended = threading.Event()
+        self._ended = Flag()
         self._parent = os.getppid()
         self._cursor_path = run.wandb / CURSOR
         self._offsets: dict[str, int] = dict(read_json(self._cursor_path) or {})

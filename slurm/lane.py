@@ -3,7 +3,6 @@
 import logging
 import os
 import secrets
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from subprocess import DEVNULL, Popen, TimeoutExpired
 from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
-from cluster.processes import deaf_children, end, family
+from cluster.processes import Flag, deaf_children, end, family
 from cluster.run_dir import RunDir
 from slurm.commands import Slurm, plain_environment
 from slurm.container import wrap
@@ -52,7 +51,7 @@ class SlurmLane:
     ) -> None:
         self.run, self.resources, self.profile, self.job, self.slurm = run, resources, profile, job, slurm
         self.slots = {index: Slot(host=host, job=job) for index, host in enumerate(hosts)}
-        self.asked_to_stop = threading.Event()  # set by the conductor's signal handler
+        self.asked_to_stop = Flag()  # set by the conductor's signal handler
         self.ray_token = secrets.token_hex(32)  # lives in memory only
         self.companions: set[str] = set()  # jobs asked for that hold no slot yet
         self.guard = Guard(self)

@@ -4,12 +4,12 @@ import signal
 import sys
 import time
 from pathlib import Path
-from subprocess import Popen
 from typing import Protocol
 
 from cluster.config import Resources
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.files import append_line, read_json
+from cluster.forking import Process
 from cluster.run_dir import RunDir
 from cluster.spec import Engine, Outcome, RunState
 
@@ -36,15 +36,15 @@ class Lane(Protocol):
         """A free port of node 0's address."""
         ...
 
-    def start(self, node: int, command: list[str], log: Path) -> Popen[bytes]:
+    def start(self, node: int, command: list[str], log: Path) -> Process:
         """Start a command on a node; SIGUSR2 to the returned process reaches the command, killing it ends it."""
         ...
 
-    def serve(self, command: list[str], log: Path) -> Popen[bytes]:
+    def serve(self, command: list[str], log: Path) -> Process:
         """Start a command beside this process, on node 0."""
         ...
 
-    def end(self, process: Popen[bytes]) -> None:
+    def end(self, process: Process) -> None:
         """End what `start` or `serve` started, with all that it started itself."""
         ...
 
@@ -104,11 +104,11 @@ class Attempt:
         self.engine = Engine(run.record["engine"])
         self.elastic = resources.nodes.elastic and self.engine is Engine.RANKS
         self.folder = run.attempt_dir(number)
-        self.agents: dict[int, Popen[bytes]] = {}
+        self.agents: dict[int, Process] = {}
         self.codes: dict[int, int] = {}
         self.lost: list[str] = []
         self.leaving: set[int] = set()  # asked to go while the others stay
-        self.store: Popen[bytes] | None = None
+        self.store: Process | None = None
         self.rendezvous = ""
         self.started = time.time()
         self.reason = ""  # why the run was asked to stop

@@ -8,9 +8,11 @@ import os
 import socket
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -22,6 +24,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from cluster.context import JobContext
 from cluster.entry import configure_logging, die_with_parent, redirect_output, run_entry
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
+from cluster.forking import forked_interpreters, loaded
 from cluster.processes import deaf_children, end_on_word_of
 from cluster.run_dir import RunDir
 
@@ -187,7 +190,8 @@ def _newest_step(run: RunDir) -> int:
 
 
 def warm(preload: list[str], *, wait: bool) -> None:
-    """Start the server that ranks are forked from: it imports what costs seconds before any group forms.
+    """Start the server that ranks are forked from: it imports what costs seconds before any group forms, or is itself
+    forked, where this process has imported all of it and has no threads yet. Does nothing if it runs.
 
     `wait` until it has done so: a node that joins a group that is at work must not let it stand still meanwhile.
     """
@@ -195,7 +199,8 @@ def warm(preload: list[str], *, wait: bool) -> None:
     context.set_forkserver_preload(["cluster.elastic", *preload])
     with deaf_children():
         multiprocessing.resource_tracker.ensure_running()
-    with deaf_children():  # once more: it lifts the block of SIGTERM when it has started
+    # once more: it lifts the block of SIGTERM when it has started
+    with deaf_children(), forked_interpreters() if loaded(preload) and threading.active_count() == 1 else nullcontext():
         multiprocessing.forkserver.ensure_running()
     if wait:
         first = context.Process(target=_nothing)  # forked when all is imported
@@ -274,6 +279,8 @@ def run_rank(run_path: str, attempt: int, flags: tuple[str, str], group: _Group,
     configure_logging(f"rank {rank}")
     plain_torch_logging()
     die_with_parent()
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))  # the library read it where it was loaded: in an ancestor that had all cores
     context = JobContext(
         run=run,
         attempt=attempt,

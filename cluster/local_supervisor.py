@@ -14,9 +14,10 @@ from typing import Any
 
 from cluster.config import Resources
 from cluster.entry import configure_logging
+from cluster.forking import load
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
-from cluster.spec import Outcome, RunState
+from cluster.spec import Engine, Outcome, RunState
 from cluster.supervisor import Supervisor
 from cluster.virtual_nodes import VirtualNodes
 
@@ -42,9 +43,17 @@ def carry(run: RunDir) -> None:
             outcome = Outcome(state=RunState.CANCELLED, exit_code=0, cause=obstacle, ended=time.time())
             run.write_outcome(number, outcome)
         else:
+            load(needed(run))
             Supervisor(run, lane, sys.executable).supervise(number)
     finally:
         lane.close()
+
+
+def needed(run: RunDir) -> list[str]:
+    """The modules that every process of the run would import, one after the other, if this one had not."""
+    if Engine(run.record["engine"]) is not Engine.RANKS:
+        return ["cluster.agent"]
+    return ["cluster.agent", "cluster.store", "cluster.elastic", *(run.record.get("preload") or [])]
 
 
 def await_others(run: RunDir, others: list[str], lane: VirtualNodes) -> str:

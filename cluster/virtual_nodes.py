@@ -12,10 +12,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from subprocess import DEVNULL, Popen
 
 from cluster.attempt import agent_command, store_command
 from cluster.config import Resources
+from cluster.forking import Process, fork_program
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
 from cluster.processes import Flag, end, family, processes_of
 from cluster.run_dir import RunDir
@@ -77,23 +77,15 @@ class VirtualNodes:
         """A free port of node 0's address."""
         return free_port(address_of(0))
 
-    def serve(self, command: list[str], log: Path) -> Popen[bytes]:
+    def serve(self, command: list[str], log: Path) -> Process:
         """The same, on node 0: all nodes are here."""
         return self.start(0, command, log)
 
-    def start(self, node: int, command: list[str], log: Path) -> Popen[bytes]:
-        """Start a command in a process group of its own; its temporary files lie on the node's own disk."""
+    def start(self, node: int, command: list[str], log: Path) -> Process:
+        """Fork a process group of its own; its temporary files lie on the node's own disk."""
         disk = self._disk(node)
         disk.mkdir(exist_ok=True)
-        with log.open("ab") as stream:
-            return Popen(
-                command,
-                stdout=stream,
-                stderr=stream,
-                stdin=DEVNULL,
-                env={**os.environ, **self._environment(disk)},
-                start_new_session=True,
-            )
+        return fork_program(command, {**os.environ, **self._environment(disk)}, log)
 
     def _environment(self, disk: Path) -> dict[str, str]:
         most, cores = self.resources.nodes.most, os.cpu_count() or 1
@@ -108,7 +100,7 @@ class VirtualNodes:
         """A virtual node's own disk: what is left on it is found, and goes with the node."""
         return self.scratch / f"n{node}"
 
-    def end(self, process: Popen[bytes]) -> None:
+    def end(self, process: Process) -> None:
         """Kill it and its descendants."""
         end(family(process.pid))
         process.wait()

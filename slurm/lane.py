@@ -11,6 +11,7 @@ from subprocess import DEVNULL, Popen, TimeoutExpired
 
 from cluster.config import Resources
 from cluster.errors import BackendError
+from cluster.forking import Process
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
 from cluster.processes import Flag, deaf_children, end, family
 from cluster.run_dir import RunDir
@@ -113,9 +114,9 @@ class SlurmLane:
             values["OMP_NUM_THREADS"] = str(max(1, min(cpus, os.cpu_count() or cpus) // self.resources.ranks_per_node))
         return values
 
-    def end(self, process: Popen[bytes]) -> None:
+    def end(self, process: Process) -> None:
         """End a step at once, and its srun; or what was started here."""
-        is_step = Path(str(process.args[0])).name == "srun"  # type: ignore[index]
+        is_step = Path(str(process.args[0])).name == "srun"
         if process.poll() is None and is_step:
             process.terminate()  # srun then kills the step
             with suppress(TimeoutExpired):

@@ -1,0 +1,195 @@
+"""Start programs of ours by forking this process: what it has imported they need not import again.
+
+A process that forks must have no thread of its own beside the main one, no process group of ranks and no CUDA context.
+"""
+
+import logging
+import multiprocessing.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import setproctitle
+
+from cluster.processes import STOP_SIGNALS
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.01
+
+
+class Process(Protocol):
+    """A child of this process: what `subprocess.Popen` and `Forked` have in common."""
+
+    pid: int
+
+    @property
+    def args(self) -> Any:
+        """Its words."""
+        ...
+
+    @property
+    def returncode(self) -> Any:
+        """As `poll` found it last: None while it runs, minus the signal that ended it, else its exit code."""
+        ...
+
+    def poll(self) -> int | None:
+        """Look whether it has ended."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Raises subprocess.TimeoutExpired."""
+        ...
+
+    def send_signal(self, sig: int) -> None:
+        """Nothing happens if it has ended."""
+        ...
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        ...
+
+
+class Forked:
+    """A forked child."""
+
+    def __init__(self, pid: int, command: Sequence[str]) -> None:
+        self.pid, self.args = pid, command
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """As Popen's."""
+        if self.returncode is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:  # `cluster.processes.end` has killed it, and seen it go
+                self.returncode = -signal.SIGKILL
+            else:
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """As Popen's."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None:
+            if deadline is not None and time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            time.sleep(POLL_SECONDS)
+        assert self.returncode is not None
+        return self.returncode
+
+    def send_signal(self, sig: int) -> None:
+        """As Popen's."""
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+    def terminate(self) -> None:
+        """As Popen's."""
+        self.send_signal(signal.SIGTERM)
+
+
+def load(modules: Sequence[str]) -> None:
+    """Import what children will need. One that cannot be imported is left to them: they say so in their own logs."""
+    for name in modules:
+        try:
+            import_module(name)
+        except Exception as error:
+            log.warning("%s is not loaded in advance: %s: %s", name, type(error).__name__, error)
+
+
+def loaded(modules: Sequence[str]) -> bool:
+    """Whether children would find all of it imported."""
+    return all(name in sys.modules for name in modules)
+
+
+def fork_program(command: Sequence[str], environment: Mapping[str, str], output: Path) -> Forked:
+    """`python -m MODULE WORDS...` in a session of its own, with its output at the end of a file; calls the module's `main`."""
+    assert command[1] == "-m", command
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # a signal must not reach the parent's handlers in the child
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become(command, environment, output, before)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return Forked(pid, command)
+
+
+def _become(command: Sequence[str], environment: Mapping[str, str], output: Path, mask: Any) -> NoReturn:
+    """In the child: look like a process that was started anew, and be the program."""
+    code = 1
+    try:
+        os.setsid()
+        _redirect(output)
+        os.environ.clear()
+        os.environ.update(environment)
+        tempfile.tempdir = None
+        for word in (*STOP_SIGNALS, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(word, signal.default_int_handler if word == signal.SIGINT else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        sys.argv = list(command[2:])
+        # whoever looks for processes of a directory finds them by it, since /proc shows the parent's environment
+        setproctitle.setproctitle(" ".join([*command, f"TMPDIR={environment.get('TMPDIR', '')}"]))
+        import_module(command[2]).main()
+        code = 0
+    except SystemExit as leave:
+        code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)  # what the parent registered for its own end is not this process's
+
+
+def _redirect(output: Path) -> None:
+    with open(os.devnull, "rb") as nothing, output.open("ab", buffering=0) as stream:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+
+
+@contextmanager
+def forked_interpreters() -> Iterator[None]:
+    """Inside, multiprocessing forks this process where it would start an interpreter anew (its fork server does)."""
+    spawn: Any = multiprocessing.util.spawnv_passfds
+
+    def fork(path: Any, arguments: Sequence[Any], descriptors: Sequence[int]) -> int:
+        code = os.fsdecode(arguments[-1])
+        if "forkserver" not in code:
+            return int(spawn(path, arguments, descriptors))
+        pid = os.fork()
+        if pid == 0:
+            _serve(code, descriptors)
+        return pid
+
+    multiprocessing.util.spawnv_passfds = fork  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        multiprocessing.util.spawnv_passfds = spawn
+
+
+def _serve(code: str, descriptors: Sequence[int]) -> NoReturn:
+    for word in STOP_SIGNALS:
+        signal.signal(word, signal.SIG_DFL)
+    try:
+        # above all the pipe by whose end the server learns that nobody needs it any more
+        kept = sorted({0, 1, 2, *descriptors})
+        for low, high in zip(kept, [*kept[1:], os.sysconf("SC_OPEN_MAX")], strict=True):
+            os.closerange(low + 1, high)
+        exec(code, {})  # noqa: S102 - multiprocessing's own words, which a new interpreter would run
+    finally:
+        os._exit(0)

@@ -1,0 +1,158 @@
+"""The Kubernetes backend: submits Jobs, exactly once, and reads what the cluster says of any number of runs in one list call."""
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import ClassVar
+
+from cluster.backend import BackendState, Check, Profile
+from cluster.config import Resources, load_section
+from cluster.errors import BackendError
+from cluster.files import write_all
+from cluster.run_dir import RunDir, begin_attempts
+from cluster.spec import RunState
+from cluster.supervisor import BY_SUBMISSION, bury_unfinished
+from k8s.client import Kubernetes, NotFoundError, connect
+from k8s.look import look
+from k8s.manifest import dump, key_of, name_of, render_objects
+from k8s.profile import K8sProfile
+from k8s.states import conclude, end_of, has_agents, judge, last_known, submission_details
+from k8s.submit import SubmissionInDoubtError, submit_once
+
+THREADS = 16  # calls in flight; an API server gives each user a fair share
+
+
+class K8sBackend:
+    """A namespace of a Kubernetes cluster, seen from a laptop, or from a pod of it."""
+
+    ships_code: ClassVar[bool] = True
+
+    def __init__(self, profile: Profile, kube: Kubernetes | None = None) -> None:
+        self.profile = load_section(K8sProfile, profile.options, f"cluster {profile.name!r}")
+        self._given = kube
+
+    @cached_property
+    def kube(self) -> Kubernetes:
+        """The cluster; a dry run does not need one."""
+        return self._given or connect(self.profile)
+
+    # --- submitting
+
+    def render(self, run: RunDir, resources: Resources) -> str:
+        """The manifest, as `kubectl apply -f -` takes it."""
+        return dump(render_objects(run, resources, self.profile))
+
+    def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
+        """Submit the run's next attempt. Raises BackendError if a Job of an earlier submission carries it still."""
+        if run.attempts():
+            self._refuse_if_carried(run)
+            bury_unfinished(run, "its pods were lost before they could say how it ended")
+        return self.submit_many([run], resources, after)[0]
+
+    def submit_many(
+        self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
+    ) -> list[str]:
+        """The same for many runs, many at a time; at most `at_once` of them run at a time."""
+        number = (runs[0].attempts() or [0])[-1] + 1
+        manifests = {run.id: render_objects(run, resources, self.profile, number) for run in runs}
+        self._open(runs, number, resources, after)
+        write_all({run.attempt_dir(number) / "manifest.yaml": dump(manifests[run.id]) for run in runs})
+        if os.geteuid() == 0:
+            for run in runs:
+                _hand_over(run, self.profile.user)
+        try:
+            with ThreadPoolExecutor(THREADS) as pool:
+                list(pool.map(lambda run: submit_once(self.kube, manifests[run.id]), runs))
+        except SubmissionInDoubtError:
+            raise
+        except BackendError as error:
+            self._withdraw(runs, number, str(error))
+            raise
+        return [self._handle(run, number) for run in runs]
+
+    def _handle(self, run: RunDir, number: int) -> str:
+        return f"k8s:{self.kube.namespace}/{name_of(run.id, number)}"
+
+    def _open(self, runs: Sequence[RunDir], number: int, resources: Resources, after: Sequence[str]) -> None:
+        """Open the runs' attempt `number`; whoever is second in that leaves nothing behind."""
+        details = {
+            "resources": resources.model_dump(mode="json"),
+            "backend": "k8s",
+            "opened_by": BY_SUBMISSION,
+            "namespace": self.kube.namespace,
+            "profile": self.profile.model_dump(mode="json", exclude_defaults=True),
+            **({"after": list(after)} if after else {}),
+        }
+        own = [{"key": key_of(run, number), "name": name_of(run.id, number), "handle": self._handle(run, number)} for run in runs]
+        numbers = begin_attempts(runs, [{**details, **each} for each in own])
+        if set(numbers) != {number}:
+            for run, got in zip(runs, numbers, strict=True):
+                shutil.rmtree(run.attempt_dir(got))
+            raise BackendError(f"{runs[0].id}: another submission of it is under way; `ropewalk ps` shows it")
+
+    def _withdraw(self, runs: Sequence[RunDir], number: int, said: str) -> None:
+        """A refusal ends the whole submission: nothing of it stays in the cluster."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda run: self.kube.delete("Job", name_of(run.id, number)), runs))
+        for run in runs:
+            conclude(run, RunState.FAILED, f"never started: {said}")
+
+    def _refuse_if_carried(self, run: RunDir) -> None:
+        outcome = run.last_outcome()
+        if outcome is not None and outcome.state.final:
+            return  # whatever pods are left of it are leaving
+        try:
+            job = self.kube.get("Job", str(submission_details(run).get("name")))
+        except NotFoundError:
+            return
+        if end_of(job) is None and "deletionTimestamp" not in job["metadata"]:
+            name = f"k8s:{self.kube.namespace}/{job['metadata']['name']}"
+            raise BackendError(f"{run.id} is being carried already ({name}); `ropewalk cancel {run.id}` ends it")
+
+    # --- asking
+
+    def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
+        """One list call for all, and one more a kind of trouble if any waits. Where nobody answers, the runs' files do."""
+        try:
+            seen = look(self.kube, runs)
+        except BackendError as error:
+            return {run.id: last_known(run, str(error)) for run in runs}
+        found = {run.id: judge(run, seen[run.id]) for run in runs}
+        return found
+
+    # --- the rest
+
+    def cancel(self, run: RunDir) -> None:
+        """A run at work is told to save and leave; nothing of it stays in the cluster."""
+        self.cancel_many([run])
+
+    def cancel_many(self, runs: Sequence[RunDir]) -> None:
+        """The same for many runs, many at a time."""
+        for run in runs:
+            run.request_cancel()
+
+        def remove(run: RunDir) -> None:
+            # in the foreground, so that the Job is seen until its pods have saved and left
+            self.kube.delete("Job", str(submission_details(run).get("name")), propagation="Foreground")
+            if run.attempts() and run.last_outcome() is None and not has_agents(run):
+                conclude(run, RunState.CANCELLED, "cancelled while it waited")
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(remove, runs))
+
+    def checks(self) -> list[Check]:
+        """What `doctor` prints of this cluster."""
+        return []
+
+    def outlook(self, run: RunDir, resources: Resources) -> str:
+        """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""
+        return ""
+
+
+def _hand_over(run: RunDir, user: int) -> None:
+    """Files that root has written belong to whom the pods run as."""
+    for folder, _, files in os.walk(run.path):
+        for path in (folder, *(os.path.join(folder, name) for name in files)):
+            os.chown(path, user, user)

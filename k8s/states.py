@@ -1,0 +1,194 @@
+"""What became of a run, of what Kubernetes says of its Job and of what lies in its directory."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from cluster.attempt import AGENTS
+from cluster.backend import BackendState
+from cluster.errors import EXIT_FAILED, EXIT_TERMINATED
+from cluster.run_dir import RunDir
+from cluster.spec import Outcome, RunState
+from cluster.supervisor import BY_SUBMISSION
+from k8s.manifest import OUTCOME_ANNOTATION
+from k8s.troubles import Trouble, event_trouble, pod_trouble, workload_trouble
+
+Object = dict[str, Any]
+
+PATIENCE_SECONDS = 120.0  # a submission may take as long where the API server restarts
+SETTLE_SECONDS = 15.0  # a Job that ended may have left its outcome on a file system that shows it late
+LEAVING_SECONDS = 60.0  # beyond its grace period, before a Job that is being deleted is taken for gone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What Kubernetes shows of one run."""
+
+    job: Object | None = None
+    pods: Sequence[Object] = ()  # those that do not run yet
+    workload: Object | None = None
+    events: Sequence[Object] = field(default=())  # warnings about the Job and its pods
+
+
+def submission_details(run: RunDir) -> dict[str, Any]:
+    """What the newest submission wrote down: key, name, profile, resources."""
+    attempts = run.attempts()
+    for number in reversed(attempts):
+        details = run.attempt_details(number)
+        if details.get("opened_by") == BY_SUBMISSION:
+            return details
+    return run.attempt_details(attempts[0]) if attempts else {}
+
+
+def judge(run: RunDir, seen: Seen) -> BackendState:
+    """The run's state; an end of which only Kubernetes knows is written down as its outcome."""
+    attempts = run.attempts()
+    if not attempts:
+        return _never_submitted(run)
+    outcome = run.outcome(attempts[-1])
+    if outcome is None or not outcome.state.final:
+        outcome = told_by(run, seen.job) or outcome
+    if outcome is not None and outcome.state.final:
+        return BackendState(state=outcome.state, word="ended", reason=outcome.cause)
+    if seen.job is None:
+        return _unknown(run, outcome)
+    handle = handle_of(seen.job)
+    if "deletionTimestamp" in seen.job["metadata"]:
+        return _leaving(run, seen.job, handle)
+    if end := end_of(seen.job):
+        return _settle(run, seen, end, outcome)
+    if outcome is None and has_agents(run) and not seen.job["spec"].get("suspend"):
+        return BackendState(state=RunState.RUNNING, word="Running", handle=handle)
+    waits = RunState.REQUEUED if outcome is not None or len(attempts) > 1 or has_agents(run) else RunState.PENDING
+    trouble = trouble_of(seen)
+    if trouble is None:
+        state = RunState.RUNNING if _all_ready(seen.job) and waits is RunState.PENDING else waits
+        return BackendState(state=state, word=_word(seen.job), handle=handle)
+    return BackendState(state=waits, word=trouble.word, reason=str(trouble), handle=handle)
+
+
+def trouble_of(seen: Seen) -> Trouble | None:
+    """What keeps the run from starting, if anything does; what no waiting mends comes first."""
+    if seen.job is not None and seen.job["spec"].get("suspend"):
+        if seen.workload is not None:
+            return workload_trouble(seen.workload)
+        return Trouble(word="Suspended", said="its Job is suspended", remedy="`kubectl describe job` tells more")
+    by_pod: dict[str, list[Object]] = {}
+    for event in seen.events:
+        by_pod.setdefault(event["involvedObject"]["name"], []).append(event)
+    found = [pod_trouble(pod, by_pod.get(pod["metadata"]["name"], ())) for pod in seen.pods]
+    troubles = sorted((each for each in found if each), key=lambda each: not each.hopeless)
+    if troubles:
+        return troubles[0]
+    name = seen.job["metadata"]["name"] if seen.job else ""
+    return event_trouble(by_pod.get(name, ())) if not _all_ready(seen.job) and not seen.pods else None
+
+
+def told_by(run: RunDir, job: Object | None) -> Outcome | None:
+    """The outcome that the run left on its Job, written down where this machine does not see the run's own file."""
+    text = ((job or {}).get("metadata", {}).get("annotations") or {}).get(OUTCOME_ANNOTATION)
+    if not text:
+        return None
+    raw = json.loads(text)
+    outcome = Outcome(**{**raw, "state": RunState(raw["state"])})
+    if run.attempts():
+        with suppress(OSError):
+            run.write_outcome(run.attempts()[-1], outcome)
+    return outcome
+
+
+def last_known(run: RunDir, error: str) -> BackendState:
+    """The state that the run's own files tell, where Kubernetes does not answer."""
+    outcome, reason = run.last_outcome(), f"{error}; this is the last that its files tell"
+    if outcome is not None:
+        return BackendState(state=outcome.state if outcome.state.final else RunState.REQUEUED, reason=reason)
+    return BackendState(state=RunState.RUNNING if has_agents(run) else RunState.PENDING, reason=reason)
+
+
+def conclude(run: RunDir, state: RunState, cause: str) -> Outcome:
+    """Write down an end that nobody lived to write; what an earlier outcome said is kept."""
+    code = EXIT_FAILED if state is RunState.FAILED else EXIT_TERMINATED
+    before = run.last_outcome()
+    if before is None:
+        outcome = Outcome(state=state, exit_code=code, cause=cause, ended=time.time())
+    else:
+        outcome = replace(before, state=state, cause=f"{before.cause}; then: {cause}")
+    with suppress(OSError):  # who looks at another's runs may not be allowed to write there
+        run.write_outcome(run.attempts()[-1], outcome)
+    return outcome
+
+
+def has_agents(run: RunDir) -> bool:
+    """Whether the newest attempt has begun."""
+    attempts = run.attempts()
+    return bool(attempts) and (run.attempt_dir(attempts[-1]) / AGENTS).exists()
+
+
+def handle_of(job: Object) -> str:
+    """k8s:NAMESPACE/NAME."""
+    return f"k8s:{job['metadata']['namespace']}/{job['metadata']['name']}"
+
+
+def end_of(job: Object) -> Mapping[str, Any] | None:
+    """The condition with which a Job has ended, if it has."""
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return next((c for c in conditions if c["type"] in {"Complete", "Failed"} and c["status"] == "True"), None)
+
+
+def seconds_of(timestamp: str | None) -> float:
+    """A timestamp of Kubernetes as seconds since the epoch; 0 where there is none."""
+    return datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0
+
+
+def _all_ready(job: Object | None) -> bool:
+    return job is not None and (job.get("status") or {}).get("ready", 0) >= job["spec"].get("parallelism", 1)
+
+
+def _word(job: Object) -> str:
+    status = job.get("status") or {}
+    if job["spec"].get("suspend"):
+        return "Suspended"
+    return "Running" if _all_ready(job) else f"{status.get('ready', 0)}/{job['spec'].get('parallelism', 1)} pods ready"
+
+
+def _never_submitted(run: RunDir) -> BackendState:
+    if time.time() - float(run.listed.get("created") or 0) < PATIENCE_SECONDS:
+        return BackendState(state=RunState.PENDING, word="submitting")
+    return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"it was never submitted; `ropewalk resume {run.id}` does")
+
+
+def _unknown(run: RunDir, outcome: Outcome | None) -> BackendState:
+    details = submission_details(run)
+    if run.cancel_requested:
+        cause = "cancelled; no Job carried it" if outcome is None else "cancelled while it waited"
+        return BackendState(state=RunState.CANCELLED, word="lost", reason=conclude(run, RunState.CANCELLED, cause).cause)
+    if outcome is None and time.time() - float(details.get("created") or 0) < PATIENCE_SECONDS and not has_agents(run):
+        return BackendState(state=RunState.PENDING, word="submitting")
+    said = f"Kubernetes has no Job {details.get('name') or 'of it'} any more, and it left no final outcome"
+    remedy = f"{said}; `ropewalk resume {run.id}` goes on from its last checkpoint, if there is one"
+    return BackendState(state=RunState.UNKNOWN, word="lost", reason=remedy)
+
+
+def _leaving(run: RunDir, job: Object, handle: str) -> BackendState:
+    """Its Job is being deleted: by our cancel, or by somebody's kubectl."""
+    grace = job["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30)
+    # the timestamp is when the deletion was asked for
+    if time.time() - seconds_of(job["metadata"]["deletionTimestamp"]) > grace + LEAVING_SECONDS:
+        cause = "cancelled; a node that does not answer still holds a pod of it"
+        return BackendState(state=RunState.CANCELLED, word="ended", reason=conclude(run, RunState.CANCELLED, cause).cause)
+    return BackendState(state=RunState.RUNNING, word="Terminating", reason="it saves and leaves", handle=handle)
+
+
+def _settle(run: RunDir, seen: Seen, end: Mapping[str, Any], outcome: Outcome | None) -> BackendState:
+    """A Job that ended without a word of ours."""
+    word = str(end["type"])
+    if time.time() - seconds_of(end.get("lastTransitionTime")) < SETTLE_SECONDS and has_agents(run) and outcome is None:
+        return BackendState(state=RunState.RUNNING, word=word, reason="ended; its outcome is awaited")
+    said = ": ".join(str(each) for each in (end.get("reason"), end.get("message")) if each)
+    state = RunState.CANCELLED if run.cancel_requested else RunState.FAILED
+    settled = conclude(run, state, f"Kubernetes says {word}{f' ({said})' if said else ''}")
+    return BackendState(state=settled.state, word=word, reason=settled.cause)

@@ -1,0 +1,72 @@
+"""Exactly once: a create may time out though it was done, so what exists under the submission's name and key is adopted."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from cluster.errors import BackendError
+from k8s.client import ApiAwayError, ConflictError, Kubernetes, NotFoundError, Object
+from k8s.manifest import KEY_ANNOTATION, RUN_LABEL, SUBMISSION_LABEL, owned_by
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 120.0  # an API server that restarts takes some seconds, a control plane that is upgraded a minute
+PAUSE_SECONDS = 1.0
+
+
+class SubmissionInDoubtError(BackendError):
+    """Nobody answered: the objects may exist or not."""
+
+
+def submit_once(
+    kube: Kubernetes,
+    objects: Sequence[Object],
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Object:
+    """Create objects, the first of which owns the others; what the first became.
+
+    Raises BackendError with Kubernetes' own words if it refuses, and leaves nothing then; SubmissionInDoubtError if no API
+    server answers for two minutes.
+    """
+    head, *rest = objects
+    deadline, told = clock() + PATIENCE_SECONDS, False
+    while True:
+        try:
+            owner = create_or_adopt(kube, head)
+            for each in rest:
+                create_or_adopt(kube, owned_by(each, owner))
+            return owner
+        except ApiAwayError as error:
+            if clock() > deadline:
+                words = f"{error}; nobody answered for {PATIENCE_SECONDS:.0f} s, so the Job may exist or not: when it is back,"
+                raise SubmissionInDoubtError(f"{words} `ropewalk ps` tells; a resume never makes a second one") from None
+            if not told:
+                log.warning("%s; trying on for %.0f s, and nothing is made twice", error, PATIENCE_SECONDS)
+                told = True
+        except BackendError:
+            kube.delete(head["kind"], head["metadata"]["name"])
+            raise
+        sleep(PAUSE_SECONDS)
+
+
+def create_or_adopt(kube: Kubernetes, each: Object) -> Object:
+    """Create an object, or find that an earlier try of the same submission has. Raises ConflictError if it is another's."""
+    try:
+        return kube.create(each)
+    except ConflictError:
+        name = each["metadata"]["name"]
+        try:
+            there = kube.get(each["kind"], name)
+        except NotFoundError:  # it went between the two questions
+            return kube.create(each)
+        if _marks(there) != _marks(each):
+            raise ConflictError(f"{each['kind']} {name} exists already and is not ours; `kubectl delete` it") from None
+        return there
+
+
+def _marks(each: Object) -> tuple[str | None, str | None, str | None]:
+    """By which an object is known to be of the same submission."""
+    labels, annotations = each["metadata"].get("labels") or {}, each["metadata"].get("annotations") or {}
+    return labels.get(RUN_LABEL), labels.get(SUBMISSION_LABEL), annotations.get(KEY_ANNOTATION)

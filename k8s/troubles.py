@@ -1,0 +1,126 @@
+"""Why a pod does not start: Kubernetes' own words, what to do, and whether it can ever start as it is."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trouble:
+    """What keeps a run from starting."""
+
+    word: str  # Kubernetes' own, such as Unschedulable
+    said: str  # its own sentence
+    remedy: str = ""
+    hopeless: bool = False  # waiting does not mend it
+
+    def __str__(self) -> str:
+        return f"{self.said}; {self.remedy}" if self.remedy else self.said
+
+
+IMAGE_WORDS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
+IMAGE_REMEDY = "correct image in the cluster's profile, or push the image; image_pull_secrets where the registry wants a login"
+_NO_IMAGE = re.compile(r"not found|manifest unknown|does not exist|denied|unauthorized|InvalidImageName|invalid reference", re.I)
+
+# (what Kubernetes says, what to do, whether waiting cannot help); the first that matches decides
+REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
+    (re.compile(pattern, re.I), remedy, hopeless)
+    for pattern, remedy, hopeless in (
+        (r"persistentvolumeclaim \S+ not found", "create the claim, or correct claim or mounts in the cluster's profile", True),
+        (
+            r"unbound immediate PersistentVolumeClaims|WaitForFirstConsumer",
+            "the claim waits for a volume: `kubectl get pvc`",
+            False,
+        ),
+        (r"secret \S+ not found", "create the Secret, or correct secrets in the cluster's profile", True),
+        (r"serviceaccount \S+ not found", "apply k8s/rbac.yaml, or correct service_account in the cluster's profile", True),
+        (r"no PriorityClass with name|priority ?class \S+ not found", "correct priority_class in the cluster's profile", True),
+        (r"must specify (limits|requests)?.*memory", "set resources.memory_gib: the namespace's quota counts memory", True),
+        (r"must specify", "set the resource that the namespace's quota counts: resources.cpus, resources.memory_gib", True),
+        (r"exceeded quota", "ask for less, or wait until others of the namespace have ended: `kubectl describe quota`", False),
+        (r"violates PodSecurity", "the profile's pod patch asks for what the namespace's Pod Security level forbids", True),
+        (r"forbidden", "ask for the rights that k8s/rbac.yaml lists", False),
+        (r"Insufficient (\S+)", "ask for less a node or fewer nodes, or wait for others to end", False),
+        (r"didn't match Pod's node affinity|node\(s\) didn't match", "correct node_selector in the cluster's profile", False),
+        (r"untolerated taint", "add tolerations to the cluster's profile, or wait for other nodes", False),
+    )
+)
+
+
+def remedy_of(said: str) -> tuple[str, bool]:
+    """What to do about something that Kubernetes says, and whether waiting cannot help."""
+    return next(((remedy, hopeless) for pattern, remedy, hopeless in REMEDIES if pattern.search(said)), ("", False))
+
+
+def trouble(word: str, said: str) -> Trouble:
+    """Words of Kubernetes, with the remedy."""
+    said = tidy(said)
+    remedy, hopeless = remedy_of(said)
+    return Trouble(word=word, said=said, remedy=remedy, hopeless=hopeless)
+
+
+def pod_trouble(pod: Object, events: Sequence[Object] = ()) -> Trouble | None:
+    """What keeps a pod from running, if anything does; `events` are the warnings about it."""
+    status = pod.get("status") or {}
+    for condition in status.get("conditions") or []:
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return trouble(condition.get("reason") or "Unschedulable", condition.get("message") or "no node has room for it yet")
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        word, said = waiting.get("reason") or "", waiting.get("message") or ""
+        if word in IMAGE_WORDS:
+            hopeless = bool(_NO_IMAGE.search(f"{word} {said}"))
+            image = container.get("image") or ""
+            shown = said if image in said else f"image {image}: {said}"
+            return Trouble(word=word, said=tidy(shown), remedy=IMAGE_REMEDY, hopeless=hopeless)
+        if word and word not in {"ContainerCreating", "PodInitializing"}:
+            return trouble(word, said or word)
+    if status.get("phase") == "Pending" and events:
+        newest = max(events, key=_last_seen)
+        return trouble(newest.get("reason") or "Warning", newest.get("message") or "")
+    return None
+
+
+def event_trouble(events: Sequence[Object]) -> Trouble | None:
+    """What keeps a Job from making pods at all, of the warnings about it."""
+    if not events:
+        return None
+    newest = max(events, key=_last_seen)
+    return trouble(newest.get("reason") or "Warning", newest.get("message") or "")
+
+
+def workload_trouble(workload: Object) -> Trouble | None:
+    """Why Kueue does not admit a workload, in its own words."""
+    conditions = {each["type"]: each for each in (workload.get("status") or {}).get("conditions") or []}
+    for kind in ("QuotaReserved", "Admitted"):
+        condition = conditions.get(kind)
+        if condition and condition["status"] == "False":
+            said = tidy(condition.get("message") or "it waits for quota")
+            hopeless = condition.get("reason") == "Inadmissible" and "doesn't exist" in said
+            remedy = "correct queue in the cluster's profile" if hopeless else ""
+            return Trouble(word=condition.get("reason") or kind, said=f"queue {_queue(workload)}: {said}", remedy=remedy)
+    return (
+        None if "QuotaReserved" in conditions else Trouble(word="Queued", said=f"queue {_queue(workload)} has not looked at it")
+    )
+
+
+def _queue(workload: Object) -> str:
+    return str((workload.get("spec") or {}).get("queueName"))
+
+
+def tidy(said: str) -> str:
+    """One line, without what only a debugger of Kubernetes reads."""
+    said = " ".join(said.split())
+    said = re.sub(r"\(Error code .*?\)|rpc error: code = \w+ desc = ", "", said)
+    said = re.sub(r" ?preemption: 0/\d+ nodes are available:.*$", "", said)
+    said = re.sub(r'^(Error creating: )?(pods|jobs\.batch) "([^"]+)" is forbidden: ', "", said)
+    return said.strip().rstrip(".")
+
+
+def _last_seen(event: Object) -> str:
+    return str(
+        event.get("lastTimestamp") or event.get("eventTime") or (event.get("metadata") or {}).get("creationTimestamp") or ""
+    )

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from typing import ClassVar
 
@@ -14,10 +15,11 @@ from cluster.files import write_all
 from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import RunState
 from cluster.supervisor import BY_SUBMISSION, bury_unfinished
-from k8s.client import Kubernetes, NotFoundError, connect
+from k8s.client import ApiAwayError, Kubernetes, NotFoundError, connect
 from k8s.look import look
 from k8s.manifest import dump, key_of, name_of, render_objects
 from k8s.profile import K8sProfile
+from k8s.site import refuse_the_impossible
 from k8s.states import conclude, end_of, has_agents, judge, last_known, submission_details
 from k8s.submit import SubmissionInDoubtError, submit_once
 
@@ -63,6 +65,7 @@ class K8sBackend:
             for run in runs:
                 _hand_over(run, self.profile.user)
         try:
+            self._ask_first(resources)
             with ThreadPoolExecutor(THREADS) as pool:
                 list(pool.map(lambda run: submit_once(self.kube, manifests[run.id]), runs))
         except SubmissionInDoubtError:
@@ -71,6 +74,11 @@ class K8sBackend:
             self._withdraw(runs, number, str(error))
             raise
         return [self._handle(run, number) for run in runs]
+
+    def _ask_first(self, resources: Resources) -> None:
+        """Refuse what can never run, before anything is created; an API server that is away is a matter of the submission."""
+        with suppress(ApiAwayError):
+            refuse_the_impossible(self.kube, self.profile, resources)
 
     def _handle(self, run: RunDir, number: int) -> str:
         return f"k8s:{self.kube.namespace}/{name_of(run.id, number)}"
@@ -120,6 +128,10 @@ class K8sBackend:
         except BackendError as error:
             return {run.id: last_known(run, str(error)) for run in runs}
         found = {run.id: judge(run, seen[run.id]) for run in runs}
+        for run in runs:
+            job = seen[run.id].job
+            if job is not None and found[run.id].state is RunState.FAILED and end_of(job) is None:
+                self.kube.delete("Job", job["metadata"]["name"])  # it can never start
         return found
 
     # --- the rest

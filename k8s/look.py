@@ -8,6 +8,7 @@ from k8s.client import ForbiddenError, Kubernetes, NotFoundError, Object
 from k8s.manifest import OURS, QUEUE_LABEL, ROLE_LABEL, RUN_LABEL
 from k8s.states import Seen, end_of, submission_details
 
+NOT_AT_WORK = "status.phase!=Running,status.phase!=Succeeded"
 FEW = 20  # so many runs are asked for by name, more by what all have in common
 
 
@@ -16,7 +17,7 @@ def look(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Seen]:
     jobs = {job["metadata"]["name"]: job for job in kube.list("Job", f"{selector(runs)},{ROLE_LABEL}=run")}
     mine = {run.id: jobs.get(str(submission_details(run).get("name"))) for run in runs}
     waiting = {run: job for run, job in mine.items() if job is not None and _waits(job)}
-    pods = _by_run(_list(kube, "Pod", selector(runs), "status.phase=Pending")) if any(map(_has_pods, waiting.values())) else {}
+    pods = _by_run(_list(kube, "Pod", selector(runs), NOT_AT_WORK)) if any(map(_had_pods, waiting.values())) else {}
     queued = any(QUEUE_LABEL in job["metadata"]["labels"] and job["spec"].get("suspend") for job in waiting.values())
     workloads = _by_owner(_list(kube, "Workload")) if queued else {}
     events = _warnings(kube, waiting, pods)
@@ -44,6 +45,10 @@ def _waits(job: Object) -> bool:
 
 def _has_pods(job: Object) -> bool:
     return bool((job.get("status") or {}).get("active"))
+
+
+def _had_pods(job: Object) -> bool:
+    return _has_pods(job) or bool((job.get("status") or {}).get("failed"))
 
 
 def _list(kube: Kubernetes, kind: str, labels: str = "", fields: str = "") -> Sequence[Object]:

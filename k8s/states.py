@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any
 
 from cluster.attempt import AGENTS
@@ -15,7 +14,7 @@ from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from cluster.supervisor import BY_SUBMISSION
 from k8s.manifest import OUTCOME_ANNOTATION
-from k8s.troubles import Trouble, event_trouble, pod_trouble, workload_trouble
+from k8s.troubles import Trouble, event_trouble, pod_trouble, seconds_of, workload_trouble
 
 Object = dict[str, Any]
 
@@ -65,6 +64,9 @@ def judge(run: RunDir, seen: Seen) -> BackendState:
         return BackendState(state=RunState.RUNNING, word="Running", handle=handle)
     waits = RunState.REQUEUED if outcome is not None or len(attempts) > 1 or has_agents(run) else RunState.PENDING
     trouble = trouble_of(seen)
+    if trouble is not None and trouble.hopeless and waits is RunState.PENDING:
+        settled = conclude(run, RunState.FAILED, f"never started: {trouble}")
+        return BackendState(state=settled.state, word=trouble.word, reason=settled.cause, handle=handle)
     if trouble is None:
         state = RunState.RUNNING if _all_ready(seen.job) and waits is RunState.PENDING else waits
         return BackendState(state=state, word=_word(seen.job), handle=handle)
@@ -80,7 +82,8 @@ def trouble_of(seen: Seen) -> Trouble | None:
     by_pod: dict[str, list[Object]] = {}
     for event in seen.events:
         by_pod.setdefault(event["involvedObject"]["name"], []).append(event)
-    found = [pod_trouble(pod, by_pod.get(pod["metadata"]["name"], ())) for pod in seen.pods]
+    newest_first = sorted(seen.pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), reverse=True)
+    found = [pod_trouble(pod, by_pod.get(pod["metadata"]["name"], ())) for pod in newest_first]
     troubles = sorted((each for each in found if each), key=lambda each: not each.hopeless)
     if troubles:
         return troubles[0]
@@ -137,11 +140,6 @@ def end_of(job: Object) -> Mapping[str, Any] | None:
     """The condition with which a Job has ended, if it has."""
     conditions = (job.get("status") or {}).get("conditions") or []
     return next((c for c in conditions if c["type"] in {"Complete", "Failed"} and c["status"] == "True"), None)
-
-
-def seconds_of(timestamp: str | None) -> float:
-    """A timestamp of Kubernetes as seconds since the epoch; 0 where there is none."""
-    return datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0
 
 
 def _all_ready(job: Object | None) -> bool:

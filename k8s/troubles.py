@@ -1,8 +1,10 @@
 """Why a pod does not start: Kubernetes' own words, what to do, and whether it can ever start as it is."""
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 Object = dict[str, Any]
@@ -21,14 +23,18 @@ class Trouble:
         return f"{self.said}; {self.remedy}" if self.remedy else self.said
 
 
+PREPARING_SECONDS = 3.0  # of a node with the image and an ordinary volume
+GENTLE_CODES = (0, 75, 85, 143)  # saved and left; another pod follows
 IMAGE_WORDS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 IMAGE_REMEDY = "correct image in the cluster's profile, or push the image; image_pull_secrets where the registry wants a login"
-_NO_IMAGE = re.compile(r"not found|manifest unknown|does not exist|denied|unauthorized|InvalidImageName|invalid reference", re.I)
+NO_IMAGE = r"(not found|manifest unknown|does not exist|denied|unauthorized|invalid reference format|ErrImageNeverPull|NeverPull)"
 
 # (what Kubernetes says, what to do, whether waiting cannot help); the first that matches decides
 REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
     (re.compile(pattern, re.I), remedy, hopeless)
     for pattern, remedy, hopeless in (
+        (rf"image.*{NO_IMAGE}", IMAGE_REMEDY, True),
+        (r"Failed to pull image|Back-off pulling image", IMAGE_REMEDY, False),
         (r"persistentvolumeclaim \S+ not found", "create the claim, or correct claim or mounts in the cluster's profile", True),
         (
             r"unbound immediate PersistentVolumeClaims|WaitForFirstConsumer",
@@ -42,6 +48,16 @@ REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
         (r"must specify", "set the resource that the namespace's quota counts: resources.cpus, resources.memory_gib", True),
         (r"exceeded quota", "ask for less, or wait until others of the namespace have ended: `kubectl describe quota`", False),
         (r"violates PodSecurity", "the profile's pod patch asks for what the namespace's Pod Security level forbids", True),
+        (
+            r"exec: .*(no such file|not found|permission denied)|stat \S+: (no such file|permission denied)",
+            "correct python in the cluster's profile: a Python in the image that user 1000, or the profile's, may start",
+            True,
+        ),
+        (
+            r"No module named '?(cluster|k8s)\b",
+            "the image holds no ropewalk; k8s/Dockerfile builds one that does",
+            True,
+        ),
         (r"forbidden", "ask for the rights that k8s/rbac.yaml lists", False),
         (r"Insufficient (\S+)", "ask for less a node or fewer nodes, or wait for others to end", False),
         (r"didn't match Pod's node affinity|node\(s\) didn't match", "correct node_selector in the cluster's profile", False),
@@ -72,16 +88,36 @@ def pod_trouble(pod: Object, events: Sequence[Object] = ()) -> Trouble | None:
         waiting = (container.get("state") or {}).get("waiting") or {}
         word, said = waiting.get("reason") or "", waiting.get("message") or ""
         if word in IMAGE_WORDS:
-            hopeless = bool(_NO_IMAGE.search(f"{word} {said}"))
             image = container.get("image") or ""
-            shown = said if image in said else f"image {image}: {said}"
-            return Trouble(word=word, said=tidy(shown), remedy=IMAGE_REMEDY, hopeless=hopeless)
+            return trouble(word, said if image in said and "image" in said else f"image {image}: {said}")
         if word and word not in {"ContainerCreating", "PodInitializing"}:
             return trouble(word, said or word)
+    if status.get("phase") == "Failed":
+        return _failed(pod)
     if status.get("phase") == "Pending" and events:
         newest = max(events, key=_last_seen)
         return trouble(newest.get("reason") or "Warning", newest.get("message") or "")
+    if status.get("phase") == "Pending" and time.time() - seconds_of(status.get("startTime")) > PREPARING_SECONDS:
+        images = ", ".join(dict.fromkeys(container["image"] for container in pod["spec"]["containers"]))
+        node = pod["spec"].get("nodeName")
+        return Trouble(word="ContainerCreating", said=f"{node} prepares its pod: it pulls image {images}, or mounts volumes")
     return None
+
+
+def _failed(pod: Object) -> Trouble | None:
+    """Of a pod that ended before the run could begin: its own last words."""
+    status = pod["status"]
+    for container in status.get("containerStatuses") or []:
+        ended = (container.get("state") or {}).get("terminated") or {}
+        lines = [line.strip() for line in str(ended.get("message") or "").splitlines() if line.strip()]
+        if ended.get("exitCode") in GENTLE_CODES:
+            return None
+        said = lines[-1] if lines else f"exit code {ended.get('exitCode')}"
+        word = ended.get("reason") or "Error"
+        remedy, hopeless = remedy_of(said)
+        return Trouble(word=word, said=f"its pods end as they start: {tidy(said)[-300:]}", remedy=remedy, hopeless=hopeless)
+    said = status.get("message") or ""
+    return trouble(status.get("reason") or "Failed", said) if said else None
 
 
 def event_trouble(events: Sequence[Object]) -> Trouble | None:
@@ -115,9 +151,15 @@ def tidy(said: str) -> str:
     """One line, without what only a debugger of Kubernetes reads."""
     said = " ".join(said.split())
     said = re.sub(r"\(Error code .*?\)|rpc error: code = \w+ desc = ", "", said)
+    said = re.sub(r"failed to create containerd task: .*: (exec: .*)$", r"\1", said)
     said = re.sub(r" ?preemption: 0/\d+ nodes are available:.*$", "", said)
     said = re.sub(r'^(Error creating: )?(pods|jobs\.batch) "([^"]+)" is forbidden: ', "", said)
-    return said.strip().rstrip(".")
+    return said.strip().removesuffix("no new claims to deallocate,").strip().rstrip(".")
+
+
+def seconds_of(timestamp: str | None) -> float:
+    """A timestamp of Kubernetes as seconds since the epoch; 0 where there is none."""
+    return datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0
 
 
 def _last_seen(event: Object) -> str:

@@ -10,14 +10,15 @@ from typing import ClassVar
 
 from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources, load_section
-from cluster.errors import BackendError
+from cluster.errors import BackendError, ConfigError
 from cluster.files import write_all
 from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import RunState
 from cluster.supervisor import BY_SUBMISSION, bury_unfinished
 from k8s.client import ApiAwayError, Kubernetes, NotFoundError, connect
+from k8s.gate import Gate, write_gate
 from k8s.look import look
-from k8s.manifest import dump, key_of, name_of, render_objects
+from k8s.manifest import dump, key_of, name_of, owned_by, render_gate, render_objects
 from k8s.profile import K8sProfile
 from k8s.site import refuse_the_impossible
 from k8s.states import conclude, end_of, has_agents, judge, last_known, submission_details
@@ -58,22 +59,47 @@ class K8sBackend:
     ) -> list[str]:
         """The same for many runs, many at a time; at most `at_once` of them run at a time."""
         number = (runs[0].attempts() or [0])[-1] + 1
-        manifests = {run.id: render_objects(run, resources, self.profile, number) for run in runs}
-        self._open(runs, number, resources, after)
+        others = self._still_open(runs[0], after)
+        free = 0 if others else len(runs) if at_once is None else at_once  # so many need no gate
+        manifests = {run.id: render_objects(run, resources, self.profile, number, held=i >= free) for i, run in enumerate(runs)}
+        self._open(runs, number, resources, others, at_once)
         write_all({run.attempt_dir(number) / "manifest.yaml": dump(manifests[run.id]) for run in runs})
+        if free < len(runs):
+            ids = [run.id for run in runs]
+            write_gate(runs[0], Gate(runs=ids, number=number, after=others, at_once=at_once, queue=self.profile.queue))
         if os.geteuid() == 0:
             for run in runs:
                 _hand_over(run, self.profile.user)
         try:
             self._ask_first(resources)
             with ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(lambda run: submit_once(self.kube, manifests[run.id]), runs))
+                owners = list(pool.map(lambda run: submit_once(self.kube, manifests[run.id]), runs))
+            if free < len(runs):
+                gate = render_gate(runs[0], self.profile, number)
+                submit_once(self.kube, [owned_by(gate, owners[0]) if len(runs) == 1 else gate])
         except SubmissionInDoubtError:
             raise
         except BackendError as error:
             self._withdraw(runs, number, str(error))
             raise
         return [self._handle(run, number) for run in runs]
+
+    def _still_open(self, head: RunDir, after: Sequence[str]) -> list[str]:
+        """Of the runs that this one waits for, those that are not over. Raises ConfigError where one can never succeed."""
+        found = []
+        for other in [RunDir(head.path.parent / word) for word in after]:
+            outcome = other.last_outcome()
+            if not other.attempts():
+                raise ConfigError(
+                    f"--after {other.id}: it does not lie beside this run; a run can only wait for its own cluster's"
+                )
+            if outcome is None or not outcome.state.final:
+                found.append(other.id)
+            elif outcome.state is not RunState.SUCCEEDED:
+                raise ConfigError(
+                    f"--after {other.id}: it ended as {outcome.state} ({outcome.cause}); `ropewalk resume {other.id}` first"
+                )
+        return found
 
     def _ask_first(self, resources: Resources) -> None:
         """Refuse what can never run, before anything is created; an API server that is away is a matter of the submission."""
@@ -83,7 +109,7 @@ class K8sBackend:
     def _handle(self, run: RunDir, number: int) -> str:
         return f"k8s:{self.kube.namespace}/{name_of(run.id, number)}"
 
-    def _open(self, runs: Sequence[RunDir], number: int, resources: Resources, after: Sequence[str]) -> None:
+    def _open(self, runs: Sequence[RunDir], number: int, resources: Resources, after: Sequence[str], at_once: int | None) -> None:
         """Open the runs' attempt `number`; whoever is second in that leaves nothing behind."""
         details = {
             "resources": resources.model_dump(mode="json"),
@@ -92,6 +118,7 @@ class K8sBackend:
             "namespace": self.kube.namespace,
             "profile": self.profile.model_dump(mode="json", exclude_defaults=True),
             **({"after": list(after)} if after else {}),
+            **({"at_once": at_once} if at_once is not None else {}),
         }
         own = [{"key": key_of(run, number), "name": name_of(run.id, number), "handle": self._handle(run, number)} for run in runs]
         numbers = begin_attempts(runs, [{**details, **each} for each in own])
@@ -156,7 +183,9 @@ class K8sBackend:
 
     def checks(self) -> list[Check]:
         """What `doctor` prints of this cluster."""
-        return []
+        from k8s.fitness import checks  # noqa: PLC0415 - only doctor needs it
+
+        return checks(lambda: self.kube, self.profile)
 
     def outlook(self, run: RunDir, resources: Resources) -> str:
         """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""

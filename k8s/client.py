@@ -130,9 +130,13 @@ class Kubernetes:
                     raise ApiAwayError(f"watching {kind}: {event['object'].get('message')}")
                 yield event["type"], event["object"]
 
+    def raw(self, path: str) -> Object:
+        """What the API server has at a path, such as `version`."""
+        return self._object("GET", path)
+
     def groups(self) -> dict[str, str]:
         """The API groups that there are, each with its preferred version."""
-        found = self._object("GET", "apis")["groups"]
+        found = self.raw("apis")["groups"]
         return {each["name"]: each["preferredVersion"]["version"] for each in found}
 
     def logs(self, pod: str, tail: int = 20, *, previous: bool = False) -> str:

@@ -15,7 +15,8 @@ FEW = 20  # so many runs are asked for by name, more by what all have in common
 def look(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Seen]:
     """What there is of each run, by run id."""
     jobs = {job["metadata"]["name"]: job for job in kube.list("Job", f"{selector(runs)},{ROLE_LABEL}=run")}
-    mine = {run.id: jobs.get(str(submission_details(run).get("name"))) for run in runs}
+    details = {run.id: submission_details(run) for run in runs}
+    mine = {run: jobs.get(str(own.get("name"))) for run, own in details.items()}
     waiting = {run: job for run, job in mine.items() if job is not None and _waits(job)}
     pods = _by_run(_list(kube, "Pod", selector(runs), NOT_AT_WORK)) if any(map(_had_pods, waiting.values())) else {}
     queued = any(QUEUE_LABEL in job["metadata"]["labels"] and job["spec"].get("suspend") for job in waiting.values())
@@ -23,6 +24,7 @@ def look(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Seen]:
     events = _warnings(kube, waiting, pods)
     return {
         run: Seen(
+            details=details[run],
             job=job,
             pods=pods.get(run, ()) if run in waiting else (),
             workload=workloads.get(job["metadata"]["uid"]) if job is not None else None,

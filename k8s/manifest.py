@@ -33,10 +33,15 @@ LONGEST_NAME = 54  # of 63, so that a pod's index and more may follow
 GRACE_MARGIN_SECONDS = 30  # from the ranks' last save until the pod has left
 
 
-def render_objects(run: RunDir, resources: Resources, profile: K8sProfile, number: int = 1) -> list[Object]:
-    """All objects of a submission, in the order in which they are created; the first owns the others."""
+def render_objects(
+    run: RunDir, resources: Resources, profile: K8sProfile, number: int = 1, *, held: bool = False
+) -> list[Object]:
+    """All objects of a submission, in the order in which they are created; the first owns the others.
+
+    One that is `held` stays suspended until its gate lets it go (k8s/gate.py).
+    """
     check(resources)
-    objects = [render_job(run, resources, profile, number)]
+    objects = [render_job(run, resources, profile, number, held=held)]
     if resources.nodes.most > 1:
         objects.append(render_service(run, number))
     if profile.namespace:
@@ -45,16 +50,18 @@ def render_objects(run: RunDir, resources: Resources, profile: K8sProfile, numbe
     return objects
 
 
-def render_job(run: RunDir, resources: Resources, profile: K8sProfile, number: int) -> Object:
+def render_job(run: RunDir, resources: Resources, profile: K8sProfile, number: int, *, held: bool = False) -> Object:
     """The Indexed Job."""
     job, name, nodes = load("job.yaml"), name_of(run.id, number), resources.nodes
     metadata, spec = job["metadata"], job["spec"]
     metadata |= {"name": name, "labels": {**labels_of(run, number), ROLE_LABEL: "run"}}
     metadata["annotations"] = {KEY_ANNOTATION: key_of(run, number)}
     spec |= {"completions": nodes.most, "parallelism": nodes.most, "ttlSecondsAfterFinished": round(profile.keep_minutes * 60)}
+    if profile.queue or held:
+        spec["suspend"] = True  # until Kueue admits it, or its gate lets it go
     if profile.queue:
-        metadata["labels"] |= {QUEUE_LABEL: profile.queue}
-        spec["suspend"] = True  # until Kueue admits it
+        if not held:
+            metadata["labels"] |= {QUEUE_LABEL: profile.queue}
         if profile.queue_priority:
             metadata["labels"][QUEUE_PRIORITY_LABEL] = profile.queue_priority
         if nodes.elastic:
@@ -69,6 +76,22 @@ def render_service(run: RunDir, number: int) -> Object:
     service["metadata"] |= {"name": name_of(run.id, number), "labels": labels_of(run, number)}
     service["spec"]["selector"] = {RUN_LABEL: run.id}
     return service
+
+
+def render_gate(run: RunDir, profile: K8sProfile, number: int) -> Object:
+    """The Job of the small pod that lets held Jobs go, of those that were submitted together with `run`."""
+    job = load("gate.yaml")
+    labels = {**OURS, RUN_LABEL: run.id, SUBMISSION_LABEL: str(number), ROLE_LABEL: "gate"}
+    job["metadata"] |= {"name": f"{name_of(run.id, number)}-gate", "labels": labels}
+    if profile.namespace:
+        job["metadata"]["namespace"] = profile.namespace
+    pod = job["spec"]["template"]
+    pod["metadata"]["labels"] = labels
+    container = pod["spec"]["containers"][0]
+    container["command"] = [profile.python, "-m", "k8s.gate", f"{profile.claim_path}/{run.id}", str(number)]
+    container["env"] += [{"name": n, "value": v} for n, v in environment(run, profile, number).items()]
+    job["spec"]["template"] = dress(pod, profile)
+    return job
 
 
 def render_pod(run: RunDir, resources: Resources, profile: K8sProfile, number: int, template: Object) -> Object:

@@ -13,7 +13,7 @@ from cluster.errors import EXIT_FAILED, EXIT_TERMINATED
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from cluster.supervisor import BY_SUBMISSION
-from k8s.manifest import OUTCOME_ANNOTATION
+from k8s.manifest import OUTCOME_ANNOTATION, QUEUE_LABEL
 from k8s.troubles import Trouble, event_trouble, pod_trouble, seconds_of, workload_trouble
 
 Object = dict[str, Any]
@@ -27,6 +27,7 @@ LEAVING_SECONDS = 60.0  # beyond its grace period, before a Job that is being de
 class Seen:
     """What Kubernetes shows of one run."""
 
+    details: Mapping[str, Any]  # what the newest submission wrote down
     job: Object | None = None
     pods: Sequence[Object] = ()  # those that do not run yet
     workload: Object | None = None
@@ -54,7 +55,7 @@ def judge(run: RunDir, seen: Seen) -> BackendState:
     if outcome is not None and outcome.state.final:
         return BackendState(state=outcome.state, word="ended", reason=outcome.cause)
     if seen.job is None:
-        return _unknown(run, outcome)
+        return _unknown(run, seen.details, outcome)
     handle = handle_of(seen.job)
     if "deletionTimestamp" in seen.job["metadata"]:
         return _leaving(run, seen.job, handle)
@@ -78,7 +79,9 @@ def trouble_of(seen: Seen) -> Trouble | None:
     if seen.job is not None and seen.job["spec"].get("suspend"):
         if seen.workload is not None:
             return workload_trouble(seen.workload)
-        return Trouble(word="Suspended", said="its Job is suspended", remedy="`kubectl describe job` tells more")
+        if QUEUE_LABEL in seen.job["metadata"]["labels"]:
+            return Trouble(word="Queued", said=f"queue {seen.job['metadata']['labels'][QUEUE_LABEL]} has not looked at it yet")
+        return _held(seen)
     by_pod: dict[str, list[Object]] = {}
     for event in seen.events:
         by_pod.setdefault(event["involvedObject"]["name"], []).append(event)
@@ -89,6 +92,15 @@ def trouble_of(seen: Seen) -> Trouble | None:
         return troubles[0]
     name = seen.job["metadata"]["name"] if seen.job else ""
     return event_trouble(by_pod.get(name, ())) if not _all_ready(seen.job) and not seen.pods else None
+
+
+def _held(seen: Seen) -> Trouble:
+    """Its gate has not let it go yet."""
+    if others := seen.details.get("after"):
+        return Trouble(word="Dependency", said=f"it waits for {' and '.join(others)}")
+    if at_once := seen.details.get("at_once"):
+        return Trouble(word="Turn", said=f"{at_once} of the runs that were submitted with it run at a time")
+    return Trouble(word="Suspended", said="somebody has suspended its Job", remedy="`kubectl patch` its spec.suspend to false")
 
 
 def told_by(run: RunDir, job: Object | None) -> Outcome | None:
@@ -159,8 +171,7 @@ def _never_submitted(run: RunDir) -> BackendState:
     return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"it was never submitted; `ropewalk resume {run.id}` does")
 
 
-def _unknown(run: RunDir, outcome: Outcome | None) -> BackendState:
-    details = submission_details(run)
+def _unknown(run: RunDir, details: Mapping[str, Any], outcome: Outcome | None) -> BackendState:
     if run.cancel_requested:
         cause = "cancelled; no Job carried it" if outcome is None else "cancelled while it waited"
         return BackendState(state=RunState.CANCELLED, word="lost", reason=conclude(run, RunState.CANCELLED, cause).cause)

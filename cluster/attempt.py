@@ -16,6 +16,7 @@ from cluster.spec import Engine, Outcome, RunState
 AGENTS = "agents.jsonl"  # one line an agent: node, address, pid of what started it
 POLL_SECONDS = 0.1
 SETTLE_SECONDS = 5.0  # what a group may take to leave after one of its nodes has left for good
+ORPHAN_SECONDS = 3.0  # between two looks at the run on whose behalf this one exists
 STOP = signal.SIGUSR2
 
 
@@ -112,6 +113,7 @@ class Attempt:
         self.rendezvous = ""
         self.started = time.time()
         self.reason = ""  # why the run was asked to stop
+        self._next_look = 0.0
 
     def carry_out(self) -> Outcome:
         """Start everything, wait for its end, write down how it went."""
@@ -213,10 +215,16 @@ class Attempt:
         """Whoever wants the run to stop is told to the agents, once."""
         if self.reason:
             return
-        self.reason = "cancelled" if self.run.cancel_requested else self.lane.notice()
+        self.reason = "cancelled" if self.run.cancel_requested or self._orphaned() else self.lane.notice()
         if self.reason:
             for agent in self.agents.values():
                 agent.send_signal(STOP)
+
+    def _orphaned(self) -> bool:
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + ORPHAN_SECONDS
+        return self.run.orphaned
 
     def _end_all(self) -> None:
         """Whatever is left of this attempt must not outlive it."""

@@ -108,6 +108,14 @@ class JobConfig(Section):
         """The engine, where these keys decide it; None leaves the job's own."""
         return None
 
+    def root_cluster(self, cluster_name: str) -> str:
+        """The cluster among whose runs the run lies; another one where these keys say so."""
+        return cluster_name
+
+    def facts(self, cluster_name: str) -> dict[str, Any]:
+        """What run.yaml must hold besides the keys, since only the submitting machine knows it."""
+        return {}
+
 
 # --- reading
 

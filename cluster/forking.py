@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.01
 
+setproctitle.getproctitle()  # it finds the place of the title by the environment, and so before anyone changes that
+
 
 class Process(Protocol):
     """A child of this process: what `subprocess.Popen` and `Forked` have in common."""
@@ -159,6 +161,7 @@ def _redirect(output: Path) -> None:
         os.dup2(nothing.fileno(), 0)
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # a pipe or socket of the parent would stay open for whoever reads its end
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from cluster.files import json_text, read_json, write_all, write_json
 from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import Engine, RunState
 from cluster.supervisor import BY_SUBMISSION
-from cluster.virtual_nodes import render_script
+from cluster.template import TEMPLATE_VARIABLE, ask_template
+from cluster.virtual_nodes import OUTER_TMPDIR_VARIABLE, render_script
 
 LEAVING_SECONDS = 10.0
 REQUEST = "local.json"  # attempt, resources, after, and the run whose directory holds the queue, if there is one
@@ -48,7 +49,7 @@ class LocalBackend:
             resources=plain, backend="local", opened_by=BY_SUBMISSION
         )  # from now on a resumed run has no outcome
         write_json(run.path / REQUEST, {"attempt": attempt, "resources": plain, "after": list(after)})
-        pid = _spawn_detached([sys.executable, "-m", "cluster.local_supervisor", str(run.path)], run.path / "supervisor.log")
+        pid = start_detached([sys.executable, "-m", "cluster.local_supervisor", str(run.path)], run.path / "supervisor.log")
         write_json(run.path / CARRIER, carrier(pid))
         return f"local:{pid}"
 
@@ -63,7 +64,7 @@ class LocalBackend:
         requests = zip(runs, attempts, strict=True)
         write_all({run.path / REQUEST: json_text({"attempt": number, **common}) for run, number in requests})
         write_json(head.path / QUEUE, {"runs": [run.id for run in runs], "at_once": at_once or 1})
-        pid = _spawn_detached([sys.executable, "-m", "cluster.queue", str(head.path)], head.path / "queue.log")
+        pid = start_detached([sys.executable, "-m", "cluster.queue", str(head.path)], head.path / "queue.log")
         write_json(head.path / QUEUE_CARRIER, carrier(pid))
         return [f"local:{pid}"] * len(runs)
 
@@ -106,12 +107,17 @@ class LocalBackend:
         ]
 
 
-def _spawn_detached(command: list[str], log: Path) -> int:
+def start_detached(command: list[str], log: Path) -> int:
     """Start a process in a session of its own, which nobody waits for; returns its pid."""
+    environment = dict(os.environ)
+    if outer := environment.get(OUTER_TMPDIR_VARIABLE):  # it outlives the agent that this process belongs to, if it does
+        environment["TMPDIR"] = outer
+    if (template := environment.get(TEMPLATE_VARIABLE)) and (pid := ask_template(template, command, environment, log)):
+        return pid
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o644)]
     actions.append((os.POSIX_SPAWN_DUP2, 1, 2))  # type: ignore[arg-type]
-    return os.posix_spawn(command[0], command, os.environ, file_actions=actions, setsid=True)
+    return os.posix_spawn(command[0], command, environment, file_actions=actions, setsid=True)
 
 
 def carrier(pid: int) -> dict[str, Any]:

@@ -5,8 +5,8 @@ Usage: python -m cluster.queue DIRECTORY_OF_THE_FIRST_RUN
 
 import argparse
 import logging
+import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,7 +14,9 @@ from pathlib import Path
 from cluster.entry import configure_logging
 from cluster.errors import EXIT_FAILED
 from cluster.files import read_json, write_json
+from cluster.forking import Forked, fork_program, load
 from cluster.local import CARRIER, QUEUE, carrier
+from cluster.local_supervisor import needed
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
@@ -31,7 +33,7 @@ class Queue:
         request = read_json(head.path / QUEUE) or {}
         self.at_once: int = request["at_once"]
         self.waiting = [RunDir(head.path.parent / run_id) for run_id in request["runs"]]
-        self.running: list[subprocess.Popen[bytes]] = []
+        self.running: list[Forked] = []
         self.leave = Flag()
 
     def serve(self) -> None:
@@ -58,11 +60,8 @@ class Queue:
         command = [sys.executable, "-m", "cluster.local_supervisor", str(run.path)]
         try:
             run.make_folders(run.attempts()[-1])
-            with (run.path / "supervisor.log").open("ab") as stream:
-                # a session of its own: it outlives this process
-                process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
-                )
+            load(needed(run))  # once for all of them
+            process = fork_program(command, os.environ, run.path / "supervisor.log")  # it outlives this process
         except OSError as error:
             log.exception("%s: no supervisor", run.id)
             return self._never_ran(run, RunState.FAILED, EXIT_FAILED, f"its supervisor could not be started: {error}")

@@ -105,6 +105,12 @@ class RunDir:
         snapshot = code.get("snapshot")
         return self.path.parent / CODE_FOLDER / str(snapshot) / str(code.get("folder", "")) if snapshot else None
 
+    @cached_property
+    def parent(self) -> "RunDir | None":
+        """The run on whose behalf this one exists, such as the sweep of a trial."""
+        found = self.record.get("parent")
+        return RunDir(self.path.parent / str(found)) if found else None
+
     # --- its files
 
     @property
@@ -223,6 +229,14 @@ class RunDir:
     def request_cancel(self) -> None:
         """Ask for the run to end for good at its next step boundary."""
         (self.path / "cancel").touch()
+
+    @property
+    def orphaned(self) -> bool:
+        """The run on whose behalf it exists has ended for good, or was told to: nobody waits for this one."""
+        if self.parent is None:
+            return False
+        outcome = self.parent.last_outcome()
+        return self.parent.cancel_requested or (outcome is not None and outcome.state.final)
 
     def withdraw_cancel(self) -> None:
         """The user resumes the run."""

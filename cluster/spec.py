@@ -45,6 +45,7 @@ class JobSpec:
     entry: str
     engine: Engine
     preload: tuple[str, ...] = ()  # what the rank server imports once, before any group forms
+    reports: tuple[str, ...] = ()  # patterns of the metrics that it reports; none: unknown
 
 
 @dataclass(frozen=True, kw_only=True)

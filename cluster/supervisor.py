@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from cluster.attempt import Attempt, Lane
+from cluster.attempt import AGENTS, Attempt, Lane
 from cluster.config import Resources, Retries
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.run_dir import RunDir
@@ -92,3 +92,25 @@ def bury_unfinished(run: RunDir, cause: str) -> None:
         outcome = Outcome(state=RunState.REQUEUED, exit_code=EXIT_TERMINATED, cause=cause, ended=time.time())
         run.write_outcome(attempts[-1], outcome)
         run.event("attempt_ended", attempt=attempts[-1], state=outcome.state, cause=cause)
+
+
+def open_attempt(run: RunDir, died: str, **details: Any) -> int | None:
+    """The attempt to carry out: that of the submission, or after a requeue the next. None: there is nothing to do.
+
+    `died` is the cause of an attempt that nobody concluded.
+    """
+    newest = run.attempts()[-1]
+    outcome = run.outcome(newest)
+    if outcome is not None and outcome.state.final:
+        log.info("the run is over: %s", outcome.state)
+        return None
+    if run.cancel_requested:
+        cancelled = Outcome(state=RunState.CANCELLED, exit_code=0, cause="cancelled before it started", ended=time.time())
+        run.write_outcome(newest, cancelled)
+        return None
+    if outcome is None and not (run.attempt_dir(newest) / AGENTS).exists():
+        return newest
+    bury_unfinished(run, died)
+    if end_if_spent(run, newest).state.final:
+        return None
+    return run.begin_attempt(**{**carried_over(run, newest), **details}, opened_by="requeue")

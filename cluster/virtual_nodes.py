@@ -21,6 +21,7 @@ from cluster.processes import Flag, end, family, processes_of
 from cluster.run_dir import RunDir
 from cluster.spec import Engine
 
+OUTER_TMPDIR_VARIABLE = "ROPEWALK_TMPDIR"  # the machine's own, for what outlives the node
 NODE_RETURN_SECONDS = 10.0  # how long a virtual node is away when it died: as if it rebooted
 
 
@@ -89,7 +90,12 @@ class VirtualNodes:
 
     def _environment(self, disk: Path) -> dict[str, str]:
         most, cores = self.resources.nodes.most, os.cpu_count() or 1
-        values = {"TMPDIR": str(disk), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.ray_token}
+        values = {
+            "TMPDIR": str(disk),
+            OUTER_TMPDIR_VARIABLE: tempfile.gettempdir(),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.ray_token,
+        }
         # virtual nodes share this machine's cores
         values[NODE_CPUS_VARIABLE] = str(max(1, cores // most))
         if self.engine is Engine.RANKS and "OMP_NUM_THREADS" not in os.environ:

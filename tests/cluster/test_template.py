@@ -1,0 +1,51 @@
+"""A process that forks supervisors: what they are and what becomes of them without it."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import Popen
+
+import psutil
+import pytest
+
+from cluster.spec import RunState
+from cluster.template import TEMPLATE_VARIABLE, start_template
+from tests.cluster.conftest import ToyRun, until
+
+Start = Callable[..., ToyRun]
+
+
+@pytest.fixture
+def template(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Popen[bytes]]:
+    folder = tmp_path_factory.mktemp("t")
+    process = start_template(folder / "s", ["cluster.local_supervisor", "cluster.agent"], folder / "log")
+    until((folder / "s").exists)
+    monkeypatch.setenv(TEMPLATE_VARIABLE, str(folder / "s"))
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_supervisor_is_forked_and_outlives_its_template(toy: Start, template: Popen[bytes]) -> None:
+    run = toy("tick", "process", steps=30)
+    assert run.supervisor().ppid() == template.pid
+    run.reach(3)
+    template.kill()
+    template.wait()
+    assert run.finish().state is RunState.SUCCEEDED
+    assert run.steps() == list(range(1, 31))
+    assert toy("place", "process").finish().state is RunState.SUCCEEDED, "without it a supervisor is started anew"
+
+
+def test_what_is_forked_is_as_if_it_had_been_started(toy: Start, template: Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOLD", "later")
+    run = toy("tick", "process", steps=20)
+    run.reach(1)
+    supervisor = run.supervisor()
+    assert os.getsid(supervisor.pid) == supervisor.pid
+    assert str(run.run.path) in " ".join(supervisor.cmdline()), "whoever looks for processes of the run finds it"
+    rank = psutil.Process(run.rank_pid(0))
+    assert (rank.environ()["TOLD"], rank.cwd()) == ("later", os.getcwd())
+    assert {Path(file.path).name for file in supervisor.open_files()} <= {"supervisor.log"}
+    assert supervisor.net_connections("unix") == [], "its template's socket is not its own"
+    assert run.finish().state is RunState.SUCCEEDED

@@ -12,6 +12,8 @@ from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY
 from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
+from jobs.sweeps.answers import is_sweep, parameter_words
+from jobs.sweeps.causes import role_told, trials_told
 
 SILENT_SECONDS = 30.0  # six samples of a node missed
 
@@ -59,7 +61,18 @@ class Diagnosis:
 
 
 def diagnose(run: RunDir, state: BackendState) -> Diagnosis:
-    """Read outcome.json, errors/*.json, node samples and events of the newest attempt."""
+    """Read outcome.json, errors/*.json, node samples and events of the newest attempt; of a sweep also its trials."""
+    found = _diagnose(run, state)
+    if is_sweep(run):
+        told = trials_told(run)
+        found.evidence = [*told, *found.evidence]
+        found.remedy = found.remedy or next((f"{m}: {advice}" for line in told for m, advice in [_known(line)] if m), "")
+    elif (role := role_told(run)) is not None:
+        found.cause = f"{found.cause} {role}"
+    return found
+
+
+def _diagnose(run: RunDir, state: BackendState) -> Diagnosis:
     attempts = run.attempts()
     if not attempts:
         return _never_started(run, state)
@@ -109,11 +122,7 @@ def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list
     evidence += _place_of(errors[0]) if errors else []
     text = " ".join([cause, *(f"{e.get('type')} {e.get('message')}" for e in errors)])
     killed = re.search(r"\((SIG[A-Z]+)\)", cause)
-    meaning, remedy = "", ""
-    for pattern, words, advice in KNOWN:
-        if re.search(pattern, text):
-            meaning, remedy = words, advice
-            break
+    meaning, remedy = _known(text)
     if not meaning and killed and killed[1] in signal.Signals.__members__:
         meaning = SIGNALS.get(signal.Signals[killed[1]], "")
     if exit_code == EXIT_NEVER_RETRY and not remedy:
@@ -122,6 +131,11 @@ def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list
         remedy = f"`ropewalk logs {run.id}` shows all ranks; `ropewalk resume {run.id}` tries again from the last checkpoint"
     told = f"It failed: {meaning} — {cause}" if meaning else f"It failed: {cause}"
     return Diagnosis(cause=told, evidence=[*dict.fromkeys(evidence), *history], remedy=remedy)
+
+
+def _known(text: str) -> tuple[str, str]:
+    """What an error means and what to do about it; empty where it is none of those that are known."""
+    return next(((words, advice) for pattern, words, advice in KNOWN if re.search(pattern, text)), ("", ""))
 
 
 def _place_of(error: dict[str, Any]) -> list[str]:
@@ -168,10 +182,30 @@ def tell(event: dict[str, Any]) -> str | None:
         "early_stop": lambda: f"stopped early at step {step}",
         "quarantined": lambda: f"quarantined: {event.get('shard') or event.get('shards')}",
         "attempt_ended": lambda: f"attempt {event.get('attempt')} ended: {event.get('state')} ({event.get('cause')})",
+        "trial_started": lambda: f"trial {event.get('trial')} starts: {_given(event)}",
+        "trial_adopted": lambda: f"trial {event.get('trial')} is followed again",
+        "trial_resumed": lambda: f"trial {event.get('trial')} goes on",
+        "trial_stopped": lambda: f"trial {event.get('trial')} is stopped after step {step}",
+        "trial_finished": lambda: f"trial {event.get('trial')} {_became(event)}",
+        "exploited": lambda: (
+            f"trial {event.get('trial')} goes on from trial {event.get('from_trial')}, step {step}, with {_given(event)}"
+        ),
+        "started_from": lambda: f"began with the checkpoint of step {step} of {event.get('run')}",
+        "sweep_ordered": lambda: f"all trials are told to leave: {event.get('order')}",
+        "ray_lost": lambda: f"the sweep's {event.get('cause')}; its trials go on",
         "submit_failed": lambda: f"submission failed: {event.get('error')}",
     }
     found = words.get(str(kind))
     return f"{when}  {found()}" if found else None
+
+
+def _given(event: dict[str, Any]) -> str:
+    return parameter_words(event.get("parameters") or {})
+
+
+def _became(event: dict[str, Any]) -> str:
+    cause = event.get("cause")
+    return f"{str(event.get('state')).lower()} at step {event.get('step')}{f': {cause}' if cause else ''}"
 
 
 def _ending(code: Any) -> str:

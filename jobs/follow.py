@@ -10,10 +10,12 @@ from cluster.run_dir import RunDir
 from cluster.spec import RunState
 from jobs.diagnosis import tell
 from jobs.status import GONE, final_outcome, states
+from jobs.sweeps.answers import is_sweep
+from jobs.sweeps.live import Standing
 from jobs.tracking import latest_metrics, read_new_lines
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import TaskID
 
 POLL_SECONDS = 0.25
@@ -30,6 +32,7 @@ class Watch:
         self._next_question = clock() + ASK_SECONDS
         self._lost = 0
         self.abandoned = ""  # why nobody carries it
+        self.waits = ""  # why it does not run, where the scheduler says so
 
     def over(self) -> bool:
         """True once; what became of it is in the run directory, or in `abandoned`."""
@@ -38,6 +41,7 @@ class Watch:
         if self._clock() >= self._next_question:
             self._next_question = self._clock() + ASK_SECONDS
             state = states([self.run])[self.run.id]
+            self.waits = state.reason if state.state in {RunState.PENDING, RunState.REQUEUED} else ""
             gone = state.state is RunState.UNKNOWN or (state.word in GONE and not state.state.final)
             self._lost = self._lost + 1 if gone else 0
             if self._lost >= LOST_ANSWERS:
@@ -57,6 +61,7 @@ def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = tim
     """Show progress and events on `console` until the run is over."""
     watch = Watch(run)
     view: _Bar | _Lines = _Bar(run, console) if console.is_terminal else _Lines(run, console)
+    told = ""
     _, offset = read_new_lines(run.events, 0) if len(run.attempts()) > 1 else ([], 0)  # what is past was told before
     with view:
         while True:
@@ -66,6 +71,10 @@ def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = tim
                 text = tell(event)
                 if text is not None:
                     view.say(text)
+            if watch.waits != told:
+                told = watch.waits
+                if told:
+                    view.say(f"it waits: {told}")
             view.show()
             if last_round:
                 return watch
@@ -76,39 +85,47 @@ class _Bar:
     """A live bar on a terminal."""
 
     def __init__(self, run: RunDir, console: "Console") -> None:
+        from rich.live import Live
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
         self.run, self.console, self._pace = run, console, _Pace()
+        self._trials = Standing(run) if is_sweep(run) else None
         self._progress: Progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=28),
             TextColumn("{task.fields[words]}", markup=False),
-            console=console,
-            transient=True,
         )
+        self._live = Live(get_renderable=self._picture, console=console, transient=True, refresh_per_second=10)
         self._stage = "starting"
         self._task: TaskID = self._progress.add_task(self._stage, total=None, words="")
 
     def __enter__(self) -> "_Bar":
-        self._progress.start()
+        self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._live.stop()
+
+    def _picture(self) -> "RenderableType":
+        from rich.console import Group
+
+        return self._progress if self._trials is None else Group(self._progress, self._trials.table())
 
     def say(self, text: str) -> None:
-        self._progress.console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+        self._live.console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
 
     def show(self) -> None:
         report = read_json(self.run.progress)
         if not report:
             return
-        words = describe(report, latest_metrics(self.run), self._pace)
+        words = describe(report, latest_metrics(self.run), self._pace, self._trials)
         if report["stage"] != self._stage:  # a task's total cannot become unknown again
             self._stage = report["stage"]
             self._progress.remove_task(self._task)
             self._task = self._progress.add_task(self._stage, total=report.get("total"), words=words)
+            self._progress.update(self._task, completed=report["done"])
+            self._live.refresh()  # a stage that is over soon is seen all the same
         self._progress.update(self._task, completed=report["done"], total=report.get("total"), words=words)
 
 
@@ -117,6 +134,7 @@ class _Lines:
 
     def __init__(self, run: RunDir, console: "Console") -> None:
         self.run, self.console, self._pace = run, console, _Pace()
+        self._trials = Standing(run) if is_sweep(run) else None
         self._said, self._stage, self._next = "", "", 0.0
 
     def __enter__(self) -> "_Lines":
@@ -133,7 +151,7 @@ class _Lines:
         now = time.monotonic()
         if not report or (now < self._next and report["stage"] == self._stage):
             return
-        text = f"{report['stage']}: {describe(report, latest_metrics(self.run), self._pace)}"
+        text = f"{report['stage']}: {describe(report, latest_metrics(self.run), self._pace, self._trials)}"
         if text != self._said:
             self.say(text)
         self._said, self._stage, self._next = text, report["stage"], now + PLAIN_SECONDS
@@ -154,8 +172,8 @@ class _Pace:
         return (total - done) * seconds / work if total and work > 0 and seconds > 0 else None
 
 
-def describe(report: dict[str, Any], metrics: dict[str, Any], pace: _Pace) -> str:
-    """`120/300 steps  loss 4.21  12.3k tokens/s  ETA 0:42` of a progress report."""
+def describe(report: dict[str, Any], metrics: dict[str, Any], pace: _Pace, trials: Standing | None = None) -> str:
+    """`120/300 steps  loss 4.21  12.3k tokens/s  ETA 0:42` of a progress report; of a sweep also how its trials stand."""
     done, total, unit = report["done"], report.get("total"), report.get("unit", "")
     if unit == "B":
         done, total, unit = round(done / 1e6, 1), None if total is None else round(total / 1e6, 1), "MB"
@@ -163,6 +181,8 @@ def describe(report: dict[str, Any], metrics: dict[str, Any], pace: _Pace) -> st
     for key, name in (("train/loss", "loss"), ("validation/loss", "validation")):
         if report["stage"] == "train" and metrics.get(key) is not None:
             parts.append(f"{name} {metrics[key]:.3f}")
+    if trials is not None:
+        parts.append(trials.words())
     parts += [f"{_short(value)} {name}" for name, value in (report.get("rates") or {}).items() if value]
     eta = pace.eta_seconds(report["stage"], report["done"], report.get("total"))
     if eta is not None and eta >= 1:

@@ -3,13 +3,15 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from cluster.errors import ConfigError
 from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
+from jobs.status import find_run, states
 from jobs.sweeps.series import RunSeries, joined
 
 TRIALS = "trials"  # under the sweep's run directory: one record a trial, written by the driver before its effect
@@ -33,6 +35,7 @@ class Trial:
     seconds: float = 0.0
     stopped_at: int | None = None
     cause: str = ""
+    run_state: str | None = None  # of its newest run, where the scheduler was asked
     lineage: Sequence[Mapping[str, Any]] = ()
     created: float = 0.0
     ended: float | None = None
@@ -137,7 +140,7 @@ class SweepReader:
             metric=str(self.config.get("metric", "")),
             mode=str(self.config.get("mode", "min")),
             wanted=self.config.get("trials"),
-            trials=[t if t.steps_full else Trial(**{**vars(t), "steps_full": longest}) for t in trials],
+            trials=[t if t.steps_full else replace(t, steps_full=longest) for t in trials],
         )
 
     def _trial(self, record: Mapping[str, Any]) -> Trial:
@@ -179,9 +182,34 @@ def read_sweep(run: RunDir) -> Answers:
     return SweepReader(run).read()
 
 
+def with_run_states(answers: Answers) -> Answers:
+    """The same, with what the schedulers say of the runs of trials that are open: one question to each."""
+    root = answers.run.path.parent
+    runs = {trial.run: RunDir(root / trial.run) for trial in answers.trials if trial.state in OPEN and trial.run}
+    asked = states(list(runs.values())) if runs else {}
+    said = {trial.trial: asked[trial.run].state.value for trial in answers.trials if trial.run in asked}
+    return replace(answers, trials=[replace(t, run_state=said.get(t.trial)) for t in answers.trials])
+
+
 def is_sweep(run: RunDir) -> bool:
     """The run is a sweep: it has trials, which are runs."""
     return run.listed.get("job") == "sweep"
+
+
+def find_sweep(word: str) -> RunDir:
+    """The sweep that a user means. Raises ConfigError where the run is none."""
+    run = find_run(word)
+    if not is_sweep(run):
+        parent = run.record.get("parent")
+        hint = f"it is a trial of {parent}" if parent else f"it is a run of {run.record.get('job')}"
+        raise ConfigError(f"{run.id} is not a sweep: {hint}; `ropewalk ps --all` lists the runs")
+    return run
+
+
+def trials_cluster(run: RunDir) -> str:
+    """The cluster that a sweep's trials run on."""
+    where = run.record.get("trials_on") or {}
+    return str(where.get("cluster") or run.record.get("cluster") or "local")
 
 
 def parameter_words(parameters: Mapping[str, Any]) -> str:
@@ -194,6 +222,11 @@ def value_word(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def metric_word(value: float) -> str:
+    """A metric in five digits: trials often differ in the fourth."""
+    return f"{value:,.5g}"
 
 
 def _number(record: Mapping[str, Any]) -> int:

@@ -1,0 +1,38 @@
+"""What `show` shows of a run, whatever its job: a page, the same as plain values, or pictures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.run_dir import RunDir
+from jobs.status import details
+from jobs.sweeps.answers import is_sweep, read_sweep, with_run_states
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def plain(run: RunDir) -> dict[str, Any]:
+    """What `show --json` prints."""
+    return {**details(run), **(with_run_states(read_sweep(run)).plain() if is_sweep(run) else {})}
+
+
+def page(run: RunDir) -> "RenderableType":
+    """What `show` prints."""
+    if is_sweep(run):
+        from jobs.sweeps.pages import sweep_page
+
+        return sweep_page(details(run), with_run_states(read_sweep(run)))
+    from jobs.display import run_page
+
+    return run_page(details(run))
+
+
+def pictures(run: RunDir, file: Path | None) -> list[Path]:
+    """What `show --plot` writes, by default into the run's directory. Raises DataError if there is nothing to draw yet."""
+    if is_sweep(run):
+        from jobs.sweeps.report import write_report
+
+        return write_report(run, file or run.path / "sweep.png")
+    from jobs.plots import plot_run
+
+    return [plot_run(run, file or run.path / "curves.png")]

@@ -49,7 +49,7 @@ def _draw_loss(axis: Any, found: Mapping[str, Curve]) -> None:
         axis.plot(
             at, held_out, color=VALIDATION, linewidth=1.6, marker="o", markersize=4, label=f"validation  {held_out[-1]:.3f}"
         )
-    _dress(axis, "loss, nats per token")
+    dress(axis, "loss, nats per token")
     axis.legend(frameon=False, loc="upper right")
 
 
@@ -57,13 +57,14 @@ def _draw(axis: Any, found: Mapping[str, Curve], key: str, title: str, color: st
     if key in found:
         steps, values = found[key]
         axis.plot(steps, values, color=color, linewidth=1.6, markersize=4, **style)
-        _dress(axis, f"{title}   (last {values[-1]:,.3g})" if values[-1] < 1000 else f"{title}   (last {values[-1]:,.0f})")
+        dress(axis, f"{title}   (last {values[-1]:,.3g})" if values[-1] < 1000 else f"{title}   (last {values[-1]:,.0f})")
     else:
-        _dress(axis, title)
+        dress(axis, title)
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", va="center", color=MUTED)
 
 
-def _dress(axis: Any, title: str) -> None:
+def dress(axis: Any, title: str) -> None:
+    """The one look of all pictures."""
     axis.set_title(title, loc="left", fontsize=10, color=INK)
     axis.grid(True, color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs import cli_site
+from jobs import cli_site, cli_sweep
 from jobs.cli_site import Cluster
 
 app = typer.Typer(
@@ -133,23 +133,22 @@ def ps(
 def show(
     word: RunWord,
     as_json: AsJson = False,
-    plot: Annotated[bool, typer.Option("--plot", help="write the curves as a PNG: to FILE, else RUN/curves.png")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="write pictures: to FILE, else into the run")] = False,
     file: Annotated[Path | None, typer.Argument(metavar="[FILE.png]", help="where --plot writes")] = None,
 ) -> None:
-    """Show all of a run: attempts, results, metrics, events."""
-    from jobs import status
+    """Show all of a run: attempts, results, metrics, events; of a sweep its trials."""
+    from jobs import showing
+    from jobs.status import find_run
 
-    found = status.find_run(word)
+    found = find_run(word)
     if plot or file:
-        from jobs.plots import plot_run
-
-        print(plot_run(found, file or found.path / "curves.png"))
+        print("\n".join(map(str, showing.pictures(found, file))))
     elif as_json:
-        print(json.dumps(status.details(found), default=str))
+        print(json.dumps(showing.plain(found), default=str))
     else:
-        from jobs.display import console, run_page
+        from jobs.display import console
 
-        console().print(run_page(status.details(found)))
+        console().print(showing.page(found))
 
 
 @app.command()
@@ -244,6 +243,8 @@ def export(
     print(write(find_run(word), directory, step))
 
 
+app.command()(cli_sweep.best)
+app.command()(cli_sweep.confirm)
 app.command()(cli_site.doctor)
 app.command()(cli_site.quickstart)
 app.command(context_settings={**OWN_HELP, "ignore_unknown_options": True})(cli_site.lab)

@@ -2,12 +2,16 @@
 
 import difflib
 from importlib import import_module
+from importlib.metadata import entry_points
 
 from cluster.config import JobConfig
 from cluster.errors import ConfigError
 from cluster.spec import Engine, JobSpec
 
+GROUP = "ropewalk.jobs"  # entry points that are a JobSpec: jobs that others add
+
 _TRAINING = ("torch", "transformers", "torch.distributed.fsdp", "torch.distributed.checkpoint", "jobs.training.assembly")
+_VALIDATION = ("validation/loss", "validation/bits_per_byte")
 
 JOBS: dict[str, JobSpec] = {
     spec.name: spec
@@ -26,6 +30,7 @@ JOBS: dict[str, JobSpec] = {
             entry="jobs.pretrain:main",
             engine=Engine.RANKS,
             preload=(*_TRAINING, "jobs.pretrain"),
+            reports=("train/loss", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION),
         ),
         JobSpec(
             name="evaluate",
@@ -35,14 +40,24 @@ JOBS: dict[str, JobSpec] = {
             engine=Engine.RANKS,
             preload=(*_TRAINING, "jobs.evaluate"),
         ),
+        JobSpec(
+            name="sweep",
+            summary="Search for the best configuration of another job; each trial is a run.",
+            config="jobs.sweep:SweepConfig",
+            entry="jobs.sweep:main",
+            engine=Engine.PROCESS,
+        ),
     )
 }
 
 
 def find_job(name: str) -> JobSpec:
-    """The job that a user names. Raises ConfigError with the nearest name."""
+    """The job that a user names: ours, or one of the entry-point group. Raises ConfigError with the nearest name."""
     if name in JOBS:
         return JOBS[name]
+    for point in entry_points(group=GROUP, name=name):
+        found: JobSpec = point.load()
+        return found
     near = difflib.get_close_matches(name, JOBS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"unknown job {name!r}{hint}; jobs: {', '.join(JOBS)}")

@@ -55,6 +55,7 @@ def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[
         "config": masked(config.model_dump(mode="json")),
         "resources": config.resources.model_dump(mode="json"),
         "cluster": cluster_name,
+        **config.facts(cluster_name),
         **origin,
     }
 
@@ -121,7 +122,7 @@ def submit_many(
 ) -> list[RunDir]:
     """The same for many runs, which are created and submitted together; at most `at_once` of them run at a time."""
     backend, resources, others = load_backend(cluster_name), configs[0].resources, [other.id for other in after]
-    runs = _write_down(backend, job, configs, cluster_name, command)
+    runs = write_down(backend, job, configs, cluster_name, command)
     try:
         if len(runs) == 1:
             backend.submit(runs[0], resources, others)
@@ -134,12 +135,13 @@ def submit_many(
     return runs
 
 
-def _write_down(
+def write_down(
     backend: Backend, job: str, configs: Sequence[JobConfig], cluster_name: str, command: Sequence[str]
 ) -> list[RunDir]:
+    """The run directories of what is about to be submitted. Raises RopewalkError."""
     for config in configs:
         config.preflight()
-    named = load_profile(cluster_name).options.get("runs")
+    named = load_profile(configs[0].root_cluster(cluster_name)).options.get("runs")
     root = Path(named).expanduser() if named else runs_root()
     origin = origin_of(command, root if getattr(backend, "ships_code", False) else None)
     records = [make_record(job, config, cluster_name, origin) for config in configs]

@@ -1,0 +1,237 @@
+"""Drives a sweep: a small Ray of its own, Tune in it, and the trials' runs wherever they run."""
+
+import logging
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from cluster.backend import PROFILES_VARIABLE
+from cluster.context import JobContext
+from cluster.errors import RopewalkError, StopRequested
+from cluster.files import write_atomically
+from cluster.ray_engine import RayNode, short_scratch, start_ray, stop_ray
+from cluster.run_dir import RunDir
+from jobs.status import final_outcome
+from jobs.sweeps.check import sample_config
+from jobs.sweeps.launcher import users_environment
+from jobs.sweeps.limits import decision_steps, fitting, steps_of
+from jobs.sweeps.records import TrialState, read_records, write_record
+from jobs.sweeps.summary import results_of
+from jobs.sweeps.trial import Scene, await_end, end_run
+from jobs.sweeps.trial_runs import origin_of_trials
+from jobs.sweeps.watch import Watcher
+
+if TYPE_CHECKING:
+    from jobs.sweep import SweepConfig
+
+log = logging.getLogger(__name__)
+
+ADDRESS = "127.0.1.1"  # Ray serves this machine alone; it would take 127.0.0.1 for a wish to be reached from outside
+LAUNCHER_SECONDS = 30.0
+SWEEP_CANCELLED = "the sweep was cancelled"
+ENDS = {  # of trials that were not over when all were told to leave
+    "cancelled": (TrialState.CANCELLED, SWEEP_CANCELLED),
+    "budget": (TrialState.STOPPED, "the budget is spent"),
+}
+
+# of Ray Tune and Ray, read as they are imported or started
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may end without a value
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),  # the sweep's state is in its trials' records
+    "TUNE_FORCE_TRIAL_CLEANUP_S": str(3600),  # an actor that waits for its run to save
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+class SweepError(RopewalkError):
+    """The sweep has no result."""
+
+
+class Driver:
+    """One attempt of a sweep."""
+
+    def __init__(self, context: JobContext, config: "SweepConfig") -> None:
+        self.context, self.config, self.sweep = context, config, context.run
+        self.sample = sample_config(config)
+        on = self.sweep.record["trials_on"]
+        self.cluster = str(on["cluster"])
+        self.slots = fitting(config, self.sample.resources, str(on["backend"]))
+        self._publish_profile(on)
+
+    def _publish_profile(self, on: dict[str, Any]) -> None:
+        """The trials' cluster as it was at submission; who carries, asks for or cancels a trial finds it by the variable."""
+        path = self.sweep.path / "clusters.yaml"
+        write_atomically(path, yaml.safe_dump({self.cluster: {"backend": on["backend"], **on["options"]}}))
+        os.environ[PROFILES_VARIABLE] = str(path)
+
+    def drive(self) -> dict[str, object]:
+        """All of it; the results. Raises StopRequested where a later attempt goes on, SweepError where nothing was found."""
+        scratch = short_scratch()
+        scene = Scene(
+            sweep=self.sweep,
+            attempt=self.context.attempt,
+            config=self.config,
+            cluster=self.cluster,
+            scratch=scratch,
+            every_steps=decision_steps(self.config, self.sample),
+            total_steps=steps_of(self.sample),
+            origin=origin_of_trials(self.sweep),
+        )
+        self._reopen()
+        try:
+            with launcher(scene, self.slots):
+                watcher = Watcher(scene, self.context.stop_requested, self.config.num_trials)
+                with self._ray(scratch, watcher):
+                    self._tune(scene, watcher)
+                return self._conclude(scene, watcher)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _reopen(self) -> None:
+        """What ended only because the sweep was cancelled goes on, now that the sweep does."""
+        for record in read_records(self.sweep):
+            if record.state is TrialState.CANCELLED and record.cause == SWEEP_CANCELLED:
+                record.state, record.cause, record.ended = TrialState.PAUSED, "", None
+                write_record(self.sweep, record)
+
+    @contextmanager
+    def _ray(self, scratch: Path, watcher: Watcher) -> Iterator[None]:
+        """A Ray of the sweep's own, with one CPU a trial that may run at a time: they are slots, not cores."""
+        os.environ.update(QUIET)
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # lives in memory only
+        node = RayNode(
+            run=self.sweep,
+            attempt=self.context.attempt,
+            index=0,
+            num_nodes=1,
+            address=ADDRESS,
+            cpus=self.slots,
+            gpus=0,
+            stop_flag=self.context.stop_flag or scratch / "stop",
+        )
+        process = start_ray(node, scratch, head=True)
+        try:
+            import ray
+
+            ray.init(address=(scratch / "address").read_text(), logging_level=logging.WARNING, log_to_driver=False)
+            watcher.start(process)
+            try:
+                yield
+            finally:
+                ray.shutdown()
+        finally:
+            watcher.stop()
+            stop_ray(process, scratch)
+
+    def _tune(self, scene: Scene, watcher: Watcher) -> None:
+        """Let Tune run until all trials are over, or until all are told to leave."""
+        from ray import tune
+
+        from jobs.sweeps.algorithms import make_scheduler, make_search, num_samples, param_space
+        from jobs.sweeps.recorded import Decisions
+        from jobs.sweeps.trainable import TrialOfRuns, write_scene
+
+        logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it misses the results that Tune was told not to keep
+        write_scene(scene)
+        together = self.config.scheduler == "pbt" or self.config.search == "bohb"
+        if together:  # all are there from the beginning, as far as there are slots for them
+            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.config.num_trials)
+        search = make_search(scene, self.config.num_trials if together else self.slots)
+        tuner = tune.Tuner(
+            tune.with_resources(TrialOfRuns, {"CPU": 1}),
+            param_space=param_space(scene),
+            tune_config=tune.TuneConfig(
+                num_samples=num_samples(scene),
+                search_alg=search,
+                scheduler=make_scheduler(scene, self.sample),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(scene.scratch),
+                stop=watcher.stopper(),
+                verbose=0,
+                callbacks=[Decisions(scene)],
+                failure_config=tune.FailureConfig(max_failures=3),  # of actors; a run that fails is no failure of its actor
+            ),
+        )
+        tuner.fit()
+
+    # --- the end
+
+    def _conclude(self, scene: Scene, watcher: Watcher) -> dict[str, object]:
+        order = watcher.order
+        if order == "preempted":
+            raise StopRequested("the trials go on; the next attempt follows them again")
+        self._end_runs(scene, order)
+        watcher.publish()
+        if order == "cancelled":
+            raise StopRequested("all trials have saved and left")
+        if order == "failures":
+            raise SweepError(f"{watcher.num_failed} trials failed; the first: {self._first_cause()}")
+        results = results_of(self.sweep)
+        if results["best_trial"] is None:
+            raise SweepError(f"no trial reported {self.config.metric}; {self._first_cause() or 'none had the time'}")
+        return results
+
+    def _first_cause(self) -> str:
+        causes = [record.cause for record in read_records(self.sweep) if record.state is TrialState.FAILED]
+        return causes[0] if causes else ""
+
+    def _end_runs(self, scene: Scene, order: str) -> None:
+        """No run of a trial outlives the sweep, whoever followed it; what was not over gets its state."""
+        runs: list[RunDir] = []
+        for record in read_records(self.sweep):
+            if not record.state.final:
+                record.end(*ENDS.get(order, (TrialState.CANCELLED, "the sweep ended before it")))
+                write_record(self.sweep, record)
+            runs += [RunDir(self.sweep.path.parent / name) for name in record.runs]
+        open_runs = [run for run in runs if final_outcome(run) is None]
+        for run in open_runs:
+            run.request_cancel()
+        for run in open_runs:
+            end_run(scene, run)
+        for run in runs:
+            if run.attempts():
+                await_end(run)
+
+
+@contextmanager
+def launcher(scene: Scene, at_once: int) -> Iterator[None]:
+    """The process that starts the trials' runs, for as long as the block lasts."""
+    more = {PROFILES_VARIABLE: os.environ[PROFILES_VARIABLE]}
+    if "OMP_NUM_THREADS" not in os.environ:
+        more["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // at_once))  # trials on this machine share it
+    output = scene.sweep.log_dir(scene.attempt) / "launcher.log"
+    with output.open("ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.sweeps.launcher", str(scene.launcher)],
+            env=users_environment(more),
+            stdout=stream,
+            stderr=stream,
+            stdin=subprocess.DEVNULL,
+        )
+    try:
+        deadline = time.monotonic() + LAUNCHER_SECONDS
+        while not scene.launcher.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the launcher of trials did not start; see {output}")
+            time.sleep(0.02)
+        yield
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,300 @@
+"""One trial as Ray Tune's actor holds it: starts or adopts its run, follows what that reports, ends it."""
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.backend import load_backend
+from cluster.config import Resources
+from cluster.errors import BackendError, RopewalkError
+from cluster.fence import Fence
+from cluster.files import read_json
+from cluster.run_dir import RunDir
+from cluster.spec import Outcome, RunState
+from jobs.follow import LOST_ANSWERS, Watch
+from jobs.status import GONE, final_outcome, states
+from jobs.sweeps.following import Pace, Readings
+from jobs.sweeps.launcher import ask
+from jobs.sweeps.records import TrialRecord, TrialState, read_record, write_record
+from jobs.sweeps.trial_runs import create_run
+
+if TYPE_CHECKING:
+    from jobs.sweep import SweepConfig
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.1
+ASK_AGAIN_SECONDS = 1.0
+RESTARTS = 3  # of a run whose carrier dies
+LEAVE_SECONDS = 60.0  # besides the grace that a run has to save
+OBJECTIVE = "objective"  # the metric's name towards Ray Tune
+RUNG = "rung"  # steps in units of those after which the scheduler decides: Tune's HyperBand begins its budgets at 1
+ORDER = "order.json"  # in the driver's scratch: why all trials are to leave
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What all trials of one attempt of a sweep have in common."""
+
+    sweep: RunDir
+    attempt: int
+    config: "SweepConfig"
+    cluster: str  # where the trials run
+    scratch: Path  # the driver's: the launcher's socket, the order to leave
+    every_steps: int | None  # how often the scheduler wants to hear of a trial
+    total_steps: int | None  # of a whole trial
+    origin: Mapping[str, Any]
+
+    @property
+    def launcher(self) -> Path:
+        """The launcher's socket."""
+        return self.scratch / "launcher"
+
+    def order(self) -> str:
+        """Why all trials are to leave (preempted, cancelled, budget, failures), or nothing."""
+        return str((read_json(self.scratch / ORDER) or {}).get("order", ""))
+
+
+class Trial:
+    """Trial K from wherever its record says it stands."""
+
+    def __init__(self, scene: Scene, number: int) -> None:
+        self.scene, self.number = scene, number
+        found = read_record(scene.sweep, number)
+        assert found is not None, f"trial {number} has no record"
+        self.record: TrialRecord = found
+        self.run: RunDir | None = None
+        self._watch: Watch | None = None
+        self._restarts = 0
+        self._queue: deque[tuple[int, float]] = deque()
+        self._held: tuple[int, float] | None = None  # read, and not reported (yet)
+        self._reported: tuple[int, float] | None = None
+        self._readings: Readings | None = None
+        self._pace = Pace(scene.every_steps)
+        self._resume_own = False
+
+    # --- towards Tune
+
+    def next_report(self) -> dict[str, Any]:
+        """The next reading that the scheduler wants, or the last one with `done`. Blocks until there is one."""
+        if self.record.state.final and self.run is None:
+            self._follow_recorded()
+        elif self.run is None:
+            self._start_or_adopt()
+        while True:
+            over = self._over()  # before the lines are read, so that the last ones are seen
+            self._read()
+            while self._queue:
+                step, value = self._queue.popleft()
+                self._held = (step, value)
+                if self._pace.due(step) and not self._is_last(step):
+                    return self._report()
+            if over:
+                return self._end()
+            if self.scene.order():
+                return self._report(done=True)
+            time.sleep(POLL_SECONDS)
+
+    def _report(self, *, done: bool = False) -> dict[str, Any]:
+        self._reported = self._held or self._reported
+        step, value = self._reported or (0, math.nan)
+        rung = step / (self.scene.every_steps or 1)
+        return {"step": step, RUNG: rung, OBJECTIVE: value, "trial": self.number, "done": done}
+
+    def _is_last(self, step: int) -> bool:
+        """The run is about to end by itself: it is reported as finished, not stopped a moment before."""
+        return self.scene.total_steps is not None and step >= self.scene.total_steps
+
+    def leave(self) -> None:
+        """Tune is done with the trial, for now or for good: its run saves and leaves, unless a later attempt follows it again."""
+        run = self.run
+        if run is None or self.scene.order() == "preempted":
+            return
+        if not self._ended(run):
+            record = self._reread()
+            if record.state is TrialState.RUNNING:  # nobody has said more: it goes on later
+                record.state = TrialState.PAUSED
+                write_record(self.scene.sweep, record)
+            end_run(self.scene, run)
+        self.run = None
+
+    def reference(self) -> dict[str, Any]:
+        """What a run needs to go on from here: the run, and the step of its newest complete checkpoint."""
+        return {"run": self.record.runs[-1], "step": self._reported[0] if self._reported else 0}
+
+    def continue_from(self, reference: Mapping[str, Any]) -> None:
+        """The state to begin with: its own, after a pause, or another trial's, which its lineage names already."""
+        assert self.record.waits_for_run or reference["run"] in self.record.runs, reference
+
+    # --- its run
+
+    def _reread(self) -> TrialRecord:
+        found = read_record(self.scene.sweep, self.number)
+        assert found is not None
+        self.record = found
+        return found
+
+    def _save(self) -> None:
+        Fence(self.scene.sweep, self.scene.attempt, 0).check()  # a driver that was killed must not act through its orphans
+        write_record(self.scene.sweep, self.record)
+
+    def _open(self, run: RunDir) -> None:
+        self.run = run
+        after = self.record.starting_step(len(self.record.runs) - 1)
+        self._readings = Readings(run, self.scene.config.metric, after)
+        self._pace = Pace(self.scene.every_steps, after)
+        self._watch = Watch(run)
+
+    def _follow_recorded(self) -> None:
+        if self.record.runs:
+            self._open(RunDir(self.scene.sweep.path.parent / self.record.runs[-1]))
+
+    def _start_or_adopt(self) -> None:
+        scene, record = self.scene, self.record
+        if record.waits_for_run:
+            if record.runs:  # an exploit that a killed driver had decided on
+                end_run(scene, RunDir(scene.sweep.path.parent / record.runs[-1]))
+            run = create_run(scene.sweep, scene.config, record, scene.cluster, scene.origin)
+            record.runs.append(run.id)
+        else:
+            run = RunDir(scene.sweep.path.parent / record.runs[-1])
+        was, record.state = record.state, TrialState.RUNNING
+        self._save()
+        self._open(run)
+        self._carry(run, paused=was is TrialState.PAUSED)
+
+    def _carry(self, run: RunDir, *, paused: bool) -> None:
+        """See that somebody carries the run, unless it is over."""
+        if not run.attempts():
+            self._tell("trial_started", run)
+            self._ask("submit", run)
+            return
+        outcome = final_outcome(run)
+        if outcome is not None:
+            if paused and outcome.state is RunState.CANCELLED:
+                self._tell("trial_resumed", run)
+                self._ask("resume", run)
+            return
+        for _ in range(LOST_ANSWERS):
+            state = states([run])[run.id]
+            if state.word in GONE:
+                break
+            if state.state is not RunState.UNKNOWN:
+                self._tell("trial_adopted", run)
+                return
+            time.sleep(ASK_AGAIN_SECONDS)
+        self._tell("trial_resumed", run)
+        self._ask("resume", run)
+
+    def _ask(self, verb: str, run: RunDir) -> None:
+        try:
+            ask(self.scene.launcher, verb, run)
+        except BackendError as error:
+            if "is being carried already" not in str(error):
+                run.event("submit_failed", error=str(error))
+                raise
+
+    def _tell(self, kind: str, run: RunDir, **more: Any) -> None:
+        self.scene.sweep.event(kind, trial=self.number, run=run.id, parameters=self.record.parameters, **more)
+
+    # --- its end
+
+    def _ended(self, run: RunDir) -> bool:
+        return final_outcome(run) is not None
+
+    def _over(self) -> bool:
+        if self.run is None or self._watch is None or self.record.state.final:
+            return True
+        if not self._watch.over():
+            return False
+        if self._ended(self.run):
+            return True
+        self._restarts += 1
+        if self._restarts > RESTARTS:
+            return True
+        log.warning("trial %d: nobody carries %s (%s); going on with it", self.number, self.run.id, self._watch.abandoned)
+        self._watch = Watch(self.run)
+        self._tell("trial_resumed", self.run)
+        self._ask("resume", self.run)
+        return False
+
+    def _read(self) -> None:
+        if self._readings is None:
+            return
+        limit = self.record.stopped_at if self.record.state is TrialState.STOPPED else None
+        self._queue.extend((step, value) for step, value in self._readings.news() if limit is None or step <= limit)
+
+    def _end(self) -> dict[str, Any]:
+        """The run is over: what became of the trial is written down and reported."""
+        record = self._reread()
+        if not record.state.final:
+            state, cause = self._verdict()
+            record.end(state, cause)
+            self._save()
+            self._tell("trial_finished", self.run or RunDir("."), state=state, cause=cause, step=(self._held or (0,))[0])
+        return self._report(done=True)
+
+    def _verdict(self) -> tuple[TrialState, str]:
+        assert self.run is not None
+        outcome = final_outcome(self.run)
+        if outcome is None:
+            return TrialState.FAILED, f"nobody carried it, {RESTARTS} times: {self._watch.abandoned if self._watch else ''}"
+        if outcome.state is RunState.CANCELLED:
+            return TrialState.CANCELLED, outcome.cause
+        if outcome.state is RunState.FAILED:
+            return TrialState.FAILED, outcome.cause
+        self._hold_result(self.run, outcome)
+        if self._held is None and self._reported is None:
+            names = sorted((self._readings.names if self._readings else set()) - {"step", "attempt", "time"})
+            known = ", ".join([*names, *(k for k, v in self.run.results().items() if isinstance(v, float))]) or "nothing"
+            return TrialState.FAILED, f"it never reported {self.scene.config.metric}; it reported {known}"
+        return TrialState.SUCCEEDED, ""
+
+    def _hold_result(self, run: RunDir, outcome: Outcome) -> None:
+        """A job may report the metric only in its results."""
+        results = run.results()
+        value, step = results.get(self.scene.config.metric), results.get("step") or 1
+        newest = self._held or self._reported
+        if isinstance(value, (int, float)) and math.isfinite(value) and (newest is None or int(step) > newest[0]):
+            self._held = (int(step), float(value))
+
+
+def end_run(scene: Scene, run: RunDir) -> None:
+    """Make a run save and leave, and wait until it has."""
+    if final_outcome(run) is None:
+        if not run.attempts():  # written down, never started
+            run.request_cancel()
+            return
+        try:
+            ask(scene.launcher, "cancel", run)
+        except BackendError as error:
+            log.warning("%s: %s", run.id, error)
+            run.request_cancel()
+    await_end(run)
+
+
+def await_end(run: RunDir) -> bool:
+    """Wait until a run that was told to end is over and its processes have left; False if that takes too long."""
+    grace = Resources.model_validate(run.record["resources"]).grace_seconds
+    watch, deadline = Watch(run), time.monotonic() + grace + LEAVE_SECONDS
+    while not watch.over():
+        if time.monotonic() > deadline:
+            log.error("%s was told to end and has not, in %.0f s", run.id, grace + LEAVE_SECONDS)
+            return False
+        time.sleep(POLL_SECONDS)
+    while time.monotonic() < deadline and _supervised(run):
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _supervised(run: RunDir) -> bool:
+    """The outcome is written before the local supervisor has tidied up."""
+    try:
+        return load_backend(str(run.record["cluster"])).states([run])[run.id].word == "supervised"
+    except RopewalkError:
+        return False

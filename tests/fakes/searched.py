@@ -1,0 +1,71 @@
+"""A job for sweeps to search, without torch: it counts steps, and its loss depends on two of its keys."""
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cluster.config import JobConfig, Section
+from cluster.context import JobContext
+from cluster.errors import StopRequested
+from cluster.files import append_line, read_json, write_json
+from cluster.spec import Engine, JobSpec
+
+
+class ToyOptim(Section):
+    lr: float = Field(default=0.1, gt=0, description="best at 0.1")
+    kind: Literal["plain", "momentum"] = Field(default="plain", description="which optimizer")
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="best at 0.5")
+
+
+class SearchedConfig(JobConfig):
+    """The keys of the toy."""
+
+    steps: int = Field(default=20, ge=1, description="steps")
+    pause: float = Field(default=0.01, ge=0, description="seconds a step")
+    optim: ToyOptim = Field(default=ToyOptim(), description="what is searched")
+    fail_above: float | None = Field(default=None, description="a higher lr is a bug")
+
+
+def loss_at(optim: ToyOptim, step: int) -> float:
+    """What the toy reports; falls with the step, and lies higher the farther lr is from 0.1."""
+    return math.log10(optim.lr / 0.1) ** 2 + (optim.momentum - 0.5) ** 2 + 1 / step
+
+
+def main(context: JobContext) -> dict[str, Any]:
+    config, saved = context.config(SearchedConfig), context.run.path / "saved.json"
+    if config.fail_above is not None and config.optim.lr > config.fail_above:
+        raise ZeroDivisionError(f"lr {config.optim.lr} is too high")
+    step = int((read_json(saved) or {"step": 0})["step"])
+    while step < config.steps:
+        stop = context.stop_requested()
+        step += 1
+        context.fence.check()
+        write_json(saved, {"step": step})
+        line = {"step": step, "attempt": context.attempt, "time": time.time(), "loss": loss_at(config.optim, step)}
+        append_line(context.run.metrics, line)
+        if stop:
+            raise StopRequested(f"step {step}")
+        time.sleep(config.pause)
+    return {"step": step, "loss": loss_at(config.optim, step), "pid": os.getpid()}
+
+
+SPEC = JobSpec(
+    name="searched",
+    summary="A toy.",
+    config="tests.fakes.searched:SearchedConfig",
+    entry="tests.fakes.searched:main",
+    engine=Engine.PROCESS,
+)
+
+
+def make_plugin(folder: Path) -> Path:
+    """A folder for the module path whose entry points name the toy, as an installed package's would."""
+    place = folder / "searched-1.0.dist-info"
+    place.mkdir(parents=True)
+    (place / "entry_points.txt").write_text("[ropewalk.jobs]\nsearched = tests.fakes.searched:SPEC\n")
+    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: searched\nVersion: 1.0\n")
+    return folder

@@ -24,6 +24,8 @@ from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
 from cluster.files import read_json, write_json
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
+from jobs.sweeps.answers import is_sweep
+from jobs.sweeps.mirrored import TrialsTable
 from jobs.tracking import OWN_KEYS, read_new_lines
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ FLUSH_SECONDS = 1  # how often W&B's own file is flushed
 SAFE_SECONDS = 2.5  # what was handed over longer ago is on disk whatever happens to this process
 CLOSE_SECONDS = 8.0  # a server that is down must not hold up the agent
 CURSOR = "cursor.json"
+TRIALS = "trials"  # in the cursor: the mark of a sweep's trials
 
 
 def main() -> None:
@@ -57,6 +60,7 @@ class Mirror:
         self._cursor_path = run.wandb / CURSOR
         self._offsets: dict[str, int] = dict(read_json(self._cursor_path) or {})
         self._handed_over: deque[tuple[float, dict[str, int]]] = deque()
+        self._trials = TrialsTable(run) if is_sweep(run) else None
         self._step = 0
         self._wandb: Any = None
 
@@ -84,7 +88,7 @@ class Mirror:
         folder = self.run.attempt_dir(self.attempt) / "nodes"
         return [self.run.events, self.run.metrics, *sorted(folder.glob("node-*.jsonl"))]
 
-    def _pump(self) -> None:
+    def _pump(self, *, last: bool = False) -> None:
         """Hand over what is new; move the cursor over what is old enough to be on disk."""
         moved = False
         for path in self._sources():
@@ -94,6 +98,10 @@ class Mirror:
                 self._wandb.log(self._translate(path, line))
                 moved = True
             self._offsets[name] = offset
+        if self._trials is not None:
+            mark = self._trials.hand_over(self._wandb, self._offsets.get(TRIALS), last=last)
+            if mark is not None:
+                self._offsets[TRIALS], moved = mark, True
         now = time.monotonic()
         if moved:
             self._handed_over.append((now, dict(self._offsets)))
@@ -124,7 +132,7 @@ class Mirror:
         watchdog = threading.Timer(CLOSE_SECONDS, self._give_up)
         watchdog.daemon = True
         watchdog.start()
-        self._pump()
+        self._pump(last=True)
         code = self._exit_code()
         if code in {EXIT_REQUEUE, 143}:
             self._wandb.mark_preempting()
@@ -154,7 +162,8 @@ def start_wandb(run: RunDir, attempt: int) -> Any:
 
     record, details = run.record, run.attempt_details(attempt)
     config = record.get("config") or {}
-    group = (config.get("wandb") or {}).get("group") or config.get("name") or record["job"]
+    own_group = run.id if is_sweep(run) else config.get("name") or record["job"]  # trials have their sweep's
+    group = (config.get("wandb") or {}).get("group") or own_group
     arguments: dict[str, Any] = {
         "mode": os.environ.get("WANDB_MODE") or ("online" if _server_answers() else "offline"),
         "id": run.id,
@@ -235,10 +244,11 @@ def sync_run(run: RunDir) -> list[Path]:
 
 def _replay(run: RunDir) -> None:
     attempts = run.attempts()
-    if not attempts or run.outcome(attempts[-1]) is None or not run.metrics.exists():
+    if not attempts or run.outcome(attempts[-1]) is None:
         return
     known = dict(read_json(run.wandb / CURSOR) or {})
-    if known.get(run.metrics.name, 0) < run.metrics.stat().st_size:
+    written = run.metrics.stat().st_size if run.metrics.exists() else 0
+    if known.get(run.metrics.name, 0) < written or (is_sweep(run) and known.get(TRIALS, 0) != TrialsTable(run).mark()):
         command = [sys.executable, "-m", "jobs.mirror", str(run.path), "--attempt", str(attempts[-1]), "--replay"]
         subprocess.run(command, check=False)
 

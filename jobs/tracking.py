@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from cluster.context import JobContext
 from cluster.files import append_line
 from cluster.run_dir import RunDir
@@ -72,7 +74,7 @@ def read_new_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
     found = []
     for line in whole.split(b"\n"):
         try:
-            found += [json.loads(line)] if line.strip() else []
+            found += [orjson.loads(line)] if line.strip() else []  # a sweep's trials have a million lines soon
         except ValueError:  # two writers' halves after a crash
             log.warning("%s: not JSON, left out: %r", path, line[:200])
     return found, offset + len(whole)

@@ -139,7 +139,7 @@ class SweepReader:
             run=self.run,
             metric=str(self.config.get("metric", "")),
             mode=str(self.config.get("mode", "min")),
-            wanted=self.config.get("trials"),
+            wanted=self.config.get("trials") or (read_json(self.run.progress) or {}).get("total"),
             trials=[t if t.steps_full else replace(t, steps_full=longest) for t in trials],
         )
 

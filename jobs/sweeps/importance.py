@@ -32,8 +32,8 @@ class Importance:
 
 
 def importance_of(answers: Answers) -> Importance:
-    """Over the trials that finished or were stopped, each with its last value."""
-    trials = [t for t in answers.standing if t.state in {"SUCCEEDED", "STOPPED"}]
+    """Over the trials that finished, or were stopped for their value; not those that a spent budget cut off."""
+    trials = [t for t in answers.standing if t.state == "SUCCEEDED" or (t.state == "STOPPED" and not t.cause)]
     axes = axes_of(answers.run.record["config"].get("space") or {}, trials)
     if len(trials) < LEAST_TRIALS or not axes:
         few = f"{len(trials)} trials are too few to tell what matters; {LEAST_TRIALS} is the least"

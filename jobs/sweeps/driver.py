@@ -4,9 +4,6 @@ import logging
 import os
 import secrets
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +15,13 @@ from cluster.backend import PROFILES_VARIABLE
 from cluster.context import JobContext
 from cluster.errors import RopewalkError, StopRequested
 from cluster.files import write_atomically
+from cluster.local_supervisor import needed
 from cluster.ray_engine import RayNode, short_scratch, start_ray, stop_ray
 from cluster.run_dir import RunDir
 from jobs.status import final_outcome
+from jobs.submission import make_record, unwritten_run
 from jobs.sweeps.check import sample_config
-from jobs.sweeps.launcher import users_environment
+from jobs.sweeps.launcher import launcher
 from jobs.sweeps.limits import decision_steps, fitting, steps_of
 from jobs.sweeps.records import TrialState, read_records, write_record
 from jobs.sweeps.summary import results_of
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ADDRESS = "127.0.1.1"  # Ray serves this machine alone; it would take 127.0.0.1 for a wish to be reached from outside
-LAUNCHER_SECONDS = 30.0
 SWEEP_CANCELLED = "the sweep was cancelled"
 ENDS = {  # of trials that were not over when all were told to leave
     "cancelled": (TrialState.CANCELLED, SWEEP_CANCELLED),
@@ -68,6 +66,7 @@ class Driver:
         self.sample = sample_config(config)
         on = self.sweep.record["trials_on"]
         self.cluster = str(on["cluster"])
+        self.local = on["backend"] == "local"
         self.slots = fitting(config, self.sample.resources, str(on["backend"]))
         self._publish_profile(on)
 
@@ -80,25 +79,44 @@ class Driver:
     def drive(self) -> dict[str, object]:
         """All of it; the results. Raises StopRequested where a later attempt goes on, SweepError where nothing was found."""
         scratch = short_scratch()
-        scene = Scene(
-            sweep=self.sweep,
-            attempt=self.context.attempt,
-            config=self.config,
-            cluster=self.cluster,
-            scratch=scratch,
-            every_steps=decision_steps(self.config, self.sample),
-            total_steps=steps_of(self.sample),
-            origin=origin_of_trials(self.sweep),
-        )
         self._reopen()
+        output = self.sweep.log_dir(self.context.attempt) / "launcher.log"
         try:
-            with launcher(scene, self.slots):
+            with launcher(output, self._environment(), self._modules()) as place:
+                scene = self._scene(scratch, place)
                 watcher = Watcher(scene, self.context.stop_requested, self.config.num_trials)
                 with self._ray(scratch, watcher):
                     self._tune(scene, watcher)
                 return self._conclude(scene, watcher)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _scene(self, scratch: Path, place: Path) -> Scene:
+        return Scene(
+            sweep=self.sweep,
+            attempt=self.context.attempt,
+            config=self.config,
+            cluster=self.cluster,
+            scratch=scratch,
+            launcher=place,
+            every_steps=decision_steps(self.config, self.sample),
+            total_steps=steps_of(self.sample),
+            origin=origin_of_trials(self.sweep),
+        )
+
+    def _environment(self) -> dict[str, str]:
+        """Variables of whoever starts the trials."""
+        ours = {PROFILES_VARIABLE: os.environ[PROFILES_VARIABLE]}
+        if self.local and "OMP_NUM_THREADS" not in os.environ:  # they share this machine
+            ours["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.slots))
+        return ours
+
+    def _modules(self) -> list[str]:
+        """What every trial on this machine would import, one after the other."""
+        if not self.local:
+            return []
+        record = make_record(self.config.job, self.sample, self.cluster, {})
+        return ["cluster.local_supervisor", *needed(unwritten_run(self.sample, record))]
 
     def _reopen(self) -> None:
         """What ended only because the sweep was cancelled goes on, now that the sweep does."""
@@ -208,30 +226,3 @@ class Driver:
         for run in runs:
             if run.attempts():
                 await_end(run)
-
-
-@contextmanager
-def launcher(scene: Scene, at_once: int) -> Iterator[None]:
-    """The process that starts the trials' runs, for as long as the block lasts."""
-    more = {PROFILES_VARIABLE: os.environ[PROFILES_VARIABLE]}
-    if "OMP_NUM_THREADS" not in os.environ:
-        more["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // at_once))  # trials on this machine share it
-    output = scene.sweep.log_dir(scene.attempt) / "launcher.log"
-    with output.open("ab") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.sweeps.launcher", str(scene.launcher)],
-            env=users_environment(more),
-            stdout=stream,
-            stderr=stream,
-            stdin=subprocess.DEVNULL,
-        )
-    try:
-        deadline = time.monotonic() + LAUNCHER_SECONDS
-        while not scene.launcher.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the launcher of trials did not start; see {output}")
-            time.sleep(0.02)
-        yield
-    finally:
-        process.kill()
-        process.wait()

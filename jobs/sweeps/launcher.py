@@ -1,10 +1,10 @@
 """Starts trials' runs as a user would: outside Ray, in the user's environment, hearing signals, children of nobody.
 
 Whoever ends the sweep's driver or its Ray ends all their descendants, and what they start is deaf to the scheduler's
-signals; a trial must be neither. So this process forks a short-lived child for each request, and what that child
-starts belongs to nobody.
+signals; a trial must be neither. So this process detaches itself from the driver, ends when the driver is gone, and
+forks a short-lived child for each request.
 
-Usage: python -m jobs.sweeps.launcher SOCKET. Ends with its parent.
+Usage: python -m jobs.sweeps.launcher FOLDER DRIVER_PID [MODULE...]. The modules are loaded once for all local trials.
 """
 
 import argparse
@@ -12,12 +12,16 @@ import json
 import logging
 import os
 import select
+import shutil
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -29,68 +33,111 @@ from cluster.errors import BackendError, RopewalkError
 from cluster.ports import NODE_CPUS_VARIABLE
 from cluster.processes import STOP_SIGNALS
 from cluster.run_dir import RunDir
+from cluster.template import TEMPLATE_VARIABLE, start_template
+from cluster.virtual_nodes import OUTER_TMPDIR_VARIABLE
 from jobs.submission import resume
 
 log = logging.getLogger(__name__)
 
-OURS = frozenset({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS", STOP_VARIABLE, NODE_CPUS_VARIABLE, "TMPDIR"})
+OURS = frozenset({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS", STOP_VARIABLE, NODE_CPUS_VARIABLE, OUTER_TMPDIR_VARIABLE})
+SOCKET, TEMPLATE = "s", "t"  # in the launcher's folder
 POLL_SECONDS = 0.5
-ANSWER_SECONDS = 120.0
+START_SECONDS = 60.0
+ANSWER_SECONDS = 300.0  # a scheduler may take its time, and so may the loading of modules
+LEAVE_SECONDS = 10.0
 
 
-# --- asking it
+# --- the driver's side
 
 
-def ask(place: Path, verb: str, run: RunDir) -> None:
+@contextmanager
+def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str]) -> Iterator[Path]:
+    """A launcher for as long as the block lasts; the folder to `ask` in. If this process is killed, it ends by itself."""
+    variables = users_environment(environment)
+    # outside the node's own disk, whose owner ends whatever names it
+    folder = Path(tempfile.mkdtemp(prefix="w", dir=variables.get("TMPDIR")))
+    command = [sys.executable, "-m", "jobs.sweeps.launcher", str(folder), str(os.getpid()), *modules]
+    try:
+        with output.open("ab") as stream:
+            subprocess.run(command, env=variables, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=True)
+        deadline = time.monotonic() + START_SECONDS
+        while not (folder / SOCKET).exists():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the launcher of trials did not start; see {output}")
+            time.sleep(0.01)
+        yield folder
+        _send(folder, {"verb": "quit"})
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while folder.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def ask(folder: Path, verb: str, run: RunDir) -> None:
     """Have a run submitted (`submit`), resumed (`resume`) or told to end (`cancel`). Raises BackendError."""
+    answer = _send(folder, {"verb": verb, "run": str(run.path)})
+    if answer["error"]:
+        raise BackendError(f"{run.id}: {answer['error']}")
+
+
+def _send(folder: Path, request: Mapping[str, str]) -> dict[str, str]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(ANSWER_SECONDS)
         try:
-            connection.connect(str(place))
-            connection.sendall(json.dumps({"verb": verb, "run": str(run.path)}).encode() + b"\n")
+            connection.connect(str(folder / SOCKET))
+            connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as stream:
-                answer = json.loads(stream.readline() or b'{"error": "the launcher died of the request"}')
+                answer: dict[str, str] = json.loads(stream.readline() or b'{"error": "the launcher died of the request"}')
         except OSError as error:
-            raise BackendError(f"{run.id}: the sweep's launcher does not answer: {error}") from error
-    if answer["error"]:
-        raise BackendError(str(answer["error"]))
+            raise BackendError(f"the sweep's launcher does not answer: {error}") from error
+    return answer
 
 
-# --- being it
+def users_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """What the user had when the sweep was submitted, as far as an agent's environment still tells it."""
+    plain = {name: value for name, value in os.environ.items() if name not in OURS}
+    # an agent's own temporary directory lies in that of its node
+    inner = plain.pop("TMPDIR", None)
+    outer = os.environ.get(OUTER_TMPDIR_VARIABLE) or (str(Path(inner).parent) if inner else None)
+    return {**plain, **({"TMPDIR": outer} if outer else {}), **more}
 
 
-def serve(place: Path) -> None:
-    """Answer requests until the parent is gone."""
-    parent = os.getppid()
+# --- the launcher's side
+
+
+def serve(folder: Path, driver: psutil.Process) -> None:
+    """Answer requests until the driver is gone, or says so."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(place))
+        listener.bind(str(folder / SOCKET))
         listener.listen(64)
-        while os.getppid() == parent:
+        while driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE:
             ready, _, _ = select.select([listener], [], [], POLL_SECONDS)
             _reap()
-            if ready:
-                connection, _ = listener.accept()
+            if not ready:
+                continue
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as stream:
+                request = json.loads(stream.readline() or b'{"verb": "nothing"}')
+                if request["verb"] == "quit":
+                    return
                 if os.fork() == 0:
                     listener.close()
-                    _answer(connection)
-                connection.close()
+                    _answer(connection, request)
 
 
 def _reap() -> None:
-    try:
+    with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             continue
-    except ChildProcessError:
-        return
 
 
-def _answer(connection: socket.socket) -> None:
+def _answer(connection: socket.socket, request: Mapping[str, str]) -> None:
     """In a child that does nothing else: carry out one request and end."""
     error = ""
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        with connection.makefile("rb") as stream:
-            request = json.loads(stream.readline())
+        for word in STOP_SIGNALS:
+            signal.signal(word, signal.SIG_DFL)
         carry_out(request["verb"], RunDir(request["run"]))
     except RopewalkError as refused:
         error = str(refused)
@@ -115,27 +162,33 @@ def carry_out(verb: str, run: RunDir) -> None:
         backend.cancel(run)
 
 
-def users_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """What the user had when the sweep was submitted, as far as an agent's environment still tells it."""
-    plain = {name: value for name, value in os.environ.items() if name not in OURS}
-    for ancestor in psutil.Process().parents():
-        try:
-            theirs = ancestor.environ()
-        except psutil.Error:
-            continue
-        if NODE_CPUS_VARIABLE not in theirs:  # outside the lane, whose nodes have disks of their own
-            return {**plain, **({"TMPDIR": theirs["TMPDIR"]} if "TMPDIR" in theirs else {}), **more}
-    return {**plain, **more}
-
-
 def main() -> None:
-    """Serve one sweep."""
+    """Detach, and serve one sweep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("socket", type=Path)
-    place: Any = parser.parse_args().socket
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("driver", type=int)
+    parser.add_argument("modules", nargs="*")
+    arguments = parser.parse_args()
+    driver = psutil.Process(arguments.driver)
+    if os.fork():
+        os._exit(0)
+    os.setsid()
     configure_logging("launcher")
-    serve(place)
-    sys.exit(0)
+    for word in STOP_SIGNALS:  # ignored, not blocked: a mask would stay with what is started, which must hear them
+        signal.signal(word, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    template: subprocess.Popen[bytes] | None = None
+    folder: Path = arguments.folder
+    try:
+        if arguments.modules:
+            os.environ[TEMPLATE_VARIABLE] = str(folder / TEMPLATE)
+            template = start_template(folder / TEMPLATE, arguments.modules, folder / "template.log")
+        serve(folder, driver)
+    finally:
+        if template is not None:
+            template.kill()
+            template.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

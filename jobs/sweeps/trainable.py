@@ -18,7 +18,7 @@ REFERENCE = "reference.json"
 
 def write_scene(scene: Scene) -> None:
     """Tell the actors, who may be other processes, what all trials have in common."""
-    plain = {"sweep": str(scene.sweep.path), "attempt": scene.attempt, "cluster": scene.cluster}
+    plain = {"sweep": str(scene.sweep.path), "attempt": scene.attempt, "cluster": scene.cluster, "launcher": str(scene.launcher)}
     write_json(scene.scratch / SCENE, {**plain, "every_steps": scene.every_steps, "total_steps": scene.total_steps})
 
 
@@ -28,9 +28,9 @@ def read_scene(scratch: str) -> Scene:
     from jobs.sweep import SweepConfig
 
     plain: dict[str, Any] = read_json(Path(scratch) / SCENE) or {}
-    sweep = RunDir(plain.pop("sweep"))
+    sweep, place = RunDir(plain.pop("sweep")), Path(plain.pop("launcher"))
     config = SweepConfig.model_validate(sweep.record["config"])
-    return Scene(sweep=sweep, config=config, scratch=Path(scratch), origin=origin_of_trials(sweep), **plain)
+    return Scene(sweep=sweep, config=config, scratch=Path(scratch), launcher=place, origin=origin_of_trials(sweep), **plain)
 
 
 class TrialOfRuns(tune.Trainable):  # type: ignore[misc]

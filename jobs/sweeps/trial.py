@@ -45,15 +45,11 @@ class Scene:
     attempt: int
     config: "SweepConfig"
     cluster: str  # where the trials run
-    scratch: Path  # the driver's: the launcher's socket, the order to leave
+    scratch: Path  # the driver's: the order to leave
+    launcher: Path  # the folder of whoever starts runs
     every_steps: int | None  # how often the scheduler wants to hear of a trial
     total_steps: int | None  # of a whole trial
     origin: Mapping[str, Any]
-
-    @property
-    def launcher(self) -> Path:
-        """The launcher's socket."""
-        return self.scratch / "launcher"
 
     def order(self) -> str:
         """Why all trials are to leave (preempted, cancelled, budget, failures), or nothing."""

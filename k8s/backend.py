@@ -189,7 +189,9 @@ class K8sBackend:
 
     def outlook(self, run: RunDir, resources: Resources) -> str:
         """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""
-        return ""
+        from k8s.outlook import foresee  # noqa: PLC0415 - only a dry run needs it
+
+        return foresee(lambda: self.kube, self.profile, resources)
 
 
 def _hand_over(run: RunDir, user: int) -> None:

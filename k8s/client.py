@@ -21,6 +21,8 @@ STDIN, STDOUT, STDERR, END = 0, 1, 2, 3  # channels of an exec
 CHUNK_BYTES = 128 << 10
 CLOSE_STDIN = bytes((255, STDIN))
 
+KUEUE, OLDER_KUEUE = "apis/kueue.x-k8s.io/v1beta2", "apis/kueue.x-k8s.io/v1beta1"
+
 # kind: (API group and version, plural)
 KINDS = {
     "Job": ("apis/batch/v1", "jobs"),
@@ -38,9 +40,9 @@ KINDS = {
     "SelfSubjectRulesReview": ("apis/authorization.k8s.io/v1", "selfsubjectrulesreviews"),
     "JobSet": ("apis/jobset.x-k8s.io/v1alpha2", "jobsets"),
     "RayJob": ("apis/ray.io/v1", "rayjobs"),
-    "Workload": ("apis/kueue.x-k8s.io/v1beta1", "workloads"),
-    "LocalQueue": ("apis/kueue.x-k8s.io/v1beta1", "localqueues"),
-    "ClusterQueue": ("apis/kueue.x-k8s.io/v1beta1", "clusterqueues"),
+    "Workload": (KUEUE, "workloads"),
+    "LocalQueue": (KUEUE, "localqueues"),
+    "ClusterQueue": (KUEUE, "clusterqueues"),
 }
 GLOBAL = {"Node", "Namespace", "PriorityClass", "SelfSubjectAccessReview", "SelfSubjectRulesReview", "ClusterQueue"}
 PATCHES = {
@@ -85,13 +87,19 @@ class Kubernetes:
 
     def get(self, kind: str, name: str) -> Object:
         """An object. Raises NotFoundError."""
-        return self._object("GET", self.path(kind, name))
+        return self._read(self.path(kind, name))
 
     def list(self, kind: str, labels: Mapping[str, str] | str = "", fields: str = "") -> Sequence[Object]:
         """All objects of a kind in one call, of these labels and fields."""
         selector = labels if isinstance(labels, str) else ",".join(f"{key}={value}" for key, value in labels.items())
         params = {key: value for key, value in (("labelSelector", selector), ("fieldSelector", fields)) if value}
-        items: list[Object] = self._object("GET", self.path(kind), params=params).get("items") or []
+        items: list[Object] = self._read(self.path(kind), params).get("items") or []
+        return items
+
+    def list_everywhere(self, kind: str, fields: str = "") -> Sequence[Object]:
+        """All objects of a kind in all namespaces, of these fields."""
+        base, plural = KINDS[kind]
+        items: list[Object] = self._read(f"{base}/{plural}", {"fieldSelector": fields}).get("items") or []
         return items
 
     def create(self, each: Object) -> Object:
@@ -180,6 +188,15 @@ class Kubernetes:
         base, plural = KINDS[kind]
         place = base if kind in GLOBAL else f"{base}/namespaces/{self.namespace}"
         return "/".join(word for word in (place, plural, name, part) if word)
+
+    def _read(self, path: str, params: Mapping[str, str] | None = None) -> Object:
+        """What is at a path; of Kueue's, its older version does where the newer is not known."""
+        try:
+            return self._object("GET", path, params=params)
+        except NotFoundError:
+            if not path.startswith(KUEUE):
+                raise
+            return self._object("GET", path.replace(KUEUE, OLDER_KUEUE, 1), params=params)
 
     def _object(
         self,

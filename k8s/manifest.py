@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -126,6 +127,9 @@ def dress(pod: Object, profile: K8sProfile) -> Object:
     for place in container["volumeMounts"]:
         if place["name"] == "runs":
             place["mountPath"] = profile.claim_path
+    if profile.runs and (here := os.path.abspath(os.path.expanduser(profile.runs))) != profile.claim_path:
+        # paths that the user gives, such as data's, mean the same there and here
+        container["volumeMounts"].append({"name": "runs", "mountPath": here})
     container["volumeMounts"] += [{"name": name, "mountPath": m.path, "readOnly": m.read_only} for name, m in mounts.items()]
     spec["securityContext"] |= {"runAsUser": profile.user, "runAsGroup": profile.user, "fsGroup": profile.user}
     if profile.secrets:

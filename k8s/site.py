@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from k8s.client import ForbiddenError, Kubernetes, NotFoundError, Object
 from k8s.manifest import requests
 from k8s.profile import K8sProfile
 
-UNITS = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
+DECIMAL, BINARY = "kMGTPE", "KMGTPE"
+UNITS = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3}
+UNITS |= {unit: 1e3 ** (i + 1) for i, unit in enumerate(DECIMAL)} | {f"{u}i": 2.0 ** (10 * (i + 1)) for i, u in enumerate(BINARY)}
+_QUANTITY = re.compile(r"([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)([a-zA-Z]*)")
 JOBSET, KUEUE, KUBERAY = "jobset.x-k8s.io", "kueue.x-k8s.io", "ray.io"
 
 
@@ -69,9 +73,9 @@ def demand(resources: Resources, profile: K8sProfile) -> dict[str, float]:
 
 def amount(value: str | int | float) -> float:
     """A quantity of Kubernetes as a number: 500m is 0.5, 1Gi 2^30."""
-    text = str(value)
-    number = text.rstrip("mkMGTi")
-    return float(number) * UNITS[text[len(number) :]]
+    match = _QUANTITY.fullmatch(str(value))
+    assert match is not None, f"{value!r} is no quantity"
+    return float(match[1]) * UNITS[match[2]]
 
 
 def shown(resource: str, value: float) -> str:

@@ -1,0 +1,32 @@
+#!/bin/bash
+# Builds k8s/Dockerfile for real where there is no container engine and no registry, for tests/k8s/test_image.py:
+#   tests/k8s/lab-image.sh FILE.tar NAME
+# The base is made here: Debian by debootstrap (15 s), and this machine's own Python, so that packages which lie on this
+# machine's disk (PIP_FIND_LINKS) fit. Needs root; apt-get install buildah debootstrap uidmap.
+set -euo pipefail
+[ $# -eq 2 ] || { sed -n '2,6s/^# \?//p' "$0"; exit 2; }
+for command in buildah debootstrap; do
+  command -v $command > /dev/null || { echo "$command is missing: apt-get install buildah debootstrap uidmap" >&2; exit 3; }
+done
+file=$(realpath -m "$1"); name=$2
+cd "$(dirname "$0")/../.."
+work=$(mktemp -d -p "${TMPDIR:-/var/tmp}"); trap 'rm -rf "$work"' EXIT
+export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs BUILDER=buildah
+store=(--root "$work/store" --runroot "$work/run")
+printf '#!/bin/bash\nexec buildah %s "$@"\n' "${store[*]}" > "$work/buildah"; chmod +x "$work/buildah"
+
+debootstrap --variant=minbase --include=ca-certificates,wget trixie "$work/rootfs" > "$work/debootstrap.log"
+python=$(python3 -c 'import sys; print(sys.base_prefix)')
+tar -C "$python" -c --exclude=site-packages --exclude=test --exclude=__pycache__ --exclude='*.a' bin lib | tar -C "$work/rootfs/usr/local" -x
+chroot "$work/rootfs" ldconfig
+chroot "$work/rootfs" python3 -c 'import ssl, venv'
+base=$("$work/buildah" from scratch)
+"$work/buildah" add -q "$base" "$work/rootfs" / > /dev/null
+"$work/buildah" commit -q "$base" local.test/base:1 > /dev/null
+rm -rf "$work/rootfs"
+
+mounts=(--volume /etc/ssl/certs:/etc/ssl/certs:ro)
+for folder in ${PIP_FIND_LINKS:-}; do [ ! -d "$folder" ] || mounts+=(--volume "$folder:$folder:ro" --env "PIP_FIND_LINKS=$folder"); done
+[ ! -d /etc/xdg/pip ] || mounts+=(--volume /etc/xdg/pip:/etc/xdg/pip:ro)
+BUILDER="$work/buildah" k8s/build-image.sh "$name" --build-arg BASE=local.test/base:1 --pull=never --network=host --ulimit "nofile=$(ulimit -Hn)" --ulimit "nproc=$(ulimit -Hu)" "${mounts[@]}"
+"$work/buildah" push -q "$name" "docker-archive:$file:$name"

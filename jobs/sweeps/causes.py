@@ -42,5 +42,7 @@ def role_told(run: RunDir) -> str | None:
         return None
     record = read_json(run.path.parent / str(parent) / TRIALS / f"{int(trial):04d}.json") or {}
     if record.get("state") == "STOPPED":
-        return f"It is trial {trial} of {parent}, whose scheduler stopped it at step {record.get('stopped_at')}."
+        step = record.get("stopped_at")
+        after = f" after step {step}" if step is not None else ""
+        return f"It is trial {trial} of {parent}, which stopped it{after}: {record.get('cause') or 'no cause was recorded'}."
     return f"It is trial {trial} of {parent}."

@@ -10,6 +10,7 @@ from rich.text import Text
 from cluster.run_dir import RunDir
 from jobs.display import table
 from jobs.follow import POLL_SECONDS, Watch
+from jobs.status import final_outcome
 from jobs.sweeps.answers import Answers, metric_word, parameter_words
 from jobs.sweeps.comparison import Comparison, compare, mean_of
 from jobs.sweeps.confirm import Candidate, values_of
@@ -17,18 +18,15 @@ from jobs.sweeps.confirm import Candidate, values_of
 
 def await_runs(runs: Sequence[RunDir], say: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> None:
     """Return when all of them are over; tell as each ends."""
-    watches = [Watch(run) for run in runs]
-    left = list(watches)
-    while left:
-        still = [watch for watch in left if not watch.over()]
-        for watch in left:
-            if watch not in still:
-                outcome = watch.run.last_outcome()
-                word = "nobody carries it any more" if watch.abandoned or outcome is None else outcome.state.value
-                done = len(watches) - len(still)
-                say(f"{watch.run.id}: {word} ({done} of {len(watches)} runs are over)")
-        left = still
-        if left:
+    watches, done = [Watch(run) for run in runs], 0
+    while watches:
+        for watch in [watch for watch in watches if watch.over()]:
+            watches.remove(watch)
+            done += 1
+            outcome = final_outcome(watch.run)
+            word = outcome.state.value if outcome is not None else f"nobody carries it any more ({watch.abandoned})"
+            say(f"{watch.run.id}: {word} ({done} of {len(runs)} runs are over)")
+        if watches:
             sleep(POLL_SECONDS)
 
 

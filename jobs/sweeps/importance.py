@@ -33,10 +33,10 @@ class Importance:
 
 def importance_of(answers: Answers) -> Importance:
     """Over the trials that finished, or were stopped for their value; not those that a spent budget cut off."""
-    trials = [t for t in answers.standing if t.state == "SUCCEEDED" or (t.state == "STOPPED" and not t.cause)]
+    trials = [t for t in answers.standing if t.state == "SUCCEEDED" or t.stopped_at is not None]
     axes = axes_of(answers.run.record["config"].get("space") or {}, trials)
     if len(trials) < LEAST_TRIALS or not axes:
-        few = f"{len(trials)} trials are too few to tell what matters; {LEAST_TRIALS} is the least"
+        few = f"{len(trials)} of {LEAST_TRIALS} trials: too few to tell what matters" if axes else "no parameter has two values"
         return Importance(n=len(trials), caution=few)
     sign = 1.0 if answers.mode == "min" else -1.0
     values = [sign * float(trial.metric or 0.0) for trial in trials]

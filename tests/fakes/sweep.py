@@ -84,7 +84,7 @@ def make_sweep(
         values = {s: loss(parameters, s, steps) + noise.gauss(0, 0.005) for s in range(every, end + 1, every)}
         state = "FAILED" if k == failed else "SUCCEEDED" if ends[k] == steps else "STOPPED"
         ended = {"FAILED": RunState.FAILED, "SUCCEEDED": RunState.SUCCEEDED, "STOPPED": RunState.CANCELLED}[state]
-        cause = "rank 0: RuntimeError: CUDA out of memory" if state == "FAILED" else ""
+        cause = {"FAILED": "rank 0: RuntimeError: CUDA out of memory", "STOPPED": "asha stopped it"}.get(state, "")
         run = make_trial_run(root, f"{name}-trial-{k}", sweep_config["base"], values, state=ended, cause=cause or "done")
         write_record(sweep, k, parameters, [run.id], state, stopped_at=end if state == "STOPPED" else None, cause=cause)
     sweep.write_outcome(attempt, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", started=START, ended=START + 900))

@@ -66,7 +66,7 @@ def test_importance_stands_beside_chance(tmp_path: Path) -> None:
     few = importance_of(read_sweep(make_sweep(tmp_path, 12, name="few")))
     assert few.caution == "only 11 trials: read with caution"
     none = importance_of(read_sweep(make_sweep(tmp_path, 4, name="none")))
-    assert (none.shares, none.caution) == ({}, "4 trials are too few to tell what matters; 6 is the least")
+    assert (none.shares, none.caution) == ({}, "4 of 6 trials: too few to tell what matters")
 
 
 class Page(HTMLParser):

@@ -69,6 +69,8 @@ def diagnose(run: RunDir, state: BackendState) -> Diagnosis:
         found.remedy = found.remedy or next((f"{m}: {advice}" for line in told for m, advice in [_known(line)] if m), "")
     elif (role := role_told(run)) is not None:
         found.cause = f"{found.cause} {role}"
+        if f"resume {run.id}" in found.remedy:
+            found.remedy = ""  # its sweep decides whether it goes on
     return found
 
 

@@ -33,9 +33,11 @@ def open_client(kubeconfig: str | None, context: str | None, timeout: httpx2.Tim
             return _client(account, {}, None, timeout), account.namespace
         config, raw, plugin = _chosen(kubeconfig, context)
         return _client(config, raw, plugin, timeout), config.namespace
-    except (LightkubeError, OSError, ValueError, KeyError, TypeError) as error:
+    except (LightkubeError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         where = "the pod's service account" if inside else ", ".join(map(str, _files(kubeconfig)))
-        raise ConfigError(f"{where}: not a configuration that leads to a cluster: {type(error).__name__}: {error}") from None
+        raise ConfigError(
+            f"{where}: not a configuration that leads to a cluster: {type(error).__name__}: {' '.join(str(error).split())}"
+        ) from None
 
 
 def _client(config: SingleConfig, raw: dict[str, Any], plugin: "Plugin | None", timeout: httpx2.Timeout) -> httpx2.Client:

@@ -1,0 +1,158 @@
+"""Kubeconfig files, contexts and exec plug-ins, against a server that notes what it is sent."""
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.errors import BackendError, ConfigError
+from k8s.client import ApiAwayError, ForbiddenError, connect
+from k8s.profile import K8sProfile
+
+
+class Server:
+    """An API server of few words: it accepts one token, and notes each request's path and headers."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str | None]] = []
+        self.token: str | None = None
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                sent = self.headers.get("Authorization")
+                outer.seen.append((self.path, sent))
+                refused = outer.token is not None and sent != f"Bearer {outer.token}"
+                body = json.dumps({"message": "Unauthorized"} if refused else {"items": []}).encode()
+                self.send_response(401 if refused else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.close()
+
+
+def write(path: Path, server: str, user: dict[str, Any], context: str = "lab", **cluster: Any) -> Path:
+    content = {
+        "clusters": [{"name": context, "cluster": {"server": server, **cluster}}],
+        "users": [{"name": context, "user": user}],
+        "contexts": [{"name": context, "context": {"cluster": context, "user": context, "namespace": f"ns-{context}"}}],
+        "current-context": context,
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def plugin(folder: Path, *tokens: str, minutes: float = 60) -> dict[str, Any]:
+    """A plug-in that tells one token after the other, and notes what it was told."""
+    until = (datetime.now(UTC) + timedelta(minutes=minutes)).isoformat()
+    (folder / "tokens").write_text("\n".join(tokens) + "\n")
+    script = folder / "login"
+    script.write_text(
+        f"""#!/bin/bash
+cd {folder}; echo "$KUBERNETES_EXEC_INFO" >> told
+token=$(head -1 tokens); sed -i 1d tokens
+echo '{{"kind":"ExecCredential","status":{{"token":"'$token'","expirationTimestamp":"{until}"}}}}'
+"""
+    )
+    script.chmod(0o755)
+    return {
+        "exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login", "args": ["x"], "provideClusterInfo": True}
+    }
+
+
+def test_the_context_that_the_profile_names(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = write(tmp_path / "a", "http://127.0.0.1:1", {"token": "one"}, "one")
+    second = write(tmp_path / "b", server.url, {"token": "two"}, "two")
+    monkeypatch.setenv("KUBECONFIG", f"{first}:{second}:{tmp_path / 'missing'}")
+    kube = connect(K8sProfile(context="two"))
+    assert kube.list("Job") == []
+    assert kube.namespace == "ns-two"
+    assert server.seen == [("/apis/batch/v1/namespaces/ns-two/jobs", "Bearer two")]
+    with pytest.raises(ApiAwayError, match="cannot be reached"):  # the first file's current-context wins
+        connect(K8sProfile()).list("Job")
+    with pytest.raises(ConfigError, match=r"context 'three': not in .*; there are one, two"):
+        connect(K8sProfile(context="three"))
+
+
+def test_a_plug_in_is_asked_once_and_again_when_its_token_is_refused(tmp_path: Path, server: Server) -> None:
+    path = write(tmp_path / "config", server.url, plugin(tmp_path, "old", "new"))
+    kube = connect(K8sProfile(kubeconfig=str(path)))
+    server.token = "old"
+    for _ in range(2):
+        kube.list("Job")
+    server.token = "new"
+    kube.list("Job")
+    assert [sent for _, sent in server.seen] == ["Bearer old", "Bearer old", "Bearer old", "Bearer new"]
+    told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    assert len(told) == 2
+    assert told[0]["spec"] == {"interactive": False, "cluster": {"server": server.url}}
+
+
+def test_a_plug_in_is_asked_again_when_its_token_has_expired(tmp_path: Path, server: Server) -> None:
+    path = write(tmp_path / "config", server.url, plugin(tmp_path, "first", "second", "third", minutes=-1))
+    kube = connect(K8sProfile(kubeconfig=str(path)))
+    for _ in range(2):
+        kube.list("Job")
+    assert [sent for _, sent in server.seen] == ["Bearer second", "Bearer third"]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (
+            {"command": "no-such-login", "installHint": "Install it from\nhere."},
+            "no-such-login .*not found; Install it from here.",
+        ),
+        ({"command": "false"}, "false of the kubeconfig: exit code 1; log in again"),
+        ({"command": "true"}, "printed no ExecCredential"),
+    ],
+)
+def test_a_plug_in_that_does_not_work(tmp_path: Path, command: dict[str, Any], said: str) -> None:
+    user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1beta1", **command}}
+    path = write(tmp_path / "config", "http://127.0.0.1:1", user)
+    with pytest.raises((ConfigError, BackendError), match=said):
+        connect(K8sProfile(kubeconfig=str(path)))
+
+
+def test_a_proxy_is_used(tmp_path: Path, server: Server) -> None:
+    path = write(tmp_path / "config", "http://cluster.example", {"token": "x"}, **{"proxy-url": server.url})
+    connect(K8sProfile(kubeconfig=str(path))).list("Job")
+    assert server.seen == [("http://cluster.example/apis/batch/v1/namespaces/ns-lab/jobs", "Bearer x")]
+
+
+def test_who_is_not_known(tmp_path: Path, server: Server) -> None:
+    server.token = "right"
+    path = write(tmp_path / "config", server.url, {"token": "wrong"})
+    with pytest.raises(ForbiddenError, match=r"does not know who you are .*; log in again"):
+        connect(K8sProfile(kubeconfig=str(path))).list("Job")
+
+
+def test_no_kubeconfig_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such kubeconfig; set kubeconfig in the profile"):
+        connect(K8sProfile(kubeconfig=str(tmp_path / "missing")))
+    (tmp_path / "bad").write_text("a: [")
+    with pytest.raises(ConfigError, match="not a configuration that leads to a cluster"):
+        connect(K8sProfile(kubeconfig=str(tmp_path / "bad")))

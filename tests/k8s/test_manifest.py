@@ -1,0 +1,158 @@
+"""Manifests compared with golden files, letter by letter. ROPEWALK_REWRITE_GOLDEN=1 pytest ... writes them anew."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.config import Resources, load_section
+from cluster.errors import ConfigError
+from cluster.run_dir import RunDir
+from k8s.manifest import LONGEST_NAME, dump, name_of, render_gate, render_objects
+from k8s.merge import merge
+from k8s.profile import K8sProfile
+
+GOLDEN = Path(__file__).parents[1] / "golden/k8s"
+REWRITE = "ROPEWALK_REWRITE_GOLDEN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A manifest to be rendered."""
+
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    code: Mapping[str, Any] = field(default_factory=dict)
+    number: int = 1
+    held: bool = False
+
+
+TEAM = {"namespace": "team", "image": "registry.example/ropewalk:1", "runs": "/mnt/runs", "service_account": "ropewalk"}
+BIG = {
+    **TEAM,
+    "queue": "team",
+    "queue_priority": "urgent",
+    "priority_class": "high",
+    "image_pull_secrets": ["registry"],
+    "mounts": [{"claim": "corpora", "path": "/corpora"}, {"claim": "scratch", "path": "/scratch", "read_only": False}],
+    "gpu": "amd.com/gpu",
+    "devices": {"rdma/hca": 1},
+    "node_selector": {"zone": "a"},
+    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    "environment": {"NCCL_DEBUG": "WARN"},
+    "secrets": ["wandb", "s3"],
+    "user": 4711,
+}
+PATCH = {
+    "metadata": {"annotations": {"sidecar.istio.io/inject": "false"}},
+    "spec": {
+        "hostNetwork": True,
+        "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "10Gi"}}, {"name": "shm", "$patch": "delete"}],
+        "containers": [
+            {"name": "ropewalk", "env": [{"name": "HOME", "value": "/scratch"}], "imagePullPolicy": None},
+            {"name": "exporter", "image": "exporter:1"},
+        ],
+    },
+}
+CASES = {
+    "plain": Case(),
+    "nodes": Case(resources={"nodes": 2, "cpus": 4, "memory_gib": 8}, profile=TEAM),
+    "everything": Case(resources={"nodes": 8, "gpus": 4, "ranks_per_node": 4, "cpus": 32, "memory_gib": 256.5}, profile=BIG),
+    "elastic": Case(resources={"nodes": "1..4", "grace_seconds": 30}, profile={**TEAM, "queue": "team"}),
+    "held": Case(profile={**TEAM, "queue": "team"}, held=True, number=3),
+    "code": Case(code={"snapshot": "3f2a", "folder": "my work"}, profile=TEAM),
+    "patched": Case(profile={**TEAM, "pod": PATCH}),
+}
+
+
+def run_of(case: Case) -> RunDir:
+    run = RunDir("/mnt/runs/pretrain-1")
+    run.__dict__["record"] = {"run": run.id, "engine": "ranks", "resources": dict(case.resources), "code": dict(case.code)}
+    return run
+
+
+def render(case: Case) -> str:
+    resources, profile = Resources.model_validate(case.resources), K8sProfile.model_validate(case.profile)
+    return dump(render_objects(run_of(case), resources, profile, case.number, held=case.held))
+
+
+def compare(name: str, text: str) -> None:
+    path = GOLDEN / name
+    if os.environ.get(REWRITE):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert path.exists(), f"{path}: not there; {REWRITE}=1 writes it"
+    assert text == path.read_text(), f"{path}; if that is meant, {REWRITE}=1 writes it anew"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_manifest(name: str) -> None:
+    compare(f"{name}.yaml", render(CASES[name]))
+
+
+def test_a_gate() -> None:
+    case = CASES["held"]
+    compare("gate.yaml", dump([render_gate(run_of(case), K8sProfile.model_validate(case.profile), case.number)]))
+
+
+def test_no_golden_file_is_left_over() -> None:
+    assert {path.name for path in GOLDEN.iterdir()} == {"gate.yaml", *(f"{name}.yaml" for name in CASES)}
+
+
+@pytest.mark.parametrize("name", sorted({*CASES} - {"patched"}))
+def test_what_pod_security_asks_for(name: str) -> None:
+    for document in yaml.safe_load_all(render(CASES[name])):
+        if document["kind"] != "Job":
+            continue
+        spec = document["spec"]["template"]["spec"]
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert not any("hostPath" in volume for volume in spec["volumes"])
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            own = container["securityContext"]
+            assert (own["allowPrivilegeEscalation"], own["readOnlyRootFilesystem"]) == (False, True)
+            assert own["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_no_secret_is_in_a_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    assert "0123456789abcdef" not in render(CASES["everything"])
+    with pytest.raises(ConfigError, match=r"WANDB_API_KEY looks like a secret.*put it into a Secret"):
+        load_section(K8sProfile, {"environment": {"WANDB_API_KEY": "x"}}, "cluster 'team'")
+
+
+def test_names_are_unique_and_short_enough_for_a_pods_host_name() -> None:
+    long = [f"{'a-very-long-name-of-a-run-' * 3}{i}" for i in range(2)]
+    names = {name_of(run, number) for run in (*long, "short") for number in (1, 12)}
+    assert len(names) == 6
+    assert max(map(len, names)) <= LONGEST_NAME
+    assert name_of("pretrain-20261125-004359-6984", 1) == "pretrain-20261125-004359-6984-1"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("claim_path", "runs", "must be an absolute path"),
+        ("namespace", "Team", "must be a name of Kubernetes"),
+        ("devices", {"gpu": 1}, "is no resource of Kubernetes"),
+        ("pod", {"containers": []}, "is no part of a pod"),
+        ("imagge", "x", "did you mean 'image'"),
+        ("environment", {"ROPEWALK_JOB": "x"}, "is the manifest's to set"),
+    ],
+)
+def test_a_wrong_key_of_a_profile(key: str, value: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=f"cluster 'team': .*{said}"):
+        load_section(K8sProfile, {key: value}, "cluster 'team'")
+
+
+def test_a_patch_leaves_what_it_does_not_name() -> None:
+    pod = {"spec": {"containers": [{"name": "a", "args": [1, 2], "ports": [{"containerPort": 1}]}, {"name": "b"}]}}
+    patch = {"spec": {"containers": [{"name": "a", "args": [3]}, {"name": "b", "$patch": "delete"}], "x": {"y": None}}}
+    left = {"name": "a", "args": [3], "ports": [{"containerPort": 1}]}
+    assert merge(pod, patch) == {"spec": {"containers": [left], "x": {}}}
+    replaced = merge(pod, {"spec": {"containers": [{"$patch": "replace"}, {"name": "c"}]}})
+    assert replaced == {"spec": {"containers": [{"name": "c"}]}}
+    assert len(pod["spec"]["containers"]) == 2

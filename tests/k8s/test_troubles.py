@@ -1,0 +1,113 @@
+"""What Kubernetes says of a pod that does not start becomes one line with the remedy. The sentences are Kubernetes' own."""
+
+from typing import Any
+
+import pytest
+
+from cluster.config import Resources
+from k8s.outlook import Room, sentence
+from k8s.site import amount, shown
+from k8s.troubles import pod_trouble, remedy_of, tidy, workload_trouble
+
+SENTENCES = {
+    'Failed to pull image "r.example/x:1": r.example/x:1: not found': ("correct image", True),
+    'failed to pull and unpack image "x": pull access denied, authorization failed': (
+        "correct image",
+        True,
+    ),
+    'Failed to pull image "x": dial tcp: lookup r.example: i/o timeout': ("correct image", False),
+    '0/3 nodes are available: persistentvolumeclaim "nope" not found.': ("create the claim", True),
+    "0/3 nodes are available: 3 Insufficient cpu.": ("ask for less", False),
+    "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.": ("ask for less", False),
+    "0/3 nodes are available: 3 node(s) had untolerated taint {gpu: true}.": ("add tolerations", False),
+    'Error: secret "wandb" not found': ("create the Secret", True),
+    "exceeded quota: q, requested: cpu=2, used: cpu=7, limited: cpu=8": ("wait until others", False),
+    "failed quota: q: must specify memory for: ropewalk": ("set resources.memory_gib", True),
+    'pods "x" is forbidden: violates PodSecurity "restricted:latest": host namespaces': ("pod patch", True),
+    'exec: "/no/python": stat /no/python: no such file or directory': ("correct python", True),
+    "something new": ("", False),
+}
+
+
+@pytest.mark.parametrize("said", SENTENCES)
+def test_a_sentence_of_kubernetes(said: str) -> None:
+    remedy, hopeless = remedy_of(said)
+    expected, never = SENTENCES[said]
+    assert (remedy.startswith(expected) or expected in remedy, hopeless) == (True, never)
+
+
+def pod(**status: Any) -> dict[str, Any]:
+    spec = {"nodeName": "node1", "containers": [{"name": "ropewalk", "image": "x:1"}]}
+    return {"metadata": {"name": "p"}, "spec": spec, "status": {"phase": "Pending", **status}}
+
+
+def test_a_pod_that_waits() -> None:
+    waiting = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x:1": ErrImagePull: x:1: not found'}
+    found = pod_trouble(pod(containerStatuses=[{"image": "x:1", "state": {"waiting": waiting}}]))
+    assert found is not None
+    assert (found.word, found.hopeless) == ("ImagePullBackOff", True)
+    assert (
+        pod_trouble(pod(containerStatuses=[{"image": "x:1", "state": {"waiting": {"reason": "ContainerCreating"}}}])) is not None
+    )
+
+
+def test_a_pod_that_saved_and_left_is_no_trouble() -> None:
+    for code, word in ((85, None), (1, "it: boom")):
+        ended = {"exitCode": code, "reason": "Error", "message": "first\nit: boom\n"}
+        found = pod_trouble(pod(phase="Failed", containerStatuses=[{"state": {"terminated": ended}}]))
+        assert (found is None) == (word is None)
+        assert found is None or word in found.said
+
+
+def test_a_workload_that_is_not_admitted() -> None:
+    said = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor default, 2 more needed"
+    conditions = [{"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": said}]
+    found = workload_trouble({"spec": {"queueName": "team"}, "status": {"conditions": conditions}})
+    assert found is not None
+    assert found.said == f"queue team: {said}"
+    assert workload_trouble({"spec": {}, "status": {"conditions": [{"type": "QuotaReserved", "status": "True"}]}}) is None
+
+
+def test_words_for_a_debugger_are_left_out() -> None:
+    assert tidy(
+        "0/3 nodes are available: 3 Insufficient cpu. no new claims to deallocate, preemption: 0/3 nodes are available: x"
+    ) == ("0/3 nodes are available: 3 Insufficient cpu")
+    assert tidy('Error creating: pods "a-0-x" is forbidden: exceeded quota: q') == "exceeded quota: q"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("500m", 0.5),
+        ("2", 2.0),
+        (3, 3.0),
+        ("1Gi", 2.0**30),
+        ("24632884Ki", 24632884 * 1024),
+        ("1e3", 1000.0),
+        ("5G", 5e9),
+        ("1.5Ti", 1.5 * 2**40),
+    ],
+)
+def test_a_quantity(text: str | int, value: float) -> None:
+    assert amount(text) == pytest.approx(value)
+
+
+def test_how_amounts_are_shown() -> None:
+    assert [shown("cpu", 2), shown("memory", 2**30), shown("amd.com/gpu", 8)] == ["2 CPU", "1.0 GiB memory", "8 amd.com/gpu"]
+
+
+@pytest.mark.parametrize(
+    ("rooms", "nodes", "said"),
+    [
+        ([], 2, "does not let you see"),
+        ([Room(nodes=4, short="")], 4, "It would start at once."),
+        ([Room(nodes=4, short="", ahead=2)], 4, "unless 2 that wait in its queue come first"),
+        ([Room(nodes=9, short=""), Room(nodes=3, short="2 CPU more needed")], 4, "It would wait: 2 CPU more .*; 3 nodes"),
+        ([Room(nodes=0, short="x")], 1, "It would wait: x.$"),
+        ([Room(nodes=1, short="x")], "1..4", "It would start at once with 1 of 4 nodes"),
+    ],
+)  # fmt: skip
+def test_the_outlook(rooms: list[Room], nodes: int | str, said: str) -> None:
+    import re
+
+    assert re.search(said, sentence(rooms, Resources.model_validate({"nodes": nodes})))

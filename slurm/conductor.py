@@ -12,13 +12,12 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.attempt import AGENTS
 from cluster.config import Resources
 from cluster.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
-from cluster.supervisor import Supervisor, bury_unfinished, carried_over, end_if_spent
+from cluster.supervisor import Supervisor, open_attempt
 from slurm.carriers import CLAIM, carrier, job_name, state_of, submission_of
 from slurm.commands import Slurm
 from slurm.lane import SlurmLane
@@ -27,6 +26,8 @@ from slurm.script import companion_name
 
 log = logging.getLogger(__name__)
 
+DIED = "its carrier died: the first node was lost, or Slurm took the job away without notice"
+
 
 def conduct(run: RunDir, slurm: Slurm) -> int:
     """Carry the run on this job's nodes; the exit code for the job script."""
@@ -34,9 +35,11 @@ def conduct(run: RunDir, slurm: Slurm) -> int:
     me = carrier(os.environ)
     if not claim(run, me, slurm):
         return EXIT_DONE
-    number = open_attempt(run, restarts)
+    number = open_attempt(run, DIED, restarts=restarts)
     if number is None:
         return verdict(run)
+    if "key" not in run.attempt_details(number):
+        return never_confirmed(run, number)
     tidy(slurm, job)
     hosts = slurm.hosts(os.environ["SLURM_JOB_NODELIST"])
     run.describe_attempt(number, handle=f"slurm:{me}", hosts=hosts, restarts=restarts, started=time.time())
@@ -51,6 +54,13 @@ def conduct(run: RunDir, slurm: Slurm) -> int:
     finally:
         lane.close()
     return code if code == EXIT_REQUEUE else verdict(run)
+
+
+def never_confirmed(run: RunDir, number: int) -> int:
+    """A disk lost its power while the submission was under way: nobody was told of it, and what it asked for is gone."""
+    cause = f"attempt.json was lost in a power cut during the submission; `ropewalk resume {run.id}` submits it again"
+    run.write_outcome(number, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
+    return EXIT_FAILED
 
 
 def verdict(run: RunDir) -> int:
@@ -86,26 +96,6 @@ def _lives(run: RunDir, owner: str, slurm: Slurm) -> bool:
     except BackendError as error:
         log.warning("cannot ask Slurm for job %s: %s", owner, error)
         return True
-
-
-def open_attempt(run: RunDir, restarts: int) -> int | None:
-    """The attempt to carry out: that of the submission, or after a requeue the next. None: there is nothing to do."""
-    newest = run.attempts()[-1]
-    outcome = run.outcome(newest)
-    if outcome is not None and outcome.state.final:
-        log.info("the run is over: %s", outcome.state)
-        return None
-    if run.cancel_requested:
-        cancelled = Outcome(state=RunState.CANCELLED, exit_code=0, cause="cancelled before it started", ended=time.time())
-        run.write_outcome(newest, cancelled)
-        return None
-    if outcome is None and not (run.attempt_dir(newest) / AGENTS).exists():
-        return newest
-    cause = "its carrier died: the first node was lost, or Slurm took the job away without notice"
-    bury_unfinished(run, cause)
-    if end_if_spent(run, newest).state.final:
-        return None
-    return run.begin_attempt(**{**carried_over(run, newest), "restarts": restarts}, opened_by="requeue")
 
 
 def tidy(slurm: Slurm, job: str) -> None:

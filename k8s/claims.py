@@ -1,0 +1,76 @@
+"""Which pod carries the run: numbered files in the run directory, of which the newest counts.
+
+A claim is the creation of a file whose name only grows, so two pods can never both believe to be first. The next may be
+made only when the pod of the newest has left, or is dead by the word of the API server: a pod that is cut off cannot
+ask, and so can take nothing over.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cluster.run_dir import RunDir
+
+FOLDER = "carriers"
+UNFINISHED_SECONDS = 10.0  # after which a claim without content is that of a pod that died as it wrote
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A pod that carries the run, or did."""
+
+    number: int
+    pod: str = ""
+    uid: str = ""
+    index: int = -1
+    address: str = ""
+    port: int = 0
+    unfinished: bool = False  # it is being written
+
+
+def newest(run: RunDir) -> Claim | None:
+    """The claim that counts; None: there was none yet."""
+    folder = run.path / FOLDER
+    try:
+        numbers = [int(name) for name in os.listdir(folder) if name.isdigit()]
+    except FileNotFoundError:
+        return None
+    return _read(folder / f"{max(numbers):06d}") if numbers else None
+
+
+def before(run: RunDir, claim: Claim) -> Claim | None:
+    """The claim that this one has taken the run over from."""
+    path = run.path / FOLDER / f"{claim.number - 1:06d}"
+    return _read(path) if path.exists() else None
+
+
+def take(run: RunDir, claim: Claim) -> bool:
+    """Make a claim; False: somebody else has made the same, and carries the run."""
+    folder = run.path / FOLDER
+    folder.mkdir(exist_ok=True)
+    try:
+        with (folder / f"{claim.number:06d}").open("x") as stream:
+            stream.write(json.dumps(asdict(claim)))
+    except FileExistsError:
+        return False
+    return True
+
+
+def give_up(run: RunDir, claim: Claim) -> None:
+    """The pod leaves; whoever can may carry the run from here."""
+    (run.path / FOLDER / f"{claim.number:06d}.left").touch()
+
+
+def given_up(run: RunDir, claim: Claim) -> bool:
+    """Whether the pod has left in order."""
+    return (run.path / FOLDER / f"{claim.number:06d}.left").exists()
+
+
+def _read(path: Path) -> Claim:
+    number = int(path.name)
+    try:
+        return Claim(**json.loads(path.read_text()))
+    except ValueError:
+        return Claim(number=number, unfinished=time.time() - path.stat().st_mtime < UNFINISHED_SECONDS)

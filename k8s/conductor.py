@@ -1,0 +1,112 @@
+"""The process that carries a run, in whichever of its pods: started by k8s.node with a listening socket.
+
+Usage: python -m k8s.conductor RUN_DIR --claim N --socket FD
+Exit codes: 0 the run is over, 85 somebody else may carry it on.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from cluster.config import Resources
+from cluster.entry import configure_logging
+from cluster.errors import EXIT_DONE, EXIT_REQUEUE
+from cluster.run_dir import RunDir
+from cluster.supervisor import Supervisor, open_attempt
+from k8s.claims import Claim, before, given_up, newest
+from k8s.ending import pod_code, tell_the_end
+from k8s.inside import ApiError, Inside
+from k8s.lane import PodLane
+from k8s.members import Members
+from k8s.pod import Pod, alive
+from k8s.replacing import Replacing
+
+log = logging.getLogger(__name__)
+
+DIED = "its carrier died: the pod that carried it was lost, or Kubernetes took it away without notice"
+
+
+def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: Inside) -> int:
+    """Carry the run as long as this pod may; the exit code."""
+    resources = Resources.model_validate(run.attempt_details(run.attempts()[-1]).get("resources") or run.record["resources"])
+    members = Members(listener, lambda pod, caller: refusal(pod, caller, claim, api))
+    replacing = Replacing(api)
+    if (last := before(run, claim)) is not None and last.uid:
+        replacing.declare_dead(last.pod, last.uid, resources.grace_seconds if given_up(run, last) else 0.0)
+    lane = PodLane(run, resources, members, api, claim, replacing=replacing)
+    for word in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(word, lambda *_: lane.asked_to_stop.set())
+    code = EXIT_REQUEUE
+    try:
+        code = carry(run, claim, lane)
+    finally:
+        replacing.close()
+        outcome = run.last_outcome()
+        if code == EXIT_DONE and outcome is not None:
+            tell_the_end(api, outcome)
+            members.close({"say": "over", "code": pod_code(outcome)})
+        else:
+            members.close()
+    return code
+
+
+def carry(run: RunDir, claim: Claim, lane: PodLane) -> int:
+    """One attempt after the other, as soon as there are pods enough for it."""
+    while lane.await_nodes():
+        number = open_attempt(run, DIED)
+        if number is None:
+            return EXIT_DONE
+        hosts = [member.pod.name for member in lane.members.present()]
+        run.describe_attempt(number, hosts=hosts, carrier=claim.pod, started=time.time())
+        Supervisor(run, lane, sys.executable).supervise(number)
+        outcome = run.last_outcome()
+        if outcome is not None and outcome.state.final:
+            return EXIT_DONE
+    return EXIT_REQUEUE
+
+
+def refusal(pod: Pod, caller: str, claim: Claim, api: Inside) -> str:
+    """Why a caller is not let in; empty if it is who it says it is: a live pod of this Job, that calls from its address."""
+    if pod.uid == claim.uid:
+        return ""
+    try:
+        found = api.pod(pod.name)
+    except ApiError as error:
+        if not error.denied:
+            return str(error)
+        log.warning("pod %s joins without proof: %s", pod.name, error)
+        return ""
+    if found is None or found["metadata"]["uid"] != pod.uid or not alive(found):
+        return "Kubernetes knows no such pod at work"
+    if found["metadata"].get("labels", {}).get("batch.kubernetes.io/job-name") != api.job_name:
+        return f"it is no pod of Job {api.job_name}"
+    addresses = {each["ip"] for each in found["status"].get("podIPs", [])} | {found["status"].get("hostIP", "")}
+    return "" if caller in addresses else f"that pod has the address {found['status'].get('podIP')}"
+
+
+def main() -> None:
+    """Carry one run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--claim", type=int, required=True)
+    parser.add_argument("--socket", type=int, required=True)
+    arguments = parser.parse_args()
+    run = RunDir(arguments.run_dir)
+    configure_logging(f"conductor {os.environ['POD_NAME']}")
+    # until the run is known a stop means: leave
+    for word in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(word, lambda *_: sys.exit(EXIT_REQUEUE))
+    claim = newest(run)
+    if claim is None or claim.number != arguments.claim:
+        log.error("claim %d does not count any more", arguments.claim)
+        sys.exit(EXIT_REQUEUE)
+    sys.exit(conduct(run, claim, socket.socket(fileno=arguments.socket), Inside()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The end of a run, told to Kubernetes: on its Job, and by the exit codes of its pods."""
+
+import json
+import logging
+import time
+from dataclasses import asdict
+
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY
+from cluster.spec import Outcome, RunState
+from k8s.inside import ApiError, Inside
+
+log = logging.getLogger(__name__)
+
+TELL_SECONDS = 30.0  # how long an API server that is away is waited for
+TELL_PAUSE_SECONDS = 1.0
+LONGEST_RESULTS = 32 * 1024  # bytes of an annotation
+OUTCOME_ANNOTATION = "ropewalk/outcome"
+
+
+def tell_the_end(api: Inside, outcome: Outcome) -> None:
+    """Write the outcome on the Job, for whoever cannot see the run's directory; a run that failed makes a Job that failed."""
+    plain = asdict(outcome)
+    if len(json.dumps(plain, default=str)) > LONGEST_RESULTS:
+        plain["results"] = None
+    patch: dict[str, object] = {"metadata": {"annotations": {OUTCOME_ANNOTATION: json.dumps(plain, default=str)}}}
+    if outcome.state is RunState.FAILED:
+        patch["spec"] = {"backoffLimit": 0}  # the first pod that ends now ends the Job
+    deadline = time.monotonic() + TELL_SECONDS
+    while True:
+        try:
+            if api.job() is not None:
+                api.patch_job(patch)
+            return
+        except ApiError as error:
+            log.warning("cannot write the run's end on its Job: %s", error)
+            if error.status or time.monotonic() > deadline:
+                return
+        time.sleep(TELL_PAUSE_SECONDS)
+
+
+def pod_code(outcome: Outcome) -> int:
+    """The exit code of the pods of a run that is over."""
+    if outcome.state is not RunState.FAILED:
+        return EXIT_DONE
+    return EXIT_NEVER_RETRY if outcome.exit_code == EXIT_NEVER_RETRY else EXIT_FAILED

@@ -1,0 +1,87 @@
+"""A pod's connection to whoever carries the run. Never waits for the other side, but to connect."""
+
+import select
+import socket
+import time
+from contextlib import suppress
+
+from k8s.claims import Claim
+from k8s.pod import Pod
+from k8s.wire import BEAT, BEAT_SECONDS, LONGEST_BYTES, LOST_SECONDS, Message, pack, unpack
+
+CONNECT_SECONDS = 1.0
+START_SECONDS = 30.0  # what a conductor that was just started may take until its first word
+CHUNK_BYTES = 4096
+
+
+class Link:
+    """A connection. `lost` says why it is of no use any more; `silent` that nobody closed it."""
+
+    def __init__(self, connection: socket.socket, pod: Pod) -> None:
+        self._socket = connection
+        self._received = bytearray()
+        self._patience = START_SECONDS
+        self._heard = time.monotonic()
+        self._next_beat = self._heard + BEAT_SECONDS
+        self.lost = ""
+        self.silent = False
+        self.send({"say": "hello", "pod": vars(pod)})
+
+    @classmethod
+    def connect(cls, claim: Claim, pod: Pod) -> "Link":
+        """Raises OSError; ConnectionRefusedError where the pod lives, and nobody in it carries the run."""
+        connection = socket.create_connection((claim.address, claim.port), timeout=CONNECT_SECONDS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return cls(connection, pod)
+
+    def send(self, message: Message) -> None:
+        """Say something. What is said is far less than a socket holds, so this waits only for a dead peer, and not long."""
+        try:
+            self._socket.sendall(pack(message))
+        except OSError as error:
+            self._lose(f"{type(error).__name__}: {error}")
+
+    def listen(self, seconds: float) -> list[Message]:
+        """What is said within some seconds; returns at the first word. Beats, and finds out whether the other side lives."""
+        messages: list[Message] = []
+        readable, _, _ = select.select([self._socket], [], [], seconds)
+        if readable:
+            messages = self._read()
+        now = time.monotonic()
+        if now >= self._next_beat:
+            self._next_beat = now + BEAT_SECONDS
+            self.send(BEAT)
+        if now - self._heard > self._patience and not self.lost:
+            self.silent = True
+            self._lose(f"nothing heard for {self._patience:.0f} s")
+        return messages
+
+    def _read(self) -> list[Message]:
+        try:
+            chunk = self._socket.recv(CHUNK_BYTES)
+        except OSError as error:
+            self._lose(f"{type(error).__name__}: {error}")
+            return []
+        if not chunk:
+            self._lose("the other side has closed it")
+        self._received += chunk
+        *lines, rest = self._received.split(b"\n")
+        self._received = bytearray(rest)
+        if lines:
+            self._heard, self._patience = time.monotonic(), LOST_SECONDS
+        try:
+            messages = [unpack(bytes(line)) for line in lines]
+        except ValueError as error:
+            self._lose(str(error))
+            return []
+        if len(rest) > LONGEST_BYTES:
+            self._lose(f"a line longer than {LONGEST_BYTES} bytes")
+        return [message for message in messages if message != BEAT]
+
+    def _lose(self, why: str) -> None:
+        self.lost = self.lost or why
+
+    def close(self) -> None:
+        """Hang up."""
+        with suppress(OSError):
+            self._socket.close()

@@ -1,0 +1,218 @@
+"""What every pod of a run runs: an agent when it is told to, and the run's conductor where nobody else carries it.
+
+Usage: python -m k8s.node RUN_DIR
+Exit codes: 0 the run is over, 1 it failed, 42 it failed for good, 85 Kubernetes asked this pod to go.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cluster.entry import configure_logging
+from cluster.errors import EXIT_DONE, EXIT_NEVER_RETRY, EXIT_REQUEUE
+from cluster.processes import Flag
+from cluster.run_dir import RunDir
+from k8s.claims import Claim, give_up, newest, take
+from k8s.ending import pod_code, tell_the_end
+from k8s.inside import Inside
+from k8s.link import Link
+from k8s.local_agent import LocalAgent
+from k8s.pod import Pod
+from k8s.states import submission_details
+from k8s.succession import Succession
+from k8s.wire import Message
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.1
+ORPHAN_SECONDS = 5.0  # what an agent may take to save when its conductor has gone without a word
+BACKLOG = 1024
+
+
+class Node:
+    """One pod. Single-threaded: it waits for its conductor's words, and looks after its children in between."""
+
+    def __init__(self, run: RunDir, pod: Pod, api: Inside) -> None:
+        self.run, self.pod, self.api = run, pod, api
+        self.succession = Succession(run, pod, api)
+        self.asked_to_go = Flag()
+        self.link: Link | None = None
+        self.agent: LocalAgent | None = None
+        self.conductor: subprocess.Popen[bytes] | None = None
+        self._claim: Claim | None = None
+        self._code: int | None = None  # of this pod, once the run is over
+        self._told_to_go = False
+        self._orphaned_at: float | None = None
+
+    def live(self) -> int:
+        """Until the run is over, or this pod has to go; its exit code."""
+        for word in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(word, lambda *_: self.asked_to_go.set())
+        while True:
+            self._watch_children()
+            if self.asked_to_go.is_set():
+                self._go()
+            if self.agent is None and self.conductor is None:
+                if self._code is not None:
+                    return self._code
+                if self.asked_to_go.is_set():
+                    return EXIT_REQUEUE
+            if self.link is None:
+                self._seek()
+                time.sleep(TICK_SECONDS)
+            else:
+                self._listen(self.link)
+
+    # --- children
+
+    def _watch_children(self) -> None:
+        if self.agent is not None and (code := self.agent.poll()) is not None:
+            self.agent.clean(spared=self.conductor)
+            if self.link is not None:
+                self.link.send({"say": "ended", "agent": self.agent.number, "code": code})
+            self.agent, self._orphaned_at = None, None
+        if self.conductor is not None and (code := self.conductor.poll()) is not None:
+            log.info("the conductor in this pod ended with %d", code)
+            assert self._claim is not None
+            give_up(self.run, self._claim)
+            self.conductor = None
+        self._reap()
+
+    def _reap(self) -> None:
+        """As PID 1 of the pod it inherits what its descendants leave."""
+        agent = self.agent.process if self.agent is not None else None
+        ours = {child.pid for child in (self.conductor, agent) if child is not None}
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None or found.si_pid in ours:
+                return
+            os.waitpid(found.si_pid, 0)
+
+    def _go(self) -> None:
+        """Kubernetes takes the pod away: everybody here saves and leaves."""
+        if not self._told_to_go:
+            self._told_to_go = True
+            log.info("asked to go")
+            if self.link is not None:
+                self.link.send({"say": "leaving"})
+            if self.conductor is not None:
+                self.conductor.terminate()
+            if self.agent is not None:
+                self.agent.stop()
+
+    # --- whoever carries the run
+
+    def _listen(self, link: Link) -> None:
+        for message in link.listen(TICK_SECONDS):
+            self.succession.reached()
+            self._obey(message)
+        if link.lost:
+            log.info("the connection to the conductor is lost: %s", link.lost)
+            link.close()
+            self.link = None
+            if self.agent is not None:
+                self.agent.stop()
+                self._orphaned_at = time.monotonic() - (ORPHAN_SECONDS if link.silent else 0.0)
+
+    def _obey(self, message: Message) -> None:
+        agent = self.agent if self.agent is not None and self.agent.number == message.get("agent") else None
+        match message["say"]:
+            case "start":
+                assert self.agent is None, "the conductor starts one agent at a time"
+                self.agent = LocalAgent.start(self.run, message)
+                if self.asked_to_go.is_set():  # the two words have crossed
+                    self.agent.stop()
+            case "stop" if agent is not None:
+                agent.stop()
+            case "kill" if agent is not None:
+                agent.kill()
+            case "regroup" if agent is not None:
+                agent.end_ranks()
+            case "over":
+                self._end(int(message["code"]))
+
+    def _end(self, code: int) -> None:
+        log.info("the run is over")
+        self._code = code
+        if self.agent is not None:
+            self.agent.kill()
+
+    def _seek(self) -> None:
+        """Find whoever carries the run, or carry it."""
+        if self.agent is not None:  # of a conductor that is no more: the next one begins anew
+            if self._orphaned_at is not None and time.monotonic() - self._orphaned_at > ORPHAN_SECONDS:
+                self.agent.kill()
+            return
+        if self._code is not None or self._told_to_go or self._nothing_to_do():
+            return
+        last = newest(self.run)
+        if last is not None and last.port and self._reach(last):
+            return
+        if self.conductor is None and self.succession.my_turn(last):
+            self._carry((last.number if last else 0) + 1)
+
+    def _nothing_to_do(self) -> bool:
+        """Whether the run is over, or another Job's by now."""
+        if submission_details(self.run).get("name") != self.api.job_name:
+            log.info("the run was submitted again: another Job carries it")
+            self._code = EXIT_DONE
+            return True
+        outcome = self.run.last_outcome()
+        if self.conductor is not None or outcome is None or not outcome.state.final:
+            return False
+        tell_the_end(self.api, outcome)
+        self._end(pod_code(outcome))
+        return True
+
+    def _reach(self, claim: Claim) -> bool:
+        try:
+            self.link = Link.connect(claim, self.pod)
+        except OSError as error:
+            self.succession.unreachable(claim, refused=isinstance(error, ConnectionRefusedError))
+            return False
+        return True
+
+    def _carry(self, number: int) -> None:
+        """Start the conductor here, if no other pod is faster."""
+        listener = socket.create_server((self.pod.address, 0), family=_family(self.pod.address), backlog=BACKLOG)
+        with listener:
+            port, pod = int(listener.getsockname()[1]), self.pod
+            claim = Claim(number=number, pod=pod.name, uid=pod.uid, index=pod.index, address=pod.address, port=port)
+            if not take(self.run, claim):
+                return
+            log.info("this pod carries the run: claim %d", number)
+            words = [sys.executable, "-m", "k8s.conductor", str(self.run.path)]
+            words += ["--claim", str(number), "--socket", str(listener.fileno())]
+            self.conductor = subprocess.Popen(words, pass_fds=[listener.fileno()], start_new_session=True)
+            self._claim = claim
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def main() -> None:
+    """Be a pod of a run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path)
+    run = RunDir(parser.parse_args().run_dir)
+    configure_logging(f"pod {os.environ['POD_NAME']}")
+    if run.code is not None and not run.code.is_dir():
+        log.error("%s: the copy of the code that the run was submitted with is gone; submit the run again", run.code)
+        sys.exit(EXIT_NEVER_RETRY)
+    code = Node(run, Pod.this(), Inside()).live()
+    log.info("leaving with %d", code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""This pod, and what a pod's description says: whether it lives, why it has to go, how its successor is hurried."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Object = dict[str, Any]
+
+INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
+LONG_AGO = "2020-01-01T00:00:00Z"  # longer than the Job controller ever waits
+# reasons of the condition DisruptionTarget, in plain words; Kubernetes' own word is kept beside them
+DISRUPTIONS = {
+    "PreemptionByScheduler": "preempted",
+    "DeletionByTaintManager": "its node does not answer or is tainted",
+    "EvictionByEvictionAPI": "evicted, as by a drain of its node",
+    "DeletionByPodGC": "its node is gone",
+    "TerminationByKubelet": "its node shuts down or is short of something",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pod:
+    """One pod of a run's Job, as it describes itself."""
+
+    name: str
+    uid: str
+    index: int
+    address: str
+
+    @classmethod
+    def this(cls, environment: Mapping[str, str] = os.environ) -> "Pod":
+        """From the variables that the manifest sets."""
+        return cls(
+            name=environment["POD_NAME"],
+            uid=environment["POD_UID"],
+            index=int(environment["JOB_COMPLETION_INDEX"]),
+            address=environment["POD_IP"],
+        )
+
+
+def index_of(pod: Object) -> int:
+    """Its place in the Indexed Job; -1: it has none."""
+    return int(pod["metadata"].get("annotations", {}).get(INDEX_ANNOTATION, -1))
+
+
+def alive(pod: Object) -> bool:
+    """It runs, and nobody has asked it to go."""
+    return pod["status"].get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
+
+
+def over(pod: Object) -> bool:
+    """None of its processes is left."""
+    return pod["status"].get("phase") in {"Failed", "Succeeded"}
+
+
+def why_taken(pod: Object | None, job: Object | None) -> str:
+    """Why a pod has to go, by what Kubernetes says of it and of its Job."""
+    if job is None or "deletionTimestamp" in job["metadata"]:
+        return "cancelled"  # deleting the Job is a person's way to end a run
+    if job["spec"].get("suspend"):
+        return "preempted"  # this is how queues take the nodes away
+    for condition in (pod or {}).get("status", {}).get("conditions", []):
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            words = DISRUPTIONS.get(condition["reason"], "")
+            return words if words == "preempted" else f"{words or 'taken away'} ({condition['reason']})"
+    return "its pod was deleted"
+
+
+def long_failed(pod: Object) -> Object:
+    """A status by which the Job controller replaces the pod at once: failed, and so long ago that no pause is due.
+
+    It counts an index's pause from the end of its last pod, 10 s, then 20, 40 ... 600, of which it forgets none.
+    """
+    failed = {"exitCode": 137, "reason": "NodeLost", "message": "declared dead by the run's other pods"}
+    statuses = [
+        {**each, "ready": False, "started": False, "state": {"terminated": {**_terminated(each, failed)}}}
+        for each in pod["status"].get("containerStatuses", [])
+    ]
+    conditions = [
+        {**each, "status": "False", "lastTransitionTime": LONG_AGO} if each["type"] == "Ready" else each
+        for each in pod["status"].get("conditions", [])
+    ]
+    return {"phase": "Failed", "containerStatuses": statuses, "conditions": conditions}
+
+
+def _terminated(status: Object, otherwise: Object) -> Object:
+    said = status.get("state", {}).get("terminated") or otherwise
+    return {**said, "startedAt": LONG_AGO, "finishedAt": LONG_AGO}
+
+
+def hurried(pod: Object) -> bool:
+    """Whether `long_failed` has been written already, and stands."""
+    ends = [each.get("state", {}).get("terminated", {}).get("finishedAt") for each in pod["status"].get("containerStatuses", [])]
+    return pod["status"].get("phase") == "Failed" and all(end == LONG_AGO for end in ends)

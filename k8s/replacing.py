@@ -1,0 +1,96 @@
+"""See to it that pods which are gone are replaced at once, at the hundredth time as at the first.
+
+Measured on three nodes, from a pod's end until its successor runs: left alone 12, 23, 43, 84, 163 s (the Job controller
+doubles its pause for ever); with a JobSet 4 s, but every pod starts anew, and a dead node blocks it until a person
+comes; this way 2.0 to 2.7 s, always, and a dead node's pod likewise. A fresh Job for each attempt would be as fast, but
+lose its place in the queue.
+"""
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, field
+
+from k8s.inside import ApiError, Inside
+from k8s.members import Member
+from k8s.pod import hurried, long_failed, over
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.3
+MISSING_LOOK_SECONDS = 5.0  # while the API server is away, or says no
+CRASH_SECONDS = 5.0  # what a node may take to see that a pod has ended
+STAND_SECONDS = 20.0  # how long a hurried pod is watched: its node may write its own view of it once more
+
+
+@dataclass
+class _Gone:
+    """A pod to be replaced."""
+
+    name: str
+    uid: str
+    dead_at: float  # when it is declared dead unless it has ended by then, by the monotonic clock
+    hurried_at: float = field(default=0.0)
+
+
+class Replacing:
+    """Looks after pods that have gone, in a thread of its own, until their successors are under way."""
+
+    def __init__(self, api: Inside) -> None:
+        self._api = api
+        self._gone: dict[str, _Gone] = {}
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self.dead: set[str] = set()  # uids of pods that were declared dead, not only left
+        threading.Thread(target=self._run, name="replacing", daemon=True).start()
+
+    def see_to(self, member: Member, grace_seconds: float) -> None:
+        """A member has gone. One that was asked to go may still be saving; one that was not is dead."""
+        wait = grace_seconds if member.leaving else 0.0 if member.silent else CRASH_SECONDS
+        self.declare_dead(member.pod.name, member.pod.uid, wait)
+
+    def declare_dead(self, name: str, uid: str, in_seconds: float = 0.0) -> None:
+        """The pod is to be replaced, whether its node says that it has ended or not."""
+        with self._lock:
+            self._gone[uid] = _Gone(name, uid, time.monotonic() + in_seconds)
+
+    def forget(self, uid: str) -> None:
+        """It is back."""
+        with self._lock:
+            self._gone.pop(uid, None)
+
+    def close(self) -> None:
+        """Leave them to themselves."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        pause = LOOK_SECONDS
+        while not self._closed.wait(pause):
+            pause = LOOK_SECONDS
+            with self._lock:
+                gone = list(self._gone.values())
+            for each in gone:
+                try:
+                    done = self._tend(each)
+                except ApiError as error:
+                    log.warning("pod %s is gone, and its successor cannot be hurried: %s", each.name, error)
+                    pause = MISSING_LOOK_SECONDS
+                    continue
+                if done:
+                    self.forget(each.uid)
+
+    def _tend(self, gone: _Gone) -> bool:
+        """Look once; True: nothing more needs to be done."""
+        pod, now = self._api.pod(gone.name), time.monotonic()
+        if pod is None or pod["metadata"]["uid"] != gone.uid or pod["status"].get("phase") == "Succeeded":
+            return True
+        if hurried(pod):
+            return now - gone.hurried_at > STAND_SECONDS
+        if not over(pod):
+            if now < gone.dead_at:
+                return False
+            log.warning("pod %s is declared dead", gone.name)
+            self.dead.add(gone.uid)
+        self._api.patch_pod_status(gone.name, long_failed(pod))
+        gone.hurried_at = now
+        return False

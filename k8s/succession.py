@@ -1,0 +1,97 @@
+"""Whether this pod may carry the run now: nobody does, it is alive by the word of the API server, and it is its turn."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from cluster.run_dir import RunDir
+from k8s.claims import Claim, given_up
+from k8s.inside import ApiError, Inside
+from k8s.pod import Object, Pod, alive, index_of, over
+from k8s.wire import LOST_SECONDS
+
+log = logging.getLogger(__name__)
+
+ASK_SECONDS = 1.0  # between two questions to the API server
+FIRST_SECONDS = 10.0  # how long the pod of index 0 has the first claim for itself
+REFUSED_SECONDS = 1.5  # of refused connections: the pod lives, its conductor does not
+TURN_SECONDS = 0.3  # by which a pod waits longer than the one before it
+MOST_TURNS = 10
+UNPROVEN_SECONDS = 30.0  # of no answer of a pod, where the API server may not be asked
+SAY_SECONDS = 30.0
+
+
+class Succession:
+    """What this pod knows of the last carrier, gathered from look to look."""
+
+    def __init__(self, run: RunDir, pod: Pod, api: Inside) -> None:
+        self._run, self._pod, self._api = run, pod, api
+        self._began = time.monotonic()
+        self._failing: tuple[int, float, bool] | None = None  # claim, since when it cannot be reached, whether it refuses
+        self._free_since: float | None = None
+        self._next_question = self._next_word = 0.0
+
+    def reached(self) -> None:
+        """There is a carrier, and it answers."""
+        self._failing = self._free_since = None
+
+    def unreachable(self, claim: Claim, *, refused: bool) -> None:
+        """The carrier of the newest claim cannot be reached."""
+        if self._failing is None or self._failing[0] != claim.number:
+            self._failing = (claim.number, time.monotonic(), refused)
+        elif self._failing[2] and not refused:
+            self._failing = (claim.number, self._failing[1], False)
+
+    def my_turn(self, last: Claim | None) -> bool:
+        """Whether this pod may make the claim that follows `last`."""
+        now = time.monotonic()
+        if last is None:
+            if self._pod.index == 0:
+                return True
+            if now - self._began < FIRST_SECONDS:
+                return False
+        if now < self._next_question:
+            return False
+        self._next_question = now + ASK_SECONDS
+        try:
+            pods = self._api.pods()
+        except ApiError as error:
+            self._say(f"cannot ask who may carry the run: {error}")
+            return error.denied and self._pod.index == 0 and self._silent_for(last) > UNPROVEN_SECONDS
+        if not self._free(last, pods):
+            self._free_since = None
+            return False
+        self._free_since = self._free_since or now
+        self._next_question = now + TURN_SECONDS
+        before_me = self._before_me(pods, last)
+        return before_me is not None and now - self._free_since >= min(before_me, MOST_TURNS) * TURN_SECONDS
+
+    def _free(self, last: Claim | None, pods: Sequence[Object]) -> bool:
+        """Nobody carries the run."""
+        if last is None or given_up(self._run, last):
+            return True
+        if last.unfinished:
+            return False
+        holder = next((pod for pod in pods if pod["metadata"]["uid"] == last.uid), None)
+        if holder is None or over(holder):
+            return True
+        refused = self._failing is not None and self._failing[2]
+        return self._silent_for(last) > (REFUSED_SECONDS if refused else LOST_SECONDS)
+
+    def _silent_for(self, last: Claim | None) -> float:
+        if last is None:
+            return time.monotonic() - self._began
+        return time.monotonic() - self._failing[1] if self._failing and self._failing[0] == last.number else 0.0
+
+    def _before_me(self, pods: Sequence[Object], last: Claim | None) -> int | None:
+        """How many live pods have a lower index; None if this one is not alive."""
+        gone = last.uid if last is not None and not given_up(self._run, last) else ""
+        living = [pod for pod in pods if alive(pod) and pod["metadata"]["uid"] != gone]
+        if not any(pod["metadata"]["uid"] == self._pod.uid for pod in living):
+            return None
+        return sum(index_of(pod) < self._pod.index for pod in living)
+
+    def _say(self, words: str) -> None:
+        if time.monotonic() >= self._next_word:
+            self._next_word = time.monotonic() + SAY_SECONDS
+            log.warning("%s", words)

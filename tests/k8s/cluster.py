@@ -1,0 +1,276 @@
+"""Clusters to test on: the lab of ../shared/tools/k8s, or one that KUBECONFIG_TEST names."""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.slurm.conftest import until
+
+ROOT = Path(__file__).resolve().parents[2]
+LAB_VARIABLE = "ROPEWALK_KUBE_LAB"
+OPERATORS = "jobset,kueue,kuberay,kwok"
+NODES = 3
+REMEDY = (
+    "needs a Kubernetes cluster: as root, a kube-lab.sh where ROPEWALK_KUBE_LAB names one; or KUBECONFIG_TEST, which names the"
+    " kubeconfig of one made by kind, minikube or k3d, with KUBECONFIG_TEST_RUNS (a folder of this machine that all its nodes"
+    " mount at the same path, such as kind's extraMounts) and KUBECONFIG_TEST_IMAGE (see k8s/Dockerfile)"
+)
+
+
+@dataclass
+class Cluster:
+    """A cluster that answers kubectl, and how its pods run this checkout."""
+
+    kubeconfig: Path
+    shared: Path  # a folder that this machine and all nodes see under the same path
+    image: str
+    python: str
+    environment: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None  # the lab's
+    script: Path | None = None
+    path: str = ""  # where kubectl is
+    namespaces: list["Namespace"] = field(default_factory=list)
+    broken: set[tuple[str, int]] = field(default_factory=set)  # (what mends it, node)
+
+    def kubectl(self, *words: str, stdin: str | None = None, seconds: float = 60) -> str:
+        """Run kubectl; what it printed. Raises with what it said."""
+        environment = {**os.environ, "KUBECONFIG": str(self.kubeconfig), "PATH": f"{self.path}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["kubectl", *words], input=stdin, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+        )
+        assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
+        return done.stdout
+
+    def items(self, *words: str) -> list[dict[str, Any]]:
+        """The objects that `kubectl get` finds."""
+        found: list[dict[str, Any]] = json.loads(self.kubectl("get", *words, "-o", "json"))["items"]
+        return found
+
+    def apply(self, *objects: dict[str, Any]) -> None:
+        """Create objects, or change them."""
+        self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+
+    def namespace(self, *, level: str = "restricted") -> "Namespace":
+        """A new one, whose pods see a folder of their own."""
+        made = Namespace(self, f"t{secrets.token_hex(3)}", level)
+        self.namespaces.append(made)
+        made.create()
+        return made
+
+    def forget_namespaces(self) -> None:
+        """Delete all that were made, and wait for nothing but the request."""
+        while self.namespaces:
+            self.namespaces.pop().remove()
+
+    # --- disturbances, of the lab alone
+
+    def lab(self, *words: str) -> None:
+        """A command of the lab."""
+        if self.script is None or self.folder is None:
+            pytest.skip("only a cluster of the lab may be broken")
+        command, *rest = words
+        done = subprocess.run(
+            [self.script, command, self.folder, *rest],
+            env={**os.environ, "TMPDIR": tempfile.gettempdir()},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    def kill_node(self, node: str) -> None:
+        """Power off: all of it dies at once."""
+        self.lab("kill-node", node.removeprefix("node"))
+        self.broken.add(("start-node", int(node.removeprefix("node"))))
+
+    def cut_node(self, node: str) -> None:
+        """Unplug its network: its pods run on, unseen."""
+        self.lab("cut-node", node.removeprefix("node"))
+        self.broken.add(("heal-node", int(node.removeprefix("node"))))
+
+    def stop_api(self) -> None:
+        """The API server goes away."""
+        self.lab("stop-api")
+        self.broken.add(("start-api", 0))
+
+    def mend(self) -> None:
+        """Everything that was broken is well again."""
+        if not self.broken:
+            return
+        for remedy, node in sorted(self.broken, key=lambda each: each[1]):
+            self.lab(remedy, *([str(node)] if node else []))
+        self.broken.clear()
+        until(lambda: all(map(_ready, self.items("nodes", "-l", "!type"))), 60)
+
+
+@dataclass
+class Namespace:
+    """A namespace with a volume of its own, and what a run needs to live in it."""
+
+    cluster: Cluster
+    name: str
+    level: str
+
+    @property
+    def runs(self) -> Path:
+        """The volume's folder, as this machine sees it."""
+        return self.cluster.shared / self.name
+
+    def create(self) -> None:
+        """Make it, with volume, claim and the Role of k8s/rbac.yaml."""
+        self.runs.mkdir()
+        self.runs.chmod(0o777)
+        labels = {"pod-security.kubernetes.io/enforce": self.level}
+        size = {"storage": "1Gi"}
+        mode = {"accessModes": ["ReadWriteMany"], "storageClassName": "test"}
+        volume = {"capacity": size, **mode, "hostPath": {"path": str(self.runs)}, "persistentVolumeReclaimPolicy": "Retain"}
+        claim = {"resources": {"requests": size}, **mode, "volumeName": self.name}
+        self.cluster.apply(
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": labels}},
+            {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": self.name}, "spec": volume},
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "metadata": {"name": "runs", "namespace": self.name},
+                "spec": claim,
+            },
+        )
+        self.kubectl("apply", "-f", str(ROOT / "k8s/rbac.yaml"))
+
+    def remove(self) -> None:
+        """Delete it, its volume and its folder; pods of it are killed."""
+        self.kubectl("delete", "job,pod", "--all", "--grace-period=0", "--force", "--wait=false")
+        self.cluster.kubectl("delete", "namespace", self.name, "--wait=false")
+        self.cluster.kubectl("delete", "pv", self.name, "--wait=false")
+
+    def kubectl(self, *words: str, stdin: str | None = None) -> str:
+        """kubectl in this namespace."""
+        return self.cluster.kubectl("--namespace", self.name, *words, stdin=stdin)
+
+    def options(self, **more: Any) -> dict[str, Any]:
+        """A cluster profile's keys for it."""
+        own = {
+            "kubeconfig": str(self.cluster.kubeconfig),
+            "namespace": self.name,
+            "image": self.cluster.image,
+            "python": self.cluster.python,
+            "claim": "runs",
+            "claim_path": "/runs",
+            "runs": str(self.runs),
+            "service_account": "ropewalk",
+            "environment": {**self.cluster.environment, "OMP_NUM_THREADS": "1"},
+        }
+        return {**own, **more}
+
+    def pods(self) -> list[dict[str, Any]]:
+        """All pods, by index, the newest last."""
+        found = self.cluster.items("pods", "--namespace", self.name)
+        return sorted(found, key=lambda pod: (_index(pod), pod["metadata"]["creationTimestamp"]))
+
+    def pod(self, index: int) -> dict[str, Any]:
+        """The live pod of an index."""
+        return next(p for p in self.pods() if _index(p) == index and p["status"]["phase"] == "Running" and _stays(p))
+
+    def job(self) -> dict[str, Any]:
+        """Its one Job."""
+        return self.cluster.items("jobs", "--namespace", self.name)[0]
+
+
+def _index(pod: dict[str, Any]) -> int:
+    return int(pod["metadata"].get("annotations", {}).get("batch.kubernetes.io/job-completion-index", -1))
+
+
+def _stays(pod: dict[str, Any]) -> bool:
+    return "deletionTimestamp" not in pod["metadata"]
+
+
+def _ready(node: dict[str, Any]) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in node["status"]["conditions"])
+
+
+@contextmanager
+def external_cluster() -> Iterator[Cluster]:
+    """The one that KUBECONFIG_TEST names."""
+    kubeconfig, runs, image = (os.environ.get(f"KUBECONFIG_TEST{part}") for part in ("", "_RUNS", "_IMAGE"))
+    if not kubeconfig or not runs or not image:
+        pytest.skip(REMEDY)
+    yield Cluster(kubeconfig=Path(kubeconfig), shared=Path(runs), image=image, python="python")
+
+
+@contextmanager
+def lab_cluster() -> Iterator[Cluster]:
+    """A cluster of three nodes on this machine, that goes with the session."""
+    script = lab_script()
+    if script is None or os.geteuid():
+        pytest.skip(REMEDY)
+    home = Path(tempfile.mkdtemp(prefix="ropewalk-k8s-", dir="/var/tmp"))  # /tmp of a pod is its own
+    try:
+        yield bring_up(script, home)
+    finally:
+        subprocess.run([script, "down", home / "lab"], capture_output=True, timeout=120, check=False)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def lab_script() -> Path | None:
+    """The script that brings up the lab, if it is there."""
+    named = os.environ.get(LAB_VARIABLE)
+    script = Path(named) if named else ROOT.parent / "shared/tools/k8s/kube-lab.sh"
+    return script if script.is_file() else None
+
+
+def bring_up(script: Path, home: Path) -> Cluster:
+    """The lab in a folder, and a Python for its pods."""
+    home.chmod(0o755)
+    environment = make_python(home / "python")
+    lab = home / "lab"
+    done = subprocess.run(
+        [script, "up", lab, str(NODES), OPERATORS],
+        # its programs are unpacked once a machine, not once a session
+        env={**os.environ, "TMPDIR": tempfile.gettempdir(), "KUBE_LAB_MOUNTS": f"{home / 'python'} {ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return Cluster(
+        kubeconfig=lab / "admin.kubeconfig",
+        shared=lab / "shared",
+        image="local.test/machine:1",
+        python=str(home / "python/venv/bin/python"),
+        environment=environment,
+        folder=lab,
+        script=script,
+        path=(lab / "env.sh").read_text().partition("PATH=")[2].partition(":")[0].strip("\"'"),
+    )
+
+
+def make_python(folder: Path) -> dict[str, str]:
+    """A virtual environment with all packages of this one and this checkout, for users who may not enter root's home.
+
+    Returns the variables that it needs.
+    """
+    base, version = Path(sys.base_prefix), f"python{sys.version_info.major}.{sys.version_info.minor}"
+    variables: dict[str, str] = {}
+    if any(not parent.stat().st_mode & 0o1 for parent in (base, *base.parents)):
+        ignored = shutil.ignore_patterns("site-packages", "__pycache__", "test", "share", "*.a")
+        shutil.copytree(base, folder / "base", symlinks=True, ignore=ignored)
+        base, variables = folder / "base", {"LD_LIBRARY_PATH": str(folder / "base/lib")}
+    make = [base / "bin" / version, "-m", "venv", "--without-pip", "--symlinks", folder / "venv"]
+    subprocess.run(make, env={**os.environ, **variables}, check=True)
+    packages = [path for path in sys.path if path.endswith("site-packages")]
+    (folder / "venv/lib" / version / "site-packages/all.pth").write_text("\n".join([*packages, str(ROOT), ""]))
+    return variables

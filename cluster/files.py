@@ -27,13 +27,17 @@ def write_atomically(path: Path, data: str | bytes) -> None:
         raise
 
 
-def write_all(files: Mapping[Path, str | bytes]) -> None:
-    """Write many files, each as `write_atomically` does, in order, and wait for the disk once for all of them."""
+def write_all(files: Mapping[Path, str | bytes], *, durable: bool = True) -> None:
+    """Write many files, each as `write_atomically` does, in order, and wait for the disk once for all of them.
+
+    Not `durable`: the caller calls `sync_all`; a power cut before that leaves no file, or an empty one.
+    """
     temporaries = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}") for path in files}
     try:
         for path, data in files.items():
             temporaries[path].write_bytes(data.encode() if isinstance(data, str) else data)
-        sync_all(list(temporaries.values()))
+        if durable:
+            sync_all(list(temporaries.values()))
         for path, temporary in temporaries.items():
             temporary.replace(path)
     except BaseException:
@@ -70,11 +74,12 @@ def json_text(value: Any) -> str:
 
 
 def read_json(path: Path) -> Any | None:
-    """The content of a JSON file, or None where there is none (yet)."""
+    """The content of a JSON file, or None where there is none (yet), or only the name that a power cut left of it."""
     try:
-        return json.loads(path.read_bytes())
+        raw = path.read_bytes()
     except FileNotFoundError:
         return None
+    return json.loads(raw) if raw else None
 
 
 def append_line(path: Path, value: Any) -> None:

@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.01
 
-setproctitle.getproctitle()  # it finds the place of the title by the environment, and so before anyone changes that
-
 
 class Process(Protocol):
     """A child of this process: what `subprocess.Popen` and `Forked` have in common."""
@@ -118,6 +116,8 @@ def fork_program(command: Sequence[str], environment: Mapping[str, str], output:
     assert command[1] == "-m", command
     sys.stdout.flush()
     sys.stderr.flush()
+    # it finds the title's place by the environment, before the child changes that; and hides it from /proc, so not any sooner
+    setproctitle.getproctitle()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # a signal must not reach the parent's handlers in the child
     try:
         pid = os.fork()

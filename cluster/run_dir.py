@@ -52,6 +52,8 @@ class RunDir:
         runs = [cls(_make_folder(root, name)) for name in names]
         known: dict[Any, str] = {}
         write_all({run.path / "run.yaml": dump_record(run.id, r, known) for run, r in zip(runs, records, strict=True)})
+        for run, record in zip(runs, records, strict=True):
+            run.__dict__["record"] = {"run": run.id, **record}  # it need not be read back
         return runs
 
     @classmethod
@@ -259,14 +261,17 @@ class RunDir:
         (self.path / "scale.json").unlink(missing_ok=True)
 
 
-def begin_attempts(runs: Sequence[RunDir], details: Sequence[Mapping[str, Any]]) -> list[int]:
-    """`begin_attempt` of many runs, each with its own details. Whoever starts one of them calls its `make_folders`."""
+def begin_attempts(runs: Sequence[RunDir], details: Sequence[Mapping[str, Any]], *, durable: bool = True) -> list[int]:
+    """`begin_attempt` of many runs, each with its own details. Whoever starts one of them calls its `make_folders`.
+
+    Not `durable`: the caller calls `sync_all` of each `attempt.json` before it tells anybody of the attempts.
+    """
     numbers, files = [], {}
     for run, own in zip(runs, details, strict=True):
         number, folder = _open_attempt(run)
         numbers.append(number)
         files[folder / "attempt.json"] = json_text({"attempt": number, "created": time.time(), **own})
-    write_all(files)
+    write_all(files, durable=durable)
     return numbers
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources, load_section
 from cluster.errors import BackendError, ConfigError
-from cluster.files import SYNC_THREADS, write_atomically
+from cluster.files import SYNC_THREADS, sync_all, write_atomically
 from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import RunState
 from cluster.supervisor import BY_SUBMISSION, bury_unfinished
@@ -69,7 +69,10 @@ class SlurmBackend:
             options.append(f"--array=0-{len(runs) - 1}{f'%{at_once}' if at_once else ''}")
         where = head.path.parent if array else head.path
         try:
-            job = submit_once(self.slurm, place / "job.sbatch", where, key=key_of(head, number), options=options)
+            with ThreadPoolExecutor(1) as pool:  # Slurm takes as long as the disk
+                synced = pool.submit(sync_all, [run.attempt_dir(number) / "attempt.json" for run in runs])
+                job = submit_once(self.slurm, place / "job.sbatch", where, key=key_of(head, number), options=options)
+            synced.result()
         except SubmissionInDoubtError:
             raise
         except BackendError as error:
@@ -82,7 +85,7 @@ class SlurmBackend:
     def _open(self, runs: Sequence[RunDir], number: int, details: Mapping[str, Any]) -> None:
         """Open the runs' attempt `number`; whoever is second in that leaves nothing behind."""
         array = len(runs) > 1
-        numbers = begin_attempts(runs, [{**details, **({"index": i} if array else {})} for i in range(len(runs))])
+        numbers = begin_attempts(runs, [{**details, **({"index": i} if array else {})} for i in range(len(runs))], durable=False)
         if set(numbers) != {number}:
             for run, got in zip(runs, numbers, strict=True):
                 shutil.rmtree(run.attempt_dir(got))

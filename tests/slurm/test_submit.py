@@ -80,6 +80,16 @@ def test_a_refusal_ends_the_run(slurm_lab: Lab, tick: Start) -> None:
     assert "invalid partition" in outcome.cause
 
 
+def test_a_submission_that_a_power_cut_took_back_says_so(slurm_lab: Lab, tick: Start) -> None:
+    run = tick(profile=HELD, submit=False)
+    run.backend.submit(run.run, run.resources)
+    (run.run.attempt_dir(1) / "attempt.json").write_bytes(b"")  # what ext4 leaves of a file that was not on the disk yet
+    subprocess.run(["scontrol", "release", f"JobName=ropewalk-{run.run.id}"], check=True)
+    outcome = run.finish()
+    assert (outcome.state, run.run.attempts()) == (RunState.FAILED, [1])
+    assert f"lost in a power cut during the submission; `ropewalk resume {run.run.id}`" in outcome.cause
+
+
 # --- the client dies
 
 

@@ -38,7 +38,7 @@ def confirm(
     on: Annotated[str | None, typer.Option("--on", metavar="CLUSTER", help="unset: where the trials ran")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a sweep's best configuration again with new seeds, and say whether its win is real."""
+    """Run a sweep's best configuration again with new seeds, and say whether its win is real; exit 1 if nothing can be said."""
     from jobs.display import console
     from jobs.sweeps import confirm as again
     from jobs.sweeps.answers import find_sweep, read_sweep, trials_cluster
@@ -58,6 +58,9 @@ def confirm(
         _write(json.dumps(result, default=str))
     else:
         console().print(confirmation_page(answers, result))
+        console().print(result["words"], style="bold", markup=False, soft_wrap=True)
+    if result["real"] is None:
+        raise typer.Exit(1)
 
 
 def _write(text: str) -> None:

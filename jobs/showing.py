@@ -1,5 +1,6 @@
 """What `show` shows of a run, whatever its job: a page, the same as plain values, or pictures."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,17 @@ def page(run: RunDir) -> "RenderableType":
     from jobs.display import run_page
 
     return run_page(details(run))
+
+
+def ending(run: RunDir, result: Mapping[str, Any]) -> "RenderableType":
+    """What stands at the end of a followed run that succeeded. `result` is its last object."""
+    if is_sweep(run):
+        from jobs.sweeps.pages import sweep_ending
+
+        return sweep_ending(read_sweep(run))
+    from jobs.display import values_table
+
+    return values_table(result, "succeeded")
 
 
 def pictures(run: RunDir, file: Path | None) -> list[Path]:

@@ -10,8 +10,9 @@ from cluster.config import describe_keys
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
 from jobs.catalog import config_of, find_job
-from jobs.display import console, jobs_table, keys_table, values_table
+from jobs.display import console, jobs_table, keys_table
 from jobs.follow import Watch, follow
+from jobs.showing import ending
 from jobs.status import final_object
 
 
@@ -50,5 +51,5 @@ def conclude(run: RunDir, watch: Watch, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(f"{json.dumps(result, default=str)}\n")
     elif succeeded:
-        console().print(values_table(result, "succeeded"))
+        console().print(ending(run, result))
     raise typer.Exit(0 if succeeded else 1)

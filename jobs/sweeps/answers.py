@@ -61,6 +61,11 @@ class Answers:
     wanted: int | None  # trials the sweep was asked for
     trials: Sequence[Trial]  # by number
 
+    @property
+    def job(self) -> str:
+        """The job whose configuration is searched."""
+        return str(self.run.record["config"].get("job"))
+
     @cached_property
     def ranked(self) -> list[Trial]:
         """The best first; those without a value after them, those that failed last."""

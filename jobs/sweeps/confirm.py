@@ -17,7 +17,7 @@ from jobs.submission import resume, write_down
 from jobs.sweeps.answers import Answers
 from jobs.sweeps.limits import fitting
 from jobs.sweeps.series import RunSeries
-from jobs.sweeps.winner import configuration, job_of, winner
+from jobs.sweeps.winner import configuration, winner
 
 if TYPE_CHECKING:
     from jobs.sweep import SweepConfig
@@ -74,7 +74,7 @@ def ensure_runs(answers: Answers, found: Sequence[Candidate], seeds: Sequence[in
     missing = [(candidate, seed) for candidate, seed in wanted if (_key(candidate.parameters), seed) not in known]
     if missing:
         configs = [_config(answers, candidate, seed) for candidate, seed in missing]
-        runs = write_down(load_backend(cluster), job_of(answers), configs, cluster, command)
+        runs = write_down(load_backend(cluster), answers.job, configs, cluster, command)
         for (candidate, seed), run in zip(missing, runs, strict=True):
             known[_key(candidate.parameters), seed] = run
             place = run.id if run.path.parent == sweep.path.parent else str(run.path)

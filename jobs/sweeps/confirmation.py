@@ -86,7 +86,7 @@ def _name(candidate: Candidate) -> str:
 
 
 def confirmation_page(answers: Answers, found: Mapping[str, Any]) -> RenderableType:
-    """What `confirm` prints."""
+    """What `confirm` prints above its verdict."""
     seeds = sorted({int(seed) for candidate in found["candidates"] for seed in candidate["runs"]})
     columns = [f">seed {seed}" for seed in seeds]
     made = table("", ">IN THE SWEEP", *columns, ">MEAN", ">± SE", ">N", "PARAMETERS", title=f"{answers.metric} at new seeds")
@@ -105,7 +105,7 @@ def confirmation_page(answers: Answers, found: Mapping[str, Any]) -> RenderableT
     best = answers.best
     if best is not None and best.lineage:
         failed.append("the population changed the best trial's parameters on the way; these runs have its last ones throughout")
-    return Group(made, *[Text(line, style="dim") for line in failed], Text(found["words"], style="bold"))
+    return Group(made, *[Text(line, style="dim") for line in failed])
 
 
 def _value(value: float | None) -> str:

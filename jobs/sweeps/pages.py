@@ -19,6 +19,17 @@ def sweep_page(found: Mapping[str, Any], answers: Answers) -> RenderableType:
     return Group(run_page({**found, "results": {}, "metrics": {}}), *sweep_parts(answers))
 
 
+def sweep_ending(answers: Answers) -> RenderableType:
+    """What stands at the end of a followed sweep, and what one does next."""
+    name = answers.run.id
+    next_steps = table("", "", title="next")
+    next_steps.show_header = False
+    next_steps.add_row(f"ropewalk best {name} best.yaml", f"the best configuration, for `ropewalk run {answers.job} -c`")
+    next_steps.add_row(f"ropewalk confirm {name}", "runs it and the runner-up with new seeds, and says whether the win is real")
+    next_steps.add_row(f"ropewalk show {name} --plot", "pictures, and all of it on one page")
+    return Group(*sweep_parts(answers), next_steps)
+
+
 def sweep_parts(answers: Answers) -> list[RenderableType]:
     """What `show` prints of a sweep, besides what it prints of every run."""
     if not answers.trials:

@@ -12,7 +12,7 @@ from jobs.sweeps.series import best_of
 
 BEST, FINISHED, STOPPED = VALIDATION, TRAIN, "#b8c4d0"
 UNSET = -0.09  # where a line passes an axis whose condition does not hold
-RANKS_TOLD = 7  # values beside the axis of ranks
+RANKS_TOLD = 12  # values beside the axis of ranks
 MOST_ENDS = 40  # trials whose end is marked by a point
 KEPT = 0.9  # share of the values that a scale is made for; a few that diverged must not flatten the others
 

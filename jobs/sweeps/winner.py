@@ -26,12 +26,7 @@ def winner(answers: Answers) -> Trial:
 
 def configuration(answers: Answers, parameters: Mapping[str, Any], **more: Any) -> JobConfig:
     """The base job's configuration with these parameters, as the job's own frozen model. Raises ConfigError."""
-    return load_config(config_of(find_job(job_of(answers))), merged(base_of(answers), {**parameters, **more}))
-
-
-def job_of(answers: Answers) -> str:
-    """The job whose configuration was searched."""
-    return str(answers.run.record["config"]["job"])
+    return load_config(config_of(find_job(answers.job)), merged(base_of(answers), {**parameters, **more}))
 
 
 def base_of(answers: Answers) -> dict[str, Any]:
@@ -51,7 +46,7 @@ def job_file(answers: Answers) -> str:
         f"# Found by the search: {parameter_words(best.parameters)}",
         *_changes(best),
         f"# Whether the win is real: ropewalk confirm {sweep}",
-        f"# Run it: ropewalk run {job_of(answers)} -c THIS_FILE",
+        f"# Run it: ropewalk run {answers.job} -c THIS_FILE",
     ]
     return "\n".join(lines) + "\n\n" + values
 
@@ -59,7 +54,7 @@ def job_file(answers: Answers) -> str:
 def plain(answers: Answers) -> dict[str, Any]:
     """What `best --json` prints: the trial, the job, and its configuration as the job file holds it."""
     best = winner(answers)
-    return {**best.plain(), "job": job_of(answers), "config": merged(base_of(answers), best.parameters)}
+    return {**best.plain(), "job": answers.job, "config": merged(base_of(answers), best.parameters)}
 
 
 def _changes(best: Trial) -> list[str]:

@@ -19,13 +19,13 @@ SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq
 quickstart: $(READY)
 	$(BIN)/ropewalk quickstart
 
-# those that mostly wait for Slurm run beside the others, and are printed after them
+# those that mostly wait for Slurm or Kubernetes run beside the others, and are printed after them
 test: lint slurm-packages
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
 	$(BIN)/python -m pytest -m waiting -p no:cacheprovider > "$$log" 2>&1 & slurm=$$!; \
 	$(BIN)/python -m pytest -m 'not waiting'; rest=$$?; \
 	wait $$slurm; waited=$$?; \
-	echo "== tests that mostly wait for Slurm"; cat "$$log"; \
+	echo "== tests that mostly wait for Slurm or Kubernetes"; cat "$$log"; \
 	exit $$((rest | waited))
 
 lint: $(READY)

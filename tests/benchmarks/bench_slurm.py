@@ -38,16 +38,23 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 def one_run(folder: Path, rounds: int) -> dict[str, float]:
-    """Medians of all three ways, taking turns."""
+    """Medians of all three ways, taking turns, and each round another of them is the first."""
     executor = submitit.AutoExecutor(folder / "submitit", cluster="slurm")
     executor.update_parameters(slurm_additional_parameters={"hold": True}, timeout_min=1)
-    taken: dict[str, list[float]] = {"ropewalk": [], "sbatch": [], "submitit": []}
-    for _ in range(rounds):
-        toy = SlurmToy(folder / "runs", "tick", "process", profile=HELD, submit=False)
-        taken["ropewalk"].append(milliseconds(lambda toy=toy: toy.backend.submit(toy.run, toy.resources)))  # type: ignore[misc]
-        words = ["sbatch", "--parsable", f"--chdir={toy.run.path}", str(toy.run.attempt_dir(1) / "job.sbatch")]
-        taken["sbatch"].append(milliseconds(lambda words=words: subprocess.run(words, capture_output=True, check=True)))  # type: ignore[misc]
-        taken["submitit"].append(milliseconds(lambda: executor.submit(os.getpid)))
+    toys = [SlurmToy(folder / "runs", "tick", "process", profile=HELD, submit=False) for _ in range(rounds + 1)]
+    last = toys.pop()
+    last.backend.submit(last.run, last.resources)
+    words = ["sbatch", "--parsable", f"--chdir={last.run.path}", str(last.run.attempt_dir(1) / "job.sbatch")]
+    ways: dict[str, Callable[[SlurmToy], object]] = {
+        "ropewalk": lambda toy: toy.backend.submit(toy.run, toy.resources),
+        "sbatch": lambda _: subprocess.run(words, capture_output=True, check=True),
+        "submitit": lambda _: executor.submit(os.getpid),
+    }
+    names = list(ways)
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    for number, toy in enumerate(toys):
+        for name in names[number % 3 :] + names[: number % 3]:
+            taken[name].append(milliseconds(lambda way=ways[name], toy=toy: way(toy)))  # type: ignore[misc]
     found = {name: round(statistics.median(values), 1) for name, values in taken.items()}
     return {**found, "times sbatch": round(found["ropewalk"] / found["sbatch"], 2)}
 
@@ -74,7 +81,7 @@ def many_runs(folder: Path, runs: int) -> dict[str, float]:
 def main() -> None:
     """Bring a cluster up, measure, take it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()

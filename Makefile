@@ -41,6 +41,8 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.14 found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bohb]' \
+		>/dev/null 2>&1 || echo "sweeps by BOHB are left out: its packages need a C compiler; see pip install '.[bohb]'" >&2
 	touch $@
 
 # only as root of a Debian; anywhere else, and when it fails, the tests that need Slurm say so and are skipped

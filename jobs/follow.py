@@ -96,7 +96,8 @@ class _Bar:
             BarColumn(bar_width=28),
             TextColumn("{task.fields[words]}", markup=False),
         )
-        self._live = Live(get_renderable=self._picture, console=console, transient=True, refresh_per_second=10)
+        rate = 10 if self._trials is None else 4  # a table costs more to draw than a bar
+        self._live = Live(get_renderable=self._picture, console=console, transient=True, refresh_per_second=rate)
         self._stage = "starting"
         self._task: TaskID = self._progress.add_task(self._stage, total=None, words="")
 
@@ -113,7 +114,10 @@ class _Bar:
         return self._progress if self._trials is None else Group(self._progress, self._trials.table())
 
     def say(self, text: str) -> None:
-        self._live.console.print(text, style="dim", highlight=False, markup=False, soft_wrap=True)
+        from rich.text import Text
+
+        # a style of the print itself would dim the bar and the table too
+        self._live.console.print(Text(text, style="dim"), soft_wrap=True)
 
     def show(self) -> None:
         report = read_json(self.run.progress)

@@ -11,7 +11,7 @@ from cluster.errors import ConfigError
 from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
-from jobs.status import find_run, states
+from jobs.status import all_runs, find_run, states
 from jobs.sweeps.series import RunSeries, joined
 
 TRIALS = "trials"  # under the sweep's run directory: one record a trial, written by the driver before its effect
@@ -202,8 +202,9 @@ def is_sweep(run: RunDir) -> bool:
 
 
 def find_sweep(word: str) -> RunDir:
-    """The sweep that a user means. Raises ConfigError where the run is none."""
-    run = find_run(word)
+    """The sweep that a user means; `latest` is the latest sweep. Raises ConfigError where the run is none."""
+    sweeps = [run for run in all_runs() if is_sweep(run)] if word == "latest" else []
+    run = sweeps[-1] if sweeps else find_run(word)
     if not is_sweep(run):
         parent = run.record.get("parent")
         hint = f"it is a trial of {parent}" if parent else f"it is a run of {run.record.get('job')}"

@@ -1,15 +1,18 @@
 """What a sweep has found, read from hand-made sweeps: trials, the best, steps, the page, the causes, the job file."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from cluster.files import append_line, read_json, write_json
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
+from jobs.follow import follow
 from jobs.sweeps.answers import SweepReader, read_sweep
 from jobs.sweeps.series import RunSeries
 from tests.fakes.sweep import BASE, METRIC, START, make_sweep, make_trial_run, write_record
@@ -193,6 +196,42 @@ def test_a_file_that_best_did_not_write_stays(shell: Shell, root: Path, tmp_path
 def test_only_a_sweep_has_a_best(shell: Shell, root: Path) -> None:
     run = make_trial_run(root, "single", BASE, {10: 2.0})
     assert f"{run.id} is not a sweep: it is a run of pretrain" in shell.mistake("best", run.id)
+
+
+def test_the_latest_sweep_is_not_one_of_its_trials(shell: Shell, root: Path) -> None:
+    make_sweep(root, 2, name="older")
+    sweep = make_sweep(root, 2, name="newer")
+    make_trial_run(root, "newest", BASE, {10: 2.0})
+    assert json.loads(shell("best", "latest", "--json"))["run"].startswith("newer-trial-")
+    assert sweep.id in shell("best", "latest").splitlines()[0]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_sweep_that_is_followed_shows_its_trials(root: Path, terminal: bool) -> None:
+    sweep = make_sweep(root, 5)
+    outcome = sweep.attempt_dir(1) / "outcome.json"
+    ended = outcome.read_text()
+    outcome.unlink()
+    write_json(sweep.progress, {"stage": "sweep", "done": 4, "total": 5, "unit": "trials"})
+    out = io.StringIO()
+    console = Console(file=out, width=200, force_terminal=terminal)
+
+    def end(_: float) -> None:
+        outcome.write_text(ended)
+
+    follow(sweep, console, sleep=end)
+    best = read_sweep(sweep).best
+    assert best is not None
+    assert f"4/5 trials  best {METRIC} {best.metric:.5g} (trial {best.trial})" in out.getvalue()
+    assert ("twist-trial-0" in out.getvalue()) is terminal  # the table below the bar
+
+
+def test_a_followed_sweep_ends_with_what_one_does_next(shell: Shell, root: Path) -> None:
+    sweep = make_sweep(root, 5)
+    said = shell("wait", sweep.id)
+    assert f"ropewalk best {sweep.id} best.yaml" in said
+    assert "5 of 5 begun" in said
+    assert json.loads(shell("wait", sweep.id, "--json"))["state"] == "SUCCEEDED"
 
 
 def test_reading_again_reads_only_what_is_new(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

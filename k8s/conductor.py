@@ -1,12 +1,11 @@
-"""The process that carries a run, in whichever of its pods: started by k8s.node with a listening socket.
+"""The process that carries a run, in whichever of its pods; forked by k8s.node.
 
-Usage: python -m k8s.conductor RUN_DIR --claim N --socket FD
+Usage: python -m k8s.conductor RUN_DIR --claim N
 Exit codes: 0 the run is over, 85 somebody else may carry it on.
 """
 
 import argparse
 import logging
-import os
 import signal
 import socket
 import sys
@@ -18,7 +17,7 @@ from cluster.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_REQUEUE
 from cluster.run_dir import RunDir
 from cluster.supervisor import Supervisor, open_attempt
-from k8s.claims import Claim, before, given_up, newest
+from k8s.claims import Claim, before, give_up, given_up, take
 from k8s.ending import pod_code, tell_the_end
 from k8s.inside import ApiError, Inside
 from k8s.lane import PodLane
@@ -28,6 +27,7 @@ from k8s.replacing import Replacing
 
 log = logging.getLogger(__name__)
 
+BACKLOG = 1024  # pods that call before they are answered
 DIED = "its carrier died: the pod that carried it was lost, or Kubernetes took it away without notice"
 
 
@@ -52,6 +52,7 @@ def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: Inside) -> 
             members.close({"say": "over", "code": pod_code(outcome)})
         else:
             members.close()
+        give_up(run, claim)
     return code
 
 
@@ -93,19 +94,21 @@ def main() -> None:
     """Carry one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--claim", type=int, required=True)
-    parser.add_argument("--socket", type=int, required=True)
+    parser.add_argument("--claim", type=int, required=True, help="its number: one more than the last carrier's")
     arguments = parser.parse_args()
-    run = RunDir(arguments.run_dir)
-    configure_logging(f"conductor {os.environ['POD_NAME']}")
+    run, pod = RunDir(arguments.run_dir), Pod.this()
+    configure_logging(f"conductor {pod.name}")
     # until the run is known a stop means: leave
     for word in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(word, lambda *_: sys.exit(EXIT_REQUEUE))
-    claim = newest(run)
-    if claim is None or claim.number != arguments.claim:
-        log.error("claim %d does not count any more", arguments.claim)
+    family = socket.AF_INET6 if ":" in pod.address else socket.AF_INET
+    listener = socket.create_server((pod.address, 0), family=family, backlog=BACKLOG)
+    port = int(listener.getsockname()[1])
+    claim = Claim(number=arguments.claim, pod=pod.name, uid=pod.uid, index=pod.index, address=pod.address, port=port)
+    if not take(run, claim):
         sys.exit(EXIT_REQUEUE)
-    sys.exit(conduct(run, claim, socket.socket(fileno=arguments.socket), Inside()))
+    log.info("claim %d: this pod carries the run", claim.number)
+    sys.exit(conduct(run, claim, listener, Inside()))
 
 
 if __name__ == "__main__":

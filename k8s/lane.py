@@ -3,7 +3,6 @@
 import logging
 import secrets
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,7 +12,7 @@ from typing import Any
 from cluster.config import Resources
 from cluster.forking import Process
 from cluster.ports import free_port
-from cluster.processes import Flag, deaf_children, end, family
+from cluster.processes import Flag
 from cluster.run_dir import RunDir
 from k8s.claims import Claim, newest
 from k8s.inside import ApiError, Inside
@@ -45,7 +44,8 @@ class PodLane:
         self.slots: dict[int, Member] = {}  # by node; those of members that are gone until the attempt has buried them
         self.busy: set[int] = set()
         self.ray_token = secrets.token_hex(32)  # lives in memory only
-        self._agents = 0
+        self._agents = 0  # started so far, the stores included
+        self._store: RemoteAgent | None = None
         self._limit: float | None = None
         self._notice = ""
         self._asked_for: int | None = None  # pods, of Kubernetes
@@ -114,19 +114,20 @@ class PodLane:
         return self.slots[node].start(self._agents, **place)
 
     def serve(self, command: list[str], log: Path) -> Process:
-        """Start a command beside this process."""
-        words = [sys.executable, *command[1:]]
-        with log.open("ab") as stream, deaf_children():
-            return subprocess.Popen(words, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL)
+        """Have this pod start the group's store."""
+        self._agents += 1
+        attempt = str(self.run.attempts()[-1])
+        place = {"attempt": attempt, "address": _word(command, "--host"), "port": _word(command, "--port")}
+        self._store = self.slots[0].start_store(self._agents, **place)
+        return self._store
 
     def end(self, process: Process) -> None:
-        """Kill it, with all that it has started; its pod does so for an agent."""
-        if not isinstance(process, RemoteAgent):
-            end(family(process.pid))
-            process.wait()
-            return
+        """Kill it, with all that it has started: its pod does so."""
+        assert isinstance(process, RemoteAgent)
         if process.poll() is None:
             process.terminate()
+            if process is self._store:
+                return
             with suppress(subprocess.TimeoutExpired):
                 process.wait(END_SECONDS)
         if process.poll() is None:
@@ -247,6 +248,10 @@ class PodLane:
         if time.monotonic() >= self._next_word:
             self._next_word = time.monotonic() + SAY_SECONDS
             log.info("waiting for pods: %s", words)
+
+
+def _word(command: Sequence[str], flag: str) -> str:
+    return command[command.index(flag) + 1]
 
 
 def _place(command: Sequence[str]) -> dict[str, Any]:

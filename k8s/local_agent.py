@@ -1,17 +1,19 @@
-"""The agent in this pod, started from a place in an attempt that the conductor names, and everything that it starts."""
+"""What runs in this pod for an attempt: its agent, and beside the conductor the group's store. The conductor names their
+places in the attempt, never their command lines.
+"""
 
 import logging
 import os
 import re
 import signal
-import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from cluster.attempt import agent_command
+from cluster.attempt import agent_command, store_command
 from cluster.config import Resources
+from cluster.forking import Forked, fork_program
 from cluster.ports import NODE_CPUS_VARIABLE
 from cluster.processes import end, family
 from cluster.run_dir import RunDir
@@ -28,43 +30,42 @@ PLACE = {
     "rendezvous": r"([0-9a-fA-F.:]{1,45}:\d{1,5})?",
     "log": r"node-\d{1,6}\.log",
     "token": r"[0-9a-f]{64}",
+    "port": r"\d{1,5}",
 }
+
+
+def checked(message: Mapping[str, Any], *names: str) -> dict[str, str]:
+    """Parts of a place. Raises ValueError for what is none."""
+    place = {name: str(message.get(name, "")) for name in names}
+    for name, value in place.items():
+        if not re.fullmatch(PLACE[name], value):
+            raise ValueError(f"{name}: {value!r} is no part of a place in an attempt")
+    return place
 
 
 class LocalAgent:
     """One agent process."""
 
-    def __init__(self, number: int, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, number: int, process: Forked) -> None:
         self.number, self.process = number, process
 
     @classmethod
     def start(cls, run: RunDir, message: Mapping[str, Any]) -> "LocalAgent":
         """Start the agent of the place that the message names. Raises ValueError if it names none."""
-        place = {name: str(message.get(name, "")) for name in PLACE}
-        for name, value in place.items():
-            if not re.fullmatch(PLACE[name], value):
-                raise ValueError(f"{name}: {value!r} is no part of an agent's place")
-        node = int(place["node"])
+        place = checked(message, "attempt", "node", "nodes", "address", "rendezvous", "log", "token")
         words = agent_command(
             sys.executable,
             str(run.path),
             place["attempt"],
-            node=node,
+            node=int(place["node"]),
             nodes=place["nodes"],
             address=place["address"],
             rendezvous=place["rendezvous"],
         )
-        log.info("node %d of attempt %s", node, place["attempt"])
-        with (run.log_dir(int(place["attempt"])) / place["log"]).open("ab") as stream:
-            process = subprocess.Popen(
-                words,
-                stdout=stream,
-                stderr=stream,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **_environment(run, int(place["attempt"]), place["token"])},
-                start_new_session=True,
-            )
-        return cls(int(message["agent"]), process)
+        log.info("node %s of attempt %s", place["node"], place["attempt"])
+        output = run.log_dir(int(place["attempt"])) / place["log"]
+        secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": place["token"]}
+        return cls(int(message["agent"]), fork_program(words, {**os.environ, **secret}, output))
 
     def poll(self) -> int | None:
         """Its exit code, once it has ended."""
@@ -76,10 +77,7 @@ class LocalAgent:
 
     def kill(self) -> None:
         """End it and all that it has started, now."""
-        descendants = [process for process in family(self.process.pid) if process.pid != self.process.pid]
-        self.process.kill()
-        self.process.wait()  # before anybody else: its exit code is ours
-        end(descendants)
+        end(family(self.process.pid))
 
     def end_ranks(self) -> None:
         """End its ranks, known by where their output goes; the agent forms the group anew."""
@@ -87,10 +85,28 @@ class LocalAgent:
         log.info("a peer is dead: %d processes of ranks are ended, which would wait for it", len(ranks))
         end(ranks)
 
-    def clean(self, spared: subprocess.Popen[bytes] | None) -> None:
-        """End what it has left behind: all that descends from this process but the conductor."""
-        kept = {os.getpid(), *(process.pid for process in (family(spared.pid) if spared is not None else []))}
+    def clean(self, spared: Sequence[int]) -> None:
+        """End what it has left behind: all that descends from this process, but what descends from those that are spared."""
+        kept = {os.getpid(), *(process.pid for pid in spared for process in family(pid))}
         end(each for each in family(os.getpid()) if each.pid not in kept)
+
+
+class Store:
+    """The store in which the agents of an attempt meet."""
+
+    def __init__(self, number: int, process: Forked) -> None:
+        self.number, self.process = number, process
+
+    @classmethod
+    def start(cls, run: RunDir, message: Mapping[str, Any]) -> "Store":
+        """Start it at the address and port that the message names. Raises ValueError if it names none."""
+        place = checked(message, "address", "port", "attempt")
+        words = store_command(sys.executable, place["address"], place["port"])
+        return cls(int(message["agent"]), fork_program(words, dict(os.environ), run.log_dir(int(place["attempt"])) / "store.log"))
+
+    def kill(self) -> None:
+        """End it, now."""
+        end(family(self.process.pid))
 
 
 def _is_rank(pid: int) -> bool:
@@ -99,12 +115,13 @@ def _is_rank(pid: int) -> bool:
     return False
 
 
-def _environment(run: RunDir, attempt: int, token: str) -> dict[str, str]:
-    """What an agent needs beside the pod's own variables. A pod's share of its node is what the manifest asks for."""
-    details = run.attempt_details(attempt).get("resources") or run.record["resources"]
-    resources = Resources.model_validate(details)
+def share_of_node(run: RunDir) -> dict[str, str]:
+    """Variables that keep a pod's processes to its share of its node's cores: what the manifest asks for, as it sets no limit."""
+    attempts = run.attempts()
+    details = run.attempt_details(attempts[-1]).get("resources") if attempts else None
+    resources = Resources.model_validate(details or run.record["resources"])
     cpus = resources.cpus or resources.ranks_per_node
-    values = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, NODE_CPUS_VARIABLE: str(cpus)}
+    values = {NODE_CPUS_VARIABLE: str(cpus)}
     if "OMP_NUM_THREADS" not in os.environ and Engine(run.record["engine"]) is Engine.RANKS:
         values["OMP_NUM_THREADS"] = str(max(1, cpus // resources.ranks_per_node))
     return values

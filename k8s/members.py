@@ -82,6 +82,11 @@ class Member:
         self.send({"say": "start", "agent": number, **place})
         return self.agent
 
+    def start_store(self, number: int, **place: Any) -> RemoteAgent:
+        """Have it start the group's store."""
+        self.send({"say": "store", "agent": number, **place})
+        return RemoteAgent(self, number)
+
     @property
     def idle(self) -> bool:
         """It can start an agent."""

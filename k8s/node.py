@@ -8,21 +8,21 @@ import argparse
 import logging
 import os
 import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from cluster.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_NEVER_RETRY, EXIT_REQUEUE
+from cluster.forking import Forked, fork_program, load
+from cluster.local_supervisor import needed
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
-from k8s.claims import Claim, give_up, newest, take
+from k8s.claims import Claim, give_up, given_up, newest
 from k8s.ending import pod_code, tell_the_end
 from k8s.inside import Inside
 from k8s.link import Link
-from k8s.local_agent import LocalAgent
+from k8s.local_agent import LocalAgent, Store, share_of_node
 from k8s.pod import Pod
 from k8s.states import submission_details
 from k8s.succession import Succession
@@ -32,11 +32,15 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
 ORPHAN_SECONDS = 5.0  # what an agent may take to save when its conductor has gone without a word
-BACKLOG = 1024
+CRASH_SECONDS = 5.0  # before a conductor is started again where one has failed
+CONDUCTOR_LOG = "conductor.log"  # in the run's directory; of all its carriers
 
 
 class Node:
-    """One pod. Single-threaded: it waits for its conductor's words, and looks after its children in between."""
+    """One pod. It waits for its conductor's words, and looks after its children in between.
+
+    It has no thread beside the main one: it imports what its children need, and forks them.
+    """
 
     def __init__(self, run: RunDir, pod: Pod, api: Inside) -> None:
         self.run, self.pod, self.api = run, pod, api
@@ -44,16 +48,18 @@ class Node:
         self.asked_to_go = Flag()
         self.link: Link | None = None
         self.agent: LocalAgent | None = None
-        self.conductor: subprocess.Popen[bytes] | None = None
-        self._claim: Claim | None = None
+        self.store: Store | None = None
+        self.conductor: Forked | None = None
         self._code: int | None = None  # of this pod, once the run is over
         self._told_to_go = False
         self._orphaned_at: float | None = None
+        self._carry_again_at = 0.0
 
     def live(self) -> int:
         """Until the run is over, or this pod has to go; its exit code."""
         for word in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(word, lambda *_: self.asked_to_go.set())
+        self._prepare()
         while True:
             self._watch_children()
             if self.asked_to_go.is_set():
@@ -69,25 +75,36 @@ class Node:
             else:
                 self._listen(self.link)
 
+    def _prepare(self) -> None:
+        """Import what is needed later, before anybody waits for this pod's beat."""
+        os.environ.update(share_of_node(self.run))  # torch looks at it as it is imported
+        load(["k8s.conductor"])
+        if self.pod.index == 0 and newest(self.run) is None and not self._nothing_to_do():
+            self._carry(1)
+        load(needed(self.run))
+
     # --- children
 
     def _watch_children(self) -> None:
         if self.agent is not None and (code := self.agent.poll()) is not None:
-            self.agent.clean(spared=self.conductor)
+            self.agent.clean(spared=[each.pid for each in (self.conductor, self.store and self.store.process) if each])
             if self.link is not None:
                 self.link.send({"say": "ended", "agent": self.agent.number, "code": code})
             self.agent, self._orphaned_at = None, None
         if self.conductor is not None and (code := self.conductor.poll()) is not None:
             log.info("the conductor in this pod ended with %d", code)
-            assert self._claim is not None
-            give_up(self.run, self._claim)
             self.conductor = None
+            if code not in (EXIT_DONE, EXIT_REQUEUE):
+                self._carry_again_at = time.monotonic() + CRASH_SECONDS
+            last = newest(self.run)
+            if last is not None and last.uid == self.pod.uid and not given_up(self.run, last):  # it was killed
+                give_up(self.run, last)
         self._reap()
 
     def _reap(self) -> None:
         """As PID 1 of the pod it inherits what its descendants leave."""
-        agent = self.agent.process if self.agent is not None else None
-        ours = {child.pid for child in (self.conductor, agent) if child is not None}
+        children = (self.conductor, self.agent and self.agent.process, self.store and self.store.process)
+        ours = {child.pid for child in children if child}
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -119,6 +136,9 @@ class Node:
             log.info("the connection to the conductor is lost: %s", link.lost)
             link.close()
             self.link = None
+            if self.store is not None:
+                self.store.kill()
+                self.store = None
             if self.agent is not None:
                 self.agent.stop()
                 self._orphaned_at = time.monotonic() - (ORPHAN_SECONDS if link.silent else 0.0)
@@ -131,6 +151,11 @@ class Node:
                 self.agent = LocalAgent.start(self.run, message)
                 if self.asked_to_go.is_set():  # the two words have crossed
                     self.agent.stop()
+            case "store":
+                self.store = Store.start(self.run, message)
+            case "kill" if self.store is not None and self.store.number == message.get("agent"):
+                self.store.kill()
+                self.store = None
             case "stop" if agent is not None:
                 agent.stop()
             case "kill" if agent is not None:
@@ -157,7 +182,7 @@ class Node:
         last = newest(self.run)
         if last is not None and last.port and self._reach(last):
             return
-        if self.conductor is None and self.succession.my_turn(last):
+        if self.conductor is None and time.monotonic() >= self._carry_again_at and self.succession.my_turn(last):
             self._carry((last.number if last else 0) + 1)
 
     def _nothing_to_do(self) -> bool:
@@ -182,22 +207,9 @@ class Node:
         return True
 
     def _carry(self, number: int) -> None:
-        """Start the conductor here, if no other pod is faster."""
-        listener = socket.create_server((self.pod.address, 0), family=_family(self.pod.address), backlog=BACKLOG)
-        with listener:
-            port, pod = int(listener.getsockname()[1]), self.pod
-            claim = Claim(number=number, pod=pod.name, uid=pod.uid, index=pod.index, address=pod.address, port=port)
-            if not take(self.run, claim):
-                return
-            log.info("this pod carries the run: claim %d", number)
-            words = [sys.executable, "-m", "k8s.conductor", str(self.run.path)]
-            words += ["--claim", str(number), "--socket", str(listener.fileno())]
-            self.conductor = subprocess.Popen(words, pass_fds=[listener.fileno()], start_new_session=True)
-            self._claim = claim
-
-
-def _family(address: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in address else socket.AF_INET
+        """Start a conductor here; it leaves at once if another pod's is faster."""
+        words = [sys.executable, "-m", "k8s.conductor", str(self.run.path), "--claim", str(number)]
+        self.conductor = fork_program(words, dict(os.environ), self.run.path / CONDUCTOR_LOG)
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """What pods of a run say to each other: one JSON object a line, and a beat a second as long as all is well.
 
 A pod says hello (who it is), ended (its agent has left, with which code), leaving (it was asked to go). Whoever carries
-the run says start (an agent, with its place in the attempt), stop and kill (that agent), regroup (end its ranks: a peer is
-dead), over (the run is). No word of it is a command line.
+the run says start (an agent, with its place in the attempt), store (the group's, beside the conductor), stop and kill (one
+of the two), regroup (end its ranks: a peer is dead), over (the run is). No word of it is a command line.
 """
 
 import json

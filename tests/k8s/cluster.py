@@ -137,6 +137,7 @@ class Namespace:
         size = {"storage": "1Gi"}
         mode = {"accessModes": ["ReadWriteMany"], "storageClassName": "test"}
         volume = {"capacity": size, **mode, "hostPath": {"path": str(self.runs)}, "persistentVolumeReclaimPolicy": "Retain"}
+        volume["claimRef"] = {"namespace": self.name, "name": "runs"}  # else the two may find each other 15 s later
         claim = {"resources": {"requests": size}, **mode, "volumeName": self.name}
         self.cluster.apply(
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": labels}},

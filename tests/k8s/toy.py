@@ -105,7 +105,8 @@ class KubeToy:
 
     def said(self) -> str:
         """Everything that was said anywhere, for the message of a failed test."""
-        words = [said(self.run)]
+        carried = self.run.path / "conductor.log"
+        words = [said(self.run), carried.read_text() if carried.exists() else "nobody carried it"]
         for pod in self.namespace.pods():
             name, status = pod["metadata"]["name"], pod["status"]
             words.append(f"== pod {name} on {pod['spec'].get('nodeName')}: {status.get('phase')} {status.get('conditions')}")

@@ -5,6 +5,8 @@ from typing import Literal
 from pydantic import Field
 
 from cluster.context import JobContext
+from cluster.errors import ConfigError
+from jobs.status import find_run
 from jobs.training.config import ModelConfig, TrainingConfig
 from jobs.training.datasets import Data, check_data
 
@@ -20,6 +22,12 @@ class PretrainConfig(TrainingConfig):
     def preflight(self) -> None:
         """Local data sets must be complete."""
         check_data(self.data)
+        if self.start_from is not None:
+            found = find_run(self.start_from.run)
+            if self.start_from.run not in {found.id, str(found.path)}:
+                raise ConfigError(
+                    f"start_from.run: {self.start_from.run!r} may mean another run tomorrow; give the id: {found.id}"
+                )
 
 
 def main(context: JobContext) -> dict[str, object]:

@@ -1,7 +1,6 @@
 """Elastic checkpoints: saved in the background, committed by a manifest, loaded at any world size."""
 
 import logging
-import re
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,8 +17,8 @@ from cluster.run_dir import RunDir
 from cluster.storage import Place
 from sharding.config import CheckpointConfig
 from sharding.group import Group
+from sharding.layout import MANIFEST_NAME, complete_steps, directory_of, is_pinned, place_of, steps_in
 from sharding.manifest import (
-    MANIFEST_NAME,
     CheckpointManifest,
     FileRecord,
     differences,
@@ -32,23 +31,6 @@ from sharding.state import State
 from sharding.storage import PlaceReader, PlaceWriter, WrittenFile, parse_index
 
 log = logging.getLogger(__name__)
-
-
-def directory_of(step: int) -> str:
-    """The name of a step's checkpoint."""
-    return f"step-{step:08d}"
-
-
-def steps_in(place: Place) -> list[int]:
-    """Steps that have a directory, ascending; complete or not."""
-    return sorted(int(m[1]) for m in (re.fullmatch(r"step-(\d{8,})", name) for name in place.names()) if m)
-
-
-def place_of(run: RunDir, config: CheckpointConfig) -> Place:
-    """Where a run's checkpoints lie: its own directory, or below `checkpoint.path` under the run's id."""
-    if config.path is None:
-        return Place(run.checkpoints, config.patience_seconds)
-    return Place(f"{config.path.rstrip('/')}/{run.id}", config.patience_seconds)
 
 
 def newest_complete(place: Place, step: int | None = None) -> tuple[Place, CheckpointManifest]:
@@ -126,14 +108,14 @@ class Checkpoints:
         self._prune()
 
     def _prune(self) -> None:
-        """Delete all but the newest `keep` complete checkpoints; the manifest first, so that none is ever half there."""
-        complete = [
-            step
-            for step in steps_in(self.place)
-            if step not in self._bad and self.place.exists(f"{directory_of(step)}/{MANIFEST_NAME}")
-        ]
+        """Delete all but the newest `keep` complete checkpoints, and those that another run needs.
+
+        The manifest goes first, so that none is ever half there.
+        """
+        complete = [step for step in complete_steps(self.place) if step not in self._bad]
         for step in complete[: -self.config.keep]:
-            self._remove(step)
+            if not is_pinned(self.place, step):
+                self._remove(step)
 
     def _remove(self, step: int) -> None:
         self.fence.check()
@@ -171,13 +153,32 @@ class Checkpoints:
             if manifest is None:
                 self._report_bad(step, folder, wrong)
                 continue
-            if manifest.config_hash != self.config_hash:
-                raise CheckpointError(
-                    f"{folder.url}: is of another model: {differences(manifest.identity, self.identity)}; "
-                    "restore these keys, or start a new run"
-                )
+            self._require_same_model(folder, manifest)
             return folder, manifest
         return None
+
+    def find_elsewhere(self, place: Place, step: int | None) -> tuple[Place, CheckpointManifest]:
+        """The checkpoint of another run (of `step`, else its newest) that verifies. Raises CheckpointError if there is none."""
+        self.group.barrier()
+        steps: list[int] | None = None
+        if self.group.first:
+            steps = complete_steps(place) if step is None else [step]
+        problem = "it has no checkpoint"
+        for candidate in reversed(self.group.from_first(steps) or []):
+            folder = place.sub(directory_of(candidate))
+            manifest, wrong = self._examine(folder)
+            if manifest is not None:
+                self._require_same_model(folder, manifest)
+                return folder, manifest
+            problem = "; ".join(wrong)
+        raise CheckpointError(f"{place.url}: {problem}; name another run or step in start_from")
+
+    def _require_same_model(self, folder: Place, manifest: CheckpointManifest) -> None:
+        if manifest.config_hash != self.config_hash:
+            raise CheckpointError(
+                f"{folder.url}: is of another model: {differences(manifest.identity, self.identity)}; "
+                "restore these keys, or start a new run"
+            )
 
     def _examine(self, folder: Place) -> tuple[CheckpointManifest | None, list[str]]:
         """The manifest if every file is as it says, else what is wrong."""

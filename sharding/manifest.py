@@ -10,9 +10,9 @@ from pydantic import Field, ValidationError
 from cluster.config import Section
 from cluster.errors import CheckpointError
 from cluster.storage import Place
+from sharding.layout import MANIFEST_NAME
 from sharding.storage import checksum
 
-MANIFEST_NAME = "manifest.json"
 _READ_BYTES = 64 << 20
 
 

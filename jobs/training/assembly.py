@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from cluster.context import JobContext
 from datapipe.loader import Source, TokenLoader
+from jobs.training.checkpointed import checkpoints_of, find_donor
 from jobs.training.datasets import common_tokenizer, weighted
 from jobs.training.loop import Loop, Parts
 from jobs.training.meter import meter_of
@@ -14,6 +15,7 @@ from jobs.training.report import Report
 from jobs.training.step import Stepper
 from sharding.checkpoint import Checkpoints
 from sharding.group import Group
+from sharding.layout import place_of
 
 if TYPE_CHECKING:
     from jobs.pretrain import PretrainConfig
@@ -31,7 +33,9 @@ def assemble(context: JobContext, config: "PretrainConfig", group: Group) -> Loo
     )
     checkpoints = Checkpoints(context.run, group, context.fence, config.checkpoint, identity_of(shape))
     found = checkpoints.find()
-    model = build_model(shape, group, config.fsdp, seed=config.seed, weights=found is None, path=config.model.path)
+    donor = find_donor(context.run, config.start_from) if config.start_from and found is None else None
+    loads = found is not None or donor is not None
+    model = build_model(shape, group, config.fsdp, seed=config.seed, weights=not loads, path=config.model.path)
     loop = Loop(
         Parts(
             context=context,
@@ -48,7 +52,10 @@ def assemble(context: JobContext, config: "PretrainConfig", group: Group) -> Loo
     )
     if found is not None:
         loop.load(*found)
-    elif config.anomaly.policy == "rollback":
+    elif donor is not None and config.start_from is not None:
+        place = place_of(donor, checkpoints_of(donor))
+        loop.begin_with(*checkpoints.find_elsewhere(place, config.start_from.step), donor)
+    if found is None and config.anomaly.policy == "rollback":
         loop.save_initial()  # something to go back to
     checkpoints.clean()
     return loop

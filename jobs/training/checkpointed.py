@@ -1,5 +1,6 @@
 """The model of a run's checkpoint, in one piece and in one process."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import CheckpointError, ConfigError
@@ -7,9 +8,12 @@ from cluster.run_dir import RunDir
 from cluster.storage import Place
 from datapipe.manifest import read_manifest as read_data_manifest
 from jobs.catalog import config_of, find_job
+from jobs.training.config import StartFrom
 from jobs.training.datasets import weighted
 from jobs.training.model import config_of_identity, identity_of, whole_model
-from sharding.checkpoint import newest_complete, place_of
+from sharding.checkpoint import newest_complete
+from sharding.config import CheckpointConfig
+from sharding.layout import place_of
 from sharding.manifest import CheckpointManifest
 from sharding.state import MODEL
 from sharding.storage import parse_index, read_tensors
@@ -26,6 +30,19 @@ def training_config(run: RunDir) -> "PretrainConfig":
         raise ConfigError(f"run {run.id}: is a {job} run, which has no model; name a run that trained one")
     result: PretrainConfig = config
     return result
+
+
+def checkpoints_of(run: RunDir) -> CheckpointConfig:
+    """Where a run that trained a model has its checkpoints."""
+    return training_config(run).checkpoint
+
+
+def find_donor(run: RunDir, start: StartFrom) -> RunDir:
+    """The run that `start_from` names: one that lies beside this one, or a directory. Raises ConfigError."""
+    for path in (run.path.parent / start.run, Path(start.run)):
+        if (path / "run.yaml").is_file():
+            return RunDir(path)
+    raise ConfigError(f"start_from.run: no run {start.run!r} beside this one; give its whole id, or its directory")
 
 
 def tokenizer_place(run: RunDir) -> Place:

@@ -64,6 +64,13 @@ class AnomalyConfig(Section):
     most: int = Field(default=10, ge=1, description="anomalies of one attempt after which it ends all the same")
 
 
+class StartFrom(Section):
+    """Another run's checkpoint to begin with: weights, optimizer, data position and step."""
+
+    run: str = Field(description="the run's id (among the same runs), or its directory")
+    step: int | None = Field(default=None, ge=1, description="the checkpoint's step; unset: its newest")
+
+
 class TrainingConfig(JobConfig):
     """The keys of every job that trains."""
 
@@ -74,4 +81,5 @@ class TrainingConfig(JobConfig):
     validation: ValidationConfig = Field(default=ValidationConfig(), description="when the held-out split is scored")
     anomaly: AnomalyConfig = Field(default=AnomalyConfig(), description="what to do about a loss that is out of order")
     fsdp: FsdpConfig = Field(default=FsdpConfig(), description="how parameters are split")
+    start_from: StartFrom | None = Field(default=None, description="go on from another run's checkpoint, by reference")
     log_every: int = Field(default=1, ge=1, description="steps between two lines of metrics")

@@ -11,6 +11,7 @@ import torch
 
 from cluster.context import JobContext
 from cluster.errors import NumericsError, StopRequested
+from cluster.run_dir import RunDir
 from cluster.storage import Place
 from datapipe.loader import TokenLoader
 from datapipe.prefetch import prefetch
@@ -20,9 +21,10 @@ from jobs.training.progress import Progress
 from jobs.training.report import Report
 from jobs.training.step import Agreed, Stepper
 from jobs.training.validation import bits_per_byte, sequence_losses
-from sharding.checkpoint import Checkpoints, directory_of
+from sharding.checkpoint import Checkpoints
 from sharding.fsdp import free_gathered
 from sharding.group import Group
+from sharding.layout import directory_of
 from sharding.manifest import CheckpointManifest
 
 log = logging.getLogger(__name__)
@@ -148,6 +150,15 @@ class Loop:
         self.progress = Progress.of(manifest)
         world_size = self.parts.group.world_size
         self.report.event("resumed", step=manifest.step, checkpoint=directory_of(manifest.step), world_size=world_size)
+
+    def begin_with(self, folder: Place, manifest: CheckpointManifest, donor: RunDir) -> None:
+        """Take over the state of another run's checkpoint; the configuration stays this run's own."""
+        self.checkpoints.load(folder, manifest, self.stepper.tensors)
+        self.checkpoints.last_step = None  # of its own this run has saved nothing yet
+        free_gathered(self.stepper.model)
+        self.progress = Progress.of(manifest)
+        self.progress.finished = False
+        self.report.event("started_from", run=donor.id, step=manifest.step, checkpoint=directory_of(manifest.step))
 
     def save_initial(self) -> None:
         """Save before the first step, so that a rollback always has something to go back to."""

@@ -11,7 +11,9 @@ import pytest
 from cluster.config import load_config
 from cluster.errors import ConfigError
 from cluster.run_dir import RunDir
+from cluster.storage import Place
 from jobs.pretrain import PretrainConfig
+from sharding.layout import steps_in
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, launch, log_of, losses, make_run, pretrain_config, start, weights
 
@@ -170,3 +172,34 @@ def test_torchrun_starts_it_too(data: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert run.results()["step"] == 2
+
+
+def test_it_goes_on_from_another_runs_checkpoint_with_other_hyperparameters(data: Path, tmp_path: Path) -> None:
+    donor = make_run(tmp_path, pretrain_config(data, steps=9, checkpoint={"every_steps": 3, "keep": 1}))
+    group = start(donor, 2, TEST_HOOK="pin_first_checkpoint")
+    assert group.wait() == [0, 0], log_of(donor)
+    assert steps_in(Place(donor.checkpoints)) == [3, 9], "a pinned checkpoint is not pruned"
+    changed = {"optim": {"lr": 1e-3, "warmup_steps": 2, "weight_decay": 0.0}, "start_from": {"run": donor.id, "step": 3}}
+    taker = make_run(tmp_path, pretrain_config(data, steps=9) | changed)
+    assert start(taker, 2, TEST_HOOK="resave").wait() == [85, 85], log_of(taker)
+    assert equal(weights(taker, 3), weights(donor, 3)), "weights and Adam's moments are the donor's, bit by bit"
+    assert [(e["run"], e["step"]) for e in events(taker, "started_from")] == [(donor.id, 3)]
+    launch(taker, 1)
+    assert [event["step"] for event in events(taker, "resumed")] == [3], "then it resumes from its own"
+    assert min(losses(taker)) == 4
+    assert losses(taker)[4] == pytest.approx(losses(donor)[4], rel=1e-6), "the same weights and the same next batch"
+    assert losses(taker)[9] != losses(donor)[9]
+
+
+def test_a_donor_that_is_not_there_or_of_another_model_is_named(data: Path, tmp_path: Path) -> None:
+    donor = make_run(tmp_path, pretrain_config(data, steps=2))
+    launch(donor, 1)
+    other = {"config": {**TINY, "hidden_size": 16}}
+    for changes, words in (
+        ({"start_from": {"run": "nobody"}}, "no run 'nobody'"),
+        ({"start_from": {"run": donor.id, "step": 7}}, "no manifest.json"),
+        ({"start_from": {"run": donor.id}, "model": other}, "hidden_size is 32 there and 16 here"),
+    ):
+        taker = make_run(tmp_path, pretrain_config(data, steps=4) | changes)
+        assert start(taker, 1).wait() == [42]
+        assert words in log_of(taker)

@@ -13,9 +13,10 @@ from cluster.errors import CheckpointError, StaleAttemptError
 from cluster.fence import Fence
 from cluster.run_dir import RunDir
 from cluster.storage import Place
-from sharding.checkpoint import Checkpoints, newest_complete, steps_in
+from sharding.checkpoint import Checkpoints, newest_complete
 from sharding.config import CheckpointConfig
 from sharding.group import Group, process_group
+from sharding.layout import steps_in
 from sharding.state import State
 from sharding.storage import parse_index, read_tensors
 

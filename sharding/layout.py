@@ -1,0 +1,50 @@
+"""Where checkpoints lie, which are complete, and which must stay because another run goes on from them."""
+
+import re
+
+from cluster.run_dir import RunDir
+from cluster.storage import Place
+from sharding.config import CheckpointConfig
+
+MANIFEST_NAME = "manifest.json"
+_PIN = "pinned-by-"
+
+
+def directory_of(step: int) -> str:
+    """The name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def steps_in(place: Place) -> list[int]:
+    """Steps that have a directory, ascending; complete or not."""
+    return sorted(int(m[1]) for m in (re.fullmatch(r"step-(\d{8,})", name) for name in place.names()) if m)
+
+
+def complete_steps(place: Place) -> list[int]:
+    """Steps whose checkpoint was committed, ascending; whether their bytes are intact is another question."""
+    return [step for step in steps_in(place) if place.exists(f"{directory_of(step)}/{MANIFEST_NAME}")]
+
+
+def place_of(run: RunDir, config: CheckpointConfig) -> Place:
+    """Where a run's checkpoints lie: its own directory, or below `checkpoint.path` under the run's id."""
+    if config.path is None:
+        return Place(run.checkpoints, config.patience_seconds)
+    return Place(f"{config.path.rstrip('/')}/{run.id}", config.patience_seconds)
+
+
+def pin(place: Place, step: int, name: str) -> None:
+    """Let a checkpoint stay for whoever `name` is, however many newer ones follow. Pin the newest ones only.
+
+    One that is about to be pruned at this moment may be gone all the same.
+    """
+    place.write(f"{directory_of(step)}/{_PIN}{name}", b"")
+
+
+def unpin(place: Place, step: int, name: str) -> None:
+    """It may go, as far as `name` is concerned."""
+    place.remove(f"{directory_of(step)}/{_PIN}{name}")
+
+
+def is_pinned(place: Place, step: int) -> bool:
+    """Somebody needs it."""
+    return any(name.startswith(_PIN) for name in place.names(directory_of(step)))

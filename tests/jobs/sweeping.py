@@ -1,0 +1,118 @@
+"""Start sweeps over a toy job, look at their trials, and see that nothing is left of them."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.config import load_config
+from cluster.files import read_json
+from cluster.processes import processes_of
+from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.spec import Outcome, RunState
+from jobs.status import final_outcome
+from jobs.submission import resume, submit
+from jobs.sweep import SweepConfig
+from jobs.sweeps.records import TrialRecord, read_records
+from tests.fakes.searched import make_plugin
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 120.0
+
+
+def until(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS, said: Callable[[], object] = lambda: "") -> Any:
+    """Wait for a condition; whatever true value it has."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.02)
+    return found
+
+
+class Swept:
+    """A sweep that was submitted."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self.root = run.path.parent
+
+    def records(self) -> list[TrialRecord]:
+        return read_records(self.run)
+
+    def runs(self) -> list[RunDir]:
+        return [RunDir(self.root / name) for record in self.records() for name in record.runs]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.run.read_events() if event["event"] == kind]
+
+    def driver_pid(self, attempt: int | None = None) -> int | None:
+        """The process that runs the sweep's entry, as soon as there is one."""
+        attempts = self.run.attempts()
+        number = attempt or (attempts[-1] if attempts else 1)
+        found = read_json(self.run.attempt_dir(number) / "nodes" / "rank-0.json")
+        return int(found["pid"]) if found and self.run.outcome(number) is None else None
+
+    def kill_driver(self) -> None:
+        """SIGKILL, and wait until its attempt is concluded."""
+        number = self.run.attempts()[-1]
+        pid = until(lambda: self.driver_pid(number), said=self.said)
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: self.run.outcome(number), said=self.said)
+
+    def finish(self, state: RunState = RunState.SUCCEEDED, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
+        outcome: Outcome = until(lambda: final_outcome(self.run), seconds, self.said)
+        assert outcome.state is state, self.said()
+        return self.run.results()
+
+    def steps(self) -> dict[str, list[int]]:
+        return {run.id: [line["step"] for line in run.read_metrics()] for run in self.runs()}
+
+    def resume(self) -> None:
+        resume(self.run)
+
+    def nothing_is_left(self) -> None:
+        """No process of the sweep or of its trials."""
+        until(lambda: not processes_of(self.root), 30, lambda: [p.cmdline() for p in processes_of(self.root)])
+
+    def said(self) -> str:
+        logs = [f"== {p}\n{p.read_text()[-3000:]}" for p in sorted(self.run.path.glob("attempts/*/logs/*.log"))[-4:]]
+        return "\n".join([*logs, *map(str, self.run.read_events()[-30:]), *map(str, self.records())])
+
+
+@contextmanager
+def sweeps(folder: Path) -> Iterator[Callable[..., Swept]]:
+    """`start(**keys)` submits a sweep over the toy; what is left of sweeps at the end is killed, and is a failure."""
+    plugin, started = make_plugin(folder / "plugin"), list[Swept]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(plugin))
+        patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{plugin}")
+        patch.setenv(RUNS_VARIABLE, str(folder / "runs"))
+        patch.setenv("WANDB_MODE", "disabled")
+
+        def start(cluster: str = "local", **keys: Any) -> Swept:
+            started.append(Swept(submit("sweep", sweep_config(**keys), cluster)))
+            return started[-1]
+
+        try:
+            yield start
+            for one in started:
+                one.nothing_is_left()
+        finally:
+            for process in [p for one in started for p in processes_of(one.root)]:
+                try:
+                    process.kill()
+                except psutil.NoSuchProcess:
+                    continue
+
+
+def sweep_config(**keys: Any) -> SweepConfig:
+    given = {"job": "searched", "base": {"steps": 20}, "metric": "loss", "space": {"optim.lr": {"loguniform": [1e-3, 10.0]}}}
+    config = load_config(SweepConfig, {**given, **keys})
+    assert isinstance(config, SweepConfig)
+    return config

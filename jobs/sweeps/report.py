@@ -77,8 +77,8 @@ h1 { font-size: 1.5rem; margin: 0 }
 h2 { font-size: 1.05rem; margin: 2.2rem 0 .6rem }
 .muted { color: #7b8794; font-weight: 400 }
 img { max-width: 100%; height: auto; display: block }
-.row { display: flex; flex-wrap: wrap; gap: 1.5rem }
-.row > img { flex: 1 1 26rem; min-width: 0 }
+.row { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start }
+.row > img { flex: 1 1 26rem; min-width: 0; max-width: 44rem }
 .facts { display: flex; flex-wrap: wrap; gap: .8rem 2.4rem; margin: 1.2rem 0 }
 .facts b { display: block; font-size: 1.15rem }
 .scroll { overflow-x: auto }

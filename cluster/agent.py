@@ -21,7 +21,7 @@ from cluster.config import NodeRange, Resources, Retries
 from cluster.entry import configure_logging, write_error
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.files import write_json
-from cluster.forking import loaded
+from cluster.forking import load, loaded
 from cluster.monitor import Monitor
 from cluster.process_engine import run_process
 from cluster.processes import Flag, deaf_children, end, family
@@ -79,8 +79,8 @@ class Agent:
         """Watch, run the engine, clean up; returns the exit code."""
         for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        if self.engine is Engine.RANKS and loaded(["cluster.elastic"]):
-            self._warm(wait=False)  # before there are threads
+        if self.engine is Engine.RANKS:
+            self._warm()
         threading.Thread(target=self._watch, args=(os.getppid(),), name="watch", daemon=True).start()
         monitor = Monitor(self.folder / "nodes" / f"node-{self.node}.jsonl", self.node)
         monitor.start()
@@ -104,7 +104,6 @@ class Agent:
             from cluster.elastic import Node, run_ranks  # noqa: PLC0415 - torch, only where it is needed
 
             self._nothing_runs.set()
-            self._warm(wait=self.nodes.elastic)
             node = Node(
                 run=self.run_dir,
                 attempt=self.attempt,
@@ -135,10 +134,16 @@ class Agent:
             )
         return run_process(self.run_dir, self.attempt, self.stop_flag) if self.node == 0 else 0
 
-    def _warm(self, wait: bool) -> None:
-        from cluster.elastic import warm  # noqa: PLC0415 - torch, only where it is needed
+    def _warm(self) -> None:
+        """Import all that ranks need and fork their server, before there are threads and before any group forms: a node that
+        joins a group at work must not let it stand still. A stop that comes meanwhile finds nothing to save afterwards.
+        """
+        preload = ["cluster.elastic", *(self.run_dir.record.get("preload") or [])]
+        load(preload)
+        if loaded(preload):  # else the engine fails as it starts, and says why
+            from cluster.elastic import warm  # noqa: PLC0415 - torch, only where it is needed
 
-        warm(list(self.run_dir.record.get("preload") or []), wait=wait)
+            warm(preload)
 
     # --- signals: a handler sets a flag, nothing else
 

@@ -8,7 +8,6 @@ import os
 import socket
 import threading
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from cluster.context import JobContext
 from cluster.entry import configure_logging, die_with_parent, redirect_output, run_entry
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
-from cluster.forking import forked_interpreters, loaded
+from cluster.forking import forked_interpreters
 from cluster.processes import deaf_children, end_on_word_of
 from cluster.run_dir import RunDir
 
@@ -189,27 +188,18 @@ def _newest_step(run: RunDir) -> int:
     return max((int(e.get("step", 0)) for e in run.read_events() if e["event"] == "checkpoint"), default=0)
 
 
-def warm(preload: list[str], *, wait: bool) -> None:
-    """Start the server that ranks are forked from: it imports what costs seconds before any group forms, or is itself
-    forked, where this process has imported all of it and has no threads yet. Does nothing if it runs.
+def warm(preload: list[str]) -> None:
+    """Fork the server that ranks are forked from, so that they find imported what costs seconds.
 
-    `wait` until it has done so: a node that joins a group that is at work must not let it stand still meanwhile.
+    Call it when that is loaded, while this process has no threads. Does nothing if the server runs.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cluster.elastic", *preload])
     with deaf_children():
         multiprocessing.resource_tracker.ensure_running()
     # once more: it lifts the block of SIGTERM when it has started
-    with deaf_children(), forked_interpreters() if loaded(preload) and threading.active_count() == 1 else nullcontext():
+    with deaf_children(), forked_interpreters():
         multiprocessing.forkserver.ensure_running()
-    if wait:
-        first = context.Process(target=_nothing)  # forked when all is imported
-        first.start()
-        first.join()
-
-
-def _nothing() -> None:
-    """What a process does that only shows that it could be forked."""
 
 
 def plain_torch_logging() -> None:

@@ -21,6 +21,7 @@ from cluster.run_dir import RunDir
 from jobs.status import final_outcome
 from jobs.submission import make_record, unwritten_run
 from jobs.sweeps.check import sample_config
+from jobs.sweeps.handover import release_all
 from jobs.sweeps.launcher import launcher
 from jobs.sweeps.limits import decision_steps, fitting, steps_of
 from jobs.sweeps.records import TrialState, read_records, write_record
@@ -226,3 +227,5 @@ class Driver:
         for run in runs:
             if run.attempts():
                 await_end(run)
+            if self.config.scheduler == "pbt":
+                release_all(self.sweep, run)

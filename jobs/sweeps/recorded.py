@@ -133,11 +133,19 @@ class RecordedPbt(PopulationBasedTraining):  # type: ignore[misc]
             step = int(latest_metrics(RunDir(self.scene.sweep.path.parent / record.runs[-1])).get("step") or 0)
             self._trial_state[trial].last_perturbation_time = step // self.interval_steps * self.interval_steps
 
+    def _reference(self, donor: TuneTrial) -> dict[str, Any]:
+        checkpoint = self._trial_state[donor].last_checkpoint
+        found: dict[str, Any] = json.loads((Path(checkpoint.path) / REFERENCE).read_text())
+        return found
+
+    def _exploit(self, tune_controller: Any, trial: TuneTrial, trial_to_clone: TuneTrial) -> None:
+        if self._reference(trial_to_clone):  # else it has no checkpoint yet
+            super()._exploit(tune_controller, trial, trial_to_clone)
+
     def _get_new_config(self, trial: TuneTrial, trial_to_clone: TuneTrial) -> tuple[dict[str, Any], Any]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
         config["trial"] = trial.config["trial"]
-        checkpoint = self._trial_state[trial_to_clone].last_checkpoint
-        donor = json.loads((Path(checkpoint.path) / REFERENCE).read_text())
+        donor = self._reference(trial_to_clone)
         space, sweep = self.scene.config.space, self.scene.sweep
         record = read_record(sweep, config["trial"])
         assert record is not None

@@ -56,8 +56,7 @@ class TrialOfRuns(tune.Trainable):  # type: ignore[misc]
         return checkpoint_dir
 
     def load_checkpoint(self, checkpoint: str) -> None:
-        """Go on from such a reference."""
-        self.trial.continue_from(json.loads((Path(checkpoint) / REFERENCE).read_text()))
+        """Nothing to do: whether the trial goes on with its own run or from another's checkpoint is in its record."""
 
     def cleanup(self) -> None:
         """Tune needs the actor no more."""

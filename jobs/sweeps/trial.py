@@ -19,6 +19,7 @@ from cluster.spec import Outcome, RunState
 from jobs.follow import LOST_ANSWERS, Watch
 from jobs.status import GONE, final_outcome, states
 from jobs.sweeps.following import Pace, Readings
+from jobs.sweeps.handover import checkpoint_of
 from jobs.sweeps.launcher import ask
 from jobs.sweeps.records import TrialRecord, TrialState, read_record, write_record
 from jobs.sweeps.trial_runs import create_run
@@ -120,12 +121,10 @@ class Trial:
         self.run = None
 
     def reference(self) -> dict[str, Any]:
-        """What a run needs to go on from here: the run, and the step of its newest complete checkpoint."""
-        return {"run": self.record.runs[-1], "step": self._reported[0] if self._reported else 0}
-
-    def continue_from(self, reference: Mapping[str, Any]) -> None:
-        """The state to begin with: its own, after a pause, or another trial's, which its lineage names already."""
-        assert self.record.waits_for_run or reference["run"] in self.record.runs, reference
+        """What another trial needs to go on from here: the run, and the step of a complete checkpoint of it."""
+        if self.run is None or self._reported is None or self.scene.config.scheduler != "pbt":
+            return {}
+        return checkpoint_of(self.scene.sweep, self.run, self._reported[0], self._over)
 
     # --- its run
 

@@ -78,7 +78,12 @@ class Swept:
 
     def nothing_is_left(self) -> None:
         """No process of the sweep or of its trials."""
-        until(lambda: not processes_of(self.root), 30, lambda: [p.cmdline() for p in processes_of(self.root)])
+        until(lambda: not self.processes(), 30, lambda: [p.cmdline() for p in self.processes()])
+
+    def processes(self) -> list[psutil.Process]:
+        """Of the sweep and its trials: nobody's children, or the supervisors', never this process's."""
+        own = {process.pid for process in psutil.Process().children(recursive=True)}
+        return [process for process in processes_of(self.root) if process.pid not in own]
 
     def said(self) -> str:
         logs = [f"== {p}\n{p.read_text()[-3000:]}" for p in sorted(self.run.path.glob("attempts/*/logs/*.log"))[-4:]]
@@ -104,7 +109,7 @@ def sweeps(folder: Path) -> Iterator[Callable[..., Swept]]:
             for one in started:
                 one.nothing_is_left()
         finally:
-            for process in [p for one in started for p in processes_of(one.root)]:
+            for process in [p for one in started for p in one.processes()]:
                 try:
                     process.kill()
                 except psutil.NoSuchProcess:

@@ -1,0 +1,58 @@
+"""Population based training over real training runs: what is handed over is what the donor had, bit by bit."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.run_dir import RunDir
+from cluster.storage import Place
+from jobs.sweeps.records import TrialState
+from sharding.layout import is_pinned, steps_in
+from tests.jobs.corpus import make_dataset
+from tests.jobs.launch import equal, events, log_of, make_run, pretrain_config, start, weights
+from tests.jobs.sweeping import Swept, sweeps
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+Start = Callable[..., Swept]
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Iterator[Start]:
+    with sweeps(tmp_path) as begin:
+        yield begin
+
+
+def test_an_exploit_goes_on_from_the_donors_very_weights(sweep: Start, tmp_path: Path) -> None:
+    base = pretrain_config(make_dataset(tmp_path / "data", num_documents=400), steps=60, checkpoint={"keep": 2})
+    del base["optim"]
+    swept = sweep(
+        job="pretrain",
+        base=base,
+        space={"optim.lr": {"loguniform": [1e-4, 1e-1]}, "optim.weight_decay": {"uniform": [0.0, 0.3]}},
+        metric="train/loss",
+        scheduler="pbt",
+        pbt={"interval_steps": 10},
+        trials=4,
+        seed=3,
+    )
+    results = swept.finish(seconds=240)
+    assert results["trials"] == {"SUCCEEDED": 4}
+    records = swept.records()
+    exploits = [(record, place, entry) for record in records for place, entry in enumerate(record.lineage)]
+    assert exploits, "somebody exploited somebody"
+    assert len(swept.events("exploited")) == len(exploits)
+    for record, place, entry in exploits:
+        taker, donor = RunDir(swept.root / record.runs[place + 1]), RunDir(swept.root / entry["from_run"])
+        assert events(taker, "started_from")[0]["step"] == entry["step"]
+        assert taker.record["config"]["optim"]["lr"] == entry["parameters"]["optim.lr"]
+        again = make_run(
+            tmp_path / "again", taker.record["config"] | {"start_from": {"run": str(donor.path), "step": entry["step"]}}
+        )
+        assert start(again, 1, TEST_HOOK="resave").wait() == [85], log_of(again)
+        assert equal(weights(again, entry["step"]), weights(donor, entry["step"]))
+    for run in swept.runs():
+        place = Place(run.checkpoints)
+        assert not [step for step in steps_in(place) if is_pinned(place, step)], "pins go with the sweep"
+    assert all(record.state is TrialState.SUCCEEDED for record in records)

@@ -15,7 +15,7 @@ from cluster.files import write_all
 from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import RunState
 from cluster.supervisor import BY_SUBMISSION, bury_unfinished
-from k8s.client import ApiAwayError, Kubernetes, NotFoundError, connect
+from k8s.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, connect
 from k8s.gate import Gate, write_gate
 from k8s.look import look
 from k8s.manifest import dump, key_of, name_of, owned_by, render_gate, render_objects
@@ -23,6 +23,7 @@ from k8s.profile import K8sProfile
 from k8s.site import refuse_the_impossible
 from k8s.states import conclude, end_of, has_agents, judge, last_known, submission_details
 from k8s.submit import SubmissionInDoubtError, submit_once
+from k8s.troubles import with_remedy
 
 THREADS = 16  # calls in flight; an API server gives each user a fair share
 
@@ -80,8 +81,9 @@ class K8sBackend:
         except SubmissionInDoubtError:
             raise
         except BackendError as error:
-            self._withdraw(runs, number, str(error))
-            raise
+            said = with_remedy(str(error))
+            self._withdraw(runs, number, said)
+            raise type(error)(said) from None
         return [self._handle(run, number) for run in runs]
 
     def _still_open(self, head: RunDir, after: Sequence[str]) -> list[str]:
@@ -129,8 +131,13 @@ class K8sBackend:
 
     def _withdraw(self, runs: Sequence[RunDir], number: int, said: str) -> None:
         """A refusal ends the whole submission: nothing of it stays in the cluster."""
+
+        def remove(run: RunDir) -> None:
+            with suppress(ForbiddenError):  # who may not delete could not create either
+                self.kube.delete("Job", name_of(run.id, number))
+
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda run: self.kube.delete("Job", name_of(run.id, number)), runs))
+            list(pool.map(remove, runs))
         for run in runs:
             conclude(run, RunState.FAILED, f"never started: {said}")
 

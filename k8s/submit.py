@@ -32,6 +32,7 @@ def submit_once(
     """
     head, *rest = objects
     deadline, told = clock() + PATIENCE_SECONDS, False
+    owner: Object | None = None
     while True:
         try:
             owner = create_or_adopt(kube, head)
@@ -46,7 +47,8 @@ def submit_once(
                 log.warning("%s; trying on for %.0f s, and nothing is made twice", error, PATIENCE_SECONDS)
                 told = True
         except BackendError:
-            kube.delete(head["kind"], head["metadata"]["name"])
+            if owner is not None:
+                kube.delete(owner["kind"], owner["metadata"]["name"])
             raise
         sleep(PAUSE_SECONDS)
 

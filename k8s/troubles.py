@@ -27,7 +27,9 @@ PREPARING_SECONDS = 3.0  # of a node with the image and an ordinary volume
 GENTLE_CODES = (0, 75, 85, 143)  # saved and left; another pod follows
 IMAGE_WORDS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 IMAGE_REMEDY = "correct image in the cluster's profile, or push the image; image_pull_secrets where the registry wants a login"
-NO_IMAGE = r"(not found|manifest unknown|does not exist|denied|unauthorized|invalid reference format|ErrImageNeverPull|NeverPull)"
+NO_IMAGE = (
+    r"(not found|manifest unknown|does not exist|denied|unauthorized|invalid reference format|is not present with pull policy)"
+)
 
 # (what Kubernetes says, what to do, whether waiting cannot help); the first that matches decides
 REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
@@ -78,6 +80,12 @@ def trouble(word: str, said: str) -> Trouble:
     return Trouble(word=word, said=said, remedy=remedy, hopeless=hopeless)
 
 
+def with_remedy(said: str) -> str:
+    """A refusal of Kubernetes, with what to do about it."""
+    remedy, _ = remedy_of(said)
+    return f"{said}; {remedy}" if remedy else said
+
+
 def pod_trouble(pod: Object, events: Sequence[Object] = ()) -> Trouble | None:
     """What keeps a pod from running, if anything does; `events` are the warnings about it."""
     status = pod.get("status") or {}
@@ -95,8 +103,7 @@ def pod_trouble(pod: Object, events: Sequence[Object] = ()) -> Trouble | None:
     if status.get("phase") == "Failed":
         return _failed(pod)
     if status.get("phase") == "Pending" and events:
-        newest = max(events, key=_last_seen)
-        return trouble(newest.get("reason") or "Warning", newest.get("message") or "")
+        return event_trouble(events)
     if status.get("phase") == "Pending" and time.time() - seconds_of(status.get("startTime")) > PREPARING_SECONDS:
         images = ", ".join(dict.fromkeys(container["image"] for container in pod["spec"]["containers"]))
         node = pod["spec"].get("nodeName")
@@ -121,11 +128,9 @@ def _failed(pod: Object) -> Trouble | None:
 
 
 def event_trouble(events: Sequence[Object]) -> Trouble | None:
-    """What keeps a Job from making pods at all, of the warnings about it."""
-    if not events:
-        return None
-    newest = max(events, key=_last_seen)
-    return trouble(newest.get("reason") or "Warning", newest.get("message") or "")
+    """What warnings about a Job or a pod say: what no waiting mends before the rest, and then the newest."""
+    found = [trouble(e.get("reason") or "Warning", e.get("message") or "") for e in sorted(events, key=_last_seen, reverse=True)]
+    return min(found, key=lambda each: not each.hopeless, default=None)
 
 
 def workload_trouble(workload: Object) -> Trouble | None:

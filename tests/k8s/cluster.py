@@ -137,8 +137,9 @@ class Namespace:
         size = {"storage": "1Gi"}
         mode = {"accessModes": ["ReadWriteMany"], "storageClassName": "test"}
         volume = {"capacity": size, **mode, "hostPath": {"path": str(self.runs)}, "persistentVolumeReclaimPolicy": "Retain"}
-        volume["claimRef"] = {"namespace": self.name, "name": "runs"}  # else the two may find each other 15 s later
-        claim = {"resources": {"requests": size}, **mode, "volumeName": self.name}
+        # a claim that names its volume may be bound only at the controller's next round, 15 s later
+        volume["claimRef"] = {"namespace": self.name, "name": "runs"}
+        claim = {"resources": {"requests": size}, **mode}
         self.cluster.apply(
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": labels}},
             {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": self.name}, "spec": volume},

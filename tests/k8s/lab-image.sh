@@ -25,8 +25,9 @@ base=$("$work/buildah" from scratch)
 "$work/buildah" commit -q "$base" local.test/base:1 > /dev/null
 rm -rf "$work/rootfs"
 
-mounts=(--volume /etc/ssl/certs:/etc/ssl/certs:ro)
-for folder in ${PIP_FIND_LINKS:-}; do [ ! -d "$folder" ] || mounts+=(--volume "$folder:$folder:ro" --env "PIP_FIND_LINKS=$folder"); done
-[ ! -d /etc/xdg/pip ] || mounts+=(--volume /etc/xdg/pip:/etc/xdg/pip:ro)
+# how pip finds its registry from here
+mounts=()
+for place in /etc/ssl/certs /etc/pip.conf /etc/xdg/pip ${PIP_FIND_LINKS:-}; do [ ! -e "$place" ] || mounts+=(--volume "$place:$place:ro"); done
+[ ! -d ~/.config/pip ] || mounts+=(--volume ~/.config/pip:/root/.config/pip:ro)
 BUILDER="$work/buildah" k8s/build-image.sh "$name" --build-arg BASE=local.test/base:1 --pull=never --network=host --ulimit "nofile=$(ulimit -Hn)" --ulimit "nproc=$(ulimit -Hu)" "${mounts[@]}"
 "$work/buildah" push -q "$name" "docker-archive:$file:$name"

@@ -1,0 +1,198 @@
+"""What cannot run says so: one clear line each, in Kubernetes' own words and with the remedy, in less than ten seconds."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.backend import BackendState
+from cluster.errors import BackendError, ConfigError
+from cluster.spec import RunState
+from tests.k8s.cluster import Namespace
+from tests.k8s.toy import KubeToy
+from tests.slurm.conftest import until
+
+Start = Callable[..., KubeToy]
+
+SECONDS = 10.0
+
+
+@pytest.fixture(autouse=True)
+def _bound_claim(namespace: Namespace) -> None:
+    """The claim has its volume before anything is timed."""
+    found = ("pvc", "--namespace", namespace.name)
+    until(lambda: namespace.cluster.items(*found)[0]["status"]["phase"] == "Bound", 30)
+
+
+SECRET_VOLUME = {
+    "spec": {
+        "volumes": [{"name": "login", "secret": {"secretName": "gone"}}],
+        "containers": [{"name": "ropewalk", "volumeMounts": [{"name": "login", "mountPath": "/login"}]}],
+    }
+}
+
+
+@contextmanager
+def quickly() -> Iterator[None]:
+    before = time.monotonic()
+    yield
+    assert time.monotonic() - before < SECONDS
+
+
+def told(run: KubeToy, said: str = "") -> BackendState:
+    """The first state that says why, in these words."""
+    seen: list[BackendState] = []
+
+    def says_why() -> bool:
+        seen.append(run.state)
+        return bool(seen[-1].reason) and said in seen[-1].reason
+
+    try:
+        until(says_why, SECONDS)
+    except AssertionError:
+        raise AssertionError(f"{said!r} is not in {seen[-1]}") from None
+    return seen[-1]
+
+
+def jobs(namespace: Namespace) -> list[Any]:
+    return [job for job in namespace.cluster.items("jobs", "--namespace", namespace.name) if _stays(job)]
+
+
+def _stays(job: dict[str, Any]) -> bool:
+    return "deletionTimestamp" not in job["metadata"]
+
+
+# --- refused before anything is created
+
+
+@pytest.mark.parametrize(
+    ("profile", "resources", "said"),
+    [
+        ({"claim": "nope"}, {}, r"no PersistentVolumeClaim 'nope' .*\(there are runs\).*correct claim"),
+        ({"namespace": "nope"}, {}, "no namespace 'nope'.*correct namespace"),
+        ({"service_account": "nope"}, {}, "no ServiceAccount 'nope'.*apply k8s/rbac.yaml"),
+        ({"queue": "nope"}, {}, "no LocalQueue 'nope'"),
+        ({"priority_class": "nope"}, {}, "no PriorityClass 'nope'"),
+    ],
+    ids=lambda value: next(iter(value), None) if isinstance(value, dict) else None,
+)
+def test_what_the_cluster_does_not_have(
+    namespace: Namespace, start: Start, profile: dict[str, Any], resources: dict[str, Any], said: str
+) -> None:
+    run = start(profile=profile, resources=resources, submit=False)
+    with quickly(), pytest.raises(BackendError, match=said):
+        run.backend.submit(run.run, run.resources)
+    assert run.state.state is RunState.FAILED
+    assert run.state.reason.startswith("never started: there is no ")
+    assert jobs(namespace) == []
+
+
+def test_a_context_that_is_not_there(start: Start) -> None:
+    run = start(profile={"context": "nope"}, submit=False)
+    with quickly(), pytest.raises(ConfigError, match=r"context 'nope': not in .*; there are "):
+        run.backend.submit(run.run, run.resources)
+
+
+def quota(namespace: Namespace, **hard: str) -> None:
+    spec = {"hard": hard}
+    metadata = {"name": "small", "namespace": namespace.name}
+    namespace.cluster.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": spec})
+
+    def counted() -> bool:
+        found = namespace.cluster.items("resourcequota", "--namespace", namespace.name)
+        return bool(found[0].get("status", {}).get("hard"))
+
+    until(counted, SECONDS)
+
+
+def test_a_quota_of_nothing(namespace: Namespace, start: Start) -> None:
+    quota(namespace, **{"requests.cpu": "0"})
+    run = start(submit=False, resources={"nodes": 2})
+    with quickly(), pytest.raises(BackendError, match=r"quota 'small' .* allows 0 CPU, the run asks for 2 CPU; ask for less"):
+        run.backend.submit(run.run, run.resources)
+
+
+def test_a_quota_that_others_use_up(namespace: Namespace, start: Start) -> None:
+    quota(namespace, **{"requests.cpu": "2"})
+    first = start(steps=10_000, resources={"nodes": 1, "cpus": 2}, pause=0.1)
+    until(lambda: bool(namespace.pods()), SECONDS)
+    second = start(resources={"cpus": 1})
+    with quickly():
+        state = told(second, "exceeded quota")
+    assert state.state is RunState.PENDING
+    assert "exceeded quota: small, requested: requests.cpu=1, used: requests.cpu=2" in state.reason
+    assert state.reason.endswith("`kubectl describe quota`")
+    assert first.backend.outlook(second.run, second.resources) == "It would wait: 1 CPU more needed in quota small."
+
+
+def test_who_may_not(namespace: Namespace, start: Start, tmp_path: Path) -> None:
+    namespace.kubectl("create", "serviceaccount", "nobody")
+    token = namespace.kubectl("create", "token", "nobody").strip()
+    config = yaml.safe_load(Path(namespace.cluster.kubeconfig).read_text())
+    config["users"][0]["user"] = {"token": token}
+    path = tmp_path / "nobody"
+    path.write_text(yaml.safe_dump(config))
+    run = start(profile={"kubeconfig": str(path)}, submit=False)
+    with (
+        quickly(),
+        pytest.raises(BackendError, match=r"cannot create resource .jobs.*ask for the rights that k8s/rbac"),
+    ):
+        run.backend.submit(run.run, run.resources)
+    check = next(check for check in run.backend.checks() if check.name == "rights")
+    assert (check.ok, "you may not create jobs" in check.detail) == (False, True)
+
+
+# --- seen as soon as somebody looks: it can never start, so it ends, and nothing of it stays
+
+
+@pytest.mark.parametrize(
+    ("profile", "said"),
+    [
+        ({"image": "No Image"}, "couldn't parse image name.*correct image in the cluster's profile"),
+        ({"image": "local.test/nope:1", "image_pull_policy": "Never"}, "image .*local.test/nope:1.*correct image"),
+        ({"python": "/no/python"}, "/no/python: no such file.*correct python in the cluster's profile"),
+        ({"secrets": ["nope"]}, 'secret "nope" not found; create the Secret'),
+        ({"pod": SECRET_VOLUME}, 'secret "gone" not found; create the Secret'),
+        ({"pod": {"spec": {"hostNetwork": True}}}, 'violates PodSecurity "restricted'),
+    ],
+    ids=lambda value: next(iter(value), None) if isinstance(value, dict) else None,
+)
+def test_what_can_never_start(namespace: Namespace, start: Start, profile: dict[str, Any], said: str) -> None:
+    run = start(profile=profile)
+    with quickly():
+        told(run, "never started: ")
+    assert run.state.reason.startswith("never started: ")
+    assert re.search(said, run.state.reason), run.state.reason
+    assert jobs(namespace) == []
+
+
+# --- it waits, and says what for
+
+
+@pytest.mark.parametrize(
+    ("profile", "resources", "said"),
+    [
+        ({"node_selector": {"a": "b"}}, {}, "didn't match Pod's node affinity/selector; correct node_selector"),
+        ({}, {"cpus": 500}, "Insufficient cpu; ask for less a node"),
+        ({}, {"gpus": 3}, "Insufficient nvidia.com/gpu"),
+        ({"devices": {"rdma/hca": 1}}, {}, "Insufficient rdma/hca"),
+    ],
+)
+def test_what_waits_for_room(start: Start, profile: dict[str, Any], resources: dict[str, Any], said: str) -> None:
+    run = start(profile=profile, resources=resources)
+    with quickly():
+        state = told(run, said)
+    assert (state.state, state.word) == (RunState.PENDING, "Unschedulable")
+
+
+def test_a_registry_that_is_away(start: Start) -> None:
+    run = start(profile={"image": "nowhere.invalid/ropewalk:1"})
+    with quickly():
+        state = told(run)
+    assert state.state is RunState.PENDING
+    assert "nowhere.invalid/ropewalk:1" in state.reason

@@ -15,6 +15,8 @@ from jobs.sweeps.answers import Answers, metric_word, parameter_words
 from jobs.sweeps.comparison import Comparison, compare, mean_of
 from jobs.sweeps.confirm import Candidate, values_of
 
+ROUNDING = 1e-9  # a smaller spread, of the difference, is that of floating point
+
 
 def await_runs(runs: Sequence[RunDir], say: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> None:
     """Return when all of them are over; tell as each ends."""
@@ -63,6 +65,8 @@ def verdict(answers: Answers, best: Candidate, other: Candidate, found: Comparis
         return f"Nothing can be said: {has} has a value of both {one} and {two}; two are the least, and {_more(answers, 5)}."
     by = f"by {metric_word(abs(found.difference))} ± {metric_word(found.standard_error)} of {answers.metric}"
     basis = f"mean and standard error of {found.n} differences, each at one seed"
+    if found.difference > 0 and found.standard_error <= ROUNDING * found.difference:
+        return f"The win is real, and the seed changes nothing: {one} is better than {two} {by} at each of {found.n} seeds."
     low, high = (metric_word(end) for end in found.interval)
     if found.real:
         return f"The win is real: {one} is better than {two} {by} ({basis}; 95% interval {low} to {high})."

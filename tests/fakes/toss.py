@@ -21,7 +21,7 @@ class TossConfig(JobConfig):
 
 def main(context: JobContext) -> dict[str, object]:
     config = context.config(TossConfig)
-    log, luck = MetricLog(context), random.Random(config.seed).gauss(0, config.noise)
+    log, luck = MetricLog(context), random.Random(f"{config.seed} {config.height}").gauss(0, config.noise)
     for step in range(1, config.steps + 1):
         log.log(step, {"toss/height": config.height + luck + 1 / step})
         time.sleep(0.01)

@@ -16,6 +16,7 @@ from jobs.status import all_runs
 from jobs.sweeps import confirm
 from jobs.sweeps.answers import read_sweep
 from jobs.sweeps.comparison import compare, mean_of, t_value
+from jobs.sweeps.confirmation import confirmation
 from tests.fakes import toss
 from tests.fakes.sweep import METRIC, START, make_sweep, make_trial_run, write_record
 from tests.jobs.shell import Shell
@@ -53,9 +54,9 @@ def test_more_seeds_are_asked_for_as_many_as_would_do() -> None:
     assert compare({1: 1.0, 2: 1.0}, {1: 1.0, 2: 1.0}, "min").seeds_needed is None
 
 
-def finish(runs: Mapping[int, RunDir], value: float) -> None:
+def finish(runs: Mapping[int, RunDir], values: Mapping[int, float]) -> None:
     for seed, run in runs.items():
-        append_line(run.metrics, {"step": 270, "attempt": 1, "time": START, METRIC: value + seed / 10})
+        append_line(run.metrics, {"step": 270, "attempt": 1, "time": START, METRIC: values[seed]})
         run.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done"))
 
 
@@ -75,8 +76,8 @@ def test_what_an_earlier_call_began_is_taken_up(shell: Shell) -> None:
             assert config["optim"]["lr"] == pytest.approx(one.parameters["optim.lr"])
             assert config["wandb"]["group"] == answers.run.id
             assert "parent" not in run.record  # it lives on though the sweep is over
-    finish(found[0].runs, 3.0)
-    finish(found[1].runs, 3.2)
+    finish(found[0].runs, {1: 3.1, 2: 3.2})
+    finish(found[1].runs, {1: 3.31, 2: 3.39})
     said = json.loads(shell("confirm", answers.run.id, "--seeds", "2", "--json"))
     assert len(shell.asked("submit_many")) == 1
     assert shell.asked("submit") == []
@@ -143,8 +144,25 @@ def tossed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 def test_runs_of_the_real_backend_say_that_the_win_is_real(shell: Shell, tossed: RunDir) -> None:
     page = shell("confirm", tossed.id, "--seeds", "2")
-    assert "The win is real: trial 0 is better than trial 1 by 0.5 ± " in page
+    assert "The win is real: trial 0 is better than trial 1 by 0.4" in page  # and a seed's luck
     assert "4 of 4 runs are over" in shell.err
     before = [run.id for run in all_runs()]
     assert "The win is real" in shell("confirm", tossed.id, "--seeds", "2")
     assert [run.id for run in all_runs()] == before  # nothing was run twice
+
+
+def test_no_spread_and_no_difference_are_told_as_such(shell: Shell) -> None:
+    answers = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
+    found = confirm.candidates(answers, "runner-up")
+    confirm.ensure_runs(answers, found, [1, 2], "slow", [])
+    finish(found[0].runs, {1: 3.0, 2: 3.1})
+    finish(found[1].runs, {1: 3.5, 2: 3.6})
+    assert "The win is real, and the seed changes nothing" in confirmation(answers, found)["words"]
+    finish(found[1].runs, {1: 3.0, 2: 3.1})
+    assert "The win is not shown" in confirmation(answers, found)["words"]
+    finish(found[1].runs, {1: 2.0, 2: 2.11})
+    assert "The win was luck" in confirmation(answers, found)["words"]
+    (found[1].runs[2].attempt_dir(1) / "outcome.json").unlink()
+    said = confirmation(answers, found)
+    assert (said["real"], said["n"]) == (None, 1)
+    assert "Nothing can be said: one seed has a value of both" in said["words"]

@@ -13,12 +13,13 @@ from cluster.errors import BackendError, ConfigError
 from cluster.files import SYNC_THREADS, sync_all, write_atomically
 from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import RunState
+from cluster.submitted import conclude, key_of, last_known
 from cluster.supervisor import BY_SUBMISSION, bury_unfinished
 from slurm.carriers import SUBMITTED, job_id, job_name, jobs_of, state_of, waits
 from slurm.commands import Job, Slurm
 from slurm.profile import SlurmProfile
-from slurm.script import ARRAY_LIST, job_options, key_of, render_job
-from slurm.states import conclude, judge, last_known
+from slurm.script import ARRAY_LIST, job_options, render_job
+from slurm.states import judge
 from slurm.submit import SubmissionInDoubtError, submit_once
 
 QUESTION_SECONDS = 10.0  # a person waits for the answer

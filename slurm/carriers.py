@@ -3,13 +3,11 @@ give its id to another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
-from cluster.supervisor import BY_SUBMISSION
+from cluster.submitted import key_of, newest_submission, submission_details
 from slurm.commands import Job
-from slurm.script import key_of
 
 CLAIM = "job"  # in a submission's attempt: the job that carries it
 SUBMITTED = "submitted"  # in the (first) run's attempt: the id that sbatch gave; a client writes this, attempt.json is the job's
@@ -45,29 +43,10 @@ def waits(job: Job) -> bool:
     return state_of(job) in {RunState.PENDING, RunState.REQUEUED}
 
 
-def submission_of(run: RunDir) -> int:
-    """The attempt that the newest submission opened; retries and requeues open others after it. 0: none was."""
-    return _submission(run)[0]
-
-
-def submission_details(run: RunDir) -> dict[str, Any]:
-    """What the newest submission wrote down: key, profile, index in an array."""
-    return _submission(run)[1]
-
-
-def _submission(run: RunDir) -> tuple[int, dict[str, Any]]:
-    attempts = run.attempts()
-    for number in reversed(attempts):
-        details = run.attempt_details(number)
-        if details.get("opened_by") == BY_SUBMISSION:
-            return number, details
-    return (attempts[0], run.attempt_details(attempts[0])) if attempts else (0, {})
-
-
 def owner_of(run: RunDir) -> str:
     """The job that carries the newest submission, once one has started."""
     try:
-        return (run.attempt_dir(submission_of(run)) / CLAIM).read_text()
+        return (run.attempt_dir(newest_submission(run)[0]) / CLAIM).read_text()
     except FileNotFoundError:
         return ""
 

@@ -17,8 +17,9 @@ from cluster.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
+from cluster.submitted import newest_submission
 from cluster.supervisor import Supervisor, open_attempt
-from slurm.carriers import CLAIM, carrier, job_name, state_of, submission_of
+from slurm.carriers import CLAIM, carrier, job_name, state_of
 from slurm.commands import Slurm
 from slurm.lane import SlurmLane
 from slurm.profile import SlurmProfile
@@ -76,7 +77,7 @@ def python_of(profile: SlurmProfile) -> str:
 
 def claim(run: RunDir, job: str, slurm: Slurm) -> bool:
     """One job carries one submission, though a retried sbatch may have made two: whoever starts first."""
-    path = run.attempt_dir(submission_of(run)) / CLAIM
+    path = run.attempt_dir(newest_submission(run)[0]) / CLAIM
     try:
         with path.open("x") as stream:
             stream.write(job)

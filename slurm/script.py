@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.config import Resources
-from cluster.errors import ConfigError
 from cluster.run_dir import RunDir
+from cluster.submitted import key_of, refuse_short_limit
 from slurm.profile import SlurmProfile
 
 HERE = Path(__file__).parent
@@ -18,7 +18,7 @@ GUARD_PATIENCE_SECONDS = 15  # without a sign of life of the first node, before 
 
 def render_job(run: RunDir, resources: Resources, profile: SlurmProfile, attempt: int = 1, runs: int = 1) -> str:
     """The job script of a run, or of an array of `runs` that begins with it. It names no path of the run itself."""
-    check(resources)
+    refuse_short_limit(resources)
     array = runs > 1
     where = f",\n# which array.txt names, beside the first run's {attempt:04d}/job.sbatch" if array else ""
     return fill(
@@ -92,11 +92,6 @@ def companion_name(job: str) -> str:
     return f"ropewalk-more-{job}"
 
 
-def key_of(run: RunDir, attempt: int) -> str:
-    """What makes a submission known: a second one with the same key is the same."""
-    return f"ropewalk:{run.id}:{attempt}"
-
-
 def flags(options: Mapping[str, str | int | bool]) -> list[str]:
     """Options as words: --exclusive, --nodes=2."""
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items() if value is not False]
@@ -112,16 +107,6 @@ def fill(template: str, **values: str) -> str:
         if filled or not line:
             lines.append(filled.rstrip())
     return "\n".join(lines) + "\n"
-
-
-def check(resources: Resources) -> None:
-    """Refuse what Slurm would accept and never run well. Raises ConfigError."""
-    limit = resources.time_limit_minutes
-    if limit and limit * 60 <= resources.grace_seconds:
-        raise ConfigError(
-            f"resources.time_limit_minutes: {limit:g} is no longer than resources.grace_seconds ({resources.grace_seconds:g});"
-            " the run would be told to stop as it starts: a longer limit, or less notice"
-        )
 
 
 def _enter(run: RunDir, attempt: int) -> str:

@@ -2,21 +2,16 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
-from cluster.attempt import AGENTS
 from cluster.backend import BackendState
-from cluster.errors import EXIT_FAILED, EXIT_TERMINATED
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
-from slurm.carriers import job_id, owner_of, state_of, submission_details
+from cluster.submitted import PATIENCE_SECONDS, SETTLE_SECONDS, conclude, lost, never_submitted, submission_details
+from slurm.carriers import job_id, owner_of, state_of
 from slurm.commands import Job
 from slurm.job import FOREVER, seconds_of
-from slurm.submit import PATIENCE_SECONDS
 
-SETTLE_SECONDS = 15.0  # a job that ended may have written its outcome on a file system that shows it late
 HELD = ("JobHeld", "launch failed", "job requeued in held state")
 
 
@@ -27,7 +22,7 @@ def judge(run: RunDir, job: Job | None, accounted: str | None = None) -> Backend
     """
     attempts = run.attempts()
     if not attempts:
-        return _never_submitted(run)
+        return never_submitted(run)
     outcome = run.outcome(attempts[-1])
     if outcome is not None and outcome.state.final:
         return BackendState(state=outcome.state, word="ended", reason=outcome.cause)
@@ -44,29 +39,6 @@ def judge(run: RunDir, job: Job | None, accounted: str | None = None) -> Backend
     return BackendState(state=state, word=job.state, reason=_reason(job), handle=f"slurm:{job.id}")
 
 
-def last_known(run: RunDir, error: str) -> BackendState:
-    """The state that the run's own files tell, where Slurm does not answer."""
-    outcome, attempts = run.last_outcome(), run.attempts()
-    reason = f"{error}; this is the last that its files tell"
-    if outcome is not None:
-        return BackendState(state=outcome.state if outcome.state.final else RunState.REQUEUED, reason=reason)
-    at_work = attempts and (run.attempt_dir(attempts[-1]) / AGENTS).exists()
-    return BackendState(state=RunState.RUNNING if at_work else RunState.PENDING, reason=reason)
-
-
-def conclude(run: RunDir, state: RunState, cause: str) -> Outcome:
-    """Write down an end that nobody lived to write; what an earlier outcome said is kept."""
-    code = EXIT_FAILED if state is RunState.FAILED else EXIT_TERMINATED
-    before = run.last_outcome()
-    if before is None:
-        outcome = Outcome(state=state, exit_code=code, cause=cause, ended=time.time())
-    else:
-        outcome = replace(before, state=state, cause=f"{before.cause}; then: {cause}")
-    with suppress(OSError):  # who looks at another's runs may not be allowed to write there
-        run.write_outcome(run.attempts()[-1], outcome)
-    return outcome
-
-
 def waited_for(run: RunDir) -> str:
     """Of the runs that this one waited for, those that ended without success, in words."""
     others = [RunDir(run.path.parent / name) for name in submission_details(run).get("after") or []]
@@ -76,12 +48,6 @@ def waited_for(run: RunDir) -> str:
         if outcome is not None and outcome.state.final and outcome.state is not RunState.SUCCEEDED:
             told.append(f"{other.id}, which ended as {outcome.state} ({outcome.cause})")
     return " and ".join(told or [other.id for other in others])
-
-
-def _never_submitted(run: RunDir) -> BackendState:
-    if time.time() - float(run.listed.get("created") or 0) < PATIENCE_SECONDS:
-        return BackendState(state=RunState.PENDING, word="submitting")
-    return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"it was never submitted; `ropewalk resume {run.id}` does")
 
 
 def _is_a_double(run: RunDir, job: Job) -> bool:
@@ -102,8 +68,7 @@ def _unknown(run: RunDir, outcome: Outcome | None) -> BackendState:
         said = f"Slurm does not know job {job_id(run)} any more, which had not started"
     else:
         said = f"Slurm does not know job {job_id(run)} any more, and it left no final outcome"
-    remedy = f"{said}; `ropewalk resume {run.id}` goes on from its last checkpoint, if there is one"
-    return BackendState(state=RunState.UNKNOWN, word="lost", reason=remedy)
+    return lost(run, said)
 
 
 def _settle(run: RunDir, job: Job, outcome: Outcome | None) -> BackendState:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.errors import BackendError
+from cluster.submitted import PATIENCE_SECONDS
 from slurm.commands import ControllerAwayError, Slurm
 
-PATIENCE_SECONDS = 120.0  # a controller that restarts takes some seconds, a failover a minute
 PAUSE_SECONDS = 1.0
 
 

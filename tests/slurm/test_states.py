@@ -17,12 +17,12 @@ from cluster.backend import Profile
 from cluster.processes import processes_of
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
+from cluster.submitted import key_of
 from slurm.backend import SlurmBackend
 from slurm.carriers import STATES
 from slurm.commands import Job, Slurm, run_command
 from slurm.lab import Lab
 from slurm.lab_processes import marked
-from slurm.script import key_of
 from slurm.states import SETTLE_SECONDS, judge
 from tests.slurm.conftest import ROOT, MakeLab, until
 from tests.slurm.edges import Recorder, forget

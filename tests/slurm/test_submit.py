@@ -11,11 +11,11 @@ import pytest
 
 from cluster.errors import BackendError
 from cluster.spec import RunState
+from cluster.submitted import key_of
 from slurm.carriers import CLAIM, job_id, jobs_of
 from slurm.commands import Slurm
 from slurm.conductor import claim
 from slurm.lab import Lab
-from slurm.script import key_of
 from slurm.states import judge
 from slurm.submit import SubmissionInDoubtError, submit_once
 from tests.slurm.conftest import ROOT, MakeLab, until

@@ -11,8 +11,8 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13 3.14; do \
 READY := $(VENV)/.ready
 
 # what the tests of the Slurm backend run on; without it they are skipped
-SLURM_PROGRAMS := slurmctld slurmd srun munged slurmdbd mariadbd jq shellcheck
-SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq slurmdbd mariadb-server shellcheck
+SLURM_PROGRAMS := slurmctld slurmd srun munged slurmdbd mariadbd jq shellcheck ch-run
+SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq slurmdbd mariadb-server shellcheck charliecloud
 
 .PHONY: quickstart test lint bench clean slurm-packages
 

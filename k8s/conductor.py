@@ -23,7 +23,7 @@ from k8s.inside import ApiError, Inside
 from k8s.lane import PodLane
 from k8s.members import Members
 from k8s.pod import Pod, alive
-from k8s.replacing import Replacing
+from k8s.replacing import Replacing, let_go
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: Inside) -> 
         replacing.close()
         outcome = run.last_outcome()
         if code == EXIT_DONE and outcome is not None:
+            let_go(api)
             tell_the_end(api, outcome)
             members.close({"say": "over", "code": pod_code(outcome)})
         else:

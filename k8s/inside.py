@@ -20,6 +20,7 @@ Object = dict[str, Any]
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 ANSWER_SECONDS = 5.0
 MERGE = "application/merge-patch+json"
+PLAIN = "application/json"
 
 
 class ApiError(BackendError):
@@ -63,6 +64,15 @@ class Inside:
             if error.status != 404:
                 raise
 
+    def delete_pod(self, name: str, uid: str, *, at_once: bool = False) -> None:
+        """Ask a pod to go; `at_once` also where its node is not there to see to it. One that is gone is left alone."""
+        options: Object = {"preconditions": {"uid": uid}, **({"gracePeriodSeconds": 0} if at_once else {})}
+        try:
+            self._call("DELETE", f"/api/v1/namespaces/{self.namespace}/pods/{name}", options)
+        except ApiError as error:
+            if error.status not in {404, 409}:
+                raise
+
     def job(self) -> Object | None:
         """The run's Job; None: it is gone."""
         return self._find(self._job_path)
@@ -90,7 +100,11 @@ class Inside:
             token = (self._account / "token").read_text().strip()
             trusted = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
             connection = http.client.HTTPSConnection(self._host, self._port, timeout=ANSWER_SECONDS, context=trusted)
-            headers = {"Authorization": f"Bearer {token}", "Accept": "application/json", "Content-Type": MERGE}
+            headers = {
+                "Authorization": f"Bearer {token}",
+                "Accept": "application/json",
+                "Content-Type": MERGE if method == "PATCH" else PLAIN,
+            }
             try:
                 connection.request(method, path, json.dumps(body) if body is not None else None, headers)
                 response = connection.getresponse()

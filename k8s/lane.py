@@ -14,12 +14,12 @@ from cluster.forking import Process
 from cluster.ports import free_port
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
+from cluster.submitted import submission_details
 from k8s.claims import Claim, newest
 from k8s.inside import ApiError, Inside
 from k8s.members import LOST_CODE, Member, Members, RemoteAgent
 from k8s.pod import Pod, why_taken
 from k8s.replacing import Replacing
-from k8s.states import submission_details
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ CHUNK_BYTES = 4096
 
 
 class Link:
-    """A connection. `lost` says why it is of no use any more; `silent` that nobody closed it."""
+    """A connection. `lost` says why it is of no use any more; `silent_seconds` that nobody closed it, but said nothing."""
 
     def __init__(self, connection: socket.socket, pod: Pod) -> None:
         self._socket = connection
@@ -24,7 +24,7 @@ class Link:
         self._heard = time.monotonic()
         self._next_beat = self._heard + BEAT_SECONDS
         self.lost = ""
-        self.silent = False
+        self.silent_seconds = 0.0
         self.send({"say": "hello", "pod": vars(pod)})
 
     @classmethod
@@ -52,7 +52,7 @@ class Link:
             self._next_beat = now + BEAT_SECONDS
             self.send(BEAT)
         if now - self._heard > self._patience and not self.lost:
-            self.silent = True
+            self.silent_seconds = now - self._heard
             self._lose(f"nothing heard for {self._patience:.0f} s")
         return messages
 

@@ -18,13 +18,13 @@ from cluster.forking import Forked, fork_program, load
 from cluster.local_supervisor import needed
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
+from cluster.submitted import submission_details
 from k8s.claims import Claim, give_up, given_up, newest
 from k8s.ending import pod_code, tell_the_end
 from k8s.inside import Inside
 from k8s.link import Link
 from k8s.local_agent import LocalAgent, Store, share_of_node
 from k8s.pod import Pod
-from k8s.states import submission_details
 from k8s.succession import Succession
 from k8s.wire import Message
 
@@ -54,6 +54,7 @@ class Node:
         self._told_to_go = False
         self._orphaned_at: float | None = None
         self._carry_again_at = 0.0
+        self._silent_seconds = 0.0  # of the last connection, as it was given up
 
     def live(self) -> int:
         """Until the run is over, or this pod has to go; its exit code."""
@@ -135,13 +136,13 @@ class Node:
         if link.lost:
             log.info("the connection to the conductor is lost: %s", link.lost)
             link.close()
-            self.link = None
+            self.link, self._silent_seconds = None, link.silent_seconds
             if self.store is not None:
                 self.store.kill()
                 self.store = None
             if self.agent is not None:
                 self.agent.stop()
-                self._orphaned_at = time.monotonic() - (ORPHAN_SECONDS if link.silent else 0.0)
+                self._orphaned_at = time.monotonic() - (ORPHAN_SECONDS if link.silent_seconds else 0.0)
 
     def _obey(self, message: Message) -> None:
         agent = self.agent if self.agent is not None and self.agent.number == message.get("agent") else None
@@ -202,8 +203,11 @@ class Node:
         try:
             self.link = Link.connect(claim, self.pod)
         except OSError as error:
-            self.succession.unreachable(claim, refused=isinstance(error, ConnectionRefusedError))
+            refused = isinstance(error, ConnectionRefusedError)
+            self.succession.unreachable(claim, refused=refused, silent_seconds=self._silent_seconds)
             return False
+        finally:
+            self._silent_seconds = 0.0
         return True
 
     def _carry(self, number: int) -> None:

@@ -67,21 +67,21 @@ def why_taken(pod: Object | None, job: Object | None) -> str:
     return "its pod was deleted"
 
 
-def long_failed(pod: Object) -> Object:
-    """A status by which the Job controller replaces the pod at once: failed, and so long ago that no pause is due.
+def long_ended(pod: Object) -> Object:
+    """A status by which the Job controller replaces a pod that is over or being deleted at once, and not after a pause.
 
-    It counts an index's pause from the end of its last pod, 10 s, then 20, 40 ... 600, of which it forgets none.
+    It counts an index's pause from the end of its last pod: 10 s, then 20, 40 ... 600, of which it forgets none.
     """
-    failed = {"exitCode": 137, "reason": "NodeLost", "message": "declared dead by the run's other pods"}
+    lost = {"exitCode": 137, "reason": "NodeLost", "message": "declared dead by the run's other pods"}
     statuses = [
-        {**each, "ready": False, "started": False, "state": {"terminated": {**_terminated(each, failed)}}}
+        {**each, "ready": False, "started": False, "state": {"terminated": {**_terminated(each, lost)}}}
         for each in pod["status"].get("containerStatuses", [])
     ]
     conditions = [
         {**each, "status": "False", "lastTransitionTime": LONG_AGO} if each["type"] == "Ready" else each
         for each in pod["status"].get("conditions", [])
     ]
-    return {"phase": "Failed", "containerStatuses": statuses, "conditions": conditions}
+    return {"containerStatuses": statuses, "conditions": conditions}
 
 
 def _terminated(status: Object, otherwise: Object) -> Object:
@@ -90,6 +90,6 @@ def _terminated(status: Object, otherwise: Object) -> Object:
 
 
 def hurried(pod: Object) -> bool:
-    """Whether `long_failed` has been written already, and stands."""
+    """Whether `long_ended` has been written already, and stands."""
     ends = [each.get("state", {}).get("terminated", {}).get("finishedAt") for each in pod["status"].get("containerStatuses", [])]
-    return pod["status"].get("phase") == "Failed" and all(end == LONG_AGO for end in ends)
+    return (over(pod) or "deletionTimestamp" in pod["metadata"]) and all(end == LONG_AGO for end in ends)

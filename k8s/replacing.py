@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from k8s.inside import ApiError, Inside
 from k8s.members import Member
-from k8s.pod import hurried, long_failed, over
+from k8s.pod import Object, hurried, long_ended, over
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,6 @@ class Replacing:
         self._gone: dict[str, _Gone] = {}
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self.dead: set[str] = set()  # uids of pods that were declared dead, not only left
         threading.Thread(target=self._run, name="replacing", daemon=True).start()
 
     def see_to(self, member: Member, grace_seconds: float) -> None:
@@ -86,11 +85,38 @@ class Replacing:
             return True
         if hurried(pod):
             return now - gone.hurried_at > STAND_SECONDS
-        if not over(pod):
-            if now < gone.dead_at:
-                return False
-            log.warning("pod %s is declared dead", gone.name)
-            self.dead.add(gone.uid)
-        self._api.patch_pod_status(gone.name, long_failed(pod))
+        if over(pod):
+            self._api.patch_pod_status(gone.name, long_ended(pod))
+        elif now >= gone.dead_at:
+            self._bury(pod)
+        else:
+            return False
         gone.hurried_at = now
         return False
+
+    def _bury(self, pod: Object) -> None:
+        """A dead pod is deleted, and stays where it is: so its successor is not put on the same node, of whose death
+        Kubernetes learns later (50 s, where nobody has changed it).
+        """
+        name, status = pod["metadata"]["name"], long_ended(pod)
+        log.warning("pod %s is declared dead", name)
+        try:
+            self._api.delete_pod(name, pod["metadata"]["uid"])
+        except ApiError as error:
+            if not error.denied:
+                raise
+            log.warning("it can only be declared failed: %s", error)
+            status["phase"] = "Failed"
+        self._api.patch_pod_status(name, status)
+
+
+def let_go(api: Inside) -> None:
+    """The run is over: dead pods that their nodes could not end must not keep its Job from ending."""
+    try:
+        for pod in api.pods():
+            if hurried(pod) and not over(pod):
+                name = pod["metadata"]["name"]
+                api.patch_pod_status(name, {"phase": "Failed"})
+                api.delete_pod(name, pod["metadata"]["uid"], at_once=True)
+    except ApiError as error:
+        log.warning("a dead pod may keep the Job from ending until its node is back: %s", error)

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 ASK_SECONDS = 1.0  # between two questions to the API server
 FIRST_SECONDS = 10.0  # how long the pod of index 0 has the first claim for itself
-REFUSED_SECONDS = 1.5  # of refused connections: the pod lives, its conductor does not
+REFUSED_SECONDS = 1.5  # of a pod that refuses connections, or is asked to go and does not answer
 TURN_SECONDS = 0.3  # by which a pod waits longer than the one before it
 MOST_TURNS = 10
 UNPROVEN_SECONDS = 30.0  # of no answer of a pod, where the API server may not be asked
@@ -35,12 +35,13 @@ class Succession:
         """There is a carrier, and it answers."""
         self._failing = self._free_since = None
 
-    def unreachable(self, claim: Claim, *, refused: bool) -> None:
-        """The carrier of the newest claim cannot be reached."""
+    def unreachable(self, claim: Claim, *, refused: bool, silent_seconds: float = 0.0) -> None:
+        """The carrier of the newest claim cannot be reached, and said nothing for some seconds before."""
+        since = time.monotonic() - silent_seconds
         if self._failing is None or self._failing[0] != claim.number:
-            self._failing = (claim.number, time.monotonic(), refused)
-        elif self._failing[2] and not refused:
-            self._failing = (claim.number, self._failing[1], False)
+            self._failing = (claim.number, since, refused)
+        else:
+            self._failing = (claim.number, min(since, self._failing[1]), refused)
 
     def my_turn(self, last: Claim | None) -> bool:
         """Whether this pod may make the claim that follows `last`."""
@@ -75,8 +76,8 @@ class Succession:
         holder = next((pod for pod in pods if pod["metadata"]["uid"] == last.uid), None)
         if holder is None or over(holder):
             return True
-        refused = self._failing is not None and self._failing[2]
-        return self._silent_for(last) > (REFUSED_SECONDS if refused else LOST_SECONDS)
+        certain = "deletionTimestamp" in holder["metadata"] or (self._failing is not None and self._failing[2])
+        return self._silent_for(last) > (REFUSED_SECONDS if certain else LOST_SECONDS)
 
     def _silent_for(self, last: Claim | None) -> float:
         if last is None:

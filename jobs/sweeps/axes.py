@@ -66,11 +66,14 @@ def _parameter(item: Any, key: str) -> Parameter | None:
 
 
 def _axis(key: str, parameter: Parameter | None, seen: Sequence[Any]) -> Axis:
-    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in seen)
-    if not numbers or (parameter is not None and parameter.values is not None):
-        known = parameter.values if parameter is not None and parameter.values else []
-        return Axis(key=key, categories=list(dict.fromkeys(category(value) for value in [*known, *seen])))
-    ends = [*(parameter.extremes if parameter is not None else []), *seen]  # population based training leaves the range
+    known = list(parameter.values or []) if parameter is not None else []
+    numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in [*known, *seen])
+    chosen = known and {category(value) for value in seen} <= {category(value) for value in known}
+    if not numbers or chosen:
+        values = sorted(known) if numbers else [*known, *seen]
+        return Axis(key=key, categories=list(dict.fromkeys(category(value) for value in values)))
+    # population based training leaves the range, or the choice
+    ends = [*(known or (parameter.extremes if parameter is not None else [])), *seen]
     log = parameter is not None and "log" in parameter.kind and min(ends) > 0
     whole = all(isinstance(value, int) for value in seen)
     return Axis(key=key, low=float(min(ends)), high=float(max(ends)), log=log, whole=whole)

@@ -14,6 +14,7 @@ BEST, FINISHED, STOPPED = VALIDATION, TRAIN, "#b8c4d0"
 UNSET = -0.09  # where a line passes an axis whose condition does not hold
 RANKS_TOLD = 12  # values beside the axis of ranks
 MOST_ENDS = 40  # trials whose end is marked by a point
+MANY = 12  # values, of which a few may be left beyond the edge
 KEPT = 0.9  # share of the values that a scale is made for; a few that diverged must not flatten the others
 
 
@@ -54,18 +55,20 @@ def draw_history(axis: Any, answers: Answers) -> None:
     """Each trial's metric in the order in which they began, and the best so far."""
     trials = [t for t in answers.trials if t.metric is not None and t.state != "FAILED"]
     values = [float(t.metric or 0) for t in trials]
+    _limit(axis, answers, values)
+    low, high = axis.get_ylim()
     for kind, label, style in (
         ("STOPPED", "stopped", {"color": "white", "edgecolor": STOPPED, "linewidth": 1.4}),
         ("", "finished", {"color": FINISHED, "edgecolor": "white", "linewidth": 0.6}),
     ):
         mine = [t for t in trials if (t.state == "STOPPED") == (kind == "STOPPED")]
         if mine:
-            axis.scatter([t.trial for t in mine], [t.metric for t in mine], s=34, zorder=3, label=label, **style)
+            heights = [min(max(float(t.metric or 0), low), high) for t in mine]  # one far beyond lies on the edge
+            axis.scatter([t.trial for t in mine], heights, s=34, zorder=3, label=label, clip_on=False, **style)
     failed = [t.trial for t in answers.trials if t.state == "FAILED"]
-    _limit(axis, answers, values)
     if failed:
-        floor = axis.get_ylim()[1]
-        axis.scatter(failed, [floor] * len(failed), marker="x", color=EVENT, s=28, zorder=4, label="failed", clip_on=False)
+        edge = [high if answers.mode == "min" else low] * len(failed)
+        axis.scatter(failed, edge, marker="x", color=EVENT, s=28, zorder=4, label="failed", clip_on=False)
     best = best_of(values, answers.mode)
     axis.step([t.trial for t in trials], best, where="post", color=BEST, linewidth=1.8, zorder=2, label="best so far")
     dress(axis, f"{answers.metric} of each trial, in the order of their start")
@@ -121,10 +124,10 @@ def _style(trial: Trial, answers: Answers) -> dict[str, Any]:
 
 
 def _range(values: Sequence[float], mode: str) -> tuple[float, float]:
-    """From the best to the worst; to the worst but a few where those lie far beyond the rest."""
+    """From the best to the worst; to the worst but a few where those lie far beyond many others."""
     ordered = sorted(values, reverse=mode == "max")
     best, kept, worst = ordered[0], ordered[int(KEPT * (len(ordered) - 1))], ordered[-1]
-    end = kept if abs(worst - best) > 2 * abs(kept - best) > 0 else worst
+    end = kept if len(values) >= MANY and abs(worst - best) > 2 * abs(kept - best) > 0 else worst
     return min(best, end), max(best, end)
 
 
@@ -132,6 +135,7 @@ def _limit(axis: Any, answers: Answers, values: Sequence[float]) -> None:
     low, high = _range(values, answers.mode)
     pad = (high - low) * 0.08 or abs(high) * 0.05 or 1.0
     axis.set_ylim(low - pad, high + pad)
+    axis.ticklabel_format(axis="y", useOffset=False)
 
 
 def _bent(heights: Sequence[float], points: int = 24) -> tuple[list[float], list[float]]:

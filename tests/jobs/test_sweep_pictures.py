@@ -37,7 +37,8 @@ def test_axes_follow_the_space(tmp_path: Path) -> None:
     [
         ({"choice": [[0.9, 0.95], [0.9, 0.99]]}, [[0.9, 0.99]], ["[0.9, 0.95]", "[0.9, 0.99]"]),
         ({"choice": [None, 3.0]}, [None], ["null", "3"]),
-        ({"grid": [8, 16]}, [8], ["8", "16"]),
+        ({"grid": [16, 8]}, [8], ["8", "16"]),
+        ({"choice": [0.0, 0.1]}, [0.08], (0.0, 0.1)),  # a population leaves the choice
         ({"loguniform": [0.01, 0.1]}, [0.2], (0.01, 0.2)),  # a population leaves the range
         ({"quniform": [0.0, 1.0, 0.1], "uniform": None, "when": {}}, [0.5], (0.0, 1.0)),  # as run.yaml holds it
         ({"made_up": 1}, ["a", "b"], ["a", "b"]),  # a kind that this version does not know

@@ -27,6 +27,7 @@ SETTLE_SECONDS = 2.0  # how long an elastic run waits for one pod more, once it 
 END_SECONDS = 10.0
 LOOK_SECONDS = 0.1
 CLAIM_LOOK_SECONDS = 2.0
+ASK_AGAIN_SECONDS = 5.0  # after the API server was away
 SAY_SECONDS = 30.0  # between two words about what is waited for
 
 
@@ -49,7 +50,7 @@ class PodLane:
         self._limit: float | None = None
         self._notice = ""
         self._asked_for: int | None = None  # pods, of Kubernetes
-        self._next_claim_look = self._next_word = 0.0
+        self._next_claim_look = self._next_word = self._next_request = 0.0
 
     # --- the nodes of an attempt
 
@@ -182,18 +183,21 @@ class PodLane:
             self.replacing.see_to(member, self.resources.grace_seconds)
         for member in self.members.present():
             self.replacing.forget(member.pod.uid)  # it was away for a moment
-        wanted = self.wanted()
-        if not self.resources.nodes.elastic or wanted == self._asked_for:
-            return
-        self._asked_for = wanted
+        if self.resources.nodes.elastic and self.wanted() != self._asked_for and time.monotonic() >= self._next_request:
+            self._ask_for(self.wanted())
+
+    def _ask_for(self, count: int) -> None:
+        """Resize the Job. Kueue forbids it where it has admitted a part of the Job: pods that are not wanted then stay, idle."""
+        self._asked_for = count
         try:
             job = self.api.job()
-            if job is not None and job["spec"]["completions"] != wanted:
-                self.api.patch_job({"spec": {"completions": wanted, "parallelism": wanted}})
-                self.run.event("nodes_asked_for", count=wanted)
+            if job is not None and job["spec"]["completions"] != count:
+                self.api.patch_job({"spec": {"completions": count, "parallelism": count}})
+                self.run.event("nodes_asked_for", count=count)
         except ApiError as error:
-            log.warning("cannot ask Kubernetes for %d pods: %s", wanted, error)
-            self._asked_for = None
+            log.warning("cannot ask Kubernetes for %d pods: %s", count, error)
+            if not error.denied:
+                self._asked_for, self._next_request = None, time.monotonic() + ASK_AGAIN_SECONDS
 
     # --- whether we may stay
 

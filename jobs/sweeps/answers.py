@@ -12,9 +12,9 @@ from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
 from jobs.status import all_runs, find_run, states
+from jobs.sweeps.records import FOLDER
 from jobs.sweeps.series import RunSeries, joined
 
-TRIALS = "trials"  # under the sweep's run directory: one record a trial, written by the driver before its effect
 OPEN = frozenset({"PENDING", "RUNNING", "PAUSED"})
 
 
@@ -137,7 +137,7 @@ class SweepReader:
 
     def read(self) -> Answers:
         """The sweep as it is now."""
-        records = sorted((read_json(path) or {} for path in (self.run.path / TRIALS).glob("[0-9]*.json")), key=_number)
+        records = sorted((read_json(path) or {} for path in (self.run.path / FOLDER).glob("[0-9]*.json")), key=_number)
         trials = [self._trial(record) for record in records if record]
         longest = max((trial.steps for trial in trials if trial.state == RunState.SUCCEEDED), default=None)
         return Answers(

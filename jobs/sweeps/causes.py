@@ -3,7 +3,8 @@
 from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
-from jobs.sweeps.answers import TRIALS, Answers, metric_word, parameter_words, read_sweep
+from jobs.sweeps.answers import Answers, metric_word, parameter_words, read_sweep
+from jobs.sweeps.records import path_of
 
 MOST_NAMED = 8  # trials named of one cause
 
@@ -37,12 +38,12 @@ def causes(answers: Answers) -> list[str]:
 
 def role_told(run: RunDir) -> str | None:
     """What a run is in the sweep that it belongs to, and whether that stopped it; None for a run of no sweep."""
-    parent, trial = run.record.get("parent"), run.record.get("trial")
+    parent, trial = run.parent, run.record.get("trial")
     if parent is None or trial is None:
         return None
-    record = read_json(run.path.parent / str(parent) / TRIALS / f"{int(trial):04d}.json") or {}
+    record = read_json(path_of(parent, int(trial))) or {}
     if record.get("state") == "STOPPED":
         step = record.get("stopped_at")
         after = f" after step {step}" if step is not None else ""
-        return f"It is trial {trial} of {parent}, which stopped it{after}: {record.get('cause') or 'no cause was recorded'}."
-    return f"It is trial {trial} of {parent}."
+        return f"It is trial {trial} of {parent.id}, which stopped it{after}: {record.get('cause') or 'no cause was recorded'}."
+    return f"It is trial {trial} of {parent.id}."

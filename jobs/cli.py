@@ -138,9 +138,10 @@ def show(
 ) -> None:
     """Show all of a run: attempts, results, metrics, events; of a sweep its trials."""
     from jobs import showing
+    from jobs.distant import freshen
     from jobs.status import find_run
 
-    found = find_run(word)
+    found = freshen(find_run(word))
     if plot or file:
         print("\n".join(map(str, showing.pictures(found, file))))
     elif as_json:
@@ -159,11 +160,12 @@ def logs(
     node: Annotated[int | None, typer.Option("--node", help="of this node only")] = None,
 ) -> None:
     """Print the logs of job scripts, nodes and ranks, across attempts."""
+    from jobs.distant import freshen
     from jobs.follow import Watch
     from jobs.logs import follow_logs, read_logs
     from jobs.status import find_run
 
-    found = find_run(word)
+    found = freshen(find_run(word))
     for line in follow_logs(found, Watch(found).over, rank, node) if follow else read_logs(found, rank, node):
         print(line, flush=follow)
 
@@ -204,9 +206,10 @@ def why(word: RunWord) -> None:
     """Say in plain words why a run is in the state it is in, and what to do."""
     from jobs.diagnosis import diagnose
     from jobs.display import console, diagnosis_page
+    from jobs.distant import freshen
     from jobs.status import find_run, states
 
-    found = find_run(word)
+    found = freshen(find_run(word))
     console().print(diagnosis_page(found, diagnose(found, states([found])[found.id])), soft_wrap=True)
 
 
@@ -237,10 +240,12 @@ def export(
     step: Annotated[int | None, typer.Option("--step", help="of this checkpoint, not the newest")] = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face model directory."""
+    from jobs.distant import export_elsewhere
     from jobs.export import export as write
     from jobs.status import find_run
 
-    print(write(find_run(word), directory, step))
+    found = find_run(word)
+    print(directory if export_elsewhere(found, directory, step) else write(found, directory, step))
 
 
 app.command()(cli_sweep.best)

@@ -9,6 +9,7 @@ from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
 from jobs.diagnosis import tell
+from jobs.distant import Copy
 from jobs.status import GONE, final_outcome, states
 from jobs.sweeps.answers import is_sweep
 from jobs.sweeps.live import Standing
@@ -28,7 +29,7 @@ class Watch:
     """Knows when a run is over: it has a final outcome, or nobody carries it any more."""
 
     def __init__(self, run: RunDir, clock: Callable[[], float] = time.monotonic) -> None:
-        self.run, self._clock = run, clock
+        self.run, self._clock, self._copy = run, clock, Copy(run)
         self._next_question = clock() + ASK_SECONDS
         self._lost = 0
         self.abandoned = ""  # why nobody carries it
@@ -37,10 +38,12 @@ class Watch:
     def over(self) -> bool:
         """True once; what became of it is in the run directory, or in `abandoned`."""
         if final_outcome(self.run) is not None:
+            self._copy.freshen()
             return True
         if self._clock() >= self._next_question:
             self._next_question = self._clock() + ASK_SECONDS
             state = states([self.run])[self.run.id]
+            self._copy.freshen()
             self.waits = state.reason if state.state in {RunState.PENDING, RunState.REQUEUED} else ""
             gone = state.state is RunState.UNKNOWN or (state.word in GONE and not state.state.final)
             self._lost = self._lost + 1 if gone else 0

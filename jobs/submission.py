@@ -15,6 +15,7 @@ from cluster.run_dir import RunDir, runs_root
 from cluster.spec import RunState
 from jobs.catalog import config_of, find_job
 from jobs.combinations import combinations
+from jobs.distant import write_there
 from jobs.snapshot import checkout, code_state, take_snapshot
 from jobs.status import final_outcome
 
@@ -88,11 +89,10 @@ def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
 
     Of many runs it is the array's where the backend has such a thing, else the first run's.
     """
-    for config in configs:
-        config.preflight()
+    backend = load_backend(cluster_name)
+    _check_inputs(backend, configs)
     origin, resources = origin_of(()), configs[0].resources
     runs = [unwritten_run(config, make_record(job, config, cluster_name, origin)) for config in configs]
-    backend = load_backend(cluster_name)
     render_many, outlook = getattr(backend, "render_many", None), getattr(backend, "outlook", None)
     script = render_many(runs, resources) if render_many and len(runs) > 1 else backend.render(runs[0], resources)
     lines = [script.rstrip()]
@@ -139,13 +139,19 @@ def write_down(
     backend: Backend, job: str, configs: Sequence[JobConfig], cluster_name: str, command: Sequence[str]
 ) -> list[RunDir]:
     """The run directories of what is about to be submitted. Raises RopewalkError."""
-    for config in configs:
-        config.preflight()
+    _check_inputs(backend, configs)
     named = load_profile(configs[0].root_cluster(cluster_name)).options.get("runs")
     root = Path(named).expanduser() if named else runs_root()
     origin = origin_of(command, root if getattr(backend, "ships_code", False) else None)
     records = [make_record(job, config, cluster_name, origin) for config in configs]
     return RunDir.create_all([config.name or job for config in configs], records, root)
+
+
+def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
+    """Whether local inputs exist; of a cluster whose files this machine does not see, the run itself finds out."""
+    if getattr(backend, "shares_files", True):
+        for config in configs:
+            config.preflight()
 
 
 def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:
@@ -183,6 +189,7 @@ def scale(run: RunDir, nodes: int) -> None:
     if not allowed.least <= nodes <= allowed.most:
         raise ConfigError(f"{nodes} nodes: {run.id} has resources.nodes={allowed}; choose one of these")
     run.request_nodes(nodes)
+    write_there(run, "scale.json")
     run.event("scaled_by_user", nodes=nodes)
 
 

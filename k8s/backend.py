@@ -6,22 +6,26 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
 from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources, load_section
 from cluster.errors import BackendError, ConfigError
 from cluster.files import write_all
-from cluster.run_dir import RunDir, begin_attempts
+from cluster.run_dir import RUNS_VARIABLE, RunDir, begin_attempts
 from cluster.spec import RunState
+from cluster.submitted import conclude, has_agents, key_of, last_known, submission_details
 from cluster.supervisor import BY_SUBMISSION, bury_unfinished
-from k8s.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, connect
+from k8s.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object, connect
 from k8s.gate import Gate, write_gate
 from k8s.look import look
-from k8s.manifest import dump, key_of, name_of, owned_by, render_gate, render_objects
+from k8s.manifest import dump, name_of, owned_by, render_gate, render_objects
+from k8s.parcel import add_unpacking, pack
 from k8s.profile import K8sProfile
+from k8s.reader import Reader
 from k8s.site import refuse_the_impossible
-from k8s.states import conclude, end_of, has_agents, judge, last_known, submission_details
+from k8s.states import end_of, judge
 from k8s.submit import SubmissionInDoubtError, submit_once
 from k8s.troubles import with_remedy
 
@@ -42,6 +46,16 @@ class K8sBackend:
         """The cluster; a dry run does not need one."""
         return self._given or connect(self.profile)
 
+    @cached_property
+    def reader(self) -> Reader:
+        """Reads the volume, where this machine does not see it."""
+        return Reader(self.kube, self.profile)
+
+    @property
+    def shares_files(self) -> bool:
+        """Whether this machine sees the runs' volume: it mounts it, or is a pod itself."""
+        return self.profile.runs is not None or os.environ.get(RUNS_VARIABLE) == self.profile.claim_path
+
     # --- submitting
 
     def render(self, run: RunDir, resources: Resources) -> str:
@@ -52,6 +66,7 @@ class K8sBackend:
         """Submit the run's next attempt. Raises BackendError if a Job of an earlier submission carries it still."""
         if run.attempts():
             self._refuse_if_carried(run)
+            self.fetch(run)
             bury_unfinished(run, "its pods were lost before they could say how it ended")
         return self.submit_many([run], resources, after)[0]
 
@@ -73,11 +88,7 @@ class K8sBackend:
                 _hand_over(run, self.profile.user)
         try:
             self._ask_first(resources)
-            with ThreadPoolExecutor(THREADS) as pool:
-                owners = list(pool.map(lambda run: submit_once(self.kube, manifests[run.id]), runs))
-            if free < len(runs):
-                gate = render_gate(runs[0], self.profile, number)
-                submit_once(self.kube, [owned_by(gate, owners[0]) if len(runs) == 1 else gate])
+            self._create(runs, number, manifests, gated=free < len(runs))
         except SubmissionInDoubtError:
             raise
         except BackendError as error:
@@ -86,10 +97,27 @@ class K8sBackend:
             raise type(error)(said) from None
         return [self._handle(run, number) for run in runs]
 
+    def _create(self, runs: Sequence[RunDir], number: int, manifests: Mapping[str, list[Object]], *, gated: bool) -> None:
+        jobs = {run: objects[0] for run, objects in manifests.items()}
+        gate = render_gate(runs[0], self.profile, number) if gated else None
+        parcels = {} if self.shares_files else pack(runs, number, jobs, self.reader)
+        if gate is not None and parcels:
+            add_unpacking(gate, runs[0], parcels[runs[0].id]["metadata"]["name"])
+
+        def create(run: RunDir) -> Object:
+            return submit_once(self.kube, manifests[run.id], before=[parcels[run.id]] if parcels else [])
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            owners = list(pool.map(create, runs))
+        if gate is not None:
+            submit_once(self.kube, [owned_by(gate, owners[0]) if len(runs) == 1 else gate])
+
     def _still_open(self, head: RunDir, after: Sequence[str]) -> list[str]:
         """Of the runs that this one waits for, those that are not over. Raises ConfigError where one can never succeed."""
-        found = []
-        for other in [RunDir(head.path.parent / word) for word in after]:
+        found, waited_for = [], [RunDir(head.path.parent / word) for word in after]
+        if waited_for and not self.shares_files:
+            self.states(waited_for)  # writes down how those ended that have
+        for other in waited_for:
             outcome = other.last_outcome()
             if not other.attempts():
                 raise ConfigError(
@@ -167,6 +195,21 @@ class K8sBackend:
             if job is not None and found[run.id].state is RunState.FAILED and end_of(job) is None:
                 self.kube.delete("Job", job["metadata"]["name"])  # it can never start
         return found
+
+    def fetch(self, run: RunDir, wanted: Sequence[str] = (), write: dict[str, str] | None = None) -> None:
+        """Bring this machine's copy of a run up to date, where the run lies on a volume that it does not see.
+
+        Large folders come only as far as they are `wanted`; `write` are small files to write there.
+        """
+        if not self.shares_files and run.attempts():
+            self.reader.fetch(run, wanted, write)
+
+    def export(self, run: RunDir, directory: Path, step: int | None) -> bool:
+        """Export a checkpoint where it lies, and bring the model here; whether that was needed."""
+        if self.shares_files:
+            return False
+        self.reader.export(run, directory, step)
+        return True
 
     # --- the rest
 

@@ -6,21 +6,24 @@ runs' own directories tell who is over, the Jobs who was let go, so that the pod
 """
 
 import argparse
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.entry import configure_logging
+from cluster.errors import EXIT_TERMINATED
 from cluster.files import read_json, write_json
 from cluster.run_dir import RunDir
-from cluster.spec import RunState
+from cluster.spec import Outcome, RunState
+from cluster.submitted import conclude
 from k8s.client import ApiAwayError, Kubernetes, NotFoundError, connect
-from k8s.manifest import QUEUE_LABEL, name_of
+from k8s.manifest import OUTCOME_ANNOTATION, QUEUE_LABEL, name_of
 from k8s.profile import K8sProfile
-from k8s.states import conclude
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +99,14 @@ def _drop(gate: Gate, waiting: Sequence[RunDir], failed: str, kube: Kubernetes) 
     """These runs will never start."""
     for run in waiting:
         log.info("%s will never start: it waited for %s", run.id, failed)
-        conclude(run, RunState.CANCELLED, f"never started: it waited for {failed}")
-        try:  # a Job of no pods is complete
-            kube.patch("Job", name_of(run.id, gate.number), {"spec": {"suspend": False, "completions": 0, "parallelism": 0}})
-        except NotFoundError:
-            continue
+        cause = f"never started: it waited for {failed}"
+        outcome = Outcome(state=RunState.CANCELLED, exit_code=EXIT_TERMINATED, cause=cause, ended=time.time())
+        told = {OUTCOME_ANNOTATION: json.dumps(vars(outcome))}
+        with suppress(NotFoundError):  # it makes no pod, and ends
+            spec = {"suspend": False, "parallelism": 0, "activeDeadlineSeconds": 1}
+            kube.patch("Job", name_of(run.id, gate.number), {"metadata": {"annotations": told}, "spec": spec})
+        if run.attempts():  # else its directory is unpacked only as it starts
+            conclude(run, RunState.CANCELLED, cause)
 
 
 def _over(run: RunDir) -> bool:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.run_dir import RunDir
+from cluster.submitted import submission_details
 from k8s.client import ForbiddenError, Kubernetes, NotFoundError, Object
 from k8s.manifest import OURS, QUEUE_LABEL, ROLE_LABEL, RUN_LABEL
-from k8s.states import Seen, end_of, submission_details
+from k8s.states import Seen, end_of
 
 NOT_AT_WORK = "status.phase!=Running,status.phase!=Succeeded"
 FEW = 20  # so many runs are asked for by name, more by what all have in common

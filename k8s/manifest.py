@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from cluster.config import Resources
-from cluster.errors import ConfigError
 from cluster.run_dir import CODE_FOLDER, RunDir
+from cluster.submitted import key_of, refuse_short_limit
 from k8s.merge import merge
 from k8s.profile import K8sProfile
 
@@ -41,7 +41,7 @@ def render_objects(
 
     One that is `held` stays suspended until its gate lets it go (k8s/gate.py).
     """
-    check(resources)
+    refuse_short_limit(resources)
     objects = [render_job(run, resources, profile, number, held=held)]
     if resources.nodes.most > 1:
         objects.append(render_service(run, number))
@@ -180,11 +180,6 @@ def name_of(run_id: str, number: int) -> str:
     return f"{run_id}{ending}"
 
 
-def key_of(run: RunDir, number: int) -> str:
-    """What makes a submission known: a second one with the same key is the same."""
-    return f"ropewalk:{run.id}:{number}"
-
-
 def labels_of(run: RunDir, number: int) -> dict[str, str]:
     """Labels of everything that belongs to a submission."""
     return {**OURS, RUN_LABEL: run.id, SUBMISSION_LABEL: str(number)}
@@ -222,13 +217,3 @@ def dump(objects: Sequence[Mapping[str, Any]]) -> str:
     """Objects as kubectl takes them."""
     documents = (yaml.dump(dict(each), Dumper=_Dumper, sort_keys=False, width=130) for each in objects)
     return "---\n".join(documents)
-
-
-def check(resources: Resources) -> None:
-    """Refuse what Kubernetes would accept and never run well. Raises ConfigError."""
-    limit = resources.time_limit_minutes
-    if limit and limit * 60 <= resources.grace_seconds:
-        raise ConfigError(
-            f"resources.time_limit_minutes: {limit:g} is no longer than resources.grace_seconds ({resources.grace_seconds:g});"
-            " the run would be told to stop as it starts: a longer limit, or less notice"
-        )

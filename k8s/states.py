@@ -4,22 +4,18 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.attempt import AGENTS
 from cluster.backend import BackendState
-from cluster.errors import EXIT_FAILED, EXIT_TERMINATED
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
-from cluster.supervisor import BY_SUBMISSION
+from cluster.submitted import PATIENCE_SECONDS, SETTLE_SECONDS, conclude, has_agents, lost, never_submitted
 from k8s.manifest import OUTCOME_ANNOTATION, QUEUE_LABEL
 from k8s.troubles import Trouble, event_trouble, pod_trouble, seconds_of, workload_trouble
 
 Object = dict[str, Any]
 
-PATIENCE_SECONDS = 120.0  # a submission may take as long where the API server restarts
-SETTLE_SECONDS = 15.0  # a Job that ended may have left its outcome on a file system that shows it late
 LEAVING_SECONDS = 60.0  # beyond its grace period, before a Job that is being deleted is taken for gone
 
 
@@ -34,21 +30,11 @@ class Seen:
     events: Sequence[Object] = field(default=())  # warnings about the Job and its pods
 
 
-def submission_details(run: RunDir) -> dict[str, Any]:
-    """What the newest submission wrote down: key, name, profile, resources."""
-    attempts = run.attempts()
-    for number in reversed(attempts):
-        details = run.attempt_details(number)
-        if details.get("opened_by") == BY_SUBMISSION:
-            return details
-    return run.attempt_details(attempts[0]) if attempts else {}
-
-
 def judge(run: RunDir, seen: Seen) -> BackendState:
     """The run's state; an end of which only Kubernetes knows is written down as its outcome."""
     attempts = run.attempts()
     if not attempts:
-        return _never_submitted(run)
+        return never_submitted(run)
     outcome = run.outcome(attempts[-1])
     if outcome is None or not outcome.state.final:
         outcome = told_by(run, seen.job) or outcome
@@ -116,33 +102,6 @@ def told_by(run: RunDir, job: Object | None) -> Outcome | None:
     return outcome
 
 
-def last_known(run: RunDir, error: str) -> BackendState:
-    """The state that the run's own files tell, where Kubernetes does not answer."""
-    outcome, reason = run.last_outcome(), f"{error}; this is the last that its files tell"
-    if outcome is not None:
-        return BackendState(state=outcome.state if outcome.state.final else RunState.REQUEUED, reason=reason)
-    return BackendState(state=RunState.RUNNING if has_agents(run) else RunState.PENDING, reason=reason)
-
-
-def conclude(run: RunDir, state: RunState, cause: str) -> Outcome:
-    """Write down an end that nobody lived to write; what an earlier outcome said is kept."""
-    code = EXIT_FAILED if state is RunState.FAILED else EXIT_TERMINATED
-    before = run.last_outcome()
-    if before is None:
-        outcome = Outcome(state=state, exit_code=code, cause=cause, ended=time.time())
-    else:
-        outcome = replace(before, state=state, cause=f"{before.cause}; then: {cause}")
-    with suppress(OSError):  # who looks at another's runs may not be allowed to write there
-        run.write_outcome(run.attempts()[-1], outcome)
-    return outcome
-
-
-def has_agents(run: RunDir) -> bool:
-    """Whether the newest attempt has begun."""
-    attempts = run.attempts()
-    return bool(attempts) and (run.attempt_dir(attempts[-1]) / AGENTS).exists()
-
-
 def handle_of(job: Object) -> str:
     """k8s:NAMESPACE/NAME."""
     return f"k8s:{job['metadata']['namespace']}/{job['metadata']['name']}"
@@ -165,12 +124,6 @@ def _word(job: Object) -> str:
     return "Running" if _all_ready(job) else f"{status.get('ready', 0)}/{job['spec'].get('parallelism', 1)} pods ready"
 
 
-def _never_submitted(run: RunDir) -> BackendState:
-    if time.time() - float(run.listed.get("created") or 0) < PATIENCE_SECONDS:
-        return BackendState(state=RunState.PENDING, word="submitting")
-    return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"it was never submitted; `ropewalk resume {run.id}` does")
-
-
 def _unknown(run: RunDir, details: Mapping[str, Any], outcome: Outcome | None) -> BackendState:
     if run.cancel_requested:
         cause = "cancelled; no Job carried it" if outcome is None else "cancelled while it waited"
@@ -178,8 +131,7 @@ def _unknown(run: RunDir, details: Mapping[str, Any], outcome: Outcome | None) -
     if outcome is None and time.time() - float(details.get("created") or 0) < PATIENCE_SECONDS and not has_agents(run):
         return BackendState(state=RunState.PENDING, word="submitting")
     said = f"Kubernetes has no Job {details.get('name') or 'of it'} any more, and it left no final outcome"
-    remedy = f"{said}; `ropewalk resume {run.id}` goes on from its last checkpoint, if there is one"
-    return BackendState(state=RunState.UNKNOWN, word="lost", reason=remedy)
+    return lost(run, said)
 
 
 def _leaving(run: RunDir, job: Object, handle: str) -> BackendState:

@@ -3,14 +3,15 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from cluster.errors import BackendError
+from cluster.submitted import PATIENCE_SECONDS
 from k8s.client import ApiAwayError, ConflictError, Kubernetes, NotFoundError, Object
 from k8s.manifest import KEY_ANNOTATION, RUN_LABEL, SUBMISSION_LABEL, owned_by
 
 log = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 120.0  # an API server that restarts takes some seconds, a control plane that is upgraded a minute
 PAUSE_SECONDS = 1.0
 
 
@@ -22,10 +23,11 @@ def submit_once(
     kube: Kubernetes,
     objects: Sequence[Object],
     *,
+    before: Sequence[Object] = (),
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Object:
-    """Create objects, the first of which owns the others; what the first became.
+    """Create objects, the first of which owns the others; what the first became. It owns those too that must be there `before`.
 
     Raises BackendError with Kubernetes' own words if it refuses, and leaves nothing then; SubmissionInDoubtError if no API
     server answers for two minutes.
@@ -35,9 +37,14 @@ def submit_once(
     owner: Object | None = None
     while True:
         try:
+            for each in before:
+                create_or_adopt(kube, each)
             owner = create_or_adopt(kube, head)
             for each in rest:
                 create_or_adopt(kube, owned_by(each, owner))
+            for each in before:
+                owners = owned_by(each, owner)["metadata"]["ownerReferences"]
+                kube.patch(each["kind"], each["metadata"]["name"], {"metadata": {"ownerReferences": owners}})
             return owner
         except ApiAwayError as error:
             if clock() > deadline:
@@ -47,8 +54,9 @@ def submit_once(
                 log.warning("%s; trying on for %.0f s, and nothing is made twice", error, PATIENCE_SECONDS)
                 told = True
         except BackendError:
-            if owner is not None:
-                kube.delete(owner["kind"], owner["metadata"]["name"])
+            for each in [*([owner] if owner is not None else []), *before]:
+                with suppress(BackendError):  # why it was refused matters more
+                    kube.delete(each["kind"], each["metadata"]["name"])
             raise
         sleep(PAUSE_SECONDS)
 

@@ -24,6 +24,7 @@ class Trouble:
 
 
 PREPARING_SECONDS = 3.0  # of a node with the image and an ordinary volume
+PASSING = "failed to sync"  # a kubelet that has not seen the volume's source yet
 GENTLE_CODES = (0, 75, 85, 143)  # saved and left; another pod follows
 IMAGE_WORDS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 IMAGE_REMEDY = "correct image in the cluster's profile, or push the image; image_pull_secrets where the registry wants a login"
@@ -129,7 +130,8 @@ def _failed(pod: Object) -> Trouble | None:
 
 def event_trouble(events: Sequence[Object]) -> Trouble | None:
     """What warnings about a Job or a pod say: what no waiting mends before the rest, and then the newest."""
-    found = [trouble(e.get("reason") or "Warning", e.get("message") or "") for e in sorted(events, key=_last_seen, reverse=True)]
+    newest_first = sorted((e for e in events if PASSING not in (e.get("message") or "")), key=_last_seen, reverse=True)
+    found = [trouble(e.get("reason") or "Warning", e.get("message") or "") for e in newest_first]
     return min(found, key=lambda each: not each.hopeless, default=None)
 
 

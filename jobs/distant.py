@@ -1,0 +1,60 @@
+"""Runs that lie on a volume of their cluster which this machine does not see: its copy of them is brought up to date."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster.backend import load_backend
+from cluster.errors import RopewalkError
+from cluster.run_dir import RunDir
+
+log = logging.getLogger(__name__)
+
+
+class Copy:
+    """This machine's copy of a run; where the run lies here, it is the run itself, and always up to date."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run, self._said = run, ""
+        self._fetch: Callable[[RunDir], None] | None = None
+        cluster = str(run.listed.get("cluster", "local"))
+        if cluster != "local":
+            try:
+                self._fetch = getattr(load_backend(cluster), "fetch", None)
+            except RopewalkError as error:  # a cluster of the profile file that is not there any more
+                self._tell(str(error))
+
+    def freshen(self) -> None:
+        """Bring it up to date; where that fails, say so once and go on with what there is."""
+        if self._fetch is None:
+            return
+        try:
+            self._fetch(self.run)
+        except RopewalkError as error:
+            self._tell(str(error))
+
+    def _tell(self, error: str) -> None:
+        if error != self._said:
+            log.warning("%s; what this machine has of %s may be old", error, self.run.id)
+        self._said = error
+
+
+def freshen(run: RunDir) -> RunDir:
+    """The run, its copy on this machine brought up to date if it is one."""
+    Copy(run).freshen()
+    return run
+
+
+def export_elsewhere(run: RunDir, directory: Path, step: int | None) -> bool:
+    """Export where the checkpoints lie, if that is not here; whether that was done."""
+    backend = load_backend(str(run.listed.get("cluster", "local")))
+    export = getattr(backend, "export", None)
+    return export is not None and bool(export(run, directory, step))
+
+
+def write_there(run: RunDir, name: str) -> None:
+    """Write a small file of this machine's copy of a run where the run lies, if that is not here. Raises BackendError."""
+    backend = load_backend(str(run.listed.get("cluster", "local")))
+    fetch = getattr(backend, "fetch", None)
+    if fetch is not None:
+        fetch(run, write={name: (run.path / name).read_text()})

@@ -15,11 +15,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+
+import psutil
 
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_REQUEUE, StopRequested
 from cluster.files import read_json, write_json
@@ -196,8 +198,18 @@ def stop_ray(ray: subprocess.Popen[bytes], scratch: Path) -> None:
     children = [process for process in family(ray.pid) if process.pid != ray.pid]
     ray.kill()
     ray.wait()
-    count = end([process for process in {*children, *processes_of(scratch)} if process.is_running()])
+    count = end([process for process in {*children, *processes_of(scratch), *_writers_of(scratch)} if process.is_running()])
     log.info("Ray ended on this node (%d processes were left)", count)
+
+
+def _writers_of(scratch: Path) -> Iterator[psutil.Process]:
+    """Ray's agents, if who had started them is gone: they have no command line and no environment, but their logs."""
+    for process in psutil.process_iter():
+        try:
+            if process.name().startswith("ray::") and any(file.path.startswith(f"{scratch}/") for file in process.open_files()):
+                yield process
+        except psutil.Error:  # it ended while we looked, or is another user's
+            continue
 
 
 def main() -> None:

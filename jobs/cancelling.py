@@ -5,11 +5,13 @@ from collections.abc import Iterator, Sequence
 from cluster.backend import load_backend
 from cluster.run_dir import RunDir
 from jobs.status import final_outcome, find_run
+from jobs.sweeps.records import read_records
 
 
 def cancel_runs(words: Sequence[str]) -> Iterator[str]:
-    """Ask for the runs to end; what to tell of each. An unknown run is a ConfigError before any other is ended."""
-    runs = list({run.id: run for run in map(find_run, words)}.values())
+    """Ask for the runs to end, a sweep's with its trials; what to tell of each. Raises ConfigError before any is ended."""
+    named = list(map(find_run, words))
+    runs = list({run.id: run for run in [*named, *(trial for run in named for trial in _trials_of(run))]}.values())
     over = {run.id: outcome.state for run in runs if (outcome := final_outcome(run))}
     clusters: dict[str, list[RunDir]] = {}
     for run in runs:
@@ -31,3 +33,11 @@ def cancel_runs(words: Sequence[str]) -> Iterator[str]:
             yield f"{run.id} is {outcome.state.lower()}: {outcome.cause}"
         else:
             yield f"{run.id} is asked to save and leave; `ropewalk wait {run.id}` returns when it has"
+
+
+def _trials_of(run: RunDir) -> list[RunDir]:
+    """Runs of a sweep's trials that are not over: whoever drives the sweep may be gone."""
+    if run.listed.get("job") != "sweep":
+        return []
+    found = [RunDir(run.path.parent / name) for record in read_records(run) if not record.state.final for name in record.runs]
+    return [trial for trial in found if final_outcome(trial) is None]

@@ -167,9 +167,9 @@ class Driver:
         logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it misses the results that Tune was told not to keep
         write_scene(scene)
         together = self.config.scheduler == "pbt" or self.config.search == "bohb"
-        if together:  # all are there from the beginning, as far as there are slots for them
-            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(self.config.num_trials)
-        search = make_search(scene, self.config.num_trials if together else self.slots)
+        at_once = self.config.num_trials if together else self.slots  # a population is there from the beginning
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)  # their actors start at the same time
+        search = make_search(scene, at_once)
         tuner = tune.Tuner(
             tune.with_resources(TrialOfRuns, {"CPU": 1}),
             param_space=param_space(scene),

@@ -12,6 +12,7 @@ from ray.tune import Stopper
 
 from cluster.errors import EXIT_REQUEUE
 from cluster.files import write_json
+from cluster.ray_engine import stop_ray
 from jobs.sweeps.answers import SweepReader
 from jobs.sweeps.records import TrialRecord, TrialState, read_records
 from jobs.sweeps.trial import ORDER, Scene
@@ -106,6 +107,8 @@ class Watcher:
         """Without Ray there is nothing to save and nobody to talk to; the trials go on, and the next attempt follows them."""
         log.error("%s; leaving, the trials go on", cause)
         self.scene.sweep.event("ray_lost", cause=cause)
+        assert self._ray is not None
+        stop_ray(self._ray, self.scene.scratch)  # what its first process has left behind
         logging.shutdown()
         os._exit(EXIT_REQUEUE)
 

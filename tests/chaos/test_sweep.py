@@ -1,11 +1,17 @@
 """Sweeps whose driver, Ray or trials are killed: every trial finishes once, and nothing is left behind."""
 
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from cluster.files import read_json
+from cluster.spec import RunState
+from jobs.cancelling import cancel_runs
+from jobs.status import final_outcome
 from jobs.sweeps.records import TrialState
 from tests.jobs.sweeping import Swept, sweeps, until
 
@@ -38,3 +44,56 @@ def test_a_driver_killed_five_times_finishes_every_trial_once(start: Start) -> N
     log.info("five kills of the driver: %d of %d steps redone", redone, 12 * 40)
     assert redone == 0, "the trials go on while nobody drives the sweep"
     assert len(sweep.events("trial_finished")) == 12
+
+
+def test_a_cancelled_sweep_leaves_nothing_and_goes_on_when_resumed(start: Start) -> None:
+    sweep = start(base={"steps": 400, "pause": 0.02}, trials=3, max_concurrent=2)
+    until(lambda: len(sweep.runs()) == 2 and all(max(own, default=0) >= 5 for own in sweep.steps().values()), said=sweep.said)
+    assert any("asked to save" in line for line in cancel_runs([sweep.run.id]))
+    sweep.finish(RunState.CANCELLED)
+    sweep.nothing_is_left()
+    assert {record.state for record in sweep.records()} <= {TrialState.CANCELLED}
+    assert [final_outcome(run).state for run in sweep.runs()] == [RunState.CANCELLED] * 2  # type: ignore[union-attr]
+    before = sweep.steps()
+    sweep.resume()
+    assert sweep.finish()["trials"] == {"SUCCEEDED": 3}
+    assert all(own == list(range(1, 401)) for own in sweep.steps().values()), "what was saved is not done again"
+    assert all(set(before[run.id]) <= set(sweep.steps()[run.id]) for run in sweep.runs()[:2])
+
+
+def test_trials_end_when_a_sweep_without_driver_is_cancelled(start: Start) -> None:
+    sweep = start(base={"steps": 2000, "pause": 0.05}, trials=2, max_concurrent=2)
+    until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), said=sweep.said)
+    supervisor = psutil.Process(int((read_json(sweep.run.path / "supervisor.json") or {})["pid"]))
+    for process in [*supervisor.children(recursive=True), supervisor]:
+        process.kill()
+    until(lambda: not sweep.processes_of_driver(), 30)
+    told = list(cancel_runs([sweep.run.id]))
+    assert len(told) == 3, "its trials are told too"
+    until(lambda: all(final_outcome(run) for run in sweep.runs()), said=sweep.said)
+    assert [final_outcome(run).state for run in sweep.runs()] == [RunState.CANCELLED] * 2  # type: ignore[union-attr]
+
+
+def test_a_preempted_driver_leaves_its_trials_at_work(start: Start) -> None:
+    sweep = start(base={"steps": 100, "pause": 0.05}, trials=2, max_concurrent=2)
+    until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), said=sweep.said)
+    psutil.Process(int((read_json(sweep.run.path / "supervisor.json") or {})["pid"])).send_signal(signal.SIGUSR2)
+    assert sweep.finish()["trials"] == {"SUCCEEDED": 2}
+    assert [sweep.run.outcome(number).exit_code for number in sweep.run.attempts()] == [85, 0]  # type: ignore[union-attr]
+    assert all(own == list(range(1, 101)) for own in sweep.steps().values())
+    assert {run.attempts()[-1] for run in sweep.runs()} == {1}, "no trial was stopped"
+
+
+@pytest.mark.parametrize("victim", ["gcs_server", "raylet"])
+def test_a_sweep_whose_ray_is_killed_follows_its_trials_again(start: Start, victim: str) -> None:
+    sweep = start(base={"steps": 120, "pause": 0.05}, trials=2, max_concurrent=2)
+    until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), said=sweep.said)
+    driver = psutil.Process(sweep.driver_pid())
+    family = driver.children(recursive=True)
+    next(process for process in family if process.name() == victim).kill()
+    until(lambda: sweep.run.outcome(1), 60, sweep.said)
+    _, alive = psutil.wait_procs([driver, *family], timeout=20)
+    assert not alive, "no process of the first attempt is left"
+    assert sweep.finish()["trials"] == {"SUCCEEDED": 2}
+    assert {run.attempts()[-1] for run in sweep.runs()} == {1}
+    assert all(own == list(range(1, 121)) for own in sweep.steps().values())

@@ -85,6 +85,10 @@ class Swept:
         own = {process.pid for process in psutil.Process().children(recursive=True)}
         return [process for process in processes_of(self.root) if process.pid not in own]
 
+    def processes_of_driver(self) -> list[psutil.Process]:
+        """Of the sweep itself, and not of its trials."""
+        return [process for process in self.processes() if any(str(self.run.path) in word for word in process.cmdline())]
+
     def said(self) -> str:
         logs = [f"== {p}\n{p.read_text()[-3000:]}" for p in sorted(self.run.path.glob("attempts/*/logs/*.log"))[-4:]]
         return "\n".join([*logs, *map(str, self.run.read_events()[-30:]), *map(str, self.records())])

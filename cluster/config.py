@@ -108,9 +108,9 @@ class JobConfig(Section):
         """The engine, where these keys decide it; None leaves the job's own."""
         return None
 
-    def root_cluster(self, cluster_name: str) -> str:
-        """The cluster among whose runs the run lies; another one where these keys say so."""
-        return cluster_name
+    def other_cluster(self) -> str | None:
+        """A cluster that runs of this one's making go to: it must see this run's files, and have its code."""
+        return None
 
     def facts(self, cluster_name: str) -> dict[str, Any]:
         """What run.yaml must hold besides the keys, since only the submitting machine knows it."""

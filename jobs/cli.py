@@ -35,6 +35,7 @@ def run(
     words: Words = None,
     config: ConfigFile = None,
     on: Cluster = "local",
+    resumed: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="go on with a run of this job instead")] = None,
     as_json: AsJson = False,
     help_: HelpFlag = False,
 ) -> None:
@@ -45,9 +46,11 @@ def run(
         return explain_job(context.get_help(), context.info_name or "", job)
     from jobs.display import console
     from jobs.snapshot import told
-    from jobs.submission import configure, submit
+    from jobs.submission import configure, resume_instead, submit
     from jobs.verdict import see_through
 
+    if resumed:
+        return see_through(resume_instead(job, config, words or [], resumed), as_json)
     started = submit(job, configure(job, config, words or []), on, command=["ropewalk", *sys.argv[1:]])
     sys.stderr.write(told(started.record["code"]))
     console(stderr=True).print(f"{started.id}: {started.path}", soft_wrap=True)

@@ -17,7 +17,7 @@ from jobs.catalog import config_of, find_job
 from jobs.combinations import combinations
 from jobs.distant import write_there
 from jobs.snapshot import checkout, code_state, take_snapshot
-from jobs.status import final_outcome
+from jobs.status import final_outcome, find_run
 
 VERSIONS = ("ropewalk", "torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "numba", "pydantic", "fsspec", "wandb")
 SIDECARS = ("jobs.mirror",)
@@ -140,11 +140,18 @@ def write_down(
 ) -> list[RunDir]:
     """The run directories of what is about to be submitted. Raises RopewalkError."""
     _check_inputs(backend, configs)
-    named = load_profile(configs[0].root_cluster(cluster_name)).options.get("runs")
-    root = Path(named).expanduser() if named else runs_root()
-    origin = origin_of(command, root if getattr(backend, "ships_code", False) else None)
+    other = configs[0].other_cluster()
+    root = _root_of(cluster_name) if other is None else _root_of(other) or _root_of(cluster_name)
+    root = root or runs_root()
+    backends = [backend, *([load_backend(other)] if other else [])]
+    origin = origin_of(command, root if any(getattr(one, "ships_code", False) for one in backends) else None)
     records = [make_record(job, config, cluster_name, origin) for config in configs]
     return RunDir.create_all([config.name or job for config in configs], records, root)
+
+
+def _root_of(cluster_name: str) -> Path | None:
+    named = load_profile(cluster_name).options.get("runs")
+    return Path(named).expanduser() if named else None
 
 
 def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
@@ -174,6 +181,17 @@ def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:
             run.request_cancel()
         raise
     run.event("resumed_by_user", resources=config.resources.model_dump(mode="json"))
+
+
+def resume_instead(job: str, file: Path | None, overrides: Sequence[str], word: str) -> RunDir:
+    """`run JOB --resume RUN`: the run goes on with the configuration that it has. Raises ConfigError."""
+    run = find_run(word)
+    if run.record["job"] != find_job(job).name:
+        raise ConfigError(f"--resume {word}: {run.id} is a {run.record['job']} run, not a {job}; `ropewalk resume {run.id}`")
+    if file is not None:
+        raise ConfigError(f"--resume {word}: a run's configuration never changes; leave -c {file} out, or start a new {job}")
+    resume(run, overrides)
+    return run
 
 
 def scale(run: RunDir, nodes: int) -> None:

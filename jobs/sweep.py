@@ -76,9 +76,9 @@ class SweepConfig(JobConfig):
             load_profile(self.cluster)
         preflight(self)
 
-    def root_cluster(self, cluster_name: str) -> str:
-        """The sweep lies where its trials do."""
-        return self.cluster if self.cluster and load_profile(self.cluster).options.get("runs") else cluster_name
+    def other_cluster(self) -> str | None:
+        """That of the trials."""
+        return self.cluster
 
     def facts(self, cluster_name: str) -> dict[str, Any]:
         """The trials' cluster as the profile file describes it now: the driver may stand where there is no such file."""

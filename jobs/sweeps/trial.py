@@ -73,7 +73,6 @@ class Trial:
         self._reported: tuple[int, float] | None = None
         self._readings: Readings | None = None
         self._pace = Pace(scene.every_steps)
-        self._resume_own = False
 
     # --- towards Tune
 

@@ -1,0 +1,241 @@
+"""A run has one Job, whatever happens to the answers and the API server; and what ends it removes all of it, and only it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cluster.errors import BackendError, ConfigError
+from cluster.run_dir import RunDir
+from cluster.spec import RunState
+from jobs.logs import follow_logs
+from k8s.client import ApiAwayError, ConflictError, Kubernetes, Object
+from k8s.submit import SubmissionInDoubtError, submit_once
+from tests.k8s.cluster import Cluster, Namespace
+from tests.k8s.toy import KubeToy
+from tests.slurm.conftest import until
+
+Start = Callable[..., KubeToy]
+
+AWAY_SECONDS = 30.0
+NOWHERE = {"node_selector": {"nowhere": "true"}}  # such a run waits
+
+
+class Unlucky(Kubernetes):
+    """A cluster whose answers to creations are lost, so many times for each kind; what was asked is done, or it is not."""
+
+    def __init__(self, real: Kubernetes, losses: int, *, done: bool) -> None:
+        super().__init__(real.http, real.namespace)
+        self.losses, self.done = losses, done
+        self.asked: dict[str, int] = {}
+
+    def create(self, each: Object) -> Object:
+        asked = self.asked[each["kind"]] = self.asked.get(each["kind"], 0) + 1
+        lost = asked <= self.losses
+        if self.done or not lost:
+            made = super().create(each)
+            if not lost:
+                return made
+        raise ApiAwayError("the API server did not answer in time")
+
+
+def names(namespace: Namespace, kinds: str = "job,service,configmap") -> list[str]:
+    """Everything in the namespace that is of ropewalk and is not leaving."""
+    found = namespace.cluster.items(kinds, "--namespace", namespace.name, "-l", "app.kubernetes.io/name=ropewalk")
+    return sorted(f"{each['kind']}/{each['metadata']['name']}" for each in found if "deletionTimestamp" not in each["metadata"])
+
+
+# --- exactly once
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_answers_that_are_lost(namespace: Namespace, start: Start, done: bool) -> None:
+    run = start(profile=NOWHERE, resources={"nodes": 2}, submit=False)
+    run.backend.kube = unlucky = Unlucky(run.backend.kube, 1, done=done)
+    handle = run.backend.submit(run.run, run.resources)
+    name = f"{run.run.id}-1"
+    assert handle == f"k8s:{namespace.name}/{name}"
+    assert names(namespace) == [f"Job/{name}", f"Service/{name}"]
+    assert unlucky.asked["Job"] >= 2
+    assert run.state.state is RunState.PENDING
+
+
+def test_a_name_that_is_taken_by_somebody_else(namespace: Namespace, start: Start) -> None:
+    run = start(submit=False)
+    name = f"{run.run.id}-1"
+    template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "x", "image": "x"}]}}
+    metadata: dict[str, Any] = {"name": name, "namespace": namespace.name}
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"template": template, "suspend": True}}
+    namespace.cluster.apply(job)
+    with pytest.raises(ConflictError, match="exists already and is not ours; `kubectl delete` it"):
+        submit_once(run.backend.kube, [{**job, "metadata": {**metadata, "labels": {"ropewalk/run": run.run.id}}}])
+    assert namespace.job()["metadata"]["name"] == name
+
+
+def test_nobody_answers() -> None:
+    now = [0.0]
+
+    class Away(Kubernetes):
+        def create(self, each: Object) -> Object:
+            raise ApiAwayError("the API server cannot be reached")
+
+    with pytest.raises(SubmissionInDoubtError, match=r"cannot be reached; nobody answered for 120 s.*`ropewalk ps` tells"):
+        submit_once(
+            Away(None, "team"),  # type: ignore[arg-type]
+            [{"kind": "Job", "metadata": {"name": "x"}}],
+            sleep=lambda seconds: now.__setitem__(0, now[0] + seconds),
+            clock=lambda: now[0],
+        )
+
+
+def test_a_second_submission_is_refused_while_the_first_waits(namespace: Namespace, start: Start) -> None:
+    run = start(profile=NOWHERE)
+    with pytest.raises(BackendError, match=r"is being carried already \(k8s:.*`ropewalk cancel"):
+        run.backend.submit(run.run, run.resources)
+    assert names(namespace) == [f"Job/{run.run.id}-1"]
+
+
+def test_a_cancelled_run_is_resumed_under_another_name(namespace: Namespace, start: Start) -> None:
+    run = start(profile=NOWHERE)
+    run.backend.cancel(run.run)
+    assert run.state.state is RunState.CANCELLED
+    run.run.withdraw_cancel()
+    run.backend.submit(run.run, run.resources)
+    assert names(namespace) == [f"Job/{run.run.id}-2"]
+    assert run.state.state is RunState.REQUEUED
+
+
+# --- cancelling
+
+
+def test_cancel_removes_all_of_a_run_and_only_it(namespace: Namespace, start: Start) -> None:
+    bystander = start(profile=NOWHERE, resources={"nodes": 2})
+    namespace.kubectl("create", "configmap", "of-somebody-else")
+    run = start(steps=10_000, resources={"nodes": 2, "cpus": 1, "grace_seconds": 5}, pause=0.05)
+    waiting = start(profile=NOWHERE, resources={"nodes": 2})
+    run.reach(2)
+    run.backend.cancel_many([run.run, waiting.run])
+    assert waiting.state.state is RunState.CANCELLED
+    assert waiting.state.reason == "cancelled while it waited"
+    outcome = run.finish()
+    assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled after saving")
+    kept = [f"Job/{bystander.run.id}-1", f"Service/{bystander.run.id}-1"]
+    until(lambda: names(namespace) == kept, 30)
+    until(lambda: all(pod["metadata"]["labels"]["ropewalk/run"] == bystander.run.id for pod in namespace.pods()), 60)
+    namespace.kubectl("get", "configmap", "of-somebody-else")
+    run.backend.cancel(run.run)  # once more is no error
+    assert run.state.state is RunState.CANCELLED
+
+
+def test_a_job_that_somebody_has_deleted(namespace: Namespace, start: Start) -> None:
+    run = start(profile=NOWHERE)
+    namespace.kubectl("delete", "job", f"{run.run.id}-1")
+    attempt = run.run.attempt_details(1)
+    run.run.describe_attempt(1, created=attempt["created"] - 1000)
+    assert run.state.state is RunState.UNKNOWN
+    assert f"no Job {run.run.id}-1 any more" in run.state.reason
+    assert f"`ropewalk resume {run.run.id}`" in run.state.reason
+
+
+# --- waiting for others
+
+
+def test_after_a_run_that_succeeds(namespace: Namespace, start: Start) -> None:
+    first = start(steps=30)
+    second = start(steps=2, submit=False)
+    second.backend.submit(second.run, second.resources, [first.run.id])
+    assert (second.state.state, second.state.reason) == (RunState.PENDING, f"it waits for {first.run.id}")
+    assert first.finish().state is RunState.SUCCEEDED
+    assert second.finish().state is RunState.SUCCEEDED
+    assert second.run.read_metrics()[0]["time"] > first.run.read_metrics()[-1]["time"]
+
+
+def test_after_a_run_that_fails(namespace: Namespace, start: Start) -> None:
+    first = start("refuse", "process")
+    second = start(steps=2, submit=False)
+    second.backend.submit(second.run, second.resources, [first.run.id])
+    outcome = second.finish()
+    assert outcome.state is RunState.CANCELLED
+    assert outcome.cause.startswith(f"never started: it waited for {first.run.id}, which ended as FAILED (")
+    third = start(submit=False)
+    with pytest.raises(ConfigError, match=f"--after {first.run.id}: it ended as FAILED .*`ropewalk resume {first.run.id}` first"):
+        third.backend.submit(third.run, third.resources, [first.run.id])
+    until(lambda: not [pod for pod in namespace.pods() if pod["status"]["phase"] in {"Pending", "Running"}], 30)
+
+
+def test_at_most_so_many_at_a_time(namespace: Namespace, start: Start) -> None:
+    runs = [start(steps=10, pause=0.1, submit=False) for _ in range(3)]
+    head = runs[0]
+    head.backend.submit_many([each.run for each in runs], head.resources, at_once=1)
+    states = head.backend.states([each.run for each in runs])
+    assert [states[each.run.id].word for each in runs[1:]] == ["Turn", "Turn"]
+    for each in runs:
+        assert each.finish().state is RunState.SUCCEEDED
+    times = [[line["time"] for line in each.run.read_metrics()] for each in runs]
+    assert max(times[0]) < min(times[1])
+    assert max(times[1]) < min(times[2])
+
+
+# --- the API server is away
+
+
+@pytest.fixture
+def away(kube: Cluster) -> Iterator[Callable[[], None]]:
+    """Take the API server away, and bring it back after half a minute."""
+    timers: list[threading.Timer] = []
+
+    def go() -> None:
+        kube.stop_api()
+        timers.append(threading.Timer(AWAY_SECONDS, kube.mend))
+        timers[-1].start()
+
+    yield go
+    for timer in timers:
+        timer.join()
+
+
+def test_the_api_server_is_away_while_a_run_is_submitted_watched_and_followed(
+    namespace: Namespace, start: Start, away: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = start(steps=10_000, pause=0.1)
+    run.reach(2)
+    late = start(submit=False, steps=2)
+    away()
+    before = time.monotonic()
+    state = run.state
+    assert time.monotonic() - before < 10
+    assert state.state is RunState.RUNNING
+    assert "cannot be reached" in state.reason
+    assert state.reason.endswith("this is the last that its files tell")
+    reached = run.steps()[-1]
+    late.backend.submit(late.run, late.resources)  # returns when somebody has answered
+    assert time.monotonic() - before > AWAY_SECONDS - 5
+    assert "trying on for 120 s, and nothing is made twice" in caplog.text
+    assert run.steps()[-1] > reached + 50  # a run does not need it
+    assert late.finish().state is RunState.SUCCEEDED
+    assert run.state.state is RunState.RUNNING
+    assert names(namespace, "job") == sorted(f"Job/{each.run.id}-1" for each in (run, late))
+    assert run.run.attempts() == [1]
+    run.backend.cancel(run.run)
+    lines = list(follow_logs(run.run, lambda: run.run.last_outcome() is not None))
+    assert any("rank-0" in line or "node-0" in line for line in lines)
+    assert run.finish().state is RunState.CANCELLED
+
+
+def runs_of(toys: list[KubeToy]) -> list[RunDir]:
+    return [toy.run for toy in toys]
+
+
+def test_any_number_of_runs_is_one_list_call(namespace: Namespace, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    toys = [start(steps=2) for _ in range(2)]
+    for toy in toys:
+        toy.finish()
+    calls: list[Any] = []
+    kube = toys[0].backend.kube
+    real = kube.list
+    monkeypatch.setattr(kube, "list", lambda kind, *words, **more: calls.append(kind) or real(kind, *words, **more))
+    found = toys[0].backend.states(runs_of(toys) * 15)
+    assert {state.state for state in found.values()} == {RunState.SUCCEEDED}
+    assert calls == ["Job"]

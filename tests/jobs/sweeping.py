@@ -104,8 +104,8 @@ def sweeps(folder: Path) -> Iterator[Callable[..., Swept]]:
         patch.setenv(RUNS_VARIABLE, str(folder / "runs"))
         patch.setenv("WANDB_MODE", "disabled")
 
-        def start(cluster: str = "local", **keys: Any) -> Swept:
-            started.append(Swept(submit("sweep", sweep_config(**keys), cluster)))
+        def start(on: str = "local", **keys: Any) -> Swept:
+            started.append(Swept(submit("sweep", sweep_config(**keys), on)))
             return started[-1]
 
         try:

@@ -141,6 +141,8 @@ def _become(command: Sequence[str], environment: Mapping[str, str], output: Path
             signal.signal(word, signal.default_int_handler if word == signal.SIGINT else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         sys.argv = list(command[2:])
+        places = [os.getcwd(), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]  # as `python -m` would look
+        sys.path[:0] = [place for place in places if place not in sys.path]
         # whoever looks for processes of a directory finds them by it, since /proc shows the parent's environment
         setproctitle.setproctitle(" ".join([*command, f"TMPDIR={environment.get('TMPDIR', '')}"]))
         import_module(command[2]).main()

@@ -28,7 +28,8 @@ def find_run(word: str) -> RunDir:
     places = [root for root in roots() if root.is_dir()] or [runs_root()]
     if word == "latest":
         runs = all_runs()
-        return runs[-1] if runs else RunDir.find(word)
+        own = (run for run in reversed(runs) if run.parent is None)  # a sweep's trials are newer than the sweep
+        return next(own, None) or RunDir.find(word)
     errors: list[ConfigError] = []
     for root in places:
         try:

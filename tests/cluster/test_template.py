@@ -1,6 +1,7 @@
 """A process that forks supervisors: what they are and what becomes of them without it."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import Popen
@@ -9,7 +10,7 @@ import psutil
 import pytest
 
 from cluster.spec import RunState
-from cluster.template import TEMPLATE_VARIABLE, start_template
+from cluster.template import TEMPLATE_VARIABLE, ask_template, start_template
 from tests.cluster.conftest import ToyRun, until
 
 Start = Callable[..., ToyRun]
@@ -49,3 +50,11 @@ def test_what_is_forked_is_as_if_it_had_been_started(toy: Start, template: Popen
     assert {Path(file.path).name for file in supervisor.open_files()} <= {"supervisor.log"}
     assert supervisor.net_connections("unix") == [], "its template's socket is not its own"
     assert run.finish().state is RunState.SUCCEEDED
+
+
+def test_modules_are_found_where_the_asker_has_them(template: Popen[bytes], tmp_path: Path) -> None:
+    (tmp_path / "told.py").write_text("import sys\ndef main() -> None:\n    print('told', *sys.argv[1:])\n    sys.exit(3)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    output = tmp_path / "out"
+    ask_template(os.environ[TEMPLATE_VARIABLE], [sys.executable, "-m", "told", "a", "b"], environment, output)
+    until(lambda: output.exists() and output.read_text() == "told a b\n", 10)

@@ -43,9 +43,12 @@ def loss(parameters: Mapping[str, Any], step: int, steps: int) -> float:
     return 3.0 + 0.35 * far**2 + worst + 4.0 * math.exp(-5 * step / steps)
 
 
-def make_trial_run(root: Path, name: str, config: Mapping[str, Any], values: Mapping[int, float], **outcome: Any) -> RunDir:
+def make_trial_run(
+    root: Path, name: str, config: Mapping[str, Any], values: Mapping[int, float], parent: str | None = None, **outcome: Any
+) -> RunDir:
     """An ordinary run with these values of the metric; without an outcome it goes on."""
     record = {"job": "pretrain", "entry": "jobs.pretrain:main", "engine": "ranks", "config": dict(config), "cluster": "good"}
+    record |= {"parent": parent} if parent else {}
     run = RunDir.create(name, {**record, "resources": {"nodes": 1}, "created": START}, root)
     attempt = run.begin_attempt()
     for step, value in values.items():
@@ -85,7 +88,8 @@ def make_sweep(
         state = "FAILED" if k == failed else "SUCCEEDED" if ends[k] == steps else "STOPPED"
         ended = {"FAILED": RunState.FAILED, "SUCCEEDED": RunState.SUCCEEDED, "STOPPED": RunState.CANCELLED}[state]
         cause = {"FAILED": "rank 0: RuntimeError: CUDA out of memory", "STOPPED": "asha stopped it"}.get(state, "")
-        run = make_trial_run(root, f"{name}-trial-{k}", sweep_config["base"], values, state=ended, cause=cause or "done")
+        about = {"parent": sweep.id, "state": ended, "cause": cause or "done"}
+        run = make_trial_run(root, f"{name}-trial-{k}", sweep_config["base"], values, **about)
         write_record(sweep, k, parameters, [run.id], state, stopped_at=end if state == "STOPPED" else None, cause=cause)
     sweep.write_outcome(attempt, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", started=START, ended=START + 900))
     return sweep

@@ -10,9 +10,10 @@ import yaml
 from rich.console import Console
 
 from cluster.files import append_line, read_json, write_json
-from cluster.run_dir import RunDir
+from cluster.run_dir import RUNS_VARIABLE, RunDir
 from cluster.spec import Outcome, RunState
 from jobs.follow import follow
+from jobs.status import find_run
 from jobs.sweeps.answers import SweepReader, read_sweep
 from jobs.sweeps.series import RunSeries
 from tests.fakes.sweep import BASE, METRIC, START, make_sweep, make_trial_run, write_record
@@ -26,6 +27,13 @@ def root(tmp_path: Path) -> Path:
 
 def line(run: RunDir, step: int, attempt: int = 1, **values: Any) -> None:
     append_line(run.metrics, {"step": step, "attempt": attempt, "time": START + step, **values})
+
+
+def test_the_latest_run_is_the_sweep_and_not_one_of_its_trials(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUNS_VARIABLE, str(root))
+    sweep = make_sweep(root)
+    RunDir.create("trial", {"job": "pretrain", "parent": sweep.id}, root)
+    assert find_run("latest").id == sweep.id
 
 
 def test_trials_best_and_steps(root: Path) -> None:

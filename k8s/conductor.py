@@ -83,8 +83,10 @@ def refusal(pod: Pod, caller: str, claim: Claim, api: Inside) -> str:
             return str(error)
         log.warning("pod %s joins without proof: %s", pod.name, error)
         return ""
-    if found is None or found["metadata"]["uid"] != pod.uid or not alive(found):
-        return "Kubernetes knows no such pod at work"
+    if found is None or found["metadata"]["uid"] != pod.uid:
+        return "there is no such pod"
+    if not alive(found):
+        return "Kubernetes does not say that it runs, or not yet"
     if found["metadata"].get("labels", {}).get("batch.kubernetes.io/job-name") != api.job_name:
         return f"it is no pod of Job {api.job_name}"
     addresses = {each["ip"] for each in found["status"].get("podIPs", [])} | {found["status"].get("hostIP", "")}

@@ -182,7 +182,8 @@ class PodLane:
         for member in self.members.departed():
             self.replacing.see_to(member, self.resources.grace_seconds)
         for member in self.members.present():
-            self.replacing.forget(member.pod.uid)  # it was away for a moment
+            if not member.leaving:
+                self.replacing.forget(member.pod.uid)  # it was away for a moment
         if self.resources.nodes.elastic and self.wanted() != self._asked_for and time.monotonic() >= self._next_request:
             self._ask_for(self.wanted())
 
@@ -224,11 +225,14 @@ class PodLane:
         """Why the whole run has to stop: this pod or, where all are needed, any of them has to go; or its time is up."""
         if self._notice:
             return self._notice
+        leaving = self._leaving()
+        for member in leaving:
+            self.replacing.see_to(member, self.resources.grace_seconds)
         if self._limit is not None and time.monotonic() > self._limit - self.resources.grace_seconds:
             self._notice = "time limit"
         elif self.must_go():
             self._notice = self._notice or self.explain()
-        elif (leaving := self._leaving()) and (not self.resources.nodes.elastic or len(leaving) == len(self.busy)):
+        elif leaving and (not self.resources.nodes.elastic or len(leaving) == len(self.busy)):
             self._notice = self.explain(leaving)
         return self._notice
 

@@ -25,6 +25,7 @@ class Link:
         self._next_beat = self._heard + BEAT_SECONDS
         self.lost = ""
         self.silent_seconds = 0.0
+        self.answered = False
         self.send({"say": "hello", "pod": vars(pod)})
 
     @classmethod
@@ -68,7 +69,7 @@ class Link:
         *lines, rest = self._received.split(b"\n")
         self._received = bytearray(rest)
         if lines:
-            self._heard, self._patience = time.monotonic(), LOST_SECONDS
+            self._heard, self._patience, self.answered = time.monotonic(), LOST_SECONDS, True
         try:
             messages = [unpack(bytes(line)) for line in lines]
         except ValueError as error:

@@ -102,6 +102,7 @@ class Members:
         self._by_uid: dict[str, Member] = {}
         self._lock = threading.Lock()
         self._departed: list[Member] = []
+        self._refused: dict[str, str] = {}  # uid: why
         threading.Thread(target=self._run, name="members", daemon=True).start()
 
     def present(self) -> list[Member]:
@@ -157,7 +158,9 @@ class Members:
             caller = str(writer.get_extra_info("peername")[0])
             refusal = await asyncio.to_thread(self._admit, pod, caller)
             if refusal:
-                log.warning("a caller from %s that says to be pod %s is not let in: %s", caller, pod.name, refusal)
+                if refusal != self._refused.get(pod.uid):  # it calls again and again
+                    log.warning("a caller from %s that says to be pod %s is not let in: %s", caller, pod.name, refusal)
+                self._refused[pod.uid] = refusal
                 return
             member = Member(pod, writer, self._loop)
             self._join(member)

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
 ORPHAN_SECONDS = 5.0  # what an agent may take to save when its conductor has gone without a word
+SEEK_SECONDS = 0.5  # before a conductor that has not answered is called again
 CRASH_SECONDS = 5.0  # before a conductor is started again where one has failed
 CONDUCTOR_LOG = "conductor.log"  # in the run's directory; of all its carriers
 
@@ -53,7 +54,7 @@ class Node:
         self._code: int | None = None  # of this pod, once the run is over
         self._told_to_go = False
         self._orphaned_at: float | None = None
-        self._carry_again_at = 0.0
+        self._carry_again_at = self._seek_again_at = 0.0
         self._silent_seconds = 0.0  # of the last connection, as it was given up
 
     def live(self) -> int:
@@ -137,6 +138,8 @@ class Node:
             log.info("the connection to the conductor is lost: %s", link.lost)
             link.close()
             self.link, self._silent_seconds = None, link.silent_seconds
+            if not link.answered:  # not let in, or there is nobody behind the socket
+                self._seek_again_at = time.monotonic() + SEEK_SECONDS
             if self.store is not None:
                 self.store.kill()
                 self.store = None
@@ -181,7 +184,7 @@ class Node:
         if self._code is not None or self._told_to_go or self._nothing_to_do():
             return
         last = newest(self.run)
-        if last is not None and last.port and self._reach(last):
+        if last is not None and last.port and time.monotonic() >= self._seek_again_at and self._reach(last):
             return
         if self.conductor is None and time.monotonic() >= self._carry_again_at and self.succession.my_turn(last):
             self._carry((last.number if last else 0) + 1)

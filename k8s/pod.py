@@ -9,6 +9,7 @@ Object = dict[str, Any]
 
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 LONG_AGO = "2020-01-01T00:00:00Z"  # longer than the Job controller ever waits
+DEAD, LEAVING = "NodeLost", "Leaving"  # reasons of a container's end that its node has not told
 # reasons of the condition DisruptionTarget, in plain words; Kubernetes' own word is kept beside them
 DISRUPTIONS = {
     "PreemptionByScheduler": "preempted",
@@ -67,14 +68,15 @@ def why_taken(pod: Object | None, job: Object | None) -> str:
     return "its pod was deleted"
 
 
-def long_ended(pod: Object) -> Object:
+def long_ended(pod: Object, reason: str) -> Object:
     """A status by which the Job controller replaces a pod that is over or being deleted at once, and not after a pause.
 
-    It counts an index's pause from the end of its last pod: 10 s, then 20, 40 ... 600, of which it forgets none.
+    It counts an index's pause from the end of its last pod: 10 s, then 20, 40 ... 600, of which it forgets none. The reason
+    is that of containers of whose end their node has not told.
     """
-    lost = {"exitCode": 137, "reason": "NodeLost", "message": "declared dead by the run's other pods"}
+    end = {"exitCode": 137, "reason": reason, "message": "said by the run's other pods"}
     statuses = [
-        {**each, "ready": False, "started": False, "state": {"terminated": {**_terminated(each, lost)}}}
+        {**each, "ready": False, "started": False, "state": {"terminated": {**_terminated(each, end)}}}
         for each in pod["status"].get("containerStatuses", [])
     ]
     conditions = [
@@ -91,5 +93,14 @@ def _terminated(status: Object, otherwise: Object) -> Object:
 
 def hurried(pod: Object) -> bool:
     """Whether `long_ended` has been written already, and stands."""
-    ends = [each.get("state", {}).get("terminated", {}).get("finishedAt") for each in pod["status"].get("containerStatuses", [])]
+    ends = [end.get("finishedAt") for end in _ends(pod)]
     return (over(pod) or "deletionTimestamp" in pod["metadata"]) and all(end == LONG_AGO for end in ends)
+
+
+def declared_dead(pod: Object) -> bool:
+    """Whether the other pods have said so, and its node nothing."""
+    return not over(pod) and any(end.get("reason") == DEAD for end in _ends(pod))
+
+
+def _ends(pod: Object) -> list[Object]:
+    return [each.get("state", {}).get("terminated", {}) for each in pod["status"].get("containerStatuses", [])]

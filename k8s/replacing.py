@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from k8s.inside import ApiError, Inside
 from k8s.members import Member
-from k8s.pod import Object, hurried, long_ended, over
+from k8s.pod import DEAD, LEAVING, Object, declared_dead, hurried, long_ended, over
 
 log = logging.getLogger(__name__)
 
@@ -44,14 +44,14 @@ class Replacing:
         threading.Thread(target=self._run, name="replacing", daemon=True).start()
 
     def see_to(self, member: Member, grace_seconds: float) -> None:
-        """A member has gone. One that was asked to go may still be saving; one that was not is dead."""
+        """A member goes, or has gone. One that was asked to go may still be saving; one that was not is dead."""
         wait = grace_seconds if member.leaving else 0.0 if member.silent else CRASH_SECONDS
         self.declare_dead(member.pod.name, member.pod.uid, wait)
 
     def declare_dead(self, name: str, uid: str, in_seconds: float = 0.0) -> None:
         """The pod is to be replaced, whether its node says that it has ended or not."""
         with self._lock:
-            self._gone[uid] = _Gone(name, uid, time.monotonic() + in_seconds)
+            self._gone.setdefault(uid, _Gone(name, uid, time.monotonic() + in_seconds))
 
     def forget(self, uid: str) -> None:
         """It is back."""
@@ -84,11 +84,13 @@ class Replacing:
         if pod is None or pod["metadata"]["uid"] != gone.uid or pod["status"].get("phase") == "Succeeded":
             return True
         if hurried(pod):
-            return now - gone.hurried_at > STAND_SECONDS
-        if over(pod):
-            self._api.patch_pod_status(gone.name, long_ended(pod))
-        elif now >= gone.dead_at:
+            gone.hurried_at = gone.hurried_at or now  # an earlier carrier may have done it
+            # the node of one that still saves will tell of its end, and begin the pause anew
+            return (over(pod) or declared_dead(pod)) and now - gone.hurried_at > STAND_SECONDS
+        if not over(pod) and now >= gone.dead_at:
             self._bury(pod)
+        elif over(pod) or "deletionTimestamp" in pod["metadata"]:  # its successor may start while it saves
+            self._api.patch_pod_status(gone.name, long_ended(pod, LEAVING))
         else:
             return False
         gone.hurried_at = now
@@ -98,7 +100,7 @@ class Replacing:
         """A dead pod is deleted, and stays where it is: so its successor is not put on the same node, of whose death
         Kubernetes learns later (50 s, where nobody has changed it).
         """
-        name, status = pod["metadata"]["name"], long_ended(pod)
+        name, status = pod["metadata"]["name"], long_ended(pod, DEAD)
         log.warning("pod %s is declared dead", name)
         try:
             self._api.delete_pod(name, pod["metadata"]["uid"])
@@ -114,7 +116,7 @@ def let_go(api: Inside) -> None:
     """The run is over: dead pods that their nodes could not end must not keep its Job from ending."""
     try:
         for pod in api.pods():
-            if hurried(pod) and not over(pod):
+            if declared_dead(pod):
                 name = pod["metadata"]["name"]
                 api.patch_pod_status(name, {"phase": "Failed"})
                 api.delete_pod(name, pod["metadata"]["uid"], at_once=True)

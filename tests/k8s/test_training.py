@@ -1,8 +1,6 @@
 """Runs on a real Kubernetes: what becomes of them undisturbed, and in every disturbance that Kubernetes has."""
 
-import time
 from collections.abc import Callable
-from itertools import pairwise
 
 import pytest
 
@@ -31,13 +29,13 @@ def test_a_run_of_one_pod(start: Start, namespace: Namespace) -> None:
 
 def test_evicted_again_and_again(start: Start, namespace: Namespace) -> None:
     """The fifth restart is not slower than the first: Kubernetes by itself waits 10, 20, 40, 80, 160 s."""
-    run = start(steps=1000, pause=0.02, resources={"nodes": 2})
+    run = start(steps=300, pause=0.02, resources={"nodes": 2})
     for attempt in range(1, 6):
         run.reach_attempt(attempt)
         namespace.kubectl("delete", "pod", "--wait=false", run.carrier())
-    run.reach_attempt(6)
-    without_a_gap(run, 1000)
+    without_a_gap(run, 300)
     assert [code for _, code in run.outcomes()] == [85] * 5 + [0]
+    assert max(run.standstill(5), run.standstill(6)) < 20, "no pause has grown"
 
 
 def test_a_bug_is_retried_in_place_and_a_mistake_never(start: Start, namespace: Namespace) -> None:
@@ -51,85 +49,98 @@ def test_a_bug_is_retried_in_place_and_a_mistake_never(start: Start, namespace: 
     job_ends(namespace, "Failed")
 
 
-def test_cancel_saves_and_leaves_nothing(start: Start, namespace: Namespace) -> None:
+def test_cancel_saves_and_resume_goes_on(start: Start, namespace: Namespace) -> None:
     run = start(steps=5000, resources={"nodes": 2})
     run.reach(5)
     run.backend.cancel(run.run)
     outcome = run.finish()
     assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled after saving")
     until(lambda: not namespace.pods(), 30)
+    saved = run.steps()[-1]
+    run.run.withdraw_cancel()
+    run.backend.submit(run.run, run.resources)
+    run.reach(saved + 1)
+    assert run.steps() == list(range(1, len(run.steps()) + 1))
 
 
-def test_a_dead_node_with_a_spare(start: Start, kube: Cluster) -> None:
+def test_the_time_limit_ends_an_attempt_and_not_the_run(start: Start) -> None:
+    run = start(steps=200, resources={"time_limit_minutes": 0.1, "grace_seconds": 3})
+    without_a_gap(run, 200)
+    assert len(run.run.attempts()) > 1
+    first = run.run.outcome(1)
+    assert first is not None
+    assert (first.exit_code, first.cause) == (85, "stopped: time limit")
+
+
+def test_a_killed_conductor_is_succeeded(start: Start, namespace: Namespace) -> None:
+    """Its agents save, as long as their pods live."""
+    run = start("count", "ranks", steps=200, resources={"nodes": 2})
+    run.reach(5)
+    kill = "import psutil; [p.kill() for p in psutil.process_iter() if '-m k8s.' + 'conductor' in ' '.join(p.cmdline())]"
+    namespace.kubectl("exec", run.carrier(), "--", namespace.cluster.python, "-c", kill)
+    without_a_gap(run, 200)
+    assert [code for _, code in run.outcomes()] == [143, 0]
+
+
+def test_a_dead_node_with_a_spare(start: Start, kube: Cluster, namespace: Namespace) -> None:
     """The node of the carrier dies and never returns: the others declare its pod dead, and go on with its successor."""
-    run = start(steps=600, resources={"nodes": 2, "cpus": 2})
+    run = start(steps=400, resources={"nodes": 2, "cpus": 2})
     run.reach(10)
     kube.kill_node(run.node_of(run.carrier()))
-    run.reach_attempt(2)
-    print("carrier's node dead, standstill", run.standstill(2))
+    assert run.finish().state is RunState.SUCCEEDED, run.said()
+    assert [code for _, code in run.outcomes()] == [143, 0]
+    job_ends(namespace, "Complete")
+
+
+def test_a_dead_node_without_a_spare(start: Start, kube: Cluster, namespace: Namespace) -> None:
+    """A run that needs all its nodes waits, and says for what."""
+    run = start(steps=400, resources={"nodes": 3, "cpus": 2})
+    run.reach(10)
+    kube.kill_node(next(p["spec"]["nodeName"] for p in namespace.pods() if p["metadata"]["name"] != run.carrier()))
+    until(lambda: run.run.outcome(1), 60)
+    until(lambda: "nsufficient cpu" in run.state.reason, 60)
+    assert run.state.state is RunState.REQUEUED
+    kube.mend()
     assert run.finish().state is RunState.SUCCEEDED, run.said()
     assert [code for _, code in run.outcomes()] == [143, 0]
 
 
-def test_a_dead_node_of_a_run_of_one_pod(start: Start, kube: Cluster) -> None:
-    """Nobody is left to declare anything: Kubernetes itself replaces the pod, though the node never returns."""
-    run = start(steps=600)
-    run.reach(10)
-    kube.kill_node(run.node_of(run.carrier()))
-    run.reach_attempt(2, 120)
-    print("only node dead, standstill", run.standstill(2))
-    assert run.finish().state is RunState.SUCCEEDED, run.said()
-
-
+@pytest.mark.slow
 def test_a_node_that_is_cut_off_writes_nothing_any_more(start: Start, kube: Cluster, namespace: Namespace) -> None:
-    run = start(steps=2000, pause=0.02)
+    """It holds the only pod of a run: nobody is left to declare it dead, and Kubernetes itself replaces it."""
+    run = start(steps=100000, pause=0.02)
     run.reach(10)
     old = run.carrier()
     kube.cut_node(run.node_of(old))
     run.reach_attempt(2, 120)
     assert run.carrier() != old
-    until(lambda: len(run.steps()) > 0 and run.run.read_metrics()[-1]["attempt"] == 2)
-    second = next(i for i, line in enumerate(run.run.read_metrics()) if line["attempt"] == 2)
-    kube.mend()
-    assert run.finish().state is RunState.SUCCEEDED, run.said()
-    assert all(line["attempt"] == 2 for line in run.run.read_metrics()[second:]), "nothing of the old attempt landed"
-    print("cut off, standstill", run.standstill(2))
+    count = len(run.run.read_metrics())
+    kube.mend()  # the old pod is told to go
+    until(lambda: not any(pod["metadata"]["name"] == old for pod in namespace.pods()), 60)
+    run.backend.cancel(run.run)
+    assert run.finish().state is RunState.CANCELLED, run.said()
+    assert {line["attempt"] for line in run.run.read_metrics()[count:]} == {2}, "nothing of the old attempt has landed"
+    assert run.run.attempts() == [1, 2]
 
 
 @pytest.mark.slow
-def test_elastic(start: Start, kube: Cluster) -> None:
-    """3 pods, 2 when a node dies, 3 when there is one again; then scaled to 1, and back."""
+def test_an_elastic_run_has_the_nodes_that_there_are(start: Start, kube: Cluster, namespace: Namespace) -> None:
+    """Three, two when one dies, three when it is back; then scaled to one and back; then the carrier's node dies."""
     run = start("count", "ranks", steps=100000, resources={"nodes": "1..3", "cpus": 2})
     until(lambda: run.world() == 3, 60)
     carrier = run.node_of(run.carrier())
-    others = [p["spec"]["nodeName"] for p in run.namespace.pods() if p["spec"]["nodeName"] != carrier]
-    since = time.time()
-    kube.kill_node(others[0])
+    kube.kill_node(next(p["spec"]["nodeName"] for p in namespace.pods() if p["spec"]["nodeName"] != carrier))
     until(lambda: run.world() == 2, 60)
-    print("shrunk after", time.time() - since, "standstill", longest_pause(run, since))
-    since = time.time()
     kube.mend()
     until(lambda: run.world() == 3, 90)
-    print("grown after", time.time() - since, "standstill", longest_pause(run, since))
-    assert run.run.attempts() == [1]
-    since = time.time()
     run.run.request_nodes(1)
     until(lambda: run.world() == 1, 60)
-    until(lambda: run.namespace.job()["spec"]["completions"] == 1)
-    print("scaled to 1 after", time.time() - since, "standstill", longest_pause(run, since))
-    since = time.time()
+    until(lambda: namespace.job()["spec"]["completions"] == 1)
     run.run.request_nodes(3)
     until(lambda: run.world() == 3, 90)
-    print("scaled to 3 after", time.time() - since, "standstill", longest_pause(run, since))
-    since = time.time()
+    assert run.run.attempts() == [1], "all of that within one attempt"
     kube.kill_node(carrier)
     run.reach_attempt(2)
     until(lambda: run.world() == 2, 60)
-    print("carrier dead, shrunk after", time.time() - since, "standstill", longest_pause(run, since))
     run.backend.cancel(run.run)
     assert run.finish().state is RunState.CANCELLED
-
-
-def longest_pause(run: KubeToy, since: float) -> float:
-    times = [line["time"] for line in run.run.read_metrics()]
-    return max(b - a for a, b in pairwise(times) if b > since)

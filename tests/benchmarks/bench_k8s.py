@@ -1,0 +1,168 @@
+"""Standstill on real Kubernetes: from a disturbance to the next step that was not there before.
+
+Usage: python -m tests.benchmarks.bench_k8s [ROUNDS]      as root, where the lab is found (see tests/k8s/cluster.py)
+A counter of 20 steps a second with a checkpoint each, so that what is measured is the machinery.
+"""
+
+import itertools
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from cluster.run_dir import RunDir
+from tests.k8s.cluster import Cluster, Namespace, lab_cluster
+from tests.k8s.queueing import drop_queue, make_queue, urgent
+from tests.k8s.toy import KubeToy
+from tests.slurm.conftest import until
+
+EVICTIONS = 5
+URGENT_SECONDS = 600
+PATIENCE_SECONDS = 240.0
+
+Figures = dict[str, float]
+
+
+def to_next_step(run: KubeToy, disturb: Callable[[], object]) -> float:
+    """Seconds without a new step after `disturb`, in the attempt that follows."""
+    old = run.run.attempts()[-1]
+    disturb()
+    until(lambda: any(line["attempt"] > old for line in run.run.read_metrics()), PATIENCE_SECONDS)
+    return run.standstill(old + 1)
+
+
+def to_world(run: KubeToy, world: int, disturb: Callable[[], object]) -> float:
+    """The longest time between two steps from `disturb` until there is one of so many ranks."""
+    count = len(run.run.read_metrics())
+    disturb()
+    until(lambda: run.world() == world, PATIENCE_SECONDS)
+    times = [line["time"] for line in run.run.read_metrics()][max(count - 1, 0) :]
+    return max(b - a for a, b in itertools.pairwise(times))
+
+
+def end(run: KubeToy) -> None:
+    run.backend.cancel(run.run)
+    run.finish()
+    run.close()
+
+
+def first_step(namespace: Namespace) -> Figures:
+    """A run of ours against a hand-written Job with the same command in its pod."""
+    began = time.time()
+    run = KubeToy(namespace, steps=100000)
+    run.reach(1)
+    ours = run.run.read_metrics()[0]["time"] - began
+    end(run)
+
+    bare = KubeToy(namespace, steps=100000, submit=False)
+    number = bare.run.begin_attempt(resources=bare.resources.model_dump(mode="json"))
+    for folder in (bare.run.path, *bare.run.path.rglob("*")):
+        os.chown(folder, 1000, 1000)
+    job = next(yaml.safe_load_all(bare.backend.render(bare.run, bare.resources)))
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    inside = f"/runs/{bare.run.id}"
+    container["command"] = [container["command"][0], "-m", "cluster.entry", inside, "--attempt", str(number)]
+    began = time.time()
+    namespace.kubectl("create", "-f", "-", stdin=yaml.safe_dump(job))
+    bare.reach(1)
+    by_hand = RunDir(bare.run.path).read_metrics()[0]["time"] - began
+    namespace.kubectl("delete", "job", "--all", "--wait=false")
+    bare.close()
+    return {"submit -> first step, one pod": ours, "kubectl create -> first step of the same command": by_hand}
+
+
+def of_a_fixed_run(namespace: Namespace, kube: Cluster) -> Figures:
+    """Evicted again and again, then the carrier's node dies, and another's is cut off."""
+    run = KubeToy(namespace, steps=1000000, resources={"nodes": 2, "cpus": 2})
+    run.reach(20)
+    found: Figures = {}
+    for count in range(1, EVICTIONS + 1):
+        seconds = to_next_step(run, lambda: namespace.kubectl("delete", "pod", "--wait=false", run.carrier()))
+        found[f"eviction {count} of the carrier's pod"] = seconds
+    found["the carrier's node dies, a spare is there"] = to_next_step(run, lambda: kube.kill_node(run.node_of(run.carrier())))
+    kube.mend()
+    other = next(p["spec"]["nodeName"] for p in namespace.pods() if p["metadata"]["name"] != run.carrier())
+    found["another node is cut off, a spare is there"] = to_next_step(run, lambda: kube.cut_node(other))
+    kube.mend()
+    end(run)
+    return found
+
+
+def of_one_pod(namespace: Namespace, kube: Cluster) -> Figures:
+    """Its node dies, and nobody is left but Kubernetes."""
+    run = KubeToy(namespace, steps=1000000)
+    run.reach(20)
+    found = {"the only pod's node dies (Kubernetes notices after 8 s here)": to_next_step(run, lambda: _kill(kube, run))}
+    end(run)
+    kube.mend()
+    return found
+
+
+def of_an_elastic_run(namespace: Namespace, kube: Cluster) -> Figures:
+    """A node dies, a node returns, the user scales, the carrier's node dies."""
+    run = KubeToy(namespace, "count", "ranks", steps=1000000, resources={"nodes": "1..3", "cpus": 2})
+    until(lambda: run.world() == 3, PATIENCE_SECONDS)
+    carrier = run.node_of(run.carrier())
+    victim = next(p["spec"]["nodeName"] for p in namespace.pods() if p["spec"]["nodeName"] != carrier)
+    found = {
+        "a node of 3 dies, on at 2": to_world(run, 2, lambda: kube.kill_node(victim)),
+        "it returns, on at 3 (the others stand still)": to_world(run, 3, kube.mend),
+        "scaled to 1": to_world(run, 1, lambda: run.run.request_nodes(1)),
+        "scaled to 3": to_world(run, 3, lambda: run.run.request_nodes(3)),
+        "the carrier's node dies, on at 2": to_next_step(run, lambda: _kill(kube, run)),
+    }
+    end(run)
+    kube.mend()
+    return found
+
+
+def in_a_queue(namespace: Namespace) -> Figures:
+    """Preempted by a more urgent Job of Kueue's: from its end to the next step."""
+    keys = {"queue": make_queue(namespace, 2), "queue_priority": f"{namespace.name}-low"}
+    run = KubeToy(namespace, steps=1000000, profile=keys, resources={"nodes": 2})
+    run.reach(20)
+    urgent(namespace, "urgent", cpus=2, seconds=URGENT_SECONDS)
+    until(lambda: run.run.outcome(1), PATIENCE_SECONDS)
+    until(lambda: any(p["metadata"]["name"].startswith("urgent") and _runs(p) for p in namespace.pods()), PATIENCE_SECONDS)
+    namespace.kubectl("delete", "job", "urgent", "--wait=false")
+    free = time.time()
+    run.reach_attempt(2)
+    first = min(line["time"] for line in run.run.read_metrics() if line["attempt"] == 2)
+    end(run)
+    drop_queue(namespace)
+    return {"Kueue's quota is free again -> next step": first - free}
+
+
+def _kill(kube: Cluster, run: KubeToy) -> None:
+    kube.kill_node(run.node_of(run.carrier()))
+
+
+def _runs(pod: dict[str, Any]) -> bool:
+    return bool(pod["status"]["phase"] == "Running")
+
+
+def main() -> None:
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    measured: dict[str, list[float]] = {}
+    with lab_cluster() as kube:
+        for _ in range(rounds):
+            for measure in (first_step, in_a_queue):
+                note(measured, measure(kube.namespace()))
+            for disturb in (of_a_fixed_run, of_an_elastic_run, of_one_pod):
+                note(measured, disturb(kube.namespace(), kube))
+            kube.forget_namespaces()
+    for name, seconds in measured.items():
+        print(f"{statistics.median(seconds):6.1f} s  {name}  ({', '.join(f'{value:.1f}' for value in seconds)})")
+
+
+def note(measured: dict[str, list[float]], found: Figures) -> None:
+    for name, seconds in found.items():
+        measured.setdefault(name, []).append(seconds)
+
+
+if __name__ == "__main__":
+    main()

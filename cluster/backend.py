@@ -89,13 +89,16 @@ def profile_file() -> Path | None:
 
 
 def load_profile(name: str) -> Profile:
-    """The cluster that `--on NAME` means. `local`, `slurm` and `k8s` exist without a file."""
+    """The cluster that `--on NAME` means. `local`, `slurm` and `k8s` exist without a file.
+
+    So does `allocation`, under which trials inside their sweep's nodes are known; nobody submits to it.
+    """
     path = profile_file()
     profiles = read_yaml(path) if path else {}
     if name in profiles:
         options = dict(profiles[name] or {})
         return Profile(name=name, backend=str(options.pop("backend", name)), options=options)
-    if name in {"local", "slurm", "k8s"}:
+    if name in {"local", "slurm", "k8s", "allocation"}:
         return Profile(name=name, backend=name)
     known = ", ".join(sorted({"local", "slurm", "k8s", *profiles}))
     where = path or "no profile file; see $ROPEWALK_CLUSTERS"

@@ -82,10 +82,9 @@ class SweepConfig(JobConfig):
 
     def facts(self, cluster_name: str) -> dict[str, Any]:
         """The trials' cluster as the profile file describes it now: the driver may stand where there is no such file."""
-        if self.allocation:
-            return {}
-        profile = load_profile(self.cluster or cluster_name)
-        return {"trials_on": {"cluster": profile.name, "backend": profile.backend, "options": dict(profile.options)}}
+        own, trials = load_profile(cluster_name), load_profile("allocation" if self.allocation else self.cluster or cluster_name)
+        known = {p.name: {"backend": p.backend, **p.options} for p in (own, trials)}
+        return {"trials_on": {"cluster": trials.name, "backend": trials.backend}, "clusters": known}
 
 
 def main(context: JobContext) -> dict[str, object]:

@@ -13,7 +13,8 @@ from cluster.config import JobConfig
 from jobs.sweeps.limits import decision_steps, highest_rung
 from jobs.sweeps.recorded import RecordedPbt, RecordedSearch
 from jobs.sweeps.records import read_records
-from jobs.sweeps.trial import OBJECTIVE, RUNG, Scene
+from jobs.sweeps.scene import Scene
+from jobs.sweeps.trial import OBJECTIVE, RUNG
 
 HUGE = 10**9
 

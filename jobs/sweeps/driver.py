@@ -4,10 +4,11 @@ import logging
 import os
 import secrets
 import shutil
+import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -20,13 +21,15 @@ from cluster.ray_engine import RayNode, short_scratch, start_ray, stop_ray
 from cluster.run_dir import RunDir
 from jobs.status import final_outcome
 from jobs.submission import make_record, unwritten_run
+from jobs.sweeps.allocation import placement
 from jobs.sweeps.check import sample_config
+from jobs.sweeps.ending import await_end, end_run
 from jobs.sweeps.handover import release_all
 from jobs.sweeps.launcher import launcher
 from jobs.sweeps.limits import decision_steps, fitting, steps_of
 from jobs.sweeps.records import TrialState, read_records, write_record
+from jobs.sweeps.scene import CLUSTERS, Scene, write_scene
 from jobs.sweeps.summary import results_of
-from jobs.sweeps.trial import Scene, await_end, end_run
 from jobs.sweeps.trial_runs import origin_of_trials
 from jobs.sweeps.watch import Watcher
 
@@ -66,24 +69,18 @@ class Driver:
         self.context, self.config, self.sweep = context, config, context.run
         self.sample = sample_config(config)
         on = self.sweep.record["trials_on"]
-        self.cluster = str(on["cluster"])
-        self.local = on["backend"] == "local"
+        self.cluster, self.local = str(on["cluster"]), on["backend"] == "local"
         self.slots = fitting(config, self.sample.resources, str(on["backend"]))
-        self._publish_profile(on)
-
-    def _publish_profile(self, on: dict[str, Any]) -> None:
-        """The trials' cluster as it was at submission; who carries, asks for or cancels a trial finds it by the variable."""
-        path = self.sweep.path / "clusters.yaml"
-        write_atomically(path, yaml.safe_dump({self.cluster: {"backend": on["backend"], **on["options"]}}))
-        os.environ[PROFILES_VARIABLE] = str(path)
+        # as they were at submission; who carries, asks for or cancels a trial finds them by the variable
+        write_atomically(self.sweep.path / CLUSTERS, yaml.safe_dump(self.sweep.record["clusters"]))
+        os.environ[PROFILES_VARIABLE] = str(self.sweep.path / CLUSTERS)
 
     def drive(self) -> dict[str, object]:
         """All of it; the results. Raises StopRequested where a later attempt goes on, SweepError where nothing was found."""
-        scratch = short_scratch()
+        scratch = self._scratch()
         self._reopen()
-        output = self.sweep.log_dir(self.context.attempt) / "launcher.log"
         try:
-            with launcher(output, self._environment(), self._modules()) as place:
+            with self._launcher() as place:
                 scene = self._scene(scratch, place)
                 watcher = Watcher(scene, self.context.stop_requested, self.config.num_trials)
                 with self._ray(scratch, watcher):
@@ -91,6 +88,20 @@ class Driver:
                 return self._conclude(scene, watcher)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _scratch(self) -> Path:
+        """For what is thrown away; where trials' actors are on several nodes, a place that all of them see."""
+        if not self.config.allocation:
+            return short_scratch()
+        path = self.sweep.attempt_dir(self.context.attempt) / "scratch"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def _launcher(self) -> AbstractContextManager[Path]:
+        if self.config.allocation:  # each actor carries its trial itself, on the nodes that Ray has set aside for it
+            return nullcontext(Path())
+        output = self.sweep.log_dir(self.context.attempt) / "launcher.log"
+        return launcher(output, self._environment(), self._modules())
 
     def _scene(self, scratch: Path, place: Path) -> Scene:
         return Scene(
@@ -128,8 +139,26 @@ class Driver:
 
     @contextmanager
     def _ray(self, scratch: Path, watcher: Watcher) -> Iterator[None]:
-        """A Ray of the sweep's own, with one CPU a trial that may run at a time: they are slots, not cores."""
+        """The Ray that Tune works in: over the sweep's allocation, or a small one of its own."""
         os.environ.update(QUIET)
+        process = None if self.config.allocation else self._start_ray(scratch)
+        try:
+            import ray
+
+            address = (scratch / "address").read_text() if process else os.environ["RAY_ADDRESS"]
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+            watcher.start(process)
+            try:
+                yield
+            finally:
+                ray.shutdown()
+        finally:
+            watcher.stop()
+            if process is not None:
+                stop_ray(process, scratch)
+
+    def _start_ray(self, scratch: Path) -> subprocess.Popen[bytes]:
+        """One with a CPU for each trial that may run at a time: they are slots, not cores."""
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # lives in memory only
         node = RayNode(
@@ -142,19 +171,7 @@ class Driver:
             gpus=0,
             stop_flag=self.context.stop_flag or scratch / "stop",
         )
-        process = start_ray(node, scratch, head=True)
-        try:
-            import ray
-
-            ray.init(address=(scratch / "address").read_text(), logging_level=logging.WARNING, log_to_driver=False)
-            watcher.start(process)
-            try:
-                yield
-            finally:
-                ray.shutdown()
-        finally:
-            watcher.stop()
-            stop_ray(process, scratch)
+        return start_ray(node, scratch, head=True)
 
     def _tune(self, scene: Scene, watcher: Watcher) -> None:
         """Let Tune run until all trials are over, or until all are told to leave."""
@@ -162,7 +179,7 @@ class Driver:
 
         from jobs.sweeps.algorithms import make_scheduler, make_search, num_samples, param_space
         from jobs.sweeps.recorded import Decisions
-        from jobs.sweeps.trainable import TrialOfRuns, write_scene
+        from jobs.sweeps.trainable import TrialOfRuns
 
         logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it misses the results that Tune was told not to keep
         write_scene(scene)
@@ -171,7 +188,7 @@ class Driver:
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)  # their actors start at the same time
         search = make_search(scene, at_once)
         tuner = tune.Tuner(
-            tune.with_resources(TrialOfRuns, {"CPU": 1}),
+            tune.with_resources(TrialOfRuns, placement(self.sample.resources) if self.config.allocation else {"CPU": 1}),
             param_space=param_space(scene),
             tune_config=tune.TuneConfig(
                 num_samples=num_samples(scene),
@@ -182,7 +199,6 @@ class Driver:
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(scene.scratch),
-                stop=watcher.stopper(),
                 verbose=0,
                 callbacks=[Decisions(scene)],
                 failure_config=tune.FailureConfig(max_failures=3),  # of actors; a run that fails is no failure of its actor

@@ -13,9 +13,10 @@ from ray.tune.search import SearchAlgorithm
 
 from cluster.run_dir import RunDir
 from jobs.sweeps.records import TrialRecord, TrialState, read_record, read_records, write_record
+from jobs.sweeps.scene import Scene
 from jobs.sweeps.space import Space, active, as_text, decoded
 from jobs.sweeps.trainable import REFERENCE
-from jobs.sweeps.trial import OBJECTIVE, Scene
+from jobs.sweeps.trial import OBJECTIVE
 
 
 class RecordedSearch(SearchAlgorithm):  # type: ignore[misc]
@@ -52,7 +53,7 @@ class RecordedSearch(SearchAlgorithm):  # type: ignore[misc]
 
     def is_finished(self) -> bool:
         """Nothing more will be suggested."""
-        return bool(self._finished or self.count >= self.most or self.inner.is_finished())
+        return bool(self._finished or self.count >= self.most or self.inner.is_finished() or self.scene.order())
 
     def set_finished(self) -> None:
         """Suggest nothing more."""

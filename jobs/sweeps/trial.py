@@ -4,57 +4,33 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.backend import load_backend
-from cluster.config import Resources
-from cluster.errors import BackendError, RopewalkError
+from cluster.errors import BackendError
 from cluster.fence import Fence
-from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from jobs.follow import LOST_ANSWERS, Watch
 from jobs.status import GONE, final_outcome, states
+from jobs.sweeps.allocation import Carrier
+from jobs.sweeps.ending import end_run
 from jobs.sweeps.following import Pace, Readings
 from jobs.sweeps.handover import checkpoint_of
 from jobs.sweeps.launcher import ask
 from jobs.sweeps.records import TrialRecord, TrialState, read_record, write_record
+from jobs.sweeps.scene import Scene
 from jobs.sweeps.trial_runs import create_run
 
 if TYPE_CHECKING:
-    from jobs.sweep import SweepConfig
+    pass
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 ASK_AGAIN_SECONDS = 1.0
 RESTARTS = 3  # of a run whose carrier dies
-LEAVE_SECONDS = 60.0  # besides the grace that a run has to save
 OBJECTIVE = "objective"  # the metric's name towards Ray Tune
 RUNG = "rung"  # steps in units of those after which the scheduler decides: Tune's HyperBand begins its budgets at 1
-ORDER = "order.json"  # in the driver's scratch: why all trials are to leave
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """What all trials of one attempt of a sweep have in common."""
-
-    sweep: RunDir
-    attempt: int
-    config: "SweepConfig"
-    cluster: str  # where the trials run
-    scratch: Path  # the driver's: the order to leave
-    launcher: Path  # the folder of whoever starts runs
-    every_steps: int | None  # how often the scheduler wants to hear of a trial
-    total_steps: int | None  # of a whole trial
-    origin: Mapping[str, Any]
-
-    def order(self) -> str:
-        """Why all trials are to leave (preempted, cancelled, budget, failures), or nothing."""
-        return str((read_json(self.scratch / ORDER) or {}).get("order", ""))
 
 
 class Trial:
@@ -68,6 +44,7 @@ class Trial:
         self.run: RunDir | None = None
         self._watch: Watch | None = None
         self._restarts = 0
+        self._carrier: Carrier | None = None  # in the sweep's allocation
         self._queue: deque[tuple[int, float]] = deque()
         self._held: tuple[int, float] | None = None  # read, and not reported (yet)
         self._reported: tuple[int, float] | None = None
@@ -78,6 +55,8 @@ class Trial:
 
     def next_report(self) -> dict[str, Any]:
         """The next reading that the scheduler wants, or the last one with `done`. Blocks until there is one."""
+        if self.scene.order():
+            return self._obey()
         if self.record.state.final and self.run is None:
             self._follow_recorded()
         elif self.run is None:
@@ -93,8 +72,14 @@ class Trial:
             if over:
                 return self._end()
             if self.scene.order():
-                return self._report(done=True)
+                return self._obey()
             time.sleep(POLL_SECONDS)
+
+    def _obey(self) -> dict[str, Any]:
+        """All trials are told to leave. What runs in the sweep's own allocation has left before Tune hears of it."""
+        if self.scene.config.allocation:
+            self.leave()
+        return self._report(done=True)
 
     def _report(self, *, done: bool = False) -> dict[str, Any]:
         self._reported = self._held or self._reported
@@ -109,7 +94,7 @@ class Trial:
     def leave(self) -> None:
         """Tune is done with the trial, for now or for good: its run saves and leaves, unless a later attempt follows it again."""
         run = self.run
-        if run is None or self.scene.order() == "preempted":
+        if run is None or (self.scene.order() == "preempted" and not self.scene.config.allocation):
             return
         if not self._ended(run):
             record = self._reread()
@@ -117,6 +102,8 @@ class Trial:
                 record.state = TrialState.PAUSED
                 write_record(self.scene.sweep, record)
             end_run(self.scene, run)
+            if self._carrier is not None:
+                self._carrier.join()
         self.run = None
 
     def reference(self) -> dict[str, Any]:
@@ -174,7 +161,7 @@ class Trial:
                 self._tell("trial_resumed", run)
                 self._ask("resume", run)
             return
-        for _ in range(LOST_ANSWERS):
+        for _ in range(0 if self.scene.config.allocation else LOST_ANSWERS):
             state = states([run])[run.id]
             if state.word in GONE:
                 break
@@ -186,6 +173,10 @@ class Trial:
         self._ask("resume", run)
 
     def _ask(self, verb: str, run: RunDir) -> None:
+        if self.scene.config.allocation:
+            self._carrier = Carrier(run, self.scene.order)
+            self._carrier.start()
+            return
         try:
             ask(self.scene.launcher, verb, run)
         except BackendError as error:
@@ -204,7 +195,7 @@ class Trial:
     def _over(self) -> bool:
         if self.run is None or self._watch is None or self.record.state.final:
             return True
-        if not self._watch.over():
+        if not self._watch.over() and (self._carrier is None or self._carrier.is_alive()):
             return False
         if self._ended(self.run):
             return True
@@ -256,39 +247,3 @@ class Trial:
         newest = self._held or self._reported
         if isinstance(value, (int, float)) and math.isfinite(value) and (newest is None or int(step) > newest[0]):
             self._held = (int(step), float(value))
-
-
-def end_run(scene: Scene, run: RunDir) -> None:
-    """Make a run save and leave, and wait until it has."""
-    if final_outcome(run) is None:
-        if not run.attempts():  # written down, never started
-            run.request_cancel()
-            return
-        try:
-            ask(scene.launcher, "cancel", run)
-        except BackendError as error:
-            log.warning("%s: %s", run.id, error)
-            run.request_cancel()
-    await_end(run)
-
-
-def await_end(run: RunDir) -> bool:
-    """Wait until a run that was told to end is over and its processes have left; False if that takes too long."""
-    grace = Resources.model_validate(run.record["resources"]).grace_seconds
-    watch, deadline = Watch(run), time.monotonic() + grace + LEAVE_SECONDS
-    while not watch.over():
-        if time.monotonic() > deadline:
-            log.error("%s was told to end and has not, in %.0f s", run.id, grace + LEAVE_SECONDS)
-            return False
-        time.sleep(POLL_SECONDS)
-    while time.monotonic() < deadline and _supervised(run):
-        time.sleep(POLL_SECONDS)
-    return True
-
-
-def _supervised(run: RunDir) -> bool:
-    """The outcome is written before the local supervisor has tidied up."""
-    try:
-        return load_backend(str(run.record["cluster"])).states([run])[run.id].word == "supervised"
-    except RopewalkError:
-        return False

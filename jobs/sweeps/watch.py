@@ -8,14 +8,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ray.tune import Stopper
-
 from cluster.errors import EXIT_REQUEUE
 from cluster.files import write_json
 from cluster.ray_engine import stop_ray
 from jobs.sweeps.answers import SweepReader
 from jobs.sweeps.records import TrialRecord, TrialState, read_records
-from jobs.sweeps.trial import ORDER, Scene
+from jobs.sweeps.scene import ORDER, Scene
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +21,7 @@ LOOK_SECONDS = 0.5
 
 
 class Watcher:
-    """A thread of the driver. Its word (`order`) makes every trial leave, and Tune with them."""
+    """A thread of the driver. Its word (`order`) makes every trial leave, so that Tune has nothing more to do."""
 
     def __init__(self, scene: Scene, stop_requested: Callable[[], bool], total: int) -> None:
         self.scene, self._stop_requested, self._total = scene, stop_requested, total
@@ -36,8 +34,8 @@ class Watcher:
         self._reader = SweepReader(scene.sweep)
         self._said: dict[str, Any] = {}
 
-    def start(self, ray: subprocess.Popen[bytes]) -> None:
-        """Begin to watch, Ray's first process too."""
+    def start(self, ray: subprocess.Popen[bytes] | None) -> None:
+        """Begin to watch, Ray's first process too if it is the sweep's own."""
         self._ray = ray
         self._thread.start()
 
@@ -46,10 +44,6 @@ class Watcher:
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()
-
-    def stopper(self) -> Stopper:
-        """By which Tune asks whether to end."""
-        return _Ordered(str(self.scene.scratch / ORDER))
 
     def _watch(self) -> None:
         while not self._over.wait(LOOK_SECONDS):
@@ -111,17 +105,3 @@ class Watcher:
         stop_ray(self._ray, self.scene.scratch)  # what its first process has left behind
         logging.shutdown()
         os._exit(EXIT_REQUEUE)
-
-
-class _Ordered(Stopper):  # type: ignore[misc]
-    """Tune's question, answered by the order that the watcher has written; Tune copies it, so it holds no more."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        """All trials are to leave."""
-        return os.path.exists(self._path)

@@ -103,8 +103,8 @@ def test_the_record_holds_what_the_driver_needs(shell: Shell) -> None:
 
     run = RunDir(shell.home / "runs" / shell("submit", "sweep", "-c", "sweep.yaml", "trials=4", "--on", "slow").split()[-1])
     record = run.record
-    assert record["trials_on"]["cluster"] == "good"
-    assert record["trials_on"]["backend"] == "fake"
+    assert record["trials_on"] == {"cluster": "good", "backend": "fake"}
+    assert record["clusters"]["good"]["outcome"] == "SUCCEEDED"
     assert record["config"]["base"] == {"data": str(shell.home / "data"), "steps": 100}, "paths are meant where the user stands"
     assert record["config"]["trials"] == 4
 

@@ -1,0 +1,27 @@
+"""Many runs at once: one list call tells of all, and all are cancelled together; bench_k8s_many.py does it with a thousand."""
+
+from contextlib import closing
+
+from cluster.spec import RunState
+from tests.k8s.cluster import Cluster, Namespace
+from tests.k8s.fleet import Fleet, add_nodes
+from tests.slurm.conftest import until
+
+RUNS, NODES = 60, 4
+
+
+def test_sixty_runs(kube: Cluster, namespace: Namespace) -> None:
+    add_nodes(kube, NODES)
+    with closing(Fleet(namespace, RUNS)) as fleet:
+        see_through(kube, namespace, fleet)
+
+
+def see_through(kube: Cluster, namespace: Namespace, fleet: Fleet) -> None:
+    assert fleet.submit() < 10
+    until(lambda: fleet.words(fleet.look()[1]) == {"RUNNING": RUNS}, 60)
+    seconds, _, calls = fleet.look()
+    assert seconds < 1
+    assert calls == ["Job"]
+    assert fleet.cancel() < 10
+    until(lambda: not kube.items("jobs", "--namespace", namespace.name), 60)
+    assert {state.state for state in fleet.look()[1].values()} == {RunState.CANCELLED}

@@ -59,7 +59,7 @@ def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: Inside) -> 
 
 def carry(run: RunDir, claim: Claim, lane: PodLane) -> int:
     """One attempt after the other, as soon as there are pods enough for it."""
-    while lane.await_nodes():
+    while lane.await_nodes() and not lane.superseded():
         number = open_attempt(run, DIED)
         if number is None:
             return EXIT_DONE

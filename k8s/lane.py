@@ -208,6 +208,10 @@ class PodLane:
             return True
         if time.monotonic() < self._next_claim_look:
             return False
+        return self.superseded()
+
+    def superseded(self) -> bool:
+        """Look whether another carries the run by now: to be asked before an attempt is opened."""
         self._next_claim_look = time.monotonic() + CLAIM_LOOK_SECONDS
         last = newest(self.run)
         if last is not None and last.number > self.claim.number:
@@ -250,7 +254,7 @@ class PodLane:
 
     def keeps(self) -> bool:
         """Whether the next attempt may start here, as soon as there are pods enough."""
-        return self.await_nodes() and not self.run.cancel_requested
+        return self.await_nodes() and not self.run.cancel_requested and not self.superseded()
 
     def _say(self, words: str) -> None:
         if time.monotonic() >= self._next_word:

@@ -94,11 +94,11 @@ def test_a_dead_node_with_a_spare(start: Start, kube: Cluster, namespace: Namesp
 
 def test_a_dead_node_without_a_spare(start: Start, kube: Cluster, namespace: Namespace) -> None:
     """A run that needs all its nodes waits, and says for what."""
-    run = start(steps=400, resources={"nodes": 3, "cpus": 2})
+    run = start("count", "ranks", steps=400, resources={"nodes": 3, "cpus": 2})
     run.reach(10)
     kube.kill_node(next(p["spec"]["nodeName"] for p in namespace.pods() if p["metadata"]["name"] != run.carrier()))
     until(lambda: run.run.outcome(1), 60)
-    until(lambda: "nsufficient cpu" in run.state.reason, 60)
+    until(lambda: "Insufficient cpu" in run.state.reason, 60)
     assert run.state.state is RunState.REQUEUED
     kube.mend()
     assert run.finish().state is RunState.SUCCEEDED, run.said()

@@ -1,0 +1,82 @@
+"""What pods do without a cluster: claims, words on the wire, and what a pod's description says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.run_dir import RunDir
+from k8s.claims import Claim, before, give_up, given_up, newest, take
+from k8s.local_agent import checked
+from k8s.pod import DEAD, LONG_AGO, declared_dead, hurried, long_ended, why_taken
+
+ENDED = {"terminated": {"finishedAt": "2026-01-01T00:00:00Z", "exitCode": 85}}
+
+
+def test_of_two_pods_one_gets_the_claim(tmp_path: Path) -> None:
+    run = RunDir.create("toy", {"config": {}}, tmp_path)
+    assert newest(run) is None
+    first, rival = (Claim(number=1, pod=name, uid=name, index=0, address="10.0.0.1", port=1) for name in "ab")
+    assert take(run, first)
+    assert not take(run, rival)
+    assert newest(run) == first
+    give_up(run, first)
+    assert given_up(run, first)
+    second = Claim(number=2, pod="b", uid="b", index=1, address="10.0.0.2", port=2)
+    assert take(run, second)
+    assert (newest(run), before(run, second)) == (second, first)
+
+
+def test_a_claim_that_is_being_written_is_nobodys_yet(tmp_path: Path) -> None:
+    run = RunDir.create("toy", {"config": {}}, tmp_path)
+    (run.path / "carriers").mkdir()
+    (run.path / "carriers/000001").touch()
+    found = newest(run)
+    assert found is not None
+    assert found.unfinished
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("nodes", "2; rm -rf /"), ("log", "../../x.log"), ("address", "--help"), ("attempt", ""), ("rendezvous", "host name:1")],
+)
+def test_a_conductor_names_places_and_no_words_of_a_command(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match="no part of a place"):
+        checked({name: value}, name)
+
+
+def test_a_place_is_what_it_was() -> None:
+    place = {"attempt": "1", "nodes": "1..4", "address": "fd00::1", "rendezvous": "10.0.0.1:4711", "log": "node-12.log"}
+    assert checked(place, *place) == place
+
+
+def pod(**status: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "p"}, "status": {"phase": "Running", **status}}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "job", "why"),
+    [
+        ([], None, "cancelled"),
+        ([], {"metadata": {"deletionTimestamp": "now"}, "spec": {}}, "cancelled"),
+        ([], {"metadata": {}, "spec": {"suspend": True}}, "preempted"),
+        (["PreemptionByScheduler"], {"metadata": {}, "spec": {}}, "preempted"),
+        (["EvictionByEvictionAPI"], {"metadata": {}, "spec": {}}, "evicted, as by a drain of its node (EvictionByEvictionAPI)"),
+        ([], {"metadata": {}, "spec": {}}, "its pod was deleted"),
+    ],
+)
+def test_why_a_pod_has_to_go(conditions: list[str], job: dict[str, Any] | None, why: str) -> None:
+    told = [{"type": "DisruptionTarget", "status": "True", "reason": reason} for reason in conditions]
+    assert why_taken(pod(conditions=told), job) == why
+
+
+def test_a_dead_pod_ended_long_ago() -> None:
+    dead = pod(containerStatuses=[{"name": "main", "state": {"running": {}}}], conditions=[{"type": "Ready", "status": "True"}])
+    assert not hurried(dead)
+    dead["status"] |= long_ended(dead, DEAD)
+    dead["metadata"]["deletionTimestamp"] = "now"
+    assert hurried(dead)
+    assert declared_dead(dead)
+    left = pod(phase="Failed", containerStatuses=[{"name": "main", "state": ENDED}])
+    end = long_ended(left, DEAD)["containerStatuses"][0]["state"]["terminated"]
+    assert end == {"finishedAt": LONG_AGO, "startedAt": LONG_AGO, "exitCode": 85}, "what its node has told stays"

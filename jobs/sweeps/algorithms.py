@@ -24,7 +24,8 @@ def param_space(scene: Scene) -> dict[str, Any]:
     config = scene.config
     if config.search in {"optuna", "bohb"}:
         return {}
-    return {key: parameter.domain(crossed=True) for key, parameter in config.space.items()}
+    everything = config.search == "grid"
+    return {key: p.domain(crossed=everything or p.grid is not None) for key, p in config.space.items()}
 
 
 def make_search(scene: Scene, at_once: int) -> RecordedSearch:
@@ -44,8 +45,8 @@ def make_search(scene: Scene, at_once: int) -> RecordedSearch:
 
 
 def num_samples(scene: Scene) -> int:
-    """As Tune counts: how often the whole grid is crossed, or more than enough."""
-    return scene.config.num_trials
+    """As Tune counts: how often the whole grid is crossed; more than are taken of it, where there are other keys."""
+    return 1 if scene.config.search == "grid" else scene.config.num_trials
 
 
 def _optuna(scene: Scene, space: dict[str, Any], points: list[dict[str, Any]] | None, seed: int) -> Any:

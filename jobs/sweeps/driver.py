@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -26,7 +26,7 @@ from jobs.sweeps.check import sample_config
 from jobs.sweeps.ending import await_end, end_run
 from jobs.sweeps.handover import release_all
 from jobs.sweeps.launcher import launcher
-from jobs.sweeps.limits import decision_steps, fitting, steps_of
+from jobs.sweeps.limits import decision_steps, fitting, gpus_here, steps_of
 from jobs.sweeps.records import TrialState, read_records, write_record
 from jobs.sweeps.scene import CLUSTERS, Scene, write_scene
 from jobs.sweeps.summary import results_of
@@ -49,7 +49,6 @@ ENDS = {  # of trials that were not over when all were told to leave
 QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may end without a value
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),  # the sweep's state is in its trials' records
     "TUNE_FORCE_TRIAL_CLEANUP_S": str(3600),  # an actor that waits for its run to save
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -70,6 +69,8 @@ class Driver:
         self.sample = sample_config(config)
         on = self.sweep.record["trials_on"]
         self.cluster, self.local = str(on["cluster"]), on["backend"] == "local"
+        wanted = self.sample.resources
+        self.gpus = wanted.nodes.most * wanted.gpus if self.local else 0
         self.slots = fitting(config, self.sample.resources, str(on["backend"]))
         # as they were at submission; who carries, asks for or cancels a trial finds them by the variable
         write_atomically(self.sweep.path / CLUSTERS, yaml.safe_dump(self.sweep.record["clusters"]))
@@ -84,7 +85,9 @@ class Driver:
                 scene = self._scene(scratch, place)
                 watcher = Watcher(scene, self.context.stop_requested, self.config.num_trials)
                 with self._ray(scratch, watcher):
-                    self._tune(scene, watcher)
+                    broken = self._tune(scene)
+                if broken and not watcher.order:
+                    raise RuntimeError(f"the actors of trials {broken} failed; rank-0.log has their errors")
                 return self._conclude(scene, watcher)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -111,6 +114,7 @@ class Driver:
             cluster=self.cluster,
             scratch=scratch,
             launcher=place,
+            gpus=self.gpus,
             every_steps=decision_steps(self.config, self.sample),
             total_steps=steps_of(self.sample),
             origin=origin_of_trials(self.sweep),
@@ -168,13 +172,13 @@ class Driver:
             num_nodes=1,
             address=ADDRESS,
             cpus=self.slots,
-            gpus=0,
+            gpus=gpus_here() if self.gpus else 0,
             stop_flag=self.context.stop_flag or scratch / "stop",
         )
         return start_ray(node, scratch, head=True)
 
-    def _tune(self, scene: Scene, watcher: Watcher) -> None:
-        """Let Tune run until all trials are over, or until all are told to leave."""
+    def _tune(self, scene: Scene) -> list[int]:
+        """Let Tune run until all trials are over, or until all are told to leave; trials that it could not hold."""
         from ray import tune
 
         from jobs.sweeps.algorithms import make_scheduler, make_search, num_samples, param_space
@@ -186,9 +190,9 @@ class Driver:
         together = self.config.scheduler == "pbt" or self.config.search == "bohb"
         at_once = self.config.num_trials if together else self.slots  # a population is there from the beginning
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)  # their actors start at the same time
-        search = make_search(scene, at_once)
+        search, decisions = make_search(scene, at_once), Decisions(scene)
         tuner = tune.Tuner(
-            tune.with_resources(TrialOfRuns, placement(self.sample.resources) if self.config.allocation else {"CPU": 1}),
+            tune.with_resources(TrialOfRuns, self._takes()),
             param_space=param_space(scene),
             tune_config=tune.TuneConfig(
                 num_samples=num_samples(scene),
@@ -200,11 +204,16 @@ class Driver:
                 name="tune",
                 storage_path=str(scene.scratch),
                 verbose=0,
-                callbacks=[Decisions(scene)],
+                callbacks=[decisions],
                 failure_config=tune.FailureConfig(max_failures=3),  # of actors; a run that fails is no failure of its actor
             ),
         )
         tuner.fit()
+        return decisions.broken
+
+    def _takes(self) -> Any:
+        """What Tune asks of Ray for each trial."""
+        return placement(self.sample.resources) if self.config.allocation else {"CPU": 1, "GPU": self.gpus}
 
     # --- the end
 

@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 OURS = frozenset({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS", STOP_VARIABLE, NODE_CPUS_VARIABLE, OUTER_TMPDIR_VARIABLE})
 SOCKET, TEMPLATE = "s", "t"  # in the launcher's folder
+GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 0.5
 START_SECONDS = 60.0
 ANSWER_SECONDS = 300.0  # a scheduler may take its time, and so may the loading of modules
@@ -74,9 +75,12 @@ def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def ask(folder: Path, verb: str, run: RunDir) -> None:
-    """Have a run submitted (`submit`), resumed (`resume`) or told to end (`cancel`). Raises BackendError."""
-    answer = _send(folder, {"verb": verb, "run": str(run.path)})
+def ask(folder: Path, verb: str, run: RunDir, gpus: str = "") -> None:
+    """Have a run submitted (`submit`), resumed (`resume`) or told to end (`cancel`). Raises BackendError.
+
+    `gpus` are those of this machine that a local trial may use, as CUDA counts them; empty: no say in it.
+    """
+    answer = _send(folder, {"verb": verb, "run": str(run.path), "gpus": gpus})
     if answer["error"]:
         raise BackendError(f"{run.id}: {answer['error']}")
 
@@ -138,6 +142,8 @@ def _answer(connection: socket.socket, request: Mapping[str, str]) -> None:
     try:
         for word in STOP_SIGNALS:
             signal.signal(word, signal.SIG_DFL)
+        if request["gpus"]:
+            os.environ[GPUS_VARIABLE] = request["gpus"]
         carry_out(request["verb"], RunDir(request["run"]))
     except RopewalkError as refused:
         error = str(refused)

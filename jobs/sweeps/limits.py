@@ -76,6 +76,20 @@ def check_limits(config: "SweepConfig", sample: JobConfig) -> None:
             )
 
 
+def gpus_here() -> int:
+    """GPUs of this machine."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0
+    try:
+        return int(pynvml.nvmlDeviceGetCount())
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def fitting(config: "SweepConfig", resources: Resources, backend: str) -> int:
     """How many trials may run at a time."""
     wanted = config.max_concurrent or config.num_trials
@@ -89,6 +103,8 @@ def fitting(config: "SweepConfig", resources: Resources, backend: str) -> int:
             share = own.gpus // resources.gpus
         return max(1, min(wanted, own.nodes.least * max(1, share) // nodes))
     if backend == "local":
-        cores = os.cpu_count() or 1
-        return max(1, min(wanted, cores // (nodes * (resources.cpus or resources.ranks_per_node))))
+        fits = (os.cpu_count() or 1) // (nodes * (resources.cpus or resources.ranks_per_node))
+        if resources.gpus:
+            fits = min(fits, gpus_here() // (nodes * resources.gpus))
+        return max(1, min(wanted, fits))
     return min(wanted, OWN_JOBS_AT_ONCE)

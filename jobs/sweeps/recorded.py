@@ -164,6 +164,11 @@ class Decisions(Callback):  # type: ignore[misc]
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
+        self.broken: list[int] = []  # trials whose actor failed again and again; a run that fails is another thing
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """Tune has given up on a trial's actor; what it raised is in the driver's log."""
+        self.broken.append(trial.config["trial"])
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A trial is over for Tune: by its own end, which is written down already, or by a decision."""

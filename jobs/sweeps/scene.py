@@ -30,6 +30,7 @@ class Scene:
     cluster: str  # where the trials run
     scratch: Path  # the driver's: the order to leave
     launcher: Path  # the folder of whoever starts runs
+    gpus: int  # GPUs of this machine that each trial takes; 0 where it runs elsewhere or needs none
     every_steps: int | None  # how often the scheduler wants to hear of a trial
     total_steps: int | None  # of a whole trial
     origin: Mapping[str, Any]
@@ -41,8 +42,9 @@ class Scene:
 
 def write_scene(scene: Scene) -> None:
     """Tell the actors, who may be other processes, what all trials have in common."""
-    plain = {"sweep": str(scene.sweep.path), "attempt": scene.attempt, "cluster": scene.cluster, "launcher": str(scene.launcher)}
-    write_json(scene.scratch / SCENE, {**plain, "every_steps": scene.every_steps, "total_steps": scene.total_steps})
+    names = ("attempt", "cluster", "gpus", "every_steps", "total_steps")
+    plain = {"sweep": str(scene.sweep.path), "launcher": str(scene.launcher)}
+    write_json(scene.scratch / SCENE, {**plain, **{name: getattr(scene, name) for name in names}})
 
 
 @lru_cache(maxsize=1)

@@ -63,12 +63,12 @@ class Parameter(Section):
         return [low, high - 1 if self.kind == "randint" else high]
 
     def domain(self, *, crossed: bool) -> "Domain | dict[str, Any]":
-        """As Ray Tune's own object; a grid is crossed with the others, or drawn from like a choice."""
+        """As Ray Tune's own object; finitely many values are crossed with those of other keys, or one is drawn."""
         from ray import tune
 
         if self.values is not None:
             names = [encoded(value) for value in self.values]
-            found: Domain | dict[str, Any] = tune.grid_search(names) if crossed and self.grid is not None else tune.choice(names)
+            found: Domain | dict[str, Any] = tune.grid_search(names) if crossed else tune.choice(names)
             return found
         made: Domain = getattr(tune, self.kind)(*getattr(self, self.kind))
         return made

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from jobs.sweeps.allocation import Carrier
 from jobs.sweeps.ending import end_run
 from jobs.sweeps.following import Pace, Readings
 from jobs.sweeps.handover import checkpoint_of
-from jobs.sweeps.launcher import ask
+from jobs.sweeps.launcher import GPUS_VARIABLE, ask
 from jobs.sweeps.records import TrialRecord, TrialState, read_record, write_record
 from jobs.sweeps.scene import Scene
 from jobs.sweeps.trial_runs import create_run
@@ -178,7 +179,8 @@ class Trial:
             self._carrier.start()
             return
         try:
-            ask(self.scene.launcher, verb, run)
+            # Ray has given this actor GPUs of its own, where trials on this machine need some
+            ask(self.scene.launcher, verb, run, os.environ.get(GPUS_VARIABLE, "") if self.scene.gpus else "")
         except BackendError as error:
             if "is being carried already" not in str(error):
                 run.event("submit_failed", error=str(error))

@@ -11,7 +11,7 @@ from jobs.sweeps.records import TrialState
 from sharding.layout import is_pinned, steps_in
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, events, log_of, make_run, pretrain_config, start, weights
-from tests.jobs.sweeping import Swept, sweeps
+from tests.jobs.sweeping import Swept, sweeps, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -37,6 +37,8 @@ def test_an_exploit_goes_on_from_the_donors_very_weights(sweep: Start, tmp_path:
         trials=4,
         seed=3,
     )
+    until(lambda: swept.events("exploited"), said=swept.said)
+    swept.kill_driver()
     results = swept.finish(seconds=240)
     assert results["trials"] == {"SUCCEEDED": 4}
     records = swept.records()

@@ -42,7 +42,7 @@ def test_asha_stops_the_worse_ones_at_rungs(start: Start) -> None:
 def test_a_grid_runs_each_combination_once_and_conditions_leave_keys_out(start: Start) -> None:
     space = {
         "optim.lr": {"grid": [0.1, 1.0]},
-        "optim.kind": {"grid": ["plain", "momentum"]},
+        "optim.kind": {"choice": ["plain", "momentum"]},
         "optim.momentum": {"grid": [0.2, 0.5], "when": {"optim.kind": "momentum"}},
     }
     sweep = start(space=space, search="grid", base={"steps": 2})

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 import httpx2
 import orjson
+from httpx2.websockets import HTTPXWSException
 
 from cluster.errors import BackendError, ConfigError
 from k8s.kubeconfig import open_client
@@ -222,6 +223,8 @@ class Kubernetes:
             yield
         except httpx2.TimeoutException:
             raise ApiAwayError(f"the API server {self.server} did not answer in time ({what})") from None
+        except HTTPXWSException as error:
+            raise ApiAwayError(f"the API server {self.server} has broken off ({what}): {error or type(error).__name__}") from None
         except httpx2.TransportError as error:
             raise ApiAwayError(f"the API server {self.server} cannot be reached: {error}") from None
 

@@ -15,7 +15,7 @@ from typing import IO, Any, BinaryIO, cast
 
 from cluster.errors import BackendError, ConfigError
 from cluster.run_dir import RunDir
-from k8s.client import Kubernetes, NotFoundError, Object
+from k8s.client import ApiAwayError, Kubernetes, NotFoundError, Object
 from k8s.manifest import OURS, ROLE_LABEL, RUN_LABEL, dress, load
 from k8s.profile import K8sProfile
 from k8s.submit import create_or_adopt
@@ -76,14 +76,17 @@ class Reader:
             volume = f"volume {self.profile.claim} of namespace {self.kube.namespace}"
             log.warning("%s lies on %s, which this machine does not see; pod %s does", run.id, volume, pod)
             self._told = True
-        try:
-            self._once(pod, words, stdin, stdout)
-        except BackendError:
-            self._pod = ""
-            if pod.startswith(READER):
-                raise
-            pod = self._of_its_own()  # the run's own has ended meanwhile
-            self._once(pod, words, stdin, stdout)
+        for tries_left in (2, 1, 0):
+            try:
+                self._once(pod, words, stdin, stdout)
+                break
+            except BackendError as error:
+                self._pod = ""
+                answered = pod.startswith(READER) and not isinstance(error, ApiAwayError)
+                if answered or not tries_left:
+                    raise
+            time.sleep(POLL_SECONDS)
+            pod = self._of_its_own()  # the run's own has ended meanwhile, or the connection broke
         self._pod = pod
 
     def _once(self, pod: str, words: list[str], stdin: bytes | None, sink: "Sink | None") -> None:
@@ -231,7 +234,7 @@ def _have(root: Path) -> dict[str, tuple[int, int]]:
     for folder, _, files in os.walk(root):
         for name in files:
             path = Path(folder, name)
-            if not name.startswith("."):
+            if not name.startswith(".") and path.is_file() and not path.is_symlink():
                 status = path.stat()
                 found[str(path.relative_to(root))] = (status.st_size, status.st_mtime_ns)
     return found

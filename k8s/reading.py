@@ -17,10 +17,15 @@ from cluster.files import write_atomically
 LARGE = ("checkpoints", "wandb")  # left out unless asked for
 GROWING = (".log", ".jsonl")  # only ever appended to
 CHUNK_BYTES = 1 << 20
+END = b'{"end": true}\n'
 
 
 def send(run: Path, request: dict[str, Any], out: IO[bytes]) -> None:
     """Answer one request."""
+    if not run.is_dir():  # the first pod of the run has not put it there yet
+        out.write(END)
+        out.flush()
+        return
     for path, text in (request.get("write") or {}).items():
         write_atomically(run / path, text)
     have, wanted = request.get("have") or {}, tuple(request.get("with") or ())
@@ -37,7 +42,7 @@ def send(run: Path, request: dict[str, Any], out: IO[bytes]) -> None:
         with path.open("rb") as stream:
             stream.seek(offset)
             _copy(stream, out, left)
-    out.write(b'{"end": true}\n')
+    out.write(END)
     out.flush()
 
 

@@ -115,8 +115,10 @@ def pod_trouble(pod: Object, events: Sequence[Object] = ()) -> Trouble | None:
 def _failed(pod: Object) -> Trouble | None:
     """Of a pod that ended before the run could begin: its own last words."""
     status = pod["status"]
-    for container in status.get("containerStatuses") or []:
+    for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         ended = (container.get("state") or {}).get("terminated") or {}
+        if ended.get("exitCode", 0) == 0:
+            continue
         lines = [line.strip() for line in str(ended.get("message") or "").splitlines() if line.strip()]
         if ended.get("exitCode") in GENTLE_CODES:
             return None

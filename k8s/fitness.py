@@ -61,9 +61,7 @@ def _rights(kube: Kubernetes, profile: K8sProfile) -> Check:
     wanted = [*USER_RIGHTS, *(REMOTE_RIGHTS if profile.runs is None else ())]
     missing = missing_rights(kube, wanted)
     if missing:
-        detail = (
-            f"you may not {', '.join(missing)}; ask for the Role ropewalk-user of k8s/rbac.yaml"
-        )
+        detail = f"you may not {', '.join(missing)}; ask for the Role ropewalk-user of k8s/rbac.yaml"
         return Check(name="rights", ok=False, detail=detail)
     blind = missing_rights(kube, EXPLAINING_RIGHTS)
     more = f", but not {' and '.join(blind)}, so that less can be explained" if blind else ""
@@ -109,13 +107,5 @@ def _volume(kube: Kubernetes, profile: K8sProfile) -> Check:
 def _shape(groups: dict[str, str], profile: K8sProfile) -> Check:
     found = [name for group, name in ((KUEUE, "Kueue"), (JOBSET, "JobSet"), (KUBERAY, "KubeRay")) if group in groups]
     there = ", ".join(found) or "no Kueue, JobSet or KubeRay"
-    ray = "RayJob" if shape_of(groups, profile, ray=True) == "rayjob" else "Indexed Job"
     queue = f"queue {profile.queue}" if profile.queue else "no queue"
-    return Check(name="shape", ok=True, detail=f"{there}; runs are Indexed Jobs, those of Ray {ray}s; {queue}")
-
-
-def shape_of(groups: dict[str, str], profile: K8sProfile, *, ray: bool) -> str:
-    """What carries a run: job or rayjob."""
-    if profile.shape != "auto":
-        return profile.shape
-    return "rayjob" if ray and KUBERAY in groups else "job"
+    return Check(name="shape", ok=True, detail=f"{there}; runs are Indexed Jobs, whatever else is there; {queue}")

@@ -63,9 +63,6 @@ class K8sProfile(Section):
     secrets: tuple[str, ...] = Field(default=(), description="Secrets whose keys become variables, such as WANDB_API_KEY")
     user: int = Field(default=1000, ge=1, description="uid and gid of all processes; the claim's files belong to it")
     keep_minutes: float = Field(default=1440, ge=1, description="how long a Job that is over stays, for kubectl to look at")
-    shape: Literal["auto", "job", "rayjob"] = Field(
-        default="auto", description="what carries a run; auto: what is best"
-    )
     pod: dict[str, Any] = Field(default={}, description="a strategic-merge patch of the pods: {spec: {...}, metadata: {...}}")
 
     @field_validator("namespace", "claim", "queue", "queue_priority", "priority_class", "service_account")

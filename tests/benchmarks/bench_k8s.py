@@ -51,7 +51,7 @@ def end(run: KubeToy) -> None:
 
 
 def first_step(namespace: Namespace) -> Figures:
-    """A run of ours against a hand-written Job with the same command in its pod."""
+    """A run of ours, against a Job whose pod starts the entry itself."""
     began = time.time()
     run = KubeToy(namespace, steps=100000)
     run.reach(1)
@@ -72,12 +72,15 @@ def first_step(namespace: Namespace) -> Figures:
     by_hand = RunDir(bare.run.path).read_metrics()[0]["time"] - began
     namespace.kubectl("delete", "job", "--all", "--wait=false")
     bare.close()
-    return {"submit -> first step, one pod": ours, "kubectl create -> first step of the same command": by_hand}
+    return {
+        "submit -> first step, one pod": ours,
+        "kubectl create -> first step of the bare entry, with nobody to carry it": by_hand,
+    }
 
 
 def of_a_fixed_run(namespace: Namespace, kube: Cluster) -> Figures:
     """Evicted again and again, then the carrier's node dies, and another's is cut off."""
-    run = KubeToy(namespace, steps=1000000, resources={"nodes": 2, "cpus": 2})
+    run = KubeToy(namespace, "count", "ranks", steps=1000000, resources={"nodes": 2, "cpus": 2})
     run.reach(20)
     found: Figures = {}
     for count in range(1, EVICTIONS + 1):
@@ -85,7 +88,7 @@ def of_a_fixed_run(namespace: Namespace, kube: Cluster) -> Figures:
         found[f"eviction {count} of the carrier's pod"] = seconds
     found["the carrier's node dies, a spare is there"] = to_next_step(run, lambda: kube.kill_node(run.node_of(run.carrier())))
     kube.mend()
-    other = next(p["spec"]["nodeName"] for p in namespace.pods() if p["metadata"]["name"] != run.carrier())
+    other = next(p["spec"]["nodeName"] for p in namespace.pods() if _works(p) and p["metadata"]["name"] != run.carrier())
     found["another node is cut off, a spare is there"] = to_next_step(run, lambda: kube.cut_node(other))
     kube.mend()
     end(run)
@@ -127,7 +130,7 @@ def in_a_queue(namespace: Namespace) -> Figures:
     run.reach(20)
     urgent(namespace, "urgent", cpus=2, seconds=URGENT_SECONDS)
     until(lambda: run.run.outcome(1), PATIENCE_SECONDS)
-    until(lambda: any(p["metadata"]["name"].startswith("urgent") and _runs(p) for p in namespace.pods()), PATIENCE_SECONDS)
+    until(lambda: any(p["metadata"]["name"].startswith("urgent") and _works(p) for p in namespace.pods()), PATIENCE_SECONDS)
     namespace.kubectl("delete", "job", "urgent", "--wait=false")
     free = time.time()
     run.reach_attempt(2)
@@ -141,8 +144,9 @@ def _kill(kube: Cluster, run: KubeToy) -> None:
     kube.kill_node(run.node_of(run.carrier()))
 
 
-def _runs(pod: dict[str, Any]) -> bool:
-    return bool(pod["status"]["phase"] == "Running")
+def _works(pod: dict[str, Any]) -> bool:
+    """It runs, and is not the pod of a node that died and is back."""
+    return pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
 
 
 def main() -> None:
@@ -155,12 +159,14 @@ def main() -> None:
             for disturb in (of_a_fixed_run, of_an_elastic_run, of_one_pod):
                 note(measured, disturb(kube.namespace(), kube))
             kube.forget_namespaces()
+    print("medians")
     for name, seconds in measured.items():
         print(f"{statistics.median(seconds):6.1f} s  {name}  ({', '.join(f'{value:.1f}' for value in seconds)})")
 
 
 def note(measured: dict[str, list[float]], found: Figures) -> None:
     for name, seconds in found.items():
+        print(f"{seconds:6.1f} s  {name}", flush=True)
         measured.setdefault(name, []).append(seconds)
 
 

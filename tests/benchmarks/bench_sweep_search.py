@@ -1,0 +1,65 @@
+"""Optuna against random search at an equal budget, and a population against as many random trials.
+
+    python -m tests.benchmarks.bench_sweep_search [--seeds 3] [--trials 12] [--steps 60]
+
+Prints one JSON object: the best validation loss of each, with standard errors over the seeds, whatever they are.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jobs.sweeps.answers import Answers
+from tests.benchmarks.swept import SPACE, quickstart_data, spread, sweep, use_folder
+
+MEMBERS = 4
+POPULATION_SPACE = {key: SPACE[key] for key in ("optim.lr", "optim.weight_decay")}
+
+
+def best_of(answers: Answers) -> float:
+    """The best validation loss."""
+    assert answers.best is not None
+    assert answers.best.metric is not None
+    return answers.best.metric
+
+
+def compare(data: Path, steps: int, seeds: int, contestants: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Each contestant's best loss over the seeds."""
+    found: dict[str, Any] = {}
+    for name, keys in contestants.items():
+        sweeps = [sweep(data, steps, seed=seed, **keys) for seed in range(seeds)]
+        exploits = sum(len(trial.lineage) for one in sweeps for trial in one.trials)
+        losses = [best_of(one) for one in sweeps]
+        found[name] = {**spread(losses), "losses": losses, "steps": [one.spent for one in sweeps], "exploits": exploits}
+    return found
+
+
+def main() -> None:
+    """Both comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=60)
+    arguments = parser.parse_args()
+    steps, trials = arguments.steps, arguments.trials
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        use_folder(folder)
+        data = quickstart_data(folder)
+        startup = {"optuna": {"startup_trials": max(2, trials // 3)}, "search": "optuna", "max_concurrent": 1}
+        searches = {"random": {"trials": trials}, "optuna": {"trials": trials, **startup}}
+        population = {"trials": MEMBERS, "space": POPULATION_SPACE, "max_concurrent": MEMBERS}
+        pbt = {**population, "scheduler": "pbt", "pbt": {"interval_steps": max(1, steps * 2 // 8)}}
+        report = {
+            "steps_of_a_trial": steps,
+            "searches": compare(data, steps, arguments.seeds, searches),
+            "populations": compare(data, steps * 2, arguments.seeds, {"random": population, "pbt": pbt}),
+        }
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -74,7 +74,7 @@ def first_step(namespace: Namespace) -> Figures:
     bare.close()
     return {
         "submit -> first step, one pod": ours,
-        "kubectl create -> first step of the bare entry, with nobody to carry it": by_hand,
+        "kubectl create -> first step of the bare entry": by_hand,
     }
 
 

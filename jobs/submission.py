@@ -56,7 +56,7 @@ def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[
         "config": masked(config.model_dump(mode="json")),
         "resources": config.resources.model_dump(mode="json"),
         "cluster": cluster_name,
-        **config.facts(cluster_name),
+        **masked(config.facts(cluster_name)),
         **origin,
     }
 

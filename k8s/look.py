@@ -18,7 +18,8 @@ def look(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Seen]:
     jobs = {job["metadata"]["name"]: job for job in kube.list("Job", f"{selector(runs)},{ROLE_LABEL}=run")}
     details = {run.id: submission_details(run) for run in runs}
     mine = {run: jobs.get(str(own.get("name"))) for run, own in details.items()}
-    waiting = {run: job for run, job in mine.items() if job is not None and _waits(job)}
+    open_runs = {run.id for run in runs if (job := mine[run.id]) is not None and _waits(job) and not _is_over(run)}
+    waiting = {run: job for run, job in mine.items() if job is not None and run in open_runs}
     pods = _by_run(_list(kube, "Pod", selector(runs), NOT_AT_WORK)) if any(map(_had_pods, waiting.values())) else {}
     queued = any(QUEUE_LABEL in job["metadata"]["labels"] and job["spec"].get("suspend") for job in waiting.values())
     workloads = _by_owner(_list(kube, "Workload")) if queued else {}
@@ -39,6 +40,12 @@ def selector(runs: Sequence[RunDir]) -> str:
     """Labels that choose objects of these runs, and if they are many, of others too."""
     ours = ",".join(f"{key}={value}" for key, value in OURS.items())
     return f"{ours},{RUN_LABEL} in ({','.join(run.id for run in runs)})" if len(runs) <= FEW else ours
+
+
+def _is_over(run: RunDir) -> bool:
+    """Its Job may not know yet."""
+    outcome = run.last_outcome()
+    return outcome is not None and outcome.state.final
 
 
 def _waits(job: Object) -> bool:

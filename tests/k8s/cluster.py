@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,12 +267,34 @@ def make_python(folder: Path) -> dict[str, str]:
     """
     base, version = Path(sys.base_prefix), f"python{sys.version_info.major}.{sys.version_info.minor}"
     variables: dict[str, str] = {}
-    if any(not parent.stat().st_mode & 0o1 for parent in (base, *base.parents)):
+    if closed(base):
         ignored = shutil.ignore_patterns("site-packages", "__pycache__", "test", "share", "*.a")
         shutil.copytree(base, folder / "base", symlinks=True, ignore=ignored)
         base, variables = folder / "base", {"LD_LIBRARY_PATH": str(folder / "base/lib")}
     make = [base / "bin" / version, "-m", "venv", "--without-pip", "--symlinks", folder / "venv"]
     subprocess.run(make, env={**os.environ, **variables}, check=True)
-    packages = [path for path in sys.path if path.endswith("site-packages")]
-    (folder / "venv/lib" / version / "site-packages/all.pth").write_text("\n".join([*packages, str(ROOT), ""]))
+    places = [ROOT, *(Path(path) for path in sys.path if path.endswith("site-packages"))]
+    seen = [str(place) for place in where_pods_see(places, folder)]
+    (folder / "venv/lib" / version / "site-packages/all.pth").write_text("\n".join([*seen, ""]))
     return variables
+
+
+def closed(place: Path) -> bool:
+    """Whether others may not enter it."""
+    return any(not folder.stat().st_mode & 0o1 for folder in (place, *place.parents))
+
+
+def where_pods_see(places: Sequence[Path], folder: Path) -> Iterator[Path]:
+    """The same folders; copies that take no room, in `folder`, of those below /tmp, which is a pod's own, or closed to others."""
+    copies: dict[Path, Path] = {}
+    for place in places:
+        if not place.is_relative_to("/tmp") and not closed(place):
+            yield place
+            continue
+        original = next((each for each in copies if place.is_relative_to(each)), place)
+        if original not in copies:
+            copies[original] = folder / f"copy-{len(copies)}"
+            same_disk = original.stat().st_dev == folder.stat().st_dev
+            subprocess.run(["cp", "-al" if same_disk else "-a", original, copies[original]], check=True)
+            copies[original].chmod(0o755)
+        yield copies[original] / place.relative_to(original)

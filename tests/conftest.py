@@ -21,7 +21,7 @@ LAB_VARIABLE = "ROPEWALK_S3_LAB"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`waiting`: tests that mostly wait for a scheduler may do so beside others; but those that count Ray's processes."""
     for item in items:
-        on_a_cluster = item.path.parent.name in {"slurm", "k8s"} or item.path.name in {"test_slurm.py", "test_k8s.py"}
+        on_a_cluster = item.path.parent.name in {"slurm", "k8s"} or item.path.name == "test_slurm.py"
         if on_a_cluster and item.path.name != "test_ray.py":
             item.add_marker("waiting")
 

@@ -20,7 +20,6 @@ from jobs.submission import submit
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, weights
 from tests.k8s.cluster import Cluster, Namespace
-from tests.k8s.conftest import cluster, kube, namespace  # noqa: F401
 from tests.k8s.queueing import drop_queue, make_queue, urgent
 from tests.slurm.conftest import until
 

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +147,12 @@ def steps_are_all_there(run: RunDir) -> None:
     """Every sample once: what the attempts kept, put together, is every step at its place in the data."""
     lines = [m for m in run.read_metrics() if "train/loss" in m]
     assert {m["step"]: m["train/position"] for m in lines} == {step: step * BATCH for step in range(1, STEPS + 1)}
-    for attempt in run.attempts()[1:]:
+    at_work = [attempt for attempt in run.attempts() if steps_of(run, attempt)]  # one may be ended before its first step
+    for last, attempt in pairwise(at_work):
         before = [m["step"] for m in lines if m["attempt"] < attempt]
-        announced = ended(run, attempt - 1).exit_code == 85
+        announced = ended(run, last).exit_code == 85
         if announced:
-            # one that was ended before its first step has none
-            assert steps_of(run, attempt)[:1] in ([], [before[-1] + 1]), f"attempt {attempt} repeats or leaves out a step"
+            assert steps_of(run, attempt)[:1] == [before[-1] + 1], f"attempt {attempt} repeats or leaves out a step"
         else:
             assert before[-1] - 10 <= steps_of(run, attempt)[0] <= before[-1] + 1, "more was lost than since the last checkpoint"
 

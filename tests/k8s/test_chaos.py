@@ -100,8 +100,8 @@ class Scene:
 def scene(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    kube: Cluster,  # noqa: F811
-    namespace: Namespace,  # noqa: F811
+    kube: Cluster,
+    namespace: Namespace,
 ) -> Iterator[Scene]:
     monkeypatch.setenv(RUNS_VARIABLE, str(namespace.runs))
     monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))

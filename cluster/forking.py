@@ -134,17 +134,18 @@ def _become(command: Sequence[str], environment: Mapping[str, str], output: Path
     try:
         os.setsid()
         _redirect(output)
+        wanted = dict(environment)  # which may be os.environ itself
         os.environ.clear()
-        os.environ.update(environment)
+        os.environ.update(wanted)
         tempfile.tempdir = None
         for word in (*STOP_SIGNALS, signal.SIGINT, signal.SIGCHLD):
             signal.signal(word, signal.default_int_handler if word == signal.SIGINT else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         sys.argv = list(command[2:])
-        places = [os.getcwd(), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]  # as `python -m` would look
+        places = [os.getcwd(), *filter(None, wanted.get("PYTHONPATH", "").split(os.pathsep))]  # as `python -m` would look
         sys.path[:0] = [place for place in places if place not in sys.path]
         # whoever looks for processes of a directory finds them by it, since /proc shows the parent's environment
-        setproctitle.setproctitle(" ".join([*command, f"TMPDIR={environment.get('TMPDIR', '')}"]))
+        setproctitle.setproctitle(" ".join([*command, f"TMPDIR={wanted.get('TMPDIR', '')}"]))
         import_module(command[2]).main()
         code = 0
     except SystemExit as leave:

@@ -4,14 +4,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from subprocess import Popen
+from subprocess import Popen, run
 
 import psutil
 import pytest
 
 from cluster.spec import RunState
 from cluster.template import TEMPLATE_VARIABLE, ask_template, start_template
-from tests.cluster.conftest import ToyRun, until
+from tests.cluster.conftest import ROOT, ToyRun, until
 
 Start = Callable[..., ToyRun]
 
@@ -58,3 +58,17 @@ def test_modules_are_found_where_the_asker_has_them(template: Popen[bytes], tmp_
     output = tmp_path / "out"
     ask_template(os.environ[TEMPLATE_VARIABLE], [sys.executable, "-m", "told", "a", "b"], environment, output)
     until(lambda: output.exists() and output.read_text() == "told a b\n", 10)
+
+
+FORK = """
+import os, sys
+from pathlib import Path
+from cluster.forking import fork_program
+sys.exit(fork_program([sys.executable, "-m", "told"], os.environ, Path("out")).wait())
+"""
+
+
+def test_a_child_may_have_its_parents_environment(tmp_path: Path) -> None:
+    (tmp_path / "told.py").write_text("import os\ndef main() -> None:\n    print(os.environ['TOLD'])\n")
+    run([sys.executable, "-c", FORK], cwd=tmp_path, env={**os.environ, "TOLD": "yes", "PYTHONPATH": str(ROOT)}, check=True)
+    assert (tmp_path / "out").read_text() == "yes\n"

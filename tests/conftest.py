@@ -1,5 +1,6 @@
 """Fixtures that tests of several folders share: a real S3 server that can be cut off."""
 
+import fcntl
 import json
 import os
 import secrets
@@ -21,8 +22,8 @@ LAB_VARIABLE = "ROPEWALK_S3_LAB"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`waiting`: tests that mostly wait for a scheduler may do so beside others; but those that count Ray's processes."""
     for item in items:
-        on_a_cluster = item.path.parent.name in {"slurm", "k8s"} or item.path.name == "test_slurm.py"
-        if on_a_cluster and item.path.name != "test_ray.py":
+        folder, name = item.path.parent.name, item.path.name
+        if folder == "k8s" or (folder == "slurm" and name != "test_ray.py") or name == "test_slurm.py":
             item.add_marker("waiting")
 
 
@@ -39,6 +40,14 @@ def _childrens_disk() -> Iterator[None]:
     else:
         os.environ["TMPDIR"] = before
     shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def alone_with_ray() -> Iterator[None]:
+    """Modules that count Ray's processes, or start them beside the other tests, take turns across the processes of pytest."""
+    with (Path(tempfile.gettempdir()) / "ropewalk-tests-ray.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 @dataclass(frozen=True)

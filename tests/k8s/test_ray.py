@@ -24,6 +24,7 @@ Start = Callable[..., KubeToy]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("alone_with_ray")
 def test_preprocess_on_two_pods_gives_the_same_bytes(start: Start, namespace: Namespace) -> None:
     texts = namespace.runs / "texts.jsonl"
     texts.write_text(

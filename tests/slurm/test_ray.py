@@ -27,7 +27,7 @@ RAY = ("raylet", "gcs_server", "ray::", "cluster.ray_engine")
 
 Start = Callable[..., RunDir]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone_with_ray")]
 
 
 @pytest.fixture

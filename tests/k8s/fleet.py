@@ -24,6 +24,11 @@ def add_nodes(cluster: Cluster, count: int) -> None:
     cluster.apply(*nodes)
 
 
+def remove_nodes(cluster: Cluster) -> None:
+    """Nobody who counts the nodes finds them later."""
+    cluster.kubectl("delete", "node", "--selector", "type=kwok", "--wait=false")
+
+
 class Fleet:
     """Runs that are submitted, looked at and cancelled together, and how long that took."""
 

@@ -4,7 +4,7 @@ from contextlib import closing
 
 from cluster.spec import RunState
 from tests.k8s.cluster import Cluster, Namespace
-from tests.k8s.fleet import Fleet, add_nodes
+from tests.k8s.fleet import Fleet, add_nodes, remove_nodes
 from tests.slurm.conftest import until
 
 RUNS, NODES = 60, 4
@@ -12,8 +12,11 @@ RUNS, NODES = 60, 4
 
 def test_sixty_runs(kube: Cluster, namespace: Namespace) -> None:
     add_nodes(kube, NODES)
-    with closing(Fleet(namespace, RUNS)) as fleet:
-        see_through(kube, namespace, fleet)
+    try:
+        with closing(Fleet(namespace, RUNS)) as fleet:
+            see_through(kube, namespace, fleet)
+    finally:
+        remove_nodes(kube)
 
 
 def see_through(kube: Cluster, namespace: Namespace, fleet: Fleet) -> None:

@@ -21,6 +21,8 @@ from typing import Any, NoReturn, Protocol
 import setproctitle
 
 from cluster.processes import STOP_SIGNALS
+from cluster.run_dir import RunDir
+from cluster.spec import Engine
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +97,13 @@ class Forked:
     def terminate(self) -> None:
         """As Popen's."""
         self.send_signal(signal.SIGTERM)
+
+
+def needed(run: RunDir) -> list[str]:
+    """The modules that every process of the run would import, one after the other, if this one had not."""
+    if Engine(run.record["engine"]) is not Engine.RANKS:
+        return ["cluster.agent"]
+    return ["cluster.agent", "cluster.store", "cluster.elastic", *(run.record.get("preload") or [])]
 
 
 def load(modules: Sequence[str]) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 from cluster.config import Resources
 from cluster.entry import configure_logging
-from cluster.forking import load
+from cluster.forking import load, needed
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
-from cluster.spec import Engine, Outcome, RunState
+from cluster.spec import Outcome, RunState
 from cluster.supervisor import Supervisor
 from cluster.virtual_nodes import VirtualNodes
 
@@ -47,13 +47,6 @@ def carry(run: RunDir) -> None:
             Supervisor(run, lane, sys.executable).supervise(number)
     finally:
         lane.close()
-
-
-def needed(run: RunDir) -> list[str]:
-    """The modules that every process of the run would import, one after the other, if this one had not."""
-    if Engine(run.record["engine"]) is not Engine.RANKS:
-        return ["cluster.agent"]
-    return ["cluster.agent", "cluster.store", "cluster.elastic", *(run.record.get("preload") or [])]
 
 
 def await_others(run: RunDir, others: list[str], lane: VirtualNodes) -> str:

@@ -14,9 +14,8 @@ from pathlib import Path
 from cluster.entry import configure_logging
 from cluster.errors import EXIT_FAILED
 from cluster.files import read_json, write_json
-from cluster.forking import Forked, fork_program, load
+from cluster.forking import Forked, fork_program, load, needed
 from cluster.local import CARRIER, QUEUE, carrier
-from cluster.local_supervisor import needed
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState

@@ -14,8 +14,7 @@ from pathlib import Path
 
 from cluster.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_NEVER_RETRY, EXIT_REQUEUE
-from cluster.forking import Forked, fork_program, load
-from cluster.local_supervisor import needed
+from cluster.forking import Forked, fork_program, load, needed
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
 from cluster.submitted import submission_details

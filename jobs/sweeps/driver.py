@@ -16,7 +16,7 @@ from cluster.backend import PROFILES_VARIABLE
 from cluster.context import JobContext
 from cluster.errors import RopewalkError, StopRequested
 from cluster.files import write_atomically
-from cluster.local_supervisor import needed
+from cluster.forking import needed
 from cluster.ray_engine import RayNode, short_scratch, start_ray, stop_ray
 from cluster.run_dir import RunDir
 from jobs.status import final_outcome

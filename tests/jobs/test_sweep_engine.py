@@ -24,7 +24,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def test_asha_stops_the_worse_ones_at_rungs(start: Start) -> None:
     choice = {"optim.lr": {"grid": [0.1, 10.0, 1.0, 0.001]}}
     sweep = start(
-        space=choice, trials=4, max_concurrent=1, scheduler="asha", asha={"grace_steps": 5}, base={"steps": 25, "pause": 0.03}
+        space=choice, trials=4, max_concurrent=1, scheduler="asha", asha={"grace_steps": 5}, base={"steps": 25, "pause": 0.2}
     )
     results = sweep.finish()
     states = {record.parameters["optim.lr"]: record.state for record in sweep.records()}

@@ -10,7 +10,14 @@ from cluster.spec import Engine, JobSpec
 
 GROUP = "ropewalk.jobs"  # entry points that are a JobSpec: jobs that others add
 
-_TRAINING = ("torch", "transformers", "torch.distributed.fsdp", "torch.distributed.checkpoint", "jobs.training.assembly")
+_TRAINING = (
+    "torch",
+    "transformers",
+    "transformers.models.llama.modeling_llama",  # of the presets; every other model needs most of what it imports
+    "torch.distributed.fsdp",
+    "torch.distributed.checkpoint",
+    "jobs.training.assembly",
+)
 _VALIDATION = ("validation/loss", "validation/bits_per_byte")
 
 JOBS: dict[str, JobSpec] = {

@@ -46,6 +46,8 @@ def main() -> None:
     parser.add_argument("--replay", action="store_true", help="mirror what an earlier sidecar left, and leave")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s mirror %(message)s")
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return  # nobody would see it; `ropewalk sync` mirrors all of it, should somebody want to
     os.nice(5)  # training comes first
     Mirror(RunDir(arguments.run_dir), arguments.attempt).follow(arguments.replay)
 

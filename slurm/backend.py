@@ -62,7 +62,7 @@ class SlurmBackend:
         script = render_job(head, resources, self.profile, number, len(runs))
         options = [*job_options(head, resources, self.profile, number, len(runs)), *self._dependency(head, after)]
         self._open(runs, number, self._details(head, number, resources, after))
-        head.make_folders(number)  # Slurm itself writes the script's log
+        head.log_dir(number).mkdir()  # Slurm itself writes the script's log; whoever carries the run makes the rest
         place = head.attempt_dir(number)
         (place / "job.sbatch").write_text(script)  # Slurm takes a copy, so that nothing depends on this one
         if array:

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.errors import BackendError
 from cluster.fence import Fence
@@ -21,9 +21,6 @@ from jobs.sweeps.launcher import GPUS_VARIABLE, ask
 from jobs.sweeps.records import TrialRecord, TrialState, read_record, write_record
 from jobs.sweeps.scene import Scene
 from jobs.sweeps.trial_runs import create_run
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,7 @@ def main() -> None:
         folder = Path(scratch)
         use_folder(folder)
         data = quickstart_data(folder)
-        rungs = {"grace_steps": max(1, arguments.steps // 8), "reduction_factor": 3}
-        for name, keys in (("all_to_the_end", {}), ("asha", {"scheduler": "asha", "asha": rungs})):
+        for name, keys in (("all_to_the_end", {}), ("asha", {"scheduler": "asha"})):
             with measured() as cost:
                 answers = sweep(data, arguments.steps, trials=arguments.trials, **keys)
             best = answers.best

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.sweeps.answers import Answers
-from tests.benchmarks.swept import SPACE, quickstart_data, spread, sweep, use_folder
+from tests.benchmarks.swept import SPACE, base, quickstart_data, spread, sweep, use_folder
 
 MEMBERS = 4
 POPULATION_SPACE = {key: SPACE[key] for key in ("optim.lr", "optim.weight_decay")}
@@ -51,8 +51,10 @@ def main() -> None:
         data = quickstart_data(folder)
         startup = {"optuna": {"startup_trials": max(2, trials // 3)}, "search": "optuna", "max_concurrent": 1}
         searches = {"random": {"trials": trials}, "optuna": {"trials": trials, **startup}}
-        population = {"trials": MEMBERS, "space": POPULATION_SPACE, "max_concurrent": MEMBERS}
-        pbt = {**population, "scheduler": "pbt", "pbt": {"interval_steps": max(1, steps * 2 // 8)}}
+        interval = max(1, steps * 2 // 5)
+        population_base = base(data, steps * 2, checkpoint={"every_steps": interval, "keep": 2})
+        population = {"trials": MEMBERS, "space": POPULATION_SPACE, "max_concurrent": MEMBERS, "base": population_base}
+        pbt = {**population, "scheduler": "pbt", "pbt": {"interval_steps": interval}}
         report = {
             "steps_of_a_trial": steps,
             "searches": compare(data, steps, arguments.seeds, searches),

@@ -16,6 +16,7 @@ from cluster.spec import Engine, Outcome, RunState
 AGENTS = "agents.jsonl"  # one line an agent: node, address, pid of what started it
 POLL_SECONDS = 0.1
 SETTLE_SECONDS = 5.0  # what a group may take to leave after one of its nodes has left for good
+KILLED = 128 + signal.SIGKILL
 ORPHAN_SECONDS = 3.0  # between two looks at the run on whose behalf this one exists
 STOP = signal.SIGUSR2
 
@@ -261,6 +262,9 @@ class Attempt:
             return self._outcome(state, code, f"stopped: {reason or 'signal'}{saved}")
         if self.lost:
             return self._outcome(RunState.REQUEUED, EXIT_TERMINATED, "; ".join(self.lost))
+        if KILLED in codes and EXIT_FAILED not in codes:  # from outside, as ranks may be: no bug
+            node = next(n for n, code in sorted(self.codes.items()) if code == KILLED)
+            return self._outcome(RunState.REQUEUED, EXIT_TERMINATED, f"node {node}: the job's process was killed (SIGKILL)")
         state = RunState.REQUEUED if self.retry_bugs else RunState.FAILED
         return self._outcome(state, EXIT_FAILED, self._error_words())
 

@@ -1,10 +1,12 @@
 """Small files of a run directory: written whole or not at all, read without surprises."""
 
+import fcntl
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,14 @@ def read_json(path: Path) -> Any | None:
     except FileNotFoundError:
         return None
     return json.loads(raw) if raw else None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time, of all that lock the same file; the lock of one that dies is free."""
+    with path.open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def append_line(path: Path, value: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.backend import load_backend, load_profile
 from cluster.config import JobConfig, Resources
 from cluster.errors import ConfigError, RopewalkError
-from cluster.files import read_json, write_json
+from cluster.files import locked, read_json, write_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
 from jobs.status import GONE, final_outcome, is_final, states
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from jobs.sweep import SweepConfig
 
 RECORD = "confirm.json"  # in the sweep's directory: parameters, seed, run; written before anything is submitted
+LOCK = ".confirm.lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +65,17 @@ def seeds_of(answers: Answers, number: int) -> list[int]:
 
 
 def ensure_runs(answers: Answers, found: Sequence[Candidate], seeds: Sequence[int], cluster: str, command: Sequence[str]) -> None:
-    """Each candidate has a run a seed, and each of these is under way or over. What an earlier call began is taken up.
+    """Each candidate has a run a seed, and each of these is under way or over. What another call began is taken up.
 
     Raises RopewalkError.
     """
+    with locked(answers.run.path / LOCK):
+        _write_down(answers, found, seeds, cluster, command)
+        _start(answers, [candidate.runs[seed] for candidate in found for seed in seeds])
+
+
+def _write_down(answers: Answers, found: Sequence[Candidate], seeds: Sequence[int], cluster: str, command: Sequence[str]) -> None:
+    """Each candidate has a run a seed, that may have to be submitted."""
     sweep, wanted = answers.run, [(candidate, seed) for candidate in found for seed in seeds]
     record = list((read_json(sweep.path / RECORD) or {"runs": []})["runs"])
     known = {(_key(line["parameters"]), line["seed"]): _run_of(sweep, line["run"]) for line in record}
@@ -82,7 +90,6 @@ def ensure_runs(answers: Answers, found: Sequence[Candidate], seeds: Sequence[in
         write_json(sweep.path / RECORD, {"runs": record})
     for candidate, seed in wanted:
         candidate.runs[seed] = known[_key(candidate.parameters), seed]
-    _start(answers, [known[_key(candidate.parameters), seed] for candidate, seed in wanted])
 
 
 def _start(answers: Answers, runs: Sequence[RunDir]) -> None:

@@ -29,7 +29,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def test_a_driver_killed_five_times_finishes_every_trial_once(start: Start) -> None:
-    sweep = start(base={"steps": 40, "pause": 0.05}, trials=8, max_concurrent=2, retries={"bugs": 10})
+    sweep = start(base={"steps": 40, "pause": 0.05}, trials=8, max_concurrent=2)
     for kills in range(5):
         until(lambda kills=kills: sum(r.state.final for r in sweep.records()) >= kills, said=sweep.said)
         sweep.kill_driver()

@@ -44,6 +44,17 @@ def test_a_bug_is_retried_within_its_budget_and_explained(toy: Start) -> None:
     assert outcome.cause == "rank 0: ZeroDivisionError: attempt 2"
 
 
+def test_a_process_that_is_killed_has_no_bug(toy: Start) -> None:
+    run = toy("tick", "process", steps=40, retries={"bugs": 0})
+    run.reach(3)
+    os.kill(run.rank_pid(0), signal.SIGKILL)
+    assert run.finish().state is RunState.SUCCEEDED
+    first = run.run.outcome(1)
+    assert first is not None
+    assert (first.state, first.exit_code) == (RunState.REQUEUED, 143)
+    assert first.cause == "node 0: the job's process was killed (SIGKILL)"
+
+
 def test_what_another_attempt_cannot_mend_is_not_retried(toy: Start) -> None:
     run = toy("refuse", "ranks", resources={"nodes": 2})
     outcome = run.finish()

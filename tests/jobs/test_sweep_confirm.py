@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,21 @@ def test_a_run_that_was_written_down_and_never_submitted_is_submitted(shell: She
     well.write_text(closed.replace("refuse:", "was:"))
     confirm.ensure_runs(answers, found, [1], "closed", [])
     assert sorted(shell.asked("submit_many")[0]["runs"]) == sorted(line["run"] for line in record["runs"])
+
+
+def test_two_at_the_same_moment_run_nothing_twice(shell: Shell) -> None:
+    sweep = make_sweep(shell.home / "runs", 6, stops=False)
+
+    def call(_: int) -> list[str]:
+        answers = read_sweep(sweep)
+        found = confirm.candidates(answers, "runner-up")
+        confirm.ensure_runs(answers, found, [1, 2], "slow", [])
+        return sorted(run.id for candidate in found for run in candidate.runs.values())
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(call, range(2))
+    assert first == second
+    assert len({*first}) == 4
 
 
 def test_what_cannot_be_confirmed_is_told(shell: Shell) -> None:

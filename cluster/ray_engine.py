@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 START_SECONDS = 90.0
 PARENT_CHECK_SECONDS = 0.3
 LONGEST_SCRATCH = 30  # what Ray puts below it takes up to 75 bytes
+JOIN_VARIABLE = "ROPEWALK_RAY_ADDRESS"  # HOST:PORT of a Ray that whoever owns the nodes has started over all of them
+NODES_SECONDS = 5.0  # what Ray's head may take to name its nodes
 OBJECT_STORE_BYTES = 256 * 2**20  # documents never travel through it; jobs that need more say so by their memory
 
 
@@ -64,6 +66,8 @@ class RayNode:
 
 def run_ray(node: RayNode) -> int:
     """Start this node's Ray, run the driver on the first node, wait for its end elsewhere; the exit code."""
+    if there := os.environ.get(JOIN_VARIABLE):
+        return run_process(node.run, node.attempt, node.stop_flag, {"RAY_ADDRESS": there})
     scratch = short_scratch()
     ray: subprocess.Popen[bytes] | None = None
     try:
@@ -95,24 +99,41 @@ def short_scratch() -> Path:
 
 def start_command(node: RayNode, scratch: Path, head_address: str | None) -> list[str]:
     """`ray start` for this node; without a head's address it is the head."""
-    command = [sys.executable, "-m", "cluster.ray_engine", "start", "--block", "--disable-usage-stats"]
-    command += [f"--node-ip-address={node.ip}", f"--num-gpus={node.gpus}", "--log-style=record", "--log-color=false"]
-    command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
-    command += [f"--dashboard-agent-listen-port={free_port(node.ip)}"]
-    cpus = node.cpus or node_cpus()
-    if cpus is not None:
-        command.append(f"--num-cpus={cpus}")
+    command = [*ray_command(node.ip, node.cpus or node_cpus(), node.gpus), f"--temp-dir={scratch}"]
     if head_address is not None:
-        return [*command, f"--address={head_address}", f"--temp-dir={scratch}"]
+        return [*command, f"--address={head_address}"]
+    return [*command, *head_options(node.ip, free_port(node.ip))]
+
+
+def ray_command(ip: str, cpus: int | None, gpus: int) -> list[str]:
+    """`ray start` that ends with whoever starts it, as far as it is the same on every node."""
+    command = [sys.executable, "-m", "cluster.ray_engine", "start", "--block", "--disable-usage-stats"]
+    command += [f"--node-ip-address={ip}", f"--num-gpus={gpus}", "--log-style=record", "--log-color=false"]
+    command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
+    command += [f"--dashboard-agent-listen-port={free_port(ip)}"]
+    return command if cpus is None else [*command, f"--num-cpus={cpus}"]
+
+
+def head_options(ip: str, port: int) -> list[str]:
+    """What makes it the head."""
+    options = ["--head", f"--port={port}", "--include-dashboard=false"]
     if find_spec("grpc") is not None:  # Ray then starts its client's server, on one port for all unless told otherwise
-        command.append(f"--ray-client-server-port={free_port(node.ip)}")
-    return [
-        *command,
-        "--head",
-        f"--port={free_port(node.ip)}",
-        "--include-dashboard=false",
-        f"--temp-dir={scratch}",
-    ]
+        options.append(f"--ray-client-server-port={free_port(ip)}")
+    return options
+
+
+def count_nodes(address: str) -> int:
+    """How many nodes the Ray cluster of a head has; 0 where the head does not answer."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # noqa: PLC0415 - agents need none of it
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo  # noqa: PLC0415
+    from ray.exceptions import RayError  # noqa: PLC0415
+
+    try:
+        nodes = GcsClient(address=address).get_all_node_info(timeout=NODES_SECONDS)
+    except (RayError, ConnectionError, RuntimeError) as error:
+        log.info("Ray's head %s does not answer: %s", address, error)
+        return 0
+    return sum(node.state == GcsNodeInfo.ALIVE for node in nodes.values())
 
 
 def environment(node: RayNode) -> Mapping[str, str]:

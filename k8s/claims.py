@@ -68,6 +68,16 @@ def given_up(run: RunDir, claim: Claim) -> bool:
     return (run.path / FOLDER / f"{claim.number:06d}.left").exists()
 
 
+def say_leaving(run: RunDir, claim: Claim) -> None:
+    """The pod is asked to go, and still saves: others that the run needs for it stay until it has left."""
+    (run.path / FOLDER / f"{claim.number:06d}.leaving").touch()
+
+
+def leaving(run: RunDir, claim: Claim) -> bool:
+    """Whether the pod has said so, and not left yet."""
+    return (run.path / FOLDER / f"{claim.number:06d}.leaving").exists() and not given_up(run, claim)
+
+
 def _read(path: Path) -> Claim:
     number = int(path.name)
     try:

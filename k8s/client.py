@@ -107,6 +107,11 @@ class Kubernetes:
         """Create an object; what it became. Raises ConflictError if one of its name exists."""
         return self._object("POST", self.path(each["kind"]), body=each)
 
+    def try_create(self, each: Object) -> None:
+        """Ask whether it could be created, and whether the server knows all of its fields. Raises what `create` would."""
+        params = {"dryRun": "All", "fieldValidation": "Strict"}
+        self._object("POST", self.path(each["kind"]), params=params, body=each)
+
     def patch(self, kind: str, name: str, patch: Any, how: str = "merge", part: str = "") -> Object:
         """Change an object, or a part of it such as its status: by a merge, strategic or json patch."""
         return self._object("PATCH", self.path(kind, name, part), body=patch, content_type=PATCHES[how])

@@ -8,6 +8,7 @@ from cluster.config import Resources
 from cluster.errors import BackendError, RopewalkError
 from k8s.client import ForbiddenError, Kubernetes
 from k8s.profile import K8sProfile
+from k8s.shape import JOB, ray_shape
 from k8s.site import JOBSET, KUBERAY, KUEUE, missing_rights, quotas, refusal, shown
 
 USER_RIGHTS = (
@@ -37,7 +38,7 @@ def checks(connect: Callable[[], Kubernetes], profile: K8sProfile) -> list[Check
         lambda: [_request(kube, profile)],
         lambda: _quotas(kube),
         lambda: [_volume(kube, profile)],
-        lambda: [_shape(groups, profile)],
+        lambda: [_shape(kube, groups, profile)],
     ]
 
     def answer(question: Callable[[], Sequence[Check]]) -> Sequence[Check]:
@@ -104,8 +105,10 @@ def _volume(kube: Kubernetes, profile: K8sProfile) -> Check:
     return Check(name="volume", ok=True, detail=f"{name}, {seen}")
 
 
-def _shape(groups: dict[str, str], profile: K8sProfile) -> Check:
+def _shape(kube: Kubernetes, groups: dict[str, str], profile: K8sProfile) -> Check:
     found = [name for group, name in ((KUEUE, "Kueue"), (JOBSET, "JobSet"), (KUBERAY, "KubeRay")) if group in groups]
     there = ", ".join(found) or "no Kueue, JobSet or KubeRay"
     queue = f"queue {profile.queue}" if profile.queue else "no queue"
-    return Check(name="shape", ok=True, detail=f"{there}; runs are Indexed Jobs, whatever else is there; {queue}")
+    ray = ray_shape(profile, lambda: kube)
+    shape = f"runs are Indexed Jobs, those of the ray engine {'RayJobs' if ray.kind != JOB else 'too'} ({ray.why})"
+    return Check(name="shape", ok=True, detail=f"{there}; {shape}; {queue}")

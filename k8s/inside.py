@@ -17,6 +17,8 @@ from cluster.errors import BackendError
 
 Object = dict[str, Any]
 
+JOBS = {"Job": ("batch/v1", "jobs"), "RayJob": ("ray.io/v1", "rayjobs")}  # what may carry a run: group and plural
+KIND_VARIABLE = "ROPEWALK_JOB_KIND"  # which of them ROPEWALK_JOB names
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 ANSWER_SECONDS = 5.0
 MERGE = "application/merge-patch+json"
@@ -45,6 +47,7 @@ class Inside:
         self._account = account
         self.namespace = environment["POD_NAMESPACE"]
         self.job_name = environment["ROPEWALK_JOB"]
+        self._jobs = JOBS[environment.get(KIND_VARIABLE, "Job")]
 
     def pods(self) -> list[Object]:
         """All pods of the Job."""
@@ -74,16 +77,17 @@ class Inside:
                 raise
 
     def job(self) -> Object | None:
-        """The run's Job; None: it is gone."""
+        """The run's Job or RayJob; None: it is gone."""
         return self._find(self._job_path)
 
     def patch_job(self, patch: Object) -> None:
-        """Change the run's Job by a merge patch."""
+        """Change it by a merge patch."""
         self._call("PATCH", self._job_path, patch)
 
     @property
     def _job_path(self) -> str:
-        return f"/apis/batch/v1/namespaces/{self.namespace}/jobs/{self.job_name}"
+        group, plural = self._jobs
+        return f"/apis/{group}/namespaces/{self.namespace}/{plural}/{self.job_name}"
 
     def _find(self, path: str) -> Object | None:
         try:

@@ -95,14 +95,17 @@ def render_gate(run: RunDir, profile: K8sProfile, number: int) -> Object:
     return job
 
 
-def render_pod(run: RunDir, resources: Resources, profile: K8sProfile, number: int, template: Object) -> Object:
+def render_pod(
+    run: RunDir, resources: Resources, profile: K8sProfile, number: int, template: Object, *, module: str = "k8s.node"
+) -> Object:
     """A pod template with all that the job and the profile ask for; the profile's own patch comes last."""
     pod = copy.deepcopy(template)
     pod["metadata"] |= {"labels": labels_of(run, number)}
     spec, container = pod["spec"], pod["spec"]["containers"][0]
-    spec["subdomain"] = name_of(run.id, number)
+    if "subdomain" in spec:
+        spec["subdomain"] = name_of(run.id, number)
     spec["terminationGracePeriodSeconds"] = math.ceil(resources.grace_seconds) + GRACE_MARGIN_SECONDS
-    container["command"] = [profile.python, "-m", "k8s.node", f"{profile.claim_path}/{run.id}"]
+    container["command"] = [profile.python, "-m", module, f"{profile.claim_path}/{run.id}"]
     container["env"] += [{"name": n, "value": v} for n, v in environment(run, profile, number).items()]
     container["resources"] = requests(resources, profile)
     if resources.memory_gib:
@@ -171,12 +174,12 @@ def requests(resources: Resources, profile: K8sProfile) -> Object:
 # --- names
 
 
-def name_of(run_id: str, number: int) -> str:
+def name_of(run_id: str, number: int, longest: int = LONGEST_NAME) -> str:
     """The name of a submission's objects: the run's, cut where Kubernetes allows no longer one, and the attempt it opened."""
     ending = f"-{number}"
-    if len(run_id) + len(ending) > LONGEST_NAME:
+    if len(run_id) + len(ending) > longest:
         digest = hashlib.sha256(run_id.encode()).hexdigest()[:8]
-        run_id = f"{run_id[: LONGEST_NAME - len(ending) - 9].rstrip('-')}-{digest}"
+        run_id = f"{run_id[: longest - len(ending) - 9].rstrip('-')}-{digest}"
     return f"{run_id}{ending}"
 
 

@@ -11,7 +11,7 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _DEVICE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
-OWN_VARIABLES = frozenset({"PYTHONPATH", "ROPEWALK_RUNS", "ROPEWALK_JOB", "JOB_COMPLETION_INDEX"})
+OWN_VARIABLES = frozenset({"PYTHONPATH", "ROPEWALK_RUNS", "ROPEWALK_JOB", "ROPEWALK_JOB_KIND", "JOB_COMPLETION_INDEX"})
 
 
 class Mount(Section):
@@ -55,6 +55,9 @@ class K8sProfile(Section):
     queue_priority: str | None = Field(default=None, description="Kueue's WorkloadPriorityClass")
     priority_class: str | None = Field(default=None, description="PriorityClass of the pods")
     service_account: str | None = Field(default=None, description="who pods are; k8s/rbac.yaml makes `ropewalk`")
+    ray: Literal["rayjob", "indexed"] | None = Field(
+        default=None, description="runs of the ray engine: RayJobs of KubeRay, or Indexed Jobs; unset: what the cluster has"
+    )
     gpu: str = Field(default="nvidia.com/gpu", description="the resource that resources.gpus counts, such as amd.com/gpu")
     devices: dict[str, int] = Field(default={}, description="further resources a node, such as rdma/hca: 1")
     node_selector: dict[str, str] = Field(default={}, description="labels that nodes must have")

@@ -24,10 +24,12 @@ class Trouble:
 
 
 PREPARING_SECONDS = 3.0  # of a node with the image and an ordinary volume
+HEAD_SECONDS = 60.0  # of a worker of Ray until its head answers
 PASSING = "failed to sync"  # a kubelet that has not seen the volume's source yet
 GENTLE_CODES = (0, 75, 85, 143)  # saved and left; another pod follows
 IMAGE_WORDS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 IMAGE_REMEDY = "correct image in the cluster's profile, or push the image; image_pull_secrets where the registry wants a login"
+WAITS_FOR_HEAD = "it calls /bin/bash and `ray` until Ray's head answers: the image needs both, or ray: indexed in the profile"
 NO_IMAGE = (
     r"(not found|manifest unknown|does not exist|denied|unauthorized|invalid reference format|is not present with pull policy)"
 )
@@ -103,6 +105,10 @@ def pod_trouble(pod: Object, events: Sequence[Object] = ()) -> Trouble | None:
             return trouble(word, said or word)
     if status.get("phase") == "Failed":
         return _failed(pod)
+    if first := next((c["name"] for c in status.get("initContainerStatuses") or [] if "running" in (c.get("state") or {})), ""):
+        long = time.time() - seconds_of(status.get("startTime")) > HEAD_SECONDS
+        remedy = WAITS_FOR_HEAD if first == "wait-gcs-ready" and long else ""
+        return Trouble(word="Init", said=f"container {first} of its pod has to end first", remedy=remedy)
     if status.get("phase") == "Pending" and events:
         return event_trouble(events)
     if status.get("phase") == "Pending" and time.time() - seconds_of(status.get("startTime")) > PREPARING_SECONDS:

@@ -15,6 +15,7 @@ from cluster.run_dir import RunDir
 from k8s.manifest import LONGEST_NAME, dump, name_of, render_gate, render_objects
 from k8s.merge import merge
 from k8s.profile import K8sProfile
+from k8s.rayjob import pod_templates, rayjob_name, render_rayjob
 
 GOLDEN = Path(__file__).parents[1] / "golden/k8s"
 REWRITE = "ROPEWALK_REWRITE_GOLDEN"
@@ -75,8 +76,16 @@ def run_of(case: Case) -> RunDir:
     return run
 
 
+RAY_CASES = {
+    "ray": Case(resources={"nodes": 3, "cpus": 4, "memory_gib": 8}, profile={**TEAM, "python": "/opt/ropewalk/bin/python"}),
+    "ray-everything": Case(resources={"gpus": 1}, profile=BIG, code={"snapshot": "3f2a"}),
+}
+
+
 def render(case: Case) -> str:
     resources, profile = Resources.model_validate(case.resources), K8sProfile.model_validate(case.profile)
+    if case in RAY_CASES.values():
+        return dump(render_rayjob(run_of(case), resources, profile, case.number))
     return dump(render_objects(run_of(case), resources, profile, case.number, held=case.held))
 
 
@@ -89,9 +98,9 @@ def compare(name: str, text: str) -> None:
     assert text == path.read_text(), f"{path}; if that is meant, {REWRITE}=1 writes it anew"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *RAY_CASES])
 def test_a_manifest(name: str) -> None:
-    compare(f"{name}.yaml", render(CASES[name]))
+    compare(f"{name}.yaml", render({**CASES, **RAY_CASES}[name]))
 
 
 def test_a_gate() -> None:
@@ -100,15 +109,14 @@ def test_a_gate() -> None:
 
 
 def test_no_golden_file_is_left_over() -> None:
-    assert {path.name for path in GOLDEN.iterdir()} == {"gate.yaml", *(f"{name}.yaml" for name in CASES)}
+    assert {path.name for path in GOLDEN.iterdir()} == {"gate.yaml", *(f"{name}.yaml" for name in [*CASES, *RAY_CASES])}
 
 
-@pytest.mark.parametrize("name", sorted({*CASES} - {"patched"}))
+@pytest.mark.parametrize("name", sorted({*CASES, *RAY_CASES} - {"patched"}))
 def test_what_pod_security_asks_for(name: str) -> None:
-    for document in yaml.safe_load_all(render(CASES[name])):
-        if document["kind"] != "Job":
-            continue
-        spec = document["spec"]["template"]["spec"]
+    documents = yaml.safe_load_all(render({**CASES, **RAY_CASES}[name]))
+    for template in [each for document in documents if document["kind"] != "Service" for each in pod_templates(document)]:
+        spec = template["spec"]
         assert spec["securityContext"]["runAsNonRoot"]
         assert not any("hostPath" in volume for volume in spec["volumes"])
         for container in [*spec["containers"], *spec.get("initContainers", [])]:
@@ -130,6 +138,13 @@ def test_names_are_unique_and_short_enough_for_a_pods_host_name() -> None:
     assert len(names) == 6
     assert max(map(len, names)) <= LONGEST_NAME
     assert name_of("pretrain-20261125-004359-6984", 1) == "pretrain-20261125-004359-6984-1"
+
+
+def test_names_of_rayjobs_are_those_that_kuberay_takes() -> None:
+    names = {rayjob_name(run, number) for run in (*(f"{'3-long-' * 9}{i}" for i in range(2)), "3", "x") for number in (1, 12)}
+    assert len(names) == 8
+    assert max(map(len, names)) <= 47
+    assert all(name[0].isalpha() for name in names)
 
 
 @pytest.mark.parametrize(

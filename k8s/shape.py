@@ -1,0 +1,77 @@
+"""Which kind of object carries a run: an Indexed Job, or for the ray engine a RayJob where KubeRay is there to take it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cluster.config import Resources
+from cluster.errors import RopewalkError
+from cluster.run_dir import RunDir
+from cluster.spec import Engine
+from cluster.submitted import submission_details
+from k8s.client import ForbiddenError, Kubernetes, NotFoundError, Object
+from k8s.manifest import name_of, render_objects
+from k8s.profile import K8sProfile
+from k8s.rayjob import KIND, rayjob_name, render_rayjob, seen_as_job, skeleton
+
+JOB = "Job"
+KEY = "ray in the cluster's profile"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A kind of object, and why it is this one."""
+
+    kind: str
+    why: str
+
+
+def shape_of(run: RunDir, profile: K8sProfile, connect: Callable[[], Kubernetes], *, held: bool = False) -> Shape:
+    """What carries a run; one that is `held` waits for its gate, which lets only Jobs go."""
+    if Engine(run.record["engine"]) is not Engine.RAY or held:
+        return Shape(kind=JOB, why="only runs of the ray engine that wait for no other are RayJobs")
+    return ray_shape(profile, connect)
+
+
+def ray_shape(profile: K8sProfile, connect: Callable[[], Kubernetes]) -> Shape:
+    """What carries runs of the ray engine: as the profile says, else by asking the cluster whether it would take a RayJob."""
+    if profile.ray is not None:
+        return Shape(kind=KIND if profile.ray == "rayjob" else JOB, why=f"{KEY} says {profile.ray}")
+    try:
+        kube = connect()
+        probe = skeleton()
+        probe["metadata"] |= {"name": "ropewalk-probe", "namespace": kube.namespace}
+        kube.try_create(probe)
+    except NotFoundError:
+        return Shape(kind=JOB, why="there is no KubeRay")
+    except ForbiddenError as error:
+        return Shape(kind=JOB, why=f"KubeRay may be there, but: {error}")
+    except RopewalkError as error:  # it does not answer, or is a KubeRay without token authentication
+        return Shape(kind=JOB, why=str(error))
+    return Shape(kind=KIND, why=f"KubeRay is there; {KEY} may say indexed")
+
+
+def render(
+    run: RunDir, resources: Resources, profile: K8sProfile, number: int = 1, *, kind: str = JOB, held: bool = False
+) -> list[Object]:
+    """All objects of a submission, in the order in which they are created; the first owns the others."""
+    if kind == KIND:
+        return render_rayjob(run, resources, profile, number)
+    return render_objects(run, resources, profile, number, held=held)
+
+
+def name_as(kind: str, run: RunDir, number: int) -> str:
+    """What the first of these objects is called."""
+    return rayjob_name(run.id, number) if kind == KIND else name_of(run.id, number)
+
+
+def carrier_of(run: RunDir) -> tuple[str, str]:
+    """Kind and name of what the newest submission of a run has created."""
+    details = submission_details(run)
+    return str(details.get("kind") or JOB), str(details.get("name"))
+
+
+def find_carrier(kube: Kubernetes, run: RunDir) -> Object:
+    """It, as a Job. Raises NotFoundError."""
+    kind, name = carrier_of(run)
+    found = kube.get(kind, name)
+    return seen_as_job(found) if kind == KIND else found

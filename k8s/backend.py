@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources, load_section
@@ -15,15 +15,16 @@ from cluster.errors import BackendError, ConfigError
 from cluster.files import write_all
 from cluster.run_dir import RUNS_VARIABLE, RunDir, begin_attempts
 from cluster.spec import RunState
-from cluster.submitted import conclude, has_agents, key_of, last_known, submission_details
+from cluster.submitted import conclude, has_agents, key_of, last_known
 from cluster.supervisor import BY_SUBMISSION, bury_unfinished
 from k8s.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object, connect
 from k8s.gate import Gate, write_gate
 from k8s.look import look
-from k8s.manifest import dump, name_of, owned_by, render_gate, render_objects
+from k8s.manifest import dump, owned_by, render_gate
 from k8s.parcel import add_unpacking, pack
 from k8s.profile import K8sProfile
 from k8s.reader import Reader
+from k8s.shape import JOB, carrier_of, find_carrier, name_as, render, shape_of
 from k8s.site import refuse_the_impossible
 from k8s.states import end_of, judge
 from k8s.submit import SubmissionInDoubtError, submit_once
@@ -60,7 +61,10 @@ class K8sBackend:
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """The manifest, as `kubectl apply -f -` takes it."""
-        return dump(render_objects(run, resources, self.profile))
+        return dump(render(run, resources, self.profile, kind=self._kind(run)))
+
+    def _kind(self, run: RunDir, *, held: bool = False) -> str:
+        return shape_of(run, self.profile, lambda: self.kube, held=held).kind
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         """Submit the run's next attempt. Raises BackendError if a Job of an earlier submission carries it still."""
@@ -77,8 +81,11 @@ class K8sBackend:
         number = (runs[0].attempts() or [0])[-1] + 1
         others = self._still_open(runs[0], after)
         free = 0 if others else len(runs) if at_once is None else at_once  # so many need no gate
-        manifests = {run.id: render_objects(run, resources, self.profile, number, held=i >= free) for i, run in enumerate(runs)}
-        self._open(runs, number, resources, others, at_once)
+        kinds = {run.id: self._kind(run, held=free < len(runs)) for run in runs}
+        manifests = {
+            run.id: render(run, resources, self.profile, number, kind=kinds[run.id], held=i >= free) for i, run in enumerate(runs)
+        }
+        self._open(runs, number, resources, kinds, {"after": others, "at_once": at_once})
         write_all({run.attempt_dir(number) / "manifest.yaml": dump(manifests[run.id]) for run in runs})
         if free < len(runs):
             ids = [run.id for run in runs]
@@ -95,7 +102,7 @@ class K8sBackend:
             said = with_remedy(str(error))
             self._withdraw(runs, number, said)
             raise type(error)(said) from None
-        return [self._handle(run, number) for run in runs]
+        return [str(run.attempt_details(number)["handle"]) for run in runs]
 
     def _create(self, runs: Sequence[RunDir], number: int, manifests: Mapping[str, list[Object]], *, gated: bool) -> None:
         jobs = {run: objects[0] for run, objects in manifests.items()}
@@ -136,10 +143,9 @@ class K8sBackend:
         with suppress(ApiAwayError):
             refuse_the_impossible(self.kube, self.profile, resources)
 
-    def _handle(self, run: RunDir, number: int) -> str:
-        return f"k8s:{self.kube.namespace}/{name_of(run.id, number)}"
-
-    def _open(self, runs: Sequence[RunDir], number: int, resources: Resources, after: Sequence[str], at_once: int | None) -> None:
+    def _open(
+        self, runs: Sequence[RunDir], number: int, resources: Resources, kinds: Mapping[str, str], waits: Mapping[str, Any]
+    ) -> None:
         """Open the runs' attempt `number`; whoever is second in that leaves nothing behind."""
         details = {
             "resources": resources.model_dump(mode="json"),
@@ -147,22 +153,25 @@ class K8sBackend:
             "opened_by": BY_SUBMISSION,
             "namespace": self.kube.namespace,
             "profile": self.profile.model_dump(mode="json", exclude_defaults=True),
-            **({"after": list(after)} if after else {}),
-            **({"at_once": at_once} if at_once is not None else {}),
+            **{key: value for key, value in waits.items() if value},
         }
-        own = [{"key": key_of(run, number), "name": name_of(run.id, number), "handle": self._handle(run, number)} for run in runs]
-        numbers = begin_attempts(runs, [{**details, **each} for each in own])
+        numbers = begin_attempts(runs, [{**details, **self._names(run, number, kinds[run.id])} for run in runs])
         if set(numbers) != {number}:
             for run, got in zip(runs, numbers, strict=True):
                 shutil.rmtree(run.attempt_dir(got))
             raise BackendError(f"{runs[0].id}: another submission of it is under way; `ropewalk ps` shows it")
+
+    def _names(self, run: RunDir, number: int, kind: str) -> dict[str, str]:
+        name = name_as(kind, run, number)
+        names = {"key": key_of(run, number), "name": name, "handle": f"k8s:{self.kube.namespace}/{name}"}
+        return names if kind == JOB else {**names, "kind": kind}
 
     def _withdraw(self, runs: Sequence[RunDir], number: int, said: str) -> None:
         """A refusal ends the whole submission: nothing of it stays in the cluster."""
 
         def remove(run: RunDir) -> None:
             with suppress(ForbiddenError):  # who may not delete could not create either
-                self.kube.delete("Job", name_of(run.id, number))
+                self.kube.delete(*carrier_of(run))
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(remove, runs))
@@ -174,7 +183,7 @@ class K8sBackend:
         if outcome is not None and outcome.state.final:
             return  # whatever pods are left of it are leaving
         try:
-            job = self.kube.get("Job", str(submission_details(run).get("name")))
+            job = find_carrier(self.kube, run)
         except NotFoundError:
             return
         if end_of(job) is None and "deletionTimestamp" not in job["metadata"]:
@@ -193,7 +202,7 @@ class K8sBackend:
         for run in runs:
             job = seen[run.id].job
             if job is not None and found[run.id].state is RunState.FAILED and end_of(job) is None:
-                self.kube.delete("Job", job["metadata"]["name"])  # it can never start
+                self.kube.delete(*carrier_of(run))  # it can never start
         return found
 
     def fetch(self, run: RunDir, wanted: Sequence[str] = (), write: dict[str, str] | None = None) -> None:
@@ -224,7 +233,7 @@ class K8sBackend:
 
         def remove(run: RunDir) -> None:
             # in the foreground, so that the Job is seen until its pods have saved and left
-            self.kube.delete("Job", str(submission_details(run).get("name")), propagation="Foreground")
+            self.kube.delete(*carrier_of(run), propagation="Foreground")
             if run.attempts() and run.last_outcome() is None and not has_agents(run):
                 conclude(run, RunState.CANCELLED, "cancelled while it waited")
 

@@ -1,4 +1,6 @@
-"""What a cluster shows of any number of runs: one list of Jobs, and where some wait, one more list a kind of reason."""
+"""What a cluster shows of any number of runs: one list of Jobs, one of RayJobs if any run is one, and where some wait one more
+list a kind of reason.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +9,8 @@ from cluster.run_dir import RunDir
 from cluster.submitted import submission_details
 from k8s.client import ForbiddenError, Kubernetes, NotFoundError, Object
 from k8s.manifest import OURS, QUEUE_LABEL, ROLE_LABEL, RUN_LABEL
-from k8s.states import Seen, end_of
+from k8s.rayjob import KIND, seen_as_job
+from k8s.states import Seen, end_of, makers_of
 
 NOT_AT_WORK = "status.phase!=Running,status.phase!=Succeeded"
 FEW = 20  # so many runs are asked for by name, more by what all have in common
@@ -15,8 +18,11 @@ FEW = 20  # so many runs are asked for by name, more by what all have in common
 
 def look(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Seen]:
     """What there is of each run, by run id."""
-    jobs = {job["metadata"]["name"]: job for job in kube.list("Job", f"{selector(runs)},{ROLE_LABEL}=run")}
     details = {run.id: submission_details(run) for run in runs}
+    carriers = f"{selector(runs)},{ROLE_LABEL}=run"
+    jobs = {job["metadata"]["name"]: job for job in kube.list("Job", carriers)}
+    if any(own.get("kind") == KIND for own in details.values()):
+        jobs |= {each["metadata"]["name"]: seen_as_job(each) for each in kube.list(KIND, carriers)}
     mine = {run: jobs.get(str(own.get("name"))) for run, own in details.items()}
     open_runs = {run.id for run in runs if (job := mine[run.id]) is not None and _waits(job) and not _is_over(run)}
     waiting = {run: job for run, job in mine.items() if job is not None and run in open_runs}
@@ -70,11 +76,12 @@ def _list(kube: Kubernetes, kind: str, labels: str = "", fields: str = "") -> Se
 
 
 def _warnings(kube: Kubernetes, waiting: dict[str, Object], pods: dict[str, list[Object]]) -> dict[str, list[Object]]:
-    """Warnings about Jobs that cannot make pods, and about pods that stand on a node and do not start."""
+    """Warnings about Jobs and RayClusters that cannot make pods, and about pods that stand on a node and do not start."""
     names: dict[str, str] = {}
     for run, job in waiting.items():
-        if not job["spec"].get("suspend") and not _has_pods(job):
-            names[job["metadata"]["name"]] = run
+        without_pods = not _has_pods(job) or (job.get("kind") == KIND and not pods.get(run))
+        if not job["spec"].get("suspend") and without_pods:
+            names.update(dict.fromkeys(makers_of(job), run))
         names.update({pod["metadata"]["name"]: run for pod in pods.get(run, ()) if pod["spec"].get("nodeName")})
     found: dict[str, list[Object]] = {}
     for event in _list(kube, "Event", fields="type=Warning") if names else ():

@@ -10,6 +10,7 @@ from typing import Any
 from cluster.errors import ConfigError
 from cluster.run_dir import CODE_FOLDER, RunDir
 from k8s.manifest import load
+from k8s.rayjob import pod_templates
 from k8s.reader import Reader
 from k8s.unpack import CODE_PARCEL, RUN_PARCEL
 
@@ -91,7 +92,12 @@ def pack(runs: Sequence[RunDir], number: int, jobs: Mapping[str, Object], reader
 
 def add_unpacking(job: Object, run: RunDir, name: str) -> Object:
     """The Job with a container that unpacks the parcel before the run's own starts, by the image's own ropewalk."""
-    spec = job["spec"]["template"]["spec"]
+    for template in pod_templates(job):
+        _add_unpacking(template["spec"], run, name)
+    return job
+
+
+def _add_unpacking(spec: Object, run: RunDir, name: str) -> None:
     main = spec["containers"][0]
     own = load("unpack.yaml")
     mine = {key: main[key] for key in ("image", "imagePullPolicy", "securityContext", "volumeMounts")}
@@ -102,4 +108,3 @@ def add_unpacking(job: Object, run: RunDir, name: str) -> Object:
     own["env"] = [variable for variable in main["env"] if not variable["name"].startswith(kept)]
     spec["initContainers"] = [own, *spec.get("initContainers", [])]
     spec["volumes"] = [*spec["volumes"], {"name": "parcel", "configMap": {"name": name}}]
-    return job

@@ -76,8 +76,8 @@ def trouble_of(seen: Seen) -> Trouble | None:
     troubles = sorted((each for each in found if each), key=lambda each: not each.hopeless)
     if troubles:
         return troubles[0]
-    name = seen.job["metadata"]["name"] if seen.job else ""
-    return event_trouble(by_pod.get(name, ())) if not _all_ready(seen.job) and not seen.pods else None
+    told = [event for name in makers_of(seen.job) for event in by_pod.get(name, ())]
+    return event_trouble(told) if not _all_ready(seen.job) and not seen.pods else None
 
 
 def _held(seen: Seen) -> Trouble:
@@ -111,6 +111,13 @@ def end_of(job: Object) -> Mapping[str, Any] | None:
     """The condition with which a Job has ended, if it has."""
     conditions = (job.get("status") or {}).get("conditions") or []
     return next((c for c in conditions if c["type"] in {"Complete", "Failed"} and c["status"] == "True"), None)
+
+
+def makers_of(job: Object | None) -> list[str]:
+    """Whose events tell why there are no pods: the Job, or the RayJob and its RayCluster."""
+    if job is None:
+        return []
+    return [name for name in (job["metadata"]["name"], (job.get("status") or {}).get("cluster")) if name]
 
 
 def _all_ready(job: Object | None) -> bool:

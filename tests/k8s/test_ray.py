@@ -49,7 +49,7 @@ def preprocess(namespace: Namespace, start: Start, texts: Path, on: str, nodes: 
         LocalBackend(Profile(name="local", backend="local")).submit(run, resources)
     else:
         # pods see the volume under the path that this machine sees it under
-        toy = start(submit=False, profile={"claim_path": str(namespace.runs)})
+        toy = start(submit=False, profile={"claim_path": str(namespace.runs), "ray": "indexed"})
         toy.backend.submit(run, resources)
     outcome = finish(run, 240)
     assert outcome.state is RunState.SUCCEEDED, said(run)

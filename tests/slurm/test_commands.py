@@ -9,7 +9,7 @@ import pytest
 
 from cluster.errors import BackendError
 from slurm import site
-from slurm.commands import QUEUE_FORMAT, ControllerAwayError, Job, Slurm, parse_job, plain_environment
+from slurm.commands import QUEUE_FORMAT, ControllerAwayError, Job, Slurm, parse_job, plain_environment, run_command
 from slurm.job import FOREVER, ends_at, seconds_of, why_taken
 
 
@@ -266,3 +266,10 @@ def test_durations(words: str, minutes: float | None) -> None:
 @pytest.mark.parametrize("ask", [site.partitions, site.reservations, lambda s: site.nodes(s, "main"), site.settings])
 def test_what_cannot_be_read_is_nothing(ask: Callable[[Slurm], Any]) -> None:
     assert not ask(slurm("some words\nof a site's wrapper | with | bars\n"))
+
+
+def test_a_command_that_hangs_is_ended() -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_command(["sleep", "60"], 0.1)
+    done = run_command(["sh", "-c", "echo said; echo complained >&2; exit 3"], 10)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "said\n", "complained\n")

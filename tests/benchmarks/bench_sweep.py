@@ -1,6 +1,6 @@
 """Sixteen trials of the quick start's model: ASHA against running all of them to the end.
 
-    python -m tests.benchmarks.bench_sweep [--trials 16] [--steps 200]
+    python -m tests.benchmarks.bench_sweep [--trials 16] [--steps 80]
 
 The same sixteen configurations, for they depend on the seed alone. Prints one JSON object.
 """
@@ -18,7 +18,7 @@ def main() -> None:
     """Both sweeps, and what the best of each is worth on text that neither has seen."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=80)
     arguments = parser.parse_args()
     report: dict[str, Any] = {"trials": arguments.trials, "steps_of_a_trial": arguments.steps}
     with tempfile.TemporaryDirectory() as scratch:

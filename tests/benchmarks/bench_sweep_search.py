@@ -1,6 +1,6 @@
 """Optuna against random search at an equal budget, and a population against as many random trials.
 
-    python -m tests.benchmarks.bench_sweep_search [--seeds 3] [--trials 12] [--steps 60]
+    python -m tests.benchmarks.bench_sweep_search [--seeds 3] [--trials 8] [--steps 40]
 
 Prints one JSON object: the best validation loss of each, with standard errors over the seeds, whatever they are.
 """
@@ -41,8 +41,8 @@ def main() -> None:
     """Both comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--trials", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
     steps, trials = arguments.steps, arguments.trials
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,21 +1,23 @@
-"""Standstill on real Kubernetes: from a disturbance to the next step that was not there before.
+"""Seconds to the first step on real Kubernetes (see bench_k8s_start.py), and from a disturbance to the next new step.
 
-Usage: python -m tests.benchmarks.bench_k8s [ROUNDS]      as root, where the lab is found (see tests/k8s/cluster.py)
-A counter of 20 steps a second with a checkpoint each, so that what is measured is the machinery.
+    python -m tests.benchmarks.bench_k8s [--rounds 1] [--pairs 3]      as root, where the lab is found (see tests/k8s/lab.py)
+
+What is disturbed is a counter of 20 steps a second with a checkpoint each, so that what is measured is the machinery. Prints
+one JSON object; each standstill is told on stderr as soon as it is known.
 """
 
+import argparse
 import itertools
-import os
+import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-import yaml
-
-from cluster.run_dir import RunDir
-from tests.k8s.cluster import Cluster, Namespace, lab_cluster
+from tests.benchmarks.bench_k8s_start import contest
+from tests.k8s.cluster import Cluster, Namespace
+from tests.k8s.lab import lab_cluster
 from tests.k8s.queueing import drop_queue, make_queue, urgent
 from tests.k8s.toy import KubeToy
 from tests.slurm.conftest import until
@@ -48,34 +50,6 @@ def end(run: KubeToy) -> None:
     run.backend.cancel(run.run)
     run.finish()
     run.close()
-
-
-def first_step(namespace: Namespace) -> Figures:
-    """A run of ours, against a Job whose pod starts the entry itself."""
-    began = time.time()
-    run = KubeToy(namespace, steps=100000)
-    run.reach(1)
-    ours = run.run.read_metrics()[0]["time"] - began
-    end(run)
-
-    bare = KubeToy(namespace, steps=100000, submit=False)
-    number = bare.run.begin_attempt(resources=bare.resources.model_dump(mode="json"))
-    for folder in (bare.run.path, *bare.run.path.rglob("*")):
-        os.chown(folder, 1000, 1000)
-    job = next(yaml.safe_load_all(bare.backend.render(bare.run, bare.resources)))
-    container = job["spec"]["template"]["spec"]["containers"][0]
-    inside = f"/runs/{bare.run.id}"
-    container["command"] = [container["command"][0], "-m", "cluster.entry", inside, "--attempt", str(number)]
-    began = time.time()
-    namespace.kubectl("create", "-f", "-", stdin=yaml.safe_dump(job))
-    bare.reach(1)
-    by_hand = RunDir(bare.run.path).read_metrics()[0]["time"] - began
-    namespace.kubectl("delete", "job", "--all", "--wait=false")
-    bare.close()
-    return {
-        "submit -> first step, one pod": ours,
-        "kubectl create -> first step of the bare entry": by_hand,
-    }
 
 
 def of_a_fixed_run(namespace: Namespace, kube: Cluster) -> Figures:
@@ -150,24 +124,28 @@ def _works(pod: dict[str, Any]) -> bool:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    """Bring a cluster up, measure, take it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=1, help="of disturbances")
+    parser.add_argument("--pairs", type=int, default=3, help="of starts, on one pod and on two")
+    arguments = parser.parse_args()
     measured: dict[str, list[float]] = {}
     with lab_cluster() as kube:
-        for _ in range(rounds):
-            for measure in (first_step, in_a_queue):
-                note(measured, measure(kube.namespace()))
+        start = contest(kube.namespace(), arguments.pairs)
+        for _ in range(arguments.rounds):
+            note(measured, in_a_queue(kube.namespace()))
             for disturb in (of_a_fixed_run, of_an_elastic_run, of_one_pod):
                 note(measured, disturb(kube.namespace(), kube))
             kube.forget_namespaces()
-    print("medians")
-    for name, seconds in measured.items():
-        print(f"{statistics.median(seconds):6.1f} s  {name}  ({', '.join(f'{value:.1f}' for value in seconds)})")
+    standstills = {name: {"median": statistics.median(seconds), "all": seconds} for name, seconds in measured.items()}
+    print(json.dumps({"seconds to the first step": start, "standstill, seconds": standstills}, indent=1))
 
 
 def note(measured: dict[str, list[float]], found: Figures) -> None:
+    """Keep what was measured, and tell whoever waits."""
     for name, seconds in found.items():
-        print(f"{seconds:6.1f} s  {name}", flush=True)
-        measured.setdefault(name, []).append(seconds)
+        print(f"{seconds:6.1f} s  {name}", file=sys.stderr, flush=True)
+        measured.setdefault(name, []).append(round(seconds, 2))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from tests.k8s.cluster import Namespace, lab_cluster
+from tests.k8s.cluster import Namespace
 from tests.k8s.fleet import Fleet, add_nodes
+from tests.k8s.lab import lab_cluster
 from tests.slurm.conftest import until
 
 

@@ -1,14 +1,10 @@
-"""Clusters to test on: the lab of ../shared/tools/k8s, or one that KUBECONFIG_TEST names."""
+"""A cluster to test on, namespaces in it, and how it is broken and mended. Where one is: lab.py and outside.py."""
 
 import json
 import os
 import secrets
-import shutil
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from jobs.snapshot import take_snapshot
 from tests.slurm.conftest import until
 
 ROOT = Path(__file__).resolve().parents[2]
-LAB_VARIABLE = "ROPEWALK_KUBE_LAB"
-OPERATORS = "jobset,kueue,kuberay,kwok"
-NODES = 3
 REMEDY = (
     "needs a Kubernetes cluster: as root, a kube-lab.sh where ROPEWALK_KUBE_LAB names one; or KUBECONFIG_TEST, which names the"
     " kubeconfig of one made by kind, minikube or k3d, with KUBECONFIG_TEST_RUNS (a folder of this machine that all its nodes"
@@ -38,6 +32,7 @@ class Cluster:
     image: str
     python: str
     environment: dict[str, str] = field(default_factory=dict)
+    has_checkout: bool = True  # its pods see this checkout
     folder: Path | None = None  # the lab's
     script: Path | None = None
     path: str = ""  # where kubectl is
@@ -62,6 +57,11 @@ class Cluster:
         """Create objects, or change them."""
         self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
 
+    def need(self, group: str, name: str) -> None:
+        """Skip where an operator is not installed."""
+        if group not in self.kubectl("api-versions"):
+            pytest.skip(f"needs {name} in the cluster; install it there, or test on the lab, which has it")
+
     def namespace(self, *, level: str = "restricted") -> "Namespace":
         """A new one, whose pods see a folder of their own."""
         made = Namespace(self, f"t{secrets.token_hex(3)}", level)
@@ -78,8 +78,8 @@ class Cluster:
 
     def lab(self, *words: str) -> None:
         """A command of the lab."""
-        if self.script is None or self.folder is None:
-            pytest.skip("only a cluster of the lab may be broken")
+        assert self.script is not None, "only a cluster of the lab may be broken"
+        assert self.folder is not None
         command, *rest = words
         done = subprocess.run(
             [self.script, command, self.folder, *rest],
@@ -123,6 +123,7 @@ class Namespace:
     cluster: Cluster
     name: str
     level: str
+    code: dict[str, str] = field(default_factory=dict)  # for the records of runs: where it lies on the volume, if it comes so
 
     @property
     def runs(self) -> Path:
@@ -151,6 +152,8 @@ class Namespace:
             },
         )
         self.kubectl("apply", "-f", str(ROOT / "k8s/rbac.yaml"))
+        if not self.cluster.has_checkout:
+            self.code = {"snapshot": str(take_snapshot(ROOT, self.runs)[0]), "folder": ""}
 
     def remove(self) -> None:
         """Delete it, its volume and its folder; pods of it are killed."""
@@ -174,6 +177,7 @@ class Namespace:
             "runs": str(self.runs),
             "service_account": "ropewalk",
             "environment": {**self.cluster.environment, "OMP_NUM_THREADS": "1"},
+            "user": os.geteuid() or 1000,  # so that both may write what the other has made
         }
         return {**own, **more}
 
@@ -201,100 +205,3 @@ def _stays(pod: dict[str, Any]) -> bool:
 
 def _ready(node: dict[str, Any]) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in node["status"]["conditions"])
-
-
-@contextmanager
-def external_cluster() -> Iterator[Cluster]:
-    """The one that KUBECONFIG_TEST names."""
-    kubeconfig, runs, image = (os.environ.get(f"KUBECONFIG_TEST{part}") for part in ("", "_RUNS", "_IMAGE"))
-    if not kubeconfig or not runs or not image:
-        pytest.skip(REMEDY)
-    yield Cluster(kubeconfig=Path(kubeconfig), shared=Path(runs), image=image, python="python")
-
-
-@contextmanager
-def lab_cluster() -> Iterator[Cluster]:
-    """A cluster of three nodes on this machine, that goes with the session."""
-    script = lab_script()
-    if script is None or os.geteuid():
-        pytest.skip(REMEDY)
-    home = Path(tempfile.mkdtemp(prefix="ropewalk-k8s-", dir="/var/tmp"))  # /tmp of a pod is its own
-    try:
-        yield bring_up(script, home)
-    finally:
-        subprocess.run([script, "down", home / "lab"], capture_output=True, timeout=120, check=False)
-        shutil.rmtree(home, ignore_errors=True)
-
-
-def lab_script() -> Path | None:
-    """The script that brings up the lab, if it is there."""
-    named = os.environ.get(LAB_VARIABLE)
-    script = Path(named) if named else ROOT.parent / "shared/tools/k8s/kube-lab.sh"
-    return script if script.is_file() else None
-
-
-def bring_up(script: Path, home: Path) -> Cluster:
-    """The lab in a folder, and a Python for its pods."""
-    home.chmod(0o755)
-    environment = make_python(home / "python")
-    lab = home / "lab"
-    done = subprocess.run(
-        [script, "up", lab, str(NODES), OPERATORS],
-        # its programs are unpacked once a machine, not once a session
-        env={**os.environ, "TMPDIR": tempfile.gettempdir(), "KUBE_LAB_MOUNTS": f"{home / 'python'} {ROOT}"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return Cluster(
-        kubeconfig=lab / "admin.kubeconfig",
-        shared=lab / "shared",
-        image="local.test/machine:1",
-        python=str(home / "python/venv/bin/python"),
-        environment=environment,
-        folder=lab,
-        script=script,
-        path=(lab / "env.sh").read_text().partition("PATH=")[2].partition(":")[0].strip("\"'"),
-    )
-
-
-def make_python(folder: Path) -> dict[str, str]:
-    """A virtual environment with all packages of this one and this checkout, for users who may not enter root's home.
-
-    Returns the variables that it needs.
-    """
-    base, version = Path(sys.base_prefix), f"python{sys.version_info.major}.{sys.version_info.minor}"
-    variables: dict[str, str] = {}
-    if closed(base):
-        ignored = shutil.ignore_patterns("site-packages", "__pycache__", "test", "share", "*.a")
-        shutil.copytree(base, folder / "base", symlinks=True, ignore=ignored)
-        base, variables = folder / "base", {"LD_LIBRARY_PATH": str(folder / "base/lib")}
-    make = [base / "bin" / version, "-m", "venv", "--without-pip", "--symlinks", folder / "venv"]
-    subprocess.run(make, env={**os.environ, **variables}, check=True)
-    places = [ROOT, *(Path(path) for path in sys.path if path.endswith("site-packages"))]
-    seen = [str(place) for place in where_pods_see(places, folder)]
-    (folder / "venv/lib" / version / "site-packages/all.pth").write_text("\n".join([*seen, ""]))
-    return variables
-
-
-def closed(place: Path) -> bool:
-    """Whether others may not enter it."""
-    return any(not folder.stat().st_mode & 0o1 for folder in (place, *place.parents))
-
-
-def where_pods_see(places: Sequence[Path], folder: Path) -> Iterator[Path]:
-    """The same folders; copies that take no room, in `folder`, of those below /tmp, which is a pod's own, or closed to others."""
-    copies: dict[Path, Path] = {}
-    for place in places:
-        if not place.is_relative_to("/tmp") and not closed(place):
-            yield place
-            continue
-        original = next((each for each in copies if place.is_relative_to(each)), place)
-        if original not in copies:
-            copies[original] = folder / f"copy-{len(copies)}"
-            same_disk = original.stat().st_dev == folder.stat().st_dev
-            subprocess.run(["cp", "-al" if same_disk else "-a", original, copies[original]], check=True)
-            copies[original].chmod(0o755)
-        yield copies[original] / place.relative_to(original)

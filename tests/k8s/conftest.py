@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from tests.k8s.cluster import Cluster, Namespace, external_cluster, lab_cluster
+from tests.k8s.cluster import Cluster, Namespace
+from tests.k8s.lab import lab_cluster
+from tests.k8s.outside import outside_cluster
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """The cluster of KUBECONFIG_TEST, else the lab; skips, with how to get one, where there is neither."""
-    with external_cluster() if os.environ.get("KUBECONFIG_TEST") else lab_cluster() as found:
+    with outside_cluster() if os.environ.get("KUBECONFIG_TEST") else lab_cluster() as found:
         yield found
 
 
@@ -25,6 +27,14 @@ def kube(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]
     finally:
         cluster.mend()
         cluster.forget_namespaces()
+
+
+@pytest.fixture
+def lab(kube: Cluster) -> Cluster:
+    """The cluster, where a test may break it."""
+    if kube.script is None:
+        pytest.skip("only a cluster of the lab may be broken: unset KUBECONFIG_TEST where there is one")
+    return kube
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ ON_PLAYED_NODES = {"node_selector": {"type": "kwok"}, "tolerations": [{"key": TA
 
 def add_nodes(cluster: Cluster, count: int) -> None:
     """Nodes that kwok plays, whose pods do not end by themselves."""
+    cluster.need("kwok.x-k8s.io", "kwok")
     nodes: list[dict[str, Any]] = []
     for i in range(count):
         metadata = {"name": f"played-{i}", "annotations": {"kwok.x-k8s.io/node": "fake"}, "labels": {"type": "kwok"}}
@@ -45,6 +46,7 @@ class Fleet:
             "config": {"steps": 10},
             "resources": self.resources.model_dump(mode="json"),
             "cluster": "lab",
+            "code": namespace.code,
             "created": time.time(),
         }
         self.runs = RunDir.create_all(["toy"] * count, [record] * count, namespace.runs)

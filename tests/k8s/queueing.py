@@ -10,6 +10,7 @@ FLAVOR = "default"
 
 def make_queue(namespace: Namespace, cpus: int) -> str:
     """A LocalQueue of `cpus` CPUs; its name. Two priorities exist beside it, NAMESPACE-low and NAMESPACE-high."""
+    namespace.cluster.need("kueue.x-k8s.io", "Kueue")
     name = namespace.name
     quota = {"name": "cpu", "nominalQuota": cpus}
     group = {"coveredResources": ["cpu"], "flavors": [{"name": FLAVOR, "resources": [quota]}]}

@@ -100,7 +100,7 @@ class Scene:
 def scene(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    kube: Cluster,
+    lab: Cluster,
     namespace: Namespace,
 ) -> Iterator[Scene]:
     monkeypatch.setenv(RUNS_VARIABLE, str(namespace.runs))
@@ -109,7 +109,7 @@ def scene(
     queue = {"queue": make_queue(namespace, 6), "queue_priority": f"{namespace.name}-low"}
     profile = {"backend": "k8s", **namespace.options(claim_path=str(namespace.runs), **queue)}
     (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"lab": profile}))
-    yield Scene(kube, namespace, make_dataset(namespace.runs / "data", num_documents=800))
+    yield Scene(lab, namespace, make_dataset(namespace.runs / "data", num_documents=800))
     drop_queue(namespace)
 
 

@@ -182,13 +182,13 @@ def test_at_most_so_many_at_a_time(namespace: Namespace, start: Start) -> None:
 
 
 @pytest.fixture
-def away(kube: Cluster) -> Iterator[Callable[[], None]]:
+def away(lab: Cluster) -> Iterator[Callable[[], None]]:
     """Take the API server away, and bring it back after half a minute."""
     timers: list[threading.Timer] = []
 
     def go() -> None:
-        kube.stop_api()
-        timers.append(threading.Timer(AWAY_SECONDS, kube.mend))
+        lab.stop_api()
+        timers.append(threading.Timer(AWAY_SECONDS, lab.mend))
         timers[-1].start()
 
     yield go

@@ -82,40 +82,40 @@ def test_a_killed_conductor_is_succeeded(start: Start, namespace: Namespace) -> 
     assert [code for _, code in run.outcomes()] == [143, 0]
 
 
-def test_a_dead_node_with_a_spare(start: Start, kube: Cluster, namespace: Namespace) -> None:
+def test_a_dead_node_with_a_spare(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """The node of the carrier dies and never returns: the others declare its pod dead, and go on with its successor."""
     run = start(steps=400, resources={"nodes": 2, "cpus": 2})
     run.reach(10)
-    kube.kill_node(run.node_of(run.carrier()))
+    lab.kill_node(run.node_of(run.carrier()))
     assert run.finish().state is RunState.SUCCEEDED, run.said()
     assert [code for _, code in run.outcomes()] == [143, 0]
     job_ends(namespace, "Complete")
 
 
-def test_a_dead_node_without_a_spare(start: Start, kube: Cluster, namespace: Namespace) -> None:
+def test_a_dead_node_without_a_spare(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """A run that needs all its nodes waits, and says for what."""
     run = start("count", "ranks", steps=400, resources={"nodes": 3, "cpus": 2})
     run.reach(10)
-    kube.kill_node(next(p["spec"]["nodeName"] for p in namespace.pods() if p["metadata"]["name"] != run.carrier()))
+    lab.kill_node(next(p["spec"]["nodeName"] for p in namespace.pods() if p["metadata"]["name"] != run.carrier()))
     until(lambda: run.run.outcome(1), 60)
     until(lambda: "Insufficient cpu" in run.state.reason, 60)
     assert run.state.state is RunState.REQUEUED
-    kube.mend()
+    lab.mend()
     assert run.finish().state is RunState.SUCCEEDED, run.said()
     assert [code for _, code in run.outcomes()] == [143, 0]
 
 
 @pytest.mark.slow
-def test_a_node_that_is_cut_off_writes_nothing_any_more(start: Start, kube: Cluster, namespace: Namespace) -> None:
+def test_a_node_that_is_cut_off_writes_nothing_any_more(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """It holds the only pod of a run: nobody is left to declare it dead, and Kubernetes itself replaces it."""
     run = start(steps=100000, pause=0.02)
     run.reach(10)
     old = run.carrier()
-    kube.cut_node(run.node_of(old))
+    lab.cut_node(run.node_of(old))
     run.reach_attempt(2, 120)
     assert run.carrier() != old
     count = len(run.run.read_metrics())
-    kube.mend()  # the old pod is told to go
+    lab.mend()  # the old pod is told to go
     until(lambda: not any(pod["metadata"]["name"] == old for pod in namespace.pods()), 60)
     run.backend.cancel(run.run)
     assert run.finish().state is RunState.CANCELLED, run.said()
@@ -124,14 +124,14 @@ def test_a_node_that_is_cut_off_writes_nothing_any_more(start: Start, kube: Clus
 
 
 @pytest.mark.slow
-def test_an_elastic_run_has_the_nodes_that_there_are(start: Start, kube: Cluster, namespace: Namespace) -> None:
+def test_an_elastic_run_has_the_nodes_that_there_are(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """Three, two when one dies, three when it is back; then scaled to one and back; then the carrier's node dies."""
     run = start("count", "ranks", steps=100000, resources={"nodes": "1..3", "cpus": 2})
     until(lambda: run.world() == 3, 60)
     carrier = run.node_of(run.carrier())
-    kube.kill_node(next(p["spec"]["nodeName"] for p in namespace.pods() if p["spec"]["nodeName"] != carrier))
+    lab.kill_node(next(p["spec"]["nodeName"] for p in namespace.pods() if p["spec"]["nodeName"] != carrier))
     until(lambda: run.world() == 2, 60)
-    kube.mend()
+    lab.mend()
     until(lambda: run.world() == 3, 90)
     run.run.request_nodes(1)
     until(lambda: run.world() == 1, 60)
@@ -139,7 +139,7 @@ def test_an_elastic_run_has_the_nodes_that_there_are(start: Start, kube: Cluster
     run.run.request_nodes(3)
     until(lambda: run.world() == 3, 90)
     assert run.run.attempts() == [1], "all of that within one attempt"
-    kube.kill_node(carrier)
+    lab.kill_node(carrier)
     run.reach_attempt(2)
     until(lambda: run.world() == 2, 60)
     run.backend.cancel(run.run)

@@ -39,6 +39,7 @@ class KubeToy:
             "config": config,
             "resources": self.resources.model_dump(mode="json"),
             "cluster": "lab",
+            "code": namespace.code,
         }
         self.run = RunDir.create("toy", record, namespace.runs)
         if submit:

@@ -1,0 +1,164 @@
+"""Seconds from `ropewalk run --on` to the first step, against `kubectl apply` of a hand-written Job of the same training.
+
+    python -m tests.benchmarks.bench_k8s_start [--pairs 4]      as root, where the lab is found (see tests/k8s/lab.py)
+
+The quick start's training, in the same image and on the same volume, on one pod and on two; both ways take turns, and each
+includes the start of its command. by_hand.yaml is the Job. Prints one JSON object.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.attempt import AGENTS
+from cluster.files import read_json, read_lines
+from cluster.run_dir import RunDir
+from jobs.quickstart import settings
+from tests.jobs.corpus import make_dataset
+from tests.k8s.cluster import Namespace
+from tests.k8s.lab import lab_cluster
+from tests.slurm.conftest import until
+
+PATIENCE_SECONDS = 120.0
+PODS = (1, 2)
+USER = 1000  # of by_hand.yaml
+MANIFEST = Path(__file__).with_name("by_hand.yaml")
+
+Moments = dict[str, float]  # seconds since the command was started
+
+
+class Contest:
+    """A namespace in which both ways start the same training."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self.namespace, self.runs = namespace, namespace.runs
+        # data lies under the same path for this machine, for our pods and for those of the hand-written Job
+        profile = namespace.options(claim_path=str(self.runs))
+        self.values = {**settings(self.runs, 300)["pretrain"], "data": str(make_dataset(self.runs / "data", num_documents=4000))}
+        self.folder = self.runs / "contest"
+        self.folder.mkdir()
+        (self.folder / "job.yaml").write_text(yaml.safe_dump(self.values))
+        (self.folder / "clusters.yaml").write_text(yaml.safe_dump({"lab": {"backend": "k8s", **profile}}))
+
+    def ours(self, pods: int) -> Moments:
+        """One run of ours."""
+        ropewalk = Path(sys.executable).with_name("ropewalk")
+        words = ["run", "pretrain", "-c", "job.yaml", "--on", "lab", f"resources.nodes={pods}", "resources.cpus=1"]
+        environment = {**os.environ, "ROPEWALK_CLUSTERS": str(self.folder / "clusters.yaml")}
+        known = {run.id for run in RunDir.all(self.runs)}
+        began = time.time()
+        with (self.folder / "said.txt").open("wb") as said:
+            command = subprocess.Popen([ropewalk, *words], cwd=self.folder, env=environment, stdout=said, stderr=said)
+        until(lambda: command.poll() is not None or {run.id for run in RunDir.all(self.runs)} - known, PATIENCE_SECONDS)
+        assert command.poll() is None, (self.folder / "said.txt").read_text()
+        run = next(run for run in RunDir.all(self.runs) if run.id not in known)
+        try:
+            first = self.first_step(run)
+        finally:
+            subprocess.run([ropewalk, "cancel", run.id], cwd=self.folder, env=environment, check=True, capture_output=True)
+            command.wait(PATIENCE_SECONDS)
+        self.until_gone()
+        return {name: moment - began for name, moment in {**phases(run), "first step": first}.items()}
+
+    def by_hand(self, pods: int) -> Moments:
+        """One hand-written Job."""
+        record = {"job": "pretrain", "entry": "jobs.pretrain:main", "config": self.values}
+        run = RunDir.create("by-hand", record, self.runs)
+        run.begin_attempt()
+        for path in (run.path, *run.path.rglob("*")):
+            os.chown(path, USER, USER)
+        manifest = self.folder / "by-hand.yaml"
+        manifest.write_text(yaml.safe_dump_all(self.manifest(run, pods)))
+        began = time.time()
+        self.namespace.kubectl("apply", "-f", str(manifest))
+        first = self.first_step(run)
+        self.namespace.kubectl("delete", "-f", str(manifest), "--wait=false")
+        self.until_gone()
+        started = read_json(run.attempt_dir(1) / "nodes/rank-0.json")
+        assert started is not None
+        return {"rank 0 begins its entry": started["started"] - began, "first step": first - began}
+
+    def manifest(self, run: RunDir, pods: int) -> list[dict[str, Any]]:
+        """by_hand.yaml, filled in; one pod needs no other's address."""
+        places = {"image": self.namespace.cluster.image, "python": self.namespace.cluster.python}
+        places |= {"run": str(run.path), "runs": str(self.runs)}
+        text = MANIFEST.read_text()
+        for name, value in places.items():
+            text = text.replace(f"<{name}>", value)
+        service, job = yaml.safe_load_all(text)
+        job["spec"] |= {"completions": pods, "parallelism": pods}
+        container = job["spec"]["template"]["spec"]["containers"][0]
+        group = {"MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK"} if pods == 1 else set()
+        container["env"] = [each for each in container["env"] if each["name"] not in group]
+        container["env"] += [{"name": n, "value": v} for n, v in self.namespace.cluster.environment.items()]
+        return [job] if pods == 1 else [service, job]
+
+    def first_step(self, run: RunDir) -> float:
+        """When it was done."""
+        return float(until(run.read_metrics, PATIENCE_SECONDS)[0]["time"])
+
+    def until_gone(self) -> None:
+        """Nobody disturbs the next one."""
+        until(lambda: not self.namespace.pods(), PATIENCE_SECONDS)
+
+
+def phases(run: RunDir) -> Moments:
+    """When what came about on the way to the first step."""
+    details, folder = run.attempt_details(1), run.attempt_dir(1)
+    formed = next(event["time"] for event in run.read_events() if event["event"] == "group_formed")
+    rank = read_json(folder / "nodes/rank-0.json")
+    assert rank is not None
+    return {
+        "run.yaml is written": float(run.record["created"]),
+        "its attempt is open": details["created"],
+        "all pods are here": details["started"],
+        "the last agent is started": read_lines(folder / AGENTS)[-1]["started"],
+        "the group has formed": formed,
+        "rank 0 begins its entry": rank["started"],
+    }
+
+
+def contest(namespace: Namespace, pairs: int) -> dict[str, Any]:
+    """Medians of both ways on each number of pods, and how many times as long ours takes."""
+    both, found = Contest(namespace), dict[str, Any]()
+    for pods in PODS:
+        ours: list[Moments] = []
+        by_hand: list[Moments] = []
+        for _ in range(pairs):
+            by_hand.append(both.by_hand(pods))
+            ours.append(both.ours(pods))
+        figures = {"ropewalk run": medians(ours), "kubectl apply": medians(by_hand)}
+        times = figures["ropewalk run"]["first step"] / figures["kubectl apply"]["first step"]
+        every = {"ropewalk run": ours, "kubectl apply": by_hand}
+        found[f"{pods} pods" if pods > 1 else "1 pod"] = {
+            **figures,
+            "times kubectl apply": round(times, 2),
+            "all": {name: [round(each["first step"], 2) for each in moments] for name, moments in every.items()},
+        }
+    return found
+
+
+def medians(all_moments: list[Moments]) -> Moments:
+    """Of each moment."""
+    return {name: round(statistics.median(each[name] for each in all_moments), 2) for name in all_moments[0]}
+
+
+def main() -> None:
+    """Bring a cluster up, measure, take it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=4)
+    pairs = parser.parse_args().pairs
+    with lab_cluster() as cluster:
+        print(json.dumps(contest(cluster.namespace(), pairs), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The lab of ../shared/tools/k8s: a real cluster of three nodes on this machine, and a Python that its pods may run."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.k8s.cluster import REMEDY, ROOT, Cluster
+
+LAB_VARIABLE = "ROPEWALK_KUBE_LAB"
+OPERATORS = "jobset,kueue,kuberay,kwok"
+NODES = 3
+
+
+@contextmanager
+def lab_cluster() -> Iterator[Cluster]:
+    """A cluster of three nodes on this machine, that goes with the session."""
+    script = lab_script()
+    if script is None or os.geteuid():
+        pytest.skip(REMEDY)
+    home = Path(tempfile.mkdtemp(prefix="ropewalk-k8s-", dir="/var/tmp"))  # /tmp of a pod is its own
+    try:
+        yield bring_up(script, home)
+    finally:
+        subprocess.run([script, "down", home / "lab"], capture_output=True, timeout=120, check=False)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def lab_script() -> Path | None:
+    """The script that brings up the lab, if it is there."""
+    named = os.environ.get(LAB_VARIABLE)
+    script = Path(named) if named else ROOT.parent / "shared/tools/k8s/kube-lab.sh"
+    return script if script.is_file() else None
+
+
+def bring_up(script: Path, home: Path) -> Cluster:
+    """The lab in a folder, and a Python for its pods."""
+    home.chmod(0o755)
+    environment = make_python(home / "python")
+    lab = home / "lab"
+    done = subprocess.run(
+        [script, "up", lab, str(NODES), OPERATORS],
+        # its programs are unpacked once a machine, not once a session
+        env={**os.environ, "TMPDIR": tempfile.gettempdir(), "KUBE_LAB_MOUNTS": f"{home / 'python'} {ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return Cluster(
+        kubeconfig=lab / "admin.kubeconfig",
+        shared=lab / "shared",
+        image="local.test/machine:1",
+        python=str(home / "python/venv/bin/python"),
+        environment=environment,
+        folder=lab,
+        script=script,
+        path=(lab / "env.sh").read_text().partition("PATH=")[2].partition(":")[0].strip("\"'"),
+    )
+
+
+def make_python(folder: Path) -> dict[str, str]:
+    """A virtual environment with all packages of this one and this checkout, for users who may not enter root's home.
+
+    Returns the variables that it needs.
+    """
+    base, version = Path(sys.base_prefix), f"python{sys.version_info.major}.{sys.version_info.minor}"
+    variables: dict[str, str] = {}
+    if closed(base):
+        ignored = shutil.ignore_patterns("site-packages", "__pycache__", "test", "share", "*.a")
+        shutil.copytree(base, folder / "base", symlinks=True, ignore=ignored)
+        base, variables = folder / "base", {"LD_LIBRARY_PATH": str(folder / "base/lib")}
+    make = [base / "bin" / version, "-m", "venv", "--without-pip", "--symlinks", folder / "venv"]
+    subprocess.run(make, env={**os.environ, **variables}, check=True)
+    places = [ROOT, *(Path(path) for path in sys.path if path.endswith("site-packages"))]
+    seen = [str(place) for place in where_pods_see(places, folder)]
+    (folder / "venv/lib" / version / "site-packages/all.pth").write_text("\n".join([*seen, ""]))
+    ray = folder / "venv/bin/ray"  # a container that KubeRay adds calls it by name
+    ray.write_text(f"#!{folder / 'venv/bin/python'}\nfrom ray.scripts.scripts import main\n\nmain()\n")
+    ray.chmod(0o755)
+    return variables
+
+
+def closed(place: Path) -> bool:
+    """Whether others may not enter it."""
+    return any(not folder.stat().st_mode & 0o1 for folder in (place, *place.parents))
+
+
+def where_pods_see(places: Sequence[Path], folder: Path) -> Iterator[Path]:
+    """The same folders; copies that take no room, in `folder`, of those below /tmp, which is a pod's own, or closed to others."""
+    copies: dict[Path, Path] = {}
+    for place in places:
+        if not place.is_relative_to("/tmp") and not closed(place):
+            yield place
+            continue
+        original = next((each for each in copies if place.is_relative_to(each)), place)
+        if original not in copies:
+            copies[original] = folder / f"copy-{len(copies)}"
+            same_disk = original.stat().st_dev == folder.stat().st_dev
+            subprocess.run(["cp", "-al" if same_disk else "-a", original, copies[original]], check=True)
+            copies[original].chmod(0o755)
+        yield copies[original] / place.relative_to(original)

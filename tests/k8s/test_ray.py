@@ -1,4 +1,4 @@
-"""The ray engine inside an Indexed Job: a Ray cluster over its pods, and the same data set as on this machine."""
+"""The ray engine in pods: a Ray cluster over those of an Indexed Job or a RayJob, and the same data set as on this machine."""
 
 import hashlib
 import json
@@ -18,6 +18,7 @@ from jobs.preprocess import PreprocessConfig
 from jobs.submission import make_record
 from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
+from tests.slurm.conftest import until
 from tests.slurm.toy import finish, said
 
 Start = Callable[..., KubeToy]
@@ -25,36 +26,51 @@ Start = Callable[..., KubeToy]
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("alone_with_ray")
-def test_preprocess_on_two_pods_gives_the_same_bytes(start: Start, namespace: Namespace) -> None:
+def test_preprocess_gives_the_same_bytes_everywhere(start: Start, namespace: Namespace) -> None:
+    """On this machine, on the two pods of an Indexed Job, and on those of a RayJob whose head is lost half-way."""
     texts = namespace.runs / "texts.jsonl"
-    texts.write_text(
-        "".join(json.dumps({"id": str(i), "text": f"rope {i} is laid from strands " * 20}) + "\n" for i in range(300))
-    )
-    ours = preprocess(namespace, start, texts, "k8s", nodes=2)
-    local = preprocess(namespace, start, texts, "local", nodes=1)
-    assert digests(ours) == digests(local)
-    assert any(name.startswith("shards/") for name in digests(ours))
+    lines = (json.dumps({"id": str(i), "text": f"rope {i} is laid from strands " * 20}) for i in range(300))
+    texts.write_text("".join(f"{line}\n" for line in lines))
+    run, resources = make_run(namespace, texts, "local", nodes=1)
+    LocalBackend(Profile(name="local", backend="local")).submit(run, resources)
+    finish_well(run, attempts=1, nodes=1)
+    run = submit(namespace, start, texts, "indexed")
+    finish_well(run, attempts=1, nodes=2)
+    run = submit(namespace, start, texts, "rayjob")
+    until(run.progress.exists, 120)
+    head = next(pod["metadata"]["name"] for pod in namespace.pods() if "-head-" in pod["metadata"]["name"])
+    namespace.kubectl("delete", "pod", head, "--wait=false")
+    finish_well(run, attempts=2, nodes=1)  # the others are Ray's own to see to
+    found = [digests(namespace.runs / f"data-{on}") for on in ("local", "indexed", "rayjob")]
+    assert found == [found[0]] * 3
+    assert any(name.startswith("shards/") for name in found[0])
 
 
-def preprocess(namespace: Namespace, start: Start, texts: Path, on: str, nodes: int) -> Path:
+def submit(namespace: Namespace, start: Start, texts: Path, shape: str) -> RunDir:
+    run, resources = make_run(namespace, texts, shape, nodes=2)
+    # pods see the volume under the path that this machine sees it under
+    toy = start(submit=False, profile={"claim_path": str(namespace.runs), "ray": shape})
+    toy.backend.submit(run, resources)
+    return run
+
+
+def finish_well(run: RunDir, attempts: int, nodes: int) -> None:
+    outcome = finish(run, 240)
+    assert outcome.state is RunState.SUCCEEDED, said(run)
+    assert run.attempts()[-1] == attempts, said(run)
+    assert len(read_lines(run.attempt_dir(attempts) / AGENTS)) == nodes
+
+
+def make_run(namespace: Namespace, texts: Path, on: str, nodes: int) -> tuple[RunDir, Resources]:
+    """A run that writes its data set to data-ON."""
     output = namespace.runs / f"data-{on}"
     output.mkdir()
     output.chmod(0o777)
     resources = Resources.model_validate({"nodes": nodes, "cpus": 1})
     values = {"input": [str(texts)], "output": str(output), "tokenizer": {"train": 300}, "resources": resources}
     config = PreprocessConfig.model_validate(values)
-    record = make_record("preprocess", config, on, {"sidecars": []})
-    run = RunDir.create("preprocess", record, namespace.runs)
-    if on == "local":
-        LocalBackend(Profile(name="local", backend="local")).submit(run, resources)
-    else:
-        # pods see the volume under the path that this machine sees it under
-        toy = start(submit=False, profile={"claim_path": str(namespace.runs), "ray": "indexed"})
-        toy.backend.submit(run, resources)
-    outcome = finish(run, 240)
-    assert outcome.state is RunState.SUCCEEDED, said(run)
-    assert len(read_lines(run.attempt_dir(1) / AGENTS)) == nodes
-    return output
+    record = make_record("preprocess", config, on, {"sidecars": [], "code": namespace.code})
+    return RunDir.create("preprocess", record, namespace.runs), resources
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -1,0 +1,170 @@
+"""Runs of the ray engine as RayJobs: carried by their head, and carried on by the next one."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.errors import BackendError
+from cluster.ports import free_port
+from cluster.spec import RunState
+from k8s.client import ForbiddenError, Kubernetes, NotFoundError, connect
+from k8s.profile import K8sProfile
+from k8s.ray_answers import FAILED, RUNNING, Answers
+from k8s.shape import ray_shape
+from tests.k8s.cluster import Namespace
+from tests.k8s.queueing import drop_queue, make_queue, urgent
+from tests.k8s.test_submit import NOWHERE, Unlucky
+from tests.k8s.toy import KubeToy
+from tests.slurm.conftest import until
+
+Start = Callable[..., KubeToy]
+
+KINDS = "rayjob,raycluster,job,service,pod,configmap"
+AS_RAYJOB = {"ray": "rayjob"}
+
+
+def left(namespace: Namespace) -> list[str]:
+    """What of ropewalk's is in the namespace and stays."""
+    found = namespace.cluster.items(KINDS, "--namespace", namespace.name, "-l", "ropewalk/run")
+    return [f"{each['kind']}/{each['metadata']['name']}" for each in found if "deletionTimestamp" not in each["metadata"]]
+
+
+def status(namespace: Namespace) -> dict[str, Any]:
+    """Of the namespace's one RayJob."""
+    found: dict[str, Any] = namespace.cluster.items("rayjobs", "--namespace", namespace.name)[0].get("status") or {}
+    return found
+
+
+@pytest.fixture
+def queue(namespace: Namespace) -> Iterator[dict[str, str]]:
+    """Keys of a profile for a queue of two CPUs."""
+    yield {"queue": make_queue(namespace, 2), "queue_priority": f"{namespace.name}-low", **AS_RAYJOB}
+    drop_queue(namespace)
+
+
+# --- on KubeRay
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("alone_with_ray")
+def test_a_preempted_run_is_carried_on_by_the_next_cluster(start: Start, namespace: Namespace, queue: dict[str, str]) -> None:
+    run = start(engine="ray", steps=120, profile=queue)
+    run.reach(5)
+    urgent(namespace, "urgent", cpus=2)
+    until(lambda: run.run.outcome(1), 60)
+    until(lambda: run.state.state is RunState.REQUEUED and "queue team" in run.state.reason, 30)
+    namespace.kubectl("delete", "job", "urgent", "--wait=false")
+    assert run.finish().state is RunState.SUCCEEDED, run.said()
+    assert run.outcomes() == [("PREEMPTED", 85), ("SUCCEEDED", 0)]
+    assert run.steps() == list(range(1, 121)), "a preemption loses no step and repeats none"
+    until(lambda: status(namespace).get("jobStatus") == "SUCCEEDED", 30)
+    until(lambda: left(namespace) == [f"RayJob/{run.run.id}-1"], 30)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("alone_with_ray")
+def test_cancelled(start: Start, namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = start(engine="ray", steps=10_000)
+    waiting = start(engine="ray", profile=NOWHERE)
+    assert [each.run.attempt_details(1)["kind"] for each in (run, waiting)] == ["RayJob"] * 2, "the cluster has KubeRay"
+    run.reach(2)
+    until(lambda: "didn't match Pod's node affinity" in waiting.state.reason, 30)
+    asked: list[str] = []
+    real = run.backend.kube.list
+    monkeypatch.setattr(run.backend.kube, "list", lambda kind, *words, **more: asked.append(kind) or real(kind, *words, **more))
+    assert run.state.state is RunState.RUNNING
+    assert asked == ["Job", "RayJob"]
+    run.backend.cancel_many([run.run, waiting.run])
+    assert (waiting.state.state, waiting.state.reason) == (RunState.CANCELLED, "cancelled while it waited")
+    outcome = run.finish()
+    assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled after saving")
+    until(lambda: left(namespace) == [], 60)
+
+
+def test_answers_that_are_lost(namespace: Namespace, start: Start) -> None:
+    run = start(engine="ray", submit=False, profile={**NOWHERE, **AS_RAYJOB})
+    run.backend.kube = Unlucky(run.backend.kube, losses=1, done=True)
+    run.backend.submit(run.run, run.resources)
+    assert [name for name in left(namespace) if name.startswith("RayJob")] == [f"RayJob/{run.run.id}-1"]
+    with pytest.raises(BackendError, match="is being carried already"):
+        run.backend.submit(run.run, run.resources)
+    assert run.run.attempts() == [1]
+
+
+# --- whether there is KubeRay
+
+
+def test_who_may_not_create_one(namespace: Namespace, tmp_path: Path) -> None:
+    namespace.kubectl("create", "serviceaccount", "nobody")
+    config = yaml.safe_load(namespace.cluster.kubeconfig.read_text())
+    config["users"][0]["user"] = {"token": namespace.kubectl("create", "token", "nobody").strip()}
+    (tmp_path / "nobody").write_text(yaml.safe_dump(config))
+    profile = K8sProfile.model_validate(namespace.options(kubeconfig=str(tmp_path / "nobody")))
+    kube = connect(profile)
+    shape = ray_shape(profile, lambda: kube)
+    kube.http.close()
+    assert shape.kind == "Job"
+    assert 'cannot create resource "rayjobs"' in shape.why
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (NotFoundError("the server could not find the requested resource"), "there is no KubeRay"),
+        (ForbiddenError("rayjobs is forbidden"), "rayjobs is forbidden"),
+        (BackendError('strict decoding error: unknown field "spec.rayClusterSpec.authOptions"'), "authOptions"),
+    ],
+)
+def test_a_cluster_that_takes_none(error: BackendError, why: str) -> None:
+    def nowhere() -> Kubernetes:
+        raise error
+
+    assert ray_shape(K8sProfile(), nowhere).kind == "Job"
+    assert why in ray_shape(K8sProfile(), nowhere).why
+    assert [ray_shape(K8sProfile(ray=word), nowhere).kind for word in ("rayjob", "indexed")] == ["RayJob", "Job"]
+
+
+# --- what the head answers
+
+
+def ask(port: int, path: str, token: str = "", method: str = "GET") -> tuple[int, Any]:
+    headers = {"x-ray-authorization": f"Bearer {token}"}
+    data = b'{"entrypoint": "touch /tmp/pwned"}' if method == "POST" else None
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+@pytest.fixture
+def head() -> Iterator[tuple[Answers, int]]:
+    port = free_port("127.0.0.1")
+    answers = Answers("127.0.0.1", port, "secret", "python -m k8s.ray_head /runs/x")
+    yield answers, port
+    answers.close()
+
+
+def test_strangers_get_no_answer(head: tuple[Answers, int]) -> None:
+    for token in ("", "wrong", "secret2"):
+        for method in ("GET", "POST"):
+            assert ask(head[1], "/api/jobs/x", token, method)[0] == 401
+
+
+def test_the_job_is_what_the_run_is(head: tuple[Answers, int]) -> None:
+    answers, port = head
+    _, job = ask(port, "/api/jobs/any-name", "secret")
+    assert (job["submission_id"], job["status"], "end_time" in job) == ("any-name", RUNNING, False)
+    assert ask(port, "/api/jobs/any-name/stop", "secret", "POST") == (200, {"stopped": True})
+    assert ask(port, "/api/jobs/", "secret", "POST")[0] == 200
+    answers.conclude(FAILED, "rank 0: ZeroDivisionError")
+    _, job = ask(port, "/api/jobs/any-name", "secret")
+    assert (job["status"], job["message"], job["end_time"] >= job["start_time"]) == (FAILED, "rank 0: ZeroDivisionError", True)
+    assert ask(port, "/api/serve/applications/", "secret")[0] == 404

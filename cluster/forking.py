@@ -61,6 +61,16 @@ class Process(Protocol):
         ...
 
 
+def wait_by_polling(process: Process, timeout: float | None, pause_seconds: float) -> int:
+    """`wait` of a process that can only be polled."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while (code := process.poll()) is None:
+        if deadline is not None and time.monotonic() > deadline:
+            raise subprocess.TimeoutExpired(process.args, timeout or 0.0)
+        time.sleep(pause_seconds)
+    return code
+
+
 class Forked:
     """A forked child."""
 
@@ -81,13 +91,7 @@ class Forked:
 
     def wait(self, timeout: float | None = None) -> int:
         """As Popen's."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while self.poll() is None:
-            if deadline is not None and time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-            time.sleep(POLL_SECONDS)
-        assert self.returncode is not None
-        return self.returncode
+        return wait_by_polling(self, timeout, POLL_SECONDS)
 
     def send_signal(self, sig: int) -> None:
         """As Popen's."""

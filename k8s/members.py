@@ -4,13 +4,12 @@ import asyncio
 import logging
 import signal
 import socket
-import subprocess
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+from cluster.forking import wait_by_polling
 from k8s.pod import Pod
 from k8s.wire import BEAT, BEAT_SECONDS, LONGEST_BYTES, LOST_SECONDS, Message, pack, unpack
 
@@ -41,12 +40,7 @@ class RemoteAgent:
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end. Raises subprocess.TimeoutExpired."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if deadline is not None and time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-            time.sleep(POLL_SECONDS)
-        return code
+        return wait_by_polling(self, timeout, POLL_SECONDS)
 
     def send_signal(self, sig: int) -> None:
         """Only what the wire has words for."""

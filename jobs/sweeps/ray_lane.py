@@ -16,7 +16,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import Resources
-from cluster.forking import Process
+from cluster.forking import Process, wait_by_polling
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
 from cluster.processes import STOP_SIGNALS, end, family, processes_of
 from jobs.sweeps.launcher import OURS
@@ -100,12 +100,7 @@ class RemoteProcess:
 
     def wait(self, timeout: float | None = None) -> int:
         """As Popen's."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if deadline is not None and time.monotonic() > deadline:
-                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-            time.sleep(LOOK_SECONDS)
-        return code
+        return wait_by_polling(self, timeout, LOOK_SECONDS)
 
     def send_signal(self, sig: int) -> None:
         """As Popen's."""

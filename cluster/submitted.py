@@ -17,6 +17,9 @@ PATIENCE_SECONDS = 120.0  # a controller that restarts takes some seconds, a fai
 SETTLE_SECONDS = 15.0  # what has ended may have left its outcome on a file system that shows it late
 
 
+NO_ANSWER = "no answer"  # in the place of a scheduler's word, where it has none
+
+
 def key_of(run: RunDir, attempt: int) -> str:
     """What makes a submission known: a second one with the same key is the same."""
     return f"ropewalk:{run.id}:{attempt}"
@@ -60,8 +63,8 @@ def last_known(run: RunDir, error: str) -> BackendState:
     """The state that the run's own files tell, where its scheduler does not answer."""
     outcome, reason = run.last_outcome(), f"{error}; this is the last that its files tell"
     if outcome is not None:
-        return BackendState(state=outcome.state if outcome.state.final else RunState.REQUEUED, reason=reason)
-    return BackendState(state=RunState.RUNNING if has_agents(run) else RunState.PENDING, reason=reason)
+        return BackendState(state=outcome.state if outcome.state.final else RunState.REQUEUED, word=NO_ANSWER, reason=reason)
+    return BackendState(state=RunState.RUNNING if has_agents(run) else RunState.PENDING, word=NO_ANSWER, reason=reason)
 
 
 def never_submitted(run: RunDir) -> BackendState:

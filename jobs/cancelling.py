@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from cluster.backend import load_backend
 from cluster.run_dir import RunDir
+from jobs.distant import write_there
 from jobs.status import final_outcome, find_run
+from jobs.sweeps.answers import is_sweep
 from jobs.sweeps.records import read_records
 
 
@@ -15,6 +17,9 @@ def cancel_runs(words: Sequence[str]) -> Iterator[str]:
     over = {run.id: outcome.state for run in runs if (outcome := final_outcome(run))}
     clusters: dict[str, list[RunDir]] = {}
     for run in runs:
+        if run.id not in over and is_sweep(run):
+            run.request_cancel()
+            write_there(run, "cancel")  # the driver has to know why its pod is taken away
         if run.id not in over:
             clusters.setdefault(str(run.listed.get("cluster", "local")), []).append(run)
     for cluster, mine in clusters.items():
@@ -37,7 +42,8 @@ def cancel_runs(words: Sequence[str]) -> Iterator[str]:
 
 def _trials_of(run: RunDir) -> list[RunDir]:
     """Runs of a sweep's trials that are not over: whoever drives the sweep may be gone."""
-    if run.listed.get("job") != "sweep":
+    if not is_sweep(run):
         return []
     found = [RunDir(run.path.parent / name) for record in read_records(run) if not record.state.final for name in record.runs]
-    return [trial for trial in found if final_outcome(trial) is None]
+    # where this machine does not see them, the sweep itself ends them
+    return [trial for trial in found if (trial.path / "run.yaml").is_file() and final_outcome(trial) is None]

@@ -17,10 +17,11 @@ def best(
     as_json: AsJson = False,
 ) -> None:
     """Write a sweep's best configuration as a job file for `ropewalk run JOB -c`."""
+    from jobs.distant import freshen
     from jobs.sweeps import winner
     from jobs.sweeps.answers import find_sweep, read_sweep
 
-    answers = read_sweep(find_sweep(word))
+    answers = read_sweep(freshen(find_sweep(word)))
     if file:
         winner.write_job_file(answers, file)
     if as_json:
@@ -40,11 +41,12 @@ def confirm(
 ) -> None:
     """Run a sweep's best configuration again with new seeds, and say whether its win is real; exit 1 if nothing can be said."""
     from jobs.display import console
+    from jobs.distant import freshen
     from jobs.sweeps import confirm as again
     from jobs.sweeps.answers import find_sweep, read_sweep, trials_cluster
     from jobs.sweeps.confirmation import await_runs, confirmation, confirmation_page
 
-    answers, told = read_sweep(find_sweep(word)), console(stderr=True)
+    answers, told = read_sweep(freshen(find_sweep(word))), console(stderr=True)
     found = again.candidates(answers, against)
     command = ["ropewalk", *sys.argv[1:]]
     again.ensure_runs(answers, found, again.seeds_of(answers, seeds), on or trials_cluster(answers.run), command)

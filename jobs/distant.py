@@ -6,7 +6,9 @@ from pathlib import Path
 
 from cluster.backend import load_backend
 from cluster.errors import RopewalkError
+from cluster.files import read_json
 from cluster.run_dir import RunDir
+from jobs.sweeps.records import FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +18,7 @@ class Copy:
 
     def __init__(self, run: RunDir) -> None:
         self.run, self._said = run, ""
-        self._fetch: Callable[[RunDir], None] | None = None
+        self._fetch: Callable[..., None] | None = None
         cluster = str(run.listed.get("cluster", "local"))
         if cluster != "local":
             try:
@@ -29,9 +31,11 @@ class Copy:
         if self._fetch is None:
             return
         try:
-            self._fetch(self.run)
+            self._fetch(self.run, beside=trials_of(self.run))
         except RopewalkError as error:
             self._tell(str(error))
+        else:
+            self._said = ""
 
     def _tell(self, error: str) -> None:
         if error != self._said:
@@ -40,9 +44,20 @@ class Copy:
 
 
 def freshen(run: RunDir) -> RunDir:
-    """The run, its copy on this machine brought up to date if it is one."""
-    Copy(run).freshen()
+    """The run, its copy on this machine brought up to date if it is one, and with a sweep's those of its trials."""
+    copy, known = Copy(run), trials_of(run)
+    copy.freshen()
+    if trials_of(run) != known:
+        copy.freshen()
     return run
+
+
+def trials_of(run: RunDir) -> list[str]:
+    """The runs of a sweep's trials, as far as this machine knows of them."""
+    if run.listed.get("job") != "sweep":
+        return []
+    records = [read_json(path) or {} for path in sorted((run.path / FOLDER).glob("[0-9]*.json"))]
+    return [str(name) for record in records for name in record.get("runs") or ()]
 
 
 def export_elsewhere(run: RunDir, directory: Path, step: int | None) -> bool:

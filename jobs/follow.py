@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
+from cluster.submitted import NO_ANSWER
 from jobs.diagnosis import tell
 from jobs.distant import Copy
 from jobs.status import GONE, final_outcome, states
@@ -34,6 +35,7 @@ class Watch:
         self._lost = 0
         self.abandoned = ""  # why nobody carries it
         self.waits = ""  # why it does not run, where the scheduler says so
+        self.unseen = ""  # why nothing but its files is seen of it, where the scheduler does not answer
 
     def over(self) -> bool:
         """True once; what became of it is in the run directory, or in `abandoned`."""
@@ -44,7 +46,8 @@ class Watch:
             self._next_question = self._clock() + ASK_SECONDS
             state = states([self.run])[self.run.id]
             self._copy.freshen()
-            self.waits = state.reason if state.state in {RunState.PENDING, RunState.REQUEUED} else ""
+            self.unseen = state.reason if state.word == NO_ANSWER else ""
+            self.waits = state.reason if state.state in {RunState.PENDING, RunState.REQUEUED} and not self.unseen else ""
             gone = state.state is RunState.UNKNOWN or (state.word in GONE and not state.state.final)
             self._lost = self._lost + 1 if gone else 0
             if self._lost >= LOST_ANSWERS:
@@ -74,10 +77,11 @@ def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = tim
                 text = tell(event)
                 if text is not None:
                     view.say(text)
-            if watch.waits != told:
-                told = watch.waits
+            text = watch.unseen or (f"it waits: {watch.waits}" if watch.waits else "")
+            if text != told:
+                told = text
                 if told:
-                    view.say(f"it waits: {told}")
+                    view.say(told)
             view.show()
             if last_round:
                 return watch

@@ -82,7 +82,10 @@ class SweepConfig(JobConfig):
 
     def facts(self, cluster_name: str) -> dict[str, Any]:
         """The trials' cluster as the profile file describes it now: the driver may stand where there is no such file."""
+        from jobs.sweeps.check import refuse_unreachable
+
         own, trials = load_profile(cluster_name), load_profile("allocation" if self.allocation else self.cluster or cluster_name)
+        refuse_unreachable(own, trials)
         known = {p.name: {"backend": p.backend, **p.options} for p in (own, trials)}
         return {"trials_on": {"cluster": trials.name, "backend": trials.backend}, "clusters": known}
 

@@ -1,5 +1,6 @@
 """The Kubernetes backend: submits Jobs, exactly once, and reads what the cluster says of any number of runs in one list call."""
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,10 +26,12 @@ from k8s.parcel import add_unpacking, pack
 from k8s.profile import K8sProfile
 from k8s.reader import Reader
 from k8s.shape import JOB, carrier_of, find_carrier, name_as, render, shape_of
-from k8s.site import refuse_the_impossible
-from k8s.states import end_of, judge
+from k8s.site import refuse_the_impossible, refuse_without_rights
+from k8s.states import end_of, ended_unseen, judge
 from k8s.submit import SubmissionInDoubtError, submit_once
 from k8s.troubles import with_remedy
+
+log = logging.getLogger(__name__)
 
 THREADS = 16  # calls in flight; an API server gives each user a fair share
 
@@ -143,6 +146,11 @@ class K8sBackend:
         with suppress(ApiAwayError):
             refuse_the_impossible(self.kube, self.profile, resources)
 
+    def refuse_without_rights(self) -> None:
+        """Raise ConfigError where this process may not submit: before it has begun what it would submit for."""
+        with suppress(ApiAwayError):
+            refuse_without_rights(self.kube, self.profile)
+
     def _open(
         self, runs: Sequence[RunDir], number: int, resources: Resources, kinds: Mapping[str, str], waits: Mapping[str, Any]
     ) -> None:
@@ -170,7 +178,8 @@ class K8sBackend:
         """A refusal ends the whole submission: nothing of it stays in the cluster."""
 
         def remove(run: RunDir) -> None:
-            with suppress(ForbiddenError):  # who may not delete could not create either
+            # who may not delete could not create either; and a Job that stays finds its run over
+            with suppress(ForbiddenError, ApiAwayError):
                 self.kube.delete(*carrier_of(run))
 
         with ThreadPoolExecutor(THREADS) as pool:
@@ -198,6 +207,10 @@ class K8sBackend:
             seen = look(self.kube, runs)
         except BackendError as error:
             return {run.id: last_known(run, str(error)) for run in runs}
+        for run in runs:
+            if not self.shares_files and ended_unseen(run, seen[run.id]):
+                with suppress(BackendError):
+                    self.reader.fetch(run)
         found = {run.id: judge(run, seen[run.id]) for run in runs}
         for run in runs:
             job = seen[run.id].job
@@ -205,13 +218,16 @@ class K8sBackend:
                 self.kube.delete(*carrier_of(run))  # it can never start
         return found
 
-    def fetch(self, run: RunDir, wanted: Sequence[str] = (), write: dict[str, str] | None = None) -> None:
+    def fetch(
+        self, run: RunDir, wanted: Sequence[str] = (), write: dict[str, str] | None = None, beside: Sequence[str] = ()
+    ) -> None:
         """Bring this machine's copy of a run up to date, where the run lies on a volume that it does not see.
 
-        Large folders come only as far as they are `wanted`; `write` are small files to write there.
+        Large folders come only as far as they are `wanted`; `write` are small files to write there; `beside` are other runs
+        there that come along, such as a sweep's trials.
         """
         if not self.shares_files and run.attempts():
-            self.reader.fetch(run, wanted, write)
+            self.reader.fetch(run, wanted, write, beside)
 
     def export(self, run: RunDir, directory: Path, step: int | None) -> bool:
         """Export a checkpoint where it lies, and bring the model here; whether that was needed."""
@@ -232,13 +248,30 @@ class K8sBackend:
             run.request_cancel()
 
         def remove(run: RunDir) -> None:
-            # in the foreground, so that the Job is seen until its pods have saved and left
-            self.kube.delete(*carrier_of(run), propagation="Foreground")
-            if run.attempts() and run.last_outcome() is None and not has_agents(run):
+            waits = self._waits(run)
+            try:
+                # in the foreground, so that the Job is seen until its pods have saved and left
+                self.kube.delete(*carrier_of(run), propagation="Foreground")
+            except ApiAwayError as error:
+                if not self.shares_files:
+                    raise
+                log.warning("%s; %s finds in its directory that it has to end, as soon as it runs", error, run.id)
+                return
+            if waits and run.attempts() and run.last_outcome() is None and not has_agents(run):
                 conclude(run, RunState.CANCELLED, "cancelled while it waited")
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(remove, runs))
+
+    def _waits(self, run: RunDir) -> bool:
+        """Whether no pod of it has ever started: by its files or, where this machine does not see them, by its Job."""
+        if self.shares_files:
+            return not has_agents(run)
+        try:
+            status = find_carrier(self.kube, run).get("status") or {}
+        except NotFoundError:
+            return False
+        return not status.get("active") and not status.get("failed")
 
     def checks(self) -> list[Check]:
         """What `doctor` prints of this cluster."""

@@ -11,7 +11,7 @@ from k8s.inside import ApiError, Inside
 
 log = logging.getLogger(__name__)
 
-TELL_SECONDS = 30.0  # how long an API server that is away is waited for
+TELL_SECONDS = 120.0  # how long an API server that is away is waited for
 TELL_PAUSE_SECONDS = 1.0
 LONGEST_RESULTS = 32 * 1024  # bytes of an annotation
 OUTCOME_ANNOTATION = "ropewalk/outcome"

@@ -1,6 +1,7 @@
 """How the API server is reached: kubeconfig files and contexts, in-cluster accounts, exec plug-ins, proxies, as with kubectl."""
 
 import json
+import logging
 import os
 import subprocess
 import tempfile
@@ -20,12 +21,15 @@ from cluster.errors import BackendError, ConfigError
 EXEC_SECONDS = 60.0  # a plug-in may open a browser
 EXEC_VERSIONS = tuple(f"client.authentication.k8s.io/{version}" for version in ("v1", "v1beta1", "v1alpha1"))
 DEFAULT_FILE = "~/.kube/config"
+RUN_VARIABLE = "ROPEWALK_JOB"  # which every pod of a run has
 SECTIONS = ("clusters", "contexts", "users")
+
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # a call is no event worth a line
 
 
 def open_client(kubeconfig: str | None, context: str | None, timeout: httpx2.Timeout) -> tuple[httpx2.Client, str]:
     """A client of the API server, and the namespace that the configuration names. Raises ConfigError."""
-    inside = Path(SERVICE_ACCOUNT, "token").exists() and not kubeconfig and not context and not os.environ.get("KUBECONFIG")
+    inside = Path(SERVICE_ACCOUNT, "token").exists() and _is_own(kubeconfig, context)
     try:
         if inside:
             account = KubeConfig.from_service_account().get()
@@ -38,6 +42,13 @@ def open_client(kubeconfig: str | None, context: str | None, timeout: httpx2.Tim
         raise ConfigError(
             f"{where}: not a configuration that leads to a cluster: {type(error).__name__}: {' '.join(str(error).split())}"
         ) from None
+
+
+def _is_own(kubeconfig: str | None, context: str | None) -> bool:
+    """Whether a pod's own cluster is meant: the profile names no other, or names it by a file of whoever submitted the pod."""
+    if RUN_VARIABLE in os.environ and not any(path.is_file() for path in _files(kubeconfig)):
+        return True
+    return not kubeconfig and not context and not os.environ.get("KUBECONFIG")
 
 
 def _client(config: SingleConfig, raw: dict[str, Any], plugin: "Plugin | None", timeout: httpx2.Timeout) -> httpx2.Client:

@@ -247,10 +247,13 @@ class PodLane:
         """Ask Kubernetes why a pod has to go."""
         pods = [member.pod.name for member in leaving] or [member.pod.name for member in self.slots.values() if member.leaving]
         try:
-            return why_taken(self.api.pod((pods or [self.claim.pod])[0]), self.api.job())
+            why = why_taken(self.api.pod((pods or [self.claim.pod])[0]), self.api.job())
         except ApiError as error:
             log.warning("cannot ask Kubernetes why: %s", error)
             return "signal"
+        if why == "cancelled" and submission_details(self.run).get("name") == self.api.job_name:
+            self.run.request_cancel()  # for whoever looks at the run and not at its Job, such as a sweep's driver
+        return why
 
     def keeps(self) -> bool:
         """Whether the next attempt may start here, as soon as there are pods enough."""

@@ -12,6 +12,7 @@ from cluster.run_dir import CODE_FOLDER, RunDir
 from k8s.manifest import load
 from k8s.rayjob import pod_templates
 from k8s.reader import Reader
+from k8s.submit import patiently
 from k8s.unpack import CODE_PARCEL, RUN_PARCEL
 
 Object = dict[str, Any]
@@ -81,7 +82,8 @@ def pack(runs: Sequence[RunDir], number: int, jobs: Mapping[str, Object], reader
     if code is not None and (len(runs) > 1 or len(code) > CONFIG_MAP_BYTES - RUN_BYTES):
         folder = code_folder(runs[0])
         assert folder is not None
-        reader.upload(runs[0], code, f"{folder.parent.name}/{folder.name}")
+        archive, place = code, f"{folder.parent.name}/{folder.name}"
+        patiently(lambda: reader.upload(runs[0], archive, place))
         code = None
     parcels = {}
     for run in runs:
@@ -100,7 +102,7 @@ def add_unpacking(job: Object, run: RunDir, name: str) -> Object:
 def _add_unpacking(spec: Object, run: RunDir, name: str) -> None:
     main = spec["containers"][0]
     own = load("unpack.yaml")
-    mine = {key: main[key] for key in ("image", "imagePullPolicy", "securityContext", "volumeMounts")}
+    mine = {key: main[key] for key in ("image", "imagePullPolicy", "securityContext", "volumeMounts", "resources")}
     root = next(mount["mountPath"] for mount in main["volumeMounts"] if mount["name"] == "runs")
     own |= mine | {"command": [main["command"][0], "-m", "k8s.unpack", "/parcel", f"{root}/{run.id}"]}
     own["volumeMounts"] = [*main["volumeMounts"], {"name": "parcel", "mountPath": "/parcel", "readOnly": True}]

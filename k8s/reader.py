@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from getpass import getuser
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -36,11 +36,17 @@ class Reader:
         self._pod = ""
         self._told = False
 
-    def fetch(self, run: RunDir, wanted: Sequence[str] = (), write: dict[str, str] | None = None) -> None:
-        """Bring this machine's copy of the run's directory up to date; large folders only as far as they are wanted."""
-        request = {"have": _have(run.path), "with": list(wanted), "write": write or {}}
+    def fetch(
+        self, run: RunDir, wanted: Sequence[str] = (), write: dict[str, str] | None = None, beside: Sequence[str] = ()
+    ) -> None:
+        """Bring this machine's copy of the run's directory up to date; large folders only as far as they are wanted.
+
+        So it does with those of the runs `beside` it, by id.
+        """
+        others = {name: _have(run.path.parent / name) for name in beside}
+        request = {"have": _have(run.path), "with": list(wanted), "write": write or {}, "beside": others}
         where = f"{self.profile.claim_path}/{run.id}"
-        sink = Sink(run.path)
+        sink = Sink(run.path, beside)
         words = [self.profile.python, "-m", "k8s.reading", where]
         self._execute(run, words, json.dumps(request).encode(), sink)
         if not sink.complete:
@@ -139,10 +145,11 @@ class Reader:
 
 
 class Sink:
-    """Takes what `k8s.reading` sends, piece by piece, and writes it into this machine's copy of the run."""
+    """Takes what `k8s.reading` sends, piece by piece, and writes it into this machine's copies of the run and those beside it."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, beside: Sequence[str] = ()) -> None:
         self.root, self.complete = root, False
+        self._places = {"": root, **{name: root.parent / name for name in beside}}
         self._buffer = bytearray()
         self._header: dict[str, Any] | None = None
         self._left = 0
@@ -184,7 +191,7 @@ class Sink:
         return True
 
     def _open(self, header: dict[str, Any]) -> None:
-        path = self._place(header["path"])
+        path = self._place(header)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._header, self._left = header, header["size"]
         if header["offset"]:
@@ -196,17 +203,18 @@ class Sink:
     def _close(self) -> None:
         assert self._header is not None
         assert self._file is not None
-        path = self._place(self._header["path"])
+        path = self._place(self._header)
         self._file.close()
         if not self._header["offset"]:
             path.with_name(f".{path.name}.part").replace(path)
         os.utime(path, ns=(self._header["mtime_ns"], self._header["mtime_ns"]))
         self._header = self._file = None
 
-    def _place(self, name: str) -> Path:
-        path = (self.root / name).resolve()
-        if not path.is_relative_to(self.root.resolve()):
-            raise BackendError(f"a pod sent {name!r}, which does not lie in the run's directory")
+    def _place(self, header: Mapping[str, Any]) -> Path:
+        root = self._places.get(header.get("run", ""))
+        path = ((root or self.root) / str(header["path"])).resolve()
+        if root is None or not path.is_relative_to(root.resolve()):
+            raise BackendError(f"a pod sent {header['path']!r}, which does not lie in the run's directory")
         return path
 
 

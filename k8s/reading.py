@@ -1,8 +1,10 @@
 """What runs in a pod to read a run's directory for a laptop: sends what is new or has grown, and writes what it is told to.
 
 Usage: python -m k8s.reading RUN_DIR, with a request as JSON on the standard input:
-  {"have": {path: [size, mtime_ns]}, "with": [prefixes of paths that are large], "write": {path: text}}
-Answers with a line of JSON a file, {"path", "offset", "size", "mtime_ns"}, and `size` bytes after it; at last {"end": true}.
+  {"have": {path: [size, mtime_ns]}, "with": [prefixes of paths that are large], "write": {path: text},
+   "beside": {other run: what is had of it}}
+Answers with a line of JSON a file, {"path", "offset", "size", "mtime_ns"} and for another run "run", and `size` bytes after it;
+at last {"end": true}.
 """
 
 import json
@@ -28,7 +30,17 @@ def send(run: Path, request: dict[str, Any], out: IO[bytes]) -> None:
         return
     for path, text in (request.get("write") or {}).items():
         write_atomically(run / path, text)
-    have, wanted = request.get("have") or {}, tuple(request.get("with") or ())
+    _send_run(run, request.get("have") or {}, tuple(request.get("with") or ()), out, {})
+    for name, have in (request.get("beside") or {}).items():
+        if (run.parent / name).is_dir():
+            _send_run(run.parent / name, have, (), out, {"run": name})
+    out.write(END)
+    out.flush()
+
+
+def _send_run(
+    run: Path, have: dict[str, tuple[int, int]], wanted: tuple[str, ...], out: IO[bytes], which: dict[str, str]
+) -> None:
     for path in _files(run, run, wanted):
         name = str(path.relative_to(run))
         status = path.stat()
@@ -37,13 +49,11 @@ def send(run: Path, request: dict[str, Any], out: IO[bytes]) -> None:
             continue
         offset = size if name.endswith(GROWING) and size <= status.st_size else 0
         left = status.st_size - offset
-        header = {"path": name, "offset": offset, "size": left, "mtime_ns": status.st_mtime_ns}
+        header = {**which, "path": name, "offset": offset, "size": left, "mtime_ns": status.st_mtime_ns}
         out.write(json.dumps(header).encode() + b"\n")
         with path.open("rb") as stream:
             stream.seek(offset)
             _copy(stream, out, left)
-    out.write(END)
-    out.flush()
 
 
 def _files(run: Path, folder: Path, wanted: tuple[str, ...]) -> Iterator[Path]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cluster.config import Resources
-from cluster.errors import BackendError
+from cluster.errors import BackendError, ConfigError
 from k8s.client import ForbiddenError, Kubernetes, NotFoundError, Object
 from k8s.manifest import requests
 from k8s.profile import K8sProfile
@@ -17,6 +17,11 @@ DECIMAL, BINARY = "kMGTPE", "KMGTPE"
 UNITS = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3}
 UNITS |= {unit: 1e3 ** (i + 1) for i, unit in enumerate(DECIMAL)} | {f"{u}i": 2.0 ** (10 * (i + 1)) for i, u in enumerate(BINARY)}
 _QUANTITY = re.compile(r"([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)([a-zA-Z]*)")
+# (verb, group, resource) without which nobody submits, watches and cancels
+SUBMITTERS_RIGHTS = (
+    *((verb, "batch", "jobs") for verb in ("create", "get", "list", "patch", "delete")),
+    *((verb, "", "services") for verb in ("create", "get")),
+)
 JOBSET, KUEUE, KUBERAY = "jobset.x-k8s.io", "kueue.x-k8s.io", "ray.io"
 
 
@@ -162,6 +167,18 @@ def refuse_the_impossible(kube: Kubernetes, profile: K8sProfile, resources: Reso
     """Raise BackendError where this cluster can never run the request."""
     if said := refusal(kube, profile, resources):
         raise BackendError(said)
+
+
+def refuse_without_rights(kube: Kubernetes, profile: K8sProfile) -> None:
+    """Raise ConfigError where this process, a pod by its service account say, may not submit runs; the line that lets it."""
+    missing = missing_rights(kube, SUBMITTERS_RIGHTS)
+    if missing:
+        account, where = profile.service_account or "default", kube.namespace
+        words = f"kubectl create rolebinding ropewalk-sweeps -n {where} --role=ropewalk-user --serviceaccount={where}:{account}"
+        raise ConfigError(
+            f"whoever drives a sweep submits its trials, and may not {', '.join(missing)} in namespace {where!r};"
+            f" pods may by k8s/rbac.yaml and `{words}`"
+        )
 
 
 def missing_rights(kube: Kubernetes, wanted: Sequence[tuple[str, str, str]]) -> list[str]:

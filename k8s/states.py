@@ -60,6 +60,16 @@ def judge(run: RunDir, seen: Seen) -> BackendState:
     return BackendState(state=waits, word=trouble.word, reason=str(trouble), handle=handle)
 
 
+def ended_unseen(run: RunDir, seen: Seen) -> bool:
+    """Its Job has ended or is gone, and nothing that this machine sees tells how the run has."""
+    outcome = run.last_outcome()
+    if not run.attempts() or (outcome is not None and outcome.state.final) or told_by(run, seen.job) is not None:
+        return False
+    if seen.job is None:
+        return run.cancel_requested or time.time() - float(seen.details.get("created") or 0) > PATIENCE_SECONDS
+    return end_of(seen.job) is not None
+
+
 def trouble_of(seen: Seen) -> Trouble | None:
     """What keeps the run from starting, if anything does; what no waiting mends comes first."""
     if seen.job is not None and seen.job["spec"].get("suspend"):

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 from cluster.errors import BackendError
 from cluster.submitted import PATIENCE_SECONDS
@@ -12,11 +13,34 @@ from k8s.manifest import KEY_ANNOTATION, RUN_LABEL, SUBMISSION_LABEL, owned_by
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 PAUSE_SECONDS = 1.0
 
 
 class SubmissionInDoubtError(BackendError):
     """Nobody answered: the objects may exist or not."""
+
+
+def patiently(
+    action: Callable[[], T], *, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic
+) -> T:
+    """What an action of a submission returns, which is tried on while no API server answers.
+
+    Raises SubmissionInDoubtError if none does for two minutes.
+    """
+    deadline, told = clock() + PATIENCE_SECONDS, False
+    while True:
+        try:
+            return action()
+        except ApiAwayError as error:
+            if clock() > deadline:
+                words = f"{error}; nobody answered for {PATIENCE_SECONDS:.0f} s, so the Job may exist or not: when it is back,"
+                raise SubmissionInDoubtError(f"{words} `ropewalk ps` tells; a resume never makes a second one") from None
+            if not told:
+                log.warning("%s; trying on for %.0f s, and nothing is made twice", error, PATIENCE_SECONDS)
+                told = True
+        sleep(PAUSE_SECONDS)
 
 
 def submit_once(
@@ -33,32 +57,28 @@ def submit_once(
     server answers for two minutes.
     """
     head, *rest = objects
-    deadline, told = clock() + PATIENCE_SECONDS, False
-    owner: Object | None = None
-    while True:
-        try:
-            for each in before:
-                create_or_adopt(kube, each)
-            owner = create_or_adopt(kube, head)
-            for each in rest:
-                create_or_adopt(kube, owned_by(each, owner))
-            for each in before:
-                owners = owned_by(each, owner)["metadata"]["ownerReferences"]
-                kube.patch(each["kind"], each["metadata"]["name"], {"metadata": {"ownerReferences": owners}})
-            return owner
-        except ApiAwayError as error:
-            if clock() > deadline:
-                words = f"{error}; nobody answered for {PATIENCE_SECONDS:.0f} s, so the Job may exist or not: when it is back,"
-                raise SubmissionInDoubtError(f"{words} `ropewalk ps` tells; a resume never makes a second one") from None
-            if not told:
-                log.warning("%s; trying on for %.0f s, and nothing is made twice", error, PATIENCE_SECONDS)
-                told = True
-        except BackendError:
-            for each in [*([owner] if owner is not None else []), *before]:
-                with suppress(BackendError):  # why it was refused matters more
-                    kube.delete(each["kind"], each["metadata"]["name"])
-            raise
-        sleep(PAUSE_SECONDS)
+    made: list[Object] = []
+
+    def create() -> Object:
+        for each in before:
+            create_or_adopt(kube, each)
+        made[:] = [create_or_adopt(kube, head)]
+        for each in rest:
+            create_or_adopt(kube, owned_by(each, made[0]))
+        for each in before:
+            owners = owned_by(each, made[0])["metadata"]["ownerReferences"]
+            kube.patch(each["kind"], each["metadata"]["name"], {"metadata": {"ownerReferences": owners}})
+        return made[0]
+
+    try:
+        return patiently(create, sleep=sleep, clock=clock)
+    except SubmissionInDoubtError:
+        raise
+    except BackendError:
+        for each in [*made, *before]:
+            with suppress(BackendError):  # why it was refused matters more
+                kube.delete(each["kind"], each["metadata"]["name"])
+        raise
 
 
 def create_or_adopt(kube: Kubernetes, each: Object) -> Object:

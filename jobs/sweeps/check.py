@@ -5,6 +5,7 @@ import fnmatch
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from cluster.backend import Profile
 from cluster.config import JobConfig, load_config
 from cluster.errors import ConfigError
 from jobs.catalog import config_of, find_job
@@ -53,6 +54,18 @@ def checked_base(config: "SweepConfig") -> dict[str, Any]:
             raise ConfigError(f"base and space: {error} (with {_told(parameters)})") from None
     base: dict[str, Any] = _as_understood(config.base, valid[0][1].model_dump(mode="json"))
     return base
+
+
+def refuse_unreachable(own: Profile, trials: Profile) -> None:
+    """A driver in a pod knows its own cluster, by the pod's service account, and no other. Raises ConfigError."""
+    if own.backend != "k8s" or trials.backend != "k8s":
+        return
+    other = [key for key in ("kubeconfig", "context") if own.options.get(key) != trials.options.get(key)]
+    if other:
+        raise ConfigError(
+            f"cluster={trials.name}: its {other[0]} is another than that of {own.name}, whose pods do not know it;"
+            f" drive the sweep from here: --on local"
+        )
 
 
 def _told(parameters: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cluster.backend import PROFILES_VARIABLE
+from cluster.backend import PROFILES_VARIABLE, load_backend
 from cluster.context import JobContext
 from cluster.errors import RopewalkError, StopRequested
 from cluster.files import write_atomically
@@ -78,6 +78,9 @@ class Driver:
 
     def drive(self) -> dict[str, object]:
         """All of it; the results. Raises StopRequested where a later attempt goes on, SweepError where nothing was found."""
+        refuse_without_rights = getattr(load_backend(self.cluster), "refuse_without_rights", None)
+        if refuse_without_rights:
+            refuse_without_rights()
         scratch = self._scratch()
         self._reopen()
         try:
@@ -219,6 +222,8 @@ class Driver:
 
     def _conclude(self, scene: Scene, watcher: Watcher) -> dict[str, object]:
         order = watcher.order
+        if order == "preempted" and (self.sweep.cancel_requested or self.sweep.orphaned):
+            order = "cancelled"  # the signal was faster than the word
         if order == "preempted":
             raise StopRequested("the trials go on; the next attempt follows them again")
         self._end_runs(scene, order)

@@ -47,6 +47,7 @@ def main(context: JobContext) -> dict[str, Any]:
         write_json(saved, {"step": step})
         line = {"step": step, "attempt": context.attempt, "time": time.time(), "loss": loss_at(config.optim, step)}
         append_line(context.run.metrics, line)
+        print(f"step {step}", flush=True)
         if stop:
             raise StopRequested(f"step {step}")
         time.sleep(config.pause)

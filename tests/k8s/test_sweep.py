@@ -1,0 +1,181 @@
+"""A sweep on Kubernetes: its driver is a pod, its trials are Jobs that the driver submits; both are taken away, and nothing is
+decided otherwise, done again, or left behind.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.backend import Profile, load_backend
+from cluster.errors import ConfigError
+from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.spec import RunState
+from jobs.submission import write_down
+from jobs.sweeps.check import refuse_unreachable
+from tests.fakes.searched import make_plugin
+from tests.jobs.shell import Shell
+from tests.jobs.sweeping import Swept, sweep_config, until
+from tests.k8s.cluster import Namespace
+from tests.k8s.queueing import drop_queue, make_queue, urgent
+
+# a process that asks ends soon, and closes its connection to the API server then
+unclosed = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.usefixtures("alone_with_ray"), unclosed]
+
+Start = Callable[..., Swept]
+
+SMALL: dict[str, Any] = {"cpus": 1, "grace_seconds": 20}
+KEYS: dict[str, Any] = {
+    "base": {"steps": 60, "pause": 0.4, "resources": SMALL},
+    "space": {"optim.lr": {"grid": [0.1, 10.0, 5.0]}},
+    "search": "grid",
+    "max_concurrent": 1,  # so that the order of results is the same each time
+    "scheduler": "asha",
+    "asha": {"grace_steps": 10},
+    "resources": SMALL,
+}
+
+
+@pytest.fixture
+def start(namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Submit a sweep to the test's namespace, with keys of the cluster's profile; its code brings the toy along."""
+    monkeypatch.syspath_prepend(str(make_plugin(tmp_path / "plugin")))
+    monkeypatch.setenv(RUNS_VARIABLE, str(tmp_path / "runs"))
+    monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
+    backends = []
+
+    def begin(profile: dict[str, Any], **keys: Any) -> Swept:
+        options = namespace.options(**profile)
+        options["environment"] |= {"WANDB_MODE": "disabled"}
+        (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"lab": {"backend": "k8s", **options}}))
+        backend, config = load_backend("lab"), sweep_config(**keys)
+        backends.append(backend)
+        run = write_down(backend, "sweep", [config], "lab", ())[0]
+        assert run.code is not None
+        make_plugin(run.code)
+        backend.submit(run, config.resources)
+        return Swept(run)
+
+    yield begin
+    for backend in backends:
+        backend.kube.http.close()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def queue(namespace: Namespace) -> Iterator[Callable[[int], dict[str, str]]]:
+    """Keys of a profile for a queue of so many CPUs."""
+    yield lambda cpus: {"queue": make_queue(namespace, cpus), "queue_priority": f"{namespace.name}-low"}
+    drop_queue(namespace)
+
+
+@pytest.fixture
+def ropewalk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shell:
+    return Shell(capsys, monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def trusted(namespace: Namespace) -> None:
+    """Pods may submit runs."""
+    account = f"--serviceaccount={namespace.name}:ropewalk"
+    namespace.kubectl("create", "rolebinding", "ropewalk-sweeps", "--role=ropewalk-user", account)
+
+
+def evict(namespace: Namespace, run: RunDir) -> None:
+    """The pod that carries a run."""
+    pod = str(run.attempt_details(run.attempts()[-1])["carrier"])
+    body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": namespace.name}}
+    path = f"/api/v1/namespaces/{namespace.name}/pods/{pod}/eviction"
+    namespace.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(body))
+
+
+def at_work(namespace: Namespace) -> list[str]:
+    """Pods that run, or will."""
+    return [pod["metadata"]["name"] for pod in namespace.pods() if pod["status"]["phase"] in {"Pending", "Running"}]
+
+
+def jobs_of_runs(namespace: Namespace) -> list[str]:
+    """Jobs that are there and are not leaving."""
+    found = namespace.cluster.items("jobs", "--namespace", namespace.name, "-l", "ropewalk/role=run")
+    return [job["metadata"]["name"] for job in found]
+
+
+def outcomes(run: RunDir) -> list[tuple[str, int]]:
+    found = [run.outcome(number) for number in run.attempts()]
+    return [(outcome.state.value, outcome.exit_code) for outcome in found if outcome is not None]
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_preempted_trial_and_an_evicted_driver_change_no_decision(
+    start: Start, namespace: Namespace, queue: Callable[[int], dict[str, str]]
+) -> None:
+    sweep = start(queue(4), **KEYS)
+
+    def reached(step: int) -> bool:
+        return any(own and own[-1] >= step for own in sweep.steps().values())
+
+    until(lambda: reached(12), said=sweep.said)
+    first = sweep.runs()[0]
+    urgent(namespace, "urgent", cpus=3)  # of the four the trial has one, and is the last that was admitted
+    until(lambda: first.outcome(1), said=sweep.said)
+    namespace.kubectl("delete", "job", "urgent", "--wait=false")
+    until(lambda: len(first.attempts()) == 2 and first.read_metrics()[-1]["attempt"] == 2, said=sweep.said)
+    evict(namespace, sweep.run)
+    results = sweep.finish()
+
+    assert outcomes(sweep.run) == [("REQUEUED", 85), ("SUCCEEDED", 0)]
+    assert [event["run"] for event in sweep.events("trial_adopted")] == [first.id]
+    assert outcomes(first) == [("PREEMPTED", 85), ("SUCCEEDED", 0)]
+    assert sweep.steps()[first.id] == list(range(1, 61)), "no step is lost, none is done again"
+    assert results["best_trial"] == 0
+    decided = [(record.state.value, record.stopped_at, len(record.runs)) for record in sweep.records()]
+    assert decided == [("SUCCEEDED", None, 1), ("STOPPED", 10, 1), ("STOPPED", 10, 1)]
+    until(lambda: not at_work(namespace), 30, lambda: at_work(namespace))
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_laptop_that_does_not_see_the_volume_shows_and_cancels_it(
+    start: Start,
+    namespace: Namespace,
+    queue: Callable[[int], dict[str, str]],
+    ropewalk: Shell,
+) -> None:
+    """One trial runs, and one waits in the queue."""
+    base = {"steps": 3000, "pause": 0.05, "resources": SMALL}
+    sweep = start({**queue(2), "runs": None}, base=base, trials=3, max_concurrent=2, resources=SMALL)
+    there = Swept(RunDir(namespace.runs / sweep.run.id))
+    until(lambda: len(there.runs()) == 2 and any(there.steps().values()), said=there.said)
+
+    shown = json.loads(ropewalk("show", sweep.run.id, "--json"))
+    assert sorted(trial["run_state"] for trial in shown["trials"]) == ["PENDING", "RUNNING"]
+    assert shown["best"]["metric"] is not None
+    found = yaml.safe_load(ropewalk("best", sweep.run.id))
+    assert found["optim"]["lr"] == shown["best"]["parameters"]["optim.lr"]
+
+    assert "is asked to save and leave" in ropewalk("cancel", sweep.run.id)
+    ropewalk("wait", sweep.run.id, expect=1)
+    assert {record.state.value for record in there.records()} == {"CANCELLED"}
+    assert [outcomes(run)[-1][0] for run in there.runs()] == ["CANCELLED"] * 2
+    until(lambda: not jobs_of_runs(namespace), 60, lambda: jobs_of_runs(namespace))
+
+
+def test_pods_that_may_not_submit_say_so_at_once(start: Start, namespace: Namespace) -> None:
+    sweep = start({}, trials=2, resources=SMALL)
+    sweep.finish(RunState.FAILED)
+    outcome = sweep.run.last_outcome()
+    assert outcome is not None
+    assert "submits its trials, and may not create jobs" in outcome.cause
+    words = f"kubectl create rolebinding ropewalk-sweeps -n {namespace.name} --role=ropewalk-user"
+    assert f"{words} --serviceaccount={namespace.name}:ropewalk`" in outcome.cause
+    assert (outcome.exit_code, sweep.run.attempts(), sweep.records()) == (42, [1], [])
+
+
+def test_pods_know_no_other_cluster_than_their_own() -> None:
+    own, other = (Profile(name=name, backend="k8s", options={"context": name, "claim": "runs"}) for name in ("team", "big"))
+    with pytest.raises(ConfigError, match=r"cluster=big: its context is another than that of team.*drive the sweep from here"):
+        refuse_unreachable(own, other)
+    refuse_unreachable(own, Profile(name="urgent", backend="k8s", options={"context": "team", "queue": "urgent"}))
+    refuse_unreachable(Profile(name="local", backend="local"), other)

@@ -205,7 +205,8 @@ def load(template: str) -> Object:
 
 @lru_cache
 def _read(template: str) -> Object:
-    loaded: Object = yaml.safe_load((HERE / template).read_text())
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    loaded: Object = yaml.load((HERE / template).read_text(), Loader=loader)
     return loaded
 
 

@@ -51,7 +51,11 @@ class Inside:
 
     def pods(self) -> list[Object]:
         """All pods of the Job."""
-        query = quote(f"batch.kubernetes.io/job-name={self.job_name}")
+        return self.select_pods(f"batch.kubernetes.io/job-name={self.job_name}")
+
+    def select_pods(self, labels: str) -> list[Object]:
+        """All pods of these labels."""
+        query = quote(labels)
         found: list[Object] = self._call("GET", f"/api/v1/namespaces/{self.namespace}/pods?labelSelector={query}")["items"]
         return found
 

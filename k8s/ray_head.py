@@ -26,9 +26,10 @@ from k8s.inside import ApiError, Inside
 from k8s.node import CONDUCTOR_LOG
 from k8s.pod import Object, Pod, over
 from k8s.ray_answers import FAILED, STOPPED, SUCCEEDED, Answers
+from k8s.ray_burial import Burial
 from k8s.ray_lane import HeadLane
 from k8s.ray_pod import TOKEN_VARIABLE, PodRay, resources_of
-from k8s.rayjob import JOBS_PORT
+from k8s.rayjob import JOBS_PORT, RAYLET_PORT
 from k8s.troubles import seconds_of
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,9 @@ def main() -> None:
         refuse(run, "this KubeRay makes no token for Ray, so anybody could use it: KubeRay 1.5, or ray: indexed in the profile")
     elif run.code is not None and not run.code.is_dir():
         refuse(run, f"{run.code}: the copy of the code that the run was submitted with is gone; submit the run again")
-    code = Head(run, pod, Inside(), Answers(pod.address, JOBS_PORT, token, entrypoint)).live()
+    api = Inside()
+    Burial(api, "worker", RAYLET_PORT).start()
+    code = Head(run, pod, api, Answers(pod.address, JOBS_PORT, token, entrypoint)).live()
     log.info("leaving with %d", code)
     logging.shutdown()
     os._exit(code)  # whatever thread of Ray's client is left

@@ -17,6 +17,8 @@ from cluster.errors import EXIT_REQUEUE
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
 from k8s.claims import given_up, leaving, newest
+from k8s.inside import Inside
+from k8s.ray_burial import Burial
 from k8s.ray_pod import PodRay, resources_of
 from k8s.rayjob import GCS_PORT
 
@@ -79,6 +81,7 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     run = RunDir(parser.parse_args().run_dir)
     configure_logging(f"pod {os.environ['POD_NAME']}")
+    Burial(Inside(), "head", GCS_PORT).start()
     Worker(run, os.environ["POD_IP"], os.environ["FQ_RAY_IP"]).live()
     sys.exit(EXIT_REQUEUE)
 

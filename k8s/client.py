@@ -243,11 +243,14 @@ def connect(profile: K8sProfile) -> Kubernetes:
 def _unbroken(where: Kubernetes, what: str) -> Iterator[None]:
     """A connection that is upgraded, and may break in ways of its own."""
     from httpx2.websockets import HTTPXWSException  # noqa: PLC0415 - a tenth of what `submit` takes, which needs none
+    from wsproto.utilities import ProtocolError  # noqa: PLC0415 - comes with it
 
     try:
         yield
     except HTTPXWSException as error:
         raise ApiAwayError(f"the API server {where.server} has broken off ({what}): {error or type(error).__name__}") from None
+    except ProtocolError:  # its words hold all that was to be sent
+        raise ApiAwayError(f"the API server {where.server} has broken off ({what}): closed before all was sent") from None
 
 
 def _error(response: httpx2.Response, where: Kubernetes) -> BackendError | ConfigError:

@@ -1,8 +1,6 @@
 """A run has one Job, whatever happens to the answers and the API server; and what ends it removes all of it, and only it."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,16 +8,14 @@ import pytest
 from cluster.errors import BackendError, ConfigError
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
-from jobs.logs import follow_logs
 from k8s.client import ApiAwayError, ConflictError, Kubernetes, Object
 from k8s.submit import SubmissionInDoubtError, submit_once
-from tests.k8s.cluster import Cluster, Namespace
+from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
 from tests.slurm.conftest import until
 
 Start = Callable[..., KubeToy]
 
-AWAY_SECONDS = 30.0
 NOWHERE = {"node_selector": {"nowhere": "true"}}  # such a run waits
 
 
@@ -178,50 +174,7 @@ def test_at_most_so_many_at_a_time(namespace: Namespace, start: Start) -> None:
     assert max(times[1]) < min(times[2])
 
 
-# --- the API server is away
-
-
-@pytest.fixture
-def away(lab: Cluster) -> Iterator[Callable[[], None]]:
-    """Take the API server away, and bring it back after half a minute."""
-    timers: list[threading.Timer] = []
-
-    def go() -> None:
-        lab.stop_api()
-        timers.append(threading.Timer(AWAY_SECONDS, lab.mend))
-        timers[-1].start()
-
-    yield go
-    for timer in timers:
-        timer.join()
-
-
-def test_the_api_server_is_away_while_a_run_is_submitted_watched_and_followed(
-    namespace: Namespace, start: Start, away: Callable[[], None], caplog: pytest.LogCaptureFixture
-) -> None:
-    run = start(steps=10_000, pause=0.1)
-    run.reach(2)
-    late = start(submit=False, steps=2)
-    away()
-    before = time.monotonic()
-    state = run.state
-    assert time.monotonic() - before < 10
-    assert state.state is RunState.RUNNING
-    assert "cannot be reached" in state.reason
-    assert state.reason.endswith("this is the last that its files tell")
-    reached = run.steps()[-1]
-    late.backend.submit(late.run, late.resources)  # returns when somebody has answered
-    assert time.monotonic() - before > AWAY_SECONDS - 5
-    assert "trying on for 120 s, and nothing is made twice" in caplog.text
-    assert run.steps()[-1] > reached + 50  # a run does not need it
-    assert late.finish().state is RunState.SUCCEEDED
-    assert run.state.state is RunState.RUNNING
-    assert names(namespace, "job") == sorted(f"Job/{each.run.id}-1" for each in (run, late))
-    assert run.run.attempts() == [1]
-    run.backend.cancel(run.run)
-    lines = list(follow_logs(run.run, lambda: run.run.last_outcome() is not None))
-    assert any("rank-0" in line or "node-0" in line for line in lines)
-    assert run.finish().state is RunState.CANCELLED
+# --- many
 
 
 def runs_of(toys: list[KubeToy]) -> list[RunDir]:

@@ -25,7 +25,7 @@ from k8s.manifest import dump, owned_by, render_gate
 from k8s.parcel import add_unpacking, pack
 from k8s.profile import K8sProfile
 from k8s.reader import Reader
-from k8s.shape import JOB, carrier_of, find_carrier, name_as, render, shape_of
+from k8s.shape import JOB, carrier_of, find_carrier, forget_long_over, name_as, render, shape_of
 from k8s.site import refuse_the_impossible, refuse_without_rights
 from k8s.states import end_of, ended_unseen, judge
 from k8s.submit import SubmissionInDoubtError, submit_once
@@ -121,6 +121,8 @@ class K8sBackend:
             owners = list(pool.map(create, runs))
         if gate is not None:
             submit_once(self.kube, [owned_by(gate, owners[0]) if len(runs) == 1 else gate])
+        if any(job["kind"] != JOB for job in jobs.values()):
+            forget_long_over(self.kube, self.profile, runs[0].path.parent)
 
     def _still_open(self, head: RunDir, after: Sequence[str]) -> list[str]:
         """Of the runs that this one waits for, those that are not over. Raises ConfigError where one can never succeed."""

@@ -1,17 +1,21 @@
 """Which kind of object carries a run: an Indexed Job, or for the ray engine a RayJob where KubeRay is there to take it."""
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from cluster.config import Resources
-from cluster.errors import RopewalkError
+from cluster.errors import BackendError, RopewalkError
 from cluster.run_dir import RunDir
 from cluster.spec import Engine
 from cluster.submitted import submission_details
 from k8s.client import ForbiddenError, Kubernetes, NotFoundError, Object
-from k8s.manifest import name_of, render_objects
+from k8s.manifest import OURS, ROLE_LABEL, RUN_LABEL, name_of, render_objects
 from k8s.profile import K8sProfile
 from k8s.rayjob import KIND, rayjob_name, render_rayjob, seen_as_job, skeleton
+from k8s.troubles import seconds_of
 
 JOB = "Job"
 KEY = "ray in the cluster's profile"
@@ -75,3 +79,14 @@ def find_carrier(kube: Kubernetes, run: RunDir) -> Object:
     kind, name = carrier_of(run)
     found = kube.get(kind, name)
     return seen_as_job(found) if kind == KIND else found
+
+
+def forget_long_over(kube: Kubernetes, profile: K8sProfile, root: Path) -> None:
+    """Delete RayJobs of runs below `root` that ended long ago: KubeRay, other than Kubernetes with Jobs, keeps them for ever."""
+    ours = ",".join(f"{key}={value}" for key, value in {**OURS, ROLE_LABEL: "run"}.items())
+    with suppress(BackendError):  # the next submission does it
+        for rayjob in kube.list(KIND, ours):
+            ended = seconds_of((rayjob.get("status") or {}).get("endTime"))
+            old = ended and time.time() - ended > profile.keep_minutes * 60
+            if old and (root / rayjob["metadata"]["labels"][RUN_LABEL]).is_dir():
+                kube.delete(KIND, rayjob["metadata"]["name"])

@@ -97,6 +97,20 @@ def test_answers_that_are_lost(namespace: Namespace, start: Start) -> None:
     assert run.run.attempts() == [1]
 
 
+def test_rayjobs_that_ended_long_ago_go_with_the_next_submission(namespace: Namespace, start: Start) -> None:
+    old, open_still = (start(engine="ray", profile={**NOWHERE, **AS_RAYJOB}) for _ in range(2))
+    others = {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "of-others", "namespace": namespace.name}}
+    namespace.cluster.apply({**others, "spec": {"clusterSelector": {"ray.io/cluster": "theirs"}}})
+    ended = {"status": {"jobDeploymentStatus": "Complete", "endTime": "2020-01-01T00:00:00Z", "jobStatus": "SUCCEEDED"}}
+    for name in (f"{old.run.id}-1", "of-others"):
+        until(lambda name=name: name in namespace.kubectl("get", "rayjobs"), 30)
+        namespace.kubectl("patch", "rayjob", name, "--subresource=status", "--type=merge", "-p", json.dumps(ended))
+    new = start(engine="ray", profile={**NOWHERE, **AS_RAYJOB})
+    there = {each["metadata"]["name"] for each in namespace.cluster.items("rayjobs", "--namespace", namespace.name)}
+    assert there - {f"{old.run.id}-1"} == {f"{open_still.run.id}-1", f"{new.run.id}-1", "of-others"}
+    until(lambda: f"{old.run.id}-1" not in namespace.kubectl("get", "rayjobs"), 30)
+
+
 # --- whether there is KubeRay
 
 

@@ -67,9 +67,13 @@ def export_elsewhere(run: RunDir, directory: Path, step: int | None) -> bool:
     return export is not None and bool(export(run, directory, step))
 
 
-def write_there(run: RunDir, name: str) -> None:
-    """Write a small file of this machine's copy of a run where the run lies, if that is not here. Raises BackendError."""
+def write_there(run: RunDir, name: str) -> bool:
+    """Write a small file of this machine's copy of a run where the run lies, if that is not here; whether it was not.
+
+    Raises BackendError.
+    """
     backend = load_backend(str(run.listed.get("cluster", "local")))
-    fetch = getattr(backend, "fetch", None)
-    if fetch is not None:
-        fetch(run, write={name: (run.path / name).read_text()})
+    if getattr(backend, "shares_files", True):
+        return False
+    backend.fetch(run, write={name: (run.path / name).read_text()})  # type: ignore[attr-defined]
+    return True

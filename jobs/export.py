@@ -1,9 +1,14 @@
-"""Write a run's model as a Hugging Face directory that anyone can open."""
+"""Write a run's model as a Hugging Face directory that anyone can open.
 
+Usage, where the run lies and its cluster is nobody's business: python -m jobs.export RUN_DIR DIR [--step N]
+"""
+
+import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.errors import CheckpointError, ConfigError
+from cluster.errors import CheckpointError, ConfigError, RopewalkError
 from cluster.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -45,3 +50,20 @@ def _copy_tokenizer(place: "Place", directory: Path) -> None:
         raise CheckpointError(f"{place.url}: the data set's tokenizer is gone, so the model would be of no use; put it back")
     for name in names:
         (directory / name).write_bytes(place.read(name))
+
+
+def main() -> None:
+    """Export one run, for a machine that does not see it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--step", type=int)
+    words = parser.parse_args()
+    try:
+        export(RunDir(words.run_dir), words.directory, words.step)
+    except RopewalkError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

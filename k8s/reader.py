@@ -4,18 +4,19 @@ import hashlib
 import io
 import json
 import logging
-import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import cache
 from getpass import getuser
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from cluster.errors import BackendError, ConfigError
 from cluster.run_dir import RunDir
 from k8s.client import ApiAwayError, Kubernetes, NotFoundError, Object
+from k8s.copying import Sink, held
 from k8s.manifest import OURS, ROLE_LABEL, RUN_LABEL, dress, load
 from k8s.profile import K8sProfile
 from k8s.submit import create_or_adopt
@@ -34,7 +35,6 @@ class Reader:
     def __init__(self, kube: Kubernetes, profile: K8sProfile) -> None:
         self.kube, self.profile = kube, profile
         self._pod = ""
-        self._told = False
 
     def fetch(
         self, run: RunDir, wanted: Sequence[str] = (), write: dict[str, str] | None = None, beside: Sequence[str] = ()
@@ -43,14 +43,15 @@ class Reader:
 
         So it does with those of the runs `beside` it, by id.
         """
-        others = {name: _have(run.path.parent / name) for name in beside}
-        request = {"have": _have(run.path), "with": list(wanted), "write": write or {}, "beside": others}
+        others = {name: held(run.path.parent / name) for name in beside}
+        request = {"have": held(run.path), "with": list(wanted), "write": write or {}, "beside": others}
         where = f"{self.profile.claim_path}/{run.id}"
         sink = Sink(run.path, beside)
         words = [self.profile.python, "-m", "k8s.reading", where]
         self._execute(run, words, json.dumps(request).encode(), sink)
         if not sink.complete:
             raise BackendError(f"{run.id}: reading {where} through pod {self._pod} ended half-way; again may help")
+        sink.remember()
 
     def upload(self, run: RunDir, archive: bytes, folder: str) -> None:
         """Put the copy of the code on the volume, unless it is there."""
@@ -63,7 +64,7 @@ class Reader:
             raise ConfigError(f"{directory}: is not an empty directory; name a new one")
         self._pod = self._of_its_own()  # a run's own pod has its memory for training
         there = f"/tmp/export-{secrets.token_hex(4)}"  # noqa: S108 - of the pod, which has it for itself
-        words = [self.profile.python, "-m", "jobs.cli", "export", f"{self.profile.claim_path}/{run.id}", there]
+        words = [self.profile.python, "-m", "jobs.export", f"{self.profile.claim_path}/{run.id}", there]
         self._execute(run, [*words, *(["--step", str(step)] if step is not None else [])], None, None)
         partial = directory.with_name(f".{directory.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -78,10 +79,7 @@ class Reader:
 
     def _execute(self, run: RunDir, words: list[str], stdin: bytes | None, stdout: "Sink | None") -> None:
         pod = self._pod or self._find(run)
-        if not self._told:
-            volume = f"volume {self.profile.claim} of namespace {self.kube.namespace}"
-            log.warning("%s lies on %s, which this machine does not see; pod %s does", run.id, volume, pod)
-            self._told = True
+        _tell(run.id, f"volume {self.profile.claim} of namespace {self.kube.namespace}", pod)
         for tries_left in (2, 1, 0):
             try:
                 self._once(pod, words, stdin, stdout)
@@ -144,78 +142,10 @@ class Reader:
         )
 
 
-class Sink:
-    """Takes what `k8s.reading` sends, piece by piece, and writes it into this machine's copies of the run and those beside it."""
-
-    def __init__(self, root: Path, beside: Sequence[str] = ()) -> None:
-        self.root, self.complete = root, False
-        self._places = {"": root, **{name: root.parent / name for name in beside}}
-        self._buffer = bytearray()
-        self._header: dict[str, Any] | None = None
-        self._left = 0
-        self._file: IO[bytes] | None = None
-
-    def begin(self) -> None:
-        """Forget the half of an answer that was cut off."""
-        if self._file is not None:
-            self._file.close()
-        self.complete, self._header, self._file = False, None, None
-        self._buffer.clear()
-
-    def write(self, data: bytes) -> int:
-        """Take the next piece."""
-        self._buffer += data
-        while self._step():
-            pass
-        return len(data)
-
-    def _step(self) -> bool:
-        if self._header is None:
-            line, newline, rest = self._buffer.partition(b"\n")
-            if not newline:
-                return False
-            self._buffer = rest
-            header = json.loads(line)
-            if header.get("end"):
-                self.complete = True
-                return False
-            self._open(header)
-        assert self._file is not None
-        piece = self._buffer[: self._left]
-        self._file.write(piece)
-        self._left -= len(piece)
-        del self._buffer[: len(piece)]
-        if self._left:
-            return False
-        self._close()
-        return True
-
-    def _open(self, header: dict[str, Any]) -> None:
-        path = self._place(header)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._header, self._left = header, header["size"]
-        if header["offset"]:
-            self._file = path.open("r+b")
-            self._file.seek(header["offset"])
-        else:
-            self._file = path.with_name(f".{path.name}.part").open("wb")
-
-    def _close(self) -> None:
-        assert self._header is not None
-        assert self._file is not None
-        path = self._place(self._header)
-        self._file.close()
-        if not self._header["offset"]:
-            path.with_name(f".{path.name}.part").replace(path)
-        os.utime(path, ns=(self._header["mtime_ns"], self._header["mtime_ns"]))
-        self._header = self._file = None
-
-    def _place(self, header: Mapping[str, Any]) -> Path:
-        root = self._places.get(header.get("run", ""))
-        path = ((root or self.root) / str(header["path"])).resolve()
-        if root is None or not path.is_relative_to(root.resolve()):
-            raise BackendError(f"a pod sent {header['path']!r}, which does not lie in the run's directory")
-        return path
+@cache
+def _tell(run_id: str, volume: str, pod: str) -> None:
+    """Once a process, however many readers it has."""
+    log.warning("%s lies on %s, which this machine does not see; pod %s does", run_id, volume, pod)
 
 
 def render_reader(profile: K8sProfile) -> Object:
@@ -234,18 +164,6 @@ def render_reader(profile: K8sProfile) -> Object:
     plain = profile.model_copy(update={"secrets": (), "service_account": None, "mounts": ()})
     job["spec"]["template"] = dress(pod, plain)
     return job
-
-
-def _have(root: Path) -> dict[str, tuple[int, int]]:
-    """What this machine's copy holds already."""
-    found = {}
-    for folder, _, files in os.walk(root):
-        for name in files:
-            path = Path(folder, name)
-            if not name.startswith(".") and path.is_file() and not path.is_symlink():
-                status = path.stat()
-                found[str(path.relative_to(root))] = (status.st_size, status.st_mtime_ns)
-    return found
 
 
 def _usable(pod: Object) -> bool:

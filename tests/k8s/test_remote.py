@@ -1,18 +1,32 @@
 """A laptop that does not see the volume: what it submits gets there, and what it wants to see comes back through a pod."""
 
+import io
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
 
 from cluster.backend import Profile
 from cluster.config import Resources
-from cluster.run_dir import RunDir
+from cluster.run_dir import RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
+from jobs.cancelling import cancel_runs
+from jobs.distant import export_elsewhere, freshen
+from jobs.follow import wait
 from jobs.logs import log_files
+from jobs.pretrain import PretrainConfig
+from jobs.status import states
+from jobs.submission import scale, submit
 from k8s.backend import K8sBackend
+from k8s.copying import Sink, held
+from k8s.reading import send
+from tests.jobs.corpus import make_dataset
+from tests.jobs.launch import pretrain_config, weights
 from tests.k8s.cluster import Namespace
 from tests.slurm.conftest import until
 
@@ -70,3 +84,69 @@ def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCapt
         assert [line["step"] for line in run.read_metrics()] == list(range(1, len(run.read_metrics()) + 1))
         assert {prefix for prefix, _ in log_files(run)} >= {"1.node-0", "1.rank-0"}
         backend.cancel(run)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # connections that end with a process
+def test_an_elastic_run_is_scaled_and_its_model_comes_back(
+    namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training data and checkpoints lie where only pods see them."""
+    monkeypatch.setenv(RUNS_VARIABLE, str(tmp_path / "runs"))
+    monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
+    profile = {"backend": "k8s", **namespace.options(), "runs": None}
+    profile["environment"] |= {"WANDB_MODE": "disabled"}
+    (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"far": profile}))
+    make_dataset(namespace.runs / "data")
+    resources = {"nodes": "1..2", "cpus": 1, "grace_seconds": 30}
+    config = pretrain_config(Path("/runs/data"), steps=10_000, checkpoint={"every_steps": 1000}, resources=resources)
+    run = submit("pretrain", PretrainConfig.model_validate(config), "far")
+
+    def groups() -> list[int]:
+        return [event["nodes"] for event in freshen(run).read_events() if event["event"] == "group_formed"]
+
+    until(lambda: groups()[-1:] == [2], 120)
+    scale(run, 1)
+    until(lambda: groups()[-1:] == [1], 60)
+    assert freshen(run).attempts() == [1]
+    list(cancel_runs([run.id]))
+    wait(run)
+    (run.attempt_dir(1) / "outcome.json").unlink()  # as if nobody had looked before its Job was gone
+    ended = states([run])[run.id]
+    assert (ended.state, ended.reason) == (RunState.CANCELLED, "cancelled after saving")
+    assert not run.checkpoints.exists(), "they are large, and nobody has asked for them"
+
+    directory = tmp_path / "model"
+    assert export_elsewhere(run, directory, None)
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in directory.iterdir()}
+    step = max(line["step"] for line in run.read_metrics())
+    there = weights(RunDir(namespace.runs / run.id), step)
+    model = load_file(directory / "model.safetensors")
+    assert model
+    assert all(torch.equal(there[f"model.{name}"], tensor) for name, tensor in model.items())
+
+
+def test_a_copy_takes_what_grows_only_where_it_is_as_it_came(tmp_path: Path) -> None:
+    """What this machine writes into its copy, such as an event, must not be taken for the beginning of what is there."""
+    there, here = tmp_path / "there/run", tmp_path / "here/run"
+    there.mkdir(parents=True)
+
+    def fetch() -> int:
+        sink, sent = Sink(here), io.BytesIO()
+        send(there, {"have": held(here)}, sent)
+        sink.write(sent.getvalue())
+        assert sink.complete
+        sink.remember()
+        assert (here / "events.jsonl").read_bytes() == (there / "events.jsonl").read_bytes()
+        return len(sent.getvalue())
+
+    (there / "events.jsonl").write_text('{"event": "started"}\n' * 1000)
+    assert fetch() > 20_000
+    with (there / "events.jsonl").open("a") as stream:
+        stream.write('{"event": "stopped"}\n')
+    assert fetch() < 500, "only what is new"
+    with (here / "events.jsonl").open("a") as stream:
+        stream.write('{"event": "resumed_by_user"}\n')
+    with (there / "events.jsonl").open("a") as stream:
+        stream.write('{"event": "started"}\n' * 100)
+    assert fetch() > 20_000

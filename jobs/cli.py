@@ -1,5 +1,6 @@
 """The `ropewalk` command. Only typer is imported on top: --help must answer at once."""
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -260,6 +261,7 @@ app.command(context_settings={**OWN_HELP, "ignore_unknown_options": True})(cli_s
 
 def main() -> None:
     """Run the command; a user's mistake is one line and exit code 2, never a traceback."""
+    gc.set_threshold(100_000)  # what a command makes lives as long as it does: to look for cycles in it was a seventh of `ps`
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:

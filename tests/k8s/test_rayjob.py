@@ -17,7 +17,7 @@ from k8s.client import ForbiddenError, Kubernetes, NotFoundError, connect
 from k8s.profile import K8sProfile
 from k8s.ray_answers import FAILED, RUNNING, Answers
 from k8s.shape import ray_shape
-from tests.k8s.cluster import Namespace
+from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.queueing import drop_queue, make_queue, urgent
 from tests.k8s.test_submit import NOWHERE, Unlucky
 from tests.k8s.toy import KubeToy
@@ -85,6 +85,20 @@ def test_cancelled(start: Start, namespace: Namespace, monkeypatch: pytest.Monke
     outcome = run.finish()
     assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled after saving")
     until(lambda: left(namespace) == [], 60)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("alone_with_ray")
+def test_the_node_of_the_head_dies_and_never_returns(start: Start, lab: Cluster, namespace: Namespace) -> None:
+    run = start(engine="ray", steps=10_000, pause=0.1, profile=AS_RAYJOB, resources={"nodes": 2})
+    run.reach(2)
+    lab.kill_node(run.node_of(run.carrier()))
+    run.reach_attempt(2, 150)
+    print(f"standstill of {run.standstill(2):.1f} s")
+    run.backend.cancel(run.run)
+    assert run.finish().state is RunState.CANCELLED, run.said()
+    assert run.outcomes() == [("REQUEUED", 143), ("CANCELLED", 85)]
+    assert run.steps() == list(range(1, len(run.steps()) + 1))
 
 
 def test_answers_that_are_lost(namespace: Namespace, start: Start) -> None:

@@ -1,41 +1,60 @@
 """A thousand runs on nodes that kwok plays: how long submit, ps and cancel take, and how many list calls ps makes.
 
-Usage: python -m tests.benchmarks.bench_k8s_many [RUNS=1000] [NODES=20]     as root, where the lab is
+    python -m tests.benchmarks.bench_k8s_many [--runs 1000] [--nodes 20]      as root, where the lab is (see tests/k8s/lab.py)
+
+Prints one JSON object.
 """
 
+import argparse
+import json
 import os
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from tests.k8s.cluster import Namespace
+from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.fleet import Fleet, add_nodes
 from tests.k8s.lab import lab_cluster
 from tests.slurm.conftest import until
 
+ROUNDS = 5
+
 
 def main() -> None:
-    """Print one line a figure."""
-    count, nodes = [int(word) for word in sys.argv[1:]] + [1000, 20][len(sys.argv) - 1 :]
+    """Bring a cluster up, measure, take it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1000)
+    parser.add_argument("--nodes", type=int, default=20)
+    arguments = parser.parse_args()
     os.environ["KUBE_LAB_NODE_GRACE"] = "120s"  # kwok's beats come late where a thousand pods start on two cores
     with lab_cluster() as cluster:
-        add_nodes(cluster, nodes)
+        add_nodes(cluster, arguments.nodes)
         namespace = cluster.namespace()
-        fleet = Fleet(namespace, count)
-        print(f"submit {count} runs: {fleet.submit():.1f} s", flush=True)
-        seconds, states, calls = fleet.look()
-        print(f"states while they start: {seconds:.2f} s, {fleet.words(states)}, list calls: {calls}", flush=True)
-        until(lambda: fleet.words(fleet.look()[1]) == {"RUNNING": count}, 600)
-        seconds, states, calls = fleet.look()
-        print(f"states while they run: {seconds:.2f} s, {fleet.words(states)}, list calls: {calls}", flush=True)
-        print(f"`ropewalk ps`: {ps(namespace):.2f} s", flush=True)
-        print(f"cancel: {fleet.cancel():.1f} s", flush=True)
-        before = time.monotonic()
-        until(lambda: not cluster.items("jobs", "--namespace", namespace.name), 600)
-        print(f"until nothing is left: {time.monotonic() - before:.1f} s more, {fleet.words(fleet.look()[1])}", flush=True)
+        print(json.dumps({"runs": arguments.runs, "seconds": measure(cluster, namespace, arguments.runs)}, indent=1))
+
+
+def measure(cluster: Cluster, namespace: Namespace, count: int) -> dict[str, Any]:
+    """Seconds of everything, in order."""
+    fleet = Fleet(namespace, count)
+    found: dict[str, Any] = {"submit": round(fleet.submit(), 2)}
+    until(lambda: fleet.words(fleet.look()[1]) == {"RUNNING": count}, 600)
+    looks = [fleet.look() for _ in range(ROUNDS)]
+    found |= {"states": median([seconds for seconds, _, _ in looks]), "list calls": looks[-1][2]}
+    found |= {"ropewalk ps": median([ps(namespace) for _ in range(ROUNDS)]), "cancel": round(fleet.cancel(), 2)}
+    before = time.monotonic()
+    until(lambda: not cluster.items("jobs", "--namespace", namespace.name), 600)
+    assert fleet.words(fleet.look()[1]) == {"CANCELLED": count}
+    return {**found, "until nothing is left": round(time.monotonic() - before, 1)}
+
+
+def median(seconds: list[float]) -> float:
+    """In hundredths."""
+    return round(statistics.median(seconds), 2)
 
 
 def ps(namespace: Namespace) -> float:

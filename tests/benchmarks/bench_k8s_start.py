@@ -63,9 +63,9 @@ class Contest:
         try:
             first = self.first_step(run)
         finally:
-            subprocess.run([ropewalk, "cancel", run.id], cwd=self.folder, env=environment, check=True, capture_output=True)
-            command.wait(PATIENCE_SECONDS)
-        self.until_gone()
+            command.kill()
+            command.wait()
+        self.clear()
         return {name: moment - began for name, moment in {**phases(run), "first step": first}.items()}
 
     def by_hand(self, pods: int) -> Moments:
@@ -80,8 +80,7 @@ class Contest:
         began = time.time()
         self.namespace.kubectl("apply", "-f", str(manifest))
         first = self.first_step(run)
-        self.namespace.kubectl("delete", "-f", str(manifest), "--wait=false")
-        self.until_gone()
+        self.clear()
         started = read_json(run.attempt_dir(1) / "nodes/rank-0.json")
         assert started is not None
         return {"rank 0 begins its entry": started["started"] - began, "first step": first - began}
@@ -105,8 +104,9 @@ class Contest:
         """When it was done."""
         return float(until(run.read_metrics, PATIENCE_SECONDS)[0]["time"])
 
-    def until_gone(self) -> None:
-        """Nobody disturbs the next one."""
+    def clear(self) -> None:
+        """Nothing is saved, and nobody disturbs the next one."""
+        self.namespace.kubectl("delete", "job,service,pod", "--all", "--grace-period=0", "--force", "--wait=false")
         until(lambda: not self.namespace.pods(), PATIENCE_SECONDS)
 
 
@@ -135,6 +135,8 @@ def contest(namespace: Namespace, pairs: int) -> dict[str, Any]:
         for _ in range(pairs):
             by_hand.append(both.by_hand(pods))
             ours.append(both.ours(pods))
+            words = f"{ours[-1]['first step']:.1f} s, by hand {by_hand[-1]['first step']:.1f} s"
+            print(f"first step on {pods}: {words}", file=sys.stderr, flush=True)
         figures = {"ropewalk run": medians(ours), "kubectl apply": medians(by_hand)}
         times = figures["ropewalk run"]["first step"] / figures["kubectl apply"]["first step"]
         every = {"ropewalk run": ours, "kubectl apply": by_hand}

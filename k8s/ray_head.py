@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 from cluster.entry import configure_logging
-from cluster.errors import EXIT_DONE, EXIT_NEVER_RETRY, EXIT_REQUEUE
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from cluster.submitted import submission_details
-from cluster.supervisor import Supervisor, open_attempt
+from cluster.supervisor import Supervisor, open_attempt, retries_of, spent
 from k8s.claims import Claim, give_up, given_up, newest, say_leaving, take
 from k8s.ending import tell_the_end
 from k8s.inside import ApiError, Inside
@@ -28,7 +28,7 @@ from k8s.pod import Object, Pod, over
 from k8s.ray_answers import FAILED, STOPPED, SUCCEEDED, Answers
 from k8s.ray_burial import Burial
 from k8s.ray_lane import HeadLane
-from k8s.ray_pod import TOKEN_VARIABLE, PodRay, resources_of
+from k8s.ray_pod import TOKEN_VARIABLE, PodRay, RayStartError, resources_of
 from k8s.rayjob import JOBS_PORT, RAYLET_PORT
 from k8s.troubles import seconds_of
 
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 DIED = "its carrier died: the head pod was lost, or Kubernetes took it away without notice"
 LOOK_SECONDS = 0.5
-PAUSE_SECONDS = 2.0  # before Ray is started again where it did not start
 OVERDUE_SECONDS = 5.0
 UNPROVEN_SECONDS = 30.0  # what the last carrier is given to leave, where the API server may not be asked whether it has
 STATUS = {RunState.SUCCEEDED: SUCCEEDED, RunState.CANCELLED: STOPPED, RunState.FAILED: FAILED}
@@ -70,7 +69,7 @@ class Head:
                     pass
                 return EXIT_DONE
             if self._predecessor_left():
-                self._carry_with_ray()
+                self._carry_on()
         return EXIT_REQUEUE
 
     def _end(self) -> tuple[str, str] | None:
@@ -99,31 +98,32 @@ class Head:
                 return True
         return False
 
-    def _carry_with_ray(self) -> None:
+    def _carry_on(self) -> None:
         """One Ray, and attempts on it as long as it lives."""
-        resources = resources_of(self.run)
-        ray = PodRay.start(self.pod.address, resources, None, self.asked_to_go.is_set)
-        if ray is None:
-            self.asked_to_go.wait(PAUSE_SECONDS)
+        number = (last.number if (last := newest(self.run)) else 0) + 1
+        claim = Claim(number=number, pod=self.pod.name, uid=self.pod.uid, index=0, address=self.pod.address)
+        if not take(self.run, claim):
             return
+        self._claim, resources = claim, resources_of(self.run)
         try:
-            number = (last.number if (last := newest(self.run)) else 0) + 1
-            claim = Claim(number=number, pod=self.pod.name, uid=self.pod.uid, index=0, address=self.pod.address)
-            if take(self.run, claim):
+            ray = PodRay.start(self.pod.address, resources, None, self.asked_to_go.is_set)
+            if ray is not None:
                 self._carry(claim, HeadLane(self.run, resources, ray, self.api, claim))
+        except RayStartError as error:
+            count(self.run, str(error))
         finally:
-            ray.end()
+            self._claim = None
+            give_up(self.run, claim)
 
     def _carry(self, claim: Claim, lane: HeadLane) -> None:
-        self._claim, self._lane = claim, lane
+        self._lane = lane
         if self.asked_to_go.is_set():  # before there was a lane to tell
             self._go()
         try:
             carry(self.run, claim, lane)
         finally:
-            self._claim = self._lane = None
+            self._lane = None
             lane.close()
-            give_up(self.run, claim)
 
 
 def _overdue(pod: Object) -> bool:
@@ -143,6 +143,16 @@ def carry(run: RunDir, claim: Claim, lane: HeadLane) -> None:
         outcome = run.last_outcome()
         if outcome is not None and outcome.state.final:
             return
+
+
+def count(run: RunDir, error: str) -> None:
+    """An attempt that could not begin: as often as the run's budget for errors allows."""
+    log.error("%s", error)
+    number = open_attempt(run, DIED)
+    if number is not None:
+        again = spent(run)[0] < retries_of(run).bugs
+        state = RunState.REQUEUED if again else RunState.FAILED
+        run.write_outcome(number, Outcome(state=state, exit_code=EXIT_FAILED, cause=error, ended=time.time()))
 
 
 def refuse(run: RunDir, why: str) -> None:

@@ -173,6 +173,7 @@ class HeadLane:
         return self.await_nodes() and not self.run.cancel_requested and not self.superseded()
 
     def close(self) -> None:
-        """Nothing of any attempt is left."""
+        """Nothing of any attempt is left, nor of Ray."""
         self.clean(0)
+        self.ray.end()
         shutil.rmtree(self.disk, ignore_errors=True)

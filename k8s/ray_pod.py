@@ -20,6 +20,10 @@ LOOK_SECONDS = 0.1
 TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105 - its name; KubeRay makes one for each cluster
 
 
+class RayStartError(RuntimeError):
+    """Ray did not start; its own last words."""
+
+
 class PodRay:
     """One Ray node, as long as it lives."""
 
@@ -28,7 +32,10 @@ class PodRay:
 
     @classmethod
     def start(cls, address: str, resources: Resources, head: str | None, stopped: Callable[[], bool]) -> "PodRay | None":
-        """Start Ray at this pod's address, and join a head where one is given; None: it did not start, or is not to any more."""
+        """Start Ray at this pod's address, and join a head where one is given; None: it is not to start any more.
+
+        Raises RayStartError.
+        """
         scratch = short_scratch()
         command = ray_command(address, resources.cpus or resources.ranks_per_node, resources.gpus)
         command += [f"--temp-dir={scratch}", f"--node-manager-port={RAYLET_PORT}"]
@@ -40,10 +47,13 @@ class PodRay:
             )
         ray, deadline = cls(process, scratch), time.monotonic() + START_SECONDS
         while "Ray runtime started" not in said.read_text(errors="replace"):
-            if stopped() or not ray.alive or time.monotonic() > deadline:
-                log.info("Ray has not started: %s", tail(said))
+            if stopped():
                 ray.end()
                 return None
+            if not ray.alive or time.monotonic() > deadline:
+                words = tail(said)
+                ray.end()
+                raise RayStartError(f"Ray did not start at {address}: {words}")
             time.sleep(LOOK_SECONDS)
         log.info("Ray has started, %s", f"and joined {head}" if head else "as the head")
         return ray

@@ -19,7 +19,7 @@ from cluster.run_dir import RunDir
 from k8s.claims import given_up, leaving, newest
 from k8s.inside import Inside
 from k8s.ray_burial import Burial
-from k8s.ray_pod import PodRay, resources_of
+from k8s.ray_pod import PodRay, RayStartError, resources_of
 from k8s.rayjob import GCS_PORT
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,11 @@ class Worker:
                 ray.end()
 
     def _join(self, head: str) -> PodRay | None:
-        return PodRay.start(self.address, resources_of(self.run), f"{head}:{GCS_PORT}", self.asked_to_go.is_set)
+        try:
+            return PodRay.start(self.address, resources_of(self.run), f"{head}:{GCS_PORT}", self.asked_to_go.is_set)
+        except RayStartError as error:  # the head may be on its way out, and the next one welcome this pod
+            log.warning("%s", error)
+            return None
 
     def _head_address(self) -> str:
         """Where the head's service points to; empty: nowhere at present."""

@@ -59,6 +59,12 @@ def test_a_pod_that_saved_and_left_is_no_trouble() -> None:
         assert found is None or word in found.said
 
 
+@pytest.mark.parametrize(("since", "said"), [("2999", "has to end first"), ("2020", "or ray: indexed in the profile")])
+def test_a_worker_of_ray_that_waits_for_its_head(since: str, said: str) -> None:
+    waiting = [{"name": "wait-gcs-ready", "image": "x:1", "state": {"running": {}}}]
+    assert str(pod_trouble(pod(initContainerStatuses=waiting, startTime=f"{since}-01-01T00:00:00Z"))).endswith(said)
+
+
 def test_a_workload_that_is_not_admitted() -> None:
     said = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor default, 2 more needed"
     conditions = [{"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": said}]

@@ -27,6 +27,7 @@ class SearchedConfig(JobConfig):
     steps: int = Field(default=20, ge=1, description="steps")
     pause: float = Field(default=0.01, ge=0, description="seconds a step")
     optim: ToyOptim = Field(default=ToyOptim(), description="what is searched")
+    gate: int | None = Field(default=None, description="the step from which on it waits for a file `gate` beside the runs")
     fail_above: float | None = Field(default=None, description="a higher lr is a bug")
 
 
@@ -41,7 +42,8 @@ def main(context: JobContext) -> dict[str, Any]:
         raise ZeroDivisionError(f"lr {config.optim.lr} is too high")
     step = int((read_json(saved) or {"step": 0})["step"])
     while step < config.steps:
-        stop = context.stop_requested()
+        while not (stop := context.stop_requested()) and _closed(context, config, step + 1):
+            time.sleep(0.02)
         step += 1
         context.fence.check()
         write_json(saved, {"step": step})
@@ -52,6 +54,10 @@ def main(context: JobContext) -> dict[str, Any]:
             raise StopRequested(f"step {step}")
         time.sleep(config.pause)
     return {"step": step, "loss": loss_at(config.optim, step), "pid": os.getpid()}
+
+
+def _closed(context: JobContext, config: SearchedConfig, step: int) -> bool:
+    return config.gate is not None and step >= config.gate and not (context.run.path.parent / "gate").exists()
 
 
 SPEC = JobSpec(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.run_dir import CODE_FOLDER
 from jobs.snapshot import take_snapshot
 from tests.slurm.conftest import until
 
@@ -154,6 +155,7 @@ class Namespace:
         self.kubectl("apply", "-f", str(ROOT / "k8s/rbac.yaml"))
         if not self.cluster.has_checkout:
             self.code = {"snapshot": str(take_snapshot(ROOT, self.runs)[0]), "folder": ""}
+            (self.runs / CODE_FOLDER).chmod(0o777)  # pods unpack there what comes without the volume
 
     def remove(self) -> None:
         """Delete it, its volume and its folder; pods of it are killed."""

@@ -54,7 +54,8 @@ def start(namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         options = namespace.options(**profile)
         options["environment"] |= {"WANDB_MODE": "disabled"}
         (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"lab": {"backend": "k8s", **options}}))
-        backend, config = load_backend("lab"), sweep_config(**keys)
+        # Ray gives up its start after 30 s, and that is counted as a bug
+        backend, config = load_backend("lab"), sweep_config(**{"retries": {"bugs": 10}, **keys})
         backends.append(backend)
         run = write_down(backend, "sweep", [config], "lab", ())[0]
         assert run.code is not None

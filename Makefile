@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for v in 3.11 3.12 3.13 3.14; do \
 	python$$v -c 'import venv' 2>/dev/null && { echo python$$v; break; }; done)
 READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest -p no:cacheprovider --durations=20
 
 # what the tests of the Slurm backend run on; without it they are skipped
 SLURM_PROGRAMS := slurmctld slurmd srun munged slurmdbd mariadbd jq shellcheck ch-run
@@ -19,14 +20,15 @@ SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq
 quickstart: $(READY)
 	$(BIN)/ropewalk quickstart
 
-# those that mostly wait for Slurm or Kubernetes run beside the others, and are printed after them
+# those that mostly wait for Kubernetes or Slurm run beside the others, and are printed after them
 test: lint slurm-packages
-	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
-	$(BIN)/python -m pytest -m waiting -p no:cacheprovider > "$$log" 2>&1 & slurm=$$!; \
-	$(BIN)/python -m pytest -m 'not waiting'; rest=$$?; \
-	wait $$slurm; waited=$$?; \
-	echo "== tests that mostly wait for Slurm or Kubernetes"; cat "$$log"; \
-	exit $$((rest | waited))
+	@logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; \
+	$(PYTEST) tests/k8s > "$$logs/k8s" 2>&1 & k8s=$$!; \
+	$(PYTEST) -m waiting --ignore=tests/k8s > "$$logs/slurm" 2>&1 & slurm=$$!; \
+	$(PYTEST) -m 'not waiting'; code=$$?; \
+	wait $$slurm; code=$$((code | $$?)); echo "== tests that mostly wait for Slurm"; cat "$$logs/slurm"; \
+	wait $$k8s; code=$$((code | $$?)); echo "== tests that mostly wait for Kubernetes"; cat "$$logs/k8s"; \
+	exit $$code
 
 lint: $(READY)
 	$(BIN)/ruff check .

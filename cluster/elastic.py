@@ -15,7 +15,12 @@ import torch
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters
+from torch.distributed.elastic.rendezvous import (
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    dynamic_rendezvous,
+)
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError, RendezvousGracefulExitError
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousExitOp
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
@@ -30,6 +35,7 @@ from cluster.run_dir import RunDir
 log = logging.getLogger(__name__)
 
 MONITOR_SECONDS = 0.05
+LOOK_SECONDS = 0.05  # between two looks whether the group is formed
 EXIT_BARRIER_SECONDS = 30.0
 REGROUP_SECONDS = 120.0  # what ranks may take to save before they are ended, when a node wants to join
 LEAVE_SECONDS = 5.0
@@ -212,12 +218,20 @@ def plain_torch_logging() -> None:
         logger.propagate = True
 
 
+def look_often() -> None:
+    """Let torch look every LOOK_SECONDS whether a group is formed. It looks once a second, which every node pays but the last
+    to come, and lets all wait up to 0.3 s before the first.
+    """
+    dynamic_rendezvous._delay = lambda seconds: time.sleep(LOOK_SECONDS)  # type: ignore[attr-defined]
+
+
 def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
     """Form the group with the other nodes, run the entry on every rank, form it anew when one is lost; the exit code."""
     # torch 2.13 reuses a cached bootstrap store in a new round; a node that joins late would wait for it in vain
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # TERM and USR2 are the cluster agent's
     plain_torch_logging()
+    look_often()
     if socket.gethostbyname(node.address).startswith("127."):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nodes of one machine; the host's own name may not resolve
     parameters = RendezvousParameters(

@@ -193,8 +193,8 @@ def _list(folder: Path) -> set[str]:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove all but logs and scripts."""
-    for path in (folder / LEASE, *folder.rglob("*.pkl"), *folder.rglob(f"*{ENDING}")):
+    """Remove all but logs and scripts; also what killed elements have written in part, under names of its own."""
+    for path in (folder / LEASE, *folder.rglob("*.pkl*"), *folder.rglob(f"*{ENDING}*")):
         path.unlink(missing_ok=True)
 
 

@@ -7,7 +7,7 @@ from cluster.run_dir import RunDir
 from jobs.distant import write_there
 from jobs.status import final_outcome, find_run
 from jobs.sweeps.answers import is_sweep
-from jobs.sweeps.records import read_records
+from jobs.sweeps.records import SWEEP_CANCELLED, read_records
 
 
 def cancel_runs(words: Sequence[str]) -> Iterator[str]:
@@ -19,6 +19,7 @@ def cancel_runs(words: Sequence[str]) -> Iterator[str]:
     for run in runs:
         if run.id not in over and is_sweep(run):
             run.request_cancel()
+            run.event(SWEEP_CANCELLED)
             write_there(run, "cancel")  # the driver has to know why its pod is taken away
         if run.id not in over:
             clusters.setdefault(str(run.listed.get("cluster", "local")), []).append(run)

@@ -14,7 +14,7 @@ from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources, load_section
 from cluster.errors import BackendError, ConfigError
 from cluster.files import write_all
-from cluster.run_dir import RUNS_VARIABLE, RunDir, begin_attempts
+from cluster.run_dir import CODE_FOLDER, RUNS_VARIABLE, RunDir, begin_attempts
 from cluster.spec import RunState
 from cluster.submitted import conclude, has_agents, key_of, last_known
 from cluster.supervisor import BY_SUBMISSION, bury_unfinished
@@ -96,6 +96,8 @@ class K8sBackend:
         if os.geteuid() == 0:
             for run in runs:
                 _hand_over(run, self.profile.user)
+            with suppress(FileNotFoundError):  # pods that submit, such as a sweep's, put their code beside this one's
+                os.chown(runs[0].path.parent / CODE_FOLDER, self.profile.user, self.profile.user)
         try:
             self._ask_first(resources)
             self._create(runs, number, manifests, gated=free < len(runs))

@@ -59,13 +59,22 @@ def why_taken(pod: Object | None, job: Object | None) -> str:
     """Why a pod has to go, by what Kubernetes says of it and of its Job."""
     if job is None or "deletionTimestamp" in job["metadata"]:
         return "cancelled"  # deleting the Job is a person's way to end a run
-    if job["spec"].get("suspend"):
+    if job["spec"].get("suspend") or _suspended_since(pod, job):
         return "preempted"  # this is how queues take the nodes away
     for condition in (pod or {}).get("status", {}).get("conditions", []):
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             words = DISRUPTIONS.get(condition["reason"], "")
             return words if words == "preempted" else f"{words or 'taken away'} ({condition['reason']})"
     return "its pod was deleted"
+
+
+def _suspended_since(pod: Object | None, job: Object) -> bool:
+    """Whether its Job was suspended after the pod was made, and perhaps resumed at once, on the nodes that are left to it."""
+    status = job.get("status", {})
+    if any(each["type"] == "Suspended" and each["status"] == "True" for each in status.get("conditions") or []):
+        return True
+    made = pod["metadata"].get("creationTimestamp") if pod else None
+    return bool(made) and (status.get("startTime") or "") > made  # a resumed Job starts anew; these texts sort as times do
 
 
 def long_ended(pod: Object, reason: str) -> Object:

@@ -19,6 +19,7 @@ from cluster.files import write_atomically
 from cluster.forking import needed
 from cluster.ray_engine import RayNode, short_scratch, start_ray, stop_ray
 from cluster.run_dir import RunDir
+from cluster.spec import RunState
 from jobs.status import final_outcome
 from jobs.submission import make_record, unwritten_run
 from jobs.sweeps.allocation import placement
@@ -27,7 +28,7 @@ from jobs.sweeps.ending import await_end, end_run
 from jobs.sweeps.handover import release_all
 from jobs.sweeps.launcher import launcher
 from jobs.sweeps.limits import decision_steps, fitting, gpus_here, steps_of
-from jobs.sweeps.records import TrialState, read_records, write_record
+from jobs.sweeps.records import SWEEP_CANCELLED, WITH_THE_SWEEP, TrialRecord, TrialState, read_records, write_record
 from jobs.sweeps.scene import CLUSTERS, Scene, write_scene
 from jobs.sweeps.summary import results_of
 from jobs.sweeps.trial_runs import origin_of_trials
@@ -39,9 +40,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ADDRESS = "127.0.1.1"  # Ray serves this machine alone; it would take 127.0.0.1 for a wish to be reached from outside
-SWEEP_CANCELLED = "the sweep was cancelled"
 ENDS = {  # of trials that were not over when all were told to leave
-    "cancelled": (TrialState.CANCELLED, SWEEP_CANCELLED),
+    "cancelled": (TrialState.CANCELLED, WITH_THE_SWEEP),
     "budget": (TrialState.STOPPED, "the budget is spent"),
 }
 
@@ -139,10 +139,18 @@ class Driver:
 
     def _reopen(self) -> None:
         """What ended only because the sweep was cancelled goes on, now that the sweep does."""
+        times = [float(event["time"]) for event in self.sweep.read_events() if event["event"] == SWEEP_CANCELLED]
         for record in read_records(self.sweep):
-            if record.state is TrialState.CANCELLED and record.cause == SWEEP_CANCELLED:
+            told = record.state is TrialState.CANCELLED and record.cause == WITH_THE_SWEEP
+            if told or (times and self._cancelled_since(record, times[-1])):
                 record.state, record.cause, record.ended = TrialState.PAUSED, "", None
                 write_record(self.sweep, record)
+
+    def _cancelled_since(self, record: TrialRecord, time: float) -> bool:
+        """Whether its run has ended so while nobody drove the sweep, and wrote it down."""
+        outcome = final_outcome(RunDir(self.sweep.path.parent / record.runs[-1])) if record.runs else None
+        cancelled = outcome is not None and outcome.state is RunState.CANCELLED and outcome.ended >= time
+        return cancelled and not record.state.final
 
     @contextmanager
     def _ray(self, scratch: Path, watcher: Watcher) -> Iterator[None]:

@@ -11,6 +11,8 @@ from cluster.files import read_json, write_json
 from cluster.run_dir import RunDir
 
 FOLDER = "trials"
+SWEEP_CANCELLED = "sweep_cancelled"  # the event: the user has cancelled it, and with it its trials
+WITH_THE_SWEEP = "the sweep was cancelled"  # the cause of a trial that goes on if the sweep does
 
 
 class TrialState(StrEnum):

@@ -18,7 +18,7 @@ from jobs.sweeps.ending import end_run
 from jobs.sweeps.following import Pace, Readings
 from jobs.sweeps.handover import checkpoint_of
 from jobs.sweeps.launcher import GPUS_VARIABLE, ask
-from jobs.sweeps.records import TrialRecord, TrialState, read_record, write_record
+from jobs.sweeps.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
 from jobs.sweeps.scene import Scene
 from jobs.sweeps.trial_runs import create_run
 
@@ -229,7 +229,8 @@ class Trial:
         if outcome is None:
             return TrialState.FAILED, f"nobody carried it, {RESTARTS} times: {self._watch.abandoned if self._watch else ''}"
         if outcome.state is RunState.CANCELLED:
-            return TrialState.CANCELLED, outcome.cause
+            # `ropewalk cancel SWEEP` ends trials too, which may have left before the driver hears of it
+            return TrialState.CANCELLED, WITH_THE_SWEEP if self.scene.sweep.cancel_requested else outcome.cause
         if outcome.state is RunState.FAILED:
             return TrialState.FAILED, outcome.cause
         self._hold_result(self.run, outcome)

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.backend import load_backend
 from cluster.files import read_json
 from cluster.spec import RunState
 from jobs.cancelling import cancel_runs
@@ -61,8 +62,21 @@ def test_a_cancelled_sweep_leaves_nothing_and_goes_on_when_resumed(start: Start)
     assert all(set(before[run.id]) <= set(sweep.steps()[run.id]) for run in sweep.runs()[:2])
 
 
+def test_a_trial_that_leaves_before_its_sweep_hears_of_the_cancel_goes_on_with_it(start: Start) -> None:
+    sweep = start(base={"steps": 200, "pause": 0.02}, trials=2, max_concurrent=2)
+    until(lambda: len(sweep.runs()) == 2 and all(sweep.steps().values()), said=sweep.said)
+    sweep.run.request_cancel()  # as `ropewalk cancel` does before it tells anybody
+    load_backend("local").cancel(sweep.runs()[0])
+    until(lambda: sweep.events("trial_finished"), said=sweep.said)
+    list(cancel_runs([sweep.run.id]))
+    sweep.finish(RunState.CANCELLED)
+    sweep.resume()
+    assert sweep.finish()["trials"] == {"SUCCEEDED": 2}
+    assert all(own == list(range(1, 201)) for own in sweep.steps().values())
+
+
 def test_trials_end_when_a_sweep_without_driver_is_cancelled(start: Start) -> None:
-    sweep = start(base={"steps": 2000, "pause": 0.05}, trials=2, max_concurrent=2)
+    sweep = start(base={"steps": 300, "pause": 0.05}, trials=2, max_concurrent=2)
     until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), said=sweep.said)
     supervisor = psutil.Process(int((read_json(sweep.run.path / "supervisor.json") or {})["pid"]))
     for process in [*supervisor.children(recursive=True), supervisor]:
@@ -72,6 +86,8 @@ def test_trials_end_when_a_sweep_without_driver_is_cancelled(start: Start) -> No
     assert len(told) == 3, "its trials are told too"
     until(lambda: all(final_outcome(run) for run in sweep.runs()), said=sweep.said)
     assert [final_outcome(run).state for run in sweep.runs()] == [RunState.CANCELLED] * 2  # type: ignore[union-attr]
+    sweep.resume()
+    assert sweep.finish()["trials"] == {"SUCCEEDED": 2}, "they go on with it"
 
 
 def test_a_preempted_driver_leaves_its_trials_at_work(start: Start) -> None:

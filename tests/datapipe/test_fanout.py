@@ -153,6 +153,14 @@ def test_an_element_asked_to_leave_hands_the_rest_over(tmp_path: Path) -> None:
     assert array.deaths == 0
 
 
+def test_nothing_half_written_is_left(tmp_path: Path) -> None:
+    with fanout(tmp_path, jobs=1) as array:
+        kept = ["1_0_log.out", "submission_file_1.sh"]
+        for name in (*kept, f".{result_name(4)}.7f7c2550", "1_submitted.pkl", "1_0_result.pkl.save_tmp"):
+            (array.folder / name).touch()
+    assert sorted(path.name for path in array.folder.iterdir()) == kept
+
+
 def test_an_element_whose_driver_is_gone_does_nothing(tmp_path: Path) -> None:
     """As on another node, where only the lease tells."""
     lease = tmp_path / LEASE

@@ -51,7 +51,7 @@ def test_a_place_is_what_it_was() -> None:
 
 
 def pod(**status: Any) -> dict[str, Any]:
-    return {"metadata": {"name": "p"}, "status": {"phase": "Running", **status}}
+    return {"metadata": {"name": "p", "creationTimestamp": "2026-01-01T10:00:00Z"}, "status": {"phase": "Running", **status}}
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,9 @@ def pod(**status: Any) -> dict[str, Any]:
         (["PreemptionByScheduler"], {"metadata": {}, "spec": {}}, "preempted"),
         (["EvictionByEvictionAPI"], {"metadata": {}, "spec": {}}, "evicted, as by a drain of its node (EvictionByEvictionAPI)"),
         ([], {"metadata": {}, "spec": {}}, "its pod was deleted"),
+        ([], {"metadata": {}, "spec": {}, "status": {"startTime": "2026-01-01T09:00:00Z"}}, "its pod was deleted"),
+        ([], {"metadata": {}, "spec": {}, "status": {"startTime": "2026-01-01T10:00:01Z"}}, "preempted"),
+        ([], {"metadata": {}, "spec": {}, "status": {"conditions": [{"type": "Suspended", "status": "True"}]}}, "preempted"),
     ],
 )
 def test_why_a_pod_has_to_go(conditions: list[str], job: dict[str, Any] | None, why: str) -> None:

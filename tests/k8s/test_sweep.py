@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.attempt import AGENTS
 from cluster.backend import Profile, load_backend
 from cluster.errors import ConfigError
+from cluster.files import read_lines
 from cluster.run_dir import RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
 from jobs.submission import write_down
@@ -163,6 +165,24 @@ def test_a_laptop_that_does_not_see_the_volume_shows_and_cancels_it(
     assert {record.state.value for record in there.records()} == {"CANCELLED"}
     assert [outcomes(run)[-1][0] for run in there.runs()] == ["CANCELLED"] * 2
     until(lambda: not jobs_of_runs(namespace), 60, lambda: jobs_of_runs(namespace))
+
+
+def test_trials_in_the_sweeps_own_pods_go_on_with_the_next_head(start: Start, namespace: Namespace) -> None:
+    """A RayJob of two pods, with one trial at a time over both. It submits nothing, and needs no right to do so."""
+    nodes = {"nodes": 2, **SMALL}
+    sweep = start({}, allocation=True, base={"steps": 100, "pause": 0.1, "resources": nodes}, trials=2, resources=nodes)
+    assert sweep.run.attempt_details(1)["kind"] == "RayJob"
+    until(lambda: any(sweep.steps().values()), START_SECONDS, sweep.said)
+    first = sweep.runs()[0]
+    agents = read_lines(first.attempt_dir(1) / AGENTS)
+    assert len({agent["address"] for agent in agents}) == 2, "a node of the trial in each pod"
+    evict(namespace, sweep.run)
+    until(lambda: len(first.attempts()) == 2, START_SECONDS, sweep.said)
+    assert sweep.finish(seconds=START_SECONDS)["trials"] == {"SUCCEEDED": 2}
+    assert outcomes(sweep.run)[0] == ("REQUEUED", 85)
+    assert all(own == list(range(1, 101)) for own in sweep.steps().values()), "what was saved is not done again"
+    assert jobs_of_runs(namespace) == []
+    until(lambda: not at_work(namespace), 60, lambda: at_work(namespace))
 
 
 def test_pods_that_may_not_submit_say_so_at_once(start: Start, namespace: Namespace) -> None:

@@ -73,8 +73,8 @@ def _suspended_since(pod: Object | None, job: Object) -> bool:
     status = job.get("status", {})
     if any(each["type"] == "Suspended" and each["status"] == "True" for each in status.get("conditions") or []):
         return True
-    made = pod["metadata"].get("creationTimestamp") if pod else None
-    return bool(made) and (status.get("startTime") or "") > made  # a resumed Job starts anew; these texts sort as times do
+    made = str(pod["metadata"].get("creationTimestamp") or "") if pod else ""
+    return made != "" and (status.get("startTime") or "") > made  # a resumed Job starts anew; these texts sort as times do
 
 
 def long_ended(pod: Object, reason: str) -> Object:

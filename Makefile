@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for v in 3.11 3.12 3.13 3.14; do \
 	python$$v -c 'import venv' 2>/dev/null && { echo python$$v; break; }; done)
 READY := $(VENV)/.ready
+BESIDE := tests/chaos/test_slurm.py tests/k8s
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider --durations=20
 
 # what the tests of the Slurm backend run on; without it they are skipped
@@ -20,14 +21,13 @@ SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq
 quickstart: $(READY)
 	$(BIN)/ropewalk quickstart
 
-# those that mostly wait for Kubernetes or Slurm run beside the others, and are printed after them
+# those that mostly wait for Kubernetes, and the longest of those for Slurm, run beside the others and are printed after them
 test: lint slurm-packages
-	@logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; \
-	$(PYTEST) tests/k8s > "$$logs/k8s" 2>&1 & k8s=$$!; \
-	$(PYTEST) -m waiting --ignore=tests/k8s > "$$logs/slurm" 2>&1 & slurm=$$!; \
+	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
+	$(PYTEST) $(BESIDE) > "$$log" 2>&1 & beside=$$!; \
 	$(PYTEST) -m 'not waiting'; code=$$?; \
-	wait $$slurm; code=$$((code | $$?)); echo "== tests that mostly wait for Slurm"; cat "$$logs/slurm"; \
-	wait $$k8s; code=$$((code | $$?)); echo "== tests that mostly wait for Kubernetes"; cat "$$logs/k8s"; \
+	echo "== tests that mostly wait for Slurm"; $(PYTEST) -m waiting $(addprefix --ignore=,$(BESIDE)); code=$$((code | $$?)); \
+	wait $$beside; code=$$((code | $$?)); echo "== tests that mostly wait for Kubernetes"; cat "$$log"; \
 	exit $$code
 
 lint: $(READY)

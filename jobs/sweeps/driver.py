@@ -229,7 +229,7 @@ class Driver:
     # --- the end
 
     def _conclude(self, scene: Scene, watcher: Watcher) -> dict[str, object]:
-        order = watcher.order
+        order = watcher.order or scene.order()  # trials may have heard of a cancel first
         if order == "preempted" and (self.sweep.cancel_requested or self.sweep.orphaned):
             order = "cancelled"  # the signal was faster than the word
         if order == "preempted":

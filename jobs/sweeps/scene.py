@@ -37,7 +37,8 @@ class Scene:
 
     def order(self) -> str:
         """Why all trials are to leave (preempted, cancelled, budget, failures), or nothing."""
-        return str((read_json(self.scratch / ORDER) or {}).get("order", ""))
+        found = read_json(self.scratch / ORDER)
+        return str(found["order"]) if found else "cancelled" if self.sweep.cancel_requested else ""
 
 
 def write_scene(scene: Scene) -> None:

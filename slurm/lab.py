@@ -31,6 +31,7 @@ NAMESPACES = ("unshare", "--uts", "--pid", "--mount", "--fork", "--kill-child=KI
 NODE_SCRIPT = 'hostname "$1"; mount -t tmpfs tmpfs /dev/shm; slurmd -D -N "$1" & wait'
 TURN = "\0ropewalk-slurm-lab"  # an abstract socket: only one process of the machine binds it, and it goes with that process
 TURN_SECONDS = 60.0
+LAST_WORDS_SECONDS = 0.5  # what a dead daemon has sent may still be on its way, and would put its node back into service
 
 
 def missing(accounting: bool = False) -> str:
@@ -128,7 +129,11 @@ class Lab:
     def fail_node(self, name: str) -> None:
         """Power-off, and Slurm finds out at once instead of after its timeout."""
         self.kill_node(name)
-        self.command("scontrol", "update", f"nodename={name}", "state=down", "reason=power")
+        while True:
+            self.command("scontrol", "update", f"nodename={name}", "state=down", "reason=power")
+            time.sleep(LAST_WORDS_SECONDS)
+            if self.states()[name].startswith("down"):
+                return
 
     def start_controller(self) -> None:
         """Start slurmctld from its saved state; return when it answers."""

@@ -128,11 +128,12 @@ class SlurmLane:
 
     def lost(self, node: int, code: int) -> str:
         """Why the node is lost, if an agent that said nothing ended so; srun itself only ends with 1 when a node fails."""
+        last = (self._log_of(node).read_text(errors="replace").splitlines() or [""])[-3:] if self._log_of(node).exists() else []
+        said = [line.lower() for line in last if line.startswith("srun: ")]
+        if any(word in line for line in said for word in NODE_FAILURES):
+            return "Slurm says node failure"
         if code < 0 or code > 128:
             return f"killed by signal {-code if code < 0 else code - 128}"
-        last = (self._log_of(node).read_text(errors="replace").splitlines() or [""])[-3:] if self._log_of(node).exists() else []
-        if any(word in line.lower() for line in last for word in NODE_FAILURES):
-            return "Slurm says node failure"
         try:
             state = self.slurm.node_state(self.slots[node].host)
         except BackendError:

@@ -25,7 +25,7 @@ from tests.slurm.conftest import until
 
 log = logging.getLogger(__name__)
 
-STEPS = 150
+STEPS = 500  # so many that the run is at work still when a cut node is back
 BATCH = 8
 EVERY = 10
 PATIENCE_SECONDS = 120.0
@@ -85,7 +85,7 @@ class Scene:
     def lose_api(self, run: RunDir) -> None:
         """For a while, in which nobody can ask anything, and the run takes its steps."""
         self.cluster.stop_api()
-        reach(run, max(steps_of(run, run.attempts()[-1])) + 5)
+        reach(run, min(max(steps_of(run, run.attempts()[-1])) + 5, STEPS))
         self.cluster.mend()
 
     def _other(self, run: RunDir) -> str:

@@ -1,4 +1,4 @@
-"""The end of a run, told to Kubernetes: on its Job, and by the exit codes of its pods."""
+"""The end of a run, told to Kubernetes: on its Job, and by the exit codes of its pods. And why its pods have to end."""
 
 import json
 import logging
@@ -6,8 +6,11 @@ import time
 from dataclasses import asdict
 
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY
+from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
+from cluster.submitted import submission_details
 from k8s.inside import ApiError, Inside
+from k8s.pod import why_taken
 
 log = logging.getLogger(__name__)
 
@@ -43,3 +46,15 @@ def pod_code(outcome: Outcome) -> int:
     if outcome.state is not RunState.FAILED:
         return EXIT_DONE
     return EXIT_NEVER_RETRY if outcome.exit_code == EXIT_NEVER_RETRY else EXIT_FAILED
+
+
+def ask_why(api: Inside, run: RunDir, pod: str) -> str:
+    """Why a pod of the run has to go, in Kubernetes' words. Where a person has ended the run, its directory then says so too."""
+    try:
+        why = why_taken(api.pod(pod), api.job())
+    except ApiError as error:
+        log.warning("cannot ask Kubernetes why: %s", error)
+        return "signal"
+    if why == "cancelled" and submission_details(run).get("name") == api.job_name:
+        run.request_cancel()  # for whoever looks at the run and not at its Job, such as a sweep's driver
+    return why

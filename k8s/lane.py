@@ -16,9 +16,10 @@ from cluster.processes import Flag
 from cluster.run_dir import RunDir
 from cluster.submitted import submission_details
 from k8s.claims import Claim, newest
+from k8s.ending import ask_why
 from k8s.inside import ApiError, Inside
 from k8s.members import LOST_CODE, Member, Members, RemoteAgent
-from k8s.pod import Pod, why_taken
+from k8s.pod import Pod
 from k8s.replacing import Replacing
 
 log = logging.getLogger(__name__)
@@ -246,14 +247,7 @@ class PodLane:
     def explain(self, leaving: Sequence[Member] = ()) -> str:
         """Ask Kubernetes why a pod has to go."""
         pods = [member.pod.name for member in leaving] or [member.pod.name for member in self.slots.values() if member.leaving]
-        try:
-            why = why_taken(self.api.pod((pods or [self.claim.pod])[0]), self.api.job())
-        except ApiError as error:
-            log.warning("cannot ask Kubernetes why: %s", error)
-            return "signal"
-        if why == "cancelled" and submission_details(self.run).get("name") == self.api.job_name:
-            self.run.request_cancel()  # for whoever looks at the run and not at its Job, such as a sweep's driver
-        return why
+        return ask_why(self.api, self.run, (pods or [self.claim.pod])[0])
 
     def keeps(self) -> bool:
         """Whether the next attempt may start here, as soon as there are pods enough."""

@@ -16,8 +16,8 @@ from cluster.ray_engine import JOIN_VARIABLE, count_nodes
 from cluster.run_dir import RunDir
 from cluster.submitted import submission_details
 from k8s.claims import Claim, newest
-from k8s.inside import ApiError, Inside
-from k8s.pod import why_taken
+from k8s.ending import ask_why
+from k8s.inside import Inside
 from k8s.ray_pod import PodRay
 from k8s.rayjob import GCS_PORT
 
@@ -159,14 +159,7 @@ class HeadLane:
 
     def explain(self) -> str:
         """Ask Kubernetes why the pod has to go."""
-        try:
-            why = why_taken(self.api.pod(self.claim.pod), self.api.job())
-        except ApiError as error:
-            log.warning("cannot ask Kubernetes why: %s", error)
-            return "signal"
-        if why == "cancelled" and submission_details(self.run).get("name") == self.api.job_name:
-            self.run.request_cancel()  # for whoever looks at the run and not at its RayJob
-        return why
+        return ask_why(self.api, self.run, self.claim.pod)
 
     def keeps(self) -> bool:
         """Whether the next attempt may start here."""

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 ASK_AGAIN_SECONDS = 1.0
 RESTARTS = 3  # of a run whose carrier dies
+FINISHED = "trial_finished"  # the event
 OBJECTIVE = "objective"  # the metric's name towards Ray Tune
 RUNG = "rung"  # steps in units of those after which the scheduler decides: Tune's HyperBand begins its budgets at 1
 
@@ -217,11 +218,20 @@ class Trial:
         """The run is over: what became of the trial is written down and reported."""
         record = self._reread()
         if not record.state.final:
-            state, cause = self._verdict()
-            record.end(state, cause)
+            record.end(*self._verdict())
             self._save()
-            self._tell("trial_finished", self.run or RunDir("."), state=state, cause=cause, step=(self._held or (0,))[0])
+            self._tell_end()
+        elif record.state in {TrialState.SUCCEEDED, TrialState.FAILED} and not self._end_is_told():
+            self._tell_end()  # a kill came between the record and its event
         return self._report(done=True)
+
+    def _tell_end(self) -> None:
+        record, step = self.record, (self._held or (0,))[0]
+        self._tell(FINISHED, self.run or RunDir("."), state=record.state, cause=record.cause, step=step)
+
+    def _end_is_told(self) -> bool:
+        events = self.scene.sweep.read_events()
+        return any(event["event"] == FINISHED and event["trial"] == self.number for event in events)
 
     def _verdict(self) -> tuple[TrialState, str]:
         assert self.run is not None

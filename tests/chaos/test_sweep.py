@@ -8,7 +8,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.backend import load_backend
 from cluster.files import read_json
 from cluster.spec import RunState
 from jobs.cancelling import cancel_runs
@@ -44,18 +43,13 @@ def test_a_driver_killed_five_times_finishes_every_trial_once(start: Start) -> N
     redone = sum(len(own) - len(set(own)) for own in steps.values())
     log.info("five kills of the driver: %d of %d steps redone", redone, 8 * 40)
     assert redone == 0, "the trials go on while nobody drives the sweep"
-    told = [event["trial"] for event in sweep.events("trial_finished")]
-    assert len(told) == len(set(told)), "a kill may fall between a record and the event that tells of it"
+    assert len(sweep.events("trial_finished")) == 8
 
 
 def test_a_cancelled_sweep_leaves_nothing_and_goes_on_when_resumed(start: Start) -> None:
     sweep = start(base={"steps": 400, "pause": 0.02}, trials=3, max_concurrent=2)
     until(lambda: len(sweep.runs()) == 2 and all(max(own, default=0) >= 5 for own in sweep.steps().values()), said=sweep.said)
-    # as `ropewalk cancel` does, but that one trial leaves long before the driver hears of it
-    sweep.run.request_cancel()
-    load_backend("local").cancel(sweep.runs()[0])
-    until(lambda: final_outcome(sweep.runs()[0]), said=sweep.said)
-    list(cancel_runs([sweep.run.id]))
+    assert any("asked to save" in line for line in cancel_runs([sweep.run.id]))
     sweep.finish(RunState.CANCELLED)
     sweep.nothing_is_left()
     assert {record.state for record in sweep.records()} <= {TrialState.CANCELLED}
@@ -68,7 +62,7 @@ def test_a_cancelled_sweep_leaves_nothing_and_goes_on_when_resumed(start: Start)
 
 
 def test_trials_end_when_a_sweep_without_driver_is_cancelled(start: Start) -> None:
-    sweep = start(base={"steps": 300, "pause": 0.05}, trials=2, max_concurrent=2)
+    sweep = start(base={"steps": 400, "pause": 0.05}, trials=2, max_concurrent=2)
     until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), said=sweep.said)
     supervisor = psutil.Process(int((read_json(sweep.run.path / "supervisor.json") or {})["pid"]))
     for process in [*supervisor.children(recursive=True), supervisor]:

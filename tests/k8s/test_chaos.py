@@ -85,7 +85,7 @@ class Scene:
     def lose_api(self, run: RunDir) -> None:
         """For a while, in which nobody can ask anything, and the run takes its steps."""
         self.cluster.stop_api()
-        reach(run, min(max(steps_of(run, run.attempts()[-1])) + 5, STEPS))
+        reach(run, max(steps_of(run, run.attempts()[-1])) + 5)
         self.cluster.mend()
 
     def _other(self, run: RunDir) -> str:

@@ -1,0 +1,67 @@
+"""What a trial makes of a run that is over, where others act at the same time or have died in between."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.run_dir import RunDir
+from cluster.spec import Outcome, RunState
+from jobs.sweeps.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
+from jobs.sweeps.scene import Scene
+from jobs.sweeps.trial import Trial
+from tests.jobs.sweeping import sweep_config
+
+CANCELLED = Outcome(state=RunState.CANCELLED, exit_code=85, cause="cancelled after saving", ended=1.0)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    """A sweep whose only trial has a run that was cancelled, and a driver that has given no order yet."""
+    sweep = RunDir.create("sweep", {"job": "sweep", "cluster": "local"}, tmp_path)
+    run = RunDir.create("trial", {"job": "pretrain", "cluster": "local", "config": {}}, tmp_path)
+    for each in (sweep, run):
+        each.begin_attempt()
+    run.write_outcome(1, CANCELLED)
+    write_record(sweep, TrialRecord(trial=0, parameters={}, sampled={}, runs=[run.id], state=TrialState.RUNNING))
+    return Scene(
+        sweep=sweep,
+        attempt=1,
+        config=sweep_config(job="pretrain", base={"data": "data", "steps": 20}),
+        cluster="local",
+        scratch=tmp_path,
+        launcher=tmp_path,
+        gpus=0,
+        every_steps=None,
+        total_steps=None,
+        origin={},
+    )
+
+
+@pytest.mark.parametrize(("with_sweep", "cause"), [(True, WITH_THE_SWEEP), (False, CANCELLED.cause)])
+def test_a_run_that_leaves_before_the_driver_hears_of_the_cancel(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, with_sweep: bool, cause: str
+) -> None:
+    if with_sweep:
+        scene.sweep.request_cancel()
+    monkeypatch.setattr(Scene, "order", lambda self: "")  # the cancel comes between two looks
+    assert Trial(scene, 0).next_report()["done"]
+    record = read_record(scene.sweep, 0)
+    assert record is not None
+    assert (record.state, record.cause) == (TrialState.CANCELLED, cause)
+
+
+def test_all_leave_at_a_cancel_also_before_the_driver_orders_it(scene: Scene) -> None:
+    assert scene.order() == ""
+    scene.sweep.request_cancel()
+    assert scene.order() == "cancelled"
+
+
+def test_an_end_that_a_kill_kept_from_being_told_is_told_once(scene: Scene) -> None:
+    record = read_record(scene.sweep, 0)
+    assert record is not None
+    record.end(TrialState.SUCCEEDED)
+    write_record(scene.sweep, record)
+    for _ in range(2):
+        assert Trial(scene, 0).next_report()["done"]
+    told = [(event["event"], event["trial"], event["state"]) for event in scene.sweep.read_events()]
+    assert told == [("trial_finished", 0, "SUCCEEDED")]

@@ -193,7 +193,7 @@ def _list(folder: Path) -> set[str]:
 
 
 def _tidy(folder: Path) -> None:
-    """Remove all but logs and scripts; also what killed elements have written in part, under names of its own."""
+    """Remove all but logs and scripts; also what killed elements have written in part, under other names."""
     for path in (folder / LEASE, *folder.rglob("*.pkl*"), *folder.rglob(f"*{ENDING}*")):
         path.unlink(missing_ok=True)
 

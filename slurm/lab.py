@@ -129,11 +129,13 @@ class Lab:
     def fail_node(self, name: str) -> None:
         """Power-off, and Slurm finds out at once instead of after its timeout."""
         self.kill_node(name)
-        while True:
+
+        def stays_down() -> bool:
             self.command("scontrol", "update", f"nodename={name}", "state=down", "reason=power")
             time.sleep(LAST_WORDS_SECONDS)
-            if self.states()[name].startswith("down"):
-                return
+            return self.states()[name].startswith("down")
+
+        self.daemons.wait_until(stays_down, f"{name} stays down")
 
     def start_controller(self) -> None:
         """Start slurmctld from its saved state; return when it answers."""

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds k8s/Dockerfile for real where there is no container engine and no registry, for tests/k8s/test_image.py:
+# Builds k8s/Dockerfile for real where there is no container engine and no registry:
 #   tests/k8s/lab-image.sh FILE.tar NAME
 # The base is made here: Debian by debootstrap (15 s), and this machine's own Python, so that packages which lie on this
 # machine's disk (PIP_FIND_LINKS) fit. Needs root; apt-get install buildah debootstrap uidmap.
@@ -25,9 +25,9 @@ base=$("$work/buildah" from scratch)
 "$work/buildah" commit -q "$base" local.test/base:1 > /dev/null
 rm -rf "$work/rootfs"
 
-# how pip finds its registry from here
+# pip's settings of this machine and of its user: how it finds its registry; mounted while the image is built, not copied
 mounts=()
 for place in /etc/ssl/certs /etc/pip.conf /etc/xdg/pip ${PIP_FIND_LINKS:-}; do [ ! -e "$place" ] || mounts+=(--volume "$place:$place:ro"); done
-[ ! -d ~/.config/pip ] || mounts+=(--volume ~/.config/pip:/root/.config/pip:ro)
+own=${XDG_CONFIG_HOME:-$HOME/.config}/pip; [ ! -d "$own" ] || mounts+=(--volume "$own:/root/.config/pip:ro")
 BUILDER="$work/buildah" k8s/build-image.sh "$name" --build-arg BASE=local.test/base:1 --pull=never --network=host --ulimit "nofile=$(ulimit -Hn)" --ulimit "nproc=$(ulimit -Hu)" "${mounts[@]}"
 "$work/buildah" push -q "$name" "docker-archive:$file:$name"

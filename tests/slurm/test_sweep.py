@@ -55,7 +55,7 @@ def test_a_preempted_trial_resumes_and_changes_no_decision(start: Start) -> None
     assert [first.outcome(number).state for number in first.attempts()] == [RunState.PREEMPTED, RunState.SUCCEEDED]  # type: ignore[union-attr]
     assert disturbed.steps()[first.id] == list(range(1, 61)), "no step is lost, none is done again"
     assert decisions(disturbed) == decisions(peaceful)
-    until(lambda: not queue(), 150, queue)  # Slurm may requeue a job that it preempts and that ends by itself just then
+    until(lambda: not queue(), 30, queue)
 
 
 def test_the_driver_is_a_job_too_and_a_cancelled_sweep_leaves_none(start: Start) -> None:

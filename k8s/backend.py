@@ -211,11 +211,16 @@ class K8sBackend:
             seen = look(self.kube, runs)
         except BackendError as error:
             return {run.id: last_known(run, str(error)) for run in runs}
+        unread: dict[str, str] = {}
         for run in runs:
             if not self.shares_files and ended_unseen(run, seen[run.id]):
-                with suppress(BackendError):
+                try:
                     self.reader.fetch(run)
-        found = {run.id: judge(run, seen[run.id]) for run in runs}
+                except ApiAwayError as error:  # how it ended is there to be read, and must not be guessed
+                    unread[run.id] = str(error)
+                except BackendError as error:
+                    log.warning("%s: how it ended cannot be read: %s", run.id, error)
+        found = {r.id: last_known(r, unread[r.id]) if r.id in unread else judge(r, seen[r.id]) for r in runs}
         for run in runs:
             job = seen[run.id].job
             if job is not None and found[run.id].state is RunState.FAILED and end_of(job) is None:

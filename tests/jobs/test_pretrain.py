@@ -93,7 +93,8 @@ def test_killed_and_resumed_is_bit_identical(data: Path, tmp_path: Path, moment:
     whole, killed = make_run(tmp_path, config), make_run(tmp_path, config)
     launch(whole, 2)
     group = start(killed, 2, TEST_HOOK=moment)
-    group.until((killed.path / "stalled").exists)
+    # the checkpoint of step 3 is written beside the steps that follow it
+    group.until(lambda: (killed.path / "stalled").exists() and bool(events(killed, "checkpoint")))
     group.kill()
     launch(killed, 2)
     assert [event["step"] for event in events(killed, "resumed")] == [3]

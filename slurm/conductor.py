@@ -1,7 +1,7 @@
 """The process that carries a run inside its Slurm job, started by the job script in the run's directory.
 
 Usage: python -m slurm.conductor RUN_DIR
-Exit codes: 0 done (or nothing to do), 1 failed for good, 85 requeue.
+Exit codes: 0 done (or nothing to do), 1 failed for good, 85 requeue, 86 leave: Slurm requeues the job itself.
 """
 
 import argparse
@@ -22,11 +22,13 @@ from cluster.supervisor import Supervisor, open_attempt
 from slurm.carriers import CLAIM, carrier, job_name, state_of
 from slurm.commands import Slurm
 from slurm.lane import SlurmLane
+from slurm.preemption import slurm_requeues
 from slurm.profile import SlurmProfile
 from slurm.script import companion_name
 
 log = logging.getLogger(__name__)
 
+EXIT_SLURM_REQUEUES = 86  # to the job script only, which leaves with 85 all the same
 DIED = "its carrier died: the first node was lost, or Slurm took the job away without notice"
 
 
@@ -54,7 +56,9 @@ def conduct(run: RunDir, slurm: Slurm) -> int:
         code = Supervisor(run, lane, python_of(profile)).supervise(number)
     finally:
         lane.close()
-    return code if code == EXIT_REQUEUE else verdict(run)
+    if code != EXIT_REQUEUE:
+        return verdict(run)
+    return EXIT_SLURM_REQUEUES if slurm_requeues(slurm, job) else EXIT_REQUEUE
 
 
 def never_confirmed(run: RunDir, number: int) -> int:
@@ -116,7 +120,7 @@ def main() -> None:
     configure_logging("conductor")
     # until the run is known a stop means: leave
     for word in (signal.SIGUSR2, signal.SIGTERM):
-        signal.signal(word, lambda *_: sys.exit(85))
+        signal.signal(word, lambda *_: sys.exit(EXIT_REQUEUE))
     sys.exit(conduct(run, Slurm()))
 
 

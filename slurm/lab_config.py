@@ -85,7 +85,7 @@ def slurm_conf(place: Place, settings: LabSettings) -> str:
         **_daemons(place),
         **_behaviour(settings),
         **(_accounting(place) if settings.accounting else {}),
-        **({} if settings.slow_requeue else {"EpilogSlurmctld": str(place.folder / "etc/hurry.sh")}),
+        **({} if settings.slow_requeue else dict.fromkeys(("EpilogSlurmctld", "Epilog"), str(place.folder / "etc/hurry.sh"))),
         **settings.extra,
     }
     return "\n".join([f"{key}={value}" for key, value in keys.items()] + _nodes(place, settings) + _partitions(settings)) + "\n"
@@ -189,15 +189,20 @@ def slurmdbd_conf(place: Place, password: str) -> str:
 
 
 def hurry_script(folder: Path, path: str) -> str:
-    """What the controller runs at a job's end, so that a requeued job starts at once.
+    """What the controller and the job's first node run at a job's end, so that a requeued job starts at once.
 
     Slurm lets a requeued job wait for as long as a credential lives (AuthInfo=cred_expire, no less than 5 s), plus one.
     No setting turns that off, but the start time may be changed as soon as the job is pending again. To the next second:
     in this one the nodes would take the new credential for the old one, and the job would fail as "credential revoked".
+    The controller alone would do, but it kills its script where it requeues a preempted job that has left by itself; the
+    node alone would do, but it may be dead.
     """
     return f"""#!/bin/sh
 export SLURM_CONF={folder}/etc/slurm.conf PATH={path} {MARK}={folder}:hurry
-# the controller waits for this script, then kills its process group: go on in another, and say so before leaving
+# of the job's nodes only the first
+first=$(echo "$SLURM_JOB_NODELIST" | sed 's/[],-].*//; s/\\[//')
+[ "$SLURM_SCRIPT_CONTEXT" != epilog_slurmd ] || [ "$SLURMD_NODENAME" = "$first" ] || exit 0
+# Slurm waits for this script, then kills its process group: go on in another, and say so before leaving
 [ "$1" = wait ] || {{ setsid --fork "$0" wait </dev/null 2>/dev/null | read -r ready; exit 0; }}
 echo ready
 exec >/dev/null

@@ -197,6 +197,11 @@ def _partition(fields: dict[str, str]) -> Partition:
     )
 
 
+def preempt_mode_of_qos(slurm: Slurm, qos: str) -> str:
+    """What Slurm does to a job of a QoS that it preempts, by accounting: requeue, cancel, ...; `cluster` where it has none."""
+    return _rows(slurm, "qos", qos, "PreemptMode")[0][0]
+
+
 def _node(words: list[str]) -> Node:
     name, state, cpus, memory, gres = words
     _, idle, _, total = cpus.split("/")[:4]

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import pytest
 
 from cluster.spec import RunState
+from slurm.commands import Slurm
 from slurm.lab import Lab
-from tests.slurm.conftest import MakeLab
+from tests.slurm.conftest import MakeLab, until
 from tests.slurm.toy import SlurmToy
 
 Start = Callable[..., SlurmToy]
@@ -22,6 +23,18 @@ def finished_without_a_gap(run: SlurmToy, steps: int) -> None:
     assert run.finish().state is RunState.SUCCEEDED, run.said()
     assert run.steps() == list(range(1, steps + 1)), f"an announced stop loses no step and repeats none\n{run.said()}"
     assert not run.events("rank_lost")
+
+
+def how_it_ended(run: SlurmToy) -> tuple[str, str]:
+    """(the job's state, how often it was requeued), once it has left the queue; a requeued one would be PENDING."""
+
+    def ended() -> dict[str, str]:
+        details = Slurm().job_details(run.job)
+        return details if details["JobState"] not in {"RUNNING", "COMPLETING"} else {}
+
+    until(lambda: ended().get("JobState") not in {None, "PENDING"}, 30)
+    details = until(ended)
+    return details["JobState"], details["Restarts"]
 
 
 def test_requeued_by_a_person(slurm_lab: Lab, start: Start) -> None:
@@ -41,6 +54,37 @@ def test_preempted(make_lab: MakeLab, start: Start, user_signal: bool) -> None:
     subprocess.run(["sbatch", "-p", "high", "-N2", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"], check=True)
     finished_without_a_gap(run, 120)
     assert outcomes(run) == [("PREEMPTED", 85), ("SUCCEEDED", 0)]
+    assert how_it_ended(run) == ("COMPLETED", "1"), "and not once more into the queue, as preempted at its end"
+
+
+def test_preempted_by_qos(make_lab: MakeLab, start: Start) -> None:
+    lab = make_lab(nodes=1, accounting=True, extra={"PreemptType": "preempt/qos"})
+    for words in (
+        "add qos low GraceTime=30 PreemptMode=requeue",
+        "add qos urgent Priority=100 Preempt=low",
+        f"modify user {lab.place.user} set qos+=low,urgent",
+    ):
+        lab.command("sacctmgr", "-i", *words.split())
+    until(lambda: lab.daemons.answers("sbatch", "--test-only", "--qos=urgent", "--wrap=true"))  # the controller has heard of it
+    run = start(profile={"qos": "low", "exclusive": True}, steps=120)
+    run.reach(5)
+    subprocess.run(["sbatch", "--qos=urgent", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 1"], check=True)
+    finished_without_a_gap(run, 120)
+    assert outcomes(run) == [("PREEMPTED", 85), ("SUCCEEDED", 0)]
+    assert how_it_ended(run) == ("COMPLETED", "1")
+
+
+def test_preempted_more_often_than_slurm_requeues_a_job(make_lab: MakeLab, start: Start) -> None:
+    """Slurm's own requeues are counted, and at the limit it holds the job; those that a job asks for are not."""
+    make_lab(nodes=1, extra={"MaxBatchRequeue": "3"})
+    run = start(profile={"partition": "main", "exclusive": True}, steps=150)
+    for step in (5, 50, 100):
+        run.reach(step)
+        subprocess.run(["sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "true"], check=True)
+        until(lambda: len(run.run.attempts()) > len(outcomes(run)), 60)
+    finished_without_a_gap(run, 150)
+    assert outcomes(run) == [("PREEMPTED", 85)] * 3 + [("SUCCEEDED", 0)]
+    assert how_it_ended(run)[0] == "COMPLETED"
 
 
 def test_scancel_saves_and_ends_for_good(slurm_lab: Lab, start: Start) -> None:

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for v in 3.11 3.12 3.13 3.14; do \
 	python$$v -c 'import venv' 2>/dev/null && { echo python$$v; break; }; done)
 READY := $(VENV)/.ready
-BESIDE := tests/chaos/test_slurm.py $(addprefix tests/slurm/test_,elastic.py stops.py sweep.py) tests/k8s
+BESIDE := tests/chaos/test_slurm.py $(addprefix tests/slurm/test_,elastic.py stops.py) tests/k8s
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider --durations=20
 
 # what the tests of the Slurm backend run on; without it they are skipped

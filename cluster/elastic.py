@@ -5,6 +5,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
+import signal
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.distributed import DistStoreError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -25,9 +27,11 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousExitOp
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
+from cluster.attempt import AGENTS
 from cluster.context import JobContext
 from cluster.entry import configure_logging, die_with_parent, redirect_output, run_entry
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
+from cluster.files import read_lines
 from cluster.forking import forked_interpreters
 from cluster.processes import deaf_children, end_on_word_of
 from cluster.run_dir import RunDir
@@ -39,6 +43,8 @@ LOOK_SECONDS = 0.05  # between two looks whether the group is formed
 EXIT_BARRIER_SECONDS = 30.0
 REGROUP_SECONDS = 120.0  # what ranks may take to save before they are ended, when a node wants to join
 LEAVE_SECONDS = 5.0
+BEREFT_SECONDS = 3.0  # what ranks may take to notice that a node of their group is gone, before they are ended
+FORM_TRIES = 3
 # Tight, for nodes that answer within a second; a job of hundreds of nodes wants longer ones.
 RENDEZVOUS = {
     "join_timeout": 600,
@@ -93,18 +99,45 @@ class _NumberedRendezvous(RendezvousHandler):
     def __init__(self, inner: RendezvousHandler, group: _Group, node: Node) -> None:
         self._inner, self._group, self._node, self._run = inner, group, node, node.run
         self._asked_at: float | None = None
+        self._members: set[str] = set()  # the addresses of the group's nodes
+        self._bereft_at: float | None = None
+        self._next_look = 0.0
 
     def next_rendezvous(self) -> RendezvousInfo:
         self._node.nothing_runs.set()
         self._node.regroup_flag.unlink(missing_ok=True)
-        self._asked_at = None
-        info = self._inner.next_rendezvous()
+        self._asked_at = self._bereft_at = None
+        info = self._form()
         self._node.nothing_runs.clear()
+        state = self._inner._state_holder.state  # type: ignore[attr-defined]
         # the round is the only number that grows with every formation and is the same on every node
-        self._group.number = self._inner._state_holder.state.round + 1  # type: ignore[attr-defined]
+        self._group.number, self._members = state.round + 1, {node.addr for node in state.participants}
         if info.rank == 0:
             self._run.event("group_formed", group=self._group.number, nodes=info.world_size)
         return info
+
+    def _form(self) -> RendezvousInfo:
+        """The first node tells the others where its ranks meet. If it is gone before it does, they form another group."""
+        for _ in range(FORM_TRIES - 1):
+            try:
+                return self._inner.next_rendezvous()
+            except DistStoreError as error:
+                log.warning("the group's first node is gone before it has said where to meet: %s", error)
+        return self._inner.next_rendezvous()
+
+    def bereft(self) -> bool:
+        """A node of the group is gone, and the ranks had time to notice. Those that are just starting do not: they wait for
+        its ranks to join them. Gone is what has left the rendezvous and was buried by whoever carries the run: without a
+        heartbeat alone, a node may be only slow.
+        """
+        now = time.monotonic()
+        missing = self._members - {node.addr for node in self._inner._state_holder.state.participants}  # type: ignore[attr-defined]
+        if not missing or now < self._next_look:
+            return False
+        self._next_look = now + 1.0
+        if self._bereft_at is None and missing & _buried(self._run, self._node.attempt):
+            self._bereft_at = now
+        return self._bereft_at is not None and now - self._bereft_at > BEREFT_SECONDS
 
     def leave(self) -> None:
         """Take this node out of the group; the others need not wait until they miss its heartbeat."""
@@ -142,18 +175,29 @@ class _NumberedRendezvous(RendezvousHandler):
         return False
 
 
+def _buried(run: RunDir, attempt: int) -> set[str]:
+    """The addresses of the nodes that an attempt has lost or let go."""
+    gone = {e["node"] for e in run.read_events() if e["event"] in {"node_lost", "node_left"} and e["attempt"] == attempt}
+    return {line["address"] for line in read_lines(run.attempt_dir(attempt) / AGENTS) if line["node"] in gone}
+
+
 class _Agent(LocalElasticAgent):
     """torch's agent, which also says who died and stops retrying what retrying cannot mend."""
 
-    def __init__(self, node: Node, bugs: "_Bugs", spec: WorkerSpec) -> None:
+    def __init__(self, node: Node, bugs: "_Bugs", handler: _NumberedRendezvous, spec: WorkerSpec) -> None:
         super().__init__(
             spec, DefaultLogsSpecs(), start_method="forkserver", exit_barrier_timeout=EXIT_BARRIER_SECONDS, shutdown_timeout=5
         )
-        self._node, self._bugs = node, bugs
+        self._node, self._bugs, self._handler = node, bugs, handler
         self.exit_code = EXIT_FAILED
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
+        if result.state == WorkerState.HEALTHY and self._node.elastic and self._handler.bereft():
+            log.warning("a node of the group is gone, and its ranks are waited for: the group forms anew")
+            self._shutdown(signal.SIGKILL)
+            self.exit_code = EXIT_LOST_PEER
+            return RunResult(state=WorkerState.FAILED)
         if result.state == WorkerState.FAILED:
             codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
             # torch ends the other ranks of the node itself: only the first to go tells a cause
@@ -229,6 +273,8 @@ def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
     """Form the group with the other nodes, run the entry on every rank, form it anew when one is lost; the exit code."""
     # torch 2.13 reuses a cached bootstrap store in a new round; a node that joins late would wait for it in vain
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    # all nodes have as many ranks, and need not tell each other: one that is gone again would be waited for
+    os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # TERM and USR2 are the cluster agent's
     plain_torch_logging()
     look_often()
@@ -256,7 +302,7 @@ def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
         local_addr=node.address,
     )
     while True:
-        agent = _Agent(node, bugs, spec)
+        agent = _Agent(node, bugs, handler, spec)
         try:
             result = agent.run()
         except (RendezvousClosedError, RendezvousGracefulExitError):

@@ -52,6 +52,30 @@ def test_an_elastic_run_shrinks_and_grows_again(toy: Start) -> None:
     assert sorted(set(run.steps())) == list(range(1, max(run.steps()) + 1))
 
 
+def test_a_node_that_dies_before_its_ranks_have_joined_is_not_waited_for(toy: Start) -> None:
+    """Nothing breaks where nothing has begun: the first rank would wait for as long as a collective may take, minutes."""
+    run = toy("count", "ranks", steps=20, late=3.0, resources={"nodes": "1..2"})
+
+    def groups() -> list[int]:
+        return [event["nodes"] for event in run.run.read_events() if event["event"] == "group_formed"]
+
+    until(lambda: groups() == [2])
+    run.kill_node(1)
+    until(lambda: len(groups()) > 1, 20)
+    assert run.finish().state is RunState.SUCCEEDED
+    assert run.run.attempts() == [1]
+    assert run.steps() == list(range(1, 21))
+
+
+def test_a_node_that_is_let_go_as_the_group_forms_is_not_waited_for(toy: Start) -> None:
+    run = toy("count", "ranks", steps=20, late=3.0, resources={"nodes": "1..2", "grace_seconds": 1.0})
+    until(lambda: [event for event in run.run.read_events() if event["event"] == "group_formed"])
+    run.run.request_nodes(1)
+    assert run.finish().state is RunState.SUCCEEDED
+    assert run.run.attempts() == [1]
+    assert run.steps() == list(range(1, 21))
+
+
 def test_a_preempted_run_saves_and_goes_on(toy: Start) -> None:
     run = toy("count", "ranks", steps=60, resources={"nodes": 2})
     run.reach(5)

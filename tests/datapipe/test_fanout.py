@@ -23,6 +23,7 @@ from jobs.preprocess import main
 from tests.datapipe.test_preprocess import context_of, source, touch_when  # noqa: F401
 from tests.fakes.documents import configure, contents, make
 from tests.fakes.driver import Driver
+from tests.processes import words_of
 
 KEYS: dict[str, Any] = {"unit_mib": 0.01, "shard_mib": 0.02}
 ARRAY: dict[str, Any] = {"fanout": "array", "array": {"at_once": 2}, **KEYS}
@@ -41,7 +42,7 @@ def fanout(place: Path, **options: Any) -> Fanout:
 
 def elements(driver: Driver) -> list[psutil.Process]:
     """The processes that do the work, without submitit's own above them."""
-    return [p for p in driver.family() if "submitit.core._submit" in p.cmdline()]
+    return [p for p in driver.family() if "submitit.core._submit" in words_of(p)]
 
 
 def committed(output: Path) -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.processes import words_of
+
 
 class Driver:
     """The job in a process group of its own."""
@@ -28,7 +30,7 @@ class Driver:
             return []
 
     def actors(self) -> list[psutil.Process]:
-        return [p for p in self.family() if "_Actor" in _title(p)]
+        return [p for p in self.family() if "_Actor" in " ".join(words_of(p))]
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -44,15 +46,8 @@ class Driver:
         for process in alive:
             process.kill()
         self.log.close()
-        assert not alive, [_title(p) for p in alive]
+        assert not alive, [words_of(p) for p in alive]
 
     def finish(self, timeout_seconds: float = 150) -> None:
         assert self.process.wait(timeout=timeout_seconds) == 0, self.name.read_text()[-3000:]
         self.log.close()
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""

@@ -15,8 +15,10 @@ def count(context: JobContext) -> dict[str, Any]:
     import torch
     import torch.distributed as dist
 
-    dist.init_process_group("gloo")
     config = context.run.record["config"]
+    if context.rank:
+        time.sleep(config.get("late", 0))
+    dist.init_process_group("gloo")
     saved = context.run.path / "saved.json"
     step = int((read_json(saved) or {"step": 0})["step"])
     while step < config["steps"]:

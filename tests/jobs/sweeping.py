@@ -21,6 +21,7 @@ from jobs.submission import resume, submit
 from jobs.sweep import SweepConfig
 from jobs.sweeps.records import TrialRecord, read_records
 from tests.fakes.searched import make_plugin
+from tests.processes import words_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 120.0
@@ -78,7 +79,7 @@ class Swept:
 
     def nothing_is_left(self) -> None:
         """No process of the sweep or of its trials."""
-        until(lambda: not self.processes(), 30, lambda: [p.cmdline() for p in self.processes()])
+        until(lambda: not self.processes(), 30, lambda: [words_of(p) for p in self.processes()])
 
     def processes(self) -> list[psutil.Process]:
         """Of the sweep and its trials: nobody's children, or the supervisors', never this process's."""
@@ -87,7 +88,7 @@ class Swept:
 
     def processes_of_driver(self) -> list[psutil.Process]:
         """Of the sweep itself, and not of its trials."""
-        return [process for process in self.processes() if any(str(self.run.path) in word for word in process.cmdline())]
+        return [process for process in self.processes() if any(str(self.run.path) in word for word in words_of(process))]
 
     def said(self) -> str:
         logs = [f"== {p}\n{p.read_text()[-3000:]}" for p in sorted(self.run.path.glob("attempts/*/logs/*.log"))[-4:]]

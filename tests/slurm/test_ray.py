@@ -18,6 +18,7 @@ from jobs.submission import submit
 from slurm.carriers import job_id
 from slurm.lab import Lab
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
+from tests.processes import words_of
 from tests.slurm.conftest import ROOT, until
 from tests.slurm.toy import finish, said
 
@@ -115,9 +116,10 @@ def test_a_killed_agent_leaves_no_ray(start: Start, tmp_path: Path) -> None:
     before = rays()
     run = start("out", documents=4000, retries={"disturbances": 0})
     until(lambda: committed(tmp_path / "out") >= 2, SECONDS)
-    agents = [p for p in processes_of(run.path) if "cluster.agent" in p.cmdline() and "srun" not in p.cmdline()[0]]
+    found = {process.pid: words_of(process) for process in processes_of(run.path)}
+    agents = [pid for pid, words in found.items() if "cluster.agent" in words and "srun" not in words[0]]
     for agent in agents:
-        os.kill(agent.pid, signal.SIGKILL)
+        os.kill(agent, signal.SIGKILL)
     outcome = until(lambda: run.outcome(1), SECONDS)
     assert "killed by signal 9" in outcome.cause
     none_left(before)

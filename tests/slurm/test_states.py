@@ -24,6 +24,7 @@ from slurm.commands import Job, Slurm, run_command
 from slurm.lab import Lab
 from slurm.lab_processes import marked
 from slurm.states import SETTLE_SECONDS, judge
+from tests.processes import words_of
 from tests.slurm.conftest import ROOT, MakeLab, until
 from tests.slurm.edges import Recorder, forget
 from tests.slurm.toy import SlurmToy
@@ -174,7 +175,7 @@ def test_the_conductor_is_killed(slurm_lab: Lab, tick: Start) -> None:
     run = tick(steps=60)
     run.reach(3)
     for process in processes_of(run.run.path):
-        if "slurm.conductor" in " ".join(process.cmdline()):
+        if "slurm.conductor" in " ".join(words_of(process)):
             process.kill()
     assert run.finish().state is RunState.SUCCEEDED
     first = run.run.outcome(1)

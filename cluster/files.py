@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import secrets
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -55,6 +56,27 @@ def sync_all(paths: Sequence[Path]) -> None:
     # a file system joins what is asked of it at the same time; one by one they take four times as long
     with ThreadPoolExecutor(min(SYNC_THREADS, max(1, len(paths)))) as pool:
         list(pool.map(_sync, paths))
+
+
+@contextmanager
+def syncing(paths: Sequence[Path]) -> Iterator[None]:
+    """`sync_all` beside what the block does, and done when the block is left. Raises OSError then."""
+    errors: list[OSError] = []
+
+    def sync() -> None:
+        try:
+            sync_all(paths)
+        except OSError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=sync)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _sync(path: Path) -> None:

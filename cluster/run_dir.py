@@ -264,7 +264,7 @@ class RunDir:
 def begin_attempts(runs: Sequence[RunDir], details: Sequence[Mapping[str, Any]], *, durable: bool = True) -> list[int]:
     """`begin_attempt` of many runs, each with its own details. Whoever starts one of them calls its `make_folders`.
 
-    Not `durable`: the caller calls `sync_all` of each `attempt.json` before it tells anybody of the attempts.
+    Not `durable`: the caller calls `sync_all` or `syncing` of each `attempt.json` before it tells anybody of the attempts.
     """
     numbers, files = [], {}
     for run, own in zip(runs, details, strict=True):

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources, load_section
 from cluster.errors import BackendError, ConfigError
-from cluster.files import SYNC_THREADS, sync_all, write_atomically
+from cluster.files import SYNC_THREADS, syncing, write_atomically
 from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import RunState
 from cluster.submitted import conclude, key_of, last_known
@@ -70,10 +70,8 @@ class SlurmBackend:
             options.append(f"--array=0-{len(runs) - 1}{f'%{at_once}' if at_once else ''}")
         where = head.path.parent if array else head.path
         try:
-            with ThreadPoolExecutor(1) as pool:  # Slurm takes as long as the disk
-                synced = pool.submit(sync_all, [run.attempt_dir(number) / "attempt.json" for run in runs])
+            with syncing([run.attempt_dir(number) / "attempt.json" for run in runs]):  # Slurm takes as long as the disk
                 job = submit_once(self.slurm, place / "job.sbatch", where, key=key_of(head, number), options=options)
-            synced.result()
         except SubmissionInDoubtError:
             raise
         except BackendError as error:

@@ -4,6 +4,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from cluster.config import Resources
@@ -100,13 +101,18 @@ def flags(options: Mapping[str, str | int | bool]) -> list[str]:
 def fill(template: str, **values: str) -> str:
     """A template beside this module with its @names@ replaced; lines that become empty vanish."""
     lines = []
-    for line in (HERE / template).read_text().splitlines():
+    for line in _template(template):
         filled = line
-        for name, value in values.items():
+        for name, value in values.items() if "@" in line else ():
             filled = filled.replace(f"@{name}@", value)
         if filled or not line:
             lines.append(filled.rstrip())
     return "\n".join(lines) + "\n"
+
+
+@cache
+def _template(name: str) -> list[str]:
+    return (HERE / name).read_text().splitlines()
 
 
 def _enter(run: RunDir, attempt: int) -> str:

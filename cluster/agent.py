@@ -31,6 +31,7 @@ from cluster.spec import Engine
 log = logging.getLogger(__name__)
 
 SIDECAR_SECONDS = 15.0  # to drain and close at the end
+SIDECAR_NICE = 10
 LOOK_SECONDS = 5.0  # between two looks whether the attempt still goes on
 
 
@@ -195,9 +196,11 @@ class Agent:
         for module in self.run_dir.record.get("sidecars") or []:
             with (self.run_dir.log_dir(self.attempt) / f"{module}.log").open("ab") as stream, deaf_children():
                 command = [sys.executable, "-m", module, str(self.run_dir.path), "--attempt", str(self.attempt)]
-                self.sidecars.append(
-                    subprocess.Popen(command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True)
+                sidecar = subprocess.Popen(
+                    command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True
                 )
+            os.setpriority(os.PRIO_PROCESS, sidecar.pid, SIDECAR_NICE)  # it imports for a second, just as the group forms
+            self.sidecars.append(sidecar)
 
     def _leave(self, code: int) -> None:
         write_json(self.folder / "nodes" / f"node-{self.node}.json", {"node": self.node, "exit_code": code, "ended": time.time()})

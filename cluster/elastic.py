@@ -33,6 +33,7 @@ from cluster.entry import configure_logging, die_with_parent, redirect_output, r
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
 from cluster.files import read_lines
 from cluster.forking import forked_interpreters
+from cluster.ports import await_listener
 from cluster.processes import deaf_children, end_on_word_of
 from cluster.run_dir import RunDir
 
@@ -40,9 +41,12 @@ log = logging.getLogger(__name__)
 
 MONITOR_SECONDS = 0.05
 LOOK_SECONDS = 0.05  # between two looks whether the group is formed
+LOOKS_AT_ONCE = 16  # nodes that may look so often; of more each looks less often, so that the store can serve them
+STATE_SECONDS = 1.0  # how old what torch knows of the group may be, while it works
 EXIT_BARRIER_SECONDS = 30.0
 REGROUP_SECONDS = 120.0  # what ranks may take to save before they are ended, when a node wants to join
 LEAVE_SECONDS = 5.0
+STORE_SECONDS = 60.0  # what the store may take to begin; then torch itself waits as long again
 BEREFT_SECONDS = 3.0  # what ranks may take to notice that a node of their group is gone, before they are ended
 FORM_TRIES = 3
 # Tight, for nodes that answer within a second; a job of hundreds of nodes wants longer ones.
@@ -118,12 +122,18 @@ class _NumberedRendezvous(RendezvousHandler):
 
     def _form(self) -> RendezvousInfo:
         """The first node tells the others where its ranks meet. If it is gone before it does, they form another group."""
-        for _ in range(FORM_TRIES - 1):
-            try:
-                return self._inner.next_rendezvous()
-            except DistStoreError as error:
-                log.warning("the group's first node is gone before it has said where to meet: %s", error)
-        return self._inner.next_rendezvous()
+        holder = self._inner._state_holder  # type: ignore[attr-defined]
+        # else all nodes but the last to come would look at a copy, a second old
+        holder._cache_duration = min(STATE_SECONDS, LOOK_SECONDS * max(1.0, self._node.most_nodes / LOOKS_AT_ONCE))
+        try:
+            for _ in range(FORM_TRIES - 1):
+                try:
+                    return self._inner.next_rendezvous()
+                except DistStoreError as error:
+                    log.warning("the group's first node is gone before it has said where to meet: %s", error)
+            return self._inner.next_rendezvous()
+        finally:
+            holder._cache_duration = STATE_SECONDS
 
     def bereft(self) -> bool:
         """A node of the group is gone, and the ranks had time to notice. Those that are just starting do not: they wait for
@@ -289,6 +299,8 @@ def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
         local_addr=node.address,
         **RENDEZVOUS,
     )
+    host, _, port = node.rendezvous.rpartition(":")
+    await_listener(host, int(port), STORE_SECONDS)  # torch looks once a second
     group, bugs = _Group(), _Bugs(bugs_allowed)
     handler = _NumberedRendezvous(get_rendezvous_handler(parameters), group, node)
     spec = WorkerSpec(

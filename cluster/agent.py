@@ -199,7 +199,8 @@ class Agent:
                 sidecar = subprocess.Popen(
                     command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True
                 )
-            os.setpriority(os.PRIO_PROCESS, sidecar.pid, SIDECAR_NICE)  # it imports for a second, just as the group forms
+            # it imports for a second, just as the group forms; under Ray all of this has a lower priority already
+            os.setpriority(os.PRIO_PROCESS, sidecar.pid, max(SIDECAR_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
             self.sidecars.append(sidecar)
 
     def _leave(self, code: int) -> None:

@@ -17,6 +17,7 @@ from jobs.snapshot import take_snapshot
 from tests.slurm.conftest import until
 
 ROOT = Path(__file__).resolve().parents[2]
+BOUND_SECONDS = 60.0  # what a volume may take to be a claim's
 REMEDY = (
     "needs a Kubernetes cluster: as root, a kube-lab.sh where ROPEWALK_KUBE_LAB names one; or KUBECONFIG_TEST, which names the"
     " kubeconfig of one made by kind, minikube or k3d, with KUBECONFIG_TEST_RUNS (a folder of this machine that all its nodes"
@@ -153,6 +154,9 @@ class Namespace:
             },
         )
         self.kubectl("apply", "-f", str(ROOT / "k8s/rbac.yaml"))
+        # a pod that the scheduler sees before the volume waits until that looks at all pods again, minutes later
+        found = ("pvc", "--namespace", self.name)
+        until(lambda: self.cluster.items(*found)[0].get("status", {}).get("phase") == "Bound", BOUND_SECONDS)
         if not self.cluster.has_checkout:
             self.code = {"snapshot": str(take_snapshot(ROOT, self.runs)[0]), "folder": ""}
             (self.runs / CODE_FOLDER).chmod(0o777)  # pods unpack there what comes without the volume

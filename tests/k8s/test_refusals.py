@@ -22,13 +22,6 @@ Start = Callable[..., KubeToy]
 SECONDS = 10.0
 
 
-@pytest.fixture(autouse=True)
-def _bound_claim(namespace: Namespace) -> None:
-    """The claim has its volume before anything is timed."""
-    found = ("pvc", "--namespace", namespace.name)
-    until(lambda: namespace.cluster.items(*found)[0]["status"]["phase"] == "Bound", 30)
-
-
 SECRET_VOLUME = {
     "spec": {
         "volumes": [{"name": "login", "secret": {"secretName": "gone"}}],

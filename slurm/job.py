@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 
 FOREVER = float("inf")
+UNSET = ("None", "Unknown", "N/A")  # a time that is none
 SLACK_SECONDS = 120.0  # the signal before the time limit may come a minute early, and is looked for twice a minute
 REQUEUED = ("PENDING", "REQUEUED", "NODE_FAIL", "BOOT_FAIL", "REVOKED")
 
@@ -31,10 +32,15 @@ def ends_at(details: Mapping[str, str]) -> float:
     return seconds_of(details.get("EndTime", ""))
 
 
+def preempted(details: Mapping[str, str]) -> bool:
+    """Slurm has preempted the job, or given it notice of that."""
+    return details.get("JobState") == "PREEMPTED" or details.get("PreemptTime", "None") not in UNSET
+
+
 def why_taken(details: Mapping[str, str], grace_seconds: float) -> str:
     """Why Slurm ends the job, of `scontrol show job`: preempted, time limit, cancelled, requeued; empty if it does not."""
     state = details.get("JobState", "")
-    if state == "PREEMPTED" or details.get("PreemptTime", "None") not in {"None", "Unknown"}:
+    if preempted(details):
         return "preempted"
     if state == "CANCELLED":
         return "cancelled"

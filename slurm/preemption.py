@@ -10,18 +10,18 @@ import logging
 from cluster.errors import BackendError
 from slurm import site
 from slurm.commands import Slurm
+from slurm.job import preempted
 
 log = logging.getLogger(__name__)
 
-MOST_REQUEUES = 5  # Slurm's own default of MaxBatchRequeue
-UNSET = {"None", "Unknown", "N/A", "(null)"}
+MOST_REQUEUES = "5"  # Slurm's own default of MaxBatchRequeue
 
 
 def slurm_requeues(slurm: Slurm, job: str) -> bool:
     """Whether Slurm itself requeues this job of ours when its script ends now; in doubt it does not."""
     try:
         details = slurm.job_details(job)
-        if details.get("JobState") != "RUNNING" or details.get("PreemptTime", "None") in UNSET or details.get("Requeue") != "1":
+        if details.get("JobState") != "RUNNING" or details.get("Requeue") != "1" or not preempted(details):
             return False
         settings = site.settings(slurm)
         return _has_requeues_left(details, settings) and "REQUEUE" in _mode(slurm, details, settings).upper()
@@ -32,7 +32,7 @@ def slurm_requeues(slurm: Slurm, job: str) -> bool:
 
 def _has_requeues_left(details: dict[str, str], settings: dict[str, str]) -> bool:
     """Slurm holds a job that it has requeued itself too often. One is kept for the end, should the mark be left after all."""
-    most = int(settings.get("MaxBatchRequeue", "").split()[0]) if settings.get("MaxBatchRequeue") else MOST_REQUEUES
+    most = int(settings.get("MaxBatchRequeue", MOST_REQUEUES).split()[0])
     return int(details.get("BatchFlag", MOST_REQUEUES)) < most - 1
 
 

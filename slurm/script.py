@@ -79,7 +79,7 @@ def render_companion(run: RunDir, resources: Resources, profile: SlurmProfile, j
 
 
 def hurry_lines(profile: SlurmProfile) -> str:
-    """What a script does after `scontrol requeue`, so that the job need not wait two minutes."""
+    """What a script does as the job is requeued, by it or by Slurm, so that the job need not wait two minutes."""
     return fill("hurry.sh", options=shlex.join(flags(placement(profile)))).rstrip() if profile.requeue_at_once else ""
 
 

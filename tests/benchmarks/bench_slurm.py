@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.bench_slurm [--rounds 20] [--runs 1000] [--folder DIR]
 
-Prints one JSON object. Imports are done before. A thousand runs go through the
-command, process start included. DIR is where runs live: a disk, or /dev/shm.
+Prints one JSON object. Imports are done before. A thousand runs go through the command, process start included. DIR is where
+runs live: a disk, or /dev/shm.
 """
 
 import argparse

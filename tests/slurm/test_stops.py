@@ -26,13 +26,12 @@ def finished_without_a_gap(run: SlurmToy, steps: int) -> None:
 
 
 def how_it_ended(run: SlurmToy) -> tuple[str, str]:
-    """(the job's state, how often it was requeued), once it has left the queue; a requeued one would be PENDING."""
+    """(the job's state, how often it was requeued), once it has left the queue."""
 
     def ended() -> dict[str, str]:
         details = Slurm().job_details(run.job)
-        return details if details["JobState"] not in {"RUNNING", "COMPLETING"} else {}
+        return details if details["JobState"] not in {"RUNNING", "COMPLETING", "PENDING"} else {}
 
-    until(lambda: ended().get("JobState") not in {None, "PENDING"}, 30)
     details = until(ended)
     return details["JobState"], details["Restarts"]
 

@@ -31,7 +31,7 @@ NAMESPACES = ("unshare", "--uts", "--pid", "--mount", "--fork", "--kill-child=KI
 NODE_SCRIPT = 'hostname "$1"; mount -t tmpfs tmpfs /dev/shm; slurmd -D -N "$1" & wait'
 TURN = "\0ropewalk-slurm-lab"  # an abstract socket: only one process of the machine binds it, and it goes with that process
 TURN_SECONDS = 60.0
-LAST_WORDS_SECONDS = 0.5  # what a dead daemon has sent may still be on its way, and would put its node back into service
+LAST_WORDS_SECONDS = 2.0  # what a dead daemon has sent may still be on its way, and would put its node back into service
 
 
 def missing(accounting: bool = False) -> str:
@@ -128,14 +128,21 @@ class Lab:
 
     def fail_node(self, name: str) -> None:
         """Power-off, and Slurm finds out at once instead of after its timeout."""
+        self._check_name(name)
+        # what its daemon has said last may put it back into service, and until that is undone it must get no job
+        self._set_state(name, "drain")
         self.kill_node(name)
 
         def stays_down() -> bool:
-            self.command("scontrol", "update", f"nodename={name}", "state=down", "reason=power")
+            self._set_state(name, "down")
             time.sleep(LAST_WORDS_SECONDS)
-            return self.states()[name].startswith("down")
+            return "State=DOWN" in self.command("scontrol", "show", "node", name)
 
         self.daemons.wait_until(stays_down, f"{name} stays down")
+        self._set_state(name, "undrain")
+
+    def _set_state(self, name: str, state: str) -> None:
+        self.command("scontrol", "update", f"nodename={name}", f"state={state}", "reason=power")
 
     def start_controller(self) -> None:
         """Start slurmctld from its saved state; return when it answers."""

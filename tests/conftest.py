@@ -9,11 +9,13 @@ import subprocess
 import tempfile
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.evidence import sections
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAB_VARIABLE = "ROPEWALK_S3_LAB"
@@ -25,6 +27,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         folder, name = item.path.parent.name, item.path.name
         if folder == "k8s" or (folder == "slurm" and name != "test_ray.py") or name == "test_slurm.py":
             item.add_marker("waiting")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test's report says what its runs say of themselves."""
+    report = yield
+    if report.failed and call.when == "call":
+        report.sections += [each for each in sections(getattr(item, "funcargs", {})) if each[1]]
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

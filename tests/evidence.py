@@ -1,0 +1,71 @@
+"""What the runs of a failed test say of themselves, for its report: the machine that it failed on may be gone tomorrow."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import RopewalkError
+from cluster.files import read_lines
+from cluster.run_dir import RUNS_VARIABLE, RunDir
+
+MOST_RUNS = 3
+LAST_EVENTS = 20
+LAST_LINES = 6
+LONGEST = 300
+
+
+def of_runs(roots: set[Path]) -> str:
+    """The newest runs below some folders: outcomes, last events, last words of every process of the last attempts."""
+    places = {path.parent for root in roots for path in root.glob("**/run.yaml")}
+    newest = sorted(places, key=lambda place: (place / "run.yaml").stat().st_mtime)[-MOST_RUNS:]
+    return "\n".join(line[:LONGEST] for place in newest for line in _of_run(RunDir(place)))
+
+
+def _of_run(run: RunDir) -> Iterator[str]:
+    yield f"{run.id}, at {_clock(time.time())}"
+    for attempt in run.attempts():
+        outcome = run.outcome(attempt)
+        ended = f"{_clock(outcome.ended)} {outcome.state} {outcome.exit_code}: {outcome.cause}" if outcome else "not over"
+        steps = [int(line["step"]) for line in run.read_metrics() if line["attempt"] == attempt]
+        yield f"  attempt {attempt} {ended}; steps {min(steps, default=None)} to {max(steps, default=None)}"
+    for event in run.read_events()[-LAST_EVENTS:]:
+        rest = {key: value for key, value in event.items() if key not in {"time", "event"}}
+        yield f"  {_clock(event['time'])} {event['event']} {json.dumps(rest, default=str)}"
+    for attempt in run.attempts()[-2:]:
+        yield from (f"  {attempt}, an agent: {line}" for line in read_lines(run.attempt_dir(attempt) / "agents.jsonl"))
+        for log in sorted(run.log_dir(attempt).glob("*.log")):
+            for line in log.read_text(errors="replace").splitlines()[-LAST_LINES:]:
+                yield f"  {attempt}/{log.name} | {line}"
+
+
+def of_pods(namespace: Any) -> str:
+    """The pods of a test's namespace, why they wait, and what Kubernetes said of them last."""
+    pods = []
+    for pod in namespace.pods():
+        status = pod["status"]
+        why = [c.get("message") for c in status.get("conditions", []) if c["status"] == "False" and c.get("message")]
+        leaves = " leaves" if "deletionTimestamp" in pod["metadata"] else ""
+        pods.append(f"  {pod['metadata']['name']} {status['phase']}{leaves} on {pod['spec'].get('nodeName')} {why}"[:LONGEST])
+    told = namespace.kubectl("get", "events", "--sort-by=.lastTimestamp", "--no-headers").splitlines()[-LAST_EVENTS:]
+    queued = namespace.kubectl("get", "workloads.kueue.x-k8s.io", "--ignore-not-found").splitlines()
+    return "\n".join([*pods, *(line[:LONGEST] for line in [*told, *queued])])
+
+
+def sections(arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Title and text, of a test with these fixtures. Never an error of its own."""
+    namespace = arguments.get("namespace")
+    here = [arguments.get("tmp_path"), os.environ.get(RUNS_VARIABLE), getattr(namespace, "runs", None)]
+    try:
+        yield "its runs", of_runs({Path(place) for place in here if place})
+        if namespace is not None:
+            yield "its pods", of_pods(namespace)
+    except (OSError, ValueError, KeyError, AssertionError, subprocess.SubprocessError, RopewalkError) as error:
+        yield "what its runs say could not be read", repr(error)
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(seconds)) + f"{seconds % 1:.1f}"[1:]

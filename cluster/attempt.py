@@ -15,6 +15,7 @@ from cluster.spec import Engine, Outcome, RunState
 
 AGENTS = "agents.jsonl"  # one line an agent: node, address, pid of what started it
 POLL_SECONDS = 0.1
+REPEAT_SECONDS = 1.0  # before a stop is said again, then twice as long each time: what is only just starting may not hear it
 SETTLE_SECONDS = 5.0  # what a group may take to leave after one of its nodes has left for good
 KILLED = 128 + signal.SIGKILL
 ORPHAN_SECONDS = 3.0  # between two looks at the run on whose behalf this one exists
@@ -115,6 +116,7 @@ class Attempt:
         self.started = time.time()
         self.reason = ""  # why the run was asked to stop
         self._next_look = 0.0
+        self._next_words: dict[int, tuple[float, float]] = {}  # of agents that were asked to stop: when again, and the pause then
 
     def carry_out(self) -> Outcome:
         """Start everything, wait for its end, write down how it went."""
@@ -142,6 +144,7 @@ class Attempt:
         self.rendezvous = f"{host}:{port}"
 
     def _start_agent(self, node: int, present: int) -> None:
+        self._next_words.pop(node, None)
         said = self.folder / "nodes" / f"node-{node}.json"
         said.unlink(missing_ok=True)  # of an agent that left earlier
         address = self.lane.address(node)
@@ -164,7 +167,8 @@ class Attempt:
         """Until every agent has left: carry stops, bury lost nodes, shrink, grow, or give up."""
         leave_by: float | None = None
         while self.agents:
-            self._carry_stop()
+            self._look_for_stop()
+            self._ask_to_leave()
             for node in [node for node, agent in self.agents.items() if agent.poll() is not None]:
                 if not self._bury(node) and self.codes.get(node, EXIT_DONE) not in (EXIT_DONE, EXIT_REQUEUE):
                     leave_by = leave_by or time.monotonic() + SETTLE_SECONDS
@@ -206,20 +210,24 @@ class Attempt:
         staying = [node for node in self.agents if node not in self.leaving]
         for node in sorted(staying)[max(wanted, self.resources.nodes.least) :]:
             self.leaving.add(node)
-            self.agents[node].send_signal(STOP)
             self.run.event("node_asked_to_leave", node=node, attempt=self.number)
         for node in self.lane.offered(wanted - len(self.agents)):
             self.run.event("node_returned", node=node, attempt=self.number)
             self._start_agent(node, len(self.agents) + 1)
 
-    def _carry_stop(self) -> None:
-        """Whoever wants the run to stop is told to the agents, once."""
-        if self.reason:
-            return
-        self.reason = "cancelled" if self.run.cancel_requested or self._orphaned() else self.lane.notice()
-        if self.reason:
-            for agent in self.agents.values():
-                agent.send_signal(STOP)
+    def _look_for_stop(self) -> None:
+        """Whether anybody wants the run to stop, and why."""
+        if not self.reason:
+            self.reason = "cancelled" if self.run.cancel_requested or self._orphaned() else self.lane.notice()
+
+    def _ask_to_leave(self) -> None:
+        """Say it to all agents, or to those that are to go while the others stay; and again to whoever does not leave."""
+        now = time.monotonic()
+        for node in self.agents if self.reason else self.leaving & self.agents.keys():
+            again, pause = self._next_words.get(node, (0.0, REPEAT_SECONDS))
+            if now >= again:
+                self._next_words[node] = (now + pause, 2 * pause)
+                self.agents[node].send_signal(STOP)
 
     def _orphaned(self) -> bool:
         if time.monotonic() < self._next_look:

@@ -13,7 +13,8 @@ from k8s.wire import LOST_SECONDS
 log = logging.getLogger(__name__)
 
 ASK_SECONDS = 1.0  # between two questions to the API server
-FIRST_SECONDS = 10.0  # how long the pod of index 0 has the first claim for itself
+FIRST_SECONDS = 10.0  # how long the pod of index 0 has the first claim for itself: it is the last to go when a run shrinks
+STARTING_SECONDS = 30.0  # the same where it has a node already, and is on its way
 REFUSED_SECONDS = 1.5  # of a pod that refuses connections, or is asked to go and does not answer
 TURN_SECONDS = 0.3  # by which a pod waits longer than the one before it
 MOST_TURNS = 10
@@ -59,6 +60,8 @@ class Succession:
         except ApiError as error:
             self._say(f"cannot ask who may carry the run: {error}")
             return error.denied and self._pod.index == 0 and self._silent_for(last) > UNPROVEN_SECONDS
+        if last is None and now - self._began < STARTING_SECONDS and any(map(_is_first_on_its_way, pods)):
+            return False
         if not self._free(last, pods):
             self._free_since = None
             return False
@@ -96,3 +99,10 @@ class Succession:
         if time.monotonic() >= self._next_word:
             self._next_word = time.monotonic() + SAY_SECONDS
             log.warning("%s", words)
+
+
+def _is_first_on_its_way(pod: Object) -> bool:
+    """The pod of index 0 has a node; its image, its volumes or its Python may take their time."""
+    return (
+        index_of(pod) == 0 and bool(pod["spec"].get("nodeName")) and "deletionTimestamp" not in pod["metadata"] and not over(pod)
+    )

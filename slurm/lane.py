@@ -29,6 +29,8 @@ ASK_AGAIN_SECONDS = 30.0  # after a node that was asked for has come and gone
 END_SECONDS = 10.0
 # the last: Slurm took the node out of the job again, as it came back while Slurm still ended the job's earlier life there
 NODE_FAILURES = ("node failure", "communication", "requested node configuration is not available")
+# deaf to stops until it can save: one that comes while Python starts would kill it; it is said again
+DEAF_AT_FIRST = ("sh", "-c", "trap '' USR2 TERM; exec \"$@\"", "agent")
 UP_STATES = ("alloc", "mix", "idle", "comp", "resv", "plnd")
 
 
@@ -81,7 +83,7 @@ class SlurmLane:
 
     def start(self, node: int, command: list[str], log: Path) -> Popen[bytes]:
         """Start a step of one task; srun hands SIGUSR2 on to it."""
-        words, more = wrap(command, self.profile, self.run)
+        words, more = wrap([*DEAF_AT_FIRST, *command], self.profile, self.run)
         return self.open([*self.srun(node), *more, *words], log)
 
     def serve(self, command: list[str], log: Path) -> Popen[bytes]:

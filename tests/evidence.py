@@ -15,6 +15,7 @@ from cluster.run_dir import RUNS_VARIABLE, RunDir
 MOST_RUNS = 3
 LAST_EVENTS = 20
 LAST_LINES = 6
+MOST_LINES = 30
 LONGEST = 300
 
 
@@ -55,6 +56,18 @@ def of_pods(namespace: Any) -> str:
     return "\n".join([*pods, *(line[:LONGEST] for line in [*told, *queued])])
 
 
+def of_slurm(configuration: Path) -> str:
+    """Nodes, queue, jobs, and the controller's last words, of the cluster that the test's commands find."""
+    asked = (["sinfo", "--Node", "--format=%N %T %E"], ["squeue", "--format=%i %j %T %r %N"], ["scontrol", "show", "job"])
+    lines = []
+    for words in asked:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+        lines += [line for line in (done.stdout or done.stderr).splitlines() if line.strip()][:MOST_LINES]
+    for log in (configuration.parents[1] / "log").glob("slurmctld*"):
+        lines += log.read_text(errors="replace").splitlines()[-LAST_EVENTS:]
+    return "\n".join(f"  {line[:LONGEST]}" for line in lines)
+
+
 def sections(arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Title and text, of a test with these fixtures. Never an error of its own."""
     namespace = arguments.get("namespace")
@@ -63,6 +76,8 @@ def sections(arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "its runs", of_runs({Path(place) for place in here if place})
         if namespace is not None:
             yield "its pods", of_pods(namespace)
+        elif cluster := os.environ.get("SLURM_CONF"):
+            yield "its Slurm", of_slurm(Path(cluster))
     except (OSError, ValueError, KeyError, AssertionError, subprocess.SubprocessError, RopewalkError) as error:
         yield "what its runs say could not be read", repr(error)
 

@@ -17,6 +17,7 @@ from jobs.snapshot import take_snapshot
 from tests.slurm.conftest import until
 
 ROOT = Path(__file__).resolve().parents[2]
+SETTLE_SECONDS = 120.0
 BOUND_SECONDS = 60.0  # what a volume may take to be a claim's
 REMEDY = (
     "needs a Kubernetes cluster: as root, a kube-lab.sh where ROPEWALK_KUBE_LAB names one; or KUBECONFIG_TEST, which names the"
@@ -40,6 +41,7 @@ class Cluster:
     path: str = ""  # where kubectl is
     namespaces: list["Namespace"] = field(default_factory=list)
     broken: set[tuple[str, int]] = field(default_factory=set)  # (what mends it, node)
+    api_was_away: bool = False
 
     def kubectl(self, *words: str, stdin: str | None = None, seconds: float = 60) -> str:
         """Run kubectl; what it printed. Raises with what it said."""
@@ -107,6 +109,7 @@ class Cluster:
         """The API server goes away."""
         self.lab("stop-api")
         self.broken.add(("start-api", 0))
+        self.api_was_away = True
 
     def mend(self) -> None:
         """Everything that was broken is well again."""
@@ -116,6 +119,25 @@ class Cluster:
             self.lab(remedy, *([str(node)] if node else []))
         self.broken.clear()
         until(lambda: all(map(_ready, self.items("nodes", "-l", "!type"))), 60)
+
+    def settle(self) -> None:
+        """Where the API server was away: wait until controllers, scheduler and every node have noticed that it is back, which
+        they look for at growing intervals. A Job of one pod a node does nothing.
+        """
+        if not self.api_was_away:
+            return
+        nodes = len(self.items("nodes", "-l", "!type"))
+        apart = {"labelSelector": {"matchLabels": {"job-name": "settle"}}, "topologyKey": "kubernetes.io/hostname"}
+        affinity = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
+        containers = [{"name": "main", "image": self.image, "command": ["true"]}]
+        pod = {"restartPolicy": "Never", "affinity": affinity, "containers": containers}
+        spec = {"completions": nodes, "parallelism": nodes, "backoffLimit": 100, "template": {"spec": pod}}
+        self.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "settle"}, "spec": spec})
+        self.kubectl(
+            "wait", "--for=condition=complete", "job/settle", f"--timeout={SETTLE_SECONDS:.0f}s", seconds=SETTLE_SECONDS + 30
+        )
+        self.kubectl("delete", "job", "settle")
+        self.api_was_away = False
 
 
 @dataclass

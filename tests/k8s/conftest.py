@@ -27,6 +27,7 @@ def kube(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]
     finally:
         cluster.mend()
         cluster.forget_namespaces()
+        cluster.settle()
 
 
 @pytest.fixture

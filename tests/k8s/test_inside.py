@@ -1,14 +1,17 @@
 """What pods do without a cluster: claims, words on the wire, and what a pod's description says."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from cluster.run_dir import RunDir
+from k8s import succession
 from k8s.claims import Claim, before, give_up, given_up, newest, take
+from k8s.inside import Inside
 from k8s.local_agent import checked
-from k8s.pod import DEAD, LONG_AGO, declared_dead, hurried, long_ended, why_taken
+from k8s.pod import DEAD, INDEX_ANNOTATION, LONG_AGO, Pod, declared_dead, hurried, long_ended, why_taken
+from k8s.succession import Succession
 
 ENDED = {"terminated": {"finishedAt": "2026-01-01T00:00:00Z", "exitCode": 85}}
 
@@ -34,6 +37,51 @@ def test_a_claim_that_is_being_written_is_nobodys_yet(tmp_path: Path) -> None:
     found = newest(run)
     assert found is not None
     assert found.unfinished
+
+
+class Clock:
+    """Of `k8s.succession`; and an API server that knows two pods, and what is said of the first."""
+
+    def __init__(self) -> None:
+        self.now, self.first = 100.0, {"node": "", "phase": "Pending"}
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def pods(self) -> list[dict[str, Any]]:
+        return [listed(0, **self.first), listed(1, "node2", "Running")]
+
+
+def listed(index: int, node: str, phase: str) -> dict[str, Any]:
+    metadata = {"name": f"p{index}", "uid": f"u{index}", "annotations": {INDEX_ANNOTATION: str(index)}}
+    return {"metadata": metadata, "spec": {"nodeName": node} if node else {}, "status": {"phase": phase}}
+
+
+@pytest.mark.parametrize(
+    ("first", "seconds"),
+    [
+        ({"node": "", "phase": "Pending"}, 10),
+        ({"node": "node1", "phase": "Pending"}, 30),
+        ({"node": "node1", "phase": "Failed"}, 10),
+    ],
+)
+def test_the_first_claim_is_the_first_pods_as_long_as_it_may_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: dict[str, str], seconds: int
+) -> None:
+    """Kubernetes takes it away last when a run shrinks, and whoever carries the run goes with its pod."""
+    clock = Clock()
+    clock.first = first
+    monkeypatch.setattr(succession, "time", clock)
+    run = RunDir.create("toy", {"config": {}}, tmp_path)
+    second = Succession(run, Pod(name="p1", uid="u1", index=1, address="10.0.0.2"), cast(Inside, clock))
+    for elapsed in range(seconds):
+        clock.now = 100.0 + elapsed
+        assert not second.my_turn(None), f"after {elapsed} s"
+    turns = []
+    for elapsed in range(5):  # it lets the others have their turn
+        clock.now = 100.0 + seconds + elapsed
+        turns.append(second.my_turn(None))
+    assert any(turns)
 
 
 @pytest.mark.parametrize(

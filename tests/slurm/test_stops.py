@@ -1,6 +1,7 @@
 """Every way in which Slurm takes a job's nodes away ends at a step that is saved, and goes on from it."""
 
 import subprocess
+import time
 from collections.abc import Callable
 
 import pytest
@@ -42,6 +43,19 @@ def test_requeued_by_a_person(slurm_lab: Lab, start: Start) -> None:
     subprocess.run(["scontrol", "requeue", run.job], check=True)
     finished_without_a_gap(run, 120)
     assert outcomes(run) == [("REQUEUED", 85), ("SUCCEEDED", 0)]
+
+
+@pytest.mark.parametrize("late", [0.0, 0.3, 1.0])
+def test_a_stop_is_heard_however_soon_it_comes(slurm_lab: Lab, start: Start, late: float) -> None:
+    """srun forgets a signal that comes before its step runs, and Python, as it starts, would die of it."""
+    run = start(resources={"nodes": 2}, steps=100000)
+    until((run.run.attempt_dir(1) / "agents.jsonl").exists)
+    time.sleep(late)
+    run.run.request_cancel()
+    asked = time.monotonic()
+    assert run.finish().state is RunState.CANCELLED
+    assert time.monotonic() - asked < 30
+    assert not run.events("node_lost"), run.said()
 
 
 @pytest.mark.parametrize("user_signal", [True, False])

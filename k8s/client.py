@@ -216,7 +216,13 @@ class Kubernetes:
         headers = {"Content-Type": content_type} if body is not None else {}
         content = orjson.dumps(body) if body is not None else None
         with self._answers(path):
-            response = self.http.request(method, path, params=params, content=content, headers=headers)
+            try:
+                response = self.http.request(method, path, params=params, content=content, headers=headers)
+            except httpx2.RemoteProtocolError:
+                if method != "GET":
+                    raise
+                # a connection that was kept open was closed just now, which tells nothing of the server
+                response = self.http.request(method, path, params=params, content=content, headers=headers)
         if response.status_code >= 400:
             raise _error(response, self)
         found: Object = orjson.loads(response.content)

@@ -8,11 +8,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import yaml
 
 from cluster.errors import BackendError, ConfigError
-from k8s.client import ApiAwayError, ForbiddenError, connect
+from k8s.client import ApiAwayError, ForbiddenError, Kubernetes, connect
 from k8s.profile import K8sProfile
 
 
@@ -156,3 +157,21 @@ def test_no_kubeconfig_at_all(tmp_path: Path) -> None:
     (tmp_path / "bad").write_text("a: [")
     with pytest.raises(ConfigError, match="not a configuration that leads to a cluster"):
         connect(K8sProfile(kubeconfig=str(tmp_path / "bad")))
+
+
+def test_a_connection_that_was_closed_meanwhile_tells_nothing_of_the_server() -> None:
+    """What only asks is asked again; what creates may have been heard, which whoever submits finds out."""
+    asked: list[str] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request.method)
+        if len(asked) % 2:
+            raise httpx2.RemoteProtocolError("Server disconnected without sending a response.")
+        return httpx2.Response(200, json={"items": []})
+
+    with httpx2.Client(transport=httpx2.MockTransport(answer), base_url="http://127.0.0.1:9") as client:
+        kube = Kubernetes(client, "team")
+        assert kube.list("Job") == []
+        with pytest.raises(ApiAwayError, match="cannot be reached: Server disconnected"):
+            kube.create({"kind": "Job", "metadata": {"name": "once"}})
+    assert asked == ["GET", "GET", "POST"]

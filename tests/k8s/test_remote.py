@@ -118,6 +118,8 @@ def test_an_elastic_run_is_scaled_and_its_model_comes_back(
     list(cancel_runs([run.id]))
     wait(run)
     (run.attempt_dir(last) / "outcome.json").unlink()  # as if nobody had looked before its Job was gone
+    # its pod is just leaving, and cuts off whoever reads through it: then nothing is guessed, and the next look tells
+    until(lambda: states([run])[run.id].state.final)
     ended = states([run])[run.id]
     assert (ended.state, ended.reason) == (RunState.CANCELLED, "cancelled after saving")
     assert not run.checkpoints.exists(), "they are large, and nobody has asked for them"

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_sweep_search [--seeds 3] [--trials 8] [--steps 40]
 
-Takes about half an hour on two cores, and says each sweep's result as it comes. Prints one JSON object: the best validation
+Takes twenty minutes on two cores, and says each sweep's result as it comes. Prints one JSON object: the best validation
 loss of each, with standard errors over the seeds, whatever they are.
 """
 

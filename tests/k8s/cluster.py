@@ -17,8 +17,8 @@ from jobs.snapshot import take_snapshot
 from tests.slurm.conftest import until
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTLE_SECONDS = 120.0
-BOUND_SECONDS = 60.0  # what a volume may take to be a claim's
+SETTLE_SECONDS = 120.0  # nodes and controllers look again after 30 s at most, but each for several things
+BOUND_SECONDS = 30.0  # what a volume may take to be a claim's
 REMEDY = (
     "needs a Kubernetes cluster: as root, a kube-lab.sh where ROPEWALK_KUBE_LAB names one; or KUBECONFIG_TEST, which names the"
     " kubeconfig of one made by kind, minikube or k3d, with KUBECONFIG_TEST_RUNS (a folder of this machine that all its nodes"

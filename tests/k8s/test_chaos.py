@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 STEPS = 500  # so many that the run is at work still when a cut node is back
 BATCH = 8
 EVERY = 10
-PATIENCE_SECONDS = 200.0
+PATIENCE_SECONDS = 120.0
 
 # a process that submits ends soon, and closes its connection to the API server then
 unclosed = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

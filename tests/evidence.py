@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cluster.attempt import AGENTS
 from cluster.errors import RopewalkError
 from cluster.files import read_lines
 from cluster.run_dir import RUNS_VARIABLE, RunDir
@@ -37,7 +38,7 @@ def _of_run(run: RunDir) -> Iterator[str]:
         rest = {key: value for key, value in event.items() if key not in {"time", "event"}}
         yield f"  {_clock(event['time'])} {event['event']} {json.dumps(rest, default=str)}"
     for attempt in run.attempts()[-2:]:
-        yield from (f"  {attempt}, an agent: {line}" for line in read_lines(run.attempt_dir(attempt) / "agents.jsonl"))
+        yield from (f"  {attempt}, an agent: {line}" for line in read_lines(run.attempt_dir(attempt) / AGENTS))
         for log in sorted(run.log_dir(attempt).glob("*.log")):
             for line in log.read_text(errors="replace").splitlines()[-LAST_LINES:]:
                 yield f"  {attempt}/{log.name} | {line}"
@@ -83,4 +84,4 @@ def sections(arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _clock(seconds: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(seconds)) + f"{seconds % 1:.1f}"[1:]
+    return time.strftime("%H:%M:%S", time.localtime(seconds)) + f".{int(seconds % 1 * 10)}"

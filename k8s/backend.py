@@ -15,7 +15,7 @@ from cluster.config import Resources, load_section
 from cluster.errors import BackendError, ConfigError
 from cluster.files import write_all
 from cluster.run_dir import CODE_FOLDER, RUNS_VARIABLE, RunDir, begin_attempts
-from cluster.spec import RunState
+from cluster.spec import Engine, RunState
 from cluster.submitted import conclude, has_agents, key_of, last_known
 from cluster.supervisor import BY_SUBMISSION, bury_unfinished
 from k8s.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object, connect
@@ -25,7 +25,7 @@ from k8s.manifest import dump, owned_by, render_gate
 from k8s.parcel import add_unpacking, pack
 from k8s.profile import K8sProfile
 from k8s.reader import Reader
-from k8s.shape import JOB, carrier_of, find_carrier, forget_long_over, name_as, render, shape_of
+from k8s.shape import JOB, Shape, carrier_of, find_carrier, forget_long_over, name_as, render, shape_of
 from k8s.site import refuse_the_impossible, refuse_without_rights
 from k8s.states import end_of, ended_unseen, judge
 from k8s.submit import SubmissionInDoubtError, submit_once
@@ -64,10 +64,10 @@ class K8sBackend:
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """The manifest, as `kubectl apply -f -` takes it."""
-        return dump(render(run, resources, self.profile, kind=self._kind(run)))
+        return dump(render(run, resources, self.profile, kind=self._shape(run, resources).kind))
 
-    def _kind(self, run: RunDir, *, held: bool = False) -> str:
-        return shape_of(run, self.profile, lambda: self.kube, held=held).kind
+    def _shape(self, run: RunDir, resources: Resources, *, held: bool = False) -> Shape:
+        return shape_of(run, resources, self.profile, lambda: self.kube, held=held)
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         """Submit the run's next attempt. Raises BackendError if a Job of an earlier submission carries it still."""
@@ -84,7 +84,7 @@ class K8sBackend:
         number = (runs[0].attempts() or [0])[-1] + 1
         others = self._still_open(runs[0], after)
         free = 0 if others else len(runs) if at_once is None else at_once  # so many need no gate
-        kinds = {run.id: self._kind(run, held=free < len(runs)) for run in runs}
+        kinds = {run.id: self._shape(run, resources, held=free < len(runs)).kind for run in runs}
         manifests = {
             run.id: render(run, resources, self.profile, number, kind=kinds[run.id], held=i >= free) for i, run in enumerate(runs)
         }
@@ -289,10 +289,14 @@ class K8sBackend:
         return checks(lambda: self.kube, self.profile)
 
     def outlook(self, run: RunDir, resources: Resources) -> str:
-        """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""
+        """Of the ray engine what it would be; whether it would wait, why, and what smaller request would start sooner."""
         from k8s.outlook import foresee  # noqa: PLC0415 - only a dry run needs it
 
-        return foresee(lambda: self.kube, self.profile, resources)
+        words = foresee(lambda: self.kube, self.profile, resources)
+        if Engine(run.record["engine"]) is Engine.RAY:
+            shape = self._shape(run, resources)
+            words = f"{'A RayJob' if shape.kind != JOB else 'An Indexed Job'}: {shape.why}. {words}"
+        return words
 
 
 def _hand_over(run: RunDir, user: int) -> None:

@@ -110,5 +110,6 @@ def _shape(kube: Kubernetes, groups: dict[str, str], profile: K8sProfile) -> Che
     there = ", ".join(found) or "no Kueue, JobSet or KubeRay"
     queue = f"queue {profile.queue}" if profile.queue else "no queue"
     ray = ray_shape(profile, lambda: kube)
-    shape = f"runs are Indexed Jobs, those of the ray engine {'RayJobs' if ray.kind != JOB else 'too'} ({ray.why})"
+    rayjobs = "RayJobs" if profile.ray else "on several nodes RayJobs"
+    shape = f"runs are Indexed Jobs, those of the ray engine {rayjobs if ray.kind != JOB else 'too'} ({ray.why})"
     return Check(name="shape", ok=True, detail=f"{there}; {shape}; {queue}")

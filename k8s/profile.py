@@ -56,7 +56,9 @@ class K8sProfile(Section):
     priority_class: str | None = Field(default=None, description="PriorityClass of the pods")
     service_account: str | None = Field(default=None, description="who pods are; k8s/rbac.yaml makes `ropewalk`")
     ray: Literal["rayjob", "indexed"] | None = Field(
-        default=None, description="runs of the ray engine: RayJobs of KubeRay, or Indexed Jobs; unset: what the cluster has"
+        default=None,
+        description="runs of the ray engine: RayJobs of KubeRay, or Indexed Jobs; unset: those of several nodes are RayJobs where"
+        " the cluster takes them",
     )
     gpu: str = Field(default="nvidia.com/gpu", description="the resource that resources.gpus counts, such as amd.com/gpu")
     devices: dict[str, int] = Field(default={}, description="further resources a node, such as rdma/hca: 1")

@@ -3,7 +3,7 @@
 Kubernetes keeps such a pod until its node is back, and KubeRay makes no other one as long as it is there. So the head looks
 after the workers, and workers after the head: one that Kubernetes has given up, and whose Ray cannot be reached, is deleted for
 good. If it is only cut off, it finds the run carried by another, and the fence keeps it from writing. The only pod of a RayJob
-has nobody to do so: there a person, or `ray: indexed` in the cluster's profile, helps.
+has nobody to do so: runs of one pod are RayJobs only where the cluster's profile says so.
 """
 
 import logging

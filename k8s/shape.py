@@ -19,6 +19,8 @@ from k8s.troubles import seconds_of
 
 JOB = "Job"
 KEY = "ray in the cluster's profile"
+# KubeRay makes no other head as long as the dead one is there, and the pods that would declare it dead are the workers
+ALONE = f"of one pod a RayJob would wait for a person if its node died; {KEY} may say rayjob"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +31,14 @@ class Shape:
     why: str
 
 
-def shape_of(run: RunDir, profile: K8sProfile, connect: Callable[[], Kubernetes], *, held: bool = False) -> Shape:
+def shape_of(
+    run: RunDir, resources: Resources, profile: K8sProfile, connect: Callable[[], Kubernetes], *, held: bool = False
+) -> Shape:
     """What carries a run; one that is `held` waits for its gate, which lets only Jobs go."""
     if Engine(run.record["engine"]) is not Engine.RAY or held:
         return Shape(kind=JOB, why="only runs of the ray engine that wait for no other are RayJobs")
+    if resources.nodes.most == 1 and profile.ray is None:
+        return Shape(kind=JOB, why=ALONE)
     return ray_shape(profile, connect)
 
 

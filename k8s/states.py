@@ -12,7 +12,7 @@ from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from cluster.submitted import PATIENCE_SECONDS, SETTLE_SECONDS, conclude, has_agents, lost, never_submitted
 from k8s.manifest import OUTCOME_ANNOTATION, QUEUE_LABEL
-from k8s.troubles import Trouble, event_trouble, pod_trouble, seconds_of, workload_trouble
+from k8s.troubles import Trouble, event_trouble, pod_trouble, seconds_of, with_remedy, workload_trouble
 
 Object = dict[str, Any]
 
@@ -168,5 +168,5 @@ def _settle(run: RunDir, seen: Seen, end: Mapping[str, Any], outcome: Outcome | 
         return BackendState(state=RunState.RUNNING, word=word, reason="ended; its outcome is awaited")
     said = ": ".join(str(each) for each in (end.get("reason"), end.get("message")) if each)
     state = RunState.CANCELLED if run.cancel_requested else RunState.FAILED
-    settled = conclude(run, state, f"Kubernetes says {word}{f' ({said})' if said else ''}")
+    settled = conclude(run, state, with_remedy(f"Kubernetes says {word}{f' ({said})' if said else ''}"))
     return BackendState(state=settled.state, word=word, reason=settled.cause)

@@ -63,6 +63,11 @@ REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
             "the image holds no ropewalk; k8s/Dockerfile builds one that does",
             True,
         ),
+        (
+            r"status checks have been failing",
+            "its head was away for longer than this KubeRay allows: resume the run, with ray: indexed in the profile",
+            False,
+        ),
         (r"404 page not found", "there is no KubeRay in this cluster: take `ray` out of the cluster's profile", True),
         (r"forbidden", "ask for the rights that k8s/rbac.yaml lists", False),
         (r"Insufficient (\S+)", "ask for less a node or fewer nodes, or wait for others to end", False),

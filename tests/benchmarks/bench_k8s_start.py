@@ -4,7 +4,8 @@ command, and a hand-written one in which nobody looks after the training.
     python -m tests.benchmarks.bench_k8s_start [--pairs 4]      as root, where the lab is found (see tests/k8s/lab.py)
 
 The quick start's training, in the same image and on the same volume, on one pod and on two; all take turns, forwards and
-backwards, after one start of each that does not count, and each includes the start of its command. by_hand.yaml is the hand-written Job. Prints one JSON object.
+backwards, after one start of each that does not count, and each includes the start of its command. by_hand.yaml is the
+hand-written Job. Prints one JSON object.
 """
 
 import argparse
@@ -164,7 +165,7 @@ def contest(namespace: Namespace, pairs: int) -> dict[str, Any]:
         for start in ways.values():
             start(pods)  # files and bytecode are read for the first time
         for pair in range(pairs):
-            for way in sorted(ways, reverse=pair % 2 == 1):
+            for way in ways if pair % 2 == 0 else reversed(ways):
                 every[way].append(ways[way](pods))
             words = ", ".join(f"{way} {moments[-1]['first step']:.1f} s" for way, moments in every.items())
             print(f"first step on {pods}: {words}", file=sys.stderr, flush=True)

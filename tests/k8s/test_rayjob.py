@@ -6,17 +6,20 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
 
+from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.ports import free_port
+from cluster.run_dir import RunDir
 from cluster.spec import RunState
 from k8s.client import ForbiddenError, Kubernetes, NotFoundError, connect
 from k8s.profile import K8sProfile
 from k8s.ray_answers import FAILED, RUNNING, Answers
-from k8s.shape import ray_shape
+from k8s.shape import ray_shape, shape_of
 from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.queueing import drop_queue, make_queue, urgent
 from tests.k8s.test_submit import NOWHERE, Unlucky
@@ -49,11 +52,27 @@ def queue(namespace: Namespace) -> Iterator[dict[str, str]]:
     drop_queue(namespace)
 
 
+@pytest.fixture
+def collected(namespace: Namespace) -> None:
+    """Pods of a RayCluster that is deleted are too: a new cluster sees to that once it has looked for new kinds, every 30 s."""
+    namespace.cluster.need("ray.io", "KubeRay")
+    head = {"rayStartParams": {}, "template": {"spec": {"containers": [{"name": "none", "image": "none"}]}}}
+    metadata = {"name": "owner", "namespace": namespace.name}
+    owner = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": metadata}
+    namespace.cluster.apply({**owner, "spec": {"suspend": True, "headGroupSpec": head}})
+    uid = namespace.kubectl("get", "raycluster", "owner", "-o", "jsonpath={.metadata.uid}")
+    reference = {"apiVersion": "ray.io/v1", "kind": "RayCluster", "name": "owner", "uid": uid}
+    owned = {**metadata, "name": "owned", "ownerReferences": [reference]}
+    namespace.cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": owned})
+    namespace.kubectl("delete", "raycluster", "owner")
+    until(lambda: "owned" not in namespace.kubectl("get", "configmaps"), 60)
+
+
 # --- on KubeRay
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("alone_with_ray")
+@pytest.mark.usefixtures("alone_with_ray", "collected")
 def test_a_preempted_run_is_carried_on_by_the_next_cluster(start: Start, namespace: Namespace, queue: dict[str, str]) -> None:
     run = start(engine="ray", steps=120, profile=queue)
     run.reach(5, START_SECONDS)
@@ -71,8 +90,8 @@ def test_a_preempted_run_is_carried_on_by_the_next_cluster(start: Start, namespa
 @pytest.mark.slow
 @pytest.mark.usefixtures("alone_with_ray")
 def test_cancelled(start: Start, namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = start(engine="ray", steps=10_000)
-    waiting = start(engine="ray", profile=NOWHERE)
+    run = start(engine="ray", steps=10_000, resources={"nodes": 2})
+    waiting = start(engine="ray", profile=NOWHERE, resources={"nodes": 2})
     assert [each.run.attempt_details(1)["kind"] for each in (run, waiting)] == ["RayJob"] * 2, "the cluster has KubeRay"
     run.reach(2, START_SECONDS)
     until(lambda: "didn't match Pod's node affinity" in waiting.state.reason, 30)
@@ -100,6 +119,22 @@ def test_the_node_of_the_head_dies_and_never_returns(start: Start, lab: Cluster,
     run.backend.cancel(run.run)
     assert run.finish().state is RunState.CANCELLED, run.said()
     assert run.outcomes() == [("REQUEUED", 143), ("CANCELLED", 85)]
+    assert run.steps() == list(range(1, len(run.steps()) + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.usefixtures("alone_with_ray")
+def test_the_only_node_dies_and_never_returns(start: Start, lab: Cluster) -> None:
+    run = start(engine="ray", steps=10_000, pause=0.1)
+    assert "kind" not in run.run.attempt_details(1), "of one pod it is an Indexed Job, though the cluster has KubeRay"
+    assert run.backend.outlook(run.run, run.resources).startswith("An Indexed Job: of one pod a RayJob would wait for a person")
+    run.reach(2, START_SECONDS)
+    lab.kill_node(run.node_of(run.carrier()))
+    run.reach_attempt(2, START_SECONDS)
+    print(f"standstill of {run.standstill(2):.1f} s")
+    run.backend.cancel(run.run)
+    assert run.finish().state is RunState.CANCELLED, run.said()
     assert run.steps() == list(range(1, len(run.steps()) + 1))
 
 
@@ -158,6 +193,23 @@ def test_a_cluster_that_takes_none(error: BackendError, why: str) -> None:
     assert ray_shape(K8sProfile(), nowhere).kind == "Job"
     assert why in ray_shape(K8sProfile(), nowhere).why
     assert [ray_shape(K8sProfile(ray=word), nowhere).kind for word in ("rayjob", "indexed")] == ["RayJob", "Job"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "profile", "kind"),
+    [
+        ("1", {}, "Job"),
+        ("2", {}, "RayJob"),
+        ("1..2", {}, "RayJob"),
+        ("1", {"ray": "rayjob"}, "RayJob"),
+        ("2", {"ray": "indexed"}, "Job"),
+    ],
+)
+def test_whoever_has_one_pod_is_no_rayjob(tmp_path: Path, nodes: str, profile: dict[str, str], kind: str) -> None:
+    run = RunDir.create("toy", {"engine": "ray"}, tmp_path)
+    resources = Resources.model_validate({"nodes": nodes})
+    takes_all = mock.Mock(namespace="team")
+    assert shape_of(run, resources, K8sProfile.model_validate(profile), lambda: takes_all).kind == kind
 
 
 # --- what the head answers

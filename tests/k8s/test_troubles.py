@@ -25,6 +25,7 @@ SENTENCES = {
     "failed quota: q: must specify memory for: ropewalk": ("set resources.memory_gib", True),
     'pods "x" is forbidden: violates PodSecurity "restricted:latest": host namespaces': ("pod patch", True),
     'exec: "/no/python": stat /no/python: no such file or directory': ("correct python", True),
+    "Job status checks have been failing since 2026-08-19 09:21:52; exceeded timeout of 300s": ("resume the run", False),
     "something new": ("", False),
 }
 

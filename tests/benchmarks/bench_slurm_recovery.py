@@ -21,29 +21,34 @@ from tests.slurm.conftest import ROOT, until
 from tests.slurm.toy import SlurmToy
 
 
-def standstill(run: SlurmToy, disturb: Callable[[], object], world: int | None = None) -> float:
-    """Seconds without a new step after `disturb`; with `world` until a step of that many ranks."""
+def to_next_step(run: SlurmToy, disturb: Callable[[], object]) -> float:
+    """Seconds without a new step after `disturb`, which ends the attempt: from its last step to the next attempt's first."""
+    old = run.run.attempts()[-1]
     disturb()
+    first = until(lambda: next((m["time"] for m in run.run.read_metrics() if m["attempt"] > old), 0.0), 240)
+    return float(first - max(m["time"] for m in run.run.read_metrics() if m["attempt"] <= old))
+
+
+def to_world(run: SlurmToy, world: int, disturb: Callable[[], object]) -> float:
+    """Seconds from `disturb` to the first step of `world` ranks."""
     began = time.time()
-
-    def gap() -> float:
-        after = [m for m in run.run.read_metrics() if m["time"] > began and (world is None or m["world"] == world)]
-        before = max(m["time"] for m in run.run.read_metrics() if m["time"] <= began)
-        # steps that were under way when the disturbance came are not its end
-        found = [m["time"] - before for m in after if m["time"] - before > 0.5 or world is not None]
-        return found[0] if found else 0.0
-
-    return float(until(gap, 240))
+    disturb()
+    found = until(
+        lambda: next((m["time"] for m in run.run.read_metrics() if m["time"] > began and m["world"] == world), 0.0), 240
+    )
+    return float(found - began)
 
 
 def of_a_fixed_run(lab: Lab, root: Path) -> dict[str, float]:
     """Requeue and preemption of two nodes."""
     run = SlurmToy(root, profile={"partition": "main", "exclusive": True}, resources={"nodes": 2}, steps=100000)
     run.reach(20)
-    found = {"scontrol requeue": standstill(run, lambda: subprocess.run(["scontrol", "requeue", run.job], check=True))}
+    found = {"scontrol requeue": to_next_step(run, lambda: subprocess.run(["scontrol", "requeue", run.job], check=True))}
     run.reach(run.steps()[-1] + 20)
     high = ["sbatch", "--parsable", "-phigh", f"-N{len(lab.nodes)}", "--exclusive", "-o/dev/null", "--wrap=true"]
-    found["preemption (the other job runs 0 s)"] = standstill(run, lambda: subprocess.run(high, check=True, capture_output=True))
+    found["preemption (the other job runs 0 s)"] = to_next_step(
+        run, lambda: subprocess.run(high, check=True, capture_output=True)
+    )
     run.backend.cancel(run.run)
     run.finish()
     return found
@@ -54,7 +59,7 @@ def of_an_elastic_run(lab: Lab, root: Path) -> dict[str, float]:
     run = SlurmToy(root, resources={"nodes": "1..4"}, steps=1000000)
     until(lambda: run.world() == 4, 120)
     victim = run.host_of(2)
-    found = {"a node of 4 dies, on at 3": standstill(run, lambda: lab.kill_node(victim), 3)}
+    found = {"a node of 4 dies, on at 3": to_world(run, 3, lambda: lab.kill_node(victim))}
     until(lambda: run.events("node_lost"), 120)
     joined = len(run.run.read_metrics())
     lab.start_node(victim)
@@ -65,7 +70,7 @@ def of_an_elastic_run(lab: Lab, root: Path) -> dict[str, float]:
     until(lambda: run.world() == 2, 120)
     found["scaled to 2"] = longest_gap(run, asked)
     first = run.host_of(0)
-    found["the first node dies, requeued"] = standstill(run, lambda: lab.kill_node(first))
+    found["the first node dies, requeued"] = to_next_step(run, lambda: lab.kill_node(first))
     run.backend.cancel(run.run)
     run.finish()
     return found

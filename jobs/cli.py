@@ -24,6 +24,7 @@ Words = Annotated[list[str] | None, typer.Argument(metavar="[key=value ...]", he
 JobWord = Annotated[str | None, typer.Argument(metavar="JOB", help="preprocess, pretrain, evaluate, ...")]
 ConfigFile = Annotated[Path | None, typer.Option("-c", "--config", metavar="FILE.yaml", help="the job file")]
 AsJson = Annotated[bool, typer.Option("--json", help="machine-readable: JSON on stdout")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the script or manifest, start nothing")]
 HelpFlag = Annotated[bool, typer.Option("--help", help="show this, or with a JOB every key of it")]
 OWN_HELP: dict[str, Any] = {"help_option_names": []}
 
@@ -37,6 +38,7 @@ def run(
     config: ConfigFile = None,
     on: Cluster = "local",
     resumed: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="go on with a run of this job instead")] = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     help_: HelpFlag = False,
 ) -> None:
@@ -47,12 +49,17 @@ def run(
         return explain_job(context.get_help(), context.info_name or "", job)
     from jobs.display import console
     from jobs.snapshot import told
-    from jobs.submission import configure, resume_instead, submit
+    from jobs.submission import configure, render, resume_instead, submit
     from jobs.verdict import see_through
 
+    if resumed and dry_run:
+        raise typer.BadParameter(f"--dry-run shows a new run's script; {resumed} goes on with its own")
     if resumed:
         return see_through(resume_instead(job, config, words or [], resumed), as_json)
-    started = submit(job, configure(job, config, words or []), on, command=["ropewalk", *sys.argv[1:]])
+    wanted = configure(job, config, words or [])
+    if dry_run:
+        return print(render(job, [wanted], on).rstrip("\n"))
+    started = submit(job, wanted, on, command=["ropewalk", *sys.argv[1:]])
     sys.stderr.write(told(started.record["code"]))
     console(stderr=True).print(f"{started.id}: {started.path}", soft_wrap=True)
     return see_through(started, as_json)
@@ -69,7 +76,7 @@ def submit(
     after: Annotated[list[str] | None, typer.Option("--after", metavar="RUN", help="start when that run has succeeded")] = None,
     each: Annotated[list[str] | None, typer.Option("--each", metavar="KEY=VALUES", help="a run for each: 1..8, a,b")] = None,
     at_once: Annotated[int | None, typer.Option("--at-once", min=1, metavar="N", help="of them, run N at a time")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the script or manifest, start nothing")] = False,
+    dry_run: DryRun = False,
     help_: HelpFlag = False,
 ) -> None:
     """Submit a job and print its run id; with --each many runs, an id a line."""
@@ -186,12 +193,13 @@ def cancel(words: Annotated[list[str], typer.Argument(metavar="RUN...", help="id
 @app.command()
 def scale(word: RunWord, nodes: Annotated[int, typer.Argument(min=1, metavar="NODES", help="how many it shall have")]) -> None:
     """Let an elastic run go on with fewer nodes, which it gives back, or with more, and redo no step."""
+    from cluster.words import counted
     from jobs.status import find_run
     from jobs.submission import scale as ask
 
     found = find_run(word)
     ask(found, nodes)
-    print(f"{found.id} goes on with {nodes} nodes from its next step boundary on, more as they are there")
+    print(f"{found.id} goes on with {counted(nodes, 'node')} from its next step boundary on, more as they are there")
 
 
 @app.command()

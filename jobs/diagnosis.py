@@ -12,6 +12,7 @@ from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY
 from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
+from cluster.words import counted
 from jobs.sweeps.answers import is_sweep, parameter_words
 from jobs.sweeps.causes import role_told, trials_told
 
@@ -172,12 +173,12 @@ def tell(event: dict[str, Any]) -> str | None:
         "node_returned": lambda: f"node {event.get('node')} is there",
         "node_left": lambda: f"node {event.get('node')} left; the others go on",
         "node_asked_to_leave": lambda: f"node {event.get('node')} is given back",
-        "nodes_asked_for": lambda: f"asked for {event.get('count')} more nodes",
-        "scaled_by_user": lambda: f"the user wants {event.get('nodes')} nodes",
-        "group_formed": lambda: f"group {event.get('group')} formed over {event.get('nodes')} nodes",
+        "nodes_asked_for": lambda: f"asked for {counted(event.get('count', 0), 'more node')}",
+        "scaled_by_user": lambda: f"the user wants {counted(event.get('nodes', 0), 'node')}",
+        "group_formed": lambda: f"group {event.get('group')} formed over {counted(event.get('nodes', 0), 'node')}",
         "stop_requested": lambda: f"node {event.get('node')} was asked to stop",
         "stopped": lambda: f"saved and stopped at step {step}",
-        "resumed": lambda: f"resumed from the checkpoint of step {step} on {event.get('world_size')} ranks",
+        "resumed": lambda: f"resumed from the checkpoint of step {step} on {counted(event.get('world_size', 0), 'rank')}",
         "resumed_by_user": lambda: "resumed by the user",
         "bad_checkpoint": lambda: f"the checkpoint of step {step} does not verify: {event.get('problems')}",
         "anomaly": lambda: f"step {step}: {event.get('problem')} (loss {event.get('loss')}); policy: {event.get('policy')}",

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from cluster.backend import Check
 from cluster.run_dir import RunDir
+from cluster.words import counted
 from jobs.catalog import JOBS
 from jobs.diagnosis import Diagnosis, tell
 
@@ -113,7 +114,7 @@ def run_page(found: Mapping[str, Any]) -> RenderableType:
     head.add_row("state", state_text(found["state"]))
     if found["reason"]:
         head.add_row("reason", found["reason"])
-    head.add_row("job", f"{found['job']} on {found['cluster']}, {found['nodes']} nodes")
+    head.add_row("job", f"{found['job']} on {found['cluster']}, {counted(found['nodes'], 'node')}")
     code = found["code"]
     if code.get("commit"):
         dirty = " + uncommitted changes (kept in run.yaml)" if code.get("dirty") else ""

@@ -14,6 +14,7 @@ from typing import Any
 import cluster
 from cluster.files import sync_all
 from cluster.run_dir import CODE_FOLDER
+from cluster.words import counted
 
 DIFF_LIMIT_BYTES = 1 << 20
 NAMES_LIMIT = 100
@@ -60,7 +61,7 @@ def told(code: Mapping[str, Any]) -> str:
     snapshot, left_out, text = code["snapshot"], code["left_out"], ""
     if snapshot and code["uncommitted"]:
         commit = f"commit {code['commit'][:7]}" if code["commit"] else "no commit yet"
-        files = "1 uncommitted file" if code["uncommitted"] == 1 else f"{code['uncommitted']} uncommitted files"
+        files = counted(code["uncommitted"], "uncommitted file")
         text += f"code: {commit} with {files}, snapshot {snapshot[:12]}\n"
     if snapshot and left_out:
         more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cluster.config import Resources
 from cluster.errors import RopewalkError
+from cluster.words import counted
 from k8s.client import ForbiddenError, Kubernetes, NotFoundError, Object
 from k8s.profile import K8sProfile
 from k8s.site import amount, demand, quotas, refusal, shown
@@ -47,12 +48,8 @@ def sentence(rooms: Sequence[Room], resources: Resources) -> str:
     if tightest.nodes >= least:
         grow = f"{tightest.nodes} of {most} nodes" if most > 1 else "one node"
         return f"It would start at once with {grow} ({tightest.short}){first if ahead else ''}."
-    fewer = f"; {_count(tightest.nodes)} would start now" if tightest.nodes else ""
+    fewer = f"; {counted(tightest.nodes, 'node')} would start now" if tightest.nodes else ""
     return f"It would wait: {tightest.short}{fewer}{f'; {ahead} wait in its queue already' if ahead else ''}."
-
-
-def _count(nodes: int) -> str:
-    return "1 node" if nodes == 1 else f"{nodes} nodes"
 
 
 def fitting(free: Mapping[str, float], asked: Mapping[str, float]) -> int:

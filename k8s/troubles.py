@@ -117,7 +117,8 @@ def pod_trouble(pod: Object, events: Sequence[Object] = ()) -> Trouble | None:
         return Trouble(word="Init", said=f"container {first} of its pod has to end first", remedy=remedy)
     if status.get("phase") == "Pending" and events:
         return event_trouble(events)
-    if status.get("phase") == "Pending" and time.time() - seconds_of(status.get("startTime")) > PREPARING_SECONDS:
+    placed = [c["lastTransitionTime"] for c in status.get("conditions") or [] if c["type"] == "PodScheduled"]
+    if status.get("phase") == "Pending" and placed and time.time() - seconds_of(placed[0]) > PREPARING_SECONDS:
         images = ", ".join(dict.fromkeys(container["image"] for container in pod["spec"]["containers"]))
         node = pod["spec"].get("nodeName")
         return Trouble(word="ContainerCreating", said=f"{node} prepares its pod: it pulls image {images}, or mounts volumes")

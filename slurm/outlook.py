@@ -13,6 +13,7 @@ from pathlib import Path
 from cluster.config import NodeRange, Resources
 from cluster.errors import BackendError
 from cluster.run_dir import RunDir
+from cluster.words import counted
 from slurm import site
 from slurm.commands import Slurm
 from slurm.forecast import AT_ONCE_SECONDS, Forecast, forecast, ping
@@ -104,7 +105,7 @@ class Outlook:
         free = sum(node.free for node in self.nodes)
         down = f", {lost} {'is' if lost == 1 else 'are'} down or drained" if lost else ""
         waiting = self._waiting()
-        queue = f", {_count(waiting, 'job')} {'waits' if waiting == 1 else 'wait'} already" if waiting else ""
+        queue = f", {counted(waiting, 'job')} {'waits' if waiting == 1 else 'wait'} already" if waiting else ""
         return f"partition {self.partition.name} has {free} of {len(self.nodes)} nodes free{down}{queue}"
 
     def _smaller(self) -> list[Resources]:
@@ -147,7 +148,7 @@ class Outlook:
                 fewer = self._with(nodes=left) if limit.unit == "node" and 0 < left < least else None
                 better = f"; {_change(self.resources, fewer)} would not" if fewer else ""
                 verb = "in use" if limit.unit != "job" else "runs" if limit.used == 1 else "run"
-                most, used = _count(limit.most, UNITS[limit.unit]), _count(limit.used, UNITS[limit.unit])
+                most, used = counted(limit.most, UNITS[limit.unit]), counted(limit.used, UNITS[limit.unit])
                 return f"{limit.owner} allows {most} at a time ({limit.name}){f', {used} {verb}' * (limit.used > 0)}{better}"
         return ""
 
@@ -156,7 +157,7 @@ class Outlook:
             return ", by preempting others"
         waiting = self._waiting()
         return (
-            f", unless {_count(waiting, 'job')} waiting in that partition {'comes' if waiting == 1 else 'come'} first"
+            f", unless {counted(waiting, 'job')} waiting in that partition {'comes' if waiting == 1 else 'come'} first"
             if waiting
             else ""
         )
@@ -258,7 +259,7 @@ def _sizes(who: str, nodes: Sequence[site.Node]) -> list[Bound]:
         "gpus": max(node.gpus for node in nodes),
         "memory_gib": math.floor(max(node.memory_mib for node in nodes) / 102.4) / 10,
     }
-    found = [Bound(said=f"{who} has {_count(len(nodes), 'node')}", key="nodes", most=len(nodes))]
+    found = [Bound(said=f"{who} has {counted(len(nodes), 'node')}", key="nodes", most=len(nodes))]
     for key, most in largest.items():
         said = f"no node of {who} has {f'more than {_amount(key, most)}' if most else 'GPUs'}"
         found.append(Bound(said=said, key=key, most=most))
@@ -273,18 +274,14 @@ def _amount(key: str, most: float) -> str:
     if key == "memory_gib":
         return f"{most:g} GiB"
     unit = {"nodes": "node", "most_nodes": "node", "time_limit_minutes": "minute", "cpus": "CPU", "gpus": "GPU"}[key]
-    return _count(most, unit)
-
-
-def _count(number: float, unit: str) -> str:
-    return f"{number:g} {unit}{'' if number == 1 else 's'}"
+    return counted(most, unit)
 
 
 def _change(asked: Resources, other: Resources) -> str:
     """How the other request is written, where it differs: `2 nodes`, or the keys to set."""
     keys = [key for key in type(asked).model_fields if getattr(asked, key) != getattr(other, key)]
     if keys == ["nodes"] and not other.nodes.elastic:
-        return _count(other.nodes.least, "node")
+        return counted(other.nodes.least, "node")
     values = ((key, getattr(other, key)) for key in keys)
     words = " and ".join(
         f"resources.{key}={value:g}" if isinstance(value, float) else f"resources.{key}={value}" for key, value in values

@@ -3,6 +3,7 @@
 from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
+from cluster.words import counted
 from jobs.sweeps.answers import Answers, metric_word, parameter_words, read_sweep
 from jobs.sweeps.records import path_of
 
@@ -32,7 +33,7 @@ def causes(answers: Answers) -> list[str]:
     lines = []
     for cause, trials in sorted(grouped.items(), key=lambda item: -len(item[1])):
         named = ", ".join(map(str, trials[:MOST_NAMED])) + (", ..." if len(trials) > MOST_NAMED else "")
-        lines.append(f"{len(trials)} trial{'s' if len(trials) > 1 else ''} failed ({named}): {cause}")
+        lines.append(f"{counted(len(trials), 'trial')} failed ({named}): {cause}")
     return lines
 
 

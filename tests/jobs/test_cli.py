@@ -54,7 +54,8 @@ def test_a_file_and_overrides_in_any_order(shell: Shell) -> None:
 
 
 def test_dry_run_prints_the_script_and_leaves_nothing(shell: Shell) -> None:
-    script = shell("submit", *pretrain("--on", "good", "--dry-run", "resources.nodes=3"))
+    script = shell("run", *pretrain("--on", "good", "--dry-run", "resources.nodes=3"))
+    assert script == shell("submit", *pretrain("--on", "good", "--dry-run", "resources.nodes=3"))
     assert script == "#!/bin/bash\n# pretrain-dry-run on 3 nodes\npython -m cluster.agent runs/pretrain-dry-run\n"
     assert not (shell.home / "runs").exists()
 

@@ -60,6 +60,15 @@ def test_a_pod_that_saved_and_left_is_no_trouble() -> None:
         assert found is None or word in found.said
 
 
+@pytest.mark.parametrize(
+    ("since", "said"), [("2999", ""), ("2020", "node1 prepares its pod: it pulls image x:1, or mounts volumes")]
+)
+def test_a_pod_that_has_a_node(since: str, said: str) -> None:
+    placed = {"type": "PodScheduled", "status": "True", "lastTransitionTime": f"{since}-01-01T00:00:00Z"}
+    assert str(pod_trouble(pod(conditions=[placed])) or "") == said
+    assert pod_trouble(pod()) is None, "no scheduler has looked at it yet"
+
+
 @pytest.mark.parametrize(("since", "said"), [("2999", "has to end first"), ("2020", "or ray: indexed in the profile")])
 def test_a_worker_of_ray_that_waits_for_its_head(since: str, said: str) -> None:
     waiting = [{"name": "wait-gcs-ready", "image": "x:1", "state": {"running": {}}}]

@@ -117,10 +117,10 @@ def pod_trouble(pod: Object, events: Sequence[Object] = ()) -> Trouble | None:
         return Trouble(word="Init", said=f"container {first} of its pod has to end first", remedy=remedy)
     if status.get("phase") == "Pending" and events:
         return event_trouble(events)
-    placed = [c["lastTransitionTime"] for c in status.get("conditions") or [] if c["type"] == "PodScheduled"]
-    if status.get("phase") == "Pending" and placed and time.time() - seconds_of(placed[0]) > PREPARING_SECONDS:
+    node = pod["spec"].get("nodeName")
+    since = next((c["lastTransitionTime"] for c in status.get("conditions") or [] if c["type"] == "PodScheduled"), None)
+    if status.get("phase") == "Pending" and node and time.time() - seconds_of(since) > PREPARING_SECONDS:
         images = ", ".join(dict.fromkeys(container["image"] for container in pod["spec"]["containers"]))
-        node = pod["spec"].get("nodeName")
         return Trouble(word="ContainerCreating", said=f"{node} prepares its pod: it pulls image {images}, or mounts volumes")
     return None
 

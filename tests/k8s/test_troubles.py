@@ -66,7 +66,7 @@ def test_a_pod_that_saved_and_left_is_no_trouble() -> None:
 def test_a_pod_that_has_a_node(since: str, said: str) -> None:
     placed = {"type": "PodScheduled", "status": "True", "lastTransitionTime": f"{since}-01-01T00:00:00Z"}
     assert str(pod_trouble(pod(conditions=[placed])) or "") == said
-    assert pod_trouble(pod()) is None, "no scheduler has looked at it yet"
+    assert pod_trouble({**pod(), "spec": {}}) is None, "no scheduler has looked at it yet"
 
 
 @pytest.mark.parametrize(("since", "said"), [("2999", "has to end first"), ("2020", "or ray: indexed in the profile")])

@@ -174,6 +174,7 @@ def tell(event: dict[str, Any]) -> str | None:
         "node_left": lambda: f"node {event.get('node')} left; the others go on",
         "node_asked_to_leave": lambda: f"node {event.get('node')} is given back",
         "nodes_asked_for": lambda: f"asked for {counted(event.get('count', 0), 'more node')}",
+        "pods_asked_for": lambda: f"asked Kubernetes for {counted(event.get('count', 0), 'pod')} in all",
         "scaled_by_user": lambda: f"the user wants {counted(event.get('nodes', 0), 'node')}",
         "group_formed": lambda: f"group {event.get('group')} formed over {counted(event.get('nodes', 0), 'node')}",
         "stop_requested": lambda: f"node {event.get('node')} was asked to stop",

@@ -195,7 +195,7 @@ class PodLane:
             job = self.api.job()
             if job is not None and job["spec"]["completions"] != count:
                 self.api.patch_job({"spec": {"completions": count, "parallelism": count}})
-                self.run.event("nodes_asked_for", count=count)
+                self.run.event("pods_asked_for", count=count)
         except ApiError as error:
             log.warning("cannot ask Kubernetes for %d pods: %s", count, error)
             if not error.denied:

@@ -12,6 +12,7 @@ from cluster.context import JobContext
 from cluster.files import write_json
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
+from jobs.diagnosis import tell
 from jobs.follow import follow
 from jobs.tracking import MetricLog
 from tests.jobs.shell import Shell, pretrain
@@ -289,6 +290,19 @@ def test_a_run_that_nobody_carries_is_not_waited_for_forever(
         rounds += 1
     assert rounds == follow.LOST_ANSWERS
     assert watch.abandoned == "its supervisor died"
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        ({"event": "group_formed", "group": 2, "nodes": 1}, "group 2 formed over 1 node"),
+        ({"event": "resumed", "step": 7, "world_size": 4}, "resumed from the checkpoint of step 7 on 4 ranks"),
+        ({"event": "nodes_asked_for", "count": 2}, "asked for 2 more nodes"),
+        ({"event": "pods_asked_for", "count": 1}, "asked Kubernetes for 1 pod in all"),
+    ],
+)
+def test_an_event_in_words(event: dict[str, Any], said: str) -> None:
+    assert str(tell(event)).endswith(f"  {said}")
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -38,8 +38,12 @@ def run(tmp_path: Path) -> RunDir:
 def start(run: RunDir, *words: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "ROPEWALK_RUNS": str(run.path.parent), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "jobs.cli", *words]
-    # where the toy can be imported from
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else it is deaf where these tests run in the background
+    try:
+        # where the toy can be imported from
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def ropewalk(run: RunDir, *words: str, expect: int = 0) -> str:

@@ -92,6 +92,17 @@ def test_a_dead_node_with_a_spare(start: Start, lab: Cluster, namespace: Namespa
     job_ends(namespace, "Complete")
 
 
+def test_the_only_pods_node_dies_and_never_returns(start: Start, lab: Cluster, namespace: Namespace) -> None:
+    """No other pod can declare it dead: Kubernetes gives the pod up, and its Job makes another one."""
+    run = start(steps=60)
+    run.reach(10)
+    lab.kill_node(run.node_of(run.carrier()))
+    assert run.finish().state is RunState.SUCCEEDED, run.said()
+    without_a_gap(run, 60)
+    assert [code for _, code in run.outcomes()] == [143, 0]
+    job_ends(namespace, "Complete")
+
+
 def test_a_dead_node_without_a_spare(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """A run that needs all its nodes waits, and says for what."""
     run = start("count", "ranks", steps=400, resources={"nodes": 3, "cpus": 2})

@@ -12,6 +12,8 @@ READY := $(VENV)/.ready
 BESIDE := tests/chaos/test_slurm.py $(addprefix tests/slurm/test_,elastic.py stops.py) tests/k8s
 # counts Ray's processes, and would wait for those of Kubernetes to be gone; at the beginning there are none
 FIRST := tests/slurm/test_ray.py
+# pip would compile on one core
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider --durations=20
 
 # what the tests of the Slurm backend run on; without it they are skipped
@@ -24,7 +26,8 @@ quickstart: $(READY)
 	$(BIN)/ropewalk quickstart
 
 # those that mostly wait for Kubernetes, and the longest of those for Slurm, run beside the others and are printed after them
-test: lint slurm-packages
+test:
+	@$(MAKE) --no-print-directory --jobs=2 lint slurm-packages
 	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
 	$(PYTEST) $(BESIDE) > "$$log" 2>&1 & beside=$$!; \
 	$(PYTEST) $(FIRST); code=$$?; \
@@ -45,9 +48,10 @@ bench: $(READY)
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.14 found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bohb]' \
-		>/dev/null 2>&1 || echo "sweeps by BOHB are left out: its packages need a C compiler; see pip install '.[bohb]'" >&2
+	$(PIP_INSTALL) --editable '.[dev]'
+	@$(PIP_INSTALL) --editable '.[bohb]' >/dev/null 2>&1 \
+		|| echo "sweeps by BOHB are left out: its packages need a C compiler; see pip install '.[bohb]'" >&2
+	@$(BIN)/python -m compileall -q -j 0 $(VENV) >/dev/null 2>&1 || true  # a few files are for other Pythons
 	touch $@
 
 # only as root of a Debian; anywhere else, and when it fails, the tests that need Slurm say so and are skipped

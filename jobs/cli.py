@@ -47,13 +47,14 @@ def run(
         from jobs.verdict import explain_job
 
         return explain_job(context.get_help(), context.info_name or "", job)
+    from cluster.errors import ConfigError
     from jobs.display import console
     from jobs.snapshot import told
     from jobs.submission import configure, render, resume_instead, submit
     from jobs.verdict import see_through
 
     if resumed and dry_run:
-        raise typer.BadParameter(f"--dry-run shows a new run's script; {resumed} goes on with its own")
+        raise ConfigError(f"--dry-run shows what a new run would be, and --resume {resumed} begins none")
     if resumed:
         return see_through(resume_instead(job, config, words or [], resumed), as_json)
     wanted = configure(job, config, words or [])

@@ -59,6 +59,7 @@ def test_dry_run_prints_the_script_and_leaves_nothing(shell: Shell) -> None:
     assert script == shell("submit", *pretrain("--on", "good", "--dry-run", "resources.nodes=3"))
     assert script == "#!/bin/bash\n# pretrain-dry-run on 3 nodes\npython -m cluster.agent runs/pretrain-dry-run\n"
     assert not (shell.home / "runs").exists()
+    assert "--resume it begins none" in shell.mistake("run", "pretrain", "--resume", "it", "--dry-run")
 
 
 def test_the_record_holds_what_the_run_is_and_no_secret(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

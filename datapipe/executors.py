@@ -23,6 +23,7 @@ from datapipe.config import ArrayOptions
 from datapipe.element import Share, do_share
 
 UNLIMITED = sys.maxsize
+ROOM_SECONDS = 0.5  # between two looks at whether elements whose results are there have ended
 COMMAND_SECONDS = 60.0
 CLEAR_SECONDS = 60.0
 ENDING_SECONDS = 10.0  # from an element's last result to the end of its process
@@ -47,7 +48,7 @@ class Executor(Protocol):
         ...
 
     def room(self, present: int) -> int:
-        """How many more elements may be handed over while so many are there."""
+        """How many more elements may be handed over while so many are at work. Raises ControllerAwayError."""
         ...
 
     def submit(self, folder: Path, shares: Sequence[Share]) -> list[Any]:
@@ -70,18 +71,29 @@ class SlurmArray:
 
     def __init__(self, options: ArrayOptions, name: str) -> None:
         self.options, self.name = options, name
-        self.submitted = self.asked = float("-inf")
+        self.submitted = self.asked = self.looked = float("-inf")
         self.missing: set[str] = set()
+        self.roots: set[str] = set()  # ids of all that it submitted
 
     def elements(self, tasks: int) -> int:
         """As asked, else 64, and no fewer than may run at once."""
         return min(tasks, self.options.jobs or max(64, self.options.at_once or 0))
 
     def room(self, present: int) -> int:
-        """All, as Slurm keeps to the limit within one array; beside an earlier array only what it leaves free."""
-        if not present or self.options.at_once is None:
+        """All, as Slurm keeps to the limit within one array; beside earlier arrays only what they leave free.
+
+        An element whose results are there takes its place until Slurm says that it has ended; a pass begins without any.
+        """
+        limit, now = self.options.at_once, time.monotonic()
+        if limit is None or not self.roots:
             return UNLIMITED
-        return max(self.options.at_once - present, 0)
+        if present >= limit or now - self.looked < ROOM_SECONDS:
+            return 0
+        self.looked = now
+        there = sum(word != "COMPLETING" and not _OVER.match(word) for word in _squeue([self.name]).values())
+        if not there:
+            return UNLIMITED
+        return max(limit - there, 0) if present else 0
 
     def submit(self, folder: Path, shares: Sequence[Share]) -> list[Any]:
         """One array, or a plain job for one share."""
@@ -104,10 +116,12 @@ class SlurmArray:
         self.missing = set()
         with _as_a_user_would():
             try:
-                return list(executor.map_array(do_share, shares))
+                jobs = list(executor.map_array(do_share, shares))
             except (UncompletedJobError, OSError) as error:
                 kind = ControllerAwayError if _AWAY.search(str(error)) else BackendError
                 raise kind(f"sbatch refused the array: {' '.join(str(error).split())[-500:]}") from None
+        self.roots |= {_root(job.job_id) for job in jobs}
+        return jobs
 
     def over(self, jobs: Sequence[Any]) -> dict[str, str]:
         """One squeue for all, the rarer the longer an array runs. What was over at two in a row is over.
@@ -123,8 +137,7 @@ class SlurmArray:
         except ControllerAwayError:
             return {}
         mine = {job.job_id for job in jobs}
-        roots = {identity.partition("_")[0] for identity in mine}
-        _scancel([i for i, word in words.items() if i.partition("_")[0] not in roots and not _OVER.match(word)])
+        _scancel([i for i, word in words.items() if _root(i) not in self.roots and not _OVER.match(word)])
         gone = {i: words.get(i, "gone") for i in mine if _OVER.match(words.get(i, "CANCELLED"))}
         sure = {i: word for i, word in gone.items() if i in self.missing}
         self.missing = set(gone)
@@ -218,6 +231,11 @@ def _as_a_user_would() -> Iterator[None]:
     with _importing_this_program(), clean_env(extra_names=("TMPDIR", STOP_VARIABLE)):
         os.environ.update(kept)
         yield
+
+
+def _root(identity: str) -> str:
+    """The id of the array that an element belongs to."""
+    return identity.partition("_")[0]
 
 
 def _squeue(names: Sequence[str]) -> dict[str, str]:

@@ -108,22 +108,13 @@ class Fanout:
         return folder
 
     def _hand_over(self, waiting: list[list[int]], tasks: Sequence[Task], folder: Path) -> None:
-        cuts = waiting[: self.executor.room(len(self.running))]
-        if not cuts:
+        if not waiting:
             return
-        driver = (os.getpid(), psutil.Process().create_time()) if self.executor.same_machine else None
-        shares = [
-            Share(
-                output_url=self.urls[0],
-                work_url=self.urls[1],
-                tasks=tuple((number, tasks[number]) for number in cut),
-                folder=folder,
-                lease=self.folder / LEASE,
-                driver=driver,
-            )
-            for cut in cuts
-        ]
         try:
+            cuts = waiting[: self.executor.room(len(self.running))]
+            if not cuts:
+                return
+            shares = [self._share(cut, tasks, folder) for cut in cuts]
             jobs = self.executor.submit(folder, shares)
         except ControllerAwayError as error:
             if self.answered == float("-inf"):
@@ -139,6 +130,16 @@ class Fanout:
         self.handles += roots
         self._record()
         self.told(jobs=roots, elements=len(jobs), stage=folder.name)
+
+    def _share(self, cut: list[int], tasks: Sequence[Task], folder: Path) -> Share:
+        return Share(
+            output_url=self.urls[0],
+            work_url=self.urls[1],
+            tasks=tuple((number, tasks[number]) for number in cut),
+            folder=folder,
+            lease=self.folder / LEASE,
+            driver=(os.getpid(), psutil.Process().create_time()) if self.executor.same_machine else None,
+        )
 
     def _collect(self, over: dict[str, str], names: set[str], deaths: dict[int, int]) -> list[list[int]]:
         """Bury the elements that ended; returns what is left of their shares. Raises what a task raised."""

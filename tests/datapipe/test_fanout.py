@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 from cluster.errors import EXIT_LOST_PEER, ConfigError, DataError, StopRequested
 from cluster.processes import processes_of
 from cluster.spec import Engine
+from datapipe import executors
 from datapipe.config import ArrayOptions
 from datapipe.element import LEASE, LEASE_SECONDS, Share, do_share, lease_holds, result_name
-from datapipe.executors import LocalProcesses, SlurmArray
+from datapipe.executors import UNLIMITED, LocalProcesses, SlurmArray
 from datapipe.fanout import Fanout
 from datapipe.worker import Task
 from jobs.preprocess import main
@@ -209,6 +211,28 @@ def test_an_array_is_driven_by_one_process(tmp_path: Path) -> None:
 def test_how_a_pass_is_cut(tmp_path: Path) -> None:
     slurm = SlurmArray(ArrayOptions(at_once=100), "x")
     assert (slurm.elements(1000), slurm.elements(7)) == (100, 7)
-    assert (slurm.room(0) > 1000, slurm.room(60), slurm.room(100)) == (True, 40, 0)
+    assert slurm.room(0) > 1000
     here = LocalProcesses(ArrayOptions(jobs=8), cpus=2)
     assert (here.elements(1000), here.room(0), here.room(2)) == (8, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("present", "words", "room"),
+    [
+        (60, {"RUNNING": 50, "PENDING": 10}, 40),
+        (60, {"RUNNING": 61, "COMPLETING": 5, "COMPLETED": 30}, 39),  # one still ends, its results are there
+        (60, {"RUNNING": 100}, 0),
+        (100, {"RUNNING": 100}, 0),
+        (0, {"RUNNING": 1, "COMPLETED": 99}, 0),  # the next pass waits for it
+        (0, {"COMPLETING": 1, "COMPLETED": 99}, UNLIMITED),
+        (1, {"CANCELLED": 1}, UNLIMITED),
+    ],
+)
+def test_the_places_that_an_array_leaves_free(
+    present: int, words: dict[str, int], room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elements = Counter(words).elements()
+    monkeypatch.setattr(executors, "_squeue", lambda _: {f"7_{number}": word for number, word in enumerate(elements)})
+    slurm = SlurmArray(ArrayOptions(at_once=100), "x")
+    slurm.roots.add("7")
+    assert slurm.room(present) == room

@@ -16,6 +16,12 @@ from tests.slurm.conftest import ROOT, until
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
 ARRAY: dict[str, Any] = {"fanout": "array", "array": {"at_once": 2, "jobs": 5, "minutes": 5}, **KEYS}
 
+LINGERING = """
+import atexit, sys, time
+if "submitit.core._submit" in sys.orig_argv:
+    atexit.register(time.sleep, 0.7)
+"""
+
 pytestmark = pytest.mark.slow
 
 
@@ -51,9 +57,14 @@ def test_at_most_so_many_at_once_and_a_lost_one_is_replaced(
     tmp_path: Path,
     source: Path,  # noqa: F811
     slurm_lab: Lab,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Also while elements whose results are there still end, as on a slow machine: beside others, and from pass to pass."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(LINGERING)
     make(source, tmp_path / "serial", **KEYS)
     run = context_of(configure(source, tmp_path / "out", **ARRAY), tmp_path / "runs").run
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     driver = Driver(slurm_lab, run)
     victim = until(lambda: driver.running(2))[0]
     slurm_lab.command("scancel", victim)

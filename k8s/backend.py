@@ -64,10 +64,10 @@ class K8sBackend:
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """The manifest, as `kubectl apply -f -` takes it."""
-        return dump(render(run, resources, self.profile, kind=self._shape(run, resources).kind))
+        return dump(render(run, resources, self.profile, kind=self._shape(_engine(run), resources).kind))
 
-    def _shape(self, run: RunDir, resources: Resources, *, held: bool = False) -> Shape:
-        return shape_of(run, resources, self.profile, lambda: self.kube, held=held)
+    def _shape(self, engine: Engine, resources: Resources, *, held: bool = False) -> Shape:
+        return shape_of(engine, resources, self.profile, lambda: self.kube, held=held)
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         """Submit the run's next attempt. Raises BackendError if a Job of an earlier submission carries it still."""
@@ -84,7 +84,8 @@ class K8sBackend:
         number = (runs[0].attempts() or [0])[-1] + 1
         others = self._still_open(runs[0], after)
         free = 0 if others else len(runs) if at_once is None else at_once  # so many need no gate
-        kinds = {run.id: self._shape(run, resources, held=free < len(runs)).kind for run in runs}
+        shapes = {engine: self._shape(engine, resources, held=free < len(runs)) for engine in {*map(_engine, runs)}}
+        kinds = {run.id: shapes[_engine(run)].kind for run in runs}
         manifests = {
             run.id: render(run, resources, self.profile, number, kind=kinds[run.id], held=i >= free) for i, run in enumerate(runs)
         }
@@ -293,10 +294,14 @@ class K8sBackend:
         from k8s.outlook import foresee  # noqa: PLC0415 - only a dry run needs it
 
         words = foresee(lambda: self.kube, self.profile, resources)
-        if Engine(run.record["engine"]) is Engine.RAY:
-            shape = self._shape(run, resources)
+        if _engine(run) is Engine.RAY:
+            shape = self._shape(Engine.RAY, resources)
             words = f"{'A RayJob' if shape.kind != JOB else 'An Indexed Job'}: {shape.why}. {words}"
         return words
+
+
+def _engine(run: RunDir) -> Engine:
+    return Engine(run.record["engine"])
 
 
 def _hand_over(run: RunDir, user: int) -> None:

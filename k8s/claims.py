@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.run_dir import RunDir
+from cluster.submitted import submission_details
 
 FOLDER = "carriers"
 UNFINISHED_SECONDS = 10.0  # after which a claim without content is that of a pod that died as it wrote
@@ -76,6 +77,16 @@ def say_leaving(run: RunDir, claim: Claim) -> None:
 def leaving(run: RunDir, claim: Claim) -> bool:
     """Whether the pod has said so, and not left yet."""
     return (run.path / FOLDER / f"{claim.number:06d}.leaving").exists() and not given_up(run, claim)
+
+
+def displaced(run: RunDir, claim: Claim, carrier: str) -> str:
+    """Who carries the run by now, and why, if it is no longer this pod of the object `carrier`; else nothing."""
+    last = newest(run)
+    if last is not None and last.number > claim.number:
+        return f"pod {last.pod} carries the run by now: this one was taken for dead"
+    if (name := submission_details(run).get("name")) != carrier:
+        return f"{name} carries the run by now: it was submitted again"
+    return ""
 
 
 def _read(path: Path) -> Claim:

@@ -14,8 +14,7 @@ from cluster.forking import Process
 from cluster.ports import free_port
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
-from cluster.submitted import submission_details
-from k8s.claims import Claim, newest
+from k8s.claims import Claim, displaced
 from k8s.ending import ask_why
 from k8s.inside import ApiError, Inside
 from k8s.members import LOST_CODE, Member, Members, RemoteAgent
@@ -214,11 +213,8 @@ class PodLane:
     def superseded(self) -> bool:
         """Look whether another carries the run by now: to be asked before an attempt is opened."""
         self._next_claim_look = time.monotonic() + CLAIM_LOOK_SECONDS
-        last = newest(self.run)
-        if last is not None and last.number > self.claim.number:
-            self._leave(f"pod {last.pod} carries the run by now: this one was taken for dead")
-        elif (job := submission_details(self.run).get("name")) != self.api.job_name:
-            self._leave(f"Job {job} carries the run by now: it was submitted again")
+        if why := displaced(self.run, self.claim, self.api.job_name):
+            self._leave(why)
         return self.asked_to_stop.is_set()
 
     def _leave(self, why: str) -> None:

@@ -14,8 +14,7 @@ from cluster.ports import NODE_CPUS_VARIABLE, free_port
 from cluster.processes import Flag, end, family, processes_of
 from cluster.ray_engine import JOIN_VARIABLE, count_nodes
 from cluster.run_dir import RunDir
-from cluster.submitted import submission_details
-from k8s.claims import Claim, newest
+from k8s.claims import Claim, displaced
 from k8s.ending import ask_why
 from k8s.inside import Inside
 from k8s.ray_pod import PodRay
@@ -135,11 +134,8 @@ class HeadLane:
     def superseded(self) -> bool:
         """Look whether another carries the run by now: to be asked before an attempt is opened."""
         self._next_claim_look = time.monotonic() + CLAIM_LOOK_SECONDS
-        last = newest(self.run)
-        if last is not None and last.number > self.claim.number:
-            self._leave(f"pod {last.pod} carries the run by now: this one was taken for dead")
-        elif (job := submission_details(self.run).get("name")) != self.api.job_name:
-            self._leave(f"{job} carries the run by now: it was submitted again")
+        if why := displaced(self.run, self.claim, self.api.job_name):
+            self._leave(why)
         return self.asked_to_stop.is_set()
 
     def _leave(self, why: str) -> None:

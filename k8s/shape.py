@@ -32,10 +32,10 @@ class Shape:
 
 
 def shape_of(
-    run: RunDir, resources: Resources, profile: K8sProfile, connect: Callable[[], Kubernetes], *, held: bool = False
+    engine: Engine, resources: Resources, profile: K8sProfile, connect: Callable[[], Kubernetes], *, held: bool = False
 ) -> Shape:
-    """What carries a run; one that is `held` waits for its gate, which lets only Jobs go."""
-    if Engine(run.record["engine"]) is not Engine.RAY or held:
+    """What carries runs of an engine; those that are `held` wait for their gate, which lets only Jobs go."""
+    if engine is not Engine.RAY or held:
         return Shape(kind=JOB, why="only runs of the ray engine that wait for no other are RayJobs")
     if resources.nodes.most == 1 and profile.ray is None:
         return Shape(kind=JOB, why=ALONE)

@@ -14,8 +14,7 @@ import yaml
 from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.ports import free_port
-from cluster.run_dir import RunDir
-from cluster.spec import RunState
+from cluster.spec import Engine, RunState
 from k8s.client import ForbiddenError, Kubernetes, NotFoundError, connect
 from k8s.profile import K8sProfile
 from k8s.ray_answers import FAILED, RUNNING, Answers
@@ -195,11 +194,10 @@ def test_a_cluster_that_takes_none(error: BackendError, why: str) -> None:
         ("2", {"ray": "indexed"}, "Job"),
     ],
 )
-def test_whoever_has_one_pod_is_no_rayjob(tmp_path: Path, nodes: str, profile: dict[str, str], kind: str) -> None:
-    run = RunDir.create("toy", {"engine": "ray"}, tmp_path)
+def test_whoever_has_one_pod_is_no_rayjob(nodes: str, profile: dict[str, str], kind: str) -> None:
     resources = Resources.model_validate({"nodes": nodes})
     takes_all = mock.Mock(namespace="team")
-    assert shape_of(run, resources, K8sProfile.model_validate(profile), lambda: takes_all).kind == kind
+    assert shape_of(Engine.RAY, resources, K8sProfile.model_validate(profile), lambda: takes_all).kind == kind
 
 
 # --- what the head answers

@@ -52,7 +52,7 @@ class RayNode:
     cpus: int | None
     gpus: int
     stop_flag: Path
-    echoes: bool = True  # what workers print reaches the driver
+    for_tune: bool = False  # its actors take none of the workers that Ray starts in advance, and nobody reads their output
 
     @property
     def folder(self) -> Path:
@@ -101,7 +101,8 @@ def short_scratch() -> Path:
 def start_command(node: RayNode, scratch: Path, head_address: str | None) -> list[str]:
     """`ray start` for this node; without a head's address it is the head."""
     command = [*ray_command(node.ip, node.cpus or node_cpus(), node.gpus), f"--temp-dir={scratch}"]
-    command.append(f"--include-log-monitor={node.echoes}")
+    if node.for_tune:
+        command.append("--include-log-monitor=false")
     if head_address is not None:
         return [*command, f"--address={head_address}"]
     return [*command, *head_options(node.ip, free_port(node.ip))]
@@ -141,7 +142,11 @@ def count_nodes(address: str) -> int:
 def environment(node: RayNode) -> Mapping[str, str]:
     """What Ray's daemons need besides ours. The token comes from the backend and is never written down."""
     ours = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # a user's own cluster
-    return {**ours, **({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"} if node.ip.startswith("127.") else {})}
+    if node.ip.startswith("127."):
+        ours["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"
+    if node.for_tune:
+        ours["RAY_prestart_worker_first_driver"] = "0"
+    return ours
 
 
 def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[bytes]:

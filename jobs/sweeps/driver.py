@@ -185,7 +185,7 @@ class Driver:
             cpus=self.slots,
             gpus=gpus_here() if self.gpus else 0,
             stop_flag=self.context.stop_flag or scratch / "stop",
-            echoes=False,
+            for_tune=True,
         )
         return start_ray(node, scratch, head=True)
 

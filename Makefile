@@ -9,9 +9,9 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for v in 3.11 3.12 3.13 3.14; do \
 	python$$v -c 'import venv' 2>/dev/null && { echo python$$v; break; }; done)
 READY := $(VENV)/.ready
-BESIDE := tests/chaos/test_slurm.py $(addprefix tests/slurm/test_,elastic.py stops.py) tests/k8s
-# counts Ray's processes, and would wait for those of Kubernetes to be gone; at the beginning there are none
+# counts Ray's processes, and would wait for those of the other parts to be gone; at the beginning there are none
 FIRST := tests/slurm/test_ray.py
+SLURM := tests/slurm tests/chaos/test_slurm.py
 # pip would compile on one core
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider --durations=20
@@ -25,15 +25,16 @@ SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq
 quickstart: $(READY)
 	$(BIN)/ropewalk quickstart
 
-# those that mostly wait for Kubernetes, and the longest of those for Slurm, run beside the others and are printed after them
+# three parts at a time, since those for Slurm and Kubernetes mostly wait for these; what they print comes after the first one's
 test:
 	@$(MAKE) --no-print-directory --jobs=2 lint slurm-packages
-	@log=$$(mktemp); trap 'rm -f "$$log"' EXIT; \
-	$(PYTEST) $(BESIDE) > "$$log" 2>&1 & beside=$$!; \
+	@logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; \
+	$(PYTEST) tests/k8s > "$$logs/k8s" 2>&1 & k8s=$$!; \
+	$(PYTEST) -m waiting $(SLURM) > "$$logs/slurm" 2>&1 & slurm=$$!; \
 	$(PYTEST) $(FIRST); code=$$?; \
 	$(PYTEST) -m 'not waiting' --ignore=$(FIRST); code=$$((code | $$?)); \
-	echo "== tests that mostly wait for Slurm"; $(PYTEST) -m waiting $(addprefix --ignore=,$(BESIDE)); code=$$((code | $$?)); \
-	wait $$beside; code=$$((code | $$?)); echo "== tests beside them: Kubernetes, and the longest of Slurm"; cat "$$log"; \
+	wait $$slurm; code=$$((code | $$?)); echo "== tests for Slurm"; cat "$$logs/slurm"; \
+	wait $$k8s; code=$$((code | $$?)); echo "== tests for Kubernetes"; cat "$$logs/k8s"; \
 	exit $$code
 
 lint: $(READY)

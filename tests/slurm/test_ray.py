@@ -41,7 +41,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm_lab: Lab) -> It
 
     def begin(output: str, environment: dict[str, str] | None = None, documents: int = 400, **keys: Any) -> RunDir:
         profile = {"backend": "slurm", "partition": "main", "sbatch": {"nodelist": ",".join(slurm_lab.nodes[:2])}}
-        clusters = {"lab": {**profile, "environment": environment or {}}}
+        clusters = {"lab": {**profile, "environment": {"WANDB_MODE": "disabled", **(environment or {})}}}
         (tmp_path / "clusters.yaml").write_text(yaml.safe_dump(clusters))
         source = write_lines(tmp_path / f"in/{documents}.jsonl", some_documents(documents))
         resources = {"nodes": 2, "cpus": 2, "grace_seconds": 20}

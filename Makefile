@@ -11,7 +11,7 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13 3.14; do \
 READY := $(VENV)/.ready
 # counts Ray's processes, and would wait for those of the other parts to be gone; at the beginning there are none
 FIRST := tests/slurm/test_ray.py
-SLURM := tests/slurm tests/chaos/test_slurm.py
+SECOND := tests/slurm tests/chaos/test_slurm.py $(wildcard tests/jobs/test_sweep*.py)
 # pip would compile on one core
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider --durations=20
@@ -25,16 +25,16 @@ SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq
 quickstart: $(READY)
 	$(BIN)/ropewalk quickstart
 
-# three parts at a time, since those for Slurm and Kubernetes mostly wait for these; what they print comes after the first one's
+# three parts at a time, as most tests wait for Slurm, Kubernetes or steps; what the others print comes after the first one's
 test:
 	@$(MAKE) --no-print-directory --jobs=2 lint slurm-packages
 	@logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; \
 	$(PYTEST) tests/k8s > "$$logs/k8s" 2>&1 & k8s=$$!; \
-	$(PYTEST) -m waiting $(SLURM) > "$$logs/slurm" 2>&1 & slurm=$$!; \
+	$(PYTEST) $(SECOND) --ignore=$(FIRST) > "$$logs/second" 2>&1 & second=$$!; \
 	$(PYTEST) $(FIRST); code=$$?; \
-	$(PYTEST) -m 'not waiting' --ignore=$(FIRST); code=$$((code | $$?)); \
-	wait $$slurm; code=$$((code | $$?)); echo "== tests for Slurm"; cat "$$logs/slurm"; \
-	wait $$k8s; code=$$((code | $$?)); echo "== tests for Kubernetes"; cat "$$logs/k8s"; \
+	$(PYTEST) $(addprefix --ignore=,tests/k8s $(SECOND)); code=$$((code | $$?)); \
+	wait $$second; code=$$((code | $$?)); echo "== tests of Slurm and of sweeps"; cat "$$logs/second"; \
+	wait $$k8s; code=$$((code | $$?)); echo "== tests of Kubernetes"; cat "$$logs/k8s"; \
 	exit $$code
 
 lint: $(READY)

@@ -21,14 +21,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LAB_VARIABLE = "ROPEWALK_S3_LAB"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`waiting`: tests that mostly wait for a scheduler may do so beside others; but those that count Ray's processes."""
-    for item in items:
-        folder, name = item.path.parent.name, item.path.name
-        if folder == "k8s" or (folder == "slurm" and name != "test_ray.py") or name == "test_slurm.py":
-            item.add_marker("waiting")
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

@@ -85,7 +85,7 @@ class SlurmArray:
         An element whose results are there takes its place until Slurm says that it has ended; a pass begins without any.
         """
         limit, now = self.options.at_once, time.monotonic()
-        if limit is None or not self.roots:
+        if limit is None:
             return UNLIMITED
         if present >= limit or now - self.looked < ROOM_SECONDS:
             return 0

@@ -1,8 +1,9 @@
 """The lines of /etc/hosts that make a test cluster's node names resolve: added and removed by root only."""
 
+import fcntl
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 HOSTS = Path("/etc/hosts")
@@ -18,19 +19,30 @@ def add(hosts: Mapping[str, str], folder: Path) -> None:
     """Add those names that do not resolve."""
     lines = [f"{address} {name} {_note(folder)}\n" for name, address in hosts.items() if _resolve(name) != address]
     if lines:
-        _write(HOSTS.read_text().rstrip("\n") + "\n" + "".join(lines))
+        _edit(lambda text: text.rstrip("\n") + "\n" + "".join(lines))
 
 
 def remove(folder: Path) -> None:
     """Take out the lines of the lab in `folder`."""
+
+    def others(text: str) -> str:
+        return "".join(line for line in text.splitlines(keepends=True) if not line.rstrip().endswith(_note(folder)))
+
     text = HOSTS.read_text()
-    kept = "".join(line for line in text.splitlines(keepends=True) if not line.rstrip().endswith(_note(folder)))
-    if kept != text:
-        _write(kept)
+    if others(text) != text:
+        _edit(others)
 
 
-def _write(text: str) -> None:
-    HOSTS.write_text(text)  # in place: in a container it is a mount, which nothing can be renamed onto
+def _edit(change: Callable[[str], str]) -> None:
+    """In place: in a container it is a mount, which nothing can be renamed onto. Labs take turns; and the lines of others are
+    there at every moment, since somebody on this machine is always looking for localhost.
+    """
+    with HOSTS.open("r+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        text = change(stream.read())
+        stream.seek(0)
+        stream.write(text)
+        stream.truncate()
 
 
 def _note(folder: Path) -> str:

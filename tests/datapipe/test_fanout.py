@@ -211,7 +211,7 @@ def test_an_array_is_driven_by_one_process(tmp_path: Path) -> None:
 def test_how_a_pass_is_cut(tmp_path: Path) -> None:
     slurm = SlurmArray(ArrayOptions(at_once=100), "x")
     assert (slurm.elements(1000), slurm.elements(7)) == (100, 7)
-    assert slurm.room(0) > 1000
+    assert SlurmArray(ArrayOptions(), "x").room(60) == UNLIMITED
     here = LocalProcesses(ArrayOptions(jobs=8), cpus=2)
     assert (here.elements(1000), here.room(0), here.room(2)) == (8, 2, 0)
 
@@ -219,6 +219,7 @@ def test_how_a_pass_is_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("present", "words", "room"),
     [
+        (0, {}, UNLIMITED),
         (60, {"RUNNING": 50, "PENDING": 10}, 40),
         (60, {"RUNNING": 61, "COMPLETING": 5, "COMPLETED": 30}, 39),  # one still ends, its results are there
         (60, {"RUNNING": 100}, 0),
@@ -233,6 +234,4 @@ def test_the_places_that_an_array_leaves_free(
 ) -> None:
     elements = Counter(words).elements()
     monkeypatch.setattr(executors, "_squeue", lambda _: {f"7_{number}": word for number, word in enumerate(elements)})
-    slurm = SlurmArray(ArrayOptions(at_once=100), "x")
-    slurm.roots.add("7")
-    assert slurm.room(present) == room
+    assert SlurmArray(ArrayOptions(at_once=100), "x").room(present) == room

@@ -74,7 +74,7 @@ def make_python(folder: Path) -> dict[str, str]:
     base, version = Path(sys.base_prefix), f"python{sys.version_info.major}.{sys.version_info.minor}"
     variables: dict[str, str] = {}
     if closed(base):
-        ignored = shutil.ignore_patterns("site-packages", "__pycache__", "test", "share", "*.a")
+        ignored = shutil.ignore_patterns("site-packages", "test", "share", "*.a")
         shutil.copytree(base, folder / "base", symlinks=True, ignore=ignored)
         base, variables = folder / "base", {"LD_LIBRARY_PATH": str(folder / "base/lib")}
     make = [base / "bin" / version, "-m", "venv", "--without-pip", "--symlinks", folder / "venv"]

@@ -52,7 +52,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PIP_INSTALL) --editable '.[dev]'
 	@$(PIP_INSTALL) --editable '.[bohb]' >/dev/null 2>&1 \
 		|| echo "sweeps by BOHB are left out: its packages need a C compiler; see pip install '.[bohb]'" >&2
-	@$(BIN)/python -m compileall -q -j 0 $(abspath $(VENV)) >/dev/null 2>&1 || true  # a few files are for other Pythons
+	@$(BIN)/python -m compileall -q -j 0 -x 'site-packages/.*/tests?/' $(abspath $(VENV)) >/dev/null 2>&1 || true  # a few files are for other Pythons
 	touch $@
 
 # only as root of a Debian; anywhere else, and when it fails, the tests that need Slurm say so and are skipped

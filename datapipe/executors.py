@@ -64,6 +64,11 @@ class Executor(Protocol):
         ...
 
 
+def array_of(identity: str) -> str:
+    """The id of the array that an element belongs to."""
+    return identity.partition("_")[0]
+
+
 class SlurmArray:
     """Elements of Slurm arrays, in the partition and account of the job that the driver runs in."""
 
@@ -73,7 +78,7 @@ class SlurmArray:
         self.options, self.name = options, name
         self.submitted = self.asked = self.looked = float("-inf")
         self.missing: set[str] = set()
-        self.roots: set[str] = set()  # ids of all that it submitted
+        self.arrays: set[str] = set()  # ids of all that it submitted
 
     def elements(self, tasks: int) -> int:
         """As asked, else 64, and no fewer than may run at once."""
@@ -120,7 +125,7 @@ class SlurmArray:
             except (UncompletedJobError, OSError) as error:
                 kind = ControllerAwayError if _AWAY.search(str(error)) else BackendError
                 raise kind(f"sbatch refused the array: {' '.join(str(error).split())[-500:]}") from None
-        self.roots |= {_root(job.job_id) for job in jobs}
+        self.arrays |= {array_of(job.job_id) for job in jobs}
         return jobs
 
     def over(self, jobs: Sequence[Any]) -> dict[str, str]:
@@ -137,7 +142,7 @@ class SlurmArray:
         except ControllerAwayError:
             return {}
         mine = {job.job_id for job in jobs}
-        _scancel([i for i, word in words.items() if _root(i) not in self.roots and not _OVER.match(word)])
+        _scancel([i for i, word in words.items() if array_of(i) not in self.arrays and not _OVER.match(word)])
         gone = {i: words.get(i, "gone") for i in mine if _OVER.match(words.get(i, "CANCELLED"))}
         sure = {i: word for i, word in gone.items() if i in self.missing}
         self.missing = set(gone)
@@ -231,11 +236,6 @@ def _as_a_user_would() -> Iterator[None]:
     with _importing_this_program(), clean_env(extra_names=("TMPDIR", STOP_VARIABLE)):
         os.environ.update(kept)
         yield
-
-
-def _root(identity: str) -> str:
-    """The id of the array that an element belongs to."""
-    return identity.partition("_")[0]
 
 
 def _squeue(names: Sequence[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from cluster.errors import BackendError, DataError, StopRequested
 from cluster.files import write_json
 from datapipe.config import ArrayOptions
 from datapipe.element import ENDING, LEASE, Share, result_name
-from datapipe.executors import ControllerAwayError, Executor, LocalProcesses, SlurmArray
+from datapipe.executors import ControllerAwayError, Executor, LocalProcesses, SlurmArray, array_of
 from datapipe.worker import DEATHS_A_TASK, Task
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Fanout:
         self.answered = float("-inf")
         del waiting[: len(cuts)]
         self.running |= {job.job_id: (job, share) for job, share in zip(jobs, shares, strict=True)}
-        roots = sorted({job.job_id.partition("_")[0] for job in jobs})
+        roots = sorted({array_of(job.job_id) for job in jobs})
         self.handles += roots
         self._record()
         self.told(jobs=roots, elements=len(jobs), stage=folder.name)

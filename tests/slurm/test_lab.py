@@ -157,7 +157,6 @@ def test_two_clusters_side_by_side(slurm_lab: Lab, make_lab: MakeLab) -> None:
 
 AS_ORDINARY_USER = """
 import subprocess, sys
-from contextlib import suppress
 from pathlib import Path
 from slurm.lab import Lab
 from slurm.lab_config import LabSettings

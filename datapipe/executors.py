@@ -77,6 +77,7 @@ class SlurmArray:
     def __init__(self, options: ArrayOptions, name: str) -> None:
         self.options, self.name = options, name
         self.submitted = self.asked = self.looked = float("-inf")
+        self.ending_since: float | None = None
         self.missing: set[str] = set()
         self.arrays: set[str] = set()  # ids of all that it submitted
 
@@ -87,7 +88,8 @@ class SlurmArray:
     def room(self, present: int) -> int:
         """All, as Slurm keeps to the limit within one array; beside earlier arrays only what they leave free.
 
-        An element whose results are there takes its place until Slurm says that it has ended; a pass begins without any.
+        An element whose results are there takes its place until Slurm says that it has ended; a pass begins without any,
+        and ends those that do not end by themselves.
         """
         limit, now = self.options.at_once, time.monotonic()
         if limit is None:
@@ -95,10 +97,14 @@ class SlurmArray:
         if present >= limit or now - self.looked < ROOM_SECONDS:
             return 0
         self.looked = now
-        there = sum(word != "COMPLETING" and not _OVER.match(word) for word in _squeue([self.name]).values())
-        if not there:
-            return UNLIMITED
-        return max(limit - there, 0) if present else 0
+        there = [i for i, word in _squeue([self.name]).items() if word != "COMPLETING" and not _OVER.match(word)]
+        if present or not there:
+            self.ending_since = None
+            return max(limit - len(there), 0) if there else UNLIMITED
+        self.ending_since = self.ending_since or now
+        if now - self.ending_since > ENDING_SECONDS:
+            _scancel(there)
+        return 0
 
     def submit(self, folder: Path, shares: Sequence[Share]) -> list[Any]:
         """One array, or a plain job for one share."""

@@ -235,3 +235,16 @@ def test_the_places_that_an_array_leaves_free(
     elements = Counter(words).elements()
     monkeypatch.setattr(executors, "_squeue", lambda _: {f"7_{number}": word for number, word in enumerate(elements)})
     assert SlurmArray(ArrayOptions(at_once=100), "x").room(present) == room
+
+
+def test_an_element_that_does_not_end_by_itself_holds_no_pass_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    words, ended = {"7_0": "COMPLETED", "7_1": "RUNNING"}, list[str]()
+    monkeypatch.setattr(executors, "_squeue", lambda _: words)
+    monkeypatch.setattr(executors, "_scancel", ended.extend)
+    monkeypatch.setattr(executors, "ROOM_SECONDS", 0.0)
+    slurm = SlurmArray(ArrayOptions(at_once=2), "x")
+    assert (slurm.room(0), ended) == (0, []), "it is given the time to end"
+    monkeypatch.setattr(executors, "ENDING_SECONDS", -1.0)
+    assert (slurm.room(1), slurm.room(0), ended) == (1, 0, ["7_1"]), "only where nobody is at work"
+    words["7_1"] = "CANCELLED"
+    assert slurm.room(0) == UNLIMITED

@@ -28,6 +28,7 @@ rm -rf "$work/rootfs"
 # pip's settings of this machine and of its user: how it finds its registry; mounted while the image is built, not copied
 mounts=()
 for place in /etc/ssl/certs /etc/pip.conf /etc/xdg/pip ${PIP_FIND_LINKS:-}; do [ ! -e "$place" ] || mounts+=(--volume "$place:$place:ro"); done
-own=${XDG_CONFIG_HOME:-$HOME/.config}/pip; [ ! -d "$own" ] || mounts+=(--volume "$own:/root/.config/pip:ro")
+own=$(python3 -m pip config debug | sed -n '/^user:/,$ s/^  \(.*\), exists: True$/\1/p' | tail -n 1)
+[ -z "$own" ] || mounts+=(--volume "$(dirname "$own"):/root/.config/pip:ro")
 BUILDER="$work/buildah" k8s/build-image.sh "$name" --build-arg BASE=local.test/base:1 --pull=never --network=host --ulimit "nofile=$(ulimit -Hn)" --ulimit "nproc=$(ulimit -Hu)" "${mounts[@]}"
 "$work/buildah" push -q "$name" "docker-archive:$file:$name"

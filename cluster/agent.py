@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from cluster.config import NodeRange, Resources, Retries
 from cluster.entry import configure_logging, write_error
@@ -24,7 +23,7 @@ from cluster.files import write_json
 from cluster.forking import load, loaded
 from cluster.monitor import Monitor
 from cluster.process_engine import run_process
-from cluster.processes import Flag, deaf_children, end, family
+from cluster.processes import Flag, deaf_children, end, family, hear_stops
 from cluster.run_dir import RunDir
 from cluster.spec import Engine
 
@@ -78,8 +77,7 @@ class Agent:
 
     def run(self) -> int:
         """Watch, run the engine, clean up; returns the exit code."""
-        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        hear_stops(self._stop_asked.set)
         if self.engine is Engine.RANKS:
             self._warm()
         threading.Thread(target=self._watch, args=(os.getppid(),), name="watch", daemon=True).start()
@@ -147,9 +145,6 @@ class Agent:
             warm(preload)
 
     # --- signals: a handler sets a flag, nothing else
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self._stop_asked.set()
 
     def _watch(self, parent: int) -> None:
         """Carry the stop to the ranks; end this node when nobody is left to end it."""

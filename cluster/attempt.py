@@ -183,6 +183,8 @@ class Attempt:
         """Find out how a node's agent ended; True if the others go on without it."""
         code = self.agents.pop(node).returncode
         said = read_json(self.folder / "nodes" / f"node-{node}.json")
+        if said is None and node in self._next_words and code in (-STOP, 128 + STOP):
+            said = {"exit_code": EXIT_REQUEUE}  # of our word to stop, before it could hear: it had nothing to save
         if said is None and (word := self.lane.lost(node, code)):
             self.lost.append(f"node {node} died ({word})")
             self.run.event("node_lost", node=node, address=self.lane.address(node), signal=word, attempt=self.number)

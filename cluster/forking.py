@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Protocol
 
 import setproctitle
 
-from cluster.processes import STOP_SIGNALS
+from cluster.processes import STOP_SIGNALS, deaf_children
 from cluster.run_dir import RunDir
 from cluster.spec import Engine
 
@@ -125,23 +125,23 @@ def loaded(modules: Sequence[str]) -> bool:
 
 
 def fork_program(command: Sequence[str], environment: Mapping[str, str], output: Path) -> Forked:
-    """`python -m MODULE WORDS...` in a session of its own, with its output at the end of a file; calls the module's `main`."""
+    """`python -m MODULE WORDS...` in a session of its own, with its output at the end of a file; calls the module's `main`.
+
+    It is deaf to the scheduler's signals until it hears them (`cluster.processes.hear_stops`); none is lost meanwhile.
+    """
     assert command[1] == "-m", command
     sys.stdout.flush()
     sys.stderr.flush()
     # it finds the title's place by the environment, before the child changes that; and hides it from /proc, so not any sooner
     setproctitle.getproctitle()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # a signal must not reach the parent's handlers in the child
-    try:
+    with deaf_children():
         pid = os.fork()
         if pid == 0:
-            _become(command, environment, output, before)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            _become(command, environment, output)
     return Forked(pid, command)
 
 
-def _become(command: Sequence[str], environment: Mapping[str, str], output: Path, mask: Any) -> NoReturn:
+def _become(command: Sequence[str], environment: Mapping[str, str], output: Path) -> NoReturn:
     """In the child: look like a process that was started anew, and be the program."""
     code = 1
     try:
@@ -153,7 +153,6 @@ def _become(command: Sequence[str], environment: Mapping[str, str], output: Path
         tempfile.tempdir = None
         for word in (*STOP_SIGNALS, signal.SIGINT, signal.SIGCHLD):
             signal.signal(word, signal.default_int_handler if word == signal.SIGINT else signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         sys.argv = list(command[2:])
         places = [os.getcwd(), *filter(None, wanted.get("PYTHONPATH", "").split(os.pathsep))]  # as `python -m` would look
         sys.path[:0] = [place for place in places if place not in sys.path]

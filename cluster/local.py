@@ -14,6 +14,7 @@ from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.files import json_text, read_json, write_all, write_json
+from cluster.processes import STOP_SIGNALS
 from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import Engine, RunState
 from cluster.supervisor import BY_SUBMISSION
@@ -117,7 +118,8 @@ def start_detached(command: list[str], log: Path) -> int:
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o644)]
     actions.append((os.POSIX_SPAWN_DUP2, 1, 2))  # type: ignore[arg-type]
-    return os.posix_spawn(command[0], command, environment, file_actions=actions, setsid=True)
+    # it hears stops as soon as it can heed them
+    return os.posix_spawn(command[0], command, environment, file_actions=actions, setsid=True, setsigmask=STOP_SIGNALS)
 
 
 def carrier(pid: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 from cluster.config import Resources
 from cluster.entry import configure_logging
 from cluster.forking import load, needed
-from cluster.processes import Flag
+from cluster.processes import STOP_SIGNALS, Flag
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from cluster.supervisor import Supervisor
@@ -37,6 +37,7 @@ def carry(run: RunDir) -> None:
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     signal.signal(signal.SIGUSR2, lambda *_: stop.set())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
         obstacle = await_others(run, request["after"], lane)
         if obstacle:

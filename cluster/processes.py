@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -85,16 +85,23 @@ STOP_SIGNALS = frozenset({signal.SIGUSR2, signal.SIGTERM})  # by which scheduler
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Children started inside never hear the scheduler's signals; end them by SIGKILL.
+    """Children started inside do not hear the scheduler's signals, unless they `hear_stops`; end them by SIGKILL.
 
     Schedulers signal every process of a job, not the first one alone, and only the agent knows what to do. A blocked
-    signal stays blocked across fork and exec, and this process itself loses none: they wait for the end of the block.
+    signal stays blocked across fork and exec, and is kept: neither this process nor a child that will listen loses one.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear_stops(handler: Callable[[], object]) -> None:
+    """Call `handler` whenever somebody wants this process to leave, and now if that was said while it started."""
+    for word in (*STOP_SIGNALS, signal.SIGINT):
+        signal.signal(word, lambda *_: handler())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def end_on_word_of(pid: int) -> None:

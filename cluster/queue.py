@@ -6,7 +6,6 @@ Usage: python -m cluster.queue DIRECTORY_OF_THE_FIRST_RUN
 import argparse
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from cluster.errors import EXIT_FAILED
 from cluster.files import read_json, write_json
 from cluster.forking import Forked, fork_program, load, needed
 from cluster.local import CARRIER, QUEUE, carrier
-from cluster.processes import Flag
+from cluster.processes import Flag, hear_stops
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 
@@ -37,8 +36,7 @@ class Queue:
 
     def serve(self) -> None:
         """Start every run in its turn, and return when the last supervisor has left."""
-        signal.signal(signal.SIGTERM, lambda *_: self.leave.set())
-        signal.signal(signal.SIGINT, lambda *_: self.leave.set())
+        hear_stops(self.leave.set)
         while (self.waiting or self.running) and not self.leave.is_set():
             self.running = [process for process in self.running if process.poll() is None]
             self._drop_cancelled()

@@ -18,7 +18,7 @@ from pathlib import Path
 from cluster.entry import configure_logging
 from cluster.errors import BackendError
 from cluster.forking import fork_program, load
-from cluster.processes import STOP_SIGNALS, deaf_children
+from cluster.processes import deaf_children
 
 TEMPLATE_VARIABLE = "ROPEWALK_TEMPLATE"  # the socket; in the environment of whoever submits runs to this machine
 START_SECONDS = 300.0  # a file system of a cluster may take minutes to give out torch
@@ -72,9 +72,6 @@ def main() -> None:
     arguments = parser.parse_args()
     configure_logging("template")
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what is detached
-    for word in STOP_SIGNALS:  # ignored, not blocked: a mask would stay with what is forked, which must hear them
-        signal.signal(word, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(arguments.socket)
         os.chmod(arguments.socket, 0o600)

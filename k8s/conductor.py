@@ -6,7 +6,6 @@ Exit codes: 0 the run is over, 85 somebody else may carry it on.
 
 import argparse
 import logging
-import signal
 import socket
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from cluster.config import Resources
 from cluster.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_REQUEUE
+from cluster.processes import hear_stops
 from cluster.run_dir import RunDir
 from cluster.supervisor import Supervisor, open_attempt
 from k8s.claims import Claim, before, give_up, given_up, take
@@ -39,8 +39,7 @@ def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: Inside) -> 
     if (last := before(run, claim)) is not None and last.uid:
         replacing.declare_dead(last.pod, last.uid, resources.grace_seconds if given_up(run, last) else 0.0)
     lane = PodLane(run, resources, members, api, claim, replacing=replacing)
-    for word in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-        signal.signal(word, lambda *_: lane.asked_to_stop.set())
+    hear_stops(lane.asked_to_stop.set)
     code = EXIT_REQUEUE
     try:
         code = carry(run, claim, lane)
@@ -101,9 +100,7 @@ def main() -> None:
     arguments = parser.parse_args()
     run, pod = RunDir(arguments.run_dir), Pod.this()
     configure_logging(f"conductor {pod.name}")
-    # until the run is known a stop means: leave
-    for word in (signal.SIGUSR2, signal.SIGTERM):
-        signal.signal(word, lambda *_: sys.exit(EXIT_REQUEUE))
+    hear_stops(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
     family = socket.AF_INET6 if ":" in pod.address else socket.AF_INET
     listener = socket.create_server((pod.address, 0), family=family, backlog=BACKLOG)
     port = int(listener.getsockname()[1])

@@ -7,7 +7,6 @@ Exit codes: 0 the run is over, 1 it failed, 42 it failed for good, 85 Kubernetes
 import argparse
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from cluster.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_NEVER_RETRY, EXIT_REQUEUE
 from cluster.forking import Forked, fork_program, load, needed
-from cluster.processes import Flag
+from cluster.processes import Flag, hear_stops
 from cluster.run_dir import RunDir
 from cluster.submitted import submission_details
 from k8s.claims import Claim, give_up, given_up, newest
@@ -58,8 +57,7 @@ class Node:
 
     def live(self) -> int:
         """Until the run is over, or this pod has to go; its exit code."""
-        for word in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-            signal.signal(word, lambda *_: self.asked_to_go.set())
+        hear_stops(self.asked_to_go.set)
         self._prepare()
         while True:
             self._watch_children()

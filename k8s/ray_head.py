@@ -8,14 +8,13 @@ run's directory says. Exit codes: 0 the run is over, 85 Kubernetes asked this po
 import argparse
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 
 from cluster.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE
-from cluster.processes import Flag
+from cluster.processes import Flag, hear_stops
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from cluster.submitted import submission_details
@@ -49,8 +48,7 @@ class Head:
         self.asked_to_go = Flag()
         self._claim: Claim | None = None
         self._lane: HeadLane | None = None
-        for word in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-            signal.signal(word, lambda *_: self._go())
+        hear_stops(self._go)
 
     def _go(self) -> None:
         """In a signal handler."""

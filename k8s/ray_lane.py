@@ -11,7 +11,7 @@ from pathlib import Path
 from cluster.config import Resources
 from cluster.forking import Process
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
-from cluster.processes import Flag, end, family, processes_of
+from cluster.processes import Flag, deaf_children, end, family, processes_of
 from cluster.ray_engine import JOIN_VARIABLE, count_nodes
 from cluster.run_dir import RunDir
 from k8s.claims import Claim, displaced
@@ -81,7 +81,7 @@ class HeadLane:
         """Start the agent, in a session of its own."""
         joined = {JOIN_VARIABLE: f"{self.claim.address}:{GCS_PORT}", "TMPDIR": str(self.disk)}
         share = {NODE_CPUS_VARIABLE: str(self.resources.cpus or self.resources.ranks_per_node)}
-        with log.open("ab") as stream:
+        with log.open("ab") as stream, deaf_children():
             return subprocess.Popen(
                 command,
                 stdout=stream,

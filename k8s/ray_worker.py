@@ -6,7 +6,6 @@ Usage: python -m k8s.ray_worker RUN_DIR
 import argparse
 import logging
 import os
-import signal
 import socket
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from cluster.entry import configure_logging
 from cluster.errors import EXIT_REQUEUE
-from cluster.processes import Flag
+from cluster.processes import Flag, hear_stops
 from cluster.run_dir import RunDir
 from k8s.claims import given_up, leaving, newest
 from k8s.inside import Inside
@@ -34,8 +33,7 @@ class Worker:
     def __init__(self, run: RunDir, address: str, head: str) -> None:
         self.run, self.address, self.head = run, address, head
         self.asked_to_go = Flag()
-        for word in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-            signal.signal(word, lambda *_: self.asked_to_go.set())
+        hear_stops(self.asked_to_go.set)
 
     def live(self) -> None:
         """Until this pod has to go."""

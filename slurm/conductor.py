@@ -7,7 +7,6 @@ Exit codes: 0 done (or nothing to do), 1 failed for good, 85 requeue, 86 leave: 
 import argparse
 import logging
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from cluster.config import Resources
 from cluster.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
+from cluster.processes import hear_stops
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from cluster.submitted import newest_submission
@@ -50,8 +50,7 @@ def conduct(run: RunDir, slurm: Slurm) -> int:
     profile = SlurmProfile.model_validate(details.get("profile") or {})
     resources = Resources.model_validate(details.get("resources") or run.record["resources"])
     lane = SlurmLane(run, resources, profile, slurm, job=job, hosts=hosts)
-    for word in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-        signal.signal(word, lambda *_: lane.asked_to_stop.set())
+    hear_stops(lane.asked_to_stop.set)
     try:
         code = Supervisor(run, lane, python_of(profile)).supervise(number)
     finally:
@@ -118,9 +117,7 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     run = RunDir(parser.parse_args().run_dir)
     configure_logging("conductor")
-    # until the run is known a stop means: leave
-    for word in (signal.SIGUSR2, signal.SIGTERM):
-        signal.signal(word, lambda *_: sys.exit(EXIT_REQUEUE))
+    hear_stops(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
     sys.exit(conduct(run, Slurm()))
 
 

@@ -91,13 +91,12 @@ class SlurmLane:
         words, more = wrap(command, self.profile, self.run)
         if more:  # this runtime starts nothing but steps
             return self.open([*self.srun(0), *more, *words], log)
-        with deaf_children():
-            return self.open(words, log)
+        return self.open(words, log)
 
     def open(self, words: list[str], log: Path) -> Popen[bytes]:
         """Start a process here, with what an agent's environment holds; its output goes to the end of `log`."""
         values = {**plain_environment(), **self._environment()}
-        with log.open("ab") as stream:
+        with log.open("ab") as stream, deaf_children():  # srun as it starts would die of a stop
             return Popen(words, stdout=stream, stderr=stream, stdin=DEVNULL, env=values)
 
     def srun(self, node: int) -> list[str]:

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.config import Resources
 from cluster.forking import Process, wait_by_polling
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
-from cluster.processes import STOP_SIGNALS, end, family, processes_of
+from cluster.processes import deaf_children, end, family, processes_of
 from jobs.sweeps.launcher import OURS
 
 ANSWER_SECONDS = 60.0
@@ -44,19 +44,15 @@ class NodeServer:
     def start(self, command: list[str], environment: Mapping[str, str], log: str) -> int:
         """Start a command in a session of its own; its process id."""
         values = {name: value for name, value in os.environ.items() if name not in OURS}
-        before = signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # this process is deaf, an agent must not be
-        try:
-            with open(log, "ab") as stream:
-                process = subprocess.Popen(
-                    command,
-                    stdout=stream,
-                    stderr=stream,
-                    stdin=subprocess.DEVNULL,
-                    env={**values, **environment, "TMPDIR": self.disk},
-                    start_new_session=True,
-                )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with open(log, "ab") as stream, deaf_children():
+            process = subprocess.Popen(
+                command,
+                stdout=stream,
+                stderr=stream,
+                stdin=subprocess.DEVNULL,
+                env={**values, **environment, "TMPDIR": self.disk},
+                start_new_session=True,
+            )
         self.processes[process.pid] = process
         return process.pid
 

@@ -1,7 +1,17 @@
-"""Flags that signal handlers set."""
+"""Signals: flags that their handlers set, and children that do not hear them yet."""
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.forking import fork_program
+from cluster.processes import STOP_SIGNALS, deaf_children
+
+ROOT = Path(__file__).parents[2]
 
 # a second signal at every line that the handler of the first one runs through
 INTERRUPTED = """
@@ -25,3 +35,30 @@ assert flag.wait(0.0)
 def test_a_signal_within_a_signal_does_not_hang() -> None:
     """Slurm sends TERM and the job's own signal together; the handler of an Event waits for itself then."""
     assert subprocess.run([sys.executable, "-c", INTERRUPTED], timeout=10, check=False).returncode == 0
+
+
+# as a program of this package starts: imports first
+LATE = """
+import sys, time
+from cluster.processes import hear_stops
+
+def main():
+    time.sleep(0.5)
+    hear_stops(lambda: sys.exit(7))
+    time.sleep(0.2)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("word", sorted(STOP_SIGNALS))
+def test_a_stop_that_comes_while_a_program_starts_is_kept(tmp_path: Path, word: signal.Signals) -> None:
+    """It would die of it, and its node would seem to be lost."""
+    (tmp_path / "late.py").write_text(LATE)
+    command, environment = [sys.executable, "-m", "late"], {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    with deaf_children():
+        anew = subprocess.Popen(command, env=environment)
+    for process in (anew, fork_program(command, environment, tmp_path / "said")):
+        process.send_signal(word)
+        assert process.wait(20) == 7

@@ -1,14 +1,20 @@
 """Every way in which Slurm takes a job's nodes away ends at a step that is saved, and goes on from it."""
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from cluster.config import Resources
+from cluster.run_dir import RunDir
 from cluster.spec import RunState
 from slurm.commands import Slurm
 from slurm.lab import Lab
+from slurm.lane import SlurmLane
+from slurm.profile import SlurmProfile
 from tests.slurm.conftest import MakeLab, until
 from tests.slurm.toy import SlurmToy
 
@@ -56,6 +62,25 @@ def test_a_stop_is_heard_however_soon_it_comes(slurm_lab: Lab, start: Start, lat
     assert run.finish().state is RunState.CANCELLED
     assert time.monotonic() - asked < 30
     assert not run.events("node_lost"), run.said()
+
+
+def test_srun_hears_a_stop_that_comes_as_it_starts(slurm_lab: Lab, tmp_path: Path) -> None:
+    """It would die of one, and its node would seem to be lost."""
+    sbatch = ["sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 300"]
+    job = subprocess.run(sbatch, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        host = until(lambda: Slurm().job_details(job).get("BatchHost"))
+        run = RunDir.create("x", {"config": {}, "engine": "process"}, tmp_path)
+        lane = SlurmLane(run, Resources(), SlurmProfile(), Slurm(), job=job, hosts=[host])
+        for milliseconds in range(8):
+            step = lane.start(0, ["sleep", "0.1"], tmp_path / "step.log")
+            time.sleep(milliseconds / 1000)
+            step.send_signal(signal.SIGUSR2)
+            assert step.wait(30) != -signal.SIGUSR2
+        lane.close()
+    finally:
+        subprocess.run(["scancel", job], check=True)
+        until(lambda: Slurm().job_details(job)["JobState"] == "CANCELLED")
 
 
 @pytest.mark.parametrize("user_signal", [True, False])

@@ -1,0 +1,58 @@
+"""What becomes of an attempt whose agents end in a way that no real lane can be made to show at will."""
+
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.attempt import Attempt
+from cluster.config import Resources
+from cluster.forking import Process
+from cluster.run_dir import RunDir
+from cluster.spec import RunState
+
+
+class Sleepers:
+    """A lane whose agents are processes that never hear anything."""
+
+    name = "sleepers"
+
+    def __init__(self, nodes: int) -> None:
+        self._nodes = range(nodes)
+
+    def nodes(self) -> list[int]:
+        return list(self._nodes)
+
+    def address(self, node: int) -> str:
+        return "127.0.0.1"
+
+    def start(self, node: int, command: list[str], log: Path) -> Process:
+        return subprocess.Popen(["sleep", "60"])
+
+    def end(self, process: Process) -> None:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+    def lost(self, node: int, code: int) -> str:
+        return f"killed by signal {-code}"
+
+    def notice(self) -> str:
+        return ""
+
+    def __getattr__(self, name: str) -> Any:  # what is done once it is over
+        return lambda *_: None
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_agents_that_die_of_the_stop_itself_are_not_lost(tmp_path: Path, nodes: int) -> None:
+    """Slurm hands the signal on also to the shell that has yet to become the agent."""
+    resources = Resources.model_validate({"nodes": nodes})
+    record = {"config": {}, "engine": "process", "resources": resources.model_dump(mode="json")}
+    run = RunDir.create("x", record, tmp_path)
+    number = run.begin_attempt()
+    run.request_cancel()
+    outcome = Attempt(run, number, resources, Sleepers(nodes), retry_bugs=False).carry_out()
+    assert outcome.state is RunState.CANCELLED
+    assert not [event for event in run.read_events() if event["event"] == "node_lost"]

@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, BinaryIO
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import httpx2
 import orjson
@@ -12,10 +12,14 @@ from cluster.errors import BackendError, ConfigError
 from k8s.kubeconfig import open_client
 from k8s.profile import K8sProfile
 
+if TYPE_CHECKING:
+    from k8s.websocket import WebSocket
+
 Object = dict[str, Any]
 
 ANSWER_SECONDS = 8.0  # a person waits for the answer
 CONNECT_SECONDS = 4.0
+SWITCHED = 101
 EXEC_PROTOCOL = "v5.channel.k8s.io"
 STDIN, STDOUT, STDERR, END = 0, 1, 2, 3  # channels of an exec
 CHUNK_BYTES = 128 << 10
@@ -164,24 +168,33 @@ class Kubernetes:
 
     def execute(self, pod: str, words: Sequence[str], stdin: BinaryIO | None = None, stdout: BinaryIO | None = None) -> None:
         """Run a command in a pod, as kubectl exec does. Raises BackendError with what it said on stderr if it fails."""
+        from k8s.websocket import BrokenOffError, WebSocket, upgrade_headers  # noqa: PLC0415 - a tenth of what `submit` takes
+
         params = {"command": list(words), "stdout": "true", "stderr": "true", **({"stdin": "true"} if stdin else {})}
-        url = str(self.http.base_url.join(self.path("Pod", pod, "exec")))
         said, end = bytearray(), b""
-        upgraded = self.http.websocket(url, subprotocols=[EXEC_PROTOCOL], params=params)
-        with _unbroken(self, pod), self._answers(pod), upgraded as socket:
-            if stdin is not None:
-                while chunk := stdin.read(CHUNK_BYTES):
-                    socket.send_bytes(bytes((STDIN,)) + chunk)
-                socket.send_bytes(CLOSE_STDIN)
-            while not end:
-                message = socket.receive_bytes()
-                channel, content = message[0], message[1:]
-                if channel == STDOUT and stdout is not None:
-                    stdout.write(content)
-                elif channel == STDERR:
-                    said += content
-                elif channel == END:
-                    end = content
+        request = self.http.stream("GET", self.path("Pod", pod, "exec"), params=params, headers=upgrade_headers(EXEC_PROTOCOL))
+        with self._answers(pod), request as response:
+            if response.status_code != SWITCHED:
+                response.read()
+                raise _error(response, self)
+            socket = WebSocket(response.extensions["network_stream"])
+            try:
+                with suppress(BrokenOffError):  # a program that fails reads no more, and what it says is still to come
+                    _feed(socket, stdin)
+                for message in socket.messages():
+                    channel, content = message[0], message[1:]
+                    if channel == STDOUT and stdout is not None:
+                        stdout.write(content)
+                    elif channel == STDERR:
+                        said += content
+                    elif channel == END:
+                        end = content
+                        break
+            except BrokenOffError as error:
+                raise ApiAwayError(f"the API server {self.server} has broken off ({pod}): {error}") from None
+            socket.say_goodbye()
+        if not end:
+            raise ApiAwayError(f"the API server {self.server} has broken off ({pod}): closed before the end")
         status = json.loads(end)
         if status.get("status") != "Success":
             words_said = " ".join(said.decode(errors="replace").split()) or status.get("message", "")
@@ -245,18 +258,11 @@ def connect(profile: K8sProfile) -> Kubernetes:
     return Kubernetes(client, profile.namespace or namespace)
 
 
-@contextmanager
-def _unbroken(where: Kubernetes, what: str) -> Iterator[None]:
-    """A connection that is upgraded, and may break in ways of its own."""
-    from httpx2.websockets import HTTPXWSException  # noqa: PLC0415 - a tenth of what `submit` takes, which needs none
-    from wsproto.utilities import ProtocolError  # noqa: PLC0415 - comes with it
-
-    try:
-        yield
-    except HTTPXWSException as error:
-        raise ApiAwayError(f"the API server {where.server} has broken off ({what}): {error or type(error).__name__}") from None
-    except ProtocolError:  # its words hold all that was to be sent
-        raise ApiAwayError(f"the API server {where.server} has broken off ({what}): closed before all was sent") from None
+def _feed(socket: "WebSocket", stdin: BinaryIO | None) -> None:
+    if stdin is not None:
+        while chunk := stdin.read(CHUNK_BYTES):
+            socket.send(bytes((STDIN,)) + chunk)
+        socket.send(CLOSE_STDIN)
 
 
 def _error(response: httpx2.Response, where: Kubernetes) -> BackendError | ConfigError:

@@ -1,0 +1,185 @@
+"""Commands in pods, against a server that answers as an API server does, or breaks off."""
+
+import io
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+
+import httpx2
+import pytest
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import (
+    AcceptConnection,
+    BytesMessage,
+    CloseConnection,
+    Event,
+    Ping,
+    Pong,
+    RejectConnection,
+    RejectData,
+    Request,
+)
+
+from cluster.errors import BackendError
+from k8s import websocket
+from k8s.client import END, EXEC_PROTOCOL, STDERR, STDIN, STDOUT, ApiAwayError, ForbiddenError, Kubernetes
+
+SUCCESS = json.dumps({"status": "Success"}).encode()
+FAILURE = json.dumps({"status": "Failure", "message": "command terminated with exit code 1"}).encode()
+
+
+class Server:
+    """One connection, from its side."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._state = WSConnection(ConnectionType.SERVER)
+        self.heard: list[Event] = []
+
+    def hear(self, kind: type[Event]) -> None:
+        """Wait until an event of this kind has come, or the end."""
+        while not any(isinstance(event, kind) for event in self.heard):
+            data = self._connection.recv(1 << 16)
+            if not data:
+                return
+            self._state.receive_data(data)
+            self.heard += self._state.events()
+
+    def say(self, *events: Event) -> None:
+        self._connection.sendall(b"".join(self._state.send(event) for event in events))
+
+    def accept(self) -> None:
+        self.hear(Request)
+        self.say(AcceptConnection(subprotocol=EXEC_PROTOCOL))
+
+
+@contextmanager
+def serving(behave: Callable[[Server], None]) -> Iterator[Kubernetes]:
+    """A cluster whose server behaves so, once."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with closing(listener.accept()[0]) as connection:
+                behave(Server(connection))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        port = listener.getsockname()[1]
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            yield Kubernetes(client, "team")
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def message(channel: int, content: bytes, *, finished: bool = True) -> BytesMessage:
+    return BytesMessage(bytes((channel,)) + content, message_finished=finished)
+
+
+class Watched(io.BytesIO):
+    """Takes the output, and counts who works on it meanwhile."""
+
+    most_threads = 0
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self.most_threads = max(self.most_threads, threading.active_count())
+        return super().write(data)
+
+
+def test_output_comes_whole_and_in_no_other_thread() -> None:
+    """A thread that still reads a connection when it is closed takes away what comes to the next file of its number."""
+
+    def behave(server: Server) -> None:
+        server.accept()
+        server.say(message(STDOUT, b"one ", finished=False), Ping(), BytesMessage(b"two "))
+        server.say(message(STDERR, b"careful"), message(STDOUT, bytes(300_000)), message(END, SUCCESS))
+        server.hear(CloseConnection)
+        kinds.extend(type(event) for event in server.heard)
+
+    kinds: list[type[Event]] = []
+    before, output = threading.active_count(), Watched()
+    with serving(behave) as kube:
+        kube.execute("run-0", ["cat"], None, output)
+    assert output.getvalue() == b"one two " + bytes(300_000)
+    assert output.most_threads == before + 1, "the server's own alone"
+    assert kinds == [Request, Pong, CloseConnection]
+
+
+def test_input_is_sent_and_closed() -> None:
+    def behave(server: Server) -> None:
+        server.accept()
+        while heard[-1] != bytes((255, STDIN)):
+            server.hear(BytesMessage)
+            for event in server.heard:
+                if isinstance(event, BytesMessage):
+                    heard[-1] += event.data
+                    heard.extend([b""] if event.message_finished and heard[-1] != bytes((255, STDIN)) else [])
+            server.heard.clear()
+        server.say(message(END, SUCCESS))
+
+    heard = [b""]
+    with serving(behave) as kube:
+        kube.execute("run-0", ["tee"], io.BytesIO(bytes(300_000)))
+    assert {piece[0] for piece in heard[:-1]} == {STDIN}
+    assert b"".join(piece[1:] for piece in heard[:-1]) == bytes(300_000)
+
+
+def test_a_program_that_fails_says_why() -> None:
+    def behave(server: Server) -> None:
+        server.accept()
+        server.say(message(STDERR, b"no such\nfile"), message(END, FAILURE), CloseConnection(code=1000))
+
+    with serving(behave) as kube, pytest.raises(BackendError, match=r"^cat in pod run-0: no such file$"):
+        kube.execute("run-0", ["cat", "x"])
+
+
+def test_who_may_not_is_told_so() -> None:
+    def behave(server: Server) -> None:
+        server.hear(Request)
+        words = json.dumps({"message": 'pods "run-0" is forbidden: cannot create pods/exec', "reason": "Forbidden"}).encode()
+        headers = [(b"content-length", str(len(words)).encode())]
+        server.say(RejectConnection(status_code=403, headers=headers, has_body=True), RejectData(words))
+
+    with serving(behave) as kube, pytest.raises(ForbiddenError, match="cannot create pods/exec"):
+        kube.execute("run-0", ["cat"])
+
+
+def silent(server: Server, until: threading.Event) -> None:
+    server.accept()
+    until.wait(10)
+
+
+def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "SILENCE_SECONDS", 0.1)
+    given_up = threading.Event()
+    with serving(partial(silent, until=given_up)) as kube:
+        with pytest.raises(ApiAwayError, match="broken off"):
+            kube.execute("run-0", ["cat"])
+        given_up.set()
+
+
+def test_one_that_answers_when_it_is_asked_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "SILENCE_SECONDS", 0.1)
+
+    def behave(server: Server) -> None:
+        server.accept()
+        for _ in range(5):
+            server.hear(Ping)
+            server.say(*(event.response() for event in server.heard if isinstance(event, Ping)))
+            server.heard.clear()
+        server.say(message(END, SUCCESS))
+
+    with serving(behave) as kube:
+        kube.execute("run-0", ["sleep"])
+
+
+@pytest.mark.parametrize("polite", [True, False])
+def test_an_answer_without_its_end_is_none(polite: bool) -> None:
+    def behave(server: Server) -> None:
+        server.accept()
+        server.say(message(STDOUT, b"half"), *([CloseConnection(code=1000)] if polite else []))
+
+    with serving(behave) as kube, pytest.raises(ApiAwayError, match="before the end"):
+        kube.execute("run-0", ["cat"])

@@ -103,7 +103,7 @@ def test_output_comes_whole_and_in_no_other_thread() -> None:
     with serving(behave) as kube:
         kube.execute("run-0", ["cat"], None, output)
     assert output.getvalue() == b"one two " + bytes(300_000)
-    assert output.most_threads == before + 1, "the server's own alone"
+    assert output.most_threads <= before + 1, "the server's own alone"
     assert kinds == [Request, Pong, CloseConnection]
 
 

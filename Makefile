@@ -72,4 +72,4 @@ slurm-packages:
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find cluster datapipe jobs sharding slurm tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find cluster datapipe jobs k8s sharding slurm tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,7 +25,8 @@ base=$("$work/buildah" from scratch)
 "$work/buildah" commit -q "$base" local.test/base:1 > /dev/null
 rm -rf "$work/rootfs"
 
-# pip's settings of this machine and of its user: how it finds its registry; mounted while the image is built, not copied
+# pip's settings of this machine and of its user: how it finds its registry; mounted while the image is built, not copied;
+# the user's go to where root's are in the image, who builds it
 mounts=()
 for place in /etc/ssl/certs /etc/pip.conf /etc/xdg/pip ${PIP_FIND_LINKS:-}; do [ ! -e "$place" ] || mounts+=(--volume "$place:$place:ro"); done
 own=$(python3 -m pip config debug | sed -n '/^user:/,$ s/^  \(.*\), exists: True$/\1/p' | tail -n 1)

@@ -144,7 +144,7 @@ class Agent:
 
             warm(preload)
 
-    # --- signals: a handler sets a flag, nothing else
+    # --- stops: a signal sets a flag, nothing else
 
     def _watch(self, parent: int) -> None:
         """Carry the stop to the ranks; end this node when nobody is left to end it."""

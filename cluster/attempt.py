@@ -40,7 +40,7 @@ class Lane(Protocol):
         ...
 
     def start(self, node: int, command: list[str], log: Path) -> Process:
-        """Start a command on a node; SIGUSR2 to the returned process reaches the command, killing it ends it."""
+        """Start a command on a node, deaf until it hears stops; SIGUSR2 to what is returned reaches it, killing that ends it."""
         ...
 
     def serve(self, command: list[str], log: Path) -> Process:

@@ -37,7 +37,7 @@ def carry(run: RunDir) -> None:
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     signal.signal(signal.SIGUSR2, lambda *_: stop.set())
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # not `hear_stops`, which tells them not apart
     try:
         obstacle = await_others(run, request["after"], lane)
         if obstacle:

@@ -85,7 +85,7 @@ STOP_SIGNALS = frozenset({signal.SIGUSR2, signal.SIGTERM})  # by which scheduler
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Children started inside do not hear the scheduler's signals, unless they `hear_stops`; end them by SIGKILL.
+    """Children started inside do not hear the scheduler's signals before they `hear_stops`; those that never do end by SIGKILL.
 
     Schedulers signal every process of a job, not the first one alone, and only the agent knows what to do. A blocked
     signal stays blocked across fork and exec, and is kept: neither this process nor a child that will listen loses one.

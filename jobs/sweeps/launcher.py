@@ -31,7 +31,7 @@ from cluster.context import STOP_VARIABLE
 from cluster.entry import configure_logging
 from cluster.errors import BackendError, RopewalkError
 from cluster.ports import NODE_CPUS_VARIABLE
-from cluster.processes import STOP_SIGNALS
+from cluster.processes import STOP_SIGNALS, deaf_children
 from cluster.run_dir import RunDir
 from cluster.template import TEMPLATE_VARIABLE, start_template
 from cluster.virtual_nodes import OUTER_TMPDIR_VARIABLE
@@ -59,7 +59,7 @@ def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str
     folder = Path(tempfile.mkdtemp(prefix="w", dir=variables.get("TMPDIR")))
     command = [sys.executable, "-m", "jobs.sweeps.launcher", str(folder), str(os.getpid()), *modules]
     try:
-        with output.open("ab") as stream:
+        with output.open("ab") as stream, deaf_children():
             subprocess.run(command, env=variables, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=True)
         deadline = time.monotonic() + START_SECONDS
         while not (folder / SOCKET).exists():
@@ -140,8 +140,7 @@ def _answer(connection: socket.socket, request: Mapping[str, str]) -> None:
     """In a child that does nothing else: carry out one request and end."""
     error = ""
     try:
-        for word in STOP_SIGNALS:
-            signal.signal(word, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if request["gpus"]:
             os.environ[GPUS_VARIABLE] = request["gpus"]
         carry_out(request["verb"], RunDir(request["run"]))
@@ -180,9 +179,6 @@ def main() -> None:
         os._exit(0)
     os.setsid()
     configure_logging("launcher")
-    for word in STOP_SIGNALS:  # ignored, not blocked: a mask would stay with what is started, which must hear them
-        signal.signal(word, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     template: subprocess.Popen[bytes] | None = None
     folder: Path = arguments.folder
     try:

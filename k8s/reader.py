@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 from cluster.errors import BackendError, ConfigError
 from cluster.run_dir import RunDir
-from k8s.client import ApiAwayError, Kubernetes, NotFoundError, Object
+from k8s.client import ApiAwayError, Kubernetes, NotFoundError, Object, RefusedError
 from k8s.copying import Sink, held
 from k8s.manifest import OURS, ROLE_LABEL, RUN_LABEL, dress, load
 from k8s.profile import K8sProfile
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 READY_SECONDS = 60.0  # of a pod whose image is there already; it may have to be pulled
 POLL_SECONDS = 0.2
 READER = "ropewalk-reader"
+NOT_DONE = (ApiAwayError, NotFoundError, RefusedError)  # the connection broke, or the pod is gone or leaving
 
 
 class Reader:
@@ -82,7 +83,7 @@ class Reader:
                 break
             except BackendError as error:
                 self._pod = ""
-                answered = pod.startswith(READER) and not isinstance(error, ApiAwayError)
+                answered = pod.startswith(READER) and not isinstance(error, NOT_DONE)
                 if answered or not tries_left:
                     raise
             time.sleep(POLL_SECONDS)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import httpcore2
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping
-from wsproto.utilities import ProtocolError
+from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 if TYPE_CHECKING:
     from httpcore2 import NetworkStream
@@ -89,7 +89,7 @@ class WebSocket:
 def _broken_off() -> Iterator[None]:
     try:
         yield
-    except ProtocolError:  # its words hold all that was to be sent
+    except LocalProtocolError:  # its words hold all that was to be sent
         raise BrokenOffError("closed before all was sent") from None
-    except (httpcore2.NetworkError, httpcore2.TimeoutException) as error:
+    except (RemoteProtocolError, httpcore2.NetworkError, httpcore2.TimeoutException) as error:
         raise BrokenOffError(str(error) or type(error).__name__) from None

@@ -11,7 +11,7 @@ from cluster.run_dir import RunDir
 from cluster.spec import RunState
 from k8s import backend as module
 from k8s.backend import K8sBackend
-from k8s.client import ApiAwayError, Kubernetes, Object
+from k8s.client import ApiAwayError, Kubernetes, NotFoundError, Object, RefusedError
 from k8s.profile import K8sProfile
 from k8s.reader import READER, Reader
 from k8s.states import Seen
@@ -50,6 +50,21 @@ def test_what_a_leaving_pod_cuts_off_is_read_through_another(run: RunDir) -> Non
     assert kube.asked == ["run-0", f"{READER}-1"]
     with pytest.raises(ApiAwayError, match="ended half-way"):
         Reader(cast("Kubernetes", Leaving(whole=False)), K8sProfile()).fetch(run)
+
+
+@pytest.mark.parametrize("error", [NotFoundError, RefusedError, ApiAwayError])
+def test_a_readers_pod_that_is_gone_is_replaced(run: RunDir, error: type[Exception]) -> None:
+    """It ends by itself after a while, at times just now."""
+
+    class Ending(Leaving):
+        def execute(self, pod: str, words: Sequence[str], stdin: Any, stdout: Any) -> None:
+            super().execute(pod, words, stdin, stdout)
+            if len(self.asked) < 3:
+                raise error("pods are gone")
+
+    kube = Ending(whole=True)
+    Reader(cast("Kubernetes", kube), K8sProfile()).fetch(run)
+    assert kube.asked == ["run-0", f"{READER}-1", f"{READER}-1"]
 
 
 def test_an_end_that_cannot_be_read_is_not_guessed(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

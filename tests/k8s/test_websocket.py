@@ -175,6 +175,15 @@ def test_one_that_answers_when_it_is_asked_is_waited_for(monkeypatch: pytest.Mon
         kube.execute("run-0", ["sleep"])
 
 
+def test_what_is_no_websocket_is_given_up() -> None:
+    def behave(server: Server) -> None:
+        server.accept()
+        server._connection.sendall(b"\xff" * 10)
+
+    with serving(behave) as kube, pytest.raises(ApiAwayError, match="broken off"):
+        kube.execute("run-0", ["cat"])
+
+
 @pytest.mark.parametrize("polite", [True, False])
 def test_an_answer_without_its_end_is_none(polite: bool) -> None:
     def behave(server: Server) -> None:

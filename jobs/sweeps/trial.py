@@ -14,7 +14,7 @@ from cluster.spec import Outcome, RunState
 from jobs.follow import LOST_ANSWERS, Watch
 from jobs.status import GONE, final_outcome, states
 from jobs.sweeps.allocation import Carrier
-from jobs.sweeps.ending import end_run
+from jobs.sweeps.ending import await_end, end_run
 from jobs.sweeps.following import Pace, Readings
 from jobs.sweeps.handover import checkpoint_of
 from jobs.sweeps.launcher import GPUS_VARIABLE, ask
@@ -28,6 +28,7 @@ POLL_SECONDS = 0.1
 ASK_AGAIN_SECONDS = 1.0
 RESTARTS = 3  # of a run whose carrier dies
 FINISHED = "trial_finished"  # the event
+PAUSED = "paused_by_sweep"  # an event of the run: its attempt was told to leave only for now
 OBJECTIVE = "objective"  # the metric's name towards Ray Tune
 RUNG = "rung"  # steps in units of those after which the scheduler decides: Tune's HyperBand begins its budgets at 1
 
@@ -100,6 +101,8 @@ class Trial:
             if record.state is TrialState.RUNNING:  # nobody has said more: it goes on later
                 record.state = TrialState.PAUSED
                 write_record(self.scene.sweep, record)
+                if run.attempts() and not run.cancel_requested:
+                    run.event(PAUSED, attempt=run.attempts()[-1])
             end_run(self.scene, run)
             if self._carrier is not None:
                 self._carrier.join()
@@ -198,7 +201,7 @@ class Trial:
         if not self._watch.over() and (self._carrier is None or self._carrier.is_alive()):
             return False
         if self._ended(self.run):
-            return True
+            return not self._goes_on(self.run)
         self._restarts += 1
         if self._restarts > RESTARTS:
             return True
@@ -207,6 +210,22 @@ class Trial:
         self._tell("trial_resumed", self.run)
         self._ask("resume", self.run)
         return False
+
+    def _goes_on(self, run: RunDir) -> bool:
+        """Tune gave the trial to this actor while another, which had held it, made its run save and leave: it goes on here."""
+        outcome, last = final_outcome(run), run.attempts()[-1]
+        paused = any(event["event"] == PAUSED and event["attempt"] == last for event in run.read_events())
+        if outcome is None or outcome.state is not RunState.CANCELLED or not paused:
+            return False
+        if self._reread().state.final or self.scene.sweep.cancel_requested or self.scene.order():
+            return False
+        await_end(run)
+        self.record.state = TrialState.RUNNING
+        self._save()
+        self._watch = Watch(run)
+        self._tell("trial_resumed", run)
+        self._ask("resume", run)
+        return True
 
     def _read(self) -> None:
         if self._readings is None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.files import write_json
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from jobs.sweeps.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
@@ -48,6 +49,30 @@ def test_a_run_that_leaves_before_the_driver_hears_of_the_cancel(
     record = read_record(scene.sweep, 0)
     assert record is not None
     assert (record.state, record.cause) == (TrialState.CANCELLED, cause)
+
+
+@pytest.mark.parametrize(("paused", "state"), [(True, TrialState.SUCCEEDED), (False, TrialState.CANCELLED)])
+def test_a_run_that_another_actor_has_paused_meanwhile_goes_on(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, paused: bool, state: TrialState
+) -> None:
+    """Tune may hand a trial on before the actor that had it is told to take another one, and lets its run leave."""
+
+    def resume(launcher: Path, verb: str, run: RunDir, gpus: str = "") -> None:
+        assert verb == "resume"
+        number = run.begin_attempt()
+        write_json(run.attempt_dir(number) / "result.json", {scene.config.metric: 1.0, "step": 20})
+        results = {scene.config.metric: 1.0, "step": 20}
+        run.write_outcome(number, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=2.0, results=results))
+
+    monkeypatch.setattr("jobs.sweeps.trial.ask", resume)
+    monkeypatch.setattr("jobs.sweeps.trial.await_end", lambda run: True)
+    run = RunDir(scene.sweep.path.parent / read_record(scene.sweep, 0).runs[0])  # type: ignore[union-attr]
+    if paused:
+        run.event("paused_by_sweep", attempt=1)
+    assert Trial(scene, 0).next_report()["done"]
+    record = read_record(scene.sweep, 0)
+    assert record is not None
+    assert record.state is state
 
 
 def test_all_leave_at_a_cancel_also_before_the_driver_orders_it(scene: Scene) -> None:

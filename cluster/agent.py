@@ -23,7 +23,7 @@ from cluster.files import write_json
 from cluster.forking import load, loaded
 from cluster.monitor import Monitor
 from cluster.process_engine import run_process
-from cluster.processes import Flag, deaf_children, end, family, hear_stops
+from cluster.processes import Departure, Flag, deaf_children, end, family, hear_stops
 from cluster.run_dir import RunDir
 from cluster.spec import Engine
 
@@ -73,7 +73,7 @@ class Agent:
         self.sidecars: list[subprocess.Popen[bytes]] = []
         self._next_look = time.monotonic() + LOOK_SECONDS
         self._stop_asked = Flag()
-        self._nothing_runs = threading.Event()  # no rank has anything to save: before a group forms, and between two
+        self._departure = Departure()  # nothing runs before a group forms, and between two
 
     def run(self) -> int:
         """Watch, run the engine, clean up; returns the exit code."""
@@ -94,6 +94,7 @@ class Agent:
             log.exception("the %s engine failed", self.engine.value)
             write_error(self.folder, f"node-{self.node}", error, code, who=f"node {self.node}'s agent", node=self.node)
         finally:
+            self._departure.begin()
             monitor.stop()
             self._leave(code)
         return code
@@ -102,7 +103,7 @@ class Agent:
         if self.engine is Engine.RANKS:
             from cluster.elastic import Node, run_ranks  # noqa: PLC0415 - torch, only where it is needed
 
-            self._nothing_runs.set()
+            self._departure.pause()
             node = Node(
                 run=self.run_dir,
                 attempt=self.attempt,
@@ -113,7 +114,7 @@ class Agent:
                 address=self.address,
                 rendezvous=self.rendezvous,
                 stop_flag=self.stop_flag,
-                nothing_runs=self._nothing_runs,
+                departure=self._departure,
             )
             return run_ranks(node, self.retries.bugs, self.retries.disturbances)
         if self.engine is Engine.RAY:
@@ -156,9 +157,9 @@ class Agent:
                 self.stop_flag.touch()
                 deadline = time.monotonic() + self.resources.grace_seconds
             if deadline is not None:
-                if self._nothing_runs.is_set():
+                if self._departure.begin_if_nothing_runs():
                     log.info("asked to stop while the group was not formed: there is nothing to save")
-                    self._abandon(EXIT_REQUEUE)
+                    self._end_all(EXIT_REQUEUE)
                 time.sleep(0.2)
                 if time.monotonic() > deadline:
                     log.error("no checkpoint within %.0f s of the stop", self.resources.grace_seconds)
@@ -180,6 +181,10 @@ class Agent:
         return (self.folder / "outcome.json").exists() or self.run_dir.attempts()[-1] > self.attempt
 
     def _abandon(self, code: int) -> None:
+        self._departure.begin()
+        self._end_all(code)
+
+    def _end_all(self, code: int) -> None:
         spared = {os.getpid(), *(sidecar.pid for sidecar in self.sidecars)}
         end(process for process in family(os.getpid()) if process.pid not in spared)
         self._leave(code)

@@ -7,7 +7,6 @@ import multiprocessing.resource_tracker
 import os
 import signal
 import socket
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RE
 from cluster.files import read_lines
 from cluster.forking import forked_interpreters
 from cluster.ports import await_listener
-from cluster.processes import deaf_children, end_on_word_of
+from cluster.processes import Departure, deaf_children, end_on_word_of
 from cluster.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ class Node:
     address: str
     rendezvous: str  # HOST:PORT of the store
     stop_flag: Path
-    nothing_runs: threading.Event
+    departure: Departure
 
     @property
     def elastic(self) -> bool:
@@ -108,11 +107,11 @@ class _NumberedRendezvous(RendezvousHandler):
         self._next_look = 0.0
 
     def next_rendezvous(self) -> RendezvousInfo:
-        self._node.nothing_runs.set()
+        self._node.departure.pause()
         self._node.regroup_flag.unlink(missing_ok=True)
         self._asked_at = self._bereft_at = None
         info = self._form()
-        self._node.nothing_runs.clear()
+        self._node.departure.resume()
         state = self._inner._state_holder.state  # type: ignore[attr-defined]
         # the round is the only number that grows with every formation and is the same on every node
         self._group.number, self._members = state.round + 1, {node.addr for node in state.participants}

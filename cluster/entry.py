@@ -5,6 +5,7 @@ Usage, also below torchrun: python -m cluster.entry RUN_DIR --attempt N
 
 import argparse
 import logging
+import multiprocessing
 import os
 import sys
 import threading
@@ -105,12 +106,15 @@ def configure_logging(label: str) -> None:
     )
 
 
-def die_with_parent() -> None:
-    """End this process when its parent is gone: an orphaned rank would burn a GPU and fight its successor."""
-    parent = os.getppid()
+def die_with_parent(parent: int | None = None) -> None:
+    """End this process when its parent is gone, or the process that had multiprocessing's server fork it, even if that was
+    so before: an orphaned rank would burn a GPU and fight its successor.
+    """
+    parent = parent or os.getppid()
+    starter = multiprocessing.parent_process()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and (starter is None or starter.is_alive()):
             time.sleep(0.3)
         os._exit(EXIT_LOST_PEER)
 
@@ -122,6 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--parent", type=int, help="the process that started this one, and without which it ends")
     arguments = parser.parse_args()
     rank = int(os.environ.get("RANK", "0"))
     configure_logging(f"rank {rank}")
@@ -136,7 +141,7 @@ def main() -> None:
     )
     if rank == 0:
         context.fence.claim()
-    die_with_parent()
+    die_with_parent(arguments.parent)
     code = run_entry(context)
     logging.shutdown()
     sys.stdout.flush()

@@ -15,7 +15,7 @@ def run_process(run: RunDir, attempt: int, stop_flag: Path, environment: Mapping
     """Run the entry in a process of its own; returns its exit code (128 + signal if one killed it)."""
     with (run.log_dir(attempt) / "rank-0.log").open("ab") as stream, deaf_children():
         process = subprocess.Popen(
-            [sys.executable, "-m", "cluster.entry", str(run.path), "--attempt", str(attempt)],
+            [sys.executable, "-m", "cluster.entry", str(run.path), "--attempt", str(attempt), "--parent", str(os.getpid())],
             stdout=stream,
             stderr=stream,
             stdin=subprocess.DEVNULL,

@@ -80,6 +80,37 @@ class Flag:
         return self._set
 
 
+class Departure:
+    """How a process leaves of which one thread starts work and another may end it all: once it leaves, nothing starts any
+    more, and only whoever began the departure says how it ends. Anyone else waits for the end of the process.
+    """
+
+    def __init__(self) -> None:
+        self._begun = threading.Lock()
+        self._nothing_runs = False
+
+    def pause(self) -> None:
+        """From now on nothing runs that has anything to save."""
+        self._nothing_runs = True
+
+    def resume(self) -> None:
+        """Something is about to start. Does not return once the process leaves."""
+        with self._begun:
+            self._nothing_runs = False
+
+    def begin(self) -> None:
+        """The caller will end the process."""
+        self._begun.acquire()
+
+    def begin_if_nothing_runs(self) -> bool:
+        """The same, unless something runs; whether it does not."""
+        self._begun.acquire()
+        if self._nothing_runs:
+            return True
+        self._begun.release()
+        return False
+
+
 STOP_SIGNALS = frozenset({signal.SIGUSR2, signal.SIGTERM})  # by which schedulers announce an end
 
 

@@ -1,0 +1,87 @@
+"""The agent at moments that no run can be made to reach at will: it leaves, and something is about to start."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.attempt import agent_command, store_command
+from cluster.errors import EXIT_REQUEUE
+from cluster.ports import free_port
+from cluster.processes import deaf_children, end, family
+from cluster.run_dir import RunDir
+from tests.cluster.conftest import ROOT, until
+
+LINGERING = """
+import pathlib, signal, time
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+while not pathlib.Path(__file__).with_name("enough").exists():
+    time.sleep(0.05)
+"""
+
+# as a rank of a loaded machine: it looks for its parent when that has long been gone
+ORPHAN = """
+import multiprocessing, os, signal, sys, time
+from multiprocessing import forkserver
+from cluster.entry import die_with_parent
+
+def rank(mark):
+    print(os.getpid(), file=open(mark, "w"))
+    time.sleep(1.0)
+    die_with_parent()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("forkserver").Process(target=rank, args=(sys.argv[1],)).start()
+    while not os.path.exists(sys.argv[1]):
+        time.sleep(0.01)
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    os._exit(0)
+"""
+
+
+def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would outlive the agent. The group forms here while the agent, which was asked to stop, waits for its sidecar."""
+    (tmp_path / "lingering.py").write_text(LINGERING)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    record = {"config": {"steps": 100000}, "entry": "tests.fakes.toy:count", "engine": "ranks", "sidecars": ["lingering"]}
+    run = RunDir.create("toy", {**record, "resources": {"nodes": 2}}, tmp_path)
+    attempt = run.begin_attempt()
+    run.make_folders(attempt)
+    port = free_port("127.0.0.1")
+    said = tmp_path / "node-0.log"
+
+    def start(node: int, log: Path) -> subprocess.Popen[bytes]:
+        place = {"address": "127.0.0.1", "rendezvous": f"127.0.0.1:{port}"}
+        words = agent_command(sys.executable, str(run.path), str(attempt), node=node, nodes="2", **place)
+        with log.open("wb") as stream, deaf_children():
+            return subprocess.Popen(words, stdout=stream, stderr=stream)
+
+    started = [subprocess.Popen(store_command(sys.executable, "127.0.0.1", str(port)))]
+    try:
+        started.append(leaving := start(0, said))
+        leaving.send_signal(signal.SIGUSR2)
+        until(lambda: "there is nothing to save" in said.read_text())
+        started.append(start(1, tmp_path / "node-1.log"))
+        ranks = run.attempt_dir(attempt) / "nodes"
+        until(lambda: list(ranks.glob("rank-*.json")))
+        assert leaving.poll() is None
+        (tmp_path / "enough").touch()
+        assert leaving.wait(30) == EXIT_REQUEUE
+        assert len(list(ranks.glob("rank-*.json"))) == 1, "that of the other agent"
+    finally:
+        end(process for one in started for process in family(one.pid))
+        for one in started:
+            one.wait()
+
+
+def test_a_rank_without_agent_and_server_ends_however_late_it_looks(tmp_path: Path) -> None:
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, tmp_path / "orphan.py", tmp_path / "pid"], env=environment, check=True, timeout=30)
+    pid = int(until((tmp_path / "pid").read_text))
+    until(lambda: not psutil.pid_exists(pid), 10)

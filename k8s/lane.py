@@ -182,8 +182,8 @@ class PodLane:
         for member in self.members.departed():
             self.replacing.see_to(member, self.resources.grace_seconds)
         for member in self.members.present():
-            if not member.leaving:
-                self.replacing.forget(member.pod.uid)  # it was away for a moment
+            if not member.leaving and not self.replacing.returned(member.pod.uid):
+                member.leaving = True  # it was away for too long, and will be told
         if self.resources.nodes.elastic and self.wanted() != self._asked_for and time.monotonic() >= self._next_request:
             self._ask_for(self.wanted())
 

@@ -21,7 +21,7 @@ class Link:
         self._socket = connection
         self._received = bytearray()
         self._patience = START_SECONDS
-        self._heard = time.monotonic()
+        self._heard = self._listened = time.monotonic()
         self._next_beat = self._heard + BEAT_SECONDS
         self.lost = ""
         self.silent_seconds = 0.0
@@ -43,12 +43,17 @@ class Link:
             self._lose(f"{type(error).__name__}: {error}")
 
     def listen(self, seconds: float) -> list[Message]:
-        """What is said within some seconds; returns at the first word. Beats, and finds out whether the other side lives."""
+        """What is said within some seconds; returns at the first word. Beats, and finds out whether the other side lives.
+
+        Time in which this process was kept from listening, by a machine that stood still, does not count as silence.
+        """
         messages: list[Message] = []
         readable, _, _ = select.select([self._socket], [], [], seconds)
         if readable:
             messages = self._read()
         now = time.monotonic()
+        self._heard += max(0.0, now - self._listened - max(seconds, BEAT_SECONDS))
+        self._listened = now
         if now >= self._next_beat:
             self._next_beat = now + BEAT_SECONDS
             self.send(BEAT)

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from cluster.forking import wait_by_polling
@@ -20,6 +21,16 @@ POLL_SECONDS = 0.02
 CLOSE_SECONDS = 5.0
 
 Admit = Callable[[Pod, str], str]  # who it says it is, where it calls from -> why not; empty: it may join
+
+
+async def _next_line(reader: asyncio.StreamReader) -> bytes:
+    """What a pod says next. Raises TimeoutError if it is silent for too long; time in which this process was kept from
+    listening, by a machine that stood still, does not count: what was said meanwhile waits to be read.
+    """
+    for _ in range(round(LOST_SECONDS / BEAT_SECONDS)):
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(reader.readline(), BEAT_SECONDS)
+    raise TimeoutError
 
 
 class RemoteAgent:
@@ -158,7 +169,7 @@ class Members:
                 return
             member = Member(pod, writer, self._loop)
             self._join(member)
-            while line := await asyncio.wait_for(reader.readline(), LOST_SECONDS):
+            while line := await _next_line(reader):
                 self._hear(member, unpack(line))
         except TimeoutError:
             if member is not None:

@@ -10,7 +10,7 @@ starts every pod anew, and a dead node blocks it until a person comes; a fresh J
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from k8s.inside import ApiError, Inside
 from k8s.members import Member
@@ -31,7 +31,8 @@ class _Gone:
     name: str
     uid: str
     dead_at: float  # when it is declared dead unless it has ended by then, by the monotonic clock
-    hurried_at: float = field(default=0.0)
+    declared_dead: bool = False
+    hurried_at: float = 0.0
 
 
 class Replacing:
@@ -54,10 +55,19 @@ class Replacing:
         with self._lock:
             self._gone.setdefault(uid, _Gone(name, uid, time.monotonic() + in_seconds))
 
-    def forget(self, uid: str) -> None:
-        """It is back."""
+    def returned(self, uid: str) -> bool:
+        """A pod is there. Whether it stays: one that was declared dead before it came back is deleted already."""
         with self._lock:
+            if uid in self._gone and self._gone[uid].declared_dead:
+                return False
             self._gone.pop(uid, None)
+            return True
+
+    def _declare(self, gone: _Gone) -> bool:
+        """Whether it has not come back meanwhile."""
+        with self._lock:
+            gone.declared_dead = gone.uid in self._gone
+            return gone.declared_dead
 
     def close(self) -> None:
         """Leave them to themselves."""
@@ -77,7 +87,8 @@ class Replacing:
                     pause = MISSING_LOOK_SECONDS
                     continue
                 if done:
-                    self.forget(each.uid)
+                    with self._lock:
+                        self._gone.pop(each.uid, None)
 
     def _tend(self, gone: _Gone) -> bool:
         """Look once; True: nothing more needs to be done."""
@@ -89,6 +100,8 @@ class Replacing:
             # the node of one that still saves will tell of its end, and begin the pause anew
             return (over(pod) or declared_dead(pod)) and now - gone.hurried_at > STAND_SECONDS
         if not over(pod) and now >= gone.dead_at:
+            if not self._declare(gone):
+                return True
             self._bury(pod)
         elif over(pod) or "deletionTimestamp" in pod["metadata"]:  # its successor may start while it saves
             self._api.patch_pod_status(gone.name, long_ended(pod, LEAVING))

@@ -1,10 +1,13 @@
 """Runs on a real Kubernetes: what becomes of them undisturbed, and in every disturbance that Kubernetes has."""
 
+import time
 from collections.abc import Callable
 
 import pytest
 
+from cluster.processes import processes_of
 from cluster.spec import RunState
+from k8s.wire import LOST_SECONDS
 from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.toy import KubeToy
 from tests.slurm.conftest import until
@@ -70,6 +73,20 @@ def test_the_time_limit_ends_an_attempt_and_not_the_run(start: Start) -> None:
     first = run.run.outcome(1)
     assert first is not None
     assert (first.exit_code, first.cause) == (85, "stopped: time limit")
+
+
+def test_a_machine_that_stands_still_disturbs_nobody(start: Start) -> None:
+    """For longer than a pod may be silent, as a host that is paused does: nobody has heard of anybody then."""
+    run = start("count", "ranks", steps=200, resources={"nodes": 2})
+    run.reach(5)
+    processes = processes_of(run.run.id)
+    for process in processes:
+        process.suspend()
+    time.sleep(LOST_SECONDS + 2)
+    for process in processes:
+        process.resume()
+    without_a_gap(run, 200)
+    assert [code for _, code in run.outcomes()] == [0]
 
 
 def test_a_killed_conductor_is_succeeded(start: Start, namespace: Namespace) -> None:

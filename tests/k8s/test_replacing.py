@@ -1,0 +1,55 @@
+"""Pods that are gone and are replaced, or were away for a moment only; the API server is a dictionary here."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from k8s.inside import Inside
+from k8s.replacing import LOOK_SECONDS, Replacing
+from tests.slurm.conftest import until
+
+
+class Server:
+    """One pod, which runs."""
+
+    def __init__(self) -> None:
+        self.metadata: dict[str, Any] = {"name": "a", "uid": "1"}
+        self.deleted: list[str] = []
+        self.status: dict[str, Any] = {"phase": "Running"}
+
+    def pod(self, name: str) -> dict[str, Any]:
+        return {"metadata": dict(self.metadata), "status": dict(self.status), "spec": {"containers": [{"name": "ropewalk"}]}}
+
+    def delete_pod(self, name: str, uid: str) -> None:
+        self.deleted.append(uid)
+        self.metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+
+    def patch_pod_status(self, name: str, status: dict[str, Any]) -> None:
+        self.status |= status
+
+
+@pytest.fixture
+def server() -> Server:
+    return Server()
+
+
+@pytest.fixture
+def replacing(server: Server) -> Iterator[Replacing]:
+    one = Replacing(cast("Inside", server))
+    yield one
+    one.close()
+
+
+def test_a_pod_that_was_declared_dead_does_not_stay_when_it_is_back(server: Server, replacing: Replacing) -> None:
+    """An attempt with it would end as soon as Kubernetes tells it to go."""
+    replacing.declare_dead("a", "1")
+    until(lambda: server.deleted == ["1"])
+    assert not replacing.returned("1")
+
+
+def test_a_pod_that_is_back_in_time_stays(server: Server, replacing: Replacing) -> None:
+    replacing.declare_dead("a", "1", in_seconds=2 * LOOK_SECONDS)
+    assert replacing.returned("1")
+    with pytest.raises(AssertionError):
+        until(lambda: server.deleted, 4 * LOOK_SECONDS)

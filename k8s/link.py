@@ -17,10 +17,11 @@ CHUNK_BYTES = 4096
 class Link:
     """A connection. `lost` says why it is of no use any more; `silent_seconds` that nobody closed it, but said nothing."""
 
-    def __init__(self, connection: socket.socket, pod: Pod) -> None:
+    def __init__(self, connection: socket.socket, pod: Pod, claim: Claim, patience: float) -> None:
+        self.claim = claim
         self._socket = connection
         self._received = bytearray()
-        self._patience = START_SECONDS
+        self._patience = patience
         self._heard = self._listened = time.monotonic()
         self._next_beat = self._heard + BEAT_SECONDS
         self.lost = ""
@@ -29,11 +30,14 @@ class Link:
         self.send({"say": "hello", "pod": vars(pod)})
 
     @classmethod
-    def connect(cls, claim: Claim, pod: Pod) -> "Link":
-        """Raises OSError; ConnectionRefusedError where the pod lives, and nobody in it carries the run."""
+    def connect(cls, claim: Claim, pod: Pod, *, known: bool = False) -> "Link":
+        """To a carrier that was heard before, or to one that may be only starting.
+
+        Raises OSError; ConnectionRefusedError where the pod lives, and nobody in it carries the run.
+        """
         connection = socket.create_connection((claim.address, claim.port), timeout=CONNECT_SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return cls(connection, pod)
+        return cls(connection, pod, claim, LOST_SECONDS if known else START_SECONDS)
 
     def send(self, message: Message) -> None:
         """Say something. What is said is far less than a socket holds, so this waits only for a dead peer, and not long."""

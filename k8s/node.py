@@ -24,7 +24,7 @@ from k8s.link import Link
 from k8s.local_agent import LocalAgent, Store, share_of_node
 from k8s.pod import Pod
 from k8s.succession import Succession
-from k8s.wire import Message
+from k8s.wire import LOST_SECONDS, Message
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class Node:
         self._orphaned_at: float | None = None
         self._carry_again_at = self._seek_again_at = 0.0
         self._silent_seconds = 0.0  # of the last connection, as it was given up
+        self._heard = self._unanswered = 0  # the newest claim whose carrier has said anything, and that whose carrier has not
 
     def live(self) -> int:
         """Until the run is over, or this pod has to go; its exit code."""
@@ -129,14 +130,19 @@ class Node:
 
     def _listen(self, link: Link) -> None:
         for message in link.listen(TICK_SECONDS):
-            self.succession.reached()
             self._obey(message)
+        if link.answered:
+            self.succession.reached()
+            self._heard = link.claim.number
         if link.lost:
             log.info("the connection to the conductor is lost: %s", link.lost)
             link.close()
             self.link, self._silent_seconds = None, link.silent_seconds
             if not link.answered:  # not let in, or there is nobody behind the socket
-                self._seek_again_at = time.monotonic() + SEEK_SECONDS
+                self._unanswered = link.claim.number
+                self._seek_again_at = time.monotonic() + (LOST_SECONDS if link.silent_seconds else SEEK_SECONDS)
+            if not link.answered and link.silent_seconds:  # it stands still, and its machine alone has taken the call
+                self.succession.unreachable(link.claim, refused=False, silent_seconds=link.silent_seconds)
             if self.store is not None:
                 self.store.kill()
                 self.store = None
@@ -181,7 +187,7 @@ class Node:
         if self._code is not None or self._told_to_go or self._nothing_to_do():
             return
         last = newest(self.run)
-        if last is not None and last.port and time.monotonic() >= self._seek_again_at and self._reach(last):
+        if last is not None and last.port and self._may_call(last) and self._reach(last):
             return
         if self.conductor is None and time.monotonic() >= self._carry_again_at and self.succession.my_turn(last):
             self._carry((last.number if last else 0) + 1)
@@ -199,9 +205,12 @@ class Node:
         self._end(pod_code(outcome))
         return True
 
+    def _may_call(self, claim: Claim) -> bool:
+        return claim.number != self._unanswered or time.monotonic() >= self._seek_again_at
+
     def _reach(self, claim: Claim) -> bool:
         try:
-            self.link = Link.connect(claim, self.pod)
+            self.link = Link.connect(claim, self.pod, known=claim.number == self._heard)
         except OSError as error:
             refused = isinstance(error, ConnectionRefusedError)
             self.succession.unreachable(claim, refused=refused, silent_seconds=self._silent_seconds)

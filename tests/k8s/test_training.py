@@ -1,8 +1,11 @@
 """Runs on a real Kubernetes: what becomes of them undisturbed, and in every disturbance that Kubernetes has."""
 
+import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
+import psutil
 import pytest
 
 from cluster.processes import processes_of
@@ -22,6 +25,11 @@ def without_a_gap(run: KubeToy, steps: int) -> None:
 
 def job_ends(namespace: Namespace, kind: str) -> None:
     until(lambda: any(c["type"] == kind for c in namespace.job()["status"].get("conditions", [])), 30)
+
+
+def namespace_of(process: psutil.Process) -> str:
+    """The same for all processes of a pod."""
+    return os.readlink(f"/proc/{process.pid}/ns/pid")
 
 
 def test_a_run_of_one_pod(start: Start, namespace: Namespace) -> None:
@@ -97,6 +105,25 @@ def test_a_killed_conductor_is_succeeded(start: Start, namespace: Namespace) -> 
     namespace.kubectl("exec", run.carrier(), "--", namespace.cluster.python, "-c", kill)
     without_a_gap(run, 200)
     assert [code for _, code in run.outcomes()] == [143, 0]
+
+
+def test_a_carrier_that_stands_still_is_succeeded(start: Start) -> None:
+    """As where its volume hangs: its machine still takes calls for it, and Kubernetes sees nothing."""
+    run = start("count", "ranks", steps=100, resources={"nodes": 2})
+    run.reach(5)
+    processes = processes_of(run.run.id)
+    carrier = next(p for p in processes if "k8s.conductor" in p.cmdline())
+    frozen = [p for p in processes if namespace_of(p) == namespace_of(carrier)]
+    assert len(frozen) < len(processes)
+    for process in frozen:
+        process.suspend()
+    try:
+        assert run.finish().state is RunState.SUCCEEDED, run.said()
+    finally:
+        for process in frozen:
+            with suppress(psutil.NoSuchProcess):  # its pod was deleted
+                process.resume()
+    assert [code for _, code in run.outcomes()] == [143, 0], run.said()
 
 
 def test_a_dead_node_with_a_spare(start: Start, lab: Cluster, namespace: Namespace) -> None:

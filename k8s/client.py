@@ -9,6 +9,7 @@ import httpx2
 import orjson
 
 from cluster.errors import BackendError, ConfigError
+from k8s.feeding import READY
 from k8s.kubeconfig import open_client
 from k8s.profile import K8sProfile
 
@@ -24,6 +25,7 @@ EXEC_PROTOCOL = "v5.channel.k8s.io"
 STDIN, STDOUT, STDERR, END = 0, 1, 2, 3  # channels of an exec
 CHUNK_BYTES = 128 << 10
 CLOSE_STDIN = bytes((255, STDIN))
+FED_SECONDS = 300.0  # what a program that is given input may take until its next word
 
 KUEUE, OLDER_KUEUE = "apis/kueue.x-k8s.io/v1beta2", "apis/kueue.x-k8s.io/v1beta1"
 
@@ -167,11 +169,14 @@ class Kubernetes:
         return response.text if response.status_code == 200 else ""
 
     def execute(self, pod: str, words: Sequence[str], stdin: BinaryIO | None = None, stdout: BinaryIO | None = None) -> None:
-        """Run a command in a pod, as kubectl exec does. Raises BackendError with what it said on stderr if it fails."""
+        """Run a command in a pod, as kubectl exec does; one that is given input asks for it (`k8s.feeding`).
+
+        Raises BackendError with what it said on stderr if it fails.
+        """
         from k8s.websocket import BrokenOffError, WebSocket, upgrade_headers  # noqa: PLC0415 - a tenth of what `submit` takes
 
         params = {"command": list(words), "stdout": "true", "stderr": "true", **({"stdin": "true"} if stdin else {})}
-        said, end = bytearray(), b""
+        said, end, hungry = bytearray(), b"", stdin
         request = self.http.stream("GET", self.path("Pod", pod, "exec"), params=params, headers=upgrade_headers(EXEC_PROTOCOL))
         with self._answers(pod), request as response:
             if response.status_code != SWITCHED:
@@ -179,10 +184,13 @@ class Kubernetes:
                 raise _error(response, self)
             socket = WebSocket(response.extensions["network_stream"])
             try:
-                with suppress(BrokenOffError):  # a program that fails reads no more, and what it says is still to come
-                    _feed(socket, stdin)
-                for message in socket.messages():
+                for message in socket.messages(FED_SECONDS if stdin is not None else None):
                     channel, content = message[0], message[1:]
+                    if channel == STDOUT and content and hungry is not None:  # the API server begins with an empty message
+                        content = content.removeprefix(READY)
+                        with suppress(BrokenOffError):  # what it says of its end is still to come
+                            _feed(socket, hungry)
+                        hungry = None
                     if channel == STDOUT and stdout is not None:
                         stdout.write(content)
                     elif channel == STDERR:
@@ -258,11 +266,10 @@ def connect(profile: K8sProfile) -> Kubernetes:
     return Kubernetes(client, profile.namespace or namespace)
 
 
-def _feed(socket: "WebSocket", stdin: BinaryIO | None) -> None:
-    if stdin is not None:
-        while chunk := stdin.read(CHUNK_BYTES):
-            socket.send(bytes((STDIN,)) + chunk)
-        socket.send(CLOSE_STDIN)
+def _feed(socket: "WebSocket", stdin: BinaryIO) -> None:
+    while chunk := stdin.read(CHUNK_BYTES):
+        socket.send(bytes((STDIN,)) + chunk)
+    socket.send(CLOSE_STDIN)
 
 
 def _error(response: httpx2.Response, where: Kubernetes) -> BackendError | ConfigError:

@@ -86,6 +86,7 @@ class Reader:
                 answered = pod.startswith(READER) and not isinstance(error, NOT_DONE)
                 if answered or not tries_left:
                     raise
+                log.info("%s; once more", error)
             time.sleep(POLL_SECONDS)
             pod = self._of_its_own()  # the run's own has ended meanwhile, or the connection broke
         self._pod = pod

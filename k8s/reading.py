@@ -3,8 +3,8 @@
 Usage: python -m k8s.reading RUN_DIR, with a request as JSON on the standard input:
   {"have": {path: [size, mtime_ns]}, "with": [prefixes of paths that are large], "write": {path: text},
    "beside": {other run: what is had of it}}
-Answers with a line of JSON a file, {"path", "offset", "size", "mtime_ns"} and for another run "run", and `size` bytes after it;
-at last {"end": true}.
+Answers, after the word that it reads (`k8s.feeding`), with a line of JSON a file, {"path", "offset", "size", "mtime_ns"} and for
+another run "run", and `size` bytes after it; at last {"end": true}.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cluster.files import write_atomically
+from k8s.feeding import fed
 
 LARGE = ("checkpoints", "wandb")  # left out unless asked for
 GROWING = (".log", ".jsonl")  # only ever appended to
@@ -77,7 +78,9 @@ def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
 
 def main() -> None:
     """Answer the request on the standard input."""
-    send(Path(sys.argv[1]), json.load(sys.stdin), sys.stdout.buffer)
+    with fed() as stream:
+        request = json.load(stream)
+    send(Path(sys.argv[1]), request, sys.stdout.buffer)
 
 
 if __name__ == "__main__":

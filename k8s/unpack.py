@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from k8s.feeding import fed
+
 RUN_PARCEL, CODE_PARCEL = "run.tar.gz", "code.tar.gz"
 INTENTIONS = ("cancel", "scale.json")  # what a user wanted of an earlier submission
 
@@ -67,7 +69,8 @@ def main() -> None:
     """Unpack one parcel."""
     parcel, target = sys.argv[1:]
     if parcel == "-":
-        place(sys.stdin.buffer, Path(target))
+        with fed() as archive:
+            place(archive, Path(target))
     else:
         unpack(Path(parcel), Path(target))
 

@@ -5,6 +5,7 @@ what comes to whichever file has got the number of the connection's since, anoth
 """
 
 import secrets
+import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -48,9 +49,10 @@ class WebSocket:
         """Send one binary message. Raises BrokenOffError."""
         self._write(BytesMessage(data))
 
-    def messages(self) -> Iterator[bytes]:
-        """Binary messages until the other end closes, each whole. Raises BrokenOffError."""
+    def messages(self, patience: float | None = None) -> Iterator[bytes]:
+        """Binary messages until the other end closes, each whole. Raises BrokenOffError, also where none comes in time."""
         message = bytearray()
+        last = time.monotonic()
         while data := self._read():
             with _broken_off():
                 self._state.receive_data(data)
@@ -63,8 +65,11 @@ class WebSocket:
                     if event.message_finished:
                         yield bytes(message)
                         message.clear()
+                    last = time.monotonic()
                 elif isinstance(event, CloseConnection):
                     return
+            if patience is not None and time.monotonic() - last > patience:
+                raise BrokenOffError(f"nothing was said for {patience:.0f} s")
 
     def say_goodbye(self) -> None:
         """Tell the other end that nobody listens any more."""

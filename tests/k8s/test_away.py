@@ -5,6 +5,7 @@ cannot see; from a laptop that mounts the volume, and from one that does not.
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -46,7 +47,12 @@ class Said:
 
     def end(self, seconds: float = 60) -> str:
         """Wait for its success; its output."""
-        assert self.process.wait(seconds) == 0, f"{self.process.args}: {self.out.read_text()}\n{self.err.read_text()}"
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # it says where it was
+            code = self.process.wait(10)
+        assert code == 0, f"{self.process.args}: {self.out.read_text()}\n{self.err.read_text()}"
         return self.out.read_text()
 
 
@@ -55,6 +61,7 @@ def say(namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """`ropewalk WORDS`, on a laptop that knows the test's namespace as `near`, and without its volume as `far`."""
     plugin = make_plugin(tmp_path / "plugin")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{plugin}")
+    monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
     monkeypatch.setenv(RUNS_VARIABLE, str(tmp_path / "runs"))
     monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
     options: dict[str, Any] = {"backend": "k8s", **namespace.options()}

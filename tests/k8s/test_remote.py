@@ -1,6 +1,8 @@
 """A laptop that does not see the volume: what it submits gets there, and what it wants to see comes back through a pod."""
 
 import io
+import secrets
+import tarfile
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 
 from cluster.backend import BackendState, Profile
 from cluster.config import Resources
+from cluster.errors import BackendError
 from cluster.run_dir import RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
 from jobs.cancelling import cancel_runs
@@ -85,6 +88,24 @@ def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCapt
         assert seen == list(range(1, len(seen) + 1))
         assert {prefix for prefix, _ in log_files(run)} >= {"1.node-0", "1.rank-0"}
         backend.cancel(run)
+
+
+def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Make) -> None:
+    """Kubernetes waits for ever for a program that ends before it has read what it was sent."""
+    backend = K8sBackend(Profile(name="lab", backend="k8s", options={**namespace.options(), "runs": None}))
+    content, archive = secrets.token_bytes(3_000_000), io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as stream:
+        info = tarfile.TarInfo("module.py")
+        info.size = len(content)
+        stream.addfile(info, io.BytesIO(content))
+    run = make()
+    with closing(backend.kube.http):
+        for _ in range(2):  # the second time it is there already
+            backend.reader.upload(run, archive.getvalue(), ".code/large")
+        assert (namespace.runs / ".code/large/module.py").read_bytes() == content
+        for words in (["-m", "k8s.unpack", "-", "/proc/large"], ["-m", "no_such_module", "-"]):
+            with pytest.raises(BackendError, match=r"No such file or directory|No module named"):
+                backend.reader._execute(run, [namespace.cluster.python, *words], archive.getvalue(), None)
 
 
 @pytest.mark.slow

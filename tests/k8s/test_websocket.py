@@ -24,8 +24,9 @@ from wsproto.events import (
 )
 
 from cluster.errors import BackendError
-from k8s import websocket
+from k8s import client, websocket
 from k8s.client import END, EXEC_PROTOCOL, STDERR, STDIN, STDOUT, ApiAwayError, ForbiddenError, Kubernetes
+from k8s.feeding import READY
 
 SUCCESS = json.dumps({"status": "Success"}).encode()
 FAILURE = json.dumps({"status": "Failure", "message": "command terminated with exit code 1"}).encode()
@@ -107,9 +108,10 @@ def test_output_comes_whole_and_in_no_other_thread() -> None:
     assert kinds == [Request, Pong, CloseConnection]
 
 
-def test_input_is_sent_and_closed() -> None:
+def test_input_is_sent_to_who_asks_for_it_and_closed() -> None:
     def behave(server: Server) -> None:
         server.accept()
+        server.say(message(STDOUT, b""), message(STDOUT, READY))
         while heard[-1] != bytes((255, STDIN)):
             server.hear(BytesMessage)
             for event in server.heard:
@@ -119,20 +121,26 @@ def test_input_is_sent_and_closed() -> None:
             server.heard.clear()
         server.say(message(END, SUCCESS))
 
-    heard = [b""]
+    heard, output = [b""], io.BytesIO()
     with serving(behave) as kube:
-        kube.execute("run-0", ["tee"], io.BytesIO(bytes(300_000)))
+        kube.execute("run-0", ["tee"], io.BytesIO(bytes(300_000)), output)
+    assert output.getvalue() == b"", "the question is no output"
     assert {piece[0] for piece in heard[:-1]} == {STDIN}
     assert b"".join(piece[1:] for piece in heard[:-1]) == bytes(300_000)
 
 
-def test_a_program_that_fails_says_why() -> None:
+@pytest.mark.parametrize("stdin", [None, io.BytesIO(bytes(3_000_000))])
+def test_a_program_that_fails_says_why(stdin: io.BytesIO | None) -> None:
+    """It is sent nothing before it asks: Kubernetes would wait for ever until it is read."""
+
     def behave(server: Server) -> None:
         server.accept()
-        server.say(message(STDERR, b"no such\nfile"), message(END, FAILURE), CloseConnection(code=1000))
+        server.say(message(STDOUT, b""), message(STDERR, b"no such\nfile"), message(END, FAILURE))
+        server.hear(CloseConnection)
+        assert not any(isinstance(event, BytesMessage) for event in server.heard)
 
     with serving(behave) as kube, pytest.raises(BackendError, match=r"^cat in pod run-0: no such file$"):
-        kube.execute("run-0", ["cat", "x"])
+        kube.execute("run-0", ["cat", "x"], stdin)
 
 
 def test_who_may_not_is_told_so() -> None:
@@ -173,6 +181,26 @@ def test_one_that_answers_when_it_is_asked_is_waited_for(monkeypatch: pytest.Mon
 
     with serving(behave) as kube:
         kube.execute("run-0", ["sleep"])
+
+
+def test_a_program_that_takes_its_input_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was killed as it read, and Kubernetes waits for it."""
+    monkeypatch.setattr(websocket, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(client, "FED_SECONDS", 0.3)
+
+    def behave(server: Server) -> None:
+        server.accept()
+        server.say(message(STDOUT, READY))
+        while not any(isinstance(event, CloseConnection) for event in server.heard) and not given_up.is_set():
+            server.hear(Ping)
+            server.say(*(event.response() for event in server.heard if isinstance(event, Ping)))
+            server.heard.clear()
+
+    given_up = threading.Event()
+    with serving(behave) as kube:
+        with pytest.raises(ApiAwayError, match="nothing was said for"):
+            kube.execute("run-0", ["tee"], io.BytesIO(b"x"))
+        given_up.set()
 
 
 def test_what_is_no_websocket_is_given_up() -> None:

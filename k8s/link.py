@@ -56,7 +56,7 @@ class Link:
         if readable:
             messages = self._read()
         now = time.monotonic()
-        self._heard += max(0.0, now - self._listened - max(seconds, BEAT_SECONDS))
+        self._heard = min(now, self._heard + max(0.0, now - self._listened - max(seconds, BEAT_SECONDS)))
         self._listened = now
         if now >= self._next_beat:
             self._next_beat = now + BEAT_SECONDS

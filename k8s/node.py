@@ -141,8 +141,8 @@ class Node:
             if not link.answered:  # not let in, or there is nobody behind the socket
                 self._unanswered = link.claim.number
                 self._seek_again_at = time.monotonic() + (LOST_SECONDS if link.silent_seconds else SEEK_SECONDS)
-            if not link.answered and link.silent_seconds:  # it stands still, and its machine alone has taken the call
-                self.succession.unreachable(link.claim, refused=False, silent_seconds=link.silent_seconds)
+                if link.silent_seconds:  # it stands still, and its machine alone has taken the call
+                    self.succession.unreachable(link.claim, refused=False, silent_seconds=link.silent_seconds)
             if self.store is not None:
                 self.store.kill()
                 self.store = None

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -61,18 +62,20 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
         with log.open("wb") as stream, deaf_children():
             return subprocess.Popen(words, stdout=stream, stderr=stream)
 
-    started = [subprocess.Popen(store_command(sys.executable, "127.0.0.1", str(port)))]
+    nodes = run.attempt_dir(attempt) / "nodes"
+    started = [leaving := start(0, said), start(1, tmp_path / "node-1.log")]
     try:
-        started.append(leaving := start(0, said))
+        until(lambda: len(list(nodes.glob("node-*.jsonl"))) == 2)  # they have loaded all, and wait for the store
         leaving.send_signal(signal.SIGUSR2)
         until(lambda: "there is nothing to save" in said.read_text())
-        started.append(start(1, tmp_path / "node-1.log"))
-        ranks = run.attempt_dir(attempt) / "nodes"
-        until(lambda: list(ranks.glob("rank-*.json")))
+        started.append(subprocess.Popen(store_command(sys.executable, "127.0.0.1", str(port))))
+        until(lambda: list(nodes.glob("rank-*.json")))
+        time.sleep(1.0)  # what the other's takes
         assert leaving.poll() is None
         (tmp_path / "enough").touch()
         assert leaving.wait(30) == EXIT_REQUEUE
-        assert len(list(ranks.glob("rank-*.json"))) == 1, "that of the other agent"
+        assert "failed" not in said.read_text()
+        assert len(list(nodes.glob("rank-*.json"))) == 1, "that of the other agent"
     finally:
         end(process for one in started for process in family(one.pid))
         for one in started:

@@ -18,7 +18,7 @@ from tests.cluster.conftest import ROOT
 from tests.slurm.conftest import until
 
 BEAT_SECONDS = 0.1
-LOST_SECONDS = 1.0
+LOST_SECONDS = 2.0
 
 CONDUCTOR = f"""
 import socket, sys, time
@@ -105,7 +105,7 @@ def test_a_pod_that_closes_the_connection_is_gone(conductor: Conductor, caller: 
 
 def test_a_conductor_that_stood_still_does_not_take_its_pods_for_silent(conductor: Conductor, caller: Caller) -> None:
     """It is not told what was said meanwhile before it looks at the clock."""
-    for _ in range(3):
+    for _ in range(2):
         conductor.process.send_signal(signal.SIGSTOP)
         time.sleep(1.5 * LOST_SECONDS)
         conductor.process.send_signal(signal.SIGCONT)

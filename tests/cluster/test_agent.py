@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from cluster.attempt import agent_command, store_command
-from cluster.errors import EXIT_REQUEUE
+from cluster.errors import EXIT_LOST_PEER, EXIT_REQUEUE
 from cluster.ports import free_port
 from cluster.processes import deaf_children, end, family
 from cluster.run_dir import RunDir
@@ -88,3 +88,11 @@ def test_a_rank_without_agent_and_server_ends_however_late_it_looks(tmp_path: Pa
     subprocess.run([sys.executable, tmp_path / "orphan.py", tmp_path / "pid"], env=environment, check=True, timeout=30)
     pid = int(until((tmp_path / "pid").read_text))
     until(lambda: not psutil.pid_exists(pid), 10)
+
+
+def test_an_entry_whose_agent_was_gone_before_it_looked_ends(tmp_path: Path) -> None:
+    record = {"config": {"steps": 100000}, "entry": "tests.fakes.toy:tick", "engine": "process", "resources": {}}
+    run = RunDir.create("toy", record, tmp_path)
+    run.make_folders(run.begin_attempt())
+    command = [sys.executable, "-m", "cluster.entry", str(run.path), "--attempt", "1", "--parent", "1"]
+    assert subprocess.run(command, cwd=ROOT, timeout=30, check=False).returncode == EXIT_LOST_PEER

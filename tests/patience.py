@@ -1,0 +1,58 @@
+"""How long a test waits, in one table, and the one way to wait: for a condition, by a clock that slows down as the machine does.
+
+A number at the spot holds on the machine of whoever wrote it. Here a test says what it waits for, the table says how long that
+may take on two quiet cores, and a second only counts in full while no more programs want to run than there are cores.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+LOOK_SECONDS = 0.02
+SLOWEST = 10.0  # a machine that is slower than this by its load is no place for tests
+LOAD = Path("/proc/loadavg")
+
+
+class Patience(Enum):
+    """Seconds on two quiet cores; each is some ten times what it takes there."""
+
+    SIGNAL = 10.0  # one process notices what another, which runs, has done; a process dies
+    START = 30.0  # an interpreter starts and imports torch, or Ray does
+    STEP = 60.0  # a run starts and reaches a step, or comes back after a disturbance
+    RUN = 120.0  # a run, an attempt, a small sweep ends
+    CLUSTER = 180.0  # a cluster with its intervals, or a sweep, takes part
+
+
+def slowness() -> float:
+    """How many programs want to run, for each core that could run them; at least 1."""
+    try:
+        running = int(LOAD.read_text().split()[3].partition("/")[0]) - 1.0  # whoever looks is one of them
+    except (OSError, ValueError, IndexError):  # not Linux
+        running = os.getloadavg()[0]
+    return min(max(1.0, running / (os.cpu_count() or 1)), SLOWEST)
+
+
+class MachineClock:
+    """Seconds as a quiet machine would count them. Whoever waits looks at it often: it learns the load by looking."""
+
+    def __init__(self) -> None:
+        self.seconds, self._last = 0.0, time.monotonic()
+
+    def look(self) -> float:
+        """The seconds since the clock was made, each divided by how slow the machine was."""
+        now = time.monotonic()
+        self.seconds += (now - self._last) / slowness()
+        self._last = now
+        return self.seconds
+
+
+def until(condition: Callable[[], Any], patience: Patience = Patience.RUN, said: Callable[[], object] = lambda: "") -> Any:
+    """Wait for a condition; whatever true value it has. Raises AssertionError with what `said` tells."""
+    clock = MachineClock()
+    while not (found := condition()):
+        assert clock.look() < patience.value, f"did not happen within {patience}: {said() or condition}"
+        time.sleep(LOOK_SECONDS)
+    return found

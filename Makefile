@@ -1,5 +1,6 @@
 # make quickstart   see all of it on this machine      make test    all checks, as CI runs them
-# make bench        the figures of the README          make lint    without the tests
+# make soak         the long tests                     make lint    without the tests
+# make bench        the figures of the README
 # PYTHON=/path/to/python3.11+ picks the interpreter; pip's own settings (PIP_INDEX_URL, ...) pick where packages come from.
 
 SHELL := /bin/bash
@@ -9,33 +10,22 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for v in 3.11 3.12 3.13 3.14; do \
 	python$$v -c 'import venv' 2>/dev/null && { echo python$$v; break; }; done)
 READY := $(VENV)/.ready
-# counts Ray's processes, and would wait for those of the other parts to be gone; at the beginning there are none
-FIRST := tests/slurm/test_ray.py
-SECOND := tests/slurm tests/chaos/test_slurm.py $(wildcard tests/jobs/test_sweep*.py)
 # pip would compile on one core
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
-PYTEST := $(BIN)/python -m pytest -p no:cacheprovider --durations=20
 
 # what the tests of the Slurm backend run on; without it they are skipped
 SLURM_PROGRAMS := slurmctld slurmd srun munged slurmdbd mariadbd jq shellcheck ch-run
 SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq slurmdbd mariadb-server shellcheck charliecloud
 
-.PHONY: quickstart test lint bench clean slurm-packages
+.PHONY: quickstart test soak lint bench clean slurm-packages
 
 quickstart: $(READY)
 	$(BIN)/ropewalk quickstart
 
-# three parts at a time, as most tests wait for Slurm, Kubernetes or steps; what the others print comes after the first one's
-test:
-	@$(MAKE) --no-print-directory --jobs=2 lint slurm-packages
-	@logs=$$(mktemp -d); trap 'rm -rf "$$logs"' EXIT; \
-	$(PYTEST) tests/k8s > "$$logs/k8s" 2>&1 & k8s=$$!; \
-	$(PYTEST) $(SECOND) --ignore=$(FIRST) > "$$logs/second" 2>&1 & second=$$!; \
-	$(PYTEST) $(FIRST); code=$$?; \
-	$(PYTEST) $(addprefix --ignore=,tests/k8s $(SECOND)); code=$$((code | $$?)); \
-	wait $$second; code=$$((code | $$?)); echo "== tests of Slurm and of sweeps"; cat "$$logs/second"; \
-	wait $$k8s; code=$$((code | $$?)); echo "== tests of Kubernetes"; cat "$$logs/k8s"; \
-	exit $$code
+# what protects every change, and what is long or left to chance; tests/README.md says which is which
+test soak:
+	@$(MAKE) --no-print-directory --jobs=2 $(READY) slurm-packages
+	$(BIN)/python -m tests.suite $(if $(filter soak,$@),--soak)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,0 +1,273 @@
+"""The suite: parts of it beside each other, then whatever failed once more, alone, on a quiet machine.
+
+python -m tests.suite                what protects every change, with ruff and mypy (make test)
+python -m tests.suite --soak         what is long, repeated or left to chance (make soak)
+python -m tests.suite PATH...        any part of it
+A test that fails and then passes alone is flaky: the suite passes, its last lines say so, and it goes on record (flaky.jsonl).
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.findings import (
+    ALLOWED_FLAKES,
+    Finding,
+    Part,
+    add_flake,
+    keep_evidence,
+    read_part,
+    report_lines,
+    skips,
+    slowest,
+    times_flaky,
+)
+from tests.patience import slowness
+from tests.recording import RECORD_VARIABLE
+
+ROOT = Path(__file__).resolve().parents[1]
+FLAKES = "tests/flaky.jsonl"
+OUTPUT = "build/tests"
+LINT = "bin/ruff check . && bin/ruff format --check . && bin/mypy"
+# At a time so many: most tests wait for Slurm, Kubernetes, Ray or steps. The longest come first.
+AT_ONCE, SOAK_AT_ONCE = 3, 2
+PARTS: dict[str, tuple[str, ...]] = {
+    "kubernetes": ("tests/k8s",),
+    "slurm": ("tests/slurm", "tests/chaos/test_slurm.py"),
+    "sweeps": ("tests/jobs/test_sweep*.py", "tests/chaos/test_sweep*.py"),
+    "runs": ("tests/cluster", "tests/chaos/test_spine.py"),
+    "data": ("tests/datapipe",),
+    "rest": ("tests/test_*.py", "tests/jobs", "tests/sharding"),
+}
+NOTHING_COLLECTED = 5
+QUIET_SECONDS = 2.0  # for so long nobody but us must want to run
+QUIET_PATIENCE_SECONDS = 60.0
+LOOK_SECONDS = 0.5
+TELL_SECONDS = 30.0
+MANY = 12  # more failures than this are no accident, and are not tried again
+
+
+@dataclass
+class Running:
+    """A process of one part."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    record: Path
+    log: Path
+    began: float = field(default_factory=time.monotonic)
+
+
+def main() -> None:
+    """Run what the command line asks for; exit with 1 if anything failed twice."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="*", help="tests to run; none: all of them")
+    parser.add_argument("--soak", action="store_true", help="run what is marked as soak, instead of the rest")
+    parser.add_argument("--at-once", type=int, default=None, help="so many parts at a time")
+    given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    at_once = given.at_once or (SOAK_AT_ONCE if given.soak else AT_ONCE)
+    sys.exit(Suite(given.paths, soak=given.soak, at_once=at_once).run())
+
+
+class Suite:
+    """One run of the suite."""
+
+    def __init__(self, paths: Sequence[str], *, soak: bool, at_once: int, root: Path = ROOT) -> None:
+        self.soak, self.at_once, self.root, self.flakes = soak, at_once, root, root / FLAKES
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.folder = root / OUTPUT / ("soak" if soak else "test")
+        self.waiting = {"these": tuple(paths)} if paths else {name: files_of(name) for name in PARTS}
+        self.lint = not paths and not soak
+        self.running: list[Running] = []
+        self.parts: list[Part] = []
+        self.broken: list[str] = []  # what failed besides tests
+        self.told: set[str] = set()
+        self.began = time.monotonic()
+
+    def run(self) -> int:
+        """Everything, once; then the failures, alone; then the report. The exit code."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for old in [*self.folder.glob("*.jsonl"), *self.folder.glob("*.txt"), *self.folder.glob("*.log")]:
+            old.unlink()
+        try:
+            self._run_all()
+            failed, flaky = self._try_again([finding for part in self.parts for finding in part.failed])
+        finally:
+            for each in self.running:
+                each.process.terminate()
+        return self._conclude(failed, flaky)
+
+    # --- all parts
+
+    def _run_all(self) -> None:
+        if self.lint:
+            self.running.append(self._start_lint())
+        next_word = time.monotonic() + TELL_SECONDS
+        while self.running or self.waiting:
+            while self.waiting and len(self.running) < self.at_once:
+                name = next(iter(self.waiting))
+                self.running.append(self._start(name, self.waiting.pop(name)))
+            for each in [each for each in self.running if each.process.poll() is not None]:
+                self.running.remove(each)
+                self._collect(each)
+            self._tell_failures()
+            if time.monotonic() > next_word:
+                next_word += TELL_SECONDS
+                self._tell_progress()
+            time.sleep(LOOK_SECONDS)
+
+    def _start_lint(self) -> Running:
+        log = self.folder / "lint.log"
+        command = LINT.replace("bin/", f"{Path(sys.executable).parent}/")
+        with log.open("wb") as stream:
+            process = subprocess.Popen(["bash", "-c", command], cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
+        return Running("lint", process, self.folder / "lint.jsonl", log)
+
+    def _start(self, name: str, words: Sequence[str]) -> Running:
+        record, log = self.folder / f"{name}.jsonl", self.folder / f"{name}.log"
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.recording", "--color=no"]
+        command += [] if "::" in "".join(words) else ["-m", "soak" if self.soak else "not soak"]
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [*command, *words],
+                cwd=self.root,
+                env={**os.environ, "PYTHONPATH": path, RECORD_VARIABLE: str(record)},
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+            )
+        return Running(name, process, record, log)
+
+    def _collect(self, each: Running) -> None:
+        """A part has ended: what it found, and whether it ended as it should."""
+        code = each.process.returncode
+        seconds = time.monotonic() - each.began
+        if each.name == "lint":
+            if code:
+                self.broken.append("lint")
+                self.console.print(each.log.read_text(errors="replace"), markup=False)
+            self._say(f"lint: {'failed' if code else 'well'}, {seconds:.0f} s")
+            return
+        part = read_part(each.name, each.record)
+        self.parts.append(part)
+        if code not in (0, NOTHING_COLLECTED) and not part.failed:
+            self.broken.append(f"{each.name} (pytest ended with {code})")
+            self.console.print(each.log.read_text(errors="replace")[-5000:], markup=False)
+        self._say(f"{each.name}: {part.over} of {part.collected} tests, {len(part.failed)} failed, {seconds:.0f} s")
+
+    # --- what failed, once more
+
+    def _try_again(self, failed: list[Finding]) -> tuple[list[Finding], list[Finding]]:
+        """(Those that failed twice, those that passed when they were alone)."""
+        if len(failed) > MANY:
+            self._say(f"{len(failed)} failures are no accident: none is tried again")
+            return failed, []
+        twice, flaky = [], []
+        for number, finding in enumerate(failed):
+            keep_evidence(self.folder, finding)
+            self._say(f"once more, alone: {finding.name}")
+            await_quiet()
+            again = self._start(f"again-{number}", [finding.name])
+            self.running.append(again)
+            again.process.wait()
+            self.running.remove(again)
+            second = read_part(again.name, again.record)
+            passed = bool(second.findings) and not second.failed
+            if passed and times_flaky(self.flakes, finding.name) < ALLOWED_FLAKES:
+                flaky.append(finding)
+            else:
+                told = "it was flaky too often: mend it, or mark it as soak" if passed else self._second_words(second)
+                finding.text += f"\n--- the second time, alone:\n{told}"
+                twice.append(finding)
+        return twice, flaky
+
+    @staticmethod
+    def _second_words(part: Part) -> str:
+        return "\n".join(finding.text for finding in part.failed) or "pytest did not find it, or died"
+
+    # --- words
+
+    def _say(self, words: str) -> None:
+        spent = time.monotonic() - self.began
+        self.console.print(f"{int(spent // 60):3d}:{int(spent % 60):02d}  {words}", markup=False)
+
+    def _tell_progress(self) -> None:
+        parts = [read_part(each.name, each.record) for each in self.running if each.name != "lint"]
+        told = [f"{part.name} {part.over}/{part.collected or '?'}" for part in parts]
+        self._say(", ".join([*told, *(f"{name} waits" for name in self.waiting)]))
+
+    def _tell_failures(self) -> None:
+        for part in [*self.parts, *(read_part(each.name, each.record) for each in self.running)]:
+            for finding in part.failed:
+                if finding.outcome == "failed" and finding.name not in self.told:
+                    self.told.add(finding.name)
+                    self._say(f"failed: {finding.name}: {finding.reason}")
+
+    def _conclude(self, failed: list[Finding], flaky: list[Finding]) -> int:
+        everything = [finding for part in self.parts for finding in part.findings.values()]
+        title = f"{'soak' if self.soak else 'test'}, {time.strftime('%Y-%m-%d %H:%M')}, {_commit()}"
+        report = self.folder.with_suffix(".md")
+        report.write_text("\n".join([*report_lines(title, self.parts, flaky, failed), ""]))
+        for finding in [*failed, *flaky]:
+            self.console.rule(finding.name)
+            self.console.print(finding.text, markup=False)
+        self.console.rule("the slowest")
+        for line in [*slowest(everything, 15), *skips(everything)]:
+            self.console.print(line, markup=False)
+        spent, passed = time.monotonic() - self.began, sum(finding.outcome == "passed" for finding in everything)
+        state = "failed" if failed or self.broken else "passed"
+        self.console.print(
+            f"{state}: {passed} of {len(everything)} tests, {spent / 60:.1f} minutes; {report.relative_to(self.root)}"
+        )
+        for words in self.broken:
+            self.console.print(f"failed: {words}", markup=False)
+        for finding in failed:
+            self.console.print(f"failed: {finding.name}, twice: {finding.reason}", markup=False)
+        for finding in flaky:
+            add_flake(self.flakes, finding, time.strftime("%Y-%m-%d"))
+            evidence = keep_evidence(self.folder, finding).relative_to(self.root)
+            self.console.print(f"flaky: {finding.name}, first failure: {finding.reason} ({evidence})", markup=False)
+        return int(bool(failed or self.broken))
+
+
+def files_of(part: str) -> tuple[str, ...]:
+    """The paths and options of pytest that a part stands for: each test file is in the first part that names it."""
+    own = {path for word in PARTS[part] for path in expand(word)}
+    for other, words in PARTS.items():
+        if other == part:
+            break
+        own -= {path for word in words for path in expand(word)}
+    return tuple(sorted(str(path.relative_to(ROOT)) for path in own))
+
+
+def expand(word: str) -> set[Path]:
+    """The test files that a path or pattern of the table means."""
+    return {file for path in ROOT.glob(word) for file in ([path] if path.is_file() else path.rglob("test_*.py"))}
+
+
+def await_quiet() -> None:
+    """Wait until nothing else wants to run, for a moment; not for ever."""
+    deadline, quiet_since = time.monotonic() + QUIET_PATIENCE_SECONDS, time.monotonic()
+    while time.monotonic() - quiet_since < QUIET_SECONDS and time.monotonic() < deadline:
+        if slowness() > 1.0:
+            quiet_since = time.monotonic()
+        time.sleep(LOOK_SECONDS)
+
+
+def _commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "no commit"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The suite's own promises: a flaky test is named, a failure is a failure, and no test is forgotten."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests import suite
+from tests.suite import PARTS, ROOT, Suite, files_of
+
+FLAKY = """
+from pathlib import Path
+
+def test_it():
+    seen = Path(__file__).with_name("seen")
+    first, _ = not seen.exists(), seen.touch()
+    assert not first, "the first time it fails"
+"""
+
+
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "await_quiet", lambda: None)
+    monkeypatch.setattr(suite, "LOOK_SECONDS", 0.02)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # half of what each pytest takes to start
+
+
+def run(folder: Path, text: str, **options: bool) -> int:
+    (folder / "tests").mkdir(exist_ok=True)
+    (folder / "tests/test_one.py").write_text(text)
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = soak\n")
+    return Suite(["tests/test_one.py"], soak=options.get("soak", False), at_once=1, root=folder).run()
+
+
+def test_who_passes_alone_is_flaky_and_named_at_the_end(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, FLAKY) == 0
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert last.startswith("flaky: tests/test_one.py::test_it, first failure: AssertionError: the first time it fails")
+    evidence = tmp_path / "build/tests/test/test_one.py-test_it.txt"
+    assert str(evidence.relative_to(tmp_path)) in last
+    assert "the first time it fails" in evidence.read_text()
+    assert json.loads((tmp_path / "tests/flaky.jsonl").read_text())["test"] == "tests/test_one.py::test_it"
+    assert "flaky" in (tmp_path / "build/tests/test.md").read_text().lower()
+
+
+def test_the_third_time_on_record_it_is_a_failure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    codes = []
+    for _ in range(3):
+        codes.append(run(tmp_path, FLAKY))
+        (tmp_path / "tests/seen").unlink()
+    assert codes == [0, 0, 1]
+    assert "flaky too often" in capfd.readouterr().out
+
+
+def test_two_failures_are_a_failure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "def test_it():\n    assert 1 == 2\n\ndef test_other():\n    pass\n") == 1
+    out = capfd.readouterr().out
+    assert "failed: tests/test_one.py::test_it, twice: assert 1 == 2" in out.splitlines()[-1]
+    assert "1 of 2 tests" in out
+
+
+def test_a_pytest_that_dies_forgets_no_test(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    dies = "import os\nfrom pathlib import Path\n\ndef test_it():\n    seen = Path(__file__).with_name('seen')\n"
+    dies += "    if not seen.exists():\n        seen.touch()\n        os._exit(9)\n\ndef test_after():\n    pass\n"
+    assert run(tmp_path, dies) == 0
+    out = capfd.readouterr().out
+    assert out.count("\nflaky: ") == 2
+    assert "its pytest ended before this test did" in out
+
+
+def test_what_cannot_be_collected_is_a_failure(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "import nothing_of_that_name\n") == 1
+    assert "nothing_of_that_name" in capfd.readouterr().out
+
+
+def test_soak_is_the_rest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    text = "import pytest\n\n@pytest.mark.soak\ndef test_long():\n    pass\n\ndef test_short():\n    assert False\n"
+    assert run(tmp_path, text, soak=True) == 0
+    assert "1 of 1 tests" in capfd.readouterr().out
+
+
+def test_every_test_file_is_in_one_part() -> None:
+    listed = [name for part in PARTS for name in files_of(part)]
+    found = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
+    assert sorted(listed) == sorted(found)

@@ -19,11 +19,11 @@ LOAD = Path("/proc/loadavg")
 class Patience(Enum):
     """Seconds on two quiet cores; each is some ten times what it takes there."""
 
-    SIGNAL = 10.0  # one process notices what another, which runs, has done; a process dies
-    START = 30.0  # an interpreter starts and imports torch, or Ray does
-    STEP = 60.0  # a run starts and reaches a step, or comes back after a disturbance
-    RUN = 120.0  # a run, an attempt, a small sweep ends
-    CLUSTER = 180.0  # a cluster with its intervals, or a sweep, takes part
+    SIGNAL = 15.0  # one process notices what another, which runs, has done; a process dies
+    START = 40.0  # an interpreter starts and imports torch, or Ray does
+    STEP = 90.0  # a run starts and reaches a step, or comes back after a disturbance
+    RUN = 150.0  # a run, an attempt, a small sweep ends
+    CLUSTER = 240.0  # a cluster with its intervals, or a sweep, takes part
 
 
 def slowness() -> float:
@@ -49,10 +49,16 @@ class MachineClock:
         return self.seconds
 
 
-def until(condition: Callable[[], Any], patience: Patience = Patience.RUN, said: Callable[[], object] = lambda: "") -> Any:
+def until(
+    condition: Callable[[], Any],
+    patience: Patience = Patience.RUN,
+    said: Callable[[], object] = lambda: "",
+    *,
+    look_seconds: float = LOOK_SECONDS,
+) -> Any:
     """Wait for a condition; whatever true value it has. Raises AssertionError with what `said` tells."""
     clock = MachineClock()
     while not (found := condition()):
         assert clock.look() < patience.value, f"did not happen within {patience}: {said() or condition}"
-        time.sleep(LOOK_SECONDS)
+        time.sleep(look_seconds)
     return found

@@ -20,11 +20,10 @@ from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.lab import lab_cluster
 from tests.k8s.queueing import drop_queue, make_queue, urgent
 from tests.k8s.toy import KubeToy
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
 EVICTIONS = 5
 URGENT_SECONDS = 600
-PATIENCE_SECONDS = 240.0
 
 Figures = dict[str, float]
 
@@ -33,7 +32,7 @@ def to_next_step(run: KubeToy, disturb: Callable[[], object]) -> float:
     """Seconds without a new step after `disturb`, in the attempt that follows."""
     old = run.run.attempts()[-1]
     disturb()
-    until(lambda: any(line["attempt"] > old for line in run.run.read_metrics()), PATIENCE_SECONDS)
+    until(lambda: any(line["attempt"] > old for line in run.run.read_metrics()), Patience.RUN)
     return run.standstill(old + 1)
 
 
@@ -41,7 +40,7 @@ def to_world(run: KubeToy, world: int, disturb: Callable[[], object]) -> float:
     """The longest time between two steps from `disturb` until there is one of so many ranks."""
     count = len(run.run.read_metrics())
     disturb()
-    until(lambda: run.world() == world, PATIENCE_SECONDS)
+    until(lambda: run.world() == world, Patience.RUN)
     times = [line["time"] for line in run.run.read_metrics()][max(count - 1, 0) :]
     return max(b - a for a, b in itertools.pairwise(times))
 
@@ -82,7 +81,7 @@ def of_one_pod(namespace: Namespace, kube: Cluster) -> Figures:
 def of_an_elastic_run(namespace: Namespace, kube: Cluster) -> Figures:
     """A node dies, a node returns, the user scales, the carrier's node dies."""
     run = KubeToy(namespace, "count", "ranks", steps=1000000, resources={"nodes": "1..3", "cpus": 2})
-    until(lambda: run.world() == 3, PATIENCE_SECONDS)
+    until(lambda: run.world() == 3, Patience.RUN)
     carrier = run.node_of(run.carrier())
     victim = next(p["spec"]["nodeName"] for p in namespace.pods() if p["spec"]["nodeName"] != carrier)
     found = {
@@ -103,8 +102,8 @@ def in_a_queue(namespace: Namespace) -> Figures:
     run = KubeToy(namespace, steps=1000000, profile=keys, resources={"nodes": 2})
     run.reach(20)
     urgent(namespace, "urgent", cpus=2, seconds=URGENT_SECONDS)
-    until(lambda: run.run.outcome(1), PATIENCE_SECONDS)
-    until(lambda: any(p["metadata"]["name"].startswith("urgent") and _works(p) for p in namespace.pods()), PATIENCE_SECONDS)
+    until(lambda: run.run.outcome(1), Patience.RUN)
+    until(lambda: any(p["metadata"]["name"].startswith("urgent") and _works(p) for p in namespace.pods()), Patience.RUN)
     namespace.kubectl("delete", "job", "urgent", "--wait=false")
     free = time.time()
     run.reach_attempt(2)

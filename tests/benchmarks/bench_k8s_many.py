@@ -20,7 +20,7 @@ import yaml
 from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.fleet import Fleet, add_nodes
 from tests.k8s.lab import lab_cluster
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
 ROUNDS = 5
 
@@ -42,12 +42,12 @@ def measure(cluster: Cluster, namespace: Namespace, count: int) -> dict[str, Any
     """Seconds of everything, in order."""
     fleet = Fleet(namespace, count)
     found: dict[str, Any] = {"submit": round(fleet.submit(), 2)}
-    until(lambda: fleet.words(fleet.look()[1]) == {"RUNNING": count}, 600)
+    until(lambda: fleet.words(fleet.look()[1]) == {"RUNNING": count}, Patience.CLUSTER)
     looks = [fleet.look() for _ in range(ROUNDS)]
     found |= {"states": median([seconds for seconds, _, _ in looks]), "list calls": looks[-1][2]}
     found |= {"ropewalk ps": median([ps(namespace) for _ in range(ROUNDS)]), "cancel": round(fleet.cancel(), 2)}
     before = time.monotonic()
-    until(lambda: not cluster.items("jobs", "--namespace", namespace.name), 600)
+    until(lambda: not cluster.items("jobs", "--namespace", namespace.name), Patience.CLUSTER)
     assert fleet.words(fleet.look()[1]) == {"CANCELLED": count}
     return {**found, "until nothing is left": round(time.monotonic() - before, 1)}
 

@@ -32,9 +32,8 @@ from k8s.client import Kubernetes
 from tests.jobs.corpus import make_dataset
 from tests.k8s.cluster import Namespace
 from tests.k8s.lab import lab_cluster
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
-PATIENCE_SECONDS = 120.0
 PODS = (1, 2)
 USER = 1000  # of by_hand.yaml
 MANIFEST = Path(__file__).with_name("by_hand.yaml")
@@ -64,7 +63,7 @@ class Contest:
         began = time.time()
         with (self.folder / "said.txt").open("wb") as said:
             command = subprocess.Popen([ropewalk, *words], cwd=self.folder, env=environment, stdout=said, stderr=said)
-        until(lambda: command.poll() is not None or {run.id for run in RunDir.all(self.runs)} - known, PATIENCE_SECONDS)
+        until(lambda: command.poll() is not None or {run.id for run in RunDir.all(self.runs)} - known, Patience.RUN)
         assert command.poll() is None, (self.folder / "said.txt").read_text()
         run = next(run for run in RunDir.all(self.runs) if run.id not in known)
         try:
@@ -122,13 +121,13 @@ class Contest:
 
     def first_step(self, run: RunDir) -> float:
         """When it was done."""
-        return float(until(run.read_metrics, PATIENCE_SECONDS)[0]["time"])
+        return float(until(run.read_metrics, Patience.RUN)[0]["time"])
 
     def clear(self) -> None:
         """Nobody disturbs the next one: a pod is gone once its processes are, which forced deletion would not wait for."""
         self.namespace.kubectl("delete", "job,service", "--all", "--cascade=orphan")
         self.namespace.kubectl("delete", "pod", "--all", "--grace-period=1")
-        until(lambda: not self.namespace.pods(), PATIENCE_SECONDS)
+        until(lambda: not self.namespace.pods(), Patience.RUN)
 
 
 def nothing_is_created() -> AbstractContextManager[object]:

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from slurm.lab import Lab
 from slurm.lab_config import LabSettings
-from tests.slurm.conftest import ROOT, until
+from tests.patience import Patience, until
+from tests.slurm.conftest import ROOT
 from tests.slurm.toy import SlurmToy
 
 
@@ -25,7 +26,7 @@ def to_next_step(run: SlurmToy, disturb: Callable[[], object]) -> float:
     """Seconds without a new step after `disturb`, which ends the attempt: from its last step to the next attempt's first."""
     old = run.run.attempts()[-1]
     disturb()
-    first = until(lambda: next((m["time"] for m in run.run.read_metrics() if m["attempt"] > old), 0.0), 240)
+    first = until(lambda: next((m["time"] for m in run.run.read_metrics() if m["attempt"] > old), 0.0), Patience.CLUSTER)
     return float(first - max(m["time"] for m in run.run.read_metrics() if m["attempt"] <= old))
 
 
@@ -34,7 +35,8 @@ def to_world(run: SlurmToy, world: int, disturb: Callable[[], object]) -> float:
     began = time.time()
     disturb()
     found = until(
-        lambda: next((m["time"] for m in run.run.read_metrics() if m["time"] > began and m["world"] == world), 0.0), 240
+        lambda: next((m["time"] for m in run.run.read_metrics() if m["time"] > began and m["world"] == world), 0.0),
+        Patience.CLUSTER,
     )
     return float(found - began)
 
@@ -57,17 +59,17 @@ def of_a_fixed_run(lab: Lab, root: Path) -> dict[str, float]:
 def of_an_elastic_run(lab: Lab, root: Path) -> dict[str, float]:
     """A node dies, a node returns, the user scales, the first node dies."""
     run = SlurmToy(root, resources={"nodes": "1..4"}, steps=1000000)
-    until(lambda: run.world() == 4, 120)
+    until(lambda: run.world() == 4, Patience.RUN)
     victim = run.host_of(2)
     found = {"a node of 4 dies, on at 3": to_world(run, 3, lambda: lab.kill_node(victim))}
-    until(lambda: run.events("node_lost"), 120)
+    until(lambda: run.events("node_lost"), Patience.RUN)
     joined = len(run.run.read_metrics())
     lab.start_node(victim)
-    until(lambda: run.world() == 4, 120)
+    until(lambda: run.world() == 4, Patience.RUN)
     found["it returns, on at 4 (the others stand still)"] = longest_gap(run, joined)
     asked = len(run.run.read_metrics())
     run.run.request_nodes(2)
-    until(lambda: run.world() == 2, 120)
+    until(lambda: run.world() == 2, Patience.RUN)
     found["scaled to 2"] = longest_gap(run, asked)
     first = run.host_of(0)
     found["the first node dies, requeued"] = to_next_step(run, lambda: lab.kill_node(first))

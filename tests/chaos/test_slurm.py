@@ -20,17 +20,17 @@ from jobs.submission import submit
 from slurm.lab import Lab
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, weights
-from tests.slurm.conftest import ROOT, MakeLab, make_lab, until  # noqa: F401
+from tests.patience import Patience, until
+from tests.slurm.conftest import ROOT, MakeLab, make_lab  # noqa: F401
 
 log = logging.getLogger(__name__)
 
 STEPS = 150
 BATCH = 8
-PATIENCE_SECONDS = 120.0
 LIMIT_CHECK_SECONDS = 30.0  # Slurm looks at time limits so often, and first so long after its start
 SOON_SECONDS = 8.0
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow]
 
 
 @dataclass
@@ -102,12 +102,12 @@ def next_attempt(run: RunDir, old: int) -> int:
         newest = run.attempts()[-1]
         return newest if newest > old and (len(steps_of(run, newest)) >= 3 or run.outcome(newest)) else None
 
-    found: int = until(there, PATIENCE_SECONDS)
+    found: int = until(there, Patience.RUN)
     return found
 
 
 def ended(run: RunDir, attempt: int) -> Outcome:
-    found: Outcome = until(lambda: run.outcome(attempt), PATIENCE_SECONDS)
+    found: Outcome = until(lambda: run.outcome(attempt), Patience.RUN)
     return found
 
 

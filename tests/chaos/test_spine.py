@@ -2,22 +2,22 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from cluster.files import read_json, read_lines
+from cluster.processes import processes_of
 from cluster.run_dir import RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
 from jobs.follow import wait
 from jobs.pretrain import PretrainConfig
 from jobs.submission import submit
 from tests.jobs.corpus import make_dataset
-from tests.jobs.launch import TINY, equal, weights
+from tests.jobs.launch import TINY, equal, events, weights
+from tests.patience import Patience, until
 
 STEPS = 240
 
@@ -52,10 +52,7 @@ def succeed(run: RunDir) -> None:
 
 def reach(run: RunDir, step: int, attempt: int) -> None:
     """Wait until this attempt has completed a step."""
-    deadline = time.monotonic() + 120
-    while not any(m["step"] >= step and m["attempt"] == attempt for m in run.read_metrics()):
-        assert time.monotonic() < deadline, f"step {step} of attempt {attempt} was not reached"
-        time.sleep(0.02)
+    until(lambda: any(m["step"] >= step and m["attempt"] == attempt for m in run.read_metrics()), Patience.STEP)
 
 
 def agent_pid(run: RunDir, node: int, attempt: int) -> int:
@@ -66,11 +63,8 @@ def test_a_rank_killed_a_preemption_and_a_node_killed_leave_no_trace_in_the_para
     disturbed = start(nodes=2)
     reach(disturbed, 25, attempt=1)
     os.kill((read_json(disturbed.attempt_dir(1) / "nodes" / "rank-1.json") or {})["pid"], signal.SIGKILL)
-    formed = len([e for e in disturbed.read_events() if e["event"] == "first_step"])
-    deadline = time.monotonic() + 60
-    while len([e for e in disturbed.read_events() if e["event"] == "first_step"]) == formed:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    formed = len(events(disturbed, "first_step"))
+    until(lambda: len(events(disturbed, "first_step")) > formed, Patience.STEP)
     os.kill(agent_pid(disturbed, 0, 1), signal.SIGUSR2)  # what a scheduler sends before it takes the nodes away
     reach(disturbed, 60, attempt=2)
     os.killpg(agent_pid(disturbed, 1, 2), signal.SIGKILL)
@@ -92,7 +86,5 @@ def test_an_elastic_run_that_loses_a_node_learns_every_sample_once(start: Callab
     assert any(e["event"] == "resumed" and e["world_size"] == 1 for e in run.read_events())
     last = {m["step"]: m["train/position"] for m in run.read_metrics() if "train/loss" in m}
     assert last == {step: step * 8 for step in range(1, STEPS + 1)}
-    deadline = time.monotonic() + 20  # its supervisor leaves last, after the outcome
-    while left := [p for p in psutil.process_iter(["cmdline"]) if str(run.path) in " ".join(p.info["cmdline"] or [])]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    # its supervisor leaves last, after the outcome
+    until(lambda: not processes_of(run.path), Patience.START, lambda: processes_of(run.path))

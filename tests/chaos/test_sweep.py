@@ -13,11 +13,12 @@ from cluster.spec import RunState
 from jobs.cancelling import cancel_runs
 from jobs.status import final_outcome
 from jobs.sweeps.records import TrialState
-from tests.jobs.sweeping import Swept, sweeps, until
+from tests.jobs.sweeping import Swept, sweeps
+from tests.patience import Patience, until
 
 log = logging.getLogger(__name__)
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow]
 
 Start = Callable[..., Swept]
 
@@ -33,7 +34,7 @@ def test_a_driver_killed_five_times_finishes_every_trial_once(start: Start) -> N
     for kills in range(5):
         until(lambda kills=kills: sum(r.state.final for r in sweep.records()) >= kills, said=sweep.said)
         sweep.kill_driver()
-    sweep.finish(seconds=200)
+    sweep.finish(patience=Patience.CLUSTER)
     records = sweep.records()
     assert [record.state for record in records] == [TrialState.SUCCEEDED] * 8
     assert [len(record.runs) for record in records] == [1] * 8
@@ -67,7 +68,7 @@ def test_trials_end_when_a_sweep_without_driver_is_cancelled(start: Start) -> No
     supervisor = psutil.Process(int((read_json(sweep.run.path / "supervisor.json") or {})["pid"]))
     for process in [*supervisor.children(recursive=True), supervisor]:
         process.kill()
-    until(lambda: not sweep.processes_of_driver(), 30)
+    until(lambda: not sweep.processes_of_driver(), Patience.START)
     told = list(cancel_runs([sweep.run.id]))
     assert len(told) == 3, "its trials are told too"
     until(lambda: all(final_outcome(run) for run in sweep.runs()), said=sweep.said)
@@ -93,7 +94,7 @@ def test_a_sweep_whose_ray_is_killed_follows_its_trials_again(start: Start, vict
     driver = psutil.Process(sweep.driver_pid())
     family = driver.children(recursive=True)
     next(process for process in family if process.name() == victim).kill()
-    until(lambda: sweep.run.outcome(1), 60, sweep.said)
+    until(lambda: sweep.run.outcome(1), Patience.STEP, sweep.said)
     _, alive = psutil.wait_procs([driver, *family], timeout=20)
     assert not alive, "no process of the first attempt is left"
     assert sweep.finish()["trials"] == {"SUCCEEDED": 2}

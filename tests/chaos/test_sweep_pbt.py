@@ -11,9 +11,10 @@ from jobs.sweeps.records import TrialState
 from sharding.layout import is_pinned, steps_in
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, events, log_of, make_run, pretrain_config, start, weights
-from tests.jobs.sweeping import Swept, sweeps, until
+from tests.jobs.sweeping import Swept, sweeps
+from tests.patience import Patience, until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow]
 
 Start = Callable[..., Swept]
 
@@ -40,7 +41,7 @@ def test_an_exploit_goes_on_from_the_donors_very_weights(sweep: Start, tmp_path:
     )
     until(lambda: swept.events("exploited"), said=swept.said)
     swept.kill_driver()
-    results = swept.finish(seconds=240)
+    results = swept.finish(patience=Patience.CLUSTER)
     assert results["trials"] == {"SUCCEEDED": 4}
     records = swept.records()
     exploits = [(record, place, entry) for record in records for place, entry in enumerate(record.lineage)]

@@ -4,7 +4,6 @@ import os
 import secrets
 import shutil
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,9 @@ from cluster.files import read_json, read_lines
 from cluster.local import LocalBackend
 from cluster.processes import processes_of
 from cluster.run_dir import RunDir
+from tests.patience import Patience, until
 
 ROOT = Path(__file__).parents[2]
-
-
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Wait for a condition; whatever true value it has."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"did not happen within {seconds} s: {condition}")
 
 
 class ToyRun:
@@ -56,8 +45,8 @@ class ToyRun:
     def state(self) -> Any:
         return self.backend.states([self.run])[self.run.id]
 
-    def finish(self, seconds: float = 90.0) -> Any:
-        until(lambda: self.state.word in {"ended", "lost"}, seconds)
+    def finish(self, patience: Patience = Patience.RUN) -> Any:
+        until(lambda: self.state.word in {"ended", "lost"}, patience)
         return self.run.last_outcome()
 
     def steps(self) -> list[int]:
@@ -97,7 +86,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..
             for process in [*one.supervisor().children(recursive=True), one.supervisor()]:
                 process.kill()
     try:
-        until(lambda: not [*processes_of(tmp_path), *processes_of(disk)], 20)
+        until(lambda: not [*processes_of(tmp_path), *processes_of(disk)], Patience.START)
         left = [path for path in disk.iterdir() if not any(one.disturbed for one in started)]
         assert not left, "a run leaves nothing in the temporary directory"
     finally:

@@ -15,7 +15,8 @@ from cluster.errors import EXIT_LOST_PEER, EXIT_REQUEUE
 from cluster.ports import free_port
 from cluster.processes import deaf_children, end, family
 from cluster.run_dir import RunDir
-from tests.cluster.conftest import ROOT, until
+from tests.cluster.conftest import ROOT
+from tests.patience import Patience, until
 
 LINGERING = """
 import pathlib, signal, time
@@ -87,7 +88,7 @@ def test_a_rank_without_agent_and_server_ends_however_late_it_looks(tmp_path: Pa
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, tmp_path / "orphan.py", tmp_path / "pid"], env=environment, check=True, timeout=30)
     pid = int(until((tmp_path / "pid").read_text))
-    until(lambda: not psutil.pid_exists(pid), 10)
+    until(lambda: not psutil.pid_exists(pid), Patience.SIGNAL)
 
 
 def test_an_entry_whose_agent_was_gone_before_it_looked_ends(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import psutil
 
 from cluster.files import read_lines
 from cluster.spec import RunState
-from tests.cluster.conftest import ToyRun, until
+from tests.cluster.conftest import ToyRun
+from tests.patience import Patience, until
 
 Start = Callable[..., ToyRun]
 
@@ -61,7 +62,7 @@ def test_a_node_that_dies_before_its_ranks_have_joined_is_not_waited_for(toy: St
 
     until(lambda: groups() == [2])
     run.kill_node(1)
-    until(lambda: len(groups()) > 1, 20)
+    until(lambda: len(groups()) > 1, Patience.START)
     assert run.finish().state is RunState.SUCCEEDED
     assert run.run.attempts() == [1]
     assert run.steps() == list(range(1, 21))
@@ -155,7 +156,7 @@ def test_agents_leave_when_their_supervisor_is_killed(toy: Start) -> None:
     rank = psutil.Process(run.rank_pid(0))
     run.supervisor().kill()
     run.disturbed = True
-    until(lambda: not rank.is_running(), 30)
+    until(lambda: not rank.is_running(), Patience.START)
     assert run.state.word == "lost"
     assert "ropewalk resume" in run.state.reason
     before = run.steps()

@@ -12,7 +12,8 @@ import psutil
 from cluster.files import read_lines
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
-from tests.cluster.conftest import ROOT, ToyRun, until
+from tests.cluster.conftest import ROOT, ToyRun
+from tests.patience import until
 
 Start = Callable[..., ToyRun]
 

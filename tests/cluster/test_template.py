@@ -11,7 +11,8 @@ import pytest
 
 from cluster.spec import RunState
 from cluster.template import TEMPLATE_VARIABLE, ask_template, start_template
-from tests.cluster.conftest import ROOT, ToyRun, until
+from tests.cluster.conftest import ROOT, ToyRun
+from tests.patience import Patience, until
 
 Start = Callable[..., ToyRun]
 
@@ -57,7 +58,7 @@ def test_modules_are_found_where_the_asker_has_them(template: Popen[bytes], tmp_
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     output = tmp_path / "out"
     ask_template(os.environ[TEMPLATE_VARIABLE], [sys.executable, "-m", "told", "a", "b"], environment, output)
-    until(lambda: output.exists() and output.read_text() == "told a b\n", 10)
+    until(lambda: output.exists() and output.read_text() == "told a b\n", Patience.SIGNAL)
 
 
 FORK = """

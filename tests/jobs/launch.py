@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +17,7 @@ from cluster.run_dir import RunDir
 from cluster.storage import Place
 from sharding.checkpoint import newest_complete
 from sharding.storage import parse_index, read_tensors
+from tests.patience import Patience, until
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["jobs.training.assembly", "transformers.models.llama.modeling_llama", "tests.jobs.launch"])
@@ -73,13 +73,15 @@ class Ranks:
             process.kill()
         self.wait()
 
-    def until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+    def until(self, condition: Callable[[], bool]) -> None:
         """Wait for something to be seen in the run directory."""
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, log_of(self.run)
-            assert any(p.is_alive() for p in self.processes) or condition(), log_of(self.run)
-            time.sleep(0.005)
+
+        def seen() -> bool:
+            there = condition()
+            assert there or any(p.is_alive() for p in self.processes) or condition(), log_of(self.run)
+            return there
+
+        until(seen, Patience.STEP, lambda: log_of(self.run), look_seconds=0.005)
 
 
 def start(run: RunDir, ranks: int, **env: str) -> Ranks:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,19 +20,10 @@ from jobs.submission import resume, submit
 from jobs.sweep import SweepConfig
 from jobs.sweeps.records import TrialRecord, read_records
 from tests.fakes.searched import make_plugin
+from tests.patience import Patience, until
 from tests.processes import words_of
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_SECONDS = 120.0
-
-
-def until(condition: Callable[[], Any], seconds: float = PATIENCE_SECONDS, said: Callable[[], object] = lambda: "") -> Any:
-    """Wait for a condition; whatever true value it has."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, said()
-        time.sleep(0.02)
-    return found
 
 
 class Swept:
@@ -66,8 +56,8 @@ class Swept:
         os.kill(pid, signal.SIGKILL)
         until(lambda: self.run.outcome(number), said=self.said)
 
-    def finish(self, state: RunState = RunState.SUCCEEDED, seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
-        outcome: Outcome = until(lambda: final_outcome(self.run), seconds, self.said)
+    def finish(self, state: RunState = RunState.SUCCEEDED, patience: Patience = Patience.RUN) -> dict[str, Any]:
+        outcome: Outcome = until(lambda: final_outcome(self.run), patience, self.said)
         assert outcome.state is state, self.said()
         return self.run.results()
 
@@ -79,7 +69,7 @@ class Swept:
 
     def nothing_is_left(self) -> None:
         """No process of the sweep or of its trials."""
-        until(lambda: not self.processes(), 30, lambda: [words_of(p) for p in self.processes()])
+        until(lambda: not self.processes(), Patience.START, lambda: [words_of(p) for p in self.processes()])
 
     def processes(self) -> list[psutil.Process]:
         """Of the sweep and its trials: nobody's children, or the supervisors', never this process's."""

@@ -6,14 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
+from tests.patience import until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,13 +50,6 @@ def ropewalk(run: RunDir, *words: str, expect: int = 0) -> str:
     out, err = process.communicate(timeout=90)
     assert process.returncode == expect, err
     return out
-
-
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def steps(run: RunDir) -> int:

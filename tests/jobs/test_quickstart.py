@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import yaml
@@ -11,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.processes import processes_of
 from cluster.run_dir import RunDir
+from tests.patience import Patience, until
 
 
 def ropewalk(*words: str, cwd: Path) -> str:
@@ -45,7 +45,5 @@ def test_quickstart_shows_the_whole_spine(tmp_path: Path) -> None:
     ropewalk("export", str(training.path), "model", cwd=tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "model")) == 4096
-    deadline = time.monotonic() + 20  # the supervisor leaves last, after the outcome
-    while left := processes_of(tmp_path):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    # the supervisor leaves last, after the outcome
+    until(lambda: not processes_of(tmp_path), Patience.START, lambda: processes_of(tmp_path))

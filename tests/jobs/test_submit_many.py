@@ -28,6 +28,7 @@ from jobs.combinations import combinations
 from jobs.display import LONG_LIST
 from jobs.submission import resume
 from tests.jobs.shell import Shell, pretrain
+from tests.patience import Patience, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -217,13 +218,6 @@ def process_of(run: RunDir, name: str) -> psutil.Process:
     return psutil.Process(int((read_json(run.path / name) or {})["pid"]))
 
 
-def until(condition: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def gone(process: psutil.Process) -> bool:
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
@@ -283,7 +277,7 @@ def submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Subm
     made.gate.touch()
     for process in processes_of(tmp_path):
         process.kill()
-    until(lambda: not processes_of(tmp_path), 20)
+    until(lambda: not processes_of(tmp_path), Patience.START)
 
 
 def test_a_queue_runs_a_few_at_a_time_and_cancels_what_waits(submission: Submission, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from cluster.files import read_json, read_lines
 from cluster.spec import RunState
 from jobs.cancelling import cancel_runs
 from jobs.status import states
-from tests.jobs.sweeping import Swept, sweeps, until
+from tests.jobs.sweeping import Swept, sweeps
+from tests.patience import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow]
 
 Start = Callable[..., Swept]
 NODES = {"nodes": 2, "cpus": 1}

@@ -7,7 +7,8 @@ import pytest
 
 from cluster.spec import RunState
 from jobs.sweeps.records import TrialState
-from tests.jobs.sweeping import Swept, sweeps, until
+from tests.jobs.sweeping import Swept, sweeps
+from tests.patience import until
 
 pytestmark = [pytest.mark.slow]
 

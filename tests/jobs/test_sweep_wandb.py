@@ -15,7 +15,8 @@ from cluster.run_dir import RunDir
 from jobs.mirror import sync_run
 from jobs.sweeps.answers import read_sweep
 from tests.fakes.sweep import make_sweep
-from tests.jobs.test_tracking_wandb import catches_sigterm, history, records, until
+from tests.jobs.test_tracking_wandb import catches_sigterm, history, records
+from tests.patience import until
 
 
 @pytest.fixture

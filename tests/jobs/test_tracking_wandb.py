@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from jobs.mirror import sync_run
 from jobs.tracking import MetricLog
+from tests.patience import until
 
 PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'jobs.mirror', *sys.argv[1:]])"
 
@@ -49,13 +49,6 @@ def stop(sidecar: subprocess.Popen[bytes], run: RunDir, attempt: int, exit_code:
     begun = time.monotonic()
     assert sidecar.wait(timeout=12) == 0
     return time.monotonic() - begun
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def records(run: RunDir, kind: str) -> list[dict[str, Any]]:

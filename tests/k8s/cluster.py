@@ -14,11 +14,10 @@ import yaml
 
 from cluster.run_dir import CODE_FOLDER
 from jobs.snapshot import take_snapshot
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTLE_SECONDS = 120.0  # nodes and controllers look again after 30 s at most, but each for several things
-BOUND_SECONDS = 30.0  # what a volume may take to be a claim's
 REMEDY = (
     "needs a Kubernetes cluster: as root, a kube-lab.sh where ROPEWALK_KUBE_LAB names one; or KUBECONFIG_TEST, which names the"
     " kubeconfig of one made by kind, minikube or k3d, with KUBECONFIG_TEST_RUNS (a folder of this machine that all its nodes"
@@ -118,7 +117,7 @@ class Cluster:
         for remedy, node in sorted(self.broken, key=lambda each: each[1]):
             self.lab(remedy, *([str(node)] if node else []))
         self.broken.clear()
-        until(lambda: all(map(_ready, self.items("nodes", "-l", "!type"))), 60)
+        until(lambda: all(map(_ready, self.items("nodes", "-l", "!type"))), Patience.STEP)
 
     def settle(self) -> None:
         """Where the API server was away: wait until controllers, scheduler and every node have noticed that it is back, which
@@ -178,7 +177,7 @@ class Namespace:
         self.kubectl("apply", "-f", str(ROOT / "k8s/rbac.yaml"))
         # a pod that the scheduler sees before the volume waits until that looks at all pods again, minutes later
         found = ("pvc", "--namespace", self.name)
-        until(lambda: self.cluster.items(*found)[0].get("status", {}).get("phase") == "Bound", BOUND_SECONDS)
+        until(lambda: self.cluster.items(*found)[0].get("status", {}).get("phase") == "Bound", Patience.START)
         if not self.cluster.has_checkout:
             self.code = {"snapshot": str(take_snapshot(ROOT, self.runs)[0]), "folder": ""}
             (self.runs / CODE_FOLDER).chmod(0o777)  # pods unpack there what comes without the volume

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests.k8s.cluster import Namespace
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
 FLAVOR = "default"
 
@@ -31,7 +31,7 @@ def make_queue(namespace: Namespace, cpus: int) -> str:
         for word, value in (("low", 1), ("high", 1000))
     ]
     namespace.cluster.apply(*objects)
-    until(lambda: _active(namespace), 30)
+    until(lambda: _active(namespace), Patience.START)
     return "team"
 
 

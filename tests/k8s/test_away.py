@@ -23,11 +23,11 @@ from cluster.spec import RunState
 from k8s.backend import K8sBackend
 from k8s.client import ApiAwayError
 from tests.fakes.searched import make_plugin
-from tests.jobs.sweeping import until
 from tests.k8s.cluster import ROOT, Cluster, Namespace
+from tests.patience import until
 from tests.slurm.toy import finish
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow]
 
 AWAY_SECONDS = 30.0
 STEPS = 600  # which take a minute

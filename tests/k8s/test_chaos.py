@@ -21,18 +21,17 @@ from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, weights
 from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.queueing import drop_queue, make_queue, urgent
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
 log = logging.getLogger(__name__)
 
 STEPS = 500  # so many that the run is at work still when a cut node is back
 BATCH = 8
 EVERY = 10
-PATIENCE_SECONDS = 120.0
 
 # a process that submits ends soon, and closes its connection to the API server then
 unclosed = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), unclosed]
+pytestmark = [pytest.mark.slow, unclosed]
 
 
 @dataclass
@@ -122,7 +121,7 @@ def steps_of(run: RunDir, attempt: int) -> list[int]:
 
 
 def reach(run: RunDir, step: int) -> None:
-    until(lambda: max((m["step"] for m in run.read_metrics()), default=0) >= step, PATIENCE_SECONDS)
+    until(lambda: max((m["step"] for m in run.read_metrics()), default=0) >= step, Patience.RUN)
 
 
 def next_attempt(run: RunDir, old: int) -> int:
@@ -132,12 +131,12 @@ def next_attempt(run: RunDir, old: int) -> int:
         newest = run.attempts()[-1]
         return newest if newest > old and (len(steps_of(run, newest)) >= 3 or run.outcome(newest)) else None
 
-    found: int = until(there, PATIENCE_SECONDS)
+    found: int = until(there, Patience.RUN)
     return found
 
 
 def ended(run: RunDir, attempt: int) -> Outcome:
-    found: Outcome = until(lambda: run.outcome(attempt), PATIENCE_SECONDS)
+    found: Outcome = until(lambda: run.outcome(attempt), Patience.RUN)
     return found
 
 

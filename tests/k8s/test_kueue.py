@@ -9,7 +9,7 @@ from cluster.spec import RunState
 from tests.k8s.cluster import Namespace
 from tests.k8s.queueing import drop_queue, make_queue, urgent
 from tests.k8s.toy import KubeToy
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
 Start = Callable[..., KubeToy]
 
@@ -26,8 +26,8 @@ def test_preempted_three_times(start: Start, namespace: Namespace, queue: dict[s
     for attempt in (1, 2, 3):
         run.reach_attempt(attempt)
         urgent(namespace, f"urgent-{attempt}", cpus=3)
-        until(lambda attempt=attempt: run.run.outcome(attempt), 60)
-        until(lambda: not [p for p in namespace.pods() if "ropewalk/run" in p["metadata"]["labels"]], 30)
+        until(lambda attempt=attempt: run.run.outcome(attempt), Patience.STEP)
+        until(lambda: not [p for p in namespace.pods() if "ropewalk/run" in p["metadata"]["labels"]], Patience.START)
         namespace.kubectl("delete", "job", f"urgent-{attempt}", "--wait=false")
         free = time.time()
         run.reach_attempt(attempt + 1)
@@ -43,14 +43,14 @@ def test_elastic_in_a_queue(start: Start, namespace: Namespace, queue: dict[str,
     urgent(namespace, "other", cpus=1)
     until(namespace.pods)
     run = start("count", "ranks", steps=100000, profile=queue, resources={"nodes": "1..4"})
-    until(lambda: run.world() == 3, 90)
+    until(lambda: run.world() == 3, Patience.RUN)
     run.run.request_nodes(2)
-    until(lambda: run.world() == 2, 60)
+    until(lambda: run.world() == 2, Patience.STEP)
     run.run.request_nodes(4)
-    until(lambda: run.world() == 3, 60)
+    until(lambda: run.world() == 3, Patience.STEP)
     assert run.run.attempts() == [1]
     urgent(namespace, "more", cpus=2)
-    until(lambda: run.run.outcome(1), 60)
+    until(lambda: run.run.outcome(1), Patience.STEP)
     run.reach_attempt(2)
     assert run.outcomes() == [("PREEMPTED", 85)]
-    until(lambda: run.world() == 1, 60)
+    until(lambda: run.world() == 1, Patience.STEP)

@@ -5,7 +5,7 @@ from contextlib import closing
 from cluster.spec import RunState
 from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.fleet import Fleet, add_nodes, remove_nodes
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
 RUNS, NODES = 60, 4
 
@@ -21,10 +21,10 @@ def test_sixty_runs(kube: Cluster, namespace: Namespace) -> None:
 
 def see_through(kube: Cluster, namespace: Namespace, fleet: Fleet) -> None:
     assert fleet.submit() < 10
-    until(lambda: fleet.words(fleet.look()[1]) == {"RUNNING": RUNS}, 60)
+    until(lambda: fleet.words(fleet.look()[1]) == {"RUNNING": RUNS}, Patience.STEP)
     seconds, _, calls = fleet.look()
     assert seconds < 1
     assert calls == ["Job"]
     assert fleet.cancel() < 10
-    until(lambda: not kube.items("jobs", "--namespace", namespace.name), 60)
+    until(lambda: not kube.items("jobs", "--namespace", namespace.name), Patience.STEP)
     assert {state.state for state in fleet.look()[1].values()} == {RunState.CANCELLED}

@@ -15,7 +15,7 @@ import pytest
 from k8s.pod import Pod
 from k8s.wire import BEAT, pack
 from tests.cluster.conftest import ROOT
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
 BEAT_SECONDS = 0.1
 LOST_SECONDS = 2.0
@@ -94,13 +94,13 @@ def caller(conductor: Conductor) -> Iterator[Caller]:
 def test_a_pod_that_falls_silent_is_lost(conductor: Conductor, caller: Caller) -> None:
     caller.silent.set()
     began = time.monotonic()
-    until(lambda: conductor.said == ["silent"], 10)
+    until(lambda: conductor.said == ["silent"], Patience.SIGNAL)
     assert time.monotonic() - began >= LOST_SECONDS - 2 * BEAT_SECONDS
 
 
 def test_a_pod_that_closes_the_connection_is_gone(conductor: Conductor, caller: Caller) -> None:
     caller.close()
-    until(lambda: conductor.said == ["gone"], 10)
+    until(lambda: conductor.said == ["gone"], Patience.SIGNAL)
 
 
 def test_a_conductor_that_stood_still_does_not_take_its_pods_for_silent(conductor: Conductor, caller: Caller) -> None:

@@ -18,7 +18,7 @@ from jobs.preprocess import PreprocessConfig
 from jobs.submission import make_record
 from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 from tests.slurm.toy import finish, said
 
 Start = Callable[..., KubeToy]
@@ -37,7 +37,7 @@ def test_preprocess_gives_the_same_bytes_everywhere(start: Start, namespace: Nam
     run = submit(namespace, start, texts, "indexed")
     finish_well(run, attempts=1, nodes=2)
     run = submit(namespace, start, texts, "rayjob")
-    until(run.progress.exists, 120)
+    until(run.progress.exists, Patience.RUN)
     head = next(pod["metadata"]["name"] for pod in namespace.pods() if "-head-" in pod["metadata"]["name"])
     namespace.kubectl("delete", "pod", head, "--wait=false")
     finish_well(run, attempts=2, nodes=1)  # the others are Ray's own to see to
@@ -55,7 +55,7 @@ def submit(namespace: Namespace, start: Start, texts: Path, shape: str) -> RunDi
 
 
 def finish_well(run: RunDir, attempts: int, nodes: int) -> None:
-    outcome = finish(run, 240)
+    outcome = finish(run, Patience.CLUSTER)
     assert outcome.state is RunState.SUCCEEDED, said(run)
     assert run.attempts()[-1] == attempts, said(run)
     assert len(read_lines(run.attempt_dir(attempts) / AGENTS)) == nodes

@@ -23,13 +23,12 @@ from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.queueing import drop_queue, make_queue, urgent
 from tests.k8s.test_submit import NOWHERE, Unlucky
 from tests.k8s.toy import KubeToy
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
 Start = Callable[..., KubeToy]
 
 KINDS = "rayjob,raycluster,job,service,pod,configmap"
 AS_RAYJOB = {"ray": "rayjob"}
-START_SECONDS = 150.0  # two Rays, one after the other, on a busy machine
 
 
 def left(namespace: Namespace) -> list[str]:
@@ -64,7 +63,7 @@ def collected(namespace: Namespace) -> None:
     owned = {**metadata, "name": "owned", "ownerReferences": [reference]}
     namespace.cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": owned})
     namespace.kubectl("delete", "raycluster", "owner")
-    until(lambda: "owned" not in namespace.kubectl("get", "configmaps"), 60)
+    until(lambda: "owned" not in namespace.kubectl("get", "configmaps"), Patience.STEP)
 
 
 # --- on KubeRay
@@ -74,16 +73,16 @@ def collected(namespace: Namespace) -> None:
 @pytest.mark.usefixtures("alone_with_ray", "collected")
 def test_a_preempted_run_is_carried_on_by_the_next_cluster(start: Start, namespace: Namespace, queue: dict[str, str]) -> None:
     run = start(engine="ray", steps=120, profile=queue)
-    run.reach(5, START_SECONDS)
+    run.reach(5, Patience.CLUSTER)
     urgent(namespace, "urgent", cpus=2)
-    until(lambda: run.run.outcome(1), 60)
-    until(lambda: run.state.state is RunState.REQUEUED and "queue team" in run.state.reason, 30)
+    until(lambda: run.run.outcome(1), Patience.STEP)
+    until(lambda: run.state.state is RunState.REQUEUED and "queue team" in run.state.reason, Patience.START)
     namespace.kubectl("delete", "job", "urgent", "--wait=false")
     assert run.finish().state is RunState.SUCCEEDED, run.said()
     assert run.outcomes() == [("PREEMPTED", 85), ("SUCCEEDED", 0)]
     assert run.steps() == list(range(1, 121)), "a preemption loses no step and repeats none"
-    until(lambda: status(namespace).get("jobStatus") == "SUCCEEDED", 30)
-    until(lambda: left(namespace) == [f"RayJob/{run.run.id}-1"], 30)
+    until(lambda: status(namespace).get("jobStatus") == "SUCCEEDED", Patience.START)
+    until(lambda: left(namespace) == [f"RayJob/{run.run.id}-1"], Patience.START)
 
 
 @pytest.mark.slow
@@ -92,8 +91,8 @@ def test_cancelled(start: Start, namespace: Namespace, monkeypatch: pytest.Monke
     run = start(engine="ray", steps=10_000, resources={"nodes": 2})
     waiting = start(engine="ray", profile=NOWHERE, resources={"nodes": 2})
     assert [each.run.attempt_details(1)["kind"] for each in (run, waiting)] == ["RayJob"] * 2, "the cluster has KubeRay"
-    run.reach(2, START_SECONDS)
-    until(lambda: "didn't match Pod's node affinity" in waiting.state.reason, 30)
+    run.reach(2, Patience.CLUSTER)
+    until(lambda: "didn't match Pod's node affinity" in waiting.state.reason, Patience.START)
     asked: list[str] = []
     real = run.backend.kube.list
     monkeypatch.setattr(run.backend.kube, "list", lambda kind, *words, **more: asked.append(kind) or real(kind, *words, **more))
@@ -103,17 +102,16 @@ def test_cancelled(start: Start, namespace: Namespace, monkeypatch: pytest.Monke
     assert (waiting.state.state, waiting.state.reason) == (RunState.CANCELLED, "cancelled while it waited")
     outcome = run.finish()
     assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled after saving")
-    until(lambda: left(namespace) == [], 60)
+    until(lambda: left(namespace) == [], Patience.STEP)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 @pytest.mark.usefixtures("alone_with_ray")
 def test_the_node_of_the_head_dies_and_never_returns(start: Start, lab: Cluster, namespace: Namespace) -> None:
     run = start(engine="ray", steps=10_000, pause=0.1, profile=AS_RAYJOB, resources={"nodes": 2})
-    run.reach(2, START_SECONDS)
+    run.reach(2, Patience.CLUSTER)
     lab.kill_node(run.node_of(run.carrier()))
-    run.reach_attempt(2, START_SECONDS)
+    run.reach_attempt(2, Patience.CLUSTER)
     print(f"standstill of {run.standstill(2):.1f} s")
     run.backend.cancel(run.run)
     assert run.finish().state is RunState.CANCELLED, run.said()
@@ -143,12 +141,12 @@ def test_rayjobs_that_ended_long_ago_go_with_the_next_submission(namespace: Name
     namespace.cluster.apply({**others, "spec": {"clusterSelector": {"ray.io/cluster": "theirs"}}})
     ended = {"status": {"jobDeploymentStatus": "Complete", "endTime": "2020-01-01T00:00:00Z", "jobStatus": "SUCCEEDED"}}
     for name in (f"{old.run.id}-1", "of-others"):
-        until(lambda name=name: name in namespace.kubectl("get", "rayjobs"), 30)
+        until(lambda name=name: name in namespace.kubectl("get", "rayjobs"), Patience.START)
         namespace.kubectl("patch", "rayjob", name, "--subresource=status", "--type=merge", "-p", json.dumps(ended))
     new = start(engine="ray", profile={**NOWHERE, **AS_RAYJOB})
     there = {each["metadata"]["name"] for each in namespace.cluster.items("rayjobs", "--namespace", namespace.name)}
     assert there - {f"{old.run.id}-1"} == {f"{open_still.run.id}-1", f"{new.run.id}-1", "of-others"}
-    until(lambda: f"{old.run.id}-1" not in namespace.kubectl("get", "rayjobs"), 30)
+    until(lambda: f"{old.run.id}-1" not in namespace.kubectl("get", "rayjobs"), Patience.START)
 
 
 # --- whether there is KubeRay

@@ -15,7 +15,7 @@ from cluster.errors import BackendError, ConfigError
 from cluster.spec import RunState
 from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
 Start = Callable[..., KubeToy]
 
@@ -46,7 +46,7 @@ def told(run: KubeToy, said: str = "") -> BackendState:
         return bool(seen[-1].reason) and said in seen[-1].reason
 
     try:
-        until(says_why, SECONDS)
+        until(says_why, Patience.SIGNAL)
     except AssertionError:
         raise AssertionError(f"{said!r} is not in {seen[-1]}") from None
     return seen[-1]
@@ -100,7 +100,7 @@ def quota(namespace: Namespace, **hard: str) -> None:
         found = namespace.cluster.items("resourcequota", "--namespace", namespace.name)
         return bool(found[0].get("status", {}).get("hard"))
 
-    until(counted, SECONDS)
+    until(counted, Patience.SIGNAL)
 
 
 def test_a_quota_of_nothing(namespace: Namespace, start: Start) -> None:
@@ -113,7 +113,7 @@ def test_a_quota_of_nothing(namespace: Namespace, start: Start) -> None:
 def test_a_quota_that_others_use_up(namespace: Namespace, start: Start) -> None:
     quota(namespace, **{"requests.cpu": "2"})
     first = start(steps=10_000, resources={"nodes": 1, "cpus": 2}, pause=0.1)
-    until(lambda: bool(namespace.pods()), SECONDS)
+    until(lambda: bool(namespace.pods()), Patience.SIGNAL)
     second = start(resources={"cpus": 1})
     with quickly():
         state = told(second, "exceeded quota")

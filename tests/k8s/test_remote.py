@@ -31,7 +31,7 @@ from k8s.reading import send
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import pretrain_config, weights
 from tests.k8s.cluster import Namespace
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]
 RESOURCES = Resources.model_validate({"grace_seconds": 5, "cpus": 1})
@@ -67,22 +67,22 @@ def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCapt
             backend.fetch(run)
             return max((line["step"] for line in run.read_metrics()), default=0) >= least
 
-        until((namespace.runs / run.id / "metrics.jsonl").exists, 60)
-        until(lambda: step(5), 30)
+        until((namespace.runs / run.id / "metrics.jsonl").exists, Patience.STEP)
+        until(lambda: step(5), Patience.START)
         assert f"{run.id} lies on volume runs of namespace {namespace.name}, which this machine does not see" in caplog.text
         assert (namespace.runs / ".code/toys/tests/fakes/toy.py").exists()
         assert backend.states([run])[run.id].state is RunState.RUNNING
 
         backend.cancel(run)
-        until(lambda: backend.states([run])[run.id].state is RunState.CANCELLED, 60)
-        until(lambda: backend.states([dependant])[dependant.id].state is RunState.CANCELLED, 60)
+        until(lambda: backend.states([run])[run.id].state is RunState.CANCELLED, Patience.STEP)
+        until(lambda: backend.states([dependant])[dependant.id].state is RunState.CANCELLED, Patience.STEP)
         assert f"it waited for {run.id}, which ended as CANCELLED" in backend.states([dependant])[dependant.id].reason
 
         backend.fetch(run)  # by a pod that only reads, since the run's own has left
         last = max(line["step"] for line in run.read_metrics())
         run.withdraw_cancel()
         backend.submit(run, RESOURCES)
-        until(lambda: step(last + 3), 60)
+        until(lambda: step(last + 3), Patience.STEP)
         assert run.attempts() == [1, 2]
         seen = [line["step"] for line in run.read_metrics()]
         assert seen == list(range(1, len(seen) + 1))
@@ -127,9 +127,9 @@ def test_an_elastic_run_is_scaled_and_its_model_comes_back(
     def groups() -> list[int]:
         return [event["nodes"] for event in freshen(run).read_events() if event["event"] == "group_formed"]
 
-    until(lambda: groups()[-1:] == [2], 120)
+    until(lambda: groups()[-1:] == [2], Patience.RUN)
     scale(run, 1)
-    until(lambda: groups()[-1:] == [1], 60)
+    until(lambda: groups()[-1:] == [1], Patience.STEP)
     assert freshen(run).attempts() == [1]
     list(cancel_runs([run.id]))
     wait(run)

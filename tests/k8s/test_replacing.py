@@ -7,7 +7,7 @@ import pytest
 
 from k8s.inside import Inside
 from k8s.replacing import LOOK_SECONDS, Replacing
-from tests.slurm.conftest import until
+from tests.patience import until
 
 
 class Server:

@@ -12,7 +12,7 @@ from k8s.client import ApiAwayError, ConflictError, Kubernetes, Object
 from k8s.submit import SubmissionInDoubtError, submit_once
 from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
 Start = Callable[..., KubeToy]
 
@@ -118,8 +118,8 @@ def test_cancel_removes_all_of_a_run_and_only_it(namespace: Namespace, start: St
     outcome = run.finish()
     assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled after saving")
     kept = [f"Job/{bystander.run.id}-1", f"Service/{bystander.run.id}-1"]
-    until(lambda: names(namespace) == kept, 30)
-    until(lambda: all(pod["metadata"]["labels"]["ropewalk/run"] == bystander.run.id for pod in namespace.pods()), 60)
+    until(lambda: names(namespace) == kept, Patience.START)
+    until(lambda: all(pod["metadata"]["labels"]["ropewalk/run"] == bystander.run.id for pod in namespace.pods()), Patience.STEP)
     namespace.kubectl("get", "configmap", "of-somebody-else")
     run.backend.cancel(run.run)  # once more is no error
     assert run.state.state is RunState.CANCELLED
@@ -158,7 +158,7 @@ def test_after_a_run_that_fails(namespace: Namespace, start: Start) -> None:
     third = start(submit=False)
     with pytest.raises(ConfigError, match=f"--after {first.run.id}: it ended as FAILED .*`ropewalk resume {first.run.id}` first"):
         third.backend.submit(third.run, third.resources, [first.run.id])
-    until(lambda: not [pod for pod in namespace.pods() if pod["status"]["phase"] in {"Pending", "Running"}], 30)
+    until(lambda: not [pod for pod in namespace.pods() if pod["status"]["phase"] in {"Pending", "Running"}], Patience.START)
 
 
 def test_at_most_so_many_at_a_time(namespace: Namespace, start: Start) -> None:

@@ -20,17 +20,17 @@ from jobs.submission import write_down
 from jobs.sweeps.check import refuse_unreachable
 from tests.fakes.searched import make_plugin
 from tests.jobs.shell import Shell
-from tests.jobs.sweeping import Swept, sweep_config, until
+from tests.jobs.sweeping import Swept, sweep_config
 from tests.k8s.cluster import Namespace
 from tests.k8s.queueing import drop_queue, make_queue, urgent
+from tests.patience import Patience, until
 
 # a process that asks ends soon, and closes its connection to the API server then
 unclosed = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400), pytest.mark.usefixtures("alone_with_ray"), unclosed]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone_with_ray"), unclosed]
 
 Start = Callable[..., Swept]
 
-START_SECONDS = 200.0  # Ray in a pod, beside whatever else runs on two cores
 
 SMALL: dict[str, Any] = {"cpus": 1, "grace_seconds": 20}
 KEYS: dict[str, Any] = {
@@ -119,14 +119,14 @@ def test_a_preempted_trial_and_an_evicted_driver_change_no_decision(
 ) -> None:
     sweep = start(queue(4), **KEYS)
 
-    until(lambda: any(12 in own for own in sweep.steps().values()), START_SECONDS, sweep.said)
+    until(lambda: any(12 in own for own in sweep.steps().values()), Patience.CLUSTER, sweep.said)
     first = sweep.runs()[0]
     urgent(namespace, "urgent", cpus=3)  # of the four the trial has one, and is the last that was admitted
     until(lambda: first.outcome(1), said=sweep.said)
     namespace.kubectl("delete", "job", "urgent", "--wait=false")
     until(lambda: first.attempts() == [1, 2], said=sweep.said)
     evict(namespace, sweep.run)
-    until(lambda: sweep.events("trial_adopted"), START_SECONDS, sweep.said)
+    until(lambda: sweep.events("trial_adopted"), Patience.CLUSTER, sweep.said)
     (namespace.runs / "gate").touch()  # so long the trial has waited
     results = sweep.finish()
 
@@ -138,7 +138,7 @@ def test_a_preempted_trial_and_an_evicted_driver_change_no_decision(
     assert results["best_trial"] == 0
     decided = [(record.state.value, record.stopped_at, len(record.runs)) for record in sweep.records()]
     assert decided == [("SUCCEEDED", None, 1), ("STOPPED", 10, 1), ("STOPPED", 10, 1)]
-    until(lambda: not at_work(namespace), 30, lambda: at_work(namespace))
+    until(lambda: not at_work(namespace), Patience.START, lambda: at_work(namespace))
 
 
 @pytest.mark.usefixtures("trusted")
@@ -152,7 +152,7 @@ def test_a_laptop_that_does_not_see_the_volume_shows_and_cancels_it(
     base = {"steps": 3000, "pause": 0.05, "resources": SMALL}
     sweep = start({**queue(2), "runs": None}, base=base, trials=3, max_concurrent=2, resources=SMALL)
     there = Swept(RunDir(namespace.runs / sweep.run.id))
-    until(lambda: len(there.runs()) == 2 and any(there.steps().values()), START_SECONDS, there.said)
+    until(lambda: len(there.runs()) == 2 and any(there.steps().values()), Patience.CLUSTER, there.said)
 
     shown = json.loads(ropewalk("show", sweep.run.id, "--json"))
     assert sorted(trial["run_state"] for trial in shown["trials"]) == ["PENDING", "RUNNING"]
@@ -164,7 +164,7 @@ def test_a_laptop_that_does_not_see_the_volume_shows_and_cancels_it(
     ropewalk("wait", sweep.run.id, expect=1)
     assert {record.state.value for record in there.records()} == {"CANCELLED"}
     assert [outcomes(run)[-1][0] for run in there.runs()] == ["CANCELLED"] * 2
-    until(lambda: not jobs_of_runs(namespace), 60, lambda: jobs_of_runs(namespace))
+    until(lambda: not jobs_of_runs(namespace), Patience.STEP, lambda: jobs_of_runs(namespace))
 
 
 def test_trials_in_the_sweeps_own_pods_go_on_with_the_next_head(start: Start, namespace: Namespace) -> None:
@@ -172,17 +172,17 @@ def test_trials_in_the_sweeps_own_pods_go_on_with_the_next_head(start: Start, na
     nodes = {"nodes": 2, **SMALL}
     sweep = start({}, allocation=True, base={"steps": 100, "pause": 0.1, "resources": nodes}, trials=2, resources=nodes)
     assert sweep.run.attempt_details(1)["kind"] == "RayJob"
-    until(lambda: any(sweep.steps().values()), START_SECONDS, sweep.said)
+    until(lambda: any(sweep.steps().values()), Patience.CLUSTER, sweep.said)
     first = sweep.runs()[0]
     agents = read_lines(first.attempt_dir(1) / AGENTS)
     assert len({agent["address"] for agent in agents}) == 2, "a node of the trial in each pod"
     evict(namespace, sweep.run)
-    until(lambda: len(first.attempts()) == 2, START_SECONDS, sweep.said)
-    assert sweep.finish(seconds=START_SECONDS)["trials"] == {"SUCCEEDED": 2}
+    until(lambda: len(first.attempts()) == 2, Patience.CLUSTER, sweep.said)
+    assert sweep.finish(patience=Patience.CLUSTER)["trials"] == {"SUCCEEDED": 2}
     assert outcomes(sweep.run)[0] == ("REQUEUED", 85)
     assert all(own == list(range(1, 101)) for own in sweep.steps().values()), "what was saved is not done again"
     assert jobs_of_runs(namespace) == []
-    until(lambda: not at_work(namespace), 60, lambda: at_work(namespace))
+    until(lambda: not at_work(namespace), Patience.STEP, lambda: at_work(namespace))
 
 
 def test_pods_that_may_not_submit_say_so_at_once(start: Start, namespace: Namespace) -> None:

@@ -13,7 +13,7 @@ from cluster.spec import RunState
 from k8s.wire import LOST_SECONDS
 from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.toy import KubeToy
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
 Start = Callable[..., KubeToy]
 
@@ -24,7 +24,7 @@ def without_a_gap(run: KubeToy, steps: int) -> None:
 
 
 def job_ends(namespace: Namespace, kind: str) -> None:
-    until(lambda: any(c["type"] == kind for c in namespace.job()["status"].get("conditions", [])), 30)
+    until(lambda: any(c["type"] == kind for c in namespace.job()["status"].get("conditions", [])), Patience.START)
 
 
 def namespace_of(process: psutil.Process) -> str:
@@ -66,7 +66,7 @@ def test_cancel_saves_and_resume_goes_on(start: Start, namespace: Namespace) -> 
     run.backend.cancel(run.run)
     outcome = run.finish()
     assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled after saving")
-    until(lambda: not namespace.pods(), 30)
+    until(lambda: not namespace.pods(), Patience.START)
     saved = run.steps()[-1]
     run.run.withdraw_cancel()
     run.backend.submit(run.run, run.resources)
@@ -152,8 +152,8 @@ def test_a_dead_node_without_a_spare(start: Start, lab: Cluster, namespace: Name
     run = start("count", "ranks", steps=400, resources={"nodes": 3, "cpus": 2})
     run.reach(10)
     lab.kill_node(next(p["spec"]["nodeName"] for p in namespace.pods() if p["metadata"]["name"] != run.carrier()))
-    until(lambda: run.run.outcome(1), 60)
-    until(lambda: "Insufficient cpu" in run.state.reason, 60)
+    until(lambda: run.run.outcome(1), Patience.STEP)
+    until(lambda: "Insufficient cpu" in run.state.reason, Patience.STEP)
     assert run.state.state is RunState.REQUEUED
     lab.mend()
     assert run.finish().state is RunState.SUCCEEDED, run.said()
@@ -167,11 +167,11 @@ def test_a_node_that_is_cut_off_writes_nothing_any_more(start: Start, lab: Clust
     run.reach(10)
     old = run.carrier()
     lab.cut_node(run.node_of(old))
-    run.reach_attempt(2, 120)
+    run.reach_attempt(2, Patience.RUN)
     assert run.carrier() != old
     count = len(run.run.read_metrics())
     lab.mend()  # the old pod is told to go
-    until(lambda: not any(pod["metadata"]["name"] == old for pod in namespace.pods()), 60)
+    until(lambda: not any(pod["metadata"]["name"] == old for pod in namespace.pods()), Patience.STEP)
     run.backend.cancel(run.run)
     assert run.finish().state is RunState.CANCELLED, run.said()
     assert {line["attempt"] for line in run.run.read_metrics()[count:]} == {2}, "nothing of the old attempt has landed"
@@ -182,20 +182,20 @@ def test_a_node_that_is_cut_off_writes_nothing_any_more(start: Start, lab: Clust
 def test_an_elastic_run_has_the_nodes_that_there_are(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """Three, two when one dies, three when it is back; then scaled to one and back; then the carrier's node dies."""
     run = start("count", "ranks", steps=100000, resources={"nodes": "1..3", "cpus": 2})
-    until(lambda: run.world() == 3, 60)
+    until(lambda: run.world() == 3, Patience.STEP)
     carrier = run.node_of(run.carrier())
     lab.kill_node(next(p["spec"]["nodeName"] for p in namespace.pods() if p["spec"]["nodeName"] != carrier))
-    until(lambda: run.world() == 2, 60)
+    until(lambda: run.world() == 2, Patience.STEP)
     lab.mend()
-    until(lambda: run.world() == 3, 90)
+    until(lambda: run.world() == 3, Patience.RUN)
     run.run.request_nodes(1)
-    until(lambda: run.world() == 1, 60)
+    until(lambda: run.world() == 1, Patience.STEP)
     until(lambda: namespace.job()["spec"]["completions"] == 1)
     run.run.request_nodes(3)
-    until(lambda: run.world() == 3, 90)
+    until(lambda: run.world() == 3, Patience.RUN)
     assert run.run.attempts() == [1], "all of that within one attempt"
     lab.kill_node(carrier)
     run.reach_attempt(2)
-    until(lambda: run.world() == 2, 60)
+    until(lambda: run.world() == 2, Patience.STEP)
     run.backend.cancel(run.run)
     assert run.finish().state is RunState.CANCELLED

@@ -9,7 +9,7 @@ from cluster.run_dir import RunDir
 from cluster.spec import Outcome
 from k8s.backend import K8sBackend
 from tests.k8s.cluster import Namespace
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 from tests.slurm.toy import finish, said
 
 
@@ -62,23 +62,23 @@ class KubeToy:
     def world(self) -> int:
         return int((self.run.read_metrics() or [{"world": 0}])[-1]["world"])
 
-    def reach(self, step: int, seconds: float = 90) -> None:
+    def reach(self, step: int, patience: Patience = Patience.STEP) -> None:
         try:
-            until(lambda: max(self.steps(), default=0) >= step, seconds)
+            until(lambda: max(self.steps(), default=0) >= step, patience)
         except AssertionError:
             raise AssertionError(self.said()) from None
 
-    def reach_attempt(self, attempt: int, seconds: float = 90) -> None:
+    def reach_attempt(self, attempt: int, patience: Patience = Patience.STEP) -> None:
         """Wait until an attempt has taken a step."""
         try:
-            until(lambda: any(line["attempt"] >= attempt for line in self.run.read_metrics()), seconds)
+            until(lambda: any(line["attempt"] >= attempt for line in self.run.read_metrics()), patience)
         except AssertionError:
             raise AssertionError(self.said()) from None
 
-    def finish(self, seconds: float = 120) -> Outcome:
+    def finish(self, patience: Patience = Patience.RUN) -> Outcome:
         """Wait for the final outcome."""
         try:
-            return finish(self.run, seconds)
+            return finish(self.run, patience)
         except AssertionError:
             raise AssertionError(self.said()) from None
 

@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,17 +19,6 @@ from slurm.lab_config import LabSettings
 
 MakeLab = Callable[..., Lab]
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    """Wait for a condition; whatever true value it has."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"did not happen within {seconds} s: {condition}")
 
 
 def need_slurm(accounting: bool = False) -> None:

@@ -16,7 +16,8 @@ from slurm.carriers import job_id
 from slurm.commands import Slurm
 from slurm.lab import Lab
 from tests.fakes.token_files import write_dataset
-from tests.slurm.conftest import ROOT, until
+from tests.patience import until
+from tests.slurm.conftest import ROOT
 from tests.slurm.edges import Recorder
 from tests.slurm.toy import SlurmToy
 

@@ -18,7 +18,8 @@ from slurm.container import wrap
 from slurm.lab import Lab
 from slurm.profile import SlurmProfile
 from tests.fakes.contained import MARK
-from tests.slurm.conftest import ROOT, until
+from tests.patience import Patience, until
+from tests.slurm.conftest import ROOT
 
 AGENT = ["python", "-m", "cluster.agent", "/scratch/runs/r1"]
 BOUND = "/scratch/runs:/scratch/runs"
@@ -130,9 +131,9 @@ def test_ranks_run_in_the_image_and_the_job_script_outside(
     }
     run = RunDir.create("toy", record, tmp_path / "runs")
     job = backend.submit(run, resources).partition(":")[2]
-    until(lambda: max((line["step"] for line in run.read_metrics()), default=0) >= 3, 60)
+    until(lambda: max((line["step"] for line in run.read_metrics()), default=0) >= 3, Patience.STEP)
     slurm_lab.command("scancel", "--batch", "--signal=USR2", job)  # as before a time limit
-    outcome = until(lambda: (last := run.last_outcome()) and last.state.final and last, 90)
+    outcome = until(lambda: (last := run.last_outcome()) and last.state.final and last, Patience.RUN)
     assert outcome.state is RunState.SUCCEEDED, outcome
     assert [line["step"] for line in run.read_metrics()] == list(range(1, 16))
     assert run.attempts() == [1, 2]

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 from cluster.spec import RunState
 from slurm.lab import Lab
-from tests.slurm.conftest import MakeLab, until
+from tests.patience import Patience, until
+from tests.slurm.conftest import MakeLab
 from tests.slurm.toy import SlurmToy
 
 Start = Callable[..., SlurmToy]
@@ -20,23 +21,23 @@ def end(run: SlurmToy) -> None:
     """Cancel it; nothing of it is left in the queue."""
     run.backend.cancel(run.run)
     assert run.finish().state is RunState.CANCELLED
-    until(lambda: not squeue(f"--name=ropewalk-more-{run.job}") and not squeue("-j", run.job), 30)
+    until(lambda: not squeue(f"--name=ropewalk-more-{run.job}") and not squeue("-j", run.job), Patience.START)
 
 
 def test_a_node_dies_and_comes_back(make_lab: MakeLab, start: Start) -> None:
     lab = make_lab(nodes=4, node_timeout_seconds=10)
     run = start(resources={"nodes": "1..4"}, steps=100000)
-    until(lambda: run.world() == 4, 90)
+    until(lambda: run.world() == 4, Patience.RUN)
     victim = run.host_of(2)
     before = run.run.read_metrics()[-1]
     lab.kill_node(victim)
-    until(lambda: run.world() == 3, RECOVERY_SECONDS)
+    until(lambda: run.world() == 3, Patience.START)
     standstill = next(m for m in run.run.read_metrics() if m["world"] == 3 and m["time"] > before["time"])
     assert standstill["time"] - before["time"] < RECOVERY_SECONDS
-    until(lambda: run.events("node_lost"), 60)  # Slurm itself takes longer to notice
+    until(lambda: run.events("node_lost"), Patience.STEP)  # Slurm itself takes longer to notice
     assert run.events("node_lost")[0]["address"] == victim
     lab.start_node(victim)
-    until(lambda: run.world() == 4, 60)
+    until(lambda: run.world() == 4, Patience.STEP)
     assert run.run.attempts() == [1]
     end(run)
 
@@ -44,22 +45,22 @@ def test_a_node_dies_and_comes_back(make_lab: MakeLab, start: Start) -> None:
 def test_the_first_node_dies(make_lab: MakeLab, start: Start) -> None:
     lab = make_lab(nodes=2)
     run = start(resources={"nodes": "1..2"}, steps=100000)
-    until(lambda: run.world() == 2, 90)
+    until(lambda: run.world() == 2, Patience.RUN)
     saved = run.steps()[-1]
     lab.fail_node(run.host_of(0))
-    until(lambda: run.run.attempts() == [1, 2] and run.steps()[-1] > saved, 120)
+    until(lambda: run.run.attempts() == [1, 2] and run.steps()[-1] > saved, Patience.RUN)
     assert "first node was lost" in run.run.outcome(1).cause  # type: ignore[union-attr]
     end(run)
 
 
 def test_scaled_down_gives_the_nodes_back_and_up_asks_for_more(slurm_lab: Lab, start: Start) -> None:
     run = start(profile={"exclusive": True}, resources={"nodes": "1..3"}, steps=100000)
-    until(lambda: run.world() == 3, 90)
+    until(lambda: run.world() == 3, Patience.RUN)
     run.run.request_nodes(1)
-    until(lambda: squeue("-j", run.job, "-o%D") == "1", 60)
-    until(lambda: run.world() == 1, 30)
+    until(lambda: squeue("-j", run.job, "-o%D") == "1", Patience.STEP)
+    until(lambda: run.world() == 1, Patience.START)
     run.run.request_nodes(2)
-    until(lambda: run.world() == 2, 60)
+    until(lambda: run.world() == 2, Patience.STEP)
     assert run.run.attempts() == [1]
     end(run)
     steps = run.steps()
@@ -73,14 +74,14 @@ def test_it_starts_with_what_is_there_grows_and_lets_the_new_node_go(make_lab: M
     other = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     until(lambda: squeue("-j", other, "-o%T") == "RUNNING")
     run = start(profile={"exclusive": True, "partition": "main"}, resources={"nodes": "1..2"}, steps=100000)
-    until(lambda: run.world() == 1, 90)
+    until(lambda: run.world() == 1, Patience.RUN)
     subprocess.run(["scancel", other], check=True)
-    until(lambda: run.world() == 2, 60)
+    until(lambda: run.world() == 2, Patience.STEP)
     # the node that was asked for in addition is preempted: the run goes on without it
     companion = squeue(f"--name=ropewalk-more-{run.job}", "-o%N")
     high = ["sbatch", "-phigh", "--exclusive", f"-w{companion}", "-N1", "-t1", "-o/dev/null", "--wrap=sleep 5"]
     subprocess.run(high, check=True)
-    until(lambda: run.world() == 1, 60)
+    until(lambda: run.world() == 1, Patience.STEP)
     assert run.run.attempts() == [1]
     end(run)
     assert len(run.steps()) == len(set(run.steps())), run.said()

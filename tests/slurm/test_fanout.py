@@ -11,7 +11,8 @@ from cluster.run_dir import RunDir
 from slurm.lab import Lab
 from tests.datapipe.test_preprocess import context_of, source  # noqa: F401
 from tests.fakes.documents import configure, contents, make
-from tests.slurm.conftest import ROOT, until
+from tests.patience import Patience, until
+from tests.slurm.conftest import ROOT
 
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
 ARRAY: dict[str, Any] = {"fanout": "array", "array": {"at_once": 2, "jobs": 5, "minutes": 5}, **KEYS}
@@ -75,7 +76,7 @@ def test_at_most_so_many_at_once_and_a_lost_one_is_replaced(
         most = max(most, len(driver.running(2)))
         return driver.state() not in {"PENDING", "RUNNING", "COMPLETING"}
 
-    until(over, 120)
+    until(over, Patience.RUN)
     assert driver.state() == "COMPLETED", (run.path / "driver.log").read_text()[-3000:]
     assert most == 2
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
@@ -98,7 +99,7 @@ def test_a_new_driver_ends_the_array_of_a_killed_one(
     second = Driver(slurm_lab, run)
     until(lambda: second.elements(3))
     assert set(first.elements(2).values()) <= {"COMPLETED", "CANCELLED"}
-    until(lambda: second.state() not in {"PENDING", "RUNNING", "COMPLETING"}, 120)
+    until(lambda: second.state() not in {"PENDING", "RUNNING", "COMPLETING"}, Patience.RUN)
     assert second.state() == "COMPLETED", (run.path / "driver.log").read_text()[-3000:]
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
     assert set(second.elements(3).values()) == {"COMPLETED"}

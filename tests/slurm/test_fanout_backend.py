@@ -17,12 +17,12 @@ from jobs.submission import submit
 from slurm.carriers import job_id
 from slurm.lab import Lab
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
-from tests.slurm.conftest import ROOT, until
+from tests.patience import Patience, until
+from tests.slurm.conftest import ROOT
 from tests.slurm.toy import finish
 
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
 ARRAY: dict[str, Any] = {"fanout": "array", "array": {"at_once": 2, "jobs": 4, "minutes": 5}, **KEYS}
-SECONDS = 150.0
 OVER = ("COMPLETED", "CANCELLED", "FAILED")
 
 Start = Callable[[], RunDir]
@@ -63,17 +63,17 @@ def elements(run: RunDir, attempt: int) -> Counter[str]:
 
 def at_work(run: RunDir, output: Path, attempt: int = 1) -> None:
     """Something is committed, and elements are there."""
-    until(lambda: list((output / ".work/units").glob("*.json")) and elements(run, attempt)["RUNNING"], SECONDS)
+    until(lambda: list((output / ".work/units").glob("*.json")) and elements(run, attempt)["RUNNING"], Patience.RUN)
 
 
 def test_a_requeued_driver_goes_on_and_ends_the_array_that_it_left(start: Start, tmp_path: Path, source: Path) -> None:
     run = start()
     at_work(run, tmp_path / "out")
     subprocess.run(["scontrol", "requeue", job_id(run)], check=True)
-    first: Outcome = until(lambda: run.outcome(1), SECONDS)
+    first: Outcome = until(lambda: run.outcome(1), Patience.RUN)
     assert (first.state, first.exit_code) == (RunState.REQUEUED, 85)
     until(lambda: set(elements(run, 1)) <= set(OVER))
-    assert finish(run, SECONDS).state is RunState.SUCCEEDED, "\n".join(read_logs(run))
+    assert finish(run, Patience.RUN).state is RunState.SUCCEEDED, "\n".join(read_logs(run))
     make(source, tmp_path / "serial", **KEYS)
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
     assert run.attempts() == [1, 2]
@@ -88,7 +88,7 @@ def test_cancelling_the_run_ends_its_array(start: Start, tmp_path: Path) -> None
     run = start()
     at_work(run, tmp_path / "out")
     load_backend("lab").cancel(run)
-    assert finish(run, SECONDS).state is RunState.CANCELLED
+    assert finish(run, Patience.RUN).state is RunState.CANCELLED
     assert set(elements(run, 1)) <= set(OVER), "none outlives the outcome"
     assert elements(run, 1)["CANCELLED"]
     assert not (tmp_path / "out/manifest.json").exists()

@@ -15,7 +15,8 @@ from slurm import lab as lab_module
 from slurm.lab import Lab
 from slurm.lab_config import LabSettings
 from slurm.lab_processes import marked
-from tests.slurm.conftest import MakeLab, OrdinaryUser, need_slurm, short_folder, until
+from tests.patience import until
+from tests.slurm.conftest import MakeLab, OrdinaryUser, need_slurm, short_folder
 
 HOSTS = Path("/etc/hosts")
 
@@ -160,7 +161,7 @@ import subprocess, sys
 from pathlib import Path
 from slurm.lab import Lab
 from slurm.lab_config import LabSettings
-from tests.slurm.conftest import until
+from tests.patience import until
 from tests.slurm.test_lab import sleepers, submit
 lab = Lab(Path(sys.argv[1]))
 lab.up(LabSettings(nodes=2))

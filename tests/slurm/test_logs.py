@@ -14,7 +14,8 @@ from cluster.run_dir import RUNS_VARIABLE
 from cluster.spec import RunState
 from jobs.logs import read_logs
 from slurm.lab import Lab
-from tests.slurm.conftest import ROOT, until
+from tests.patience import Patience, until
+from tests.slurm.conftest import ROOT
 from tests.slurm.toy import SlurmToy
 
 SECONDS = 60.0
@@ -33,7 +34,7 @@ def test_following_across_nodes_ranks_and_attempts(slurm_lab: Lab, tmp_path: Pat
             for attempt in (1, 2):
                 run.reach(max(run.steps(), default=0) + 5)
                 subprocess.run(["scontrol", "requeue", run.job], check=True)
-                until(lambda number=attempt: run.run.outcome(number), SECONDS)  # type: ignore[misc]
+                until(lambda number=attempt: run.run.outcome(number), Patience.STEP)  # type: ignore[misc]
             assert run.finish().state is RunState.SUCCEEDED
             said, _ = follower.communicate(timeout=SECONDS)
         finally:

@@ -12,7 +12,8 @@ from cluster.files import read_lines
 from cluster.run_dir import RunDir
 from slurm.carriers import job_id
 from tests.fakes.token_files import write_dataset
-from tests.slurm.conftest import ROOT, OrdinaryUser, need_slurm, until
+from tests.patience import Patience, until
+from tests.slurm.conftest import ROOT, OrdinaryUser, need_slurm
 
 JOB = ("pretrain", "data=data", "model.preset=tiny", "seq_len=16", "batch.global_batch=4", "batch.micro_batch=2", "--on", "mine")
 
@@ -53,7 +54,7 @@ def test_a_day_of_an_ordinary_user(own_lab: dict[str, str], ordinary_user: Ordin
     assert rows[chained.id]["reason"] == "Dependency"
     waiting = ropewalk("submit", *JOB, "steps=9", "--each", "seed=1,2", "--after", first.id).split()
     assert ropewalk("cancel", *waiting).count("is cancelled: cancelled while it waited") == 2
-    until(lambda: steps_of(first), 120)
+    until(lambda: steps_of(first), Patience.RUN)
     done = ordinary_user.run("scontrol", "requeue", job_id(first), **own_lab)
     assert done.returncode == 0, done.stderr
     assert "SUCCEEDED" in ropewalk("wait", first.id, "--json")

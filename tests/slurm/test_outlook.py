@@ -20,7 +20,8 @@ from slurm.fitness import file_system
 from slurm.lab import Lab
 from tests.jobs.conftest import shell  # noqa: F401
 from tests.jobs.shell import Shell, pretrain
-from tests.slurm.conftest import MakeLab, until
+from tests.patience import Patience, until
+from tests.slurm.conftest import MakeLab
 
 QUICK_SECONDS = 2.0
 
@@ -78,7 +79,7 @@ def test_a_busy_cluster(slurm_lab: Lab, busy: Busy) -> None:
     waiting = waiting.replace("1 of", "0 of")
     assert outlook({"cpus": 4}) == f"{waiting}; with resources.cpus=3 it would start at once."
     busy("--nodes=4", "--exclusive", "--time=30", wait=False)
-    until(lambda: outlook({"cpus": 2}) == f"{waiting[:-1]}, 1 job waits already).", 10)
+    until(lambda: outlook({"cpus": 2}) == f"{waiting[:-1]}, 1 job waits already).", Patience.SIGNAL)
 
 
 def test_smaller_that_is_sooner_but_not_at_once(slurm_lab: Lab, busy: Busy) -> None:

@@ -18,12 +18,12 @@ from jobs.submission import submit
 from slurm.carriers import job_id
 from slurm.lab import Lab
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
+from tests.patience import Patience, until
 from tests.processes import words_of
-from tests.slurm.conftest import ROOT, until
+from tests.slurm.conftest import ROOT
 from tests.slurm.toy import finish, said
 
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
-SECONDS = 150.0
 RAY = ("raylet", "gcs_server", "ray::", "cluster.ray_engine")
 
 Start = Callable[..., RunDir]
@@ -81,7 +81,7 @@ def test_two_runs_on_the_same_nodes_give_the_same_bytes(start: Start, tmp_path: 
     runs = [start("one"), start("two", actors=3)]
     make(tmp_path / "in/400.jsonl", tmp_path / "serial", **KEYS)
     for run, output in zip(runs, ("one", "two"), strict=True):
-        assert finish(run, SECONDS).state is RunState.SUCCEEDED, said(run)
+        assert finish(run, Patience.RUN).state is RunState.SUCCEEDED, said(run)
         assert contents(tmp_path / output) == contents(tmp_path / "serial")
         assert {"ray-0.log", "ray-1.log"} <= {path.name for path in run.log_dir(1).iterdir()}
     started, ended = zip(*((o.started, o.ended) for o in map(RunDir.last_outcome, runs) if o), strict=True)
@@ -91,7 +91,7 @@ def test_two_runs_on_the_same_nodes_give_the_same_bytes(start: Start, tmp_path: 
 
 def test_a_ray_that_does_not_start_fails_the_run_with_its_words(start: Start, tmp_path: Path) -> None:
     run = start("out", {"RAY_OVERRIDE_RESOURCES": "plenty"}, retries={"bugs": 0})
-    outcome = finish(run, SECONDS)
+    outcome = finish(run, Patience.RUN)
     assert outcome.state is RunState.FAILED
     assert "ray start on node" in outcome.cause
     assert "JSONDecodeError" in outcome.cause, "in its own words"
@@ -101,25 +101,25 @@ def test_a_ray_that_does_not_start_fails_the_run_with_its_words(start: Start, tm
 def test_a_stop_keeps_what_is_committed_and_leaves_no_ray(start: Start, tmp_path: Path, words: list[str]) -> None:
     before = rays()
     run = start("out", documents=2000)
-    until(lambda: committed(tmp_path / "out") >= 2, SECONDS)
+    until(lambda: committed(tmp_path / "out") >= 2, Patience.RUN)
     subprocess.run(["scancel", *words, job_id(run)], check=True)
-    outcome = until(lambda: run.outcome(1), SECONDS)
+    outcome = until(lambda: run.outcome(1), Patience.RUN)
     assert (outcome.state, outcome.exit_code) == (RunState.REQUEUED, 85), (outcome, said(run))
     none_left(before)
     kept = committed(tmp_path / "out")
     assert kept >= 2
-    assert finish(run, SECONDS).state is RunState.SUCCEEDED, said(run)
+    assert finish(run, Patience.RUN).state is RunState.SUCCEEDED, said(run)
     assert run.attempts() == [1, 2]
 
 
 def test_a_killed_agent_leaves_no_ray(start: Start, tmp_path: Path) -> None:
     before = rays()
     run = start("out", documents=4000, retries={"disturbances": 0})
-    until(lambda: committed(tmp_path / "out") >= 2, SECONDS)
+    until(lambda: committed(tmp_path / "out") >= 2, Patience.RUN)
     found = {process.pid: words_of(process) for process in processes_of(run.path)}
     agents = [pid for pid, words in found.items() if "cluster.agent" in words and "srun" not in words[0]]
     for agent in agents:
         os.kill(agent, signal.SIGKILL)
-    outcome = until(lambda: run.outcome(1), SECONDS)
+    outcome = until(lambda: run.outcome(1), Patience.RUN)
     assert "killed by signal 9" in outcome.cause
     none_left(before)

@@ -24,8 +24,9 @@ from slurm.commands import Job, Slurm, run_command
 from slurm.lab import Lab
 from slurm.lab_processes import marked
 from slurm.states import SETTLE_SECONDS, judge
+from tests.patience import until
 from tests.processes import words_of
-from tests.slurm.conftest import ROOT, MakeLab, until
+from tests.slurm.conftest import ROOT, MakeLab
 from tests.slurm.edges import Recorder, forget
 from tests.slurm.toy import SlurmToy
 

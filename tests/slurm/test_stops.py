@@ -15,7 +15,8 @@ from slurm.commands import Slurm
 from slurm.lab import Lab
 from slurm.lane import SlurmLane
 from slurm.profile import SlurmProfile
-from tests.slurm.conftest import MakeLab, until
+from tests.patience import Patience, until
+from tests.slurm.conftest import MakeLab
 from tests.slurm.toy import SlurmToy
 
 Start = Callable[..., SlurmToy]
@@ -119,7 +120,7 @@ def test_preempted_more_often_than_slurm_requeues_a_job(make_lab: MakeLab, start
     for step in (5, 50, 100):
         run.reach(step)
         subprocess.run(["sbatch", "-p", "high", "--exclusive", "-o", "/dev/null", "--wrap", "true"], check=True)
-        until(lambda: len(run.run.attempts()) > len(outcomes(run)), 60)
+        until(lambda: len(run.run.attempts()) > len(outcomes(run)), Patience.STEP)
     finished_without_a_gap(run, 150)
     assert outcomes(run) == [("PREEMPTED", 85)] * 3 + [("SUCCEEDED", 0)]
     assert how_it_ended(run)[0] == "COMPLETED"

@@ -18,7 +18,8 @@ from slurm.conductor import claim
 from slurm.lab import Lab
 from slurm.states import judge
 from slurm.submit import SubmissionInDoubtError, submit_once
-from tests.slurm.conftest import ROOT, MakeLab, until
+from tests.patience import until
+from tests.slurm.conftest import ROOT, MakeLab
 from tests.slurm.edges import Recorder, Unlucky, forget, jobs_with, socket_times_out, times_out
 from tests.slurm.toy import SlurmToy
 

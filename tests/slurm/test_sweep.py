@@ -10,10 +10,11 @@ import yaml
 
 from cluster.spec import RunState
 from jobs.cancelling import cancel_runs
-from tests.jobs.sweeping import Swept, sweeps, until
+from tests.jobs.sweeping import Swept, sweeps
+from tests.patience import Patience, until
 from tests.slurm.conftest import MakeLab
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow]
 
 Start = Callable[..., Swept]
 
@@ -55,7 +56,7 @@ def test_a_preempted_trial_resumes_and_changes_no_decision(start: Start) -> None
     assert [first.outcome(number).state for number in first.attempts()] == [RunState.PREEMPTED, RunState.SUCCEEDED]  # type: ignore[union-attr]
     assert disturbed.steps()[first.id] == list(range(1, 61)), "no step is lost, none is done again"
     assert decisions(disturbed) == decisions(peaceful)
-    until(lambda: not queue(), 30, queue)
+    until(lambda: not queue(), Patience.START, queue)
 
 
 def test_the_driver_is_a_job_too_and_a_cancelled_sweep_leaves_none(start: Start) -> None:
@@ -64,4 +65,4 @@ def test_the_driver_is_a_job_too_and_a_cancelled_sweep_leaves_none(start: Start)
     list(cancel_runs([sweep.run.id]))
     sweep.finish(RunState.CANCELLED)
     assert {record.state.value for record in sweep.records()} == {"CANCELLED"}
-    until(lambda: not queue(), 60, queue)
+    until(lambda: not queue(), Patience.STEP, queue)

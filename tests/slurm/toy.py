@@ -10,7 +10,7 @@ from cluster.run_dir import RunDir
 from cluster.spec import Outcome
 from slurm.backend import SlurmBackend
 from slurm.carriers import job_id
-from tests.slurm.conftest import until
+from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,17 +61,17 @@ class SlurmToy:
     def world(self) -> int:
         return int((self.run.read_metrics() or [{"world": 0}])[-1]["world"])
 
-    def reach(self, step: int, seconds: float = 90) -> None:
-        until(lambda: max(self.steps(), default=0) >= step, seconds)
+    def reach(self, step: int, patience: Patience = Patience.STEP) -> None:
+        until(lambda: max(self.steps(), default=0) >= step, patience)
 
     def host_of(self, node: int) -> str:
         """Slurm's name of a node of the newest attempt."""
         agents = read_lines(self.run.attempt_dir(self.run.attempts()[-1]) / "agents.jsonl")
         return str([a["address"] for a in agents if a["node"] == node][-1])
 
-    def finish(self, seconds: float = 120) -> Outcome:
+    def finish(self, patience: Patience = Patience.RUN) -> Outcome:
         """Wait for the final outcome."""
-        return finish(self.run, seconds)
+        return finish(self.run, patience)
 
     def said(self) -> str:
         """All logs and events, for the message of a failed test."""
@@ -81,7 +81,7 @@ class SlurmToy:
         return [event for event in self.run.read_events() if event["event"] == kind]
 
 
-def finish(run: RunDir, seconds: float = 120) -> Outcome:
+def finish(run: RunDir, patience: Patience = Patience.RUN) -> Outcome:
     """Wait for a run's final outcome; all that was said is the message if there is none."""
 
     def final() -> Outcome | None:
@@ -89,7 +89,7 @@ def finish(run: RunDir, seconds: float = 120) -> Outcome:
         return outcome if outcome is not None and outcome.state.final else None
 
     try:
-        found: Outcome = until(final, seconds)
+        found: Outcome = until(final, patience)
     except AssertionError:
         raise AssertionError(said(run)) from None
     return found

@@ -5,6 +5,7 @@ may take on two quiet cores, and a second only counts in full while no more prog
 """
 
 import os
+import subprocess
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -14,6 +15,8 @@ from typing import Any
 LOOK_SECONDS = 0.02
 SLOWEST = 10.0  # a machine that is slower than this by its load is no place for tests
 LOAD = Path("/proc/loadavg")
+PRESSURE = Path("/proc/pressure/cpu")
+HANG_SECONDS = 600.0  # for calls that take a number: whoever is not back by then hangs, on any machine
 
 
 class Patience(Enum):
@@ -47,6 +50,36 @@ class MachineClock:
         self.seconds += (now - self._last) / slowness()
         self._last = now
         return self.seconds
+
+
+class Stopwatch:
+    """Seconds in which no program had to wait for a core: what must be quick is measured by it, on a busy machine too."""
+
+    def __init__(self) -> None:
+        self._began, self._waited = time.monotonic(), _waited_seconds()
+
+    @property
+    def seconds(self) -> float:
+        """Since the watch was made."""
+        elapsed, waited = time.monotonic() - self._began, _waited_seconds()
+        if waited is None or self._waited is None:
+            return elapsed / slowness()
+        return max(0.0, elapsed - (waited - self._waited))
+
+
+def _waited_seconds() -> float | None:
+    """In how many seconds since the machine started some program waited for a core; None where that is not counted."""
+    try:
+        some = PRESSURE.read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return None
+    return int(some.rpartition("total=")[2]) / 1e6
+
+
+def ended(process: subprocess.Popen[Any], patience: Patience = Patience.START) -> int:
+    """The exit code of a process, which is waited for."""
+    until(lambda: process.poll() is not None, patience, lambda: f"{process.args} runs")
+    return int(process.returncode)
 
 
 def until(

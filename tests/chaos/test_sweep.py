@@ -14,7 +14,7 @@ from jobs.cancelling import cancel_runs
 from jobs.status import final_outcome
 from jobs.sweeps.records import TrialState
 from tests.jobs.sweeping import Swept, sweeps
-from tests.patience import Patience, until
+from tests.patience import HANG_SECONDS, Patience, until
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def test_a_sweep_whose_ray_is_killed_follows_its_trials_again(start: Start, vict
     family = driver.children(recursive=True)
     next(process for process in family if process.name() == victim).kill()
     until(lambda: sweep.run.outcome(1), Patience.STEP, sweep.said)
-    _, alive = psutil.wait_procs([driver, *family], timeout=20)
+    _, alive = psutil.wait_procs([driver, *family], timeout=HANG_SECONDS)
     assert not alive, "no process of the first attempt is left"
     assert sweep.finish()["trials"] == {"SUCCEEDED": 2}
     assert {run.attempts()[-1] for run in sweep.runs()} == {1}

@@ -16,7 +16,7 @@ from cluster.ports import free_port
 from cluster.processes import deaf_children, end, family
 from cluster.run_dir import RunDir
 from tests.cluster.conftest import ROOT
-from tests.patience import Patience, until
+from tests.patience import HANG_SECONDS, Patience, ended, until
 
 LINGERING = """
 import pathlib, signal, time
@@ -74,7 +74,7 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
         time.sleep(1.0)  # what the other's takes
         assert leaving.poll() is None
         (tmp_path / "enough").touch()
-        assert leaving.wait(30) == EXIT_REQUEUE
+        assert ended(leaving) == EXIT_REQUEUE
         assert "failed" not in said.read_text()
         assert len(list(nodes.glob("rank-*.json"))) == 1, "that of the other agent"
     finally:
@@ -86,7 +86,7 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
 def test_a_rank_without_agent_and_server_ends_however_late_it_looks(tmp_path: Path) -> None:
     (tmp_path / "orphan.py").write_text(ORPHAN)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, tmp_path / "orphan.py", tmp_path / "pid"], env=environment, check=True, timeout=30)
+    subprocess.run([sys.executable, tmp_path / "orphan.py", tmp_path / "pid"], env=environment, check=True, timeout=HANG_SECONDS)
     pid = int(until((tmp_path / "pid").read_text))
     until(lambda: not psutil.pid_exists(pid), Patience.SIGNAL)
 
@@ -96,4 +96,4 @@ def test_an_entry_whose_agent_was_gone_before_it_looked_ends(tmp_path: Path) -> 
     run = RunDir.create("toy", record, tmp_path)
     run.make_folders(run.begin_attempt())
     command = [sys.executable, "-m", "cluster.entry", str(run.path), "--attempt", "1", "--parent", "1"]
-    assert subprocess.run(command, cwd=ROOT, timeout=30, check=False).returncode == EXIT_LOST_PEER
+    assert subprocess.run(command, cwd=ROOT, timeout=HANG_SECONDS, check=False).returncode == EXIT_LOST_PEER

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.forking import fork_program
 from cluster.processes import STOP_SIGNALS, deaf_children
+from tests.patience import HANG_SECONDS, Patience, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,18 +35,20 @@ assert flag.wait(0.0)
 
 def test_a_signal_within_a_signal_does_not_hang() -> None:
     """Slurm sends TERM and the job's own signal together; the handler of an Event waits for itself then."""
-    assert subprocess.run([sys.executable, "-c", INTERRUPTED], timeout=10, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", INTERRUPTED], timeout=HANG_SECONDS, check=False).returncode == 0
 
 
 # as a program of this package starts: imports first
 LATE = """
-import sys, time
+import signal, sys, time
 from cluster.processes import hear_stops
 
 def main():
-    time.sleep(0.5)
+    open(sys.argv[1], "w").close()
+    while not signal.sigpending():
+        time.sleep(0.01)
     hear_stops(lambda: sys.exit(7))
-    time.sleep(0.2)
+    time.sleep(60)
 
 if __name__ == "__main__":
     main()
@@ -56,9 +59,15 @@ if __name__ == "__main__":
 def test_a_stop_that_comes_while_a_program_starts_is_kept(tmp_path: Path, word: signal.Signals) -> None:
     """It would die of it, and its node would seem to be lost."""
     (tmp_path / "late.py").write_text(LATE)
-    command, environment = [sys.executable, "-m", "late"], {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+
+    def command(way: str) -> list[str]:
+        return [sys.executable, "-m", "late", str(tmp_path / way)]
+
     with deaf_children():
-        anew = subprocess.Popen(command, env=environment)
-    for process in (anew, fork_program(command, environment, tmp_path / "said")):
+        anew = subprocess.Popen(command("anew"), env=environment)
+    forked = fork_program(command("forked"), environment, tmp_path / "said")
+    for way, process in (("anew", anew), ("forked", forked)):
+        until((tmp_path / way).exists, Patience.START)  # it runs, and waits for a signal that it does not hear yet
         process.send_signal(word)
-        assert process.wait(20) == 7
+        assert process.wait(HANG_SECONDS) == 7

@@ -25,6 +25,7 @@ from jobs.preprocess import main
 from tests.datapipe.test_preprocess import context_of, source, touch_when  # noqa: F401
 from tests.fakes.documents import configure, contents, make
 from tests.fakes.driver import Driver
+from tests.patience import HANG_SECONDS
 from tests.processes import words_of
 
 KEYS: dict[str, Any] = {"unit_mib": 0.01, "shard_mib": 0.02}
@@ -78,7 +79,7 @@ def test_killed_elements_are_replaced_and_a_killed_driver_leaves_nothing(tmp_pat
     driver.process.kill()  # it alone: the elements must notice
     driver.process.wait()
     driver.log.close()
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=HANG_SECONDS)
     assert alive == []
     assert not (output / "manifest.json").exists()
     left = run.attempt_dir(2) / "array"

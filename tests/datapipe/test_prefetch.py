@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from datapipe.prefetch import prefetch
+from tests.patience import HANG_SECONDS
 
 
 def echo(positions: Sequence[int]) -> np.ndarray:
@@ -35,7 +36,7 @@ def test_reads_no_further_ahead_than_asked() -> None:
 
     batches = prefetch(read, ([i] for i in range(100)), depth=3)
     next(batches)
-    assert reached.wait(5)
+    assert reached.wait(HANG_SECONDS)
     batches.close()
     assert done == [0, 1, 2, 3]  # the one taken and three ahead
 

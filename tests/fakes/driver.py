@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.patience import HANG_SECONDS
 from tests.processes import words_of
 
 
@@ -42,12 +43,12 @@ class Driver:
         family = self.family()
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        _, alive = psutil.wait_procs(family, timeout=30)
+        _, alive = psutil.wait_procs(family, timeout=HANG_SECONDS)
         for process in alive:
             process.kill()
         self.log.close()
         assert not alive, [words_of(p) for p in alive]
 
-    def finish(self, timeout_seconds: float = 150) -> None:
+    def finish(self, timeout_seconds: float = HANG_SECONDS) -> None:
         assert self.process.wait(timeout=timeout_seconds) == 0, self.name.read_text()[-3000:]
         self.log.close()

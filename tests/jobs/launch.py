@@ -17,7 +17,7 @@ from cluster.run_dir import RunDir
 from cluster.storage import Place
 from sharding.checkpoint import newest_complete
 from sharding.storage import parse_index, read_tensors
-from tests.patience import Patience, until
+from tests.patience import HANG_SECONDS, Patience, until
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["jobs.training.assembly", "transformers.models.llama.modeling_llama", "tests.jobs.launch"])
@@ -58,7 +58,7 @@ class Ranks:
     def __init__(self, run: RunDir, processes: list[Any], store: Any) -> None:
         self.run, self.processes, self._store = run, processes, store
 
-    def wait(self, seconds: float = 100) -> list[int]:
+    def wait(self, seconds: float = HANG_SECONDS) -> list[int]:
         """Exit codes, in rank order; whoever outlives the time is killed."""
         for process in self.processes:
             process.join(seconds)

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
-from tests.patience import until
+from tests.patience import HANG_SECONDS, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,7 +47,7 @@ def start(run: RunDir, *words: str) -> subprocess.Popen[str]:
 
 def ropewalk(run: RunDir, *words: str, expect: int = 0) -> str:
     process = start(run, *words)
-    out, err = process.communicate(timeout=90)
+    out, err = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == expect, err
     return out
 
@@ -62,7 +62,7 @@ def test_a_run_outlives_its_terminal_and_goes_on_where_it_was(run: RunDir) -> No
     try:
         until(lambda: steps(run) > 5)
         followed.send_signal(signal.SIGINT)
-        _, err = followed.communicate(timeout=20)
+        _, err = followed.communicate(timeout=HANG_SECONDS)
         assert followed.returncode == 130
         assert "goes on" in err
         before = steps(run)
@@ -87,7 +87,7 @@ def test_a_run_outlives_its_terminal_and_goes_on_where_it_was(run: RunDir) -> No
     listening = start(run, "logs", "-f", run.id)
     ropewalk(run, "cancel", run.id)
     ropewalk(run, "wait", run.id, expect=1)
-    listening.communicate(timeout=20)
+    listening.communicate(timeout=HANG_SECONDS)
     assert listening.returncode == 0  # it ends with the run
     assert run.attempts() == [1, 2]
     outcome = run.outcome(2)

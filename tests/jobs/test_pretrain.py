@@ -16,6 +16,7 @@ from jobs.pretrain import PretrainConfig
 from sharding.layout import steps_in
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, launch, log_of, losses, make_run, pretrain_config, start, weights
+from tests.patience import HANG_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,12 @@ def test_torchrun_starts_it_too(data: Path, tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[2]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *words, "--attempt", str(attempt)], cwd=root, env=env, capture_output=True, timeout=120, check=False
+        [sys.executable, *words, "--attempt", str(attempt)],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        timeout=HANG_SECONDS,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert run.results()["step"] == 2

@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.processes import processes_of
 from cluster.run_dir import RunDir
-from tests.patience import Patience, until
+from tests.patience import HANG_SECONDS, Patience, until
 
 
 def ropewalk(*words: str, cwd: Path) -> str:
     command = [sys.executable, "-m", "jobs.cli", *words]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

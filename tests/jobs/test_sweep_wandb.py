@@ -16,7 +16,7 @@ from jobs.mirror import sync_run
 from jobs.sweeps.answers import read_sweep
 from tests.fakes.sweep import make_sweep
 from tests.jobs.test_tracking_wandb import catches_sigterm, history, records
-from tests.patience import until
+from tests.patience import ended, until
 
 
 @pytest.fixture
@@ -78,6 +78,6 @@ def test_the_end_of_a_sidecar_tells_the_last_state(sweep: RunDir) -> None:
     write_json(path, {**(read_json(path) or {}), "state": "CANCELLED"})  # sooner than another table is due
     write_json(sweep.attempt_dir(1) / "nodes/node-0.json", {"exit_code": 0})
     sidecar.send_signal(signal.SIGTERM)
-    assert sidecar.wait(timeout=12) == 0
+    assert ended(sidecar) == 0
     assert trials_of(tables(sweep)[-1])[4]["state"] == "CANCELLED"
     assert len(tables(sweep)) == 2

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from jobs.mirror import sync_run
 from jobs.tracking import MetricLog
-from tests.patience import until
+from tests.patience import Stopwatch, ended, until
 
 PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'jobs.mirror', *sys.argv[1:]])"
 
@@ -46,9 +45,9 @@ def stop(sidecar: subprocess.Popen[bytes], run: RunDir, attempt: int, exit_code:
     until(lambda: catches_sigterm(sidecar.pid))
     write_json(run.attempt_dir(attempt) / "nodes" / "node-0.json", {"exit_code": exit_code})
     sidecar.send_signal(signal.SIGTERM)
-    begun = time.monotonic()
-    assert sidecar.wait(timeout=12) == 0
-    return time.monotonic() - begun
+    watch = Stopwatch()
+    assert ended(sidecar) == 0
+    return watch.seconds
 
 
 def records(run: RunDir, kind: str) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from k8s.backend import K8sBackend
 from k8s.client import ApiAwayError
 from tests.fakes.searched import make_plugin
 from tests.k8s.cluster import ROOT, Cluster, Namespace
-from tests.patience import until
+from tests.patience import HANG_SECONDS, until
 from tests.slurm.toy import finish
 
 pytestmark = [pytest.mark.slow]
@@ -45,10 +45,10 @@ class Said:
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen([sys.executable, "-m", "jobs.cli", *words], cwd=folder, stdout=out, stderr=err)
 
-    def end(self, seconds: float = 60) -> str:
+    def end(self) -> str:
         """Wait for its success; its output."""
         try:
-            code = self.process.wait(seconds)
+            code = self.process.wait(HANG_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.send_signal(signal.SIGABRT)  # it says where it was
             code = self.process.wait(10)

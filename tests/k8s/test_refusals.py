@@ -1,7 +1,6 @@
 """What cannot run says so: one clear line each, in Kubernetes' own words and with the remedy, in less than ten seconds."""
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from cluster.errors import BackendError, ConfigError
 from cluster.spec import RunState
 from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
-from tests.patience import Patience, until
+from tests.patience import Patience, Stopwatch, until
 
 Start = Callable[..., KubeToy]
 
@@ -32,9 +31,9 @@ SECRET_VOLUME = {
 
 @contextmanager
 def quickly() -> Iterator[None]:
-    before = time.monotonic()
+    watch = Stopwatch()
     yield
-    assert time.monotonic() - before < SECONDS
+    assert watch.seconds < SECONDS
 
 
 def told(run: KubeToy, said: str = "") -> BackendState:

@@ -27,6 +27,7 @@ from cluster.errors import BackendError
 from k8s import client, websocket
 from k8s.client import END, EXEC_PROTOCOL, STDERR, STDIN, STDOUT, ApiAwayError, ForbiddenError, Kubernetes
 from k8s.feeding import READY
+from tests.patience import HANG_SECONDS
 
 SUCCESS = json.dumps({"status": "Success"}).encode()
 FAILURE = json.dumps({"status": "Failure", "message": "command terminated with exit code 1"}).encode()
@@ -156,7 +157,7 @@ def test_who_may_not_is_told_so() -> None:
 
 def silent(server: Server, until: threading.Event) -> None:
     server.accept()
-    until.wait(10)
+    until.wait(HANG_SECONDS)
 
 
 def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from slurm.lab import Lab, missing
 from slurm.lab_config import LabSettings
+from tests.patience import HANG_SECONDS
 
 MakeLab = Callable[..., Lab]
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +78,7 @@ class OrdinaryUser:
     gid: int
     home: Path
 
-    def run(self, *words: str | Path, seconds: float = 60.0, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str | Path, seconds: float = HANG_SECONDS, **env: str) -> subprocess.CompletedProcess[str]:
         """Run a command as this user in his home; never raises for its exit code."""
         environment = {**os.environ, "HOME": str(self.home), "USER": self.name, "LOGNAME": self.name, "TMPDIR": str(self.home)}
         environment |= {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **env}

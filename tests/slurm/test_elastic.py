@@ -10,7 +10,6 @@ from tests.slurm.conftest import MakeLab
 from tests.slurm.toy import SlurmToy
 
 Start = Callable[..., SlurmToy]
-RECOVERY_SECONDS = 30.0  # on a busy machine; the benchmark has the figures
 
 
 def squeue(*words: str) -> str:
@@ -29,11 +28,8 @@ def test_a_node_dies_and_comes_back(make_lab: MakeLab, start: Start) -> None:
     run = start(resources={"nodes": "1..4"}, steps=100000)
     until(lambda: run.world() == 4, Patience.RUN)
     victim = run.host_of(2)
-    before = run.run.read_metrics()[-1]
     lab.kill_node(victim)
     until(lambda: run.world() == 3, Patience.START)
-    standstill = next(m for m in run.run.read_metrics() if m["world"] == 3 and m["time"] > before["time"])
-    assert standstill["time"] - before["time"] < RECOVERY_SECONDS
     until(lambda: run.events("node_lost"), Patience.STEP)  # Slurm itself takes longer to notice
     assert run.events("node_lost")[0]["address"] == victim
     lab.start_node(victim)

@@ -14,11 +14,10 @@ from cluster.run_dir import RUNS_VARIABLE
 from cluster.spec import RunState
 from jobs.logs import read_logs
 from slurm.lab import Lab
-from tests.patience import Patience, until
+from tests.patience import HANG_SECONDS, Patience, until
 from tests.slurm.conftest import ROOT
 from tests.slurm.toy import SlurmToy
 
-SECONDS = 60.0
 
 
 def test_following_across_nodes_ranks_and_attempts(slurm_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +35,7 @@ def test_following_across_nodes_ranks_and_attempts(slurm_lab: Lab, tmp_path: Pat
                 subprocess.run(["scontrol", "requeue", run.job], check=True)
                 until(lambda number=attempt: run.run.outcome(number), Patience.STEP)  # type: ignore[misc]
             assert run.finish().state is RunState.SUCCEEDED
-            said, _ = follower.communicate(timeout=SECONDS)
+            said, _ = follower.communicate(timeout=HANG_SECONDS)
         finally:
             follower.kill()
             subprocess.run(["scancel", f"--name=ropewalk-{run.run.id}"], check=False)

@@ -12,7 +12,7 @@ from cluster.files import read_lines
 from cluster.run_dir import RunDir
 from slurm.carriers import job_id
 from tests.fakes.token_files import write_dataset
-from tests.patience import Patience, until
+from tests.patience import HANG_SECONDS, Patience, until
 from tests.slurm.conftest import ROOT, OrdinaryUser, need_slurm
 
 JOB = ("pretrain", "data=data", "model.preset=tiny", "seq_len=16", "batch.global_batch=4", "batch.micro_batch=2", "--on", "mine")
@@ -40,7 +40,7 @@ def test_a_day_of_an_ordinary_user(own_lab: dict[str, str], ordinary_user: Ordin
     write_dataset(home / "data", [5000], [600])
 
     def ropewalk(*words: str, code: int = 0) -> str:
-        done = ordinary_user.run(sys.executable, "-m", "jobs.cli", *words, seconds=120, COLUMNS="200", **own_lab)
+        done = ordinary_user.run(sys.executable, "-m", "jobs.cli", *words, seconds=HANG_SECONDS, COLUMNS="200", **own_lab)
         assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
         return done.stdout
 

@@ -20,7 +20,7 @@ from slurm.fitness import file_system
 from slurm.lab import Lab
 from tests.jobs.conftest import shell  # noqa: F401
 from tests.jobs.shell import Shell, pretrain
-from tests.patience import Patience, until
+from tests.patience import Patience, Stopwatch, until
 from tests.slurm.conftest import MakeLab
 
 QUICK_SECONDS = 2.0
@@ -30,10 +30,10 @@ def outlook(resources: dict[str, Any] | None = None, slurm: Slurm | None = None,
     """The sentence, with node names as n1 whatever this lab calls them, and times as HH:MM."""
     run = RunDir("/nowhere/toy-1")
     run.__dict__["record"] = {"run": run.id, "resources": {}, "config": {}}
-    begun = time.monotonic()
+    watch = Stopwatch()
     backend = SlurmBackend(Profile(name="lab", backend="slurm", options=profile), slurm)
     said = backend.outlook(run, Resources.model_validate(resources or {}))
-    assert time.monotonic() - begun < QUICK_SECONDS
+    assert watch.seconds < QUICK_SECONDS
     assert "\n" not in said
     said = re.sub(r"\bn[a-z](?=[\d\[])", "n", said)
     return re.sub(r"(\d{4}-\d\d-\d\d )?\d\d:\d\d", "HH:MM", said)

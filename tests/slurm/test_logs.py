@@ -19,7 +19,6 @@ from tests.slurm.conftest import ROOT
 from tests.slurm.toy import SlurmToy
 
 
-
 def test_following_across_nodes_ranks_and_attempts(slurm_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"lab": {"backend": "slurm"}}))

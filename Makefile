@@ -5,6 +5,7 @@
 
 SHELL := /bin/bash
 VENV ?= .venv
+EXTRAS ?= dev
 BIN := $(VENV)/bin
 # tried, not only looked for: a version manager's shim may stand for a version that is not there
 PYTHON ?= $(shell for v in 3.11 3.12 3.13 3.14; do \
@@ -17,7 +18,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-v
 SLURM_PROGRAMS := slurmctld slurmd srun munged slurmdbd mariadbd jq shellcheck ch-run
 SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq slurmdbd mariadb-server shellcheck charliecloud
 
-.PHONY: quickstart test soak lint bench clean slurm-packages
+.PHONY: quickstart test soak lint bench benches clean slurm-packages
 
 quickstart: $(READY)
 	$(BIN)/ropewalk quickstart
@@ -32,14 +33,18 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)
+# in an environment of its own, which has the peers too
+bench:
+	@$(MAKE) --no-print-directory VENV=.venv-bench EXTRAS=dev,bench benches
+
+benches: $(READY)
 	@for file in tests/benchmarks/bench_*.py; do \
 		echo "== $$file"; $(BIN)/python -m tests.benchmarks.$$(basename $$file .py) || exit 1; done
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.14 found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) --editable '.[dev]'
+	$(PIP_INSTALL) --editable '.[$(EXTRAS)]'
 	@$(PIP_INSTALL) --editable '.[bohb]' >/dev/null 2>&1 \
 		|| echo "sweeps by BOHB are left out: its packages need a C compiler; see pip install '.[bohb]'" >&2
 	@$(BIN)/python -m compileall -q -j 0 -x 'site-packages/.*/tests?/' $(abspath $(VENV)) >/dev/null 2>&1 || true  # a few files are for other Pythons

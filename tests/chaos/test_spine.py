@@ -19,6 +19,8 @@ from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, weights
 from tests.patience import Patience, until
 
+pytestmark = pytest.mark.soak
+
 STEPS = 240
 
 

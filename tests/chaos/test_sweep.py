@@ -29,24 +29,26 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield begin
 
 
-def test_a_driver_killed_five_times_finishes_every_trial_once(start: Start) -> None:
-    sweep = start(base={"steps": 40, "pause": 0.05}, trials=8, max_concurrent=2)
-    for kills in range(5):
+@pytest.mark.parametrize(("times", "trials"), [(1, 3), pytest.param(5, 8, marks=pytest.mark.soak)])
+def test_a_killed_driver_finishes_every_trial_once(start: Start, times: int, trials: int) -> None:
+    sweep = start(base={"steps": 40, "pause": 0.05}, trials=trials, max_concurrent=2)
+    for kills in range(times):
         until(lambda kills=kills: sum(r.state.final for r in sweep.records()) >= kills, said=sweep.said)
         sweep.kill_driver()
     sweep.finish(patience=Patience.CLUSTER)
     records = sweep.records()
-    assert [record.state for record in records] == [TrialState.SUCCEEDED] * 8
-    assert [len(record.runs) for record in records] == [1] * 8
-    assert len({record.parameters["optim.lr"] for record in records}) == 8
+    assert [record.state for record in records] == [TrialState.SUCCEEDED] * trials
+    assert [len(record.runs) for record in records] == [1] * trials
+    assert len({record.parameters["optim.lr"] for record in records}) == trials
     steps = sweep.steps()
     assert all(sorted(set(own)) == list(range(1, 41)) for own in steps.values())
     redone = sum(len(own) - len(set(own)) for own in steps.values())
-    log.info("five kills of the driver: %d of %d steps redone", redone, 8 * 40)
+    log.info("%d kills of the driver: %d of %d steps redone", times, redone, trials * 40)
     assert redone == 0, "the trials go on while nobody drives the sweep"
-    assert len(sweep.events("trial_finished")) == 8
+    assert len(sweep.events("trial_finished")) == trials
 
 
+@pytest.mark.soak
 def test_a_cancelled_sweep_leaves_nothing_and_goes_on_when_resumed(start: Start) -> None:
     sweep = start(base={"steps": 400, "pause": 0.02}, trials=3, max_concurrent=2)
     until(lambda: len(sweep.runs()) == 2 and all(max(own, default=0) >= 5 for own in sweep.steps().values()), said=sweep.said)
@@ -62,6 +64,7 @@ def test_a_cancelled_sweep_leaves_nothing_and_goes_on_when_resumed(start: Start)
     assert all(set(before[run.id]) <= set(sweep.steps()[run.id]) for run in sweep.runs()[:2])
 
 
+@pytest.mark.soak
 def test_trials_end_when_a_sweep_without_driver_is_cancelled(start: Start) -> None:
     sweep = start(base={"steps": 400, "pause": 0.05}, trials=2, max_concurrent=2)
     until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), said=sweep.said)
@@ -77,6 +80,7 @@ def test_trials_end_when_a_sweep_without_driver_is_cancelled(start: Start) -> No
     assert sweep.finish()["trials"] == {"SUCCEEDED": 2}, "they go on with it"
 
 
+@pytest.mark.soak
 def test_a_preempted_driver_leaves_its_trials_at_work(start: Start) -> None:
     sweep = start(base={"steps": 100, "pause": 0.05}, trials=2, max_concurrent=2)
     until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), said=sweep.said)
@@ -87,6 +91,7 @@ def test_a_preempted_driver_leaves_its_trials_at_work(start: Start) -> None:
     assert {run.attempts()[-1] for run in sweep.runs()} == {1}, "no trial was stopped"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("victim", ["gcs_server", "raylet"])
 def test_a_sweep_whose_ray_is_killed_follows_its_trials_again(start: Start, victim: str) -> None:
     sweep = start(base={"steps": 120, "pause": 0.05}, trials=2, max_concurrent=2)

@@ -14,7 +14,7 @@ from tests.jobs.launch import equal, events, log_of, make_run, pretrain_config, 
 from tests.jobs.sweeping import Swept, sweeps
 from tests.patience import Patience, until
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.soak, pytest.mark.slow]
 
 Start = Callable[..., Swept]
 

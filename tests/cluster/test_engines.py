@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from cluster.files import read_lines
 from cluster.run_dir import RunDir
@@ -88,6 +89,7 @@ def test_torchrun_starts_the_same_entry(tmp_path: Path) -> None:
     assert run.results() == {"step": 2, "world": 2}
 
 
+@pytest.mark.soak
 def test_ray_that_was_killed_is_started_anew(toy: Start) -> None:
     run = toy("ray_sum", "ray", retries={"bugs": 2})
     until((run.run.attempt_dir(1) / "logs" / "ray-0.log").exists)

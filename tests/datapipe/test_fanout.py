@@ -68,6 +68,7 @@ def test_an_array_gives_the_same_bytes_and_keeps_its_logs(tmp_path: Path, source
     assert processes_of(context.run.path) == []
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_killed_elements_are_replaced_and_a_killed_driver_leaves_nothing(tmp_path: Path, source: Path) -> None:  # noqa: F811
     make(source, tmp_path / "serial", **KEYS)

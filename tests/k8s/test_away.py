@@ -89,6 +89,7 @@ def newest(root: Path, but: list[str]) -> RunDir | None:
     return next((run for run in RunDir.all(root) if run.id not in but), None)
 
 
+@pytest.mark.soak
 def test_nothing_is_lost_nothing_made_twice_and_all_say_what_they_cannot_see(
     lab: Cluster, namespace: Namespace, say: Say, tmp_path: Path
 ) -> None:

@@ -21,9 +21,10 @@ def queue(namespace: Namespace) -> Iterator[dict[str, str]]:
     drop_queue(namespace)
 
 
-def test_preempted_three_times(start: Start, namespace: Namespace, queue: dict[str, str]) -> None:
-    run = start(steps=300, profile=queue, resources={"nodes": 2})
-    for attempt in (1, 2, 3):
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.soak)])
+def test_preempted_again_and_again(start: Start, namespace: Namespace, queue: dict[str, str], times: int) -> None:
+    run = start(steps=100 * times, profile=queue, resources={"nodes": 2})
+    for attempt in range(1, times + 1):
         run.reach_attempt(attempt)
         urgent(namespace, f"urgent-{attempt}", cpus=3)
         until(lambda attempt=attempt: run.run.outcome(attempt), Patience.STEP)
@@ -34,10 +35,11 @@ def test_preempted_three_times(start: Start, namespace: Namespace, queue: dict[s
         first = min(line["time"] for line in run.run.read_metrics() if line["attempt"] == attempt + 1)
         print(f"quota free -> next step {first - free:.1f} s")
     assert run.finish().state is RunState.SUCCEEDED, run.said()
-    assert run.outcomes() == [("PREEMPTED", 85)] * 3 + [("SUCCEEDED", 0)]
-    assert run.steps() == list(range(1, 301)), "a preemption loses no step and repeats none"
+    assert run.outcomes() == [("PREEMPTED", 85)] * times + [("SUCCEEDED", 0)]
+    assert run.steps() == list(range(1, 100 * times + 1)), "a preemption loses no step and repeats none"
 
 
+@pytest.mark.soak
 def test_elastic_in_a_queue(start: Start, namespace: Namespace, queue: dict[str, str]) -> None:
     """Four pods are asked for, three are admitted; Kueue lets no such Job be resized, so one that is not wanted stays idle."""
     urgent(namespace, "other", cpus=1)

@@ -69,6 +69,7 @@ def collected(namespace: Namespace) -> None:
 # --- on KubeRay
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.usefixtures("alone_with_ray", "collected")
 def test_a_preempted_run_is_carried_on_by_the_next_cluster(start: Start, namespace: Namespace, queue: dict[str, str]) -> None:
@@ -85,6 +86,7 @@ def test_a_preempted_run_is_carried_on_by_the_next_cluster(start: Start, namespa
     until(lambda: left(namespace) == [f"RayJob/{run.run.id}-1"], Patience.START)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.usefixtures("alone_with_ray")
 def test_cancelled(start: Start, namespace: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +107,7 @@ def test_cancelled(start: Start, namespace: Namespace, monkeypatch: pytest.Monke
     until(lambda: left(namespace) == [], Patience.STEP)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.usefixtures("alone_with_ray")
 def test_the_node_of_the_head_dies_and_never_returns(start: Start, lab: Cluster, namespace: Namespace) -> None:

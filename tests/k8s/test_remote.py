@@ -108,6 +108,7 @@ def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Ma
                 backend.reader._execute(run, [namespace.cluster.python, *words], archive.getvalue(), None)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # connections that end with a process
 def test_an_elastic_run_is_scaled_and_its_model_comes_back(

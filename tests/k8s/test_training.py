@@ -38,15 +38,16 @@ def test_a_run_of_one_pod(start: Start, namespace: Namespace) -> None:
     job_ends(namespace, "Complete")
 
 
-def test_evicted_again_and_again(start: Start, namespace: Namespace) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.soak)])
+def test_evicted_again_and_again(start: Start, namespace: Namespace, times: int) -> None:
     """The fifth restart is not slower than the first: Kubernetes by itself waits 10, 20, 40, 80, 160 s."""
-    run = start(steps=300, pause=0.02, resources={"nodes": 2})
-    for attempt in range(1, 6):
+    run = start(steps=60 * times, pause=0.02, resources={"nodes": 2})
+    for attempt in range(1, times + 1):
         run.reach_attempt(attempt)
         namespace.kubectl("delete", "pod", "--wait=false", run.carrier())
-    without_a_gap(run, 300)
-    assert [code for _, code in run.outcomes()] == [85] * 5 + [0]
-    assert max(run.standstill(5), run.standstill(6)) < 20, "no pause has grown"
+    without_a_gap(run, 60 * times)
+    assert [code for _, code in run.outcomes()] == [85] * times + [0]
+    assert max(run.standstill(attempt) for attempt in range(2, times + 2)) < 20, "no pause has grown"
 
 
 def test_a_bug_is_retried_in_place_and_a_mistake_never(start: Start, namespace: Namespace) -> None:
@@ -83,6 +84,7 @@ def test_the_time_limit_ends_an_attempt_and_not_the_run(start: Start) -> None:
     assert (first.exit_code, first.cause) == (85, "stopped: time limit")
 
 
+@pytest.mark.soak
 def test_a_machine_that_stands_still_disturbs_nobody(start: Start) -> None:
     """For longer than a pod may be silent, as a host that is paused does: nobody has heard of anybody then."""
     run = start("count", "ranks", steps=200, resources={"nodes": 2})
@@ -97,6 +99,7 @@ def test_a_machine_that_stands_still_disturbs_nobody(start: Start) -> None:
     assert [code for _, code in run.outcomes()] == [0]
 
 
+@pytest.mark.soak
 def test_a_killed_conductor_is_succeeded(start: Start, namespace: Namespace) -> None:
     """Its agents save, as long as their pods live."""
     run = start("count", "ranks", steps=200, resources={"nodes": 2})
@@ -107,6 +110,7 @@ def test_a_killed_conductor_is_succeeded(start: Start, namespace: Namespace) -> 
     assert [code for _, code in run.outcomes()] == [143, 0]
 
 
+@pytest.mark.soak
 def test_a_carrier_that_stands_still_is_succeeded(start: Start) -> None:
     """As where its volume hangs: its machine still takes calls for it, and Kubernetes sees nothing."""
     run = start("count", "ranks", steps=100, resources={"nodes": 2})
@@ -136,6 +140,7 @@ def test_a_dead_node_with_a_spare(start: Start, lab: Cluster, namespace: Namespa
     job_ends(namespace, "Complete")
 
 
+@pytest.mark.soak
 def test_the_only_pods_node_dies_and_never_returns(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """No other pod can declare it dead: Kubernetes gives the pod up, and its Job makes another one."""
     run = start(steps=60)
@@ -147,6 +152,7 @@ def test_the_only_pods_node_dies_and_never_returns(start: Start, lab: Cluster, n
     job_ends(namespace, "Complete")
 
 
+@pytest.mark.soak
 def test_a_dead_node_without_a_spare(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """A run that needs all its nodes waits, and says for what."""
     run = start("count", "ranks", steps=400, resources={"nodes": 3, "cpus": 2})
@@ -160,6 +166,7 @@ def test_a_dead_node_without_a_spare(start: Start, lab: Cluster, namespace: Name
     assert [code for _, code in run.outcomes()] == [143, 0]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_node_that_is_cut_off_writes_nothing_any_more(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """It holds the only pod of a run: nobody is left to declare it dead, and Kubernetes itself replaces it."""
@@ -178,6 +185,7 @@ def test_a_node_that_is_cut_off_writes_nothing_any_more(start: Start, lab: Clust
     assert run.run.attempts() == [1, 2]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_an_elastic_run_has_the_nodes_that_there_are(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """Three, two when one dies, three when it is back; then scaled to one and back; then the carrier's node dies."""

@@ -3,6 +3,8 @@
 import subprocess
 from collections.abc import Callable
 
+import pytest
+
 from cluster.spec import RunState
 from slurm.lab import Lab
 from tests.patience import Patience, until
@@ -38,6 +40,7 @@ def test_a_node_dies_and_comes_back(make_lab: MakeLab, start: Start) -> None:
     end(run)
 
 
+@pytest.mark.soak
 def test_the_first_node_dies(make_lab: MakeLab, start: Start) -> None:
     lab = make_lab(nodes=2)
     run = start(resources={"nodes": "1..2"}, steps=100000)
@@ -49,6 +52,7 @@ def test_the_first_node_dies(make_lab: MakeLab, start: Start) -> None:
     end(run)
 
 
+@pytest.mark.soak
 def test_scaled_down_gives_the_nodes_back_and_up_asks_for_more(slurm_lab: Lab, start: Start) -> None:
     run = start(profile={"exclusive": True}, resources={"nodes": "1..3"}, steps=100000)
     until(lambda: run.world() == 3, Patience.RUN)
@@ -64,6 +68,7 @@ def test_scaled_down_gives_the_nodes_back_and_up_asks_for_more(slurm_lab: Lab, s
     assert steps[first - 1 :] == list(range(first, steps[-1] + 1)), f"who joins or leaves costs no step\n{run.said()}"
 
 
+@pytest.mark.soak
 def test_it_starts_with_what_is_there_grows_and_lets_the_new_node_go(make_lab: MakeLab, start: Start) -> None:
     make_lab(nodes=2)
     command = ["sbatch", "--parsable", "--exclusive", "-N1", "-t5", "-o/dev/null", "--wrap=sleep 100"]

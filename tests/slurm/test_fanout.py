@@ -85,6 +85,7 @@ def test_at_most_so_many_at_once_and_a_lost_one_is_replaced(
     assert [event["deaths"] for event in run.read_events() if event["event"] == "elements_died"] == [1]
 
 
+@pytest.mark.soak
 def test_a_new_driver_ends_the_array_of_a_killed_one(
     tmp_path: Path,
     source: Path,  # noqa: F811

@@ -66,6 +66,7 @@ def at_work(run: RunDir, output: Path, attempt: int = 1) -> None:
     until(lambda: list((output / ".work/units").glob("*.json")) and elements(run, attempt)["RUNNING"], Patience.RUN)
 
 
+@pytest.mark.soak
 def test_a_requeued_driver_goes_on_and_ends_the_array_that_it_left(start: Start, tmp_path: Path, source: Path) -> None:
     run = start()
     at_work(run, tmp_path / "out")

@@ -19,17 +19,20 @@ from tests.slurm.conftest import ROOT
 from tests.slurm.toy import SlurmToy
 
 
-def test_following_across_nodes_ranks_and_attempts(slurm_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.soak)])
+def test_following_across_nodes_ranks_and_attempts(
+    slurm_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"lab": {"backend": "slurm"}}))
-    run = SlurmToy(tmp_path / "runs", resources={"nodes": 2}, steps=120)
+    run = SlurmToy(tmp_path / "runs", resources={"nodes": 2}, steps=60 * times)
     env = {**os.environ, RUNS_VARIABLE: str(tmp_path / "runs"), "ROPEWALK_CLUSTERS": str(tmp_path / "clusters.yaml")}
     command = [sys.executable, "-c", "from jobs.cli import main; main()", "logs", run.run.id, "-f"]
     with subprocess.Popen(
         command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as follower:
         try:
-            for attempt in (1, 2):
+            for attempt in range(1, times + 1):
                 run.reach(max(run.steps(), default=0) + 5)
                 subprocess.run(["scontrol", "requeue", run.job], check=True)
                 until(lambda number=attempt: run.run.outcome(number), Patience.STEP)  # type: ignore[misc]
@@ -41,4 +44,5 @@ def test_following_across_nodes_ranks_and_attempts(slurm_lab: Lab, tmp_path: Pat
     assert Counter(said.splitlines()) == Counter(read_logs(run.run)), said
     assert follower.returncode == 0
     origins = {re.split(r" \| ", line)[0] for line in said.splitlines()}
-    assert {"1.batch", *(f"{attempt}.{who}" for attempt in (1, 2) for who in ("node-0", "node-1", "rank-0", "rank-1"))} <= origins
+    processes = ("node-0", "node-1", "rank-0", "rank-1")
+    assert {"1.batch", *(f"{attempt}.{each}" for attempt in range(1, times + 1) for each in processes)} <= origins

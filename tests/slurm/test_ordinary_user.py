@@ -34,6 +34,7 @@ def own_lab(ordinary_user: OrdinaryUser) -> Iterator[dict[str, str]]:
     ordinary_user.run(*words, "down", folder)
 
 
+@pytest.mark.soak
 def test_a_day_of_an_ordinary_user(own_lab: dict[str, str], ordinary_user: OrdinaryUser) -> None:
     home = ordinary_user.home
     (home / "clusters.yaml").write_text(yaml.safe_dump({"mine": {"backend": "slurm", "environment": {"PYTHONPATH": str(ROOT)}}}))

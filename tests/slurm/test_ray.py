@@ -76,6 +76,7 @@ def committed(output: Path) -> int:
     return len(list((output / ".work/units").glob("*.json")))
 
 
+@pytest.mark.soak
 def test_two_runs_on_the_same_nodes_give_the_same_bytes(start: Start, tmp_path: Path) -> None:
     before = rays()
     runs = [start("one"), start("two", actors=3)]
@@ -89,6 +90,7 @@ def test_two_runs_on_the_same_nodes_give_the_same_bytes(start: Start, tmp_path: 
     none_left(before)
 
 
+@pytest.mark.soak
 def test_a_ray_that_does_not_start_fails_the_run_with_its_words(start: Start, tmp_path: Path) -> None:
     run = start("out", {"RAY_OVERRIDE_RESOURCES": "plenty"}, retries={"bugs": 0})
     outcome = finish(run, Patience.RUN)
@@ -97,7 +99,13 @@ def test_a_ray_that_does_not_start_fails_the_run_with_its_words(start: Start, tm
     assert "JSONDecodeError" in outcome.cause, "in its own words"
 
 
-@pytest.mark.parametrize("words", [["--batch", "--signal=USR2"], ["--signal=TERM"]], ids=["USR2", "TERM to all"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["--batch", "--signal=USR2"], id="USR2"),
+        pytest.param(["--signal=TERM"], id="TERM to all", marks=pytest.mark.soak),
+    ],
+)
 def test_a_stop_keeps_what_is_committed_and_leaves_no_ray(start: Start, tmp_path: Path, words: list[str]) -> None:
     before = rays()
     run = start("out", documents=2000)
@@ -112,6 +120,7 @@ def test_a_stop_keeps_what_is_committed_and_leaves_no_ray(start: Start, tmp_path
     assert run.attempts() == [1, 2]
 
 
+@pytest.mark.soak
 def test_a_killed_agent_leaves_no_ray(start: Start, tmp_path: Path) -> None:
     before = rays()
     run = start("out", documents=4000, retries={"disturbances": 0})

@@ -44,6 +44,7 @@ def how_it_ended(run: SlurmToy) -> tuple[str, str]:
     return details["JobState"], details["Restarts"]
 
 
+@pytest.mark.soak
 def test_requeued_by_a_person(slurm_lab: Lab, start: Start) -> None:
     run = start(resources={"nodes": 2}, steps=120)
     run.reach(5)
@@ -52,7 +53,7 @@ def test_requeued_by_a_person(slurm_lab: Lab, start: Start) -> None:
     assert outcomes(run) == [("REQUEUED", 85), ("SUCCEEDED", 0)]
 
 
-@pytest.mark.parametrize("late", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("late", [0.0, *(pytest.param(late, marks=pytest.mark.soak) for late in (0.3, 1.0))])
 def test_a_stop_is_heard_however_soon_it_comes(slurm_lab: Lab, start: Start, late: float) -> None:
     """srun forgets a signal that comes before its step runs, and Python, as it starts, would die of it."""
     run = start(resources={"nodes": 2}, steps=100000)
@@ -84,7 +85,7 @@ def test_srun_hears_a_stop_that_comes_as_it_starts(slurm_lab: Lab, tmp_path: Pat
         until(lambda: Slurm().job_details(job)["JobState"] == "CANCELLED")
 
 
-@pytest.mark.parametrize("user_signal", [True, False])
+@pytest.mark.parametrize("user_signal", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_preempted(make_lab: MakeLab, start: Start, user_signal: bool) -> None:
     """With send_user_signal the job script is told first, without it the agents are and the script is not."""
     make_lab(nodes=2, user_signal=user_signal)
@@ -96,6 +97,7 @@ def test_preempted(make_lab: MakeLab, start: Start, user_signal: bool) -> None:
     assert how_it_ended(run) == ("COMPLETED", "1"), "and not once more into the queue, as preempted at its end"
 
 
+@pytest.mark.soak
 def test_preempted_by_qos(make_lab: MakeLab, start: Start) -> None:
     lab = make_lab(nodes=1, accounting=True, extra={"PreemptType": "preempt/qos"})
     for words in (
@@ -113,6 +115,7 @@ def test_preempted_by_qos(make_lab: MakeLab, start: Start) -> None:
     assert how_it_ended(run) == ("COMPLETED", "1")
 
 
+@pytest.mark.soak
 def test_preempted_more_often_than_slurm_requeues_a_job(make_lab: MakeLab, start: Start) -> None:
     """Slurm's own requeues are counted, and at the limit it holds the job; those that a job asks for are not."""
     make_lab(nodes=1, extra={"MaxBatchRequeue": "3"})

@@ -45,6 +45,7 @@ def queue() -> str:
     return subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.soak
 def test_a_preempted_trial_resumes_and_changes_no_decision(start: Start) -> None:
     peaceful = start(cluster="local", **KEYS)
     peaceful.finish()

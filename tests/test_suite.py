@@ -1,6 +1,8 @@
 """The suite's own promises: a flaky test is named, a failure is a failure, and no test is forgotten."""
 
+import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,30 @@ def test_every_test_file_is_in_one_part() -> None:
     listed = [name for part in PARTS for name in files_of(part)]
     found = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
     assert sorted(listed) == sorted(found)
+
+
+def names_in_readme() -> set[str]:
+    """The tests that tests/README.md names, without their parameters."""
+    text = (ROOT / "tests/README.md").read_text()
+    return {name.partition("[")[0] for name in re.findall(r"`([a-z0-9_/]+\.py::[^`]+)`", text)}
+
+
+def functions() -> dict[str, bool]:
+    """Every test function by file and name, and whether it, its module or a parameter of it is marked as soak."""
+    found = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        tree = ast.parse(path.read_text())
+        whole = any(
+            isinstance(n, ast.Assign) and "mark.soak" in ast.unparse(n) and "pytestmark" in ast.unparse(n) for n in tree.body
+        )
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                marked = any("mark.soak" in ast.unparse(each) for each in node.decorator_list)
+                found[f"{path.relative_to(ROOT / 'tests')}::{node.name}"] = whole or marked
+    return found
+
+
+def test_the_readme_says_of_everything_that_is_soak_what_protects_its_promise() -> None:
+    known, told = functions(), names_in_readme()
+    assert [name for name, soak in known.items() if soak and name not in told] == []
+    assert sorted(told - known.keys()) == [], "it names tests that are not there"

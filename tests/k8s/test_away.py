@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.slow]
 
 AWAY_SECONDS = 30.0
 STEPS = 600  # which take a minute
-LONG, SHORT = [f"steps={STEPS}", "pause=0.1"], ["steps=5"]
+LONG, MIDDLE, SHORT = [f"steps={STEPS}", "pause=0.1"], ["steps=200", "pause=0.1"], ["steps=5"]
 SMALL = ["resources.cpus=1", "resources.grace_seconds=10"]
 
 Say = Callable[..., "Said"]
@@ -87,6 +87,21 @@ def steps_said(text: str) -> list[int]:
 def newest(root: Path, but: list[str]) -> RunDir | None:
     """A run that was not there before."""
     return next((run for run in RunDir.all(root) if run.id not in but), None)
+
+
+def test_a_run_runs_on_and_ps_says_what_it_cannot_see(lab: Cluster, namespace: Namespace, say: Say) -> None:
+    name = say("submit", "searched", *MIDDLE, *SMALL, "--on", "near").end().split()[-1]
+    run = RunDir(namespace.runs / name)
+    until(run.read_metrics)
+    lab.stop_api()
+    before = run.read_metrics()[-1]["step"]
+    (row,) = json.loads(say("ps", "--json").end())
+    assert row["state"] == "RUNNING"
+    assert "cannot be reached" in row["reason"]
+    until(lambda: run.read_metrics()[-1]["step"] > before)
+    lab.mend()
+    assert finish(run).state is RunState.SUCCEEDED
+    assert run.attempts() == [1]
 
 
 @pytest.mark.soak

@@ -136,12 +136,14 @@ class Suite:
         record, log = self.folder / f"{name}.jsonl", self.folder / f"{name}.log"
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.recording", "--color=no"]
         command += [] if "::" in "".join(words) else ["-m", "soak" if self.soak else "not soak"]
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, RECORD_VARIABLE: str(record)}
+        if self.root != ROOT:  # else it is where pytest stands, and programs that tests start shall not see it
+            environment["PYTHONPATH"] = str(ROOT)
         with log.open("wb") as stream:
             process = subprocess.Popen(
                 [*command, *words],
                 cwd=self.root,
-                env={**os.environ, "PYTHONPATH": path, RECORD_VARIABLE: str(record)},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,

@@ -113,9 +113,9 @@ def test_a_stop_keeps_what_is_committed_and_leaves_no_ray(start: Start, tmp_path
     subprocess.run(["scancel", *words, job_id(run)], check=True)
     outcome = until(lambda: run.outcome(1), Patience.RUN)
     assert (outcome.state, outcome.exit_code) == (RunState.REQUEUED, 85), (outcome, said(run))
-    none_left(before)
-    kept = committed(tmp_path / "out")
+    kept = committed(tmp_path / "out")  # before the next attempt ends, and takes it away
     assert kept >= 2
+    none_left(before)
     assert finish(run, Patience.RUN).state is RunState.SUCCEEDED, said(run)
     assert run.attempts() == [1, 2]
 

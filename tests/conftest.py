@@ -5,7 +5,9 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import urllib.request
 import uuid
@@ -19,6 +21,7 @@ from tests.evidence import sections
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAB_VARIABLE = "ROPEWALK_S3_LAB"
+WATCHED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -30,6 +33,22 @@ def pytest_runtest_makereport(
     if report.failed and call.when == "call":
         report.sections += [each for each in sections(getattr(item, "funcargs", {})) if each[1]]
     return report
+
+
+@pytest.fixture(autouse=True)
+def _left_as_it_was() -> Iterator[None]:
+    """A test leaves the process as it found it, so that any order of tests is as good as any other."""
+    before = _state_of_the_process()
+    yield
+    after = _state_of_the_process()
+    assert {name: (before[name], after[name]) for name in before if before[name] != after[name]} == {}
+
+
+def _state_of_the_process() -> dict[str, object]:
+    environment = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
+    handlers = {word.name: signal.getsignal(word) for word in WATCHED_SIGNALS}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return {"environment": environment, "folder": os.getcwd(), "path": list(sys.path), "handlers": handlers, "blocked": blocked}
 
 
 @pytest.fixture(scope="session", autouse=True)

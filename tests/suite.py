@@ -45,6 +45,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "sweeps": ("tests/jobs/test_sweep*.py", "tests/chaos/test_sweep*.py"),
     "runs": ("tests/cluster", "tests/chaos/test_spine.py"),
     "data": ("tests/datapipe",),
+    "benchmarks": ("tests/benchmarks",),
     "rest": ("tests/test_*.py", "tests/jobs", "tests/sharding"),
 }
 NOTHING_COLLECTED = 5

@@ -1,0 +1,51 @@
+"""Every benchmark still runs, in small: what it says about itself is its own affair, and no figure of it is believed here."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.patience import HANG_SECONDS
+from tests.slurm.conftest import need_slurm
+
+ROOT = Path(__file__).parents[2]
+
+SMALL = {
+    "bench_loader": ["--tokens", "200000", "--rounds", "1"],
+    "bench_many_runs": ["--runs", "20"],
+    "bench_preprocess": ["--megabytes", "1", "--kills", "1", "--actors", "1,2"],
+    "bench_recovery": ["--kills", "1"],
+    "bench_slurm": ["--rounds", "2", "--runs", "20"],
+    "bench_slurm_recovery": ["1"],
+    "bench_sweep": ["--trials", "2", "--steps", "8"],
+    "bench_sweep_overhead": ["--trials", "2", "--steps", "4"],
+    "bench_sweep_search": ["--seeds", "1", "--trials", "2", "--steps", "8"],
+    "bench_training_loop": ["--steps", "2", "--rounds", "1"],
+}
+OF_KUBERNETES = {"bench_k8s", "bench_k8s_many", "bench_k8s_start"}  # they bring up a cluster of their own
+
+pytestmark = pytest.mark.soak
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_benchmark_in_small(name: str, tmp_path: Path) -> None:
+    if name == "bench_loader":
+        pytest.importorskip("litdata", reason="needs the peers: pip install '.[bench]', as make bench does")
+    if "slurm" in name:
+        need_slurm()
+    command = [sys.executable, "-m", f"tests.benchmarks.{name}", *SMALL[name]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip(), "it prints figures"
+
+
+@pytest.mark.parametrize("name", sorted(OF_KUBERNETES))
+def test_a_benchmark_of_kubernetes_says_what_it_takes(name: str) -> None:
+    command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--help"]
+    assert "usage" in subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_no_benchmark_is_forgotten() -> None:
+    found = {path.stem for path in Path(__file__).parent.glob("bench_*.py")}
+    assert found == SMALL.keys() | OF_KUBERNETES

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +54,7 @@ QUIET_SECONDS = 2.0  # for so long nobody but us must want to run
 QUIET_PATIENCE_SECONDS = 60.0
 LOOK_SECONDS = 0.5
 TELL_SECONDS = 30.0
+LEAVE_SECONDS = 60.0
 MANY = 12  # more failures than this are no accident, and are not tried again
 
 
@@ -103,9 +105,17 @@ class Suite:
             self._run_all()
             failed, flaky = self._try_again([finding for part in self.parts for finding in part.failed])
         finally:
-            for each in self.running:
-                each.process.terminate()
+            self._end_running()
         return self._conclude(failed, flaky)
+
+    def _end_running(self) -> None:
+        """Where the suite is stopped: let each pytest take down its clusters."""
+        for each in self.running:
+            each.process.send_signal(signal.SIGINT)
+        for each in self.running:
+            with suppress(subprocess.TimeoutExpired):
+                each.process.wait(LEAVE_SECONDS)
+            each.process.kill()
 
     # --- all parts
 

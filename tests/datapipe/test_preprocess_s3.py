@@ -1,7 +1,9 @@
 """Input and output on S3, with the server away for ten seconds in the middle: the same data set as with a steady one."""
 
+import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,17 @@ def test_s3_holds_the_same_data_set_as_a_disk(tmp_path: Path, s3_server: S3Serve
     assert make(f"{bucket}/raw", f"{bucket}/again", **KEYS).shards == manifest.shards
 
 
+@pytest.fixture
+def _driver_of_ray() -> Iterator[None]:
+    """Ray's drivers listen to SIGTERM, and go on doing so when they have disconnected."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.s3
 @pytest.mark.slow
+@pytest.mark.usefixtures("_driver_of_ray")
 def test_a_server_that_is_away_for_ten_seconds_changes_nothing(
     tmp_path: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from jobs.training.config import TrainingConfig
 from jobs.training.objectives import Objective
 from jobs.training.optimizer import adamw, set_learning_rate
 from sharding.batch_plan import BatchPlan
-from sharding.fsdp import reshards, set_pass, units_of
+from sharding.fsdp import accumulates_sharded, reshards, set_pass, units_of
 from sharding.group import Group
 from sharding.state import State, model_state, optimizer_state, prepare_adam
 
@@ -37,6 +37,7 @@ class Stepper:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._units = units_of(model)
         self._reshard = reshards(model, config.fsdp, group.device)
+        self._sharded = accumulates_sharded(model, config.fsdp)
         self.plan = BatchPlan(
             global_batch=config.batch.global_batch,
             micro_batch=config.batch.micro_batch,
@@ -51,7 +52,7 @@ class Stepper:
         passes = self.plan.micro_batches(len(sequences))
         for number, rows in enumerate(passes):
             if len(passes) > 1:
-                set_pass(self._units, last=number == len(passes) - 1, reshard=self._reshard)
+                set_pass(self._units, last=number == len(passes) - 1, reshard=self._reshard, sharded=self._sharded)
             if self.dropout:
                 self._seed(step, number)
             batch = sequences[rows]

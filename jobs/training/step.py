@@ -32,7 +32,7 @@ class Stepper:
     def __init__(self, model: nn.Module, objective: Objective, config: TrainingConfig, group: Group, *, dropout: bool) -> None:
         self.model, self.objective, self.config, self.group, self.dropout = model, objective, config, group, dropout
         self.optimizer = adamw(model, config.optim)
-        prepare_adam(model, self.optimizer)
+        prepare_adam(self.optimizer)
         self.tensors: State = model_state(model) | optimizer_state(model, self.optimizer)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._units = units_of(model)

@@ -150,3 +150,22 @@ def record_gradients(context: JobContext) -> None:
         set_pass(units, **how)
 
     step.set_pass = recorded_set_pass  # type: ignore[assignment]
+
+
+def freeze(context: JobContext) -> None:
+    """The attention of the first layer is not trained."""
+    from jobs.training import model
+
+    shard_model = model.shard_model
+
+    def frozen(skeleton: Any, *rest: Any) -> Any:
+        skeleton.model.layers[0].self_attn.requires_grad_(False)
+        return shard_model(skeleton, *rest)
+
+    model.shard_model = frozen
+
+
+def freeze_and_resave(context: JobContext) -> None:
+    """Both: what was loaded is saved again before anything is learnt."""
+    freeze(context)
+    resave(context)

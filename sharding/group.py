@@ -1,7 +1,8 @@
 """The group of ranks: forming it, leaving it, and agreeing inside it."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,16 +12,19 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from cluster.errors import BackendError, ConfigError
 from cluster.gpus import DEVICES_VARIABLE, node_gpus
 
 T = TypeVar("T")
 
+DATA_AXES = ("replicate", "shard")  # of a mesh: ranks along them compute different samples, along any other the same ones
+
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """All ranks of a run, as one mesh axis over which parameters are split."""
+    """All ranks of a run, as a mesh: today of one axis, over which parameters are split and samples are dealt."""
 
     mesh: DeviceMesh
     device: torch.device
@@ -38,6 +42,35 @@ class Group:
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
+
+    @property
+    def data_size(self) -> int:
+        """How many shares the samples are dealt in: one to all ranks that compute the same ones."""
+        return math.prod(size for size, _ in self._places(DATA_AXES))
+
+    @property
+    def data_rank(self) -> int:
+        """Which of these shares is this rank's."""
+        number = 0
+        for size, index in self._places(DATA_AXES):
+            number = number * size + index
+        return number
+
+    def sum_over_data(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place, of what they computed from samples: of those that compute the same ones one counts."""
+        return self.sum(values if self.counts_samples else values.zero_())
+
+    @property
+    def counts_samples(self) -> bool:
+        """Of the ranks that compute the same samples this is the one that counts what comes of them."""
+        others = [name for name in self.mesh.mesh_dim_names or () if name not in DATA_AXES]
+        return all(index == 0 for _, index in self._places(others))
+
+    def _places(self, axes: Collection[str]) -> list[tuple[int, int]]:
+        """Size of each of these axes that the mesh has, and this rank's index along it."""
+        names, indices = self.mesh.mesh_dim_names or (), self.mesh.get_coordinate() or ()
+        places = zip(names, self.mesh.shape, indices, strict=True)
+        return [(size, index) for name, size, index in places if name in axes]
 
     def any(self, value: bool) -> bool:
         """Whether it is true on some rank."""
@@ -59,6 +92,14 @@ class Group:
         dist.broadcast_object_list(box, src=0)
         result: T = box[0]
         return result
+
+
+def counts_piece(tensor: torch.Tensor) -> bool:
+    """Of the ranks that hold the same piece of a DTensor this is the one that counts it, as in a norm."""
+    assert isinstance(tensor, DTensor)
+    indices = tensor.device_mesh.get_coordinate() or ()
+    pairs = zip(tensor.placements, indices, strict=True)
+    return all(index == 0 for placement, index in pairs if placement.is_replicate())
 
 
 @contextmanager

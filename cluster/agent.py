@@ -20,7 +20,7 @@ from cluster.config import NodeRange, Resources, Retries
 from cluster.entry import configure_logging, write_error
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.files import write_json
-from cluster.forking import load, loaded
+from cluster.forking import cuda_runs, load, loaded
 from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.monitor import Monitor
 from cluster.process_engine import run_process
@@ -142,7 +142,7 @@ class Agent:
         """
         preload = ["cluster.elastic", *(self.run_dir.record.get("preload") or [])]
         load(preload)
-        if loaded(preload):  # else the engine fails as it starts, and says why
+        if loaded(preload) and not cuda_runs():  # else the engine fails as it starts, and says why
             from cluster.elastic import warm  # noqa: PLC0415 - torch, only where it is needed
 
             warm(preload)

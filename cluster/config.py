@@ -69,9 +69,7 @@ class Resources(Section):
     """What a run asks of a scheduler, in the same words on every backend."""
 
     nodes: Nodes = Field(default=NodeRange(least=1, most=1), description="nodes, or a range such as 1..4 (elastic)")
-    ranks_per_node: int | None = Field(
-        default=None, ge=1, description="training processes (ranks) per node; unset: one per GPU, or one"
-    )
+    ranks_per_node: int | None = Field(default=None, ge=1, description="ranks per node; unset: one per GPU, else one")
     cpus: int | None = Field(default=None, ge=1, description="CPU cores a node; unset: what the backend gives")
     gpus: int = Field(default=0, ge=0, description="GPUs a node")
     memory_gib: float | None = Field(default=None, gt=0, description="memory a node, GiB")
@@ -87,10 +85,8 @@ class Resources(Section):
         """Raise ConfigError where the GPUs of a node do not go round its ranks. Records of older runs are not checked."""
         ranks, gpus = self.local_world_size, self.gpus
         if gpus % ranks:
-            raise ConfigError(
-                f"resources: {ranks} ranks per node and {gpus} GPUs per node: each rank needs as many as the others;"
-                f" leave ranks_per_node out for one rank per GPU, or set gpus={ranks}"
-            )
+            remedy = f"leave ranks_per_node out for one rank per GPU, or set gpus={ranks}"
+            raise ConfigError(f"resources: {gpus} GPUs per node do not go round {ranks} ranks per node; {remedy}")
 
 
 class Retries(Section):

@@ -90,5 +90,8 @@ def test_ranks_of_virtual_nodes_see_their_own_devices_alone(toy: Callable[..., T
         assert run.finish().state == "SUCCEEDED", run.run.last_outcome()
     seen = [read_json(with_gpus.run.path / f"devices-{rank}.json") for rank in range(2)]
     assert [(one["visible"], one["given"]) for one in seen if one] == [("3", "1"), ("2", "1")]
+    assert [one["nvml"] for one in seen if one] == ["1", "1"], (
+        "who asks torch for GPUs starts no CUDA in what ranks are forked from"
+    )
     seen = [read_json(without.run.path / f"devices-{rank}.json") for rank in range(2)]
     assert [(one["visible"], one["given"], one["device"]) for one in seen if one] == [("", "0", "cpu")] * 2

@@ -92,6 +92,7 @@ def devices(context: JobContext) -> dict[str, Any]:
 
     given = os.environ.get("ROPEWALK_NODE_GPUS")
     device = str(rank_device()) if given == "0" else ""
-    seen = {"given": given, "visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "device": device}
+    asks_nvml = os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK")
+    seen = {"nvml": asks_nvml, "given": given, "visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "device": device}
     write_json(context.run.path / f"devices-{context.rank}.json", seen)
     return {}

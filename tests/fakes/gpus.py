@@ -17,7 +17,8 @@ def machine_with(gpus: int | None, patch: pytest.MonkeyPatch, **variables: str) 
         patch.delenv(name, raising=False)
     for name, value in {**({} if gpus is None else {"FAKE_GPUS": str(gpus)}), **variables}.items():
         patch.setenv(name, value)
-    patch.setenv("PYTHONPATH", os.pathsep.join([str(NVML), str(Path(__file__).parents[2])]))
+    places = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    patch.setenv("PYTHONPATH", os.pathsep.join([str(NVML), *filter(None, places)]))
     spec = spec_from_file_location("pynvml", NVML / "pynvml.py")
     assert spec is not None
     assert spec.loader is not None

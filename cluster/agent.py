@@ -20,7 +20,8 @@ from cluster.config import NodeRange, Resources, Retries
 from cluster.entry import configure_logging, write_error
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.files import write_json
-from cluster.forking import load, loaded
+from cluster.forking import cuda_runs, load, loaded
+from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.monitor import Monitor
 from cluster.process_engine import run_process
 from cluster.processes import Departure, Flag, deaf_children, end, family, hear_stops
@@ -66,6 +67,7 @@ class Agent:
         self.resources = Resources.model_validate(details.get("resources") or record["resources"])
         self.retries = Retries.model_validate(record["config"].get("retries") or {})
         self.engine = Engine(record["engine"])
+        os.environ.setdefault(NODE_GPUS_VARIABLE, str(self.resources.gpus))
         # on the node's own disk: ranks look at it every step
         self.scratch = Path(tempfile.mkdtemp(prefix="a"))
         self.stop_flag = self.scratch / "stop"
@@ -110,7 +112,7 @@ class Agent:
                 index=self.node,
                 least_nodes=self.nodes.least,
                 most_nodes=self.nodes.most,
-                ranks_per_node=self.resources.ranks_per_node,
+                ranks_per_node=self.resources.local_world_size,
                 address=self.address,
                 rendezvous=self.rendezvous,
                 stop_flag=self.stop_flag,
@@ -140,7 +142,7 @@ class Agent:
         """
         preload = ["cluster.elastic", *(self.run_dir.record.get("preload") or [])]
         load(preload)
-        if loaded(preload):  # else the engine fails as it starts, and says why
+        if loaded(preload) and not cuda_runs():  # else the engine fails as it starts, and says why
             from cluster.elastic import warm  # noqa: PLC0415 - torch, only where it is needed
 
             warm(preload)

@@ -69,12 +69,24 @@ class Resources(Section):
     """What a run asks of a scheduler, in the same words on every backend."""
 
     nodes: Nodes = Field(default=NodeRange(least=1, most=1), description="nodes, or a range such as 1..4 (elastic)")
-    ranks_per_node: int = Field(default=1, ge=1, description="ranks (processes of the training group) a node")
+    ranks_per_node: int | None = Field(default=None, ge=1, description="ranks per node; unset: one per GPU, else one")
     cpus: int | None = Field(default=None, ge=1, description="CPU cores a node; unset: what the backend gives")
     gpus: int = Field(default=0, ge=0, description="GPUs a node")
     memory_gib: float | None = Field(default=None, gt=0, description="memory a node, GiB")
     time_limit_minutes: float | None = Field(default=None, gt=0, description="wall-clock limit of one attempt")
     grace_seconds: float = Field(default=120, gt=0, description="notice before the limit, to save and leave")
+
+    @property
+    def local_world_size(self) -> int:
+        """Ranks of one node: as many as `ranks_per_node` says, else one per GPU, else one."""
+        return self.ranks_per_node or self.gpus or 1
+
+    def check_ranks(self) -> None:
+        """Raise ConfigError where the GPUs of a node do not go round its ranks. Records of older runs are not checked."""
+        ranks, gpus = self.local_world_size, self.gpus
+        if gpus % ranks:
+            remedy = f"leave ranks_per_node out for one rank per GPU, or set gpus={ranks}"
+            raise ConfigError(f"resources: {gpus} GPUs per node do not go round {ranks} ranks per node; {remedy}")
 
 
 class Retries(Section):
@@ -184,7 +196,9 @@ def load_config(kind: type[JobConfig], values: Mapping[str, Any], overrides: Seq
     merged: dict[str, Any] = _copy(values)
     for word in overrides:
         apply_override(merged, word)
-    return load_section(kind, merged)
+    config = load_section(kind, merged)
+    config.resources.check_ranks()
+    return config
 
 
 S = TypeVar("S", bound=Section)

@@ -31,7 +31,7 @@ from cluster.context import JobContext
 from cluster.entry import configure_logging, die_with_parent, redirect_output, run_entry
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
 from cluster.files import read_lines
-from cluster.forking import forked_interpreters
+from cluster.forking import forked_interpreters, refuse_cuda
 from cluster.ports import await_listener
 from cluster.processes import Departure, deaf_children, end_on_word_of
 from cluster.run_dir import RunDir
@@ -250,8 +250,10 @@ def _newest_step(run: RunDir) -> int:
 def warm(preload: list[str]) -> None:
     """Fork the server that ranks are forked from, so that they find imported what costs seconds.
 
-    Call it when that is loaded, while this process has no threads. Does nothing if the server runs.
+    Call it when that is loaded, while this process has no threads. Does nothing if the server runs. Raises ConfigError where
+    CUDA runs already.
     """
+    refuse_cuda()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cluster.elastic", *preload])
     with deaf_children():
@@ -280,6 +282,7 @@ def look_often() -> None:
 
 def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
     """Form the group with the other nodes, run the entry on every rank, form it anew when one is lost; the exit code."""
+    refuse_cuda()
     # torch 2.13 reuses a cached bootstrap store in a new round; a node that joins late would wait for it in vain
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     # all nodes have as many ranks, and need not tell each other: one that is gone again would be waited for

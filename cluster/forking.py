@@ -20,6 +20,7 @@ from typing import Any, NoReturn, Protocol
 
 import setproctitle
 
+from cluster.errors import ConfigError
 from cluster.processes import STOP_SIGNALS, deaf_children
 from cluster.run_dir import RunDir
 from cluster.spec import Engine
@@ -27,6 +28,7 @@ from cluster.spec import Engine
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.01
+NVML_VARIABLE = "PYTORCH_NVML_BASED_CUDA_CHECK"  # with it torch asks NVML for GPUs; else asking would start CUDA
 
 
 class Process(Protocol):
@@ -112,16 +114,35 @@ def needed(run: RunDir) -> list[str]:
 
 def load(modules: Sequence[str]) -> None:
     """Import what children will need. One that cannot be imported is left to them: they say so in their own logs."""
+    os.environ[NVML_VARIABLE] = "1"
     for name in modules:
+        before = cuda_runs()
         try:
             import_module(name)
         except Exception as error:
             log.warning("%s is not loaded in advance: %s: %s", name, type(error).__name__, error)
+        if cuda_runs() and not before:
+            log.error("%s starts CUDA as it is imported; it must not before a function of its own is called", name)
 
 
 def loaded(modules: Sequence[str]) -> bool:
     """Whether children would find all of it imported."""
     return all(name in sys.modules for name in modules)
+
+
+def cuda_runs() -> bool:
+    """Whether this process has a CUDA context."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    return cuda is not None and bool(cuda.is_initialized())
+
+
+def refuse_cuda() -> None:
+    """Raise ConfigError if CUDA runs in this process: no child that is forked from it could use a GPU."""
+    if cuda_runs():
+        raise ConfigError(
+            "CUDA was started in a process that others are forked from, and which could not use a GPU then; the log names the"
+            " module that starts it as it is imported: let it do so in a function, or take it out of the job's preload"
+        )
 
 
 def fork_program(command: Sequence[str], environment: Mapping[str, str], output: Path) -> Forked:
@@ -130,6 +151,7 @@ def fork_program(command: Sequence[str], environment: Mapping[str, str], output:
     It is deaf to the scheduler's signals until it hears them (`cluster.processes.hear_stops`); none is lost meanwhile.
     """
     assert command[1] == "-m", command
+    refuse_cuda()
     sys.stdout.flush()
     sys.stderr.flush()
     # it finds the title's place by the environment, before the child changes that; and hides it from /proc, so not any sooner

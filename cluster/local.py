@@ -14,6 +14,7 @@ from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.files import json_text, read_json, write_all, write_json
+from cluster.gpus import deal_devices, machine_devices
 from cluster.processes import STOP_SIGNALS
 from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import Engine, RunState
@@ -40,8 +41,13 @@ class LocalBackend:
         """The commands that a supervisor would start."""
         return render_script(f"runs/{run.id}", "1", resources, Engine(run.record["engine"]))
 
+    def refuse(self, resources: Resources) -> None:
+        """Raise ConfigError for more GPUs than this machine has."""
+        deal_devices(resources)
+
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         """Start a supervisor for the run; it goes on when this process and its terminal are gone."""
+        self.refuse(resources)
         _let_leave(run)
         if _alive(run):
             raise BackendError(f"{run.id} is being carried already ({_handle(run)}); `ropewalk cancel {run.id}` ends it")
@@ -58,6 +64,7 @@ class LocalBackend:
         self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
     ) -> list[str]:
         """Start one process that carries all of them, `at_once` (unset: 1) at a time, each through a supervisor."""
+        self.refuse(resources)
         plain, head = resources.model_dump(mode="json"), runs[0]
         attempts = begin_attempts(runs, [{"resources": plain, "backend": "local", "opened_by": BY_SUBMISSION}] * len(runs))
         # all lie under one root, and the first holds what concerns them all
@@ -99,6 +106,7 @@ class LocalBackend:
         shm = psutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None  # noqa: S108 - looked at, not written
         return [
             Check(name="cores", ok=True, detail=f"{os.cpu_count()} on this machine"),
+            Check(name="GPUs", ok=True, detail=", ".join(machine_devices()) or "none"),
             Check(name="memory", ok=memory.available > 2 * 2**30, detail=f"{memory.available / 2**30:.1f} GiB available"),
             Check(
                 name="shared memory",

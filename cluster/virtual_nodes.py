@@ -16,6 +16,7 @@ from pathlib import Path
 from cluster.attempt import agent_command, store_command
 from cluster.config import Resources
 from cluster.forking import Process, fork_program
+from cluster.gpus import DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, NODE_GPUS_VARIABLE, deal_devices, users_devices
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
 from cluster.processes import Flag, end, family, processes_of
 from cluster.run_dir import RunDir
@@ -38,10 +39,11 @@ def render_script(run_path: str, attempt: str, resources: Resources, engine: Eng
         rendezvous = f"{address_of(0)}:{port}"
         lines.append(f"{shlex.join(store_command(python, address_of(0), port))} &")
     nodes = str(resources.nodes)
-    for node in range(resources.nodes.most):
+    for node, devices in enumerate(deal_devices(resources)):
         address = address_of(node)
         command = agent_command(python, run_path, attempt, node=node, nodes=nodes, address=address, rendezvous=rendezvous)
-        lines.append(f"{shlex.join(command)} &")
+        variables = [f"{DEVICES_VARIABLE}={','.join(devices)}"] if devices else []
+        lines.append(f"{' '.join([*variables, shlex.join(command)])} &")
     return "\n".join([*lines, "wait", ""])
 
 
@@ -59,12 +61,14 @@ class VirtualNodes:
         self.away: dict[int, float] = {}  # when a node that died is up again, by the monotonic clock
         self.busy: set[int] = set()
         self.limit: float | None = None
+        self.devices: list[list[str]] = []  # of each node, as CUDA names them
 
     def nodes(self) -> list[int]:
         """All of them, fresh; the attempt's time begins."""
         minutes = self.resources.time_limit_minutes
         self.limit = time.monotonic() + minutes * 60 if minutes else None
         self.away = {}
+        self.devices = deal_devices(self.resources)
         most = self.resources.nodes.most
         wanted = min(self.run.wanted_nodes or most, most) if self.resources.nodes.elastic else most
         self.busy = set(range(wanted))
@@ -86,20 +90,23 @@ class VirtualNodes:
         """Fork a process group of its own; its temporary files lie on the node's own disk."""
         disk = self._disk(node)
         disk.mkdir(exist_ok=True)
-        return fork_program(command, {**os.environ, **self._environment(disk)}, log)
+        return fork_program(command, {**os.environ, **self._environment(node)}, log)
 
-    def _environment(self, disk: Path) -> dict[str, str]:
+    def _environment(self, node: int) -> dict[str, str]:
         most, cores = self.resources.nodes.most, os.cpu_count() or 1
         values = {
-            "TMPDIR": str(disk),
+            "TMPDIR": str(self._disk(node)),
             OUTER_TMPDIR_VARIABLE: tempfile.gettempdir(),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.ray_token,
+            MACHINE_DEVICES_VARIABLE: users_devices(),
+            DEVICES_VARIABLE: ",".join(self.devices[node]),
+            NODE_GPUS_VARIABLE: str(self.resources.gpus),
         }
         # virtual nodes share this machine's cores
         values[NODE_CPUS_VARIABLE] = str(max(1, cores // most))
         if self.engine is Engine.RANKS and "OMP_NUM_THREADS" not in os.environ:
-            values["OMP_NUM_THREADS"] = str(max(1, cores // (most * self.resources.ranks_per_node)))
+            values["OMP_NUM_THREADS"] = str(max(1, cores // (most * self.resources.local_world_size)))
         return values
 
     def _disk(self, node: int) -> Path:

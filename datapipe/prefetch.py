@@ -3,11 +3,9 @@
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any
+from typing import TypeVar
 
-import numpy.typing as npt
-
-Batch = npt.NDArray[Any]
+B = TypeVar("B")  # a batch
 
 
 class _End:
@@ -17,16 +15,14 @@ class _End:
         self.error = error
 
 
-def prefetch(
-    read: Callable[[Sequence[int]], Batch], plan: Iterable[Sequence[int]], depth: int = 2
-) -> Generator[Batch, None, None]:
+def prefetch(read: Callable[[Sequence[int]], B], plan: Iterable[Sequence[int]], depth: int = 2) -> Generator[B, None, None]:
     """What `read` gives for each item of the plan, in order, up to `depth` of them ahead.
 
     An error of `read` or of the plan is raised here, after the batches before it. The thread ends with the
     plan, or when the generator is closed.
     """
     assert depth >= 1, "at least one batch must be under way"
-    ready: queue.SimpleQueue[Batch | _End] = queue.SimpleQueue()
+    ready: queue.SimpleQueue[B | _End] = queue.SimpleQueue()
     free = threading.Semaphore(depth)
     closed = threading.Event()
 

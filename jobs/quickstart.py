@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import sysconfig
 import threading
 import time
@@ -16,12 +18,14 @@ from rich.table import Table
 
 from cluster.errors import RopewalkError
 from cluster.files import read_json
+from cluster.gpus import machine_devices
 from cluster.run_dir import RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
 from jobs.follow import follow
 from jobs.plots import plot_run
 from jobs.submission import configure, submit
 
+RANKS = 2  # each a node of its own, so that one of them can die
 PROMPTS = ["def __init__(self, ", "The following functions are defined:\n\n", "import os\nimport "]
 # packages of the standard library with much prose or code of one style; a version that lacks one loses nothing
 _PACKAGES = (
@@ -46,8 +50,20 @@ def corpus() -> list[str]:
     return [str(glob) for glob in globs if any(True for _ in Path(glob.anchor).glob(str(glob.relative_to(glob.anchor))))]
 
 
-def settings(directory: Path, steps: int) -> dict[str, dict[str, Any]]:
-    """The three jobs' configurations, written beside the results for the user to change and run again."""
+def usable_gpus() -> int:
+    """GPUs of this machine that torch can compute on; another process looks, as looking may start CUDA."""
+    found = len(machine_devices())
+    if not found:
+        return 0
+    words = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+    looked = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=False)
+    return min(found, int(looked.stdout)) if looked.stdout.strip().isdecimal() else 0
+
+
+def settings(directory: Path, steps: int, gpus: int = 0) -> dict[str, dict[str, Any]]:
+    """The three jobs' configurations, written beside the results for the user to change and run again. The two ranks get a GPU
+    each if there are so many; NCCL would refuse to share one between them, so else they compute on the CPU.
+    """
     data = str(directory / "data")
     return {
         "preprocess": {
@@ -68,7 +84,7 @@ def settings(directory: Path, steps: int) -> dict[str, dict[str, Any]]:
             "optim": {"lr": 3.0e-3, "warmup_steps": min(20, steps // 5), "schedule": "cosine"},
             "checkpoint": {"every_steps": max(5, steps // 12), "keep": 3},
             "validation": {"every_steps": max(10, steps // 3), "max_sequences": 64},
-            "resources": {"nodes": 2, "ranks_per_node": 1},
+            "resources": {"nodes": 2, "ranks_per_node": 1, **({"gpus": 1} if gpus >= RANKS else {})},
         },
         "evaluate": {
             "name": "quickstart-evaluate",
@@ -79,6 +95,14 @@ def settings(directory: Path, steps: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def where_it_trains(gpus: int) -> str:
+    """A line on what the two ranks compute."""
+    if gpus >= RANKS:
+        return f"{RANKS} of the {gpus} GPUs here train the model, one for each rank"
+    why = "there is no GPU that torch can use" if not gpus else f"{gpus} GPU is too few for {RANKS} ranks, which need one each"
+    return f"the model is trained on the CPU: {why}"
+
+
 def quickstart(directory: Path, console: Console, steps: int) -> None:
     """Run everything below `directory`, then print what came of it."""
     started = time.monotonic()
@@ -86,10 +110,12 @@ def quickstart(directory: Path, console: Console, steps: int) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(directory / "data", ignore_errors=True)
     os.environ[RUNS_VARIABLE] = str(directory / "runs")
-    jobs = settings(directory, steps)
+    gpus = usable_gpus()
+    jobs = settings(directory, steps, gpus)
     console.rule("1/3  documents to shards, by Ray actors")
     data = _run("preprocess", jobs["preprocess"], directory, console)
     console.rule("2/3  shards to a model, on two nodes, one rank killed on the way")
+    console.print(where_it_trains(gpus))
     recovery = Recovery()
     training = _run("pretrain", jobs["pretrain"], directory, console, recovery)
     console.rule("3/3  the model on text that it has not seen")

@@ -155,7 +155,11 @@ def _root_of(cluster_name: str) -> Path | None:
 
 
 def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
-    """Whether local inputs exist; of a cluster whose files this machine does not see, the run itself finds out."""
+    """Whether the cluster may have such nodes at all, and local inputs exist; of a cluster whose files this machine does not see,
+    the run itself finds out.
+    """
+    if refuse := getattr(backend, "refuse", None):
+        refuse(configs[0].resources)
     if getattr(backend, "shares_files", True):
         for config in configs:
             config.preflight()

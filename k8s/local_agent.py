@@ -14,6 +14,7 @@ from typing import Any
 from cluster.attempt import agent_command, store_command
 from cluster.config import Resources
 from cluster.forking import Forked, fork_program
+from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.ports import NODE_CPUS_VARIABLE
 from cluster.processes import end, family
 from cluster.run_dir import RunDir
@@ -116,12 +117,14 @@ def _is_rank(pid: int) -> bool:
 
 
 def share_of_node(run: RunDir) -> dict[str, str]:
-    """Variables that keep a pod's processes to its share of its node's cores: what the manifest asks for, as it sets no limit."""
+    """Variables that keep a pod's processes to its share of its node: the cores that the manifest asks for, as it sets no limit,
+    and no GPU where it asks for none, as an image may show them all.
+    """
     attempts = run.attempts()
     details = run.attempt_details(attempts[-1]).get("resources") if attempts else None
     resources = Resources.model_validate(details or run.record["resources"])
-    cpus = resources.cpus or resources.ranks_per_node
-    values = {NODE_CPUS_VARIABLE: str(cpus)}
+    cpus = resources.cpus or resources.local_world_size
+    values = {NODE_CPUS_VARIABLE: str(cpus), NODE_GPUS_VARIABLE: str(resources.gpus)}
     if "OMP_NUM_THREADS" not in os.environ and Engine(run.record["engine"]) is Engine.RANKS:
-        values["OMP_NUM_THREADS"] = str(max(1, cpus // resources.ranks_per_node))
+        values["OMP_NUM_THREADS"] = str(max(1, cpus // resources.local_world_size))
     return values

@@ -162,7 +162,7 @@ def environment(run: RunDir, profile: K8sProfile, number: int) -> dict[str, str]
 
 def requests(resources: Resources, profile: K8sProfile) -> Object:
     """What a container asks for. Memory and devices are limits too; CPUs are not, since a limit throttles what is idle."""
-    asked: dict[str, str | int] = {"cpu": resources.cpus or resources.ranks_per_node}
+    asked: dict[str, str | int] = {"cpu": resources.cpus or resources.local_world_size}
     hard: dict[str, str | int] = dict(profile.devices)
     if resources.memory_gib:
         hard["memory"] = f"{math.ceil(resources.memory_gib * 1024)}Mi"

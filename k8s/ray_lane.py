@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.config import Resources
 from cluster.forking import Process
+from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
 from cluster.processes import Flag, deaf_children, end, family, processes_of
 from cluster.ray_engine import JOIN_VARIABLE, count_nodes
@@ -80,7 +81,8 @@ class HeadLane:
     def start(self, node: int, command: list[str], log: Path) -> Process:
         """Start the agent, in a session of its own."""
         joined = {JOIN_VARIABLE: f"{self.claim.address}:{GCS_PORT}", "TMPDIR": str(self.disk)}
-        share = {NODE_CPUS_VARIABLE: str(self.resources.cpus or self.resources.ranks_per_node)}
+        share = {NODE_CPUS_VARIABLE: str(self.resources.cpus or self.resources.local_world_size)}
+        share[NODE_GPUS_VARIABLE] = str(self.resources.gpus)
         with log.open("ab") as stream, deaf_children():
             return subprocess.Popen(
                 command,

@@ -37,7 +37,7 @@ class PodRay:
         Raises RayStartError.
         """
         scratch = short_scratch()
-        command = ray_command(address, resources.cpus or resources.ranks_per_node, resources.gpus)
+        command = ray_command(address, resources.cpus or resources.local_world_size, resources.gpus)
         command += [f"--temp-dir={scratch}", f"--node-manager-port={RAYLET_PORT}"]
         command += [f"--address={head}"] if head else head_options(address, GCS_PORT)
         said = scratch / "start.log"

@@ -21,6 +21,11 @@ class FsdpConfig(Section):
         default="auto",
         description="free gathered parameters between forward and backward; auto: only where they exceed 2 GiB a rank",
     )
+    accumulate: Literal["auto", "sharded", "unsharded"] = Field(
+        default="auto",
+        description="reduce gradients after each micro-batch, so that a rank keeps its shard of them (sharded), or after the last"
+        " (unsharded: less communication); auto: unsharded only where the whole fp32 gradient takes at most 2 GiB",
+    )
     timeout_minutes: float = Field(default=10, gt=0, description="a collective that takes longer is an error")
 
 

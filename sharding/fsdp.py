@@ -11,7 +11,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from sharding.config import FsdpConfig
 from sharding.group import Group
 
-_RESHARD_BYTES = 2 << 30
+_SMALL_BYTES = 2 << 30  # what a rank may hold of the whole model
+_GRADIENT_BYTES = 4  # fp32, in which gradients are reduced
 
 
 def shard_model(skeleton: nn.Module, source: nn.Module | None, group: Group, config: FsdpConfig) -> nn.Module:
@@ -52,8 +53,15 @@ def reshards(model: nn.Module, config: FsdpConfig, device: torch.device) -> bool
     """Whether gathered parameters are freed between forward and backward."""
     if config.reshard == "auto":
         bytes_each = 2 if device.type == "cuda" else 4
-        return sum(p.numel() for p in model.parameters()) * bytes_each > _RESHARD_BYTES
+        return sum(p.numel() for p in model.parameters()) * bytes_each > _SMALL_BYTES
     return config.reshard == "always"
+
+
+def accumulates_sharded(model: nn.Module, config: FsdpConfig) -> bool:
+    """Whether each micro-batch's gradients are reduced at once: else every rank holds the whole fp32 gradient between them."""
+    if config.accumulate == "auto":
+        return sum(p.numel() for p in model.parameters() if p.requires_grad) * _GRADIENT_BYTES > _SMALL_BYTES
+    return config.accumulate == "sharded"
 
 
 def units_of(model: nn.Module) -> list[FSDPModule]:
@@ -61,11 +69,11 @@ def units_of(model: nn.Module) -> list[FSDPModule]:
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
-def set_pass(units: list[FSDPModule], *, last: bool, reshard: bool) -> None:
-    """Before a pass of a step: gradients are reduced in the last one alone, and unless parameters are to be freed
-    at once, they are gathered in the first one alone."""
+def set_pass(units: list[FSDPModule], *, last: bool, reshard: bool, sharded: bool) -> None:
+    """Before a pass of a step: unless they are accumulated sharded, gradients are reduced in the last one alone, and unless
+    parameters are to be freed at once, they are gathered in the first one alone."""
     for unit in units:
-        unit.set_requires_gradient_sync(last, recurse=False)
+        unit.set_requires_gradient_sync(last or sharded, recurse=False)
         unit.set_reshard_after_backward(last or reshard, recurse=False)
 
 

@@ -1,7 +1,8 @@
 """The group of ranks: forming it, leaving it, and agreeing inside it."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,15 +12,19 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
-from cluster.errors import ConfigError
+from cluster.errors import BackendError, ConfigError
+from cluster.gpus import DEVICES_VARIABLE, node_gpus
 
 T = TypeVar("T")
+
+DATA_AXES = ("replicate", "shard")  # of a mesh: ranks along them compute different samples, along any other the same ones
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """All ranks of a run, as one mesh axis over which parameters are split."""
+    """All ranks of a run, as a mesh: today of one axis, over which parameters are split and samples are dealt."""
 
     mesh: DeviceMesh
     device: torch.device
@@ -37,6 +42,35 @@ class Group:
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
+
+    @property
+    def data_size(self) -> int:
+        """How many shares the samples are dealt in: one to all ranks that compute the same ones."""
+        return math.prod(size for size, _ in self._places(DATA_AXES))
+
+    @property
+    def data_rank(self) -> int:
+        """Which of these shares is this rank's."""
+        number = 0
+        for size, index in self._places(DATA_AXES):
+            number = number * size + index
+        return number
+
+    def sum_over_data(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place, of what they computed from samples: of those that compute the same ones one counts."""
+        return self.sum(values if self.counts_samples else values.zero_())
+
+    @property
+    def counts_samples(self) -> bool:
+        """Of the ranks that compute the same samples this is the one that counts what comes of them."""
+        others = [name for name in self.mesh.mesh_dim_names or () if name not in DATA_AXES]
+        return all(index == 0 for _, index in self._places(others))
+
+    def _places(self, axes: Collection[str]) -> list[tuple[int, int]]:
+        """Size of each of these axes that the mesh has, and this rank's index along it."""
+        names, indices = self.mesh.mesh_dim_names or (), self.mesh.get_coordinate() or ()
+        places = zip(names, self.mesh.shape, indices, strict=True)
+        return [(size, index) for name, size, index in places if name in axes]
 
     def any(self, value: bool) -> bool:
         """Whether it is true on some rank."""
@@ -60,29 +94,64 @@ class Group:
         return result
 
 
+def counts_piece(tensor: torch.Tensor) -> bool:
+    """Of the ranks that hold the same piece of a DTensor this is the one that counts it, as in a norm."""
+    assert isinstance(tensor, DTensor)
+    indices = tensor.device_mesh.get_coordinate() or ()
+    pairs = zip(tensor.placements, indices, strict=True)
+    return all(index == 0 for placement, index in pairs if placement.is_replicate())
+
+
 @contextmanager
 def process_group(timeout_minutes: float = 10) -> Iterator[Group]:
     """Form the group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or a group of one."""
     _refuse_stale_store()
     timeout = timedelta(minutes=timeout_minutes)
-    gpu = torch.cuda.is_available()
-    if gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    device = rank_device()
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _local_world_size()))
-    backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    # with its device NCCL connects now, and not in the middle of the first step
+    bound = device if on_gpu else None
     if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, init_method="env://", timeout=timeout)
+        dist.init_process_group(backend, init_method="env://", timeout=timeout, device_id=bound)
     else:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)
     try:
         world_size = dist.get_world_size()
-        kind = "cuda" if gpu else "cpu"
-        device = torch.device(kind, torch.cuda.current_device()) if gpu else torch.device(kind)
-        mesh = init_device_mesh(kind, (world_size,), mesh_dim_names=("shard",))
+        mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
         yield Group(mesh=mesh, device=device, rank=dist.get_rank(), world_size=world_size, timeout=timeout)
     finally:
         dist.destroy_process_group()
+
+
+def rank_device() -> torch.device:
+    """This rank's own GPU if its node was given any, else the CPU. Raises ConfigError where ranks would have to share one,
+    BackendError where the node has not what it was given.
+    """
+    given = node_gpus()
+    if given == 0:
+        # those of others may be visible; if torch saw them it would make an NCCL group for the mesh of CPUs too
+        os.environ[DEVICES_VARIABLE] = ""
+    if given == 0 or (given is None and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    seen = torch.cuda.device_count()
+    if given is not None and seen < given:
+        raise BackendError(
+            f"this node was given {given} GPUs and torch {torch.__version__} sees {seen}:"
+            " look at nvidia-smi there, and whether this torch is built for GPUs"
+        )
+    rank, gpus = int(os.environ.get("LOCAL_RANK", "0")), given or seen
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) or rank + 1
+    if ranks > gpus:
+        raise ConfigError(
+            f"{ranks} ranks on this node and {gpus} GPUs: NCCL wants one for each; start {gpus} ranks per node,"
+            f" or set {DEVICES_VARIABLE}= (to nothing) to compute on the CPU"
+        )
+    return torch.device("cuda", rank * (gpus // ranks) if "LOCAL_WORLD_SIZE" in os.environ else rank)
 
 
 def _refuse_stale_store() -> None:

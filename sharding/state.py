@@ -18,21 +18,29 @@ def model_state(model: nn.Module) -> State:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """The optimizer's tensors by the name of their parameter; no copies, so loading into them is loading."""
+    """The optimizer's tensors by the name of their parameter; no copies, so loading into them is loading. A frozen parameter has
+    none: of a model that is trained in part they would take twice its size.
+    """
+    trained = {id(parameter) for parameter in _parameters_of(optimizer)}
     return {
         f"{OPTIMIZER}{name}.{key}": value
         for name, parameter in model.named_parameters()
+        if id(parameter) in trained
         for key, value in optimizer.state[parameter].items()
     }
 
 
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
 @torch.no_grad()
-def prepare_adam(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def prepare_adam(optimizer: torch.optim.Optimizer) -> None:
     """Give a fresh Adam the state that it makes at its first step, so that there is something to load into.
 
     torch's own `get_state_dict` takes a step to make it and leaves Adam's count at 1.
     """
-    for parameter in model.parameters():
+    for parameter in _parameters_of(optimizer):
         if not optimizer.state[parameter]:
             optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),

@@ -12,6 +12,7 @@ from subprocess import DEVNULL, Popen, TimeoutExpired
 from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.forking import Process
+from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
 from cluster.processes import Flag, deaf_children, end, family
 from cluster.run_dir import RunDir
@@ -111,8 +112,10 @@ class SlurmLane:
     def _environment(self) -> dict[str, str]:
         cpus = int(os.environ.get("SLURM_CPUS_ON_NODE") or os.cpu_count() or 1)
         values = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.ray_token, NODE_CPUS_VARIABLE: str(cpus)}
+        # a profile's gres may ask for GPUs where resources.gpus does not; Slurm sets the variable in jobs that have some
+        values[NODE_GPUS_VARIABLE] = str(self.resources.gpus or os.environ.get("SLURM_GPUS_ON_NODE") or 0)
         if "OMP_NUM_THREADS" not in os.environ:
-            values["OMP_NUM_THREADS"] = str(max(1, min(cpus, os.cpu_count() or cpus) // self.resources.ranks_per_node))
+            values["OMP_NUM_THREADS"] = str(max(1, min(cpus, os.cpu_count() or cpus) // self.resources.local_world_size))
         return values
 
     def end(self, process: Process) -> None:

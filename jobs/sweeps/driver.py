@@ -17,6 +17,7 @@ from cluster.context import JobContext
 from cluster.errors import RopewalkError, StopRequested
 from cluster.files import write_atomically
 from cluster.forking import needed
+from cluster.gpus import DEVICES_VARIABLE, deal_devices, machine_devices
 from cluster.ray_engine import RayNode, short_scratch, start_ray, stop_ray
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
@@ -27,7 +28,7 @@ from jobs.sweeps.check import sample_config
 from jobs.sweeps.ending import await_end, end_run
 from jobs.sweeps.handover import release_all
 from jobs.sweeps.launcher import launcher
-from jobs.sweeps.limits import decision_steps, fitting, gpus_here, steps_of
+from jobs.sweeps.limits import decision_steps, fitting, steps_of
 from jobs.sweeps.records import SWEEP_CANCELLED, WITH_THE_SWEEP, TrialRecord, TrialState, read_records, write_record
 from jobs.sweeps.scene import CLUSTERS, Scene, write_scene
 from jobs.sweeps.summary import results_of
@@ -71,6 +72,8 @@ class Driver:
         self.cluster, self.local = str(on["cluster"]), on["backend"] == "local"
         wanted = self.sample.resources
         self.gpus = wanted.nodes.most * wanted.gpus if self.local else 0
+        if self.local:
+            deal_devices(wanted)  # else Tune would wait for GPUs that will never be there
         self.slots = fitting(config, self.sample.resources, str(on["backend"]))
         # as they were at submission; who carries, asks for or cancels a trial finds them by the variable
         write_atomically(self.sweep.path / CLUSTERS, yaml.safe_dump(self.sweep.record["clusters"]))
@@ -174,6 +177,8 @@ class Driver:
 
     def _start_ray(self, scratch: Path) -> subprocess.Popen[bytes]:
         """One with a CPU for each trial that may run at a time: they are slots, not cores."""
+        devices = machine_devices() if self.gpus else []
+        os.environ[DEVICES_VARIABLE] = ",".join(devices)  # the driver's node has none; Ray hands these out to the trials
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # lives in memory only
         node = RayNode(
@@ -183,7 +188,7 @@ class Driver:
             num_nodes=1,
             address=ADDRESS,
             cpus=self.slots,
-            gpus=gpus_here() if self.gpus else 0,
+            gpus=len(devices),
             stop_flag=self.context.stop_flag or scratch / "stop",
             for_tune=True,
         )

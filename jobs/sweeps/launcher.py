@@ -30,6 +30,7 @@ from cluster.config import Resources
 from cluster.context import STOP_VARIABLE
 from cluster.entry import configure_logging
 from cluster.errors import BackendError, RopewalkError
+from cluster.gpus import ALL, DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, NODE_GPUS_VARIABLE, users_devices
 from cluster.ports import NODE_CPUS_VARIABLE
 from cluster.processes import STOP_SIGNALS, deaf_children
 from cluster.run_dir import RunDir
@@ -40,8 +41,8 @@ from jobs.submission import resume
 log = logging.getLogger(__name__)
 
 OURS = frozenset({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS", STOP_VARIABLE, NODE_CPUS_VARIABLE, OUTER_TMPDIR_VARIABLE})
+OURS |= {NODE_GPUS_VARIABLE, MACHINE_DEVICES_VARIABLE, DEVICES_VARIABLE}
 SOCKET, TEMPLATE = "s", "t"  # in the launcher's folder
-GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 0.5
 START_SECONDS = 60.0
 ANSWER_SECONDS = 300.0  # a scheduler may take its time, and so may the loading of modules
@@ -104,7 +105,13 @@ def users_environment(more: Mapping[str, str]) -> dict[str, str]:
     # an agent's own temporary directory lies in that of its node
     inner = plain.pop("TMPDIR", None)
     outer = os.environ.get(OUTER_TMPDIR_VARIABLE) or (str(Path(inner).parent) if inner else None)
-    return {**plain, **({"TMPDIR": outer} if outer else {}), **more}
+    devices = users_devices()
+    return {
+        **plain,
+        **({"TMPDIR": outer} if outer else {}),
+        **({DEVICES_VARIABLE: devices} if devices != ALL else {}),
+        **more,
+    }
 
 
 # --- the launcher's side
@@ -142,7 +149,7 @@ def _answer(connection: socket.socket, request: Mapping[str, str]) -> None:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if request["gpus"]:
-            os.environ[GPUS_VARIABLE] = request["gpus"]
+            os.environ[DEVICES_VARIABLE] = request["gpus"]
         carry_out(request["verb"], RunDir(request["run"]))
     except RopewalkError as refused:
         error = str(refused)

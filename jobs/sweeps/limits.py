@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.config import JobConfig, Resources
 from cluster.errors import ConfigError
+from cluster.gpus import machine_devices
 
 if TYPE_CHECKING:
     from jobs.sweep import SweepConfig
@@ -76,20 +77,6 @@ def check_limits(config: "SweepConfig", sample: JobConfig) -> None:
             )
 
 
-def gpus_here() -> int:
-    """GPUs of this machine."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return 0
-    try:
-        return int(pynvml.nvmlDeviceGetCount())
-    finally:
-        pynvml.nvmlShutdown()
-
-
 def fitting(config: "SweepConfig", resources: Resources, backend: str) -> int:
     """How many trials may run at a time."""
     wanted = config.max_concurrent or config.num_trials
@@ -103,8 +90,8 @@ def fitting(config: "SweepConfig", resources: Resources, backend: str) -> int:
             share = own.gpus // resources.gpus
         return max(1, min(wanted, own.nodes.least * max(1, share) // nodes))
     if backend == "local":
-        fits = (os.cpu_count() or 1) // (nodes * (resources.cpus or resources.ranks_per_node))
+        fits = (os.cpu_count() or 1) // (nodes * (resources.cpus or resources.local_world_size))
         if resources.gpus:
-            fits = min(fits, gpus_here() // (nodes * resources.gpus))
+            fits = min(fits, len(machine_devices()) // (nodes * resources.gpus))
         return max(1, min(wanted, fits))
     return min(wanted, OWN_JOBS_AT_ONCE)

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import Resources
 from cluster.forking import Process, wait_by_polling
+from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
 from cluster.processes import deaf_children, end, family, processes_of
 from jobs.sweeps.launcher import OURS
@@ -157,8 +158,9 @@ class RayLane:
         """Start a command there."""
         cpus = cpus_of(self.resources)
         values = {NODE_CPUS_VARIABLE: str(cpus), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+        values[NODE_GPUS_VARIABLE] = str(self.resources.gpus)
         if "OMP_NUM_THREADS" not in os.environ:
-            values["OMP_NUM_THREADS"] = str(max(1, cpus // self.resources.ranks_per_node))
+            values["OMP_NUM_THREADS"] = str(max(1, cpus // self.resources.local_world_size))
         pid = ray.get(self.servers[node].start.remote(command, values, str(log)))
         return RemoteProcess(self.servers[node], pid, command)
 
@@ -213,4 +215,4 @@ class RayLane:
 
 def cpus_of(resources: Resources) -> int:
     """Cores that a trial takes on each of its nodes."""
-    return resources.cpus or resources.ranks_per_node
+    return resources.cpus or resources.local_world_size

@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.errors import BackendError
 from cluster.fence import Fence
+from cluster.gpus import DEVICES_VARIABLE
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from jobs.follow import LOST_ANSWERS, Watch
@@ -17,7 +18,7 @@ from jobs.sweeps.allocation import Carrier
 from jobs.sweeps.ending import await_end, end_run
 from jobs.sweeps.following import Pace, Readings
 from jobs.sweeps.handover import checkpoint_of
-from jobs.sweeps.launcher import GPUS_VARIABLE, ask
+from jobs.sweeps.launcher import ask
 from jobs.sweeps.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
 from jobs.sweeps.scene import Scene
 from jobs.sweeps.trial_runs import create_run
@@ -181,7 +182,7 @@ class Trial:
             return
         try:
             # Ray has given this actor GPUs of its own, where trials on this machine need some
-            ask(self.scene.launcher, verb, run, os.environ.get(GPUS_VARIABLE, "") if self.scene.gpus else "")
+            ask(self.scene.launcher, verb, run, os.environ.get(DEVICES_VARIABLE, "") if self.scene.gpus else "")
         except BackendError as error:
             if "is being carried already" not in str(error):
                 run.event("submit_failed", error=str(error))

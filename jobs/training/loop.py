@@ -1,7 +1,7 @@
 """The training loop: batch, loss, agree, step, log, validate, checkpoint, stop?"""
 
 import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -44,6 +44,22 @@ class Parts:
     report: Report
 
 
+def reader_for(
+    device: torch.device, read: Callable[[Sequence[int]], npt.NDArray[np.int64]]
+) -> Callable[[Sequence[int]], torch.Tensor]:
+    """`read` with its result as a tensor, pinned where it goes to a GPU: only then does the step not wait for the copy."""
+
+    def read_pinned(positions: Sequence[int]) -> torch.Tensor:
+        # the current device is each thread's own, and the reading ahead is done by another: it would pin by way of GPU 0
+        torch.cuda.set_device(device)
+        return torch.from_numpy(read(positions)).pin_memory()
+
+    def read_plain(positions: Sequence[int]) -> torch.Tensor:
+        return torch.from_numpy(read(positions))
+
+    return read_pinned if device.type == "cuda" else read_plain
+
+
 class Loop:
     """Trains until the steps are done, validation no longer gains, or the run is asked to stop."""
 
@@ -65,17 +81,17 @@ class Loop:
     def _done(self) -> bool:
         return self.progress.finished or self.progress.step >= self.config.steps
 
-    def _batches(self) -> Generator[npt.NDArray[np.int64], None, None]:
+    def _batches(self) -> Generator[torch.Tensor, None, None]:
         """This rank's sequences, step by step from where the progress stands."""
         steps = self.stepper.plan.steps(self.progress.position, self.config.steps - self.progress.step)
-        return prefetch(self.parts.loader.read, steps)
+        return prefetch(reader_for(self.parts.group.device, self.parts.loader.read), steps)
 
-    def _learn(self, batches: Generator[npt.NDArray[np.int64], None, None]) -> None:
+    def _learn(self, batches: Generator[torch.Tensor, None, None]) -> None:
         """Learn batch after batch, until the end or until the run went back and needs other batches."""
         first = True
         self.report.meter.restart()
         for sequences in batches:
-            loss_sum, weight = self.stepper.backward(torch.from_numpy(sequences), self.progress.step)
+            loss_sum, weight = self.stepper.backward(sequences, self.progress.step)
             agreed = self.stepper.agree(
                 loss_sum, weight, stop=self.parts.context.stop_requested(), save_failed=self.checkpoints.failed
             )

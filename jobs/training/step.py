@@ -10,8 +10,8 @@ from jobs.training.config import TrainingConfig
 from jobs.training.objectives import Objective
 from jobs.training.optimizer import adamw, set_learning_rate
 from sharding.batch_plan import BatchPlan
-from sharding.fsdp import reshards, set_pass, units_of
-from sharding.group import Group
+from sharding.fsdp import accumulates_sharded, reshards, set_pass, units_of
+from sharding.group import Group, counts_piece
 from sharding.state import State, model_state, optimizer_state, prepare_adam
 
 
@@ -32,16 +32,18 @@ class Stepper:
     def __init__(self, model: nn.Module, objective: Objective, config: TrainingConfig, group: Group, *, dropout: bool) -> None:
         self.model, self.objective, self.config, self.group, self.dropout = model, objective, config, group, dropout
         self.optimizer = adamw(model, config.optim)
-        prepare_adam(model, self.optimizer)
+        prepare_adam(self.optimizer)
         self.tensors: State = model_state(model) | optimizer_state(model, self.optimizer)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._counted = [p for p in self._parameters if counts_piece(p)]  # once each, however many ranks hold it
         self._units = units_of(model)
         self._reshard = reshards(model, config.fsdp, group.device)
+        self._sharded = accumulates_sharded(model, config.fsdp)
         self.plan = BatchPlan(
             global_batch=config.batch.global_batch,
             micro_batch=config.batch.micro_batch,
-            world_size=group.world_size,
-            rank=group.rank,
+            world_size=group.data_size,
+            rank=group.data_rank,
         )
 
     def backward(self, sequences: torch.Tensor, step: int) -> tuple[torch.Tensor, float]:
@@ -51,7 +53,7 @@ class Stepper:
         passes = self.plan.micro_batches(len(sequences))
         for number, rows in enumerate(passes):
             if len(passes) > 1:
-                set_pass(self._units, last=number == len(passes) - 1, reshard=self._reshard)
+                set_pass(self._units, last=number == len(passes) - 1, reshard=self._reshard, sharded=self._sharded)
             if self.dropout:
                 self._seed(step, number)
             batch = sequences[rows]
@@ -66,12 +68,14 @@ class Stepper:
 
     def _seed(self, step: int, number: int) -> None:
         """Dropout is a function of what is computed, so that a resumed step draws the same."""
-        words = f"{self.config.seed}:{step}:{self.group.rank}:{number}"
+        words = f"{self.config.seed}:{step}:{self.group.data_rank}:{number}"
         torch.manual_seed(xxhash.xxh3_64_intdigest(words.encode()) >> 1)
 
     def agree(self, loss_sum: torch.Tensor, weight: float, *, stop: bool, save_failed: bool) -> Agreed:
         """The global loss and gradient norm, and whether any rank must stop or could not save."""
-        norm = torch.nn.utils.get_total_norm(self._gradients()).double()
+        norm = torch.nn.utils.get_total_norm(self._gradients(self._counted)).to(self.group.device, torch.float64)
+        if not self.group.counts_samples:
+            loss_sum, weight = torch.zeros_like(loss_sum), 0.0
         mine = torch.tensor([weight, float(stop), float(save_failed)], dtype=torch.float64, device=self.group.device)
         total = self.group.sum(torch.cat((torch.stack((loss_sum, norm * norm)), mine)))
         loss, square, total_weight, stops, failures = total.tolist()
@@ -81,12 +85,13 @@ class Stepper:
         """Clip, and take the optimizer's step."""
         clip = self.config.optim.grad_clip
         factor = min(1.0, clip / (agreed.gradient_norm + 1e-6)) if clip else 1.0
-        torch._foreach_mul_(self._gradients(), factor / agreed.weight)
+        torch._foreach_mul_(self._gradients(self._parameters), factor / agreed.weight)
         set_learning_rate(self.optimizer, learning_rate)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    @staticmethod
     @torch.no_grad()
-    def _gradients(self) -> list[torch.Tensor]:
+    def _gradients(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
         # gradients are DTensors; their plain shards spare one dispatch each
-        return [p.grad.to_local() for p in self._parameters if p.grad is not None]  # type: ignore[attr-defined]
+        return [p.grad.to_local() for p in parameters if p.grad is not None]  # type: ignore[attr-defined]

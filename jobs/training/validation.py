@@ -27,8 +27,8 @@ def sequence_losses(
     starts = range(0, num_sequences, micro_batch)
     was_training = model.training
     model.eval()
-    for turn in range(math.ceil(len(starts) / group.world_size)):
-        number = turn * group.world_size + group.rank
+    for turn in range(math.ceil(len(starts) / group.data_size)):
+        number = turn * group.data_size + group.data_rank
         start = starts[number] if number < len(starts) else num_sequences
         stop = min(start + micro_batch, num_sequences)
         empty = torch.zeros(1, loader.seq_len + 1, dtype=torch.int64)
@@ -38,7 +38,7 @@ def sequence_losses(
             losses[start:stop] = found.double().sum(dim=1)
     free_gathered(model)
     model.train(was_training)
-    return group.sum(losses)
+    return group.sum_over_data(losses)
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:

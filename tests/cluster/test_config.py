@@ -75,6 +75,30 @@ def test_a_mistake_names_the_key_the_value_and_the_remedy(override: str, words: 
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("resources", "ranks"),
+    [
+        ({}, 1),
+        ({"gpus": 8}, 8),
+        ({"gpus": 8, "ranks_per_node": 2}, 2),
+        ({"ranks_per_node": 4}, 4),
+        ({"gpus": 8, "ranks_per_node": 1}, 1),
+    ],
+)
+def test_a_node_has_a_rank_for_each_gpu_unless_it_is_told_otherwise(resources: dict[str, int], ranks: int) -> None:
+    found = load(resources=resources).resources
+    assert found.local_world_size == ranks
+    assert Resources.model_validate(found.model_dump(mode="json")) == found
+
+
+@pytest.mark.parametrize(("ranks", "gpus"), [(3, 8), (2, 1), (16, 8)])
+def test_ranks_that_gpus_do_not_go_round_are_refused_with_both_numbers(ranks: int, gpus: int) -> None:
+    resources = {"ranks_per_node": ranks, "gpus": gpus}
+    with pytest.raises(ConfigError, match=f"{gpus} GPUs per node do not go round {ranks} ranks.*leave ranks_per_node out"):
+        load(resources=resources)
+    assert Resources.model_validate(resources).gpus == gpus, "the record of an older run can still be read"
+
+
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(ConfigError, match="data: required"):
         load_config(Job, {})

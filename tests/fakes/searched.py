@@ -53,7 +53,8 @@ def main(context: JobContext) -> dict[str, Any]:
         if stop:
             raise StopRequested(f"step {step}")
         time.sleep(config.pause)
-    return {"step": step, "loss": loss_at(config.optim, step), "pid": os.getpid()}
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"step": step, "loss": loss_at(config.optim, step), "pid": os.getpid(), "devices": devices}
 
 
 def _closed(context: JobContext, config: SearchedConfig, step: int) -> bool:

@@ -84,3 +84,15 @@ def tick(context: JobContext) -> dict[str, Any]:
             raise StopRequested(f"step {step}")
         time.sleep(config.get("pause", 0.05))
     return {"step": step}
+
+
+def devices(context: JobContext) -> dict[str, Any]:
+    """What a rank's environment says of GPUs, and where it would compute if it was given none."""
+    from sharding.group import rank_device
+
+    given = os.environ.get("ROPEWALK_NODE_GPUS")
+    device = str(rank_device()) if given == "0" else ""
+    asks_nvml = os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK")
+    seen = {"nvml": asks_nvml, "given": given, "visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "device": device}
+    write_json(context.run.path / f"devices-{context.rank}.json", seen)
+    return {}

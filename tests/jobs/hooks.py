@@ -128,3 +128,44 @@ def pin_first_checkpoint(context: JobContext) -> None:
         prune(self)
 
     Checkpoints._prune = pinning  # type: ignore[method-assign]
+
+
+def record_gradients(context: JobContext) -> None:
+    """Write down how many elements of gradients a rank holds as each pass of a step begins: [whole ones, its shards]."""
+    from jobs.training import step
+
+    set_pass = step.set_pass
+
+    def recorded_set_pass(units: Any, **how: Any) -> None:
+        whole = shards = 0
+        for group in (group for unit in units for group in unit._get_fsdp_state()._fsdp_param_groups):
+            for parameter in group.fsdp_params:
+                unsharded = getattr(parameter, "_unsharded_param", None)
+                kept = [parameter.unsharded_accumulated_grad, None if unsharded is None else unsharded.grad]
+                whole += sum(gradient.numel() for gradient in kept if gradient is not None)
+                reduced = parameter.sharded_param.grad
+                shards += 0 if reduced is None else reduced.to_local().numel()
+        with (context.run.path / f"gradients-{context.rank}.jsonl").open("a") as stream:
+            stream.write(json.dumps([whole, shards]) + "\n")
+        set_pass(units, **how)
+
+    step.set_pass = recorded_set_pass  # type: ignore[assignment]
+
+
+def freeze(context: JobContext) -> None:
+    """The attention of the first layer is not trained."""
+    from jobs.training import model
+
+    shard_model = model.shard_model
+
+    def frozen(skeleton: Any, *rest: Any) -> Any:
+        skeleton.model.layers[0].self_attn.requires_grad_(False)
+        return shard_model(skeleton, *rest)
+
+    model.shard_model = frozen
+
+
+def freeze_and_resave(context: JobContext) -> None:
+    """Both: what was loaded is saved again before anything is learnt."""
+    freeze(context)
+    resave(context)

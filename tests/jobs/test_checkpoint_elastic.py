@@ -1,6 +1,7 @@
 """The elastic law on whole runs, and checkpoints under bad weather: full disk, an orphan, a store that is away."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,6 +70,30 @@ def test_state_passes_unchanged_through_other_numbers_of_ranks(data: Path, tmp_p
         assert equal(weights(run, step), before)
         folder = run.checkpoints / f"step-{step:08d}"
         assert json.loads((folder / "manifest.json").read_text())["world_size"] == ranks
+
+
+def test_what_is_not_trained_has_no_optimizer_state_at_any_number_of_ranks(data: Path, tmp_path: Path) -> None:
+    saved = make_run(tmp_path, pretrain_config(data, steps=6, checkpoint={"every_steps": 1}))
+    launch(saved, 2, TEST_HOOK="freeze")
+    first, last = weights(saved, 4), weights(saved, 6)
+    frozen = {name for name in first if "layers.0.self_attn" in name}
+    assert len(frozen) == 4, "weights, and nothing of Adam's"
+    assert all(torch.equal(first[name], last[name]) for name in frozen)
+    trained = {name for name in first if name.startswith("model.")} - frozen
+    assert not any(torch.equal(first[name], last[name]) for name in trained)
+    adams = {f"optimizer.{name.removeprefix('model.')}.{key}" for name in trained for key in ("step", "exp_avg", "exp_avg_sq")}
+    assert first.keys() == trained | frozen | adams
+    for step in (5, 6):
+        shutil.rmtree(saved.checkpoints / f"step-{step:08d}")
+    for ranks in (1, 3):
+        run = copy_of(saved, tmp_path, f"at-{ranks}")
+        (run.path / "stop-here").touch()  # from the first step boundary on
+        assert start(run, ranks, TEST_HOOK="freeze_and_resave").wait() == [85] * ranks, log_of(run)
+        assert equal(weights(run, 4), first)
+        assert json.loads((run.checkpoints / "step-00000004/manifest.json").read_text())["world_size"] == ranks
+        (run.path / "stop-here").unlink()
+        launch(run, ranks, TEST_HOOK="freeze")
+        assert losses(run) == pytest.approx(losses(saved), rel=1e-6)
 
 
 @pytest.mark.parametrize("tied", [True, False])

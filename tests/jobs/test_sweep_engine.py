@@ -9,6 +9,7 @@ from cluster.spec import RunState
 from jobs.sweeps.records import TrialState
 from tests.jobs.sweeping import Swept, sweeps
 from tests.patience import until
+from tests.fakes.gpus import machine_with
 
 pytestmark = [pytest.mark.slow]
 
@@ -120,3 +121,13 @@ def test_a_model_of_the_space_is_learnt_also_across_a_kill(start: Start, keys: d
 
 def last_lines(sweep: Swept) -> list[dict[str, float]]:
     return [run.read_metrics()[-1] for run in sweep.runs()]
+
+
+def test_trials_on_this_machine_have_gpus_of_their_own(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine_with(4, monkeypatch, CUDA_VISIBLE_DEVICES="3,1")
+    base = {"steps": 2, "gate": 2, "resources": {"gpus": 1}}
+    sweep = start(base=base, space={"optim.lr": {"grid": [0.1, 1.0]}}, search="grid", max_concurrent=2)
+    until(lambda: sorted(sweep.steps().values()) == [[1], [1]], said=sweep.said)  # both at the same time
+    (sweep.root / "gate").touch()
+    sweep.finish()
+    assert sorted(run.results()["devices"] for run in sweep.runs()) == ["1", "3"]

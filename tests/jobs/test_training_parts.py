@@ -1,15 +1,19 @@
 """Schedules, presets, weight decay, and initial weights."""
 
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from cluster.config import load_config
 from cluster.errors import ConfigError
+from datapipe.prefetch import prefetch
 from jobs.pretrain import PretrainConfig
 from jobs.training.config import ModelConfig, OptimConfig
+from jobs.training.loop import reader_for
 from jobs.training.model import build_model, model_config, whole_model
 from jobs.training.optimizer import adamw, learning_rate
 from sharding.config import FsdpConfig
@@ -114,3 +118,19 @@ def test_an_unknown_model_type_is_named() -> None:
 def test_a_wrong_key_is_named_with_its_neighbour() -> None:
     with pytest.raises(ConfigError, match=r"optim\.warmup_step.*optim\.warmup_steps"):
         load_config(PretrainConfig, {"data": "x", "steps": 1, "optim": {"warmup_step": 1}})
+
+
+def test_batches_for_a_gpu_are_pinned_by_the_thread_that_reads_them_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, object]] = []
+    own = threading.current_thread()
+
+    def pinned(tensor: torch.Tensor) -> torch.Tensor:
+        calls.append(("pinned", threading.current_thread() is own))
+        return tensor
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("device", device)))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
+    for device in (torch.device("cpu"), torch.device("cuda", 1)):
+        batches = list(prefetch(reader_for(device, lambda positions: np.array([[*positions]])), [[1, 2]]))
+        assert [batch.tolist() for batch in batches] == [[[1, 2]]]
+    assert calls == [("device", torch.device("cuda", 1)), ("pinned", False)]

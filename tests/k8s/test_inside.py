@@ -9,7 +9,7 @@ from cluster.run_dir import RunDir
 from k8s import succession
 from k8s.claims import Claim, before, give_up, given_up, newest, take
 from k8s.inside import Inside
-from k8s.local_agent import checked
+from k8s.local_agent import checked, share_of_node
 from k8s.pod import DEAD, INDEX_ANNOTATION, LONG_AGO, Pod, declared_dead, hurried, long_ended, why_taken
 from k8s.succession import Succession
 
@@ -131,3 +131,14 @@ def test_a_dead_pod_ended_long_ago() -> None:
     left = pod(phase="Failed", containerStatuses=[{"name": "main", "state": ENDED}])
     end = long_ended(left, DEAD)["containerStatuses"][0]["state"]["terminated"]
     assert end == {"finishedAt": LONG_AGO, "startedAt": LONG_AGO, "exitCode": 85}, "what its node has told stays"
+
+
+@pytest.mark.parametrize(("gpus", "ranks", "share"), [(0, None, ("1", "0")), (4, None, ("4", "4")), (4, 2, ("2", "4"))])
+def test_a_pods_processes_are_told_their_share_of_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, ranks: int | None, share: tuple[str, str]
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    record = {"job": "toy", "engine": "ranks", "config": {}, "resources": {"gpus": gpus, "ranks_per_node": ranks}}
+    values = share_of_node(RunDir.create("toy", record, tmp_path))
+    assert (values["ROPEWALK_NODE_CPUS"], values["ROPEWALK_NODE_GPUS"]) == share
+    assert values["OMP_NUM_THREADS"] == "1"

@@ -1,9 +1,14 @@
-"""The group of ranks: what it refuses to form."""
+"""The group of ranks: what it refuses to form, and what each rank computes on."""
+
+from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 
-from cluster.errors import ConfigError
-from sharding.group import process_group
+from cluster.errors import BackendError, ConfigError, RopewalkError
+from sharding import group as formed
+from sharding.group import process_group, rank_device
 
 
 def test_a_store_of_a_dead_group_is_refused_rather_than_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -11,3 +16,67 @@ def test_a_store_of_a_dead_group_is_refused_rather_than_waited_for(monkeypatch: 
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     with pytest.raises(ConfigError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"), process_group():
         pass
+
+
+def rank_on(patch: pytest.MonkeyPatch, seen: int, **variables: str) -> None:
+    """A rank of a node where torch sees so many GPUs, and whose environment says `variables`."""
+    for name in ("ROPEWALK_NODE_GPUS", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
+        patch.setenv(name, "")  # so that it is put back, whatever the rank makes of it
+        patch.delenv(name)
+    for name, value in variables.items():
+        patch.setenv(name, value)
+    patch.setattr(torch.cuda, "is_available", lambda: seen > 0)
+    patch.setattr(torch.cuda, "device_count", lambda: seen)
+
+
+@pytest.mark.parametrize(
+    ("seen", "variables", "device"),
+    [
+        (0, {}, "cpu"),
+        (8, {"ROPEWALK_NODE_GPUS": "0", "LOCAL_RANK": "0"}, "cpu"),  # Slurm shows them all where it does not hide them
+        (1, {"ROPEWALK_NODE_GPUS": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, "cuda:0"),
+        (4, {"ROPEWALK_NODE_GPUS": "4", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}, "cuda:3"),
+        (4, {"ROPEWALK_NODE_GPUS": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "cuda:2"),  # two GPUs each
+        (2, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, "cuda:1"),  # torchrun, which says nothing of GPUs
+        (8, {"LOCAL_RANK": "5"}, "cuda:5"),
+    ],
+)
+def test_a_rank_computes_on_a_gpu_of_its_own_if_its_node_was_given_any(
+    monkeypatch: pytest.MonkeyPatch, seen: int, variables: dict[str, str], device: str
+) -> None:
+    rank_on(monkeypatch, seen, **variables)
+    assert rank_device() == torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("seen", "variables", "kind", "words"),
+    [
+        (0, {"ROPEWALK_NODE_GPUS": "2"}, BackendError, "given 2 GPUs and torch .* sees 0"),
+        (1, {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, ConfigError, "2 ranks on this node and 1 GPUs"),
+        (1, {"ROPEWALK_NODE_GPUS": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, ConfigError, "2 ranks"),
+    ],
+)
+def test_no_rank_shares_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, seen: int, variables: dict[str, str], kind: type[RopewalkError], words: str
+) -> None:
+    rank_on(monkeypatch, seen, **variables)
+    with pytest.raises(kind, match=words):
+        rank_device()
+
+
+def test_nccl_is_told_its_device_and_the_cpu_has_gloo_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, Any]] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **more: calls.append((backend, more["device_id"])))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(formed, "init_device_mesh", lambda kind, *_, **__: kind)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("set", device)))
+    rank_on(monkeypatch, 2, ROPEWALK_NODE_GPUS="2", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", WORLD_SIZE="2")
+    with process_group() as group:
+        assert (group.mesh, group.device) == ("cuda", torch.device("cuda:1"))
+    rank_on(monkeypatch, 2, ROPEWALK_NODE_GPUS="0", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", WORLD_SIZE="2", OMP_NUM_THREADS="1")
+    with process_group() as group:
+        assert (group.mesh, group.device) == ("cpu", torch.device("cpu"))
+    device = torch.device("cuda:1")
+    assert calls == [("set", device), ("cpu:gloo,cuda:nccl", device), ("gloo", None)]

@@ -1,0 +1,80 @@
+"""The GPUs of this machine, and how a node is told which of them are its own. Nothing in here touches CUDA.
+
+A backend tells each agent in NODE_GPUS_VARIABLE how many GPUs its node was given. Which ones these are, CUDA_VISIBLE_DEVICES
+says: the schedulers of Slurm and Kubernetes show a job no others, and the local backend deals those of its machine.
+"""
+
+import os
+from collections.abc import Mapping
+
+from cluster.config import Resources
+from cluster.errors import ConfigError
+
+DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
+MACHINE_DEVICES_VARIABLE = "ROPEWALK_MACHINE_DEVICES"  # the user's CUDA_VISIBLE_DEVICES, in the environment of a virtual node
+NODE_GPUS_VARIABLE = "ROPEWALK_NODE_GPUS"
+ALL = "all"  # MACHINE_DEVICES_VARIABLE where the user has set none
+_UUIDS = ("GPU-", "MIG-")
+
+
+def node_gpus() -> int | None:
+    """How many GPUs this node was given; None where nobody has said so, as below torchrun."""
+    value = os.environ.get(NODE_GPUS_VARIABLE)
+    return int(value) if value else None
+
+
+def users_devices(environment: Mapping[str, str] = os.environ) -> str:
+    """The CUDA_VISIBLE_DEVICES that the user has set, whatever a virtual node has made of it; ALL where there is none."""
+    return environment.get(MACHINE_DEVICES_VARIABLE) or environment.get(DEVICES_VARIABLE, ALL)
+
+
+def machine_devices(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """The GPUs of this machine that the user may use, as CUDA names them (indices or UUIDs), by NVML and the environment.
+
+    Like CUDA it ignores what follows the first name that is none. Without NVML, as on AMD's GPUs, the environment is believed.
+    """
+    named, count = users_devices(environment), _count()
+    if named == ALL:
+        return [str(index) for index in range(count or 0)]
+    devices: list[str] = []
+    for name in (word.strip() for word in named.split(",")):
+        is_index = name.isdecimal() and (count is None or int(name) < count)
+        if not is_index and not name.startswith(_UUIDS):
+            break
+        devices.append(name)
+    return devices if len(set(devices)) == len(devices) else []  # CUDA shows none if one is named twice
+
+
+def _count() -> int | None:
+    """GPUs by NVML, None without a driver that has it."""
+    import pynvml  # noqa: PLC0415 - only what asks for GPUs pays for the import
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        return int(pynvml.nvmlDeviceGetCount())
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def deal_devices(resources: Resources) -> list[list[str]]:
+    """The devices of each virtual node of this machine. Raises ConfigError where they do not go round."""
+    nodes, gpus = resources.nodes.most, resources.gpus
+    if not gpus:
+        return [[] for _ in range(nodes)]
+    devices = machine_devices()
+    if nodes * gpus > len(devices):
+        where = "" if users_devices() == ALL else f" ({DEVICES_VARIABLE}={users_devices()})"
+        raise ConfigError(
+            f"resources: {nodes} virtual nodes with gpus={gpus} take {nodes * gpus} GPUs, and this machine has {len(devices)}"
+            f"{where}; set {_what_fits(len(devices), nodes, gpus)}"
+        )
+    return [devices[node * gpus : (node + 1) * gpus] for node in range(nodes)]
+
+
+def _what_fits(count: int, nodes: int, gpus: int) -> str:
+    remedies = [f"resources.gpus={count // nodes}"] if count >= nodes else []
+    remedies += [f"resources.nodes={count // gpus}"] if count >= gpus else []
+    return " or ".join(remedies) or "resources.gpus=0 to compute on its CPU, or use a cluster (--on)"

@@ -1,0 +1,43 @@
+"""What must not have happened in a process before others are forked from it."""
+
+import logging
+import multiprocessing.forkserver
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from cluster.elastic import warm
+from cluster.errors import ConfigError
+from cluster.forking import fork_program, load
+
+
+@pytest.fixture
+def cuda_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+
+
+@pytest.mark.usefixtures("cuda_runs")
+def test_nothing_is_forked_from_a_process_where_cuda_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"CUDA was started.*take it out of the job's preload"):
+        fork_program([sys.executable, "-m", "cluster.store"], {}, tmp_path / "log")
+    assert not (tmp_path / "log").exists()
+    monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", lambda: pytest.fail("the server was started"))
+    with pytest.raises(ConfigError, match="CUDA was started"):
+        warm([])
+
+
+def test_a_module_that_starts_cuda_as_it_is_imported_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "hasty.py").write_text("import torch\ntorch.cuda.is_initialized = lambda: True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "hasty", ModuleType("hasty"))  # so that it goes again with the test
+    del sys.modules["hasty"]
+    monkeypatch.setattr(torch.cuda, "is_initialized", torch.cuda.is_initialized)
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "0")
+    with caplog.at_level(logging.ERROR):
+        load(["cluster.store", "hasty"])
+    assert [record.getMessage().split()[:3] for record in caplog.records] == [["hasty", "starts", "CUDA"]]

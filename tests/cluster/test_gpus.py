@@ -1,0 +1,97 @@
+"""The GPUs of a machine that has none: who gets which, and who is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.backend import Profile
+from cluster.config import Resources
+from cluster.errors import ConfigError
+from cluster.files import read_json
+from cluster.gpus import deal_devices, machine_devices
+from cluster.local import LocalBackend
+from cluster.run_dir import RunDir
+from cluster.spec import Engine
+from cluster.virtual_nodes import render_script
+from tests.cluster.conftest import ToyRun
+from tests.fakes.gpus import machine_with
+
+TWO_UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,MIG-1a2b"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "variables", "found"),
+    [
+        (None, {}, []),
+        (2, {}, ["0", "1"]),
+        (8, {"CUDA_VISIBLE_DEVICES": "5, 3"}, ["5", "3"]),
+        (8, {"CUDA_VISIBLE_DEVICES": TWO_UUIDS}, TWO_UUIDS.split(",")),
+        (2, {"CUDA_VISIBLE_DEVICES": "1,2,0"}, ["1"]),  # as CUDA: nothing from the first wrong one on
+        (8, {"CUDA_VISIBLE_DEVICES": "1,-1,2"}, ["1"]),
+        (8, {"CUDA_VISIBLE_DEVICES": "1,1"}, []),
+        (8, {"CUDA_VISIBLE_DEVICES": ""}, []),
+        (8, {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, []),
+        (None, {"CUDA_VISIBLE_DEVICES": "0,1"}, ["0", "1"]),  # without NVML, as on AMD's, the user is believed
+        (8, {"CUDA_VISIBLE_DEVICES": "", "ROPEWALK_MACHINE_DEVICES": "all"}, [str(n) for n in range(8)]),
+        (8, {"CUDA_VISIBLE_DEVICES": "4", "ROPEWALK_MACHINE_DEVICES": "4,6"}, ["4", "6"]),
+    ],
+)
+def test_the_devices_of_the_machine_are_found_without_cuda(
+    monkeypatch: pytest.MonkeyPatch, gpus: int | None, variables: dict[str, str], found: list[str]
+) -> None:
+    machine_with(gpus, monkeypatch, **variables)
+    assert machine_devices() == found
+
+
+def test_devices_are_dealt_to_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine_with(8, monkeypatch, CUDA_VISIBLE_DEVICES="7,6,5,4,3")
+    assert deal_devices(Resources.model_validate({"nodes": 2, "gpus": 2})) == [["7", "6"], ["5", "4"]]
+    assert deal_devices(Resources.model_validate({"nodes": "1..2", "gpus": 1})) == [["7"], ["6"]]
+    assert deal_devices(Resources.model_validate({"nodes": 3})) == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "resources", "words"),
+    [
+        (0, {"gpus": 1}, ["take 1 GPUs", "machine has 0", "resources.gpus=0", "--on"]),
+        (1, {"nodes": 2, "gpus": 1}, ["take 2 GPUs", "machine has 1", "resources.nodes=1"]),
+        (2, {"nodes": 2, "gpus": 2}, ["take 4 GPUs", "machine has 2", "resources.gpus=1", "resources.nodes=1"]),
+        (2, {"nodes": "1..4", "gpus": 1}, ["take 4 GPUs", "machine has 2", "resources.nodes=2"]),
+    ],
+)
+def test_too_few_gpus_are_refused_at_submission_with_both_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gpus: int, resources: dict[str, Any], words: list[str]
+) -> None:
+    machine_with(gpus, monkeypatch)
+    backend, wanted = LocalBackend(Profile(name="local", backend="local")), Resources.model_validate(resources)
+    run = RunDir.create("toy", {"job": "toy", "engine": "ranks", "config": {}}, tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        backend.submit(run, wanted)
+    assert not [word for word in words if word not in str(refused.value)], refused.value
+    assert run.attempts() == [], "nothing was begun"
+    with pytest.raises(ConfigError):
+        backend.submit_many([run], wanted)
+
+
+def test_the_dry_run_shows_whose_devices_are_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine_with(4, monkeypatch)
+    script = render_script("runs/r", "1", Resources.model_validate({"nodes": 2, "gpus": 2}), Engine.RANKS)
+    agents = [line.split()[0] for line in script.splitlines() if "cluster.agent" in line]
+    assert agents == ["CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,3"]
+
+
+def test_ranks_of_virtual_nodes_see_their_own_devices_alone(toy: Callable[..., ToyRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    machine_with(4, monkeypatch, CUDA_VISIBLE_DEVICES="3,2,1")
+    with_gpus = toy("devices", "ranks", resources={"nodes": 2, "gpus": 1})
+    without = toy("devices", "ranks", resources={"nodes": 1, "ranks_per_node": 2})
+    for run in (with_gpus, without):
+        assert run.finish().state == "SUCCEEDED", run.run.last_outcome()
+    seen = [read_json(with_gpus.run.path / f"devices-{rank}.json") for rank in range(2)]
+    assert [(one["visible"], one["given"]) for one in seen if one] == [("3", "1"), ("2", "1")]
+    assert [one["nvml"] for one in seen if one] == ["1", "1"], (
+        "who asks torch for GPUs starts no CUDA in what ranks are forked from"
+    )
+    seen = [read_json(without.run.path / f"devices-{rank}.json") for rank in range(2)]
+    assert [(one["visible"], one["given"], one["device"]) for one in seen if one] == [("", "0", "cpu")] * 2

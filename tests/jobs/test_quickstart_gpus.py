@@ -1,0 +1,37 @@
+"""What the quickstart trains on, for any number of GPUs."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.config import Resources
+from cluster.gpus import deal_devices
+from jobs.quickstart import settings, usable_gpus, where_it_trains
+from tests.fakes.gpus import machine_with
+
+
+@pytest.mark.parametrize(
+    ("gpus", "devices", "said"),
+    [
+        (0, [[], []], "no GPU that torch can use"),
+        (1, [[], []], "1 GPU is too few for 2 ranks"),
+        (2, [["0"], ["1"]], "2 of the 2 GPUs"),
+        (8, [["0"], ["1"]], "2 of the 8 GPUs"),
+    ],
+)
+def test_each_rank_has_a_gpu_of_its_own_or_none_has_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, devices: list[list[str]], said: str
+) -> None:
+    machine_with(gpus, monkeypatch)
+    resources = Resources.model_validate(settings(tmp_path, 40, gpus)["pretrain"]["resources"])
+    resources.check_ranks()
+    assert (resources.nodes.most, resources.local_world_size) == (2, 1)
+    assert deal_devices(resources) == devices
+    assert said in where_it_trains(gpus)
+
+
+def test_gpus_that_torch_cannot_use_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine_with(8, monkeypatch, CUDA_VISIBLE_DEVICES="")
+    assert usable_gpus() == 0
+    machine_with(8, monkeypatch, CUDA_VISIBLE_DEVICES="GPU-not-there,GPU-nor-this")  # torch itself looks, in another process
+    assert usable_gpus() == 0

@@ -1,0 +1,66 @@
+"""What ranks sum where several of them compute the same samples, or hold the same piece of a tensor."""
+
+import json
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+from sharding.batch_plan import BatchPlan
+from sharding.group import Group, counts_piece
+from tests.jobs.launch import _SERVER as SERVER
+
+RANKS = 4
+GRADIENT = torch.arange(24.0).reshape(6, 4)
+
+
+def rank_of(axes: tuple[str, str], place: Path, rank: int) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(str(place / "store"), RANKS), rank=rank, world_size=RANKS)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=axes)
+    timeout = timedelta(minutes=1)
+    group = Group(mesh=mesh, device=torch.device("cpu"), rank=rank, world_size=RANKS, timeout=timeout)
+    plan = BatchPlan(global_batch=8, micro_batch=2, world_size=group.data_size, rank=group.data_rank)
+    samples = list(plan.samples(0))
+    squares = torch.zeros(())
+    for placements in ((Shard(0), Replicate()), (Replicate(), Shard(0)), (Shard(0), Shard(1)), (Replicate(), Replicate())):
+        gradient = distribute_tensor(GRADIENT, mesh, placements)
+        if counts_piece(gradient):
+            squares += gradient.to_local().square().sum()
+    said = {
+        "samples": samples,
+        "sum": group.sum_over_data(torch.tensor([float(sum(samples)), float(len(samples))])).tolist(),
+        "squares": group.sum(squares).item(),
+        "world": group.sum(torch.ones(1)).item(),
+    }
+    (place / f"{rank}.json").write_text(json.dumps(said))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("axes", "dealt"),
+    [
+        (("replicate", "shard"), [[0, 1], [2, 3], [4, 5], [6, 7]]),  # every rank has samples of its own
+        (("shard", "tensor"), [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7]]),  # pairs work on the same
+    ],
+)
+def test_each_sample_and_each_piece_of_a_gradient_count_once(
+    tmp_path: Path, axes: tuple[str, str], dealt: list[list[int]]
+) -> None:
+    processes = [SERVER.Process(target=rank_of, args=(axes, tmp_path, rank)) for rank in range(RANKS)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * RANKS
+    said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    assert [one["samples"] for one in said] == dealt
+    assert all(one["sum"] == [sum(range(8)), 8] for one in said)
+    assert all(one["squares"] == pytest.approx(4 * GRADIENT.square().sum().item()) for one in said)
+    assert all(one["world"] == RANKS for one in said)

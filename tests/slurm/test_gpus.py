@@ -1,0 +1,35 @@
+"""What agents are told of the GPUs that Slurm gave their nodes."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.config import Resources
+from cluster.run_dir import RunDir
+from slurm.commands import Slurm
+from slurm.lane import SlurmLane
+from slurm.profile import SlurmProfile
+
+
+@pytest.mark.parametrize(
+    ("resources", "variables", "given"),
+    [
+        ({}, {}, "0"),
+        ({"gpus": 4}, {"SLURM_GPUS_ON_NODE": "4"}, "4"),
+        ({"gpus": 4}, {}, "4"),
+        ({}, {"SLURM_GPUS_ON_NODE": "2"}, "2"),  # the profile's gres
+        ({}, {"ROPEWALK_NODE_GPUS": "8"}, "0"),  # of a run that submitted this one from its own node
+    ],
+)
+def test_an_agent_is_told_how_many_gpus_its_node_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resources: dict[str, int], variables: dict[str, str], given: str
+) -> None:
+    for name in ("SLURM_GPUS_ON_NODE", "ROPEWALK_NODE_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    run = RunDir.create("toy", {"job": "toy", "config": {}}, tmp_path)
+    lane = SlurmLane(run, Resources.model_validate(resources), SlurmProfile(), Slurm(), job="1", hosts=["n1"])
+    said = tmp_path / "said.log"
+    assert lane.open(["sh", "-c", "echo $ROPEWALK_NODE_GPUS"], said).wait() == 0
+    assert said.read_text().split() == [given]

@@ -17,7 +17,6 @@ from torch.distributed import DistStoreError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing import api as elastic_processes
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -212,6 +211,8 @@ def _buried(run: RunDir, attempt: int) -> set[str]:
 class _Agent(LocalElasticAgent):
     """torch's agent, which also says who died and stops retrying what retrying cannot mend."""
 
+    _watch: GroupWatch  # of the group that was formed last
+
     def __init__(self, node: Node, bugs: "_Bugs", hangs: Hangs, handler: _NumberedRendezvous, spec: WorkerSpec) -> None:
         super().__init__(
             spec, DefaultLogsSpecs(), start_method="forkserver", exit_barrier_timeout=EXIT_BARRIER_SECONDS, shutdown_timeout=5
@@ -221,13 +222,14 @@ class _Agent(LocalElasticAgent):
 
     def _initialize_workers(self, worker_group: WorkerGroup) -> None:
         super()._initialize_workers(worker_group)
-        assert worker_group.store is not None
-        assert worker_group.group_world_size is not None
+        for process in self._pcontext._pc.processes:  # type: ignore[union-attr]
+            process.terminate = process.kill  # torch ends by it the others on the node when one is lost; see `_shutdown`
+        formed: Any = worker_group  # torch declares what it fills in later as None
         run, flag = self._node.run, self._node.stop_flag
         self._watch = GroupWatch(
             Place(run=run, attempt=self._node.attempt, node=self._node.index, group=self._handler.formation),
-            {worker.global_rank: heart_file(flag, worker.local_rank) for worker in worker_group.workers},
-            Agreement(worker_group.store, worker_group.group_world_size),
+            {worker.global_rank: heart_file(flag, worker.local_rank) for worker in formed.workers},
+            Agreement(formed.store, formed.group_world_size),
             self._hangs,
             lambda: _newest_step(run),
         )
@@ -324,13 +326,6 @@ def look_often() -> None:
     dynamic_rendezvous._delay = lambda seconds: time.sleep(LOOK_SECONDS)  # type: ignore[attr-defined]
 
 
-def kill_at_once() -> None:
-    """Let torch end the other ranks of a node by SIGKILL when one of them is lost: those that are stopped or stuck do not hear
-    a SIGTERM, and torch would wait for them for half a minute.
-    """
-    elastic_processes._get_default_signal = lambda: signal.SIGKILL
-
-
 def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
     """Form the group with the other nodes, run the entry on every rank, form it anew when one is lost; the exit code."""
     # torch 2.13 reuses a cached bootstrap store in a new round; a node that joins late would wait for it in vain
@@ -340,7 +335,6 @@ def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # TERM and USR2 are the cluster agent's
     plain_torch_logging()
     look_often()
-    kill_at_once()
     if socket.gethostbyname(node.address).startswith("127."):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nodes of one machine; the host's own name may not resolve
     parameters = RendezvousParameters(

@@ -62,7 +62,8 @@ class Pace:
         self.factor = factor
         self.patience_seconds = PATIENCE_SECONDS
         self.longest = longest or [0.0] * len(Phase)
-        self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        self._recent: deque[float] = deque()
+        self._recent_sum = 0.0
         self._latest = 0.0  # the longest step of late
         self._beside = 0.0  # what data and reports of the step under way took
 
@@ -70,6 +71,7 @@ class Pace:
         """Learn from a phase that is over; whether it was the longest of a kind that is worth keeping."""
         if phase is Phase.STEP:
             self._recent.append(seconds + self._beside)
+            self._recent_sum += self._recent[-1] - (self._recent.popleft() if len(self._recent) > RECENT_STEPS else 0.0)
             self._latest = max(seconds, self._latest * JITTER_DECAY)
         self._beside = self._beside + seconds if phase in (Phase.DATA, Phase.REPORT) else 0.0
         if phase is Phase.STEP or seconds <= self.longest[phase]:
@@ -80,7 +82,7 @@ class Pace:
     @property
     def step_seconds(self) -> float:
         """What a step took of late. The mean: no median of many steps is more than twice of it, however they are spread."""
-        return sum(self._recent) / len(self._recent) if self._recent else 0.0
+        return self._recent_sum / len(self._recent) if self._recent else 0.0
 
     def allowed(self, phase: Phase) -> float:
         """Seconds after which a phase counts as hung."""
@@ -143,7 +145,7 @@ def _open(path: Path) -> mmap.mmap | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             if os.fstat(descriptor).st_size < _SIZE:
-                os.pwrite(descriptor, bytes(_SIZE), 0)  # a hole would be filled at a beat, and kill the rank where the disk is full
+                os.pwrite(descriptor, bytes(_SIZE), 0)  # a hole would be filled at a beat, and kill where the disk is full
             return mmap.mmap(descriptor, _SIZE)
         finally:
             os.close(descriptor)

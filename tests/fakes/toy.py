@@ -69,6 +69,14 @@ def beat(context: JobContext) -> dict[str, Any]:
     return {"step": step, "world": context.world_size}
 
 
+def deaf(context: JobContext) -> dict[str, Any]:
+    """The first group waits for ever, and no rank of it notices that another is gone: as in a collective of NCCL."""
+    if context.group == 1:
+        context.run.event("deaf", rank=context.rank)
+        threading.Event().wait()
+    return {"group": context.group}
+
+
 def _get_stuck(context: JobContext, stuck: dict[str, Any]) -> None:
     if context.rank != stuck["rank"]:
         return
@@ -77,7 +85,8 @@ def _get_stuck(context: JobContext, stuck: dict[str, Any]) -> None:
         while True:
             pass
     if stuck["how"] == "loader":
-        time.sleep(3600)
+        time.sleep(stuck.get("seconds", 3600))
+        return
     os.kill(os.getpid(), signal.SIGSTOP)
 
 

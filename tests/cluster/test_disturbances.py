@@ -170,7 +170,7 @@ def test_agents_leave_when_their_supervisor_is_killed(toy: Start) -> None:
     assert run.steps()[len(before)] == before[-1] + 1, "resumed where it was saved"
 
 
-@pytest.mark.parametrize("how", ["stop", "loader", "python"])
+@pytest.mark.parametrize("how", ["stop", "python", "loader", pytest.param("data", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("resources", [{"nodes": 2}, {"nodes": 1, "ranks_per_node": 2}], ids=["two nodes", "two ranks"])
 def test_a_rank_that_hangs_is_replaced_within_the_attempt(toy: Start, how: str, resources: dict[str, int]) -> None:
     """None of its peers gets an error: they wait for it in a collective, for as many minutes as that may take."""

@@ -74,6 +74,19 @@ def test_a_rank_that_loads_excuses_those_that_wait_for_it(node: Node) -> None:
     assert not node.watch.late()
 
 
+def test_data_may_be_as_slow_as_ten_times_the_slowest_so_far(node: Node) -> None:
+    for wait in (0.01, 0.01, 2.0):
+        node.beat(Phase.DATA)
+        node.pass_time(wait)
+        node.beat(Phase.STEP)
+        node.pass_time(0.1)
+    node.beat(Phase.DATA)
+    node.pass_time(19.0)
+    assert not node.watch.late()
+    node.pass_time(2.0)
+    assert node.watch.late()
+
+
 def test_a_rank_that_told_nothing_yet_excuses_none_of_the_others(node: Node) -> None:
     node.beat(Phase.LOADING, rank=0)
     node.pass_time(PATIENCE_SECONDS - 1, look=0.25)

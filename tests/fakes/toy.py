@@ -53,6 +53,7 @@ def beat(context: JobContext) -> dict[str, Any]:
     saved = context.run.path / "saved.json"
     step = int((read_json(saved) or {"step": 0})["step"])
     while step < config["steps"]:
+        heart.beat(Phase.DATA, step)
         heart.beat(Phase.STEP, step)
         if config.get("stuck", {}).get("step") == step and not (context.run.path / "stuck.json").exists():
             _get_stuck(context, config["stuck"])
@@ -84,7 +85,9 @@ def _get_stuck(context: JobContext, stuck: dict[str, Any]) -> None:
     if stuck["how"] == "python":
         while True:
             pass
-    if stuck["how"] == "loader":
+    if stuck["how"] == "data":  # it says that it waits for its next batch
+        context.heart.beat(Phase.DATA, stuck["step"])
+    if stuck["how"] in {"loader", "data"}:
         time.sleep(stuck.get("seconds", 3600))
         return
     os.kill(os.getpid(), signal.SIGSTOP)

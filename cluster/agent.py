@@ -117,6 +117,7 @@ class Agent:
                 rendezvous=self.rendezvous,
                 stop_flag=self.stop_flag,
                 departure=self._departure,
+                hung_steps=self.retries.hung_steps,
             )
             return run_ranks(node, self.retries.bugs, self.retries.disturbances)
         if self.engine is Engine.RAY:

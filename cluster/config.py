@@ -94,6 +94,9 @@ class Retries(Section):
 
     bugs: int = Field(default=2, ge=0, description="retries after an error of the program")
     disturbances: int = Field(default=100, ge=0, description="retries after preemption, time limit or a lost node")
+    hung_steps: float | None = Field(
+        default=10, gt=1, description="times the recent step, and 3 s: ranks that stand still so long are replaced; null: never"
+    )
 
 
 class Tracking(Section):

@@ -2,11 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from cluster.config import JobConfig
 from cluster.fence import Fence
+from cluster.heartbeat import Heart
 from cluster.run_dir import RunDir
 
 C = TypeVar("C", bound=JobConfig)
@@ -30,6 +32,8 @@ class JobContext:
     world_size: int = 1
     stop_flag: Path | None = None
     regroup_flag: Path | None = None  # the same for a node that is about to join or to leave: save, and form anew
+    heart_file: Path | None = None  # on the node's own disk, where its agent reads what this rank tells; None: nobody listens
+    hung_steps: float | None = None  # as `retries.hung_steps` says
 
     def config(self, kind: type[C]) -> C:
         """The run's configuration, as the job's own frozen model."""
@@ -39,6 +43,11 @@ class JobContext:
     def fence(self) -> Fence:
         """The right to write into the run, as long as this group has no successor."""
         return Fence(self.run, self.attempt, self.group)
+
+    @cached_property
+    def heart(self) -> Heart:
+        """By which a job tells that it goes on. One that never uses it is never taken for hung."""
+        return Heart(self.heart_file, self.group, self.hung_steps)
 
     def stop_requested(self) -> bool:
         """This node was asked to stop. Ranks must agree on it before any of them acts (see `sharding`)."""

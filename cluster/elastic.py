@@ -10,6 +10,7 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed import DistStoreError
@@ -32,9 +33,12 @@ from cluster.entry import configure_logging, die_with_parent, redirect_output, r
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
 from cluster.files import read_lines
 from cluster.forking import forked_interpreters, refuse_cuda
+from cluster.hang import Agreement, GroupWatch, Hangs, Place
+from cluster.heartbeat import heart_file
 from cluster.ports import await_listener
 from cluster.processes import Departure, deaf_children, end_on_word_of
 from cluster.run_dir import RunDir
+from cluster.stacks import answer, stacks_file
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +78,7 @@ class Node:
     rendezvous: str  # HOST:PORT of the store
     stop_flag: Path
     departure: Departure
+    hung_steps: float | None = None  # as `retries.hung_steps` says
 
     @property
     def elastic(self) -> bool:
@@ -91,6 +96,7 @@ class _Group:
     """Which formation of ranks is about to start; pickled into each rank at the moment it is forked."""
 
     number: int = 0
+    hung_steps: float | None = None
 
 
 class _NumberedRendezvous(RendezvousHandler):
@@ -102,7 +108,7 @@ class _NumberedRendezvous(RendezvousHandler):
     def __init__(self, inner: RendezvousHandler, group: _Group, node: Node) -> None:
         self._inner, self._group, self._node, self._run = inner, group, node, node.run
         self._asked_at: float | None = None
-        self._members: set[str] = set()  # the addresses of the group's nodes
+        self._members: set[Any] = set()  # the group's nodes, as torch knows them
         self._bereft_at: float | None = None
         self._next_look = 0.0
 
@@ -114,7 +120,7 @@ class _NumberedRendezvous(RendezvousHandler):
         self._node.departure.resume()
         state = self._inner._state_holder.state  # type: ignore[attr-defined]
         # the round is the only number that grows with every formation and is the same on every node
-        self._group.number, self._members = state.round + 1, {node.addr for node in state.participants}
+        self._group.number, self._members = state.round + 1, set(state.participants)
         if info.rank == 0:
             self._run.event("group_formed", group=self._group.number, nodes=info.world_size)
         return info
@@ -140,13 +146,22 @@ class _NumberedRendezvous(RendezvousHandler):
         heartbeat alone, a node may be only slow.
         """
         now = time.monotonic()
-        missing = self._members - {node.addr for node in self._inner._state_holder.state.participants}  # type: ignore[attr-defined]
+        missing = self._missing()
         if not missing or now < self._next_look:
             return False
         self._next_look = now + 1.0
         if self._bereft_at is None and missing & _buried(self._run, self._node.attempt):
             self._bereft_at = now
         return self._bereft_at is not None and now - self._bereft_at > BEREFT_SECONDS
+
+    def _missing(self) -> set[str]:
+        """The addresses of the members that are not in the rendezvous any more."""
+        return {node.addr for node in self._members - set(self._inner._state_holder.state.participants)}  # type: ignore[attr-defined]
+
+    @property
+    def formation(self) -> int:
+        """The number of the group that was formed last."""
+        return self._group.number
 
     def leave(self) -> None:
         """Take this node out of the group; the others need not wait until they miss its heartbeat."""
@@ -167,6 +182,9 @@ class _NumberedRendezvous(RendezvousHandler):
 
     def num_nodes_waiting(self) -> int:
         waiting = self._inner.num_nodes_waiting()
+        # one of this very group is back: its ranks are gone, and those that wait for them may wait without end
+        if waiting and self._missing() & {node.addr for node in self._inner._state_holder.state.wait_list}:  # type: ignore[attr-defined]
+            return waiting
         if waiting and self._asked_at is None:
             self._asked_at = time.monotonic()
             self._node.regroup_flag.touch()
@@ -193,20 +211,44 @@ def _buried(run: RunDir, attempt: int) -> set[str]:
 class _Agent(LocalElasticAgent):
     """torch's agent, which also says who died and stops retrying what retrying cannot mend."""
 
-    def __init__(self, node: Node, bugs: "_Bugs", handler: _NumberedRendezvous, spec: WorkerSpec) -> None:
+    _watch: GroupWatch  # of the group that was formed last
+
+    def __init__(self, node: Node, bugs: "_Bugs", hangs: Hangs, handler: _NumberedRendezvous, spec: WorkerSpec) -> None:
         super().__init__(
             spec, DefaultLogsSpecs(), start_method="forkserver", exit_barrier_timeout=EXIT_BARRIER_SECONDS, shutdown_timeout=5
         )
-        self._node, self._bugs, self._handler = node, bugs, handler
+        self._node, self._bugs, self._hangs, self._handler = node, bugs, hangs, handler
         self.exit_code = EXIT_FAILED
+
+    def _initialize_workers(self, worker_group: WorkerGroup) -> None:
+        super()._initialize_workers(worker_group)
+        for process in self._pcontext._pc.processes:  # type: ignore[union-attr]
+            process.terminate = process.kill  # torch ends by it the others on the node when one is lost; see `_shutdown`
+        formed: Any = worker_group  # torch declares what it fills in later as None
+        run, flag = self._node.run, self._node.stop_flag
+        self._watch = GroupWatch(
+            Place(run=run, attempt=self._node.attempt, node=self._node.index, group=self._handler.formation),
+            {worker.global_rank: heart_file(flag, worker.local_rank) for worker in formed.workers},
+            Agreement(formed.store, formed.group_world_size),
+            self._hangs,
+            lambda: _newest_step(run),
+        )
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGKILL, timeout: int = 30) -> None:
+        """By SIGKILL: at SIGTERM a rank leaves at once too, but one that is stopped or stuck would be waited for."""
+        super()._shutdown(signal.SIGKILL, timeout)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.HEALTHY and self._node.elastic and self._handler.bereft():
             log.warning("a node of the group is gone, and its ranks are waited for: the group forms anew")
-            self._shutdown(signal.SIGKILL)
-            self.exit_code = EXIT_LOST_PEER
-            return RunResult(state=WorkerState.FAILED)
+            return self._form_anew()
+        if result.state == WorkerState.HEALTHY and self._watch.hung():
+            log.warning("all ranks of the group stand still: their stacks are taken, and the group forms anew")
+            workers, flag = worker_group.workers, self._node.stop_flag
+            pids = {worker.global_rank: int(worker.id) for worker in workers}
+            self._watch.record(pids, {worker.global_rank: stacks_file(flag, worker.local_rank) for worker in workers})
+            return self._form_anew()
         if result.state == WorkerState.FAILED:
             codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
             # torch ends the other ranks of the node itself: only the first to go tells a cause
@@ -218,6 +260,12 @@ class _Agent(LocalElasticAgent):
             if self.exit_code != EXIT_LOST_PEER:
                 self._remaining_restarts = 0
         return result
+
+    def _form_anew(self) -> RunResult:
+        """End this node's ranks; torch counts it as a disturbance and looks for the other nodes."""
+        self._shutdown()
+        self.exit_code = EXIT_LOST_PEER
+        return RunResult(state=WorkerState.FAILED)
 
     def _judge(self, codes: set[int]) -> int:
         """EXIT_LOST_PEER: form a new group; anything else: leave with that code."""
@@ -275,9 +323,11 @@ def plain_torch_logging() -> None:
 
 def look_often() -> None:
     """Let torch look every LOOK_SECONDS whether a group is formed. It looks once a second, which every node pays but the last
-    to come, and lets all wait up to 0.3 s before the first.
+    to come, and lets all wait up to 0.3 s before the first. At each step it reads the source of the whole stack, for a function's
+    name that only a recorder of events would read: up to a second a formation on a busy machine.
     """
     dynamic_rendezvous._delay = lambda seconds: time.sleep(LOOK_SECONDS)  # type: ignore[attr-defined]
+    dynamic_rendezvous.get_method_name = lambda depth=2: ""
 
 
 def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
@@ -303,7 +353,7 @@ def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
     )
     host, _, port = node.rendezvous.rpartition(":")
     await_listener(host, int(port), STORE_SECONDS)  # torch looks once a second
-    group, bugs = _Group(), _Bugs(bugs_allowed)
+    group, bugs, hangs = _Group(hung_steps=node.hung_steps), _Bugs(bugs_allowed), Hangs()
     handler = _NumberedRendezvous(get_rendezvous_handler(parameters), group, node)
     spec = WorkerSpec(
         role="rank",
@@ -316,7 +366,7 @@ def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
         local_addr=node.address,
     )
     while True:
-        agent = _Agent(node, bugs, handler, spec)
+        agent = _Agent(node, bugs, hangs, handler, spec)
         try:
             result = agent.run()
         except (RendezvousClosedError, RendezvousGracefulExitError):
@@ -337,7 +387,7 @@ def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
 def run_rank(run_path: str, attempt: int, flags: tuple[str, str], group: _Group, agent_pid: int) -> int:
     """One rank: its log, its parent, its fence, its entry. Returns 0 or 85; leaves with any other code at once."""
     end_on_word_of(agent_pid)
-    rank = int(os.environ["RANK"])
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     run = RunDir(run_path)
     redirect_output(run.log_dir(attempt) / f"rank-{rank}.log")
     configure_logging(f"rank {rank}")
@@ -350,11 +400,15 @@ def run_rank(run_path: str, attempt: int, flags: tuple[str, str], group: _Group,
         attempt=attempt,
         group=group.number,
         rank=rank,
-        local_rank=int(os.environ["LOCAL_RANK"]),
+        local_rank=local_rank,
         world_size=int(os.environ["WORLD_SIZE"]),
         stop_flag=Path(flags[0]),
         regroup_flag=Path(flags[1]),
+        heart_file=heart_file(Path(flags[0]), local_rank),
+        hung_steps=group.hung_steps,
     )
+    if group.hung_steps is not None:
+        answer(agent_pid, stacks_file(Path(flags[0]), local_rank))
     try:
         if rank == 0:
             context.fence.claim()

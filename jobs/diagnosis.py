@@ -13,6 +13,7 @@ from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
 from cluster.words import counted
+from jobs.hangs import join_hangs, tell_hang
 from jobs.sweeps.answers import is_sweep, parameter_words
 from jobs.sweeps.causes import role_told, trials_told
 
@@ -160,7 +161,7 @@ def silent_nodes(run: RunDir, attempt: int, now: float | None = None) -> list[st
 
 def _history(run: RunDir) -> list[str]:
     """The disturbances so far, one line each."""
-    return [text for event in run.read_events()[-200:] if (text := tell(event)) is not None][-12:]
+    return [text for event in join_hangs(run.read_events()[-200:]) if (text := tell(event)) is not None][-12:]
 
 
 def tell(event: dict[str, Any]) -> str | None:
@@ -169,6 +170,7 @@ def tell(event: dict[str, Any]) -> str | None:
     step = event.get("step")
     words: dict[str, Callable[[], str]] = {
         "rank_lost": lambda: f"rank {event.get('rank')} on node {event.get('node')} {_ending(event.get('exit_code'))}",
+        "ranks_hung": lambda: tell_hang(event),
         "node_lost": lambda: f"node {event.get('node')} died ({event.get('signal', 'lost')})",
         "node_returned": lambda: f"node {event.get('node')} is there",
         "node_left": lambda: f"node {event.get('node')} left; the others go on",

@@ -36,5 +36,7 @@ def main(context: JobContext) -> dict[str, object]:
     from sharding.group import process_group
 
     config = context.config(PretrainConfig)
+    # whoever lets a collective take longer knows of something that takes long
+    context.heart.begin(patience_seconds=3 * 60 * config.fsdp.timeout_minutes)
     with process_group(config.fsdp.timeout_minutes) as group:
         return assemble(context, config, group).run()

@@ -11,6 +11,7 @@ import torch
 
 from cluster.context import JobContext
 from cluster.errors import NumericsError, StopRequested
+from cluster.heartbeat import Phase
 from cluster.run_dir import RunDir
 from cluster.storage import Place
 from datapipe.loader import TokenLoader
@@ -69,13 +70,20 @@ class Loop:
         self.progress = Progress()
         self._anomalies = 0
 
+    def _tell(self, phase: Phase) -> None:
+        """The agent knows what this rank is about to do, and so how long that may take."""
+        self.parts.context.heart.beat(phase, self.progress.step)
+
     def run(self) -> dict[str, object]:
         """Train from where the progress stands to the end; returns the job's results. Raises StopRequested."""
         self.stepper.model.train()
-        while not self._done:
-            with closing(self._batches()) as batches:
-                self._learn(batches)
-        return self._finish()
+        try:
+            while not self._done:
+                with closing(self._batches()) as batches:
+                    self._learn(batches)
+            return self._finish()
+        finally:
+            self._tell(Phase.LEAVING)
 
     @property
     def _done(self) -> bool:
@@ -90,12 +98,15 @@ class Loop:
         """Learn batch after batch, until the end or until the run went back and needs other batches."""
         first = True
         self.report.meter.restart()
+        self._tell(Phase.DATA)
         for sequences in batches:
+            self._tell(Phase.STEP)
             loss_sum, weight = self.stepper.backward(sequences, self.progress.step)
             agreed = self.stepper.agree(
                 loss_sum, weight, stop=self.parts.context.stop_requested(), save_failed=self.checkpoints.failed
             )
             if agreed.save_failed:
+                self._tell(Phase.CHECKPOINT)
                 self.checkpoints.wait()  # raises what went wrong
             if not self._step(agreed):
                 return
@@ -110,6 +121,7 @@ class Loop:
                 return
             if agreed.stop:
                 self._leave()
+            self._tell(Phase.DATA)
 
     def _due(self, every_steps: int) -> bool:
         return self.progress.step % every_steps == 0 and not self._done
@@ -128,6 +140,7 @@ class Loop:
         progress.step += 1
         progress.position += self.stepper.plan.global_batch
         if not wrong:
+            self._tell(Phase.REPORT)
             self.report.step(progress, agreed, rate)
         return True
 
@@ -140,6 +153,7 @@ class Loop:
         what = f"step {step} (samples {position}..{beyond - 1}): {wrong}"
         self.stepper.optimizer.zero_grad()
         self._anomalies += 1
+        self._tell(Phase.REPORT)
         self.report.event("anomaly", step=step, position=position, problem=wrong, policy=policy, loss=str(agreed.loss))
         log.warning("%s; policy: %s", what, policy)
         if policy == "stop" or self._anomalies > self.config.anomaly.most:
@@ -149,6 +163,7 @@ class Loop:
             )
         if policy == "skip":
             return True
+        self._tell(Phase.LOADING)
         self.checkpoints.wait()
         found = self.checkpoints.find()
         if found is None:
@@ -182,12 +197,14 @@ class Loop:
 
     def _save(self) -> None:
         progress = self.progress
+        self._tell(Phase.CHECKPOINT)
         self.checkpoints.save(self.stepper.tensors, step=progress.step, position=progress.position, progress=progress.figures())
 
     def _leave(self) -> None:
         """Save what is not saved yet, and stop."""
         if self.checkpoints.last_step != self.progress.step:
             self._save()
+        self._tell(Phase.CHECKPOINT)
         self.checkpoints.close()
         self.report.close(self.progress.step)
         self.report.event("stopped", step=self.progress.step)
@@ -200,6 +217,7 @@ class Loop:
             self._validate()
             progress.finished = True
             self._save()
+        self._tell(Phase.CHECKPOINT)
         self.checkpoints.close()
         self.report.close(progress.step)
         return {
@@ -225,6 +243,7 @@ class Loop:
         held_out = self.parts.held_out
         if held_out is None:
             return
+        self._tell(Phase.VALIDATION)
         losses = sequence_losses(
             self.stepper.model,
             held_out,

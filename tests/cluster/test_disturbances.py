@@ -2,12 +2,15 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import psutil
+import pytest
 
-from cluster.files import read_lines
+from cluster.files import read_json, read_lines
 from cluster.spec import RunState
+from tests import patience
 from tests.cluster.conftest import ToyRun
 from tests.patience import Patience, until
 
@@ -165,3 +168,57 @@ def test_agents_leave_when_their_supervisor_is_killed(toy: Start) -> None:
     run.backend.cancel(run.run)
     run.finish()
     assert run.steps()[len(before)] == before[-1] + 1, "resumed where it was saved"
+
+
+@pytest.mark.parametrize("how", ["stop", "python", "loader", pytest.param("data", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("resources", [{"nodes": 2}, {"nodes": 1, "ranks_per_node": 2}], ids=["two nodes", "two ranks"])
+def test_a_rank_that_hangs_is_replaced_within_the_attempt(toy: Start, how: str, resources: dict[str, int]) -> None:
+    """None of its peers gets an error: they wait for it in a collective, for as many minutes as that may take."""
+    run = toy("beat", "ranks", steps=50, stuck={"rank": 1, "step": 25, "how": how}, resources=resources)
+    patience.until(lambda: run.state.word in {"ended", "lost"}, Patience.STEP)
+    outcome = run.run.last_outcome()
+    assert outcome is not None
+    assert outcome.state is RunState.SUCCEEDED, outcome.cause
+    assert run.run.attempts() == [1]
+    assert run.steps() == list(range(1, 51)), "it goes on where it was saved"
+    told = [event for event in run.run.read_events() if event["event"] == "ranks_hung"]
+    assert {event["node"] for event in told} == set(range(resources["nodes"])), "each node tells of its own ranks"
+    places = {rank["rank"]: rank for event in told for rank in event["ranks"]}
+    assert "all_reduce in beat (tests/fakes/toy.py:" in places[0]["where"]
+    assert "_get_stuck (tests/fakes/toy.py:" in places[1]["where"]
+    assert (places[1]["state"] == "stopped") == (how == "stop")
+    assert {path.name for path in (run.run.path / told[0]["stacks"]).iterdir()} == {"rank-0.txt", "rank-1.txt"}
+
+
+def test_a_run_that_wants_no_watch_is_not_watched(toy: Start) -> None:
+    settings = {"stuck": {"rank": 1, "step": 10, "how": "loader", "seconds": 3}, "retries": {"hung_steps": None}}
+    run = toy("beat", "ranks", steps=20, resources={"nodes": 2}, **settings)
+    patience.until(lambda: run.state.word in {"ended", "lost"}, Patience.STEP)
+    assert run.steps() == list(range(1, 21))
+    assert not [event for event in run.run.read_events() if event["event"] == "ranks_hung"]
+
+
+def test_an_agent_that_stands_still_with_its_ranks_is_no_hang(toy: Start) -> None:
+    run = toy("beat", "ranks", steps=100, resources={"nodes": 2})
+    run.reach(20)
+    agent = next(a["pid"] for a in read_lines(run.run.attempt_dir(1) / "agents.jsonl") if a["node"] == 1)
+    os.killpg(agent, signal.SIGSTOP)
+    before = run.steps()[-1]
+    time.sleep(2.5)  # longer than a step may take
+    os.killpg(agent, signal.SIGCONT)
+    run.reach(before + 5)
+    assert run.finish().state is RunState.SUCCEEDED
+    assert not [event for event in run.run.read_events() if event["event"] == "ranks_hung"]
+
+
+@pytest.mark.parametrize("resources", [{"nodes": 2}, {"nodes": 1, "ranks_per_node": 2}], ids=["two nodes", "two ranks"])
+def test_ranks_that_do_not_notice_that_another_died_are_not_waited_for(toy: Start, resources: dict[str, int]) -> None:
+    """On its own node they do not hear a SIGTERM; on others they look as if they might want to save."""
+    run = toy("deaf", "ranks", resources=resources)
+    patience.until(lambda: len([e for e in run.run.read_events() if e["event"] == "deaf"]) == 2, Patience.START)
+    os.kill(run.rank_pid(0), signal.SIGSTOP)
+    os.kill(run.rank_pid(1), signal.SIGKILL)
+    patience.until(lambda: run.state.word in {"ended", "lost"}, Patience.SIGNAL)
+    assert run.run.results() == {"group": 2}
+    assert run.run.attempts() == [1]
+    assert (read_json(run.run.attempt_dir(1) / "nodes" / "rank-0.json") or {})["group"] == 2

@@ -1,6 +1,7 @@
 """Entries small enough to watch the machinery at work: a counter that all ranks agree on, with a checkpoint file."""
 
 import os
+import signal
 import threading
 import time
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from cluster.context import JobContext
 from cluster.errors import ConfigError, StopRequested
 from cluster.files import append_line, read_json, write_json
+from cluster.heartbeat import Phase
 
 
 def count(context: JobContext) -> dict[str, Any]:
@@ -38,6 +40,57 @@ def count(context: JobContext) -> dict[str, Any]:
         time.sleep(config.get("pause", 0.05))
     dist.destroy_process_group()
     return {"step": step, "world": context.world_size}
+
+
+def beat(context: JobContext) -> dict[str, Any]:
+    """The same as `count`, but the ranks tell that they go on; `stuck` says which of them does not: {rank, step, how}."""
+    import torch
+    import torch.distributed as dist
+
+    config, heart = context.run.record["config"], context.heart
+    heart.begin(patience_seconds=60)
+    dist.init_process_group("gloo")
+    saved = context.run.path / "saved.json"
+    step = int((read_json(saved) or {"step": 0})["step"])
+    while step < config["steps"]:
+        heart.beat(Phase.DATA, step)
+        heart.beat(Phase.STEP, step)
+        if config.get("stuck", {}).get("step") == step and not (context.run.path / "stuck.json").exists():
+            _get_stuck(context, config["stuck"])
+        dist.all_reduce(torch.ones(1))
+        time.sleep(config.get("pause", 0.02))
+        step += 1
+        heart.beat(Phase.REPORT, step)
+        if context.rank == 0:
+            context.fence.check()
+            write_json(saved, {"step": step})
+            append_line(context.run.metrics, {"step": step, "attempt": context.attempt, "time": time.time()})
+    heart.beat(Phase.LEAVING, step)
+    dist.destroy_process_group()
+    return {"step": step, "world": context.world_size}
+
+
+def deaf(context: JobContext) -> dict[str, Any]:
+    """The first group waits for ever, and no rank of it notices that another is gone: as in a collective of NCCL."""
+    if context.group == 1:
+        context.run.event("deaf", rank=context.rank)
+        threading.Event().wait()
+    return {"group": context.group}
+
+
+def _get_stuck(context: JobContext, stuck: dict[str, Any]) -> None:
+    if context.rank != stuck["rank"]:
+        return
+    write_json(context.run.path / "stuck.json", {"time": time.time()})
+    if stuck["how"] == "python":
+        while True:
+            pass
+    if stuck["how"] == "data":  # it says that it waits for its next batch
+        context.heart.beat(Phase.DATA, stuck["step"])
+    if stuck["how"] in {"loader", "data"}:
+        time.sleep(stuck.get("seconds", 3600))
+        return
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def fail(context: JobContext) -> dict[str, Any]:

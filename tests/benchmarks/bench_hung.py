@@ -1,0 +1,157 @@
+"""Seconds from the moment in which one rank hangs to the next completed step, and false alarms in a long run in peace.
+
+    python -m tests.benchmarks.bench_hung [--hangs 10] [--soak-steps 0]
+
+A real run on the local backend, two virtual nodes of one rank: a rank is stopped (SIGSTOP, never continued), another time it gets
+stuck in an endless loop of Python. With --soak-steps N, first N steps with pauses of up to five times the step, validations,
+checkpoints and a disk that stands still now and then. Run it on a quiet machine. Prints one JSON object.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from cluster.backend import load_backend
+from cluster.context import JobContext
+from cluster.files import read_json
+from cluster.run_dir import RUNS_VARIABLE, RunDir
+from jobs.pretrain import PretrainConfig
+from jobs.pretrain import main as pretrain
+from jobs.submission import make_record
+from tests.benchmarks.bench_recovery import config as recovery_config
+from tests.benchmarks.bench_recovery import event_after, newest_step
+from tests.jobs.corpus import make_dataset
+
+SETTLE_STEPS = 20  # between two hangs
+SLOW_DISK_SECONDS = 2.0
+
+
+def main(context: JobContext) -> dict[str, object]:
+    """The entry: a training run whose rank SIGUSR1 sends into an endless loop; with pauses where the environment says so."""
+    signal.signal(signal.SIGUSR1, _loop)
+    if os.environ.get("BENCH_JITTER"):
+        _disturb(context.rank)
+    return pretrain(context)
+
+
+def _loop(*_: object) -> None:
+    while True:
+        pass
+
+
+def _disturb(rank: int) -> None:
+    """Steps of up to five times the usual length, and now and then a disk that stands still."""
+    from jobs.training.report import Report
+    from jobs.training.step import Stepper
+
+    random_, backward, write = random.Random(rank), Stepper.backward, Report.step
+    usual: list[float] = []
+
+    def jittered(self: Stepper, *words: Any) -> Any:
+        began = time.perf_counter()
+        found = backward(self, *words)
+        usual[:] = [*usual[-100:], time.perf_counter() - began]
+        time.sleep(statistics.median(usual) * random_.uniform(0, 4) * (random_.random() < 0.5))
+        return found
+
+    def slow(self: Report, *words: Any) -> None:
+        write(self, *words)
+        if rank == 0 and random_.random() < 0.0005:
+            time.sleep(random_.uniform(0, SLOW_DISK_SECONDS))
+
+    Stepper.backward, Report.step = jittered, slow  # type: ignore[method-assign]
+
+
+def start(data: Path, steps: int, **keys: Any) -> RunDir:
+    """A run of this module's entry."""
+    config = recovery_config(data).model_copy(update={"steps": steps, **keys})
+    config = PretrainConfig.model_validate(config.model_dump(mode="json"))
+    record = {**make_record("pretrain", config, "local", {"created": time.time()}), "entry": f"{__spec__.name}:main"}
+    run = RunDir.create("hung", {**record, "sidecars": []})
+    load_backend("local").submit(run, config.resources)
+    return run
+
+
+def completed(run: RunDir) -> list[tuple[float, int]]:
+    """When each step was completed."""
+    return [(line["time"], int(line["step"])) for line in run.read_metrics() if "train/loss" in line]
+
+
+def measure(run: RunDir, word: int) -> dict[str, float]:
+    """One hang: seconds until all is noticed, formed, and a step is completed; and the median step before it."""
+    goal = newest_step(run) + SETTLE_STEPS
+    while newest_step(run) < goal:
+        time.sleep(0.05)
+    place = read_json(run.attempt_dir(1) / "nodes" / "rank-1.json") or {}
+    os.kill(int(place["pid"]), word)
+    hung = time.time()
+    found = {kind: event_after(run, kind, hung)["time"] - hung for kind in ("ranks_hung", "group_formed", "first_step")}
+    times = [moment for moment, _ in completed(run) if moment < hung][-SETTLE_STEPS:]
+    return {**found, "step_seconds": statistics.median(b - a for a, b in pairwise(times))}
+
+
+def hangs(data: Path, count: int, word: int) -> dict[str, Any]:
+    """So many hangs of one kind, in one run."""
+    run = start(data, 1_000_000)
+    event_after(run, "first_step", 0.0)
+    found = [measure(run, word) for _ in range(count)]
+    run.request_cancel()
+    event_after(run, "attempt_ended", 0.0)
+    step = statistics.median(one["step_seconds"] for one in found)
+    medians = {f"median_{kind}": statistics.median(one[kind] for one in found) for kind in ("ranks_hung", "group_formed")}
+    seconds = [one["first_step"] for one in found]
+    return {
+        "median_seconds_to_next_step": statistics.median(seconds),
+        "worst": max(seconds),
+        **medians,
+        "step_seconds": step,
+        "target": 10 * step + 3,
+        "attempts": run.attempts(),
+        "all": [round(one, 2) for one in seconds],
+    }
+
+
+def soak(data: Path, steps: int) -> dict[str, Any]:
+    """A run that nobody disturbs but its own steps; how often it was taken for hung."""
+    os.environ["BENCH_JITTER"] = "1"
+    try:
+        run = start(data, steps, validation={"every_steps": 500, "max_sequences": 8}, checkpoint={"every_steps": 250})
+    finally:
+        del os.environ["BENCH_JITTER"]
+    while run.last_outcome() is None:
+        time.sleep(1.0)
+    times = [moment for moment, _ in completed(run)]
+    longest = max(b - a for a, b in pairwise(times))
+    alarms = [event for event in run.read_events() if event["event"] == "ranks_hung"]
+    median = statistics.median(b - a for a, b in pairwise(times))
+    return {"steps": len(times), "false_alarms": len(alarms), "step_seconds": median, "longest_step_seconds": longest}
+
+
+def measure_all() -> None:
+    """Measure, and print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hangs", type=int, default=10)
+    parser.add_argument("--soak-steps", type=int, default=0)
+    arguments = parser.parse_args()
+    report: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[RUNS_VARIABLE] = str(Path(folder) / "runs")
+        data = make_dataset(Path(folder) / "data", num_documents=2000)
+        if arguments.soak_steps:
+            report["soak"] = soak(data, arguments.soak_steps)
+        if arguments.hangs:
+            report["stopped"] = hangs(data, arguments.hangs, signal.SIGSTOP)
+            report["stuck_in_python"] = hangs(data, arguments.hangs, signal.SIGUSR1)
+    print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    measure_all()

@@ -1,0 +1,50 @@
+"""What `why` and those who follow a run are told of ranks that hung."""
+
+from pathlib import Path
+from typing import Any
+
+from cluster.backend import BackendState
+from cluster.run_dir import RunDir
+from cluster.spec import RunState
+from jobs.diagnosis import diagnose, tell
+from jobs.hangs import join_hangs, places
+
+REDUCE = "all_reduce in sum (sharding/group.py:40)"
+
+
+def rank(number: int, where: str, phase: str = "step", state: str = "sleeping") -> dict[str, Any]:
+    return {"rank": number, "where": where, "phase": phase, "state": state}
+
+
+def test_why_groups_the_ranks_of_all_nodes_by_where_they_stood(tmp_path: Path) -> None:
+    run = RunDir.create("x", {"job": "pretrain", "config": {}, "resources": {"nodes": 2}}, tmp_path)
+    run.begin_attempt()
+    stacks = "attempts/0001/stacks/group-000002"
+    common = {"attempt": 1, "group": 2, "stacks": stacks}
+    loader = "get in prefetch (datapipe/prefetch.py:54), its prefetch: read in read (datapipe/loader.py:88)"
+    run.event("ranks_hung", **common, node=0, step=40, seconds=2.0, ranks=[rank(0, REDUCE), rank(1, loader, "data")])
+    run.event("ranks_hung", **common, node=1, step=41, seconds=2.5, ranks=[rank(2, REDUCE), rank(3, REDUCE)])
+    run.event("group_formed", group=3, nodes=2)
+    run.event("ranks_hung", **{**common, "group": 3}, node=0, step=9, seconds=1.0, ranks=[rank(0, REDUCE)])
+    found = diagnose(run, BackendState(state=RunState.RUNNING))
+    first, formed, second = (line.split("  ", 1)[1] for line in found.evidence)
+    assert first == (f"stood still for 2.5 s at step 41: 3 ranks in {REDUCE}, rank 1 in {loader}, data; all stacks: {stacks}")
+    assert formed == "group 3 formed over 2 nodes"
+    assert second.startswith("stood still for 1.0 s at step 9: rank 0 in")
+
+
+def test_one_that_was_stopped_is_said_to_be() -> None:
+    told = places([rank(0, REDUCE), rank(1, "update (jobs/training/step.py:84)", state="stopped"), rank(2, "x", "checkpoint")])
+    assert told == (
+        f"rank 0 in {REDUCE}, rank 1 stopped by a signal, in update (jobs/training/step.py:84), rank 2 in x, checkpoint"
+    )
+
+
+def test_joining_leaves_the_events_as_they_are() -> None:
+    events = [
+        {"event": "ranks_hung", "attempt": 1, "group": 1, "step": 1, "seconds": 1.0, "ranks": [rank(0, "x")], "stacks": "s"}
+    ]
+    joined = join_hangs([*events, *events])
+    assert [one["rank"] for one in joined[0]["ranks"]] == [0, 0]
+    assert len(events[0]["ranks"]) == 1
+    assert "rank 0 in x" in str(tell({**events[0], "time": 0.0}))

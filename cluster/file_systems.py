@@ -1,36 +1,48 @@
 """Which kind of file system a directory lies on, and how often one may look at files there."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 MOUNTS = Path("/proc/self/mountinfo")
-COHERENT = frozenset({"lustre", "gpfs", "beegfs", "ceph", "cephfs", "fuse.ceph-fuse", "wekafs", "panfs", "orangefs"})
+COHERENT = frozenset({"lustre", "gpfs", "beegfs", "ceph", "fuse.ceph-fuse", "wekafs", "panfs", "pvfs2"})
 CACHING = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "afs", "virtiofs"})  # what another machine wrote may be seen late
+PASSING = frozenset({"tmpfs", "ramfs", "overlay"})  # of this machine alone, and not for long
 LOOK_SECONDS = 0.2
 SHARED_LOOK_SECONDS = 2.0  # a thousand nodes that look five times a second are a load that a metadata server feels
 
 
-def kind_of(path: Path) -> str:
-    """The file system's type in the kernel's words, such as nfs4, lustre, fuse.sshfs, overlay, tmpfs, ext4; empty: unknown."""
+@dataclass(frozen=True)
+class Mount:
+    """What a directory lies on, in the kernel's words."""
+
+    kind: str  # such as nfs4, lustre, fuse.sshfs, overlay, tmpfs, ext4; empty: unknown
+    options: frozenset[str] = frozenset()
+
+    @property
+    def shared(self) -> bool:
+        """Other machines may write there too."""
+        return self.kind in COHERENT or self.kind in CACHING or self.kind.startswith("fuse")
+
+
+def mount_of(path: Path, mounts: Path = MOUNTS) -> Mount:
+    """What a directory lies on, or would lie on if it were there."""
     try:
-        lines = MOUNTS.read_text().splitlines()
+        lines = mounts.read_text().splitlines()
     except OSError:  # not Linux
-        return ""
-    real, found = os.path.realpath(path), ("", "")
+        return Mount("")
+    real, depth, found = os.path.realpath(path), 0, Mount("")
     for line in lines:
         mount, _, system = line.partition(" - ")
-        point = mount.split()[4].encode().decode("unicode_escape")  # a blank is \040
+        own = mount.split()
+        point = own[4].replace("\\040", " ")
         inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(found[0]):  # of two at one point the later one is on top
-            found = (point, system.split()[0])
-    return found[1]
-
-
-def is_shared(kind: str) -> bool:
-    """Whether other machines may write there too."""
-    return kind in COHERENT or kind in CACHING or kind.startswith("fuse")
+        if inside and len(point) >= depth:  # of two at one point the later one is on top
+            kind, _, options = system.split(" ", 2)
+            depth, found = len(point), Mount(kind, frozenset([*own[5].split(","), *options.split(",")]))
+    return found
 
 
 def look_seconds(path: Path) -> float:
     """How long to wait between two looks at a file that another process may change."""
-    return SHARED_LOOK_SECONDS if is_shared(kind_of(path)) else LOOK_SECONDS
+    return SHARED_LOOK_SECONDS if mount_of(path).shared else LOOK_SECONDS

@@ -191,7 +191,8 @@ def append_lines(path: Path, values: Sequence[Any]) -> None:
     lines = "".join(json.dumps(value, default=str) + "\n" for value in values).encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, lines)
+        while lines:  # a disk that is nearly full takes a part, and says at the next one that it is full
+            lines = lines[os.write(descriptor, lines) :]
     finally:
         os.close(descriptor)
 

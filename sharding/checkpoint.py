@@ -119,14 +119,14 @@ class Checkpoints:
         folder.write(MANIFEST_NAME, dump_manifest(complete))
         self._bad.discard(manifest.step)
         self.run.event("checkpoint", step=manifest.step, attempt=manifest.attempt, path=directory_of(manifest.step))
-        self._prune(manifest.step)
+        self._prune()
 
-    def _prune(self, newest: int) -> None:
+    def _prune(self) -> None:
         """Delete all but the newest `keep` complete checkpoints, and those that another run needs.
 
         The manifest goes first, so that none is ever half there.
         """
-        complete = sorted({*complete_steps(self.place), newest} - self._bad)
+        complete = [step for step in complete_steps(self.place) if step not in self._bad]
         removed = [step for step in complete[: -self.config.keep] if not is_pinned(self.place, step)]
         if removed:
             tell_steps(self.place, set(complete).difference(removed))

@@ -148,7 +148,13 @@ def test_names_that_were_missing_a_moment_ago_are_seen(network: Network) -> None
 
 
 def test_a_broken_line_is_left_out_and_counted(tmp_path: Path) -> None:
-    lines = [b'{"event": "a", "time": 1}', b'{"event": "b", "ti{"event": "c"}', b"\x00\xff\x00", b"12", b'{"event": "d", "time": 2}']
+    lines = [
+        b'{"event": "a", "time": 1}',
+        b'{"event": "b", "ti{"event": "c"}',
+        b"\x00\xff\x00",
+        b"12",
+        b'{"event": "d", "time": 2}',
+    ]
     found, broken = parse_lines(b"\n".join([*lines, b'{"cut']))
     assert [line["event"] for line in found] == ["a", "d"]
     assert broken == 3

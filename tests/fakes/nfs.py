@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from slurm.lab import Lab
+from slurm.lab_processes import marked
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,3 +91,29 @@ def python_on(host: str, code: str, *words: str) -> subprocess.Popen[bytes]:
         ["unshare", "--uts", "bash", "-c", script, host, sys.executable, "-c", code, *words],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
+
+
+class SlurmNetwork:
+    """A Slurm cluster whose nodes see the shared files at the same path as the submitter, each through a client of its own."""
+
+    def __init__(self, lab: Lab, network: Network, latency_milliseconds: float = 0.0) -> None:
+        self.lab, self.path = lab, network.client(latency_milliseconds)
+        self._clients = {name: network.client(latency_milliseconds) for name in lab.nodes}
+        for name in lab.nodes:
+            self._connect(name)
+
+    def _connect(self, name: str) -> None:
+        """Put the node's own client where the submitter has its."""
+        ours = os.readlink("/proc/self/ns/mnt")
+        for process in marked(self.lab.folder, name):
+            with suppress(OSError):
+                if os.readlink(f"/proc/{process.pid}/ns/mnt") != ours:
+                    words = ["nsenter", "-t", str(process.pid), "-m", "mount", "--bind", str(self._clients[name]), str(self.path)]
+                    subprocess.run(words, check=True)
+                    return
+        raise AssertionError(f"{name} has no namespace of its own")
+
+    def start_node(self, name: str) -> None:
+        """Power-on: with the caches of before, as if only its processes had died."""
+        self.lab.start_node(name)
+        self._connect(name)

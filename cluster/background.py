@@ -15,7 +15,7 @@ MOST_WAITING = 10_000  # items; of a file system that stands still for longer th
 
 
 class BackgroundWriter:
-    """Hands items to their writers, in the order in which they came, those of one writer in a row together.
+    """Hands items to their writers, those of one writer together and in the order in which they came.
 
     `check` is called before anything is written, and raises where this process may no longer write. The first error ends the
     thread; every later call of `put`, `flush` and `raise_error` raises it.
@@ -60,7 +60,7 @@ class BackgroundWriter:
             error = None
             try:
                 self._check()
-                for write, group in _in_rows(items):
+                for write, group in items.items():
                     write(group)
             except BaseException as caught:  # raised where the next word is said
                 error = caught
@@ -68,22 +68,15 @@ class BackgroundWriter:
                 self._error, self._writing = error, False
                 self._changed.notify_all()
 
-    def _next_items(self) -> list[tuple[Write, Any]]:
+    def _next_items(self) -> dict[Write, list[Any]]:
         with self._changed:
             while not self._items:
                 self._changed.wait()
             self._changed.wait_for(lambda: self._flushes, self._pause_seconds)
-            items = list(self._items)
+            items: dict[Write, list[Any]] = {}
+            for write, item in self._items:
+                items.setdefault(write, []).append(item)
             self._items.clear()
             self._writing = True
             self._changed.notify_all()
         return items
-
-
-def _in_rows(items: list[tuple[Write, Any]]) -> list[tuple[Write, list[Any]]]:
-    rows: list[tuple[Write, list[Any]]] = []
-    for write, item in items:
-        if not rows or rows[-1][0] != write:
-            rows.append((write, []))
-        rows[-1][1].append(item)
-    return rows

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from cluster.files import append_line, list_afresh, machine, read_lines
+from cluster.files import append_lines, list_afresh, machine, read_lines
 
 
 class EventLog:
@@ -13,14 +13,14 @@ class EventLog:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Append an event to this machine's file."""
+    def append(self, *lines: dict[str, Any]) -> None:
+        """Append events to this machine's file."""
         path = self.folder / f"{machine()}.jsonl"
         try:
-            append_line(path, line)
+            append_lines(path, lines)
         except FileNotFoundError:  # a run that was unpacked here
             self.folder.mkdir(exist_ok=True)
-            append_line(path, line)
+            append_lines(path, lines)
 
     def files(self, *, afresh: bool = False) -> list[Path]:
         """The machines' files; `afresh`: also one that another machine has only just begun."""

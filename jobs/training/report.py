@@ -37,7 +37,8 @@ class Report:
         """Something happened."""
         if self._writer is not None:
             self._say("%s %s", kind, " ".join(f"{key}={value}" for key, value in fields.items()))
-            self._writer.put(self._write_events, (kind, {"time": time.time(), **fields}))
+            where = {"attempt": self._context.attempt, "group": self._context.group}
+            self._writer.put(self._write_events, {"event": kind, "time": time.time(), **where, **fields})
 
     def step(self, progress: Progress, agreed: Agreed, learning_rate: float) -> None:
         """A batch was learnt."""
@@ -98,9 +99,8 @@ class Report:
         for words, values in lines:
             log.info(words, *values)
 
-    def _write_events(self, events: list[tuple[str, dict[str, Any]]]) -> None:
-        for kind, fields in events:
-            self._context.run.event(kind, attempt=self._context.attempt, group=self._context.group, **fields)
+    def _write_events(self, lines: list[dict[str, Any]]) -> None:
+        self._context.run.events.append(*lines)
 
     def _write_progress(self, reports: list[dict[str, Any]]) -> None:
         write_json(self._context.run.progress, reports[-1], durable=False)

@@ -35,8 +35,8 @@ def last_sample(path: Path) -> dict[str, Any] | None:
     """The last whole line of a node's samples."""
     with path.open("rb") as stream:
         stream.seek(max(0, stream.seek(0, os.SEEK_END) - LAST_LINE_BYTES))
-        lines = parse_lines(stream.read())[0]
-    return lines[-1] if lines else None
+        samples = [line for line in parse_lines(stream.read())[0] if "node" in line and "time" in line]
+    return samples[-1] if samples else None
 
 
 def watch(console: Console, once: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.context import JobContext
 from cluster.errors import StaleAttemptError
 from cluster.fence import Fence
 from cluster.file_systems import mount_of
@@ -16,6 +17,7 @@ from cluster.spec import Outcome, RunState
 from cluster.storage import Place
 from cluster.succession import succeed, write_mark
 from cluster.supervisor import open_attempt
+from jobs.tracking import MetricLog, broken_lines
 from tests.fakes.nfs import Network, need_nfs, python_on
 
 RECORD = {"job": "toy", "engine": "ranks", "config": {}, "resources": {"nodes": 1}}
@@ -128,6 +130,20 @@ def test_an_outcome_and_a_cancellation_are_seen_at_once(two: tuple[RunDir, RunDi
     assert not there.cancel_requested
     there.write_outcome(attempt, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done"))
     assert here.last_outcome().state is RunState.SUCCEEDED  # type: ignore[union-attr]
+
+
+def test_the_metrics_go_on_on_another_machine(two: tuple[RunDir, RunDir]) -> None:
+    """All bytes of the old writer are kept, and half a line that it left is ended."""
+    here, there = two
+    MetricLog(JobContext(run=here, attempt=here.begin_attempt())).log(1, {"a": 1})
+    look_at(there)
+    MetricLog(JobContext(run=here, attempt=1)).log(2, {"a": 2})
+    with here.metrics.open("a") as stream:
+        stream.write('{"step": 3, "att')
+    MetricLog(JobContext(run=there, attempt=there.begin_attempt())).log(3, {"a": 3})
+    for run in two:
+        assert [(line["step"], line["attempt"]) for line in run.read_metrics()] == [(1, 1), (2, 1), (3, 2)]
+    assert broken_lines(here) == {"metrics.jsonl": 1}
 
 
 def test_names_that_were_missing_a_moment_ago_are_seen(network: Network) -> None:

@@ -227,7 +227,8 @@ class Attempt:
         """Whether anybody wants the run to stop, and why; `asked`: look also whether a user does."""
         if not self.reason:
             cancelled = (asked and self.run.cancel_requested) or self._orphaned()
-            self.reason = "cancelled" if cancelled else self.lane.notice()
+            notice = "" if cancelled else self.lane.notice()
+            self.reason = "cancelled" if cancelled or (notice and self.run.cancel_requested) else notice
 
     def _ask_to_leave(self) -> None:
         """Say it to all agents, or to those that are to go while the others stay; and again to whoever does not leave."""

@@ -70,14 +70,13 @@ def network(tmp_path: Path) -> Iterator[Network]:
 
 
 def scene_of(network: Network, make: MakeLab, patch: pytest.MonkeyPatch, folder: Path, latency_milliseconds: float) -> Scene:
-    lab = make(nodes=3)
-    shared = SlurmNetwork(lab, network, latency_milliseconds)
+    shared = SlurmNetwork(make, network, 3, latency_milliseconds)
     patch.setenv("PYTHONPATH", str(ROOT))
     patch.setenv("WANDB_MODE", "disabled")
     patch.setenv(RUNS_VARIABLE, str(shared.path / "runs"))
     patch.setenv("ROPEWALK_CLUSTERS", str(folder / "clusters.yaml"))
     (folder / "clusters.yaml").write_text(yaml.safe_dump({"lab": {"backend": "slurm", "partition": "main", "exclusive": True}}))
-    return Scene(lab, shared, make_dataset(folder / "data", num_documents=800))
+    return Scene(shared.lab, shared, make_dataset(folder / "data", num_documents=800))
 
 
 def committed(run: RunDir) -> list[int]:

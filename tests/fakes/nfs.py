@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -96,10 +97,12 @@ def python_on(host: str, code: str, *words: str) -> subprocess.Popen[bytes]:
 class SlurmNetwork:
     """A Slurm cluster whose nodes see the shared files at the same path as the submitter, each through a client of its own."""
 
-    def __init__(self, lab: Lab, network: Network, latency_milliseconds: float = 0.0) -> None:
-        self.lab, self.path = lab, network.client(latency_milliseconds)
-        self._clients = {name: network.client(latency_milliseconds) for name in lab.nodes}
-        for name in lab.nodes:
+    def __init__(self, make_lab: Callable[..., Lab], network: Network, num_nodes: int, latency_milliseconds: float = 0.0) -> None:
+        # before the nodes, whose namespaces do not see what is mounted later
+        self.path, *clients = [network.client(latency_milliseconds) for _ in range(1 + num_nodes)]
+        self.lab = make_lab(nodes=num_nodes)
+        self._clients = dict(zip(self.lab.nodes, clients, strict=True))
+        for name in self.lab.nodes:
             self._connect(name)
 
     def _connect(self, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from cluster.config import Resources
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
-from cluster.file_systems import look_seconds
+from cluster.file_systems import Looks
 from cluster.files import append_line, read_afresh
 from cluster.forking import Process
 from cluster.run_dir import RunDir
@@ -117,8 +117,7 @@ class Attempt:
         self.rendezvous = ""
         self.started = time.time()
         self.reason = ""  # why the run was asked to stop
-        self._next_look = self._next_request_look = 0.0
-        self._look_seconds = look_seconds(run.path)
+        self._next_look, self._request_looks = 0.0, Looks(run.path)
         self._next_words: dict[int, tuple[float, float]] = {}  # of agents that were asked to stop: when again, and the pause then
 
     def carry_out(self) -> Outcome:
@@ -170,8 +169,7 @@ class Attempt:
         """Until every agent has left: carry stops, bury lost nodes, shrink, grow, or give up."""
         leave_by: float | None = None
         while self.agents:
-            if looks := time.monotonic() >= self._next_request_look:
-                self._next_request_look = time.monotonic() + self._look_seconds
+            looks = self._request_looks.due()
             self._look_for_stop(asked=looks)
             self._ask_to_leave()
             for node in [node for node, agent in self.agents.items() if agent.poll() is not None]:
@@ -227,8 +225,8 @@ class Attempt:
         """Whether anybody wants the run to stop, and why; `asked`: look also whether a user does."""
         if not self.reason:
             cancelled = (asked and self.run.cancel_requested) or self._orphaned()
-            notice = "" if cancelled else self.lane.notice()
-            self.reason = "cancelled" if cancelled or (notice and self.run.cancel_requested) else notice
+            notice = "cancelled" if cancelled else self.lane.notice()
+            self.reason = "cancelled" if notice and self.run.cancel_requested else notice
 
     def _ask_to_leave(self) -> None:
         """Say it to all agents, or to those that are to go while the others stay; and again to whoever does not leave."""

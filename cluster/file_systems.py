@@ -1,6 +1,7 @@
 """Which kind of file system a directory lies on, and how often one may look at files there."""
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,3 +47,17 @@ def mount_of(path: Path, mounts: Path = MOUNTS) -> Mount:
 def look_seconds(path: Path) -> float:
     """How long to wait between two looks at a file that another process may change."""
     return SHARED_LOOK_SECONDS if mount_of(path).shared else LOOK_SECONDS
+
+
+class Looks:
+    """Says when it is time to look again at files in a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self._seconds, self._next = look_seconds(path), 0.0
+
+    def due(self) -> bool:
+        """Whether it is; the next time is reckoned from now on."""
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + self._seconds
+        return True

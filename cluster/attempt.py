@@ -1,6 +1,5 @@
 """One attempt, whoever carries it: start an agent a node, carry stops, bury lost nodes, shrink, grow, conclude."""
 
-import json
 import signal
 import sys
 import time
@@ -10,7 +9,7 @@ from typing import Protocol
 from cluster.config import Resources
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.file_systems import Looks
-from cluster.files import append_line, read_afresh
+from cluster.files import append_line, read_json_afresh
 from cluster.forking import Process
 from cluster.run_dir import RunDir
 from cluster.spec import Engine, Outcome, RunState
@@ -169,8 +168,7 @@ class Attempt:
         """Until every agent has left: carry stops, bury lost nodes, shrink, grow, or give up."""
         leave_by: float | None = None
         while self.agents:
-            looks = self._request_looks.due()
-            self._look_for_stop(asked=looks)
+            self._look_for_stop(asked=(looks := self._request_looks.due()))
             self._ask_to_leave()
             for node in [node for node, agent in self.agents.items() if agent.poll() is not None]:
                 if not self._bury(node) and self.codes.get(node, EXIT_DONE) not in (EXIT_DONE, EXIT_REQUEUE):
@@ -186,7 +184,7 @@ class Attempt:
     def _bury(self, node: int) -> bool:
         """Find out how a node's agent ended; True if the others go on without it."""
         code = self.agents.pop(node).returncode
-        said = json.loads(read_afresh(self.folder / "nodes" / f"node-{node}.json") or b"null")
+        said = read_json_afresh(self.folder / "nodes" / f"node-{node}.json")
         if said is None and node in self._next_words and code in (-STOP, 128 + STOP):
             said = {"exit_code": EXIT_REQUEUE}  # of our word to stop, before it could hear: it had nothing to save
         if said is None and (word := self.lane.lost(node, code)):

@@ -131,6 +131,12 @@ def read_afresh(path: Path) -> bytes:
         return stream.read()
 
 
+def read_json_afresh(path: Path) -> Any | None:
+    """The content of a JSON file that another machine may have written a moment ago, or None."""
+    raw = read_afresh(path)
+    return json.loads(raw) if raw else None
+
+
 def list_afresh(folder: Path) -> list[str]:
     """The names in a folder into which other machines write; none where it is missing.
 

@@ -6,7 +6,6 @@ to 107 bytes), its own token, and ends only the processes that it started itself
 Usage, by itself alone: python -m cluster.ray_engine start ... is `ray start` that ends with whoever started it.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -26,7 +25,7 @@ import psutil
 
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_REQUEUE, StopRequested
 from cluster.file_systems import look_seconds
-from cluster.files import read_afresh, write_json
+from cluster.files import read_afresh, read_json_afresh, write_json
 from cluster.ports import free_port, node_cpus
 from cluster.process_engine import run_process
 from cluster.processes import deaf_children, end, family, processes_of
@@ -202,7 +201,7 @@ def await_head(node: RayNode) -> str:
     path = node.folder / "ray.json"
     if not _wait(node, lambda: bool(read_afresh(path))):
         raise TimeoutError(f"node {node.index}: the first node published no Ray address within {START_SECONDS:.0f} s")
-    return str(json.loads(read_afresh(path))["address"])
+    return str((read_json_afresh(path) or {})["address"])
 
 
 def await_nodes(node: RayNode) -> None:
@@ -217,8 +216,8 @@ def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
     """On the other nodes: keep Ray alive until the driver has ended."""
     pause_seconds = look_seconds(node.folder)
     while True:
-        if found := read_afresh(node.folder / "driver.json"):
-            return int(json.loads(found)["exit_code"])
+        if found := read_json_afresh(node.folder / "driver.json"):
+            return int(found["exit_code"])
         if ray.poll() is not None:
             log.error("Ray on node %d ended with %s", node.index, ray.returncode)
             return EXIT_REQUEUE if node.stop_flag.exists() else EXIT_FAILED

@@ -1,6 +1,5 @@
 """A run is a directory: every path of it, and the few files that say what it is."""
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY, ConfigError
 from cluster.event_log import EventLog
-from cluster.files import dated_folder, json_text, list_afresh, read_afresh, read_json, read_lines, write_all, write_json
+from cluster.files import dated_folder, json_text, list_afresh, read_json, read_json_afresh, read_lines, write_all, write_json
 from cluster.record import dump_record, read_listed, read_record
 from cluster.requests import Requests
 from cluster.spec import Outcome, RunState
@@ -199,7 +198,7 @@ class RunDir:
         path = self.attempt_dir(attempt) / "outcome.json"
         raw = read_json(path)
         if raw is None and read_mark(path.with_name(ENDED)):
-            raw = json.loads(read_afresh(path) or b"null")
+            raw = read_json_afresh(path)
         return Outcome(**{**raw, "state": RunState(raw["state"])}) if raw else None
 
     def write_outcome(self, attempt: int, outcome: Outcome) -> None:

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
 from cluster.event_log import is_event
+from cluster.file_systems import look_seconds
 from cluster.files import read_json, write_json
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
@@ -75,9 +76,10 @@ class Mirror:
         self._wandb = start_wandb(self.run, self.attempt)
         if replay:
             self._ended.set()
+        pause_seconds = max(POLL_SECONDS, look_seconds(self.run.path))
         while not self._over():
             self._pump()
-            self._ended.wait(POLL_SECONDS)
+            self._ended.wait(pause_seconds)
         self._close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

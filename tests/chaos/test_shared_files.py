@@ -7,15 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 
-from cluster.files import read_lines
+from cluster.files import read_json, read_lines
 from cluster.run_dir import RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
 from jobs.pretrain import PretrainConfig
@@ -172,9 +172,7 @@ def test_twenty_random_kills_cost_nothing_that_was_committed(
             scene.lab.fail_node(host)
             scene.shared.start_node(host)
         else:
-            ranks = [p for p in on_nodes(scene.lab.folder, [host]) if title_of(p).startswith("rank")]
-            for process in ranks or [p for p in on_nodes(scene.lab.folder, [host]) if "cluster.agent" in title_of(p)]:
-                os.kill(process.pid, signal.SIGKILL)
+            kill_ranks(scene.lab, run, host)
         every_resume_is_from_the_newest(run)
     ends_well(run)
     every_resume_is_from_the_newest(run)
@@ -185,8 +183,13 @@ def test_twenty_random_kills_cost_nothing_that_was_committed(
     assert equal(weights(peaceful, steps), weights(run, steps))
 
 
-def title_of(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+def kill_ranks(lab: Lab, run: RunDir, host: str) -> None:
+    """SIGKILL to the ranks of a node, as the out-of-memory killer does."""
+    folder = run.attempt_dir(run.attempts()[-1]) / "nodes"
+    pids = {int((read_json(path) or {}).get("pid", 0)) for path in folder.glob("rank-*.json")}
+    for process in on_nodes(lab.folder, [host]):
+        with suppress(OSError):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            inside = next(line.split()[-1] for line in status.splitlines() if line.startswith("NSpid:"))
+            if int(inside) in pids and b"forkserver" in Path(f"/proc/{process.pid}/cmdline").read_bytes():
+                os.kill(process.pid, signal.SIGKILL)

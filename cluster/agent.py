@@ -19,6 +19,7 @@ from pathlib import Path
 from cluster.config import NodeRange, Resources, Retries
 from cluster.entry import configure_logging, write_error
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
+from cluster.file_systems import Looks
 from cluster.files import write_json
 from cluster.forking import cuda_runs, load, loaded
 from cluster.gpus import NODE_GPUS_VARIABLE
@@ -74,6 +75,7 @@ class Agent:
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.scratch)  # what torch and others leave behind goes with it
         self.sidecars: list[subprocess.Popen[bytes]] = []
         self._next_look = time.monotonic() + LOOK_SECONDS
+        self._fatal_looks = Looks(self.folder)
         self._stop_asked = Flag()
         self._departure = Departure()  # nothing runs before a group forms, and between two
 
@@ -172,7 +174,8 @@ class Agent:
             if self._succeeded():
                 log.error("attempt %d is over; this agent outlived it", self.attempt)
                 self._abandon(EXIT_TERMINATED)
-            if (self.folder / "fatal.json").exists():
+            # to miss it costs seconds: whoever carries the run ends this agent then
+            if self._fatal_looks.due() and (self.folder / "fatal.json").exists():
                 time.sleep(2.0)  # the ranks of this node see the broken group and leave by themselves
                 self._abandon(EXIT_NEVER_RETRY)
 
@@ -181,7 +184,7 @@ class Agent:
         if time.monotonic() < self._next_look:
             return False
         self._next_look = time.monotonic() + LOOK_SECONDS
-        return (self.folder / "outcome.json").exists() or self.run_dir.attempts()[-1] > self.attempt
+        return self.run_dir.outcome(self.attempt) is not None or self.run_dir.attempts()[-1] > self.attempt
 
     def _abandon(self, code: int) -> None:
         self._departure.begin()

@@ -8,7 +8,8 @@ from typing import Protocol
 
 from cluster.config import Resources
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
-from cluster.files import append_line, read_json
+from cluster.file_systems import Looks
+from cluster.files import append_line, read_json_afresh
 from cluster.forking import Process
 from cluster.run_dir import RunDir
 from cluster.spec import Engine, Outcome, RunState
@@ -115,7 +116,7 @@ class Attempt:
         self.rendezvous = ""
         self.started = time.time()
         self.reason = ""  # why the run was asked to stop
-        self._next_look = 0.0
+        self._next_look, self._request_looks = 0.0, Looks(run.path)
         self._next_words: dict[int, tuple[float, float]] = {}  # of agents that were asked to stop: when again, and the pause then
 
     def carry_out(self) -> Outcome:
@@ -167,12 +168,13 @@ class Attempt:
         """Until every agent has left: carry stops, bury lost nodes, shrink, grow, or give up."""
         leave_by: float | None = None
         while self.agents:
-            self._look_for_stop()
+            self._look_for_stop(asked=(looks := self._request_looks.due()))
             self._ask_to_leave()
             for node in [node for node, agent in self.agents.items() if agent.poll() is not None]:
                 if not self._bury(node) and self.codes.get(node, EXIT_DONE) not in (EXIT_DONE, EXIT_REQUEUE):
                     leave_by = leave_by or time.monotonic() + SETTLE_SECONDS
-            self._resize()
+            if looks:
+                self._resize()
             if self.lost and not self._enough():
                 leave_by = leave_by or time.monotonic()  # the others cannot go on without it
             if leave_by is not None and time.monotonic() >= leave_by:
@@ -182,7 +184,7 @@ class Attempt:
     def _bury(self, node: int) -> bool:
         """Find out how a node's agent ended; True if the others go on without it."""
         code = self.agents.pop(node).returncode
-        said = read_json(self.folder / "nodes" / f"node-{node}.json")
+        said = read_json_afresh(self.folder / "nodes" / f"node-{node}.json")
         if said is None and node in self._next_words and code in (-STOP, 128 + STOP):
             said = {"exit_code": EXIT_REQUEUE}  # of our word to stop, before it could hear: it had nothing to save
         if said is None and (word := self.lane.lost(node, code)):
@@ -217,10 +219,12 @@ class Attempt:
             self.run.event("node_returned", node=node, attempt=self.number)
             self._start_agent(node, len(self.agents) + 1)
 
-    def _look_for_stop(self) -> None:
-        """Whether anybody wants the run to stop, and why."""
+    def _look_for_stop(self, *, asked: bool) -> None:
+        """Whether anybody wants the run to stop, and why; `asked`: look also whether a user does."""
         if not self.reason:
-            self.reason = "cancelled" if self.run.cancel_requested or self._orphaned() else self.lane.notice()
+            cancelled = (asked and self.run.cancel_requested) or self._orphaned()
+            notice = "cancelled" if cancelled else self.lane.notice()
+            self.reason = "cancelled" if notice and self.run.cancel_requested else notice
 
     def _ask_to_leave(self) -> None:
         """Say it to all agents, or to those that are to go while the others stay; and again to whoever does not leave."""

@@ -204,7 +204,9 @@ class _NumberedRendezvous(RendezvousHandler):
 
 def _buried(run: RunDir, attempt: int) -> set[str]:
     """The addresses of the nodes that an attempt has lost or let go."""
-    gone = {e["node"] for e in run.read_events() if e["event"] in {"node_lost", "node_left"} and e["attempt"] == attempt}
+    gone = {
+        e["node"] for e in run.read_events(afresh=True) if e["event"] in {"node_lost", "node_left"} and e["attempt"] == attempt
+    }
     return {line["address"] for line in read_lines(run.attempt_dir(attempt) / AGENTS) if line["node"] in gone}
 
 
@@ -292,7 +294,7 @@ class _Bugs:
 
 def _newest_step(run: RunDir) -> int:
     """The newest checkpointed step: a bug after it is not the bug before it."""
-    return max((int(e.get("step", 0)) for e in run.read_events() if e["event"] == "checkpoint"), default=0)
+    return max((int(e.get("step", 0)) for e in run.read_events(afresh=True) if e["event"] == "checkpoint"), default=0)
 
 
 def warm(preload: list[str]) -> None:

@@ -44,9 +44,8 @@ def load_entry(name: str) -> Callable[[JobContext], dict[str, Any] | None]:
 def run_entry(context: JobContext) -> int:
     """Call the run's entry; returns the exit code. Results and errors are left in the attempt's directory."""
     folder = context.run.attempt_dir(context.attempt)
-    write_json(
-        folder / "nodes" / f"rank-{context.rank}.json", {"pid": os.getpid(), "group": context.group, "started": time.time()}
-    )
+    place = {"pid": os.getpid(), "group": context.group, "started": time.time()}
+    write_json(folder / "nodes" / f"rank-{context.rank}.json", place, durable=False)
     try:
         results = load_entry(context.run.record["entry"])(context)
         if context.rank == 0:

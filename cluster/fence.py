@@ -1,16 +1,18 @@
 """Fencing: who may write into a run."""
 
-import os
+from pathlib import Path
 
 from cluster.errors import StaleAttemptError
 from cluster.run_dir import RunDir
+from cluster.succession import SUCCESSOR, read_mark_afresh, succeed
 
 
 class Fence:
     """The right to write into a run: held by the newest group of ranks of the newest attempt, and no other.
 
-    A group is one formation of ranks inside an attempt (a rank was lost, a node joined). Claiming is the
-    creation of a file whose name only grows; checking is one directory listing; nothing needs a lock.
+    A group is one formation of ranks inside an attempt (a rank was lost, a node joined). Claiming is a word in the files of all
+    older groups and attempts; checking is the opening of two files by name, which shows the word on every file system,
+    however old the caches of this machine are; nothing needs a lock.
     """
 
     def __init__(self, run: RunDir, attempt: int, group: int) -> None:
@@ -19,15 +21,20 @@ class Fence:
     def claim(self) -> None:
         """Take over from every older group. Raises StaleAttemptError if there is a newer one already."""
         self.check()
-        (self.run.attempt_dir(self.attempt) / "groups" / f"{self.group:06d}").touch()
+        succeed(self._attempt_mark, self.attempt, first=1)
+        succeed(self._group_mark, self.group, first=0)  # what has no groups is group 0
 
     def check(self) -> None:
         """Raise StaleAttemptError if this group has a successor."""
-        attempts = self.run.attempts()
-        if attempts and attempts[-1] > self.attempt:
-            raise StaleAttemptError(f"{self.run.id}: attempt {self.attempt} was succeeded by {attempts[-1]}; not writing")
-        newest = max((int(n) for n in os.listdir(self.run.attempt_dir(self.attempt) / "groups")), default=0)
-        if newest > self.group:
+        if newer := read_mark_afresh(self._attempt_mark(self.attempt)):
+            raise StaleAttemptError(f"{self.run.id}: attempt {self.attempt} was succeeded by {newer}; not writing")
+        if newer := read_mark_afresh(self._group_mark(self.group)):
             raise StaleAttemptError(
-                f"{self.run.id}: group {self.group} of attempt {self.attempt} was succeeded by {newest}; not writing"
+                f"{self.run.id}: group {self.group} of attempt {self.attempt} was succeeded by {newer}; not writing"
             )
+
+    def _attempt_mark(self, attempt: int) -> Path:
+        return self.run.attempt_dir(attempt) / SUCCESSOR
+
+    def _group_mark(self, group: int) -> Path:
+        return self.run.attempt_dir(self.attempt) / "groups" / f"{group:06d}"

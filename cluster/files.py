@@ -3,19 +3,26 @@
 import fcntl
 import json
 import os
+import re
 import secrets
+import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 SYNC_THREADS = 8
 
 
-def write_atomically(path: Path, data: str | bytes) -> None:
-    """Write `path` so that a reader sees the old content or the new, and a crash leaves no half of it."""
+def write_atomically(path: Path, data: str | bytes, *, durable: bool = True) -> None:
+    """Write `path` so that a reader sees the old content or the new, and a crash leaves no half of it.
+
+    Not `durable`: a power cut may leave the old file, or an empty one, and nobody waits for the disk.
+    """
     raw = data.encode() if isinstance(data, str) else data
     # rename is atomic only within one filesystem, so the temporary file sits beside its target
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -23,7 +30,8 @@ def write_atomically(path: Path, data: str | bytes) -> None:
         with temporary.open("wb") as stream:
             stream.write(raw)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -87,9 +95,9 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Write `value` as readable JSON, atomically."""
-    write_atomically(path, json_text(value))
+    write_atomically(path, json_text(value), durable=durable)
 
 
 def json_text(value: Any) -> str:
@@ -106,6 +114,68 @@ def read_json(path: Path) -> Any | None:
     return json.loads(raw) if raw else None
 
 
+def read_afresh(path: Path) -> bytes:
+    """What another machine may have written a moment ago; nothing where there is nothing yet.
+
+    A client of NFS asks for a file's newest bytes when it opens it, but believes for up to a minute that a name is not there,
+    unless it would create it: so the file is created, and empty, where it is missing and this process may write.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+    except OSError:  # whoever may only read waits for what its client believes
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return b""
+    with os.fdopen(descriptor, "rb") as stream:
+        return stream.read()
+
+
+def read_json_afresh(path: Path) -> Any | None:
+    """The content of a JSON file that another machine may have written a moment ago, or None."""
+    raw = read_afresh(path)
+    return json.loads(raw) if raw else None
+
+
+def list_afresh(folder: Path) -> list[str]:
+    """The names in a folder into which other machines write; none where it is missing.
+
+    A client of NFS believes its old listing for up to a minute, unless it has changed the folder itself: so it does.
+    """
+    probe = folder / f".probe.{secrets.token_hex(4)}"
+    with suppress(OSError):  # whoever may only read waits for what its client believes
+        probe.touch()
+        probe.unlink(missing_ok=True)
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
+@cache
+def machine() -> str:
+    """This machine since it was started, as a part of a file's name; no other has the same."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]  # pods of two machines may have one name
+    except OSError:  # not Linux
+        boot = "0"
+    return f"{socket.gethostname()}-{boot}"
+
+
+def dated_folder(root: Path, name: str, inside: Sequence[str]) -> Path:
+    """Make a folder whose name is new, and those inside it."""
+    label = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40] or "run"
+    while True:
+        folder = root / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        for inner in inside:
+            (folder / inner).mkdir()
+        return folder
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """One process at a time, of all that lock the same file; the lock of one that dies is free."""
@@ -115,18 +185,47 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append one JSON object as one line in a single write, so that lines of several writers never mix."""
-    line = (json.dumps(value, default=str) + "\n").encode()
+    """Append one JSON object as one line, as `append_lines` does."""
+    append_lines(path, [value])
+
+
+def append_lines(path: Path, values: Sequence[Any]) -> None:
+    """Append JSON objects, a line each, in a single write, so that lines of several processes of one machine never mix.
+
+    Those of two machines do on NFS, where each appends at what it believes to be the end: a file has one machine that writes.
+    """
+    lines = "".join(json.dumps(value, default=str) + "\n" for value in values).encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(descriptor, line)
+        while lines:  # a disk that is nearly full takes a part, and says at the next one that it is full
+            lines = lines[os.write(descriptor, lines) :]
     finally:
         os.close(descriptor)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line cut short by a crash is left out."""
-    if not path.exists():
+    """The objects of a JSON-lines file; a last line cut short by a crash is left out, and so are broken ones."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
         return []
-    complete = path.read_bytes().split(b"\n")[:-1]
-    return [json.loads(line) for line in complete if line.strip()]
+    return parse_lines(raw)[0]
+
+
+def parse_lines(raw: bytes) -> tuple[list[dict[str, Any]], int]:
+    """The objects of the whole lines of a JSON-lines file, and how many lines are broken: machines that lost their power,
+    and file systems that let two writers overwrite each other, leave such.
+    """
+    found, broken = [], 0
+    for line in raw.split(b"\n")[:-1]:
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            found.append(value)
+        else:
+            broken += 1
+    return found, broken

@@ -13,7 +13,7 @@ from cluster.attempt import AGENTS
 from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
-from cluster.files import json_text, read_json, write_all, write_json
+from cluster.files import json_text, read_json, read_lines, write_all, write_json
 from cluster.gpus import deal_devices, machine_devices
 from cluster.processes import STOP_SIGNALS
 from cluster.run_dir import RunDir, begin_attempts
@@ -86,7 +86,7 @@ class LocalBackend:
         if _alive(run):
             if outcome is not None:
                 return BackendState(state=outcome.state if outcome.state.final else RunState.REQUEUED, word="supervised")
-            if not (run.attempt_dir(attempts[-1]) / AGENTS).exists():
+            if not read_lines(run.attempt_dir(attempts[-1]) / AGENTS):
                 word = "starting" if (run.path / CARRIER).exists() else "queued"
                 return BackendState(state=RunState.PENDING, word=word, reason=_waiting_for(run))
             return BackendState(state=RunState.RUNNING, word="supervised")

@@ -24,11 +24,13 @@ from pathlib import Path
 import psutil
 
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_REQUEUE, StopRequested
-from cluster.files import read_json, write_json
+from cluster.file_systems import look_seconds
+from cluster.files import read_afresh, read_json_afresh, write_json
 from cluster.ports import free_port, node_cpus
 from cluster.process_engine import run_process
 from cluster.processes import deaf_children, end, family, processes_of
 from cluster.run_dir import RunDir
+from cluster.succession import read_mark_afresh, write_mark
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ def run_ray(node: RayNode) -> int:
             write_json(node.folder / "driver.json", {"exit_code": code})
             return code
         ray = start_ray(node, scratch, head=False)
-        (node.folder / "nodes" / f"ray-{node.index}").touch()
+        write_mark(node.folder / "nodes" / f"ray-{node.index}", 1)
         return await_driver(node, ray)
     except StopRequested as stop:
         log.info("%s", stop)
@@ -196,29 +198,30 @@ def tail(path: Path) -> str:
 
 def await_head(node: RayNode) -> str:
     """The head's address, as soon as the first node has published it."""
-    if not _wait(node, (node.folder / "ray.json").exists):
+    path = node.folder / "ray.json"
+    if not _wait(node, lambda: bool(read_afresh(path))):
         raise TimeoutError(f"node {node.index}: the first node published no Ray address within {START_SECONDS:.0f} s")
-    return str((read_json(node.folder / "ray.json") or {})["address"])
+    return str((read_json_afresh(path) or {})["address"])
 
 
 def await_nodes(node: RayNode) -> None:
     """Wait until every other node has joined; a failed start fails the attempt."""
     marks = {index: node.folder / "nodes" / f"ray-{index}" for index in range(1, node.num_nodes)}
-    if not _wait(node, lambda: all(mark.exists() for mark in marks.values())):
-        late = [index for index, mark in marks.items() if not mark.exists()]
+    if not _wait(node, lambda: all(read_mark_afresh(mark) for mark in marks.values())):
+        late = [index for index, mark in marks.items() if not read_mark_afresh(mark)]
         raise TimeoutError(f"Ray did not start on nodes {late} within {START_SECONDS:.0f} s; see their ray-K.log")
 
 
 def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
     """On the other nodes: keep Ray alive until the driver has ended."""
+    pause_seconds = look_seconds(node.folder)
     while True:
-        found = read_json(node.folder / "driver.json")
-        if found:
+        if found := read_json_afresh(node.folder / "driver.json"):
             return int(found["exit_code"])
         if ray.poll() is not None:
             log.error("Ray on node %d ended with %s", node.index, ray.returncode)
             return EXIT_REQUEUE if node.stop_flag.exists() else EXIT_FAILED
-        time.sleep(0.2)
+        time.sleep(pause_seconds)
 
 
 def stop_ray(ray: subprocess.Popen[bytes], scratch: Path) -> None:

@@ -1,8 +1,6 @@
 """A run is a directory: every path of it, and the few files that say what it is."""
 
 import os
-import re
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -10,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY, ConfigError
-from cluster.files import append_line, json_text, read_json, read_lines, write_all, write_json
+from cluster.event_log import EventLog
+from cluster.files import dated_folder, json_text, list_afresh, read_json, read_json_afresh, read_lines, write_all, write_json
 from cluster.record import dump_record, read_listed, read_record
+from cluster.requests import Requests
 from cluster.spec import Outcome, RunState
+from cluster.succession import ENDED, SUCCESSOR, open_folder, read_mark, succeed, write_mark
 
 RUNS_VARIABLE = "ROPEWALK_RUNS"
 CODE_FOLDER = ".code"  # under the runs' root: one copy of the code for all runs that were submitted with it
@@ -49,7 +50,7 @@ class RunDir:
         """Make many at once, in order. What a crash leaves is a whole run, or a directory that is none."""
         root = root or runs_root()
         root.mkdir(parents=True, exist_ok=True)
-        runs = [cls(_make_folder(root, name)) for name in names]
+        runs = [cls(dated_folder(root, name, ("attempts", "events"))) for name in names]
         known: dict[Any, str] = {}
         write_all({run.path / "run.yaml": dump_record(run.id, r, known) for run, r in zip(runs, records, strict=True)})
         for run, record in zip(runs, records, strict=True):
@@ -121,9 +122,9 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
-    def events(self) -> Path:
-        """What happened and when, for people and for `why`: one JSON object a line."""
-        return self.path / "events.jsonl"
+    def events(self) -> EventLog:
+        """What happened and when, for people and for `why`."""
+        return EventLog(self.path / "events")
 
     @property
     def progress(self) -> Path:
@@ -150,24 +151,27 @@ class RunDir:
 
     def event(self, kind: str, /, **fields: Any) -> None:
         """Record that something happened."""
-        append_line(self.events, {"event": kind, "time": time.time(), **fields})
+        self.events.append({"event": kind, "time": time.time(), **fields})
 
-    def read_events(self) -> list[dict[str, Any]]:
-        """All events so far."""
-        return read_lines(self.events)
+    def read_events(self, *, afresh: bool = False) -> list[dict[str, Any]]:
+        """All events so far, by time; `afresh`: something is decided by them."""
+        return self.events.read(afresh=afresh)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All metric lines so far, in the order in which they were written."""
-        return read_lines(self.metrics)
+        return [line for line in read_lines(self.metrics) if "step" in line]
 
     # --- attempts
 
     def attempts(self) -> list[int]:
-        """The numbers of the attempts so far, ascending."""
+        """The numbers of the attempts so far, ascending; the newest also where this machine's listing is old."""
         try:
-            return sorted(int(name) for name in os.listdir(f"{self.path}/attempts") if name.isdigit())
+            found = sorted(int(name) for name in os.listdir(f"{self.path}/attempts") if name.isdigit())
         except FileNotFoundError:
             return []
+        while found and (newer := read_mark(self.attempt_dir(found[-1]) / SUCCESSOR)) > found[-1]:
+            found += range(found[-1] + 1, newer + 1)
+        return found
 
     def begin_attempt(self, **details: Any) -> int:
         """Open the next attempt. From now on no older attempt may write (see `Fence`)."""
@@ -179,6 +183,7 @@ class RunDir:
         """The folders that agents and ranks of an attempt write into, if they are not there."""
         for name in ("logs", "groups", "nodes", "errors"):
             os.makedirs(f"{self.attempt_dir(attempt)}/{name}", exist_ok=True)
+        self.requests.make()
 
     def describe_attempt(self, attempt: int, **details: Any) -> None:
         """Add to what is known of an attempt, such as the scheduler's handle."""
@@ -190,12 +195,16 @@ class RunDir:
 
     def outcome(self, attempt: int) -> Outcome | None:
         """How the attempt ended, or None while it goes on."""
-        raw = read_json(self.attempt_dir(attempt) / "outcome.json")
+        path = self.attempt_dir(attempt) / "outcome.json"
+        raw = read_json(path)
+        if raw is None and read_mark(path.with_name(ENDED)):
+            raw = read_json_afresh(path)
         return Outcome(**{**raw, "state": RunState(raw["state"])}) if raw else None
 
     def write_outcome(self, attempt: int, outcome: Outcome) -> None:
         """Record how the attempt ended."""
         write_json(self.attempt_dir(attempt) / "outcome.json", vars(outcome))
+        write_mark(self.attempt_dir(attempt) / ENDED, 1)
 
     def last_outcome(self) -> Outcome | None:
         """The outcome of the newest attempt, or None: none yet, or it still runs."""
@@ -207,7 +216,8 @@ class RunDir:
 
         What no retry can mend decides, then the earliest; a lost peer is what followed from another's error.
         """
-        found = [read_json(path) for path in (self.attempt_dir(attempt) / "errors").glob("*.json")]
+        folder = self.attempt_dir(attempt) / "errors"
+        found = [read_json(folder / name) for name in list_afresh(folder) if name.endswith(".json")]
         return sorted(
             (record for record in found if record),
             key=lambda r: (r["exit_code"] != EXIT_NEVER_RETRY, r["exit_code"] == EXIT_LOST_PEER, r["time"]),
@@ -221,16 +231,21 @@ class RunDir:
                 return dict(found)
         return {}
 
-    # --- cancelling is an intention on disk, so that whoever carries the run finds it
+    # --- what users ask of it
+
+    @property
+    def requests(self) -> Requests:
+        """What users ask of the run: {cancel, nodes}."""
+        return Requests(self.path / "requests.json")
 
     @property
     def cancel_requested(self) -> bool:
         """A user asked for this run to end for good."""
-        return (self.path / "cancel").exists()
+        return bool(self.requests.get("cancel"))
 
     def request_cancel(self) -> None:
         """Ask for the run to end for good at its next step boundary."""
-        (self.path / "cancel").touch()
+        self.requests.put("cancel", True)
 
     @property
     def orphaned(self) -> bool:
@@ -242,23 +257,21 @@ class RunDir:
 
     def withdraw_cancel(self) -> None:
         """The user resumes the run."""
-        (self.path / "cancel").unlink(missing_ok=True)
-
-    # --- so is another number of nodes
+        self.requests.put("cancel", None)
 
     @property
     def wanted_nodes(self) -> int | None:
         """How many nodes a user wants an elastic run to have; None: as many as its resources say."""
-        found = read_json(self.path / "scale.json")
-        return int(found["nodes"]) if found else None
+        nodes = self.requests.get("nodes")
+        return int(nodes) if nodes else None
 
     def request_nodes(self, nodes: int) -> None:
         """Ask for the run to go on with another number of nodes."""
-        write_json(self.path / "scale.json", {"nodes": nodes})
+        self.requests.put("nodes", nodes)
 
     def withdraw_nodes(self) -> None:
         """The user resumes the run with resources of its own."""
-        (self.path / "scale.json").unlink(missing_ok=True)
+        self.requests.put("nodes", None)
 
 
 def begin_attempts(runs: Sequence[RunDir], details: Sequence[Mapping[str, Any]], *, durable: bool = True) -> list[int]:
@@ -276,23 +289,6 @@ def begin_attempts(runs: Sequence[RunDir], details: Sequence[Mapping[str, Any]],
 
 
 def _open_attempt(run: RunDir) -> tuple[int, Path]:
-    while True:
-        number = (run.attempts() or [0])[-1] + 1
-        folder = run.attempt_dir(number)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:  # another submitter was faster
-            continue
-        return number, folder
-
-
-def _make_folder(root: Path, name: str) -> Path:
-    label = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40] or "run"
-    while True:
-        folder = root / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        (folder / "attempts").mkdir()
-        return folder
+    number = open_folder(run.path / "attempts", run.attempt_dir, (run.attempts() or [0])[-1] + 1)
+    succeed(lambda older: run.attempt_dir(older) / SUCCESSOR, number, first=1)
+    return number, run.attempt_dir(number)

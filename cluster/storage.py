@@ -14,6 +14,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import DataError, StorageError
+from cluster.files import read_afresh
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -94,6 +95,33 @@ class Place:
 
     def _retry(self, action: Callable[[], T], name: str, verb: str) -> T:
         return retry(action, f"{verb} {self.url}/{name}", self.patience_seconds)
+
+    def make(self, name: str = "") -> None:
+        """Have a directory there; a client of NFS asks for it anew, where it believes for a minute that it is not there."""
+        if self.local is not None:  # an object store has none
+            (self.local / name).mkdir(parents=True, exist_ok=True)
+
+    def exists_afresh(self, name: str) -> bool:
+        """Whether there is such a file, by the word of the server and not of a cache; from now on the cache knows it too."""
+        if self.local is None:
+            return self.exists(name)
+        try:
+            os.close(os.open(self.local / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return True
+        except FileNotFoundError:  # nor is its directory there
+            return False
+        (self.local / name).unlink(missing_ok=True)
+        return False
+
+    def read_afresh(self, name: str) -> bytes:
+        """A small file that another machine may just have written; nothing where it is not there."""
+        if self.local is not None:
+            return self._retry(lambda: read_afresh(Path(self.full(name))), name, "read")
+        try:
+            return self.read(name)
+        except FileNotFoundError:
+            return b""
 
     def exists(self, name: str = "") -> bool:
         """Whether there is such a file or directory."""

@@ -9,6 +9,7 @@ from cluster.attempt import AGENTS
 from cluster.backend import BackendState
 from cluster.config import Resources
 from cluster.errors import EXIT_FAILED, EXIT_TERMINATED, ConfigError
+from cluster.files import read_lines
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from cluster.supervisor import BY_SUBMISSION
@@ -56,7 +57,7 @@ def refuse_short_limit(resources: Resources) -> None:
 def has_agents(run: RunDir) -> bool:
     """Whether the newest attempt has begun."""
     attempts = run.attempts()
-    return bool(attempts) and (run.attempt_dir(attempts[-1]) / AGENTS).exists()
+    return bool(attempts) and bool(read_lines(run.attempt_dir(attempts[-1]) / AGENTS))
 
 
 def last_known(run: RunDir, error: str) -> BackendState:

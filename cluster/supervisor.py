@@ -8,6 +8,7 @@ from typing import Any
 from cluster.attempt import AGENTS, Attempt, Lane
 from cluster.config import Resources, Retries
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
+from cluster.files import read_afresh
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 
@@ -108,7 +109,7 @@ def open_attempt(run: RunDir, died: str, **details: Any) -> int | None:
         cancelled = Outcome(state=RunState.CANCELLED, exit_code=0, cause="cancelled before it started", ended=time.time())
         run.write_outcome(newest, cancelled)
         return None
-    if outcome is None and not (run.attempt_dir(newest) / AGENTS).exists():
+    if outcome is None and not read_afresh(run.attempt_dir(newest) / AGENTS):
         return newest
     bury_unfinished(run, died)
     if end_if_spent(run, newest).state.final:

@@ -20,7 +20,7 @@ def cancel_runs(words: Sequence[str]) -> Iterator[str]:
         if run.id not in over and is_sweep(run):
             run.request_cancel()
             run.event(SWEEP_CANCELLED)
-            write_there(run, "cancel")  # the driver has to know why its pod is taken away
+            write_there(run, run.requests.path.name)  # the driver has to know why its pod is taken away
         if run.id not in over:
             clusters.setdefault(str(run.listed.get("cluster", "local")), []).append(run)
     for cluster, mine in clusters.items():

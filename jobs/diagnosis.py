@@ -16,6 +16,7 @@ from cluster.words import counted
 from jobs.hangs import join_hangs, tell_hang
 from jobs.sweeps.answers import is_sweep, parameter_words
 from jobs.sweeps.causes import role_told, trials_told
+from jobs.tracking import broken_lines, broken_words
 
 SILENT_SECONDS = 30.0  # six samples of a node missed
 
@@ -65,6 +66,8 @@ class Diagnosis:
 def diagnose(run: RunDir, state: BackendState) -> Diagnosis:
     """Read outcome.json, errors/*.json, node samples and events of the newest attempt; of a sweep also its trials."""
     found = _diagnose(run, state)
+    if broken := broken_words(broken_lines(run)):
+        found.evidence.append(broken)
     if is_sweep(run):
         told = trials_told(run)
         found.evidence = [*told, *found.evidence]

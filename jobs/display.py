@@ -16,6 +16,7 @@ from cluster.run_dir import RunDir
 from cluster.words import counted
 from jobs.catalog import JOBS
 from jobs.diagnosis import Diagnosis, tell
+from jobs.tracking import broken_words
 
 LONG_LIST = 200  # rows
 COLORS = {
@@ -122,6 +123,8 @@ def run_page(found: Mapping[str, Any]) -> RenderableType:
     head.add_row("directory", found["directory"])
     if progress_words(found):
         head.add_row("progress", progress_words(found))
+    if broken := broken_words(found.get("broken_lines") or {}):
+        head.add_row("broken", broken)
     parts: list[RenderableType] = [head]
     if found["attempt_list"]:
         parts.append(_attempts(found["attempt_list"]))

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from cluster.backend import Check, load_backend, profile_file
 from cluster.errors import RopewalkError
+from cluster.file_systems import CACHING, COHERENT, PASSING, Mount, mount_of
 from cluster.run_dir import RUNS_VARIABLE, runs_root
 
 NEEDED = ("torch", "ray", "transformers", "tokenizers", "pyarrow", "numba", "wandb")
@@ -15,7 +16,7 @@ FREE_GIB = 2.0
 
 def checks(cluster: str) -> list[Check]:
     """This machine's checks, then the cluster's own."""
-    found = [_python(), *_packages(), _runs(), _profiles(), _git()]
+    found = [_python(), *_packages(), _runs(), _file_system(), _profiles(), _git()]
     try:
         return [*found, *load_backend(cluster).checks()]
     except RopewalkError as error:
@@ -50,6 +51,35 @@ def _runs() -> Check:
         return Check(name="runs", ok=False, detail=f"{root}: not writable; set ${RUNS_VARIABLE} to a directory of yours")
     more = "" if free_gib > FREE_GIB else f"; less than {FREE_GIB} GiB: free some, or set ${RUNS_VARIABLE}"
     return Check(name="runs", ok=free_gib > FREE_GIB, detail=f"{root}, {free_gib:.0f} GiB free{more}")
+
+
+def _file_system() -> Check:
+    mount = mount_of(runs_root())
+    hurts = what_hurts(mount)
+    # those without close-to-open consistency break promises; the others only annoy
+    return Check(
+        name="runs' file system", ok="nocto" not in mount.options, detail=f"{mount.kind or 'unknown'}{hurts and f': {hurts}'}"
+    )
+
+
+def what_hurts(mount: Mount) -> str:
+    """What runs suffer from on such a file system, and the remedy; empty: nothing."""
+    move = f"set ${RUNS_VARIABLE} to a disk or a shared file system"
+    if "nocto" in mount.options:
+        return f"mounted with nocto, an old attempt may not see that it has a successor; mount it without, or {move}"
+    if mount.kind in CACHING:
+        return (
+            "what one machine has written, others may list up to a minute late in `ps`, `logs` and `show`; no run is decided by "
+            "it; if it disturbs, mount with lookupcache=positive,acdirmax=5"
+        )
+    if mount.kind in COHERENT:
+        return "many small files are slow there: keep `checkpoint.keep` and `log_every` moderate where hundreds of runs go on"
+    if mount.kind in PASSING:
+        gone = "with the container" if mount.kind == "overlay" else "when the machine restarts"
+        return f"runs are gone {gone}, and no other machine sees them; {move} to keep them"
+    if mount.shared:
+        return f"when other machines see a file depends on what is behind it; {move} such as NFS or Lustre if you use several"
+    return ""
 
 
 def _profiles() -> Check:

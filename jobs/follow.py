@@ -14,7 +14,7 @@ from jobs.distant import Copy
 from jobs.status import GONE, final_outcome, states
 from jobs.sweeps.answers import is_sweep
 from jobs.sweeps.live import Standing
-from jobs.tracking import latest_metrics, read_new_lines
+from jobs.tracking import EventTail, latest_metrics
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -68,12 +68,11 @@ def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = tim
     watch = Watch(run)
     view: _Bar | _Lines = _Bar(run, console) if console.is_terminal else _Lines(run, console)
     told = ""
-    _, offset = read_new_lines(run.events, 0) if len(run.attempts()) > 1 else ([], 0)  # what is past was told before
+    events = EventTail(run, skip=len(run.attempts()) > 1)  # what is past was told before
     with view:
         while True:
             last_round = watch.over()
-            events, offset = read_new_lines(run.events, offset)
-            for event in events:
+            for event in events.news():
                 text = tell(event)
                 if text is not None:
                     view.say(text)

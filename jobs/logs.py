@@ -1,10 +1,13 @@
 """The logs of a run: the job script, every node and rank, Ray, arrays, across attempts, each line with its origin."""
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cluster.file_systems import look_seconds
+from cluster.files import list_afresh
 from cluster.run_dir import RunDir
 
 POLL_SECONDS = 0.2
@@ -63,24 +66,27 @@ def follow_logs(
 ) -> Iterator[str]:
     """The same, and then what is written until the run is over. No line is cut in two, lost, or told twice."""
     offsets: dict[Path, int] = {}
+    pause_seconds = look_seconds(run.path)
     while True:
         last_round = over()
         if last_round:
             sleep(POLL_SECONDS)  # whoever wrote the outcome has a last word
+            for attempt in run.attempts():
+                list_afresh(run.log_dir(attempt))  # the log that another machine began a moment ago
         for prefix, path in log_files(run, rank, node):
             for line in _new_lines(path, offsets, to_the_end=last_round):
                 yield f"{prefix} | {line.rstrip()}"
         if last_round:
             return
-        sleep(POLL_SECONDS)
+        sleep(pause_seconds)
 
 
 def _new_lines(path: Path, offsets: dict[Path, int], *, to_the_end: bool) -> list[str]:
     """What was written since the last look; of a line that is being written, nothing unless it is the end."""
     known = offsets.get(path, 0)
-    if path.stat().st_size <= known:
-        return []
-    with path.open("rb") as stream:
+    with path.open("rb") as stream:  # without opening it, a client of NFS tells how long it was a minute ago
+        if stream.seek(0, os.SEEK_END) <= known:
+            return []
         stream.seek(known)
         raw = stream.read()
     whole = raw if to_the_end else raw[: raw.rfind(b"\n") + 1]

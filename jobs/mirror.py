@@ -21,6 +21,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
+from cluster.event_log import is_event
+from cluster.file_systems import look_seconds
 from cluster.files import read_json, write_json
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
@@ -74,9 +76,10 @@ class Mirror:
         self._wandb = start_wandb(self.run, self.attempt)
         if replay:
             self._ended.set()
+        pause_seconds = max(POLL_SECONDS, look_seconds(self.run.path))
         while not self._over():
             self._pump()
-            self._ended.wait(POLL_SECONDS)
+            self._ended.wait(pause_seconds)
         self._close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -88,7 +91,7 @@ class Mirror:
 
     def _sources(self) -> list[Path]:
         folder = self.run.attempt_dir(self.attempt) / "nodes"
-        return [self.run.events, self.run.metrics, *sorted(folder.glob("node-*.jsonl"))]
+        return [*self.run.events.files(), self.run.metrics, *sorted(folder.glob("node-*.jsonl"))]
 
     def _pump(self, *, last: bool = False) -> None:
         """Hand over what is new; move the cursor over what is old enough to be on disk."""
@@ -97,8 +100,9 @@ class Mirror:
             name = path.relative_to(self.run.path).as_posix()
             lines, offset = read_new_lines(path, self._offsets.get(name, 0))
             for line in lines:
-                self._wandb.log(self._translate(path, line))
-                moved = True
+                if translated := self._translate(path, line):
+                    self._wandb.log(translated)
+                    moved = True
             self._offsets[name] = offset
         if self._trials is not None:
             mark = self._trials.hand_over(self._wandb, self._offsets.get(TRIALS), last=last)
@@ -119,14 +123,18 @@ class Mirror:
     def _translate(self, path: Path, line: dict[str, Any]) -> dict[str, Any]:
         """A line of ours as W&B's: steps are metrics of their own, since W&B's step cannot go back after a resume."""
         if path == self.run.metrics:
+            if "step" not in line:  # half of a line that was cut
+                return {}
             self._step = int(line["step"])
             values = {key: value for key, value in line.items() if key not in OWN_KEYS and value is not None}
             return {**values, "train/step": self._step, "system/time": line["time"], "attempt": line["attempt"]}
-        if path == self.run.events:
+        if path.parent == self.run.events.folder:
+            if not is_event(line):
+                return {}
             return {f"events/{line['event']}": 1, "train/step": int(line.get("step", self._step)), "events/time": line["time"]}
         node = line.get("node", 0)
         values = {f"system/node-{node}/{k}": v for k, v in line.items() if k not in {"time", "node"}}
-        return {**values, "system/time": line["time"]}
+        return {**values, "system/time": line["time"]} if "time" in line else {}
 
     def _close(self) -> None:
         """Mirror the rest and close the W&B run with the attempt's exit code, or leave it to `ropewalk sync`."""

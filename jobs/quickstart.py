@@ -126,7 +126,7 @@ def quickstart(directory: Path, console: Console, steps: int) -> None:
     _report(console, data, training, scored, recovery)
     console.print(f"[bold]curves[/]   {os.path.relpath(picture)}")
     console.print(f"[bold]data[/]     {os.path.relpath(directory / 'data')}/manifest.json")
-    console.print(f"[bold]run[/]      {os.path.relpath(training.path)}  (metrics.jsonl, events.jsonl, checkpoints/, wandb/)")
+    console.print(f"[bold]run[/]      {os.path.relpath(training.path)}  (metrics.jsonl, events/, checkpoints/, wandb/)")
     console.print(f"[bold]seconds[/]  {time.monotonic() - started:.0f}")
     console.print("\nNow with your own text: change [bold]input[/] in", f"{os.path.relpath(directory / 'preprocess.yaml')}, then")
     for job in jobs:

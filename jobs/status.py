@@ -10,7 +10,7 @@ from cluster.errors import ConfigError, RopewalkError
 from cluster.files import read_json
 from cluster.run_dir import RunDir, runs_root
 from cluster.spec import Outcome, RunState
-from jobs.tracking import latest_metrics
+from jobs.tracking import broken_lines, latest_metrics
 
 GONE = frozenset({"ended", "lost"})  # a backend's words for a run that nobody carries
 
@@ -131,6 +131,7 @@ def details(run: RunDir) -> dict[str, Any]:
         "versions": record.get("versions"),
         "command": record.get("command"),
         "events": run.read_events()[-50:],
+        "broken_lines": broken_lines(run),
     }
 
 

@@ -211,7 +211,7 @@ def scale(run: RunDir, nodes: int) -> None:
     if not allowed.least <= nodes <= allowed.most:
         raise ConfigError(f"{nodes} nodes: {run.id} has resources.nodes={allowed}; choose one of these")
     run.request_nodes(nodes)
-    if not write_there(run, "scale.json"):  # else whoever carries it says so: what is written here does not get there
+    if not write_there(run, run.requests.path.name):  # else whoever carries it says so: what is written here does not get there
         run.event("scaled_by_user", nodes=nodes)
 
 

@@ -1,6 +1,6 @@
 """Live runs and their nodes, read from files alone: no server, no daemon."""
 
-import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from cluster.files import parse_lines
 from jobs import status
 from jobs.display import top_page
 from jobs.tracking import latest_metrics
@@ -33,9 +34,9 @@ def rows() -> list[dict[str, Any]]:
 def last_sample(path: Path) -> dict[str, Any] | None:
     """The last whole line of a node's samples."""
     with path.open("rb") as stream:
-        stream.seek(max(0, path.stat().st_size - LAST_LINE_BYTES))
-        lines = stream.read().split(b"\n")[:-1]
-    return dict(json.loads(lines[-1])) if lines else None
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - LAST_LINE_BYTES))
+        samples = [line for line in parse_lines(stream.read())[0] if "node" in line and "time" in line]
+    return samples[-1] if samples else None
 
 
 def watch(console: Console, once: bool) -> None:

@@ -16,7 +16,7 @@ from typing import IO
 from k8s.feeding import fed
 
 RUN_PARCEL, CODE_PARCEL = "run.tar.gz", "code.tar.gz"
-INTENTIONS = ("cancel", "scale.json")  # what a user wanted of an earlier submission
+INTENTIONS = ("requests.json",)  # what a user wanted of an earlier submission
 
 
 def unpack(parcel: Path, run: Path) -> None:

@@ -1,6 +1,7 @@
 """Elastic checkpoints: saved in the background, committed by a manifest, loaded at any world size."""
 
 import logging
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -17,7 +18,17 @@ from cluster.run_dir import RunDir
 from cluster.storage import Place
 from sharding.config import CheckpointConfig
 from sharding.group import Group
-from sharding.layout import MANIFEST_NAME, complete_steps, directory_of, is_pinned, place_of, steps_in
+from sharding.layout import (
+    MANIFEST_NAME,
+    complete_steps,
+    directory_of,
+    is_pinned,
+    newest_steps,
+    place_of,
+    steps_in,
+    tell_steps,
+    told_steps,
+)
 from sharding.manifest import (
     CheckpointManifest,
     FileRecord,
@@ -35,7 +46,7 @@ log = logging.getLogger(__name__)
 
 def newest_complete(place: Place, step: int | None = None) -> tuple[Place, CheckpointManifest]:
     """The newest checkpoint (or that of `step`) that verifies, in one process. Raises CheckpointError."""
-    steps = steps_in(place) if step is None else [step]
+    steps = sorted(told_steps(place).union(steps_in(place))) if step is None else [step]
     for candidate in reversed(steps):
         folder = place.sub(directory_of(candidate))
         try:
@@ -58,6 +69,7 @@ class Checkpoints:
         self.identity, self.config_hash = identity, identity_hash(identity)
         self.place = place_of(run, config)
         self.last_step: int | None = None  # saved or loaded by this process
+        self.before_commit: Callable[[], None] = lambda: None  # rank 0, in the background: what must be durable before
         # the background save has collectives of its own, which must not mix with those of the training step
         self._background = dist.new_group(backend="gloo", timeout=group.timeout)
         on_gpu = group.device.type == "cuda"
@@ -101,7 +113,9 @@ class Checkpoints:
         """Rank 0, when the files of all ranks are durable: from here on the checkpoint is the newest."""
         records = [FileRecord(path=f.path, size=f.size, checksum=f.checksum) for f in files]
         complete = manifest.model_copy(update={"files": records, "index": f"{prefix}-index.json"})
+        self.before_commit()
         self.fence.check()
+        tell_steps(self.place, {*told_steps(self.place), manifest.step})
         folder.write(MANIFEST_NAME, dump_manifest(complete))
         self._bad.discard(manifest.step)
         self.run.event("checkpoint", step=manifest.step, attempt=manifest.attempt, path=directory_of(manifest.step))
@@ -113,9 +127,11 @@ class Checkpoints:
         The manifest goes first, so that none is ever half there.
         """
         complete = [step for step in complete_steps(self.place) if step not in self._bad]
-        for step in complete[: -self.config.keep]:
-            if not is_pinned(self.place, step):
-                self._remove(step)
+        removed = [step for step in complete[: -self.config.keep] if not is_pinned(self.place, step)]
+        if removed:
+            tell_steps(self.place, set(complete).difference(removed))
+        for step in removed:
+            self._remove(step)
 
     def _remove(self, step: int) -> None:
         self.fence.check()
@@ -147,7 +163,7 @@ class Checkpoints:
         Raises CheckpointError where it is of another model.
         """
         self.group.barrier()
-        for step in reversed(self.group.from_first(steps_in(self.place) if self.group.first else None)):
+        for step in reversed(self.group.from_first(newest_steps(self.place) if self.group.first else None)):
             folder = self.place.sub(directory_of(step))
             manifest, wrong = self._examine(folder)
             if manifest is None:
@@ -222,7 +238,7 @@ class Checkpoints:
         if not self.group.first:
             return
         for step in steps_in(self.place):
-            if not self.place.exists(f"{directory_of(step)}/{MANIFEST_NAME}"):
+            if not self.place.exists_afresh(f"{directory_of(step)}/{MANIFEST_NAME}"):
                 log.info("%s/%s: removing a save that was cut short", self.place.url, directory_of(step))
                 self._remove(step)
 

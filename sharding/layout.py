@@ -1,12 +1,15 @@
 """Where checkpoints lie, which are complete, and which must stay because another run goes on from them."""
 
+import json
 import re
+from collections.abc import Iterable
 
 from cluster.run_dir import RunDir
 from cluster.storage import Place
 from sharding.config import CheckpointConfig
 
 MANIFEST_NAME = "manifest.json"
+LATEST_NAME = "latest.json"  # the steps to look at; written before a manifest is, and before a checkpoint is removed
 _PIN = "pinned-by-"
 
 
@@ -16,13 +19,39 @@ def directory_of(step: int) -> str:
 
 
 def steps_in(place: Place) -> list[int]:
-    """Steps that have a directory, ascending; complete or not."""
+    """Steps that have a directory, ascending; complete or not. A client of NFS may see them as they were a minute ago."""
     return sorted(int(m[1]) for m in (re.fullmatch(r"step-(\d{8,})", name) for name in place.names()) if m)
+
+
+def newest_steps(place: Place) -> list[int]:
+    """Steps that may have a checkpoint, ascending, for whoever goes on from the newest: none that was committed is missing,
+    whichever machine has committed it.
+    """
+    place.make()
+    told = told_steps(place)
+    for step in told:
+        place.make(directory_of(step))
+        place.exists_afresh(f"{directory_of(step)}/{MANIFEST_NAME}")
+    return sorted(told.union(steps_in(place)))
+
+
+def told_steps(place: Place) -> set[int]:
+    """The steps that the pointer names; it is opened by a name that is there, and so as new as the moment."""
+    try:
+        return {int(step) for step in json.loads(place.read_afresh(LATEST_NAME) or b"{}").get("steps", ())}
+    except (ValueError, AttributeError, TypeError):  # a power cut has left half of it: the listing counts
+        return set()
+
+
+def tell_steps(place: Place, steps: Iterable[int]) -> None:
+    """Write the pointer: from now on these steps are looked at."""
+    place.write(LATEST_NAME, (json.dumps({"steps": sorted(steps)}) + "\n").encode())
 
 
 def complete_steps(place: Place) -> list[int]:
     """Steps whose checkpoint was committed, ascending; whether their bytes are intact is another question."""
-    return [step for step in steps_in(place) if place.exists(f"{directory_of(step)}/{MANIFEST_NAME}")]
+    steps = sorted(told_steps(place).union(steps_in(place)))
+    return [step for step in steps if place.exists(f"{directory_of(step)}/{MANIFEST_NAME}")]
 
 
 def place_of(run: RunDir, config: CheckpointConfig) -> Place:

@@ -142,7 +142,7 @@ class Driver:
 
     def _reopen(self) -> None:
         """What ended only because the sweep was cancelled goes on, now that the sweep does."""
-        times = [float(event["time"]) for event in self.sweep.read_events() if event["event"] == SWEEP_CANCELLED]
+        times = [float(event["time"]) for event in self.sweep.read_events(afresh=True) if event["event"] == SWEEP_CANCELLED]
         for record in read_records(self.sweep):
             told = record.state is TrialState.CANCELLED and record.cause == WITH_THE_SWEEP
             if told or (times and self._cancelled_since(record, times[-1])):

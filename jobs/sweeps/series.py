@@ -29,7 +29,8 @@ class RunSeries:
         """Read what was written since the last time."""
         lines, self._offset = read_new_lines(self.run.metrics, self._offset)
         for line in lines:
-            self._take(line)
+            if "step" in line:  # else what is left of a line that a crash has cut
+                self._take(line)
         if lines or self.outcome is None:
             self.outcome = final_outcome(self.run)
             self.seconds = self._seconds()

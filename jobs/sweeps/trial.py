@@ -215,7 +215,7 @@ class Trial:
     def _goes_on(self, run: RunDir) -> bool:
         """Tune gave the trial to this actor while another, which had held it, made its run save and leave: it goes on here."""
         outcome, last = final_outcome(run), run.attempts()[-1]
-        paused = any(event["event"] == PAUSED and event["attempt"] == last for event in run.read_events())
+        paused = any(event["event"] == PAUSED and event["attempt"] == last for event in run.read_events(afresh=True))
         if outcome is None or outcome.state is not RunState.CANCELLED or not paused:
             return False
         if self._reread().state.final or self.scene.sweep.cancel_requested or self.scene.order():
@@ -250,7 +250,7 @@ class Trial:
         self._tell(FINISHED, self.run or RunDir("."), state=record.state, cause=record.cause, step=step)
 
     def _end_is_told(self) -> bool:
-        events = self.scene.sweep.read_events()
+        events = self.scene.sweep.read_events(afresh=True)
         return any(event["event"] == FINISHED and event["trial"] == self.number for event in events)
 
     def _verdict(self) -> tuple[TrialState, str]:

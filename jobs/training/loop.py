@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +67,7 @@ class Loop:
     def __init__(self, parts: Parts) -> None:
         self.parts, self.config = parts, parts.config
         self.stepper, self.checkpoints, self.report = parts.stepper, parts.checkpoints, parts.report
+        self.checkpoints.before_commit = self.report.flush  # the metrics of a step that is not done again are never lost
         self.progress = Progress()
         self._anomalies = 0
 
@@ -76,12 +77,16 @@ class Loop:
 
     def run(self) -> dict[str, object]:
         """Train from where the progress stands to the end; returns the job's results. Raises StopRequested."""
-        self.stepper.model.train()
         try:
+            self.stepper.model.train()
             while not self._done:
                 with closing(self._batches()) as batches:
                     self._learn(batches)
             return self._finish()
+        except BaseException:
+            with suppress(Exception):  # what it raises is this error, or what follows from it
+                self.report.flush()
+            raise
         finally:
             self._tell(Phase.LEAVING)
 
@@ -206,8 +211,8 @@ class Loop:
             self._save()
         self._tell(Phase.CHECKPOINT)
         self.checkpoints.close()
-        self.report.close(self.progress.step)
         self.report.event("stopped", step=self.progress.step)
+        self.report.close(self.progress.step)
         raise StopRequested(f"saved step {self.progress.step}")
 
     def _finish(self) -> dict[str, object]:

@@ -1,9 +1,10 @@
-"""What a training run says of itself: metrics, events, progress. Rank 0 alone speaks."""
+"""What a training run says of itself: metrics, events, progress. Rank 0 alone speaks, and a thread writes it down."""
 
 import logging
 import time
 from typing import Any
 
+from cluster.background import BackgroundWriter
 from cluster.context import JobContext
 from cluster.files import write_json
 from jobs.tracking import MetricLog
@@ -19,26 +20,32 @@ _LOG_SECONDS = 10.0  # numbers go to the metrics; the log only shows that the ra
 
 
 class Report:
-    """Writes into the run directory."""
+    """Writes into the run directory, in the background: a step waits for no file system that others use too.
+
+    What goes wrong there (a full disk, a successor of this group) is raised by whatever is called next.
+    """
 
     def __init__(self, context: JobContext, group: Group, meter: Meter, *, steps: int, log_every: int) -> None:
         self._context, self._first, self.meter = context, group.first, meter
         self._steps, self._log_every = steps, log_every
         self._metrics = MetricLog(context) if group.first else None
+        self._writer = BackgroundWriter(context.fence.check) if group.first else None
         self._reported = self._logged = 0.0
         self._rates: dict[str, float] = {}
 
     def event(self, kind: str, **fields: Any) -> None:
         """Something happened."""
-        if self._first:
-            log.info("%s %s", kind, " ".join(f"{key}={value}" for key, value in fields.items()))
-            self._context.run.event(kind, attempt=self._context.attempt, group=self._context.group, **fields)
+        if self._writer is not None:
+            self._say("%s %s", kind, " ".join(f"{key}={value}" for key, value in fields.items()))
+            where = {"attempt": self._context.attempt, "group": self._context.group}
+            self._writer.put(self._write_events, {"event": kind, "time": time.time(), **where, **fields})
 
     def step(self, progress: Progress, agreed: Agreed, learning_rate: float) -> None:
         """A batch was learnt."""
         self.meter.count(int(agreed.weight))
-        if self._metrics is None:
+        if self._metrics is None or self._writer is None:
             return
+        self._writer.raise_error()
         if progress.step % self._log_every == 0:
             speed = self.meter.read()
             self._rates = {"tokens/s": speed["train/tokens_per_second"]}
@@ -48,27 +55,52 @@ class Report:
                 "train/gradient_norm": agreed.gradient_norm,
                 "train/position": progress.position,
             }
-            self._metrics.log(progress.step, {**values, **speed})
+            self._writer.put(self._metrics.write, self._metrics.line(progress.step, {**values, **speed}))
         if (now := time.monotonic()) - self._reported > _PROGRESS_SECONDS:
             self._reported = now
             self._progress(progress.step)
         if now - self._logged > _LOG_SECONDS:
             self._logged = now
-            log.info(
+            self._say(
                 "step %d/%d, loss %.4f, %.0f tokens/s", progress.step, self._steps, agreed.loss, self._rates.get("tokens/s", 0)
             )
 
     def _progress(self, step: int) -> None:
+        assert self._writer is not None
         report = {"stage": "train", "done": step, "total": self._steps, "unit": "steps", "rates": self._rates}
-        write_json(self._context.run.progress, report)
+        self._writer.put(self._write_progress, report)
 
     def validation(self, progress: Progress) -> None:
         """The held-out split was scored."""
-        if self._metrics is not None:
-            log.info("step %d: %s", progress.step, ", ".join(f"{k} {v:.4f}" for k, v in progress.validation.items()))
-            self._metrics.log(progress.step, progress.validation)
+        if self._metrics is not None and self._writer is not None:
+            self._say("step %d: %s", progress.step, ", ".join(f"{k} {v:.4f}" for k, v in progress.validation.items()))
+            self._writer.put(self._metrics.write, self._metrics.line(progress.step, progress.validation))
 
     def close(self, step: int) -> None:
-        """The last word."""
+        """The last word; all is written down when it has returned."""
         if self._first:
             self._progress(step)
+        self.flush()
+
+    def flush(self) -> None:
+        """Until all that was said is written down, and the metrics are on the disk. Raises what went wrong."""
+        if self._writer is not None and self._metrics is not None:
+            self._writer.flush()
+            self._metrics.sync()
+
+    # --- in the thread
+
+    def _say(self, words: str, *values: object) -> None:
+        """Log a line; the log lies on the same file system."""
+        if self._writer is not None:
+            self._writer.put(self._write_log, (words, values))
+
+    def _write_log(self, lines: list[tuple[str, tuple[object, ...]]]) -> None:
+        for words, values in lines:
+            log.info(words, *values)
+
+    def _write_events(self, lines: list[dict[str, Any]]) -> None:
+        self._context.run.events.append(*lines)
+
+    def _write_progress(self, reports: list[dict[str, Any]]) -> None:
+        write_json(self._context.run.progress, reports[-1], durable=False)

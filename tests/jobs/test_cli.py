@@ -9,10 +9,12 @@ import pytest
 from rich.console import Console
 
 from cluster.context import JobContext
+from cluster.file_systems import Mount
 from cluster.files import write_json
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
 from jobs.diagnosis import tell
+from jobs.doctor import what_hurts
 from jobs.follow import follow
 from jobs.tracking import MetricLog
 from tests.jobs.shell import Shell, pretrain
@@ -251,8 +253,44 @@ def test_why_in_plain_words(shell: Shell, cause: str, record: dict[str, Any], sa
         assert word in page
 
 
+def test_a_broken_line_ends_no_command(shell: Shell, running: RunDir) -> None:
+    """As two machines leave it that append to one file on NFS, or one that loses its power."""
+    broken = b'{"step": 3, "train/lo{"step": 4, "attempt": 1, "time": 1.0}\n\x00\xff\n7\n{"half": 1}\n'
+    running.event("rank_lost", rank=1, node=0, exit_code=-9, attempt=1)
+    for path in (running.metrics, *running.events.files(), running.attempt_dir(1) / "nodes/node-0.jsonl"):
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab") as stream:
+            stream.write(broken)
+    for words in (["show"], ["why"]):
+        page = " ".join(shell(*words, running.id).split())
+        assert "3 of metrics.jsonl" in page
+        assert "rank 1 on node 0 killed" in page
+    shell("show", running.id, "--plot", str(shell.home / "x.png"))
+    assert json.loads(shell("show", running.id, "--json"))["broken_lines"]["metrics.jsonl"] == 3
+    for words in (["ps"], ["top", "--once"], ["logs", running.id]):
+        shell(*words)
+
+
+@pytest.mark.parametrize(
+    ("mount", "said"),
+    [
+        (Mount("ext4"), ""),
+        (Mount("nfs4", frozenset({"rw"})), "up to a minute late"),
+        (Mount("nfs", frozenset({"nocto"})), "mount it without"),
+        (Mount("lustre"), "many small files"),
+        (Mount("tmpfs"), "when the machine restarts"),
+        (Mount("overlay"), "with the container"),
+        (Mount("fuse.sshfs"), "what is behind it"),
+    ],
+)
+def test_doctor_knows_what_a_file_system_hurts(mount: Mount, said: str) -> None:
+    assert said in what_hurts(mount)
+    assert bool(what_hurts(mount)) == bool(said)
+
+
 def test_doctor(shell: Shell) -> None:
     assert "made up" in shell("doctor", "--on", "good")
+    assert "file system" in shell("doctor", "--on", "good")
     assert "!!" in shell("doctor", "--on", "bad", expect=1)
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from cluster.spec import RunState
 from jobs.sweeps.records import TrialState
+from tests.fakes.gpus import machine_with
 from tests.jobs.sweeping import Swept, sweeps
 from tests.patience import until
-from tests.fakes.gpus import machine_with
 
 pytestmark = [pytest.mark.slow]
 

@@ -1,6 +1,7 @@
 """One rank's checkpoints on real storage: what is found, what is refused, what is kept."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,17 @@ import pytest
 import torch
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from cluster.errors import CheckpointError, StaleAttemptError
+from cluster.errors import CheckpointError, StaleAttemptError, StorageError
 from cluster.fence import Fence
 from cluster.run_dir import RunDir
 from cluster.storage import Place
 from sharding.checkpoint import Checkpoints, newest_complete
 from sharding.config import CheckpointConfig
 from sharding.group import Group, process_group
-from sharding.layout import steps_in
+from sharding.layout import newest_steps, steps_in
 from sharding.state import State
 from sharding.storage import parse_index, read_tensors
+from tests.fakes.nfs import Network, need_nfs
 
 IDENTITY = {"hidden_size": 8, "tie_word_embeddings": True}
 
@@ -80,7 +82,7 @@ def test_what_is_saved_is_loaded(run: RunDir, group: Group) -> None:
 
 def test_nothing_is_pickled(run: RunDir, group: Group) -> None:
     save(checkpoints(run, group), group, 1)
-    files = [path for path in run.checkpoints.rglob("*") if path.is_file()]
+    files = [path for path in run.checkpoints.glob("*/*") if path.is_file()]
     assert sorted(path.suffix for path in files) == [".bin", ".json", ".json"]
     data = next(path for path in files if path.suffix == ".bin").read_bytes()
     assert len(data) == 24 * 4 + 5 * 2 + 4  # the tensors' bytes and nothing else
@@ -204,6 +206,54 @@ def test_an_attempt_that_grows_old_while_it_writes_cannot_commit(
     with pytest.raises(StaleAttemptError):
         store.wait()
     assert not list(run.checkpoints.rglob("manifest.json"))
+
+
+def test_what_another_machine_has_just_committed_is_found(group: Group, tmp_path: Path) -> None:
+    """Its client believes a listing, and that a name is not there, for a minute; what it believes it may not clean away."""
+    need_nfs()
+    network = Network(tmp_path / "network")
+    try:
+        here = RunDir.create("test", {"job": "pretrain", "config": {}}, network.client())
+        there = RunDir(network.client() / here.id)
+        here.begin_attempt()
+        first, second = checkpoints(here, group), checkpoints(there, group)
+        assert second.find() is None
+        save(first, group, 1, 2)
+        assert second.find()[1].step == 2  # type: ignore[index]
+        save(first, group, 3)
+        shutil.move(here.checkpoints / "step-00000003/manifest.json", tmp_path / "manifest.json")
+        assert second.find()[1].step == 2, "not committed yet"  # type: ignore[index]
+        shutil.copy(tmp_path / "manifest.json", here.checkpoints / "step-00000003/manifest.json")
+        assert second.find()[1].step == 3  # type: ignore[index]
+        second.clean()
+        assert second.find()[1].step == 3  # type: ignore[index]
+    finally:
+        network.close()
+
+
+def test_metrics_are_durable_before_a_checkpoint_counts(run: RunDir, group: Group) -> None:
+    store, seen = checkpoints(run, group), list[list[Path]]()
+    store.before_commit = lambda: seen.append(list(run.checkpoints.rglob("manifest.json")))
+    save(store, group, 1)
+    assert seen == [[]]
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    store.before_commit = full
+    with pytest.raises(StorageError, match="No space left on device"):
+        save(store, group, 2)
+    assert newest_steps(store.place) == [1, 2]
+    assert store.find()[1].step == 1  # type: ignore[index]
+
+
+def test_half_a_pointer_counts_for_nothing(run: RunDir, group: Group) -> None:
+    store = checkpoints(run, group, keep=1)
+    save(store, group, 1, 2)
+    assert json.loads((run.checkpoints / "latest.json").read_bytes()) == {"steps": [2]}
+    for words in (b"", b'{"steps": [', b"[3]", b'{"steps": ["x"]}'):
+        (run.checkpoints / "latest.json").write_bytes(words)
+        assert store.find()[1].step == 2  # type: ignore[index]
 
 
 def test_a_manifest_says_what_the_contract_says(run: RunDir, group: Group) -> None:

@@ -1,0 +1,122 @@
+"""Machines that share a file system with NFS's habits: each has a client of its own (see `nfs_client.py`)."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from slurm.lab import Lab
+from slurm.lab_processes import marked
+from tests.patience import Patience, until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def need_nfs() -> None:
+    """Skip, with the remedy, where no such file system can be mounted."""
+    missing = [
+        what
+        for what, there in {
+            "root": os.geteuid() == 0,
+            "/dev/fuse": os.access("/dev/fuse", os.R_OK | os.W_OK),
+            "fusermount3 (apt-get install fuse3 libfuse3-4)": shutil.which("fusermount3"),
+            "mfusepy (pip install mfusepy)": importlib.util.find_spec("mfusepy"),
+        }.items()
+        if not there
+    ]
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)} to mount a file system with NFS's habits")
+
+
+class Client:
+    """One machine's view of the shared files; its caches are a minute old where NFS's may be."""
+
+    def __init__(self, backing: Path, path: Path, latency_milliseconds: float = 0.0, seconds: float = 60.0) -> None:
+        self.path = path
+        path.mkdir(parents=True)
+        words = [str(backing), str(path), f"--attributes={seconds}", f"--listings={seconds}", f"--latency={latency_milliseconds}"]
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("nfs_client.py")), *words], stdout=subprocess.DEVNULL, cwd=path.parent
+        )
+        until(lambda: os.path.ismount(path), Patience.START)
+
+    def stand_still(self) -> None:
+        """The server goes away: whoever asks it waits."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """The server is back."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Unmount."""
+        self.go_on()
+        subprocess.run(["fusermount3", "-u", "-z", str(self.path)], check=False)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(5)
+        self._process.kill()
+        self._process.wait()
+
+
+class Network:
+    """A file server and its clients."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.clients = folder, list[Client]()
+        self.backing = folder / "backing"
+        self.backing.mkdir(parents=True)
+
+    def client(self, latency_milliseconds: float = 0.0) -> Path:
+        """Where one more machine sees the shared files."""
+        name = f"machine-{len(self.clients)}"
+        self.clients.append(Client(self.backing, self.folder / name, latency_milliseconds))
+        return self.clients[-1].path
+
+    def close(self) -> None:
+        """Unmount all."""
+        for client in self.clients:
+            client.close()
+
+
+def python_on(host: str, code: str, *words: str) -> subprocess.Popen[bytes]:
+    """Run Python code as a machine of that name would."""
+    script = 'hostname "$0"; exec "$@"'
+    return subprocess.Popen(
+        ["unshare", "--uts", "bash", "-c", script, host, sys.executable, "-c", code, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+class SlurmNetwork:
+    """A Slurm cluster whose nodes see the shared files at the same path as the submitter, each through a client of its own."""
+
+    def __init__(self, make_lab: Callable[..., Lab], network: Network, num_nodes: int, latency_milliseconds: float = 0.0) -> None:
+        # before the nodes, whose namespaces do not see what is mounted later
+        self.path, *clients = [network.client(latency_milliseconds) for _ in range(1 + num_nodes)]
+        self.lab = make_lab(nodes=num_nodes)
+        self._clients = dict(zip(self.lab.nodes, clients, strict=True))
+        for name in self.lab.nodes:
+            self._connect(name)
+
+    def _connect(self, name: str) -> None:
+        """Put the node's own client where the submitter has its."""
+        ours = os.readlink("/proc/self/ns/mnt")
+        for process in marked(self.lab.folder, name):
+            with suppress(OSError):
+                if os.readlink(f"/proc/{process.pid}/ns/mnt") != ours:
+                    words = ["nsenter", "-t", str(process.pid), "-m", "mount", "--bind", str(self._clients[name]), str(self.path)]
+                    subprocess.run(words, check=True)
+                    return
+        raise AssertionError(f"{name} has no namespace of its own")
+
+    def start_node(self, name: str) -> None:
+        """Power-on: with the caches of before, as if only its processes had died."""
+        self.lab.start_node(name)
+        self._connect(name)

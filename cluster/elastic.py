@@ -24,7 +24,6 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError, RendezvousGracefulExitError
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousExitOp
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from cluster.attempt import AGENTS
 from cluster.context import JobContext
@@ -35,6 +34,7 @@ from cluster.forking import forked_interpreters
 from cluster.ports import await_listener
 from cluster.processes import Departure, deaf_children, end_on_word_of
 from cluster.run_dir import RunDir
+from cluster.signed_rendezvous import signed_handler
 
 log = logging.getLogger(__name__)
 
@@ -301,7 +301,7 @@ def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
     host, _, port = node.rendezvous.rpartition(":")
     await_listener(host, int(port), STORE_SECONDS)  # torch looks once a second
     group, bugs = _Group(), _Bugs(bugs_allowed)
-    handler = _NumberedRendezvous(get_rendezvous_handler(parameters), group, node)
+    handler = _NumberedRendezvous(signed_handler(parameters, node.run.attempt_dir(node.attempt)), group, node)
     spec = WorkerSpec(
         role="rank",
         local_world_size=node.ranks_per_node,

@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster.config import Resources
 from cluster.forking import Process
-from cluster.ports import free_port
+from cluster.ports import ReservedPort
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
 from k8s.claims import Claim, displaced
@@ -47,6 +47,7 @@ class PodLane:
         self.ray_token = secrets.token_hex(32)  # lives in memory only
         self._agents = 0  # started so far, the stores included
         self._store: RemoteAgent | None = None
+        self._store_port = ReservedPort()
         self._limit: float | None = None
         self._notice = ""
         self._asked_for: int | None = None  # pods, of Kubernetes
@@ -105,8 +106,8 @@ class PodLane:
         return self.slots[node].pod.address
 
     def free_port(self) -> int:
-        """A free port of this pod."""
-        return free_port(self.claim.address)
+        """A port of this pod."""
+        return self._store_port.take(self.claim.address)
 
     def start(self, node: int, command: list[str], log: Path) -> Process:
         """Have the node's pod start an agent: it is told the agent's place, and how to start one it knows itself."""

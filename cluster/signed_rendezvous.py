@@ -1,0 +1,59 @@
+"""torch's c10d rendezvous whose state is signed with the attempt's key.
+
+torch unpickles the state that it finds in the store, and whoever reaches the store's port can write there.
+"""
+
+from pathlib import Path
+
+from torch.distributed.elastic.rendezvous import RendezvousParameters, RendezvousStateError
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+    DynamicRendezvousHandler,
+    RendezvousBackend,
+    Token,
+    create_handler,
+)
+
+from cluster.run_key import RENDEZVOUS_KEY, SIGNATURE_BYTES, sign, signed_by
+
+
+class SignedBackend(RendezvousBackend):
+    """A rendezvous backend that adds a signature to what it writes, and hands on only what is signed."""
+
+    def __init__(self, inner: RendezvousBackend, key: str, run_id: str) -> None:
+        self._inner, self._key, self._run_id = inner, key, run_id.encode()
+
+    @property
+    def name(self) -> str:
+        """The name of the backend that holds the state."""
+        return self._inner.name
+
+    def get_state(self) -> tuple[bytes, Token] | None:
+        """The state and its fencing token, None if there is none yet. Raises RendezvousStateError if it is not signed."""
+        found = self._inner.get_state()
+        return None if found is None else (self._verified(found[0]), found[1])
+
+    def set_state(self, state: bytes, token: Token | None = None) -> tuple[bytes, Token, bool] | None:
+        """Replace the state if it is still the one of `token`. Raises RendezvousStateError if what is there is not signed."""
+        found = self._inner.set_state(state + self._signature(state), token)
+        return None if found is None else (self._verified(found[0]), found[1], found[2])
+
+    def _signature(self, state: bytes) -> bytes:
+        return sign(self._key, "rendezvous", self._run_id, state)
+
+    def _verified(self, signed: bytes) -> bytes:
+        state, signature = signed[:-SIGNATURE_BYTES], signed[-SIGNATURE_BYTES:]
+        if not signed_by(self._key, signature, "rendezvous", self._run_id, state):
+            raise RendezvousStateError(
+                "the rendezvous store holds a state that no agent of this attempt has signed: "
+                "somebody else writes to it; resume the run where its port is not open to others"
+            )
+        return state
+
+
+def signed_handler(parameters: RendezvousParameters, attempt_folder: Path) -> DynamicRendezvousHandler:
+    """A rendezvous handler at the store that the parameters name, with the key of the attempt in that folder."""
+    key = (attempt_folder / RENDEZVOUS_KEY).read_text()
+    assert key, f"{attempt_folder}: an empty key would sign nothing"
+    backend, store = create_backend(parameters)
+    return create_handler(store, SignedBackend(backend, key, parameters.run_id), parameters)

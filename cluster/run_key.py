@@ -10,7 +10,7 @@ from pathlib import Path
 
 KEY_BYTES = 32
 SIGNATURE_BYTES = 32  # of SHA-256
-RENDEZVOUS_KEY = "rendezvous.key"  # in the attempt's folder: signs what lies in its store
+RENDEZVOUS_KEY = ".rendezvous.key"  # in the attempt's folder: signs what lies in its store
 
 
 def new_key() -> str:

@@ -1,7 +1,6 @@
 """The pods of a run's Job as a lane for agents. A node is a pod that is connected; that of the conductor is node 0."""
 
 import logging
-import secrets
 import subprocess
 import time
 from collections.abc import Sequence
@@ -44,7 +43,6 @@ class PodLane:
         self.asked_to_stop = Flag()  # this pod has to go
         self.slots: dict[int, Member] = {}  # by node; those of members that are gone until the attempt has buried them
         self.busy: set[int] = set()
-        self.ray_token = secrets.token_hex(32)  # lives in memory only
         self._agents = 0  # started so far, the stores included
         self._store: RemoteAgent | None = None
         self._store_port = ReservedPort()
@@ -112,7 +110,7 @@ class PodLane:
     def start(self, node: int, command: list[str], log: Path) -> Process:
         """Have the node's pod start an agent: it is told the agent's place, and how to start one it knows itself."""
         self._agents += 1
-        place = {"token": self.ray_token, "log": log.name, **_place(command)}
+        place = {"log": log.name, **_place(command)}
         return self.slots[node].start(self._agents, **place)
 
     def serve(self, command: list[str], log: Path) -> Process:

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -95,10 +96,7 @@ class K8sBackend:
             ids = [run.id for run in runs]
             write_gate(runs[0], Gate(runs=ids, number=number, after=others, at_once=at_once, queue=self.profile.queue))
         if os.geteuid() == 0:
-            for run in runs:
-                _hand_over(run, self.profile.user)
-            with suppress(FileNotFoundError):  # pods that submit, such as a sweep's, put their code beside this one's
-                os.chown(runs[0].path.parent / CODE_FOLDER, self.profile.user, self.profile.user)
+            self._hand_over(runs, number)
         try:
             self._ask_first(resources)
             self._create(runs, number, manifests, gated=free < len(runs))
@@ -109,6 +107,19 @@ class K8sBackend:
             self._withdraw(runs, number, said)
             raise type(error)(said) from None
         return [str(run.attempt_details(number)["handle"]) for run in runs]
+
+    def _hand_over(self, runs: Sequence[RunDir], number: int) -> None:
+        """Give whom the pods run as what root has written for this submission; all else of a run is theirs already, and may
+        be what they have put there.
+        """
+        for run in runs:
+            if number == 1:
+                _give_folder(run.path, self.profile.user)
+            else:
+                _give_folder(run.attempt_dir(number), self.profile.user)
+                _give_file(run.events, self.profile.user)
+        with suppress(FileNotFoundError):  # pods that submit, such as a sweep's, put their code beside this one's
+            os.chown(runs[0].path.parent / CODE_FOLDER, self.profile.user, self.profile.user, follow_symlinks=False)
 
     def _create(self, runs: Sequence[RunDir], number: int, manifests: Mapping[str, list[Object]], *, gated: bool) -> None:
         jobs = {run: objects[0] for run, objects in manifests.items()}
@@ -304,8 +315,24 @@ def _engine(run: RunDir) -> Engine:
     return Engine(run.record["engine"])
 
 
-def _hand_over(run: RunDir, user: int) -> None:
-    """Files that root has written belong to whom the pods run as."""
-    for folder, _, files in os.walk(run.path):
-        for path in (folder, *(os.path.join(folder, name) for name in files)):
-            os.chown(path, user, user)
+def _give_folder(folder: Path, user: int) -> None:
+    """Give a user a folder that root has just made, with all that lies in it.
+
+    From below, so that nobody else can put anything into it before it is done; and what is reached by links stays whose it is.
+    """
+    for _, folders, files, descriptor in os.fwalk(folder, topdown=False):
+        for name in (*folders, *files):
+            os.chown(name, user, user, dir_fd=descriptor, follow_symlinks=False)
+    os.chown(folder, user, user, follow_symlinks=False)
+
+
+def _give_file(path: Path, user: int) -> None:
+    """Give a user a file that root has made, in a folder of that user; a link, or a name of what is elsewhere, is none."""
+    with suppress(OSError):  # it is not there, or a link
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid():
+                os.fchown(descriptor, user, user)
+        finally:
+            os.close(descriptor)

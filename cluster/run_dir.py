@@ -15,12 +15,26 @@ from cluster.record import dump_record, read_listed, read_record
 from cluster.spec import Outcome, RunState
 
 RUNS_VARIABLE = "ROPEWALK_RUNS"
+MODE_VARIABLE = "ROPEWALK_RUN_MODE"  # who may enter a run's directory, as chmod takes it: 2770 where a group shares its runs
+PRIVATE_MODE = 0o700  # runs hold uncommitted work, logs and keys
 CODE_FOLDER = ".code"  # under the runs' root: one copy of the code for all runs that were submitted with it
 
 
 def runs_root() -> Path:
     """Where runs live: $ROPEWALK_RUNS, else ./runs."""
     return Path(os.environ.get(RUNS_VARIABLE) or "runs").absolute()
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only this user can enter, or whom $ROPEWALK_RUN_MODE lets in. Raises FileExistsError."""
+    word = os.environ.get(MODE_VARIABLE, "")
+    if word and not re.fullmatch(r"[0-7]?7[0-7]{2}", word):
+        raise ConfigError(
+            f"${MODE_VARIABLE} is {word!r}: a mode as chmod takes it is meant, that lets the owner in, such as 2770"
+        )
+    folder.mkdir(mode=PRIVATE_MODE)
+    if word:
+        folder.chmod(int(word, 8))
 
 
 class RunDir:
@@ -291,7 +305,7 @@ def _make_folder(root: Path, name: str) -> Path:
     while True:
         folder = root / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         try:
-            folder.mkdir()
+            make_private(folder)
         except FileExistsError:
             continue
         (folder / "attempts").mkdir()

@@ -7,17 +7,27 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.rendezvous import (
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStateError,
+    RendezvousStoreInfo,
+)
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
 from cluster.attempt import agent_command, store_command
+from cluster.elastic import RENDEZVOUS
 from cluster.ports import ReservedPort
 from cluster.processes import end, family
 from cluster.run_dir import RunDir
 from cluster.run_key import RENDEZVOUS_KEY, new_key, write_private
+from cluster.signed_rendezvous import SignedHandler, signed_handler
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
 
@@ -91,6 +101,36 @@ def test_what_no_agent_has_signed_is_never_unpickled(store: int, tmp_path: Path)
         agent.wait()
     assert not (tmp_path / "owned").exists()
     assert "no agent of this attempt has signed" in said.read_text()
+
+
+def test_ranks_meet_only_where_an_agent_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever sent them elsewhere would be their peer, and ranks unpickle what peers send."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # as `run_ranks` has it
+    write_private(tmp_path / RENDEZVOUS_KEY, new_key())
+    server = TCPStore(OTHER_ADDRESS, 0, is_master=True, wait_for_workers=False)
+
+    def handler(address: str) -> SignedHandler:
+        parameters = RendezvousParameters("c10d", f"{OTHER_ADDRESS}:{server.port}", "run.1", 2, 2, address, **RENDEZVOUS)
+        return signed_handler(parameters, tmp_path)
+
+    with ThreadPoolExecutor(2) as pool:
+        nodes = [handler(f"127.0.1.{node}") for node in (1, 2)]
+        places = [info.bootstrap_store_info for info in pool.map(SignedHandler.next_rendezvous, nodes)]
+    assert places[0] == places[1]
+    assert places[0] is not None
+    server.set("torch.rendezvous.run.1.0/MASTER_ADDR", "10.6.6.6")
+    second = next(node for node in nodes if node._this_node.addr != places[0].master_addr)
+    monkeypatch.setattr(DynamicRendezvousHandler, "next_rendezvous", _read_again)
+    with pytest.raises(RendezvousStateError, match=r"no agent of this attempt has said that ranks meet at 10\.6\.6\.6"):
+        second.next_rendezvous()
+    for node in nodes:
+        node._stop_heartbeats()
+
+
+def _read_again(handler: DynamicRendezvousHandler) -> RendezvousInfo:
+    """What a node that is not the first would read in the store now."""
+    store = handler._get_store()
+    return RendezvousInfo(store, 1, 2, RendezvousStoreInfo.build(1, store, None))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")

@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import stat
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,12 +14,13 @@ from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources, load_section
 from cluster.errors import BackendError, ConfigError
 from cluster.files import write_all
-from cluster.run_dir import CODE_FOLDER, RUNS_VARIABLE, RunDir, begin_attempts
+from cluster.run_dir import RUNS_VARIABLE, RunDir, begin_attempts
 from cluster.spec import Engine, RunState
 from cluster.submitted import conclude, has_agents, key_of, last_known
 from cluster.supervisor import BY_SUBMISSION, bury_unfinished
 from k8s.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object, connect
 from k8s.gate import Gate, write_gate
+from k8s.hand_over import hand_over
 from k8s.look import look
 from k8s.manifest import dump, owned_by, render_gate
 from k8s.parcel import add_unpacking, pack
@@ -96,7 +96,7 @@ class K8sBackend:
             ids = [run.id for run in runs]
             write_gate(runs[0], Gate(runs=ids, number=number, after=others, at_once=at_once, queue=self.profile.queue))
         if os.geteuid() == 0:
-            self._hand_over(runs, number)
+            hand_over(runs, number, self.profile.user)
         try:
             self._ask_first(resources)
             self._create(runs, number, manifests, gated=free < len(runs))
@@ -107,19 +107,6 @@ class K8sBackend:
             self._withdraw(runs, number, said)
             raise type(error)(said) from None
         return [str(run.attempt_details(number)["handle"]) for run in runs]
-
-    def _hand_over(self, runs: Sequence[RunDir], number: int) -> None:
-        """Give whom the pods run as what root has written for this submission; all else of a run is theirs already, and may
-        be what they have put there.
-        """
-        for run in runs:
-            if number == 1:
-                _give_folder(run.path, self.profile.user)
-            else:
-                _give_folder(run.attempt_dir(number), self.profile.user)
-                _give_file(run.events, self.profile.user)
-        with suppress(FileNotFoundError):  # pods that submit, such as a sweep's, put their code beside this one's
-            os.chown(runs[0].path.parent / CODE_FOLDER, self.profile.user, self.profile.user, follow_symlinks=False)
 
     def _create(self, runs: Sequence[RunDir], number: int, manifests: Mapping[str, list[Object]], *, gated: bool) -> None:
         jobs = {run: objects[0] for run, objects in manifests.items()}
@@ -313,26 +300,3 @@ class K8sBackend:
 
 def _engine(run: RunDir) -> Engine:
     return Engine(run.record["engine"])
-
-
-def _give_folder(folder: Path, user: int) -> None:
-    """Give a user a folder that root has just made, with all that lies in it.
-
-    From below, so that nobody else can put anything into it before it is done; and what is reached by links stays whose it is.
-    """
-    for _, folders, files, descriptor in os.fwalk(folder, topdown=False):
-        for name in (*folders, *files):
-            os.chown(name, user, user, dir_fd=descriptor, follow_symlinks=False)
-    os.chown(folder, user, user, follow_symlinks=False)
-
-
-def _give_file(path: Path, user: int) -> None:
-    """Give a user a file that root has made, in a folder of that user; a link, or a name of what is elsewhere, is none."""
-    with suppress(OSError):  # it is not there, or a link
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            status = os.fstat(descriptor)
-            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid():
-                os.fchown(descriptor, user, user)
-        finally:
-            os.close(descriptor)

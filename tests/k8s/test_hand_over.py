@@ -1,6 +1,7 @@
 """What root gives to the pods' user as it submits: what it has written itself, and nothing that links lead to."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,6 +77,18 @@ def test_links_that_pods_have_put_there_lead_nowhere(run: RunDir, tmp_path: Path
     submitted(run, run.path.parent)
     assert owner(run.attempt_dir(2) / "attempt.json") == POD_USER
     assert [owner(path) for path in (precious, folder, folder / "passwd")] == [0, 0, 0]
+
+
+def test_a_run_that_pods_make_look_new_is_none(run: RunDir, tmp_path: Path) -> None:
+    precious = tmp_path / "shadow"
+    precious.write_text("root:x")
+    shutil.rmtree(run.path / "attempts")
+    (run.path / "link").symlink_to(precious)
+    os.link(precious, run.path / "metrics.jsonl")
+    submitted(run, run.path.parent)
+    assert run.attempts() == [1]
+    assert owner(run.attempt_dir(1) / "attempt.json") == POD_USER
+    assert owner(precious) == 0
 
 
 def test_events_that_root_began_can_be_gone_on_with(run: RunDir) -> None:

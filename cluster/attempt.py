@@ -12,6 +12,7 @@ from cluster.file_systems import Looks
 from cluster.files import append_line, read_json_afresh
 from cluster.forking import Process
 from cluster.run_dir import RunDir
+from cluster.run_key import RENDEZVOUS_KEY, new_key, write_private
 from cluster.spec import Engine, Outcome, RunState
 
 AGENTS = "agents.jsonl"  # one line an agent: node, address, pid of what started it
@@ -37,7 +38,7 @@ class Lane(Protocol):
         ...
 
     def free_port(self) -> int:
-        """A free port of node 0's address."""
+        """A port of node 0's address that this user alone can bind, until the lane is asked again or ends."""
         ...
 
     def start(self, node: int, command: list[str], log: Path) -> Process:
@@ -140,6 +141,9 @@ class Attempt:
 
     def _start_store(self) -> None:
         """Start the rendezvous store; agents wait for it, so that all import torch at the same time."""
+        key = self.folder / RENDEZVOUS_KEY
+        key.unlink(missing_ok=True)  # of whoever carried the attempt before, and came no further
+        write_private(key, new_key())
         host, port = self.lane.address(0), str(self.lane.free_port())
         self.store = self.lane.serve(store_command(self.python, host, port), self.folder / "logs" / "store.log")
         self.rendezvous = f"{host}:{port}"

@@ -25,7 +25,6 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError, RendezvousGracefulExitError
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousExitOp
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from cluster.attempt import AGENTS
 from cluster.context import JobContext
@@ -38,6 +37,7 @@ from cluster.heartbeat import heart_file
 from cluster.ports import await_listener
 from cluster.processes import Departure, deaf_children, end_on_word_of
 from cluster.run_dir import RunDir
+from cluster.signed_rendezvous import signed_handler
 from cluster.stacks import answer, stacks_file
 
 log = logging.getLogger(__name__)
@@ -356,7 +356,7 @@ def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
     host, _, port = node.rendezvous.rpartition(":")
     await_listener(host, int(port), STORE_SECONDS)  # torch looks once a second
     group, bugs, hangs = _Group(hung_steps=node.hung_steps), _Bugs(bugs_allowed), Hangs()
-    handler = _NumberedRendezvous(get_rendezvous_handler(parameters), group, node)
+    handler = _NumberedRendezvous(signed_handler(parameters, node.run.attempt_dir(node.attempt)), group, node)
     spec = WorkerSpec(
         role="rank",
         local_world_size=node.ranks_per_node,

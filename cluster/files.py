@@ -8,7 +8,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -162,13 +162,13 @@ def machine() -> str:
     return f"{socket.gethostname()}-{boot}"
 
 
-def dated_folder(root: Path, name: str, inside: Sequence[str]) -> Path:
-    """Make a folder whose name is new, and those inside it."""
+def dated_folder(root: Path, name: str, inside: Sequence[str], make: Callable[[Path], None] = Path.mkdir) -> Path:
+    """Make a folder whose name is new by `make`, and those inside it."""
     label = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40] or "run"
     while True:
         folder = root / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         try:
-            folder.mkdir()
+            make(folder)
         except FileExistsError:
             continue
         for inner in inside:

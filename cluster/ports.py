@@ -7,6 +7,7 @@ from contextlib import suppress
 
 LISTENER_SECONDS = 5.0  # to answer
 LOOK_SECONDS = 0.02
+BACKLOG = 1024  # nodes that call before they are answered
 NODE_CPUS_VARIABLE = "ROPEWALK_NODE_CPUS"  # set by a backend whose nodes share one machine
 
 
@@ -15,6 +16,49 @@ def free_port(address: str) -> int:
     with socket.socket() as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
+
+
+class ReservedPort:
+    """A port that is kept for this user: nobody else can bind it before `listen_on` does. Lasts as long as this process."""
+
+    def __init__(self) -> None:
+        self._descriptor = -1
+
+    def take(self, address: str) -> int:
+        """Reserve a free port of an address of this machine, in place of the one that was reserved before."""
+        self.release()
+        family, own = _own_address(address)
+        with socket.socket(family, socket.SOCK_STREAM) as reserved:
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # for sockets of the same user alone
+            reserved.bind((own, 0))
+            port = int(reserved.getsockname()[1])
+            self._descriptor = reserved.detach()
+        return port
+
+    def release(self) -> None:
+        """Let others have the port."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def listen_on(address: str, port: int) -> socket.socket:
+    """A socket that listens at one address of this machine, at a port that this user may have reserved."""
+    family, own = _own_address(address)
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((own, port))
+    listener.listen(BACKLOG)
+    return listener
+
+
+def _own_address(address: str) -> tuple[socket.AddressFamily, str]:
+    """What to bind so that others reach this machine under `address`, which may be its name."""
+    family, _, _, _, found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0]
+    own = str(found[0])
+    if own.startswith("127.") and address not in {own, "localhost"}:
+        return family, ""  # many systems give a machine's own name a loopback address, which its peers do not see
+    return family, own
 
 
 def await_listener(address: str, port: int, seconds: float) -> None:

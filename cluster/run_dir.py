@@ -1,6 +1,7 @@
 """A run is a directory: every path of it, and the few files that say what it is."""
 
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -16,12 +17,26 @@ from cluster.spec import Outcome, RunState
 from cluster.succession import ENDED, SUCCESSOR, open_folder, read_mark, succeed, write_mark
 
 RUNS_VARIABLE = "ROPEWALK_RUNS"
+MODE_VARIABLE = "ROPEWALK_RUN_MODE"  # who may enter a run's directory, as chmod takes it: 2770 where a group shares its runs
+PRIVATE_MODE = 0o700  # runs hold uncommitted work, logs and keys
 CODE_FOLDER = ".code"  # under the runs' root: one copy of the code for all runs that were submitted with it
 
 
 def runs_root() -> Path:
     """Where runs live: $ROPEWALK_RUNS, else ./runs."""
     return Path(os.environ.get(RUNS_VARIABLE) or "runs").absolute()
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only this user can enter, or whom $ROPEWALK_RUN_MODE lets in. Raises FileExistsError."""
+    word = os.environ.get(MODE_VARIABLE, "")
+    if word and not re.fullmatch(r"[0-7]?7[0-7]{2}", word):
+        raise ConfigError(
+            f"${MODE_VARIABLE} is {word!r}: a mode as chmod takes it is meant, that lets the owner in, such as 2770"
+        )
+    folder.mkdir(mode=PRIVATE_MODE)
+    if word:
+        folder.chmod(int(word, 8))
 
 
 class RunDir:
@@ -50,7 +65,7 @@ class RunDir:
         """Make many at once, in order. What a crash leaves is a whole run, or a directory that is none."""
         root = root or runs_root()
         root.mkdir(parents=True, exist_ok=True)
-        runs = [cls(dated_folder(root, name, ("attempts", "events"))) for name in names]
+        runs = [cls(dated_folder(root, name, ("attempts", "events"), make_private)) for name in names]
         known: dict[Any, str] = {}
         write_all({run.path / "run.yaml": dump_record(run.id, r, known) for run, r in zip(runs, records, strict=True)})
         for run, record in zip(runs, records, strict=True):

@@ -1,7 +1,7 @@
 """The rendezvous store, in a process of its own beside the script that starts the agents.
 
 An agent that hosted it would take the whole run with it when its node dies.
-Usage: python -m cluster.store --host HOST --port PORT. Ends with its parent.
+It listens at the run's address alone. Usage: python -m cluster.store --host HOST --port PORT. Ends with its parent.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from datetime import timedelta
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from cluster.ports import listen_on
 from cluster.processes import STOP_SIGNALS
 
 
@@ -23,7 +24,15 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the agents still need it to leave in order
     parent = os.getppid()
-    store = TCPStore(arguments.host, arguments.port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    listener = listen_on(arguments.host, arguments.port)
+    store = TCPStore(
+        arguments.host,
+        arguments.port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=60),
+        master_listen_fd=listener.detach(),  # torch itself would listen at all addresses
+    )
     assert store.port == arguments.port
     while os.getppid() == parent:
         time.sleep(0.5)

@@ -17,9 +17,10 @@ from cluster.attempt import agent_command, store_command
 from cluster.config import Resources
 from cluster.forking import Process, fork_program
 from cluster.gpus import DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, NODE_GPUS_VARIABLE, deal_devices, users_devices
-from cluster.ports import NODE_CPUS_VARIABLE, free_port
+from cluster.ports import NODE_CPUS_VARIABLE, ReservedPort
 from cluster.processes import Flag, end, family, processes_of
 from cluster.run_dir import RunDir
+from cluster.run_key import KEY_BYTES, RENDEZVOUS_KEY
 from cluster.spec import Engine
 
 OUTER_TMPDIR_VARIABLE = "ROPEWALK_TMPDIR"  # the machine's own, for what outlives the node
@@ -37,6 +38,8 @@ def render_script(run_path: str, attempt: str, resources: Resources, engine: Eng
     lines = ["#!/bin/bash", "# What the local backend starts: one agent a virtual node, each in a process group of its own."]
     if engine is Engine.RANKS:
         rendezvous = f"{address_of(0)}:{port}"
+        key = shlex.quote(f"{run_path}/attempts/{int(attempt):04d}/{RENDEZVOUS_KEY}")
+        lines.append(f"(umask 077; head -c {KEY_BYTES} /dev/urandom | od -An -tx1 | tr -d ' \\n' > {key})")
         lines.append(f"{shlex.join(store_command(python, address_of(0), port))} &")
     nodes = str(resources.nodes)
     for node, devices in enumerate(deal_devices(resources)):
@@ -62,6 +65,7 @@ class VirtualNodes:
         self.busy: set[int] = set()
         self.limit: float | None = None
         self.devices: list[list[str]] = []  # of each node, as CUDA names them
+        self._store_port = ReservedPort()
 
     def nodes(self) -> list[int]:
         """All of them, fresh; the attempt's time begins."""
@@ -79,8 +83,8 @@ class VirtualNodes:
         return address_of(node)
 
     def free_port(self) -> int:
-        """A free port of node 0's address."""
-        return free_port(address_of(0))
+        """A port of node 0's address."""
+        return self._store_port.take(address_of(0))
 
     def serve(self, command: list[str], log: Path) -> Process:
         """The same, on node 0: all nodes are here."""
@@ -164,5 +168,6 @@ class VirtualNodes:
 
     def close(self) -> None:
         """Nothing of the nodes is left."""
+        self._store_port.release()
         end(processes_of(self.scratch))
         shutil.rmtree(self.scratch, ignore_errors=True)

@@ -1,19 +1,20 @@
 """Which code a run is of: commit and uncommitted changes, and a copy of it all for a run that starts hours later."""
 
-import hashlib
 import os
 import secrets
 import shutil
 import stat
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cluster
+from cluster.code_copy import CACHE, accept_copy, digest_of, hash_of
 from cluster.files import sync_all
-from cluster.run_dir import CODE_FOLDER
+from cluster.run_dir import CODE_FOLDER, make_private
 from cluster.words import counted
 
 DIFF_LIMIT_BYTES = 1 << 20
@@ -92,10 +93,11 @@ def take_snapshot(place: Path, root: Path, not_code: Sequence[Path] = ()) -> tup
     listed = _git(place, *words, *_pathspec(place, not_code))
     if listed is None:
         return None, ["git does not list the files of the checkout (try `git status` there)"]
-    tree = _read(place, sorted({os.fsdecode(word) for word in listed.split(b"\0") if word}))
+    names = {os.fsdecode(word) for word in listed.split(b"\0") if word}
+    tree = _read(place, sorted(name for name in names if CACHE not in Path(name).parts))
     digest = _digest(tree)
     target = root / CODE_FOLDER / digest
-    if not target.is_dir():
+    if not accept_copy(target):
         _write(tree, target)
     return digest, [_text(os.fsencode(word)) for word in tree.left_out]
 
@@ -155,16 +157,16 @@ def _add_links(tree: _Tree, place: Path, names: Sequence[str]) -> None:
 
 
 def _digest(tree: _Tree) -> str:
-    whole = hashlib.sha256()
-    entries = {name: (b"x" if executable else b"f", raw) for name, (raw, executable) in tree.files.items()}
-    entries |= {name: (b"l", os.fsencode(target)) for name, target in tree.links.items()}
-    for name, (kind, raw) in sorted(entries.items()):
-        whole.update(b"%s %s\0%s" % (kind, os.fsencode(name), hashlib.sha256(raw).digest()))
-    return whole.hexdigest()[:32]
+    entries = {name: (b"x" if executable else b"f", hash_of(raw)) for name, (raw, executable) in tree.files.items()}
+    entries |= {name: (b"l", hash_of(os.fsencode(target))) for name, target in tree.links.items()}
+    return digest_of(entries)
 
 
 def _write(tree: _Tree, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    target.parent.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        make_private(target.parent)
     try:
         for folder in {str((temporary / name).parent) for name in (*tree.files, *tree.links)} | {str(temporary)}:
             os.makedirs(folder, exist_ok=True)
@@ -178,7 +180,7 @@ def _write(tree: _Tree, target: Path) -> None:
         sync_all([temporary / name for name in tree.files])
         temporary.rename(target)
     except OSError:
-        if not target.is_dir():  # else another submitter was faster, with the same content
+        if not accept_copy(target):  # else another submitter was faster, with the same content
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -14,12 +14,13 @@ from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources, load_section
 from cluster.errors import BackendError, ConfigError
 from cluster.files import write_all
-from cluster.run_dir import CODE_FOLDER, RUNS_VARIABLE, RunDir, begin_attempts
+from cluster.run_dir import RUNS_VARIABLE, RunDir, begin_attempts
 from cluster.spec import Engine, RunState
 from cluster.submitted import conclude, has_agents, key_of, last_known
 from cluster.supervisor import BY_SUBMISSION, bury_unfinished
 from k8s.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object, connect
 from k8s.gate import Gate, write_gate
+from k8s.hand_over import hand_over
 from k8s.look import look
 from k8s.manifest import dump, owned_by, render_gate
 from k8s.parcel import add_unpacking, pack
@@ -95,10 +96,7 @@ class K8sBackend:
             ids = [run.id for run in runs]
             write_gate(runs[0], Gate(runs=ids, number=number, after=others, at_once=at_once, queue=self.profile.queue))
         if os.geteuid() == 0:
-            for run in runs:
-                _hand_over(run, self.profile.user)
-            with suppress(FileNotFoundError):  # pods that submit, such as a sweep's, put their code beside this one's
-                os.chown(runs[0].path.parent / CODE_FOLDER, self.profile.user, self.profile.user)
+            hand_over(runs, number, self.profile.user)
         try:
             self._ask_first(resources)
             self._create(runs, number, manifests, gated=free < len(runs))
@@ -302,10 +300,3 @@ class K8sBackend:
 
 def _engine(run: RunDir) -> Engine:
     return Engine(run.record["engine"])
-
-
-def _hand_over(run: RunDir, user: int) -> None:
-    """Files that root has written belong to whom the pods run as."""
-    for folder, _, files in os.walk(run.path):
-        for path in (folder, *(os.path.join(folder, name) for name in files)):
-            os.chown(path, user, user)

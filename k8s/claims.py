@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.run_dir import RunDir
+from cluster.run_key import new_key, write_private
 from cluster.submitted import submission_details
 
 FOLDER = "carriers"
@@ -48,15 +49,23 @@ def before(run: RunDir, claim: Claim) -> Claim | None:
 
 
 def take(run: RunDir, claim: Claim) -> bool:
-    """Make a claim; False: somebody else has made the same, and carries the run."""
+    """Make a claim, and a key for it; False: somebody else has made the same, and carries the run."""
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
+    secret = _key_file(run, claim)
+    secret.unlink(missing_ok=True)  # of an earlier claim of this pod: nobody joins that any more
+    write_private(secret, new_key())  # before the claim: who has read that finds it
     try:
         with (folder / f"{claim.number:06d}").open("x") as stream:
             stream.write(json.dumps(asdict(claim)))
     except FileExistsError:
         return False
     return True
+
+
+def key_of(run: RunDir, claim: Claim) -> str:
+    """By which the run's pods prove to each other that they are some. Raises OSError if there is none."""
+    return _key_file(run, claim).read_text()
 
 
 def give_up(run: RunDir, claim: Claim) -> None:
@@ -87,6 +96,10 @@ def displaced(run: RunDir, claim: Claim, carrier: str) -> str:
     if (name := submission_details(run).get("name")) != carrier:
         return f"{name} carries the run by now: it was submitted again"
     return ""
+
+
+def _key_file(run: RunDir, claim: Claim) -> Path:
+    return run.path / FOLDER / f".{claim.uid}.key"
 
 
 def _read(path: Path) -> Claim:

@@ -17,12 +17,12 @@ from cluster.errors import EXIT_DONE, EXIT_REQUEUE
 from cluster.processes import hear_stops
 from cluster.run_dir import RunDir
 from cluster.supervisor import Supervisor, open_attempt
-from k8s.claims import Claim, before, give_up, given_up, take
+from k8s.claims import Claim, before, give_up, given_up, key_of, take
 from k8s.ending import pod_code, tell_the_end
 from k8s.inside import ApiError, Inside
 from k8s.lane import PodLane
-from k8s.members import Members
-from k8s.pod import Pod, alive
+from k8s.members import Members, RefusedError
+from k8s.pod import Pod, alive, index_of
 from k8s.replacing import Replacing, let_go
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ DIED = "its carrier died: the pod that carried it was lost, or Kubernetes took i
 def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: Inside) -> int:
     """Carry the run as long as this pod may; the exit code."""
     resources = Resources.model_validate(run.attempt_details(run.attempts()[-1]).get("resources") or run.record["resources"])
-    members = Members(listener, lambda pod, caller: refusal(pod, caller, claim, api))
+    members = Members(listener, key_of(run, claim), lambda pod, caller: admitted(pod, caller, claim, api))
     replacing = Replacing(api)
     if (last := before(run, claim)) is not None and last.uid:
         replacing.declare_dead(last.pod, last.uid, resources.grace_seconds if given_up(run, last) else 0.0)
@@ -71,25 +71,33 @@ def carry(run: RunDir, claim: Claim, lane: PodLane) -> int:
     return EXIT_REQUEUE
 
 
-def refusal(pod: Pod, caller: str, claim: Claim, api: Inside) -> str:
-    """Why a caller is not let in; empty if it is who it says it is: a live pod of this Job, that calls from its address."""
+def admitted(pod: Pod, caller: str, claim: Claim, api: Inside) -> Pod:
+    """The pod that a caller is, which knows the run's key: a live one of this Job, that calls from its own address.
+
+    Its index and its address are what Kubernetes says. Raises RefusedError.
+    """
     if pod.uid == claim.uid:
-        return ""
+        if caller != claim.address:
+            raise RefusedError(f"whoever carries the run has the address {claim.address}")
+        return Pod(name=claim.pod, uid=claim.uid, index=claim.index, address=claim.address)
     try:
         found = api.pod(pod.name)
     except ApiError as error:
         if not error.denied:
-            return str(error)
-        log.warning("pod %s joins without proof: %s", pod.name, error)
-        return ""
+            raise RefusedError(str(error)) from None
+        if caller != pod.address:
+            raise RefusedError(f"it says that it has the address {pod.address}") from None
+        log.warning("of pod %s it is known that it can read the run's directory, and no more: %s", pod.name, error)
+        return pod
     if found is None or found["metadata"]["uid"] != pod.uid:
-        return "there is no such pod"
+        raise RefusedError("there is no such pod")
     if not alive(found):
-        return "Kubernetes does not say that it runs, or not yet"
+        raise RefusedError("Kubernetes does not say that it runs, or not yet")
     if found["metadata"].get("labels", {}).get("batch.kubernetes.io/job-name") != api.job_name:
-        return f"it is no pod of Job {api.job_name}"
-    addresses = {each["ip"] for each in found["status"].get("podIPs", [])} | {found["status"].get("hostIP", "")}
-    return "" if caller in addresses else f"that pod has the address {found['status'].get('podIP')}"
+        raise RefusedError(f"it is no pod of Job {api.job_name}")
+    if caller not in {each["ip"] for each in found["status"].get("podIPs", [])}:
+        raise RefusedError(f"that pod has the address {found['status'].get('podIP')}")
+    return Pod(name=pod.name, uid=pod.uid, index=index_of(found), address=caller)
 
 
 def main() -> None:

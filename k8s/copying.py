@@ -3,11 +3,13 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from cluster.errors import BackendError
 from cluster.files import read_json, write_json
+from cluster.run_dir import make_private
 
 CAME = ".came.json"  # size and time of files as they came: one that this machine has written to since is none to append to
 
@@ -73,6 +75,8 @@ class Sink:
 
     def _open(self, header: dict[str, Any]) -> None:
         path = self._place(header)
+        with suppress(FileExistsError):  # of a run that has come for the first time
+            make_private(self._places[header.get("run", "")])
         path.parent.mkdir(parents=True, exist_ok=True)
         self._header, self._left = header, header["size"]
         if header["offset"]:

@@ -1,7 +1,6 @@
 """The pods of a run's Job as a lane for agents. A node is a pod that is connected; that of the conductor is node 0."""
 
 import logging
-import secrets
 import subprocess
 import time
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from cluster.config import Resources
 from cluster.forking import Process
-from cluster.ports import free_port
+from cluster.ports import ReservedPort
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
 from k8s.claims import Claim, displaced
@@ -44,9 +43,9 @@ class PodLane:
         self.asked_to_stop = Flag()  # this pod has to go
         self.slots: dict[int, Member] = {}  # by node; those of members that are gone until the attempt has buried them
         self.busy: set[int] = set()
-        self.ray_token = secrets.token_hex(32)  # lives in memory only
         self._agents = 0  # started so far, the stores included
         self._store: RemoteAgent | None = None
+        self._store_port = ReservedPort()
         self._limit: float | None = None
         self._notice = ""
         self._asked_for: int | None = None  # pods, of Kubernetes
@@ -105,13 +104,13 @@ class PodLane:
         return self.slots[node].pod.address
 
     def free_port(self) -> int:
-        """A free port of this pod."""
-        return free_port(self.claim.address)
+        """A port of this pod."""
+        return self._store_port.take(self.claim.address)
 
     def start(self, node: int, command: list[str], log: Path) -> Process:
         """Have the node's pod start an agent: it is told the agent's place, and how to start one it knows itself."""
         self._agents += 1
-        place = {"token": self.ray_token, "log": log.name, **_place(command)}
+        place = {"log": log.name, **_place(command)}
         return self.slots[node].start(self._agents, **place)
 
     def serve(self, command: list[str], log: Path) -> Process:

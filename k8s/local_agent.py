@@ -30,7 +30,6 @@ PLACE = {
     "address": r"[0-9a-fA-F.:]{1,45}",
     "rendezvous": r"([0-9a-fA-F.:]{1,45}:\d{1,5})?",
     "log": r"node-\d{1,6}\.log",
-    "token": r"[0-9a-f]{64}",
     "port": r"\d{1,5}",
 }
 
@@ -51,9 +50,9 @@ class LocalAgent:
         self.number, self.process = number, process
 
     @classmethod
-    def start(cls, run: RunDir, message: Mapping[str, Any]) -> "LocalAgent":
+    def start(cls, run: RunDir, message: Mapping[str, Any], ray_token: str) -> "LocalAgent":
         """Start the agent of the place that the message names. Raises ValueError if it names none."""
-        place = checked(message, "attempt", "node", "nodes", "address", "rendezvous", "log", "token")
+        place = checked(message, "attempt", "node", "nodes", "address", "rendezvous", "log")
         words = agent_command(
             sys.executable,
             str(run.path),
@@ -65,7 +64,7 @@ class LocalAgent:
         )
         log.info("node %s of attempt %s", place["node"], place["attempt"])
         output = run.log_dir(int(place["attempt"])) / place["log"]
-        secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": place["token"]}
+        secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ray_token}
         return cls(int(message["agent"]), fork_program(words, {**os.environ, **secret}, output))
 
     def poll(self) -> int | None:

@@ -30,6 +30,7 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 QUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 LEAST_ANNOTATION = "kueue.x-k8s.io/job-min-parallelism"
 CONTAINER = "ropewalk"
+GATE_ENDING = "-gate"
 LONGEST_NAME = 54  # of 63, so that a pod's index and more may follow
 GRACE_MARGIN_SECONDS = 30  # from the ranks' last save until the pod has left
 
@@ -83,7 +84,8 @@ def render_gate(run: RunDir, profile: K8sProfile, number: int) -> Object:
     """The Job of the small pod that lets held Jobs go, of those that were submitted together with `run`."""
     job = load("gate.yaml")
     labels = {**OURS, RUN_LABEL: run.id, SUBMISSION_LABEL: str(number), ROLE_LABEL: "gate"}
-    job["metadata"] |= {"name": f"{name_of(run.id, number)}-gate", "labels": labels}
+    # short enough for its pods to end in -gate-xxxxx: by that k8s/admission-policy.yaml knows them
+    job["metadata"] |= {"name": f"{name_of(run.id, number, LONGEST_NAME - len(GATE_ENDING))}{GATE_ENDING}", "labels": labels}
     if profile.namespace:
         job["metadata"]["namespace"] = profile.namespace
     pod = job["spec"]["template"]
@@ -91,7 +93,7 @@ def render_gate(run: RunDir, profile: K8sProfile, number: int) -> Object:
     container = pod["spec"]["containers"][0]
     container["command"] = [profile.python, "-m", "k8s.gate", f"{profile.claim_path}/{run.id}", str(number)]
     container["env"] += [{"name": n, "value": v} for n, v in environment(run, profile, number).items()]
-    job["spec"]["template"] = dress(pod, profile)
+    job["spec"]["template"] = dress(pod, profile.model_copy(update={"secrets": ()}))  # it needs none of what runs need
     return job
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from cluster.forking import wait_by_polling
+from k8s.handshake import new_nonce, proves, welcome
 from k8s.pod import Pod
 from k8s.wire import BEAT, BEAT_SECONDS, LONGEST_BYTES, LOST_SECONDS, Message, pack, unpack
 
@@ -19,8 +20,13 @@ log = logging.getLogger(__name__)
 LOST_CODE = 255  # of an agent whose pod is lost
 POLL_SECONDS = 0.02
 CLOSE_SECONDS = 5.0
+MOST_REFUSED = 10_000  # callers that are remembered, so that each is told of once
 
-Admit = Callable[[Pod, str], str]  # who it says it is, where it calls from -> why not; empty: it may join
+Admit = Callable[[Pod, str], Pod]  # who it says it is, where it calls from -> who it is; raises RefusedError
+
+
+class RefusedError(Exception):
+    """Why a caller is not let in."""
 
 
 async def _next_line(reader: asyncio.StreamReader) -> bytes:
@@ -101,8 +107,8 @@ class Member:
 class Members:
     """Everybody who is connected, and was. Runs in a thread of its own; all methods may be called from any other."""
 
-    def __init__(self, listener: socket.socket, admit: Admit) -> None:
-        self._listener, self._admit = listener, admit
+    def __init__(self, listener: socket.socket, key: str, admit: Admit) -> None:
+        self._listener, self._key, self._admit = listener, key, admit
         self._loop = asyncio.new_event_loop()
         self._by_uid: dict[str, Member] = {}
         self._lock = threading.Lock()
@@ -158,15 +164,13 @@ class Members:
         """One connection, from hello to its end."""
         member: Member | None = None
         try:
-            hello = unpack(await asyncio.wait_for(reader.readline(), LOST_SECONDS))
-            pod = Pod(**hello["pod"])
-            caller = str(writer.get_extra_info("peername")[0])
-            refusal = await asyncio.to_thread(self._admit, pod, caller)
-            if refusal:
-                if refusal != self._refused.get(pod.uid):  # it calls again and again
-                    log.warning("a caller from %s that says to be pod %s is not let in: %s", caller, pod.name, refusal)
-                self._refused[pod.uid] = refusal
+            challenge = new_nonce()
+            writer.write(pack({"say": "challenge", "nonce": challenge}))
+            hello = unpack(await _next_line(reader))
+            pod = await self._let_in(hello, challenge, str(writer.get_extra_info("peername")[0]))
+            if pod is None:
                 return
+            writer.write(pack(welcome(self._key, str(hello["nonce"]))))
             member = Member(pod, writer, self._loop)
             self._join(member)
             while line := await _next_line(reader):
@@ -181,6 +185,20 @@ class Members:
             writer.close()
             if member is not None:
                 self._drop(member)
+
+    async def _let_in(self, hello: Message, challenge: str, caller: str) -> Pod | None:
+        """Who calls, if it may join."""
+        claimed = Pod(**hello["pod"])
+        try:
+            if not proves(self._key, challenge, hello, claimed):
+                raise RefusedError("it does not know the run's key")
+            return await asyncio.to_thread(self._admit, claimed, caller)
+        except RefusedError as error:
+            if str(error) != self._refused.get(claimed.uid):  # it calls again and again
+                log.warning("a caller from %s that says to be pod %s is not let in: %s", caller, claimed.name, error)
+            if len(self._refused) < MOST_REFUSED:
+                self._refused[claimed.uid] = str(error)
+            return None
 
     def _join(self, member: Member) -> None:
         with self._lock:

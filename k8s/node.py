@@ -17,8 +17,9 @@ from cluster.forking import Forked, fork_program, load, needed
 from cluster.processes import Flag, hear_stops
 from cluster.run_dir import RunDir
 from cluster.submitted import submission_details
-from k8s.claims import Claim, give_up, given_up, newest
+from k8s.claims import Claim, give_up, given_up, key_of, newest
 from k8s.ending import pod_code, tell_the_end
+from k8s.handshake import ray_token
 from k8s.inside import Inside
 from k8s.link import Link
 from k8s.local_agent import LocalAgent, Store, share_of_node
@@ -130,7 +131,7 @@ class Node:
 
     def _listen(self, link: Link) -> None:
         for message in link.listen(TICK_SECONDS):
-            self._obey(message)
+            self._obey(message, link)
         if link.answered:
             self.succession.reached()
             self._heard = link.claim.number
@@ -150,12 +151,12 @@ class Node:
                 self.agent.stop()
                 self._orphaned_at = time.monotonic() - (ORPHAN_SECONDS if link.silent_seconds else 0.0)
 
-    def _obey(self, message: Message) -> None:
+    def _obey(self, message: Message, link: Link) -> None:
         agent = self.agent if self.agent is not None and self.agent.number == message.get("agent") else None
         match message["say"]:
             case "start":
                 assert self.agent is None, "the conductor starts one agent at a time"
-                self.agent = LocalAgent.start(self.run, message)
+                self.agent = LocalAgent.start(self.run, message, ray_token(link.key))
                 if self.asked_to_go.is_set():  # the two words have crossed
                     self.agent.stop()
             case "store":
@@ -210,7 +211,7 @@ class Node:
 
     def _reach(self, claim: Claim) -> bool:
         try:
-            self.link = Link.connect(claim, self.pod, known=claim.number == self._heard)
+            self.link = Link.connect(claim, self.pod, key_of(self.run, claim), known=claim.number == self._heard)
         except OSError as error:
             refused = isinstance(error, ConnectionRefusedError)
             self.succession.unreachable(claim, refused=refused, silent_seconds=self._silent_seconds)

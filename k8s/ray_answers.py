@@ -44,8 +44,8 @@ class Answers:
         self._server.server_close()
 
     def admits(self, header: str) -> bool:
-        """Whether the caller knows the token."""
-        return hmac.compare_digest(header.removeprefix("Bearer ").encode(), self._token)
+        """Whether the caller knows the token; nobody does where there is none."""
+        return bool(self._token) and hmac.compare_digest(header.removeprefix("Bearer ").encode(), self._token)
 
     def answer(self, method: str, path: str) -> tuple[int, Any]:
         """Status and body. The job has whatever id it is asked for by: KubeRay makes a new one for each cluster."""
@@ -76,11 +76,16 @@ def _handler(answers: Answers) -> type[BaseHTTPRequestHandler]:
             self._respond()
 
         def do_POST(self) -> None:
-            self.rfile.read(min(int(self.headers.get("Content-Length") or 0), LONGEST_BODY))
+            length = self.headers.get("Content-Length") or "0"
+            if self._admitted() and length.isdecimal():  # else what follows is not read, and the connection ends
+                self.rfile.read(min(int(length), LONGEST_BODY))
             self._respond()
 
+        def _admitted(self) -> bool:
+            return any(answers.admits(self.headers.get(name) or "") for name in HEADERS)
+
         def _respond(self) -> None:
-            if any(answers.admits(self.headers.get(name) or "") for name in HEADERS):
+            if self._admitted():
                 status, body = answers.answer(self.command, self.path.partition("?")[0])
             else:
                 status, body = 401, {"error": "the token of this Ray cluster is needed"}

@@ -100,8 +100,13 @@ def _held(seen: Seen) -> Trouble:
 
 
 def told_by(run: RunDir, job: Object | None) -> Outcome | None:
-    """The outcome that the run left on its Job, written down where this machine does not see the run's own file."""
-    text = ((job or {}).get("metadata", {}).get("annotations") or {}).get(OUTCOME_ANNOTATION)
+    """The outcome that the run left on its Job, written down where this machine does not see the run's own file.
+
+    Other pods of the namespace may be able to write there too: it counts once the Job has ended, or somebody has deleted it.
+    """
+    if job is None or (end_of(job) is None and "deletionTimestamp" not in job["metadata"]):
+        return None
+    text = (job["metadata"].get("annotations") or {}).get(OUTCOME_ANNOTATION)
     if not text:
         return None
     raw = json.loads(text)

@@ -10,9 +10,12 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from cluster.code_copy import accept_copy
+from cluster.run_dir import make_private
 from k8s.feeding import fed
 
 RUN_PARCEL, CODE_PARCEL = "run.tar.gz", "code.tar.gz"
@@ -23,7 +26,7 @@ def unpack(parcel: Path, run: Path) -> None:
     """The newest attempt of a run as it was submitted, and its code if that came along."""
     for archive in [parcel / CODE_PARCEL] if (parcel / CODE_PARCEL).exists() else []:
         with archive.open("rb") as stream:
-            place(stream, run.parent / code_of(parcel))
+            place_code(stream, run.parent / code_of(parcel))
     with (parcel / RUN_PARCEL).open("rb") as stream:
         if not (run / "run.yaml").exists():
             place(stream, run)
@@ -42,14 +45,25 @@ def code_of(parcel: Path) -> str:
     return (parcel / "code").read_text()
 
 
+def place_code(archive: IO[bytes], target: Path) -> None:
+    """Unpack a copy of the code, unless one is there that holds what its name says."""
+    if not accept_copy(target):
+        place(archive, target)
+        if not accept_copy(target):
+            raise ValueError(f"{target}: the code that was sent is not what its name says; submit the run again")
+
+
 def place(archive: IO[bytes], target: Path, below: str = "") -> None:
     """Unpack an archive, or what lies in a folder of it, as `target`: whole or not at all, and by one of many at a time."""
     if target.exists():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target.parent.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        make_private(target.parent)
     # rename is atomic only within one filesystem, so the temporary folder lies beside its target
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
+        make_private(temporary)
         with tarfile.open(fileobj=archive, mode="r|gz") as stream:
             stream.extractall(temporary, filter="data")
         (temporary / below).rename(target)
@@ -70,7 +84,7 @@ def main() -> None:
     parcel, target = sys.argv[1:]
     if parcel == "-":
         with fed() as archive:
-            place(archive, Path(target))
+            place_code(archive, Path(target))
     else:
         unpack(Path(parcel), Path(target))
 

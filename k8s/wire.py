@@ -1,6 +1,7 @@
 """What pods of a run say to each other: one JSON object a line, and a beat a second as long as all is well.
 
-A pod says hello (who it is), ended (its agent has left, with which code), leaving (it was asked to go). Whoever carries
+Whoever carries the run begins with a challenge, which a pod answers with its hello (who it is), and that with a welcome: see
+`k8s.handshake`. Then a pod says ended (its agent has left, with which code), leaving (it was asked to go). Whoever carries
 the run says start (an agent, with its place in the attempt), store (the group's, beside the conductor), stop and kill (one
 of the two), regroup (end its ranks: a peer is dead), over (the run is). No word of it is a command line.
 """

@@ -19,6 +19,7 @@ from slurm import lab_hosts
 from slurm.lab_accounting import start_accounting
 from slurm.lab_config import MOST_LABS, MOST_NODES, LabSettings, Place, hurry_script, names, slurm_conf
 from slurm.lab_daemons import PATH, Daemons
+from slurm.lab_folder import refuse_foreign
 from slurm.lab_processes import kill_all, marked, on_nodes
 
 LONGEST_FOLDER = 60  # a step's socket lies below it, and a socket's path ends at 107 characters
@@ -46,10 +47,12 @@ def missing(accounting: bool = False) -> str:
 class Lab:
     """One cluster. All of it lies in `folder`, so another process may take it down, or a node of it.
 
+    Nobody else could have put anything into the folder, since daemons run what lies there. Raises ConfigError otherwise.
     As root every node is a PID namespace of its own; as any other user all daemons and jobs are that user's.
     """
 
     def __init__(self, folder: Path) -> None:
+        refuse_foreign(folder)
         self.folder = folder.resolve()
         self.conf = self.folder / "etc/slurm.conf"
         self.daemons = Daemons(self.folder)
@@ -96,6 +99,9 @@ class Lab:
         """
         settings = settings or LabSettings()
         self._check(settings)
+        # an own folder that is there already is as open as this user wants it to be
+        self.folder.mkdir(mode=0o755 if settings.users else 0o700, parents=True, exist_ok=True)
+        refuse_foreign(self.folder)  # as it is now
         with _one_at_a_time():
             try:
                 self._settle(settings)
@@ -198,7 +204,7 @@ class Lab:
         hosts = {place.name(node): place.address(node) for node in range(1, settings.nodes + 1)}
         place = dataclasses.replace(place, named=lab_hosts.can_resolve(hosts))
         for name in ("etc", "run", "log", "state", "spool", "munge"):
-            (self.folder / name).mkdir(parents=True, mode=0o700 if name in {"state", "munge"} else 0o755)
+            (self.folder / name).mkdir(mode=0o700 if name in {"state", "munge"} else 0o755)
         for name in names(place, settings):
             (self.folder / "spool" / name).mkdir()
         written = {key: value for key, value in dataclasses.asdict(place).items() if key != "folder"}

@@ -1,7 +1,5 @@
 """The test cluster's accounting: MariaDB, slurmdbd, one account, and two QoS with limits to run into."""
 
-import secrets
-
 from slurm.lab_config import ACCOUNT, CLUSTER, DATABASE, LabSettings, Place, slurmdbd_conf
 from slurm.lab_daemons import Daemons
 
@@ -22,31 +20,27 @@ def start_accounting(daemons: Daemons, place: Place, settings: LabSettings) -> N
 
 def _start_database(daemons: Daemons, place: Place) -> None:
     folder = daemons.folder
-    data = folder / "database"
+    data = daemons.database
     own = ["--no-defaults", f"--user={place.user}", f"--datadir={data}"]
     if not data.exists():
-        data.mkdir(mode=0o700)
-        flags = ["--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve"]
+        data.mkdir(mode=0o700)  # nobody else reaches its socket
+        # nobody is root without being this user of the machine, and so there is no password
+        flags = ["--auth-root-authentication-method=socket", f"--auth-root-socket-user={place.user}", "--skip-test-db"]
         daemons.launch("mariadbd", "mariadb-install-db", *own, *flags)
-    words = [f"--socket={folder}/run/mysql.sock", f"--port={place.port + 2}", "--bind-address=127.0.0.1", "--skip-name-resolve"]
+    words = [f"--socket={daemons.database_socket}", "--skip-networking", f"--secure-file-priv={data}", "--skip-local-infile"]
     # slurmdbd asks for the long lock wait; nobody minds a lost second of this cluster's history
     words += ["--innodb-lock-wait-timeout=900", "--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=64M"]
     daemons.kill("mariadbd")
     daemons.launch("mariadbd", "mariadbd", *own, *words, f"--log-error={folder}/log/mariadbd.log", foreground=True)
-    daemons.wait_until(lambda: daemons.answers(*_sql(daemons, "select 1")), "MariaDB answers")
+    daemons.wait_until(lambda: daemons.answers(*_sql(daemons, place, "select 1")), "MariaDB answers")
 
 
 def _start_slurmdbd(daemons: Daemons, place: Place) -> None:
     conf = daemons.folder / "etc/slurmdbd.conf"
     if not conf.exists():
-        password = secrets.token_hex(12)
-        conf.touch(mode=0o600)
-        conf.write_text(slurmdbd_conf(place, password))
-        user = "slurm@'127.0.0.1'"
-        statements = (
-            f"create database {DATABASE}; create user {user} identified by '{password}'; grant all on {DATABASE}.* to {user}"
-        )
-        daemons.command(*_sql(daemons, statements))
+        conf.touch(mode=0o600)  # slurmdbd wants it so
+        conf.write_text(slurmdbd_conf(place))
+        daemons.command(*_sql(daemons, place, f"create database {DATABASE}"))
     daemons.kill("slurmdbd")
     daemons.launch("slurmdbd", "slurmdbd")
     daemons.wait_until(lambda: daemons.answers("sacctmgr", "-n", "show", "cluster"), "slurmdbd answers")
@@ -67,5 +61,6 @@ def _fill(daemons: Daemons, place: Place, settings: LabSettings) -> None:
         daemons.command("sacctmgr", "-i", "modify", "user", user, "set", f"defaultaccount={ACCOUNT}")
 
 
-def _sql(daemons: Daemons, statements: str) -> list[str]:
-    return ["mariadb", "--no-defaults", "--user=root", f"--socket={daemons.folder}/run/mysql.sock", "--execute", statements]
+def _sql(daemons: Daemons, place: Place, statement: str) -> list[str]:
+    own = [f"--user={place.user}", f"--socket={daemons.database_socket}"]
+    return ["mariadb", "--no-defaults", *own, "--execute", statement]

@@ -46,7 +46,7 @@ class Place:
 
     @property
     def port(self) -> int:
-        """The first port of the block: the controller's. slurmdbd and MariaDB follow, then from 10 on the nodes."""
+        """The first port of the block: the controller's. slurmdbd follows, then from 10 on the nodes."""
         return PORTS_FROM + self.block * PORTS_PER_LAB
 
     @property
@@ -167,7 +167,7 @@ def _partitions(settings: LabSettings) -> list[str]:
     ]
 
 
-def slurmdbd_conf(place: Place, password: str) -> str:
+def slurmdbd_conf(place: Place) -> str:
     """The text of slurmdbd.conf."""
     keys = {
         "AuthType": "auth/munge",
@@ -177,10 +177,8 @@ def slurmdbd_conf(place: Place, password: str) -> str:
         "DbdPort": str(place.port + 1),
         "SlurmUser": place.user,
         "StorageType": "accounting_storage/mysql",
-        "StorageHost": "127.0.0.1",
-        "StoragePort": str(place.port + 2),
-        "StorageUser": "slurm",
-        "StoragePass": password,
+        "StorageHost": "localhost",  # by a socket, which tells the database who calls
+        "StorageUser": place.user,
         "StorageLoc": DATABASE,
         "LogFile": str(place.folder / "log/slurmdbd.log"),
         "PidFile": str(place.folder / "run/slurmdbd.pid"),

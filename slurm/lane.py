@@ -13,7 +13,7 @@ from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.forking import Process
 from cluster.gpus import NODE_GPUS_VARIABLE
-from cluster.ports import NODE_CPUS_VARIABLE, free_port
+from cluster.ports import NODE_CPUS_VARIABLE, ReservedPort
 from cluster.processes import Flag, deaf_children, end, family
 from cluster.run_dir import RunDir
 from slurm.commands import Slurm, plain_environment
@@ -59,6 +59,7 @@ class SlurmLane:
         self.ray_token = secrets.token_hex(32)  # lives in memory only
         self.companions: set[str] = set()  # jobs asked for that hold no slot yet
         self.guard = Guard(self)
+        self._store_port = ReservedPort()
         self._next_look = self._next_request = 0.0
         self._notice = ""
 
@@ -79,8 +80,8 @@ class SlurmLane:
         return self.slots[node].host
 
     def free_port(self) -> int:
-        """A free port of the first node, which this process runs on."""
-        return free_port(self.slots[0].host)
+        """A port of the first node, which this process runs on."""
+        return self._store_port.take(self.slots[0].host)
 
     def start(self, node: int, command: list[str], log: Path) -> Popen[bytes]:
         """Start a step of one task; srun hands SIGUSR2 on to it."""
@@ -275,6 +276,7 @@ class SlurmLane:
 
     def close(self) -> None:
         """Give back what was asked for in addition."""
+        self._store_port.release()
         self.guard.close()
         held = {slot.job for slot in self.slots.values() if slot.job != self.job and not slot.dead}
         if held or self.companions:

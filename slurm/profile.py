@@ -14,6 +14,7 @@ OWN_OPTIONS = frozenset(
     | {"export", "gpus-per-node", "cpus-per-task", "mem"}
 )
 _SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
+_LONG_NAME = re.compile(r"[a-z][a-z0-9-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -62,6 +63,9 @@ class SlurmProfile(Section):
     @classmethod
     def _not_ours(cls, options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
         plain = {name.lstrip("-").replace("_", "-"): value for name, value in options.items()}
+        for name in plain:
+            if not _LONG_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no long name of an option of sbatch; small letters, digits and - it may have")
         own = sorted(set(plain) & (OWN_OPTIONS | set(cls.model_fields)))
         if own:
             raise ValueError(f"{own[0]} has a key of its own, here or in the job's resources, or is the job script's to set")

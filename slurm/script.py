@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from string import Template
 
 from cluster.config import Resources
 from cluster.run_dir import RunDir
@@ -98,13 +99,19 @@ def flags(options: Mapping[str, str | int | bool]) -> list[str]:
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items() if value is not False]
 
 
+class _Line(Template):
+    """A line of a template: @name@ stands for a value, in which nothing is looked for; any other @ is an error."""
+
+    pattern = r"@(?:(?P<named>[a-z]+)@|(?P<escaped>(?!))|(?P<braced>(?!))|(?P<invalid>))"  # type: ignore[assignment]  # a class's pattern is text
+
+
 def fill(template: str, **values: str) -> str:
-    """A template beside this module with its @names@ replaced; lines that become empty vanish."""
+    """A template beside this module with its @names@ replaced; lines that become empty vanish. Raises KeyError for a name
+    that has no value.
+    """
     lines = []
     for line in _template(template):
-        filled = line
-        for name, value in values.items() if "@" in line else ():
-            filled = filled.replace(f"@{name}@", value)
+        filled = _Line(line).substitute(values)
         if filled or not line:
             lines.append(filled.rstrip())
     return "\n".join(lines) + "\n"
@@ -132,6 +139,7 @@ def _exports(run: RunDir, profile: SlurmProfile) -> list[str]:
     lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
     if run.code is not None:
         code = f"../{run.code.relative_to(run.path.parent)}"
-        lines.append(f'[ -d {shlex.quote(code)} ] || {{ echo "{code}: the copy of the code is gone" >&2; exit 1; }}')
+        said = shlex.quote(f"{code}: the copy of the code is gone")
+        lines.append(f"[ -d {shlex.quote(code)} ] || {{ echo {said} >&2; exit 1; }}")
         lines.append(f'export PYTHONPATH="$PWD"/{shlex.quote(code)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     return [*lines, "export PYTHONUNBUFFERED=1"]

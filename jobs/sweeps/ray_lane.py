@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.config import Resources
 from cluster.forking import Process, wait_by_polling
 from cluster.gpus import NODE_GPUS_VARIABLE
-from cluster.ports import NODE_CPUS_VARIABLE, free_port
+from cluster.ports import NODE_CPUS_VARIABLE, ReservedPort
 from cluster.processes import deaf_children, end, family, processes_of
 from jobs.sweeps.launcher import OURS
 
@@ -33,14 +33,15 @@ class NodeServer:
     def __init__(self) -> None:
         self.disk = tempfile.mkdtemp(prefix="n")
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.store_port = ReservedPort()
 
     def address(self) -> str:
         """Under which the other nodes reach this one."""
         return str(ray.util.get_node_ip_address())
 
     def free_port(self) -> int:
-        """A free port of this node."""
-        return free_port(self.address())
+        """A port of this node that this user alone can bind, until this is asked again."""
+        return self.store_port.take(self.address())
 
     def start(self, command: list[str], environment: Mapping[str, str], log: str) -> int:
         """Start a command in a session of its own; its process id."""

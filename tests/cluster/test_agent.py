@@ -15,6 +15,7 @@ from cluster.errors import EXIT_LOST_PEER, EXIT_REQUEUE
 from cluster.ports import free_port
 from cluster.processes import deaf_children, end, family
 from cluster.run_dir import RunDir
+from cluster.run_key import RENDEZVOUS_KEY, new_key, write_private
 from tests.cluster.conftest import ROOT
 from tests.patience import HANG_SECONDS, Patience, ended, until
 
@@ -54,6 +55,7 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
     run = RunDir.create("toy", {**record, "resources": {"nodes": 2}}, tmp_path)
     attempt = run.begin_attempt()
     run.make_folders(attempt)
+    write_private(run.attempt_dir(attempt) / RENDEZVOUS_KEY, new_key())
     port = free_port("127.0.0.1")
     said = tmp_path / "node-0.log"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import cluster
-from cluster.run_dir import CODE_FOLDER, RunDir
+from cluster.errors import ConfigError
+from cluster.run_dir import CODE_FOLDER, MODE_VARIABLE, RunDir
 from jobs import snapshot, submission
 from jobs.snapshot import checkout, code_state, take_snapshot, told
 from tests.jobs.shell import Shell, pretrain
@@ -66,10 +67,10 @@ def test_the_work_tree_is_copied_as_it_is(tree: Path, tmp_path: Path) -> None:
 def test_equal_code_is_copied_once_and_other_code_apart(tree: Path, tmp_path: Path) -> None:
     root = tmp_path / "runs"
     first, _ = copied(tree, root)
-    (first / "mark").touch()
+    before = first.stat().st_ino
     again, _ = copied(tree, root)
     assert again == first
-    assert (first / "mark").exists(), "an existing copy is not written again"
+    assert first.stat().st_ino == before, "an existing copy is not written again"
     seen = {first}
     for change in (
         lambda: (tree / "a.py").write_text("A = 3\n"),
@@ -193,3 +194,43 @@ def test_submit_says_what_travels_and_a_dry_run_takes_nothing(
     live = RunDir(tmp_path / "runs" / shell("submit", *pretrain("--on", "slow")).strip())
     assert (live.code, shell.err) == (None, "")
     assert len(list((tmp_path / "runs" / CODE_FOLDER).iterdir())) == 2
+
+
+def test_a_copy_that_somebody_has_changed_is_not_used(tree: Path, tmp_path: Path) -> None:
+    """Nor one that was put there before, under the name that equal code will have."""
+    root = tmp_path / "runs"
+    copy, _ = copied(tree, root)
+    (copy / "a.py").write_text("import os; os.system('mail')\n")
+    (copy / "sitecustomize.py").touch()
+    assert copied(tree, root)[0] == copy
+    assert (copy / "a.py").read_text() == "A = 1\n"
+    assert not (copy / "sitecustomize.py").exists()
+    shutil.rmtree(copy)
+    (tmp_path / "elsewhere").mkdir()
+    copy.symlink_to(tmp_path / "elsewhere")
+    assert not copied(tree, root)[0].is_symlink()
+
+
+def test_bytecode_beside_a_copy_is_not_used(tree: Path, tmp_path: Path) -> None:
+    """Python would run it in place of the source."""
+    root = tmp_path / "runs"
+    copy, _ = copied(tree, root)
+    (copy / "pkg/__pycache__").mkdir()
+    (copy / "pkg/__pycache__/b.cpython-311.pyc").write_bytes(b"x")
+    before = copy.stat().st_ino
+    assert copied(tree, root)[0].stat().st_ino == before, "the rest is as it was"
+    assert not (copy / "pkg/__pycache__").exists()
+
+
+def test_nobody_else_enters_a_run_or_its_code(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def modes(root: Path) -> list[int]:
+        take_snapshot(tree, root)
+        run = RunDir.create("toy", {}, root)
+        return [path.stat().st_mode & 0o7777 for path in (run.path, root / CODE_FOLDER)]
+
+    assert modes(tmp_path / "mine") == [0o700, 0o700]
+    monkeypatch.setenv(MODE_VARIABLE, "2770")
+    assert modes(tmp_path / "ours") == [0o2770, 0o2770]
+    monkeypatch.setenv(MODE_VARIABLE, "rwx")
+    with pytest.raises(ConfigError, match="a mode as chmod takes it"):
+        modes(tmp_path / "nobodys")

@@ -108,6 +108,19 @@ def test_a_gate() -> None:
     compare("gate.yaml", dump([render_gate(run_of(case), K8sProfile.model_validate(case.profile), case.number)]))
 
 
+def test_a_gate_has_none_of_the_secrets_that_runs_have() -> None:
+    gate = render_gate(run_of(CASES["held"]), K8sProfile(secrets=("wandb", "s3")), 1)
+    assert "secretRef" not in dump([gate])
+
+
+def test_a_gates_pods_can_be_told_from_a_runs_however_long_its_name() -> None:
+    run = RunDir(f"/runs/{'x' * 80}")
+    run.__dict__["record"] = {"run": run.id, "engine": "ranks", "resources": {}, "code": {}}
+    name = render_gate(run, K8sProfile(), 1)["metadata"]["name"]
+    assert name.endswith("-gate")
+    assert len(name) < 58, "of 63, five are random, after a -: a longer one is cut"
+
+
 def test_no_golden_file_is_left_over() -> None:
     assert {path.name for path in GOLDEN.iterdir()} == {"gate.yaml", *(f"{name}.yaml" for name in [*CASES, *RAY_CASES])}
 

@@ -9,16 +9,27 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from k8s.pod import Pod
-from k8s.wire import BEAT, pack
+from cluster.run_dir import RunDir
+from k8s.claims import Claim, key_of, take
+from k8s.conductor import admitted
+from k8s.handshake import hello, is_welcome
+from k8s.inside import ApiError, Inside
+from k8s.link import Link
+from k8s.members import RefusedError
+from k8s.pod import INDEX_ANNOTATION, Pod
+from k8s.wire import BEAT, Message, pack, unpack
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
 
 BEAT_SECONDS = 0.1
 LOST_SECONDS = 2.0
+KEY = "0123456789abcdef" * 4
+POD = Pod(name="a", uid="1", index=0, address="127.0.0.1")
 
 CONDUCTOR = f"""
 import socket, sys, time
@@ -26,7 +37,7 @@ from k8s import members
 
 members.BEAT_SECONDS, members.LOST_SECONDS = {BEAT_SECONDS}, {LOST_SECONDS}
 listener = socket.create_server(("127.0.0.1", 0))
-known = members.Members(listener, lambda pod, caller: "")
+known = members.Members(listener, "{KEY}", lambda pod, caller: pod)
 print(listener.getsockname()[1], flush=True)
 while True:
     for member in known.departed():
@@ -60,10 +71,15 @@ class Caller:
 
     def __init__(self, port: int) -> None:
         self.connection = socket.create_connection(("127.0.0.1", port))
-        self.connection.sendall(pack({"say": "hello", "pod": vars(Pod(name="a", uid="1", index=0, address="127.0.0.1"))}))
+        self.lines = self.connection.makefile("rb")
+        self.hello = hello(KEY, self.hear()["nonce"], "of the caller", POD)
+        self.connection.sendall(pack(self.hello))
         self.silent = threading.Event()
         self.heart = threading.Thread(target=self._beat)
         self.heart.start()
+
+    def hear(self) -> Message:
+        return unpack(self.lines.readline())
 
     def _beat(self) -> None:
         while not self.silent.wait(BEAT_SECONDS):
@@ -73,6 +89,7 @@ class Caller:
     def close(self) -> None:
         self.silent.set()
         self.heart.join()
+        self.lines.close()
         self.connection.close()
 
 
@@ -86,7 +103,7 @@ def conductor() -> Iterator[Conductor]:
 @pytest.fixture
 def caller(conductor: Conductor) -> Iterator[Caller]:
     one = Caller(conductor.port)
-    assert one.connection.recv(1), "it is let in, and hears a beat"
+    assert is_welcome(KEY, "of the caller", one.hear())
     yield one
     one.close()
 
@@ -111,3 +128,103 @@ def test_a_conductor_that_stood_still_does_not_take_its_pods_for_silent(conducto
         conductor.process.send_signal(signal.SIGCONT)
         time.sleep(0.5)
     assert conductor.said == []
+
+
+def stranger(port: int, *said: Message) -> bytes:
+    """What somebody hears after the challenge who says something without the key."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection, connection.makefile("rb") as lines:
+        assert unpack(lines.readline())["say"] == "challenge"
+        for message in said:
+            connection.sendall(pack(message))
+        return bytes(lines.readline())
+
+
+@pytest.mark.parametrize("uid", ["1", "2"])
+def test_who_does_not_know_the_key_is_not_let_in(conductor: Conductor, uid: str) -> None:
+    """Not even who says that it is the pod of the conductor itself."""
+    pod = Pod(name="a", uid=uid, index=0, address="127.0.0.1")
+    assert stranger(conductor.port, {"say": "hello", "pod": vars(pod)}) == b""
+    assert stranger(conductor.port, hello("another key", "", "", pod)) == b""
+
+
+def test_a_hello_that_was_overheard_is_no_use(conductor: Conductor, caller: Caller) -> None:
+    assert stranger(conductor.port, caller.hello) == b""
+    assert conductor.said == [], "and displaces nobody"
+
+
+def test_a_pod_obeys_nobody_who_does_not_know_the_key() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as impostor:
+        claim = Claim(number=1, pod="a", uid="1", index=0, address="127.0.0.1", port=impostor.getsockname()[1])
+        link = Link.connect(claim, POD, KEY)
+        connection, _ = impostor.accept()
+        with connection:
+            connection.sendall(pack({"say": "challenge", "nonce": "1"}) + pack({"say": "over", "code": 0}))
+            heard = [message for _ in range(3) for message in link.listen(0.1)]
+        link.close()
+    assert heard == []
+    assert not link.answered
+    assert "without a welcome" in link.lost
+
+
+def test_a_link_and_members_understand_each_other(conductor: Conductor) -> None:
+    claim = Claim(number=1, pod="a", uid="1", index=0, address="127.0.0.1", port=conductor.port)
+    link = Link.connect(claim, POD, KEY)
+    until(lambda: link.listen(0.05) == [] and link.answered, 10)
+    assert not link.lost
+    link.close()
+
+
+def test_the_key_of_a_claim_is_its_users_alone(tmp_path: Path) -> None:
+    run = RunDir.create("toy", {"config": {}}, tmp_path)
+    claims = [Claim(number=n, pod="a", uid="1", index=0, address="127.0.0.1", port=1) for n in (1, 2)]
+    assert take(run, claims[0])
+    first = key_of(run, claims[0])
+    assert [path.stat().st_mode & 0o777 for path in (run.path / "carriers").glob(".*.key")] == [0o600]
+    assert take(run, claims[1])
+    assert key_of(run, claims[1]) != first, "a claim's key ends with it"
+    assert first not in "".join(path.read_text() for path in (run.path / "carriers").glob("0*"))
+
+
+class Api:
+    """What an API server says of one pod."""
+
+    job_name = "job"
+
+    def __init__(self, error: ApiError | None = None) -> None:
+        self.error = error
+
+    def pod(self, name: str) -> dict[str, Any]:
+        if self.error:
+            raise self.error
+        labels, annotations = {"batch.kubernetes.io/job-name": "job"}, {INDEX_ANNOTATION: "7"}
+        return {
+            "metadata": {"name": name, "uid": "u7", "labels": labels, "annotations": annotations},
+            "status": {"phase": "Running", "podIP": "10.0.0.7", "podIPs": [{"ip": "10.0.0.7"}], "hostIP": "192.168.0.1"},
+        }
+
+
+LEADER = Claim(number=1, pod="p0", uid="u0", index=0, address="10.0.0.1", port=1)
+AWAY, DENIED = ApiError("away"), ApiError("denied", 403)
+
+
+@pytest.mark.parametrize(
+    ("uid", "caller", "error", "why"),
+    [
+        ("u0", "10.0.0.7", None, "whoever carries the run has the address 10.0.0.1"),
+        ("u0", "10.0.0.7", DENIED, "whoever carries the run has the address 10.0.0.1"),
+        ("u7", "192.168.0.1", None, "that pod has the address 10.0.0.7"),
+        ("u7", "10.0.0.7", AWAY, "away"),
+        ("u7", "10.0.0.8", DENIED, "it says that it has the address 10.0.0.9"),
+        ("u8", "10.0.0.7", None, "there is no such pod"),
+    ],
+)
+def test_a_caller_must_be_who_it_says_it_is(uid: str, caller: str, error: ApiError | None, why: str) -> None:
+    with pytest.raises(RefusedError, match=why):
+        admitted(Pod(name="p", uid=uid, index=3, address="10.0.0.9"), caller, LEADER, cast(Inside, Api(error)))
+
+
+def test_index_and_address_are_what_kubernetes_says() -> None:
+    found = admitted(Pod(name="p", uid="u7", index=0, address="10.0.0.66"), "10.0.0.7", LEADER, cast(Inside, Api()))
+    assert (found.index, found.address) == (7, "10.0.0.7")
+    leader = admitted(Pod(name="x", uid="u0", index=3, address="10.0.0.66"), "10.0.0.1", LEADER, cast(Inside, Api()))
+    assert leader == Pod(name="p0", uid="u0", index=0, address="10.0.0.1")

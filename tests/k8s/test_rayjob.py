@@ -1,6 +1,8 @@
 """Runs of the ray engine as RayJobs: carried by their head, and carried on by the next one."""
 
 import json
+import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from cluster.ports import free_port
 from cluster.spec import Engine, RunState
 from k8s.client import ForbiddenError, Kubernetes, NotFoundError, connect
 from k8s.profile import K8sProfile
-from k8s.ray_answers import FAILED, RUNNING, Answers
+from k8s.ray_answers import FAILED, REQUEST_SECONDS, RUNNING, Answers
 from k8s.shape import ray_shape, shape_of
 from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.queueing import drop_queue, make_queue, urgent
@@ -227,6 +229,33 @@ def test_strangers_get_no_answer(head: tuple[Answers, int]) -> None:
     for token in ("", "wrong", "secret2"):
         for method in ("GET", "POST"):
             assert ask(head[1], "/api/jobs/x", token, method)[0] == 401
+
+
+def said_to(port: int, *lines: str) -> bytes:
+    """The first line of the answer to a request without a body."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection, connection.makefile("rb") as answer:
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        return answer.readline()
+
+
+def test_a_body_is_read_of_nobody_who_has_no_token(head: tuple[Answers, int]) -> None:
+    """One that never comes would hold a thread up for as long as it likes."""
+    began = time.monotonic()
+    assert b" 401 " in said_to(head[1], "POST /api/jobs/ HTTP/1.1", "Host: x", "Content-Length: 1000")
+    assert time.monotonic() - began < REQUEST_SECONDS
+
+
+@pytest.mark.parametrize("length", ["-1", "many"])
+def test_a_length_that_is_none(head: tuple[Answers, int], length: str) -> None:
+    words = ("POST /api/jobs/ HTTP/1.1", "Host: x", "Authorization: Bearer secret", f"Content-Length: {length}")
+    assert b" 200 " in said_to(head[1], *words)
+
+
+def test_without_a_token_nobody_is_answered() -> None:
+    port = free_port("127.0.0.1")
+    answers = Answers("127.0.0.1", port, "", "python -m k8s.ray_head /runs/x")
+    assert ask(port, "/api/jobs/x")[0] == 401
+    answers.close()
 
 
 def test_the_job_is_what_the_run_is(head: tuple[Answers, int]) -> None:

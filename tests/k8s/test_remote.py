@@ -14,9 +14,10 @@ import yaml
 from safetensors.torch import load_file
 
 from cluster.backend import BackendState, Profile
+from cluster.code_copy import digest_of, digest_on_disk, hash_of
 from cluster.config import Resources
 from cluster.errors import BackendError
-from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.run_dir import CODE_FOLDER, RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
 from jobs.cancelling import cancel_runs
 from jobs.distant import export_elsewhere, freshen
@@ -42,15 +43,18 @@ Make = Callable[..., RunDir]
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """A run on this machine, with code of its own: the toys."""
-    code = tmp_path / ".code/toys"
+    code = tmp_path / "toys"
     for name in ("tests/__init__.py", "tests/fakes/__init__.py", "tests/fakes/toy.py"):
         (code / name).parent.mkdir(parents=True, exist_ok=True)
         (code / name).write_bytes((ROOT / name).read_bytes())
+    digest = digest_on_disk(code)
+    (tmp_path / CODE_FOLDER).mkdir()
+    code.rename(tmp_path / CODE_FOLDER / digest)
 
     def create(entry: str = "tick", **config: Any) -> RunDir:
         resources = RESOURCES.model_dump(mode="json")
         record = {"job": "toy", "entry": f"tests.fakes.toy:{entry}", "engine": "process", "preload": [], "sidecars": []}
-        own = {"config": config, "resources": resources, "cluster": "lab", "code": {"snapshot": "toys", "folder": ""}}
+        own = {"config": config, "resources": resources, "cluster": "lab", "code": {"snapshot": digest, "folder": ""}}
         return RunDir.create("toy", {**record, **own}, tmp_path)
 
     return create
@@ -70,7 +74,8 @@ def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCapt
         until((namespace.runs / run.id / "metrics.jsonl").exists, Patience.STEP)
         until(lambda: step(5), Patience.START)
         assert f"{run.id} lies on volume runs of namespace {namespace.name}, which this machine does not see" in caplog.text
-        assert (namespace.runs / ".code/toys/tests/fakes/toy.py").exists()
+        assert run.code is not None
+        assert (namespace.runs / run.code.relative_to(run.path.parent) / "tests/fakes/toy.py").exists()
         assert backend.states([run])[run.id].state is RunState.RUNNING
 
         backend.cancel(run)
@@ -98,11 +103,12 @@ def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Ma
         info = tarfile.TarInfo("module.py")
         info.size = len(content)
         stream.addfile(info, io.BytesIO(content))
+    digest = digest_of({"module.py": (b"f", hash_of(content))})
     run = make()
     with closing(backend.kube.http):
         for _ in range(2):  # the second time it is there already
-            backend.reader.upload(run, archive.getvalue(), ".code/large")
-        assert (namespace.runs / ".code/large/module.py").read_bytes() == content
+            backend.reader.upload(run, archive.getvalue(), f".code/{digest}")
+        assert (namespace.runs / f".code/{digest}/module.py").read_bytes() == content
         for words in (["-m", "k8s.unpack", "-", "/proc/large"], ["-m", "no_such_module", "-"]):
             with pytest.raises(BackendError, match=r"No such file or directory|No module named"):
                 backend.reader._execute(run, [namespace.cluster.python, *words], archive.getvalue(), None)

@@ -133,13 +133,19 @@ def test_a_controller_that_comes_back_knows_its_jobs(make_lab: MakeLab) -> None:
     assert state(lab, job) == "RUNNING"
 
 
-def test_accounting(make_lab: MakeLab) -> None:
+def test_accounting(make_lab: MakeLab, ordinary_user: OrdinaryUser) -> None:
     lab = make_lab(nodes=2, accounting=True)
     job = submit(lab, "true")
     sacct = ("sacct", "--noheader", "--allocations", "--parsable2", f"--jobs={job}", "--format=State")
     until(lambda: lab.command(*sacct).strip() == "COMPLETED")
     with pytest.raises(BackendError, match="QOSMaxNodePerJobLimit"):
         submit(lab, "true", "--qos=small", "--nodes=2")
+    owned = ["mariadb", "--no-defaults", "--user=root", f"--socket={lab.daemons.database_socket}", "--execute", "select 1"]
+    assert ordinary_user.run(*owned).returncode != 0, "it is open to this user alone"
+    assert "StoragePass" not in (lab.folder / "etc/slurmdbd.conf").read_text()
+    lab.daemons.database.chmod(0o755)
+    assert "Access denied" in ordinary_user.run(*owned).stderr, "and its root is no other user"
+    lab.daemons.database.chmod(0o700)
     lab.kill_accounting()
     assert not lab.daemons.answers(*sacct)
     lab.start_accounting()
@@ -263,3 +269,34 @@ def test_what_cannot_be_is_said_before_anything_starts(tmp_path: Path, monkeypat
         Lab(Path("/tmp/none")).up()
     Lab(tmp_path).down()
     assert (tmp_path / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700])
+def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, ordinary_user: OrdinaryUser, mode: int) -> None:
+    """Its owner could change what slurmctld runs; and the default folder's name is known to all."""
+    if os.geteuid():
+        pytest.skip("only root can make folders for others")
+    folder = ordinary_user.home / "slurm-lab-0"
+    folder.mkdir()
+    folder.chmod(mode)
+    (folder / "lab.json").write_text("{}")
+    os.chown(folder, ordinary_user.uid, ordinary_user.gid)
+    with pytest.raises(ConfigError, match=f"belongs to {ordinary_user.name}; name a folder of your own"):
+        Lab(folder)
+    with pytest.raises(ConfigError, match="may be changed by others than you"):
+        Lab(ordinary_user.home / "not there yet")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    os.chown(link, ordinary_user.uid, ordinary_user.gid, follow_symlinks=False)
+    with pytest.raises(ConfigError, match="is a link that another user has made"):
+        Lab(link)
+
+
+def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    for folder in (tmp_path / "open", tmp_path / "open/lab"):
+        with pytest.raises(ConfigError, match="open may be changed by others than you"):
+            Lab(folder)
+    (tmp_path / "open").chmod(0o1777)
+    Lab(tmp_path / "open/lab")

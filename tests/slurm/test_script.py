@@ -17,7 +17,7 @@ from cluster.errors import ConfigError
 from cluster.run_dir import RunDir
 from slurm.container import wrap
 from slurm.profile import SlurmProfile
-from slurm.script import render_companion, render_job
+from slurm.script import fill, render_companion, render_job
 
 GOLDEN = Path(__file__).parents[1] / "golden/slurm"
 REWRITE = "ROPEWALK_REWRITE_GOLDEN"
@@ -143,3 +143,24 @@ def test_an_image_changes_nothing_in_the_job_script() -> None:
 def test_a_limit_shorter_than_the_notice_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"time_limit_minutes: 2 is no longer than resources\.grace_seconds"):
         render(Case(resources={"time_limit_minutes": 2, "grace_seconds": 120}))
+
+
+def test_a_users_line_is_taken_as_it_is() -> None:
+    """What looks like a name of ours in it is none."""
+    line = "echo @controller@ @hurry@ me@here"
+    assert line in render(Case(profile={"setup": [line]})).splitlines()
+
+
+def test_a_name_without_a_value_is_an_error() -> None:
+    with pytest.raises(KeyError, match="patience"):
+        fill("guard.sh", hurry="")
+
+
+def test_a_folder_s_name_is_no_command(tmp_path: Path) -> None:
+    """Not even where the copy of the code is missing, and the script says so."""
+    text = render(Case(code={"snapshot": "3f2a", "folder": '$(touch owned)`touch owned`"; touch owned; "'}))
+    before, _, _ = text.partition("set -u")
+    done = subprocess.run(["bash"], input=before, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "the copy of the code is gone" in done.stderr
+    assert list(tmp_path.iterdir()) == []

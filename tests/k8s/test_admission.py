@@ -1,0 +1,77 @@
+"""The policy that ties what pods may change to their own run, on a real API server and with pods' own tokens."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.k8s.cluster import ROOT, Cluster, Namespace
+from tests.k8s.toy import KubeToy
+from tests.slurm.conftest import until
+
+POLICY = ROOT / "k8s/admission-policy.yaml"
+# what training code can do: it finds the token of its pod
+HOSTILE = """
+import sys
+from k8s.inside import ApiError, Inside
+api = Inside()
+api.job_name, pod, uid = sys.argv[2:5]
+try:
+    if sys.argv[1] == "outcome":
+        api.patch_job({"metadata": {"annotations": {"ropewalk/outcome": "{}"}}})
+    elif sys.argv[1] == "status":
+        api.patch_pod_status(pod, {"message": "patched"})
+    else:
+        api._call("DELETE", f"/api/v1/namespaces/{api.namespace}/pods/{pod}?dryRun=All")
+    print("done")
+except ApiError as error:
+    print(error)
+"""
+
+
+@pytest.fixture
+def policy(kube: Cluster) -> Iterator[Callable[[], object]]:
+    """Applies the policy; it goes with the test."""
+    kube.need("admissionregistration.k8s.io/v1", "ValidatingAdmissionPolicy")
+    yield lambda: kube.kubectl("apply", "-f", str(POLICY))
+    kube.kubectl("delete", "--ignore-not-found", "-f", str(POLICY))
+
+
+def test_a_pod_changes_its_own_run_and_no_other(
+    start: Callable[..., KubeToy], namespace: Namespace, policy: Callable[[], object]
+) -> None:
+    mine, other = (start(steps=100_000, pause=0.2) for _ in range(2))
+    for run in (mine, other):
+        run.reach(1)
+
+    def pod_of(run: KubeToy) -> dict[str, str]:
+        pods = [pod for pod in namespace.pods() if pod["metadata"]["name"].startswith(run.run.id)]
+        return dict(pods[0]["metadata"])
+
+    def do(what: str, to: KubeToy) -> str:
+        pod = pod_of(to)
+        job = str(to.run.attempt_details(1)["name"])
+        words = (namespace.cluster.python, "-c", HOSTILE, what, job, pod["name"], pod["uid"])
+        return namespace.kubectl("exec", pod_of(mine)["name"], "--", *words).strip()
+
+    every = ("outcome", "status", "delete")
+    assert [do(what, other) for what in every] == ["done"] * 3, "the Role alone allows it"
+    policy()
+    until(lambda: "may change only its own run" in do("outcome", other), 30)  # the API server has to learn of it
+    assert all("may change only its own run" in do(what, other) for what in every)
+    assert [do(what, mine) for what in every] == ["done"] * 3
+
+
+def test_runs_live_with_the_policy(start: Callable[..., KubeToy], namespace: Namespace, policy: Callable[[], object]) -> None:
+    """A lost pod is replaced without delay, the end is told on the Job, and a gate lets go who waits."""
+    policy()
+    run = start("count", "ranks", resources={"nodes": 2}, steps=60, pause=0.2)
+    waiting = KubeToy(namespace, steps=2, submit=False)
+    waiting.backend.submit(waiting.run, waiting.resources, [run.run.id])
+    run.reach(3)
+    namespace.kubectl("delete", "pod", str(namespace.pod(1)["metadata"]["name"]), "--wait=false")
+    run.reach_attempt(2, 60)
+    assert run.finish().state.value == "SUCCEEDED"
+    assert waiting.finish().state.value == "SUCCEEDED"
+    job = str(run.run.attempt_details(1)["name"])
+    assert "SUCCEEDED" in namespace.kubectl("get", "job", job, "-o", "jsonpath={.metadata.annotations}")
+    waiting.close()

@@ -1,0 +1,98 @@
+"""What root gives to the pods' user as it submits: what it has written itself, and nothing that links lead to."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from cluster.backend import Profile
+from cluster.config import Resources
+from cluster.errors import BackendError
+from cluster.run_dir import CODE_FOLDER, RunDir
+from k8s.backend import K8sBackend
+from k8s.client import Kubernetes
+
+POD_USER = 1000
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+
+
+class Refusing:
+    """A cluster that takes nothing."""
+
+    namespace = "ns"
+
+    def __getattr__(self, name: str) -> Any:
+        def refuse(*_: object, **__: object) -> Any:
+            raise BackendError("not today")
+
+        return refuse
+
+
+def submitted(run: RunDir, root: Path) -> None:
+    """A submission of the run's next attempt, by root, that the cluster refuses once all is written."""
+    options = {"claim": "runs", "claim_path": str(root), "image": "x:1", "runs": str(root), "user": POD_USER}
+    backend = K8sBackend(Profile(name="k", backend="k8s", options=options), cast(Kubernetes, Refusing()))
+    with pytest.raises(BackendError, match="not today"):
+        backend.submit_many([run], Resources())
+
+
+def owner(path: Path) -> int:
+    return path.lstat().st_uid
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    root = tmp_path / "runs"
+    record = {
+        "config": {},
+        "engine": "process",
+        "entry": "tests.fakes.toy:tick",
+        "resources": Resources().model_dump(mode="json"),
+    }
+    run = RunDir.create("toy", record, root)
+    submitted(run, root)
+    return run
+
+
+def test_a_new_run_is_the_pods(run: RunDir) -> None:
+    paths = [run.path, *run.path.rglob("*")]
+    assert run.attempt_dir(1) / "manifest.yaml" in paths
+    assert [path for path in paths if owner(path) != POD_USER] == []
+
+
+def test_links_that_pods_have_put_there_lead_nowhere(run: RunDir, tmp_path: Path) -> None:
+    precious, folder = tmp_path / "shadow", tmp_path / "etc"
+    precious.write_text("root:x")
+    folder.mkdir()
+    (folder / "passwd").touch()
+    (run.path / "checkpoints").symlink_to(precious)
+    (run.path / "wandb").symlink_to(folder)
+    (run.path / "attempts/logs").symlink_to(precious)
+    run.events.symlink_to(precious)
+    os.link(precious, run.path / "metrics.jsonl")
+    (run.path.parent / CODE_FOLDER).symlink_to(folder)
+    submitted(run, run.path.parent)
+    assert owner(run.attempt_dir(2) / "attempt.json") == POD_USER
+    assert [owner(path) for path in (precious, folder, folder / "passwd")] == [0, 0, 0]
+
+
+def test_a_run_that_pods_make_look_new_is_none(run: RunDir, tmp_path: Path) -> None:
+    precious = tmp_path / "shadow"
+    precious.write_text("root:x")
+    shutil.rmtree(run.path / "attempts")
+    (run.path / "link").symlink_to(precious)
+    os.link(precious, run.path / "metrics.jsonl")
+    submitted(run, run.path.parent)
+    assert run.attempts() == [1]
+    assert owner(run.attempt_dir(1) / "attempt.json") == POD_USER
+    assert owner(precious) == 0
+
+
+def test_events_that_root_began_can_be_gone_on_with(run: RunDir) -> None:
+    run.event("submit_failed")
+    assert owner(run.events) == 0
+    submitted(run, run.path.parent)
+    assert owner(run.events) == POD_USER

@@ -1,0 +1,49 @@
+"""What a pod unpacks, and what it does where something lies there already."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from cluster.code_copy import digest_on_disk
+from k8s.parcel import _archive
+from k8s.unpack import place_code
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    """Code with a program, a link and a folder."""
+    folder = tmp_path / "code"
+    (folder / "pkg").mkdir(parents=True)
+    (folder / "pkg/a.py").write_text("A = 1\n")
+    (folder / "run.sh").write_text("#!/bin/sh\n")
+    (folder / "run.sh").chmod(0o755)
+    (folder / "b.py").symlink_to("pkg/a.py")
+    return folder
+
+
+def test_code_that_was_put_there_before_is_not_trusted_for_its_name(code: Path, tmp_path: Path) -> None:
+    digest, archive = digest_on_disk(code), _archive(code, sorted(code.rglob("*")))
+    target = tmp_path / "volume/.code" / digest
+    (target / "pkg").mkdir(parents=True)
+    (target / "pkg/a.py").write_text("A = 'planted'\n")
+    place_code(io.BytesIO(archive), target)
+    assert (target / "pkg/a.py").read_text() == "A = 1\n"
+    assert (os.readlink(target / "b.py"), digest_on_disk(target)) == ("pkg/a.py", digest)
+    inode = target.stat().st_ino
+    place_code(io.BytesIO(b"never looked at"), target)
+    assert target.stat().st_ino == inode
+
+
+def test_code_that_is_not_what_its_name_says_is_refused(code: Path, tmp_path: Path) -> None:
+    archive = _archive(code, sorted(code.rglob("*")))
+    with pytest.raises(ValueError, match="is not what its name says"):
+        place_code(io.BytesIO(archive), tmp_path / "volume/.code" / ("0" * 32))
+
+
+def test_what_is_unpacked_is_its_user_s_alone(code: Path, tmp_path: Path) -> None:
+    (tmp_path / "volume").mkdir()
+    target = tmp_path / "volume/.code" / digest_on_disk(code)
+    place_code(io.BytesIO(_archive(code, sorted(code.rglob("*")))), target)
+    assert target.parent.stat().st_mode & 0o777 == 0o700

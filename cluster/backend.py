@@ -23,6 +23,7 @@ class BackendState:
     state: RunState
     word: str = ""  # the scheduler's own state
     reason: str = ""  # and its own reason
+    remedy: str = ""  # what of the reason says what the user can do, where it does
     handle: str = ""  # such as slurm:12345, where the question told it
 
 

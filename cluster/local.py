@@ -12,7 +12,7 @@ import psutil
 from cluster.attempt import AGENTS
 from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources
-from cluster.errors import BackendError
+from cluster.errors import AlreadyRunningError
 from cluster.files import json_text, read_json, write_all, write_json
 from cluster.processes import STOP_SIGNALS
 from cluster.run_dir import RunDir, begin_attempts
@@ -44,7 +44,7 @@ class LocalBackend:
         """Start a supervisor for the run; it goes on when this process and its terminal are gone."""
         _let_leave(run)
         if _alive(run):
-            raise BackendError(f"{run.id} is being carried already ({_handle(run)}); `ropewalk cancel {run.id}` ends it")
+            raise AlreadyRunningError(run.id, f"an active process ({_handle(run)})")
         plain = resources.model_dump(mode="json")
         attempt = run.begin_attempt(
             resources=plain, backend="local", opened_by=BY_SUBMISSION
@@ -84,10 +84,11 @@ class LocalBackend:
                 return BackendState(state=RunState.PENDING, word=word, reason=_waiting_for(run))
             return BackendState(state=RunState.RUNNING, word="supervised")
         if outcome is not None:
-            reason = "" if outcome.state.final else f"nobody carries it; {remedy}"
-            return BackendState(state=outcome.state, word="ended", reason=reason)
+            if outcome.state.final:
+                return BackendState(state=outcome.state, word="ended")
+            return BackendState(state=outcome.state, word="ended", reason=f"nobody carries it; {remedy}", remedy=remedy)
         who = "its supervisor" if (run.path / CARRIER).exists() else "the process that would have started it"
-        return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{who} died; {remedy}")
+        return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{who} died; {remedy}", remedy=remedy)
 
     def cancel(self, run: RunDir) -> None:
         """Ask the supervisor to let the run save and leave."""

@@ -59,6 +59,7 @@ class Diagnosis:
     cause: str
     evidence: list[str] = field(default_factory=list)
     remedy: str = ""
+    resumes: bool = False  # the remedy is to resume the run
 
 
 def diagnose(run: RunDir, state: BackendState) -> Diagnosis:
@@ -70,7 +71,7 @@ def diagnose(run: RunDir, state: BackendState) -> Diagnosis:
         found.remedy = found.remedy or next((f"{m}: {advice}" for line in told for m, advice in [_known(line)] if m), "")
     elif (role := role_told(run)) is not None:
         found.cause = f"{found.cause} {role}"
-        if f"resume {run.id}" in found.remedy:
+        if found.resumes:
             found.remedy = ""  # its sweep decides whether it goes on
     return found
 
@@ -88,7 +89,7 @@ def _diagnose(run: RunDir, state: BackendState) -> Diagnosis:
         return Diagnosis(cause="It succeeded.", evidence=history)
     if outcome.state is RunState.CANCELLED:
         remedy = f"`ropewalk resume {run.id}` goes on from its last checkpoint"
-        return Diagnosis(cause=f"It was cancelled: {outcome.cause}.", evidence=history, remedy=remedy)
+        return Diagnosis(cause=f"It was cancelled: {outcome.cause}.", evidence=history, remedy=remedy, resumes=True)
     if not outcome.state.final:
         went = state.reason or "a new attempt follows by itself"
         return Diagnosis(cause=f"Attempt {attempt} ended without finishing: {outcome.cause}; {went}.", evidence=history)
@@ -99,17 +100,16 @@ def _never_started(run: RunDir, state: BackendState) -> Diagnosis:
     refused = [event for event in run.read_events() if event["event"] == "submit_failed"]
     if refused:
         remedy = f"mend that, then `ropewalk resume {run.id}`"
-        return Diagnosis(cause=f"It was never started: {refused[-1]['error']}", remedy=remedy)
+        return Diagnosis(cause=f"It was never started: {refused[-1]['error']}", remedy=remedy, resumes=True)
     said = f" ({state.word}{': ' if state.word and state.reason else ''}{state.reason})" if state.word or state.reason else ""
     return Diagnosis(cause=f"It has not started yet: {state.state.value}{said}.")
 
 
 def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[str]) -> Diagnosis:
     if state.state is RunState.UNKNOWN:
-        remedy = state.reason if "ropewalk" in state.reason else f"`ropewalk resume {run.id}` starts a new attempt"
-        return Diagnosis(
-            cause=f"Nobody carries it any more: {state.reason or 'no trace of it'}.", evidence=history, remedy=remedy
-        )
+        remedy = state.remedy or f"`ropewalk resume {run.id}` starts a new attempt"
+        said = state.reason.removesuffix(state.remedy).removesuffix("; ") or "no trace of it"
+        return Diagnosis(cause=f"Nobody carries it any more: {said}.", evidence=history, remedy=remedy, resumes=True)
     silent = silent_nodes(run, attempt)
     if silent:
         return Diagnosis(
@@ -130,10 +130,10 @@ def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list
         meaning = SIGNALS.get(signal.Signals[killed[1]], "")
     if exit_code == EXIT_NEVER_RETRY and not remedy:
         remedy = "mend the configuration or the data and submit again; this is never retried by itself"
-    if not remedy:
+    if resumes := not remedy:
         remedy = f"`ropewalk logs {run.id}` shows all ranks; `ropewalk resume {run.id}` tries again from the last checkpoint"
     told = f"It failed: {meaning} — {cause}" if meaning else f"It failed: {cause}"
-    return Diagnosis(cause=told, evidence=[*dict.fromkeys(evidence), *history], remedy=remedy)
+    return Diagnosis(cause=told, evidence=[*dict.fromkeys(evidence), *history], remedy=remedy, resumes=resumes)
 
 
 def _known(text: str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources, load_section
-from cluster.errors import BackendError, ConfigError
+from cluster.errors import AlreadyRunningError, BackendError, ConfigError
 from cluster.files import write_all
 from cluster.run_dir import CODE_FOLDER, RUNS_VARIABLE, RunDir, begin_attempts
 from cluster.spec import Engine, RunState
@@ -70,7 +70,7 @@ class K8sBackend:
         return shape_of(engine, resources, self.profile, lambda: self.kube, held=held)
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
-        """Submit the run's next attempt. Raises BackendError if a Job of an earlier submission carries it still."""
+        """Submit the run's next attempt. Raises AlreadyRunningError if a Job of an earlier submission is active."""
         if run.attempts():
             self._refuse_if_carried(run)
             self.fetch(run)
@@ -202,7 +202,7 @@ class K8sBackend:
             return
         if end_of(job) is None and "deletionTimestamp" not in job["metadata"]:
             name = f"k8s:{self.kube.namespace}/{job['metadata']['name']}"
-            raise BackendError(f"{run.id} is being carried already ({name}); `ropewalk cancel {run.id}` ends it")
+            raise AlreadyRunningError(run.id, f"an active Job ({name})")
 
     # --- asking
 

@@ -70,7 +70,7 @@ REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
         ),
         (r"404 page not found", "there is no KubeRay in this cluster: take `ray` out of the cluster's profile", True),
         (r"forbidden", "ask for the rights that k8s/rbac.yaml lists", False),
-        (r"Insufficient (\S+)", "ask for less a node or fewer nodes, or wait for others to end", False),
+        (r"Insufficient (\S+)", "request less per node or fewer nodes, or wait for other jobs to end", False),
         (r"didn't match Pod's node affinity|node\(s\) didn't match", "correct node_selector in the cluster's profile", False),
         (r"untolerated taint", "add tolerations to the cluster's profile, or wait for other nodes", False),
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.errors import BackendError
+from cluster.errors import BackendError, CommandMissingError
 
 COMMAND_SECONDS = 60.0
 ACCOUNTING_SECONDS = 10.0
@@ -79,7 +79,7 @@ class Slurm:
         self._run = run
 
     def ask(self, *words: str, seconds: float = COMMAND_SECONDS) -> str:
-        """What a command prints. Raises ControllerAwayError, or BackendError with Slurm's own words."""
+        """What a command prints. Raises ControllerAwayError, CommandMissingError, or BackendError with Slurm's own words."""
         done = self._do(words, seconds)
         if done.returncode == 0:
             return done.stdout
@@ -91,7 +91,9 @@ class Slurm:
         try:
             return self._run(words, seconds)
         except FileNotFoundError:
-            raise BackendError(f"{words[0]}: not found; is Slurm on this machine? `ropewalk lab slurm up` starts one") from None
+            told = f"{words[0]}: not found; is Slurm on this machine? `ropewalk lab slurm up` starts one"
+            told = f"{words[0]}: not found; is Slurm on this machine? `ropewalk lab slurm up` starts one"
+            raise CommandMissingError(told) from None
         except subprocess.TimeoutExpired:
             raise ControllerAwayError(f"{words[0]} did not end within {seconds:.0f} s") from None
 

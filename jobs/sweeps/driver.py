@@ -141,9 +141,8 @@ class Driver:
         """What ended only because the sweep was cancelled goes on, now that the sweep does."""
         times = [float(event["time"]) for event in self.sweep.read_events() if event["event"] == SWEEP_CANCELLED]
         for record in read_records(self.sweep):
-            told = record.state is TrialState.CANCELLED and record.cause == WITH_THE_SWEEP
-            if told or (times and self._cancelled_since(record, times[-1])):
-                record.state, record.cause, record.ended = TrialState.PAUSED, "", None
+            if record.with_sweep or (times and self._cancelled_since(record, times[-1])):
+                record.state, record.cause, record.with_sweep, record.ended = TrialState.PAUSED, "", False, None
                 write_record(self.sweep, record)
 
     def _cancelled_since(self, record: TrialRecord, time: float) -> bool:
@@ -255,7 +254,7 @@ class Driver:
         runs: list[RunDir] = []
         for record in read_records(self.sweep):
             if not record.state.final:
-                record.end(*ENDS.get(order, (TrialState.CANCELLED, "the sweep ended before it")))
+                record.end(*ENDS.get(order, (TrialState.CANCELLED, "the sweep ended before it")), with_sweep=order == "cancelled")
                 write_record(self.sweep, record)
             runs += [RunDir(self.sweep.path.parent / name) for name in record.runs]
         open_runs = [run for run in runs if final_outcome(run) is None]

@@ -29,7 +29,7 @@ from cluster.backend import load_backend
 from cluster.config import Resources
 from cluster.context import STOP_VARIABLE
 from cluster.entry import configure_logging
-from cluster.errors import BackendError, RopewalkError
+from cluster.errors import AlreadyRunningError, BackendError, RopewalkError
 from cluster.ports import NODE_CPUS_VARIABLE
 from cluster.processes import STOP_SIGNALS, deaf_children
 from cluster.run_dir import RunDir
@@ -76,11 +76,14 @@ def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str
 
 
 def ask(folder: Path, verb: str, run: RunDir, gpus: str = "") -> None:
-    """Have a run submitted (`submit`), resumed (`resume`) or told to end (`cancel`). Raises BackendError.
+    """Have a run submitted (`submit`), resumed (`resume`) or told to end (`cancel`). Raises BackendError, of which an
+    AlreadyRunningError where an earlier submission of the run is still under way.
 
     `gpus` are those of this machine that a local trial may use, as CUDA counts them; empty: no say in it.
     """
     answer = _send(folder, {"verb": verb, "run": str(run.path), "gpus": gpus})
+    if answer.get("active"):
+        raise AlreadyRunningError(run.id, answer["active"])
     if answer["error"]:
         raise BackendError(f"{run.id}: {answer['error']}")
 
@@ -138,19 +141,21 @@ def _reap() -> None:
 
 def _answer(connection: socket.socket, request: Mapping[str, str]) -> None:
     """In a child that does nothing else: carry out one request and end."""
-    error = ""
+    error = active = ""
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if request["gpus"]:
             os.environ[GPUS_VARIABLE] = request["gpus"]
         carry_out(request["verb"], RunDir(request["run"]))
+    except AlreadyRunningError as refused:
+        error, active = str(refused), refused.active
     except RopewalkError as refused:
         error = str(refused)
     except Exception as bug:  # the answer is all that becomes of this process
         log.exception("a request failed")
         error = f"{type(bug).__name__}: {bug}"
     try:
-        connection.sendall(json.dumps({"error": error}).encode() + b"\n")
+        connection.sendall(json.dumps({"error": error, "active": active}).encode() + b"\n")
     finally:
         logging.shutdown()
         os._exit(0)

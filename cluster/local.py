@@ -47,7 +47,7 @@ class LocalBackend:
             raise AlreadyRunningError(run.id, f"an active process ({_handle(run)})")
         plain = resources.model_dump(mode="json")
         attempt = run.begin_attempt(
-            resources=plain, backend="local", opened_by=BY_SUBMISSION
+            resources=plain, backend="local", opened_by=BY_SUBMISSION, **_waits(after)
         )  # from now on a resumed run has no outcome
         write_json(run.path / REQUEST, {"attempt": attempt, "resources": plain, "after": list(after)})
         pid = start_detached([sys.executable, "-m", "cluster.local_supervisor", str(run.path)], run.path / "supervisor.log")
@@ -59,7 +59,8 @@ class LocalBackend:
     ) -> list[str]:
         """Start one process that carries all of them, `at_once` (unset: 1) at a time, each through a supervisor."""
         plain, head = resources.model_dump(mode="json"), runs[0]
-        attempts = begin_attempts(runs, [{"resources": plain, "backend": "local", "opened_by": BY_SUBMISSION}] * len(runs))
+        details = {"resources": plain, "backend": "local", "opened_by": BY_SUBMISSION, **_waits(after)}
+        attempts = begin_attempts(runs, [details] * len(runs))
         # all lie under one root, and the first holds what concerns them all
         common = {"resources": plain, "after": list(after), "queue": head.id}
         requests = zip(runs, attempts, strict=True)
@@ -126,6 +127,10 @@ def start_detached(command: list[str], log: Path) -> int:
 def carrier(pid: int) -> dict[str, Any]:
     """A process by what no later process shares: pid and birth."""
     return {"pid": pid, "created": psutil.Process(pid).create_time()}
+
+
+def _waits(after: Sequence[str]) -> dict[str, Any]:
+    return {"after": list(after)} if after else {}
 
 
 def _carrier_of(run: RunDir) -> dict[str, Any] | None:

@@ -12,9 +12,12 @@ from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY
 from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
+from cluster.submitted import dependencies, has_agents
 from cluster.words import counted
+from jobs.status import states
 from jobs.sweeps.answers import is_sweep, parameter_words
 from jobs.sweeps.causes import role_told, trials_told
+from jobs.tracking import latest_metrics
 
 SILENT_SECONDS = 30.0  # six samples of a node missed
 
@@ -110,6 +113,8 @@ def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[st
         remedy = state.remedy or f"`ropewalk resume {run.id}` starts a new attempt"
         said = state.reason.removesuffix(state.remedy).removesuffix("; ") or "no trace of it"
         return Diagnosis(cause=f"Nobody carries it any more: {said}.", evidence=history, remedy=remedy, resumes=True)
+    if state.state in {RunState.PENDING, RunState.REQUEUED}:
+        return _waiting(run, state, history)
     silent = silent_nodes(run, attempt)
     if silent:
         return Diagnosis(
@@ -117,6 +122,32 @@ def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[st
         )
     step = (read_json(run.progress) or {}).get("done")
     return Diagnosis(cause=f"It is {state.state.value.lower()}{f', at {step}' if step is not None else ''}.", evidence=history)
+
+
+def _waiting(run: RunDir, state: BackendState, history: list[str]) -> Diagnosis:
+    """Of a run that has not started: the runs that it waits for, what they are doing and what follows; else the scheduler's word."""
+    others = {other.id: other for other in dependencies(run) if (other.path / "run.yaml").exists()}
+    open_ones = (
+        {}
+        if has_agents(run)
+        else {i: told for i, told in states([*others.values()]).items() if told.state is not RunState.SUCCEEDED}
+    )
+    if not open_ones:
+        said = ": ".join(word for word in (state.word, state.reason) if word)
+        return Diagnosis(cause=f"It is {state.state.value.lower()}{f' ({said})' if said else ''}.", evidence=history)
+    told = " and for ".join(_dependency_words(others[name], found) for name, found in open_ones.items())
+    whose = "that has" if len(open_ones) == 1 else "all of them have"
+    cause = f"It waits for {told}. It starts once {whose} succeeded, and is cancelled if one fails or is cancelled."
+    stuck = [name for name, found in open_ones.items() if found.state is RunState.UNKNOWN or found.remedy]
+    remedy = f"`ropewalk resume {stuck[0]}`: nobody carries it on, and this run waits until it has succeeded" if stuck else ""
+    return Diagnosis(cause=cause, evidence=history, remedy=remedy or f"`ropewalk why {next(iter(open_ones))}` tells more of it")
+
+
+def _dependency_words(other: RunDir, state: BackendState) -> str:
+    outcome, done = other.last_outcome(), latest_metrics(other).get("step")
+    if outcome is not None and outcome.state.final:
+        return f"{other.id}, which ended as {outcome.state} ({outcome.cause})"
+    return f"{other.id}, which is {state.state}{f' at step {done}' if done is not None else ''}"
 
 
 def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list[str]) -> Diagnosis:

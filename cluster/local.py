@@ -17,7 +17,7 @@ from cluster.files import json_text, read_json, write_all, write_json
 from cluster.processes import STOP_SIGNALS
 from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import Engine, RunState
-from cluster.supervisor import BY_SUBMISSION
+from cluster.supervisor import BY_SUBMISSION, bury_unfinished
 from cluster.template import TEMPLATE_VARIABLE, ask_template
 from cluster.virtual_nodes import OUTER_TMPDIR_VARIABLE, render_script
 
@@ -45,6 +45,7 @@ class LocalBackend:
         _let_leave(run)
         if _alive(run):
             raise AlreadyRunningError(run.id, f"an active process ({_handle(run)})")
+        bury_unfinished(run, "its supervisor was killed, or this machine went down, before it could say how it ended")
         plain = resources.model_dump(mode="json")
         attempt = run.begin_attempt(
             resources=plain, backend="local", opened_by=BY_SUBMISSION, **_waits(after)

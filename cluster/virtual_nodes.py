@@ -6,7 +6,6 @@ So a run of two nodes is a real rendezvous of two agents, and killing a node is 
 import os
 import secrets
 import shlex
-import shutil
 import signal
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from cluster.forking import Process, fork_program
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
 from cluster.processes import Flag, end, family, processes_of
 from cluster.run_dir import RunDir
+from cluster.scratch import make_scratch, remove_scratch
 from cluster.spec import Engine
 
 OUTER_TMPDIR_VARIABLE = "ROPEWALK_TMPDIR"  # the machine's own, for what outlives the node
@@ -54,7 +54,7 @@ class VirtualNodes:
         self.run, self.resources, self.stop = run, resources, stop
         self.leaving = False  # the supervisor itself has to go
         self.engine = Engine(run.record["engine"])
-        self.scratch = Path(tempfile.mkdtemp(prefix="r"))  # the nodes' own disks
+        self.scratch = make_scratch("r")  # the nodes' own disks
         self.ray_token = secrets.token_hex(32)  # lives in memory only
         self.away: dict[int, float] = {}  # when a node that died is up again, by the monotonic clock
         self.busy: set[int] = set()
@@ -158,4 +158,4 @@ class VirtualNodes:
     def close(self) -> None:
         """Nothing of the nodes is left."""
         end(processes_of(self.scratch))
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        remove_scratch(self.scratch)

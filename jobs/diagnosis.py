@@ -125,13 +125,10 @@ def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[st
 
 
 def _waiting(run: RunDir, state: BackendState, history: list[str]) -> Diagnosis:
-    """Of a run that has not started: the runs that it waits for, what they are doing and what follows; else the scheduler's word."""
+    """Of a run that has not started: for which others it waits, and what follows; else the scheduler's word."""
     others = {other.id: other for other in dependencies(run) if (other.path / "run.yaml").exists()}
-    open_ones = (
-        {}
-        if has_agents(run)
-        else {i: told for i, told in states([*others.values()]).items() if told.state is not RunState.SUCCEEDED}
-    )
+    asked = {} if has_agents(run) else states([*others.values()])
+    open_ones = {name: told for name, told in asked.items() if told.state is not RunState.SUCCEEDED}
     if not open_ones:
         said = ": ".join(word for word in (state.word, state.reason) if word)
         return Diagnosis(cause=f"It is {state.state.value.lower()}{f' ({said})' if said else ''}.", evidence=history)

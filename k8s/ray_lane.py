@@ -2,9 +2,7 @@
 
 import logging
 import os
-import shutil
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from cluster.ports import NODE_CPUS_VARIABLE, free_port
 from cluster.processes import Flag, deaf_children, end, family, processes_of
 from cluster.ray_engine import JOIN_VARIABLE, count_nodes
 from cluster.run_dir import RunDir
+from cluster.scratch import make_scratch, remove_scratch
 from k8s.claims import Claim, displaced
 from k8s.ending import ask_why
 from k8s.inside import Inside
@@ -36,7 +35,7 @@ class HeadLane:
     def __init__(self, run: RunDir, resources: Resources, ray: PodRay, api: Inside, claim: Claim) -> None:
         self.run, self.resources, self.ray, self.api, self.claim = run, resources, ray, api, claim
         self.asked_to_stop = Flag()  # this pod has to go
-        self.disk = Path(tempfile.mkdtemp(prefix="n"))  # what is left of an attempt is known by it
+        self.disk = make_scratch("n")  # what is left of an attempt is known by it
         self._limit: float | None = None
         self._notice = ""
         self._next_claim_look = 0.0
@@ -165,4 +164,4 @@ class HeadLane:
         """Nothing of any attempt is left, nor of Ray."""
         self.clean(0)
         self.ray.end()
-        shutil.rmtree(self.disk, ignore_errors=True)
+        remove_scratch(self.disk)

@@ -3,7 +3,6 @@
 import logging
 import os
 import secrets
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +18,7 @@ from cluster.files import write_atomically
 from cluster.forking import needed
 from cluster.ray_engine import RayNode, short_scratch, start_ray, stop_ray
 from cluster.run_dir import RunDir
+from cluster.scratch import remove_scratch
 from cluster.spec import RunState
 from jobs.status import final_outcome
 from jobs.submission import make_record, unwritten_run
@@ -93,7 +93,7 @@ class Driver:
                     raise RuntimeError(f"the actors of trials {broken} failed; rank-0.log has their errors")
                 return self._conclude(scene, watcher)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            remove_scratch(scratch)
 
     def _scratch(self) -> Path:
         """For what is thrown away; where trials' actors are on several nodes, a place that all of them see."""

@@ -12,12 +12,10 @@ import json
 import logging
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +31,7 @@ from cluster.errors import AlreadyRunningError, BackendError, RopewalkError
 from cluster.ports import NODE_CPUS_VARIABLE
 from cluster.processes import STOP_SIGNALS, deaf_children
 from cluster.run_dir import RunDir
+from cluster.scratch import keep, make_scratch, remove_scratch
 from cluster.template import TEMPLATE_VARIABLE, start_template
 from cluster.virtual_nodes import OUTER_TMPDIR_VARIABLE
 from jobs.submission import resume
@@ -56,7 +55,7 @@ def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str
     """A launcher for as long as the block lasts; the folder to `ask` in. If this process is killed, it ends by itself."""
     variables = users_environment(environment)
     # outside the node's own disk, whose owner ends whatever names it
-    folder = Path(tempfile.mkdtemp(prefix="w", dir=variables.get("TMPDIR")))
+    folder = make_scratch("w", variables.get("TMPDIR"))
     command = [sys.executable, "-m", "jobs.sweeps.launcher", str(folder), str(os.getpid()), *modules]
     try:
         with output.open("ab") as stream, deaf_children():
@@ -72,7 +71,7 @@ def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str
         while folder.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_scratch(folder)
 
 
 def ask(folder: Path, verb: str, run: RunDir, gpus: str = "") -> None:
@@ -186,6 +185,7 @@ def main() -> None:
     configure_logging("launcher")
     template: subprocess.Popen[bytes] | None = None
     folder: Path = arguments.folder
+    keep(folder)  # though the driver be killed
     try:
         if arguments.modules:
             os.environ[TEMPLATE_VARIABLE] = str(folder / TEMPLATE)
@@ -195,7 +195,7 @@ def main() -> None:
         if template is not None:
             template.kill()
             template.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_scratch(folder)
 
 
 if __name__ == "__main__":

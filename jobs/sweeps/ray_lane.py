@@ -2,10 +2,8 @@
 
 import os
 import secrets
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from cluster.config import Resources
 from cluster.forking import Process, wait_by_polling
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
 from cluster.processes import deaf_children, end, family, processes_of
+from cluster.scratch import make_scratch, remove_scratch
 from jobs.sweeps.launcher import OURS
 
 ANSWER_SECONDS = 60.0
@@ -30,7 +29,7 @@ class NodeServer:
     """In an actor on a node: starts commands there, tells how they are, ends them."""
 
     def __init__(self) -> None:
-        self.disk = tempfile.mkdtemp(prefix="n")
+        self.disk = make_scratch("n")
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
 
     def address(self) -> str:
@@ -50,7 +49,7 @@ class NodeServer:
                 stdout=stream,
                 stderr=stream,
                 stdin=subprocess.DEVNULL,
-                env={**values, **environment, "TMPDIR": self.disk},
+                env={**values, **environment, "TMPDIR": str(self.disk)},
                 start_new_session=True,
             )
         self.processes[process.pid] = process
@@ -76,7 +75,7 @@ class NodeServer:
     def close(self) -> None:
         """Nothing of this node's disk stays either."""
         self.clean()
-        shutil.rmtree(self.disk, ignore_errors=True)
+        remove_scratch(self.disk)
 
 
 class RemoteProcess:

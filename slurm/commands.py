@@ -15,6 +15,8 @@ ACCOUNTING_SECONDS = 10.0
 AWAY = re.compile(
     r"unable to contact|connection refused|timed out|time-?out|communication (connection|shutdown)|zero bytes", re.I
 )
+_ARRAY = re.compile(r"([^_]+)_\[([^%\]]+)(?:%\d+)?\]")
+_RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 QUEUE_FORMAT = "%i|%T|%r|%N|%S|%e|%j|%k"
 
 # SLURM_TIME_FORMAT=relative, say, makes time stamps that nobody can read back
@@ -131,7 +133,7 @@ class Slurm:
         except BackendError:
             return {}
         rows = [line.split("|", 2) for line in text.splitlines() if line.count("|") >= 2]
-        return {job: (name, state.split()[0]) for job, state, name in rows if state}
+        return {job: (name, state.split()[0]) for job, state, name in rows if state.strip()}
 
     def job_details(self, job: str) -> dict[str, str]:
         """`scontrol show job` as words."""
@@ -162,12 +164,18 @@ class Slurm:
 
 
 def elements(job: str) -> list[str]:
-    """The single jobs of an id such as 7_[0-2,5%4]: what of an array was cancelled as a whole stays one, even with --array."""
-    array, bracket, rest = job.partition("_[")
-    if not bracket:
+    """The single jobs of an id such as 7_[0-2,5-9:2%4]: what of an array was cancelled as a whole stays one, even with --array.
+
+    An id of any other form is that of one job: it may be a stranger's.
+    """
+    found = _ARRAY.fullmatch(job)
+    if found is None:
         return [job]
-    ranges = [part.partition("-") for part in rest.partition("]")[0].partition("%")[0].split(",")]
-    return [f"{array}_{i}" for first, _, last in ranges for i in range(int(first), int(last or first) + 1)]
+    ranges = [_RANGE.fullmatch(part) for part in found[2].split(",")]
+    if not all(ranges):
+        return [job]
+    numbers = [(int(r[1]), int(r[2] or r[1]), int(r[3] or 1)) for r in ranges if r]
+    return [f"{found[1]}_{i}" for first, last, stride in numbers for i in range(first, last + 1, max(stride, 1))]
 
 
 def parse_job(line: str) -> Job:

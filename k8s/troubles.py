@@ -46,6 +46,11 @@ REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
             "the claim waits for a volume: `kubectl get pvc`",
             False,
         ),
+        (
+            r"strict decoding error: unknown field",
+            "correct pod in the cluster's profile; Kubernetes before 1.33 lacks fields that every run needs",
+            True,
+        ),
         (r"secret \S+ not found", "create the Secret, or correct secrets in the cluster's profile", True),
         (r"serviceaccount \S+ not found", "apply k8s/rbac.yaml, or correct service_account in the cluster's profile", True),
         (r"no PriorityClass with name|priority ?class \S+ not found", "correct priority_class in the cluster's profile", True),

@@ -60,6 +60,16 @@ class K8sBackend:
         """Whether this machine sees the runs' volume: it mounts it, or is a pod itself."""
         return self.profile.runs is not None or os.environ.get(RUNS_VARIABLE) == self.profile.claim_path
 
+    def path_here(self, path: str) -> Path | None:
+        """Where this machine sees what pods call by a path; None where it lies on a volume that it does not see."""
+        inside = Path(path)
+        if not inside.is_relative_to(self.profile.claim_path):
+            elsewhere = any(inside.is_relative_to(mount.path) for mount in self.profile.mounts) and not inside.exists()
+            return None if elsewhere else inside
+        if self.profile.runs is None:
+            return inside if self.shares_files else None
+        return Path(self.profile.runs).expanduser() / inside.relative_to(self.profile.claim_path)
+
     # --- submitting
 
     def render(self, run: RunDir, resources: Resources) -> str:

@@ -234,9 +234,9 @@ def test_a_server_that_would_leave_out_a_field_refuses(tmp_path: Path) -> None:
         said = 'strict decoding error: unknown field "spec.successPolicy"'
         return httpx2.Response(400, json={"message": said, "reason": "BadRequest"})
 
-    with httpx2.Client(transport=httpx2.MockTransport(answer), base_url="http://127.0.0.1:9") as client:
-        with pytest.raises(RefusedError, match="unknown field") as refused:
-            Kubernetes(client, "team").create({"kind": "Job", "metadata": {"name": "x"}})
+    client = httpx2.Client(transport=httpx2.MockTransport(answer), base_url="http://127.0.0.1:9")
+    with client, pytest.raises(RefusedError, match="unknown field") as refused:
+        Kubernetes(client, "team").create({"kind": "Job", "metadata": {"name": "x"}})
     assert dict(seen[0].url.params) == {"fieldValidation": "Strict"}
     assert "before 1.33 lacks fields" in with_remedy(str(refused.value))
 

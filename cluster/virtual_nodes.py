@@ -19,7 +19,7 @@ from cluster.ports import NODE_CPUS_VARIABLE, free_port
 from cluster.processes import Flag, end, family, processes_of
 from cluster.run_dir import RunDir
 from cluster.scratch import make_scratch, remove_scratch
-from cluster.spec import Engine
+from cluster.spec import Engine, StopReason
 
 OUTER_TMPDIR_VARIABLE = "ROPEWALK_TMPDIR"  # the machine's own, for what outlives the node
 NODE_RETURN_SECONDS = 10.0  # how long a virtual node is away when it died: as if it rebooted
@@ -142,9 +142,9 @@ class VirtualNodes:
         """A signal to the supervisor, or the end of the time limit in sight."""
         if self.stop.is_set():
             self.stop.clear()
-            return "preempted"
+            return StopReason.PREEMPTED
         if self.limit is not None and time.monotonic() > self.limit - self.resources.grace_seconds:
-            return "time limit"
+            return StopReason.TIME_LIMIT
         return ""
 
     def explain(self) -> str:

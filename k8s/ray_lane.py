@@ -13,6 +13,7 @@ from cluster.processes import Flag, deaf_children, end, family, processes_of
 from cluster.ray_engine import JOIN_VARIABLE, count_nodes
 from cluster.run_dir import RunDir
 from cluster.scratch import make_scratch, remove_scratch
+from cluster.spec import StopReason
 from k8s.claims import Claim, displaced
 from k8s.ending import ask_why
 from k8s.inside import Inside
@@ -147,7 +148,7 @@ class HeadLane:
         """Why the run has to stop: this pod has to go, or its time is up."""
         if not self._notice:
             if self._limit is not None and time.monotonic() > self._limit - self.resources.grace_seconds:
-                self._notice = "time limit"
+                self._notice = StopReason.TIME_LIMIT
             elif self.must_go():
                 self._notice = self._notice or self.explain()
         return self._notice

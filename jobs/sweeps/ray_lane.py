@@ -18,6 +18,7 @@ from cluster.forking import Process, wait_by_polling
 from cluster.ports import NODE_CPUS_VARIABLE, free_port
 from cluster.processes import deaf_children, end, family, processes_of
 from cluster.scratch import make_scratch, remove_scratch
+from cluster.spec import StopReason
 from jobs.sweeps.launcher import OURS
 
 ANSWER_SECONDS = 60.0
@@ -193,11 +194,11 @@ class RayLane:
 
     def notice(self) -> str:
         """The whole sweep has to leave."""
-        return "preempted" if self.order() == "preempted" else ""
+        return StopReason.PREEMPTED if self.order() == StopReason.PREEMPTED else ""
 
     def explain(self) -> str:
         """Whoever stops agents past us stops the sweep."""
-        return "preempted"
+        return StopReason.PREEMPTED
 
     def keeps(self) -> bool:
         """All nodes are still there."""

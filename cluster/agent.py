@@ -7,7 +7,6 @@ Exit codes: 0 done, 85 checkpointed: requeue, 42 never retry, 143 stopped withou
 import argparse
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from cluster.monitor import Monitor
 from cluster.process_engine import run_process
 from cluster.processes import Departure, Flag, deaf_children, end, family, hear_stops
 from cluster.run_dir import RunDir
+from cluster.scratch import descriptors, make_scratch, remove_scratch
 from cluster.spec import Engine
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Agent:
         self.engine = Engine(record["engine"])
         os.environ.setdefault(NODE_GPUS_VARIABLE, str(self.resources.gpus))
         # on the node's own disk: ranks look at it every step
-        self.scratch = Path(tempfile.mkdtemp(prefix="a"))
+        self.scratch = make_scratch("a")
         self.stop_flag = self.scratch / "stop"
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.scratch)  # what torch and others leave behind goes with it
         self.sidecars: list[subprocess.Popen[bytes]] = []
@@ -203,7 +203,12 @@ class Agent:
             with (self.run_dir.log_dir(self.attempt) / f"{module}.log").open("ab") as stream, deaf_children():
                 command = [sys.executable, "-m", module, str(self.run_dir.path), "--attempt", str(self.attempt)]
                 sidecar = subprocess.Popen(
-                    command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, start_new_session=True
+                    command,
+                    stdout=stream,
+                    stderr=stream,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                    pass_fds=descriptors(self.scratch),  # its temporary files lie there, and it may outlive a killed agent
                 )
             # it imports for a second, just as the group forms; under Ray all of this has a lower priority already
             os.setpriority(os.PRIO_PROCESS, sidecar.pid, max(SIDECAR_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
@@ -220,7 +225,7 @@ class Agent:
             except subprocess.TimeoutExpired:
                 log.warning("sidecar %s did not end in %.0f s; killed", sidecar.args, SIDECAR_SECONDS)
                 sidecar.kill()
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        remove_scratch(self.scratch)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from cluster.files import append_line, read_json_afresh
 from cluster.forking import Process
 from cluster.run_dir import RunDir
 from cluster.run_key import RENDEZVOUS_KEY, new_key, write_private
-from cluster.spec import Engine, Outcome, RunState
+from cluster.spec import Engine, Outcome, RunState, StopReason
 
 AGENTS = "agents.jsonl"  # one line an agent: node, address, pid of what started it
 POLL_SECONDS = 0.1
@@ -74,7 +74,7 @@ class Lane(Protocol):
         ...
 
     def notice(self) -> str:
-        """Why whoever owns the nodes wants them back, in plain words; empty as long as nobody does."""
+        """Why whoever owns the nodes wants them back: a StopReason, or plain words; empty as long as nobody does."""
         ...
 
     def explain(self) -> str:
@@ -227,8 +227,8 @@ class Attempt:
         """Whether anybody wants the run to stop, and why; `asked`: look also whether a user does."""
         if not self.reason:
             cancelled = (asked and self.run.cancel_requested) or self._orphaned()
-            notice = "cancelled" if cancelled else self.lane.notice()
-            self.reason = "cancelled" if notice and self.run.cancel_requested else notice
+            notice = StopReason.CANCELLED if cancelled else self.lane.notice()
+            self.reason = StopReason.CANCELLED if notice and self.run.cancel_requested else notice
 
     def _ask_to_leave(self) -> None:
         """Say it to all agents, or to those that are to go while the others stay; and again to whoever does not leave."""
@@ -268,14 +268,14 @@ class Attempt:
         reason = self.reason or (self.lane.notice() if EXIT_FAILED not in codes else "")
         if not reason and codes & {EXIT_REQUEUE, EXIT_TERMINATED}:
             reason = self.lane.explain()
-        if self.run.cancel_requested or reason == "cancelled":
+        if self.run.cancel_requested or reason == StopReason.CANCELLED:
             saved = "after saving" if EXIT_REQUEUE in codes else "before it had saved anything more"
             return self._outcome(RunState.CANCELLED, EXIT_REQUEUE, f"cancelled {saved}")
         if self.lost and not self.elastic:  # Slurm requeues such a job itself; but what the others saved is not the last step
             return self._outcome(RunState.REQUEUED, EXIT_TERMINATED, "; ".join(self.lost))
         if EXIT_REQUEUE in codes or reason:
             saved = "" if EXIT_REQUEUE in codes else "; no checkpoint was confirmed in time"
-            state = RunState.PREEMPTED if reason == "preempted" else RunState.REQUEUED
+            state = RunState.PREEMPTED if reason == StopReason.PREEMPTED else RunState.REQUEUED
             code = EXIT_REQUEUE if EXIT_REQUEUE in codes else EXIT_TERMINATED
             return self._outcome(state, code, f"stopped: {reason or 'signal'}{saved}")
         if self.lost:

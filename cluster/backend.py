@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from cluster.config import Resources, read_yaml
+from cluster.config import PathView, Resources, read_yaml
 from cluster.errors import BackendError, ConfigError
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
@@ -23,6 +23,7 @@ class BackendState:
     state: RunState
     word: str = ""  # the scheduler's own state
     reason: str = ""  # and its own reason
+    remedy: str = ""  # what of the reason says what the user can do, where it does
     handle: str = ""  # such as slurm:12345, where the question told it
 
 
@@ -68,6 +69,12 @@ class Backend(Protocol):
     def checks(self) -> list[Check]:
         """What `doctor` prints of this cluster."""
         ...
+
+
+def path_view(backend: Backend) -> PathView:
+    """Where this machine sees the paths of a backend's cluster: the same, unless the backend has a `path_here`."""
+    view: PathView = getattr(backend, "path_here", Path)
+    return view
 
 
 @dataclass(frozen=True, kw_only=True)

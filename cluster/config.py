@@ -3,7 +3,7 @@
 import difflib
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -25,6 +25,9 @@ def absolute(path: str) -> str:
     """A local path made absolute where the user stands; a URL (s3://...) as it is."""
     return path if re.match(r"^[a-z0-9+]+:", path) else str(Path(path).expanduser().absolute())
 
+
+# Where this machine sees what a cluster calls by a path; None: it does not see it, and cannot check it.
+PathView = Callable[[str], Path | None]
 
 # A path or fsspec URL that a user gives; resolved at submission, since a rank stands elsewhere.
 DataPath = Annotated[str, AfterValidator(absolute)]
@@ -116,8 +119,11 @@ class JobConfig(Section):
     retries: Retries = Field(default=Retries(), description="retry budgets")
     wandb: Tracking = Field(default=Tracking(), description="how W&B shows the run")
 
-    def preflight(self) -> None:
-        """Check what only the submitting machine can check cheaply (local inputs exist). Raises ConfigError/DataError."""
+    def preflight(self, here: PathView = Path) -> None:
+        """Check what only the submitting machine can check cheaply (local inputs exist). Raises ConfigError/DataError.
+
+        `here` says where this machine sees a path of the cluster that the run goes to.
+        """
 
     def preferred_engine(self) -> Engine | None:
         """The engine, where these keys decide it; None leaves the job's own."""

@@ -7,6 +7,8 @@ RopewalkError                  a person can act on it: the message names the thi
 ├── CheckpointError            a checkpoint is missing, cut short, or of another model
 ├── NumericsError              the loss became NaN or jumped, and the policy says stop
 ├── BackendError               a scheduler refused, failed or does not answer          CLI exits 1
+│   ├── AlreadyRunningError    an earlier submission of the run is still under way
+│   └── CommandMissingError    a scheduler's command is not installed on this machine
 ├── StorageError               a file system stayed away for longer than the patience
 └── StaleAttemptError          this process belongs to an attempt that has a successor; it must not write
 StopRequested                  not an error: the state is saved, leave with exit code 85
@@ -51,6 +53,19 @@ class BackendError(RopewalkError):
     """A scheduler refused a request, failed, or does not answer."""
 
     retryable = True
+
+
+class AlreadyRunningError(BackendError):
+    """An earlier submission of the run is still under way: a second one would be one too many."""
+
+    def __init__(self, run: str, active: str) -> None:
+        """`active` says what of it is under way, such as `an active Job (k8s:team/x)`."""
+        self.active = active
+        super().__init__(f"{run} already has {active}; cancel it first: ropewalk cancel {run}")
+
+
+class CommandMissingError(BackendError):
+    """A scheduler's command is not installed on this machine."""
 
 
 class StorageError(RopewalkError):

@@ -12,13 +12,13 @@ import psutil
 from cluster.attempt import AGENTS
 from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources
-from cluster.errors import BackendError
+from cluster.errors import AlreadyRunningError
 from cluster.files import json_text, read_json, read_lines, write_all, write_json
 from cluster.gpus import deal_devices, machine_devices
 from cluster.processes import STOP_SIGNALS
 from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import Engine, RunState
-from cluster.supervisor import BY_SUBMISSION
+from cluster.supervisor import BY_SUBMISSION, bury_unfinished
 from cluster.template import TEMPLATE_VARIABLE, ask_template
 from cluster.virtual_nodes import OUTER_TMPDIR_VARIABLE, render_script
 
@@ -50,10 +50,11 @@ class LocalBackend:
         self.refuse(resources)
         _let_leave(run)
         if _alive(run):
-            raise BackendError(f"{run.id} is being carried already ({_handle(run)}); `ropewalk cancel {run.id}` ends it")
+            raise AlreadyRunningError(run.id, f"an active process ({_handle(run)})")
+        bury_unfinished(run, "its supervisor was killed, or this machine went down, before it could say how it ended")
         plain = resources.model_dump(mode="json")
         attempt = run.begin_attempt(
-            resources=plain, backend="local", opened_by=BY_SUBMISSION
+            resources=plain, backend="local", opened_by=BY_SUBMISSION, **_waits(after)
         )  # from now on a resumed run has no outcome
         write_json(run.path / REQUEST, {"attempt": attempt, "resources": plain, "after": list(after)})
         pid = start_detached([sys.executable, "-m", "cluster.local_supervisor", str(run.path)], run.path / "supervisor.log")
@@ -66,7 +67,8 @@ class LocalBackend:
         """Start one process that carries all of them, `at_once` (unset: 1) at a time, each through a supervisor."""
         self.refuse(resources)
         plain, head = resources.model_dump(mode="json"), runs[0]
-        attempts = begin_attempts(runs, [{"resources": plain, "backend": "local", "opened_by": BY_SUBMISSION}] * len(runs))
+        details = {"resources": plain, "backend": "local", "opened_by": BY_SUBMISSION, **_waits(after)}
+        attempts = begin_attempts(runs, [details] * len(runs))
         # all lie under one root, and the first holds what concerns them all
         common = {"resources": plain, "after": list(after), "queue": head.id}
         requests = zip(runs, attempts, strict=True)
@@ -91,10 +93,11 @@ class LocalBackend:
                 return BackendState(state=RunState.PENDING, word=word, reason=_waiting_for(run))
             return BackendState(state=RunState.RUNNING, word="supervised")
         if outcome is not None:
-            reason = "" if outcome.state.final else f"nobody carries it; {remedy}"
-            return BackendState(state=outcome.state, word="ended", reason=reason)
+            if outcome.state.final:
+                return BackendState(state=outcome.state, word="ended")
+            return BackendState(state=outcome.state, word="ended", reason=f"nobody carries it; {remedy}", remedy=remedy)
         who = "its supervisor" if (run.path / CARRIER).exists() else "the process that would have started it"
-        return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{who} died; {remedy}")
+        return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{who} died; {remedy}", remedy=remedy)
 
     def cancel(self, run: RunDir) -> None:
         """Ask the supervisor to let the run save and leave."""
@@ -133,6 +136,10 @@ def start_detached(command: list[str], log: Path) -> int:
 def carrier(pid: int) -> dict[str, Any]:
     """A process by what no later process shares: pid and birth."""
     return {"pid": pid, "created": psutil.Process(pid).create_time()}
+
+
+def _waits(after: Sequence[str]) -> dict[str, Any]:
+    return {"after": list(after)} if after else {}
 
 
 def _carrier_of(run: RunDir) -> dict[str, Any] | None:

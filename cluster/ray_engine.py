@@ -8,7 +8,6 @@ Usage, by itself alone: python -m cluster.ray_engine start ... is `ray start` th
 
 import logging
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from cluster.ports import free_port, node_cpus
 from cluster.process_engine import run_process
 from cluster.processes import deaf_children, end, family, processes_of
 from cluster.run_dir import RunDir
+from cluster.scratch import make_scratch, remove_scratch
 from cluster.succession import read_mark_afresh, write_mark
 
 log = logging.getLogger(__name__)
@@ -91,13 +91,13 @@ def run_ray(node: RayNode) -> int:
     finally:
         if ray is not None:
             stop_ray(ray, scratch)
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_scratch(scratch)
 
 
 def short_scratch() -> Path:
     """A private directory whose name leaves Ray's sockets room below the 107 bytes that a socket's path may have."""
     parent = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="r", dir=parent if len(parent) <= LONGEST_SCRATCH else "/tmp"))  # noqa: S108
+    return make_scratch("r", parent if len(parent) <= LONGEST_SCRATCH else "/tmp")  # noqa: S108
 
 
 def start_command(node: RayNode, scratch: Path, head_address: str | None) -> list[str]:

@@ -23,6 +23,14 @@ class RunState(StrEnum):
         return self in {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}
 
 
+class StopReason(StrEnum):
+    """Why the owner of the nodes wants a run to stop, where that decides how the attempt ends; other reasons are plain words."""
+
+    CANCELLED = "cancelled"
+    PREEMPTED = "preempted"
+    TIME_LIMIT = "time limit"
+
+
 class Engine(StrEnum):
     """How an agent brings a job's entry to life."""
 

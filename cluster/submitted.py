@@ -44,6 +44,17 @@ def submission_details(run: RunDir) -> dict[str, Any]:
     return newest_submission(run)[1]
 
 
+def dependencies(run: RunDir) -> list[RunDir]:
+    """The runs for whose success the newest submission of this one waits, or has waited."""
+    return [RunDir(run.path.parent / name) for name in submission_details(run).get("after") or []]
+
+
+def failed_dependencies(run: RunDir) -> list[tuple[RunDir, Outcome]]:
+    """Of the runs that this one waits for, those that ended without success, each with its outcome."""
+    ended = [(other, other.last_outcome()) for other in dependencies(run)]
+    return [(other, o) for other, o in ended if o is not None and o.state.final and o.state is not RunState.SUCCEEDED]
+
+
 def refuse_short_limit(resources: Resources) -> None:
     """Refuse what a scheduler would accept, and what would never get to work. Raises ConfigError."""
     limit = resources.time_limit_minutes
@@ -72,13 +83,14 @@ def never_submitted(run: RunDir) -> BackendState:
     """Of a run that no attempt of is open: it is being submitted, or whoever did so has died."""
     if time.time() - float(run.listed.get("created") or 0) < PATIENCE_SECONDS:
         return BackendState(state=RunState.PENDING, word="submitting")
-    return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"it was never submitted; `ropewalk resume {run.id}` does")
+    remedy = f"run `ropewalk resume {run.id}`"
+    return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"the submission did not finish; {remedy}", remedy=remedy)
 
 
 def lost(run: RunDir, said: str) -> BackendState:
     """Nothing is left of what carried the run, and it left no word."""
-    remedy = f"{said}; `ropewalk resume {run.id}` goes on from its last checkpoint, if there is one"
-    return BackendState(state=RunState.UNKNOWN, word="lost", reason=remedy)
+    remedy = f"`ropewalk resume {run.id}` goes on from its last checkpoint, if there is one"
+    return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{said}; {remedy}", remedy=remedy)
 
 
 def conclude(run: RunDir, state: RunState, cause: str) -> Outcome:

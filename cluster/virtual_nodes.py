@@ -6,7 +6,6 @@ So a run of two nodes is a real rendezvous of two agents, and killing a node is 
 import os
 import secrets
 import shlex
-import shutil
 import signal
 import sys
 import tempfile
@@ -21,7 +20,8 @@ from cluster.ports import NODE_CPUS_VARIABLE, ReservedPort
 from cluster.processes import Flag, end, family, processes_of
 from cluster.run_dir import RunDir
 from cluster.run_key import KEY_BYTES, RENDEZVOUS_KEY
-from cluster.spec import Engine
+from cluster.scratch import make_scratch, remove_scratch
+from cluster.spec import Engine, StopReason
 
 OUTER_TMPDIR_VARIABLE = "ROPEWALK_TMPDIR"  # the machine's own, for what outlives the node
 NODE_RETURN_SECONDS = 10.0  # how long a virtual node is away when it died: as if it rebooted
@@ -59,7 +59,7 @@ class VirtualNodes:
         self.run, self.resources, self.stop = run, resources, stop
         self.leaving = False  # the supervisor itself has to go
         self.engine = Engine(run.record["engine"])
-        self.scratch = Path(tempfile.mkdtemp(prefix="r"))  # the nodes' own disks
+        self.scratch = make_scratch("r")  # the nodes' own disks
         self.ray_token = secrets.token_hex(32)  # lives in memory only
         self.away: dict[int, float] = {}  # when a node that died is up again, by the monotonic clock
         self.busy: set[int] = set()
@@ -153,9 +153,9 @@ class VirtualNodes:
         """A signal to the supervisor, or the end of the time limit in sight."""
         if self.stop.is_set():
             self.stop.clear()
-            return "preempted"
+            return StopReason.PREEMPTED
         if self.limit is not None and time.monotonic() > self.limit - self.resources.grace_seconds:
-            return "time limit"
+            return StopReason.TIME_LIMIT
         return ""
 
     def explain(self) -> str:
@@ -170,4 +170,4 @@ class VirtualNodes:
         """Nothing of the nodes is left."""
         self._store_port.release()
         end(processes_of(self.scratch))
-        shutil.rmtree(self.scratch, ignore_errors=True)
+        remove_scratch(self.scratch)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cluster.errors import ConfigError
+from cluster.scratch import scratch
 from cluster.storage import Place
 from datapipe.manifest import TokenizerRecord, TokenType
 
@@ -111,7 +111,7 @@ def _converted(name: str) -> TokenizerFiles:
         ) from None
     if not getattr(found, "is_fast", False):
         raise ConfigError(f"tokenizer.path: {name}: has no fast form (tokenizer.json); choose a tokenizer that has one")
-    with tempfile.TemporaryDirectory(prefix="ropewalk-tokenizer-") as folder:
+    with scratch("t") as folder:
         found.save_pretrained(folder)
         return TokenizerFiles(
             name=name.rstrip("/").rpartition("/")[2], files=_from_place(Place(folder), "tokenizer.json", name).files

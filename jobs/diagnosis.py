@@ -12,11 +12,13 @@ from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY
 from cluster.files import read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
+from cluster.submitted import dependencies, has_agents
 from cluster.words import counted
 from jobs.hangs import join_hangs, tell_hang
+from jobs.status import states
 from jobs.sweeps.answers import is_sweep, parameter_words
 from jobs.sweeps.causes import role_told, trials_told
-from jobs.tracking import broken_lines, broken_words
+from jobs.tracking import broken_lines, broken_words, latest_metrics
 
 SILENT_SECONDS = 30.0  # six samples of a node missed
 
@@ -61,6 +63,7 @@ class Diagnosis:
     cause: str
     evidence: list[str] = field(default_factory=list)
     remedy: str = ""
+    resumes: bool = False  # the remedy is to resume the run
 
 
 def diagnose(run: RunDir, state: BackendState) -> Diagnosis:
@@ -74,7 +77,7 @@ def diagnose(run: RunDir, state: BackendState) -> Diagnosis:
         found.remedy = found.remedy or next((f"{m}: {advice}" for line in told for m, advice in [_known(line)] if m), "")
     elif (role := role_told(run)) is not None:
         found.cause = f"{found.cause} {role}"
-        if f"resume {run.id}" in found.remedy:
+        if found.resumes:
             found.remedy = ""  # its sweep decides whether it goes on
     return found
 
@@ -92,7 +95,7 @@ def _diagnose(run: RunDir, state: BackendState) -> Diagnosis:
         return Diagnosis(cause="It succeeded.", evidence=history)
     if outcome.state is RunState.CANCELLED:
         remedy = f"`ropewalk resume {run.id}` goes on from its last checkpoint"
-        return Diagnosis(cause=f"It was cancelled: {outcome.cause}.", evidence=history, remedy=remedy)
+        return Diagnosis(cause=f"It was cancelled: {outcome.cause}.", evidence=history, remedy=remedy, resumes=True)
     if not outcome.state.final:
         went = state.reason or "a new attempt follows by itself"
         return Diagnosis(cause=f"Attempt {attempt} ended without finishing: {outcome.cause}; {went}.", evidence=history)
@@ -103,17 +106,18 @@ def _never_started(run: RunDir, state: BackendState) -> Diagnosis:
     refused = [event for event in run.read_events() if event["event"] == "submit_failed"]
     if refused:
         remedy = f"mend that, then `ropewalk resume {run.id}`"
-        return Diagnosis(cause=f"It was never started: {refused[-1]['error']}", remedy=remedy)
+        return Diagnosis(cause=f"It was never started: {refused[-1]['error']}", remedy=remedy, resumes=True)
     said = f" ({state.word}{': ' if state.word and state.reason else ''}{state.reason})" if state.word or state.reason else ""
     return Diagnosis(cause=f"It has not started yet: {state.state.value}{said}.")
 
 
 def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[str]) -> Diagnosis:
     if state.state is RunState.UNKNOWN:
-        remedy = state.reason if "ropewalk" in state.reason else f"`ropewalk resume {run.id}` starts a new attempt"
-        return Diagnosis(
-            cause=f"Nobody carries it any more: {state.reason or 'no trace of it'}.", evidence=history, remedy=remedy
-        )
+        remedy = state.remedy or f"`ropewalk resume {run.id}` starts a new attempt"
+        said = state.reason.removesuffix(state.remedy).removesuffix("; ") or "no trace of it"
+        return Diagnosis(cause=f"Nobody carries it any more: {said}.", evidence=history, remedy=remedy, resumes=True)
+    if state.state in {RunState.PENDING, RunState.REQUEUED}:
+        return _waiting(run, state, history)
     silent = silent_nodes(run, attempt)
     if silent:
         return Diagnosis(
@@ -121,6 +125,29 @@ def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[st
         )
     step = (read_json(run.progress) or {}).get("done")
     return Diagnosis(cause=f"It is {state.state.value.lower()}{f', at {step}' if step is not None else ''}.", evidence=history)
+
+
+def _waiting(run: RunDir, state: BackendState, history: list[str]) -> Diagnosis:
+    """Of a run that has not started: for which others it waits, and what follows; else the scheduler's word."""
+    others = {other.id: other for other in dependencies(run) if (other.path / "run.yaml").exists()}
+    asked = {} if has_agents(run) else states([*others.values()])
+    open_ones = {name: told for name, told in asked.items() if told.state is not RunState.SUCCEEDED}
+    if not open_ones:
+        said = ": ".join(word for word in (state.word, state.reason) if word)
+        return Diagnosis(cause=f"It is {state.state.value.lower()}{f' ({said})' if said else ''}.", evidence=history)
+    told = " and for ".join(_dependency_words(others[name], found) for name, found in open_ones.items())
+    whose = "that has" if len(open_ones) == 1 else "all of them have"
+    cause = f"It waits for {told}. It starts once {whose} succeeded, and is cancelled if one fails or is cancelled."
+    stuck = [name for name, found in open_ones.items() if found.state is RunState.UNKNOWN or found.remedy]
+    remedy = f"`ropewalk resume {stuck[0]}`: nobody carries it on, and this run waits until it has succeeded" if stuck else ""
+    return Diagnosis(cause=cause, evidence=history, remedy=remedy or f"`ropewalk why {next(iter(open_ones))}` tells more of it")
+
+
+def _dependency_words(other: RunDir, state: BackendState) -> str:
+    outcome, done = other.last_outcome(), latest_metrics(other).get("step")
+    if outcome is not None and outcome.state.final:
+        return f"{other.id}, which ended as {outcome.state} ({outcome.cause})"
+    return f"{other.id}, which is {state.state}{f' at step {done}' if done is not None else ''}"
 
 
 def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list[str]) -> Diagnosis:
@@ -134,10 +161,10 @@ def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list
         meaning = SIGNALS.get(signal.Signals[killed[1]], "")
     if exit_code == EXIT_NEVER_RETRY and not remedy:
         remedy = "mend the configuration or the data and submit again; this is never retried by itself"
-    if not remedy:
+    if resumes := not remedy:
         remedy = f"`ropewalk logs {run.id}` shows all ranks; `ropewalk resume {run.id}` tries again from the last checkpoint"
     told = f"It failed: {meaning} — {cause}" if meaning else f"It failed: {cause}"
-    return Diagnosis(cause=told, evidence=[*dict.fromkeys(evidence), *history], remedy=remedy)
+    return Diagnosis(cause=told, evidence=[*dict.fromkeys(evidence), *history], remedy=remedy, resumes=resumes)
 
 
 def _known(text: str) -> tuple[str, str]:

@@ -149,10 +149,10 @@ def _attempts(attempts: Sequence[Mapping[str, Any]]) -> Table:
             str(attempt.get("attempt", "")),
             str(attempt.get("handle", "")),
             str((attempt.get("resources") or {}).get("nodes", "")),
-            state_text(outcome.get("state", "RUNNING")),
+            state_text(attempt["state"]),
             str(outcome.get("exit_code", "")),
             "" if took is None else duration(took),
-            shorten(str(outcome.get("cause", "")), 90),
+            shorten(attempt["cause"], 90),
         )
     return made
 

@@ -1,10 +1,11 @@
 """Score a model on held-out text: bits per byte, perplexity, and samples of what it writes."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from cluster.config import JobConfig, Section
+from cluster.config import JobConfig, PathView, Section
 from cluster.context import JobContext
 from jobs.training.datasets import Data, check_data
 from jobs.training.scored import ModelWord, find_model
@@ -33,10 +34,12 @@ class EvaluateConfig(JobConfig):
     generate: GenerateConfig = Field(default=GenerateConfig(), description="samples of the model's own text")
     fsdp: FsdpConfig = Field(default=FsdpConfig(), description="how parameters are split")
 
-    def preflight(self) -> None:
+    def preflight(self, here: PathView = Path) -> None:
         """The model and local data sets must be there."""
-        find_model(self.model)
-        check_data(self.data)
+        model = here(self.model) if self.model.startswith("/") else Path(self.model)
+        if model is not None:
+            find_model(str(model))
+        check_data(self.data, here)
 
 
 def main(context: JobContext) -> dict[str, object]:

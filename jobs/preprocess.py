@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from cluster.config import JobConfig
+from cluster.config import JobConfig, PathView
 from cluster.context import JobContext
 from cluster.errors import ConfigError, DataError
 from cluster.files import write_json
@@ -47,30 +47,32 @@ class PreprocessConfig(DataSetConfig, JobConfig):
         """An array is driven by one process."""
         return Engine.PROCESS if self.fanout == "array" else None
 
-    def preflight(self) -> None:
+    def preflight(self, here: PathView = Path) -> None:
         """Local inputs exist, and the output does not lie among them. Raises ConfigError, DataError."""
         for pattern in self.input:
             if re.match(r"^[a-z0-9+]+:", pattern):
                 continue
-            _require_input(pattern)
-            path = Path(pattern)
-            if path.is_dir() and Path(self.output).is_relative_to(path):
+            path = here(pattern)
+            if path is None:
+                continue
+            _require_input(pattern, path)
+            if path.is_dir() and Path(self.output).is_relative_to(pattern):
                 raise ConfigError(f"output: {self.output!r} lies inside the input {pattern!r}; choose a directory outside")
         local = self.tokenizer.path
-        if local and local.startswith("/") and not Path(local).exists():
+        if local and local.startswith("/") and (path := here(local)) is not None and not path.exists():
             raise ConfigError(f"tokenizer.path: {local}: no such file or directory")
-        if Path(self.output).is_file():
+        if not re.match(r"^[a-z0-9+]+:", self.output) and (path := here(self.output)) is not None and path.is_file():
             raise ConfigError(f"output: {self.output!r} is a file; give a directory")
 
 
-def _require_input(pattern: str) -> None:
-    if Path(pattern).exists():
+def _require_input(pattern: str, path: Path) -> None:
+    if path.exists():
         return
     import glob
 
     if not glob.has_magic(pattern):
         raise DataError(f"input {pattern!r}: no such file or directory")
-    if next(glob.iglob(pattern, recursive=True), None) is None:
+    if next(glob.iglob(str(path), recursive=True), None) is None:
         raise DataError(f"input {pattern!r}: matches no file; check the path, or use ** to look into folders")
 
 

@@ -1,9 +1,11 @@
 """Train a language model with FSDP on a data set; resumable at any step and any number of ranks."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from cluster.config import PathView
 from cluster.context import JobContext
 from cluster.errors import ConfigError
 from jobs.status import find_run
@@ -19,9 +21,9 @@ class PretrainConfig(TrainingConfig):
     seq_len: int = Field(default=1024, ge=1, description="tokens of a sequence")
     on_corrupt: Literal["error", "quarantine"] = Field(default="error", description="what to do about a damaged shard")
 
-    def preflight(self) -> None:
+    def preflight(self, here: PathView = Path) -> None:
         """Local data sets must be complete."""
-        check_data(self.data)
+        check_data(self.data, here)
         if self.start_from is not None:
             found = find_run(self.start_from.run)
             if self.start_from.run not in {found.id, str(found.path)}:

@@ -115,11 +115,7 @@ def details(run: RunDir) -> dict[str, Any]:
     """All that `show --json` prints."""
     state = states([run])[run.id]
     record = run.record
-    attempts = []
-    for number in run.attempts():
-        outcome = run.outcome(number)
-        ended = {**vars(outcome), "state": outcome.state.value} if outcome else None
-        attempts.append({**run.attempt_details(number), "outcome": ended})
+    attempts = [_attempt(run, number, state) for number in run.attempts()]
     return {
         **summary(run, state),
         "results": run.results(),
@@ -133,6 +129,19 @@ def details(run: RunDir) -> dict[str, Any]:
         "events": run.read_events()[-50:],
         "broken_lines": broken_lines(run),
     }
+
+
+def _attempt(run: RunDir, number: int, state: BackendState) -> dict[str, Any]:
+    """One attempt as plain values; of those without an outcome only the newest is what the run is, the others were lost."""
+    outcome, newest = run.outcome(number), run.attempts()[-1]
+    if outcome is not None:
+        told, cause = outcome.state, outcome.cause
+    elif number == newest:
+        told, cause = state.state, state.reason
+    else:
+        told, cause = RunState.UNKNOWN, "lost: nobody lived to say how it ended"
+    ended = {**vars(outcome), "state": outcome.state.value} if outcome else None
+    return {**run.attempt_details(number), "outcome": ended, "state": told.value, "cause": cause}
 
 
 def final_object(run: RunDir) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cluster.backend import Backend, load_backend, load_profile
+from cluster.backend import Backend, load_backend, load_profile, path_view
 from cluster.config import JobConfig, Resources, apply_override, load_config, read_yaml
 from cluster.errors import ConfigError, RopewalkError
 from cluster.run_dir import RunDir, runs_root
@@ -162,7 +162,7 @@ def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
         refuse(configs[0].resources)
     if getattr(backend, "shares_files", True):
         for config in configs:
-            config.preflight()
+            config.preflight(path_view(backend))
 
 
 def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:

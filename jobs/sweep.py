@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from cluster.backend import load_profile
-from cluster.config import JobConfig, read_yaml
+from cluster.config import JobConfig, PathView, read_yaml
 from cluster.context import JobContext
 from cluster.spec import Engine
 from jobs.sweeps.config import AshaConfig, BudgetConfig, MedianConfig, OptunaConfig, PbtConfig
@@ -68,13 +68,13 @@ class SweepConfig(JobConfig):
         """Trials inside the sweep's own allocation need a Ray cluster over it."""
         return Engine.RAY if self.allocation else None
 
-    def preflight(self) -> None:
+    def preflight(self, here: PathView = Path) -> None:
         """The packages, the trials' cluster, and what the job itself checks. Raises ConfigError, DataError."""
         from jobs.sweeps.check import preflight
 
         if self.cluster is not None:
             load_profile(self.cluster)
-        preflight(self)
+        preflight(self, here)
 
     def other_cluster(self) -> str | None:
         """That of the trials."""

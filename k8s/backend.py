@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources, load_section
-from cluster.errors import BackendError, ConfigError
+from cluster.errors import AlreadyRunningError, BackendError, ConfigError
 from cluster.files import write_all
 from cluster.run_dir import RUNS_VARIABLE, RunDir, begin_attempts
 from cluster.spec import Engine, RunState
@@ -61,6 +61,16 @@ class K8sBackend:
         """Whether this machine sees the runs' volume: it mounts it, or is a pod itself."""
         return self.profile.runs is not None or os.environ.get(RUNS_VARIABLE) == self.profile.claim_path
 
+    def path_here(self, path: str) -> Path | None:
+        """Where this machine sees what pods call by a path; None where it lies on a volume that it does not see."""
+        inside = Path(path)
+        if not inside.is_relative_to(self.profile.claim_path):
+            elsewhere = any(inside.is_relative_to(mount.path) for mount in self.profile.mounts) and not inside.exists()
+            return None if elsewhere else inside
+        if self.profile.runs is None:
+            return inside if self.shares_files else None
+        return Path(self.profile.runs).expanduser() / inside.relative_to(self.profile.claim_path)
+
     # --- submitting
 
     def render(self, run: RunDir, resources: Resources) -> str:
@@ -71,7 +81,7 @@ class K8sBackend:
         return shape_of(engine, resources, self.profile, lambda: self.kube, held=held)
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
-        """Submit the run's next attempt. Raises BackendError if a Job of an earlier submission carries it still."""
+        """Submit the run's next attempt. Raises AlreadyRunningError if a Job of an earlier submission is active."""
         if run.attempts():
             self._refuse_if_carried(run)
             self.fetch(run)
@@ -200,7 +210,7 @@ class K8sBackend:
             return
         if end_of(job) is None and "deletionTimestamp" not in job["metadata"]:
             name = f"k8s:{self.kube.namespace}/{job['metadata']['name']}"
-            raise BackendError(f"{run.id} is being carried already ({name}); `ropewalk cancel {run.id}` ends it")
+            raise AlreadyRunningError(run.id, f"an active Job ({name})")
 
     # --- asking
 
@@ -223,8 +233,17 @@ class K8sBackend:
         for run in runs:
             job = seen[run.id].job
             if job is not None and found[run.id].state is RunState.FAILED and end_of(job) is None:
-                self.kube.delete(*carrier_of(run))  # it can never start
+                self._end_hopeless(run)
         return found
+
+    def _end_hopeless(self, run: RunDir) -> None:
+        """Delete a Job that can never start; whoever only looks at another's run leaves it alone."""
+        if os.geteuid() not in {0, run.path.stat().st_uid}:
+            return
+        try:
+            self.kube.delete(*carrier_of(run))
+        except BackendError as error:
+            log.warning("%s can never start, and its Job stays: %s", run.id, error)
 
     def fetch(
         self, run: RunDir, wanted: Sequence[str] = (), write: dict[str, str] | None = None, beside: Sequence[str] = ()

@@ -92,7 +92,7 @@ def displaced(run: RunDir, claim: Claim, carrier: str) -> str:
     """Who carries the run by now, and why, if it is no longer this pod of the object `carrier`; else nothing."""
     last = newest(run)
     if last is not None and last.number > claim.number:
-        return f"pod {last.pod} carries the run by now: this one was taken for dead"
+        return f"pod {last.pod} leads the run by now: this pod lost leadership (it was presumed dead)"
     if (name := submission_details(run).get("name")) != carrier:
         return f"{name} carries the run by now: it was submitted again"
     return ""

@@ -51,6 +51,7 @@ KINDS = {
     "ClusterQueue": (KUEUE, "clusterqueues"),
 }
 GLOBAL = {"Node", "Namespace", "PriorityClass", "SelfSubjectAccessReview", "SelfSubjectRulesReview", "ClusterQueue"}
+STRICT = {"fieldValidation": "Strict"}
 PATCHES = {
     "merge": "application/merge-patch+json",
     "strategic": "application/strategic-merge-patch+json",
@@ -109,13 +110,15 @@ class Kubernetes:
         return items
 
     def create(self, each: Object) -> Object:
-        """Create an object; what it became. Raises ConflictError if one of its name exists."""
-        return self._object("POST", self.path(each["kind"]), body=each)
+        """Create an object; what it became. Raises ConflictError if one of its name exists.
+
+        Raises RefusedError where the server does not know a field: it would leave it out, and with it what the run relies on.
+        """
+        return self._object("POST", self.path(each["kind"]), params=STRICT, body=each)
 
     def try_create(self, each: Object) -> None:
         """Ask whether it could be created, and whether the server knows all of its fields. Raises what `create` would."""
-        params = {"dryRun": "All", "fieldValidation": "Strict"}
-        self._object("POST", self.path(each["kind"]), params=params, body=each)
+        self._object("POST", self.path(each["kind"]), params={"dryRun": "All", **STRICT}, body=each)
 
     def patch(self, kind: str, name: str, patch: Any, how: str = "merge", part: str = "") -> Object:
         """Change an object, or a part of it such as its status: by a merge, strategic or json patch."""

@@ -30,7 +30,7 @@ class Sink:
     """Takes what `k8s.reading` sends, piece by piece, and writes it into this machine's copies of the run and those beside it."""
 
     def __init__(self, root: Path, beside: Sequence[str] = ()) -> None:
-        self.root, self.complete = root, False
+        self.root, self.complete, self.absent = root, False, False
         self._places = {"": root, **{name: root.parent / name for name in beside}}
         self._came: dict[str, dict[str, list[int]]] = {}  # by run
         self._buffer = bytearray()
@@ -60,7 +60,7 @@ class Sink:
             self._buffer = rest
             header = json.loads(line)
             if header.get("end"):
-                self.complete = True
+                self.complete, self.absent = True, bool(header.get("absent"))
                 return False
             self._open(header)
         assert self._file is not None

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY
 from cluster.run_dir import RunDir
-from cluster.spec import Outcome, RunState
+from cluster.spec import Outcome, RunState, StopReason
 from cluster.submitted import submission_details
 from k8s.inside import ApiError, Inside
 from k8s.pod import why_taken
@@ -55,6 +55,6 @@ def ask_why(api: Inside, run: RunDir, pod: str) -> str:
     except ApiError as error:
         log.warning("cannot ask Kubernetes why: %s", error)
         return "signal"
-    if why == "cancelled" and submission_details(run).get("name") == api.job_name:
+    if why == StopReason.CANCELLED and submission_details(run).get("name") == api.job_name:
         run.request_cancel()  # for whoever looks at the run and not at its Job, such as a sweep's driver
     return why

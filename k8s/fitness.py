@@ -1,5 +1,6 @@
 """What `doctor` prints of a Kubernetes cluster: is it there, what has it, may we, will it run."""
 
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ from k8s.profile import K8sProfile
 from k8s.shape import JOB, ray_shape
 from k8s.site import JOBSET, KUBERAY, KUEUE, missing_rights, quotas, refusal, shown
 
+LEAST_VERSION = (1, 33)  # a Job's successPolicy and backoffLimitPerIndex are for good from there on
 USER_RIGHTS = (
     ("create", "batch", "jobs"),
     ("list", "batch", "jobs"),
@@ -55,7 +57,15 @@ def checks(connect: Callable[[], Kubernetes], profile: K8sProfile) -> list[Check
 
 def _server(kube: Kubernetes) -> Check:
     version = kube.raw("version")
-    return Check(name="kubernetes", ok=True, detail=f"{version['gitVersion']} at {kube.server}, namespace {kube.namespace}")
+    detail = f"{version['gitVersion']} at {kube.server}, namespace {kube.namespace}"
+    # managed clusters say 33+
+    numbers = tuple(int(re.sub(r"\D.*", "", str(version.get(part) or "")) or 0) for part in ("major", "minor"))
+    if numbers < LEAST_VERSION:
+        least = ".".join(map(str, LEAST_VERSION))
+        return Check(
+            name="kubernetes", ok=False, detail=f"{detail}: runs need at least {least}, older ones drop fields of their Jobs"
+        )
+    return Check(name="kubernetes", ok=True, detail=detail)
 
 
 def _rights(kube: Kubernetes, profile: K8sProfile) -> Check:

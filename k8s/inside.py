@@ -8,7 +8,7 @@ import http.client
 import json
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +20,7 @@ Object = dict[str, Any]
 JOBS = {"Job": ("batch/v1", "jobs"), "RayJob": ("ray.io/v1", "rayjobs")}  # what may carry a run: group and plural
 KIND_VARIABLE = "ROPEWALK_JOB_KIND"  # which of them ROPEWALK_JOB names
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 ANSWER_SECONDS = 5.0
 MERGE = "application/merge-patch+json"
 PLAIN = "application/json"
@@ -45,6 +46,7 @@ class Inside:
         self._host = environment.get("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc")
         self._port = int(environment.get("KUBERNETES_SERVICE_PORT", "443"))
         self._account = account
+        self._context: tuple[int, ssl.SSLContext] | None = None  # of the authorities' file as it was written then
         self.namespace = environment["POD_NAMESPACE"]
         self.job_name = environment["ROPEWALK_JOB"]
         self._jobs = JOBS[environment.get(KIND_VARIABLE, "Job")]
@@ -52,6 +54,10 @@ class Inside:
     def pods(self) -> list[Object]:
         """All pods of the Job."""
         return self.select_pods(f"batch.kubernetes.io/job-name={self.job_name}")
+
+    def pods_of_indexes(self, indexes: Iterable[int]) -> list[Object]:
+        """The pods of some indexes of the Job: of a thousand the few that matter."""
+        return self.select_pods(f"batch.kubernetes.io/job-name={self.job_name},{INDEX_LABEL} in ({','.join(map(str, indexes))})")
 
     def select_pods(self, labels: str) -> list[Object]:
         """All pods of these labels."""
@@ -101,13 +107,20 @@ class Inside:
                 return None
             raise
 
+    def _trusted(self) -> ssl.SSLContext:
+        """Made anew only where the authorities' file is another: it takes longer than a question."""
+        path = self._account / "ca.crt"
+        written = path.stat().st_mtime_ns
+        if self._context is None or self._context[0] != written:
+            self._context = (written, ssl.create_default_context(cafile=str(path)))
+        return self._context[1]
+
     def _call(self, method: str, path: str, body: Object | None = None) -> Object:
         """One question, one answer. Raises ApiError."""
         where = f"the API server {self._host}:{self._port}"
         try:
             token = (self._account / "token").read_text().strip()
-            trusted = ssl.create_default_context(cafile=str(self._account / "ca.crt"))
-            connection = http.client.HTTPSConnection(self._host, self._port, timeout=ANSWER_SECONDS, context=trusted)
+            connection = http.client.HTTPSConnection(self._host, self._port, timeout=ANSWER_SECONDS, context=self._trusted())
             headers = {
                 "Authorization": f"Bearer {token}",
                 "Accept": "application/json",

@@ -4,11 +4,13 @@ import json
 import logging
 import os
 import subprocess
+import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 import yaml
@@ -18,7 +20,8 @@ from lightkube.core.exceptions import ConfigError as LightkubeError
 
 from cluster.errors import BackendError, ConfigError
 
-EXEC_SECONDS = 60.0  # a plug-in may open a browser
+EXEC_SECONDS = 60.0
+PERSON_SECONDS = 600.0  # where a person sees what a plug-in says: it may name a code, or open a browser
 EXEC_VERSIONS = tuple(f"client.authentication.k8s.io/{version}" for version in ("v1", "v1beta1", "v1alpha1"))
 DEFAULT_FILE = "~/.kube/config"
 RUN_VARIABLE = "ROPEWALK_JOB"  # which every pod of a run has
@@ -35,8 +38,8 @@ def open_client(kubeconfig: str | None, context: str | None, timeout: httpx2.Tim
             account = KubeConfig.from_service_account().get()
             assert account is not None
             return _client(account, {}, None, timeout), account.namespace
-        config, raw, plugin = _chosen(kubeconfig, context)
-        return _client(config, raw, plugin, timeout), config.namespace
+        config, raw, plugin, acts_as = _chosen(kubeconfig, context)
+        return _client(config, raw, plugin, timeout, acts_as), config.namespace
     except (LightkubeError, OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         where = "the pod's service account" if inside else ", ".join(map(str, _files(kubeconfig)))
         raise ConfigError(
@@ -51,7 +54,13 @@ def _is_own(kubeconfig: str | None, context: str | None) -> bool:
     return not kubeconfig and not context and not os.environ.get("KUBECONFIG")
 
 
-def _client(config: SingleConfig, raw: dict[str, Any], plugin: "Plugin | None", timeout: httpx2.Timeout) -> httpx2.Client:
+def _client(
+    config: SingleConfig,
+    raw: dict[str, Any],
+    plugin: "Plugin | None",
+    timeout: httpx2.Timeout,
+    acts_as: Sequence[tuple[str, str]] = (),
+) -> httpx2.Client:
     assert config.user is not None
     verify = verify_cluster(config.cluster, config.user, config.abs_file)
     auth: httpx2.Auth | None = plugin or user_auth(config.user)
@@ -61,7 +70,14 @@ def _client(config: SingleConfig, raw: dict[str, Any], plugin: "Plugin | None", 
     hooks = {"request": [lambda request: request.extensions.update({"sni_hostname": name})]} if name else {}
     server = config.cluster.server.rstrip("/") + "/"
     return httpx2.Client(
-        base_url=server, verify=verify, auth=auth, proxy=raw.get("proxy-url"), timeout=timeout, event_hooks=hooks, limits=_LIMITS
+        base_url=server,
+        verify=verify,
+        auth=auth,
+        headers=list(acts_as),
+        proxy=raw.get("proxy-url"),
+        timeout=timeout,
+        event_hooks=hooks,
+        limits=_LIMITS,
     )
 
 
@@ -73,8 +89,23 @@ def _files(kubeconfig: str | None) -> list[Path]:
     return [Path(word).expanduser() for word in named.split(os.pathsep) if word]
 
 
-def _chosen(kubeconfig: str | None, context: str | None) -> tuple[SingleConfig, dict[str, Any], "Plugin | None"]:
-    """The context's configuration, what the cluster's entry holds beyond it, and the plug-in that tells who we are."""
+def _acts_as(user: dict[str, Any]) -> list[tuple[str, str]]:
+    """The headers of a user who acts as another; whoever left them out would act with its own rights, which may be greater."""
+    name, identity = user.get("as"), user.get("as-uid")
+    groups, extra = user.get("as-groups") or [], user.get("as-user-extra") or {}
+    if not name and (identity or groups or extra):
+        raise ConfigError("a user of the kubeconfig has as-uid, as-groups or as-user-extra and no `as`: say who is acted as")
+    headers = [("Impersonate-User", name)] if name else []
+    headers += [("Impersonate-Uid", identity)] if identity else []
+    headers += [("Impersonate-Group", group) for group in groups]
+    # a header's name has fewer letters than a key may have
+    return headers + [(f"Impersonate-Extra-{quote(key, safe='')}", each) for key, values in extra.items() for each in values]
+
+
+def _chosen(
+    kubeconfig: str | None, context: str | None
+) -> tuple[SingleConfig, dict[str, Any], "Plugin | None", list[tuple[str, str]]]:
+    """The context's configuration, what the cluster's entry holds beyond it, and who we are: a plug-in tells, another lends."""
     merged = _merged(_files(kubeconfig))
     name = context or merged["current-context"]
     if not name:
@@ -95,7 +126,7 @@ def _chosen(kubeconfig: str | None, context: str | None) -> tuple[SingleConfig, 
     parts["users"] = [{"name": chosen["user"], "user": {k: v for k, v in user.items() if k != "exec"}}]
     config = KubeConfig.from_dict(parts).get()
     assert config is not None
-    return config, raw, Plugin(command, raw) if command else None
+    return config, raw, Plugin(command, raw) if command else None, _acts_as(user)
 
 
 def _merged(files: list[Path]) -> dict[str, Any]:
@@ -171,22 +202,42 @@ class Plugin(httpx2.Auth):
     def _ask(self) -> None:
         words = [self._command["command"], *(self._command.get("args") or [])]
         variables = {each["name"]: each["value"] for each in self._command.get("env") or []}
-        spec: dict[str, Any] = {"interactive": False}
+        # as kubectl does: whoever sits there sees the prompt, and may answer it
+        watched, mode = sys.stderr.isatty(), self._command.get("interactiveMode") or "IfAvailable"
+        interactive = watched and sys.stdin.isatty() and mode != "Never"
+        if mode == "Always" and not interactive:
+            raise ConfigError(f"exec plug-in {words[0]} of the kubeconfig asks a person, and there is no terminal: log in first")
+        spec: dict[str, Any] = {"interactive": interactive}
         if self._command.get("provideClusterInfo"):
             spec["cluster"] = {key: value for key, value in self._server.items() if key != "extensions"}
         info = {"apiVersion": self._command["apiVersion"], "kind": "ExecCredential", "spec": spec}
         environment = {**os.environ, **variables, "KUBERNETES_EXEC_INFO": json.dumps(info)}
-        try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=EXEC_SECONDS, env=environment, check=False)
-        except FileNotFoundError:
-            hint = " ".join(str(self._command.get("installHint") or "install it, or choose another context").split())
-            raise ConfigError(f"exec plug-in {words[0]} of the kubeconfig: not found; {hint}") from None
-        except subprocess.TimeoutExpired:
-            raise BackendError(f"exec plug-in {words[0]} of the kubeconfig did not end within {EXEC_SECONDS:.0f} s") from None
+        done = self._run(words, environment, watched=watched, interactive=interactive)
         if done.returncode:
-            said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+            said = " ".join((done.stderr or "").split()) or f"exit code {done.returncode}"
             raise BackendError(f"exec plug-in {words[0]} of the kubeconfig: {said[:300]}; log in again")
         try:
             self._status = dict(json.loads(done.stdout)["status"])
         except (ValueError, KeyError, TypeError):
             raise BackendError(f"exec plug-in {words[0]} of the kubeconfig printed no ExecCredential") from None
+
+    def _run(
+        self, words: list[str], environment: dict[str, str], *, watched: bool, interactive: bool
+    ) -> subprocess.CompletedProcess[str]:
+        seconds = PERSON_SECONDS if watched else EXEC_SECONDS
+        try:
+            return subprocess.run(
+                words,
+                stdin=None if interactive else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=None if watched else subprocess.PIPE,
+                text=True,
+                timeout=seconds,
+                env=environment,
+                check=False,
+            )
+        except FileNotFoundError:
+            hint = " ".join(str(self._command.get("installHint") or "install it, or choose another context").split())
+            raise ConfigError(f"exec plug-in {words[0]} of the kubeconfig: not found; {hint}") from None
+        except subprocess.TimeoutExpired:
+            raise BackendError(f"exec plug-in {words[0]} of the kubeconfig did not end within {seconds:.0f} s") from None

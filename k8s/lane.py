@@ -13,6 +13,7 @@ from cluster.forking import Process
 from cluster.ports import ReservedPort
 from cluster.processes import Flag
 from cluster.run_dir import RunDir
+from cluster.spec import StopReason
 from k8s.claims import Claim, displaced
 from k8s.ending import ask_why
 from k8s.inside import ApiError, Inside
@@ -229,7 +230,7 @@ class PodLane:
         for member in leaving:
             self.replacing.see_to(member, self.resources.grace_seconds)
         if self._limit is not None and time.monotonic() > self._limit - self.resources.grace_seconds:
-            self._notice = "time limit"
+            self._notice = StopReason.TIME_LIMIT
         elif self.must_go():
             self._notice = self._notice or self.explain()
         elif leaving and (not self.resources.nodes.elastic or len(leaving) == len(self.busy)):

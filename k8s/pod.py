@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.spec import StopReason
+
 Object = dict[str, Any]
 
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
@@ -12,7 +14,7 @@ LONG_AGO = "2020-01-01T00:00:00Z"  # longer than the Job controller ever waits
 DEAD, LEAVING = "NodeLost", "Leaving"  # reasons of a container's end that its node has not told
 # reasons of the condition DisruptionTarget, in plain words; Kubernetes' own word is kept beside them
 DISRUPTIONS = {
-    "PreemptionByScheduler": "preempted",
+    "PreemptionByScheduler": StopReason.PREEMPTED,
     "DeletionByTaintManager": "its node does not answer or is tainted",
     "EvictionByEvictionAPI": "evicted, as by a drain of its node",
     "DeletionByPodGC": "its node is gone",
@@ -58,13 +60,13 @@ def over(pod: Object) -> bool:
 def why_taken(pod: Object | None, job: Object | None) -> str:
     """Why a pod has to go, by what Kubernetes says of it and of its Job."""
     if job is None or "deletionTimestamp" in job["metadata"]:
-        return "cancelled"  # deleting the Job is a person's way to end a run
+        return StopReason.CANCELLED  # deleting the Job is a person's way to end a run
     if job["spec"].get("suspend") or _suspended_since(pod, job):
-        return "preempted"  # this is how queues take the nodes away
+        return StopReason.PREEMPTED  # this is how queues take the nodes away
     for condition in (pod or {}).get("status", {}).get("conditions", []):
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             words = DISRUPTIONS.get(condition["reason"], "")
-            return words if words == "preempted" else f"{words or 'taken away'} ({condition['reason']})"
+            return words if words == StopReason.PREEMPTED else f"{words or 'taken away'} ({condition['reason']})"
     return "its pod was deleted"
 
 

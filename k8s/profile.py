@@ -74,7 +74,7 @@ class K8sProfile(Section):
     @classmethod
     def _a_name(cls, name: str | None) -> str | None:
         if name is not None and not _NAME.fullmatch(name):
-            raise ValueError("must be a name of Kubernetes: lower-case letters, digits, - and .")
+            raise ValueError("must be a valid Kubernetes name: lower-case letters, digits, - and .")
         return name
 
     @field_validator("claim_path")

@@ -2,9 +2,7 @@
 
 import logging
 import os
-import shutil
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
@@ -15,6 +13,8 @@ from cluster.ports import NODE_CPUS_VARIABLE, free_port
 from cluster.processes import Flag, deaf_children, end, family, processes_of
 from cluster.ray_engine import JOIN_VARIABLE, count_nodes
 from cluster.run_dir import RunDir
+from cluster.scratch import make_scratch, remove_scratch
+from cluster.spec import StopReason
 from k8s.claims import Claim, displaced
 from k8s.ending import ask_why
 from k8s.inside import Inside
@@ -37,7 +37,7 @@ class HeadLane:
     def __init__(self, run: RunDir, resources: Resources, ray: PodRay, api: Inside, claim: Claim) -> None:
         self.run, self.resources, self.ray, self.api, self.claim = run, resources, ray, api, claim
         self.asked_to_stop = Flag()  # this pod has to go
-        self.disk = Path(tempfile.mkdtemp(prefix="n"))  # what is left of an attempt is known by it
+        self.disk = make_scratch("n")  # what is left of an attempt is known by it
         self._limit: float | None = None
         self._notice = ""
         self._next_claim_look = 0.0
@@ -150,7 +150,7 @@ class HeadLane:
         """Why the run has to stop: this pod has to go, or its time is up."""
         if not self._notice:
             if self._limit is not None and time.monotonic() > self._limit - self.resources.grace_seconds:
-                self._notice = "time limit"
+                self._notice = StopReason.TIME_LIMIT
             elif self.must_go():
                 self._notice = self._notice or self.explain()
         return self._notice
@@ -167,4 +167,4 @@ class HeadLane:
         """Nothing of any attempt is left, nor of Ray."""
         self.clean(0)
         self.ray.end()
-        shutil.rmtree(self.disk, ignore_errors=True)
+        remove_scratch(self.disk)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from cluster.config import Resources
 from cluster.processes import deaf_children
 from cluster.ray_engine import START_SECONDS, head_options, ray_command, short_scratch, stop_ray, tail
 from cluster.run_dir import RunDir
+from cluster.scratch import remove_scratch
 from k8s.rayjob import GCS_PORT, RAYLET_PORT
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class PodRay:
     def end(self) -> None:
         """Nothing of it stays."""
         stop_ray(self._process, self._scratch)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        remove_scratch(self._scratch)
 
 
 def _environment() -> dict[str, str]:

@@ -4,10 +4,13 @@ import hashlib
 import io
 import json
 import logging
+import math
 import secrets
 import shutil
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from getpass import getuser
 from pathlib import Path
@@ -27,6 +30,17 @@ log = logging.getLogger(__name__)
 READY_SECONDS = 60.0  # of a pod whose image is there already; it may have to be pulled
 POLL_SECONDS = 0.2
 READER = "ropewalk-reader"
+LEASE_SECONDS = 120  # by so much longer the pod lives, each time that so much has passed while it is read through
+GIB = 1 << 30
+READING_GIB = 2  # what Python and torch take, and more
+UNKNOWN_GIB = 4  # of a model whose checkpoints do not lie on the volume
+# run in a pod, whatever version its image has: the size of the newest checkpoint, or of that of a step
+CHECKPOINT_BYTES = """
+import json, pathlib, sys
+found = sorted(pathlib.Path(sys.argv[1]).glob("checkpoints/step-*/manifest.json"))
+found = [each for each in found if not sys.argv[2] or int(each.parent.name.partition("-")[2]) == int(sys.argv[2])]
+print(sum(file["size"] for file in json.loads(found[-1].read_bytes())["files"]) if found else 0)
+"""
 NOT_DONE = (ApiAwayError, NotFoundError, RefusedError)  # the connection broke, or the pod is gone or leaving
 
 
@@ -35,7 +49,8 @@ class Reader:
 
     def __init__(self, kube: Kubernetes, profile: K8sProfile) -> None:
         self.kube, self.profile = kube, profile
-        self._pod = ""
+        self._job = render_reader(profile)
+        self._pod = self._own = ""  # the pod that answered last; the newest of those that only read
 
     def fetch(
         self, run: RunDir, wanted: Sequence[str] = (), write: dict[str, str] | None = None, beside: Sequence[str] = ()
@@ -44,12 +59,15 @@ class Reader:
 
         So it does with those of the runs `beside` it, by id.
         """
-        others = {name: held(run.path.parent / name) for name in beside}
-        request = {"have": held(run.path), "with": list(wanted), "write": write or {}, "beside": others}
+        others, have = {name: held(run.path.parent / name) for name in beside}, held(run.path)
+        request = {"have": have, "with": list(wanted), "write": write or {}, "beside": others}
         where = f"{self.profile.claim_path}/{run.id}"
         sink = Sink(run.path, beside)
         words = [self.profile.python, "-m", "k8s.reading", where]
         self._execute(run, words, json.dumps(request).encode(), sink)
+        if sink.absent and (have or write):
+            where = f"{where} on volume {self.profile.claim} of namespace {self.kube.namespace}"
+            raise BackendError(f"{where}: there is no such directory; was it deleted, or does the profile name another volume?")
         sink.remember()
 
     def upload(self, run: RunDir, archive: bytes, folder: str) -> None:
@@ -61,7 +79,23 @@ class Reader:
         """Have a pod write the run's model, and bring it here: tokenizer and checkpoint lie where only pods see them."""
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ConfigError(f"{directory}: is not an empty directory; name a new one")
-        self._pod = self._of_its_own()  # a run's own pod has its memory for training
+        reader = self._for_export(run, step)
+        try:
+            reader._bring_model(run, directory, step)
+        finally:
+            self.kube.delete("Job", reader._job["metadata"]["name"])
+
+    def _for_export(self, run: RunDir, step: int | None) -> "Reader":
+        """A reader of its own: a run's pods have their memory for training, those of readers hold no model."""
+        size = io.BytesIO()
+        words = [self.profile.python, "-c", CHECKPOINT_BYTES, f"{self.profile.claim_path}/{run.id}", str(step or "")]
+        self._execute(run, words, None, size)
+        made = Reader(self.kube, self.profile)
+        made._job = render_exporter(self.profile, int(size.getvalue() or b"0"))
+        made._pod = made._of_its_own()
+        return made
+
+    def _bring_model(self, run: RunDir, directory: Path, step: int | None) -> None:
         there = f"/tmp/export-{secrets.token_hex(4)}"  # noqa: S108 - of the pod, which has it for itself
         words = [self.profile.python, "-m", "jobs.export", f"{self.profile.claim_path}/{run.id}", there]
         self._execute(run, [*words, *(["--step", str(step)] if step is not None else [])], None, None)
@@ -69,21 +103,23 @@ class Reader:
         shutil.rmtree(partial, ignore_errors=True)
         sink = Sink(partial)
         self._execute(run, [self.profile.python, "-m", "k8s.reading", there], b"{}", sink)
-        self._execute(run, [self.profile.python, "-c", f"import shutil; shutil.rmtree({there!r})"], None, None)
+        if sink.absent:
+            raise BackendError(f"{run.id}: the pod that exported it was replaced before the model was here; export it again")
         if directory.exists():
             directory.rmdir()
         partial.rename(directory)  # whole or not at all
 
-    def _execute(self, run: RunDir, words: list[str], stdin: bytes | None, stdout: "Sink | None") -> None:
+    def _execute(self, run: RunDir, words: list[str], stdin: bytes | None, stdout: "Sink | io.BytesIO | None") -> None:
         pod = self._pod or self._find(run)
         _tell(run.id, f"volume {self.profile.claim} of namespace {self.kube.namespace}", pod)
         for tries_left in (2, 1, 0):
             try:
-                self._once(pod, words, stdin, stdout)
+                with self._lease() if pod == self._own else nullcontext():
+                    self._once(pod, words, stdin, stdout)
                 break
             except BackendError as error:
                 self._pod = ""
-                answered = pod.startswith(READER) and not isinstance(error, NOT_DONE)
+                answered = pod == self._own and not isinstance(error, NOT_DONE)
                 if answered or not tries_left:
                     raise
                 log.info("%s; once more", error)
@@ -91,19 +127,37 @@ class Reader:
             pod = self._of_its_own()  # the run's own has ended meanwhile, or the connection broke
         self._pod = pod
 
-    def _once(self, pod: str, words: list[str], stdin: bytes | None, sink: "Sink | None") -> None:
-        if sink is not None:
+    def _once(self, pod: str, words: list[str], stdin: bytes | None, sink: "Sink | io.BytesIO | None") -> None:
+        if isinstance(sink, Sink):
             sink.begin()
+        elif sink is not None:
+            sink.seek(0)
+            sink.truncate()
         source = io.BytesIO(stdin) if stdin is not None else None
         self.kube.execute(pod, words, source, cast("BinaryIO | None", sink))
-        if sink is not None and not sink.complete:  # a pod that leaves may end it without an error
+        if isinstance(sink, Sink) and not sink.complete:  # a pod that leaves may end it without an error
             raise ApiAwayError(f"reading through pod {pod} ended half-way; again may help")
 
-    def _lives(self, pod: str) -> bool:
+    @contextmanager
+    def _lease(self) -> Iterator[None]:
+        """The pod that only reads ends by itself after a while; not while it is being read through."""
+        over, job = threading.Event(), self._job["metadata"]["name"]
+
+        def extend() -> None:
+            while not over.wait(LEASE_SECONDS):
+                try:
+                    seconds = self.kube.get("Job", job)["spec"]["activeDeadlineSeconds"] + LEASE_SECONDS
+                    self.kube.patch("Job", job, {"spec": {"activeDeadlineSeconds": seconds}})
+                except BackendError as error:
+                    log.warning("the pod that reads the volume may end before it is done: %s", error)
+
+        thread = threading.Thread(target=extend, name="reader-lease", daemon=True)
+        thread.start()
         try:
-            return _usable(self.kube.get("Pod", pod))
-        except NotFoundError:
-            return False
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def _find(self, run: RunDir) -> str:
         """A pod that sees the volume: one of the run, or the reader's, which is made if need be."""
@@ -117,11 +171,13 @@ class Reader:
         return ""
 
     def _of_its_own(self) -> str:
-        """The reader's pod."""
-        if pod := self._ready_pod(f"{ROLE_LABEL}=reader"):
-            return pod
-        job = create_or_adopt(self.kube, render_reader(self.profile))
-        return self._wait_for(job["metadata"]["name"])
+        """The reader's pod: that of this user's Job for this profile, since others' see other volumes."""
+        name = self._job["metadata"]["name"]
+        self._own = self._ready_pod(f"batch.kubernetes.io/job-name={name}") or self._wait_for(self._made())
+        return self._own
+
+    def _made(self) -> str:
+        return str(create_or_adopt(self.kube, self._job)["metadata"]["name"])
 
     def _wait_for(self, job: str) -> str:
         deadline = time.monotonic() + READY_SECONDS
@@ -134,7 +190,7 @@ class Reader:
             try:
                 self.kube.get("Job", job)
             except NotFoundError:  # the one that was there has just ended
-                return self._wait_for(create_or_adopt(self.kube, render_reader(self.profile))["metadata"]["name"])
+                return self._wait_for(self._made())
             time.sleep(POLL_SECONDS)
         self.kube.delete("Job", job)
         raise BackendError(
@@ -163,6 +219,16 @@ def render_reader(profile: K8sProfile) -> Object:
     container["env"] += [{"name": name, "value": value} for name, value in profile.environment.items()]
     plain = profile.model_copy(update={"secrets": (), "service_account": None, "mounts": ()})
     job["spec"]["template"] = dress(pod, plain)
+    return job
+
+
+def render_exporter(profile: K8sProfile, checkpoint_bytes: int) -> Object:
+    """The Job of a pod with memory for a model: that of a checkpoint, which has the optimizer's state too; for one export."""
+    job = render_reader(profile)
+    job["metadata"]["name"] += f"-{secrets.token_hex(3)}"
+    gib = READING_GIB + math.ceil(checkpoint_bytes / GIB) if checkpoint_bytes else UNKNOWN_GIB
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    container["resources"]["limits"]["memory"] = container["resources"]["requests"]["memory"] = f"{gib}Gi"
     return job
 
 

@@ -4,7 +4,7 @@ Usage: python -m k8s.reading RUN_DIR, with a request as JSON on the standard inp
   {"have": {path: [size, mtime_ns]}, "with": [prefixes of paths that are large], "write": {path: text},
    "beside": {other run: what is had of it}}
 Answers, after the word that it reads (`k8s.feeding`), with a line of JSON a file, {"path", "offset", "size", "mtime_ns"} and for
-another run "run", and `size` bytes after it; at last {"end": true}.
+another run "run", and `size` bytes after it; at last {"end": true}, with "absent": true where there is no such directory.
 """
 
 import json
@@ -21,12 +21,13 @@ LARGE = ("checkpoints", "wandb")  # left out unless asked for
 GROWING = (".log", ".jsonl")  # only ever appended to
 CHUNK_BYTES = 1 << 20
 END = b'{"end": true}\n'
+ABSENT = b'{"end": true, "absent": true}\n'
 
 
 def send(run: Path, request: dict[str, Any], out: IO[bytes]) -> None:
     """Answer one request."""
-    if not run.is_dir():  # the first pod of the run has not put it there yet
-        out.write(END)
+    if not run.is_dir():  # the first pod of the run has not put it there yet, or it was deleted, or this is another volume
+        out.write(ABSENT)
         out.flush()
         return
     for path, text in (request.get("write") or {}).items():

@@ -83,7 +83,7 @@ class Replacing:
                 try:
                     done = self._tend(each)
                 except ApiError as error:
-                    log.warning("pod %s is gone, and its successor cannot be hurried: %s", each.name, error)
+                    log.warning("pod %s is gone, and the Job's back-off cannot be reset: %s", each.name, error)
                     pause = MISSING_LOOK_SECONDS
                     continue
                 if done:

@@ -20,7 +20,7 @@ from k8s.troubles import seconds_of
 JOB = "Job"
 KEY = "ray in the cluster's profile"
 # KubeRay makes no other head as long as the dead one is there, and the pods that would declare it dead are the workers
-ALONE = f"of one pod a RayJob would wait for a person if its node died; {KEY} may say rayjob"
+ALONE = "a single-pod RayJob is not replaced when its node dies; set `ray: rayjob` in the cluster's profile to force one"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -158,7 +158,7 @@ def _quota(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> str:
         needed = asked.get(quota.resource, 0.0) * nodes
         if needed > quota.hard:
             fit = math.floor(quota.hard / asked[quota.resource])
-            better = f"{counted(fit, 'node')} would fit" if fit else "ask for less a node, or for a larger quota"
+            better = f"{counted(fit, 'node')} would fit" if fit else "request less per node, or a larger quota"
             told = f"quota {quota.owner!r} of namespace {kube.namespace!r} allows {shown(quota.resource, quota.hard)}"
             return f"{told}, the run asks for {shown(quota.resource, needed)}; {better}"
     return ""

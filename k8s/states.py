@@ -163,7 +163,7 @@ def _leaving(run: RunDir, job: Object, handle: str) -> BackendState:
     if time.time() - seconds_of(job["metadata"]["deletionTimestamp"]) > grace + LEAVING_SECONDS:
         cause = "cancelled; a node that does not answer still holds a pod of it"
         return BackendState(state=RunState.CANCELLED, word="ended", reason=conclude(run, RunState.CANCELLED, cause).cause)
-    return BackendState(state=RunState.RUNNING, word="Terminating", reason="it saves and leaves", handle=handle)
+    return BackendState(state=RunState.RUNNING, word="Terminating", reason="checkpointing before it stops", handle=handle)
 
 
 def _settle(run: RunDir, seen: Seen, end: Mapping[str, Any], outcome: Outcome | None) -> BackendState:

@@ -38,7 +38,7 @@ def patiently(
                 words = f"{error}; nobody answered for {PATIENCE_SECONDS:.0f} s, so the Job may exist or not: when it is back,"
                 raise SubmissionInDoubtError(f"{words} `ropewalk ps` tells; a resume never makes a second one") from None
             if not told:
-                log.warning("%s; trying on for %.0f s, and nothing is made twice", error, PATIENCE_SECONDS)
+                log.warning("%s; retrying for up to %.0f s (safe: submissions are idempotent)", error, PATIENCE_SECONDS)
                 told = True
         sleep(PAUSE_SECONDS)
 

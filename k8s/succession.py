@@ -18,6 +18,8 @@ STARTING_SECONDS = 30.0  # the same where it has a node already, and is on its w
 REFUSED_SECONDS = 1.5  # of a pod that refuses connections, or is asked to go and does not answer
 TURN_SECONDS = 0.3  # by which a pod waits longer than the one before it
 MOST_TURNS = 10
+STANDING = 10  # so many of the lowest indexes stand first, then as many more each time that all before have had their turns
+BLOCK_SECONDS = MOST_TURNS * TURN_SECONDS + 1.0
 UNPROVEN_SECONDS = 30.0  # of no answer of a pod, where the API server may not be asked
 SAY_SECONDS = 30.0
 
@@ -56,28 +58,36 @@ class Succession:
             return False
         self._next_question = now + ASK_SECONDS
         try:
-            pods = self._api.pods()
+            return self._is_my_turn(last, now)
         except ApiError as error:
             self._say(f"cannot ask who may carry the run: {error}")
             return error.denied and self._pod.index == 0 and self._silent_for(last) > UNPROVEN_SECONDS
-        if last is None and now - self._began < STARTING_SECONDS and any(map(_is_first_on_its_way, pods)):
+
+    def _is_my_turn(self, last: Claim | None, now: float) -> bool:
+        """What is asked is small: a thousand pods ask at the same time. Raises ApiError."""
+        starting = last is None and now - self._began < STARTING_SECONDS
+        if starting and any(map(_is_first_on_its_way, self._api.pods_of_indexes([0]))):
             return False
-        if not self._free(last, pods):
+        if not self._free(last):
             self._free_since = None
             return False
         self._free_since = self._free_since or now
+        waited, block = now - self._free_since, self._pod.index // STANDING
+        if waited < min(block, MOST_TURNS) * BLOCK_SECONDS:
+            return False
         self._next_question = now + TURN_SECONDS
+        pods = self._api.pods_of_indexes(range(self._pod.index + 1)) if block == 0 else self._api.pods()
         before_me = self._before_me(pods, last)
-        return before_me is not None and now - self._free_since >= min(before_me, MOST_TURNS) * TURN_SECONDS
+        return before_me is not None and waited >= min(before_me, MOST_TURNS) * TURN_SECONDS
 
-    def _free(self, last: Claim | None, pods: Sequence[Object]) -> bool:
+    def _free(self, last: Claim | None) -> bool:
         """Nobody carries the run."""
         if last is None or given_up(self._run, last):
             return True
         if last.unfinished:
             return False
-        holder = next((pod for pod in pods if pod["metadata"]["uid"] == last.uid), None)
-        if holder is None or over(holder):
+        holder = self._api.pod(last.pod)
+        if holder is None or holder["metadata"]["uid"] != last.uid or over(holder):
             return True
         certain = "deletionTimestamp" in holder["metadata"] or (self._failing is not None and self._failing[2])
         return self._silent_for(last) > (REFUSED_SECONDS if certain else LOST_SECONDS)

@@ -46,6 +46,11 @@ REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
             "the claim waits for a volume: `kubectl get pvc`",
             False,
         ),
+        (
+            r"strict decoding error: unknown field",
+            "correct pod in the cluster's profile; Kubernetes before 1.33 lacks fields that every run needs",
+            True,
+        ),
         (r"secret \S+ not found", "create the Secret, or correct secrets in the cluster's profile", True),
         (r"serviceaccount \S+ not found", "apply k8s/rbac.yaml, or correct service_account in the cluster's profile", True),
         (r"no PriorityClass with name|priority ?class \S+ not found", "correct priority_class in the cluster's profile", True),
@@ -70,7 +75,7 @@ REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
         ),
         (r"404 page not found", "there is no KubeRay in this cluster: take `ray` out of the cluster's profile", True),
         (r"forbidden", "ask for the rights that k8s/rbac.yaml lists", False),
-        (r"Insufficient (\S+)", "ask for less a node or fewer nodes, or wait for others to end", False),
+        (r"Insufficient (\S+)", "request less per node or fewer nodes, or wait for other jobs to end", False),
         (r"didn't match Pod's node affinity|node\(s\) didn't match", "correct node_selector in the cluster's profile", False),
         (r"untolerated taint", "add tolerations to the cluster's profile, or wait for other nodes", False),
     )

@@ -17,6 +17,7 @@ from cluster.fence import Fence
 from cluster.run_dir import RunDir
 from cluster.storage import Place
 from sharding.config import CheckpointConfig
+from sharding.floats import nulled
 from sharding.group import Group
 from sharding.layout import (
     MANIFEST_NAME,
@@ -190,7 +191,7 @@ class Checkpoints:
         raise CheckpointError(f"{place.url}: {problem}; name another run or step in start_from")
 
     def _require_same_model(self, folder: Place, manifest: CheckpointManifest) -> None:
-        if manifest.config_hash != self.config_hash:
+        if manifest.config_hash != self.config_hash and manifest.identity != nulled(self.identity):
             raise CheckpointError(
                 f"{folder.url}: is of another model: {differences(manifest.identity, self.identity)}; "
                 "restore these keys, or start a new run"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from cluster.backend import BackendState, Check, Profile
 from cluster.config import Resources, load_section
-from cluster.errors import BackendError, ConfigError
+from cluster.errors import AlreadyRunningError, BackendError, ConfigError
 from cluster.files import SYNC_THREADS, syncing, write_atomically
 from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import RunState
@@ -107,7 +107,7 @@ class SlurmBackend:
             return  # whatever job is left of it is leaving
         job = self._jobs([run]).get(run.id)
         if job is not None and not state_of(job).final:
-            raise BackendError(f"{run.id} is being carried already (slurm:{job.id}); `ropewalk cancel {run.id}` ends it")
+            raise AlreadyRunningError(run.id, f"an active job (slurm:{job.id})")
 
     def _dependency(self, head: RunDir, after: Sequence[str]) -> list[str]:
         """Options that let Slurm start the run when others have succeeded, and drop it when one cannot any more."""

@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.errors import BackendError
+from cluster.errors import BackendError, CommandMissingError
 
 COMMAND_SECONDS = 60.0
 ACCOUNTING_SECONDS = 10.0
 AWAY = re.compile(
     r"unable to contact|connection refused|timed out|time-?out|communication (connection|shutdown)|zero bytes", re.I
 )
+_ARRAY = re.compile(r"([^_]+)_\[([^%\]]+)(?:%\d+)?\]")
+_RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 QUEUE_FORMAT = "%i|%T|%r|%N|%S|%e|%j|%k"
 
 # SLURM_TIME_FORMAT=relative, say, makes time stamps that nobody can read back
@@ -79,7 +81,7 @@ class Slurm:
         self._run = run
 
     def ask(self, *words: str, seconds: float = COMMAND_SECONDS) -> str:
-        """What a command prints. Raises ControllerAwayError, or BackendError with Slurm's own words."""
+        """What a command prints. Raises ControllerAwayError, CommandMissingError, or BackendError with Slurm's own words."""
         done = self._do(words, seconds)
         if done.returncode == 0:
             return done.stdout
@@ -91,7 +93,9 @@ class Slurm:
         try:
             return self._run(words, seconds)
         except FileNotFoundError:
-            raise BackendError(f"{words[0]}: not found; is Slurm on this machine? `ropewalk lab slurm up` starts one") from None
+            told = f"{words[0]}: not found; is Slurm on this machine? `ropewalk lab slurm up` starts one"
+            told = f"{words[0]}: not found; is Slurm on this machine? `ropewalk lab slurm up` starts one"
+            raise CommandMissingError(told) from None
         except subprocess.TimeoutExpired:
             raise ControllerAwayError(f"{words[0]} did not end within {seconds:.0f} s") from None
 
@@ -129,7 +133,7 @@ class Slurm:
         except BackendError:
             return {}
         rows = [line.split("|", 2) for line in text.splitlines() if line.count("|") >= 2]
-        return {job: (name, state.split()[0]) for job, state, name in rows if state}
+        return {job: (name, state.split()[0]) for job, state, name in rows if state.strip()}
 
     def job_details(self, job: str) -> dict[str, str]:
         """`scontrol show job` as words."""
@@ -160,12 +164,18 @@ class Slurm:
 
 
 def elements(job: str) -> list[str]:
-    """The single jobs of an id such as 7_[0-2,5%4]: what of an array was cancelled as a whole stays one, even with --array."""
-    array, bracket, rest = job.partition("_[")
-    if not bracket:
+    """The single jobs of an id such as 7_[0-2,5-9:2%4]: what of an array was cancelled as a whole stays one, even with --array.
+
+    An id of any other form is that of one job: it may be a stranger's.
+    """
+    found = _ARRAY.fullmatch(job)
+    if found is None:
         return [job]
-    ranges = [part.partition("-") for part in rest.partition("]")[0].partition("%")[0].split(",")]
-    return [f"{array}_{i}" for first, _, last in ranges for i in range(int(first), int(last or first) + 1)]
+    ranges = [_RANGE.fullmatch(part) for part in found[2].split(",")]
+    if not all(ranges):
+        return [job]
+    numbers = [(int(r[1]), int(r[2] or r[1]), int(r[3] or 1)) for r in ranges if r]
+    return [f"{found[1]}_{i}" for first, last, stride in numbers for i in range(first, last + 1, max(stride, 1))]
 
 
 def parse_job(line: str) -> Job:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config import Resources
-from cluster.errors import BackendError
+from cluster.errors import BackendError, CommandMissingError
 from slurm.commands import ControllerAwayError, Slurm
 from slurm.job import FOREVER, seconds_of
 from slurm.script import flags, requests
@@ -46,15 +46,16 @@ def forecast(slurm: Slurm, script: Path, asked: Resources, resources: Resources)
 
 
 def ping(slurm: Slurm) -> str:
-    """What `scontrol ping` says, in 10 ms; other commands wait long for a dead controller. Raises ControllerAwayError."""
+    """What `scontrol ping` says, in 10 ms; other commands wait long for a dead controller.
+
+    Raises ControllerAwayError, or CommandMissingError.
+    """
     try:
         said = slurm.ask("scontrol", "ping", seconds=SECONDS)
-    except ControllerAwayError:
+    except (ControllerAwayError, CommandMissingError):
         raise
     except BackendError as error:
         said = str(error)
-        if "not found" in said:
-            raise
     words = " ".join(said.partition("*")[0].removeprefix("scontrol: ").split())
     if " UP" not in words:
         raise ControllerAwayError(f"its controller does not answer ({words})")

@@ -4,6 +4,8 @@ import re
 import time
 from collections.abc import Mapping
 
+from cluster.spec import StopReason
+
 FOREVER = float("inf")
 UNSET = ("None", "Unknown", "N/A")  # a time that is none
 SLACK_SECONDS = 120.0  # the signal before the time limit may come a minute early, and is looked for twice a minute
@@ -41,9 +43,9 @@ def why_taken(details: Mapping[str, str], grace_seconds: float) -> str:
     """Why Slurm ends the job, of `scontrol show job`: preempted, time limit, cancelled, requeued; empty if it does not."""
     state = details.get("JobState", "")
     if preempted(details):
-        return "preempted"
+        return StopReason.PREEMPTED
     if state == "CANCELLED":
-        return "cancelled"
+        return StopReason.CANCELLED
     if state in REQUEUED:
         return "requeued by Slurm"
     end = ends_at(details)
@@ -51,7 +53,7 @@ def why_taken(details: Mapping[str, str], grace_seconds: float) -> str:
         return "requeued by Slurm"
     ran_out = end - seconds_of(details.get("StartTime", "")) >= duration_of(details.get("TimeLimit", "")) - 1
     if state == "COMPLETING" and not ran_out:  # the text never says CANCELLED before all has left
-        return "cancelled"
+        return StopReason.CANCELLED
     if state != "RUNNING" or end - time.time() < grace_seconds + SLACK_SECONDS:
-        return "time limit"
+        return StopReason.TIME_LIMIT
     return ""

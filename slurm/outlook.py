@@ -3,7 +3,6 @@
 import difflib
 import math
 import re
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from cluster.config import NodeRange, Resources
 from cluster.errors import BackendError
 from cluster.run_dir import RunDir
+from cluster.scratch import scratch
 from cluster.words import counted
 from slurm import site
 from slurm.commands import Slurm
@@ -38,8 +38,8 @@ class Bound:
 
 def foresee(slurm: Slurm, run: RunDir, resources: Resources, profile: SlurmProfile) -> str:
     """Whether the run would wait, why, and what smaller request would start sooner; one sentence. Never raises BackendError."""
-    with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "job.sbatch"
+    with scratch("o") as folder:
+        script = folder / "job.sbatch"
         script.write_text(render_job(run, resources, profile))
         try:
             ping(slurm)

@@ -7,7 +7,16 @@ from pathlib import Path
 from cluster.backend import BackendState
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
-from cluster.submitted import PATIENCE_SECONDS, SETTLE_SECONDS, conclude, lost, never_submitted, submission_details
+from cluster.submitted import (
+    PATIENCE_SECONDS,
+    SETTLE_SECONDS,
+    conclude,
+    dependencies,
+    failed_dependencies,
+    lost,
+    never_submitted,
+    submission_details,
+)
 from slurm.carriers import job_id, owner_of, state_of
 from slurm.commands import Job
 from slurm.job import FOREVER, seconds_of
@@ -40,14 +49,9 @@ def judge(run: RunDir, job: Job | None, accounted: str | None = None) -> Backend
 
 
 def waited_for(run: RunDir) -> str:
-    """Of the runs that this one waited for, those that ended without success, in words."""
-    others = [RunDir(run.path.parent / name) for name in submission_details(run).get("after") or []]
-    told = []
-    for other in others:
-        outcome = other.last_outcome()
-        if outcome is not None and outcome.state.final and outcome.state is not RunState.SUCCEEDED:
-            told.append(f"{other.id}, which ended as {outcome.state} ({outcome.cause})")
-    return " and ".join(told or [other.id for other in others])
+    """The runs that this one waited for, in words: those that ended without success, else all of them."""
+    told = [f"{other.id}, which ended as {outcome.state} ({outcome.cause})" for other, outcome in failed_dependencies(run)]
+    return " and ".join(told or [other.id for other in dependencies(run)])
 
 
 def _is_a_double(run: RunDir, job: Job) -> bool:
@@ -93,7 +97,7 @@ def _cause(run: RunDir, job: Job, outcome: Outcome | None) -> str:
 
 def _waited_in_vain(run: RunDir, job: Job) -> bool:
     """Whether Slurm dropped the job because of another's end; a person who cancels one that waits leaves `Dependency`."""
-    return job.reason == "DependencyNeverSatisfied" or (not owner_of(run) and "which ended as" in waited_for(run))
+    return job.reason == "DependencyNeverSatisfied" or (not owner_of(run) and bool(failed_dependencies(run)))
 
 
 def _last_words(log: Path) -> str:

@@ -3,10 +3,11 @@
 import difflib
 import fnmatch
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.backend import Profile
-from cluster.config import JobConfig, load_config
+from cluster.backend import Profile, load_backend, path_view
+from cluster.config import JobConfig, PathView, load_config
 from cluster.errors import ConfigError
 from jobs.catalog import config_of, find_job
 from jobs.sweeps.space import merged, samples, wrong_conditions
@@ -84,7 +85,7 @@ def sample_config(config: "SweepConfig") -> JobConfig:
     return load_config(config_of(find_job(config.job)), merged(config.base, samples(config.space)[0]))
 
 
-def preflight(config: "SweepConfig") -> None:
+def preflight(config: "SweepConfig", here: PathView = Path) -> None:
     """What only the submitting machine can check. Raises ConfigError, DataError."""
     missing = [name for name in BOHB_PACKAGES if find_spec(name) is None]
     if config.search == "bohb" and missing:
@@ -98,4 +99,4 @@ def preflight(config: "SweepConfig") -> None:
 
     sample = sample_config(config)
     check_limits(config, sample)
-    sample.preflight()
+    sample.preflight(path_view(load_backend(config.cluster)) if config.cluster is not None else here)

@@ -3,7 +3,6 @@
 import logging
 import os
 import secrets
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +19,7 @@ from cluster.forking import needed
 from cluster.gpus import DEVICES_VARIABLE, deal_devices, machine_devices
 from cluster.ray_engine import RayNode, short_scratch, start_ray, stop_ray
 from cluster.run_dir import RunDir
+from cluster.scratch import remove_scratch
 from cluster.spec import RunState
 from jobs.status import final_outcome
 from jobs.submission import make_record, unwritten_run
@@ -96,7 +96,7 @@ class Driver:
                     raise RuntimeError(f"the actors of trials {broken} failed; rank-0.log has their errors")
                 return self._conclude(scene, watcher)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            remove_scratch(scratch)
 
     def _scratch(self) -> Path:
         """For what is thrown away; where trials' actors are on several nodes, a place that all of them see."""
@@ -144,9 +144,8 @@ class Driver:
         """What ended only because the sweep was cancelled goes on, now that the sweep does."""
         times = [float(event["time"]) for event in self.sweep.read_events(afresh=True) if event["event"] == SWEEP_CANCELLED]
         for record in read_records(self.sweep):
-            told = record.state is TrialState.CANCELLED and record.cause == WITH_THE_SWEEP
-            if told or (times and self._cancelled_since(record, times[-1])):
-                record.state, record.cause, record.ended = TrialState.PAUSED, "", None
+            if record.with_sweep or (times and self._cancelled_since(record, times[-1])):
+                record.state, record.cause, record.with_sweep, record.ended = TrialState.PAUSED, "", False, None
                 write_record(self.sweep, record)
 
     def _cancelled_since(self, record: TrialRecord, time: float) -> bool:
@@ -260,7 +259,7 @@ class Driver:
         runs: list[RunDir] = []
         for record in read_records(self.sweep):
             if not record.state.final:
-                record.end(*ENDS.get(order, (TrialState.CANCELLED, "the sweep ended before it")))
+                record.end(*ENDS.get(order, (TrialState.CANCELLED, "the sweep ended before it")), with_sweep=order == "cancelled")
                 write_record(self.sweep, record)
             runs += [RunDir(self.sweep.path.parent / name) for name in record.runs]
         open_runs = [run for run in runs if final_outcome(run) is None]

@@ -12,12 +12,10 @@ import json
 import logging
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,11 +27,12 @@ from cluster.backend import load_backend
 from cluster.config import Resources
 from cluster.context import STOP_VARIABLE
 from cluster.entry import configure_logging
-from cluster.errors import BackendError, RopewalkError
+from cluster.errors import AlreadyRunningError, BackendError, RopewalkError
 from cluster.gpus import ALL, DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, NODE_GPUS_VARIABLE, users_devices
 from cluster.ports import NODE_CPUS_VARIABLE
 from cluster.processes import STOP_SIGNALS, deaf_children
 from cluster.run_dir import RunDir
+from cluster.scratch import keep, make_scratch, remove_scratch
 from cluster.template import TEMPLATE_VARIABLE, start_template
 from cluster.virtual_nodes import OUTER_TMPDIR_VARIABLE
 from jobs.submission import resume
@@ -57,7 +56,7 @@ def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str
     """A launcher for as long as the block lasts; the folder to `ask` in. If this process is killed, it ends by itself."""
     variables = users_environment(environment)
     # outside the node's own disk, whose owner ends whatever names it
-    folder = Path(tempfile.mkdtemp(prefix="w", dir=variables.get("TMPDIR")))
+    folder = make_scratch("w", variables.get("TMPDIR"))
     command = [sys.executable, "-m", "jobs.sweeps.launcher", str(folder), str(os.getpid()), *modules]
     try:
         with output.open("ab") as stream, deaf_children():
@@ -73,15 +72,18 @@ def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str
         while folder.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_scratch(folder)
 
 
 def ask(folder: Path, verb: str, run: RunDir, gpus: str = "") -> None:
-    """Have a run submitted (`submit`), resumed (`resume`) or told to end (`cancel`). Raises BackendError.
+    """Have a run submitted (`submit`), resumed (`resume`) or told to end (`cancel`). Raises BackendError, of which an
+    AlreadyRunningError where an earlier submission of the run is still under way.
 
     `gpus` are those of this machine that a local trial may use, as CUDA counts them; empty: no say in it.
     """
     answer = _send(folder, {"verb": verb, "run": str(run.path), "gpus": gpus})
+    if answer.get("active"):
+        raise AlreadyRunningError(run.id, answer["active"])
     if answer["error"]:
         raise BackendError(f"{run.id}: {answer['error']}")
 
@@ -145,19 +147,21 @@ def _reap() -> None:
 
 def _answer(connection: socket.socket, request: Mapping[str, str]) -> None:
     """In a child that does nothing else: carry out one request and end."""
-    error = ""
+    error = active = ""
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if request["gpus"]:
             os.environ[DEVICES_VARIABLE] = request["gpus"]
         carry_out(request["verb"], RunDir(request["run"]))
+    except AlreadyRunningError as refused:
+        error, active = str(refused), refused.active
     except RopewalkError as refused:
         error = str(refused)
     except Exception as bug:  # the answer is all that becomes of this process
         log.exception("a request failed")
         error = f"{type(bug).__name__}: {bug}"
     try:
-        connection.sendall(json.dumps({"error": error}).encode() + b"\n")
+        connection.sendall(json.dumps({"error": error, "active": active}).encode() + b"\n")
     finally:
         logging.shutdown()
         os._exit(0)
@@ -188,6 +192,7 @@ def main() -> None:
     configure_logging("launcher")
     template: subprocess.Popen[bytes] | None = None
     folder: Path = arguments.folder
+    keep(folder)  # though the driver be killed
     try:
         if arguments.modules:
             os.environ[TEMPLATE_VARIABLE] = str(folder / TEMPLATE)
@@ -197,7 +202,7 @@ def main() -> None:
         if template is not None:
             template.kill()
             template.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_scratch(folder)
 
 
 if __name__ == "__main__":

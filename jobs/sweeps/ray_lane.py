@@ -2,10 +2,8 @@
 
 import os
 import secrets
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +18,8 @@ from cluster.forking import Process, wait_by_polling
 from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.ports import NODE_CPUS_VARIABLE, ReservedPort
 from cluster.processes import deaf_children, end, family, processes_of
+from cluster.scratch import make_scratch, remove_scratch
+from cluster.spec import StopReason
 from jobs.sweeps.launcher import OURS
 
 ANSWER_SECONDS = 60.0
@@ -31,7 +31,7 @@ class NodeServer:
     """In an actor on a node: starts commands there, tells how they are, ends them."""
 
     def __init__(self) -> None:
-        self.disk = tempfile.mkdtemp(prefix="n")
+        self.disk = make_scratch("n")
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.store_port = ReservedPort()
 
@@ -52,7 +52,7 @@ class NodeServer:
                 stdout=stream,
                 stderr=stream,
                 stdin=subprocess.DEVNULL,
-                env={**values, **environment, "TMPDIR": self.disk},
+                env={**values, **environment, "TMPDIR": str(self.disk)},
                 start_new_session=True,
             )
         self.processes[process.pid] = process
@@ -78,7 +78,7 @@ class NodeServer:
     def close(self) -> None:
         """Nothing of this node's disk stays either."""
         self.clean()
-        shutil.rmtree(self.disk, ignore_errors=True)
+        remove_scratch(self.disk)
 
 
 class RemoteProcess:
@@ -197,11 +197,11 @@ class RayLane:
 
     def notice(self) -> str:
         """The whole sweep has to leave."""
-        return "preempted" if self.order() == "preempted" else ""
+        return StopReason.PREEMPTED if self.order() == StopReason.PREEMPTED else ""
 
     def explain(self) -> str:
         """Whoever stops agents past us stops the sweep."""
-        return "preempted"
+        return StopReason.PREEMPTED
 
     def keeps(self) -> bool:
         """All nodes are still there."""

@@ -12,7 +12,7 @@ from cluster.run_dir import RunDir
 
 FOLDER = "trials"
 SWEEP_CANCELLED = "sweep_cancelled"  # the event: the user has cancelled it, and with it its trials
-WITH_THE_SWEEP = "the sweep was cancelled"  # the cause of a trial that goes on if the sweep does
+WITH_THE_SWEEP = "the sweep was cancelled"  # the cause, for people, of a trial that ended `with_sweep`
 
 
 class TrialState(StrEnum):
@@ -43,6 +43,7 @@ class TrialRecord:
     state: TrialState = TrialState.PENDING
     stopped_at: int | None = None  # the step after which the scheduler wanted no more
     cause: str = ""
+    with_sweep: bool = False  # it was cancelled because its sweep was, and goes on if the sweep does
     lineage: list[dict[str, Any]] = field(default_factory=list)  # from_trial, from_run, step, parameters of each exploit
     created: float = field(default_factory=time.time)
     ended: float | None = None
@@ -56,9 +57,9 @@ class TrialRecord:
         """The step of the donor's checkpoint that its run number `place` began with."""
         return int(self.lineage[place - 1]["step"]) if place else 0
 
-    def end(self, state: TrialState, cause: str = "") -> None:
+    def end(self, state: TrialState, cause: str = "", *, with_sweep: bool = False) -> None:
         """It is over."""
-        self.state, self.cause, self.ended = state, cause, time.time()
+        self.state, self.cause, self.with_sweep, self.ended = state, cause, with_sweep, time.time()
 
 
 def path_of(sweep: RunDir, trial: int) -> Path:

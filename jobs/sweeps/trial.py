@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import Any
 
-from cluster.errors import BackendError
+from cluster.errors import AlreadyRunningError, BackendError
 from cluster.fence import Fence
 from cluster.gpus import DEVICES_VARIABLE
 from cluster.run_dir import RunDir
@@ -183,10 +183,11 @@ class Trial:
         try:
             # Ray has given this actor GPUs of its own, where trials on this machine need some
             ask(self.scene.launcher, verb, run, os.environ.get(DEVICES_VARIABLE, "") if self.scene.gpus else "")
+        except AlreadyRunningError:
+            log.info("%s is under way already", run.id)
         except BackendError as error:
-            if "is being carried already" not in str(error):
-                run.event("submit_failed", error=str(error))
-                raise
+            run.event("submit_failed", error=str(error))
+            raise
 
     def _tell(self, kind: str, run: RunDir, **more: Any) -> None:
         self.scene.sweep.event(kind, trial=self.number, run=run.id, parameters=self.record.parameters, **more)
@@ -238,7 +239,10 @@ class Trial:
         """The run is over: what became of the trial is written down and reported."""
         record = self._reread()
         if not record.state.final:
-            record.end(*self._verdict())
+            state, cause = self._verdict()
+            # `ropewalk cancel SWEEP` ends trials too, which may have left before the driver hears of it
+            with_sweep = state is TrialState.CANCELLED and self.scene.sweep.cancel_requested
+            record.end(state, WITH_THE_SWEEP if with_sweep else cause, with_sweep=with_sweep)
             self._save()
             self._tell_end()
         elif record.state in {TrialState.SUCCEEDED, TrialState.FAILED} and not self._end_is_told():
@@ -259,8 +263,7 @@ class Trial:
         if outcome is None:
             return TrialState.FAILED, f"nobody carried it, {RESTARTS} times: {self._watch.abandoned if self._watch else ''}"
         if outcome.state is RunState.CANCELLED:
-            # `ropewalk cancel SWEEP` ends trials too, which may have left before the driver hears of it
-            return TrialState.CANCELLED, WITH_THE_SWEEP if self.scene.sweep.cancel_requested else outcome.cause
+            return TrialState.CANCELLED, outcome.cause
         if outcome.state is RunState.FAILED:
             return TrialState.FAILED, outcome.cause
         self._hold_result(self.run, outcome)

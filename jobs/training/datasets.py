@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from cluster.config import DataPath, Section
+from cluster.config import DataPath, PathView, Section
 from cluster.errors import ConfigError
 from cluster.storage import Place
 from datapipe.manifest import MANIFEST_NAME, Manifest, TokenizerRecord
@@ -25,15 +25,17 @@ def weighted(data: Data) -> list[WeightedData]:
     return [WeightedData(path=data)] if isinstance(data, str) else data
 
 
-def check_data(data: Data) -> None:
-    """Raise ConfigError unless every local data set is there and complete."""
+def check_data(data: Data, here: PathView = Path) -> None:
+    """Raise ConfigError unless every local data set that this machine sees is there and complete."""
     if not data:
         raise ConfigError("data: the list is empty; name at least one data set")
     for source in weighted(data):
         place = Place(source.path)
-        if place.local is not None and not (Path(place.local) / MANIFEST_NAME).is_file():
-            what = "is not complete (no manifest.json)" if place.local.exists() else "does not exist"
-            raise ConfigError(f"data: {source.path} {what}; make it with `ropewalk run preprocess output={source.path}`")
+        local = here(source.path) if place.local is not None else None
+        if local is not None and not (local / MANIFEST_NAME).is_file():
+            what = "is not complete (no manifest.json)" if local.exists() else "does not exist"
+            seen = "" if str(local) == source.path else f" (seen here as {local})"
+            raise ConfigError(f"data: {source.path}{seen} {what}; make it with `ropewalk run preprocess output={source.path}`")
 
 
 def common_tokenizer(manifests: list[Manifest], data: Data) -> TokenizerRecord:

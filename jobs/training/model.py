@@ -12,6 +12,7 @@ from transformers.initialization import no_init_weights
 from cluster.errors import ConfigError
 from jobs.training.config import ModelConfig
 from sharding.config import FsdpConfig
+from sharding.floats import decoded, encoded, restored
 from sharding.fsdp import shard_model
 from sharding.group import Group
 
@@ -100,7 +101,8 @@ def _from_values(values: dict[str, Any]) -> Any:
 def identity_of(config: Any) -> dict[str, Any]:
     """The keys that decide the model, as plain values: what a checkpoint is checked against."""
     plain: dict[str, Any] = json.loads(json.dumps(config.to_dict(), sort_keys=True, default=str))
-    return {k: v for k, v in plain.items() if k not in _INCIDENTAL}
+    found: dict[str, Any] = encoded({k: v for k, v in plain.items() if k not in _INCIDENTAL})
+    return found
 
 
 def has_dropout(config: Any) -> bool:
@@ -137,4 +139,5 @@ def _eager(config: Any) -> Any:
 
 def config_of_identity(identity: dict[str, Any]) -> Any:
     """The configuration that a checkpoint's identity was taken from."""
-    return AutoConfig.for_model(**identity)
+    defaults = identity_of(AutoConfig.for_model(identity["model_type"]))
+    return AutoConfig.for_model(**decoded(restored(identity, defaults)))

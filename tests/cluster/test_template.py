@@ -9,6 +9,7 @@ from subprocess import Popen, run
 import psutil
 import pytest
 
+from cluster.scratch import OWNER
 from cluster.spec import RunState
 from cluster.template import TEMPLATE_VARIABLE, ask_template, start_template
 from tests.cluster.conftest import ROOT, ToyRun
@@ -48,7 +49,7 @@ def test_what_is_forked_is_as_if_it_had_been_started(toy: Start, template: Popen
     assert str(run.run.path) in " ".join(supervisor.cmdline()), "whoever looks for processes of the run finds it"
     rank = psutil.Process(run.rank_pid(0))
     assert (rank.environ()["TOLD"], rank.cwd()) == ("later", os.getcwd())
-    assert {Path(file.path).name for file in supervisor.open_files()} <= {"supervisor.log"}
+    assert {Path(file.path).name for file in supervisor.open_files()} <= {"supervisor.log", OWNER}
     assert supervisor.net_connections("unix") == [], "its template's socket is not its own"
     assert run.finish().state is RunState.SUCCEEDED
 

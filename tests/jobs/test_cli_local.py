@@ -72,7 +72,7 @@ def test_a_run_outlives_its_terminal_and_goes_on_where_it_was(run: RunDir) -> No
         assert (row["run"], row["state"], row["nodes"]) == (run.id, "RUNNING", 2)
         assert "node 1" in ropewalk(run, "top", "--once")
         assert "It is running" in ropewalk(run, "why", run.id)
-        ropewalk(run, "resume", run.id, "--detach", expect=1)  # it is being carried already
+        ropewalk(run, "resume", run.id, "--detach", expect=1)  # it is under way already
     finally:
         ropewalk(run, "cancel", run.id)
     ended = json.loads(ropewalk(run, "wait", run.id, "--json", expect=1))

@@ -1,12 +1,16 @@
 """What a trial makes of a run that is over, where others act at the same time or have died in between."""
 
+import os
 from pathlib import Path
 
 import pytest
 
+from cluster.errors import AlreadyRunningError, BackendError
 from cluster.files import write_json
+from cluster.local import CARRIER, carrier
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
+from jobs.sweeps.launcher import ask, launcher
 from jobs.sweeps.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
 from jobs.sweeps.scene import Scene
 from jobs.sweeps.trial import Trial
@@ -90,3 +94,33 @@ def test_an_end_that_a_kill_kept_from_being_told_is_told_once(scene: Scene) -> N
         assert Trial(scene, 0).next_report()["done"]
     told = [(event["event"], event["trial"], event["state"]) for event in scene.sweep.read_events()]
     assert told == [("trial_finished", 0, "SUCCEEDED")]
+
+
+def test_who_asks_the_launcher_for_a_run_that_is_under_way_is_told_so_by_the_error_s_kind(scene: Scene) -> None:
+    run = RunDir.create("trial", {"job": "pretrain", "cluster": "local", "config": {}, "resources": {}}, scene.sweep.path.parent)
+    write_json(run.path / CARRIER, carrier(os.getpid()))
+    with launcher(scene.scratch / "launcher.log", {}, []) as folder, pytest.raises(AlreadyRunningError) as caught:
+        ask(folder, "submit", run)
+    told = f"{run.id} already has an active process (local:{os.getpid()}); cancel it first: ropewalk cancel {run.id}"
+    assert str(caught.value) == told
+
+
+@pytest.mark.parametrize("error", [AlreadyRunningError("x", "an active Job (k8s:team/x)"), BackendError("no room")])
+def test_a_trial_whose_run_is_under_way_already_follows_it(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, error: BackendError
+) -> None:
+    def refuse(launcher: Path, verb: str, run: RunDir, gpus: str = "") -> None:
+        raise error
+
+    monkeypatch.setattr("jobs.sweeps.trial.ask", refuse)
+    run = RunDir.create("fresh", {"job": "pretrain", "cluster": "local", "config": {}}, scene.sweep.path.parent)
+    record = TrialRecord(trial=0, parameters={}, sampled={}, runs=[run.id])
+    write_record(scene.sweep, record)
+    trial = Trial(scene, 0)
+    if isinstance(error, AlreadyRunningError):
+        trial._start_or_adopt()
+    else:
+        with pytest.raises(BackendError, match="no room"):
+            trial._start_or_adopt()
+    failed = [event["error"] for event in run.read_events() if event["event"] == "submit_failed"]
+    assert failed == ([] if isinstance(error, AlreadyRunningError) else ["no room"])

@@ -135,7 +135,7 @@ def test_nothing_is_lost_nothing_made_twice_and_all_say_what_they_cannot_see(
 
     submitted = [each.end().strip() for each in late]
     for each in late:
-        assert "trying on for 120 s, and nothing is made twice" in each.err.read_text()
+        assert "retrying for up to 120 s" in each.err.read_text()
     assert json.loads(followed.end(90).splitlines()[-1])["state"] == "SUCCEEDED"
     assert "cannot be reached" in followed.err.read_text()
     assert [steps_said(each.end()) for each in logs] == [list(range(1, STEPS + 1))] * 2, "no line is lost or told twice"

@@ -1,5 +1,9 @@
 """What pods do without a cluster: claims, words on the wire, and what a pod's description says."""
 
+import os
+import ssl
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,9 +12,9 @@ import pytest
 from cluster.run_dir import RunDir
 from k8s import succession
 from k8s.claims import Claim, before, give_up, given_up, newest, take
-from k8s.inside import Inside
+from k8s.inside import ApiError, Inside
 from k8s.local_agent import checked, share_of_node
-from k8s.pod import DEAD, INDEX_ANNOTATION, LONG_AGO, Pod, declared_dead, hurried, long_ended, why_taken
+from k8s.pod import DEAD, INDEX_ANNOTATION, LONG_AGO, Pod, declared_dead, hurried, index_of, long_ended, why_taken
 from k8s.succession import Succession
 
 ENDED = {"terminated": {"finishedAt": "2026-01-01T00:00:00Z", "exitCode": 85}}
@@ -51,6 +55,10 @@ class Clock:
     def pods(self) -> list[dict[str, Any]]:
         return [listed(0, **self.first), listed(1, "node2", "Running")]
 
+    def pods_of_indexes(self, indexes: Iterable[int]) -> list[dict[str, Any]]:
+        wanted = {*indexes}
+        return [each for each in self.pods() if index_of(each) in wanted]
+
 
 def listed(index: int, node: str, phase: str) -> dict[str, Any]:
     metadata = {"name": f"p{index}", "uid": f"u{index}", "annotations": {INDEX_ANNOTATION: str(index)}}
@@ -82,6 +90,90 @@ def test_the_first_claim_is_the_first_pods_as_long_as_it_may_come(
         clock.now = 100.0 + seconds + elapsed
         turns.append(second.my_turn(None))
     assert any(turns)
+
+
+class Large(Clock):
+    """Of a thousand pods, after the one that carried the run is gone; counts what is asked."""
+
+    def __init__(self, gone: int) -> None:
+        super().__init__()
+        self.living = [listed(index, "node", "Running") for index in range(gone, 1000)]
+        self.asked: dict[str, int] = dict.fromkeys(("pod", "few", "all"), 0)
+
+    def pod(self, name: str) -> dict[str, Any] | None:
+        self.asked["pod"] += 1
+        return next((each for each in self.living if each["metadata"]["name"] == name), None)
+
+    def pods(self) -> list[dict[str, Any]]:
+        self.asked["all"] += 1
+        return self.living
+
+    def pods_of_indexes(self, indexes: Iterable[int]) -> list[dict[str, Any]]:
+        self.asked["few"] += 1
+        wanted = {*indexes}
+        return [each for each in self.living if index_of(each) in wanted]
+
+
+@pytest.mark.parametrize(("gone", "most_seconds"), [(1, 1.0), (5, 2.5), (12, 5.0), (200, 45.0)])
+def test_of_a_thousand_pods_few_list_the_others_and_the_lowest_living_carries_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: int, most_seconds: float
+) -> None:
+    api = Large(gone)
+    monkeypatch.setattr(succession, "time", api)
+    run = RunDir.create("toy", {"config": {}}, tmp_path)
+    last = Claim(number=1, pod="p0", uid="u0", index=0, address="10.0.0.1", port=1)
+    standing = {
+        index: Succession(run, Pod(name=f"p{index}", uid=f"u{index}", index=index, address="10.0.0.2"), cast(Inside, api))
+        for index in range(gone, 1000)
+    }
+    turn, ticks = None, 0
+    while turn is None:
+        turn = next((index for index, each in standing.items() if each.my_turn(last)), None)
+        ticks += 1
+        api.now += 0.1
+        assert ticks < 10 * most_seconds, api.asked
+    assert turn == gone
+    assert api.asked["all"] <= (0 if gone < 10 else 60 if gone < 100 else 3000)
+    assert api.asked["pod"] <= 1000 * (ticks // 10 + 1) + 10 * ticks + (0 if gone < 100 else 4000)
+
+
+def test_a_pod_that_holds_the_claim_is_not_succeeded_by_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = Large(0)
+    monkeypatch.setattr(succession, "time", api)
+    run = RunDir.create("toy", {"config": {}}, tmp_path)
+    second = Succession(run, Pod(name="p1", uid="u1", index=1, address="10.0.0.2"), cast(Inside, api))
+    claim = Claim(number=1, pod="p0", uid="u0", index=0, address="10.0.0.1", port=1)
+    for _ in range(20):
+        api.now += 1
+        assert not second.my_turn(claim)
+    other = replace(claim, uid="of an earlier pod of this name")
+    turns = []
+    for _ in range(5):
+        api.now += 1
+        turns.append(second.my_turn(other))
+    assert any(turns)
+
+
+def test_the_authorities_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def create(cafile: str) -> ssl.SSLContext:
+        made.append(cafile)
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    monkeypatch.setattr("k8s.inside.ssl.create_default_context", create)
+    for name in ("token", "ca.crt"):
+        (tmp_path / name).write_text("x")
+    place = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "1", "POD_NAMESPACE": "n", "ROPEWALK_JOB": "j"}
+    api = Inside(place, tmp_path)
+    for _ in range(3):
+        with pytest.raises(ApiError, match="does not answer"):
+            api.pods()
+    assert made == [str(tmp_path / "ca.crt")]
+    os.utime(tmp_path / "ca.crt", (1, 1))  # it was replaced
+    with pytest.raises(ApiError, match="does not answer"):
+        api.pods()
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,10 @@
 """Kubeconfig files, contexts and exec plug-ins, against a server that notes what it is sent."""
 
 import json
+import os
+import pty
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,8 +17,12 @@ import pytest
 import yaml
 
 from cluster.errors import BackendError, ConfigError
-from k8s.client import ApiAwayError, ForbiddenError, Kubernetes, connect
+from k8s.client import ApiAwayError, ForbiddenError, Kubernetes, RefusedError, connect
+from k8s.fitness import _server
 from k8s.profile import K8sProfile
+from k8s.troubles import with_remedy
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Server:
@@ -22,6 +30,7 @@ class Server:
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str | None]] = []
+        self.acts_as: list[list[tuple[str, str]]] = []
         self.token: str | None = None
         outer = self
 
@@ -29,6 +38,7 @@ class Server:
             def do_GET(self) -> None:
                 sent = self.headers.get("Authorization")
                 outer.seen.append((self.path, sent))
+                outer.acts_as.append([(k, v) for k, v in self.headers.items() if k.lower().startswith("impersonate")])
                 refused = outer.token is not None and sent != f"Bearer {outer.token}"
                 body = json.dumps({"message": "Unauthorized"} if refused else {"items": []}).encode()
                 self.send_response(401 if refused else 200)
@@ -142,6 +152,93 @@ def test_a_proxy_is_used(tmp_path: Path, server: Server) -> None:
     path = write(tmp_path / "config", "http://cluster.example", {"token": "x"}, **{"proxy-url": server.url})
     connect(K8sProfile(kubeconfig=str(path))).list("Job")
     assert server.seen == [("http://cluster.example/apis/batch/v1/namespaces/ns-lab/jobs", "Bearer x")]
+
+
+def test_whoever_acts_as_another_does_so_here_too(tmp_path: Path, server: Server) -> None:
+    user = {"token": "x", "as": "robot", "as-uid": "7", "as-groups": ["a", "b"], "as-user-extra": {"acme.org/why": ["train"]}}
+    connect(K8sProfile(kubeconfig=str(write(tmp_path / "config", server.url, user)))).list("Job")
+    assert sorted((key.lower(), value) for key, value in server.acts_as[0]) == [
+        ("impersonate-extra-acme.org%2fwhy", "train"),
+        ("impersonate-group", "a"),
+        ("impersonate-group", "b"),
+        ("impersonate-uid", "7"),
+        ("impersonate-user", "robot"),
+    ]
+    connect(K8sProfile(kubeconfig=str(write(tmp_path / "plain", server.url, {"token": "x"})))).list("Job")
+    assert server.acts_as[1] == []
+    path = write(tmp_path / "half", server.url, {"token": "x", "as-groups": ["system:masters"]})
+    with pytest.raises(ConfigError, match="say who is acted as"):
+        connect(K8sProfile(kubeconfig=str(path)))
+
+
+ASKING = """
+import sys
+from k8s.client import connect
+from k8s.profile import K8sProfile
+connect(K8sProfile(kubeconfig=sys.argv[1])).list("Job")
+"""
+
+
+@pytest.mark.parametrize("mode", [None, "Never"])
+def test_a_person_sees_the_prompt_of_a_plug_in(tmp_path: Path, server: Server, mode: str | None) -> None:
+    user = plugin(tmp_path, "token")
+    user["exec"]["interactiveMode"] = mode
+    script = tmp_path / "login"
+    script.write_text(script.read_text().replace("\n", "\necho 'enter the code ABC' >&2\n", 1))
+    path = write(tmp_path / "config", server.url, user)
+    outer, inner = pty.openpty()
+    with os.fdopen(outer, "rb", buffering=0) as terminal, os.fdopen(inner, "wb", buffering=0) as end:
+        words = [sys.executable, "-c", ASKING, str(path)]
+        subprocess.run(words, stdin=end, stderr=end, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=60)
+        assert b"enter the code ABC" in terminal.read(4096)
+    (told,) = (tmp_path / "told").read_text().splitlines()
+    assert json.loads(told)["spec"]["interactive"] is (mode is None)
+
+
+def test_a_plug_in_that_must_ask_a_person_says_so_where_there_is_none(tmp_path: Path, server: Server) -> None:
+    user = plugin(tmp_path, "token")
+    user["exec"]["interactiveMode"] = "Always"
+    with pytest.raises(ConfigError, match="there is no terminal: log in first"):
+        connect(K8sProfile(kubeconfig=str(write(tmp_path / "config", server.url, user))))
+
+
+@pytest.mark.parametrize(
+    ("version", "ok"),
+    [
+        (("1", "33"), True),
+        (("1", "34+"), True),
+        (("1", "32"), False),
+        (("1", "29+"), False),
+        (("2", "0"), True),
+        (("", ""), False),
+    ],
+)
+def test_doctor_tells_of_a_server_that_is_too_old(version: tuple[str, str], ok: bool) -> None:
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        asked = (
+            {"gitVersion": "v1", "major": version[0], "minor": version[1]} if request.url.path == "/version" else {"groups": []}
+        )
+        return httpx2.Response(200, json=asked)
+
+    with httpx2.Client(transport=httpx2.MockTransport(answer), base_url="http://127.0.0.1:9") as client:
+        check = _server(Kubernetes(client, "team"))
+    assert check.ok is ok
+    assert ("at least 1.33" in check.detail) is not ok
+
+
+def test_a_server_that_would_leave_out_a_field_refuses(tmp_path: Path) -> None:
+    seen: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        seen.append(request)
+        said = 'strict decoding error: unknown field "spec.successPolicy"'
+        return httpx2.Response(400, json={"message": said, "reason": "BadRequest"})
+
+    client = httpx2.Client(transport=httpx2.MockTransport(answer), base_url="http://127.0.0.1:9")
+    with client, pytest.raises(RefusedError, match="unknown field") as refused:
+        Kubernetes(client, "team").create({"kind": "Job", "metadata": {"name": "x"}})
+    assert dict(seen[0].url.params) == {"fieldValidation": "Strict"}
+    assert "before 1.33 lacks fields" in with_remedy(str(refused.value))
 
 
 def test_who_is_not_known(tmp_path: Path, server: Server) -> None:

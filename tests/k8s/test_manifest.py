@@ -164,7 +164,7 @@ def test_names_of_rayjobs_are_those_that_kuberay_takes() -> None:
     ("key", "value", "said"),
     [
         ("claim_path", "runs", "must be an absolute path"),
-        ("namespace", "Team", "must be a name of Kubernetes"),
+        ("namespace", "Team", "must be a valid Kubernetes name"),
         ("devices", {"gpu": 1}, "is no resource of Kubernetes"),
         ("pod", {"containers": []}, "is no part of a pod"),
         ("imagge", "x", "did you mean 'image'"),

@@ -1,5 +1,10 @@
 """Reading a volume that this machine does not see, where connections end before all was read; no cluster is needed."""
 
+import io
+import json
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -7,13 +12,17 @@ from typing import Any, cast
 import pytest
 
 from cluster.backend import Profile
+from cluster.errors import BackendError
+from cluster.files import write_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
 from k8s import backend as module
 from k8s.backend import K8sBackend
 from k8s.client import ApiAwayError, Kubernetes, NotFoundError, Object, RefusedError
+from k8s.copying import CAME
 from k8s.profile import K8sProfile
-from k8s.reader import READER, Reader
+from k8s.reader import CHECKPOINT_BYTES, READER, Reader, render_reader
+from k8s.reading import send
 from k8s.states import Seen
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
@@ -28,7 +37,7 @@ class Leaving:
         self.whole, self.asked = whole, list[str]()
 
     def list(self, kind: str, labels: str, fields: str = "") -> Sequence[Object]:
-        name = f"{READER}-1" if "role=reader" in labels else "run-0"
+        name = f"{READER}-1" if f"job-name={READER}" in labels else "run-0"
         return [{"metadata": {"name": name}, "status": READY}]
 
     def execute(self, pod: str, words: Sequence[str], stdin: Any, stdout: Any) -> None:
@@ -65,6 +74,112 @@ def test_a_readers_pod_that_is_gone_is_replaced(run: RunDir, error: type[Excepti
     kube = Ending(whole=True)
     Reader(cast("Kubernetes", kube), K8sProfile()).fetch(run)
     assert kube.asked == ["run-0", f"{READER}-1", f"{READER}-1"]
+
+
+class Shared:
+    """A namespace in which others read volumes too; it starts what it is told to, and answers as it is told."""
+
+    namespace = "team"
+
+    def __init__(self, *others: Object, answers: Sequence[bytes] = (b'{"end": true}\n',), lasts_seconds: float = 0.0) -> None:
+        self.pods, self.jobs, self.deleted = [*others], dict[str, Object](), list[str]()
+        self.answers, self.lasts_seconds = list(answers), lasts_seconds
+        self.asked: list[tuple[str, list[str]]] = []
+
+    def list(self, kind: str, labels: str, fields: str = "") -> Sequence[Object]:
+        wanted = dict(pair.split("=") for pair in labels.split(","))
+        return [pod for pod in self.pods if wanted.items() <= pod["metadata"]["labels"].items()]
+
+    def create(self, each: Object) -> Object:
+        name = each["metadata"]["name"]
+        self.jobs[name] = each
+        labels = {**each["spec"]["template"]["metadata"]["labels"], "batch.kubernetes.io/job-name": name}
+        self.pods.append({"metadata": {"name": f"{name}-x", "labels": labels}, "status": READY})
+        return each
+
+    def get(self, kind: str, name: str) -> Object:
+        return self.jobs[name]
+
+    def patch(self, kind: str, name: str, patch: Object) -> Object:
+        self.jobs[name]["spec"] |= patch["spec"]
+        return self.jobs[name]
+
+    def delete(self, kind: str, name: str) -> None:
+        self.deleted.append(name)
+
+    def execute(self, pod: str, words: Sequence[str], stdin: Any, stdout: Any) -> None:
+        self.asked.append((pod, list(words)))
+        time.sleep(self.lasts_seconds)
+        if stdout is not None:
+            stdout.write(self.answers.pop(0))
+
+
+def test_the_pod_that_reads_is_that_of_this_users_job_for_this_profile(run: RunDir) -> None:
+    other = render_reader(K8sProfile(claim="another"))
+    kube = Shared()
+    kube.create(other)
+    stranger = kube.pods[0]["metadata"]["name"]
+    Reader(cast("Kubernetes", kube), K8sProfile()).fetch(run)
+    ((pod, _),) = kube.asked
+    assert pod != stranger
+    kube.answers.append(b'{"end": true}\n')
+    Reader(cast("Kubernetes", kube), K8sProfile(claim="another")).fetch(run)
+    assert kube.asked[1][0] == stranger
+
+
+def test_a_directory_that_is_not_there_any_more_is_no_copy_that_is_up_to_date(run: RunDir, tmp_path: Path) -> None:
+    sent = io.BytesIO()
+    send(tmp_path / "nowhere", {}, sent)
+    absent = sent.getvalue()
+    assert json.loads(absent) == {"end": True, "absent": True}
+
+    def reader() -> Reader:
+        return Reader(cast("Kubernetes", Shared(answers=[absent])), K8sProfile())
+
+    reader().fetch(run)  # nothing of it has ever come: no pod has put it there yet
+    with pytest.raises(BackendError, match="volume runs of namespace team: there is no such directory"):
+        reader().fetch(run, write={"scale.json": "{}"})
+    (run.path / "metrics.jsonl").write_text("{}\n")
+    status = (run.path / "metrics.jsonl").stat()
+    write_json(run.path / CAME, {"metrics.jsonl": [status.st_size, status.st_mtime_ns]})
+    with pytest.raises(BackendError, match="was it deleted, or does the profile name another volume"):
+        reader().fetch(run)
+
+
+def test_an_export_has_memory_for_its_model_and_time_for_a_slow_line(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("k8s.reader.LEASE_SECONDS", 0.02)
+    model = b"weights"
+    header = json.dumps({"path": "model.safetensors", "offset": 0, "size": len(model), "mtime_ns": 1}).encode() + b"\n"
+    kube = Shared(answers=[str(9 * 2**30).encode(), header + model + b'{"end": true}\n'], lasts_seconds=0.2)
+    Reader(cast("Kubernetes", kube), K8sProfile()).export(run, tmp_path / "model", None)
+    assert (tmp_path / "model/model.safetensors").read_bytes() == model
+    (plain, _), (pod, _), (again, _) = kube.asked
+    assert plain != pod == again
+    job = kube.jobs[pod.removesuffix("-x")]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"] == "11Gi"
+    assert job["spec"]["activeDeadlineSeconds"] >= 600 + 3 * 0.02
+    assert kube.deleted == [job["metadata"]["name"]], "its memory is for others"
+
+
+def test_an_export_whose_pod_was_replaced_is_no_empty_model(run: RunDir, tmp_path: Path) -> None:
+    kube = Shared(answers=[b"5", b'{"end": true, "absent": true}\n'])
+    with pytest.raises(BackendError, match="was replaced before the model was here; export it again"):
+        Reader(cast("Kubernetes", kube), K8sProfile()).export(run, tmp_path / "model", None)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(("step", "size"), [(None, 30), (1, 10), (7, 0)])
+def test_how_much_memory_an_export_needs_is_read_from_the_checkpoint(tmp_path: Path, step: int | None, size: int) -> None:
+    for number in (1, 2):
+        folder = tmp_path / f"checkpoints/step-{number:08d}"
+        folder.mkdir(parents=True)
+        write_json(folder / "manifest.json", {"files": [{"size": 5 * number}, {"size": 5 * number + 10 * (number - 1)}]})
+    (tmp_path / "checkpoints/step-00000009").mkdir()  # cut short
+    words = [sys.executable, "-c", CHECKPOINT_BYTES, str(tmp_path), str(step or "")]
+    assert int(subprocess.run(words, capture_output=True, check=True).stdout) == size
 
 
 def test_an_end_that_cannot_be_read_is_not_guessed(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def quota(namespace: Namespace, **hard: str) -> None:
 def test_a_quota_of_nothing(namespace: Namespace, start: Start) -> None:
     quota(namespace, **{"requests.cpu": "0"})
     run = start(submit=False, resources={"nodes": 2})
-    with quickly(), pytest.raises(BackendError, match=r"quota 'small' .* allows 0 CPU, the run asks for 2 CPU; ask for less"):
+    with quickly(), pytest.raises(BackendError, match=r"quota 'small' .* allows 0 CPU, the run asks for 2 CPU; request less"):
         run.backend.submit(run.run, run.resources)
 
 
@@ -170,7 +170,7 @@ def test_what_can_never_start(namespace: Namespace, start: Start, profile: dict[
     ("profile", "resources", "said"),
     [
         ({"node_selector": {"a": "b"}}, {}, "didn't match Pod's node affinity/selector; correct node_selector"),
-        ({}, {"cpus": 500}, "Insufficient cpu; ask for less a node"),
+        ({}, {"cpus": 500}, "Insufficient cpu; request less per node"),
         ({}, {"gpus": 3}, "Insufficient nvidia.com/gpu"),
         ({"devices": {"rdma/hca": 1}}, {}, "Insufficient rdma/hca"),
     ],

@@ -1,38 +1,81 @@
-"""What is believed of a run's end that somebody has written on its Job."""
+"""What `ps` does to runs that can never start, where one may not end them or they are another's; no cluster is needed."""
 
-import json
-import time
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from cluster.config import Resources
+from cluster.backend import Profile
 from cluster.run_dir import RunDir
-from cluster.spec import Outcome, RunState
-from k8s.manifest import OUTCOME_ANNOTATION
-from k8s.states import Seen, judge
+from cluster.spec import RunState
+from k8s import backend as module
+from k8s.backend import K8sBackend
+from k8s.client import ApiAwayError, ForbiddenError, Kubernetes
+from k8s.states import Seen
 
-COMPLETE = {"conditions": [{"type": "Complete", "status": "True"}]}
+POD: dict[str, Any] = {
+    "metadata": {"name": "pod", "creationTimestamp": "2026-01-01T00:00:00Z"},
+    "spec": {},
+    "status": {
+        "phase": "Pending",
+        "containerStatuses": [{"name": "ropewalk", "state": {"waiting": {"reason": "ErrImagePull", "message": "x: not found"}}}],
+    },
+}
 
 
-@pytest.mark.parametrize(
-    ("metadata", "status", "state"),
-    [
-        ({}, {"active": 1, "ready": 1}, RunState.RUNNING),
-        ({}, COMPLETE, RunState.SUCCEEDED),
-        ({"deletionTimestamp": "2026-01-01T00:00:00Z"}, {"active": 1}, RunState.SUCCEEDED),
-    ],
-)
-def test_an_outcome_counts_once_the_job_is_over(
-    tmp_path: Path, metadata: dict[str, Any], status: dict[str, Any], state: RunState
-) -> None:
-    """Training code of any run of the namespace may be able to write it on any Job."""
-    record = {"config": {}, "engine": "process", "resources": Resources().model_dump(mode="json")}
-    run = RunDir.create("toy", record, tmp_path)
-    run.begin_attempt(created=time.time())
-    said = json.dumps(vars(Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=time.time())), default=str)
-    about = {"name": "toy-1", "namespace": "ns", "labels": {}, "annotations": {OUTCOME_ANNOTATION: said}, **metadata}
-    job = {"kind": "Job", "metadata": about, "spec": {"parallelism": 1, "completions": 1}, "status": status}
-    assert judge(run, Seen(details={}, job=job)).state is state
-    assert (run.last_outcome() is None) is (state is RunState.RUNNING)
+class Guarded:
+    """Deletes what it is told to, unless that is not allowed."""
+
+    namespace = "team"
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error, self.asked = error, list[str]()
+
+    def delete(self, kind: str, name: str, **_: Any) -> None:
+        self.asked.append(name)
+        if self.error is not None:
+            raise self.error
+
+
+def job(run: RunDir) -> dict[str, Any]:
+    metadata = {"name": run.id, "namespace": "team", "uid": run.id, "labels": {}}
+    return {"kind": "Job", "metadata": metadata, "spec": {"parallelism": 1}, "status": {"active": 1}}
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunDir]:
+    """Two runs whose image is not there, and one whose pods are on their way."""
+    found = [RunDir.create("toy", {"job": "toy", "config": {}}, tmp_path) for _ in range(3)]
+    for run in found:
+        run.begin_attempt(name=run.id, opened_by="submission")
+
+    def look(kube: object, asked: list[RunDir]) -> dict[str, Seen]:
+        pods = {run.id: [POD] if run in found[:2] else [] for run in asked}
+        return {run.id: Seen(details={"name": run.id}, job=job(run), pods=pods[run.id]) for run in asked}
+
+    monkeypatch.setattr(module, "look", look)
+    monkeypatch.setenv("ROPEWALK_RUNS", "/runs")
+    return found
+
+
+def told(runs: list[RunDir], kube: Guarded) -> list[RunState]:
+    options = {"claim_path": "/runs", "runs": str(runs[0].path.parent)}
+    backend = K8sBackend(Profile(name="team", backend="k8s", options=options), cast("Kubernetes", kube))
+    states = backend.states(runs)
+    return [states[run.id].state for run in runs]
+
+
+@pytest.mark.parametrize("error", [None, ForbiddenError("you may not delete jobs"), ApiAwayError("it is away")])
+def test_a_job_that_may_not_be_deleted_blanks_no_other_run(runs: list[RunDir], error: Exception | None) -> None:
+    kube = Guarded(error)
+    assert told(runs, kube) == [RunState.FAILED, RunState.FAILED, RunState.PENDING]
+    assert kube.asked == [run.id for run in runs[:2]]
+
+
+def test_who_looks_at_anothers_run_ends_nothing_of_it(runs: list[RunDir], monkeypatch: pytest.MonkeyPatch) -> None:
+    kube = Guarded()
+    owner = runs[0].path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 4711)
+    assert told(runs, kube) == [RunState.FAILED, RunState.FAILED, RunState.PENDING]
+    assert kube.asked == []

@@ -88,7 +88,7 @@ def test_nobody_answers() -> None:
 
 def test_a_second_submission_is_refused_while_the_first_waits(namespace: Namespace, start: Start) -> None:
     run = start(profile=NOWHERE)
-    with pytest.raises(BackendError, match=r"is being carried already \(k8s:.*`ropewalk cancel"):
+    with pytest.raises(BackendError, match=r"already has an active Job \(k8s:.*cancel it first: ropewalk cancel"):
         run.backend.submit(run.run, run.resources)
     assert names(namespace) == [f"Job/{run.run.id}-1"]
 

@@ -108,8 +108,28 @@ def test_elements_of_an_array_that_squeue_tells_as_one() -> None:
     assert [job.id for job in slurm(line).my_jobs()] == ["7_0", "7_1", "7_5", "7_8", "7_9"]
 
 
+@pytest.mark.parametrize(
+    ("told", "single"),
+    [
+        ("7_[0-12:4]", ["7_0", "7_4", "7_8", "7_12"]),  # as Slurm tells spans over 10 of more than 5
+        ("7_[0,3-9:3%2]", ["7_0", "7_3", "7_6", "7_9"]),
+        ("7_[5]", ["7_5"]),
+        ("7_[0-3,...]", ["7_[0-3,...]"]),
+        ("7_[0-12:]", ["7_[0-12:]"]),
+        ("7_[0x1F]", ["7_[0x1F]"]),
+        ("7_[", ["7_["]),
+        ("7_[1-4:0]", ["7_1", "7_2", "7_3", "7_4"]),
+        ("7+1", ["7+1"]),
+        ("", [""]),
+    ],
+)
+def test_a_stranger_s_array_of_any_form_ends_no_question(told: str, single: list[str]) -> None:
+    lines = f"{told}|CANCELLED|None||N/A|N/A|sim|\n9|RUNNING|None||N/A|N/A|ropewalk-x|ropewalk:x:1\n"
+    assert [job.id for job in slurm(lines).my_jobs()] == [*single, "9"]
+
+
 def test_accounting_where_there_is_some() -> None:
-    said = slurm("5|CANCELLED by 0|ropewalk-a\n6_1|COMPLETED|ropewalk-b|c\n7||x\n").accounted(["5", "6", "7"])
+    said = slurm("5|CANCELLED by 0|ropewalk-a\n6_1|COMPLETED|ropewalk-b|c\n7||x\n8| |y\n").accounted(["5", "6", "7"])
     assert said == {"5": ("ropewalk-a", "CANCELLED"), "6_1": ("ropewalk-b|c", "COMPLETED")}
     assert slurm(err="Slurm accounting storage is disabled", code=1).accounted(["5"]) == {}
     assert slurm(error=FileNotFoundError("sacct")).accounted(["5"]) == {}

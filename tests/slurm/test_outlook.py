@@ -221,6 +221,7 @@ def test_a_cluster_that_is_away(make_lab: MakeLab) -> None:
         (("Slurmctld(primary) at vm is UP", 0), ""),
         (("some wrapper of a site", 0), "its controller does not answer (some wrapper of a site)."),
         (("no such host", 1), "its controller does not answer (no such host)."),
+        (("host ctl1 not found", 1), "its controller does not answer (host ctl1 not found)."),
     ],
 )
 def test_whatever_is_answered_a_sentence_comes(answer: Any, sentence: str) -> None:

@@ -17,7 +17,7 @@ from cluster.backend import Profile
 from cluster.processes import processes_of
 from cluster.run_dir import RunDir
 from cluster.spec import Outcome, RunState
-from cluster.submitted import key_of
+from cluster.submitted import failed_dependencies, key_of
 from slurm.backend import SlurmBackend
 from slurm.carriers import STATES
 from slurm.commands import Job, Slurm, run_command
@@ -94,6 +94,18 @@ def test_a_job_that_saved_and_was_not_requeued_keeps_what_it_said(tmp_path: Path
     told = judge(run, job_of(run, "TIMEOUT", "TimeLimit"))
     assert told.state is RunState.FAILED
     assert told.reason == "stopped: time limit; then: Slurm says TIMEOUT (TimeLimit)"
+
+
+def test_a_run_whose_dependency_failed_never_started(tmp_path: Path) -> None:
+    others = [submitted(tmp_path) for _ in range(3)]
+    run = submitted(tmp_path, after=[other.id for other in others])
+    others[0].write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done"))
+    assert failed_dependencies(run) == []
+    outcome = Outcome(state=RunState.FAILED, exit_code=1, cause="rank 0: Bug")
+    others[1].write_outcome(1, outcome)
+    assert [(other.id, told) for other, told in failed_dependencies(run)] == [(others[1].id, outcome)]
+    cause = f"never started: it waited for {others[1].id}, which ended as FAILED (rank 0: Bug)"
+    assert judge(run, job_of(run, "CANCELLED", "Dependency")).reason == cause
 
 
 def test_after_a_retry_on_the_same_nodes_the_job_is_still_the_runs(tmp_path: Path) -> None:

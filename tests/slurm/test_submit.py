@@ -117,7 +117,7 @@ def test_a_client_killed_before_it_could_write_the_handle(slurm_lab: Lab, tick: 
     for one in runs:
         assert job_id(one.run) == ""
         assert (one.state.state, one.state.word) == (RunState.PENDING, "PENDING")
-        with pytest.raises(BackendError, match=r"is being carried already \(slurm:"):
+        with pytest.raises(BackendError, match=r"already has an active job \(slurm:"):
             one.backend.submit(one.run, one.resources)
         assert one.run.attempts() == [1]
     subprocess.run(["scontrol", "release", jobs[0].partition("_")[0]], check=True)

@@ -1,0 +1,132 @@
+"""Private folders in the temporary directory that do not outlive their owners, however those end.
+
+Each holds a file that its owner keeps locked; the kernel lets go of the lock as the owner dies. Whoever makes the next folder
+beside it removes those that nobody holds any more. A lock tells more than a process id: it holds across containers, which
+number their processes anew, and no later process can be taken for the owner.
+"""
+
+import fcntl
+import logging
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+log = logging.getLogger(__name__)
+
+OWNER = ".owner"  # in each folder: the machine, by its boot; locked as long as somebody needs the folder
+NAME = re.compile(r"[a-z][a-z0-9_]{8}")  # a prefix of one letter (sockets' paths are short), and what mkdtemp adds
+
+_held: dict[Path, list[int]] = {}  # by folder, the descriptors that keep it
+os.register_at_fork(after_in_child=_held.clear)  # a child keeps what it says itself that it needs
+
+
+def make_scratch(prefix: str, parent: str | Path | None = None) -> Path:
+    """A private folder that is this process's until `remove_scratch` or its end; `prefix` is one letter.
+
+    What nobody owns any more beside it is removed first.
+    """
+    place = Path(parent or tempfile.gettempdir())
+    sweep(place)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+    nascent = folder / f"{OWNER}.new"
+    nascent.write_text(machine())
+    descriptor = _lock(nascent, fcntl.LOCK_SH)
+    if descriptor is None:  # this file system knows no locks, so that nobody could tell whether the folder is needed
+        nascent.unlink(missing_ok=True)
+        return folder
+    nascent.rename(folder / OWNER)  # not seen before it is locked
+    _held[folder] = [descriptor]
+    keep(place, folder)
+    return folder
+
+
+def keep(place: Path, reason: Path | None = None) -> None:
+    """Keep the folders of others that `place` is in, or is, as long as this process lives (or holds the folder `reason`)."""
+    for outer in (place, *place.parents):
+        if NAME.fullmatch(outer.name) and (descriptor := _lock(outer / OWNER, fcntl.LOCK_SH)) is not None:
+            _held.setdefault(reason or place, []).append(descriptor)
+
+
+def descriptors(folder: Path) -> list[int]:
+    """What a child inherits that is to keep the folder even when this process is gone."""
+    return list(_held.get(folder, ()))
+
+
+def remove_scratch(folder: Path) -> None:
+    """Remove a folder with all that is in it, and give up what kept it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for descriptor in _held.pop(folder, ()):
+        os.close(descriptor)
+
+
+@contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A folder for as long as the block lasts."""
+    folder = make_scratch(prefix)
+    try:
+        yield folder
+    finally:
+        remove_scratch(folder)
+
+
+def sweep(place: Path) -> int:
+    """Remove this user's folders in `place` whose owners have died on this machine; how many."""
+    count = 0
+    with suppress(OSError), os.scandir(place) as entries:
+        for entry in entries:
+            if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                with suppress(OSError):  # another sweep was faster
+                    count += entry.stat(follow_symlinks=False).st_uid == os.geteuid() and _bury(Path(entry.path))
+    if count:
+        log.info("removed %d folders in %s whose owners were killed", count, place)
+    return count
+
+
+def machine() -> str:
+    """This machine since it was started: locks of another machine may not be seen here."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux
+        return f"{platform.node()} {psutil.boot_time():.0f}"
+
+
+def _bury(folder: Path) -> bool:
+    owner = folder / OWNER
+    if not owner.is_file() or owner.read_text() != machine():
+        return False
+    descriptor = _lock(owner, fcntl.LOCK_EX)
+    if descriptor is None:
+        return False
+    try:
+        for inner in folder.iterdir():
+            if inner.is_dir() and not inner.is_symlink():
+                shutil.rmtree(inner, ignore_errors=True)
+            elif inner != owner:
+                inner.unlink(missing_ok=True)
+        owner.unlink()  # last: what could not be removed stays known as ours
+        with suppress(OSError):
+            folder.rmdir()
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path, kind: int) -> int | None:
+    """A descriptor that holds a lock; None where another holds one that excludes it, or none are to be had."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

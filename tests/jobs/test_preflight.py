@@ -1,0 +1,89 @@
+"""Inputs that a job names as its cluster sees them, while this machine sees them elsewhere, or not at all."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.backend import Profile, path_view
+from cluster.errors import ConfigError, DataError
+from cluster.local import LocalBackend
+from jobs.evaluate import EvaluateConfig
+from jobs.preprocess import PreprocessConfig
+from jobs.pretrain import PretrainConfig
+from jobs.submission import configure, render
+from k8s.backend import K8sBackend
+from tests.jobs.corpus import make_dataset
+
+MOUNT = {"claim": "corpora", "path": "/corpora"}
+
+
+@pytest.fixture(scope="module")
+def mounted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this machine sees a claim in which a data set lies."""
+    place = tmp_path_factory.mktemp("mnt")
+    make_dataset(place / "d", num_documents=8)
+    (place / "raw").mkdir()
+    (place / "raw/a.jsonl").write_text('{"text": "x"}\n')
+    (place / "model").mkdir()
+    (place / "model/config.json").write_text("{}")
+    return place
+
+
+def view(runs: Path | None) -> Callable[[str], Path | None]:
+    options = {"claim_path": "/runs", "runs": str(runs) if runs else None, "mounts": [MOUNT]}
+    return path_view(K8sBackend(Profile(name="team", backend="k8s", options=options)))
+
+
+def pretrain(data: Any) -> PretrainConfig:
+    return PretrainConfig.model_validate({"data": data, "steps": 1})
+
+
+def preprocess(inputs: list[str], output: str) -> PreprocessConfig:
+    return PreprocessConfig.model_validate({"input": inputs, "output": output, "tokenizer": {"path": "/runs/model"}})
+
+
+def test_paths_inside_a_claim_are_looked_for_where_the_profile_says(mounted: Path) -> None:
+    here = view(mounted)
+    pretrain("/runs/d").preflight(here)
+    pretrain(str(mounted / "d")).preflight(here)
+    pretrain([{"path": "/runs/d"}, {"path": "/corpora/books"}]).preflight(here)  # which only pods see
+    EvaluateConfig.model_validate({"model": "/runs/model", "data": "/runs/d"}).preflight(here)
+    preprocess(["/runs/raw/*.jsonl", "/corpora/x"], "/runs/out").preflight(here)
+    with pytest.raises(ConfigError, match=rf"data: /runs/e \(seen here as {mounted}/e\) does not exist"):
+        pretrain("/runs/e").preflight(here)
+    with pytest.raises(ConfigError, match=r"model: .*/nothing' is neither"):
+        EvaluateConfig.model_validate({"model": "/runs/nothing", "data": "/runs/d"}).preflight(here)
+    with pytest.raises(DataError, match=r"input '/runs/raw/\*.txt': matches no file"):
+        preprocess(["/runs/raw/*.txt"], "/runs/out").preflight(here)
+    with pytest.raises(ConfigError, match="output: '/runs/raw/out' lies inside the input '/runs/raw'"):
+        preprocess(["/runs/raw"], "/runs/raw/out").preflight(here)
+
+
+def test_what_this_machine_does_not_see_is_left_to_the_run(mounted: Path) -> None:
+    pretrain("/runs/d").preflight(view(None))
+    with pytest.raises(ConfigError, match="data: /elsewhere/d does not exist"):
+        pretrain("/elsewhere/d").preflight(view(mounted))
+    with pytest.raises(ConfigError, match="data: /runs/d does not exist"):
+        pretrain("/runs/d").preflight(path_view(LocalBackend(Profile(name="local", backend="local"))))
+
+
+@pytest.mark.parametrize("job", ["pretrain", "sweep"])
+def test_a_submission_takes_a_path_of_the_claim(mounted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    profiles = {"team": {"backend": "k8s", "claim_path": "/runs", "runs": str(mounted), "kubeconfig": str(tmp_path / "none")}}
+    (tmp_path / "clusters.yaml").write_text(yaml.safe_dump(profiles))
+    monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
+    words = ["data=/runs/d", "steps=2"]
+    if job == "sweep":
+        words = [
+            "job=pretrain",
+            "base={data: /runs/d, steps: 2, validation: {every_steps: 1}}",
+            "space={optim.lr: {uniform: [0.1, 0.2]}}",
+            "metric=validation/loss",
+            "trials=2",
+            "scheduler=fifo",
+            "search=random",
+        ]
+    assert "kind: Job" in render(job, [configure(job, None, words)], "team")

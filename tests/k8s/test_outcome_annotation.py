@@ -1,0 +1,38 @@
+"""What is believed of a run's end that somebody has written on its Job."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config import Resources
+from cluster.run_dir import RunDir
+from cluster.spec import Outcome, RunState
+from k8s.manifest import OUTCOME_ANNOTATION
+from k8s.states import Seen, judge
+
+COMPLETE = {"conditions": [{"type": "Complete", "status": "True"}]}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "status", "state"),
+    [
+        ({}, {"active": 1, "ready": 1}, RunState.RUNNING),
+        ({}, COMPLETE, RunState.SUCCEEDED),
+        ({"deletionTimestamp": "2026-01-01T00:00:00Z"}, {"active": 1}, RunState.SUCCEEDED),
+    ],
+)
+def test_an_outcome_counts_once_the_job_is_over(
+    tmp_path: Path, metadata: dict[str, Any], status: dict[str, Any], state: RunState
+) -> None:
+    """Training code of any run of the namespace may be able to write it on any Job."""
+    record = {"config": {}, "engine": "process", "resources": Resources().model_dump(mode="json")}
+    run = RunDir.create("toy", record, tmp_path)
+    run.begin_attempt(created=time.time())
+    said = json.dumps(vars(Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=time.time())), default=str)
+    about = {"name": "toy-1", "namespace": "ns", "labels": {}, "annotations": {OUTCOME_ANNOTATION: said}, **metadata}
+    job = {"kind": "Job", "metadata": about, "spec": {"parallelism": 1, "completions": 1}, "status": status}
+    assert judge(run, Seen(details={}, job=job)).state is state
+    assert (run.last_outcome() is None) is (state is RunState.RUNNING)

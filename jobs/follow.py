@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from cluster.files import read_json
+from cluster.file_systems import mount_of
+from cluster.files import read_afresh, read_json
 from cluster.run_dir import RunDir
 from cluster.spec import RunState
 from cluster.submitted import NO_ANSWER
@@ -65,6 +66,9 @@ def wait(run: RunDir, sleep: Callable[[float], None] = time.sleep) -> Watch:
 
 def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = time.sleep) -> Watch:
     """Show progress and events on `console` until the run is over."""
+    if mount_of(run.path).shared:  # else a client of NFS may believe for a minute that there is no progress yet
+        for path in (run.progress, run.metrics):
+            read_afresh(path)
     watch = Watch(run)
     view: _Bar | _Lines = _Bar(run, console) if console.is_terminal else _Lines(run, console)
     told = ""
@@ -72,7 +76,7 @@ def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = tim
     with view:
         while True:
             last_round = watch.over()
-            for event in events.news():
+            for event in events.news(last=last_round):
                 text = tell(event)
                 if text is not None:
                     view.say(text)

@@ -13,6 +13,7 @@ import orjson
 
 from cluster.context import JobContext
 from cluster.event_log import is_event
+from cluster.file_systems import Looks, mount_of
 from cluster.files import append_lines, parse_lines, sync_all
 from cluster.run_dir import RunDir
 
@@ -101,13 +102,14 @@ class EventTail:
 
     def __init__(self, run: RunDir, *, skip: bool = False) -> None:
         self._run, self._offsets = run, dict[str, int]()
+        self._shared, self._looks = mount_of(run.path).shared, Looks(run.path)
         if skip:
             self.news()
 
-    def news(self) -> list[dict[str, Any]]:
-        """The events since the last call."""
+    def news(self, *, last: bool = False) -> list[dict[str, Any]]:
+        """The events since the last call; `last`: there will be no other."""
         found = []
-        for path in self._run.events.files():
+        for path in self._run.events.files(afresh=self._shared and (self._looks.due() or last)):
             lines, self._offsets[path.name] = read_new_lines(path, self._offsets.get(path.name, 0))
             found += [line for line in lines if is_event(line)]
         return sorted(found, key=lambda line: float(line["time"]))

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from cluster.files import read_json, write_json
+from cluster.files import list_afresh, read_json, write_json
 from cluster.run_dir import RunDir
 
 FOLDER = "trials"
@@ -74,8 +74,10 @@ def read_record(sweep: RunDir, trial: int) -> TrialRecord | None:
 
 
 def read_records(sweep: RunDir) -> list[TrialRecord]:
-    """All trials so far, by number."""
-    return [_record(read_json(path) or {}) for path in sorted((sweep.path / FOLDER).glob("[0-9]*.json"))]
+    """All trials so far, by number, also those that another machine has just written down."""
+    folder = sweep.path / FOLDER
+    names = sorted(name for name in list_afresh(folder) if name.endswith(".json") and name[0].isdigit())
+    return [_record(read_json(folder / name) or {}) for name in names]
 
 
 def _record(values: Mapping[str, Any]) -> TrialRecord:

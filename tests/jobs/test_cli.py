@@ -17,6 +17,7 @@ from jobs.diagnosis import tell
 from jobs.doctor import what_hurts
 from jobs.follow import follow
 from jobs.tracking import MetricLog
+from tests.fakes.nfs import Network, need_nfs
 from tests.jobs.shell import Shell, pretrain
 
 # --- submitting
@@ -363,6 +364,34 @@ def test_following_tells_progress_and_events(running: RunDir, terminal: bool) ->
     follow(running, Console(file=out, width=200, force_terminal=terminal), sleep=go_on)
     for words in ("rank 1 on node 0 killed (SIGKILL)", "2.5 MB", "2/3 steps  loss 2.000  12.3k tokens/s"):
         assert words in out.getvalue()
+
+
+def test_a_run_is_followed_from_another_machine(tmp_path: Path) -> None:
+    """It sees progress, events and the end at once, though it has looked for them when they were not there."""
+    need_nfs()
+    network = Network(tmp_path / "network")
+    try:
+        there = RunDir.create("far", {"job": "pretrain", "config": {}, "cluster": "local"}, network.client())
+        here = RunDir(network.client() / there.id)
+        there.make_folders(there.begin_attempt())
+        looks = iter(range(100))
+
+        def go_on(_: float) -> None:
+            look = next(looks)
+            if look == 1:
+                write_json(there.progress, {"stage": "train", "done": 2, "total": 3, "unit": "steps", "rates": {}})
+                MetricLog(JobContext(run=there, attempt=1)).log(2, {"train/loss": 2.0})
+            elif look == 2:
+                there.event("rank_lost", rank=1, node=0, exit_code=-9)
+                there.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done"))
+            assert look < 4, "it did not see the end"
+
+        out = io.StringIO()
+        follow(here, Console(file=out, width=200), sleep=go_on)
+        for words in ("2/3 steps  loss 2.000", "rank 1 on node 0 killed"):
+            assert words in out.getvalue()
+    finally:
+        network.close()
 
 
 def test_ctrl_c_leaves_the_run_alone(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """Input and output on S3, with the server away for ten seconds in the middle: the same data set as with a steady one."""
 
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -45,10 +47,13 @@ def test_s3_holds_the_same_data_set_as_a_disk(tmp_path: Path, s3_server: S3Serve
 
 @pytest.fixture
 def _driver_of_ray() -> Iterator[None]:
-    """Ray's drivers listen to SIGTERM, and go on doing so when they have disconnected."""
-    before = signal.getsignal(signal.SIGTERM)
+    """Ray's drivers listen to SIGTERM and change variables and paths, and leave it so when they have disconnected."""
+    handler, environment, path = signal.getsignal(signal.SIGTERM), dict(os.environ), list(sys.path)
     yield
-    signal.signal(signal.SIGTERM, before)
+    signal.signal(signal.SIGTERM, handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:] = path
 
 
 @pytest.mark.s3

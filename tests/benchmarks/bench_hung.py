@@ -72,8 +72,7 @@ def _disturb(rank: int) -> None:
 
 def start(data: Path, steps: int, **keys: Any) -> RunDir:
     """A run of this module's entry."""
-    config = recovery_config(data).model_copy(update={"steps": steps, **keys})
-    config = PretrainConfig.model_validate(config.model_dump(mode="json"))
+    config = PretrainConfig.model_validate({**recovery_config(data).model_dump(mode="json"), "steps": steps, **keys})
     record = {**make_record("pretrain", config, "local", {"created": time.time()}), "entry": f"{__spec__.name}:main"}
     run = RunDir.create("hung", {**record, "sidecars": []})
     load_backend("local").submit(run, config.resources)

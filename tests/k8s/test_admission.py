@@ -1,9 +1,13 @@
 """The policy that ties what pods may change to their own run, on a real API server and with pods' own tokens."""
 
+import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 
+from k8s.client import connect
+from k8s.profile import K8sProfile
 from tests.k8s.cluster import ROOT, Cluster, Namespace
 from tests.k8s.toy import KubeToy
 from tests.slurm.conftest import until
@@ -59,6 +63,31 @@ def test_a_pod_changes_its_own_run_and_no_other(
     until(lambda: "may change only its own run" in do("outcome", other), 30)  # the API server has to learn of it
     assert all("may change only its own run" in do(what, other) for what in every)
     assert [do(what, mine) for what in every] == ["done"] * 3
+
+
+def test_which_pods_are_a_runs_own(namespace: Namespace, policy: Callable[[], object]) -> None:
+    """As the API server sees callers whose pods have these names."""
+    policy()
+    for name, suspend in (("run-1", False), ("other-1", False), ("held-1", True)):
+        container = {"name": "x", "image": "nothing"}
+        spec = {"suspend": suspend, "template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}
+        about = {"name": name, "namespace": namespace.name}
+        namespace.cluster.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": about, "spec": spec})
+
+    with closing(connect(K8sProfile.model_validate(namespace.options())).http) as http:
+
+        def status(job: str, pod: str) -> int:
+            who = {"Impersonate-User": f"system:serviceaccount:{namespace.name}:ropewalk"}
+            who |= {"Impersonate-Extra-Authentication.kubernetes.io%2fpod-Name": pod} if pod else {}
+            patch = json.dumps({"metadata": {"annotations": {"ropewalk/outcome": "x"}}})
+            path = f"/apis/batch/v1/namespaces/{namespace.name}/jobs/{job}"
+            headers = {**who, "Content-Type": "application/merge-patch+json"}
+            return int(http.request("PATCH", path, content=patch, headers=headers).status_code)
+
+        until(lambda: status("other-1", "run-1-0-abcde") == 403, 30)  # the API server has to learn of it
+        assert [status("run-1", pod) for pod in ("run-1-0-abcde", "run-1-12-abcde")] == [200, 200]
+        assert [status("run-1", pod) for pod in ("", "run-1-0-3-abcde", "run-12-0-abcde", "run-1-gate-abcde")] == [403] * 4
+        assert [status("held-1", pod) for pod in ("run-1-gate-abcde", "run-1-0-abcde")] == [200, 403]
 
 
 def test_runs_live_with_the_policy(start: Callable[..., KubeToy], namespace: Namespace, policy: Callable[[], object]) -> None:

@@ -31,9 +31,9 @@ READY_SECONDS = 60.0  # of a pod whose image is there already; it may have to be
 POLL_SECONDS = 0.2
 READER = "ropewalk-reader"
 LEASE_SECONDS = 120  # by so much longer the pod lives, each time that so much has passed while it is read through
-GIB = 1 << 30
-READING_GIB = 2  # what Python and torch take, and more
-UNKNOWN_GIB = 4  # of a model whose checkpoints do not lie on the volume
+MIB, GIB = 1 << 20, 1 << 30
+LEAST_MIB, SPARE_GIB = 768, 4  # what Python and torch take beside the model, and what they may
+UNKNOWN_GIB = 64  # what an export may take whose checkpoints do not lie on the volume
 # run in a pod, whatever version its image has: the size of the newest checkpoint, or of that of a step
 CHECKPOINT_BYTES = """
 import json, pathlib, sys
@@ -226,9 +226,9 @@ def render_exporter(profile: K8sProfile, checkpoint_bytes: int) -> Object:
     """The Job of a pod with memory for a model: that of a checkpoint, which has the optimizer's state too; for one export."""
     job = render_reader(profile)
     job["metadata"]["name"] += f"-{secrets.token_hex(3)}"
-    gib = READING_GIB + math.ceil(checkpoint_bytes / GIB) if checkpoint_bytes else UNKNOWN_GIB
-    container = job["spec"]["template"]["spec"]["containers"][0]
-    container["resources"]["limits"]["memory"] = container["resources"]["requests"]["memory"] = f"{gib}Gi"
+    resources = job["spec"]["template"]["spec"]["containers"][0]["resources"]
+    resources["requests"]["memory"] = f"{LEAST_MIB + math.ceil(checkpoint_bytes / MIB)}Mi"
+    resources["limits"]["memory"] = f"{SPARE_GIB + math.ceil(checkpoint_bytes / GIB) if checkpoint_bytes else UNKNOWN_GIB}Gi"
     return job
 
 

@@ -159,7 +159,8 @@ def test_an_export_has_memory_for_its_model_and_time_for_a_slow_line(
     assert plain != pod == again
     job = kube.jobs[pod.removesuffix("-x")]
     (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"] == "11Gi"
+    assert container["resources"]["requests"]["memory"] == f"{9 * 1024 + 768}Mi"
+    assert container["resources"]["limits"]["memory"] == "13Gi"
     assert job["spec"]["activeDeadlineSeconds"] >= 600 + 3 * 0.02
     assert kube.deleted == [job["metadata"]["name"]], "its memory is for others"
 

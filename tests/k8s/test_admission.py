@@ -10,7 +10,7 @@ from k8s.client import connect
 from k8s.profile import K8sProfile
 from tests.k8s.cluster import ROOT, Cluster, Namespace
 from tests.k8s.toy import KubeToy
-from tests.slurm.conftest import until
+from tests.patience import until
 
 POLICY = ROOT / "k8s/admission-policy.yaml"
 # what training code can do: it finds the token of its pod

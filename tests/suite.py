@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=None, help="so many parts at a time")
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let what runs in the background ignore it, and its children
     at_once = given.at_once or (SOAK_AT_ONCE if given.soak else AT_ONCE)
     sys.exit(Suite(given.paths, soak=given.soak, at_once=at_once).run())
 

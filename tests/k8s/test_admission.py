@@ -10,7 +10,7 @@ from k8s.client import connect
 from k8s.profile import K8sProfile
 from tests.k8s.cluster import ROOT, Cluster, Namespace
 from tests.k8s.toy import KubeToy
-from tests.patience import until
+from tests.patience import Patience, until
 
 POLICY = ROOT / "k8s/admission-policy.yaml"
 # what training code can do: it finds the token of its pod
@@ -60,7 +60,7 @@ def test_a_pod_changes_its_own_run_and_no_other(
     every = ("outcome", "status", "delete")
     assert [do(what, other) for what in every] == ["done"] * 3, "the Role alone allows it"
     policy()
-    until(lambda: "may change only its own run" in do("outcome", other), 30)  # the API server has to learn of it
+    until(lambda: "may change only its own run" in do("outcome", other), Patience.START)  # the API server has to learn of it
     assert all("may change only its own run" in do(what, other) for what in every)
     assert [do(what, mine) for what in every] == ["done"] * 3
 
@@ -84,7 +84,7 @@ def test_which_pods_are_a_runs_own(namespace: Namespace, policy: Callable[[], ob
             headers = {**who, "Content-Type": "application/merge-patch+json"}
             return int(http.request("PATCH", path, content=patch, headers=headers).status_code)
 
-        until(lambda: status("other-1", "run-1-0-abcde") == 403, 30)  # the API server has to learn of it
+        until(lambda: status("other-1", "run-1-0-abcde") == 403, Patience.START)  # the API server has to learn of it
         assert [status("run-1", pod) for pod in ("run-1-0-abcde", "run-1-12-abcde")] == [200, 200]
         assert [status("run-1", pod) for pod in ("", "run-1-0-3-abcde", "run-12-0-abcde", "run-1-gate-abcde")] == [403] * 4
         assert [status("held-1", pod) for pod in ("run-1-gate-abcde", "run-1-0-abcde")] == [200, 403]

@@ -18,8 +18,7 @@ def hand_over(runs: Sequence[RunDir], number: int, user: int) -> None:
             _give_folder(run.path, user)
         else:
             _give_folder(run.attempt_dir(number), user)
-            for path in run.events.files():
-                _give_file(path, user)
+            _give_files(run.events.folder, user)
     with suppress(FileNotFoundError):  # pods that submit, such as a sweep's, put their code beside this one's
         os.chown(runs[0].path.parent / CODE_FOLDER, user, user, follow_symlinks=False)
 
@@ -37,10 +36,22 @@ def _give_folder(folder: Path, user: int) -> None:
         os.chown(folder, user, user, follow_symlinks=False)
 
 
-def _give_file(path: Path, user: int) -> None:
-    """Give a user a file that root has made, in a folder of that user; a link, or a name of what is elsewhere, is none."""
-    with suppress(OSError):  # it is not there, or a link
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+def _give_files(folder: Path, user: int) -> None:
+    """Give a user the files that root has made in a folder of that user; a link, or a name of what is elsewhere, is none."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # it is not there, or a link
+        return
+    try:
+        for name in os.listdir(descriptor):
+            _give_file(name, descriptor, user)
+    finally:
+        os.close(descriptor)
+
+
+def _give_file(name: str, folder: int, user: int) -> None:
+    with suppress(OSError):  # it is gone, or a link
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         try:
             if _is_ours(os.fstat(descriptor)):
                 os.fchown(descriptor, user, user)

@@ -98,7 +98,7 @@ def test_runs_live_with_the_policy(start: Callable[..., KubeToy], namespace: Nam
     waiting.backend.submit(waiting.run, waiting.resources, [run.run.id])
     run.reach(3)
     namespace.kubectl("delete", "pod", str(namespace.pod(1)["metadata"]["name"]), "--wait=false")
-    run.reach_attempt(2, 60)
+    run.reach_attempt(2)
     assert run.finish().state.value == "SUCCEEDED"
     assert waiting.finish().state.value == "SUCCEEDED"
     job = str(run.run.attempt_details(1)["name"])

@@ -71,7 +71,7 @@ def test_links_that_pods_have_put_there_lead_nowhere(run: RunDir, tmp_path: Path
     (run.path / "checkpoints").symlink_to(precious)
     (run.path / "wandb").symlink_to(folder)
     (run.path / "attempts/logs").symlink_to(precious)
-    run.events.symlink_to(precious)
+    (run.path / "events/other.jsonl").symlink_to(precious)
     os.link(precious, run.path / "metrics.jsonl")
     (run.path.parent / CODE_FOLDER).symlink_to(folder)
     submitted(run, run.path.parent)
@@ -93,6 +93,17 @@ def test_a_run_that_pods_make_look_new_is_none(run: RunDir, tmp_path: Path) -> N
 
 def test_events_that_root_began_can_be_gone_on_with(run: RunDir) -> None:
     run.event("submit_failed")
-    assert owner(run.events) == 0
+    (file,) = run.events.files()
+    assert owner(file) == 0
     submitted(run, run.path.parent)
-    assert owner(run.events) == POD_USER
+    assert owner(file) == POD_USER
+
+
+def test_a_folder_of_events_that_leads_elsewhere_is_left_alone(run: RunDir, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "a.jsonl").touch()
+    run.events.folder.rmdir()
+    run.events.folder.symlink_to(precious)
+    submitted(run, run.path.parent)
+    assert owner(precious / "a.jsonl") == 0

@@ -169,7 +169,7 @@ def test_a_pod_obeys_nobody_who_does_not_know_the_key() -> None:
 def test_a_link_and_members_understand_each_other(conductor: Conductor) -> None:
     claim = Claim(number=1, pod="a", uid="1", index=0, address="127.0.0.1", port=conductor.port)
     link = Link.connect(claim, POD, KEY)
-    until(lambda: link.listen(0.05) == [] and link.answered, 10)
+    until(lambda: link.listen(0.05) == [] and link.answered, Patience.SIGNAL)
     assert not link.lost
     link.close()
 

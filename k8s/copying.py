@@ -74,9 +74,10 @@ class Sink:
         return True
 
     def _open(self, header: dict[str, Any]) -> None:
-        path = self._place(header)
-        with suppress(FileExistsError):  # of a run that has come for the first time
-            make_private(self._places[header.get("run", "")])
+        path, run = self._place(header), self._places[header.get("run", "")]
+        run.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # it has not come for the first time
+            make_private(run)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._header, self._left = header, header["size"]
         if header["offset"]:

@@ -14,18 +14,18 @@ READY := $(VENV)/.ready
 # pip would compile on one core
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-# what the tests of the Slurm backend run on; without it they are skipped
-SLURM_PROGRAMS := slurmctld slurmd srun munged slurmdbd mariadbd jq shellcheck ch-run
-SLURM_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq slurmdbd mariadb-server shellcheck charliecloud
+# what the tests of the Slurm backend and of shared file systems run on; without it they are skipped
+TEST_PROGRAMS := slurmctld slurmd srun munged slurmdbd mariadbd jq shellcheck ch-run fusermount3
+TEST_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq slurmdbd mariadb-server shellcheck charliecloud fuse3
 
-.PHONY: quickstart test soak lint bench benches clean slurm-packages
+.PHONY: quickstart test soak lint bench benches clean test-packages
 
 quickstart: $(READY)
 	$(BIN)/ropewalk quickstart
 
 # what protects every change, and what is long or left to chance; tests/README.md says which is which
 test soak:
-	@$(MAKE) --no-print-directory --jobs=2 $(READY) slurm-packages
+	@$(MAKE) --no-print-directory --jobs=2 $(READY) test-packages
 	$(BIN)/python -m tests.suite $(if $(filter soak,$@),--soak)
 
 lint: $(READY)
@@ -50,20 +50,20 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m compileall -q -j 0 -x 'site-packages/.*/tests?/' $(abspath $(VENV)) >/dev/null 2>&1 || true  # a few files are for other Pythons
 	touch $@
 
-# only as root of a Debian; anywhere else, and when it fails, the tests that need Slurm say so and are skipped
-slurm-packages:
+# only as root of a Debian; anywhere else, and when it fails, the tests that need them say so and are skipped
+test-packages:
 	@export PATH="$$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive; \
-	for program in $(SLURM_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
+	for program in $(TEST_PROGRAMS); do command -v $$program >/dev/null || missing="$$missing $$program"; done; \
 	test -n "$$missing" || exit 0; \
 	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
-		echo "installing Slurm for the tests:$$missing"; \
+		echo "installing what the tests run on:$$missing"; \
 		log=$$(mktemp); \
-		{ apt-get update -q && apt-get install -q -y --no-install-recommends $(SLURM_PACKAGES); } >$$log 2>&1 </dev/null \
+		{ apt-get update -q && apt-get install -q -y --no-install-recommends $(TEST_PACKAGES); } >$$log 2>&1 </dev/null \
 			&& { rm -f $$log; exit 0; }; \
 		echo "that failed; see $$log" >&2; \
 	fi; \
-	echo "missing:$$missing; tests that need Slurm are skipped; on Debian or Ubuntu:" >&2; \
-	echo "  apt-get install --no-install-recommends $(SLURM_PACKAGES)" >&2
+	echo "missing:$$missing; tests that need it are skipped; on Debian or Ubuntu:" >&2; \
+	echo "  apt-get install --no-install-recommends $(TEST_PACKAGES)" >&2
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

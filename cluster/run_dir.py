@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -289,21 +290,32 @@ class RunDir:
         self.requests.put("nodes", None)
 
 
-def begin_attempts(runs: Sequence[RunDir], details: Sequence[Mapping[str, Any]], *, durable: bool = True) -> list[int]:
+def begin_attempts(
+    runs: Sequence[RunDir], details: Sequence[Mapping[str, Any]], *, number: int | None = None, durable: bool = True
+) -> list[int]:
     """`begin_attempt` of many runs, each with its own details. Whoever starts one of them calls its `make_folders`.
 
+    With `number` no other will do: raises FileExistsError if another was faster, who keeps it, and no trace of this call is left.
     Not `durable`: the caller calls `sync_all` or `syncing` of each `attempt.json` before it tells anybody of the attempts.
     """
-    numbers, files = [], {}
-    for run, own in zip(runs, details, strict=True):
-        number, folder = _open_attempt(run)
-        numbers.append(number)
-        files[folder / "attempt.json"] = json_text({"attempt": number, "created": time.time(), **own})
+    numbers: list[int] = []
+    files: dict[Path, str] = {}
+    try:
+        for run, own in zip(runs, details, strict=True):
+            numbers.append(_open_attempt(run, number))
+            files[run.attempt_dir(numbers[-1]) / "attempt.json"] = json_text(
+                {"attempt": numbers[-1], "created": time.time(), **own}
+            )
+    except FileExistsError:
+        for path in files:
+            shutil.rmtree(path.parent)
+        raise
     write_all(files, durable=durable)
     return numbers
 
 
-def _open_attempt(run: RunDir) -> tuple[int, Path]:
-    number = open_folder(run.path / "attempts", run.attempt_dir, (run.attempts() or [0])[-1] + 1)
+def _open_attempt(run: RunDir, wanted: int | None) -> int:
+    first = wanted or (run.attempts() or [0])[-1] + 1
+    number = open_folder(run.path / "attempts", run.attempt_dir, first, exactly=wanted is not None)
     succeed(lambda older: run.attempt_dir(older) / SUCCESSOR, number, first=1)
-    return number, run.attempt_dir(number)
+    return number

@@ -8,6 +8,7 @@ its own, empty as long as it is the newest, into which its successor writes its 
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -58,10 +59,11 @@ def succeed(mark_of: Callable[[int], Path], number: int, *, first: int) -> None:
             write_mark(mark_of(older), number)
 
 
-def open_folder(parent: Path, folder_of: Callable[[int], Path], number: int) -> int:
+def open_folder(parent: Path, folder_of: Callable[[int], Path], number: int, *, exactly: bool = False) -> int:
     """Make the folder of the first free number from `number` on, exclusively of all machines; its number.
 
-    Its marks are in it as soon as it is there, so that no machine ever knows it without them.
+    Its marks are in it as soon as it is there, so that no machine ever knows it without them. With `exactly` no other number
+    will do: raises FileExistsError if that one is taken.
     """
     made = parent / f".new.{secrets.token_hex(4)}"
     made.mkdir(parents=True)
@@ -74,4 +76,7 @@ def open_folder(parent: Path, folder_of: Callable[[int], Path], number: int) -> 
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
+            if exactly:
+                shutil.rmtree(made)
+                raise FileExistsError(errno.EEXIST, "another has it", str(folder_of(number))) from None
             number += 1  # another was faster

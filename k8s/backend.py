@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -176,11 +175,10 @@ class K8sBackend:
             "profile": self.profile.model_dump(mode="json", exclude_defaults=True),
             **{key: value for key, value in waits.items() if value},
         }
-        numbers = begin_attempts(runs, [{**details, **self._names(run, number, kinds[run.id])} for run in runs])
-        if set(numbers) != {number}:
-            for run, got in zip(runs, numbers, strict=True):
-                shutil.rmtree(run.attempt_dir(got))
-            raise BackendError(f"{runs[0].id}: another submission of it is under way; `ropewalk ps` shows it")
+        try:
+            begin_attempts(runs, [{**details, **self._names(run, number, kinds[run.id])} for run in runs], number=number)
+        except FileExistsError:
+            raise BackendError(f"{runs[0].id}: another submission of it is under way; `ropewalk ps` shows it") from None
 
     def _names(self, run: RunDir, number: int, kind: str) -> dict[str, str]:
         name = name_as(kind, run, number)

@@ -1,7 +1,6 @@
 """The Slurm backend: submits job scripts, exactly once, and reads what Slurm says of them in one question."""
 
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -84,11 +83,11 @@ class SlurmBackend:
     def _open(self, runs: Sequence[RunDir], number: int, details: Mapping[str, Any]) -> None:
         """Open the runs' attempt `number`; whoever is second in that leaves nothing behind."""
         array = len(runs) > 1
-        numbers = begin_attempts(runs, [{**details, **({"index": i} if array else {})} for i in range(len(runs))], durable=False)
-        if set(numbers) != {number}:
-            for run, got in zip(runs, numbers, strict=True):
-                shutil.rmtree(run.attempt_dir(got))
-            raise BackendError(f"{runs[0].id}: another submission of it is under way; `ropewalk ps` shows it")
+        own = [{**details, **({"index": i} if array else {})} for i in range(len(runs))]
+        try:
+            begin_attempts(runs, own, number=number, durable=False)
+        except FileExistsError:
+            raise BackendError(f"{runs[0].id}: another submission of it is under way; `ropewalk ps` shows it") from None
 
     def _details(self, head: RunDir, number: int, resources: Resources, after: Sequence[str]) -> dict[str, Any]:
         plain = self.profile.model_dump(mode="json", exclude_defaults=True)

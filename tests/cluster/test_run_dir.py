@@ -8,7 +8,7 @@ import pytest
 from cluster.errors import ConfigError, StaleAttemptError
 from cluster.fence import Fence
 from cluster.files import append_line, read_lines, write_atomically
-from cluster.run_dir import RunDir
+from cluster.run_dir import RunDir, begin_attempts
 from cluster.spec import Outcome, RunState
 
 
@@ -90,3 +90,14 @@ def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
     with path.open("a") as stream:
         stream.write('{"step": 2')
     assert read_lines(path) == [{"step": 1}]
+
+
+def test_whoever_is_second_leaves_no_trace(tmp_path: Path) -> None:
+    """Not in the attempt that goes on either: a mark there would fence it off."""
+    run = RunDir.create("x", {"config": {}}, tmp_path)
+    first = run.begin_attempt()
+    with pytest.raises(FileExistsError):
+        begin_attempts([run], [{}], number=first)
+    assert run.attempts() == [first]
+    assert sorted(path.name for path in (run.path / "attempts").iterdir()) == ["0001"]
+    Fence(run, first, 0).check()

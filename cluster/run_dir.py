@@ -66,7 +66,7 @@ class RunDir:
         """Make many at once, in order. What a crash leaves is a whole run, or a directory that is none."""
         root = root or runs_root()
         root.mkdir(parents=True, exist_ok=True)
-        runs = [cls(dated_folder(root, name, ("attempts", "events"), make_private)) for name in names]
+        runs = [cls(dated_folder(root, name, ("attempts",), make_private)) for name in names]
         known: dict[Any, str] = {}
         write_all({run.path / "run.yaml": dump_record(run.id, r, known) for run, r in zip(runs, records, strict=True)})
         for run, record in zip(runs, records, strict=True):
@@ -199,6 +199,7 @@ class RunDir:
         """The folders that agents and ranks of an attempt write into, if they are not there."""
         for name in ("logs", "groups", "nodes", "errors"):
             os.makedirs(f"{self.attempt_dir(attempt)}/{name}", exist_ok=True)
+        os.makedirs(self.events.folder, exist_ok=True)
         self.requests.make()
 
     def describe_attempt(self, attempt: int, **details: Any) -> None:

@@ -21,6 +21,7 @@ from tests.evidence import sections
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAB_VARIABLE = "ROPEWALK_S3_LAB"
+SET_BY_OTHERS = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}  # by pytest, and by torch as it is imported
 WATCHED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
 
@@ -41,11 +42,16 @@ def _left_as_it_was() -> Iterator[None]:
     before = _state_of_the_process()
     yield
     after = _state_of_the_process()
-    assert {name: (before[name], after[name]) for name in before if before[name] != after[name]} == {}
+    assert {name: _items(before[name]) ^ _items(after[name]) for name in before if before[name] != after[name]} == {}
+
+
+def _items(value: object) -> set[str]:
+    parts = value.items() if isinstance(value, dict) else value if isinstance(value, list | set) else [value]
+    return {str(part) for part in parts}
 
 
 def _state_of_the_process() -> dict[str, object]:
-    environment = {key: value for key, value in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
+    environment = {key: value for key, value in os.environ.items() if key not in SET_BY_OTHERS}
     handlers = {word.name: signal.getsignal(word) for word in WATCHED_SIGNALS}
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     return {"environment": environment, "folder": os.getcwd(), "path": list(sys.path), "handlers": handlers, "blocked": blocked}

@@ -95,6 +95,7 @@ class Suite:
         self.parts: list[Part] = []
         self.broken: list[str] = []  # what failed besides tests
         self.told: set[str] = set()
+        self.tried_again = True
         self.began = time.monotonic()
 
     def run(self) -> int:
@@ -185,6 +186,7 @@ class Suite:
         """(Those that failed twice, those that passed when they were alone)."""
         if len(failed) > MANY:
             self._say(f"{len(failed)} failures are no accident: none is tried again")
+            self.tried_again = False
             return failed, []
         twice, flaky = [], []
         for number, finding in enumerate(failed):
@@ -246,7 +248,7 @@ class Suite:
         for words in self.broken:
             self.console.print(f"failed: {words}", markup=False)
         for finding in failed:
-            self.console.print(f"failed: {finding.name}, twice: {finding.reason}", markup=False)
+            self.console.print(f"failed: {finding.name}{', twice' if self.tried_again else ''}: {finding.reason}", markup=False)
         for finding in flaky:
             add_flake(self.flakes, finding, time.strftime("%Y-%m-%d"))
             evidence = keep_evidence(self.folder, finding).relative_to(self.root)

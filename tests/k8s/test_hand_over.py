@@ -71,7 +71,8 @@ def test_links_that_pods_have_put_there_lead_nowhere(run: RunDir, tmp_path: Path
     (run.path / "checkpoints").symlink_to(precious)
     (run.path / "wandb").symlink_to(folder)
     (run.path / "attempts/logs").symlink_to(precious)
-    (run.path / "events/other.jsonl").symlink_to(precious)
+    run.events.folder.mkdir()
+    (run.events.folder / "other.jsonl").symlink_to(precious)
     os.link(precious, run.path / "metrics.jsonl")
     (run.path.parent / CODE_FOLDER).symlink_to(folder)
     submitted(run, run.path.parent)
@@ -103,7 +104,6 @@ def test_a_folder_of_events_that_leads_elsewhere_is_left_alone(run: RunDir, tmp_
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "a.jsonl").touch()
-    run.events.folder.rmdir()
     run.events.folder.symlink_to(precious)
     submitted(run, run.path.parent)
     assert owner(precious / "a.jsonl") == 0

@@ -50,7 +50,7 @@ class RunDir:
         """Make many at once, in order. What a crash leaves is a whole run, or a directory that is none."""
         root = root or runs_root()
         root.mkdir(parents=True, exist_ok=True)
-        runs = [cls(dated_folder(root, name, ("attempts", "events"))) for name in names]
+        runs = [cls(dated_folder(root, name, ("attempts",))) for name in names]
         known: dict[Any, str] = {}
         write_all({run.path / "run.yaml": dump_record(run.id, r, known) for run, r in zip(runs, records, strict=True)})
         for run, record in zip(runs, records, strict=True):

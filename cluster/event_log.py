@@ -1,6 +1,7 @@
 """What happened in a run, in a folder with one file a machine: no two machines ever append to the same file."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,15 @@ class EventLog:
         path = self.folder / f"{machine()}.jsonl"
         try:
             append_lines(path, lines)
-        except FileNotFoundError:  # a run that was unpacked here
+        except FileNotFoundError:  # the first event of the run, or a client of NFS that believes so
             self.folder.mkdir(exist_ok=True)
             append_lines(path, lines)
 
     def files(self, *, afresh: bool = False) -> list[Path]:
         """The machines' files; `afresh`: also one that another machine has only just begun."""
+        if afresh:
+            with suppress(OSError):  # a client of NFS believes for a minute that there is no folder, unless it would make it
+                self.folder.mkdir(exist_ok=True)
         try:
             names = list_afresh(self.folder) if afresh else os.listdir(self.folder)
         except FileNotFoundError:

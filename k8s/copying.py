@@ -75,8 +75,10 @@ class Sink:
 
     def _open(self, header: dict[str, Any]) -> None:
         path = self._place(header)
+        place = self._places[header.get("run", "")]
+        place.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):  # of a run that has come for the first time
-            make_private(self._places[header.get("run", "")])
+            make_private(place)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._header, self._left = header, header["size"]
         if header["offset"]:

@@ -43,8 +43,8 @@ AT_ONCE, SOAK_AT_ONCE = 3, 2
 PARTS: dict[str, tuple[str, ...]] = {
     "kubernetes": ("tests/k8s",),
     "slurm": ("tests/slurm", "tests/chaos/test_slurm.py"),
-    "sweeps": ("tests/jobs/test_sweep*.py", "tests/chaos/test_sweep*.py"),
     "runs": ("tests/cluster", "tests/chaos/test_spine.py", "tests/chaos/test_shared_files.py"),
+    "sweeps": ("tests/jobs/test_sweep*.py", "tests/chaos/test_sweep*.py"),
     "data": ("tests/datapipe",),
     "benchmarks": ("tests/benchmarks",),
     "rest": ("tests/test_*.py", "tests/jobs", "tests/sharding"),

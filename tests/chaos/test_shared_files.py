@@ -123,6 +123,7 @@ def ends_well(run: RunDir) -> None:
     assert run.last_outcome().state is RunState.SUCCEEDED, said(run)  # type: ignore[union-attr]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nodes_lose_their_power_and_the_newest_checkpoint_counts(

@@ -33,7 +33,7 @@ from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
 from tests.processes import words_of
 
-STORE_ADDRESS = "127.0.1.1"
+STORE_ADDRESS, OTHER_ADDRESS = "127.0.1.1", "127.0.0.1"
 OTHER_USER = 65534
 BIND = """
 import os, socket, sys

@@ -12,9 +12,10 @@ import yaml
 
 from cluster.attempt import AGENTS
 from cluster.backend import Profile, load_backend
+from cluster.code_copy import digest_on_disk
 from cluster.errors import ConfigError
 from cluster.files import read_lines
-from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.run_dir import CODE_FOLDER, RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
 from jobs.submission import write_down
 from jobs.sweeps.check import refuse_unreachable
@@ -44,6 +45,19 @@ KEYS: dict[str, Any] = {
 }
 
 
+def with_plugin(run: RunDir) -> RunDir:
+    """The run with code that has the toy as well: another copy of another name, since one that was changed is not used."""
+    assert run.code is not None
+    make_plugin(run.code)
+    old = str(run.record["code"]["snapshot"])
+    folder = run.path.parent / CODE_FOLDER
+    new = digest_on_disk(folder / old)
+    (folder / old).rename(folder / new)
+    record = run.path / "run.yaml"
+    record.write_text(record.read_text().replace(old, new))
+    return RunDir(run.path)
+
+
 @pytest.fixture
 def start(namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """Submit a sweep to the test's namespace, with keys of the cluster's profile; its code brings the toy along."""
@@ -60,8 +74,7 @@ def start(namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         backend, config = load_backend("lab"), sweep_config(**{"retries": {"bugs": 10}, **keys})
         backends.append(backend)
         run = write_down(backend, "sweep", [config], "lab", ())[0]
-        assert run.code is not None
-        make_plugin(run.code)
+        run = with_plugin(run)
         backend.submit(run, config.resources)
         return Swept(run)
 

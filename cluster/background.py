@@ -18,11 +18,19 @@ class BackgroundWriter:
     """Hands items to their writers, those of one writer together and in the order in which they came.
 
     `check` is called before anything is written, and raises where this process may no longer write. The first error ends the
-    thread; every later call of `put`, `flush` and `raise_error` raises it.
+    thread; every later call of `put`, `flush` and `raise_error` raises it. Before `put` waits for the file system it calls
+    `waits`.
     """
 
-    def __init__(self, check: Callable[[], None], pause_seconds: float = PAUSE_SECONDS, most_waiting: int = MOST_WAITING) -> None:
-        self._check, self._pause_seconds, self._most_waiting = check, pause_seconds, most_waiting
+    def __init__(
+        self,
+        check: Callable[[], None],
+        *,
+        waits: Callable[[], None] = lambda: None,
+        pause_seconds: float = PAUSE_SECONDS,
+        most_waiting: int = MOST_WAITING,
+    ) -> None:
+        self._check, self._waits, self._pause_seconds, self._most_waiting = check, waits, pause_seconds, most_waiting
         self._items: deque[tuple[Write, Any]] = deque()
         self._changed = threading.Condition()
         self._flushes = self._writing = False
@@ -32,6 +40,8 @@ class BackgroundWriter:
     def put(self, write: Write, item: Any) -> None:
         """Have an item written soon, as one of the list that `write` is called with. Raises what went wrong before."""
         with self._changed:
+            if len(self._items) >= self._most_waiting and self._error is None:
+                self._waits()
             while len(self._items) >= self._most_waiting and self._error is None:
                 self._changed.wait()
             self.raise_error()

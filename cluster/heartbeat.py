@@ -22,7 +22,7 @@ class Phase(IntEnum):
     FIRST_STEP = 2  # of a group: compilers, allocators and connections begin
     STEP = 3
     DATA = 4  # it waits for its next batch
-    REPORT = 5  # it writes metrics and events
+    REPORT = 5  # it waits until metrics and events can be handed to their writer, or writes them
     VALIDATION = 6
     CHECKPOINT = 7
     LEAVING = 8

@@ -145,7 +145,6 @@ class Loop:
         progress.step += 1
         progress.position += self.stepper.plan.global_batch
         if not wrong:
-            self._tell(Phase.REPORT)
             self.report.step(progress, agreed, rate)
         return True
 

@@ -7,6 +7,7 @@ from typing import Any
 from cluster.background import BackgroundWriter
 from cluster.context import JobContext
 from cluster.files import write_json
+from cluster.heartbeat import Phase
 from jobs.tracking import MetricLog
 from jobs.training.meter import Meter
 from jobs.training.progress import Progress
@@ -29,7 +30,8 @@ class Report:
         self._context, self._first, self.meter = context, group.first, meter
         self._steps, self._log_every = steps, log_every
         self._metrics = MetricLog(context) if group.first else None
-        self._writer = BackgroundWriter(context.fence.check) if group.first else None
+        self._writer = BackgroundWriter(context.fence.check, waits=self._tell_waiting) if group.first else None
+        self._step = 0  # that was reported last
         self._reported = self._logged = 0.0
         self._rates: dict[str, float] = {}
 
@@ -42,6 +44,7 @@ class Report:
 
     def step(self, progress: Progress, agreed: Agreed, learning_rate: float) -> None:
         """A batch was learnt."""
+        self._step = progress.step
         self.meter.count(int(agreed.weight))
         if self._metrics is None or self._writer is None:
             return
@@ -87,6 +90,10 @@ class Report:
         if self._writer is not None and self._metrics is not None:
             self._writer.flush()
             self._metrics.sync()
+
+    def _tell_waiting(self) -> None:
+        """The file system stands still for so long that this step waits for it: no rank hangs."""
+        self._context.heart.beat(Phase.REPORT, self._step)
 
     # --- in the thread
 

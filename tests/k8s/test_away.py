@@ -120,12 +120,12 @@ def test_nothing_is_lost_nothing_made_twice_and_all_say_what_they_cannot_see(
     since = time.monotonic()
     before = [run.read_metrics()[-1]["step"] for run in (near, there)]
     late = [say("submit", "searched", *SHORT, *SMALL, "--on", on) for on in ("near", "far")]
-    rows = {row["run"]: row for row in json.loads(say("ps", "--json").end(20))}
+    rows = {row["run"]: row for row in json.loads(say("ps", "--json").end())}
     for run in (near, far):
         assert rows[run.id]["state"] == "RUNNING"
         assert "cannot be reached" in rows[run.id]["reason"]
     shown = say("show", far.id, "--json")
-    assert json.loads(shown.end(20))["metrics"]["step"] >= 1
+    assert json.loads(shown.end())["metrics"]["step"] >= 1
     assert f"what this machine has of {far.id} may be old" in shown.err.read_text()
     until(lambda: time.monotonic() - since > AWAY_SECONDS)
     assert [each.process.poll() for each in [followed, *logs, *late]] == [None] * 5, "they wait for it"
@@ -136,7 +136,7 @@ def test_nothing_is_lost_nothing_made_twice_and_all_say_what_they_cannot_see(
     submitted = [each.end().strip() for each in late]
     for each in late:
         assert "retrying for up to 120 s" in each.err.read_text()
-    assert json.loads(followed.end(90).splitlines()[-1])["state"] == "SUCCEEDED"
+    assert json.loads(followed.end().splitlines()[-1])["state"] == "SUCCEEDED"
     assert "cannot be reached" in followed.err.read_text()
     assert [steps_said(each.end()) for each in logs] == [list(range(1, STEPS + 1))] * 2, "no line is lost or told twice"
     assert f"what this machine has of {far.id} may be old" in logs[1].err.read_text()

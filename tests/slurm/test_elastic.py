@@ -7,11 +7,13 @@ import pytest
 
 from cluster.spec import RunState
 from slurm.lab import Lab
-from tests.patience import Patience, until
+from tests.patience import Patience, Stopwatch, until
 from tests.slurm.conftest import MakeLab
 from tests.slurm.toy import SlurmToy
 
 Start = Callable[..., SlurmToy]
+
+RECOVERY_SECONDS = 30.0  # the benchmark has the figures
 
 
 def squeue(*words: str) -> str:
@@ -30,8 +32,10 @@ def test_a_node_dies_and_comes_back(make_lab: MakeLab, start: Start) -> None:
     run = start(resources={"nodes": "1..4"}, steps=100000)
     until(lambda: run.world() == 4, Patience.RUN)
     victim = run.host_of(2)
+    watch = Stopwatch()
     lab.kill_node(victim)
     until(lambda: run.world() == 3, Patience.START)
+    assert watch.seconds < RECOVERY_SECONDS
     until(lambda: run.events("node_lost"), Patience.STEP)  # Slurm itself takes longer to notice
     assert run.events("node_lost")[0]["address"] == victim
     lab.start_node(victim)

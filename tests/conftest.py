@@ -14,10 +14,14 @@ import uuid
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.evidence import sections
+
+if TYPE_CHECKING:
+    from tests.fakes.nfs import Network
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAB_VARIABLE = "ROPEWALK_S3_LAB"
@@ -70,6 +74,17 @@ def _childrens_disk() -> Iterator[None]:
     else:
         os.environ["TMPDIR"] = before
     shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Iterator["Network"]:
+    """Machines that share a file system with NFS's habits; skips where none can be mounted."""
+    from tests.fakes.nfs import Network, need_nfs
+
+    need_nfs()
+    made = Network(tmp_path / "network")
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from jobs.submission import submit
 from jobs.tracking import broken_lines
 from slurm.lab import Lab
 from slurm.lab_processes import on_nodes
-from tests.fakes.nfs import Network, SlurmNetwork, need_nfs
+from tests.fakes.nfs import Network, SlurmNetwork
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, weights
 from tests.patience import Patience, until
@@ -60,14 +59,6 @@ class Scene:
     def host_of(self, run: RunDir, node: int) -> str:
         agents = read_lines(run.attempt_dir(run.attempts()[-1]) / "agents.jsonl")
         return str([agent["address"] for agent in agents if agent["node"] == node][-1])
-
-
-@pytest.fixture
-def network(tmp_path: Path) -> Iterator[Network]:
-    need_nfs()
-    made = Network(tmp_path / "network")
-    yield made
-    made.close()
 
 
 def scene_of(network: Network, make: MakeLab, patch: pytest.MonkeyPatch, folder: Path, latency_milliseconds: float) -> Scene:

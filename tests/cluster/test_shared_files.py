@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from cluster.storage import Place
 from cluster.succession import succeed, write_mark
 from cluster.supervisor import open_attempt
 from jobs.tracking import MetricLog, broken_lines
-from tests.fakes.nfs import Network, need_nfs, python_on
+from tests.fakes.nfs import Network, python_on
 
 RECORD = {"job": "toy", "engine": "ranks", "config": {}, "resources": {"nodes": 1}}
 EVENTS = """
@@ -27,14 +27,6 @@ from cluster.run_dir import RunDir
 for number in range(200):
     RunDir(sys.argv[1]).event("said", number=number, words="x" * (number % 50))
 """
-
-
-@pytest.fixture
-def network(tmp_path: Path) -> Iterator[Network]:
-    need_nfs()
-    made = Network(tmp_path / "network")
-    yield made
-    made.close()
 
 
 @pytest.fixture

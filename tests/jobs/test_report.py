@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,7 @@ from jobs.training.meter import Meter
 from jobs.training.progress import Progress
 from jobs.training.report import Report
 from jobs.training.step import Agreed
-from tests.fakes.nfs import Network, need_nfs
+from tests.fakes.nfs import Network
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import losses, make_run, pretrain_config, start
 from tests.patience import Patience, until
@@ -32,14 +31,6 @@ def report_of(run: RunDir) -> Report:
     meter: Any = SimpleNamespace(count=lambda tokens: None, read=lambda: {"train/tokens_per_second": 1.0}, spec=Meter)
     run.make_folders(run.begin_attempt())
     return Report(JobContext(run=run, attempt=run.attempts()[-1]), group, meter, steps=1000, log_every=1)
-
-
-@pytest.fixture
-def network(tmp_path: Path) -> Iterator[Network]:
-    need_nfs()
-    made = Network(tmp_path / "network")
-    yield made
-    made.close()
 
 
 def test_steps_go_on_while_the_file_server_is_away(network: Network) -> None:

@@ -10,18 +10,18 @@ import numpy as np
 from cluster.errors import DataError
 from cluster.storage import Place
 from datapipe.config import DataSetConfig, ReadRules
-from datapipe.dedup import DROPPED, TRAIN, Decisions, decide, load_corpus
-from datapipe.ingest import UnitSummary, read_summary, rejection_reasons, summary_name
-from datapipe.inputs import InputFile, Unit, list_inputs, plan_units
+from datapipe.dedup.exact import DROPPED, TRAIN, Decisions, decide, load_corpus
+from datapipe.execution.worker import Task
+from datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
+from datapipe.inputs.ingest import UnitSummary, read_summary, rejection_reasons, summary_name
+from datapipe.inputs.streams import naming_full_disk
 from datapipe.manifest import InputRecord, Manifest, Rejected, Shard, Totals, hash_of, write_manifest
 from datapipe.plan import WORK, begin, deciding_keys, find_complete
 from datapipe.progress import Progress
 from datapipe.rejected import RejectedPlan
-from datapipe.sample import plan_sample
-from datapipe.shards import FOLDERS, Layout, Slice, cut_slices, plan_shards, read_sidecar, shard_limit
-from datapipe.streams import naming_full_disk
-from datapipe.tokenizer import Encoder, read_tokenizer, take_tokenizer, write_tokenizer
-from datapipe.worker import Task
+from datapipe.tokens.sample import plan_sample
+from datapipe.tokens.shards import FOLDERS, Layout, Slice, cut_slices, plan_shards, read_sidecar, shard_limit
+from datapipe.tokens.tokenizer import Encoder, read_tokenizer, take_tokenizer, write_tokenizer
 
 log = logging.getLogger(__name__)
 

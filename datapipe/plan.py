@@ -8,7 +8,7 @@ from typing import Any
 from cluster.errors import DataError
 from cluster.storage import Place
 from datapipe.config import DataSetConfig
-from datapipe.inputs import InputFile
+from datapipe.inputs.files import InputFile
 from datapipe.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 WORK = ".work"

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import orjson
 
 from cluster.storage import Place
-from datapipe.dedup import unnamed_id
-from datapipe.ingest import rejections_name
-from datapipe.shards import Slice, read_slice
-from datapipe.streams import naming_full_disk
+from datapipe.dedup.exact import unnamed_id
+from datapipe.inputs.ingest import rejections_name
+from datapipe.inputs.streams import naming_full_disk
+from datapipe.tokens.shards import Slice, read_slice
 
 FOLDER = "rejected"
 

@@ -9,27 +9,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cluster.backend import BackendState, Check, Profile
+from cluster.backends.base import BackendState, Check
+from cluster.backends.profiles import Profile
+from cluster.backends.recovery import conclude, has_agents, key_of, last_known
 from cluster.config import Resources, load_section
 from cluster.errors import AlreadyRunningError, BackendError, ConfigError
-from cluster.files import write_all
-from cluster.run_dir import RUNS_VARIABLE, RunDir, begin_attempts
+from cluster.run.directory import RUNS_VARIABLE, RunDir, begin_attempts
+from cluster.run.files import write_all
 from cluster.spec import Engine, RunState
-from cluster.submitted import conclude, has_agents, key_of, last_known
-from cluster.supervisor import BY_SUBMISSION, bury_unfinished
-from k8s.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object, connect
-from k8s.gate import Gate, write_gate
-from k8s.hand_over import hand_over
-from k8s.look import look
-from k8s.manifest import dump, owned_by, render_gate
-from k8s.parcel import add_unpacking, pack
+from cluster.supervise.supervisor import BY_SUBMISSION, bury_unfinished
+from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object, connect
+from k8s.manifests.job import dump, owned_by, render_gate
+from k8s.manifests.workload import JOB, Shape, carrier_of, find_carrier, forget_long_over, name_as, render, shape_of
 from k8s.profile import K8sProfile
-from k8s.reader import Reader
-from k8s.shape import JOB, Shape, carrier_of, find_carrier, forget_long_over, name_as, render, shape_of
-from k8s.site import refuse_the_impossible, refuse_without_rights
-from k8s.states import end_of, ended_unseen, judge
-from k8s.submit import SubmissionInDoubtError, submit_once
-from k8s.troubles import with_remedy
+from k8s.status.observe import look
+from k8s.status.pending_reasons import with_remedy
+from k8s.status.run_state import end_of, ended_unseen, judge
+from k8s.submission.hand_over import hand_over
+from k8s.submission.preflight import refuse_the_impossible, refuse_without_rights
+from k8s.submission.release_controller import Gate, write_gate
+from k8s.submission.staging import add_unpacking, pack
+from k8s.submission.submit import SubmissionInDoubtError, submit_once
+from k8s.volume.reader import Reader
 
 log = logging.getLogger(__name__)
 
@@ -300,13 +301,13 @@ class K8sBackend:
 
     def checks(self) -> list[Check]:
         """What `doctor` prints of this cluster."""
-        from k8s.fitness import checks  # noqa: PLC0415 - only doctor needs it
+        from k8s.status.doctor import checks  # noqa: PLC0415 - only doctor needs it
 
         return checks(lambda: self.kube, self.profile)
 
     def outlook(self, run: RunDir, resources: Resources) -> str:
         """Of the ray engine what it would be; whether it would wait, why, and what smaller request would start sooner."""
-        from k8s.outlook import foresee  # noqa: PLC0415 - only a dry run needs it
+        from k8s.status.start_estimate import foresee  # noqa: PLC0415 - only a dry run needs it
 
         words = foresee(lambda: self.kube, self.profile, resources)
         if _engine(run) is Engine.RAY:

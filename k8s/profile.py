@@ -43,7 +43,7 @@ class K8sProfile(Section):
     context: str | None = Field(default=None, description="context of the kubeconfig; unset: the current one, or in-cluster")
     kubeconfig: str | None = Field(default=None, description="the kubeconfig; unset: $KUBECONFIG, else ~/.kube/config")
     namespace: str | None = Field(default=None, description="unset: the context's")
-    image: str = Field(default="ropewalk:latest", description="the image of all pods; k8s/Dockerfile builds one")
+    image: str = Field(default="ropewalk:latest", description="the image of all pods; k8s/image/Dockerfile builds one")
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field(default="IfNotPresent", description="when to pull it")
     image_pull_secrets: tuple[str, ...] = Field(default=(), description="Secrets with which to pull it")
     python: str = Field(default="python", description="Python in the image")
@@ -54,7 +54,7 @@ class K8sProfile(Section):
     queue: str | None = Field(default=None, description="Kueue's LocalQueue")
     queue_priority: str | None = Field(default=None, description="Kueue's WorkloadPriorityClass")
     priority_class: str | None = Field(default=None, description="PriorityClass of the pods")
-    service_account: str | None = Field(default=None, description="who pods are; k8s/rbac.yaml makes `ropewalk`")
+    service_account: str | None = Field(default=None, description="who pods are; k8s/manifests/rbac.yaml makes `ropewalk`")
     ray: Literal["rayjob", "indexed"] | None = Field(
         default=None,
         description="runs of the ray engine: RayJobs of KubeRay, or Indexed Jobs; unset: those of several nodes are RayJobs where"

@@ -12,9 +12,9 @@ import socket
 import threading
 import time
 
-from k8s.inside import ApiError, Inside
-from k8s.pod import Object, over
-from k8s.wire import LOST_SECONDS
+from k8s.api.in_cluster import ApiError, Inside
+from k8s.runtime.pod_status import Object, over
+from k8s.runtime.protocol import LOST_SECONDS
 
 log = logging.getLogger(__name__)
 

@@ -12,24 +12,24 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.entry import configure_logging
+from cluster.backends.recovery import submission_details
+from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE
-from cluster.processes import Flag, hear_stops
-from cluster.run_dir import RunDir
+from cluster.process.signals import Flag, hear_stops
+from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
-from cluster.submitted import submission_details
-from cluster.supervisor import Supervisor, open_attempt, retries_of, spent
-from k8s.claims import Claim, give_up, given_up, newest, say_leaving, take
-from k8s.ending import tell_the_end
-from k8s.inside import ApiError, Inside
-from k8s.node import CONDUCTOR_LOG
-from k8s.pod import Object, Pod, over
+from cluster.supervise.supervisor import Supervisor, open_attempt, retries_of, spent
+from k8s.api.in_cluster import ApiError, Inside
 from k8s.ray_answers import FAILED, STOPPED, SUCCEEDED, Answers
 from k8s.ray_burial import Burial
 from k8s.ray_lane import HeadLane
 from k8s.ray_pod import TOKEN_VARIABLE, PodRay, RayStartError, resources_of
 from k8s.rayjob import JOBS_PORT, RAYLET_PORT
-from k8s.troubles import seconds_of
+from k8s.runtime.job_outcome import tell_the_end
+from k8s.runtime.leader_terms import Claim, give_up, given_up, newest, say_leaving, take
+from k8s.runtime.pod_main import CONDUCTOR_LOG
+from k8s.runtime.pod_status import Object, Pod, over
+from k8s.status.pending_reasons import seconds_of
 
 log = logging.getLogger(__name__)
 

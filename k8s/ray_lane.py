@@ -7,19 +7,20 @@ import time
 from pathlib import Path
 
 from cluster.config import Resources
-from cluster.forking import Process
+from cluster.engines.ports import NODE_CPUS_VARIABLE, free_port
+from cluster.engines.ray import JOIN_VARIABLE, count_nodes
 from cluster.gpus import NODE_GPUS_VARIABLE
-from cluster.ports import NODE_CPUS_VARIABLE, free_port
-from cluster.processes import Flag, deaf_children, end, family, processes_of
-from cluster.ray_engine import JOIN_VARIABLE, count_nodes
-from cluster.run_dir import RunDir
-from cluster.scratch import make_scratch, remove_scratch
+from cluster.process.forking import Process
+from cluster.process.kill import end, family, processes_of
+from cluster.process.scratch import make_scratch, remove_scratch
+from cluster.process.signals import Flag, deaf_children
+from cluster.run.directory import RunDir
 from cluster.spec import StopReason
-from k8s.claims import Claim, displaced
-from k8s.ending import ask_why
-from k8s.inside import Inside
+from k8s.api.in_cluster import Inside
 from k8s.ray_pod import PodRay
 from k8s.rayjob import GCS_PORT
+from k8s.runtime.job_outcome import ask_why
+from k8s.runtime.leader_terms import Claim, displaced
 
 log = logging.getLogger(__name__)
 

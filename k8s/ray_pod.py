@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.config import Resources
-from cluster.processes import deaf_children
-from cluster.ray_engine import START_SECONDS, head_options, ray_command, short_scratch, stop_ray, tail
-from cluster.run_dir import RunDir
-from cluster.scratch import remove_scratch
+from cluster.engines.ray import START_SECONDS, head_options, ray_command, short_scratch, stop_ray, tail
+from cluster.process.scratch import remove_scratch
+from cluster.process.signals import deaf_children
+from cluster.run.directory import RunDir
 from k8s.rayjob import GCS_PORT, RAYLET_PORT
 
 log = logging.getLogger(__name__)

@@ -11,15 +11,15 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.entry import configure_logging
+from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_REQUEUE
-from cluster.processes import Flag, hear_stops
-from cluster.run_dir import RunDir
-from k8s.claims import given_up, leaving, newest
-from k8s.inside import Inside
+from cluster.process.signals import Flag, hear_stops
+from cluster.run.directory import RunDir
+from k8s.api.in_cluster import Inside
 from k8s.ray_burial import Burial
 from k8s.ray_pod import PodRay, RayStartError, resources_of
 from k8s.rayjob import GCS_PORT
+from k8s.runtime.leader_terms import given_up, leaving, newest
 
 log = logging.getLogger(__name__)
 

@@ -1,13 +1,13 @@
-"""A run's RayJob: a pure function as in k8s/manifest.py, and a look at a RayJob as if it were the run's Job."""
+"""A run's RayJob: a pure function as in k8s/manifests/job.py, and a look at a RayJob as if it were the run's Job."""
 
 import os
 from typing import Any
 
+from cluster.backends.recovery import key_of, refuse_short_limit
 from cluster.config import Resources
-from cluster.run_dir import RunDir
-from cluster.submitted import key_of, refuse_short_limit
-from k8s.inside import KIND_VARIABLE
-from k8s.manifest import (
+from cluster.run.directory import RunDir
+from k8s.api.in_cluster import KIND_VARIABLE
+from k8s.manifests.job import (
     KEY_ANNOTATION,
     QUEUE_LABEL,
     QUEUE_PRIORITY_LABEL,
@@ -17,7 +17,7 @@ from k8s.manifest import (
     name_of,
     render_pod,
 )
-from k8s.merge import merge
+from k8s.manifests.strategic_merge import merge
 from k8s.profile import K8sProfile
 
 Object = dict[str, Any]
@@ -62,7 +62,7 @@ def rayjob_name(run_id: str, number: int) -> str:
 
 
 def skeleton() -> Object:
-    """The template, its pods put together with those of k8s/job.yaml; nothing is filled in."""
+    """The template, its pods put together with those of k8s/manifests/job.yaml; nothing is filled in."""
     job = load("rayjob.yaml")
     cluster = job["spec"]["rayClusterSpec"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
@@ -92,7 +92,7 @@ def _pod(run: RunDir, resources: Resources, profile: K8sProfile, number: int, te
 
 
 def seen_as_job(rayjob: Object) -> Object:
-    """What `k8s.states` asks of a Job, told of a RayJob: is it suspended, has it ended, how many of its pods are ready."""
+    """What `k8s.status.run_state` asks of a Job, told of a RayJob: suspended, ended, how many pods are ready."""
     spec, status = rayjob["spec"], rayjob.get("status") or {}
     cluster = status.get("rayClusterStatus") or {}
     groups = spec["rayClusterSpec"].get("workerGroupSpecs") or []

@@ -13,8 +13,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from cluster.errors import CheckpointError, RopewalkError, StaleAttemptError, StorageError
-from cluster.fence import Fence
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
+from cluster.run.fence import Fence
 from cluster.storage import Place
 from sharding.config import CheckpointConfig
 from sharding.floats import nulled

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from cluster.storage import Place
 from sharding.config import CheckpointConfig
 

@@ -6,20 +6,21 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
-from cluster.backend import BackendState, Check, Profile
+from cluster.backends.base import BackendState, Check
+from cluster.backends.profiles import Profile
+from cluster.backends.recovery import conclude, key_of, last_known
 from cluster.config import Resources, load_section
 from cluster.errors import AlreadyRunningError, BackendError, ConfigError
-from cluster.files import SYNC_THREADS, syncing, write_atomically
-from cluster.run_dir import RunDir, begin_attempts
+from cluster.run.directory import RunDir, begin_attempts
+from cluster.run.files import SYNC_THREADS, syncing, write_atomically
 from cluster.spec import RunState
-from cluster.submitted import conclude, key_of, last_known
-from cluster.supervisor import BY_SUBMISSION, bury_unfinished
-from slurm.carriers import SUBMITTED, job_id, job_name, jobs_of, state_of, waits
+from cluster.supervise.supervisor import BY_SUBMISSION, bury_unfinished
+from slurm.batch.script import ARRAY_LIST, job_options, render_job
 from slurm.commands import Job, Slurm
 from slurm.profile import SlurmProfile
-from slurm.script import ARRAY_LIST, job_options, render_job
-from slurm.states import judge
-from slurm.submit import SubmissionInDoubtError, submit_once
+from slurm.status.run_state import judge
+from slurm.submission.job_lookup import SUBMITTED, job_id, job_name, jobs_of, state_of, waits
+from slurm.submission.submit import SubmissionInDoubtError, submit_once
 
 QUESTION_SECONDS = 10.0  # a person waits for the answer
 LEAVING_SECONDS = 15.0  # from an attempt's end until its job is in the queue again
@@ -185,13 +186,13 @@ class SlurmBackend:
 
     def checks(self) -> list[Check]:
         """What `doctor` prints of this cluster."""
-        from slurm.fitness import checks  # noqa: PLC0415 - only doctor needs it
+        from slurm.status.doctor import checks  # noqa: PLC0415 - only doctor needs it
 
         return checks(self.slurm, self.profile)
 
     def outlook(self, run: RunDir, resources: Resources) -> str:
         """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""
-        from slurm.outlook import foresee  # noqa: PLC0415 - only a dry run needs it
+        from slurm.status.start_estimate import foresee  # noqa: PLC0415 - only a dry run needs it
 
         return foresee(self.slurm, run, resources, self.profile)
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.attempt import AGENTS
 from cluster.errors import RopewalkError
-from cluster.files import read_lines
-from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.run.directory import RUNS_VARIABLE, RunDir
+from cluster.run.files import read_lines
+from cluster.supervise.allocation import AGENTS
 
 MOST_RUNS = 3
 LAST_EVENTS = 20

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
 from tests.evidence import sections
 

@@ -86,7 +86,7 @@ def test_nothing_is_imported_from_the_tests() -> None:
     ids=lambda words: " ".join(words[:3]),
 )
 def test_the_command_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
-    from cluster.run_dir import RunDir
+    from cluster.run.directory import RunDir
     from tests.fakes.token_files import write_dataset
 
     write_dataset(tmp_path / "data", [100])

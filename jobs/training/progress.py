@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jobs.training.anomaly import LossWatch
+from jobs.training.spike import LossWatch
 from sharding.manifest import CheckpointManifest
 
 

@@ -4,14 +4,14 @@ import logging
 import time
 from typing import Any
 
-from cluster.background import BackgroundWriter
-from cluster.context import JobContext
-from cluster.files import write_json
-from cluster.heartbeat import Phase
-from jobs.tracking import MetricLog
-from jobs.training.meter import Meter
+from cluster.engines.heartbeat import Phase
+from cluster.run.background import BackgroundWriter
+from cluster.run.context import JobContext
+from cluster.run.files import write_json
+from jobs.tracking.metrics import MetricLog
 from jobs.training.progress import Progress
 from jobs.training.step import Agreed
+from jobs.training.throughput import Meter
 from sharding.group import Group
 
 log = logging.getLogger(__name__)

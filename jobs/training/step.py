@@ -7,7 +7,7 @@ import xxhash
 from torch import nn
 
 from jobs.training.config import TrainingConfig
-from jobs.training.objectives import Objective
+from jobs.training.objective import Objective
 from jobs.training.optimizer import adamw, set_learning_rate
 from sharding.batch_plan import BatchPlan
 from sharding.fsdp import accumulates_sharded, reshards, set_pass, units_of

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from jobs.training.objectives import NextToken
+from jobs.training.objective import NextToken
 from sharding.fsdp import free_gathered
 from sharding.group import Group
 
 if TYPE_CHECKING:
-    from datapipe.loader import TokenLoader
+    from datapipe.loader.loader import TokenLoader
 
 
 @torch.no_grad()

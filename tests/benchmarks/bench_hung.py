@@ -19,13 +19,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from cluster.backend import load_backend
-from cluster.context import JobContext
-from cluster.files import read_json
-from cluster.run_dir import RUNS_VARIABLE, RunDir
-from jobs.pretrain import PretrainConfig
-from jobs.pretrain import main as pretrain
-from jobs.submission import make_record
+from cluster.backends.profiles import load_backend
+from cluster.run.context import JobContext
+from cluster.run.directory import RUNS_VARIABLE, RunDir
+from cluster.run.files import read_json
+from jobs.pretrain.config import PretrainConfig
+from jobs.pretrain.job import main as pretrain
+from jobs.runs.submit import make_record
 from tests.benchmarks.bench_recovery import config as recovery_config
 from tests.benchmarks.bench_recovery import event_after, newest_step
 from tests.jobs.corpus import make_dataset

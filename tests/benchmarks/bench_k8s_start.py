@@ -22,13 +22,13 @@ from unittest import mock
 
 import yaml
 
-from cluster.attempt import AGENTS
-from cluster.files import read_json, read_lines
-from cluster.run_dir import RunDir
-from jobs.pretrain import PretrainConfig
-from jobs.quickstart import settings
-from jobs.submission import submit
-from k8s.client import Kubernetes
+from cluster.run.directory import RunDir
+from cluster.run.files import read_json, read_lines
+from cluster.supervise.allocation import AGENTS
+from jobs.cli.quickstart import settings
+from jobs.pretrain.config import PretrainConfig
+from jobs.runs.submit import submit
+from k8s.api.client import Kubernetes
 from tests.jobs.corpus import make_dataset
 from tests.k8s.cluster import Namespace
 from tests.k8s.lab import lab_cluster
@@ -76,7 +76,7 @@ class Contest:
 
     def by_hand(self, pods: int) -> Moments:
         """One hand-written Job."""
-        record = {"job": "pretrain", "entry": "jobs.pretrain:main", "config": self.values}
+        record = {"job": "pretrain", "entry": "jobs.pretrain.job:main", "config": self.values}
         run = RunDir.create("by-hand", record, self.runs)
         run.begin_attempt()
         for path in (run.path, *run.path.rglob("*")):

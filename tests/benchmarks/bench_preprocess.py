@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import zstandard
 
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from cluster.storage import Place
 from datapipe.manifest import Manifest, read_manifest
 from tests.fakes.documents import configure, contents

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.files import read_json
-from cluster.run_dir import RUNS_VARIABLE, RunDir
-from jobs.pretrain import PretrainConfig
-from jobs.submission import submit
+from cluster.run.directory import RUNS_VARIABLE, RunDir
+from cluster.run.files import read_json
+from jobs.pretrain.config import PretrainConfig
+from jobs.runs.submit import submit
 from tests.jobs.corpus import make_dataset
 
 SETTLE_STEPS = 20  # between two kills

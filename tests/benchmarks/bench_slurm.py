@@ -22,8 +22,8 @@ from pathlib import Path
 import submitit
 import yaml
 
-from slurm.lab import Lab
-from slurm.lab_config import LabSettings
+from slurm.lab.cluster import Lab
+from slurm.lab.config import LabSettings
 from tests.fakes.token_files import write_dataset
 from tests.slurm.toy import SlurmToy
 

@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.context import JobContext
-from cluster.entry import run_entry
-from cluster.run_dir import RunDir
-from jobs.sweeps.answers import Answers
-from jobs.sweeps.records import read_records
+from cluster.engines.entry import run_entry
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from jobs.sweep.records import read_records
+from jobs.sweep.results import Answers
 from tests.benchmarks.swept import base, measured, sweep, use_folder
 from tests.jobs.corpus import make_dataset
 
@@ -30,7 +30,9 @@ ONE_AT_A_TIME: dict[str, Any] = {"max_concurrent": 1, "space": {"optim.lr": {"lo
 
 def train(folder: str, values: dict[str, Any]) -> float:
     """Call the training in this process; the validation loss."""
-    run = RunDir.create("direct", {"job": "pretrain", "entry": "jobs.pretrain:main", "config": values}, Path(folder) / "direct")
+    run = RunDir.create(
+        "direct", {"job": "pretrain", "entry": "jobs.pretrain.job:main", "config": values}, Path(folder) / "direct"
+    )
     context = JobContext(run=run, attempt=run.begin_attempt())
     context.fence.claim()
     assert run_entry(context) == 0, run.read_errors(1)
@@ -42,7 +44,7 @@ def directly(folder: Path, data: Path, steps: int, rates: list[float]) -> list[f
     code = (
         "import json, sys, time\n"
         "from tests.benchmarks.bench_sweep_overhead import train\n"
-        "import jobs.training.assembly\n"
+        "import jobs.training.recipe\n"
         "found = []\n"
         "for values in json.loads(sys.argv[2]):\n"
         "    began = time.monotonic(); train(sys.argv[1], values); found.append(time.monotonic() - began)\n"

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.sweeps.answers import Answers
+from jobs.sweep.results import Answers
 from tests.benchmarks.swept import SPACE, base, quickstart_data, spread, sweep, use_folder
 
 MEMBERS = 4

@@ -27,11 +27,11 @@ from torch.distributed import TCPStore
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
-from cluster.context import JobContext
-from cluster.run_dir import RunDir
-from jobs.pretrain import PretrainConfig
-from jobs.training.assembly import assemble
-from jobs.training.cross_entropy import summed_cross_entropy
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from jobs.pretrain.config import PretrainConfig
+from jobs.training.losses import summed_cross_entropy
+from jobs.training.recipe import assemble
 from sharding.fsdp import decoder_layers
 from sharding.group import Group, process_group
 from tests.jobs.corpus import make_dataset

@@ -12,13 +12,13 @@ from typing import Any
 import psutil
 
 from cluster.config import load_config
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from cluster.spec import RunState
-from jobs.catalog import config_of, find_job
-from jobs.follow import wait
-from jobs.quickstart import settings
-from jobs.submission import submit
-from jobs.sweeps.answers import Answers, read_sweep
+from jobs.cli.quickstart import settings
+from jobs.registry import config_of, find_job
+from jobs.runs.follow import wait
+from jobs.runs.submit import submit
+from jobs.sweep.results import Answers, read_sweep
 
 SPACE: dict[str, Any] = {
     "optim.lr": {"loguniform": [3e-4, 3e-2]},

@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.files import read_lines
-from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.run.directory import RUNS_VARIABLE, RunDir
+from cluster.run.files import read_lines
 from cluster.spec import RunState
-from jobs.pretrain import PretrainConfig
-from jobs.submission import submit
-from jobs.tracking import broken_lines
-from slurm.lab import Lab
-from slurm.lab_processes import on_nodes
+from jobs.pretrain.config import PretrainConfig
+from jobs.runs.submit import submit
+from jobs.tracking.metrics import broken_lines
+from slurm.lab.cluster import Lab
+from slurm.lab.processes import on_nodes
 from tests.fakes.nfs import Network, SlurmNetwork
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, weights

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.files import read_lines
-from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.run.directory import RUNS_VARIABLE, RunDir
+from cluster.run.files import read_lines
 from cluster.spec import Outcome, RunState
-from jobs.follow import wait
-from jobs.pretrain import PretrainConfig
-from jobs.submission import submit
-from slurm.lab import Lab
+from jobs.pretrain.config import PretrainConfig
+from jobs.runs.follow import wait
+from jobs.runs.submit import submit
+from slurm.lab.cluster import Lab
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, weights
 from tests.patience import Patience, until

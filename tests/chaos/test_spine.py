@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from cluster.files import read_json, read_lines
-from cluster.processes import processes_of
-from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.process.kill import processes_of
+from cluster.run.directory import RUNS_VARIABLE, RunDir
+from cluster.run.files import read_json, read_lines
 from cluster.spec import RunState
-from jobs.follow import wait
-from jobs.pretrain import PretrainConfig
-from jobs.submission import submit
+from jobs.pretrain.config import PretrainConfig
+from jobs.runs.follow import wait
+from jobs.runs.submit import submit
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, weights
 from tests.patience import Patience, until

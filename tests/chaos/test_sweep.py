@@ -8,11 +8,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.files import read_json
+from cluster.run.files import read_json
 from cluster.spec import RunState
-from jobs.cancelling import cancel_runs
-from jobs.status import final_outcome
-from jobs.sweeps.records import TrialState
+from jobs.runs.cancel import cancel_runs
+from jobs.runs.status import final_outcome
+from jobs.sweep.records import TrialState
 from tests.jobs.sweeping import Swept, sweeps
 from tests.patience import HANG_SECONDS, Patience, until
 

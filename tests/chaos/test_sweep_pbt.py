@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from cluster.storage import Place
-from jobs.sweeps.records import TrialState
+from jobs.sweep.records import TrialState
 from sharding.layout import is_pinned, steps_in
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, events, log_of, make_run, pretrain_config, start, weights

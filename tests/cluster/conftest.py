@@ -11,12 +11,12 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.backend import Profile
+from cluster.backends.local.backend import LocalBackend
+from cluster.backends.profiles import Profile
 from cluster.config import Resources
-from cluster.files import read_json, read_lines
-from cluster.local import LocalBackend
-from cluster.processes import processes_of
-from cluster.run_dir import RunDir
+from cluster.process.kill import processes_of
+from cluster.run.directory import RunDir
+from cluster.run.files import read_json, read_lines
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).parents[2]

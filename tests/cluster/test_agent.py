@@ -10,12 +10,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.attempt import agent_command, store_command
+from cluster.engines.ports import free_port
 from cluster.errors import EXIT_LOST_PEER, EXIT_REQUEUE
-from cluster.ports import free_port
-from cluster.processes import deaf_children, end, family
-from cluster.run_dir import RunDir
-from cluster.run_key import RENDEZVOUS_KEY, new_key, write_private
+from cluster.process.kill import end, family
+from cluster.process.signals import deaf_children
+from cluster.run.directory import RunDir
+from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
+from cluster.supervise.allocation import agent_command, store_command
 from tests.cluster.conftest import ROOT
 from tests.patience import HANG_SECONDS, Patience, ended, until
 
@@ -97,5 +98,5 @@ def test_an_entry_whose_agent_was_gone_before_it_looked_ends(tmp_path: Path) -> 
     record = {"config": {"steps": 100000}, "entry": "tests.fakes.toy:tick", "engine": "process", "resources": {}}
     run = RunDir.create("toy", record, tmp_path)
     run.make_folders(run.begin_attempt())
-    command = [sys.executable, "-m", "cluster.entry", str(run.path), "--attempt", "1", "--parent", "1"]
+    command = [sys.executable, "-m", "cluster.engines.entry", str(run.path), "--attempt", "1", "--parent", "1"]
     assert subprocess.run(command, cwd=ROOT, timeout=HANG_SECONDS, check=False).returncode == EXIT_LOST_PEER

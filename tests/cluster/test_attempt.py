@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from cluster.attempt import Attempt
 from cluster.config import Resources
-from cluster.forking import Process
-from cluster.run_dir import RunDir
+from cluster.process.forking import Process
+from cluster.run.directory import RunDir
 from cluster.spec import RunState
+from cluster.supervise.attempt import Attempt
 
 
 class Sleepers:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.backend import load_backend, load_profile
+from cluster.backends.local.backend import LocalBackend
+from cluster.backends.profiles import load_backend, load_profile
 from cluster.config import Resources
 from cluster.errors import BackendError, ConfigError
-from cluster.local import LocalBackend
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from cluster.spec import Engine
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from cluster.files import read_json, read_lines
+from cluster.run.files import read_json, read_lines
 from cluster.spec import RunState
 from tests import patience
 from tests.cluster.conftest import ToyRun

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.files import read_lines
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
+from cluster.run.files import read_lines
 from cluster.spec import RunState
 from tests.cluster.conftest import ROOT, ToyRun
 from tests.patience import until
@@ -83,7 +83,7 @@ def test_torchrun_starts_the_same_entry(tmp_path: Path) -> None:
     record = {"job": "toy", "entry": "tests.fakes.toy:count", "engine": "ranks", "config": {"steps": 2}, "resources": {}}
     run = RunDir.create("toy", record, tmp_path)
     run.begin_attempt()
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "cluster.entry"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "cluster.engines.entry"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(run.path), "--attempt", "1"], check=True, env=environment, capture_output=True)
     assert run.results() == {"step": 2, "world": 2}

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from cluster.backend import Profile
+from cluster.backends.local.backend import LocalBackend
+from cluster.backends.local.nodes import render_script
+from cluster.backends.profiles import Profile
 from cluster.config import Resources
 from cluster.errors import ConfigError
-from cluster.files import read_json
 from cluster.gpus import deal_devices, machine_devices
-from cluster.local import LocalBackend
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
+from cluster.run.files import read_json
 from cluster.spec import Engine
-from cluster.virtual_nodes import render_script
 from tests.cluster.conftest import ToyRun
 from tests.fakes.gpus import machine_with
 

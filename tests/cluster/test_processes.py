@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.forking import fork_program
-from cluster.processes import STOP_SIGNALS, deaf_children
+from cluster.process.forking import fork_program
+from cluster.process.signals import STOP_SIGNALS, deaf_children
 from tests.patience import HANG_SECONDS, Patience, until
 
 ROOT = Path(__file__).parents[2]

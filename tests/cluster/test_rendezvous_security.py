@@ -22,13 +22,13 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
-from cluster.attempt import agent_command, store_command
-from cluster.elastic import RENDEZVOUS
-from cluster.ports import ReservedPort
-from cluster.processes import end, family
-from cluster.run_dir import RunDir
-from cluster.run_key import RENDEZVOUS_KEY, new_key, write_private
-from cluster.signed_rendezvous import SignedHandler, signed_handler
+from cluster.engines.ports import ReservedPort
+from cluster.engines.ranks import RENDEZVOUS
+from cluster.engines.signed_rendezvous import SignedHandler, signed_handler
+from cluster.process.kill import end, family
+from cluster.run.directory import RunDir
+from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
+from cluster.supervise.allocation import agent_command, store_command
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
 from tests.processes import words_of

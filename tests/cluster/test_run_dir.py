@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ConfigError, StaleAttemptError
-from cluster.fence import Fence
-from cluster.files import append_line, read_lines, write_atomically
-from cluster.run_dir import RunDir, begin_attempts
+from cluster.run.directory import RunDir, begin_attempts
+from cluster.run.fence import Fence
+from cluster.run.files import append_line, read_lines, write_atomically
 from cluster.spec import Outcome, RunState
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.files import read_lines
-from cluster.local import LocalBackend
-from cluster.processes import processes_of
-from cluster.scratch import OWNER, machine, make_scratch, remove_scratch, scratch, sweep
+from cluster.backends.local.backend import LocalBackend
+from cluster.process.kill import processes_of
+from cluster.process.scratch import OWNER, machine, make_scratch, remove_scratch, scratch, sweep
+from cluster.run.files import read_lines
 from cluster.spec import RunState
-from jobs.status import details
+from jobs.runs.status import details
 from tests.cluster.conftest import ROOT, ToyRun
 from tests.patience import Patience, until
 
@@ -93,7 +93,7 @@ def test_what_a_killed_process_could_not_finish_removing_is_found_again(tmp_path
     process, folder = owner(tmp_path)
     (folder / "inner").mkdir()
     kill(process)
-    monkeypatch.setattr("cluster.scratch.shutil.rmtree", lambda *_, **__: os.kill(os.getpid(), 0))
+    monkeypatch.setattr("cluster.process.scratch.shutil.rmtree", lambda *_, **__: os.kill(os.getpid(), 0))
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(OSError("the disk is away")))
     assert sweep(tmp_path) == 0
     monkeypatch.undo()

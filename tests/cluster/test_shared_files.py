@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from cluster.context import JobContext
 from cluster.errors import StaleAttemptError
-from cluster.fence import Fence
-from cluster.file_systems import mount_of
-from cluster.files import append_line, list_afresh, parse_lines, read_afresh, read_lines, write_json
-from cluster.run_dir import RunDir
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from cluster.run.fence import Fence
+from cluster.run.file_systems import mount_of
+from cluster.run.files import append_line, list_afresh, parse_lines, read_afresh, read_lines, write_json
+from cluster.run.succession import succeed, write_mark
 from cluster.spec import Outcome, RunState
 from cluster.storage import Place
-from cluster.succession import succeed, write_mark
-from cluster.supervisor import open_attempt
-from jobs.tracking import MetricLog, broken_lines
+from cluster.supervise.supervisor import open_attempt
+from jobs.tracking.metrics import MetricLog, broken_lines
 from tests.fakes.nfs import Network, python_on
 
 RECORD = {"job": "toy", "engine": "ranks", "config": {}, "resources": {"nodes": 1}}

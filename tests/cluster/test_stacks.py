@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.stacks import Stack, _threads, take_stacks, write_stacks
+from cluster.engines.stacks import Stack, _threads, take_stacks, write_stacks
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
 

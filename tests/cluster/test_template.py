@@ -9,9 +9,9 @@ from subprocess import Popen, run
 import psutil
 import pytest
 
-from cluster.scratch import OWNER
+from cluster.process.fork_server import TEMPLATE_VARIABLE, ask_template, start_template
+from cluster.process.scratch import OWNER
 from cluster.spec import RunState
-from cluster.template import TEMPLATE_VARIABLE, ask_template, start_template
 from tests.cluster.conftest import ROOT, ToyRun
 from tests.patience import Patience, until
 
@@ -21,7 +21,7 @@ Start = Callable[..., ToyRun]
 @pytest.fixture
 def template(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Popen[bytes]]:
     folder = tmp_path_factory.mktemp("t")
-    process = start_template(folder / "s", ["cluster.local_supervisor", "cluster.agent"], folder / "log")
+    process = start_template(folder / "s", ["cluster.backends.local.supervisor_main", "cluster.agent.agent"], folder / "log")
     until((folder / "s").exists)
     monkeypatch.setenv(TEMPLATE_VARIABLE, str(folder / "s"))
     yield process

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.words import counted
+from cluster.text import counted
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,16 @@ from typing import Any
 
 import psutil
 import pytest
-
-from cluster.errors import EXIT_LOST_PEER, ConfigError, DataError, StopRequested
 from cluster.processes import processes_of
-from cluster.spec import Engine
-from datapipe import executors
-from datapipe.config import ArrayOptions
 from datapipe.element import LEASE, LEASE_SECONDS, Share, do_share, lease_holds, result_name
 from datapipe.executors import UNLIMITED, LocalProcesses, SlurmArray
 from datapipe.fanout import Fanout
 from datapipe.worker import Task
+
+from cluster.errors import EXIT_LOST_PEER, ConfigError, DataError, StopRequested
+from cluster.spec import Engine
+from datapipe import executors
+from datapipe.config import ArrayOptions
 from jobs.preprocess import main
 from tests.datapipe.test_preprocess import context_of, source, touch_when  # noqa: F401
 from tests.fakes.documents import configure, contents, make

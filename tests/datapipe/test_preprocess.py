@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import jobs
-from cluster.config import load_config, read_yaml
 from cluster.context import JobContext
-from cluster.errors import ConfigError, DataError, StaleAttemptError, StopRequested
 from cluster.files import read_json
 from cluster.run_dir import RunDir
 from datapipe.worker import Task
+
+import jobs
+from cluster.config import load_config, read_yaml
+from cluster.errors import ConfigError, DataError, StaleAttemptError, StopRequested
 from jobs.preprocess import PreprocessConfig, main
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 

@@ -4,11 +4,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cluster.backend import BackendState, Check, Profile
+from cluster.backends.base import BackendState, Check
+from cluster.backends.profiles import Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
-from cluster.files import append_line, write_json
-from cluster.run_dir import RunDir, begin_attempts
+from cluster.run.directory import RunDir, begin_attempts
+from cluster.run.files import append_line, write_json
 from cluster.spec import Outcome, RunState
 
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from cluster.config import load_config
 from cluster.storage import Place
+from datapipe.execution.worker import Task, Worker
 from datapipe.manifest import Manifest
 from datapipe.pipeline import make_data_set
 from datapipe.progress import Progress
-from datapipe.worker import Task, Worker
-from jobs.preprocess import PreprocessConfig
+from jobs.preprocess.config import PreprocessConfig
 
 SENTENCE = "the of lane rope strand twist naïve walk Größe hemp 麻绳 tar 2026 shard, token. (seed) def return λ x: 🪢 it's"
 WORDS = [*SENTENCE.split(), "rank\n\n"]

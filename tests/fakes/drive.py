@@ -3,12 +3,13 @@
 import sys
 from pathlib import Path
 
-from cluster.context import JobContext
 from cluster.errors import RopewalkError
-from cluster.run_dir import RunDir
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
 from datapipe.pipeline import make_data_set
 from datapipe.progress import Progress
-from jobs.preprocess import PreprocessConfig, main
+from jobs.preprocess.config import PreprocessConfig
+from jobs.preprocess.job import main
 from tests.fakes.documents import in_this_process
 
 

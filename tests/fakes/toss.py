@@ -6,9 +6,9 @@ import time
 from pydantic import Field
 
 from cluster.config import JobConfig
-from cluster.context import JobContext
+from cluster.run.context import JobContext
 from cluster.spec import Engine, JobSpec
-from jobs.tracking import MetricLog
+from jobs.tracking.metrics import MetricLog
 
 
 class TossConfig(JobConfig):

@@ -5,14 +5,14 @@ import os
 import time
 from typing import Any
 
-from cluster.context import JobContext
+from cluster.run.context import JobContext
 
 MARK = 255  # a byte that no document holds: sequences made of it are bad samples
 
 
 def record_samples(context: JobContext) -> None:
     """Write down which samples each update learnt from."""
-    from datapipe.loader import TokenLoader
+    from datapipe.loader.loader import TokenLoader
     from jobs.training.step import Stepper
 
     read, update = TokenLoader.read, Stepper.update
@@ -34,8 +34,8 @@ def record_samples(context: JobContext) -> None:
 
 def bad_sample(context: JobContext) -> None:
     """The sample $BAD_SAMPLE makes the loss $BAD_LOSS times what it is (nan: not a number)."""
-    from datapipe.loader import TokenLoader
-    from jobs.training.objectives import NextToken
+    from datapipe.loader.loader import TokenLoader
+    from jobs.training.objective import NextToken
 
     read, loss_sum = TokenLoader.read, NextToken.loss_sum
     bad, factor = int(os.environ["BAD_SAMPLE"]), float(os.environ["BAD_LOSS"])
@@ -106,7 +106,7 @@ def full_disk(context: JobContext) -> None:
 
 def resave(context: JobContext) -> None:
     """Save what was loaded and stop, before anything is learnt."""
-    from jobs.training.loop import Loop
+    from jobs.training.trainer import Loop
 
     def save_and_leave(self: Loop) -> None:
         self.checkpoints.last_step = None

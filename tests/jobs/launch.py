@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-from cluster.context import JobContext
-from cluster.entry import configure_logging, redirect_output, run_entry
-from cluster.run_dir import RunDir
+from cluster.engines.entry import configure_logging, redirect_output, run_entry
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
 from cluster.storage import Place
 from sharding.checkpoint import newest_complete
 from sharding.storage import parse_index, read_tensors
 from tests.patience import HANG_SECONDS, Patience, until
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["jobs.training.assembly", "transformers.models.llama.modeling_llama", "tests.jobs.launch"])
+_SERVER.set_forkserver_preload(["jobs.training.recipe", "transformers.models.llama.modeling_llama", "tests.jobs.launch"])
 
 TINY = {
     "model_type": "llama",

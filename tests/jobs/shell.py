@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs import cli
+from jobs.cli import main as cli
 
 
 class Shell:

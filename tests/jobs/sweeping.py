@@ -11,14 +11,14 @@ import psutil
 import pytest
 
 from cluster.config import load_config
-from cluster.files import read_json
-from cluster.processes import processes_of
-from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.process.kill import processes_of
+from cluster.run.directory import RUNS_VARIABLE, RunDir
+from cluster.run.files import read_json
 from cluster.spec import Outcome, RunState
-from jobs.status import final_outcome
-from jobs.submission import resume, submit
-from jobs.sweep import SweepConfig
-from jobs.sweeps.records import TrialRecord, read_records
+from jobs.runs.status import final_outcome
+from jobs.runs.submit import resume, submit
+from jobs.sweep.config import SweepConfig
+from jobs.sweep.records import TrialRecord, read_records
 from tests.fakes.searched import make_plugin
 from tests.patience import Patience, until
 from tests.processes import words_of

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from sharding.config import FsdpConfig
 from sharding.fsdp import accumulates_sharded
 from tests.jobs.corpus import make_dataset

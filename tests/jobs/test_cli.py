@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster.context import JobContext
-from cluster.file_systems import Mount
-from cluster.files import write_json
-from cluster.run_dir import RunDir
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from cluster.run.file_systems import Mount
+from cluster.run.files import write_json
 from cluster.spec import Outcome, RunState
-from jobs.diagnosis import tell
-from jobs.doctor import what_hurts
-from jobs.follow import follow
-from jobs.tracking import MetricLog
+from jobs.runs.diagnose import tell
+from jobs.runs.doctor import what_hurts
+from jobs.runs.follow import follow
+from jobs.tracking.metrics import MetricLog
 from tests.fakes.nfs import Network, need_nfs
 from tests.jobs.shell import Shell, pretrain
 
@@ -70,9 +70,9 @@ def test_the_record_holds_what_the_run_is_and_no_secret(shell: Shell, monkeypatc
     run = RunDir(shell.home / "runs" / shell("submit", *pretrain("--on", "slow", "name=Twist It")).strip())
     assert run.id.startswith("twist-it-")
     record = run.record
-    assert (record["job"], record["entry"], record["engine"]) == ("pretrain", "jobs.pretrain:main", "ranks")
+    assert (record["job"], record["entry"], record["engine"]) == ("pretrain", "jobs.pretrain.job:main", "ranks")
     assert record["cluster"] == "slow"
-    assert record["sidecars"] == ["jobs.mirror"]
+    assert record["sidecars"] == ["jobs.tracking.wandb_sync"]
     assert {"commit", "branch", "dirty", "diff"} <= set(record["code"])
     assert record["versions"]["torch"]
     assert record["command"][:3] == ["ropewalk", "submit", "pretrain"]
@@ -80,7 +80,7 @@ def test_the_record_holds_what_the_run_is_and_no_secret(shell: Shell, monkeypatc
 
 
 def test_masking() -> None:
-    from jobs.submission import masked
+    from jobs.runs.submit import masked
 
     given = {
         "api_key": "a", "hf_token": "b", "s3": {"secret": "c", "password": "d"}, "text_key": "text", "eos_token": "<end>",
@@ -177,7 +177,7 @@ def test_logs_tell_who_spoke(shell: Shell, running: RunDir) -> None:
 
 
 def test_logs_follow_to_the_end_over_attempts(shell: Shell, running: RunDir) -> None:
-    from jobs.logs import follow_logs
+    from jobs.runs.logs import follow_logs
 
     ended: list[bool] = []
 
@@ -318,8 +318,8 @@ def test_help_of_a_job_lists_every_key(shell: Shell) -> None:
 def test_a_run_that_nobody_carries_is_not_waited_for_forever(
     shell: Shell, running: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cluster.backend import BackendState
-    from jobs import follow
+    from cluster.backends.base import BackendState
+    from jobs.runs import follow
 
     lost = BackendState(state=RunState.UNKNOWN, reason="its supervisor died")
     monkeypatch.setattr(follow, "states", lambda runs: {run.id: lost for run in runs})
@@ -395,7 +395,7 @@ def test_a_run_is_followed_from_another_machine(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_the_run_alone(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs import verdict
+    from jobs.runs import exit_status as verdict
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

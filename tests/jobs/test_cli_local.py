@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from tests.patience import HANG_SECONDS, until
 
@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> RunDir:
         "entry": "tests.fakes.toy:count",
         "engine": "ranks",
         "preload": ["torch", "tests.fakes.toy"],
-        "sidecars": ["jobs.mirror"],
+        "sidecars": ["jobs.tracking.wandb_sync"],
         "config": {"steps": 100_000, "pause": 0.02},
         "resources": {"nodes": 2, "ranks_per_node": 1},
         "cluster": "local",

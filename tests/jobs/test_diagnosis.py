@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.backend import BackendState, Profile
+from cluster.backends.base import BackendState
+from cluster.backends.local.backend import CARRIER, LocalBackend, carrier
+from cluster.backends.profiles import Profile
 from cluster.config import Resources
-from cluster.files import append_line, write_json
-from cluster.local import CARRIER, LocalBackend, carrier
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
+from cluster.run.files import append_line, write_json
 from cluster.spec import Outcome, RunState
-from jobs.diagnosis import diagnose
-from jobs.status import is_final
+from jobs.runs.diagnose import diagnose
+from jobs.runs.status import is_final
 from tests.patience import Patience, until
 
 PENDING = BackendState(state=RunState.PENDING, word="Dependency", reason="it waits")

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.config import load_config
 from cluster.errors import CheckpointError, ConfigError
-from cluster.run_dir import RunDir
-from datapipe.loader import Source, TokenLoader
-from jobs.evaluate import EvaluateConfig
-from jobs.export import export
+from cluster.run.directory import RunDir
+from datapipe.loader.loader import Source, TokenLoader
+from jobs.evaluate.config import EvaluateConfig
+from jobs.training.export import export
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, log_of, make_run, pretrain_config, start
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from cluster.backend import BackendState
-from cluster.run_dir import RunDir
+from cluster.backends.base import BackendState
+from cluster.run.directory import RunDir
 from cluster.spec import RunState
-from jobs.diagnosis import diagnose, tell
-from jobs.hangs import join_hangs, places
+from jobs.runs.diagnose import diagnose, tell
+from jobs.runs.hangs import join_hangs, places
 
 REDUCE = "all_reduce in sum (sharding/group.py:40)"
 
@@ -21,7 +21,7 @@ def test_why_groups_the_ranks_of_all_nodes_by_where_they_stood(tmp_path: Path) -
     run.begin_attempt()
     stacks = "attempts/0001/stacks/group-000002"
     common = {"attempt": 1, "group": 2, "stacks": stacks}
-    loader = "get in prefetch (datapipe/prefetch.py:54), its prefetch: read in read (datapipe/loader.py:88)"
+    loader = "get in prefetch (datapipe/loader/prefetch.py:54), its prefetch: read in read (datapipe/loader/loader.py:88)"
     run.event("ranks_hung", **common, node=0, step=40, seconds=2.0, ranks=[rank(0, REDUCE), rank(1, loader, "data")])
     run.event("ranks_hung", **common, node=1, step=41, seconds=2.5, ranks=[rank(2, REDUCE), rank(3, REDUCE)])
     run.event("group_formed", group=3, nodes=2)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run_dir import RunDir
-from jobs.logs import follow_logs, log_files, read_logs
+from cluster.run.directory import RunDir
+from jobs.runs.logs import follow_logs, log_files, read_logs
 
 
 @pytest.fixture

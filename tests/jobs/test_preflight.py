@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backend import Profile, path_view
+from cluster.backends.base import path_view
+from cluster.backends.local.backend import LocalBackend
+from cluster.backends.profiles import Profile
 from cluster.errors import ConfigError, DataError
-from cluster.local import LocalBackend
-from jobs.evaluate import EvaluateConfig
-from jobs.preprocess import PreprocessConfig
-from jobs.pretrain import PretrainConfig
-from jobs.submission import configure, render
+from jobs.evaluate.config import EvaluateConfig
+from jobs.preprocess.config import PreprocessConfig
+from jobs.pretrain.config import PretrainConfig
+from jobs.runs.submit import configure, render
 from k8s.backend import K8sBackend
 from tests.jobs.corpus import make_dataset
 

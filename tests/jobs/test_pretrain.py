@@ -10,9 +10,9 @@ import pytest
 
 from cluster.config import load_config
 from cluster.errors import ConfigError
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from cluster.storage import Place
-from jobs.pretrain import PretrainConfig
+from jobs.pretrain.config import PretrainConfig
 from sharding.layout import steps_in
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, launch, log_of, losses, make_run, pretrain_config, start, weights
@@ -166,7 +166,7 @@ def test_a_model_is_one_thing(model: dict[str, object]) -> None:
 def test_torchrun_starts_it_too(data: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path, pretrain_config(data, steps=2))
     attempt = run.begin_attempt()
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cluster.entry", str(run.path)]
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cluster.engines.entry", str(run.path)]
     root = Path(__file__).resolve().parents[2]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

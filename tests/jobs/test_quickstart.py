@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster.processes import processes_of
-from cluster.run_dir import RunDir
+from cluster.process.kill import processes_of
+from cluster.run.directory import RunDir
 from tests.patience import HANG_SECONDS, Patience, until
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.config import Resources
 from cluster.gpus import deal_devices
-from jobs.quickstart import settings, usable_gpus, where_it_trains
+from jobs.cli.quickstart import settings, usable_gpus, where_it_trains
 from tests.fakes.gpus import machine_with
 
 

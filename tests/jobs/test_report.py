@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from cluster.context import JobContext
 from cluster.errors import StaleAttemptError
-from cluster.files import read_json
-from cluster.run_dir import RunDir
-from jobs.training.meter import Meter
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from cluster.run.files import read_json
 from jobs.training.progress import Progress
 from jobs.training.report import Report
 from jobs.training.step import Agreed
+from jobs.training.throughput import Meter
 from tests.fakes.nfs import Network
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import losses, make_run, pretrain_config, start

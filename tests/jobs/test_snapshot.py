@@ -10,9 +10,10 @@ import pytest
 
 import cluster
 from cluster.errors import ConfigError
-from cluster.run_dir import CODE_FOLDER, MODE_VARIABLE, RunDir
-from jobs import snapshot, submission
-from jobs.snapshot import checkout, code_state, take_snapshot, told
+from cluster.run.directory import CODE_FOLDER, MODE_VARIABLE, RunDir
+from jobs.runs import snapshot
+from jobs.runs import submit as submission
+from jobs.runs.snapshot import checkout, code_state, take_snapshot, told
 from tests.jobs.shell import Shell, pretrain
 
 

@@ -15,18 +15,18 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.backend import Profile
+from cluster.backends.local.backend import LocalBackend
+from cluster.backends.profiles import Profile
 from cluster.config import Resources
 from cluster.errors import ConfigError
-from cluster.files import append_line, read_json, read_lines, write_all
-from cluster.local import LocalBackend
-from cluster.processes import processes_of
-from cluster.record import dump_record, read_listed, read_record
-from cluster.run_dir import RunDir
+from cluster.process.kill import processes_of
+from cluster.run.directory import RunDir
+from cluster.run.files import append_line, read_json, read_lines, write_all
+from cluster.run.record import dump_record, read_listed, read_record
 from cluster.spec import RunState
-from jobs.combinations import combinations
-from jobs.display import LONG_LIST
-from jobs.submission import resume
+from jobs.runs.combinations import combinations
+from jobs.runs.submit import resume
+from jobs.runs.tables import LONG_LIST
 from tests.jobs.shell import Shell, pretrain
 from tests.patience import Patience, until
 

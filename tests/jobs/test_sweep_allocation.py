@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.files import read_json, read_lines
+from cluster.run.files import read_json, read_lines
 from cluster.spec import RunState
-from jobs.cancelling import cancel_runs
-from jobs.status import states
+from jobs.runs.cancel import cancel_runs
+from jobs.runs.status import states
 from tests.jobs.sweeping import Swept, sweeps
 from tests.patience import until
 

@@ -9,13 +9,13 @@ import pytest
 import yaml
 from rich.console import Console
 
-from cluster.files import append_line, read_json, write_json
-from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.run.directory import RUNS_VARIABLE, RunDir
+from cluster.run.files import append_line, read_json, write_json
 from cluster.spec import Outcome, RunState
-from jobs.follow import follow
-from jobs.status import find_run
-from jobs.sweeps.answers import SweepReader, read_sweep
-from jobs.sweeps.series import RunSeries
+from jobs.runs.follow import follow
+from jobs.runs.status import find_run
+from jobs.sweep.curves import RunSeries
+from jobs.sweep.results import SweepReader, read_sweep
 from tests.fakes.sweep import BASE, METRIC, START, make_sweep, make_trial_run, write_record
 from tests.jobs.shell import Shell
 
@@ -243,7 +243,7 @@ def test_a_followed_sweep_ends_with_what_one_does_next(shell: Shell, root: Path)
 
 
 def test_reading_again_reads_only_what_is_new(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.sweeps import series
+    from jobs.sweep import curves as series
 
     reader, read = SweepReader(make_sweep(root, 8)), 0
     plain = series.read_new_lines

@@ -9,12 +9,12 @@ import yaml
 import jobs
 from cluster.config import load_config
 from cluster.errors import ConfigError
-from jobs.sweep import SweepConfig
-from jobs.sweeps.check import sample_config
-from jobs.sweeps.following import Pace
-from jobs.sweeps.limits import decision_steps, fitting
-from jobs.sweeps.recorded import parameters_of
-from jobs.sweeps.space import Parameter, active, merged, samples
+from jobs.sweep.checks import sample_config
+from jobs.sweep.config import SweepConfig
+from jobs.sweep.follower import Pace
+from jobs.sweep.limits import decision_steps, fitting
+from jobs.sweep.recorded_search import parameters_of
+from jobs.sweep.space import Parameter, active, merged, samples
 from tests.jobs.shell import Shell
 
 GOOD: dict[str, Any] = {
@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_named_at_submission(shell: Shell, changes: dict[st
 
 
 def test_bohb_without_its_packages_says_what_to_install(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.sweeps.check.BOHB_PACKAGES", ("ConfigSpace", "hpbandster_that_is_not_there"))
+    monkeypatch.setattr("jobs.sweep.checks.BOHB_PACKAGES", ("ConfigSpace", "hpbandster_that_is_not_there"))
     (shell.home / "sweep.yaml").write_text(yaml.safe_dump({**GOOD, "search": "bohb"}))
     assert "pip install ropewalk[bohb]" in shell.mistake("submit", "sweep", "-c", "sweep.yaml")
 
@@ -99,7 +99,7 @@ def test_bohb_without_its_packages_says_what_to_install(shell: Shell, monkeypatc
 def test_the_record_holds_what_the_driver_needs(shell: Shell) -> None:
     (shell.home / "base.yaml").write_text(yaml.safe_dump({"data": "data", "steps": 100}))
     (shell.home / "sweep.yaml").write_text(yaml.safe_dump({**GOOD, "base": "base.yaml", "cluster": "good"}))
-    from cluster.run_dir import RunDir
+    from cluster.run.directory import RunDir
 
     run = RunDir(shell.home / "runs" / shell("submit", "sweep", "-c", "sweep.yaml", "trials=4", "--on", "slow").split()[-1])
     record = run.record

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.files import append_line, read_json
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
+from cluster.run.files import append_line, read_json
 from cluster.spec import Outcome, RunState
-from jobs import catalog
-from jobs.status import all_runs
-from jobs.sweeps import confirm
-from jobs.sweeps.answers import read_sweep
-from jobs.sweeps.comparison import compare, mean_of, t_value
-from jobs.sweeps.confirmation import confirmation
+from jobs import registry as catalog
+from jobs.runs.status import all_runs
+from jobs.sweep import confirm
+from jobs.sweep.comparison import compare, mean_of, t_value
+from jobs.sweep.confirm_report import confirmation
+from jobs.sweep.results import read_sweep
 from tests.fakes import toss
 from tests.fakes.sweep import METRIC, START, make_sweep, make_trial_run, write_record
 from tests.jobs.shell import Shell

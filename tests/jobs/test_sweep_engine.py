@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.spec import RunState
-from jobs.sweeps.records import TrialState
+from jobs.sweep.records import TrialState
 from tests.fakes.gpus import machine_with
 from tests.jobs.sweeping import Swept, sweeps
 from tests.patience import until

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from cluster.context import JobContext
 from cluster.errors import ConfigError
-from cluster.run_dir import RunDir
-from jobs.sweep import SweepConfig
-from jobs.sweeps.driver import Driver
-from jobs.sweeps.launcher import users_environment
-from jobs.sweeps.limits import fitting
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from jobs.sweep.config import SweepConfig
+from jobs.sweep.driver import Driver
+from jobs.sweep.launcher import users_environment
+from jobs.sweep.limits import fitting
 from tests.fakes.gpus import machine_with
 
 

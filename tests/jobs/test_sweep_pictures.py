@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cluster.files import read_json, write_json
-from jobs.sweeps.answers import Trial, read_sweep
-from jobs.sweeps.axes import axes_of
-from jobs.sweeps.importance import importance_of
+from cluster.run.files import read_json, write_json
+from jobs.sweep.importance import importance_of
+from jobs.sweep.plot_axes import axes_of
+from jobs.sweep.results import Trial, read_sweep
 from tests.fakes.sweep import SPACE, make_sweep
 from tests.jobs.shell import Shell
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from cluster.backends.local.backend import CARRIER, carrier
 from cluster.errors import AlreadyRunningError, BackendError
-from cluster.files import write_json
-from cluster.local import CARRIER, carrier
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
+from cluster.run.files import write_json
 from cluster.spec import Outcome, RunState
-from jobs.sweeps.launcher import ask, launcher
-from jobs.sweeps.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
-from jobs.sweeps.scene import Scene
-from jobs.sweeps.trial import Trial
+from jobs.sweep.context import Scene
+from jobs.sweep.launcher import ask, launcher
+from jobs.sweep.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
+from jobs.sweep.trial import Trial
 from tests.jobs.sweeping import sweep_config
 
 CANCELLED = Outcome(state=RunState.CANCELLED, exit_code=85, cause="cancelled after saving", ended=1.0)
@@ -68,8 +68,8 @@ def test_a_run_that_another_actor_has_paused_meanwhile_goes_on(
         results = {scene.config.metric: 1.0, "step": 20}
         run.write_outcome(number, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=2.0, results=results))
 
-    monkeypatch.setattr("jobs.sweeps.trial.ask", resume)
-    monkeypatch.setattr("jobs.sweeps.trial.await_end", lambda run: True)
+    monkeypatch.setattr("jobs.sweep.trial.ask", resume)
+    monkeypatch.setattr("jobs.sweep.trial.await_end", lambda run: True)
     run = RunDir(scene.sweep.path.parent / read_record(scene.sweep, 0).runs[0])  # type: ignore[union-attr]
     if paused:
         run.event("paused_by_sweep", attempt=1)
@@ -112,7 +112,7 @@ def test_a_trial_whose_run_is_under_way_already_follows_it(
     def refuse(launcher: Path, verb: str, run: RunDir, gpus: str = "") -> None:
         raise error
 
-    monkeypatch.setattr("jobs.sweeps.trial.ask", refuse)
+    monkeypatch.setattr("jobs.sweep.trial.ask", refuse)
     run = RunDir.create("fresh", {"job": "pretrain", "cluster": "local", "config": {}}, scene.sweep.path.parent)
     record = TrialRecord(trial=0, parameters={}, sampled={}, runs=[run.id])
     write_record(scene.sweep, record)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from cluster.errors import BackendError
-from cluster.files import read_json, write_json
-from cluster.run_dir import RunDir
-from jobs.mirror import sync_run
-from jobs.sweeps.answers import read_sweep
+from cluster.run.directory import RunDir
+from cluster.run.files import read_json, write_json
+from jobs.sweep.results import read_sweep
+from jobs.tracking.wandb_sync import sync_run
 from tests.fakes.sweep import make_sweep
 from tests.jobs.test_tracking_wandb import catches_sigterm, history, records
 from tests.patience import ended, until
@@ -29,7 +29,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 
 def start(run: RunDir) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "jobs.mirror", str(run.path), "--attempt", "1"])
+    return subprocess.Popen([sys.executable, "-m", "jobs.tracking.wandb_sync", str(run.path), "--attempt", "1"])
 
 
 def tables(run: RunDir) -> list[dict[str, Any]]:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.context import JobContext
 from cluster.errors import DataError, StaleAttemptError
-from cluster.run_dir import RunDir
-from jobs.plots import plot_run, resume_steps, smoothed
-from jobs.tracking import MetricLog, curves, latest_metrics, read_new_lines
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from jobs.runs.plots import plot_run, resume_steps, smoothed
+from jobs.tracking.metrics import MetricLog, curves, latest_metrics, read_new_lines
 
 
 @pytest.fixture

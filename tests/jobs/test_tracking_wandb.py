@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from cluster.context import JobContext
 from cluster.errors import BackendError
-from cluster.files import write_json
-from cluster.run_dir import RunDir
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from cluster.run.files import write_json
 from cluster.spec import Outcome, RunState
-from jobs.mirror import sync_run
-from jobs.tracking import MetricLog
+from jobs.tracking.metrics import MetricLog
+from jobs.tracking.wandb_sync import sync_run
 from tests.patience import Stopwatch, ended, until
 
-PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'jobs.mirror', *sys.argv[1:]])"
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'jobs.tracking.wandb_sync', *sys.argv[1:]])"
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 
 def start(run: RunDir, attempt: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "jobs.mirror", str(run.path), "--attempt", str(attempt)])
+    return subprocess.Popen([sys.executable, "-m", "jobs.tracking.wandb_sync", str(run.path), "--attempt", str(attempt)])
 
 
 def catches_sigterm(pid: int) -> bool:

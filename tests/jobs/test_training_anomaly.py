@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.run_dir import RunDir
-from jobs.training.anomaly import LossWatch
+from cluster.run.directory import RunDir
 from jobs.training.config import AnomalyConfig
+from jobs.training.spike import LossWatch
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import events, launch, log_of, losses, make_run, pretrain_config, start, weights
 

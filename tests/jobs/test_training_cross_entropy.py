@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jobs.training.cross_entropy import summed_cross_entropy
+from jobs.training.losses import summed_cross_entropy
 
 
 def gradients(loss_of: object, head: object, dtype: torch.dtype) -> list[torch.Tensor]:

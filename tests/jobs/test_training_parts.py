@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from cluster.config import load_config
 from cluster.errors import ConfigError
-from datapipe.prefetch import prefetch
-from jobs.pretrain import PretrainConfig
+from datapipe.loader.prefetch import prefetch
+from jobs.pretrain.config import PretrainConfig
 from jobs.training.config import ModelConfig, OptimConfig
-from jobs.training.loop import reader_for
 from jobs.training.model import build_model, model_config, whole_model
 from jobs.training.optimizer import adamw, learning_rate
+from jobs.training.trainer import reader_for
 from sharding.config import FsdpConfig
 from sharding.group import process_group
 from tests.jobs.launch import TINY

@@ -9,10 +9,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from cluster.run_dir import RunDir
-from datapipe.loader import Source, TokenLoader
-from jobs.export import export
-from jobs.training.checkpointed import checkpointed_model
+from cluster.run.directory import RunDir
+from datapipe.loader.loader import Source, TokenLoader
+from jobs.training.export import export
+from jobs.training.load_checkpoint import checkpointed_model
 from sharding.layout import place_of
 from sharding.manifest import dump_manifest, read_manifest
 from tests.jobs.corpus import make_dataset
@@ -107,6 +107,6 @@ def test_a_checkpoint_of_an_older_version_that_lost_an_infinity_is_resumed_and_e
 
 
 def checkpoint_config(run: RunDir) -> Any:
-    from jobs.training.checkpointed import checkpoints_of
+    from jobs.training.load_checkpoint import checkpoints_of
 
     return checkpoints_of(run)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.run_dir import CODE_FOLDER
-from jobs.snapshot import take_snapshot
+from cluster.run.directory import CODE_FOLDER
+from jobs.runs.snapshot import take_snapshot
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ SETTLE_SECONDS = 120.0  # nodes and controllers look again after 30 s at most, b
 REMEDY = (
     "needs a Kubernetes cluster: as root, a kube-lab.sh where ROPEWALK_KUBE_LAB names one; or KUBECONFIG_TEST, which names the"
     " kubeconfig of one made by kind, minikube or k3d, with KUBECONFIG_TEST_RUNS (a folder of this machine that all its nodes"
-    " mount at the same path, such as kind's extraMounts) and KUBECONFIG_TEST_IMAGE (see k8s/Dockerfile)"
+    " mount at the same path, such as kind's extraMounts) and KUBECONFIG_TEST_IMAGE (see k8s/image/Dockerfile)"
 )
 
 
@@ -154,7 +154,7 @@ class Namespace:
         return self.cluster.shared / self.name
 
     def create(self) -> None:
-        """Make it, with volume, claim and the Role of k8s/rbac.yaml."""
+        """Make it, with volume, claim and the Role of k8s/manifests/rbac.yaml."""
         self.runs.mkdir()
         self.runs.chmod(0o777)
         labels = {"pod-security.kubernetes.io/enforce": self.level}
@@ -174,7 +174,7 @@ class Namespace:
                 "spec": claim,
             },
         )
-        self.kubectl("apply", "-f", str(ROOT / "k8s/rbac.yaml"))
+        self.kubectl("apply", "-f", str(ROOT / "k8s/manifests/rbac.yaml"))
         # a pod that the scheduler sees before the volume waits until that looks at all pods again, minutes later
         found = ("pvc", "--namespace", self.name)
         until(lambda: self.cluster.items(*found)[0].get("status", {}).get("phase") == "Bound", Patience.START)

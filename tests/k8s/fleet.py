@@ -4,9 +4,10 @@ import time
 from collections import Counter
 from typing import Any
 
-from cluster.backend import BackendState, Profile
+from cluster.backends.base import BackendState
+from cluster.backends.profiles import Profile
 from cluster.config import Resources
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from k8s.backend import K8sBackend
 from tests.k8s.cluster import Cluster, Namespace
 

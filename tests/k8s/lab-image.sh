@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds k8s/Dockerfile for real where there is no container engine and no registry:
+# Builds k8s/image/Dockerfile for real where there is no container engine and no registry:
 #   tests/k8s/lab-image.sh FILE.tar NAME
 # The base is made here: Debian by debootstrap (15 s), and this machine's own Python, so that packages which lie on this
 # machine's disk (PIP_FIND_LINKS) fit. Needs root; apt-get install buildah debootstrap uidmap.
@@ -31,5 +31,5 @@ mounts=()
 for place in /etc/ssl/certs /etc/pip.conf /etc/xdg/pip ${PIP_FIND_LINKS:-}; do [ ! -e "$place" ] || mounts+=(--volume "$place:$place:ro"); done
 own=$(python3 -m pip config debug | sed -n '/^user:/,$ s/^  \(.*\), exists: True$/\1/p' | tail -n 1)
 [ -z "$own" ] || mounts+=(--volume "$(dirname "$own"):/root/.config/pip:ro")
-BUILDER="$work/buildah" k8s/build-image.sh "$name" --build-arg BASE=local.test/base:1 --pull=never --network=host --ulimit "nofile=$(ulimit -Hn)" --ulimit "nproc=$(ulimit -Hu)" "${mounts[@]}"
+BUILDER="$work/buildah" k8s/image/build-image.sh "$name" --build-arg BASE=local.test/base:1 --pull=never --network=host --ulimit "nofile=$(ulimit -Hn)" --ulimit "nproc=$(ulimit -Hu)" "${mounts[@]}"
 "$work/buildah" push -q "$name" "docker-archive:$file:$name"

@@ -6,13 +6,13 @@ from contextlib import closing
 
 import pytest
 
-from k8s.client import connect
+from k8s.api.client import connect
 from k8s.profile import K8sProfile
 from tests.k8s.cluster import ROOT, Cluster, Namespace
 from tests.k8s.toy import KubeToy
 from tests.patience import Patience, until
 
-POLICY = ROOT / "k8s/admission-policy.yaml"
+POLICY = ROOT / "k8s/manifests/admission-policy.yaml"
 # what training code can do: it finds the token of its pod
 HOSTILE = """
 import sys

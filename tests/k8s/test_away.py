@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backend import Profile
-from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.backends.profiles import Profile
+from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
+from k8s.api.client import ApiAwayError
 from k8s.backend import K8sBackend
-from k8s.client import ApiAwayError
 from tests.fakes.searched import make_plugin
 from tests.k8s.cluster import ROOT, Cluster, Namespace
 from tests.patience import HANG_SECONDS, until

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.spec import Outcome, RunState
-from jobs.follow import wait
-from jobs.pretrain import PretrainConfig
-from jobs.submission import submit
+from jobs.pretrain.config import PretrainConfig
+from jobs.runs.follow import wait
+from jobs.runs.submit import submit
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, weights
 from tests.k8s.cluster import Cluster, Namespace

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.backend import Profile
+from cluster.backends.profiles import Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
-from cluster.run_dir import CODE_FOLDER, RunDir
+from cluster.run.directory import CODE_FOLDER, RunDir
+from k8s.api.client import Kubernetes
 from k8s.backend import K8sBackend
-from k8s.client import Kubernetes
 
 POD_USER = 1000
 

@@ -9,13 +9,23 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.run_dir import RunDir
-from k8s import succession
-from k8s.claims import Claim, before, give_up, given_up, newest, take
-from k8s.inside import ApiError, Inside
-from k8s.local_agent import checked, share_of_node
-from k8s.pod import DEAD, INDEX_ANNOTATION, LONG_AGO, Pod, declared_dead, hurried, index_of, long_ended, why_taken
-from k8s.succession import Succession
+from cluster.run.directory import RunDir
+from k8s.api.in_cluster import ApiError, Inside
+from k8s.runtime import leader_election as succession
+from k8s.runtime.child_processes import checked, share_of_node
+from k8s.runtime.leader_election import Succession
+from k8s.runtime.leader_terms import Claim, before, give_up, given_up, newest, take
+from k8s.runtime.pod_status import (
+    DEAD,
+    INDEX_ANNOTATION,
+    LONG_AGO,
+    Pod,
+    declared_dead,
+    hurried,
+    index_of,
+    long_ended,
+    why_taken,
+)
 
 ENDED = {"terminated": {"finishedAt": "2026-01-01T00:00:00Z", "exitCode": 85}}
 
@@ -44,7 +54,7 @@ def test_a_claim_that_is_being_written_is_nobodys_yet(tmp_path: Path) -> None:
 
 
 class Clock:
-    """Of `k8s.succession`; and an API server that knows two pods, and what is said of the first."""
+    """Of `k8s.runtime.leader_election`; and an API server that knows two pods, and what is said of the first."""
 
     def __init__(self) -> None:
         self.now, self.first = 100.0, {"node": "", "phase": "Pending"}
@@ -161,7 +171,7 @@ def test_the_authorities_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
         made.append(cafile)
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-    monkeypatch.setattr("k8s.inside.ssl.create_default_context", create)
+    monkeypatch.setattr("k8s.api.in_cluster.ssl.create_default_context", create)
     for name in ("token", "ca.crt"):
         (tmp_path / name).write_text("x")
     place = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "1", "POD_NAMESPACE": "n", "ROPEWALK_JOB": "j"}

@@ -17,10 +17,10 @@ import pytest
 import yaml
 
 from cluster.errors import BackendError, ConfigError
-from k8s.client import ApiAwayError, ForbiddenError, Kubernetes, RefusedError, connect
-from k8s.fitness import _server
+from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, RefusedError, connect
 from k8s.profile import K8sProfile
-from k8s.troubles import with_remedy
+from k8s.status.doctor import _server
+from k8s.status.pending_reasons import with_remedy
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,9 +11,9 @@ import yaml
 
 from cluster.config import Resources, load_section
 from cluster.errors import ConfigError
-from cluster.run_dir import RunDir
-from k8s.manifest import LONGEST_NAME, dump, name_of, render_gate, render_objects
-from k8s.merge import merge
+from cluster.run.directory import RunDir
+from k8s.manifests.job import LONGEST_NAME, dump, name_of, render_gate, render_objects
+from k8s.manifests.strategic_merge import merge
 from k8s.profile import K8sProfile
 from k8s.rayjob import pod_templates, rayjob_name, render_rayjob
 

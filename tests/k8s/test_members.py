@@ -14,15 +14,15 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.run_dir import RunDir
-from k8s.claims import Claim, key_of, take
-from k8s.conductor import admitted
-from k8s.handshake import hello, is_welcome
-from k8s.inside import ApiError, Inside
-from k8s.link import Link
-from k8s.members import RefusedError
-from k8s.pod import INDEX_ANNOTATION, Pod
-from k8s.wire import BEAT, Message, pack, unpack
+from cluster.run.directory import RunDir
+from k8s.api.in_cluster import ApiError, Inside
+from k8s.runtime.coordinator import admitted
+from k8s.runtime.coordinator_link import Link
+from k8s.runtime.handshake import hello, is_welcome
+from k8s.runtime.leader_terms import Claim, key_of, take
+from k8s.runtime.membership import RefusedError
+from k8s.runtime.pod_status import INDEX_ANNOTATION, Pod
+from k8s.runtime.protocol import BEAT, Message, pack, unpack
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
 

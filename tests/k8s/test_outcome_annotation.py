@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from cluster.config import Resources
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
-from k8s.manifest import OUTCOME_ANNOTATION
-from k8s.states import Seen, judge
+from k8s.manifests.job import OUTCOME_ANNOTATION
+from k8s.status.run_state import Seen, judge
 
 COMPLETE = {"conditions": [{"type": "Complete", "status": "True"}]}
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.attempt import AGENTS
-from cluster.backend import Profile
+from cluster.backends.local.backend import LocalBackend
+from cluster.backends.profiles import Profile
 from cluster.config import Resources
-from cluster.files import read_lines
-from cluster.local import LocalBackend
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
+from cluster.run.files import read_lines
 from cluster.spec import RunState
-from jobs.preprocess import PreprocessConfig
-from jobs.submission import make_record
+from cluster.supervise.allocation import AGENTS
+from jobs.preprocess.config import PreprocessConfig
+from jobs.runs.submit import make_record
 from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
 from tests.patience import Patience, until

@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from cluster.config import Resources
+from cluster.engines.ports import free_port
 from cluster.errors import BackendError
-from cluster.ports import free_port
 from cluster.spec import Engine, RunState
-from k8s.client import ForbiddenError, Kubernetes, NotFoundError, connect
+from k8s.api.client import ForbiddenError, Kubernetes, NotFoundError, connect
+from k8s.manifests.workload import ray_shape, shape_of
 from k8s.profile import K8sProfile
 from k8s.ray_answers import FAILED, REQUEST_SECONDS, RUNNING, Answers
-from k8s.shape import ray_shape, shape_of
 from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.queueing import drop_queue, make_queue, urgent
 from tests.k8s.test_submit import NOWHERE, Unlucky

@@ -11,19 +11,19 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.backend import Profile
+from cluster.backends.profiles import Profile
 from cluster.errors import BackendError
-from cluster.files import write_json
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
+from cluster.run.files import write_json
 from cluster.spec import RunState
 from k8s import backend as module
+from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError, Object, RefusedError
 from k8s.backend import K8sBackend
-from k8s.client import ApiAwayError, Kubernetes, NotFoundError, Object, RefusedError
-from k8s.copying import CAME
 from k8s.profile import K8sProfile
-from k8s.reader import CHECKPOINT_BYTES, READER, Reader, render_reader
-from k8s.reading import send
-from k8s.states import Seen
+from k8s.status.run_state import Seen
+from k8s.volume.reader import CHECKPOINT_BYTES, READER, Reader, render_reader
+from k8s.volume.sync_client import CAME
+from k8s.volume.sync_server import send
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 
@@ -149,7 +149,7 @@ def test_a_directory_that_is_not_there_any_more_is_no_copy_that_is_up_to_date(ru
 def test_an_export_has_memory_for_its_model_and_time_for_a_slow_line(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("k8s.reader.LEASE_SECONDS", 0.02)
+    monkeypatch.setattr("k8s.volume.reader.LEASE_SECONDS", 0.02)
     model = b"weights"
     header = json.dumps({"path": "model.safetensors", "offset": 0, "size": len(model), "mtime_ns": 1}).encode() + b"\n"
     kube = Shared(answers=[str(9 * 2**30).encode(), header + model + b'{"end": true}\n'], lasts_seconds=0.2)

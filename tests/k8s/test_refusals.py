@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backend import BackendState
+from cluster.backends.base import BackendState
 from cluster.errors import BackendError, ConfigError
 from cluster.spec import RunState
 from tests.k8s.cluster import Namespace
@@ -67,7 +67,7 @@ def _stays(job: dict[str, Any]) -> bool:
     [
         ({"claim": "nope"}, {}, r"no PersistentVolumeClaim 'nope' .*\(there are runs\).*correct claim"),
         ({"namespace": "nope"}, {}, "no namespace 'nope'.*correct namespace"),
-        ({"service_account": "nope"}, {}, "no ServiceAccount 'nope'.*apply k8s/rbac.yaml"),
+        ({"service_account": "nope"}, {}, "no ServiceAccount 'nope'.*apply k8s/manifests/rbac.yaml"),
         ({"queue": "nope"}, {}, "no LocalQueue 'nope'"),
         ({"priority_class": "nope"}, {}, "no PriorityClass 'nope'"),
     ],

@@ -13,22 +13,23 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cluster.backend import BackendState, Profile
-from cluster.code_copy import digest_of, digest_on_disk, hash_of
+from cluster.backends.base import BackendState
+from cluster.backends.profiles import Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
-from cluster.run_dir import CODE_FOLDER, RUNS_VARIABLE, RunDir
+from cluster.run.code_copy import digest_of, digest_on_disk, hash_of
+from cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
-from jobs.cancelling import cancel_runs
-from jobs.distant import export_elsewhere, freshen
-from jobs.follow import wait
-from jobs.logs import log_files
-from jobs.pretrain import PretrainConfig
-from jobs.status import states
-from jobs.submission import scale, submit
+from jobs.pretrain.config import PretrainConfig
+from jobs.runs.cancel import cancel_runs
+from jobs.runs.follow import wait
+from jobs.runs.logs import log_files
+from jobs.runs.remote import export_elsewhere, freshen
+from jobs.runs.status import states
+from jobs.runs.submit import scale, submit
 from k8s.backend import K8sBackend
-from k8s.copying import Sink, held
-from k8s.reading import send
+from k8s.volume.sync_client import Sink, held
+from k8s.volume.sync_server import send
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import pretrain_config, weights
 from tests.k8s.cluster import Namespace
@@ -109,7 +110,7 @@ def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Ma
         for _ in range(2):  # the second time it is there already
             backend.reader.upload(run, archive.getvalue(), f".code/{digest}")
         assert (namespace.runs / f".code/{digest}/module.py").read_bytes() == content
-        for words in (["-m", "k8s.unpack", "-", "/proc/large"], ["-m", "no_such_module", "-"]):
+        for words in (["-m", "k8s.submission.stage_in", "-", "/proc/large"], ["-m", "no_such_module", "-"]):
             with pytest.raises(BackendError, match=r"No such file or directory|No module named"):
                 backend.reader._execute(run, [namespace.cluster.python, *words], archive.getvalue(), None)
 

@@ -6,8 +6,8 @@ from typing import Any, cast
 
 import pytest
 
-from k8s.inside import Inside
-from k8s.replacing import LOOK_SECONDS, Replacing
+from k8s.api.in_cluster import Inside
+from k8s.runtime.pod_replacement import LOOK_SECONDS, Replacing
 from tests.patience import until
 
 IN_TIME_SECONDS = 1.5  # far more than a call takes, on a machine that stands still for a moment too

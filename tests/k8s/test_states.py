@@ -6,13 +6,13 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.backend import Profile
-from cluster.run_dir import RunDir
+from cluster.backends.profiles import Profile
+from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from k8s import backend as module
+from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes
 from k8s.backend import K8sBackend
-from k8s.client import ApiAwayError, ForbiddenError, Kubernetes
-from k8s.states import Seen
+from k8s.status.run_state import Seen
 
 POD: dict[str, Any] = {
     "metadata": {"name": "pod", "creationTimestamp": "2026-01-01T00:00:00Z"},

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from cluster.errors import BackendError, ConfigError
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from cluster.spec import RunState
-from k8s.client import ApiAwayError, ConflictError, Kubernetes, Object
-from k8s.submit import SubmissionInDoubtError, submit_once
+from k8s.api.client import ApiAwayError, ConflictError, Kubernetes, Object
+from k8s.submission.submit import SubmissionInDoubtError, submit_once
 from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
 from tests.patience import Patience, until

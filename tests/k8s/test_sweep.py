@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.attempt import AGENTS
-from cluster.backend import Profile, load_backend
-from cluster.code_copy import digest_on_disk
+from cluster.backends.profiles import Profile, load_backend
 from cluster.errors import ConfigError
-from cluster.files import read_lines
-from cluster.run_dir import CODE_FOLDER, RUNS_VARIABLE, RunDir
+from cluster.run.code_copy import digest_on_disk
+from cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE, RunDir
+from cluster.run.files import read_lines
 from cluster.spec import RunState
-from jobs.submission import write_down
-from jobs.sweeps.check import refuse_unreachable
+from cluster.supervise.allocation import AGENTS
+from jobs.runs.submit import write_down
+from jobs.sweep.checks import refuse_unreachable
 from tests.fakes.searched import make_plugin
 from tests.jobs.shell import Shell
 from tests.jobs.sweeping import Swept, sweep_config

@@ -8,9 +8,9 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from cluster.processes import processes_of
+from cluster.process.kill import processes_of
 from cluster.spec import RunState
-from k8s.wire import LOST_SECONDS
+from k8s.runtime.protocol import LOST_SECONDS
 from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.toy import KubeToy
 from tests.patience import Patience, until
@@ -116,7 +116,7 @@ def test_a_carrier_that_stands_still_is_succeeded(start: Start) -> None:
     run = start("count", "ranks", steps=100, resources={"nodes": 2})
     run.reach(5)
     processes = processes_of(run.run.id)
-    carrier = next(p for p in processes if "k8s.conductor" in p.cmdline())
+    carrier = next(p for p in processes if "k8s.runtime.coordinator" in p.cmdline())
     frozen = [p for p in processes if namespace_of(p) == namespace_of(carrier)]
     assert len(frozen) < len(processes)
     for process in frozen:

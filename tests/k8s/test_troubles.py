@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from cluster.config import Resources
-from k8s.outlook import Room, sentence
-from k8s.site import amount, shown
-from k8s.troubles import pod_trouble, remedy_of, tidy, workload_trouble
+from k8s.status.pending_reasons import pod_trouble, remedy_of, tidy, workload_trouble
+from k8s.status.start_estimate import Room, sentence
+from k8s.submission.preflight import amount, shown
 
 SENTENCES = {
     'Failed to pull image "r.example/x:1": r.example/x:1: not found': ("correct image", True),

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.code_copy import digest_on_disk
-from k8s.parcel import _archive
-from k8s.unpack import place_code
+from cluster.run.code_copy import digest_on_disk
+from k8s.submission.stage_in import place_code
+from k8s.submission.staging import _archive
 
 
 @pytest.fixture

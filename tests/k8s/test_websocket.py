@@ -24,9 +24,10 @@ from wsproto.events import (
 )
 
 from cluster.errors import BackendError
-from k8s import client, websocket
-from k8s.client import END, EXEC_PROTOCOL, STDERR, STDIN, STDOUT, ApiAwayError, ForbiddenError, Kubernetes
-from k8s.feeding import READY
+from k8s.api import client
+from k8s.api import exec as websocket
+from k8s.api.client import END, EXEC_PROTOCOL, STDERR, STDIN, STDOUT, ApiAwayError, ForbiddenError, Kubernetes
+from k8s.api.exec_stdin import READY
 from tests.patience import HANG_SECONDS
 
 SUCCESS = json.dumps({"status": "Success"}).encode()

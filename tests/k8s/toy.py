@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from cluster.backend import BackendState, Profile
+from cluster.backends.base import BackendState
+from cluster.backends.profiles import Profile
 from cluster.config import Resources
-from cluster.files import read_lines
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
+from cluster.run.files import read_lines
 from cluster.spec import Outcome
 from k8s.backend import K8sBackend
 from tests.k8s.cluster import Namespace

@@ -11,8 +11,8 @@ import torch
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from cluster.errors import CheckpointError, StaleAttemptError, StorageError
-from cluster.fence import Fence
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
+from cluster.run.fence import Fence
 from cluster.storage import Place
 from sharding.checkpoint import Checkpoints, newest_complete
 from sharding.config import CheckpointConfig

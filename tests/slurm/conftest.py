@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from slurm.lab import Lab, missing
-from slurm.lab_config import LabSettings
+from slurm.lab.cluster import Lab, missing
+from slurm.lab.config import LabSettings
 from tests.patience import HANG_SECONDS
 
 MakeLab = Callable[..., Lab]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from slurm.commands import Slurm, run_command
-from slurm.lab import Lab
+from slurm.lab.cluster import Lab
 
 Done = subprocess.CompletedProcess[str]
 

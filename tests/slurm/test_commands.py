@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cluster.errors import BackendError
-from slurm import site
+from slurm import cluster_info as site
 from slurm.commands import QUEUE_FORMAT, ControllerAwayError, Job, Slurm, parse_job, plain_environment, run_command
-from slurm.job import FOREVER, ends_at, seconds_of, why_taken
+from slurm.runtime.job_details import FOREVER, ends_at, seconds_of, why_taken
 
 
 class Answers:

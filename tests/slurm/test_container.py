@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from cluster.backend import Profile
+from cluster.backends.profiles import Profile
 from cluster.config import Resources
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from slurm.backend import SlurmBackend
-from slurm.container import wrap
-from slurm.lab import Lab
+from slurm.batch.container import wrap
+from slurm.lab.cluster import Lab
 from slurm.profile import SlurmProfile
 from tests.fakes.contained import MARK
 from tests.patience import Patience, until

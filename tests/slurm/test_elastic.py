@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from cluster.spec import RunState
-from slurm.lab import Lab
+from slurm.lab.cluster import Lab
 from tests.patience import Patience, Stopwatch, until
 from tests.slurm.conftest import MakeLab
 from tests.slurm.toy import SlurmToy

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backend import load_backend
-from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.backends.profiles import load_backend
+from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.spec import Outcome, RunState
-from jobs.logs import log_files, read_logs
-from jobs.submission import submit
-from slurm.carriers import job_id
-from slurm.lab import Lab
+from jobs.runs.logs import log_files, read_logs
+from jobs.runs.submit import submit
+from slurm.lab.cluster import Lab
+from slurm.submission.job_lookup import job_id
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 from tests.patience import Patience, until
 from tests.slurm.conftest import ROOT

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from cluster.config import Resources
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from slurm.commands import Slurm
-from slurm.lane import SlurmLane
 from slurm.profile import SlurmProfile
+from slurm.runtime.allocation import SlurmLane
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from slurm.job import duration_of, why_taken
+from slurm.runtime.job_details import duration_of, why_taken
 
 
 def stamp(seconds: float) -> str:

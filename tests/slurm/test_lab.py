@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from cluster.errors import BackendError, ConfigError
-from slurm import lab as lab_module
-from slurm.lab import Lab
-from slurm.lab_config import LabSettings
-from slurm.lab_processes import marked
+from slurm.lab import cluster as lab_module
+from slurm.lab.cluster import Lab
+from slurm.lab.config import LabSettings
+from slurm.lab.processes import marked
 from tests.patience import Stopwatch, until
 from tests.slurm.conftest import MakeLab, OrdinaryUser, need_slurm, short_folder
 

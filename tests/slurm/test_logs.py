@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.run_dir import RUNS_VARIABLE
+from cluster.run.directory import RUNS_VARIABLE
 from cluster.spec import RunState
-from jobs.logs import read_logs
-from slurm.lab import Lab
+from jobs.runs.logs import read_logs
+from slurm.lab.cluster import Lab
 from tests.patience import HANG_SECONDS, Patience, until
 from tests.slurm.conftest import ROOT
 from tests.slurm.toy import SlurmToy

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.files import read_lines
-from cluster.run_dir import RunDir
-from slurm.carriers import job_id
+from cluster.run.directory import RunDir
+from cluster.run.files import read_lines
+from slurm.submission.job_lookup import job_id
 from tests.fakes.token_files import write_dataset
 from tests.patience import HANG_SECONDS, Patience, until
 from tests.slurm.conftest import ROOT, OrdinaryUser, need_slurm

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backend import Check, Profile
+from cluster.backends.base import Check
+from cluster.backends.profiles import Profile
 from cluster.config import Resources
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from slurm.backend import SlurmBackend
 from slurm.commands import Slurm
-from slurm.fitness import file_system
-from slurm.lab import Lab
+from slurm.lab.cluster import Lab
+from slurm.status.doctor import file_system
 from tests.jobs.conftest import shell  # noqa: F401
 from tests.jobs.shell import Shell, pretrain
 from tests.patience import Patience, Stopwatch, until

@@ -11,12 +11,12 @@ import psutil
 import pytest
 import yaml
 
-from cluster.processes import processes_of
-from cluster.run_dir import RUNS_VARIABLE, RunDir
+from cluster.process.kill import processes_of
+from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
-from jobs.submission import submit
-from slurm.carriers import job_id
-from slurm.lab import Lab
+from jobs.runs.submit import submit
+from slurm.lab.cluster import Lab
+from slurm.submission.job_lookup import job_id
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 from tests.patience import Patience, until
 from tests.processes import words_of
@@ -24,7 +24,7 @@ from tests.slurm.conftest import ROOT
 from tests.slurm.toy import finish, said
 
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
-RAY = ("raylet", "gcs_server", "ray::", "cluster.ray_engine")
+RAY = ("raylet", "gcs_server", "ray::", "cluster.engines.ray")
 
 Start = Callable[..., RunDir]
 

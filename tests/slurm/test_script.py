@@ -14,10 +14,10 @@ import pytest
 
 from cluster.config import Resources
 from cluster.errors import ConfigError
-from cluster.run_dir import RunDir
-from slurm.container import wrap
+from cluster.run.directory import RunDir
+from slurm.batch.container import wrap
+from slurm.batch.script import fill, render_companion, render_job
 from slurm.profile import SlurmProfile
-from slurm.script import fill, render_companion, render_job
 
 GOLDEN = Path(__file__).parents[1] / "golden/slurm"
 REWRITE = "ROPEWALK_REWRITE_GOLDEN"

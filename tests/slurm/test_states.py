@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.backend import Profile
-from cluster.processes import processes_of
-from cluster.run_dir import RunDir
+from cluster.backends.profiles import Profile
+from cluster.backends.recovery import failed_dependencies, key_of
+from cluster.process.kill import processes_of
+from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
-from cluster.submitted import failed_dependencies, key_of
 from slurm.backend import SlurmBackend
-from slurm.carriers import STATES
 from slurm.commands import Job, Slurm, run_command
-from slurm.lab import Lab
-from slurm.lab_processes import marked
-from slurm.states import SETTLE_SECONDS, judge
+from slurm.lab.cluster import Lab
+from slurm.lab.processes import marked
+from slurm.status.run_state import SETTLE_SECONDS, judge
+from slurm.submission.job_lookup import STATES
 from tests.patience import Stopwatch, until
 from tests.processes import words_of
 from tests.slurm.conftest import ROOT, MakeLab
@@ -188,7 +188,7 @@ def test_the_conductor_is_killed(slurm_lab: Lab, tick: Start) -> None:
     run = tick(steps=60)
     run.reach(3)
     for process in processes_of(run.run.path):
-        if "slurm.conductor" in " ".join(words_of(process)):
+        if "slurm.runtime.coordinator" in " ".join(words_of(process)):
             process.kill()
     assert run.finish().state is RunState.SUCCEEDED
     first = run.run.outcome(1)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from cluster.config import Resources
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from slurm.commands import Slurm
-from slurm.lab import Lab
-from slurm.lane import SlurmLane
+from slurm.lab.cluster import Lab
 from slurm.profile import SlurmProfile
+from slurm.runtime.allocation import SlurmLane
 from tests.patience import Patience, Stopwatch, ended, until
 from tests.slurm.conftest import MakeLab
 from tests.slurm.toy import SlurmToy

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from cluster.backends.recovery import key_of
 from cluster.errors import BackendError
 from cluster.spec import RunState
-from cluster.submitted import key_of
-from slurm.carriers import CLAIM, job_id, jobs_of
 from slurm.commands import Slurm
-from slurm.conductor import claim
-from slurm.lab import Lab
-from slurm.states import judge
-from slurm.submit import SubmissionInDoubtError, submit_once
+from slurm.lab.cluster import Lab
+from slurm.runtime.coordinator import claim
+from slurm.status.run_state import judge
+from slurm.submission.job_lookup import CLAIM, job_id, jobs_of
+from slurm.submission.submit import SubmissionInDoubtError, submit_once
 from tests.patience import until
 from tests.slurm.conftest import ROOT, MakeLab
 from tests.slurm.edges import Recorder, Unlucky, forget, jobs_with, socket_times_out, times_out
@@ -130,7 +130,7 @@ def test_a_client_killed_before_sbatch(slurm_lab: Lab, tick: Start, monkeypatch:
     run = tick(submit=False, steps=2)
     run.run.begin_attempt(opened_by="submission", key=key_of(run.run, 1))
     assert (run.state.state, run.state.word) == (RunState.PENDING, "submitting")
-    monkeypatch.setattr("slurm.states.PATIENCE_SECONDS", 0)
+    monkeypatch.setattr("slurm.status.run_state.PATIENCE_SECONDS", 0)
     assert (run.state.state, run.state.word) == (RunState.UNKNOWN, "lost")
     assert f"its submission was cut short; `ropewalk resume {run.run.id}`" in run.state.reason
     run.backend.submit(run.run, run.resources)

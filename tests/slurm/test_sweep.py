@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cluster.spec import RunState
-from jobs.cancelling import cancel_runs
+from jobs.runs.cancel import cancel_runs
 from tests.jobs.sweeping import Swept, sweeps
 from tests.patience import Patience, until
 from tests.slurm.conftest import MakeLab

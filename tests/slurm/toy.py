@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from cluster.backend import BackendState, Profile
+from cluster.backends.base import BackendState
+from cluster.backends.profiles import Profile
 from cluster.config import Resources
-from cluster.files import read_lines
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
+from cluster.run.files import read_lines
 from cluster.spec import Outcome
 from slurm.backend import SlurmBackend
-from slurm.carriers import job_id
+from slurm.submission.job_lookup import job_id
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,233 @@
+"""The agent: one a node, started by the backend. Runs the run's engine, carries the stop, tells the exit code.
+
+Usage: python -m cluster.agent RUN_DIR --attempt N --node K --nodes A..B --address ADDR --rendezvous HOST:PORT
+Exit codes: 0 done, 85 checkpointed: requeue, 42 never retry, 143 stopped without a confirmed checkpoint, else failed.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from cluster.agent.monitor import Monitor
+from cluster.config import NodeRange, Resources, Retries
+from cluster.engines.entry import configure_logging, write_error
+from cluster.engines.process import run_process
+from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
+from cluster.gpus import NODE_GPUS_VARIABLE
+from cluster.process.forking import cuda_runs, load, loaded
+from cluster.process.kill import end, family
+from cluster.process.scratch import descriptors, make_scratch, remove_scratch
+from cluster.process.signals import Departure, Flag, deaf_children, hear_stops
+from cluster.run.directory import RunDir
+from cluster.run.file_systems import Looks
+from cluster.run.files import write_json
+from cluster.spec import Engine
+
+log = logging.getLogger(__name__)
+
+SIDECAR_SECONDS = 15.0  # to drain and close at the end
+SIDECAR_NICE = 10
+LOOK_SECONDS = 5.0  # between two looks whether the attempt still goes on
+
+
+def main() -> None:
+    """Run this node's share of an attempt."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--node", type=int, default=0, help="index of this node in the allocation")
+    parser.add_argument("--nodes", default="1", help="nodes the group may have: N or A..B")
+    parser.add_argument("--address", default="127.0.0.1", help="address at which the other nodes reach this one")
+    parser.add_argument("--rendezvous", default="", help="HOST:PORT of the store (ranks engine)")
+    arguments = parser.parse_args()
+    configure_logging(f"node {arguments.node}")
+    code = Agent(arguments).run()
+    logging.shutdown()
+    os._exit(code)
+
+
+class Agent:
+    """What one node does in one attempt."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.run_dir = RunDir(arguments.run_dir)
+        self.attempt: int = arguments.attempt
+        self.node: int = arguments.node
+        self.nodes = NodeRange.model_validate(NodeRange.parse(arguments.nodes))
+        self.address: str = arguments.address
+        self.rendezvous: str = arguments.rendezvous
+        self.folder = self.run_dir.attempt_dir(self.attempt)
+        record = self.run_dir.record
+        details = self.run_dir.attempt_details(self.attempt)
+        self.resources = Resources.model_validate(details.get("resources") or record["resources"])
+        self.retries = Retries.model_validate(record["config"].get("retries") or {})
+        self.engine = Engine(record["engine"])
+        os.environ.setdefault(NODE_GPUS_VARIABLE, str(self.resources.gpus))
+        # on the node's own disk: ranks look at it every step
+        self.scratch = make_scratch("a")
+        self.stop_flag = self.scratch / "stop"
+        os.environ["TMPDIR"] = tempfile.tempdir = str(self.scratch)  # what torch and others leave behind goes with it
+        self.sidecars: list[subprocess.Popen[bytes]] = []
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._fatal_looks = Looks(self.folder)
+        self._stop_asked = Flag()
+        self._departure = Departure()  # nothing runs before a group forms, and between two
+
+    def run(self) -> int:
+        """Watch, run the engine, clean up; returns the exit code."""
+        hear_stops(self._stop_asked.set)
+        if self.engine is Engine.RANKS:
+            self._warm()
+        threading.Thread(target=self._watch, args=(os.getppid(),), name="watch", daemon=True).start()
+        monitor = Monitor(self.folder / "nodes" / f"node-{self.node}.jsonl", self.node)
+        monitor.start()
+        if self.node == 0:
+            self._start_sidecars()
+        code = EXIT_FAILED
+        try:
+            code = self._run_engine()
+            if code == EXIT_LOST_PEER:
+                code = EXIT_FAILED
+        except Exception as error:  # an engine that does not start is an attempt that failed, and says why
+            log.exception("the %s engine failed", self.engine.value)
+            write_error(self.folder, f"node-{self.node}", error, code, who=f"node {self.node}'s agent", node=self.node)
+        finally:
+            self._departure.begin()
+            monitor.stop()
+            self._leave(code)
+        return code
+
+    def _run_engine(self) -> int:
+        if self.engine is Engine.RANKS:
+            from cluster.engines.ranks import Node, run_ranks  # noqa: PLC0415 - torch, only where it is needed
+
+            self._departure.pause()
+            node = Node(
+                run=self.run_dir,
+                attempt=self.attempt,
+                index=self.node,
+                least_nodes=self.nodes.least,
+                most_nodes=self.nodes.most,
+                ranks_per_node=self.resources.local_world_size,
+                address=self.address,
+                rendezvous=self.rendezvous,
+                stop_flag=self.stop_flag,
+                departure=self._departure,
+                hung_steps=self.retries.hung_steps,
+            )
+            return run_ranks(node, self.retries.bugs, self.retries.disturbances)
+        if self.engine is Engine.RAY:
+            from cluster.engines.ray import RayNode, run_ray  # noqa: PLC0415 - only where it is needed
+
+            return run_ray(
+                RayNode(
+                    run=self.run_dir,
+                    attempt=self.attempt,
+                    index=self.node,
+                    num_nodes=self.nodes.least,
+                    address=self.address,
+                    cpus=self.resources.cpus,
+                    gpus=self.resources.gpus,
+                    stop_flag=self.stop_flag,
+                )
+            )
+        return run_process(self.run_dir, self.attempt, self.stop_flag) if self.node == 0 else 0
+
+    def _warm(self) -> None:
+        """Import all that ranks need and fork their server, before there are threads and before any group forms: a node that
+        joins a group at work must not let it stand still. A stop that comes meanwhile finds nothing to save afterwards.
+        """
+        preload = ["cluster.engines.ranks", *(self.run_dir.record.get("preload") or [])]
+        load(preload)
+        if loaded(preload) and not cuda_runs():  # else the engine fails as it starts, and says why
+            from cluster.engines.ranks import warm  # noqa: PLC0415 - torch, only where it is needed
+
+            warm(preload)
+
+    # --- stops: a signal sets a flag, nothing else
+
+    def _watch(self, parent: int) -> None:
+        """Carry the stop to the ranks; end this node when nobody is left to end it."""
+        deadline: float | None = None
+        while True:
+            if self._stop_asked.wait(0.2 if deadline is None else 0) and deadline is None:
+                log.info("asked to stop: saving at the next step boundary")
+                self.run_dir.event("stop_requested", node=self.node, attempt=self.attempt)
+                self.stop_flag.touch()
+                deadline = time.monotonic() + self.resources.grace_seconds
+            if deadline is not None:
+                if self._departure.begin_if_nothing_runs():
+                    log.info("asked to stop while the group was not formed: there is nothing to save")
+                    self._end_all(EXIT_REQUEUE)
+                time.sleep(0.2)
+                if time.monotonic() > deadline:
+                    log.error("no checkpoint within %.0f s of the stop", self.resources.grace_seconds)
+                    self._abandon(EXIT_TERMINATED)
+            if os.getppid() != parent:
+                self._stop_asked.set()  # whoever started us is gone: save and leave
+            if self._succeeded():
+                log.error("attempt %d is over; this agent outlived it", self.attempt)
+                self._abandon(EXIT_TERMINATED)
+            # to miss it costs seconds: whoever carries the run ends this agent then
+            if self._fatal_looks.due() and (self.folder / "fatal.json").exists():
+                time.sleep(2.0)  # the ranks of this node see the broken group and leave by themselves
+                self._abandon(EXIT_NEVER_RETRY)
+
+    def _succeeded(self) -> bool:
+        """Whoever carries the run has concluded this attempt, or opened the next: nobody waits for this agent."""
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        return self.run_dir.outcome(self.attempt) is not None or self.run_dir.attempts()[-1] > self.attempt
+
+    def _abandon(self, code: int) -> None:
+        self._departure.begin()
+        self._end_all(code)
+
+    def _end_all(self, code: int) -> None:
+        spared = {os.getpid(), *(sidecar.pid for sidecar in self.sidecars)}
+        end(process for process in family(os.getpid()) if process.pid not in spared)
+        self._leave(code)
+        os._exit(code)
+
+    # --- sidecars, and leaving
+
+    def _start_sidecars(self) -> None:
+        for module in self.run_dir.record.get("sidecars") or []:
+            with (self.run_dir.log_dir(self.attempt) / f"{module}.log").open("ab") as stream, deaf_children():
+                command = [sys.executable, "-m", module, str(self.run_dir.path), "--attempt", str(self.attempt)]
+                sidecar = subprocess.Popen(
+                    command,
+                    stdout=stream,
+                    stderr=stream,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                    pass_fds=descriptors(self.scratch),  # its temporary files lie there, and it may outlive a killed agent
+                )
+            # it imports for a second, just as the group forms; under Ray all of this has a lower priority already
+            os.setpriority(os.PRIO_PROCESS, sidecar.pid, max(SIDECAR_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
+            self.sidecars.append(sidecar)
+
+    def _leave(self, code: int) -> None:
+        write_json(self.folder / "nodes" / f"node-{self.node}.json", {"node": self.node, "exit_code": code, "ended": time.time()})
+        for sidecar in self.sidecars:
+            sidecar.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + SIDECAR_SECONDS
+        for sidecar in self.sidecars:
+            try:
+                sidecar.wait(timeout=max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.warning("sidecar %s did not end in %.0f s; killed", sidecar.args, SIDECAR_SECONDS)
+                sidecar.kill()
+        remove_scratch(self.scratch)
+
+
+if __name__ == "__main__":
+    main()

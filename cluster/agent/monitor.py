@@ -1,0 +1,84 @@
+"""What a node does, sampled: psutil and NVML into a file that is also the node's heartbeat."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.run.files import append_line
+
+INTERVAL_SECONDS = 5.0
+_GIB = 2**30
+
+
+def sample(node: int) -> dict[str, Any]:
+    """One line of a node's samples: percentages, GiB, and each GPU's utilisation and memory."""
+    memory = psutil.virtual_memory()
+    network = psutil.net_io_counters()
+    values: dict[str, Any] = {
+        "time": time.time(),
+        "node": node,
+        "cpu_percent": psutil.cpu_percent(),
+        "load": psutil.getloadavg()[0],
+        "memory_used_gib": round((memory.total - memory.available) / _GIB, 3),
+        "memory_percent": memory.percent,
+        "process_memory_gib": round(_tree_memory() / _GIB, 3),
+        "network_sent_gib": round(network.bytes_sent / _GIB, 3) if network else 0.0,
+        "network_received_gib": round(network.bytes_recv / _GIB, 3) if network else 0.0,
+    }
+    return {**values, **_gpus()}
+
+
+def _tree_memory() -> int:
+    total = 0
+    me = psutil.Process()
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            total += process.memory_info().rss
+        except psutil.Error:  # it ended while we looked
+            continue
+    return total
+
+
+def _gpus() -> dict[str, float]:
+    import pynvml  # noqa: PLC0415 - absent drivers are normal; only a node with a GPU pays for the import
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return {}
+    values: dict[str, float] = {}
+    try:
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            values[f"gpu{index}_percent"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            values[f"gpu{index}_memory_gib"] = round(pynvml.nvmlDeviceGetMemoryInfo(handle).used / _GIB, 3)
+    finally:
+        pynvml.nvmlShutdown()
+    return values
+
+
+class Monitor:
+    """A thread that appends samples until stopped. A node whose file stands still is dead or cut off."""
+
+    def __init__(self, path: Path, node: int, interval_seconds: float = INTERVAL_SECONDS) -> None:
+        self._path, self._node, self._interval_seconds = path, node, interval_seconds
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
+
+    def start(self) -> None:
+        """Begin sampling."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take a last sample and end."""
+        self._ended.set()
+        self._thread.join(timeout=self._interval_seconds)
+
+    def _run(self) -> None:
+        while True:
+            append_line(self._path, sample(self._node))
+            if self._ended.wait(self._interval_seconds):
+                return

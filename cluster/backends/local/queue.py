@@ -1,0 +1,83 @@
+"""Many local runs, a few at a time: one detached process that starts a supervisor for each when its turn comes.
+
+Usage: python -m cluster.backends.local.queue DIRECTORY_OF_THE_FIRST_RUN
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from cluster.backends.local.backend import CARRIER, QUEUE, carrier
+from cluster.engines.entry import configure_logging
+from cluster.errors import EXIT_FAILED
+from cluster.process.forking import Forked, fork_program, load, needed
+from cluster.process.signals import Flag, hear_stops
+from cluster.run.directory import RunDir
+from cluster.run.files import read_json, write_json
+from cluster.spec import Outcome, RunState
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+
+
+class Queue:
+    """Runs of one submission in order. What waits when this process dies is resumed one by one; what runs goes on."""
+
+    def __init__(self, head: RunDir) -> None:
+        request = read_json(head.path / QUEUE) or {}
+        self.at_once: int = request["at_once"]
+        self.waiting = [RunDir(head.path.parent / run_id) for run_id in request["runs"]]
+        self.running: list[Forked] = []
+        self.leave = Flag()
+
+    def serve(self) -> None:
+        """Start every run in its turn, and return when the last supervisor has left."""
+        hear_stops(self.leave.set)
+        while (self.waiting or self.running) and not self.leave.is_set():
+            self.running = [process for process in self.running if process.poll() is None]
+            self._drop_cancelled()
+            while self.waiting and len(self.running) < self.at_once:
+                self._start(self.waiting.pop(0))
+            self.leave.wait(POLL_SECONDS)
+        for process in self.running:  # they save and leave
+            process.terminate()
+        for process in self.running:
+            process.wait()
+
+    def _drop_cancelled(self) -> None:
+        for run in [run for run in self.waiting if run.cancel_requested]:
+            self._never_ran(run, RunState.CANCELLED, 0, "cancelled before it started")
+            self.waiting.remove(run)
+
+    def _start(self, run: RunDir) -> None:
+        command = [sys.executable, "-m", "cluster.backends.local.supervisor_main", str(run.path)]
+        try:
+            run.make_folders(run.attempts()[-1])
+            load(needed(run))  # once for all of them
+            process = fork_program(command, os.environ, run.path / "supervisor.log")  # it outlives this process
+        except OSError as error:
+            log.exception("%s: no supervisor", run.id)
+            return self._never_ran(run, RunState.FAILED, EXIT_FAILED, f"its supervisor could not be started: {error}")
+        write_json(run.path / CARRIER, carrier(process.pid))
+        self.running.append(process)
+        return None
+
+    def _never_ran(self, run: RunDir, state: RunState, code: int, cause: str) -> None:
+        run.write_outcome(run.attempts()[-1], Outcome(state=state, exit_code=code, cause=cause, ended=time.time()))
+
+
+def main() -> None:
+    """Serve one queue, detached."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path)
+    head = RunDir(parser.parse_args().run_dir)
+    configure_logging("queue")
+    Queue(head).serve()
+
+
+if __name__ == "__main__":
+    main()

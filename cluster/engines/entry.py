@@ -1,0 +1,152 @@
+"""Call a job's entry and make an exit code of however it ends. Every engine ends here.
+
+Usage, also below torchrun: python -m cluster.engines.entry RUN_DIR --attempt N
+"""
+
+import argparse
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_LOST_PEER,
+    EXIT_NEVER_RETRY,
+    EXIT_REQUEUE,
+    RopewalkError,
+    StopRequested,
+)
+from cluster.run.context import STOP_VARIABLE, JobContext
+from cluster.run.directory import RunDir
+from cluster.run.files import write_json
+
+log = logging.getLogger(__name__)
+
+_LOST_PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "connect timeout", "gloo", "nccl")
+
+
+def load_entry(name: str) -> Callable[[JobContext], dict[str, Any] | None]:
+    """`module:attribute` as a callable."""
+    module, _, attribute = name.partition(":")
+    entry: Callable[[JobContext], dict[str, Any] | None] = getattr(import_module(module), attribute)
+    return entry
+
+
+def run_entry(context: JobContext) -> int:
+    """Call the run's entry; returns the exit code. Results and errors are left in the attempt's directory."""
+    folder = context.run.attempt_dir(context.attempt)
+    place = {"pid": os.getpid(), "group": context.group, "started": time.time()}
+    write_json(folder / "nodes" / f"rank-{context.rank}.json", place, durable=False)
+    try:
+        results = load_entry(context.run.record["entry"])(context)
+        if context.rank == 0:
+            write_json(folder / "result.json", results or {})
+        return EXIT_DONE
+    except StopRequested as stop:
+        log.info("stopped: %s", stop)
+        return EXIT_REQUEUE
+    except Exception as error:  # whatever it is becomes a record and an exit code
+        code = exit_code_of(error)
+        log.error("%s: %s", type(error).__name__, error, exc_info=code != EXIT_NEVER_RETRY)
+        who = {"who": f"rank {context.rank}", "rank": context.rank, "group": context.group}
+        write_error(folder, f"group-{context.group}-rank-{context.rank}", error, code, **who)
+        return code
+
+
+def write_error(folder: Path, name: str, error: Exception, code: int, **who: Any) -> None:
+    """Record why a process gives up, for the attempt's cause and for `why`; call it where the error is caught."""
+    record = {
+        **who,
+        "time": time.time(),
+        "exit_code": code,
+        "type": type(error).__name__,
+        "message": str(error)[:4000],
+        "traceback": traceback.format_exc()[-8000:],
+    }
+    write_json(folder / "errors" / f"{name}.json", record)
+    if code == EXIT_NEVER_RETRY:
+        write_json(folder / "fatal.json", record)  # tells every agent of the attempt to leave
+
+
+def exit_code_of(error: Exception) -> int:
+    """42 for what another attempt cannot mend, 75 for a lost peer, else 1."""
+    if isinstance(error, RopewalkError):
+        return EXIT_FAILED if error.retryable else EXIT_NEVER_RETRY
+    words = f"{type(error).__name__} {error}".lower()
+    if isinstance(error, RuntimeError) and any(sign in words for sign in _LOST_PEER_SIGNS):
+        return EXIT_LOST_PEER
+    return EXIT_FAILED
+
+
+def redirect_output(path: Path) -> None:
+    """Send this process's stdout and stderr to the end of a log file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with path.open("ab", buffering=0) as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+
+
+def configure_logging(label: str) -> None:
+    """One line an event, with time and who says it."""
+    logging.basicConfig(
+        level=os.environ.get("ROPEWALK_LOG_LEVEL", "INFO").upper(),
+        format=f"%(asctime)s {label} %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """End this process when its parent is gone, or the process that had multiprocessing's server fork it, even if that was
+    so before: an orphaned rank would burn a GPU and fight its successor.
+    """
+    parent = parent or os.getppid()
+    starter = multiprocessing.parent_process()
+
+    def watch() -> None:
+        while os.getppid() == parent and (starter is None or starter.is_alive()):
+            time.sleep(0.3)
+        os._exit(EXIT_LOST_PEER)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def main() -> None:
+    """Run an entry as this process: below torchrun, in the `process` engine, and as a Ray driver."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--parent", type=int, help="the process that started this one, and without which it ends")
+    arguments = parser.parse_args()
+    rank = int(os.environ.get("RANK", "0"))
+    configure_logging(f"rank {rank}")
+    flag = os.environ.get(STOP_VARIABLE)
+    context = JobContext(
+        run=RunDir(arguments.run_dir),
+        attempt=arguments.attempt,
+        rank=rank,
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        stop_flag=Path(flag) if flag else None,
+    )
+    if rank == 0:
+        context.fence.claim()
+    die_with_parent(arguments.parent)
+    code = run_entry(context)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a broken process group must not hang the interpreter's teardown
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""The process engine: one process on the first node."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from cluster.process.signals import deaf_children
+from cluster.run.context import STOP_VARIABLE
+from cluster.run.directory import RunDir
+
+
+def run_process(run: RunDir, attempt: int, stop_flag: Path, environment: Mapping[str, str] | None = None) -> int:
+    """Run the entry in a process of its own; returns its exit code (128 + signal if one killed it)."""
+    with (run.log_dir(attempt) / "rank-0.log").open("ab") as stream, deaf_children():
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "cluster.engines.entry",
+                str(run.path),
+                "--attempt",
+                str(attempt),
+                "--parent",
+                str(os.getpid()),
+            ],
+            stdout=stream,
+            stderr=stream,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **(environment or {}), STOP_VARIABLE: str(stop_flag)},
+        )
+    code = process.wait()
+    if code < 0:
+        run.event("rank_lost", rank=0, node=0, exit_code=code, attempt=attempt)
+        return 128 - code
+    return code

@@ -1,0 +1,271 @@
+"""The ray engine: a Ray cluster over the allocation, the driver on its first node, and nothing left behind.
+
+Ray on shared machines: every run has its own ports, its own short temporary directory (socket paths are limited
+to 107 bytes), its own token, and ends only the processes that it started itself.
+
+Usage, by itself alone: python -m cluster.engines.ray start ... is `ray start` that ends with whoever started it.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+
+from cluster.engines.ports import free_port, node_cpus
+from cluster.engines.process import run_process
+from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_REQUEUE, StopRequested
+from cluster.process.kill import end, family, processes_of
+from cluster.process.scratch import make_scratch, remove_scratch
+from cluster.process.signals import deaf_children
+from cluster.run.directory import RunDir
+from cluster.run.file_systems import look_seconds
+from cluster.run.files import read_afresh, read_json_afresh, write_json
+from cluster.run.succession import read_mark_afresh, write_mark
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 90.0
+PARENT_CHECK_SECONDS = 0.3
+LONGEST_SCRATCH = 30  # what Ray puts below it takes up to 75 bytes
+JOIN_VARIABLE = "ROPEWALK_RAY_ADDRESS"  # HOST:PORT of a Ray that whoever owns the nodes has started over all of them
+NODES_SECONDS = 5.0  # what Ray's head may take to name its nodes
+OBJECT_STORE_BYTES = 256 * 2**20  # documents never travel through it; jobs that need more say so by their memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayNode:
+    """This node's place in a Ray cluster."""
+
+    run: RunDir
+    attempt: int
+    index: int
+    num_nodes: int
+    address: str
+    cpus: int | None
+    gpus: int
+    stop_flag: Path
+    for_tune: bool = False  # its actors take none of the workers that Ray starts in advance, and nobody reads their output
+
+    @property
+    def folder(self) -> Path:
+        """The attempt's directory, which every node sees."""
+        return self.run.attempt_dir(self.attempt)
+
+    @cached_property
+    def ip(self) -> str:
+        """The address as a number: Ray takes no host names."""
+        return socket.gethostbyname(self.address)
+
+
+def run_ray(node: RayNode) -> int:
+    """Start this node's Ray, run the driver on the first node, wait for its end elsewhere; the exit code."""
+    if there := os.environ.get(JOIN_VARIABLE):
+        return run_process(node.run, node.attempt, node.stop_flag, {"RAY_ADDRESS": there})
+    scratch = short_scratch()
+    ray: subprocess.Popen[bytes] | None = None
+    try:
+        if node.index == 0:
+            ray = start_ray(node, scratch, head=True)
+            address = (scratch / "address").read_text()
+            write_json(node.folder / "ray.json", {"address": address})
+            await_nodes(node)
+            code = run_process(node.run, node.attempt, node.stop_flag, {"RAY_ADDRESS": address})
+            write_json(node.folder / "driver.json", {"exit_code": code})
+            return code
+        ray = start_ray(node, scratch, head=False)
+        write_mark(node.folder / "nodes" / f"ray-{node.index}", 1)
+        return await_driver(node, ray)
+    except StopRequested as stop:
+        log.info("%s", stop)
+        return EXIT_REQUEUE
+    finally:
+        if ray is not None:
+            stop_ray(ray, scratch)
+        remove_scratch(scratch)
+
+
+def short_scratch() -> Path:
+    """A private directory whose name leaves Ray's sockets room below the 107 bytes that a socket's path may have."""
+    parent = tempfile.gettempdir()
+    return make_scratch("r", parent if len(parent) <= LONGEST_SCRATCH else "/tmp")  # noqa: S108
+
+
+def start_command(node: RayNode, scratch: Path, head_address: str | None) -> list[str]:
+    """`ray start` for this node; without a head's address it is the head."""
+    command = [*ray_command(node.ip, node.cpus or node_cpus(), node.gpus), f"--temp-dir={scratch}"]
+    if node.for_tune:
+        command.append("--include-log-monitor=false")
+    if head_address is not None:
+        return [*command, f"--address={head_address}"]
+    return [*command, *head_options(node.ip, free_port(node.ip))]
+
+
+def ray_command(ip: str, cpus: int | None, gpus: int) -> list[str]:
+    """`ray start` that ends with whoever starts it, as far as it is the same on every node."""
+    command = [sys.executable, "-m", "cluster.engines.ray", "start", "--block", "--disable-usage-stats"]
+    command += [f"--node-ip-address={ip}", f"--num-gpus={gpus}", "--log-style=record", "--log-color=false"]
+    command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
+    command += [f"--dashboard-agent-listen-port={free_port(ip)}"]
+    return command if cpus is None else [*command, f"--num-cpus={cpus}"]
+
+
+def head_options(ip: str, port: int) -> list[str]:
+    """What makes it the head."""
+    options = ["--head", f"--port={port}", "--include-dashboard=false", "--no-monitor"]  # that is for clusters that scale
+    if find_spec("grpc") is not None:  # Ray then starts its client's server, on one port for all unless told otherwise
+        options.append(f"--ray-client-server-port={free_port(ip)}")
+    return options
+
+
+def count_nodes(address: str) -> int:
+    """How many nodes the Ray cluster of a head has; 0 where the head does not answer."""
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # noqa: PLC0415 - agents need none of it
+    from ray.core.generated.gcs_pb2 import GcsNodeInfo  # noqa: PLC0415
+    from ray.exceptions import RayError  # noqa: PLC0415
+
+    try:
+        nodes = GcsClient(address=address).get_all_node_info(timeout=NODES_SECONDS)
+    except (RayError, ConnectionError, RuntimeError) as error:
+        log.info("Ray's head %s does not answer: %s", address, error)
+        return 0
+    return sum(node.state == GcsNodeInfo.ALIVE for node in nodes.values())
+
+
+def environment(node: RayNode) -> Mapping[str, str]:
+    """What Ray's daemons need besides ours. The token comes from the backend and is never written down."""
+    ours = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # a user's own cluster
+    if node.ip.startswith("127."):
+        ours["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"
+    if node.for_tune:
+        ours["RAY_prestart_worker_first_driver"] = "0"
+    return ours
+
+
+def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[bytes]:
+    """Start Ray on this node and wait until it answers. Raises StopRequested, or says why it did not start."""
+    head_address = None if head else await_head(node)
+    command = start_command(node, scratch, head_address)
+    output = node.run.log_dir(node.attempt) / f"ray-{node.index}.log"
+    with output.open("ab") as stream, deaf_children():
+        ray = subprocess.Popen(
+            command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, env=environment(node), start_new_session=True
+        )
+
+    def started() -> bool:
+        if ray.poll() is not None:
+            raise RuntimeError(f"ray start on node {node.index} ended with {ray.returncode}: {tail(output)}")
+        return "Ray runtime started" in output.read_text(errors="replace")
+
+    try:
+        if not _wait(node, started):
+            raise TimeoutError(f"ray start on node {node.index} took more than {START_SECONDS:.0f} s: {tail(output)}")
+    except BaseException:
+        stop_ray(ray, scratch)
+        raise
+    if head:
+        port = next(word.partition("=")[2] for word in command if word.startswith("--port="))
+        (scratch / "address").write_text(f"{node.ip}:{port}")
+    return ray
+
+
+def _wait(node: RayNode, condition: Callable[[], bool]) -> bool:
+    """Whether it came true in time. Raises StopRequested when the run is to stop: there is nothing to save yet."""
+    deadline = time.monotonic() + START_SECONDS
+    while not condition():
+        if node.stop_flag.exists():
+            raise StopRequested("asked to stop while Ray started: there is nothing to save")
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def tail(path: Path) -> str:
+    """The last words of a log, for an error message."""
+    lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return " | ".join(lines[-5:]) or "it said nothing"
+
+
+def await_head(node: RayNode) -> str:
+    """The head's address, as soon as the first node has published it."""
+    path = node.folder / "ray.json"
+    if not _wait(node, lambda: bool(read_afresh(path))):
+        raise TimeoutError(f"node {node.index}: the first node published no Ray address within {START_SECONDS:.0f} s")
+    return str((read_json_afresh(path) or {})["address"])
+
+
+def await_nodes(node: RayNode) -> None:
+    """Wait until every other node has joined; a failed start fails the attempt."""
+    marks = {index: node.folder / "nodes" / f"ray-{index}" for index in range(1, node.num_nodes)}
+    if not _wait(node, lambda: all(read_mark_afresh(mark) for mark in marks.values())):
+        late = [index for index, mark in marks.items() if not read_mark_afresh(mark)]
+        raise TimeoutError(f"Ray did not start on nodes {late} within {START_SECONDS:.0f} s; see their ray-K.log")
+
+
+def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
+    """On the other nodes: keep Ray alive until the driver has ended."""
+    pause_seconds = look_seconds(node.folder)
+    while True:
+        if found := read_json_afresh(node.folder / "driver.json"):
+            return int(found["exit_code"])
+        if ray.poll() is not None:
+            log.error("Ray on node %d ended with %s", node.index, ray.returncode)
+            return EXIT_REQUEUE if node.stop_flag.exists() else EXIT_FAILED
+        time.sleep(pause_seconds)
+
+
+def stop_ray(ray: subprocess.Popen[bytes], scratch: Path) -> None:
+    """End this node's Ray processes: our children and whoever names our temporary directory, nobody else's."""
+    children = [process for process in family(ray.pid) if process.pid != ray.pid]
+    ray.kill()
+    ray.wait()
+    count = end([process for process in {*children, *processes_of(scratch), *_writers_of(scratch)} if process.is_running()])
+    log.info("Ray ended on this node (%d processes were left)", count)
+
+
+def _writers_of(scratch: Path) -> Iterator[psutil.Process]:
+    """Ray's agents, if who had started them is gone: they have no command line and no environment, but their logs."""
+    for process in psutil.process_iter():
+        try:
+            if process.name().startswith("ray::") and any(file.path.startswith(f"{scratch}/") for file in process.open_files()):
+                yield process
+        except psutil.Error:  # it ended while we looked, or is another user's
+            continue
+
+
+def main() -> None:
+    """Be `ray start`, and end with whoever started this process, taking along all that Ray started.
+
+    Without a dashboard its server stays, idle, and a start waits for it: half as long again, and 0.8 s of CPU time. No
+    option of Ray leaves it out.
+    """
+    from ray._private.node import Node  # noqa: PLC0415 - agents need none of it
+    from ray.scripts.scripts import main as ray  # noqa: PLC0415
+
+    Node.start_api_server = lambda *_, **__: None
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_SECONDS)
+        # Ray's own agents would end by a SIGTERM to themselves, to which they are deaf
+        end(process for process in family(os.getpid()) if process.pid != os.getpid())
+        os._exit(EXIT_LOST_PEER)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    ray()
+
+
+if __name__ == "__main__":
+    main()

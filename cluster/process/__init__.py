@@ -1,0 +1,1 @@
+"""Processes: signals, forking, and the end of all descendants."""

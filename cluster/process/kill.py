@@ -1,0 +1,46 @@
+"""Find and kill the processes of a directory, or a process and its descendants."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+
+def processes_of(place: Path | str) -> list[psutil.Process]:
+    """This user's processes whose command line or environment names `place` or something below it; never this one."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE and _names(process, str(place)):
+                found.append(process)
+        except psutil.Error:  # it ended while we looked, or is another user's
+            continue
+    return found
+
+
+def _names(process: psutil.Process, place: str) -> bool:
+    if any(place in word for word in process.cmdline()):
+        return True
+    return any(value == place or value.startswith(f"{place}/") for value in process.environ().values())
+
+
+def end(processes: Iterable[psutil.Process], wait_seconds: float = 3.0) -> int:
+    """Kill them, and wait until they are gone; how many there were."""
+    doomed = list(processes)
+    for process in doomed:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(doomed, timeout=wait_seconds)
+    return len(doomed)
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all its descendants; nothing if it is gone."""
+    try:
+        process = psutil.Process(pid)
+        return [*process.children(recursive=True), process]
+    except psutil.NoSuchProcess:
+        return []

@@ -1,0 +1,1 @@
+"""From a run to its attempts: budgets, the nodes of an allocation, agents, outcomes."""

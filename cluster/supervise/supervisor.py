@@ -1,0 +1,118 @@
+"""Whoever carries a run on a lane: its attempts, one after the other, until it is done, out of retries, or out of nodes."""
+
+import logging
+import time
+from dataclasses import replace
+from typing import Any
+
+from cluster.config import Resources, Retries
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
+from cluster.run.directory import RunDir
+from cluster.run.files import read_afresh
+from cluster.spec import Outcome, RunState
+from cluster.supervise.allocation import AGENTS, Lane
+from cluster.supervise.attempt import Attempt
+
+log = logging.getLogger(__name__)
+
+BY_SUBMISSION = "submission"  # attempt.json: opened by whoever submitted or resumed the run: budgets start anew
+
+
+def spent(run: RunDir) -> tuple[int, int]:
+    """How many (bugs, disturbances) ended attempts since the run was last submitted or resumed."""
+    bugs = disturbances = 0
+    for number in reversed(run.attempts()):
+        outcome = run.outcome(number)
+        if outcome is not None and not outcome.state.final:
+            bugs += outcome.exit_code == EXIT_FAILED
+            disturbances += outcome.exit_code != EXIT_FAILED
+        if run.attempt_details(number).get("opened_by") == BY_SUBMISSION:
+            break
+    return bugs, disturbances
+
+
+class Supervisor:
+    """Carries one run. Budgets are counted from the outcomes on disk, so that a requeue forgets none."""
+
+    def __init__(self, run: RunDir, lane: Lane, python: str) -> None:
+        self.run, self.lane, self.python = run, lane, python
+
+    def supervise(self, number: int) -> int:
+        """Carry the run from the open attempt `number` on; 0 done, 1 failed for good, 85 requeue: the nodes are wanted back."""
+        details = self.run.attempt_details(number)
+        resources = Resources.model_validate(details.get("resources") or self.run.record["resources"])
+        while True:
+            outcome = self._carry_out(number, resources)
+            log.info("attempt %d ended: %s (%s)", number, outcome.state, outcome.cause)
+            if self.run.attempts()[-1] != number:
+                log.error("somebody else has taken the run over; leaving it alone")
+                return EXIT_FAILED
+            if outcome.state.final:
+                return EXIT_DONE if outcome.state is not RunState.FAILED else EXIT_FAILED
+            if not self.lane.keeps():
+                return EXIT_REQUEUE
+            number = self.run.begin_attempt(**carried_over(self.run, number), opened_by="retry")
+
+    def _carry_out(self, number: int, resources: Resources) -> Outcome:
+        retry_bugs = spent(self.run)[0] < retries_of(self.run).bugs
+        try:
+            Attempt(self.run, number, resources, self.lane, retry_bugs=retry_bugs, python=self.python).carry_out()
+        except Exception as error:
+            cause = f"the {self.lane.name} backend failed: {type(error).__name__}: {error}"
+            self.run.write_outcome(number, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
+            raise
+        return end_if_spent(self.run, number)
+
+
+def retries_of(run: RunDir) -> Retries:
+    """The run's budgets."""
+    return Retries.model_validate(run.record["config"].get("retries") or {})
+
+
+def end_if_spent(run: RunDir, number: int) -> Outcome:
+    """The outcome of the newest attempt, made final if it was one disturbance too many."""
+    outcome = run.outcome(number)
+    assert outcome is not None
+    disturbances, allowed = spent(run)[1], retries_of(run).disturbances
+    if not outcome.state.final and outcome.exit_code != EXIT_FAILED and disturbances > allowed:
+        cause = f"{outcome.cause}; that was disturbance {disturbances}, retries.disturbances allows {allowed}"
+        outcome = replace(outcome, state=RunState.FAILED, cause=cause)
+        run.write_outcome(number, outcome)
+    return outcome
+
+
+def carried_over(run: RunDir, number: int) -> dict[str, Any]:
+    """What the next attempt of the same submission inherits from this one: handle, resources, the backend's own keys."""
+    own = {"attempt", "created", "opened_by", "started", "hosts"}
+    return {key: value for key, value in run.attempt_details(number).items() if key not in own}
+
+
+def bury_unfinished(run: RunDir, cause: str) -> None:
+    """An attempt that nobody lived to conclude: say so, before the next one is opened."""
+    attempts = run.attempts()
+    if attempts and run.outcome(attempts[-1]) is None:
+        outcome = Outcome(state=RunState.REQUEUED, exit_code=EXIT_TERMINATED, cause=cause, ended=time.time())
+        run.write_outcome(attempts[-1], outcome)
+        run.event("attempt_ended", attempt=attempts[-1], state=outcome.state, cause=cause)
+
+
+def open_attempt(run: RunDir, died: str, **details: Any) -> int | None:
+    """The attempt to carry out: that of the submission, or after a requeue the next. None: there is nothing to do.
+
+    `died` is the cause of an attempt that nobody concluded.
+    """
+    newest = run.attempts()[-1]
+    outcome = run.outcome(newest)
+    if outcome is not None and outcome.state.final:
+        log.info("the run is over: %s", outcome.state)
+        return None
+    if run.cancel_requested:
+        cancelled = Outcome(state=RunState.CANCELLED, exit_code=0, cause="cancelled before it started", ended=time.time())
+        run.write_outcome(newest, cancelled)
+        return None
+    if outcome is None and not read_afresh(run.attempt_dir(newest) / AGENTS):
+        return newest
+    bury_unfinished(run, died)
+    if end_if_spent(run, newest).state.final:
+        return None
+    return run.begin_attempt(**{**carried_over(run, newest), **details}, opened_by="requeue")

@@ -1,0 +1,1 @@
+"""Duplicate documents, exact and near."""

@@ -1,0 +1,111 @@
+"""One element of an array: does its share of a pass, each result a file of its own, so that killing it loses one task."""
+
+import os
+import pickle
+import signal
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+
+from cluster.errors import EXIT_LOST_PEER, RopewalkError
+from cluster.process.signals import Flag
+from cluster.run.files import write_atomically
+from datapipe.execution.worker import Task, Worker
+
+LEASE = "lease.json"
+LEASE_SECONDS = 120.0  # a driver that did not touch its lease for so long is dead
+LEASE_CHECK_SECONDS = 10.0
+PARENT_CHECK_SECONDS = 0.3
+ENDING = ".result"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What one element does: numbered tasks, and the folder that takes each one's result as NUMBER.result."""
+
+    output_url: str
+    work_url: str
+    tasks: tuple[tuple[int, Task], ...]
+    folder: Path
+    lease: Path
+    driver: tuple[int, float] | None  # its pid and the second in which it began, if it is on this machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How an element ended by itself: all done, asked to leave before that, or a task's error."""
+
+    error: RopewalkError | None = None
+
+
+def result_name(number: int) -> str:
+    """The file of one task's result."""
+    return f"{number:06d}{ENDING}"
+
+
+def do_share(share: Share) -> Ended:
+    """Do the tasks one after another; on SIGUSR2 (the time limit is near, preempted) leave after the one under way.
+
+    Everything is committed before it is told, so SIGTERM ends the process at once. So does the death of its driver.
+    """
+    leave = Flag()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would let it pass, and requeue on SIGUSR2
+    signal.signal(signal.SIGUSR2, lambda *_: leave.set())
+    _leave_with_driver(share)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    pa.set_cpu_count(1)
+    worker = Worker(share.output_url, share.work_url)
+    for number, task in share.tasks:
+        if leave.is_set():
+            break
+        try:
+            result = worker.do(task)
+        except RopewalkError as error:
+            return Ended(error=error)
+        write_atomically(share.folder / result_name(number), pickle.dumps(result))
+    return Ended()
+
+
+def _leave_with_driver(share: Share) -> None:
+    """End this process when submitit's, or the driver, is gone: nobody would look at its work."""
+    parent = os.getppid()
+    if not lease_holds(share.lease) or not _alive(share.driver):
+        os._exit(EXIT_LOST_PEER)
+
+    def watch() -> None:
+        looked = time.monotonic()
+        while os.getppid() == parent and _alive(share.driver):
+            if time.monotonic() - looked > LEASE_CHECK_SECONDS:
+                if not lease_holds(share.lease):
+                    break
+                looked = time.monotonic()
+            time.sleep(PARENT_CHECK_SECONDS)
+        os._exit(EXIT_LOST_PEER)
+
+    threading.Thread(target=watch, name="driver-watch", daemon=True).start()
+
+
+def lease_holds(lease: Path) -> bool:
+    """The driver touched its lease not long ago, by the clock of the file system that both see."""
+    try:
+        with tempfile.TemporaryFile(dir=lease.parent) as now, lease.open("rb") as stream:  # opening asks the server anew
+            now.write(b".")
+            now.flush()
+            return os.fstat(now.fileno()).st_mtime - os.fstat(stream.fileno()).st_mtime < LEASE_SECONDS
+    except FileNotFoundError:
+        return False
+
+
+def _alive(driver: tuple[int, float] | None) -> bool:
+    if driver is None:
+        return True
+    try:
+        process = psutil.Process(driver[0])
+        return abs(process.create_time() - driver[1]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,140 @@
+"""Ray actors that carry out tasks: bounded work in flight, the dead replaced, never all CPUs taken."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
+
+from cluster.errors import BackendError, DataError, RopewalkError, StopRequested
+from datapipe.execution.worker import DEATHS_A_TASK, Task, Worker
+
+log = logging.getLogger(__name__)
+
+FAILED_STARTS = 5  # in a row
+POLL_SECONDS = 0.25
+
+
+class _Actor:
+    """A `Worker` in a process of its own, single-threaded so that as many run at once as there are CPUs."""
+
+    def __init__(self, output_url: str, work_url: str) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        pa.set_cpu_count(1)
+        self.worker = Worker(output_url, work_url)
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def do(self, task: Task) -> Any:
+        return self.worker.do(task)
+
+
+def cpus_an_actor(actors: int, cluster_cpus: float) -> float:
+    """CPUs that each actor reserves: one, or less where that would leave none for the rest of the cluster."""
+    free = cluster_cpus - 1 if cluster_cpus > 1 else cluster_cpus / 2
+    return 1.0 if actors <= free else max(int(free / actors * 1000) / 1000, 0.001)
+
+
+class Crew:
+    """A number of actors of one data set. Use as a context: leaving it ends them."""
+
+    def __init__(self, output_url: str, work_url: str, actors: int | None, stop: Callable[[], bool]) -> None:
+        cpus = float(ray.cluster_resources().get("CPU", 1))
+        self.size = actors or max(int(cpus) - 1, 1)
+        self.urls = (output_url, work_url)
+        self.stop = stop
+        self.kind = ray.remote(_Actor).options(num_cpus=cpus_an_actor(self.size, cpus), max_restarts=0)
+        self.starting: dict[Any, Any] = {}  # reference → actor
+        self.idle: list[Any] = []
+        self.busy: dict[Any, tuple[Any, Task]] = {}
+        self.failed_starts = 0
+        self.deaths = 0
+
+    def __enter__(self) -> "Crew":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for actor in [*self.starting.values(), *self.idle, *(a for a, _ in self.busy.values())]:
+            ray.kill(actor)
+        self.starting, self.idle, self.busy = {}, [], {}
+
+    def carry_out(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+        """Yield each task with its result as it is done.
+
+        Raises what a task raised; DataError for a task that killed three actors; StopRequested after a stop was
+        asked for: what is committed stays, what is under way is dropped.
+        """
+        waiting = list(reversed(tasks))
+        deaths: dict[int, int] = {}
+        try:
+            while waiting or self.busy:
+                if self.stop():
+                    raise StopRequested("asked to stop; committed units and shards stay")
+                self._fill(waiting)
+                done, _ = ray.wait([*self.busy, *self.starting], num_returns=1, timeout=POLL_SECONDS)
+                for reference in done:
+                    if reference in self.starting:
+                        self._started(reference)
+                        continue
+                    actor, task = self.busy.pop(reference)
+                    try:
+                        result = ray.get(reference)
+                    except (RayActorError, WorkerCrashedError, ObjectLostError) as error:
+                        ray.kill(actor)  # of a lost object the actor may be alive
+                        deaths[id(task)] = deaths.get(id(task), 0) + 1
+                        self.deaths += 1
+                        self._mourn(task, deaths[id(task)], error)
+                        waiting.append(task)
+                        continue
+                    except RayTaskError as error:
+                        raise _original(error) from None
+                    self.idle.append(actor)
+                    yield task, result
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _fill(self, waiting: list[Task]) -> None:
+        """Give idle actors work, and start as many actors as there is work for."""
+        while waiting and self.idle:
+            actor, task = self.idle.pop(), waiting.pop()
+            self.busy[actor.do.remote(task)] = (actor, task)
+        present = len(self.idle) + len(self.busy) + len(self.starting)
+        for _ in range(min(self.size - present, len(waiting) - len(self.starting))):
+            actor = self.kind.remote(*self.urls)
+            self.starting[actor.ready.remote()] = actor
+
+    def _started(self, reference: Any) -> None:
+        actor = self.starting.pop(reference)
+        try:
+            ray.get(reference)
+        except RayError as error:
+            self.failed_starts += 1
+            if self.failed_starts >= FAILED_STARTS:
+                raise BackendError(f"{self.failed_starts} actors in a row did not start: {_last_line(error)}") from None
+            log.warning("an actor did not start: %s", _last_line(error))
+            return
+        self.failed_starts = 0
+        self.idle.append(actor)
+
+    def _mourn(self, task: Task, deaths: int, error: Exception) -> None:
+        if deaths >= DEATHS_A_TASK:
+            raise DataError(
+                f"{task.label}: killed {deaths} actors ({_last_line(error)}); if memory ran out give them more"
+                " (resources.memory_gib) or use fewer (actors), else look at this input; committed work is kept"
+            )
+        log.warning("%s: its actor died (%s); another one takes over", task.label, _last_line(error))
+
+
+def _original(error: RayTaskError) -> BaseException:
+    cause = error.cause
+    return cause if isinstance(cause, (RopewalkError, StopRequested)) else error
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

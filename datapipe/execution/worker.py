@@ -1,0 +1,59 @@
+"""What one worker can do, whoever calls it: read a unit, train the tokenizer, encode a shard, list the rejected."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.errors import DataError
+from cluster.storage import Place
+from datapipe.config import ReadRules
+from datapipe.inputs.files import Unit
+from datapipe.inputs.ingest import UnitSummary, ingest_unit
+from datapipe.manifest import Shard
+from datapipe.rejected import RejectedPlan, write_rejected
+from datapipe.tokens.sample import SamplePlan, read_sample
+from datapipe.tokens.shards import ShardPlan, encode_shard
+from datapipe.tokens.tokenizer import Encoder, read_tokenizer, train_tokenizer, write_tokenizer
+
+DEATHS_A_TASK = 3  # of workers, by whatever means; then the task is at fault
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One piece of work: a method of `Worker`, its arguments, and what to call it in an error."""
+
+    method: str
+    label: str
+    arguments: tuple[Any, ...]
+
+
+class Worker:
+    """Works on one data set. Every method commits its result before it returns, so that it can be killed at any time."""
+
+    def __init__(self, output_url: str, work_url: str) -> None:
+        self.output, self.work = Place(output_url), Place(work_url)
+        self.encoder: Encoder | None = None
+
+    def do(self, task: Task) -> Any:
+        """Carry out a task."""
+        return getattr(self, task.method)(*task.arguments)
+
+    def ingest(self, unit: Unit, rules: ReadRules) -> UnitSummary:
+        """Read one unit of the input."""
+        return ingest_unit(unit, rules, self.work)
+
+    def train(self, sample: SamplePlan, vocabulary: int) -> None:
+        """Train the data set's tokenizer."""
+        write_tokenizer(self.output, self.work, train_tokenizer(read_sample(sample, self.work), vocabulary))
+
+    def encode(self, plan: ShardPlan) -> Shard:
+        """Write one shard."""
+        if self.encoder is None:
+            files = read_tokenizer(self.output, self.work)
+            if files is None:
+                raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
+            self.encoder = Encoder(files)
+        return encode_shard(plan, self.encoder, self.work, self.output)
+
+    def reject(self, plan: RejectedPlan) -> dict[str, int]:
+        """Write one list of rejected documents."""
+        return write_rejected(plan, self.work, self.output)

@@ -1,0 +1,182 @@
+"""Which files are the input, and how they are cut into units of work: both pure functions of what lies there."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from cluster.errors import DataError
+from cluster.storage import Place, retry
+from datapipe.config import MIB
+from datapipe.inputs.streams import open_file, place_of
+
+LINE_ENDINGS = {
+    ".jsonl": "",
+    ".ndjson": "",
+    ".jsonl.gz": "gzip",
+    ".ndjson.gz": "gzip",
+    ".jsonl.zst": "zstd",
+    ".ndjson.zst": "zstd",
+}
+PROSE_ENDINGS = (".txt", ".text", ".md", ".markdown", ".rst", ".tex")
+CODE_ENDINGS = (".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java", ".js", ".ts", ".sh", ".sql", ".toml")
+TEXT_ENDINGS = PROSE_ENDINGS + CODE_ENDINGS
+READ_HERE = "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.parquet, *.txt, *.md, *.rst, *.py"
+MAGIC = re.compile(r"[*?\[]")
+FILES_A_UNIT = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFile:
+    """One file of the input; `name` is relative to where its pattern starts, `version` changes when its content does."""
+
+    url: str
+    name: str
+    size: int
+    kind: str  # lines, gzip, zstd, parquet, text
+    version: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What one actor reads at a time: a byte range of one file, its row groups, or a group of small files.
+
+    `piece` of `pieces` is the share of the file whose checksum this unit takes.
+    """
+
+    index: int
+    files: tuple[InputFile, ...]
+    start: int = 0  # bytes of a `lines` file, row groups of a `parquet` file
+    end: int | None = None
+    piece: int = 0
+    pieces: int = 1
+
+    @property
+    def size(self) -> int:
+        """Bytes of input, about."""
+        return sum(f.size for f in self.files) // self.pieces
+
+    @property
+    def label(self) -> str:
+        """The unit in the words of an error message."""
+        first = self.files[0].url
+        if len(self.files) > 1:
+            return f"{first} and {len(self.files) - 1} more files"
+        return f"{first} (part {self.piece + 1} of {self.pieces})" if self.pieces > 1 else first
+
+
+def kind_of(name: str) -> str | None:
+    """How a file is read, by its ending; None if nobody here can."""
+    lower = name.lower()
+    for ending, compression in LINE_ENDINGS.items():
+        if lower.endswith(ending):
+            return compression or "lines"
+    if lower.endswith((".parquet", ".pq")):
+        return "parquet"
+    return "text" if lower.endswith(TEXT_ENDINGS) else None
+
+
+def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
+    """Every file that the patterns name, sorted by path, each once.
+
+    Raises DataError for a pattern that matches nothing and for a file that nobody here can read.
+    """
+    found: dict[str, InputFile] = {}
+    for pattern in patterns:
+        files = list(_expand(pattern))
+        if not files:
+            raise DataError(f"input {pattern!r}: matches no file; check the path, or use ** to look into folders")
+        unknown = [f.url for f in files if not f.kind]
+        if unknown:
+            raise DataError(
+                f"input {pattern!r}: {unknown[0]!r} (and {len(unknown) - 1} more of {len(files)} files) has an ending"
+                f" that is not read; narrow the pattern to one of {READ_HERE}"
+            )
+        for file in files:
+            found.setdefault(file.url, file)
+    return [found[url] for url in sorted(found)]
+
+
+def _expand(pattern: str) -> Iterator[InputFile]:
+    """The files of one pattern: a file, a directory (all below it), or a glob."""
+    scheme = pattern.partition("://")[0] + "://" if "://" in pattern else ""
+    magic = None if Path(pattern).exists() else MAGIC.search(pattern)  # a file may be called a[1].txt
+    fixed = pattern[: magic.start()].rpartition("/")[0] if magic else pattern
+    place = Place(fixed or "/")
+
+    def look() -> tuple[str, dict[str, dict[str, Any]]]:
+        if fixed != pattern:
+            return place.root, place.fs.glob(place.root + pattern[len(fixed) :], detail=True)
+        if place.fs.isfile(place.root):
+            return place.root.rpartition("/")[0], {place.root: place.fs.info(place.root)}
+        return place.root, place.fs.find(place.root, detail=True)
+
+    try:
+        base, entries = retry(look, f"list {pattern}")
+    except FileNotFoundError:
+        return
+    except PermissionError as error:
+        raise DataError(f"input {pattern!r}: {error.strerror or error}; check its permissions or the credentials") from None
+    for path, info in sorted(entries.items()):
+        name = path.removeprefix(base).lstrip("/")
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if info.get("type") == "directory" or (hidden and fixed == pattern and len(entries) > 1):
+            continue
+        url = path if not scheme or "://" in path else scheme + path
+        version = str(info.get("ETag") or info.get("mtime") or info.get("md5Hash") or "")
+        yield InputFile(url=url, name=name, size=int(info["size"]), kind=kind_of(name) or "", version=version)
+
+
+def plan_units(files: Iterable[InputFile], unit_mib: float) -> list[Unit]:
+    """The units of the input in global order; documents are ordered by unit, then by their place in it."""
+    limit = max(int(unit_mib * MIB), 1)
+    units: list[Unit] = []
+    group: list[InputFile] = []
+    held = 0
+
+    def flush() -> None:
+        nonlocal held
+        if group:
+            units.append(Unit(index=len(units), files=tuple(group)))
+            group.clear()
+            held = 0
+
+    for file in files:
+        if file.kind == "text":
+            if group and (len(group) >= FILES_A_UNIT or held + file.size > limit):
+                flush()
+            group.append(file)
+            held += file.size
+            continue
+        flush()
+        ranges = _ranges(file, limit)
+        for piece, (start, end) in enumerate(ranges):
+            units.append(Unit(index=len(units), files=(file,), start=start, end=end, piece=piece, pieces=len(ranges)))
+    flush()
+    return units
+
+
+def _ranges(file: InputFile, limit: int) -> list[tuple[int, int | None]]:
+    """Where a file is cut: bytes of plain lines, row groups of parquet, nowhere inside a compressed stream."""
+    if file.size <= limit or file.kind in {"gzip", "zstd"}:
+        return [(0, None)]
+    if file.kind == "lines":
+        return [(start, min(start + limit, file.size)) for start in range(0, file.size, limit)]
+    place, name = place_of(file.url)
+    try:
+        with open_file(place, name) as stream:
+            metadata = parquet.read_metadata(stream)
+    except (pa.ArrowException, OSError):
+        return [(0, None)]  # its reader records the damage
+    ranges: list[tuple[int, int | None]] = []
+    start, size = 0, 0
+    for group in range(metadata.num_row_groups):
+        size += metadata.row_group(group).total_byte_size
+        if size >= limit or group == metadata.num_row_groups - 1:
+            ranges.append((start, group + 1))
+            start, size = group + 1, 0
+    return ranges or [(0, None)]

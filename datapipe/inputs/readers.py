@@ -1,0 +1,235 @@
+"""Documents out of a unit of input, one after another, in bounded memory; what cannot be read is a recorded rejection."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import pyarrow as pa
+from pyarrow import parquet
+
+from cluster.errors import DataError, StorageError
+from datapipe.config import MIB, ReadRules
+from datapipe.inputs.files import InputFile, Unit
+from datapipe.inputs.lines import TOO_LONG, split_lines
+from datapipe.inputs.streams import (
+    DamagedStreamError,
+    HashedReader,
+    gzip_chunks,
+    open_file,
+    place_of,
+    plain_chunks,
+    zstd_chunks,
+)
+
+ROWS_A_BATCH = 256
+BOM = b"\xef\xbb\xbf"
+MISSING, NOT_UTF8 = object(), object()  # stand for a text that is not there, or does not decode
+CHUNKS = {"lines": plain_chunks, "gzip": gzip_chunks, "zstd": zstd_chunks}
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text that is let in; `id` is None where the record has none: then it is known by file and line."""
+
+    file: int  # index in the unit's files
+    line: int  # from 1, counted from the unit's start
+    id: str | None
+    source: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A document that is not let in, or a file whose rest cannot be read (`damaged_file`)."""
+
+    file: int
+    line: int
+    id: str | None
+    source: str
+    reason: str
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What a reader learns on the way besides documents."""
+
+    lines: int = 0  # of the unit; the next unit of the same file counts on from there
+    checksums: list[str] = field(default_factory=list)  # of each file, or of the unit's piece of it
+    damage: dict[int, str] = field(default_factory=dict)  # file index → why it could not be read to its end
+
+
+def read_unit(unit: Unit, rules: ReadRules, tally: Tally) -> Iterator[Document | Rejection]:
+    """Every record of the unit, in its order. Raises DataError if a file is not the one that was planned."""
+    for index, file in enumerate(unit.files):
+        reader = {"parquet": _read_parquet, "text": _read_text}.get(file.kind, _read_lines)
+        try:
+            yield from reader(unit, index, rules, tally)
+        except DamagedStreamError as error:
+            tally.damage[index] = str(error)
+            yield Rejection(index, 0, file.name, file.name, "damaged_file")
+
+
+def _open(file: InputFile) -> Any:
+    place, name = place_of(file.url)
+    try:
+        if place.size(name) != file.size:
+            raise DataError(
+                f"{file.url}: its size changed from {file.size} to {place.size(name)} bytes while it was read; start anew"
+            )
+        return open_file(place, name)
+    except FileNotFoundError:
+        raise DataError(f"{file.url}: it was there when the job began and is gone; put it back or start anew") from None
+    except PermissionError:
+        raise DataError(f"{file.url}: may not be read; check its permissions or the credentials") from None
+
+
+def _read_lines(unit: Unit, index: int, rules: ReadRules, tally: Tally) -> Iterator[Document | Rejection]:
+    """JSON lines, plain (the lines that begin in the unit's byte range) or compressed."""
+    file = unit.files[index]
+    with _open(file) as stream:
+        stream.seek(max(unit.start - 1, 0))
+        source = HashedReader(stream, unit.start, unit.end)
+        gate = Gate(index=index, file=file, rules=rules)
+        limit = int(rules.max_line_mib * MIB)
+        lines = split_lines(CHUNKS[file.kind](source), limit, unit.start, unit.end)
+        try:
+            for line in lines:
+                tally.lines += 1
+                if line is TOO_LONG:
+                    yield gate.refuse(tally.lines, "line_too_long")
+                    continue
+                record = line.removeprefix(BOM) if tally.lines == 1 and unit.start == 0 else line
+                if record and not record.isspace():
+                    yield _parse(record, tally.lines, gate)
+        finally:
+            tally.checksums.append(source.drain())
+
+
+def _parse(line: bytes, number: int, gate: "Gate") -> Document | Rejection:
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return gate.refuse(number, "invalid_utf8")
+        return gate.refuse(number, "invalid_json")
+    if not isinstance(record, dict):
+        return gate.refuse(number, "not_an_object")
+    rules = gate.rules
+    return gate.judge(number, record.get(rules.id_key), record.get(rules.source_key), record.get(rules.text_key, MISSING))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Lets the records of one file in, or says why not."""
+
+    index: int  # of the file, in the unit
+    file: InputFile
+    rules: ReadRules
+
+    def refuse(self, line: int, reason: str, known: str | None = None, source: str = "") -> Rejection:
+        """A record that cannot be a document."""
+        return Rejection(self.index, line, known, source or self.file.name, reason)
+
+    def judge(self, line: int, raw_id: Any, raw_source: Any, text: Any) -> Document | Rejection:
+        """A record as a document, or the reason against it. Ids that are not strings or numbers count as none."""
+        known = str(raw_id) if isinstance(raw_id, (str, int, float)) and not isinstance(raw_id, bool) and raw_id != "" else None
+        source = raw_source if isinstance(raw_source, str) and raw_source else self.file.name
+        reason = self._reason_against(text)
+        return self.refuse(line, reason, known, source) if reason else Document(self.index, line, known, source, text)
+
+    def _reason_against(self, text: Any) -> str | None:
+        if text is MISSING:
+            return "missing_text"
+        if text is None:
+            return "null_text"
+        if text is NOT_UTF8:
+            return "invalid_utf8"
+        if not isinstance(text, str):
+            return "text_not_string"
+        if not text or text.isspace():
+            return "empty"
+        if len(text) > self.rules.max_line_mib * MIB:
+            return "text_too_large"  # a cell of a parquet file: a longer line was refused before it was parsed
+        if len(text) < self.rules.min_chars:
+            return "too_short"
+        longest = self.rules.max_chars
+        return "too_long" if longest is not None and len(text) > longest else None
+
+
+def _read_text(unit: Unit, index: int, rules: ReadRules, tally: Tally) -> Iterator[Document | Rejection]:
+    """One document a file, known by the file's name."""
+    file = unit.files[index]
+    gate = Gate(index=index, file=file, rules=rules)
+    limit = int(rules.max_line_mib * MIB)
+    with _open(file) as stream:
+        source = HashedReader(stream)
+        raw = b""
+        while len(raw) <= limit and (chunk := source.read()):
+            raw += chunk
+        tally.checksums.append(source.drain())
+    if len(raw) > limit:
+        yield gate.refuse(1, "file_too_large", file.name)
+        return
+    if not raw:
+        return  # an empty file is no document
+    try:
+        text = raw.removeprefix(BOM).decode()
+    except UnicodeDecodeError:
+        yield gate.refuse(1, "invalid_utf8", file.name)
+        return
+    yield gate.judge(1, file.name, file.name, text)
+
+
+def _read_parquet(unit: Unit, index: int, rules: ReadRules, tally: Tally) -> Iterator[Document | Rejection]:
+    """The unit's row groups; a row counts as a line."""
+    file = unit.files[index]
+    first, last = file.size * unit.piece // unit.pieces, file.size * (unit.piece + 1) // unit.pieces
+    with _open(file) as stream:
+        stream.seek(first)
+        tally.checksums.append(HashedReader(stream, first, last).drain())
+    if file.size == 0:
+        return
+    gate = Gate(index=index, file=file, rules=rules)
+    with _open(file) as stream:
+        try:
+            table = parquet.ParquetFile(stream)
+            names = table.schema_arrow.names
+            if rules.text_key not in names:
+                raise DataError(
+                    f"{file.url}: no column {rules.text_key!r}, there are {', '.join(names)}; set text_key to one of them"
+                )
+            keys = (rules.id_key, rules.source_key, rules.text_key)
+            wanted = [k for k in keys if k in names]
+            groups = list(range(unit.start, unit.end if unit.end is not None else table.num_row_groups))
+            for batch in table.iter_batches(batch_size=ROWS_A_BATCH, row_groups=groups, columns=wanted, use_threads=False):
+                columns = {name: _plain_column(batch.column(name)) for name in wanted}
+                for row in range(batch.num_rows):
+                    tally.lines += 1
+                    yield gate.judge(tally.lines, *(columns[k][row] if k in columns else None for k in keys))
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, StorageError) or getattr(error, "errno", None):
+                raise
+            raise DamagedStreamError(f"parquet: {str(error).splitlines()[0]}") from None
+
+
+def _plain_column(column: Any) -> list[Any]:
+    """A column as Python values, each text decoded by itself so that one bad byte rejects one row."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_decode()
+        kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        column = column.cast(pa.binary() if pa.types.is_string(kind) else pa.large_binary())
+    elif not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        return list(column.to_pylist())
+    return [_decode(value) for value in column.to_pylist()]
+
+
+def _decode(value: bytes | None) -> Any:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return NOT_UTF8

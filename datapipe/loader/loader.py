@@ -1,0 +1,157 @@
+"""The k-th training sequence of a run, whatever the world size: a pure function of (seed, k)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.errors import ConfigError, DataError
+from datapipe.loader.dataset import Dataset, OnCorrupt, Stream
+from datapipe.loader.mixture import locate, quotas
+from datapipe.loader.order import Indices, hash_words, permute
+from datapipe.manifest import Manifest
+
+PLAN = 1024  # positions whose places are worked out at once: the arithmetic is paid per array, not per sample
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set directory or fsspec URL, and how much of the mixture it is."""
+
+    path: str
+    weight: float = 1.0
+
+
+class TokenLoader:
+    """Sequences of `seq_len + 1` tokens out of one or more data sets, mixed by weight, shuffled anew each epoch.
+
+    A sequence is a window of a shard at stride `seq_len`; neighbours share one token, the target of one and
+    the input of the next. Every source has epochs of its own. Raises DataError and CorruptShardError.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        *,
+        seq_len: int,
+        seed: int,
+        split: str = "train",
+        on_corrupt: OnCorrupt = "error",
+    ) -> None:
+        if seq_len < 1:
+            raise ConfigError(f"seq_len: must be at least 1, is {seq_len}")
+        self.seq_len, self.seed, self.split = seq_len, seed, split
+        self.datasets = [Dataset(source.path, split, on_corrupt) for source in sources]
+        self._quotas = quotas([source.weight for source in sources])
+        self._ends = [self._count(dataset) for dataset in self.datasets]
+        self._sizes = [int(ends[-1]) for ends in self._ends]
+        self._first_shard = np.cumsum([0, *(len(dataset.shards) for dataset in self.datasets)])
+        self._streams: list[Stream | None] = [None] * int(self._first_shard[-1])
+        # the plan of a stretch of positions is the same whoever asks; a few are kept
+        self._plan = lru_cache(maxsize=4)(self._make_plan)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of one epoch of all sources."""
+        return sum(self._sizes)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text a token of the split."""
+        shards = [shard for dataset in self.datasets for shard in dataset.shards]
+        return sum(s.bytes for s in shards) / max(1, sum(s.tokens for s in shards))
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        """The manifests of the sources, in their order."""
+        return [dataset.manifest for dataset in self.datasets]
+
+    @property
+    def quarantined(self) -> list[str]:
+        """What is wrong with each shard that is left out, in the order of sources and shards."""
+        return [text for dataset in self.datasets for text in dataset.quarantined.values()]
+
+    def read(self, positions: Sequence[int]) -> npt.NDArray[np.int64]:
+        """The samples at these positions of the run (any k ≥ 0), [len(positions), seq_len + 1]."""
+        batch = np.empty((len(positions), self.seq_len + 1), np.int64)
+        for row, position in zip(batch, positions, strict=True):
+            number, slot = divmod(position, PLAN)
+            shards, starts = self._plan(number)
+            self._copy(row, shards[slot], starts[slot])
+        return batch
+
+    def in_order(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Sequences start..stop of the split as they lie on disk, source after source, [stop - start, seq_len + 1]."""
+        assert 0 <= start <= stop <= self.sequences, f"{start}..{stop} is not within 0..{self.sequences}"
+        batch = np.empty((stop - start, self.seq_len + 1), np.int64)
+        bounds = np.cumsum(self._sizes)
+        indices = np.arange(start, stop)
+        sources = np.searchsorted(bounds, indices, side="right")
+        for row, source, index in zip(batch, sources.tolist(), indices.tolist(), strict=True):
+            within = np.array([index - (int(bounds[source]) - self._sizes[source])])
+            shards, starts = self._place(source, within, np.zeros(1, np.int64))
+            self._copy(row, int(shards[0]), int(starts[0]))
+        return batch
+
+    def _copy(self, row: npt.NDArray[np.int64], shard: int, start: int) -> None:
+        stream = self._streams[shard]
+        if stream is None:
+            source = int(np.searchsorted(self._first_shard, shard, side="right")) - 1
+            stream = self.datasets[source].open(shard - int(self._first_shard[source]))
+            self._streams[shard] = stream
+        row[:] = stream[start : start + self.seq_len + 1]  # widens from the file's own integers, the only copy
+
+    def _count(self, dataset: Dataset) -> Indices:
+        """Running number of sequences at the end of each shard."""
+        counts = [max(0, shard.tokens - 1) // self.seq_len for shard in dataset.shards]
+        if not sum(counts):
+            tokens = sum(shard.tokens for shard in dataset.shards)
+            raise DataError(
+                f"{dataset.place.url}: no {self.split} sequence of seq_len={self.seq_len} fits into {tokens} tokens "
+                f"of {len(counts)} shards; use a smaller seq_len or more text"
+            )
+        if not sum(count for number, count in enumerate(counts) if number not in dataset.quarantined):
+            raise DataError(f"{dataset.place.url}: nothing is left without the quarantined shards; make the data set anew")
+        return cast(Indices, np.cumsum(counts))
+
+    def _make_plan(self, number: int) -> tuple[list[int], list[int]]:
+        """Shard and first token of the samples number * PLAN ..., as plain lists since they are read one by one."""
+        assert number >= 0, "positions count from 0"
+        positions = np.arange(number * PLAN, (number + 1) * PLAN, dtype=np.int64)
+        if len(self.datasets) == 1:
+            sources, indices = np.zeros_like(positions), positions
+        else:
+            sources, indices = locate(positions, self._quotas, self.seed)
+        shards, starts = np.empty_like(positions), np.empty_like(positions)
+        for source, size in enumerate(self._sizes):
+            mine = sources == source
+            epochs, offsets = np.divmod(indices[mine], size)
+            shuffled = permute(offsets, size, self.seed + (source << 32), epochs)
+            shards[mine], starts[mine] = self._place(source, shuffled, epochs)
+        return shards.tolist(), starts.tolist()
+
+    def _place(self, source: int, indices: Indices, epochs: Indices) -> tuple[Indices, Indices]:
+        """Shard (counted over all sources) and first token of a source's sequences."""
+        ends = self._ends[source]
+        bad = list(self.datasets[source].quarantined)
+        local = np.searchsorted(ends, indices, side="right")
+        if bad:
+            indices = self._replace(source, indices, epochs, np.isin(local, bad))
+            local = np.searchsorted(ends, indices, side="right")
+        firsts = np.concatenate(([0], ends[:-1]))
+        return local + self._first_shard[source], (indices - firsts[local]) * self.seq_len
+
+    def _replace(self, source: int, indices: Indices, epochs: Indices, lost: npt.NDArray[np.bool_]) -> Indices:
+        """Another sequence for each one that lies in a quarantined shard, by a hash of what it replaces."""
+        ends = self._ends[source]
+        counts = np.diff(ends, prepend=0)
+        counts[list(self.datasets[source].quarantined)] = 0
+        good_ends = np.cumsum(counts)
+        picks = (hash_words(self.seed, source, epochs, indices) % np.uint64(good_ends[-1])).astype(np.int64)
+        shard = np.searchsorted(good_ends, picks, side="right")
+        # index within the shard, then within the source
+        found = picks - (good_ends - counts)[shard] + (ends - np.diff(ends, prepend=0))[shard]
+        return np.where(lost, found, indices)

@@ -1,0 +1,1 @@
+"""From documents to tokens in Arrow shards."""

@@ -1,0 +1,50 @@
+"""Which text a tokenizer is trained on: a share of record batches drawn by a hash, so that every part of the corpus counts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import xxhash
+
+from cluster.storage import Place
+from datapipe.config import MIB
+from datapipe.dedup.exact import TRAIN
+from datapipe.tokens.shards import Layout, Slice, cut_slices, read_slice
+
+LEAST_PIECES = 16  # a sample comes from at least so many places, where there are as many
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplePlan:
+    """The documents to train on, unit by unit."""
+
+    slices: tuple[Slice, ...]
+
+
+def plan_sample(layout: Layout, sample_mib: float, seed: int) -> SamplePlan:
+    """Kept training documents of about `sample_mib`, at most a 16th of it from one record batch unless there are few."""
+    blocks, corpus, decisions = layout.blocks, layout.corpus, layout.decisions
+    places = [(unit, block) for unit, sizes in enumerate(blocks) for block in range(len(sizes))]
+    places.sort(key=lambda place: xxhash.xxh3_64_intdigest(f"{place[0]}:{place[1]}".encode(), seed=seed))
+    starts = [np.cumsum([0, *sizes]) + int(corpus.offsets[unit]) for unit, sizes in enumerate(blocks)]
+    wanted = int(sample_mib * MIB)
+    share = max(wanted // max(min(len(places), LEAST_PIECES), 1), 1)
+    chosen = []
+    for unit, block in places:
+        rows = np.arange(starts[unit][block], starts[unit][block + 1])
+        rows = rows[decisions.fate[rows] == TRAIN]
+        before = np.cumsum(corpus.size[rows]) - corpus.size[rows]
+        rows = rows[before < min(share, wanted)]
+        chosen.append(rows)
+        wanted -= int(corpus.size[rows].sum())
+        if wanted <= 0:
+            break
+    rows = np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, dtype=np.int64)
+    return SamplePlan(slices=tuple(replace(s, suffix={}) for s in cut_slices(layout, rows)))
+
+
+def read_sample(plan: SamplePlan, work: Place) -> Iterator[str]:
+    """The texts of the sample, in global order."""
+    for part in plan.slices:
+        for kept in read_slice(part, work):
+            yield kept.text

@@ -1,0 +1,197 @@
+"""Pass 2, one shard at a time: gather the kept documents, encode them, write one Arrow file. No Ray in here."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cluster.storage import Place
+from datapipe.config import MIB
+from datapipe.dedup.exact import TRAIN, VALIDATION, Corpus, Decisions, unnamed_id
+from datapipe.inputs.files import Unit
+from datapipe.inputs.ingest import texts_name
+from datapipe.inputs.streams import HashedWriter, naming_full_disk, open_file
+from datapipe.manifest import Shard, Split
+from datapipe.tokens.tokenizer import Encoder
+
+ENCODE_BYTES = 1 << 20  # of text handed to the tokenizer at once
+SMALLEST, LARGEST = 4 * MIB, 256 * MIB
+FOLDERS: dict[Split, str] = {"train": "shards", "validation": "validation"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where every document lies and what becomes of it."""
+
+    units: Sequence[Unit]
+    blocks: Sequence[Sequence[int]]  # of each unit: documents in each record batch
+    corpus: Corpus
+    decisions: Decisions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slice:
+    """Some documents of one unit: rows within the unit, where its record batches begin, names to be changed."""
+
+    unit: Unit
+    blocks: tuple[int, ...]  # documents in each record batch
+    rows: NDArray[np.int64]
+    line_base: int
+    suffix: dict[int, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardPlan:
+    """Everything that decides a shard's bytes, apart from the texts and the tokenizer."""
+
+    split: Split
+    number: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def path(self) -> str:
+        """Where the shard lies in the data set."""
+        return f"{FOLDERS[self.split]}/part-{self.number:05d}.arrow"
+
+    @property
+    def sidecar(self) -> str:
+        """The file below the work area that says that the shard is done."""
+        return f"encoded/{self.split}-{self.number:05d}.json"
+
+    @property
+    def documents(self) -> int:
+        """Documents of the shard."""
+        return sum(len(s.rows) for s in self.slices)
+
+
+def shard_limit(total_bytes: int, shard_mib: float | None) -> int:
+    """Text bytes of a shard: as configured, else a 64th of the text within 4 to 256 MiB."""
+    return int(shard_mib * MIB) if shard_mib else min(max(total_bytes // 64, SMALLEST), LARGEST)
+
+
+def plan_shards(layout: Layout, limit: int) -> list[ShardPlan]:
+    """Consecutive kept documents of each split, cut where another `limit` bytes are full."""
+    plans: list[ShardPlan] = []
+    corpus, decisions = layout.corpus, layout.decisions
+    splits: tuple[tuple[Split, int], ...] = (("train", TRAIN), ("validation", VALIDATION))
+    for split, fate in splits:
+        rows = np.flatnonzero(decisions.fate == fate)
+        before = np.cumsum(corpus.size[rows]) - corpus.size[rows]
+        numbers = np.unique(before // limit, return_inverse=True)[1]
+        for number in range(int(numbers[-1]) + 1 if len(rows) else 0):
+            first, last = np.searchsorted(numbers, [number, number + 1])
+            slices = tuple(cut_slices(layout, rows[first:last]))
+            plans.append(ShardPlan(split=split, number=number, slices=slices))
+    return plans
+
+
+def cut_slices(layout: Layout, rows: NDArray[np.int64]) -> Iterator[Slice]:
+    """Global rows, ascending, by the unit in which they lie."""
+    corpus, decisions = layout.corpus, layout.decisions
+    owners = np.searchsorted(corpus.offsets, rows, side="right") - 1
+    for index in np.unique(owners).tolist():
+        inside = rows[owners == index]
+        offset = int(corpus.offsets[index])
+        suffix = {row - offset: decisions.suffix[row] for row in inside.tolist() if row in decisions.suffix}
+        yield Slice(
+            unit=layout.units[index],
+            blocks=tuple(layout.blocks[index]),
+            rows=inside - offset,
+            line_base=corpus.line_base[index],
+            suffix=suffix,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A document of a slice with its final id."""
+
+    id: str
+    source: str
+    text: str
+
+
+def read_slice(part: Slice, work: Place, with_text: bool = True) -> Iterator[Kept]:
+    """The documents of a slice, in order; record batches without one of them are not read."""
+    starts = np.concatenate([[0], np.cumsum(part.blocks)])
+    with open_file(work, texts_name(part.unit.index)) as stream:
+        columns = [0, 1, 2, 3] if with_text else [0, 1, 2]
+        reader = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(included_fields=columns, use_threads=False))
+        owners = np.searchsorted(starts, part.rows, side="right") - 1
+        for index in np.unique(owners).tolist():
+            rows = part.rows[owners == index]
+            batch = reader.get_batch(index).take(pa.array(rows - starts[index]))
+            texts = batch.column(3).to_pylist() if with_text else [""] * len(rows)
+            ids, sources, lines = (batch.column(i).to_pylist() for i in range(3))
+            for row, known, source, line, text in zip(rows.tolist(), ids, sources, lines, texts, strict=True):
+                name = known or unnamed_id(part.unit, part.line_base + line)
+                yield Kept(name + part.suffix.get(row, ""), source, text)
+
+
+def encode_shard(plan: ShardPlan, encoder: Encoder, work: Place, output: Place) -> Shard:
+    """Write one shard and then the sidecar that says so; a pure function of the plan, the texts and the tokenizer."""
+    ids: list[str] = []
+    sources: list[str] = []
+    tokens: list[NDArray[np.unsignedinteger]] = []
+    total_bytes = 0
+    for part in plan.slices:
+        for group in _groups(read_slice(part, work)):
+            texts = [kept.text for kept in group]
+            ids.extend(kept.id for kept in group)
+            sources.extend(kept.source for kept in group)
+            tokens.extend(encoder.encode(texts))
+            total_bytes += sum(len(text.encode()) for text in texts)
+    with naming_full_disk(output.url), output.create(plan.path) as stream:
+        sink = HashedWriter(stream)
+        _write_arrow(sink, ids, sources, tokens, encoder)
+    shard = Shard(
+        path=plan.path,
+        split=plan.split,
+        documents=len(ids),
+        tokens=sum(len(t) for t in tokens),
+        bytes=total_bytes,
+        size=sink.size,
+        checksum=f"xxh3:{sink.digest.hexdigest()}",
+    )
+    with naming_full_disk(work.url):
+        work.write(plan.sidecar, json.dumps(shard.model_dump()).encode())
+    return shard
+
+
+def _groups(documents: Iterator[Kept]) -> Iterator[list[Kept]]:
+    group: list[Kept] = []
+    held = 0
+    for kept in documents:
+        group.append(kept)
+        held += len(kept.text)
+        if held >= ENCODE_BYTES:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
+
+
+def _write_arrow(
+    sink: HashedWriter, ids: list[str], sources: list[str], tokens: list[NDArray[np.unsignedinteger]], encoder: Encoder
+) -> None:
+    """One record batch: the child values of `tokens` are the shard's token stream in one piece."""
+    offsets = np.zeros(len(tokens) + 1, dtype=np.int32)
+    np.cumsum([len(t) for t in tokens], out=offsets[1:])
+    flat = np.concatenate(tokens)
+    kind = pa.from_numpy_dtype(encoder.dtype)
+    schema = pa.schema([("id", pa.string()), ("source", pa.string()), ("tokens", pa.list_(kind))])
+    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, type=kind))
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.record_batch([pa.array(ids, pa.string()), pa.array(sources, pa.string()), lists], schema=schema))
+
+
+def read_sidecar(plan: ShardPlan, work: Place, output: Place) -> Shard | None:
+    """The shard if it is done and its file is there in full, else None."""
+    try:
+        shard = Shard.model_validate_json(work.read(plan.sidecar))
+        return shard if output.size(plan.path) == shard.size else None
+    except FileNotFoundError:
+        return None

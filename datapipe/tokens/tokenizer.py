@@ -1,0 +1,179 @@
+"""The tokenizer of a data set: trained on a sample of its documents or taken over, kept as a Hugging Face directory."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+import xxhash
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from cluster.errors import ConfigError
+from cluster.process.scratch import scratch
+from cluster.storage import Place
+from datapipe.manifest import TokenizerRecord, TokenType
+
+END_OF_DOCUMENT = "<|endoftext|>"
+FOLDER = "tokenizer"
+KEPT_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFiles:
+    """A tokenizer as the files of a Hugging Face directory."""
+
+    name: str
+    files: dict[str, bytes]
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> TokenizerFiles:
+    """A byte-level BPE in the manner of GPT-2; the same texts give the same bytes."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer=trainer)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_DOCUMENT,
+        "eos_token": END_OF_DOCUMENT,
+        "unk_token": END_OF_DOCUMENT,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1_000_000_000,
+    }
+    files = {
+        "tokenizer.json": bpe.to_str(pretty=True).encode(),
+        "tokenizer_config.json": (json.dumps(settings, indent=1) + "\n").encode(),
+    }
+    return TokenizerFiles(name=f"bpe-{vocabulary}", files=files)
+
+
+def take_tokenizer(path: str) -> TokenizerFiles:
+    """An existing tokenizer: a Hugging Face directory, a tokenizer.json (also by URL), or a Hugging Face name.
+
+    Raises ConfigError: not there, not readable, not in the cache while the hub cannot be reached.
+    """
+    if path.endswith(".json"):
+        folder, _, file = path.rpartition("/")
+        return _from_place(Place(folder or "/"), file, path)
+    if "://" in path or path.startswith("/"):
+        place = Place(path)
+        if not place.exists():
+            raise ConfigError(
+                f"tokenizer.path: {path}: no such directory; give a Hugging Face directory or name, or a tokenizer.json"
+            )
+        if place.exists("tokenizer.json"):
+            return _from_place(place, "tokenizer.json", path)
+        if place.local is None:
+            raise ConfigError(f"tokenizer.path: {path}: holds no tokenizer.json; save it there with save_pretrained")
+    return _converted(path)
+
+
+def _from_place(place: Place, file: str, path: str) -> TokenizerFiles:
+    try:
+        files = {"tokenizer.json": place.read(file)}
+        Tokenizer.from_str(files["tokenizer.json"].decode())
+    except FileNotFoundError:
+        raise ConfigError(f"tokenizer.path: {path}: no such file; check the path") from None
+    except Exception as error:  # tokenizers raises bare Exception for what it cannot parse
+        raise ConfigError(f"tokenizer.path: {path}: not a tokenizer.json: {error}; save it anew with save_pretrained") from None
+    present = set(place.names())
+    files |= {name: place.read(name) for name in KEPT_FILES if name in present}
+    name = path.rstrip("/").removesuffix("/tokenizer.json").removesuffix(".json").rpartition("/")[2]
+    return TokenizerFiles(name=name, files=files)
+
+
+def _converted(name: str) -> TokenizerFiles:
+    """A tokenizer that only transformers can find or convert: its cache first, the hub if that may be asked."""
+    from transformers import AutoTokenizer  # noqa: PLC0415 - seconds to import, and rarely needed
+
+    try:
+        try:
+            found = AutoTokenizer.from_pretrained(name, local_files_only=True)
+        except (OSError, ValueError):
+            if os.environ.get("HF_HUB_OFFLINE", "0") not in {"", "0"} or Path(name).exists():
+                raise
+            found = AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the hub, its cache and sentencepiece each have their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"tokenizer.path: {name!r} is no local path, is not in the Hugging Face cache, and the hub gave none ({reason});"
+            " download it where there is a network, or give a directory"
+        ) from None
+    if not getattr(found, "is_fast", False):
+        raise ConfigError(f"tokenizer.path: {name}: has no fast form (tokenizer.json); choose a tokenizer that has one")
+    with scratch("t") as folder:
+        found.save_pretrained(folder)
+        return TokenizerFiles(
+            name=name.rstrip("/").rpartition("/")[2], files=_from_place(Place(folder), "tokenizer.json", name).files
+        )
+
+
+class Encoder:
+    """Text to token ids, each document closed by the end-of-document token."""
+
+    def __init__(self, files: TokenizerFiles) -> None:
+        self.files = files
+        self.tokenizer = Tokenizer.from_str(files.files["tokenizer.json"].decode())
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        # a document that contains the words of a special token must not be able to end itself
+        self.tokenizer.encode_special_tokens = True
+        ids = self.tokenizer.get_vocab(with_added_tokens=True)
+        self.vocabulary = max(ids.values()) + 1
+        self.end_of_document = self._find_end(ids)
+        narrow = self.vocabulary <= 1 << 16
+        self.token_type: TokenType = "uint16" if narrow else "uint32"
+        self.dtype: type[np.unsignedinteger] = np.uint16 if narrow else np.uint32
+
+    def _find_end(self, ids: dict[str, int]) -> int:
+        settings = json.loads(self.files.files.get("tokenizer_config.json", b"{}"))
+        marks = json.loads(self.files.files.get("special_tokens_map.json", b"{}"))
+        for token in (settings.get("eos_token"), marks.get("eos_token"), END_OF_DOCUMENT, "</s>", "<|end_of_text|>", "<eos>"):
+            word = token.get("content") if isinstance(token, dict) else token
+            if word in ids:
+                return ids[word]
+        raise ConfigError(
+            f"tokenizer {self.files.name!r} has no end-of-document token; set eos_token in its tokenizer_config.json"
+        )
+
+    def encode(self, texts: Sequence[str]) -> Iterator[NDArray[np.unsignedinteger]]:
+        """The tokens of each text, with the end of document behind them."""
+        for encoding in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
+            yield np.array([*encoding.ids, self.end_of_document], dtype=self.dtype)
+
+    def record(self) -> TokenizerRecord:
+        """What the manifest says of the tokenizer; the hash is over tokenizer.json."""
+        return TokenizerRecord(
+            name=self.files.name,
+            hash=f"xxh3:{xxhash.xxh3_128_hexdigest(self.files.files['tokenizer.json'])}",
+            vocabulary=self.vocabulary,
+            path=FOLDER,
+            end_of_document=self.end_of_document,
+            version=tokenizers.__version__,
+        )
+
+
+def write_tokenizer(output: Place, work: Place, tokenizer: TokenizerFiles) -> None:
+    """Write the tokenizer into the data set, then the mark below the work area that says that it is whole."""
+    for name, data in sorted(tokenizer.files.items()):
+        output.write(f"{FOLDER}/{name}", data)
+    work.write("tokenizer.json", json.dumps({"name": tokenizer.name, "files": sorted(tokenizer.files)}).encode())
+
+
+def read_tokenizer(output: Place, work: Place) -> TokenizerFiles | None:
+    """The tokenizer that a job on this data set has settled on, or None."""
+    try:
+        mark = json.loads(work.read("tokenizer.json"))
+        return TokenizerFiles(name=mark["name"], files={name: output.read(f"{FOLDER}/{name}") for name in mark["files"]})
+    except FileNotFoundError:
+        return None

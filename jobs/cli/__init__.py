@@ -1,0 +1,1 @@
+"""The command line: words become calls; the only place that prints."""

@@ -1,0 +1,1 @@
+"""The evaluate job: a model scored on held-out text."""

@@ -1,0 +1,41 @@
+"""The keys of the `evaluate` job."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from cluster.config import JobConfig, PathView, Section
+from jobs.runs.find_model import ModelWord, find_model
+from jobs.training.token_data import Data, check_data
+from sharding.config import FsdpConfig
+
+
+class GenerateConfig(Section):
+    """Samples of the model's own text."""
+
+    prompts: list[str] = Field(default_factory=list, description="beginnings to go on from; none: no samples")
+    max_new_tokens: int = Field(default=64, ge=1, description="tokens to write after each prompt")
+    temperature: float = Field(default=0.8, ge=0, description="0: the likeliest token each time")
+
+
+class EvaluateConfig(JobConfig):
+    """What an evaluation is made of."""
+
+    model: ModelWord = Field(
+        description="a run (id, path or latest): its newest complete checkpoint; or a Hugging Face directory"
+    )
+    data: Data = Field(description="a data set made by preprocess, or a list of {path, weight}")
+    split: Literal["train", "validation"] = Field(default="validation", description="the split to score")
+    seq_len: int | None = Field(default=None, ge=1, description="tokens of a sequence; unset: as the run trained, else 1024")
+    max_sequences: int = Field(default=1000, ge=1, description="sequences to score, from the beginning of the split")
+    micro_batch: int = Field(default=4, ge=1, description="sequences that one rank computes at once")
+    generate: GenerateConfig = Field(default=GenerateConfig(), description="samples of the model's own text")
+    fsdp: FsdpConfig = Field(default=FsdpConfig(), description="how parameters are split")
+
+    def preflight(self, here: PathView = Path) -> None:
+        """The model and local data sets must be there."""
+        model = here(self.model) if self.model.startswith("/") else Path(self.model)
+        if model is not None:
+            find_model(str(model))
+        check_data(self.data, here)

@@ -1,0 +1,1 @@
+"""The preprocess job: raw documents become a sharded Arrow data set of tokens."""

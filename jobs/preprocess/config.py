@@ -1,0 +1,64 @@
+"""The keys of the `preprocess` job."""
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cluster.config import JobConfig, PathView
+from cluster.errors import ConfigError, DataError
+from cluster.spec import Engine
+from datapipe.config import ArrayOptions, DataSetConfig
+
+
+class PreprocessConfig(DataSetConfig, JobConfig):
+    """The keys of the `preprocess` job."""
+
+    actors: int | None = Field(default=None, ge=1, description="Ray actors; unset: the cluster's CPUs less one")
+    fanout: Literal["ray", "array"] = Field(
+        default="ray", description="who does the work: Ray actors on the run's nodes, or a Slurm array that the run submits"
+    )
+    array: ArrayOptions = Field(default=ArrayOptions(), description="the array of fanout=array")
+
+    @model_validator(mode="after")
+    def _keys_of_the_fanout(self) -> "PreprocessConfig":
+        if self.fanout == "ray" and self.array != ArrayOptions():
+            raise ValueError("array.* says how an array works, but fanout is 'ray'; set fanout=array too")
+        if self.fanout == "array" and self.actors is not None:
+            raise ValueError("actors counts Ray actors; with fanout=array set array.at_once instead")
+        if self.fanout == "array" and self.resources.nodes.most > 1:
+            raise ValueError("fanout=array takes one node for its driver (resources.nodes=1); array.at_once says how many work")
+        return self
+
+    def preferred_engine(self) -> Engine | None:
+        """An array is driven by one process."""
+        return Engine.PROCESS if self.fanout == "array" else None
+
+    def preflight(self, here: PathView = Path) -> None:
+        """Local inputs exist, and the output does not lie among them. Raises ConfigError, DataError."""
+        for pattern in self.input:
+            if re.match(r"^[a-z0-9+]+:", pattern):
+                continue
+            path = here(pattern)
+            if path is None:
+                continue
+            _require_input(pattern, path)
+            if path.is_dir() and Path(self.output).is_relative_to(pattern):
+                raise ConfigError(f"output: {self.output!r} lies inside the input {pattern!r}; choose a directory outside")
+        local = self.tokenizer.path
+        if local and local.startswith("/") and (path := here(local)) is not None and not path.exists():
+            raise ConfigError(f"tokenizer.path: {local}: no such file or directory")
+        if not re.match(r"^[a-z0-9+]+:", self.output) and (path := here(self.output)) is not None and path.is_file():
+            raise ConfigError(f"output: {self.output!r} is a file; give a directory")
+
+
+def _require_input(pattern: str, path: Path) -> None:
+    if path.exists():
+        return
+    import glob
+
+    if not glob.has_magic(pattern):
+        raise DataError(f"input {pattern!r}: no such file or directory")
+    if next(glob.iglob(str(path), recursive=True), None) is None:
+        raise DataError(f"input {pattern!r}: matches no file; check the path, or use ** to look into folders")

@@ -1,0 +1,144 @@
+"""The `preprocess` job: raw documents to a sharded Arrow data set of tokens, by Ray actors or an array."""
+
+import logging
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from cluster.run.context import JobContext
+from cluster.run.files import write_json
+from jobs.preprocess.config import PreprocessConfig
+
+if TYPE_CHECKING:
+    from datapipe.manifest import Manifest
+
+log = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 100 << 20  # plans and summaries pass through it, texts never do
+
+
+def main(context: JobContext) -> dict[str, object]:
+    """Make the data set, or go on where an earlier attempt was killed.
+
+    Raises StopRequested once a stop is asked for: what is committed stays.
+    """
+    from datapipe.pipeline import make_data_set
+    from datapipe.progress import Progress
+
+    config = context.config(PreprocessConfig)
+    session = _Array(config, context) if config.fanout == "array" else _Actors(config, context)
+    try:
+        progress = Progress(lambda values: write_json(context.run.progress, values))
+        manifest = make_data_set(config, config.seed, session.carry_out, progress)
+    finally:
+        session.close()
+    return _results(manifest, config, context)
+
+
+class _Actors:
+    """Ray and its crew, started when there is something to do: a complete data set needs neither."""
+
+    def __init__(self, config: PreprocessConfig, context: JobContext) -> None:
+        self.config, self.context = config, context
+        self.crew: Any = None
+        self.connected = False
+
+    def carry_out(self, tasks: Any) -> Any:
+        """See `datapipe.execution.ray_actors.Crew.carry_out`."""
+        if not tasks:
+            return
+        if self.crew is None:
+            self.connected = _connect(self.context)
+            from datapipe.execution.ray_actors import Crew
+            from datapipe.plan import WORK
+
+            output = self.config.output.rstrip("/")
+            self.crew = Crew(output, f"{output}/{WORK}", self.config.actors, self.context.stop_requested)
+            self.context.run.event("actors", actors=self.crew.size)
+        for task, result in self.crew.carry_out(tasks):
+            self.context.fence.check()  # an orphan of an older attempt must not finish over its successor
+            yield task, result
+
+    def close(self) -> None:
+        """End the actors and leave Ray."""
+        if self.crew is None:
+            return
+        import ray
+
+        with self.crew:
+            pass
+        if self.crew.deaths:
+            self.context.run.event("actors_died", deaths=self.crew.deaths)
+        if self.connected:
+            ray.shutdown()
+
+
+class _Array:
+    """The array's driver, started when there is something to do."""
+
+    def __init__(self, config: PreprocessConfig, context: JobContext) -> None:
+        self.config, self.context = config, context
+        self.fanout: Any = None
+
+    def carry_out(self, tasks: Any) -> Any:
+        """See `datapipe.execution.slurm_array.Fanout.carry_out`."""
+        if not tasks:
+            return
+        if self.fanout is None:
+            from datapipe.execution.slurm_array import Fanout, choose_executor
+            from datapipe.plan import WORK
+
+            output = self.config.output.rstrip("/")
+            run, attempt = self.context.run, self.context.attempt
+            executor = choose_executor(self.config.array, f"{run.id}.array-{attempt}", _cpus(self.context))
+            folder = run.attempt_dir(attempt) / "array"
+            tell = partial(run.event, "array", attempt=attempt)
+            stop = self.context.stop_requested
+            self.fanout = Fanout((output, f"{output}/{WORK}"), executor, folder, stop=stop, told=tell).__enter__()
+        for task, result in self.fanout.carry_out(tasks):
+            self.context.fence.check()
+            yield task, result
+
+    def close(self) -> None:
+        """End what still runs."""
+        if self.fanout is None:
+            return
+        self.fanout.__exit__()
+        if self.fanout.deaths:
+            self.context.run.event("elements_died", deaths=self.fanout.deaths)
+
+
+def _cpus(context: JobContext) -> int:
+    return int(context.run.record.get("resources", {}).get("cpus") or len(os.sched_getaffinity(0)))
+
+
+def _connect(context: JobContext) -> bool:
+    """Join the cluster that the agent started, or start a small one; False if this process is in one already."""
+    import ray
+
+    if ray.is_initialized():
+        return False
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, logging_level=logging.WARNING)
+        return True
+    store, cpus = OBJECT_STORE_BYTES, _cpus(context)
+    ray.init(address="local", num_cpus=cpus, object_store_memory=store, include_dashboard=False, logging_level=logging.WARNING)
+    return True
+
+
+def _results(manifest: "Manifest", config: PreprocessConfig, context: JobContext) -> dict[str, object]:
+    damaged = [record.path for record in manifest.inputs if record.damage]
+    if damaged:
+        log.warning("%d input files are damaged, what could be read of them is kept: %s", len(damaged), ", ".join(damaged[:5]))
+        context.run.event("damaged_inputs", files=damaged)
+    return {
+        "documents": manifest.totals.documents,
+        "tokens": manifest.totals.tokens,
+        "bytes": manifest.totals.bytes,
+        "shards": len(manifest.shards),
+        "rejected": manifest.rejected.total,
+        "reasons": manifest.rejected.reasons,
+        **({"damaged": damaged} if damaged else {}),
+        "output": config.output,
+    }

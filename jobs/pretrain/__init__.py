@@ -1,0 +1,1 @@
+"""The pretrain job: a language model trained on a data set."""

@@ -1,0 +1,77 @@
+"""The jobs there are, by name: listing them imports none of them."""
+
+import difflib
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from cluster.config import JobConfig
+from cluster.errors import ConfigError
+from cluster.spec import Engine, JobSpec
+
+GROUP = "ropewalk.jobs"  # entry points that are a JobSpec: jobs that others add
+
+_TRAINING = (
+    "torch",
+    "transformers",
+    "transformers.models.llama.modeling_llama",  # of the presets; every other model needs most of what it imports
+    "torch.distributed.fsdp",
+    "torch.distributed.checkpoint",
+    "jobs.training.recipe",
+)
+_VALIDATION = ("validation/loss", "validation/bits_per_byte")
+
+JOBS: dict[str, JobSpec] = {
+    spec.name: spec
+    for spec in (
+        JobSpec(
+            name="preprocess",
+            summary="Turn raw documents into a sharded Arrow data set of tokens.",
+            config="jobs.preprocess.config:PreprocessConfig",
+            entry="jobs.preprocess.job:main",
+            engine=Engine.RAY,
+        ),
+        JobSpec(
+            name="pretrain",
+            summary="Train a language model with FSDP on a data set.",
+            config="jobs.pretrain.config:PretrainConfig",
+            entry="jobs.pretrain.job:main",
+            engine=Engine.RANKS,
+            preload=(*_TRAINING, "jobs.pretrain.job"),
+            reports=("train/loss", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION),
+        ),
+        JobSpec(
+            name="evaluate",
+            summary="Score a model on held-out text: bits per byte, perplexity, sample generations.",
+            config="jobs.evaluate.config:EvaluateConfig",
+            entry="jobs.evaluate.job:main",
+            engine=Engine.RANKS,
+            preload=(*_TRAINING, "jobs.evaluate.job"),
+        ),
+        JobSpec(
+            name="sweep",
+            summary="Search for the best configuration of another job; each trial is a run.",
+            config="jobs.sweep.config:SweepConfig",
+            entry="jobs.sweep.job:main",
+            engine=Engine.PROCESS,
+        ),
+    )
+}
+
+
+def find_job(name: str) -> JobSpec:
+    """The job that a user names: ours, or one of the entry-point group. Raises ConfigError with the nearest name."""
+    if name in JOBS:
+        return JOBS[name]
+    for point in entry_points(group=GROUP, name=name):
+        found: JobSpec = point.load()
+        return found
+    near = difflib.get_close_matches(name, JOBS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"unknown job {name!r}{hint}; jobs: {', '.join(JOBS)}")
+
+
+def config_of(spec: JobSpec) -> type[JobConfig]:
+    """The job's configuration class; imports that light module alone."""
+    module, _, attribute = spec.config.partition(":")
+    kind: type[JobConfig] = getattr(import_module(module), attribute)
+    return kind

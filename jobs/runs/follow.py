@@ -1,0 +1,211 @@
+"""Watch a run until it is over: its progress as a bar or a line, its events as they happen. Reads files only."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cluster.backends.recovery import NO_ANSWER
+from cluster.run.directory import RunDir
+from cluster.run.file_systems import mount_of
+from cluster.run.files import read_afresh, read_json
+from cluster.spec import RunState
+from jobs.runs.diagnose import tell
+from jobs.runs.remote import Copy
+from jobs.runs.status import GONE, final_outcome, states
+from jobs.sweep.live_status import Standing
+from jobs.sweep.results import is_sweep
+from jobs.tracking.metrics import EventTail, latest_metrics
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import TaskID
+
+POLL_SECONDS = 0.25
+ASK_SECONDS = 3.0  # between two questions to the scheduler
+PLAIN_SECONDS = 5.0  # between two lines where there is no terminal
+LOST_ANSWERS = 3  # as often must the scheduler not know the run before we believe it
+
+
+class Watch:
+    """Knows when a run is over: it has a final outcome, or nobody carries it any more."""
+
+    def __init__(self, run: RunDir, clock: Callable[[], float] = time.monotonic) -> None:
+        self.run, self._clock, self._copy = run, clock, Copy(run)
+        self._next_question = clock() + ASK_SECONDS
+        self._lost = 0
+        self.abandoned = ""  # why nobody carries it
+        self.waits = ""  # why it does not run, where the scheduler says so
+        self.unseen = ""  # why nothing but its files is seen of it, where the scheduler does not answer
+
+    def over(self) -> bool:
+        """True once; what became of it is in the run directory, or in `abandoned`."""
+        if final_outcome(self.run) is not None:
+            self._copy.freshen()
+            return True
+        if self._clock() >= self._next_question:
+            self._next_question = self._clock() + ASK_SECONDS
+            state = states([self.run])[self.run.id]
+            self._copy.freshen()
+            self.unseen = state.reason if state.word == NO_ANSWER else ""
+            self.waits = state.reason if state.state in {RunState.PENDING, RunState.REQUEUED} and not self.unseen else ""
+            gone = state.state is RunState.UNKNOWN or (state.word in GONE and not state.state.final)
+            self._lost = self._lost + 1 if gone else 0
+            if self._lost >= LOST_ANSWERS:
+                self.abandoned = state.reason or "the scheduler does not know it any more"
+        return bool(self.abandoned)
+
+
+def wait(run: RunDir, sleep: Callable[[float], None] = time.sleep) -> Watch:
+    """Return when the run is over."""
+    watch = Watch(run)
+    while not watch.over():
+        sleep(POLL_SECONDS)
+    return watch
+
+
+def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = time.sleep) -> Watch:
+    """Show progress and events on `console` until the run is over."""
+    if mount_of(run.path).shared:  # else a client of NFS may believe for a minute that there is no progress yet
+        for path in (run.progress, run.metrics):
+            read_afresh(path)
+    watch = Watch(run)
+    view: _Bar | _Lines = _Bar(run, console) if console.is_terminal else _Lines(run, console)
+    told = ""
+    events = EventTail(run, skip=len(run.attempts()) > 1)  # what is past was told before
+    with view:
+        while True:
+            last_round = watch.over()
+            for event in events.news(last=last_round):
+                text = tell(event)
+                if text is not None:
+                    view.say(text)
+            text = watch.unseen or (f"it waits: {watch.waits}" if watch.waits else "")
+            if text != told:
+                told = text
+                if told:
+                    view.say(told)
+            view.show()
+            if last_round:
+                return watch
+            sleep(POLL_SECONDS)
+
+
+class _Bar:
+    """A live bar on a terminal."""
+
+    def __init__(self, run: RunDir, console: "Console") -> None:
+        from rich.live import Live
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self.run, self.console, self._pace = run, console, _Pace()
+        self._trials = Standing(run) if is_sweep(run) else None
+        self._progress: Progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", style="bold", markup=False),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[words]}", markup=False),
+        )
+        rate = 10 if self._trials is None else 4  # a table costs more to draw than a bar
+        self._live = Live(get_renderable=self._picture, console=console, transient=True, refresh_per_second=rate)
+        self._stage = "starting"
+        self._task: TaskID = self._progress.add_task(self._stage, total=None, words="")
+
+    def __enter__(self) -> "_Bar":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def _picture(self) -> "RenderableType":
+        from rich.console import Group
+
+        return self._progress if self._trials is None else Group(self._progress, self._trials.table())
+
+    def say(self, text: str) -> None:
+        from rich.text import Text
+
+        # a style of the print itself would dim the bar and the table too
+        self._live.console.print(Text(text, style="dim"), soft_wrap=True)
+
+    def show(self) -> None:
+        report = read_json(self.run.progress)
+        if not report:
+            return
+        words = describe(report, latest_metrics(self.run), self._pace, self._trials)
+        if report["stage"] != self._stage:  # a task's total cannot become unknown again
+            self._stage = report["stage"]
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(self._stage, total=report.get("total"), words=words)
+            self._progress.update(self._task, completed=report["done"])
+            self._live.refresh()  # a stage that is over soon is seen all the same
+        self._progress.update(self._task, completed=report["done"], total=report.get("total"), words=words)
+
+
+class _Lines:
+    """The same as plain lines, for logs and pipes."""
+
+    def __init__(self, run: RunDir, console: "Console") -> None:
+        self.run, self.console, self._pace = run, console, _Pace()
+        self._trials = Standing(run) if is_sweep(run) else None
+        self._said, self._stage, self._next = "", "", 0.0
+
+    def __enter__(self) -> "_Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def show(self) -> None:
+        report = read_json(self.run.progress)
+        now = time.monotonic()
+        if not report or (now < self._next and report["stage"] == self._stage):
+            return
+        text = f"{report['stage']}: {describe(report, latest_metrics(self.run), self._pace, self._trials)}"
+        if text != self._said:
+            self.say(text)
+        self._said, self._stage, self._next = text, report["stage"], now + PLAIN_SECONDS
+
+
+class _Pace:
+    """Speed over the last seconds, for an ETA that forgets a slow start."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, str, float]] = deque(maxlen=120)
+
+    def eta_seconds(self, stage: str, done: float, total: float | None) -> float | None:
+        now = time.monotonic()
+        if self._seen and (self._seen[-1][1] != stage or self._seen[-1][2] > done):
+            self._seen.clear()
+        self._seen.append((now, stage, done))
+        seconds, work = now - self._seen[0][0], done - self._seen[0][2]
+        return (total - done) * seconds / work if total and work > 0 and seconds > 0 else None
+
+
+def describe(report: dict[str, Any], metrics: dict[str, Any], pace: _Pace, trials: Standing | None = None) -> str:
+    """`120/300 steps  loss 4.21  12.3k tokens/s  ETA 0:42` of a progress report; of a sweep also how its trials stand."""
+    done, total, unit = report["done"], report.get("total"), report.get("unit", "")
+    if unit == "B":
+        done, total, unit = round(done / 1e6, 1), None if total is None else round(total / 1e6, 1), "MB"
+    parts = [f"{done:,}/{total:,} {unit}" if total is not None else f"{done:,} {unit}"]
+    for key, name in (("train/loss", "loss"), ("validation/loss", "validation")):
+        if report["stage"] == "train" and metrics.get(key) is not None:
+            parts.append(f"{name} {metrics[key]:.3f}")
+    if trials is not None:
+        parts.append(trials.words())
+    parts += [f"{_short(value)} {name}" for name, value in (report.get("rates") or {}).items() if value]
+    eta = pace.eta_seconds(report["stage"], report["done"], report.get("total"))
+    if eta is not None and eta >= 1:
+        parts.append(f"ETA {int(eta) // 60}:{int(eta) % 60:02d}")
+    return "  ".join(parts)
+
+
+def _short(value: float) -> str:
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.1f}{suffix}"
+    return f"{value:.1f}"

@@ -1,0 +1,47 @@
+"""Ranks that hung, for people: who stood where, those together that stood at the same place."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from cluster.text import counted
+
+
+def join_hangs(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events in order; what the nodes of a group each told of the same hang is one, where the first of them stood."""
+    joined: list[dict[str, Any]] = []
+    hangs: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for event in events:
+        key = (event.get("attempt"), event.get("group"))
+        if event.get("event") != "ranks_hung":
+            joined.append(event)
+        elif key in hangs:
+            known = hangs[key]
+            known["ranks"] = [*known["ranks"], *event["ranks"]]
+            known["seconds"] = max(known["seconds"], event["seconds"])
+            known["step"] = max(known["step"], event["step"])
+        else:
+            hangs[key] = dict(event)
+            joined.append(hangs[key])
+    return joined
+
+
+def tell_hang(event: dict[str, Any]) -> str:
+    """One line: how long, at which step, and who stood where."""
+    ranks = places(event["ranks"])
+    return f"stood still for {event['seconds']:.1f} s at step {event['step']}: {ranks}; all stacks: {event['stacks']}"
+
+
+def places(ranks: list[dict[str, Any]]) -> str:
+    """`3 ranks in all_reduce (...), rank 1 in read (...)`: the most at one place first, whoever stands alone last."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for rank in ranks:
+        stopped = "stopped by a signal, " if rank["state"] == "stopped" else ""
+        phase = "" if rank["phase"] == "step" else f", {rank['phase']}"
+        found[f"{stopped}in {rank['where']}{phase}"].append(int(rank["rank"]))
+    groups = sorted(found.items(), key=lambda group: (-len(group[1]), group[1]))
+    return ", ".join(f"{_who(sorted(members))} {words}" for words, members in groups)
+
+
+def _who(ranks: list[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else counted(len(ranks), "rank")

@@ -1,0 +1,1 @@
+"""The sweep job: Ray Tune decides, and each trial is a run."""

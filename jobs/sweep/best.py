@@ -1,0 +1,76 @@
+"""The best configuration of a sweep as a job file that `ropewalk run JOB -c` takes as it is."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.config import JobConfig, load_config
+from cluster.errors import ConfigError, DataError
+from cluster.run.files import write_atomically
+from jobs.registry import config_of, find_job
+from jobs.sweep.results import Answers, Trial, metric_word, parameter_words
+from jobs.sweep.space import merged
+
+FIRST_WORDS = "# The best of "  # by which we know a file of ours again
+
+
+def winner(answers: Answers) -> Trial:
+    """The best trial. Raises DataError where there is none yet."""
+    if answers.best is None:
+        raise DataError(f"{answers.run.id}: no trial has reported {answers.metric} yet; `ropewalk show {answers.run.id}`")
+    return answers.best
+
+
+def configuration(answers: Answers, parameters: Mapping[str, Any], **more: Any) -> JobConfig:
+    """The base job's configuration with these parameters, as the job's own frozen model. Raises ConfigError."""
+    return load_config(config_of(find_job(answers.job)), merged(base_of(answers), {**parameters, **more}))
+
+
+def base_of(answers: Answers) -> dict[str, Any]:
+    """The configuration that all trials share."""
+    return dict(answers.run.record["config"].get("base") or {})
+
+
+def job_file(answers: Answers) -> str:
+    """Base and parameters of the best trial, and where they come from. Raises DataError, ConfigError."""
+    best, sweep = winner(answers), answers.run.id
+    configuration(answers, best.parameters)  # what it would not take must not be written
+    values = yaml.safe_dump(merged(base_of(answers), best.parameters), sort_keys=False, allow_unicode=True)
+    value = f"{answers.metric} {metric_word(best.metric)}" if best.metric is not None else ""
+    lines = [
+        f"{FIRST_WORDS}{len(answers.trials)} trials of the sweep {sweep}, on {time.strftime('%Y-%m-%d')}:",
+        f"# trial {best.trial} ({best.run}), {value} at step {best.steps:,}.",
+        f"# Found by the search: {parameter_words(best.parameters)}",
+        *_changes(best),
+        f"# Whether the win is real: ropewalk confirm {sweep}",
+        f"# Run it: ropewalk run {answers.job} -c THIS_FILE",
+    ]
+    return "\n".join(lines) + "\n\n" + values
+
+
+def plain(answers: Answers) -> dict[str, Any]:
+    """What `best --json` prints: the trial, the job, and its configuration as the job file holds it."""
+    best = winner(answers)
+    return {**best.plain(), "job": answers.job, "config": merged(base_of(answers), best.parameters)}
+
+
+def _changes(best: Trial) -> list[str]:
+    """Population based training changes parameters on the way: a file can hold only the last ones."""
+    lines = [
+        f"#   from step {int(change['step']):,} on: went on from trial {change['from_trial']}"
+        f" with {parameter_words(change.get('parameters') or {})}"
+        for change in best.lineage
+    ]
+    return ["# The population changed them on the way; below are the last ones.", *lines] if lines else []
+
+
+def write_job_file(answers: Answers, path: Path) -> None:
+    """Write it. Raises ConfigError rather than overwrite a file that is not such a one."""
+    text = job_file(answers)
+    if path.exists() and not path.read_text(errors="replace").startswith(FIRST_WORDS):
+        raise ConfigError(f"{path} exists, and `ropewalk best` did not write it; name another file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text)

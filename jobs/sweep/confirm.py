@@ -1,0 +1,147 @@
+"""Run the best configuration of a sweep and another one again with seeds that the sweep has not seen, once each."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.backends.profiles import load_backend, load_profile
+from cluster.config import JobConfig, Resources
+from cluster.errors import ConfigError, RopewalkError
+from cluster.run.directory import RunDir
+from cluster.run.files import locked, read_json, write_json
+from cluster.spec import RunState
+from jobs.runs.status import GONE, final_outcome, is_final, states
+from jobs.runs.submit import resume, write_down
+from jobs.sweep.best import configuration, winner
+from jobs.sweep.curves import RunSeries
+from jobs.sweep.limits import fitting
+from jobs.sweep.results import Answers
+
+if TYPE_CHECKING:
+    from jobs.sweep.config import SweepConfig
+
+RECORD = "confirm.json"  # in the sweep's directory: parameters, seed, run; written before anything is submitted
+LOCK = ".confirm.lock"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A configuration that is run again."""
+
+    word: str  # best, runner-up or base
+    trial: int | None  # of the sweep; None: the base as it is
+    parameters: Mapping[str, Any]
+    in_sweep: float | None  # its metric there
+    runs: dict[int, RunDir] = field(default_factory=dict)  # by seed
+
+
+def candidates(answers: Answers, against: str) -> list[Candidate]:
+    """The best and what it is held against. Raises ConfigError, DataError."""
+    if not is_final(answers.run):
+        remedy = f"`ropewalk wait {answers.run.id}` returns when it is, `ropewalk cancel {answers.run.id}` ends it"
+        raise ConfigError(f"{answers.run.id} is not over, and another trial may still win; {remedy}")
+    best, others = winner(answers), answers.standing[1:]
+    found = [Candidate(word="best", trial=best.trial, parameters=best.parameters, in_sweep=best.metric)]
+    if against == "runner-up":
+        if not others:
+            raise ConfigError(f"{answers.run.id} has one trial with a value and no runner-up; use --against base")
+        second = others[0]
+        return [*found, Candidate(word=against, trial=second.trial, parameters=second.parameters, in_sweep=second.metric)]
+    try:
+        configuration(answers, {})
+    except ConfigError as error:
+        raise ConfigError(
+            f"the base of {answers.run.id} is no configuration by itself: {error}; use --against runner-up"
+        ) from None
+    return [*found, Candidate(word="base", trial=None, parameters={}, in_sweep=None)]
+
+
+def seeds_of(answers: Answers, number: int) -> list[int]:
+    """Seeds behind the sweep's own."""
+    used = [int(configuration(answers, trial.parameters).seed) for trial in answers.standing]
+    return [max(used) + 1 + k for k in range(number)]
+
+
+def ensure_runs(answers: Answers, found: Sequence[Candidate], seeds: Sequence[int], cluster: str, command: Sequence[str]) -> None:
+    """Each candidate has a run a seed, and each of these is under way or over. What another call began is taken up.
+
+    Raises RopewalkError.
+    """
+    with locked(answers.run.path / LOCK):
+        _write_down(answers, found, seeds, cluster, command)
+        _start(answers, [candidate.runs[seed] for candidate in found for seed in seeds])
+
+
+def _write_down(answers: Answers, found: Sequence[Candidate], seeds: Sequence[int], cluster: str, command: Sequence[str]) -> None:
+    """Each candidate has a run a seed, that may have to be submitted."""
+    sweep, wanted = answers.run, [(candidate, seed) for candidate in found for seed in seeds]
+    record = list((read_json(sweep.path / RECORD) or {"runs": []})["runs"])
+    known = {(_key(line["parameters"]), line["seed"]): _run_of(sweep, line["run"]) for line in record}
+    missing = [(candidate, seed) for candidate, seed in wanted if (_key(candidate.parameters), seed) not in known]
+    if missing:
+        configs = [_config(answers, candidate, seed) for candidate, seed in missing]
+        runs = write_down(load_backend(cluster), answers.job, configs, cluster, command)
+        for (candidate, seed), run in zip(missing, runs, strict=True):
+            known[_key(candidate.parameters), seed] = run
+            place = run.id if run.path.parent == sweep.path.parent else str(run.path)
+            record.append({"parameters": dict(candidate.parameters), "seed": seed, "run": place})
+        write_json(sweep.path / RECORD, {"runs": record})
+    for candidate, seed in wanted:
+        candidate.runs[seed] = known[_key(candidate.parameters), seed]
+
+
+def _start(answers: Answers, runs: Sequence[RunDir]) -> None:
+    """Submit those that never were, and those that nobody carries any more."""
+    new = [run for run in runs if not run.attempts()]
+    for cluster in dict.fromkeys(str(run.record["cluster"]) for run in new):
+        mine = [run for run in new if run.record["cluster"] == cluster]
+        backend, resources = load_backend(cluster), Resources.model_validate(mine[0].record["resources"])
+        at_once = fitting(_sweep_config(answers), resources, load_profile(cluster).backend)
+        try:
+            if len(mine) == 1:
+                backend.submit(mine[0], resources)
+            else:
+                backend.submit_many(mine, resources, (), at_once)
+        except RopewalkError as error:
+            for run in mine:
+                run.event("submit_failed", error=str(error))
+            raise
+    old = [run for run in runs if run not in new and not is_final(run)]
+    for run_id, state in states(old).items():
+        if state.state is RunState.UNKNOWN or (state.word in GONE and not state.state.final):
+            resume(next(run for run in old if run.id == run_id))
+
+
+def values_of(answers: Answers, candidate: Candidate) -> dict[int, float]:
+    """The last value of the sweep's metric, by seed, of the runs that succeeded."""
+    found: dict[int, float] = {}
+    for seed, run in candidate.runs.items():
+        outcome, series = final_outcome(run), RunSeries(run, answers.metric)
+        series.refresh()
+        if outcome is not None and outcome.state is RunState.SUCCEEDED and series.points and not series.diverged:
+            found[seed] = series.points[max(series.points)]
+    return found
+
+
+def _key(parameters: Mapping[str, Any]) -> str:
+    return json.dumps(parameters, sort_keys=True, default=str)
+
+
+def _run_of(sweep: RunDir, place: str) -> RunDir:
+    """Beside the sweep by its id; elsewhere, on a cluster with a root of its own, by its path."""
+    return RunDir(Path(place) if "/" in place else sweep.path.parent / place)
+
+
+def _config(answers: Answers, candidate: Candidate, seed: int) -> JobConfig:
+    name = f"{answers.run.record['config'].get('name') or 'sweep'}-{candidate.word}-seed-{seed}"
+    own = configuration(answers, candidate.parameters)
+    wandb = {"wandb.group": own.wandb.group or answers.run.id, "wandb.tags": [*own.wandb.tags, "confirm"]}
+    return configuration(answers, {**candidate.parameters, "seed": seed, "name": name, **wandb})
+
+
+def _sweep_config(answers: Answers) -> "SweepConfig":
+    from jobs.sweep.config import SweepConfig
+
+    return SweepConfig.model_validate(answers.run.record["config"])

@@ -1,0 +1,116 @@
+"""What came of running the best configuration again: means, the difference, and whether the win is real, in plain words."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from cluster.run.directory import RunDir
+from jobs.runs.follow import POLL_SECONDS, Watch
+from jobs.runs.status import final_outcome
+from jobs.runs.tables import table
+from jobs.sweep.comparison import Comparison, compare, mean_of
+from jobs.sweep.confirm import Candidate, values_of
+from jobs.sweep.results import Answers, metric_word, parameter_words
+
+ROUNDING = 1e-9  # a smaller spread, of the difference, is that of floating point
+
+
+def await_runs(runs: Sequence[RunDir], say: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> None:
+    """Return when all of them are over; tell as each ends."""
+    watches, done = [Watch(run) for run in runs], 0
+    while watches:
+        for watch in [watch for watch in watches if watch.over()]:
+            watches.remove(watch)
+            done += 1
+            outcome = final_outcome(watch.run)
+            word = outcome.state.value if outcome is not None else f"nobody carries it any more ({watch.abandoned})"
+            say(f"{watch.run.id}: {word} ({done} of {len(runs)} runs are over)")
+        if watches:
+            sleep(POLL_SECONDS)
+
+
+def confirmation(answers: Answers, found: Sequence[Candidate]) -> dict[str, Any]:
+    """All that `confirm --json` prints."""
+    best, other = found
+    values = [values_of(answers, candidate) for candidate in found]
+    result = compare(values[0], values[1], answers.mode)
+    return {
+        "sweep": answers.run.id,
+        "metric": answers.metric,
+        "mode": answers.mode,
+        "candidates": [_plain(candidate, own) for candidate, own in zip(found, values, strict=True)],
+        "difference": result.difference,
+        "standard_error": result.standard_error,
+        "interval": result.interval,
+        "n": result.n,
+        "real": result.real,
+        "words": verdict(answers, best, other, result),
+    }
+
+
+def _plain(candidate: Candidate, values: Mapping[int, float]) -> dict[str, Any]:
+    runs = {seed: run.id for seed, run in candidate.runs.items()}
+    head = {"candidate": candidate.word, "trial": candidate.trial, "parameters": dict(candidate.parameters)}
+    return {**head, "in_sweep": candidate.in_sweep, **vars(mean_of(list(values.values()))), "values": dict(values), "runs": runs}
+
+
+def verdict(answers: Answers, best: Candidate, other: Candidate, found: Comparison) -> str:
+    """Whether the win is real."""
+    one, two = _name(best), _name(other)
+    if found.difference is None or found.standard_error is None or found.interval is None:
+        has = "no seed" if found.n == 0 else "one seed"
+        return f"Nothing can be said: {has} has a value of both {one} and {two}; two are the least, and {_more(answers, 5)}."
+    by = f"by {metric_word(abs(found.difference))} ± {metric_word(found.standard_error)} of {answers.metric}"
+    basis = f"mean and standard error of {found.n} differences, each at one seed"
+    if found.difference > 0 and found.standard_error <= ROUNDING * found.difference:
+        return f"The win is real, and the seed changes nothing: {one} is better than {two} {by} at each of {found.n} seeds."
+    low, high = (metric_word(end) for end in found.interval)
+    if found.real:
+        return f"The win is real: {one} is better than {two} {by} ({basis}; 95% interval {low} to {high})."
+    if found.reversed:
+        return f"The win was luck: at new seeds {one} is worse than {two} {by} ({basis}; 95% interval {low} to {high})."
+    way = "better" if found.difference > 0 else "worse"
+    seen = f"{one} is {way} than {two} {by}, and that may be chance ({basis}; 95% interval {low} to {high} includes 0)"
+    needed = found.seeds_needed
+    advice = f"about {needed} seeds would show a difference of this size: {_more(answers, needed)}" if needed else ""
+    return f"The win is not shown: {seen}." + (
+        f" {advice[:1].upper()}{advice[1:]}." if advice else " Take the cheaper of the two."
+    )
+
+
+def _more(answers: Answers, seeds: int) -> str:
+    return f"`ropewalk confirm {answers.run.id} --seeds {seeds}` adds those that are missing"
+
+
+def _name(candidate: Candidate) -> str:
+    return "the base configuration" if candidate.trial is None else f"trial {candidate.trial}"
+
+
+def confirmation_page(answers: Answers, found: Mapping[str, Any]) -> RenderableType:
+    """What `confirm` prints above its verdict."""
+    seeds = sorted({int(seed) for candidate in found["candidates"] for seed in candidate["runs"]})
+    columns = [f">seed {seed}" for seed in seeds]
+    made = table("", ">IN THE SWEEP", *columns, ">MEAN", ">± SE", ">N", "PARAMETERS", title=f"{answers.metric} at new seeds")
+    for candidate in found["candidates"]:
+        word = candidate["candidate"] + ("" if candidate["trial"] is None else f", trial {candidate['trial']}")
+        cells = [_value(candidate["values"].get(seed)) for seed in seeds]
+        mean, error = _value(candidate["mean"]), _value(candidate["standard_error"])
+        words = parameter_words(candidate["parameters"])
+        made.add_row(word, _value(candidate["in_sweep"]), *cells, mean, error, str(candidate["n"]), words)
+    failed = [
+        f"{run} has no value: `ropewalk why {run}`; `ropewalk resume {run}` tries it again"
+        for candidate in found["candidates"]
+        for seed, run in candidate["runs"].items()
+        if seed not in candidate["values"]
+    ]
+    best = answers.best
+    if best is not None and best.lineage:
+        failed.append("the population changed the best trial's parameters on the way; these runs have its last ones throughout")
+    return Group(made, *[Text(line, style="dim") for line in failed])
+
+
+def _value(value: float | None) -> str:
+    return "" if value is None else metric_word(value)

@@ -1,0 +1,99 @@
+"""One run of a trial as it grows: the values of the sweep's metric, the steps done, the time spent. Reads files only."""
+
+import itertools
+import math
+import time
+from typing import Any
+
+from cluster.run.directory import RunDir
+from cluster.spec import Outcome
+from jobs.runs.status import final_outcome
+from jobs.tracking.metrics import read_new_lines
+
+
+class RunSeries:
+    """Follows metrics.jsonl: every `refresh` reads only what is new."""
+
+    def __init__(self, run: RunDir, metric: str) -> None:
+        self.run, self.metric = run, metric
+        self.points: dict[int, float] = {}  # step → value; where a step was done again after a resume, the last time counts
+        self.diverged = False  # the newest value was not a number
+        self.outcome: Outcome | None = None  # how the run ended for good
+        self.seconds = 0.0  # of all attempts, without the time in a queue
+        self.stretches: list[list[int]] = []  # [first step, last step] of every ascent
+        self._stride: int | None = None  # steps between two lines
+        self._attempt: Any = None
+        self._offset, self._last_line = 0, 0.0
+
+    def refresh(self) -> None:
+        """Read what was written since the last time."""
+        lines, self._offset = read_new_lines(self.run.metrics, self._offset)
+        for line in lines:
+            if "step" in line:  # else what is left of a line that a crash has cut
+                self._take(line)
+        if lines or self.outcome is None:
+            self.outcome = final_outcome(self.run)
+            self.seconds = self._seconds()
+
+    def _take(self, line: dict[str, Any]) -> None:
+        step = int(line["step"])
+        self._last_line = float(line.get("time", 0))
+        self._count(step, line.get("attempt"))
+        if self.metric in line:
+            value = line[self.metric]
+            self.diverged = not isinstance(value, (int, float)) or not math.isfinite(value)
+            if not self.diverged:
+                self.points.pop(step, None)  # the order is that of writing: the newest value comes last
+                self.points[step] = float(value)
+
+    def _count(self, step: int, attempt: Any) -> None:
+        """Lengthen the ascent, or begin another one: an attempt or a group that went back to a checkpoint."""
+        last = self.stretches[-1] if self.stretches else None
+        if last is None or step < last[1] or attempt != self._attempt:
+            self.stretches.append([step, step])
+        elif step > last[1]:
+            stride = step - last[1]
+            self._stride = stride if self._stride is None else min(self._stride, stride)
+            last[1] = step
+        self._attempt = attempt
+
+    @property
+    def step(self) -> int:
+        """The step that the run has come to."""
+        return self.stretches[-1][1] if self.stretches else 0
+
+    @property
+    def first(self) -> int:
+        """The first step that it did: not 1 for a run that began from another one's checkpoint."""
+        return max(1, self.stretches[0][0] - (self._stride or 1) + 1) if self.stretches else 1
+
+    @property
+    def steps_spent(self) -> int:
+        """Steps done, those done again after a resume included."""
+        stride = self._stride or 1
+        return sum(last - max(0, first - stride) for first, last in self.stretches)
+
+    def _seconds(self) -> float:
+        total = 0.0
+        for number in self.run.attempts():
+            outcome = self.run.outcome(number)
+            if outcome is not None:
+                total += max(0.0, outcome.ended - outcome.started) if outcome.started else 0.0
+            elif self._last_line:  # it goes on: what it has reported so far
+                created = float(self.run.attempt_details(number).get("created", time.time()))
+                total += max(0.0, self._last_line - created)
+        return total
+
+
+def joined(series: list[RunSeries]) -> list[tuple[int, float]]:
+    """The points of a trial over its runs: where a run began from a checkpoint, what lay behind that step is past."""
+    points: dict[int, float] = {}
+    for one in series:
+        points = {step: value for step, value in points.items() if step < one.first or not one.stretches}
+        points.update(one.points)
+    return sorted(points.items())
+
+
+def best_of(values: list[float], mode: str) -> list[float]:
+    """The best value so far at each place."""
+    return list(itertools.accumulate(values, min if mode == "min" else max))

@@ -1,0 +1,274 @@
+"""Drives a sweep: a small Ray of its own, Tune in it, and the trials' runs wherever they run."""
+
+import logging
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from cluster.backends.profiles import PROFILES_VARIABLE, load_backend
+from cluster.engines.ray import RayNode, short_scratch, start_ray, stop_ray
+from cluster.errors import RopewalkError, StopRequested
+from cluster.gpus import DEVICES_VARIABLE, deal_devices, machine_devices
+from cluster.process.forking import needed
+from cluster.process.scratch import remove_scratch
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from cluster.run.files import write_atomically
+from cluster.spec import RunState
+from jobs.runs.status import final_outcome
+from jobs.runs.submit import make_record, unwritten_run
+from jobs.sweep.allocation import placement
+from jobs.sweep.checkpoint_reference import release_all
+from jobs.sweep.checks import sample_config
+from jobs.sweep.context import CLUSTERS, Scene, write_scene
+from jobs.sweep.launcher import launcher
+from jobs.sweep.limits import decision_steps, fitting, steps_of
+from jobs.sweep.records import SWEEP_CANCELLED, WITH_THE_SWEEP, TrialRecord, TrialState, read_records, write_record
+from jobs.sweep.stop import await_end, end_run
+from jobs.sweep.summary import results_of
+from jobs.sweep.trial_runs import origin_of_trials
+from jobs.sweep.watchdog import Watcher
+
+if TYPE_CHECKING:
+    from jobs.sweep.config import SweepConfig
+
+log = logging.getLogger(__name__)
+
+ADDRESS = "127.0.1.1"  # Ray serves this machine alone; it would take 127.0.0.1 for a wish to be reached from outside
+ENDS = {  # of trials that were not over when all were told to leave
+    "cancelled": (TrialState.CANCELLED, WITH_THE_SWEEP),
+    "budget": (TrialState.STOPPED, "the budget is spent"),
+}
+
+# of Ray Tune and Ray, read as they are imported or started
+QUIET = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial may end without a value
+    "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),  # the sweep's state is in its trials' records
+    "TUNE_FORCE_TRIAL_CLEANUP_S": str(3600),  # an actor that waits for its run to save
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+class SweepError(RopewalkError):
+    """The sweep has no result."""
+
+
+class Driver:
+    """One attempt of a sweep."""
+
+    def __init__(self, context: JobContext, config: "SweepConfig") -> None:
+        self.context, self.config, self.sweep = context, config, context.run
+        self.sample = sample_config(config)
+        on = self.sweep.record["trials_on"]
+        self.cluster, self.local = str(on["cluster"]), on["backend"] == "local"
+        wanted = self.sample.resources
+        self.gpus = wanted.nodes.most * wanted.gpus if self.local else 0
+        if self.local:
+            deal_devices(wanted)  # else Tune would wait for GPUs that will never be there
+        self.slots = fitting(config, self.sample.resources, str(on["backend"]))
+        # as they were at submission; who carries, asks for or cancels a trial finds them by the variable
+        write_atomically(self.sweep.path / CLUSTERS, yaml.safe_dump(self.sweep.record["clusters"]))
+        os.environ[PROFILES_VARIABLE] = str(self.sweep.path / CLUSTERS)
+
+    def drive(self) -> dict[str, object]:
+        """All of it; the results. Raises StopRequested where a later attempt goes on, SweepError where nothing was found."""
+        refuse_without_rights = getattr(load_backend(self.cluster), "refuse_without_rights", None)
+        if refuse_without_rights:
+            refuse_without_rights()
+        scratch = self._scratch()
+        self._reopen()
+        try:
+            with self._launcher() as place:
+                scene = self._scene(scratch, place)
+                watcher = Watcher(scene, self.context.stop_requested, self.config.num_trials)
+                with self._ray(scratch, watcher):
+                    broken = self._tune(scene)
+                if broken and not watcher.order:
+                    raise RuntimeError(f"the actors of trials {broken} failed; rank-0.log has their errors")
+                return self._conclude(scene, watcher)
+        finally:
+            remove_scratch(scratch)
+
+    def _scratch(self) -> Path:
+        """For what is thrown away; where trials' actors are on several nodes, a place that all of them see."""
+        if not self.config.allocation:
+            return short_scratch()
+        path = self.sweep.attempt_dir(self.context.attempt) / "scratch"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def _launcher(self) -> AbstractContextManager[Path]:
+        if self.config.allocation:  # each actor carries its trial itself, on the nodes that Ray has set aside for it
+            return nullcontext(Path())
+        output = self.sweep.log_dir(self.context.attempt) / "launcher.log"
+        return launcher(output, self._environment(), self._modules())
+
+    def _scene(self, scratch: Path, place: Path) -> Scene:
+        return Scene(
+            sweep=self.sweep,
+            attempt=self.context.attempt,
+            config=self.config,
+            cluster=self.cluster,
+            scratch=scratch,
+            launcher=place,
+            gpus=self.gpus,
+            every_steps=decision_steps(self.config, self.sample),
+            total_steps=steps_of(self.sample),
+            origin=origin_of_trials(self.sweep),
+        )
+
+    def _environment(self) -> dict[str, str]:
+        """Variables of whoever starts the trials."""
+        ours = {PROFILES_VARIABLE: os.environ[PROFILES_VARIABLE]}
+        if self.local and "OMP_NUM_THREADS" not in os.environ:  # they share this machine
+            ours["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.slots))
+        return ours
+
+    def _modules(self) -> list[str]:
+        """What every trial on this machine would import, one after the other."""
+        if not self.local:
+            return []
+        record = make_record(self.config.job, self.sample, self.cluster, {})
+        return ["cluster.backends.local.supervisor_main", *needed(unwritten_run(self.sample, record))]
+
+    def _reopen(self) -> None:
+        """What ended only because the sweep was cancelled goes on, now that the sweep does."""
+        times = [float(event["time"]) for event in self.sweep.read_events(afresh=True) if event["event"] == SWEEP_CANCELLED]
+        for record in read_records(self.sweep):
+            if record.with_sweep or (times and self._cancelled_since(record, times[-1])):
+                record.state, record.cause, record.with_sweep, record.ended = TrialState.PAUSED, "", False, None
+                write_record(self.sweep, record)
+
+    def _cancelled_since(self, record: TrialRecord, time: float) -> bool:
+        """Whether its run has ended so while nobody drove the sweep, and wrote it down."""
+        outcome = final_outcome(RunDir(self.sweep.path.parent / record.runs[-1])) if record.runs else None
+        cancelled = outcome is not None and outcome.state is RunState.CANCELLED and outcome.ended >= time
+        return cancelled and not record.state.final
+
+    @contextmanager
+    def _ray(self, scratch: Path, watcher: Watcher) -> Iterator[None]:
+        """The Ray that Tune works in: over the sweep's allocation, or a small one of its own."""
+        os.environ.update(QUIET)
+        process = None if self.config.allocation else self._start_ray(scratch)
+        try:
+            import ray
+
+            address = (scratch / "address").read_text() if process else os.environ["RAY_ADDRESS"]
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+            watcher.start(process)
+            try:
+                yield
+            finally:
+                ray.shutdown()
+        finally:
+            watcher.stop()
+            if process is not None:
+                stop_ray(process, scratch)
+
+    def _start_ray(self, scratch: Path) -> subprocess.Popen[bytes]:
+        """One with a CPU for each trial that may run at a time: they are slots, not cores."""
+        devices = machine_devices() if self.gpus else []
+        os.environ[DEVICES_VARIABLE] = ",".join(devices)  # the driver's node has none; Ray hands these out to the trials
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # lives in memory only
+        node = RayNode(
+            run=self.sweep,
+            attempt=self.context.attempt,
+            index=0,
+            num_nodes=1,
+            address=ADDRESS,
+            cpus=self.slots,
+            gpus=len(devices),
+            stop_flag=self.context.stop_flag or scratch / "stop",
+            for_tune=True,
+        )
+        return start_ray(node, scratch, head=True)
+
+    def _tune(self, scene: Scene) -> list[int]:
+        """Let Tune run until all trials are over, or until all are told to leave; trials that it could not hold."""
+        from ray import tune
+
+        from jobs.sweep.recorded_search import Decisions
+        from jobs.sweep.schedulers import make_scheduler, make_search, num_samples, param_space
+        from jobs.sweep.trainable import TrialOfRuns
+
+        logging.getLogger("ray.tune.analysis").setLevel(logging.ERROR)  # it misses the results that Tune was told not to keep
+        write_scene(scene)
+        together = self.config.scheduler == "pbt" or self.config.search == "bohb"
+        at_once = self.config.num_trials if together else self.slots  # a population is there from the beginning
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)  # their actors start at the same time
+        search, decisions = make_search(scene, at_once), Decisions(scene)
+        tuner = tune.Tuner(
+            tune.with_resources(TrialOfRuns, self._takes()),
+            param_space=param_space(scene),
+            tune_config=tune.TuneConfig(
+                num_samples=num_samples(scene),
+                search_alg=search,
+                scheduler=make_scheduler(scene, self.sample),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(scene.scratch),
+                verbose=0,
+                callbacks=[decisions],
+                failure_config=tune.FailureConfig(max_failures=3),  # of actors; a run that fails is no failure of its actor
+            ),
+        )
+        tuner.fit()
+        return decisions.broken
+
+    def _takes(self) -> Any:
+        """What Tune asks of Ray for each trial."""
+        return placement(self.sample.resources) if self.config.allocation else {"CPU": 1, "GPU": self.gpus}
+
+    # --- the end
+
+    def _conclude(self, scene: Scene, watcher: Watcher) -> dict[str, object]:
+        order = watcher.order or scene.order()  # trials may have heard of a cancel first
+        if order == "preempted" and (self.sweep.cancel_requested or self.sweep.orphaned):
+            order = "cancelled"  # the signal was faster than the word
+        if order == "preempted":
+            raise StopRequested("the trials go on; the next attempt follows them again")
+        self._end_runs(scene, order)
+        watcher.publish()
+        if order == "cancelled":
+            raise StopRequested("all trials have saved and left")
+        if order == "failures":
+            raise SweepError(f"{watcher.num_failed} trials failed; the first: {self._first_cause()}")
+        results = results_of(self.sweep)
+        if results["best_trial"] is None:
+            raise SweepError(f"no trial reported {self.config.metric}; {self._first_cause() or 'none had the time'}")
+        return results
+
+    def _first_cause(self) -> str:
+        causes = [record.cause for record in read_records(self.sweep) if record.state is TrialState.FAILED]
+        return causes[0] if causes else ""
+
+    def _end_runs(self, scene: Scene, order: str) -> None:
+        """No run of a trial outlives the sweep, whoever followed it; what was not over gets its state."""
+        runs: list[RunDir] = []
+        for record in read_records(self.sweep):
+            if not record.state.final:
+                record.end(*ENDS.get(order, (TrialState.CANCELLED, "the sweep ended before it")), with_sweep=order == "cancelled")
+                write_record(self.sweep, record)
+            runs += [RunDir(self.sweep.path.parent / name) for name in record.runs]
+        open_runs = [run for run in runs if final_outcome(run) is None]
+        for run in open_runs:
+            run.request_cancel()
+        for run in open_runs:
+            end_run(scene, run)
+        for run in runs:
+            if run.attempts():
+                await_end(run)
+            if self.config.scheduler == "pbt":
+                release_all(self.sweep, run)

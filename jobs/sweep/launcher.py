@@ -1,0 +1,209 @@
+"""Starts trials' runs as a user would: outside Ray, in the user's environment, hearing signals, children of nobody.
+
+Whoever ends the sweep's driver or its Ray ends all their descendants, and what they start is deaf to the scheduler's
+signals; a trial must be neither. So this process detaches itself from the driver, ends when the driver is gone, and
+forks a short-lived child for each request.
+
+Usage: python -m jobs.sweep.launcher FOLDER DRIVER_PID [MODULE...]. The modules are loaded once for all local trials.
+"""
+
+import argparse
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from cluster.backends.local.nodes import OUTER_TMPDIR_VARIABLE
+from cluster.backends.profiles import load_backend
+from cluster.config import Resources
+from cluster.engines.entry import configure_logging
+from cluster.engines.ports import NODE_CPUS_VARIABLE
+from cluster.errors import AlreadyRunningError, BackendError, RopewalkError
+from cluster.gpus import ALL, DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, NODE_GPUS_VARIABLE, users_devices
+from cluster.process.fork_server import TEMPLATE_VARIABLE, start_template
+from cluster.process.scratch import keep, make_scratch, remove_scratch
+from cluster.process.signals import STOP_SIGNALS, deaf_children
+from cluster.run.context import STOP_VARIABLE
+from cluster.run.directory import RunDir
+from jobs.runs.submit import resume
+
+log = logging.getLogger(__name__)
+
+OURS = frozenset({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS", STOP_VARIABLE, NODE_CPUS_VARIABLE, OUTER_TMPDIR_VARIABLE})
+OURS |= {NODE_GPUS_VARIABLE, MACHINE_DEVICES_VARIABLE, DEVICES_VARIABLE}
+SOCKET, TEMPLATE = "s", "t"  # in the launcher's folder
+POLL_SECONDS = 0.5
+START_SECONDS = 60.0
+ANSWER_SECONDS = 300.0  # a scheduler may take its time, and so may the loading of modules
+LEAVE_SECONDS = 10.0
+
+
+# --- the driver's side
+
+
+@contextmanager
+def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str]) -> Iterator[Path]:
+    """A launcher for as long as the block lasts; the folder to `ask` in. If this process is killed, it ends by itself."""
+    variables = users_environment(environment)
+    # outside the node's own disk, whose owner ends whatever names it
+    folder = make_scratch("w", variables.get("TMPDIR"))
+    command = [sys.executable, "-m", "jobs.sweep.launcher", str(folder), str(os.getpid()), *modules]
+    try:
+        with output.open("ab") as stream, deaf_children():
+            subprocess.run(command, env=variables, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=True)
+        deadline = time.monotonic() + START_SECONDS
+        while not (folder / SOCKET).exists():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the launcher of trials did not start; see {output}")
+            time.sleep(0.01)
+        yield folder
+        _send(folder, {"verb": "quit"})
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while folder.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        remove_scratch(folder)
+
+
+def ask(folder: Path, verb: str, run: RunDir, gpus: str = "") -> None:
+    """Have a run submitted (`submit`), resumed (`resume`) or told to end (`cancel`). Raises BackendError, of which an
+    AlreadyRunningError where an earlier submission of the run is still under way.
+
+    `gpus` are those of this machine that a local trial may use, as CUDA counts them; empty: no say in it.
+    """
+    answer = _send(folder, {"verb": verb, "run": str(run.path), "gpus": gpus})
+    if answer.get("active"):
+        raise AlreadyRunningError(run.id, answer["active"])
+    if answer["error"]:
+        raise BackendError(f"{run.id}: {answer['error']}")
+
+
+def _send(folder: Path, request: Mapping[str, str]) -> dict[str, str]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(ANSWER_SECONDS)
+        try:
+            connection.connect(str(folder / SOCKET))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile("rb") as stream:
+                answer: dict[str, str] = json.loads(stream.readline() or b'{"error": "the launcher died of the request"}')
+        except OSError as error:
+            raise BackendError(f"the sweep's launcher does not answer: {error}") from error
+    return answer
+
+
+def users_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """What the user had when the sweep was submitted, as far as an agent's environment still tells it."""
+    plain = {name: value for name, value in os.environ.items() if name not in OURS}
+    # an agent's own temporary directory lies in that of its node
+    inner = plain.pop("TMPDIR", None)
+    outer = os.environ.get(OUTER_TMPDIR_VARIABLE) or (str(Path(inner).parent) if inner else None)
+    devices = users_devices()
+    return {
+        **plain,
+        **({"TMPDIR": outer} if outer else {}),
+        **({DEVICES_VARIABLE: devices} if devices != ALL else {}),
+        **more,
+    }
+
+
+# --- the launcher's side
+
+
+def serve(folder: Path, driver: psutil.Process) -> None:
+    """Answer requests until the driver is gone, or says so."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(folder / SOCKET))
+        listener.listen(64)
+        while driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE:
+            ready, _, _ = select.select([listener], [], [], POLL_SECONDS)
+            _reap()
+            if not ready:
+                continue
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rb") as stream:
+                request = json.loads(stream.readline() or b'{"verb": "nothing"}')
+                if request["verb"] == "quit":
+                    return
+                if os.fork() == 0:
+                    listener.close()
+                    _answer(connection, request)
+
+
+def _reap() -> None:
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            continue
+
+
+def _answer(connection: socket.socket, request: Mapping[str, str]) -> None:
+    """In a child that does nothing else: carry out one request and end."""
+    error = active = ""
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        if request["gpus"]:
+            os.environ[DEVICES_VARIABLE] = request["gpus"]
+        carry_out(request["verb"], RunDir(request["run"]))
+    except AlreadyRunningError as refused:
+        error, active = str(refused), refused.active
+    except RopewalkError as refused:
+        error = str(refused)
+    except Exception as bug:  # the answer is all that becomes of this process
+        log.exception("a request failed")
+        error = f"{type(bug).__name__}: {bug}"
+    try:
+        connection.sendall(json.dumps({"error": error, "active": active}).encode() + b"\n")
+    finally:
+        logging.shutdown()
+        os._exit(0)
+
+
+def carry_out(verb: str, run: RunDir) -> None:
+    """Do what `ask` asks for."""
+    backend = load_backend(run.record["cluster"])
+    if verb == "submit":
+        backend.submit(run, Resources.model_validate(run.record["resources"]))
+    elif verb == "resume":
+        resume(run)
+    else:
+        backend.cancel(run)
+
+
+def main() -> None:
+    """Detach, and serve one sweep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("driver", type=int)
+    parser.add_argument("modules", nargs="*")
+    arguments = parser.parse_args()
+    driver = psutil.Process(arguments.driver)
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    configure_logging("launcher")
+    template: subprocess.Popen[bytes] | None = None
+    folder: Path = arguments.folder
+    keep(folder)  # though the driver be killed
+    try:
+        if arguments.modules:
+            os.environ[TEMPLATE_VARIABLE] = str(folder / TEMPLATE)
+            template = start_template(folder / TEMPLATE, arguments.modules, folder / "template.log")
+        serve(folder, driver)
+    finally:
+        if template is not None:
+            template.kill()
+            template.wait()
+        remove_scratch(folder)
+
+
+if __name__ == "__main__":
+    main()

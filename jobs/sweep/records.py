@@ -1,0 +1,91 @@
+"""What a sweep knows of its trials: one small JSON file each, written before the effect that it tells of."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from cluster.run.directory import RunDir
+from cluster.run.files import list_afresh, read_json, write_json
+
+FOLDER = "trials"
+SWEEP_CANCELLED = "sweep_cancelled"  # the event: the user has cancelled it, and with it its trials
+WITH_THE_SWEEP = "the sweep was cancelled"  # the cause, for people, of a trial that ended `with_sweep`
+
+
+class TrialState(StrEnum):
+    """What a trial is doing."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    PAUSED = "PAUSED"  # saved, and not running until the scheduler wants it again
+    SUCCEEDED = "SUCCEEDED"
+    STOPPED = "STOPPED"  # by the scheduler, or because the budget is spent
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def final(self) -> bool:
+        """It is never run again."""
+        return self not in {TrialState.PENDING, TrialState.RUNNING, TrialState.PAUSED}
+
+
+@dataclass
+class TrialRecord:
+    """One trial: the content of `trials/0003.json`."""
+
+    trial: int
+    parameters: dict[str, Any]  # dotted keys, those whose condition holds
+    sampled: dict[str, Any]  # all that the search suggested, as it carries it
+    runs: list[str] = field(default_factory=list)  # one, but for each exploit another
+    state: TrialState = TrialState.PENDING
+    stopped_at: int | None = None  # the step after which the scheduler wanted no more
+    cause: str = ""
+    with_sweep: bool = False  # it was cancelled because its sweep was, and goes on if the sweep does
+    lineage: list[dict[str, Any]] = field(default_factory=list)  # from_trial, from_run, step, parameters of each exploit
+    created: float = field(default_factory=time.time)
+    ended: float | None = None
+
+    @property
+    def waits_for_run(self) -> bool:
+        """Its next run is decided on and does not exist yet."""
+        return len(self.runs) < 1 + len(self.lineage)
+
+    def starting_step(self, place: int) -> int:
+        """The step of the donor's checkpoint that its run number `place` began with."""
+        return int(self.lineage[place - 1]["step"]) if place else 0
+
+    def end(self, state: TrialState, cause: str = "", *, with_sweep: bool = False) -> None:
+        """It is over."""
+        self.state, self.cause, self.with_sweep, self.ended = state, cause, with_sweep, time.time()
+
+
+def path_of(sweep: RunDir, trial: int) -> Path:
+    """Where a trial's record lies."""
+    return sweep.path / FOLDER / f"{trial:04d}.json"
+
+
+def read_record(sweep: RunDir, trial: int) -> TrialRecord | None:
+    """A trial's record, or None if the trial was never suggested."""
+    found = read_json(path_of(sweep, trial))
+    return _record(found) if found else None
+
+
+def read_records(sweep: RunDir) -> list[TrialRecord]:
+    """All trials so far, by number, also those that another machine has just written down."""
+    folder = sweep.path / FOLDER
+    names = sorted(name for name in list_afresh(folder) if name.endswith(".json") and name[0].isdigit())
+    return [_record(read_json(folder / name) or {}) for name in names]
+
+
+def _record(values: Mapping[str, Any]) -> TrialRecord:
+    return TrialRecord(**{**values, "state": TrialState(values["state"])})
+
+
+def write_record(sweep: RunDir, record: TrialRecord) -> None:
+    """Write it, whole or not at all."""
+    path = path_of(sweep, record.trial)
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, asdict(record))

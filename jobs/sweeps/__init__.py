@@ -1,1 +1,0 @@
-"""Sweeps: Ray Tune decides, a backend carries; a trial is a run."""

@@ -1,0 +1,1 @@
+"""Metrics of a run, and their mirror in Weights & Biases."""

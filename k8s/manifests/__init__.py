@@ -1,0 +1,1 @@
+"""The objects that kubectl would see; pure."""

@@ -1,0 +1,1 @@
+"""In every pod of a run: leader election, membership, agents, replacement."""

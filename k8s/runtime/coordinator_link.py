@@ -1,0 +1,113 @@
+"""A pod's connection to whoever carries the run. Never waits for the other side, but to connect."""
+
+import select
+import socket
+import time
+from contextlib import suppress
+
+from k8s.runtime.handshake import hello, is_welcome, new_nonce
+from k8s.runtime.leader_terms import Claim
+from k8s.runtime.pod_status import Pod
+from k8s.runtime.protocol import BEAT, BEAT_SECONDS, LONGEST_BYTES, LOST_SECONDS, Message, pack, unpack
+
+CONNECT_SECONDS = 1.0
+START_SECONDS = 30.0  # what a conductor that was just started may take until its first word
+CHUNK_BYTES = 4096
+
+
+class Link:
+    """A connection. `lost` says why it is of no use any more; `silent_seconds` that nobody closed it, but said nothing.
+
+    It is `answered` once the other side has let this pod in, and proved that it knows the claim's key.
+    """
+
+    def __init__(self, connection: socket.socket, pod: Pod, claim: Claim, key: str, patience: float) -> None:
+        self.claim, self.key = claim, key
+        self._pod, self._nonce = pod, new_nonce()
+        self._socket = connection
+        self._received = bytearray()
+        self._patience = patience
+        self._heard = self._listened = time.monotonic()
+        self._next_beat = self._heard + BEAT_SECONDS
+        self.lost = ""
+        self.silent_seconds = 0.0
+        self.answered = False
+
+    @classmethod
+    def connect(cls, claim: Claim, pod: Pod, key: str, *, known: bool = False) -> "Link":
+        """To a carrier that was heard before, or to one that may be only starting.
+
+        Raises OSError; ConnectionRefusedError where the pod lives, and nobody in it carries the run.
+        """
+        connection = socket.create_connection((claim.address, claim.port), timeout=CONNECT_SECONDS)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return cls(connection, pod, claim, key, LOST_SECONDS if known else START_SECONDS)
+
+    def send(self, message: Message) -> None:
+        """Say something. What is said is far less than a socket holds, so this waits only for a dead peer, and not long."""
+        try:
+            self._socket.sendall(pack(message))
+        except OSError as error:
+            self._lose(f"{type(error).__name__}: {error}")
+
+    def listen(self, seconds: float) -> list[Message]:
+        """What is said within some seconds; returns at the first word. Beats, and finds out whether the other side lives.
+
+        Time in which this process was kept from listening, by a machine that stood still, does not count as silence.
+        """
+        messages: list[Message] = []
+        readable, _, _ = select.select([self._socket], [], [], seconds)
+        if readable:
+            messages = self._read()
+        now = time.monotonic()
+        self._heard = min(now, self._heard + max(0.0, now - self._listened - max(seconds, BEAT_SECONDS)))
+        self._listened = now
+        if now >= self._next_beat and self.answered:
+            self._next_beat = now + BEAT_SECONDS
+            self.send(BEAT)
+        if now - self._heard > self._patience and not self.lost:
+            self.silent_seconds = now - self._heard
+            self._lose(f"nothing heard for {self._patience:.0f} s")
+        return messages
+
+    def _read(self) -> list[Message]:
+        try:
+            chunk = self._socket.recv(CHUNK_BYTES)
+        except OSError as error:
+            self._lose(f"{type(error).__name__}: {error}")
+            return []
+        if not chunk:
+            self._lose("the other side has closed it")
+        self._received += chunk
+        *lines, rest = self._received.split(b"\n")
+        self._received = bytearray(rest)
+        if lines:
+            self._heard = time.monotonic()
+        try:
+            messages = [message for line in lines if not self._greet(message := unpack(bytes(line)))]
+        except (ValueError, KeyError) as error:
+            self._lose(f"not what whoever carries the run would say: {error}")
+            return []
+        if len(rest) > LONGEST_BYTES:
+            self._lose(f"a line longer than {LONGEST_BYTES} bytes")
+        return [message for message in messages if message != BEAT]
+
+    def _greet(self, message: Message) -> bool:
+        """Go through the handshake; whether the message was a part of it. Raises ValueError if it came before its end."""
+        if self.answered:
+            return False
+        if message["say"] == "challenge":
+            self.send(hello(self.key, str(message["nonce"]), self._nonce, self._pod))
+        elif is_welcome(self.key, self._nonce, message):
+            self._patience, self.answered = LOST_SECONDS, True
+        else:
+            raise ValueError(f"{message['say']!r} without a welcome that knows the run's key")
+        return True
+
+    def _lose(self, why: str) -> None:
+        self.lost = self.lost or why
+
+    def close(self) -> None:
+        """Hang up."""
+        with suppress(OSError):
+            self._socket.close()

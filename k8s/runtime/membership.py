@@ -1,0 +1,221 @@
+"""The pods of a run as its conductor sees them. To be a member is to be connected: a pod that falls silent is lost."""
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from cluster.process.forking import wait_by_polling
+from k8s.runtime.handshake import new_nonce, proves, welcome
+from k8s.runtime.pod_status import Pod
+from k8s.runtime.protocol import BEAT, BEAT_SECONDS, LONGEST_BYTES, LOST_SECONDS, Message, pack, unpack
+
+log = logging.getLogger(__name__)
+
+LOST_CODE = 255  # of an agent whose pod is lost
+POLL_SECONDS = 0.02
+CLOSE_SECONDS = 5.0
+MOST_REFUSED = 10_000  # callers that are remembered, so that each is told of once
+
+Admit = Callable[[Pod, str], Pod]  # who it says it is, where it calls from -> who it is; raises RefusedError
+
+
+class RefusedError(Exception):
+    """Why a caller is not let in."""
+
+
+async def _next_line(reader: asyncio.StreamReader) -> bytes:
+    """What a pod says next. Raises TimeoutError if it is silent for too long; time in which this process was kept from
+    listening, by a machine that stood still, does not count: what was said meanwhile waits to be read.
+    """
+    for _ in range(round(LOST_SECONDS / BEAT_SECONDS)):
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(reader.readline(), BEAT_SECONDS)
+    raise TimeoutError
+
+
+class RemoteAgent:
+    """An agent in another pod, with the methods of a process."""
+
+    pid = 1  # of what started it, there
+
+    def __init__(self, member: "Member", number: int) -> None:
+        self.args = f"the agent of pod {member.pod.name}"
+        self.number, self._member = number, member
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code, once its pod has told; that of a lost pod's agent is 255."""
+        if self.returncode is None and self._member.gone:
+            self.returncode = LOST_CODE
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end. Raises subprocess.TimeoutExpired."""
+        return wait_by_polling(self, timeout, POLL_SECONDS)
+
+    def send_signal(self, sig: int) -> None:
+        """Only what the wire has words for."""
+        assert sig in (signal.SIGUSR2, signal.SIGKILL), sig
+        self._member.send({"say": "stop" if sig == signal.SIGUSR2 else "kill", "agent": self.number})
+
+    def terminate(self) -> None:
+        """As nothing listens to SIGTERM: end it."""
+        self.send_signal(signal.SIGKILL)
+
+
+class Member:
+    """One connected pod."""
+
+    def __init__(self, pod: Pod, writer: asyncio.StreamWriter, loop: asyncio.AbstractEventLoop) -> None:
+        self.pod, self._writer, self._loop = pod, writer, loop
+        self.agent: RemoteAgent | None = None
+        self.leaving = False  # it was asked to go
+        self.gone = False  # it is not connected any more
+        self.silent = False  # since nothing was heard of it: dead or cut off; else it has closed the connection
+
+    def send(self, message: Message) -> None:
+        """Say something to the pod; nothing happens if it is gone."""
+        self._loop.call_soon_threadsafe(self._write, message)
+
+    def _write(self, message: Message) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(pack(message))
+
+    def start(self, number: int, **place: Any) -> RemoteAgent:
+        """Have it start an agent."""
+        self.agent = RemoteAgent(self, number)
+        self.send({"say": "start", "agent": number, **place})
+        return self.agent
+
+    def start_store(self, number: int, **place: Any) -> RemoteAgent:
+        """Have it start the group's store."""
+        self.send({"say": "store", "agent": number, **place})
+        return RemoteAgent(self, number)
+
+    @property
+    def idle(self) -> bool:
+        """It can start an agent."""
+        return not self.gone and not self.leaving and (self.agent is None or self.agent.poll() is not None)
+
+
+class Members:
+    """Everybody who is connected, and was. Runs in a thread of its own; all methods may be called from any other."""
+
+    def __init__(self, listener: socket.socket, key: str, admit: Admit) -> None:
+        self._listener, self._key, self._admit = listener, key, admit
+        self._loop = asyncio.new_event_loop()
+        self._by_uid: dict[str, Member] = {}
+        self._lock = threading.Lock()
+        self._departed: list[Member] = []
+        self._refused: dict[str, str] = {}  # uid: why
+        threading.Thread(target=self._run, name="members", daemon=True).start()
+
+    def present(self) -> list[Member]:
+        """Who is connected, by index."""
+        with self._lock:
+            return sorted(self._by_uid.values(), key=lambda member: member.pod.index)
+
+    def departed(self) -> list[Member]:
+        """Who has gone since this was last asked."""
+        with self._lock:
+            gone, self._departed = self._departed, []
+        return gone
+
+    def close(self, last_word: Message | None = None) -> None:
+        """Say a last word to everybody, and let them go."""
+        closing: Future[None] = asyncio.run_coroutine_threadsafe(self._close(last_word), self._loop)
+        try:
+            closing.result(CLOSE_SECONDS)
+        except TimeoutError:
+            log.warning("not every pod has heard the last word")
+
+    # --- in the thread
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._serve())
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._talk, sock=self._listener, limit=LONGEST_BYTES)
+        async with server:
+            while True:
+                await asyncio.sleep(BEAT_SECONDS)
+                for member in self.present():
+                    member._write(BEAT)
+
+    async def _close(self, last_word: Message | None) -> None:
+        for member in self.present():
+            if last_word is not None:
+                member._write(last_word)
+            member._writer.close()
+        for member in self.present():
+            try:
+                await member._writer.wait_closed()
+            except OSError:
+                continue  # it went before us
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, from hello to its end."""
+        member: Member | None = None
+        try:
+            challenge = new_nonce()
+            writer.write(pack({"say": "challenge", "nonce": challenge}))
+            hello = unpack(await _next_line(reader))
+            pod = await self._let_in(hello, challenge, str(writer.get_extra_info("peername")[0]))
+            if pod is None:
+                return
+            writer.write(pack(welcome(self._key, str(hello["nonce"]))))
+            member = Member(pod, writer, self._loop)
+            self._join(member)
+            while line := await _next_line(reader):
+                self._hear(member, unpack(line))
+        except TimeoutError:
+            if member is not None:
+                member.silent = True
+                log.warning("pod %s has been silent for %.0f s", member.pod.name, LOST_SECONDS)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.info("a connection broke: %s: %s", type(error).__name__, error)
+        finally:
+            writer.close()
+            if member is not None:
+                self._drop(member)
+
+    async def _let_in(self, hello: Message, challenge: str, caller: str) -> Pod | None:
+        """Who calls, if it may join."""
+        claimed = Pod(**hello["pod"])
+        try:
+            if not proves(self._key, challenge, hello, claimed):
+                raise RefusedError("it does not know the run's key")
+            return await asyncio.to_thread(self._admit, claimed, caller)
+        except RefusedError as error:
+            if str(error) != self._refused.get(claimed.uid):  # it calls again and again
+                log.warning("a caller from %s that says to be pod %s is not let in: %s", caller, claimed.name, error)
+            if len(self._refused) < MOST_REFUSED:
+                self._refused[claimed.uid] = str(error)
+            return None
+
+    def _join(self, member: Member) -> None:
+        with self._lock:
+            self._by_uid[member.pod.uid] = member
+        log.info("pod %s (%s) has joined", member.pod.name, member.pod.address)
+
+    def _drop(self, member: Member) -> None:
+        with self._lock:
+            if self._by_uid.get(member.pod.uid) is member:
+                del self._by_uid[member.pod.uid]
+            self._departed.append(member)
+        member.gone = True
+        log.info("pod %s has gone", member.pod.name)
+
+    def _hear(self, member: Member, message: Message) -> None:
+        if message["say"] == "ended" and member.agent is not None and member.agent.number == message["agent"]:
+            member.agent.returncode = int(message["code"])
+        elif message["say"] == "leaving":
+            log.info("pod %s is asked to go", member.pod.name)
+            member.leaving = True

@@ -1,0 +1,1 @@
+"""What Kubernetes says of runs, why they wait, when they may start."""

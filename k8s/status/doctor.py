@@ -1,0 +1,125 @@
+"""What `doctor` prints of a Kubernetes cluster: is it there, what has it, may we, will it run."""
+
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from cluster.backends.base import Check
+from cluster.config import Resources
+from cluster.errors import BackendError, RopewalkError
+from k8s.api.client import ForbiddenError, Kubernetes
+from k8s.manifests.workload import JOB, ray_shape
+from k8s.profile import K8sProfile
+from k8s.submission.preflight import JOBSET, KUBERAY, KUEUE, missing_rights, quotas, refusal, shown
+
+LEAST_VERSION = (1, 33)  # a Job's successPolicy and backoffLimitPerIndex are for good from there on
+USER_RIGHTS = (
+    ("create", "batch", "jobs"),
+    ("list", "batch", "jobs"),
+    ("patch", "batch", "jobs"),
+    ("delete", "batch", "jobs"),
+    ("create", "", "services"),
+    ("list", "", "pods"),
+    ("list", "", "events"),
+)
+REMOTE_RIGHTS = (("create", "", "pods"), ("delete", "", "pods"), ("create", "", "pods/exec"), ("create", "", "configmaps"))
+EXPLAINING_RIGHTS = (("list", "", "resourcequotas"), ("list", "", "persistentvolumeclaims"))
+
+
+def checks(connect: Callable[[], Kubernetes], profile: K8sProfile) -> list[Check]:
+    """All of them, or the one that tells why there are no more."""
+    try:
+        kube = connect()
+        groups = kube.groups()
+    except RopewalkError as error:
+        return [Check(name="kubernetes", ok=False, detail=str(error))]
+    questions: list[Callable[[], Sequence[Check]]] = [
+        lambda: [_server(kube)],
+        lambda: [_rights(kube, profile)],
+        lambda: [_account(profile)],
+        lambda: [_request(kube, profile)],
+        lambda: _quotas(kube),
+        lambda: [_volume(kube, profile)],
+        lambda: [_shape(kube, groups, profile)],
+    ]
+
+    def answer(question: Callable[[], Sequence[Check]]) -> Sequence[Check]:
+        try:
+            return question()
+        except ForbiddenError as error:
+            return [Check(name="rights", ok=True, detail=f"not seen: {error}")]
+        except BackendError as error:
+            return [Check(name="kubernetes", ok=False, detail=str(error))]
+
+    with ThreadPoolExecutor(len(questions)) as pool:
+        return [check for found in pool.map(answer, questions) for check in found]
+
+
+def _server(kube: Kubernetes) -> Check:
+    version = kube.raw("version")
+    detail = f"{version['gitVersion']} at {kube.server}, namespace {kube.namespace}"
+    # managed clusters say 33+
+    numbers = tuple(int(re.sub(r"\D.*", "", str(version.get(part) or "")) or 0) for part in ("major", "minor"))
+    if numbers < LEAST_VERSION:
+        least = ".".join(map(str, LEAST_VERSION))
+        return Check(
+            name="kubernetes", ok=False, detail=f"{detail}: runs need at least {least}, older ones drop fields of their Jobs"
+        )
+    return Check(name="kubernetes", ok=True, detail=detail)
+
+
+def _rights(kube: Kubernetes, profile: K8sProfile) -> Check:
+    wanted = [*USER_RIGHTS, *(REMOTE_RIGHTS if profile.runs is None else ())]
+    missing = missing_rights(kube, wanted)
+    if missing:
+        detail = f"you may not {', '.join(missing)}; ask for the Role ropewalk-user of k8s/manifests/rbac.yaml"
+        return Check(name="rights", ok=False, detail=detail)
+    blind = missing_rights(kube, EXPLAINING_RIGHTS)
+    more = f", but not {' and '.join(blind)}, so that less can be explained" if blind else ""
+    return Check(name="rights", ok=True, detail=f"you may submit, watch and cancel{more}")
+
+
+def _account(profile: K8sProfile) -> Check:
+    if profile.service_account is None:
+        remedy = "apply k8s/manifests/rbac.yaml and set service_account: ropewalk in the cluster's profile"
+        detail = f"pods have the namespace's default account: lost pods may be replaced later and later; {remedy}"
+        return Check(name="service account", ok=True, detail=detail)
+    return Check(name="service account", ok=True, detail=profile.service_account)
+
+
+def _request(kube: Kubernetes, profile: K8sProfile) -> Check:
+    said = refusal(kube, profile, Resources())
+    return Check(name="request", ok=not said, detail=said or "a run of one node would be accepted")
+
+
+def _quotas(kube: Kubernetes) -> list[Check]:
+    return [
+        Check(
+            name=f"quota {quota.owner}",
+            ok=quota.used < quota.hard,
+            detail=f"{shown(quota.resource, quota.used)} used of {shown(quota.resource, quota.hard)}",
+        )
+        for quota in quotas(kube)
+    ]
+
+
+def _volume(kube: Kubernetes, profile: K8sProfile) -> Check:
+    claim = kube.get("PersistentVolumeClaim", profile.claim)
+    modes, phase = claim["spec"].get("accessModes") or [], claim.get("status", {}).get("phase")
+    name = f"{profile.claim} is {phase}, {', '.join(modes)}"
+    seen = f"seen here as {profile.runs}" if profile.runs else "not seen here: logs and results come through a pod that reads it"
+    if phase != "Bound":
+        return Check(name="volume", ok=False, detail=f"{name}; `kubectl describe pvc {profile.claim}` tells why")
+    if "ReadWriteMany" not in modes:
+        return Check(name="volume", ok=False, detail=f"{name}: runs of several nodes need ReadWriteMany")
+    return Check(name="volume", ok=True, detail=f"{name}, {seen}")
+
+
+def _shape(kube: Kubernetes, groups: dict[str, str], profile: K8sProfile) -> Check:
+    found = [name for group, name in ((KUEUE, "Kueue"), (JOBSET, "JobSet"), (KUBERAY, "KubeRay")) if group in groups]
+    there = ", ".join(found) or "no Kueue, JobSet or KubeRay"
+    queue = f"queue {profile.queue}" if profile.queue else "no queue"
+    ray = ray_shape(profile, lambda: kube)
+    rayjobs = "RayJobs" if profile.ray else "on several nodes RayJobs"
+    shape = f"runs are Indexed Jobs, those of the ray engine {rayjobs if ray.kind != JOB else 'too'} ({ray.why})"
+    return Check(name="shape", ok=True, detail=f"{there}; {shape}; {queue}")

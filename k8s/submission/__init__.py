@@ -1,0 +1,1 @@
+"""Before a run starts: preflight, staging, creating, holding back."""

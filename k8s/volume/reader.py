@@ -1,0 +1,237 @@
+"""A run's files, where this machine does not see the volume: read through a pod of the run, or one that only does that."""
+
+import hashlib
+import io
+import json
+import logging
+import math
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from getpass import getuser
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from cluster.errors import BackendError, ConfigError
+from cluster.run.directory import RunDir
+from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError, Object, RefusedError
+from k8s.manifests.job import OURS, ROLE_LABEL, RUN_LABEL, dress, load
+from k8s.profile import K8sProfile
+from k8s.status.pending_reasons import pod_trouble
+from k8s.submission.submit import create_or_adopt
+from k8s.volume.sync_client import Sink, held
+
+log = logging.getLogger(__name__)
+
+READY_SECONDS = 60.0  # of a pod whose image is there already; it may have to be pulled
+POLL_SECONDS = 0.2
+READER = "ropewalk-reader"
+LEASE_SECONDS = 120  # by so much longer the pod lives, each time that so much has passed while it is read through
+MIB, GIB = 1 << 20, 1 << 30
+LEAST_MIB, SPARE_GIB = 768, 4  # what Python and torch take beside the model, and what they may
+UNKNOWN_GIB = 64  # what an export may take whose checkpoints do not lie on the volume
+# run in a pod, whatever version its image has: the size of the newest checkpoint, or of that of a step
+CHECKPOINT_BYTES = """
+import json, pathlib, sys
+found = sorted(pathlib.Path(sys.argv[1]).glob("checkpoints/step-*/manifest.json"))
+found = [each for each in found if not sys.argv[2] or int(each.parent.name.partition("-")[2]) == int(sys.argv[2])]
+print(sum(file["size"] for file in json.loads(found[-1].read_bytes())["files"]) if found else 0)
+"""
+NOT_DONE = (ApiAwayError, NotFoundError, RefusedError)  # the connection broke, or the pod is gone or leaving
+
+
+class Reader:
+    """Reads, and writes a little, on a volume that only pods see."""
+
+    def __init__(self, kube: Kubernetes, profile: K8sProfile) -> None:
+        self.kube, self.profile = kube, profile
+        self._job = render_reader(profile)
+        self._pod = self._own = ""  # the pod that answered last; the newest of those that only read
+
+    def fetch(
+        self, run: RunDir, wanted: Sequence[str] = (), write: dict[str, str] | None = None, beside: Sequence[str] = ()
+    ) -> None:
+        """Bring this machine's copy of the run's directory up to date; large folders only as far as they are wanted.
+
+        So it does with those of the runs `beside` it, by id.
+        """
+        others, have = {name: held(run.path.parent / name) for name in beside}, held(run.path)
+        request = {"have": have, "with": list(wanted), "write": write or {}, "beside": others}
+        where = f"{self.profile.claim_path}/{run.id}"
+        sink = Sink(run.path, beside)
+        words = [self.profile.python, "-m", "k8s.volume.sync_server", where]
+        self._execute(run, words, json.dumps(request).encode(), sink)
+        if sink.absent and (have or write):
+            where = f"{where} on volume {self.profile.claim} of namespace {self.kube.namespace}"
+            raise BackendError(f"{where}: there is no such directory; was it deleted, or does the profile name another volume?")
+        sink.remember()
+
+    def upload(self, run: RunDir, archive: bytes, folder: str) -> None:
+        """Put the copy of the code on the volume, unless it is there."""
+        words = [self.profile.python, "-m", "k8s.submission.stage_in", "-", f"{self.profile.claim_path}/{folder}"]
+        self._execute(run, words, archive, None)
+
+    def export(self, run: RunDir, directory: Path, step: int | None) -> None:
+        """Have a pod write the run's model, and bring it here: tokenizer and checkpoint lie where only pods see them."""
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise ConfigError(f"{directory}: is not an empty directory; name a new one")
+        reader = self._for_export(run, step)
+        try:
+            reader._bring_model(run, directory, step)
+        finally:
+            self.kube.delete("Job", reader._job["metadata"]["name"])
+
+    def _for_export(self, run: RunDir, step: int | None) -> "Reader":
+        """A reader of its own: a run's pods have their memory for training, those of readers hold no model."""
+        size = io.BytesIO()
+        words = [self.profile.python, "-c", CHECKPOINT_BYTES, f"{self.profile.claim_path}/{run.id}", str(step or "")]
+        self._execute(run, words, None, size)
+        made = Reader(self.kube, self.profile)
+        made._job = render_exporter(self.profile, int(size.getvalue() or b"0"))
+        made._pod = made._of_its_own()
+        return made
+
+    def _bring_model(self, run: RunDir, directory: Path, step: int | None) -> None:
+        there = f"/tmp/export-{secrets.token_hex(4)}"  # noqa: S108 - of the pod, which has it for itself
+        words = [self.profile.python, "-m", "jobs.training.export", f"{self.profile.claim_path}/{run.id}", there]
+        self._execute(run, [*words, *(["--step", str(step)] if step is not None else [])], None, None)
+        partial = directory.with_name(f".{directory.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        sink = Sink(partial)
+        self._execute(run, [self.profile.python, "-m", "k8s.volume.sync_server", there], b"{}", sink)
+        if sink.absent:
+            raise BackendError(f"{run.id}: the pod that exported it was replaced before the model was here; export it again")
+        if directory.exists():
+            directory.rmdir()
+        partial.rename(directory)  # whole or not at all
+
+    def _execute(self, run: RunDir, words: list[str], stdin: bytes | None, stdout: "Sink | io.BytesIO | None") -> None:
+        pod = self._pod or self._find(run)
+        _tell(run.id, f"volume {self.profile.claim} of namespace {self.kube.namespace}", pod)
+        for tries_left in (2, 1, 0):
+            try:
+                with self._lease() if pod == self._own else nullcontext():
+                    self._once(pod, words, stdin, stdout)
+                break
+            except BackendError as error:
+                self._pod = ""
+                answered = pod == self._own and not isinstance(error, NOT_DONE)
+                if answered or not tries_left:
+                    raise
+                log.info("%s; once more", error)
+            time.sleep(POLL_SECONDS)
+            pod = self._of_its_own()  # the run's own has ended meanwhile, or the connection broke
+        self._pod = pod
+
+    def _once(self, pod: str, words: list[str], stdin: bytes | None, sink: "Sink | io.BytesIO | None") -> None:
+        if isinstance(sink, Sink):
+            sink.begin()
+        elif sink is not None:
+            sink.seek(0)
+            sink.truncate()
+        source = io.BytesIO(stdin) if stdin is not None else None
+        self.kube.execute(pod, words, source, cast("BinaryIO | None", sink))
+        if isinstance(sink, Sink) and not sink.complete:  # a pod that leaves may end it without an error
+            raise ApiAwayError(f"reading through pod {pod} ended half-way; again may help")
+
+    @contextmanager
+    def _lease(self) -> Iterator[None]:
+        """The pod that only reads ends by itself after a while; not while it is being read through."""
+        over, job = threading.Event(), self._job["metadata"]["name"]
+
+        def extend() -> None:
+            while not over.wait(LEASE_SECONDS):
+                try:
+                    seconds = self.kube.get("Job", job)["spec"]["activeDeadlineSeconds"] + LEASE_SECONDS
+                    self.kube.patch("Job", job, {"spec": {"activeDeadlineSeconds": seconds}})
+                except BackendError as error:
+                    log.warning("the pod that reads the volume may end before it is done: %s", error)
+
+        thread = threading.Thread(target=extend, name="reader-lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _find(self, run: RunDir) -> str:
+        """A pod that sees the volume: one of the run, or the reader's, which is made if need be."""
+        ours = ",".join(f"{key}={value}" for key, value in OURS.items())
+        return self._ready_pod(f"{ours},{RUN_LABEL}={run.id}") or self._of_its_own()
+
+    def _ready_pod(self, labels: str) -> str:
+        for pod in self.kube.list("Pod", labels, "status.phase=Running"):
+            if _usable(pod):
+                return str(pod["metadata"]["name"])
+        return ""
+
+    def _of_its_own(self) -> str:
+        """The reader's pod: that of this user's Job for this profile, since others' see other volumes."""
+        name = self._job["metadata"]["name"]
+        self._own = self._ready_pod(f"batch.kubernetes.io/job-name={name}") or self._wait_for(self._made())
+        return self._own
+
+    def _made(self) -> str:
+        return str(create_or_adopt(self.kube, self._job)["metadata"]["name"])
+
+    def _wait_for(self, job: str) -> str:
+        deadline = time.monotonic() + READY_SECONDS
+        said = ""
+        while time.monotonic() < deadline:
+            for pod in self.kube.list("Pod", f"batch.kubernetes.io/job-name={job}"):
+                if _usable(pod):
+                    return str(pod["metadata"]["name"])
+                said = str(pod_trouble(pod) or said)
+            try:
+                self.kube.get("Job", job)
+            except NotFoundError:  # the one that was there has just ended
+                return self._wait_for(self._made())
+            time.sleep(POLL_SECONDS)
+        self.kube.delete("Job", job)
+        raise BackendError(
+            f"the pod that reads the volume did not start within {READY_SECONDS:.0f} s: {said or 'it is not ready'}"
+        )
+
+
+@cache
+def _tell(run_id: str, volume: str, pod: str) -> None:
+    """Once a process, however many readers it has."""
+    log.warning("%s lies on %s, which this machine does not see; pod %s does", run_id, volume, pod)
+
+
+def render_reader(profile: K8sProfile) -> Object:
+    """The Job of a pod that sees the volume; one a user."""
+    job = load("volume-reader.yaml")
+    labels = {**OURS, ROLE_LABEL: "reader"}
+    name = f"{READER}-{hashlib.sha256(f'{getuser()} {profile.model_dump_json()}'.encode()).hexdigest()[:8]}"
+    job["metadata"] |= {"name": name, "labels": labels}
+    if profile.namespace:
+        job["metadata"]["namespace"] = profile.namespace
+    pod = job["spec"]["template"]
+    pod["metadata"]["labels"] = labels
+    container = pod["spec"]["containers"][0]
+    container["command"] = [profile.python, "-c", "import signal; signal.pause()"]
+    container["env"] += [{"name": name, "value": value} for name, value in profile.environment.items()]
+    plain = profile.model_copy(update={"secrets": (), "service_account": None, "mounts": ()})
+    job["spec"]["template"] = dress(pod, plain)
+    return job
+
+
+def render_exporter(profile: K8sProfile, checkpoint_bytes: int) -> Object:
+    """The Job of a pod with memory for a model: that of a checkpoint, which has the optimizer's state too; for one export."""
+    job = render_reader(profile)
+    job["metadata"]["name"] += f"-{secrets.token_hex(3)}"
+    resources = job["spec"]["template"]["spec"]["containers"][0]["resources"]
+    resources["requests"]["memory"] = f"{LEAST_MIB + math.ceil(checkpoint_bytes / MIB)}Mi"
+    resources["limits"]["memory"] = f"{SPARE_GIB + math.ceil(checkpoint_bytes / GIB) if checkpoint_bytes else UNKNOWN_GIB}Gi"
+    return job
+
+
+def _usable(pod: Object) -> bool:
+    conditions = (pod.get("status") or {}).get("conditions") or []
+    return "deletionTimestamp" not in pod["metadata"] and any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)

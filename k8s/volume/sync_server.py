@@ -1,0 +1,88 @@
+"""What runs in a pod to read a run's directory for a laptop: sends what is new or has grown, and writes what it is told to.
+
+Usage: python -m k8s.volume.sync_server RUN_DIR, with a request as JSON on the standard input:
+  {"have": {path: [size, mtime_ns]}, "with": [prefixes of paths that are large], "write": {path: text},
+   "beside": {other run: what is had of it}}
+Answers, after the word that it reads (`k8s.api.exec_stdin`), with a line of JSON a file, {"path", "offset", "size", "mtime_ns"}
+and for another run "run", and `size` bytes after it; at last {"end": true}, with "absent": true where there is no such directory.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from cluster.run.files import write_atomically
+from k8s.api.exec_stdin import fed
+
+LARGE = ("checkpoints", "wandb")  # left out unless asked for
+GROWING = (".log", ".jsonl")  # only ever appended to
+CHUNK_BYTES = 1 << 20
+END = b'{"end": true}\n'
+ABSENT = b'{"end": true, "absent": true}\n'
+
+
+def send(run: Path, request: dict[str, Any], out: IO[bytes]) -> None:
+    """Answer one request."""
+    if not run.is_dir():  # the first pod of the run has not put it there yet, or it was deleted, or this is another volume
+        out.write(ABSENT)
+        out.flush()
+        return
+    for path, text in (request.get("write") or {}).items():
+        write_atomically(run / path, text)
+    _send_run(run, request.get("have") or {}, tuple(request.get("with") or ()), out, {})
+    for name, have in (request.get("beside") or {}).items():
+        if (run.parent / name).is_dir():
+            _send_run(run.parent / name, have, (), out, {"run": name})
+    out.write(END)
+    out.flush()
+
+
+def _send_run(
+    run: Path, have: dict[str, tuple[int, int]], wanted: tuple[str, ...], out: IO[bytes], which: dict[str, str]
+) -> None:
+    for path in _files(run, run, wanted):
+        name = str(path.relative_to(run))
+        status = path.stat()
+        size, mtime = have.get(name) or (0, 0)
+        if (size, mtime) == (status.st_size, status.st_mtime_ns) and name in have:
+            continue
+        offset = size if name.endswith(GROWING) and size <= status.st_size else 0
+        left = status.st_size - offset
+        header = {**which, "path": name, "offset": offset, "size": left, "mtime_ns": status.st_mtime_ns}
+        out.write(json.dumps(header).encode() + b"\n")
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            _copy(stream, out, left)
+
+
+def _files(run: Path, folder: Path, wanted: tuple[str, ...]) -> Iterator[Path]:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        name = str(Path(entry.path).relative_to(run))
+        chosen = any(name.startswith(word) or word.startswith(name) for word in wanted)
+        if entry.is_dir(follow_symlinks=False):
+            if chosen or not name.startswith(LARGE):
+                yield from _files(run, Path(entry.path), wanted)
+        elif entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
+            yield Path(entry.path)
+
+
+def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
+    """Exactly so many bytes, as the header has said; a file that was cut short meanwhile is read again next time."""
+    while size:
+        chunk = source.read(min(size, CHUNK_BYTES)) or bytes(min(size, CHUNK_BYTES))
+        out.write(chunk)
+        size -= len(chunk)
+
+
+def main() -> None:
+    """Answer the request on the standard input."""
+    with fed() as stream:
+        request = json.load(stream)
+    send(Path(sys.argv[1]), request, sys.stdout.buffer)
+
+
+if __name__ == "__main__":
+    main()

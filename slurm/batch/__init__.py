@@ -1,0 +1,1 @@
+"""The batch script and what stands in it; pure."""

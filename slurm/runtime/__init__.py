@@ -1,0 +1,1 @@
+"""On the nodes of a job: coordinator, allocation, watchdog, preemption."""

@@ -1,0 +1,284 @@
+"""The nodes of a Slurm allocation, and those that an elastic run gets in addition, as a lane for agents."""
+
+import logging
+import os
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import DEVNULL, Popen, TimeoutExpired
+
+from cluster.config import Resources
+from cluster.engines.ports import NODE_CPUS_VARIABLE, ReservedPort
+from cluster.errors import BackendError
+from cluster.gpus import NODE_GPUS_VARIABLE
+from cluster.process.forking import Process
+from cluster.process.kill import end, family
+from cluster.process.signals import Flag, deaf_children
+from cluster.run.directory import RunDir
+from slurm.batch.container import wrap
+from slurm.batch.script import companion_name, render_companion
+from slurm.commands import Slurm, plain_environment
+from slurm.profile import SlurmProfile
+from slurm.runtime.job_details import FOREVER, ends_at, why_taken
+from slurm.runtime.watchdog import Guard
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 3.0  # between two questions to the controller, while an elastic run waits for nodes
+ASK_AGAIN_SECONDS = 30.0  # after a node that was asked for has come and gone
+END_SECONDS = 10.0
+# the last: Slurm took the node out of the job again, as it came back while Slurm still ended the job's earlier life there
+NODE_FAILURES = ("node failure", "communication", "requested node configuration is not available")
+# deaf to stops until it can save: one that comes while Python starts would kill it; it is said again
+DEAF_AT_FIRST = ("sh", "-c", "trap '' USR2 TERM; exec \"$@\"", "agent")
+UP_STATES = ("alloc", "mix", "idle", "comp", "resv", "plnd")
+
+
+@dataclass
+class Slot:
+    """One node, and the job that holds it for us."""
+
+    host: str
+    job: str
+    dead: bool = False
+    busy: bool = False
+
+
+class SlurmLane:
+    """Agents are steps of one node each, so that a node that dies takes along no other. Built inside the job."""
+
+    name = "slurm"
+
+    def __init__(
+        self, run: RunDir, resources: Resources, profile: SlurmProfile, slurm: Slurm, *, job: str, hosts: list[str]
+    ) -> None:
+        self.run, self.resources, self.profile, self.job, self.slurm = run, resources, profile, job, slurm
+        self.slots = {index: Slot(host=host, job=job) for index, host in enumerate(hosts)}
+        self.asked_to_stop = Flag()  # set by the conductor's signal handler
+        self.ray_token = secrets.token_hex(32)  # lives in memory only
+        self.companions: set[str] = set()  # jobs asked for that hold no slot yet
+        self.guard = Guard(self)
+        self._store_port = ReservedPort()
+        self._next_look = self._next_request = 0.0
+        self._notice = ""
+
+    # --- the nodes of an attempt
+
+    def nodes(self) -> list[int]:
+        """All that are alive, or as many as the user wants of them."""
+        for slot in self.slots.values():
+            slot.busy = False
+        alive = [index for index, slot in self.slots.items() if not slot.dead]
+        chosen = alive[: self.run.wanted_nodes or None] if self.resources.nodes.elastic else alive
+        for index in chosen:
+            self.slots[index].busy = True
+        return chosen
+
+    def address(self, node: int) -> str:
+        """Slurm's name of the node, under which nodes reach each other."""
+        return self.slots[node].host
+
+    def free_port(self) -> int:
+        """A port of the first node, which this process runs on."""
+        return self._store_port.take(self.slots[0].host)
+
+    def start(self, node: int, command: list[str], log: Path) -> Popen[bytes]:
+        """Start a step of one task; srun hands SIGUSR2 on to it."""
+        words, more = wrap([*DEAF_AT_FIRST, *command], self.profile, self.run)
+        return self.open([*self.srun(node), *more, *words], log)
+
+    def serve(self, command: list[str], log: Path) -> Popen[bytes]:
+        """Start a command here, and not as a step, which Slurm would end before the agents have left."""
+        words, more = wrap(command, self.profile, self.run)
+        if more:  # this runtime starts nothing but steps
+            return self.open([*self.srun(0), *more, *words], log)
+        return self.open(words, log)
+
+    def open(self, words: list[str], log: Path) -> Popen[bytes]:
+        """Start a process here, with what an agent's environment holds; its output goes to the end of `log`."""
+        values = {**plain_environment(), **self._environment()}
+        with log.open("ab") as stream, deaf_children():  # srun as it starts would die of a stop
+            return Popen(words, stdout=stream, stderr=stream, stdin=DEVNULL, env=values)
+
+    def srun(self, node: int) -> list[str]:
+        """A step of one task on one node."""
+        slot = self.slots[node]
+        words = ["srun", f"--jobid={slot.job}", "--nodes=1", "--ntasks=1", f"--nodelist={slot.host}", "--overlap"]
+        words += ["--kill-on-bad-exit=0", "--wait=0", "--mpi=none", "--cpu-bind=none", "--input=none", "--export=ALL"]
+        if self.resources.cpus:
+            words.append(f"--cpus-per-task={self.resources.cpus}")
+        return [*words, "--no-kill"] if self.resources.nodes.elastic else words
+
+    def _environment(self) -> dict[str, str]:
+        cpus = int(os.environ.get("SLURM_CPUS_ON_NODE") or os.cpu_count() or 1)
+        values = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.ray_token, NODE_CPUS_VARIABLE: str(cpus)}
+        # a profile's gres may ask for GPUs where resources.gpus does not; Slurm sets the variable in jobs that have some
+        values[NODE_GPUS_VARIABLE] = str(self.resources.gpus or os.environ.get("SLURM_GPUS_ON_NODE") or 0)
+        if "OMP_NUM_THREADS" not in os.environ:
+            values["OMP_NUM_THREADS"] = str(max(1, min(cpus, os.cpu_count() or cpus) // self.resources.local_world_size))
+        return values
+
+    def end(self, process: Process) -> None:
+        """End a step at once, and its srun; or what was started here."""
+        is_step = Path(str(process.args[0])).name == "srun"
+        if process.poll() is None and is_step:
+            process.terminate()  # srun then kills the step
+            with suppress(TimeoutExpired):
+                process.wait(END_SECONDS)
+        end(family(process.pid))
+        process.wait()
+
+    # --- losing, getting and giving back
+
+    def lost(self, node: int, code: int) -> str:
+        """Why the node is lost, if an agent that said nothing ended so; srun itself only ends with 1 when a node fails."""
+        last = (self._log_of(node).read_text(errors="replace").splitlines() or [""])[-3:] if self._log_of(node).exists() else []
+        said = [line.lower() for line in last if line.startswith("srun: ")]
+        if any(word in line for line in said for word in NODE_FAILURES):
+            return "Slurm says node failure"
+        if code < 0 or code > 128:
+            return f"killed by signal {-code if code < 0 else code - 128}"
+        try:
+            state = self.slurm.node_state(self.slots[node].host)
+        except BackendError:
+            return ""
+        return "" if state.startswith(UP_STATES) and not state.endswith("*") else f"Slurm says {state}"
+
+    def _log_of(self, node: int) -> Path:
+        return self.run.log_dir(self.run.attempts()[-1]) / f"node-{node}.log"
+
+    def bury(self, node: int) -> None:
+        """The node died, or whoever gave it wants it back."""
+        slot = self.slots[node]
+        slot.dead, slot.busy = True, False
+        self._next_request = time.monotonic() + (0 if slot.job == self.job else ASK_AGAIN_SECONDS)
+        if slot.job != self.job:
+            self._cancel(slot.job)
+
+    def clean(self, node: int) -> None:
+        """Slurm itself ends what a step leaves behind."""
+
+    def release(self, node: int) -> None:
+        """Give a node back for good."""
+        slot = self.slots[node]
+        if slot.job != self.job:
+            self.bury(node)
+            return
+        slot.dead, slot.busy = True, False
+        kept = ",".join(s.host for s in self.slots.values() if s.job == self.job and not s.dead)
+        try:
+            self.slurm.update(self.job, NodeList=kept)
+        except BackendError as error:
+            log.warning("node %s is not used any more, but could not be given back: %s", slot.host, error)
+        self._remove_resize_scripts()
+
+    def _remove_resize_scripts(self) -> None:
+        for path in Path().glob(f"slurm_job_{self.job}_resize.*"):
+            path.unlink()
+
+    def offered(self, wanted: int) -> list[int]:
+        """Nodes that can join now. Slurm adds none to a running job: a small job of its own holds each."""
+        self.guard.tend()
+        free = [index for index, slot in self.slots.items() if not slot.dead and not slot.busy][: max(wanted, 0)]
+        missing = max(wanted, 0) - len(free)
+        now = time.monotonic()
+        if now >= self._next_look and (missing or self.companions):
+            self._next_look = now + LOOK_SECONDS
+            free += self._arrived(missing)
+            self._ask_for(max(wanted, 0) - len(free) - len(self.companions))
+        for index in free:
+            self.slots[index].busy = True
+        return free
+
+    def _arrived(self, missing: int) -> list[int]:
+        """Companions that run by now, as new slots; those that nobody wants any more are cancelled."""
+        if not self.companions:
+            return []
+        try:
+            # by name: an id that Slurm does not know any more would be an error, or another's job by now
+            jobs = {job.id: job for job in self.slurm.named(companion_name(self.job))}
+        except BackendError as error:
+            log.warning("cannot see the nodes that were asked for: %s", error)
+            return []
+        new: list[int] = []
+        for job_id in sorted(self.companions):
+            job = jobs.get(job_id)
+            if job is not None and job.state == "RUNNING" and len(new) < missing:
+                self.companions.discard(job_id)
+                if job.nodes in self._hosts():  # two that were asked for together got the same
+                    self._cancel(job_id)
+                    continue
+                index = max(self.slots) + 1
+                self.slots[index] = Slot(host=job.nodes, job=job_id)
+                new.append(index)
+            elif job is None or job.state not in {"PENDING", "CONFIGURING", "RUNNING"}:
+                self.companions.discard(job_id)
+                self._next_request = time.monotonic() + ASK_AGAIN_SECONDS
+        for _ in range(len(self.companions) - (missing - len(new))):
+            self._cancel(self.companions.pop())
+        return new
+
+    def _ask_for(self, count: int) -> None:
+        if count <= 0 or time.monotonic() < self._next_request:
+            return
+        try:
+            left = ends_at(self.slurm.job_details(self.job)) - time.time()
+            minutes = int(left // 60) if left < FOREVER else None
+            if minutes == 0:
+                return  # not worth a new group
+            script = render_companion(self.run, self.resources, self.profile, self.job, minutes)
+            place = self.run.attempt_dir(self.run.attempts()[-1]) / "companion.sbatch"
+            place.write_text(script)
+            away = ",".join(sorted({*self._hosts(), *filter(None, [self.profile.exclude])}))
+            self.companions |= {self.slurm.sbatch(place, f"--exclude={away}") for _ in range(count)}
+            self.run.event("nodes_asked_for", count=count, jobs=sorted(self.companions))
+        except BackendError as error:
+            log.warning("cannot ask for %d more nodes: %s", count, error)
+            self._next_request = time.monotonic() + ASK_AGAIN_SECONDS
+
+    def _hosts(self) -> set[str]:
+        """Nodes that we have, which on a shared cluster might be given to us twice."""
+        return {slot.host for slot in self.slots.values() if not slot.dead}
+
+    def _cancel(self, job: str) -> None:
+        try:
+            self.slurm.cancel(job)
+        except BackendError as error:
+            log.warning("job %s is not wanted any more, but could not be cancelled: %s", job, error)
+
+    # --- whether we may stay
+
+    def notice(self) -> str:
+        """Why Slurm wants the nodes back, once it has said so."""
+        if self.asked_to_stop.is_set() and not self._notice:
+            self._notice = self.explain() or "signal"
+        return self._notice
+
+    def explain(self) -> str:
+        """Ask Slurm why it takes the nodes away; empty if it does not."""
+        try:
+            return why_taken(self.slurm.job_details(self.job), self.resources.grace_seconds)
+        except BackendError as error:
+            log.warning("cannot ask Slurm why: %s", error)
+            return "signal"
+
+    def keeps(self) -> bool:
+        """Whether the next attempt may start here at once: nobody wants the nodes, and there are enough of them."""
+        alive = sum(not slot.dead for slot in self.slots.values())
+        needed = self.resources.nodes.least
+        if self.asked_to_stop.is_set() or alive < needed or self.slots[0].dead:
+            return False
+        if why := self.explain():
+            log.info("the nodes are wanted back: %s", why)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Give back what was asked for in addition."""
+        self._store_port.release()
+        self.guard.close()
+        held = {slot.job for slot in self.slots.values() if slot.job != self.job and not slot.dead}
+        if held or self.companions:
+            self._cancel(f"--name={companion_name(self.job)}")

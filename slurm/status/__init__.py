@@ -1,0 +1,1 @@
+"""What Slurm says of runs, and when they may start."""

@@ -1,0 +1,289 @@
+"""Would a run wait, and why, and what smaller request would start sooner: asked of Slurm before anything is submitted."""
+
+import difflib
+import math
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from getpass import getuser
+from pathlib import Path
+
+from cluster.config import NodeRange, Resources
+from cluster.errors import BackendError
+from cluster.process.scratch import scratch
+from cluster.run.directory import RunDir
+from cluster.text import counted
+from slurm import cluster_info as site
+from slurm.batch.script import render_job
+from slurm.commands import Slurm
+from slurm.profile import SlurmProfile
+from slurm.runtime.job_details import FOREVER
+from slurm.status.test_only import AT_ONCE_SECONDS, Forecast, forecast, ping
+
+BUDGET_SECONDS = 1.5  # no further question after that; people wait for the answer
+MOST_QUESTIONS = 5  # the request itself, and smaller ones
+BEFORE_SECONDS = 120.0  # as much earlier than a reservation a run ends
+UNITS = {"job": "job", "node": "node", "cpu": "CPU", "gres/gpu": "GPU"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """Something larger than which no job may be, and who says so."""
+
+    said: str  # partition short allows at most 2 nodes
+    key: str  # nodes, most_nodes, time_limit_minutes, cpus, memory_gib, gpus
+    most: float
+
+
+def foresee(slurm: Slurm, run: RunDir, resources: Resources, profile: SlurmProfile) -> str:
+    """Whether the run would wait, why, and what smaller request would start sooner; one sentence. Never raises BackendError."""
+    with scratch("o") as folder:
+        script = folder / "job.sbatch"
+        script.write_text(render_job(run, resources, profile))
+        try:
+            ping(slurm)
+            return Outlook(slurm, script, resources, profile).sentence()
+        except BackendError as error:
+            return f"Slurm cannot be asked whether it would wait: {error}."
+
+
+class Outlook:
+    """The questions about one request; they are few, and bounded in time."""
+
+    def __init__(self, slurm: Slurm, script: Path, resources: Resources, profile: SlurmProfile) -> None:
+        self.slurm, self.script, self.resources, self.profile = slurm, script, resources, profile
+        self.deadline, self.questions = time.monotonic() + BUDGET_SECONDS, 0
+        self.partitions = site.partitions(slurm)
+        wanted = (profile.partition or "").split(",")
+        default = next((p for p in self.partitions if p.default), None)
+        self.partition = next((p for p in self.partitions if p.name in wanted), None if profile.partition else default)
+        self.nodes = site.nodes(slurm, self.partition.name) if self.partition else []
+
+    def ask(self, resources: Resources) -> Forecast:
+        """What Slurm says of the script with other resources."""
+        self.questions += 1
+        return forecast(self.slurm, self.script, self.resources, resources)
+
+    def sentence(self) -> str:
+        """The answer."""
+        first = self.ask(self.resources)
+        if first.partition and self.partition and first.partition != self.partition.name:
+            self.partition = next((p for p in self.partitions if p.name == first.partition), self.partition)
+            self.nodes = site.nodes(self.slurm, self.partition.name)
+        if first.refusal:
+            return self._refused(first)
+        if self.partition and self.partition.state == "DOWN":
+            return f"It would wait until partition {self.partition.name} is up again{self._other_partitions()}."
+        if held := self._held_back():
+            return f"It would wait: {held}."
+        if first.at_once:
+            return f"It would start at once{f' on {first.nodes}' if first.nodes else ''}{self._competition(first)}."
+        if first.start == FOREVER:
+            return "Slurm would take it, and does not say when it would start."
+        return f"It would wait until about {clock(first.start)}{self._why_and_remedy(first)}."
+
+    # --- waiting
+
+    def _why_and_remedy(self, first: Forecast) -> str:
+        shorter = self._before_reservation(first)
+        if shorter is not None:
+            reservation, resources = shorter
+            why = f"a {'maintenance ' if reservation.maintenance else ''}reservation begins at {clock(reservation.start)}"
+            if better := self._sooner([resources] if resources else [], first):
+                return f": {why}; {better}"
+            if reservation.start > time.time():
+                return f" ({why})"
+            return f" (reservation {reservation.name} holds {reservation.nodes} nodes until {clock(reservation.end)})"
+        better = self._sooner(self._smaller(), first)
+        return f" ({self._free()})" + (f"; {better}" if better else "")
+
+    def _free(self) -> str:
+        if not self.partition:
+            return "Slurm does not say why"
+        lost = sum(not node.usable for node in self.nodes)
+        free = sum(node.free for node in self.nodes)
+        down = f", {lost} {'is' if lost == 1 else 'are'} down or drained" if lost else ""
+        waiting = self._waiting()
+        queue = f", {counted(waiting, 'job')} {'waits' if waiting == 1 else 'wait'} already" if waiting else ""
+        return f"partition {self.partition.name} has {free} of {len(self.nodes)} nodes free{down}{queue}"
+
+    def _smaller(self) -> list[Resources]:
+        """Requests that ask for less, the largest first."""
+        least = self.resources.nodes.least
+        free = sum(node.free for node in self.nodes)
+        counts = sorted({count for count in (free, least // 2, 1) if 0 < count < least}, reverse=True)
+        found = [self._with(nodes=count) for count in counts]
+        if self.resources.cpus:
+            idle = sorted((node.idle_cpus for node in self.nodes if node.usable), reverse=True)[least - 1 : least]
+            found = [self._with(cpus=count) for count in idle if 0 < count < self.resources.cpus] + found
+        return found
+
+    def _before_reservation(self, first: Forecast) -> tuple[site.Reservation, Resources | None] | None:
+        """The reservation that the run waits for to end, and the request that would end before it begins, if any."""
+        limit = self.resources.time_limit_minutes or (self.partition and self.partition.max_minutes) or FOREVER
+        now = time.time()
+        for reservation in sorted(site.reservations(self.slurm), key=lambda r: r.start):
+            if self.profile.reservation == reservation.name or first.start < reservation.end - AT_ONCE_SECONDS:
+                continue
+            if reservation.start > now + limit * 60 or reservation.end < now:
+                continue
+            minutes = (reservation.start - now - BEFORE_SECONDS) / 60
+            minutes = math.floor(minutes / 5) * 5 if minutes >= 15 else math.floor(minutes)
+            fits = minutes >= 1 and minutes * 60 > self.resources.grace_seconds
+            return reservation, self._with(time_limit_minutes=minutes) if fits else None
+        return None
+
+    def _held_back(self) -> str:
+        """A limit on what this user or account may use at a time, which a forecast does not look at."""
+        try:
+            found = site.limits(self.slurm, getuser(), self.profile.account, self.profile.qos)
+        except (BackendError, OSError, KeyError):
+            return ""
+        least, gpus = self.resources.nodes.least, self.resources.gpus
+        wanted = {"job": 1, "node": least, "cpu": least * (self.resources.cpus or 1), "gres/gpu": least * gpus}
+        for limit in found:
+            if limit.used + wanted[limit.unit] > limit.most:
+                left = limit.most - limit.used
+                fewer = self._with(nodes=left) if limit.unit == "node" and 0 < left < least else None
+                better = f"; {_change(self.resources, fewer)} would not" if fewer else ""
+                verb = "in use" if limit.unit != "job" else "runs" if limit.used == 1 else "run"
+                most, used = counted(limit.most, UNITS[limit.unit]), counted(limit.used, UNITS[limit.unit])
+                return f"{limit.owner} allows {most} at a time ({limit.name}){f', {used} {verb}' * (limit.used > 0)}{better}"
+        return ""
+
+    def _competition(self, first: Forecast) -> str:
+        if first.preempts:
+            return ", by preempting others"
+        waiting = self._waiting()
+        return (
+            f", unless {counted(waiting, 'job')} waiting in that partition {'comes' if waiting == 1 else 'come'} first"
+            if waiting
+            else ""
+        )
+
+    def _waiting(self) -> int:
+        """Jobs that wait for nodes of the partition, not for something else."""
+        if not self.partition:
+            return 0
+        words = ["squeue", "--noheader", "--states=PENDING", f"--partition={self.partition.name}", "--format=%r"]
+        return sum(word in {"Priority", "Resources"} for word in self.slurm.ask(*words, seconds=site.SECONDS).split())
+
+    # --- being refused
+
+    def _refused(self, first: Forecast) -> str:
+        wanted = self.profile.partition
+        names = [partition.name for partition in self.partitions]
+        unknown = [word for word in (wanted or "").split(",") if word and word not in names]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}."
+            return f"Slurm would refuse it: there is no partition {unknown[0]!r}; {hint}"
+        if self.partition and self.partition.state not in {"UP", "DOWN"}:
+            state = self.partition.state
+            return f"Slurm would refuse it: partition {self.partition.name} is in state {state}{self._other_partitions()}."
+        over = [bound for bound in self._bounds(first.refusal) if self._asked(bound.key) > bound.most]
+        if over:
+            tightest = {bound.key: min(b.most for b in over if b.key == bound.key) for bound in over}
+            better = self._sooner([self._with(**tightest)] if min(tightest.values()) >= 1 else [], first)
+            return f"Slurm would refuse it: {' and '.join(bound.said for bound in over)}{f'; {better}' if better else ''}."
+        usable = sum(node.usable for node in self.nodes)
+        there = [self._with(nodes=usable)] if 0 < usable < self.resources.nodes.least else []
+        better = self._sooner([*there, *self._smaller()], first)
+        remedy = f"; {better}" if better else ""
+        if self.nodes and usable < self.resources.nodes.least:
+            return f"It would wait until nodes come back ({self._free()}){remedy}."
+        whose = "; `ropewalk doctor --on` this cluster shows which are yours" * bool(
+            re.match("Invalid (account|qos)", first.refusal)
+        )
+        return f"Slurm would refuse it: {first.refusal}{whose}{remedy}."
+
+    def _bounds(self, refusal: str) -> list[Bound]:
+        """What limits the size of one job: the partition, its nodes, the QoS."""
+        found = []
+        if partition := self.partition:
+            who = f"partition {partition.name}"
+            if partition.max_nodes is not None:
+                found.append(_bound(who, "most_nodes", partition.max_nodes))
+            if partition.max_minutes is not None:
+                found.append(_bound(who, "time_limit_minutes", partition.max_minutes))
+        if self.partition and self.nodes:
+            found += _sizes(f"partition {self.partition.name}", self.nodes)
+        if self.profile.qos and re.search(r"QOS|policy", refusal):
+            nodes, minutes = site.largest_job(self.slurm, self.profile.qos)
+            limits = {"most_nodes": nodes, "time_limit_minutes": minutes}
+            found += [_bound(f"QoS {self.profile.qos}", key, most) for key, most in limits.items() if most is not None]
+        return found
+
+    def _other_partitions(self) -> str:
+        others = [p.name for p in self.partitions if p.state == "UP"]
+        return f"; up: {', '.join(others)}" if others else ""
+
+    # --- other requests
+
+    def _sooner(self, candidates: Sequence[Resources], first: Forecast) -> str:
+        """The first of the candidates that starts at once, else the one that starts soonest, in words; empty if none helps."""
+        best, found = first.start - AT_ONCE_SECONDS, ""
+        for resources in candidates:
+            if self.questions >= MOST_QUESTIONS or time.monotonic() > self.deadline:
+                break
+            other = self.ask(resources)
+            if other.at_once:
+                return f"{_change(self.resources, resources)} would start at once"
+            if other.start < best:
+                best, found = other.start, f"{_change(self.resources, resources)} would start at about {clock(other.start)}"
+        return found
+
+    def _asked(self, key: str) -> float:
+        nodes = {"nodes": self.resources.nodes.least, "most_nodes": self.resources.nodes.most}
+        return nodes[key] if key in nodes else getattr(self.resources, key) or 0
+
+    def _with(self, **changes: float) -> Resources:
+        """The request with other values: `nodes` are the fewest that it takes, `most_nodes` the most."""
+        asked = self.resources.nodes
+        most = int(changes.pop("most_nodes", asked.most))
+        least = min(int(changes.pop("nodes", asked.least)), most)
+        nodes = NodeRange(least=least, most=most if asked.elastic else least)
+        return self.resources.model_copy(update={"nodes": nodes, **changes})
+
+
+def clock(seconds: float) -> str:
+    """A time in this machine's zone: 14:30 today, with its day otherwise."""
+    day = "" if time.localtime(seconds)[:3] == time.localtime()[:3] else "%Y-%m-%d "
+    return time.strftime(f"{day}%H:%M", time.localtime(seconds))
+
+
+def _sizes(who: str, nodes: Sequence[site.Node]) -> list[Bound]:
+    largest = {
+        "cpus": max(node.cpus for node in nodes),
+        "gpus": max(node.gpus for node in nodes),
+        "memory_gib": math.floor(max(node.memory_mib for node in nodes) / 102.4) / 10,
+    }
+    found = [Bound(said=f"{who} has {counted(len(nodes), 'node')}", key="nodes", most=len(nodes))]
+    for key, most in largest.items():
+        said = f"no node of {who} has {f'more than {_amount(key, most)}' if most else 'GPUs'}"
+        found.append(Bound(said=said, key=key, most=most))
+    return found
+
+
+def _bound(who: str, key: str, most: float) -> Bound:
+    return Bound(said=f"{who} allows at most {_amount(key, most)}", key=key, most=most)
+
+
+def _amount(key: str, most: float) -> str:
+    if key == "memory_gib":
+        return f"{most:g} GiB"
+    unit = {"nodes": "node", "most_nodes": "node", "time_limit_minutes": "minute", "cpus": "CPU", "gpus": "GPU"}[key]
+    return counted(most, unit)
+
+
+def _change(asked: Resources, other: Resources) -> str:
+    """How the other request is written, where it differs: `2 nodes`, or the keys to set."""
+    keys = [key for key in type(asked).model_fields if getattr(asked, key) != getattr(other, key)]
+    if keys == ["nodes"] and not other.nodes.elastic:
+        return counted(other.nodes.least, "node")
+    values = ((key, getattr(other, key)) for key in keys)
+    words = " and ".join(
+        f"resources.{key}={value:g}" if isinstance(value, float) else f"resources.{key}={value}" for key, value in values
+    )
+    return f"with {words} it"

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datapipe.ingest import normalised
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import DataError
-from datapipe.dedup import repeats
+from datapipe.dedup.exact import repeats
+from datapipe.inputs.ingest import normalised
 from tests.fakes.documents import make, rejected, rows, some_documents, write_lines
 
 

@@ -11,17 +11,17 @@ from typing import Any
 
 import psutil
 import pytest
-from cluster.processes import processes_of
-from datapipe.element import LEASE, LEASE_SECONDS, Share, do_share, lease_holds, result_name
-from datapipe.executors import UNLIMITED, LocalProcesses, SlurmArray
-from datapipe.fanout import Fanout
-from datapipe.worker import Task
 
 from cluster.errors import EXIT_LOST_PEER, ConfigError, DataError, StopRequested
+from cluster.process.kill import processes_of
 from cluster.spec import Engine
-from datapipe import executors
 from datapipe.config import ArrayOptions
-from jobs.preprocess import main
+from datapipe.execution import executors
+from datapipe.execution.array_task import LEASE, LEASE_SECONDS, Share, do_share, lease_holds, result_name
+from datapipe.execution.executors import UNLIMITED, LocalProcesses, SlurmArray
+from datapipe.execution.slurm_array import Fanout
+from datapipe.execution.worker import Task
+from jobs.preprocess.job import main
 from tests.datapipe.test_preprocess import context_of, source, touch_when  # noqa: F401
 from tests.fakes.documents import configure, contents, make
 from tests.fakes.driver import Driver

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from datapipe.mixture import BLOCK, locate, quotas
 
 from cluster.errors import ConfigError
+from datapipe.loader.mixture import BLOCK, locate, quotas
 
 
 def test_shares_are_exact_in_every_block() -> None:

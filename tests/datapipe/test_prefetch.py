@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-from datapipe.prefetch import prefetch
 
+from datapipe.loader.prefetch import prefetch
 from tests.patience import HANG_SECONDS
 
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster.context import JobContext
-from cluster.files import read_json
-from cluster.run_dir import RunDir
-from datapipe.worker import Task
 
 import jobs
 from cluster.config import load_config, read_yaml
 from cluster.errors import ConfigError, DataError, StaleAttemptError, StopRequested
-from jobs.preprocess import PreprocessConfig, main
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from cluster.run.files import read_json
+from datapipe.execution.worker import Task
+from jobs.preprocess.config import PreprocessConfig
+from jobs.preprocess.job import main
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
@@ -113,7 +114,7 @@ def touch_when(condition: Callable[[], bool], flag: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_an_actor_that_dies_is_replaced_but_not_for_ever(tmp_path: Path) -> None:
-    from datapipe.crew import Crew
+    from datapipe.execution.ray_actors import Crew
 
     with Crew(str(tmp_path), str(tmp_path / ".work"), 1, lambda: False) as crew:
         crew.kind = _dying(crew.kind)
@@ -168,7 +169,7 @@ def test_the_example_is_a_complete_run() -> None:
 
 def test_the_configuration_is_read_without_heavy_imports() -> None:
     heavy = ("ray", "torch", "transformers", "numba", "pyarrow", "numpy", "tokenizers")
-    code = f"import sys, jobs.preprocess; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, jobs.preprocess.job; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datapipe.worker import Task
 
 from cluster.errors import DataError
 from cluster.storage import Place
+from datapipe.execution.worker import Task
 from tests.datapipe.test_preprocess import context_of, source  # noqa: F401
 from tests.fakes.documents import configure, contents, make
 from tests.fakes.driver import Driver

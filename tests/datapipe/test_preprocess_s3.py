@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.storage import Place
-from jobs.preprocess import main
+from jobs.preprocess.job import main
 from tests.conftest import S3Server
 from tests.datapipe.test_preprocess import context_of
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines

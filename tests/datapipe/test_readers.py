@@ -9,15 +9,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import zstandard
-from datapipe.lines import TOO_LONG, split_lines
-from datapipe.readers import Document, Rejection, Tally, read_unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
 from cluster.errors import DataError
 from datapipe.config import ReadRules
-from datapipe.inputs import list_inputs, plan_units
+from datapipe.inputs.files import list_inputs, plan_units
+from datapipe.inputs.lines import TOO_LONG, split_lines
+from datapipe.inputs.readers import Document, Rejection, Tally, read_unit
 from tests.fakes.documents import some_documents, write_lines
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datapipe.tokenizer import Encoder, TokenizerFiles, read_tokenizer, take_tokenizer, train_tokenizer, write_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from cluster.config import load_config
 from cluster.errors import ConfigError
 from cluster.storage import Place
-from jobs.preprocess import PreprocessConfig
+from datapipe.tokens.tokenizer import Encoder, TokenizerFiles, read_tokenizer, take_tokenizer, train_tokenizer, write_tokenizer
+from jobs.preprocess.config import PreprocessConfig
 from tests.fakes.documents import make, rows, some_documents, write_lines
 
 TEXTS = [d["text"] for d in some_documents(300)]

@@ -95,7 +95,7 @@ def test_the_command_imports_nothing_heavy(words: list[str], tmp_path: Path) -> 
     run.begin_attempt()
     code = f"""
 import sys
-from jobs import cli
+from jobs.cli import main as cli
 try:
     cli.main()
 finally:

@@ -76,6 +76,6 @@ def test_it_runs_from_another_directory(command: Path, tmp_path: Path) -> None:
 
 
 def test_it_is_the_wheel_that_runs(command: Path, tmp_path: Path) -> None:
-    code = "import cluster, jobs.cli; print(cluster.__file__); print(jobs.cli.main.__file__)"
+    code = "import cluster, jobs.cli; print(cluster.__file__); print(jobs.cli.__file__)"
     done = subprocess.run([command.parent / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert all(str(command.parent.parent) in line for line in done.stdout.splitlines())

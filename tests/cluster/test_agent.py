@@ -31,7 +31,7 @@ while not pathlib.Path(__file__).with_name("enough").exists():
 ORPHAN = """
 import multiprocessing, os, signal, sys, time
 from multiprocessing import forkserver
-from cluster.entry import die_with_parent
+from cluster.engines.entry import die_with_parent
 
 def rank(mark):
     print(os.getpid(), file=open(mark, "w"))

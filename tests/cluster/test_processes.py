@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 # a second signal at every line that the handler of the first one runs through
 INTERRUPTED = """
 import signal, sys
-from cluster.processes import Flag
+from cluster.process.signals import Flag
 
 flag = Flag()
 signal.signal(signal.SIGUSR2, lambda *_: flag.set())
@@ -41,7 +41,7 @@ def test_a_signal_within_a_signal_does_not_hang() -> None:
 # as a program of this package starts: imports first
 LATE = """
 import signal, sys, time
-from cluster.processes import hear_stops
+from cluster.process.signals import hear_stops
 
 def main():
     open(sys.argv[1], "w").close()

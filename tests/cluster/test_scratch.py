@@ -20,7 +20,7 @@ from tests.patience import Patience, until
 
 OWNING = """
 import sys
-from cluster.scratch import keep, make_scratch
+from cluster.process.scratch import keep, make_scratch
 from pathlib import Path
 if sys.argv[2] == "keep":
     keep(Path(sys.argv[1]))

@@ -23,7 +23,7 @@ from tests.fakes.nfs import Network, python_on
 RECORD = {"job": "toy", "engine": "ranks", "config": {}, "resources": {"nodes": 1}}
 EVENTS = """
 import sys
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 for number in range(200):
     RunDir(sys.argv[1]).event("said", number=number, words="x" * (number % 50))
 """

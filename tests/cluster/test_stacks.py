@@ -17,7 +17,7 @@ from tests.patience import Patience, until
 
 PROGRAM = """
 import os, pathlib, sys, threading, time
-from cluster.stacks import answer
+from cluster.engines.stacks import answer
 answer(os.getppid(), pathlib.Path(sys.argv[1]))
 
 def bring(): threading.Event().wait()

@@ -65,7 +65,7 @@ def test_modules_are_found_where_the_asker_has_them(template: Popen[bytes], tmp_
 FORK = """
 import os, sys
 from pathlib import Path
-from cluster.forking import fork_program
+from cluster.process.forking import fork_program
 sys.exit(fork_program([sys.executable, "-m", "told"], os.environ, Path("out")).wait())
 """
 

@@ -22,7 +22,7 @@ TEXTS = [d["text"] for d in some_documents(300)]
 
 TRAIN = """
 import sys
-from datapipe.tokenizer import train_tokenizer
+from datapipe.tokens.tokenizer import train_tokenizer
 from tests.fakes.documents import some_documents
 files = train_tokenizer((d["text"] for d in some_documents(300)), 500).files
 sys.stdout.buffer.write(b"".join(files[name] for name in sorted(files)))

@@ -16,7 +16,7 @@ POLICY = ROOT / "k8s/manifests/admission-policy.yaml"
 # what training code can do: it finds the token of its pod
 HOSTILE = """
 import sys
-from k8s.inside import ApiError, Inside
+from k8s.api.in_cluster import ApiError, Inside
 api = Inside()
 api.job_name, pod, uid = sys.argv[2:5]
 try:

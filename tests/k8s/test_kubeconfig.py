@@ -173,7 +173,7 @@ def test_whoever_acts_as_another_does_so_here_too(tmp_path: Path, server: Server
 
 ASKING = """
 import sys
-from k8s.client import connect
+from k8s.api.client import connect
 from k8s.profile import K8sProfile
 connect(K8sProfile(kubeconfig=sys.argv[1])).list("Job")
 """

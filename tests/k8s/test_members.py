@@ -33,7 +33,7 @@ POD = Pod(name="a", uid="1", index=0, address="127.0.0.1")
 
 CONDUCTOR = f"""
 import socket, sys, time
-from k8s import members
+from k8s.runtime import membership as members
 
 members.BEAT_SECONDS, members.LOST_SECONDS = {BEAT_SECONDS}, {LOST_SECONDS}
 listener = socket.create_server(("127.0.0.1", 0))

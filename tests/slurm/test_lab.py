@@ -166,7 +166,7 @@ AS_ORDINARY_USER = """
 import subprocess, sys
 from pathlib import Path
 from slurm.lab import Lab
-from slurm.lab_config import LabSettings
+from slurm.lab.config import LabSettings
 from tests.patience import Stopwatch, until
 from tests.slurm.test_lab import sleepers, submit
 lab = Lab(Path(sys.argv[1]))

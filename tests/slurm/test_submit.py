@@ -96,9 +96,9 @@ def test_a_submission_that_a_power_cut_took_back_says_so(slurm_lab: Lab, tick: S
 
 DYING = """
 import sys
-from cluster.backend import Profile
+from cluster.backends.base import Profile
 from cluster.config import Resources
-from cluster.run_dir import RunDir
+from cluster.run.directory import RunDir
 from slurm.backend import SlurmBackend
 from slurm.commands import Slurm
 from tests.slurm.edges import Unlucky, dies

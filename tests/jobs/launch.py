@@ -49,7 +49,7 @@ def pretrain_config(data: Path, **changes: Any) -> dict[str, Any]:
 
 
 def make_run(root: Path, config: dict[str, Any], job: str = "pretrain") -> RunDir:
-    return RunDir.create("test", {"job": job, "entry": f"jobs.{job}:main", "config": config}, root)
+    return RunDir.create("test", {"job": job, "entry": f"jobs.{job}.job:main", "config": config}, root)
 
 
 class Ranks:

@@ -48,6 +48,14 @@ JOBS: dict[str, JobSpec] = {
             preload=(*_TRAINING, "jobs.evaluate.job"),
         ),
         JobSpec(
+            name="command",
+            summary="Run any program: as ranks, one a node, or once.",
+            config="jobs.command.config:CommandConfig",
+            entry="jobs.command.job:main",
+            engine=Engine.RANKS,
+            preload=("jobs.command.job",),
+        ),
+        JobSpec(
             name="sweep",
             summary="Search for the best configuration of another job; each trial is a run.",
             config="jobs.sweep.config:SweepConfig",

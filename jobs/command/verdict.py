@@ -47,8 +47,12 @@ def judge(code: int, stop: signal.Signals | None, context: JobContext) -> None:
     text = tail(context)
     if code == EXIT_LOST_PEER or (context.world_size > 1 and _LOST_PEER.search(text)):
         raise LostPeerError(f"another rank was gone (connection closed by peer): {last_words(text)}")
-    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    raise ProgramFailedError(f"the program {how}: {last_words(text) or 'it said nothing'}")
+    raise ProgramFailedError(f"the program {how_it_ended(code)}: {last_words(text) or 'it said nothing'}")
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code in words; negative for a signal, as subprocess has it."""
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def said(context: JobContext) -> str:
@@ -74,7 +78,8 @@ def tail(context: JobContext) -> str:
 def last_words(text: str) -> str:
     """The last exception that a program printed, else its last line that says something."""
     lines = [line.rstrip() for line in text.splitlines() if line.strip()]
-    for line in reversed(lines[-200:]):
-        if _EXCEPTION.match(line):
-            return line[:500]
+    for number in reversed(range(len(lines))):
+        if _EXCEPTION.match(lines[number]):
+            message = [line.strip() for line in lines[number : number + 4]]  # it may go on over several lines
+            return " ".join(message)[:500]
     return lines[-1].strip()[:500] if lines else ""

@@ -52,7 +52,6 @@ def test_the_planted_failures_are_told(tmp_path: Path) -> None:
         if known is None or planted["says"] not in known.meaning:
             wrong.append(f"{planted['name']}: {cause[:150]} -> {known.meaning if known else None}")
     assert len(PLANTED) >= 60
-    assert len(wrong) <= (1 - RIGHT) * len(PLANTED), "\n".join(wrong)
     assert wrong == []
 
 

@@ -17,7 +17,7 @@ from cluster.errors import AlreadyRunningError, BackendError, ConfigError
 from cluster.run.directory import RUNS_VARIABLE, RunDir, begin_attempts
 from cluster.run.files import write_all
 from cluster.spec import Engine, RunState
-from cluster.supervise.supervisor import BY_SUBMISSION, bury_unfinished
+from cluster.supervise.supervisor import BY_SUBMISSION, close_unfinished_attempt
 from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object, connect
 from k8s.manifests.job import dump, owned_by, render_gate
 from k8s.manifests.workload import JOB, Shape, carrier_of, find_carrier, forget_long_over, name_as, render, shape_of
@@ -85,7 +85,7 @@ class K8sBackend:
         if run.attempts():
             self._refuse_if_carried(run)
             self.fetch(run)
-            bury_unfinished(run, "its pods were lost before they could say how it ended")
+            close_unfinished_attempt(run, "its pods were lost before they could say how it ended")
         return self.submit_many([run], resources, after)[0]
 
     def submit_many(

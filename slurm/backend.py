@@ -14,7 +14,7 @@ from cluster.errors import AlreadyRunningError, BackendError, ConfigError
 from cluster.run.directory import RunDir, begin_attempts
 from cluster.run.files import SYNC_THREADS, syncing, write_atomically
 from cluster.spec import RunState
-from cluster.supervise.supervisor import BY_SUBMISSION, bury_unfinished
+from cluster.supervise.supervisor import BY_SUBMISSION, close_unfinished_attempt
 from slurm.batch.script import ARRAY_LIST, job_options, render_job
 from slurm.commands import Job, Slurm
 from slurm.profile import SlurmProfile
@@ -50,7 +50,7 @@ class SlurmBackend:
         """Submit the run's next attempt. Raises BackendError if a job of an earlier submission carries it still."""
         if run.attempts():
             self._refuse_if_carried(run)
-            bury_unfinished(run, "its job was lost before it could say how it ended")
+            close_unfinished_attempt(run, "its job was lost before it could say how it ended")
         return self.submit_many([run], resources, after)[0]
 
     def submit_many(

@@ -27,14 +27,14 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousExitOp
 
 from cluster.engines.entry import configure_logging, die_with_parent, redirect_output, run_entry
-from cluster.engines.hang import Agreement, GroupWatch, Hangs, Place
+from cluster.engines.hang import Agreement, Formation, GroupWatch, Hangs
 from cluster.engines.heartbeat import heart_file
 from cluster.engines.ports import await_listener
 from cluster.engines.signed_rendezvous import signed_handler
 from cluster.engines.stacks import answer, stacks_file
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
 from cluster.process.forking import forked_interpreters, refuse_cuda
-from cluster.process.signals import Departure, deaf_children, end_on_word_of
+from cluster.process.signals import ShutdownGate, exit_on_sigterm_from, stop_signals_blocked
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
@@ -50,7 +50,7 @@ EXIT_BARRIER_SECONDS = 30.0
 REGROUP_SECONDS = 120.0  # what ranks may take to save before they are ended, when a node wants to join
 LEAVE_SECONDS = 5.0
 STORE_SECONDS = 60.0  # what the store may take to begin; then torch itself waits as long again
-BEREFT_SECONDS = 3.0  # what ranks may take to notice that a node of their group is gone, before they are ended
+PEER_LOST_SECONDS = 3.0  # what ranks may take to notice that a node of their group is gone, before they are ended
 FORM_TRIES = 3
 # Tight, for nodes that answer within a second; a job of hundreds of nodes wants longer ones.
 RENDEZVOUS = {
@@ -77,7 +77,7 @@ class Node:
     address: str
     rendezvous: str  # HOST:PORT of the store
     stop_flag: Path
-    departure: Departure
+    departure: ShutdownGate
     hung_steps: float | None = None  # as `retries.hung_steps` says
 
     @property
@@ -109,13 +109,13 @@ class _NumberedRendezvous(RendezvousHandler):
         self._inner, self._group, self._node, self._run = inner, group, node, node.run
         self._asked_at: float | None = None
         self._members: set[Any] = set()  # the group's nodes, as torch knows them
-        self._bereft_at: float | None = None
+        self._peer_lost_at: float | None = None
         self._next_look = 0.0
 
     def next_rendezvous(self) -> RendezvousInfo:
         self._node.departure.pause()
         self._node.regroup_flag.unlink(missing_ok=True)
-        self._asked_at = self._bereft_at = None
+        self._asked_at = self._peer_lost_at = None
         info = self._form()
         self._node.departure.resume()
         state = self._inner._state_holder.state  # type: ignore[attr-defined]
@@ -140,7 +140,7 @@ class _NumberedRendezvous(RendezvousHandler):
         finally:
             holder._cache_duration = STATE_SECONDS
 
-    def bereft(self) -> bool:
+    def peer_lost(self) -> bool:
         """A node of the group is gone, and the ranks had time to notice. Those that are just starting do not: they wait for
         its ranks to join them. Gone is what has left the rendezvous and was buried by whoever carries the run: without a
         heartbeat alone, a node may be only slow.
@@ -150,9 +150,9 @@ class _NumberedRendezvous(RendezvousHandler):
         if not missing or now < self._next_look:
             return False
         self._next_look = now + 1.0
-        if self._bereft_at is None and missing & _buried(self._run, self._node.attempt):
-            self._bereft_at = now
-        return self._bereft_at is not None and now - self._bereft_at > BEREFT_SECONDS
+        if self._peer_lost_at is None and missing & _lost_addresses(self._run, self._node.attempt):
+            self._peer_lost_at = now
+        return self._peer_lost_at is not None and now - self._peer_lost_at > PEER_LOST_SECONDS
 
     def _missing(self) -> set[str]:
         """The addresses of the members that are not in the rendezvous any more."""
@@ -202,7 +202,7 @@ class _NumberedRendezvous(RendezvousHandler):
         return False
 
 
-def _buried(run: RunDir, attempt: int) -> set[str]:
+def _lost_addresses(run: RunDir, attempt: int) -> set[str]:
     """The addresses of the nodes that an attempt has lost or let go."""
     gone = {
         e["node"] for e in run.read_events(afresh=True) if e["event"] in {"node_lost", "node_left"} and e["attempt"] == attempt
@@ -229,7 +229,7 @@ class _Agent(LocalElasticAgent):
         formed: Any = worker_group  # torch declares what it fills in later as None
         run, flag = self._node.run, self._node.stop_flag
         self._watch = GroupWatch(
-            Place(run=run, attempt=self._node.attempt, node=self._node.index, group=self._handler.formation),
+            Formation(run=run, attempt=self._node.attempt, node=self._node.index, group=self._handler.formation),
             {worker.global_rank: heart_file(flag, worker.local_rank) for worker in formed.workers},
             Agreement(formed.store, formed.group_world_size),
             self._hangs,
@@ -242,7 +242,7 @@ class _Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
-        if result.state == WorkerState.HEALTHY and self._node.elastic and self._handler.bereft():
+        if result.state == WorkerState.HEALTHY and self._node.elastic and self._handler.peer_lost():
             log.warning("a node of the group is gone, and its ranks are waited for: the group forms anew")
             return self._form_anew()
         if result.state == WorkerState.HEALTHY and self._watch.hung():
@@ -297,7 +297,7 @@ def _newest_step(run: RunDir) -> int:
     return max((int(e.get("step", 0)) for e in run.read_events(afresh=True) if e["event"] == "checkpoint"), default=0)
 
 
-def warm(preload: list[str]) -> None:
+def start_forkserver(preload: list[str]) -> None:
     """Fork the server that ranks are forked from, so that they find imported what costs seconds.
 
     Call it when that is loaded, while this process has no threads. Does nothing if the server runs. Raises ConfigError where
@@ -306,10 +306,10 @@ def warm(preload: list[str]) -> None:
     refuse_cuda()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cluster.engines.ranks", *preload])
-    with deaf_children():
+    with stop_signals_blocked():
         multiprocessing.resource_tracker.ensure_running()
     # once more: it lifts the block of SIGTERM when it has started
-    with deaf_children(), forked_interpreters():
+    with stop_signals_blocked(), forked_interpreters():
         multiprocessing.forkserver.ensure_running()
 
 
@@ -323,12 +323,14 @@ def plain_torch_logging() -> None:
         logger.propagate = True
 
 
-def look_often() -> None:
-    """Let torch look every LOOK_SECONDS whether a group is formed. It looks once a second, which every node pays but the last
-    to come, and lets all wait up to 0.3 s before the first. At each step it reads the source of the whole stack, for a function's
-    name that only a recorder of events would read: up to a second a formation on a busy machine.
+def poll_rendezvous_every(interval: float) -> None:
+    """Make torch poll the rendezvous at this interval, in seconds, until a group is formed.
+
+    torch itself polls once a second, which every node pays but the last to come, and waits up to 0.3 s before the first poll.
+    At each poll it also reads the source of the whole stack, for a function's name that only a recorder of events would use:
+    up to a second a formation on a busy machine.
     """
-    dynamic_rendezvous._delay = lambda seconds: time.sleep(LOOK_SECONDS)  # type: ignore[attr-defined]
+    dynamic_rendezvous._delay = lambda seconds: time.sleep(interval)  # type: ignore[attr-defined]
     dynamic_rendezvous.get_method_name = lambda depth=2: ""
 
 
@@ -341,7 +343,7 @@ def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
     os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # TERM and USR2 are the cluster agent's
     plain_torch_logging()
-    look_often()
+    poll_rendezvous_every(LOOK_SECONDS)
     if socket.gethostbyname(node.address).startswith("127."):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nodes of one machine; the host's own name may not resolve
     parameters = RendezvousParameters(
@@ -388,7 +390,7 @@ def run_ranks(node: Node, bugs_allowed: int, restarts_allowed: int) -> int:
 
 def run_rank(run_path: str, attempt: int, flags: tuple[str, str], group: _Group, agent_pid: int) -> int:
     """One rank: its log, its parent, its fence, its entry. Returns 0 or 85; leaves with any other code at once."""
-    end_on_word_of(agent_pid)
+    exit_on_sigterm_from(agent_pid)
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     run = RunDir(run_path)
     redirect_output(run.log_dir(attempt) / f"rank-{rank}.log")

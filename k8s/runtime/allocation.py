@@ -11,7 +11,7 @@ from typing import Any
 from cluster.config import Resources
 from cluster.engines.ports import ReservedPort
 from cluster.process.forking import Process
-from cluster.process.signals import Flag
+from cluster.process.signals import SignalFlag
 from cluster.run.directory import RunDir
 from cluster.spec import StopReason
 from cluster.supervise.allocation import Allocation
@@ -42,7 +42,7 @@ class PodAllocation(Allocation):
     ) -> None:
         self.run, self.resources, self.members, self.api, self.claim = run, resources, members, api, claim
         self.replacing = replacing
-        self.asked_to_stop = Flag()  # this pod has to go
+        self.asked_to_stop = SignalFlag()  # this pod has to go
         self.slots: dict[int, Member] = {}  # by node; those of members that are gone until the attempt has buried them
         self.busy: set[int] = set()
         self._agents = 0  # started so far, the stores included

@@ -14,7 +14,7 @@ from pathlib import Path
 from cluster.config import Resources
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_REQUEUE
-from cluster.process.signals import hear_stops
+from cluster.process.signals import install_stop_handler
 from cluster.run.directory import RunDir
 from cluster.supervise.supervisor import Supervisor, open_attempt
 from k8s.api.in_cluster import ApiError, Inside
@@ -39,7 +39,7 @@ def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: Inside) -> 
     if (last := before(run, claim)) is not None and last.uid:
         replacing.declare_dead(last.pod, last.uid, resources.grace_seconds if given_up(run, last) else 0.0)
     lane = PodAllocation(run, resources, members, api, claim, replacing=replacing)
-    hear_stops(lane.asked_to_stop.set)
+    install_stop_handler(lane.asked_to_stop.set)
     code = EXIT_REQUEUE
     try:
         code = carry(run, claim, lane)
@@ -108,7 +108,7 @@ def main() -> None:
     arguments = parser.parse_args()
     run, pod = RunDir(arguments.run_dir), Pod.this()
     configure_logging(f"conductor {pod.name}")
-    hear_stops(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
+    install_stop_handler(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
     family = socket.AF_INET6 if ":" in pod.address else socket.AF_INET
     listener = socket.create_server((pod.address, 0), family=family, backlog=BACKLOG)
     port = int(listener.getsockname()[1])

@@ -106,10 +106,11 @@ class Agent:
 
     def _run_engine(self) -> int:
         if self.engine is Engine.RANKS:
-            from cluster.engines.ranks import Node, run_ranks  # noqa: PLC0415 - torch, only where it is needed
+            from cluster.engines.ranks import run_ranks  # noqa: PLC0415 - torch, only where it is needed
+            from cluster.engines.rendezvous import RanksNode  # noqa: PLC0415
 
             self._shutdown.pause()
-            node = Node(
+            node = RanksNode(
                 run=self.run_dir,
                 attempt=self.attempt,
                 index=self.node,
@@ -119,7 +120,7 @@ class Agent:
                 address=self.address,
                 rendezvous=self.rendezvous,
                 stop_flag=self.stop_flag,
-                departure=self._shutdown,
+                gate=self._shutdown,
                 hung_steps=self.retries.hung_steps,
             )
             return run_ranks(node, self.retries.bugs, self.retries.disturbances)

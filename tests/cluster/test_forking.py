@@ -21,11 +21,11 @@ def cuda_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("cuda_runs")
 def test_nothing_is_forked_from_a_process_where_cuda_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"CUDA was started.*take it out of the job's preload"):
+    with pytest.raises(ConfigError, match=r"CUDA was initialized.*remove the module from the job's preload"):
         fork_program([sys.executable, "-m", "cluster.engines.store"], {}, tmp_path / "log")
     assert not (tmp_path / "log").exists()
     monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", lambda: pytest.fail("the server was started"))
-    with pytest.raises(ConfigError, match="CUDA was started"):
+    with pytest.raises(ConfigError, match="CUDA was initialized"):
         start_forkserver([])
 
 
@@ -40,4 +40,4 @@ def test_a_module_that_starts_cuda_as_it_is_imported_is_named(
     monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "0")
     with caplog.at_level(logging.ERROR):
         import_modules(["cluster.engines.store", "hasty"])
-    assert [record.getMessage().split()[:3] for record in caplog.records] == [["hasty", "starts", "CUDA"]]
+    assert [record.getMessage().split()[:3] for record in caplog.records] == [["hasty", "initializes", "CUDA"]]

@@ -7,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from cluster.backends.base import BackendState, Check
-from cluster.backends.profiles import Profile
+from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.backends.recovery import conclude, has_agents, key_of, last_known
 from cluster.config import Resources, load_section
 from cluster.errors import AlreadyRunningError, BackendError, ConfigError
@@ -37,12 +36,13 @@ log = logging.getLogger(__name__)
 THREADS = 16  # calls in flight; an API server gives each user a fair share
 
 
-class K8sBackend:
+class K8sBackend(Backend):
     """A namespace of a Kubernetes cluster, seen from a laptop, or from a pod of it."""
 
-    ships_code: ClassVar[bool] = True
+    ships_code = True
 
     def __init__(self, profile: Profile, kube: Kubernetes | None = None) -> None:
+        super().__init__(profile)
         self.profile = load_section(K8sProfile, profile.options, f"cluster {profile.name!r}")
         self._given = kube
 
@@ -84,7 +84,7 @@ class K8sBackend:
         """Submit the run's next attempt. Raises AlreadyRunningError if a Job of an earlier submission is active."""
         if run.attempts():
             self._refuse_if_carried(run)
-            self.fetch(run)
+            self.sync(run)
             bury_unfinished(run, "its pods were lost before they could say how it ended")
         return self.submit_many([run], resources, after)[0]
 
@@ -159,7 +159,7 @@ class K8sBackend:
         with suppress(ApiAwayError):
             refuse_the_impossible(self.kube, self.profile, resources)
 
-    def refuse_without_rights(self) -> None:
+    def check_rights(self) -> None:
         """Raise ConfigError where this process may not submit: before it has begun what it would submit for."""
         with suppress(ApiAwayError):
             refuse_without_rights(self.kube, self.profile)
@@ -244,8 +244,8 @@ class K8sBackend:
         except BackendError as error:
             log.warning("%s can never start, and its Job stays: %s", run.id, error)
 
-    def fetch(
-        self, run: RunDir, wanted: Sequence[str] = (), write: dict[str, str] | None = None, beside: Sequence[str] = ()
+    def sync(
+        self, run: RunDir, wanted: Sequence[str] = (), write: Mapping[str, str] | None = None, beside: Sequence[str] = ()
     ) -> None:
         """Bring this machine's copy of a run up to date, where the run lies on a volume that it does not see.
 
@@ -305,7 +305,7 @@ class K8sBackend:
 
         return checks(lambda: self.kube, self.profile)
 
-    def outlook(self, run: RunDir, resources: Resources) -> str:
+    def start_estimate(self, run: RunDir, resources: Resources) -> str:
         """Of the ray engine what it would be; whether it would wait, why, and what smaller request would start sooner."""
         from k8s.status.start_estimate import foresee  # noqa: PLC0415 - only a dry run needs it
 

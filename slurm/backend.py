@@ -4,10 +4,9 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any
 
-from cluster.backends.base import BackendState, Check
-from cluster.backends.profiles import Profile
+from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.backends.recovery import conclude, key_of, last_known
 from cluster.config import Resources, load_section
 from cluster.errors import AlreadyRunningError, BackendError, ConfigError
@@ -27,12 +26,13 @@ LEAVING_SECONDS = 15.0  # from an attempt's end until its job is in the queue ag
 LEAVING_PAUSE_SECONDS = 0.5
 
 
-class SlurmBackend:
+class SlurmBackend(Backend):
     """A Slurm cluster, seen from a machine that has its commands."""
 
-    ships_code: ClassVar[bool] = True
+    ships_code = True
 
     def __init__(self, profile: Profile, slurm: Slurm | None = None) -> None:
+        super().__init__(profile)
         self.profile = load_section(SlurmProfile, profile.options, f"cluster {profile.name!r}")
         self.slurm = slurm or Slurm()
 
@@ -190,7 +190,7 @@ class SlurmBackend:
 
         return checks(self.slurm, self.profile)
 
-    def outlook(self, run: RunDir, resources: Resources) -> str:
+    def start_estimate(self, run: RunDir, resources: Resources) -> str:
         """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""
         from slurm.status.start_estimate import foresee  # noqa: PLC0415 - only a dry run needs it
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.backends.profiles import Profile
+from cluster.backends.base import Profile
 from cluster.backends.recovery import failed_dependencies, key_of
 from cluster.process.kill import processes_of
 from cluster.run.directory import RunDir

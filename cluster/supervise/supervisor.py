@@ -1,4 +1,4 @@
-"""Whoever carries a run on a lane: its attempts, one after the other, until it is done, out of retries, or out of nodes."""
+"""Supervise a run in an allocation: attempt after attempt, until it is done, out of retries, or out of nodes."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.run.directory import RunDir
 from cluster.run.files import read_afresh
 from cluster.spec import Outcome, RunState
-from cluster.supervise.allocation import AGENTS, Lane
+from cluster.supervise.allocation import AGENTS, Allocation
 from cluster.supervise.attempt import Attempt
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ def spent(run: RunDir) -> tuple[int, int]:
 class Supervisor:
     """Carries one run. Budgets are counted from the outcomes on disk, so that a requeue forgets none."""
 
-    def __init__(self, run: RunDir, lane: Lane, python: str) -> None:
-        self.run, self.lane, self.python = run, lane, python
+    def __init__(self, run: RunDir, allocation: Allocation, python: str) -> None:
+        self.run, self.allocation, self.python = run, allocation, python
 
     def supervise(self, number: int) -> int:
         """Carry the run from the open attempt `number` on; 0 done, 1 failed for good, 85 requeue: the nodes are wanted back."""
@@ -49,16 +49,16 @@ class Supervisor:
                 return EXIT_FAILED
             if outcome.state.final:
                 return EXIT_DONE if outcome.state is not RunState.FAILED else EXIT_FAILED
-            if not self.lane.keeps():
+            if not self.allocation.can_retry():
                 return EXIT_REQUEUE
             number = self.run.begin_attempt(**carried_over(self.run, number), opened_by="retry")
 
     def _carry_out(self, number: int, resources: Resources) -> Outcome:
         retry_bugs = spent(self.run)[0] < retries_of(self.run).bugs
         try:
-            Attempt(self.run, number, resources, self.lane, retry_bugs=retry_bugs, python=self.python).carry_out()
+            Attempt(self.run, number, resources, self.allocation, retry_bugs=retry_bugs, python=self.python).carry_out()
         except Exception as error:
-            cause = f"the {self.lane.name} backend failed: {type(error).__name__}: {error}"
+            cause = f"the {self.allocation.name} backend failed: {type(error).__name__}: {error}"
             self.run.write_outcome(number, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
             raise
         return end_if_spent(self.run, number)

@@ -71,11 +71,11 @@ class Carrier(threading.Thread):
         """Attempt after attempt."""
         import ray
 
-        from jobs.sweep.ray_allocation import RayLane
+        from jobs.sweep.ray_allocation import RayClusterAllocation
 
         lane: Any = None
         try:
-            lane = RayLane(self.resources, ray.util.get_current_placement_group(), self.order)
+            lane = RayClusterAllocation(self.resources, ray.util.get_current_placement_group(), self.order)
             Supervisor(self.run_dir, lane, sys.executable).supervise(self.number)
         except Exception:  # a thread has nobody to raise to; the trial sees that nobody carries its run
             log.exception("%s is not carried any more", self.run_dir.id)

@@ -18,7 +18,7 @@ from cluster.process.signals import hear_stops
 from cluster.run.directory import RunDir
 from cluster.supervise.supervisor import Supervisor, open_attempt
 from k8s.api.in_cluster import ApiError, Inside
-from k8s.runtime.allocation import PodLane
+from k8s.runtime.allocation import PodAllocation
 from k8s.runtime.job_outcome import pod_code, tell_the_end
 from k8s.runtime.leader_terms import Claim, before, give_up, given_up, key_of, take
 from k8s.runtime.membership import Members, RefusedError
@@ -38,7 +38,7 @@ def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: Inside) -> 
     replacing = Replacing(api)
     if (last := before(run, claim)) is not None and last.uid:
         replacing.declare_dead(last.pod, last.uid, resources.grace_seconds if given_up(run, last) else 0.0)
-    lane = PodLane(run, resources, members, api, claim, replacing=replacing)
+    lane = PodAllocation(run, resources, members, api, claim, replacing=replacing)
     hear_stops(lane.asked_to_stop.set)
     code = EXIT_REQUEUE
     try:
@@ -56,7 +56,7 @@ def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: Inside) -> 
     return code
 
 
-def carry(run: RunDir, claim: Claim, lane: PodLane) -> int:
+def carry(run: RunDir, claim: Claim, lane: PodAllocation) -> int:
     """One attempt after the other, as soon as there are pods enough for it."""
     while lane.await_nodes() and not lane.superseded():
         number = open_attempt(run, DIED)

@@ -22,7 +22,7 @@ from cluster.supervise.supervisor import Supervisor, open_attempt
 from slurm.batch.script import companion_name
 from slurm.commands import Slurm
 from slurm.profile import SlurmProfile
-from slurm.runtime.allocation import SlurmLane
+from slurm.runtime.allocation import SlurmAllocation
 from slurm.runtime.preemption import slurm_requeues
 from slurm.submission.job_lookup import CLAIM, carrier, job_name, state_of
 
@@ -49,7 +49,7 @@ def conduct(run: RunDir, slurm: Slurm) -> int:
     details = run.attempt_details(number)
     profile = SlurmProfile.model_validate(details.get("profile") or {})
     resources = Resources.model_validate(details.get("resources") or run.record["resources"])
-    lane = SlurmLane(run, resources, profile, slurm, job=job, hosts=hosts)
+    lane = SlurmAllocation(run, resources, profile, slurm, job=job, hosts=hosts)
     hear_stops(lane.asked_to_stop.set)
     try:
         code = Supervisor(run, lane, python_of(profile)).supervise(number)

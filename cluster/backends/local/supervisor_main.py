@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.backends.local.nodes import VirtualNodes
+from cluster.backends.local.nodes import LocalAllocation
 from cluster.config import Resources
 from cluster.engines.entry import configure_logging
 from cluster.process.forking import load, needed
@@ -28,10 +28,10 @@ def carry(run: RunDir) -> None:
     number: int = request["attempt"]  # opened by whoever submitted, so that a resumed run has no outcome
     run.describe_attempt(number, handle=f"local:{os.getpid()}")
     stop = Flag()  # whoever runs this machine wants the run to stop
-    lane = VirtualNodes(run, Resources.model_validate(request["resources"]), stop)
+    allocation = LocalAllocation(run, Resources.model_validate(request["resources"]), stop)
 
     def leave(*_: object) -> None:
-        lane.leaving = True
+        allocation.leaving = True
         stop.set()
 
     signal.signal(signal.SIGTERM, leave)
@@ -39,23 +39,23 @@ def carry(run: RunDir) -> None:
     signal.signal(signal.SIGUSR2, lambda *_: stop.set())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # not `hear_stops`, which tells them not apart
     try:
-        obstacle = await_others(run, request["after"], lane)
+        obstacle = await_others(run, request["after"], allocation)
         if obstacle:
             outcome = Outcome(state=RunState.CANCELLED, exit_code=0, cause=obstacle, ended=time.time())
             run.write_outcome(number, outcome)
         else:
             load(needed(run))
-            Supervisor(run, lane, sys.executable).supervise(number)
+            Supervisor(run, allocation, sys.executable).supervise(number)
     finally:
-        lane.close()
+        allocation.close()
 
 
-def await_others(run: RunDir, others: list[str], lane: VirtualNodes) -> str:
+def await_others(run: RunDir, others: list[str], allocation: LocalAllocation) -> str:
     """Wait until the runs it depends on have succeeded; why it never starts, or nothing."""
     for word in others:
         other = RunDir(run.path.parent / word)
         while (outcome := other.last_outcome()) is None or not outcome.state.final:
-            if run.cancel_requested or lane.leaving:
+            if run.cancel_requested or allocation.leaving:
                 return "cancelled before it started"
             time.sleep(0.5)
         if outcome.state is not RunState.SUCCEEDED:

@@ -4,10 +4,10 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from cluster.backends.base import BackendState, Check
-from cluster.backends.profiles import Profile, load_backend
+from cluster.backends.base import Backend, BackendState
+from cluster.backends.profiles import load_backend
 from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.run.directory import RunDir
@@ -22,13 +22,8 @@ log = logging.getLogger(__name__)
 NAME = "allocation"
 
 
-class AllocationBackend:
+class AllocationBackend(Backend):
     """Seen from outside: such a run lives as long as its sweep does, and goes on with it."""
-
-    ships_code: ClassVar[bool] = False
-
-    def __init__(self, profile: Profile) -> None:
-        self.profile = profile
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """There is nothing that is handed over."""
@@ -38,12 +33,6 @@ class AllocationBackend:
         """Only the sweep starts them."""
         whose = run.record.get("parent", "a sweep with allocation=true")
         raise BackendError(f"{run.id} lives on the nodes of its sweep and goes on with it: `ropewalk resume {whose}`")
-
-    def submit_many(
-        self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
-    ) -> list[str]:
-        """The same."""
-        return [self.submit(run, resources, after) for run in runs]
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
         """Those of their sweeps, where no outcome says more."""
@@ -64,10 +53,6 @@ class AllocationBackend:
     def cancel(self, run: RunDir) -> None:
         """Whoever carries it finds the request."""
         run.request_cancel()
-
-    def checks(self) -> list[Check]:
-        """Nothing of its own."""
-        return []
 
 
 class Carrier(threading.Thread):

@@ -81,9 +81,7 @@ class Driver:
 
     def drive(self) -> dict[str, object]:
         """All of it; the results. Raises StopRequested where a later attempt goes on, SweepError where nothing was found."""
-        refuse_without_rights = getattr(load_backend(self.cluster), "refuse_without_rights", None)
-        if refuse_without_rights:
-            refuse_without_rights()
+        load_backend(self.cluster).check_rights()
         scratch = self._scratch()
         self._reopen()
         try:

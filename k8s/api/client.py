@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import httpx2
 import orjson
 
-from cluster.errors import BackendError, ConfigError
+from cluster.errors import BackendError, ConfigError, SchedulerAwayError
 from k8s.api.exec_stdin import READY
 from k8s.api.kubeconfig import open_client
 from k8s.profile import K8sProfile
@@ -59,7 +59,7 @@ PATCHES = {
 }
 
 
-class ApiAwayError(BackendError):
+class ApiAwayError(SchedulerAwayError):
     """The API server does not answer, or says that it cannot at present: what was asked may have been done or not."""
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.backends.recovery import newest_submission
+from cluster.backends.submission import newest_submission
 from cluster.config import Resources
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError

@@ -5,13 +5,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import psutil
 
-from cluster.backends.base import BackendState, Check
+from cluster.backends.base import Backend, BackendState, Check
 from cluster.backends.local.nodes import OUTER_TMPDIR_VARIABLE, render_script
-from cluster.backends.profiles import Profile
 from cluster.config import Resources
 from cluster.errors import AlreadyRunningError
 from cluster.gpus import deal_devices, machine_devices
@@ -30,25 +29,22 @@ QUEUE = "queue.json"  # runs in order, and how many at once; in the first run of
 QUEUE_CARRIER = "queue-process.json"
 
 
-class LocalBackend:
+class LocalBackend(Backend):
     """Runs on this machine, as many nodes as asked for; a laptop's whole cluster."""
 
-    ships_code: ClassVar[bool] = False  # the code that is there now is what one wants on a laptop
-
-    def __init__(self, profile: Profile) -> None:
-        self.profile = profile
+    ships_code = False  # the code that is there now is what one wants on a laptop
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """The commands that a supervisor would start."""
         return render_script(f"runs/{run.id}", "1", resources, Engine(run.record["engine"]))
 
-    def refuse(self, resources: Resources) -> None:
+    def check_resources(self, resources: Resources) -> None:
         """Raise ConfigError for more GPUs than this machine has."""
         deal_devices(resources)
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         """Start a supervisor for the run; it goes on when this process and its terminal are gone."""
-        self.refuse(resources)
+        self.check_resources(resources)
         _let_leave(run)
         if _alive(run):
             raise AlreadyRunningError(run.id, f"an active process ({_handle(run)})")
@@ -68,7 +64,7 @@ class LocalBackend:
         self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
     ) -> list[str]:
         """Start one process that carries all of them, `at_once` (unset: 1) at a time, each through a supervisor."""
-        self.refuse(resources)
+        self.check_resources(resources)
         plain, head = resources.model_dump(mode="json"), runs[0]
         details = {"resources": plain, "backend": "local", "opened_by": BY_SUBMISSION, **_waits(after)}
         attempts = begin_attempts(runs, [details] * len(runs))

@@ -57,7 +57,7 @@ def code_state(place: Path | None, not_code: Sequence[Path] = ()) -> dict[str, A
     return {**state, "untracked": untracked[:NAMES_LIMIT], "diff": diff}
 
 
-def told(code: Mapping[str, Any]) -> str:
+def code_notice(code: Mapping[str, Any]) -> str:
     """What a user should know of the code that travels with a run; nothing if it is a commit and nothing else."""
     snapshot, left_out, text = code["snapshot"], code["left_out"], ""
     if snapshot and code["uncommitted"]:

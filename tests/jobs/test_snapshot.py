@@ -13,7 +13,7 @@ from cluster.errors import ConfigError
 from cluster.run.directory import CODE_FOLDER, MODE_VARIABLE, RunDir
 from jobs.runs import snapshot
 from jobs.runs import submit as submission
-from jobs.runs.snapshot import checkout, code_state, take_snapshot, told
+from jobs.runs.snapshot import checkout, code_notice, code_state, take_snapshot
 from tests.jobs.shell import Shell, pretrain
 
 
@@ -136,7 +136,7 @@ def test_what_is_too_large_or_not_ours_is_named(tree: Path, tmp_path: Path, monk
         "part2 (the code would be above 2 MiB)",
     ]
     code = {**code_state(tree), "snapshot": copy.name, "left_out": left_out}
-    assert "not in the snapshot: big.bin (3 MiB, the most is 1), " in told(code)
+    assert "not in the snapshot: big.bin (3 MiB, the most is 1), " in code_notice(code)
 
 
 def test_runs_inside_the_checkout_are_no_code(tree: Path) -> None:

@@ -17,7 +17,8 @@ from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.run.files import write_all
 from cluster.spec import Engine, RunState
 from cluster.supervise.supervisor import close_unfinished_attempt
-from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object, connect
+from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object
+from k8s.api.kubeconfig import connect
 from k8s.manifests.job import dump, owned_by, render_gate
 from k8s.manifests.workload import JOB, Shape, carrier_of, find_carrier, forget_long_over, name_as, render, shape_of
 from k8s.profile import K8sProfile

@@ -17,7 +17,7 @@ from cluster.errors import EXIT_DONE, EXIT_NEVER_RETRY, EXIT_REQUEUE
 from cluster.process.forking import Forked, fork_program, import_modules, preload_modules
 from cluster.process.signals import SignalFlag, install_stop_handler
 from cluster.run.directory import RunDir
-from k8s.api.in_cluster import Inside
+from k8s.api.in_cluster import InClusterApi
 from k8s.runtime.child_processes import LocalAgent, Store, share_of_node
 from k8s.runtime.coordinator_link import Link
 from k8s.runtime.handshake import ray_token
@@ -42,7 +42,7 @@ class Node:
     It has no thread beside the main one: it imports what its children need, and forks them.
     """
 
-    def __init__(self, run: RunDir, pod: Pod, api: Inside) -> None:
+    def __init__(self, run: RunDir, pod: Pod, api: InClusterApi) -> None:
         self.run, self.pod, self.api = run, pod, api
         self.succession = Succession(run, pod, api)
         self.asked_to_go = SignalFlag()
@@ -235,7 +235,7 @@ def main() -> None:
     if run.code is not None and not run.code.is_dir():
         log.error("%s: the copy of the code that the run was submitted with is gone; submit the run again", run.code)
         sys.exit(EXIT_NEVER_RETRY)
-    code = Node(run, Pod.this(), Inside()).live()
+    code = Node(run, Pod.this(), InClusterApi()).live()
     log.info("leaving with %d", code)
     sys.exit(code)
 

@@ -17,10 +17,12 @@ It imports nothing heavy, and works in any program: outside a run it prints what
 """
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,9 +119,11 @@ def stop_requested(agree: bool | None = None) -> bool:
     """Whether the scheduler wants the nodes back, or the user the run cancelled: save, and leave with exit code 85.
 
     Where torch.distributed is initialized all ranks must call it at the same point, such as once a step, and get the same
-    answer; `agree=False` asks about this node alone.
+    answer; `agree=False` asks about this node alone. From the first call on the signal that announces a stop does not end
+    this program any more, unless the program handles it itself.
     """
     global _stop_seen  # noqa: PLW0603 - a stop is never taken back
+    _outlive_stop_signal()
     flags = (os.environ.get("ROPEWALK_STOP_FLAG"), os.environ.get("ROPEWALK_REGROUP_FLAG"))
     _stop_seen = _stop_seen or any(flag is not None and os.path.exists(flag) for flag in flags)
     if agree is False or not run:
@@ -165,6 +169,16 @@ def latest_checkpoint() -> Path | None:
             run._context.run.event("bad_checkpoint", step=checkpoints.step_in(name), problems=problem)
 
     return checkpoints.latest(checkpoint_dir(), complain)
+
+
+@cache
+def _outlive_stop_signal() -> None:
+    """Whoever asks for stops saves by himself; by its default action the signal would end the program before that."""
+    name = os.environ.get("ROPEWALK_STOP_SIGNAL", "")
+    if name and threading.current_thread() is threading.main_thread():
+        number = signal.Signals[name]
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, lambda *_: None)
 
 
 def _tell(done: int, total: int | None, unit: str, *, now: bool = False) -> None:

@@ -14,6 +14,7 @@ ATTEMPT_VARIABLE = "ROPEWALK_ATTEMPT"
 GROUP_VARIABLE = "ROPEWALK_GROUP"  # how often the ranks of this attempt were formed anew
 CHECKPOINTS_VARIABLE = "ROPEWALK_CHECKPOINTS"  # a directory that outlives the attempt
 REGROUP_VARIABLE = "ROPEWALK_REGROUP_FLAG"  # a file that exists as soon as the group must form anew
+SIGNAL_VARIABLE = "ROPEWALK_STOP_SIGNAL"  # the signal by which the program is asked to leave, such as SIGTERM
 NODES_VARIABLE = "ROPEWALK_NODES"  # of launch=nodes: the addresses of all nodes, by commas, the first node first
 
 
@@ -23,6 +24,7 @@ def variables_of(context: JobContext, config: CommandConfig) -> Mapping[str, str
         RUN_VARIABLE: str(context.run.path.absolute()),
         ATTEMPT_VARIABLE: str(context.attempt),
         GROUP_VARIABLE: str(context.group),
+        SIGNAL_VARIABLE: f"SIG{config.stop_signal}",
         CHECKPOINTS_VARIABLE: str(context.run.checkpoints.absolute()),
         "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1"),  # what it says before it is killed is in its log
     }

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -213,3 +214,20 @@ def test_a_program_that_is_not_there(start: Start) -> None:
     outcome = ended(start(["no-such-program", "x"], "launch=once"))
     assert outcome.state is RunState.FAILED
     assert "there is no program 'no-such-program' on this node" in outcome.cause
+
+
+def test_the_words_behind_two_dashes_are_the_program(tmp_path: Path) -> None:
+    environment = {**os.environ, "ROPEWALK_RUNS": str(tmp_path / "runs"), "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
+    words = [sys.executable, "-m", "jobs.cli", "run"]
+    program = ["--", sys.executable, "-c", "import sys; print(sys.argv[1:])", "--lr", "1e-3", "steps=3"]
+    done = subprocess.run(
+        [*words, "command", "launch=once", "--json", *program], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "runs").glob("*/attempts/0001/logs/rank-0.log")
+    assert "['--lr', '1e-3', 'steps=3']" in log.read_text()
+    done = subprocess.run(
+        [*words, "evaluate", *program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "only the job `command` takes a program" in done.stderr

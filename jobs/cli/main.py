@@ -218,10 +218,10 @@ def wait(word: RunWord, as_json: AsJson = False) -> None:
 @app.command()
 def why(word: RunWord) -> None:
     """Say in plain words why a run is in the state it is in, and what to do."""
-    from jobs.runs.diagnose import diagnose
+    from jobs.runs.diagnose import diagnose, diagnosis_page
     from jobs.runs.remote import freshen
     from jobs.runs.status import find_run, states
-    from jobs.runs.tables import console, diagnosis_page
+    from jobs.runs.tables import console
 
     found = freshen(find_run(word))
     console().print(diagnosis_page(found, diagnose(found, states([found])[found.id])), soft_wrap=True)

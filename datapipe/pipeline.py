@@ -85,7 +85,8 @@ class _Pass:
         present = set(self.work.names("units"))
         done = {u.index: read_summary(self.work, u.index) for u in units if summary_name(u.index).rpartition("/")[2] in present}
         rules = ReadRules(**{name: getattr(self.config, name) for name in ReadRules.model_fields})
-        tasks = [Task(method="ingest", label=u.label, arguments=(u, rules)) for u in units if u.index not in done]
+        arguments = (rules, self.config.filters)
+        tasks = [Task(method="ingest", label=u.label, arguments=(u, *arguments)) for u in units if u.index not in done]
         self.progress.begin("read", sum(u.size for u in units), "B", sum(u.size for u in units if u.index in done))
         for task, summary in self.carry_out(tasks):
             done[summary.index] = summary

@@ -19,6 +19,8 @@ def deciding_keys(config: DataSetConfig, seed: int) -> dict[str, Any]:
     """The keys of the configuration that decide the bytes, as plain values."""
     values = {name: value for name, value in config.model_dump(mode="json").items() if name in DataSetConfig.model_fields}
     del values["output"]
+    if not values["filters"]:
+        del values["filters"]
     return {**values, "seed": seed}
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from cluster.errors import DataError
 from cluster.storage import Place
 from datapipe.config import ReadRules
+from datapipe.filters.filter import Filter
+from datapipe.filters.registry import Filters, make_filter
 from datapipe.inputs.files import Unit
 from datapipe.inputs.ingest import UnitSummary, ingest_unit
 from datapipe.manifest import Shard
@@ -32,14 +34,17 @@ class Worker:
     def __init__(self, output_url: str, work_url: str) -> None:
         self.output, self.work = Place(output_url), Place(work_url)
         self.encoder: Encoder | None = None
+        self.filters: dict[str, Filter] | None = None
 
     def do(self, task: Task) -> Any:
         """Carry out a task."""
         return getattr(self, task.method)(*task.arguments)
 
-    def ingest(self, unit: Unit, rules: ReadRules) -> UnitSummary:
-        """Read one unit of the input."""
-        return ingest_unit(unit, rules, self.work)
+    def ingest(self, unit: Unit, rules: ReadRules, filters: Filters) -> UnitSummary:
+        """Read and filter one unit of the input."""
+        if self.filters is None:
+            self.filters = {name: make_filter(name, options) for entry in filters for name, options in entry.items()}
+        return ingest_unit(unit, rules, self.filters, self.work)
 
     def train(self, sample: SamplePlan, vocabulary: int) -> None:
         """Train the data set's tokenizer."""

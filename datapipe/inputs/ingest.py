@@ -3,6 +3,7 @@
 import json
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
@@ -12,8 +13,11 @@ import xxhash
 
 from cluster.storage import Place
 from datapipe.config import ReadRules
+from datapipe.filters.filter import Filter
+from datapipe.filters.registry import apply_filters
+from datapipe.inputs.document import Document, Rejection
 from datapipe.inputs.files import Unit
-from datapipe.inputs.readers import Document, Rejection, Tally, read_unit
+from datapipe.inputs.readers import Tally, read_unit
 from datapipe.inputs.streams import naming_full_disk
 
 BLOCK_BYTES = 4 << 20  # of text in one record batch
@@ -74,21 +78,20 @@ def normalised(text: str) -> bytes:
     return " ".join(text.lower().split()).encode()
 
 
-def ingest_unit(unit: Unit, rules: ReadRules, work: Place) -> UnitSummary:
-    """Read a unit and commit its texts, facts and rejections to the work area; a pure function of the input."""
+def ingest_unit(unit: Unit, rules: ReadRules, filters: Mapping[str, Filter], work: Place) -> UnitSummary:
+    """Read and filter a unit, and commit its texts, facts and rejections to the work area; a pure function of the input."""
     tally = Tally()
     with naming_full_disk(work.url), work.create(texts_name(unit.index)) as texts:
         block = _Block(texts)
         rejections: list[bytes] = []
         file_rejected: Counter[int] = Counter()
         for record in read_unit(unit, rules, tally):
-            if isinstance(record, Rejection):
-                file_rejected[record.file] += 1
-                rejections.append(orjson.dumps(asdict(record)))
+            judged = apply_filters(filters, record) if isinstance(record, Document) else record
+            if isinstance(judged, Rejection):
+                file_rejected[judged.file] += 1
+                rejections.append(orjson.dumps(asdict(judged)))
             else:
-                # Quality rules have their place here (a document in, a reason to reject it out), and after them the
-                # masking of personal data (a document in, its masked text out), so that hashes are of what is kept.
-                block.add(record)
+                block.add(judged)
         block.close()
     summary = UnitSummary(
         index=unit.index,

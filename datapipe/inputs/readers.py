@@ -10,6 +10,7 @@ from pyarrow import parquet
 
 from cluster.errors import DataError, StorageError
 from datapipe.config import MIB, ReadRules
+from datapipe.inputs.document import Document, Rejection
 from datapipe.inputs.files import InputFile, Unit
 from datapipe.inputs.lines import TOO_LONG, split_lines
 from datapipe.inputs.streams import (
@@ -26,28 +27,6 @@ ROWS_A_BATCH = 256
 BOM = b"\xef\xbb\xbf"
 MISSING, NOT_UTF8 = object(), object()  # stand for a text that is not there, or does not decode
 CHUNKS = {"lines": plain_chunks, "gzip": gzip_chunks, "zstd": zstd_chunks}
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text that is let in; `id` is None where the record has none: then it is known by file and line."""
-
-    file: int  # index in the unit's files
-    line: int  # from 1, counted from the unit's start
-    id: str | None
-    source: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """A document that is not let in, or a file whose rest cannot be read (`damaged_file`)."""
-
-    file: int
-    line: int
-    id: str | None
-    source: str
-    reason: str
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""What one worker can do, whoever calls it: read a unit, train the tokenizer, encode a shard, list the rejected."""
+"""The work itself, wherever it runs: read a unit, train the tokenizer, encode a shard, list rejected documents."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from datapipe.tokens.sample import SamplePlan, read_sample
 from datapipe.tokens.shards import ShardPlan, encode_shard
 from datapipe.tokens.tokenizer import Encoder, read_tokenizer, train_tokenizer, write_tokenizer
 
-DEATHS_A_TASK = 3  # of workers, by whatever means; then the task is at fault
+DEATHS_A_TASK = 3  # of the processes that do a task; then the task is at fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class Worker:
         self.filters: dict[str, Filter] | None = None
 
     def do(self, task: Task) -> Any:
-        """Carry out a task."""
+        """Do a task and return its result."""
         return getattr(self, task.method)(*task.arguments)
 
     def ingest(self, unit: Unit, rules: ReadRules, filters: Filters) -> UnitSummary:

@@ -65,7 +65,7 @@ Filters = Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(parse
 
 
 def apply_filters(filters: Mapping[str, Filter], document: Document) -> Document | Rejection:
-    """The document, or its rejection by the first filter that drops it, as `FILTER:REASON`. Raises DataError if a filter fails."""
+    """The document, or its rejection as `FILTER:REASON` by the first filter that drops it. Raises DataError if one fails."""
     for name, one in filters.items():
         try:
             reason = one.reject(document)

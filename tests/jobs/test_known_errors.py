@@ -1,5 +1,6 @@
 """What `why` says of 60 and more programs that fail, each run for real."""
 
+import faulthandler
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ def fail(text: str, log: Path) -> str:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         sys.stdout = sys.stderr = os.fdopen(descriptor, "w", closefd=False)  # pytest's own go elsewhere
+        faulthandler.disable()  # it would write into the output of pytest
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(60)
         code = 0

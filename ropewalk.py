@@ -21,16 +21,28 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from cluster.run.context import JobContext
+    from jobs.function.futures import Future
     from jobs.tracking.metrics import MetricLog
 
-__all__ = ["checkpoint_dir", "commit_checkpoint", "latest_checkpoint", "log", "progress", "run", "stop_requested"]
+__all__ = [
+    "checkpoint_dir",
+    "commit_checkpoint",
+    "latest_checkpoint",
+    "log",
+    "map",
+    "progress",
+    "run",
+    "runs",
+    "stop_requested",
+    "submit",
+]
 
 PRINT_SECONDS = 1.0  # outside a run, between two lines of metrics
 PROGRESS_SECONDS = 0.5
@@ -64,6 +76,16 @@ class Run:
     def __bool__(self) -> bool:
         """Whether this program is part of a run."""
         return self.directory is not None
+
+    def __call__(self, job: str, config: Mapping[str, Any] | str | Path, *overrides: str, on: str = "local") -> dict[str, Any]:
+        """Run a job to its end, as `ropewalk run JOB` does; `config` is a mapping of its keys, or a job file.
+
+        Returns the job's results, with run, job, state and directory. Raises RopewalkError.
+        """
+        from jobs.function.futures import submit_job
+
+        results: dict[str, Any] = submit_job(job, config, on, overrides).result()
+        return results
 
     @cached_property
     def _context(self) -> "JobContext":
@@ -169,6 +191,52 @@ def latest_checkpoint() -> Path | None:
             run._context.run.event("bad_checkpoint", step=checkpoints.step_in(name), problems=problem)
 
     return checkpoints.latest(checkpoint_dir(), complain)
+
+
+def submit(
+    function: Callable[..., object],
+    *args: object,
+    on: str = "local",
+    by_value: bool = False,
+    launch: Literal["once", "ranks"] = "once",
+    name: str | None = None,
+    kwargs: Mapping[str, object] | None = None,
+    **resources: Any,
+) -> "Future":
+    """Call a function on a cluster; returns a future with `result()`, `exception()`, `state`, `cancel()` and `directory`.
+
+    The function is imported there by its name, and takes and returns plain values; with `by_value` it travels with its
+    arguments as a pickle in the run's own directory, and so does its result. `resources` are those of a job file: nodes=2,
+    gpus=8, memory_gib=64. Raises RopewalkError.
+    """
+    from jobs.function.futures import submit_function
+
+    settings = {"launch": launch, "name": name, "resources": resources}
+    return submit_function(function, [(args, kwargs or {})], on=on, by_value=by_value, settings=settings)[0]
+
+
+def map(  # noqa: A001 - as in submitit and concurrent.futures
+    function: Callable[..., object],
+    *iterables: Iterable[object],
+    on: str = "local",
+    by_value: bool = False,
+    name: str | None = None,
+    at_once: int | None = None,
+    **resources: Any,
+) -> "list[Future]":
+    """Call a function for each element, or each tuple of several iterables, as one array of runs; their futures in order."""
+    from jobs.function.futures import submit_function
+
+    calls: list[tuple[tuple[object, ...], Mapping[str, object]]] = [(args, {}) for args in zip(*iterables, strict=True)]
+    settings = {"name": name, "resources": resources}
+    return submit_function(function, calls, on=on, by_value=by_value, settings=settings, at_once=at_once) if calls else []
+
+
+def runs() -> "list[Future]":
+    """Every run, newest first."""
+    from jobs.function.futures import known_runs
+
+    return known_runs()
 
 
 @cache

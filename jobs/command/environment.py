@@ -7,7 +7,6 @@ from cluster.config import Resources
 from cluster.run.context import STOP_VARIABLE, JobContext
 from cluster.run.files import read_lines
 from cluster.supervise.allocation import AGENTS
-from jobs.command.config import CommandConfig
 
 RUN_VARIABLE = "ROPEWALK_RUN"  # the run's directory
 ATTEMPT_VARIABLE = "ROPEWALK_ATTEMPT"
@@ -18,23 +17,24 @@ SIGNAL_VARIABLE = "ROPEWALK_STOP_SIGNAL"  # the signal by which the program is a
 NODES_VARIABLE = "ROPEWALK_NODES"  # of launch=nodes: the addresses of all nodes, by commas, the first node first
 
 
-def variables_of(context: JobContext, config: CommandConfig) -> Mapping[str, str]:
-    """The run's variables for the program of one process."""
+def variables_of(context: JobContext, launch: str, stop_signal: str | None = None) -> Mapping[str, str]:
+    """The run's variables for the program of one process; `launch` and `stop_signal` are the keys of the command job."""
     found = {
         RUN_VARIABLE: str(context.run.path.absolute()),
         ATTEMPT_VARIABLE: str(context.attempt),
         GROUP_VARIABLE: str(context.group),
-        SIGNAL_VARIABLE: f"SIG{config.stop_signal}",
         CHECKPOINTS_VARIABLE: str(context.run.checkpoints.absolute()),
         "PYTHONUNBUFFERED": os.environ.get("PYTHONUNBUFFERED", "1"),  # what it says before it is killed is in its log
     }
+    if stop_signal is not None:
+        found[SIGNAL_VARIABLE] = f"SIG{stop_signal}"
     if context.stop_flag is not None:
         found[STOP_VARIABLE] = str(context.stop_flag)
     if context.regroup_flag is not None:
         found[REGROUP_VARIABLE] = str(context.regroup_flag)
-    if config.launch == "ranks" and "LOCAL_WORLD_SIZE" not in os.environ:
+    if launch == "ranks" and "LOCAL_WORLD_SIZE" not in os.environ:
         found["LOCAL_WORLD_SIZE"] = str(resources_of(context).local_world_size)
-    if config.launch == "nodes":
+    if launch == "nodes":
         found |= {NODES_VARIABLE: ",".join(_addresses(context)), "ROPEWALK_NODE_RANK": str(context.rank)}
     return found
 

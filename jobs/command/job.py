@@ -46,7 +46,7 @@ def _words(config: CommandConfig) -> list[str]:
 
 def _environment(context: JobContext, config: CommandConfig) -> Mapping[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name != STOP_VARIABLE}
-    return {**inherited, **config.environment, **variables_of(context, config)}
+    return {**inherited, **config.environment, **variables_of(context, config.launch, config.stop_signal)}
 
 
 def _latest(context: JobContext) -> dict[str, object]:

@@ -93,14 +93,18 @@ def lost(run: RunDir, said: str) -> BackendState:
     return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{said}; {remedy}", remedy=remedy)
 
 
-def conclude(run: RunDir, state: RunState, cause: str) -> Outcome:
-    """Write down an end that nobody lived to write; what an earlier outcome said is kept."""
-    code = EXIT_FAILED if state is RunState.FAILED else EXIT_TERMINATED
+def end_without_word(run: RunDir, state: RunState, cause: str) -> Outcome:
+    """The outcome of a run whose end nobody lived to write; what an earlier outcome said is kept. Writes nothing."""
     before = run.last_outcome()
-    if before is None:
-        outcome = Outcome(state=state, exit_code=code, cause=cause, ended=time.time())
-    else:
-        outcome = replace(before, state=state, cause=f"{before.cause}; then: {cause}")
+    if before is not None:
+        return replace(before, state=state, cause=f"{before.cause}; then: {cause}")
+    code = EXIT_FAILED if state is RunState.FAILED else EXIT_TERMINATED
+    return Outcome(state=state, exit_code=code, cause=cause, ended=time.time())
+
+
+def conclude(run: RunDir, state: RunState, cause: str) -> Outcome:
+    """Write down the end of a run that nobody lived to write; what an earlier outcome said is kept."""
+    outcome = end_without_word(run, state, cause)
     with suppress(OSError):  # who looks at another's runs may not be allowed to write there
         run.write_outcome(run.attempts()[-1], outcome)
     return outcome

@@ -11,12 +11,11 @@ import orjson
 from cluster.errors import BackendError, ConfigError
 from k8s.api.exec_stdin import READY
 from k8s.api.kubeconfig import open_client
+from k8s.api.objects import Object
 from k8s.profile import K8sProfile
 
 if TYPE_CHECKING:
     from k8s.api.exec import WebSocket
-
-Object = dict[str, Any]
 
 ANSWER_SECONDS = 8.0  # a person waits for the answer
 CONNECT_SECONDS = 4.0
@@ -33,7 +32,6 @@ KUEUE, OLDER_KUEUE = "apis/kueue.x-k8s.io/v1beta2", "apis/kueue.x-k8s.io/v1beta1
 KINDS = {
     "Job": ("apis/batch/v1", "jobs"),
     "Pod": ("api/v1", "pods"),
-    "Service": ("api/v1", "services"),
     "ConfigMap": ("api/v1", "configmaps"),
     "Event": ("api/v1", "events"),
     "Node": ("api/v1", "nodes"),
@@ -45,7 +43,6 @@ KINDS = {
     "SelfSubjectAccessReview": ("apis/authorization.k8s.io/v1", "selfsubjectaccessreviews"),
     "SelfSubjectRulesReview": ("apis/authorization.k8s.io/v1", "selfsubjectrulesreviews"),
     "JobSet": ("apis/jobset.x-k8s.io/v1alpha2", "jobsets"),
-    "RayJob": ("apis/ray.io/v1", "rayjobs"),
     "Workload": (KUEUE, "workloads"),
     "LocalQueue": (KUEUE, "localqueues"),
     "ClusterQueue": (KUEUE, "clusterqueues"),
@@ -103,22 +100,12 @@ class Kubernetes:
         items: list[Object] = self._read(self.path(kind), params).get("items") or []
         return items
 
-    def list_everywhere(self, kind: str, fields: str = "") -> Sequence[Object]:
-        """All objects of a kind in all namespaces, of these fields."""
-        base, plural = KINDS[kind]
-        items: list[Object] = self._read(f"{base}/{plural}", {"fieldSelector": fields}).get("items") or []
-        return items
-
     def create(self, each: Object) -> Object:
         """Create an object; what it became. Raises ConflictError if one of its name exists.
 
         Raises RefusedError where the server does not know a field: it would leave it out, and with it what the run relies on.
         """
         return self._object("POST", self.path(each["kind"]), params=STRICT, body=each)
-
-    def try_create(self, each: Object) -> None:
-        """Ask whether it could be created, and whether the server knows all of its fields. Raises what `create` would."""
-        self._object("POST", self.path(each["kind"]), params={"dryRun": "All", **STRICT}, body=each)
 
     def patch(self, kind: str, name: str, patch: Any, how: str = "merge", part: str = "") -> Object:
         """Change an object, or a part of it such as its status: by a merge, strategic or json patch."""

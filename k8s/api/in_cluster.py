@@ -17,8 +17,6 @@ from cluster.errors import BackendError
 
 Object = dict[str, Any]
 
-JOBS = {"Job": ("batch/v1", "jobs"), "RayJob": ("ray.io/v1", "rayjobs")}  # what may carry a run: group and plural
-KIND_VARIABLE = "ROPEWALK_JOB_KIND"  # which of them ROPEWALK_JOB names
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 ANSWER_SECONDS = 5.0
@@ -49,7 +47,6 @@ class Inside:
         self._context: tuple[int, ssl.SSLContext] | None = None  # of the authorities' file as it was written then
         self.namespace = environment["POD_NAMESPACE"]
         self.job_name = environment["ROPEWALK_JOB"]
-        self._jobs = JOBS[environment.get(KIND_VARIABLE, "Job")]
 
     def pods(self) -> list[Object]:
         """All pods of the Job."""
@@ -87,7 +84,7 @@ class Inside:
                 raise
 
     def job(self) -> Object | None:
-        """The run's Job or RayJob; None: it is gone."""
+        """The run's Job; None: it is gone."""
         return self._find(self._job_path)
 
     def patch_job(self, patch: Object) -> None:
@@ -96,8 +93,7 @@ class Inside:
 
     @property
     def _job_path(self) -> str:
-        group, plural = self._jobs
-        return f"/apis/{group}/namespaces/{self.namespace}/{plural}/{self.job_name}"
+        return f"/apis/batch/v1/namespaces/{self.namespace}/jobs/{self.job_name}"
 
     def _find(self, path: str) -> Object | None:
         try:

@@ -10,6 +10,7 @@ from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState, StopReason
 from k8s.api.in_cluster import ApiError, Inside
+from k8s.names import OUTCOME_ANNOTATION
 from k8s.runtime.pod_status import why_taken
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,6 @@ log = logging.getLogger(__name__)
 TELL_SECONDS = 120.0  # how long an API server that is away is waited for
 TELL_PAUSE_SECONDS = 1.0
 LONGEST_RESULTS = 32 * 1024  # bytes of an annotation
-OUTCOME_ANNOTATION = "ropewalk/outcome"
 
 
 def tell_the_end(api: Inside, outcome: Outcome) -> None:

@@ -7,18 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
 
-from cluster.backends.base import BackendState, Check
-from cluster.backends.profiles import Profile
-from cluster.backends.recovery import conclude, has_agents, key_of, last_known
+from cluster.backends.base import Backend, BackendState, Check, Profile
+from cluster.backends.recovery import conclude, has_agents, last_known
+from cluster.backends.submission import key_of, named_beside, open_attempts, open_dependencies, refuse_active
 from cluster.config import Resources, load_section
-from cluster.errors import AlreadyRunningError, BackendError, ConfigError
-from cluster.run.directory import RUNS_VARIABLE, RunDir, begin_attempts
+from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
+from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.run.files import write_all
 from cluster.spec import RunState
-from cluster.supervise.supervisor import BY_SUBMISSION, bury_unfinished
-from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, connect
+from cluster.supervise.supervisor import close_unfinished_attempt
+from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
+from k8s.api.kubeconfig import connect
 from k8s.api.objects import Object
 from k8s.manifests.job import dump, owned_by, render_job, render_release_controller
 from k8s.names import job_name_of, name_of
@@ -31,7 +31,7 @@ from k8s.submission.hand_over import hand_over
 from k8s.submission.preflight import refuse_the_impossible, refuse_without_rights
 from k8s.submission.release_controller import HeldRuns, write_held
 from k8s.submission.staging import add_stage_in, stage
-from k8s.submission.submit import SubmissionInDoubtError, submit_once
+from k8s.submission.submit import submit_once
 from k8s.volume.reader import Reader
 
 log = logging.getLogger(__name__)
@@ -39,12 +39,13 @@ log = logging.getLogger(__name__)
 THREADS = 16  # calls in flight; an API server gives each user a fair share
 
 
-class K8sBackend:
+class K8sBackend(Backend):
     """A namespace of a Kubernetes cluster, seen from a laptop, or from a pod of it."""
 
-    ships_code: ClassVar[bool] = True
+    ships_code = True
 
     def __init__(self, profile: Profile, kube: Kubernetes | None = None) -> None:
+        super().__init__(profile)
         self.profile = load_section(K8sProfile, profile.options, f"cluster {profile.name!r}")
         self._given = kube
 
@@ -82,9 +83,9 @@ class K8sBackend:
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         """Submit the run's next attempt; its handle. Raises AlreadyRunningError if a Job of an earlier submission is active."""
         if run.attempts():
-            self._refuse_if_active(run)
-            self.fetch(run)
-            bury_unfinished(run, "its pods were lost before they could say how it ended")
+            refuse_active(run, lambda: self._active_job(run))
+            self.sync(run)
+            close_unfinished_attempt(run, "its pods were lost before they could say how it ended")
         return self.submit_many([run], resources, after)[0]
 
     def submit_many(
@@ -95,7 +96,8 @@ class K8sBackend:
         others = self._still_open(runs[0], after)
         free = 0 if others else len(runs) if at_once is None else at_once  # so many need no release controller
         jobs = {run.id: render_job(run, resources, self.profile, number, held=i >= free) for i, run in enumerate(runs)}
-        self._open(runs, number, resources, {"after": others, "at_once": at_once})
+        waits = {"after": others, "at_once": at_once}
+        open_attempts(runs, resources, [{**self._details(run, number), **waits} for run in runs], number)
         write_all({run.attempt_dir(number) / "manifest.yaml": dump([jobs[run.id]]) for run in runs})
         if free < len(runs):
             ids = [run.id for run in runs]
@@ -129,51 +131,37 @@ class K8sBackend:
 
     def _still_open(self, head: RunDir, after: Sequence[str]) -> list[str]:
         """Of the runs that this one waits for, those that are not over. Raises ConfigError where one can never succeed."""
-        found, waited_for = [], [RunDir(head.path.parent / word) for word in after]
-        if waited_for and not self.shares_files:
-            self.settle(waited_for)
-        for other in waited_for:
-            outcome = other.last_outcome()
+        if after and not self.shares_files:
+            self.settle(named_beside(head, after))
+        others = open_dependencies(head, after)
+        for other in others:
             if not other.attempts():
                 raise ConfigError(
                     f"--after {other.id}: it does not lie beside this run; a run can only wait for its own cluster's"
                 )
-            if outcome is None or not outcome.state.final:
-                found.append(other.id)
-            elif outcome.state is not RunState.SUCCEEDED:
-                raise ConfigError(
-                    f"--after {other.id}: it ended as {outcome.state} ({outcome.cause}); `ropewalk resume {other.id}` first"
-                )
-        return found
+        return [other.id for other in others]
 
     def _ask_first(self, resources: Resources) -> None:
         """Refuse what can never run, before anything is created; an API server that is away is a matter of the submission."""
         with suppress(ApiAwayError):
             refuse_the_impossible(self.kube, self.profile, resources)
 
-    def refuse_without_rights(self) -> None:
+    def check_rights(self) -> None:
         """Raise ConfigError where this process may not submit: before it has begun what it would submit for."""
         with suppress(ApiAwayError):
             refuse_without_rights(self.kube, self.profile)
 
-    def _open(self, runs: Sequence[RunDir], number: int, resources: Resources, waits: Mapping[str, Any]) -> None:
-        """Open the runs' attempt `number`. Raises BackendError where another submission has; it then leaves nothing behind."""
-        details = {
-            "resources": resources.model_dump(mode="json"),
+    def _details(self, run: RunDir, number: int) -> dict[str, object]:
+        """What a submission writes down of this run, beside its resources."""
+        name, namespace = name_of(run.id, number), self.kube.namespace
+        return {
             "backend": "k8s",
-            "opened_by": BY_SUBMISSION,
-            "namespace": self.kube.namespace,
+            "key": key_of(run, number),
+            "name": name,
+            "handle": f"k8s:{namespace}/{name}",
+            "namespace": namespace,
             "profile": self.profile.model_dump(mode="json", exclude_defaults=True),
-            **{key: value for key, value in waits.items() if value},
         }
-        try:
-            begin_attempts(runs, [{**details, **self._names(run, number)} for run in runs], number=number)
-        except FileExistsError:
-            raise BackendError(f"{runs[0].id}: another submission of it is under way; `ropewalk ps` shows it") from None
-
-    def _names(self, run: RunDir, number: int) -> dict[str, str]:
-        name = name_of(run.id, number)
-        return {"key": key_of(run, number), "name": name, "handle": f"k8s:{self.kube.namespace}/{name}"}
 
     def _withdraw(self, runs: Sequence[RunDir], said: str) -> None:
         """Take a refused submission back: nothing of it stays in the cluster, and its runs have failed."""
@@ -188,16 +176,14 @@ class K8sBackend:
         for run in runs:
             conclude(run, RunState.FAILED, f"never started: {said}")
 
-    def _refuse_if_active(self, run: RunDir) -> None:
-        outcome = run.last_outcome()
-        if outcome is not None and outcome.state.final:
-            return  # whatever pods are left of it are leaving
+    def _active_job(self, run: RunDir) -> str:
+        """The Job of the run's newest submission, in words, if it is active; else nothing."""
         try:
             job = self.kube.get("Job", job_name_of(run))
         except NotFoundError:
-            return
-        if end_of(job) is None and "deletionTimestamp" not in job["metadata"]:
-            raise AlreadyRunningError(run.id, f"an active Job ({handle_of(job)})")
+            return ""
+        active = end_of(job) is None and "deletionTimestamp" not in job["metadata"]
+        return f"an active Job ({handle_of(job)})" if active else ""
 
     # --- asking
 
@@ -229,8 +215,8 @@ class K8sBackend:
         fetch = None if self.shares_files else self.reader.fetch
         return {run.id: settle_run(run, seen[run.id], self.kube, fetch) for run in runs}
 
-    def fetch(
-        self, run: RunDir, wanted: Sequence[str] = (), write: dict[str, str] | None = None, beside: Sequence[str] = ()
+    def sync(
+        self, run: RunDir, wanted: Sequence[str] = (), write: Mapping[str, str] | None = None, beside: Sequence[str] = ()
     ) -> None:
         """Bring this machine's copy of a run up to date, where the run lies on a volume that it does not see.
 
@@ -291,7 +277,7 @@ class K8sBackend:
 
         return checks(lambda: self.kube, self.profile)
 
-    def outlook(self, run: RunDir, resources: Resources) -> str:
+    def start_estimate(self, run: RunDir, resources: Resources) -> str:
         """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""
         from k8s.status.start_estimate import estimate  # noqa: PLC0415 - only a dry run needs it
 

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from cluster.backends.recovery import submission_details
+from cluster.backends.submission import submission_details
 from cluster.run.directory import RunDir
 
 # --- labels and annotations

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.errors import BackendError, CommandMissingError
+from cluster.errors import BackendError, CommandMissingError, SchedulerAwayError
 
 COMMAND_SECONDS = 60.0
 ACCOUNTING_SECONDS = 10.0
@@ -25,10 +25,6 @@ FORMATS = ("SQUEUE_", "SINFO_", "SACCT_", "SLURM_TIME_FORMAT")
 KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
 
 Runner = Callable[[Sequence[str], float], subprocess.CompletedProcess[str]]
-
-
-class ControllerAwayError(BackendError):
-    """Slurm's controller does not answer; what was asked may or may not have been done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +77,12 @@ class Slurm:
         self._run = run
 
     def ask(self, *words: str, seconds: float = COMMAND_SECONDS) -> str:
-        """What a command prints. Raises ControllerAwayError, CommandMissingError, or BackendError with Slurm's own words."""
+        """What a command prints. Raises SchedulerAwayError, CommandMissingError, or BackendError with Slurm's own words."""
         done = self._do(words, seconds)
         if done.returncode == 0:
             return done.stdout
         said = " ".join(done.stderr.split()) or " ".join(done.stdout.split())
-        kind = ControllerAwayError if AWAY.search(said) else BackendError
+        kind = SchedulerAwayError if AWAY.search(said) else BackendError
         raise kind(f"{words[0]}: {said.removeprefix(f'{words[0]}: ').removeprefix('error: ') or f'exit code {done.returncode}'}")
 
     def _do(self, words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
@@ -94,16 +90,15 @@ class Slurm:
             return self._run(words, seconds)
         except FileNotFoundError:
             told = f"{words[0]}: not found; is Slurm on this machine? `ropewalk lab slurm up` starts one"
-            told = f"{words[0]}: not found; is Slurm on this machine? `ropewalk lab slurm up` starts one"
             raise CommandMissingError(told) from None
         except subprocess.TimeoutExpired:
-            raise ControllerAwayError(f"{words[0]} did not end within {seconds:.0f} s") from None
+            raise SchedulerAwayError(f"{words[0]} did not end within {seconds:.0f} s") from None
 
     def try_sbatch(self, script: Path | str, *options: str, seconds: float) -> tuple[bool, str]:
         """(whether Slurm would take the script, its words on when it would start, or why not); nothing is submitted."""
         done = self._do(["sbatch", "--test-only", *options, str(script)], seconds)
         if done.returncode and AWAY.search(done.stderr):
-            raise ControllerAwayError(f"sbatch: {' '.join(done.stderr.split())}")
+            raise SchedulerAwayError(f"sbatch: {' '.join(done.stderr.split())}")
         return done.returncode == 0, done.stderr
 
     def sbatch(self, script: Path | str, *options: str) -> str:
@@ -152,7 +147,7 @@ class Slurm:
         """scancel; a job that is over already is no error."""
         try:
             self.ask("scancel", *words)
-        except ControllerAwayError:
+        except SchedulerAwayError:
             raise
         except BackendError as error:
             if "invalid job" not in str(error).lower():

@@ -24,13 +24,7 @@ def cancel_runs(words: Sequence[str]) -> Iterator[str]:
         if run.id not in over:
             clusters.setdefault(str(run.listed.get("cluster", "local")), []).append(run)
     for cluster, mine in clusters.items():
-        backend = load_backend(cluster)
-        together = getattr(backend, "cancel_many", None)
-        if together:
-            together(mine)
-            continue
-        for run in mine:
-            backend.cancel(run)
+        load_backend(cluster).cancel_many(mine)
     for run in runs:
         outcome = final_outcome(run)
         if run.id in over:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.backends.base import BackendState
-from cluster.backends.recovery import dependencies, has_agents
+from cluster.backends.recovery import has_agents
+from cluster.backends.submission import dependencies
 from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json

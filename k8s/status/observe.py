@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.backends.recovery import submission_details
+from cluster.backends.submission import is_over, submission_details
 from cluster.run.directory import RunDir
 from k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
 from k8s.api.objects import Object
@@ -30,7 +30,7 @@ def observe(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Observation]:
     details = {run.id: submission_details(run) for run in runs}
     jobs = {job["metadata"]["name"]: job for job in kube.list("Job", f"{selector(runs)},{ROLE_LABEL}=run")}
     found = {run: jobs.get(str(own.get("name"))) for run, own in details.items()}
-    over = {run.id for run in runs if _is_over(run)}  # its Job may not know yet
+    over = {run.id for run in runs if is_over(run)}  # its Job may not know yet
     waiting = {run: job for run, job in found.items() if job is not None and run not in over and _waits(job)}
     pods = _by_run(_list(kube, "Pod", selector(runs), NOT_RUNNING)) if any(map(_had_pods, waiting.values())) else {}
     queued = any(QUEUE_LABEL in job["metadata"]["labels"] and job["spec"].get("suspend") for job in waiting.values())
@@ -57,11 +57,6 @@ def end_of(job: Object) -> Mapping[str, Any] | None:
     """The condition with which a Job has ended; None: it has not."""
     conditions = (job.get("status") or {}).get("conditions") or []
     return next((c for c in conditions if c["type"] in {"Complete", "Failed"} and c["status"] == "True"), None)
-
-
-def _is_over(run: RunDir) -> bool:
-    outcome = run.last_outcome()
-    return outcome is not None and outcome.state.final
 
 
 def _waits(job: Object) -> bool:

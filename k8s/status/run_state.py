@@ -6,14 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.backends.base import BackendState
-from cluster.backends.recovery import (
-    PATIENCE_SECONDS,
-    SETTLE_SECONDS,
-    end_without_word,
-    has_agents,
-    lost,
-    never_submitted,
-)
+from cluster.backends.recovery import SETTLE_SECONDS, end_without_word, has_agents, lost, never_submitted
+from cluster.backends.submission import PATIENCE_SECONDS, is_over
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
 from k8s.api.objects import Object, seconds_of
@@ -82,8 +76,7 @@ def never_starts(run: RunDir, seen: Observation) -> bool:
 
 def ended_unseen(run: RunDir, seen: Observation) -> bool:
     """Whether its Job has ended or is gone, and nothing that this machine sees tells how the run has."""
-    outcome = run.last_outcome()
-    if not run.attempts() or (outcome is not None and outcome.state.final) or outcome_on(seen.job) is not None:
+    if not run.attempts() or is_over(run) or outcome_on(seen.job) is not None:
         return False
     if seen.job is None:
         return run.cancel_requested or time.time() - float(seen.details.get("created") or 0) > PATIENCE_SECONDS

@@ -6,12 +6,12 @@ import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from cluster.backends.submission import PATIENCE_SECONDS, retry_for
 from cluster.errors import ConfigError
 from cluster.run.directory import CODE_FOLDER, RunDir
 from k8s.api.objects import Object
 from k8s.manifests.job import load
 from k8s.submission.stage_in import CODE_ARCHIVE, RUN_ARCHIVE
-from k8s.submission.submit import patiently
 
 CONFIG_MAP_BYTES = 700_000  # Kubernetes takes 1 MiB, encoded
 RUN_BYTES = 100_000  # kept for the run's own record, which holds the uncommitted changes as text
@@ -30,7 +30,7 @@ def stage(runs: Sequence[RunDir], number: int, jobs: Mapping[str, Object], uploa
         folder = code_folder(runs[0])
         assert folder is not None
         archive, place = code, f"{folder.parent.name}/{folder.name}"
-        patiently(lambda: upload(runs[0], archive, place))
+        retry_for(PATIENCE_SECONDS, lambda: upload(runs[0], archive, place))
         code = None
     staged = {}
     for run in runs:

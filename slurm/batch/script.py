@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from string import Template
 
-from cluster.backends.recovery import key_of, refuse_short_limit
+from cluster.backends.submission import key_of, refuse_short_limit
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from slurm.profile import SlurmProfile

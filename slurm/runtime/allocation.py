@@ -1,4 +1,4 @@
-"""The nodes of a Slurm allocation, and those that an elastic run gets in addition, as a lane for agents."""
+"""The nodes of a Slurm allocation, and those that an elastic run gets in addition."""
 
 import logging
 import os
@@ -15,8 +15,9 @@ from cluster.errors import BackendError
 from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.process.forking import Process
 from cluster.process.kill import end, family
-from cluster.process.signals import Flag, deaf_children
+from cluster.process.signals import SignalFlag, stop_signals_blocked
 from cluster.run.directory import RunDir
+from cluster.supervise.allocation import Allocation
 from slurm.batch.container import wrap
 from slurm.batch.script import companion_name, render_companion
 from slurm.commands import Slurm, plain_environment
@@ -46,7 +47,7 @@ class Slot:
     busy: bool = False
 
 
-class SlurmLane:
+class SlurmAllocation(Allocation):
     """Agents are steps of one node each, so that a node that dies takes along no other. Built inside the job."""
 
     name = "slurm"
@@ -56,7 +57,7 @@ class SlurmLane:
     ) -> None:
         self.run, self.resources, self.profile, self.job, self.slurm = run, resources, profile, job, slurm
         self.slots = {index: Slot(host=host, job=job) for index, host in enumerate(hosts)}
-        self.asked_to_stop = Flag()  # set by the conductor's signal handler
+        self.asked_to_stop = SignalFlag()  # set by the conductor's signal handler
         self.ray_token = secrets.token_hex(32)  # lives in memory only
         self.companions: set[str] = set()  # jobs asked for that hold no slot yet
         self.guard = Guard(self)
@@ -66,7 +67,7 @@ class SlurmLane:
 
     # --- the nodes of an attempt
 
-    def nodes(self) -> list[int]:
+    def initial_nodes(self) -> list[int]:
         """All that are alive, or as many as the user wants of them."""
         for slot in self.slots.values():
             slot.busy = False
@@ -89,7 +90,7 @@ class SlurmLane:
         words, more = wrap([*DEAF_AT_FIRST, *command], self.profile, self.run)
         return self.open([*self.srun(node), *more, *words], log)
 
-    def serve(self, command: list[str], log: Path) -> Popen[bytes]:
+    def start_service(self, command: list[str], log: Path) -> Popen[bytes]:
         """Start a command here, and not as a step, which Slurm would end before the agents have left."""
         words, more = wrap(command, self.profile, self.run)
         if more:  # this runtime starts nothing but steps
@@ -99,7 +100,7 @@ class SlurmLane:
     def open(self, words: list[str], log: Path) -> Popen[bytes]:
         """Start a process here, with what an agent's environment holds; its output goes to the end of `log`."""
         values = {**plain_environment(), **self._environment()}
-        with log.open("ab") as stream, deaf_children():  # srun as it starts would die of a stop
+        with log.open("ab") as stream, stop_signals_blocked():  # srun as it starts would die of a stop
             return Popen(words, stdout=stream, stderr=stream, stdin=DEVNULL, env=values)
 
     def srun(self, node: int) -> list[str]:
@@ -132,7 +133,7 @@ class SlurmLane:
 
     # --- losing, getting and giving back
 
-    def lost(self, node: int, code: int) -> str:
+    def loss_reason(self, node: int, code: int) -> str:
         """Why the node is lost, if an agent that said nothing ended so; srun itself only ends with 1 when a node fails."""
         last = (self._log_of(node).read_text(errors="replace").splitlines() or [""])[-3:] if self._log_of(node).exists() else []
         said = [line.lower() for line in last if line.startswith("srun: ")]
@@ -149,7 +150,7 @@ class SlurmLane:
     def _log_of(self, node: int) -> Path:
         return self.run.log_dir(self.run.attempts()[-1]) / f"node-{node}.log"
 
-    def bury(self, node: int) -> None:
+    def mark_lost(self, node: int) -> None:
         """The node died, or whoever gave it wants it back."""
         slot = self.slots[node]
         slot.dead, slot.busy = True, False
@@ -157,14 +158,11 @@ class SlurmLane:
         if slot.job != self.job:
             self._cancel(slot.job)
 
-    def clean(self, node: int) -> None:
-        """Slurm itself ends what a step leaves behind."""
-
     def release(self, node: int) -> None:
         """Give a node back for good."""
         slot = self.slots[node]
         if slot.job != self.job:
-            self.bury(node)
+            self.mark_lost(node)
             return
         slot.dead, slot.busy = True, False
         kept = ",".join(s.host for s in self.slots.values() if s.job == self.job and not s.dead)
@@ -178,7 +176,7 @@ class SlurmLane:
         for path in Path().glob(f"slurm_job_{self.job}_resize.*"):
             path.unlink()
 
-    def offered(self, wanted: int) -> list[int]:
+    def acquire(self, wanted: int) -> list[int]:
         """Nodes that can join now. Slurm adds none to a running job: a small job of its own holds each."""
         self.guard.tend()
         free = [index for index, slot in self.slots.items() if not slot.dead and not slot.busy][: max(wanted, 0)]
@@ -250,13 +248,13 @@ class SlurmLane:
 
     # --- whether we may stay
 
-    def notice(self) -> str:
+    def stop_reason(self) -> str:
         """Why Slurm wants the nodes back, once it has said so."""
         if self.asked_to_stop.is_set() and not self._notice:
-            self._notice = self.explain() or "signal"
+            self._notice = self.query_stop_reason() or "signal"
         return self._notice
 
-    def explain(self) -> str:
+    def query_stop_reason(self) -> str:
         """Ask Slurm why it takes the nodes away; empty if it does not."""
         try:
             return why_taken(self.slurm.job_details(self.job), self.resources.grace_seconds)
@@ -264,13 +262,13 @@ class SlurmLane:
             log.warning("cannot ask Slurm why: %s", error)
             return "signal"
 
-    def keeps(self) -> bool:
+    def can_retry(self) -> bool:
         """Whether the next attempt may start here at once: nobody wants the nodes, and there are enough of them."""
         alive = sum(not slot.dead for slot in self.slots.values())
         needed = self.resources.nodes.least
         if self.asked_to_stop.is_set() or alive < needed or self.slots[0].dead:
             return False
-        if why := self.explain():
+        if why := self.query_stop_reason():
             log.info("the nodes are wanted back: %s", why)
             return False
         return True

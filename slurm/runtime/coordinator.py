@@ -11,18 +11,18 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.backends.recovery import newest_submission
+from cluster.backends.submission import newest_submission
 from cluster.config import Resources
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
-from cluster.process.signals import hear_stops
+from cluster.process.signals import install_stop_handler
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
 from cluster.supervise.supervisor import Supervisor, open_attempt
 from slurm.batch.script import companion_name
 from slurm.commands import Slurm
 from slurm.profile import SlurmProfile
-from slurm.runtime.allocation import SlurmLane
+from slurm.runtime.allocation import SlurmAllocation
 from slurm.runtime.preemption import slurm_requeues
 from slurm.submission.job_lookup import CLAIM, carrier, job_name, state_of
 
@@ -49,8 +49,8 @@ def conduct(run: RunDir, slurm: Slurm) -> int:
     details = run.attempt_details(number)
     profile = SlurmProfile.model_validate(details.get("profile") or {})
     resources = Resources.model_validate(details.get("resources") or run.record["resources"])
-    lane = SlurmLane(run, resources, profile, slurm, job=job, hosts=hosts)
-    hear_stops(lane.asked_to_stop.set)
+    lane = SlurmAllocation(run, resources, profile, slurm, job=job, hosts=hosts)
+    install_stop_handler(lane.asked_to_stop.set)
     try:
         code = Supervisor(run, lane, python_of(profile)).supervise(number)
     finally:
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     run = RunDir(parser.parse_args().run_dir)
     configure_logging("conductor")
-    hear_stops(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
+    install_stop_handler(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
     sys.exit(conduct(run, Slurm()))
 
 

@@ -9,7 +9,7 @@ from cluster.run.files import write_atomically
 from slurm.batch.script import hurry_lines, render_guard
 
 if TYPE_CHECKING:
-    from slurm.runtime.allocation import SlurmLane
+    from slurm.runtime.allocation import SlurmAllocation
 
 BEAT_SECONDS = 3.0
 
@@ -17,7 +17,7 @@ BEAT_SECONDS = 3.0
 class Guard:
     """Touches a file while this process lives, and keeps a step of guard.sh on a node that is not this one."""
 
-    def __init__(self, lane: "SlurmLane") -> None:
+    def __init__(self, lane: "SlurmAllocation") -> None:
         self._lane = lane
         self._step: Popen[bytes] | None = None
         self._next_beat = 0.0

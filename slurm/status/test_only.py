@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config import Resources
-from cluster.errors import BackendError, CommandMissingError
+from cluster.errors import BackendError, CommandMissingError, SchedulerAwayError
 from slurm.batch.script import flags, requests
 from slurm.cluster_info import SECONDS
-from slurm.commands import ControllerAwayError, Slurm
+from slurm.commands import Slurm
 from slurm.runtime.job_details import FOREVER, seconds_of
 
 AT_ONCE_SECONDS = 30.0
@@ -48,17 +48,17 @@ def forecast(slurm: Slurm, script: Path, asked: Resources, resources: Resources)
 def ping(slurm: Slurm) -> str:
     """What `scontrol ping` says, in 10 ms; other commands wait long for a dead controller.
 
-    Raises ControllerAwayError, or CommandMissingError.
+    Raises SchedulerAwayError or CommandMissingError.
     """
     try:
         said = slurm.ask("scontrol", "ping", seconds=SECONDS)
-    except (ControllerAwayError, CommandMissingError):
+    except (SchedulerAwayError, CommandMissingError):
         raise
     except BackendError as error:
         said = str(error)
     words = " ".join(said.partition("*")[0].removeprefix("scontrol: ").split())
     if " UP" not in words:
-        raise ControllerAwayError(f"its controller does not answer ({words})")
+        raise SchedulerAwayError(f"its controller does not answer ({words})")
     return words
 
 

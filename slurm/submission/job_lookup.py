@@ -4,7 +4,7 @@ give its id to another."""
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from cluster.backends.recovery import key_of, newest_submission, submission_details
+from cluster.backends.submission import key_of, newest_submission, submission_details
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from slurm.commands import Job

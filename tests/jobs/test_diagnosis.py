@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.backends.base import BackendState
+from cluster.backends.base import BackendState, Profile
 from cluster.backends.local.backend import CARRIER, LocalBackend, carrier
-from cluster.backends.profiles import Profile
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from cluster.run.files import append_line, write_json

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backends.profiles import Profile, load_backend
+from cluster.backends.base import Profile
+from cluster.backends.profiles import load_backend
 from cluster.errors import ConfigError
 from cluster.run.code_copy import digest_on_disk
 from cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE, RunDir

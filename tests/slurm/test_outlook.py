@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backends.base import Check
-from cluster.backends.profiles import Profile
+from cluster.backends.base import Check, Profile
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from slurm.backend import SlurmBackend
@@ -33,7 +32,7 @@ def outlook(resources: dict[str, Any] | None = None, slurm: Slurm | None = None,
     run.__dict__["record"] = {"run": run.id, "resources": {}, "config": {}}
     watch = Stopwatch()
     backend = SlurmBackend(Profile(name="lab", backend="slurm", options=profile), slurm)
-    said = backend.outlook(run, Resources.model_validate(resources or {}))
+    said = backend.start_estimate(run, Resources.model_validate(resources or {}))
     assert watch.seconds < QUICK_SECONDS
     assert "\n" not in said
     said = re.sub(r"\bn[a-z](?=[\d\[])", "n", said)

@@ -153,7 +153,7 @@ def test_a_users_line_is_taken_as_it_is() -> None:
 
 def test_a_name_without_a_value_is_an_error() -> None:
     with pytest.raises(KeyError, match="patience"):
-        fill("guard.sh", hurry="")
+        fill("watchdog.sh", hurry="")
 
 
 def test_a_folder_s_name_is_no_command(tmp_path: Path) -> None:

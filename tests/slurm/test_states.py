@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.backends.profiles import Profile
-from cluster.backends.recovery import failed_dependencies, key_of
+from cluster.backends.base import Profile
+from cluster.backends.submission import dependencies, failed_of, key_of
 from cluster.process.kill import processes_of
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
@@ -100,10 +100,10 @@ def test_a_run_whose_dependency_failed_never_started(tmp_path: Path) -> None:
     others = [submitted(tmp_path) for _ in range(3)]
     run = submitted(tmp_path, after=[other.id for other in others])
     others[0].write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done"))
-    assert failed_dependencies(run) == []
+    assert failed_of(dependencies(run)) == []
     outcome = Outcome(state=RunState.FAILED, exit_code=1, cause="rank 0: Bug")
     others[1].write_outcome(1, outcome)
-    assert [(other.id, told) for other, told in failed_dependencies(run)] == [(others[1].id, outcome)]
+    assert [(other.id, told) for other, told in failed_of(dependencies(run))] == [(others[1].id, outcome)]
     cause = f"never started: it waited for {others[1].id}, which ended as FAILED (rank 0: Bug)"
     assert judge(run, job_of(run, "CANCELLED", "Dependency")).reason == cause
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.backends.recovery import key_of
-from cluster.errors import BackendError
+from cluster.backends.submission import key_of
+from cluster.errors import BackendError, SubmissionInDoubtError
 from cluster.spec import RunState
 from slurm.commands import Slurm
 from slurm.lab.cluster import Lab
 from slurm.runtime.coordinator import claim
 from slurm.status.run_state import judge
 from slurm.submission.job_lookup import CLAIM, job_id, jobs_of
-from slurm.submission.submit import SubmissionInDoubtError, submit_once
+from slurm.submission.submit import submit_once
 from tests.patience import until
 from tests.slurm.conftest import ROOT, MakeLab
 from tests.slurm.edges import Recorder, Unlucky, forget, jobs_with, socket_times_out, times_out

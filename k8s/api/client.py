@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from cluster.errors import BackendError
+from cluster.errors import BackendError, SchedulerAwayError
 
 if TYPE_CHECKING:
     from httpcore2 import NetworkStream
@@ -51,7 +51,7 @@ class ApiError(BackendError):
     """The API server did not do what it was asked."""
 
 
-class ApiAwayError(ApiError):
+class ApiAwayError(ApiError, SchedulerAwayError):
     """The API server does not answer, or says that it cannot at present: what was asked may have been done or not."""
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from cluster.config import Resources
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_REQUEUE
-from cluster.process.signals import hear_stops
+from cluster.process.signals import install_stop_handler
 from cluster.run.directory import RunDir
 from cluster.supervise.supervisor import Supervisor, open_attempt
 from k8s.api.client import ApiError, ForbiddenError
 from k8s.api.in_cluster import InClusterApi
-from k8s.runtime.allocation import PodLane
+from k8s.runtime.allocation import PodAllocation
 from k8s.runtime.job_outcome import pod_code, tell_the_end
 from k8s.runtime.leader_terms import Claim, before, give_up, given_up, key_of, take
 from k8s.runtime.membership import Members, RefusedError
@@ -39,8 +39,8 @@ def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: InClusterAp
     replacing = Replacing(api)
     if (last := before(run, claim)) is not None and last.uid:
         replacing.declare_dead(last.pod, last.uid, resources.grace_seconds if given_up(run, last) else 0.0)
-    lane = PodLane(run, resources, members, api, claim, replacing=replacing)
-    hear_stops(lane.asked_to_stop.set)
+    lane = PodAllocation(run, resources, members, api, claim, replacing=replacing)
+    install_stop_handler(lane.asked_to_stop.set)
     code = EXIT_REQUEUE
     try:
         code = carry(run, claim, lane)
@@ -57,7 +57,7 @@ def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: InClusterAp
     return code
 
 
-def carry(run: RunDir, claim: Claim, lane: PodLane) -> int:
+def carry(run: RunDir, claim: Claim, lane: PodAllocation) -> int:
     """One attempt after the other, as soon as there are pods enough for it."""
     while lane.await_nodes() and not lane.superseded():
         number = open_attempt(run, DIED)
@@ -109,7 +109,7 @@ def main() -> None:
     arguments = parser.parse_args()
     run, pod = RunDir(arguments.run_dir), Pod.this()
     configure_logging(f"conductor {pod.name}")
-    hear_stops(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
+    install_stop_handler(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
     family = socket.AF_INET6 if ":" in pod.address else socket.AF_INET
     listener = socket.create_server((pod.address, 0), family=family, backlog=BACKLOG)
     port = int(listener.getsockname()[1])

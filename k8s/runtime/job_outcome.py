@@ -5,7 +5,7 @@ import logging
 import time
 from dataclasses import asdict
 
-from cluster.backends.recovery import submission_details
+from cluster.backends.submission import submission_details
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState, StopReason

@@ -81,7 +81,7 @@ def start(namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     yield begin
     for backend in backends:
-        backend.kube.http.close()  # type: ignore[attr-defined]
+        backend.kube.close()  # type: ignore[attr-defined]
 
 
 @pytest.fixture

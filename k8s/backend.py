@@ -16,8 +16,9 @@ from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.run.files import write_all
 from cluster.spec import Engine, RunState
-from cluster.supervise.supervisor import bury_unfinished
-from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object, connect
+from cluster.supervise.supervisor import close_unfinished_attempt
+from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object
+from k8s.api.kubeconfig import connect
 from k8s.manifests.job import dump, owned_by, render_gate
 from k8s.manifests.workload import JOB, Shape, carrier_of, find_carrier, forget_long_over, name_as, render, shape_of
 from k8s.profile import K8sProfile
@@ -85,7 +86,7 @@ class K8sBackend(Backend):
         if run.attempts():
             refuse_active(run, lambda: self._active_job(run))
             self.sync(run)
-            bury_unfinished(run, "its pods were lost before they could say how it ended")
+            close_unfinished_attempt(run, "its pods were lost before they could say how it ended")
         return self.submit_many([run], resources, after)[0]
 
     def submit_many(

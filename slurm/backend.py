@@ -13,7 +13,7 @@ from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from cluster.run.directory import RunDir
 from cluster.run.files import SYNC_THREADS, syncing, write_atomically
 from cluster.spec import RunState
-from cluster.supervise.supervisor import bury_unfinished
+from cluster.supervise.supervisor import close_unfinished_attempt
 from slurm.batch.script import ARRAY_LIST, job_options, render_job
 from slurm.commands import Job, Slurm
 from slurm.job_lookup import SUBMITTED, job_id, job_name, jobs_of, state_of, waits
@@ -50,7 +50,7 @@ class SlurmBackend(Backend):
         """Submit the run's next attempt. Raises BackendError if a job of an earlier submission carries it still."""
         if run.attempts():
             refuse_active(run, lambda: self._active_job(run))
-            bury_unfinished(run, "its job was lost before it could say how it ended")
+            close_unfinished_attempt(run, "its job was lost before it could say how it ended")
         return self.submit_many([run], resources, after)[0]
 
     def submit_many(

@@ -51,7 +51,7 @@ class Attempt:
         self._next_look, self._request_looks = 0.0, Looks(run.path)
         self._next_words: dict[int, tuple[float, float]] = {}  # of agents that were asked to stop: when again, and the pause then
 
-    def carry_out(self) -> Outcome:
+    def execute(self) -> Outcome:
         """Start everything, wait for its end, write down how it went."""
         self.run.make_folders(self.number)
         try:
@@ -106,7 +106,7 @@ class Attempt:
             self._look_for_stop(asked=(looks := self._request_looks.due()))
             self._ask_to_leave()
             for node in [node for node, agent in self.agents.items() if agent.poll() is not None]:
-                if not self._bury(node) and self.codes.get(node, EXIT_DONE) not in (EXIT_DONE, EXIT_REQUEUE):
+                if not self._handle_agent_exit(node) and self.codes.get(node, EXIT_DONE) not in (EXIT_DONE, EXIT_REQUEUE):
                     leave_by = leave_by or time.monotonic() + SETTLE_SECONDS
             if looks:
                 self._resize()
@@ -116,7 +116,7 @@ class Attempt:
                 return
             time.sleep(POLL_SECONDS)
 
-    def _bury(self, node: int) -> bool:
+    def _handle_agent_exit(self, node: int) -> bool:
         """Find out how a node's agent ended; True if the others go on without it."""
         code = self.agents.pop(node).returncode
         said = read_json_afresh(self.folder / "nodes" / f"node-{node}.json")

@@ -42,7 +42,7 @@ class Supervisor:
         details = self.run.attempt_details(number)
         resources = Resources.model_validate(details.get("resources") or self.run.record["resources"])
         while True:
-            outcome = self._carry_out(number, resources)
+            outcome = self._run_attempt(number, resources)
             log.info("attempt %d ended: %s (%s)", number, outcome.state, outcome.cause)
             if self.run.attempts()[-1] != number:
                 log.error("somebody else has taken the run over; leaving it alone")
@@ -51,12 +51,12 @@ class Supervisor:
                 return EXIT_DONE if outcome.state is not RunState.FAILED else EXIT_FAILED
             if not self.allocation.can_retry():
                 return EXIT_REQUEUE
-            number = self.run.begin_attempt(**carried_over(self.run, number), opened_by="retry")
+            number = self.run.begin_attempt(**inherited_details(self.run, number), opened_by="retry")
 
-    def _carry_out(self, number: int, resources: Resources) -> Outcome:
+    def _run_attempt(self, number: int, resources: Resources) -> Outcome:
         retry_bugs = spent(self.run)[0] < retries_of(self.run).bugs
         try:
-            Attempt(self.run, number, resources, self.allocation, retry_bugs=retry_bugs, python=self.python).carry_out()
+            Attempt(self.run, number, resources, self.allocation, retry_bugs=retry_bugs, python=self.python).execute()
         except Exception as error:
             cause = f"the {self.allocation.name} backend failed: {type(error).__name__}: {error}"
             self.run.write_outcome(number, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
@@ -81,13 +81,13 @@ def end_if_spent(run: RunDir, number: int) -> Outcome:
     return outcome
 
 
-def carried_over(run: RunDir, number: int) -> dict[str, Any]:
+def inherited_details(run: RunDir, number: int) -> dict[str, Any]:
     """What the next attempt of the same submission inherits from this one: handle, resources, the backend's own keys."""
     own = {"attempt", "created", "opened_by", "started", "hosts"}
     return {key: value for key, value in run.attempt_details(number).items() if key not in own}
 
 
-def bury_unfinished(run: RunDir, cause: str) -> None:
+def close_unfinished_attempt(run: RunDir, cause: str) -> None:
     """An attempt that nobody lived to conclude: say so, before the next one is opened."""
     attempts = run.attempts()
     if attempts and run.outcome(attempts[-1]) is None:
@@ -112,7 +112,7 @@ def open_attempt(run: RunDir, died: str, **details: Any) -> int | None:
         return None
     if outcome is None and not read_afresh(run.attempt_dir(newest) / AGENTS):
         return newest
-    bury_unfinished(run, died)
+    close_unfinished_attempt(run, died)
     if end_if_spent(run, newest).state.final:
         return None
-    return run.begin_attempt(**{**carried_over(run, newest), **details}, opened_by="requeue")
+    return run.begin_attempt(**{**inherited_details(run, newest), **details}, opened_by="requeue")

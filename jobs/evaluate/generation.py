@@ -6,7 +6,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.loader.loader import TokenLoader
 from jobs.evaluate.config import EvaluateConfig
 
@@ -41,7 +41,7 @@ def samples_of(model: Any, config: EvaluateConfig, loader: TokenLoader) -> list[
 def _tokenizer(loader: TokenLoader) -> PreTrainedTokenizerFast:
     """The tokenizer in the first data set; fetched first where that is not on this machine."""
     dataset = loader.datasets[0]
-    place: Place = dataset.place.sub(dataset.manifest.tokenizer.path)
+    place: StoragePath = dataset.place.child(dataset.manifest.tokenizer.path)
     if place.local is None:
         return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(place.read("tokenizer.json").decode()))
     tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(place.local)

@@ -12,7 +12,7 @@ from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
-from cluster.supervise.supervisor import BY_SUBMISSION, Supervisor, bury_unfinished
+from cluster.supervise.supervisor import BY_SUBMISSION, Supervisor, close_unfinished_attempt
 
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
@@ -61,7 +61,7 @@ class Carrier(threading.Thread):
     def __init__(self, run: RunDir, order: Callable[[], str]) -> None:
         super().__init__(name=f"carrier-{run.id}", daemon=True)
         self.run_dir, self.order = run, order
-        bury_unfinished(run, "the nodes of its sweep were lost")
+        close_unfinished_attempt(run, "the nodes of its sweep were lost")
         run.withdraw_cancel()
         self.resources = Resources.model_validate(run.record["resources"])
         plain = self.resources.model_dump(mode="json")

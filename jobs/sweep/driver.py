@@ -15,7 +15,7 @@ from cluster.backends.profiles import PROFILES_VARIABLE, load_backend
 from cluster.engines.ray import RayNode, short_scratch, start_ray, stop_ray
 from cluster.errors import RopewalkError, StopRequested
 from cluster.gpus import DEVICES_VARIABLE, deal_devices, machine_devices
-from cluster.process.forking import needed
+from cluster.process.forking import preload_modules
 from cluster.process.scratch import remove_scratch
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
@@ -136,7 +136,7 @@ class Driver:
         if not self.local:
             return []
         record = make_record(self.config.job, self.sample, self.cluster, {})
-        return ["cluster.backends.local.supervisor_main", *needed(unwritten_run(self.sample, record))]
+        return ["cluster.backends.local.supervisor_main", *preload_modules(unwritten_run(self.sample, record))]
 
     def _reopen(self) -> None:
         """What ended only because the sweep was cancelled goes on, now that the sweep does."""

@@ -19,7 +19,7 @@ from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.process.forking import Process, wait_by_polling
 from cluster.process.kill import end, family, processes_of
 from cluster.process.scratch import make_scratch, remove_scratch
-from cluster.process.signals import deaf_children
+from cluster.process.signals import stop_signals_blocked
 from cluster.spec import StopReason
 from cluster.supervise.allocation import Allocation
 from jobs.sweep.launcher import OURS
@@ -48,7 +48,7 @@ class NodeServer:
     def start(self, command: list[str], environment: Mapping[str, str], log: str) -> int:
         """Start a command in a session of its own; its process id."""
         values = {name: value for name, value in os.environ.items() if name not in OURS}
-        with open(log, "ab") as stream, deaf_children():
+        with open(log, "ab") as stream, stop_signals_blocked():
             process = subprocess.Popen(
                 command,
                 stdout=stream,

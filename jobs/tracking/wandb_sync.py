@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
-from cluster.process.signals import Flag
+from cluster.process.signals import SignalFlag
 from cluster.run.directory import RunDir
 from cluster.run.event_log import is_event
 from cluster.run.file_systems import look_seconds
@@ -59,7 +59,7 @@ class Mirror:
 
     def __init__(self, run: RunDir, attempt: int) -> None:
         self.run, self.attempt = run, attempt
-        self._ended = Flag()
+        self._ended = SignalFlag()
         self._parent = os.getppid()
         self._cursor_path = run.wandb / CURSOR
         self._offsets: dict[str, int] = dict(read_json(self._cursor_path) or {})

@@ -12,7 +12,7 @@ from cluster.errors import CheckpointError, ConfigError, RopewalkError
 from cluster.run.directory import RunDir
 
 if TYPE_CHECKING:
-    from cluster.storage import Place
+    from cluster.storage import StoragePath
 
 
 def export(run: RunDir, directory: Path, step: int | None = None) -> Path:
@@ -43,7 +43,7 @@ def _empty(directory: Path) -> None:
         path.unlink()
 
 
-def _copy_tokenizer(place: "Place", directory: Path) -> None:
+def _copy_tokenizer(place: "StoragePath", directory: Path) -> None:
     """The tokenizer's files lie in the data set."""
     names = place.names()
     if not names:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import CheckpointError, ConfigError
 from cluster.run.directory import RunDir
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.manifest import read_manifest as read_data_manifest
 from jobs.registry import config_of, find_job
 from jobs.training.config import StartFrom
@@ -46,10 +46,10 @@ def find_donor(run: RunDir, start: StartFrom) -> RunDir:
     raise ConfigError(f"start_from.run: no run {start.run!r} beside this one; give its whole id, or its directory")
 
 
-def tokenizer_place(run: RunDir) -> Place:
+def tokenizer_place(run: RunDir) -> StoragePath:
     """Where the tokenizer of a run's data lies."""
-    place = Place(weighted(training_config(run).data)[0].path)
-    return place.sub(read_data_manifest(place).tokenizer.path)
+    place = StoragePath(weighted(training_config(run).data)[0].path)
+    return place.child(read_data_manifest(place).tokenizer.path)
 
 
 def checkpointed_model(run: RunDir, step: int | None = None) -> tuple[Any, CheckpointManifest]:

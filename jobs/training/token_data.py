@@ -6,7 +6,7 @@ from pydantic import Field
 
 from cluster.config import DataPath, PathView, Section
 from cluster.errors import ConfigError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.manifest import MANIFEST_NAME, Manifest, TokenizerRecord
 
 
@@ -30,7 +30,7 @@ def check_data(data: Data, here: PathView = Path) -> None:
     if not data:
         raise ConfigError("data: the list is empty; name at least one data set")
     for source in weighted(data):
-        place = Place(source.path)
+        place = StoragePath(source.path)
         local = here(source.path) if place.local is not None else None
         if local is not None and not (local / MANIFEST_NAME).is_file():
             what = "is not complete (no manifest.json)" if local.exists() else "does not exist"

@@ -13,7 +13,7 @@ from cluster.engines.heartbeat import Phase
 from cluster.errors import NumericsError, StopRequested
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.loader.loader import TokenLoader
 from datapipe.loader.prefetch import prefetch
 from jobs.training.config import TrainingConfig
@@ -178,7 +178,7 @@ class Loop:
 
     # --- state
 
-    def load(self, folder: Place, manifest: CheckpointManifest) -> None:
+    def load(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
         """Take over a checkpoint's state."""
         self.checkpoints.load(folder, manifest, self.stepper.tensors)
         free_gathered(self.stepper.model)
@@ -186,7 +186,7 @@ class Loop:
         world_size = self.parts.group.world_size
         self.report.event("resumed", step=manifest.step, checkpoint=directory_of(manifest.step), world_size=world_size)
 
-    def begin_with(self, folder: Place, manifest: CheckpointManifest, donor: RunDir) -> None:
+    def begin_with(self, folder: StoragePath, manifest: CheckpointManifest, donor: RunDir) -> None:
         """Take over the state of another run's checkpoint; the configuration stays this run's own."""
         self.checkpoints.load(folder, manifest, self.stepper.tensors)
         self.checkpoints.last_step = None  # of its own this run has saved nothing yet

@@ -11,11 +11,12 @@ from typing import Any
 from cluster.config import Resources
 from cluster.engines.ports import ReservedPort
 from cluster.process.forking import Process
-from cluster.process.signals import Flag
+from cluster.process.signals import SignalFlag
 from cluster.run.directory import RunDir
 from cluster.spec import StopReason
 from cluster.supervise.allocation import Allocation
-from k8s.api.in_cluster import ApiError, Inside
+from k8s.api.client import ApiError, ForbiddenError
+from k8s.api.in_cluster import InClusterApi
 from k8s.runtime.job_outcome import ask_why
 from k8s.runtime.leader_terms import Claim, displaced
 from k8s.runtime.membership import LOST_CODE, Member, Members, RemoteAgent
@@ -38,11 +39,11 @@ class PodAllocation(Allocation):
     name = "k8s"
 
     def __init__(
-        self, run: RunDir, resources: Resources, members: Members, api: Inside, claim: Claim, *, replacing: Replacing
+        self, run: RunDir, resources: Resources, members: Members, api: InClusterApi, claim: Claim, *, replacing: Replacing
     ) -> None:
         self.run, self.resources, self.members, self.api, self.claim = run, resources, members, api, claim
         self.replacing = replacing
-        self.asked_to_stop = Flag()  # this pod has to go
+        self.asked_to_stop = SignalFlag()  # this pod has to go
         self.slots: dict[int, Member] = {}  # by node; those of members that are gone until the attempt has buried them
         self.busy: set[int] = set()
         self._agents = 0  # started so far, the stores included
@@ -198,7 +199,7 @@ class PodAllocation(Allocation):
                 self.run.event("pods_asked_for", count=count)
         except ApiError as error:
             log.warning("cannot ask Kubernetes for %d pods: %s", count, error)
-            if not error.denied:
+            if not isinstance(error, ForbiddenError):
                 self._asked_for, self._next_request = None, time.monotonic() + ASK_AGAIN_SECONDS
 
     # --- whether we may stay

@@ -22,7 +22,8 @@ from cluster.errors import EXIT_TERMINATED
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
 from cluster.spec import Outcome, RunState
-from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError, connect
+from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError
+from k8s.api.kubeconfig import connect
 from k8s.manifests.job import OUTCOME_ANNOTATION, QUEUE_LABEL, name_of
 from k8s.profile import K8sProfile
 

@@ -15,7 +15,7 @@ from cluster.errors import BackendError
 from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.process.forking import Process
 from cluster.process.kill import end, family
-from cluster.process.signals import Flag, deaf_children
+from cluster.process.signals import SignalFlag, stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.supervise.allocation import Allocation
 from slurm.batch.container import wrap
@@ -58,7 +58,7 @@ class SlurmAllocation(Allocation):
     ) -> None:
         self.run, self.resources, self.profile, self.job, self.slurm = run, resources, profile, job, slurm
         self.slots = {index: Slot(host=host, job=job) for index, host in enumerate(hosts)}
-        self.asked_to_stop = Flag()  # set by the coordinator's signal handler
+        self.asked_to_stop = SignalFlag()  # set by the coordinator's signal handler
         self.ray_token = secrets.token_hex(32)  # lives in memory only
         self.extra_node_jobs: set[str] = set()  # asked for, and holding no slot yet
         self.watchdog = Watchdog(run, profile, self._start_elsewhere, self.end)
@@ -101,7 +101,7 @@ class SlurmAllocation(Allocation):
     def open(self, words: list[str], log: Path) -> Popen[bytes]:
         """Start a process here, with what an agent's environment holds; its output goes to the end of `log`."""
         values = {**plain_environment(), **self._environment()}
-        with log.open("ab") as stream, deaf_children():  # srun as it starts would die of a stop
+        with log.open("ab") as stream, stop_signals_blocked():  # srun as it starts would die of a stop
             return Popen(words, stdout=stream, stderr=stream, stdin=DEVNULL, env=values)
 
     def srun(self, node: int) -> list[str]:

@@ -15,7 +15,7 @@ from cluster.backends.submission import newest_submission
 from cluster.config import Resources
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
-from cluster.process.signals import hear_stops
+from cluster.process.signals import install_stop_handler
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
 from cluster.supervise.supervisor import Supervisor, open_attempt
@@ -50,7 +50,7 @@ def coordinate(run: RunDir, slurm: Slurm) -> int:
     profile = SlurmProfile.model_validate(details.get("profile") or {})
     resources = Resources.model_validate(details.get("resources") or run.record["resources"])
     lane = SlurmAllocation(run, resources, profile, slurm, job=job, hosts=hosts)
-    hear_stops(lane.asked_to_stop.set)
+    install_stop_handler(lane.asked_to_stop.set)
     try:
         code = Supervisor(run, lane, python_of(profile)).supervise(number)
     finally:
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     run = RunDir(parser.parse_args().run_dir)
     configure_logging("coordinator")
-    hear_stops(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
+    install_stop_handler(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
     sys.exit(coordinate(run, Slurm()))
 
 

@@ -62,7 +62,7 @@ def test_dry_run_prints_the_script_and_leaves_nothing(shell: Shell) -> None:
     assert script == shell("submit", *pretrain("--on", "good", "--dry-run", "resources.nodes=3"))
     assert script == "#!/bin/bash\n# pretrain-dry-run on 3 nodes\npython -m cluster.agent runs/pretrain-dry-run\n"
     assert not (shell.home / "runs").exists()
-    assert "--resume it begins none" in shell.mistake("run", "pretrain", "--resume", "it", "--dry-run")
+    assert "cannot be combined with --resume" in shell.mistake("run", "pretrain", "--resume", "it", "--dry-run")
 
 
 def test_the_record_holds_what_the_run_is_and_no_secret(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -395,12 +395,12 @@ def test_a_run_is_followed_from_another_machine(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_the_run_alone(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.runs import exit_status as verdict
+    from jobs.cli import outcome
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verdict, "follow", interrupted)
+    monkeypatch.setattr(outcome, "follow", interrupted)
     shell("run", *pretrain("--on", "slow"), expect=130)
-    assert "goes on" in shell.err
+    assert "keeps running" in shell.err
     assert "ropewalk cancel pretrain-" in shell.err

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from cluster.backends.base import BackendState, Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
-from cluster.run.code_copy import digest_of, digest_on_disk, hash_of
+from cluster.run.code_copy import digest_on_disk
 from cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
 from jobs.pretrain.config import PretrainConfig
@@ -95,7 +95,7 @@ def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCapt
         backend.cancel(run)
 
 
-def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Make) -> None:
+def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Make, tmp_path: Path) -> None:
     """Kubernetes waits for ever for a program that ends before it has read what it was sent."""
     backend = K8sBackend(Profile(name="lab", backend="k8s", options={**namespace.options(), "runs": None}))
     content, archive = secrets.token_bytes(3_000_000), io.BytesIO()
@@ -103,8 +103,10 @@ def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Ma
         info = tarfile.TarInfo("module.py")
         info.size = len(content)
         stream.addfile(info, io.BytesIO(content))
-    digest = digest_of({"module.py": (b"f", hash_of(content))})
-    run = make()
+    run, code = make(), tmp_path / "sent"
+    code.mkdir()
+    (code / "module.py").write_bytes(content)
+    digest = digest_on_disk(code)
     with closing(backend.kube.http):
         for _ in range(2):  # the second time it is there already
             backend.reader.upload(run, archive.getvalue(), f".code/{digest}")

@@ -14,13 +14,13 @@ from cluster.backends.local.nodes import OUTER_TMPDIR_VARIABLE, render_script
 from cluster.config import Resources
 from cluster.errors import AlreadyRunningError
 from cluster.gpus import deal_devices, machine_devices
-from cluster.process.fork_server import TEMPLATE_VARIABLE, ask_template
+from cluster.process.fork_server import FORK_SERVER_VARIABLE, ask_fork_server
 from cluster.process.signals import STOP_SIGNALS
 from cluster.run.directory import RunDir, begin_attempts
 from cluster.run.files import json_text, read_json, read_lines, write_all, write_json
 from cluster.spec import Engine, RunState
 from cluster.supervise.allocation import AGENTS
-from cluster.supervise.supervisor import BY_SUBMISSION, bury_unfinished
+from cluster.supervise.supervisor import BY_SUBMISSION, close_unfinished_attempt
 
 LEAVING_SECONDS = 10.0
 REQUEST = "local.json"  # attempt, resources, after, and the run whose directory holds the queue, if there is one
@@ -48,7 +48,7 @@ class LocalBackend(Backend):
         _let_leave(run)
         if _alive(run):
             raise AlreadyRunningError(run.id, f"an active process ({_handle(run)})")
-        bury_unfinished(run, "its supervisor was killed, or this machine went down, before it could say how it ended")
+        close_unfinished_attempt(run, "its supervisor was killed, or this machine went down, before it could say how it ended")
         plain = resources.model_dump(mode="json")
         attempt = run.begin_attempt(
             resources=plain, backend="local", opened_by=BY_SUBMISSION, **_waits(after)
@@ -123,7 +123,7 @@ def start_detached(command: list[str], log: Path) -> int:
     environment = dict(os.environ)
     if outer := environment.get(OUTER_TMPDIR_VARIABLE):  # it outlives the agent that this process belongs to, if it does
         environment["TMPDIR"] = outer
-    if (template := environment.get(TEMPLATE_VARIABLE)) and (pid := ask_template(template, command, environment, log)):
+    if (template := environment.get(FORK_SERVER_VARIABLE)) and (pid := ask_fork_server(template, command, environment, log)):
         return pid
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o644)]

@@ -17,7 +17,7 @@ from cluster.gpus import DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, NODE_GPUS_V
 from cluster.process.forking import Process, fork_program
 from cluster.process.kill import end, family, processes_of
 from cluster.process.scratch import make_scratch, remove_scratch
-from cluster.process.signals import Flag
+from cluster.process.signals import SignalFlag
 from cluster.run.directory import RunDir
 from cluster.run.key import KEY_BYTES, RENDEZVOUS_KEY
 from cluster.spec import Engine, StopReason
@@ -55,7 +55,7 @@ class LocalAllocation(Allocation):
 
     name = "local"
 
-    def __init__(self, run: RunDir, resources: Resources, stop: Flag) -> None:
+    def __init__(self, run: RunDir, resources: Resources, stop: SignalFlag) -> None:
         self.run, self.resources, self.stop = run, resources, stop
         self.leaving = False  # the supervisor itself has to go
         self.engine = Engine(run.record["engine"])

@@ -55,9 +55,9 @@ def test_a_filter_as_the_readme_adds_it(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("installed")
 def test_its_options_are_checked_at_submission(tmp_path: Path) -> None:
     values = {"input": str(tmp_path), "output": str(tmp_path / "out"), "tokenizer": {"train": 300}}
-    with pytest.raises(ConfigError, match="filters: shouting: unknown key 'shar'; did you mean 'share'?"):
+    with pytest.raises(ConfigError, match=r"filters: shouting: unknown key 'shar'; did you mean 'share'\?"):
         load_config(PreprocessConfig, values, ["filters.shouting.shar=1"])
-    with pytest.raises(ConfigError, match="unknown filter 'shoutin'; did you mean 'shouting'?"):
+    with pytest.raises(ConfigError, match=r"unknown filter 'shoutin'; did you mean 'shouting'\?"):
         load_config(PreprocessConfig, values, ["filters=[shoutin]"])
     load_config(PreprocessConfig, values, ["filters.shouting.share=1"])
 

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from cluster.config import Section
 from cluster.errors import DataError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -128,7 +128,7 @@ def hash_of(value: object) -> str:
     return f"xxh3:{xxhash.xxh3_128_hexdigest(text.encode())}"
 
 
-def checksum_of_file(place: Place, name: str) -> str:
+def checksum_of_file(place: StoragePath, name: str) -> str:
     """`xxh3:<32 hex>` over a file's bytes, in bounded memory. Raises FileNotFoundError."""
     digest, size = xxhash.xxh3_128(), place.size(name)
     for start in range(0, size, CHUNK_BYTES):
@@ -136,7 +136,7 @@ def checksum_of_file(place: Place, name: str) -> str:
     return f"xxh3:{digest.hexdigest()}"
 
 
-def write_manifest(place: Place, manifest: Manifest) -> Manifest:
+def write_manifest(place: StoragePath, manifest: Manifest) -> Manifest:
     """Seal the manifest and write it: the data set is complete from now on."""
     sealed = manifest.sealed()
     text = json.dumps(sealed.model_dump(mode="json"), indent=1, ensure_ascii=False)
@@ -144,7 +144,7 @@ def write_manifest(place: Place, manifest: Manifest) -> Manifest:
     return sealed
 
 
-def read_manifest(place: Place) -> Manifest:
+def read_manifest(place: StoragePath) -> Manifest:
     """The manifest of the data set at `place`. Raises DataError: none there, of another version, or damaged."""
     where = f"{place.url}/{MANIFEST_NAME}"
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cluster.errors import DataError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.config import DataSetConfig, ReadRules
 from datapipe.dedup.exact import DROPPED, TRAIN, Decisions, decide, load_corpus
 from datapipe.execution.worker import Task
@@ -34,7 +34,7 @@ def make_data_set(config: DataSetConfig, seed: int, run_tasks: RunTasks, progres
     `run_tasks` yields each task with what `Worker.do` returned for it, in any order. The data set depends on input and
     configuration alone. Raises DataError, ConfigError, StorageError.
     """
-    output = Place(config.output)
+    output = StoragePath(config.output)
     files = list_inputs(config.input)
     _forbid_output_in_input(files, output)
     keys = deciding_keys(config, seed)
@@ -46,7 +46,7 @@ def make_data_set(config: DataSetConfig, seed: int, run_tasks: RunTasks, progres
     return manifest
 
 
-def _forbid_output_in_input(files: Sequence[InputFile], output: Place) -> None:
+def _forbid_output_in_input(files: Sequence[InputFile], output: StoragePath) -> None:
     inside = next((f.url for f in files if f.url.startswith(f"{output.url}/") or f.url == output.url), None)
     if inside is not None:
         raise DataError(f"input {inside!r} lies inside the output {output.url!r}; choose an output outside the input")
@@ -58,8 +58,8 @@ class _Pipeline:
     def __init__(self, config: DataSetConfig, seed: int, files: list[InputFile], run_tasks: RunTasks, progress: Progress) -> None:
         self.config, self.seed, self.files = config, seed, files
         self.run_tasks, self.progress = run_tasks, progress
-        self.output = Place(config.output)
-        self.work = self.output.sub(WORK)
+        self.output = StoragePath(config.output)
+        self.work = self.output.child(WORK)
 
     def run(self, keys: dict[str, Any]) -> Manifest:
         """Run all stages in their order."""

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from cluster.errors import DataError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.config import DataSetConfig
 from datapipe.inputs.files import InputFile
 from datapipe.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -24,7 +24,7 @@ def deciding_keys(config: DataSetConfig, seed: int) -> dict[str, Any]:
     return {**values, "seed": seed}
 
 
-def find_complete(output: Place, keys: dict[str, Any], files: Sequence[InputFile]) -> Manifest | None:
+def find_complete(output: StoragePath, keys: dict[str, Any], files: Sequence[InputFile]) -> Manifest | None:
     """The manifest if the data set of these keys and files is complete. Raises DataError if another one lies there."""
     if not output.exists(MANIFEST_NAME):
         return None
@@ -40,7 +40,7 @@ def find_complete(output: Place, keys: dict[str, Any], files: Sequence[InputFile
     return manifest
 
 
-def begin_or_resume(output: Place, work: Place, keys: dict[str, Any], files: Sequence[InputFile]) -> None:
+def begin_or_resume(output: StoragePath, work: StoragePath, keys: dict[str, Any], files: Sequence[InputFile]) -> None:
     """Write the plan, or check that the one of an earlier start is the same. Raises DataError if it is not."""
     versions = {name: version(name) for name in ("pyarrow", "tokenizers")}
     plan = {"config": keys, "inputs": {f.url: [f.size, f.version] for f in files}, "versions": versions}

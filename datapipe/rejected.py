@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import orjson
 
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.dedup.exact import unnamed_id
 from datapipe.inputs.ingest import rejections_name
 from datapipe.inputs.streams import naming_full_disk
@@ -27,7 +27,7 @@ class RejectedPlan:
         return f"{FOLDER}/part-{self.number:05d}.jsonl"
 
 
-def write_rejected(plan: RejectedPlan, work: Place, output: Place) -> dict[str, int]:
+def write_rejected(plan: RejectedPlan, work: StoragePath, output: StoragePath) -> dict[str, int]:
     """Write one file of {id, source, reason}, and return how many there are of each reason."""
     unit = plan.duplicates.unit
     reasons: Counter[str] = Counter()

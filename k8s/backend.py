@@ -7,18 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
 
-from cluster.backends.base import BackendState, Check
-from cluster.backends.profiles import Profile
-from cluster.backends.recovery import conclude, has_agents, key_of, last_known
+from cluster.backends.base import Backend, BackendState, Check, Profile
+from cluster.backends.recovery import conclude, has_agents, last_known
+from cluster.backends.submission import key_of, named_beside, open_attempts, open_dependencies, refuse_active
 from cluster.config import Resources, load_section
-from cluster.errors import AlreadyRunningError, BackendError, ConfigError
-from cluster.run.directory import RUNS_VARIABLE, RunDir, begin_attempts
+from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
+from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.run.files import write_all
 from cluster.spec import Engine, RunState
-from cluster.supervise.supervisor import BY_SUBMISSION, bury_unfinished
-from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object, connect
+from cluster.supervise.supervisor import close_unfinished_attempt
+from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object
+from k8s.api.kubeconfig import connect
 from k8s.manifests.job import dump, owned_by, render_gate
 from k8s.manifests.workload import JOB, Shape, carrier_of, find_carrier, forget_long_over, name_as, render, shape_of
 from k8s.profile import K8sProfile
@@ -29,7 +29,7 @@ from k8s.submission.hand_over import hand_over
 from k8s.submission.preflight import refuse_the_impossible, refuse_without_rights
 from k8s.submission.release_controller import Gate, write_gate
 from k8s.submission.staging import add_unpacking, pack
-from k8s.submission.submit import SubmissionInDoubtError, submit_once
+from k8s.submission.submit import submit_once
 from k8s.volume.reader import Reader
 
 log = logging.getLogger(__name__)
@@ -37,12 +37,13 @@ log = logging.getLogger(__name__)
 THREADS = 16  # calls in flight; an API server gives each user a fair share
 
 
-class K8sBackend:
+class K8sBackend(Backend):
     """A namespace of a Kubernetes cluster, seen from a laptop, or from a pod of it."""
 
-    ships_code: ClassVar[bool] = True
+    ships_code = True
 
     def __init__(self, profile: Profile, kube: Kubernetes | None = None) -> None:
+        super().__init__(profile)
         self.profile = load_section(K8sProfile, profile.options, f"cluster {profile.name!r}")
         self._given = kube
 
@@ -83,9 +84,9 @@ class K8sBackend:
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         """Submit the run's next attempt. Raises AlreadyRunningError if a Job of an earlier submission is active."""
         if run.attempts():
-            self._refuse_if_carried(run)
-            self.fetch(run)
-            bury_unfinished(run, "its pods were lost before they could say how it ended")
+            refuse_active(run, lambda: self._active_job(run))
+            self.sync(run)
+            close_unfinished_attempt(run, "its pods were lost before they could say how it ended")
         return self.submit_many([run], resources, after)[0]
 
     def submit_many(
@@ -100,7 +101,8 @@ class K8sBackend:
         manifests = {
             run.id: render(run, resources, self.profile, number, kind=kinds[run.id], held=i >= free) for i, run in enumerate(runs)
         }
-        self._open(runs, number, resources, kinds, {"after": others, "at_once": at_once})
+        waits = {"after": others, "at_once": at_once}
+        open_attempts(runs, resources, [{**self._details(run, number, kinds[run.id]), **waits} for run in runs], number)
         write_all({run.attempt_dir(number) / "manifest.yaml": dump(manifests[run.id]) for run in runs})
         if free < len(runs):
             ids = [run.id for run in runs]
@@ -137,54 +139,38 @@ class K8sBackend:
 
     def _still_open(self, head: RunDir, after: Sequence[str]) -> list[str]:
         """Of the runs that this one waits for, those that are not over. Raises ConfigError where one can never succeed."""
-        found, waited_for = [], [RunDir(head.path.parent / word) for word in after]
-        if waited_for and not self.shares_files:
-            self.states(waited_for)  # writes down how those ended that have
-        for other in waited_for:
-            outcome = other.last_outcome()
+        if after and not self.shares_files:
+            self.states(named_beside(head, after))  # writes down how those ended that have
+        others = open_dependencies(head, after)
+        for other in others:
             if not other.attempts():
                 raise ConfigError(
                     f"--after {other.id}: it does not lie beside this run; a run can only wait for its own cluster's"
                 )
-            if outcome is None or not outcome.state.final:
-                found.append(other.id)
-            elif outcome.state is not RunState.SUCCEEDED:
-                raise ConfigError(
-                    f"--after {other.id}: it ended as {outcome.state} ({outcome.cause}); `ropewalk resume {other.id}` first"
-                )
-        return found
+        return [other.id for other in others]
 
     def _ask_first(self, resources: Resources) -> None:
         """Refuse what can never run, before anything is created; an API server that is away is a matter of the submission."""
         with suppress(ApiAwayError):
             refuse_the_impossible(self.kube, self.profile, resources)
 
-    def refuse_without_rights(self) -> None:
+    def check_rights(self) -> None:
         """Raise ConfigError where this process may not submit: before it has begun what it would submit for."""
         with suppress(ApiAwayError):
             refuse_without_rights(self.kube, self.profile)
 
-    def _open(
-        self, runs: Sequence[RunDir], number: int, resources: Resources, kinds: Mapping[str, str], waits: Mapping[str, Any]
-    ) -> None:
-        """Open the runs' attempt `number`; whoever is second in that leaves nothing behind."""
-        details = {
-            "resources": resources.model_dump(mode="json"),
+    def _details(self, run: RunDir, number: int, kind: str) -> dict[str, object]:
+        """What a submission writes down of this run, beside its resources."""
+        name, namespace = name_as(kind, run, number), self.kube.namespace
+        return {
             "backend": "k8s",
-            "opened_by": BY_SUBMISSION,
-            "namespace": self.kube.namespace,
+            "key": key_of(run, number),
+            "name": name,
+            "handle": f"k8s:{namespace}/{name}",
+            "namespace": namespace,
             "profile": self.profile.model_dump(mode="json", exclude_defaults=True),
-            **{key: value for key, value in waits.items() if value},
+            "kind": None if kind == JOB else kind,
         }
-        try:
-            begin_attempts(runs, [{**details, **self._names(run, number, kinds[run.id])} for run in runs], number=number)
-        except FileExistsError:
-            raise BackendError(f"{runs[0].id}: another submission of it is under way; `ropewalk ps` shows it") from None
-
-    def _names(self, run: RunDir, number: int, kind: str) -> dict[str, str]:
-        name = name_as(kind, run, number)
-        names = {"key": key_of(run, number), "name": name, "handle": f"k8s:{self.kube.namespace}/{name}"}
-        return names if kind == JOB else {**names, "kind": kind}
 
     def _withdraw(self, runs: Sequence[RunDir], number: int, said: str) -> None:
         """A refusal ends the whole submission: nothing of it stays in the cluster."""
@@ -199,17 +185,13 @@ class K8sBackend:
         for run in runs:
             conclude(run, RunState.FAILED, f"never started: {said}")
 
-    def _refuse_if_carried(self, run: RunDir) -> None:
-        outcome = run.last_outcome()
-        if outcome is not None and outcome.state.final:
-            return  # whatever pods are left of it are leaving
+    def _active_job(self, run: RunDir) -> str:
         try:
             job = find_carrier(self.kube, run)
         except NotFoundError:
-            return
-        if end_of(job) is None and "deletionTimestamp" not in job["metadata"]:
-            name = f"k8s:{self.kube.namespace}/{job['metadata']['name']}"
-            raise AlreadyRunningError(run.id, f"an active Job ({name})")
+            return ""
+        active = end_of(job) is None and "deletionTimestamp" not in job["metadata"]
+        return f"an active Job (k8s:{self.kube.namespace}/{job['metadata']['name']})" if active else ""
 
     # --- asking
 
@@ -244,8 +226,8 @@ class K8sBackend:
         except BackendError as error:
             log.warning("%s can never start, and its Job stays: %s", run.id, error)
 
-    def fetch(
-        self, run: RunDir, wanted: Sequence[str] = (), write: dict[str, str] | None = None, beside: Sequence[str] = ()
+    def sync(
+        self, run: RunDir, wanted: Sequence[str] = (), write: Mapping[str, str] | None = None, beside: Sequence[str] = ()
     ) -> None:
         """Bring this machine's copy of a run up to date, where the run lies on a volume that it does not see.
 
@@ -305,7 +287,7 @@ class K8sBackend:
 
         return checks(lambda: self.kube, self.profile)
 
-    def outlook(self, run: RunDir, resources: Resources) -> str:
+    def start_estimate(self, run: RunDir, resources: Resources) -> str:
         """Of the ray engine what it would be; whether it would wait, why, and what smaller request would start sooner."""
         from k8s.status.start_estimate import foresee  # noqa: PLC0415 - only a dry run needs it
 

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.backends.recovery import submission_details
+from cluster.backends.submission import submission_details
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE
 from cluster.process.signals import Flag, hear_stops

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from cluster.backends.recovery import key_of, refuse_short_limit
+from cluster.backends.submission import key_of, refuse_short_limit
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from k8s.api.in_cluster import KIND_VARIABLE

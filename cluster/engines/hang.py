@@ -107,7 +107,7 @@ class Agreement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class Formation:
     """Whose ranks are watched: what a record of them says."""
 
     run: RunDir
@@ -120,7 +120,7 @@ class GroupWatch:
     """One formation of the group, seen from one node."""
 
     def __init__(
-        self, place: Place, files: Mapping[int, Path], agreement: Agreement, hangs: Hangs, progress: Callable[[], int]
+        self, place: Formation, files: Mapping[int, Path], agreement: Agreement, hangs: Hangs, progress: Callable[[], int]
     ) -> None:
         self._place, self._agreement, self._hangs, self._progress = place, agreement, hangs, progress
         self.watch = Watch(files, place.group)

@@ -27,7 +27,7 @@ from cluster.engines.process import run_process
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_REQUEUE, StopRequested
 from cluster.process.kill import end, family, processes_of
 from cluster.process.scratch import make_scratch, remove_scratch
-from cluster.process.signals import deaf_children
+from cluster.process.signals import stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import look_seconds
 from cluster.run.files import read_afresh, read_json_afresh, write_json
@@ -157,7 +157,7 @@ def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[b
     head_address = None if head else await_head(node)
     command = start_command(node, scratch, head_address)
     output = node.run.log_dir(node.attempt) / f"ray-{node.index}.log"
-    with output.open("ab") as stream, deaf_children():
+    with output.open("ab") as stream, stop_signals_blocked():
         ray = subprocess.Popen(
             command, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL, env=environment(node), start_new_session=True
         )

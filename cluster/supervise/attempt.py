@@ -12,7 +12,7 @@ from cluster.run.file_systems import Looks
 from cluster.run.files import append_line, read_json_afresh
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
 from cluster.spec import Engine, Outcome, RunState, StopReason
-from cluster.supervise.allocation import AGENTS, Lane, agent_command, store_command
+from cluster.supervise.allocation import AGENTS, Allocation, agent_command, store_command
 
 POLL_SECONDS = 0.1
 REPEAT_SECONDS = 1.0  # before a stop is said again, then twice as long each time: what is only just starting may not hear it
@@ -26,9 +26,16 @@ class Attempt:
     """One attempt: the store, the agents, what became of them."""
 
     def __init__(
-        self, run: RunDir, number: int, resources: Resources, lane: Lane, *, retry_bugs: bool, python: str = sys.executable
+        self,
+        run: RunDir,
+        number: int,
+        resources: Resources,
+        allocation: Allocation,
+        *,
+        retry_bugs: bool,
+        python: str = sys.executable,
     ) -> None:
-        self.run, self.number, self.resources, self.lane = run, number, resources, lane
+        self.run, self.number, self.resources, self.allocation = run, number, resources, allocation
         self.retry_bugs, self.python = retry_bugs, python
         self.engine = Engine(run.record["engine"])
         self.elastic = resources.nodes.elastic and self.engine is Engine.RANKS
@@ -44,11 +51,11 @@ class Attempt:
         self._next_look, self._request_looks = 0.0, Looks(run.path)
         self._next_words: dict[int, tuple[float, float]] = {}  # of agents that were asked to stop: when again, and the pause then
 
-    def carry_out(self) -> Outcome:
+    def execute(self) -> Outcome:
         """Start everything, wait for its end, write down how it went."""
         self.run.make_folders(self.number)
         try:
-            first = self.lane.nodes()
+            first = self.allocation.initial_nodes()
             if self.engine is Engine.RANKS:
                 self._start_store()
             for node in first:
@@ -68,15 +75,15 @@ class Attempt:
         key = self.folder / RENDEZVOUS_KEY
         key.unlink(missing_ok=True)  # of whoever carried the attempt before, and came no further
         write_private(key, new_key())
-        host, port = self.lane.address(0), str(self.lane.free_port())
-        self.store = self.lane.serve(store_command(self.python, host, port), self.folder / "logs" / "store.log")
+        host, port = self.allocation.address(0), str(self.allocation.free_port())
+        self.store = self.allocation.start_service(store_command(self.python, host, port), self.folder / "logs" / "store.log")
         self.rendezvous = f"{host}:{port}"
 
     def _start_agent(self, node: int, present: int) -> None:
         self._next_words.pop(node, None)
         said = self.folder / "nodes" / f"node-{node}.json"
         said.unlink(missing_ok=True)  # of an agent that left earlier
-        address = self.lane.address(node)
+        address = self.allocation.address(node)
         command = agent_command(
             self.python,
             str(self.run.path),
@@ -86,7 +93,7 @@ class Attempt:
             address=address,
             rendezvous=self.rendezvous,
         )
-        self.agents[node] = self.lane.start(node, command, self.folder / "logs" / f"node-{node}.log")
+        self.agents[node] = self.allocation.start(node, command, self.folder / "logs" / f"node-{node}.log")
         line = {"node": node, "address": address, "pid": self.agents[node].pid, "started": time.time()}
         append_line(self.folder / AGENTS, line)
 
@@ -99,7 +106,7 @@ class Attempt:
             self._look_for_stop(asked=(looks := self._request_looks.due()))
             self._ask_to_leave()
             for node in [node for node, agent in self.agents.items() if agent.poll() is not None]:
-                if not self._bury(node) and self.codes.get(node, EXIT_DONE) not in (EXIT_DONE, EXIT_REQUEUE):
+                if not self._handle_agent_exit(node) and self.codes.get(node, EXIT_DONE) not in (EXIT_DONE, EXIT_REQUEUE):
                     leave_by = leave_by or time.monotonic() + SETTLE_SECONDS
             if looks:
                 self._resize()
@@ -109,22 +116,22 @@ class Attempt:
                 return
             time.sleep(POLL_SECONDS)
 
-    def _bury(self, node: int) -> bool:
+    def _handle_agent_exit(self, node: int) -> bool:
         """Find out how a node's agent ended; True if the others go on without it."""
         code = self.agents.pop(node).returncode
         said = read_json_afresh(self.folder / "nodes" / f"node-{node}.json")
         if said is None and node in self._next_words and code in (-STOP, 128 + STOP):
             said = {"exit_code": EXIT_REQUEUE}  # of our word to stop, before it could hear: it had nothing to save
-        if said is None and (word := self.lane.lost(node, code)):
+        if said is None and (word := self.allocation.loss_reason(node, code)):
             self.lost.append(f"node {node} died ({word})")
-            self.run.event("node_lost", node=node, address=self.lane.address(node), signal=word, attempt=self.number)
-            self.lane.bury(node)
+            self.run.event("node_lost", node=node, address=self.allocation.address(node), signal=word, attempt=self.number)
+            self.allocation.mark_lost(node)
             return True
         exit_code = int(said["exit_code"]) if said else code if code >= 0 else 128 - code
         if exit_code in (EXIT_REQUEUE, EXIT_TERMINATED) and self.elastic and self.agents and not self.reason:
             # a notice to this node alone, or ours to shrink: the others form a group without it
             self.run.event("node_left", node=node, attempt=self.number)
-            (self.lane.release if node in self.leaving else self.lane.bury)(node)
+            (self.allocation.release if node in self.leaving else self.allocation.mark_lost)(node)
             self.leaving.discard(node)
             return True
         self.codes[node] = exit_code
@@ -143,7 +150,7 @@ class Attempt:
         for node in sorted(staying)[max(wanted, self.resources.nodes.least) :]:
             self.leaving.add(node)
             self.run.event("node_asked_to_leave", node=node, attempt=self.number)
-        for node in self.lane.offered(wanted - len(self.agents)):
+        for node in self.allocation.acquire(wanted - len(self.agents)):
             self.run.event("node_returned", node=node, attempt=self.number)
             self._start_agent(node, len(self.agents) + 1)
 
@@ -151,7 +158,7 @@ class Attempt:
         """Whether anybody wants the run to stop, and why; `asked`: look also whether a user does."""
         if not self.reason:
             cancelled = (asked and self.run.cancel_requested) or self._orphaned()
-            notice = StopReason.CANCELLED if cancelled else self.lane.notice()
+            notice = StopReason.CANCELLED if cancelled else self.allocation.stop_reason()
             self.reason = StopReason.CANCELLED if notice and self.run.cancel_requested else notice
 
     def _ask_to_leave(self) -> None:
@@ -172,14 +179,14 @@ class Attempt:
     def _end_all(self) -> None:
         """Whatever is left of this attempt must not outlive it."""
         for agent in self.agents.values():
-            self.lane.end(agent)
+            self.allocation.end(agent)
         if self.store is not None:
-            self.lane.end(self.store)
+            self.allocation.end(self.store)
         for node, agent in self.agents.items():
             code = agent.wait()
             self.codes.setdefault(node, code if code >= 0 else 128 - code)
         for node in self.codes:
-            self.lane.clean(node)
+            self.allocation.clean_up(node)
 
     # --- concluding
 
@@ -189,9 +196,9 @@ class Attempt:
             return self._outcome(RunState.FAILED, EXIT_NEVER_RETRY, self._error_words())
         if codes == {EXIT_DONE} and (not self.lost or self.elastic):
             return self._outcome(RunState.SUCCEEDED, EXIT_DONE, "done")
-        reason = self.reason or (self.lane.notice() if EXIT_FAILED not in codes else "")
+        reason = self.reason or (self.allocation.stop_reason() if EXIT_FAILED not in codes else "")
         if not reason and codes & {EXIT_REQUEUE, EXIT_TERMINATED}:
-            reason = self.lane.explain()
+            reason = self.allocation.query_stop_reason()
         if self.run.cancel_requested or reason == StopReason.CANCELLED:
             saved = "after saving" if EXIT_REQUEUE in codes else "before it had saved anything more"
             return self._outcome(RunState.CANCELLED, EXIT_REQUEUE, f"cancelled {saved}")

@@ -1,4 +1,4 @@
-"""Whoever carries a run on a lane: its attempts, one after the other, until it is done, out of retries, or out of nodes."""
+"""Supervise a run in an allocation: attempt after attempt, until it is done, out of retries, or out of nodes."""
 
 import logging
 import time
@@ -10,7 +10,7 @@ from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.run.directory import RunDir
 from cluster.run.files import read_afresh
 from cluster.spec import Outcome, RunState
-from cluster.supervise.allocation import AGENTS, Lane
+from cluster.supervise.allocation import AGENTS, Allocation
 from cluster.supervise.attempt import Attempt
 
 log = logging.getLogger(__name__)
@@ -34,31 +34,31 @@ def spent(run: RunDir) -> tuple[int, int]:
 class Supervisor:
     """Carries one run. Budgets are counted from the outcomes on disk, so that a requeue forgets none."""
 
-    def __init__(self, run: RunDir, lane: Lane, python: str) -> None:
-        self.run, self.lane, self.python = run, lane, python
+    def __init__(self, run: RunDir, allocation: Allocation, python: str) -> None:
+        self.run, self.allocation, self.python = run, allocation, python
 
     def supervise(self, number: int) -> int:
         """Carry the run from the open attempt `number` on; 0 done, 1 failed for good, 85 requeue: the nodes are wanted back."""
         details = self.run.attempt_details(number)
         resources = Resources.model_validate(details.get("resources") or self.run.record["resources"])
         while True:
-            outcome = self._carry_out(number, resources)
+            outcome = self._run_attempt(number, resources)
             log.info("attempt %d ended: %s (%s)", number, outcome.state, outcome.cause)
             if self.run.attempts()[-1] != number:
                 log.error("somebody else has taken the run over; leaving it alone")
                 return EXIT_FAILED
             if outcome.state.final:
                 return EXIT_DONE if outcome.state is not RunState.FAILED else EXIT_FAILED
-            if not self.lane.keeps():
+            if not self.allocation.can_retry():
                 return EXIT_REQUEUE
-            number = self.run.begin_attempt(**carried_over(self.run, number), opened_by="retry")
+            number = self.run.begin_attempt(**inherited_details(self.run, number), opened_by="retry")
 
-    def _carry_out(self, number: int, resources: Resources) -> Outcome:
+    def _run_attempt(self, number: int, resources: Resources) -> Outcome:
         retry_bugs = spent(self.run)[0] < retries_of(self.run).bugs
         try:
-            Attempt(self.run, number, resources, self.lane, retry_bugs=retry_bugs, python=self.python).carry_out()
+            Attempt(self.run, number, resources, self.allocation, retry_bugs=retry_bugs, python=self.python).execute()
         except Exception as error:
-            cause = f"the {self.lane.name} backend failed: {type(error).__name__}: {error}"
+            cause = f"the {self.allocation.name} backend failed: {type(error).__name__}: {error}"
             self.run.write_outcome(number, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
             raise
         return end_if_spent(self.run, number)
@@ -81,13 +81,13 @@ def end_if_spent(run: RunDir, number: int) -> Outcome:
     return outcome
 
 
-def carried_over(run: RunDir, number: int) -> dict[str, Any]:
+def inherited_details(run: RunDir, number: int) -> dict[str, Any]:
     """What the next attempt of the same submission inherits from this one: handle, resources, the backend's own keys."""
     own = {"attempt", "created", "opened_by", "started", "hosts"}
     return {key: value for key, value in run.attempt_details(number).items() if key not in own}
 
 
-def bury_unfinished(run: RunDir, cause: str) -> None:
+def close_unfinished_attempt(run: RunDir, cause: str) -> None:
     """An attempt that nobody lived to conclude: say so, before the next one is opened."""
     attempts = run.attempts()
     if attempts and run.outcome(attempts[-1]) is None:
@@ -112,7 +112,7 @@ def open_attempt(run: RunDir, died: str, **details: Any) -> int | None:
         return None
     if outcome is None and not read_afresh(run.attempt_dir(newest) / AGENTS):
         return newest
-    bury_unfinished(run, died)
+    close_unfinished_attempt(run, died)
     if end_if_spent(run, newest).state.final:
         return None
-    return run.begin_attempt(**{**carried_over(run, newest), **details}, opened_by="requeue")
+    return run.begin_attempt(**{**inherited_details(run, newest), **details}, opened_by="requeue")

@@ -8,7 +8,7 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.inputs.files import Unit
 from datapipe.inputs.ingest import UnitSummary, metadata_name
 
@@ -36,7 +36,7 @@ class Decisions:
     suffix: dict[int, str]  # row → what is appended to its id, which an earlier document has
 
 
-def load_corpus(units: Sequence[Unit], summaries: Sequence[UnitSummary], work: Place) -> Corpus:
+def load_corpus(units: Sequence[Unit], summaries: Sequence[UnitSummary], work: StoragePath) -> Corpus:
     """Read the metadata of every unit; a document without an id gets the hash of `FILE:LINE` for it."""
     bases = line_bases(units, summaries)
     parts: dict[str, list[NDArray[np.generic]]] = {"text_hash": [], "id_hash": [], "bytes": [], "file": []}

@@ -13,7 +13,7 @@ import psutil
 import pyarrow as pa
 
 from cluster.errors import EXIT_LOST_PEER, RopewalkError
-from cluster.process.signals import Flag
+from cluster.process.signals import SignalFlag
 from cluster.run.files import write_atomically
 from datapipe.execution.worker import Task, Worker
 
@@ -53,7 +53,7 @@ def do_share(share: Share) -> Ended:
 
     Each result is committed before it is reported, so SIGTERM may end the process at once; the death of its driver does too.
     """
-    leave = Flag()
+    leave = SignalFlag()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would let it pass, and requeue on SIGUSR2
     signal.signal(signal.SIGUSR2, lambda *_: leave.set())
     _leave_with_driver(share)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import DataError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.config import ReadRules
 from datapipe.filters.filter import Filter
 from datapipe.filters.registry import Filters, make_filter
@@ -32,7 +32,7 @@ class Worker:
     """Works on one data set. Every method commits its result before it returns, so that it can be killed at any time."""
 
     def __init__(self, output_url: str, work_url: str) -> None:
-        self.output, self.work = Place(output_url), Place(work_url)
+        self.output, self.work = StoragePath(output_url), StoragePath(work_url)
         self.encoder: Encoder | None = None
         self.filters: dict[str, Filter] | None = None
 

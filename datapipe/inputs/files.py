@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from cluster.errors import DataError
-from cluster.storage import Place, retry
+from cluster.storage import StoragePath, retry
 from datapipe.config import MIB
 from datapipe.inputs.streams import open_file, place_of
 
@@ -106,7 +106,7 @@ def _expand(pattern: str) -> Iterator[InputFile]:
     scheme = pattern.partition("://")[0] + "://" if "://" in pattern else ""
     magic = None if Path(pattern).exists() else MAGIC.search(pattern)  # a file may be called a[1].txt
     fixed = pattern[: magic.start()].rpartition("/")[0] if magic else pattern
-    place = Place(fixed or "/")
+    place = StoragePath(fixed or "/")
 
     def look() -> tuple[str, dict[str, dict[str, Any]]]:
         if fixed != pattern:

@@ -11,7 +11,7 @@ import orjson
 import pyarrow as pa
 import xxhash
 
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.config import ReadRules
 from datapipe.filters.filter import Filter
 from datapipe.filters.registry import apply_filters
@@ -78,7 +78,7 @@ def normalised(text: str) -> bytes:
     return " ".join(text.lower().split()).encode()
 
 
-def ingest_unit(unit: Unit, rules: ReadRules, filters: Mapping[str, Filter], work: Place) -> UnitSummary:
+def ingest_unit(unit: Unit, rules: ReadRules, filters: Mapping[str, Filter], work: StoragePath) -> UnitSummary:
     """Read and filter a unit, and commit its texts, metadata and rejections to the work area; a pure function of the input."""
     stats = ReadStats()
     with naming_full_disk(work.url), work.create(texts_name(unit.index)) as texts:
@@ -111,7 +111,7 @@ def ingest_unit(unit: Unit, rules: ReadRules, filters: Mapping[str, Filter], wor
     return summary
 
 
-def read_summary(work: Place, index: int) -> UnitSummary:
+def read_summary(work: StoragePath, index: int) -> UnitSummary:
     """The summary of a unit that is done. Raises FileNotFoundError."""
     return UnitSummary(**json.loads(work.read(summary_name(index))))
 
@@ -175,6 +175,6 @@ class _Block:
         return bytes(sink.getvalue())
 
 
-def rejection_reasons(work: Place, index: int) -> Counter[str]:
+def rejection_reasons(work: StoragePath, index: int) -> Counter[str]:
     """How often each reason occurs among a unit's rejections."""
     return Counter(orjson.loads(line)["reason"] for line in work.read(rejections_name(index)).splitlines())

@@ -11,7 +11,7 @@ import xxhash
 import zstandard
 
 from cluster.errors import StorageError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 
 REMOTE_BUFFER_BYTES = 8 << 20
 CHUNK_BYTES = 1 << 20
@@ -22,16 +22,16 @@ class DamagedStreamError(Exception):
     """A compressed file ends too early or does not decode; what was read before that is good."""
 
 
-def place_of(url: str) -> tuple[Place, str]:
+def place_of(url: str) -> tuple[StoragePath, str]:
     """A file's directory and its name in it."""
     folder, _, name = url.rpartition("/")
-    return Place(folder or "/"), name
+    return StoragePath(folder or "/"), name
 
 
 class _RangeFile(io.RawIOBase):
     """A remote file as a seekable stream; each read is one range request that is retried by itself."""
 
-    def __init__(self, place: Place, name: str) -> None:
+    def __init__(self, place: StoragePath, name: str) -> None:
         self.place, self.file_name, self.length, self.position = place, name, place.size(name), 0
 
     def readable(self) -> bool:
@@ -58,7 +58,7 @@ class _RangeFile(io.RawIOBase):
         return len(data)
 
 
-def open_file(place: Place, name: str) -> IO[bytes]:
+def open_file(place: StoragePath, name: str) -> IO[bytes]:
     """A seekable stream of a file. Raises FileNotFoundError; StorageError when the store stays away."""
     if place.local is not None:
         return (place.local / name).open("rb")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import xxhash
 
 from cluster.errors import ConfigError, CorruptShardError, DataError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.loader.shard_cache import cached_shard
 from datapipe.manifest import Manifest, Shard, read_manifest
 
@@ -58,7 +58,7 @@ class Dataset:
     def __init__(self, path: str, split: str = "train", on_corrupt: OnCorrupt = "error") -> None:
         if on_corrupt not in ("error", "quarantine"):
             raise ConfigError(f"on_corrupt: must be error or quarantine, is {on_corrupt!r}")
-        self.place = Place(path)
+        self.place = StoragePath(path)
         self.manifest: Manifest = read_manifest(self.place)
         self.shards: tuple[Shard, ...] = self.manifest.of_split(split)
         if not self.shards:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import xxhash
 
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.config import MIB
 from datapipe.dedup.exact import TRAIN
 from datapipe.tokens.shards import Layout, Slice, cut_slices, read_slice
@@ -43,7 +43,7 @@ def plan_sample(layout: Layout, sample_mib: float, seed: int) -> SamplePlan:
     return SamplePlan(slices=tuple(replace(s, suffix={}) for s in cut_slices(layout, rows)))
 
 
-def read_sample(plan: SamplePlan, work: Place) -> Iterator[str]:
+def read_sample(plan: SamplePlan, work: StoragePath) -> Iterator[str]:
     """Read the texts of the sample, in global order."""
     for part in plan.slices:
         for kept in read_slice(part, work):

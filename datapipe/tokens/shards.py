@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.config import MIB
 from datapipe.dedup.exact import TRAIN, VALIDATION, Corpus, Decisions, unnamed_id
 from datapipe.inputs.files import Unit
@@ -114,7 +114,7 @@ class Kept:
     text: str
 
 
-def read_slice(part: Slice, work: Place, with_text: bool = True) -> Iterator[Kept]:
+def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterator[Kept]:
     """Read the documents of a slice in order; record batches without any of them are skipped."""
     starts = np.concatenate([[0], np.cumsum(part.blocks)])
     with open_file(work, texts_name(part.unit.index)) as stream:
@@ -131,7 +131,7 @@ def read_slice(part: Slice, work: Place, with_text: bool = True) -> Iterator[Kep
                 yield Kept(name + part.suffix.get(row, ""), source, text)
 
 
-def encode_shard(plan: ShardPlan, encoder: Encoder, work: Place, output: Place) -> Shard:
+def encode_shard(plan: ShardPlan, encoder: Encoder, work: StoragePath, output: StoragePath) -> Shard:
     """Write one shard, then its sidecar that says that it is done; a pure function of the plan, the texts and the tokenizer."""
     ids: list[str] = []
     sources: list[str] = []
@@ -188,7 +188,7 @@ def _write_arrow(
         writer.write_batch(pa.record_batch([pa.array(ids, pa.string()), pa.array(sources, pa.string()), lists], schema=schema))
 
 
-def read_sidecar(plan: ShardPlan, work: Place, output: Place) -> Shard | None:
+def read_sidecar(plan: ShardPlan, work: StoragePath, output: StoragePath) -> Shard | None:
     """The shard if it is done and its file is there in full, else None."""
     try:
         shard = Shard.model_validate_json(work.read(plan.sidecar))

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cluster.errors import ConfigError
 from cluster.process.scratch import scratch
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.manifest import TokenizerRecord, TokenType
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -64,9 +64,9 @@ def take_tokenizer(path: str) -> TokenizerFiles:
     """
     if path.endswith(".json"):
         folder, _, file = path.rpartition("/")
-        return _from_place(Place(folder or "/"), file, path)
+        return _from_place(StoragePath(folder or "/"), file, path)
     if "://" in path or path.startswith("/"):
-        place = Place(path)
+        place = StoragePath(path)
         if not place.exists():
             raise ConfigError(
                 f"tokenizer.path: {path}: no such directory; give a Hugging Face directory or name, or a tokenizer.json"
@@ -78,7 +78,7 @@ def take_tokenizer(path: str) -> TokenizerFiles:
     return _converted(path)
 
 
-def _from_place(place: Place, file: str, path: str) -> TokenizerFiles:
+def _from_place(place: StoragePath, file: str, path: str) -> TokenizerFiles:
     try:
         files = {"tokenizer.json": place.read(file)}
         Tokenizer.from_str(files["tokenizer.json"].decode())
@@ -114,7 +114,7 @@ def _converted(name: str) -> TokenizerFiles:
     with scratch("t") as folder:
         found.save_pretrained(folder)
         return TokenizerFiles(
-            name=name.rstrip("/").rpartition("/")[2], files=_from_place(Place(folder), "tokenizer.json", name).files
+            name=name.rstrip("/").rpartition("/")[2], files=_from_place(StoragePath(folder), "tokenizer.json", name).files
         )
 
 
@@ -163,14 +163,14 @@ class Encoder:
         )
 
 
-def write_tokenizer(output: Place, work: Place, tokenizer: TokenizerFiles) -> None:
+def write_tokenizer(output: StoragePath, work: StoragePath, tokenizer: TokenizerFiles) -> None:
     """Write the tokenizer into the data set, then the file below the work area that says that it is complete."""
     for name, data in sorted(tokenizer.files.items()):
         output.write(f"{FOLDER}/{name}", data)
     work.write("tokenizer.json", json.dumps({"name": tokenizer.name, "files": sorted(tokenizer.files)}).encode())
 
 
-def read_tokenizer(output: Place, work: Place) -> TokenizerFiles | None:
+def read_tokenizer(output: StoragePath, work: StoragePath) -> TokenizerFiles | None:
     """Read the tokenizer that the data set has already, or None."""
     try:
         mark = json.loads(work.read("tokenizer.json"))

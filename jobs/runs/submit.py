@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from cluster.backends.base import Backend, path_view
+from cluster.backends.base import Backend
 from cluster.backends.profiles import load_backend, load_profile
 from cluster.config import JobConfig, Resources, apply_override, load_config, read_yaml
 from cluster.errors import ConfigError, RopewalkError
@@ -94,15 +94,9 @@ def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
     _check_inputs(backend, configs)
     origin, resources = origin_of(()), configs[0].resources
     runs = [unwritten_run(config, make_record(job, config, cluster_name, origin)) for config in configs]
-    render_many, outlook = getattr(backend, "render_many", None), getattr(backend, "outlook", None)
-    script = render_many(runs, resources) if render_many and len(runs) > 1 else backend.render(runs[0], resources)
-    lines = [script.rstrip()]
-    if len(runs) > 1 and not render_many:
-        lines.append(f"# and {len(runs) - 1:,} more")
-    if outlook:
-        # a comment, so that the whole stays a script
-        lines.append(f"# {' '.join(outlook(runs[0], resources).split())}")
-    return "\n".join(lines) + "\n"
+    script = f"{backend.render_many(runs, resources).rstrip()}\n"
+    estimate = " ".join(backend.start_estimate(runs[0], resources).split())
+    return f"{script}# {estimate}\n" if estimate else script  # a comment, so that the whole stays a script
 
 
 def submit(
@@ -145,7 +139,7 @@ def write_down(
     root = _root_of(cluster_name) if other is None else _root_of(other) or _root_of(cluster_name)
     root = root or runs_root()
     backends = [backend, *([load_backend(other)] if other else [])]
-    origin = origin_of(command, root if any(getattr(one, "ships_code", False) for one in backends) else None)
+    origin = origin_of(command, root if any(one.ships_code for one in backends) else None)
     records = [make_record(job, config, cluster_name, origin) for config in configs]
     return RunDir.create_all([config.name or job for config in configs], records, root)
 
@@ -159,11 +153,10 @@ def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
     """Whether the cluster may have such nodes at all, and local inputs exist; of a cluster whose files this machine does not see,
     the run itself finds out.
     """
-    if refuse := getattr(backend, "refuse", None):
-        refuse(configs[0].resources)
-    if getattr(backend, "shares_files", True):
+    backend.check_resources(configs[0].resources)
+    if backend.shares_files:
         for config in configs:
-            config.preflight(path_view(backend))
+            config.preflight(backend.path_here)
 
 
 def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:

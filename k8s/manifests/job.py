@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from cluster.backends.recovery import key_of, refuse_short_limit
+from cluster.backends.submission import key_of, refuse_short_limit
 from cluster.config import Resources
 from cluster.run.directory import CODE_FOLDER, RunDir
 from k8s.manifests.strategic_merge import merge

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.backends.recovery import submission_details
+from cluster.backends.submission import submission_details
 from cluster.config import Resources
 from cluster.errors import BackendError, RopewalkError
 from cluster.run.directory import RunDir

@@ -5,7 +5,7 @@ list a kind of reason.
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.backends.recovery import submission_details
+from cluster.backends.submission import submission_details
 from cluster.run.directory import RunDir
 from k8s.api.client import ForbiddenError, Kubernetes, NotFoundError, Object
 from k8s.manifests.job import OURS, QUEUE_LABEL, ROLE_LABEL, RUN_LABEL

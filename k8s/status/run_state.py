@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.backends.base import BackendState
-from cluster.backends.recovery import PATIENCE_SECONDS, SETTLE_SECONDS, conclude, has_agents, lost, never_submitted
+from cluster.backends.recovery import SETTLE_SECONDS, conclude, has_agents, lost, never_submitted
+from cluster.backends.submission import PATIENCE_SECONDS
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
 from k8s.manifests.job import OUTCOME_ANNOTATION, QUEUE_LABEL

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster.backends.recovery import conclude
+from cluster.backends.submission import failed_of, is_over, never_starts
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_TERMINATED
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
 from cluster.spec import Outcome, RunState
-from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError, connect
+from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError
+from k8s.api.kubeconfig import connect
 from k8s.manifests.job import OUTCOME_ANNOTATION, QUEUE_LABEL, name_of
 from k8s.profile import K8sProfile
 
@@ -55,16 +57,17 @@ def release_patch(queue: str | None) -> dict[str, Any]:
 def keep(gate: Gate, root: Path, kube: Kubernetes, sleep: Callable[[float], None] = time.sleep) -> None:
     """Return when everyone has been let go, or will never start."""
     runs = [RunDir(root / name) for name in gate.runs]
-    waiting = [run for run in runs if not _over(run)]
+    waiting = [run for run in runs if not is_over(run)]
+    others = [RunDir(root / name) for name in gate.after]
     started: list[RunDir] = []
     while waiting:
         try:
-            if failed := _failed(gate, root):
-                _drop(gate, waiting, failed, kube)
+            if failed := failed_of(others):
+                _drop(gate, waiting, never_starts(failed), kube)
                 return
-            if all(_over(RunDir(root / name)) for name in gate.after):
-                started = [run for run in started if not _over(run)]
-                waiting = [run for run in waiting if not _over(run)]
+            if all(map(is_over, others)):
+                started = [run for run in started if not is_over(run)]
+                waiting = [run for run in waiting if not is_over(run)]
                 while waiting and (gate.at_once is None or len(started) < gate.at_once):
                     run = waiting.pop(0)
                     if _let_go(run, gate, kube):
@@ -85,21 +88,10 @@ def _let_go(run: RunDir, gate: Gate, kube: Kubernetes) -> bool:
     return True
 
 
-def _failed(gate: Gate, root: Path) -> str:
-    """Of the runs that are waited for, those that ended without success, in words."""
-    told = []
-    for other in (RunDir(root / name) for name in gate.after):
-        outcome = other.last_outcome()
-        if outcome is not None and outcome.state.final and outcome.state is not RunState.SUCCEEDED:
-            told.append(f"{other.id}, which ended as {outcome.state} ({outcome.cause})")
-    return " and ".join(told)
-
-
-def _drop(gate: Gate, waiting: Sequence[RunDir], failed: str, kube: Kubernetes) -> None:
-    """These runs will never start."""
+def _drop(gate: Gate, waiting: Sequence[RunDir], cause: str, kube: Kubernetes) -> None:
+    """End the Jobs of runs that will never start, and write down the cause."""
     for run in waiting:
-        log.info("%s will never start: it waited for %s", run.id, failed)
-        cause = f"never started: it waited for {failed}"
+        log.info("%s %s", run.id, cause)
         outcome = Outcome(state=RunState.CANCELLED, exit_code=EXIT_TERMINATED, cause=cause, ended=time.time())
         told = {OUTCOME_ANNOTATION: json.dumps(vars(outcome))}
         with suppress(NotFoundError):  # it makes no pod, and ends
@@ -107,11 +99,6 @@ def _drop(gate: Gate, waiting: Sequence[RunDir], failed: str, kube: Kubernetes) 
             kube.patch("Job", name_of(run.id, gate.number), {"metadata": {"annotations": told}, "spec": spec})
         if run.attempts():  # else its directory is unpacked only as it starts
             conclude(run, RunState.CANCELLED, cause)
-
-
-def _over(run: RunDir) -> bool:
-    outcome = run.last_outcome()
-    return outcome is not None and outcome.state.final
 
 
 def main() -> None:

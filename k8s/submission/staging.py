@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.backends.submission import PATIENCE_SECONDS, retry_for
 from cluster.errors import ConfigError
 from cluster.run.directory import CODE_FOLDER, RunDir
 from k8s.manifests.job import load
 from k8s.rayjob import pod_templates
 from k8s.submission.stage_in import CODE_PARCEL, RUN_PARCEL
-from k8s.submission.submit import patiently
 from k8s.volume.reader import Reader
 
 Object = dict[str, Any]
@@ -83,7 +83,7 @@ def pack(runs: Sequence[RunDir], number: int, jobs: Mapping[str, Object], reader
         folder = code_folder(runs[0])
         assert folder is not None
         archive, place = code, f"{folder.parent.name}/{folder.name}"
-        patiently(lambda: reader.upload(runs[0], archive, place))
+        retry_for(PATIENCE_SECONDS, lambda: reader.upload(runs[0], archive, place))
         code = None
     parcels = {}
     for run in runs:

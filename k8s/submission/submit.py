@@ -1,46 +1,13 @@
 """Exactly once: a create may time out though it was done, so what exists under the submission's name and key is adopted."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
 
-from cluster.backends.recovery import PATIENCE_SECONDS
-from cluster.errors import BackendError
-from k8s.api.client import ApiAwayError, ConflictError, Kubernetes, NotFoundError, Object
+from cluster.backends.submission import PATIENCE_SECONDS, retry_for
+from cluster.errors import BackendError, SubmissionInDoubtError
+from k8s.api.client import ConflictError, Kubernetes, NotFoundError, Object
 from k8s.manifests.job import KEY_ANNOTATION, RUN_LABEL, SUBMISSION_LABEL, owned_by
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-PAUSE_SECONDS = 1.0
-
-
-class SubmissionInDoubtError(BackendError):
-    """Nobody answered: the objects may exist or not."""
-
-
-def patiently(
-    action: Callable[[], T], *, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic
-) -> T:
-    """What an action of a submission returns, which is tried on while no API server answers.
-
-    Raises SubmissionInDoubtError if none does for two minutes.
-    """
-    deadline, told = clock() + PATIENCE_SECONDS, False
-    while True:
-        try:
-            return action()
-        except ApiAwayError as error:
-            if clock() > deadline:
-                words = f"{error}; nobody answered for {PATIENCE_SECONDS:.0f} s, so the Job may exist or not: when it is back,"
-                raise SubmissionInDoubtError(f"{words} `ropewalk ps` tells; a resume never makes a second one") from None
-            if not told:
-                log.warning("%s; retrying for up to %.0f s (safe: submissions are idempotent)", error, PATIENCE_SECONDS)
-                told = True
-        sleep(PAUSE_SECONDS)
 
 
 def submit_once(
@@ -71,7 +38,7 @@ def submit_once(
         return made[0]
 
     try:
-        return patiently(create, sleep=sleep, clock=clock)
+        return retry_for(PATIENCE_SECONDS, create, sleep=sleep, clock=clock)
     except SubmissionInDoubtError:
         raise
     except BackendError:

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from getpass import getuser
@@ -53,7 +53,7 @@ class Reader:
         self._pod = self._own = ""  # the pod that answered last; the newest of those that only read
 
     def fetch(
-        self, run: RunDir, wanted: Sequence[str] = (), write: dict[str, str] | None = None, beside: Sequence[str] = ()
+        self, run: RunDir, wanted: Sequence[str] = (), write: Mapping[str, str] | None = None, beside: Sequence[str] = ()
     ) -> None:
         """Bring this machine's copy of the run's directory up to date; large folders only as far as they are wanted.
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import DataError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.execution.worker import Task
 from tests.datapipe.test_preprocess import context_of, source  # noqa: F401
 from tests.fakes.documents import configure, contents, make
@@ -72,4 +72,4 @@ def test_work_that_is_committed_is_not_done_again(tmp_path: Path, source: Path) 
     once = [name for name in carried if not name.startswith("reject")]
     assert len(set(once)) == len(once)
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
-    assert not Place(tmp_path / "out").exists(".work")
+    assert not StoragePath(tmp_path / "out").exists(".work")

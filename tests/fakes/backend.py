@@ -4,8 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cluster.backends.base import BackendState, Check
-from cluster.backends.profiles import Profile
+from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.run.directory import RunDir, begin_attempts
@@ -13,10 +12,11 @@ from cluster.run.files import append_line, write_json
 from cluster.spec import Outcome, RunState
 
 
-class FakeBackend:
+class FakeBackend(Backend):
     """Options: log (a file), outcome (a state, or none: it goes on), cause, results, refuse (a message), ships_code."""
 
     def __init__(self, profile: Profile) -> None:
+        super().__init__(profile)
         self.options = dict(profile.options)
         self.ships_code = bool(self.options.get("ships_code"))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.config import load_config
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.execution.worker import Task, Worker
 from datapipe.manifest import Manifest
 from datapipe.pipeline import make_data_set
@@ -73,7 +73,7 @@ def make(source: Any, output: Any, **keys: Any) -> Manifest:
 
 def contents(place: Any) -> dict[str, bytes]:
     """Every file below a directory or URL, hidden ones too."""
-    root = Place(str(place))
+    root = StoragePath(str(place))
     paths = sorted(root.fs.find(root.root))
     return {path.removeprefix(root.root).lstrip("/"): root.fs.cat_file(path) for path in paths}
 

@@ -15,8 +15,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.backends.base import Profile
 from cluster.backends.local.backend import LocalBackend
-from cluster.backends.profiles import Profile
 from cluster.config import Resources
 from cluster.errors import ConfigError
 from cluster.process.kill import processes_of

@@ -4,8 +4,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from cluster.backends.base import BackendState
-from cluster.backends.profiles import Profile
+from cluster.backends.base import BackendState, Profile
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from k8s.backend import K8sBackend

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backends.profiles import Profile
+from cluster.backends.base import Profile
 from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
 from k8s.api.client import ApiAwayError

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.backends.base import Profile
 from cluster.backends.local.backend import LocalBackend
-from cluster.backends.profiles import Profile
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines

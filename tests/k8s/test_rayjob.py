@@ -127,7 +127,7 @@ def test_the_node_of_the_head_dies_and_never_returns(start: Start, lab: Cluster,
 def test_of_one_pod_it_is_an_indexed_job(start: Start) -> None:
     run = start(engine="ray", profile=NOWHERE)
     assert "kind" not in run.run.attempt_details(1), "though the cluster has KubeRay"
-    assert run.backend.outlook(run.run, run.resources).startswith("An Indexed Job: a single-pod RayJob is not replaced")
+    assert run.backend.start_estimate(run.run, run.resources).startswith("An Indexed Job: a single-pod RayJob is not replaced")
 
 
 def test_answers_that_are_lost(namespace: Namespace, start: Start) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.backends.profiles import Profile
+from cluster.backends.base import Profile
 from cluster.errors import BackendError
 from cluster.run.directory import RunDir
 from cluster.run.files import write_json

@@ -13,8 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cluster.backends.base import BackendState
-from cluster.backends.profiles import Profile
+from cluster.backends.base import BackendState, Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.run.code_copy import digest_on_disk
@@ -69,7 +68,7 @@ def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCapt
         backend.submit(dependant, RESOURCES, [run.id])
 
         def step(least: int) -> bool:
-            backend.fetch(run)
+            backend.sync(run)
             return max((line["step"] for line in run.read_metrics()), default=0) >= least
 
         until((namespace.runs / run.id / "metrics.jsonl").exists, Patience.STEP)
@@ -84,7 +83,7 @@ def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCapt
         until(lambda: backend.states([dependant])[dependant.id].state is RunState.CANCELLED, Patience.STEP)
         assert f"it waited for {run.id}, which ended as CANCELLED" in backend.states([dependant])[dependant.id].reason
 
-        backend.fetch(run)  # by a pod that only reads, since the run's own has left
+        backend.sync(run)  # by a pod that only reads, since the run's own has left
         last = max(line["step"] for line in run.read_metrics())
         run.withdraw_cancel()
         backend.submit(run, RESOURCES)

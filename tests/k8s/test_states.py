@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.backends.profiles import Profile
+from cluster.backends.base import Profile
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from k8s import backend as module

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import BackendError, ConfigError
+from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from k8s.api.client import ApiAwayError, ConflictError, Kubernetes, Object
-from k8s.submission.submit import SubmissionInDoubtError, submit_once
+from k8s.submission.submit import submit_once
 from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
 from tests.patience import Patience, until

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backends.profiles import Profile, load_backend
+from cluster.backends.base import Profile
+from cluster.backends.profiles import load_backend
 from cluster.errors import ConfigError
 from cluster.run.code_copy import digest_on_disk
 from cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE, RunDir
@@ -175,7 +176,7 @@ def test_a_laptop_that_does_not_see_the_volume_shows_and_cancels_it(
     found = yaml.safe_load(ropewalk("best", sweep.run.id))
     assert found["optim"]["lr"] == shown["best"]["parameters"]["optim.lr"]
 
-    assert "is asked to save and leave" in ropewalk("cancel", sweep.run.id)
+    assert "it saves a checkpoint and exits" in ropewalk("cancel", sweep.run.id)
     ropewalk("wait", sweep.run.id, expect=1)
     assert {record.state.value for record in there.records()} == {"CANCELLED"}
     assert [outcomes(run)[-1][0] for run in there.runs()] == ["CANCELLED"] * 2

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from cluster.backends.base import BackendState
-from cluster.backends.profiles import Profile
+from cluster.backends.base import BackendState, Profile
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines

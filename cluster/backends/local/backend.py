@@ -5,23 +5,22 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import psutil
 
-from cluster.backends.base import BackendState, Check
+from cluster.backends.base import Backend, BackendState, Check
 from cluster.backends.local.nodes import OUTER_TMPDIR_VARIABLE, render_script
-from cluster.backends.profiles import Profile
 from cluster.config import Resources
 from cluster.errors import AlreadyRunningError
 from cluster.gpus import deal_devices, machine_devices
-from cluster.process.fork_server import TEMPLATE_VARIABLE, ask_template
+from cluster.process.fork_server import FORK_SERVER_VARIABLE, ask_fork_server
 from cluster.process.signals import STOP_SIGNALS
 from cluster.run.directory import RunDir, begin_attempts
 from cluster.run.files import json_text, read_json, read_lines, write_all, write_json
 from cluster.spec import Engine, RunState
 from cluster.supervise.allocation import AGENTS
-from cluster.supervise.supervisor import BY_SUBMISSION, bury_unfinished
+from cluster.supervise.supervisor import BY_SUBMISSION, close_unfinished_attempt
 
 LEAVING_SECONDS = 10.0
 REQUEST = "local.json"  # attempt, resources, after, and the run whose directory holds the queue, if there is one
@@ -30,29 +29,26 @@ QUEUE = "queue.json"  # runs in order, and how many at once; in the first run of
 QUEUE_CARRIER = "queue-process.json"
 
 
-class LocalBackend:
+class LocalBackend(Backend):
     """Runs on this machine, as many nodes as asked for; a laptop's whole cluster."""
 
-    ships_code: ClassVar[bool] = False  # the code that is there now is what one wants on a laptop
-
-    def __init__(self, profile: Profile) -> None:
-        self.profile = profile
+    ships_code = False  # the code that is there now is what one wants on a laptop
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """The commands that a supervisor would start."""
         return render_script(f"runs/{run.id}", "1", resources, Engine(run.record["engine"]))
 
-    def refuse(self, resources: Resources) -> None:
+    def check_resources(self, resources: Resources) -> None:
         """Raise ConfigError for more GPUs than this machine has."""
         deal_devices(resources)
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         """Start a supervisor for the run; it goes on when this process and its terminal are gone."""
-        self.refuse(resources)
+        self.check_resources(resources)
         _let_leave(run)
         if _alive(run):
             raise AlreadyRunningError(run.id, f"an active process ({_handle(run)})")
-        bury_unfinished(run, "its supervisor was killed, or this machine went down, before it could say how it ended")
+        close_unfinished_attempt(run, "its supervisor was killed, or this machine went down, before it could say how it ended")
         plain = resources.model_dump(mode="json")
         attempt = run.begin_attempt(
             resources=plain, backend="local", opened_by=BY_SUBMISSION, **_waits(after)
@@ -68,7 +64,7 @@ class LocalBackend:
         self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
     ) -> list[str]:
         """Start one process that carries all of them, `at_once` (unset: 1) at a time, each through a supervisor."""
-        self.refuse(resources)
+        self.check_resources(resources)
         plain, head = resources.model_dump(mode="json"), runs[0]
         details = {"resources": plain, "backend": "local", "opened_by": BY_SUBMISSION, **_waits(after)}
         attempts = begin_attempts(runs, [details] * len(runs))
@@ -127,7 +123,7 @@ def start_detached(command: list[str], log: Path) -> int:
     environment = dict(os.environ)
     if outer := environment.get(OUTER_TMPDIR_VARIABLE):  # it outlives the agent that this process belongs to, if it does
         environment["TMPDIR"] = outer
-    if (template := environment.get(TEMPLATE_VARIABLE)) and (pid := ask_template(template, command, environment, log)):
+    if (template := environment.get(FORK_SERVER_VARIABLE)) and (pid := ask_fork_server(template, command, environment, log)):
         return pid
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o644)]

@@ -9,7 +9,7 @@ from subprocess import Popen, run
 import psutil
 import pytest
 
-from cluster.process.fork_server import TEMPLATE_VARIABLE, ask_template, start_template
+from cluster.process.fork_server import FORK_SERVER_VARIABLE, ask_fork_server, start_fork_server
 from cluster.process.scratch import OWNER
 from cluster.spec import RunState
 from tests.cluster.conftest import ROOT, ToyRun
@@ -19,28 +19,30 @@ Start = Callable[..., ToyRun]
 
 
 @pytest.fixture
-def template(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Popen[bytes]]:
+def fork_server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Popen[bytes]]:
     folder = tmp_path_factory.mktemp("t")
-    process = start_template(folder / "s", ["cluster.backends.local.supervisor_main", "cluster.agent.agent"], folder / "log")
+    process = start_fork_server(folder / "s", ["cluster.backends.local.supervisor_main", "cluster.agent.agent"], folder / "log")
     until((folder / "s").exists)
-    monkeypatch.setenv(TEMPLATE_VARIABLE, str(folder / "s"))
+    monkeypatch.setenv(FORK_SERVER_VARIABLE, str(folder / "s"))
     yield process
     process.kill()
     process.wait()
 
 
-def test_a_supervisor_is_forked_and_outlives_its_template(toy: Start, template: Popen[bytes]) -> None:
+def test_a_supervisor_is_forked_and_outlives_its_template(toy: Start, fork_server: Popen[bytes]) -> None:
     run = toy("tick", "process", steps=30)
-    assert run.supervisor().ppid() == template.pid
+    assert run.supervisor().ppid() == fork_server.pid
     run.reach(3)
-    template.kill()
-    template.wait()
+    fork_server.kill()
+    fork_server.wait()
     assert run.finish().state is RunState.SUCCEEDED
     assert run.steps() == list(range(1, 31))
     assert toy("place", "process").finish().state is RunState.SUCCEEDED, "without it a supervisor is started anew"
 
 
-def test_what_is_forked_is_as_if_it_had_been_started(toy: Start, template: Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_forked_is_as_if_it_had_been_started(
+    toy: Start, fork_server: Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TOLD", "later")
     run = toy("tick", "process", steps=20)
     run.reach(1)
@@ -50,15 +52,15 @@ def test_what_is_forked_is_as_if_it_had_been_started(toy: Start, template: Popen
     rank = psutil.Process(run.rank_pid(0))
     assert (rank.environ()["TOLD"], rank.cwd()) == ("later", os.getcwd())
     assert {Path(file.path).name for file in supervisor.open_files()} <= {"supervisor.log", OWNER}
-    assert supervisor.net_connections("unix") == [], "its template's socket is not its own"
+    assert supervisor.net_connections("unix") == [], "its fork_server's socket is not its own"
     assert run.finish().state is RunState.SUCCEEDED
 
 
-def test_modules_are_found_where_the_asker_has_them(template: Popen[bytes], tmp_path: Path) -> None:
+def test_modules_are_found_where_the_asker_has_them(fork_server: Popen[bytes], tmp_path: Path) -> None:
     (tmp_path / "told.py").write_text("import sys\ndef main() -> None:\n    print('told', *sys.argv[1:])\n    sys.exit(3)\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     output = tmp_path / "out"
-    ask_template(os.environ[TEMPLATE_VARIABLE], [sys.executable, "-m", "told", "a", "b"], environment, output)
+    ask_fork_server(os.environ[FORK_SERVER_VARIABLE], [sys.executable, "-m", "told", "a", "b"], environment, output)
     until(lambda: output.exists() and output.read_text() == "told a b\n", Patience.SIGNAL)
 
 

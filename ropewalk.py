@@ -167,7 +167,7 @@ def commit_checkpoint(path: str | os.PathLike[str], step: int | None = None, kee
     never the latest. `step` defaults to the last number in its name. `keep` removes all but so many of the newest. Raises
     CheckpointError, and StaleAttemptError in a process whose attempt has a successor.
     """
-    from jobs.command import checkpoints
+    from jobs.programs import checkpoints
 
     _barrier()
     if run.rank == 0:
@@ -183,7 +183,7 @@ def commit_checkpoint(path: str | os.PathLike[str], step: int | None = None, kee
 
 def latest_checkpoint() -> Path | None:
     """The newest committed checkpoint whose bytes are intact; None at the first start. Every rank may ask."""
-    from jobs.command import checkpoints
+    from jobs.programs import checkpoints
 
     def complain(name: str, problem: str) -> None:
         sys.stderr.write(f"ropewalk: the checkpoint {name} is left out: {problem}\n")

@@ -7,10 +7,10 @@ from cluster.errors import StopRequested
 from cluster.run.context import STOP_VARIABLE, JobContext
 from cluster.run.files import write_json
 from jobs.command.config import CommandConfig
-from jobs.command.environment import variables_of
 from jobs.command.output import Output
 from jobs.command.program import Program, Stops
-from jobs.command.verdict import judge
+from jobs.programs.environment import variables_of
+from jobs.programs.verdict import judge
 from jobs.tracking.metrics import OWN_KEYS, latest_metrics
 
 

@@ -6,10 +6,10 @@ import sys
 
 from cluster.errors import EXIT_REQUEUE, DataError, StopRequested
 from cluster.run.context import JobContext
-from jobs.command.environment import variables_of
-from jobs.command.verdict import ProgramFailedError
 from jobs.function.call import import_function, read_call, write_result
 from jobs.function.config import FunctionConfig
+from jobs.programs.environment import variables_of
+from jobs.programs.verdict import ProgramFailedError
 
 
 def main(context: JobContext) -> dict[str, object]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.command.verdict import how_it_ended, last_words
+from jobs.programs.verdict import how_it_ended, last_words
 from jobs.runs.known_errors import known_error, known_errors
 
 PLANTED = yaml.safe_load((Path(__file__).parents[1] / "fakes/programs/planted.yaml").read_text())

@@ -22,7 +22,7 @@ def cancel_runs(words: Sequence[str]) -> Iterator[str]:
             run.event(SWEEP_CANCELLED)
             write_there(run, run.requests.path.name)  # the driver has to know why its pod is taken away
         if run.id not in over:
-            clusters.setdefault(str(run.listed.get("cluster", "local")), []).append(run)
+            clusters.setdefault(str(run.record.get("cluster", "local")), []).append(run)
     for cluster, mine in clusters.items():
         load_backend(cluster).cancel_many(mine)
     for run in runs:

@@ -19,7 +19,7 @@ class Copy:
     def __init__(self, run: RunDir) -> None:
         self.run, self._said = run, ""
         self._backend: Backend | None = None
-        cluster = str(run.listed.get("cluster", "local"))
+        cluster = str(run.record.get("cluster", "local"))
         if cluster != "local":
             try:
                 self._backend = load_backend(cluster)
@@ -54,7 +54,7 @@ def freshen(run: RunDir) -> RunDir:
 
 def trials_of(run: RunDir) -> list[str]:
     """The runs of a sweep's trials, as far as this machine knows of them."""
-    if run.listed.get("job") != "sweep":
+    if run.record.get("job") != "sweep":
         return []
     records = [read_json(path) or {} for path in sorted((run.path / FOLDER).glob("[0-9]*.json"))]
     return [str(name) for record in records for name in record.get("runs") or ()]
@@ -62,7 +62,7 @@ def trials_of(run: RunDir) -> list[str]:
 
 def export_elsewhere(run: RunDir, directory: Path, step: int | None) -> bool:
     """Export where the checkpoints lie, if that is not here; whether that was done."""
-    return load_backend(str(run.listed.get("cluster", "local"))).export(run, directory, step)
+    return load_backend(str(run.record.get("cluster", "local"))).export(run, directory, step)
 
 
 def write_there(run: RunDir, name: str) -> bool:
@@ -70,7 +70,7 @@ def write_there(run: RunDir, name: str) -> bool:
 
     Raises BackendError.
     """
-    backend = load_backend(str(run.listed.get("cluster", "local")))
+    backend = load_backend(str(run.record.get("cluster", "local")))
     if backend.shares_files:
         return False
     backend.sync(run, write={name: (run.path / name).read_text()})

@@ -13,8 +13,8 @@ from cluster.run.directory import RunDir
 from cluster.run.file_systems import Mount
 from cluster.run.files import write_json
 from cluster.spec import Outcome, RunState
-from jobs.runs.diagnose import tell
 from jobs.runs.doctor import what_hurts
+from jobs.runs.events import tell
 from jobs.runs.follow import follow
 from jobs.tracking.metrics import MetricLog
 from tests.fakes.nfs import Network, need_nfs
@@ -321,7 +321,7 @@ def test_a_run_that_nobody_carries_is_not_waited_for_forever(
     from jobs.runs import follow
 
     lost = BackendState(state=RunState.UNKNOWN, reason="its supervisor died")
-    monkeypatch.setattr(follow, "states", lambda runs: {run.id: lost for run in runs})
+    monkeypatch.setattr(follow, "settle", lambda run: lost)
     clock = iter(range(0, 1000, 4))
     watch = follow.Watch(running, clock=lambda: float(next(clock)))
     rounds = 1

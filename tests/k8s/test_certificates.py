@@ -115,7 +115,7 @@ def test_a_certificate_that_a_plug_in_prints_is_shown(folder: Path, server: str)
         for what, name in (("Certificate", "client.crt"), ("Key", "client.key"))
     )
     script = folder / "login"
-    script.write_text(f"#!/bin/bash\ncat <<'END'\n{{\"status\": {{{printed} \"token\": \"x\"}}}}\nEND\n")
+    script.write_text(f'#!/bin/bash\ncat <<\'END\'\n{{"status": {{{printed} "token": "x"}}}}\nEND\n')
     script.chmod(0o755)
     user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1beta1", "command": "./login"}}
     assert connect(profile(folder, {"server": server, "tls-server-name": NAME, **AUTHORITY}, user)).list("Job") == []

@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.backends.base import Backend
 from cluster.backends.profiles import load_backend, load_profile
-from cluster.config import JobConfig, Resources, apply_override, load_config, read_yaml
+from cluster.config import JobConfig, apply_override, load_config, read_yaml
 from cluster.errors import ConfigError, RopewalkError
 from cluster.run.directory import RunDir, runs_root
 from cluster.spec import RunState
@@ -74,15 +74,13 @@ def origin_of(command: Sequence[str], root: Path | None = None) -> dict[str, Any
         code["folder"] = folder
         code["snapshot"], code["left_out"] = take_snapshot(place, root, not_code)
     words = [_masked_word(word) for word in command]
-    # the code comes last: a long diff must not stand before what lists of runs read
     return {"created": time.time(), "versions": versions(), "command": words, "code": code}
 
 
 def unwritten_run(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
     """A run for a dry run: it has a record, and nothing on disk."""
-    run = RunDir(runs_root() / f"{config.name or record['job']}-dry-run")
-    run.__dict__["record"] = {"run": run.id, **record}
-    return run
+    path = runs_root() / f"{config.name or record['job']}-dry-run"
+    return RunDir(path, record={"run": path.name, **record})
 
 
 def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
@@ -168,14 +166,12 @@ def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
 
 def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:
     """Start a new attempt of an existing run, with other resources if asked. Raises RopewalkError."""
-    state, attempts = settle(run).state, run.attempts()
-    if state is RunState.SUCCEEDED:
+    if settle(run).state is RunState.SUCCEEDED:
         raise ConfigError(f"{run.id} has succeeded: there is nothing to resume; submit a new run to go further")
     foreign = [word for word in overrides if not word.startswith("resources.")]
     if foreign:
         raise ConfigError(f"{foreign[0]!r}: a run's configuration never changes, only its resources may: resources.KEY=VALUE")
-    used = (run.attempt_details(attempts[-1]).get("resources") if attempts else None) or run.record["resources"]
-    config = load_config(JobConfig, {"resources": used}, overrides)
+    config = load_config(JobConfig, {"resources": run.resources().model_dump(mode="json")}, overrides)
     was_cancelled = run.cancel_requested
     run.withdraw_cancel()
     run.withdraw_nodes()
@@ -203,9 +199,7 @@ def scale(run: RunDir, nodes: int) -> None:
     """Ask a live elastic run to go on with another number of nodes. Raises ConfigError."""
     if final_outcome(run) is not None:
         raise ConfigError(f"{run.id} is over; `ropewalk resume {run.id} resources.nodes={nodes}` goes on with it")
-    attempts = run.attempts()
-    used = (run.attempt_details(attempts[-1]).get("resources") if attempts else None) or run.record["resources"]
-    allowed = Resources.model_validate(used).nodes
+    allowed = run.resources().nodes
     if not allowed.elastic:
         remedy = f"cancel it, then `ropewalk resume {run.id} resources.nodes=1..{max(nodes, allowed.most)}`"
         raise ConfigError(f"{run.id} has resources.nodes={allowed}, a fixed number; {remedy}")

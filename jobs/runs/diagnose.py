@@ -10,10 +10,10 @@ from typing import Any
 from cluster.backends.base import BackendState
 from cluster.backends.recovery import has_agents
 from cluster.backends.submission import dependencies
-from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY
+from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json
-from cluster.spec import RunState
+from cluster.spec import Outcome, RunState
 from cluster.text import counted
 from jobs.runs.hangs import join_hangs, tell_hang
 from jobs.runs.status import states
@@ -90,6 +90,8 @@ def _diagnose(run: RunDir, state: BackendState) -> Diagnosis:
     attempt = attempts[-1]
     outcome = run.outcome(attempt)
     history = _history(run)
+    if state.state.final and (outcome is None or not outcome.state.final):  # so far only the scheduler knows
+        outcome = Outcome(state=state.state, exit_code=EXIT_FAILED, cause=state.reason, ended=time.time())
     if outcome is None:
         return _unfinished(run, attempt, state, history)
     if outcome.state is RunState.SUCCEEDED:

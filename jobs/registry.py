@@ -3,6 +3,7 @@
 import difflib
 from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Any
 
 from cluster.config import JobConfig
 from cluster.errors import ConfigError
@@ -53,6 +54,7 @@ JOBS: dict[str, JobSpec] = {
             config="jobs.sweep.config:SweepConfig",
             entry="jobs.sweep.job:main",
             engine=Engine.PROCESS,
+            view="jobs.sweep.view:SweepView",
         ),
     )
 }
@@ -72,6 +74,18 @@ def find_job(name: str) -> JobSpec:
 
 def config_of(spec: JobSpec) -> type[JobConfig]:
     """The job's configuration class; imports that light module alone."""
-    module, _, attribute = spec.config.partition(":")
-    kind: type[JobConfig] = getattr(import_module(module), attribute)
+    kind: type[JobConfig] = _imported(spec.config)
     return kind
+
+
+def view_class(job: str) -> Any:
+    """The class by which a job's runs are shown (a `jobs.runs.view.RunView`); the default where the job is not installed here."""
+    try:
+        return _imported(find_job(job).view)
+    except ConfigError:
+        return _imported(JobSpec.view)
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)

@@ -16,12 +16,12 @@ from cluster.spec import RunState
 from cluster.supervise.supervisor import close_unfinished_attempt
 from slurm.batch.script import ARRAY_LIST, job_options, render_job
 from slurm.commands import Job, Slurm
+from slurm.job_lookup import SUBMITTED, job_id, job_name, jobs_of, state_of, waits
 from slurm.profile import SlurmProfile
-from slurm.status.run_state import judge
-from slurm.submission.job_lookup import SUBMITTED, job_id, job_name, jobs_of, state_of, waits
+from slurm.status.run_state import run_state
 from slurm.submission.submit import submit_once
 
-QUESTION_SECONDS = 10.0  # a person waits for the answer
+QUEUE_SECONDS = 10.0  # a person waits for the answer
 LEAVING_SECONDS = 15.0  # from an attempt's end until its job is in the queue again
 LEAVING_PAUSE_SECONDS = 0.5
 
@@ -117,7 +117,7 @@ class SlurmBackend(Backend):
         accounted = self._accounted([run for run in runs if run.id not in jobs])
 
         def told(run: RunDir) -> BackendState:
-            return judge(run, jobs.get(run.id), accounted.get(run.id))
+            return run_state(run, jobs.get(run.id), accounted.get(run.id))
 
         over = [run for run in runs if run.id not in jobs or state_of(jobs[run.id]).final]
         with ThreadPoolExecutor(SYNC_THREADS) as pool:  # to write an end down takes as long as a disk takes
@@ -127,7 +127,7 @@ class SlurmBackend(Backend):
     def _jobs(self, runs: Sequence[RunDir]) -> dict[str, Job]:
         """The job of each run, in one question; of their owners' jobs, since one may look at another's runs."""
         users = sorted({os.geteuid(), *(run.path.stat().st_uid for run in runs)})
-        return jobs_of(runs, self.slurm.queue(f"--user={','.join(map(str, users))}", seconds=QUESTION_SECONDS))
+        return jobs_of(runs, self.slurm.queue(f"--user={','.join(map(str, users))}", seconds=QUEUE_SECONDS))
 
     def _accounted(self, runs: Sequence[RunDir]) -> dict[str, str]:
         """What accounting, if there is any, says of jobs that the controller has forgotten."""
@@ -167,9 +167,9 @@ class SlurmBackend(Backend):
 
     def start_estimate(self, run: RunDir, resources: Resources) -> str:
         """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""
-        from slurm.status.start_estimate import foresee  # noqa: PLC0415 - only a dry run needs it
+        from slurm.status.start_estimate import start_estimate  # noqa: PLC0415 - only a dry run needs it
 
-        return foresee(self.slurm, run, resources, self.profile)
+        return start_estimate(self.slurm, run, resources, self.profile)
 
 
 def _between_attempts(run: RunDir) -> bool:

@@ -162,6 +162,16 @@ class RunDir:
         return self.path / "checkpoints"
 
     @property
+    def model_record(self) -> Path:
+        """What a run that trains keeps of its model beside the checkpoints; it is there once training has begun."""
+        return self.path / "model.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer of the model that the run trains, copied so that the model can be used without the data."""
+        return self.path / "tokenizer"
+
+    @property
     def wandb(self) -> Path:
         """Where W&B's own files go."""
         return self.path / "wandb"

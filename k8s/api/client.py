@@ -77,7 +77,11 @@ class Transport(Protocol):
 
 
 class StreamTransport(Transport, Protocol):
-    """A transport whose connections can be upgraded to a WebSocket."""
+    """A transport that keeps connections open, and can upgrade one to a WebSocket."""
+
+    def close(self) -> None:
+        """Close all connections."""
+        ...
 
     def upgrade(
         self, path: str, params: Mapping[str, Any], headers: Mapping[str, str]
@@ -199,6 +203,10 @@ class Kubernetes(ApiClient):
     def __init__(self, transport: StreamTransport, namespace: str) -> None:
         super().__init__(transport, namespace)
         self.transport = transport
+
+    def close(self) -> None:
+        """Close all connections to the API server."""
+        self.transport.close()
 
     def execute(self, pod: str, command: Sequence[str], stdin: BinaryIO | None = None, stdout: BinaryIO | None = None) -> None:
         """Run a command in a pod, as kubectl exec does; a command that is given input asks for it (`k8s.api.exec_stdin`).

@@ -19,11 +19,12 @@ from cluster.process.signals import SignalFlag, stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.supervise.allocation import Allocation
 from slurm.batch.container import wrap
-from slurm.batch.script import companion_name, render_companion
+from slurm.batch.script import extra_node_name, render_extra_node
 from slurm.commands import Slurm, plain_environment
 from slurm.profile import SlurmProfile
-from slurm.runtime.job_details import FOREVER, ends_at, why_taken
-from slurm.runtime.watchdog import Guard
+from slurm.runtime.job_details import ends_at, why_taken
+from slurm.runtime.watchdog import Watchdog
+from slurm.times import FOREVER
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +58,10 @@ class SlurmAllocation(Allocation):
     ) -> None:
         self.run, self.resources, self.profile, self.job, self.slurm = run, resources, profile, job, slurm
         self.slots = {index: Slot(host=host, job=job) for index, host in enumerate(hosts)}
-        self.asked_to_stop = SignalFlag()  # set by the conductor's signal handler
+        self.asked_to_stop = SignalFlag()  # set by the coordinator's signal handler
         self.ray_token = secrets.token_hex(32)  # lives in memory only
-        self.companions: set[str] = set()  # jobs asked for that hold no slot yet
-        self.guard = Guard(self)
+        self.extra_node_jobs: set[str] = set()  # asked for, and holding no slot yet
+        self.watchdog = Watchdog(run, profile, self._start_elsewhere, self.end)
         self._store_port = ReservedPort()
         self._next_look = self._next_request = 0.0
         self._notice = ""
@@ -111,6 +112,12 @@ class SlurmAllocation(Allocation):
         if self.resources.cpus:
             words.append(f"--cpus-per-task={self.resources.cpus}")
         return [*words, "--no-kill"] if self.resources.nodes.elastic else words
+
+    def _start_elsewhere(self, words: list[str], log: Path) -> Popen[bytes] | None:
+        """Start a step on a node of this job that is not the first; None: there is none."""
+        first = self.slots[0].host
+        others = [n for n, slot in self.slots.items() if slot.job == self.job and not slot.dead and slot.host != first]
+        return self.open([*self.srun(others[0]), *words], log) if others else None
 
     def _environment(self) -> dict[str, str]:
         cpus = int(os.environ.get("SLURM_CPUS_ON_NODE") or os.cpu_count() or 1)
@@ -178,33 +185,33 @@ class SlurmAllocation(Allocation):
 
     def acquire(self, wanted: int) -> list[int]:
         """Nodes that can join now. Slurm adds none to a running job: a small job of its own holds each."""
-        self.guard.tend()
+        self.watchdog.tend()
         free = [index for index, slot in self.slots.items() if not slot.dead and not slot.busy][: max(wanted, 0)]
         missing = max(wanted, 0) - len(free)
         now = time.monotonic()
-        if now >= self._next_look and (missing or self.companions):
+        if now >= self._next_look and (missing or self.extra_node_jobs):
             self._next_look = now + LOOK_SECONDS
             free += self._arrived(missing)
-            self._ask_for(max(wanted, 0) - len(free) - len(self.companions))
+            self._ask_for(max(wanted, 0) - len(free) - len(self.extra_node_jobs))
         for index in free:
             self.slots[index].busy = True
         return free
 
     def _arrived(self, missing: int) -> list[int]:
-        """Companions that run by now, as new slots; those that nobody wants any more are cancelled."""
-        if not self.companions:
+        """Jobs of extra nodes that run by now, as new slots; those that nobody wants any more are cancelled."""
+        if not self.extra_node_jobs:
             return []
         try:
             # by name: an id that Slurm does not know any more would be an error, or another's job by now
-            jobs = {job.id: job for job in self.slurm.named(companion_name(self.job))}
+            jobs = {job.id: job for job in self.slurm.named(extra_node_name(self.job))}
         except BackendError as error:
             log.warning("cannot see the nodes that were asked for: %s", error)
             return []
         new: list[int] = []
-        for job_id in sorted(self.companions):
+        for job_id in sorted(self.extra_node_jobs):
             job = jobs.get(job_id)
             if job is not None and job.state == "RUNNING" and len(new) < missing:
-                self.companions.discard(job_id)
+                self.extra_node_jobs.discard(job_id)
                 if job.nodes in self._hosts():  # two that were asked for together got the same
                     self._cancel(job_id)
                     continue
@@ -212,10 +219,10 @@ class SlurmAllocation(Allocation):
                 self.slots[index] = Slot(host=job.nodes, job=job_id)
                 new.append(index)
             elif job is None or job.state not in {"PENDING", "CONFIGURING", "RUNNING"}:
-                self.companions.discard(job_id)
+                self.extra_node_jobs.discard(job_id)
                 self._next_request = time.monotonic() + ASK_AGAIN_SECONDS
-        for _ in range(len(self.companions) - (missing - len(new))):
-            self._cancel(self.companions.pop())
+        for _ in range(len(self.extra_node_jobs) - (missing - len(new))):
+            self._cancel(self.extra_node_jobs.pop())
         return new
 
     def _ask_for(self, count: int) -> None:
@@ -226,12 +233,12 @@ class SlurmAllocation(Allocation):
             minutes = int(left // 60) if left < FOREVER else None
             if minutes == 0:
                 return  # not worth a new group
-            script = render_companion(self.run, self.resources, self.profile, self.job, minutes)
+            script = render_extra_node(self.run, self.resources, self.profile, self.job, minutes)
             place = self.run.attempt_dir(self.run.attempts()[-1]) / "companion.sbatch"
             place.write_text(script)
             away = ",".join(sorted({*self._hosts(), *filter(None, [self.profile.exclude])}))
-            self.companions |= {self.slurm.sbatch(place, f"--exclude={away}") for _ in range(count)}
-            self.run.event("nodes_asked_for", count=count, jobs=sorted(self.companions))
+            self.extra_node_jobs |= {self.slurm.sbatch(place, f"--exclude={away}") for _ in range(count)}
+            self.run.event("nodes_asked_for", count=count, jobs=sorted(self.extra_node_jobs))
         except BackendError as error:
             log.warning("cannot ask for %d more nodes: %s", count, error)
             self._next_request = time.monotonic() + ASK_AGAIN_SECONDS
@@ -276,7 +283,7 @@ class SlurmAllocation(Allocation):
     def close(self) -> None:
         """Give back what was asked for in addition."""
         self._store_port.release()
-        self.guard.close()
+        self.watchdog.close()
         held = {slot.job for slot in self.slots.values() if slot.job != self.job and not slot.dead}
-        if held or self.companions:
-            self._cancel(f"--name={companion_name(self.job)}")
+        if held or self.extra_node_jobs:
+            self._cancel(f"--name={extra_node_name(self.job)}")

@@ -10,13 +10,13 @@ from cluster.backends.submission import PATIENCE_SECONDS, dependencies, failed_o
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
 from slurm.commands import Job
-from slurm.runtime.job_details import FOREVER, seconds_of
-from slurm.submission.job_lookup import job_id, owner_of, state_of
+from slurm.job_lookup import job_id, owner_of, state_of
+from slurm.times import FOREVER, seconds_of
 
 HELD = ("JobHeld", "launch failed", "job requeued in held state")
 
 
-def judge(run: RunDir, job: Job | None, accounted: str | None = None) -> BackendState:
+def run_state(run: RunDir, job: Job | None, accounted: str | None = None) -> BackendState:
     """The run's state; an end of which only Slurm knows is written down as its outcome.
 
     `accounted` is the state that accounting has of a job that the controller has forgotten.

@@ -13,8 +13,8 @@ from cluster.run.directory import RunDir
 from cluster.run.file_systems import Mount
 from cluster.run.files import write_json
 from cluster.spec import Outcome, RunState
-from jobs.runs.diagnose import tell
 from jobs.runs.doctor import what_hurts
+from jobs.runs.events import tell
 from jobs.runs.follow import follow
 from jobs.tracking.metrics import MetricLog
 from tests.fakes.nfs import Network, need_nfs

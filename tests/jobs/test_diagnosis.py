@@ -56,7 +56,7 @@ def test_why_says_for_which_runs_one_waits_and_what_follows(tmp_path: Path, back
     stuck = make_run(tmp_path, "stuck", after=[lost.id])
     found = diagnose(stuck, PENDING)
     assert f"It waits for {lost.id}, which is UNKNOWN." in found.cause
-    assert found.remedy.startswith(f"`ropewalk resume {lost.id}`: nobody carries it on")
+    assert found.remedy.startswith(f"`ropewalk resume {lost.id}`: no process is running it")
 
 
 def test_why_of_a_run_that_waits_for_no_other_has_the_scheduler_s_words(tmp_path: Path) -> None:

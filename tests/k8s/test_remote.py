@@ -62,7 +62,7 @@ def make(tmp_path: Path) -> Make:
 
 def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCaptureFixture) -> None:
     backend = K8sBackend(Profile(name="lab", backend="k8s", options={**namespace.options(), "runs": None}))
-    with closing(backend.kube.http):
+    with closing(backend.kube):
         run, dependant = make(steps=10_000, pause=0.1), make(steps=2)
         backend.submit(run, RESOURCES)
         backend.submit(dependant, RESOURCES, [run.id])
@@ -107,7 +107,7 @@ def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Ma
     code.mkdir()
     (code / "module.py").write_bytes(content)
     digest = digest_on_disk(code)
-    with closing(backend.kube.http):
+    with closing(backend.kube):
         for _ in range(2):  # the second time it is there already
             backend.reader.upload(run, archive.getvalue(), f".code/{digest}")
         assert (namespace.runs / f".code/{digest}/module.py").read_bytes() == content

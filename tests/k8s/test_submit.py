@@ -24,7 +24,7 @@ class Unlucky(Kubernetes):
     """A cluster whose answers to creations are lost, so many times for each kind; what was asked is done, or it is not."""
 
     def __init__(self, real: Kubernetes, losses: int, *, done: bool) -> None:
-        super().__init__(real.http, real.namespace)
+        super().__init__(real.transport, real.namespace)
         self.losses, self.done = losses, done
         self.asked: dict[str, int] = {}
 

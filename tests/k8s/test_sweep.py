@@ -81,7 +81,7 @@ def start(namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     yield begin
     for backend in backends:
-        backend.kube.http.close()  # type: ignore[attr-defined]
+        backend.kube.close()  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_a_laptop_that_does_not_see_the_volume_shows_and_cancels_it(
     found = yaml.safe_load(ropewalk("best", sweep.run.id))
     assert found["optim"]["lr"] == shown["best"]["parameters"]["optim.lr"]
 
-    assert "is asked to save and leave" in ropewalk("cancel", sweep.run.id)
+    assert "it saves a checkpoint and exits" in ropewalk("cancel", sweep.run.id)
     ropewalk("wait", sweep.run.id, expect=1)
     assert {record.state.value for record in there.records()} == {"CANCELLED"}
     assert [outcomes(run)[-1][0] for run in there.runs()] == ["CANCELLED"] * 2

@@ -48,7 +48,7 @@ class KubeToy:
     def close(self) -> None:
         """Hang up."""
         if "kube" in vars(self.backend):
-            self.backend.kube.http.close()
+            self.backend.kube.close()
 
     @property
     def state(self) -> BackendState:

@@ -9,7 +9,7 @@ from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
 from cluster.spec import Outcome
 from slurm.backend import SlurmBackend
-from slurm.submission.job_lookup import job_id
+from slurm.job_lookup import job_id
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from slurm.runtime.job_details import duration_of, why_taken
+from slurm.runtime.job_details import why_taken
 
 
 def stamp(seconds: float) -> str:
@@ -36,9 +36,3 @@ def details(
 )
 def test_why_taken(said: dict[str, str], meaning: str) -> None:
     assert why_taken(said, grace_seconds=20) == meaning
-
-
-def test_durations() -> None:
-    assert duration_of("1-02:03:04") == ((24 + 2) * 60 + 3) * 60 + 4
-    assert duration_of("00:10:00") == 600
-    assert duration_of("UNLIMITED") == float("inf")

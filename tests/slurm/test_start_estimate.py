@@ -26,7 +26,7 @@ from tests.slurm.conftest import MakeLab
 QUICK_SECONDS = 2.0
 
 
-def outlook(resources: dict[str, Any] | None = None, slurm: Slurm | None = None, **profile: Any) -> str:
+def estimate(resources: dict[str, Any] | None = None, slurm: Slurm | None = None, **profile: Any) -> str:
     """The sentence, with node names as n1 whatever this lab calls them, and times as HH:MM."""
     run = RunDir("/nowhere/toy-1")
     run.__dict__["record"] = {"run": run.id, "resources": {}, "config": {}}
@@ -63,29 +63,29 @@ def busy(slurm_lab: Lab) -> Iterator[Busy]:
 
 
 def test_an_idle_cluster(slurm_lab: Lab) -> None:
-    assert outlook() == "It would start at once on n1."
-    assert outlook({"nodes": 4, "cpus": 4, "time_limit_minutes": 30}) == "It would start at once on n[1-4]."
-    assert outlook({"nodes": "1..4"}) == "It would start at once on n[1-4]."
+    assert estimate() == "It would start at once on n1."
+    assert estimate({"nodes": 4, "cpus": 4, "time_limit_minutes": 30}) == "It would start at once on n[1-4]."
+    assert estimate({"nodes": "1..4"}) == "It would start at once on n[1-4]."
 
 
 def test_a_busy_cluster(slurm_lab: Lab, busy: Busy) -> None:
     busy("--nodes=3", "--exclusive", "--time=20")
     waiting = "It would wait until about HH:MM (partition main has 1 of 4 nodes free)"
-    assert outlook({"nodes": 2}) == f"{waiting}; 1 node would start at once."
-    assert outlook({"nodes": "2..6"}) == f"{waiting}; with resources.nodes=1..6 it would start at once."
-    assert outlook({"nodes": "1..4"}) == "It would start at once on n4."
-    assert outlook({"nodes": 4}, partition="high") == "It would start at once on n[1-4], by preempting others."
+    assert estimate({"nodes": 2}) == f"{waiting}; 1 node would start at once."
+    assert estimate({"nodes": "2..6"}) == f"{waiting}; with resources.nodes=1..6 it would start at once."
+    assert estimate({"nodes": "1..4"}) == "It would start at once on n4."
+    assert estimate({"nodes": 4}, partition="high") == "It would start at once on n[1-4], by preempting others."
     busy("--nodes=1", "--cpus-per-task=1", "--time=30")
     waiting = waiting.replace("1 of", "0 of")
-    assert outlook({"cpus": 4}) == f"{waiting}; with resources.cpus=3 it would start at once."
+    assert estimate({"cpus": 4}) == f"{waiting}; with resources.cpus=3 it would start at once."
     busy("--nodes=4", "--exclusive", "--time=30", wait=False)
-    until(lambda: outlook({"cpus": 2}) == f"{waiting[:-1]}, 1 job waits already).", Patience.SIGNAL)
+    until(lambda: estimate({"cpus": 2}) == f"{waiting[:-1]}, 1 job waits already).", Patience.SIGNAL)
 
 
 def test_smaller_that_is_sooner_but_not_at_once(slurm_lab: Lab, busy: Busy) -> None:
     busy("--nodes=2", "--exclusive", "--time=10")
     busy("--nodes=2", "--exclusive", "--time=40")
-    said = outlook({"nodes": 4})
+    said = estimate({"nodes": 4})
     assert said == ("It would wait until about HH:MM (partition main has 0 of 4 nodes free); 2 nodes would start at about HH:MM.")
 
 
@@ -96,9 +96,9 @@ def test_a_reservation_to_come(slurm_lab: Lab, start: str, flags: str) -> None:
     try:
         kind = "maintenance " if "maint" in flags else ""
         why = f"It would wait until about HH:MM: a {kind}reservation begins at HH:MM"
-        assert outlook() == f"{why}; with resources.time_limit_minutes=85 it would start at once."
-        assert outlook({"time_limit_minutes": 80}) == "It would start at once on n1."
-        assert outlook({"grace_seconds": 6000, "time_limit_minutes": 200}) == f"{why.replace(': a', ' (a')})."
+        assert estimate() == f"{why}; with resources.time_limit_minutes=85 it would start at once."
+        assert estimate({"time_limit_minutes": 80}) == "It would start at once on n1."
+        assert estimate({"grace_seconds": 6000, "time_limit_minutes": 200}) == f"{why.replace(': a', ' (a')})."
     finally:
         slurm_lab.command("scontrol", "delete", "reservation=soon")
 
@@ -107,8 +107,8 @@ def test_a_reservation_that_is_on(slurm_lab: Lab) -> None:
     words = ["users=root", "nodes=ALL", "duration=60", "starttime=now", "flags=maint,ignore_jobs"]
     slurm_lab.command("scontrol", "create", "reservation", "reservationname=on", *words)
     try:
-        assert outlook() == "It would wait until about HH:MM (reservation on holds 4 nodes until HH:MM)."
-        assert outlook(reservation="on") == "It would start at once on n1."
+        assert estimate() == "It would wait until about HH:MM (reservation on holds 4 nodes until HH:MM)."
+        assert estimate(reservation="on") == "It would start at once on n1."
     finally:
         slurm_lab.command("scontrol", "delete", "reservation=on")
         until(lambda: set(slurm_lab.states().values()) == {"idle"})
@@ -119,7 +119,7 @@ def test_nodes_that_are_drained(slurm_lab: Lab) -> None:
     slurm_lab.command("scontrol", "update", f"nodename={last}", "state=drain", "reason=fan")
     try:
         why = "(partition main has 3 of 4 nodes free, 1 is down or drained)"
-        assert outlook({"nodes": 4}) == f"It would wait until nodes come back {why}; 3 nodes would start at once."
+        assert estimate({"nodes": 4}) == f"It would wait until nodes come back {why}; 3 nodes would start at once."
     finally:
         slurm_lab.command("scontrol", "update", f"nodename={last}", "state=resume")
         until(lambda: set(slurm_lab.states().values()) == {"idle"})
@@ -132,7 +132,7 @@ def test_a_partition_that_is_down(slurm_lab: Lab) -> None:
     }.items():
         slurm_lab.command("scontrol", "update", "partitionname=short", f"state={state}")
         try:
-            assert outlook(partition="short") == sentence
+            assert estimate(partition="short") == sentence
         finally:
             slurm_lab.command("scontrol", "update", "partitionname=short", "state=up")
 
@@ -176,23 +176,23 @@ def test_a_partition_that_is_down(slurm_lab: Lab) -> None:
     ],
 )
 def test_refusals(slurm_lab: Lab, resources: dict[str, Any], profile: dict[str, Any], sentence: str) -> None:
-    assert outlook(resources, **profile) == f"Slurm would refuse it: {sentence}"
+    assert estimate(resources, **profile) == f"Slurm would refuse it: {sentence}"
 
 
 def test_limits_of_accounting(make_lab: MakeLab) -> None:
     lab = make_lab(nodes=3, accounting=True)
     one = "Slurm would refuse it: QoS small allows at most 1 node; 1 node would start at once."
-    assert outlook({"nodes": 2}, qos="small") == one
-    assert outlook({"time_limit_minutes": 20}, qos="small").startswith("Slurm would refuse it: QoS small allows at most 10 min")
-    assert outlook(qos="nope") == (
+    assert estimate({"nodes": 2}, qos="small") == one
+    assert estimate({"time_limit_minutes": 20}, qos="small").startswith("Slurm would refuse it: QoS small allows at most 10 min")
+    assert estimate(qos="nope") == (
         "Slurm would refuse it: Invalid qos specification; `ropewalk doctor --on` this cluster shows which are yours."
     )
     lab.command("sbatch", "--qos=single", "--chdir=/tmp", "--output=/dev/null", "--wrap=sleep 3000")
     until(lambda: "mix" in lab.states().values() or "mixed" in lab.states().values())
-    assert outlook(qos="single") == "It would wait: QoS single allows 1 job at a time (MaxJobsPU), 1 job runs."
+    assert estimate(qos="single") == "It would wait: QoS single allows 1 job at a time (MaxJobsPU), 1 job runs."
     lab.command("sacctmgr", "--immediate", "modify", "user", "root", "where", "account=lab", "set", "grptres=node=2")
     limited = "It would wait: account lab allows 2 nodes at a time (GrpTRES), 1 node in use; 1 node would not."
-    until(lambda: outlook({"nodes": 2}) == limited)
+    until(lambda: estimate({"nodes": 2}) == limited)
     found = by_name(SlurmBackend(Profile(name="lab", backend="slurm", options={"account": "other"})).checks())
     assert found["accounting"].detail == "answers; accounts lab, root"
     assert (found["account"].ok, found["account"].detail) == (False, "'other' is not yours; yours are lab, root")
@@ -207,7 +207,7 @@ def test_a_cluster_that_is_away(make_lab: MakeLab) -> None:
     lab = make_lab(nodes=1)
     lab.kill_controller()
     away = "Slurm cannot be asked whether it would wait: its controller does not answer (Slurmctld(primary) at "
-    assert outlook().startswith(away)
+    assert estimate().startswith(away)
     found = by_name(SlurmBackend(Profile(name="lab", backend="slurm")).checks())
     assert not found["controller"].ok
     assert "partition" not in found
@@ -233,7 +233,7 @@ def test_whatever_is_answered_a_sentence_comes(answer: Any, sentence: str) -> No
     expected = f"Slurm cannot be asked whether it would wait: {sentence}"
     if not sentence:
         expected = "Slurm would take it, and does not say when it would start."
-    assert outlook({"nodes": 2}, Slurm(run)) == expected
+    assert estimate({"nodes": 2}, Slurm(run)) == expected
 
 
 # --- a cluster that is made up, in the words of other versions
@@ -272,7 +272,7 @@ def test_fewer_nodes_of_many() -> None:
     cluster = MadeUp()
     cluster.fits = ("--nodes=4",)
     why = "(partition gpu has 5 of 16 nodes free, 2 jobs wait already)"
-    said = outlook({"nodes": 8, "gpus": 8}, Slurm(cluster))
+    said = estimate({"nodes": 8, "gpus": 8}, Slurm(cluster))
     assert said == f"It would wait until about HH:MM {why}; 4 nodes would start at once."
     tried = [words[2] for words in cluster.asked if words[0] == "sbatch"]
     assert [word for word in tried if word.startswith("--")] == ["--nodes=5", "--nodes=4"]
@@ -280,7 +280,7 @@ def test_fewer_nodes_of_many() -> None:
 
 def test_no_more_questions_than_five() -> None:
     cluster = MadeUp()
-    assert outlook({"nodes": 8, "cpus": 32}, Slurm(cluster)).endswith("2 jobs wait already).")
+    assert estimate({"nodes": 8, "cpus": 32}, Slurm(cluster)).endswith("2 jobs wait already).")
     assert sum(words[0] == "sbatch" for words in cluster.asked) == 4
     assert not [words for words in cluster.asked if "assoc_mgr" in words]
 
@@ -288,7 +288,7 @@ def test_no_more_questions_than_five() -> None:
 def test_others_that_wait_may_come_first() -> None:
     cluster = MadeUp()
     cluster.fits = ("--test-only",)
-    assert outlook({}, Slurm(cluster)) == "It would start at once on n1, unless 2 jobs waiting in that partition come first."
+    assert estimate({}, Slurm(cluster)) == "It would start at once on n1, unless 2 jobs waiting in that partition come first."
 
 
 @pytest.mark.parametrize(
@@ -305,14 +305,14 @@ def test_others_that_wait_may_come_first() -> None:
 )
 def test_other_words(said: str, sentence: str) -> None:
     gpus = 1 if "QOS" in said else 16
-    found = outlook({"gpus": gpus}, Slurm(MadeUp(sbatch=said)))
+    found = estimate({"gpus": gpus}, Slurm(MadeUp(sbatch=said)))
     assert found == (f"Slurm would refuse it: {sentence}" if "failure" in said else sentence)
 
 
 def test_all_nodes_gone() -> None:
     nodes = "n1|down*|0/0/64/64|1|(null)\nn2|drain|0/0/64/64|1|(null)\n"
     refusal = "allocation failure: Requested node configuration is not available\n"
-    said = outlook({}, Slurm(MadeUp(sinfo=nodes, sbatch=refusal)))
+    said = estimate({}, Slurm(MadeUp(sinfo=nodes, sbatch=refusal)))
     assert said == (
         "It would wait until nodes come back (partition gpu has 0 of 2 nodes free, 2 are down or drained, 2 jobs wait already)."
     )

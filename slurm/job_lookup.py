@@ -1,5 +1,5 @@
-"""Which job carries which run: the key in its comment decides. An id alone says little: a controller may forget a job and
-give its id to another."""
+"""Which job is whose: the key in its comment decides. An id alone says little: a controller may forget a job and give its id
+to another."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +9,7 @@ from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from slurm.commands import Job
 
-CLAIM = "job"  # in a submission's attempt: the job that carries it
+OWNER = "job"  # in a submission's attempt: the job that owns it
 SUBMITTED = "submitted"  # in the (first) run's attempt: the id that sbatch gave; a client writes this, attempt.json is the job's
 
 STATES = {
@@ -44,14 +44,14 @@ def waits(job: Job) -> bool:
 
 
 def owner_of(run: RunDir) -> str:
-    """The job that carries the newest submission, once one has started."""
+    """The job that owns the newest submission; empty: none has started yet."""
     try:
-        return (run.attempt_dir(newest_submission(run)[0]) / CLAIM).read_text()
+        return (run.attempt_dir(newest_submission(run)[0]) / OWNER).read_text()
     except FileNotFoundError:
         return ""
 
 
-def carrier(environment: Mapping[str, str]) -> str:
+def this_job(environment: Mapping[str, str]) -> str:
     """The job that this process is part of, as squeue calls it: 123, or 123_4 in an array."""
     array = environment.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
@@ -111,7 +111,7 @@ def _parts(key: str) -> tuple[str, str]:
 
 
 def _choose(run: RunDir, key: str, candidates: Sequence[Job]) -> Job | None:
-    """A retried sbatch may have made two jobs, and one that was believed lost may come late: whoever carries the run counts."""
+    """A retried sbatch may have made two jobs, and one that was believed lost may come late: the run's owner counts."""
     ours = [job for job in candidates if not job.comment.startswith("ropewalk:") or job.comment == key]
     alive = [job for job in candidates if not state_of(job).final]
     if len(candidates) < 2:

@@ -37,20 +37,20 @@ def test_the_latest_run_is_the_sweep_and_not_one_of_its_trials(root: Path, monke
 
 
 def test_trials_best_and_steps(root: Path) -> None:
-    answers = read_sweep(make_sweep(root))
-    assert answers.by_state == {"STOPPED": 14, "SUCCEEDED": 1, "FAILED": 1}
-    best = answers.best
+    results = read_sweep(make_sweep(root))
+    assert results.by_state == {"STOPPED": 14, "SUCCEEDED": 1, "FAILED": 1}
+    best = results.best
     assert best is not None
-    assert best.metric == min(t.metric for t in answers.trials if t.metric is not None and t.state != "FAILED")
+    assert best.metric == min(t.metric for t in results.trials if t.metric is not None and t.state != "FAILED")
     assert (best.steps, best.steps_full) == (270, 270)
-    assert [t.trial for t in answers.trials] == list(range(16))
-    assert answers.ranked[0] is best
-    assert answers.ranked[-1].state == "FAILED"  # though its value may be better than those of others
-    stopped = [t for t in answers.trials if t.state == "STOPPED"]
-    failed = next(t for t in answers.trials if t.state == "FAILED")
-    assert answers.full == 16 * 270
-    assert answers.saved == sum(270 - t.steps for t in stopped)
-    assert answers.spent + answers.saved + (270 - failed.steps) == answers.full
+    assert [t.trial for t in results.trials] == list(range(16))
+    assert results.ranked[0] is best
+    assert results.ranked[-1].state == "FAILED"  # though its value may be better than those of others
+    stopped = [t for t in results.trials if t.state == "STOPPED"]
+    failed = next(t for t in results.trials if t.state == "FAILED")
+    assert results.full == 16 * 270
+    assert results.saved == sum(270 - t.steps for t in stopped)
+    assert results.spent + results.saved + (270 - failed.steps) == results.full
 
 
 def test_most_is_best_where_the_mode_says_so(root: Path) -> None:
@@ -90,11 +90,11 @@ def test_a_value_that_is_no_number_is_no_value(root: Path) -> None:
     run = make_trial_run(root, "wild", BASE, {10: 2.0, 20: 1.0})
     line(run, 30, **{METRIC: None})
     write_record(sweep, 1, {"optim.lr": 9.0}, [run.id], "RUNNING", ended=None)
-    answers = read_sweep(sweep)
-    assert answers.trials[1].metric is None
-    assert answers.trials[1].best_metric == 1.0
-    assert answers.best is not None
-    assert answers.best.trial == 0
+    results = read_sweep(sweep)
+    assert results.trials[1].metric is None
+    assert results.trials[1].best_metric == 1.0
+    assert results.best is not None
+    assert results.best.trial == 0
 
 
 def test_what_the_driver_has_not_seen_yet_is_read_from_the_run(root: Path) -> None:

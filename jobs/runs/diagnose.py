@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from cluster.backends.base import BackendState
 from cluster.backends.recovery import has_agents
 from cluster.backends.submission import dependencies
-from cluster.errors import EXIT_NEVER_RETRY
+from cluster.errors import EXIT_FAILED, EXIT_NEVER_RETRY
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json
-from cluster.spec import RunState
+from cluster.spec import Outcome, RunState
 from jobs.runs.events import SIGNALS, tell
 from jobs.runs.hangs import join_hangs
 from jobs.runs.known_errors import known_error
@@ -58,6 +58,8 @@ def _diagnose(run: RunDir, state: BackendState) -> Diagnosis:
     attempt = attempts[-1]
     outcome = run.outcome(attempt)
     history = _history(run)
+    if state.state.final and (outcome is None or not outcome.state.final):  # so far only the scheduler knows
+        outcome = Outcome(state=state.state, exit_code=EXIT_FAILED, cause=state.reason, ended=time.time())
     if outcome is None:
         return _unfinished(run, attempt, state, history)
     if outcome.state is RunState.SUCCEEDED:

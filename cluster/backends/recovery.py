@@ -44,14 +44,18 @@ def lost(run: RunDir, said: str) -> BackendState:
     return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{said}; {remedy}", remedy=remedy)
 
 
+def end_without_word(run: RunDir, state: RunState, cause: str) -> Outcome:
+    """The outcome of a run whose own processes could not write one; what an earlier outcome said is kept. Writes nothing."""
+    before = run.last_outcome()
+    if before is not None:
+        return replace(before, state=state, cause=f"{before.cause}; then: {cause}")
+    code = EXIT_FAILED if state is RunState.FAILED else EXIT_TERMINATED
+    return Outcome(state=state, exit_code=code, cause=cause, ended=time.time())
+
+
 def conclude(run: RunDir, state: RunState, cause: str) -> Outcome:
     """Write down how a run ended whose own processes could not; what an earlier outcome said is kept."""
-    code = EXIT_FAILED if state is RunState.FAILED else EXIT_TERMINATED
-    before = run.last_outcome()
-    if before is None:
-        outcome = Outcome(state=state, exit_code=code, cause=cause, ended=time.time())
-    else:
-        outcome = replace(before, state=state, cause=f"{before.cause}; then: {cause}")
+    outcome = end_without_word(run, state, cause)
     with suppress(OSError):  # who looks at another's runs may not be allowed to write there
         run.write_outcome(run.attempts()[-1], outcome)
     return outcome

@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 START_SECONDS = 90.0
 PARENT_CHECK_SECONDS = 0.3
 LONGEST_SCRATCH = 30  # what Ray puts below it takes up to 75 bytes
-JOIN_VARIABLE = "ROPEWALK_RAY_ADDRESS"  # HOST:PORT of a Ray that whoever owns the nodes has started over all of them
-NODES_SECONDS = 5.0  # what Ray's head may take to name its nodes
 OBJECT_STORE_BYTES = 256 * 2**20  # documents never travel through it; jobs that need more say so by their memory
 
 
@@ -70,8 +68,6 @@ class RayNode:
 
 def run_ray(node: RayNode) -> int:
     """Start this node's Ray, run the driver on the first node, wait for its end elsewhere; the exit code."""
-    if there := os.environ.get(JOIN_VARIABLE):
-        return run_process(node.run, node.attempt, node.stop_flag, {"RAY_ADDRESS": there})
     scratch = short_scratch()
     ray: subprocess.Popen[bytes] | None = None
     try:
@@ -126,20 +122,6 @@ def head_options(ip: str, port: int) -> list[str]:
     if find_spec("grpc") is not None:  # Ray then starts its client's server, on one port for all unless told otherwise
         options.append(f"--ray-client-server-port={free_port(ip)}")
     return options
-
-
-def count_nodes(address: str) -> int:
-    """How many nodes the Ray cluster of a head has; 0 where the head does not answer."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # noqa: PLC0415 - agents need none of it
-    from ray.core.generated.gcs_pb2 import GcsNodeInfo  # noqa: PLC0415
-    from ray.exceptions import RayError  # noqa: PLC0415
-
-    try:
-        nodes = GcsClient(address=address).get_all_node_info(timeout=NODES_SECONDS)
-    except (RayError, ConnectionError, RuntimeError) as error:
-        log.info("Ray's head %s does not answer: %s", address, error)
-        return 0
-    return sum(node.state == GcsNodeInfo.ALIVE for node in nodes.values())
 
 
 def environment(node: RayNode) -> Mapping[str, str]:

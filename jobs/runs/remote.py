@@ -7,6 +7,7 @@ from cluster.backends.base import Backend
 from cluster.backends.profiles import load_backend
 from cluster.errors import RopewalkError
 from cluster.run.directory import RunDir
+from jobs.runs.status import settle
 from jobs.runs.view import view_of
 
 log = logging.getLogger(__name__)
@@ -24,6 +25,11 @@ class Copy:
                 self._backend = load_backend(cluster)
             except RopewalkError as error:  # a cluster of the profile file that is not there any more
                 self._tell(str(error))
+
+    @property
+    def is_one(self) -> bool:
+        """Whether the run itself lies elsewhere."""
+        return self._backend is not None and not self._backend.shares_files
 
     def freshen(self) -> None:
         """Bring the copy up to date; where that fails, say so once and continue with what there is."""
@@ -53,6 +59,8 @@ def freshen(run: RunDir) -> RunDir:
     copy.freshen()
     if copy.children() != known:
         copy.freshen()
+    if copy.is_one:
+        settle(run)
     return run
 
 

@@ -78,9 +78,17 @@ def states(runs: Sequence[RunDir], outcomes: Mapping[str, Outcome | None] | None
     return found
 
 
-def _ask(cluster: str, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
+def settle(run: RunDir) -> BackendState:
+    """The state of a run, for whoever acts on it: an end of which only the scheduler knows is written down first."""
+    if (outcome := final_outcome(run)) is not None:
+        return BackendState(state=outcome.state, reason=outcome.cause)
+    return _ask(str(run.listed.get("cluster", "local")), [run], settled=True)[run.id]
+
+
+def _ask(cluster: str, runs: Sequence[RunDir], *, settled: bool = False) -> Mapping[str, BackendState]:
     try:
-        answers = dict(load_backend(cluster).states(runs))
+        backend = load_backend(cluster)
+        answers = dict(backend.settle(runs) if settled else backend.states(runs))
     except RopewalkError as error:
         return {run.id: BackendState(state=RunState.UNKNOWN, reason=str(error)) for run in runs}
     nothing = BackendState(state=RunState.UNKNOWN, reason=f"the cluster {cluster} does not know it")

@@ -18,7 +18,7 @@ from jobs.registry import config_of, find_job
 from jobs.runs.combinations import combinations
 from jobs.runs.remote import write_there
 from jobs.runs.snapshot import checkout, code_state, take_snapshot
-from jobs.runs.status import final_outcome, find_run
+from jobs.runs.status import final_outcome, find_run, settle
 
 VERSIONS = ("ropewalk", "torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "numba", "pydantic", "fsspec", "wandb")
 SIDECARS = ("jobs.tracking.wandb_sync",)
@@ -161,8 +161,8 @@ def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
 
 def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:
     """Start a new attempt of an existing run, with other resources if asked. Raises RopewalkError."""
-    outcome, attempts = final_outcome(run), run.attempts()
-    if outcome is not None and outcome.state is RunState.SUCCEEDED:
+    state, attempts = settle(run).state, run.attempts()
+    if state is RunState.SUCCEEDED:
         raise ConfigError(f"{run.id} has succeeded: there is nothing to resume; submit a new run to go further")
     foreign = [word for word in overrides if not word.startswith("resources.")]
     if foreign:

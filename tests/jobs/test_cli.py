@@ -322,7 +322,7 @@ def test_a_run_that_nobody_carries_is_not_waited_for_forever(
     from jobs.runs import follow
 
     lost = BackendState(state=RunState.UNKNOWN, reason="its supervisor died")
-    monkeypatch.setattr(follow, "states", lambda runs: {run.id: lost for run in runs})
+    monkeypatch.setattr(follow, "settle", lambda run: lost)
     clock = iter(range(0, 1000, 4))
     watch = follow.Watch(running, clock=lambda: float(next(clock)))
     rounds = 1

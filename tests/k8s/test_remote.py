@@ -27,7 +27,7 @@ from jobs.runs.remote import export_elsewhere, freshen
 from jobs.runs.status import states
 from jobs.runs.submit import scale, submit
 from k8s.backend import K8sBackend
-from k8s.volume.sync_client import Sink, held
+from k8s.volume.sync_client import SyncWriter, unchanged
 from k8s.volume.sync_server import send
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import pretrain_config, weights
@@ -170,11 +170,11 @@ def test_a_copy_takes_what_grows_only_where_it_is_as_it_came(tmp_path: Path) -> 
     there.mkdir(parents=True)
 
     def fetch() -> int:
-        sink, sent = Sink(here), io.BytesIO()
-        send(there, {"have": held(here)}, sent)
-        sink.write(sent.getvalue())
-        assert sink.complete
-        sink.remember()
+        writer, sent = SyncWriter(here), io.BytesIO()
+        send(there, {"have": unchanged(here)}, sent)
+        writer.write(sent.getvalue())
+        assert writer.complete
+        writer.remember()
         assert (here / "events.jsonl").read_bytes() == (there / "events.jsonl").read_bytes()
         return len(sent.getvalue())
 

@@ -27,8 +27,6 @@ class KubeToy:
         submit: bool = True,
         **config: Any,
     ) -> None:
-        if (profile or {}).get("ray") == "rayjob":
-            namespace.cluster.need("ray.io", "KubeRay")
         self.namespace = namespace
         self.backend = K8sBackend(Profile(name="lab", backend="k8s", options=namespace.options(**(profile or {}))))
         self.resources = Resources.model_validate({"grace_seconds": 20, "cpus": 1, **(resources or {})})

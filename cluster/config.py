@@ -109,6 +109,18 @@ class Tracking(Section):
     tags: tuple[str, ...] = Field(default=(), description="W&B tags, besides the cluster")
 
 
+class CodeConfig(Section):
+    """Which of the user's code travels with a run to a cluster, where it may start much later."""
+
+    ship: bool = Field(default=True, description="false: the program runs in the directory itself, as it is when it starts")
+    root: DataPath | None = Field(
+        default=None, description="what travels; unset: the git work tree around the directory, else it"
+    )
+    exclude: list[str] = Field(
+        default=[], description="patterns of what stays behind, such as `data/*`; git's ignored files do anyway"
+    )
+
+
 class JobConfig(Section):
     """The keys that every job has."""
 
@@ -123,6 +135,10 @@ class JobConfig(Section):
 
         `here` says where this machine sees a path of the cluster that the run goes to.
         """
+
+    def project(self) -> tuple[str, CodeConfig] | None:
+        """The directory of the user's own code that the run needs, and how it travels; None: it needs none."""
+        return None
 
     def preferred_engine(self) -> Engine | None:
         """The engine, where these keys decide it; None leaves the job's own."""

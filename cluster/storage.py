@@ -14,7 +14,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import DataError, StorageError
-from cluster.run.files import read_afresh
+from cluster.fresh_reads import read_afresh
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

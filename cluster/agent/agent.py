@@ -17,12 +17,13 @@ from pathlib import Path
 
 from cluster.agent.monitor import Monitor
 from cluster.config import NodeRange
-from cluster.engines.entry import configure_logging, write_error
+from cluster.engines.entry import write_error
 from cluster.engines.process import run_process
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.process.forking import all_imported, cuda_runs, import_modules
 from cluster.process.kill import end, family
+from cluster.process.output import configure_logging
 from cluster.process.scratch import descriptors, make_scratch, remove_scratch
 from cluster.process.signals import ShutdownGate, SignalFlag, install_stop_handler, stop_signals_blocked
 from cluster.run import names

@@ -25,6 +25,7 @@ from cluster.errors import (
     RopewalkError,
     StopRequested,
 )
+from cluster.process.output import configure_logging
 from cluster.run import names
 from cluster.run.context import STOP_VARIABLE, JobContext
 from cluster.run.directory import RunDir
@@ -86,24 +87,6 @@ def exit_code_of(error: Exception) -> int:
     if isinstance(error, RuntimeError) and any(sign in words for sign in _LOST_PEER_SIGNS):
         return EXIT_LOST_PEER
     return EXIT_FAILED
-
-
-def redirect_output(path: Path) -> None:
-    """Send this process's stdout and stderr to the end of a log file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with path.open("ab", buffering=0) as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-
-
-def configure_logging(label: str) -> None:
-    """One line an event, with time and who says it."""
-    logging.basicConfig(
-        level=os.environ.get("ROPEWALK_LOG_LEVEL", "INFO").upper(),
-        format=f"%(asctime)s {label} %(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
 
 
 def die_with_parent(parent: int | None = None) -> None:

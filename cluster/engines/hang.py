@@ -10,9 +10,9 @@ from typing import Protocol
 
 from torch.distributed import DistError
 
-from cluster.engines.heartbeat import Beat, read_beat
 from cluster.engines.stacks import Stack, take_stacks, write_stacks
 from cluster.run.directory import RunDir
+from cluster.run.heartbeat import Beat, read_beat
 from cluster.run.names import STACKS
 
 log = logging.getLogger(__name__)

@@ -22,16 +22,17 @@ from pathlib import Path
 
 import psutil
 
-from cluster.engines.ports import free_port, node_cpus
 from cluster.engines.process import run_process
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_REQUEUE, StopRequested
+from cluster.fresh_reads import read_afresh, read_json_afresh
 from cluster.process.kill import end, family, processes_of
+from cluster.process.ports import free_port, node_cpus
 from cluster.process.scratch import make_scratch, remove_scratch
 from cluster.process.signals import stop_signals_blocked
 from cluster.run import names
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import look_seconds
-from cluster.run.files import read_afresh, read_json_afresh, write_json
+from cluster.run.files import write_json
 from cluster.run.succession import read_mark_afresh, write_mark
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     Token,
 )
 
-from cluster.run.files import read_afresh
+from cluster.fresh_reads import read_afresh
 from cluster.run.key import RENDEZVOUS_KEY, SIGNATURE_BYTES, sign, signed_by
 
 TIMEOUTS = ("join", "last_call", "close", "heartbeat")

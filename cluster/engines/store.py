@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from cluster.engines.ports import listen_on
+from cluster.process.ports import listen_on
 from cluster.process.signals import STOP_SIGNALS
 
 

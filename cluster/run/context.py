@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster.config import JobConfig
-from cluster.engines.heartbeat import Heart
 from cluster.run.directory import RunDir
 from cluster.run.fence import Fence
+from cluster.run.heartbeat import Heart
 
 C = TypeVar("C", bound=JobConfig)
 

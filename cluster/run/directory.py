@@ -10,10 +10,11 @@ from typing import Any
 
 from cluster.config import Resources, Retries
 from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY, ConfigError
+from cluster.fresh_reads import list_afresh, read_json_afresh
 from cluster.run import names
 from cluster.run.attempts import attempt_folder, attempt_numbers, begin_attempts
 from cluster.run.event_log import EventLog
-from cluster.run.files import dated_folder, list_afresh, read_json, read_json_afresh, read_lines, write_all, write_json
+from cluster.run.files import dated_folder, read_json, read_lines, write_all, write_json
 from cluster.run.record import dump_record, read_record, without_diffs
 from cluster.run.requests import Requests
 from cluster.run.succession import ENDED, read_mark, write_mark

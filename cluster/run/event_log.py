@@ -5,7 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.run.files import append_lines, list_afresh, machine, read_lines
+from cluster.fresh_reads import list_afresh
+from cluster.run.files import append_lines, machine, read_lines
 
 
 class EventLog:

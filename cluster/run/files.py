@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -112,44 +112,6 @@ def read_json(path: Path) -> Any | None:
     except FileNotFoundError:
         return None
     return json.loads(raw) if raw else None
-
-
-def read_afresh(path: Path) -> bytes:
-    """What another machine may have written a moment ago; nothing where there is nothing yet.
-
-    A client of NFS asks for a file's newest bytes when it opens it, but believes for up to a minute that a name is not there,
-    unless it would create it: so the file is created, and empty, where it is missing and this process may write.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
-    except OSError:  # whoever may only read waits for what its client believes
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return b""
-    with os.fdopen(descriptor, "rb") as stream:
-        return stream.read()
-
-
-def read_json_afresh(path: Path) -> Any | None:
-    """The content of a JSON file that another machine may have written a moment ago, or None."""
-    raw = read_afresh(path)
-    return json.loads(raw) if raw else None
-
-
-def list_afresh(folder: Path) -> list[str]:
-    """The names in a folder into which other machines write; none where it is missing.
-
-    A client of NFS believes its old listing for up to a minute, unless it has changed the folder itself: so it does.
-    """
-    probe = folder / f".probe.{secrets.token_hex(4)}"
-    with suppress(OSError):  # whoever may only read waits for what its client believes
-        probe.touch()
-        probe.unlink(missing_ok=True)
-    try:
-        return os.listdir(folder)
-    except FileNotFoundError:
-        return []
 
 
 @cache

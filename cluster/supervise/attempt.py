@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from cluster.config import Resources
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
+from cluster.fresh_reads import read_json_afresh
 from cluster.process.forking import Process
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import Looks
-from cluster.run.files import append_line, read_json_afresh
+from cluster.run.files import append_line
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
 from cluster.run.names import AGENTS, LOGS, NODES
 from cluster.spec import Engine, Outcome, RunState, StopReason

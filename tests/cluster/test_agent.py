@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.engines.ports import free_port
 from cluster.errors import EXIT_LOST_PEER, EXIT_REQUEUE
 from cluster.process.kill import end, family
+from cluster.process.ports import free_port
 from cluster.process.signals import stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private

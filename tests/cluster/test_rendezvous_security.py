@@ -22,10 +22,10 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
-from cluster.engines.ports import ReservedPort
 from cluster.engines.rendezvous import RENDEZVOUS
 from cluster.engines.signed_rendezvous import SignedHandler, signed_handler
 from cluster.process.kill import end, family
+from cluster.process.ports import ReservedPort
 from cluster.run.directory import RunDir
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
 from cluster.supervise.allocation import agent_command, store_command

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 from cluster.config import Resources
-from cluster.engines.ports import ReservedPort
 from cluster.gpus import DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, deal_devices, users_devices
 from cluster.process.forking import Process, fork_program
 from cluster.process.kill import end, family, processes_of
+from cluster.process.ports import ReservedPort
 from cluster.process.scratch import make_scratch, remove_scratch
 from cluster.process.signals import SignalFlag
 from cluster.run.directory import RunDir

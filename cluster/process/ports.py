@@ -1,4 +1,4 @@
-"""What a node of a shared machine may use: its own ports, its share of the cores."""
+"""What a node of a shared machine may use: ports of its own, and its share of the cores."""
 
 import os
 import socket

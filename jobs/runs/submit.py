@@ -114,18 +114,25 @@ def submit_many(
     command: Sequence[str] = (),
 ) -> list[RunDir]:
     """The same for many runs, which are created and submitted together; at most `at_once` of them run at a time."""
-    backend, resources, others = load_backend(cluster_name), configs[0].resources, [other.id for other in after]
+    backend = load_backend(cluster_name)
     runs = write_down(backend, job, configs, cluster_name, command)
+    start(backend, runs, configs[0].resources, [other.id for other in after], at_once)
+    return runs
+
+
+def start(
+    backend: Backend, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
+) -> None:
+    """Hand run directories that were written down to their backend. Raises RopewalkError, and notes it in each of them."""
     try:
         if len(runs) == 1:
-            backend.submit(runs[0], resources, others)
+            backend.submit(runs[0], resources, after)
         else:
-            backend.submit_many(runs, resources, others, at_once)
+            backend.submit_many(runs, resources, after, at_once)
     except RopewalkError as error:
         for run in runs:
             run.event("submit_failed", error=str(error))
         raise
-    return runs
 
 
 def write_down(

@@ -68,6 +68,13 @@ def test_why_of_a_run_that_waits_for_no_other_has_the_scheduler_s_words(tmp_path
     assert diagnose(run, state).cause == "It is pending (PENDING: Priority; may start at 10:00)."
 
 
+def test_why_of_a_run_that_ended_without_a_word_has_the_scheduler_s_words(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "lost")
+    state = BackendState(state=RunState.FAILED, word="ended", reason="Kubernetes says Failed (DeadlineExceeded)")
+    assert diagnose(run, state).cause == "It failed: Kubernetes says Failed (DeadlineExceeded)"
+    assert run.last_outcome() is None
+
+
 @pytest.fixture
 def waiting(tmp_path: Path) -> Iterator[tuple[RunDir, RunDir]]:
     """A run on this machine, and one that is submitted to start after it."""

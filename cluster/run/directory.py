@@ -1,7 +1,6 @@
 """A run is a directory: every path of it, and the few files that say what it is."""
 
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -14,33 +13,19 @@ from cluster.fresh_reads import list_afresh, read_json_afresh
 from cluster.run import names
 from cluster.run.attempts import attempt_folder, attempt_numbers, begin_attempts
 from cluster.run.event_log import EventLog
-from cluster.run.files import dated_folder, read_json, read_lines, write_all, write_json
+from cluster.run.files import dated_folder, make_private, read_json, read_lines, write_all, write_json
 from cluster.run.record import dump_record, read_record, without_diffs
 from cluster.run.requests import Requests
 from cluster.run.succession import ENDED, read_mark, write_mark
 from cluster.spec import Outcome, RunState
 
 RUNS_VARIABLE = "ROPEWALK_RUNS"
-MODE_VARIABLE = "ROPEWALK_RUN_MODE"  # who may enter a run's directory, as chmod takes it: 2770 where a group shares its runs
-PRIVATE_MODE = 0o700  # runs hold uncommitted work, logs and keys
 CODE_FOLDER = ".code"  # under the runs' root: one copy of the code for all runs that were submitted with it
 
 
 def runs_root() -> Path:
     """Where runs live: $ROPEWALK_RUNS, else ./runs."""
     return Path(os.environ.get(RUNS_VARIABLE) or "runs").absolute()
-
-
-def make_private(folder: Path) -> None:
-    """Make a folder that only this user can enter, or whom $ROPEWALK_RUN_MODE lets in. Raises FileExistsError."""
-    word = os.environ.get(MODE_VARIABLE, "")
-    if word and not re.fullmatch(r"[0-7]?7[0-7]{2}", word):
-        raise ConfigError(
-            f"${MODE_VARIABLE} is {word!r}: a mode as chmod takes it is meant, that lets the owner in, such as 2770"
-        )
-    folder.mkdir(mode=PRIVATE_MODE)
-    if word:
-        folder.chmod(int(word, 8))
 
 
 class RunDir:

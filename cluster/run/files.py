@@ -15,7 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import ConfigError
+
 SYNC_THREADS = 8
+MODE_VARIABLE = "ROPEWALK_RUN_MODE"  # who may enter a run's directory, as chmod takes it: 2770 where a group shares its runs
+PRIVATE_MODE = 0o700  # runs hold uncommitted work, logs and keys
 
 
 def write_atomically(path: Path, data: str | bytes, *, durable: bool = True) -> None:
@@ -122,6 +126,18 @@ def machine() -> str:
     except OSError:  # not Linux
         boot = "0"
     return f"{socket.gethostname()}-{boot}"
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder that only this user can enter, or those whom $ROPEWALK_RUN_MODE lets in. Raises FileExistsError."""
+    word = os.environ.get(MODE_VARIABLE, "")
+    if word and not re.fullmatch(r"[0-7]?7[0-7]{2}", word):
+        raise ConfigError(
+            f"${MODE_VARIABLE} is {word!r}: it must be an octal mode, as chmod takes it, that lets the owner in, such as 2770"
+        )
+    folder.mkdir(mode=PRIVATE_MODE)
+    if word:
+        folder.chmod(int(word, 8))
 
 
 def dated_folder(root: Path, name: str, inside: Sequence[str], make: Callable[[Path], None] = Path.mkdir) -> Path:

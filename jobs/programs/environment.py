@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from cluster.config import Resources
 from cluster.run.context import STOP_VARIABLE, JobContext
 from cluster.run.files import read_lines
-from cluster.supervise.allocation import AGENTS
+from cluster.run.names import AGENTS
 
 RUN_VARIABLE = "ROPEWALK_RUN"  # the run's directory
 ATTEMPT_VARIABLE = "ROPEWALK_ATTEMPT"

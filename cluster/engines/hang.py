@@ -1,4 +1,4 @@
-"""Ranks that hang: each agent judges its own, all agree, the stacks are taken, and the group ends."""
+"""Detect ranks that hang: each agent watches its own ranks, all agents agree, stacks are taken, and the group ends."""
 
 import logging
 import threading
@@ -25,34 +25,35 @@ RECORD_SECONDS = 1.5  # what taking and writing the stacks may take before the r
 
 
 class Counter(Protocol):
-    """What the agents agree by: a key's number in the store of the group's formation."""
+    """A store by whose counters the agents agree: that of the group's formation."""
 
     def add(self, key: str, amount: int, /) -> int:
-        """Add to it; the sum."""
+        """Add to the counter `key`, and return the sum."""
         ...
 
 
 @dataclass
 class Hangs:
-    """How often the group hung since the last progress. Each time doubles what its ranks may take: a run whose steps
-    really take so long, now and then, goes on in the end.
+    """Counts how often the group hung since the last progress.
+
+    Each hang doubles the time that a phase may take, so that a run whose steps really take that long now and then goes on.
     """
 
     count: int = 0
     progress: int = -1
 
     def leniency(self, progress: int) -> float:
-        """By how much longer than told a phase may take."""
+        """Return the factor by which a phase may take longer than its rank says."""
         return 2.0**self.count if progress <= self.progress else 1.0
 
     def note(self, progress: int) -> None:
-        """The group hangs once more."""
+        """Count one more hang."""
         self.count = self.count + 1 if progress <= self.progress else 1
         self.progress = progress
 
 
 class Watch:
-    """The ranks of one node, by what they tell. Only time counts in which this process itself was running."""
+    """The heartbeats of one node's ranks. Time during which this process itself stood still does not count."""
 
     def __init__(self, files: Mapping[int, Path], group: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._files, self._group, self._clock = files, group, clock
@@ -61,7 +62,7 @@ class Watch:
         self._awake, self._looked_at = 0.0, clock()
 
     def look(self) -> None:
-        """Read what the ranks tell."""
+        """Read the ranks' heartbeats."""
         now = self._clock()
         self._awake += min(now - self._looked_at, LONGEST_LOOK_SECONDS)
         self._looked_at = now
@@ -74,17 +75,19 @@ class Watch:
             self.beats[rank] = beat
 
     def stood(self, rank: int) -> float:
-        """Seconds since the rank's last word."""
+        """Return the seconds since the rank's last heartbeat."""
         return self._awake - self._since[rank]
 
     def late(self, leniency: float = 1.0) -> bool:
-        """Every rank that tells anything is in a phase for longer than that may take: one alone may wait for the others."""
+        """Return whether every rank that beats is in its phase for too long: a single one may wait for the others."""
         return bool(self.beats) and all(self.stood(r) > leniency * b.allowed_seconds for r, b in self.beats.items())
 
 
 class Agreement:
-    """All nodes of a group say the same. One whose agent stands still says nothing, and one whose rank is in a phase that takes
-    long says no: its ranks are what the others wait for.
+    """A vote of all nodes of a group, which holds when every node says yes.
+
+    A node whose agent stands still does not vote. A node with a rank in a phase that may take long votes no: the other nodes
+    wait for its ranks.
     """
 
     def __init__(self, store: Counter, nodes: int) -> None:
@@ -93,7 +96,7 @@ class Agreement:
         self._next_look = 0.0
 
     def say(self, word: str, holds: bool) -> bool:
-        """Tell the others whether something holds here; whether it holds everywhere."""
+        """Vote whether `word` holds on this node; returns whether it holds on all nodes."""
         said, now = word in self._said, time.monotonic()
         if said == holds and (not holds or now < self._next_look):
             return False
@@ -101,7 +104,7 @@ class Agreement:
         try:
             count = self._store.add(f"ropewalk/{word}", int(holds) - int(said))
         except DistError as error:  # whoever has lost the store is lost, and found elsewhere
-            log.warning("cannot agree with the other nodes: %s", error)
+            log.warning("the store of the group is lost, so hangs cannot be agreed on: %s", error)
             return False
         (self._said.add if holds else self._said.discard)(word)
         return holds and count >= self._nodes
@@ -109,7 +112,7 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Formation:
-    """Whose ranks are watched: what a record of them says."""
+    """The formation of ranks that is watched, as events name it."""
 
     run: RunDir
     attempt: int
@@ -118,7 +121,7 @@ class Formation:
 
 
 class GroupWatch:
-    """One formation of the group, seen from one node."""
+    """Watches one formation of a group from one node."""
 
     def __init__(
         self, place: Formation, files: Mapping[int, Path], agreement: Agreement, hangs: Hangs, progress: Callable[[], int]
@@ -128,7 +131,7 @@ class GroupWatch:
         self._looks, self._leniency = 0, 0.0
 
     def hung(self) -> bool:
-        """The whole group hangs. To be asked again and again."""
+        """Return whether the whole group hangs; call it again and again."""
         self.watch.look()
         if not self.watch.late():
             self._looks, self._leniency = 0, 0.0
@@ -138,8 +141,9 @@ class GroupWatch:
         return self._agreement.say("hung", self._looks >= LOOKS)
 
     def record(self, pids: Mapping[int, int], spare: Mapping[int, Path]) -> None:
-        """Take the stacks of this node's ranks and write them down. Returns when all nodes have, and soon in any case: the
-        first that ends its ranks ends those of others too, and a disk that stands still may be why they hang.
+        """Take and write down the stacks of this node's ranks; returns when all nodes have done so, or after RECORD_SECONDS.
+
+        The first node that ends its ranks ends those of others too, and a disk that stands still may be why they hang.
         """
         self._hangs.note(self._progress())
         deadline = time.monotonic() + RECORD_SECONDS

@@ -125,7 +125,7 @@ def test_ranks_meet_only_where_an_agent_says(tmp_path: Path, monkeypatch: pytest
     server.set("torch.rendezvous.run.1.0/MASTER_ADDR", "10.6.6.6")
     second = next(node for node in nodes if node._this_node.addr != places[0].master_addr)
     monkeypatch.setattr(DynamicRendezvousHandler, "next_rendezvous", _read_again)
-    with pytest.raises(RendezvousStateError, match=r"no agent of this attempt has said that ranks meet at 10\.6\.6\.6"):
+    with pytest.raises(RendezvousStateError, match=r"10\.6\.6\.6 of rank 0 is not signed by an agent of this attempt"):
         second.next_rendezvous()
     for node in nodes:
         node._stop_heartbeats()

@@ -178,13 +178,13 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return value
 
 
-def apply_override(values: dict[str, Any], word: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
     """Apply an override such as `optim.lr=1e-3` to nested plain values, in place. Raises ConfigError."""
-    key, separator, text = word.partition("=")
+    key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"{word!r} is not an override; write key=value, such as optim.lr=1e-3")
+        raise ConfigError(f"{override!r} is not an override; write key=value, such as optim.lr=1e-3")
     if key.startswith("-"):
-        raise ConfigError(f"{word!r}: no such option; overrides are written without dashes: {key.lstrip('-')}=...")
+        raise ConfigError(f"{override!r}: no such option; overrides are written without dashes: {key.lstrip('-')}=...")
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
@@ -202,8 +202,8 @@ def apply_override(values: dict[str, Any], word: str) -> None:
 def load_config(kind: type[JobConfig], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
     """Make a job's frozen configuration of plain values and overrides. Raises ConfigError with one line an error."""
     merged: dict[str, Any] = _copy(values)
-    for word in overrides:
-        apply_override(merged, word)
+    for override in overrides:
+        apply_override(merged, override)
     config = load_section(kind, merged)
     config.resources.check_ranks()
     return config
@@ -217,8 +217,8 @@ def load_section(kind: type[S], values: Mapping[str, Any], source: str = "") -> 
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        words = "; ".join(_explain(kind, problem) for problem in _worst(error))
-        raise ConfigError(f"{source}: {words}" if source else words) from None
+        problems = "; ".join(_explain(kind, problem) for problem in _worst(error))
+        raise ConfigError(f"{source}: {problems}" if source else problems) from None
 
 
 def _copy(value: Any) -> Any:

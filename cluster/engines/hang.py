@@ -57,7 +57,7 @@ class Watch:
 
     def __init__(self, files: Mapping[int, Path], group: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._files, self._group, self._clock = files, group, clock
-        self.beats: dict[int, Beat] = {}  # of the ranks that have told anything
+        self.beats: dict[int, Beat] = {}  # of the ranks that have beaten
         self._since: dict[int, float] = {}  # when each beat was first seen, by the time awake
         self._awake, self._looked_at = 0.0, clock()
 
@@ -92,21 +92,21 @@ class Agreement:
 
     def __init__(self, store: Counter, nodes: int) -> None:
         self._store, self._nodes = store, nodes
-        self._said: set[str] = set()
+        self._votes: set[str] = set()
         self._next_look = 0.0
 
-    def say(self, word: str, holds: bool) -> bool:
-        """Vote whether `word` holds on this node; returns whether it holds on all nodes."""
-        said, now = word in self._said, time.monotonic()
-        if said == holds and (not holds or now < self._next_look):
+    def vote(self, question: str, holds: bool) -> bool:
+        """Vote on a question, whether it holds on this node; returns whether it holds on all nodes."""
+        voted, now = question in self._votes, time.monotonic()
+        if voted == holds and (not holds or now < self._next_look):
             return False
         self._next_look = now + LOOK_SECONDS * max(1.0, self._nodes / LOOKS_AT_ONCE)
         try:
-            count = self._store.add(f"ropewalk/{word}", int(holds) - int(said))
-        except DistError as error:  # whoever has lost the store is lost, and found elsewhere
+            count = self._store.add(f"ropewalk/{question}", int(holds) - int(voted))
+        except DistError as error:  # a node that has lost the store is lost itself, which others find out
             log.warning("the store of the group is lost, so hangs cannot be agreed on: %s", error)
             return False
-        (self._said.add if holds else self._said.discard)(word)
+        (self._votes.add if holds else self._votes.discard)(question)
         return holds and count >= self._nodes
 
 
@@ -138,7 +138,7 @@ class GroupWatch:
         else:
             self._leniency = self._leniency or self._hangs.leniency(self._progress())  # read once: it lies on a slow disk
             self._looks = self._looks + 1 if self.watch.late(self._leniency) else 0
-        return self._agreement.say("hung", self._looks >= LOOKS)
+        return self._agreement.vote("hung", self._looks >= LOOKS)
 
     def record(self, pids: Mapping[int, int], spare: Mapping[int, Path]) -> None:
         """Take and write down the stacks of this node's ranks; returns when all nodes have done so, or after RECORD_SECONDS.
@@ -150,7 +150,7 @@ class GroupWatch:
         writer = threading.Thread(target=self._record, args=(pids, spare), name="stacks", daemon=True)
         writer.start()
         writer.join(RECORD_SECONDS)
-        while not self._agreement.say("recorded", True) and time.monotonic() < deadline:
+        while not self._agreement.vote("recorded", True) and time.monotonic() < deadline:
             time.sleep(LOOK_SECONDS)
 
     def _record(self, pids: Mapping[int, int], spare: Mapping[int, Path]) -> None:
@@ -168,9 +168,9 @@ class GroupWatch:
             ranks=ranks,
             stacks=str(folder.relative_to(place.run.path)),
         )
-        write_stacks(folder, stacks, {rank: beat.phase.words for rank, beat in beats.items()})
+        write_stacks(folder, stacks, {rank: beat.phase.label for rank, beat in beats.items()})
 
 
 def _told(beat: Beat | None, stack: Stack) -> dict[str, str]:
-    phase = beat.phase.words if beat is not None else "starting"
+    phase = beat.phase.label if beat is not None else "starting"
     return {"phase": phase, "where": stack.place(waits_for_data=phase == "data"), "state": stack.state}

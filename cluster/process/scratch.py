@@ -1,6 +1,6 @@
 """Private folders in the temporary directory that do not outlive their owners, however those end.
 
-Each holds a file that its owner keeps locked; the kernel lets go of the lock as the owner dies. Whoever makes the next folder
+Each holds a file that its owner keeps locked; the kernel lets go of the lock as the owner dies. Making the next folder
 beside it removes those that nobody holds any more. A lock tells more than a process id: it holds across containers, which
 number their processes anew, and no later process can be taken for the owner.
 """

@@ -66,22 +66,22 @@ class RunDir:
         return [cls(path, record={"run": path.name, **r}) for path, r in zip(paths, written, strict=True)]
 
     @classmethod
-    def find(cls, word: str, root: Path | None = None) -> "RunDir":
+    def find(cls, name: str, root: Path | None = None) -> "RunDir":
         """Find the run that a user names by a path, an id, the unique beginning of an id, or `latest`. Raises ConfigError."""
-        if (Path(word) / names.RECORD).is_file():
-            return cls(word)
+        if (Path(name) / names.RECORD).is_file():
+            return cls(name)
         root = root or runs_root()
-        if word and (root / word / names.RECORD).is_file():  # the others need not be looked at
-            return cls(root / word)
+        if name and (root / name / names.RECORD).is_file():  # the others need not be looked at
+            return cls(root / name)
         ids = [run.id for run in cls.all(root)]
-        if word == "latest" and ids:
+        if name == "latest" and ids:
             return cls(root / ids[-1])
-        matches = [i for i in ids if i == word] or [i for i in ids if i.startswith(word)]
+        matches = [i for i in ids if i == name] or [i for i in ids if i.startswith(name)]
         if len(matches) == 1:
             return cls(root / matches[0])
         if matches:
-            raise ConfigError(f"run {word!r} is ambiguous: {', '.join(matches[:5])}; give more of the id")
-        raise ConfigError(f"no run {word!r} under {root}; `ropewalk ps --all` lists them, ${RUNS_VARIABLE} moves the root")
+            raise ConfigError(f"run {name!r} is ambiguous: {', '.join(matches[:5])}; give more of the id")
+        raise ConfigError(f"no run {name!r} under {root}; `ropewalk ps --all` lists them, ${RUNS_VARIABLE} moves the root")
 
     @classmethod
     def all(cls, root: Path | None = None) -> list["RunDir"]:

@@ -130,14 +130,14 @@ def machine() -> str:
 
 def make_private(folder: Path) -> None:
     """Make a folder that only this user can enter, or those whom $ROPEWALK_RUN_MODE lets in. Raises FileExistsError."""
-    word = os.environ.get(MODE_VARIABLE, "")
-    if word and not re.fullmatch(r"[0-7]?7[0-7]{2}", word):
+    mode = os.environ.get(MODE_VARIABLE, "")
+    if mode and not re.fullmatch(r"[0-7]?7[0-7]{2}", mode):
         raise ConfigError(
-            f"${MODE_VARIABLE} is {word!r}: it must be an octal mode, as chmod takes it, that lets the owner in, such as 2770"
+            f"${MODE_VARIABLE} is {mode!r}: it must be an octal mode, as chmod takes it, that lets the owner in, such as 2770"
         )
     folder.mkdir(mode=PRIVATE_MODE)
-    if word:
-        folder.chmod(int(word, 8))
+    if mode:
+        folder.chmod(int(mode, 8))
 
 
 def dated_folder(root: Path, name: str, inside: Sequence[str], make: Callable[[Path], None] = Path.mkdir) -> Path:

@@ -28,7 +28,7 @@ class Phase(IntEnum):
     LEAVING = 8
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """The phase's name for people."""
         return self.name.lower().replace("_", " ")
 

@@ -1,4 +1,4 @@
-"""Put on the volume what came with a Job whose submitter does not see the volume: the run's directory, and its code.
+"""Puts a run that was sent along with its Job on the volume, where its submitter does not see that: directory and code.
 
 Usage: python -m k8s.submission.stage_in STAGED RUN_DIR     STAGED: a folder with run.tar.gz and perhaps code.tar.gz
        python -m k8s.submission.stage_in - CODE_DIR         a code.tar.gz on the standard input

@@ -12,7 +12,7 @@ from cluster.run.file_systems import Looks
 from cluster.run.files import append_line, read_json_afresh
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
 from cluster.spec import Engine, Outcome, RunState, StopReason
-from cluster.supervise.allocation import AGENTS, Allocation, agent_command, store_command
+from cluster.supervise.allocation import AGENTS, AgentSpec, Allocation, StoreSpec
 
 POLL_SECONDS = 0.1
 REPEAT_SECONDS = 1.0  # before a stop is said again, then twice as long each time: what is only just starting may not hear it
@@ -76,7 +76,8 @@ class Attempt:
         key.unlink(missing_ok=True)  # of whoever carried the attempt before, and came no further
         write_private(key, new_key())
         host, port = self.allocation.address(0), str(self.allocation.free_port())
-        self.store = self.allocation.start_service(store_command(self.python, host, port), self.folder / "logs" / "store.log")
+        spec = StoreSpec(attempt=self.number, host=host, port=port, python=self.python)
+        self.store = self.allocation.start_store(spec, self.folder / "logs" / "store.log")
         self.rendezvous = f"{host}:{port}"
 
     def _start_agent(self, node: int, present: int) -> None:
@@ -84,16 +85,16 @@ class Attempt:
         said = self.folder / "nodes" / f"node-{node}.json"
         said.unlink(missing_ok=True)  # of an agent that left earlier
         address = self.allocation.address(node)
-        command = agent_command(
-            self.python,
-            str(self.run.path),
-            str(self.number),
+        spec = AgentSpec(
+            run_path=str(self.run.path),
+            attempt=self.number,
             node=node,
             nodes=str(self.resources.nodes) if self.elastic else str(present),
             address=address,
             rendezvous=self.rendezvous,
+            python=self.python,
         )
-        self.agents[node] = self.allocation.start(node, command, self.folder / "logs" / f"node-{node}.log")
+        self.agents[node] = self.allocation.start(node, spec, self.folder / "logs" / f"node-{node}.log")
         line = {"node": node, "address": address, "pid": self.agents[node].pid, "started": time.time()}
         append_line(self.folder / AGENTS, line)
 

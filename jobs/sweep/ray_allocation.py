@@ -21,7 +21,7 @@ from cluster.process.kill import end, family, processes_of
 from cluster.process.scratch import make_scratch, remove_scratch
 from cluster.process.signals import stop_signals_blocked
 from cluster.spec import StopReason
-from cluster.supervise.allocation import Allocation
+from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 from jobs.sweep.launcher import OURS
 
 ANSWER_SECONDS = 60.0
@@ -157,15 +157,15 @@ class RayClusterAllocation(Allocation):
         """Of node 0."""
         return int(ray.get(self.servers[0].free_port.remote()))
 
-    def start(self, node: int, command: list[str], log: Path) -> Process:
+    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
         """Start a command there."""
         cpus = cpus_of(self.resources)
         values = {NODE_CPUS_VARIABLE: str(cpus), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
         values[NODE_GPUS_VARIABLE] = str(self.resources.gpus)
         if "OMP_NUM_THREADS" not in os.environ:
             values["OMP_NUM_THREADS"] = str(max(1, cpus // self.resources.local_world_size))
-        pid = ray.get(self.servers[node].start.remote(command, values, str(log)))
-        return RemoteProcess(self.servers[node], pid, command)
+        pid = ray.get(self.servers[node].start.remote(spec.command(), values, str(log)))
+        return RemoteProcess(self.servers[node], pid, spec.command())
 
     def end(self, process: Process) -> None:
         """Kill it and its descendants."""

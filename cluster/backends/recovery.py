@@ -9,8 +9,8 @@ from cluster.backends.submission import PATIENCE_SECONDS
 from cluster.errors import EXIT_FAILED, EXIT_TERMINATED
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
+from cluster.run.names import AGENTS
 from cluster.spec import Outcome, RunState
-from cluster.supervise.allocation import AGENTS
 
 SETTLE_SECONDS = 15.0  # what has ended may have left its outcome on a file system that shows it late
 NO_ANSWER = "no answer"  # in the place of a scheduler's word, where it has none
@@ -32,7 +32,7 @@ def last_known(run: RunDir, error: str) -> BackendState:
 
 def never_submitted(run: RunDir) -> BackendState:
     """The state of a run without an attempt: it is being submitted, or whoever was submitting it has died."""
-    if time.time() - float(run.listed.get("created") or 0) < PATIENCE_SECONDS:
+    if time.time() - float(run.record.get("created") or 0) < PATIENCE_SECONDS:
         return BackendState(state=RunState.PENDING, word="submitting")
     remedy = f"run `ropewalk resume {run.id}`"
     return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"the submission did not finish; {remedy}", remedy=remedy)

@@ -28,6 +28,7 @@ from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_REQUEUE, StopReques
 from cluster.process.kill import end, family, processes_of
 from cluster.process.scratch import make_scratch, remove_scratch
 from cluster.process.signals import stop_signals_blocked
+from cluster.run import names
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import look_seconds
 from cluster.run.files import read_afresh, read_json_afresh, write_json
@@ -74,13 +75,13 @@ def run_ray(node: RayNode) -> int:
         if node.index == 0:
             ray = start_ray(node, scratch, head=True)
             address = (scratch / "address").read_text()
-            write_json(node.folder / "ray.json", {"address": address})
+            write_json(node.folder / names.RAY_HEAD, {"address": address})
             await_nodes(node)
             code = run_process(node.run, node.attempt, node.stop_flag, {"RAY_ADDRESS": address})
-            write_json(node.folder / "driver.json", {"exit_code": code})
+            write_json(node.folder / names.RAY_DRIVER, {"exit_code": code})
             return code
         ray = start_ray(node, scratch, head=False)
-        write_mark(node.folder / "nodes" / f"ray-{node.index}", 1)
+        write_mark(node.folder / names.NODES / f"ray-{node.index}", 1)
         return await_driver(node, ray)
     except StopRequested as stop:
         log.info("%s", stop)
@@ -181,7 +182,7 @@ def tail(path: Path) -> str:
 
 def await_head(node: RayNode) -> str:
     """The head's address, as soon as the first node has published it."""
-    path = node.folder / "ray.json"
+    path = node.folder / names.RAY_HEAD
     if not _wait(node, lambda: bool(read_afresh(path))):
         raise TimeoutError(f"node {node.index}: the first node published no Ray address within {START_SECONDS:.0f} s")
     return str((read_json_afresh(path) or {})["address"])
@@ -189,7 +190,7 @@ def await_head(node: RayNode) -> str:
 
 def await_nodes(node: RayNode) -> None:
     """Wait until every other node has joined; a failed start fails the attempt."""
-    marks = {index: node.folder / "nodes" / f"ray-{index}" for index in range(1, node.num_nodes)}
+    marks = {index: node.folder / names.NODES / f"ray-{index}" for index in range(1, node.num_nodes)}
     if not _wait(node, lambda: all(read_mark_afresh(mark) for mark in marks.values())):
         late = [index for index, mark in marks.items() if not read_mark_afresh(mark)]
         raise TimeoutError(f"Ray did not start on nodes {late} within {START_SECONDS:.0f} s; see their ray-K.log")
@@ -199,7 +200,7 @@ def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
     """On the other nodes: keep Ray alive until the driver has ended."""
     pause_seconds = look_seconds(node.folder)
     while True:
-        if found := read_json_afresh(node.folder / "driver.json"):
+        if found := read_json_afresh(node.folder / names.RAY_DRIVER):
             return int(found["exit_code"])
         if ray.poll() is not None:
             log.error("Ray on node %d ended with %s", node.index, ray.returncode)

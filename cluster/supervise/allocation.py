@@ -8,8 +8,6 @@ from pathlib import Path
 
 from cluster.process.forking import Process
 
-AGENTS = "agents.jsonl"  # one line an agent: node, address, pid of what started it
-
 
 @dataclass(frozen=True, kw_only=True)
 class AgentSpec:
@@ -48,6 +46,7 @@ class Allocation(ABC):
     """The nodes that a backend gives a run, numbered from 0. Defaults: the nodes stay ours, and none joins."""
 
     name: str  # the backend's
+    owner_limits_time: bool = False  # else the supervisor ends an attempt at its time limit
 
     @abstractmethod
     def initial_nodes(self) -> list[int]:

@@ -48,7 +48,8 @@ class Watch:
             self._copy.freshen()
             self.unseen = state.reason if state.word == NO_ANSWER else ""
             self.waits = state.reason if state.state in {RunState.PENDING, RunState.REQUEUED} and not self.unseen else ""
-            gone = state.state is RunState.UNKNOWN or (state.word in GONE and not state.state.final)
+            # a final state without a final outcome: it could not be written down
+            gone = state.state is RunState.UNKNOWN or state.word in GONE or state.state.final
             self._lost = self._lost + 1 if gone else 0
             if self._lost >= LOST_ANSWERS:
                 self.abandoned = state.reason or "the scheduler does not know it any more"

@@ -19,7 +19,7 @@ class Copy:
     def __init__(self, run: RunDir) -> None:
         self.run, self._said = run, ""
         self._backend: Backend | None = None
-        cluster = str(run.listed.get("cluster", "local"))
+        cluster = str(run.record.get("cluster", "local"))
         if cluster != "local":
             try:
                 self._backend = load_backend(cluster)
@@ -66,7 +66,7 @@ def freshen(run: RunDir) -> RunDir:
 
 def export_elsewhere(run: RunDir, directory: Path, step: int | None) -> bool:
     """Export a checkpoint on the cluster that it lies on, if this machine does not see it; returns whether that was done."""
-    return load_backend(str(run.listed.get("cluster", "local"))).export(run, directory, step)
+    return load_backend(str(run.record.get("cluster", "local"))).export(run, directory, step)
 
 
 def write_there(run: RunDir, name: str) -> bool:
@@ -74,7 +74,7 @@ def write_there(run: RunDir, name: str) -> bool:
 
     Raises BackendError.
     """
-    backend = load_backend(str(run.listed.get("cluster", "local")))
+    backend = load_backend(str(run.record.get("cluster", "local")))
     if backend.shares_files:
         return False
     backend.sync(run, write={name: (run.path / name).read_text()})

@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.config import Resources
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_REQUEUE
 from cluster.process.signals import install_stop_handler
@@ -34,7 +33,7 @@ DIED = "its leader died: the pod that led the run was lost, or Kubernetes took i
 
 def coordinate(run: RunDir, terms: LeaderTerms, term: LeaderTerm, listener: socket.socket, api: InClusterApi) -> int:
     """Lead the run as long as this pod may; return the exit code."""
-    resources = Resources.model_validate(run.attempt_details(run.attempts()[-1]).get("resources") or run.record["resources"])
+    resources = run.resources()
     members = Membership(listener, terms.key_of(term), lambda pod, caller: admitted(pod, caller, term, api))
     replacer = PodReplacer(api)
     if (last := terms.before(term)) is not None and last.uid:

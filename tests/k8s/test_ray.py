@@ -12,8 +12,8 @@ from cluster.backends.local.backend import LocalBackend
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
+from cluster.run.names import AGENTS
 from cluster.spec import RunState
-from cluster.supervise.allocation import AGENTS
 from jobs.preprocess.config import PreprocessConfig
 from jobs.runs.submit import make_record
 from tests.k8s.cluster import Namespace

@@ -16,8 +16,8 @@ from cluster.errors import ConfigError
 from cluster.run.code_copy import digest_on_disk
 from cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE, RunDir
 from cluster.run.files import read_lines
+from cluster.run.names import AGENTS
 from cluster.spec import RunState
-from cluster.supervise.allocation import AGENTS
 from jobs.runs.submit import write_down
 from jobs.sweep.checks import refuse_unreachable
 from tests.fakes.searched import make_plugin

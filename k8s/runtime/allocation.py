@@ -89,7 +89,7 @@ class PodAllocation(Allocation):
         return max(nodes.least, min(self.run.wanted_nodes or nodes.most, nodes.most))
 
     def initial_nodes(self) -> list[int]:
-        """Those that are there, or as many as the user wants of them."""
+        """Return the nodes whose pods are connected, or as many of them as the user wants."""
         self._notice = ""
         self.slots = {self.node_of(member.pod): member for member in self._ready()}
         for node in sorted(self.slots)[self.wanted() :]:
@@ -115,7 +115,7 @@ class PodAllocation(Allocation):
         return self._store_port.take(self.term.address)
 
     def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
-        """Have the node's pod start an agent; the pod knows the command line, and the log by the agent's node."""
+        """Have the node's pod start an agent; the pod renders the command line, and finds the log by the agent's node."""
         assert isinstance(spec, AgentSpec)
         self._agents += 1
         return self.slots[node].start(self._agents, spec)
@@ -229,7 +229,7 @@ class PodAllocation(Allocation):
         self.asked_to_stop.set()
 
     def stop_reason(self) -> str:
-        """Why the whole run has to stop: this pod or, where all are needed, any of them has to go."""
+        """Say why the whole run has to stop: this pod, or any of the pods where all are needed, has to go."""
         if self._notice:
             return self._notice
         leaving = self._leaving()

@@ -72,7 +72,7 @@ def supervise(run: RunDir, term: LeaderTerm, allocation: PodAllocation) -> int:
 
 
 def admitted(pod: Pod, caller: str, term: LeaderTerm, api: InClusterApi) -> Pod:
-    """The pod that a caller is which knows the run's key: a live pod of this Job, that calls from its own address.
+    """Check that a caller, which knows the run's key, is a live pod of this Job and calls from its own address; return the pod.
 
     The pod's index and address are those that Kubernetes reports. Raises RefusedError.
     """
@@ -86,8 +86,8 @@ def admitted(pod: Pod, caller: str, term: LeaderTerm, api: InClusterApi) -> Pod:
         if not isinstance(error, ForbiddenError):
             raise RefusedError(str(error)) from None
         if caller != pod.address:
-            raise RefusedError(f"it says that it has the address {pod.address}") from None
-        log.warning("of pod %s it is known that it can read the run's directory, and no more: %s", pod.name, error)
+            raise RefusedError(f"it says that its address is {pod.address}") from None
+        log.warning("pod %s knows the run's key; that it is a pod of the run cannot be checked: %s", pod.name, error)
         return pod
     if found is None or found["metadata"]["uid"] != pod.uid:
         raise RefusedError("there is no such pod")

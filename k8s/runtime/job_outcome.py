@@ -53,7 +53,7 @@ def query_stop_reason(api: InClusterApi, run: RunDir, pod: str) -> str:
     try:
         why = disruption_reason(api.pod(pod), api.job())
     except ApiError as error:
-        log.warning("cannot ask Kubernetes why: %s", error)
+        log.warning("cannot ask Kubernetes why pod %s has to go: %s", pod, error)
         return "signal"
     if why == StopReason.CANCELLED and submission_details(run).get("name") == api.job_name:
         run.request_cancel()  # for those who look at the run and not at its Job, such as a sweep's driver

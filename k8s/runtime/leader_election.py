@@ -1,4 +1,4 @@
-"""Whether this pod may lead the run now: nobody does, this pod is alive by the word of the API server, and it is its turn."""
+"""Whether this pod may lead the run now: nobody does, the API server knows that this pod is alive, and it is this pod's turn."""
 
 import logging
 import time

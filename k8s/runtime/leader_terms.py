@@ -69,11 +69,11 @@ class LeaderTerms:
         return mine
 
     def key_of(self, term: LeaderTerm) -> str:
-        """The key by which the run's pods prove to each other that they are some. Raises OSError if there is none."""
+        """The key by which the run's pods prove to each other that they belong to it. Raises OSError if there is none."""
         return self._key_file(term).read_text()
 
     def leave(self, term: LeaderTerm) -> None:
-        """Say that the pod of a term has left: any other may lead the run from here."""
+        """Write that the pod of a term has left: any other may lead the run from here."""
         write_mark(self._folder / f"{term.number:06d}.left", term.number)
 
     def has_left(self, term: LeaderTerm) -> bool:

@@ -93,7 +93,7 @@ class Member:
         return self.agent
 
     def start_store(self, number: int, spec: StoreSpec) -> RemoteAgent:
-        """Have the pod start the group's store."""
+        """Have the pod start the rendezvous store."""
         self.send(StartStore.of(number, spec))
         return RemoteAgent(self, number)
 
@@ -194,7 +194,7 @@ class Membership:
             return await asyncio.to_thread(self._admit, claimed, caller)
         except RefusedError as error:
             if str(error) != self._refused.get(claimed.uid):  # it calls again and again
-                log.warning("a caller from %s that says to be pod %s is not let in: %s", caller, claimed.name, error)
+                log.warning("a caller from %s that says that it is pod %s is not let in: %s", caller, claimed.name, error)
             if len(self._refused) < MOST_REFUSED:
                 self._refused[claimed.uid] = str(error)
             return None

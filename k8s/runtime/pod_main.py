@@ -42,7 +42,7 @@ COORDINATOR_LOG = "conductor.log"  # in the run's directory; of all its leaders
 
 
 class PodState(Enum):
-    """What a pod is about."""
+    """What a pod is doing."""
 
     SEEKING = auto()  # no coordinator is known to be there: find one, or become the leader
     FOLLOWING = auto()  # connected to the coordinator in another pod
@@ -93,7 +93,7 @@ class PodRuntime:
 
     @property
     def state(self) -> PodState:
-        """What this pod is about now."""
+        """What this pod is doing now."""
         if self.exit_code is not None:
             return PodState.LEAVING
         if self.coordinator is not None:
@@ -159,7 +159,7 @@ class PodRuntime:
 
     def _go(self) -> None:
         """Have everything in this pod save and leave, since Kubernetes takes the pod away."""
-        log.info("asked to go")
+        log.info("Kubernetes asks this pod to go")
         self.exit_code = EXIT_REQUEUE if self.exit_code is None else self.exit_code
         if self.link is not None:
             self.link.send({"say": "leaving"})

@@ -69,7 +69,7 @@ def disruption_reason(pod: Object | None, job: Object | None) -> str:
 
 
 def _suspended_since(pod: Object | None, job: Object) -> bool:
-    """Whether its Job was suspended after the pod was made, and perhaps resumed at once, on the nodes that are left to it."""
+    """Whether a pod's Job was suspended after the pod was made, and perhaps resumed at once, on the nodes that are left to it."""
     status = job.get("status", {})
     if any(each["type"] == "Suspended" and each["status"] == "True" for each in status.get("conditions") or []):
         return True

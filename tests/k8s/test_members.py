@@ -216,7 +216,7 @@ AWAY, DENIED = ApiAwayError("away"), ForbiddenError("denied")
         ("u0", "10.0.0.7", DENIED, "the pod that leads the run has the address 10.0.0.1"),
         ("u7", "192.168.0.1", None, "that pod has the address 10.0.0.7"),
         ("u7", "10.0.0.7", AWAY, "away"),
-        ("u7", "10.0.0.8", DENIED, "it says that it has the address 10.0.0.9"),
+        ("u7", "10.0.0.8", DENIED, "it says that its address is 10.0.0.9"),
         ("u8", "10.0.0.7", None, "there is no such pod"),
     ],
 )

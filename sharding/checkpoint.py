@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 from cluster.errors import CheckpointError, RopewalkError, StaleAttemptError, StorageError
 from cluster.run.directory import RunDir
 from cluster.run.fence import Fence
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from sharding.config import CheckpointConfig
 from sharding.floats import nulled
 from sharding.group import Group
@@ -45,11 +45,11 @@ from sharding.storage import PlaceReader, PlaceWriter, WrittenFile, parse_index
 log = logging.getLogger(__name__)
 
 
-def newest_complete(place: Place, step: int | None = None) -> tuple[Place, CheckpointManifest]:
+def newest_complete(place: StoragePath, step: int | None = None) -> tuple[StoragePath, CheckpointManifest]:
     """The newest checkpoint (or that of `step`) that verifies, in one process. Raises CheckpointError."""
     steps = sorted(told_steps(place).union(steps_in(place))) if step is None else [step]
     for candidate in reversed(steps):
-        folder = place.sub(directory_of(candidate))
+        folder = place.child(directory_of(candidate))
         try:
             manifest = read_manifest(folder)
             wrong = problems(folder, manifest.files)
@@ -95,7 +95,7 @@ class Checkpoints:
             index="",
             progress=progress,
         )
-        folder = self.place.sub(directory_of(step))
+        folder = self.place.child(directory_of(step))
         # names of their own, so that an orphan of an older attempt cannot overwrite what a newer one committed
         prefix = f"{self.fence.attempt:04d}-{self.fence.group:06d}"
         writer = PlaceWriter(folder, prefix, self.fence.check, lambda index, files: self._commit(folder, manifest, prefix, files))
@@ -110,7 +110,7 @@ class Checkpoints:
         self._pending = pending
         self.last_step = step
 
-    def _commit(self, folder: Place, manifest: CheckpointManifest, prefix: str, files: list[WrittenFile]) -> None:
+    def _commit(self, folder: StoragePath, manifest: CheckpointManifest, prefix: str, files: list[WrittenFile]) -> None:
         """Rank 0, when the files of all ranks are durable: from here on the checkpoint is the newest."""
         records = [FileRecord(path=f.path, size=f.size, checksum=f.checksum) for f in files]
         complete = manifest.model_copy(update={"files": records, "index": f"{prefix}-index.json"})
@@ -158,14 +158,14 @@ class Checkpoints:
 
     # --- loading
 
-    def find(self) -> tuple[Place, CheckpointManifest] | None:
+    def find(self) -> tuple[StoragePath, CheckpointManifest] | None:
         """The newest checkpoint that verifies, the ranks sharing the reading. Bad ones are named and recorded.
 
         Raises CheckpointError where it belongs to a different model.
         """
         self.group.barrier()
         for step in reversed(self.group.broadcast_object(newest_steps(self.place) if self.group.is_main else None)):
-            folder = self.place.sub(directory_of(step))
+            folder = self.place.child(directory_of(step))
             manifest, wrong = self._examine(folder)
             if manifest is None:
                 self._report_bad(step, folder, wrong)
@@ -174,7 +174,7 @@ class Checkpoints:
             return folder, manifest
         return None
 
-    def find_elsewhere(self, place: Place, step: int | None) -> tuple[Place, CheckpointManifest]:
+    def find_elsewhere(self, place: StoragePath, step: int | None) -> tuple[StoragePath, CheckpointManifest]:
         """The checkpoint of another run (of `step`, else its newest) that verifies. Raises CheckpointError if there is none."""
         self.group.barrier()
         steps: list[int] | None = None
@@ -182,7 +182,7 @@ class Checkpoints:
             steps = complete_steps(place) if step is None else [step]
         problem = "it has no checkpoint"
         for candidate in reversed(self.group.broadcast_object(steps) or []):
-            folder = place.sub(directory_of(candidate))
+            folder = place.child(directory_of(candidate))
             manifest, wrong = self._examine(folder)
             if manifest is not None:
                 self._require_same_model(folder, manifest)
@@ -190,14 +190,14 @@ class Checkpoints:
             problem = "; ".join(wrong)
         raise CheckpointError(f"{place.url}: {problem}; name another run or step in start_from")
 
-    def _require_same_model(self, folder: Place, manifest: CheckpointManifest) -> None:
+    def _require_same_model(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
         if manifest.config_hash != self.config_hash and manifest.identity != nulled(self.fingerprint):
             raise CheckpointError(
                 f"{folder.url}: belongs to a different model: {config_diff(manifest.identity, self.fingerprint)}; "
                 "restore these keys, or start a new run"
             )
 
-    def _examine(self, folder: Place) -> tuple[CheckpointManifest | None, list[str]]:
+    def _examine(self, folder: StoragePath) -> tuple[CheckpointManifest | None, list[str]]:
         """The manifest if every file is as it says, else what is wrong."""
         read: CheckpointManifest | str | None = None
         if self.group.is_main:
@@ -212,13 +212,13 @@ class Checkpoints:
         wrong = [problem for rank in self.group.all_gather_object(problems(folder, mine)) for problem in rank]
         return (None if wrong else found), wrong
 
-    def _report_bad(self, step: int, folder: Place, wrong: list[str]) -> None:
+    def _report_bad(self, step: int, folder: StoragePath, wrong: list[str]) -> None:
         self._bad.add(step)
         if self.group.is_main:
             log.warning("%s is not used: %s; looking for an older checkpoint", folder.url, "; ".join(wrong))
             self.run.event("bad_checkpoint", step=step, path=folder.url, problems=wrong)
 
-    def load(self, folder: Place, manifest: CheckpointManifest, state: State) -> None:
+    def load(self, folder: StoragePath, manifest: CheckpointManifest, state: State) -> None:
         """Fill the tensors of `state` in place. Raises CheckpointError unless the checkpoint holds these and no others."""
         index = parse_index(self.group.broadcast_object(folder.read(manifest.index) if self.group.is_main else None), folder.url)
         missing, extra = sorted(state.keys() - index.keys()), sorted(index.keys() - state.keys())
@@ -244,7 +244,7 @@ class Checkpoints:
                 self._remove(step)
 
 
-def _plain(error: BaseException, place: Place) -> Exception:
+def _plain(error: BaseException, place: StoragePath) -> Exception:
     """The one error that tells what happened on any rank. An unknown error of a store is worth another attempt."""
     causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
     for kind in (StaleAttemptError, RopewalkError):

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from cluster.config import Section
 from cluster.errors import CheckpointError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from sharding.layout import MANIFEST_NAME
 from sharding.storage import checksum
 
@@ -55,7 +55,7 @@ def _own_checksum(body: dict[str, Any]) -> str:
     return checksum(xxhash.xxh3_128(json.dumps(body, sort_keys=True).encode()))
 
 
-def read_manifest(place: Place) -> CheckpointManifest:
+def read_manifest(place: StoragePath) -> CheckpointManifest:
     """The manifest of a checkpoint's directory. Raises CheckpointError that says what is wrong."""
     try:
         raw = place.read(MANIFEST_NAME)
@@ -71,7 +71,7 @@ def read_manifest(place: Place) -> CheckpointManifest:
     return manifest
 
 
-def problems(place: Place, files: Iterable[FileRecord]) -> list[str]:
+def problems(place: StoragePath, files: Iterable[FileRecord]) -> list[str]:
     """What is wrong with these files of a checkpoint: missing, a wrong size, wrong bytes. Reads all of them."""
     found = []
     for file in files:
@@ -86,7 +86,7 @@ def problems(place: Place, files: Iterable[FileRecord]) -> list[str]:
     return found
 
 
-def _checksum_of(place: Place, file: FileRecord) -> str:
+def _checksum_of(place: StoragePath, file: FileRecord) -> str:
     digest = xxhash.xxh3_128()
     for start in range(0, file.size, _READ_BYTES):
         digest.update(place.read(file.path, start, min(start + _READ_BYTES, file.size)))

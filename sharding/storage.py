@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from cluster.errors import CheckpointError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 
 _WRITE_BYTES = 64 << 20
 _GAP_BYTES = 1 << 20  # reading over a smaller gap is cheaper than another request
@@ -66,7 +66,9 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
 class PlaceWriter(StorageWriter):
     """Writes one rank's pieces; `commit` is called on rank 0 when the files of all ranks are durable."""
 
-    def __init__(self, place: Place, prefix: str, check: Callable[[], None], commit: Callable[[Index, list[WrittenFile]], None]):
+    def __init__(
+        self, place: StoragePath, prefix: str, check: Callable[[], None], commit: Callable[[Index, list[WrittenFile]], None]
+    ):
         super().__init__()
         self.place, self.prefix, self.check, self.commit = place, prefix, check, commit
         self.rank = 0
@@ -155,7 +157,7 @@ def parse_index(data: bytes, where: str) -> Index:
 class PlaceReader(StorageReader):
     """Reads whatever slices this rank needs, however many ranks wrote them."""
 
-    def __init__(self, place: Place, index: Index) -> None:
+    def __init__(self, place: StoragePath, index: Index) -> None:
         super().__init__()
         self.place, self.index = place, index
         self.pieces = {
@@ -261,7 +263,7 @@ def _stretches(wants: list[_Want]) -> Iterator[list[_Want]]:
         yield stretch
 
 
-def read_tensors(place: Place, index: Index, prefix: str = "") -> dict[str, torch.Tensor]:
+def read_tensors(place: StoragePath, index: Index, prefix: str = "") -> dict[str, torch.Tensor]:
     """Full tensors whose names begin with `prefix` (which is cut off), put together on the CPU in this process."""
     tensors = {}
     for name, entry in index.items():

@@ -1,7 +1,7 @@
 """Runs as tables and pages for people."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -12,10 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.backends.base import Check
-from cluster.run.directory import RunDir
 from cluster.text import counted
-from jobs.registry import JOBS
-from jobs.runs.diagnose import Diagnosis, tell
+from jobs.runs.events import tell
 from jobs.tracking.metrics import broken_words
 
 LONG_LIST = 200  # rows
@@ -166,15 +164,6 @@ def values_table(values: Mapping[str, Any], title: str) -> Table:
     return made
 
 
-def diagnosis_page(run: RunDir, found: Diagnosis) -> RenderableType:
-    """What `why` prints."""
-    parts: list[RenderableType] = [Text.assemble((run.id, "bold"), "  ", found.cause)]
-    parts += [Text(f"  {line}", style="dim") for line in found.evidence]
-    if found.remedy:
-        parts.append(Text.assemble(("What to do: ", "bold"), found.remedy))
-    return Group(*parts)
-
-
 def top_page(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
     """What `top` prints: one line a run, below it one a node."""
     if not rows:
@@ -211,22 +200,6 @@ def checks_table(checks: Sequence[Check]) -> Table:
     made = table("", "CHECK", "FOUND")
     for check in checks:
         made.add_row(Text("ok" if check.ok else "!!", style="green" if check.ok else "bold red"), check.name, check.detail)
-    return made
-
-
-def jobs_table() -> Table:
-    """The catalogue."""
-    made = table("JOB", "WHAT IT DOES")
-    for spec in JOBS.values():
-        made.add_row(Text(spec.name, style="bold"), spec.summary)
-    return made
-
-
-def keys_table(rows: Iterable[tuple[str, str, str, str]]) -> Table:
-    """What `run JOB --help` prints: every key."""
-    made = table("KEY", "TYPE", "DEFAULT", "MEANING")
-    for key, kind, default, meaning in rows:
-        made.add_row(Text(key, style="bold"), kind, default, meaning)
     return made
 
 

@@ -4,15 +4,15 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from cluster.backends.base import BackendState, Check
-from cluster.backends.profiles import Profile, load_backend
+from cluster.backends.base import Backend, BackendState
+from cluster.backends.profiles import load_backend
 from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
-from cluster.supervise.supervisor import BY_SUBMISSION, Supervisor, bury_unfinished
+from cluster.supervise.supervisor import BY_SUBMISSION, Supervisor, close_unfinished_attempt
 
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
@@ -22,13 +22,8 @@ log = logging.getLogger(__name__)
 NAME = "allocation"
 
 
-class AllocationBackend:
+class AllocationBackend(Backend):
     """Seen from outside: such a run lives as long as its sweep does, and goes on with it."""
-
-    ships_code: ClassVar[bool] = False
-
-    def __init__(self, profile: Profile) -> None:
-        self.profile = profile
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """There is nothing that is handed over."""
@@ -38,12 +33,6 @@ class AllocationBackend:
         """Only the sweep starts them."""
         whose = run.record.get("parent", "a sweep with allocation=true")
         raise BackendError(f"{run.id} lives on the nodes of its sweep and goes on with it: `ropewalk resume {whose}`")
-
-    def submit_many(
-        self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
-    ) -> list[str]:
-        """The same."""
-        return [self.submit(run, resources, after) for run in runs]
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
         """Those of their sweeps, where no outcome says more."""
@@ -65,10 +54,6 @@ class AllocationBackend:
         """Whoever carries it finds the request."""
         run.request_cancel()
 
-    def checks(self) -> list[Check]:
-        """Nothing of its own."""
-        return []
-
 
 class Carrier(threading.Thread):
     """Carries a trial's run on the placement group of this actor, until the run is over or has lost its nodes."""
@@ -76,7 +61,7 @@ class Carrier(threading.Thread):
     def __init__(self, run: RunDir, order: Callable[[], str]) -> None:
         super().__init__(name=f"carrier-{run.id}", daemon=True)
         self.run_dir, self.order = run, order
-        bury_unfinished(run, "the nodes of its sweep were lost")
+        close_unfinished_attempt(run, "the nodes of its sweep were lost")
         run.withdraw_cancel()
         self.resources = Resources.model_validate(run.record["resources"])
         plain = self.resources.model_dump(mode="json")
@@ -86,11 +71,11 @@ class Carrier(threading.Thread):
         """Attempt after attempt."""
         import ray
 
-        from jobs.sweep.ray_allocation import RayLane
+        from jobs.sweep.ray_allocation import RayClusterAllocation
 
         lane: Any = None
         try:
-            lane = RayLane(self.resources, ray.util.get_current_placement_group(), self.order)
+            lane = RayClusterAllocation(self.run_dir, self.resources, ray.util.get_current_placement_group(), self.order)
             Supervisor(self.run_dir, lane, sys.executable).supervise(self.number)
         except Exception:  # a thread has nobody to raise to; the trial sees that nobody carries its run
             log.exception("%s is not carried any more", self.run_dir.id)

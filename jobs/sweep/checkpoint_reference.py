@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.run.directory import RunDir
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from jobs.sweep.records import read_records
 from sharding.config import CheckpointConfig
 from sharding.layout import complete_steps, is_pinned, pin, place_of, unpin
@@ -39,13 +39,13 @@ def checkpoint_of(sweep: RunDir, run: RunDir, step: int, over: Callable[[], bool
     return _pinned(sweep, run, place, min(steps, key=lambda one: abs(one - wanted)))
 
 
-def _pinned(sweep: RunDir, run: RunDir, place: Place, step: int) -> dict[str, Any]:
+def _pinned(sweep: RunDir, run: RunDir, place: StoragePath, step: int) -> dict[str, Any]:
     pin(place, step, sweep.id)
     _release(sweep, run, place, but=step)
     return {"run": run.id, "step": step}
 
 
-def _release(sweep: RunDir, run: RunDir, place: Place, but: int) -> None:
+def _release(sweep: RunDir, run: RunDir, place: StoragePath, but: int) -> None:
     """Pins of this run that no trial has made use of: only the newest is ever handed over."""
     used = {entry["step"] for record in read_records(sweep) for entry in record.lineage if entry["from_run"] == run.id}
     for step in complete_steps(place):

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.backends.base import path_view
-from cluster.backends.profiles import Profile, load_backend
+from cluster.backends.base import Profile
+from cluster.backends.profiles import load_backend
 from cluster.config import JobConfig, PathView, load_config
 from cluster.errors import ConfigError
 from jobs.registry import config_of, find_job
@@ -100,4 +100,4 @@ def preflight(config: "SweepConfig", here: PathView = Path) -> None:
 
     sample = sample_config(config)
     check_limits(config, sample)
-    sample.preflight(path_view(load_backend(config.cluster)) if config.cluster is not None else here)
+    sample.preflight(load_backend(config.cluster).path_here if config.cluster is not None else here)

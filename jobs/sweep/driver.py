@@ -15,7 +15,7 @@ from cluster.backends.profiles import PROFILES_VARIABLE, load_backend
 from cluster.engines.ray import RayNode, short_scratch, start_ray, stop_ray
 from cluster.errors import RopewalkError, StopRequested
 from cluster.gpus import DEVICES_VARIABLE, deal_devices, machine_devices
-from cluster.process.forking import needed
+from cluster.process.forking import preload_modules
 from cluster.process.scratch import remove_scratch
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
@@ -30,8 +30,8 @@ from jobs.sweep.context import CLUSTERS, Scene, write_scene
 from jobs.sweep.launcher import launcher
 from jobs.sweep.limits import decision_steps, fitting, steps_of
 from jobs.sweep.records import SWEEP_CANCELLED, WITH_THE_SWEEP, TrialRecord, TrialState, read_records, write_record
+from jobs.sweep.results import read_sweep
 from jobs.sweep.stop import await_end, end_run
-from jobs.sweep.summary import results_of
 from jobs.sweep.trial_runs import origin_of_trials
 from jobs.sweep.watchdog import Watcher
 
@@ -81,9 +81,7 @@ class Driver:
 
     def drive(self) -> dict[str, object]:
         """All of it; the results. Raises StopRequested where a later attempt goes on, SweepError where nothing was found."""
-        refuse_without_rights = getattr(load_backend(self.cluster), "refuse_without_rights", None)
-        if refuse_without_rights:
-            refuse_without_rights()
+        load_backend(self.cluster).check_rights()
         scratch = self._scratch()
         self._reopen()
         try:
@@ -138,7 +136,7 @@ class Driver:
         if not self.local:
             return []
         record = make_record(self.config.job, self.sample, self.cluster, {})
-        return ["cluster.backends.local.supervisor_main", *needed(unwritten_run(self.sample, record))]
+        return ["cluster.backends.local.supervisor_main", *preload_modules(unwritten_run(self.sample, record))]
 
     def _reopen(self) -> None:
         """What ended only because the sweep was cancelled goes on, now that the sweep does."""
@@ -245,7 +243,7 @@ class Driver:
             raise StopRequested("all trials have saved and left")
         if order == "failures":
             raise SweepError(f"{watcher.num_failed} trials failed; the first: {self._first_cause()}")
-        results = results_of(self.sweep)
+        results = read_sweep(self.sweep).summary()
         if results["best_trial"] is None:
             raise SweepError(f"no trial reported {self.config.metric}; {self._first_cause() or 'none had the time'}")
         return results

@@ -1,4 +1,4 @@
-"""The nodes of a placement group as a lane: a trial's agents run where Ray has set cores and GPUs aside for them."""
+"""The nodes of a placement group as an allocation: a trial's agents run where Ray has set cores and GPUs aside for them."""
 
 import os
 import secrets
@@ -14,13 +14,15 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import Resources
-from cluster.engines.ports import NODE_CPUS_VARIABLE, ReservedPort
-from cluster.gpus import NODE_GPUS_VARIABLE
+from cluster.engines.ports import ReservedPort
 from cluster.process.forking import Process, wait_by_polling
 from cluster.process.kill import end, family, processes_of
 from cluster.process.scratch import make_scratch, remove_scratch
-from cluster.process.signals import deaf_children
+from cluster.process.signals import stop_signals_blocked
+from cluster.run.directory import RunDir
 from cluster.spec import StopReason
+from cluster.supervise.agent_environment import agent_environment
+from cluster.supervise.allocation import Allocation
 from jobs.sweep.launcher import OURS
 
 ANSWER_SECONDS = 60.0
@@ -47,7 +49,7 @@ class NodeServer:
     def start(self, command: list[str], environment: Mapping[str, str], log: str) -> int:
         """Start a command in a session of its own; its process id."""
         values = {name: value for name, value in os.environ.items() if name not in OURS}
-        with open(log, "ab") as stream, deaf_children():
+        with open(log, "ab") as stream, stop_signals_blocked():
             process = subprocess.Popen(
                 command,
                 stdout=stream,
@@ -123,13 +125,14 @@ def _answer(reference: Any, otherwise: Any) -> Any:
         return otherwise
 
 
-class RayLane:
+class RayClusterAllocation(Allocation):
     """One server a bundle of the trial's placement group. `order` tells why the whole sweep has to leave, if it has."""
 
     name = "allocation"
+    owner_limits_time = True  # the sweep has one for all its trials
 
-    def __init__(self, resources: Resources, group: PlacementGroup, order: Callable[[], str]) -> None:
-        self.resources, self.order = resources, order
+    def __init__(self, run: RunDir, resources: Resources, group: PlacementGroup, order: Callable[[], str]) -> None:
+        self.run, self.resources, self.order = run, resources, order
         self.token = secrets.token_hex(32)  # lives in memory only
         self.gone: set[int] = set()
         cpus, gpus = cpus_of(resources), resources.gpus
@@ -144,7 +147,7 @@ class RayLane:
         ]
         self.addresses: list[str] = ray.get([one.address.remote() for one in self.servers])
 
-    def nodes(self) -> list[int]:
+    def initial_nodes(self) -> list[int]:
         """All of them."""
         return [node for node in range(len(self.servers)) if node not in self.gone]
 
@@ -159,52 +162,37 @@ class RayLane:
     def start(self, node: int, command: list[str], log: Path) -> Process:
         """Start a command there."""
         cpus = cpus_of(self.resources)
-        values = {NODE_CPUS_VARIABLE: str(cpus), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
-        values[NODE_GPUS_VARIABLE] = str(self.resources.gpus)
-        if "OMP_NUM_THREADS" not in os.environ:
-            values["OMP_NUM_THREADS"] = str(max(1, cpus // self.resources.local_world_size))
+        values = agent_environment(self.run, self.resources, cpus=cpus, ray_token=self.token)
         pid = ray.get(self.servers[node].start.remote(command, values, str(log)))
         return RemoteProcess(self.servers[node], pid, command)
-
-    def serve(self, command: list[str], log: Path) -> Process:
-        """The same, on node 0."""
-        return self.start(0, command, log)
 
     def end(self, process: Process) -> None:
         """Kill it and its descendants."""
         assert isinstance(process, RemoteProcess)
         process.end()
 
-    def lost(self, node: int, code: int) -> str:
-        """The signal that killed the agent, or the node with it."""
-        return signal.Signals(-code).name if code < 0 else ""
-
-    def clean(self, node: int) -> None:
+    def clean_up(self, node: int) -> None:
         """End what had left the agent's process group."""
         _answer(self.servers[node].clean.remote(), None)
 
-    def bury(self, node: int) -> None:
+    def mark_lost(self, node: int) -> None:
         """It is not used again."""
-        self.clean(node)
+        self.clean_up(node)
         self.gone.add(node)
-
-    def offered(self, wanted: int) -> list[int]:
-        """A placement group does not grow."""
-        return []
 
     def release(self, node: int) -> None:
         """It stays set aside until the trial is over."""
         self.gone.add(node)
 
-    def notice(self) -> str:
+    def stop_reason(self) -> str:
         """The whole sweep has to leave."""
         return StopReason.PREEMPTED if self.order() == StopReason.PREEMPTED else ""
 
-    def explain(self) -> str:
+    def query_stop_reason(self) -> str:
         """Whoever stops agents past us stops the sweep."""
         return StopReason.PREEMPTED
 
-    def keeps(self) -> bool:
+    def can_retry(self) -> bool:
         """All nodes are still there."""
         return not self.gone and not self.order()
 

@@ -10,7 +10,7 @@ from transformers.initialization import no_init_weights
 
 from cluster.errors import CheckpointError, RopewalkError, StorageError
 from cluster.run.directory import RunDir
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from jobs.training.model_config import config_from_fingerprint, model_fingerprint
 from jobs.training.model_record import Weights, find_source_run, require_record
 from sharding.checkpoint import newest_complete
@@ -24,7 +24,7 @@ from sharding.storage import parse_index, read_tensors
 log = logging.getLogger(__name__)
 
 
-def checkpoint_place(run: RunDir) -> Place:
+def checkpoint_place(run: RunDir) -> StoragePath:
     """Where the checkpoints of a run lie that trains, whatever its job."""
     return place_of(run, CheckpointConfig.model_validate(run.record["config"].get("checkpoint") or {}))
 

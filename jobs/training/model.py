@@ -79,7 +79,7 @@ def _model_of_run(config: ModelConfig, run: RunDir, tokenizer: TokenizerRecord) 
             f"model.run: {source_run.id} was trained with the tokenizer {made_by.tokenizer.name} ({made_by.tokenizer.hash}), "
             f"the data with {tokenizer.name} ({tokenizer.hash}); preprocess the data with tokenizer.path={source_run.tokenizer}"
         )
-    fingerprint = read_manifest(place.sub(directory_of(steps[-1]))).identity
+    fingerprint = read_manifest(place.child(directory_of(steps[-1]))).identity
     return fingerprint, Weights(run=config.run, step=steps[-1])
 
 

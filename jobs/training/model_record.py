@@ -11,7 +11,7 @@ from cluster.config import Section
 from cluster.errors import CheckpointError, ConfigError
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.manifest import TokenizerRecord
 
 
@@ -37,7 +37,7 @@ class ModelRecord(Section):
 class TokenizerPlan:
     """The tokenizer of a run: where its files lie, and what was recorded of it."""
 
-    place: Place
+    place: StoragePath
     record: TokenizerRecord
 
 

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from cluster.config import DataPath, PathView, Section
 from cluster.errors import ConfigError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.manifest import MANIFEST_NAME, Manifest
 from jobs.training.model_record import TokenizerPlan
 
@@ -31,7 +31,7 @@ def check_data(data: Data, here: PathView = Path) -> None:
     if not data:
         raise ConfigError("data: the list is empty; name at least one data set")
     for source in weighted(data):
-        place = Place(source.path)
+        place = StoragePath(source.path)
         local = here(source.path) if place.local is not None else None
         if local is not None and not (local / MANIFEST_NAME).is_file():
             what = "is not complete (no manifest.json)" if local.exists() else "does not exist"
@@ -48,4 +48,4 @@ def tokenizer_of(manifests: list[Manifest], data: Data) -> TokenizerPlan:
                 f"data: {source.path} was made with the tokenizer {manifest.tokenizer.name} ({manifest.tokenizer.hash}), "
                 f"{weighted(data)[0].path} with {first.name} ({first.hash}); preprocess them with one tokenizer"
             )
-    return TokenizerPlan(place=Place(weighted(data)[0].path).sub(first.path), record=first)
+    return TokenizerPlan(place=StoragePath(weighted(data)[0].path).child(first.path), record=first)

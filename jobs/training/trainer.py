@@ -9,7 +9,7 @@ from cluster.engines.heartbeat import Phase
 from cluster.errors import NumericsError, StopRequested
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.loader.prefetch import prefetch
 from jobs.training.batch import Batch
 from jobs.training.config import TrainingConfig
@@ -169,13 +169,13 @@ class Trainer:
 
     # --- state
 
-    def resume(self, folder: Place, manifest: CheckpointManifest) -> None:
+    def resume(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
         """Take over the state of a checkpoint of this run."""
         self._load(folder, manifest)
         checkpoint = directory_of(manifest.step)
         self.report.event("resumed", step=manifest.step, checkpoint=checkpoint, world_size=self.group.world_size)
 
-    def start_from(self, folder: Place, manifest: CheckpointManifest, source_run: RunDir) -> None:
+    def start_from(self, folder: StoragePath, manifest: CheckpointManifest, source_run: RunDir) -> None:
         """Take over the state of another run's checkpoint; the configuration stays this run's own."""
         self._load(folder, manifest)
         self.checkpoints.last_step = None  # this run itself has saved nothing yet
@@ -183,7 +183,7 @@ class Trainer:
         checkpoint = directory_of(manifest.step)
         self.report.event("started_from", run=source_run.id, step=manifest.step, checkpoint=checkpoint)
 
-    def _load(self, folder: Place, manifest: CheckpointManifest) -> None:
+    def _load(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
         self.checkpoints.load(folder, manifest, self.state.tensors)
         reshard_all(self.state.model)
         self.state.progress = Progress.of(manifest)

@@ -92,16 +92,16 @@ def stall_in_step(context: JobContext) -> None:
 
 def full_disk(context: JobContext) -> None:
     """Rank 1 cannot write its part of a checkpoint."""
-    from cluster.storage import Place
+    from cluster.storage import StoragePath
 
-    create = Place.create
+    create = StoragePath.create
 
-    def refusing(self: Place, name: str) -> Any:
+    def refusing(self: StoragePath, name: str) -> Any:
         if "rank-00001" in name:
             raise OSError(28, "No space left on device", name)
         return create(self, name)
 
-    Place.create = refusing  # type: ignore[method-assign]
+    StoragePath.create = refusing  # type: ignore[method-assign]
 
 
 def resave(context: JobContext) -> None:

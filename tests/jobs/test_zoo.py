@@ -90,7 +90,7 @@ def test_a_model_leaves_as_it_was_trained(data: Path, tmp_path: Path, kind: str)
 def test_a_checkpoint_of_an_older_version_that_lost_an_infinity_is_resumed_and_exported(data: Path, tmp_path: Path) -> None:
     run = trained(data, tmp_path, "mamba2")
     place = checkpoint_place(run)
-    for folder in [place.sub(path.name) for path in sorted(run.checkpoints.glob("step-*"))]:
+    for folder in [place.child(path.name) for path in sorted(run.checkpoints.glob("step-*"))]:
         manifest = read_manifest(folder)
         assert manifest.identity["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
         old = {**manifest.identity, "time_step_limit": [0.0, None]}

@@ -13,7 +13,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from cluster.errors import CheckpointError, StaleAttemptError, StorageError
 from cluster.run.directory import RunDir
 from cluster.run.fence import Fence
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from sharding.checkpoint import Checkpoints, newest_complete
 from sharding.config import CheckpointConfig
 from sharding.group import Group, process_group
@@ -100,7 +100,7 @@ def test_the_state_is_copied_before_training_goes_on(run: RunDir, group: Group) 
 
 def test_every_flipped_byte_is_found(run: RunDir, group: Group) -> None:
     save(checkpoints(run, group), group, 1)
-    place = Place(run.checkpoints)
+    place = StoragePath(run.checkpoints)
     for path in sorted((run.checkpoints / "step-00000001").iterdir()):
         whole = path.read_bytes()
         for position in range(0, len(whole), 1 if path.suffix == ".bin" else 7):
@@ -200,8 +200,8 @@ def test_an_attempt_that_grows_old_while_it_writes_cannot_commit(
     run: RunDir, group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = checkpoints(run, group)
-    write = Place.write
-    monkeypatch.setattr(Place, "write", lambda self, name, data: (run.begin_attempt(), write(self, name, data))[1])
+    write = StoragePath.write
+    monkeypatch.setattr(StoragePath, "write", lambda self, name, data: (run.begin_attempt(), write(self, name, data))[1])
     store.save(state(group, 2), step=2, position=0, progress={})
     with pytest.raises(StaleAttemptError):
         store.wait()

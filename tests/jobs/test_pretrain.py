@@ -203,7 +203,7 @@ def test_it_begins_with_the_weights_of_another_run_and_at_step_0(data: Path, tmp
         assert not any(tensor.any() for name, tensor in weights(run, 0).items() if name.startswith("optimizer."))
         assert [(event["run"], event["step"]) for event in events(run, "initialized_from")] == [(model["run"], step)]
         assert sorted(losses(run)) == [1, 2]
-        assert not is_pinned(Place(source.checkpoints), step), "its checkpoint is not read again"
+        assert not is_pinned(StoragePath(source.checkpoints), step), "its checkpoint is not read again"
 
 
 def test_it_outlives_the_run_that_it_began_with(data: Path, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_it_outlives_the_run_that_it_began_with(data: Path, tmp_path: Path) -> N
     launch(source, 1)
     run = make_run(tmp_path, pretrain_config(data, steps=16, model={"run": source.id}, checkpoint={"every_steps": 1}))
     leave_at_next_step(run, 2, 4)
-    assert is_pinned(Place(source.checkpoints), 3)
+    assert is_pinned(StoragePath(source.checkpoints), 3)
     shutil.rmtree(source.path)
     assert launch(run, 1)["step"] == 16
 

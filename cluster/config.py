@@ -5,7 +5,7 @@ import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
@@ -129,12 +129,19 @@ class JobConfig(Section):
         """The engine, where these keys decide it; None leaves the job's own."""
         return None
 
-    def other_cluster(self) -> str | None:
-        """A cluster that runs of this one's making go to: it must see this run's files, and have its code."""
+    def resolved(self) -> Self:
+        """The configuration as run.yaml holds it; asked once, by submission, for what costs more than a validation.
+
+        Raises ConfigError.
+        """
+        return self
+
+    def children_cluster(self) -> str | None:
+        """The cluster that runs started by this one go to, if it is another: it must see this run's files, and have its code."""
         return None
 
-    def facts(self, cluster_name: str) -> dict[str, Any]:
-        """What run.yaml must hold besides the keys, since only the submitting machine knows it."""
+    def extra_record(self, cluster_name: str) -> dict[str, Any]:
+        """What run.yaml holds besides the keys, since only the submitting machine knows it."""
         return {}
 
 

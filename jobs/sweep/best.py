@@ -12,13 +12,13 @@ from cluster.errors import ConfigError, DataError
 from cluster.run.files import write_atomically
 from cluster.text import parameter_words
 from jobs.registry import config_of, find_job
-from jobs.sweep.results import SweepResults, Trial, metric_word
+from jobs.sweep.results import SweepResults, TrialResult, metric_word
 from jobs.sweep.space import merged
 
 FIRST_WORDS = "# The best of "  # by which we know a file of ours again
 
 
-def winner(results: SweepResults) -> Trial:
+def winner(results: SweepResults) -> TrialResult:
     """The best trial. Raises DataError where there is none yet."""
     if results.best is None:
         raise DataError(f"{results.run.id}: no trial has reported {results.metric} yet; `ropewalk show {results.run.id}`")
@@ -58,7 +58,7 @@ def plain(results: SweepResults) -> dict[str, Any]:
     return {**best.plain(), "job": results.job, "config": merged(base_of(results), best.parameters)}
 
 
-def _changes(best: Trial) -> list[str]:
+def _changes(best: TrialResult) -> list[str]:
     """Population based training changes parameters on the way: a file can hold only the last ones."""
     lines = [
         f"#   from step {int(change['step']):,} on: went on from trial {change['from_trial']}"

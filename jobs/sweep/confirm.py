@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.backends.profiles import load_backend, load_profile
 from cluster.config import JobConfig, Resources
@@ -15,12 +15,10 @@ from cluster.spec import RunState
 from jobs.runs.status import GONE, final_outcome, is_final, states
 from jobs.runs.submit import resume, write_down
 from jobs.sweep.best import configuration, winner
-from jobs.sweep.curves import RunSeries
-from jobs.sweep.limits import fitting
+from jobs.sweep.checks import fitting
+from jobs.sweep.config import SweepConfig
+from jobs.sweep.curves import MetricFollower
 from jobs.sweep.results import SweepResults
-
-if TYPE_CHECKING:
-    from jobs.sweep.config import SweepConfig
 
 RECORD = "confirm.json"  # in the sweep's directory: parameters, seed, run; written before anything is submitted
 LOCK = ".confirm.lock"
@@ -122,7 +120,7 @@ def values_of(results: SweepResults, candidate: Candidate) -> dict[int, float]:
     """The last value of the sweep's metric, by seed, of the runs that succeeded."""
     found: dict[int, float] = {}
     for seed, run in candidate.runs.items():
-        outcome, series = final_outcome(run), RunSeries(run, results.metric)
+        outcome, series = final_outcome(run), MetricFollower(run, results.metric)
         series.refresh()
         if outcome is not None and outcome.state is RunState.SUCCEEDED and series.points and not series.diverged:
             found[seed] = series.points[max(series.points)]
@@ -145,7 +143,5 @@ def _config(results: SweepResults, candidate: Candidate, seed: int) -> JobConfig
     return configuration(results, {**candidate.parameters, "seed": seed, "name": name, **wandb})
 
 
-def _sweep_config(results: SweepResults) -> "SweepConfig":
-    from jobs.sweep.config import SweepConfig
-
+def _sweep_config(results: SweepResults) -> SweepConfig:
     return SweepConfig.model_validate(results.run.record["config"])

@@ -15,7 +15,7 @@ from jobs.runs.plots import INK, MUTED
 from jobs.runs.tables import duration
 from jobs.sweep.importance import Importance, importance_of
 from jobs.sweep.plots import draw_curves, draw_history, draw_importance, draw_parallel, title_of
-from jobs.sweep.results import SweepResults, Trial, metric_word, read_sweep
+from jobs.sweep.results import SweepResults, TrialResult, metric_word, read_sweep
 
 Drawing = tuple[tuple[float, float], Callable[[Any], None]]  # inches, and what draws it on an axis
 DOTS_PER_INCH = 150
@@ -155,7 +155,7 @@ def _table(results: SweepResults) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>"
 
 
-def _row(trial: Trial, keys: list[str], results: SweepResults) -> str:
+def _row(trial: TrialResult, keys: list[str], results: SweepResults) -> str:
     best = results.best is not None and trial.trial == results.best.trial
     metric = ("", "") if trial.metric is None else (str(trial.metric), metric_word(trial.metric))
     cells = [_cell(str(trial.trial), number=True), _cell(trial.state.lower()), _cell(metric[1], metric[0], number=True)]

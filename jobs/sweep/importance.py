@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.sweep.plot_axes import Axis, axes_of, category
-from jobs.sweep.results import SweepResults, Trial
+from jobs.sweep.results import SweepResults, TrialResult
 
 LEAST_TRIALS = 6
 ENOUGH_TRIALS = 30
@@ -57,7 +57,7 @@ def _caution(n: int) -> str:
     return f"only {n} trials: read with caution" if n < ENOUGH_TRIALS else ""
 
 
-def _divergences(axes: Sequence[Axis], trials: Sequence[Trial], values: Sequence[float]) -> dict[str, float]:
+def _divergences(axes: Sequence[Axis], trials: Sequence[TrialResult], values: Sequence[float]) -> dict[str, float]:
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.config import load_section
 from cluster.errors import ConfigError
 from cluster.text import value_word
-from jobs.sweep.results import Trial
+from jobs.sweep.results import TrialResult
 from jobs.sweep.space import Parameter
 
 MOST_TICKS = 7
@@ -43,7 +43,7 @@ class Axis:
         return [(self.place(value), _tick_word(value)) for value in values]
 
 
-def axes_of(space: Mapping[str, Any], trials: Iterable[Trial]) -> list[Axis]:
+def axes_of(space: Mapping[str, Any], trials: Iterable[TrialResult]) -> list[Axis]:
     """An axis for each parameter of which there are two values or more, in the order of the space."""
     seen: dict[str, list[Any]] = {}
     for trial in trials:

@@ -9,7 +9,7 @@ from jobs.runs.plots import EVENT, INK, MUTED, TRAIN, VALIDATION, dress
 from jobs.sweep.curves import best_of
 from jobs.sweep.importance import Importance
 from jobs.sweep.plot_axes import axes_of
-from jobs.sweep.results import SweepResults, Trial, metric_word
+from jobs.sweep.results import SweepResults, TrialResult, metric_word
 
 BEST, FINISHED, STOPPED = VALIDATION, TRAIN, "#b8c4d0"
 UNSET = -0.09  # where a line passes an axis whose condition does not hold
@@ -115,7 +115,7 @@ def draw_importance(axis: Any, found: Importance) -> None:
     axis.set_xlabel(f"{words}\n{found.caution}" if found.caution else words, fontsize=8)
 
 
-def _style(trial: Trial, results: SweepResults) -> dict[str, Any]:
+def _style(trial: TrialResult, results: SweepResults) -> dict[str, Any]:
     best = results.best
     if best is not None and trial.trial == best.trial:
         return {"color": BEST, "linewidth": 2.4, "alpha": 1.0, "zorder": 4, "solid_capstyle": "round"}

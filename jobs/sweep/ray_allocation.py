@@ -124,12 +124,12 @@ def _answer(reference: Any, otherwise: Any) -> Any:
 
 
 class RayLane:
-    """One server a bundle of the trial's placement group. `order` tells why the whole sweep has to leave, if it has."""
+    """One server a bundle of the trial's placement group. `stop_reason` says why the whole sweep has to stop, if it has."""
 
     name = "allocation"
 
-    def __init__(self, resources: Resources, group: PlacementGroup, order: Callable[[], str]) -> None:
-        self.resources, self.order = resources, order
+    def __init__(self, resources: Resources, group: PlacementGroup, stop_reason: Callable[[], str]) -> None:
+        self.resources, self.stop_reason = resources, stop_reason
         self.token = secrets.token_hex(32)  # lives in memory only
         self.gone: set[int] = set()
         cpus, gpus = cpus_of(resources), resources.gpus
@@ -198,7 +198,7 @@ class RayLane:
 
     def notice(self) -> str:
         """The whole sweep has to leave."""
-        return StopReason.PREEMPTED if self.order() == StopReason.PREEMPTED else ""
+        return StopReason.PREEMPTED if self.stop_reason() == StopReason.PREEMPTED else ""
 
     def explain(self) -> str:
         """Whoever stops agents past us stops the sweep."""
@@ -206,7 +206,7 @@ class RayLane:
 
     def keeps(self) -> bool:
         """All nodes are still there."""
-        return not self.gone and not self.order()
+        return not self.gone and not self.stop_reason()
 
     def close(self) -> None:
         """Nothing of the trial stays on any node."""

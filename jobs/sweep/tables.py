@@ -8,7 +8,7 @@ from rich.text import Text
 
 from cluster.text import parameter_words, value_word
 from jobs.runs.tables import COLORS, duration, progress_words, run_page, table
-from jobs.sweep.results import SweepResults, Trial, metric_word
+from jobs.sweep.results import SweepResults, TrialResult, metric_word
 
 COLORS_OF_TRIALS = {**COLORS, "STOPPED": "bright_black", "PAUSED": "yellow"}
 MOST_COLUMNS = 5  # parameters with a column of their own; more are told in one
@@ -70,7 +70,7 @@ def trials_words(results: SweepResults) -> str:
     return f"{begun} of {results.wanted} begun: {states}" if results.wanted else f"{begun} begun: {states}"
 
 
-def trials_table(trials: Sequence[Trial], results: SweepResults) -> RenderableType:
+def trials_table(trials: Sequence[TrialResult], results: SweepResults) -> RenderableType:
     """One line a trial; the best is bold, those that were stopped are dim."""
     keys = list(dict.fromkeys(key for trial in results.trials for key in trial.parameters))
     own = keys if len(keys) <= MOST_COLUMNS else []
@@ -92,7 +92,7 @@ def trials_table(trials: Sequence[Trial], results: SweepResults) -> RenderableTy
     return made
 
 
-def _state(trial: Trial) -> Text:
+def _state(trial: TrialResult) -> Text:
     """The trial's state, and that of its run where its scheduler has another word for it: pending, requeued."""
     state = Text(trial.state, style=COLORS_OF_TRIALS.get(trial.state, ""))
     if trial.run_state and trial.run_state != trial.state:

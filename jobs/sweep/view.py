@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json
-from cluster.spec import RunState
 from cluster.text import counted, parameter_words
 from jobs.runs.view import RunView
-from jobs.sweep.records import SWEEP_CANCELLED, path_of, read_records
+from jobs.sweep.records import SWEEP_CANCELLED, TrialState, path_of, read_records
 from jobs.sweep.results import SweepReader, SweepResults, metric_word, read_sweep, with_run_states
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ def failures(results: SweepResults) -> list[str]:
     """Why trials failed, each cause once, the most frequent first: `2 trials failed (3, 8): rank 0: ...`."""
     grouped: dict[str, list[int]] = {}
     for trial in results.trials:
-        if trial.state == RunState.FAILED:
+        if trial.state == TrialState.FAILED:
             grouped.setdefault(trial.cause or "no cause was recorded", []).append(trial.trial)
     lines = []
     for cause, trials in sorted(grouped.items(), key=lambda item: -len(item[1])):

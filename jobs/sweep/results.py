@@ -78,6 +78,16 @@ class SweepResults:
         return dict(Counter(trial.state.value for trial in self.trials))
 
     @property
+    def states(self) -> str:
+        """`1 running, 8 stopped, 3 succeeded`."""
+        return ", ".join(f"{count} {state.lower()}" for state, count in sorted(self.by_state.items()))
+
+    @property
+    def keys(self) -> list[str]:
+        """Every parameter that some trial has."""
+        return list(dict.fromkeys(key for trial in self.trials for key in trial.parameters))
+
+    @property
     def spent(self) -> int:
         """Steps that all trials have done."""
         return sum(trial.steps_spent for trial in self.trials)

@@ -66,13 +66,12 @@ def _share(results: SweepResults) -> str:
 def trials_words(results: SweepResults) -> str:
     """`12 of 16 begun: 1 running, 8 stopped, 3 succeeded`."""
     begun = sum(1 for trial in results.trials if trial.runs)
-    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(results.by_state.items()))
-    return f"{begun} of {results.wanted} begun: {states}" if results.wanted else f"{begun} begun: {states}"
+    return f"{begun} of {results.wanted} begun: {results.states}" if results.wanted else f"{begun} begun: {results.states}"
 
 
 def trials_table(trials: Sequence[TrialResult], results: SweepResults) -> RenderableType:
     """One line a trial; the best is bold, those that were stopped are dim."""
-    keys = list(dict.fromkeys(key for trial in results.trials for key in trial.parameters))
+    keys = results.keys
     own = keys if len(keys) <= MOST_COLUMNS else []
     columns = [f">{_short_name(key, keys)}" for key in own] or ["PARAMETERS"]
     made = table(">TRIAL", "STATE", f">{results.metric}", ">STEPS", ">TOOK", *columns, "RUN")

@@ -89,8 +89,7 @@ class SweepView(RunView):
         results = read_sweep(self.run)
         if not results.trials:
             return ["no trial has begun"]
-        states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(results.by_state.items()))
-        lines = [f"{len(results.trials)} of {results.wanted or len(results.trials)} trials: {states}"]
+        lines = [f"{len(results.trials)} of {results.wanted or len(results.trials)} trials: {results.states}"]
         best = results.best
         if best is not None and best.metric is not None:
             value = f"{results.metric} {metric_word(best.metric)}"

@@ -5,11 +5,10 @@ import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
-from pydantic_core import PydanticUndefined
 
 from cluster.errors import ConfigError
 from cluster.spec import Engine
@@ -269,52 +268,18 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
 def walk_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every dotted key of a configuration with its field, depth first; sections are walked into."""
     for name, info in kind.model_fields.items():
-        sections = [t for t in _types(info.annotation) if isinstance(t, type) and issubclass(t, Section) and t is not NodeRange]
-        if not sections or len(sections) != len([t for t in _types(info.annotation) if t is not type(None)]):
+        sections = [t for t in types_of(info.annotation) if isinstance(t, type) and issubclass(t, Section) and t is not NodeRange]
+        if not sections or len(sections) != len([t for t in types_of(info.annotation) if t is not type(None)]):
             yield f"{prefix}{name}", info
         for section in sections:
             yield from walk_keys(section, f"{prefix}{name}.")
 
 
-def _types(annotation: Any) -> list[Any]:
+def types_of(annotation: Any) -> list[Any]:
+    """The members of a union (Annotated ones bare), or the one type that it is."""
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _types(get_args(annotation)[0])
+        return types_of(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
-        return [t for argument in get_args(annotation) for t in _types(argument)]
+        return [t for argument in get_args(annotation) for t in types_of(argument)]
     return [annotation]
-
-
-def describe_type(annotation: Any) -> str:
-    """A type in the words of a user: `int`, `one of a, b`, `list of str`."""
-    names = []
-    for kind in _types(annotation):
-        origin, arguments = get_origin(kind), get_args(kind)
-        if origin is Literal:
-            names.append("|".join(str(a) for a in arguments))
-        elif origin in (list, tuple):
-            names.append(f"list of {describe_type(arguments[0])}")
-        elif origin is dict:
-            names.append("mapping")
-        elif kind is type(None):
-            names.append("null")
-        elif kind is NodeRange:
-            names.append("int or A..B")
-        else:
-            names.append(getattr(kind, "__name__", str(kind)).replace("Config", ""))
-    return " | ".join(dict.fromkeys(names))
-
-
-def describe_keys(kind: type[BaseModel]) -> list[tuple[str, str, str, str]]:
-    """(key, type, default, meaning) of every key, required ones first: what `ropewalk run JOB --help` prints."""
-    rows = []
-    for key, info in walk_keys(kind):
-        default = "" if info.is_required() else info.get_default(call_default_factory=True)
-        if default is PydanticUndefined:
-            default = ""
-        if isinstance(default, BaseModel):
-            default = default.model_dump(mode="json", exclude_none=True) if not isinstance(default, NodeRange) else str(default)
-        shown = "required" if info.is_required() else "" if default is None else str(default)
-        rows.append((key, describe_type(info.annotation), shown, info.description or ""))
-    # what must be set, then the job's own keys, then those that every job has
-    return sorted(rows, key=lambda row: (row[2] != "required", row[0].partition(".")[0] in JobConfig.model_fields))

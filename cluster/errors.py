@@ -8,6 +8,8 @@ RopewalkError                  a person can act on it: the message names the thi
 ├── NumericsError              the loss became NaN or jumped, and the policy says stop
 ├── BackendError               a scheduler refused, failed or does not answer          CLI exits 1
 │   ├── AlreadyRunningError    an earlier submission of the run is still under way
+│   ├── SchedulerAwayError     a scheduler does not answer; what was asked may or may not have been done
+│   ├── SubmissionInDoubtError a scheduler stayed away for longer than the patience: the job may exist or not
 │   └── CommandMissingError    a scheduler's command is not installed on this machine
 ├── StorageError               a file system stayed away for longer than the patience
 └── StaleAttemptError          this process belongs to an attempt that has a successor; it must not write
@@ -62,6 +64,14 @@ class AlreadyRunningError(BackendError):
         """`active` says what of it is under way, such as `an active Job (k8s:team/x)`."""
         self.active = active
         super().__init__(f"{run} already has {active}; cancel it first: ropewalk cancel {run}")
+
+
+class SchedulerAwayError(BackendError):
+    """A scheduler does not answer; what was asked may or may not have been done."""
+
+
+class SubmissionInDoubtError(BackendError):
+    """A scheduler stayed away for longer than the patience of a submission: the job may exist or not."""
 
 
 class CommandMissingError(BackendError):

@@ -57,7 +57,7 @@ def _transient(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in {None, 5, 16, 104, 110, 111, 116}
 
 
-class Place:
+class StoragePath:
     """A directory at a local path or any fsspec URL; names below it are relative, with forward slashes."""
 
     def __init__(self, url: str | Path, patience_seconds: float = PATIENCE_SECONDS) -> None:
@@ -72,7 +72,7 @@ class Place:
         self.root = str(root).rstrip("/")
 
     def __repr__(self) -> str:
-        return f"Place({self.url!r})"
+        return f"StoragePath({self.url!r})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self.url, "patience_seconds": self.patience_seconds}
@@ -85,13 +85,13 @@ class Place:
         """The directory on this machine's own file system, or None."""
         return Path(self.root) if isinstance(self.fs, LocalFileSystem) else None
 
-    def full(self, name: str = "") -> str:
+    def path(self, name: str = "") -> str:
         """The file system's own path of `name`."""
         return f"{self.root}/{name}" if name else self.root
 
-    def sub(self, name: str) -> "Place":
+    def child(self, name: str) -> "StoragePath":
         """The directory `name` below this one."""
-        return Place(f"{self.url}/{name}", self.patience_seconds)
+        return StoragePath(f"{self.url}/{name}", self.patience_seconds)
 
     def _retry(self, action: Callable[[], T], name: str, verb: str) -> T:
         return retry(action, f"{verb} {self.url}/{name}", self.patience_seconds)
@@ -117,7 +117,7 @@ class Place:
     def read_afresh(self, name: str) -> bytes:
         """A small file that another machine may just have written; nothing where it is not there."""
         if self.local is not None:
-            return self._retry(lambda: read_afresh(Path(self.full(name))), name, "read")
+            return self._retry(lambda: read_afresh(Path(self.path(name))), name, "read")
         try:
             return self.read(name)
         except FileNotFoundError:
@@ -125,14 +125,14 @@ class Place:
 
     def exists(self, name: str = "") -> bool:
         """Whether there is such a file or directory."""
-        return bool(self._retry(lambda: self.fs.exists(self.full(name)), name, "look for"))
+        return bool(self._retry(lambda: self.fs.exists(self.path(name)), name, "look for"))
 
     def names(self, name: str = "") -> list[str]:
         """What lies directly in a directory, sorted; nothing if it is not there."""
 
         def listing() -> list[str]:
             try:
-                return sorted(str(p).rstrip("/").rpartition("/")[2] for p in self.fs.ls(self.full(name), detail=False))
+                return sorted(str(p).rstrip("/").rpartition("/")[2] for p in self.fs.ls(self.path(name), detail=False))
             except FileNotFoundError:
                 return []
 
@@ -140,11 +140,11 @@ class Place:
 
     def size(self, name: str) -> int:
         """Bytes of a file. Raises FileNotFoundError."""
-        return int(self._retry(lambda: self.fs.size(self.full(name)), name, "look at"))
+        return int(self._retry(lambda: self.fs.size(self.path(name)), name, "look at"))
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """A file's bytes, or a part of them. Raises FileNotFoundError."""
-        return bytes(self._retry(lambda: self.fs.cat_file(self.full(name), start=start, end=end), name, "read"))
+        return bytes(self._retry(lambda: self.fs.cat_file(self.path(name), start=start, end=end), name, "read"))
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file so that a reader sees all of it or none of it."""
@@ -152,7 +152,7 @@ class Place:
 
     def _write_whole(self, name: str, data: bytes) -> None:
         if self.local is None:
-            self.fs.pipe_file(self.full(name), data)  # object stores show a key only when it is complete
+            self.fs.pipe_file(self.path(name), data)  # object stores show a key only when it is complete
             return
         with self.create(name) as stream:
             stream.write(data)
@@ -180,7 +180,7 @@ class Place:
                 os.chmod(temporary, 0o644)
                 os.replace(temporary, target)
             else:
-                self._retry(lambda: self.fs.put_file(temporary, self.full(name)), name, "write")
+                self._retry(lambda: self.fs.put_file(temporary, self.path(name)), name, "write")
         finally:
             Path(temporary).unlink(missing_ok=True)
 
@@ -189,6 +189,6 @@ class Place:
 
         def delete() -> None:
             with suppress(FileNotFoundError):
-                self.fs.rm(self.full(name), recursive=True)
+                self.fs.rm(self.path(name), recursive=True)
 
         self._retry(delete, name, "delete")

@@ -1,4 +1,4 @@
-"""The manifest of a data set: what lies in it, from what it was made, and how to tell whether it is intact."""
+"""The manifest of a data set: what is in it, what it was made from, and the checksums that say whether it is intact."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from cluster.config import Section
 from cluster.errors import DataError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -20,7 +20,7 @@ TokenType = Literal["uint16", "uint32"]
 
 
 class TokenizerRecord(Section):
-    """Which tokenizer made the tokens; `hash` is over its own files, `path` lies inside the data set."""
+    """The tokenizer that made the tokens; `hash` is over its own files, `path` lies inside the data set."""
 
     name: str
     hash: str
@@ -77,7 +77,7 @@ class Totals(Count):
 
 
 class Rejected(Section):
-    """How many documents were dropped, why, and where each of them is listed."""
+    """The number of dropped documents, by reason, and the files that list each of them."""
 
     total: int = 0
     reasons: dict[str, int] = Field(default_factory=dict)
@@ -85,7 +85,7 @@ class Rejected(Section):
 
 
 class InputRecord(Section):
-    """One input file: how long it was, what was in it."""
+    """One input file: its size and checksum, and how many of its documents were kept and rejected."""
 
     path: str
     size: int
@@ -128,7 +128,7 @@ def hash_of(value: object) -> str:
     return f"xxh3:{xxhash.xxh3_128_hexdigest(text.encode())}"
 
 
-def checksum_of_file(place: Place, name: str) -> str:
+def checksum_of_file(place: StoragePath, name: str) -> str:
     """`xxh3:<32 hex>` over a file's bytes, in bounded memory. Raises FileNotFoundError."""
     digest, size = xxhash.xxh3_128(), place.size(name)
     for start in range(0, size, CHUNK_BYTES):
@@ -136,7 +136,7 @@ def checksum_of_file(place: Place, name: str) -> str:
     return f"xxh3:{digest.hexdigest()}"
 
 
-def write_manifest(place: Place, manifest: Manifest) -> Manifest:
+def write_manifest(place: StoragePath, manifest: Manifest) -> Manifest:
     """Seal the manifest and write it: the data set is complete from now on."""
     sealed = manifest.sealed()
     text = json.dumps(sealed.model_dump(mode="json"), indent=1, ensure_ascii=False)
@@ -144,7 +144,7 @@ def write_manifest(place: Place, manifest: Manifest) -> Manifest:
     return sealed
 
 
-def read_manifest(place: Place) -> Manifest:
+def read_manifest(place: StoragePath) -> Manifest:
     """The manifest of the data set at `place`. Raises DataError: none there, of another version, or damaged."""
     where = f"{place.url}/{MANIFEST_NAME}"
     try:

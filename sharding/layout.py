@@ -1,11 +1,11 @@
-"""Where checkpoints lie, which are complete, and which must stay because another run goes on from them."""
+"""Where checkpoints lie, which are complete, and which must stay because another run needs them."""
 
 import json
 import re
 from collections.abc import Iterable
 
 from cluster.run.directory import RunDir
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from sharding.config import CheckpointConfig
 
 MANIFEST_NAME = "manifest.json"
@@ -18,12 +18,12 @@ def directory_of(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def steps_in(place: Place) -> list[int]:
+def steps_in(place: StoragePath) -> list[int]:
     """Steps that have a directory, ascending; complete or not. A client of NFS may see them as they were a minute ago."""
     return sorted(int(m[1]) for m in (re.fullmatch(r"step-(\d{8,})", name) for name in place.names()) if m)
 
 
-def newest_steps(place: Place) -> list[int]:
+def newest_steps(place: StoragePath) -> list[int]:
     """Steps that may have a checkpoint, ascending, for whoever goes on from the newest: none that was committed is missing,
     whichever machine has committed it.
     """
@@ -35,7 +35,7 @@ def newest_steps(place: Place) -> list[int]:
     return sorted(told.union(steps_in(place)))
 
 
-def told_steps(place: Place) -> set[int]:
+def told_steps(place: StoragePath) -> set[int]:
     """The steps that the pointer names; it is opened by a name that is there, and so as new as the moment."""
     try:
         return {int(step) for step in json.loads(place.read_afresh(LATEST_NAME) or b"{}").get("steps", ())}
@@ -43,37 +43,37 @@ def told_steps(place: Place) -> set[int]:
         return set()
 
 
-def tell_steps(place: Place, steps: Iterable[int]) -> None:
+def tell_steps(place: StoragePath, steps: Iterable[int]) -> None:
     """Write the pointer: from now on these steps are looked at."""
     place.write(LATEST_NAME, (json.dumps({"steps": sorted(steps)}) + "\n").encode())
 
 
-def complete_steps(place: Place) -> list[int]:
+def complete_steps(place: StoragePath) -> list[int]:
     """Steps whose checkpoint was committed, ascending; whether their bytes are intact is another question."""
     steps = sorted(told_steps(place).union(steps_in(place)))
     return [step for step in steps if place.exists(f"{directory_of(step)}/{MANIFEST_NAME}")]
 
 
-def place_of(run: RunDir, config: CheckpointConfig) -> Place:
+def place_of(run: RunDir, config: CheckpointConfig) -> StoragePath:
     """Where a run's checkpoints lie: its own directory, or below `checkpoint.path` under the run's id."""
     if config.path is None:
-        return Place(run.checkpoints, config.patience_seconds)
-    return Place(f"{config.path.rstrip('/')}/{run.id}", config.patience_seconds)
+        return StoragePath(run.checkpoints, config.patience_seconds)
+    return StoragePath(f"{config.path.rstrip('/')}/{run.id}", config.patience_seconds)
 
 
-def pin(place: Place, step: int, name: str) -> None:
-    """Let a checkpoint stay for whoever `name` is, however many newer ones follow. Pin the newest ones only.
+def pin(place: StoragePath, step: int, name: str) -> None:
+    """Keep a checkpoint on behalf of the run `name`, however many newer ones follow. Pin the newest ones only.
 
-    One that is about to be pruned at this moment may be gone all the same.
+    A checkpoint that is being pruned at this moment may be gone all the same.
     """
     place.write(f"{directory_of(step)}/{_PIN}{name}", b"")
 
 
-def unpin(place: Place, step: int, name: str) -> None:
-    """It may go, as far as `name` is concerned."""
+def unpin(place: StoragePath, step: int, name: str) -> None:
+    """Remove the pin of the run `name`: it no longer needs this checkpoint."""
     place.remove(f"{directory_of(step)}/{_PIN}{name}")
 
 
-def is_pinned(place: Place, step: int) -> bool:
-    """Somebody needs it."""
+def is_pinned(place: StoragePath, step: int) -> bool:
+    """Whether another run has pinned this checkpoint."""
     return any(name.startswith(_PIN) for name in place.names(directory_of(step)))

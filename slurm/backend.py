@@ -4,35 +4,35 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
 
-from cluster.backends.base import BackendState, Check
-from cluster.backends.profiles import Profile
-from cluster.backends.recovery import conclude, key_of, last_known
+from cluster.backends.base import Backend, BackendState, Check, Profile
+from cluster.backends.recovery import conclude, last_known
+from cluster.backends.submission import key_of, open_attempts, open_dependencies, refuse_active
 from cluster.config import Resources, load_section
-from cluster.errors import AlreadyRunningError, BackendError, ConfigError
-from cluster.run.directory import RunDir, begin_attempts
+from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
+from cluster.run.directory import RunDir
 from cluster.run.files import SYNC_THREADS, syncing, write_atomically
 from cluster.spec import RunState
-from cluster.supervise.supervisor import BY_SUBMISSION, bury_unfinished
+from cluster.supervise.supervisor import close_unfinished_attempt
 from slurm.batch.script import ARRAY_LIST, job_options, render_job
 from slurm.commands import Job, Slurm
+from slurm.job_lookup import SUBMITTED, job_id, job_name, jobs_of, state_of, waits
 from slurm.profile import SlurmProfile
-from slurm.status.run_state import judge
-from slurm.submission.job_lookup import SUBMITTED, job_id, job_name, jobs_of, state_of, waits
-from slurm.submission.submit import SubmissionInDoubtError, submit_once
+from slurm.status.run_state import run_state
+from slurm.submission.submit import submit_once
 
-QUESTION_SECONDS = 10.0  # a person waits for the answer
+QUEUE_SECONDS = 10.0  # a person waits for the answer
 LEAVING_SECONDS = 15.0  # from an attempt's end until its job is in the queue again
 LEAVING_PAUSE_SECONDS = 0.5
 
 
-class SlurmBackend:
+class SlurmBackend(Backend):
     """A Slurm cluster, seen from a machine that has its commands."""
 
-    ships_code: ClassVar[bool] = True
+    ships_code = True
 
     def __init__(self, profile: Profile, slurm: Slurm | None = None) -> None:
+        super().__init__(profile)
         self.profile = load_section(SlurmProfile, profile.options, f"cluster {profile.name!r}")
         self.slurm = slurm or Slurm()
 
@@ -49,8 +49,8 @@ class SlurmBackend:
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         """Submit the run's next attempt. Raises BackendError if a job of an earlier submission carries it still."""
         if run.attempts():
-            self._refuse_if_carried(run)
-            bury_unfinished(run, "its job was lost before it could say how it ended")
+            refuse_active(run, lambda: self._active_job(run))
+            close_unfinished_attempt(run, "its job was lost before it could say how it ended")
         return self.submit_many([run], resources, after)[0]
 
     def submit_many(
@@ -61,7 +61,14 @@ class SlurmBackend:
         number = (head.attempts() or [0])[-1] + 1
         script = render_job(head, resources, self.profile, number, len(runs))
         options = [*job_options(head, resources, self.profile, number, len(runs)), *self._dependency(head, after)]
-        self._open(runs, number, self._details(head, number, resources, after))
+        details = {
+            "backend": "slurm",
+            "key": key_of(head, number),
+            "profile": self.profile.model_dump(mode="json", exclude_defaults=True),
+            "after": list(after),
+        }
+        own = [{**details, "index": i if array else None} for i in range(len(runs))]
+        open_attempts(runs, resources, own, number, durable=False)
         head.log_dir(number).mkdir()  # Slurm itself writes the script's log; whoever carries the run makes the rest
         place = head.attempt_dir(number)
         (place / "job.sbatch").write_text(script)  # Slurm takes a copy, so that nothing depends on this one
@@ -81,45 +88,13 @@ class SlurmBackend:
         (place / SUBMITTED).write_text(job)  # need not outlive a power cut: the key finds the job without it
         return [f"slurm:{job}_{i}" for i in range(len(runs))] if array else [f"slurm:{job}"]
 
-    def _open(self, runs: Sequence[RunDir], number: int, details: Mapping[str, Any]) -> None:
-        """Open the runs' attempt `number`; whoever is second in that leaves nothing behind."""
-        array = len(runs) > 1
-        own = [{**details, **({"index": i} if array else {})} for i in range(len(runs))]
-        try:
-            begin_attempts(runs, own, number=number, durable=False)
-        except FileExistsError:
-            raise BackendError(f"{runs[0].id}: another submission of it is under way; `ropewalk ps` shows it") from None
-
-    def _details(self, head: RunDir, number: int, resources: Resources, after: Sequence[str]) -> dict[str, Any]:
-        plain = self.profile.model_dump(mode="json", exclude_defaults=True)
-        return {
-            "resources": resources.model_dump(mode="json"),
-            "backend": "slurm",
-            "opened_by": BY_SUBMISSION,
-            "key": key_of(head, number),
-            "profile": plain,
-            **({"after": list(after)} if after else {}),
-        }
-
-    def _refuse_if_carried(self, run: RunDir) -> None:
-        outcome = run.last_outcome()
-        if outcome is not None and outcome.state.final:
-            return  # whatever job is left of it is leaving
+    def _active_job(self, run: RunDir) -> str:
         job = self._jobs([run]).get(run.id)
-        if job is not None and not state_of(job).final:
-            raise AlreadyRunningError(run.id, f"an active job (slurm:{job.id})")
+        return f"an active job (slurm:{job.id})" if job is not None and not state_of(job).final else ""
 
     def _dependency(self, head: RunDir, after: Sequence[str]) -> list[str]:
         """Options that let Slurm start the run when others have succeeded, and drop it when one cannot any more."""
-        waiting = []
-        for other in [RunDir(head.path.parent / word) for word in after]:
-            outcome = other.last_outcome()
-            if outcome is None or not outcome.state.final:
-                waiting.append(other)
-            elif outcome.state is not RunState.SUCCEEDED:
-                raise ConfigError(
-                    f"--after {other.id}: it ended as {outcome.state} ({outcome.cause}); `ropewalk resume {other.id}` first"
-                )
+        waiting = open_dependencies(head, after)
         if not waiting:
             return []
         jobs = self._jobs(waiting)
@@ -142,7 +117,7 @@ class SlurmBackend:
         accounted = self._accounted([run for run in runs if run.id not in jobs])
 
         def told(run: RunDir) -> BackendState:
-            return judge(run, jobs.get(run.id), accounted.get(run.id))
+            return run_state(run, jobs.get(run.id), accounted.get(run.id))
 
         over = [run for run in runs if run.id not in jobs or state_of(jobs[run.id]).final]
         with ThreadPoolExecutor(SYNC_THREADS) as pool:  # to write an end down takes as long as a disk takes
@@ -152,7 +127,7 @@ class SlurmBackend:
     def _jobs(self, runs: Sequence[RunDir]) -> dict[str, Job]:
         """The job of each run, in one question; of their owners' jobs, since one may look at another's runs."""
         users = sorted({os.geteuid(), *(run.path.stat().st_uid for run in runs)})
-        return jobs_of(runs, self.slurm.queue(f"--user={','.join(map(str, users))}", seconds=QUESTION_SECONDS))
+        return jobs_of(runs, self.slurm.queue(f"--user={','.join(map(str, users))}", seconds=QUEUE_SECONDS))
 
     def _accounted(self, runs: Sequence[RunDir]) -> dict[str, str]:
         """What accounting, if there is any, says of jobs that the controller has forgotten."""
@@ -190,11 +165,11 @@ class SlurmBackend:
 
         return checks(self.slurm, self.profile)
 
-    def outlook(self, run: RunDir, resources: Resources) -> str:
+    def start_estimate(self, run: RunDir, resources: Resources) -> str:
         """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""
-        from slurm.status.start_estimate import foresee  # noqa: PLC0415 - only a dry run needs it
+        from slurm.status.start_estimate import start_estimate  # noqa: PLC0415 - only a dry run needs it
 
-        return foresee(self.slurm, run, resources, self.profile)
+        return start_estimate(self.slurm, run, resources, self.profile)
 
 
 def _between_attempts(run: RunDir) -> bool:

@@ -5,11 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.errors import BackendError
-from slurm.commands import Slurm
-from slurm.runtime.job_details import seconds_of
+from slurm.commands import QUESTION_SECONDS, Slurm
+from slurm.times import minutes_of, seconds_of
 
-SECONDS = 5.0  # an answer that takes longer is not waited for
-UNLIMITED = {"UNLIMITED", "INFINITE", "NONE", "N/A", "(null)", ""}
 FREE = ("idle", "plnd")
 USABLE = ("idle", "plnd", "mix", "alloc", "comp", "resv", "power", "pow")
 USAGE_FORMAT = "%q|%a|%D|%C|%b"  # QoS, account, nodes, CPUs, GPUs of a running job
@@ -76,26 +74,29 @@ class Limit:
 
 def partitions(slurm: Slurm) -> list[Partition]:
     """All partitions."""
-    return [_partition(fields) for fields in _records(slurm.ask("scontrol", "--oneliner", "show", "partition", seconds=SECONDS))]
+    return [
+        _partition(fields)
+        for fields in _records(slurm.ask("scontrol", "--oneliner", "show", "partition", seconds=QUESTION_SECONDS))
+    ]
 
 
 def nodes(slurm: Slurm, partition: str) -> list[Node]:
     """The nodes of a partition."""
     text = slurm.ask(
-        "sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N|%t|%C|%m|%G", seconds=SECONDS
+        "sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N|%t|%C|%m|%G", seconds=QUESTION_SECONDS
     )  # %C: allocated/idle/other/total CPUs
     return [_node(line.split("|")) for line in text.splitlines() if line.count("|") == 4 and line.count("/") >= 3]
 
 
 def reservations(slurm: Slurm) -> list[Reservation]:
     """All reservations, now and to come."""
-    text = slurm.ask("scontrol", "--oneliner", "show", "reservation", seconds=SECONDS)
+    text = slurm.ask("scontrol", "--oneliner", "show", "reservation", seconds=QUESTION_SECONDS)
     return [_reservation(fields) for fields in _records(text) if "ReservationName" in fields]
 
 
 def settings(slurm: Slurm) -> dict[str, str]:
     """`scontrol show config`."""
-    lines = slurm.ask("scontrol", "show", "config", seconds=SECONDS).splitlines()
+    lines = slurm.ask("scontrol", "show", "config", seconds=QUESTION_SECONDS).splitlines()
     return {key.strip(): value.strip() for key, separator, value in (line.partition("=") for line in lines) if separator}
 
 
@@ -108,7 +109,9 @@ def limits(slurm: Slurm, user: str, account: str | None, qos: str | None) -> lis
         account = _rows(slurm, "user", user, "DefaultAccount")[0][0]
     rows = _rows(slurm, "assoc", f"user={user}", f"account={account}", "DefaultQOS,MaxJobs,GrpJobs,GrpTRES")
     name = qos or rows[0][0] or "normal"
-    answer = slurm.ask("squeue", "--noheader", f"--user={user}", "--states=RUNNING", f"--format={USAGE_FORMAT}", seconds=SECONDS)
+    answer = slurm.ask(
+        "squeue", "--noheader", f"--user={user}", "--states=RUNNING", f"--format={USAGE_FORMAT}", seconds=QUESTION_SECONDS
+    )
     mine = [line.split("|") for line in answer.splitlines() if line.count("|") == 4]
     found: list[Limit] = []
     for _, *values in rows:
@@ -123,7 +126,7 @@ def limits(slurm: Slurm, user: str, account: str | None, qos: str | None) -> lis
 def _rows(slurm: Slurm, what: str, *words: str) -> list[list[str]]:
     """What accounting shows, the last word being the columns. Raises BackendError, also if there is nothing."""
     *which, columns = words
-    text = slurm.ask("sacctmgr", "--noheader", "--parsable2", "show", what, *which, f"format={columns}", seconds=SECONDS)
+    text = slurm.ask("sacctmgr", "--noheader", "--parsable2", "show", what, *which, f"format={columns}", seconds=QUESTION_SECONDS)
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == columns.count(",")]
     if not rows:
         raise BackendError(f"accounting knows no {what} {' '.join(which)}")
@@ -156,21 +159,6 @@ def largest_job(slurm: Slurm, qos: str) -> tuple[int | None, float | None]:
     tres, wall = _rows(slurm, "qos", qos, "MaxTRES,MaxWall")[0]
     found = re.search(r"\bnode=(\d+)", tres)
     return (int(found[1]) if found else None), minutes_of(wall)
-
-
-def minutes_of(words: str) -> float | None:
-    """Slurm's duration, such as 1-00:00:00, 00:10:00 or 30, in minutes; None: no limit."""
-    if words in UNLIMITED or not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", words):
-        return None
-    days, dash, rest = words.rpartition("-")
-    parts = [int(part) for part in rest.split(":")]
-    if dash:  # days-hours[:minutes[:seconds]]
-        hours, minutes, seconds = (*parts, 0, 0)[:3]
-    elif len(parts) == 3:
-        hours, minutes, seconds = parts
-    else:  # minutes[:seconds]
-        hours, (minutes, seconds) = 0, (*parts, 0)[:2]
-    return int(days or 0) * 1440 + hours * 60 + minutes + seconds / 60
 
 
 def _records(text: str) -> Iterator[dict[str, str]]:

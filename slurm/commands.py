@@ -4,18 +4,23 @@ import os
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.errors import BackendError, CommandMissingError
+from cluster.errors import BackendError, CommandMissingError, SchedulerAwayError
+from slurm.times import FOREVER, seconds_of
 
 COMMAND_SECONDS = 60.0
+QUESTION_SECONDS = 5.0  # an answer that a person waits for
+AT_ONCE_SECONDS = 30.0  # what starts so soon does not wait
 ACCOUNTING_SECONDS = 10.0
 AWAY = re.compile(
     r"unable to contact|connection refused|timed out|time-?out|communication (connection|shutdown)|zero bytes", re.I
 )
 _ARRAY = re.compile(r"([^_]+)_\[([^%\]]+)(?:%\d+)?\]")
+_START = re.compile(r"Job \d+ to start at (\S+)(?: using \d+ processors on (?:nodes )?(\S+))?(?: in partition (\S+))?")
 _RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 QUEUE_FORMAT = "%i|%T|%r|%N|%S|%e|%j|%k"
 
@@ -25,10 +30,6 @@ FORMATS = ("SQUEUE_", "SINFO_", "SACCT_", "SLURM_TIME_FORMAT")
 KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
 
 Runner = Callable[[Sequence[str], float], subprocess.CompletedProcess[str]]
-
-
-class ControllerAwayError(BackendError):
-    """Slurm's controller does not answer; what was asked may or may not have been done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,22 @@ class Job:
     end: str
     name: str
     comment: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStart:
+    """What `sbatch --test-only` says of a request: when and where it would start, or why Slurm refuses it."""
+
+    start: float = FOREVER  # seconds since the epoch
+    nodes: str = ""
+    partition: str = ""
+    preempts: bool = False
+    refusal: str = ""
+
+    @property
+    def at_once(self) -> bool:
+        """Whether the request would start without waiting."""
+        return self.start - time.time() < AT_ONCE_SECONDS
 
 
 def run_command(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
@@ -81,12 +98,12 @@ class Slurm:
         self._run = run
 
     def ask(self, *words: str, seconds: float = COMMAND_SECONDS) -> str:
-        """What a command prints. Raises ControllerAwayError, CommandMissingError, or BackendError with Slurm's own words."""
+        """What a command prints. Raises SchedulerAwayError, CommandMissingError, or BackendError with Slurm's own words."""
         done = self._do(words, seconds)
         if done.returncode == 0:
             return done.stdout
         said = " ".join(done.stderr.split()) or " ".join(done.stdout.split())
-        kind = ControllerAwayError if AWAY.search(said) else BackendError
+        kind = SchedulerAwayError if AWAY.search(said) else BackendError
         raise kind(f"{words[0]}: {said.removeprefix(f'{words[0]}: ').removeprefix('error: ') or f'exit code {done.returncode}'}")
 
     def _do(self, words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
@@ -94,17 +111,32 @@ class Slurm:
             return self._run(words, seconds)
         except FileNotFoundError:
             told = f"{words[0]}: not found; is Slurm on this machine? `ropewalk lab slurm up` starts one"
-            told = f"{words[0]}: not found; is Slurm on this machine? `ropewalk lab slurm up` starts one"
             raise CommandMissingError(told) from None
         except subprocess.TimeoutExpired:
-            raise ControllerAwayError(f"{words[0]} did not end within {seconds:.0f} s") from None
+            raise SchedulerAwayError(f"{words[0]} did not end within {seconds:.0f} s") from None
 
-    def try_sbatch(self, script: Path | str, *options: str, seconds: float) -> tuple[bool, str]:
-        """(whether Slurm would take the script, its words on when it would start, or why not); nothing is submitted."""
-        done = self._do(["sbatch", "--test-only", *options, str(script)], seconds)
+    def ping(self) -> str:
+        """What `scontrol ping` says, in 10 ms; other commands wait long for a dead controller.
+
+        Raises SchedulerAwayError or CommandMissingError.
+        """
+        try:
+            said = self.ask("scontrol", "ping", seconds=QUESTION_SECONDS)
+        except (SchedulerAwayError, CommandMissingError):
+            raise
+        except BackendError as error:
+            said = str(error)
+        words = " ".join(said.partition("*")[0].removeprefix("scontrol: ").split())
+        if " UP" not in words:
+            raise SchedulerAwayError(f"its controller does not answer ({words})")
+        return words
+
+    def test_only(self, script: Path | str, *options: str) -> PlannedStart:
+        """What `sbatch --test-only` says of a script with other options; nothing is submitted."""
+        done = self._do(["sbatch", "--test-only", *options, str(script)], QUESTION_SECONDS)
         if done.returncode and AWAY.search(done.stderr):
-            raise ControllerAwayError(f"sbatch: {' '.join(done.stderr.split())}")
-        return done.returncode == 0, done.stderr
+            raise SchedulerAwayError(f"sbatch: {' '.join(done.stderr.split())}")
+        return parse_test_only(done.stderr, accepted=done.returncode == 0)
 
     def sbatch(self, script: Path | str, *options: str) -> str:
         """Submit a script; the job's id."""
@@ -152,7 +184,7 @@ class Slurm:
         """scancel; a job that is over already is no error."""
         try:
             self.ask("scancel", *words)
-        except ControllerAwayError:
+        except SchedulerAwayError:
             raise
         except BackendError as error:
             if "invalid job" not in str(error).lower():
@@ -182,3 +214,15 @@ def parse_job(line: str) -> Job:
     """A line of squeue in QUEUE_FORMAT; the comment comes last, since it may hold anything."""
     job, state, reason, nodes, start, end, name, comment = line.split("|", QUEUE_FORMAT.count("|"))
     return Job(id=job, state=state, reason=reason, nodes=nodes, start=start, end=end, name=name, comment=comment)
+
+
+def parse_test_only(said: str, *, accepted: bool) -> PlannedStart:
+    """What `sbatch --test-only` has said; a refusal in Slurm's own words, without the commands' names."""
+    if not accepted:
+        lines = [re.sub(r"^(sbatch: )?(error: |fatal: |allocation failure: )?", "", line.strip()) for line in said.splitlines()]
+        words = "; ".join(dict.fromkeys(line.rstrip(".") for line in lines if line))
+        return PlannedStart(refusal=words or "it does not say why")
+    found = _START.search(said)
+    if not found:
+        return PlannedStart()
+    return PlannedStart(start=seconds_of(found[1]), nodes=found[2] or "", partition=found[3] or "", preempts="Preempts:" in said)

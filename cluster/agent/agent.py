@@ -16,15 +16,16 @@ import time
 from pathlib import Path
 
 from cluster.agent.monitor import Monitor
-from cluster.config import NodeRange, Resources, Retries
+from cluster.config import NodeRange
 from cluster.engines.entry import configure_logging, write_error
 from cluster.engines.process import run_process
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.gpus import NODE_GPUS_VARIABLE
-from cluster.process.forking import cuda_runs, load, loaded
+from cluster.process.forking import all_imported, cuda_runs, import_modules
 from cluster.process.kill import end, family
 from cluster.process.scratch import descriptors, make_scratch, remove_scratch
-from cluster.process.signals import Departure, Flag, deaf_children, hear_stops
+from cluster.process.signals import ShutdownGate, SignalFlag, install_stop_handler, stop_signals_blocked
+from cluster.run import names
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import Looks
 from cluster.run.files import write_json
@@ -64,11 +65,9 @@ class Agent:
         self.address: str = arguments.address
         self.rendezvous: str = arguments.rendezvous
         self.folder = self.run_dir.attempt_dir(self.attempt)
-        record = self.run_dir.record
-        details = self.run_dir.attempt_details(self.attempt)
-        self.resources = Resources.model_validate(details.get("resources") or record["resources"])
-        self.retries = Retries.model_validate(record["config"].get("retries") or {})
-        self.engine = Engine(record["engine"])
+        self.resources = self.run_dir.resources(self.attempt)
+        self.retries = self.run_dir.retries
+        self.engine = Engine(self.run_dir.record["engine"])
         os.environ.setdefault(NODE_GPUS_VARIABLE, str(self.resources.gpus))
         # on the node's own disk: ranks look at it every step
         self.scratch = make_scratch("a")
@@ -77,16 +76,16 @@ class Agent:
         self.sidecars: list[subprocess.Popen[bytes]] = []
         self._next_look = time.monotonic() + LOOK_SECONDS
         self._fatal_looks = Looks(self.folder)
-        self._stop_asked = Flag()
-        self._departure = Departure()  # nothing runs before a group forms, and between two
+        self._stop_asked = SignalFlag()
+        self._shutdown = ShutdownGate()  # nothing runs before a group forms, and between two
 
     def run(self) -> int:
         """Watch, run the engine, clean up; returns the exit code."""
-        hear_stops(self._stop_asked.set)
+        install_stop_handler(self._stop_asked.set)
         if self.engine is Engine.RANKS:
-            self._warm()
+            self._start_forkserver()
         threading.Thread(target=self._watch, args=(os.getppid(),), name="watch", daemon=True).start()
-        monitor = Monitor(self.folder / "nodes" / f"node-{self.node}.jsonl", self.node)
+        monitor = Monitor(self.folder / names.NODES / f"node-{self.node}.jsonl", self.node)
         monitor.start()
         if self.node == 0:
             self._start_sidecars()
@@ -99,17 +98,18 @@ class Agent:
             log.exception("the %s engine failed", self.engine.value)
             write_error(self.folder, f"node-{self.node}", error, code, who=f"node {self.node}'s agent", node=self.node)
         finally:
-            self._departure.begin()
+            self._shutdown.begin()
             monitor.stop()
             self._leave(code)
         return code
 
     def _run_engine(self) -> int:
         if self.engine is Engine.RANKS:
-            from cluster.engines.ranks import Node, run_ranks  # noqa: PLC0415 - torch, only where it is needed
+            from cluster.engines.ranks import run_ranks  # noqa: PLC0415 - torch, only where it is needed
+            from cluster.engines.rendezvous import RanksNode  # noqa: PLC0415
 
-            self._departure.pause()
-            node = Node(
+            self._shutdown.pause()
+            node = RanksNode(
                 run=self.run_dir,
                 attempt=self.attempt,
                 index=self.node,
@@ -119,7 +119,7 @@ class Agent:
                 address=self.address,
                 rendezvous=self.rendezvous,
                 stop_flag=self.stop_flag,
-                departure=self._departure,
+                gate=self._shutdown,
                 hung_steps=self.retries.hung_steps,
             )
             return run_ranks(node, self.retries.bugs, self.retries.disturbances)
@@ -140,16 +140,16 @@ class Agent:
             )
         return run_process(self.run_dir, self.attempt, self.stop_flag) if self.node == 0 else 0
 
-    def _warm(self) -> None:
+    def _start_forkserver(self) -> None:
         """Import all that ranks need and fork their server, before there are threads and before any group forms: a node that
         joins a group at work must not let it stand still. A stop that comes meanwhile finds nothing to save afterwards.
         """
         preload = ["cluster.engines.ranks", *(self.run_dir.record.get("preload") or [])]
-        load(preload)
-        if loaded(preload) and not cuda_runs():  # else the engine fails as it starts, and says why
-            from cluster.engines.ranks import warm  # noqa: PLC0415 - torch, only where it is needed
+        import_modules(preload)
+        if all_imported(preload) and not cuda_runs():  # else the engine fails as it starts, and says why
+            from cluster.engines.ranks import start_forkserver  # noqa: PLC0415 - torch, only where it is needed
 
-            warm(preload)
+            start_forkserver(preload)
 
     # --- stops: a signal sets a flag, nothing else
 
@@ -163,7 +163,7 @@ class Agent:
                 self.stop_flag.touch()
                 deadline = time.monotonic() + self.resources.grace_seconds
             if deadline is not None:
-                if self._departure.begin_if_nothing_runs():
+                if self._shutdown.begin_if_nothing_runs():
                     log.info("asked to stop while the group was not formed: there is nothing to save")
                     self._end_all(EXIT_REQUEUE)
                 time.sleep(0.2)
@@ -172,15 +172,15 @@ class Agent:
                     self._abandon(EXIT_TERMINATED)
             if os.getppid() != parent:
                 self._stop_asked.set()  # whoever started us is gone: save and leave
-            if self._succeeded():
+            if self._attempt_over():
                 log.error("attempt %d is over; this agent outlived it", self.attempt)
                 self._abandon(EXIT_TERMINATED)
             # to miss it costs seconds: whoever carries the run ends this agent then
-            if self._fatal_looks.due() and (self.folder / "fatal.json").exists():
+            if self._fatal_looks.due() and (self.folder / names.FATAL).exists():
                 time.sleep(2.0)  # the ranks of this node see the broken group and leave by themselves
                 self._abandon(EXIT_NEVER_RETRY)
 
-    def _succeeded(self) -> bool:
+    def _attempt_over(self) -> bool:
         """Whoever carries the run has concluded this attempt, or opened the next: nobody waits for this agent."""
         if time.monotonic() < self._next_look:
             return False
@@ -188,7 +188,7 @@ class Agent:
         return self.run_dir.outcome(self.attempt) is not None or self.run_dir.attempts()[-1] > self.attempt
 
     def _abandon(self, code: int) -> None:
-        self._departure.begin()
+        self._shutdown.begin()
         self._end_all(code)
 
     def _end_all(self, code: int) -> None:
@@ -201,7 +201,7 @@ class Agent:
 
     def _start_sidecars(self) -> None:
         for module in self.run_dir.record.get("sidecars") or []:
-            with (self.run_dir.log_dir(self.attempt) / f"{module}.log").open("ab") as stream, deaf_children():
+            with (self.run_dir.log_dir(self.attempt) / f"{module}.log").open("ab") as stream, stop_signals_blocked():
                 command = [sys.executable, "-m", module, str(self.run_dir.path), "--attempt", str(self.attempt)]
                 sidecar = subprocess.Popen(
                     command,
@@ -216,7 +216,9 @@ class Agent:
             self.sidecars.append(sidecar)
 
     def _leave(self, code: int) -> None:
-        write_json(self.folder / "nodes" / f"node-{self.node}.json", {"node": self.node, "exit_code": code, "ended": time.time()})
+        write_json(
+            self.folder / names.NODES / f"node-{self.node}.json", {"node": self.node, "exit_code": code, "ended": time.time()}
+        )
         for sidecar in self.sidecars:
             sidecar.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + SIDECAR_SECONDS

@@ -1,27 +1,15 @@
 """The clusters that a user describes: the profile file, and how `--on CLUSTER` finds a backend by name."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
-from cluster.backends.base import Backend
+from cluster.backends.base import Backend, Profile
 from cluster.config import read_yaml
 from cluster.errors import BackendError, ConfigError
 
 PROFILES_VARIABLE = "ROPEWALK_CLUSTERS"
 GROUP = "ropewalk.backends"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """One cluster of the profile file: a backend's name and that backend's own keys."""
-
-    name: str
-    backend: str
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def profile_file() -> Path | None:

@@ -6,14 +6,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.process.signals import deaf_children
+from cluster.process.signals import stop_signals_blocked
 from cluster.run.context import STOP_VARIABLE
 from cluster.run.directory import RunDir
 
 
 def run_process(run: RunDir, attempt: int, stop_flag: Path, environment: Mapping[str, str] | None = None) -> int:
     """Run the entry in a process of its own; returns its exit code (128 + signal if one killed it)."""
-    with (run.log_dir(attempt) / "rank-0.log").open("ab") as stream, deaf_children():
+    with (run.log_dir(attempt) / "rank-0.log").open("ab") as stream, stop_signals_blocked():
         process = subprocess.Popen(
             [
                 sys.executable,

@@ -1,4 +1,4 @@
-"""Start programs of ours by forking this process: what it has imported they need not import again.
+"""Start our own programs by forking this process, so that they need not import again what it has imported.
 
 A process that forks must have no thread of its own beside the main one, no process group of ranks and no CUDA context.
 """
@@ -22,7 +22,7 @@ from typing import Any, NoReturn, Protocol
 import setproctitle
 
 from cluster.errors import ConfigError
-from cluster.process.signals import STOP_SIGNALS, deaf_children
+from cluster.process.signals import STOP_SIGNALS, stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.spec import Engine
 
@@ -33,39 +33,39 @@ NVML_VARIABLE = "PYTORCH_NVML_BASED_CUDA_CHECK"  # with it torch asks NVML for G
 
 
 class Process(Protocol):
-    """A child of this process: what `subprocess.Popen` and `Forked` have in common."""
+    """What `subprocess.Popen` and `Forked` have in common: a child of this process, or its stand-in for one elsewhere."""
 
     pid: int
 
     @property
     def args(self) -> Any:
-        """Its words."""
+        """The command line."""
         ...
 
     @property
     def returncode(self) -> Any:
-        """As `poll` found it last: None while it runs, minus the signal that ended it, else its exit code."""
+        """The last result of `poll`: None while the process runs, minus the signal that ended it, else its exit code."""
         ...
 
     def poll(self) -> int | None:
-        """Look whether it has ended."""
+        """Return the exit code as `returncode` has it, or None while the process runs."""
         ...
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end. Raises subprocess.TimeoutExpired."""
+        """Wait for the end of the process; returns its exit code. Raises subprocess.TimeoutExpired."""
         ...
 
     def send_signal(self, sig: int) -> None:
-        """Nothing happens if it has ended."""
+        """Send the process a signal; do nothing if it has ended."""
         ...
 
     def terminate(self) -> None:
-        """SIGTERM."""
+        """Send the process SIGTERM."""
         ...
 
 
 def wait_by_polling(process: Process, timeout: float | None, pause_seconds: float) -> int:
-    """`wait` of a process that can only be polled."""
+    """Implement `Process.wait` for a process that can only be polled."""
     deadline = None if timeout is None else time.monotonic() + timeout
     while (code := process.poll()) is None:
         if deadline is not None and time.monotonic() > deadline:
@@ -75,14 +75,14 @@ def wait_by_polling(process: Process, timeout: float | None, pause_seconds: floa
 
 
 class Forked:
-    """A forked child."""
+    """A child of this process that `fork_program` has forked."""
 
     def __init__(self, pid: int, command: Sequence[str]) -> None:
         self.pid, self.args = pid, command
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """As Popen's."""
+        """Return the exit code, minus the signal that ended the child, or None while it runs."""
         if self.returncode is None:
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -93,63 +93,64 @@ class Forked:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """As Popen's."""
+        """Wait for the child's end; returns its exit code. Raises subprocess.TimeoutExpired."""
         return wait_by_polling(self, timeout, POLL_SECONDS)
 
     def send_signal(self, sig: int) -> None:
-        """As Popen's."""
+        """Send the child a signal; do nothing if it has ended."""
         if self.poll() is None:
             os.kill(self.pid, sig)
 
     def terminate(self) -> None:
-        """As Popen's."""
+        """Send the child SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
 
-def needed(run: RunDir) -> list[str]:
-    """The modules that every process of the run would import, one after the other, if this one had not."""
+def preload_modules(run: RunDir) -> list[str]:
+    """The modules that all processes of the run need, which a process that forks them imports once."""
     if Engine(run.record["engine"]) is not Engine.RANKS:
         return ["cluster.agent.agent"]
     return ["cluster.agent.agent", "cluster.engines.store", "cluster.engines.ranks", *(run.record.get("preload") or [])]
 
 
-def load(modules: Sequence[str]) -> None:
-    """Import what children will need. One that cannot be imported is left to them: they say so in their own logs."""
+def import_modules(modules: Sequence[str]) -> None:
+    """Import what children will need. A module that fails to import is left to the children, whose own logs then say so."""
     os.environ[NVML_VARIABLE] = "1"
     for name in modules:
         before = cuda_runs()
         try:
             import_module(name)
         except Exception as error:
-            log.warning("%s is not loaded in advance: %s: %s", name, type(error).__name__, error)
+            log.warning("%s could not be preloaded: %s: %s", name, type(error).__name__, error)
         if cuda_runs() and not before:
-            log.error("%s starts CUDA as it is imported; it must not before a function of its own is called", name)
+            log.error("%s initializes CUDA when it is imported; do that in a function instead", name)
 
 
-def loaded(modules: Sequence[str]) -> bool:
-    """Whether children would find all of it imported."""
+def all_imported(modules: Sequence[str]) -> bool:
+    """Return whether children would find all these modules imported."""
     return all(name in sys.modules for name in modules)
 
 
 def cuda_runs() -> bool:
-    """Whether this process has a CUDA context."""
+    """Return whether this process has a CUDA context."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     return cuda is not None and bool(cuda.is_initialized())
 
 
 def refuse_cuda() -> None:
-    """Raise ConfigError if CUDA runs in this process: no child that is forked from it could use a GPU."""
+    """Raise ConfigError if this process has a CUDA context: no child that is forked from it could use a GPU."""
     if cuda_runs():
         raise ConfigError(
-            "CUDA was started in a process that others are forked from, and which could not use a GPU then; the log names the"
-            " module that starts it as it is imported: let it do so in a function, or take it out of the job's preload"
+            "CUDA was initialized in a process that ranks are forked from, and they could not use a GPU; the log names the"
+            " module that initializes it on import: do that in a function, or remove the module from the job's preload"
         )
 
 
 def fork_program(command: Sequence[str], environment: Mapping[str, str], output: Path) -> Forked:
-    """`python -m MODULE WORDS...` in a session of its own, with its output at the end of a file; calls the module's `main`.
+    """Fork a child that runs `python -m MODULE WORDS...` by calling the module's `main`, in a session of its own.
 
-    It is deaf to the scheduler's signals until it hears them (`cluster.process.signals.hear_stops`); none is lost meanwhile.
+    Its output goes to the end of the file `output`. Stop signals are blocked in it, and none is lost, until it calls
+    `cluster.process.signals.install_stop_handler`.
     """
     assert command[1] == "-m", command
     refuse_cuda()
@@ -157,7 +158,7 @@ def fork_program(command: Sequence[str], environment: Mapping[str, str], output:
     sys.stderr.flush()
     # it finds the title's place by the environment, before the child changes that; and hides it from /proc, so not any sooner
     setproctitle.getproctitle()
-    with deaf_children():
+    with stop_signals_blocked():
         pid = os.fork()
         if pid == 0:
             _become(command, environment, output)
@@ -165,7 +166,7 @@ def fork_program(command: Sequence[str], environment: Mapping[str, str], output:
 
 
 def _become(command: Sequence[str], environment: Mapping[str, str], output: Path) -> NoReturn:
-    """In the child: look like a process that was started anew, and be the program."""
+    """In the child: restore what a newly started process would have, and run the program."""
     code = 1
     try:
         os.setsid()
@@ -195,7 +196,7 @@ def _become(command: Sequence[str], environment: Mapping[str, str], output: Path
 
 
 def _program(name: str) -> str:
-    """The module that `python -m NAME` runs: of a package its __main__."""
+    """The module that `python -m NAME` runs: `__main__` of a package, else NAME itself."""
     spec = find_spec(name)
     return f"{name}.__main__" if spec is not None and spec.submodule_search_locations is not None else name
 
@@ -210,7 +211,7 @@ def _redirect(output: Path) -> None:
 
 @contextmanager
 def forked_interpreters() -> Iterator[None]:
-    """Inside, multiprocessing forks this process where it would start an interpreter anew (its fork server does)."""
+    """Make multiprocessing fork this process where it would start a new interpreter for its fork server."""
     spawn: Any = multiprocessing.util.spawnv_passfds
 
     def fork(path: Any, arguments: Sequence[Any], descriptors: Sequence[int]) -> int:

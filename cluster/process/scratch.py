@@ -83,7 +83,7 @@ def sweep(place: Path) -> int:
         for entry in entries:
             if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 with suppress(OSError):  # another sweep was faster
-                    count += entry.stat(follow_symlinks=False).st_uid == os.geteuid() and _bury(Path(entry.path))
+                    count += entry.stat(follow_symlinks=False).st_uid == os.geteuid() and _remove_if_unowned(Path(entry.path))
     if count:
         log.info("removed %d folders in %s whose owners were killed", count, place)
     return count
@@ -97,7 +97,7 @@ def machine() -> str:
         return f"{platform.node()} {psutil.boot_time():.0f}"
 
 
-def _bury(folder: Path) -> bool:
+def _remove_if_unowned(folder: Path) -> bool:
     owner = folder / OWNER
     if not owner.is_file() or owner.read_text() != machine():
         return False

@@ -1,4 +1,4 @@
-"""Processes: find and end those that belong to a directory; keep the scheduler's signals from all but the agent."""
+"""Stop signals: which process of a job gets the scheduler's signals, and what it does with them."""
 
 import os
 import signal
@@ -8,39 +8,44 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 LOOK_SECONDS = 0.05  # between two looks at a flag
+STOP_SIGNALS = frozenset({signal.SIGUSR2, signal.SIGTERM})  # by which schedulers announce an end
 
 
-class Flag:
-    """What a signal handler may set. An Event's lock may be held by the very code that the handler interrupts, such as the
-    same handler on its way through an earlier signal: the process would wait for itself for ever.
+class SignalFlag:
+    """A flag that a signal handler may set.
+
+    threading.Event would not do: the code that the handler interrupts may hold the Event's lock (as the same handler does on
+    its way through an earlier signal), and the process would wait for itself for ever.
     """
 
     def __init__(self) -> None:
         self._set = False
 
     def set(self) -> None:
-        """From a handler, or from anywhere."""
+        """Set the flag, from a signal handler or from anywhere else."""
         self._set = True
 
     def clear(self) -> None:
-        """Wait for the next one."""
+        """Reset the flag, to wait for the next signal."""
         self._set = False
 
     def is_set(self) -> bool:
-        """Whether it was set since the last `clear`."""
+        """Return whether the flag was set since the last `clear`."""
         return self._set
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it is set, at most so long; whether it is."""
+        """Wait until the flag is set, at most so many seconds; returns whether it is."""
         deadline = time.monotonic() + seconds
         while not self._set and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, LOOK_SECONDS))
         return self._set
 
 
-class Departure:
-    """How a process leaves of which one thread starts work and another may end it all: once it leaves, nothing starts any
-    more, and only whoever began the departure says how it ends. Anyone else waits for the end of the process.
+class ShutdownGate:
+    """Lets one thread start work and another end the process, never both at once.
+
+    Once a shutdown has begun nothing starts any more, and only the thread that began it says how the process ends; any other
+    thread that comes to the gate waits for the end of the process.
     """
 
     def __init__(self) -> None:
@@ -48,20 +53,20 @@ class Departure:
         self._nothing_runs = False
 
     def pause(self) -> None:
-        """From now on nothing runs that has anything to save."""
+        """Declare that from now on nothing runs that has anything to save."""
         self._nothing_runs = True
 
     def resume(self) -> None:
-        """Something is about to start. Does not return once the process leaves."""
+        """Declare that work is about to start. Does not return once a shutdown has begun."""
         with self._begun:
             self._nothing_runs = False
 
     def begin(self) -> None:
-        """The caller will end the process."""
+        """Begin the shutdown: the caller will end the process."""
         self._begun.acquire()
 
     def begin_if_nothing_runs(self) -> bool:
-        """The same, unless something runs; whether it does not."""
+        """Begin the shutdown unless work runs; returns whether it has begun."""
         self._begun.acquire()
         if self._nothing_runs:
             return True
@@ -69,15 +74,13 @@ class Departure:
         return False
 
 
-STOP_SIGNALS = frozenset({signal.SIGUSR2, signal.SIGTERM})  # by which schedulers announce an end
-
-
 @contextmanager
-def deaf_children() -> Iterator[None]:
-    """Children started inside do not hear the scheduler's signals before they `hear_stops`; those that never do end by SIGKILL.
+def stop_signals_blocked() -> Iterator[None]:
+    """Block the scheduler's signals in children that are started inside, until each calls `install_stop_handler`.
 
-    Schedulers signal every process of a job, not the first one alone, and only the agent knows what to do. A blocked
-    signal stays blocked across fork and exec, and is kept: neither this process nor a child that will listen loses one.
+    Schedulers signal every process of a job, not the first one alone, and only the agent knows what to do. A child that never
+    installs a handler ends by SIGKILL alone. A blocked signal stays blocked across fork and exec, and is kept: neither this
+    process nor a child that installs its handler later loses one.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
@@ -86,15 +89,18 @@ def deaf_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def hear_stops(handler: Callable[[], object]) -> None:
-    """Call `handler` whenever somebody wants this process to leave, and now if that was said while it started."""
-    for word in (*STOP_SIGNALS, signal.SIGINT):
-        signal.signal(word, lambda *_: handler())
+def install_stop_handler(handler: Callable[[], object]) -> None:
+    """Call `handler` at every stop signal and SIGINT, and at once for a stop signal that came while this process started."""
+    for number in (*STOP_SIGNALS, signal.SIGINT):
+        signal.signal(number, lambda *_: handler())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
-def end_on_word_of(pid: int) -> None:
-    """In a deaf process: leave on a SIGTERM of process `pid` (torch ends its ranks so), ignore anyone else's."""
+def exit_on_sigterm_from(pid: int) -> None:
+    """In a process whose stop signals are blocked: exit at a SIGTERM from process `pid`, and ignore those of all others.
+
+    torch's agent ends its ranks by SIGTERM; a scheduler's SIGTERM must not.
+    """
 
     def listen() -> None:
         while True:

@@ -1,11 +1,10 @@
-"""A copy of a run's code, named by the digest of what it holds: whoever uses one that is there already looks whether it does."""
+"""A copy of a run's code, named by git's hash of its tree: whoever uses a copy that is there already checks what it holds."""
 
 import hashlib
 import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,26 +12,14 @@ log = logging.getLogger(__name__)
 
 CACHE = "__pycache__"  # never part of a copy: Python writes it beside code, and runs what it finds in it
 CACHE_TRIES = 20  # to remove it, while others that run from the copy write there
-DIGEST_CHARACTERS = 32
-ALGORITHM = "sha256"
-
-
-def digest_of(entries: Mapping[str, tuple[bytes, bytes]]) -> str:
-    """The digest of a tree, of each entry's kind (f a file, x an executable one, l a link) and what it holds, by its path."""
-    whole = hashlib.new(ALGORITHM)
-    for name, (kind, content_hash) in sorted(entries.items()):
-        whole.update(b"%s %s\0%s" % (kind, os.fsencode(name), content_hash))
-    return whole.hexdigest()[:DIGEST_CHARACTERS]
-
-
-def hash_of(content: bytes) -> bytes:
-    """What an entry of `digest_of` tells of a file's content, or of a link's target."""
-    return hashlib.new(ALGORITHM, content).digest()
 
 
 def digest_on_disk(folder: Path) -> str:
-    """The digest of a copy as it lies there. Raises OSError for what cannot be read, or is neither file, folder nor link."""
-    return digest_of({name: _entry(folder / name) for name in _names(folder)})
+    """Git's hash (SHA-1) of the tree that lies there, as `git write-tree` prints it.
+
+    Raises OSError for what cannot be read, or is neither file, folder nor link.
+    """
+    return _tree(folder).hex()
 
 
 def accept_copy(folder: Path) -> bool:
@@ -56,21 +43,29 @@ def accept_copy(folder: Path) -> bool:
     return False
 
 
-def _names(folder: Path) -> Iterator[str]:
-    for where, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if name != CACHE or os.path.islink(os.path.join(where, name))]
-        links = [name for name in folders if os.path.islink(os.path.join(where, name))]
-        for name in (*files, *links):
-            yield os.path.relpath(os.path.join(where, name), folder)
+def _tree(folder: Path) -> bytes:
+    """The hash of a folder as git's tree object: mode, name and hash of each entry; folders sort as if a slash ended them."""
+    entries = {}
+    for path in folder.iterdir():
+        name = os.fsencode(path.name)
+        if path.is_symlink() or not path.is_dir():
+            mode, content = _file(path)
+            entries[name] = b"%s %s\0%s" % (mode, name, _hash(b"blob", content))
+        elif path.name != CACHE and (inner := _tree(path)) != _hash(b"tree", b""):  # git knows no empty ones
+            entries[name + b"/"] = b"40000 %s\0%s" % (name, inner)
+    return _hash(b"tree", b"".join(entries[name] for name in sorted(entries)))
 
 
-def _entry(path: Path) -> tuple[bytes, bytes]:
+def _file(path: Path) -> tuple[bytes, bytes]:
     if path.is_symlink():
-        return b"l", hash_of(os.fsencode(os.readlink(path)))
+        return b"120000", os.fsencode(os.readlink(path))
     if not path.is_file():
         raise OSError(f"{path} is no file")
-    with path.open("rb") as stream:
-        return b"x" if path.stat().st_mode & 0o100 else b"f", hashlib.file_digest(stream, ALGORITHM).digest()
+    return b"100755" if path.stat().st_mode & 0o100 else b"100644", path.read_bytes()
+
+
+def _hash(kind: bytes, content: bytes) -> bytes:
+    return hashlib.sha1(b"%s %d\0%s" % (kind, len(content), content), usedforsecurity=False).digest()
 
 
 def _remove_bytecode(folder: Path) -> None:

@@ -1,73 +1,74 @@
 """The interface of an allocation: the nodes on which an attempt's agents run, seen from the supervisor."""
 
+import signal
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Protocol
 
 from cluster.process.forking import Process
 
-AGENTS = "agents.jsonl"  # one line an agent: node, address, pid of what started it
 
-
-class Lane(Protocol):
-    """Where the agents of an attempt run: a backend's nodes, numbered from 0, seen from the process that carries the run."""
+class Allocation(ABC):
+    """The nodes that a backend gives a run, numbered from 0. Defaults: the nodes stay ours, and none joins."""
 
     name: str  # the backend's
+    owner_limits_time: bool = False  # else the supervisor ends an attempt at its time limit
 
-    def nodes(self) -> list[int]:
-        """The nodes that there are at the beginning of an attempt."""
-        ...
+    @abstractmethod
+    def initial_nodes(self) -> list[int]:
+        """Return the nodes that an attempt begins with."""
 
+    @abstractmethod
     def address(self, node: int) -> str:
-        """Under which the other nodes reach it."""
-        ...
+        """Return the host name or address under which the other nodes reach `node`."""
 
+    @abstractmethod
     def free_port(self) -> int:
-        """A port of node 0's address that this user alone can bind, until the lane is asked again or ends."""
-        ...
+        """Reserve a port of node 0 that this user alone can bind, until the next call or the end of the allocation."""
 
+    @abstractmethod
     def start(self, node: int, command: list[str], log: Path) -> Process:
-        """Start a command on a node, deaf until it hears stops; SIGUSR2 to what is returned reaches it, killing that ends it."""
-        ...
+        """Start a command on a node, with stop signals blocked until it handles them.
 
-    def serve(self, command: list[str], log: Path) -> Process:
-        """Start a command beside this process, on node 0."""
-        ...
+        SIGUSR2 to the returned process reaches the command; killing the returned process ends it.
+        """
 
+    @abstractmethod
     def end(self, process: Process) -> None:
-        """End what `start` or `serve` started, with all that it started itself."""
-        ...
+        """Kill a process that `start` or `start_service` started, and its descendants."""
 
-    def lost(self, node: int, code: int) -> str:
-        """Why the node is lost, in a word, if an agent that said nothing ended with `code` for that reason; else empty."""
-        ...
+    def start_service(self, command: list[str], log: Path) -> Process:
+        """Start a command on node 0 that must outlive the agents: the rendezvous store."""
+        return self.start(0, command, log)
 
-    def clean(self, node: int) -> None:
-        """The node's agent has left: nothing of what it started stays."""
-        ...
+    def loss_reason(self, node: int, code: int) -> str:
+        """Say why `node` counts as lost, given that its agent exited with `code` and reported nothing; empty: it is not lost."""
+        return signal.Signals(-code).name if code < 0 else ""
 
-    def bury(self, node: int) -> None:
-        """The node was lost, or its owner took it back; clean it too."""
-        ...
+    def clean_up(self, node: int) -> None:  # noqa: B027 by default nothing is left
+        """End all processes that the node's agent has left behind."""
 
-    def offered(self, wanted: int) -> list[int]:
-        """Nodes that can join now, of at most `wanted` that an elastic run could use; asks for them where one must."""
-        ...
+    def mark_lost(self, node: int) -> None:
+        """Stop using a node that died or that its owner took back."""
+        self.clean_up(node)
 
-    def release(self, node: int) -> None:
-        """The run has left this node for good: give it back."""
-        ...
+    def acquire(self, wanted: int) -> list[int]:
+        """Return at most `wanted` nodes that can join now; ask the owner for more where nodes must be asked for."""
+        return []
 
-    def notice(self) -> str:
-        """Why whoever owns the nodes wants them back: a StopReason, or plain words; empty as long as nobody does."""
-        ...
+    def release(self, node: int) -> None:  # noqa: B027 by default nobody waits for it
+        """Give back a node that the run has left for good."""
 
-    def explain(self) -> str:
-        """The same for a stop that reached the agents past this process: whoever owns the nodes is asked."""
-        ...
+    def stop_reason(self) -> str:
+        """Say why the owner of the nodes wants them back: a StopReason, or plain words; empty while the owner does not."""
+        return ""
 
-    def keeps(self) -> bool:
-        """After an attempt: the nodes are still ours, so that the next one may start at once."""
-        ...
+    def query_stop_reason(self) -> str:
+        """Ask the owner of the nodes why agents were stopped that this process had not told to; empty: the owner did not."""
+        return ""
+
+    def can_retry(self) -> bool:
+        """Say, after an attempt, whether the nodes are still ours, so that the next attempt may start on them at once."""
+        return True
 
 
 def agent_command(python: str, run_path: str, attempt: str, *, node: int, nodes: str, address: str, rendezvous: str) -> list[str]:

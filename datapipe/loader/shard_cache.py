@@ -1,4 +1,4 @@
-"""Local copies of shards that lie in an object store, named by their checksums, made once a machine."""
+"""Local copies of shards in an object store, named by their checksums, and fetched once per machine."""
 
 import fcntl
 import os
@@ -8,21 +8,21 @@ from pathlib import Path
 import xxhash
 
 from cluster.errors import CorruptShardError
-from cluster.storage import Place, retry
+from cluster.storage import StoragePath, retry
 from datapipe.manifest import Shard
 
 CACHE_VARIABLE = "ROPEWALK_CACHE"
 
 
 def cache_dir() -> Path:
-    """$ROPEWALK_CACHE, else $XDG_CACHE_HOME/ropewalk, else ~/.cache/ropewalk; shards/ lies below."""
+    """The folder of the cache: $ROPEWALK_CACHE, else $XDG_CACHE_HOME/ropewalk, else ~/.cache/ropewalk."""
     home = os.environ.get(CACHE_VARIABLE)
     if home:
         return Path(home)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ropewalk"
 
 
-def cached_shard(place: Place, shard: Shard) -> Path:
+def cached_shard(place: StoragePath, shard: Shard) -> Path:
     """The local copy of a remote shard, fetched if it is not there. Raises CorruptShardError if the original is damaged."""
     folder = cache_dir() / "shards"
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,11 +34,11 @@ def cached_shard(place: Place, shard: Shard) -> Path:
     return path
 
 
-def _fetch(place: Place, shard: Shard, path: Path) -> None:
+def _fetch(place: StoragePath, shard: Shard, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.part")
     name = f"{place.url}/{shard.path}"
     try:
-        retry(lambda: place.fs.get_file(place.full(shard.path), str(temporary)), f"read {name}", place.patience_seconds)
+        retry(lambda: place.fs.get_file(place.path(shard.path), str(temporary)), f"read {name}", place.patience_seconds)
         found = _checksum(temporary)
         if found != shard.checksum:
             size = temporary.stat().st_size

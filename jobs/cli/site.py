@@ -1,15 +1,15 @@
-"""Commands of `ropewalk` that are about a machine or a cluster, not about one run."""
+"""Commands about a machine or a cluster, not about one run: doctor, lab, quickstart."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Cluster = Annotated[str, typer.Option("--on", metavar="CLUSTER", help="a cluster of the profile file, local, slurm or k8s")]
+from jobs.cli.arguments import Cluster
 
 
 def doctor(on: Cluster = "local") -> None:
-    """Check this machine and a cluster."""
+    """Check this machine and a cluster: what is there, what is missing, what to do."""
     from jobs.runs.doctor import checks
     from jobs.runs.tables import checks_table, console
 
@@ -20,18 +20,20 @@ def doctor(on: Cluster = "local") -> None:
 
 
 def quickstart(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="where all of it goes")] = Path("quickstart"),
+    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="the directory to write")] = Path("quickstart"),
     steps: Annotated[int, typer.Option(min=20, help="training steps")] = 300,
 ) -> None:
-    """See all of it on this machine in a few minutes, on text that is already here."""
+    """Preprocess, train and evaluate on this machine in a few minutes, on text that is already here."""
     from jobs.cli.quickstart import quickstart as tour
     from jobs.runs.tables import console
 
     tour(directory, console(), steps)
 
 
-def lab(context: typer.Context, words: Annotated[list[str] | None, typer.Argument(metavar="slurm up|down|...")] = None) -> None:
-    """Bring up a real test cluster on this machine: `ropewalk lab slurm up`."""
+def lab(
+    context: typer.Context, arguments: Annotated[list[str] | None, typer.Argument(metavar="slurm up|down|...")] = None
+) -> None:
+    """Start a real test cluster on this machine: `ropewalk lab slurm up`."""
     from jobs.cli.labs import run_lab
 
-    run_lab(words or [], context.get_help())
+    run_lab(arguments or [], context.get_help)

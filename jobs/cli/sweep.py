@@ -1,4 +1,4 @@
-"""Commands of `ropewalk` that are about a sweep: its best configuration, and whether that is really better."""
+"""Commands about a sweep: best (its best configuration), confirm (whether that is really better)."""
 
 import json
 import sys
@@ -7,13 +7,20 @@ from typing import Annotated, Literal
 
 import typer
 
-SweepWord = Annotated[str, typer.Argument(metavar="SWEEP", help="a sweep's id, the beginning of it, its directory, or `latest`")]
-AsJson = Annotated[bool, typer.Option("--json", help="machine-readable: JSON on stdout")]
+from jobs.cli import complete
+from jobs.cli.arguments import AsJson
+
+SweepRef = Annotated[
+    str,
+    typer.Argument(
+        metavar="SWEEP", help="a sweep: its id, a unique beginning of it, its directory, or latest", autocompletion=complete.runs
+    ),
+]
 
 
 def best(
-    word: SweepWord,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE.yaml]", help="where it goes; unset: printed")] = None,
+    sweep_ref: SweepRef,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE.yaml]", help="the file to write; unset: print it")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a sweep's best configuration as a job file for `ropewalk run JOB -c`."""
@@ -21,7 +28,7 @@ def best(
     from jobs.sweep import best as winner
     from jobs.sweep.results import find_sweep, read_sweep
 
-    results = read_sweep(freshen(find_sweep(word)))
+    results = read_sweep(freshen(find_sweep(sweep_ref)))
     if file:
         winner.write_job_file(results, file)
     if as_json:
@@ -31,29 +38,31 @@ def best(
 
 
 def confirm(
-    word: SweepWord,
+    sweep_ref: SweepRef,
     seeds: Annotated[int, typer.Option("--seeds", min=2, max=100, metavar="N", help="new seeds for each of the two")] = 3,
     against: Annotated[
-        Literal["runner-up", "base"], typer.Option("--against", help="what the best is held against")
+        Literal["runner-up", "base"], typer.Option("--against", help="what to compare the best with")
     ] = "runner-up",
-    on: Annotated[str | None, typer.Option("--on", metavar="CLUSTER", help="unset: where the trials ran")] = None,
+    on: Annotated[
+        str | None, typer.Option("--on", metavar="CLUSTER", help="unset: where the trials ran", autocompletion=complete.clusters)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a sweep's best configuration again with new seeds, and say whether its win is real; exit 1 if nothing can be said."""
+    """Run a sweep's best configuration again with new seeds: is its win real? Exit 1 if that cannot be said."""
     from jobs.runs.remote import freshen
     from jobs.runs.tables import console
     from jobs.sweep import confirm as again
     from jobs.sweep.confirm_report import await_runs, confirmation, confirmation_page
     from jobs.sweep.results import find_sweep, read_sweep, trials_cluster
 
-    results, told = read_sweep(freshen(find_sweep(word))), console(stderr=True)
+    results, progress = read_sweep(freshen(find_sweep(sweep_ref))), console(stderr=True)
     found = again.candidates(results, against)
     command = ["ropewalk", *sys.argv[1:]]
     again.ensure_runs(results, found, again.seeds_of(results, seeds), on or trials_cluster(results.run), command)
     try:
-        await_runs([run for one in found for run in one.runs.values()], lambda line: told.print(line, soft_wrap=True))
+        await_runs([run for one in found for run in one.runs.values()], lambda line: progress.print(line, soft_wrap=True))
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nthe runs go on; `ropewalk confirm {results.run.id}` waits for them again\n")
+        sys.stderr.write(f"\nthe runs keep running; `ropewalk confirm {results.run.id}` waits for them again\n")
         raise typer.Exit(130) from None
     result = confirmation(results, found)
     if as_json:

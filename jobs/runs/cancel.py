@@ -20,15 +20,9 @@ def cancel_runs(words: Sequence[str]) -> Iterator[str]:
     for run in runs:
         if run.id not in over:
             view_of(run).before_cancel()
-            clusters.setdefault(str(run.listed.get("cluster", "local")), []).append(run)
+            clusters.setdefault(str(run.record.get("cluster", "local")), []).append(run)
     for cluster, mine in clusters.items():
-        backend = load_backend(cluster)
-        together = getattr(backend, "cancel_many", None)
-        if together:
-            together(mine)
-            continue
-        for run in mine:
-            backend.cancel(run)
+        load_backend(cluster).cancel_many(mine)
     for run in runs:
         outcome = final_outcome(run)
         if run.id in over:

@@ -1,12 +1,13 @@
 """Runs that lie on a volume of their cluster which this machine does not see: its copy of them is brought up to date."""
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
+from cluster.backends.base import Backend
 from cluster.backends.profiles import load_backend
 from cluster.errors import RopewalkError
 from cluster.run.directory import RunDir
+from jobs.runs.status import settle
 from jobs.runs.view import view_of
 
 log = logging.getLogger(__name__)
@@ -17,20 +18,25 @@ class Copy:
 
     def __init__(self, run: RunDir) -> None:
         self.run, self._said = run, ""
-        self._fetch: Callable[..., None] | None = None
-        cluster = str(run.listed.get("cluster", "local"))
+        self._backend: Backend | None = None
+        cluster = str(run.record.get("cluster", "local"))
         if cluster != "local":
             try:
-                self._fetch = getattr(load_backend(cluster), "fetch", None)
+                self._backend = load_backend(cluster)
             except RopewalkError as error:  # a cluster of the profile file that is not there any more
                 self._tell(str(error))
 
+    @property
+    def is_one(self) -> bool:
+        """Whether the run itself lies elsewhere."""
+        return self._backend is not None and not self._backend.shares_files
+
     def freshen(self) -> None:
         """Bring the copy up to date; where that fails, say so once and continue with what there is."""
-        if self._fetch is None:
+        if self._backend is None:
             return
         try:
-            self._fetch(self.run, beside=self.children())
+            self._backend.sync(self.run, beside=self.children())
         except RopewalkError as error:
             self._tell(str(error))
         else:
@@ -53,14 +59,14 @@ def freshen(run: RunDir) -> RunDir:
     copy.freshen()
     if copy.children() != known:
         copy.freshen()
+    if copy.is_one:
+        settle(run)
     return run
 
 
 def export_elsewhere(run: RunDir, directory: Path, step: int | None) -> bool:
     """Export a checkpoint on the cluster that it lies on, if this machine does not see it; returns whether that was done."""
-    backend = load_backend(str(run.listed.get("cluster", "local")))
-    export = getattr(backend, "export", None)
-    return export is not None and bool(export(run, directory, step))
+    return load_backend(str(run.record.get("cluster", "local"))).export(run, directory, step)
 
 
 def write_there(run: RunDir, name: str) -> bool:
@@ -68,8 +74,8 @@ def write_there(run: RunDir, name: str) -> bool:
 
     Raises BackendError.
     """
-    backend = load_backend(str(run.listed.get("cluster", "local")))
-    if getattr(backend, "shares_files", True):
+    backend = load_backend(str(run.record.get("cluster", "local")))
+    if backend.shares_files:
         return False
-    backend.fetch(run, write={name: (run.path / name).read_text()})  # type: ignore[attr-defined]
+    backend.sync(run, write={name: (run.path / name).read_text()})
     return True

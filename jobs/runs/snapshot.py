@@ -1,18 +1,18 @@
-"""Which code a run is of: commit and uncommitted changes, and a copy of it all for a run that starts hours later."""
+"""The code of a run: its commit and uncommitted changes, and a copy of it for a run that starts hours later."""
 
 import os
 import secrets
 import shutil
-import stat
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import cluster
-from cluster.run.code_copy import CACHE, accept_copy, digest_of, hash_of
+from cluster.errors import RopewalkError
+from cluster.run.code_copy import CACHE, accept_copy
 from cluster.run.directory import CODE_FOLDER, make_private
 from cluster.run.files import sync_all
 from cluster.text import counted
@@ -21,6 +21,10 @@ DIFF_LIMIT_BYTES = 1 << 20
 NAMES_LIMIT = 100
 FILE_LIMIT_BYTES = 16 << 20
 TOTAL_LIMIT_BYTES = 256 << 20
+
+# a copy holds the bytes of the work tree, whatever .gitattributes say: these run, and these the digest is checked against
+RAW = "* -text -ident -filter !working-tree-encoding\n"
+SETTINGS = ("core.autocrlf=false", "core.hooksPath=/dev/null", "core.looseCompression=0", "core.fsync=none")
 
 
 def checkout() -> tuple[Path | None, str]:
@@ -57,8 +61,8 @@ def code_state(place: Path | None, not_code: Sequence[Path] = ()) -> dict[str, A
     return {**state, "untracked": untracked[:NAMES_LIMIT], "diff": diff}
 
 
-def told(code: Mapping[str, Any]) -> str:
-    """What a user should know of the code that travels with a run; nothing if it is a commit and nothing else."""
+def code_notice(code: Mapping[str, Any]) -> str:
+    """What a user should know of the code that travels with a run: its uncommitted files, and what was left out; else empty."""
     snapshot, left_out, text = code["snapshot"], code["left_out"], ""
     if snapshot and code["uncommitted"]:
         commit = f"commit {code['commit'][:7]}" if code["commit"] else "no commit yet"
@@ -75,31 +79,25 @@ def told(code: Mapping[str, Any]) -> str:
 # --- the copy
 
 
-@dataclass
-class _Tree:
-    """What a snapshot holds, in memory: what is hashed is what is written, whoever edits meanwhile."""
-
-    files: dict[str, tuple[bytes, bool]] = field(default_factory=dict)  # content, executable
-    links: dict[str, str] = field(default_factory=dict)  # target, relative to the link
-    left_out: list[str] = field(default_factory=list)  # each with the reason
-
-
 def take_snapshot(place: Path, root: Path, not_code: Sequence[Path] = ()) -> tuple[str | None, list[str]]:
     """Copy the work tree (tracked files as they are, and untracked ones that git does not ignore) under a runs' root.
 
-    Returns the hash of the content, which names the copy, and what was left out and why. Equal code is copied once.
+    Returns git's hash of the tree, which names the copy, and what was left out and why. Equal code is copied once. The user's
+    repository is only read. Raises RopewalkError if git cannot copy.
     """
     words = ("ls-files", "-z", "--full-name", "--cached", "--others", "--exclude-standard")
     listed = _git(place, *words, *_pathspec(place, not_code))
     if listed is None:
         return None, ["git does not list the files of the checkout (try `git status` there)"]
-    names = {os.fsdecode(word) for word in listed.split(b"\0") if word}
-    tree = _read(place, sorted(name for name in names if CACHE not in Path(name).parts))
-    digest = _digest(tree)
-    target = root / CODE_FOLDER / digest
-    if not accept_copy(target):
-        _write(tree, target)
-    return digest, [_text(os.fsencode(word)) for word in tree.left_out]
+    names = sorted({os.fsdecode(word) for word in listed.split(b"\0") if word})
+    files, links, left_out = _choose(place, [name for name in names if CACHE not in Path(name).parts])
+    with TemporaryDirectory(prefix="ropewalk-code-") as folder:
+        scratch = Path(folder)
+        digest = _stage(scratch, place, files, links)
+        target = root / CODE_FOLDER / digest
+        if not accept_copy(target):
+            _write(scratch, target, files)
+    return digest, [_text(os.fsencode(word)) for word in left_out]
 
 
 def _pathspec(place: Path, not_code: Sequence[Path]) -> list[str]:
@@ -108,82 +106,103 @@ def _pathspec(place: Path, not_code: Sequence[Path]) -> list[str]:
     return ["--", ":/", *(f":(top,exclude,literal){path if path.parts else CODE_FOLDER}" for path in inside)]
 
 
-def _read(place: Path, names: Sequence[str]) -> _Tree:
-    tree, links, total = _Tree(), set[str](), 0
+def _choose(place: Path, names: Sequence[str]) -> tuple[list[str], dict[str, str], list[str]]:
+    """Files of the copy; its links with their targets; what is left out, each with the reason."""
+    files, links, left_out, total = list[str](), set[str](), list[str](), 0
     for name in names:
         path = place / name
+        if not links.isdisjoint(map(str, Path(name).parents)):
+            continue  # deleted: a link took the place of its folder
         if path.is_symlink():
             links.add(name)
-        elif links and not links.isdisjoint(map(str, Path(name).parents)):
-            pass  # deleted: a link took the place of its folder
         elif path.is_dir():
-            tree.left_out.append(f"{name.rstrip('/')} (a repository of its own)")
+            left_out.append(f"{name.rstrip('/')} (a repository of its own)")
         elif path.is_file():  # else it is deleted, and so it is in the copy
-            kept, reason = _read_file(path, TOTAL_LIMIT_BYTES - total)
-            if kept is None:
-                tree.left_out.append(f"{name} ({reason})")
+            reason = _why_not(path, TOTAL_LIMIT_BYTES - total)
+            if reason:
+                left_out.append(f"{name} ({reason})")
             else:
-                tree.files[name] = kept
-                total += len(kept[0])
-    _add_links(tree, place, sorted(links))
-    return tree
+                files.append(name)
+                total += path.stat().st_size
+    targets, leading_out = _inner_links(place, sorted(links), files)
+    return files, targets, left_out + leading_out
 
 
-def _read_file(path: Path, room: int) -> tuple[tuple[bytes, bool] | None, str]:
-    """Content and executable bit, or why it stays behind."""
-    try:
-        status = path.stat()
-        if status.st_size > FILE_LIMIT_BYTES:
-            return None, f"{status.st_size / 2**20:.0f} MiB, the most is {FILE_LIMIT_BYTES >> 20}"
-        if status.st_size > room:
-            return None, f"the code would be above {TOTAL_LIMIT_BYTES >> 20} MiB"
-        return (path.read_bytes(), bool(status.st_mode & stat.S_IXUSR)), ""
-    except OSError as error:
-        return None, f"cannot be read: {error.strerror}"
+def _why_not(path: Path, room_bytes: int) -> str:
+    size = path.stat().st_size
+    if size > FILE_LIMIT_BYTES:
+        return f"{size / 2**20:.0f} MiB, the most is {FILE_LIMIT_BYTES >> 20}"
+    if size > room_bytes:
+        return f"the code would be above {TOTAL_LIMIT_BYTES >> 20} MiB"
+    return "" if os.access(path, os.R_OK) else "cannot be read: Permission denied"
 
 
-def _add_links(tree: _Tree, place: Path, names: Sequence[str]) -> None:
-    """Links to what is in the copy, straight to their last target, so that none leads back into the live tree."""
-    folders = {str(parent) for name in tree.files for parent in Path(name).parents}
-    real = os.path.realpath(place)
+def _inner_links(place: Path, names: Sequence[str], files: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Links to what is in the copy, straight to their last target, so that none leads back into the live tree; and the others."""
+    known = {*files, *(str(parent) for name in files for parent in Path(name).parents)}
+    real, targets, leading_out = os.path.realpath(place), dict[str, str](), list[str]()
     for name in names:
         link = os.path.join(real, name)
         end = os.path.realpath(link)
-        inside = os.path.relpath(end, real)
-        if inside in tree.files or inside in folders:
-            tree.links[name] = os.path.relpath(end, os.path.dirname(link))
+        if os.path.relpath(end, real) in known:
+            targets[name] = os.path.relpath(end, os.path.dirname(link))
         else:
-            tree.left_out.append(f"{name} (a link to {os.readlink(link)}, which is not in the code)")
+            leading_out.append(f"{name} (a link to {os.readlink(link)}, which is not in the code)")
+    return targets, leading_out
 
 
-def _digest(tree: _Tree) -> str:
-    entries = {name: (b"x" if executable else b"f", hash_of(raw)) for name, (raw, executable) in tree.files.items()}
-    entries |= {name: (b"l", hash_of(os.fsencode(target))) for name, target in tree.links.items()}
-    return digest_of(entries)
+def _stage(scratch: Path, place: Path, files: Sequence[str], links: Mapping[str, str]) -> str:
+    """Read files and links into a repository of their own, and return the hash of the tree that they are.
+
+    What is hashed here is what is written later, whoever edits meanwhile.
+    """
+    _in_scratch(scratch, scratch, "init", "-q", "--template=")
+    (scratch / ".git/info").mkdir()
+    (scratch / ".git/info/attributes").write_text(RAW)
+    kind, _, objects = _text(_git(place, "rev-parse", "--show-object-format", "--git-path", "objects") or b"").partition("\n")
+    if kind != "sha256":  # what was committed need not be written once more
+        (scratch / ".git/objects/info/alternates").write_text(f"{os.path.abspath(place / objects.rstrip())}\n")
+    linked = scratch / "links"
+    linked.mkdir()
+    for name, target in links.items():
+        (linked / name).parent.mkdir(parents=True, exist_ok=True)
+        (linked / name).symlink_to(target)
+    for work_tree, names in ((place, files), (linked, links)):
+        fed = b"".join(os.fsencode(name) + b"\0" for name in names)
+        _in_scratch(scratch, work_tree, "update-index", "-z", "--add", "--remove", "--stdin", fed=fed)
+    return _in_scratch(scratch, scratch, "write-tree").decode().strip()
 
 
-def _write(tree: _Tree, target: Path) -> None:
+def _write(scratch: Path, target: Path, files: Sequence[str]) -> None:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     target.parent.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileExistsError):
         make_private(target.parent)
     try:
-        for folder in {str((temporary / name).parent) for name in (*tree.files, *tree.links)} | {str(temporary)}:
-            os.makedirs(folder, exist_ok=True)
-        for name, (raw, executable) in tree.files.items():
-            path = temporary / name
-            path.write_bytes(raw)
-            if executable:
-                path.chmod(path.stat().st_mode | 0o111)
-        for name, link in tree.links.items():
-            os.symlink(link, temporary / name)
-        sync_all([temporary / name for name in tree.files])
+        temporary.mkdir()
+        _in_scratch(scratch, scratch, "checkout-index", "--all", f"--prefix={temporary.absolute()}/")
+        sync_all([path for name in files if (path := temporary / name).exists()])
         temporary.rename(target)
-    except OSError:
+    except (OSError, RopewalkError):
         if not accept_copy(target):  # else another submitter was faster, with the same content
             raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _in_scratch(scratch: Path, work_tree: Path, *words: str, fed: bytes = b"") -> bytes:
+    """What git prints, over this work tree with the repository in `scratch`. Raises RopewalkError with its complaint."""
+    settings = [word for setting in SETTINGS for word in ("-c", setting)]
+    command = ["git", "-C", str(work_tree), *settings, f"--git-dir={scratch / '.git'}", "--work-tree=.", *words]
+    environment = {**os.environ, "GIT_DEFAULT_HASH": "sha1"}  # every git knows it
+    environment.pop("GIT_INDEX_FILE", None)  # as in a hook
+    done = subprocess.run(command, env=environment, input=fed, capture_output=True, check=False)
+    if done.returncode:
+        complaint = " ".join(_text(done.stderr).split())
+        raise RopewalkError(
+            f"the code cannot be copied for the run: git {words[0]}: {complaint}; is there room in {scratch.parent}?"
+        )
+    return done.stdout
 
 
 def _text(raw: bytes) -> str:

@@ -1,7 +1,7 @@
 """Runs as tables and pages for people."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -13,7 +13,6 @@ from rich.text import Text
 
 from cluster.backends.base import Check
 from cluster.text import counted
-from jobs.registry import JOBS
 from jobs.runs.events import tell
 from jobs.tracking.metrics import broken_words
 
@@ -201,22 +200,6 @@ def checks_table(checks: Sequence[Check]) -> Table:
     made = table("", "CHECK", "FOUND")
     for check in checks:
         made.add_row(Text("ok" if check.ok else "!!", style="green" if check.ok else "bold red"), check.name, check.detail)
-    return made
-
-
-def jobs_table() -> Table:
-    """The catalogue."""
-    made = table("JOB", "WHAT IT DOES")
-    for spec in JOBS.values():
-        made.add_row(Text(spec.name, style="bold"), spec.summary)
-    return made
-
-
-def keys_table(rows: Iterable[tuple[str, str, str, str]]) -> Table:
-    """What `run JOB --help` prints: every key."""
-    made = table("KEY", "TYPE", "DEFAULT", "MEANING")
-    for key, kind, default, meaning in rows:
-        made.add_row(Text(key, style="bold"), kind, default, meaning)
     return made
 
 

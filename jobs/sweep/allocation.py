@@ -4,15 +4,15 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING
 
-from cluster.backends.base import BackendState, Check
-from cluster.backends.profiles import Profile, load_backend
+from cluster.backends.base import Backend, BackendState
+from cluster.backends.profiles import load_backend
 from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
-from cluster.supervise.supervisor import BY_SUBMISSION, Supervisor, bury_unfinished
+from cluster.supervise.supervisor import BY_SUBMISSION, Supervisor, close_unfinished_attempt
 
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
@@ -22,13 +22,8 @@ log = logging.getLogger(__name__)
 NAME = "allocation"
 
 
-class AllocationBackend:
+class AllocationBackend(Backend):
     """The backend of such runs: one lives as long as its sweep does, and is resumed with it."""
-
-    ships_code: ClassVar[bool] = False
-
-    def __init__(self, profile: Profile) -> None:
-        self.profile = profile
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """Raise BackendError: no scheduler is handed anything."""
@@ -38,12 +33,6 @@ class AllocationBackend:
         """Raise BackendError: only the sweep starts them."""
         whose = run.record.get("parent", "a sweep with allocation=true")
         raise BackendError(f"{run.id} runs on the nodes of its sweep and is resumed with it: `ropewalk resume {whose}`")
-
-    def submit_many(
-        self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
-    ) -> list[str]:
-        """Raise BackendError, as `submit` does."""
-        return [self.submit(run, resources, after) for run in runs]
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
         """The states of their sweeps, for runs that have no outcome."""
@@ -65,10 +54,6 @@ class AllocationBackend:
         """Leave the request in the run, where its supervisor finds it."""
         run.request_cancel()
 
-    def checks(self) -> list[Check]:
-        """Nothing is checked: the sweep's own cluster is."""
-        return []
-
 
 class TrialSupervisor(threading.Thread):
     """Supervises a trial's run on the placement group of this actor, until the run is over or has lost its nodes."""
@@ -76,7 +61,7 @@ class TrialSupervisor(threading.Thread):
     def __init__(self, run: RunDir, stop_reason: Callable[[], str]) -> None:
         super().__init__(name=f"supervisor-{run.id}", daemon=True)
         self.run_dir, self.stop_reason = run, stop_reason
-        bury_unfinished(run, "the nodes of its sweep were lost")
+        close_unfinished_attempt(run, "the nodes of its sweep were lost")
         run.withdraw_cancel()
         self.resources = Resources.model_validate(run.record["resources"])
         plain = self.resources.model_dump(mode="json")
@@ -86,17 +71,17 @@ class TrialSupervisor(threading.Thread):
         """Supervise attempt after attempt."""
         import ray
 
-        from jobs.sweep.ray_allocation import RayLane
+        from jobs.sweep.ray_allocation import RayClusterAllocation
 
-        lane: Any = None
+        nodes: RayClusterAllocation | None = None
         try:
-            lane = RayLane(self.resources, ray.util.get_current_placement_group(), self.stop_reason)
-            Supervisor(self.run_dir, lane, sys.executable).supervise(self.number)
+            nodes = RayClusterAllocation(self.run_dir, self.resources, ray.util.get_current_placement_group(), self.stop_reason)
+            Supervisor(self.run_dir, nodes, sys.executable).supervise(self.number)
         except Exception:  # a thread has nobody to raise to; the trial sees that its supervisor is gone
             log.exception("%s is not supervised any more", self.run_dir.id)
         finally:
-            if lane is not None:
-                lane.close()
+            if nodes is not None:
+                nodes.close()
 
 
 def placement(resources: Resources) -> "PlacementGroupFactory":

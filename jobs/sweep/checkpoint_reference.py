@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.run.directory import RunDir
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from jobs.sweep.records import read_records
 from sharding.config import CheckpointConfig
 from sharding.layout import MANIFEST_NAME, directory_of, pin, place_of, told_steps, unpin
@@ -45,13 +45,13 @@ def checkpoint_of(sweep: RunDir, run: RunDir, step: int, over: Callable[[], bool
     return {}
 
 
-def _pinned(place: Place, step: int, sweep: RunDir) -> bool:
+def _pinned(place: StoragePath, step: int, sweep: RunDir) -> bool:
     """Pin a checkpoint that the pointer tells of; whether it is complete, and stays."""
     pin(place, step, sweep.id)
     return place.exists(f"{directory_of(step)}/{MANIFEST_NAME}")
 
 
-def _reference(sweep: RunDir, run: RunDir, place: Place, step: int) -> dict[str, Any]:
+def _reference(sweep: RunDir, run: RunDir, place: StoragePath, step: int) -> dict[str, Any]:
     """Name a pinned checkpoint, and release those of the run that no trial has made use of: only the newest is handed over."""
     used = {entry["step"] for record in read_records(sweep) for entry in record.lineage if entry["from_run"] == run.id}
     for other in told_steps(place) - used - {step}:

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cluster.backends.base import path_view
-from cluster.backends.profiles import Profile, load_backend
+from cluster.backends.base import Profile
+from cluster.backends.profiles import load_backend
 from cluster.config import JobConfig, PathView, Resources, load_config
 from cluster.errors import ConfigError
 from cluster.gpus import machine_devices
@@ -58,7 +58,7 @@ def check_submission(config: SweepKeys, here: PathView = Path) -> None:
         raise ConfigError(f"metric: {config.job} never reports {config.metric!r}{hint}")
     sample = sample_config(config)
     check_limits(config, sample)
-    sample.preflight(path_view(load_backend(config.cluster)) if config.cluster is not None else here)
+    sample.preflight(load_backend(config.cluster).path_here if config.cluster is not None else here)
 
 
 def refuse_unreachable(own: Profile, trials: Profile) -> None:

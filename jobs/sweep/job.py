@@ -15,7 +15,7 @@ from cluster.backends.profiles import PROFILES_VARIABLE, load_backend
 from cluster.engines.ray import RayNode, short_scratch, start_ray, stop_ray
 from cluster.errors import RopewalkError, StopRequested
 from cluster.gpus import DEVICES_VARIABLE, deal_devices, machine_devices
-from cluster.process.forking import needed
+from cluster.process.forking import preload_modules
 from cluster.process.scratch import remove_scratch
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
@@ -82,9 +82,7 @@ class Driver:
 
     def drive(self) -> dict[str, object]:
         """Search, and return the results. Raises StopRequested if a later attempt continues, SweepError if nothing was found."""
-        refuse_without_rights = getattr(load_backend(self.cluster), "refuse_without_rights", None)
-        if refuse_without_rights:
-            refuse_without_rights()
+        load_backend(self.cluster).check_rights()
         scratch = self._scratch()
         self._reopen()
         try:
@@ -140,7 +138,7 @@ class Driver:
         if not self.local:
             return []
         record = make_record(self.config.job, self.sample, self.cluster, {})
-        return ["cluster.backends.local.supervisor_main", *needed(unwritten_run(self.sample, record))]
+        return ["cluster.backends.local.supervisor_main", *preload_modules(unwritten_run(self.sample, record))]
 
     def _reopen(self) -> None:
         """Let trials that ended only because the sweep was cancelled be resumed, now that the sweep is."""

@@ -30,9 +30,9 @@ from cluster.engines.entry import configure_logging
 from cluster.engines.ports import NODE_CPUS_VARIABLE
 from cluster.errors import AlreadyRunningError, BackendError, RopewalkError
 from cluster.gpus import ALL, DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, NODE_GPUS_VARIABLE, users_devices
-from cluster.process.fork_server import TEMPLATE_VARIABLE, start_template
+from cluster.process.fork_server import FORK_SERVER_VARIABLE, start_fork_server
 from cluster.process.scratch import keep, make_scratch, remove_scratch
-from cluster.process.signals import STOP_SIGNALS, deaf_children
+from cluster.process.signals import STOP_SIGNALS, stop_signals_blocked
 from cluster.run.context import STOP_VARIABLE
 from cluster.run.directory import RunDir
 from jobs.runs.submit import resume
@@ -59,7 +59,7 @@ def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str
     folder = make_scratch("w", variables.get("TMPDIR"))
     command = [sys.executable, "-m", "jobs.sweep.launcher", str(folder), str(os.getpid()), *modules]
     try:
-        with output.open("ab") as stream, deaf_children():
+        with output.open("ab") as stream, stop_signals_blocked():
             subprocess.run(command, env=variables, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=True)
         deadline = time.monotonic() + START_SECONDS
         while not (folder / SOCKET).exists():
@@ -181,8 +181,8 @@ def main() -> None:
     keep(folder)  # though the driver be killed
     try:
         if arguments.modules:
-            os.environ[TEMPLATE_VARIABLE] = str(folder / TEMPLATE)
-            template = start_template(folder / TEMPLATE, arguments.modules, folder / "template.log")
+            os.environ[FORK_SERVER_VARIABLE] = str(folder / TEMPLATE)
+            template = start_fork_server(folder / TEMPLATE, arguments.modules, folder / "template.log")
         serve(folder, driver)
     finally:
         if template is not None:

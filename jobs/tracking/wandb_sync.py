@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
-from cluster.process.signals import Flag
+from cluster.process.signals import SignalFlag
 from cluster.run.directory import RunDir
 from cluster.run.event_log import is_event
 from cluster.run.file_systems import look_seconds
@@ -61,7 +61,7 @@ class Mirror:
 
     def __init__(self, run: RunDir, attempt: int) -> None:
         self.run, self.attempt = run, attempt
-        self._ended = Flag()
+        self._ended = SignalFlag()
         self._parent = os.getppid()
         self._cursor_path = run.wandb / CURSOR
         self._offsets: dict[str, int] = dict(read_json(self._cursor_path) or {})
@@ -198,7 +198,7 @@ def start_wandb(run: RunDir, attempt: int) -> Any:
         "config": {
             **config,
             "resources": record.get("resources"),
-            "git": {key: value for key, value in (record.get("code") or {}).items() if key != "diff"},
+            "git": record.get("code"),
             "attempt": attempt,
             "handle": details.get("handle"),
             "versions": record.get("versions"),

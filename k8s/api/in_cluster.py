@@ -1,152 +1,116 @@
-"""The API server as a pod sees it: the pods of its own run, and their Job.
+"""The API server as a pod of a run sees it: the pods of its own run, and their Job, by the pod's service account.
 
-Not k8s.api.client: every pod of a run imports this, and at once; and the token is read anew for each call, since it is
-replaced every hour.
+Every pod of a run imports this, and at once: so requests go by http.client. The token is read anew for each of them, since it
+is replaced every hour.
 """
 
 import http.client
 import json
 import os
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlencode, urlsplit
 
-from cluster.errors import BackendError
+from k8s.api.client import ApiAwayError, ApiClient, ForbiddenError, NotFoundError
+from k8s.api.objects import Object
+from k8s.names import JOB_VARIABLE
 
-Object = dict[str, Any]
-
-JOBS = {"Job": ("batch/v1", "jobs"), "RayJob": ("ray.io/v1", "rayjobs")}  # what may carry a run: group and plural
-KIND_VARIABLE = "ROPEWALK_JOB_KIND"  # which of them ROPEWALK_JOB names
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+JOB_LABEL = "batch.kubernetes.io/job-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 ANSWER_SECONDS = 5.0
-MERGE = "application/merge-patch+json"
-PLAIN = "application/json"
 
 
-class ApiError(BackendError):
-    """The API server does not answer (status 0), or says no."""
-
-    def __init__(self, message: str, status: int = 0) -> None:
-        super().__init__(message)
-        self.status = status
-
-    @property
-    def denied(self) -> bool:
-        """The pods' service account may not do it."""
-        return self.status in {401, 403}
+def server_of(environment: Mapping[str, str]) -> str:
+    """The address of the API server, of the variables that every pod has."""
+    host = environment.get("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc")
+    return f"https://{f'[{host}]' if ':' in host else host}:{environment.get('KUBERNETES_SERVICE_PORT', '443')}"
 
 
-class Inside:
-    """What a pod asks of the API server."""
+class ServiceAccountTransport:
+    """One connection a request, signed by the service account of this pod: a `Transport` of `k8s.api.client`."""
 
-    def __init__(self, environment: Mapping[str, str] = os.environ, account: Path = ACCOUNT) -> None:
-        self._host = environment.get("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc")
-        self._port = int(environment.get("KUBERNETES_SERVICE_PORT", "443"))
-        self._account = account
+    def __init__(self, server: str, account: Path = ACCOUNT) -> None:
+        self.server, self._account = server, account
         self._context: tuple[int, ssl.SSLContext] | None = None  # of the authorities' file as it was written then
-        self.namespace = environment["POD_NAMESPACE"]
-        self.job_name = environment["ROPEWALK_JOB"]
-        self._jobs = JOBS[environment.get(KIND_VARIABLE, "Job")]
 
-    def pods(self) -> list[Object]:
-        """All pods of the Job."""
-        return self.select_pods(f"batch.kubernetes.io/job-name={self.job_name}")
-
-    def pods_of_indexes(self, indexes: Iterable[int]) -> list[Object]:
-        """The pods of some indexes of the Job: of a thousand the few that matter."""
-        return self.select_pods(f"batch.kubernetes.io/job-name={self.job_name},{INDEX_LABEL} in ({','.join(map(str, indexes))})")
-
-    def select_pods(self, labels: str) -> list[Object]:
-        """All pods of these labels."""
-        query = quote(labels)
-        found: list[Object] = self._call("GET", f"/api/v1/namespaces/{self.namespace}/pods?labelSelector={query}")["items"]
-        return found
-
-    def pod(self, name: str) -> Object | None:
-        """A pod; None: it is gone."""
-        return self._find(f"/api/v1/namespaces/{self.namespace}/pods/{name}")
-
-    def patch_pod_status(self, name: str, status: Object) -> None:
-        """Change a pod's status; one that is gone is left alone."""
+    def request(self, method: str, path: str, params: Mapping[str, str], body: Any, content_type: str) -> tuple[int, Any]:
+        """Send a request; the answer's status and content. Raises ApiAwayError, or ForbiddenError where the pod has no token."""
+        where = f"/{path}?{urlencode(params)}" if params else f"/{path}"
+        address = urlsplit(self.server)
         try:
-            self._call("PATCH", f"/api/v1/namespaces/{self.namespace}/pods/{name}/status", {"status": status})
-        except ApiError as error:
-            if error.status != 404:
-                raise
-
-    def delete_pod(self, name: str, uid: str, *, at_once: bool = False) -> None:
-        """Ask a pod to go; `at_once` also where its node is not there to see to it. One that is gone is left alone."""
-        options: Object = {"preconditions": {"uid": uid}, **({"gracePeriodSeconds": 0} if at_once else {})}
-        try:
-            self._call("DELETE", f"/api/v1/namespaces/{self.namespace}/pods/{name}", options)
-        except ApiError as error:
-            if error.status not in {404, 409}:
-                raise
-
-    def job(self) -> Object | None:
-        """The run's Job or RayJob; None: it is gone."""
-        return self._find(self._job_path)
-
-    def patch_job(self, patch: Object) -> None:
-        """Change it by a merge patch."""
-        self._call("PATCH", self._job_path, patch)
-
-    @property
-    def _job_path(self) -> str:
-        group, plural = self._jobs
-        return f"/apis/{group}/namespaces/{self.namespace}/{plural}/{self.job_name}"
-
-    def _find(self, path: str) -> Object | None:
-        try:
-            return self._call("GET", path)
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise
+            token = (self._account / "token").read_text().strip()
+            headers = {"Authorization": f"Bearer {token}", "Accept": "application/json", "Content-Type": content_type}
+            connection = http.client.HTTPSConnection(
+                address.hostname or "", address.port, timeout=ANSWER_SECONDS, context=self._trusted()
+            )
+            try:
+                connection.request(method, where, json.dumps(body) if body is not None else None, headers)
+                response = connection.getresponse()
+                return response.status, _content(response.read())
+            finally:
+                connection.close()
+        except FileNotFoundError as error:
+            raise ForbiddenError(
+                f"{error.filename}: this pod has no token; give it a service account, see k8s/manifests/rbac.yaml"
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise ApiAwayError(f"the API server {self.server} does not answer: {error or type(error).__name__}") from None
 
     def _trusted(self) -> ssl.SSLContext:
-        """Made anew only where the authorities' file is another: it takes longer than a question."""
+        """The TLS context, made anew only where the authorities' file was replaced: making it takes longer than a request."""
         path = self._account / "ca.crt"
         written = path.stat().st_mtime_ns
         if self._context is None or self._context[0] != written:
             self._context = (written, ssl.create_default_context(cafile=str(path)))
         return self._context[1]
 
-    def _call(self, method: str, path: str, body: Object | None = None) -> Object:
-        """One question, one answer. Raises ApiError."""
-        where = f"the API server {self._host}:{self._port}"
-        try:
-            token = (self._account / "token").read_text().strip()
-            connection = http.client.HTTPSConnection(self._host, self._port, timeout=ANSWER_SECONDS, context=self._trusted())
-            headers = {
-                "Authorization": f"Bearer {token}",
-                "Accept": "application/json",
-                "Content-Type": MERGE if method == "PATCH" else PLAIN,
-            }
-            try:
-                connection.request(method, path, json.dumps(body) if body is not None else None, headers)
-                response = connection.getresponse()
-                content = response.read()
-            finally:
-                connection.close()
-        except FileNotFoundError as error:
-            raise ApiError(
-                f"{error.filename}: this pod has no token; give it a service account, see k8s/manifests/rbac.yaml", 401
-            ) from None
-        except (OSError, http.client.HTTPException) as error:
-            raise ApiError(f"{where} does not answer: {error or type(error).__name__}") from None
-        if response.status >= 400:
-            remedy = "; apply k8s/manifests/rbac.yaml" if response.status == 403 else ""
-            raise ApiError(f"{where} says {response.status} to {method} {path}: {_message(content)}{remedy}", response.status)
-        found: Object = json.loads(content)
-        return found
+
+class InClusterApi(ApiClient):
+    """What a pod of a run asks of the API server about the run's Job and its pods."""
+
+    login_remedy = "give this pod a service account, see k8s/manifests/rbac.yaml"
+    rights_remedy = "; apply k8s/manifests/rbac.yaml"
+
+    def __init__(self, environment: Mapping[str, str] = os.environ, account: Path = ACCOUNT) -> None:
+        super().__init__(ServiceAccountTransport(server_of(environment), account), environment["POD_NAMESPACE"])
+        self.job_name = environment[JOB_VARIABLE]
+
+    def pods(self) -> Sequence[Object]:
+        """All pods of the Job."""
+        return self.list("Pod", f"{JOB_LABEL}={self.job_name}")
+
+    def pods_of_indexes(self, indexes: Iterable[int]) -> Sequence[Object]:
+        """The pods of some indexes of the Job: of a thousand the few that matter."""
+        return self.list("Pod", f"{JOB_LABEL}={self.job_name},{INDEX_LABEL} in ({','.join(map(str, indexes))})")
+
+    def pod(self, name: str) -> Object | None:
+        """The pod of a name; None: it is gone."""
+        return self.find("Pod", name)
+
+    def patch_pod_status(self, name: str, status: Object) -> None:
+        """Change a pod's status; a pod that is gone is left alone."""
+        with suppress(NotFoundError):
+            self.patch("Pod", name, {"status": status}, part="status")
+
+    def delete_pod(self, name: str, uid: str, *, at_once: bool = False) -> None:
+        """Ask a pod to go; `at_once` also where its node is not there to see to it. A pod that is gone is left alone."""
+        self.delete("Pod", name, grace_seconds=0 if at_once else None, uid=uid)
+
+    def job(self) -> Object | None:
+        """The run's Job; None: it is gone."""
+        return self.find("Job", self.job_name)
+
+    def patch_job(self, patch: Object) -> None:
+        """Change the run's Job by a merge patch."""
+        self.patch("Job", self.job_name, patch)
 
 
-def _message(content: bytes) -> str:
+def _content(content: bytes) -> Any:
     try:
-        return str(json.loads(content).get("message") or "")[:300]
-    except (ValueError, AttributeError):  # a proxy answers
-        return content[:100].decode(errors="replace")
+        return json.loads(content)
+    except ValueError:  # a proxy answers
+        return content.decode(errors="replace")

@@ -1,4 +1,4 @@
-"""The pods of a run's Job as a lane for agents. A node is a pod that is connected; that of the conductor is node 0."""
+"""The pods of a run's Job. A node is a pod that is connected; that of the conductor is node 0."""
 
 import logging
 import subprocess
@@ -11,10 +11,11 @@ from typing import Any
 from cluster.config import Resources
 from cluster.engines.ports import ReservedPort
 from cluster.process.forking import Process
-from cluster.process.signals import Flag
+from cluster.process.signals import SignalFlag
 from cluster.run.directory import RunDir
-from cluster.spec import StopReason
-from k8s.api.in_cluster import ApiError, Inside
+from cluster.supervise.allocation import Allocation
+from k8s.api.client import ApiError, ForbiddenError
+from k8s.api.in_cluster import InClusterApi
 from k8s.runtime.job_outcome import ask_why
 from k8s.runtime.leader_terms import Claim, displaced
 from k8s.runtime.membership import LOST_CODE, Member, Members, RemoteAgent
@@ -31,23 +32,22 @@ ASK_AGAIN_SECONDS = 5.0  # after the API server was away
 SAY_SECONDS = 30.0  # between two words about what is waited for
 
 
-class PodLane:
+class PodAllocation(Allocation):
     """Built by the conductor, in whichever pod carries the run."""
 
     name = "k8s"
 
     def __init__(
-        self, run: RunDir, resources: Resources, members: Members, api: Inside, claim: Claim, *, replacing: Replacing
+        self, run: RunDir, resources: Resources, members: Members, api: InClusterApi, claim: Claim, *, replacing: Replacing
     ) -> None:
         self.run, self.resources, self.members, self.api, self.claim = run, resources, members, api, claim
         self.replacing = replacing
-        self.asked_to_stop = Flag()  # this pod has to go
+        self.asked_to_stop = SignalFlag()  # this pod has to go
         self.slots: dict[int, Member] = {}  # by node; those of members that are gone until the attempt has buried them
         self.busy: set[int] = set()
         self._agents = 0  # started so far, the stores included
         self._store: RemoteAgent | None = None
         self._store_port = ReservedPort()
-        self._limit: float | None = None
         self._notice = ""
         self._asked_for: int | None = None  # pods, of Kubernetes
         self._next_claim_look = self._next_word = self._next_request = 0.0
@@ -80,10 +80,8 @@ class PodLane:
         nodes = self.resources.nodes
         return max(nodes.least, min(self.run.wanted_nodes or nodes.most, nodes.most))
 
-    def nodes(self) -> list[int]:
-        """Those that are there, or as many as the user wants of them; the attempt's time begins."""
-        minutes = self.resources.time_limit_minutes
-        self._limit = time.monotonic() + minutes * 60 if minutes else None
+    def initial_nodes(self) -> list[int]:
+        """Those that are there, or as many as the user wants of them."""
         self._notice = ""
         self.slots = {self.node_of(member.pod): member for member in self._ready()}
         for node in sorted(self.slots)[self.wanted() :]:
@@ -114,7 +112,7 @@ class PodLane:
         place = {"log": log.name, **_place(command)}
         return self.slots[node].start(self._agents, **place)
 
-    def serve(self, command: list[str], log: Path) -> Process:
+    def start_service(self, command: list[str], log: Path) -> Process:
         """Have this pod start the group's store."""
         self._agents += 1
         attempt = str(self.run.attempts()[-1])
@@ -137,14 +135,14 @@ class PodLane:
 
     # --- losing, getting and giving back
 
-    def lost(self, node: int, code: int) -> str:
+    def loss_reason(self, node: int, code: int) -> str:
         """Why the node is lost: its pod is gone, or a signal ended its agent."""
         member = self.slots[node]
         if member.gone:
             return f"pod {member.pod.name} {'does not answer' if member.silent else 'is gone'}"
         return f"killed by signal {-code}" if code < 0 else ""
 
-    def bury(self, node: int) -> None:
+    def mark_lost(self, node: int) -> None:
         """The node died, or has to go. Ranks that wait for a dead peer would do so for many minutes: end them."""
         member = self.slots[node]
         self.busy.discard(node)
@@ -154,7 +152,7 @@ class PodLane:
                 if agent is not None:
                     self.slots[other].send({"say": "regroup", "agent": agent.number})
 
-    def clean(self, node: int) -> None:
+    def clean_up(self, node: int) -> None:
         """A pod ends itself what its agent leaves behind."""
         self.busy.discard(node)
 
@@ -163,7 +161,7 @@ class PodLane:
         self.busy.discard(node)
         self._tend()
 
-    def offered(self, wanted: int) -> list[int]:
+    def acquire(self, wanted: int) -> list[int]:
         """Pods that have come, and that nobody uses."""
         self._tend()
         chosen: list[int] = []
@@ -197,7 +195,7 @@ class PodLane:
                 self.run.event("pods_asked_for", count=count)
         except ApiError as error:
             log.warning("cannot ask Kubernetes for %d pods: %s", count, error)
-            if not error.denied:
+            if not isinstance(error, ForbiddenError):
                 self._asked_for, self._next_request = None, time.monotonic() + ASK_AGAIN_SECONDS
 
     # --- whether we may stay
@@ -222,30 +220,28 @@ class PodLane:
         self._notice = why
         self.asked_to_stop.set()
 
-    def notice(self) -> str:
-        """Why the whole run has to stop: this pod or, where all are needed, any of them has to go; or its time is up."""
+    def stop_reason(self) -> str:
+        """Why the whole run has to stop: this pod or, where all are needed, any of them has to go."""
         if self._notice:
             return self._notice
         leaving = self._leaving()
         for member in leaving:
             self.replacing.see_to(member, self.resources.grace_seconds)
-        if self._limit is not None and time.monotonic() > self._limit - self.resources.grace_seconds:
-            self._notice = StopReason.TIME_LIMIT
-        elif self.must_go():
-            self._notice = self._notice or self.explain()
+        if self.must_go():
+            self._notice = self._notice or self.query_stop_reason()
         elif leaving and (not self.resources.nodes.elastic or len(leaving) == len(self.busy)):
-            self._notice = self.explain(leaving)
+            self._notice = self.query_stop_reason(leaving)
         return self._notice
 
     def _leaving(self) -> list[Member]:
         return [member for node, member in self.slots.items() if node in self.busy and member.leaving]
 
-    def explain(self, leaving: Sequence[Member] = ()) -> str:
+    def query_stop_reason(self, leaving: Sequence[Member] = ()) -> str:
         """Ask Kubernetes why a pod has to go."""
         pods = [member.pod.name for member in leaving] or [member.pod.name for member in self.slots.values() if member.leaving]
         return ask_why(self.api, self.run, (pods or [self.claim.pod])[0])
 
-    def keeps(self) -> bool:
+    def can_retry(self) -> bool:
         """Whether the next attempt may start here, as soon as there are pods enough."""
         return self.await_nodes() and not self.run.cancel_requested and not self.superseded()
 

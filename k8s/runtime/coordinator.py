@@ -11,14 +11,14 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.config import Resources
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_REQUEUE
-from cluster.process.signals import hear_stops
+from cluster.process.signals import install_stop_handler
 from cluster.run.directory import RunDir
 from cluster.supervise.supervisor import Supervisor, open_attempt
-from k8s.api.in_cluster import ApiError, Inside
-from k8s.runtime.allocation import PodLane
+from k8s.api.client import ApiError, ForbiddenError
+from k8s.api.in_cluster import InClusterApi
+from k8s.runtime.allocation import PodAllocation
 from k8s.runtime.job_outcome import pod_code, tell_the_end
 from k8s.runtime.leader_terms import Claim, before, give_up, given_up, key_of, take
 from k8s.runtime.membership import Members, RefusedError
@@ -31,15 +31,15 @@ BACKLOG = 1024  # pods that call before they are answered
 DIED = "its carrier died: the pod that carried it was lost, or Kubernetes took it away without notice"
 
 
-def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: Inside) -> int:
+def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: InClusterApi) -> int:
     """Carry the run as long as this pod may; the exit code."""
-    resources = Resources.model_validate(run.attempt_details(run.attempts()[-1]).get("resources") or run.record["resources"])
+    resources = run.resources()
     members = Members(listener, key_of(run, claim), lambda pod, caller: admitted(pod, caller, claim, api))
     replacing = Replacing(api)
     if (last := before(run, claim)) is not None and last.uid:
         replacing.declare_dead(last.pod, last.uid, resources.grace_seconds if given_up(run, last) else 0.0)
-    lane = PodLane(run, resources, members, api, claim, replacing=replacing)
-    hear_stops(lane.asked_to_stop.set)
+    lane = PodAllocation(run, resources, members, api, claim, replacing=replacing)
+    install_stop_handler(lane.asked_to_stop.set)
     code = EXIT_REQUEUE
     try:
         code = carry(run, claim, lane)
@@ -56,7 +56,7 @@ def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: Inside) -> 
     return code
 
 
-def carry(run: RunDir, claim: Claim, lane: PodLane) -> int:
+def carry(run: RunDir, claim: Claim, lane: PodAllocation) -> int:
     """One attempt after the other, as soon as there are pods enough for it."""
     while lane.await_nodes() and not lane.superseded():
         number = open_attempt(run, DIED)
@@ -71,7 +71,7 @@ def carry(run: RunDir, claim: Claim, lane: PodLane) -> int:
     return EXIT_REQUEUE
 
 
-def admitted(pod: Pod, caller: str, claim: Claim, api: Inside) -> Pod:
+def admitted(pod: Pod, caller: str, claim: Claim, api: InClusterApi) -> Pod:
     """The pod that a caller is, which knows the run's key: a live one of this Job, that calls from its own address.
 
     Its index and its address are what Kubernetes says. Raises RefusedError.
@@ -83,7 +83,7 @@ def admitted(pod: Pod, caller: str, claim: Claim, api: Inside) -> Pod:
     try:
         found = api.pod(pod.name)
     except ApiError as error:
-        if not error.denied:
+        if not isinstance(error, ForbiddenError):
             raise RefusedError(str(error)) from None
         if caller != pod.address:
             raise RefusedError(f"it says that it has the address {pod.address}") from None
@@ -108,7 +108,7 @@ def main() -> None:
     arguments = parser.parse_args()
     run, pod = RunDir(arguments.run_dir), Pod.this()
     configure_logging(f"conductor {pod.name}")
-    hear_stops(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
+    install_stop_handler(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
     family = socket.AF_INET6 if ":" in pod.address else socket.AF_INET
     listener = socket.create_server((pod.address, 0), family=family, backlog=BACKLOG)
     port = int(listener.getsockname()[1])
@@ -116,7 +116,7 @@ def main() -> None:
     if not take(run, claim):
         sys.exit(EXIT_REQUEUE)
     log.info("claim %d: this pod carries the run", claim.number)
-    sys.exit(conduct(run, claim, listener, Inside()))
+    sys.exit(conduct(run, claim, listener, InClusterApi()))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,13 @@ import logging
 import time
 from dataclasses import asdict
 
-from cluster.backends.recovery import submission_details
+from cluster.backends.submission import submission_details
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState, StopReason
-from k8s.api.in_cluster import ApiError, Inside
+from k8s.api.client import ApiAwayError, ApiError
+from k8s.api.in_cluster import InClusterApi
+from k8s.names import OUTCOME_ANNOTATION
 from k8s.runtime.pod_status import why_taken
 
 log = logging.getLogger(__name__)
@@ -17,10 +19,9 @@ log = logging.getLogger(__name__)
 TELL_SECONDS = 120.0  # how long an API server that is away is waited for
 TELL_PAUSE_SECONDS = 1.0
 LONGEST_RESULTS = 32 * 1024  # bytes of an annotation
-OUTCOME_ANNOTATION = "ropewalk/outcome"
 
 
-def tell_the_end(api: Inside, outcome: Outcome) -> None:
+def tell_the_end(api: InClusterApi, outcome: Outcome) -> None:
     """Write the outcome on the Job, for whoever cannot see the run's directory; a run that failed makes a Job that failed."""
     plain = asdict(outcome)
     if len(json.dumps(plain, default=str)) > LONGEST_RESULTS:
@@ -36,7 +37,7 @@ def tell_the_end(api: Inside, outcome: Outcome) -> None:
             return
         except ApiError as error:
             log.warning("cannot write the run's end on its Job: %s", error)
-            if error.status or time.monotonic() > deadline:
+            if not isinstance(error, ApiAwayError) or time.monotonic() > deadline:
                 return
         time.sleep(TELL_PAUSE_SECONDS)
 
@@ -48,7 +49,7 @@ def pod_code(outcome: Outcome) -> int:
     return EXIT_NEVER_RETRY if outcome.exit_code == EXIT_NEVER_RETRY else EXIT_FAILED
 
 
-def ask_why(api: Inside, run: RunDir, pod: str) -> str:
+def ask_why(api: InClusterApi, run: RunDir, pod: str) -> str:
     """Why a pod of the run has to go, in Kubernetes' words. Where a person has ended the run, its directory then says so too."""
     try:
         why = why_taken(api.pod(pod), api.job())

@@ -5,9 +5,11 @@ import time
 from collections.abc import Sequence
 
 from cluster.run.directory import RunDir
-from k8s.api.in_cluster import ApiError, Inside
+from k8s.api.client import ApiError, ForbiddenError
+from k8s.api.in_cluster import InClusterApi
+from k8s.api.objects import Object
 from k8s.runtime.leader_terms import Claim, given_up
-from k8s.runtime.pod_status import Object, Pod, alive, index_of, over
+from k8s.runtime.pod_status import Pod, alive, index_of, over
 from k8s.runtime.protocol import LOST_SECONDS
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ SAY_SECONDS = 30.0
 class Succession:
     """What this pod knows of the last carrier, gathered from look to look."""
 
-    def __init__(self, run: RunDir, pod: Pod, api: Inside) -> None:
+    def __init__(self, run: RunDir, pod: Pod, api: InClusterApi) -> None:
         self._run, self._pod, self._api = run, pod, api
         self._began = time.monotonic()
         self._failing: tuple[int, float, bool] | None = None  # claim, since when it cannot be reached, whether it refuses
@@ -61,7 +63,7 @@ class Succession:
             return self._is_my_turn(last, now)
         except ApiError as error:
             self._say(f"cannot ask who may carry the run: {error}")
-            return error.denied and self._pod.index == 0 and self._silent_for(last) > UNPROVEN_SECONDS
+            return isinstance(error, ForbiddenError) and self._pod.index == 0 and self._silent_for(last) > UNPROVEN_SECONDS
 
     def _is_my_turn(self, last: Claim | None, now: float) -> bool:
         """What is asked is small: a thousand pods ask at the same time. Raises ApiError."""

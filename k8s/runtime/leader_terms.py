@@ -11,7 +11,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.backends.recovery import submission_details
+from cluster.backends.submission import submission_details
 from cluster.run.directory import RunDir
 from cluster.run.key import new_key, write_private
 

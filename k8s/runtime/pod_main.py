@@ -11,13 +11,13 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.backends.recovery import submission_details
+from cluster.backends.submission import submission_details
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_NEVER_RETRY, EXIT_REQUEUE
-from cluster.process.forking import Forked, fork_program, load, needed
-from cluster.process.signals import Flag, hear_stops
+from cluster.process.forking import Forked, fork_program, import_modules, preload_modules
+from cluster.process.signals import SignalFlag, install_stop_handler
 from cluster.run.directory import RunDir
-from k8s.api.in_cluster import Inside
+from k8s.api.in_cluster import InClusterApi
 from k8s.runtime.child_processes import LocalAgent, Store, share_of_node
 from k8s.runtime.coordinator_link import Link
 from k8s.runtime.handshake import ray_token
@@ -42,10 +42,10 @@ class Node:
     It has no thread beside the main one: it imports what its children need, and forks them.
     """
 
-    def __init__(self, run: RunDir, pod: Pod, api: Inside) -> None:
+    def __init__(self, run: RunDir, pod: Pod, api: InClusterApi) -> None:
         self.run, self.pod, self.api = run, pod, api
         self.succession = Succession(run, pod, api)
-        self.asked_to_go = Flag()
+        self.asked_to_go = SignalFlag()
         self.link: Link | None = None
         self.agent: LocalAgent | None = None
         self.store: Store | None = None
@@ -59,7 +59,7 @@ class Node:
 
     def live(self) -> int:
         """Until the run is over, or this pod has to go; its exit code."""
-        hear_stops(self.asked_to_go.set)
+        install_stop_handler(self.asked_to_go.set)
         self._prepare()
         while True:
             self._watch_children()
@@ -79,10 +79,10 @@ class Node:
     def _prepare(self) -> None:
         """Import what is needed later, before anybody waits for this pod's beat."""
         os.environ.update(share_of_node(self.run))  # torch looks at it as it is imported
-        load(["k8s.runtime.coordinator"])
+        import_modules(["k8s.runtime.coordinator"])
         if self.pod.index == 0 and newest(self.run) is None and not self._nothing_to_do():
             self._carry(1)
-        load(needed(self.run))
+        import_modules(preload_modules(self.run))
 
     # --- children
 
@@ -235,7 +235,7 @@ def main() -> None:
     if run.code is not None and not run.code.is_dir():
         log.error("%s: the copy of the code that the run was submitted with is gone; submit the run again", run.code)
         sys.exit(EXIT_NEVER_RETRY)
-    code = Node(run, Pod.this(), Inside()).live()
+    code = Node(run, Pod.this(), InClusterApi()).live()
     log.info("leaving with %d", code)
     sys.exit(code)
 

@@ -12,9 +12,11 @@ import threading
 import time
 from dataclasses import dataclass
 
-from k8s.api.in_cluster import ApiError, Inside
+from k8s.api.client import ApiError, ForbiddenError
+from k8s.api.in_cluster import InClusterApi
+from k8s.api.objects import Object
 from k8s.runtime.membership import Member
-from k8s.runtime.pod_status import DEAD, LEAVING, Object, declared_dead, hurried, long_ended, over
+from k8s.runtime.pod_status import DEAD, LEAVING, declared_dead, hurried, long_ended, over
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,7 @@ class _Gone:
 class Replacing:
     """Looks after pods that have gone, in a thread of its own, until their successors are under way."""
 
-    def __init__(self, api: Inside) -> None:
+    def __init__(self, api: InClusterApi) -> None:
         self._api = api
         self._gone: dict[str, _Gone] = {}
         self._lock = threading.Lock()
@@ -119,14 +121,14 @@ class Replacing:
         try:
             self._api.delete_pod(name, pod["metadata"]["uid"])
         except ApiError as error:
-            if not error.denied:
+            if not isinstance(error, ForbiddenError):
                 raise
             log.warning("it can only be declared failed: %s", error)
             status["phase"] = "Failed"
         self._api.patch_pod_status(name, status)
 
 
-def let_go(api: Inside) -> None:
+def let_go(api: InClusterApi) -> None:
     """The run is over: dead pods that their nodes could not end must not keep its Job from ending."""
     try:
         for pod in api.pods():

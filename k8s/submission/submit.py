@@ -1,77 +1,43 @@
-"""Exactly once: a create may time out though it was done, so what exists under the submission's name and key is adopted."""
+"""Submits a Job exactly once, however long the API server is away meanwhile and however often it is asked."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
 
-from cluster.backends.recovery import PATIENCE_SECONDS
-from cluster.errors import BackendError
-from k8s.api.client import ApiAwayError, ConflictError, Kubernetes, NotFoundError, Object
-from k8s.manifests.job import KEY_ANNOTATION, RUN_LABEL, SUBMISSION_LABEL, owned_by
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-PAUSE_SECONDS = 1.0
-
-
-class SubmissionInDoubtError(BackendError):
-    """Nobody answered: the objects may exist or not."""
-
-
-def patiently(
-    action: Callable[[], T], *, sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic
-) -> T:
-    """What an action of a submission returns, which is tried on while no API server answers.
-
-    Raises SubmissionInDoubtError if none does for two minutes.
-    """
-    deadline, told = clock() + PATIENCE_SECONDS, False
-    while True:
-        try:
-            return action()
-        except ApiAwayError as error:
-            if clock() > deadline:
-                words = f"{error}; nobody answered for {PATIENCE_SECONDS:.0f} s, so the Job may exist or not: when it is back,"
-                raise SubmissionInDoubtError(f"{words} `ropewalk ps` tells; a resume never makes a second one") from None
-            if not told:
-                log.warning("%s; retrying for up to %.0f s (safe: submissions are idempotent)", error, PATIENCE_SECONDS)
-                told = True
-        sleep(PAUSE_SECONDS)
+from cluster.backends.submission import PATIENCE_SECONDS, retry_for
+from cluster.errors import BackendError, SubmissionInDoubtError
+from k8s.api.client import Kubernetes
+from k8s.api.create import create_or_adopt
+from k8s.api.objects import Object
+from k8s.manifests.job import owned_by
 
 
 def submit_once(
     kube: Kubernetes,
-    objects: Sequence[Object],
+    job: Object,
     *,
     before: Sequence[Object] = (),
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Object:
-    """Create objects, the first of which owns the others; what the first became. It owns those too that must be there `before`.
+    """Create a Job, and the objects that must be there `before` it; it owns these. Returns what it became.
 
     Raises BackendError with Kubernetes' own words if it refuses, and leaves nothing then; SubmissionInDoubtError if no API
     server answers for two minutes.
     """
-    head, *rest = objects
     made: list[Object] = []
 
     def create() -> Object:
         for each in before:
             create_or_adopt(kube, each)
-        made[:] = [create_or_adopt(kube, head)]
-        for each in rest:
-            create_or_adopt(kube, owned_by(each, made[0]))
+        made[:] = [create_or_adopt(kube, job)]
         for each in before:
             owners = owned_by(each, made[0])["metadata"]["ownerReferences"]
             kube.patch(each["kind"], each["metadata"]["name"], {"metadata": {"ownerReferences": owners}})
         return made[0]
 
     try:
-        return patiently(create, sleep=sleep, clock=clock)
+        return retry_for(PATIENCE_SECONDS, create, sleep=sleep, clock=clock)
     except SubmissionInDoubtError:
         raise
     except BackendError:
@@ -79,24 +45,3 @@ def submit_once(
             with suppress(BackendError):  # why it was refused matters more
                 kube.delete(each["kind"], each["metadata"]["name"])
         raise
-
-
-def create_or_adopt(kube: Kubernetes, each: Object) -> Object:
-    """Create an object, or find that an earlier try of the same submission has. Raises ConflictError if it is another's."""
-    try:
-        return kube.create(each)
-    except ConflictError:
-        name = each["metadata"]["name"]
-        try:
-            there = kube.get(each["kind"], name)
-        except NotFoundError:  # it went between the two questions
-            return kube.create(each)
-        if _marks(there) != _marks(each):
-            raise ConflictError(f"{each['kind']} {name} exists already and is not ours; `kubectl delete` it") from None
-        return there
-
-
-def _marks(each: Object) -> tuple[str | None, str | None, str | None]:
-    """By which an object is known to be of the same submission."""
-    labels, annotations = each["metadata"].get("labels") or {}, each["metadata"].get("annotations") or {}
-    return labels.get(RUN_LABEL), labels.get(SUBMISSION_LABEL), annotations.get(KEY_ANNOTATION)

@@ -8,14 +8,14 @@ from functools import cache
 from pathlib import Path
 from string import Template
 
-from cluster.backends.recovery import key_of, refuse_short_limit
+from cluster.backends.submission import key_of, refuse_short_limit
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from slurm.profile import SlurmProfile
 
 HERE = Path(__file__).parent
 ARRAY_LIST = "array.txt"  # in the first run's attempt: the runs' names, in order
-GUARD_PATIENCE_SECONDS = 15  # without a sign of life of the first node, before Slurm is asked about it
+WATCHDOG_PATIENCE_SECONDS = 15  # without a sign of life of the first node, before Slurm is asked about it
 
 
 def render_job(run: RunDir, resources: Resources, profile: SlurmProfile, attempt: int = 1, runs: int = 1) -> str:
@@ -30,7 +30,7 @@ def render_job(run: RunDir, resources: Resources, profile: SlurmProfile, attempt
         enter=_enter(run, attempt) if array else "",
         setup="\n".join([*profile.setup, *_exports(run, profile)]),
         controller=shlex.quote(sys.executable),
-        hurry=hurry_lines(profile),
+        skip_requeue_delay=skip_requeue_delay(profile),
     )
 
 
@@ -71,29 +71,34 @@ def placement(profile: SlurmProfile) -> dict[str, str | int | bool]:
     return {name: value for name, value in profile.options.items() if name in {"partition", "account", "qos", "reservation"}}
 
 
-def render_companion(run: RunDir, resources: Resources, profile: SlurmProfile, job: str, minutes: int | None) -> str:
+def render_extra_node(run: RunDir, resources: Resources, profile: SlurmProfile, job: str, minutes: int | None) -> str:
     """The script of a job that holds one more node for an elastic run."""
     one = resources.model_copy(update={"nodes": type(resources.nodes)(least=1, most=1), "time_limit_minutes": minutes})
-    options: dict[str, str | int | bool] = {"job-name": companion_name(job), "comment": f"{key_of(run, 0)}:more"}
+    options: dict[str, str | int | bool] = {"job-name": extra_node_name(job), "comment": f"{key_of(run, 0)}:more"}
     options |= {**requests(one), **profile.options, "output": "/dev/null", "no-requeue": True}
     return fill("extra_node.sbatch", directives="\n".join(f"#SBATCH {flag}" for flag in flags(options)), job=job)
 
 
-def hurry_lines(profile: SlurmProfile) -> str:
-    """What a script does as the job is requeued, by it or by Slurm, so that the job need not wait two minutes."""
+def skip_requeue_delay(profile: SlurmProfile) -> str:
+    """Lines of a script, for when its job is requeued: they submit a small job that ends the two minutes' wait."""
     if not profile.requeue_at_once:
         return ""
     return fill("skip_requeue_delay.sh", options=shlex.join(flags(placement(profile)))).rstrip()
 
 
-def render_guard(hurry: str) -> str:
-    """The script that requeues an elastic job whose first node died."""
-    return fill("watchdog.sh", patience=str(GUARD_PATIENCE_SECONDS), hurry=hurry)
+def render_watchdog(skip_delay: str) -> str:
+    """The script that requeues an elastic job whose first node died; `skip_delay` are the lines of `skip_requeue_delay`."""
+    return fill("watchdog.sh", patience=str(WATCHDOG_PATIENCE_SECONDS), skip_requeue_delay=skip_delay)
 
 
-def companion_name(job: str) -> str:
-    """By which the nodes that were asked for in addition are found again."""
+def extra_node_name(job: str) -> str:
+    """The name of the jobs that hold extra nodes for an elastic run's job, by which they are found again."""
     return f"ropewalk-more-{job}"
+
+
+def skip_delay_name(job: str) -> str:
+    """The name of the small job that ends the wait of a requeued job."""
+    return f"ropewalk-hurry-{job}"
 
 
 def flags(options: Mapping[str, str | int | bool]) -> list[str]:
@@ -104,7 +109,7 @@ def flags(options: Mapping[str, str | int | bool]) -> list[str]:
 class _Line(Template):
     """A line of a template: @name@ stands for a value, in which nothing is looked for; any other @ is an error."""
 
-    pattern = r"@(?:(?P<named>[a-z]+)@|(?P<escaped>(?!))|(?P<braced>(?!))|(?P<invalid>))"  # type: ignore[assignment]  # a class's pattern is text
+    pattern = r"@(?:(?P<named>[a-z_]+)@|(?P<escaped>(?!))|(?P<braced>(?!))|(?P<invalid>))"  # type: ignore[assignment]  # a class's pattern is text
 
 
 def fill(template: str, **values: str) -> str:

@@ -1,6 +1,6 @@
 # Slurm lets a requeued job wait two minutes. That may be changed only when this script has left and the job is pending
 # again: another job, of a second, does it.
-sbatch --quiet --job-name="ropewalk-hurry-$SLURM_JOB_ID" --nodes=1 --ntasks=1 --time=2 --output=/dev/null @options@ <<'HURRY'
+sbatch --quiet --job-name="ropewalk-hurry-$SLURM_JOB_ID" --nodes=1 --ntasks=1 --time=2 --output=/dev/null @options@ <<'SKIP_DELAY'
 #!/bin/bash
 job=${SLURM_JOB_NAME##*-}
 for _ in $(seq 200); do
@@ -10,4 +10,4 @@ for _ in $(seq 200); do
     *) sleep 0.5 ;;   # it is still leaving, or the controller is busy
   esac
 done
-HURRY
+SKIP_DELAY

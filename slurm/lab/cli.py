@@ -34,11 +34,10 @@ def up(
     folder: Folder = None,
     nodes: Annotated[int, typer.Option(help="how many")] = 4,
     cpus: Annotated[int, typer.Option(help="a node")] = 4,
-    accounting: Annotated[bool, typer.Option("--accounting", help="with slurmdbd, so that sacct answers")] = False,
 ) -> None:
     """Start the cluster."""
     lab = _lab(folder)
-    lab.up(LabSettings(nodes=nodes, cpus=cpus, accounting=accounting))
+    lab.up(LabSettings(nodes=nodes, cpus=cpus))
     where = "" if folder is None else f" {folder}"
     typer.echo(
         f"a Slurm cluster is up: {', '.join(lab.nodes)}; partitions main, high (preempts main), short (10 minutes, 2 nodes)"
@@ -80,7 +79,7 @@ def start_node(node: Node, folder: Folder = None) -> None:
 def status(folder: Folder = None) -> None:
     """Show the nodes and the queue."""
     lab = _lab(folder)
-    typer.echo(f"{lab.folder}: {'accounting, ' if lab.settings.accounting else ''}export SLURM_CONF={lab.conf}")
+    typer.echo(f"{lab.folder}: export SLURM_CONF={lab.conf}")
     if not lab.alive:
         raise BackendError(f"{lab.folder}: its controller is dead; ropewalk lab slurm down, and up again")
     for name, state in lab.states().items():

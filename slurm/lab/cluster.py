@@ -16,17 +16,14 @@ from typing import Any
 from cluster.errors import BackendError, ConfigError
 from cluster.run.files import read_json, write_json
 from slurm.lab import hosts as lab_hosts
-from slurm.lab.accounting import start_accounting
-from slurm.lab.config import MOST_LABS, MOST_NODES, LabSettings, Place, hurry_script, names, slurm_conf
+from slurm.lab.config import MOST_LABS, MOST_NODES, LabSettings, Place, names, skip_delay_script, slurm_conf
 from slurm.lab.daemons import PATH, Daemons
 from slurm.lab.folder import refuse_foreign
 from slurm.lab.processes import kill_all, marked, on_nodes
 
 LONGEST_FOLDER = 60  # a step's socket lies below it, and a socket's path ends at 107 characters
 NEEDED = ("slurmctld", "slurmd", "sinfo", "munged", "setsid")
-NEEDED_TO_ACCOUNT = ("slurmdbd", "mariadbd", "mariadb-install-db", "mariadb")
 INSTALL = "apt-get install --no-install-recommends slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge"
-INSTALL_ACCOUNTING = "apt-get install --no-install-recommends slurmdbd mariadb-server"
 NAMESPACES = ("unshare", "--uts", "--pid", "--mount", "--fork", "--kill-child=KILL", "--mount-proc")
 # the node sees its own processes, host name and shared memory; the shell stays as init, which reaps orphans
 NODE_SCRIPT = 'hostname "$1"; mount -t tmpfs tmpfs /dev/shm; slurmd -D -N "$1" & wait'
@@ -35,12 +32,10 @@ TURN_SECONDS = 60.0
 LAST_WORDS_SECONDS = 2.0  # what a dead daemon has sent may still be on its way, and would put its node back into service
 
 
-def missing(accounting: bool = False) -> str:
+def missing() -> str:
     """What to install before there can be a lab; empty if all is there."""
     if absent := [n for n in NEEDED if not shutil.which(n, path=PATH)]:
         return f"{', '.join(absent)} not found; on Debian or Ubuntu: {INSTALL}"
-    if accounting and (absent := [n for n in NEEDED_TO_ACCOUNT if not shutil.which(n, path=PATH)]):
-        return f"{', '.join(absent)} not found; on Debian or Ubuntu: {INSTALL_ACCOUNTING}"
     return ""
 
 
@@ -161,14 +156,6 @@ class Lab:
         """The controller dies; nodes and jobs go on."""
         self.daemons.kill("slurmctld")
 
-    def start_accounting(self) -> None:
-        """Start MariaDB and slurmdbd; return when they answer."""
-        start_accounting(self.daemons, self.place, self.settings)
-
-    def kill_accounting(self) -> None:
-        """The accounting daemon dies, so that sacct does not answer."""
-        self.daemons.kill("slurmdbd")
-
     def states(self) -> dict[str, str]:
         """Every node's state in Slurm's words, such as idle, mixed, allocated, down*. BackendError if slurmctld is away."""
         lines = self.command("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T").splitlines()
@@ -179,7 +166,7 @@ class Lab:
         return self.daemons.command(*words, seconds=seconds)
 
     def _check(self, settings: LabSettings) -> None:
-        if remedy := missing(settings.accounting):
+        if remedy := missing():
             raise ConfigError(f"a Slurm test cluster needs Slurm: {remedy}")
         if self.exists:
             raise ConfigError(f"{self.folder}: a lab is there already; take it down first: ropewalk lab slurm down {self.folder}")
@@ -218,7 +205,7 @@ class Lab:
         etc = self.folder / "etc"
         (etc / "slurm.conf").write_text(slurm_conf(place, settings))
         (etc / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
-        (etc / "hurry.sh").write_text(hurry_script(self.folder, PATH))
+        (etc / "hurry.sh").write_text(skip_delay_script(self.folder, PATH))
         (etc / "hurry.sh").chmod(0o755)
         key = self.folder / "munge/key"
         key.write_bytes(secrets.token_bytes(128))
@@ -226,8 +213,6 @@ class Lab:
 
     def _start_all(self, settings: LabSettings) -> None:
         self._start_munged()
-        if settings.accounting:
-            self.start_accounting()
         self.start_controller()
         for name in self.nodes:
             self._launch_node(name)

@@ -7,8 +7,6 @@ from pathlib import Path
 from slurm.lab.processes import MARK
 
 CLUSTER = "lab"
-ACCOUNT = "lab"
-DATABASE = "slurm_acct"
 PORTS_FROM = 17100  # below the kernel's ephemeral range, so that no outgoing connection sits on one of them
 PORTS_PER_LAB = 50
 MOST_LABS = 26
@@ -22,7 +20,6 @@ class LabSettings:
     nodes: int = 4
     cpus: int = 4  # a node; more than the machine has is fine
     memory_mib: int = 4000  # a node, and no more than a word: nothing enforces it
-    accounting: bool = False  # sacct and QoS limits, by slurmdbd and MariaDB
     user_signal: bool = True  # preemption starts with the job's own --signal; else with SIGTERM to its steps
     grace_seconds: int = 5  # from preemption's first signal to the end
     kill_wait_seconds: int = 5
@@ -30,7 +27,7 @@ class LabSettings:
     min_job_age_seconds: int = 3600  # how long squeue remembers a job that ended; without accounting nothing else does
     refuse_at_once: bool = True  # what no partition's limits allow is refused by sbatch; else it is pending for ever
     slow_requeue: bool = False  # as Slurm does it: a requeued job waits 121 s
-    users: Sequence[str] = ()  # who may submit, besides this user, where there is accounting
+    users: Sequence[str] = ()  # who may submit, besides this user
     extra: Mapping[str, str] = field(default_factory=dict)  # more keys of slurm.conf
 
 
@@ -46,7 +43,7 @@ class Place:
 
     @property
     def port(self) -> int:
-        """The first port of the block: the controller's. slurmdbd follows, then from 10 on the nodes."""
+        """The first port of the block, the controller's. Accounting has the second, the nodes those from the tenth on."""
         return PORTS_FROM + self.block * PORTS_PER_LAB
 
     @property
@@ -84,7 +81,6 @@ def slurm_conf(place: Place, settings: LabSettings) -> str:
     keys = {
         **_daemons(place),
         **_behaviour(settings),
-        **(_accounting(place) if settings.accounting else {}),
         **({} if settings.slow_requeue else dict.fromkeys(("EpilogSlurmctld", "Epilog"), str(place.folder / "etc/hurry.sh"))),
         **settings.extra,
     }
@@ -139,17 +135,6 @@ def _behaviour(settings: LabSettings) -> dict[str, str]:
     }
 
 
-def _accounting(place: Place) -> dict[str, str]:
-    return {
-        "AccountingStorageType": "accounting_storage/slurmdbd",
-        "AccountingStorageHost": "127.0.0.1",
-        "AccountingStoragePort": str(place.port + 1),
-        "AccountingStoragePass": str(place.munge_socket),
-        "AccountingStorageEnforce": "limits,qos",
-        "AccountingStoreFlags": "job_comment",
-    }
-
-
 def _nodes(place: Place, settings: LabSettings) -> list[str]:
     return [
         f"NodeName={place.name(node)} NodeHostname={place.host} NodeAddr={place.address(node)} Port={place.node_port(node)}"
@@ -167,26 +152,7 @@ def _partitions(settings: LabSettings) -> list[str]:
     ]
 
 
-def slurmdbd_conf(place: Place) -> str:
-    """The text of slurmdbd.conf."""
-    keys = {
-        "AuthType": "auth/munge",
-        "AuthInfo": f"socket={place.munge_socket}",
-        "DbdHost": place.host,
-        "DbdAddr": "127.0.0.1",
-        "DbdPort": str(place.port + 1),
-        "SlurmUser": place.user,
-        "StorageType": "accounting_storage/mysql",
-        "StorageHost": "localhost",  # by a socket, which tells the database who calls
-        "StorageUser": place.user,
-        "StorageLoc": DATABASE,
-        "LogFile": str(place.folder / "log/slurmdbd.log"),
-        "PidFile": str(place.folder / "run/slurmdbd.pid"),
-    }
-    return "".join(f"{key}={value}\n" for key, value in keys.items())
-
-
-def hurry_script(folder: Path, path: str) -> str:
+def skip_delay_script(folder: Path, path: str) -> str:
     """What the controller and the job's first node run at a job's end, so that a requeued job starts at once.
 
     Slurm lets a requeued job wait for as long as a credential lives (AuthInfo=cred_expire, no less than 5 s), plus one.

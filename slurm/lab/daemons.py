@@ -26,22 +26,11 @@ class Daemons:
         """What Slurm's commands need in their environment to find this cluster."""
         return {"SLURM_CONF": str(self.conf)}
 
-    @property
-    def database(self) -> Path:
-        """MariaDB's files and its socket, which nobody but this user reaches."""
-        return self.folder / "database"
-
-    @property
-    def database_socket(self) -> Path:
-        """Where MariaDB listens, and nowhere else."""
-        return self.database / "mysql.sock"
-
     def launch(self, what: str, *words: str, foreground: bool = False) -> None:
         """Start `what` and return when it has gone into the background; one that stays in the foreground is put there."""
         if foreground:
             words = ("setsid", "--fork", *words)
         environment = {"PATH": PATH, "HOME": os.environ.get("HOME", "/"), **self.env, MARK: f"{self.folder}:{what}"}
-        environment["MYSQL_UNIX_PORT"] = str(self.database_socket)  # slurmdbd has no key for it
         with (self.folder / "log/start.log").open("ab") as log:  # not a pipe of ours: whoever reads that would wait for ever
             done = subprocess.run(
                 words,

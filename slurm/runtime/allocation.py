@@ -1,4 +1,4 @@
-"""The nodes of a Slurm allocation, and those that an elastic run gets in addition, as a lane for agents."""
+"""The nodes of a Slurm allocation, and those that an elastic run gets in addition."""
 
 import logging
 import os
@@ -10,19 +10,21 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen, TimeoutExpired
 
 from cluster.config import Resources
-from cluster.engines.ports import NODE_CPUS_VARIABLE, ReservedPort
+from cluster.engines.ports import ReservedPort
 from cluster.errors import BackendError
-from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.process.forking import Process
 from cluster.process.kill import end, family
-from cluster.process.signals import Flag, deaf_children
+from cluster.process.signals import SignalFlag, stop_signals_blocked
 from cluster.run.directory import RunDir
+from cluster.supervise.agent_environment import agent_environment
+from cluster.supervise.allocation import Allocation
 from slurm.batch.container import wrap
-from slurm.batch.script import companion_name, render_companion
+from slurm.batch.script import extra_node_name, render_extra_node
 from slurm.commands import Slurm, plain_environment
 from slurm.profile import SlurmProfile
-from slurm.runtime.job_details import FOREVER, ends_at, why_taken
-from slurm.runtime.watchdog import Guard
+from slurm.runtime.job_details import ends_at, why_taken
+from slurm.runtime.watchdog import Watchdog
+from slurm.times import FOREVER
 
 log = logging.getLogger(__name__)
 
@@ -46,27 +48,28 @@ class Slot:
     busy: bool = False
 
 
-class SlurmLane:
+class SlurmAllocation(Allocation):
     """Agents are steps of one node each, so that a node that dies takes along no other. Built inside the job."""
 
     name = "slurm"
+    owner_limits_time = True  # Slurm signals the job before its limit
 
     def __init__(
         self, run: RunDir, resources: Resources, profile: SlurmProfile, slurm: Slurm, *, job: str, hosts: list[str]
     ) -> None:
         self.run, self.resources, self.profile, self.job, self.slurm = run, resources, profile, job, slurm
         self.slots = {index: Slot(host=host, job=job) for index, host in enumerate(hosts)}
-        self.asked_to_stop = Flag()  # set by the conductor's signal handler
+        self.asked_to_stop = SignalFlag()  # set by the coordinator's signal handler
         self.ray_token = secrets.token_hex(32)  # lives in memory only
-        self.companions: set[str] = set()  # jobs asked for that hold no slot yet
-        self.guard = Guard(self)
+        self.extra_node_jobs: set[str] = set()  # asked for, and holding no slot yet
+        self.watchdog = Watchdog(run, profile, self._start_elsewhere, self.end)
         self._store_port = ReservedPort()
         self._next_look = self._next_request = 0.0
         self._notice = ""
 
     # --- the nodes of an attempt
 
-    def nodes(self) -> list[int]:
+    def initial_nodes(self) -> list[int]:
         """All that are alive, or as many as the user wants of them."""
         for slot in self.slots.values():
             slot.busy = False
@@ -89,7 +92,7 @@ class SlurmLane:
         words, more = wrap([*DEAF_AT_FIRST, *command], self.profile, self.run)
         return self.open([*self.srun(node), *more, *words], log)
 
-    def serve(self, command: list[str], log: Path) -> Popen[bytes]:
+    def start_service(self, command: list[str], log: Path) -> Popen[bytes]:
         """Start a command here, and not as a step, which Slurm would end before the agents have left."""
         words, more = wrap(command, self.profile, self.run)
         if more:  # this runtime starts nothing but steps
@@ -99,7 +102,7 @@ class SlurmLane:
     def open(self, words: list[str], log: Path) -> Popen[bytes]:
         """Start a process here, with what an agent's environment holds; its output goes to the end of `log`."""
         values = {**plain_environment(), **self._environment()}
-        with log.open("ab") as stream, deaf_children():  # srun as it starts would die of a stop
+        with log.open("ab") as stream, stop_signals_blocked():  # srun as it starts would die of a stop
             return Popen(words, stdout=stream, stderr=stream, stdin=DEVNULL, env=values)
 
     def srun(self, node: int) -> list[str]:
@@ -111,14 +114,17 @@ class SlurmLane:
             words.append(f"--cpus-per-task={self.resources.cpus}")
         return [*words, "--no-kill"] if self.resources.nodes.elastic else words
 
+    def _start_elsewhere(self, words: list[str], log: Path) -> Popen[bytes] | None:
+        """Start a step on a node of this job that is not the first; None: there is none."""
+        first = self.slots[0].host
+        others = [n for n, slot in self.slots.items() if slot.job == self.job and not slot.dead and slot.host != first]
+        return self.open([*self.srun(others[0]), *words], log) if others else None
+
     def _environment(self) -> dict[str, str]:
         cpus = int(os.environ.get("SLURM_CPUS_ON_NODE") or os.cpu_count() or 1)
-        values = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.ray_token, NODE_CPUS_VARIABLE: str(cpus)}
         # a profile's gres may ask for GPUs where resources.gpus does not; Slurm sets the variable in jobs that have some
-        values[NODE_GPUS_VARIABLE] = str(self.resources.gpus or os.environ.get("SLURM_GPUS_ON_NODE") or 0)
-        if "OMP_NUM_THREADS" not in os.environ:
-            values["OMP_NUM_THREADS"] = str(max(1, min(cpus, os.cpu_count() or cpus) // self.resources.local_world_size))
-        return values
+        gpus = self.resources.gpus or int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
+        return agent_environment(self.run, self.resources, cpus=cpus, gpus=gpus, ray_token=self.ray_token)
 
     def end(self, process: Process) -> None:
         """End a step at once, and its srun; or what was started here."""
@@ -132,7 +138,7 @@ class SlurmLane:
 
     # --- losing, getting and giving back
 
-    def lost(self, node: int, code: int) -> str:
+    def loss_reason(self, node: int, code: int) -> str:
         """Why the node is lost, if an agent that said nothing ended so; srun itself only ends with 1 when a node fails."""
         last = (self._log_of(node).read_text(errors="replace").splitlines() or [""])[-3:] if self._log_of(node).exists() else []
         said = [line.lower() for line in last if line.startswith("srun: ")]
@@ -149,7 +155,7 @@ class SlurmLane:
     def _log_of(self, node: int) -> Path:
         return self.run.log_dir(self.run.attempts()[-1]) / f"node-{node}.log"
 
-    def bury(self, node: int) -> None:
+    def mark_lost(self, node: int) -> None:
         """The node died, or whoever gave it wants it back."""
         slot = self.slots[node]
         slot.dead, slot.busy = True, False
@@ -157,14 +163,11 @@ class SlurmLane:
         if slot.job != self.job:
             self._cancel(slot.job)
 
-    def clean(self, node: int) -> None:
-        """Slurm itself ends what a step leaves behind."""
-
     def release(self, node: int) -> None:
         """Give a node back for good."""
         slot = self.slots[node]
         if slot.job != self.job:
-            self.bury(node)
+            self.mark_lost(node)
             return
         slot.dead, slot.busy = True, False
         kept = ",".join(s.host for s in self.slots.values() if s.job == self.job and not s.dead)
@@ -178,35 +181,35 @@ class SlurmLane:
         for path in Path().glob(f"slurm_job_{self.job}_resize.*"):
             path.unlink()
 
-    def offered(self, wanted: int) -> list[int]:
+    def acquire(self, wanted: int) -> list[int]:
         """Nodes that can join now. Slurm adds none to a running job: a small job of its own holds each."""
-        self.guard.tend()
+        self.watchdog.tend()
         free = [index for index, slot in self.slots.items() if not slot.dead and not slot.busy][: max(wanted, 0)]
         missing = max(wanted, 0) - len(free)
         now = time.monotonic()
-        if now >= self._next_look and (missing or self.companions):
+        if now >= self._next_look and (missing or self.extra_node_jobs):
             self._next_look = now + LOOK_SECONDS
             free += self._arrived(missing)
-            self._ask_for(max(wanted, 0) - len(free) - len(self.companions))
+            self._ask_for(max(wanted, 0) - len(free) - len(self.extra_node_jobs))
         for index in free:
             self.slots[index].busy = True
         return free
 
     def _arrived(self, missing: int) -> list[int]:
-        """Companions that run by now, as new slots; those that nobody wants any more are cancelled."""
-        if not self.companions:
+        """Jobs of extra nodes that run by now, as new slots; those that nobody wants any more are cancelled."""
+        if not self.extra_node_jobs:
             return []
         try:
             # by name: an id that Slurm does not know any more would be an error, or another's job by now
-            jobs = {job.id: job for job in self.slurm.named(companion_name(self.job))}
+            jobs = {job.id: job for job in self.slurm.named(extra_node_name(self.job))}
         except BackendError as error:
             log.warning("cannot see the nodes that were asked for: %s", error)
             return []
         new: list[int] = []
-        for job_id in sorted(self.companions):
+        for job_id in sorted(self.extra_node_jobs):
             job = jobs.get(job_id)
             if job is not None and job.state == "RUNNING" and len(new) < missing:
-                self.companions.discard(job_id)
+                self.extra_node_jobs.discard(job_id)
                 if job.nodes in self._hosts():  # two that were asked for together got the same
                     self._cancel(job_id)
                     continue
@@ -214,10 +217,10 @@ class SlurmLane:
                 self.slots[index] = Slot(host=job.nodes, job=job_id)
                 new.append(index)
             elif job is None or job.state not in {"PENDING", "CONFIGURING", "RUNNING"}:
-                self.companions.discard(job_id)
+                self.extra_node_jobs.discard(job_id)
                 self._next_request = time.monotonic() + ASK_AGAIN_SECONDS
-        for _ in range(len(self.companions) - (missing - len(new))):
-            self._cancel(self.companions.pop())
+        for _ in range(len(self.extra_node_jobs) - (missing - len(new))):
+            self._cancel(self.extra_node_jobs.pop())
         return new
 
     def _ask_for(self, count: int) -> None:
@@ -228,12 +231,12 @@ class SlurmLane:
             minutes = int(left // 60) if left < FOREVER else None
             if minutes == 0:
                 return  # not worth a new group
-            script = render_companion(self.run, self.resources, self.profile, self.job, minutes)
+            script = render_extra_node(self.run, self.resources, self.profile, self.job, minutes)
             place = self.run.attempt_dir(self.run.attempts()[-1]) / "companion.sbatch"
             place.write_text(script)
             away = ",".join(sorted({*self._hosts(), *filter(None, [self.profile.exclude])}))
-            self.companions |= {self.slurm.sbatch(place, f"--exclude={away}") for _ in range(count)}
-            self.run.event("nodes_asked_for", count=count, jobs=sorted(self.companions))
+            self.extra_node_jobs |= {self.slurm.sbatch(place, f"--exclude={away}") for _ in range(count)}
+            self.run.event("nodes_asked_for", count=count, jobs=sorted(self.extra_node_jobs))
         except BackendError as error:
             log.warning("cannot ask for %d more nodes: %s", count, error)
             self._next_request = time.monotonic() + ASK_AGAIN_SECONDS
@@ -250,13 +253,13 @@ class SlurmLane:
 
     # --- whether we may stay
 
-    def notice(self) -> str:
+    def stop_reason(self) -> str:
         """Why Slurm wants the nodes back, once it has said so."""
         if self.asked_to_stop.is_set() and not self._notice:
-            self._notice = self.explain() or "signal"
+            self._notice = self.query_stop_reason() or "signal"
         return self._notice
 
-    def explain(self) -> str:
+    def query_stop_reason(self) -> str:
         """Ask Slurm why it takes the nodes away; empty if it does not."""
         try:
             return why_taken(self.slurm.job_details(self.job), self.resources.grace_seconds)
@@ -264,13 +267,13 @@ class SlurmLane:
             log.warning("cannot ask Slurm why: %s", error)
             return "signal"
 
-    def keeps(self) -> bool:
+    def can_retry(self) -> bool:
         """Whether the next attempt may start here at once: nobody wants the nodes, and there are enough of them."""
         alive = sum(not slot.dead for slot in self.slots.values())
         needed = self.resources.nodes.least
         if self.asked_to_stop.is_set() or alive < needed or self.slots[0].dead:
             return False
-        if why := self.explain():
+        if why := self.query_stop_reason():
             log.info("the nodes are wanted back: %s", why)
             return False
         return True
@@ -278,7 +281,7 @@ class SlurmLane:
     def close(self) -> None:
         """Give back what was asked for in addition."""
         self._store_port.release()
-        self.guard.close()
+        self.watchdog.close()
         held = {slot.job for slot in self.slots.values() if slot.job != self.job and not slot.dead}
-        if held or self.companions:
-            self._cancel(f"--name={companion_name(self.job)}")
+        if held or self.extra_node_jobs:
+            self._cancel(f"--name={extra_node_name(self.job)}")

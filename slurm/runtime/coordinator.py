@@ -1,4 +1,4 @@
-"""The process that carries a run inside its Slurm job, started by the job script in the run's directory.
+"""The process that supervises a run inside its Slurm job, started by the job script in the run's directory.
 
 Usage: python -m slurm.runtime.coordinator RUN_DIR
 Exit codes: 0 done (or nothing to do), 1 failed for good, 85 requeue, 86 leave: Slurm requeues the job itself.
@@ -11,36 +11,35 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.backends.recovery import newest_submission
-from cluster.config import Resources
+from cluster.backends.submission import newest_submission
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
-from cluster.process.signals import hear_stops
+from cluster.process.signals import install_stop_handler
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
 from cluster.supervise.supervisor import Supervisor, open_attempt
-from slurm.batch.script import companion_name
+from slurm.batch.script import extra_node_name, skip_delay_name
 from slurm.commands import Slurm
+from slurm.job_lookup import OWNER, job_name, state_of, this_job
 from slurm.profile import SlurmProfile
-from slurm.runtime.allocation import SlurmLane
+from slurm.runtime.allocation import SlurmAllocation
 from slurm.runtime.preemption import slurm_requeues
-from slurm.submission.job_lookup import CLAIM, carrier, job_name, state_of
 
 log = logging.getLogger(__name__)
 
 EXIT_SLURM_REQUEUES = 86  # to the job script only, which leaves with 85 all the same
-DIED = "its carrier died: the first node was lost, or Slurm took the job away without notice"
+DIED = "its coordinator died: the first node was lost, or Slurm took the job away without notice"
 
 
-def conduct(run: RunDir, slurm: Slurm) -> int:
-    """Carry the run on this job's nodes; the exit code for the job script."""
+def coordinate(run: RunDir, slurm: Slurm) -> int:
+    """Run the attempts of a run on this job's nodes; the exit code for the job script."""
     job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    me = carrier(os.environ)
-    if not claim(run, me, slurm):
+    me = this_job(os.environ)
+    if not take_ownership(run, me, slurm):
         return EXIT_DONE
     number = open_attempt(run, DIED, restarts=restarts)
     if number is None:
-        return verdict(run)
+        return exit_code_of(run)
     if "key" not in run.attempt_details(number):
         return never_confirmed(run, number)
     tidy(slurm, job)
@@ -48,26 +47,25 @@ def conduct(run: RunDir, slurm: Slurm) -> int:
     run.describe_attempt(number, handle=f"slurm:{me}", hosts=hosts, restarts=restarts, started=time.time())
     details = run.attempt_details(number)
     profile = SlurmProfile.model_validate(details.get("profile") or {})
-    resources = Resources.model_validate(details.get("resources") or run.record["resources"])
-    lane = SlurmLane(run, resources, profile, slurm, job=job, hosts=hosts)
-    hear_stops(lane.asked_to_stop.set)
+    lane = SlurmAllocation(run, run.resources(number), profile, slurm, job=job, hosts=hosts)
+    install_stop_handler(lane.asked_to_stop.set)
     try:
         code = Supervisor(run, lane, python_of(profile)).supervise(number)
     finally:
         lane.close()
     if code != EXIT_REQUEUE:
-        return verdict(run)
+        return exit_code_of(run)
     return EXIT_SLURM_REQUEUES if slurm_requeues(slurm, job) else EXIT_REQUEUE
 
 
 def never_confirmed(run: RunDir, number: int) -> int:
-    """A disk lost its power while the submission was under way: nobody was told of it, and what it asked for is gone."""
+    """End a run whose submission was cut short by a power cut: nobody was told of it, and what it asked for is gone."""
     cause = f"attempt.json was lost in a power cut during the submission; `ropewalk resume {run.id}` submits it again"
     run.write_outcome(number, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
     return EXIT_FAILED
 
 
-def verdict(run: RunDir) -> int:
+def exit_code_of(run: RunDir) -> int:
     """The exit code of a run that is over: whoever waits for it in Slurm may start only if it has succeeded."""
     outcome = run.last_outcome()
     return EXIT_DONE if outcome is not None and outcome.state is RunState.SUCCEEDED else EXIT_FAILED
@@ -78,23 +76,23 @@ def python_of(profile: SlurmProfile) -> str:
     return profile.python or ("python" if profile.container else sys.executable)
 
 
-def claim(run: RunDir, job: str, slurm: Slurm) -> bool:
-    """One job carries one submission, though a retried sbatch may have made two: whoever starts first."""
-    path = run.attempt_dir(newest_submission(run)[0]) / CLAIM
+def take_ownership(run: RunDir, job: str, slurm: Slurm) -> bool:
+    """Make this job the owner of the newest submission, unless another is: a retried sbatch may have made two jobs."""
+    path = run.attempt_dir(newest_submission(run)[0]) / OWNER
     try:
         with path.open("x") as stream:
             stream.write(job)
     except FileExistsError:
         owner = path.read_text()
         if owner != job and (not owner or _lives(run, owner, slurm)):  # empty: it is being written
-            log.error("job %s carries this submission already; leaving it alone", owner)
+            log.error("job %s owns this submission; leaving it alone", owner)
             return False
         path.write_text(job)
     return True
 
 
 def _lives(run: RunDir, owner: str, slurm: Slurm) -> bool:
-    """Whether a job that has claimed the run is still there; in doubt it is."""
+    """Whether the job that owns the run is still there; in doubt it is."""
     try:
         return any(job.id == owner and not state_of(job).final for job in slurm.named(job_name(run)))
     except BackendError as error:
@@ -103,8 +101,8 @@ def _lives(run: RunDir, owner: str, slurm: Slurm) -> bool:
 
 
 def tidy(slurm: Slurm, job: str) -> None:
-    """Cancel what an earlier attempt of this job left in the queue: nodes asked for in addition, a job that hurries this one."""
-    for name in (companion_name(job), f"ropewalk-hurry-{job}"):
+    """Cancel what an earlier attempt of this job left in the queue: extra nodes, a job that ends this one's wait."""
+    for name in (extra_node_name(job), skip_delay_name(job)):
         try:
             slurm.cancel(f"--name={name}", f"--user={os.environ.get('SLURM_JOB_USER') or os.geteuid()}")
         except BackendError as error:
@@ -112,13 +110,13 @@ def tidy(slurm: Slurm, job: str) -> None:
 
 
 def main() -> None:
-    """Carry one run."""
+    """Coordinate one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     run = RunDir(parser.parse_args().run_dir)
-    configure_logging("conductor")
-    hear_stops(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
-    sys.exit(conduct(run, Slurm()))
+    configure_logging("coordinator")
+    install_stop_handler(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
+    sys.exit(coordinate(run, Slurm()))
 
 
 if __name__ == "__main__":

@@ -1,32 +1,13 @@
 """What Slurm says of the job that this process is part of: when it ends, and why it is taken away."""
 
-import re
 import time
 from collections.abc import Mapping
 
 from cluster.spec import StopReason
+from slurm.times import UNSET, minutes_of, seconds_of
 
-FOREVER = float("inf")
-UNSET = ("None", "Unknown", "N/A")  # a time that is none
 SLACK_SECONDS = 120.0  # the signal before the time limit may come a minute early, and is looked for twice a minute
 REQUEUED = ("PENDING", "REQUEUED", "NODE_FAIL", "BOOT_FAIL", "REVOKED")
-
-
-def seconds_of(stamp: str) -> float:
-    """Slurm's time stamp as seconds since the epoch; none yet is infinity."""
-    try:
-        return time.mktime(time.strptime(stamp, "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
-        return FOREVER
-
-
-def duration_of(text: str) -> float:
-    """Slurm's [days-]hours:minutes:seconds as seconds; UNLIMITED is infinity."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+):(\d+)", text)
-    if not match:
-        return FOREVER
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
 
 
 def ends_at(details: Mapping[str, str]) -> float:
@@ -51,7 +32,8 @@ def why_taken(details: Mapping[str, str], grace_seconds: float) -> str:
     end = ends_at(details)
     if state == "COMPLETING" and end > time.time() + 1:  # it has a new start before it
         return "requeued by Slurm"
-    ran_out = end - seconds_of(details.get("StartTime", "")) >= duration_of(details.get("TimeLimit", "")) - 1
+    limit = minutes_of(details.get("TimeLimit", ""))
+    ran_out = limit is not None and end - seconds_of(details.get("StartTime", "")) >= limit * 60 - 1
     if state == "COMPLETING" and not ran_out:  # the text never says CANCELLED before all has left
         return StopReason.CANCELLED
     if state != "RUNNING" or end - time.time() < grace_seconds + SLACK_SECONDS:

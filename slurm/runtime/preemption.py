@@ -8,7 +8,7 @@ more preemption, queues it once more for all its nodes, and lets `afterok` wait 
 import logging
 
 from cluster.errors import BackendError
-from slurm import cluster_info as site
+from slurm import cluster_info
 from slurm.commands import Slurm
 from slurm.runtime.job_details import preempted
 
@@ -23,7 +23,7 @@ def slurm_requeues(slurm: Slurm, job: str) -> bool:
         details = slurm.job_details(job)
         if details.get("JobState") != "RUNNING" or details.get("Requeue") != "1" or not preempted(details):
             return False
-        settings = site.settings(slurm)
+        settings = cluster_info.settings(slurm)
         return _has_requeues_left(details, settings) and "REQUEUE" in _mode(slurm, details, settings).upper()
     except (BackendError, ValueError, IndexError) as error:
         log.warning("cannot ask who requeues this job: %s", error)
@@ -40,9 +40,9 @@ def _mode(slurm: Slurm, details: dict[str, str], settings: dict[str, str]) -> st
     """What Slurm does to a job that it preempts: that of its partition or QoS, else the cluster's."""
     cluster, kind = settings.get("PreemptMode", "OFF"), settings.get("PreemptType", "")
     if kind.endswith("partition_prio"):
-        found = {partition.name: partition.preempt_mode for partition in site.partitions(slurm)}
+        found = {partition.name: partition.preempt_mode for partition in cluster_info.partitions(slurm)}
         return found.get(details.get("Partition", ""), "OFF")
     if kind.endswith("qos"):
-        own = site.preempt_mode_of_qos(slurm, details.get("QOS", ""))
+        own = cluster_info.preempt_mode_of_qos(slurm, details.get("QOS", ""))
         return cluster if own.lower() in {"", "off", "cluster"} else own
     return "OFF"

@@ -1,50 +1,55 @@
 """A watch over the first node of an elastic job, from another node: the job script dies with it, and Slurm does not mind."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
-from typing import TYPE_CHECKING
 
+from cluster.run.directory import RunDir
 from cluster.run.files import write_atomically
-from slurm.batch.script import hurry_lines, render_guard
+from slurm.batch.script import render_watchdog, skip_requeue_delay
+from slurm.profile import SlurmProfile
 
-if TYPE_CHECKING:
-    from slurm.runtime.allocation import SlurmLane
-
-BEAT_SECONDS = 3.0
+HEARTBEAT_SECONDS = 3.0
 
 
-class Guard:
-    """Touches a file while this process lives, and keeps a step of guard.sh on a node that is not this one."""
+class Watchdog:
+    """Touches a file while this process lives, and keeps a step of watchdog.sh on a node other than the first.
 
-    def __init__(self, lane: "SlurmLane") -> None:
-        self._lane = lane
+    `start_elsewhere` starts words as such a step with a log, or returns None where there is no other node: with its last node
+    Slurm requeues the job itself. `end` ends the step.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        profile: SlurmProfile,
+        start_elsewhere: Callable[[list[str], Path], Popen[bytes] | None],
+        end: Callable[[Popen[bytes]], None],
+    ) -> None:
+        self._run, self._profile, self._start_elsewhere, self._end = run, profile, start_elsewhere, end
+        self._heartbeat = run.path / "beat"
         self._step: Popen[bytes] | None = None
-        self._next_beat = 0.0
+        self._next_heartbeat = 0.0
 
     def tend(self) -> None:
-        """Call it often while an elastic run is at work."""
+        """Touch the file, and start the step if it does not run; to be called often while an elastic run is at work."""
         now = time.monotonic()
-        if now < self._next_beat:
+        if now < self._next_heartbeat:
             return
-        self._next_beat = now + BEAT_SECONDS
-        beat = self._lane.run.path / "beat"
-        beat.touch()
+        self._next_heartbeat = now + HEARTBEAT_SECONDS
+        self._heartbeat.touch()
         if self._step is None or self._step.poll() is not None:
-            self._step = self._start(beat)
+            self._step = self._start()
 
-    def _start(self, beat: Path) -> Popen[bytes] | None:
-        slots = self._lane.slots
-        others = [n for n, slot in slots.items() if slot.job == self._lane.job and not slot.dead and slot.host != slots[0].host]
-        if not others:
-            return None  # with its last node Slurm requeues the job itself
-        folder = self._lane.run.attempt_dir(self._lane.run.attempts()[-1])
-        write_atomically(folder / "guard.sh", render_guard(hurry_lines(self._lane.profile)))
-        words = [*self._lane.srun(others[0]), "bash", str(folder / "guard.sh"), str(beat)]
-        return self._lane.open(words, folder / "logs" / "guard.log")
+    def _start(self) -> Popen[bytes] | None:
+        folder = self._run.attempt_dir(self._run.attempts()[-1])
+        script = folder / "guard.sh"
+        write_atomically(script, render_watchdog(skip_requeue_delay(self._profile)))
+        return self._start_elsewhere(["bash", str(script), str(self._heartbeat)], folder / "logs" / "guard.log")
 
     def close(self) -> None:
-        """Nobody needs to watch any more."""
+        """End the step and remove the file."""
         if self._step is not None:
-            self._lane.end(self._step)
-        (self._lane.run.path / "beat").unlink(missing_ok=True)
+            self._end(self._step)
+        self._heartbeat.unlink(missing_ok=True)

@@ -9,10 +9,9 @@ from pathlib import Path
 from cluster.backends.base import Check
 from cluster.config import Resources
 from cluster.errors import BackendError
-from slurm import cluster_info as site
-from slurm.commands import Slurm
+from slurm import cluster_info
+from slurm.commands import QUESTION_SECONDS, Slurm
 from slurm.profile import SlurmProfile
-from slurm.status.test_only import ping
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 GRACE_SECONDS = float(Resources().grace_seconds)  # what a run needs to save and leave, unless it says otherwise
@@ -29,7 +28,7 @@ def checks(slurm: Slurm, profile: SlurmProfile) -> list[Check]:
     if not commands.ok:
         return [commands, *here]
     try:
-        controller = Check(name="controller", ok=True, detail=ping(slurm))
+        controller = Check(name="controller", ok=True, detail=slurm.ping())
     except BackendError as error:
         detail = f"{error}; is $SLURM_CONF right, is the network? what waits and runs goes on without it"
         return [commands, Check(name="controller", ok=False, detail=detail), *here]
@@ -57,13 +56,13 @@ def _commands(slurm: Slurm) -> Check:
         remedy = "install Slurm's client commands, or go to a login node; `ropewalk lab slurm up` starts a test cluster"
         return Check(name="slurm", ok=False, detail=f"{', '.join(missing)} not found: {remedy}")
     try:
-        return Check(name="slurm", ok=True, detail=slurm.ask("scontrol", "--version", seconds=site.SECONDS).strip())
+        return Check(name="slurm", ok=True, detail=slurm.ask("scontrol", "--version", seconds=QUESTION_SECONDS).strip())
     except BackendError as error:
         return Check(name="slurm", ok=False, detail=f"{error}; $SLURM_CONF names the cluster's slurm.conf")
 
 
 def _partition(slurm: Slurm, profile: SlurmProfile) -> list[Check]:
-    known = {partition.name: partition for partition in site.partitions(slurm)}
+    known = {partition.name: partition for partition in cluster_info.partitions(slurm)}
     default = [partition.name for partition in known.values() if partition.default]
     wanted = profile.partition.split(",") if profile.partition else default
     if not wanted:
@@ -73,13 +72,13 @@ def _partition(slurm: Slurm, profile: SlurmProfile) -> list[Check]:
         if name not in known:
             detail = f"{name!r} does not exist; there are {', '.join(known)}"
         else:
-            detail = _allowance(known[name], site.nodes(slurm, name))
+            detail = _allowance(known[name], cluster_info.nodes(slurm, name))
         well = name in known and known[name].state == "UP"
         found.append(Check(name="partition", ok=well, detail=detail))
     return found
 
 
-def _allowance(partition: site.Partition, nodes: list[site.Node]) -> str:
+def _allowance(partition: cluster_info.Partition, nodes: list[cluster_info.Node]) -> str:
     usable, free = sum(node.usable for node in nodes), sum(node.free for node in nodes)
     most = f"{partition.max_nodes} nodes" if partition.max_nodes is not None else "any number of nodes"
     limit = f"{partition.max_minutes:g} minutes" if partition.max_minutes is not None else "any time"
@@ -88,7 +87,7 @@ def _allowance(partition: site.Partition, nodes: list[site.Node]) -> str:
 
 
 def _settings(slurm: Slurm, profile: SlurmProfile) -> list[Check]:
-    settings = site.settings(slurm)
+    settings = cluster_info.settings(slurm)
     requeue = settings.get("JobRequeue") != "0"
     # our scripts say --requeue themselves; the setting is only the default
     note = "" if requeue else "; the default is off here, and the job script asks for it"
@@ -107,7 +106,7 @@ def _settings(slurm: Slurm, profile: SlurmProfile) -> list[Check]:
 def _preemption(slurm: Slurm, profile: SlurmProfile, settings: dict[str, str]) -> Check:
     kind = settings.get("PreemptType", "preempt/none").removeprefix("preempt/")
     wanted = (profile.partition or "").split(",")
-    used = [p for p in site.partitions(slurm) if p.name in wanted or (not profile.partition and p.default)]
+    used = [p for p in cluster_info.partitions(slurm) if p.name in wanted or (not profile.partition and p.default)]
     takes = [p for p in used if "OFF" not in p.preempt_mode]
     if kind in {"none", "(null)", ""} or (kind == "partition_prio" and not takes):
         return Check(name="preemption", ok=True, detail="none here")
@@ -136,7 +135,7 @@ def _accounting(slurm: Slurm, profile: SlurmProfile) -> list[Check]:
     nothing = [Check(name="accounting", ok=True, detail="none; runs' own outcome files and the controller's memory are enough")]
     try:
         words = ["--noheader", "--parsable2", "show", "assoc", f"user={getuser()}", "format=Account,QOS"]
-        text = slurm.ask("sacctmgr", *words, seconds=site.SECONDS)
+        text = slurm.ask("sacctmgr", *words, seconds=QUESTION_SECONDS)
     except (BackendError, KeyError, OSError):
         return nothing
     rows = [line.split("|") for line in text.splitlines() if "|" in line]

@@ -5,26 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.backends.base import BackendState
-from cluster.backends.recovery import (
-    PATIENCE_SECONDS,
-    SETTLE_SECONDS,
-    conclude,
-    dependencies,
-    failed_dependencies,
-    lost,
-    never_submitted,
-    submission_details,
-)
+from cluster.backends.recovery import SETTLE_SECONDS, conclude, lost, never_submitted
+from cluster.backends.submission import PATIENCE_SECONDS, dependencies, failed_of, never_starts, submission_details
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
 from slurm.commands import Job
-from slurm.runtime.job_details import FOREVER, seconds_of
-from slurm.submission.job_lookup import job_id, owner_of, state_of
+from slurm.job_lookup import job_id, owner_of, state_of
+from slurm.times import FOREVER, seconds_of
 
 HELD = ("JobHeld", "launch failed", "job requeued in held state")
 
 
-def judge(run: RunDir, job: Job | None, accounted: str | None = None) -> BackendState:
+def run_state(run: RunDir, job: Job | None, accounted: str | None = None) -> BackendState:
     """The run's state; an end of which only Slurm knows is written down as its outcome.
 
     `accounted` is the state that accounting has of a job that the controller has forgotten.
@@ -46,12 +38,6 @@ def judge(run: RunDir, job: Job | None, accounted: str | None = None) -> Backend
     if state is RunState.PENDING and (len(attempts) > 1 or outcome is not None):
         state = RunState.REQUEUED
     return BackendState(state=state, word=job.state, reason=_reason(job), handle=f"slurm:{job.id}")
-
-
-def waited_for(run: RunDir) -> str:
-    """The runs that this one waited for, in words: those that ended without success, else all of them."""
-    told = [f"{other.id}, which ended as {outcome.state} ({outcome.cause})" for other, outcome in failed_dependencies(run)]
-    return " and ".join(told or [other.id for other in dependencies(run)])
 
 
 def _is_a_double(run: RunDir, job: Job) -> bool:
@@ -86,7 +72,10 @@ def _settle(run: RunDir, job: Job, outcome: Outcome | None) -> BackendState:
 
 def _cause(run: RunDir, job: Job, outcome: Outcome | None) -> str:
     if job.state == "CANCELLED" and not run.cancel_requested and _waited_in_vain(run, job):
-        return f"never started: it waited for {waited_for(run) or 'another run'}"
+        others = dependencies(run)
+        if failed := failed_of(others):
+            return never_starts(failed)
+        return f"never started: it waited for {' and '.join(other.id for other in others) or 'another run'}"
     if job.state == "CANCELLED":
         waited = outcome is not None or not owner_of(run)
         return ("cancelled" if run.cancel_requested else "cancelled in Slurm") + (" while it waited" if waited else "")
@@ -97,7 +86,7 @@ def _cause(run: RunDir, job: Job, outcome: Outcome | None) -> str:
 
 def _waited_in_vain(run: RunDir, job: Job) -> bool:
     """Whether Slurm dropped the job because of another's end; a person who cancels one that waits leaves `Dependency`."""
-    return job.reason == "DependencyNeverSatisfied" or (not owner_of(run) and bool(failed_dependencies(run)))
+    return job.reason == "DependencyNeverSatisfied" or (not owner_of(run) and bool(failed_of(dependencies(run))))
 
 
 def _last_words(log: Path) -> str:

@@ -14,12 +14,12 @@ from cluster.errors import BackendError
 from cluster.process.scratch import scratch
 from cluster.run.directory import RunDir
 from cluster.text import counted
-from slurm import cluster_info as site
-from slurm.batch.script import render_job
-from slurm.commands import Slurm
+from slurm import cluster_info
+from slurm.batch.script import flags, render_job, requests
+from slurm.commands import AT_ONCE_SECONDS, QUESTION_SECONDS, PlannedStart, Slurm
 from slurm.profile import SlurmProfile
-from slurm.runtime.job_details import FOREVER
-from slurm.status.test_only import AT_ONCE_SECONDS, Forecast, forecast, ping
+from slurm.status.size_limits import SizeLimit, qos_limits, size_limits
+from slurm.times import FOREVER
 
 BUDGET_SECONDS = 1.5  # no further question after that; people wait for the answer
 MOST_QUESTIONS = 5  # the request itself, and smaller ones
@@ -27,50 +27,55 @@ BEFORE_SECONDS = 120.0  # as much earlier than a reservation a run ends
 UNITS = {"job": "job", "node": "node", "cpu": "CPU", "gres/gpu": "GPU"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bound:
-    """Something larger than which no job may be, and who says so."""
-
-    said: str  # partition short allows at most 2 nodes
-    key: str  # nodes, most_nodes, time_limit_minutes, cpus, memory_gib, gpus
-    most: float
-
-
-def foresee(slurm: Slurm, run: RunDir, resources: Resources, profile: SlurmProfile) -> str:
+def start_estimate(slurm: Slurm, run: RunDir, resources: Resources, profile: SlurmProfile) -> str:
     """Whether the run would wait, why, and what smaller request would start sooner; one sentence. Never raises BackendError."""
     with scratch("o") as folder:
         script = folder / "job.sbatch"
         script.write_text(render_job(run, resources, profile))
         try:
-            ping(slurm)
-            return Outlook(slurm, script, resources, profile).sentence()
+            slurm.ping()
+            return Questions.begin(slurm, script, resources, profile).sentence()
         except BackendError as error:
             return f"Slurm cannot be asked whether it would wait: {error}."
 
 
-class Outlook:
-    """The questions about one request; they are few, and bounded in time."""
+@dataclass
+class Questions:
+    """The questions about one request, and what was learnt of its partition; they are few, and bounded in time."""
 
-    def __init__(self, slurm: Slurm, script: Path, resources: Resources, profile: SlurmProfile) -> None:
-        self.slurm, self.script, self.resources, self.profile = slurm, script, resources, profile
-        self.deadline, self.questions = time.monotonic() + BUDGET_SECONDS, 0
-        self.partitions = site.partitions(slurm)
+    slurm: Slurm
+    script: Path
+    resources: Resources
+    profile: SlurmProfile
+    partitions: Sequence[cluster_info.Partition]
+    partition: cluster_info.Partition | None
+    nodes: Sequence[cluster_info.Node]
+    deadline: float
+    asked: int = 0
+
+    @classmethod
+    def begin(cls, slurm: Slurm, script: Path, resources: Resources, profile: SlurmProfile) -> "Questions":
+        """Ask for the partitions, and for the nodes of the one that the request goes to."""
+        deadline = time.monotonic() + BUDGET_SECONDS
+        known = cluster_info.partitions(slurm)
         wanted = (profile.partition or "").split(",")
-        default = next((p for p in self.partitions if p.default), None)
-        self.partition = next((p for p in self.partitions if p.name in wanted), None if profile.partition else default)
-        self.nodes = site.nodes(slurm, self.partition.name) if self.partition else []
+        mine = next((p for p in known if (p.name in wanted if profile.partition else p.default)), None)
+        nodes = cluster_info.nodes(slurm, mine.name) if mine else []
+        return cls(slurm, script, resources, profile, known, mine, nodes, deadline)
 
-    def ask(self, resources: Resources) -> Forecast:
+    def ask(self, resources: Resources) -> PlannedStart:
         """What Slurm says of the script with other resources."""
-        self.questions += 1
-        return forecast(self.slurm, self.script, self.resources, resources)
+        self.asked += 1
+        before = requests(self.resources)
+        changed = {name: value for name, value in requests(resources).items() if before.get(name) != value}
+        return self.slurm.test_only(self.script, *flags(changed))
 
     def sentence(self) -> str:
-        """The answer."""
+        """Whether the request would wait, why, and what smaller one would start sooner."""
         first = self.ask(self.resources)
         if first.partition and self.partition and first.partition != self.partition.name:
             self.partition = next((p for p in self.partitions if p.name == first.partition), self.partition)
-            self.nodes = site.nodes(self.slurm, self.partition.name)
+            self.nodes = cluster_info.nodes(self.slurm, self.partition.name)
         if first.refusal:
             return self._refused(first)
         if self.partition and self.partition.state == "DOWN":
@@ -85,7 +90,7 @@ class Outlook:
 
     # --- waiting
 
-    def _why_and_remedy(self, first: Forecast) -> str:
+    def _why_and_remedy(self, first: PlannedStart) -> str:
         shorter = self._before_reservation(first)
         if shorter is not None:
             reservation, resources = shorter
@@ -119,11 +124,11 @@ class Outlook:
             found = [self._with(cpus=count) for count in idle if 0 < count < self.resources.cpus] + found
         return found
 
-    def _before_reservation(self, first: Forecast) -> tuple[site.Reservation, Resources | None] | None:
+    def _before_reservation(self, first: PlannedStart) -> tuple[cluster_info.Reservation, Resources | None] | None:
         """The reservation that the run waits for to end, and the request that would end before it begins, if any."""
         limit = self.resources.time_limit_minutes or (self.partition and self.partition.max_minutes) or FOREVER
         now = time.time()
-        for reservation in sorted(site.reservations(self.slurm), key=lambda r: r.start):
+        for reservation in sorted(cluster_info.reservations(self.slurm), key=lambda r: r.start):
             if self.profile.reservation == reservation.name or first.start < reservation.end - AT_ONCE_SECONDS:
                 continue
             if reservation.start > now + limit * 60 or reservation.end < now:
@@ -135,9 +140,9 @@ class Outlook:
         return None
 
     def _held_back(self) -> str:
-        """A limit on what this user or account may use at a time, which a forecast does not look at."""
+        """A limit on what this user or account may use at a time, which `sbatch --test-only` does not look at."""
         try:
-            found = site.limits(self.slurm, getuser(), self.profile.account, self.profile.qos)
+            found = cluster_info.limits(self.slurm, getuser(), self.profile.account, self.profile.qos)
         except (BackendError, OSError, KeyError):
             return ""
         least, gpus = self.resources.nodes.least, self.resources.gpus
@@ -152,7 +157,7 @@ class Outlook:
                 return f"{limit.owner} allows {most} at a time ({limit.name}){f', {used} {verb}' * (limit.used > 0)}{better}"
         return ""
 
-    def _competition(self, first: Forecast) -> str:
+    def _competition(self, first: PlannedStart) -> str:
         if first.preempts:
             return ", by preempting others"
         waiting = self._waiting()
@@ -167,11 +172,11 @@ class Outlook:
         if not self.partition:
             return 0
         words = ["squeue", "--noheader", "--states=PENDING", f"--partition={self.partition.name}", "--format=%r"]
-        return sum(word in {"Priority", "Resources"} for word in self.slurm.ask(*words, seconds=site.SECONDS).split())
+        return sum(word in {"Priority", "Resources"} for word in self.slurm.ask(*words, seconds=QUESTION_SECONDS).split())
 
     # --- being refused
 
-    def _refused(self, first: Forecast) -> str:
+    def _refused(self, first: PlannedStart) -> str:
         wanted = self.profile.partition
         names = [partition.name for partition in self.partitions]
         unknown = [word for word in (wanted or "").split(",") if word and word not in names]
@@ -182,7 +187,7 @@ class Outlook:
         if self.partition and self.partition.state not in {"UP", "DOWN"}:
             state = self.partition.state
             return f"Slurm would refuse it: partition {self.partition.name} is in state {state}{self._other_partitions()}."
-        over = [bound for bound in self._bounds(first.refusal) if self._asked(bound.key) > bound.most]
+        over = [bound for bound in self._size_limits(first.refusal) if self._asked(bound.key) > bound.most]
         if over:
             tightest = {bound.key: min(b.most for b in over if b.key == bound.key) for bound in over}
             better = self._sooner([self._with(**tightest)] if min(tightest.values()) >= 1 else [], first)
@@ -198,21 +203,10 @@ class Outlook:
         )
         return f"Slurm would refuse it: {first.refusal}{whose}{remedy}."
 
-    def _bounds(self, refusal: str) -> list[Bound]:
-        """What limits the size of one job: the partition, its nodes, the QoS."""
-        found = []
-        if partition := self.partition:
-            who = f"partition {partition.name}"
-            if partition.max_nodes is not None:
-                found.append(_bound(who, "most_nodes", partition.max_nodes))
-            if partition.max_minutes is not None:
-                found.append(_bound(who, "time_limit_minutes", partition.max_minutes))
-        if self.partition and self.nodes:
-            found += _sizes(f"partition {self.partition.name}", self.nodes)
+    def _size_limits(self, refusal: str) -> list[SizeLimit]:
+        found = size_limits(self.partition, self.nodes) if self.partition else []
         if self.profile.qos and re.search(r"QOS|policy", refusal):
-            nodes, minutes = site.largest_job(self.slurm, self.profile.qos)
-            limits = {"most_nodes": nodes, "time_limit_minutes": minutes}
-            found += [_bound(f"QoS {self.profile.qos}", key, most) for key, most in limits.items() if most is not None]
+            found += qos_limits(self.slurm, self.profile.qos)
         return found
 
     def _other_partitions(self) -> str:
@@ -221,11 +215,11 @@ class Outlook:
 
     # --- other requests
 
-    def _sooner(self, candidates: Sequence[Resources], first: Forecast) -> str:
+    def _sooner(self, candidates: Sequence[Resources], first: PlannedStart) -> str:
         """The first of the candidates that starts at once, else the one that starts soonest, in words; empty if none helps."""
         best, found = first.start - AT_ONCE_SECONDS, ""
         for resources in candidates:
-            if self.questions >= MOST_QUESTIONS or time.monotonic() > self.deadline:
+            if self.asked >= MOST_QUESTIONS or time.monotonic() > self.deadline:
                 break
             other = self.ask(resources)
             if other.at_once:
@@ -251,30 +245,6 @@ def clock(seconds: float) -> str:
     """A time in this machine's zone: 14:30 today, with its day otherwise."""
     day = "" if time.localtime(seconds)[:3] == time.localtime()[:3] else "%Y-%m-%d "
     return time.strftime(f"{day}%H:%M", time.localtime(seconds))
-
-
-def _sizes(who: str, nodes: Sequence[site.Node]) -> list[Bound]:
-    largest = {
-        "cpus": max(node.cpus for node in nodes),
-        "gpus": max(node.gpus for node in nodes),
-        "memory_gib": math.floor(max(node.memory_mib for node in nodes) / 102.4) / 10,
-    }
-    found = [Bound(said=f"{who} has {counted(len(nodes), 'node')}", key="nodes", most=len(nodes))]
-    for key, most in largest.items():
-        said = f"no node of {who} has {f'more than {_amount(key, most)}' if most else 'GPUs'}"
-        found.append(Bound(said=said, key=key, most=most))
-    return found
-
-
-def _bound(who: str, key: str, most: float) -> Bound:
-    return Bound(said=f"{who} allows at most {_amount(key, most)}", key=key, most=most)
-
-
-def _amount(key: str, most: float) -> str:
-    if key == "memory_gib":
-        return f"{most:g} GiB"
-    unit = {"nodes": "node", "most_nodes": "node", "time_limit_minutes": "minute", "cpus": "CPU", "gpus": "GPU"}[key]
-    return counted(most, unit)
 
 
 def _change(asked: Resources, other: Resources) -> str:

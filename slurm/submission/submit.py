@@ -2,17 +2,11 @@
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 
-from cluster.backends.recovery import PATIENCE_SECONDS
-from cluster.errors import BackendError
-from slurm.commands import ControllerAwayError, Slurm
-
-PAUSE_SECONDS = 1.0
-
-
-class SubmissionInDoubtError(BackendError):
-    """Nobody answered: the job may exist or not."""
+from cluster.backends.submission import PATIENCE_SECONDS, retry_for
+from slurm.commands import Slurm
 
 
 def submit_once(
@@ -29,20 +23,15 @@ def submit_once(
 
     Raises BackendError with Slurm's own words if it refuses, SubmissionInDoubtError if no controller answers for two minutes.
     """
-    deadline = clock() + PATIENCE_SECONDS
-    in_doubt = False
-    while True:
-        try:
-            made = find(slurm, key) if in_doubt else None
-            return made or slurm.sbatch(script, f"--chdir={where}", *options)
-        except ControllerAwayError as error:
-            in_doubt = True
-            if clock() > deadline:
-                told = f"{error}; nobody answered for {PATIENCE_SECONDS:.0f} s, so the job may exist or not: when Slurm is back,"
-                raise SubmissionInDoubtError(f"{told} `ropewalk ps` tells; a resume never makes a second one") from None
-        sleep(PAUSE_SECONDS)
+    tries = count()
+
+    def submit() -> str:
+        made = find(slurm, key) if next(tries) else None
+        return made or slurm.sbatch(script, f"--chdir={where}", *options)
+
+    return retry_for(PATIENCE_SECONDS, submit, sleep=sleep, clock=clock)
 
 
 def find(slurm: Slurm, key: str) -> str | None:
-    """The job that was made under a key, if any."""
+    """The id of the job that was made under a key, if any."""
     return next((job.id.partition("_")[0] for job in slurm.my_jobs() if job.comment == key), None)

@@ -22,7 +22,7 @@ import psutil
 import zstandard
 
 from cluster.run.directory import RunDir
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.manifest import Manifest, read_manifest
 from tests.fakes.documents import configure, contents
 from tests.fakes.driver import Driver
@@ -102,7 +102,7 @@ def measure(name: str, config: Any, runs: Path, kills: int = 0) -> tuple[str, fl
     meter.start()
     survive(config, runs, kills, random.Random(7))
     wall, cpu = time.monotonic() - began, meter.stop()
-    return name, wall, cpu, read_manifest(Place(config.output)), contents(config.output)
+    return name, wall, cpu, read_manifest(StoragePath(config.output)), contents(config.output)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.run.directory import RunDir
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from jobs.sweep.records import TrialState
 from sharding.layout import is_pinned, steps_in
 from tests.jobs.corpus import make_dataset
@@ -57,6 +57,6 @@ def test_an_exploit_goes_on_from_the_donors_very_weights(sweep: Start, tmp_path:
         assert start(again, 1, TEST_HOOK="resave").wait() == [85], log_of(again)
         assert equal(weights(again, entry["step"]), weights(donor, entry["step"]))
     for run in swept.runs():
-        place = Place(run.checkpoints)
+        place = StoragePath(run.checkpoints)
         assert not [step for step in steps_in(place) if is_pinned(place, step)], "pins go with the sweep"
     assert all(record.state is TrialState.SUCCEEDED for record in records)

@@ -11,8 +11,8 @@ from typing import Any
 import psutil
 import pytest
 
+from cluster.backends.base import Profile
 from cluster.backends.local.backend import LocalBackend
-from cluster.backends.profiles import Profile
 from cluster.config import Resources
 from cluster.process.kill import processes_of
 from cluster.run.directory import RunDir

@@ -13,7 +13,7 @@ import pytest
 from cluster.engines.ports import free_port
 from cluster.errors import EXIT_LOST_PEER, EXIT_REQUEUE
 from cluster.process.kill import end, family
-from cluster.process.signals import deaf_children
+from cluster.process.signals import stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
 from cluster.supervise.allocation import agent_command, store_command
@@ -63,7 +63,7 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
     def start(node: int, log: Path) -> subprocess.Popen[bytes]:
         place = {"address": "127.0.0.1", "rendezvous": f"127.0.0.1:{port}"}
         words = agent_command(sys.executable, str(run.path), str(attempt), node=node, nodes="2", **place)
-        with log.open("wb") as stream, deaf_children():
+        with log.open("wb") as stream, stop_signals_blocked():
             return subprocess.Popen(words, stdout=stream, stderr=stream)
 
     nodes = run.attempt_dir(attempt) / "nodes"

@@ -1,9 +1,8 @@
-"""What becomes of an attempt whose agents end in a way that no real lane can be made to show at will."""
+"""What becomes of an attempt whose agents end in a way that no real allocation can be made to show at will."""
 
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,22 +10,26 @@ from cluster.config import Resources
 from cluster.process.forking import Process
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
+from cluster.supervise.allocation import Allocation
 from cluster.supervise.attempt import Attempt
 
 
-class Sleepers:
-    """A lane whose agents are processes that never hear anything."""
+class Sleepers(Allocation):
+    """An allocation whose agents are processes that never hear anything."""
 
     name = "sleepers"
 
     def __init__(self, nodes: int) -> None:
         self._nodes = range(nodes)
 
-    def nodes(self) -> list[int]:
+    def initial_nodes(self) -> list[int]:
         return list(self._nodes)
 
     def address(self, node: int) -> str:
         return "127.0.0.1"
+
+    def free_port(self) -> int:
+        return 1  # no agent that this allocation starts meets another
 
     def start(self, node: int, command: list[str], log: Path) -> Process:
         return subprocess.Popen(["sleep", "60"])
@@ -35,14 +38,8 @@ class Sleepers:
         process.send_signal(signal.SIGKILL)
         process.wait()
 
-    def lost(self, node: int, code: int) -> str:
+    def loss_reason(self, node: int, code: int) -> str:
         return f"killed by signal {-code}"
-
-    def notice(self) -> str:
-        return ""
-
-    def __getattr__(self, name: str) -> Any:  # what is done once it is over
-        return lambda *_: None
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
@@ -53,6 +50,6 @@ def test_agents_that_die_of_the_stop_itself_are_not_lost(tmp_path: Path, nodes: 
     run = RunDir.create("x", record, tmp_path)
     number = run.begin_attempt()
     run.request_cancel()
-    outcome = Attempt(run, number, resources, Sleepers(nodes), retry_bugs=False).carry_out()
+    outcome = Attempt(run, number, Sleepers(nodes), retry_bugs=False).execute()
     assert outcome.state is RunState.CANCELLED
     assert not [event for event in run.read_events() if event["event"] == "node_lost"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import Field, ValidationError
 
-from cluster.config import DataPath, JobConfig, Resources, Section, describe_keys, load_config, parse_yaml, read_yaml
+from cluster.config import DataPath, JobConfig, Resources, Section, load_config, parse_yaml, read_yaml
 from cluster.errors import ConfigError
 
 
@@ -125,10 +125,3 @@ def test_node_ranges_survive_a_round_trip(word: Any, least: int, most: int) -> N
     resources = Resources.model_validate({"nodes": word})
     again = Resources.model_validate(resources.model_dump(mode="json"))
     assert (again.nodes.least, again.nodes.most) == (least, most)
-
-
-def test_every_key_is_described() -> None:
-    rows = {key: (kind, default, meaning) for key, kind, default, meaning in describe_keys(Job)}
-    assert rows["optim.lr"] == ("float", "0.001", "peak learning rate")
-    assert rows["resources.nodes"][:2] == ("int or A..B", "1")
-    assert rows["data"][1] == "required"

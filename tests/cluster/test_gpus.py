@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from cluster.backends.base import Profile
 from cluster.backends.local.backend import LocalBackend
 from cluster.backends.local.nodes import render_script
-from cluster.backends.profiles import Profile
 from cluster.config import Resources
 from cluster.errors import ConfigError
 from cluster.gpus import deal_devices, machine_devices

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.process.forking import fork_program
-from cluster.process.signals import STOP_SIGNALS, deaf_children
+from cluster.process.signals import STOP_SIGNALS, stop_signals_blocked
 from tests.patience import HANG_SECONDS, Patience, until
 
 ROOT = Path(__file__).parents[2]
@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 # a second signal at every line that the handler of the first one runs through
 INTERRUPTED = """
 import signal, sys
-from cluster.process.signals import Flag
+from cluster.process.signals import SignalFlag
 
-flag = Flag()
+flag = SignalFlag()
 signal.signal(signal.SIGUSR2, lambda *_: flag.set())
 
 def interrupt(frame, event, argument):
@@ -41,13 +41,13 @@ def test_a_signal_within_a_signal_does_not_hang() -> None:
 # as a program of this package starts: imports first
 LATE = """
 import signal, sys, time
-from cluster.process.signals import hear_stops
+from cluster.process.signals import install_stop_handler
 
 def main():
     open(sys.argv[1], "w").close()
     while not signal.sigpending():
         time.sleep(0.01)
-    hear_stops(lambda: sys.exit(7))
+    install_stop_handler(lambda: sys.exit(7))
     time.sleep(60)
 
 if __name__ == "__main__":
@@ -64,7 +64,7 @@ def test_a_stop_that_comes_while_a_program_starts_is_kept(tmp_path: Path, word: 
     def command(way: str) -> list[str]:
         return [sys.executable, "-m", "late", str(tmp_path / way)]
 
-    with deaf_children():
+    with stop_signals_blocked():
         anew = subprocess.Popen(command("anew"), env=environment)
     forked = fork_program(command("forked"), environment, tmp_path / "said")
     for way, process in (("anew", anew), ("forked", forked)):

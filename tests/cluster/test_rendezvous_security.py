@@ -23,7 +23,7 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
 from cluster.engines.ports import ReservedPort
-from cluster.engines.ranks import RENDEZVOUS
+from cluster.engines.rendezvous import RENDEZVOUS
 from cluster.engines.signed_rendezvous import SignedHandler, signed_handler
 from cluster.process.kill import end, family
 from cluster.run.directory import RunDir

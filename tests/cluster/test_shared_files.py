@@ -15,7 +15,7 @@ from cluster.run.file_systems import mount_of
 from cluster.run.files import append_line, list_afresh, parse_lines, read_afresh, read_lines, write_json
 from cluster.run.succession import succeed, write_mark
 from cluster.spec import Outcome, RunState
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from cluster.supervise.supervisor import open_attempt
 from jobs.tracking.metrics import MetricLog, broken_lines
 from tests.fakes.nfs import Network, python_on
@@ -139,7 +139,7 @@ def test_the_metrics_go_on_on_another_machine(two: tuple[RunDir, RunDir]) -> Non
 
 
 def test_names_that_were_missing_a_moment_ago_are_seen(network: Network) -> None:
-    here, there = Place(network.client()), Place(network.client())
+    here, there = StoragePath(network.client()), StoragePath(network.client())
     assert there.names() == []
     assert not there.exists("step-1/manifest.json")
     here.write("step-1/manifest.json", b"{}")

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from cluster.errors import DataError, StorageError
-from cluster.storage import Place, retry
+from cluster.storage import StoragePath, retry
 
 
 @pytest.fixture(params=["local", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    return Place(tmp_path / "p") if request.param == "local" else Place(f"memory://{tmp_path.name}")
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> StoragePath:
+    return StoragePath(tmp_path / "p") if request.param == "local" else StoragePath(f"memory://{tmp_path.name}")
 
 
-def test_files_are_written_whole_and_read_in_parts(place: Place) -> None:
+def test_files_are_written_whole_and_read_in_parts(place: StoragePath) -> None:
     place.write("a/b.bin", b"0123456789")
     assert place.read("a/b.bin") == b"0123456789"
     assert place.read("a/b.bin", 2, 5) == b"234"
@@ -26,7 +26,7 @@ def test_files_are_written_whole_and_read_in_parts(place: Place) -> None:
     assert not place.exists("a/b.bin")
 
 
-def test_a_write_that_fails_leaves_nothing(place: Place) -> None:
+def test_a_write_that_fails_leaves_nothing(place: StoragePath) -> None:
     def interrupted() -> None:
         with place.create("x") as stream:
             stream.write(b"half")
@@ -37,14 +37,14 @@ def test_a_write_that_fails_leaves_nothing(place: Place) -> None:
     assert place.names() == []
 
 
-def test_a_missing_file_is_an_answer(place: Place) -> None:
+def test_a_missing_file_is_an_answer(place: StoragePath) -> None:
     with pytest.raises(FileNotFoundError):
         place.read("nowhere")
 
 
 def test_an_unknown_protocol_is_named() -> None:
     with pytest.raises(DataError, match="nosuch://x"):
-        Place("nosuch://x")
+        StoragePath("nosuch://x")
 
 
 def flaky(errors: list[Exception]) -> Any:
@@ -77,5 +77,5 @@ def test_what_waiting_cannot_mend_is_raised_at_once(error: Exception) -> None:
 def test_places_travel_between_processes(tmp_path: Path) -> None:
     import pickle
 
-    place = pickle.loads(pickle.dumps(Place(tmp_path)))
+    place = pickle.loads(pickle.dumps(StoragePath(tmp_path)))
     assert place.local == tmp_path

@@ -81,10 +81,10 @@ def test_a_documents_split_is_its_own_affair(tmp_path: Path) -> None:
 
 
 def _count(output: Path) -> int:
-    from cluster.storage import Place
+    from cluster.storage import StoragePath
     from datapipe.manifest import read_manifest
 
-    return read_manifest(Place(output)).totals.validation.documents
+    return read_manifest(StoragePath(output)).totals.validation.documents
 
 
 def test_nothing_left_is_an_error_that_counts_the_reasons(tmp_path: Path) -> None:

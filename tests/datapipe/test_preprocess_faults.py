@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import DataError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.execution.worker import Task
 from tests.datapipe.test_preprocess import context_of, source  # noqa: F401
 from tests.fakes.documents import configure, contents, make
@@ -49,14 +49,14 @@ def test_work_that_is_committed_is_not_done_again(tmp_path: Path, source: Path) 
     carried: list[str] = []
 
     def dies_after(limit: int) -> Any:
-        def carry_out(tasks: list[Task]) -> Any:
+        def run_tasks(tasks: list[Task]) -> Any:
             for task, result in in_this_process(config)(tasks):
                 carried.append(f"{task.method} {task.label}")
                 if len(carried) == limit:
                     raise KeyboardInterrupt
                 yield task, result
 
-        return carry_out
+        return run_tasks
 
     make(source, tmp_path / "serial", **KEYS)
     for limit in (3, 9, 40):
@@ -72,4 +72,4 @@ def test_work_that_is_committed_is_not_done_again(tmp_path: Path, source: Path) 
     once = [name for name in carried if not name.startswith("reject")]
     assert len(set(once)) == len(once)
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
-    assert not Place(tmp_path / "out").exists(".work")
+    assert not StoragePath(tmp_path / "out").exists(".work")

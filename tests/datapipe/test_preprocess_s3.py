@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from jobs.preprocess.job import main
 from tests.conftest import S3Server
 from tests.datapipe.test_preprocess import context_of
@@ -24,7 +24,7 @@ AWAY_SECONDS = 10.0
 def upload(tmp_path: Path, bucket: str) -> str:
     for name, seed in (("a.jsonl", 0), ("deep/b.jsonl", 1)):
         path = write_lines(tmp_path / "local" / name, some_documents(200, seed))
-        Place(bucket).write(f"raw/{name}", path.read_bytes())
+        StoragePath(bucket).write(f"raw/{name}", path.read_bytes())
     return f"{bucket}/raw/**/*.jsonl"
 
 
@@ -69,7 +69,7 @@ def test_a_server_that_is_away_for_ten_seconds_changes_nothing(
     away: list[float] = []
 
     def cut_in_the_middle() -> None:
-        work = Place(f"{bucket}/out/.work/units")
+        work = StoragePath(f"{bucket}/out/.work/units")
         while not any(name.endswith(".json") for name in work.names()):
             time.sleep(0.02)
         s3_server.cut()

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from cluster.errors import DataError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.manifest import checksum_of_file, read_manifest
 from tests.fakes.documents import contents, make, rejected, rows, some_documents, write_lines
 
@@ -42,7 +42,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def test_a_shard_is_one_stream_of_tokens_and_matches_its_manifest(tmp_path: Path, source: Path) -> None:
     make(source, tmp_path / "out", shard_mib=0.02)
-    manifest = read_manifest(Place(tmp_path / "out"))
+    manifest = read_manifest(StoragePath(tmp_path / "out"))
     for shard in manifest.shards:
         path = tmp_path / "out" / shard.path
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
@@ -50,7 +50,7 @@ def test_a_shard_is_one_stream_of_tokens_and_matches_its_manifest(tmp_path: Path
         flat = reader.get_batch(0).column("tokens").values.to_numpy(zero_copy_only=True)
         assert (len(flat), flat.dtype) == (shard.tokens, np.dtype(manifest.token_type))
         assert (flat == manifest.tokenizer.end_of_document).sum() == shard.documents
-        assert (checksum_of_file(Place(tmp_path / "out"), shard.path), path.stat().st_size) == (shard.checksum, shard.size)
+        assert (checksum_of_file(StoragePath(tmp_path / "out"), shard.path), path.stat().st_size) == (shard.checksum, shard.size)
     assert not list((tmp_path / "out").rglob(".*"))
 
 

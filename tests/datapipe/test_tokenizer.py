@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from cluster.config import load_config
 from cluster.errors import ConfigError
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.tokens.tokenizer import Encoder, TokenizerFiles, read_tokenizer, take_tokenizer, train_tokenizer, write_tokenizer
 from jobs.preprocess.config import PreprocessConfig
 from tests.fakes.documents import make, rows, some_documents, write_lines
@@ -41,7 +41,7 @@ def test_training_is_a_pure_function_of_the_texts() -> None:
 
 
 def test_a_trained_tokenizer_opens_in_transformers_and_gives_the_text_back(tmp_path: Path) -> None:
-    output, work = Place(tmp_path), Place(tmp_path / ".work")
+    output, work = StoragePath(tmp_path), StoragePath(tmp_path / ".work")
     write_tokenizer(output, work, train_tokenizer(TEXTS, 400))
     opened = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     files = read_tokenizer(output, work)

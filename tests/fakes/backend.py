@@ -4,19 +4,20 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cluster.backends.base import BackendState, Check
-from cluster.backends.profiles import Profile
+from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
-from cluster.run.directory import RunDir, begin_attempts
+from cluster.run.attempts import begin_attempts
+from cluster.run.directory import RunDir
 from cluster.run.files import append_line, write_json
 from cluster.spec import Outcome, RunState
 
 
-class FakeBackend:
+class FakeBackend(Backend):
     """Options: log (a file), outcome (a state, or none: it goes on), cause, results, refuse (a message), ships_code."""
 
     def __init__(self, profile: Profile) -> None:
+        super().__init__(profile)
         self.options = dict(profile.options)
         self.ships_code = bool(self.options.get("ships_code"))
 
@@ -50,7 +51,7 @@ class FakeBackend:
         self._note("submit_many", runs=[run.id for run in runs], after=list(after), at_once=at_once)
         plain = resources.model_dump(mode="json")
         handles = [f"fake:1_{place}" for place in range(len(runs))]
-        begin_attempts(runs, [{"handle": handle, "resources": plain} for handle in handles])
+        begin_attempts([run.path for run in runs], [{"handle": handle, "resources": plain} for handle in handles])
         return handles
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.config import load_config
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.execution.worker import Task, Worker
 from datapipe.manifest import Manifest
 from datapipe.pipeline import make_data_set
@@ -57,11 +57,11 @@ def in_this_process(config: PreprocessConfig) -> Any:
     """Carries tasks out one after another, here."""
     worker = Worker(config.output, f"{config.output}/.work")
 
-    def carry_out(tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+    def run_tasks(tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
         for task in tasks:
             yield task, worker.do(task)
 
-    return carry_out
+    return run_tasks
 
 
 def make(source: Any, output: Any, **keys: Any) -> Manifest:
@@ -73,7 +73,7 @@ def make(source: Any, output: Any, **keys: Any) -> Manifest:
 
 def contents(place: Any) -> dict[str, bytes]:
     """Every file below a directory or URL, hidden ones too."""
-    root = Place(str(place))
+    root = StoragePath(str(place))
     paths = sorted(root.fs.find(root.root))
     return {path.removeprefix(root.root).lstrip("/"): root.fs.cat_file(path) for path in paths}
 

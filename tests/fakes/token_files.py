@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.manifest import Manifest, Shard, TokenizerRecord, Totals, write_manifest
 
 END = 0
@@ -60,5 +60,5 @@ def write_dataset(
     manifest = Manifest(
         tokenizer=tokenizer, token_type=np.dtype(dtype).name, shards=tuple(shards), totals=Totals.of_shards(shards)
     )
-    write_manifest(Place(root), manifest)
+    write_manifest(StoragePath(root), manifest)
     return root

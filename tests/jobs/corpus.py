@@ -7,7 +7,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from datapipe.manifest import Manifest, Shard, TokenizerRecord, Totals, checksum_of_file, write_manifest
 
 END = 256
@@ -52,7 +52,7 @@ def make_dataset(folder: Path, *, num_documents: int = 200, seed: int = 0, vocab
         shards=tuple(shards),
         totals=Totals.of_shards(shards),
     )
-    write_manifest(Place(folder), manifest)
+    write_manifest(StoragePath(folder), manifest)
     return folder
 
 
@@ -76,7 +76,7 @@ def _write_shard(folder: Path, name: str, split: str, documents: list[str]) -> S
         tokens=sum(map(len, tokens)),
         bytes=sum(len(text.encode()) for text in documents),
         size=path.stat().st_size,
-        checksum=checksum_of_file(Place(folder), name),
+        checksum=checksum_of_file(StoragePath(folder), name),
     )
 
 

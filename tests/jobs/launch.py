@@ -14,7 +14,7 @@ from torch.distributed import TCPStore
 from cluster.engines.entry import configure_logging, redirect_output, run_entry
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from sharding.checkpoint import newest_complete
 from sharding.storage import parse_index, read_tensors
 from tests.patience import HANG_SECONDS, Patience, until
@@ -144,7 +144,7 @@ def events(run: RunDir, kind: str) -> list[dict[str, Any]]:
 
 def weights(run: RunDir, step: int | None = None) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint, put together in this process."""
-    folder, manifest = newest_complete(Place(run.checkpoints), step)
+    folder, manifest = newest_complete(StoragePath(run.checkpoints), step)
     return read_tensors(folder, parse_index(folder.read(manifest.index), folder.url))
 
 

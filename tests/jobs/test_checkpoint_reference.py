@@ -1,11 +1,11 @@
-"""Which checkpoint a trial hands over: decided by names that are opened, never by a listing; pinned as long as it may be needed."""
+"""Which checkpoint a trial hands over: decided by names that are opened, never by a listing; pinned while it may be needed."""
 
 from pathlib import Path
 
 import pytest
 
 from cluster.run.directory import RunDir
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from jobs.sweep.checkpoint_reference import checkpoint_of, release_all
 from jobs.sweep.records import TrialRecord, write_record
 from sharding.layout import MANIFEST_NAME, directory_of, is_pinned, tell_steps
@@ -22,9 +22,9 @@ def donor(tmp_path: Path) -> RunDir:
     return RunDir.create("donor", {"job": "pretrain", "cluster": "local", "config": config}, tmp_path)
 
 
-def commit(run: RunDir, step: int, told: set[int], *, complete: bool = True) -> Place:
+def commit(run: RunDir, step: int, told: set[int], *, complete: bool = True) -> StoragePath:
     """As a save does it: the files, the pointer, and at last the manifest."""
-    place = Place(run.checkpoints)
+    place = StoragePath(run.checkpoints)
     place.make(directory_of(step))
     tell_steps(place, told | {step})
     if complete:
@@ -39,11 +39,11 @@ def test_no_listing_decides(sweep: RunDir, donor: RunDir, monkeypatch: pytest.Mo
     def names(*_: object) -> list[str]:
         raise AssertionError("a listing may be a minute old")
 
-    monkeypatch.setattr(Place, "names", names)
+    monkeypatch.setattr(StoragePath, "names", names)
     assert checkpoint_of(sweep, donor, 23, lambda: False) == {"run": donor.id, "step": 20}
     release_all(sweep, donor)
     monkeypatch.undo()
-    assert not is_pinned(Place(donor.checkpoints), 20)
+    assert not is_pinned(StoragePath(donor.checkpoints), 20)
 
 
 def test_it_waits_until_the_manifest_is_there(sweep: RunDir, donor: RunDir) -> None:

@@ -62,7 +62,7 @@ def test_dry_run_prints_the_script_and_leaves_nothing(shell: Shell) -> None:
     assert script == shell("submit", *pretrain("--on", "good", "--dry-run", "resources.nodes=3"))
     assert script == "#!/bin/bash\n# pretrain-dry-run on 3 nodes\npython -m cluster.agent runs/pretrain-dry-run\n"
     assert not (shell.home / "runs").exists()
-    assert "--resume it begins none" in shell.mistake("run", "pretrain", "--resume", "it", "--dry-run")
+    assert "cannot be combined with --resume" in shell.mistake("run", "pretrain", "--resume", "it", "--dry-run")
 
 
 def test_the_record_holds_what_the_run_is_and_no_secret(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_the_record_holds_what_the_run_is_and_no_secret(shell: Shell, monkeypatc
     assert (record["job"], record["entry"], record["engine"]) == ("pretrain", "jobs.pretrain.job:main", "ranks")
     assert record["cluster"] == "slow"
     assert record["sidecars"] == ["jobs.tracking.wandb_sync"]
-    assert {"commit", "branch", "dirty", "diff"} <= set(record["code"])
+    assert {"commit", "branch", "dirty"} <= set(record["code"])
     assert record["versions"]["torch"]
     assert record["command"][:3] == ["ropewalk", "submit", "pretrain"]
     assert "hush" not in (run.path / "run.yaml").read_text()
@@ -158,7 +158,6 @@ def test_show(shell: Shell, running: RunDir) -> None:
     found = json.loads(shell("show", running.id, "--json"))
     assert found["metrics"]["train/loss"] == 2.0
     assert found["attempt_list"][0]["handle"] == "fake:1"
-    assert "diff" not in found["code"]
     page = shell("show", "latest")
     assert running.id in page
     assert "train/loss" in page
@@ -322,7 +321,7 @@ def test_a_run_that_nobody_carries_is_not_waited_for_forever(
     from jobs.runs import follow
 
     lost = BackendState(state=RunState.UNKNOWN, reason="its supervisor died")
-    monkeypatch.setattr(follow, "states", lambda runs: {run.id: lost for run in runs})
+    monkeypatch.setattr(follow, "settle", lambda run: lost)
     clock = iter(range(0, 1000, 4))
     watch = follow.Watch(running, clock=lambda: float(next(clock)))
     rounds = 1
@@ -395,12 +394,12 @@ def test_a_run_is_followed_from_another_machine(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_the_run_alone(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.runs import exit_status as verdict
+    from jobs.cli import outcome
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(verdict, "follow", interrupted)
+    monkeypatch.setattr(outcome, "follow", interrupted)
     shell("run", *pretrain("--on", "slow"), expect=130)
-    assert "goes on" in shell.err
+    assert "keeps running" in shell.err
     assert "ropewalk cancel pretrain-" in shell.err

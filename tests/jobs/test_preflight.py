@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backends.base import path_view
+from cluster.backends.base import Profile
 from cluster.backends.local.backend import LocalBackend
-from cluster.backends.profiles import Profile
 from cluster.errors import ConfigError, DataError
 from jobs.evaluate.config import EvaluateConfig
 from jobs.preprocess.config import PreprocessConfig
@@ -35,7 +34,7 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def view(runs: Path | None) -> Callable[[str], Path | None]:
     options = {"claim_path": "/runs", "runs": str(runs) if runs else None, "mounts": [MOUNT]}
-    return path_view(K8sBackend(Profile(name="team", backend="k8s", options=options)))
+    return K8sBackend(Profile(name="team", backend="k8s", options=options)).path_here
 
 
 def pretrain(data: Any) -> PretrainConfig:
@@ -68,7 +67,7 @@ def test_what_this_machine_does_not_see_is_left_to_the_run(mounted: Path) -> Non
     with pytest.raises(ConfigError, match="data: /elsewhere/d does not exist"):
         pretrain("/elsewhere/d").preflight(view(mounted))
     with pytest.raises(ConfigError, match="data: /runs/d does not exist"):
-        pretrain("/runs/d").preflight(path_view(LocalBackend(Profile(name="local", backend="local"))))
+        pretrain("/runs/d").preflight(LocalBackend(Profile(name="local", backend="local")).path_here)
 
 
 @pytest.mark.parametrize("job", ["pretrain", "sweep"])

@@ -11,7 +11,7 @@ import pytest
 from cluster.config import load_config
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
-from cluster.storage import Place
+from cluster.storage import StoragePath
 from jobs.pretrain.config import PretrainConfig
 from sharding.layout import steps_in
 from tests.jobs.corpus import make_dataset
@@ -185,7 +185,7 @@ def test_it_goes_on_from_another_runs_checkpoint_with_other_hyperparameters(data
     donor = make_run(tmp_path, pretrain_config(data, steps=9, checkpoint={"every_steps": 3, "keep": 1}))
     group = start(donor, 2, TEST_HOOK="pin_first_checkpoint")
     assert group.wait() == [0, 0], log_of(donor)
-    assert steps_in(Place(donor.checkpoints)) == [3, 9], "a pinned checkpoint is not pruned"
+    assert steps_in(StoragePath(donor.checkpoints)) == [3, 9], "a pinned checkpoint is not pruned"
     changed = {"optim": {"lr": 1e-3, "warmup_steps": 2, "weight_decay": 0.0}, "start_from": {"run": donor.id, "step": 3}}
     taker = make_run(tmp_path, pretrain_config(data, steps=9) | changed)
     assert start(taker, 2, TEST_HOOK="resave").wait() == [85, 85], log_of(taker)

@@ -10,10 +10,11 @@ import pytest
 
 import cluster
 from cluster.errors import ConfigError
+from cluster.run.code_copy import digest_on_disk
 from cluster.run.directory import CODE_FOLDER, MODE_VARIABLE, RunDir
 from jobs.runs import snapshot
 from jobs.runs import submit as submission
-from jobs.runs.snapshot import checkout, code_state, take_snapshot, told
+from jobs.runs.snapshot import checkout, code_notice, code_state, take_snapshot
 from tests.jobs.shell import Shell, pretrain
 
 
@@ -136,7 +137,39 @@ def test_what_is_too_large_or_not_ours_is_named(tree: Path, tmp_path: Path, monk
         "part2 (the code would be above 2 MiB)",
     ]
     code = {**code_state(tree), "snapshot": copy.name, "left_out": left_out}
-    assert "not in the snapshot: big.bin (3 MiB, the most is 1), " in told(code)
+    assert "not in the snapshot: big.bin (3 MiB, the most is 1), " in code_notice(code)
+
+
+def test_the_name_is_git_s_own_hash_of_the_tree(tree: Path, tmp_path: Path) -> None:
+    """So anybody can check a copy, and it names a clean checkout's commit."""
+    copy, _ = copied(tree, tmp_path / "runs")
+    assert copy.name == digest_on_disk(copy) == git(tree, "rev-parse", "HEAD^{tree}").strip()
+
+
+def test_a_copy_holds_the_bytes_of_the_work_tree(tree: Path, tmp_path: Path) -> None:
+    """Neither filters nor line endings nor what archives leave out change them, and the repository gets no object."""
+    (tree / ".gitattributes").write_text("*.py text eol=crlf filter=no\n*.u working-tree-encoding=UTF-16\npkg export-ignore\n")
+    git(tree, "config", "filter.no.clean", "false")
+    git(tree, "config", "core.autocrlf", "true")
+    content = {"a.py": b"A = 1\r\n$Id$\n", "x.u": "x = 1\n".encode("utf-16"), "pkg/b.py": b"B = 1\n"}
+    for name, raw in content.items():
+        (tree / name).write_bytes(raw)
+    before = sorted((tree / ".git").rglob("*"))
+    copy, left_out = copied(tree, tmp_path / "runs")
+    assert {name: (copy / name).read_bytes() for name in content} == content
+    assert left_out == []
+    assert copied(tree, tmp_path / "runs")[0] == copy
+    assert sorted((tree / ".git").rglob("*")) == before
+
+
+def test_submodules_and_tracked_files_that_are_ignored(tree: Path, tmp_path: Path) -> None:
+    (tree / "kept.log").write_text("tracked")
+    git(tree, "add", "-f", "kept.log")
+    git(tree, "clone", "-q", str(tree), str(tmp_path / "library"))
+    git(tree, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(tmp_path / "library"), "library")
+    copy, left_out = copied(tree, tmp_path / "runs")
+    assert names(copy) == {".gitignore", ".gitmodules", "a.py", "kept.log", "run.sh", "pkg/b.py"}
+    assert left_out == ["library (a repository of its own)"]
 
 
 def test_runs_inside_the_checkout_are_no_code(tree: Path) -> None:

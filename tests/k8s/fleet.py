@@ -4,8 +4,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from cluster.backends.base import BackendState
-from cluster.backends.profiles import Profile
+from cluster.backends.base import BackendState, Profile
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from k8s.backend import K8sBackend
@@ -65,7 +64,7 @@ class Fleet:
         kube.list = counted  # type: ignore[method-assign]
 
     def close(self) -> None:
-        self.backend.kube.http.close()
+        self.backend.kube.close()
 
     def submit(self) -> float:
         return self._timed(lambda: self.backend.submit_many(self.runs, self.resources))

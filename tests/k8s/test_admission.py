@@ -6,7 +6,8 @@ from contextlib import closing
 
 import pytest
 
-from k8s.api.client import connect
+from k8s.api.http_transport import HttpTransport
+from k8s.api.kubeconfig import connect
 from k8s.profile import K8sProfile
 from tests.k8s.cluster import ROOT, Cluster, Namespace
 from tests.k8s.toy import KubeToy
@@ -16,8 +17,9 @@ POLICY = ROOT / "k8s/manifests/admission-policy.yaml"
 # what training code can do: it finds the token of its pod
 HOSTILE = """
 import sys
-from k8s.api.in_cluster import ApiError, Inside
-api = Inside()
+from k8s.api.client import ApiError
+from k8s.api.in_cluster import InClusterApi
+api = InClusterApi()
 api.job_name, pod, uid = sys.argv[2:5]
 try:
     if sys.argv[1] == "outcome":
@@ -25,7 +27,7 @@ try:
     elif sys.argv[1] == "status":
         api.patch_pod_status(pod, {"message": "patched"})
     else:
-        api._call("DELETE", f"/api/v1/namespaces/{api.namespace}/pods/{pod}?dryRun=All")
+        api._ask("DELETE", api.path("Pod", pod), {"dryRun": "All"})
     print("done")
 except ApiError as error:
     print(error)
@@ -74,7 +76,9 @@ def test_which_pods_are_a_runs_own(namespace: Namespace, policy: Callable[[], ob
         about = {"name": name, "namespace": namespace.name}
         namespace.cluster.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": about, "spec": spec})
 
-    with closing(connect(K8sProfile.model_validate(namespace.options())).http) as http:
+    with closing(connect(K8sProfile.model_validate(namespace.options()))) as kube:
+        assert isinstance(kube.transport, HttpTransport)
+        http = kube.transport.client
 
         def status(job: str, pod: str) -> int:
             who = {"Impersonate-User": f"system:serviceaccount:{namespace.name}:ropewalk"}

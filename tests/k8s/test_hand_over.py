@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.backends.profiles import Profile
+from cluster.backends.base import Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.run.directory import CODE_FOLDER, RunDir

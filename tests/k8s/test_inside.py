@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 
 from cluster.run.directory import RunDir
-from k8s.api.in_cluster import ApiError, Inside
+from k8s.api.client import ApiError
+from k8s.api.in_cluster import InClusterApi
 from k8s.runtime import leader_election as succession
 from k8s.runtime.child_processes import checked, share_of_node
 from k8s.runtime.leader_election import Succession
@@ -91,7 +92,7 @@ def test_the_first_claim_is_the_first_pods_as_long_as_it_may_come(
     clock.first = first
     monkeypatch.setattr(succession, "time", clock)
     run = RunDir.create("toy", {"config": {}}, tmp_path)
-    second = Succession(run, Pod(name="p1", uid="u1", index=1, address="10.0.0.2"), cast(Inside, clock))
+    second = Succession(run, Pod(name="p1", uid="u1", index=1, address="10.0.0.2"), cast(InClusterApi, clock))
     for elapsed in range(seconds):
         clock.now = 100.0 + elapsed
         assert not second.my_turn(None), f"after {elapsed} s"
@@ -133,7 +134,7 @@ def test_of_a_thousand_pods_few_list_the_others_and_the_lowest_living_carries_on
     run = RunDir.create("toy", {"config": {}}, tmp_path)
     last = Claim(number=1, pod="p0", uid="u0", index=0, address="10.0.0.1", port=1)
     standing = {
-        index: Succession(run, Pod(name=f"p{index}", uid=f"u{index}", index=index, address="10.0.0.2"), cast(Inside, api))
+        index: Succession(run, Pod(name=f"p{index}", uid=f"u{index}", index=index, address="10.0.0.2"), cast(InClusterApi, api))
         for index in range(gone, 1000)
     }
     turn, ticks = None, 0
@@ -151,7 +152,7 @@ def test_a_pod_that_holds_the_claim_is_not_succeeded_by_name_alone(tmp_path: Pat
     api = Large(0)
     monkeypatch.setattr(succession, "time", api)
     run = RunDir.create("toy", {"config": {}}, tmp_path)
-    second = Succession(run, Pod(name="p1", uid="u1", index=1, address="10.0.0.2"), cast(Inside, api))
+    second = Succession(run, Pod(name="p1", uid="u1", index=1, address="10.0.0.2"), cast(InClusterApi, api))
     claim = Claim(number=1, pod="p0", uid="u0", index=0, address="10.0.0.1", port=1)
     for _ in range(20):
         api.now += 1
@@ -175,7 +176,7 @@ def test_the_authorities_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("token", "ca.crt"):
         (tmp_path / name).write_text("x")
     place = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "1", "POD_NAMESPACE": "n", "ROPEWALK_JOB": "j"}
-    api = Inside(place, tmp_path)
+    api = InClusterApi(place, tmp_path)
     for _ in range(3):
         with pytest.raises(ApiError, match="does not answer"):
             api.pods()

@@ -17,7 +17,9 @@ import pytest
 import yaml
 
 from cluster.errors import BackendError, ConfigError
-from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, RefusedError, connect
+from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, RefusedError
+from k8s.api.http_transport import HttpTransport
+from k8s.api.kubeconfig import connect
 from k8s.profile import K8sProfile
 from k8s.status.doctor import _server
 from k8s.status.pending_reasons import with_remedy
@@ -173,7 +175,7 @@ def test_whoever_acts_as_another_does_so_here_too(tmp_path: Path, server: Server
 
 ASKING = """
 import sys
-from k8s.api.client import connect
+from k8s.api.kubeconfig import connect
 from k8s.profile import K8sProfile
 connect(K8sProfile(kubeconfig=sys.argv[1])).list("Job")
 """
@@ -221,7 +223,7 @@ def test_doctor_tells_of_a_server_that_is_too_old(version: tuple[str, str], ok: 
         return httpx2.Response(200, json=asked)
 
     with httpx2.Client(transport=httpx2.MockTransport(answer), base_url="http://127.0.0.1:9") as client:
-        check = _server(Kubernetes(client, "team"))
+        check = _server(Kubernetes(HttpTransport(client), "team"))
     assert check.ok is ok
     assert ("at least 1.33" in check.detail) is not ok
 
@@ -236,7 +238,7 @@ def test_a_server_that_would_leave_out_a_field_refuses(tmp_path: Path) -> None:
 
     client = httpx2.Client(transport=httpx2.MockTransport(answer), base_url="http://127.0.0.1:9")
     with client, pytest.raises(RefusedError, match="unknown field") as refused:
-        Kubernetes(client, "team").create({"kind": "Job", "metadata": {"name": "x"}})
+        Kubernetes(HttpTransport(client), "team").create({"kind": "Job", "metadata": {"name": "x"}})
     assert dict(seen[0].url.params) == {"fieldValidation": "Strict"}
     assert "before 1.33 lacks fields" in with_remedy(str(refused.value))
 
@@ -267,7 +269,7 @@ def test_a_connection_that_was_closed_meanwhile_tells_nothing_of_the_server() ->
         return httpx2.Response(200, json={"items": []})
 
     with httpx2.Client(transport=httpx2.MockTransport(answer), base_url="http://127.0.0.1:9") as client:
-        kube = Kubernetes(client, "team")
+        kube = Kubernetes(HttpTransport(client), "team")
         assert kube.list("Job") == []
         with pytest.raises(ApiAwayError, match="cannot be reached: Server disconnected"):
             kube.create({"kind": "Job", "metadata": {"name": "once"}})

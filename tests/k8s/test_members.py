@@ -15,7 +15,8 @@ from typing import Any, cast
 import pytest
 
 from cluster.run.directory import RunDir
-from k8s.api.in_cluster import ApiError, Inside
+from k8s.api.client import ApiAwayError, ApiError, ForbiddenError
+from k8s.api.in_cluster import InClusterApi
 from k8s.runtime.coordinator import admitted
 from k8s.runtime.coordinator_link import Link
 from k8s.runtime.handshake import hello, is_welcome
@@ -204,7 +205,7 @@ class Api:
 
 
 LEADER = Claim(number=1, pod="p0", uid="u0", index=0, address="10.0.0.1", port=1)
-AWAY, DENIED = ApiError("away"), ApiError("denied", 403)
+AWAY, DENIED = ApiAwayError("away"), ForbiddenError("denied")
 
 
 @pytest.mark.parametrize(
@@ -220,11 +221,11 @@ AWAY, DENIED = ApiError("away"), ApiError("denied", 403)
 )
 def test_a_caller_must_be_who_it_says_it_is(uid: str, caller: str, error: ApiError | None, why: str) -> None:
     with pytest.raises(RefusedError, match=why):
-        admitted(Pod(name="p", uid=uid, index=3, address="10.0.0.9"), caller, LEADER, cast(Inside, Api(error)))
+        admitted(Pod(name="p", uid=uid, index=3, address="10.0.0.9"), caller, LEADER, cast(InClusterApi, Api(error)))
 
 
 def test_index_and_address_are_what_kubernetes_says() -> None:
-    found = admitted(Pod(name="p", uid="u7", index=0, address="10.0.0.66"), "10.0.0.7", LEADER, cast(Inside, Api()))
+    found = admitted(Pod(name="p", uid="u7", index=0, address="10.0.0.66"), "10.0.0.7", LEADER, cast(InClusterApi, Api()))
     assert (found.index, found.address) == (7, "10.0.0.7")
-    leader = admitted(Pod(name="x", uid="u0", index=3, address="10.0.0.66"), "10.0.0.1", LEADER, cast(Inside, Api()))
+    leader = admitted(Pod(name="x", uid="u0", index=3, address="10.0.0.66"), "10.0.0.1", LEADER, cast(InClusterApi, Api()))
     assert leader == Pod(name="p0", uid="u0", index=0, address="10.0.0.1")

@@ -119,7 +119,7 @@ def test_a_quota_that_others_use_up(namespace: Namespace, start: Start) -> None:
     assert state.state is RunState.PENDING
     assert "exceeded quota: small, requested: requests.cpu=1, used: requests.cpu=2" in state.reason
     assert state.reason.endswith("`kubectl describe quota`")
-    assert first.backend.outlook(second.run, second.resources) == "It would wait: 1 CPU more needed in quota small."
+    assert first.backend.start_estimate(second.run, second.resources) == "It would wait: 1 CPU more needed in quota small."
 
 
 def test_who_may_not(namespace: Namespace, start: Start, tmp_path: Path) -> None:

@@ -13,11 +13,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cluster.backends.base import BackendState
-from cluster.backends.profiles import Profile
+from cluster.backends.base import BackendState, Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
-from cluster.run.code_copy import digest_of, digest_on_disk, hash_of
+from cluster.run.code_copy import digest_on_disk
 from cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
 from jobs.pretrain.config import PretrainConfig
@@ -28,7 +27,7 @@ from jobs.runs.remote import export_elsewhere, freshen
 from jobs.runs.status import states
 from jobs.runs.submit import scale, submit
 from k8s.backend import K8sBackend
-from k8s.volume.sync_client import Sink, held
+from k8s.volume.sync_client import SyncWriter, unchanged
 from k8s.volume.sync_server import send
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import pretrain_config, weights
@@ -63,13 +62,13 @@ def make(tmp_path: Path) -> Make:
 
 def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCaptureFixture) -> None:
     backend = K8sBackend(Profile(name="lab", backend="k8s", options={**namespace.options(), "runs": None}))
-    with closing(backend.kube.http):
+    with closing(backend.kube):
         run, dependant = make(steps=10_000, pause=0.1), make(steps=2)
         backend.submit(run, RESOURCES)
         backend.submit(dependant, RESOURCES, [run.id])
 
         def step(least: int) -> bool:
-            backend.fetch(run)
+            backend.sync(run)
             return max((line["step"] for line in run.read_metrics()), default=0) >= least
 
         until((namespace.runs / run.id / "metrics.jsonl").exists, Patience.STEP)
@@ -84,7 +83,7 @@ def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCapt
         until(lambda: backend.states([dependant])[dependant.id].state is RunState.CANCELLED, Patience.STEP)
         assert f"it waited for {run.id}, which ended as CANCELLED" in backend.states([dependant])[dependant.id].reason
 
-        backend.fetch(run)  # by a pod that only reads, since the run's own has left
+        backend.sync(run)  # by a pod that only reads, since the run's own has left
         last = max(line["step"] for line in run.read_metrics())
         run.withdraw_cancel()
         backend.submit(run, RESOURCES)
@@ -96,7 +95,7 @@ def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCapt
         backend.cancel(run)
 
 
-def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Make) -> None:
+def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Make, tmp_path: Path) -> None:
     """Kubernetes waits for ever for a program that ends before it has read what it was sent."""
     backend = K8sBackend(Profile(name="lab", backend="k8s", options={**namespace.options(), "runs": None}))
     content, archive = secrets.token_bytes(3_000_000), io.BytesIO()
@@ -104,9 +103,11 @@ def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Ma
         info = tarfile.TarInfo("module.py")
         info.size = len(content)
         stream.addfile(info, io.BytesIO(content))
-    digest = digest_of({"module.py": (b"f", hash_of(content))})
-    run = make()
-    with closing(backend.kube.http):
+    run, code = make(), tmp_path / "sent"
+    code.mkdir()
+    (code / "module.py").write_bytes(content)
+    digest = digest_on_disk(code)
+    with closing(backend.kube):
         for _ in range(2):  # the second time it is there already
             backend.reader.upload(run, archive.getvalue(), f".code/{digest}")
         assert (namespace.runs / f".code/{digest}/module.py").read_bytes() == content
@@ -169,11 +170,11 @@ def test_a_copy_takes_what_grows_only_where_it_is_as_it_came(tmp_path: Path) -> 
     there.mkdir(parents=True)
 
     def fetch() -> int:
-        sink, sent = Sink(here), io.BytesIO()
-        send(there, {"have": held(here)}, sent)
-        sink.write(sent.getvalue())
-        assert sink.complete
-        sink.remember()
+        writer, sent = SyncWriter(here), io.BytesIO()
+        send(there, {"have": unchanged(here)}, sent)
+        writer.write(sent.getvalue())
+        assert writer.complete
+        writer.remember()
         assert (here / "events.jsonl").read_bytes() == (there / "events.jsonl").read_bytes()
         return len(sent.getvalue())
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from k8s.api.in_cluster import Inside
+from k8s.api.in_cluster import InClusterApi
 from k8s.runtime.pod_replacement import LOOK_SECONDS, Replacing
 from tests.patience import until
 
@@ -39,7 +39,7 @@ def server() -> Server:
 
 @pytest.fixture
 def replacing(server: Server) -> Iterator[Replacing]:
-    one = Replacing(cast("Inside", server))
+    one = Replacing(cast("InClusterApi", server))
     yield one
     one.close()
 

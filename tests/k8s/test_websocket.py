@@ -24,10 +24,11 @@ from wsproto.events import (
 )
 
 from cluster.errors import BackendError
-from k8s.api import client
 from k8s.api import exec as websocket
-from k8s.api.client import END, EXEC_PROTOCOL, STDERR, STDIN, STDOUT, ApiAwayError, ForbiddenError, Kubernetes
+from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes
+from k8s.api.exec import END, PROTOCOL, STDERR, STDIN, STDOUT
 from k8s.api.exec_stdin import READY
+from k8s.api.http_transport import HttpTransport
 from tests.patience import HANG_SECONDS
 
 SUCCESS = json.dumps({"status": "Success"}).encode()
@@ -56,7 +57,7 @@ class Server:
 
     def accept(self) -> None:
         self.hear(Request)
-        self.say(AcceptConnection(subprotocol=EXEC_PROTOCOL))
+        self.say(AcceptConnection(subprotocol=PROTOCOL))
 
 
 @contextmanager
@@ -72,7 +73,7 @@ def serving(behave: Callable[[Server], None]) -> Iterator[Kubernetes]:
         thread.start()
         port = listener.getsockname()[1]
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client:
-            yield Kubernetes(client, "team")
+            yield Kubernetes(HttpTransport(client), "team")
         thread.join(10)
         assert not thread.is_alive()
 
@@ -188,7 +189,7 @@ def test_one_that_answers_when_it_is_asked_is_waited_for(monkeypatch: pytest.Mon
 def test_a_program_that_takes_its_input_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was killed as it read, and Kubernetes waits for it."""
     monkeypatch.setattr(websocket, "SILENCE_SECONDS", 0.1)
-    monkeypatch.setattr(client, "FED_SECONDS", 0.3)
+    monkeypatch.setattr(websocket, "FED_SECONDS", 0.3)
 
     def behave(server: Server) -> None:
         server.accept()

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from cluster.backends.base import BackendState
-from cluster.backends.profiles import Profile
+from cluster.backends.base import BackendState, Profile
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
@@ -28,8 +27,6 @@ class KubeToy:
         submit: bool = True,
         **config: Any,
     ) -> None:
-        if (profile or {}).get("ray") == "rayjob":
-            namespace.cluster.need("ray.io", "KubeRay")
         self.namespace = namespace
         self.backend = K8sBackend(Profile(name="lab", backend="k8s", options=namespace.options(**(profile or {}))))
         self.resources = Resources.model_validate({"grace_seconds": 20, "cpus": 1, **(resources or {})})
@@ -51,7 +48,7 @@ class KubeToy:
     def close(self) -> None:
         """Hang up."""
         if "kube" in vars(self.backend):
-            self.backend.kube.http.close()
+            self.backend.kube.close()
 
     @property
     def state(self) -> BackendState:

@@ -17,6 +17,7 @@ import pytest
 from slurm.lab.cluster import Lab, missing
 from slurm.lab.config import LabSettings
 from tests.patience import HANG_SECONDS
+from tests.slurm.accounting import AccountingLab, missing_to_account
 
 MakeLab = Callable[..., Lab]
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def need_slurm(accounting: bool = False) -> None:
     """Skip, with the remedy, where Slurm is not installed."""
-    if remedy := missing(accounting):
+    if remedy := missing() or (accounting and missing_to_account()):
         pytest.skip(f"needs Slurm: {remedy}")
 
 
@@ -55,9 +56,9 @@ def make_lab(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeLab]:
     """Bring up a cluster of one's own, by LabSettings' keywords; the last one made is the one that `sbatch` finds."""
     labs: list[Lab] = []
 
-    def make(**settings: Any) -> Lab:
-        need_slurm(settings.get("accounting", False))
-        lab = Lab(short_folder())
+    def make(*, accounting: bool = False, **settings: Any) -> Lab:
+        need_slurm(accounting)
+        lab = (AccountingLab if accounting else Lab)(short_folder())
         labs.append(lab)
         lab.up(LabSettings(**settings))
         monkeypatch.setenv("SLURM_CONF", lab.env["SLURM_CONF"])

@@ -13,8 +13,8 @@ import yaml
 from cluster.errors import ConfigError
 from cluster.spec import RunState
 from slurm.commands import Slurm
+from slurm.job_lookup import job_id
 from slurm.lab.cluster import Lab
-from slurm.submission.job_lookup import job_id
 from tests.fakes.token_files import write_dataset
 from tests.patience import until
 from tests.slurm.conftest import ROOT

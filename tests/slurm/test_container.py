@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.backends.profiles import Profile
+from cluster.backends.base import Profile
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from cluster.spec import RunState

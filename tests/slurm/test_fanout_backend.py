@@ -14,8 +14,8 @@ from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.spec import Outcome, RunState
 from jobs.runs.logs import log_files, read_logs
 from jobs.runs.submit import submit
+from slurm.job_lookup import job_id
 from slurm.lab.cluster import Lab
-from slurm.submission.job_lookup import job_id
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 from tests.patience import Patience, until
 from tests.slurm.conftest import ROOT

@@ -8,7 +8,7 @@ from cluster.config import Resources
 from cluster.run.directory import RunDir
 from slurm.commands import Slurm
 from slurm.profile import SlurmProfile
-from slurm.runtime.allocation import SlurmLane
+from slurm.runtime.allocation import SlurmAllocation
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,8 @@ def test_an_agent_is_told_how_many_gpus_its_node_has(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    run = RunDir.create("toy", {"job": "toy", "config": {}}, tmp_path)
-    lane = SlurmLane(run, Resources.model_validate(resources), SlurmProfile(), Slurm(), job="1", hosts=["n1"])
+    run = RunDir.create("toy", {"job": "toy", "engine": "ranks", "config": {}}, tmp_path)
+    lane = SlurmAllocation(run, Resources.model_validate(resources), SlurmProfile(), Slurm(), job="1", hosts=["n1"])
     said = tmp_path / "said.log"
     assert lane.open(["sh", "-c", "echo $ROPEWALK_NODE_GPUS"], said).wait() == 0
     assert said.read_text().split() == [given]

@@ -140,12 +140,12 @@ def test_accounting(make_lab: MakeLab, ordinary_user: OrdinaryUser) -> None:
     until(lambda: lab.command(*sacct).strip() == "COMPLETED")
     with pytest.raises(BackendError, match="QOSMaxNodePerJobLimit"):
         submit(lab, "true", "--qos=small", "--nodes=2")
-    owned = ["mariadb", "--no-defaults", "--user=root", f"--socket={lab.daemons.database_socket}", "--execute", "select 1"]
+    owned = ["mariadb", "--no-defaults", "--user=root", f"--socket={lab.socket}", "--execute", "select 1"]
     assert ordinary_user.run(*owned).returncode != 0, "it is open to this user alone"
     assert "StoragePass" not in (lab.folder / "etc/slurmdbd.conf").read_text()
-    lab.daemons.database.chmod(0o755)
+    lab.database.chmod(0o755)
     assert "Access denied" in ordinary_user.run(*owned).stderr, "and its root is no other user"
-    lab.daemons.database.chmod(0o700)
+    lab.database.chmod(0o700)
     lab.kill_accounting()
     assert not lab.daemons.answers(*sacct)
     lab.start_accounting()

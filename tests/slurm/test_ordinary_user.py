@@ -10,7 +10,7 @@ import yaml
 
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
-from slurm.submission.job_lookup import job_id
+from slurm.job_lookup import job_id
 from tests.fakes.token_files import write_dataset
 from tests.patience import HANG_SECONDS, Patience, until
 from tests.slurm.conftest import ROOT, OrdinaryUser, need_slurm

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backends.profiles import Profile
+from cluster.backends.base import Profile
 from cluster.errors import ConfigError
 from slurm.backend import SlurmBackend
 from slurm.profile import OWN_OPTIONS, SlurmProfile

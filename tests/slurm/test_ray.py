@@ -15,8 +15,8 @@ from cluster.process.kill import processes_of
 from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.spec import RunState
 from jobs.runs.submit import submit
+from slurm.job_lookup import job_id
 from slurm.lab.cluster import Lab
-from slurm.submission.job_lookup import job_id
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 from tests.patience import Patience, until
 from tests.processes import words_of

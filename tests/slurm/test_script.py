@@ -16,7 +16,7 @@ from cluster.config import Resources
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from slurm.batch.container import wrap
-from slurm.batch.script import fill, render_companion, render_job
+from slurm.batch.script import fill, render_extra_node, render_job
 from slurm.profile import SlurmProfile
 
 GOLDEN = Path(__file__).parents[1] / "golden/slurm"
@@ -96,10 +96,10 @@ def test_a_job_script(name: str) -> None:
     compare(f"{name}.sbatch", render(CASES[name]))
 
 
-def test_a_companions_script() -> None:
+def test_the_script_of_an_extra_node() -> None:
     case = CASES["gpus"]
     resources = Resources.model_validate({**case.resources, "nodes": "2..8"})
-    text = render_companion(run_of(case), resources, SlurmProfile.model_validate(case.profile), "123", 40)
+    text = render_extra_node(run_of(case), resources, SlurmProfile.model_validate(case.profile), "123", 40)
     compare("companion.sbatch", text)
 
 
@@ -147,13 +147,13 @@ def test_a_limit_shorter_than_the_notice_is_refused() -> None:
 
 def test_a_users_line_is_taken_as_it_is() -> None:
     """What looks like a name of ours in it is none."""
-    line = "echo @controller@ @hurry@ me@here"
+    line = "echo @controller@ @skip_requeue_delay@ me@here"
     assert line in render(Case(profile={"setup": [line]})).splitlines()
 
 
 def test_a_name_without_a_value_is_an_error() -> None:
     with pytest.raises(KeyError, match="patience"):
-        fill("guard.sh", hurry="")
+        fill("watchdog.sh", skip_requeue_delay="")
 
 
 def test_a_folder_s_name_is_no_command(tmp_path: Path) -> None:

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.backends.profiles import Profile
-from cluster.backends.recovery import failed_dependencies, key_of
+from cluster.backends.base import Profile
+from cluster.backends.submission import dependencies, failed_of, key_of
 from cluster.process.kill import processes_of
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
 from slurm.backend import SlurmBackend
 from slurm.commands import Job, Slurm, run_command
+from slurm.job_lookup import STATES
 from slurm.lab.cluster import Lab
 from slurm.lab.processes import marked
-from slurm.status.run_state import SETTLE_SECONDS, judge
-from slurm.submission.job_lookup import STATES
+from slurm.status.run_state import SETTLE_SECONDS, run_state
 from tests.patience import Stopwatch, until
 from tests.processes import words_of
 from tests.slurm.conftest import ROOT, MakeLab
@@ -52,7 +52,7 @@ def job_of(run: RunDir, state: str, reason: str = "None", end: str = "N/A") -> J
 @pytest.mark.parametrize("word", [*STATES, *LIVE])
 def test_a_word_of_slurms(tmp_path: Path, word: str) -> None:
     run = submitted(tmp_path)
-    told = judge(run, job_of(run, word))
+    told = run_state(run, job_of(run, word))
     assert (told.state, told.word) == (STATES.get(word, RunState.RUNNING), word)
     outcome = run.last_outcome()
     assert (outcome is not None) == told.state.final
@@ -62,15 +62,15 @@ def test_a_word_of_slurms(tmp_path: Path, word: str) -> None:
             == told.reason
             == ("cancelled in Slurm while it waited" if word == "CANCELLED" else f"Slurm says {word}")
         )
-        assert judge(run, job_of(run, word)).state is told.state
+        assert run_state(run, job_of(run, word)).state is told.state
 
 
 def test_words_of_reasons(tmp_path: Path) -> None:
     run = submitted(tmp_path)
-    assert judge(run, job_of(run, "PENDING", "Priority")).reason == "Priority"
+    assert run_state(run, job_of(run, "PENDING", "Priority")).reason == "Priority"
     soon = replace(job_of(run, "PENDING", "Resources"), start="2026-01-01T10:00:00")
-    assert judge(run, soon).reason == "Resources; may start at 2026-01-01 10:00:00"
-    held = judge(run, job_of(run, "PENDING", "launch failed requeued held")).reason
+    assert run_state(run, soon).reason == "Resources; may start at 2026-01-01 10:00:00"
+    held = run_state(run, job_of(run, "PENDING", "launch failed requeued held")).reason
     assert held == "launch failed requeued held; `scontrol release 7` lets it go"
 
 
@@ -78,10 +78,10 @@ def test_a_job_that_ended_a_moment_ago_may_still_say_how(tmp_path: Path) -> None
     run = submitted(tmp_path)
     (run.attempt_dir(1) / "job").write_text("7")
     now, then = (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - ago)) for ago in (0, SETTLE_SECONDS + 2))
-    assert judge(run, job_of(run, "FAILED", end=now)).reason == "ended; its outcome is awaited"
+    assert run_state(run, job_of(run, "FAILED", end=now)).reason == "ended; its outcome is awaited"
     assert run.last_outcome() is None
     run.log_dir(1).joinpath("batch.log").write_text("one\nno space left\n\n")
-    assert judge(run, job_of(run, "FAILED", "NonZeroExitCode", end=then)).reason == (
+    assert run_state(run, job_of(run, "FAILED", "NonZeroExitCode", end=then)).reason == (
         "Slurm says FAILED (NonZeroExitCode); its script's last words: no space left"
     )
 
@@ -90,8 +90,8 @@ def test_a_job_that_saved_and_was_not_requeued_keeps_what_it_said(tmp_path: Path
     run = submitted(tmp_path)
     (run.attempt_dir(1) / "job").write_text("7")
     run.write_outcome(1, Outcome(state=RunState.REQUEUED, exit_code=85, cause="stopped: time limit"))
-    assert judge(run, job_of(run, "PENDING")).state is RunState.REQUEUED
-    told = judge(run, job_of(run, "TIMEOUT", "TimeLimit"))
+    assert run_state(run, job_of(run, "PENDING")).state is RunState.REQUEUED
+    told = run_state(run, job_of(run, "TIMEOUT", "TimeLimit"))
     assert told.state is RunState.FAILED
     assert told.reason == "stopped: time limit; then: Slurm says TIMEOUT (TimeLimit)"
 
@@ -100,12 +100,12 @@ def test_a_run_whose_dependency_failed_never_started(tmp_path: Path) -> None:
     others = [submitted(tmp_path) for _ in range(3)]
     run = submitted(tmp_path, after=[other.id for other in others])
     others[0].write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done"))
-    assert failed_dependencies(run) == []
+    assert failed_of(dependencies(run)) == []
     outcome = Outcome(state=RunState.FAILED, exit_code=1, cause="rank 0: Bug")
     others[1].write_outcome(1, outcome)
-    assert [(other.id, told) for other, told in failed_dependencies(run)] == [(others[1].id, outcome)]
+    assert [(other.id, told) for other, told in failed_of(dependencies(run))] == [(others[1].id, outcome)]
     cause = f"never started: it waited for {others[1].id}, which ended as FAILED (rank 0: Bug)"
-    assert judge(run, job_of(run, "CANCELLED", "Dependency")).reason == cause
+    assert run_state(run, job_of(run, "CANCELLED", "Dependency")).reason == cause
 
 
 def test_after_a_retry_on_the_same_nodes_the_job_is_still_the_runs(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_python_is_missing(slurm_lab: Lab, tick: Start, monkeypatch: pytest.Monk
     assert "/nowhere/python: No such file or directory" in told.reason
 
 
-def test_the_conductor_is_killed(slurm_lab: Lab, tick: Start) -> None:
+def test_the_coordinator_is_killed(slurm_lab: Lab, tick: Start) -> None:
     run = tick(steps=60)
     run.reach(3)
     for process in processes_of(run.run.path):
@@ -193,7 +193,7 @@ def test_the_conductor_is_killed(slurm_lab: Lab, tick: Start) -> None:
     assert run.finish().state is RunState.SUCCEEDED
     first = run.run.outcome(1)
     assert first is not None
-    assert first.cause.startswith("its carrier died")
+    assert first.cause.startswith("its coordinator died")
     assert run.run.attempts() == [1, 2]
     assert sorted(set(run.steps())) == list(range(1, 61))
 

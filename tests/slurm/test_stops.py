@@ -14,7 +14,7 @@ from cluster.spec import RunState
 from slurm.commands import Slurm
 from slurm.lab.cluster import Lab
 from slurm.profile import SlurmProfile
-from slurm.runtime.allocation import SlurmLane
+from slurm.runtime.allocation import SlurmAllocation
 from tests.patience import Patience, Stopwatch, ended, until
 from tests.slurm.conftest import MakeLab
 from tests.slurm.toy import SlurmToy
@@ -73,7 +73,7 @@ def test_srun_hears_a_stop_that_comes_as_it_starts(slurm_lab: Lab, tmp_path: Pat
     try:
         host = until(lambda: Slurm().job_details(job).get("BatchHost"))
         run = RunDir.create("x", {"config": {}, "engine": "process"}, tmp_path)
-        lane = SlurmLane(run, Resources(), SlurmProfile(), Slurm(), job=job, hosts=[host])
+        lane = SlurmAllocation(run, Resources(), SlurmProfile(), Slurm(), job=job, hosts=[host])
         for milliseconds in range(8):
             step = lane.start(0, ["sleep", "0.1"], tmp_path / "step.log")
             time.sleep(milliseconds / 1000)

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.backends.recovery import key_of
-from cluster.errors import BackendError
+from cluster.backends.submission import key_of
+from cluster.errors import BackendError, SubmissionInDoubtError
 from cluster.spec import RunState
 from slurm.commands import Slurm
+from slurm.job_lookup import OWNER, job_id, jobs_of
 from slurm.lab.cluster import Lab
-from slurm.runtime.coordinator import claim
-from slurm.status.run_state import judge
-from slurm.submission.job_lookup import CLAIM, job_id, jobs_of
-from slurm.submission.submit import SubmissionInDoubtError, submit_once
+from slurm.runtime.coordinator import take_ownership
+from slurm.status.run_state import run_state
+from slurm.submission.submit import submit_once
 from tests.patience import until
 from tests.slurm.conftest import ROOT, MakeLab
 from tests.slurm.edges import Recorder, Unlucky, forget, jobs_with, socket_times_out, times_out
@@ -147,7 +147,7 @@ def test_the_second_of_two_jobs_leaves_without_touching_anything(slurm_lab: Lab,
     double = Slurm().sbatch(script, f"--chdir={run.run.path}")
     subprocess.run(["scontrol", "release", double], check=True)
     run.reach(3)
-    assert (run.run.attempt_dir(1) / CLAIM).read_text() == double
+    assert (run.run.attempt_dir(1) / OWNER).read_text() == double
     subprocess.run(["scontrol", "release", first], check=True)
     until(lambda: f"job {double} carries this submission already" in run.said())
     assert run.state.state is RunState.RUNNING, "the one that left does not hide the one at work"
@@ -158,10 +158,10 @@ def test_the_second_of_two_jobs_leaves_without_touching_anything(slurm_lab: Lab,
 
 def test_a_job_that_claimed_the_run_and_was_forgotten_is_succeeded(slurm_lab: Lab, tick: Start) -> None:
     run = tick(profile=HELD)
-    (run.run.attempt_dir(1) / CLAIM).write_text("999999")
-    assert claim(run.run, run.job, Slurm())
-    assert (run.run.attempt_dir(1) / CLAIM).read_text() == run.job
-    assert not claim(run.run, "999999", Slurm()), "the job that carries it now is there"
+    (run.run.attempt_dir(1) / OWNER).write_text("999999")
+    assert take_ownership(run.run, run.job, Slurm())
+    assert (run.run.attempt_dir(1) / OWNER).read_text() == run.job
+    assert not take_ownership(run.run, "999999", Slurm()), "the job that carries it now is there"
 
 
 def test_a_late_job_of_an_earlier_submission_counts_while_it_is_there(slurm_lab: Lab, tick: Start) -> None:
@@ -250,7 +250,7 @@ def test_a_job_that_the_controller_forgot_and_whose_id_it_gave_away(make_lab: Ma
 def test_a_lost_run_can_be_cancelled(slurm_lab: Lab, tick: Start) -> None:
     run = tick(submit=False)
     run.run.begin_attempt(opened_by="submission", key=key_of(run.run, 1), handle="slurm:999999")
-    assert judge(run.run, None).word == "lost"
+    assert run_state(run.run, None).word == "lost"
     run.backend.cancel(run.run)
     outcome = run.run.last_outcome()
     assert outcome is not None

@@ -3,14 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from cluster.backends.base import BackendState
-from cluster.backends.profiles import Profile
+from cluster.backends.base import BackendState, Profile
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
 from cluster.spec import Outcome
 from slurm.backend import SlurmBackend
-from slurm.submission.job_lookup import job_id
+from slurm.job_lookup import job_id
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]

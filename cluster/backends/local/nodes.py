@@ -6,23 +6,23 @@ So a run of two nodes is a real rendezvous of two agents, and killing a node is 
 import os
 import secrets
 import shlex
-import signal
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from cluster.config import Resources
-from cluster.engines.ports import NODE_CPUS_VARIABLE, ReservedPort
-from cluster.gpus import DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, NODE_GPUS_VARIABLE, deal_devices, users_devices
+from cluster.engines.ports import ReservedPort
+from cluster.gpus import DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, deal_devices, users_devices
 from cluster.process.forking import Process, fork_program
 from cluster.process.kill import end, family, processes_of
 from cluster.process.scratch import make_scratch, remove_scratch
-from cluster.process.signals import Flag
+from cluster.process.signals import SignalFlag
 from cluster.run.directory import RunDir
 from cluster.run.key import KEY_BYTES, RENDEZVOUS_KEY
 from cluster.spec import Engine, StopReason
-from cluster.supervise.allocation import agent_command, store_command
+from cluster.supervise.agent_environment import agent_environment
+from cluster.supervise.allocation import Allocation, agent_command, store_command
 
 OUTER_TMPDIR_VARIABLE = "ROPEWALK_TMPDIR"  # the machine's own, for what outlives the node
 NODE_RETURN_SECONDS = 10.0  # how long a virtual node is away when it died: as if it rebooted
@@ -51,27 +51,23 @@ def render_script(run_path: str, attempt: str, resources: Resources, engine: Eng
     return "\n".join([*lines, "wait", ""])
 
 
-class VirtualNodes:
-    """The local lane: this machine has every node that a run may have. `stop` is set by whoever wants the machine back."""
+class LocalAllocation(Allocation):
+    """This machine's nodes: it has every node that a run may have. `stop` is set by whoever wants the machine back."""
 
     name = "local"
 
-    def __init__(self, run: RunDir, resources: Resources, stop: Flag) -> None:
+    def __init__(self, run: RunDir, resources: Resources, stop: SignalFlag) -> None:
         self.run, self.resources, self.stop = run, resources, stop
         self.leaving = False  # the supervisor itself has to go
-        self.engine = Engine(run.record["engine"])
         self.scratch = make_scratch("r")  # the nodes' own disks
         self.ray_token = secrets.token_hex(32)  # lives in memory only
         self.away: dict[int, float] = {}  # when a node that died is up again, by the monotonic clock
         self.busy: set[int] = set()
-        self.limit: float | None = None
         self.devices: list[list[str]] = []  # of each node, as CUDA names them
         self._store_port = ReservedPort()
 
-    def nodes(self) -> list[int]:
-        """All of them, fresh; the attempt's time begins."""
-        minutes = self.resources.time_limit_minutes
-        self.limit = time.monotonic() + minutes * 60 if minutes else None
+    def initial_nodes(self) -> list[int]:
+        """Return the nodes that the run wants now, all rebooted."""
         self.away = {}
         self.devices = deal_devices(self.resources)
         most = self.resources.nodes.most
@@ -87,10 +83,6 @@ class VirtualNodes:
         """A port of node 0's address."""
         return self._store_port.take(address_of(0))
 
-    def serve(self, command: list[str], log: Path) -> Process:
-        """The same, on node 0: all nodes are here."""
-        return self.start(0, command, log)
-
     def start(self, node: int, command: list[str], log: Path) -> Process:
         """Fork a process group of its own; its temporary files lie on the node's own disk."""
         disk = self._disk(node)
@@ -98,21 +90,14 @@ class VirtualNodes:
         return fork_program(command, {**os.environ, **self._environment(node)}, log)
 
     def _environment(self, node: int) -> dict[str, str]:
-        most, cores = self.resources.nodes.most, os.cpu_count() or 1
-        values = {
+        cpus = max(1, (os.cpu_count() or 1) // self.resources.nodes.most)  # virtual nodes share this machine's cores
+        return {
+            **agent_environment(self.run, self.resources, cpus=cpus, ray_token=self.ray_token),
             "TMPDIR": str(self._disk(node)),
             OUTER_TMPDIR_VARIABLE: tempfile.gettempdir(),
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": self.ray_token,
             MACHINE_DEVICES_VARIABLE: users_devices(),
             DEVICES_VARIABLE: ",".join(self.devices[node]),
-            NODE_GPUS_VARIABLE: str(self.resources.gpus),
         }
-        # virtual nodes share this machine's cores
-        values[NODE_CPUS_VARIABLE] = str(max(1, cores // most))
-        if self.engine is Engine.RANKS and "OMP_NUM_THREADS" not in os.environ:
-            values["OMP_NUM_THREADS"] = str(max(1, cores // (most * self.resources.local_world_size)))
-        return values
 
     def _disk(self, node: int) -> Path:
         """A virtual node's own disk: what is left on it is found, and goes with the node."""
@@ -123,21 +108,17 @@ class VirtualNodes:
         end(family(process.pid))
         process.wait()
 
-    def lost(self, node: int, code: int) -> str:
-        """The signal that killed the agent, and so the node."""
-        return signal.Signals(-code).name if code < 0 else ""
-
-    def clean(self, node: int) -> None:
+    def clean_up(self, node: int) -> None:
         """End what had left the agent's process group."""
         end(processes_of(self._disk(node)))
 
-    def bury(self, node: int) -> None:
+    def mark_lost(self, node: int) -> None:
         """A dead node takes everything with it, and reboots."""
-        self.clean(node)
+        self.clean_up(node)
         self.busy.discard(node)
         self.away[node] = time.monotonic() + NODE_RETURN_SECONDS
 
-    def offered(self, wanted: int) -> list[int]:
+    def acquire(self, wanted: int) -> list[int]:
         """Nodes that have rebooted, or that nobody uses."""
         now = time.monotonic()
         free = [n for n in range(self.resources.nodes.most) if n not in self.busy and self.away.get(n, 0.0) <= now]
@@ -150,20 +131,14 @@ class VirtualNodes:
         self.busy.discard(node)
         self.away.pop(node, None)
 
-    def notice(self) -> str:
-        """A signal to the supervisor, or the end of the time limit in sight."""
+    def stop_reason(self) -> str:
+        """Say that the machine is wanted back, once the supervisor got a signal."""
         if self.stop.is_set():
             self.stop.clear()
             return StopReason.PREEMPTED
-        if self.limit is not None and time.monotonic() > self.limit - self.resources.grace_seconds:
-            return StopReason.TIME_LIMIT
         return ""
 
-    def explain(self) -> str:
-        """Nobody but the supervisor stops agents here."""
-        return ""
-
-    def keeps(self) -> bool:
+    def can_retry(self) -> bool:
         """This machine stays ours, unless the supervisor itself has to go."""
         return not self.leaving
 

@@ -10,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.backends.local.backend import CARRIER, QUEUE, carrier
+from cluster.backends.local.backend import process_identity
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_FAILED
-from cluster.process.forking import Forked, fork_program, load, needed
-from cluster.process.signals import Flag, hear_stops
+from cluster.process.forking import Forked, fork_program, import_modules, preload_modules
+from cluster.process.signals import SignalFlag, install_stop_handler
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
+from cluster.run.names import QUEUE, SUPERVISOR
 from cluster.spec import Outcome, RunState
 
 log = logging.getLogger(__name__)
@@ -32,11 +33,11 @@ class Queue:
         self.at_once: int = request["at_once"]
         self.waiting = [RunDir(head.path.parent / run_id) for run_id in request["runs"]]
         self.running: list[Forked] = []
-        self.leave = Flag()
+        self.leave = SignalFlag()
 
     def serve(self) -> None:
         """Start every run in its turn, and return when the last supervisor has left."""
-        hear_stops(self.leave.set)
+        install_stop_handler(self.leave.set)
         while (self.waiting or self.running) and not self.leave.is_set():
             self.running = [process for process in self.running if process.poll() is None]
             self._drop_cancelled()
@@ -57,12 +58,12 @@ class Queue:
         command = [sys.executable, "-m", "cluster.backends.local.supervisor_main", str(run.path)]
         try:
             run.make_folders(run.attempts()[-1])
-            load(needed(run))  # once for all of them
+            import_modules(preload_modules(run))  # once for all of them
             process = fork_program(command, os.environ, run.path / "supervisor.log")  # it outlives this process
         except OSError as error:
             log.exception("%s: no supervisor", run.id)
             return self._never_ran(run, RunState.FAILED, EXIT_FAILED, f"its supervisor could not be started: {error}")
-        write_json(run.path / CARRIER, carrier(process.pid))
+        write_json(run.path / SUPERVISOR, process_identity(process.pid))
         self.running.append(process)
         return None
 

@@ -12,50 +12,50 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.backends.local.nodes import VirtualNodes
-from cluster.config import Resources
+from cluster.backends.local.nodes import LocalAllocation
 from cluster.engines.entry import configure_logging
-from cluster.process.forking import load, needed
-from cluster.process.signals import STOP_SIGNALS, Flag
+from cluster.process.forking import import_modules, preload_modules
+from cluster.process.signals import STOP_SIGNALS, SignalFlag
 from cluster.run.directory import RunDir
+from cluster.run.names import LOCAL_REQUEST
 from cluster.spec import Outcome, RunState
 from cluster.supervise.supervisor import Supervisor
 
 
-def carry(run: RunDir) -> None:
-    """Carry the run that `local.json` asks for."""
-    request: dict[str, Any] = json.loads((run.path / "local.json").read_bytes())
+def supervise(run: RunDir) -> None:
+    """Supervise the run's attempt that `local.json` names, once the runs that it waits for have succeeded."""
+    request: dict[str, Any] = json.loads((run.path / LOCAL_REQUEST).read_bytes())
     number: int = request["attempt"]  # opened by whoever submitted, so that a resumed run has no outcome
     run.describe_attempt(number, handle=f"local:{os.getpid()}")
-    stop = Flag()  # whoever runs this machine wants the run to stop
-    lane = VirtualNodes(run, Resources.model_validate(request["resources"]), stop)
+    stop = SignalFlag()  # whoever runs this machine wants the run to stop
+    allocation = LocalAllocation(run, run.resources(number), stop)
 
     def leave(*_: object) -> None:
-        lane.leaving = True
+        allocation.leaving = True
         stop.set()
 
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     signal.signal(signal.SIGUSR2, lambda *_: stop.set())
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # not `hear_stops`, which tells them not apart
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # not `install_stop_handler`, which tells them not apart
     try:
-        obstacle = await_others(run, request["after"], lane)
+        obstacle = await_others(run, request["after"], allocation)
         if obstacle:
             outcome = Outcome(state=RunState.CANCELLED, exit_code=0, cause=obstacle, ended=time.time())
             run.write_outcome(number, outcome)
         else:
-            load(needed(run))
-            Supervisor(run, lane, sys.executable).supervise(number)
+            import_modules(preload_modules(run))
+            Supervisor(run, allocation, sys.executable).supervise(number)
     finally:
-        lane.close()
+        allocation.close()
 
 
-def await_others(run: RunDir, others: list[str], lane: VirtualNodes) -> str:
+def await_others(run: RunDir, others: list[str], allocation: LocalAllocation) -> str:
     """Wait until the runs it depends on have succeeded; why it never starts, or nothing."""
     for word in others:
         other = RunDir(run.path.parent / word)
         while (outcome := other.last_outcome()) is None or not outcome.state.final:
-            if run.cancel_requested or lane.leaving:
+            if run.cancel_requested or allocation.leaving:
                 return "cancelled before it started"
             time.sleep(0.5)
         if outcome.state is not RunState.SUCCEEDED:
@@ -70,7 +70,7 @@ def main() -> None:
     run = RunDir(parser.parse_args().run_dir)
     configure_logging("supervisor")
     os.environ["PYTHONUNBUFFERED"] = "1"
-    carry(run)
+    supervise(run)
 
 
 if __name__ == "__main__":

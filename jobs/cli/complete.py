@@ -1,0 +1,69 @@
+"""Shell completion of what a user types: jobs, the keys of the job that was typed, clusters, run ids."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from jobs.cli.job_help import Key
+
+Candidates = list[tuple[str, str]]  # a word, and what a shell shows beside it
+
+
+def jobs(incomplete: str) -> Candidates:
+    """Jobs whose name begins so."""
+    from jobs.registry import JOBS
+
+    return [(spec.name, spec.summary) for spec in JOBS.values() if spec.name.startswith(incomplete)]
+
+
+def keys(context: typer.Context, incomplete: str) -> Candidates:
+    """`key=` of the job that was typed before; where one key is left also with its values, so that a shell adds no space."""
+    from cluster.errors import RopewalkError
+    from jobs.cli.job_help import keys_of
+    from jobs.registry import config_of, find_job
+
+    try:
+        known = keys_of(config_of(find_job(context.params.get("job") or "")))
+    except RopewalkError:
+        return []
+    words = context.params.get("overrides") or []
+    if words[-1:] == ["="]:  # bash makes three words of optim.schedule=c
+        return [(value, "") for key in known if key.name in words[-2:] for value in _values(key)]
+    name, assigned, _ = incomplete.partition("=")
+    found = [key for key in known if (key.name == name if assigned else key.name.startswith(name))]
+    candidates = [(f"{key.name}=", key.meaning) for key in found]
+    return candidates + [(f"{key.name}={value}", "") for key in found for value in _values(key) if len(found) == 1]
+
+
+def _values(key: "Key") -> Iterator[str]:
+    yield from key.values or [{"unset": "null", None: ""}.get(key.default, key.default or "")]
+
+
+def clusters(incomplete: str) -> Candidates:
+    """Clusters of the profile file, and those that exist without one."""
+    from cluster.backends.profiles import profile_file
+    from cluster.config import read_yaml
+    from cluster.errors import RopewalkError
+
+    known = {"local": "this machine", "slurm": "the Slurm cluster of this machine", "k8s": "the cluster of the kubeconfig"}
+    try:
+        path = profile_file()
+        profiles = read_yaml(path) if path else {}
+    except RopewalkError:
+        profiles = {}
+    known |= {str(name): f"a cluster of {path}" for name in profiles}
+    return [(name, meaning) for name, meaning in known.items() if name.startswith(incomplete)]
+
+
+def runs(incomplete: str) -> Candidates:
+    """Ids of runs under every root, newest first, and `latest`."""
+    from cluster.errors import RopewalkError
+    from jobs.runs.status import all_runs
+
+    try:
+        names = [run.id for run in reversed(all_runs())]
+    except (RopewalkError, OSError):
+        names = []
+    return [(name, "") for name in ["latest", *names] if name.startswith(incomplete)]

@@ -1,0 +1,40 @@
+"""Follow a run to its end, print its last line, and exit with its outcome."""
+
+import json
+import sys
+from typing import Any
+
+import typer
+
+from cluster.run.directory import RunDir
+from cluster.spec import RunState
+from jobs.runs.follow import Watch, follow
+from jobs.runs.show import ending
+from jobs.runs.status import final_object
+from jobs.runs.tables import console
+
+
+def follow_to_end(run: RunDir, as_json: bool) -> None:
+    """Follow a run, print how it ended, and exit with its outcome. Ctrl-C ends the command, not the run."""
+    try:
+        watch = follow(run, console(stderr=True))
+    except KeyboardInterrupt:
+        hint = f"`ropewalk logs -f {run.id}` follows it, `ropewalk cancel {run.id}` ends it"
+        sys.stderr.write(f"\n{run.id} keeps running; {hint}\n")
+        raise typer.Exit(130) from None
+    exit_with_outcome(run, watch, as_json)
+
+
+def exit_with_outcome(run: RunDir, watch: Watch, as_json: bool) -> None:
+    """Print how a run ended, and exit 0 if it succeeded, else 1."""
+    result: dict[str, Any] = final_object(run)
+    succeeded = result["state"] == RunState.SUCCEEDED
+    if not succeeded:
+        reason = watch.abandoned or result.get("cause") or ""
+        state = f"{result['state']}{f': {reason}' if reason else ''}"
+        sys.stderr.write(f"{run.id} ended as {state}; `ropewalk why {run.id}` says more\n")
+    if as_json:
+        sys.stdout.write(f"{json.dumps(result, default=str)}\n")
+    elif succeeded:
+        console().print(ending(run, result))
+    raise typer.Exit(0 if succeeded else 1)

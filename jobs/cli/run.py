@@ -1,0 +1,142 @@
+"""Commands that start something: run, submit, resume."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs.cli import complete
+from jobs.cli.arguments import AsJson, Cluster, ConfigFile, DryRun, HelpFlag, JobName, Overrides, RunRef
+
+if TYPE_CHECKING:
+    from cluster.run.directory import RunDir
+
+
+def run(
+    context: typer.Context,
+    *,
+    job: JobName = None,
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    on: Cluster = "local",
+    resumed: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="resume this run of the job instead", autocompletion=complete.runs),
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    help_: HelpFlag = False,
+) -> None:
+    """Submit a job, follow it, and exit with its outcome."""
+    if help_ or job is None:
+        return _help(context, job)
+    from cluster.errors import ConfigError
+    from jobs.cli.outcome import follow_to_end
+    from jobs.runs.submit import configure, resume_instead, submit
+    from jobs.runs.tables import console
+
+    if resumed and dry_run:
+        raise ConfigError("--dry-run cannot be combined with --resume: nothing new would be submitted")
+    if resumed:
+        return follow_to_end(resume_instead(job, config, overrides or [], resumed), as_json)
+    wanted = configure(job, config, _with_program(context, job, overrides))
+    if dry_run:
+        return _print_dry_run(job, [wanted], on)
+    started = submit(job, wanted, on, command=_command())
+    _print_code_notice(started)
+    console(stderr=True).print(f"{started.id}: {started.path}", soft_wrap=True)
+    return follow_to_end(started, as_json)
+
+
+def submit(
+    context: typer.Context,
+    *,
+    job: JobName = None,
+    overrides: Overrides = None,
+    config: ConfigFile = None,
+    on: Cluster = "local",
+    after: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN", help="start once this run has succeeded; repeatable", autocompletion=complete.runs),
+    ] = None,
+    each: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUES", help="one run per value: seed=1..8, optim.lr=1e-3,1e-4; repeatable"),
+    ] = None,
+    at_once: Annotated[int | None, typer.Option(min=1, metavar="N", help="with --each: run at most N at a time")] = None,
+    dry_run: DryRun = False,
+    help_: HelpFlag = False,
+) -> None:
+    """Submit a job and print its run id; with --each submit many runs and print an id per line."""
+    if help_ or job is None:
+        return _help(context, job)
+    from jobs.runs.status import find_run
+    from jobs.runs.submit import configure_each, submit_many
+
+    others = [find_run(ref) for ref in after or []]
+    configs = configure_each(job, config, _with_program(context, job, overrides), each or [])
+    if dry_run:
+        return _print_dry_run(job, configs, on)
+    runs = submit_many(job, configs, on, after=others, at_once=at_once, command=_command())
+    _print_code_notice(runs[0])
+    return print("\n".join(run.id for run in runs))
+
+
+def resume(
+    run_ref: RunRef,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[resources.KEY=VALUE ...]", help="other resources than before", autocompletion=complete.keys),
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="print the run id instead of following the run")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Start a new attempt of a run that ended, from its last checkpoint."""
+    from jobs.cli.outcome import follow_to_end
+    from jobs.runs.status import find_run
+    from jobs.runs.submit import resume as start_attempt
+
+    found = find_run(run_ref)
+    start_attempt(found, overrides or [])
+    if detach:
+        print(found.id)
+    else:
+        follow_to_end(found, as_json)
+
+
+def _help(context: typer.Context, job: str | None) -> None:
+    from jobs.cli.job_help import print_job_help, print_jobs
+
+    if job is not None:
+        return print_job_help(context.info_name or "run", job)
+    typer.echo(context.get_help())
+    return print_jobs()
+
+
+def _with_program(context: typer.Context, job: str, overrides: list[str] | None) -> list[str]:
+    """The overrides, with the program that stands behind `--` as the key `command`. Raises ConfigError for another job."""
+    from cluster.errors import ConfigError
+
+    words: list[str] = context.obj or []
+    if words and job != "command":
+        raise ConfigError(
+            f"-- {' '.join(words[:3])}: only the job `command` takes a program; write: run command -- {words[0]} ..."
+        )
+    return [*(overrides or []), *([f"command={json.dumps(words)}"] if words else [])]
+
+
+def _print_dry_run(job: str, configs: list[Any], on: str) -> None:
+    from jobs.runs.submit import render
+
+    print(render(job, configs, on).rstrip("\n"))
+
+
+def _print_code_notice(started: "RunDir") -> None:
+    from jobs.runs.snapshot import code_notice
+
+    sys.stderr.write(code_notice(started.record["code"]))
+
+
+def _command() -> list[str]:
+    return ["ropewalk", *sys.argv[1:]]

@@ -1,0 +1,125 @@
+"""Commands about runs that were submitted: ps, show, logs, why, top, wait, cancel, scale."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli import complete
+from jobs.cli.arguments import AsJson, RunRef
+
+
+def ps(
+    every: Annotated[bool, typer.Option("--all", "-a", help="list finished runs too")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the runs that are not over."""
+    from jobs.runs import status
+    from jobs.runs.tables import console, runs_table
+
+    outcomes = {run: status.final_outcome(run) for run in status.all_runs()}
+    runs = [run for run, outcome in outcomes.items() if every or outcome is None]
+    states = status.states(runs, {run.id: outcomes[run] for run in runs})
+    rows = [status.summary(run, states[run.id]) for run in runs]
+    if as_json:
+        print(json.dumps(rows))
+    elif rows:
+        console().print(runs_table(rows))
+    elif outcomes:
+        print(f"no run is live; `ropewalk ps --all` lists the {len(outcomes):,} finished ones")
+    else:
+        roots = ", ".join(map(str, status.roots()))
+        print(f"no runs yet under {roots}; `ropewalk run --help` starts one, `ropewalk quickstart` shows it all")
+
+
+def show(
+    run_ref: RunRef,
+    as_json: AsJson = False,
+    plot: Annotated[bool, typer.Option("--plot", help="write pictures: to FILE.png, else into the run directory")] = False,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE.png]", help="where the pictures go")] = None,
+) -> None:
+    """Show a run: attempts, results, metrics, events; of a sweep its trials."""
+    from jobs.runs import show as pages
+    from jobs.runs.remote import freshen
+    from jobs.runs.status import find_run
+
+    found = freshen(find_run(run_ref))
+    if plot or file:
+        print("\n".join(map(str, pages.pictures(found, file))))
+    elif as_json:
+        print(json.dumps(pages.plain(found), default=str))
+    else:
+        from jobs.runs.tables import console
+
+        console().print(pages.page(found))
+
+
+def logs(
+    run_ref: RunRef,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="print new lines until the run is over")] = False,
+    rank: Annotated[int | None, typer.Option("--rank", help="only this rank's")] = None,
+    node: Annotated[int | None, typer.Option("--node", help="only this node's")] = None,
+) -> None:
+    """Print the logs of job scripts, nodes and ranks, of all attempts."""
+    from jobs.runs.follow import Watch
+    from jobs.runs.logs import follow_logs, read_logs
+    from jobs.runs.remote import freshen
+    from jobs.runs.status import find_run
+
+    found = freshen(find_run(run_ref))
+    for line in follow_logs(found, Watch(found).over, rank, node) if follow else read_logs(found, rank, node):
+        print(line, flush=follow)
+
+
+def why(run_ref: RunRef) -> None:
+    """Explain why a run is in its state, and what to do about it."""
+    from jobs.runs.diagnose import diagnose, diagnosis_page
+    from jobs.runs.remote import freshen
+    from jobs.runs.status import find_run, states
+    from jobs.runs.tables import console
+
+    found = freshen(find_run(run_ref))
+    console().print(diagnosis_page(found, diagnose(found, states([found])[found.id])), soft_wrap=True)
+
+
+def top(once: Annotated[bool, typer.Option("--once", help="print the page once and exit")] = False) -> None:
+    """Watch live runs and the load of their nodes."""
+    from jobs.runs.tables import console
+    from jobs.runs.top import watch
+
+    watch(console(), once)
+
+
+def wait(run_ref: RunRef, as_json: AsJson = False) -> None:
+    """Wait until a run is over, and exit with its outcome."""
+    from jobs.cli.outcome import exit_with_outcome
+    from jobs.runs import follow
+    from jobs.runs.status import find_run
+
+    found = find_run(run_ref)
+    exit_with_outcome(found, follow.wait(found), as_json)
+
+
+def cancel(
+    run_refs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="runs: ids, unique beginnings of them, directories", autocompletion=complete.runs),
+    ],
+) -> None:
+    """Cancel runs after a final checkpoint."""
+    from jobs.runs.cancel import cancel_runs
+
+    for line in cancel_runs(run_refs):
+        print(line)
+
+
+def scale(run_ref: RunRef, nodes: Annotated[int, typer.Argument(min=1, metavar="NODES", help="its new number of nodes")]) -> None:
+    """Change the number of nodes of a live elastic run; no step is repeated."""
+    from cluster.text import counted
+    from jobs.runs.status import find_run
+    from jobs.runs.submit import scale as request_nodes
+
+    found = find_run(run_ref)
+    request_nodes(found, nodes)
+    print(f"scaling {found.id} to {counted(nodes, 'node')} at the next step; added nodes join as they become available")

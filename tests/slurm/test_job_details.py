@@ -1,0 +1,38 @@
+"""Why Slurm takes a job away, read from what `scontrol show job` says."""
+
+import time
+
+import pytest
+
+from slurm.runtime.job_details import why_taken
+
+
+def stamp(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + seconds))
+
+
+def details(
+    state: str = "RUNNING", start: float = -600, end: float = 3000, limit: str = "01:00:00", preempt: str = "None"
+) -> dict[str, str]:
+    return {"JobState": state, "StartTime": stamp(start), "EndTime": stamp(end), "TimeLimit": limit, "PreemptTime": preempt}
+
+
+@pytest.mark.parametrize(
+    ("said", "meaning"),
+    [
+        (details(), ""),
+        (details(limit="UNLIMITED") | {"EndTime": "Unknown"}, ""),
+        (details(preempt=stamp(-1)), "preempted"),
+        (details("PREEMPTED"), "preempted"),
+        (details("CANCELLED"), "cancelled"),
+        (details("COMPLETING", end=0), "cancelled"),
+        (details("COMPLETING", start=-3600, end=0), "time limit"),
+        (details("COMPLETING", start=2, end=3602), "requeued by Slurm"),
+        (details("COMPLETING") | {"StartTime": "Unknown", "EndTime": "Unknown"}, "requeued by Slurm"),
+        (details("PENDING"), "requeued by Slurm"),
+        (details(end=100), "time limit"),
+        (details("TIMEOUT", end=0), "time limit"),
+    ],
+)
+def test_why_taken(said: dict[str, str], meaning: str) -> None:
+    assert why_taken(said, grace_seconds=20) == meaning

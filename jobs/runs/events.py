@@ -27,6 +27,7 @@ EVENTS: dict[str, str] = {
     "resumed_by_user": "resumed by the user",
     "scaled_by_user": "scaling to {nodes:count node}, at the user's request",
     "stop_requested": "node {node} was asked to stop",
+    "stopped_without_word": "the program of rank {rank} exited with {exit_code} when it was asked to stop",
     "submit_failed": "submission failed: {error}",
     # training
     "anomaly": "step {step}: {problem} (loss {loss}); policy: {policy}",
@@ -36,6 +37,7 @@ EVENTS: dict[str, str] = {
     "evaluated": "",
     "exported": "",
     "first_step": "",
+    "initialized_from": "",
     "no_validation": "",
     "resumed": "resumed from the checkpoint of step {step} on {world_size:count rank}",
     "started_from": "began with the checkpoint of step {step} of {run}",

@@ -114,7 +114,7 @@ def run_page(found: Mapping[str, Any]) -> RenderableType:
     if found["reason"]:
         head.add_row("reason", found["reason"])
     head.add_row("job", f"{found['job']} on {found['cluster']}, {counted(found['nodes'], 'node')}")
-    code = found["code"]
+    code = found["code"] or {}
     if code.get("commit"):
         dirty = " + uncommitted changes (kept in run.yaml)" if code.get("dirty") else ""
         head.add_row("code", f"{code['commit'][:12]} ({code.get('branch')}){dirty}")

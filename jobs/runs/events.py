@@ -7,7 +7,7 @@ from string import Formatter
 from typing import Any
 
 from cluster.errors import EXIT_LOST_PEER
-from cluster.text import counted, parameter_words
+from cluster.text import counted, format_parameters
 from jobs.runs.hangs import places
 
 # Name → format string over the event's fields; empty: bookkeeping, which nobody is shown.
@@ -91,7 +91,7 @@ class _Line(Formatter):
             case "places":
                 return places(value or [])
             case "parameters":
-                return parameter_words(value or {})
+                return format_parameters(value or {})
         return "?" if value is None else str(super().format_field(value, format_spec))
 
 

@@ -43,7 +43,7 @@ def resolve(config: K) -> K:
 
 
 def _as_understood(given: Any, understood: Any) -> Any:
-    """The keys that were given, with the values that became of them."""
+    """The keys that the user gave, with the values that the job's configuration made of them."""
     if not isinstance(given, dict) or not isinstance(understood, dict):
         return understood
     return {key: _as_understood(value, understood[key]) if key in understood else value for key, value in given.items()}
@@ -62,7 +62,7 @@ def check_submission(config: SweepKeys, here: PathView = Path) -> None:
 
 
 def refuse_unreachable(own: Profile, trials: Profile) -> None:
-    """A driver in a pod knows its own cluster, by the pod's service account, and no other. Raises ConfigError."""
+    """Raise ConfigError if the driver's pod could not reach the trials' cluster: its service account is of its own cluster."""
     if own.backend != "k8s" or trials.backend != "k8s":
         return
     other = [key for key in ("kubeconfig", "context") if own.options.get(key) != trials.options.get(key)]
@@ -144,8 +144,8 @@ def check_limits(config: SweepKeys, sample: JobConfig) -> None:
             )
 
 
-def fitting(config: SweepKeys, resources: Resources, backend: str) -> int:
-    """How many trials may run at a time."""
+def concurrent_trials(config: SweepKeys, resources: Resources, backend: str) -> int:
+    """How many trials may run at the same time."""
     wanted = config.max_concurrent or config.num_trials
     if config.max_concurrent or config.scheduler == "pbt":  # a population lives together
         return min(wanted, config.num_trials)

@@ -33,12 +33,12 @@ class Comparison:
 
     @property
     def real(self) -> bool | None:
-        """The interval lies on the good side of 0; None where nothing can be said with so few seeds."""
+        """Whether the interval lies on the good side of 0; None where there are too few seeds to tell."""
         return None if self.interval is None else self.interval[0] > 0
 
     @property
     def reversed(self) -> bool:
-        """The interval lies on the bad side of 0."""
+        """Whether the interval lies on the bad side of 0."""
         return self.interval is not None and self.interval[1] < 0
 
     @property
@@ -64,7 +64,7 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 
 def compare(best: Mapping[int, float], other: Mapping[int, float], mode: str) -> Comparison:
-    """Values by seed; only seeds that both have count, since one seed gives both the same data order."""
+    """Compare values by seed; only seeds that both have count, since one seed gives both the same data order."""
     sign = 1.0 if mode == "max" else -1.0
     gains = [sign * (best[seed] - other[seed]) for seed in sorted(best.keys() & other.keys())]
     found = mean_of(gains)

@@ -1,4 +1,4 @@
-"""What came of running the best configuration again: means, the difference, and whether the win is real, in plain words."""
+"""The report of running the best configuration again: means, the difference, and whether the win is real, in plain words."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,26 +8,26 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cluster.run.directory import RunDir
-from cluster.text import parameter_words
+from cluster.text import format_parameters
 from jobs.runs.follow import POLL_SECONDS, Watch
 from jobs.runs.status import final_outcome
 from jobs.runs.tables import table
 from jobs.sweep.comparison import Comparison, compare, mean_of
 from jobs.sweep.confirm import Candidate, values_of
-from jobs.sweep.results import SweepResults, metric_word
+from jobs.sweep.results import SweepResults, format_metric
 
 ROUNDING = 1e-9  # a smaller spread, of the difference, is that of floating point
 
 
 def await_runs(runs: Sequence[RunDir], say: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> None:
-    """Return when all of them are over; tell as each ends."""
+    """Return when all runs are over; `say` a line as each ends."""
     watches, done = [Watch(run) for run in runs], 0
     while watches:
         for watch in [watch for watch in watches if watch.over()]:
             watches.remove(watch)
             done += 1
             outcome = final_outcome(watch.run)
-            word = outcome.state.value if outcome is not None else f"nobody carries it any more ({watch.abandoned})"
+            word = outcome.state.value if outcome is not None else f"its process is gone ({watch.abandoned})"
             say(f"{watch.run.id}: {word} ({done} of {len(runs)} runs are over)")
         if watches:
             sleep(POLL_SECONDS)
@@ -59,20 +59,20 @@ def _plain(candidate: Candidate, values: Mapping[int, float]) -> dict[str, Any]:
 
 
 def verdict(results: SweepResults, best: Candidate, other: Candidate, found: Comparison) -> str:
-    """Whether the win is real."""
+    """Whether the best configuration is better than the other one, in a sentence."""
     one, two = _name(best), _name(other)
     if found.difference is None or found.standard_error is None or found.interval is None:
         has = "no seed" if found.n == 0 else "one seed"
         return f"Nothing can be said: {has} has a value of both {one} and {two}; two are the least, and {_more(results, 5)}."
-    by = f"by {metric_word(abs(found.difference))} ± {metric_word(found.standard_error)} of {results.metric}"
+    by = f"by {format_metric(abs(found.difference))} ± {format_metric(found.standard_error)} of {results.metric}"
     basis = f"mean and standard error of {found.n} differences, each at one seed"
     if found.difference > 0 and found.standard_error <= ROUNDING * found.difference:
         return f"The win is real, and the seed changes nothing: {one} is better than {two} {by} at each of {found.n} seeds."
-    low, high = (metric_word(end) for end in found.interval)
+    low, high = (format_metric(end) for end in found.interval)
     if found.real:
         return f"The win is real: {one} is better than {two} {by} ({basis}; 95% interval {low} to {high})."
     if found.reversed:
-        return f"The win was luck: at new seeds {one} is worse than {two} {by} ({basis}; 95% interval {low} to {high})."
+        return f"The win is not reproduced: at new seeds {one} is worse than {two} {by} ({basis}; 95% interval {low} to {high})."
     way = "better" if found.difference > 0 else "worse"
     seen = f"{one} is {way} than {two} {by}, and that may be chance ({basis}; 95% interval {low} to {high} includes 0)"
     needed = found.seeds_needed
@@ -99,7 +99,7 @@ def confirmation_page(results: SweepResults, found: Mapping[str, Any]) -> Render
         word = candidate["candidate"] + ("" if candidate["trial"] is None else f", trial {candidate['trial']}")
         cells = [_value(candidate["values"].get(seed)) for seed in seeds]
         mean, error = _value(candidate["mean"]), _value(candidate["standard_error"])
-        words = parameter_words(candidate["parameters"])
+        words = format_parameters(candidate["parameters"])
         made.add_row(word, _value(candidate["in_sweep"]), *cells, mean, error, str(candidate["n"]), words)
     failed = [
         f"{run} has no value: `ropewalk why {run}`; `ropewalk resume {run}` tries it again"
@@ -114,4 +114,4 @@ def confirmation_page(results: SweepResults, found: Mapping[str, Any]) -> Render
 
 
 def _value(value: float | None) -> str:
-    return "" if value is None else metric_word(value)
+    return "" if value is None else format_metric(value)

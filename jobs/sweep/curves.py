@@ -86,14 +86,14 @@ class MetricFollower:
             outcome = self.run.outcome(number)
             if outcome is not None:
                 total += max(0.0, outcome.ended - outcome.started) if outcome.started else 0.0
-            elif self._last_line:  # it goes on: what it has reported so far
+            elif self._last_line:  # it still runs: what it has reported so far
                 created = float(self.run.attempt_details(number).get("created", time.time()))
                 total += max(0.0, self._last_line - created)
         return total
 
 
 def joined(series: list[MetricFollower]) -> list[tuple[int, float]]:
-    """The points of a trial over its runs: where a run began from a checkpoint, what lay behind that step is past."""
+    """The points of a trial over its runs: a run that began with a checkpoint replaces what lay after that step."""
     points: dict[int, float] = {}
     for one in series:
         points = {step: value for step, value in points.items() if step < one.first or not one.stretches}

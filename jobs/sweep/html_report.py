@@ -10,12 +10,12 @@ from typing import Any
 from cluster.errors import DataError
 from cluster.run.directory import RunDir
 from cluster.run.files import write_atomically
-from cluster.text import value_word
+from cluster.text import format_value
 from jobs.runs.plots import INK, MUTED
 from jobs.runs.tables import duration
 from jobs.sweep.importance import Importance, importance_of
 from jobs.sweep.plots import draw_curves, draw_history, draw_importance, draw_parallel, title_of
-from jobs.sweep.results import SweepResults, TrialResult, metric_word, read_sweep
+from jobs.sweep.results import SweepResults, TrialResult, format_metric, read_sweep
 
 Drawing = tuple[tuple[float, float], Callable[[Any], None]]  # inches, and what draws it on an axis
 DOTS_PER_INCH = 150
@@ -135,7 +135,7 @@ def _image(path: Path, name: str) -> str:
 def _facts(results: SweepResults) -> str:
     best, full = results.best, results.full
     facts = {
-        f"best {results.metric}": metric_word(best.metric) if best is not None and best.metric is not None else "none",
+        f"best {results.metric}": format_metric(best.metric) if best is not None and best.metric is not None else "none",
         "trials": f"{len(results.trials)} ({results.states})",
         "steps spent": f"{results.spent:,}" + (f", {results.spent / full:.0%} of all to the end" if full else ""),
         "steps saved": f"{results.saved:,}",
@@ -159,13 +159,13 @@ def _row(trial: TrialResult, keys: list[str], best: TrialResult | None) -> str:
 
 
 def _cells(values: Sequence[Any], tag: str = "td") -> str:
-    """A cell a value; a number is to the right, in a few digits, and sorted by all of them."""
+    """A table cell per value; a number is shown in a few digits, to the right, and sorted by its full value."""
     found = ""
     for value in values:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         about = f' class="n" data-value="{value}"' if number else ""
-        text = (
-            "" if value is None else metric_word(value) if number and value % 1 else f"{value:,}" if number else value_word(value)
-        )
+        text = "" if value is None else format_value(value)
+        if number:
+            text = format_metric(value) if value % 1 else f"{value:,}"
         found += f"<{tag}{about}>{html.escape(text)}</{tag}>"
     return found

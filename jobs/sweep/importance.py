@@ -32,8 +32,8 @@ class Importance:
 
 
 def importance_of(results: SweepResults) -> Importance:
-    """Over the trials that finished, or were stopped for their value; not those that a spent budget cut off."""
-    trials = [t for t in results.standing if t.state == "SUCCEEDED" or t.stopped_at is not None]
+    """The importance of each parameter, over trials that finished or were stopped for their value, not for a spent budget."""
+    trials = [t for t in results.eligible if t.state == "SUCCEEDED" or t.stopped_at is not None]
     axes = axes_of(results.run.record["config"].get("space") or {}, trials)
     if len(trials) < LEAST_TRIALS or not axes:
         few = f"{len(trials)} of {LEAST_TRIALS} trials: too few to tell what matters" if axes else "no parameter has two values"

@@ -25,7 +25,7 @@ from jobs.runs.status import final_outcome
 from jobs.runs.submit import make_record, unwritten_run
 from jobs.sweep.allocation import placement
 from jobs.sweep.checkpoint_reference import release_all
-from jobs.sweep.checks import decision_steps, fitting, sample_config, steps_of, trial_defaults
+from jobs.sweep.checks import concurrent_trials, decision_steps, sample_config, steps_of, trial_defaults
 from jobs.sweep.config import SweepConfig
 from jobs.sweep.context import CLUSTERS, SweepContext
 from jobs.sweep.launcher import launcher
@@ -75,7 +75,7 @@ class Driver:
         self.gpus = wanted.nodes.most * wanted.gpus if self.local else 0
         if self.local:
             deal_devices(wanted)  # else Tune would wait for GPUs that will never be there
-        self.slots = fitting(config, wanted, str(on["backend"]))
+        self.slots = concurrent_trials(config, wanted, str(on["backend"]))
         # as they were at submission; whoever starts, asks for or cancels a trial finds them by the variable
         write_atomically(self.sweep.path / CLUSTERS, yaml.safe_dump(self.sweep.record["clusters"]))
         os.environ[PROFILES_VARIABLE] = str(self.sweep.path / CLUSTERS)

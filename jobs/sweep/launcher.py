@@ -124,7 +124,7 @@ class _Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
 
 
 class _Request(socketserver.StreamRequestHandler):
-    """One request, in a child of its own: carried out, answered, and the end of the child."""
+    """One request, in a child of its own, which executes and answers it, and ends."""
 
     def handle(self) -> None:
         """Answer with the error, if there was one; `active` names what is under way where a submission was refused for that."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.config import load_section
 from cluster.errors import ConfigError
-from cluster.text import value_word
+from cluster.text import format_value
 from jobs.sweep.results import TrialResult
 from jobs.sweep.space import Parameter
 
@@ -38,7 +38,7 @@ class Axis:
         if self.categories:
             return [(self.place(name), name if len(name) <= 14 else f"{name[:13]}…") for name in self.categories]
         if self.high <= self.low:
-            return [(0.5, value_word(self.low))]
+            return [(0.5, format_value(self.low))]
         return [(self.place(value), _tick_word(value)) for value in self._tick_values()]
 
     def _tick_values(self) -> list[float]:
@@ -68,7 +68,7 @@ def axes_of(space: Mapping[str, Any], trials: Iterable[TrialResult]) -> list[Axi
 
 def category(value: Any) -> str:
     """A value of a choice as one word, the same for 0.1 and 0.10."""
-    return value_word(value) if not isinstance(value, (dict, list)) else json.dumps(value, default=str)
+    return format_value(value) if not isinstance(value, (dict, list)) else json.dumps(value, default=str)
 
 
 def _parameter(item: Any, key: str) -> Parameter | None:

@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.text import parameter_words
+from cluster.text import format_parameters
 from jobs.runs.plots import EVENT, INK, MUTED, TRAIN, VALIDATION, dress
 from jobs.sweep.curves import best_of
 from jobs.sweep.importance import Importance
 from jobs.sweep.plot_axes import axes_of
-from jobs.sweep.results import SweepResults, TrialResult, metric_word
+from jobs.sweep.results import SweepResults, TrialResult, format_metric
 
 BEST, FINISHED, STOPPED = VALIDATION, TRAIN, "#b8c4d0"
 UNSET = -0.09  # where a line passes an axis whose condition does not hold
@@ -21,7 +21,7 @@ KEPT = 0.9  # share of the values that a scale is made for; a few that diverged 
 
 def draw_parallel(axis: Any, results: SweepResults) -> None:
     """A line a trial through its parameters to its place among the others: the best on top."""
-    trials = results.standing
+    trials = results.eligible
     axes = axes_of(results.run.record["config"].get("space") or {}, trials)
     unset = any(a.key not in t.parameters for a in axes for t in trials)
     # by rank: where trials were stopped on the way, their values would press those of the others into one point
@@ -30,7 +30,7 @@ def draw_parallel(axis: Any, results: SweepResults) -> None:
         heights = [a.place(trial.parameters[a.key]) if a.key in trial.parameters else UNSET for a in axes]
         axis.plot(*_bent([*heights, ranks[trial.trial]]), **_style(trial, results))
     told = trials[:: max(1, -(-len(trials) // RANKS_TOLD))]
-    values = [(ranks[t.trial], metric_word(float(t.metric or 0))) for t in told]
+    values = [(ranks[t.trial], format_metric(float(t.metric or 0))) for t in told]
     columns = [(a.key, a.ticks()) for a in axes] + [(f"{results.metric}, by rank", values)]
     for x, (name, ticks) in enumerate(columns):
         _draw_scale(axis, x, _name(name, len(columns)), ticks, last=x == len(columns) - 1)
@@ -81,7 +81,7 @@ def draw_history(axis: Any, results: SweepResults) -> None:
 
 def draw_curves(axis: Any, results: SweepResults) -> None:
     """The metric over the steps: where trials were stopped, and what became of the others."""
-    trials = [t for t in reversed(results.standing) if t.points]
+    trials = [t for t in reversed(results.eligible) if t.points]
     for trial in trials:
         steps, values = zip(*trial.points, strict=True)
         style = _style(trial, results)
@@ -160,4 +160,4 @@ def title_of(results: SweepResults) -> str:
     best = results.best
     if best is None or best.metric is None:
         return results.run.id
-    return f"best: trial {best.trial}, {results.metric} {metric_word(best.metric)}   {parameter_words(best.parameters)}"
+    return f"best: trial {best.trial}, {results.metric} {format_metric(best.metric)}   {format_parameters(best.parameters)}"

@@ -193,7 +193,7 @@ class RayClusterAllocation(Allocation):
         return StopReason.PREEMPTED
 
     def can_retry(self) -> bool:
-        """Say whether all nodes are still there, and the sweep goes on."""
+        """Say whether all nodes are still there, and the sweep keeps running."""
         return not self.gone and not self.sweep_stop_reason()
 
     def close(self) -> None:

@@ -29,11 +29,11 @@ class TrialResult(TrialRecord):
 
     @property
     def run(self) -> str | None:
-        """The newest of its runs."""
+        """The newest run of the trial."""
         return self.runs[-1] if self.runs else None
 
     def plain(self) -> dict[str, Any]:
-        """What `show --json` prints of it."""
+        """What `show --json` prints of the trial."""
         left_out = {"points", "steps_full", "sampled", "with_sweep"}
         return {"trial": self.trial, "run": self.run, **{k: v for k, v in vars(self).items() if k not in left_out}}
 
@@ -55,7 +55,7 @@ class SweepResults:
 
     @cached_property
     def ranked(self) -> list[TrialResult]:
-        """The best first; those without a value after them, those that failed last."""
+        """All trials, the best first; those without a value after them, those that failed last."""
         sign = 1 if self.mode == "min" else -1
         return sorted(
             self.trials,
@@ -63,14 +63,14 @@ class SweepResults:
         )
 
     @property
-    def standing(self) -> list[TrialResult]:
-        """Those that can win, the best first: they have a value and did not fail."""
+    def eligible(self) -> list[TrialResult]:
+        """Trials that can win, the best first: they have a value and did not fail."""
         return [trial for trial in self.ranked if trial.metric is not None and trial.state != TrialState.FAILED]
 
     @property
     def best(self) -> TrialResult | None:
         """The best trial so far."""
-        return next(iter(self.standing), None)
+        return next(iter(self.eligible), None)
 
     @property
     def by_state(self) -> dict[str, int]:
@@ -100,7 +100,7 @@ class SweepResults:
 
     @property
     def saved(self) -> int:
-        """Steps that the scheduler spared by stopping trials."""
+        """Steps that the scheduler saved by stopping trials."""
         stopped = [trial for trial in self.trials if trial.state == "STOPPED"]
         return sum(max(0, (trial.steps_full or trial.steps) - trial.steps) for trial in stopped)
 
@@ -139,7 +139,7 @@ class SweepResults:
 
 
 class SweepReader:
-    """Reads a sweep again and again: each time only what is new of the trials' metrics."""
+    """Reads a sweep repeatedly: each time only what is new of the trials' metrics."""
 
     def __init__(self, run: RunDir) -> None:
         self.run = run
@@ -201,7 +201,7 @@ def with_run_states(results: SweepResults) -> SweepResults:
 
 
 def is_sweep(run: RunDir) -> bool:
-    """The run is a sweep: it has trials, which are runs."""
+    """Whether a run is a sweep: it has trials, which are runs."""
     return run.record.get("job") == "sweep"
 
 
@@ -222,7 +222,7 @@ def trials_cluster(run: RunDir) -> str:
     return str(where.get("cluster") or run.record.get("cluster") or "local")
 
 
-def metric_word(value: float) -> str:
+def format_metric(value: float) -> str:
     """A metric in five digits: trials often differ in the fourth."""
     return f"{value:,.5g}"
 

@@ -23,12 +23,12 @@ EXIT_SECONDS = 60.0  # besides the grace that a run has to save
 
 
 def trial_config(context: SweepContext, record: TrialRecord) -> JobConfig:
-    """The job's configuration with a trial's parameters, and with the donor's checkpoint if it continues from one."""
+    """The job's configuration with a trial's parameters, and with another trial's checkpoint if it starts from one."""
     name = context.config.name or str(context.sweep.record["job"])
     values = {**record.parameters, "name": f"{name}-trial-{record.trial}", **context.defaults}
     if record.lineage:
-        donor = record.lineage[-1]
-        values["start_from"] = {"run": donor["from_run"], "step": donor["step"]}
+        source = record.lineage[-1]
+        values["start_from"] = {"run": source["from_run"], "step": source["step"]}
     return load_config(config_of(find_job(context.config.job)), merged(context.config.base, values))
 
 

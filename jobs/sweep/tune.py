@@ -236,8 +236,8 @@ class RecordedPbt(PopulationBasedTraining):  # type: ignore[misc]
             step = int(latest_metrics(self.context.run(record.runs[-1])).get("step") or 0)
             self._trial_state[trial].last_perturbation_time = step // self.interval_steps * self.interval_steps
 
-    def _reference(self, donor: TuneTrial) -> dict[str, Any]:
-        checkpoint = self._trial_state[donor].last_checkpoint
+    def _reference(self, source: TuneTrial) -> dict[str, Any]:
+        checkpoint = self._trial_state[source].last_checkpoint
         found: dict[str, Any] = json.loads((Path(checkpoint.path) / REFERENCE).read_text())
         return found
 
@@ -248,13 +248,13 @@ class RecordedPbt(PopulationBasedTraining):  # type: ignore[misc]
     def _get_new_config(self, trial: TuneTrial, trial_to_clone: TuneTrial) -> tuple[dict[str, Any], Any]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
         config["trial"] = trial.config["trial"]
-        donor = self._reference(trial_to_clone)
+        source = self._reference(trial_to_clone)
         space, sweep = self.context.config.space, self.context.sweep
         record = read_record(sweep, config["trial"])
         assert record is not None
         record.sampled = plain({key: config[key] for key in space})
         record.parameters = parameters_of(space, record.sampled)
-        origin = {"from_trial": trial_to_clone.config["trial"], "from_run": donor["run"], "step": donor["step"]}
+        origin = {"from_trial": trial_to_clone.config["trial"], "from_run": source["run"], "step": source["step"]}
         record.lineage.append({**origin, "parameters": record.parameters})
         write_record(sweep, record)
         sweep.event("exploited", trial=record.trial, **origin, parameters=record.parameters)

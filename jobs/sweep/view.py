@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json
-from cluster.text import counted, parameter_words
+from cluster.text import counted, format_parameters
 from jobs.runs.view import RunView
 from jobs.sweep.records import SWEEP_CANCELLED, TrialState, path_of, read_records
-from jobs.sweep.results import SweepReader, SweepResults, metric_word, read_sweep, with_run_states
+from jobs.sweep.results import SweepReader, SweepResults, format_metric, read_sweep, with_run_states
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -36,7 +36,7 @@ class SweepView(RunView):
         return self._results
 
     def children(self) -> list[RunDir]:
-        """The runs of all trials."""
+        """The runs of all trials, beside the sweep."""
         return [RunDir(self.run.path.parent / name) for record in read_records(self.run) for name in record.runs]
 
     def before_cancel(self) -> None:
@@ -69,7 +69,7 @@ class SweepView(RunView):
         running, best = results.by_state.get("RUNNING", 0), results.best
         parts = [f"{running} running"] if running else []
         if best is not None and best.metric is not None:
-            parts.append(f"best {results.metric} {metric_word(best.metric)} (trial {best.trial})")
+            parts.append(f"best {results.metric} {format_metric(best.metric)} (trial {best.trial})")
         return "  ".join([*parts, f"{results.spent:,} steps"])
 
     def live(self) -> "RenderableType":
@@ -92,8 +92,8 @@ class SweepView(RunView):
         lines = [f"{len(results.trials)} of {results.wanted or len(results.trials)} trials: {results.states}"]
         best = results.best
         if best is not None and best.metric is not None:
-            value = f"{results.metric} {metric_word(best.metric)}"
-            lines.append(f"best: trial {best.trial}, {value} ({parameter_words(best.parameters)})")
+            value = f"{results.metric} {format_metric(best.metric)}"
+            lines.append(f"best: trial {best.trial}, {value} ({format_parameters(best.parameters)})")
         return [*lines, *failures(results)]
 
     def explain_child(self, child: RunDir) -> str:

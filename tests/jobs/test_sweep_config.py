@@ -9,7 +9,7 @@ import yaml
 import jobs
 from cluster.config import load_config
 from cluster.errors import ConfigError
-from jobs.sweep.checks import decision_steps, fitting, sample_config
+from jobs.sweep.checks import concurrent_trials, decision_steps, sample_config
 from jobs.sweep.config import SweepConfig
 from jobs.sweep.space import Parameter, active, merged, samples
 from jobs.sweep.trial import ReportInterval
@@ -143,11 +143,11 @@ def test_as_many_trials_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     two = load(base={**GOOD["base"], "resources": {"nodes": 2, "ranks_per_node": 2}}, trials=20)
     resources = sample_config(two).resources
-    assert fitting(two, resources, "local") == 2
-    assert fitting(two, resources, "slurm") == 8
-    assert fitting(load(trials=3), resources, "slurm") == 3
-    assert fitting(load(max_concurrent=5), resources, "local") == 5
-    assert fitting(load(scheduler="pbt", trials=6), resources, "local") == 6, "a population lives together"
+    assert concurrent_trials(two, resources, "local") == 2
+    assert concurrent_trials(two, resources, "slurm") == 8
+    assert concurrent_trials(load(trials=3), resources, "slurm") == 3
+    assert concurrent_trials(load(max_concurrent=5), resources, "local") == 5
+    assert concurrent_trials(load(scheduler="pbt", trials=6), resources, "local") == 6, "a population lives together"
 
 
 def test_the_example_is_a_sweep_and_its_first_rung_lies_on_a_validation() -> None:

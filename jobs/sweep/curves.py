@@ -1,6 +1,5 @@
 """One run of a trial as it grows: the values of the sweep's metric, the steps done, the time spent. Reads files only."""
 
-import itertools
 import math
 import time
 from typing import Any
@@ -99,8 +98,3 @@ def joined(series: list[MetricFollower]) -> list[tuple[int, float]]:
         points = {step: value for step, value in points.items() if step < one.first or not one.stretches}
         points.update(one.points)
     return sorted(points.items())
-
-
-def best_of(values: list[float], mode: str) -> list[float]:
-    """The best value so far at each place."""
-    return list(itertools.accumulate(values, min if mode == "min" else max))

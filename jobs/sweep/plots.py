@@ -6,7 +6,6 @@ from typing import Any
 
 from cluster.text import format_parameters
 from jobs.runs.plots import EVENT, INK, MUTED, TRAIN, VALIDATION, dress
-from jobs.sweep.curves import best_of
 from jobs.sweep.importance import Importance
 from jobs.sweep.plot_axes import axes_of
 from jobs.sweep.results import SweepResults, TrialResult, format_metric
@@ -70,7 +69,7 @@ def draw_history(axis: Any, results: SweepResults) -> None:
     if failed:
         edge = [high if results.mode == "min" else low] * len(failed)
         axis.scatter(failed, edge, marker="x", color=EVENT, s=28, zorder=4, label="failed", clip_on=False)
-    best = best_of(values, results.mode)
+    best = list(itertools.accumulate(values, min if results.mode == "min" else max))
     axis.step([t.trial for t in trials], best, where="post", color=BEST, linewidth=1.8, zorder=2, label="best so far")
     dress(axis, f"{results.metric} of each trial, in the order of their start")
     axis.set_xlabel("trial")
@@ -139,15 +138,14 @@ def _limit(axis: Any, results: SweepResults, values: Sequence[float]) -> None:
     axis.ticklabel_format(axis="y", useOffset=False)
 
 
-def _bent(heights: Sequence[float], points: int = 24) -> tuple[list[float], list[float]]:
-    """A smooth line through one height an axis, level at each."""
-    xs, ys = [0.0], [heights[0]]
-    for x, (left, right) in enumerate(itertools.pairwise(heights)):
-        for k in range(1, points + 1):
-            t = k / points
-            xs.append(x + t)
-            ys.append(left + (right - left) * t * t * (3 - 2 * t))
-    return xs, ys
+def _bent(heights: Sequence[float], points: int = 24) -> tuple[Any, Any]:
+    """A smooth line through one height per axis, level at each."""
+    import numpy as np
+
+    xs = np.linspace(0, len(heights) - 1, points * (len(heights) - 1) + 1)
+    left = np.minimum(xs.astype(int), len(heights) - 2)
+    t, values = xs - left, np.asarray(heights)
+    return xs, values[left] + (values[left + 1] - values[left]) * t * t * (3 - 2 * t)
 
 
 def _name(key: str, columns: int) -> str:

@@ -15,8 +15,7 @@ from cluster.spec import Outcome, RunState
 from jobs import registry as catalog
 from jobs.runs.status import all_runs
 from jobs.sweep import confirm
-from jobs.sweep.comparison import compare, mean_of, t_value
-from jobs.sweep.confirm_report import confirmation
+from jobs.sweep.confirm_report import compare, confirmation, mean_of, t_value
 from jobs.sweep.results import read_sweep
 from tests.fakes import toss
 from tests.fakes.sweep import METRIC, START, make_sweep, make_trial_run, write_record

@@ -5,7 +5,7 @@ import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
@@ -128,12 +128,19 @@ class JobConfig(Section):
         """Return the engine, if these keys decide it; None leaves the job's own."""
         return None
 
-    def other_cluster(self) -> str | None:
-        """Return the cluster to which this run submits other runs: it must see this run's files, and have its code."""
+    def resolved(self) -> Self:
+        """Return the configuration as run.yaml holds it; asked once, by submission, for what costs more than a validation.
+
+        Raises ConfigError.
+        """
+        return self
+
+    def children_cluster(self) -> str | None:
+        """Return the cluster of the runs that this one starts, if it is another: it must see this run's files and have its code."""
         return None
 
-    def facts(self, cluster_name: str) -> dict[str, Any]:
-        """Return what run.yaml must hold besides the keys, and only the submitting machine knows."""
+    def extra_record(self, cluster_name: str) -> dict[str, Any]:
+        """Return what run.yaml holds besides the keys, since only the submitting machine knows it."""
         return {}
 
 

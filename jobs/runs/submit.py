@@ -57,7 +57,7 @@ def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[
         "config": masked(config.model_dump(mode="json")),
         "resources": config.resources.model_dump(mode="json"),
         "cluster": cluster_name,
-        **masked(config.facts(cluster_name)),
+        **masked(config.extra_record(cluster_name)),
         **origin,
     }
 
@@ -89,6 +89,7 @@ def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
     Of many runs it is the array's where the backend has such a thing, else the first run's.
     """
     backend = load_backend(cluster_name)
+    configs = [config.resolved() for config in configs]
     _check_inputs(backend, configs)
     origin, resources = origin_of(()), configs[0].resources
     runs = [unwritten_run(config, make_record(job, config, cluster_name, origin)) for config in configs]
@@ -139,8 +140,9 @@ def write_down(
     backend: Backend, job: str, configs: Sequence[JobConfig], cluster_name: str, command: Sequence[str]
 ) -> list[RunDir]:
     """The run directories of what is about to be submitted. Raises RopewalkError."""
+    configs = [config.resolved() for config in configs]
     _check_inputs(backend, configs)
-    other = configs[0].other_cluster()
+    other = configs[0].children_cluster()
     root = _root_of(cluster_name) if other is None else _root_of(other) or _root_of(cluster_name)
     root = root or runs_root()
     backends = [backend, *([load_backend(other)] if other else [])]

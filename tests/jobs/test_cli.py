@@ -281,7 +281,7 @@ def test_a_broken_line_ends_no_command(shell: Shell, running: RunDir) -> None:
         (Mount("lustre"), "many small files"),
         (Mount("tmpfs"), "when the machine restarts"),
         (Mount("overlay"), "with the container"),
-        (Mount("fuse.sshfs"), "what is behind it"),
+        (Mount("fuse.sshfs"), "depends on its server"),
     ],
 )
 def test_doctor_knows_what_a_file_system_hurts(mount: Mount, said: str) -> None:

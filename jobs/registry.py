@@ -49,6 +49,22 @@ JOBS: dict[str, JobSpec] = {
             preload=(*_TRAINING, "jobs.evaluate.job"),
         ),
         JobSpec(
+            name="command",
+            summary="Run any program: as ranks, one a node, or once.",
+            config="jobs.command.config:CommandConfig",
+            entry="jobs.command.job:main",
+            engine=Engine.RANKS,
+            preload=("jobs.command.job",),
+        ),
+        JobSpec(
+            name="function",
+            summary="Call a Python function; `ropewalk.submit` in a program or a notebook writes it.",
+            config="jobs.function.config:FunctionConfig",
+            entry="jobs.function.job:main",
+            engine=Engine.PROCESS,
+            preload=("jobs.function.job",),
+        ),
+        JobSpec(
             name="sweep",
             summary="Search for the best configuration of another job; each trial is a run.",
             config="jobs.sweep.config:SweepConfig",

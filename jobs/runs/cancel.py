@@ -20,7 +20,7 @@ def cancel_runs(words: Sequence[str]) -> Iterator[str]:
     for run in runs:
         if run.id not in over:
             view_of(run).before_cancel()
-            clusters.setdefault(str(run.listed.get("cluster", "local")), []).append(run)
+            clusters.setdefault(str(run.record.get("cluster", "local")), []).append(run)
     for cluster, mine in clusters.items():
         load_backend(cluster).cancel_many(mine)
     for run in runs:

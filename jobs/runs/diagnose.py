@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from cluster.backends.base import BackendState
 from cluster.backends.recovery import has_agents
 from cluster.backends.submission import dependencies
-from cluster.errors import EXIT_NEVER_RETRY
+from cluster.errors import EXIT_FAILED, EXIT_NEVER_RETRY
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json
-from cluster.spec import RunState
+from cluster.spec import Outcome, RunState
 from jobs.runs.events import SIGNALS, tell
 from jobs.runs.hangs import join_hangs
+from jobs.runs.known_errors import known_error
 from jobs.runs.status import states
 from jobs.runs.view import view_of
 from jobs.tracking.metrics import broken_lines, broken_words, latest_metrics
@@ -23,31 +24,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SILENT_SECONDS = 30.0  # six samples of a node missed
-
-# (what the error says, what it means, what to do); the first that matches wins
-KNOWN: tuple[tuple[str, str, str], ...] = (
-    (
-        r"CUDA out of memory|OutOfMemoryError",
-        "a GPU ran out of memory",
-        "use a smaller batch.micro_batch or seq_len, or more ranks (FSDP shards the model over them)",
-    ),
-    (
-        r"MemoryError|Cannot allocate memory",
-        "a node ran out of memory",
-        "ask for more resources.memory_gib, or fewer ranks a node",
-    ),
-    (r"No space left on device|Errno 28", "a disk is full", "free space where the run or its output lies, then resume"),
-    (r"Disk quota exceeded|Errno 122", "a quota is used up", "free space where the run or its output lies, then resume"),
-    (r"CorruptShardError", "a shard of the data set is damaged", "make or copy it again, or set on_corrupt=quarantine"),
-    (r"NumericsError", "the loss became NaN or jumped", "a lower optim.lr or a longer optim.warmup_steps usually helps"),
-    (
-        r"NCCL|gloo|Connection (closed|reset) by peer",
-        "ranks lost touch with each other",
-        "look for the first rank or node that was lost",
-    ),
-    (r"No module named", "a package is missing on the node", "install it where the agent's Python runs"),
-    (r"Address already in use", "a port is taken by another program", "resume: another port is drawn"),
-)
 
 
 @dataclass
@@ -82,6 +58,8 @@ def _diagnose(run: RunDir, state: BackendState) -> Diagnosis:
     attempt = attempts[-1]
     outcome = run.outcome(attempt)
     history = _history(run)
+    if state.state.final and (outcome is None or not outcome.state.final):  # so far only the scheduler knows
+        outcome = Outcome(state=state.state, exit_code=EXIT_FAILED, cause=state.reason, ended=time.time())
     if outcome is None:
         return _unfinished(run, attempt, state, history)
     if outcome.state is RunState.SUCCEEDED:
@@ -162,7 +140,8 @@ def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list
 
 def _known(text: str) -> tuple[str, str]:
     """What an error means and what to do about it; empty where it is none of those that are known."""
-    return next(((words, advice) for pattern, words, advice in KNOWN if re.search(pattern, text)), ("", ""))
+    known = known_error(text)
+    return (known.meaning, known.remedy) if known else ("", "")
 
 
 def _place_of(error: dict[str, Any]) -> list[str]:

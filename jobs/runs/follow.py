@@ -12,7 +12,7 @@ from cluster.run.files import read_afresh, read_json
 from cluster.spec import RunState
 from jobs.runs.events import tell
 from jobs.runs.remote import Copy
-from jobs.runs.status import GONE, final_outcome, states
+from jobs.runs.status import GONE, final_outcome, settle
 from jobs.runs.view import RunView, view_of
 from jobs.tracking.metrics import EventTail, latest_metrics
 
@@ -44,11 +44,12 @@ class Watch:
             return True
         if self._clock() >= self._next_question:
             self._next_question = self._clock() + ASK_SECONDS
-            state = states([self.run])[self.run.id]
+            state = settle(self.run)
             self._copy.freshen()
             self.unseen = state.reason if state.word == NO_ANSWER else ""
             self.waits = state.reason if state.state in {RunState.PENDING, RunState.REQUEUED} and not self.unseen else ""
-            gone = state.state is RunState.UNKNOWN or (state.word in GONE and not state.state.final)
+            # a final state without a final outcome: it could not be written down
+            gone = state.state is RunState.UNKNOWN or state.word in GONE or state.state.final
             self._lost = self._lost + 1 if gone else 0
             if self._lost >= LOST_ANSWERS:
                 self.abandoned = state.reason or "the scheduler does not know it any more"

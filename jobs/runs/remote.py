@@ -7,6 +7,7 @@ from cluster.backends.base import Backend
 from cluster.backends.profiles import load_backend
 from cluster.errors import RopewalkError
 from cluster.run.directory import RunDir
+from jobs.runs.status import settle
 from jobs.runs.view import view_of
 
 log = logging.getLogger(__name__)
@@ -18,12 +19,17 @@ class Copy:
     def __init__(self, run: RunDir) -> None:
         self.run, self._said = run, ""
         self._backend: Backend | None = None
-        cluster = str(run.listed.get("cluster", "local"))
+        cluster = str(run.record.get("cluster", "local"))
         if cluster != "local":
             try:
                 self._backend = load_backend(cluster)
             except RopewalkError as error:  # a cluster of the profile file that is not there any more
                 self._tell(str(error))
+
+    @property
+    def is_one(self) -> bool:
+        """Whether the run itself lies elsewhere."""
+        return self._backend is not None and not self._backend.shares_files
 
     def freshen(self) -> None:
         """Bring the copy up to date; where that fails, say so once and continue with what there is."""
@@ -53,12 +59,14 @@ def freshen(run: RunDir) -> RunDir:
     copy.freshen()
     if copy.children() != known:
         copy.freshen()
+    if copy.is_one:
+        settle(run)
     return run
 
 
 def export_elsewhere(run: RunDir, directory: Path, step: int | None) -> bool:
     """Export a checkpoint on the cluster that it lies on, if this machine does not see it; returns whether that was done."""
-    return load_backend(str(run.listed.get("cluster", "local"))).export(run, directory, step)
+    return load_backend(str(run.record.get("cluster", "local"))).export(run, directory, step)
 
 
 def write_there(run: RunDir, name: str) -> bool:
@@ -66,7 +74,7 @@ def write_there(run: RunDir, name: str) -> bool:
 
     Raises BackendError.
     """
-    backend = load_backend(str(run.listed.get("cluster", "local")))
+    backend = load_backend(str(run.record.get("cluster", "local")))
     if backend.shares_files:
         return False
     backend.sync(run, write={name: (run.path / name).read_text()})

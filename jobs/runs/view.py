@@ -86,5 +86,5 @@ class RunView:
 
 def view_of(run: RunDir) -> RunView:
     """The view of a run, as its job defines it."""
-    found: RunView = view_class(str(run.listed.get("job")))(run)
+    found: RunView = view_class(str(run.record.get("job")))(run)
     return found

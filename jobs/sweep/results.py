@@ -211,7 +211,7 @@ def with_run_states(results: SweepResults) -> SweepResults:
 
 def is_sweep(run: RunDir) -> bool:
     """The run is a sweep: it has trials, which are runs."""
-    return run.listed.get("job") == "sweep"
+    return run.record.get("job") == "sweep"
 
 
 def find_sweep(word: str) -> RunDir:

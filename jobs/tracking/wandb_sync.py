@@ -198,7 +198,7 @@ def start_wandb(run: RunDir, attempt: int) -> Any:
         "config": {
             **config,
             "resources": record.get("resources"),
-            "git": {key: value for key, value in (record.get("code") or {}).items() if key != "diff"},
+            "git": record.get("code"),
             "attempt": attempt,
             "handle": details.get("handle"),
             "versions": record.get("versions"),

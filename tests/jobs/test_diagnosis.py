@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from cluster.backends.base import BackendState, Profile
-from cluster.backends.local.backend import CARRIER, LocalBackend, carrier
+from cluster.backends.local.backend import LocalBackend, process_identity
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from cluster.run.files import append_line, write_json
+from cluster.run.names import SUPERVISOR
 from cluster.spec import Outcome, RunState
 from jobs.runs.diagnose import diagnose
 from jobs.runs.status import is_final
@@ -29,7 +30,7 @@ def make_run(root: Path, name: str, **details: object) -> RunDir:
 def at_work(root: Path, name: str, step: int) -> RunDir:
     """A run that this process carries, as far as anybody can tell."""
     run = make_run(root, name)
-    write_json(run.path / CARRIER, carrier(os.getpid()))
+    write_json(run.path / SUPERVISOR, process_identity(os.getpid()))
     append_line(run.attempt_dir(1) / "agents.jsonl", {"node": 0})
     append_line(run.metrics, {"step": step, "attempt": 1, "time": 0.0, "train/loss": 1.0})
     return run
@@ -65,6 +66,13 @@ def test_why_of_a_run_that_waits_for_no_other_has_the_scheduler_s_words(tmp_path
     run = make_run(tmp_path, "later", after=[done.id])
     state = BackendState(state=RunState.PENDING, word="PENDING", reason="Priority; may start at 10:00")
     assert diagnose(run, state).cause == "It is pending (PENDING: Priority; may start at 10:00)."
+
+
+def test_why_of_a_run_that_ended_without_a_word_has_the_scheduler_s_words(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "lost")
+    state = BackendState(state=RunState.FAILED, word="ended", reason="Kubernetes says Failed (DeadlineExceeded)")
+    assert diagnose(run, state).cause == "It failed: Kubernetes says Failed (DeadlineExceeded)"
+    assert run.last_outcome() is None
 
 
 @pytest.fixture

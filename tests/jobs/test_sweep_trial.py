@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.backends.local.backend import CARRIER, carrier
+from cluster.backends.local.backend import process_identity
 from cluster.errors import AlreadyRunningError, BackendError
 from cluster.run.directory import RunDir
 from cluster.run.files import write_json
+from cluster.run.names import SUPERVISOR
 from cluster.spec import Outcome, RunState
 from jobs.sweep.context import Scene
 from jobs.sweep.launcher import ask, launcher
@@ -98,7 +99,7 @@ def test_an_end_that_a_kill_kept_from_being_told_is_told_once(scene: Scene) -> N
 
 def test_who_asks_the_launcher_for_a_run_that_is_under_way_is_told_so_by_the_error_s_kind(scene: Scene) -> None:
     run = RunDir.create("trial", {"job": "pretrain", "cluster": "local", "config": {}, "resources": {}}, scene.sweep.path.parent)
-    write_json(run.path / CARRIER, carrier(os.getpid()))
+    write_json(run.path / SUPERVISOR, process_identity(os.getpid()))
     with launcher(scene.scratch / "launcher.log", {}, []) as folder, pytest.raises(AlreadyRunningError) as caught:
         ask(folder, "submit", run)
     told = f"{run.id} already has an active process (local:{os.getpid()}); cancel it first: ropewalk cancel {run.id}"

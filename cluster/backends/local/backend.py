@@ -16,17 +16,14 @@ from cluster.errors import AlreadyRunningError
 from cluster.gpus import deal_devices, machine_devices
 from cluster.process.fork_server import FORK_SERVER_VARIABLE, ask_fork_server
 from cluster.process.signals import STOP_SIGNALS
-from cluster.run.directory import RunDir, begin_attempts
+from cluster.run.attempts import begin_attempts
+from cluster.run.directory import RunDir
 from cluster.run.files import json_text, read_json, read_lines, write_all, write_json
+from cluster.run.names import AGENTS, LOCAL_REQUEST, QUEUE, QUEUE_PROCESS, SUPERVISOR
 from cluster.spec import Engine, RunState
-from cluster.supervise.allocation import AGENTS
 from cluster.supervise.supervisor import BY_SUBMISSION, close_unfinished_attempt
 
 LEAVING_SECONDS = 10.0
-REQUEST = "local.json"  # attempt, resources, after, and the run whose directory holds the queue, if there is one
-CARRIER = "supervisor.json"  # the supervisor's process
-QUEUE = "queue.json"  # runs in order, and how many at once; in the first run of a submission of many
-QUEUE_CARRIER = "queue-process.json"
 
 
 class LocalBackend(Backend):
@@ -53,11 +50,11 @@ class LocalBackend(Backend):
         attempt = run.begin_attempt(
             resources=plain, backend="local", opened_by=BY_SUBMISSION, **_waits(after)
         )  # from now on a resumed run has no outcome
-        write_json(run.path / REQUEST, {"attempt": attempt, "resources": plain, "after": list(after)})
+        write_json(run.path / LOCAL_REQUEST, {"attempt": attempt, "after": list(after)})
         pid = start_detached(
             [sys.executable, "-m", "cluster.backends.local.supervisor_main", str(run.path)], run.path / "supervisor.log"
         )
-        write_json(run.path / CARRIER, carrier(pid))
+        write_json(run.path / SUPERVISOR, process_identity(pid))
         return f"local:{pid}"
 
     def submit_many(
@@ -67,14 +64,14 @@ class LocalBackend(Backend):
         self.check_resources(resources)
         plain, head = resources.model_dump(mode="json"), runs[0]
         details = {"resources": plain, "backend": "local", "opened_by": BY_SUBMISSION, **_waits(after)}
-        attempts = begin_attempts(runs, [details] * len(runs))
+        attempts = begin_attempts([run.path for run in runs], [details] * len(runs))
         # all lie under one root, and the first holds what concerns them all
-        common = {"resources": plain, "after": list(after), "queue": head.id}
+        common = {"after": list(after), "queue": head.id}
         requests = zip(runs, attempts, strict=True)
-        write_all({run.path / REQUEST: json_text({"attempt": number, **common}) for run, number in requests})
+        write_all({run.path / LOCAL_REQUEST: json_text({"attempt": number, **common}) for run, number in requests})
         write_json(head.path / QUEUE, {"runs": [run.id for run in runs], "at_once": at_once or 1})
         pid = start_detached([sys.executable, "-m", "cluster.backends.local.queue", str(head.path)], head.path / "queue.log")
-        write_json(head.path / QUEUE_CARRIER, carrier(pid))
+        write_json(head.path / QUEUE_PROCESS, process_identity(pid))
         return [f"local:{pid}"] * len(runs)
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
@@ -88,14 +85,14 @@ class LocalBackend(Backend):
             if outcome is not None:
                 return BackendState(state=outcome.state if outcome.state.final else RunState.REQUEUED, word="supervised")
             if not read_lines(run.attempt_dir(attempts[-1]) / AGENTS):
-                word = "starting" if (run.path / CARRIER).exists() else "queued"
+                word = "starting" if (run.path / SUPERVISOR).exists() else "queued"
                 return BackendState(state=RunState.PENDING, word=word, reason=_waiting_for(run))
             return BackendState(state=RunState.RUNNING, word="supervised")
         if outcome is not None:
             if outcome.state.final:
                 return BackendState(state=outcome.state, word="ended")
             return BackendState(state=outcome.state, word="ended", reason=f"nobody carries it; {remedy}", remedy=remedy)
-        who = "its supervisor" if (run.path / CARRIER).exists() else "the process that would have started it"
+        who = "its supervisor" if (run.path / SUPERVISOR).exists() else "the process that would have started it"
         return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{who} died; {remedy}", remedy=remedy)
 
     def cancel(self, run: RunDir) -> None:
@@ -132,7 +129,7 @@ def start_detached(command: list[str], log: Path) -> int:
     return os.posix_spawn(command[0], command, environment, file_actions=actions, setsid=True, setsigmask=STOP_SIGNALS)
 
 
-def carrier(pid: int) -> dict[str, Any]:
+def process_identity(pid: int) -> dict[str, Any]:
     """A process by what no later process shares: pid and birth."""
     return {"pid": pid, "created": psutil.Process(pid).create_time()}
 
@@ -141,17 +138,17 @@ def _waits(after: Sequence[str]) -> dict[str, Any]:
     return {"after": list(after)} if after else {}
 
 
-def _carrier_of(run: RunDir) -> dict[str, Any] | None:
+def _owner_of(run: RunDir) -> dict[str, Any] | None:
     """Whoever carries the run: its supervisor, or the queue in which it waits for one."""
-    own = read_json(run.path / CARRIER)
+    own = read_json(run.path / SUPERVISOR)
     if own:
         return dict(own)
-    head = (read_json(run.path / REQUEST) or {}).get("queue")
-    return read_json(run.path.parent / head / QUEUE_CARRIER) if head else None
+    head = (read_json(run.path / LOCAL_REQUEST) or {}).get("queue")
+    return read_json(run.path.parent / head / QUEUE_PROCESS) if head else None
 
 
 def _alive(run: RunDir) -> bool:
-    found = _carrier_of(run)
+    found = _owner_of(run)
     if not found:
         return False
     try:
@@ -169,14 +166,14 @@ def _let_leave(run: RunDir) -> None:
 
 
 def _waiting_for(run: RunDir) -> str:
-    request = read_json(run.path / REQUEST) or {}
+    request = read_json(run.path / LOCAL_REQUEST) or {}
     if request.get("after"):
         return f"waits for {', '.join(request['after'])}"
-    if "queue" not in request or (run.path / CARRIER).exists():
+    if "queue" not in request or (run.path / SUPERVISOR).exists():
         return ""
     at_once = (read_json(run.path.parent / request["queue"] / QUEUE) or {}).get("at_once")
     return f"waits for its turn: {at_once} of its submission at a time"
 
 
 def _handle(run: RunDir) -> str:
-    return f"local:{(_carrier_of(run) or {}).get('pid')}"
+    return f"local:{(_owner_of(run) or {}).get('pid')}"

@@ -10,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.backends.local.backend import CARRIER, QUEUE, carrier
+from cluster.backends.local.backend import process_identity
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_FAILED
 from cluster.process.forking import Forked, fork_program, import_modules, preload_modules
 from cluster.process.signals import SignalFlag, install_stop_handler
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
+from cluster.run.names import QUEUE, SUPERVISOR
 from cluster.spec import Outcome, RunState
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class Queue:
         except OSError as error:
             log.exception("%s: no supervisor", run.id)
             return self._never_ran(run, RunState.FAILED, EXIT_FAILED, f"its supervisor could not be started: {error}")
-        write_json(run.path / CARRIER, carrier(process.pid))
+        write_json(run.path / SUPERVISOR, process_identity(process.pid))
         self.running.append(process)
         return None
 

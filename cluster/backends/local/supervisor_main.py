@@ -13,22 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from cluster.backends.local.nodes import LocalAllocation
-from cluster.config import Resources
 from cluster.engines.entry import configure_logging
 from cluster.process.forking import import_modules, preload_modules
 from cluster.process.signals import STOP_SIGNALS, SignalFlag
 from cluster.run.directory import RunDir
+from cluster.run.names import LOCAL_REQUEST
 from cluster.spec import Outcome, RunState
 from cluster.supervise.supervisor import Supervisor
 
 
 def supervise(run: RunDir) -> None:
-    """Carry the run that `local.json` asks for."""
-    request: dict[str, Any] = json.loads((run.path / "local.json").read_bytes())
+    """Supervise the run's attempt that `local.json` names, once the runs that it waits for have succeeded."""
+    request: dict[str, Any] = json.loads((run.path / LOCAL_REQUEST).read_bytes())
     number: int = request["attempt"]  # opened by whoever submitted, so that a resumed run has no outcome
     run.describe_attempt(number, handle=f"local:{os.getpid()}")
     stop = SignalFlag()  # whoever runs this machine wants the run to stop
-    allocation = LocalAllocation(run, Resources.model_validate(request["resources"]), stop)
+    allocation = LocalAllocation(run, run.resources(number), stop)
 
     def leave(*_: object) -> None:
         allocation.leaving = True

@@ -80,7 +80,7 @@ def test_the_record_holds_what_the_run_is_and_no_secret(shell: Shell, monkeypatc
 
 
 def test_masking() -> None:
-    from jobs.runs.submit import masked
+    from jobs.runs.provenance import masked
 
     given = {
         "api_key": "a", "hf_token": "b", "s3": {"secret": "c", "password": "d"}, "text_key": "text", "eos_token": "<end>",

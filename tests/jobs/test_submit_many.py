@@ -125,7 +125,7 @@ def test_the_cost_of_a_run_among_many(shell: Shell, monkeypatch: pytest.MonkeyPa
     )
     assert (many["os.mkdir"] - few["os.mkdir"]) / 300 < 3.1, "an id that is taken costs one more"
     assert many["subprocess.Popen"] <= 8, "git and versions are asked once for all"
-    assert (sum(many.values()) - sum(few.values())) / 300 <= 10
+    assert (sum(many.values()) - sum(few.values())) / 300 <= 13, "two of them where the checkout has a diff to keep"
     before = time.process_time()
     listing = calls.of(lambda: shell("ps"))
     assert time.process_time() - before < 3, "a few milliseconds a run even on a slow machine"

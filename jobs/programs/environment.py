@@ -3,10 +3,9 @@
 import os
 from collections.abc import Mapping
 
-from cluster.config import Resources
 from cluster.run.context import STOP_VARIABLE, JobContext
 from cluster.run.files import read_lines
-from cluster.supervise.allocation import AGENTS
+from cluster.run.names import AGENTS
 
 RUN_VARIABLE = "ROPEWALK_RUN"  # the run's directory
 ATTEMPT_VARIABLE = "ROPEWALK_ATTEMPT"
@@ -33,16 +32,10 @@ def variables_of(context: JobContext, launch: str, stop_signal: str | None = Non
     if context.regroup_flag is not None:
         found[REGROUP_VARIABLE] = str(context.regroup_flag)
     if launch == "ranks" and "LOCAL_WORLD_SIZE" not in os.environ:
-        found["LOCAL_WORLD_SIZE"] = str(resources_of(context).local_world_size)
+        found["LOCAL_WORLD_SIZE"] = str(context.run.resources(context.attempt).local_world_size)
     if launch == "nodes":
         found |= {NODES_VARIABLE: ",".join(_addresses(context)), "ROPEWALK_NODE_RANK": str(context.rank)}
     return found
-
-
-def resources_of(context: JobContext) -> Resources:
-    """What this attempt has."""
-    details = context.run.attempt_details(context.attempt)
-    return Resources.model_validate(details.get("resources") or context.run.record["resources"])
 
 
 def _addresses(context: JobContext) -> list[str]:

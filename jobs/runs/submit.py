@@ -190,8 +190,10 @@ def resume_as(job: str, file: Path | None, overrides: Sequence[str], ref: str) -
 
 def scale(run: RunDir, nodes: int) -> None:
     """Ask a live elastic run to change its number of nodes. Raises ConfigError."""
-    if final_outcome(run) is not None:
-        raise ConfigError(f"{run.id} is over; `ropewalk resume {run.id} resources.nodes={nodes}` restarts it with as many")
+    if (outcome := final_outcome(run)) is not None:
+        goes_on = outcome.state is not RunState.SUCCEEDED
+        remedy = f"; `ropewalk resume {run.id} resources.nodes={nodes}` restarts it with as many" if goes_on else ""
+        raise ConfigError(f"{run.id} is over: {outcome.state}{remedy}")
     allowed = run.resources().nodes
     if not allowed.elastic:
         remedy = f"cancel it, then `ropewalk resume {run.id} resources.nodes=1..{max(nodes, allowed.most)}`"

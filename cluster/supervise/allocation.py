@@ -63,7 +63,7 @@ class Allocation(ABC):
         return ""
 
     def query_stop_reason(self) -> str:
-        """Ask the owner of the nodes why agents were stopped that this process had not told to; empty: the owner did not."""
+        """Ask the owner of the nodes why it stopped agents past this process; empty if it did not."""
         return ""
 
     def can_retry(self) -> bool:
@@ -72,12 +72,12 @@ class Allocation(ABC):
 
 
 def agent_command(python: str, run_path: str, attempt: str, *, node: int, nodes: str, address: str, rendezvous: str) -> list[str]:
-    """How the agent of one node is started."""
-    words = [python, "-m", "cluster.agent", run_path, "--attempt", attempt, "--node", str(node)]
-    words += ["--nodes", nodes, "--address", address]
-    return [*words, "--rendezvous", rendezvous] if rendezvous else words
+    """Return the command that starts the agent of one node."""
+    command = [python, "-m", "cluster.agent", run_path, "--attempt", attempt, "--node", str(node)]
+    command += ["--nodes", nodes, "--address", address]
+    return [*command, "--rendezvous", rendezvous] if rendezvous else command
 
 
 def store_command(python: str, host: str, port: str) -> list[str]:
-    """How the rendezvous store is started."""
+    """Return the command that starts the rendezvous store."""
     return [python, "-m", "cluster.engines.store", "--host", host, "--port", port]

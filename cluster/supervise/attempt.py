@@ -7,10 +7,11 @@ from dataclasses import replace
 
 from cluster.config import Resources
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
+from cluster.fresh_reads import read_json_afresh
 from cluster.process.forking import Process
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import Looks
-from cluster.run.files import append_line, read_json_afresh
+from cluster.run.files import append_line
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
 from cluster.run.names import AGENTS, LOGS, NODES
 from cluster.spec import Engine, Outcome, RunState, StopReason
@@ -213,7 +214,7 @@ class Attempt:
         )
 
     def _reason_past_us(self) -> str:
-        """Why agents were stopped by another than this process, as far as whoever owns the nodes says so."""
+        """Ask the owner of the nodes why agents stopped that this process had not told to; empty if it does not say."""
         codes = set(self.codes.values())
         reason = self._owners_reason() if EXIT_FAILED not in codes else ""
         return reason or (self.allocation.query_stop_reason() if codes & {EXIT_REQUEUE, EXIT_TERMINATED} else "")
@@ -228,5 +229,5 @@ class Attempt:
         """The last line of an agent's log, which tells why one could not even start: a module, an image, a Python is missing."""
         log = self.folder / LOGS / f"node-{node}.log"
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines()[-20:]] if log.exists() else []
-        told = [line for line in lines if line and not line.startswith("srun: error:")]
-        return f" ({told[-1][:300]})" if told else ""
+        found = [line for line in lines if line and not line.startswith("srun: error:")]
+        return f" ({found[-1][:300]})" if found else ""

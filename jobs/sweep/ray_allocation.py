@@ -14,9 +14,9 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import Resources
-from cluster.engines.ports import ReservedPort
 from cluster.process.forking import Process, wait_by_polling
 from cluster.process.kill import end, family, processes_of
+from cluster.process.ports import ReservedPort
 from cluster.process.scratch import make_scratch, remove_scratch
 from cluster.process.signals import stop_signals_blocked
 from cluster.run.directory import RunDir

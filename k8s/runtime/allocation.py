@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import Resources
-from cluster.engines.ports import ReservedPort
 from cluster.process.forking import Process
+from cluster.process.ports import ReservedPort
 from cluster.process.signals import SignalFlag
 from cluster.run.directory import RunDir
 from cluster.supervise.allocation import Allocation

@@ -11,8 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_REQUEUE
+from cluster.process.output import configure_logging
 from cluster.process.signals import install_stop_handler
 from cluster.run.directory import RunDir
 from cluster.supervise.supervisor import Supervisor, open_attempt

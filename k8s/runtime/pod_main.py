@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 from cluster.backends.submission import submission_details
-from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_NEVER_RETRY, EXIT_REQUEUE
 from cluster.process.forking import Forked, fork_program, import_modules, preload_modules
+from cluster.process.output import configure_logging
 from cluster.process.signals import SignalFlag, install_stop_handler
 from cluster.run.directory import RunDir
 from k8s.api.in_cluster import InClusterApi

@@ -10,10 +10,10 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen, TimeoutExpired
 
 from cluster.config import Resources
-from cluster.engines.ports import ReservedPort
 from cluster.errors import BackendError
 from cluster.process.forking import Process
 from cluster.process.kill import end, family
+from cluster.process.ports import ReservedPort
 from cluster.process.signals import SignalFlag, stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.supervise.agent_environment import agent_environment

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.engines.ports import free_port
 from cluster.errors import EXIT_LOST_PEER, EXIT_REQUEUE
 from cluster.process.kill import end, family
+from cluster.process.ports import free_port
 from cluster.process.signals import stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
@@ -71,7 +71,7 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
     try:
         until(lambda: len(list(nodes.glob("node-*.jsonl"))) == 2)  # they have loaded all, and wait for the store
         leaving.send_signal(signal.SIGUSR2)
-        until(lambda: "there is nothing to save" in said.read_text())
+        until(lambda: "nothing to save" in said.read_text())
         started.append(subprocess.Popen(store_command(sys.executable, "127.0.0.1", str(port))))
         until(lambda: list(nodes.glob("rank-*.json")))
         time.sleep(1.0)  # what the other's takes

@@ -22,10 +22,10 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
-from cluster.engines.ports import ReservedPort
 from cluster.engines.rendezvous import RENDEZVOUS
 from cluster.engines.signed_rendezvous import SignedHandler, signed_handler
 from cluster.process.kill import end, family
+from cluster.process.ports import ReservedPort
 from cluster.run.directory import RunDir
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
 from cluster.supervise.allocation import agent_command, store_command
@@ -125,7 +125,7 @@ def test_ranks_meet_only_where_an_agent_says(tmp_path: Path, monkeypatch: pytest
     server.set("torch.rendezvous.run.1.0/MASTER_ADDR", "10.6.6.6")
     second = next(node for node in nodes if node._this_node.addr != places[0].master_addr)
     monkeypatch.setattr(DynamicRendezvousHandler, "next_rendezvous", _read_again)
-    with pytest.raises(RendezvousStateError, match=r"no agent of this attempt has said that ranks meet at 10\.6\.6\.6"):
+    with pytest.raises(RendezvousStateError, match=r"10\.6\.6\.6 of rank 0 is not signed by an agent of this attempt"):
         second.next_rendezvous()
     for node in nodes:
         node._stop_heartbeats()

@@ -1,4 +1,4 @@
-"""Virtual nodes: agents in process groups with addresses of their own (127.0.1.K) on this machine.
+"""Virtual nodes of this machine: agents in process groups with addresses of their own (127.0.1.K).
 
 So a run of two nodes is a real rendezvous of two agents, and killing a node is killing everything on it.
 """
@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 from cluster.config import Resources
-from cluster.engines.ports import ReservedPort
 from cluster.gpus import DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, deal_devices, users_devices
 from cluster.process.forking import Process, fork_program
 from cluster.process.kill import end, family, processes_of
+from cluster.process.ports import ReservedPort
 from cluster.process.scratch import make_scratch, remove_scratch
 from cluster.process.signals import SignalFlag
 from cluster.run.directory import RunDir
@@ -29,12 +29,12 @@ NODE_RETURN_SECONDS = 10.0  # how long a virtual node is away when it died: as i
 
 
 def address_of(node: int) -> str:
-    """A virtual node's own loopback address."""
+    """Return a virtual node's own loopback address."""
     return f"127.0.1.{node + 1}"
 
 
 def render_script(run_path: str, attempt: str, resources: Resources, engine: Engine) -> str:
-    """The commands as a script that a person can read, or run by hand: the local dry run."""
+    """Render the commands as a script that a person can read, or run by hand: the local dry run."""
     python, port, rendezvous = sys.executable, "PORT", ""
     lines = ["#!/bin/bash", "# What the local backend starts: one agent a virtual node, each in a process group of its own."]
     if engine is Engine.RANKS:
@@ -76,15 +76,15 @@ class LocalAllocation(Allocation):
         return sorted(self.busy)
 
     def address(self, node: int) -> str:
-        """Its own loopback address."""
+        """Return the node's own loopback address."""
         return address_of(node)
 
     def free_port(self) -> int:
-        """A port of node 0's address."""
+        """Reserve a port of node 0's address."""
         return self._store_port.take(address_of(0))
 
     def start(self, node: int, command: list[str], log: Path) -> Process:
-        """Fork a process group of its own; its temporary files lie on the node's own disk."""
+        """Fork the command into a process group of its own, with its temporary files on the node's own disk."""
         disk = self._disk(node)
         disk.mkdir(exist_ok=True)
         return fork_program(command, {**os.environ, **self._environment(node)}, log)
@@ -100,26 +100,26 @@ class LocalAllocation(Allocation):
         }
 
     def _disk(self, node: int) -> Path:
-        """A virtual node's own disk: what is left on it is found, and goes with the node."""
+        """The folder that is a virtual node's own disk: by it the node's processes are found, and it goes with the node."""
         return self.scratch / f"n{node}"
 
     def end(self, process: Process) -> None:
-        """Kill it and its descendants."""
+        """Kill a process and its descendants."""
         end(family(process.pid))
         process.wait()
 
     def clean_up(self, node: int) -> None:
-        """End what had left the agent's process group."""
+        """Kill what had left the agent's process group."""
         end(processes_of(self._disk(node)))
 
     def mark_lost(self, node: int) -> None:
-        """A dead node takes everything with it, and reboots."""
+        """Kill everything on a node that died; it is back after NODE_RETURN_SECONDS, as if it had rebooted."""
         self.clean_up(node)
         self.busy.discard(node)
         self.away[node] = time.monotonic() + NODE_RETURN_SECONDS
 
     def acquire(self, wanted: int) -> list[int]:
-        """Nodes that have rebooted, or that nobody uses."""
+        """Return nodes that have rebooted, or that nobody uses."""
         now = time.monotonic()
         free = [n for n in range(self.resources.nodes.most) if n not in self.busy and self.away.get(n, 0.0) <= now]
         chosen = free[: max(wanted, 0)]
@@ -127,7 +127,7 @@ class LocalAllocation(Allocation):
         return chosen
 
     def release(self, node: int) -> None:
-        """The node is free for whoever wants it."""
+        """Free the node for the next `acquire`."""
         self.busy.discard(node)
         self.away.pop(node, None)
 
@@ -139,11 +139,11 @@ class LocalAllocation(Allocation):
         return ""
 
     def can_retry(self) -> bool:
-        """This machine stays ours, unless the supervisor itself has to go."""
+        """Say that this machine stays ours, unless the supervisor itself has to go."""
         return not self.leaving
 
     def close(self) -> None:
-        """Nothing of the nodes is left."""
+        """Kill everything on the nodes, and remove their disks."""
         self._store_port.release()
         end(processes_of(self.scratch))
         remove_scratch(self.scratch)

@@ -136,7 +136,7 @@ class JobConfig(Section):
         return self
 
     def children_cluster(self) -> str | None:
-        """Return the cluster of the runs that this one starts, if it is another: it must see this run's files and have its code."""
+        """Return the cluster of the runs that this one starts, if another: it must see this run's files and have its code."""
         return None
 
     def extra_record(self, cluster_name: str) -> dict[str, Any]:

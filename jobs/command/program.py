@@ -6,7 +6,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -97,7 +97,7 @@ class Program:
         return code
 
 
-def _prepare(parent: int):  # type: ignore[no-untyped-def]
+def _prepare(parent: int) -> Callable[[], None]:
     """In the child before exec: hear all signals again, and die with the process that started it."""
 
     def prepare() -> None:

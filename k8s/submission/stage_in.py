@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from cluster.run.code_copy import accept_copy
-from cluster.run.directory import make_private
+from cluster.run.files import make_private
 from k8s.api.exec_stdin import fed
 
 RUN_ARCHIVE, CODE_ARCHIVE = "run.tar.gz", "code.tar.gz"

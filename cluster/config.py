@@ -3,7 +3,7 @@
 import difflib
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
 
@@ -18,6 +18,19 @@ class Section(BaseModel):
     """Base of every group of keys: frozen, without unknown keys, and with defaults that are validated too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+_SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def check_variables(names: Iterable[str], secret_remedy: str) -> None:
+    """Raise ValueError for a variable of a profile's `environment` that no shell takes, or that looks like a secret."""
+    for name in names:
+        if _SECRET.search(name):
+            raise ValueError(f"variable {name} looks like a secret, and {secret_remedy}")
+        if not _VARIABLE.fullmatch(name):
+            raise ValueError(f"variable {name!r}: a name consists of letters, digits and _, and does not begin with a digit")
 
 
 def absolute(path: str) -> str:

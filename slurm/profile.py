@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cluster.config import Section
+from cluster.config import Section, check_variables
 
 # what the job script decides itself
 OWN_OPTIONS = frozenset(
@@ -13,9 +13,7 @@ OWN_OPTIONS = frozenset(
     | {"output", "error", "chdir", "parsable", "dependency", "kill-on-invalid-dep", "no-kill", "array", "wait", "wrap"}
     | {"export", "gpus-per-node", "cpus-per-task", "mem"}
 )
-_SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
 _LONG_NAME = re.compile(r"[a-z][a-z0-9-]*")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Container(Section):
@@ -74,11 +72,7 @@ class SlurmProfile(Section):
     @field_validator("environment")
     @classmethod
     def _no_secrets(cls, values: dict[str, str]) -> dict[str, str]:
-        for name in values:
-            if _SECRET.search(name):
-                raise ValueError(f"variable {name} looks like a secret, and job scripts are files; export it before you submit")
-            if not _VARIABLE.fullmatch(name):
-                raise ValueError(f"variable {name!r} has a name that no shell takes; letters, digits and _ it may have")
+        check_variables(values, "job scripts are files; export it before you submit")
         return values
 
     @model_validator(mode="after")

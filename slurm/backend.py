@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.backends.recovery import conclude, last_known
-from cluster.backends.submission import key_of, open_attempts, open_dependencies, refuse_active
+from cluster.backends.submission import key_of, next_attempt, open_attempts, open_dependencies, refuse_active
 from cluster.config import Resources, load_section
 from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from cluster.run.directory import RunDir
@@ -58,7 +58,7 @@ class SlurmBackend(Backend):
     ) -> list[str]:
         """The same for many runs, as one array; at most `at_once` of them run at a time."""
         head, array = runs[0], len(runs) > 1
-        number = (head.attempts() or [0])[-1] + 1
+        number = next_attempt(head)
         script = render_job(head, resources, self.profile, number, len(runs))
         options = [*job_options(head, resources, self.profile, number, len(runs)), *self._dependency(head, after)]
         details = {

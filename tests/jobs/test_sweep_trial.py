@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.backends.local.backend import CARRIER, carrier
+from cluster.backends.local.processes import record_supervisor
 from cluster.errors import AlreadyRunningError, BackendError
 from cluster.run.directory import RunDir
 from cluster.run.files import write_json
@@ -98,7 +98,7 @@ def test_an_end_that_a_kill_kept_from_being_told_is_told_once(scene: Scene) -> N
 
 def test_who_asks_the_launcher_for_a_run_that_is_under_way_is_told_so_by_the_error_s_kind(scene: Scene) -> None:
     run = RunDir.create("trial", {"job": "pretrain", "cluster": "local", "config": {}, "resources": {}}, scene.sweep.path.parent)
-    write_json(run.path / CARRIER, carrier(os.getpid()))
+    record_supervisor(run, os.getpid())
     with launcher(scene.scratch / "launcher.log", {}, []) as folder, pytest.raises(AlreadyRunningError) as caught:
         ask(folder, "submit", run)
     told = f"{run.id} already has an active process (local:{os.getpid()}); cancel it first: ropewalk cancel {run.id}"

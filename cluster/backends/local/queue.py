@@ -6,17 +6,16 @@ Usage: python -m cluster.backends.local.queue DIRECTORY_OF_THE_FIRST_RUN
 import argparse
 import logging
 import os
-import sys
 import time
 from pathlib import Path
 
-from cluster.backends.local.backend import CARRIER, QUEUE, carrier
+from cluster.backends.local.processes import QUEUE, record_supervisor, supervisor_command
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_FAILED
 from cluster.process.forking import Forked, fork_program, import_modules, preload_modules
 from cluster.process.signals import SignalFlag, install_stop_handler
 from cluster.run.directory import RunDir
-from cluster.run.files import read_json, write_json
+from cluster.run.files import read_json
 from cluster.spec import Outcome, RunState
 
 log = logging.getLogger(__name__)
@@ -54,15 +53,14 @@ class Queue:
             self.waiting.remove(run)
 
     def _start(self, run: RunDir) -> None:
-        command = [sys.executable, "-m", "cluster.backends.local.supervisor_main", str(run.path)]
         try:
             run.make_folders(run.attempts()[-1])
             import_modules(preload_modules(run))  # once for all of them
-            process = fork_program(command, os.environ, run.path / "supervisor.log")  # it outlives this process
+            process = fork_program(supervisor_command(run), os.environ, run.path / "supervisor.log")  # it outlives this process
         except OSError as error:
             log.exception("%s: no supervisor", run.id)
             return self._never_ran(run, RunState.FAILED, EXIT_FAILED, f"its supervisor could not be started: {error}")
-        write_json(run.path / CARRIER, carrier(process.pid))
+        record_supervisor(run, process.pid)
         self.running.append(process)
         return None
 

@@ -35,12 +35,12 @@ LEAVING_SECONDS = 10.0
 
 
 class LocalBackend(Backend):
-    """Runs on this machine, as many nodes as asked for; a laptop's whole cluster."""
+    """This machine as a cluster, with as many virtual nodes as a run asks for."""
 
     ships_code = False  # the code that is there now is what one wants on a laptop
 
     def render(self, run: RunDir, resources: Resources) -> str:
-        """The commands that a supervisor would start."""
+        """The commands that the run's supervisor would start."""
         return render_script(f"runs/{run.id}", "1", resources, Engine(run.record["engine"]))
 
     def check_resources(self, resources: Resources) -> None:
@@ -100,7 +100,7 @@ class LocalBackend(Backend):
         run.request_cancel()
 
     def checks(self) -> list[Check]:
-        """What this machine offers."""
+        """The cores, GPUs, memory and shared memory of this machine."""
         memory = psutil.virtual_memory()
         shm = psutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None  # noqa: S108 - looked at, not written
         return [

@@ -51,7 +51,7 @@ def render_script(run_path: str, attempt: str, resources: Resources, engine: Eng
 
 
 class LocalAllocation(Allocation):
-    """This machine's nodes: it has every node that a run may have. `stop` is set by whoever wants the machine back."""
+    """The virtual nodes of one run: all that it may have. `stop` is set by whoever wants the machine back."""
 
     name = "local"
 
@@ -68,7 +68,7 @@ class LocalAllocation(Allocation):
         self._store_port = ReservedPort()
 
     def initial_nodes(self) -> list[int]:
-        """All of them, fresh; the attempt's time begins."""
+        """Return the attempt's nodes, none of them away, and begin its time limit."""
         minutes = self.resources.time_limit_minutes
         self.limit = time.monotonic() + minutes * 60 if minutes else None
         self.away = {}
@@ -79,15 +79,15 @@ class LocalAllocation(Allocation):
         return sorted(self.busy)
 
     def address(self, node: int) -> str:
-        """Its own loopback address."""
+        """Return the loopback address of a node."""
         return address_of(node)
 
     def free_port(self) -> int:
-        """A port of node 0's address."""
+        """Reserve a port of node 0's address."""
         return self._store_port.take(address_of(0))
 
     def start(self, node: int, command: list[str], log: Path) -> Process:
-        """Fork a process group of its own; its temporary files lie on the node's own disk."""
+        """Fork a command as a process group; its temporary files lie on the node's own disk."""
         disk = self._disk(node)
         disk.mkdir(exist_ok=True)
         return fork_program(command, {**os.environ, **self._environment(node)}, log)
@@ -110,26 +110,26 @@ class LocalAllocation(Allocation):
         return values
 
     def _disk(self, node: int) -> Path:
-        """A virtual node's own disk: what is left on it is found, and goes with the node."""
+        """A virtual node's own disk: what runs with files on it is found, and goes with the node."""
         return self.scratch / f"n{node}"
 
     def end(self, process: Process) -> None:
-        """Kill it and its descendants."""
+        """Kill a process and its descendants."""
         end(family(process.pid))
         process.wait()
 
     def clean_up(self, node: int) -> None:
-        """End what had left the agent's process group."""
+        """Kill what the node's agent has left behind."""
         end(processes_of(self._disk(node)))
 
     def mark_lost(self, node: int) -> None:
-        """A dead node takes everything with it, and reboots."""
+        """Kill all that ran on a node, and keep it away for as long as a reboot takes."""
         self.clean_up(node)
         self.busy.discard(node)
         self.away[node] = time.monotonic() + NODE_RETURN_SECONDS
 
     def acquire(self, wanted: int) -> list[int]:
-        """Nodes that have rebooted, or that nobody uses."""
+        """Return nodes that have rebooted, or that the run does not use."""
         now = time.monotonic()
         free = [n for n in range(self.resources.nodes.most) if n not in self.busy and self.away.get(n, 0.0) <= now]
         chosen = free[: max(wanted, 0)]
@@ -137,12 +137,12 @@ class LocalAllocation(Allocation):
         return chosen
 
     def release(self, node: int) -> None:
-        """The node is free for whoever wants it."""
+        """Free a node at once."""
         self.busy.discard(node)
         self.away.pop(node, None)
 
     def stop_reason(self) -> str:
-        """A signal to the supervisor, or the end of the time limit in sight."""
+        """Say that a signal came to the supervisor, or that the time limit is near."""
         if self.stop.is_set():
             self.stop.clear()
             return StopReason.PREEMPTED
@@ -151,11 +151,11 @@ class LocalAllocation(Allocation):
         return ""
 
     def can_retry(self) -> bool:
-        """This machine stays ours, unless the supervisor itself has to go."""
+        """Say that the machine stays ours, unless the supervisor itself has to go."""
         return not self.leaving
 
     def close(self) -> None:
-        """Nothing of the nodes is left."""
+        """Kill what is left on the nodes, and remove their disks."""
         self._store_port.release()
         end(processes_of(self.scratch))
         remove_scratch(self.scratch)

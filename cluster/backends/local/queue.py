@@ -24,7 +24,7 @@ POLL_SECONDS = 0.2
 
 
 class Queue:
-    """Runs of one submission in order. What waits when this process dies is resumed one by one; what runs goes on."""
+    """The runs of one submission, in order. If this process dies, those that run go on, and those that wait must be resumed."""
 
     def __init__(self, head: RunDir) -> None:
         request = read_json(head.path / QUEUE) or {}
@@ -69,7 +69,7 @@ class Queue:
 
 
 def main() -> None:
-    """Serve one queue, detached."""
+    """Serve the queue of the submission whose first run is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     head = RunDir(parser.parse_args().run_dir)

@@ -59,7 +59,7 @@ def await_dependencies(run: RunDir, allocation: LocalAllocation) -> str:
 
 
 def main() -> None:
-    """Supervise one run, detached."""
+    """Supervise the run whose directory is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     run = RunDir(parser.parse_args().run_dir)

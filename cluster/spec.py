@@ -54,6 +54,7 @@ class JobSpec:
     engine: Engine
     preload: tuple[str, ...] = ()  # what the rank server imports once, before any group forms
     reports: tuple[str, ...] = ()  # patterns of the metrics that it reports; none: unknown
+    view: str = "jobs.runs.view:RunView"  # how its runs are shown, explained and cancelled; its import must stay light too
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,23 @@
 """Words for people."""
 
+import json
+from collections.abc import Mapping
+from typing import Any
+
 
 def counted(number: float | str, noun: str) -> str:
     """`1 node`, `2.5 GPUs`, `1..4 nodes`."""
     text = f"{number:g}" if isinstance(number, float) else str(number)
     return f"{text} {noun}{'' if text == '1' else 's'}"
+
+
+def parameter_words(parameters: Mapping[str, Any]) -> str:
+    """`optim.lr=0.00123 optim.weight_decay=0.1`: keys with their values, as a person reads them."""
+    return " ".join(f"{key}={value_word(value)}" for key, value in parameters.items())
+
+
+def value_word(value: Any) -> str:
+    """One value of a configuration: a number in four digits, a word as it is, anything else as JSON."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)

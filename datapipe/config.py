@@ -1,4 +1,4 @@
-"""What a user decides about reading and tokenizing; light, so that the command line can read it."""
+"""The configuration of a data set: reading, filtering, tokenizing. It is light, as the command line reads it."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cluster.config import DataPath, Section, absolute
+from datapipe.filters.registry import Filters
 
 MIB = 1 << 20
 
@@ -24,9 +25,9 @@ def _one_or_many(value: Any) -> Any:
 class TokenizerChoice(Section):
     """`{train: 8192}` trains a byte-level BPE on the documents, `{path: X}` takes an existing tokenizer."""
 
-    train: int | None = Field(default=None, ge=300, le=1_000_000, description="train a byte-level BPE of so many tokens")
+    train: int | None = Field(default=None, ge=300, le=1_000_000, description="train a byte-level BPE with this vocabulary size")
     path: Annotated[str, AfterValidator(_tokenizer_path)] | None = Field(
-        default=None, description="or take a Hugging Face directory, a tokenizer.json, or a name in the Hugging Face cache"
+        default=None, description="or copy a Hugging Face directory, a tokenizer.json, or a name on the Hugging Face hub"
     )
     sample_mib: float = Field(default=16, gt=0, le=1024, description="text to train the tokenizer on, MiB")
 
@@ -38,7 +39,7 @@ class TokenizerChoice(Section):
 
 
 class ReadRules(Section):
-    """Which keys of a record are read, and which documents are let in."""
+    """The keys of a record that are read, and the sizes of documents that are let in."""
 
     id_key: str = Field(default="id", description="key of a document's id; a record without one gets FILE:LINE")
     text_key: str = Field(default="text", description="key of a document's text")
@@ -46,7 +47,7 @@ class ReadRules(Section):
     min_chars: int = Field(default=1, ge=0, description="reject shorter documents")
     max_chars: int | None = Field(default=None, ge=1, description="reject longer documents")
     max_line_mib: float = Field(default=32, gt=0, le=1024, description="reject longer lines and text files, MiB")
-    unit_mib: float = Field(default=64, gt=0, description="input read by one actor at a time, MiB")
+    unit_mib: float = Field(default=64, gt=0, description="input that one task reads, MiB")
 
 
 class DataSetConfig(ReadRules):
@@ -59,24 +60,33 @@ class DataSetConfig(ReadRules):
     )
     output: DataPath = Field(description="directory of the data set; any fsspec URL")
     tokenizer: TokenizerChoice = Field(description="how text becomes tokens")
+    filters: Filters = Field(
+        default=(), description="what drops documents, in order: names, or {name: {option: value}}; built in: min_words"
+    )
     validation_fraction: float = Field(
-        default=0.01, ge=0, le=0.5, description="share of documents held out, by a hash of their id"
+        default=0.01, ge=0, le=0.5, description="share of documents for the validation split, by a hash of their id"
     )
     shard_mib: float | None = Field(
-        default=None, gt=0, le=1024, description="text in one shard, MiB; unset: a 64th of all, between 4 and 256"
+        default=None, gt=0, le=1024, description="text in one shard, MiB; unset: a 64th of all text, between 4 and 256"
     )
 
 
 class ArrayOptions(Section):
-    """How `fanout: array` cuts a pass into the elements of an array, and what each of them asks for."""
+    """How `fanout: array` cuts a pass into array tasks, and what each of them asks for."""
 
     at_once: int | None = Field(
-        default=None, ge=1, description="elements that run at the same time (Slurm's %limit); unset: all; without Slurm: the CPUs"
+        default=None,
+        ge=1,
+        description="array tasks that run at the same time (Slurm's %limit); unset: all; without Slurm: one per CPU",
     )
     jobs: int | None = Field(
-        default=None, ge=1, description="elements that a pass is cut into; unset: 64 or at_once; without Slurm: at_once"
+        default=None, ge=1, description="array tasks that a pass is cut into; unset: 64 or at_once; without Slurm: at_once"
     )
-    minutes: int = Field(default=60, ge=1, description="time limit of an element; what it leaves undone goes to another")
-    cpus: int = Field(default=1, ge=1, description="CPU cores of an element (it uses one; more of them often means more memory)")
-    memory_gib: float | None = Field(default=None, gt=0, description="memory of an element, GiB; unset: what the cluster gives")
-    partition: str | None = Field(default=None, description="Slurm partition of the array; unset: that of the run itself")
+    minutes: int = Field(
+        default=60, ge=1, description="time limit of an array task, minutes; what it leaves undone goes to another"
+    )
+    cpus: int = Field(
+        default=1, ge=1, description="CPU cores of an array task (it uses one; on many clusters more cores mean more memory)"
+    )
+    memory_gib: float | None = Field(default=None, gt=0, description="memory of an array task, GiB; unset: the cluster's default")
+    partition: str | None = Field(default=None, description="Slurm partition of the array; unset: the run's own")

@@ -1,4 +1,4 @@
-"""The manifest of a data set: what lies in it, from what it was made, and how to tell whether it is intact."""
+"""The manifest of a data set: what is in it, what it was made from, and the checksums that say whether it is intact."""
 
 import json
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ TokenType = Literal["uint16", "uint32"]
 
 
 class TokenizerRecord(Section):
-    """Which tokenizer made the tokens; `hash` is over its own files, `path` lies inside the data set."""
+    """The tokenizer that made the tokens; `hash` is over its own files, `path` lies inside the data set."""
 
     name: str
     hash: str
@@ -77,7 +77,7 @@ class Totals(Count):
 
 
 class Rejected(Section):
-    """How many documents were dropped, why, and where each of them is listed."""
+    """The number of dropped documents, by reason, and the files that list each of them."""
 
     total: int = 0
     reasons: dict[str, int] = Field(default_factory=dict)
@@ -85,7 +85,7 @@ class Rejected(Section):
 
 
 class InputRecord(Section):
-    """One input file: how long it was, what was in it."""
+    """One input file: its size and checksum, and how many of its documents were kept and rejected."""
 
     path: str
     size: int

@@ -1,4 +1,4 @@
-"""Raw documents to a data set: the order of the passes. Who carries the tasks out is the caller's choice."""
+"""Raw documents to a data set: the order of the passes. Where their tasks run is the caller's choice."""
 
 import logging
 from collections import Counter
@@ -16,7 +16,7 @@ from datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
 from datapipe.inputs.ingest import UnitSummary, read_summary, rejection_reasons, summary_name
 from datapipe.inputs.streams import naming_full_disk
 from datapipe.manifest import InputRecord, Manifest, Rejected, Shard, Totals, hash_of, write_manifest
-from datapipe.plan import WORK, begin, deciding_keys, find_complete
+from datapipe.plan import WORK, begin_or_resume, deciding_keys, find_complete
 from datapipe.progress import Progress
 from datapipe.rejected import RejectedPlan
 from datapipe.tokens.sample import plan_sample
@@ -25,14 +25,14 @@ from datapipe.tokens.tokenizer import Encoder, read_tokenizer, take_tokenizer, w
 
 log = logging.getLogger(__name__)
 
-CarryOut = Callable[[Sequence[Task]], Iterable[tuple[Task, Any]]]
+RunTasks = Callable[[Sequence[Task]], Iterable[tuple[Task, Any]]]
 
 
-def make_data_set(config: DataSetConfig, seed: int, carry_out: CarryOut, progress: Progress) -> Manifest:
-    """Make the data set, or go on where an earlier call was killed; a complete one is returned at once.
+def make_data_set(config: DataSetConfig, seed: int, run_tasks: RunTasks, progress: Progress) -> Manifest:
+    """Make a data set, or go on where an earlier call was killed; the manifest of a complete one is returned at once.
 
-    `carry_out` yields each task with what `Worker.do` returned for it, in any order. The result depends on input
-    and configuration alone. Raises DataError, ConfigError, StorageError.
+    `run_tasks` yields each task with what `Worker.do` returned for it, in any order. The data set depends on input and
+    configuration alone. Raises DataError, ConfigError, StorageError.
     """
     output = StoragePath(config.output)
     files = list_inputs(config.input)
@@ -41,7 +41,7 @@ def make_data_set(config: DataSetConfig, seed: int, carry_out: CarryOut, progres
     manifest = find_complete(output, keys, files)
     if manifest is None:
         with naming_full_disk(output.url):
-            manifest = _Pass(config, seed, files, carry_out, progress).run(keys)
+            manifest = _Pipeline(config, seed, files, run_tasks, progress).run(keys)
     output.remove(WORK)
     return manifest
 
@@ -52,18 +52,18 @@ def _forbid_output_in_input(files: Sequence[InputFile], output: StoragePath) -> 
         raise DataError(f"input {inside!r} lies inside the output {output.url!r}; choose an output outside the input")
 
 
-class _Pass:
-    """One going-over of the stages; each finds what is committed already and does the rest."""
+class _Pipeline:
+    """The stages of one data set; each finds what is committed already and does the rest."""
 
-    def __init__(self, config: DataSetConfig, seed: int, files: list[InputFile], carry_out: CarryOut, progress: Progress) -> None:
+    def __init__(self, config: DataSetConfig, seed: int, files: list[InputFile], run_tasks: RunTasks, progress: Progress) -> None:
         self.config, self.seed, self.files = config, seed, files
-        self.carry_out, self.progress = carry_out, progress
+        self.run_tasks, self.progress = run_tasks, progress
         self.output = StoragePath(config.output)
         self.work = self.output.child(WORK)
 
     def run(self, keys: dict[str, Any]) -> Manifest:
-        """All stages, in their order."""
-        begin(self.output, self.work, keys, self.files)
+        """Run all stages in their order."""
+        begin_or_resume(self.output, self.work, keys, self.files)
         if self.config.tokenizer.path and read_tokenizer(self.output, self.work) is None:
             taken = take_tokenizer(self.config.tokenizer.path)
             Encoder(taken)  # refused now rather than after the first pass
@@ -74,20 +74,21 @@ class _Pass:
         decisions = decide(corpus, self.config.validation_fraction)
         layout = Layout(units=units, blocks=[s.blocks for s in summaries], corpus=corpus, decisions=decisions)
         self._require_documents(summaries, decisions)
-        self.settle_tokenizer(layout)
+        self.ensure_tokenizer(layout)
         shards = self.encode(layout)
-        rejected = self.reject(layout, summaries)
-        self._sweep([*(s.path for s in shards), *rejected.files])
+        rejected = self.list_rejected(layout, summaries)
+        self._remove_leftovers([*(s.path for s in shards), *rejected.files])
         return self.finish(keys, shards, rejected, input_records(layout, summaries), len(decisions.suffix))
 
     def ingest(self, units: list[Unit]) -> list[UnitSummary]:
-        """Pass 1: every unit that is not done yet."""
+        """Pass 1: read and filter every unit that is not done yet."""
         present = set(self.work.names("units"))
         done = {u.index: read_summary(self.work, u.index) for u in units if summary_name(u.index).rpartition("/")[2] in present}
         rules = ReadRules(**{name: getattr(self.config, name) for name in ReadRules.model_fields})
-        tasks = [Task(method="ingest", label=u.label, arguments=(u, rules)) for u in units if u.index not in done]
+        arguments = (rules, self.config.filters)
+        tasks = [Task(method="ingest", label=u.label, arguments=(u, *arguments)) for u in units if u.index not in done]
         self.progress.begin("read", sum(u.size for u in units), "B", sum(u.size for u in units if u.index in done))
-        for task, summary in self.carry_out(tasks):
+        for task, summary in self.run_tasks(tasks):
             done[summary.index] = summary
             self.progress.add(task.arguments[0].size, summary.documents, summary.bytes)
         for unit in units:
@@ -100,7 +101,7 @@ class _Pass:
             held_out = int((decisions.fate > TRAIN).sum())
             raise DataError(
                 f"no document is left to train on: {len(decisions.fate)} were let in, {held_out} of them held out for validation;"
-                f" rejected: {self._reasons(summaries)}; check text_key, min_chars, validation_fraction and the input"
+                f" rejected: {self._reasons(summaries)}; check text_key, min_chars, filters, validation_fraction and the input"
             )
 
     def _reasons(self, summaries: list[UnitSummary]) -> str:
@@ -109,18 +110,18 @@ class _Pass:
             reasons.update(rejection_reasons(self.work, summary.index))
         return ", ".join(f"{reason} {count}" for reason, count in reasons.most_common()) or "none"
 
-    def settle_tokenizer(self, layout: Layout) -> None:
-        """Train the tokenizer, unless it is there."""
+    def ensure_tokenizer(self, layout: Layout) -> None:
+        """Train the tokenizer, unless it is taken over or trained already."""
         choice = self.config.tokenizer
         if choice.train is None or read_tokenizer(self.output, self.work) is not None:
             return
         sample = plan_sample(layout, choice.sample_mib, self.seed)
         self.progress.begin("train the tokenizer", 1, "tokenizer")
-        for _ in self.carry_out([Task(method="train", label="training the tokenizer", arguments=(sample, choice.train))]):
+        for _ in self.run_tasks([Task(method="train", label="training the tokenizer", arguments=(sample, choice.train))]):
             self.progress.add(1)
 
     def encode(self, layout: Layout) -> list[Shard]:
-        """Pass 2: every shard that is not done yet."""
+        """Pass 2: tokenize every shard that is not done yet."""
         limit = shard_limit(int(layout.corpus.size[layout.decisions.fate != DROPPED].sum()), self.config.shard_mib)
         plans = plan_shards(layout, limit)
         present = set(self.work.names("encoded"))
@@ -129,13 +130,13 @@ class _Pass:
         tasks = [Task(method="encode", label=p.path, arguments=(p,)) for p in plans if p.path not in done]
         total = sum(p.documents for p in plans)
         self.progress.begin("tokenize", total, "documents", sum(s.documents for s in done.values()))
-        for _, shard in self.carry_out(tasks):
+        for _, shard in self.run_tasks(tasks):
             done[shard.path] = shard
             self.progress.add(shard.documents, shard.documents, shard.bytes)
         return [done[p.path] for p in plans]
 
-    def reject(self, layout: Layout, summaries: list[UnitSummary]) -> Rejected:
-        """List what was dropped, one file a unit that dropped any."""
+    def list_rejected(self, layout: Layout, summaries: list[UnitSummary]) -> Rejected:
+        """List the dropped documents, in one file for each unit that has any."""
         dropped = np.flatnonzero(layout.decisions.fate == DROPPED)
         slices = {s.unit.index: s for s in cut_slices(layout, dropped)}
         plans: list[RejectedPlan] = []
@@ -150,11 +151,11 @@ class _Pass:
             if summary.rejected or len(part.rows):
                 plans.append(RejectedPlan(number=len(plans), duplicates=part))
         reasons: Counter[str] = Counter()
-        for _, counted in self.carry_out([Task(method="reject", label=p.path, arguments=(p,)) for p in plans]):
+        for _, counted in self.run_tasks([Task(method="reject", label=p.path, arguments=(p,)) for p in plans]):
             reasons.update(counted)
         return Rejected(total=reasons.total(), reasons=dict(sorted(reasons.items())), files=tuple(p.path for p in plans))
 
-    def _sweep(self, wanted: list[str]) -> None:
+    def _remove_leftovers(self, wanted: list[str]) -> None:
         """Remove what killed writers left beside the files of the data set."""
         for folder in (*FOLDERS.values(), "rejected", "tokenizer", ""):
             for name in self.output.names(folder):
@@ -165,7 +166,7 @@ class _Pass:
     def finish(
         self, keys: dict[str, Any], shards: list[Shard], rejected: Rejected, inputs: list[InputRecord], renamed_ids: int
     ) -> Manifest:
-        """Write the manifest: the data set is complete."""
+        """Write the manifest, which makes the data set complete."""
         files = read_tokenizer(self.output, self.work)
         if files is None:
             raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
@@ -184,7 +185,7 @@ class _Pass:
 
 
 def input_records(layout: Layout, summaries: Sequence[UnitSummary]) -> list[InputRecord]:
-    """What came of each input file. A file that was read in pieces has the checksum of its pieces' checksums."""
+    """The record of each input file. The checksum of a file that was read in pieces is over the pieces' checksums."""
     kept: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     checksums: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""What a data set is made from, written down before any work, so that another start goes on or says what differs."""
+"""The plan of a data set (inputs and configuration), written before any work, so that a restart goes on or says what differs."""
 
 import json
 from collections.abc import Sequence
@@ -16,14 +16,16 @@ PLAN_NAME = "plan.json"
 
 
 def deciding_keys(config: DataSetConfig, seed: int) -> dict[str, Any]:
-    """The keys of the configuration that decide the bytes, as plain values."""
+    """The keys of the configuration that decide the data set's bytes, as plain values; `filters` only where there are any."""
     values = {name: value for name, value in config.model_dump(mode="json").items() if name in DataSetConfig.model_fields}
     del values["output"]
+    if not values["filters"]:
+        del values["filters"]
     return {**values, "seed": seed}
 
 
 def find_complete(output: StoragePath, keys: dict[str, Any], files: Sequence[InputFile]) -> Manifest | None:
-    """The manifest if this very data set is complete. Raises DataError if another one lies there."""
+    """The manifest if the data set of these keys and files is complete. Raises DataError if another one lies there."""
     if not output.exists(MANIFEST_NAME):
         return None
     manifest = read_manifest(output)
@@ -38,8 +40,8 @@ def find_complete(output: StoragePath, keys: dict[str, Any], files: Sequence[Inp
     return manifest
 
 
-def begin(output: StoragePath, work: StoragePath, keys: dict[str, Any], files: Sequence[InputFile]) -> None:
-    """Write the plan, or check that the one that lies there is the same. Raises DataError."""
+def begin_or_resume(output: StoragePath, work: StoragePath, keys: dict[str, Any], files: Sequence[InputFile]) -> None:
+    """Write the plan, or check that the one of an earlier start is the same. Raises DataError if it is not."""
     versions = {name: version(name) for name in ("pyarrow", "tokenizers")}
     plan = {"config": keys, "inputs": {f.url: [f.size, f.version] for f in files}, "versions": versions}
     try:
@@ -58,7 +60,7 @@ def begin(output: StoragePath, work: StoragePath, keys: dict[str, Any], files: S
     if differing:
         raise DataError(
             f"{output.url}: a half-finished data set lies here, made otherwise: {'; '.join(differing)};"
-            " restore that to go on, or delete the directory to start anew"
+            " restore these values to go on, or delete the directory to start anew"
         )
 
 

@@ -1,4 +1,4 @@
-"""How far a long job is and how fast, told at most twice a second."""
+"""How far a long job is and how fast, reported at most twice a second."""
 
 import time
 from collections.abc import Callable
@@ -8,31 +8,31 @@ INTERVAL_SECONDS = 0.5
 
 
 class Progress:
-    """Counts what is done in a stage. `report` gets {stage, done, total, unit, rates}."""
+    """Counts what is done in a stage, and calls `report` with {stage, done, total, unit, rates}."""
 
     def __init__(self, report: Callable[[dict[str, Any]], None], clock: Callable[[], float] = time.monotonic) -> None:
         self.report, self.clock = report, clock
         self.stage, self.unit, self.total, self.done = "", "", 0, 0
         self.documents, self.bytes = 0, 0
-        self.began = self.told = 0.0
+        self.began = self.reported = 0.0
 
     def begin(self, stage: str, total: int, unit: str, done: int = 0) -> None:
-        """Enter a stage; `done` is what earlier attempts did."""
+        """Begin a stage; `done` is what earlier attempts did of it."""
         self.stage, self.total, self.unit, self.done = stage, total, unit, done
         self.documents, self.bytes = 0, 0
         self.began = self.clock()
-        self._tell()
+        self._report()
 
     def add(self, done: int, documents: int = 0, text_bytes: int = 0) -> None:
-        """Something was finished just now."""
+        """Count what was finished just now."""
         self.done += done
         self.documents += documents
         self.bytes += text_bytes
-        if self.done >= self.total or self.clock() - self.told >= INTERVAL_SECONDS:
-            self._tell()
+        if self.done >= self.total or self.clock() - self.reported >= INTERVAL_SECONDS:
+            self._report()
 
-    def _tell(self) -> None:
-        self.told = self.clock()
-        seconds = max(self.told - self.began, 1e-3)
+    def _report(self) -> None:
+        self.reported = self.clock()
+        seconds = max(self.reported - self.began, 1e-3)
         rates = {"documents/s": round(self.documents / seconds, 1), "MB/s": round(self.bytes / 1e6 / seconds, 3)}
         self.report({"stage": self.stage, "done": self.done, "total": self.total, "unit": self.unit, "rates": rates})

@@ -1,4 +1,4 @@
-"""The list of every dropped document and its reason, one file a unit that has any."""
+"""The lists of dropped documents, each with its reason: one file for each unit that has any."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ class RejectedPlan:
 
     @property
     def path(self) -> str:
-        """Where the list lies in the data set."""
+        """The path of the list in the data set."""
         return f"{FOLDER}/part-{self.number:05d}.jsonl"
 
 
 def write_rejected(plan: RejectedPlan, work: StoragePath, output: StoragePath) -> dict[str, int]:
-    """Write one file of {id, source, reason}; returns how many there are of each reason."""
+    """Write one file of {id, source, reason}, and return how many there are of each reason."""
     unit = plan.duplicates.unit
     reasons: Counter[str] = Counter()
     lines: list[bytes] = []

@@ -3,6 +3,7 @@
 import difflib
 from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Any
 
 from cluster.config import JobConfig
 from cluster.errors import ConfigError
@@ -48,11 +49,28 @@ JOBS: dict[str, JobSpec] = {
             preload=(*_TRAINING, "jobs.evaluate.job"),
         ),
         JobSpec(
+            name="command",
+            summary="Run any program: as ranks, one a node, or once.",
+            config="jobs.command.config:CommandConfig",
+            entry="jobs.command.job:main",
+            engine=Engine.RANKS,
+            preload=("jobs.command.job",),
+        ),
+        JobSpec(
+            name="function",
+            summary="Call a Python function; `ropewalk.submit` in a program or a notebook writes it.",
+            config="jobs.function.config:FunctionConfig",
+            entry="jobs.function.job:main",
+            engine=Engine.PROCESS,
+            preload=("jobs.function.job",),
+        ),
+        JobSpec(
             name="sweep",
             summary="Search for the best configuration of another job; each trial is a run.",
             config="jobs.sweep.config:SweepConfig",
             entry="jobs.sweep.job:main",
             engine=Engine.PROCESS,
+            view="jobs.sweep.view:SweepView",
         ),
     )
 }
@@ -72,6 +90,18 @@ def find_job(name: str) -> JobSpec:
 
 def config_of(spec: JobSpec) -> type[JobConfig]:
     """The job's configuration class; imports that light module alone."""
-    module, _, attribute = spec.config.partition(":")
-    kind: type[JobConfig] = getattr(import_module(module), attribute)
+    kind: type[JobConfig] = _imported(spec.config)
     return kind
+
+
+def view_class(job: str) -> Any:
+    """The class by which a job's runs are shown (a `jobs.runs.view.RunView`); the default where the job is not installed here."""
+    try:
+        return _imported(find_job(job).view)
+    except ConfigError:
+        return _imported(JobSpec.view)
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""The Kubernetes backend: submits Jobs, exactly once, and reads what the cluster says of any number of runs in one list call."""
+"""The Kubernetes backend: submits Jobs, exactly once, and tells of any number of runs in one list call what the cluster says."""
 
 import logging
 import os
@@ -15,20 +15,22 @@ from cluster.config import Resources, load_section
 from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.run.files import write_all
-from cluster.spec import Engine, RunState
+from cluster.spec import RunState
 from cluster.supervise.supervisor import close_unfinished_attempt
-from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError, Object
+from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
 from k8s.api.kubeconfig import connect
-from k8s.manifests.job import dump, owned_by, render_gate
-from k8s.manifests.workload import JOB, Shape, carrier_of, find_carrier, forget_long_over, name_as, render, shape_of
+from k8s.api.objects import Object
+from k8s.manifests.job import dump, owned_by, render_job, render_release_controller
+from k8s.names import job_name_of, name_of
 from k8s.profile import K8sProfile
-from k8s.status.observe import look
+from k8s.status.observe import Observation, end_of, observe
 from k8s.status.pending_reasons import with_remedy
-from k8s.status.run_state import end_of, ended_unseen, judge
+from k8s.status.run_state import ended_unseen, handle_of, run_state
+from k8s.status.settle import settle_run
 from k8s.submission.hand_over import hand_over
 from k8s.submission.preflight import refuse_the_impossible, refuse_without_rights
-from k8s.submission.release_controller import Gate, write_gate
-from k8s.submission.staging import add_unpacking, pack
+from k8s.submission.release_controller import HeldRuns, write_held
+from k8s.submission.staging import add_stage_in, stage
 from k8s.submission.submit import submit_once
 from k8s.volume.reader import Reader
 
@@ -75,14 +77,11 @@ class K8sBackend(Backend):
     # --- submitting
 
     def render(self, run: RunDir, resources: Resources) -> str:
-        """The manifest, as `kubectl apply -f -` takes it."""
-        return dump(render(run, resources, self.profile, kind=self._shape(_engine(run), resources).kind))
-
-    def _shape(self, engine: Engine, resources: Resources, *, held: bool = False) -> Shape:
-        return shape_of(engine, resources, self.profile, lambda: self.kube, held=held)
+        """The manifest of the run's first attempt, as `kubectl apply -f -` takes it. Asks nobody and writes nothing."""
+        return dump([render_job(run, resources, self.profile)])
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
-        """Submit the run's next attempt. Raises AlreadyRunningError if a Job of an earlier submission is active."""
+        """Submit the run's next attempt; its handle. Raises AlreadyRunningError if a Job of an earlier submission is active."""
         if run.attempts():
             refuse_active(run, lambda: self._active_job(run))
             self.sync(run)
@@ -92,55 +91,48 @@ class K8sBackend(Backend):
     def submit_many(
         self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
     ) -> list[str]:
-        """The same for many runs, many at a time; at most `at_once` of them run at a time."""
+        """Submit the next attempt of many runs, of which at most `at_once` run at a time; their handles, in order."""
         number = next_attempt(runs[0])
         others = self._still_open(runs[0], after)
-        free = 0 if others else len(runs) if at_once is None else at_once  # so many need no gate
-        shapes = {engine: self._shape(engine, resources, held=free < len(runs)) for engine in {*map(_engine, runs)}}
-        kinds = {run.id: shapes[_engine(run)].kind for run in runs}
-        manifests = {
-            run.id: render(run, resources, self.profile, number, kind=kinds[run.id], held=i >= free) for i, run in enumerate(runs)
-        }
+        free = 0 if others else len(runs) if at_once is None else at_once  # so many need no release controller
+        jobs = {run.id: render_job(run, resources, self.profile, number, held=i >= free) for i, run in enumerate(runs)}
         waits = {"after": others, "at_once": at_once}
-        open_attempts(runs, resources, [{**self._details(run, number, kinds[run.id]), **waits} for run in runs], number)
-        write_all({run.attempt_dir(number) / "manifest.yaml": dump(manifests[run.id]) for run in runs})
+        open_attempts(runs, resources, [{**self._details(run, number), **waits} for run in runs], number)
+        write_all({run.attempt_dir(number) / "manifest.yaml": dump([jobs[run.id]]) for run in runs})
         if free < len(runs):
             ids = [run.id for run in runs]
-            write_gate(runs[0], Gate(runs=ids, number=number, after=others, at_once=at_once, queue=self.profile.queue))
+            write_held(runs[0], HeldRuns(runs=ids, number=number, after=others, at_once=at_once, queue=self.profile.queue))
         if os.geteuid() == 0:
             hand_over(runs, number, self.profile.user)
         try:
             self._ask_first(resources)
-            self._create(runs, number, manifests, gated=free < len(runs))
+            self._create(runs, number, jobs, held=free < len(runs))
         except SubmissionInDoubtError:
             raise
         except BackendError as error:
             said = with_remedy(str(error))
-            self._withdraw(runs, number, said)
+            self._withdraw(runs, said)
             raise type(error)(said) from None
         return [str(run.attempt_details(number)["handle"]) for run in runs]
 
-    def _create(self, runs: Sequence[RunDir], number: int, manifests: Mapping[str, list[Object]], *, gated: bool) -> None:
-        jobs = {run: objects[0] for run, objects in manifests.items()}
-        gate = render_gate(runs[0], self.profile, number) if gated else None
-        parcels = {} if self.shares_files else pack(runs, number, jobs, self.reader)
-        if gate is not None and parcels:
-            add_unpacking(gate, runs[0], parcels[runs[0].id]["metadata"]["name"])
+    def _create(self, runs: Sequence[RunDir], number: int, jobs: Mapping[str, Object], *, held: bool) -> None:
+        controller = render_release_controller(runs[0], self.profile, number) if held else None
+        staged = {} if self.shares_files else stage(runs, number, jobs, self.reader.upload)
+        if controller is not None and staged:
+            add_stage_in(controller, runs[0], staged[runs[0].id]["metadata"]["name"])
 
         def create(run: RunDir) -> Object:
-            return submit_once(self.kube, manifests[run.id], before=[parcels[run.id]] if parcels else [])
+            return submit_once(self.kube, jobs[run.id], before=[staged[run.id]] if staged else [])
 
         with ThreadPoolExecutor(THREADS) as pool:
             owners = list(pool.map(create, runs))
-        if gate is not None:
-            submit_once(self.kube, [owned_by(gate, owners[0]) if len(runs) == 1 else gate])
-        if any(job["kind"] != JOB for job in jobs.values()):
-            forget_long_over(self.kube, self.profile, runs[0].path.parent)
+        if controller is not None:
+            submit_once(self.kube, owned_by(controller, owners[0]) if len(runs) == 1 else controller)
 
     def _still_open(self, head: RunDir, after: Sequence[str]) -> list[str]:
         """Of the runs that this one waits for, those that are not over. Raises ConfigError where one can never succeed."""
         if after and not self.shares_files:
-            self.states(named_beside(head, after))  # writes down how those ended that have
+            self.settle(named_beside(head, after))
         others = open_dependencies(head, after)
         for other in others:
             if not other.attempts():
@@ -159,9 +151,9 @@ class K8sBackend(Backend):
         with suppress(ApiAwayError):
             refuse_without_rights(self.kube, self.profile)
 
-    def _details(self, run: RunDir, number: int, kind: str) -> dict[str, object]:
+    def _details(self, run: RunDir, number: int) -> dict[str, object]:
         """What a submission writes down of this run, beside its resources."""
-        name, namespace = name_as(kind, run, number), self.kube.namespace
+        name, namespace = name_of(run.id, number), self.kube.namespace
         return {
             "backend": "k8s",
             "key": key_of(run, number),
@@ -169,16 +161,15 @@ class K8sBackend(Backend):
             "handle": f"k8s:{namespace}/{name}",
             "namespace": namespace,
             "profile": self.profile.model_dump(mode="json", exclude_defaults=True),
-            "kind": None if kind == JOB else kind,
         }
 
-    def _withdraw(self, runs: Sequence[RunDir], number: int, said: str) -> None:
-        """A refusal ends the whole submission: nothing of it stays in the cluster."""
+    def _withdraw(self, runs: Sequence[RunDir], said: str) -> None:
+        """Take a refused submission back: nothing of it stays in the cluster, and its runs have failed."""
 
         def remove(run: RunDir) -> None:
             # who may not delete could not create either; and a Job that stays finds its run over
             with suppress(ForbiddenError, ApiAwayError):
-                self.kube.delete(*carrier_of(run))
+                self.kube.delete("Job", job_name_of(run))
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(remove, runs))
@@ -186,45 +177,43 @@ class K8sBackend(Backend):
             conclude(run, RunState.FAILED, f"never started: {said}")
 
     def _active_job(self, run: RunDir) -> str:
+        """The Job of the run's newest submission, in words, if it is active; else nothing."""
         try:
-            job = find_carrier(self.kube, run)
+            job = self.kube.get("Job", job_name_of(run))
         except NotFoundError:
             return ""
         active = end_of(job) is None and "deletionTimestamp" not in job["metadata"]
-        return f"an active Job (k8s:{self.kube.namespace}/{job['metadata']['name']})" if active else ""
+        return f"an active Job ({handle_of(job)})" if active else ""
 
     # --- asking
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
-        """One list call for all, and one more a kind of trouble if any waits. Where nobody answers, the runs' files do."""
+        """What Kubernetes says of the runs, by run id: one list call, and one more per kind of reason if any waits.
+
+        Where nobody answers, the runs' files tell. Changes nothing, in the cluster or on disk.
+        """
         try:
-            seen = look(self.kube, runs)
+            seen = observe(self.kube, runs)
         except BackendError as error:
             return {run.id: last_known(run, str(error)) for run in runs}
-        unread: dict[str, str] = {}
-        for run in runs:
-            if not self.shares_files and ended_unseen(run, seen[run.id]):
-                try:
-                    self.reader.fetch(run)
-                except ApiAwayError as error:  # how it ended is there to be read, and must not be guessed
-                    unread[run.id] = str(error)
-                except BackendError as error:
-                    log.warning("%s: how it ended cannot be read: %s", run.id, error)
-        found = {r.id: last_known(r, unread[r.id]) if r.id in unread else judge(r, seen[r.id]) for r in runs}
-        for run in runs:
-            job = seen[run.id].job
-            if job is not None and found[run.id].state is RunState.FAILED and end_of(job) is None:
-                self._end_hopeless(run)
-        return found
+        return {run.id: self._state(run, seen[run.id]) for run in runs}
 
-    def _end_hopeless(self, run: RunDir) -> None:
-        """Delete a Job that can never start; whoever only looks at another's run leaves it alone."""
-        if os.geteuid() not in {0, run.path.stat().st_uid}:
-            return
+    def _state(self, run: RunDir, seen: Observation) -> BackendState:
+        if not self.shares_files and ended_unseen(run, seen):
+            volume = f"volume {self.profile.claim} of namespace {self.kube.namespace}"
+            return last_known(run, f"its Job has ended, and how lies on {volume}; `ropewalk show {run.id}` reads it")
+        return run_state(run, seen)
+
+    def settle(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
+        """The runs' states, as `states` tells them, once the ends that only Kubernetes or the volume knows are written down here
+        and Jobs that can never start are deleted. What fails of that is logged; runs of another user stay as they are.
+        """
         try:
-            self.kube.delete(*carrier_of(run))
+            seen = observe(self.kube, runs)
         except BackendError as error:
-            log.warning("%s can never start, and its Job stays: %s", run.id, error)
+            return {run.id: last_known(run, str(error)) for run in runs}
+        fetch = None if self.shares_files else self.reader.fetch
+        return {run.id: settle_run(run, seen[run.id], self.kube, fetch) for run in runs}
 
     def sync(
         self, run: RunDir, wanted: Sequence[str] = (), write: Mapping[str, str] | None = None, beside: Sequence[str] = ()
@@ -251,7 +240,8 @@ class K8sBackend(Backend):
         self.cancel_many([run])
 
     def cancel_many(self, runs: Sequence[RunDir]) -> None:
-        """The same for many runs, many at a time."""
+        """Cancel many runs, many at a time; how those ended that are over already is written down."""
+        self.settle(runs)
         for run in runs:
             run.request_cancel()
 
@@ -259,7 +249,7 @@ class K8sBackend(Backend):
             waits = self._waits(run)
             try:
                 # in the foreground, so that the Job is seen until its pods have saved and left
-                self.kube.delete(*carrier_of(run), propagation="Foreground")
+                self.kube.delete("Job", job_name_of(run), propagation="Foreground")
             except ApiAwayError as error:
                 if not self.shares_files:
                     raise
@@ -276,7 +266,7 @@ class K8sBackend(Backend):
         if self.shares_files:
             return not has_agents(run)
         try:
-            status = find_carrier(self.kube, run).get("status") or {}
+            status = self.kube.get("Job", job_name_of(run)).get("status") or {}
         except NotFoundError:
             return False
         return not status.get("active") and not status.get("failed")
@@ -288,15 +278,7 @@ class K8sBackend(Backend):
         return checks(lambda: self.kube, self.profile)
 
     def start_estimate(self, run: RunDir, resources: Resources) -> str:
-        """Of the ray engine what it would be; whether it would wait, why, and what smaller request would start sooner."""
-        from k8s.status.start_estimate import foresee  # noqa: PLC0415 - only a dry run needs it
+        """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""
+        from k8s.status.start_estimate import estimate  # noqa: PLC0415 - only a dry run needs it
 
-        words = foresee(lambda: self.kube, self.profile, resources)
-        if _engine(run) is Engine.RAY:
-            shape = self._shape(Engine.RAY, resources)
-            words = f"{'A RayJob' if shape.kind != JOB else 'An Indexed Job'}: {shape.why}. {words}"
-        return words
-
-
-def _engine(run: RunDir) -> Engine:
-    return Engine(run.record["engine"])
+        return estimate(lambda: self.kube, self.profile, resources)

@@ -3,15 +3,15 @@
 import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.config import Section
+from k8s.names import OWN_VARIABLES
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _DEVICE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
-OWN_VARIABLES = frozenset({"PYTHONPATH", "ROPEWALK_RUNS", "ROPEWALK_JOB", "ROPEWALK_JOB_KIND", "JOB_COMPLETION_INDEX"})
 
 
 class Mount(Section):
@@ -55,11 +55,6 @@ class K8sProfile(Section):
     queue_priority: str | None = Field(default=None, description="Kueue's WorkloadPriorityClass")
     priority_class: str | None = Field(default=None, description="PriorityClass of the pods")
     service_account: str | None = Field(default=None, description="who pods are; k8s/manifests/rbac.yaml makes `ropewalk`")
-    ray: Literal["rayjob", "indexed"] | None = Field(
-        default=None,
-        description="runs of the ray engine: RayJobs of KubeRay, or Indexed Jobs; unset: those of several nodes are RayJobs where"
-        " the cluster takes them",
-    )
     gpu: str = Field(default="nvidia.com/gpu", description="the resource that resources.gpus counts, such as amd.com/gpu")
     devices: dict[str, int] = Field(default={}, description="further resources a node, such as rdma/hca: 1")
     node_selector: dict[str, str] = Field(default={}, description="labels that nodes must have")
@@ -69,6 +64,14 @@ class K8sProfile(Section):
     user: int = Field(default=1000, ge=1, description="uid and gid of all processes; the claim's files belong to it")
     keep_minutes: float = Field(default=1440, ge=1, description="how long a Job that is over stays, for kubectl to look at")
     pod: dict[str, Any] = Field(default={}, description="a strategic-merge patch of the pods: {spec: {...}, metadata: {...}}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_rayjobs(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "ray" in values:
+            said = "every run is an Indexed Job, which starts its own Ray; take `ray` out of the profile, KubeRay is not needed"
+            raise ValueError(f"ray: {values['ray']}: {said}")
+        return values
 
     @field_validator("namespace", "claim", "queue", "queue_priority", "priority_class", "service_account")
     @classmethod

@@ -1,4 +1,4 @@
-"""Which samples of a global batch each rank computes, and in how many passes."""
+"""Which samples of a global batch each rank computes, and in how many micro-batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,35 +6,35 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """The global batch dealt to the ranks, as evenly as whole sequences allow.
+    """The global batch dealt to the data ranks, as evenly as whole samples allow.
 
-    The step that starts at data position p takes samples p .. p + global_batch - 1, whatever the world size.
-    Every rank makes the same number of passes, since collectives must match; a rank with fewer micro-batches
-    makes up for it with passes of weight zero.
+    The step that starts at data position p takes samples p .. p + global_batch - 1, whatever the number of ranks.
+    Every rank computes the same number of micro-batches, since collectives must match; where a rank has no samples
+    left for one, it is empty and the rank computes a sample that weighs nothing instead.
     """
 
     global_batch: int
     micro_batch: int
-    world_size: int
-    rank: int
+    data_size: int
+    data_rank: int
 
     @property
-    def passes(self) -> int:
+    def num_micro_batches(self) -> int:
         """Forward and backward passes of each rank in one step."""
-        most_sequences = -(-self.global_batch // self.world_size)
-        return -(-most_sequences // self.micro_batch)
+        max_samples = -(-self.global_batch // self.data_size)
+        return -(-max_samples // self.micro_batch)
 
     def samples(self, position: int) -> range:
         """The samples that this rank computes in the step at `position`; may be empty."""
-        start = self.global_batch * self.rank // self.world_size
-        stop = self.global_batch * (self.rank + 1) // self.world_size
+        start = self.global_batch * self.data_rank // self.data_size
+        stop = self.global_batch * (self.data_rank + 1) // self.data_size
         return range(position + start, position + stop)
 
-    def micro_batches(self, num_sequences: int) -> list[slice]:
-        """How this rank's sequences are cut into passes; an empty slice is a pass of weight zero."""
-        assert num_sequences <= self.passes * self.micro_batch, (num_sequences, self)
-        starts = range(0, self.passes * self.micro_batch, self.micro_batch)
-        return [slice(min(s, num_sequences), min(s + self.micro_batch, num_sequences)) for s in starts]
+    def micro_batches(self, num_samples: int) -> list[slice]:
+        """How this rank's samples are cut into micro-batches; an empty slice is a micro-batch without samples."""
+        assert num_samples <= self.num_micro_batches * self.micro_batch, (num_samples, self)
+        starts = range(0, self.num_micro_batches * self.micro_batch, self.micro_batch)
+        return [slice(min(s, num_samples), min(s + self.micro_batch, num_samples)) for s in starts]
 
     def steps(self, position: int, num_steps: int) -> Iterator[range]:
         """This rank's samples of the next steps."""

@@ -33,9 +33,9 @@ from sharding.layout import (
 from sharding.manifest import (
     CheckpointManifest,
     FileRecord,
-    differences,
+    config_diff,
     dump_manifest,
-    identity_hash,
+    fingerprint_hash,
     problems,
     read_manifest,
 )
@@ -63,11 +63,11 @@ def newest_complete(place: StoragePath, step: int | None = None) -> tuple[Storag
 
 
 class Checkpoints:
-    """A run's checkpoints, seen from one rank. Every method but `failed` is called by all ranks alike."""
+    """A run's checkpoints, seen from one rank. All ranks call every method but `failed` together."""
 
-    def __init__(self, run: RunDir, group: Group, fence: Fence, config: CheckpointConfig, identity: dict[str, Any]) -> None:
+    def __init__(self, run: RunDir, group: Group, fence: Fence, config: CheckpointConfig, fingerprint: dict[str, Any]) -> None:
         self.run, self.group, self.fence, self.config = run, group, fence, config
-        self.identity, self.config_hash = identity, identity_hash(identity)
+        self.fingerprint, self.config_hash = fingerprint, fingerprint_hash(fingerprint)
         self.place = place_of(run, config)
         self.last_step: int | None = None  # saved or loaded by this process
         self.before_commit: Callable[[], None] = lambda: None  # rank 0, in the background: what must be durable before
@@ -87,7 +87,7 @@ class Checkpoints:
             step=step,
             position=position,
             config_hash=self.config_hash,
-            identity=self.identity,
+            identity=self.fingerprint,
             world_size=self.group.world_size,
             attempt=self.fence.attempt,
             group=self.fence.group,
@@ -141,18 +141,18 @@ class Checkpoints:
 
     @property
     def failed(self) -> bool:
-        """The save in the background has ended badly on this rank. Ranks must agree before they act on it."""
+        """Whether the save in the background has failed on this rank. Ranks must agree before they act on it."""
         return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
     def wait(self) -> None:
-        """Until the save under way is complete. Raises what went wrong with it, the same on every rank."""
+        """Wait until the save under way is complete. Raises what went wrong with it, the same on every rank."""
         pending, self._pending = self._pending, None
         error = pending.exception() if pending is not None else None
         if error is not None:
             raise _plain(error, self.place) from error
 
     def close(self) -> None:
-        """Finish, and free what the copies took."""
+        """Wait for the save under way, and free the memory of the copies."""
         self.wait()
         self._stager.close()
 
@@ -161,10 +161,10 @@ class Checkpoints:
     def find(self) -> tuple[StoragePath, CheckpointManifest] | None:
         """The newest checkpoint that verifies, the ranks sharing the reading. Bad ones are named and recorded.
 
-        Raises CheckpointError where it is of another model.
+        Raises CheckpointError where it belongs to a different model.
         """
         self.group.barrier()
-        for step in reversed(self.group.from_first(newest_steps(self.place) if self.group.first else None)):
+        for step in reversed(self.group.broadcast_object(newest_steps(self.place) if self.group.is_main else None)):
             folder = self.place.child(directory_of(step))
             manifest, wrong = self._examine(folder)
             if manifest is None:
@@ -178,10 +178,10 @@ class Checkpoints:
         """The checkpoint of another run (of `step`, else its newest) that verifies. Raises CheckpointError if there is none."""
         self.group.barrier()
         steps: list[int] | None = None
-        if self.group.first:
+        if self.group.is_main:
             steps = complete_steps(place) if step is None else [step]
         problem = "it has no checkpoint"
-        for candidate in reversed(self.group.from_first(steps) or []):
+        for candidate in reversed(self.group.broadcast_object(steps) or []):
             folder = place.child(directory_of(candidate))
             manifest, wrong = self._examine(folder)
             if manifest is not None:
@@ -191,40 +191,40 @@ class Checkpoints:
         raise CheckpointError(f"{place.url}: {problem}; name another run or step in start_from")
 
     def _require_same_model(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
-        if manifest.config_hash != self.config_hash and manifest.identity != nulled(self.identity):
+        if manifest.config_hash != self.config_hash and manifest.identity != nulled(self.fingerprint):
             raise CheckpointError(
-                f"{folder.url}: is of another model: {differences(manifest.identity, self.identity)}; "
+                f"{folder.url}: belongs to a different model: {config_diff(manifest.identity, self.fingerprint)}; "
                 "restore these keys, or start a new run"
             )
 
     def _examine(self, folder: StoragePath) -> tuple[CheckpointManifest | None, list[str]]:
         """The manifest if every file is as it says, else what is wrong."""
         read: CheckpointManifest | str | None = None
-        if self.group.first:
+        if self.group.is_main:
             try:
                 read = read_manifest(folder)
             except CheckpointError as error:
                 read = str(error)
-        found = self.group.from_first(read)
+        found = self.group.broadcast_object(read)
         if not isinstance(found, CheckpointManifest):
             return None, [str(found)]
         mine = found.files[self.group.rank :: self.group.world_size]
-        wrong = [problem for rank in self.group.gather(problems(folder, mine)) for problem in rank]
+        wrong = [problem for rank in self.group.all_gather_object(problems(folder, mine)) for problem in rank]
         return (None if wrong else found), wrong
 
     def _report_bad(self, step: int, folder: StoragePath, wrong: list[str]) -> None:
         self._bad.add(step)
-        if self.group.first:
+        if self.group.is_main:
             log.warning("%s is not used: %s; looking for an older checkpoint", folder.url, "; ".join(wrong))
             self.run.event("bad_checkpoint", step=step, path=folder.url, problems=wrong)
 
-    def load(self, folder: StoragePath, manifest: CheckpointManifest, state: State, *, whole: bool = True) -> None:
-        """Fill the tensors of `state` in place. `whole`: it must be all that the checkpoint holds."""
-        index = parse_index(self.group.from_first(folder.read(manifest.index) if self.group.first else None), folder.url)
+    def load(self, folder: StoragePath, manifest: CheckpointManifest, state: State) -> None:
+        """Fill the tensors of `state` in place. Raises CheckpointError unless the checkpoint holds these and no others."""
+        index = parse_index(self.group.broadcast_object(folder.read(manifest.index) if self.group.is_main else None), folder.url)
         missing, extra = sorted(state.keys() - index.keys()), sorted(index.keys() - state.keys())
-        if missing or (whole and extra):
+        if missing or extra:
             raise CheckpointError(
-                f"{folder.url}: other tensors than this model's: missing {missing[:3]}, unknown {extra[:3]}; "
+                f"{folder.url}: has different tensors than this model: missing {missing[:3]}, unknown {extra[:3]}; "
                 "resume with the model that made it"
             )
         self.group.barrier()  # a rank that is late must not find the others inside the load's collectives
@@ -236,7 +236,7 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Remove what older attempts left half-written. Call before the first save."""
-        if not self.group.first:
+        if not self.group.is_main:
             return
         for step in steps_in(self.place):
             if not self.place.exists_afresh(f"{directory_of(step)}/{MANIFEST_NAME}"):
@@ -245,7 +245,7 @@ class Checkpoints:
 
 
 def _plain(error: BaseException, place: StoragePath) -> Exception:
-    """One error in our words for what happened on any rank. An unknown error of a store is worth another attempt."""
+    """The one error that tells what happened on any rank. An unknown error of a store is worth another attempt."""
     causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
     for kind in (StaleAttemptError, RopewalkError):
         for cause in causes:

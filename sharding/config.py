@@ -1,4 +1,4 @@
-"""Configuration of what is split over ranks: the batch, the parameters, the checkpoints."""
+"""Configuration of what is divided among ranks: the batch, the model, the checkpoints."""
 
 from typing import Literal
 
@@ -11,22 +11,39 @@ class BatchConfig(Section):
     """The global batch is what the model sees; the micro-batch is what fits one rank at once."""
 
     global_batch: int = Field(default=32, ge=1, description="sequences of one optimizer step, whatever the world size")
-    micro_batch: int = Field(default=4, ge=1, description="most sequences that one rank computes at once")
+    micro_batch: int = Field(default=4, ge=1, description="maximum sequences that one rank computes at once")
 
 
-class FsdpConfig(Section):
-    """How parameters are split."""
+class ParallelConfig(Section):
+    """How a model and its work are divided among the ranks."""
 
+    replicate: int = Field(
+        default=1, ge=1, description="copies of the sharded model (HSDP); each copy is sharded over the ranks that share it"
+    )
+    tensor: int = Field(default=1, ge=1, description="tensor-parallel degree; only 1 is supported so far")
     reshard: Literal["auto", "always", "never"] = Field(
         default="auto",
-        description="free gathered parameters between forward and backward; auto: only where they exceed 2 GiB a rank",
+        description="reshard parameters after forward; auto: only where the gathered ones exceed 2 GiB a rank",
     )
     accumulate: Literal["auto", "sharded", "unsharded"] = Field(
         default="auto",
         description="reduce gradients after each micro-batch, so that a rank keeps its shard of them (sharded), or after the last"
-        " (unsharded: less communication); auto: unsharded only where the whole fp32 gradient takes at most 2 GiB",
+        " (unsharded: less communication); auto: unsharded only where the full fp32 gradient takes at most 2 GiB",
     )
+    activation_checkpointing: Literal["none", "full"] = Field(
+        default="none", description="full: recompute each layer's activations in backward, to save memory"
+    )
+    compile: bool = Field(default=False, description="compile each layer with torch.compile")
     timeout_minutes: float = Field(default=10, gt=0, description="a collective that takes longer is an error")
+
+
+class PrecisionConfig(Section):
+    """The number formats of training. Parameters and optimizer state are fp32 whatever these keys say."""
+
+    compute: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto", description="format of forward and backward; auto: bf16 on GPUs, fp32 on CPUs"
+    )
+    reduce: Literal["fp32", "bf16"] = Field(default="fp32", description="format in which gradients are reduced over ranks")
 
 
 class CheckpointConfig(Section):

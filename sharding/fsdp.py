@@ -1,4 +1,4 @@
-"""Split a Hugging Face model over the ranks, with initial weights that do not depend on how many there are."""
+"""Shard a Hugging Face model over the ranks with FSDP2, and fill it with values that do not depend on how many there are."""
 
 from collections import defaultdict
 
@@ -8,34 +8,30 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from sharding.config import FsdpConfig
+from sharding.config import ParallelConfig
 from sharding.group import Group
 
-_SMALL_BYTES = 2 << 30  # what a rank may hold of the whole model
+_SMALL_BYTES = 2 << 30  # what a rank may hold of the unsharded model
 _GRADIENT_BYTES = 4  # fp32, in which gradients are reduced
 
 
-def shard_model(skeleton: nn.Module, source: nn.Module | None, group: Group, config: FsdpConfig) -> nn.Module:
-    """Split `skeleton` (on the meta device) in place and fill it from rank 0's `source` (the whole model, on CPU).
+def shard(model: nn.Module, group: Group, parallel: ParallelConfig, policy: MixedPrecisionPolicy) -> nn.Module:
+    """Shard a model (on the meta device) in place with `fully_shard`; its values are undefined until `fill` gives it some.
 
-    Each decoder layer is one unit and the rest (embedding, norm, head) another, which keeps tied weights tied.
-    bf16 compute with fp32 parameters and reductions on a GPU, fp32 on a CPU. Gradients are summed over ranks.
+    Each decoder layer is one FSDP module and the rest (embedding, norm, head) another, which keeps tied weights tied.
+    Gradients are summed over ranks, and not divided.
     """
-    ties = _ties(skeleton)
-    on_gpu = group.device.type == "cuda"
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if on_gpu else MixedPrecisionPolicy()
-    reshard = reshards(skeleton, config, group.device)
-    for layer in decoder_layers(skeleton):
+    ties = _ties(model)
+    reshard = should_reshard_after_forward(model, parallel, group.device)
+    for layer in decoder_layers(model):
         fully_shard(layer, mesh=group.mesh, mp_policy=policy, reshard_after_forward=reshard)
-    fully_shard(skeleton, mesh=group.mesh, mp_policy=policy, reshard_after_forward=False)  # in place
-    model = skeleton
+    fully_shard(model, mesh=group.mesh, mp_policy=policy, reshard_after_forward=False)  # in place
     model.to_empty(device=group.device)
     _tie(model, ties)  # to_empty gives each name a tensor of its own
-    _fill(model, source, group)
-    for unit in units_of(model):
-        # the loss is divided by the global number of tokens, so that uneven ranks count rightly
-        unit.set_force_sum_reduction_for_comms(True)
-        unit.set_gradient_divide_factor(1.0)
+    for module in fsdp_modules(model):
+        # the loss is divided by the global weight, so that uneven ranks count rightly
+        module.set_force_sum_reduction_for_comms(True)
+        module.set_gradient_divide_factor(1.0)
     return model
 
 
@@ -49,38 +45,38 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return max(lists, key=len, default=[])
 
 
-def reshards(model: nn.Module, config: FsdpConfig, device: torch.device) -> bool:
+def should_reshard_after_forward(model: nn.Module, parallel: ParallelConfig, device: torch.device) -> bool:
     """Whether gathered parameters are freed between forward and backward."""
-    if config.reshard == "auto":
+    if parallel.reshard == "auto":
         bytes_each = 2 if device.type == "cuda" else 4
         return sum(p.numel() for p in model.parameters()) * bytes_each > _SMALL_BYTES
-    return config.reshard == "always"
+    return parallel.reshard == "always"
 
 
-def accumulates_sharded(model: nn.Module, config: FsdpConfig) -> bool:
-    """Whether each micro-batch's gradients are reduced at once: else every rank holds the whole fp32 gradient between them."""
-    if config.accumulate == "auto":
+def accumulates_sharded(model: nn.Module, parallel: ParallelConfig) -> bool:
+    """Whether each micro-batch's gradients are reduced at once: else every rank holds the full fp32 gradient between them."""
+    if parallel.accumulate == "auto":
         return sum(p.numel() for p in model.parameters() if p.requires_grad) * _GRADIENT_BYTES > _SMALL_BYTES
-    return config.accumulate == "sharded"
+    return parallel.accumulate == "sharded"
 
 
-def units_of(model: nn.Module) -> list[FSDPModule]:
-    """The parts of a model that are gathered and reduced as one."""
+def fsdp_modules(model: nn.Module) -> list[FSDPModule]:
+    """The parts of a model whose parameters are gathered, and whose gradients are reduced, in one collective."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
 
 
-def set_pass(units: list[FSDPModule], *, last: bool, reshard: bool, sharded: bool) -> None:
-    """Before a pass of a step: unless they are accumulated sharded, gradients are reduced in the last one alone, and unless
-    parameters are to be freed at once, they are gathered in the first one alone."""
-    for unit in units:
-        unit.set_requires_gradient_sync(last or sharded, recurse=False)
-        unit.set_reshard_after_backward(last or reshard, recurse=False)
+def set_micro_batch(modules: list[FSDPModule], *, last: bool, reshard: bool, sharded: bool) -> None:
+    """Prepare for a micro-batch of a step. Unless gradients are accumulated sharded, the last one alone reduces them; unless
+    parameters are resharded after forward, the first one alone gathers them."""
+    for module in modules:
+        module.set_requires_gradient_sync(last or sharded, recurse=False)
+        module.set_reshard_after_backward(last or reshard, recurse=False)
 
 
-def free_gathered(model: nn.Module) -> None:
+def reshard_all(model: nn.Module) -> None:
     """Free gathered parameters: after a forward pass alone they would stay, and hide what is loaded or learnt later."""
-    for unit in units_of(model):
-        unit.reshard()
+    for module in fsdp_modules(model):
+        module.reshard()
 
 
 def _ties(model: nn.Module) -> list[list[str]]:
@@ -100,13 +96,16 @@ def _tie(model: nn.Module, ties: list[list[str]]) -> None:
 
 
 @torch.no_grad()
-def _fill(model: nn.Module, source: nn.Module | None, group: Group) -> None:
-    """Copy rank 0's weights and buffers everywhere. Buffers too: `to_empty` leaves garbage in those of the rotary
-    embedding, no checkpoint repairs them, and the loss would be finite and wrong."""
-    assert (source is not None) == group.first
+def fill(model: nn.Module, source: nn.Module | None, group: Group) -> None:
+    """Give every rank its shard of the values of rank 0's unsharded `source`; the other ranks have None for it.
+
+    Buffers too: `to_empty` leaves garbage in those of the rotary embedding, no checkpoint repairs them, and the loss
+    would be finite and wrong.
+    """
+    assert (source is not None) == group.is_main
     values = {**dict(source.named_parameters()), **dict(source.named_buffers())} if source is not None else {}
 
-    def whole(name: str, like: torch.Tensor) -> torch.Tensor:
+    def full_value(name: str, like: torch.Tensor) -> torch.Tensor:
         if source is not None:
             full = values[name].detach().to(group.device, like.dtype).contiguous()
         else:
@@ -116,8 +115,8 @@ def _fill(model: nn.Module, source: nn.Module | None, group: Group) -> None:
 
     for name, parameter in model.named_parameters():
         assert isinstance(parameter, DTensor), name
-        full = whole(name, parameter)
+        full = full_value(name, parameter)
         shard = distribute_tensor(full, group.mesh, parameter.placements, src_data_rank=None)
         parameter.to_local().copy_(shard.to_local())
     for name, buffer in model.named_buffers():
-        buffer.copy_(whole(name, buffer))
+        buffer.copy_(full_value(name, buffer))

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from cluster.errors import BackendError, ConfigError
 from cluster.gpus import DEVICES_VARIABLE, node_gpus
+from sharding.config import ParallelConfig
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ DATA_AXES = ("replicate", "shard")  # of a mesh: ranks along them compute differ
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """All ranks of a run, as a mesh: today of one axis, over which parameters are split and samples are dealt."""
+    """All ranks of a run, as a mesh: its axis `shard` divides the parameters, `replicate` holds copies of them (HSDP)."""
 
     mesh: DeviceMesh
     device: torch.device
@@ -33,11 +34,11 @@ class Group:
     timeout: timedelta
 
     @property
-    def first(self) -> bool:
-        """This rank is the one that reports and commits."""
+    def is_main(self) -> bool:
+        """Whether this rank is the one that reports and commits."""
         return self.rank == 0
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over ranks, in place: the same bits on every rank."""
         if self.world_size > 1:
             dist.all_reduce(values)
@@ -45,48 +46,48 @@ class Group:
 
     @property
     def data_size(self) -> int:
-        """How many shares the samples are dealt in: one to all ranks that compute the same ones."""
+        """The number of shares that samples are dealt in; ranks that compute the same samples have one share."""
         return math.prod(size for size, _ in self._places(DATA_AXES))
 
     @property
     def data_rank(self) -> int:
-        """Which of these shares is this rank's."""
+        """The share of the samples that this rank computes, counted from 0."""
         number = 0
         for size, index in self._places(DATA_AXES):
             number = number * size + index
         return number
 
     def sum_over_data(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum over ranks, in place, of what they computed from samples: of those that compute the same ones one counts."""
-        return self.sum(values if self.counts_samples else values.zero_())
+        """The sum over ranks, in place, of values computed from samples; of ranks that compute the same samples one counts."""
+        return self.all_reduce_sum(values if self.counts_samples else values.zero_())
 
     @property
     def counts_samples(self) -> bool:
-        """Of the ranks that compute the same samples this is the one that counts what comes of them."""
+        """Whether this rank is the one that counts, of those that compute the same samples."""
         others = [name for name in self.mesh.mesh_dim_names or () if name not in DATA_AXES]
         return all(index == 0 for _, index in self._places(others))
 
     def _places(self, axes: Collection[str]) -> list[tuple[int, int]]:
-        """Size of each of these axes that the mesh has, and this rank's index along it."""
+        """The size of each of these axes that the mesh has, with this rank's index along it."""
         names, indices = self.mesh.mesh_dim_names or (), self.mesh.get_coordinate() or ()
         places = zip(names, self.mesh.shape, indices, strict=True)
         return [(size, index) for name, size, index in places if name in axes]
 
     def any(self, value: bool) -> bool:
-        """Whether it is true on some rank."""
-        return bool(self.sum(torch.tensor(float(value), device=self.device)).item())
+        """Whether `value` is true on some rank."""
+        return bool(self.all_reduce_sum(torch.tensor(float(value), device=self.device)).item())
 
     def barrier(self) -> None:
         """Wait for every rank."""
         self.any(False)
 
-    def gather(self, value: T) -> list[T]:
+    def all_gather_object(self, value: T) -> list[T]:
         """Every rank's plain value, in rank order."""
         found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, value)
         return found
 
-    def from_first(self, value: T | None) -> T:
+    def broadcast_object(self, value: T | None) -> T:
         """Rank 0's plain value, on every rank."""
         box: list[Any] = [value]
         dist.broadcast_object_list(box, src=0)
@@ -95,7 +96,7 @@ class Group:
 
 
 def counts_piece(tensor: torch.Tensor) -> bool:
-    """Of the ranks that hold the same piece of a DTensor this is the one that counts it, as in a norm."""
+    """Whether this rank is the one that counts its piece of a DTensor (in a norm), of those that hold the same piece."""
     assert isinstance(tensor, DTensor)
     indices = tensor.device_mesh.get_coordinate() or ()
     pairs = zip(tensor.placements, indices, strict=True)
@@ -103,10 +104,14 @@ def counts_piece(tensor: torch.Tensor) -> bool:
 
 
 @contextmanager
-def process_group(timeout_minutes: float = 10) -> Iterator[Group]:
-    """Form the group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or a group of one."""
+def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
+    """Form the group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or a group of one.
+
+    Raises ConfigError where the ranks cannot be arranged as `parallel` says.
+    """
+    parallel = parallel or ParallelConfig()
     _refuse_stale_store()
-    timeout = timedelta(minutes=timeout_minutes)
+    timeout = timedelta(minutes=parallel.timeout_minutes)
     device = rank_device()
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -121,11 +126,20 @@ def process_group(timeout_minutes: float = 10) -> Iterator[Group]:
     else:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)
     try:
-        world_size = dist.get_world_size()
-        mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
-        yield Group(mesh=mesh, device=device, rank=dist.get_rank(), world_size=world_size, timeout=timeout)
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        mesh = _mesh(device, world_size, parallel)
+        yield Group(mesh=mesh, device=device, rank=rank, world_size=world_size, timeout=timeout)
     finally:
         dist.destroy_process_group()
+
+
+def _mesh(device: torch.device, world_size: int, parallel: ParallelConfig) -> DeviceMesh:
+    if parallel.replicate == 1:
+        return init_device_mesh(device.type, (world_size,), mesh_dim_names=("shard",))
+    if world_size % parallel.replicate:
+        raise ConfigError(f"parallel.replicate: {world_size} ranks do not divide into {parallel.replicate} copies of the model")
+    sizes = (parallel.replicate, world_size // parallel.replicate)
+    return init_device_mesh(device.type, sizes, mesh_dim_names=DATA_AXES)
 
 
 def rank_device() -> torch.device:

@@ -1,4 +1,4 @@
-"""Where checkpoints lie, which are complete, and which must stay because another run goes on from them."""
+"""Where checkpoints lie, which are complete, and which must stay because another run needs them."""
 
 import json
 import re
@@ -62,18 +62,18 @@ def place_of(run: RunDir, config: CheckpointConfig) -> StoragePath:
 
 
 def pin(place: StoragePath, step: int, name: str) -> None:
-    """Let a checkpoint stay for whoever `name` is, however many newer ones follow. Pin the newest ones only.
+    """Keep a checkpoint on behalf of the run `name`, however many newer ones follow. Pin the newest ones only.
 
-    One that is about to be pruned at this moment may be gone all the same.
+    A checkpoint that is being pruned at this moment may be gone all the same.
     """
     place.write(f"{directory_of(step)}/{_PIN}{name}", b"")
 
 
 def unpin(place: StoragePath, step: int, name: str) -> None:
-    """It may go, as far as `name` is concerned."""
+    """Remove the pin of the run `name`: it no longer needs this checkpoint."""
     place.remove(f"{directory_of(step)}/{_PIN}{name}")
 
 
 def is_pinned(place: StoragePath, step: int) -> bool:
-    """Somebody needs it."""
+    """Whether another run has pinned this checkpoint."""
     return any(name.startswith(_PIN) for name in place.names(directory_of(step)))

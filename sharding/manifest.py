@@ -25,13 +25,13 @@ class FileRecord(Section):
 
 
 class CheckpointManifest(Section):
-    """What a checkpoint holds and of which run it is. Everything that is not a tensor is here, as plain values."""
+    """What a checkpoint holds, and which attempt saved it. All state that is not a tensor is here, as plain values."""
 
     schema_version: int = 1
     step: int = Field(ge=0)
     position: int = Field(ge=0, description="data position: the next sample of the run")
     config_hash: str
-    identity: dict[str, Any] = Field(description="what the hash is of: the keys that decide the model")
+    identity: dict[str, Any] = Field(description="the model fingerprint that config_hash is the hash of")
     world_size: int = Field(ge=1)
     attempt: int
     group: int = 0
@@ -40,13 +40,13 @@ class CheckpointManifest(Section):
     progress: dict[str, Any] = Field(default_factory=dict, description="running figures of the training loop")
 
 
-def identity_hash(identity: dict[str, Any]) -> str:
-    """A hash of plain values that does not depend on the order of keys."""
-    return checksum(xxhash.xxh3_128(json.dumps(identity, sort_keys=True).encode()))
+def fingerprint_hash(fingerprint: dict[str, Any]) -> str:
+    """A hash of a model fingerprint that does not depend on the order of its keys."""
+    return checksum(xxhash.xxh3_128(json.dumps(fingerprint, sort_keys=True).encode()))
 
 
 def dump_manifest(manifest: CheckpointManifest) -> bytes:
-    """As it stands on disk: with a checksum of itself, since a flipped digit of the step would be silent."""
+    """A manifest as bytes for the disk, with a checksum of itself: a flipped digit of its step would be silent otherwise."""
     body = manifest.model_dump(mode="json")
     return (json.dumps({"checksum": _own_checksum(body), **body}, indent=1) + "\n").encode()
 
@@ -72,7 +72,7 @@ def read_manifest(place: StoragePath) -> CheckpointManifest:
 
 
 def problems(place: StoragePath, files: Iterable[FileRecord]) -> list[str]:
-    """What is wrong with these files of a checkpoint: missing, of another size, other bytes. Reads all of them."""
+    """What is wrong with these files of a checkpoint: missing, a wrong size, wrong bytes. Reads all of them."""
     found = []
     for file in files:
         try:
@@ -93,7 +93,7 @@ def _checksum_of(place: StoragePath, file: FileRecord) -> str:
     return checksum(digest)
 
 
-def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The keys in which two identities differ, with both values."""
+def config_diff(saved: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The keys in which two model fingerprints differ, with both values, for an error message."""
     keys = [k for k in sorted({*saved, *wanted}) if saved.get(k) != wanted.get(k)]
     return "; ".join(f"{k} is {saved.get(k)!r} there and {wanted.get(k)!r} here" for k in keys[:6])

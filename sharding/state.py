@@ -17,9 +17,22 @@ def model_state(model: nn.Module) -> State:
     return state
 
 
+def trained_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+    """The parameters that the optimizer moves, and no others; no copies."""
+    trained = {id(parameter) for parameter in _parameters_of(optimizer)}
+    return {f"{MODEL}{name}": parameter for name, parameter in model.named_parameters() if id(parameter) in trained}
+
+
+def trained_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """The parameters that the optimizer moves, in the model's order."""
+    trained = {id(parameter) for parameter in _parameters_of(optimizer)}
+    return [parameter for parameter in model.parameters() if id(parameter) in trained]
+
+
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
-    """The optimizer's tensors by the name of their parameter; no copies, so loading into them is loading. A frozen parameter has
-    none: of a model that is trained in part they would take twice its size.
+    """The optimizer's tensors by the name of their parameter; no copies, so loading into them is loading.
+
+    A frozen parameter has none: for a model that is trained in part they would take twice its size.
     """
     trained = {id(parameter) for parameter in _parameters_of(optimizer)}
     return {

@@ -37,7 +37,7 @@ Index = dict[str, Any]  # {tensor: {dtype, shape, pieces: [{offsets, shape, file
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file as it was meant to be."""
+    """A file of a checkpoint with the size and checksum that it must have."""
 
     path: str
     size: int
@@ -46,14 +46,14 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a rank put one piece of a tensor."""
+    """The file and the byte at which a rank wrote one piece of a tensor."""
 
     file: WrittenFile
     start: int
 
 
 def checksum(digest: "xxhash.xxh3_128") -> str:
-    """A digest as it stands in manifests."""
+    """A digest in the notation of manifests, `xxh3:<32 hex>`."""
     return f"xxh3:{digest.hexdigest()}"
 
 
@@ -74,18 +74,18 @@ class PlaceWriter(StorageWriter):
         self.rank = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing to forget: a writer serves one save."""
+        """Do nothing: a writer serves one save and keeps no state between saves."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Learn this rank's number."""
         self.rank = int(kwargs.get("rank") or 0)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """As planned."""
+        """Leave this rank's plan as it is."""
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """As planned."""
+        """Leave all ranks' plans as they are."""
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -124,7 +124,7 @@ class PlaceWriter(StorageWriter):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Any path or URL."""
+        """Accept any path or URL."""
         return True
 
 
@@ -167,10 +167,10 @@ class PlaceReader(StorageReader):
         }
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Nothing to forget."""
+        """Do nothing: a reader keeps no state between loads."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The index in torch's words."""
+        """The index as DCP's metadata."""
         return Metadata(
             {
                 name: TensorStorageMetadata(
@@ -186,14 +186,14 @@ class PlaceReader(StorageReader):
         )
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing to set up."""
+        """Do nothing: the reader was given all it needs."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """As planned."""
+        """Leave this rank's plan as it is."""
         return plan
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
-        """As planned."""
+        """Leave all ranks' plans as they are."""
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
@@ -222,13 +222,13 @@ class PlaceReader(StorageReader):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Any path or URL."""
+        """Accept any path or URL."""
         return True
 
 
 @dataclass(frozen=True)
 class _Want:
-    """Whole rows of a piece: the bytes of a file that hold what an item asks for."""
+    """The bytes of a file that hold the rows of a piece that an item asks for."""
 
     item: ReadItem
     file: str
@@ -238,7 +238,7 @@ class _Want:
     shape: tuple[int, ...]
 
     def tensor(self, data: bytes) -> torch.Tensor:
-        """The part that is asked for, out of these rows."""
+        """The part of these rows that the item asks for."""
         rows = _tensor(data, self.dtype, self.shape)
         for dim in range(1, rows.dim()):
             rows = rows.narrow(dim, self.item.storage_offsets[dim], self.item.lengths[dim])
@@ -252,7 +252,7 @@ def _tensor(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> torch.Tens
 
 
 def _stretches(wants: list[_Want]) -> Iterator[list[_Want]]:
-    """Neighbours in a file, to be read in one request."""
+    """Groups of neighbours in a file, each to be read in one request."""
     stretch: list[_Want] = []
     for want in sorted(wants, key=lambda want: want.start):
         if stretch and (want.start - stretch[-1].stop > _GAP_BYTES or want.stop - stretch[0].start > _READ_BYTES):
@@ -264,7 +264,7 @@ def _stretches(wants: list[_Want]) -> Iterator[list[_Want]]:
 
 
 def read_tensors(place: StoragePath, index: Index, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Whole tensors whose names begin with `prefix` (which is cut off), put together on the CPU in this process."""
+    """Full tensors whose names begin with `prefix` (which is cut off), put together on the CPU in this process."""
     tensors = {}
     for name, entry in index.items():
         if not name.startswith(prefix):

@@ -11,7 +11,7 @@ from typing import Any
 from cluster.errors import RopewalkError
 from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.run.files import read_lines
-from cluster.supervise.allocation import AGENTS
+from cluster.run.names import AGENTS
 
 MOST_RUNS = 3
 LAST_EVENTS = 20

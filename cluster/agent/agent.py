@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from cluster.agent.monitor import Monitor
-from cluster.config import NodeRange, Resources, Retries
+from cluster.config import NodeRange
 from cluster.engines.entry import configure_logging, write_error
 from cluster.engines.process import run_process
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
@@ -25,6 +25,7 @@ from cluster.process.forking import all_imported, cuda_runs, import_modules
 from cluster.process.kill import end, family
 from cluster.process.scratch import descriptors, make_scratch, remove_scratch
 from cluster.process.signals import ShutdownGate, SignalFlag, install_stop_handler, stop_signals_blocked
+from cluster.run import names
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import Looks
 from cluster.run.files import write_json
@@ -64,11 +65,9 @@ class Agent:
         self.address: str = arguments.address
         self.rendezvous: str = arguments.rendezvous
         self.folder = self.run_dir.attempt_dir(self.attempt)
-        record = self.run_dir.record
-        details = self.run_dir.attempt_details(self.attempt)
-        self.resources = Resources.model_validate(details.get("resources") or record["resources"])
-        self.retries = Retries.model_validate(record["config"].get("retries") or {})
-        self.engine = Engine(record["engine"])
+        self.resources = self.run_dir.resources(self.attempt)
+        self.retries = self.run_dir.retries
+        self.engine = Engine(self.run_dir.record["engine"])
         os.environ.setdefault(NODE_GPUS_VARIABLE, str(self.resources.gpus))
         # on the node's own disk: ranks look at it every step
         self.scratch = make_scratch("a")
@@ -86,7 +85,7 @@ class Agent:
         if self.engine is Engine.RANKS:
             self._start_forkserver()
         threading.Thread(target=self._watch, args=(os.getppid(),), name="watch", daemon=True).start()
-        monitor = Monitor(self.folder / "nodes" / f"node-{self.node}.jsonl", self.node)
+        monitor = Monitor(self.folder / names.NODES / f"node-{self.node}.jsonl", self.node)
         monitor.start()
         if self.node == 0:
             self._start_sidecars()
@@ -177,7 +176,7 @@ class Agent:
                 log.error("attempt %d is over; this agent outlived it", self.attempt)
                 self._abandon(EXIT_TERMINATED)
             # to miss it costs seconds: whoever carries the run ends this agent then
-            if self._fatal_looks.due() and (self.folder / "fatal.json").exists():
+            if self._fatal_looks.due() and (self.folder / names.FATAL).exists():
                 time.sleep(2.0)  # the ranks of this node see the broken group and leave by themselves
                 self._abandon(EXIT_NEVER_RETRY)
 
@@ -217,7 +216,9 @@ class Agent:
             self.sidecars.append(sidecar)
 
     def _leave(self, code: int) -> None:
-        write_json(self.folder / "nodes" / f"node-{self.node}.json", {"node": self.node, "exit_code": code, "ended": time.time()})
+        write_json(
+            self.folder / names.NODES / f"node-{self.node}.json", {"node": self.node, "exit_code": code, "ended": time.time()}
+        )
         for sidecar in self.sidecars:
             sidecar.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + SIDECAR_SECONDS

@@ -96,6 +96,12 @@ class Backend(ABC):
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
         """What the scheduler says of these runs, by run id, in one call for all of them."""
 
+    def settle(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
+        """The runs' states, as `states` tells them, for whoever acts on the runs: what has become certain of them is written
+        down first, such as an end of which only the scheduler knows. Looking (`states`) changes nothing.
+        """
+        return self.states(runs)
+
     @abstractmethod
     def cancel(self, run: RunDir) -> None:
         """Make the run save, leave and not come back; take it out of the queue if it waits."""

@@ -9,8 +9,8 @@ from cluster.backends.submission import PATIENCE_SECONDS
 from cluster.errors import EXIT_FAILED, EXIT_TERMINATED
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
+from cluster.run.names import AGENTS
 from cluster.spec import Outcome, RunState
-from cluster.supervise.allocation import AGENTS
 
 SETTLE_SECONDS = 15.0  # what has ended may have left its outcome on a file system that shows it late
 NO_ANSWER = "no answer"  # in the place of a scheduler's word, where it has none
@@ -32,7 +32,7 @@ def last_known(run: RunDir, error: str) -> BackendState:
 
 def never_submitted(run: RunDir) -> BackendState:
     """The state of a run without an attempt: it is being submitted, or whoever was submitting it has died."""
-    if time.time() - float(run.listed.get("created") or 0) < PATIENCE_SECONDS:
+    if time.time() - float(run.record.get("created") or 0) < PATIENCE_SECONDS:
         return BackendState(state=RunState.PENDING, word="submitting")
     remedy = f"run `ropewalk resume {run.id}`"
     return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"the submission did not finish; {remedy}", remedy=remedy)
@@ -44,14 +44,18 @@ def lost(run: RunDir, said: str) -> BackendState:
     return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{said}; {remedy}", remedy=remedy)
 
 
+def end_without_word(run: RunDir, state: RunState, cause: str) -> Outcome:
+    """The outcome of a run whose own processes could not write one; what an earlier outcome said is kept. Writes nothing."""
+    before = run.last_outcome()
+    if before is not None:
+        return replace(before, state=state, cause=f"{before.cause}; then: {cause}")
+    code = EXIT_FAILED if state is RunState.FAILED else EXIT_TERMINATED
+    return Outcome(state=state, exit_code=code, cause=cause, ended=time.time())
+
+
 def conclude(run: RunDir, state: RunState, cause: str) -> Outcome:
     """Write down how a run ended whose own processes could not; what an earlier outcome said is kept."""
-    code = EXIT_FAILED if state is RunState.FAILED else EXIT_TERMINATED
-    before = run.last_outcome()
-    if before is None:
-        outcome = Outcome(state=state, exit_code=code, cause=cause, ended=time.time())
-    else:
-        outcome = replace(before, state=state, cause=f"{before.cause}; then: {cause}")
+    outcome = end_without_word(run, state, cause)
     with suppress(OSError):  # who looks at another's runs may not be allowed to write there
         run.write_outcome(run.attempts()[-1], outcome)
     return outcome

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from cluster.config import Resources
 from cluster.errors import AlreadyRunningError, BackendError, ConfigError, SchedulerAwayError, SubmissionInDoubtError
-from cluster.run.directory import RunDir, begin_attempts
+from cluster.run.attempts import begin_attempts
+from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
 from cluster.supervise.supervisor import BY_SUBMISSION
 
@@ -121,7 +122,7 @@ def open_attempts(
     common = {"resources": resources.model_dump(mode="json"), "opened_by": BY_SUBMISSION}
     details = [{**common, **{key: value for key, value in each.items() if value not in (None, [])}} for each in own]
     try:
-        begin_attempts(runs, details, number=number, durable=durable)
+        begin_attempts([run.path for run in runs], details, number=number, durable=durable)
     except FileExistsError:
         raise BackendError(f"{runs[0].id}: another submission of it is under way; `ropewalk ps` shows it") from None
 

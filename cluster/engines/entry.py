@@ -25,6 +25,7 @@ from cluster.errors import (
     RopewalkError,
     StopRequested,
 )
+from cluster.run import names
 from cluster.run.context import STOP_VARIABLE, JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import write_json
@@ -49,7 +50,7 @@ def run_entry(context: JobContext) -> int:
     try:
         results = load_entry(context.run.record["entry"])(context)
         if context.rank == 0:
-            write_json(folder / "result.json", results or {})
+            write_json(folder / names.RESULT, results or {})
         return EXIT_DONE
     except StopRequested as stop:
         log.info("stopped: %s", stop)
@@ -72,9 +73,9 @@ def write_error(folder: Path, name: str, error: Exception, code: int, **who: Any
         "message": str(error)[:4000],
         "traceback": traceback.format_exc()[-8000:],
     }
-    write_json(folder / "errors" / f"{name}.json", record)
+    write_json(folder / names.ERRORS / f"{name}.json", record)
     if code == EXIT_NEVER_RETRY:
-        write_json(folder / "fatal.json", record)  # tells every agent of the attempt to leave
+        write_json(folder / names.FATAL, record)  # tells every agent of the attempt to leave
 
 
 def exit_code_of(error: Exception) -> int:

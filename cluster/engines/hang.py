@@ -13,6 +13,7 @@ from torch.distributed import DistError
 from cluster.engines.heartbeat import Beat, read_beat
 from cluster.engines.stacks import Stack, take_stacks, write_stacks
 from cluster.run.directory import RunDir
+from cluster.run.names import STACKS
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class GroupWatch:
     def _record(self, pids: Mapping[int, int], spare: Mapping[int, Path]) -> None:
         place, beats = self._place, self.watch.beats
         stacks = take_stacks(pids, spare)
-        folder = place.run.attempt_dir(place.attempt) / "stacks" / f"group-{place.group:06d}"
+        folder = place.run.attempt_dir(place.attempt) / STACKS / f"group-{place.group:06d}"
         ranks = [{"rank": rank, **_told(beats.get(rank), stack)} for rank, stack in sorted(stacks.items())]
         place.run.event(
             "ranks_hung",

@@ -28,6 +28,7 @@ from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_REQUEUE, StopReques
 from cluster.process.kill import end, family, processes_of
 from cluster.process.scratch import make_scratch, remove_scratch
 from cluster.process.signals import stop_signals_blocked
+from cluster.run import names
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import look_seconds
 from cluster.run.files import read_afresh, read_json_afresh, write_json
@@ -38,8 +39,6 @@ log = logging.getLogger(__name__)
 START_SECONDS = 90.0
 PARENT_CHECK_SECONDS = 0.3
 LONGEST_SCRATCH = 30  # what Ray puts below it takes up to 75 bytes
-JOIN_VARIABLE = "ROPEWALK_RAY_ADDRESS"  # HOST:PORT of a Ray that whoever owns the nodes has started over all of them
-NODES_SECONDS = 5.0  # what Ray's head may take to name its nodes
 OBJECT_STORE_BYTES = 256 * 2**20  # documents never travel through it; jobs that need more say so by their memory
 
 
@@ -70,21 +69,19 @@ class RayNode:
 
 def run_ray(node: RayNode) -> int:
     """Start this node's Ray, run the driver on the first node, wait for its end elsewhere; the exit code."""
-    if there := os.environ.get(JOIN_VARIABLE):
-        return run_process(node.run, node.attempt, node.stop_flag, {"RAY_ADDRESS": there})
     scratch = short_scratch()
     ray: subprocess.Popen[bytes] | None = None
     try:
         if node.index == 0:
             ray = start_ray(node, scratch, head=True)
             address = (scratch / "address").read_text()
-            write_json(node.folder / "ray.json", {"address": address})
+            write_json(node.folder / names.RAY_HEAD, {"address": address})
             await_nodes(node)
             code = run_process(node.run, node.attempt, node.stop_flag, {"RAY_ADDRESS": address})
-            write_json(node.folder / "driver.json", {"exit_code": code})
+            write_json(node.folder / names.RAY_DRIVER, {"exit_code": code})
             return code
         ray = start_ray(node, scratch, head=False)
-        write_mark(node.folder / "nodes" / f"ray-{node.index}", 1)
+        write_mark(node.folder / names.NODES / f"ray-{node.index}", 1)
         return await_driver(node, ray)
     except StopRequested as stop:
         log.info("%s", stop)
@@ -126,20 +123,6 @@ def head_options(ip: str, port: int) -> list[str]:
     if find_spec("grpc") is not None:  # Ray then starts its client's server, on one port for all unless told otherwise
         options.append(f"--ray-client-server-port={free_port(ip)}")
     return options
-
-
-def count_nodes(address: str) -> int:
-    """How many nodes the Ray cluster of a head has; 0 where the head does not answer."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # noqa: PLC0415 - agents need none of it
-    from ray.core.generated.gcs_pb2 import GcsNodeInfo  # noqa: PLC0415
-    from ray.exceptions import RayError  # noqa: PLC0415
-
-    try:
-        nodes = GcsClient(address=address).get_all_node_info(timeout=NODES_SECONDS)
-    except (RayError, ConnectionError, RuntimeError) as error:
-        log.info("Ray's head %s does not answer: %s", address, error)
-        return 0
-    return sum(node.state == GcsNodeInfo.ALIVE for node in nodes.values())
 
 
 def environment(node: RayNode) -> Mapping[str, str]:
@@ -199,7 +182,7 @@ def tail(path: Path) -> str:
 
 def await_head(node: RayNode) -> str:
     """The head's address, as soon as the first node has published it."""
-    path = node.folder / "ray.json"
+    path = node.folder / names.RAY_HEAD
     if not _wait(node, lambda: bool(read_afresh(path))):
         raise TimeoutError(f"node {node.index}: the first node published no Ray address within {START_SECONDS:.0f} s")
     return str((read_json_afresh(path) or {})["address"])
@@ -207,7 +190,7 @@ def await_head(node: RayNode) -> str:
 
 def await_nodes(node: RayNode) -> None:
     """Wait until every other node has joined; a failed start fails the attempt."""
-    marks = {index: node.folder / "nodes" / f"ray-{index}" for index in range(1, node.num_nodes)}
+    marks = {index: node.folder / names.NODES / f"ray-{index}" for index in range(1, node.num_nodes)}
     if not _wait(node, lambda: all(read_mark_afresh(mark) for mark in marks.values())):
         late = [index for index, mark in marks.items() if not read_mark_afresh(mark)]
         raise TimeoutError(f"Ray did not start on nodes {late} within {START_SECONDS:.0f} s; see their ray-K.log")
@@ -217,7 +200,7 @@ def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
     """On the other nodes: keep Ray alive until the driver has ended."""
     pause_seconds = look_seconds(node.folder)
     while True:
-        if found := read_json_afresh(node.folder / "driver.json"):
+        if found := read_json_afresh(node.folder / names.RAY_DRIVER):
             return int(found["exit_code"])
         if ray.poll() is not None:
             log.error("Ray on node %d ended with %s", node.index, ray.returncode)

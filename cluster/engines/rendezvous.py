@@ -19,7 +19,7 @@ from cluster.engines.signed_rendezvous import signed_handler
 from cluster.process.signals import ShutdownGate
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
-from cluster.supervise.allocation import AGENTS
+from cluster.run.names import AGENTS
 
 log = logging.getLogger(__name__)
 

@@ -2,28 +2,21 @@
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cluster.config import Resources, Retries
 from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY, ConfigError
+from cluster.run import names
+from cluster.run.attempts import attempt_folder, attempt_numbers, begin_attempts
 from cluster.run.event_log import EventLog
-from cluster.run.files import (
-    dated_folder,
-    json_text,
-    list_afresh,
-    read_json,
-    read_json_afresh,
-    read_lines,
-    write_all,
-    write_json,
-)
-from cluster.run.record import dump_record, read_listed, read_record
+from cluster.run.files import dated_folder, list_afresh, read_json, read_json_afresh, read_lines, write_all, write_json
+from cluster.run.record import dump_record, read_record, without_diffs
 from cluster.run.requests import Requests
-from cluster.run.succession import ENDED, SUCCESSOR, open_folder, read_mark, succeed, write_mark
+from cluster.run.succession import ENDED, read_mark, write_mark
 from cluster.spec import Outcome, RunState
 
 RUNS_VARIABLE = "ROPEWALK_RUNS"
@@ -50,10 +43,13 @@ def make_private(folder: Path) -> None:
 
 
 class RunDir:
-    """One run on disk. Holds no state of its own: two processes that open the same path see the same run."""
+    """One run on disk. An object of this class holds no state: two processes that open the same path see the same run."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, record: Mapping[str, Any] | None = None) -> None:
+        """`record` is the content of run.yaml, where the caller has it already or there is no such file."""
         self.path = Path(path).absolute()
+        if record is not None:
+            self.record = record
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -71,24 +67,25 @@ class RunDir:
         return cls.create_all([name], [record], root)[0]
 
     @classmethod
-    def create_all(cls, names: Sequence[str], records: Sequence[Mapping[str, Any]], root: Path | None = None) -> list["RunDir"]:
+    def create_all(cls, labels: Sequence[str], records: Sequence[Mapping[str, Any]], root: Path | None = None) -> list["RunDir"]:
         """Make many at once, in order. What a crash leaves is a whole run, or a directory that is none."""
         root = root or runs_root()
         root.mkdir(parents=True, exist_ok=True)
-        runs = [cls(dated_folder(root, name, ("attempts",), make_private)) for name in names]
+        paths = [dated_folder(root, name, (names.ATTEMPTS,), make_private) for name in labels]
+        written, diffs = without_diffs(records)
         known: dict[Any, str] = {}
-        write_all({run.path / "run.yaml": dump_record(run.id, r, known) for run, r in zip(runs, records, strict=True)})
-        for run, record in zip(runs, records, strict=True):
-            run.__dict__["record"] = {"run": run.id, **record}  # it need not be read back
-        return runs
+        files = {path / names.CODE_DIFF: diff for path, diff in zip(paths, diffs, strict=True) if diff}
+        files |= {path / names.RECORD: dump_record(path.name, r, known) for path, r in zip(paths, written, strict=True)}
+        write_all(files)
+        return [cls(path, record={"run": path.name, **r}) for path, r in zip(paths, written, strict=True)]
 
     @classmethod
     def find(cls, word: str, root: Path | None = None) -> "RunDir":
         """The run that a user means: a path, an id, the unique beginning of an id, or `latest`."""
-        if (Path(word) / "run.yaml").is_file():
+        if (Path(word) / names.RECORD).is_file():
             return cls(word)
         root = root or runs_root()
-        if word and (root / word / "run.yaml").is_file():  # the others need not be looked at
+        if word and (root / word / names.RECORD).is_file():  # the others need not be looked at
             return cls(root / word)
         ids = [run.id for run in cls.all(root)]
         if word == "latest" and ids:
@@ -107,21 +104,26 @@ class RunDir:
         if not root.is_dir():
             return []
         with os.scandir(root) as entries:
-            found = [e.path for e in entries if e.is_dir() and os.path.exists(os.path.join(e.path, "run.yaml"))]
-        return [cls(p) for p in sorted(found, key=lambda p: (os.stat(os.path.join(p, "run.yaml")).st_mtime_ns, p))]
+            found = [e.path for e in entries if e.is_dir() and os.path.exists(os.path.join(e.path, names.RECORD))]
+        return [cls(p) for p in sorted(found, key=lambda p: (os.stat(os.path.join(p, names.RECORD)).st_mtime_ns, p))]
 
     @cached_property
-    def record(self) -> dict[str, Any]:
-        """`run.yaml`: job, entry, engine, configuration, resources, cluster, code, versions. Never changes."""
+    def record(self) -> Mapping[str, Any]:
+        """The content of `run.yaml`: job, entry, engine, configuration, resources, cluster, code, versions. Never changes."""
         try:
-            return read_record(self.path / "run.yaml")
+            return read_record(self.path / names.RECORD)
         except FileNotFoundError:
-            raise ConfigError(f"{self.path}: not a run directory (no run.yaml)") from None
+            raise ConfigError(f"{self.path}: not a run directory (no {names.RECORD})") from None
 
-    @cached_property
-    def listed(self) -> Mapping[str, Any]:
-        """What lists show of the record: job, cluster, created, resources.nodes, config.steps; the rest may be missing."""
-        return read_listed(self.path / "run.yaml") or self.record
+    @property
+    def retries(self) -> Retries:
+        """How often the run is tried again by itself."""
+        return Retries.model_validate(self.record["config"].get("retries") or {})
+
+    def resources(self, attempt: int | None = None) -> Resources:
+        """What an attempt (unset: the newest) asks of the scheduler: what it was opened with, else what run.yaml says."""
+        number = attempt or (self.attempts() or [0])[-1]
+        return Resources.model_validate(self.attempt_details(number).get("resources") or self.record["resources"])
 
     @property
     def code(self) -> Path | None:
@@ -144,35 +146,45 @@ class RunDir:
     @property
     def metrics(self) -> Path:
         """The truth of all metrics: one JSON object a line."""
-        return self.path / "metrics.jsonl"
+        return self.path / names.METRICS
 
     @property
     def events(self) -> EventLog:
         """What happened and when, for people and for `why`."""
-        return EventLog(self.path / "events")
+        return EventLog(self.path / names.EVENTS)
 
     @property
     def progress(self) -> Path:
         """Where a long job stands now: {stage, done, total, unit, rates}; replaced, not appended."""
-        return self.path / "progress.json"
+        return self.path / names.PROGRESS
 
     @property
     def checkpoints(self) -> Path:
         """Where checkpoints go unless the configuration names another place."""
-        return self.path / "checkpoints"
+        return self.path / names.CHECKPOINTS
+
+    @property
+    def model_record(self) -> Path:
+        """What a run that trains keeps of its model beside the checkpoints; it is there once training has begun."""
+        return self.path / "model.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The tokenizer of the model that the run trains, copied so that the model can be used without the data."""
+        return self.path / "tokenizer"
 
     @property
     def wandb(self) -> Path:
         """Where W&B's own files go."""
-        return self.path / "wandb"
+        return self.path / names.WANDB
 
     def attempt_dir(self, attempt: int) -> Path:
         """attempts/0001: script or manifest, scheduler id, logs, outcome."""
-        return self.path / "attempts" / f"{attempt:04d}"
+        return attempt_folder(self.path, attempt)
 
     def log_dir(self, attempt: int) -> Path:
         """attempts/0001/logs: node-K.log and rank-K.log."""
-        return self.attempt_dir(attempt) / "logs"
+        return self.attempt_dir(attempt) / names.LOGS
 
     def event(self, kind: str, /, **fields: Any) -> None:
         """Record that something happened."""
@@ -190,38 +202,32 @@ class RunDir:
 
     def attempts(self) -> list[int]:
         """The numbers of the attempts so far, ascending; the newest also where this machine's listing is old."""
-        try:
-            found = sorted(int(name) for name in os.listdir(f"{self.path}/attempts") if name.isdigit())
-        except FileNotFoundError:
-            return []
-        while found and (newer := read_mark(self.attempt_dir(found[-1]) / SUCCESSOR)) > found[-1]:
-            found += range(found[-1] + 1, newer + 1)
-        return found
+        return attempt_numbers(self.path)
 
     def begin_attempt(self, **details: Any) -> int:
         """Open the next attempt. From now on no older attempt may write (see `Fence`)."""
-        number = begin_attempts([self], [details])[0]
+        number = begin_attempts([self.path], [details])[0]
         self.make_folders(number)
         return number
 
     def make_folders(self, attempt: int) -> None:
         """The folders that agents and ranks of an attempt write into, if they are not there."""
-        for name in ("logs", "groups", "nodes", "errors"):
+        for name in (names.LOGS, names.GROUPS, names.NODES, names.ERRORS):
             os.makedirs(f"{self.attempt_dir(attempt)}/{name}", exist_ok=True)
         os.makedirs(self.events.folder, exist_ok=True)
         self.requests.make()
 
     def describe_attempt(self, attempt: int, **details: Any) -> None:
         """Add to what is known of an attempt, such as the scheduler's handle."""
-        write_json(self.attempt_dir(attempt) / "attempt.json", {**self.attempt_details(attempt), **details})
+        write_json(self.attempt_dir(attempt) / names.ATTEMPT, {**self.attempt_details(attempt), **details})
 
     def attempt_details(self, attempt: int) -> dict[str, Any]:
         """What the backend wrote when it opened the attempt: handle, resources, nodes."""
-        return read_json(self.attempt_dir(attempt) / "attempt.json") or {}
+        return read_json(self.attempt_dir(attempt) / names.ATTEMPT) or {}
 
     def outcome(self, attempt: int) -> Outcome | None:
         """How the attempt ended, or None while it goes on."""
-        path = self.attempt_dir(attempt) / "outcome.json"
+        path = self.attempt_dir(attempt) / names.OUTCOME
         raw = read_json(path)
         if raw is None and read_mark(path.with_name(ENDED)):
             raw = read_json_afresh(path)
@@ -229,7 +235,7 @@ class RunDir:
 
     def write_outcome(self, attempt: int, outcome: Outcome) -> None:
         """Record how the attempt ended."""
-        write_json(self.attempt_dir(attempt) / "outcome.json", vars(outcome))
+        write_json(self.attempt_dir(attempt) / names.OUTCOME, vars(outcome))
         write_mark(self.attempt_dir(attempt) / ENDED, 1)
 
     def last_outcome(self) -> Outcome | None:
@@ -242,7 +248,7 @@ class RunDir:
 
         What no retry can mend decides, then the earliest; a lost peer is what followed from another's error.
         """
-        folder = self.attempt_dir(attempt) / "errors"
+        folder = self.attempt_dir(attempt) / names.ERRORS
         found = [read_json(folder / name) for name in list_afresh(folder) if name.endswith(".json")]
         return sorted(
             (record for record in found if record),
@@ -252,7 +258,7 @@ class RunDir:
     def results(self) -> dict[str, Any]:
         """What the job itself returned, of the newest attempt that returned anything."""
         for attempt in reversed(self.attempts()):
-            found = read_json(self.attempt_dir(attempt) / "result.json")
+            found = read_json(self.attempt_dir(attempt) / names.RESULT)
             if found is not None:
                 return dict(found)
         return {}
@@ -262,7 +268,7 @@ class RunDir:
     @property
     def requests(self) -> Requests:
         """What users ask of the run: {cancel, nodes}."""
-        return Requests(self.path / "requests.json")
+        return Requests(self.path / names.REQUESTS)
 
     @property
     def cancel_requested(self) -> bool:
@@ -298,34 +304,3 @@ class RunDir:
     def withdraw_nodes(self) -> None:
         """The user resumes the run with resources of its own."""
         self.requests.put("nodes", None)
-
-
-def begin_attempts(
-    runs: Sequence[RunDir], details: Sequence[Mapping[str, Any]], *, number: int | None = None, durable: bool = True
-) -> list[int]:
-    """`begin_attempt` of many runs, each with its own details. Whoever starts one of them calls its `make_folders`.
-
-    With `number` no other will do: raises FileExistsError if another was faster, who keeps it, and no trace of this call is left.
-    Not `durable`: the caller calls `sync_all` or `syncing` of each `attempt.json` before it tells anybody of the attempts.
-    """
-    numbers: list[int] = []
-    files: dict[Path, str] = {}
-    try:
-        for run, own in zip(runs, details, strict=True):
-            numbers.append(_open_attempt(run, number))
-            files[run.attempt_dir(numbers[-1]) / "attempt.json"] = json_text(
-                {"attempt": numbers[-1], "created": time.time(), **own}
-            )
-    except FileExistsError:
-        for path in files:
-            shutil.rmtree(path.parent)
-        raise
-    write_all(files, durable=durable)
-    return numbers
-
-
-def _open_attempt(run: RunDir, wanted: int | None) -> int:
-    first = wanted or (run.attempts() or [0])[-1] + 1
-    number = open_folder(run.path / "attempts", run.attempt_dir, first, exactly=wanted is not None)
-    succeed(lambda older: run.attempt_dir(older) / SUCCESSOR, number, first=1)
-    return number

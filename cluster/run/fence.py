@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cluster.errors import StaleAttemptError
 from cluster.run.directory import RunDir
+from cluster.run.names import GROUPS
 from cluster.run.succession import SUCCESSOR, read_mark_afresh, succeed
 
 
@@ -37,4 +38,4 @@ class Fence:
         return self.run.attempt_dir(attempt) / SUCCESSOR
 
     def _group_mark(self, group: int) -> Path:
-        return self.run.attempt_dir(self.attempt) / "groups" / f"{group:06d}"
+        return self.run.attempt_dir(self.attempt) / GROUPS / f"{group:06d}"

@@ -1,34 +1,46 @@
-"""run.yaml: written quickly for a thousand runs that differ in a seed, and read in part where a part is enough."""
+"""run.yaml: written and read quickly, for a thousand runs that differ in a seed."""
 
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-HEAD_BYTES = 1 << 15  # holds all but a long diff, which comes last
-
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
-# where a key's value ends: at the next line that is neither indented further, nor an item of its list, nor empty
-_TOP_END = re.compile(r"\n(?![ \-\n])")
-_INNER_END = re.compile(r"\n(?!  [ \-]|\n)")
-_LISTED = {"job": None, "config": "steps", "resources": "nodes", "cluster": None, "created": None}
+# a key begins at a line that is neither indented, nor an item of a list, nor empty; one of the level below two spaces further in
+_SECTION = re.compile(r"\n(?![\s\-]|$)")
+_PART = re.compile(r"\n(?=  [^\s\-])")
 
 
 class _Dumper(_Base):  # type: ignore[misc]
-    """People read the file: a list that occurs twice is written twice, not once with an anchor."""
+    """Writes a list that occurs twice in full both times, and not once with an anchor: people read the file."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
+def without_diffs(records: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], list[str]]:
+    """Take the code's diff out of records: it may be a megabyte, and every rank reads run.yaml."""
+    # what the runs of one submission share is one object, and stays one: `dump_record` writes it out once
+    shared: dict[int, dict[str, Any]] = {}
+    written, diffs = [], []
+    for record in records:
+        code = record.get("code") or {}
+        diffs.append(str(code.get("diff") or ""))
+        if "diff" in code:
+            shared.setdefault(id(code), {key: value for key, value in code.items() if key != "diff"})
+            record = {**record, "code": shared[id(code)]}  # noqa: PLW2901
+        written.append(record)
+    return written, diffs
+
+
 def dump_record(run_id: str, record: Mapping[str, Any], known: dict[Any, str]) -> str:
-    """A record as YAML. `known` keeps the text of parts from one record to the next, as long as all of them live."""
+    """Write a record as YAML. `known` keeps the text of parts for the next record, as long as the caller keeps all of them."""
     parts = [f"run: {run_id}\n"]
     for key, value in record.items():
         # what the runs of one submission share is one object; its text may be long
@@ -56,42 +68,30 @@ def _dump(value: Any) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The whole record. Raises FileNotFoundError."""
-    record: dict[str, Any] = yaml.load(path.read_bytes(), Loader=_Loader)
+    """Read a whole record; what many records share is parsed once, and must not be changed. Raises FileNotFoundError."""
+    text = path.read_text()
+    try:
+        return _read_parts(text)
+    except (yaml.YAMLError, TypeError, ValueError):  # a person wrote it in another way
+        record: dict[str, Any] = yaml.load(text, Loader=_Loader)
+        return record
+
+
+def _read_parts(text: str) -> dict[str, Any]:
+    """Read a record by the parts that `dump_record` writes: the keys, and those one level below."""
+    record: dict[str, Any] = {}
+    for section in _SECTION.split(text):
+        key, _, body = section.partition(":\n")
+        if key.isidentifier() and body.startswith("  "):
+            record[key] = {name: value for part in _PART.split(body) for name, value in _parse(part).items()}
+        else:
+            record |= _parse(section)
     return record
 
 
-def read_listed(path: Path) -> dict[str, Any] | None:
-    """What lists of runs show (job, cluster, created, resources.nodes, config.steps), from the file's beginning.
-
-    None where the beginning does not tell, as in a file that a person wrote, or there is no file.
-    """
-    try:
-        with path.open("rb") as stream:
-            text = stream.read(HEAD_BYTES).decode(errors="replace")
-    except FileNotFoundError:
-        return None
-    listed: dict[str, Any] = {}
-    for key, inner in _LISTED.items():
-        block = _block(text, f"\n{key}:", _TOP_END)
-        if block is None:
-            return None
-        if inner is None:
-            listed[key] = _parse(block)[key]
-        else:
-            part = _block(block, f"\n  {inner}:", _INNER_END)
-            listed[key] = _parse(part) if part else {}
-    return listed
-
-
-def _block(text: str, start: str, end: re.Pattern[str]) -> str | None:
-    """The lines of one key, or None if it is not there or may be cut short."""
-    first = text.find(start)
-    last = end.search(text, first + 1) if first >= 0 else None
-    return text[first : last.start() + 1] if last else None
-
-
 @lru_cache(maxsize=1024)
-def _parse(text: str) -> Mapping[str, Any]:
-    parsed: dict[str, Any] = yaml.load(text, Loader=_Loader)  # most runs have most of it in common
-    return parsed
+def _parse(text: str) -> dict[str, Any]:
+    found = yaml.load(text, Loader=_Loader)
+    if not isinstance(found, dict):
+        raise TypeError("not a mapping")
+    return found

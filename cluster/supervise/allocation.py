@@ -6,13 +6,12 @@ from pathlib import Path
 
 from cluster.process.forking import Process
 
-AGENTS = "agents.jsonl"  # one line an agent: node, address, pid of what started it
-
 
 class Allocation(ABC):
     """The nodes that a backend gives a run, numbered from 0. Defaults: the nodes stay ours, and none joins."""
 
     name: str  # the backend's
+    owner_limits_time: bool = False  # else the supervisor ends an attempt at its time limit
 
     @abstractmethod
     def initial_nodes(self) -> list[int]:

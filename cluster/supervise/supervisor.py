@@ -5,21 +5,21 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from cluster.config import Resources, Retries
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.run.directory import RunDir
 from cluster.run.files import read_afresh
+from cluster.run.names import AGENTS
 from cluster.spec import Outcome, RunState
-from cluster.supervise.allocation import AGENTS, Allocation
+from cluster.supervise.allocation import Allocation
 from cluster.supervise.attempt import Attempt
 
 log = logging.getLogger(__name__)
 
-BY_SUBMISSION = "submission"  # attempt.json: opened by whoever submitted or resumed the run: budgets start anew
+BY_SUBMISSION = "submission"  # `opened_by` of an attempt that a submission or a resume opened: budgets start anew
 
 
 def spent(run: RunDir) -> tuple[int, int]:
-    """How many (bugs, disturbances) ended attempts since the run was last submitted or resumed."""
+    """Count the (bugs, disturbances) that ended attempts since the run was last submitted or resumed."""
     bugs = disturbances = 0
     for number in reversed(run.attempts()):
         outcome = run.outcome(number)
@@ -32,20 +32,18 @@ def spent(run: RunDir) -> tuple[int, int]:
 
 
 class Supervisor:
-    """Carries one run. Budgets are counted from the outcomes on disk, so that a requeue forgets none."""
+    """Supervises one run. Budgets are counted from the outcomes on disk, so that a requeue forgets none."""
 
     def __init__(self, run: RunDir, allocation: Allocation, python: str) -> None:
         self.run, self.allocation, self.python = run, allocation, python
 
     def supervise(self, number: int) -> int:
-        """Carry the run from the open attempt `number` on; 0 done, 1 failed for good, 85 requeue: the nodes are wanted back."""
-        details = self.run.attempt_details(number)
-        resources = Resources.model_validate(details.get("resources") or self.run.record["resources"])
+        """Run attempts from the open one on; 0 done, 1 failed for good, 85 requeue: the nodes are wanted back."""
         while True:
-            outcome = self._run_attempt(number, resources)
+            outcome = self._run_attempt(number)
             log.info("attempt %d ended: %s (%s)", number, outcome.state, outcome.cause)
             if self.run.attempts()[-1] != number:
-                log.error("somebody else has taken the run over; leaving it alone")
+                log.error("attempt %d was succeeded by another supervisor's; leaving the run to that", number)
                 return EXIT_FAILED
             if outcome.state.final:
                 return EXIT_DONE if outcome.state is not RunState.FAILED else EXIT_FAILED
@@ -53,10 +51,10 @@ class Supervisor:
                 return EXIT_REQUEUE
             number = self.run.begin_attempt(**inherited_details(self.run, number), opened_by="retry")
 
-    def _run_attempt(self, number: int, resources: Resources) -> Outcome:
-        retry_bugs = spent(self.run)[0] < retries_of(self.run).bugs
+    def _run_attempt(self, number: int) -> Outcome:
+        retry_bugs = spent(self.run)[0] < self.run.retries.bugs
         try:
-            Attempt(self.run, number, resources, self.allocation, retry_bugs=retry_bugs, python=self.python).execute()
+            Attempt(self.run, number, self.allocation, retry_bugs=retry_bugs, python=self.python).execute()
         except Exception as error:
             cause = f"the {self.allocation.name} backend failed: {type(error).__name__}: {error}"
             self.run.write_outcome(number, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
@@ -64,16 +62,11 @@ class Supervisor:
         return end_if_spent(self.run, number)
 
 
-def retries_of(run: RunDir) -> Retries:
-    """The run's budgets."""
-    return Retries.model_validate(run.record["config"].get("retries") or {})
-
-
 def end_if_spent(run: RunDir, number: int) -> Outcome:
-    """The outcome of the newest attempt, made final if it was one disturbance too many."""
+    """Return the outcome of the newest attempt, made final if the attempt ended by one disturbance too many."""
     outcome = run.outcome(number)
     assert outcome is not None
-    disturbances, allowed = spent(run)[1], retries_of(run).disturbances
+    disturbances, allowed = spent(run)[1], run.retries.disturbances
     if not outcome.state.final and outcome.exit_code != EXIT_FAILED and disturbances > allowed:
         cause = f"{outcome.cause}; that was disturbance {disturbances}, retries.disturbances allows {allowed}"
         outcome = replace(outcome, state=RunState.FAILED, cause=cause)
@@ -82,13 +75,13 @@ def end_if_spent(run: RunDir, number: int) -> Outcome:
 
 
 def inherited_details(run: RunDir, number: int) -> dict[str, Any]:
-    """What the next attempt of the same submission inherits from this one: handle, resources, the backend's own keys."""
+    """Return what the next attempt of a submission inherits from this one: handle, resources, the backend's own keys."""
     own = {"attempt", "created", "opened_by", "started", "hosts"}
     return {key: value for key, value in run.attempt_details(number).items() if key not in own}
 
 
 def close_unfinished_attempt(run: RunDir, cause: str) -> None:
-    """An attempt that nobody lived to conclude: say so, before the next one is opened."""
+    """Write the outcome of the newest attempt if its supervisor died before it could; call it before the next one is opened."""
     attempts = run.attempts()
     if attempts and run.outcome(attempts[-1]) is None:
         outcome = Outcome(state=RunState.REQUEUED, exit_code=EXIT_TERMINATED, cause=cause, ended=time.time())
@@ -97,9 +90,9 @@ def close_unfinished_attempt(run: RunDir, cause: str) -> None:
 
 
 def open_attempt(run: RunDir, died: str, **details: Any) -> int | None:
-    """The attempt to carry out: that of the submission, or after a requeue the next. None: there is nothing to do.
+    """Return the attempt to supervise: that of the submission, or the next after a requeue. None: there is nothing to do.
 
-    `died` is the cause of an attempt that nobody concluded.
+    `died` is the cause of an attempt whose supervisor died before it could write the outcome.
     """
     newest = run.attempts()[-1]
     outcome = run.outcome(newest)

@@ -1,4 +1,4 @@
-"""Which documents stay, what they are called and which split they belong to: decided over all of them at once, exactly."""
+"""Which documents are kept, their ids and their split: decided exactly, over all documents at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
 from datapipe.inputs.files import Unit
-from datapipe.inputs.ingest import UnitSummary, facts_name
+from datapipe.inputs.ingest import UnitSummary, metadata_name
 
 DROPPED, TRAIN, VALIDATION = 0, 1, 2
 SUFFIX_BYTES = 4
@@ -18,7 +18,7 @@ SUFFIX_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """The facts of all documents in global order: one row a document that was read and not rejected."""
+    """The metadata of all documents in global order: one row for each document that was read and not rejected."""
 
     text_hash: NDArray[np.uint64]  # [documents, 2]
     id_hash: NDArray[np.uint64]  # [documents, 2]
@@ -30,18 +30,18 @@ class Corpus:
 
 @dataclass(frozen=True, kw_only=True)
 class Decisions:
-    """What becomes of each document."""
+    """The fate of each document, and the ids that change."""
 
     fate: NDArray[np.uint8]  # DROPPED (a duplicate), TRAIN or VALIDATION
     suffix: dict[int, str]  # row → what is appended to its id, which an earlier document has
 
 
 def load_corpus(units: Sequence[Unit], summaries: Sequence[UnitSummary], work: StoragePath) -> Corpus:
-    """Read the facts of every unit; documents without an id get the hash of `FILE:LINE`."""
+    """Read the metadata of every unit; a document without an id gets the hash of `FILE:LINE` for it."""
     bases = line_bases(units, summaries)
     parts: dict[str, list[NDArray[np.generic]]] = {"text_hash": [], "id_hash": [], "bytes": [], "file": []}
     for unit, base in zip(units, bases, strict=True):
-        table = pa.ipc.open_file(pa.BufferReader(work.read(facts_name(unit.index)))).read_all().combine_chunks()
+        table = pa.ipc.open_file(pa.BufferReader(work.read(metadata_name(unit.index)))).read_all().combine_chunks()
         hashes = {name: _hashes(table.column(name)) for name in ("text_hash", "id_hash")}
         lines = table.column("line").to_numpy()
         for row in np.flatnonzero(table.column("has_id").to_numpy() == 0):
@@ -68,7 +68,7 @@ def _hashes(column: pa.ChunkedArray) -> NDArray[np.uint64]:
 
 
 def line_bases(units: Sequence[Unit], summaries: Sequence[UnitSummary]) -> list[int]:
-    """How many lines of its file come before each unit."""
+    """For each unit, the number of lines of its file that come before it."""
     bases: list[int] = []
     count = 0
     for unit, summary in zip(units, summaries, strict=True):
@@ -84,7 +84,7 @@ def unnamed_id(unit: Unit, line: int) -> str:
 
 
 def decide(corpus: Corpus, validation_fraction: float) -> Decisions:
-    """First occurrence of a text wins; a taken id is renamed; the split follows from the id's hash alone."""
+    """Keep the first occurrence of each text, rename an id that is taken, and choose the split by the id's hash alone."""
     fate = np.full(len(corpus.size), TRAIN, dtype=np.uint8)
     threshold = min(int(validation_fraction * 2.0**64), 2**64 - 1)
     fate[corpus.id_hash[:, 0] < np.uint64(threshold)] = VALIDATION

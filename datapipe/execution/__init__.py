@@ -1,1 +1,1 @@
-"""Who does the work of a data set: Ray actors or the tasks of a Slurm array."""
+"""Where the tasks of a data set run: on Ray actors, or as the tasks of an array."""

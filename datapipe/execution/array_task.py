@@ -1,4 +1,4 @@
-"""One element of an array: does its share of a pass, each result a file of its own, so that killing it loses one task."""
+"""One task of an array: does its share of a pass, and writes each result to a file, so that killing it loses one result."""
 
 import os
 import pickle
@@ -26,7 +26,7 @@ ENDING = ".result"
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one element does: numbered tasks, and the folder that takes each one's result as NUMBER.result."""
+    """What one array task does: numbered tasks, and the folder that takes the result of each as NUMBER.result."""
 
     output_url: str
     work_url: str
@@ -38,7 +38,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """How an element ended by itself: all done, asked to leave before that, or a task's error."""
+    """How an array task ended by itself: all done, asked to leave before that, or with a task's error."""
 
     error: RopewalkError | None = None
 
@@ -49,9 +49,9 @@ def result_name(number: int) -> str:
 
 
 def do_share(share: Share) -> Ended:
-    """Do the tasks one after another; on SIGUSR2 (the time limit is near, preempted) leave after the one under way.
+    """Do the tasks one after another; on SIGUSR2 (the time limit is near, or preemption) leave after the one under way.
 
-    Everything is committed before it is told, so SIGTERM ends the process at once. So does the death of its driver.
+    Each result is committed before it is reported, so SIGTERM may end the process at once; the death of its driver does too.
     """
     leave = SignalFlag()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would let it pass, and requeue on SIGUSR2
@@ -72,7 +72,7 @@ def do_share(share: Share) -> Ended:
 
 
 def _leave_with_driver(share: Share) -> None:
-    """End this process when submitit's, or the driver, is gone: nobody would look at its work."""
+    """End this process when submitit's or the driver is gone: nobody would use its results."""
     parent = os.getppid()
     if not lease_holds(share.lease) or not _alive(share.driver):
         os._exit(EXIT_LOST_PEER)
@@ -91,7 +91,7 @@ def _leave_with_driver(share: Share) -> None:
 
 
 def lease_holds(lease: Path) -> bool:
-    """The driver touched its lease not long ago, by the clock of the file system that both see."""
+    """Whether the driver touched its lease not long ago, by the clock of the file system that both see."""
     try:
         with tempfile.TemporaryFile(dir=lease.parent) as now, lease.open("rb") as stream:  # opening asks the server anew
             now.write(b".")

@@ -1,4 +1,4 @@
-"""Ray actors that carry out tasks: bounded work in flight, the dead replaced, never all CPUs taken."""
+"""A pool of Ray actors: bounded work in flight, dead actors replaced, one CPU left to the rest of the cluster."""
 
 import logging
 import os
@@ -39,8 +39,8 @@ def cpus_an_actor(actors: int, cluster_cpus: float) -> float:
     return 1.0 if actors <= free else max(int(free / actors * 1000) / 1000, 0.001)
 
 
-class Crew:
-    """A number of actors of one data set. Use as a context: leaving it ends them."""
+class ActorPool:
+    """Actors that work on one data set. Use it as a context: leaving it ends them."""
 
     def __init__(self, output_url: str, work_url: str, actors: int | None, stop: Callable[[], bool]) -> None:
         cpus = float(ray.cluster_resources().get("CPU", 1))
@@ -54,7 +54,7 @@ class Crew:
         self.failed_starts = 0
         self.deaths = 0
 
-    def __enter__(self) -> "Crew":
+    def __enter__(self) -> "ActorPool":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,11 +62,11 @@ class Crew:
             ray.kill(actor)
         self.starting, self.idle, self.busy = {}, [], {}
 
-    def carry_out(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+    def run_tasks(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
         """Yield each task with its result as it is done.
 
-        Raises what a task raised; DataError for a task that killed three actors; StopRequested after a stop was
-        asked for: what is committed stays, what is under way is dropped.
+        Raises what a task raised; DataError for a task that killed three actors; StopRequested once a stop is
+        requested: what is committed stays, what is under way is dropped.
         """
         waiting = list(reversed(tasks))
         deaths: dict[int, int] = {}
@@ -87,7 +87,7 @@ class Crew:
                         ray.kill(actor)  # of a lost object the actor may be alive
                         deaths[id(task)] = deaths.get(id(task), 0) + 1
                         self.deaths += 1
-                        self._mourn(task, deaths[id(task)], error)
+                        self._check_deaths(task, deaths[id(task)], error)
                         waiting.append(task)
                         continue
                     except RayTaskError as error:
@@ -121,11 +121,11 @@ class Crew:
         self.failed_starts = 0
         self.idle.append(actor)
 
-    def _mourn(self, task: Task, deaths: int, error: Exception) -> None:
+    def _check_deaths(self, task: Task, deaths: int, error: Exception) -> None:
         if deaths >= DEATHS_A_TASK:
             raise DataError(
                 f"{task.label}: killed {deaths} actors ({_last_line(error)}); if memory ran out give them more"
-                " (resources.memory_gib) or use fewer (actors), else look at this input; committed work is kept"
+                " (resources.memory_gib) or use fewer (actors), else check this input; committed work is kept"
             )
         log.warning("%s: its actor died (%s); another one takes over", task.label, _last_line(error))
 

@@ -1,207 +1,180 @@
-"""Tasks carried out by the elements of an array: handed over in shares, the dead replaced, nothing left running.
+"""Array tasks as tasks of Slurm arrays, submitted through submitit and watched by one squeue for all."""
 
-Results come back one by one as files, so that they are counted while elements run and none is done twice.
-"""
-
-import logging
 import os
-import pickle
+import re
+import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
+import submitit
+from submitit.core.utils import UncompletedJobError
+from submitit.helpers import clean_env
 
-from cluster.errors import BackendError, DataError, StopRequested
-from cluster.run.files import write_json
+from cluster.errors import BackendError
+from cluster.run.context import STOP_VARIABLE
 from datapipe.config import ArrayOptions
-from datapipe.execution.array_task import ENDING, LEASE, Share, result_name
-from datapipe.execution.executors import ControllerAwayError, Executor, LocalProcesses, SlurmArray, array_of
-from datapipe.execution.worker import DEATHS_A_TASK, Task
+from datapipe.execution.array_task import Share, do_share
+from datapipe.execution.executor import NOTICE_SECONDS, UNLIMITED, ControllerAwayError, importing_this_program
 
-log = logging.getLogger(__name__)
+ROOM_SECONDS = 0.5  # between two looks at whether array tasks whose results are there have ended
+COMMAND_SECONDS = 60.0
+CLEAR_SECONDS = 60.0
+ENDING_SECONDS = 10.0  # from an array task's last result to the end of its process
+WHICH_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")  # and who we are to it
 
-POLL_SECONDS = 0.25
-LEASE_TOUCH_SECONDS = 5.0
-PATIENCE_SECONDS = 600.0  # with a controller that does not answer
-LOG_LINES = 5
-
-_NOT_ITS_FAULT = ("PREEMPTED", "REVOKED")
-
-
-def choose_executor(options: ArrayOptions, name: str, cpus: int) -> Executor:
-    """Slurm inside a Slurm job, else this machine."""
-    return SlurmArray(options, name) if os.environ.get("SLURM_JOB_ID") else LocalProcesses(options, cpus)
+_OVER = re.compile(r"COMPLETED|CANCELLED|FAILED|TIMEOUT|NODE_FAIL|PREEMPTED|BOOT_FAIL|DEADLINE|OUT_OF_ME|REVOKED")
+_AWAY = re.compile(r"unable to contact slurm controller|socket timed out|timed out|connection refused", re.IGNORECASE)
 
 
-class Fanout:
-    """An array a pass, of one data set. Use as a context: leaving it ends what runs, and removes all but logs.
+class SlurmArray:
+    """Runs array tasks in the partition, account and QOS of the job that the driver runs in."""
 
-    `urls` are the data set's and its working folder's. `folder` is this attempt's, on a file system that the elements
-    see. `told` hears of every array: its stage (a folder in `folder`, with its logs), its ids and its size.
-    """
+    same_machine = False
 
-    def __init__(
-        self,
-        urls: tuple[str, str],
-        executor: Executor,
-        folder: Path,
-        *,
-        stop: Callable[[], bool],
-        told: Callable[..., None],
-    ) -> None:
-        self.urls, self.executor, self.folder, self.stop, self.told = urls, executor, folder, stop, told
-        self.running: dict[str, tuple[Any, Share]] = {}
-        self.handles: list[str] = []
-        self.deaths = 0
-        self.touched = self.answered = float("-inf")
+    def __init__(self, options: ArrayOptions, name: str) -> None:
+        self.options, self.name = options, name
+        self.submitted = self.asked = self.looked = float("-inf")
+        self.ending_since: float | None = None
+        self.missing: set[str] = set()
+        self.arrays: set[str] = set()  # ids of all that it submitted
 
-    def __enter__(self) -> "Fanout":
-        """End what earlier attempts left, and say that a driver is there."""
-        found = [lease.parent for lease in self.folder.parent.parent.glob(f"*/{self.folder.name}/{LEASE}")]
-        old = [folder for folder in found if folder <= self.folder]  # a successor's is its own
-        self.executor.clear([], old)
-        for folder in old:
-            _tidy(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._record()
-        return self
+    def num_array_tasks(self, num_tasks: int) -> int:
+        """`array.jobs`, else 64, and no fewer than may run at once."""
+        return min(num_tasks, self.options.jobs or max(64, self.options.at_once or 0))
 
-    def __exit__(self, *_: object) -> None:
-        jobs, self.running = [job for job, _ in self.running.values()], {}
-        try:
-            self.executor.clear(jobs, [])
-        except BackendError as error:  # must not hide why we leave
-            log.error("%s", error)
-        _tidy(self.folder)
+    def room(self, num_running: int) -> int:
+        """Without a limit any number, as within one array Slurm keeps to it; beside earlier arrays only what they leave free.
 
-    def carry_out(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
-        """Yield each task with its result as it is done.
-
-        Raises what a task raised; DataError for a task that killed three elements; StopRequested after a stop was
-        asked for: what is committed stays, what is under way is dropped. Then leave the context, which ends the rest.
+        An array task whose results are there counts until Slurm says that it has ended. A pass begins when none of an earlier
+        pass is left; those that do not end by themselves are cancelled.
         """
-        folder = self._pass_folder(tasks)
-        waiting = _cut(list(range(len(tasks))), self.executor.elements(len(tasks)))
-        deaths: dict[int, int] = {}
-        seen: set[str] = set()
-        while len(seen) < len(tasks) or self.running:
-            if self.stop():
-                raise StopRequested("asked to stop; committed units and shards stay")
-            self._touch()
-            self._hand_over(waiting, tasks, folder)
-            over = self.executor.over([job for job, _ in self.running.values()])  # before looking for their results
-            names = _list(folder)
-            for name in sorted(n for n in names - seen if n.endswith(ENDING)):
-                seen.add(name)
-                yield tasks[int(name.removesuffix(ENDING))], pickle.loads((folder / name).read_bytes())  # noqa: S301 - ours
-            waiting += self._collect(over, names, deaths)
-            time.sleep(POLL_SECONDS)
-        _tidy(folder)
+        limit, now = self.options.at_once, time.monotonic()
+        if limit is None:
+            return UNLIMITED
+        if num_running >= limit or now - self.looked < ROOM_SECONDS:
+            return 0
+        self.looked = now
+        there = [i for i, word in _squeue([self.name]).items() if word != "COMPLETING" and not _OVER.match(word)]
+        if num_running or not there:
+            self.ending_since = None
+            return max(limit - len(there), 0) if there else UNLIMITED
+        self.ending_since = self.ending_since or now
+        if now - self.ending_since > ENDING_SECONDS:
+            _scancel(there)
+        return 0
 
-    def _pass_folder(self, tasks: Sequence[Task]) -> Path:
-        """A folder of its own for each pass, named for its place and for what it does."""
-        number = sum(1 for path in self.folder.iterdir() if path.is_dir())
-        folder = self.folder / f"{number}-{tasks[0].method}"
-        folder.mkdir()
-        return folder
-
-    def _hand_over(self, waiting: list[list[int]], tasks: Sequence[Task], folder: Path) -> None:
-        if not waiting:
-            return
-        try:
-            cuts = waiting[: self.executor.room(len(self.running))]
-            if not cuts:
-                return
-            shares = [self._share(cut, tasks, folder) for cut in cuts]
-            jobs = self.executor.submit(folder, shares)
-        except ControllerAwayError as error:
-            if self.answered == float("-inf"):
-                self.answered = time.monotonic()
-            if time.monotonic() - self.answered > PATIENCE_SECONDS:
-                raise
-            log.warning("%s; trying again", error)
-            return
-        self.answered = float("-inf")
-        del waiting[: len(cuts)]
-        self.running |= {job.job_id: (job, share) for job, share in zip(jobs, shares, strict=True)}
-        roots = sorted({array_of(job.job_id) for job in jobs})
-        self.handles += roots
-        self._record()
-        self.told(jobs=roots, elements=len(jobs), stage=folder.name)
-
-    def _share(self, cut: list[int], tasks: Sequence[Task], folder: Path) -> Share:
-        return Share(
-            output_url=self.urls[0],
-            work_url=self.urls[1],
-            tasks=tuple((number, tasks[number]) for number in cut),
-            folder=folder,
-            lease=self.folder / LEASE,
-            driver=(os.getpid(), psutil.Process().create_time()) if self.executor.same_machine else None,
+    def submit(self, folder: Path, shares: Sequence[Share]) -> list[Any]:
+        """Submit one array, or a plain job for one share."""
+        executor = submitit.AutoExecutor(folder=folder, cluster="slurm")
+        executor.update_parameters(
+            name=self.name,
+            timeout_min=self.options.minutes,
+            cpus_per_task=self.options.cpus,
+            mem_gb=self.options.memory_gib,
+            stderr_to_stdout=True,
+            slurm_partition=self.options.partition or _inherited("PARTITION"),
+            slurm_account=_inherited("ACCOUNT"),
+            slurm_qos=_inherited("QOS"),
+            slurm_array_parallelism=self.options.at_once or len(shares),
+            slurm_signal_delay_s=min(NOTICE_SECONDS, self.options.minutes * 15),
+            # the driver submits what a dead array task left undone, at once: Slurm would redo all of it
+            slurm_additional_parameters={"no-requeue": True},
         )
+        self.submitted = self.asked = time.monotonic()
+        self.missing = set()
+        with _as_a_user_would():
+            try:
+                jobs = list(executor.map_array(do_share, shares))
+            except (UncompletedJobError, OSError) as error:
+                kind = ControllerAwayError if _AWAY.search(str(error)) else BackendError
+                raise kind(f"sbatch refused the array: {' '.join(str(error).split())[-500:]}") from None
+        self.arrays |= {array_of(job.job_id) for job in jobs}
+        return jobs
 
-    def _collect(self, over: dict[str, str], names: set[str], deaths: dict[int, int]) -> list[list[int]]:
-        """Bury the elements that ended; returns what is left of their shares. Raises what a task raised."""
-        left = []
-        for identity, (job, share) in list(self.running.items()):
-            ended = job.paths.result_pickle.name in names and job.done()
-            if not ended and identity not in over:
-                continue
-            del self.running[identity]
-            rest = [number for number, _ in share.tasks if result_name(number) not in names]
-            if ended:
-                error = job.result().error  # raises submitit's error, with the traceback, for one that is not ours
-                if error is not None:
-                    raise error
-            elif rest:
-                self._mourn(share, rest[0], over[identity], job.paths.stdout, deaths)
-            if rest:
-                left.append(rest)
-        return left
+    def over(self, jobs: Sequence[Any]) -> dict[str, str]:
+        """Ask squeue once for all jobs, the rarer the longer an array runs. A job is over if two answers in a row say so.
 
-    def _mourn(self, share: Share, number: int, word: str, output: Path, deaths: dict[int, int]) -> None:
-        task = dict(share.tasks)[number]
-        self.deaths += 1
-        deaths[number] = deaths.get(number, 0) + (word not in _NOT_ITS_FAULT)
-        last = _last_lines(output)
-        if deaths[number] >= DEATHS_A_TASK:
-            raise DataError(
-                f"{task.label}: killed {deaths[number]} array elements ({word}; {output}); if memory or time ran out give them"
-                f" more (array.memory_gib, array.minutes), else look at this input; committed work is kept{last}"
-            )
-        log.warning("%s: its array element died (%s); another one takes over%s", task.label, word, last)
+        An array of this name that was never submitted here, since sbatch made it but did not answer in time, is cancelled.
+        """
+        now = time.monotonic()
+        if now - self.asked < min(max((now - self.submitted) / 20, 1.0), 30.0):
+            return {}
+        self.asked = now
+        try:
+            words = _squeue([self.name])
+        except ControllerAwayError:
+            return {}
+        mine = {job.job_id for job in jobs}
+        _scancel([i for i, word in words.items() if array_of(i) not in self.arrays and not _OVER.match(word)])
+        gone = {i: words.get(i, "gone") for i in mine if _OVER.match(words.get(i, "CANCELLED"))}
+        sure = {i: word for i, word in gone.items() if i in self.missing}
+        self.missing = set(gone)
+        return sure
 
-    def _record(self) -> None:
-        """Write down what this driver started: its successor ends it."""
-        write_json(self.folder / LEASE, {"pid": os.getpid(), "jobs": self.handles})
-        self.touched = time.monotonic()
-
-    def _touch(self) -> None:
-        if time.monotonic() - self.touched > LEASE_TOUCH_SECONDS:
-            os.utime(self.folder / LEASE)
-            self.touched = time.monotonic()
-
-
-def _cut(numbers: list[int], elements: int) -> list[list[int]]:
-    """Shares of nearly equal size; neighbours go to different ones, since sizes often fall from first to last."""
-    return [numbers[first::elements] for first in range(elements)]
-
-
-def _list(folder: Path) -> set[str]:
-    folder.chmod(folder.stat().st_mode & 0o7777)  # makes a network file system forget its old listing
-    return set(os.listdir(folder))
-
-
-def _tidy(folder: Path) -> None:
-    """Remove all but logs and scripts; also what killed elements have written in part, under other names."""
-    for path in (folder / LEASE, *folder.rglob("*.pkl*"), *folder.rglob(f"*{ENDING}*")):
-        path.unlink(missing_ok=True)
+    def clear(self, jobs: Sequence[Any], folders: Sequence[Path]) -> None:
+        """Cancel until squeue shows none of them; without jobs or folders they first get the time to end by themselves."""
+        mine = {job.job_id for job in jobs}
+        old = [f"{self.name.rpartition('-')[0]}-{int(folder.parent.name)}" for folder in folders]
+        began = time.monotonic()
+        gentle_seconds = 0.0 if jobs or folders else ENDING_SECONDS
+        while True:
+            try:
+                own = {i: word for i, word in _squeue([self.name]).items() if word != "COMPLETING" or i in mine}
+                alive = [i for i, word in (own | (_squeue(old) if old else {})).items() if not _OVER.match(word)]
+                if not alive:
+                    return
+                if time.monotonic() - began >= gentle_seconds:
+                    _scancel(alive)
+                reason = f"{len(alive)} array tasks are still running ({', '.join(alive[:5])})"
+            except ControllerAwayError as error:
+                reason = str(error)
+            if time.monotonic() - began > CLEAR_SECONDS:
+                raise BackendError(f"{reason}; they end by themselves once their driver is gone, else cancel them with scancel")
+            time.sleep(0.5)
 
 
-def _last_lines(output: Path) -> str:
+def array_of(identity: str) -> str:
+    """The id of the array that an array task belongs to."""
+    return identity.partition("_")[0]
+
+
+def _inherited(option: str) -> str | None:
+    return os.environ.get(f"SBATCH_{option}") or os.environ.get(f"SLURM_JOB_{option}") or None
+
+
+@contextmanager
+def _as_a_user_would() -> Iterator[None]:
+    """Submit from an environment without the variables of the driver's own job, but with those that say which cluster it is."""
+    kept = {name: os.environ[name] for name in WHICH_CLUSTER if name in os.environ}
+    with importing_this_program(), clean_env(extra_names=("TMPDIR", STOP_VARIABLE)):
+        os.environ.update(kept)
+        yield
+
+
+def _squeue(names: Sequence[str]) -> dict[str, str]:
+    """id → state of every array task under these job names that Slurm still remembers."""
+    wanted = [f"--user={os.getuid()}", f"--name={','.join(names)}"]
+    text = _ask(["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T", *wanted])
+    return dict(line.split("|", 1) for line in text.split())
+
+
+def _scancel(identities: Sequence[str]) -> None:
+    if identities:
+        _ask(["scancel", "--quiet", *identities])
+
+
+def _ask(command: list[str]) -> str:
+    # a user's own defaults would hide array tasks, or ask questions
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SCANCEL_"))}
     try:
-        lines = output.read_text(errors="replace").splitlines()[-LOG_LINES:]
-    except OSError:
-        return ""
-    return "".join(f"\n  {line}" for line in lines)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise ControllerAwayError(f"{command[0]} did not answer in {COMMAND_SECONDS:.0f} s") from None
+    except FileNotFoundError:
+        raise BackendError(f"{command[0]}: no such command; fanout=array needs Slurm's commands where the driver runs") from None
+    if done.returncode != 0 and command[0] == "squeue":
+        raise ControllerAwayError(f"squeue: {done.stderr.strip()[-300:] or f'exit code {done.returncode}'}")
+    return done.stdout

@@ -1,4 +1,4 @@
-"""What one worker can do, whoever calls it: read a unit, train the tokenizer, encode a shard, list the rejected."""
+"""The work itself, wherever it runs: read a unit, train the tokenizer, encode a shard, list rejected documents."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from cluster.errors import DataError
 from cluster.storage import StoragePath
 from datapipe.config import ReadRules
+from datapipe.filters.filter import Filter
+from datapipe.filters.registry import Filters, make_filter
 from datapipe.inputs.files import Unit
 from datapipe.inputs.ingest import UnitSummary, ingest_unit
 from datapipe.manifest import Shard
@@ -14,7 +16,7 @@ from datapipe.tokens.sample import SamplePlan, read_sample
 from datapipe.tokens.shards import ShardPlan, encode_shard
 from datapipe.tokens.tokenizer import Encoder, read_tokenizer, train_tokenizer, write_tokenizer
 
-DEATHS_A_TASK = 3  # of workers, by whatever means; then the task is at fault
+DEATHS_A_TASK = 3  # of the processes that do a task; then the task is at fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +34,17 @@ class Worker:
     def __init__(self, output_url: str, work_url: str) -> None:
         self.output, self.work = StoragePath(output_url), StoragePath(work_url)
         self.encoder: Encoder | None = None
+        self.filters: dict[str, Filter] | None = None
 
     def do(self, task: Task) -> Any:
-        """Carry out a task."""
+        """Do a task and return its result."""
         return getattr(self, task.method)(*task.arguments)
 
-    def ingest(self, unit: Unit, rules: ReadRules) -> UnitSummary:
-        """Read one unit of the input."""
-        return ingest_unit(unit, rules, self.work)
+    def ingest(self, unit: Unit, rules: ReadRules, filters: Filters) -> UnitSummary:
+        """Read and filter one unit of the input."""
+        if self.filters is None:
+            self.filters = {name: make_filter(name, options) for entry in filters for name, options in entry.items()}
+        return ingest_unit(unit, rules, self.filters, self.work)
 
     def train(self, sample: SamplePlan, vocabulary: int) -> None:
         """Train the data set's tokenizer."""

@@ -1,4 +1,4 @@
-"""Which files are the input, and how they are cut into units of work: both pure functions of what lies there."""
+"""List the input files and cut them into units of work; both are pure functions of the files that are there."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,13 +37,13 @@ class InputFile:
     url: str
     name: str
     size: int
-    kind: str  # lines, gzip, zstd, parquet, text
+    kind: str  # lines, gzip, zstd, parquet, text; empty: its ending is not known
     version: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """What one actor reads at a time: a byte range of one file, its row groups, or a group of small files.
+    """What one task reads: a byte range of one file, some of its row groups, or a group of small files.
 
     `piece` of `pieces` is the share of the file whose checksum this unit takes.
     """
@@ -57,12 +57,12 @@ class Unit:
 
     @property
     def size(self) -> int:
-        """Bytes of input, about."""
+        """The approximate number of bytes of input."""
         return sum(f.size for f in self.files) // self.pieces
 
     @property
     def label(self) -> str:
-        """The unit in the words of an error message."""
+        """The name of the unit in an error message."""
         first = self.files[0].url
         if len(self.files) > 1:
             return f"{first} and {len(self.files) - 1} more files"
@@ -70,7 +70,7 @@ class Unit:
 
 
 def kind_of(name: str) -> str | None:
-    """How a file is read, by its ending; None if nobody here can."""
+    """The kind of a file, by its ending; None for an ending that is not known."""
     lower = name.lower()
     for ending, compression in LINE_ENDINGS.items():
         if lower.endswith(ending):
@@ -81,9 +81,9 @@ def kind_of(name: str) -> str | None:
 
 
 def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
-    """Every file that the patterns name, sorted by path, each once.
+    """List every file that the patterns name once, sorted by path.
 
-    Raises DataError for a pattern that matches nothing and for a file that nobody here can read.
+    Raises DataError for a pattern that matches nothing and for a file with an ending that is not known.
     """
     found: dict[str, InputFile] = {}
     for pattern in patterns:
@@ -102,7 +102,7 @@ def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
 
 
 def _expand(pattern: str) -> Iterator[InputFile]:
-    """The files of one pattern: a file, a directory (all below it), or a glob."""
+    """List the files of one pattern: a file, a directory (all files below it), or a glob."""
     scheme = pattern.partition("://")[0] + "://" if "://" in pattern else ""
     magic = None if Path(pattern).exists() else MAGIC.search(pattern)  # a file may be called a[1].txt
     fixed = pattern[: magic.start()].rpartition("/")[0] if magic else pattern
@@ -132,7 +132,7 @@ def _expand(pattern: str) -> Iterator[InputFile]:
 
 
 def plan_units(files: Iterable[InputFile], unit_mib: float) -> list[Unit]:
-    """The units of the input in global order; documents are ordered by unit, then by their place in it."""
+    """Cut the input into units, in global order; documents are ordered by unit, then by their position in it."""
     limit = max(int(unit_mib * MIB), 1)
     units: list[Unit] = []
     group: list[InputFile] = []
@@ -161,7 +161,7 @@ def plan_units(files: Iterable[InputFile], unit_mib: float) -> list[Unit]:
 
 
 def _ranges(file: InputFile, limit: int) -> list[tuple[int, int | None]]:
-    """Where a file is cut: bytes of plain lines, row groups of parquet, nowhere inside a compressed stream."""
+    """Where a file is cut: plain lines by bytes, parquet by row groups, a compressed stream nowhere."""
     if file.size <= limit or file.kind in {"gzip", "zstd"}:
         return [(0, None)]
     if file.kind == "lines":

@@ -1,8 +1,9 @@
-"""Pass 1, one unit at a time: read, reject, hash, and lay the texts down in blocks. No Ray in here."""
+"""Pass 1, one unit at a time: read, filter, hash, and write the texts in record batches. It knows nothing of Ray."""
 
 import json
 import unicodedata
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
@@ -12,15 +13,18 @@ import xxhash
 
 from cluster.storage import StoragePath
 from datapipe.config import ReadRules
+from datapipe.filters.filter import Filter
+from datapipe.filters.registry import apply_filters
+from datapipe.inputs.document import Document, Rejection
 from datapipe.inputs.files import Unit
-from datapipe.inputs.readers import Document, Rejection, Tally, read_unit
+from datapipe.inputs.readers import ReadStats, read_unit
 from datapipe.inputs.streams import naming_full_disk
 
 BLOCK_BYTES = 4 << 20  # of text in one record batch
 BLOCK_DOCUMENTS = 8192
 
 TEXTS = pa.schema([("id", pa.string()), ("source", pa.string()), ("line", pa.int64()), ("text", pa.large_string())])
-FACTS = pa.schema(
+METADATA = pa.schema(
     [
         ("text_hash", pa.binary(16)),
         ("id_hash", pa.binary(16)),  # zeros where the record has no id
@@ -34,7 +38,7 @@ FACTS = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class UnitSummary:
-    """What is known of a unit when it is done; its file is written last, so its presence means done."""
+    """The summary of a unit that is done; its file is written last, so that its presence means done."""
 
     index: int
     documents: int = 0
@@ -48,22 +52,22 @@ class UnitSummary:
 
 
 def texts_name(index: int) -> str:
-    """Where a unit's texts lie, below the work area."""
+    """The file of a unit's texts, below the work area."""
     return f"units/{index:06d}.texts.arrow"
 
 
-def facts_name(index: int) -> str:
-    """Where the hashes and places of a unit's documents lie."""
-    return f"units/{index:06d}.facts.arrow"
+def metadata_name(index: int) -> str:
+    """The file of the hashes and positions of a unit's documents, below the work area."""
+    return f"units/{index:06d}.metadata.arrow"
 
 
 def rejections_name(index: int) -> str:
-    """Where a unit's rejections lie."""
+    """The file of a unit's rejections, below the work area."""
     return f"units/{index:06d}.rejected.jsonl"
 
 
 def summary_name(index: int) -> str:
-    """The file that says that a unit is done."""
+    """The file that says that a unit is done, below the work area."""
     return f"units/{index:06d}.json"
 
 
@@ -74,35 +78,34 @@ def normalised(text: str) -> bytes:
     return " ".join(text.lower().split()).encode()
 
 
-def ingest_unit(unit: Unit, rules: ReadRules, work: StoragePath) -> UnitSummary:
-    """Read a unit and commit its texts, facts and rejections to the work area; a pure function of the input."""
-    tally = Tally()
+def ingest_unit(unit: Unit, rules: ReadRules, filters: Mapping[str, Filter], work: StoragePath) -> UnitSummary:
+    """Read and filter a unit, and commit its texts, metadata and rejections to the work area; a pure function of the input."""
+    stats = ReadStats()
     with naming_full_disk(work.url), work.create(texts_name(unit.index)) as texts:
         block = _Block(texts)
         rejections: list[bytes] = []
         file_rejected: Counter[int] = Counter()
-        for record in read_unit(unit, rules, tally):
-            if isinstance(record, Rejection):
-                file_rejected[record.file] += 1
-                rejections.append(orjson.dumps(asdict(record)))
+        for record in read_unit(unit, rules, stats):
+            judged = apply_filters(filters, record) if isinstance(record, Document) else record
+            if isinstance(judged, Rejection):
+                file_rejected[judged.file] += 1
+                rejections.append(orjson.dumps(asdict(judged)))
             else:
-                # Quality rules have their place here (a document in, a reason to reject it out), and after them the
-                # masking of personal data (a document in, its masked text out), so that hashes are of what is kept.
-                block.add(record)
+                block.add(judged)
         block.close()
     summary = UnitSummary(
         index=unit.index,
         documents=sum(block.sizes),
         bytes=block.total_bytes,
-        lines=tally.lines,
+        lines=stats.lines,
         rejected=len(rejections),
         blocks=block.sizes,
         file_rejected=[file_rejected[i] for i in range(len(unit.files))],
-        checksums=tally.checksums,
-        damage={str(k): v for k, v in tally.damage.items()},
+        checksums=stats.checksums,
+        damage={str(k): v for k, v in stats.damage.items()},
     )
     with naming_full_disk(work.url):
-        work.write(facts_name(unit.index), block.facts())
+        work.write(metadata_name(unit.index), block.metadata())
         work.write(rejections_name(unit.index), b"".join(line + b"\n" for line in rejections))
         work.write(summary_name(unit.index), json.dumps(asdict(summary)).encode())
     return summary
@@ -120,7 +123,7 @@ class _Block:
         self.writer = pa.ipc.new_file(stream, TEXTS, options=pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False))
         self.sizes: list[int] = []
         self.total_bytes = 0
-        self.columns: dict[str, list[Any]] = {name: [] for name in FACTS.names}
+        self.columns: dict[str, list[Any]] = {name: [] for name in METADATA.names}
         self._start()
 
     def _start(self) -> None:
@@ -131,7 +134,7 @@ class _Block:
         self.held_bytes = 0
 
     def add(self, document: Document) -> None:
-        """Take one document in."""
+        """Add one document."""
         size = len(document.text) if document.text.isascii() else len(document.text.encode())
         self.ids.append(document.id or "")
         self.sources.append(document.source)
@@ -146,7 +149,7 @@ class _Block:
             size,
             int(named),
         )
-        for name, value in zip(FACTS.names, row, strict=True):
+        for name, value in zip(METADATA.names, row, strict=True):
             self.columns[name].append(value)
         self.held_bytes += size
         if self.held_bytes >= BLOCK_BYTES or len(self.ids) >= BLOCK_DOCUMENTS:
@@ -160,15 +163,15 @@ class _Block:
             self._start()
 
     def close(self) -> None:
-        """Write what is left and the file's end."""
+        """Write the documents that are left, and the end of the file."""
         self._flush()
         self.writer.close()
 
-    def facts(self) -> bytes:
-        """The facts of all documents as an Arrow file."""
+    def metadata(self) -> bytes:
+        """The metadata of all documents as the bytes of an Arrow file."""
         sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, FACTS) as writer:
-            writer.write_table(pa.table(self.columns, schema=FACTS))
+        with pa.ipc.new_file(sink, METADATA) as writer:
+            writer.write_table(pa.table(self.columns, schema=METADATA))
         return bytes(sink.getvalue())
 
 

@@ -1,4 +1,4 @@
-"""Lines out of chunks of bytes, without ever holding a line that is longer than allowed."""
+"""Cut chunks of bytes into lines, without ever holding a line that is longer than allowed."""
 
 from collections.abc import Iterable, Iterator
 

@@ -1,4 +1,4 @@
-"""Documents out of a unit of input, one after another, in bounded memory; what cannot be read is a recorded rejection."""
+"""Read the documents of a unit of input one by one, in bounded memory; what cannot be read is a recorded rejection."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from pyarrow import parquet
 
 from cluster.errors import DataError, StorageError
 from datapipe.config import MIB, ReadRules
+from datapipe.inputs.document import Document, Rejection
 from datapipe.inputs.files import InputFile, Unit
 from datapipe.inputs.lines import TOO_LONG, split_lines
 from datapipe.inputs.streams import (
@@ -28,45 +29,23 @@ MISSING, NOT_UTF8 = object(), object()  # stand for a text that is not there, or
 CHUNKS = {"lines": plain_chunks, "gzip": gzip_chunks, "zstd": zstd_chunks}
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text that is let in; `id` is None where the record has none: then it is known by file and line."""
-
-    file: int  # index in the unit's files
-    line: int  # from 1, counted from the unit's start
-    id: str | None
-    source: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """A document that is not let in, or a file whose rest cannot be read (`damaged_file`)."""
-
-    file: int
-    line: int
-    id: str | None
-    source: str
-    reason: str
-
-
 @dataclass(kw_only=True)
-class Tally:
-    """What a reader learns on the way besides documents."""
+class ReadStats:
+    """What reading a unit finds besides documents."""
 
     lines: int = 0  # of the unit; the next unit of the same file counts on from there
     checksums: list[str] = field(default_factory=list)  # of each file, or of the unit's piece of it
     damage: dict[int, str] = field(default_factory=dict)  # file index → why it could not be read to its end
 
 
-def read_unit(unit: Unit, rules: ReadRules, tally: Tally) -> Iterator[Document | Rejection]:
-    """Every record of the unit, in its order. Raises DataError if a file is not the one that was planned."""
+def read_unit(unit: Unit, rules: ReadRules, stats: ReadStats) -> Iterator[Document | Rejection]:
+    """Read every record of a unit, in its order. Raises DataError if a file changed since the plan was made."""
     for index, file in enumerate(unit.files):
         reader = {"parquet": _read_parquet, "text": _read_text}.get(file.kind, _read_lines)
         try:
-            yield from reader(unit, index, rules, tally)
+            yield from reader(unit, index, rules, stats)
         except DamagedStreamError as error:
-            tally.damage[index] = str(error)
+            stats.damage[index] = str(error)
             yield Rejection(index, 0, file.name, file.name, "damaged_file")
 
 
@@ -79,66 +58,66 @@ def _open(file: InputFile) -> Any:
             )
         return open_file(place, name)
     except FileNotFoundError:
-        raise DataError(f"{file.url}: it was there when the job began and is gone; put it back or start anew") from None
+        raise DataError(f"{file.url}: it was there when the job began and is gone; restore it, or start anew") from None
     except PermissionError:
-        raise DataError(f"{file.url}: may not be read; check its permissions or the credentials") from None
+        raise DataError(f"{file.url}: cannot be read: permission denied; check its permissions or the credentials") from None
 
 
-def _read_lines(unit: Unit, index: int, rules: ReadRules, tally: Tally) -> Iterator[Document | Rejection]:
-    """JSON lines, plain (the lines that begin in the unit's byte range) or compressed."""
+def _read_lines(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> Iterator[Document | Rejection]:
+    """Read JSON lines, plain (those that begin in the unit's byte range) or compressed."""
     file = unit.files[index]
     with _open(file) as stream:
         stream.seek(max(unit.start - 1, 0))
         source = HashedReader(stream, unit.start, unit.end)
-        gate = Gate(index=index, file=file, rules=rules)
+        check = RecordCheck(index=index, file=file, rules=rules)
         limit = int(rules.max_line_mib * MIB)
         lines = split_lines(CHUNKS[file.kind](source), limit, unit.start, unit.end)
         try:
             for line in lines:
-                tally.lines += 1
+                stats.lines += 1
                 if line is TOO_LONG:
-                    yield gate.refuse(tally.lines, "line_too_long")
+                    yield check.reject(stats.lines, "line_too_long")
                     continue
-                record = line.removeprefix(BOM) if tally.lines == 1 and unit.start == 0 else line
+                record = line.removeprefix(BOM) if stats.lines == 1 and unit.start == 0 else line
                 if record and not record.isspace():
-                    yield _parse(record, tally.lines, gate)
+                    yield _parse(record, stats.lines, check)
         finally:
-            tally.checksums.append(source.drain())
+            stats.checksums.append(source.drain())
 
 
-def _parse(line: bytes, number: int, gate: "Gate") -> Document | Rejection:
+def _parse(line: bytes, number: int, check: "RecordCheck") -> Document | Rejection:
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
         try:
             line.decode()
         except UnicodeDecodeError:
-            return gate.refuse(number, "invalid_utf8")
-        return gate.refuse(number, "invalid_json")
+            return check.reject(number, "invalid_utf8")
+        return check.reject(number, "invalid_json")
     if not isinstance(record, dict):
-        return gate.refuse(number, "not_an_object")
-    rules = gate.rules
-    return gate.judge(number, record.get(rules.id_key), record.get(rules.source_key), record.get(rules.text_key, MISSING))
+        return check.reject(number, "not_an_object")
+    rules = check.rules
+    return check.judge(number, record.get(rules.id_key), record.get(rules.source_key), record.get(rules.text_key, MISSING))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
-    """Lets the records of one file in, or says why not."""
+class RecordCheck:
+    """Makes documents of the records of one file, or rejections with the reason."""
 
     index: int  # of the file, in the unit
     file: InputFile
     rules: ReadRules
 
-    def refuse(self, line: int, reason: str, known: str | None = None, source: str = "") -> Rejection:
-        """A record that cannot be a document."""
+    def reject(self, line: int, reason: str, known: str | None = None, source: str = "") -> Rejection:
+        """The rejection of a record that is not a document, or breaks a rule."""
         return Rejection(self.index, line, known, source or self.file.name, reason)
 
     def judge(self, line: int, raw_id: Any, raw_source: Any, text: Any) -> Document | Rejection:
-        """A record as a document, or the reason against it. Ids that are not strings or numbers count as none."""
+        """A record as a document or as its rejection. Ids that are not strings or numbers count as none."""
         known = str(raw_id) if isinstance(raw_id, (str, int, float)) and not isinstance(raw_id, bool) and raw_id != "" else None
         source = raw_source if isinstance(raw_source, str) and raw_source else self.file.name
         reason = self._reason_against(text)
-        return self.refuse(line, reason, known, source) if reason else Document(self.index, line, known, source, text)
+        return self.reject(line, reason, known, source) if reason else Document(self.index, line, known, source, text)
 
     def _reason_against(self, text: Any) -> str | None:
         if text is MISSING:
@@ -159,40 +138,40 @@ class Gate:
         return "too_long" if longest is not None and len(text) > longest else None
 
 
-def _read_text(unit: Unit, index: int, rules: ReadRules, tally: Tally) -> Iterator[Document | Rejection]:
-    """One document a file, known by the file's name."""
+def _read_text(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> Iterator[Document | Rejection]:
+    """Read a text file as one document, named by the file's name."""
     file = unit.files[index]
-    gate = Gate(index=index, file=file, rules=rules)
+    check = RecordCheck(index=index, file=file, rules=rules)
     limit = int(rules.max_line_mib * MIB)
     with _open(file) as stream:
         source = HashedReader(stream)
         raw = b""
         while len(raw) <= limit and (chunk := source.read()):
             raw += chunk
-        tally.checksums.append(source.drain())
+        stats.checksums.append(source.drain())
     if len(raw) > limit:
-        yield gate.refuse(1, "file_too_large", file.name)
+        yield check.reject(1, "file_too_large", file.name)
         return
     if not raw:
         return  # an empty file is no document
     try:
         text = raw.removeprefix(BOM).decode()
     except UnicodeDecodeError:
-        yield gate.refuse(1, "invalid_utf8", file.name)
+        yield check.reject(1, "invalid_utf8", file.name)
         return
-    yield gate.judge(1, file.name, file.name, text)
+    yield check.judge(1, file.name, file.name, text)
 
 
-def _read_parquet(unit: Unit, index: int, rules: ReadRules, tally: Tally) -> Iterator[Document | Rejection]:
-    """The unit's row groups; a row counts as a line."""
+def _read_parquet(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> Iterator[Document | Rejection]:
+    """Read the unit's row groups of a parquet file; a row counts as a line."""
     file = unit.files[index]
     first, last = file.size * unit.piece // unit.pieces, file.size * (unit.piece + 1) // unit.pieces
     with _open(file) as stream:
         stream.seek(first)
-        tally.checksums.append(HashedReader(stream, first, last).drain())
+        stats.checksums.append(HashedReader(stream, first, last).drain())
     if file.size == 0:
         return
-    gate = Gate(index=index, file=file, rules=rules)
+    check = RecordCheck(index=index, file=file, rules=rules)
     with _open(file) as stream:
         try:
             table = parquet.ParquetFile(stream)
@@ -207,8 +186,8 @@ def _read_parquet(unit: Unit, index: int, rules: ReadRules, tally: Tally) -> Ite
             for batch in table.iter_batches(batch_size=ROWS_A_BATCH, row_groups=groups, columns=wanted, use_threads=False):
                 columns = {name: _plain_column(batch.column(name)) for name in wanted}
                 for row in range(batch.num_rows):
-                    tally.lines += 1
-                    yield gate.judge(tally.lines, *(columns[k][row] if k in columns else None for k in keys))
+                    stats.lines += 1
+                    yield check.judge(stats.lines, *(columns[k][row] if k in columns else None for k in keys))
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, StorageError) or getattr(error, "errno", None):
                 raise
@@ -216,7 +195,7 @@ def _read_parquet(unit: Unit, index: int, rules: ReadRules, tally: Tally) -> Ite
 
 
 def _plain_column(column: Any) -> list[Any]:
-    """A column as Python values, each text decoded by itself so that one bad byte rejects one row."""
+    """A column as Python values; each text is decoded by itself, so that one bad byte rejects one row."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.dictionary_decode()

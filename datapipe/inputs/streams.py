@@ -19,7 +19,7 @@ SLICE_BYTES = 1024  # of compressed input fed at once: it expands to 32 MiB at m
 
 
 class DamagedStreamError(Exception):
-    """A compressed file ends too early or does not decode; what came before it is good."""
+    """A compressed file ends too early or does not decode; what was read before that is good."""
 
 
 def place_of(url: str) -> tuple[StoragePath, str]:
@@ -66,14 +66,14 @@ def open_file(place: StoragePath, name: str) -> IO[bytes]:
 
 
 class HashedReader:
-    """Reads in chunks and takes the checksum of the bytes between `start` and `end` on the way."""
+    """Reads a stream in chunks, and computes the checksum of the bytes between `start` and `end` on the way."""
 
     def __init__(self, stream: IO[bytes], start: int = 0, end: int | None = None) -> None:
         self.stream, self.position, self.start, self.end = stream, stream.tell(), start, end
         self.digest = xxhash.xxh3_128()
 
     def read(self, size: int = CHUNK_BYTES) -> bytes:
-        """At most `size` bytes; empty at the end of the file."""
+        """Read at most `size` bytes; empty at the end of the file."""
         data = self.stream.read(size)
         first = max(self.start - self.position, 0)
         last = len(data) if self.end is None else min(self.end - self.position, len(data))
@@ -83,7 +83,7 @@ class HashedReader:
         return data
 
     def drain(self) -> str:
-        """Read to the end of the hashed range; the checksum in hex."""
+        """Read to the end of the hashed range, and return its checksum in hex."""
         while (self.end is None or self.position < self.end) and self.read():
             pass
         return self.digest.hexdigest()
@@ -96,11 +96,11 @@ class HashedWriter(io.RawIOBase):
         self.stream, self.size, self.digest = stream, 0, xxhash.xxh3_128()
 
     def writable(self) -> bool:
-        """Always."""
+        """A writer is always writable."""
         return True
 
     def write(self, data: Any) -> int:
-        """Pass on all of it."""
+        """Pass all of the data on."""
         view = memoryview(data)
         self.stream.write(view)
         self.digest.update(view)
@@ -109,7 +109,7 @@ class HashedWriter(io.RawIOBase):
 
 
 def plain_chunks(source: HashedReader) -> Iterator[bytes]:
-    """The stream as it is."""
+    """The chunks of a stream that is not compressed."""
     while data := source.read():
         yield data
 
@@ -161,7 +161,7 @@ def zstd_chunks(source: HashedReader) -> Iterator[bytes]:
 
 @contextmanager
 def naming_full_disk(where: str) -> Iterator[None]:
-    """Turn `no space left` into a StorageError that says where, and that nothing is lost."""
+    """Turn `no space left` into a StorageError that names the place, and says that nothing is lost."""
     try:
         yield
     except OSError as error:

@@ -25,13 +25,13 @@ REMEDY = "copy it again from where it was made, run `ropewalk run preprocess` ag
 
 
 class Stream(Protocol):
-    """The tokens of a shard, end to end; a slice is an array."""
+    """The tokens of a shard as one sequence; a slice of it is an array."""
 
     def __getitem__(self, window: slice, /) -> Tokens: ...
 
 
 class Pieces:
-    """The same for a shard of several record batches: a slice that crosses from one to the next is copied."""
+    """The tokens of a shard of several record batches as one sequence; a slice that crosses from one to the next is copied."""
 
     def __init__(self, arrays: list[Tokens]) -> None:
         self.arrays = arrays
@@ -49,10 +49,10 @@ class Pieces:
 
 
 class Dataset:
-    """One split of a data set. Shards open at their first use; under `quarantine` all are verified at once.
+    """One split of a data set. A shard is opened at its first use; with `quarantine` all are verified at once.
 
-    Raises DataError where there is no such data set or split, CorruptShardError where a shard is not what
-    the manifest says, unless it is to be quarantined.
+    Raises DataError if there is no such data set or split, CorruptShardError if a shard does not match the manifest,
+    unless it is to be quarantined.
     """
 
     def __init__(self, path: str, split: str = "train", on_corrupt: OnCorrupt = "error") -> None:
@@ -73,7 +73,7 @@ class Dataset:
                 self._check_size(shard, self.place.local / shard.path)
 
     def open(self, number: int) -> Stream:
-        """The tokens of one shard, verified at its first use. Raises CorruptShardError."""
+        """Open the tokens of a shard, which is verified at its first use. Raises CorruptShardError."""
         stream = self.streams[number]
         if stream is None:
             stream = self.streams[number] = self._open(self.shards[number])

@@ -19,7 +19,7 @@ PLAN = 1024  # positions whose places are worked out at once: the arithmetic is 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set directory or fsspec URL, and how much of the mixture it is."""
+    """A data set (a directory or fsspec URL) and its weight in the mixture."""
 
     path: str
     weight: float = 1.0
@@ -55,12 +55,12 @@ class TokenLoader:
 
     @property
     def sequences(self) -> int:
-        """Sequences of one epoch of all sources."""
+        """The number of sequences in one epoch of all sources."""
         return sum(self._sizes)
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes of text a token of the split."""
+        """UTF-8 bytes of text per token of the split."""
         shards = [shard for dataset in self.datasets for shard in dataset.shards]
         return sum(s.bytes for s in shards) / max(1, sum(s.tokens for s in shards))
 
@@ -71,11 +71,11 @@ class TokenLoader:
 
     @property
     def quarantined(self) -> list[str]:
-        """What is wrong with each shard that is left out, in the order of sources and shards."""
+        """For each shard that is left out, what is wrong with it, in the order of sources and shards."""
         return [text for dataset in self.datasets for text in dataset.quarantined.values()]
 
     def read(self, positions: Sequence[int]) -> npt.NDArray[np.int64]:
-        """The samples at these positions of the run (any k ≥ 0), [len(positions), seq_len + 1]."""
+        """Read the samples at these positions of the run (any k ≥ 0), [len(positions), seq_len + 1]."""
         batch = np.empty((len(positions), self.seq_len + 1), np.int64)
         for row, position in zip(batch, positions, strict=True):
             number, slot = divmod(position, PLAN)
@@ -84,7 +84,7 @@ class TokenLoader:
         return batch
 
     def in_order(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Sequences start..stop of the split as they lie on disk, source after source, [stop - start, seq_len + 1]."""
+        """Read sequences start..stop of the split as they lie on disk, source after source, [stop - start, seq_len + 1]."""
         assert 0 <= start <= stop <= self.sequences, f"{start}..{stop} is not within 0..{self.sequences}"
         batch = np.empty((stop - start, self.seq_len + 1), np.int64)
         bounds = np.cumsum(self._sizes)
@@ -105,7 +105,7 @@ class TokenLoader:
         row[:] = stream[start : start + self.seq_len + 1]  # widens from the file's own integers, the only copy
 
     def _count(self, dataset: Dataset) -> Indices:
-        """Running number of sequences at the end of each shard."""
+        """The running number of sequences at the end of each shard."""
         counts = [max(0, shard.tokens - 1) // self.seq_len for shard in dataset.shards]
         if not sum(counts):
             tokens = sum(shard.tokens for shard in dataset.shards)

@@ -1,4 +1,4 @@
-"""Which source the k-th sample of a run comes from, and which of that source's samples it is."""
+"""The mixture of sources: which source the k-th sample of a run comes from, and which of its samples it is."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _SALT = 0x6D69_7874  # keeps the order of blocks apart from that of samples
 
 
 def quotas(weights: Sequence[float], block: int = BLOCK) -> Indices:
-    """Samples of each source in a block, by largest remainder. Raises ConfigError on weights that mean nothing."""
+    """Samples of each source in a block, by largest remainder. Raises ConfigError for weights that are not numbers above 0."""
     if not weights or not all(math.isfinite(w) and w > 0 for w in weights):
         raise ConfigError(f"weights of the data must be numbers above 0, are {list(weights)}")
     shares = np.asarray(weights, np.float64) / math.fsum(weights) * block

@@ -23,7 +23,7 @@ def mix(words: Words) -> Words:
 
 
 def hash_words(*parts: Any) -> Words:
-    """One 64-bit word an element from several integers or integer arrays, broadcast together."""
+    """One 64-bit word for each element of several integers or integer arrays, broadcast together."""
     # arrays, never scalars: numpy warns when a scalar product wraps, and wrapping is what a mixer does
     state: Words = np.zeros(1, np.uint64)
     for part in parts:
@@ -32,7 +32,7 @@ def hash_words(*parts: Any) -> Words:
 
 
 def permute(indices: Indices, n: int, seed: int, epoch: Any = 0) -> Indices:
-    """Where each index of [0, n) goes in the shuffle of `epoch`, which may be one number or one an index.
+    """The position of each index of [0, n) in the shuffle of `epoch`, which may be one number or one for each index.
 
     A balanced Feistel network over the smallest even number of bits that holds n, walked again (at most
     four times on average) until it falls below n: so it is a bijection of [0, n) for every n.

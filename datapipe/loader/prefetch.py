@@ -9,14 +9,14 @@ B = TypeVar("B")  # a batch
 
 
 class _End:
-    """The last thing the thread says: the plan is done, or what went wrong."""
+    """The last item of the thread: the plan is done, or an error ended it."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
 def prefetch(read: Callable[[Sequence[int]], B], plan: Iterable[Sequence[int]], depth: int = 2) -> Generator[B, None, None]:
-    """What `read` gives for each item of the plan, in order, up to `depth` of them ahead.
+    """Yield what `read` returns for each item of the plan, in order, reading up to `depth` of them ahead.
 
     An error of `read` or of the plan is raised here, after the batches before it. The thread ends with the
     plan, or when the generator is closed.

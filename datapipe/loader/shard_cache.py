@@ -1,4 +1,4 @@
-"""Local copies of shards that lie in an object store, named by their checksums, made once a machine."""
+"""Local copies of shards in an object store, named by their checksums, and fetched once per machine."""
 
 import fcntl
 import os
@@ -15,7 +15,7 @@ CACHE_VARIABLE = "ROPEWALK_CACHE"
 
 
 def cache_dir() -> Path:
-    """$ROPEWALK_CACHE, else $XDG_CACHE_HOME/ropewalk, else ~/.cache/ropewalk; shards/ lies below."""
+    """The folder of the cache: $ROPEWALK_CACHE, else $XDG_CACHE_HOME/ropewalk, else ~/.cache/ropewalk."""
     home = os.environ.get(CACHE_VARIABLE)
     if home:
         return Path(home)

@@ -1,4 +1,4 @@
-"""Which text a tokenizer is trained on: a share of record batches drawn by a hash, so that every part of the corpus counts."""
+"""The text that a tokenizer is trained on: from record batches drawn by a hash, so that every part of the corpus counts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,13 +16,13 @@ LEAST_PIECES = 16  # a sample comes from at least so many places, where there ar
 
 @dataclass(frozen=True, kw_only=True)
 class SamplePlan:
-    """The documents to train on, unit by unit."""
+    """The documents that a tokenizer is trained on, unit by unit."""
 
     slices: tuple[Slice, ...]
 
 
 def plan_sample(layout: Layout, sample_mib: float, seed: int) -> SamplePlan:
-    """Kept training documents of about `sample_mib`, at most a 16th of it from one record batch unless there are few."""
+    """Choose kept training documents of about `sample_mib`, at most a 16th from one record batch unless there are fewer."""
     blocks, corpus, decisions = layout.blocks, layout.corpus, layout.decisions
     places = [(unit, block) for unit, sizes in enumerate(blocks) for block in range(len(sizes))]
     places.sort(key=lambda place: xxhash.xxh3_64_intdigest(f"{place[0]}:{place[1]}".encode(), seed=seed))
@@ -44,7 +44,7 @@ def plan_sample(layout: Layout, sample_mib: float, seed: int) -> SamplePlan:
 
 
 def read_sample(plan: SamplePlan, work: StoragePath) -> Iterator[str]:
-    """The texts of the sample, in global order."""
+    """Read the texts of the sample, in global order."""
     for part in plan.slices:
         for kept in read_slice(part, work):
             yield kept.text

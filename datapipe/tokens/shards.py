@@ -1,4 +1,4 @@
-"""Pass 2, one shard at a time: gather the kept documents, encode them, write one Arrow file. No Ray in here."""
+"""Pass 2, one shard at a time: read the kept documents, tokenize them, write one Arrow file. It knows nothing of Ray."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ FOLDERS: dict[Split, str] = {"train": "shards", "validation": "validation"}
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where every document lies and what becomes of it."""
+    """All documents: their units, record batches, metadata and fates."""
 
     units: Sequence[Unit]
     blocks: Sequence[Sequence[int]]  # of each unit: documents in each record batch
@@ -34,7 +34,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Some documents of one unit: rows within the unit, where its record batches begin, names to be changed."""
+    """Some documents of one unit: their rows in the unit, the sizes of its record batches, and the ids that change."""
 
     unit: Unit
     blocks: tuple[int, ...]  # documents in each record batch
@@ -53,7 +53,7 @@ class ShardPlan:
 
     @property
     def path(self) -> str:
-        """Where the shard lies in the data set."""
+        """The path of the shard in the data set."""
         return f"{FOLDERS[self.split]}/part-{self.number:05d}.arrow"
 
     @property
@@ -63,17 +63,17 @@ class ShardPlan:
 
     @property
     def documents(self) -> int:
-        """Documents of the shard."""
+        """The number of documents in the shard."""
         return sum(len(s.rows) for s in self.slices)
 
 
 def shard_limit(total_bytes: int, shard_mib: float | None) -> int:
-    """Text bytes of a shard: as configured, else a 64th of the text within 4 to 256 MiB."""
+    """The bytes of text in a shard: `shard_mib`, else a 64th of all text, between 4 and 256 MiB."""
     return int(shard_mib * MIB) if shard_mib else min(max(total_bytes // 64, SMALLEST), LARGEST)
 
 
 def plan_shards(layout: Layout, limit: int) -> list[ShardPlan]:
-    """Consecutive kept documents of each split, cut where another `limit` bytes are full."""
+    """Cut the kept documents of each split, in order, into shards of about `limit` bytes."""
     plans: list[ShardPlan] = []
     corpus, decisions = layout.corpus, layout.decisions
     splits: tuple[tuple[Split, int], ...] = (("train", TRAIN), ("validation", VALIDATION))
@@ -89,7 +89,7 @@ def plan_shards(layout: Layout, limit: int) -> list[ShardPlan]:
 
 
 def cut_slices(layout: Layout, rows: NDArray[np.int64]) -> Iterator[Slice]:
-    """Global rows, ascending, by the unit in which they lie."""
+    """Cut ascending global rows into one slice for each unit that has any of them."""
     corpus, decisions = layout.corpus, layout.decisions
     owners = np.searchsorted(corpus.offsets, rows, side="right") - 1
     for index in np.unique(owners).tolist():
@@ -115,7 +115,7 @@ class Kept:
 
 
 def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterator[Kept]:
-    """The documents of a slice, in order; record batches without one of them are not read."""
+    """Read the documents of a slice in order; record batches without any of them are skipped."""
     starts = np.concatenate([[0], np.cumsum(part.blocks)])
     with open_file(work, texts_name(part.unit.index)) as stream:
         columns = [0, 1, 2, 3] if with_text else [0, 1, 2]
@@ -132,7 +132,7 @@ def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterat
 
 
 def encode_shard(plan: ShardPlan, encoder: Encoder, work: StoragePath, output: StoragePath) -> Shard:
-    """Write one shard and then the sidecar that says so; a pure function of the plan, the texts and the tokenizer."""
+    """Write one shard, then its sidecar that says that it is done; a pure function of the plan, the texts and the tokenizer."""
     ids: list[str] = []
     sources: list[str] = []
     tokens: list[NDArray[np.unsignedinteger]] = []
@@ -177,7 +177,7 @@ def _groups(documents: Iterator[Kept]) -> Iterator[list[Kept]]:
 def _write_arrow(
     sink: HashedWriter, ids: list[str], sources: list[str], tokens: list[NDArray[np.unsignedinteger]], encoder: Encoder
 ) -> None:
-    """One record batch: the child values of `tokens` are the shard's token stream in one piece."""
+    """Write one record batch; the child values of `tokens` are the shard's token stream in one piece."""
     offsets = np.zeros(len(tokens) + 1, dtype=np.int32)
     np.cumsum([len(t) for t in tokens], out=offsets[1:])
     flat = np.concatenate(tokens)

@@ -1,4 +1,4 @@
-"""The tokenizer of a data set: trained on a sample of its documents or taken over, kept as a Hugging Face directory."""
+"""The tokenizer of a data set: trained on a sample of its documents or copied, and stored as a Hugging Face directory."""
 
 import json
 import os
@@ -24,14 +24,14 @@ KEPT_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
-    """A tokenizer as the files of a Hugging Face directory."""
+    """The files of a tokenizer, as of a Hugging Face directory."""
 
     name: str
     files: dict[str, bytes]
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> TokenizerFiles:
-    """A byte-level BPE in the manner of GPT-2; the same texts give the same bytes."""
+    """Train a byte-level BPE as GPT-2's; the same texts give the same bytes."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -58,9 +58,9 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> TokenizerFiles:
 
 
 def take_tokenizer(path: str) -> TokenizerFiles:
-    """An existing tokenizer: a Hugging Face directory, a tokenizer.json (also by URL), or a Hugging Face name.
+    """Copy an existing tokenizer: a Hugging Face directory, a tokenizer.json (also by URL), or a Hugging Face name.
 
-    Raises ConfigError: not there, not readable, not in the cache while the hub cannot be reached.
+    Raises ConfigError if it is not there, not readable, or not in the cache while the hub cannot be reached.
     """
     if path.endswith(".json"):
         folder, _, file = path.rpartition("/")
@@ -93,7 +93,7 @@ def _from_place(place: StoragePath, file: str, path: str) -> TokenizerFiles:
 
 
 def _converted(name: str) -> TokenizerFiles:
-    """A tokenizer that only transformers can find or convert: its cache first, the hub if that may be asked."""
+    """Load a tokenizer that only transformers can find or convert: from its cache, else from the hub if that may be asked."""
     from transformers import AutoTokenizer  # noqa: PLC0415 - seconds to import, and rarely needed
 
     try:
@@ -147,12 +147,12 @@ class Encoder:
         )
 
     def encode(self, texts: Sequence[str]) -> Iterator[NDArray[np.unsignedinteger]]:
-        """The tokens of each text, with the end of document behind them."""
+        """Encode each text, and append the end-of-document token."""
         for encoding in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
             yield np.array([*encoding.ids, self.end_of_document], dtype=self.dtype)
 
     def record(self) -> TokenizerRecord:
-        """What the manifest says of the tokenizer; the hash is over tokenizer.json."""
+        """The tokenizer's record in the manifest; the hash is over tokenizer.json."""
         return TokenizerRecord(
             name=self.files.name,
             hash=f"xxh3:{xxhash.xxh3_128_hexdigest(self.files.files['tokenizer.json'])}",
@@ -164,14 +164,14 @@ class Encoder:
 
 
 def write_tokenizer(output: StoragePath, work: StoragePath, tokenizer: TokenizerFiles) -> None:
-    """Write the tokenizer into the data set, then the mark below the work area that says that it is whole."""
+    """Write the tokenizer into the data set, then the file below the work area that says that it is complete."""
     for name, data in sorted(tokenizer.files.items()):
         output.write(f"{FOLDER}/{name}", data)
     work.write("tokenizer.json", json.dumps({"name": tokenizer.name, "files": sorted(tokenizer.files)}).encode())
 
 
 def read_tokenizer(output: StoragePath, work: StoragePath) -> TokenizerFiles | None:
-    """The tokenizer that a job on this data set has settled on, or None."""
+    """Read the tokenizer that the data set has already, or None."""
     try:
         mark = json.loads(work.read("tokenizer.json"))
         return TokenizerFiles(name=mark["name"], files={name: output.read(f"{FOLDER}/{name}") for name in mark["files"]})

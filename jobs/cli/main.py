@@ -37,7 +37,8 @@ def main() -> None:
     """Run the command; a user's mistake is one line and exit code 2, never a traceback."""
     gc.set_threshold(100_000)  # what a command makes lives as long as it does: to look for cycles in it was a seventh of `ps`
     try:
-        code = app(sys.argv[1:] or ["--help"], prog_name="ropewalk", standalone_mode=False)
+        words, program = _split(sys.argv[1:])
+        code = app(words or ["--help"], prog_name="ropewalk", standalone_mode=False, obj=program)
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
@@ -46,6 +47,14 @@ def main() -> None:
     except Exception as error:
         code = _explain(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """The command's own words, and behind `--` those of a program of the user's."""
+    if "--" not in words:
+        return words, []
+    place = words.index("--")
+    return words[:place], words[place + 1 :]
 
 
 def _explain(error: Exception) -> int:

@@ -1,5 +1,6 @@
 """Commands that start something: run, submit, resume."""
 
+import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +40,7 @@ def run(
         raise ConfigError("--dry-run cannot be combined with --resume: nothing new would be submitted")
     if resumed:
         return follow_to_end(resume_instead(job, config, overrides or [], resumed), as_json)
-    wanted = configure(job, config, overrides or [])
+    wanted = configure(job, config, _with_program(context, job, overrides))
     if dry_run:
         return _print_dry_run(job, [wanted], on)
     started = submit(job, wanted, on, command=_command())
@@ -74,7 +75,7 @@ def submit(
     from jobs.runs.submit import configure_each, submit_many
 
     others = [find_run(ref) for ref in after or []]
-    configs = configure_each(job, config, overrides or [], each or [])
+    configs = configure_each(job, config, _with_program(context, job, overrides), each or [])
     if dry_run:
         return _print_dry_run(job, configs, on)
     runs = submit_many(job, configs, on, after=others, at_once=at_once, command=_command())
@@ -111,6 +112,18 @@ def _help(context: typer.Context, job: str | None) -> None:
         return print_job_help(context.info_name or "run", job)
     typer.echo(context.get_help())
     return print_jobs()
+
+
+def _with_program(context: typer.Context, job: str, overrides: list[str] | None) -> list[str]:
+    """The overrides, with the program that stands behind `--` as the key `command`. Raises ConfigError for another job."""
+    from cluster.errors import ConfigError
+
+    words: list[str] = context.obj or []
+    if words and job != "command":
+        raise ConfigError(
+            f"-- {' '.join(words[:3])}: only the job `command` takes a program; write: run command -- {words[0]} ..."
+        )
+    return [*(overrides or []), *([f"command={json.dumps(words)}"] if words else [])]
 
 
 def _print_dry_run(job: str, configs: list[Any], on: str) -> None:

@@ -74,10 +74,10 @@ def logs(
 
 def why(run_ref: RunRef) -> None:
     """Explain why a run is in its state, and what to do about it."""
-    from jobs.runs.diagnose import diagnose
+    from jobs.runs.diagnose import diagnose, diagnosis_page
     from jobs.runs.remote import freshen
     from jobs.runs.status import find_run, states
-    from jobs.runs.tables import console, diagnosis_page
+    from jobs.runs.tables import console
 
     found = freshen(find_run(run_ref))
     console().print(diagnosis_page(found, diagnose(found, states([found])[found.id])), soft_wrap=True)

@@ -28,13 +28,13 @@ def best(
     from jobs.sweep import best as winner
     from jobs.sweep.results import find_sweep, read_sweep
 
-    answers = read_sweep(freshen(find_sweep(sweep_ref)))
+    results = read_sweep(freshen(find_sweep(sweep_ref)))
     if file:
-        winner.write_job_file(answers, file)
+        winner.write_job_file(results, file)
     if as_json:
-        _write(json.dumps({**winner.plain(answers), "file": str(file) if file else None}, default=str))
+        _write(json.dumps({**winner.plain(results), "file": str(file) if file else None}, default=str))
     else:
-        _write(str(file) if file else winner.job_file(answers).rstrip("\n"))
+        _write(str(file) if file else winner.job_file(results).rstrip("\n"))
 
 
 def confirm(
@@ -55,20 +55,20 @@ def confirm(
     from jobs.sweep.confirm_report import await_runs, confirmation, confirmation_page
     from jobs.sweep.results import find_sweep, read_sweep, trials_cluster
 
-    answers, progress = read_sweep(freshen(find_sweep(sweep_ref))), console(stderr=True)
-    found = again.candidates(answers, against)
+    results, progress = read_sweep(freshen(find_sweep(sweep_ref))), console(stderr=True)
+    found = again.candidates(results, against)
     command = ["ropewalk", *sys.argv[1:]]
-    again.ensure_runs(answers, found, again.seeds_of(answers, seeds), on or trials_cluster(answers.run), command)
+    again.ensure_runs(results, found, again.seeds_of(results, seeds), on or trials_cluster(results.run), command)
     try:
         await_runs([run for one in found for run in one.runs.values()], lambda line: progress.print(line, soft_wrap=True))
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nthe runs keep running; `ropewalk confirm {answers.run.id}` waits for them again\n")
+        sys.stderr.write(f"\nthe runs keep running; `ropewalk confirm {results.run.id}` waits for them again\n")
         raise typer.Exit(130) from None
-    result = confirmation(answers, found)
+    result = confirmation(results, found)
     if as_json:
         _write(json.dumps(result, default=str))
     else:
-        console().print(confirmation_page(answers, result))
+        console().print(confirmation_page(results, result))
         console().print(result["words"], style="bold", markup=False, soft_wrap=True)
     if result["real"] is None:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Samples of a model's own text."""
+"""Sample generations of a model."""
 
 from typing import Any
 
@@ -6,18 +6,15 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from cluster.storage import StoragePath
-from datapipe.loader.loader import TokenLoader
 from jobs.evaluate.config import EvaluateConfig
+from jobs.training.model_record import TokenizerPlan
 
 
-def samples_of(model: Any, config: EvaluateConfig, loader: TokenLoader) -> list[dict[str, str]]:
-    """What the model writes after each prompt; drawn from the seed."""
+def generate(model: Any, config: EvaluateConfig, tokenizer: PreTrainedTokenizerFast, end: int) -> list[dict[str, str]]:
+    """What the model writes after each prompt, drawn from the seed; nothing on a rank that has no full model."""
     wanted = config.generate
-    if not wanted.prompts:
+    if model is None:
         return []
-    tokenizer = _tokenizer(loader)
-    end = loader.manifests[0].tokenizer.end_of_document
     torch.manual_seed(config.seed)
     samples = []
     for prompt in wanted.prompts:
@@ -38,11 +35,9 @@ def samples_of(model: Any, config: EvaluateConfig, loader: TokenLoader) -> list[
     return samples
 
 
-def _tokenizer(loader: TokenLoader) -> PreTrainedTokenizerFast:
-    """The tokenizer in the first data set; fetched first where that is not on this machine."""
-    dataset = loader.datasets[0]
-    place: StoragePath = dataset.place.child(dataset.manifest.tokenizer.path)
-    if place.local is None:
-        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(place.read("tokenizer.json").decode()))
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(place.local)
+def tokenizer_for(plan: TokenizerPlan) -> PreTrainedTokenizerFast:
+    """The tokenizer as transformers has it; its files are fetched first where they are not on this machine."""
+    if plan.place.local is None:
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(plan.place.read("tokenizer.json").decode()))
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(plan.place.local)
     return tokenizer

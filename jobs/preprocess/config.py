@@ -13,30 +13,35 @@ from datapipe.config import ArrayOptions, DataSetConfig
 
 
 class PreprocessConfig(DataSetConfig, JobConfig):
-    """The keys of the `preprocess` job."""
+    """The keys of a data set, and where the work on it runs."""
 
-    actors: int | None = Field(default=None, ge=1, description="Ray actors; unset: the cluster's CPUs less one")
+    actors: int | None = Field(
+        default=None, ge=1, description="number of Ray actors; unset: one per CPU of the run's nodes, less one"
+    )
     fanout: Literal["ray", "array"] = Field(
-        default="ray", description="who does the work: Ray actors on the run's nodes, or a Slurm array that the run submits"
+        default="ray",
+        description="where the work runs: on Ray actors of the run's nodes, or in a Slurm array that the run submits",
     )
     array: ArrayOptions = Field(default=ArrayOptions(), description="the array of fanout=array")
 
     @model_validator(mode="after")
     def _keys_of_the_fanout(self) -> "PreprocessConfig":
         if self.fanout == "ray" and self.array != ArrayOptions():
-            raise ValueError("array.* says how an array works, but fanout is 'ray'; set fanout=array too")
+            raise ValueError("array.* configures fanout=array, but fanout is 'ray'; set fanout=array too")
         if self.fanout == "array" and self.actors is not None:
             raise ValueError("actors counts Ray actors; with fanout=array set array.at_once instead")
         if self.fanout == "array" and self.resources.nodes.most > 1:
-            raise ValueError("fanout=array takes one node for its driver (resources.nodes=1); array.at_once says how many work")
+            raise ValueError(
+                "fanout=array takes one node for its driver (resources.nodes=1); array.at_once sets how many array tasks run"
+            )
         return self
 
     def preferred_engine(self) -> Engine | None:
-        """An array is driven by one process."""
+        """With an array the run itself is one process, the driver."""
         return Engine.PROCESS if self.fanout == "array" else None
 
     def preflight(self, here: PathView = Path) -> None:
-        """Local inputs exist, and the output does not lie among them. Raises ConfigError, DataError."""
+        """Check that local inputs exist and that the output does not lie among them. Raises ConfigError, DataError."""
         for pattern in self.input:
             if re.match(r"^[a-z0-9+]+:", pattern):
                 continue

@@ -29,63 +29,63 @@ def main(context: JobContext) -> dict[str, object]:
     session = _Array(config, context) if config.fanout == "array" else _Actors(config, context)
     try:
         progress = Progress(lambda values: write_json(context.run.progress, values))
-        manifest = make_data_set(config, config.seed, session.carry_out, progress)
+        manifest = make_data_set(config, config.seed, session.run_tasks, progress)
     finally:
         session.close()
     return _results(manifest, config, context)
 
 
 class _Actors:
-    """Ray and its crew, started when there is something to do: a complete data set needs neither."""
+    """Ray and a pool of actors, started when there is work: a complete data set needs neither."""
 
     def __init__(self, config: PreprocessConfig, context: JobContext) -> None:
         self.config, self.context = config, context
-        self.crew: Any = None
+        self.pool: Any = None
         self.connected = False
 
-    def carry_out(self, tasks: Any) -> Any:
-        """See `datapipe.execution.ray_actors.Crew.carry_out`."""
+    def run_tasks(self, tasks: Any) -> Any:
+        """See `datapipe.execution.ray_actors.ActorPool.run_tasks`."""
         if not tasks:
             return
-        if self.crew is None:
+        if self.pool is None:
             self.connected = _connect(self.context)
-            from datapipe.execution.ray_actors import Crew
+            from datapipe.execution.ray_actors import ActorPool
             from datapipe.plan import WORK
 
             output = self.config.output.rstrip("/")
-            self.crew = Crew(output, f"{output}/{WORK}", self.config.actors, self.context.stop_requested)
-            self.context.run.event("actors", actors=self.crew.size)
-        for task, result in self.crew.carry_out(tasks):
+            self.pool = ActorPool(output, f"{output}/{WORK}", self.config.actors, self.context.stop_requested)
+            self.context.run.event("actors", actors=self.pool.size)
+        for task, result in self.pool.run_tasks(tasks):
             self.context.fence.check()  # an orphan of an older attempt must not finish over its successor
             yield task, result
 
     def close(self) -> None:
         """End the actors and leave Ray."""
-        if self.crew is None:
+        if self.pool is None:
             return
         import ray
 
-        with self.crew:
+        with self.pool:
             pass
-        if self.crew.deaths:
-            self.context.run.event("actors_died", deaths=self.crew.deaths)
+        if self.pool.deaths:
+            self.context.run.event("actors_died", deaths=self.pool.deaths)
         if self.connected:
             ray.shutdown()
 
 
 class _Array:
-    """The array's driver, started when there is something to do."""
+    """A pool of array tasks, started when there is work."""
 
     def __init__(self, config: PreprocessConfig, context: JobContext) -> None:
         self.config, self.context = config, context
-        self.fanout: Any = None
+        self.pool: Any = None
 
-    def carry_out(self, tasks: Any) -> Any:
-        """See `datapipe.execution.slurm_array.Fanout.carry_out`."""
+    def run_tasks(self, tasks: Any) -> Any:
+        """See `datapipe.execution.array_pool.ArrayPool.run_tasks`."""
         if not tasks:
             return
-        if self.fanout is None:
-            from datapipe.execution.slurm_array import Fanout, choose_executor
+        if self.pool is None:
+            from datapipe.execution.array_pool import ArrayPool, choose_executor
             from datapipe.plan import WORK
 
             output = self.config.output.rstrip("/")
@@ -94,18 +94,18 @@ class _Array:
             folder = run.attempt_dir(attempt) / "array"
             tell = partial(run.event, "array", attempt=attempt)
             stop = self.context.stop_requested
-            self.fanout = Fanout((output, f"{output}/{WORK}"), executor, folder, stop=stop, told=tell).__enter__()
-        for task, result in self.fanout.carry_out(tasks):
+            self.pool = ArrayPool((output, f"{output}/{WORK}"), executor, folder, stop=stop, on_submit=tell).__enter__()
+        for task, result in self.pool.run_tasks(tasks):
             self.context.fence.check()
             yield task, result
 
     def close(self) -> None:
-        """End what still runs."""
-        if self.fanout is None:
+        """End the array tasks that still run."""
+        if self.pool is None:
             return
-        self.fanout.__exit__()
-        if self.fanout.deaths:
-            self.context.run.event("elements_died", deaths=self.fanout.deaths)
+        self.pool.__exit__()
+        if self.pool.deaths:
+            self.context.run.event("elements_died", deaths=self.pool.deaths)
 
 
 def _cpus(context: JobContext) -> int:

@@ -6,14 +6,13 @@ from typing import Literal
 from pydantic import Field
 
 from cluster.config import PathView
-from cluster.errors import ConfigError
-from jobs.runs.status import find_run
+from jobs.runs.find_model import check_model_run
 from jobs.training.config import ModelConfig, TrainingConfig
 from jobs.training.token_data import Data, check_data
 
 
 class PretrainConfig(TrainingConfig):
-    """What a pretraining run is made of."""
+    """The keys of a pretraining run."""
 
     data: Data = Field(description="a data set made by preprocess, or a list of {path, weight}")
     model: ModelConfig = Field(default=ModelConfig(preset="tiny"), description="the model")
@@ -21,11 +20,9 @@ class PretrainConfig(TrainingConfig):
     on_corrupt: Literal["error", "quarantine"] = Field(default="error", description="what to do about a damaged shard")
 
     def preflight(self, here: PathView = Path) -> None:
-        """Local data sets must be complete."""
+        """Raise ConfigError unless local data sets are complete and the runs that are named train a model."""
         check_data(self.data, here)
         if self.start_from is not None:
-            found = find_run(self.start_from.run)
-            if self.start_from.run not in {found.id, str(found.path)}:
-                raise ConfigError(
-                    f"start_from.run: {self.start_from.run!r} may mean another run tomorrow; give the id: {found.id}"
-                )
+            check_model_run("start_from.run", self.start_from.run)
+        if self.model.run is not None:
+            check_model_run("model.run", self.model.run)

@@ -1,16 +1,58 @@
-"""Train a language model with FSDP on a data set; resumable at any step and any number of ranks."""
+"""Train a language model on a data set; resumable at any step and any number of ranks."""
+
+import logging
 
 from cluster.run.context import JobContext
+from datapipe.loader.loader import Source as DataSet
+from datapipe.loader.loader import TokenLoader
 from jobs.pretrain.config import PretrainConfig
+from jobs.training.model import ModelPlan
+from jobs.training.objective import NextToken
+from jobs.training.recipe import Recipe, train
+from jobs.training.source import TokenSource
+from jobs.training.token_data import tokenizer_of, weighted
+from jobs.training.validation import bits_per_byte
+from sharding.group import Group, process_group
+
+log = logging.getLogger(__name__)
 
 
 def main(context: JobContext) -> dict[str, object]:
     """Train to the end, from the newest complete checkpoint if there is one; returns the results."""
-    from jobs.training.recipe import assemble
-    from sharding.group import process_group
-
     config = context.config(PretrainConfig)
     # whoever lets a collective take longer knows of something that takes long
-    context.heart.begin(patience_seconds=3 * 60 * config.fsdp.timeout_minutes)
-    with process_group(config.fsdp.timeout_minutes) as group:
-        return assemble(context, config, group).run()
+    context.heart.begin(patience_seconds=3 * 60 * config.parallel.timeout_minutes)
+    with process_group(config.parallel) as group:
+        return train(context, config, group, recipe(context, config, group))
+
+
+def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
+    """Next-token prediction on sequences of the data sets."""
+    sets = [DataSet(one.path, one.weight) for one in weighted(config.data)]
+    loader = TokenLoader(sets, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt)
+    tokenizer = tokenizer_of(loader.manifests, config.data)
+    held_out = _validation_loader(loader, sets, config)
+    if held_out is None and group.is_main:
+        log.warning("no validation split with a sequence of %d tokens: the model is not scored", config.seq_len)
+        context.run.event("no_validation", seq_len=config.seq_len)
+    bytes_per_token = held_out.bytes_per_token if held_out is not None else 1.0
+    return Recipe(
+        model=ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=config.seq_len),
+        tokenizer=tokenizer,
+        source=TokenSource(loader),
+        validation=TokenSource(held_out, in_order=True) if held_out is not None else None,
+        objective=lambda model, group: NextToken(),
+        validation_metrics=lambda loss: {"bits_per_byte": bits_per_byte(loss, bytes_per_token)},
+    )
+
+
+def _validation_loader(train: TokenLoader, sets: list[DataSet], config: PretrainConfig) -> TokenLoader | None:
+    """The validation split of those data sets that have a sequence in it."""
+    usable = [
+        one
+        for one, manifest in zip(sets, train.manifests, strict=True)
+        if any(shard.tokens > config.seq_len for shard in manifest.of_split("validation"))
+    ]
+    if not usable:
+        return None
+    return TokenLoader(usable, seq_len=config.seq_len, seed=config.seed, split="validation", on_corrupt=config.on_corrupt)

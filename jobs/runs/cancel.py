@@ -1,28 +1,26 @@
-"""End runs at a user's word: many of one cluster in one request, where its backend can."""
+"""Cancel runs at a user's request: many of one cluster in one request, where its backend can."""
 
 from collections.abc import Iterator, Sequence
 
 from cluster.backends.profiles import load_backend
 from cluster.run.directory import RunDir
-from jobs.runs.remote import write_there
 from jobs.runs.status import final_outcome, find_run
-from jobs.sweep.records import SWEEP_CANCELLED, read_records
-from jobs.sweep.results import is_sweep
+from jobs.runs.view import view_of
 
 
 def cancel_runs(words: Sequence[str]) -> Iterator[str]:
-    """Ask for the runs to end, a sweep's with its trials; what to tell of each. Raises ConfigError before any is ended."""
+    """Ask for the runs to end, and for their children, such as a sweep's trials. Yields a line for each run.
+
+    Raises ConfigError before any is cancelled.
+    """
     named = list(map(find_run, words))
-    runs = list({run.id: run for run in [*named, *(trial for run in named for trial in _trials_of(run))]}.values())
+    runs = list({run.id: run for run in [*named, *(child for run in named for child in _open_children(run))]}.values())
     over = {run.id: outcome.state for run in runs if (outcome := final_outcome(run))}
     clusters: dict[str, list[RunDir]] = {}
     for run in runs:
-        if run.id not in over and is_sweep(run):
-            run.request_cancel()
-            run.event(SWEEP_CANCELLED)
-            write_there(run, run.requests.path.name)  # the driver has to know why its pod is taken away
         if run.id not in over:
-            clusters.setdefault(str(run.listed.get("cluster", "local")), []).append(run)
+            view_of(run).before_cancel()
+            clusters.setdefault(str(run.record.get("cluster", "local")), []).append(run)
     for cluster, mine in clusters.items():
         load_backend(cluster).cancel_many(mine)
     for run in runs:
@@ -32,13 +30,12 @@ def cancel_runs(words: Sequence[str]) -> Iterator[str]:
         elif outcome is not None:
             yield f"{run.id} is {outcome.state.lower()}: {outcome.cause}"
         else:
-            yield f"{run.id} is asked to save and leave; `ropewalk wait {run.id}` returns when it has"
+            yield f"cancelling {run.id}: it saves a checkpoint and exits; `ropewalk wait {run.id}` returns when it has"
 
 
-def _trials_of(run: RunDir) -> list[RunDir]:
-    """Runs of a sweep's trials that are not over: whoever drives the sweep may be gone."""
-    if not is_sweep(run):
-        return []
-    found = [RunDir(run.path.parent / name) for record in read_records(run) if not record.state.final for name in record.runs]
-    # where this machine does not see them, the sweep itself ends them
-    return [trial for trial in found if (trial.path / "run.yaml").is_file() and final_outcome(trial) is None]
+def _open_children(run: RunDir) -> list[RunDir]:
+    """The run's children that are not over, as far as this machine sees them: the run that started them may be gone.
+
+    Those that this machine does not see, the run itself ends.
+    """
+    return [child for child in view_of(run).children() if (child.path / "run.yaml").is_file() and final_outcome(child) is None]

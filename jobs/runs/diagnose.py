@@ -3,58 +3,27 @@
 import re
 import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.backends.base import BackendState
 from cluster.backends.recovery import has_agents
 from cluster.backends.submission import dependencies
-from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY
+from cluster.errors import EXIT_FAILED, EXIT_NEVER_RETRY
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json
-from cluster.spec import RunState
-from cluster.text import counted
-from jobs.runs.hangs import join_hangs, tell_hang
+from cluster.spec import Outcome, RunState
+from jobs.runs.events import SIGNALS, tell
+from jobs.runs.hangs import join_hangs
+from jobs.runs.known_errors import known_error
 from jobs.runs.status import states
-from jobs.sweep.causes import role_told, trials_told
-from jobs.sweep.results import is_sweep, parameter_words
+from jobs.runs.view import view_of
 from jobs.tracking.metrics import broken_lines, broken_words, latest_metrics
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 SILENT_SECONDS = 30.0  # six samples of a node missed
-
-# (what the error says, what it means, what to do); the first that matches wins
-KNOWN: tuple[tuple[str, str, str], ...] = (
-    (
-        r"CUDA out of memory|OutOfMemoryError",
-        "a GPU ran out of memory",
-        "use a smaller batch.micro_batch or seq_len, or more ranks (FSDP shards the model over them)",
-    ),
-    (
-        r"MemoryError|Cannot allocate memory",
-        "a node ran out of memory",
-        "ask for more resources.memory_gib, or fewer ranks a node",
-    ),
-    (r"No space left on device|Errno 28", "a disk is full", "free space where the run or its output lies, then resume"),
-    (r"Disk quota exceeded|Errno 122", "a quota is used up", "free space where the run or its output lies, then resume"),
-    (r"CorruptShardError", "a shard of the data set is damaged", "make or copy it again, or set on_corrupt=quarantine"),
-    (r"NumericsError", "the loss became NaN or jumped", "a lower optim.lr or a longer optim.warmup_steps usually helps"),
-    (
-        r"NCCL|gloo|Connection (closed|reset) by peer",
-        "ranks lost touch with each other",
-        "look for the first rank or node that was lost",
-    ),
-    (r"No module named", "a package is missing on the node", "install it where the agent's Python runs"),
-    (r"Address already in use", "a port is taken by another program", "resume: another port is drawn"),
-)
-
-SIGNALS = {
-    signal.SIGKILL: "killed (SIGKILL): by the out-of-memory killer, a person or the scheduler",
-    signal.SIGSEGV: "crashed in native code (segmentation fault)",
-    signal.SIGBUS: "lost a file under its memory map (SIGBUS): a file was cut short, or /dev/shm is full",
-    signal.SIGTERM: "was ended (SIGTERM)",
-    signal.SIGABRT: "aborted in native code (SIGABRT)",
-}
 
 
 @dataclass
@@ -68,18 +37,17 @@ class Diagnosis:
 
 
 def diagnose(run: RunDir, state: BackendState) -> Diagnosis:
-    """Read outcome.json, errors/*.json, node samples and events of the newest attempt; of a sweep also its trials."""
+    """Read outcome.json, errors/*.json, node samples and events of the newest attempt, and what the run's own job says of it."""
     found = _diagnose(run, state)
     if broken := broken_words(broken_lines(run)):
         found.evidence.append(broken)
-    if is_sweep(run):
-        told = trials_told(run)
-        found.evidence = [*told, *found.evidence]
-        found.remedy = found.remedy or next((f"{m}: {advice}" for line in told for m, advice in [_known(line)] if m), "")
-    elif (role := role_told(run)) is not None:
+    told = view_of(run).explain()
+    found.evidence = [*told, *found.evidence]
+    found.remedy = found.remedy or next((f"{m}: {advice}" for line in told for m, advice in [_known(line)] if m), "")
+    if run.parent is not None and (role := view_of(run.parent).explain_child(run)):
         found.cause = f"{found.cause} {role}"
         if found.resumes:
-            found.remedy = ""  # its sweep decides whether it goes on
+            found.remedy = ""  # its parent decides whether it is resumed
     return found
 
 
@@ -90,12 +58,14 @@ def _diagnose(run: RunDir, state: BackendState) -> Diagnosis:
     attempt = attempts[-1]
     outcome = run.outcome(attempt)
     history = _history(run)
+    if state.state.final and (outcome is None or not outcome.state.final):  # so far only the scheduler knows
+        outcome = Outcome(state=state.state, exit_code=EXIT_FAILED, cause=state.reason, ended=time.time())
     if outcome is None:
         return _unfinished(run, attempt, state, history)
     if outcome.state is RunState.SUCCEEDED:
         return Diagnosis(cause="It succeeded.", evidence=history)
     if outcome.state is RunState.CANCELLED:
-        remedy = f"`ropewalk resume {run.id}` goes on from its last checkpoint"
+        remedy = f"`ropewalk resume {run.id}` continues from its last checkpoint"
         return Diagnosis(cause=f"It was cancelled: {outcome.cause}.", evidence=history, remedy=remedy, resumes=True)
     if not outcome.state.final:
         went = state.reason or "a new attempt follows by itself"
@@ -106,7 +76,7 @@ def _diagnose(run: RunDir, state: BackendState) -> Diagnosis:
 def _never_started(run: RunDir, state: BackendState) -> Diagnosis:
     refused = [event for event in run.read_events() if event["event"] == "submit_failed"]
     if refused:
-        remedy = f"mend that, then `ropewalk resume {run.id}`"
+        remedy = f"fix that, then `ropewalk resume {run.id}`"
         return Diagnosis(cause=f"It was never started: {refused[-1]['error']}", remedy=remedy, resumes=True)
     said = f" ({state.word}{': ' if state.word and state.reason else ''}{state.reason})" if state.word or state.reason else ""
     return Diagnosis(cause=f"It has not started yet: {state.state.value}{said}.")
@@ -115,8 +85,8 @@ def _never_started(run: RunDir, state: BackendState) -> Diagnosis:
 def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[str]) -> Diagnosis:
     if state.state is RunState.UNKNOWN:
         remedy = state.remedy or f"`ropewalk resume {run.id}` starts a new attempt"
-        said = state.reason.removesuffix(state.remedy).removesuffix("; ") or "no trace of it"
-        return Diagnosis(cause=f"Nobody carries it any more: {said}.", evidence=history, remedy=remedy, resumes=True)
+        said = state.reason.removesuffix(state.remedy).removesuffix("; ") or "no record of why"
+        return Diagnosis(cause=f"Its process is gone: {said}.", evidence=history, remedy=remedy, resumes=True)
     if state.state in {RunState.PENDING, RunState.REQUEUED}:
         return _waiting(run, state, history)
     silent = silent_nodes(run, attempt)
@@ -140,7 +110,7 @@ def _waiting(run: RunDir, state: BackendState, history: list[str]) -> Diagnosis:
     whose = "that has" if len(open_ones) == 1 else "all of them have"
     cause = f"It waits for {told}. It starts once {whose} succeeded, and is cancelled if one fails or is cancelled."
     stuck = [name for name, found in open_ones.items() if found.state is RunState.UNKNOWN or found.remedy]
-    remedy = f"`ropewalk resume {stuck[0]}`: nobody carries it on, and this run waits until it has succeeded" if stuck else ""
+    remedy = f"`ropewalk resume {stuck[0]}`: no process is running it, and this run waits until it has succeeded" if stuck else ""
     return Diagnosis(cause=cause, evidence=history, remedy=remedy or f"`ropewalk why {next(iter(open_ones))}` tells more of it")
 
 
@@ -161,7 +131,7 @@ def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list
     if not meaning and killed and killed[1] in signal.Signals.__members__:
         meaning = SIGNALS.get(signal.Signals[killed[1]], "")
     if exit_code == EXIT_NEVER_RETRY and not remedy:
-        remedy = "mend the configuration or the data and submit again; this is never retried by itself"
+        remedy = "fix the configuration or the data and submit again; exit code 42 is never retried"
     if resumes := not remedy:
         remedy = f"`ropewalk logs {run.id}` shows all ranks; `ropewalk resume {run.id}` tries again from the last checkpoint"
     told = f"It failed: {meaning} — {cause}" if meaning else f"It failed: {cause}"
@@ -170,7 +140,8 @@ def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list
 
 def _known(text: str) -> tuple[str, str]:
     """What an error means and what to do about it; empty where it is none of those that are known."""
-    return next(((words, advice) for pattern, words, advice in KNOWN if re.search(pattern, text)), ("", ""))
+    known = known_error(text)
+    return (known.meaning, known.remedy) if known else ("", "")
 
 
 def _place_of(error: dict[str, Any]) -> list[str]:
@@ -195,60 +166,13 @@ def _history(run: RunDir) -> list[str]:
     return [text for event in join_hangs(run.read_events()[-200:]) if (text := tell(event)) is not None][-12:]
 
 
-def tell(event: dict[str, Any]) -> str | None:
-    """An event as a line for people; None for what is only bookkeeping."""
-    kind, when = event.get("event"), time.strftime("%H:%M:%S", time.localtime(event.get("time", 0)))
-    step = event.get("step")
-    words: dict[str, Callable[[], str]] = {
-        "rank_lost": lambda: f"rank {event.get('rank')} on node {event.get('node')} {_ending(event.get('exit_code'))}",
-        "ranks_hung": lambda: tell_hang(event),
-        "node_lost": lambda: f"node {event.get('node')} died ({event.get('signal', 'lost')})",
-        "node_returned": lambda: f"node {event.get('node')} is there",
-        "node_left": lambda: f"node {event.get('node')} left; the others go on",
-        "node_asked_to_leave": lambda: f"node {event.get('node')} is given back",
-        "nodes_asked_for": lambda: f"asked for {counted(event.get('count', 0), 'more node')}",
-        "pods_asked_for": lambda: f"asked Kubernetes for {counted(event.get('count', 0), 'pod')} in all",
-        "scaled_by_user": lambda: f"the user wants {counted(event.get('nodes', 0), 'node')}",
-        "group_formed": lambda: f"group {event.get('group')} formed over {counted(event.get('nodes', 0), 'node')}",
-        "stop_requested": lambda: f"node {event.get('node')} was asked to stop",
-        "stopped": lambda: f"saved and stopped at step {step}",
-        "resumed": lambda: f"resumed from the checkpoint of step {step} on {counted(event.get('world_size', 0), 'rank')}",
-        "resumed_by_user": lambda: "resumed by the user",
-        "bad_checkpoint": lambda: f"the checkpoint of step {step} does not verify: {event.get('problems')}",
-        "anomaly": lambda: f"step {step}: {event.get('problem')} (loss {event.get('loss')}); policy: {event.get('policy')}",
-        "early_stop": lambda: f"stopped early at step {step}",
-        "quarantined": lambda: f"quarantined: {event.get('shard') or event.get('shards')}",
-        "attempt_ended": lambda: f"attempt {event.get('attempt')} ended: {event.get('state')} ({event.get('cause')})",
-        "trial_started": lambda: f"trial {event.get('trial')} starts: {_given(event)}",
-        "trial_adopted": lambda: f"trial {event.get('trial')} is followed again",
-        "trial_resumed": lambda: f"trial {event.get('trial')} goes on",
-        "trial_stopped": lambda: f"trial {event.get('trial')} is stopped after step {step}",
-        "trial_finished": lambda: f"trial {event.get('trial')} {_became(event)}",
-        "exploited": lambda: (
-            f"trial {event.get('trial')} goes on from trial {event.get('from_trial')}, step {step}, with {_given(event)}"
-        ),
-        "started_from": lambda: f"began with the checkpoint of step {step} of {event.get('run')}",
-        "sweep_ordered": lambda: f"all trials are told to leave: {event.get('order')}",
-        "ray_lost": lambda: f"the sweep's {event.get('cause')}; its trials go on",
-        "submit_failed": lambda: f"submission failed: {event.get('error')}",
-    }
-    found = words.get(str(kind))
-    return f"{when}  {found()}" if found else None
+def diagnosis_page(run: RunDir, found: Diagnosis) -> "RenderableType":
+    """What `why` prints."""
+    from rich.console import Group
+    from rich.text import Text
 
-
-def _given(event: dict[str, Any]) -> str:
-    return parameter_words(event.get("parameters") or {})
-
-
-def _became(event: dict[str, Any]) -> str:
-    cause = event.get("cause")
-    return f"{str(event.get('state')).lower()} at step {event.get('step')}{f': {cause}' if cause else ''}"
-
-
-def _ending(code: Any) -> str:
-    if isinstance(code, int) and code < 0:
-        name = signal.Signals(-code)
-        return SIGNALS.get(name, f"died of {name.name}")
-    if code == EXIT_LOST_PEER:
-        return "left, because a rank it talks to was gone"
-    return f"ended with exit code {code}"
+    parts: list[RenderableType] = [Text.assemble((run.id, "bold"), "  ", found.cause)]
+    parts += [Text(f"  {line}", style="dim") for line in found.evidence]
+    if found.remedy:
+        parts.append(Text.assemble(("What to do: ", "bold"), found.remedy))
+    return Group(*parts)

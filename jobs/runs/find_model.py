@@ -1,4 +1,4 @@
-"""Which model an evaluation means."""
+"""Which model the word of a user names: a run that trains one, or a Hugging Face directory."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,10 +7,11 @@ from pydantic import AfterValidator
 
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
+from jobs.runs.status import find_run
 
 
 def find_model(word: str, root: Path | None = None) -> RunDir | Path:
-    """A run, or a Hugging Face directory. Raises ConfigError where it is neither."""
+    """The run or the Hugging Face directory that a word names. Raises ConfigError where it is neither."""
     path = Path(word).expanduser()
     if (path / "config.json").is_file():
         return path.absolute()
@@ -20,10 +21,23 @@ def find_model(word: str, root: Path | None = None) -> RunDir | Path:
         raise ConfigError(f"model: {word!r} is neither a Hugging Face directory (no config.json) nor a run: {error}") from None
 
 
+def check_model_run(key: str, word: str) -> None:
+    """Raise ConfigError unless `key` names a run that trains a model, by its full id or its directory."""
+    found = find_run(word)
+    if word not in {found.id, str(found.path)}:
+        raise ConfigError(f"{key}: {word!r} may mean another run tomorrow; give the id: {found.id}")
+    if not _trains(found):
+        raise ConfigError(f"{key}: {found.id} is a {found.record.get('job')} run, which has no model; name a run that trains one")
+
+
+def _trains(run: RunDir) -> bool:
+    return run.model_record.is_file() or "steps" in (run.record.get("config") or {})
+
+
 def _latest(root: Path | None) -> RunDir:
     """The newest run that trains; the evaluation itself is a run too."""
     for run in reversed(RunDir.all(root)):
-        if "steps" in (run.record.get("config") or {}):
+        if _trains(run):
             return run
     raise ConfigError("no run that trains a model; `ropewalk ps --all` lists all runs")
 

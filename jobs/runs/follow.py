@@ -10,11 +10,10 @@ from cluster.run.directory import RunDir
 from cluster.run.file_systems import mount_of
 from cluster.run.files import read_afresh, read_json
 from cluster.spec import RunState
-from jobs.runs.diagnose import tell
+from jobs.runs.events import tell
 from jobs.runs.remote import Copy
-from jobs.runs.status import GONE, final_outcome, states
-from jobs.sweep.live_status import Standing
-from jobs.sweep.results import is_sweep
+from jobs.runs.status import GONE, final_outcome, settle
+from jobs.runs.view import RunView, view_of
 from jobs.tracking.metrics import EventTail, latest_metrics
 
 if TYPE_CHECKING:
@@ -24,32 +23,33 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25
 ASK_SECONDS = 3.0  # between two questions to the scheduler
 PLAIN_SECONDS = 5.0  # between two lines where there is no terminal
-LOST_ANSWERS = 3  # as often must the scheduler not know the run before we believe it
+LOST_ANSWERS = 3  # answers in a row in which the scheduler does not know the run, before that is believed
 
 
 class Watch:
-    """Knows when a run is over: it has a final outcome, or nobody carries it any more."""
+    """Knows when a run is over: it has a final outcome, or no process runs it any more."""
 
     def __init__(self, run: RunDir, clock: Callable[[], float] = time.monotonic) -> None:
         self.run, self._clock, self._copy = run, clock, Copy(run)
         self._next_question = clock() + ASK_SECONDS
         self._lost = 0
-        self.abandoned = ""  # why nobody carries it
+        self.abandoned = ""  # why no process runs it any more
         self.waits = ""  # why it does not run, where the scheduler says so
         self.unseen = ""  # why nothing but its files is seen of it, where the scheduler does not answer
 
     def over(self) -> bool:
-        """True once; what became of it is in the run directory, or in `abandoned`."""
+        """Whether the run is over. How it ended is in the run directory, or in `abandoned`."""
         if final_outcome(self.run) is not None:
             self._copy.freshen()
             return True
         if self._clock() >= self._next_question:
             self._next_question = self._clock() + ASK_SECONDS
-            state = states([self.run])[self.run.id]
+            state = settle(self.run)
             self._copy.freshen()
             self.unseen = state.reason if state.word == NO_ANSWER else ""
             self.waits = state.reason if state.state in {RunState.PENDING, RunState.REQUEUED} and not self.unseen else ""
-            gone = state.state is RunState.UNKNOWN or (state.word in GONE and not state.state.final)
+            # a final state without a final outcome: it could not be written down
+            gone = state.state is RunState.UNKNOWN or state.word in GONE or state.state.final
             self._lost = self._lost + 1 if gone else 0
             if self._lost >= LOST_ANSWERS:
                 self.abandoned = state.reason or "the scheduler does not know it any more"
@@ -98,15 +98,14 @@ class _Bar:
         from rich.live import Live
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-        self.run, self.console, self._pace = run, console, _Pace()
-        self._trials = Standing(run) if is_sweep(run) else None
+        self.run, self._view, self._eta = run, view_of(run), _Eta()
         self._progress: Progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=28),
             TextColumn("{task.fields[words]}", markup=False),
         )
-        rate = 10 if self._trials is None else 4  # a table costs more to draw than a bar
+        rate = 10 if self._view.live() is None else 4  # a table costs more to draw than a bar
         self._live = Live(get_renderable=self._picture, console=console, transient=True, refresh_per_second=rate)
         self._stage = "starting"
         self._task: TaskID = self._progress.add_task(self._stage, total=None, words="")
@@ -121,7 +120,8 @@ class _Bar:
     def _picture(self) -> "RenderableType":
         from rich.console import Group
 
-        return self._progress if self._trials is None else Group(self._progress, self._trials.table())
+        below = self._view.live()
+        return self._progress if below is None else Group(self._progress, below)
 
     def say(self, text: str) -> None:
         from rich.text import Text
@@ -133,7 +133,7 @@ class _Bar:
         report = read_json(self.run.progress)
         if not report:
             return
-        words = describe(report, latest_metrics(self.run), self._pace, self._trials)
+        words = describe(report, latest_metrics(self.run), self._eta, self._view)
         if report["stage"] != self._stage:  # a task's total cannot become unknown again
             self._stage = report["stage"]
             self._progress.remove_task(self._task)
@@ -144,11 +144,10 @@ class _Bar:
 
 
 class _Lines:
-    """The same as plain lines, for logs and pipes."""
+    """Progress as plain lines, for logs and pipes."""
 
     def __init__(self, run: RunDir, console: "Console") -> None:
-        self.run, self.console, self._pace = run, console, _Pace()
-        self._trials = Standing(run) if is_sweep(run) else None
+        self.run, self.console, self._view, self._eta = run, console, view_of(run), _Eta()
         self._said, self._stage, self._next = "", "", 0.0
 
     def __enter__(self) -> "_Lines":
@@ -165,19 +164,19 @@ class _Lines:
         now = time.monotonic()
         if not report or (now < self._next and report["stage"] == self._stage):
             return
-        text = f"{report['stage']}: {describe(report, latest_metrics(self.run), self._pace, self._trials)}"
+        text = f"{report['stage']}: {describe(report, latest_metrics(self.run), self._eta, self._view)}"
         if text != self._said:
             self.say(text)
         self._said, self._stage, self._next = text, report["stage"], now + PLAIN_SECONDS
 
 
-class _Pace:
-    """Speed over the last seconds, for an ETA that forgets a slow start."""
+class _Eta:
+    """The time that is left, by the speed of the last seconds: it forgets a slow start."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, str, float]] = deque(maxlen=120)
 
-    def eta_seconds(self, stage: str, done: float, total: float | None) -> float | None:
+    def seconds(self, stage: str, done: float, total: float | None) -> float | None:
         now = time.monotonic()
         if self._seen and (self._seen[-1][1] != stage or self._seen[-1][2] > done):
             self._seen.clear()
@@ -186,8 +185,8 @@ class _Pace:
         return (total - done) * seconds / work if total and work > 0 and seconds > 0 else None
 
 
-def describe(report: dict[str, Any], metrics: dict[str, Any], pace: _Pace, trials: Standing | None = None) -> str:
-    """`120/300 steps  loss 4.21  12.3k tokens/s  ETA 0:42` of a progress report; of a sweep also how its trials stand."""
+def describe(report: dict[str, Any], metrics: dict[str, Any], eta: _Eta, view: RunView) -> str:
+    """`120/300 steps  loss 4.21  12.3k tokens/s  ETA 0:42` of a progress report, with what the run's own job says."""
     done, total, unit = report["done"], report.get("total"), report.get("unit", "")
     if unit == "B":
         done, total, unit = round(done / 1e6, 1), None if total is None else round(total / 1e6, 1), "MB"
@@ -195,12 +194,12 @@ def describe(report: dict[str, Any], metrics: dict[str, Any], pace: _Pace, trial
     for key, name in (("train/loss", "loss"), ("validation/loss", "validation")):
         if report["stage"] == "train" and metrics.get(key) is not None:
             parts.append(f"{name} {metrics[key]:.3f}")
-    if trials is not None:
-        parts.append(trials.words())
+    if said := view.words():
+        parts.append(said)
     parts += [f"{_short(value)} {name}" for name, value in (report.get("rates") or {}).items() if value]
-    eta = pace.eta_seconds(report["stage"], report["done"], report.get("total"))
-    if eta is not None and eta >= 1:
-        parts.append(f"ETA {int(eta) // 60}:{int(eta) % 60:02d}")
+    left = eta.seconds(report["stage"], report["done"], report.get("total"))
+    if left is not None and left >= 1:
+        parts.append(f"ETA {int(left) // 60}:{int(left) % 60:02d}")
     return "  ".join(parts)
 
 

@@ -26,12 +26,6 @@ def join_hangs(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return joined
 
 
-def tell_hang(event: dict[str, Any]) -> str:
-    """One line: how long, at which step, and who stood where."""
-    ranks = places(event["ranks"])
-    return f"stood still for {event['seconds']:.1f} s at step {event['step']}: {ranks}; all stacks: {event['stacks']}"
-
-
 def places(ranks: list[dict[str, Any]]) -> str:
     """`3 ranks in all_reduce (...), rank 1 in read (...)`: the most at one place first, whoever stands alone last."""
     found: dict[str, list[int]] = defaultdict(list)

@@ -40,7 +40,7 @@ def log_files(run: RunDir, rank: int | None = None, node: int | None = None) -> 
 
 
 def _array_files(run: RunDir, attempt: int) -> list[tuple[str, Path]]:
-    """The logs of elements, pass by pass: `attempt.array-PASS-JOB_ELEMENT`."""
+    """The logs of array tasks, pass by pass, each with the prefix `ATTEMPT.array-PASS-JOB_TASK`."""
     folder = run.attempt_dir(attempt) / "array"
     files = sorted(
         folder.glob(f"*/*{ARRAY_ENDING}"),

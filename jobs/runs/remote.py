@@ -7,8 +7,8 @@ from cluster.backends.base import Backend
 from cluster.backends.profiles import load_backend
 from cluster.errors import RopewalkError
 from cluster.run.directory import RunDir
-from cluster.run.files import read_json
-from jobs.sweep.records import FOLDER
+from jobs.runs.status import settle
+from jobs.runs.view import view_of
 
 log = logging.getLogger(__name__)
 
@@ -19,23 +19,32 @@ class Copy:
     def __init__(self, run: RunDir) -> None:
         self.run, self._said = run, ""
         self._backend: Backend | None = None
-        cluster = str(run.listed.get("cluster", "local"))
+        cluster = str(run.record.get("cluster", "local"))
         if cluster != "local":
             try:
                 self._backend = load_backend(cluster)
             except RopewalkError as error:  # a cluster of the profile file that is not there any more
                 self._tell(str(error))
 
+    @property
+    def is_one(self) -> bool:
+        """Whether the run itself lies elsewhere."""
+        return self._backend is not None and not self._backend.shares_files
+
     def freshen(self) -> None:
-        """Bring it up to date; where that fails, say so once and go on with what there is."""
+        """Bring the copy up to date; where that fails, say so once and continue with what there is."""
         if self._backend is None:
             return
         try:
-            self._backend.sync(self.run, beside=trials_of(self.run))
+            self._backend.sync(self.run, beside=self.children())
         except RopewalkError as error:
             self._tell(str(error))
         else:
             self._said = ""
+
+    def children(self) -> list[str]:
+        """The ids of the runs that this one has started, as far as this machine knows of them."""
+        return [child.id for child in view_of(self.run).children()]
 
     def _tell(self, error: str) -> None:
         if error != self._said:
@@ -44,33 +53,28 @@ class Copy:
 
 
 def freshen(run: RunDir) -> RunDir:
-    """The run, its copy on this machine brought up to date if it is one, and with a sweep's those of its trials."""
-    copy, known = Copy(run), trials_of(run)
+    """The run; where this machine has a copy of it, that is brought up to date first, with those of its children."""
+    copy = Copy(run)
+    known = copy.children()
     copy.freshen()
-    if trials_of(run) != known:
+    if copy.children() != known:
         copy.freshen()
+    if copy.is_one:
+        settle(run)
     return run
 
 
-def trials_of(run: RunDir) -> list[str]:
-    """The runs of a sweep's trials, as far as this machine knows of them."""
-    if run.listed.get("job") != "sweep":
-        return []
-    records = [read_json(path) or {} for path in sorted((run.path / FOLDER).glob("[0-9]*.json"))]
-    return [str(name) for record in records for name in record.get("runs") or ()]
-
-
 def export_elsewhere(run: RunDir, directory: Path, step: int | None) -> bool:
-    """Export where the checkpoints lie, if that is not here; whether that was done."""
-    return load_backend(str(run.listed.get("cluster", "local"))).export(run, directory, step)
+    """Export a checkpoint on the cluster that it lies on, if this machine does not see it; returns whether that was done."""
+    return load_backend(str(run.record.get("cluster", "local"))).export(run, directory, step)
 
 
 def write_there(run: RunDir, name: str) -> bool:
-    """Write a small file of this machine's copy of a run where the run lies, if that is not here; whether it was not.
+    """Copy a small file of the run to where the run lies, if this machine has a copy only; returns whether that was needed.
 
     Raises BackendError.
     """
-    backend = load_backend(str(run.listed.get("cluster", "local")))
+    backend = load_backend(str(run.record.get("cluster", "local")))
     if backend.shares_files:
         return False
     backend.sync(run, write={name: (run.path / name).read_text()})

@@ -71,15 +71,23 @@ def states(runs: Sequence[RunDir], outcomes: Mapping[str, Outcome | None] | None
         if outcome is not None:
             found[run.id] = BackendState(state=outcome.state, reason=outcome.cause)
         else:
-            open_runs.setdefault(str(run.listed.get("cluster", "local")), []).append(run)
+            open_runs.setdefault(str(run.record.get("cluster", "local")), []).append(run)
     for cluster, mine in open_runs.items():
         found.update(_ask(cluster, mine))
     return found
 
 
-def _ask(cluster: str, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
+def settle(run: RunDir) -> BackendState:
+    """The state of a run, for whoever acts on it: an end of which only the scheduler knows is written down first."""
+    if (outcome := final_outcome(run)) is not None:
+        return BackendState(state=outcome.state, reason=outcome.cause)
+    return _ask(str(run.record.get("cluster", "local")), [run], settled=True)[run.id]
+
+
+def _ask(cluster: str, runs: Sequence[RunDir], *, settled: bool = False) -> Mapping[str, BackendState]:
     try:
-        answers = dict(load_backend(cluster).states(runs))
+        backend = load_backend(cluster)
+        answers = dict(backend.settle(runs) if settled else backend.states(runs))
     except RopewalkError as error:
         return {run.id: BackendState(state=RunState.UNKNOWN, reason=str(error)) for run in runs}
     nothing = BackendState(state=RunState.UNKNOWN, reason=f"the cluster {cluster} does not know it")
@@ -88,7 +96,7 @@ def _ask(cluster: str, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
 
 def summary(run: RunDir, state: BackendState) -> dict[str, Any]:
     """One line of `ps`, as plain values."""
-    record, metrics = run.listed, latest_metrics(run)
+    record, metrics = run.record, latest_metrics(run)
     attempts = run.attempts()
     details = run.attempt_details(attempts[-1]) if attempts else {}
     progress = read_json(run.progress) or {}
@@ -123,7 +131,7 @@ def details(run: RunDir) -> dict[str, Any]:
         "attempt_list": attempts,
         "config": record.get("config"),
         "resources": record.get("resources"),
-        "code": {key: value for key, value in (record.get("code") or {}).items() if key != "diff"},
+        "code": record.get("code"),
         "versions": record.get("versions"),
         "command": record.get("command"),
         "events": run.read_events()[-50:],

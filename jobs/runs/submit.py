@@ -18,7 +18,7 @@ from jobs.registry import config_of, find_job
 from jobs.runs.combinations import combinations
 from jobs.runs.remote import write_there
 from jobs.runs.snapshot import checkout, code_state, take_snapshot
-from jobs.runs.status import final_outcome, find_run
+from jobs.runs.status import final_outcome, find_run, settle
 
 VERSIONS = ("ropewalk", "torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "numba", "pydantic", "fsspec", "wandb")
 SIDECARS = ("jobs.tracking.wandb_sync",)
@@ -74,15 +74,13 @@ def origin_of(command: Sequence[str], root: Path | None = None) -> dict[str, Any
         code["folder"] = folder
         code["snapshot"], code["left_out"] = take_snapshot(place, root, not_code)
     words = [_masked_word(word) for word in command]
-    # the code comes last: a long diff must not stand before what lists of runs read
     return {"created": time.time(), "versions": versions(), "command": words, "code": code}
 
 
 def unwritten_run(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
     """A run for a dry run: it has a record, and nothing on disk."""
-    run = RunDir(runs_root() / f"{config.name or record['job']}-dry-run")
-    run.__dict__["record"] = {"run": run.id, **record}
-    return run
+    path = runs_root() / f"{config.name or record['job']}-dry-run"
+    return RunDir(path, record={"run": path.name, **record})
 
 
 def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
@@ -116,18 +114,25 @@ def submit_many(
     command: Sequence[str] = (),
 ) -> list[RunDir]:
     """The same for many runs, which are created and submitted together; at most `at_once` of them run at a time."""
-    backend, resources, others = load_backend(cluster_name), configs[0].resources, [other.id for other in after]
+    backend = load_backend(cluster_name)
     runs = write_down(backend, job, configs, cluster_name, command)
+    start(backend, runs, configs[0].resources, [other.id for other in after], at_once)
+    return runs
+
+
+def start(
+    backend: Backend, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
+) -> None:
+    """Hand run directories that were written down to their backend. Raises RopewalkError, and notes it in each of them."""
     try:
         if len(runs) == 1:
-            backend.submit(runs[0], resources, others)
+            backend.submit(runs[0], resources, after)
         else:
-            backend.submit_many(runs, resources, others, at_once)
+            backend.submit_many(runs, resources, after, at_once)
     except RopewalkError as error:
         for run in runs:
             run.event("submit_failed", error=str(error))
         raise
-    return runs
 
 
 def write_down(
@@ -161,14 +166,12 @@ def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
 
 def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:
     """Start a new attempt of an existing run, with other resources if asked. Raises RopewalkError."""
-    outcome, attempts = final_outcome(run), run.attempts()
-    if outcome is not None and outcome.state is RunState.SUCCEEDED:
+    if settle(run).state is RunState.SUCCEEDED:
         raise ConfigError(f"{run.id} has succeeded: there is nothing to resume; submit a new run to go further")
     foreign = [word for word in overrides if not word.startswith("resources.")]
     if foreign:
         raise ConfigError(f"{foreign[0]!r}: a run's configuration never changes, only its resources may: resources.KEY=VALUE")
-    used = (run.attempt_details(attempts[-1]).get("resources") if attempts else None) or run.record["resources"]
-    config = load_config(JobConfig, {"resources": used}, overrides)
+    config = load_config(JobConfig, {"resources": run.resources().model_dump(mode="json")}, overrides)
     was_cancelled = run.cancel_requested
     run.withdraw_cancel()
     run.withdraw_nodes()
@@ -196,9 +199,7 @@ def scale(run: RunDir, nodes: int) -> None:
     """Ask a live elastic run to go on with another number of nodes. Raises ConfigError."""
     if final_outcome(run) is not None:
         raise ConfigError(f"{run.id} is over; `ropewalk resume {run.id} resources.nodes={nodes}` goes on with it")
-    attempts = run.attempts()
-    used = (run.attempt_details(attempts[-1]).get("resources") if attempts else None) or run.record["resources"]
-    allowed = Resources.model_validate(used).nodes
+    allowed = run.resources().nodes
     if not allowed.elastic:
         remedy = f"cancel it, then `ropewalk resume {run.id} resources.nodes=1..{max(nodes, allowed.most)}`"
         raise ConfigError(f"{run.id} has resources.nodes={allowed}, a fixed number; {remedy}")

@@ -12,9 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.backends.base import Check
-from cluster.run.directory import RunDir
 from cluster.text import counted
-from jobs.runs.diagnose import Diagnosis, tell
+from jobs.runs.events import tell
 from jobs.tracking.metrics import broken_words
 
 LONG_LIST = 200  # rows
@@ -163,15 +162,6 @@ def values_table(values: Mapping[str, Any], title: str) -> Table:
     for key, value in values.items():
         made.add_row(key, number(value))
     return made
-
-
-def diagnosis_page(run: RunDir, found: Diagnosis) -> RenderableType:
-    """What `why` prints."""
-    parts: list[RenderableType] = [Text.assemble((run.id, "bold"), "  ", found.cause)]
-    parts += [Text(f"  {line}", style="dim") for line in found.evidence]
-    if found.remedy:
-        parts.append(Text.assemble(("What to do: ", "bold"), found.remedy))
-    return Group(*parts)
 
 
 def top_page(rows: Sequence[Mapping[str, Any]]) -> RenderableType:

@@ -75,7 +75,7 @@ class Carrier(threading.Thread):
 
         lane: Any = None
         try:
-            lane = RayClusterAllocation(self.resources, ray.util.get_current_placement_group(), self.order)
+            lane = RayClusterAllocation(self.run_dir, self.resources, ray.util.get_current_placement_group(), self.order)
             Supervisor(self.run_dir, lane, sys.executable).supervise(self.number)
         except Exception:  # a thread has nobody to raise to; the trial sees that nobody carries its run
             log.exception("%s is not carried any more", self.run_dir.id)

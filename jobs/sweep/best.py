@@ -10,51 +10,52 @@ import yaml
 from cluster.config import JobConfig, load_config
 from cluster.errors import ConfigError, DataError
 from cluster.run.files import write_atomically
+from cluster.text import parameter_words
 from jobs.registry import config_of, find_job
-from jobs.sweep.results import Answers, Trial, metric_word, parameter_words
+from jobs.sweep.results import SweepResults, Trial, metric_word
 from jobs.sweep.space import merged
 
 FIRST_WORDS = "# The best of "  # by which we know a file of ours again
 
 
-def winner(answers: Answers) -> Trial:
+def winner(results: SweepResults) -> Trial:
     """The best trial. Raises DataError where there is none yet."""
-    if answers.best is None:
-        raise DataError(f"{answers.run.id}: no trial has reported {answers.metric} yet; `ropewalk show {answers.run.id}`")
-    return answers.best
+    if results.best is None:
+        raise DataError(f"{results.run.id}: no trial has reported {results.metric} yet; `ropewalk show {results.run.id}`")
+    return results.best
 
 
-def configuration(answers: Answers, parameters: Mapping[str, Any], **more: Any) -> JobConfig:
+def configuration(results: SweepResults, parameters: Mapping[str, Any], **more: Any) -> JobConfig:
     """The base job's configuration with these parameters, as the job's own frozen model. Raises ConfigError."""
-    return load_config(config_of(find_job(answers.job)), merged(base_of(answers), {**parameters, **more}))
+    return load_config(config_of(find_job(results.job)), merged(base_of(results), {**parameters, **more}))
 
 
-def base_of(answers: Answers) -> dict[str, Any]:
+def base_of(results: SweepResults) -> dict[str, Any]:
     """The configuration that all trials share."""
-    return dict(answers.run.record["config"].get("base") or {})
+    return dict(results.run.record["config"].get("base") or {})
 
 
-def job_file(answers: Answers) -> str:
+def job_file(results: SweepResults) -> str:
     """Base and parameters of the best trial, and where they come from. Raises DataError, ConfigError."""
-    best, sweep = winner(answers), answers.run.id
-    configuration(answers, best.parameters)  # what it would not take must not be written
-    values = yaml.safe_dump(merged(base_of(answers), best.parameters), sort_keys=False, allow_unicode=True)
-    value = f"{answers.metric} {metric_word(best.metric)}" if best.metric is not None else ""
+    best, sweep = winner(results), results.run.id
+    configuration(results, best.parameters)  # what it would not take must not be written
+    values = yaml.safe_dump(merged(base_of(results), best.parameters), sort_keys=False, allow_unicode=True)
+    value = f"{results.metric} {metric_word(best.metric)}" if best.metric is not None else ""
     lines = [
-        f"{FIRST_WORDS}{len(answers.trials)} trials of the sweep {sweep}, on {time.strftime('%Y-%m-%d')}:",
+        f"{FIRST_WORDS}{len(results.trials)} trials of the sweep {sweep}, on {time.strftime('%Y-%m-%d')}:",
         f"# trial {best.trial} ({best.run}), {value} at step {best.steps:,}.",
         f"# Found by the search: {parameter_words(best.parameters)}",
         *_changes(best),
         f"# Whether the win is real: ropewalk confirm {sweep}",
-        f"# Run it: ropewalk run {answers.job} -c THIS_FILE",
+        f"# Run it: ropewalk run {results.job} -c THIS_FILE",
     ]
     return "\n".join(lines) + "\n\n" + values
 
 
-def plain(answers: Answers) -> dict[str, Any]:
+def plain(results: SweepResults) -> dict[str, Any]:
     """What `best --json` prints: the trial, the job, and its configuration as the job file holds it."""
-    best = winner(answers)
-    return {**best.plain(), "job": answers.job, "config": merged(base_of(answers), best.parameters)}
+    best = winner(results)
+    return {**best.plain(), "job": results.job, "config": merged(base_of(results), best.parameters)}
 
 
 def _changes(best: Trial) -> list[str]:
@@ -67,9 +68,9 @@ def _changes(best: Trial) -> list[str]:
     return ["# The population changed them on the way; below are the last ones.", *lines] if lines else []
 
 
-def write_job_file(answers: Answers, path: Path) -> None:
+def write_job_file(results: SweepResults, path: Path) -> None:
     """Write it. Raises ConfigError rather than overwrite a file that is not such a one."""
-    text = job_file(answers)
+    text = job_file(results)
     if path.exists() and not path.read_text(errors="replace").startswith(FIRST_WORDS):
         raise ConfigError(f"{path} exists, and `ropewalk best` did not write it; name another file")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from jobs.runs.submit import resume, write_down
 from jobs.sweep.best import configuration, winner
 from jobs.sweep.curves import RunSeries
 from jobs.sweep.limits import fitting
-from jobs.sweep.results import Answers
+from jobs.sweep.results import SweepResults
 
 if TYPE_CHECKING:
     from jobs.sweep.config import SweepConfig
@@ -37,52 +37,56 @@ class Candidate:
     runs: dict[int, RunDir] = field(default_factory=dict)  # by seed
 
 
-def candidates(answers: Answers, against: str) -> list[Candidate]:
+def candidates(results: SweepResults, against: str) -> list[Candidate]:
     """The best and what it is held against. Raises ConfigError, DataError."""
-    if not is_final(answers.run):
-        remedy = f"`ropewalk wait {answers.run.id}` returns when it is, `ropewalk cancel {answers.run.id}` ends it"
-        raise ConfigError(f"{answers.run.id} is not over, and another trial may still win; {remedy}")
-    best, others = winner(answers), answers.standing[1:]
+    if not is_final(results.run):
+        remedy = f"`ropewalk wait {results.run.id}` returns when it is, `ropewalk cancel {results.run.id}` ends it"
+        raise ConfigError(f"{results.run.id} is not over, and another trial may still win; {remedy}")
+    best, others = winner(results), results.standing[1:]
     found = [Candidate(word="best", trial=best.trial, parameters=best.parameters, in_sweep=best.metric)]
     if against == "runner-up":
         if not others:
-            raise ConfigError(f"{answers.run.id} has one trial with a value and no runner-up; use --against base")
+            raise ConfigError(f"{results.run.id} has one trial with a value and no runner-up; use --against base")
         second = others[0]
         return [*found, Candidate(word=against, trial=second.trial, parameters=second.parameters, in_sweep=second.metric)]
     try:
-        configuration(answers, {})
+        configuration(results, {})
     except ConfigError as error:
         raise ConfigError(
-            f"the base of {answers.run.id} is no configuration by itself: {error}; use --against runner-up"
+            f"the base of {results.run.id} is no configuration by itself: {error}; use --against runner-up"
         ) from None
     return [*found, Candidate(word="base", trial=None, parameters={}, in_sweep=None)]
 
 
-def seeds_of(answers: Answers, number: int) -> list[int]:
+def seeds_of(results: SweepResults, number: int) -> list[int]:
     """Seeds behind the sweep's own."""
-    used = [int(configuration(answers, trial.parameters).seed) for trial in answers.standing]
+    used = [int(configuration(results, trial.parameters).seed) for trial in results.standing]
     return [max(used) + 1 + k for k in range(number)]
 
 
-def ensure_runs(answers: Answers, found: Sequence[Candidate], seeds: Sequence[int], cluster: str, command: Sequence[str]) -> None:
+def ensure_runs(
+    results: SweepResults, found: Sequence[Candidate], seeds: Sequence[int], cluster: str, command: Sequence[str]
+) -> None:
     """Each candidate has a run a seed, and each of these is under way or over. What another call began is taken up.
 
     Raises RopewalkError.
     """
-    with locked(answers.run.path / LOCK):
-        _write_down(answers, found, seeds, cluster, command)
-        _start(answers, [candidate.runs[seed] for candidate in found for seed in seeds])
+    with locked(results.run.path / LOCK):
+        _write_down(results, found, seeds, cluster, command)
+        _start(results, [candidate.runs[seed] for candidate in found for seed in seeds])
 
 
-def _write_down(answers: Answers, found: Sequence[Candidate], seeds: Sequence[int], cluster: str, command: Sequence[str]) -> None:
+def _write_down(
+    results: SweepResults, found: Sequence[Candidate], seeds: Sequence[int], cluster: str, command: Sequence[str]
+) -> None:
     """Each candidate has a run a seed, that may have to be submitted."""
-    sweep, wanted = answers.run, [(candidate, seed) for candidate in found for seed in seeds]
+    sweep, wanted = results.run, [(candidate, seed) for candidate in found for seed in seeds]
     record = list((read_json(sweep.path / RECORD) or {"runs": []})["runs"])
     known = {(_key(line["parameters"]), line["seed"]): _run_of(sweep, line["run"]) for line in record}
     missing = [(candidate, seed) for candidate, seed in wanted if (_key(candidate.parameters), seed) not in known]
     if missing:
-        configs = [_config(answers, candidate, seed) for candidate, seed in missing]
-        runs = write_down(load_backend(cluster), answers.job, configs, cluster, command)
+        configs = [_config(results, candidate, seed) for candidate, seed in missing]
+        runs = write_down(load_backend(cluster), results.job, configs, cluster, command)
         for (candidate, seed), run in zip(missing, runs, strict=True):
             known[_key(candidate.parameters), seed] = run
             place = run.id if run.path.parent == sweep.path.parent else str(run.path)
@@ -92,13 +96,13 @@ def _write_down(answers: Answers, found: Sequence[Candidate], seeds: Sequence[in
         candidate.runs[seed] = known[_key(candidate.parameters), seed]
 
 
-def _start(answers: Answers, runs: Sequence[RunDir]) -> None:
+def _start(results: SweepResults, runs: Sequence[RunDir]) -> None:
     """Submit those that never were, and those that nobody carries any more."""
     new = [run for run in runs if not run.attempts()]
     for cluster in dict.fromkeys(str(run.record["cluster"]) for run in new):
         mine = [run for run in new if run.record["cluster"] == cluster]
         backend, resources = load_backend(cluster), Resources.model_validate(mine[0].record["resources"])
-        at_once = fitting(_sweep_config(answers), resources, load_profile(cluster).backend)
+        at_once = fitting(_sweep_config(results), resources, load_profile(cluster).backend)
         try:
             if len(mine) == 1:
                 backend.submit(mine[0], resources)
@@ -114,11 +118,11 @@ def _start(answers: Answers, runs: Sequence[RunDir]) -> None:
             resume(next(run for run in old if run.id == run_id))
 
 
-def values_of(answers: Answers, candidate: Candidate) -> dict[int, float]:
+def values_of(results: SweepResults, candidate: Candidate) -> dict[int, float]:
     """The last value of the sweep's metric, by seed, of the runs that succeeded."""
     found: dict[int, float] = {}
     for seed, run in candidate.runs.items():
-        outcome, series = final_outcome(run), RunSeries(run, answers.metric)
+        outcome, series = final_outcome(run), RunSeries(run, results.metric)
         series.refresh()
         if outcome is not None and outcome.state is RunState.SUCCEEDED and series.points and not series.diverged:
             found[seed] = series.points[max(series.points)]
@@ -134,14 +138,14 @@ def _run_of(sweep: RunDir, place: str) -> RunDir:
     return RunDir(Path(place) if "/" in place else sweep.path.parent / place)
 
 
-def _config(answers: Answers, candidate: Candidate, seed: int) -> JobConfig:
-    name = f"{answers.run.record['config'].get('name') or 'sweep'}-{candidate.word}-seed-{seed}"
-    own = configuration(answers, candidate.parameters)
-    wandb = {"wandb.group": own.wandb.group or answers.run.id, "wandb.tags": [*own.wandb.tags, "confirm"]}
-    return configuration(answers, {**candidate.parameters, "seed": seed, "name": name, **wandb})
+def _config(results: SweepResults, candidate: Candidate, seed: int) -> JobConfig:
+    name = f"{results.run.record['config'].get('name') or 'sweep'}-{candidate.word}-seed-{seed}"
+    own = configuration(results, candidate.parameters)
+    wandb = {"wandb.group": own.wandb.group or results.run.id, "wandb.tags": [*own.wandb.tags, "confirm"]}
+    return configuration(results, {**candidate.parameters, "seed": seed, "name": name, **wandb})
 
 
-def _sweep_config(answers: Answers) -> "SweepConfig":
+def _sweep_config(results: SweepResults) -> "SweepConfig":
     from jobs.sweep.config import SweepConfig
 
-    return SweepConfig.model_validate(answers.run.record["config"])
+    return SweepConfig.model_validate(results.run.record["config"])

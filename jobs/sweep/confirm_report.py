@@ -8,12 +8,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cluster.run.directory import RunDir
+from cluster.text import parameter_words
 from jobs.runs.follow import POLL_SECONDS, Watch
 from jobs.runs.status import final_outcome
 from jobs.runs.tables import table
 from jobs.sweep.comparison import Comparison, compare, mean_of
 from jobs.sweep.confirm import Candidate, values_of
-from jobs.sweep.results import Answers, metric_word, parameter_words
+from jobs.sweep.results import SweepResults, metric_word
 
 ROUNDING = 1e-9  # a smaller spread, of the difference, is that of floating point
 
@@ -32,22 +33,22 @@ def await_runs(runs: Sequence[RunDir], say: Callable[[str], None], sleep: Callab
             sleep(POLL_SECONDS)
 
 
-def confirmation(answers: Answers, found: Sequence[Candidate]) -> dict[str, Any]:
+def confirmation(results: SweepResults, found: Sequence[Candidate]) -> dict[str, Any]:
     """All that `confirm --json` prints."""
     best, other = found
-    values = [values_of(answers, candidate) for candidate in found]
-    result = compare(values[0], values[1], answers.mode)
+    values = [values_of(results, candidate) for candidate in found]
+    result = compare(values[0], values[1], results.mode)
     return {
-        "sweep": answers.run.id,
-        "metric": answers.metric,
-        "mode": answers.mode,
+        "sweep": results.run.id,
+        "metric": results.metric,
+        "mode": results.mode,
         "candidates": [_plain(candidate, own) for candidate, own in zip(found, values, strict=True)],
         "difference": result.difference,
         "standard_error": result.standard_error,
         "interval": result.interval,
         "n": result.n,
         "real": result.real,
-        "words": verdict(answers, best, other, result),
+        "words": verdict(results, best, other, result),
     }
 
 
@@ -57,13 +58,13 @@ def _plain(candidate: Candidate, values: Mapping[int, float]) -> dict[str, Any]:
     return {**head, "in_sweep": candidate.in_sweep, **vars(mean_of(list(values.values()))), "values": dict(values), "runs": runs}
 
 
-def verdict(answers: Answers, best: Candidate, other: Candidate, found: Comparison) -> str:
+def verdict(results: SweepResults, best: Candidate, other: Candidate, found: Comparison) -> str:
     """Whether the win is real."""
     one, two = _name(best), _name(other)
     if found.difference is None or found.standard_error is None or found.interval is None:
         has = "no seed" if found.n == 0 else "one seed"
-        return f"Nothing can be said: {has} has a value of both {one} and {two}; two are the least, and {_more(answers, 5)}."
-    by = f"by {metric_word(abs(found.difference))} ± {metric_word(found.standard_error)} of {answers.metric}"
+        return f"Nothing can be said: {has} has a value of both {one} and {two}; two are the least, and {_more(results, 5)}."
+    by = f"by {metric_word(abs(found.difference))} ± {metric_word(found.standard_error)} of {results.metric}"
     basis = f"mean and standard error of {found.n} differences, each at one seed"
     if found.difference > 0 and found.standard_error <= ROUNDING * found.difference:
         return f"The win is real, and the seed changes nothing: {one} is better than {two} {by} at each of {found.n} seeds."
@@ -75,25 +76,25 @@ def verdict(answers: Answers, best: Candidate, other: Candidate, found: Comparis
     way = "better" if found.difference > 0 else "worse"
     seen = f"{one} is {way} than {two} {by}, and that may be chance ({basis}; 95% interval {low} to {high} includes 0)"
     needed = found.seeds_needed
-    advice = f"about {needed} seeds would show a difference of this size: {_more(answers, needed)}" if needed else ""
+    advice = f"about {needed} seeds would show a difference of this size: {_more(results, needed)}" if needed else ""
     return f"The win is not shown: {seen}." + (
         f" {advice[:1].upper()}{advice[1:]}." if advice else " Take the cheaper of the two."
     )
 
 
-def _more(answers: Answers, seeds: int) -> str:
-    return f"`ropewalk confirm {answers.run.id} --seeds {seeds}` adds those that are missing"
+def _more(results: SweepResults, seeds: int) -> str:
+    return f"`ropewalk confirm {results.run.id} --seeds {seeds}` adds those that are missing"
 
 
 def _name(candidate: Candidate) -> str:
     return "the base configuration" if candidate.trial is None else f"trial {candidate.trial}"
 
 
-def confirmation_page(answers: Answers, found: Mapping[str, Any]) -> RenderableType:
+def confirmation_page(results: SweepResults, found: Mapping[str, Any]) -> RenderableType:
     """What `confirm` prints above its verdict."""
     seeds = sorted({int(seed) for candidate in found["candidates"] for seed in candidate["runs"]})
     columns = [f">seed {seed}" for seed in seeds]
-    made = table("", ">IN THE SWEEP", *columns, ">MEAN", ">± SE", ">N", "PARAMETERS", title=f"{answers.metric} at new seeds")
+    made = table("", ">IN THE SWEEP", *columns, ">MEAN", ">± SE", ">N", "PARAMETERS", title=f"{results.metric} at new seeds")
     for candidate in found["candidates"]:
         word = candidate["candidate"] + ("" if candidate["trial"] is None else f", trial {candidate['trial']}")
         cells = [_value(candidate["values"].get(seed)) for seed in seeds]
@@ -106,7 +107,7 @@ def confirmation_page(answers: Answers, found: Mapping[str, Any]) -> RenderableT
         for seed, run in candidate["runs"].items()
         if seed not in candidate["values"]
     ]
-    best = answers.best
+    best = results.best
     if best is not None and best.lineage:
         failed.append("the population changed the best trial's parameters on the way; these runs have its last ones throughout")
     return Group(made, *[Text(line, style="dim") for line in failed])

@@ -30,8 +30,8 @@ from jobs.sweep.context import CLUSTERS, Scene, write_scene
 from jobs.sweep.launcher import launcher
 from jobs.sweep.limits import decision_steps, fitting, steps_of
 from jobs.sweep.records import SWEEP_CANCELLED, WITH_THE_SWEEP, TrialRecord, TrialState, read_records, write_record
+from jobs.sweep.results import read_sweep
 from jobs.sweep.stop import await_end, end_run
-from jobs.sweep.summary import results_of
 from jobs.sweep.trial_runs import origin_of_trials
 from jobs.sweep.watchdog import Watcher
 
@@ -243,7 +243,7 @@ class Driver:
             raise StopRequested("all trials have saved and left")
         if order == "failures":
             raise SweepError(f"{watcher.num_failed} trials failed; the first: {self._first_cause()}")
-        results = results_of(self.sweep)
+        results = read_sweep(self.sweep).summary()
         if results["best_trial"] is None:
             raise SweepError(f"no trial reported {self.config.metric}; {self._first_cause() or 'none had the time'}")
         return results

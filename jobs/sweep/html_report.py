@@ -10,11 +10,12 @@ from typing import Any
 from cluster.errors import DataError
 from cluster.run.directory import RunDir
 from cluster.run.files import write_atomically
+from cluster.text import value_word
 from jobs.runs.plots import INK, MUTED
 from jobs.runs.tables import duration
 from jobs.sweep.importance import Importance, importance_of
 from jobs.sweep.plots import draw_curves, draw_history, draw_importance, draw_parallel, title_of
-from jobs.sweep.results import Answers, Trial, metric_word, read_sweep, value_word
+from jobs.sweep.results import SweepResults, Trial, metric_word, read_sweep
 
 Drawing = tuple[tuple[float, float], Callable[[Any], None]]  # inches, and what draws it on an axis
 DOTS_PER_INCH = 150
@@ -26,24 +27,24 @@ def write_report(run: RunDir, path: Path) -> list[Path]:
 
     `path` may end in .png or .html: `sweep.png`, `sweep-parallel.png`, ..., `sweep.html`.
     """
-    answers = read_sweep(run)
-    if answers.best is None:
-        raise DataError(f"{run.id}: no trial has reported {answers.metric} yet; nothing to plot")
-    importance = importance_of(answers)
+    results = read_sweep(run)
+    if results.best is None:
+        raise DataError(f"{run.id}: no trial has reported {results.metric} yet; nothing to plot")
+    importance = importance_of(results)
     drawings: dict[str, Drawing] = {
-        "parallel": ((12, 4.6), lambda axis: draw_parallel(axis, answers)),
-        "history": ((7, 4.4), lambda axis: draw_history(axis, answers)),
-        "curves": ((7, 4.4), lambda axis: draw_curves(axis, answers)),
+        "parallel": ((12, 4.6), lambda axis: draw_parallel(axis, results)),
+        "history": ((7, 4.4), lambda axis: draw_history(axis, results)),
+        "curves": ((7, 4.4), lambda axis: draw_curves(axis, results)),
         "importance": ((7, 1.9 + 0.42 * len(importance.shares)), lambda axis: draw_importance(axis, importance)),
     }
     overview, page = path.with_suffix(".png"), path.with_suffix(".html")
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = _write_pictures(answers, drawings, overview)
-    write_atomically(page, _page(answers, importance, written))
+    written = _write_pictures(results, drawings, overview)
+    write_atomically(page, _page(results, importance, written))
     return [overview, *written.values(), page]
 
 
-def _write_pictures(answers: Answers, drawings: Mapping[str, Drawing], overview: Path) -> dict[str, Path]:
+def _write_pictures(results: SweepResults, drawings: Mapping[str, Drawing], overview: Path) -> dict[str, Path]:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -57,9 +58,9 @@ def _write_pictures(answers: Answers, drawings: Mapping[str, Drawing], overview:
             figure.savefig(written[name], dpi=DOTS_PER_INCH, facecolor="white")
             plt.close(figure)
         figure = plt.figure(figsize=(14, 9.2), layout="constrained")
-        figure.suptitle(answers.run.id, x=0.012, ha="left", fontsize=13, fontweight="bold")
+        figure.suptitle(results.run.id, x=0.012, ha="left", fontsize=13, fontweight="bold")
         above, below = figure.subfigures(2, 1, height_ratios=[1.15, 1], hspace=0.04)
-        above.suptitle(textwrap.fill(title_of(answers), LINE), x=0.012, ha="left", fontsize=9, color=MUTED)
+        above.suptitle(textwrap.fill(title_of(results), LINE), x=0.012, ha="left", fontsize=9, color=MUTED)
         drawings["parallel"][1](above.subplots())
         for axis, name in zip(below.subplots(1, 3, width_ratios=[1, 1, 0.9]), ("history", "curves", "importance"), strict=True):
             drawings[name][1](axis)
@@ -110,19 +111,19 @@ document.querySelectorAll('th').forEach((head, place) => head.addEventListener('
 """
 
 
-def _page(answers: Answers, importance: Importance, pictures: Mapping[str, Path]) -> str:
+def _page(results: SweepResults, importance: Importance, pictures: Mapping[str, Path]) -> str:
     images = {name: _image(path, name) for name, path in pictures.items()}
-    name = html.escape(answers.run.id)
+    name = html.escape(results.run.id)
     caution = f' <span class="muted">{html.escape(importance.caution)}</span>' if importance.caution else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>{name}</title><style>{_STYLE}</style></head><body>
-<h1>{name}</h1><p class="muted">{html.escape(title_of(answers))}</p>
-{_facts(answers)}
+<h1>{name}</h1><p class="muted">{html.escape(title_of(results))}</p>
+{_facts(results)}
 <h2>Parameters of each trial, to its metric</h2>{images["parallel"]}
 <h2>Trials</h2><div class="row">{images["history"]}{images["curves"]}</div>
 <h2>Importance{caution}</h2><div class="row">{images["importance"]}</div>
-<h2>All trials</h2><div class="scroll">{_table(answers)}</div>
+<h2>All trials</h2><div class="scroll">{_table(results)}</div>
 <script>{_SCRIPT}</script></body></html>
 """
 
@@ -131,31 +132,31 @@ def _image(path: Path, name: str) -> str:
     return f'<img alt="{name}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 
-def _facts(answers: Answers) -> str:
-    best, full = answers.best, answers.full
-    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(answers.by_state.items()))
+def _facts(results: SweepResults) -> str:
+    best, full = results.best, results.full
+    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(results.by_state.items()))
     facts = {
-        f"best {answers.metric}": metric_word(best.metric) if best is not None and best.metric is not None else "none",
-        "trials": f"{len(answers.trials)} ({states})",
-        "steps spent": f"{answers.spent:,}" + (f", {answers.spent / full:.0%} of all to the end" if full else ""),
-        "steps saved": f"{answers.saved:,}",
-        "time of all trials": duration(answers.seconds),
+        f"best {results.metric}": metric_word(best.metric) if best is not None and best.metric is not None else "none",
+        "trials": f"{len(results.trials)} ({states})",
+        "steps spent": f"{results.spent:,}" + (f", {results.spent / full:.0%} of all to the end" if full else ""),
+        "steps saved": f"{results.saved:,}",
+        "time of all trials": duration(results.seconds),
     }
     cells = "".join(f'<div><span class="muted">{html.escape(k)}</span><b>{html.escape(v)}</b></div>' for k, v in facts.items())
     return f'<div class="facts">{cells}</div>'
 
 
-def _table(answers: Answers) -> str:
-    keys = list(dict.fromkeys(key for trial in answers.trials for key in trial.parameters))
-    names = ["trial", "state", answers.metric, "steps", "seconds", *keys, "run", "cause"]
-    numeric = {"trial", answers.metric, "steps", "seconds"}
+def _table(results: SweepResults) -> str:
+    keys = list(dict.fromkeys(key for trial in results.trials for key in trial.parameters))
+    names = ["trial", "state", results.metric, "steps", "seconds", *keys, "run", "cause"]
+    numeric = {"trial", results.metric, "steps", "seconds"}
     head = "".join(f"<th{' class=n' if name in numeric else ''}>{html.escape(name)}</th>" for name in names)
-    rows = "\n".join(_row(trial, keys, answers) for trial in answers.ranked)
+    rows = "\n".join(_row(trial, keys, results) for trial in results.ranked)
     return f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>"
 
 
-def _row(trial: Trial, keys: list[str], answers: Answers) -> str:
-    best = answers.best is not None and trial.trial == answers.best.trial
+def _row(trial: Trial, keys: list[str], results: SweepResults) -> str:
+    best = results.best is not None and trial.trial == results.best.trial
     metric = ("", "") if trial.metric is None else (str(trial.metric), metric_word(trial.metric))
     cells = [_cell(str(trial.trial), number=True), _cell(trial.state.lower()), _cell(metric[1], metric[0], number=True)]
     cells += [_cell(f"{trial.steps:,}", str(trial.steps), number=True), _cell(f"{trial.seconds:.0f}", number=True)]

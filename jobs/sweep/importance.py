@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.sweep.plot_axes import Axis, axes_of, category
-from jobs.sweep.results import Answers, Trial
+from jobs.sweep.results import SweepResults, Trial
 
 LEAST_TRIALS = 6
 ENOUGH_TRIALS = 30
@@ -31,14 +31,14 @@ class Importance:
     caution: str = ""
 
 
-def importance_of(answers: Answers) -> Importance:
+def importance_of(results: SweepResults) -> Importance:
     """Over the trials that finished, or were stopped for their value; not those that a spent budget cut off."""
-    trials = [t for t in answers.standing if t.state == "SUCCEEDED" or t.stopped_at is not None]
-    axes = axes_of(answers.run.record["config"].get("space") or {}, trials)
+    trials = [t for t in results.standing if t.state == "SUCCEEDED" or t.stopped_at is not None]
+    axes = axes_of(results.run.record["config"].get("space") or {}, trials)
     if len(trials) < LEAST_TRIALS or not axes:
         few = f"{len(trials)} of {LEAST_TRIALS} trials: too few to tell what matters" if axes else "no parameter has two values"
         return Importance(n=len(trials), caution=few)
-    sign = 1.0 if answers.mode == "min" else -1.0
+    sign = 1.0 if results.mode == "min" else -1.0
     values = [sign * float(trial.metric or 0.0) for trial in trials]
     found = _divergences(axes, trials, values)
     generator, shuffled = random.Random(0), []

@@ -8,7 +8,8 @@ from typing import Any
 
 from cluster.config import load_section
 from cluster.errors import ConfigError
-from jobs.sweep.results import Trial, value_word
+from cluster.text import value_word
+from jobs.sweep.results import Trial
 from jobs.sweep.space import Parameter
 
 MOST_TICKS = 7

@@ -4,11 +4,12 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from cluster.text import parameter_words
 from jobs.runs.plots import EVENT, INK, MUTED, TRAIN, VALIDATION, dress
 from jobs.sweep.curves import best_of
 from jobs.sweep.importance import Importance
 from jobs.sweep.plot_axes import axes_of
-from jobs.sweep.results import Answers, Trial, metric_word, parameter_words
+from jobs.sweep.results import SweepResults, Trial, metric_word
 
 BEST, FINISHED, STOPPED = VALIDATION, TRAIN, "#b8c4d0"
 UNSET = -0.09  # where a line passes an axis whose condition does not hold
@@ -18,19 +19,19 @@ MANY = 12  # values, of which a few may be left beyond the edge
 KEPT = 0.9  # share of the values that a scale is made for; a few that diverged must not flatten the others
 
 
-def draw_parallel(axis: Any, answers: Answers) -> None:
+def draw_parallel(axis: Any, results: SweepResults) -> None:
     """A line a trial through its parameters to its place among the others: the best on top."""
-    trials = answers.standing
-    axes = axes_of(answers.run.record["config"].get("space") or {}, trials)
+    trials = results.standing
+    axes = axes_of(results.run.record["config"].get("space") or {}, trials)
     unset = any(a.key not in t.parameters for a in axes for t in trials)
     # by rank: where trials were stopped on the way, their values would press those of the others into one point
     ranks = {trial.trial: 1 - place / max(1, len(trials) - 1) for place, trial in enumerate(trials)}
     for trial in reversed(trials):  # the best is drawn last, over the others
         heights = [a.place(trial.parameters[a.key]) if a.key in trial.parameters else UNSET for a in axes]
-        axis.plot(*_bent([*heights, ranks[trial.trial]]), **_style(trial, answers))
+        axis.plot(*_bent([*heights, ranks[trial.trial]]), **_style(trial, results))
     told = trials[:: max(1, -(-len(trials) // RANKS_TOLD))]
     values = [(ranks[t.trial], metric_word(float(t.metric or 0))) for t in told]
-    columns = [(a.key, a.ticks()) for a in axes] + [(f"{answers.metric}, by rank", values)]
+    columns = [(a.key, a.ticks()) for a in axes] + [(f"{results.metric}, by rank", values)]
     for x, (name, ticks) in enumerate(columns):
         _draw_scale(axis, x, _name(name, len(columns)), ticks, last=x == len(columns) - 1)
     if unset:
@@ -51,11 +52,11 @@ def _draw_scale(axis: Any, x: int, name: str, ticks: Sequence[tuple[float, str]]
     axis.annotate(name, (x, 1), xytext=(0, 10), ha="center", va="bottom", fontsize=9, fontweight=weight, **beside)
 
 
-def draw_history(axis: Any, answers: Answers) -> None:
+def draw_history(axis: Any, results: SweepResults) -> None:
     """Each trial's metric in the order in which they began, and the best so far."""
-    trials = [t for t in answers.trials if t.metric is not None and t.state != "FAILED"]
+    trials = [t for t in results.trials if t.metric is not None and t.state != "FAILED"]
     values = [float(t.metric or 0) for t in trials]
-    _limit(axis, answers, values)
+    _limit(axis, results, values)
     low, high = axis.get_ylim()
     for kind, label, style in (
         ("STOPPED", "stopped", {"color": "white", "edgecolor": STOPPED, "linewidth": 1.4}),
@@ -65,30 +66,30 @@ def draw_history(axis: Any, answers: Answers) -> None:
         if mine:
             heights = [min(max(float(t.metric or 0), low), high) for t in mine]  # one far beyond lies on the edge
             axis.scatter([t.trial for t in mine], heights, s=34, zorder=3, label=label, clip_on=False, **style)
-    failed = [t.trial for t in answers.trials if t.state == "FAILED"]
+    failed = [t.trial for t in results.trials if t.state == "FAILED"]
     if failed:
-        edge = [high if answers.mode == "min" else low] * len(failed)
+        edge = [high if results.mode == "min" else low] * len(failed)
         axis.scatter(failed, edge, marker="x", color=EVENT, s=28, zorder=4, label="failed", clip_on=False)
-    best = best_of(values, answers.mode)
+    best = best_of(values, results.mode)
     axis.step([t.trial for t in trials], best, where="post", color=BEST, linewidth=1.8, zorder=2, label="best so far")
-    dress(axis, f"{answers.metric} of each trial, in the order of their start")
+    dress(axis, f"{results.metric} of each trial, in the order of their start")
     axis.set_xlabel("trial")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.margins(x=0.03)
     axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=4, columnspacing=1.2)
 
 
-def draw_curves(axis: Any, answers: Answers) -> None:
+def draw_curves(axis: Any, results: SweepResults) -> None:
     """The metric over the steps: where trials were stopped, and what became of the others."""
-    trials = [t for t in reversed(answers.standing) if t.points]
+    trials = [t for t in reversed(results.standing) if t.points]
     for trial in trials:
         steps, values = zip(*trial.points, strict=True)
-        style = _style(trial, answers)
+        style = _style(trial, results)
         axis.plot(steps, values, **style)
         if (trial.state == "STOPPED" and len(trials) <= MOST_ENDS) or len(steps) == 1:
             axis.plot(steps[-1:], values[-1:], marker="o", markersize=3, color=style["color"], zorder=style["zorder"])
-    _limit(axis, answers, [value for t in trials for _, value in t.points])
-    dress(axis, f"{answers.metric} over the steps")
+    _limit(axis, results, [value for t in trials for _, value in t.points])
+    dress(axis, f"{results.metric} over the steps")
     axis.set_xlabel("step")
 
 
@@ -114,8 +115,8 @@ def draw_importance(axis: Any, found: Importance) -> None:
     axis.set_xlabel(f"{words}\n{found.caution}" if found.caution else words, fontsize=8)
 
 
-def _style(trial: Trial, answers: Answers) -> dict[str, Any]:
-    best = answers.best
+def _style(trial: Trial, results: SweepResults) -> dict[str, Any]:
+    best = results.best
     if best is not None and trial.trial == best.trial:
         return {"color": BEST, "linewidth": 2.4, "alpha": 1.0, "zorder": 4, "solid_capstyle": "round"}
     if trial.state == "STOPPED":
@@ -131,8 +132,8 @@ def _range(values: Sequence[float], mode: str) -> tuple[float, float]:
     return min(best, end), max(best, end)
 
 
-def _limit(axis: Any, answers: Answers, values: Sequence[float]) -> None:
-    low, high = _range(values, answers.mode)
+def _limit(axis: Any, results: SweepResults, values: Sequence[float]) -> None:
+    low, high = _range(values, results.mode)
     pad = (high - low) * 0.08 or abs(high) * 0.05 or 1.0
     axis.set_ylim(low - pad, high + pad)
     axis.ticklabel_format(axis="y", useOffset=False)
@@ -154,9 +155,9 @@ def _name(key: str, columns: int) -> str:
     return key if columns <= 4 else key.replace(".", ".\n", 1).replace("/", "/\n", 1)
 
 
-def title_of(answers: Answers) -> str:
+def title_of(results: SweepResults) -> str:
     """What stands above a picture."""
-    best = answers.best
+    best = results.best
     if best is None or best.metric is None:
-        return answers.run.id
-    return f"best: trial {best.trial}, {answers.metric} {metric_word(best.metric)}   {parameter_words(best.parameters)}"
+        return results.run.id
+    return f"best: trial {best.trial}, {results.metric} {metric_word(best.metric)}   {parameter_words(best.parameters)}"

@@ -14,13 +14,14 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import Resources
-from cluster.engines.ports import NODE_CPUS_VARIABLE, ReservedPort
-from cluster.gpus import NODE_GPUS_VARIABLE
+from cluster.engines.ports import ReservedPort
 from cluster.process.forking import Process, wait_by_polling
 from cluster.process.kill import end, family, processes_of
 from cluster.process.scratch import make_scratch, remove_scratch
 from cluster.process.signals import stop_signals_blocked
+from cluster.run.directory import RunDir
 from cluster.spec import StopReason
+from cluster.supervise.agent_environment import agent_environment
 from cluster.supervise.allocation import Allocation
 from jobs.sweep.launcher import OURS
 
@@ -128,9 +129,10 @@ class RayClusterAllocation(Allocation):
     """One server a bundle of the trial's placement group. `order` tells why the whole sweep has to leave, if it has."""
 
     name = "allocation"
+    owner_limits_time = True  # the sweep has one for all its trials
 
-    def __init__(self, resources: Resources, group: PlacementGroup, order: Callable[[], str]) -> None:
-        self.resources, self.order = resources, order
+    def __init__(self, run: RunDir, resources: Resources, group: PlacementGroup, order: Callable[[], str]) -> None:
+        self.run, self.resources, self.order = run, resources, order
         self.token = secrets.token_hex(32)  # lives in memory only
         self.gone: set[int] = set()
         cpus, gpus = cpus_of(resources), resources.gpus
@@ -160,10 +162,7 @@ class RayClusterAllocation(Allocation):
     def start(self, node: int, command: list[str], log: Path) -> Process:
         """Start a command there."""
         cpus = cpus_of(self.resources)
-        values = {NODE_CPUS_VARIABLE: str(cpus), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
-        values[NODE_GPUS_VARIABLE] = str(self.resources.gpus)
-        if "OMP_NUM_THREADS" not in os.environ:
-            values["OMP_NUM_THREADS"] = str(max(1, cpus // self.resources.local_world_size))
+        values = agent_environment(self.run, self.resources, cpus=cpus, ray_token=self.token)
         pid = ray.get(self.servers[node].start.remote(command, values, str(log)))
         return RemoteProcess(self.servers[node], pid, command)
 

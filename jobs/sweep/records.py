@@ -38,7 +38,7 @@ class TrialRecord:
 
     trial: int
     parameters: dict[str, Any]  # dotted keys, those whose condition holds
-    sampled: dict[str, Any]  # all that the search suggested, as it carries it
+    sampled: dict[str, Any] = field(default_factory=dict)  # all that the search suggested, as it carries it
     runs: list[str] = field(default_factory=list)  # one, but for each exploit another
     state: TrialState = TrialState.PENDING
     stopped_at: int | None = None  # the step after which the scheduler wanted no more
@@ -77,7 +77,7 @@ def read_records(sweep: RunDir) -> list[TrialRecord]:
     """All trials so far, by number, also those that another machine has just written down."""
     folder = sweep.path / FOLDER
     names = sorted(name for name in list_afresh(folder) if name.endswith(".json") and name[0].isdigit())
-    return [_record(read_json(folder / name) or {}) for name in names]
+    return [_record(found) for name in names if (found := read_json(folder / name))]
 
 
 def _record(values: Mapping[str, Any]) -> TrialRecord:

@@ -1,6 +1,5 @@
 """What a sweep has found so far: its trials, the best of them, the steps spent and the steps saved. Reads files only."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -52,7 +51,7 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class SweepResults:
     """A sweep at one moment."""
 
     run: RunDir
@@ -126,6 +125,20 @@ class Answers:
             "spent_seconds": self.seconds,
         }
 
+    def summary(self) -> dict[str, Any]:
+        """The results of the sweep's own run: the best trial, and what it cost to find it."""
+        best = self.best
+        return {
+            "best_trial": best.trial if best else None,
+            "best_run": best.run if best else None,
+            "parameters": dict(best.parameters) if best else {},
+            "metric": self.metric,
+            "best": best.metric if best else None,
+            "trials": self.by_state,
+            "steps_spent": self.spent,
+            "steps_saved": self.saved,
+        }
+
 
 class SweepReader:
     """Reads a sweep again and again: each time only what is new of the trials' metrics."""
@@ -135,12 +148,12 @@ class SweepReader:
         self.config: Mapping[str, Any] = run.record.get("config") or {}
         self._series: dict[str, RunSeries] = {}
 
-    def read(self) -> Answers:
+    def read(self) -> SweepResults:
         """The sweep as it is now."""
         records = sorted((read_json(path) or {} for path in (self.run.path / FOLDER).glob("[0-9]*.json")), key=_number)
         trials = [self._trial(record) for record in records if record]
         longest = max((trial.steps for trial in trials if trial.state == RunState.SUCCEEDED), default=None)
-        return Answers(
+        return SweepResults(
             run=self.run,
             metric=str(self.config.get("metric", "")),
             mode=str(self.config.get("mode", "min")),
@@ -182,23 +195,23 @@ class SweepReader:
         return self._series[run_id]
 
 
-def read_sweep(run: RunDir) -> Answers:
+def read_sweep(run: RunDir) -> SweepResults:
     """The sweep as it is now, read once."""
     return SweepReader(run).read()
 
 
-def with_run_states(answers: Answers) -> Answers:
+def with_run_states(results: SweepResults) -> SweepResults:
     """The same, with what the schedulers say of the runs of trials that are open: one question to each."""
-    root = answers.run.path.parent
-    runs = {trial.run: RunDir(root / trial.run) for trial in answers.trials if trial.state in OPEN and trial.run}
+    root = results.run.path.parent
+    runs = {trial.run: RunDir(root / trial.run) for trial in results.trials if trial.state in OPEN and trial.run}
     asked = states(list(runs.values())) if runs else {}
-    said = {trial.trial: asked[trial.run].state.value for trial in answers.trials if trial.run in asked}
-    return replace(answers, trials=[replace(t, run_state=said.get(t.trial)) for t in answers.trials])
+    said = {trial.trial: asked[trial.run].state.value for trial in results.trials if trial.run in asked}
+    return replace(results, trials=[replace(t, run_state=said.get(t.trial)) for t in results.trials])
 
 
 def is_sweep(run: RunDir) -> bool:
     """The run is a sweep: it has trials, which are runs."""
-    return run.listed.get("job") == "sweep"
+    return run.record.get("job") == "sweep"
 
 
 def find_sweep(word: str) -> RunDir:
@@ -216,18 +229,6 @@ def trials_cluster(run: RunDir) -> str:
     """The cluster that a sweep's trials run on."""
     where = run.record.get("trials_on") or {}
     return str(where.get("cluster") or run.record.get("cluster") or "local")
-
-
-def parameter_words(parameters: Mapping[str, Any]) -> str:
-    """`optim.lr=0.00123 optim.weight_decay=0.1`, as a person reads it."""
-    return " ".join(f"{key}={value_word(value)}" for key, value in parameters.items())
-
-
-def value_word(value: Any) -> str:
-    """One value of a parameter, in four digits."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def metric_word(value: float) -> str:

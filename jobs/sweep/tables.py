@@ -6,76 +6,77 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from cluster.text import parameter_words, value_word
 from jobs.runs.tables import COLORS, duration, progress_words, run_page, table
-from jobs.sweep.results import Answers, Trial, metric_word, parameter_words, value_word
+from jobs.sweep.results import SweepResults, Trial, metric_word
 
 COLORS_OF_TRIALS = {**COLORS, "STOPPED": "bright_black", "PAUSED": "yellow"}
 MOST_COLUMNS = 5  # parameters with a column of their own; more are told in one
 LIVE_ROWS = 12  # of the table under a bar
 
 
-def sweep_page(found: Mapping[str, Any], answers: Answers) -> RenderableType:
+def sweep_page(found: Mapping[str, Any], results: SweepResults) -> RenderableType:
     """What `show` prints of a sweep: the run that it is, then its trials. `found` is what `status.details` says."""
-    return Group(run_page({**found, "results": {}, "metrics": {}}), *sweep_parts(answers))
+    return Group(run_page({**found, "results": {}, "metrics": {}}), *sweep_parts(results))
 
 
-def sweep_ending(answers: Answers) -> RenderableType:
+def sweep_ending(results: SweepResults) -> RenderableType:
     """What stands at the end of a followed sweep, and what one does next."""
-    name = answers.run.id
+    name = results.run.id
     next_steps = table("", "", title="next")
     next_steps.show_header = False
-    next_steps.add_row(f"ropewalk best {name} best.yaml", f"the best configuration, for `ropewalk run {answers.job} -c`")
+    next_steps.add_row(f"ropewalk best {name} best.yaml", f"the best configuration, for `ropewalk run {results.job} -c`")
     next_steps.add_row(f"ropewalk confirm {name}", "runs it and the runner-up with new seeds, and says whether the win is real")
     next_steps.add_row(f"ropewalk show {name} --plot", "pictures, and all of it on one page")
-    return Group(*sweep_parts(answers), next_steps)
+    return Group(*sweep_parts(results), next_steps)
 
 
-def sweep_parts(answers: Answers) -> list[RenderableType]:
+def sweep_parts(results: SweepResults) -> list[RenderableType]:
     """What `show` prints of a sweep, besides what it prints of every run."""
-    if not answers.trials:
+    if not results.trials:
         return [Text("no trial has begun yet", style="dim")]
-    parts: list[RenderableType] = [_standing(answers), trials_table(answers.ranked, answers)]
-    failed = [trial for trial in answers.trials if trial.state == "FAILED"]
+    parts: list[RenderableType] = [_standing(results), trials_table(results.ranked, results)]
+    failed = [trial for trial in results.trials if trial.state == "FAILED"]
     if failed:
-        parts.append(Text(f"`ropewalk why {answers.run.id}` groups the causes of {len(failed)} failed trials", style="dim"))
+        parts.append(Text(f"`ropewalk why {results.run.id}` groups the causes of {len(failed)} failed trials", style="dim"))
     return parts
 
 
-def _standing(answers: Answers) -> RenderableType:
+def _standing(results: SweepResults) -> RenderableType:
     head = table("", "", title="sweep")
     head.show_header = False
-    head.add_row("trials", trials_words(answers))
-    best = answers.best
+    head.add_row("trials", trials_words(results))
+    best = results.best
     if best is not None and best.metric is not None:
-        goal = "lowest" if answers.mode == "min" else "highest"
-        value = f"{answers.metric} {metric_word(best.metric)} ({goal})"
+        goal = "lowest" if results.mode == "min" else "highest"
+        value = f"{results.metric} {metric_word(best.metric)} ({goal})"
         head.add_row("best so far", f"{value}, trial {best.trial} at step {best.steps:,}")
         head.add_row("", Text(parameter_words(best.parameters), style="bold"))
-    head.add_row("spent", f"{answers.spent:,} steps in {duration(answers.seconds)} of trials{_share(answers)}")
-    if answers.saved:
-        head.add_row("saved", f"{answers.saved:,} steps, by stopping {answers.by_state.get('STOPPED', 0)} trials early")
+    head.add_row("spent", f"{results.spent:,} steps in {duration(results.seconds)} of trials{_share(results)}")
+    if results.saved:
+        head.add_row("saved", f"{results.saved:,} steps, by stopping {results.by_state.get('STOPPED', 0)} trials early")
     return head
 
 
-def _share(answers: Answers) -> str:
-    full = answers.full
-    return f": {answers.spent / full:.0%} of the {full:,} that all to the end would take" if full else ""
+def _share(results: SweepResults) -> str:
+    full = results.full
+    return f": {results.spent / full:.0%} of the {full:,} that all to the end would take" if full else ""
 
 
-def trials_words(answers: Answers) -> str:
+def trials_words(results: SweepResults) -> str:
     """`12 of 16 begun: 1 running, 8 stopped, 3 succeeded`."""
-    begun = sum(1 for trial in answers.trials if trial.runs)
-    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(answers.by_state.items()))
-    return f"{begun} of {answers.wanted} begun: {states}" if answers.wanted else f"{begun} begun: {states}"
+    begun = sum(1 for trial in results.trials if trial.runs)
+    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(results.by_state.items()))
+    return f"{begun} of {results.wanted} begun: {states}" if results.wanted else f"{begun} begun: {states}"
 
 
-def trials_table(trials: Sequence[Trial], answers: Answers) -> RenderableType:
+def trials_table(trials: Sequence[Trial], results: SweepResults) -> RenderableType:
     """One line a trial; the best is bold, those that were stopped are dim."""
-    keys = list(dict.fromkeys(key for trial in answers.trials for key in trial.parameters))
+    keys = list(dict.fromkeys(key for trial in results.trials for key in trial.parameters))
     own = keys if len(keys) <= MOST_COLUMNS else []
     columns = [f">{_short_name(key, keys)}" for key in own] or ["PARAMETERS"]
-    made = table(">TRIAL", "STATE", f">{answers.metric}", ">STEPS", ">TOOK", *columns, "RUN")
-    best = answers.best
+    made = table(">TRIAL", "STATE", f">{results.metric}", ">STEPS", ">TOOK", *columns, "RUN")
+    best = results.best
     for trial in trials:
         cells = [value_word(trial.parameters[key]) if key in trial.parameters else "" for key in own]
         made.add_row(
@@ -105,9 +106,9 @@ def _short_name(key: str, keys: Sequence[str]) -> str:
     return last if sum(other.rpartition(".")[2] == last for other in keys) == 1 else key
 
 
-def live_table(answers: Answers) -> RenderableType:
+def live_table(results: SweepResults) -> RenderableType:
     """The best trials so far, for a terminal that is being watched."""
-    shown = answers.ranked[:LIVE_ROWS]
-    more = len(answers.ranked) - len(shown)
-    rest = [Text(f"and {more} more: `ropewalk show {answers.run.id}`", style="dim")] if more else []
-    return Group(trials_table(shown, answers), *rest)
+    shown = results.ranked[:LIVE_ROWS]
+    more = len(results.ranked) - len(shown)
+    rest = [Text(f"and {more} more: `ropewalk show {results.run.id}`", style="dim")] if more else []
+    return Group(trials_table(shown, results), *rest)

@@ -155,13 +155,13 @@ class Trial:
     def _carry(self, run: RunDir, *, paused: bool) -> None:
         """See that somebody carries the run, unless it is over."""
         if not run.attempts():
-            self._tell("trial_started", run)
+            self._event("trial_started", run)
             self._ask("submit", run)
             return
         outcome = final_outcome(run)
         if outcome is not None:
             if paused and outcome.state is RunState.CANCELLED:
-                self._tell("trial_resumed", run)
+                self._event("trial_resumed", run)
                 self._ask("resume", run)
             return
         for _ in range(0 if self.scene.config.allocation else LOST_ANSWERS):
@@ -169,10 +169,10 @@ class Trial:
             if state.word in GONE:
                 break
             if state.state is not RunState.UNKNOWN:
-                self._tell("trial_adopted", run)
+                self._event("trial_adopted", run)
                 return
             time.sleep(ASK_AGAIN_SECONDS)
-        self._tell("trial_resumed", run)
+        self._event("trial_resumed", run)
         self._ask("resume", run)
 
     def _ask(self, verb: str, run: RunDir) -> None:
@@ -189,7 +189,7 @@ class Trial:
             run.event("submit_failed", error=str(error))
             raise
 
-    def _tell(self, kind: str, run: RunDir, **more: Any) -> None:
+    def _event(self, kind: str, run: RunDir, **more: Any) -> None:
         self.scene.sweep.event(kind, trial=self.number, run=run.id, parameters=self.record.parameters, **more)
 
     # --- its end
@@ -209,7 +209,7 @@ class Trial:
             return True
         log.warning("trial %d: nobody carries %s (%s); going on with it", self.number, self.run.id, self._watch.abandoned)
         self._watch = Watch(self.run)
-        self._tell("trial_resumed", self.run)
+        self._event("trial_resumed", self.run)
         self._ask("resume", self.run)
         return False
 
@@ -225,7 +225,7 @@ class Trial:
         self.record.state = TrialState.RUNNING
         self._save()
         self._watch = Watch(run)
-        self._tell("trial_resumed", run)
+        self._event("trial_resumed", run)
         self._ask("resume", run)
         return True
 
@@ -251,7 +251,7 @@ class Trial:
 
     def _tell_end(self) -> None:
         record, step = self.record, (self._held or (0,))[0]
-        self._tell(FINISHED, self.run or RunDir("."), state=record.state, cause=record.cause, step=step)
+        self._event(FINISHED, self.run or RunDir("."), state=record.state, cause=record.cause, step=step)
 
     def _end_is_told(self) -> bool:
         events = self.scene.sweep.read_events(afresh=True)

@@ -5,6 +5,7 @@ Started beside the agent of node 0; SIGHUP: mirror what is left, close the W&B r
 """
 
 import argparse
+import json
 import logging
 import netrc
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections import deque
 from pathlib import Path
 from types import FrameType
@@ -26,8 +28,7 @@ from cluster.run.directory import RunDir
 from cluster.run.event_log import is_event
 from cluster.run.file_systems import look_seconds
 from cluster.run.files import read_json, write_json
-from jobs.sweep.results import is_sweep
-from jobs.sweep.wandb_table import TrialsTable
+from jobs.registry import view_class
 from jobs.tracking.metrics import OWN_KEYS, read_new_lines
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ FLUSH_SECONDS = 1  # how often W&B's own file is flushed
 SAFE_SECONDS = 2.5  # what was handed over longer ago is on disk whatever happens to this process
 CLOSE_SECONDS = 8.0  # a server that is down must not hold up the agent
 CURSOR = "cursor.json"
-TRIALS = "trials"  # in the cursor: the mark of a sweep's trials
+SUMMARY = "summary"  # in the cursor: the checksum of what the summary of the W&B run was told
+SUMMARY_SECONDS = 15.0  # between two looks at what the summary should hold
 
 
 def main() -> None:
@@ -64,7 +66,7 @@ class Mirror:
         self._cursor_path = run.wandb / CURSOR
         self._offsets: dict[str, int] = dict(read_json(self._cursor_path) or {})
         self._handed_over: deque[tuple[float, dict[str, int]]] = deque()
-        self._trials = TrialsTable(run) if is_sweep(run) else None
+        self._view, self._next_summary = _view(run), 0.0
         self._step = 0
         self._wandb: Any = None
 
@@ -104,11 +106,13 @@ class Mirror:
                     self._wandb.log(translated)
                     moved = True
             self._offsets[name] = offset
-        if self._trials is not None:
-            mark = self._trials.hand_over(self._wandb, self._offsets.get(TRIALS), last=last)
-            if mark is not None:
-                self._offsets[TRIALS], moved = mark, True
         now = time.monotonic()
+        if last or now >= self._next_summary:
+            self._next_summary = now + SUMMARY_SECONDS
+            values = self._view.wandb_summary()
+            if (mark := _checksum(values)) != self._offsets.get(SUMMARY, 0):
+                self._wandb.summary.update(values)
+                self._offsets[SUMMARY], moved = mark, True
         if moved:
             self._handed_over.append((now, dict(self._offsets)))
         safe = None
@@ -121,7 +125,7 @@ class Mirror:
         write_json(self._cursor_path, offsets)
 
     def _translate(self, path: Path, line: dict[str, Any]) -> dict[str, Any]:
-        """A line of ours as W&B's: steps are metrics of their own, since W&B's step cannot go back after a resume."""
+        """A line of a run's files as W&B takes it: steps are metrics too, since W&B's own step cannot go back after a resume."""
         if path == self.run.metrics:
             if "step" not in line:  # half of a line that was cut
                 return {}
@@ -161,6 +165,15 @@ class Mirror:
         return outcome.exit_code if outcome else int(node.get("exit_code", EXIT_FAILED))
 
 
+def _view(run: RunDir) -> Any:
+    """The view of the run's job, a `jobs.runs.view.RunView`: it says the run's W&B group and what the summary holds."""
+    return view_class(str(run.record["job"]))(run)
+
+
+def _checksum(values: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True, default=str).encode()) if values else 0
+
+
 def start_wandb(run: RunDir, attempt: int) -> Any:
     """Open the W&B run of this run: one for all attempts. Falls back to offline files, which `ropewalk sync` uploads."""
     # before wandb is imported: it reads the environment once
@@ -172,8 +185,7 @@ def start_wandb(run: RunDir, attempt: int) -> Any:
 
     record, details = run.record, run.attempt_details(attempt)
     config = record.get("config") or {}
-    own_group = run.id if is_sweep(run) else config.get("name") or record["job"]  # trials have their sweep's
-    group = (config.get("wandb") or {}).get("group") or own_group
+    group = (config.get("wandb") or {}).get("group") or _view(run).wandb_group() or config.get("name") or record["job"]
     arguments: dict[str, Any] = {
         "mode": os.environ.get("WANDB_MODE") or ("online" if _server_answers() else "offline"),
         "id": run.id,
@@ -186,7 +198,7 @@ def start_wandb(run: RunDir, attempt: int) -> Any:
         "config": {
             **config,
             "resources": record.get("resources"),
-            "git": {key: value for key, value in (record.get("code") or {}).items() if key != "diff"},
+            "git": record.get("code"),
             "attempt": attempt,
             "handle": details.get("handle"),
             "versions": record.get("versions"),
@@ -258,7 +270,7 @@ def _replay(run: RunDir) -> None:
         return
     known = dict(read_json(run.wandb / CURSOR) or {})
     written = run.metrics.stat().st_size if run.metrics.exists() else 0
-    if known.get(run.metrics.name, 0) < written or (is_sweep(run) and known.get(TRIALS, 0) != TrialsTable(run).mark()):
+    if known.get(run.metrics.name, 0) < written or known.get(SUMMARY, 0) != _checksum(_view(run).wandb_summary()):
         command = [sys.executable, "-m", "jobs.tracking.wandb_sync", str(run.path), "--attempt", str(attempts[-1]), "--replay"]
         subprocess.run(command, check=False)
 

@@ -1,68 +1,86 @@
-"""The model of a run's checkpoint, in one piece and in one process."""
+"""The unsharded model of a run's checkpoint, in one process: no process group, no GPU, no job's configuration."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import logging
+from contextlib import suppress
+from typing import Any
 
-from cluster.errors import CheckpointError, ConfigError
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.initialization import no_init_weights
+
+from cluster.errors import CheckpointError, RopewalkError, StorageError
 from cluster.run.directory import RunDir
 from cluster.storage import StoragePath
-from datapipe.manifest import read_manifest as read_data_manifest
-from jobs.registry import config_of, find_job
-from jobs.training.config import StartFrom
-from jobs.training.model import config_of_identity, identity_of, whole_model
-from jobs.training.token_data import weighted
+from jobs.training.model_config import config_from_fingerprint, model_fingerprint
+from jobs.training.model_record import Weights, find_source_run, require_record
 from sharding.checkpoint import newest_complete
 from sharding.config import CheckpointConfig
 from sharding.floats import nulled
-from sharding.layout import place_of
+from sharding.layout import pin, place_of, unpin
 from sharding.manifest import CheckpointManifest
 from sharding.state import MODEL
 from sharding.storage import parse_index, read_tensors
 
-if TYPE_CHECKING:
-    from jobs.pretrain.config import PretrainConfig
+log = logging.getLogger(__name__)
 
 
-def training_config(run: RunDir) -> "PretrainConfig":
-    """The configuration of a run that trained a model. Raises ConfigError for a run of another kind."""
-    job = str(run.record["job"])
-    config: Any = config_of(find_job(job)).model_validate(run.record["config"])
-    if not hasattr(config, "checkpoint") or not hasattr(config, "data"):
-        raise ConfigError(f"run {run.id}: is a {job} run, which has no model; name a run that trained one")
-    result: PretrainConfig = config
-    return result
+def checkpoint_place(run: RunDir) -> StoragePath:
+    """Where the checkpoints of a run lie that trains, whatever its job."""
+    return place_of(run, CheckpointConfig.model_validate(run.record["config"].get("checkpoint") or {}))
 
 
-def checkpoints_of(run: RunDir) -> CheckpointConfig:
-    """Where a run that trained a model has its checkpoints."""
-    return training_config(run).checkpoint
+def load_model(run: RunDir, step: int | None = None) -> tuple[Any, CheckpointManifest]:
+    """The full model of the newest complete checkpoint (or that of `step`), on the CPU in fp32, in evaluation mode.
 
-
-def find_donor(run: RunDir, start: StartFrom) -> RunDir:
-    """The run that `start_from` names: one that lies beside this one, or a directory. Raises ConfigError."""
-    for path in (run.path.parent / start.run, Path(start.run)):
-        if (path / "run.yaml").is_file():
-            return RunDir(path)
-    raise ConfigError(f"start_from.run: no run {start.run!r} beside this one; give its whole id, or its directory")
-
-
-def tokenizer_place(run: RunDir) -> StoragePath:
-    """Where the tokenizer of a run's data lies."""
-    place = StoragePath(weighted(training_config(run).data)[0].path)
-    return place.child(read_data_manifest(place).tokenizer.path)
-
-
-def checkpointed_model(run: RunDir, step: int | None = None) -> tuple[Any, CheckpointManifest]:
-    """The whole model of the newest complete checkpoint (or that of `step`), on the CPU in fp32, ready for use."""
-    config = training_config(run)
-    folder, manifest = newest_complete(place_of(run, config.checkpoint), step)
-    shape = config_of_identity(manifest.identity)
-    model: Any = whole_model(shape, seed=config.seed, weights=False)
+    Raises ConfigError for a run that trains no model, CheckpointError where there is no such checkpoint.
+    """
+    record = require_record(run)
+    folder, manifest = newest_complete(checkpoint_place(run), step)
     tensors = read_tensors(folder, parse_index(folder.read(manifest.index), folder.url), MODEL)
-    names = {name for name, _ in model.named_parameters()}
-    if missing := sorted(names - tensors.keys()):
-        raise CheckpointError(f"{folder.url}: lacks {', '.join(missing[:3])}; export an older step")
+    if record.adapter is None:
+        model = empty_model(config_from_fingerprint(manifest.identity))
+        missing = {name for name, _ in model.named_parameters()} - tensors.keys()
+    else:  # the rest comes from where it came from in training
+        model = first_weights(config_from_fingerprint(record.fingerprint), record.weights, run)
+        missing = tensors.keys() - model.state_dict().keys()
+    if missing:
+        raise CheckpointError(f"{folder.url}: does not fit the model: {', '.join(sorted(missing)[:3])}; choose an older step")
     model.load_state_dict(tensors, strict=False)  # a tied weight is there once
-    identity = identity_of(model.config)
-    assert manifest.identity in (identity, nulled(identity))
+    identity = model_fingerprint(model.config)
+    assert record.adapter is not None or manifest.identity in (identity, nulled(identity))
     return model.eval(), manifest
+
+
+def first_weights(config: Any, weights: Weights | None, run: RunDir) -> Any:
+    """The full model that the training of `run` begins with, on the CPU in fp32."""
+    if weights is None:
+        torch.manual_seed(int(run.record["config"].get("seed") or 0))
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if weights.path is not None:
+        return AutoModelForCausalLM.from_pretrained(weights.path, dtype=torch.float32)
+    assert weights.run is not None
+    return load_model(find_source_run(run, weights.run, "model.run"), weights.step)[0]
+
+
+def pin_weights(weights: Weights | None, run: RunDir) -> None:
+    """Keep the checkpoint that `run` begins with for as long as it may be read again."""
+    if weights is not None and weights.run is not None and weights.step is not None and not run.model_record.is_file():
+        try:
+            pin(checkpoint_place(find_source_run(run, weights.run, "model.run")), weights.step, run.id)
+        except (OSError, StorageError) as error:  # it may be another user's, and then no run that prunes any more
+            log.warning("model.run: %s may prune its checkpoint of step %d: %s", weights.run, weights.step, error)
+
+
+def unpin_weights(weights: Weights | None, run: RunDir) -> None:
+    """Give back the checkpoint that `run` began with: it will not be read again."""
+    if weights is not None and weights.run is not None and weights.step is not None:
+        with suppress(OSError, RopewalkError):  # the other run may be gone by now
+            unpin(checkpoint_place(find_source_run(run, weights.run, "model.run")), weights.step, run.id)
+
+
+def empty_model(config: Any) -> Any:
+    """The full model on the CPU in fp32, its weights undefined, its buffers as they must be."""
+    with no_init_weights():
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.tie_weights()  # otherwise a part of the initialization that was left out
+    return model

@@ -1,10 +1,13 @@
 """Summed cross entropy that turns the logits into their own gradient, in their own memory."""
 
+import math
 from typing import Any
 
 import torch
 
-# N predicted tokens, V vocabulary
+from jobs.training.batch import IGNORE
+
+# N labels, V vocabulary
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -12,35 +15,40 @@ class _SummedCrossEntropy(torch.autograd.Function):
     gradient, softmax minus one-hot, is made in the forward pass where the logits lay: a third of the time on a CPU."""
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-        losses_N = _softmax_in_place(logits_NV, targets_N)
-        logits_NV.scatter_add_(1, targets_N[:, None], logits_NV.new_full((len(targets_N), 1), -1.0))
+    def forward(ctx: Any, logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        ignored_N = labels_N == IGNORE
+        targets_N = labels_N.masked_fill(ignored_N, 0)
+        losses_N = _softmax_in_place(logits_NV, targets_N, ignored_N)
+        logits_NV.scatter_add_(1, targets_N[:, None], (ignored_N.to(logits_NV.dtype) - 1.0)[:, None])
         ctx.gradient_NV = logits_NV
         return losses_N.sum()
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, None]:
         gradient_NV, ctx.gradient_NV = ctx.gradient_NV, None
-        # training divides by the tokens of the whole batch later, so that the scale is nearly always one; on a GPU
+        # training divides by the weight of the global batch later, so that the scale is nearly always one; on a GPU
         # asking for its value would wait for all that is queued
         return (gradient_NV if not scale.is_cuda and scale == 1.0 else gradient_NV.mul_(scale)), None
 
 
-def _softmax_in_place(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """Overwrite logits by probabilities; returns each target's negative log-likelihood in nats."""
+def _softmax_in_place(logits_NV: torch.Tensor, targets_N: torch.Tensor, ignored_N: torch.Tensor) -> torch.Tensor:
+    """Overwrite logits by probabilities (by zeros where ignored); returns each label's negative log-likelihood in nats."""
     logits_NV.sub_(logits_NV.amax(dim=1, keepdim=True))
     target_N = logits_NV.gather(1, targets_N[:, None])[:, 0]  # a copy, of the shifted logit
-    sums_N1 = logits_NV.exp_().sum(dim=1, keepdim=True)
-    logits_NV.div_(sums_N1)
-    return sums_N1[:, 0].log() - target_N
+    sums_N = logits_NV.exp_().sum(dim=1).masked_fill_(ignored_N, math.inf)
+    logits_NV.div_(sums_N[:, None])
+    return (sums_N.log() - target_N).masked_fill_(ignored_N, 0.0)
 
 
-def summed_cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """The sum of -log p(target) in nats. May take over the logits' memory: they are of no use afterwards."""
-    whole = logits_NV.float()
-    if whole is logits_NV and not _is_free(logits_NV):
-        whole = logits_NV.clone()
-    loss: torch.Tensor = _SummedCrossEntropy.apply(whole, targets_N)  # type: ignore[no-untyped-call]
+def summed_cross_entropy(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """The sum of -log p(label) in nats over the labels that are not IGNORE.
+
+    May take over the logits' memory: they are of no use afterwards.
+    """
+    logits = logits_NV.float()
+    if logits is logits_NV and not _is_free(logits_NV):
+        logits = logits_NV.clone()
+    loss: torch.Tensor = _SummedCrossEntropy.apply(logits, labels_N)  # type: ignore[no-untyped-call]
     return loss
 
 

@@ -1,46 +1,89 @@
-"""What is learnt: functions from a batch of tokens to a sum of losses and the weight of that sum."""
+"""What is learnt: functions from a model and a batch to sums of losses, of weights and of metrics."""
 
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from jobs.training.batch import IGNORE, Batch
 from jobs.training.losses import summed_cross_entropy
 
-# B sequences, T predicted tokens a sequence, V vocabulary
+# B samples, T tokens a sample, N = B*T, V vocabulary
+
+
+class LossTerms(NamedTuple):
+    """What an objective finds in a batch. Sums, never means, so that they add over micro-batches and ranks."""
+
+    loss_sum: torch.Tensor  # 0-dim, with a gradient: the summed loss of all that counts
+    weight: torch.Tensor  # 0-dim, without a gradient: how many tokens, pairs or sequences it is the sum of
+    metrics: Mapping[str, torch.Tensor] = MappingProxyType({})  # name → [sum, count], detached
 
 
 class Objective(Protocol):
-    """The loss of a step is the sum of `loss_sum` over all micro-batches of all ranks, over the sum of `weight`."""
+    """The loss of a step is `loss_sum` over `weight`, each summed over all micro-batches of all ranks."""
 
-    def weight(self, batch: torch.Tensor) -> float:
-        """How much a batch counts: its number of predicted tokens."""
+    @property
+    def metric_names(self) -> Sequence[str]:
+        """The metrics of every batch, reported as train/NAME and validation/NAME."""
         ...
 
-    def loss_sum(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        """The summed loss of a batch, in nats."""
+    def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
+        """The terms of a micro-batch. It may weigh nothing: then they are zeros, and no NaN."""
         ...
 
 
 class NextToken:
-    """Every token is predicted from those before it."""
+    """Each token is predicted from those before it, where `labels` are not IGNORE: pretraining and finetuning alike."""
 
-    def weight(self, batch: torch.Tensor) -> float:
-        """All tokens but the first of each sequence."""
-        return float(batch.shape[0] * (batch.shape[1] - 1))
+    metric_names = ()
 
-    def loss_sum(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        """Summed negative log-likelihood in nats."""
-        logits_NV, targets_N = self._predict(model, batch)
-        return summed_cross_entropy(logits_NV, targets_N)
+    def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
+        """Summed negative log-likelihood of the labels in nats, and their number."""
+        labels_N = batch["labels"].flatten()
+        return LossTerms(
+            loss_sum=summed_cross_entropy(logits_of(model, batch).flatten(0, 1), labels_N),
+            weight=(labels_N != IGNORE).sum(),
+        )
 
-    def losses(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihoods in nats, one a predicted token (B*T)."""
-        logits_NV, targets_N = self._predict(model, batch)
-        return F.cross_entropy(logits_NV.float(), targets_N, reduction="none")
 
-    def _predict(self, model: nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens_BT, targets_BT = batch[:, :-1], batch[:, 1:]
-        logits_BTV = model(input_ids=tokens_BT, use_cache=False).logits
-        return logits_BTV.flatten(0, 1), targets_BT.flatten()
+def logits_of(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """What the model says of a batch, [B, T, V]; it takes everything but the labels by name."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits_BTV: torch.Tensor = model(**inputs, use_cache=False).logits
+    return logits_BTV
+
+
+class TermSums:
+    """Loss, weight and metrics of an objective, added up over micro-batches in float64."""
+
+    def __init__(self, metric_names: Sequence[str], device: torch.device) -> None:
+        self.metric_names = metric_names
+        self.values = torch.zeros(2 + 2 * len(metric_names), dtype=torch.float64, device=device)
+
+    def add(self, terms: LossTerms) -> None:
+        """Count a micro-batch."""
+        pairs = chain.from_iterable(terms.metrics[name].unbind() for name in self.metric_names)
+        self.values += torch.stack([value.detach().double() for value in (terms.loss_sum, terms.weight, *pairs)])
+
+
+class Means(NamedTuple):
+    """The mean loss and metrics of what all ranks have added up."""
+
+    loss: float  # NaN where the weight is 0
+    weight: float
+    metrics: dict[str, float]  # without those that nothing was counted for
+
+    @classmethod
+    def of(cls, values: Sequence[float], metric_names: Sequence[str]) -> "Means":
+        """Divide the sums of a `TermSums`."""
+        loss, weight, *pairs = values
+        return cls(loss / weight if weight else float("nan"), weight, dict(_ratios(pairs, metric_names)))
+
+
+def _ratios(pairs: Sequence[float], names: Sequence[str]) -> Iterator[tuple[str, float]]:
+    for name, total, count in zip(names, pairs[::2], pairs[1::2], strict=True):
+        if count:
+            yield name, total / count

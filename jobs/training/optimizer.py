@@ -6,17 +6,20 @@ import torch
 from torch import nn
 
 from jobs.training.config import OptimConfig
+from sharding.state import prepare_adam
 
 
 def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over a model's parameters; gains, biases and other vectors do not decay."""
+    """AdamW over the parameters that require gradients, with its state made; gains, biases and other vectors do not decay."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    prepare_adam(optimizer)  # so that a checkpoint has something to load into
+    return optimizer
 
 
 def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
@@ -36,6 +39,6 @@ def learning_rate(config: OptimConfig, step: int, num_steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """For every parameter group."""
+    """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = value

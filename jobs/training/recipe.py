@@ -1,78 +1,105 @@
-"""Put a pretraining run together: data, model, checkpoints, loop."""
+"""What makes a training job that job, and how the loop is put together from it."""
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
 
 from cluster.run.context import JobContext
-from datapipe.loader.loader import Source, TokenLoader
-from jobs.training.load_checkpoint import checkpoints_of, find_donor
-from jobs.training.model import build_model, has_dropout, identity_of, model_config
-from jobs.training.objective import NextToken
+from jobs.training.config import TrainingConfig
+from jobs.training.load_checkpoint import checkpoint_place, pin_weights, unpin_weights
+from jobs.training.model import ModelPlan, build_model
+from jobs.training.model_config import has_dropout
+from jobs.training.model_record import TokenizerPlan, find_source_run, keep_record
+from jobs.training.objective import Objective
+from jobs.training.optimizer import adamw
 from jobs.training.report import Report
-from jobs.training.step import Stepper
+from jobs.training.source import Source
+from jobs.training.state import TrainState
+from jobs.training.step import TrainStep
 from jobs.training.throughput import meter_of
-from jobs.training.token_data import common_tokenizer, weighted
-from jobs.training.trainer import Loop, Parts
+from jobs.training.trainer import Trainer
 from sharding.checkpoint import Checkpoints
 from sharding.group import Group
-from sharding.layout import place_of
-
-if TYPE_CHECKING:
-    from jobs.pretrain.config import PretrainConfig
 
 log = logging.getLogger(__name__)
 
 
-def assemble(context: JobContext, config: "PretrainConfig", group: Group) -> Loop:
-    """A loop that stands where the newest complete checkpoint stands, or at the beginning."""
-    sources = [Source(source.path, source.weight) for source in weighted(config.data)]
-    loader = TokenLoader(sources, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt)
-    tokenizer = common_tokenizer(loader.manifests, config.data)
-    shape = model_config(
-        config.model, vocabulary=tokenizer.vocabulary, end_of_document=tokenizer.end_of_document, seq_len=config.seq_len
-    )
-    checkpoints = Checkpoints(context.run, group, context.fence, config.checkpoint, identity_of(shape))
+def _no_metrics(loss: float) -> dict[str, float]:
+    return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A training job: model, tokenizer, samples, and what is learnt from them."""
+
+    model: ModelPlan
+    tokenizer: TokenizerPlan  # copied into the run: export and evaluate read it there
+    source: Source
+    validation: Source | None
+    objective: Callable[[nn.Module, Group], Objective]  # builds a frozen reference or teacher on the same mesh, if it needs one
+    validation_metrics: Callable[[float], dict[str, float]] = _no_metrics  # of the mean validation loss
+    before_step: Callable[[TrainState], None] | None = None  # before each batch is taken, such as to generate it
+
+
+def train(context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe) -> dict[str, object]:
+    """Train to the end, from the newest complete checkpoint if there is one; returns the results. Raises StopRequested."""
+    results = build_trainer(context, config, group, recipe).run()
+    if group.is_main and recipe.model.adapter is None:
+        unpin_weights(recipe.model.weights, context.run)
+    return results
+
+
+def build_trainer(context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe) -> Trainer:
+    """A trainer that stands where the newest complete checkpoint stands, or at the beginning."""
+    plan = recipe.model
+    if group.is_main:
+        context.fence.check()
+        pin_weights(plan.weights, context.run)
+        keep_record(context.run, plan.record(recipe.tokenizer.record), recipe.tokenizer)
+    checkpoints = Checkpoints(context.run, group, context.fence, config.checkpoint, plan.fingerprint)
     found = checkpoints.find()
-    donor = find_donor(context.run, config.start_from) if config.start_from and found is None else None
-    loads = found is not None or donor is not None
-    model = build_model(shape, group, config.fsdp, seed=config.seed, weights=not loads, path=config.model.path)
-    loop = Loop(
-        Parts(
-            context=context,
-            config=config,
-            group=group,
-            stepper=Stepper(model, NextToken(), config, group, dropout=has_dropout(shape)),
-            loader=loader,
-            held_out=_held_out(loader, sources, config, context, group),
-            checkpoints=checkpoints,
-            report=Report(
-                context, group, meter_of(model, shape, group, config.seq_len), steps=config.steps, log_every=config.log_every
-            ),
-        )
-    )
+    start = config.start_from if found is None else None
+    source_run = find_source_run(context.run, start.run, "start_from.run") if start is not None else None
+    weights = plan.adapter is not None or (found is None and source_run is None)
+    model = build_model(plan, context.run, group, config.parallel, config.precision, weights=weights)
+    trainer = _trainer(context, config, group, recipe, model=model, checkpoints=checkpoints)
     if found is not None:
-        loop.load(*found)
-    elif donor is not None and config.start_from is not None:
-        place = place_of(donor, checkpoints_of(donor))
-        loop.begin_with(*checkpoints.find_elsewhere(place, config.start_from.step), donor)
+        trainer.resume(*found)
+    elif start is not None and source_run is not None:
+        trainer.start_from(*checkpoints.find_elsewhere(checkpoint_place(source_run), start.step), source_run)
+    elif plan.weights is not None:
+        trainer.report.event("initialized_from", **plan.weights.model_dump(exclude_none=True))
     if found is None and config.anomaly.policy == "rollback":
-        loop.save_initial()  # something to go back to
+        trainer.save()  # so that a rollback always has something to go back to
     checkpoints.clean()
-    return loop
+    return trainer
 
 
-def _held_out(
-    loader: TokenLoader, sources: list[Source], config: "PretrainConfig", context: JobContext, group: Group
-) -> TokenLoader | None:
-    """The validation split of those sources that have one."""
-    having = [
-        source
-        for source, manifest in zip(sources, loader.manifests, strict=True)
-        if any(shard.tokens > config.seq_len for shard in manifest.of_split("validation"))
-    ]
-    if having:
-        return TokenLoader(having, seq_len=config.seq_len, seed=config.seed, split="validation", on_corrupt=config.on_corrupt)
-    if group.first:
-        log.warning("no validation split with a sequence of %d tokens: the model is not scored", config.seq_len)
-        context.run.event("no_validation", seq_len=config.seq_len)
-    return None
+def _trainer(
+    context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe, *, model: nn.Module, checkpoints: Checkpoints
+) -> Trainer:
+    objective = recipe.objective(model, group)
+    state = TrainState(model, adamw(model, config.optim), trained_only=recipe.model.adapter is not None)
+    dropout = has_dropout(recipe.model.config)
+    meter = meter_of(
+        model,
+        recipe.model.config,
+        group,
+        tokens_per_sample=recipe.source.tokens_per_sample,
+        global_batch=config.batch.global_batch,
+    )
+    return Trainer(
+        context=context,
+        config=config,
+        group=group,
+        state=state,
+        train_step=TrainStep(state, objective, recipe.source.filler(), config, group, dropout=dropout),
+        source=recipe.source,
+        validation=recipe.validation,
+        validation_metrics=recipe.validation_metrics,
+        before_step=recipe.before_step,
+        checkpoints=checkpoints,
+        report=Report(context, group, meter, steps=config.steps, log_every=config.log_every),
+    )

@@ -1,4 +1,4 @@
-"""What a training run says of itself: metrics, events, progress. Rank 0 alone speaks, and a thread writes it down."""
+"""What a training run reports: metrics, events, progress. Rank 0 alone reports, and a thread of it writes to the disk."""
 
 import logging
 import time
@@ -9,8 +9,8 @@ from cluster.run.background import BackgroundWriter
 from cluster.run.context import JobContext
 from cluster.run.files import write_json
 from jobs.tracking.metrics import MetricLog
-from jobs.training.progress import Progress
-from jobs.training.step import Agreed
+from jobs.training.state import Progress
+from jobs.training.step import StepStats
 from jobs.training.throughput import Meter
 from sharding.group import Group
 
@@ -23,29 +23,29 @@ _LOG_SECONDS = 10.0  # numbers go to the metrics; the log only shows that the ra
 class Report:
     """Writes into the run directory, in the background: a step waits for no file system that others use too.
 
-    What goes wrong there (a full disk, a successor of this group) is raised by whatever is called next.
+    An error of the thread (a full disk, a successor of this group) is raised by the next call of any method.
     """
 
     def __init__(self, context: JobContext, group: Group, meter: Meter, *, steps: int, log_every: int) -> None:
-        self._context, self._first, self.meter = context, group.first, meter
+        self._context, self._is_main, self.meter = context, group.is_main, meter
         self._steps, self._log_every = steps, log_every
-        self._metrics = MetricLog(context) if group.first else None
-        self._writer = BackgroundWriter(context.fence.check, waits=self._tell_waiting) if group.first else None
+        self._metrics = MetricLog(context) if group.is_main else None
+        self._writer = BackgroundWriter(context.fence.check, waits=self._tell_waiting) if group.is_main else None
         self._step = 0  # that was reported last
         self._reported = self._logged = 0.0
         self._rates: dict[str, float] = {}
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Something happened."""
+        """Log an event and put it among the run's events."""
         if self._writer is not None:
             self._say("%s %s", kind, " ".join(f"{key}={value}" for key, value in fields.items()))
             where = {"attempt": self._context.attempt, "group": self._context.group}
             self._writer.put(self._write_events, {"event": kind, "time": time.time(), **where, **fields})
 
-    def step(self, progress: Progress, agreed: Agreed, learning_rate: float) -> None:
-        """A batch was learnt."""
+    def step(self, progress: Progress, stats: StepStats, learning_rate: float) -> None:
+        """Report a batch that was learnt."""
         self._step = progress.step
-        self.meter.count(int(agreed.weight))
+        self.meter.count_step()
         if self._metrics is None or self._writer is None:
             return
         self._writer.raise_error()
@@ -53,10 +53,11 @@ class Report:
             speed = self.meter.read()
             self._rates = {"tokens/s": speed["train/tokens_per_second"]}
             values = {
-                "train/loss": agreed.loss,
+                "train/loss": stats.loss,
                 "train/learning_rate": learning_rate,
-                "train/gradient_norm": agreed.gradient_norm,
+                "train/gradient_norm": stats.gradient_norm,
                 "train/position": progress.position,
+                **{f"train/{name}": value for name, value in stats.metrics.items()},
             }
             self._writer.put(self._metrics.write, self._metrics.line(progress.step, {**values, **speed}))
         if (now := time.monotonic()) - self._reported > _PROGRESS_SECONDS:
@@ -65,7 +66,7 @@ class Report:
         if now - self._logged > _LOG_SECONDS:
             self._logged = now
             self._say(
-                "step %d/%d, loss %.4f, %.0f tokens/s", progress.step, self._steps, agreed.loss, self._rates.get("tokens/s", 0)
+                "step %d/%d, loss %.4f, %.0f tokens/s", progress.step, self._steps, stats.loss, self._rates.get("tokens/s", 0)
             )
 
     def _progress(self, step: int) -> None:
@@ -74,31 +75,31 @@ class Report:
         self._writer.put(self._write_progress, report)
 
     def validation(self, progress: Progress) -> None:
-        """The held-out split was scored."""
+        """Report the scores of the validation split."""
         if self._metrics is not None and self._writer is not None:
             self._say("step %d: %s", progress.step, ", ".join(f"{k} {v:.4f}" for k, v in progress.validation.items()))
             self._writer.put(self._metrics.write, self._metrics.line(progress.step, progress.validation))
 
     def close(self, step: int) -> None:
-        """The last word; all is written down when it has returned."""
-        if self._first:
+        """Report the last step, and return when everything is on the disk."""
+        if self._is_main:
             self._progress(step)
         self.flush()
 
     def flush(self) -> None:
-        """Until all that was said is written down, and the metrics are on the disk. Raises what went wrong."""
+        """Wait until everything that was reported is on the disk. Raises what went wrong."""
         if self._writer is not None and self._metrics is not None:
             self._writer.flush()
             self._metrics.sync()
 
     def _tell_waiting(self) -> None:
-        """The file system stands still for so long that this step waits for it: no rank hangs."""
+        """Tell the agent that this step waits for a file system that stands still, so that it is not taken for hung."""
         self._context.heart.beat(Phase.REPORT, self._step)
 
     # --- in the thread
 
     def _say(self, words: str, *values: object) -> None:
-        """Log a line; the log lies on the same file system."""
+        """Log a line in the thread: the log lies on the same file system as the run."""
         if self._writer is not None:
             self._writer.put(self._write_log, (words, values))
 

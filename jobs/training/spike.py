@@ -1,4 +1,4 @@
-"""Whether a step's loss is out of order: not a number, or far above its running mean."""
+"""Whether a step's loss is an anomaly: not a finite number, or far above its running mean."""
 
 import math
 from dataclasses import dataclass
@@ -6,28 +6,28 @@ from dataclasses import dataclass
 from jobs.training.config import AnomalyConfig
 
 _DECAY = 0.98
-_LEARNING_STEPS = 20  # before the mean says anything
+_WARMUP_STEPS = 20  # before the mean says anything
 
 
 @dataclass
-class LossWatch:
-    """The running mean of the loss; plain values, so that a resumed run judges as the uninterrupted one."""
+class LossSpikeDetector:
+    """The running mean of the loss; plain values, so that a resumed run decides like the uninterrupted one."""
 
     mean: float = 0.0
     observations: int = 0
 
-    def judge(self, loss: float, gradient_norm: float, config: AnomalyConfig) -> str | None:
-        """What is wrong with this step in plain words, or None."""
+    def check(self, loss: float, gradient_norm: float, config: AnomalyConfig) -> str | None:
+        """What is wrong with this step, as a clause for a message, or None."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         if not math.isfinite(gradient_norm):
             return f"the gradient norm is {gradient_norm}"
-        if config.spike_factor and self.observations >= _LEARNING_STEPS and loss > config.spike_factor * self.mean:
+        if config.spike_factor and self.observations >= _WARMUP_STEPS and loss > config.spike_factor * self.mean:
             return f"the loss is {loss:.4g}, {loss / self.mean:.1f} times its running mean"
         return None
 
-    def take(self, loss: float) -> None:
-        """Count the loss of a step that was in order."""
+    def update(self, loss: float) -> None:
+        """Count the loss of a step that was no anomaly."""
         self.observations += 1
         weight = max(1 - _DECAY, 1 / self.observations)
         self.mean += weight * (loss - self.mean)

@@ -6,89 +6,94 @@ import torch
 import xxhash
 from torch import nn
 
+from jobs.training.batch import Batch, num_samples, rows, to_device
 from jobs.training.config import TrainingConfig
-from jobs.training.objective import Objective
-from jobs.training.optimizer import adamw, set_learning_rate
+from jobs.training.objective import Means, Objective, TermSums
+from jobs.training.optimizer import set_learning_rate
+from jobs.training.state import TrainState
 from sharding.batch_plan import BatchPlan
-from sharding.fsdp import accumulates_sharded, reshards, set_pass, units_of
+from sharding.fsdp import accumulates_sharded, fsdp_modules, set_micro_batch, should_reshard_after_forward
 from sharding.group import Group, counts_piece
-from sharding.state import State, model_state, optimizer_state, prepare_adam
+from sharding.state import trained_parameters
 
 
-class Agreed(NamedTuple):
+class StepStats(NamedTuple):
     """What all ranks know of a step after their one small all-reduce."""
 
-    loss: float  # nats a token over the global batch
+    loss: float  # mean over all that counts in the global batch; NaN where nothing counts
+    weight: float  # how much counts: tokens, pairs, sequences
     gradient_norm: float
-    weight: float  # tokens of the global batch
-    stop: bool
-    save_failed: bool
+    stop: bool  # some rank was asked to stop
+    save_failed: bool  # on some rank
+    metrics: dict[str, float]
 
 
-class Stepper:
-    """Model and optimizer, and how a global batch moves them. Gradients are sums over tokens until `update`
-    divides them by the global weight, so that uneven ranks and micro-batches count rightly."""
+class TrainStep:
+    """How a global batch moves the model. Gradients are sums until `update` divides them by the global weight, so that
+    ranks and micro-batches of different weights count rightly."""
 
-    def __init__(self, model: nn.Module, objective: Objective, config: TrainingConfig, group: Group, *, dropout: bool) -> None:
-        self.model, self.objective, self.config, self.group, self.dropout = model, objective, config, group, dropout
-        self.optimizer = adamw(model, config.optim)
-        prepare_adam(self.optimizer)
-        self.tensors: State = model_state(model) | optimizer_state(model, self.optimizer)
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._counted = [p for p in self._parameters if counts_piece(p)]  # once each, however many ranks hold it
-        self._units = units_of(model)
-        self._reshard = reshards(model, config.fsdp, group.device)
-        self._sharded = accumulates_sharded(model, config.fsdp)
+    def __init__(
+        self, state: TrainState, objective: Objective, filler: Batch, config: TrainingConfig, group: Group, *, dropout: bool
+    ) -> None:
+        self.state, self.objective, self.config, self.group, self.dropout = state, objective, config, group, dropout
         self.plan = BatchPlan(
             global_batch=config.batch.global_batch,
             micro_batch=config.batch.micro_batch,
-            world_size=group.data_size,
-            rank=group.data_rank,
+            data_size=group.data_size,
+            data_rank=group.data_rank,
         )
+        self._filler = to_device(filler, group.device)
+        self._parameters = trained_parameters(state.model, state.optimizer)
+        self._counted = [p for p in self._parameters if counts_piece(p)]  # once each, however many ranks hold it
+        self._modules = fsdp_modules(state.model)
+        self._reshard = should_reshard_after_forward(state.model, config.parallel, group.device)
+        self._sharded = accumulates_sharded(state.model, config.parallel)
 
-    def backward(self, sequences: torch.Tensor, step: int) -> tuple[torch.Tensor, float]:
-        """Sum the gradients of this rank's sequences; returns their summed loss and their weight."""
-        sequences = sequences.to(self.group.device, non_blocking=True)
-        loss_sum, weight = torch.zeros((), dtype=torch.float64, device=self.group.device), 0.0
-        passes = self.plan.micro_batches(len(sequences))
-        for number, rows in enumerate(passes):
-            if len(passes) > 1:
-                set_pass(self._units, last=number == len(passes) - 1, reshard=self._reshard, sharded=self._sharded)
+    def backward(self, batch: Batch, step: int) -> TermSums:
+        """Sum the gradients of this rank's samples; returns their summed loss, weight and metrics."""
+        batch = to_device(batch, self.group.device)
+        sums = TermSums(self.objective.metric_names, self.group.device)
+        micro_batches = self.plan.micro_batches(num_samples(batch))
+        for number, which in enumerate(micro_batches):
+            if len(micro_batches) > 1:
+                last = number == len(micro_batches) - 1
+                set_micro_batch(self._modules, last=last, reshard=self._reshard, sharded=self._sharded)
             if self.dropout:
                 self._seed(step, number)
-            batch = sequences[rows]
-            if len(batch):
-                loss = self.objective.loss_sum(self.model, batch)
-                loss_sum += loss.detach()
-                weight += self.objective.weight(batch)
-            else:  # a pass of weight zero: the other ranks' collectives need it
-                loss = self.objective.loss_sum(self.model, sequences.new_zeros(1, sequences.shape[1])) * 0.0
+            if which.start < which.stop:
+                terms = self.objective(self.state.model, rows(batch, which))
+                sums.add(terms)
+                loss = terms.loss_sum
+            else:  # the other ranks' collectives need this rank too
+                loss = self.objective(self.state.model, self._filler).loss_sum * 0.0
             torch.autograd.backward(loss)
-        return loss_sum, weight
+        return sums
 
     def _seed(self, step: int, number: int) -> None:
-        """Dropout is a function of what is computed, so that a resumed step draws the same."""
+        """Make dropout a function of what is computed, so that a resumed step draws the same."""
         words = f"{self.config.seed}:{step}:{self.group.data_rank}:{number}"
         torch.manual_seed(xxhash.xxh3_64_intdigest(words.encode()) >> 1)
 
-    def agree(self, loss_sum: torch.Tensor, weight: float, *, stop: bool, save_failed: bool) -> Agreed:
-        """The global loss and gradient norm, and whether any rank must stop or could not save."""
-        norm = torch.nn.utils.get_total_norm(self._gradients(self._counted)).to(self.group.device, torch.float64)
-        if not self.group.counts_samples:
-            loss_sum, weight = torch.zeros_like(loss_sum), 0.0
-        mine = torch.tensor([weight, float(stop), float(save_failed)], dtype=torch.float64, device=self.group.device)
-        total = self.group.sum(torch.cat((torch.stack((loss_sum, norm * norm)), mine)))
-        loss, square, total_weight, stops, failures = total.tolist()
-        return Agreed(loss / total_weight, square**0.5 / total_weight, total_weight, stops > 0, failures > 0)
+    def reduce_stats(self, sums: TermSums, *, stop: bool, save_failed: bool) -> StepStats:
+        """The global loss, metrics and gradient norm, and whether any rank must stop or could not save."""
+        device = self.group.device
+        norm = torch.nn.utils.get_total_norm(self._gradients(self._counted)).to(device, torch.float64)
+        values = sums.values if self.group.counts_samples else torch.zeros_like(sums.values)
+        flags = torch.tensor([float(stop), float(save_failed)], dtype=torch.float64, device=device)
+        total = self.group.all_reduce_sum(torch.cat(((norm * norm)[None], flags, values)))
+        square, stops, failures, *terms = total.tolist()
+        means = Means.of(terms, sums.metric_names)
+        norm_of_mean = square**0.5 / means.weight if means.weight else 0.0
+        return StepStats(means.loss, means.weight, norm_of_mean, stops > 0, failures > 0, means.metrics)
 
-    def update(self, agreed: Agreed, learning_rate: float) -> None:
-        """Clip, and take the optimizer's step."""
+    def update(self, stats: StepStats, learning_rate: float) -> None:
+        """Clip the gradients, and take the optimizer's step."""
         clip = self.config.optim.grad_clip
-        factor = min(1.0, clip / (agreed.gradient_norm + 1e-6)) if clip else 1.0
-        torch._foreach_mul_(self._gradients(self._parameters), factor / agreed.weight)
-        set_learning_rate(self.optimizer, learning_rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        factor = min(1.0, clip / (stats.gradient_norm + 1e-6)) if clip else 1.0
+        torch._foreach_mul_(self._gradients(self._parameters), factor / stats.weight)
+        set_learning_rate(self.state.optimizer, learning_rate)
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad()
 
     @staticmethod
     @torch.no_grad()

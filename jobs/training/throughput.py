@@ -34,44 +34,46 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def flops_per_token(num_parameters: int, num_layers: int, hidden: int, seq_len: int) -> float:
-    """6N for the matrices and 12·L·h·T for attention: forward and backward (PaLM, appendix B)."""
+    """FLOPs of forward and backward: 6N for the matrices and 12·L·h·T for attention (PaLM, appendix B)."""
     return 6 * num_parameters + 12 * num_layers * hidden * seq_len
 
 
 class Meter:
-    """Rates since the last reading."""
+    """How many tokens a second the group trains on, measured between two readings."""
 
-    def __init__(self, device: torch.device, world_size: int, flops_a_token: float) -> None:
-        self.device, self.world_size, self.flops_a_token = device, world_size, flops_a_token
+    def __init__(self, device: torch.device, world_size: int, *, tokens_per_step: int, flops_per_token: float) -> None:
+        self.device, self.world_size = device, world_size
+        self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
         self.peak = peak_flops(device)
         self._tokens = 0
         self._since = time.perf_counter()
 
-    def count(self, tokens: int) -> None:
-        """Tokens of the global batch that were just learnt."""
-        self._tokens += tokens
+    def count_step(self) -> None:
+        """Count the tokens of a global batch that was just learnt."""
+        self._tokens += self.tokens_per_step
 
     def read(self) -> dict[str, float]:
-        """Metrics since the last call."""
+        """The metrics of the time since the last call, or since `restart`."""
         now = time.perf_counter()
         rate = self._tokens / max(1e-9, now - self._since)
         self._tokens, self._since = 0, now
         values = {"train/tokens_per_second": rate, "system/rank_memory_gib": _resident_gib()}
         if self.peak:
-            values["train/mfu"] = rate * self.flops_a_token / (self.peak * self.world_size)
+            values["train/mfu"] = rate * self.flops_per_token / (self.peak * self.world_size)
             values["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         return values
 
     def restart(self) -> None:
-        """Leave out what was not training (a validation, a rollback)."""
+        """Leave out the time until now: it was not training, but a validation or a rollback."""
         self._tokens, self._since = 0, time.perf_counter()
 
 
-def meter_of(model: nn.Module, config: Any, group: Group, seq_len: int) -> Meter:
+def meter_of(model: nn.Module, config: Any, group: Group, *, tokens_per_sample: int, global_batch: int) -> Meter:
     """A meter for a Hugging Face model of this configuration."""
-    count = sum(p.numel() for p in model.parameters())
-    flops = flops_per_token(count, config.num_hidden_layers, config.hidden_size, seq_len)
-    return Meter(group.device, group.world_size, flops)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    flops = flops_per_token(num_parameters, config.num_hidden_layers, config.hidden_size, tokens_per_sample)
+    tokens = tokens_per_sample * global_batch
+    return Meter(group.device, group.world_size, tokens_per_step=tokens, flops_per_token=flops)
 
 
 def _resident_gib() -> float:

@@ -1,4 +1,4 @@
-"""The data that a training job names: its sources, their tokenizer, their splits."""
+"""The tokenized data sets that a job names, and their common tokenizer."""
 
 from pathlib import Path
 
@@ -7,21 +7,22 @@ from pydantic import Field
 from cluster.config import DataPath, PathView, Section
 from cluster.errors import ConfigError
 from cluster.storage import StoragePath
-from datapipe.manifest import MANIFEST_NAME, Manifest, TokenizerRecord
+from datapipe.manifest import MANIFEST_NAME, Manifest
+from jobs.training.model_record import TokenizerPlan
 
 
 class WeightedData(Section):
     """One data set of a mixture."""
 
     path: DataPath = Field(description="a directory or URL that preprocess made")
-    weight: float = Field(default=1.0, gt=0, description="share of the samples, relative to the others")
+    weight: float = Field(default=1.0, gt=0, description="share of the samples, relative to the other data sets")
 
 
 Data = DataPath | list[WeightedData]
 
 
 def weighted(data: Data) -> list[WeightedData]:
-    """The sources of a mixture, also of one."""
+    """The data sets of a mixture; a single path is a mixture of one."""
     return [WeightedData(path=data)] if isinstance(data, str) else data
 
 
@@ -38,8 +39,8 @@ def check_data(data: Data, here: PathView = Path) -> None:
             raise ConfigError(f"data: {source.path}{seen} {what}; make it with `ropewalk run preprocess output={source.path}`")
 
 
-def common_tokenizer(manifests: list[Manifest], data: Data) -> TokenizerRecord:
-    """The tokenizer that made all of them. Raises ConfigError where there are several."""
+def tokenizer_of(manifests: list[Manifest], data: Data) -> TokenizerPlan:
+    """The one tokenizer that made all of these data sets. Raises ConfigError where there are several."""
     first = manifests[0].tokenizer
     for source, manifest in zip(weighted(data), manifests, strict=True):
         if manifest.tokenizer.hash != first.hash:
@@ -47,4 +48,4 @@ def common_tokenizer(manifests: list[Manifest], data: Data) -> TokenizerRecord:
                 f"data: {source.path} was made with the tokenizer {manifest.tokenizer.name} ({manifest.tokenizer.hash}), "
                 f"{weighted(data)[0].path} with {first.name} ({first.hash}); preprocess them with one tokenizer"
             )
-    return first
+    return TokenizerPlan(place=StoragePath(weighted(data)[0].path).child(first.path), record=first)

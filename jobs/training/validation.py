@@ -1,44 +1,40 @@
-"""The loss of every held-out sequence, the ranks sharing the work."""
+"""The mean loss and metrics of the first samples of a validation source, the ranks sharing the work."""
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from jobs.training.objective import NextToken
-from sharding.fsdp import free_gathered
+from jobs.training.batch import to_device
+from jobs.training.objective import Means, Objective, TermSums
+from jobs.training.source import Source
+from sharding.fsdp import reshard_all
 from sharding.group import Group
-
-if TYPE_CHECKING:
-    from datapipe.loader.loader import TokenLoader
 
 
 @torch.no_grad()
-def sequence_losses(
-    model: nn.Module, loader: "TokenLoader", group: Group, *, num_sequences: int, micro_batch: int
-) -> torch.Tensor:
-    """Summed nats of each of the first sequences of a split [num_sequences], float64, the same on every rank.
+def validate(
+    model: nn.Module, objective: Objective, source: Source, group: Group, *, num_samples: int, micro_batch: int
+) -> Means:
+    """Apply the training objective to samples 0 .. num_samples - 1 of a source; the same result on every rank.
 
-    The micro-batches do not depend on the world size. Ranks without one make a pass for nothing, since
+    The micro-batches do not depend on the number of ranks. A rank without one computes the source's filler, since
     collectives must match.
     """
-    losses = torch.zeros(num_sequences, dtype=torch.float64, device=group.device)
-    starts = range(0, num_sequences, micro_batch)
+    sums = TermSums(objective.metric_names, group.device)
+    filler = to_device(source.filler(), group.device)
+    num_micro_batches = math.ceil(num_samples / micro_batch)
     was_training = model.training
     model.eval()
-    for turn in range(math.ceil(len(starts) / group.data_size)):
-        number = turn * group.data_size + group.data_rank
-        start = starts[number] if number < len(starts) else num_sequences
-        stop = min(start + micro_batch, num_sequences)
-        empty = torch.zeros(1, loader.seq_len + 1, dtype=torch.int64)
-        batch = torch.from_numpy(loader.in_order(start, stop)) if stop > start else empty
-        found = NextToken().losses(model, batch.to(group.device)).view(len(batch), -1)
-        if stop > start:
-            losses[start:stop] = found.double().sum(dim=1)
-    free_gathered(model)
+    for turn in range(math.ceil(num_micro_batches / group.data_size)):
+        start = (turn * group.data_size + group.data_rank) * micro_batch
+        positions = range(start, min(start + micro_batch, num_samples))
+        terms = objective(model, to_device(source.read(positions), group.device) if positions else filler)
+        if positions:
+            sums.add(terms)
+    reshard_all(model)
     model.train(was_training)
-    return group.sum_over_data(losses)
+    return Means.of(group.sum_over_data(sums.values).tolist(), objective.metric_names)
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:

@@ -9,11 +9,10 @@ from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from cluster.errors import BackendError, SchedulerAwayError
+from k8s.api.objects import Object
 
 if TYPE_CHECKING:
     from httpcore2 import NetworkStream
-
-Object = dict[str, Any]
 
 KUEUE, OLDER_KUEUE = "apis/kueue.x-k8s.io/v1beta2", "apis/kueue.x-k8s.io/v1beta1"
 
@@ -21,23 +20,19 @@ KUEUE, OLDER_KUEUE = "apis/kueue.x-k8s.io/v1beta2", "apis/kueue.x-k8s.io/v1beta1
 KINDS = {
     "Job": ("apis/batch/v1", "jobs"),
     "Pod": ("api/v1", "pods"),
-    "Service": ("api/v1", "services"),
     "ConfigMap": ("api/v1", "configmaps"),
     "Event": ("api/v1", "events"),
-    "Node": ("api/v1", "nodes"),
     "Namespace": ("api/v1", "namespaces"),
     "ResourceQuota": ("api/v1", "resourcequotas"),
     "PersistentVolumeClaim": ("api/v1", "persistentvolumeclaims"),
     "ServiceAccount": ("api/v1", "serviceaccounts"),
     "PriorityClass": ("apis/scheduling.k8s.io/v1", "priorityclasses"),
     "SelfSubjectAccessReview": ("apis/authorization.k8s.io/v1", "selfsubjectaccessreviews"),
-    "JobSet": ("apis/jobset.x-k8s.io/v1alpha2", "jobsets"),
-    "RayJob": ("apis/ray.io/v1", "rayjobs"),
     "Workload": (KUEUE, "workloads"),
     "LocalQueue": (KUEUE, "localqueues"),
     "ClusterQueue": (KUEUE, "clusterqueues"),
 }
-GLOBAL = {"Node", "Namespace", "PriorityClass", "SelfSubjectAccessReview", "ClusterQueue"}
+GLOBAL = {"Namespace", "PriorityClass", "SelfSubjectAccessReview", "ClusterQueue"}
 STRICT = {"fieldValidation": "Strict"}
 PLAIN = "application/json"
 PATCHES = {
@@ -82,7 +77,11 @@ class Transport(Protocol):
 
 
 class StreamTransport(Transport, Protocol):
-    """A transport whose connections can be upgraded to a WebSocket."""
+    """A transport that keeps connections open, and can upgrade one to a WebSocket."""
+
+    def close(self) -> None:
+        """Close all connections."""
+        ...
 
     def upgrade(
         self, path: str, params: Mapping[str, Any], headers: Mapping[str, str]
@@ -122,22 +121,12 @@ class ApiClient:
         items: list[Object] = self._read(self.path(kind), params).get("items") or []
         return items
 
-    def list_everywhere(self, kind: str, fields: str = "") -> Sequence[Object]:
-        """List all objects of a kind that have these fields, in all namespaces."""
-        base, plural = KINDS[kind]
-        items: list[Object] = self._read(f"{base}/{plural}", {"fieldSelector": fields}).get("items") or []
-        return items
-
     def create(self, each: Object) -> Object:
         """Create an object; return it as the server has completed it. Raises ConflictError if one of its name exists.
 
         Raises RefusedError where the server does not know a field: it would leave it out, and with it what the run relies on.
         """
         return self._ask("POST", self.path(each["kind"]), STRICT, each)
-
-    def try_create(self, each: Object) -> None:
-        """Ask whether an object could be created, and whether the server knows its fields. Raises what `create` would raise."""
-        self._ask("POST", self.path(each["kind"]), {"dryRun": "All", **STRICT}, each)
 
     def patch(self, kind: str, name: str, patch: Any, how: str = "merge", part: str = "") -> Object:
         """Change an object, or a part of it such as its status, by a merge, strategic or json patch."""
@@ -214,6 +203,10 @@ class Kubernetes(ApiClient):
     def __init__(self, transport: StreamTransport, namespace: str) -> None:
         super().__init__(transport, namespace)
         self.transport = transport
+
+    def close(self) -> None:
+        """Close all connections to the API server."""
+        self.transport.close()
 
     def execute(self, pod: str, command: Sequence[str], stdin: BinaryIO | None = None, stdout: BinaryIO | None = None) -> None:
         """Run a command in a pod, as kubectl exec does; a command that is given input asks for it (`k8s.api.exec_stdin`).

@@ -27,6 +27,10 @@ class HttpTransport:
     def __init__(self, client: httpx2.Client) -> None:
         self.client, self.server = client, str(client.base_url).rstrip("/")
 
+    def close(self) -> None:
+        """Close all connections."""
+        self.client.close()
+
     def request(self, method: str, path: str, params: Mapping[str, str], body: Any, content_type: str) -> tuple[int, Any]:
         """Send a request, a GET once more where its connection was closed meanwhile; the answer's status and content."""
         content = orjson.dumps(body) if body is not None else None

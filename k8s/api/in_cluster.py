@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from k8s.api.client import ApiAwayError, ApiClient, ForbiddenError, NotFoundError, Object
+from k8s.api.client import ApiAwayError, ApiClient, ForbiddenError, NotFoundError
+from k8s.api.objects import Object
+from k8s.names import JOB_VARIABLE
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-KIND_VARIABLE = "ROPEWALK_JOB_KIND"  # of RayJobs
 JOB_LABEL = "batch.kubernetes.io/job-name"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 ANSWER_SECONDS = 5.0
@@ -76,7 +77,7 @@ class InClusterApi(ApiClient):
 
     def __init__(self, environment: Mapping[str, str] = os.environ, account: Path = ACCOUNT) -> None:
         super().__init__(ServiceAccountTransport(server_of(environment), account), environment["POD_NAMESPACE"])
-        self.job_name = environment["ROPEWALK_JOB"]
+        self.job_name = environment[JOB_VARIABLE]
 
     def pods(self) -> Sequence[Object]:
         """All pods of the Job."""

@@ -8,7 +8,7 @@ set -euo pipefail
 name=$1; shift
 push=; options=()
 for word in "$@"; do if [ "$word" = --push ]; then push=yes; else options+=("$word"); fi; done
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 builder=${BUILDER:-}
 for candidate in docker podman buildah; do

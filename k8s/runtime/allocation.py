@@ -13,7 +13,6 @@ from cluster.engines.ports import ReservedPort
 from cluster.process.forking import Process
 from cluster.process.signals import SignalFlag
 from cluster.run.directory import RunDir
-from cluster.spec import StopReason
 from cluster.supervise.allocation import Allocation
 from k8s.api.client import ApiError, ForbiddenError
 from k8s.api.in_cluster import InClusterApi
@@ -49,7 +48,6 @@ class PodAllocation(Allocation):
         self._agents = 0  # started so far, the stores included
         self._store: RemoteAgent | None = None
         self._store_port = ReservedPort()
-        self._limit: float | None = None
         self._notice = ""
         self._asked_for: int | None = None  # pods, of Kubernetes
         self._next_claim_look = self._next_word = self._next_request = 0.0
@@ -83,9 +81,7 @@ class PodAllocation(Allocation):
         return max(nodes.least, min(self.run.wanted_nodes or nodes.most, nodes.most))
 
     def initial_nodes(self) -> list[int]:
-        """Those that are there, or as many as the user wants of them; the attempt's time begins."""
-        minutes = self.resources.time_limit_minutes
-        self._limit = time.monotonic() + minutes * 60 if minutes else None
+        """Those that are there, or as many as the user wants of them."""
         self._notice = ""
         self.slots = {self.node_of(member.pod): member for member in self._ready()}
         for node in sorted(self.slots)[self.wanted() :]:
@@ -225,15 +221,13 @@ class PodAllocation(Allocation):
         self.asked_to_stop.set()
 
     def stop_reason(self) -> str:
-        """Why the whole run has to stop: this pod or, where all are needed, any of them has to go; or its time is up."""
+        """Why the whole run has to stop: this pod or, where all are needed, any of them has to go."""
         if self._notice:
             return self._notice
         leaving = self._leaving()
         for member in leaving:
             self.replacing.see_to(member, self.resources.grace_seconds)
-        if self._limit is not None and time.monotonic() > self._limit - self.resources.grace_seconds:
-            self._notice = StopReason.TIME_LIMIT
-        elif self.must_go():
+        if self.must_go():
             self._notice = self._notice or self.query_stop_reason()
         elif leaving and (not self.resources.nodes.elastic or len(leaving) == len(self.busy)):
             self._notice = self.query_stop_reason(leaving)

@@ -11,13 +11,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from cluster.config import Resources
-from cluster.engines.ports import NODE_CPUS_VARIABLE
-from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.process.forking import Forked, fork_program
 from cluster.process.kill import end, family
 from cluster.run.directory import RunDir
-from cluster.spec import Engine
+from cluster.supervise.agent_environment import agent_environment
 from cluster.supervise.allocation import agent_command, store_command
 
 log = logging.getLogger(__name__)
@@ -119,11 +116,5 @@ def share_of_node(run: RunDir) -> dict[str, str]:
     """Variables that keep a pod's processes to its share of its node: the cores that the manifest asks for, as it sets no limit,
     and no GPU where it asks for none, as an image may show them all.
     """
-    attempts = run.attempts()
-    details = run.attempt_details(attempts[-1]).get("resources") if attempts else None
-    resources = Resources.model_validate(details or run.record["resources"])
-    cpus = resources.cpus or resources.local_world_size
-    values = {NODE_CPUS_VARIABLE: str(cpus), NODE_GPUS_VARIABLE: str(resources.gpus)}
-    if "OMP_NUM_THREADS" not in os.environ and Engine(run.record["engine"]) is Engine.RANKS:
-        values["OMP_NUM_THREADS"] = str(max(1, cpus // resources.local_world_size))
-    return values
+    resources = run.resources()
+    return agent_environment(run, resources, cpus=resources.cpus or resources.local_world_size)

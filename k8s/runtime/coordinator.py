@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.config import Resources
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_REQUEUE
 from cluster.process.signals import install_stop_handler
@@ -34,7 +33,7 @@ DIED = "its carrier died: the pod that carried it was lost, or Kubernetes took i
 
 def conduct(run: RunDir, claim: Claim, listener: socket.socket, api: InClusterApi) -> int:
     """Carry the run as long as this pod may; the exit code."""
-    resources = Resources.model_validate(run.attempt_details(run.attempts()[-1]).get("resources") or run.record["resources"])
+    resources = run.resources()
     members = Members(listener, key_of(run, claim), lambda pod, caller: admitted(pod, caller, claim, api))
     replacing = Replacing(api)
     if (last := before(run, claim)) is not None and last.uid:

@@ -11,6 +11,7 @@ from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState, StopReason
 from k8s.api.client import ApiAwayError, ApiError
 from k8s.api.in_cluster import InClusterApi
+from k8s.names import OUTCOME_ANNOTATION
 from k8s.runtime.pod_status import why_taken
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,6 @@ log = logging.getLogger(__name__)
 TELL_SECONDS = 120.0  # how long an API server that is away is waited for
 TELL_PAUSE_SECONDS = 1.0
 LONGEST_RESULTS = 32 * 1024  # bytes of an annotation
-OUTCOME_ANNOTATION = "ropewalk/outcome"
 
 
 def tell_the_end(api: InClusterApi, outcome: Outcome) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from cluster.run.directory import RunDir
 from k8s.api.client import ApiError, ForbiddenError
 from k8s.api.in_cluster import InClusterApi
+from k8s.api.objects import Object
 from k8s.runtime.leader_terms import Claim, given_up
-from k8s.runtime.pod_status import Object, Pod, alive, index_of, over
+from k8s.runtime.pod_status import Pod, alive, index_of, over
 from k8s.runtime.protocol import LOST_SECONDS
 
 log = logging.getLogger(__name__)

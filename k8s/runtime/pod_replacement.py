@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 from k8s.api.client import ApiError, ForbiddenError
 from k8s.api.in_cluster import InClusterApi
+from k8s.api.objects import Object
 from k8s.runtime.membership import Member
-from k8s.runtime.pod_status import DEAD, LEAVING, Object, declared_dead, hurried, long_ended, over
+from k8s.runtime.pod_status import DEAD, LEAVING, declared_dead, hurried, long_ended, over
 
 log = logging.getLogger(__name__)
 

@@ -3,11 +3,9 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cluster.spec import StopReason
-
-Object = dict[str, Any]
+from k8s.api.objects import Object
 
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 LONG_AGO = "2020-01-01T00:00:00Z"  # longer than the Job controller ever waits

@@ -8,17 +8,17 @@ from cluster.backends.base import Check
 from cluster.config import Resources
 from cluster.errors import BackendError, RopewalkError
 from k8s.api.client import ForbiddenError, Kubernetes
-from k8s.manifests.workload import JOB, ray_shape
+from k8s.api.objects import shown
 from k8s.profile import K8sProfile
-from k8s.submission.preflight import JOBSET, KUBERAY, KUEUE, missing_rights, quotas, refusal, shown
+from k8s.submission.preflight import missing_rights, quotas, refusal
 
+KUEUE = "kueue.x-k8s.io"
 LEAST_VERSION = (1, 33)  # a Job's successPolicy and backoffLimitPerIndex are for good from there on
 USER_RIGHTS = (
     ("create", "batch", "jobs"),
     ("list", "batch", "jobs"),
     ("patch", "batch", "jobs"),
     ("delete", "batch", "jobs"),
-    ("create", "", "services"),
     ("list", "", "pods"),
     ("list", "", "events"),
 )
@@ -40,7 +40,7 @@ def checks(connect: Callable[[], Kubernetes], profile: K8sProfile) -> list[Check
         lambda: [_request(kube, profile)],
         lambda: _quotas(kube),
         lambda: [_volume(kube, profile)],
-        lambda: [_shape(kube, groups, profile)],
+        lambda: [_workload(groups, profile)],
     ]
 
     def answer(question: Callable[[], Sequence[Check]]) -> Sequence[Check]:
@@ -115,11 +115,8 @@ def _volume(kube: Kubernetes, profile: K8sProfile) -> Check:
     return Check(name="volume", ok=True, detail=f"{name}, {seen}")
 
 
-def _shape(kube: Kubernetes, groups: dict[str, str], profile: K8sProfile) -> Check:
-    found = [name for group, name in ((KUEUE, "Kueue"), (JOBSET, "JobSet"), (KUBERAY, "KubeRay")) if group in groups]
-    there = ", ".join(found) or "no Kueue, JobSet or KubeRay"
+def _workload(groups: dict[str, str], profile: K8sProfile) -> Check:
     queue = f"queue {profile.queue}" if profile.queue else "no queue"
-    ray = ray_shape(profile, lambda: kube)
-    rayjobs = "RayJobs" if profile.ray else "on several nodes RayJobs"
-    shape = f"runs are Indexed Jobs, those of the ray engine {rayjobs if ray.kind != JOB else 'too'} ({ray.why})"
-    return Check(name="shape", ok=True, detail=f"{there}; {shape}; {queue}")
+    kueue = "Kueue is there" if KUEUE in groups else "no Kueue"
+    runs = "runs are Indexed Jobs (`kubectl get jobs`) and start their own Ray where they need one: KubeRay need not be installed"
+    return Check(name="workload", ok=True, detail=f"{runs}; {kueue}, {queue}")

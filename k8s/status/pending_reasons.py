@@ -4,40 +4,36 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
 
-Object = dict[str, Any]
+from k8s.api.objects import Object, seconds_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trouble:
+class PendingReason:
     """What keeps a run from starting."""
 
     word: str  # Kubernetes' own, such as Unschedulable
     said: str  # its own sentence
     remedy: str = ""
-    hopeless: bool = False  # waiting does not mend it
+    permanent: bool = False  # waiting does not mend it
 
     def __str__(self) -> str:
         return f"{self.said}; {self.remedy}" if self.remedy else self.said
 
 
 PREPARING_SECONDS = 3.0  # of a node with the image and an ordinary volume
-HEAD_SECONDS = 60.0  # of a worker of Ray until its head answers
 PASSING = "failed to sync"  # a kubelet that has not seen the volume's source yet
 GENTLE_CODES = (0, 75, 85, 143)  # saved and left; another pod follows
 IMAGE_WORDS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 IMAGE_REMEDY = "correct image in the cluster's profile, or push the image; image_pull_secrets where the registry wants a login"
-WAITS_FOR_HEAD = "it calls /bin/bash and `ray` until Ray's head answers: the image needs both, or ray: indexed in the profile"
 NO_IMAGE = (
     r"(not found|manifest unknown|does not exist|denied|unauthorized|invalid reference format|is not present with pull policy)"
 )
 
 # (what Kubernetes says, what to do, whether waiting cannot help); the first that matches decides
 REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
-    (re.compile(pattern, re.I), remedy, hopeless)
-    for pattern, remedy, hopeless in (
+    (re.compile(pattern, re.I), remedy, permanent)
+    for pattern, remedy, permanent in (
         (rf"image.*{NO_IMAGE}", IMAGE_REMEDY, True),
         (r"Failed to pull image|Back-off pulling image", IMAGE_REMEDY, False),
         (r"persistentvolumeclaim \S+ not found", "create the claim, or correct claim or mounts in the cluster's profile", True),
@@ -72,12 +68,6 @@ REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
             "the image holds no ropewalk; k8s/image/Dockerfile builds one that does",
             True,
         ),
-        (
-            r"status checks have been failing",
-            "its head was away for longer than this KubeRay allows: resume the run, with ray: indexed in the profile",
-            False,
-        ),
-        (r"404 page not found", "there is no KubeRay in this cluster: take `ray` out of the cluster's profile", True),
         (r"forbidden", "ask for the rights that k8s/manifests/rbac.yaml lists", False),
         (r"Insufficient (\S+)", "request less per node or fewer nodes, or wait for other jobs to end", False),
         (r"didn't match Pod's node affinity|node\(s\) didn't match", "correct node_selector in the cluster's profile", False),
@@ -88,14 +78,14 @@ REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
 
 def remedy_of(said: str) -> tuple[str, bool]:
     """What to do about something that Kubernetes says, and whether waiting cannot help."""
-    return next(((remedy, hopeless) for pattern, remedy, hopeless in REMEDIES if pattern.search(said)), ("", False))
+    return next(((remedy, permanent) for pattern, remedy, permanent in REMEDIES if pattern.search(said)), ("", False))
 
 
-def trouble(word: str, said: str) -> Trouble:
-    """Words of Kubernetes, with the remedy."""
+def reason(word: str, said: str) -> PendingReason:
+    """Kubernetes' words as a reason to wait, with the remedy."""
     said = tidy(said)
-    remedy, hopeless = remedy_of(said)
-    return Trouble(word=word, said=said, remedy=remedy, hopeless=hopeless)
+    remedy, permanent = remedy_of(said)
+    return PendingReason(word=word, said=said, remedy=remedy, permanent=permanent)
 
 
 def with_remedy(said: str) -> str:
@@ -104,37 +94,37 @@ def with_remedy(said: str) -> str:
     return f"{said}; {remedy}" if remedy else said
 
 
-def pod_trouble(pod: Object, events: Sequence[Object] = ()) -> Trouble | None:
+def pod_reason(pod: Object, events: Sequence[Object] = ()) -> PendingReason | None:
     """What keeps a pod from running, if anything does; `events` are the warnings about it."""
     status = pod.get("status") or {}
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return trouble(condition.get("reason") or "Unschedulable", condition.get("message") or "no node has room for it yet")
+            return reason(condition.get("reason") or "Unschedulable", condition.get("message") or "no node has room for it yet")
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         waiting = (container.get("state") or {}).get("waiting") or {}
         word, said = waiting.get("reason") or "", waiting.get("message") or ""
         if word in IMAGE_WORDS:
             image = container.get("image") or ""
-            return trouble(word, said if image in said and "image" in said else f"image {image}: {said}")
+            return reason(word, said if image in said and "image" in said else f"image {image}: {said}")
         if word and word not in {"ContainerCreating", "PodInitializing"}:
-            return trouble(word, said or word)
+            return reason(word, said or word)
     if status.get("phase") == "Failed":
         return _failed(pod)
     if first := next((c["name"] for c in status.get("initContainerStatuses") or [] if "running" in (c.get("state") or {})), ""):
-        long = time.time() - seconds_of(status.get("startTime")) > HEAD_SECONDS
-        remedy = WAITS_FOR_HEAD if first == "wait-gcs-ready" and long else ""
-        return Trouble(word="Init", said=f"container {first} of its pod has to end first", remedy=remedy)
+        return PendingReason(word="Init", said=f"container {first} of its pod has to end first")
     if status.get("phase") == "Pending" and events:
-        return event_trouble(events)
+        return reason_of_events(events)
     node = pod["spec"].get("nodeName")
     since = next((c["lastTransitionTime"] for c in status.get("conditions") or [] if c["type"] == "PodScheduled"), None)
     if status.get("phase") == "Pending" and node and time.time() - seconds_of(since) > PREPARING_SECONDS:
         images = ", ".join(dict.fromkeys(container["image"] for container in pod["spec"]["containers"]))
-        return Trouble(word="ContainerCreating", said=f"{node} prepares its pod: it pulls image {images}, or mounts volumes")
+        return PendingReason(
+            word="ContainerCreating", said=f"{node} prepares its pod: it pulls image {images}, or mounts volumes"
+        )
     return None
 
 
-def _failed(pod: Object) -> Trouble | None:
+def _failed(pod: Object) -> PendingReason | None:
     """Of a pod that ended before the run could begin: its own last words."""
     status = pod["status"]
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
@@ -146,31 +136,35 @@ def _failed(pod: Object) -> Trouble | None:
             return None
         said = lines[-1] if lines else f"exit code {ended.get('exitCode')}"
         word = ended.get("reason") or "Error"
-        remedy, hopeless = remedy_of(said)
-        return Trouble(word=word, said=f"its pods end as they start: {tidy(said)[-300:]}", remedy=remedy, hopeless=hopeless)
+        remedy, permanent = remedy_of(said)
+        return PendingReason(
+            word=word, said=f"its pods end as they start: {tidy(said)[-300:]}", remedy=remedy, permanent=permanent
+        )
     said = status.get("message") or ""
-    return trouble(status.get("reason") or "Failed", said) if said else None
+    return reason(status.get("reason") or "Failed", said) if said else None
 
 
-def event_trouble(events: Sequence[Object]) -> Trouble | None:
+def reason_of_events(events: Sequence[Object]) -> PendingReason | None:
     """What warnings about a Job or a pod say: what no waiting mends before the rest, and then the newest."""
     newest_first = sorted((e for e in events if PASSING not in (e.get("message") or "")), key=_last_seen, reverse=True)
-    found = [trouble(e.get("reason") or "Warning", e.get("message") or "") for e in newest_first]
-    return min(found, key=lambda each: not each.hopeless, default=None)
+    found = [reason(e.get("reason") or "Warning", e.get("message") or "") for e in newest_first]
+    return min(found, key=lambda each: not each.permanent, default=None)
 
 
-def workload_trouble(workload: Object) -> Trouble | None:
+def workload_reason(workload: Object) -> PendingReason | None:
     """Why Kueue does not admit a workload, in its own words."""
     conditions = {each["type"]: each for each in (workload.get("status") or {}).get("conditions") or []}
     for kind in ("QuotaReserved", "Admitted"):
         condition = conditions.get(kind)
         if condition and condition["status"] == "False":
             said = tidy(condition.get("message") or "it waits for quota")
-            hopeless = condition.get("reason") == "Inadmissible" and "doesn't exist" in said
-            remedy = "correct queue in the cluster's profile" if hopeless else ""
-            return Trouble(word=condition.get("reason") or kind, said=f"queue {_queue(workload)}: {said}", remedy=remedy)
+            permanent = condition.get("reason") == "Inadmissible" and "doesn't exist" in said
+            remedy = "correct queue in the cluster's profile" if permanent else ""
+            return PendingReason(word=condition.get("reason") or kind, said=f"queue {_queue(workload)}: {said}", remedy=remedy)
     return (
-        None if "QuotaReserved" in conditions else Trouble(word="Queued", said=f"queue {_queue(workload)} has not looked at it")
+        None
+        if "QuotaReserved" in conditions
+        else PendingReason(word="Queued", said=f"queue {_queue(workload)} has not looked at it")
     )
 
 
@@ -186,11 +180,6 @@ def tidy(said: str) -> str:
     said = re.sub(r" ?preemption: 0/\d+ nodes are available:.*$", "", said)
     said = re.sub(r'^(Error creating: )?(pods|jobs\.batch) "([^"]+)" is forbidden: ', "", said)
     return said.strip().removesuffix("no new claims to deallocate,").strip().rstrip(".")
-
-
-def seconds_of(timestamp: str | None) -> float:
-    """A timestamp of Kubernetes as seconds since the epoch; 0 where there is none."""
-    return datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0
 
 
 def _last_seen(event: Object) -> str:

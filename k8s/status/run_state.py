@@ -1,107 +1,121 @@
-"""What became of a run, of what Kubernetes says of its Job and of what lies in its directory."""
+"""What became of a run, by what Kubernetes shows of its Job and by what lies in its directory. Writes nothing."""
 
 import json
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from cluster.backends.base import BackendState
-from cluster.backends.recovery import SETTLE_SECONDS, conclude, has_agents, lost, never_submitted
-from cluster.backends.submission import PATIENCE_SECONDS
+from cluster.backends.recovery import SETTLE_SECONDS, end_without_word, has_agents, lost, never_submitted
+from cluster.backends.submission import PATIENCE_SECONDS, is_over
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
-from k8s.manifests.job import OUTCOME_ANNOTATION, QUEUE_LABEL
-from k8s.status.pending_reasons import Trouble, event_trouble, pod_trouble, seconds_of, with_remedy, workload_trouble
-
-Object = dict[str, Any]
+from k8s.api.objects import Object, seconds_of
+from k8s.names import OUTCOME_ANNOTATION, QUEUE_LABEL
+from k8s.status.observe import Observation, end_of
+from k8s.status.pending_reasons import PendingReason, pod_reason, reason_of_events, with_remedy, workload_reason
 
 LEAVING_SECONDS = 60.0  # beyond its grace period, before a Job that is being deleted is taken for gone
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What Kubernetes shows of one run."""
-
-    details: Mapping[str, Any]  # what the newest submission wrote down
-    job: Object | None = None
-    pods: Sequence[Object] = ()  # those that do not run yet
-    workload: Object | None = None
-    events: Sequence[Object] = field(default=())  # warnings about the Job and its pods
-
-
-def judge(run: RunDir, seen: Seen) -> BackendState:
-    """The run's state; an end of which only Kubernetes knows is written down as its outcome."""
+def run_state(run: RunDir, seen: Observation) -> BackendState:
+    """The run's state, and why it waits if it does."""
     attempts = run.attempts()
     if not attempts:
         return never_submitted(run)
     outcome = run.outcome(attempts[-1])
     if outcome is None or not outcome.state.final:
-        outcome = told_by(run, seen.job) or outcome
+        outcome = unwritten_end(run, seen) or outcome
     if outcome is not None and outcome.state.final:
         return BackendState(state=outcome.state, word="ended", reason=outcome.cause)
     if seen.job is None:
-        return _unknown(run, seen.details, outcome)
+        return _without_job(run, seen.details, outcome)
     handle = handle_of(seen.job)
     if "deletionTimestamp" in seen.job["metadata"]:
-        return _leaving(run, seen.job, handle)
+        return BackendState(state=RunState.RUNNING, word="Terminating", reason="checkpointing before it stops", handle=handle)
     if end := end_of(seen.job):
-        return _settle(run, seen, end, outcome)
+        return BackendState(state=RunState.RUNNING, word=str(end["type"]), reason="ended; its outcome is awaited")
     if outcome is None and has_agents(run) and not seen.job["spec"].get("suspend"):
         return BackendState(state=RunState.RUNNING, word="Running", handle=handle)
-    waits = RunState.REQUEUED if outcome is not None or len(attempts) > 1 or has_agents(run) else RunState.PENDING
-    trouble = trouble_of(seen)
-    if trouble is not None and trouble.hopeless and waits is RunState.PENDING:
-        settled = conclude(run, RunState.FAILED, f"never started: {trouble}")
-        return BackendState(state=settled.state, word=trouble.word, reason=settled.cause, handle=handle)
-    if trouble is None:
+    waits, reason = _waits_as(run, outcome), pending_reason(seen)
+    if reason is None:
         state = RunState.RUNNING if _all_ready(seen.job) and waits is RunState.PENDING else waits
         return BackendState(state=state, word=_word(seen.job), handle=handle)
-    return BackendState(state=waits, word=trouble.word, reason=str(trouble), handle=handle)
+    return BackendState(state=waits, word=reason.word, reason=str(reason), handle=handle)
 
 
-def ended_unseen(run: RunDir, seen: Seen) -> bool:
-    """Its Job has ended or is gone, and nothing that this machine sees tells how the run has."""
-    outcome = run.last_outcome()
-    if not run.attempts() or (outcome is not None and outcome.state.final) or told_by(run, seen.job) is not None:
+def unwritten_end(run: RunDir, seen: Observation) -> Outcome | None:
+    """How the run has ended, where only Kubernetes knows it; None where it has not, or its directory says how."""
+    attempts = run.attempts()
+    outcome = run.outcome(attempts[-1]) if attempts else None
+    if not attempts or (outcome is not None and outcome.state.final):
+        return None
+    if (told := outcome_on(seen.job)) is not None:
+        return told
+    if seen.job is None:
+        cause = "cancelled; no Job carried it" if outcome is None else "cancelled while it waited"
+        return end_without_word(run, RunState.CANCELLED, cause) if run.cancel_requested else None
+    if "deletionTimestamp" in seen.job["metadata"]:
+        return _held_by_a_dead_node(run, seen.job)
+    if end := end_of(seen.job):
+        awaited = outcome is None and has_agents(run) and time.time() - seconds_of(end.get("lastTransitionTime")) < SETTLE_SECONDS
+        return None if awaited else _ended_without_word(run, end)
+    if never_starts(run, seen):
+        return end_without_word(run, RunState.FAILED, f"never started: {pending_reason(seen)}")
+    return None
+
+
+def never_starts(run: RunDir, seen: Observation) -> bool:
+    """Whether the run has not started and no waiting helps: its Job, which has not ended, serves nothing any more."""
+    job, outcome = seen.job, run.last_outcome()
+    if job is None or end_of(job) is not None or "deletionTimestamp" in job["metadata"]:
+        return False
+    reason = pending_reason(seen) if _waits_as(run, outcome) is RunState.PENDING else None
+    return reason is not None and reason.permanent
+
+
+def ended_unseen(run: RunDir, seen: Observation) -> bool:
+    """Whether its Job has ended or is gone, and nothing that this machine sees tells how the run has."""
+    if not run.attempts() or is_over(run) or outcome_on(seen.job) is not None:
         return False
     if seen.job is None:
         return run.cancel_requested or time.time() - float(seen.details.get("created") or 0) > PATIENCE_SECONDS
     return end_of(seen.job) is not None
 
 
-def trouble_of(seen: Seen) -> Trouble | None:
+def pending_reason(seen: Observation) -> PendingReason | None:
     """What keeps the run from starting, if anything does; what no waiting mends comes first."""
     if seen.job is not None and seen.job["spec"].get("suspend"):
         if seen.workload is not None:
-            return workload_trouble(seen.workload)
-        if QUEUE_LABEL in seen.job["metadata"]["labels"]:
-            return Trouble(word="Queued", said=f"queue {seen.job['metadata']['labels'][QUEUE_LABEL]} has not looked at it yet")
+            return workload_reason(seen.workload)
+        if queue := seen.job["metadata"]["labels"].get(QUEUE_LABEL):
+            return PendingReason(word="Queued", said=f"queue {queue} has not looked at it yet")
         return _held(seen)
     by_pod: dict[str, list[Object]] = {}
     for event in seen.events:
         by_pod.setdefault(event["involvedObject"]["name"], []).append(event)
     newest_first = sorted(seen.pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), reverse=True)
-    found = [pod_trouble(pod, by_pod.get(pod["metadata"]["name"], ())) for pod in newest_first]
-    troubles = sorted((each for each in found if each), key=lambda each: not each.hopeless)
-    if troubles:
-        return troubles[0]
-    told = [event for name in makers_of(seen.job) for event in by_pod.get(name, ())]
-    return event_trouble(told) if not _all_ready(seen.job) and not seen.pods else None
+    found = [pod_reason(pod, by_pod.get(pod["metadata"]["name"], ())) for pod in newest_first]
+    reasons = sorted((each for each in found if each), key=lambda each: not each.permanent)
+    if reasons:
+        return reasons[0]
+    if seen.job is None or seen.pods or _all_ready(seen.job):
+        return None
+    return reason_of_events(by_pod.get(seen.job["metadata"]["name"], ()))
 
 
-def _held(seen: Seen) -> Trouble:
-    """Its gate has not let it go yet."""
+def _held(seen: Observation) -> PendingReason:
+    """Why the Job is suspended that no queue has suspended."""
     if others := seen.details.get("after"):
-        return Trouble(word="Dependency", said=f"it waits for {' and '.join(others)}")
+        return PendingReason(word="Dependency", said=f"it waits for {' and '.join(others)}")
     if at_once := seen.details.get("at_once"):
-        return Trouble(word="Turn", said=f"{at_once} of the runs that were submitted with it run at a time")
-    return Trouble(word="Suspended", said="somebody has suspended its Job", remedy="`kubectl patch` its spec.suspend to false")
+        return PendingReason(word="Turn", said=f"{at_once} of the runs that were submitted with it run at a time")
+    remedy = "`kubectl patch` its spec.suspend to false"
+    return PendingReason(word="Suspended", said="somebody has suspended its Job", remedy=remedy)
 
 
-def told_by(run: RunDir, job: Object | None) -> Outcome | None:
-    """The outcome that the run left on its Job, written down where this machine does not see the run's own file.
+def outcome_on(job: Object | None) -> Outcome | None:
+    """The outcome that a run's pods have left on its Job.
 
     Other pods of the namespace may be able to write there too: it counts once the Job has ended, or somebody has deleted it.
     """
@@ -111,33 +125,22 @@ def told_by(run: RunDir, job: Object | None) -> Outcome | None:
     if not text:
         return None
     raw = json.loads(text)
-    outcome = Outcome(**{**raw, "state": RunState(raw["state"])})
-    if run.attempts():
-        with suppress(OSError):
-            run.write_outcome(run.attempts()[-1], outcome)
-    return outcome
+    return Outcome(**{**raw, "state": RunState(raw["state"])})
 
 
 def handle_of(job: Object) -> str:
-    """k8s:NAMESPACE/NAME."""
+    """A Job's handle: k8s:NAMESPACE/NAME."""
     return f"k8s:{job['metadata']['namespace']}/{job['metadata']['name']}"
 
 
-def end_of(job: Object) -> Mapping[str, Any] | None:
-    """The condition with which a Job has ended, if it has."""
-    conditions = (job.get("status") or {}).get("conditions") or []
-    return next((c for c in conditions if c["type"] in {"Complete", "Failed"} and c["status"] == "True"), None)
+def _waits_as(run: RunDir, outcome: Outcome | None) -> RunState:
+    """What a run that does not run is: it has never begun, or goes on after an attempt."""
+    begun = outcome is not None or len(run.attempts()) > 1 or has_agents(run)
+    return RunState.REQUEUED if begun else RunState.PENDING
 
 
-def makers_of(job: Object | None) -> list[str]:
-    """Whose events tell why there are no pods: the Job, or the RayJob and its RayCluster."""
-    if job is None:
-        return []
-    return [name for name in (job["metadata"]["name"], (job.get("status") or {}).get("cluster")) if name]
-
-
-def _all_ready(job: Object | None) -> bool:
-    return job is not None and (job.get("status") or {}).get("ready", 0) >= job["spec"].get("parallelism", 1)
+def _all_ready(job: Object) -> bool:
+    return bool((job.get("status") or {}).get("ready", 0) >= job["spec"].get("parallelism", 1))
 
 
 def _word(job: Object) -> str:
@@ -147,32 +150,23 @@ def _word(job: Object) -> str:
     return "Running" if _all_ready(job) else f"{status.get('ready', 0)}/{job['spec'].get('parallelism', 1)} pods ready"
 
 
-def _unknown(run: RunDir, details: Mapping[str, Any], outcome: Outcome | None) -> BackendState:
-    if run.cancel_requested:
-        cause = "cancelled; no Job carried it" if outcome is None else "cancelled while it waited"
-        return BackendState(state=RunState.CANCELLED, word="lost", reason=conclude(run, RunState.CANCELLED, cause).cause)
+def _without_job(run: RunDir, details: Mapping[str, Any], outcome: Outcome | None) -> BackendState:
     if outcome is None and time.time() - float(details.get("created") or 0) < PATIENCE_SECONDS and not has_agents(run):
         return BackendState(state=RunState.PENDING, word="submitting")
-    said = f"Kubernetes has no Job {details.get('name') or 'of it'} any more, and it left no final outcome"
-    return lost(run, said)
+    return lost(run, f"Kubernetes has no Job {details.get('name') or 'of it'} any more, and it left no final outcome")
 
 
-def _leaving(run: RunDir, job: Object, handle: str) -> BackendState:
-    """Its Job is being deleted: by our cancel, or by somebody's kubectl."""
+def _held_by_a_dead_node(run: RunDir, job: Object) -> Outcome | None:
+    """The end of a run whose Job is being deleted, by a cancel or by somebody's kubectl, for longer than its pods may take."""
     grace = job["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30)
     # the timestamp is when the deletion was asked for
-    if time.time() - seconds_of(job["metadata"]["deletionTimestamp"]) > grace + LEAVING_SECONDS:
-        cause = "cancelled; a node that does not answer still holds a pod of it"
-        return BackendState(state=RunState.CANCELLED, word="ended", reason=conclude(run, RunState.CANCELLED, cause).cause)
-    return BackendState(state=RunState.RUNNING, word="Terminating", reason="checkpointing before it stops", handle=handle)
+    if time.time() - seconds_of(job["metadata"]["deletionTimestamp"]) <= grace + LEAVING_SECONDS:
+        return None
+    return end_without_word(run, RunState.CANCELLED, "cancelled; a node that does not answer still holds a pod of it")
 
 
-def _settle(run: RunDir, seen: Seen, end: Mapping[str, Any], outcome: Outcome | None) -> BackendState:
-    """A Job that ended without a word of ours."""
-    word = str(end["type"])
-    if time.time() - seconds_of(end.get("lastTransitionTime")) < SETTLE_SECONDS and has_agents(run) and outcome is None:
-        return BackendState(state=RunState.RUNNING, word=word, reason="ended; its outcome is awaited")
+def _ended_without_word(run: RunDir, end: Mapping[str, Any]) -> Outcome:
+    """The end of a run whose Job ended before a pod could write how, in Kubernetes' words."""
     said = ": ".join(str(each) for each in (end.get("reason"), end.get("message")) if each)
     state = RunState.CANCELLED if run.cancel_requested else RunState.FAILED
-    settled = conclude(run, state, with_remedy(f"Kubernetes says {word}{f' ({said})' if said else ''}"))
-    return BackendState(state=settled.state, word=word, reason=settled.cause)
+    return end_without_word(run, state, with_remedy(f"Kubernetes says {end['type']}{f' ({said})' if said else ''}"))

@@ -1,4 +1,4 @@
-"""Would a run wait, and why, and what smaller request would start sooner: asked of the cluster before anything is submitted."""
+"""Would a run wait, and why, and what smaller request would start sooner: by Kueue and quotas, before anything is submitted."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -7,67 +7,64 @@ from dataclasses import dataclass
 from cluster.config import Resources
 from cluster.errors import RopewalkError
 from cluster.text import counted
-from k8s.api.client import ForbiddenError, Kubernetes, NotFoundError, Object
+from k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
+from k8s.api.objects import Object, amount, shown
 from k8s.profile import K8sProfile
-from k8s.submission.preflight import amount, demand, quotas, refusal, shown
+from k8s.submission.preflight import demand, quotas, refusal
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
+class Capacity:
     """How many nodes of a request there is room for now, by somebody's account."""
 
     nodes: int
-    short: str  # what more would be needed for all, and where: `2 more CPU needed in flavor default`
+    short: str  # what more would be needed for all, and where: `2 CPU more needed in flavor default`
     ahead: int = 0  # workloads that wait for the same
 
 
-def foresee(connect: Callable[[], Kubernetes], profile: K8sProfile, resources: Resources) -> str:
+def estimate(connect: Callable[[], Kubernetes], profile: K8sProfile, resources: Resources) -> str:
     """Whether the run would wait, why, and what smaller request would start sooner; one sentence. Raises no error."""
     try:
         kube = connect()
         if said := refusal(kube, profile, resources):
             return f"It could never start: {said}."
-        rooms = [room for room in (_in_queue(kube, profile, resources), _in_quotas(kube, profile, resources)) if room]
-        if (free := _on_nodes(kube, profile, resources)) is not None:
-            rooms.append(free)
+        found = (_in_queue(kube, profile, resources), _in_quotas(kube, profile, resources))
     except RopewalkError as error:
         return f"Kubernetes cannot be asked whether it would wait: {error}."
-    return sentence(rooms, resources)
+    return sentence([capacity for capacity in found if capacity], resources)
 
 
-def sentence(rooms: Sequence[Room], resources: Resources) -> str:
-    """The answer, of the tightest of these."""
-    if not rooms:
-        return "Kubernetes would take it; it does not let you see whether there is room."
-    tightest = min(rooms, key=lambda room: room.nodes)
+def sentence(capacities: Sequence[Capacity], resources: Resources) -> str:
+    """The answer, by the tightest of these."""
+    if not capacities:
+        return "Kubernetes would take it; it starts as soon as nodes have room, and no queue or quota says when."
+    tightest = min(capacities, key=lambda capacity: capacity.nodes)
     least, most = resources.nodes.least, resources.nodes.most
-    ahead = max(room.ahead for room in rooms)
+    ahead = max(capacity.ahead for capacity in capacities)
     first = f", unless {ahead} that {'waits' if ahead == 1 else 'wait'} in its queue {'comes' if ahead == 1 else 'come'} first"
     if tightest.nodes >= most:
-        return f"It would start at once{first if ahead else ''}."
+        return f"It would start as soon as nodes have room{first if ahead else ''}."
     if tightest.nodes >= least:
         grow = f"{tightest.nodes} of {most} nodes" if most > 1 else "one node"
-        return f"It would start at once with {grow} ({tightest.short}){first if ahead else ''}."
+        return f"It would start with {grow} ({tightest.short}){first if ahead else ''}."
     fewer = f"; {counted(tightest.nodes, 'node')} would start now" if tightest.nodes else ""
     return f"It would wait: {tightest.short}{fewer}{f'; {ahead} wait in its queue already' if ahead else ''}."
 
 
 def fitting(free: Mapping[str, float], asked: Mapping[str, float]) -> int:
-    """How many nodes of a request fit into what is free; what is not named is not limited."""
+    """How many nodes of a request fit into what is free; a resource that is not named is not limited."""
     counts = [math.floor(free[name] / value + 1e-9) for name, value in asked.items() if name in free and value > 0]
     return max(0, min(counts)) if counts else 1 << 30
 
 
 def lacking(free: Mapping[str, float], asked: Mapping[str, float], nodes: int) -> str:
-    """`2 CPU and 1.0 GiB memory`: what more all nodes of a request would need."""
+    """What more all nodes of a request would need: `2 CPU and 1.0 GiB memory`."""
     short = [(name, value * nodes - free[name]) for name, value in asked.items() if name in free and value * nodes > free[name]]
     return " and ".join(shown(name, missing) for name, missing in short)
 
 
-# --- Kueue
-
-
-def _in_queue(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> Room | None:
+def _in_queue(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> Capacity | None:
+    """What Kueue has left for the profile's queue: in the flavor that fits most."""
     if profile.queue is None:
         return None
     local = kube.get("LocalQueue", profile.queue)
@@ -75,14 +72,14 @@ def _in_queue(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> Ro
     try:
         queue = kube.get("ClusterQueue", local["spec"]["clusterQueue"])
     except (ForbiddenError, NotFoundError):
-        return Room(nodes=1 << 30, short="", ahead=ahead)
+        return Capacity(nodes=1 << 30, short="", ahead=ahead)
     asked = demand(resources, profile)
-    rooms = []
+    found = []
     for flavor, free in flavors(queue).items():
         nodes = fitting(free, asked)
         short = lacking(free, asked, resources.nodes.most)
-        rooms.append(Room(nodes=nodes, short=f"{short} more needed in flavor {flavor} of queue {profile.queue}", ahead=ahead))
-    return max(rooms, key=lambda room: room.nodes) if rooms else None
+        found.append(Capacity(nodes=nodes, short=f"{short} more needed in flavor {flavor} of queue {profile.queue}", ahead=ahead))
+    return max(found, key=lambda capacity: capacity.nodes) if found else None
 
 
 def flavors(queue: Object) -> dict[str, dict[str, float]]:
@@ -101,61 +98,16 @@ def flavors(queue: Object) -> dict[str, dict[str, float]]:
     return found
 
 
-# --- quota and nodes
-
-
-def _in_quotas(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> Room | None:
+def _in_quotas(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> Capacity | None:
+    """What the tightest of the namespace's quotas has left, where one may look at them."""
     asked = demand(resources, profile)
     try:
         limits = [quota for quota in quotas(kube) if quota.resource in asked]
     except ForbiddenError:
         return None
-    rooms = []
+    found = []
     for quota in limits:
         free = {quota.resource: quota.hard - quota.used}
         short = lacking(free, asked, resources.nodes.most)
-        rooms.append(Room(nodes=fitting(free, asked), short=f"{short} more needed in quota {quota.owner}"))
-    return min(rooms, key=lambda room: room.nodes) if rooms else None
-
-
-def _on_nodes(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> Room | None:
-    """What the scheduler would find, where one may look at nodes and at the pods on them; affinities are not looked at."""
-    asked = demand(resources, profile)
-    try:
-        nodes = [node for node in kube.list("Node") if _usable(node, profile)]
-        pods = kube.list_everywhere("Pod", fields="status.phase!=Succeeded,status.phase!=Failed")
-    except ForbiddenError:
-        return None
-    used: dict[str, dict[str, float]] = {}
-    for pod in pods:
-        mine = used.setdefault(pod["spec"].get("nodeName") or "", {})
-        mine["pods"] = mine.get("pods", 0) + 1
-        for container in pod["spec"]["containers"]:
-            for name, value in ((container.get("resources") or {}).get("requests") or {}).items():
-                mine[name] = mine.get(name, 0) + amount(value)
-    free = [_free(node, used.get(node["metadata"]["name"], {}), asked) for node in nodes]
-    counts = sum(fitting(each, asked) for each in free)
-    most = resources.nodes.most
-    wanted = " and ".join(shown(name, value) for name, value in asked.items() if name != "pods")
-    room = f"there is room for {counts or 'none'} of {most} pods of {wanted} on the {len(nodes)} nodes that it may use"
-    return Room(nodes=counts, short=room)
-
-
-def _free(node: Object, used: Mapping[str, float], asked: Mapping[str, float]) -> dict[str, float]:
-    offered = node["status"].get("allocatable") or {}
-    return {name: amount(offered.get(name, 0)) - used.get(name, 0) for name in asked}
-
-
-def _usable(node: Object, profile: K8sProfile) -> bool:
-    labels = node["metadata"].get("labels") or {}
-    if any(labels.get(key) != value for key, value in profile.node_selector.items()) or node["spec"].get("unschedulable"):
-        return False
-    taints = [taint for taint in node["spec"].get("taints") or [] if taint["effect"] in {"NoSchedule", "NoExecute"}]
-    return all(any(_tolerates(each, taint) for each in profile.tolerations) for taint in taints)
-
-
-def _tolerates(toleration: object, taint: Object) -> bool:
-    key, operator, value, effect = (getattr(toleration, name) for name in ("key", "operator", "value", "effect"))
-    if effect not in (None, taint["effect"]) or key not in (None, taint["key"]):
-        return False
-    return bool(operator == "Exists" or value == (taint.get("value") or None))
+        found.append(Capacity(nodes=fitting(free, asked), short=f"{short} more needed in quota {quota.owner}"))
+    return min(found, key=lambda capacity: capacity.nodes) if found else None

@@ -2,7 +2,6 @@
 
 import difflib
 import math
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,20 +9,13 @@ from dataclasses import dataclass
 from cluster.config import Resources
 from cluster.errors import BackendError, ConfigError
 from cluster.text import counted
-from k8s.api.client import ForbiddenError, Kubernetes, NotFoundError, Object
+from k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
+from k8s.api.objects import Object, amount, shown
 from k8s.manifests.job import requests
 from k8s.profile import K8sProfile
 
-DECIMAL, BINARY = "kMGTPE", "KMGTPE"
-UNITS = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3}
-UNITS |= {unit: 1e3 ** (i + 1) for i, unit in enumerate(DECIMAL)} | {f"{u}i": 2.0 ** (10 * (i + 1)) for i, u in enumerate(BINARY)}
-_QUANTITY = re.compile(r"([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)([a-zA-Z]*)")
 # (verb, group, resource) without which nobody submits, watches and cancels
-SUBMITTERS_RIGHTS = (
-    *((verb, "batch", "jobs") for verb in ("create", "get", "list", "patch", "delete")),
-    *((verb, "", "services") for verb in ("create", "get")),
-)
-JOBSET, KUEUE, KUBERAY = "jobset.x-k8s.io", "kueue.x-k8s.io", "ray.io"
+SUBMITTERS_RIGHTS = tuple((verb, "batch", "jobs") for verb in ("create", "get", "list", "patch", "delete"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,21 +67,6 @@ def demand(resources: Resources, profile: K8sProfile) -> dict[str, float]:
     """What one node of the request asks for."""
     asked = {name: amount(value) for name, value in requests(resources, profile)["requests"].items()}
     return {**asked, "pods": 1.0}
-
-
-def amount(value: str | int | float) -> float:
-    """A quantity of Kubernetes as a number: 500m is 0.5, 1Gi 2^30."""
-    match = _QUANTITY.fullmatch(str(value))
-    assert match is not None, f"{value!r} is no quantity"
-    return float(match[1]) * UNITS[match[2]]
-
-
-def shown(resource: str, value: float) -> str:
-    """`3 CPU`, `4.0 GiB memory`, `8 nvidia.com/gpu`."""
-    if resource == "memory":
-        return f"{value / 2**30:.1f} GiB memory"
-    words = {"cpu": "CPU", "pods": "pods"}
-    return f"{value:g} {words.get(resource, resource)}"
 
 
 # --- the questions, each answered with a complaint or nothing

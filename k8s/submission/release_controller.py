@@ -1,8 +1,9 @@
-"""What the gate's pod runs: lets suspended Jobs go, when the runs that they wait for have succeeded, and so many at a time.
+"""Releases held Jobs: once the runs that they wait for have succeeded, and only so many at a time. Runs in a pod of its own.
 
 Usage: python -m k8s.submission.release_controller RUN_DIR ATTEMPT
-The run is the first of those that were submitted together; its attempt holds gate.json. Nothing is remembered in memory: the
-runs' own directories tell who is over, the Jobs who was let go, so that the pod may be killed at any time.
+The run is the first of those that were submitted together; its attempt holds gate.json, which says who is held and for what.
+Nothing is remembered in memory: the runs' own directories tell who is over, the Jobs who was released, so that the pod may be
+killed at any time.
 """
 
 import argparse
@@ -24,18 +25,18 @@ from cluster.run.files import read_json, write_json
 from cluster.spec import Outcome, RunState
 from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError
 from k8s.api.kubeconfig import connect
-from k8s.manifests.job import OUTCOME_ANNOTATION, QUEUE_LABEL, name_of
+from k8s.names import OUTCOME_ANNOTATION, QUEUE_LABEL, name_of
 from k8s.profile import K8sProfile
 
 log = logging.getLogger(__name__)
 
-GATE_FILE = "gate.json"
+HELD_FILE = "gate.json"
 LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
-    """Who waits behind it, and for what."""
+class HeldRuns:
+    """Runs whose Jobs are suspended, and what they wait for."""
 
     runs: Sequence[str]  # ids, in order
     number: int  # the attempt that their submission opened
@@ -44,43 +45,43 @@ class Gate:
     queue: str | None = None
 
 
-def write_gate(head: RunDir, gate: Gate) -> None:
-    """Write down what the gate's pod reads."""
-    write_json(head.attempt_dir(gate.number) / GATE_FILE, vars(gate))
+def write_held(head: RunDir, held: HeldRuns) -> None:
+    """Write down for the release controller's pod what it has to release."""
+    write_json(head.attempt_dir(held.number) / HELD_FILE, vars(held))
 
 
 def release_patch(queue: str | None) -> dict[str, Any]:
-    """What lets a Job go: Kueue decides from here on, or Kubernetes starts it."""
+    """The patch that releases a Job: Kueue decides from here on or, without a queue, Kubernetes starts it."""
     return {"metadata": {"labels": {QUEUE_LABEL: queue}}} if queue else {"spec": {"suspend": False}}
 
 
-def keep(gate: Gate, root: Path, kube: Kubernetes, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Return when everyone has been let go, or will never start."""
-    runs = [RunDir(root / name) for name in gate.runs]
+def release_all(held: HeldRuns, root: Path, kube: Kubernetes, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Release the runs one after the other; returns when each has been released or will never start."""
+    runs = [RunDir(root / name) for name in held.runs]
     waiting = [run for run in runs if not is_over(run)]
-    others = [RunDir(root / name) for name in gate.after]
+    others = [RunDir(root / name) for name in held.after]
     started: list[RunDir] = []
     while waiting:
         try:
             if failed := failed_of(others):
-                _drop(gate, waiting, never_starts(failed), kube)
+                _drop(held, waiting, never_starts(failed), kube)
                 return
             if all(map(is_over, others)):
                 started = [run for run in started if not is_over(run)]
                 waiting = [run for run in waiting if not is_over(run)]
-                while waiting and (gate.at_once is None or len(started) < gate.at_once):
+                while waiting and (held.at_once is None or len(started) < held.at_once):
                     run = waiting.pop(0)
-                    if _let_go(run, gate, kube):
+                    if _release(run, held, kube):
                         started.append(run)
         except ApiAwayError as error:
             log.warning("%s; trying again", error)
         sleep(LOOK_SECONDS)
 
 
-def _let_go(run: RunDir, gate: Gate, kube: Kubernetes) -> bool:
-    """Start a run's Job, if it is still there; one that was let go by an earlier pod of this gate stays as it is."""
+def _release(run: RunDir, held: HeldRuns, kube: Kubernetes) -> bool:
+    """Start a run's Job, if it is still there; one that an earlier pod of this controller has released stays as it is."""
     try:
-        kube.patch("Job", name_of(run.id, gate.number), release_patch(gate.queue))
+        kube.patch("Job", name_of(run.id, held.number), release_patch(held.queue))
     except NotFoundError:
         log.info("%s: its Job is gone", run.id)
         return False
@@ -88,7 +89,7 @@ def _let_go(run: RunDir, gate: Gate, kube: Kubernetes) -> bool:
     return True
 
 
-def _drop(gate: Gate, waiting: Sequence[RunDir], cause: str, kube: Kubernetes) -> None:
+def _drop(held: HeldRuns, waiting: Sequence[RunDir], cause: str, kube: Kubernetes) -> None:
     """End the Jobs of runs that will never start, and write down the cause."""
     for run in waiting:
         log.info("%s %s", run.id, cause)
@@ -96,22 +97,22 @@ def _drop(gate: Gate, waiting: Sequence[RunDir], cause: str, kube: Kubernetes) -
         told = {OUTCOME_ANNOTATION: json.dumps(vars(outcome))}
         with suppress(NotFoundError):  # it makes no pod, and ends
             spec = {"suspend": False, "parallelism": 0, "activeDeadlineSeconds": 1}
-            kube.patch("Job", name_of(run.id, gate.number), {"metadata": {"annotations": told}, "spec": spec})
-        if run.attempts():  # else its directory is unpacked only as it starts
+            kube.patch("Job", name_of(run.id, held.number), {"metadata": {"annotations": told}, "spec": spec})
+        if run.attempts():  # else its directory is put on the volume only as it starts
             conclude(run, RunState.CANCELLED, cause)
 
 
 def main() -> None:
-    """Keep one gate."""
+    """Release the Jobs of one submission."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("attempt", type=int)
     words = parser.parse_args()
-    configure_logging("gate")
+    configure_logging("release controller")
     head = RunDir(words.run_dir)
-    raw = read_json(head.attempt_dir(words.attempt) / GATE_FILE)
-    assert raw is not None, f"{head.path}: no {GATE_FILE}"
-    keep(Gate(**raw), head.path.parent, connect(K8sProfile()))
+    raw = read_json(head.attempt_dir(words.attempt) / HELD_FILE)
+    assert raw is not None, f"{head.path}: no {HELD_FILE}"
+    release_all(HeldRuns(**raw), head.path.parent, connect(K8sProfile()))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Put on the volume what came with a Job whose submitter does not see the volume: the run's directory, and its code.
 
-Usage: python -m k8s.submission.stage_in PARCEL RUN_DIR     PARCEL: a folder with run.tar.gz and perhaps code.tar.gz
+Usage: python -m k8s.submission.stage_in STAGED RUN_DIR     STAGED: a folder with run.tar.gz and perhaps code.tar.gz
        python -m k8s.submission.stage_in - CODE_DIR         a code.tar.gz on the standard input
-Every pod of the run does so as it starts, with the image's own ropewalk; the first one does it, the others find it done.
+Every pod of the run runs it as it starts, with the image's own ropewalk; the first one does it, the others find it done.
 """
 
 import secrets
@@ -18,31 +18,31 @@ from cluster.run.code_copy import accept_copy
 from cluster.run.directory import make_private
 from k8s.api.exec_stdin import fed
 
-RUN_PARCEL, CODE_PARCEL = "run.tar.gz", "code.tar.gz"
+RUN_ARCHIVE, CODE_ARCHIVE = "run.tar.gz", "code.tar.gz"
 INTENTIONS = ("requests.json",)  # what a user wanted of an earlier submission
 
 
-def unpack(parcel: Path, run: Path) -> None:
-    """The newest attempt of a run as it was submitted, and its code if that came along."""
-    for archive in [parcel / CODE_PARCEL] if (parcel / CODE_PARCEL).exists() else []:
+def stage_in(staged: Path, run: Path) -> None:
+    """Put a run's newest attempt on the volume as it was submitted, and its code if that came along."""
+    for archive in [staged / CODE_ARCHIVE] if (staged / CODE_ARCHIVE).exists() else []:
         with archive.open("rb") as stream:
-            place_code(stream, run.parent / code_of(parcel))
-    with (parcel / RUN_PARCEL).open("rb") as stream:
+            place_code(stream, run.parent / code_of(staged))
+    with (staged / RUN_ARCHIVE).open("rb") as stream:
         if not (run / "run.yaml").exists():
             place(stream, run)
             return
-    for attempt in _attempts(parcel):
+    for attempt in _attempts(staged):
         if (run / attempt).exists():
             continue
         for name in INTENTIONS:
             (run / name).unlink(missing_ok=True)
-        with (parcel / RUN_PARCEL).open("rb") as stream:
+        with (staged / RUN_ARCHIVE).open("rb") as stream:
             place(stream, run / attempt, below=attempt)
 
 
-def code_of(parcel: Path) -> str:
-    """Where the code belongs, below the runs' root."""
-    return (parcel / "code").read_text()
+def code_of(staged: Path) -> str:
+    """Where the code that was sent along belongs, below the runs' root."""
+    return (staged / "code").read_text()
 
 
 def place_code(archive: IO[bytes], target: Path) -> None:
@@ -74,19 +74,19 @@ def place(archive: IO[bytes], target: Path, below: str = "") -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _attempts(parcel: Path) -> Iterator[str]:
-    with tarfile.open(parcel / RUN_PARCEL) as stream:
+def _attempts(staged: Path) -> Iterator[str]:
+    with tarfile.open(staged / RUN_ARCHIVE) as stream:
         yield from sorted({"/".join(name.split("/")[:2]) for name in stream.getnames() if name.startswith("attempts/")})
 
 
 def main() -> None:
-    """Unpack one parcel."""
-    parcel, target = sys.argv[1:]
-    if parcel == "-":
+    """Put on the volume what the command line names."""
+    staged, target = sys.argv[1:]
+    if staged == "-":
         with fed() as archive:
             place_code(archive, Path(target))
     else:
-        unpack(Path(parcel), Path(target))
+        stage_in(Path(staged), Path(target))
 
 
 if __name__ == "__main__":

@@ -18,12 +18,14 @@ from typing import BinaryIO, cast
 
 from cluster.errors import BackendError, ConfigError
 from cluster.run.directory import RunDir
-from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError, Object, RefusedError
-from k8s.manifests.job import OURS, ROLE_LABEL, RUN_LABEL, dress, load
+from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError, RefusedError
+from k8s.api.create import create_or_adopt
+from k8s.api.objects import Object
+from k8s.manifests.job import apply_profile, load_job
+from k8s.names import OUR_LABELS, OURS, ROLE_LABEL, RUN_LABEL
 from k8s.profile import K8sProfile
-from k8s.status.pending_reasons import pod_trouble
-from k8s.submission.submit import create_or_adopt
-from k8s.volume.sync_client import Sink, held
+from k8s.status.pending_reasons import pod_reason
+from k8s.volume.sync_client import SyncWriter, unchanged
 
 log = logging.getLogger(__name__)
 
@@ -59,16 +61,16 @@ class Reader:
 
         So it does with those of the runs `beside` it, by id.
         """
-        others, have = {name: held(run.path.parent / name) for name in beside}, held(run.path)
+        others, have = {name: unchanged(run.path.parent / name) for name in beside}, unchanged(run.path)
         request = {"have": have, "with": list(wanted), "write": write or {}, "beside": others}
         where = f"{self.profile.claim_path}/{run.id}"
-        sink = Sink(run.path, beside)
+        writer = SyncWriter(run.path, beside)
         words = [self.profile.python, "-m", "k8s.volume.sync_server", where]
-        self._execute(run, words, json.dumps(request).encode(), sink)
-        if sink.absent and (have or write):
+        self._execute(run, words, json.dumps(request).encode(), writer)
+        if writer.absent and (have or write):
             where = f"{where} on volume {self.profile.claim} of namespace {self.kube.namespace}"
             raise BackendError(f"{where}: there is no such directory; was it deleted, or does the profile name another volume?")
-        sink.remember()
+        writer.remember()
 
     def upload(self, run: RunDir, archive: bytes, folder: str) -> None:
         """Put the copy of the code on the volume, unless it is there."""
@@ -101,15 +103,15 @@ class Reader:
         self._execute(run, [*words, *(["--step", str(step)] if step is not None else [])], None, None)
         partial = directory.with_name(f".{directory.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        sink = Sink(partial)
-        self._execute(run, [self.profile.python, "-m", "k8s.volume.sync_server", there], b"{}", sink)
-        if sink.absent:
+        writer = SyncWriter(partial)
+        self._execute(run, [self.profile.python, "-m", "k8s.volume.sync_server", there], b"{}", writer)
+        if writer.absent:
             raise BackendError(f"{run.id}: the pod that exported it was replaced before the model was here; export it again")
         if directory.exists():
             directory.rmdir()
         partial.rename(directory)  # whole or not at all
 
-    def _execute(self, run: RunDir, words: list[str], stdin: bytes | None, stdout: "Sink | io.BytesIO | None") -> None:
+    def _execute(self, run: RunDir, words: list[str], stdin: bytes | None, stdout: "SyncWriter | io.BytesIO | None") -> None:
         pod = self._pod or self._find(run)
         _tell(run.id, f"volume {self.profile.claim} of namespace {self.kube.namespace}", pod)
         for tries_left in (2, 1, 0):
@@ -127,15 +129,15 @@ class Reader:
             pod = self._of_its_own()  # the run's own has ended meanwhile, or the connection broke
         self._pod = pod
 
-    def _once(self, pod: str, words: list[str], stdin: bytes | None, sink: "Sink | io.BytesIO | None") -> None:
-        if isinstance(sink, Sink):
-            sink.begin()
-        elif sink is not None:
-            sink.seek(0)
-            sink.truncate()
+    def _once(self, pod: str, words: list[str], stdin: bytes | None, writer: "SyncWriter | io.BytesIO | None") -> None:
+        if isinstance(writer, SyncWriter):
+            writer.begin()
+        elif writer is not None:
+            writer.seek(0)
+            writer.truncate()
         source = io.BytesIO(stdin) if stdin is not None else None
-        self.kube.execute(pod, words, source, cast("BinaryIO | None", sink))
-        if isinstance(sink, Sink) and not sink.complete:  # a pod that leaves may end it without an error
+        self.kube.execute(pod, words, source, cast("BinaryIO | None", writer))
+        if isinstance(writer, SyncWriter) and not writer.complete:  # a pod that leaves may end it without an error
             raise ApiAwayError(f"reading through pod {pod} ended half-way; again may help")
 
     @contextmanager
@@ -161,8 +163,7 @@ class Reader:
 
     def _find(self, run: RunDir) -> str:
         """A pod that sees the volume: one of the run, or the reader's, which is made if need be."""
-        ours = ",".join(f"{key}={value}" for key, value in OURS.items())
-        return self._ready_pod(f"{ours},{RUN_LABEL}={run.id}") or self._of_its_own()
+        return self._ready_pod(f"{OUR_LABELS},{RUN_LABEL}={run.id}") or self._of_its_own()
 
     def _ready_pod(self, labels: str) -> str:
         for pod in self.kube.list("Pod", labels, "status.phase=Running"):
@@ -186,7 +187,7 @@ class Reader:
             for pod in self.kube.list("Pod", f"batch.kubernetes.io/job-name={job}"):
                 if _usable(pod):
                     return str(pod["metadata"]["name"])
-                said = str(pod_trouble(pod) or said)
+                said = str(pod_reason(pod) or said)
             try:
                 self.kube.get("Job", job)
             except NotFoundError:  # the one that was there has just ended
@@ -206,7 +207,7 @@ def _tell(run_id: str, volume: str, pod: str) -> None:
 
 def render_reader(profile: K8sProfile) -> Object:
     """The Job of a pod that sees the volume; one a user."""
-    job = load("volume-reader.yaml")
+    job = load_job("volume-reader.yaml")
     labels = {**OURS, ROLE_LABEL: "reader"}
     name = f"{READER}-{hashlib.sha256(f'{getuser()} {profile.model_dump_json()}'.encode()).hexdigest()[:8]}"
     job["metadata"] |= {"name": name, "labels": labels}
@@ -218,7 +219,7 @@ def render_reader(profile: K8sProfile) -> Object:
     container["command"] = [profile.python, "-c", "import signal; signal.pause()"]
     container["env"] += [{"name": name, "value": value} for name, value in profile.environment.items()]
     plain = profile.model_copy(update={"secrets": (), "service_account": None, "mounts": ()})
-    job["spec"]["template"] = dress(pod, plain)
+    job["spec"]["template"] = apply_profile(pod, plain)
     return job
 
 

@@ -1,4 +1,4 @@
-"""This machine's copy of a run that lies on a volume which it does not see: what it holds, and how what comes gets into it."""
+"""This machine's copy of a run that lies on a volume which it does not see: what it holds, and how it is kept up to date."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from cluster.run.files import read_json, write_json
 CAME = ".came.json"  # size and time of files as they came: one that this machine has written to since is none to append to
 
 
-def held(root: Path) -> dict[str, list[int]]:
-    """The files of a copy that are as they came, with size and time."""
+def unchanged(root: Path) -> dict[str, list[int]]:
+    """The files of a copy that are as they came, each with size and time in nanoseconds."""
     came, found = read_json(root / CAME) or {}, {}
     for name, state in came.items():
         path = root / name
@@ -26,8 +26,8 @@ def held(root: Path) -> dict[str, list[int]]:
     return found
 
 
-class Sink:
-    """Writes what `k8s.volume.sync_server` sends, piece by piece, into this machine's copies of the run and those beside it."""
+class SyncWriter:
+    """Writes what `k8s.volume.sync_server` sends, piece by piece, into this machine's copies of a run and of those beside it."""
 
     def __init__(self, root: Path, beside: Sequence[str] = ()) -> None:
         self.root, self.complete, self.absent = root, False, False
@@ -39,14 +39,14 @@ class Sink:
         self._file: IO[bytes] | None = None
 
     def begin(self) -> None:
-        """Forget the half of an answer that was cut off."""
+        """Start anew: forget the half of an answer that was cut off."""
         if self._file is not None:
             self._file.close()
         self.complete, self._header, self._file = False, None, None
         self._buffer.clear()
 
     def write(self, data: bytes) -> int:
-        """Take the next piece."""
+        """Take the next piece of the answer."""
         self._buffer += data
         while self._step():
             pass
@@ -99,7 +99,7 @@ class Sink:
         self._header = self._file = None
 
     def remember(self) -> None:
-        """Write down what has come, now that all of it has."""
+        """Write down which files have come, once the whole answer has."""
         for run, came in self._came.items():
             place = self._places[run] / CAME
             write_json(place, {**(read_json(place) or {}), **came})

@@ -10,13 +10,13 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen, TimeoutExpired
 
 from cluster.config import Resources
-from cluster.engines.ports import NODE_CPUS_VARIABLE, ReservedPort
+from cluster.engines.ports import ReservedPort
 from cluster.errors import BackendError
-from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.process.forking import Process
 from cluster.process.kill import end, family
 from cluster.process.signals import SignalFlag, stop_signals_blocked
 from cluster.run.directory import RunDir
+from cluster.supervise.agent_environment import agent_environment
 from cluster.supervise.allocation import Allocation
 from slurm.batch.container import wrap
 from slurm.batch.script import extra_node_name, render_extra_node
@@ -55,6 +55,7 @@ class SlurmAllocation(Allocation):
     """
 
     name = "slurm"
+    owner_limits_time = True  # Slurm signals the job before its limit
 
     def __init__(
         self, run: RunDir, resources: Resources, profile: SlurmProfile, slurm: Slurm, *, job: str, hosts: list[str]
@@ -124,12 +125,9 @@ class SlurmAllocation(Allocation):
 
     def _environment(self) -> dict[str, str]:
         cpus = int(os.environ.get("SLURM_CPUS_ON_NODE") or os.cpu_count() or 1)
-        values = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.ray_token, NODE_CPUS_VARIABLE: str(cpus)}
         # a profile's gres may ask for GPUs where resources.gpus does not; Slurm sets the variable in jobs that have some
-        values[NODE_GPUS_VARIABLE] = str(self.resources.gpus or os.environ.get("SLURM_GPUS_ON_NODE") or 0)
-        if "OMP_NUM_THREADS" not in os.environ:
-            values["OMP_NUM_THREADS"] = str(max(1, min(cpus, os.cpu_count() or cpus) // self.resources.local_world_size))
-        return values
+        gpus = self.resources.gpus or int(os.environ.get("SLURM_GPUS_ON_NODE") or 0)
+        return agent_environment(self.run, self.resources, cpus=cpus, gpus=gpus, ray_token=self.ray_token)
 
     def end(self, process: Process) -> None:
         """Kill a step and its srun, or a process that was started here, with all descendants."""

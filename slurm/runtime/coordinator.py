@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 from cluster.backends.submission import newest_submission
-from cluster.config import Resources
 from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
 from cluster.process.signals import install_stop_handler
@@ -48,8 +47,7 @@ def coordinate(run: RunDir, slurm: Slurm) -> int:
     run.describe_attempt(number, handle=f"slurm:{me}", hosts=hosts, restarts=restarts, started=time.time())
     details = run.attempt_details(number)
     profile = SlurmProfile.model_validate(details.get("profile") or {})
-    resources = Resources.model_validate(details.get("resources") or run.record["resources"])
-    lane = SlurmAllocation(run, resources, profile, slurm, job=job, hosts=hosts)
+    lane = SlurmAllocation(run, run.resources(number), profile, slurm, job=job, hosts=hosts)
     install_stop_handler(lane.asked_to_stop.set)
     try:
         code = Supervisor(run, lane, python_of(profile)).supervise(number)

@@ -50,12 +50,12 @@ def _loop(*_: object) -> None:
 def _disturb(rank: int) -> None:
     """Steps of up to five times the usual length, and now and then a disk that stands still."""
     from jobs.training.report import Report
-    from jobs.training.step import Stepper
+    from jobs.training.step import TrainStep
 
-    random_, backward, write = random.Random(rank), Stepper.backward, Report.step
+    random_, backward, write = random.Random(rank), TrainStep.backward, Report.step
     usual: list[float] = []
 
-    def jittered(self: Stepper, *words: Any) -> Any:
+    def jittered(self: TrainStep, *words: Any) -> Any:
         began = time.perf_counter()
         found = backward(self, *words)
         usual[:] = [*usual[-100:], time.perf_counter() - began]
@@ -67,7 +67,7 @@ def _disturb(rank: int) -> None:
         if rank == 0 and random_.random() < 0.0005:
             time.sleep(random_.uniform(0, SLOW_DISK_SECONDS))
 
-    Stepper.backward, Report.step = jittered, slow  # type: ignore[method-assign]
+    TrainStep.backward, Report.step = jittered, slow  # type: ignore[method-assign]
 
 
 def start(data: Path, steps: int, **keys: Any) -> RunDir:

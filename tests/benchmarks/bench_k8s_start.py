@@ -24,7 +24,7 @@ import yaml
 
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, read_lines
-from cluster.supervise.allocation import AGENTS
+from cluster.run.names import AGENTS
 from jobs.cli.quickstart import settings
 from jobs.pretrain.config import PretrainConfig
 from jobs.runs.submit import submit

@@ -21,7 +21,7 @@ from cluster.engines.entry import run_entry
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from jobs.sweep.records import read_records
-from jobs.sweep.results import Answers
+from jobs.sweep.results import SweepResults
 from tests.benchmarks.swept import base, measured, sweep, use_folder
 from tests.jobs.corpus import make_dataset
 
@@ -58,7 +58,7 @@ def directly(folder: Path, data: Path, steps: int, rates: list[float]) -> list[f
     return seconds
 
 
-def seconds_a_trial(answers: Answers) -> list[float]:
+def seconds_a_trial(answers: SweepResults) -> list[float]:
     """From each trial's end to the next one's: all that a trial takes while only one runs at a time."""
     ends = [record.ended or 0.0 for record in read_records(answers.run)]
     return [after - before for before, after in itertools.pairwise(ends)]

@@ -15,21 +15,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.sweep.results import Answers
+from jobs.sweep.results import SweepResults
 from tests.benchmarks.swept import SPACE, base, quickstart_data, spread, sweep, use_folder
 
 MEMBERS = 4
 POPULATION_SPACE = {key: SPACE[key] for key in ("optim.lr", "optim.weight_decay")}
 
 
-def best_of(answers: Answers) -> float:
+def best_of(answers: SweepResults) -> float:
     """The best validation loss."""
     assert answers.best is not None
     assert answers.best.metric is not None
     return answers.best.metric
 
 
-def told(name: str, seed: int, data: Path, steps: int, keys: Mapping[str, Any]) -> Answers:
+def told(name: str, seed: int, data: Path, steps: int, keys: Mapping[str, Any]) -> SweepResults:
     """One sweep, and a line about it."""
     began = time.monotonic()
     answers = sweep(data, steps, seed=seed, **keys)

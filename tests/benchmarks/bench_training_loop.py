@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +30,10 @@ from transformers import AutoModelForCausalLM
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from jobs.pretrain.config import PretrainConfig
+from jobs.pretrain.job import recipe
 from jobs.training.losses import summed_cross_entropy
-from jobs.training.recipe import assemble
+from jobs.training.recipe import build_trainer
+from jobs.training.source import TokenSource
 from sharding.fsdp import decoder_layers
 from sharding.group import Group, process_group
 from tests.jobs.corpus import make_dataset
@@ -105,14 +107,15 @@ def rank(root: Path, index: int, port: int, arguments: argparse.Namespace, resul
     context = JobContext(run=run, attempt=1, rank=index, local_rank=index, world_size=arguments.ranks)
     config = context.config(PretrainConfig)
     with process_group() as group:
-        loop = assemble(context, config, group)
-        sequences = torch.from_numpy(loop.parts.loader.read(loop.stepper.plan.samples(0)))
-        bare = BareLoop(loop.stepper.model.config, group, config, sequences)
-        loop.stepper.model.train()
-        batches = loop._batches()
+        trainer = build_trainer(context, config, group, recipe(context, config, group))
+        loader = cast(TokenSource, trainer.source).loader
+        sequences = torch.from_numpy(loader.read(trainer.train_step.plan.samples(0)))
+        bare = BareLoop(trainer.state.model.config, group, config, sequences)
+        trainer.state.model.train()
+        batches = trainer.batches()
 
         def ours() -> None:
-            loop._learn(itertools.islice(batches, arguments.steps))  # type: ignore[arg-type]
+            trainer.learn(itertools.islice(batches, arguments.steps))  # type: ignore[arg-type]
 
         def theirs(loss_of: LossOf) -> None:
             for _ in range(arguments.steps):
@@ -125,7 +128,7 @@ def rank(root: Path, index: int, port: int, arguments: argparse.Namespace, resul
             results.put([cpu_seconds(turn) / arguments.steps for turn in turns])
             group.barrier()
         batches.close()
-        loop.checkpoints.close()
+        trainer.checkpoints.close()
 
 
 def main() -> None:

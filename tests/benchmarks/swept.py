@@ -18,7 +18,7 @@ from jobs.cli.quickstart import settings
 from jobs.registry import config_of, find_job
 from jobs.runs.follow import wait
 from jobs.runs.submit import submit
-from jobs.sweep.results import Answers, read_sweep
+from jobs.sweep.results import SweepResults, read_sweep
 
 SPACE: dict[str, Any] = {
     "optim.lr": {"loguniform": [3e-4, 3e-2]},
@@ -57,13 +57,13 @@ def base(data: Path, steps: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-def sweep(data: Path, steps: int, **keys: Any) -> Answers:
+def sweep(data: Path, steps: int, **keys: Any) -> SweepResults:
     """A sweep over the quick start's model, to its end."""
     values = {"job": "pretrain", "base": base(data, steps), "space": SPACE, "metric": "validation/loss", **keys}
     return read_sweep(run_job("sweep", values))
 
 
-def loss_of(answers: Answers, data: Path) -> tuple[float, float]:
+def loss_of(answers: SweepResults, data: Path) -> tuple[float, float]:
     """The best trial's loss on text that it has not seen, and its standard error."""
     assert answers.best is not None
     model = str(answers.run.path.parent / str(answers.best.run))

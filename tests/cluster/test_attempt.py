@@ -50,6 +50,6 @@ def test_agents_that_die_of_the_stop_itself_are_not_lost(tmp_path: Path, nodes: 
     run = RunDir.create("x", record, tmp_path)
     number = run.begin_attempt()
     run.request_cancel()
-    outcome = Attempt(run, number, resources, Sleepers(nodes), retry_bugs=False).execute()
+    outcome = Attempt(run, number, Sleepers(nodes), retry_bugs=False).execute()
     assert outcome.state is RunState.CANCELLED
     assert not [event for event in run.read_events() if event["event"] == "node_lost"]

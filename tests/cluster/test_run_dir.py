@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ConfigError, StaleAttemptError
-from cluster.run.directory import RunDir, begin_attempts
+from cluster.run.attempts import begin_attempts
+from cluster.run.directory import RunDir
 from cluster.run.fence import Fence
 from cluster.run.files import append_line, read_lines, write_atomically
 from cluster.spec import Outcome, RunState
@@ -97,7 +98,17 @@ def test_whoever_is_second_leaves_no_trace(tmp_path: Path) -> None:
     run = RunDir.create("x", {"config": {}}, tmp_path)
     first = run.begin_attempt()
     with pytest.raises(FileExistsError):
-        begin_attempts([run], [{}], number=first)
+        begin_attempts([run.path], [{}], number=first)
     assert run.attempts() == [first]
     assert sorted(path.name for path in (run.path / "attempts").iterdir()) == ["0001"]
     Fence(run, first, 0).check()
+
+
+def test_an_attempts_resources_are_its_own_or_those_of_the_record(tmp_path: Path) -> None:
+    run = RunDir.create("x", {"config": {"retries": {"bugs": 5}}, "resources": {"nodes": "1..4"}}, tmp_path)
+    assert run.resources().nodes.most == 4, "before any attempt"
+    first = run.begin_attempt()
+    second = run.begin_attempt(resources={"nodes": 2})
+    assert [str(run.resources(number).nodes) for number in (first, second)] == ["1..4", "2"]
+    assert str(run.resources().nodes) == "2", "the newest attempt's"
+    assert (run.retries.bugs, run.retries.disturbances) == (5, 100)

@@ -16,10 +16,12 @@ from cluster.errors import EXIT_LOST_PEER, ConfigError, DataError, StopRequested
 from cluster.process.kill import processes_of
 from cluster.spec import Engine
 from datapipe.config import ArrayOptions
-from datapipe.execution import executors
+from datapipe.execution import slurm_array
+from datapipe.execution.array_pool import ArrayPool
 from datapipe.execution.array_task import LEASE, LEASE_SECONDS, Share, do_share, lease_holds, result_name
-from datapipe.execution.executors import UNLIMITED, LocalProcesses, SlurmArray
-from datapipe.execution.slurm_array import Fanout
+from datapipe.execution.executor import UNLIMITED
+from datapipe.execution.local_processes import LocalProcesses
+from datapipe.execution.slurm_array import SlurmArray
 from datapipe.execution.worker import Task
 from jobs.preprocess.job import main
 from tests.datapipe.test_preprocess import context_of, source, touch_when  # noqa: F401
@@ -32,14 +34,14 @@ KEYS: dict[str, Any] = {"unit_mib": 0.01, "shard_mib": 0.02}
 ARRAY: dict[str, Any] = {"fanout": "array", "array": {"at_once": 2}, **KEYS}
 
 
-def fanout(place: Path, **options: Any) -> Fanout:
+def fanout(place: Path, **options: Any) -> ArrayPool:
     executor = LocalProcesses(ArrayOptions(**options), cpus=2)
-    return Fanout(
+    return ArrayPool(
         (str(place / "out"), str(place / "out/.work")),
         executor,
         place / "attempts/0001/array",
         stop=lambda: False,
-        told=lambda **_: None,
+        on_submit=lambda **_: None,
     )
 
 
@@ -119,21 +121,21 @@ class Poison:
 @pytest.mark.slow
 def test_a_task_that_kills_three_elements_is_named(tmp_path: Path) -> None:
     poison = Task(method="ingest", label="s3://bucket/poison.jsonl", arguments=(Poison(),))
-    with fanout(tmp_path) as array, pytest.raises(DataError, match=r"s3://bucket/poison\.jsonl: killed 3 array elements"):
-        list(array.carry_out([poison]))
+    with fanout(tmp_path) as array, pytest.raises(DataError, match=r"s3://bucket/poison\.jsonl: killed 3 array tasks"):
+        list(array.run_tasks([poison]))
     assert array.deaths == 3
 
 
 def test_an_error_of_a_task_is_raised_as_it_is(tmp_path: Path) -> None:
     task = Task(method="encode", label="shards/part-00000.arrow", arguments=(None,))
     with fanout(tmp_path) as array, pytest.raises(DataError, match="its tokenizer is gone"):
-        list(array.carry_out([task]))
+        list(array.run_tasks([task]))
 
 
 def test_an_error_of_the_program_comes_with_its_traceback(tmp_path: Path) -> None:
     task = Task(method="ingest", label="a.jsonl", arguments=())
     with fanout(tmp_path) as array, pytest.raises(RuntimeError, match=r"TypeError.*ingest"):
-        list(array.carry_out([task]))
+        list(array.run_tasks([task]))
 
 
 class Notice:
@@ -152,8 +154,8 @@ def test_an_element_asked_to_leave_hands_the_rest_over(tmp_path: Path) -> None:
     told: list[int] = []
     tasks = [Task(method="do", label=str(number), arguments=(Notice(),)) for number in range(3)]
     with fanout(tmp_path, jobs=1) as array:
-        array.told = lambda **fields: told.append(fields["elements"])
-        assert [task.label for task, _ in array.carry_out(tasks)] == ["0", "1", "2"]
+        array.on_submit = lambda **fields: told.append(fields["elements"])
+        assert [task.label for task, _ in array.run_tasks(tasks)] == ["0", "1", "2"]
     assert told == [1, 1, 1]
     assert array.deaths == 0
 
@@ -212,10 +214,10 @@ def test_an_array_is_driven_by_one_process(tmp_path: Path) -> None:
 
 def test_how_a_pass_is_cut(tmp_path: Path) -> None:
     slurm = SlurmArray(ArrayOptions(at_once=100), "x")
-    assert (slurm.elements(1000), slurm.elements(7)) == (100, 7)
+    assert (slurm.num_array_tasks(1000), slurm.num_array_tasks(7)) == (100, 7)
     assert SlurmArray(ArrayOptions(), "x").room(60) == UNLIMITED
     here = LocalProcesses(ArrayOptions(jobs=8), cpus=2)
-    assert (here.elements(1000), here.room(0), here.room(2)) == (8, 2, 0)
+    assert (here.num_array_tasks(1000), here.room(0), here.room(2)) == (8, 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -235,18 +237,18 @@ def test_the_places_that_an_array_leaves_free(
     present: int, words: dict[str, int], room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elements = Counter(words).elements()
-    monkeypatch.setattr(executors, "_squeue", lambda _: {f"7_{number}": word for number, word in enumerate(elements)})
+    monkeypatch.setattr(slurm_array, "_squeue", lambda _: {f"7_{number}": word for number, word in enumerate(elements)})
     assert SlurmArray(ArrayOptions(at_once=100), "x").room(present) == room
 
 
 def test_an_element_that_does_not_end_by_itself_holds_no_pass_up(monkeypatch: pytest.MonkeyPatch) -> None:
     words, ended = {"7_0": "COMPLETED", "7_1": "RUNNING"}, list[str]()
-    monkeypatch.setattr(executors, "_squeue", lambda _: words)
-    monkeypatch.setattr(executors, "_scancel", ended.extend)
-    monkeypatch.setattr(executors, "ROOM_SECONDS", 0.0)
+    monkeypatch.setattr(slurm_array, "_squeue", lambda _: words)
+    monkeypatch.setattr(slurm_array, "_scancel", ended.extend)
+    monkeypatch.setattr(slurm_array, "ROOM_SECONDS", 0.0)
     slurm = SlurmArray(ArrayOptions(at_once=2), "x")
     assert (slurm.room(0), ended) == (0, []), "it is given the time to end"
-    monkeypatch.setattr(executors, "ENDING_SECONDS", -1.0)
+    monkeypatch.setattr(slurm_array, "ENDING_SECONDS", -1.0)
     assert (slurm.room(1), slurm.room(0), ended) == (1, 0, ["7_1"]), "only where nobody is at work"
     words["7_1"] = "CANCELLED"
     assert slurm.room(0) == UNLIMITED

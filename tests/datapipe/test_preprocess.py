@@ -114,13 +114,13 @@ def touch_when(condition: Callable[[], bool], flag: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_an_actor_that_dies_is_replaced_but_not_for_ever(tmp_path: Path) -> None:
-    from datapipe.execution.ray_actors import Crew
+    from datapipe.execution.ray_actors import ActorPool
 
-    with Crew(str(tmp_path), str(tmp_path / ".work"), 1, lambda: False) as crew:
-        crew.kind = _dying(crew.kind)
+    with ActorPool(str(tmp_path), str(tmp_path / ".work"), 1, lambda: False) as pool:
+        pool.kind = _dying(pool.kind)
         poison = Task(method="die", label="s3://bucket/poison.jsonl", arguments=())
         with pytest.raises(DataError, match=r"s3://bucket/poison\.jsonl: killed 3 actors"):
-            list(crew.carry_out([poison]))
+            list(pool.run_tasks([poison]))
 
 
 def _dying(kind: Any) -> Any:

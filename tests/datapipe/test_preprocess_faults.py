@@ -49,14 +49,14 @@ def test_work_that_is_committed_is_not_done_again(tmp_path: Path, source: Path) 
     carried: list[str] = []
 
     def dies_after(limit: int) -> Any:
-        def carry_out(tasks: list[Task]) -> Any:
+        def run_tasks(tasks: list[Task]) -> Any:
             for task, result in in_this_process(config)(tasks):
                 carried.append(f"{task.method} {task.label}")
                 if len(carried) == limit:
                     raise KeyboardInterrupt
                 yield task, result
 
-        return carry_out
+        return run_tasks
 
     make(source, tmp_path / "serial", **KEYS)
     for limit in (3, 9, 40):

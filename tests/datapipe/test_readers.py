@@ -15,19 +15,20 @@ from pyarrow import parquet
 
 from cluster.errors import DataError
 from datapipe.config import ReadRules
+from datapipe.inputs.document import Document, Rejection
 from datapipe.inputs.files import list_inputs, plan_units
 from datapipe.inputs.lines import TOO_LONG, split_lines
-from datapipe.inputs.readers import Document, Rejection, Tally, read_unit
+from datapipe.inputs.readers import ReadStats, read_unit
 from tests.fakes.documents import some_documents, write_lines
 
 
-def read(source: Path, unit_mib: float = 64, **rules: Any) -> tuple[list[Document], list[Rejection], list[Tally]]:
+def read(source: Path, unit_mib: float = 64, **rules: Any) -> tuple[list[Document], list[Rejection], list[ReadStats]]:
     documents, rejections, tallies = [], [], []
     for unit in plan_units(list_inputs([str(source)]), unit_mib):
-        tally = Tally()
-        for record in read_unit(unit, ReadRules(**rules), tally):
+        stats = ReadStats()
+        for record in read_unit(unit, ReadRules(**rules), stats):
             (documents if isinstance(record, Document) else rejections).append(record)
-        tallies.append(tally)
+        tallies.append(stats)
     return documents, rejections, tallies
 
 
@@ -211,10 +212,10 @@ def test_a_file_that_changes_under_the_reader_is_an_error(tmp_path: Path) -> Non
     units = plan_units(list_inputs([str(path)]), 64)
     path.write_text(json.dumps({"text": "other, longer words"}))
     with pytest.raises(DataError, match="its size changed"):
-        list(read_unit(units[0], ReadRules(), Tally()))
+        list(read_unit(units[0], ReadRules(), ReadStats()))
     path.unlink()
     with pytest.raises(DataError, match="is gone"):
-        list(read_unit(units[0], ReadRules(), Tally()))
+        list(read_unit(units[0], ReadRules(), ReadStats()))
 
 
 @settings(max_examples=300, deadline=None)

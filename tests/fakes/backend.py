@@ -7,7 +7,8 @@ from pathlib import Path
 from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.config import Resources
 from cluster.errors import BackendError
-from cluster.run.directory import RunDir, begin_attempts
+from cluster.run.attempts import begin_attempts
+from cluster.run.directory import RunDir
 from cluster.run.files import append_line, write_json
 from cluster.spec import Outcome, RunState
 
@@ -50,7 +51,7 @@ class FakeBackend(Backend):
         self._note("submit_many", runs=[run.id for run in runs], after=list(after), at_once=at_once)
         plain = resources.model_dump(mode="json")
         handles = [f"fake:1_{place}" for place in range(len(runs))]
-        begin_attempts(runs, [{"handle": handle, "resources": plain} for handle in handles])
+        begin_attempts([run.path for run in runs], [{"handle": handle, "resources": plain} for handle in handles])
         return handles
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:

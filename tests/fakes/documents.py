@@ -57,11 +57,11 @@ def in_this_process(config: PreprocessConfig) -> Any:
     """Carries tasks out one after another, here."""
     worker = Worker(config.output, f"{config.output}/.work")
 
-    def carry_out(tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+    def run_tasks(tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
         for task in tasks:
             yield task, worker.do(task)
 
-    return carry_out
+    return run_tasks
 
 
 def make(source: Any, output: Any, **keys: Any) -> Manifest:

@@ -13,9 +13,9 @@ MARK = 255  # a byte that no document holds: sequences made of it are bad sample
 def record_samples(context: JobContext) -> None:
     """Write down which samples each update learnt from."""
     from datapipe.loader.loader import TokenLoader
-    from jobs.training.step import Stepper
+    from jobs.training.step import TrainStep
 
-    read, update = TokenLoader.read, Stepper.update
+    read, update = TokenLoader.read, TrainStep.update
     batches: list[list[int]] = []
     learnt = [0]
 
@@ -23,13 +23,13 @@ def record_samples(context: JobContext) -> None:
         batches.append(list(positions))
         return read(self, positions)
 
-    def recorded_update(self: Stepper, *arguments: Any) -> None:
+    def recorded_update(self: TrainStep, *arguments: Any) -> None:
         update(self, *arguments)
         with (context.run.path / f"seen-{context.attempt}-{context.rank}.jsonl").open("a") as stream:
             stream.write(json.dumps(batches[learnt[0]]) + "\n")
         learnt[0] += 1
 
-    TokenLoader.read, Stepper.update = recorded_read, recorded_update  # type: ignore[method-assign]
+    TokenLoader.read, TrainStep.update = recorded_read, recorded_update  # type: ignore[method-assign]
 
 
 def bad_sample(context: JobContext) -> None:
@@ -37,7 +37,7 @@ def bad_sample(context: JobContext) -> None:
     from datapipe.loader.loader import TokenLoader
     from jobs.training.objective import NextToken
 
-    read, loss_sum = TokenLoader.read, NextToken.loss_sum
+    read, call = TokenLoader.read, NextToken.__call__
     bad, factor = int(os.environ["BAD_SAMPLE"]), float(os.environ["BAD_LOSS"])
 
     def marking_read(self: TokenLoader, positions: Any) -> Any:
@@ -48,10 +48,10 @@ def bad_sample(context: JobContext) -> None:
         return batch
 
     def marked_loss(self: NextToken, model: Any, batch: Any) -> Any:
-        loss = loss_sum(self, model, batch)
-        return loss * factor if (batch == MARK).any() else loss
+        terms = call(self, model, batch)
+        return terms._replace(loss_sum=terms.loss_sum * factor) if (batch["labels"] == MARK).any() else terms
 
-    TokenLoader.read, NextToken.loss_sum = marking_read, marked_loss  # type: ignore[method-assign]
+    TokenLoader.read, NextToken.__call__ = marking_read, marked_loss  # type: ignore[method-assign]
 
 
 def stall_in_save(context: JobContext) -> None:
@@ -74,20 +74,20 @@ def stall_in_save(context: JobContext) -> None:
 
 def stall_in_step(context: JobContext) -> None:
     """Step 5 hangs in the middle, its gradients there and not applied."""
-    from jobs.training.step import Stepper
+    from jobs.training.step import TrainStep
 
-    agree = Stepper.agree
+    reduce_stats = TrainStep.reduce_stats
     steps = [0]
 
-    def stalling(self: Stepper, *arguments: Any, **keywords: Any) -> Any:
+    def stalling(self: TrainStep, *arguments: Any, **keywords: Any) -> Any:
         steps[0] += 1
         if steps[0] == 5:
             (context.run.path / "stalled").touch()
             while True:
                 time.sleep(0.1)
-        return agree(self, *arguments, **keywords)
+        return reduce_stats(self, *arguments, **keywords)
 
-    Stepper.agree = stalling  # type: ignore[method-assign]
+    TrainStep.reduce_stats = stalling  # type: ignore[method-assign]
 
 
 def full_disk(context: JobContext) -> None:
@@ -106,13 +106,13 @@ def full_disk(context: JobContext) -> None:
 
 def resave(context: JobContext) -> None:
     """Save what was loaded and stop, before anything is learnt."""
-    from jobs.training.trainer import Loop
+    from jobs.training.trainer import Trainer
 
-    def save_and_leave(self: Loop) -> None:
+    def save_and_leave(self: Trainer) -> None:
         self.checkpoints.last_step = None
         self._leave()
 
-    Loop.run = save_and_leave  # type: ignore[assignment, method-assign]
+    Trainer.run = save_and_leave  # type: ignore[assignment, method-assign]
 
 
 def pin_first_checkpoint(context: JobContext) -> None:
@@ -131,14 +131,14 @@ def pin_first_checkpoint(context: JobContext) -> None:
 
 
 def record_gradients(context: JobContext) -> None:
-    """Write down how many elements of gradients a rank holds as each pass of a step begins: [whole ones, its shards]."""
+    """Write down how many elements of gradients a rank holds as each micro-batch of a step begins: [full ones, its shards]."""
     from jobs.training import step
 
-    set_pass = step.set_pass
+    set_micro_batch = step.set_micro_batch
 
-    def recorded_set_pass(units: Any, **how: Any) -> None:
+    def recorded(modules: Any, **how: Any) -> None:
         whole = shards = 0
-        for group in (group for unit in units for group in unit._get_fsdp_state()._fsdp_param_groups):
+        for group in (group for module in modules for group in module._get_fsdp_state()._fsdp_param_groups):
             for parameter in group.fsdp_params:
                 unsharded = getattr(parameter, "_unsharded_param", None)
                 kept = [parameter.unsharded_accumulated_grad, None if unsharded is None else unsharded.grad]
@@ -147,22 +147,22 @@ def record_gradients(context: JobContext) -> None:
                 shards += 0 if reduced is None else reduced.to_local().numel()
         with (context.run.path / f"gradients-{context.rank}.jsonl").open("a") as stream:
             stream.write(json.dumps([whole, shards]) + "\n")
-        set_pass(units, **how)
+        set_micro_batch(modules, **how)
 
-    step.set_pass = recorded_set_pass  # type: ignore[assignment]
+    step.set_micro_batch = recorded  # type: ignore[assignment]
 
 
 def freeze(context: JobContext) -> None:
     """The attention of the first layer is not trained."""
     from jobs.training import model
 
-    shard_model = model.shard_model
+    parallelize = model.parallelize
 
-    def frozen(skeleton: Any, *rest: Any) -> Any:
+    def frozen(skeleton: Any, *rest: Any, **keywords: Any) -> Any:
         skeleton.model.layers[0].self_attn.requires_grad_(False)
-        return shard_model(skeleton, *rest)
+        return parallelize(skeleton, *rest, **keywords)
 
-    model.shard_model = frozen
+    model.parallelize = frozen
 
 
 def freeze_and_resave(context: JobContext) -> None:

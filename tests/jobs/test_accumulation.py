@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cluster.run.directory import RunDir
-from sharding.config import FsdpConfig
+from sharding.config import ParallelConfig
 from sharding.fsdp import accumulates_sharded
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, launch, losses, make_run, pretrain_config, weights
@@ -27,7 +27,7 @@ def held(run: RunDir) -> list[list[int]]:
 def test_no_whole_gradient_is_kept_between_micro_batches_and_the_result_is_the_same(data: Path, tmp_path: Path) -> None:
     runs = {}
     for how in ("auto", "sharded", "unsharded"):
-        runs[how] = make_run(tmp_path, pretrain_config(data, steps=4, fsdp={"accumulate": how}))
+        runs[how] = make_run(tmp_path, pretrain_config(data, steps=4, parallel={"accumulate": how}))
         launch(runs[how], 2, TEST_HOOK="record_gradients")  # 4 sequences a rank, in 2 passes
     parameters = sum(tensor.numel() for name, tensor in weights(runs["auto"]).items() if name.startswith("model."))
     assert held(runs["sharded"]) == [[0, 0], [0, parameters]] * 4
@@ -42,7 +42,9 @@ def test_no_whole_gradient_is_kept_between_micro_batches_and_the_result_is_the_s
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_sharded_gradients_do_not_depend_on_the_world_size(data: Path, tmp_path: Path, ranks: int) -> None:
     whole, sharded = (
-        make_run(tmp_path, pretrain_config(data, steps=4, batch={"global_batch": 7, "micro_batch": 1}, fsdp={"accumulate": how}))
+        make_run(
+            tmp_path, pretrain_config(data, steps=4, batch={"global_batch": 7, "micro_batch": 1}, parallel={"accumulate": how})
+        )
         for how in ("unsharded", "sharded")
     )
     launch(whole, ranks)
@@ -59,4 +61,4 @@ def test_gradients_of_more_than_2_gib_are_accumulated_sharded(gib: int, frozen_g
         model = torch.nn.ModuleList([torch.nn.Linear(2**15, 2**13, bias=False) for _ in range(gib + frozen_gib)])  # 1 GiB each
     for layer in list(model)[gib:]:
         layer.requires_grad_(False)
-    assert accumulates_sharded(model, FsdpConfig.model_validate({"accumulate": accumulate})) is sharded
+    assert accumulates_sharded(model, ParallelConfig.model_validate({"accumulate": accumulate})) is sharded

@@ -13,8 +13,8 @@ from cluster.run.directory import RunDir
 from cluster.run.file_systems import Mount
 from cluster.run.files import write_json
 from cluster.spec import Outcome, RunState
-from jobs.runs.diagnose import tell
 from jobs.runs.doctor import what_hurts
+from jobs.runs.events import tell
 from jobs.runs.follow import follow
 from jobs.tracking.metrics import MetricLog
 from tests.fakes.nfs import Network, need_nfs
@@ -73,7 +73,7 @@ def test_the_record_holds_what_the_run_is_and_no_secret(shell: Shell, monkeypatc
     assert (record["job"], record["entry"], record["engine"]) == ("pretrain", "jobs.pretrain.job:main", "ranks")
     assert record["cluster"] == "slow"
     assert record["sidecars"] == ["jobs.tracking.wandb_sync"]
-    assert {"commit", "branch", "dirty", "diff"} <= set(record["code"])
+    assert {"commit", "branch", "dirty"} <= set(record["code"])
     assert record["versions"]["torch"]
     assert record["command"][:3] == ["ropewalk", "submit", "pretrain"]
     assert "hush" not in (run.path / "run.yaml").read_text()
@@ -158,7 +158,6 @@ def test_show(shell: Shell, running: RunDir) -> None:
     found = json.loads(shell("show", running.id, "--json"))
     assert found["metrics"]["train/loss"] == 2.0
     assert found["attempt_list"][0]["handle"] == "fake:1"
-    assert "diff" not in found["code"]
     page = shell("show", "latest")
     assert running.id in page
     assert "train/loss" in page
@@ -322,7 +321,7 @@ def test_a_run_that_nobody_carries_is_not_waited_for_forever(
     from jobs.runs import follow
 
     lost = BackendState(state=RunState.UNKNOWN, reason="its supervisor died")
-    monkeypatch.setattr(follow, "states", lambda runs: {run.id: lost for run in runs})
+    monkeypatch.setattr(follow, "settle", lambda run: lost)
     clock = iter(range(0, 1000, 4))
     watch = follow.Watch(running, clock=lambda: float(next(clock)))
     rounds = 1

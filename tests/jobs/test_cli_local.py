@@ -64,7 +64,7 @@ def test_a_run_outlives_its_terminal_and_goes_on_where_it_was(run: RunDir) -> No
         followed.send_signal(signal.SIGINT)
         _, err = followed.communicate(timeout=HANG_SECONDS)
         assert followed.returncode == 130
-        assert "goes on" in err
+        assert "keeps running" in err
         before = steps(run)
         until(lambda: steps(run) > before)  # nobody follows it any more
 

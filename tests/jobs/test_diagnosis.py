@@ -57,7 +57,7 @@ def test_why_says_for_which_runs_one_waits_and_what_follows(tmp_path: Path, back
     stuck = make_run(tmp_path, "stuck", after=[lost.id])
     found = diagnose(stuck, PENDING)
     assert f"It waits for {lost.id}, which is UNKNOWN." in found.cause
-    assert found.remedy.startswith(f"`ropewalk resume {lost.id}`: nobody carries it on")
+    assert found.remedy.startswith(f"`ropewalk resume {lost.id}`: no process is running it")
 
 
 def test_why_of_a_run_that_waits_for_no_other_has_the_scheduler_s_words(tmp_path: Path) -> None:
@@ -66,6 +66,13 @@ def test_why_of_a_run_that_waits_for_no_other_has_the_scheduler_s_words(tmp_path
     run = make_run(tmp_path, "later", after=[done.id])
     state = BackendState(state=RunState.PENDING, word="PENDING", reason="Priority; may start at 10:00")
     assert diagnose(run, state).cause == "It is pending (PENDING: Priority; may start at 10:00)."
+
+
+def test_why_of_a_run_that_ended_without_a_word_has_the_scheduler_s_words(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "lost")
+    state = BackendState(state=RunState.FAILED, word="ended", reason="Kubernetes says Failed (DeadlineExceeded)")
+    assert diagnose(run, state).cause == "It failed: Kubernetes says Failed (DeadlineExceeded)"
+    assert run.last_outcome() is None
 
 
 @pytest.fixture

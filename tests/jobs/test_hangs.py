@@ -6,7 +6,8 @@ from typing import Any
 from cluster.backends.base import BackendState
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
-from jobs.runs.diagnose import diagnose, tell
+from jobs.runs.diagnose import diagnose
+from jobs.runs.events import tell
 from jobs.runs.hangs import join_hangs, places
 
 REDUCE = "all_reduce in sum (sharding/group.py:40)"

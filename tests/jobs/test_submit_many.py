@@ -2,33 +2,22 @@
 
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.backends.base import Profile
-from cluster.backends.local.backend import LocalBackend
-from cluster.config import Resources
 from cluster.errors import ConfigError
-from cluster.process.kill import processes_of
 from cluster.run.directory import RunDir
-from cluster.run.files import append_line, read_json, read_lines, write_all
-from cluster.run.record import dump_record, read_listed, read_record
-from cluster.spec import RunState
+from cluster.run.record import dump_record, read_record
 from jobs.runs.combinations import combinations
-from jobs.runs.submit import resume
 from jobs.runs.tables import LONG_LIST
 from tests.jobs.shell import Shell, pretrain
-from tests.patience import Patience, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -185,141 +174,21 @@ def test_a_record_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFac
     for record in records:
         path.write_text(dump_record("x", record, known))
         assert read_record(path) == {"run": "x", **record}
-        listed = read_listed(path)
-        assert listed is not None
-        assert (listed["job"], listed["cluster"], listed["created"]) == (record["job"], record["cluster"], record["created"])
-        assert listed["config"].get("steps") == record["config"].get("steps")
-        assert listed["resources"].get("nodes") == record["resources"].get("nodes")
 
 
-def test_a_long_diff_is_not_read_for_a_list(tmp_path: Path) -> None:
-    listed = {"job": "a", "config": {"steps": 3}, "resources": {"nodes": 2}, "cluster": "c", "created": 1.5}
-    run = RunDir.create("x", {**listed, "code": {"diff": "+line\n" * 100_000}}, tmp_path)
-    assert RunDir(run.path).listed == listed
-    late = RunDir.create("x", {"code": {"diff": "+line\n" * 100_000}, **listed}, tmp_path)
-    assert RunDir(late.path).listed["config"] == {"steps": 3}, "found further down"
-    (run.path / "run.yaml").write_text(json.dumps(listed))
-    assert RunDir(run.path).listed == listed, "a person may write it in any way"
-    assert yaml.safe_load((late.path / "run.yaml").read_text())["run"] == late.id
+@pytest.mark.parametrize(
+    "text",
+    ['{"job": "a", "config": {"steps": 3}}', "config: {\n  steps: 3\n}\njob: a\n", "# by hand\njob: a\nconfig:\n    steps: 3\n"],
+)
+def test_a_record_that_a_person_wrote_is_read_too(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    assert RunDir(tmp_path).record == {"job": "a", "config": {"steps": 3}}
 
 
-def test_many_files_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("old")
-    with pytest.raises(FileNotFoundError):
-        write_all({tmp_path / "a": "new", tmp_path / "nowhere/b": "new"})
-    assert (tmp_path / "a").read_text() == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-# --- on this machine
-
-
-def process_of(run: RunDir, name: str) -> psutil.Process:
-    return psutil.Process(int((read_json(run.path / name) or {})["pid"]))
-
-
-def gone(process: psutil.Process) -> bool:
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-
-
-class Submission:
-    """Five runs of an entry that waits for a file, two at a time."""
-
-    def __init__(self, root: Path) -> None:
-        self.gate = root / "gate"
-        self.backend, self.resources = LocalBackend(Profile(name="local", backend="local")), Resources()
-        record = {
-            "job": "pretrain",
-            "entry": "tests.jobs.test_submit_many:wait_for_the_gate",
-            "engine": "process",
-            "preload": [],
-            "sidecars": [],
-            "config": {"gate": str(self.gate)},
-            "resources": {"nodes": 1},
-            "cluster": "local",
-        }
-        self.runs = RunDir.create_all(["gated"] * 5, [record] * 5, root / "runs")
-
-    def start(self) -> None:
-        self.handles = self.backend.submit_many(self.runs, self.resources, at_once=2)
-
-    def states(self) -> list[RunState]:
-        found = self.backend.states(self.runs)
-        return [found[run.id].state for run in self.runs]
-
-    def words(self) -> list[str]:
-        found = self.backend.states(self.runs)
-        return [found[run.id].word for run in self.runs]
-
-    def started(self) -> int:
-        return sum((run.path / "here").exists() for run in self.runs)
-
-
-def wait_for_the_gate(context: Any) -> dict[str, object]:
-    """An entry: note how many are at work, and return when the gate is there."""
-    (context.run.path / "here").touch()
-    while not Path(context.run.record["config"]["gate"]).exists():
-        time.sleep(0.02)
-    mates = [RunDir(path) for path in context.run.path.parent.iterdir()]
-    at_work = sum((mate.path / "here").exists() and mate.results() == {} for mate in mates)
-    append_line(context.run.path.parent.parent / "at-work", {"count": at_work})
-    return {"done": True}
-
-
-@pytest.fixture
-def submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Submission]:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    made = Submission(tmp_path)
-    yield made
-    made.gate.touch()
-    for process in processes_of(tmp_path):
-        process.kill()
-    until(lambda: not processes_of(tmp_path), Patience.START)
-
-
-def test_a_queue_runs_a_few_at_a_time_and_cancels_what_waits(submission: Submission, tmp_path: Path) -> None:
-    submission.start()
-    assert len(set(submission.handles)) == 1
-    until(lambda: submission.started() == 2)
-    until(lambda: submission.states()[:2] == [RunState.RUNNING] * 2)
-    assert submission.states()[2:] == [RunState.PENDING] * 3
-    last = submission.runs[-1]
-    assert "2 of its submission at a time" in submission.backend.states([last])[last.id].reason
-    submission.backend.cancel(last)
-    until(lambda: submission.states()[-1] is RunState.CANCELLED)
-    assert (last.last_outcome() or {}).cause == "cancelled before it started"
-    assert submission.started() == 2
-    queue = process_of(submission.runs[0], "queue-process.json")
-    submission.gate.touch()
-    until(lambda: submission.states()[:4] == [RunState.SUCCEEDED] * 4)
-    assert max(line["count"] for line in read_lines(tmp_path / "at-work")) <= 2
-    until(lambda: gone(queue))
-
-
-def test_a_killed_queue_leaves_what_ps_names_and_resume_mends(submission: Submission) -> None:
-    submission.start()
-    until(lambda: submission.started() == 2)
-    process_of(submission.runs[0], "queue-process.json").send_signal(signal.SIGKILL)
-    until(lambda: submission.words()[2:] == ["lost"] * 3)
-    third = submission.runs[2]
-    assert "the process that would have started it died" in submission.backend.states([third])[third.id].reason
-    assert f"ropewalk resume {third.id}" in submission.backend.states([third])[third.id].reason
-    submission.gate.touch()
-    until(lambda: submission.states()[:2] == [RunState.SUCCEEDED] * 2)  # what was at work goes on
-    resume(third)
-    until(lambda: submission.states()[2] is RunState.SUCCEEDED)
-    assert third.attempts() == [1, 2]
-
-
-def test_a_queue_asked_to_leave_lets_its_runs_leave(submission: Submission) -> None:
-    submission.start()
-    until(lambda: submission.started() == 2)
-    supervisors = [process_of(run, "supervisor.json") for run in submission.runs[:2]]
-    process_of(submission.runs[0], "queue-process.json").terminate()
-    submission.gate.touch()
-    until(lambda: all(gone(process) for process in supervisors))
-    until(lambda: submission.words()[2:] == ["lost"] * 3)  # the queue leaves last
-    assert submission.started() == 2
+def test_a_diff_lies_beside_the_record(tmp_path: Path) -> None:
+    code = {"commit": "c0ffee", "diff": "+line\n" * 100_000}
+    runs = RunDir.create_all(["a", "b"], [{"job": "a", "code": code}, {"job": "b"}], tmp_path)
+    assert [run.record.get("code") for run in runs] == [RunDir(run.path).record.get("code") for run in runs]
+    assert runs[0].record["code"] == {"commit": "c0ffee"}
+    assert (runs[0].path / "code.diff").read_text() == code["diff"]
+    assert not (runs[1].path / "code.diff").exists()

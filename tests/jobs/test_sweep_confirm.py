@@ -62,12 +62,12 @@ def finish(runs: Mapping[int, RunDir], values: Mapping[int, float]) -> None:
 
 
 def test_what_an_earlier_call_began_is_taken_up(shell: Shell) -> None:
-    answers = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
-    found = confirm.candidates(answers, "runner-up")
-    assert [c.trial for c in found] == [t.trial for t in answers.standing[:2]]
-    seeds = confirm.seeds_of(answers, 2)
+    results = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
+    found = confirm.candidates(results, "runner-up")
+    assert [c.trial for c in found] == [t.trial for t in results.standing[:2]]
+    seeds = confirm.seeds_of(results, 2)
     assert seeds == [1, 2]  # the sweep's own is 0
-    confirm.ensure_runs(answers, found, seeds, "slow", ["ropewalk"])
+    confirm.ensure_runs(results, found, seeds, "slow", ["ropewalk"])
     (asked,) = shell.asked("submit_many")
     assert sorted(asked["runs"]) == sorted(run.id for one in found for run in one.runs.values())
     for one in found:
@@ -75,11 +75,11 @@ def test_what_an_earlier_call_began_is_taken_up(shell: Shell) -> None:
             config = run.record["config"]
             assert config["seed"] == seed
             assert config["optim"]["lr"] == pytest.approx(one.parameters["optim.lr"])
-            assert config["wandb"]["group"] == answers.run.id
+            assert config["wandb"]["group"] == results.run.id
             assert "parent" not in run.record  # it lives on though the sweep is over
     finish(found[0].runs, {1: 3.1, 2: 3.2})
     finish(found[1].runs, {1: 3.31, 2: 3.39})
-    said = json.loads(shell("confirm", answers.run.id, "--seeds", "2", "--json"))
+    said = json.loads(shell("confirm", results.run.id, "--seeds", "2", "--json"))
     assert len(shell.asked("submit_many")) == 1
     assert shell.asked("submit") == []
     assert said["difference"] == pytest.approx(0.2)
@@ -90,26 +90,26 @@ def test_what_an_earlier_call_began_is_taken_up(shell: Shell) -> None:
 
 
 def test_more_seeds_and_another_opponent_add_what_is_missing(shell: Shell) -> None:
-    answers = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
-    first = confirm.candidates(answers, "runner-up")
-    confirm.ensure_runs(answers, first, [1, 2], "slow", [])
-    second = confirm.candidates(answers, "base")
-    confirm.ensure_runs(answers, second, [1, 2, 3], "slow", [])
+    results = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
+    first = confirm.candidates(results, "runner-up")
+    confirm.ensure_runs(results, first, [1, 2], "slow", [])
+    second = confirm.candidates(results, "base")
+    confirm.ensure_runs(results, second, [1, 2, 3], "slow", [])
     assert second[0].runs[1].id == first[0].runs[1].id
     assert [len(asked["runs"]) for asked in shell.asked("submit_many")] == [4, 4]  # seed 3 of the best, 1 to 3 of the base
     assert second[1].runs[3].record["config"]["optim"]["schedule"] == "cosine"
 
 
 def test_a_run_that_was_written_down_and_never_submitted_is_submitted(shell: Shell) -> None:
-    answers = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
-    found = confirm.candidates(answers, "runner-up")
+    results = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
+    found = confirm.candidates(results, "runner-up")
     with pytest.raises(Exception, match="closed until Monday"):
-        confirm.ensure_runs(answers, found, [1], "closed", [])
-    record = read_json(answers.run.path / confirm.RECORD) or {}
+        confirm.ensure_runs(results, found, [1], "closed", [])
+    record = read_json(results.run.path / confirm.RECORD) or {}
     assert len(record["runs"]) == 2
     closed, well = (shell.home / "clusters.yaml").read_text(), (shell.home / "clusters.yaml")
     well.write_text(closed.replace("refuse:", "was:"))
-    confirm.ensure_runs(answers, found, [1], "closed", [])
+    confirm.ensure_runs(results, found, [1], "closed", [])
     assert sorted(shell.asked("submit_many")[0]["runs"]) == sorted(line["run"] for line in record["runs"])
 
 
@@ -117,9 +117,9 @@ def test_two_at_the_same_moment_run_nothing_twice(shell: Shell) -> None:
     sweep = make_sweep(shell.home / "runs", 6, stops=False)
 
     def call(_: int) -> list[str]:
-        answers = read_sweep(sweep)
-        found = confirm.candidates(answers, "runner-up")
-        confirm.ensure_runs(answers, found, [1, 2], "slow", [])
+        results = read_sweep(sweep)
+        found = confirm.candidates(results, "runner-up")
+        confirm.ensure_runs(results, found, [1, 2], "slow", [])
         return sorted(run.id for candidate in found for run in candidate.runs.values())
 
     with ThreadPoolExecutor(2) as pool:
@@ -168,17 +168,17 @@ def test_runs_of_the_real_backend_say_that_the_win_is_real(shell: Shell, tossed:
 
 
 def test_no_spread_and_no_difference_are_told_as_such(shell: Shell) -> None:
-    answers = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
-    found = confirm.candidates(answers, "runner-up")
-    confirm.ensure_runs(answers, found, [1, 2], "slow", [])
+    results = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
+    found = confirm.candidates(results, "runner-up")
+    confirm.ensure_runs(results, found, [1, 2], "slow", [])
     finish(found[0].runs, {1: 3.0, 2: 3.1})
     finish(found[1].runs, {1: 3.5, 2: 3.6})
-    assert "The win is real, and the seed changes nothing" in confirmation(answers, found)["words"]
+    assert "The win is real, and the seed changes nothing" in confirmation(results, found)["words"]
     finish(found[1].runs, {1: 3.0, 2: 3.1})
-    assert "The win is not shown" in confirmation(answers, found)["words"]
+    assert "The win is not shown" in confirmation(results, found)["words"]
     finish(found[1].runs, {1: 2.0, 2: 2.11})
-    assert "The win was luck" in confirmation(answers, found)["words"]
+    assert "The win was luck" in confirmation(results, found)["words"]
     (found[1].runs[2].attempt_dir(1) / "outcome.json").unlink()
-    said = confirmation(answers, found)
+    said = confirmation(results, found)
     assert (said["real"], said["n"]) == (None, 1)
     assert "Nothing can be said: one seed has a value of both" in said["words"]

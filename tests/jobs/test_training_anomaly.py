@@ -9,7 +9,7 @@ import torch
 
 from cluster.run.directory import RunDir
 from jobs.training.config import AnomalyConfig
-from jobs.training.spike import LossWatch
+from jobs.training.spike import LossSpikeDetector
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import events, launch, log_of, losses, make_run, pretrain_config, start, weights
 
@@ -60,15 +60,15 @@ def test_rollback_without_an_earlier_checkpoint_goes_to_the_beginning(data: Path
 
 
 def test_a_spike_is_an_anomaly_too() -> None:
-    watch, config = LossWatch(), AnomalyConfig(spike_factor=2.0)
-    assert watch.judge(1e9, 1.0, config) is None  # the mean says nothing yet
+    detector, config = LossSpikeDetector(), AnomalyConfig(spike_factor=2.0)
+    assert detector.check(1e9, 1.0, config) is None  # the mean says nothing yet
     for _ in range(30):
-        watch.take(4.0)
-    assert watch.judge(7.9, 1.0, config) is None
-    assert "2.1 times its running mean" in str(watch.judge(8.4, 1.0, config))
-    assert watch.judge(8.4, 1.0, AnomalyConfig(spike_factor=None)) is None
+        detector.update(4.0)
+    assert detector.check(7.9, 1.0, config) is None
+    assert "2.1 times its running mean" in str(detector.check(8.4, 1.0, config))
+    assert detector.check(8.4, 1.0, AnomalyConfig(spike_factor=None)) is None
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
 def test_what_is_no_number_is_an_anomaly_at_once(loss: float, norm: float) -> None:
-    assert LossWatch().judge(loss, norm, AnomalyConfig()) is not None
+    assert LossSpikeDetector().check(loss, norm, AnomalyConfig()) is not None

@@ -3,22 +3,26 @@
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from cluster.config import load_config
 from cluster.errors import ConfigError
+from cluster.run.directory import RunDir
 from datapipe.loader.prefetch import prefetch
+from datapipe.manifest import TokenizerRecord
 from jobs.pretrain.config import PretrainConfig
 from jobs.training.config import ModelConfig, OptimConfig
-from jobs.training.model import build_model, model_config, whole_model
+from jobs.training.model import ModelPlan, build_model
+from jobs.training.model_config import model_config
 from jobs.training.optimizer import adamw, learning_rate
-from jobs.training.trainer import reader_for
-from sharding.config import FsdpConfig
+from jobs.training.source import reader_for
+from sharding.config import ParallelConfig, PrecisionConfig
 from sharding.group import process_group
 from tests.jobs.launch import TINY
+
+TOKENIZER = TokenizerRecord(name="bytes", hash="xxh3:0", vocabulary=257, end_of_document=256, version="0")
 
 
 def rates(steps: int = 100, **config: object) -> list[float]:
@@ -46,7 +50,7 @@ def test_wsd_is_flat_and_then_falls() -> None:
 
 
 def test_only_matrices_decay() -> None:
-    model = whole_model(shape_of(ModelConfig(config=TINY)), seed=0, weights=True)
+    model = AutoModelForCausalLM.from_config(config_of(ModelConfig(config=TINY)))
     decayed, others = adamw(model, OptimConfig(weight_decay=0.3)).param_groups
     assert decayed["weight_decay"] == 0.3
     assert others["weight_decay"] == 0.0
@@ -54,7 +58,7 @@ def test_only_matrices_decay() -> None:
     assert all(p.dim() == 1 for p in others["params"])
 
 
-def shape_of(model: ModelConfig, vocabulary: int = 257, seq_len: int = 32) -> object:
+def config_of(model: ModelConfig, vocabulary: int = 257, seq_len: int = 32) -> object:
     return model_config(model, vocabulary=vocabulary, end_of_document=256, seq_len=seq_len)
 
 
@@ -64,33 +68,36 @@ def shape_of(model: ModelConfig, vocabulary: int = 257, seq_len: int = 32) -> ob
 )
 def test_presets_have_their_size(preset: str, vocabulary: int, least: float, most: float) -> None:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape_of(ModelConfig(preset=preset), vocabulary))  # type: ignore[arg-type]
+        model = AutoModelForCausalLM.from_config(config_of(ModelConfig(preset=preset), vocabulary))  # type: ignore[arg-type]
     assert least < sum(p.numel() for p in model.parameters()) < most
 
 
-def test_initial_weights_are_the_seeds_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_initial_weights_are_the_seeds_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    shape = shape_of(ModelConfig(config=TINY))
-    whole = whole_model(shape, seed=5, weights=True)
+    run = RunDir.create("test", {"config": {"seed": 5}}, tmp_path)
+    plan = ModelPlan(config=config_of(ModelConfig(config=TINY)), seq_len=32)
+    torch.manual_seed(5)
+    full = AutoModelForCausalLM.from_config(plan.config)
     with process_group() as group:
         torch.rand(3)
-        model = build_model(shape, group, FsdpConfig(), seed=5, weights=True)
+        model = build_model(plan, run, group, ParallelConfig(), PrecisionConfig())
         for name, parameter in model.named_parameters():
-            assert torch.equal(parameter.full_tensor(), whole.get_parameter(name))  # type: ignore[attr-defined]
-        assert [n for n, _ in model.named_parameters()] == [n for n, _ in whole.named_parameters()]
-        for name, buffer in whole.named_buffers():  # the rotary embedding's, which no checkpoint repairs
+            assert torch.equal(parameter.full_tensor(), full.get_parameter(name))  # type: ignore[attr-defined]
+        assert [n for n, _ in model.named_parameters()] == [n for n, _ in full.named_parameters()]
+        for name, buffer in full.named_buffers():  # the rotary embedding's, which no checkpoint repairs
             assert torch.equal(model.get_buffer(name), buffer)
 
 
 def test_a_directory_gives_configuration_and_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    given = whole_model(shape_of(ModelConfig(config=TINY)), seed=1, weights=True)
+    given = AutoModelForCausalLM.from_config(config_of(ModelConfig(config=TINY)))
     given.save_pretrained(tmp_path / "model")
-    config = ModelConfig(path=str(tmp_path / "model"))
+    run = RunDir.create("test", {"config": {}}, tmp_path)
+    plan = ModelPlan.of(ModelConfig(path=str(tmp_path / "model")), run, tokenizer=TOKENIZER, seq_len=32)
     with process_group() as group:
-        model = build_model(shape_of(config), group, FsdpConfig(), seed=0, weights=True, path=config.path)
+        model = build_model(plan, run, group, ParallelConfig(), PrecisionConfig())
         for name, parameter in model.named_parameters():
             assert torch.equal(parameter.full_tensor(), given.get_parameter(name))  # type: ignore[attr-defined]
 
@@ -98,21 +105,21 @@ def test_a_directory_gives_configuration_and_weights(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("size", [256, 4000])
 def test_a_vocabulary_that_does_not_fit_is_refused(size: int) -> None:
     with pytest.raises(ConfigError, match=f"vocabulary is {size}, the data set's tokenizer has 257"):
-        shape_of(ModelConfig(config={**TINY, "vocab_size": size}))
+        config_of(ModelConfig(config={**TINY, "vocab_size": size}))
 
 
 def test_a_padded_vocabulary_is_fine() -> None:
-    assert shape_of(ModelConfig(config={**TINY, "vocab_size": 320})).vocab_size == 320  # type: ignore[attr-defined]
+    assert config_of(ModelConfig(config={**TINY, "vocab_size": 320})).vocab_size == 320  # type: ignore[attr-defined]
 
 
 def test_more_positions_than_the_model_has_are_refused() -> None:
     with pytest.raises(ConfigError, match="seq_len: is 512, the model has 256"):
-        shape_of(ModelConfig(config=TINY), seq_len=512)
+        config_of(ModelConfig(config=TINY), seq_len=512)
 
 
 def test_an_unknown_model_type_is_named() -> None:
     with pytest.raises(ConfigError, match="no-such-model"):
-        shape_of(ModelConfig(config={"model_type": "no-such-model"}))
+        config_of(ModelConfig(config={"model_type": "no-such-model"}))
 
 
 def test_a_wrong_key_is_named_with_its_neighbour() -> None:
@@ -131,6 +138,6 @@ def test_batches_for_a_gpu_are_pinned_by_the_thread_that_reads_them_ahead(monkey
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("device", device)))
     monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
     for device in (torch.device("cpu"), torch.device("cuda", 1)):
-        batches = list(prefetch(reader_for(device, lambda positions: np.array([[*positions]])), [[1, 2]]))
-        assert [batch.tolist() for batch in batches] == [[[1, 2]]]
+        batches = list(prefetch(reader_for(device, lambda positions: {"input_ids": torch.tensor([[*positions]])}), [[1, 2]]))
+        assert [batch["input_ids"].tolist() for batch in batches] == [[[1, 2]]]
     assert calls == [("device", torch.device("cuda", 1)), ("pinned", False)]

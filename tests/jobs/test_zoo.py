@@ -12,8 +12,7 @@ from transformers import AutoModelForCausalLM
 from cluster.run.directory import RunDir
 from datapipe.loader.loader import Source, TokenLoader
 from jobs.training.export import export
-from jobs.training.load_checkpoint import checkpointed_model
-from sharding.layout import place_of
+from jobs.training.load_checkpoint import checkpoint_place, load_model
 from sharding.manifest import dump_manifest, read_manifest
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, log_of, losses, make_run, pretrain_config, start
@@ -78,7 +77,7 @@ def test_a_model_leaves_as_it_was_trained(data: Path, tmp_path: Path, kind: str)
     run = trained(data, tmp_path, kind)
     text = (run.checkpoints / "step-00000003/manifest.json").read_text()
     json.loads(text, parse_constant=pytest.fail)  # strict JSON has no Infinity
-    ours, _ = checkpointed_model(run)
+    ours, _ = load_model(run)
     plain = AutoModelForCausalLM.from_pretrained(export(run, tmp_path / "model"), dtype=torch.float32).eval()
     tokens = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -90,7 +89,7 @@ def test_a_model_leaves_as_it_was_trained(data: Path, tmp_path: Path, kind: str)
 
 def test_a_checkpoint_of_an_older_version_that_lost_an_infinity_is_resumed_and_exported(data: Path, tmp_path: Path) -> None:
     run = trained(data, tmp_path, "mamba2")
-    place = place_of(run, checkpoint_config(run))
+    place = checkpoint_place(run)
     for folder in [place.child(path.name) for path in sorted(run.checkpoints.glob("step-*"))]:
         manifest = read_manifest(folder)
         assert manifest.identity["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
@@ -104,9 +103,3 @@ def test_a_checkpoint_of_an_older_version_that_lost_an_infinity_is_resumed_and_e
     run.checkpoints.rename(other.checkpoints)
     assert start(other, 1).wait() == [42]
     assert "time_step_limit" in log_of(other)
-
-
-def checkpoint_config(run: RunDir) -> Any:
-    from jobs.training.load_checkpoint import checkpoints_of
-
-    return checkpoints_of(run)

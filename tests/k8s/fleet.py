@@ -64,7 +64,7 @@ class Fleet:
         kube.list = counted  # type: ignore[method-assign]
 
     def close(self) -> None:
-        self.backend.kube.http.close()
+        self.backend.kube.close()
 
     def submit(self) -> float:
         return self._timed(lambda: self.backend.submit_many(self.runs, self.resources))

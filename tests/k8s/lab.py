@@ -14,7 +14,7 @@ import pytest
 from tests.k8s.cluster import REMEDY, ROOT, Cluster
 
 LAB_VARIABLE = "ROPEWALK_KUBE_LAB"
-OPERATORS = "jobset,kueue,kuberay,kwok"
+OPERATORS = "kueue,kwok"
 NODES = 3
 
 
@@ -82,9 +82,6 @@ def make_python(folder: Path) -> dict[str, str]:
     places = [ROOT, *(Path(path) for path in sys.path if path.endswith("site-packages"))]
     seen = [str(place) for place in where_pods_see(places, folder)]
     (folder / "venv/lib" / version / "site-packages/all.pth").write_text("\n".join([*seen, ""]))
-    ray = folder / "venv/bin/ray"  # a container that KubeRay adds calls it by name
-    ray.write_text(f"#!{folder / 'venv/bin/python'}\nfrom ray.scripts.scripts import main\n\nmain()\n")
-    ray.chmod(0o755)
     return variables
 
 

@@ -6,6 +6,7 @@ from contextlib import closing
 
 import pytest
 
+from k8s.api.http_transport import HttpTransport
 from k8s.api.kubeconfig import connect
 from k8s.profile import K8sProfile
 from tests.k8s.cluster import ROOT, Cluster, Namespace
@@ -75,7 +76,9 @@ def test_which_pods_are_a_runs_own(namespace: Namespace, policy: Callable[[], ob
         about = {"name": name, "namespace": namespace.name}
         namespace.cluster.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": about, "spec": spec})
 
-    with closing(connect(K8sProfile.model_validate(namespace.options())).transport.client) as http:
+    with closing(connect(K8sProfile.model_validate(namespace.options()))) as kube:
+        assert isinstance(kube.transport, HttpTransport)
+        http = kube.transport.client
 
         def status(job: str, pod: str) -> int:
             who = {"Impersonate-User": f"system:serviceaccount:{namespace.name}:ropewalk"}

@@ -157,7 +157,7 @@ def test_a_run_is_told_to_end_by_its_directory(tmp_path: Path, caplog: pytest.Lo
     run.begin_attempt(name=f"{run.id}-1", opened_by="submission")
     for runs in (str(tmp_path), None):
         backend = K8sBackend(Profile(name="x", backend="k8s", options={"kubeconfig": str(tmp_path / "kubeconfig"), "runs": runs}))
-        with closing(backend.kube.http), nullcontext() if runs else pytest.raises(ApiAwayError, match="cannot be reached"):
+        with closing(backend.kube), nullcontext() if runs else pytest.raises(ApiAwayError, match="cannot be reached"):
             backend.cancel(run)
     assert run.cancel_requested
     assert run.last_outcome() is None

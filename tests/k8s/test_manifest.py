@@ -12,10 +12,10 @@ import yaml
 from cluster.config import Resources, load_section
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
-from k8s.manifests.job import LONGEST_NAME, dump, name_of, render_gate, render_objects
+from k8s.manifests.job import dump, render_job, render_release_controller
 from k8s.manifests.strategic_merge import merge
+from k8s.names import LONGEST_NAME, name_of
 from k8s.profile import K8sProfile
-from k8s.rayjob import pod_templates, rayjob_name, render_rayjob
 
 GOLDEN = Path(__file__).parents[1] / "golden/k8s"
 REWRITE = "ROPEWALK_REWRITE_GOLDEN"
@@ -76,17 +76,9 @@ def run_of(case: Case) -> RunDir:
     return run
 
 
-RAY_CASES = {
-    "ray": Case(resources={"nodes": 3, "cpus": 4, "memory_gib": 8}, profile={**TEAM, "python": "/opt/ropewalk/bin/python"}),
-    "ray-everything": Case(resources={"gpus": 1}, profile=BIG, code={"snapshot": "3f2a"}),
-}
-
-
 def render(case: Case) -> str:
     resources, profile = Resources.model_validate(case.resources), K8sProfile.model_validate(case.profile)
-    if case in RAY_CASES.values():
-        return dump(render_rayjob(run_of(case), resources, profile, case.number))
-    return dump(render_objects(run_of(case), resources, profile, case.number, held=case.held))
+    return dump([render_job(run_of(case), resources, profile, case.number, held=case.held)])
 
 
 def compare(name: str, text: str) -> None:
@@ -98,44 +90,43 @@ def compare(name: str, text: str) -> None:
     assert text == path.read_text(), f"{path}; if that is meant, {REWRITE}=1 writes it anew"
 
 
-@pytest.mark.parametrize("name", [*CASES, *RAY_CASES])
+@pytest.mark.parametrize("name", CASES)
 def test_a_manifest(name: str) -> None:
-    compare(f"{name}.yaml", render({**CASES, **RAY_CASES}[name]))
+    compare(f"{name}.yaml", render(CASES[name]))
 
 
-def test_a_gate() -> None:
+def test_a_release_controller() -> None:
     case = CASES["held"]
-    compare("gate.yaml", dump([render_gate(run_of(case), K8sProfile.model_validate(case.profile), case.number)]))
+    controller = render_release_controller(run_of(case), K8sProfile.model_validate(case.profile), case.number)
+    compare("release-controller.yaml", dump([controller]))
 
 
-def test_a_gate_has_none_of_the_secrets_that_runs_have() -> None:
-    gate = render_gate(run_of(CASES["held"]), K8sProfile(secrets=("wandb", "s3")), 1)
-    assert "secretRef" not in dump([gate])
+def test_a_release_controller_has_none_of_the_secrets_that_runs_have() -> None:
+    controller = render_release_controller(run_of(CASES["held"]), K8sProfile(secrets=("wandb", "s3")), 1)
+    assert "secretRef" not in dump([controller])
 
 
-def test_a_gates_pods_can_be_told_from_a_runs_however_long_its_name() -> None:
+def test_a_release_controllers_pods_can_be_told_from_a_runs_however_long_its_name() -> None:
     run = RunDir(f"/runs/{'x' * 80}")
     run.__dict__["record"] = {"run": run.id, "engine": "ranks", "resources": {}, "code": {}}
-    name = render_gate(run, K8sProfile(), 1)["metadata"]["name"]
+    name = render_release_controller(run, K8sProfile(), 1)["metadata"]["name"]
     assert name.endswith("-gate")
     assert len(name) < 58, "of 63, five are random, after a -: a longer one is cut"
 
 
 def test_no_golden_file_is_left_over() -> None:
-    assert {path.name for path in GOLDEN.iterdir()} == {"gate.yaml", *(f"{name}.yaml" for name in [*CASES, *RAY_CASES])}
+    assert {path.name for path in GOLDEN.iterdir()} == {"release-controller.yaml", *(f"{name}.yaml" for name in CASES)}
 
 
-@pytest.mark.parametrize("name", sorted({*CASES, *RAY_CASES} - {"patched"}))
+@pytest.mark.parametrize("name", sorted({*CASES} - {"patched"}))
 def test_what_pod_security_asks_for(name: str) -> None:
-    documents = yaml.safe_load_all(render({**CASES, **RAY_CASES}[name]))
-    for template in [each for document in documents if document["kind"] != "Service" for each in pod_templates(document)]:
-        spec = template["spec"]
-        assert spec["securityContext"]["runAsNonRoot"]
-        assert not any("hostPath" in volume for volume in spec["volumes"])
-        for container in [*spec["containers"], *spec.get("initContainers", [])]:
-            own = container["securityContext"]
-            assert (own["allowPrivilegeEscalation"], own["readOnlyRootFilesystem"]) == (False, True)
-            assert own["capabilities"] == {"drop": ["ALL"]}
+    spec = yaml.safe_load(render(CASES[name]))["spec"]["template"]["spec"]
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert not any("hostPath" in volume for volume in spec["volumes"])
+    for container in [*spec["containers"], *spec.get("initContainers", [])]:
+        own = container["securityContext"]
+        assert (own["allowPrivilegeEscalation"], own["readOnlyRootFilesystem"]) == (False, True)
+        assert own["capabilities"] == {"drop": ["ALL"]}
 
 
 def test_no_secret_is_in_a_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,13 +144,6 @@ def test_names_are_unique_and_short_enough_for_a_pods_host_name() -> None:
     assert name_of("pretrain-20261125-004359-6984", 1) == "pretrain-20261125-004359-6984-1"
 
 
-def test_names_of_rayjobs_are_those_that_kuberay_takes() -> None:
-    names = {rayjob_name(run, number) for run in (*(f"{'3-long-' * 9}{i}" for i in range(2)), "3", "x") for number in (1, 12)}
-    assert len(names) == 8
-    assert max(map(len, names)) <= 47
-    assert all(name[0].isalpha() for name in names)
-
-
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
@@ -169,6 +153,7 @@ def test_names_of_rayjobs_are_those_that_kuberay_takes() -> None:
         ("pod", {"containers": []}, "is no part of a pod"),
         ("imagge", "x", "did you mean 'image'"),
         ("environment", {"ROPEWALK_JOB": "x"}, "is the manifest's to set"),
+        ("ray", "rayjob", "ray: rayjob: every run is an Indexed Job, which starts its own Ray; take `ray` out of the profile"),
     ],
 )
 def test_a_wrong_key_of_a_profile(key: str, value: Any, said: str) -> None:

@@ -10,8 +10,9 @@ import pytest
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
-from k8s.manifests.job import OUTCOME_ANNOTATION
-from k8s.status.run_state import Seen, judge
+from k8s.names import OUTCOME_ANNOTATION
+from k8s.status.observe import Observation
+from k8s.status.run_state import run_state, unwritten_end
 
 COMPLETE = {"conditions": [{"type": "Complete", "status": "True"}]}
 
@@ -34,5 +35,7 @@ def test_an_outcome_counts_once_the_job_is_over(
     said = json.dumps(vars(Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=time.time())), default=str)
     about = {"name": "toy-1", "namespace": "ns", "labels": {}, "annotations": {OUTCOME_ANNOTATION: said}, **metadata}
     job = {"kind": "Job", "metadata": about, "spec": {"parallelism": 1, "completions": 1}, "status": status}
-    assert judge(run, Seen(details={}, job=job)).state is state
-    assert (run.last_outcome() is None) is (state is RunState.RUNNING)
+    seen = Observation(details={}, job=job)
+    assert run_state(run, seen).state is state
+    assert (unwritten_end(run, seen) is None) is (state is RunState.RUNNING)
+    assert run.last_outcome() is None, "who looks writes nothing"

@@ -1,4 +1,4 @@
-"""The ray engine in pods: a Ray cluster over those of an Indexed Job or a RayJob, and the same data set as on this machine."""
+"""The ray engine in pods: a Ray cluster over those of an Indexed Job, and the same data set as on this machine."""
 
 import hashlib
 import json
@@ -12,8 +12,8 @@ from cluster.backends.local.backend import LocalBackend
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
+from cluster.run.names import AGENTS
 from cluster.spec import RunState
-from cluster.supervise.allocation import AGENTS
 from jobs.preprocess.config import PreprocessConfig
 from jobs.runs.submit import make_record
 from tests.k8s.cluster import Namespace
@@ -28,29 +28,28 @@ Start = Callable[..., KubeToy]
 @pytest.mark.slow
 @pytest.mark.usefixtures("alone_with_ray")
 def test_preprocess_gives_the_same_bytes_everywhere(start: Start, namespace: Namespace) -> None:
-    """On this machine, on the two pods of an Indexed Job, and on those of a RayJob whose head is lost half-way."""
+    """On this machine, on two pods, and on two pods of which Ray's head is lost half-way."""
     texts = namespace.runs / "texts.jsonl"
     lines = (json.dumps({"id": str(i), "text": f"rope {i} is laid from strands " * 20}) for i in range(300))
     texts.write_text("".join(f"{line}\n" for line in lines))
     run, resources = make_run(namespace, texts, "local", nodes=1)
     LocalBackend(Profile(name="local", backend="local")).submit(run, resources)
     finish_well(run, attempts=1, nodes=1)
-    run = submit(namespace, start, texts, "indexed")
+    run = submit(namespace, start, texts, "pods")
     finish_well(run, attempts=1, nodes=2)
-    run = submit(namespace, start, texts, "rayjob")
+    run = submit(namespace, start, texts, "disturbed")
     until(run.progress.exists, Patience.RUN)
-    head = next(pod["metadata"]["name"] for pod in namespace.pods() if "-head-" in pod["metadata"]["name"])
-    namespace.kubectl("delete", "pod", head, "--wait=false")
-    finish_well(run, attempts=2, nodes=1)  # the others are Ray's own to see to
-    found = [digests(namespace.runs / f"data-{on}") for on in ("local", "indexed", "rayjob")]
+    namespace.kubectl("delete", "pod", str(run.attempt_details(1)["carrier"]), "--wait=false")
+    finish_well(run, attempts=2, nodes=2)
+    found = [digests(namespace.runs / f"data-{on}") for on in ("local", "pods", "disturbed")]
     assert found == [found[0]] * 3
     assert any(name.startswith("shards/") for name in found[0])
 
 
-def submit(namespace: Namespace, start: Start, texts: Path, shape: str) -> RunDir:
-    run, resources = make_run(namespace, texts, shape, nodes=2)
+def submit(namespace: Namespace, start: Start, texts: Path, on: str) -> RunDir:
+    run, resources = make_run(namespace, texts, on, nodes=2)
     # pods see the volume under the path that this machine sees it under
-    toy = start(submit=False, profile={"claim_path": str(namespace.runs), "ray": shape})
+    toy = start(submit=False, profile={"claim_path": str(namespace.runs)})
     toy.backend.submit(run, resources)
     return run
 

@@ -17,10 +17,11 @@ from cluster.run.directory import RunDir
 from cluster.run.files import write_json
 from cluster.spec import RunState
 from k8s import backend as module
-from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError, Object, RefusedError
+from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError, RefusedError
+from k8s.api.objects import Object
 from k8s.backend import K8sBackend
 from k8s.profile import K8sProfile
-from k8s.status.run_state import Seen
+from k8s.status.observe import Observation
 from k8s.volume.reader import CHECKPOINT_BYTES, READER, Reader, render_reader
 from k8s.volume.sync_client import CAME
 from k8s.volume.sync_server import send
@@ -185,9 +186,10 @@ def test_how_much_memory_an_export_needs_is_read_from_the_checkpoint(tmp_path: P
 
 def test_an_end_that_cannot_be_read_is_not_guessed(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = K8sBackend(Profile(name="far", backend="k8s", options={}), cast("Kubernetes", Leaving(whole=False)))
-    monkeypatch.setattr(module, "look", lambda kube, runs: {each.id: Seen(details={"name": "job-1"}) for each in runs})
+    monkeypatch.setattr(module, "observe", lambda kube, runs: {each.id: Observation(details={"name": "job-1"}) for each in runs})
     run.request_cancel()  # and its Job is gone
-    state = backend.states([run])[run.id]
-    assert (state.state, state.word) == (RunState.PENDING, "no answer")
-    assert "ended half-way" in state.reason
-    assert run.last_outcome() is None
+    for ask, said in ((backend.states, f"`ropewalk show {run.id}` reads it"), (backend.settle, "ended half-way")):
+        state = ask([run])[run.id]
+        assert (state.state, state.word) == (RunState.PENDING, "no answer")
+        assert said in state.reason
+        assert run.last_outcome() is None

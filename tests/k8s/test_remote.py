@@ -27,7 +27,7 @@ from jobs.runs.remote import export_elsewhere, freshen
 from jobs.runs.status import states
 from jobs.runs.submit import scale, submit
 from k8s.backend import K8sBackend
-from k8s.volume.sync_client import Sink, held
+from k8s.volume.sync_client import SyncWriter, unchanged
 from k8s.volume.sync_server import send
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import pretrain_config, weights
@@ -62,7 +62,7 @@ def make(tmp_path: Path) -> Make:
 
 def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCaptureFixture) -> None:
     backend = K8sBackend(Profile(name="lab", backend="k8s", options={**namespace.options(), "runs": None}))
-    with closing(backend.kube.http):
+    with closing(backend.kube):
         run, dependant = make(steps=10_000, pause=0.1), make(steps=2)
         backend.submit(run, RESOURCES)
         backend.submit(dependant, RESOURCES, [run.id])
@@ -107,7 +107,7 @@ def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Ma
     code.mkdir()
     (code / "module.py").write_bytes(content)
     digest = digest_on_disk(code)
-    with closing(backend.kube.http):
+    with closing(backend.kube):
         for _ in range(2):  # the second time it is there already
             backend.reader.upload(run, archive.getvalue(), f".code/{digest}")
         assert (namespace.runs / f".code/{digest}/module.py").read_bytes() == content
@@ -170,11 +170,11 @@ def test_a_copy_takes_what_grows_only_where_it_is_as_it_came(tmp_path: Path) -> 
     there.mkdir(parents=True)
 
     def fetch() -> int:
-        sink, sent = Sink(here), io.BytesIO()
-        send(there, {"have": held(here)}, sent)
-        sink.write(sent.getvalue())
-        assert sink.complete
-        sink.remember()
+        writer, sent = SyncWriter(here), io.BytesIO()
+        send(there, {"have": unchanged(here)}, sent)
+        writer.write(sent.getvalue())
+        assert writer.complete
+        writer.remember()
         assert (here / "events.jsonl").read_bytes() == (there / "events.jsonl").read_bytes()
         return len(sent.getvalue())
 

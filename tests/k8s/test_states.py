@@ -1,4 +1,4 @@
-"""What `ps` does to runs that can never start, where one may not end them or they are another's; no cluster is needed."""
+"""Who looks at runs changes nothing; who owns one settles it, also where not all of that is allowed. No cluster is needed."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from cluster.spec import RunState
 from k8s import backend as module
 from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes
 from k8s.backend import K8sBackend
-from k8s.status.run_state import Seen
+from k8s.status.observe import Observation
 
 POD: dict[str, Any] = {
     "metadata": {"name": "pod", "creationTimestamp": "2026-01-01T00:00:00Z"},
@@ -22,10 +22,12 @@ POD: dict[str, Any] = {
         "containerStatuses": [{"name": "ropewalk", "state": {"waiting": {"reason": "ErrImagePull", "message": "x: not found"}}}],
     },
 }
+ENDED = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+TOLD = [RunState.FAILED, RunState.PENDING, RunState.FAILED]
 
 
 class Guarded:
-    """Deletes what it is told to, unless that is not allowed."""
+    """A cluster that deletes what it is told to, unless that is not allowed."""
 
     namespace = "team"
 
@@ -38,44 +40,69 @@ class Guarded:
             raise self.error
 
 
-def job(run: RunDir) -> dict[str, Any]:
+def job(run: RunDir, **status: Any) -> dict[str, Any]:
     metadata = {"name": run.id, "namespace": "team", "uid": run.id, "labels": {}}
-    return {"kind": "Job", "metadata": metadata, "spec": {"parallelism": 1}, "status": {"active": 1}}
+    return {"kind": "Job", "metadata": metadata, "spec": {"parallelism": 1}, "status": {"active": 1, **status}}
 
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunDir]:
-    """Two runs whose image is not there, and one whose pods are on their way."""
+    """A run whose image is not there, one whose pods are on their way, and one whose Job ended without a word."""
     found = [RunDir.create("toy", {"job": "toy", "config": {}}, tmp_path) for _ in range(3)]
     for run in found:
         run.begin_attempt(name=run.id, opened_by="submission")
 
-    def look(kube: object, asked: list[RunDir]) -> dict[str, Seen]:
-        pods = {run.id: [POD] if run in found[:2] else [] for run in asked}
-        return {run.id: Seen(details={"name": run.id}, job=job(run), pods=pods[run.id]) for run in asked}
+    def observe(kube: object, asked: list[RunDir]) -> dict[str, Observation]:
+        lost, ended = found[0].id, found[2].id
+        pods, status = {lost: [POD]}, {ended: {"conditions": [ENDED]}}
+        return {
+            run.id: Observation(details={"name": run.id}, job=job(run, **status.get(run.id, {})), pods=pods.get(run.id, ()))
+            for run in asked
+        }
 
-    monkeypatch.setattr(module, "look", look)
+    monkeypatch.setattr(module, "observe", observe)
     monkeypatch.setenv("ROPEWALK_RUNS", "/runs")
     return found
 
 
-def told(runs: list[RunDir], kube: Guarded) -> list[RunState]:
+def backend_of(runs: list[RunDir], kube: Guarded) -> K8sBackend:
     options = {"claim_path": "/runs", "runs": str(runs[0].path.parent)}
-    backend = K8sBackend(Profile(name="team", backend="k8s", options=options), cast("Kubernetes", kube))
-    states = backend.states(runs)
-    return [states[run.id].state for run in runs]
+    return K8sBackend(Profile(name="team", backend="k8s", options=options), cast("Kubernetes", kube))
+
+
+def files_of(runs: list[RunDir]) -> dict[str, int]:
+    folder = runs[0].path.parent
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_who_looks_is_told_all_and_changes_nothing(runs: list[RunDir]) -> None:
+    kube = Guarded()
+    before = files_of(runs)
+    states = backend_of(runs, kube).states(runs)
+    assert [states[run.id].state for run in runs] == TOLD
+    assert "not found" in states[runs[0].id].reason
+    assert states[runs[2].id].reason == "Kubernetes says Failed (DeadlineExceeded)"
+    assert (kube.asked, files_of(runs)) == ([], before)
 
 
 @pytest.mark.parametrize("error", [None, ForbiddenError("you may not delete jobs"), ApiAwayError("it is away")])
-def test_a_job_that_may_not_be_deleted_blanks_no_other_run(runs: list[RunDir], error: Exception | None) -> None:
+def test_a_job_that_may_not_be_deleted_blanks_no_other_run(
+    runs: list[RunDir], error: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
     kube = Guarded(error)
-    assert told(runs, kube) == [RunState.FAILED, RunState.FAILED, RunState.PENDING]
-    assert kube.asked == [run.id for run in runs[:2]]
+    states = backend_of(runs, kube).settle(runs)
+    assert [states[run.id].state for run in runs] == TOLD
+    assert kube.asked == [runs[0].id], "what can never start"
+    outcomes = [run.last_outcome() for run in runs]
+    assert [outcome and outcome.state for outcome in outcomes] == [RunState.FAILED, None, RunState.FAILED]
+    said = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert said == ([f"{runs[0].id} can never start, and its Job stays: {error}"] if error else [])
 
 
-def test_who_looks_at_anothers_run_ends_nothing_of_it(runs: list[RunDir], monkeypatch: pytest.MonkeyPatch) -> None:
-    kube = Guarded()
+def test_of_anothers_run_nothing_is_changed(runs: list[RunDir], monkeypatch: pytest.MonkeyPatch) -> None:
+    kube, before = Guarded(), files_of(runs)
     owner = runs[0].path.stat().st_uid
     monkeypatch.setattr(os, "geteuid", lambda: owner + 4711)
-    assert told(runs, kube) == [RunState.FAILED, RunState.FAILED, RunState.PENDING]
-    assert kube.asked == []
+    states = backend_of(runs, kube).settle(runs)
+    assert [states[run.id].state for run in runs] == TOLD
+    assert (kube.asked, files_of(runs)) == ([], before)

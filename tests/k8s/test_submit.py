@@ -8,7 +8,8 @@ import pytest
 from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
-from k8s.api.client import ApiAwayError, ConflictError, Kubernetes, Object
+from k8s.api.client import ApiAwayError, ConflictError, Kubernetes
+from k8s.api.objects import Object
 from k8s.submission.submit import submit_once
 from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
@@ -23,7 +24,7 @@ class Unlucky(Kubernetes):
     """A cluster whose answers to creations are lost, so many times for each kind; what was asked is done, or it is not."""
 
     def __init__(self, real: Kubernetes, losses: int, *, done: bool) -> None:
-        super().__init__(real.http, real.namespace)
+        super().__init__(real.transport, real.namespace)
         self.losses, self.done = losses, done
         self.asked: dict[str, int] = {}
 
@@ -37,7 +38,7 @@ class Unlucky(Kubernetes):
         raise ApiAwayError("the API server did not answer in time")
 
 
-def names(namespace: Namespace, kinds: str = "job,service,configmap") -> list[str]:
+def names(namespace: Namespace, kinds: str = "job,configmap") -> list[str]:
     """Everything in the namespace that is of ropewalk and is not leaving."""
     found = namespace.cluster.items(kinds, "--namespace", namespace.name, "-l", "app.kubernetes.io/name=ropewalk")
     return sorted(f"{each['kind']}/{each['metadata']['name']}" for each in found if "deletionTimestamp" not in each["metadata"])
@@ -53,7 +54,7 @@ def test_answers_that_are_lost(namespace: Namespace, start: Start, done: bool) -
     handle = run.backend.submit(run.run, run.resources)
     name = f"{run.run.id}-1"
     assert handle == f"k8s:{namespace.name}/{name}"
-    assert names(namespace) == [f"Job/{name}", f"Service/{name}"]
+    assert names(namespace) == [f"Job/{name}"]
     assert unlucky.asked["Job"] >= 2
     assert run.state.state is RunState.PENDING
 
@@ -66,7 +67,7 @@ def test_a_name_that_is_taken_by_somebody_else(namespace: Namespace, start: Star
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"template": template, "suspend": True}}
     namespace.cluster.apply(job)
     with pytest.raises(ConflictError, match="exists already and is not ours; `kubectl delete` it"):
-        submit_once(run.backend.kube, [{**job, "metadata": {**metadata, "labels": {"ropewalk/run": run.run.id}}}])
+        submit_once(run.backend.kube, {**job, "metadata": {**metadata, "labels": {"ropewalk/run": run.run.id}}})
     assert namespace.job()["metadata"]["name"] == name
 
 
@@ -80,7 +81,7 @@ def test_nobody_answers() -> None:
     with pytest.raises(SubmissionInDoubtError, match=r"cannot be reached; nobody answered for 120 s.*`ropewalk ps` tells"):
         submit_once(
             Away(None, "team"),  # type: ignore[arg-type]
-            [{"kind": "Job", "metadata": {"name": "x"}}],
+            {"kind": "Job", "metadata": {"name": "x"}},
             sleep=lambda seconds: now.__setitem__(0, now[0] + seconds),
             clock=lambda: now[0],
         )
@@ -117,7 +118,7 @@ def test_cancel_removes_all_of_a_run_and_only_it(namespace: Namespace, start: St
     assert waiting.state.reason == "cancelled while it waited"
     outcome = run.finish()
     assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled after saving")
-    kept = [f"Job/{bystander.run.id}-1", f"Service/{bystander.run.id}-1"]
+    kept = [f"Job/{bystander.run.id}-1"]
     until(lambda: names(namespace) == kept, Patience.START)
     until(lambda: all(pod["metadata"]["labels"]["ropewalk/run"] == bystander.run.id for pod in namespace.pods()), Patience.STEP)
     namespace.kubectl("get", "configmap", "of-somebody-else")

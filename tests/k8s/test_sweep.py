@@ -16,8 +16,8 @@ from cluster.errors import ConfigError
 from cluster.run.code_copy import digest_on_disk
 from cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE, RunDir
 from cluster.run.files import read_lines
+from cluster.run.names import AGENTS
 from cluster.spec import RunState
-from cluster.supervise.allocation import AGENTS
 from jobs.runs.submit import write_down
 from jobs.sweep.checks import refuse_unreachable
 from tests.fakes.searched import make_plugin
@@ -81,7 +81,7 @@ def start(namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     yield begin
     for backend in backends:
-        backend.kube.http.close()  # type: ignore[attr-defined]
+        backend.kube.close()  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_a_laptop_that_does_not_see_the_volume_shows_and_cancels_it(
     found = yaml.safe_load(ropewalk("best", sweep.run.id))
     assert found["optim"]["lr"] == shown["best"]["parameters"]["optim.lr"]
 
-    assert "is asked to save and leave" in ropewalk("cancel", sweep.run.id)
+    assert "it saves a checkpoint and exits" in ropewalk("cancel", sweep.run.id)
     ropewalk("wait", sweep.run.id, expect=1)
     assert {record.state.value for record in there.records()} == {"CANCELLED"}
     assert [outcomes(run)[-1][0] for run in there.runs()] == ["CANCELLED"] * 2
@@ -185,10 +185,9 @@ def test_a_laptop_that_does_not_see_the_volume_shows_and_cancels_it(
 
 @pytest.mark.soak
 def test_trials_in_the_sweeps_own_pods_go_on_with_the_next_head(start: Start, namespace: Namespace) -> None:
-    """A RayJob of two pods, with one trial at a time over both. It submits nothing, and needs no right to do so."""
+    """An Indexed Job of two pods, with one trial at a time over both. It submits nothing, and needs no right to do so."""
     nodes = {"nodes": 2, **SMALL}
     sweep = start({}, allocation=True, base={"steps": 100, "pause": 0.1, "resources": nodes}, trials=2, resources=nodes)
-    assert sweep.run.attempt_details(1)["kind"] == "RayJob"
     until(lambda: any(sweep.steps().values()), Patience.CLUSTER, sweep.said)
     first = sweep.runs()[0]
     agents = read_lines(first.attempt_dir(1) / AGENTS)

@@ -104,7 +104,8 @@ def test_a_killed_conductor_is_succeeded(start: Start, namespace: Namespace) -> 
     """Its agents save, as long as their pods live."""
     run = start("count", "ranks", steps=200, resources={"nodes": 2})
     run.reach(5)
-    kill = "import psutil; [p.kill() for p in psutil.process_iter() if '-m k8s.' + 'conductor' in ' '.join(p.cmdline())]"
+    named = "'-m k8s.runtime.' + 'coordinator'"  # in two pieces, so that it does not find itself
+    kill = f"import psutil; [p.kill() for p in psutil.process_iter() if {named} in ' '.join(p.cmdline())]"
     namespace.kubectl("exec", run.carrier(), "--", namespace.cluster.python, "-c", kill)
     without_a_gap(run, 200)
     assert [code for _, code in run.outcomes()] == [143, 0]

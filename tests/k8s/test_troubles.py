@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from cluster.config import Resources
-from k8s.status.pending_reasons import pod_trouble, remedy_of, tidy, workload_trouble
-from k8s.status.start_estimate import Room, sentence
-from k8s.submission.preflight import amount, shown
+from k8s.api.objects import amount, shown
+from k8s.status.pending_reasons import pod_reason, remedy_of, tidy, workload_reason
+from k8s.status.start_estimate import Capacity, sentence
 
 SENTENCES = {
     'Failed to pull image "r.example/x:1": r.example/x:1: not found': ("correct image", True),
@@ -25,16 +25,15 @@ SENTENCES = {
     "failed quota: q: must specify memory for: ropewalk": ("set resources.memory_gib", True),
     'pods "x" is forbidden: violates PodSecurity "restricted:latest": host namespaces': ("pod patch", True),
     'exec: "/no/python": stat /no/python: no such file or directory': ("correct python", True),
-    "Job status checks have been failing since 2026-08-19 09:21:52; exceeded timeout of 300s": ("resume the run", False),
     "something new": ("", False),
 }
 
 
 @pytest.mark.parametrize("said", SENTENCES)
 def test_a_sentence_of_kubernetes(said: str) -> None:
-    remedy, hopeless = remedy_of(said)
+    remedy, permanent = remedy_of(said)
     expected, never = SENTENCES[said]
-    assert (remedy.startswith(expected) or expected in remedy, hopeless) == (True, never)
+    assert (remedy.startswith(expected) or expected in remedy, permanent) == (True, never)
 
 
 def pod(**status: Any) -> dict[str, Any]:
@@ -44,18 +43,18 @@ def pod(**status: Any) -> dict[str, Any]:
 
 def test_a_pod_that_waits() -> None:
     waiting = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "x:1": ErrImagePull: x:1: not found'}
-    found = pod_trouble(pod(containerStatuses=[{"image": "x:1", "state": {"waiting": waiting}}]))
+    found = pod_reason(pod(containerStatuses=[{"image": "x:1", "state": {"waiting": waiting}}]))
     assert found is not None
-    assert (found.word, found.hopeless) == ("ImagePullBackOff", True)
+    assert (found.word, found.permanent) == ("ImagePullBackOff", True)
     assert (
-        pod_trouble(pod(containerStatuses=[{"image": "x:1", "state": {"waiting": {"reason": "ContainerCreating"}}}])) is not None
+        pod_reason(pod(containerStatuses=[{"image": "x:1", "state": {"waiting": {"reason": "ContainerCreating"}}}])) is not None
     )
 
 
 def test_a_pod_that_saved_and_left_is_no_trouble() -> None:
     for code, word in ((85, None), (1, "it: boom")):
         ended = {"exitCode": code, "reason": "Error", "message": "first\nit: boom\n"}
-        found = pod_trouble(pod(phase="Failed", containerStatuses=[{"state": {"terminated": ended}}]))
+        found = pod_reason(pod(phase="Failed", containerStatuses=[{"state": {"terminated": ended}}]))
         assert (found is None) == (word is None)
         assert found is None or word in found.said
 
@@ -65,23 +64,22 @@ def test_a_pod_that_saved_and_left_is_no_trouble() -> None:
 )
 def test_a_pod_that_has_a_node(since: str, said: str) -> None:
     placed = {"type": "PodScheduled", "status": "True", "lastTransitionTime": f"{since}-01-01T00:00:00Z"}
-    assert str(pod_trouble(pod(conditions=[placed])) or "") == said
-    assert pod_trouble({**pod(), "spec": {}}) is None, "no scheduler has looked at it yet"
+    assert str(pod_reason(pod(conditions=[placed])) or "") == said
+    assert pod_reason({**pod(), "spec": {}}) is None, "no scheduler has looked at it yet"
 
 
-@pytest.mark.parametrize(("since", "said"), [("2999", "has to end first"), ("2020", "or ray: indexed in the profile")])
-def test_a_worker_of_ray_that_waits_for_its_head(since: str, said: str) -> None:
-    waiting = [{"name": "wait-gcs-ready", "image": "x:1", "state": {"running": {}}}]
-    assert str(pod_trouble(pod(initContainerStatuses=waiting, startTime=f"{since}-01-01T00:00:00Z"))).endswith(said)
+def test_a_container_that_has_to_end_first() -> None:
+    waiting = [{"name": "stage-in", "image": "x:1", "state": {"running": {}}}]
+    assert str(pod_reason(pod(initContainerStatuses=waiting))) == "container stage-in of its pod has to end first"
 
 
 def test_a_workload_that_is_not_admitted() -> None:
     said = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor default, 2 more needed"
     conditions = [{"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": said}]
-    found = workload_trouble({"spec": {"queueName": "team"}, "status": {"conditions": conditions}})
+    found = workload_reason({"spec": {"queueName": "team"}, "status": {"conditions": conditions}})
     assert found is not None
     assert found.said == f"queue team: {said}"
-    assert workload_trouble({"spec": {}, "status": {"conditions": [{"type": "QuotaReserved", "status": "True"}]}}) is None
+    assert workload_reason({"spec": {}, "status": {"conditions": [{"type": "QuotaReserved", "status": "True"}]}}) is None
 
 
 def test_words_for_a_debugger_are_left_out() -> None:
@@ -113,17 +111,17 @@ def test_how_amounts_are_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rooms", "nodes", "said"),
+    ("capacities", "nodes", "said"),
     [
-        ([], 2, "does not let you see"),
-        ([Room(nodes=4, short="")], 4, "It would start at once."),
-        ([Room(nodes=4, short="", ahead=2)], 4, "unless 2 that wait in its queue come first"),
-        ([Room(nodes=9, short=""), Room(nodes=3, short="2 CPU more needed")], 4, "It would wait: 2 CPU more .*; 3 nodes"),
-        ([Room(nodes=0, short="x")], 1, "It would wait: x.$"),
-        ([Room(nodes=1, short="x")], "1..4", "It would start at once with 1 of 4 nodes"),
+        ([], 2, "no queue or quota says when"),
+        ([Capacity(nodes=4, short="")], 4, "It would start as soon as nodes have room\\.$"),
+        ([Capacity(nodes=4, short="", ahead=2)], 4, "unless 2 that wait in its queue come first"),
+        ([Capacity(nodes=9, short=""), Capacity(nodes=3, short="2 CPU more needed")], 4, "It would wait: 2 CPU more .*; 3 nodes"),
+        ([Capacity(nodes=0, short="x")], 1, "It would wait: x.$"),
+        ([Capacity(nodes=1, short="x")], "1..4", "It would start with 1 of 4 nodes"),
     ],
 )  # fmt: skip
-def test_the_outlook(rooms: list[Room], nodes: int | str, said: str) -> None:
+def test_the_start_estimate(capacities: list[Capacity], nodes: int | str, said: str) -> None:
     import re
 
-    assert re.search(said, sentence(rooms, Resources.model_validate({"nodes": nodes})))
+    assert re.search(said, sentence(capacities, Resources.model_validate({"nodes": nodes})))

@@ -27,8 +27,6 @@ class KubeToy:
         submit: bool = True,
         **config: Any,
     ) -> None:
-        if (profile or {}).get("ray") == "rayjob":
-            namespace.cluster.need("ray.io", "KubeRay")
         self.namespace = namespace
         self.backend = K8sBackend(Profile(name="lab", backend="k8s", options=namespace.options(**(profile or {}))))
         self.resources = Resources.model_validate({"grace_seconds": 20, "cpus": 1, **(resources or {})})
@@ -50,7 +48,7 @@ class KubeToy:
     def close(self) -> None:
         """Hang up."""
         if "kube" in vars(self.backend):
-            self.backend.kube.http.close()
+            self.backend.kube.close()
 
     @property
     def state(self) -> BackendState:

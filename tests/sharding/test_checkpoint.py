@@ -22,7 +22,7 @@ from sharding.state import State
 from sharding.storage import parse_index, read_tensors
 from tests.fakes.nfs import Network, need_nfs
 
-IDENTITY = {"hidden_size": 8, "tie_word_embeddings": True}
+FINGERPRINT = {"hidden_size": 8, "tie_word_embeddings": True}
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def run(tmp_path: Path) -> RunDir:
     return created
 
 
-def checkpoints(run: RunDir, group: Group, keep: int = 3, identity: dict[str, Any] = IDENTITY) -> Checkpoints:
-    return Checkpoints(run, group, Fence(run, run.attempts()[-1], 0), CheckpointConfig(keep=keep), identity)
+def checkpoints(run: RunDir, group: Group, keep: int = 3, fingerprint: dict[str, Any] = FINGERPRINT) -> Checkpoints:
+    return Checkpoints(run, group, Fence(run, run.attempts()[-1], 0), CheckpointConfig(keep=keep), fingerprint)
 
 
 def state(group: Group, value: float) -> State:
@@ -172,7 +172,7 @@ def test_a_bad_checkpoint_is_not_counted_as_kept(run: RunDir, group: Group) -> N
 def test_another_model_is_refused_by_name(run: RunDir, group: Group) -> None:
     save(checkpoints(run, group), group, 1)
     with pytest.raises(CheckpointError, match="tie_word_embeddings is True there and False here"):
-        checkpoints(run, group, identity={**IDENTITY, "tie_word_embeddings": False}).find()
+        checkpoints(run, group, fingerprint={**FINGERPRINT, "tie_word_embeddings": False}).find()
 
 
 def test_other_tensors_are_refused_by_name(run: RunDir, group: Group) -> None:
@@ -265,5 +265,5 @@ def test_a_manifest_says_what_the_contract_says(run: RunDir, group: Group) -> No
 
 def test_checkpoints_lie_where_the_configuration_says(run: RunDir, group: Group, tmp_path: Path) -> None:
     elsewhere = CheckpointConfig(path=str(tmp_path / "elsewhere"))
-    save(Checkpoints(run, group, Fence(run, 1, 0), elsewhere, IDENTITY), group, 1)
+    save(Checkpoints(run, group, Fence(run, 1, 0), elsewhere, FINGERPRINT), group, 1)
     assert (tmp_path / "elsewhere" / run.id / "step-00000001/manifest.json").is_file()

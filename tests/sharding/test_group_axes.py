@@ -26,7 +26,7 @@ def rank_of(axes: tuple[str, str], place: Path, rank: int) -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=axes)
     timeout = timedelta(minutes=1)
     group = Group(mesh=mesh, device=torch.device("cpu"), rank=rank, world_size=RANKS, timeout=timeout)
-    plan = BatchPlan(global_batch=8, micro_batch=2, world_size=group.data_size, rank=group.data_rank)
+    plan = BatchPlan(global_batch=8, micro_batch=2, data_size=group.data_size, data_rank=group.data_rank)
     samples = list(plan.samples(0))
     squares = torch.zeros(())
     for placements in ((Shard(0), Replicate()), (Replicate(), Shard(0)), (Shard(0), Shard(1)), (Replicate(), Replicate())):
@@ -36,8 +36,8 @@ def rank_of(axes: tuple[str, str], place: Path, rank: int) -> None:
     said = {
         "samples": samples,
         "sum": group.sum_over_data(torch.tensor([float(sum(samples)), float(len(samples))])).tolist(),
-        "squares": group.sum(squares).item(),
-        "world": group.sum(torch.ones(1)).item(),
+        "squares": group.all_reduce_sum(squares).item(),
+        "world": group.all_reduce_sum(torch.ones(1)).item(),
     }
     (place / f"{rank}.json").write_text(json.dumps(said))
     dist.destroy_process_group()

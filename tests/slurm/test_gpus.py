@@ -28,7 +28,7 @@ def test_an_agent_is_told_how_many_gpus_its_node_has(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    run = RunDir.create("toy", {"job": "toy", "config": {}}, tmp_path)
+    run = RunDir.create("toy", {"job": "toy", "engine": "ranks", "config": {}}, tmp_path)
     lane = SlurmAllocation(run, Resources.model_validate(resources), SlurmProfile(), Slurm(), job="1", hosts=["n1"])
     said = tmp_path / "said.log"
     assert lane.open(["sh", "-c", "echo $ROPEWALK_NODE_GPUS"], said).wait() == 0

@@ -10,8 +10,6 @@ import psutil
 from cluster.backends.base import Backend, BackendState, Check
 from cluster.backends.local.nodes import render_script
 from cluster.backends.local.processes import (
-    QUEUE,
-    QUEUE_PROCESS,
     has_supervisor,
     identify,
     is_alive,
@@ -27,8 +25,8 @@ from cluster.errors import AlreadyRunningError
 from cluster.gpus import deal_devices, machine_devices
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines, write_json
+from cluster.run.names import AGENTS, QUEUE, QUEUE_PROCESS
 from cluster.spec import Engine, RunState
-from cluster.supervise.allocation import AGENTS
 from cluster.supervise.supervisor import close_unfinished_attempt
 
 LEAVING_SECONDS = 10.0

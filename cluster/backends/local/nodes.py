@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from cluster.config import Resources
-from cluster.engines.ports import NODE_CPUS_VARIABLE, ReservedPort
-from cluster.gpus import DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, NODE_GPUS_VARIABLE, deal_devices, users_devices
+from cluster.engines.ports import ReservedPort
+from cluster.gpus import DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, deal_devices, users_devices
 from cluster.process.forking import Process, fork_program
 from cluster.process.kill import end, family, processes_of
 from cluster.process.scratch import make_scratch, remove_scratch
@@ -21,6 +21,7 @@ from cluster.process.signals import SignalFlag
 from cluster.run.directory import RunDir
 from cluster.run.key import KEY_BYTES, RENDEZVOUS_KEY
 from cluster.spec import Engine, StopReason
+from cluster.supervise.agent_environment import agent_environment
 from cluster.supervise.allocation import Allocation, agent_command, store_command
 
 OUTER_TMPDIR_VARIABLE = "ROPEWALK_TMPDIR"  # the machine's own, for what outlives the node
@@ -58,19 +59,15 @@ class LocalAllocation(Allocation):
     def __init__(self, run: RunDir, resources: Resources, stop: SignalFlag) -> None:
         self.run, self.resources, self.stop = run, resources, stop
         self.leaving = False  # the supervisor itself has to go
-        self.engine = Engine(run.record["engine"])
         self.scratch = make_scratch("r")  # the nodes' own disks
         self.ray_token = secrets.token_hex(32)  # lives in memory only
         self.away: dict[int, float] = {}  # when a node that died is up again, by the monotonic clock
         self.busy: set[int] = set()
-        self.limit: float | None = None
         self.devices: list[list[str]] = []  # of each node, as CUDA names them
         self._store_port = ReservedPort()
 
     def initial_nodes(self) -> list[int]:
-        """Return the attempt's nodes, none of them away, and begin its time limit."""
-        minutes = self.resources.time_limit_minutes
-        self.limit = time.monotonic() + minutes * 60 if minutes else None
+        """Return the nodes that the run wants now, all rebooted."""
         self.away = {}
         self.devices = deal_devices(self.resources)
         most = self.resources.nodes.most
@@ -93,21 +90,14 @@ class LocalAllocation(Allocation):
         return fork_program(command, {**os.environ, **self._environment(node)}, log)
 
     def _environment(self, node: int) -> dict[str, str]:
-        most, cores = self.resources.nodes.most, os.cpu_count() or 1
-        values = {
+        cpus = max(1, (os.cpu_count() or 1) // self.resources.nodes.most)  # virtual nodes share this machine's cores
+        return {
+            **agent_environment(self.run, self.resources, cpus=cpus, ray_token=self.ray_token),
             "TMPDIR": str(self._disk(node)),
             OUTER_TMPDIR_VARIABLE: tempfile.gettempdir(),
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": self.ray_token,
             MACHINE_DEVICES_VARIABLE: users_devices(),
             DEVICES_VARIABLE: ",".join(self.devices[node]),
-            NODE_GPUS_VARIABLE: str(self.resources.gpus),
         }
-        # virtual nodes share this machine's cores
-        values[NODE_CPUS_VARIABLE] = str(max(1, cores // most))
-        if self.engine is Engine.RANKS and "OMP_NUM_THREADS" not in os.environ:
-            values["OMP_NUM_THREADS"] = str(max(1, cores // (most * self.resources.local_world_size)))
-        return values
 
     def _disk(self, node: int) -> Path:
         """A virtual node's own disk: what runs with files on it is found, and goes with the node."""
@@ -142,12 +132,10 @@ class LocalAllocation(Allocation):
         self.away.pop(node, None)
 
     def stop_reason(self) -> str:
-        """Say that a signal came to the supervisor, or that the time limit is near."""
+        """Say that the machine is wanted back, once the supervisor got a signal."""
         if self.stop.is_set():
             self.stop.clear()
             return StopReason.PREEMPTED
-        if self.limit is not None and time.monotonic() > self.limit - self.resources.grace_seconds:
-            return StopReason.TIME_LIMIT
         return ""
 
     def can_retry(self) -> bool:

@@ -13,10 +13,8 @@ from cluster.process.fork_server import FORK_SERVER_VARIABLE, ask_fork_server
 from cluster.process.signals import STOP_SIGNALS
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
+from cluster.run.names import QUEUE_PROCESS, SUPERVISOR
 
-SUPERVISOR = "supervisor.json"  # in a run's directory: its supervisor's process
-QUEUE = "queue.json"  # in the first of many runs that were submitted together: their order, and how many at once
-QUEUE_PROCESS = "queue-process.json"  # beside it: the process that starts their supervisors
 SUPERVISOR_MODULE = "cluster.backends.local.supervisor_main"
 
 

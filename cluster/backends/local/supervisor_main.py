@@ -12,7 +12,6 @@ from pathlib import Path
 
 from cluster.backends.local.nodes import LocalAllocation
 from cluster.backends.submission import dependencies, failed_of, is_over, never_starts, newest_submission
-from cluster.config import Resources
 from cluster.engines.entry import configure_logging
 from cluster.process.forking import import_modules, preload_modules
 from cluster.process.signals import STOP_SIGNALS, SignalFlag
@@ -23,10 +22,10 @@ from cluster.supervise.supervisor import Supervisor
 
 def supervise(run: RunDir) -> None:
     """Run the attempts of the run's newest submission, which has opened the first of them."""
-    number, details = newest_submission(run)
+    number, _ = newest_submission(run)
     run.describe_attempt(number, handle=f"local:{os.getpid()}")
     stop = SignalFlag()  # whoever runs this machine wants the run to stop
-    allocation = LocalAllocation(run, Resources.model_validate(details["resources"]), stop)
+    allocation = LocalAllocation(run, run.resources(number), stop)
 
     def leave(*_: object) -> None:
         allocation.leaving = True

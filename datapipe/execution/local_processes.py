@@ -1,0 +1,54 @@
+"""Array tasks as processes of this machine, by submitit's local executor, which by itself would start all at once."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import submitit
+
+from cluster.process.kill import end, family, processes_of
+from datapipe.config import ArrayOptions
+from datapipe.execution.array_task import Share, do_share
+from datapipe.execution.executor import NOTICE_SECONDS, importing_this_program
+
+
+class LocalProcesses:
+    """Runs at most `array.at_once` array tasks at a time, each a process below one of submitit's own."""
+
+    same_machine = True
+
+    def __init__(self, options: ArrayOptions, cpus: int) -> None:
+        self.options = options
+        self.at_once = options.at_once or cpus
+
+    def num_array_tasks(self, num_tasks: int) -> int:
+        """`array.jobs`, else as many as run at once."""
+        return min(num_tasks, self.options.jobs or self.at_once)
+
+    def room(self, num_running: int) -> int:
+        """What is left of the number that may run at once."""
+        return max(self.at_once - num_running, 0)
+
+    def submit(self, folder: Path, shares: Sequence[Share]) -> list[Any]:
+        """Start a process for each share."""
+        executor = submitit.LocalExecutor(folder=folder)  # the automatic one does not pass the notice on
+        notice = min(NOTICE_SECONDS, self.options.minutes * 15)
+        executor.update_parameters(timeout_min=self.options.minutes, signal_delay_s=notice, stderr_to_stdout=True)
+        with importing_this_program():
+            return list(executor.map_array(do_share, shares))
+
+    def over(self, jobs: Sequence[Any]) -> dict[str, str]:
+        """The jobs whose process has ended."""
+        return {job.job_id: "its process ended" for job in jobs if job.done()}
+
+    def clear(self, jobs: Sequence[Any], folders: Sequence[Path]) -> None:
+        """Kill the processes of these jobs, and those that run in these folders."""
+        doomed: list[psutil.Process] = [p for job in jobs if not job.done() for p in family(int(job.job_id))]
+        for folder in folders:
+            doomed += processes_of(folder)
+        end(doomed)
+        for job in jobs:
+            while not job.done():
+                time.sleep(0.01)

@@ -1,0 +1,1 @@
+"""Rules that drop documents before they are tokenized, each with a reason that is recorded."""

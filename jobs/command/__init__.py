@@ -1,0 +1,1 @@
+"""The command job: any program, with the promises of a run."""

@@ -1,0 +1,56 @@
+"""Run the user's program as one process of the run: one a rank, one a node, or one in all."""
+
+import os
+from collections.abc import Mapping
+
+from cluster.errors import StopRequested
+from cluster.run.context import STOP_VARIABLE, JobContext
+from cluster.run.files import write_json
+from jobs.command.config import CommandConfig
+from jobs.command.output import Output
+from jobs.command.program import Program, Stops
+from jobs.programs.environment import variables_of
+from jobs.programs.verdict import judge
+from jobs.tracking.metrics import OWN_KEYS, latest_metrics
+
+
+def main(context: JobContext) -> dict[str, object]:
+    """Start the program, carry stops to it, and make of its end what the run's supervisor understands.
+
+    Returns the results of a program that ended with 0. Raises StopRequested (it left after a stop, or with 85),
+    ProgramRefusedError (42), LostPeerError (another rank was gone), ProgramFailedError (anything else).
+    """
+    config = context.config(CommandConfig)
+    stops = Stops((context.stop_flag, context.regroup_flag), config.stop_signal)
+    if stops.asked():
+        raise StopRequested("a stop came before the program was started")
+    context.run.checkpoints.mkdir(exist_ok=True)
+    output = Output(context, config) if config.metrics and context.rank == 0 else None
+    if config.steps and context.rank == 0 and not context.run.progress.exists():
+        write_json(context.run.progress, {"stage": "train", "done": 0, "total": config.steps, "unit": "steps"}, durable=False)
+    program = Program(_words(config), config.directory, _environment(context, config), output)
+    code = program.wait(stops)
+    if output is not None:
+        output.close()
+    judge(code, stops.sent, context)
+    return {"exit_code": code, **(_latest(context) if context.rank == 0 else {})}
+
+
+def _words(config: CommandConfig) -> list[str]:
+    """The command, after the lines of set-up in the same shell where there are any."""
+    if not config.setup:
+        return list(config.command)
+    lines = "\n".join(["set -e", *config.setup, "set +e", 'exec "$@"'])
+    return ["bash", "-c", lines, "setup", *config.command]
+
+
+def _environment(context: JobContext, config: CommandConfig) -> Mapping[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name != STOP_VARIABLE}
+    return {**inherited, **config.environment, **variables_of(context, config.launch, config.stop_signal)}
+
+
+def _latest(context: JobContext) -> dict[str, object]:
+    """The last value of each metric that the program has logged."""
+    found = latest_metrics(context.run)
+    kept = {key: value for key, value in found.items() if key not in OWN_KEYS}
+    return {**({"step": found["step"]} if "step" in found else {}), **kept}

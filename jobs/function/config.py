@@ -1,0 +1,26 @@
+"""The keys of the `function` job, which `ropewalk.submit` writes."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cluster.config import DataPath, JobConfig
+from cluster.spec import Engine
+
+
+class FunctionConfig(JobConfig):
+    """A function, and what it is called with."""
+
+    function: str = Field(description="module:name of the function; of one that travels by value, its name")
+    args: list[Any] = Field(default=[], description="positional arguments, as plain values")
+    kwargs: dict[str, Any] = Field(default={}, description="keyword arguments, as plain values")
+    by_value: bool = Field(
+        default=False,
+        description="function and arguments lie pickled in the run's directory, and the result will: ropewalk.submit",
+    )
+    launch: Literal["once", "ranks"] = Field(default="once", description="once: called once; ranks: by every rank of a group")
+    directory: DataPath = Field(default=".", description="where its module is imported from; unset: where you submit")
+
+    def preferred_engine(self) -> Engine | None:
+        """One call needs no group."""
+        return Engine.PROCESS if self.launch == "once" else Engine.RANKS

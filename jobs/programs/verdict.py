@@ -1,0 +1,85 @@
+"""What the end of a program means for its run."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+from cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, RopewalkError, StopRequested
+from cluster.run.context import JobContext
+
+TAIL_BYTES = 16_384
+_LOST_PEER = re.compile(
+    r"connection (closed|reset) by peer|broken pipe|ncclRemoteError|ncclSystemError|connectFullMesh|Socket Timeout"
+    r"|DistNetworkError|DistBackendError|Timed out waiting .* for recv|watchdog.*(timeout|timed out)",
+    re.IGNORECASE,
+)
+_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Failure|Timeout)(: .*)?$")
+
+
+class ProgramFailedError(RopewalkError):
+    """The user's program ended with an error of its own; it may be tried again."""
+
+    retryable = True
+
+
+class ProgramRefusedError(RopewalkError):
+    """The user's program ended with 42: another attempt cannot mend it."""
+
+
+class LostPeerError(RuntimeError):
+    """The user's program broke off because another rank was gone; no fault of its own."""
+
+
+def judge(code: int, stop: signal.Signals | None, context: JobContext) -> None:
+    """Return if the program is done; else raise what the run's supervisor understands. `stop`: the signal it was sent."""
+    if code == EXIT_DONE and stop is None:
+        return
+    if code == EXIT_REQUEUE or (stop is not None and code == EXIT_DONE):
+        raise StopRequested(f"the program left with {code} after {stop.name if stop else 'its own wish'}")
+    if code == EXIT_NEVER_RETRY:
+        raise ProgramRefusedError(f"the program ended with {EXIT_NEVER_RETRY}: {said(context) or 'it said nothing'}")
+    if stop is not None:
+        context.run.event("stopped_without_word", rank=context.rank, exit_code=code, attempt=context.attempt)
+        raise StopRequested(f"the program ended with {code} after {stop.name}, without saying that it has saved")
+    if code == -signal.SIGKILL:
+        os.kill(os.getpid(), signal.SIGKILL)  # from outside, as ranks may be: whoever waits for us sees it so
+    text = tail(context)
+    if code == EXIT_LOST_PEER or (context.world_size > 1 and _LOST_PEER.search(text)):
+        raise LostPeerError(f"another rank was gone (connection closed by peer): {last_words(text)}")
+    raise ProgramFailedError(f"the program {how_it_ended(code)}: {last_words(text) or 'it said nothing'}")
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code in words; negative for a signal, as subprocess has it."""
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+
+
+def said(context: JobContext) -> str:
+    """The program's last words in its log."""
+    return last_words(tail(context))
+
+
+def log_of(context: JobContext) -> Path:
+    """The log of this process's program."""
+    return context.run.log_dir(context.attempt) / f"rank-{context.rank}.log"
+
+
+def tail(context: JobContext) -> str:
+    """The end of this process's log; the logs of an earlier group of the same attempt stand before it."""
+    try:
+        with log_of(context).open("rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL_BYTES))
+            return stream.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def last_words(text: str) -> str:
+    """The last exception that a program printed, else its last line that says something."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    for number in reversed(range(len(lines))):
+        if _EXCEPTION.match(lines[number]):
+            message = [line.strip() for line in lines[number : number + 4]]  # it may go on over several lines
+            return " ".join(message)[:500]
+    return lines[-1].strip()[:500] if lines else ""

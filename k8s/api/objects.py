@@ -1,0 +1,32 @@
+"""Kubernetes' objects as plain data, and how their amounts and times are read and shown."""
+
+import re
+from datetime import datetime
+from typing import Any
+
+Object = dict[str, Any]
+
+DECIMAL, BINARY = "kMGTPE", "KMGTPE"
+UNITS = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3}
+UNITS |= {unit: 1e3 ** (i + 1) for i, unit in enumerate(DECIMAL)} | {f"{u}i": 2.0 ** (10 * (i + 1)) for i, u in enumerate(BINARY)}
+_QUANTITY = re.compile(r"([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)([a-zA-Z]*)")
+
+
+def amount(value: str | int | float) -> float:
+    """A quantity of Kubernetes as a number: 500m is 0.5, 1Gi is 2^30."""
+    match = _QUANTITY.fullmatch(str(value))
+    assert match is not None, f"{value!r} is no quantity"
+    return float(match[1]) * UNITS[match[2]]
+
+
+def shown(resource: str, value: float) -> str:
+    """An amount of a resource in words: `3 CPU`, `4.0 GiB memory`, `8 nvidia.com/gpu`."""
+    if resource == "memory":
+        return f"{value / 2**30:.1f} GiB memory"
+    words = {"cpu": "CPU", "pods": "pods"}
+    return f"{value:g} {words.get(resource, resource)}"
+
+
+def seconds_of(timestamp: str | None) -> float:
+    """A timestamp of Kubernetes as seconds since the epoch; 0 where there is none."""
+    return datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0

@@ -1,0 +1,58 @@
+"""The one place for the order in which a model is wrapped: adapter, tensor parallel, checkpointing, compile, FSDP."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from cluster.errors import ConfigError
+from sharding.config import ParallelConfig, PrecisionConfig
+from sharding.fsdp import decoder_layers, shard
+from sharding.group import Group
+
+Adapter = Callable[[nn.Module], nn.Module]
+
+
+def parallelize(
+    model: nn.Module,
+    group: Group,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    *,
+    trainable: bool = True,
+    adapter: Adapter | None = None,
+) -> nn.Module:
+    """Divide a model on the meta device among the ranks; its values are undefined until `fill` of fsdp.py gives it some.
+
+    `adapter` gets the unsharded model first, such as for LoRA's layers. A model that is not `trainable` (a teacher, a
+    reference) is frozen and in evaluation mode. Raises ConfigError for what this model or this version cannot do.
+    """
+    if adapter is not None:
+        model = adapter(model)
+    if not trainable:
+        model.requires_grad_(False).eval()
+    if parallel.tensor > 1:
+        raise ConfigError(f"parallel.tensor: is {parallel.tensor}, tensor parallelism is not there yet; leave it at 1")
+    if parallel.activation_checkpointing == "full" and trainable:
+        _checkpoint_activations(model)
+    if parallel.compile:
+        for layer in decoder_layers(model):
+            layer.compile()  # in place: a wrapper would rename the parameters
+    return shard(model, group, parallel, _mixed_precision(precision, group.device))
+
+
+def _checkpoint_activations(model: nn.Module) -> None:
+    """Let each layer recompute its activations in backward, by transformers' own layers: no parameter is renamed."""
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ConfigError(
+            f"parallel.activation_checkpointing: {type(model).__name__} cannot recompute its activations; set it to none"
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+
+
+def _mixed_precision(precision: PrecisionConfig, device: torch.device) -> MixedPrecisionPolicy:
+    reduced = torch.float32 if precision.reduce == "fp32" else torch.bfloat16
+    if precision.compute == "bf16" or (precision.compute == "auto" and device.type == "cuda"):
+        return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=reduced)
+    return MixedPrecisionPolicy(reduce_dtype=None if precision.reduce == "fp32" else reduced)

@@ -1,0 +1,233 @@
+"""Programs of the user's own, on the local backend: real ranks, real kills, real stops."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.config import load_config
+from cluster.errors import ConfigError
+from cluster.process.kill import processes_of
+from cluster.run.directory import RunDir
+from cluster.run.files import read_json, read_lines
+from cluster.spec import Outcome, RunState
+from jobs.command.config import CommandConfig
+from jobs.runs.status import final_outcome
+from jobs.runs.submit import submit
+from tests.patience import Patience, until
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAIN = str(ROOT / "tests/fakes/programs/plain.py")
+Start = Callable[..., RunDir]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """Submit a command on this machine; nothing of it is left after the test."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    def start(command: list[str], *overrides: str) -> RunDir:
+        return submit("command", load_config(CommandConfig, {"command": command, "directory": str(tmp_path)}, overrides))
+
+    yield start
+    for process in processes_of(tmp_path):
+        process.kill()
+    until(lambda: not processes_of(tmp_path), Patience.START)
+
+
+def script(folder: Path, text: str) -> list[str]:
+    path = folder / "program.py"
+    path.write_text(text)
+    return [sys.executable, str(path)]
+
+
+def ended(run: RunDir) -> Outcome:
+    until(lambda: final_outcome(run) is not None, Patience.RUN)
+    outcome = final_outcome(run)
+    assert outcome is not None
+    return outcome
+
+
+def steps(run: RunDir) -> int:
+    lines = run.read_metrics()
+    return int(lines[-1]["step"]) if lines else 0
+
+
+def final_words(run: RunDir) -> str:
+    logs = [run.log_dir(number) / "rank-0.log" for number in run.attempts()]
+    lines = [line for log in logs if log.exists() for line in log.read_text().splitlines() if line.startswith("final")]
+    return lines[-1]
+
+
+def program_of(run: RunDir, word: str = PLAIN) -> list[psutil.Process]:
+    """The processes of the user's program itself, not those that carry it."""
+    return [process for process in processes_of(run.path) if word in process.cmdline()[:3]]
+
+
+def test_a_plain_script_goes_on_bit_by_bit_after_a_killed_rank_a_killed_node_and_stops(start: Start) -> None:
+    undisturbed = start([sys.executable, PLAIN, "--steps", "60"], "resources.nodes=2")
+    assert ended(undisturbed).state is RunState.SUCCEEDED
+    run = start([sys.executable, PLAIN, "--steps", "60", "--pause", "0.1"], "resources.nodes=2")
+    until(lambda: steps(run) >= 12)
+    program_of(run)[0].kill()
+    until(lambda: steps(run) >= 24)
+    psutil.Process(int((read_json(run.path / "supervisor.json") or {})["pid"])).send_signal(signal.SIGUSR2)
+    until(lambda: len(run.attempts()) == 2 and steps(run) >= 35)
+    agents = read_lines(run.attempt_dir(2) / "agents.jsonl")
+    os.killpg(agents[-1]["pid"], signal.SIGKILL)
+    outcome = ended(run)
+    assert (outcome.state, outcome.cause) == (RunState.SUCCEEDED, "done")
+    assert final_words(run) == final_words(undisturbed)
+    seen = [line["step"] for line in run.read_metrics()]
+    assert seen[-1] == 60
+    assert run.results()["train/loss"] == undisturbed.results()["train/loss"]
+    stopped_at = max(e["step"] for e in run.read_events() if e["event"] == "checkpoint" and e["attempt"] == 1)
+    assert seen.count(stopped_at + 1) == 1, "an announced stop loses no step"
+
+
+def test_a_program_that_knows_nothing_is_restarted_and_counted(start: Start, tmp_path: Path) -> None:
+    text = """
+import os, pathlib, sys, time
+attempt = os.environ["ROPEWALK_ATTEMPT"]
+kept = pathlib.Path(os.environ["ROPEWALK_CHECKPOINTS"]) / "starts"
+with kept.open("a") as stream:
+    stream.write(f"{attempt} {os.environ['WORLD_SIZE']} {os.environ['RANK']}\\n")
+if attempt == "1":
+    time.sleep(3600)
+print("done at", attempt)
+"""
+    run = start(script(tmp_path, text))
+    until((run.checkpoints / "starts").exists)
+    psutil.Process(int((read_json(run.path / "supervisor.json") or {})["pid"])).send_signal(signal.SIGUSR2)
+    assert ended(run).state is RunState.SUCCEEDED
+    assert (run.checkpoints / "starts").read_text().splitlines() == ["1 1 0", "2 1 0"]
+    first = run.outcome(1)
+    assert first is not None
+    assert first.state is RunState.PREEMPTED
+    assert "stopped_without_word" in {event["event"] for event in run.read_events()}
+
+
+@pytest.mark.parametrize(("code", "attempts", "state"), [(42, 1, RunState.FAILED), (7, 1, RunState.FAILED)])
+def test_exit_codes(start: Start, tmp_path: Path, code: int, attempts: int, state: RunState) -> None:
+    text = f"import sys\nprint('ValueError: too small')\nsys.exit({code})"
+    run = start(script(tmp_path, text), "launch=once", "retries.bugs=0")
+    outcome = ended(run)
+    assert (outcome.state, len(run.attempts())) == (state, attempts)
+    assert "ValueError: too small" in outcome.cause
+
+
+def test_a_bug_of_the_program_is_told_in_its_own_words(start: Start, tmp_path: Path) -> None:
+    run = start(script(tmp_path, "import os\nraise KeyError('learning_rate')"), "retries.bugs=1", "resources.ranks_per_node=2")
+    outcome = ended(run)
+    assert outcome.state is RunState.FAILED
+    assert "KeyError: 'learning_rate'" in outcome.cause
+
+
+def test_one_process_a_node_knows_all_nodes(start: Start, tmp_path: Path) -> None:
+    text = "import os\nprint('nodes', os.environ['ROPEWALK_NODES'], os.environ['ROPEWALK_NODE_RANK'], flush=True)"
+    run = start(script(tmp_path, text), "launch=nodes", "resources.nodes=2")
+    assert ended(run).state is RunState.SUCCEEDED
+    said = [(run.log_dir(1) / f"rank-{rank}.log").read_text() for rank in range(2)]
+    assert [text.split() for text in said] == [["nodes", "127.0.1.1,127.0.1.2", str(rank)] for rank in range(2)]
+
+
+def test_the_stop_is_told_by_the_signal_and_the_file_that_the_program_wishes(start: Start, tmp_path: Path) -> None:
+    text = """
+import os, pathlib, signal, sys, time
+kept = pathlib.Path(os.environ["ROPEWALK_CHECKPOINTS"]) / "said"
+def leave(number, frame):
+    with kept.open("a") as stream:
+        stream.write(f"{signal.Signals(number).name} {os.path.exists(os.environ['ROPEWALK_STOP_FLAG'])}\\n")
+    sys.exit(0)
+signal.signal(signal.SIGUSR1, leave)
+if kept.exists():
+    sys.exit(0)
+(kept.parent / "ready").touch()
+while True:
+    time.sleep(0.1)
+"""
+    run = start(script(tmp_path, text), "launch=once", "stop_signal=USR1")
+    until((run.checkpoints / "ready").exists)
+    psutil.Process(int((read_json(run.path / "supervisor.json") or {})["pid"])).send_signal(signal.SIGUSR2)
+    assert ended(run).state is RunState.SUCCEEDED
+    assert (run.checkpoints / "said").read_text() == "SIGUSR1 True\n"
+    assert len(run.attempts()) == 2
+
+
+def test_metrics_are_read_from_the_output(start: Start, tmp_path: Path) -> None:
+    text = "for step in range(1, 4):\n    print(f'step {step} loss={1 / step:.3f} speed=1,024', flush=True)"
+    run = start(
+        script(tmp_path, text),
+        "launch=once",
+        "metrics={train/loss: 'loss=(\\S+)', speed: 'speed=(\\S+)'}",
+        "step_pattern='step (\\d+)'",
+    )
+    assert ended(run).state is RunState.SUCCEEDED
+    lines = run.read_metrics()
+    assert [(line["step"], line["train/loss"], line["speed"]) for line in lines] == [
+        (1, 1.0, 1024),
+        (2, 0.5, 1024),
+        (3, 0.333, 1024),
+    ]
+    assert run.results()["train/loss"] == 0.333
+    assert "step 3 loss=0.333" in (run.log_dir(1) / "rank-0.log").read_text()
+
+
+def test_setup_environment_and_shell_lines(start: Start, tmp_path: Path) -> None:
+    run = start(
+        ["bash", "-c", "echo $GREETING $PLACE; pwd"],
+        "launch=once",
+        "setup=['export PLACE=world']",
+        "environment={GREETING: hello}",
+    )
+    assert ended(run).state is RunState.SUCCEEDED
+    said = (run.log_dir(1) / "rank-0.log").read_text()
+    assert "hello world" in said
+    assert str(tmp_path) in said
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"command": []}, "command"),
+        ({"command": ["x"], "environment": {"WANDB_API_KEY": "1"}}, "looks like a secret"),
+        ({"command": ["x"], "metrics": {"loss": "loss="}}, "has no group"),
+        ({"command": ["x"], "metrics": {"loss": "("}}, "is no regular expression"),
+        ({"command": ["x"], "launch": "once", "resources": {"nodes": 2}}, "use launch=nodes"),
+        ({"command": ["x"], "launch": "nodes", "resources": {"ranks_per_node": 2}}, "one process a node"),
+    ],
+)
+def test_mistakes(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(CommandConfig, values)
+
+
+def test_a_program_that_is_not_there(start: Start) -> None:
+    outcome = ended(start(["no-such-program", "x"], "launch=once"))
+    assert outcome.state is RunState.FAILED
+    assert "there is no program 'no-such-program' on this node" in outcome.cause
+
+
+def test_the_words_behind_two_dashes_are_the_program(tmp_path: Path) -> None:
+    environment = {**os.environ, "ROPEWALK_RUNS": str(tmp_path / "runs"), "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
+    words = [sys.executable, "-m", "jobs.cli", "run"]
+    program = ["--", sys.executable, "-c", "import sys; print(sys.argv[1:])", "--lr", "1e-3", "steps=3"]
+    done = subprocess.run(
+        [*words, "command", "launch=once", "--json", *program], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "runs").glob("*/attempts/0001/logs/rank-0.log")
+    assert "['--lr', '1e-3', 'steps=3']" in log.read_text()
+    done = subprocess.run(
+        [*words, "evaluate", *program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "only the job `command` takes a program" in done.stderr

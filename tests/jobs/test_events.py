@@ -1,0 +1,78 @@
+"""Every event that the program records has a row in the table of events, and every row is recorded somewhere."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.runs.events import EVENTS, tell
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("cluster", "slurm", "k8s", "datapipe", "sharding", "jobs")
+RECORDS = {"event", "_event"}  # methods whose first argument is an event's name
+
+
+def recorded() -> Iterator[tuple[str, str]]:
+    """(place, name) of every event that the code records."""
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            tree = ast.parse(path.read_text())
+            for node in ast.walk(tree):
+                if (
+                    isinstance(node, ast.Call)
+                    and isinstance(node.func, ast.Attribute)
+                    and node.func.attr in RECORDS
+                    and node.args
+                ):
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}", _name(node.args[0], path, tree)
+
+
+def _name(word: ast.expr, path: Path, tree: ast.AST) -> str:
+    """A literal, or a constant by its name: of this module or of the one that it is imported from."""
+    if isinstance(word, ast.Constant):
+        return str(word.value)
+    assert isinstance(word, ast.Name), f"{path}: an event's name must be a literal or a constant, is {ast.unparse(word)}"
+    if word.id == "kind":  # a method that hands the name on
+        return ""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == [word.id]:
+            return str(ast.literal_eval(node.value))
+        if isinstance(node, ast.ImportFrom) and word.id in {alias.name for alias in node.names}:
+            source = ROOT.joinpath(*str(node.module).split(".")).with_suffix(".py")
+            return _name(word, source, ast.parse(source.read_text()))
+    raise AssertionError(f"{path}: {word.id} is not a constant")
+
+
+def test_every_event_has_a_row_and_every_row_is_recorded() -> None:
+    found = {name: place for place, name in recorded() if name}
+    assert {name: place for name, place in found.items() if name not in EVENTS} == {}
+    assert sorted(set(EVENTS) - set(found)) == []
+
+
+@pytest.mark.parametrize("name", [name for name, form in EVENTS.items() if form])
+def test_a_line_of_another_version_that_lacks_every_field_is_told_all_the_same(name: str) -> None:
+    assert tell({"event": name, "time": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        ({"event": "rank_lost", "rank": 1, "node": 0, "exit_code": -11}, "crashed in native code (segmentation fault)"),
+        ({"event": "node_lost", "node": 2}, "node 2 died (lost)"),
+        (
+            {"event": "trial_finished", "trial": 3, "state": "FAILED", "step": 7, "cause": "a bug"},
+            "trial 3 failed at step 7: a bug",
+        ),
+        ({"event": "trial_finished", "trial": 3, "state": "SUCCEEDED", "step": 7, "cause": ""}, "trial 3 succeeded at step 7"),
+        ({"event": "trial_started", "trial": 0, "parameters": {"optim.lr": 0.00123456}}, "trial 0 starts: optim.lr=0.001235"),
+    ],
+)
+def test_an_event_in_words(event: dict[str, object], said: str) -> None:
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  .*" + re.escape(said), str(tell({**event, "time": 0.0})))
+
+
+def test_bookkeeping_and_what_is_unknown_are_not_shown() -> None:
+    assert tell({"event": "checkpoint", "time": 0.0}) is None
+    assert tell({"event": "made_up", "time": 0.0}) is None

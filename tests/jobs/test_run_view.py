@@ -1,0 +1,78 @@
+"""A job that another package adds is shown, followed, explained and cancelled by its own view."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cluster.run.directory import RunDir
+from cluster.run.files import write_json
+from cluster.spec import Outcome, RunState
+from jobs.registry import JOBS, view_class
+from jobs.runs.follow import follow
+from jobs.runs.view import RunView, view_of
+from tests.jobs.shell import Shell
+
+
+@pytest.fixture
+def server(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    """A run of it that goes on, with a canary that goes on too."""
+    place = shell.home / "added/viewed-1.0.dist-info"
+    place.mkdir(parents=True)
+    (place / "entry_points.txt").write_text("[ropewalk.jobs]\nviewed = tests.fakes.viewed:SPEC\n")
+    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: viewed\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(str(place.parent))
+    run = RunDir(shell.home / "runs" / shell("submit", "viewed", "--on", "slow").split()[-1])
+    record = {"job": "pretrain", "cluster": "slow", "config": {}, "resources": {"nodes": 1}, "parent": run.id}
+    RunDir.create("canary", record, shell.home / "runs").begin_attempt()
+    return run
+
+
+def end(run: RunDir, state: RunState, cause: str = "done") -> None:
+    run.write_outcome(1, Outcome(state=state, exit_code=0, cause=cause, ended=1.0))
+
+
+def test_show_and_the_end_have_its_words(shell: Shell, server: RunDir) -> None:
+    assert json.loads(shell("show", server.id, "--json"))["address"] == "http://node-0:8000"
+    assert shell("show", server.id, "--plot").strip() == str(server.path / "latency.png")
+    assert "viewed on slow" in shell("show", server.id), "what it leaves alone is as of every job"
+    end(server, RunState.SUCCEEDED)
+    assert shell("wait", server.id).strip() == "served until SUCCEEDED"
+    assert view_of(server).wandb_group() == "servers"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_following_says_its_words(server: RunDir, terminal: bool) -> None:
+    out = io.StringIO()
+    write_json(server.progress, {"stage": "serve", "done": 3, "total": None, "unit": "requests", "rates": {}})
+    follow(server, Console(file=out, width=200, force_terminal=terminal), sleep=lambda _: end(server, RunState.SUCCEEDED))
+    assert "3 requests  2 replicas at http://node-0:8000" in out.getvalue()
+    assert ("replica 0: ready" in out.getvalue()) is terminal
+
+
+def test_why_has_its_lines_and_says_whose_child_a_run_is(shell: Shell, server: RunDir) -> None:
+    said = shell("why", server.id)
+    assert "replica 1: CUDA out of memory" in said
+    assert "What to do: a GPU ran out of memory: use a smaller batch" in said
+    assert f"It is a canary of {server.id}." in shell("why", view_of(server).children()[0].id)
+
+
+def test_a_cancel_leaves_word_first_and_takes_its_children_along(shell: Shell, server: RunDir) -> None:
+    shell("cancel", server.id)
+    assert [event["event"] for event in server.read_events()] == ["drained"]
+    children = view_of(server).children()
+    assert {line["run"] for line in shell.asked("cancel")} == {server.id, children[0].id}
+    assert all(run.cancel_requested for run in [server, *children])
+
+
+def test_a_job_that_is_not_installed_here_is_shown_as_any_other(tmp_path: Path) -> None:
+    run = RunDir.create("x", {"job": "far", "cluster": "local", "config": {}}, tmp_path)
+    assert type(view_of(run)) is RunView
+    assert (view_of(run).words(), view_of(run).live(), view_of(run).children()) == ("", None, [])
+
+
+@pytest.mark.parametrize("job", sorted(JOBS))
+def test_the_view_of_every_job_exists(job: str) -> None:
+    assert issubclass(view_class(job), RunView)

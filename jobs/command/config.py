@@ -6,11 +6,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cluster.config import CodeConfig, DataPath, JobConfig, PathView
+from cluster.config import CodeConfig, DataPath, JobConfig, PathView, check_variables
 from cluster.errors import ConfigError
 from cluster.spec import Engine
-
-_SECRET = re.compile(r"(key|secret|passw(or)?d|credentials?)$|token$", re.IGNORECASE)
 
 
 class CommandConfig(JobConfig):
@@ -53,9 +51,7 @@ class CommandConfig(JobConfig):
     @field_validator("environment")
     @classmethod
     def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
-        for name in environment:
-            if _SECRET.search(name):
-                raise ValueError(f"{name} looks like a secret, and run.yaml is a plain file; export it where the program runs")
+        check_variables(environment, "run.yaml is a plain file; export it where the program runs")
         return environment
 
     @model_validator(mode="after")

@@ -43,7 +43,7 @@ def load(options: dict[str, Any]) -> SlurmProfile:
         ({"environment": {"db_password": "abc"}}, "db_password looks like a secret"),
         ({"environment": {"A B": "1"}}, "environment: variable 'A B': a name consists of letters, digits and _"),
         ({"constraint": "a100 # fast"}, "the value of constraint, 'a100 # fast', would not survive in an #SBATCH line"),
-        ({"sbatch": {"x\ntouch /tmp/x\n#SBATCH --nice": 1}}, "is no long name of an option of sbatch; small letters"),
+        ({"sbatch": {"x\ntouch /tmp/x\n#SBATCH --nice": 1}}, "is no long name of an option of sbatch; it may have small letters"),
         ({"sbatch": {"mail-type": "END\nFAIL"}}, "the value of mail-type, 'END\\nFAIL', would not survive"),
         ({"container": {"runtime": "podman", "image": "x", "mounts": ["data"]}}, "container.mounts: must be absolute"),
     ],

@@ -183,10 +183,28 @@ def start_wandb(run: RunDir, attempt: int) -> Any:
     run.wandb.mkdir(exist_ok=True)
     import wandb
 
+    arguments = _wandb_arguments(run, attempt)
+    try:
+        started = wandb.init(**arguments)
+    except wandb.errors.Error as error:
+        log.warning("W&B: %s; writing offline files", error)
+        started = wandb.init(**{**arguments, "mode": "offline"})
+    started.define_metric("train/step")
+    started.define_metric("system/time")
+    for section in ("train", "validation", "evaluation", "events"):
+        started.define_metric(f"{section}/*", step_metric="train/step")
+    started.define_metric("system/*", step_metric="system/time")
+    return started
+
+
+def _wandb_arguments(run: RunDir, attempt: int) -> dict[str, Any]:
+    """What `wandb.init` is told of a run: the same W&B run for all its attempts, with its configuration and its code."""
+    import wandb
+
     record, details = run.record, run.attempt_details(attempt)
     config = record.get("config") or {}
     group = (config.get("wandb") or {}).get("group") or _view(run).wandb_group() or config.get("name") or record["job"]
-    arguments: dict[str, Any] = {
+    return {
         "mode": os.environ.get("WANDB_MODE") or ("online" if _server_answers() else "offline"),
         "id": run.id,
         "name": run.id,
@@ -207,17 +225,6 @@ def start_wandb(run: RunDir, attempt: int) -> Any:
             console="off", save_code=False, quiet=True, init_timeout=10, x_disable_stats=True, x_disable_meta=True
         ),
     }
-    try:
-        started = wandb.init(**arguments)
-    except wandb.errors.Error as error:
-        log.warning("W&B: %s; writing offline files", error)
-        started = wandb.init(**{**arguments, "mode": "offline"})
-    started.define_metric("train/step")
-    started.define_metric("system/time")
-    for section in ("train", "validation", "evaluation", "events"):
-        started.define_metric(f"{section}/*", step_metric="train/step")
-    started.define_metric("system/*", step_metric="system/time")
-    return started
 
 
 def _server_answers() -> bool:

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.backends.recovery import conclude, last_known
 from cluster.backends.submission import key_of, next_attempt, open_attempts, open_dependencies, refuse_active
-from cluster.config import Resources, load_section
+from cluster.config import Resources
+from cluster.config_reader import load_section
 from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from cluster.run.directory import RunDir
 from cluster.run.files import SYNC_THREADS, syncing, write_atomically

@@ -4,7 +4,8 @@ import logging
 import time
 
 from cluster.backends.profiles import load_backend
-from cluster.config import JobConfig, Resources, load_config
+from cluster.config import JobConfig, Resources
+from cluster.config_reader import load_config
 from cluster.errors import BackendError, RopewalkError
 from cluster.run.directory import RunDir
 from jobs.registry import config_of, find_job

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from cluster.backends.local.nodes import LocalAllocation
 from cluster.backends.submission import dependencies, failed_of, is_over, never_starts, newest_submission
-from cluster.engines.entry import configure_logging
 from cluster.process.forking import import_modules, preload_modules
+from cluster.process.output import configure_logging
 from cluster.process.signals import STOP_SIGNALS, SignalFlag
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState

@@ -34,8 +34,9 @@ def remove(folder: Path) -> None:
 
 
 def _edit(change: Callable[[str], str]) -> None:
-    """Rewrite /etc/hosts in place: in a container it is a mount, which nothing can be renamed onto. Labs take turns; and the lines of others are
-    there at every moment, since somebody on this machine is always looking for localhost.
+    """Rewrite /etc/hosts in place: in a container it is a mount, which nothing can be renamed onto.
+
+    Labs take turns; and the lines of others are there at every moment, since somebody is always looking for localhost.
     """
     with HOSTS.open("r+") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

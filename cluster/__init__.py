@@ -1,1 +1,1 @@
-"""Nouns and plumbing: job, run, backend, agent, local backend, monitor."""
+"""From a run directory to processes on nodes: run, supervisor, agent, engines, backends."""

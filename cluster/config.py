@@ -1,4 +1,4 @@
-"""A job's configuration: YAML file, then dotted overrides, made one frozen pydantic model."""
+"""A job's configuration: a YAML file and dotted overrides become one frozen pydantic model."""
 
 import difflib
 import re
@@ -15,20 +15,20 @@ from cluster.spec import Engine
 
 
 class Section(BaseModel):
-    """Base of every group of keys: frozen, no unknown keys, defaults checked too."""
+    """Base of every group of keys: frozen, without unknown keys, and with defaults that are validated too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 def absolute(path: str) -> str:
-    """A local path made absolute where the user stands; a URL (s3://...) as it is."""
+    """Make a local path absolute from the current directory; leave a URL (s3://...) as it is."""
     return path if re.match(r"^[a-z0-9+]+:", path) else str(Path(path).expanduser().absolute())
 
 
 # Where this machine sees what a cluster calls by a path; None: it does not see it, and cannot check it.
 PathView = Callable[[str], Path | None]
 
-# A path or fsspec URL that a user gives; resolved at submission, since a rank stands elsewhere.
+# A path or fsspec URL that a user gives; made absolute at submission, since a rank has another current directory.
 DataPath = Annotated[str, AfterValidator(absolute)]
 
 
@@ -40,7 +40,7 @@ class NodeRange(Section):
 
     @classmethod
     def parse(cls, value: Any) -> Any:
-        """`2`, `"2"`, `"1..4"` or an existing range."""
+        """Read `2`, `"2"`, `"1..4"` or an existing range. Raises ValueError."""
         if isinstance(value, bool) or not isinstance(value, (int, str)):
             return value
         match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value))
@@ -48,12 +48,12 @@ class NodeRange(Section):
             raise ValueError("must be a number of nodes or a range such as 1..4")
         least, most = int(match[1]), int(match[2] or match[1])
         if not 1 <= least <= most:
-            raise ValueError("must be at least 1, and a range must not fall, such as 1..4")
+            raise ValueError("must be at least 1, and a range must rise, such as 1..4")
         return {"least": least, "most": most}
 
     @property
     def elastic(self) -> bool:
-        """The run may go on with fewer nodes, or grow."""
+        """Whether the run may go on with fewer nodes, or grow."""
         return self.least < self.most
 
     def __str__(self) -> str:
@@ -72,23 +72,23 @@ class Resources(Section):
 
     nodes: Nodes = Field(default=NodeRange(least=1, most=1), description="nodes, or a range such as 1..4 (elastic)")
     ranks_per_node: int | None = Field(default=None, ge=1, description="ranks per node; unset: one per GPU, else one")
-    cpus: int | None = Field(default=None, ge=1, description="CPU cores a node; unset: what the backend gives")
-    gpus: int = Field(default=0, ge=0, description="GPUs a node")
-    memory_gib: float | None = Field(default=None, gt=0, description="memory a node, GiB")
+    cpus: int | None = Field(default=None, ge=1, description="CPU cores per node; unset: what the backend gives")
+    gpus: int = Field(default=0, ge=0, description="GPUs per node")
+    memory_gib: float | None = Field(default=None, gt=0, description="memory per node, GiB")
     time_limit_minutes: float | None = Field(default=None, gt=0, description="wall-clock limit of one attempt")
-    grace_seconds: float = Field(default=120, gt=0, description="notice before the limit, to save and leave")
+    grace_seconds: float = Field(default=120, gt=0, description="seconds of notice before the limit, to save and exit")
 
     @property
     def local_world_size(self) -> int:
-        """Ranks of one node: as many as `ranks_per_node` says, else one per GPU, else one."""
+        """The ranks of one node: `ranks_per_node`, else one per GPU, else one."""
         return self.ranks_per_node or self.gpus or 1
 
     def check_ranks(self) -> None:
-        """Raise ConfigError where the GPUs of a node do not go round its ranks. Records of older runs are not checked."""
+        """Raise ConfigError if the GPUs of a node cannot be split evenly over its ranks; older records are not checked."""
         ranks, gpus = self.local_world_size, self.gpus
         if gpus % ranks:
             remedy = f"leave ranks_per_node out for one rank per GPU, or set gpus={ranks}"
-            raise ConfigError(f"resources: {gpus} GPUs per node do not go round {ranks} ranks per node; {remedy}")
+            raise ConfigError(f"resources: {gpus} GPUs per node cannot be split evenly over {ranks} ranks per node; {remedy}")
 
 
 class Retries(Section):
@@ -97,7 +97,7 @@ class Retries(Section):
     bugs: int = Field(default=2, ge=0, description="retries after an error of the program")
     disturbances: int = Field(default=100, ge=0, description="retries after preemption, time limit or a lost node")
     hung_steps: float | None = Field(
-        default=10, gt=1, description="times the recent step, and 3 s: ranks that stand still so long are replaced; null: never"
+        default=10, gt=1, description="replace ranks that make no progress for this many recent steps and 3 s; null: never"
     )
 
 
@@ -114,7 +114,7 @@ class JobConfig(Section):
 
     name: str | None = Field(default=None, description="name of the run; unset: the job's")
     seed: int = Field(default=0, ge=0, lt=2**32, description="seed of every random choice")
-    resources: Resources = Field(default=Resources(), description="what to ask of the scheduler")
+    resources: Resources = Field(default=Resources(), description="what to ask the scheduler for")
     retries: Retries = Field(default=Retries(), description="retry budgets")
     wandb: Tracking = Field(default=Tracking(), description="how W&B shows the run")
 
@@ -125,22 +125,22 @@ class JobConfig(Section):
         """
 
     def preferred_engine(self) -> Engine | None:
-        """The engine, where these keys decide it; None leaves the job's own."""
+        """Return the engine, if these keys decide it; None leaves the job's own."""
         return None
 
     def resolved(self) -> Self:
-        """The configuration as run.yaml holds it; asked once, by submission, for what costs more than a validation.
+        """Return the configuration as run.yaml holds it; asked once, by submission, for what costs more than a validation.
 
         Raises ConfigError.
         """
         return self
 
     def children_cluster(self) -> str | None:
-        """The cluster that runs started by this one go to, if it is another: it must see this run's files, and have its code."""
+        """Return the cluster to which this run submits other runs: it must see this run's files, and have its code."""
         return None
 
     def extra_record(self, cluster_name: str) -> dict[str, Any]:
-        """What run.yaml holds besides the keys, since only the submitting machine knows it."""
+        """Return what run.yaml must hold besides the keys, and only the submitting machine knows."""
         return {}
 
 
@@ -148,7 +148,7 @@ class JobConfig(Section):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A configuration file as plain values. Raises ConfigError naming file and line."""
+    """Read a configuration file as plain values. Raises ConfigError naming file and line."""
     try:
         text = path.read_text()
     except FileNotFoundError:
@@ -164,14 +164,14 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Base):  # type: ignore[misc]
-    """YAML 1.1 takes 1e-3 for a string; people who write learning rates mean a number."""
+    """Reads 1e-3 as a number, which YAML 1.1 takes for a string: people write learning rates so."""
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """YAML text as a mapping of plain values."""
+    """Read YAML text as a mapping of plain values. Raises ConfigError."""
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -185,13 +185,13 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return value
 
 
-def apply_override(values: dict[str, Any], word: str) -> None:
-    """Set `optim.lr=1e-3` in nested plain values, in place."""
-    key, separator, text = word.partition("=")
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Apply an override such as `optim.lr=1e-3` to nested plain values, in place. Raises ConfigError."""
+    key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"{word!r} is not an override; write key=value, such as optim.lr=1e-3")
+        raise ConfigError(f"{override!r} is not an override; write key=value, such as optim.lr=1e-3")
     if key.startswith("-"):
-        raise ConfigError(f"{word!r}: no such option; overrides are written without dashes: {key.lstrip('-')}=...")
+        raise ConfigError(f"{override!r}: no such option; overrides are written without dashes: {key.lstrip('-')}=...")
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
@@ -207,10 +207,10 @@ def apply_override(values: dict[str, Any], word: str) -> None:
 
 
 def load_config(kind: type[JobConfig], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
-    """Plain values and overrides as the job's frozen configuration. Raises ConfigError, one line an error."""
+    """Make a job's frozen configuration of plain values and overrides. Raises ConfigError with one line an error."""
     merged: dict[str, Any] = _copy(values)
-    for word in overrides:
-        apply_override(merged, word)
+    for override in overrides:
+        apply_override(merged, override)
     config = load_section(kind, merged)
     config.resources.check_ranks()
     return config
@@ -220,12 +220,12 @@ S = TypeVar("S", bound=Section)
 
 
 def load_section(kind: type[S], values: Mapping[str, Any], source: str = "") -> S:
-    """Plain values as a frozen section; an error names `source`, such as the cluster of a profile file. Raises ConfigError."""
+    """Make a frozen section of plain values. Raises ConfigError that names `source`, such as a cluster of the profile file."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        words = "; ".join(_explain(kind, problem) for problem in _worst(error))
-        raise ConfigError(f"{source}: {words}" if source else words) from None
+        problems = "; ".join(_explain(kind, problem) for problem in _worst(error))
+        raise ConfigError(f"{source}: {problems}" if source else problems) from None
 
 
 def _copy(value: Any) -> Any:
@@ -233,7 +233,7 @@ def _copy(value: Any) -> Any:
 
 
 def _worst(error: ValidationError) -> list[Any]:
-    """One problem a key: a union reports each of its members."""
+    """Keep one problem a key: a union reports each of its members."""
     seen: dict[str, Any] = {}
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part))
@@ -266,7 +266,7 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
 
 
 def walk_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of a configuration with its field, depth first; sections are walked into."""
+    """Yield every dotted key of a configuration with its field, depth first, also those of nested sections."""
     for name, info in kind.model_fields.items():
         sections = [t for t in types_of(info.annotation) if isinstance(t, type) and issubclass(t, Section) and t is not NodeRange]
         if not sections or len(sections) != len([t for t in types_of(info.annotation) if t is not type(None)]):
@@ -276,7 +276,7 @@ def walk_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def types_of(annotation: Any) -> list[Any]:
-    """The members of a union (Annotated ones bare), or the one type that it is."""
+    """Return the members of a union, without Annotated, or the one type that the annotation is."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return types_of(get_args(annotation)[0])

@@ -18,20 +18,20 @@ _UUIDS = ("GPU-", "MIG-")
 
 
 def node_gpus() -> int | None:
-    """How many GPUs this node was given; None where nobody has said so, as below torchrun."""
+    """Return how many GPUs this node was given; None if no agent said so, as below torchrun."""
     value = os.environ.get(NODE_GPUS_VARIABLE)
     return int(value) if value else None
 
 
 def users_devices(environment: Mapping[str, str] = os.environ) -> str:
-    """The CUDA_VISIBLE_DEVICES that the user has set, whatever a virtual node has made of it; ALL where there is none."""
+    """Return the CUDA_VISIBLE_DEVICES that the user set, also inside a virtual node, which changes it; ALL if it is unset."""
     return environment.get(MACHINE_DEVICES_VARIABLE) or environment.get(DEVICES_VARIABLE, ALL)
 
 
 def machine_devices(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The GPUs of this machine that the user may use, as CUDA names them (indices or UUIDs), by NVML and the environment.
+    """List the GPUs of this machine that the user may use, as CUDA names them (indices or UUIDs), by NVML and the environment.
 
-    Like CUDA it ignores what follows the first name that is none. Without NVML, as on AMD's GPUs, the environment is believed.
+    Like CUDA it ignores all names from the first invalid one on. Without NVML, as on AMD's GPUs, the environment is believed.
     """
     named, count = users_devices(environment), _count()
     if named == ALL:
@@ -46,7 +46,7 @@ def machine_devices(environment: Mapping[str, str] = os.environ) -> list[str]:
 
 
 def _count() -> int | None:
-    """GPUs by NVML, None without a driver that has it."""
+    """Count the GPUs by NVML; None without a driver that has it."""
     import pynvml  # noqa: PLC0415 - only what asks for GPUs pays for the import
 
     try:
@@ -60,7 +60,7 @@ def _count() -> int | None:
 
 
 def deal_devices(resources: Resources) -> list[list[str]]:
-    """The devices of each virtual node of this machine. Raises ConfigError where they do not go round."""
+    """Deal this machine's GPUs to its virtual nodes. Raises ConfigError if there are too few."""
     nodes, gpus = resources.nodes.most, resources.gpus
     if not gpus:
         return [[] for _ in range(nodes)]

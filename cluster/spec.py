@@ -1,4 +1,4 @@
-"""The nouns every floor shares: run states, engines, a job's entry in the catalogue."""
+"""The nouns that every floor shares: run states, engines, a job's entry in the registry, an attempt's outcome."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class RunState(StrEnum):
-    """What a run is doing; a scheduler's own word is kept beside it, never instead of it."""
+    """What a run is doing. A scheduler's own word for it is kept beside this state, never instead of it."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -19,7 +19,7 @@ class RunState(StrEnum):
 
     @property
     def final(self) -> bool:
-        """No further attempt follows by itself."""
+        """Whether no further attempt follows by itself."""
         return self in {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}
 
 
@@ -41,7 +41,7 @@ class Engine(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
-    """A job's entry in the catalogue: everything by name, so that listing jobs imports none of them.
+    """A job's entry in the registry: everything by name, so that listing jobs imports none of them.
 
     `config` and `entry` are `module:attribute`; importing the config's module must stay light
     (no torch, ray or transformers). The entry is called as `entry(context)` and returns its results.
@@ -52,7 +52,7 @@ class JobSpec:
     config: str
     entry: str
     engine: Engine
-    preload: tuple[str, ...] = ()  # what the rank server imports once, before any group forms
+    preload: tuple[str, ...] = ()  # modules that are imported once, before ranks are forked
     reports: tuple[str, ...] = ()  # patterns of the metrics that it reports; none: unknown
     view: str = "jobs.runs.view:RunView"  # how its runs are shown, explained and cancelled; its import must stay light too
 

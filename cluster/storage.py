@@ -14,7 +14,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import DataError, StorageError
-from cluster.run.files import read_afresh
+from cluster.fresh_reads import read_afresh
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 120.0  # a store that is away for longer is an error
 def retry(
     action: Callable[[], T], what: str, patience_seconds: float = PATIENCE_SECONDS, sleep: Callable[[float], None] = time.sleep
 ) -> T:
-    """Call `action` until the store answers. A file that is not there is an answer; raises StorageError in the end."""
+    """Call `action` until the store answers; a missing file is an answer. Raises StorageError after `patience_seconds`."""
     deadline = time.monotonic() + patience_seconds
     delay_seconds = 0.2
     while True:
@@ -82,27 +82,27 @@ class StoragePath:
 
     @property
     def local(self) -> Path | None:
-        """The directory on this machine's own file system, or None."""
+        """The directory on this machine's own file system; None if it lies elsewhere."""
         return Path(self.root) if isinstance(self.fs, LocalFileSystem) else None
 
     def path(self, name: str = "") -> str:
-        """The file system's own path of `name`."""
+        """Return the path of `name` as the file system itself has it."""
         return f"{self.root}/{name}" if name else self.root
 
     def child(self, name: str) -> "StoragePath":
-        """The directory `name` below this one."""
+        """Return the directory `name` below this one."""
         return StoragePath(f"{self.url}/{name}", self.patience_seconds)
 
     def _retry(self, action: Callable[[], T], name: str, verb: str) -> T:
         return retry(action, f"{verb} {self.url}/{name}", self.patience_seconds)
 
     def make(self, name: str = "") -> None:
-        """Have a directory there; a client of NFS asks for it anew, where it believes for a minute that it is not there."""
+        """Make a directory if it is missing; so a client of NFS sees one that another machine has just made."""
         if self.local is not None:  # an object store has none
             (self.local / name).mkdir(parents=True, exist_ok=True)
 
     def exists_afresh(self, name: str) -> bool:
-        """Whether there is such a file, by the word of the server and not of a cache; from now on the cache knows it too."""
+        """Return whether a file exists, as the server of a shared file system has it and not this machine's cache."""
         if self.local is None:
             return self.exists(name)
         try:
@@ -115,7 +115,7 @@ class StoragePath:
         return False
 
     def read_afresh(self, name: str) -> bytes:
-        """A small file that another machine may just have written; nothing where it is not there."""
+        """Read a small file that another machine may just have written; empty if there is no such file."""
         if self.local is not None:
             return self._retry(lambda: read_afresh(Path(self.path(name))), name, "read")
         try:
@@ -124,11 +124,11 @@ class StoragePath:
             return b""
 
     def exists(self, name: str = "") -> bool:
-        """Whether there is such a file or directory."""
+        """Return whether a file or directory exists."""
         return bool(self._retry(lambda: self.fs.exists(self.path(name)), name, "look for"))
 
     def names(self, name: str = "") -> list[str]:
-        """What lies directly in a directory, sorted; nothing if it is not there."""
+        """List the names directly in a directory, sorted; empty if it is missing."""
 
         def listing() -> list[str]:
             try:
@@ -139,11 +139,11 @@ class StoragePath:
         return [n for n in self._retry(listing, name, "list") if n]
 
     def size(self, name: str) -> int:
-        """Bytes of a file. Raises FileNotFoundError."""
+        """Return the size of a file in bytes. Raises FileNotFoundError."""
         return int(self._retry(lambda: self.fs.size(self.path(name)), name, "look at"))
 
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
-        """A file's bytes, or a part of them. Raises FileNotFoundError."""
+        """Read a file, or its bytes from `start` to before `end`. Raises FileNotFoundError."""
         return bytes(self._retry(lambda: self.fs.cat_file(self.path(name), start=start, end=end), name, "read"))
 
     def write(self, name: str, data: bytes) -> None:
@@ -159,7 +159,7 @@ class StoragePath:
 
     @contextmanager
     def create(self, name: str) -> Iterator[IO[bytes]]:
-        """A stream whose content appears under `name` when the block ends well, and not at all when it raises.
+        """Open a stream whose content appears under `name` when the block ends well, and not at all when it raises.
 
         Local files are fsynced and renamed; for a remote place they are spooled to a local temporary file first,
         so that an upload can be tried again as a whole.
@@ -185,7 +185,7 @@ class StoragePath:
             Path(temporary).unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
-        """Delete a file or a whole directory; it may be gone already."""
+        """Delete a file or a whole directory, if it exists."""
 
         def delete() -> None:
             with suppress(FileNotFoundError):

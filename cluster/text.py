@@ -1,4 +1,4 @@
-"""Words for people."""
+"""Numbers, nouns and values as people read them."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def counted(number: float | str, noun: str) -> str:
-    """`1 node`, `2.5 GPUs`, `1..4 nodes`."""
+    """Return a number with its noun: `1 node`, `2.5 GPUs`, `1..4 nodes`."""
     text = f"{number:g}" if isinstance(number, float) else str(number)
     return f"{text} {noun}{'' if text == '1' else 's'}"
 

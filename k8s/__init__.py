@@ -1,1 +1,1 @@
-"""Kubernetes: the same job file, the same promises."""
+"""The backend for Kubernetes clusters; k8s/README.md has the map."""

@@ -15,7 +15,7 @@ _SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNOREC
 
 
 class Mount(Section):
-    """One more volume of the cluster in every pod, for data."""
+    """One more volume in every pod, for data."""
 
     claim: str = Field(description="the PersistentVolumeClaim")
     path: str = Field(description="where pods see it")
@@ -28,7 +28,7 @@ class Mount(Section):
 
 
 class Toleration(Section):
-    """A taint that pods may live with; Kubernetes' own keys."""
+    """A taint of nodes that pods tolerate, in Kubernetes' own keys."""
 
     key: str | None = Field(default=None, description="the taint's key; unset: every key")
     operator: Literal["Exists", "Equal"] = Field(default="Equal", description="whether the value must be equal")
@@ -49,16 +49,16 @@ class K8sProfile(Section):
     python: str = Field(default="python", description="Python in the image")
     claim: str = Field(default="runs", description="the ReadWriteMany PersistentVolumeClaim in which runs live")
     claim_path: str = Field(default="/runs", description="where pods see it")
-    runs: str | None = Field(default=None, description="where this machine sees the claim's files, if it does")
+    runs: str | None = Field(default=None, description="where this machine sees the claim's files; unset: it does not")
     mounts: tuple[Mount, ...] = Field(default=(), description="more claims in every pod: [{claim, path, read_only}]")
     queue: str | None = Field(default=None, description="Kueue's LocalQueue")
     queue_priority: str | None = Field(default=None, description="Kueue's WorkloadPriorityClass")
     priority_class: str | None = Field(default=None, description="PriorityClass of the pods")
-    service_account: str | None = Field(default=None, description="who pods are; k8s/manifests/rbac.yaml makes `ropewalk`")
+    service_account: str | None = Field(default=None, description="the pods' account; k8s/manifests/rbac.yaml makes `ropewalk`")
     gpu: str = Field(default="nvidia.com/gpu", description="the resource that resources.gpus counts, such as amd.com/gpu")
     devices: dict[str, int] = Field(default={}, description="further resources a node, such as rdma/hca: 1")
     node_selector: dict[str, str] = Field(default={}, description="labels that nodes must have")
-    tolerations: tuple[Toleration, ...] = Field(default=(), description="taints that pods may live with")
+    tolerations: tuple[Toleration, ...] = Field(default=(), description="taints of nodes that pods tolerate")
     environment: dict[str, str] = Field(default={}, description="variables to set; no secrets")
     secrets: tuple[str, ...] = Field(default=(), description="Secrets whose keys become variables, such as WANDB_API_KEY")
     user: int = Field(default=1000, ge=1, description="uid and gid of all processes; the claim's files belong to it")
@@ -90,14 +90,14 @@ class K8sProfile(Section):
     def _device_names(cls, devices: dict[str, int]) -> dict[str, int]:
         for name in devices:
             if not _DEVICE.fullmatch(name):
-                raise ValueError(f"{name!r} is no resource of Kubernetes; one looks like rdma/hca or nvidia.com/mig-1g.5gb")
+                raise ValueError(f"{name!r} is not a resource name of Kubernetes, such as rdma/hca or nvidia.com/mig-1g.5gb")
         return devices
 
     @field_validator("gpu")
     @classmethod
     def _gpu_name(cls, name: str) -> str:
         if not _DEVICE.fullmatch(name):
-            raise ValueError("must be a resource of Kubernetes, such as nvidia.com/gpu")
+            raise ValueError("must be a resource name of Kubernetes, such as nvidia.com/gpu")
         return name
 
     @field_validator("environment")
@@ -107,9 +107,9 @@ class K8sProfile(Section):
             if _SECRET.search(name):
                 raise ValueError(f"variable {name} looks like a secret, and manifests are files; put it into a Secret: secrets")
             if not _VARIABLE.fullmatch(name):
-                raise ValueError(f"variable {name!r} has a name that no shell takes; letters, digits and _ it may have")
+                raise ValueError(f"variable {name!r}: a name consists of letters, digits and _, and does not begin with a digit")
             if name in OWN_VARIABLES:
-                raise ValueError(f"variable {name} is the manifest's to set")
+                raise ValueError(f"variable {name} is set by the manifest; take it out of environment")
         return values
 
     @field_validator("pod")

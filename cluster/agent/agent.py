@@ -1,4 +1,4 @@
-"""The agent: one a node, started by the backend. Runs the run's engine, carries the stop, tells the exit code.
+"""The agent: one a node, started by the backend. It runs the engine, hands on stops and reports the exit code.
 
 Usage: python -m cluster.agent RUN_DIR --attempt N --node K --nodes A..B --address ADDR --rendezvous HOST:PORT
 Exit codes: 0 done, 85 checkpointed: requeue, 42 never retry, 143 stopped without a confirmed checkpoint, else failed.
@@ -17,12 +17,13 @@ from pathlib import Path
 
 from cluster.agent.monitor import Monitor
 from cluster.config import NodeRange
-from cluster.engines.entry import configure_logging, write_error
+from cluster.engines.entry import write_error
 from cluster.engines.process import run_process
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.process.forking import all_imported, cuda_runs, import_modules
 from cluster.process.kill import end, family
+from cluster.process.output import configure_logging
 from cluster.process.scratch import descriptors, make_scratch, remove_scratch
 from cluster.process.signals import ShutdownGate, SignalFlag, install_stop_handler, stop_signals_blocked
 from cluster.run import names
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 class Agent:
-    """What one node does in one attempt."""
+    """One node's share of one attempt."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.run_dir = RunDir(arguments.run_dir)
@@ -80,7 +81,7 @@ class Agent:
         self._shutdown = ShutdownGate()  # nothing runs before a group forms, and between two
 
     def run(self) -> int:
-        """Watch, run the engine, clean up; returns the exit code."""
+        """Run the engine beside the threads that watch it, clean up, and return the exit code."""
         install_stop_handler(self._stop_asked.set)
         if self.engine is Engine.RANKS:
             self._start_forkserver()
@@ -141,8 +142,9 @@ class Agent:
         return run_process(self.run_dir, self.attempt, self.stop_flag) if self.node == 0 else 0
 
     def _start_forkserver(self) -> None:
-        """Import all that ranks need and fork their server, before there are threads and before any group forms: a node that
-        joins a group at work must not let it stand still. A stop that comes meanwhile finds nothing to save afterwards.
+        """Import all that ranks need and fork their server, before there are threads and before any group forms.
+
+        A node that joins a working group must not make it wait. A stop that comes meanwhile finds nothing to save afterwards.
         """
         preload = ["cluster.engines.ranks", *(self.run_dir.record.get("preload") or [])]
         import_modules(preload)
@@ -154,7 +156,7 @@ class Agent:
     # --- stops: a signal sets a flag, nothing else
 
     def _watch(self, parent: int) -> None:
-        """Carry the stop to the ranks; end this node when nobody is left to end it."""
+        """Hand the stop on to the ranks; end this node when the supervisor is gone or the attempt is over."""
         deadline: float | None = None
         while True:
             if self._stop_asked.wait(0.2 if deadline is None else 0) and deadline is None:
@@ -164,24 +166,24 @@ class Agent:
                 deadline = time.monotonic() + self.resources.grace_seconds
             if deadline is not None:
                 if self._shutdown.begin_if_nothing_runs():
-                    log.info("asked to stop while the group was not formed: there is nothing to save")
+                    log.info("asked to stop before the group had formed: nothing to save")
                     self._end_all(EXIT_REQUEUE)
                 time.sleep(0.2)
                 if time.monotonic() > deadline:
-                    log.error("no checkpoint within %.0f s of the stop", self.resources.grace_seconds)
+                    log.error("no checkpoint within %.0f s of the stop: ending the ranks", self.resources.grace_seconds)
                     self._abandon(EXIT_TERMINATED)
             if os.getppid() != parent:
-                self._stop_asked.set()  # whoever started us is gone: save and leave
+                self._stop_asked.set()  # the supervisor is gone: save and exit
             if self._attempt_over():
-                log.error("attempt %d is over; this agent outlived it", self.attempt)
+                log.error("attempt %d is over: ending this agent, which outlived it", self.attempt)
                 self._abandon(EXIT_TERMINATED)
-            # to miss it costs seconds: whoever carries the run ends this agent then
+            # to miss it costs seconds: the supervisor ends this agent then
             if self._fatal_looks.due() and (self.folder / names.FATAL).exists():
                 time.sleep(2.0)  # the ranks of this node see the broken group and leave by themselves
                 self._abandon(EXIT_NEVER_RETRY)
 
     def _attempt_over(self) -> bool:
-        """Whoever carries the run has concluded this attempt, or opened the next: nobody waits for this agent."""
+        """Return whether the supervisor has concluded this attempt, or opened the next: nobody waits for this agent."""
         if time.monotonic() < self._next_look:
             return False
         self._next_look = time.monotonic() + LOOK_SECONDS

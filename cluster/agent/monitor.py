@@ -1,4 +1,4 @@
-"""What a node does, sampled: psutil and NVML into a file that is also the node's heartbeat."""
+"""Samples of a node by psutil and NVML, in a file that is also the node's sign of life."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ _GIB = 2**30
 
 
 def sample(node: int) -> dict[str, Any]:
-    """One line of a node's samples: percentages, GiB, and each GPU's utilisation and memory."""
+    """Take one sample of a node: percentages, GiB, and each GPU's utilisation and memory."""
     memory = psutil.virtual_memory()
     network = psutil.net_io_counters()
     values: dict[str, Any] = {
@@ -61,7 +61,7 @@ def _gpus() -> dict[str, float]:
 
 
 class Monitor:
-    """A thread that appends samples until stopped. A node whose file stands still is dead or cut off."""
+    """A thread that appends samples until it is stopped. A node whose file does not grow is dead or cut off."""
 
     def __init__(self, path: Path, node: int, interval_seconds: float = INTERVAL_SECONDS) -> None:
         self._path, self._node, self._interval_seconds = path, node, interval_seconds
@@ -69,11 +69,11 @@ class Monitor:
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
     def start(self) -> None:
-        """Begin sampling."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Take a last sample and end."""
+        """Take a last sample and end the thread."""
         self._ended.set()
         self._thread.join(timeout=self._interval_seconds)
 

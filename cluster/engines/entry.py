@@ -1,4 +1,4 @@
-"""Call a job's entry and make an exit code of however it ends. Every engine ends here.
+"""Call a job's entry and turn its end into an exit code: what the processes of every engine run.
 
 Usage, also below torchrun: python -m cluster.engines.entry RUN_DIR --attempt N
 """
@@ -25,6 +25,7 @@ from cluster.errors import (
     RopewalkError,
     StopRequested,
 )
+from cluster.process.output import configure_logging
 from cluster.run import names
 from cluster.run.context import STOP_VARIABLE, JobContext
 from cluster.run.directory import RunDir
@@ -36,14 +37,14 @@ _LOST_PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "br
 
 
 def load_entry(name: str) -> Callable[[JobContext], dict[str, Any] | None]:
-    """`module:attribute` as a callable."""
+    """Import the callable that `module:attribute` names."""
     module, _, attribute = name.partition(":")
     entry: Callable[[JobContext], dict[str, Any] | None] = getattr(import_module(module), attribute)
     return entry
 
 
 def run_entry(context: JobContext) -> int:
-    """Call the run's entry; returns the exit code. Results and errors are left in the attempt's directory."""
+    """Call the run's entry and return the exit code. Results and errors are written to the attempt's folder."""
     folder = context.run.attempt_dir(context.attempt)
     place = {"pid": os.getpid(), "group": context.group, "started": time.time()}
     write_json(folder / "nodes" / f"rank-{context.rank}.json", place, durable=False)
@@ -64,7 +65,7 @@ def run_entry(context: JobContext) -> int:
 
 
 def write_error(folder: Path, name: str, error: Exception, code: int, **who: Any) -> None:
-    """Record why a process gives up, for the attempt's cause and for `why`; call it where the error is caught."""
+    """Record why a process gives up, for the outcome's cause and for `why`. Call it where the error is caught."""
     record = {
         **who,
         "time": time.time(),
@@ -79,7 +80,7 @@ def write_error(folder: Path, name: str, error: Exception, code: int, **who: Any
 
 
 def exit_code_of(error: Exception) -> int:
-    """42 for what another attempt cannot mend, 75 for a lost peer, else 1."""
+    """Return 42 for an error that no retry can mend, 75 for a lost peer, else 1."""
     if isinstance(error, RopewalkError):
         return EXIT_FAILED if error.retryable else EXIT_NEVER_RETRY
     words = f"{type(error).__name__} {error}".lower()
@@ -88,27 +89,10 @@ def exit_code_of(error: Exception) -> int:
     return EXIT_FAILED
 
 
-def redirect_output(path: Path) -> None:
-    """Send this process's stdout and stderr to the end of a log file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with path.open("ab", buffering=0) as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-
-
-def configure_logging(label: str) -> None:
-    """One line an event, with time and who says it."""
-    logging.basicConfig(
-        level=os.environ.get("ROPEWALK_LOG_LEVEL", "INFO").upper(),
-        format=f"%(asctime)s {label} %(levelname)s %(name)s: %(message)s",
-        force=True,
-    )
-
-
 def die_with_parent(parent: int | None = None) -> None:
-    """End this process when its parent is gone, or the process that had multiprocessing's server fork it, even if that was
-    so before: an orphaned rank would burn a GPU and fight its successor.
+    """End this process when its parent is gone, or the process that had multiprocessing's server fork it, even if it is already.
+
+    An orphaned rank would hold a GPU and fight its successor.
     """
     parent = parent or os.getppid()
     starter = multiprocessing.parent_process()
@@ -122,7 +106,7 @@ def die_with_parent(parent: int | None = None) -> None:
 
 
 def main() -> None:
-    """Run an entry as this process: below torchrun, in the `process` engine, and as a Ray driver."""
+    """Run an entry in this process: below torchrun, in the `process` engine, or as a Ray driver."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)

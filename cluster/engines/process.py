@@ -12,7 +12,7 @@ from cluster.run.directory import RunDir
 
 
 def run_process(run: RunDir, attempt: int, stop_flag: Path, environment: Mapping[str, str] | None = None) -> int:
-    """Run the entry in a process of its own; returns its exit code (128 + signal if one killed it)."""
+    """Run the entry in a process of its own; returns its exit code, 128 + the signal if one killed it."""
     with (run.log_dir(attempt) / "rank-0.log").open("ab") as stream, stop_signals_blocked():
         process = subprocess.Popen(
             [

@@ -16,16 +16,17 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousGracefulExitError
 
-from cluster.engines.entry import configure_logging, die_with_parent, redirect_output, run_entry
+from cluster.engines.entry import die_with_parent, run_entry
 from cluster.engines.hang import Agreement, Formation, GroupWatch, Hangs
-from cluster.engines.heartbeat import heart_file
 from cluster.engines.rendezvous import NumberedRendezvous, RankArguments, RanksNode, join_rendezvous
 from cluster.engines.stacks import answer, stacks_file
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
 from cluster.process.forking import forked_interpreters, refuse_cuda
+from cluster.process.output import configure_logging, redirect_output
 from cluster.process.signals import exit_on_sigterm_from, stop_signals_blocked
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
+from cluster.run.heartbeat import heart_file
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 Ray on shared machines: every run has its own ports, its own short temporary directory (socket paths are limited
 to 107 bytes), its own token, and ends only the processes that it started itself.
 
-Usage, by itself alone: python -m cluster.engines.ray start ... is `ray start` that ends with whoever started it.
+Usage, by this module alone: python -m cluster.engines.ray start ... is a `ray start` that ends with its parent.
 """
 
 import logging
@@ -22,16 +22,17 @@ from pathlib import Path
 
 import psutil
 
-from cluster.engines.ports import free_port, node_cpus
 from cluster.engines.process import run_process
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_REQUEUE, StopRequested
+from cluster.fresh_reads import read_afresh, read_json_afresh
 from cluster.process.kill import end, family, processes_of
+from cluster.process.ports import free_port, node_cpus
 from cluster.process.scratch import make_scratch, remove_scratch
 from cluster.process.signals import stop_signals_blocked
 from cluster.run import names
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import look_seconds
-from cluster.run.files import read_afresh, read_json_afresh, write_json
+from cluster.run.files import write_json
 from cluster.run.succession import read_mark_afresh, write_mark
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ OBJECT_STORE_BYTES = 256 * 2**20  # documents never travel through it; jobs that
 
 @dataclass(frozen=True, kw_only=True)
 class RayNode:
-    """This node's place in a Ray cluster."""
+    """One node of a Ray cluster."""
 
     run: RunDir
     attempt: int
@@ -68,7 +69,7 @@ class RayNode:
 
 
 def run_ray(node: RayNode) -> int:
-    """Start this node's Ray, run the driver on the first node, wait for its end elsewhere; the exit code."""
+    """Start this node's Ray; run the driver on the first node, wait for its end on the others. Returns the exit code."""
     scratch = short_scratch()
     ray: subprocess.Popen[bytes] | None = None
     try:
@@ -93,13 +94,13 @@ def run_ray(node: RayNode) -> int:
 
 
 def short_scratch() -> Path:
-    """A private directory whose name leaves Ray's sockets room below the 107 bytes that a socket's path may have."""
+    """Make a private directory with a name so short that Ray's sockets below it stay within 107 bytes."""
     parent = tempfile.gettempdir()
     return make_scratch("r", parent if len(parent) <= LONGEST_SCRATCH else "/tmp")  # noqa: S108
 
 
 def start_command(node: RayNode, scratch: Path, head_address: str | None) -> list[str]:
-    """`ray start` for this node; without a head's address it is the head."""
+    """Return the `ray start` of this node, which is the head unless there is a head's address."""
     command = [*ray_command(node.ip, node.cpus or node_cpus(), node.gpus), f"--temp-dir={scratch}"]
     if node.for_tune:
         command.append("--include-log-monitor=false")
@@ -109,7 +110,7 @@ def start_command(node: RayNode, scratch: Path, head_address: str | None) -> lis
 
 
 def ray_command(ip: str, cpus: int | None, gpus: int) -> list[str]:
-    """`ray start` that ends with whoever starts it, as far as it is the same on every node."""
+    """Return the `ray start` that ends with its parent, with the options that are the same on every node."""
     command = [sys.executable, "-m", "cluster.engines.ray", "start", "--block", "--disable-usage-stats"]
     command += [f"--node-ip-address={ip}", f"--num-gpus={gpus}", "--log-style=record", "--log-color=false"]
     command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
@@ -118,7 +119,7 @@ def ray_command(ip: str, cpus: int | None, gpus: int) -> list[str]:
 
 
 def head_options(ip: str, port: int) -> list[str]:
-    """What makes it the head."""
+    """Return the options that make a `ray start` the head."""
     options = ["--head", f"--port={port}", "--include-dashboard=false", "--no-monitor"]  # that is for clusters that scale
     if find_spec("grpc") is not None:  # Ray then starts its client's server, on one port for all unless told otherwise
         options.append(f"--ray-client-server-port={free_port(ip)}")
@@ -126,7 +127,7 @@ def head_options(ip: str, port: int) -> list[str]:
 
 
 def environment(node: RayNode) -> Mapping[str, str]:
-    """What Ray's daemons need besides ours. The token comes from the backend and is never written down."""
+    """Return the environment of Ray's daemons. Their token comes from the backend and is never written down."""
     ours = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # a user's own cluster
     if node.ip.startswith("127."):
         ours["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "1"
@@ -136,7 +137,7 @@ def environment(node: RayNode) -> Mapping[str, str]:
 
 
 def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[bytes]:
-    """Start Ray on this node and wait until it answers. Raises StopRequested, or says why it did not start."""
+    """Start Ray on this node and wait until it answers. Raises StopRequested, or an error that says why it did not."""
     head_address = None if head else await_head(node)
     command = start_command(node, scratch, head_address)
     output = node.run.log_dir(node.attempt) / f"ray-{node.index}.log"
@@ -163,7 +164,7 @@ def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[b
 
 
 def _wait(node: RayNode, condition: Callable[[], bool]) -> bool:
-    """Whether it came true in time. Raises StopRequested when the run is to stop: there is nothing to save yet."""
+    """Wait for a condition; returns whether it came true in time. Raises StopRequested if the run is to stop meanwhile."""
     deadline = time.monotonic() + START_SECONDS
     while not condition():
         if node.stop_flag.exists():
@@ -175,13 +176,13 @@ def _wait(node: RayNode, condition: Callable[[], bool]) -> bool:
 
 
 def tail(path: Path) -> str:
-    """The last words of a log, for an error message."""
+    """Return the last lines of a log, for an error message."""
     lines = [line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return " | ".join(lines[-5:]) or "it said nothing"
+    return " | ".join(lines[-5:]) or "its log is empty"
 
 
 def await_head(node: RayNode) -> str:
-    """The head's address, as soon as the first node has published it."""
+    """Wait until the first node has published the head's address, and return it."""
     path = node.folder / names.RAY_HEAD
     if not _wait(node, lambda: bool(read_afresh(path))):
         raise TimeoutError(f"node {node.index}: the first node published no Ray address within {START_SECONDS:.0f} s")
@@ -197,7 +198,7 @@ def await_nodes(node: RayNode) -> None:
 
 
 def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
-    """On the other nodes: keep Ray alive until the driver has ended."""
+    """Keep this node's Ray alive until the driver on the first node has ended; returns its exit code."""
     pause_seconds = look_seconds(node.folder)
     while True:
         if found := read_json_afresh(node.folder / names.RAY_DRIVER):
@@ -209,7 +210,7 @@ def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
 
 
 def stop_ray(ray: subprocess.Popen[bytes], scratch: Path) -> None:
-    """End this node's Ray processes: our children and whoever names our temporary directory, nobody else's."""
+    """Kill this node's Ray processes: our descendants, and those that name our temporary directory; nobody else's."""
     children = [process for process in family(ray.pid) if process.pid != ray.pid]
     ray.kill()
     ray.wait()
@@ -218,7 +219,7 @@ def stop_ray(ray: subprocess.Popen[bytes], scratch: Path) -> None:
 
 
 def _writers_of(scratch: Path) -> Iterator[psutil.Process]:
-    """Ray's agents, if who had started them is gone: they have no command line and no environment, but their logs."""
+    """Find Ray's agents whose parent is gone by their logs: they have neither a command line nor an environment."""
     for process in psutil.process_iter():
         try:
             if process.name().startswith("ray::") and any(file.path.startswith(f"{scratch}/") for file in process.open_files()):
@@ -228,10 +229,10 @@ def _writers_of(scratch: Path) -> Iterator[psutil.Process]:
 
 
 def main() -> None:
-    """Be `ray start`, and end with whoever started this process, taking along all that Ray started.
+    """Run `ray start`, and end all that Ray has started when the parent of this process is gone.
 
-    Without a dashboard its server stays, idle, and a start waits for it: half as long again, and 0.8 s of CPU time. No
-    option of Ray leaves it out.
+    The dashboard's server is not started: without a dashboard it idles, and a start that waits for it takes half as long again
+    and 0.8 s of CPU time. No option of Ray leaves it out.
     """
     from ray._private.node import Node  # noqa: PLC0415 - agents need none of it
     from ray.scripts.scripts import main as ray  # noqa: PLC0415

@@ -14,8 +14,8 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousExitOp
 
-from cluster.engines.ports import await_listener
 from cluster.engines.signed_rendezvous import signed_handler
+from cluster.process.ports import await_listener
 from cluster.process.signals import ShutdownGate
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines

@@ -15,7 +15,7 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     Token,
 )
 
-from cluster.run.files import read_afresh
+from cluster.fresh_reads import read_afresh
 from cluster.run.key import RENDEZVOUS_KEY, SIGNATURE_BYTES, sign, signed_by
 
 TIMEOUTS = ("join", "last_call", "close", "heartbeat")
@@ -57,17 +57,17 @@ class SignedBackend(RendezvousBackend):
 
 
 class SignedHandler(DynamicRendezvousHandler):
-    """torch's handler, whose word about where the ranks meet is signed as well: whoever sent them elsewhere would be their peer.
+    """torch's handler that also signs the address at which the ranks meet: whoever sent them elsewhere would be their peer.
 
-    What an earlier group of the attempt had signed could be put there again: it names a node of the attempt all the same.
+    An address that an earlier group of the attempt signed may be replayed; it names a node of the attempt all the same.
     """
 
     def sign_with(self, key: str, run_id: str) -> None:
-        """Name the attempt's key."""
+        """Set the key of the attempt, by which addresses are signed."""
         self._key, self._run_id = key, run_id.encode()
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Join a group; torch's promise. Raises RendezvousStateError if nobody of this attempt has said where its ranks meet."""
+        """Join a group. Raises RendezvousStateError if the address at which its ranks meet is not signed by this attempt."""
         info = super().next_rendezvous()
         place = info.bootstrap_store_info
         assert place is not None
@@ -75,12 +75,12 @@ class SignedHandler(DynamicRendezvousHandler):
         if info.rank == 0:
             info.store.set(PLACE_SIGNATURE, sign(self._key, "place", *words).hex())
         elif not signed_by(self._key, bytes.fromhex(info.store.get(PLACE_SIGNATURE).decode()), "place", *words):
-            raise RendezvousStateError(f"no agent of this attempt has said that ranks meet at {place.master_addr}")
+            raise RendezvousStateError(f"the address {place.master_addr} of rank 0 is not signed by an agent of this attempt")
         return info
 
 
 def signed_handler(parameters: RendezvousParameters, attempt_folder: Path) -> SignedHandler:
-    """A rendezvous handler at the store that the parameters name, with the key of the attempt in that folder."""
+    """Make a rendezvous handler at the store that the parameters name, with the key of the attempt in that folder."""
     key = read_afresh(attempt_folder / RENDEZVOUS_KEY).decode()
     assert key, f"{attempt_folder}: an empty key would sign nothing"
     backend, store = create_backend(parameters)

@@ -1,4 +1,4 @@
-"""The Python stacks of other processes: by py-spy from outside, and where that may not, by the process itself on a signal."""
+"""The Python stacks of other processes: by py-spy, or where that is forbidden, by the process itself on a signal."""
 
 import ctypes
 import faulthandler
@@ -28,10 +28,10 @@ _LIBRARIES = ("torch/", "transformers/", "numpy/", "pyarrow/", "fsspec/", "s3fs/
 
 @dataclass(frozen=True)
 class Frame:
-    """One call."""
+    """One call of a stack."""
 
     function: str
-    file: str  # below the place from where it was imported
+    file: str  # relative to the folder it was imported from
     line: int
     library: bool = False
 
@@ -41,7 +41,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Thread:
-    """One thread: its frames from the innermost on."""
+    """One thread, with its frames from the innermost on."""
 
     name: str
     frames: list[Frame]
@@ -49,27 +49,27 @@ class Thread:
 
     @property
     def own(self) -> Frame | None:
-        """The innermost frame that is no library's."""
+        """The innermost frame of code that is no library's."""
         return next((frame for frame in self.frames if not frame.library), None)
 
     @property
     def place(self) -> str:
-        """The function that it is in, and from where of our own code that was called."""
+        """The function that the thread is in, and the line of our own code that called it."""
         innermost, own = self.frames[0], self.own
         return str(innermost) if own in (None, innermost) else f"{innermost.function} in {own}"
 
 
 @dataclass(frozen=True)
 class Stack:
-    """What was learnt of one process."""
+    """The stacks of one process, or why there are none."""
 
     pid: int
     state: str  # the kernel's word, such as sleeping or stopped
     threads: list[Thread] = field(default_factory=list)
-    text: str = ""  # instead of threads, where the process itself told; or why there is nothing
+    text: str = ""  # instead of threads: what the process itself wrote, or why there is no stack
 
     def place(self, *, waits_for_data: bool = False) -> str:
-        """Where its main thread is, in a few words; of one that waits for data also the thread that should bring it."""
+        """Say in a few words where the main thread is; if it waits for data, also where the thread is that should bring it."""
         main = next((thread for thread in self.threads if thread.main), None)
         if main is None or not main.frames:
             return _told_place(self.text)
@@ -80,13 +80,14 @@ class Stack:
 
 
 def stacks_file(stop_flag: Path, local_rank: int) -> Path:
-    """Where a rank writes its stacks when it is asked, on the node's own disk."""
+    """Return the file on the node's own disk to which a rank writes its stacks when it is asked."""
     return stop_flag.with_name(f"stacks-{local_rank}")
 
 
 def answer(tracer: int, path: Path) -> None:
-    """Let a process and its descendants read this one's stacks, also where only ancestors may (Yama); and write them to a
-    file on STACKS_SIGNAL, also while Python stands still.
+    """Let the process `tracer` and its descendants read this one's stacks, also where Yama allows that to ancestors alone.
+
+    On STACKS_SIGNAL this process writes them to the file `path` itself, also while Python stands still.
     """
     # where there is no Yama it is refused, and not needed
     ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(tracer), 0, 0, 0)
@@ -95,7 +96,7 @@ def answer(tracer: int, path: Path) -> None:
 
 
 def take_stacks(pids: Mapping[int, int], spare: Mapping[int, Path]) -> dict[int, Stack]:
-    """The stacks of processes by rank, all at the same time; `spare` is where each answers on a signal."""
+    """Take the stacks of processes by rank, all at the same time; to its file in `spare` each writes on a signal."""
     with ThreadPoolExecutor(max(1, len(pids))) as pool:
         return dict(zip(pids, pool.map(lambda rank: _take(pids[rank], spare[rank]), pids), strict=True))
 
@@ -118,9 +119,9 @@ def _take(pid: int, spare: Path) -> Stack:
             said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip().splitlines()
             problem = f"py-spy: {said[-1] if said else error}"
     if state == psutil.STATUS_STOPPED:
-        return Stack(pid, state, text=f"no stack: {problem}; and a stopped process cannot tell it itself")
+        return Stack(pid, state, text=f"no stack: {problem}; and a stopped process cannot write its own")
     text = _asked(pid, spare)
-    return Stack(pid, state, text=text or f"no stack: {problem}; and the process did not tell it itself")
+    return Stack(pid, state, text=text or f"no stack: {problem}; and the process did not write its own")
 
 
 def _threads(raw: list[dict[str, Any]], pid: int) -> list[Thread]:
@@ -144,7 +145,7 @@ def _frame(name: str, filename: str, line: int) -> Frame:
 
 
 def _asked(pid: int, path: Path) -> str:
-    """What the process writes on the signal; empty if it does not."""
+    """Signal a process to write its stacks, and return them; empty if it does not."""
     try:
         before = path.stat().st_size
         psutil.Process(pid).send_signal(STACKS_SIGNAL)
@@ -158,7 +159,7 @@ def _asked(pid: int, path: Path) -> str:
 
 
 def write_stacks(folder: Path, stacks: Mapping[int, Stack], phases: Mapping[int, str]) -> None:
-    """One file a rank, for people."""
+    """Write the stacks to one file a rank, for people."""
     folder.mkdir(parents=True, exist_ok=True)
     for rank, stack in stacks.items():
         lines = [f"rank {rank}, process {stack.pid} ({stack.state}), phase: {phases.get(rank, 'starting')}", ""]
@@ -170,7 +171,7 @@ def write_stacks(folder: Path, stacks: Mapping[int, Stack], phases: Mapping[int,
 
 
 def _told_place(text: str) -> str:
-    """The innermost frame that a process told of its own main thread, or why there is none."""
+    """Return the innermost frame of the main thread in what a process wrote of itself, or the text, if it has none."""
     lines = [line.strip() for line in text.splitlines()]
     threads = [number for number, line in enumerate(lines) if "most recent call first" in line]
     if not threads:

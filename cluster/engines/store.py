@@ -1,7 +1,9 @@
-"""The rendezvous store, in a process of its own beside the script that starts the agents.
+"""The rendezvous store, in a process of its own beside the supervisor.
 
-An agent that hosted it would take the whole run with it when its node dies.
-It listens at the run's address alone. Usage: python -m cluster.engines.store --host HOST --port PORT. Ends with its parent.
+An agent that hosted the store would take the whole run with it when its node dies.
+The store listens at the run's address alone, and ends with its parent.
+
+Usage: python -m cluster.engines.store --host HOST --port PORT
 """
 
 import argparse
@@ -12,12 +14,12 @@ from datetime import timedelta
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from cluster.engines.ports import listen_on
+from cluster.process.ports import listen_on
 from cluster.process.signals import STOP_SIGNALS
 
 
 def main() -> None:
-    """Serve until the parent is gone."""
+    """Serve until the parent process is gone."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)

@@ -1,1 +1,1 @@
-"""Processes: signals, forking, and the end of all descendants."""
+"""Processes: signals, forking, ports, scratch folders, and killing all descendants."""

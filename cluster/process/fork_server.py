@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cluster.engines.entry import configure_logging
 from cluster.errors import BackendError
 from cluster.process.forking import fork_program, import_modules
+from cluster.process.output import configure_logging
 from cluster.process.signals import stop_signals_blocked
 
 FORK_SERVER_VARIABLE = "ROPEWALK_FORK_SERVER"  # the path of its socket; set for processes that submit runs to this machine

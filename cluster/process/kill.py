@@ -8,7 +8,7 @@ import psutil
 
 
 def processes_of(place: Path | str) -> list[psutil.Process]:
-    """This user's processes whose command line or environment names `place` or something below it; never this one."""
+    """Find this user's processes whose command line or environment names `place` or a path below it, without this process."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -26,7 +26,7 @@ def _names(process: psutil.Process, place: str) -> bool:
 
 
 def end(processes: Iterable[psutil.Process], wait_seconds: float = 3.0) -> int:
-    """Kill them, and wait until they are gone; how many there were."""
+    """Kill processes and wait until they are gone; returns how many there were."""
     doomed = list(processes)
     for process in doomed:
         try:
@@ -38,7 +38,7 @@ def end(processes: Iterable[psutil.Process], wait_seconds: float = 3.0) -> int:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and all its descendants; nothing if it is gone."""
+    """Return a process and all its descendants; empty if it is gone."""
     try:
         process = psutil.Process(pid)
         return [*process.children(recursive=True), process]

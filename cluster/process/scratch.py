@@ -1,6 +1,6 @@
 """Private folders in the temporary directory that do not outlive their owners, however those end.
 
-Each holds a file that its owner keeps locked; the kernel lets go of the lock as the owner dies. Whoever makes the next folder
+Each holds a file that its owner keeps locked; the kernel lets go of the lock as the owner dies. Making the next folder
 beside it removes those that nobody holds any more. A lock tells more than a process id: it holds across containers, which
 number their processes anew, and no later process can be taken for the owner.
 """
@@ -28,9 +28,9 @@ os.register_at_fork(after_in_child=_held.clear)  # a child keeps what it says it
 
 
 def make_scratch(prefix: str, parent: str | Path | None = None) -> Path:
-    """A private folder that is this process's until `remove_scratch` or its end; `prefix` is one letter.
+    """Make a private folder that is this process's own until `remove_scratch` or its end; `prefix` is one letter.
 
-    What nobody owns any more beside it is removed first.
+    Folders beside it that nobody owns any more are removed first.
     """
     place = Path(parent or tempfile.gettempdir())
     sweep(place)
@@ -48,19 +48,19 @@ def make_scratch(prefix: str, parent: str | Path | None = None) -> Path:
 
 
 def keep(place: Path, reason: Path | None = None) -> None:
-    """Keep the folders of others that `place` is in, or is, as long as this process lives (or holds the folder `reason`)."""
+    """Keep the scratch folders around `place`, and itself, as long as this process lives (or holds the folder `reason`)."""
     for outer in (place, *place.parents):
         if NAME.fullmatch(outer.name) and (descriptor := _lock(outer / OWNER, fcntl.LOCK_SH)) is not None:
             _held.setdefault(reason or place, []).append(descriptor)
 
 
 def descriptors(folder: Path) -> list[int]:
-    """What a child inherits that is to keep the folder even when this process is gone."""
+    """Return the descriptors by which a child that inherits them keeps the folder even when this process is gone."""
     return list(_held.get(folder, ()))
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove a folder with all that is in it, and give up what kept it."""
+    """Remove a folder with all that is in it, and the locks that kept it."""
     shutil.rmtree(folder, ignore_errors=True)
     for descriptor in _held.pop(folder, ()):
         os.close(descriptor)
@@ -68,7 +68,7 @@ def remove_scratch(folder: Path) -> None:
 
 @contextmanager
 def scratch(prefix: str) -> Iterator[Path]:
-    """A folder for as long as the block lasts."""
+    """Make a folder that lasts as long as the block."""
     folder = make_scratch(prefix)
     try:
         yield folder
@@ -77,7 +77,7 @@ def scratch(prefix: str) -> Iterator[Path]:
 
 
 def sweep(place: Path) -> int:
-    """Remove this user's folders in `place` whose owners have died on this machine; how many."""
+    """Remove this user's folders in `place` whose owners died on this machine; returns how many."""
     count = 0
     with suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
@@ -90,7 +90,7 @@ def sweep(place: Path) -> int:
 
 
 def machine() -> str:
-    """This machine since it was started: locks of another machine may not be seen here."""
+    """Name this machine since its last boot: locks of another machine may not be seen here."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # not Linux
@@ -119,7 +119,7 @@ def _remove_if_unowned(folder: Path) -> bool:
 
 
 def _lock(path: Path, kind: int) -> int | None:
-    """A descriptor that holds a lock; None where another holds one that excludes it, or none are to be had."""
+    """Lock a file and return the descriptor; None if another lock excludes it, or the file system has no locks."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

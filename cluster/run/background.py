@@ -1,4 +1,4 @@
-"""A thread that writes what a training step has to say, so that no step ever waits for a file system."""
+"""A thread that writes metrics and events, so that no training step waits for a file system."""
 
 import logging
 import threading
@@ -38,7 +38,7 @@ class BackgroundWriter:
         threading.Thread(target=self._run, name="writer", daemon=True).start()
 
     def put(self, write: Write, item: Any) -> None:
-        """Have an item written soon, as one of the list that `write` is called with. Raises what went wrong before."""
+        """Have `write` called soon with a list that holds the item. Raises the first error of an earlier write."""
         with self._changed:
             if len(self._items) >= self._most_waiting and self._error is None:
                 self._waits()
@@ -50,7 +50,7 @@ class BackgroundWriter:
                 self._changed.notify_all()
 
     def flush(self) -> None:
-        """Until all is written that was put. Raises what went wrong."""
+        """Wait until all items are written. Raises the first error of a write."""
         with self._changed:
             self._flushes = True
             self._changed.notify_all()
@@ -60,7 +60,7 @@ class BackgroundWriter:
             self.raise_error()
 
     def raise_error(self) -> None:
-        """Raise what went wrong, if anything did. Touches no file."""
+        """Raise the first error of a write, if there was one. Touches no file."""
         if self._error is not None:
             raise self._error
 
@@ -72,7 +72,7 @@ class BackgroundWriter:
                 self._check()
                 for write, group in items.items():
                     write(group)
-            except BaseException as caught:  # raised where the next word is said
+            except BaseException as caught:  # raised by the next call
                 error = caught
             with self._changed:
                 self._error, self._writing = error, False

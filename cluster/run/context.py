@@ -1,4 +1,4 @@
-"""What a job's entry is given: its run, its place in the group, and the stop flag."""
+"""What a job's entry is given: its run, its rank in the group, and the stop flag."""
 
 import os
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from cluster.config import JobConfig
-from cluster.engines.heartbeat import Heart
 from cluster.run.directory import RunDir
 from cluster.run.fence import Fence
+from cluster.run.heartbeat import Heart
 
 C = TypeVar("C", bound=JobConfig)
 
@@ -18,7 +18,7 @@ STOP_VARIABLE = "ROPEWALK_STOP_FLAG"  # a file on the node's own disk; it exists
 
 @dataclass(frozen=True, kw_only=True)
 class JobContext:
-    """The one argument of every entry. In the `ray` and `process` engines rank is 0 of 1.
+    """The one argument of every entry. In the `ray` and `process` engines the rank is 0 of 1.
 
     An entry returns its results (a dict of plain values) or raises: StopRequested after it saved (exit 85),
     a RopewalkError that is not retryable (exit 42), anything else (a bug: counted, then retried).
@@ -26,17 +26,17 @@ class JobContext:
 
     run: RunDir
     attempt: int
-    group: int = 0  # how often the ranks of this attempt were formed anew
+    group: int = 0  # the number of this formation of ranks within the attempt
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
     stop_flag: Path | None = None
-    regroup_flag: Path | None = None  # the same for a node that is about to join or to leave: save, and form anew
-    heart_file: Path | None = None  # on the node's own disk, where its agent reads what this rank tells; None: nobody listens
+    regroup_flag: Path | None = None  # exists when a node is about to join or to leave: save, and form a new group
+    heart_file: Path | None = None  # on the node's own disk, where the agent reads the heartbeat; None: nobody reads it
     hung_steps: float | None = None  # as `retries.hung_steps` says
 
     def config(self, kind: type[C]) -> C:
-        """The run's configuration, as the job's own frozen model."""
+        """Return the run's configuration as the job's own frozen model."""
         return kind.model_validate(self.run.record["config"])
 
     @property
@@ -46,9 +46,9 @@ class JobContext:
 
     @cached_property
     def heart(self) -> Heart:
-        """By which a job tells that it goes on. One that never uses it is never taken for hung."""
+        """The heartbeat by which a job tells that it goes on. A job that never beats is never taken for hung."""
         return Heart(self.heart_file, self.group, self.hung_steps)
 
     def stop_requested(self) -> bool:
-        """This node was asked to stop. Ranks must agree on it before any of them acts (see `sharding`)."""
+        """Return whether this node was asked to stop. Ranks must agree on it before any of them acts (see `sharding`)."""
         return any(flag is not None and os.path.exists(flag) for flag in (self.stop_flag, self.regroup_flag))

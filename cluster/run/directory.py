@@ -1,7 +1,6 @@
 """A run is a directory: every path of it, and the few files that say what it is."""
 
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -10,43 +9,30 @@ from typing import Any
 
 from cluster.config import Resources, Retries
 from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY, ConfigError
+from cluster.fresh_reads import list_afresh, read_json_afresh
 from cluster.run import names
 from cluster.run.attempts import attempt_folder, attempt_numbers, begin_attempts
 from cluster.run.event_log import EventLog
-from cluster.run.files import dated_folder, list_afresh, read_json, read_json_afresh, read_lines, write_all, write_json
+from cluster.run.files import dated_folder, make_private, read_json, read_lines, write_all, write_json
 from cluster.run.record import dump_record, read_record, without_diffs
 from cluster.run.requests import Requests
 from cluster.run.succession import ENDED, read_mark, write_mark
 from cluster.spec import Outcome, RunState
 
 RUNS_VARIABLE = "ROPEWALK_RUNS"
-MODE_VARIABLE = "ROPEWALK_RUN_MODE"  # who may enter a run's directory, as chmod takes it: 2770 where a group shares its runs
-PRIVATE_MODE = 0o700  # runs hold uncommitted work, logs and keys
 CODE_FOLDER = ".code"  # under the runs' root: one copy of the code for all runs that were submitted with it
 
 
 def runs_root() -> Path:
-    """Where runs live: $ROPEWALK_RUNS, else ./runs."""
+    """Return the folder of all runs: $ROPEWALK_RUNS, else ./runs."""
     return Path(os.environ.get(RUNS_VARIABLE) or "runs").absolute()
-
-
-def make_private(folder: Path) -> None:
-    """Make a folder that only this user can enter, or whom $ROPEWALK_RUN_MODE lets in. Raises FileExistsError."""
-    word = os.environ.get(MODE_VARIABLE, "")
-    if word and not re.fullmatch(r"[0-7]?7[0-7]{2}", word):
-        raise ConfigError(
-            f"${MODE_VARIABLE} is {word!r}: a mode as chmod takes it is meant, that lets the owner in, such as 2770"
-        )
-    folder.mkdir(mode=PRIVATE_MODE)
-    if word:
-        folder.chmod(int(word, 8))
 
 
 class RunDir:
     """One run on disk. An object of this class holds no state: two processes that open the same path see the same run."""
 
     def __init__(self, path: Path | str, record: Mapping[str, Any] | None = None) -> None:
-        """`record` is the content of run.yaml, where the caller has it already or there is no such file."""
+        """Open a run; `record` is the content of run.yaml, where the caller has it already or the file does not exist."""
         self.path = Path(path).absolute()
         if record is not None:
             self.record = record
@@ -63,12 +49,12 @@ class RunDir:
 
     @classmethod
     def create(cls, name: str, record: Mapping[str, Any], root: Path | None = None) -> "RunDir":
-        """Make a new run directory with a fresh id and write `run.yaml` into it."""
+        """Make a new run directory with a fresh id, and write `run.yaml` into it."""
         return cls.create_all([name], [record], root)[0]
 
     @classmethod
     def create_all(cls, labels: Sequence[str], records: Sequence[Mapping[str, Any]], root: Path | None = None) -> list["RunDir"]:
-        """Make many at once, in order. What a crash leaves is a whole run, or a directory that is none."""
+        """Make many run directories, in order. What a crash leaves is a whole run, or a directory that is no run."""
         root = root or runs_root()
         root.mkdir(parents=True, exist_ok=True)
         paths = [dated_folder(root, name, (names.ATTEMPTS,), make_private) for name in labels]
@@ -80,26 +66,26 @@ class RunDir:
         return [cls(path, record={"run": path.name, **r}) for path, r in zip(paths, written, strict=True)]
 
     @classmethod
-    def find(cls, word: str, root: Path | None = None) -> "RunDir":
-        """The run that a user means: a path, an id, the unique beginning of an id, or `latest`."""
-        if (Path(word) / names.RECORD).is_file():
-            return cls(word)
+    def find(cls, name: str, root: Path | None = None) -> "RunDir":
+        """Find the run that a user names by a path, an id, the unique beginning of an id, or `latest`. Raises ConfigError."""
+        if (Path(name) / names.RECORD).is_file():
+            return cls(name)
         root = root or runs_root()
-        if word and (root / word / names.RECORD).is_file():  # the others need not be looked at
-            return cls(root / word)
+        if name and (root / name / names.RECORD).is_file():  # the others need not be looked at
+            return cls(root / name)
         ids = [run.id for run in cls.all(root)]
-        if word == "latest" and ids:
+        if name == "latest" and ids:
             return cls(root / ids[-1])
-        matches = [i for i in ids if i == word] or [i for i in ids if i.startswith(word)]
+        matches = [i for i in ids if i == name] or [i for i in ids if i.startswith(name)]
         if len(matches) == 1:
             return cls(root / matches[0])
         if matches:
-            raise ConfigError(f"run {word!r} is ambiguous: {', '.join(matches[:5])}; give more of the id")
-        raise ConfigError(f"no run {word!r} under {root}; `ropewalk ps --all` lists them, ${RUNS_VARIABLE} moves the root")
+            raise ConfigError(f"run {name!r} is ambiguous: {', '.join(matches[:5])}; give more of the id")
+        raise ConfigError(f"no run {name!r} under {root}; `ropewalk ps --all` lists them, ${RUNS_VARIABLE} moves the root")
 
     @classmethod
     def all(cls, root: Path | None = None) -> list["RunDir"]:
-        """Every run under the root, oldest first."""
+        """List every run under the root, oldest first."""
         root = root or runs_root()
         if not root.is_dir():
             return []
@@ -127,9 +113,9 @@ class RunDir:
 
     @property
     def code(self) -> Path | None:
-        """Where modules lie in the copy of the code that the run was submitted with; None: it runs whatever code is there.
+        """The folder of modules in the copy of the code that the run was submitted with; None: no copy was made.
 
-        The path is told whether or not the copy still exists: who runs from it must look, lest other code runs.
+        The copy may be gone: whoever runs from it has to check, lest other code runs.
         """
         code = self.record.get("code") or {}
         snapshot = code.get("snapshot")
@@ -145,22 +131,22 @@ class RunDir:
 
     @property
     def metrics(self) -> Path:
-        """The truth of all metrics: one JSON object a line."""
+        """The file of all metrics, which W&B mirrors: one JSON object a line."""
         return self.path / names.METRICS
 
     @property
     def events(self) -> EventLog:
-        """What happened and when, for people and for `why`."""
+        """The log of what happened in the run and when, for people and for `why`."""
         return EventLog(self.path / names.EVENTS)
 
     @property
     def progress(self) -> Path:
-        """Where a long job stands now: {stage, done, total, unit, rates}; replaced, not appended."""
+        """The file that says where a long job stands now: {stage, done, total, unit, rates}; replaced, not appended."""
         return self.path / names.PROGRESS
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints go unless the configuration names another place."""
+        """The folder of checkpoints, unless the configuration names another."""
         return self.path / names.CHECKPOINTS
 
     @property
@@ -175,58 +161,58 @@ class RunDir:
 
     @property
     def wandb(self) -> Path:
-        """Where W&B's own files go."""
+        """The folder of W&B's own files."""
         return self.path / names.WANDB
 
     def attempt_dir(self, attempt: int) -> Path:
-        """attempts/0001: script or manifest, scheduler id, logs, outcome."""
+        """Return an attempt's folder, attempts/0001: script or manifest, scheduler id, logs, outcome."""
         return attempt_folder(self.path, attempt)
 
     def log_dir(self, attempt: int) -> Path:
-        """attempts/0001/logs: node-K.log and rank-K.log."""
+        """Return the folder of an attempt's logs, node-K.log and rank-K.log."""
         return self.attempt_dir(attempt) / names.LOGS
 
     def event(self, kind: str, /, **fields: Any) -> None:
-        """Record that something happened."""
+        """Append an event with the time."""
         self.events.append({"event": kind, "time": time.time(), **fields})
 
     def read_events(self, *, afresh: bool = False) -> list[dict[str, Any]]:
-        """All events so far, by time; `afresh`: something is decided by them."""
+        """Read all events so far, by time. Use `afresh` where something is decided by them."""
         return self.events.read(afresh=afresh)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All metric lines so far, in the order in which they were written."""
+        """Read all metric lines so far, in the order in which they were written."""
         return [line for line in read_lines(self.metrics) if "step" in line]
 
     # --- attempts
 
     def attempts(self) -> list[int]:
-        """The numbers of the attempts so far, ascending; the newest also where this machine's listing is old."""
+        """List the numbers of the attempts so far, ascending."""
         return attempt_numbers(self.path)
 
     def begin_attempt(self, **details: Any) -> int:
-        """Open the next attempt. From now on no older attempt may write (see `Fence`)."""
+        """Open the next attempt, and return its number. From now on no older attempt may write (see `Fence`)."""
         number = begin_attempts([self.path], [details])[0]
         self.make_folders(number)
         return number
 
     def make_folders(self, attempt: int) -> None:
-        """The folders that agents and ranks of an attempt write into, if they are not there."""
+        """Make the folders that agents and ranks of an attempt write into."""
         for name in (names.LOGS, names.GROUPS, names.NODES, names.ERRORS):
             os.makedirs(f"{self.attempt_dir(attempt)}/{name}", exist_ok=True)
         os.makedirs(self.events.folder, exist_ok=True)
         self.requests.make()
 
     def describe_attempt(self, attempt: int, **details: Any) -> None:
-        """Add to what is known of an attempt, such as the scheduler's handle."""
+        """Add details to an attempt's `attempt.json`, such as the scheduler's handle."""
         write_json(self.attempt_dir(attempt) / names.ATTEMPT, {**self.attempt_details(attempt), **details})
 
     def attempt_details(self, attempt: int) -> dict[str, Any]:
-        """What the backend wrote when it opened the attempt: handle, resources, nodes."""
+        """Read what the backend wrote when it opened the attempt: handle, resources, its own keys."""
         return read_json(self.attempt_dir(attempt) / names.ATTEMPT) or {}
 
     def outcome(self, attempt: int) -> Outcome | None:
-        """How the attempt ended, or None while it goes on."""
+        """Read how the attempt ended; None while it goes on."""
         path = self.attempt_dir(attempt) / names.OUTCOME
         raw = read_json(path)
         if raw is None and read_mark(path.with_name(ENDED)):
@@ -234,19 +220,19 @@ class RunDir:
         return Outcome(**{**raw, "state": RunState(raw["state"])}) if raw else None
 
     def write_outcome(self, attempt: int, outcome: Outcome) -> None:
-        """Record how the attempt ended."""
+        """Write down how the attempt ended."""
         write_json(self.attempt_dir(attempt) / names.OUTCOME, vars(outcome))
         write_mark(self.attempt_dir(attempt) / ENDED, 1)
 
     def last_outcome(self) -> Outcome | None:
-        """The outcome of the newest attempt, or None: none yet, or it still runs."""
+        """Read the outcome of the newest attempt; None if it still goes on, or there is no attempt yet."""
         attempts = self.attempts()
         return self.outcome(attempts[-1]) if attempts else None
 
     def read_errors(self, attempt: int) -> list[dict[str, Any]]:
-        """What ranks and agents of an attempt wrote as they gave up, the decisive one first.
+        """Read the errors that ranks and agents of an attempt recorded as they gave up, the decisive one first.
 
-        What no retry can mend decides, then the earliest; a lost peer is what followed from another's error.
+        An error that no retry can mend decides, then the earliest; a lost peer only follows from another's error.
         """
         folder = self.attempt_dir(attempt) / names.ERRORS
         found = [read_json(folder / name) for name in list_afresh(folder) if name.endswith(".json")]
@@ -256,7 +242,7 @@ class RunDir:
         )
 
     def results(self) -> dict[str, Any]:
-        """What the job itself returned, of the newest attempt that returned anything."""
+        """Read the results that the job returned in the newest attempt that returned any."""
         for attempt in reversed(self.attempts()):
             found = read_json(self.attempt_dir(attempt) / names.RESULT)
             if found is not None:
@@ -272,35 +258,35 @@ class RunDir:
 
     @property
     def cancel_requested(self) -> bool:
-        """A user asked for this run to end for good."""
+        """Whether a user asked for this run to end for good."""
         return bool(self.requests.get("cancel"))
 
     def request_cancel(self) -> None:
-        """Ask for the run to end for good at its next step boundary."""
+        """Ask the run to end for good at its next step boundary."""
         self.requests.put("cancel", True)
 
     @property
     def orphaned(self) -> bool:
-        """The run on whose behalf it exists has ended for good, or was told to: nobody waits for this one."""
+        """Whether the run on whose behalf this one exists has ended for good, or was cancelled: nobody waits for this one."""
         if self.parent is None:
             return False
         outcome = self.parent.last_outcome()
         return self.parent.cancel_requested or (outcome is not None and outcome.state.final)
 
     def withdraw_cancel(self) -> None:
-        """The user resumes the run."""
+        """Withdraw a user's request to end the run: the user resumes it."""
         self.requests.put("cancel", None)
 
     @property
     def wanted_nodes(self) -> int | None:
-        """How many nodes a user wants an elastic run to have; None: as many as its resources say."""
+        """The number of nodes that a user asked for; None: as many as the run's resources say."""
         nodes = self.requests.get("nodes")
         return int(nodes) if nodes else None
 
     def request_nodes(self, nodes: int) -> None:
-        """Ask for the run to go on with another number of nodes."""
+        """Ask an elastic run to go on with another number of nodes."""
         self.requests.put("nodes", nodes)
 
     def withdraw_nodes(self) -> None:
-        """The user resumes the run with resources of its own."""
+        """Withdraw a request for a number of nodes: the user resumes the run with other resources."""
         self.requests.put("nodes", None)

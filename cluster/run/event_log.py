@@ -5,7 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.run.files import append_lines, list_afresh, machine, read_lines
+from cluster.fresh_reads import list_afresh
+from cluster.run.files import append_lines, machine, read_lines
 
 
 class EventLog:
@@ -24,7 +25,7 @@ class EventLog:
             append_lines(path, lines)
 
     def files(self, *, afresh: bool = False) -> list[Path]:
-        """The machines' files; `afresh`: also one that another machine has only just begun."""
+        """List the machines' files. With `afresh` also a file that another machine has only just made."""
         if afresh:
             with suppress(OSError):  # a client of NFS believes for a minute that there is no folder, unless it would make it
                 self.folder.mkdir(exist_ok=True)
@@ -35,11 +36,11 @@ class EventLog:
         return [self.folder / name for name in sorted(names) if name.endswith(".jsonl")]
 
     def read(self, *, afresh: bool = False) -> list[dict[str, Any]]:
-        """All events, by time; `afresh`: something is decided by them."""
+        """Read all events, by time. Use `afresh` where something is decided by them: it sees what other machines just wrote."""
         found = [line for path in self.files(afresh=afresh) for line in read_lines(path)]
         return sorted((line for line in found if is_event(line)), key=lambda line: float(line["time"]))
 
 
 def is_event(line: dict[str, Any]) -> bool:
-    """Whether a line says what happened and when; what two machines have written over each other may not."""
+    """Return whether a line is an event with a time: a line that two machines wrote over each other may not be."""
     return isinstance(line.get("event"), str) and isinstance(line.get("time"), int | float)

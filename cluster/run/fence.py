@@ -11,9 +11,9 @@ from cluster.run.succession import SUCCESSOR, read_mark_afresh, succeed
 class Fence:
     """The right to write into a run: held by the newest group of ranks of the newest attempt, and no other.
 
-    A group is one formation of ranks inside an attempt (a rank was lost, a node joined). Claiming is a word in the files of all
-    older groups and attempts; checking is the opening of two files by name, which shows the word on every file system,
-    however old the caches of this machine are; nothing needs a lock.
+    A group is one formation of ranks inside an attempt (a rank was lost, a node joined). A claim writes a mark into the files
+    of all older groups and attempts; a check opens two files by name, which shows the mark on every file system, however old
+    the caches of this machine are. Nothing needs a lock.
     """
 
     def __init__(self, run: RunDir, attempt: int, group: int) -> None:

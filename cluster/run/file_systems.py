@@ -15,19 +15,19 @@ SHARED_LOOK_SECONDS = 2.0  # a thousand nodes that look five times a second are 
 
 @dataclass(frozen=True)
 class Mount:
-    """What a directory lies on, in the kernel's words."""
+    """The file system of a directory, as the kernel names it."""
 
     kind: str  # such as nfs4, lustre, fuse.sshfs, overlay, tmpfs, ext4; empty: unknown
     options: frozenset[str] = frozenset()
 
     @property
     def shared(self) -> bool:
-        """Other machines may write there too."""
+        """Whether other machines may write to this file system too."""
         return self.kind in COHERENT or self.kind in CACHING or self.kind.startswith("fuse")
 
 
 def mount_of(path: Path, mounts: Path = MOUNTS) -> Mount:
-    """What a directory lies on, or would lie on if it were there."""
+    """Return the mount that a path lies on, or would lie on if it existed."""
     try:
         lines = mounts.read_text().splitlines()
     except OSError:  # not Linux
@@ -45,7 +45,7 @@ def mount_of(path: Path, mounts: Path = MOUNTS) -> Mount:
 
 
 def look_seconds(path: Path) -> float:
-    """How long to wait between two looks at a file that another process may change."""
+    """Return how many seconds to wait between two looks at a file that another process may change."""
     return SHARED_LOOK_SECONDS if mount_of(path).shared else LOOK_SECONDS
 
 
@@ -56,7 +56,7 @@ class Looks:
         self._seconds, self._next = look_seconds(path), 0.0
 
     def due(self) -> bool:
-        """Whether it is; the next time is reckoned from now on."""
+        """Return whether it is time to look; if so, the next time is reckoned from now on."""
         if time.monotonic() < self._next:
             return False
         self._next = time.monotonic() + self._seconds

@@ -1,4 +1,4 @@
-"""Small files of a run directory: written whole or not at all, read without surprises."""
+"""The small files of a run directory: written whole or not at all, and read whatever a crash left of them."""
 
 import fcntl
 import json
@@ -10,12 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import ConfigError
+
 SYNC_THREADS = 8
+MODE_VARIABLE = "ROPEWALK_RUN_MODE"  # who may enter a run's directory, as chmod takes it: 2770 where a group shares its runs
+PRIVATE_MODE = 0o700  # runs hold uncommitted work, logs and keys
 
 
 def write_atomically(path: Path, data: str | bytes, *, durable: bool = True) -> None:
@@ -68,7 +72,7 @@ def sync_all(paths: Sequence[Path]) -> None:
 
 @contextmanager
 def syncing(paths: Sequence[Path]) -> Iterator[None]:
-    """`sync_all` beside what the block does, and done when the block is left. Raises OSError then."""
+    """Call `sync_all` in a thread while the block runs, and wait for it at the block's end. Raises OSError then."""
     errors: list[OSError] = []
 
     def sync() -> None:
@@ -101,12 +105,12 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
 
 
 def json_text(value: Any) -> str:
-    """`value` as JSON that a person can read, as all files of a run hold it."""
+    """Write `value` as JSON that a person can read, the form of all JSON files of a run."""
     return json.dumps(value, indent=1, default=str) + "\n"
 
 
 def read_json(path: Path) -> Any | None:
-    """The content of a JSON file, or None where there is none (yet), or only the name that a power cut left of it."""
+    """Read a JSON file; None where there is no such file, or an empty one that a power cut left."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -114,47 +118,9 @@ def read_json(path: Path) -> Any | None:
     return json.loads(raw) if raw else None
 
 
-def read_afresh(path: Path) -> bytes:
-    """What another machine may have written a moment ago; nothing where there is nothing yet.
-
-    A client of NFS asks for a file's newest bytes when it opens it, but believes for up to a minute that a name is not there,
-    unless it would create it: so the file is created, and empty, where it is missing and this process may write.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
-    except OSError:  # whoever may only read waits for what its client believes
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return b""
-    with os.fdopen(descriptor, "rb") as stream:
-        return stream.read()
-
-
-def read_json_afresh(path: Path) -> Any | None:
-    """The content of a JSON file that another machine may have written a moment ago, or None."""
-    raw = read_afresh(path)
-    return json.loads(raw) if raw else None
-
-
-def list_afresh(folder: Path) -> list[str]:
-    """The names in a folder into which other machines write; none where it is missing.
-
-    A client of NFS believes its old listing for up to a minute, unless it has changed the folder itself: so it does.
-    """
-    probe = folder / f".probe.{secrets.token_hex(4)}"
-    with suppress(OSError):  # whoever may only read waits for what its client believes
-        probe.touch()
-        probe.unlink(missing_ok=True)
-    try:
-        return os.listdir(folder)
-    except FileNotFoundError:
-        return []
-
-
 @cache
 def machine() -> str:
-    """This machine since it was started, as a part of a file's name; no other has the same."""
+    """A name of this machine since its last boot that no other machine has, fit for a file's name."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]  # pods of two machines may have one name
     except OSError:  # not Linux
@@ -162,8 +128,20 @@ def machine() -> str:
     return f"{socket.gethostname()}-{boot}"
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder that only this user can enter, or those whom $ROPEWALK_RUN_MODE lets in. Raises FileExistsError."""
+    mode = os.environ.get(MODE_VARIABLE, "")
+    if mode and not re.fullmatch(r"[0-7]?7[0-7]{2}", mode):
+        raise ConfigError(
+            f"${MODE_VARIABLE} is {mode!r}: it must be an octal mode, as chmod takes it, that lets the owner in, such as 2770"
+        )
+    folder.mkdir(mode=PRIVATE_MODE)
+    if mode:
+        folder.chmod(int(mode, 8))
+
+
 def dated_folder(root: Path, name: str, inside: Sequence[str], make: Callable[[Path], None] = Path.mkdir) -> Path:
-    """Make a folder whose name is new by `make`, and those inside it."""
+    """Make a folder below `root` with a name of its own, by `make`, and the folders `inside` it."""
     label = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40] or "run"
     while True:
         folder = root / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -178,7 +156,7 @@ def dated_folder(root: Path, name: str, inside: Sequence[str], make: Callable[[P
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """One process at a time, of all that lock the same file; the lock of one that dies is free."""
+    """Hold an exclusive lock on a file while the block runs. The lock of a process that dies is free."""
     with path.open("ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
@@ -190,9 +168,9 @@ def append_line(path: Path, value: Any) -> None:
 
 
 def append_lines(path: Path, values: Sequence[Any]) -> None:
-    """Append JSON objects, a line each, in a single write, so that lines of several processes of one machine never mix.
+    """Append JSON objects, a line each, in a single write, so that the lines of several processes of one machine never mix.
 
-    Those of two machines do on NFS, where each appends at what it believes to be the end: a file has one machine that writes.
+    The lines of two machines do mix on NFS, where each appends at what it believes to be the end: let one machine write a file.
     """
     lines = "".join(json.dumps(value, default=str) + "\n" for value in values).encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -204,7 +182,7 @@ def append_lines(path: Path, values: Sequence[Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line cut short by a crash is left out, and so are broken ones."""
+    """Read the objects of a JSON-lines file, without broken lines and a last line that a crash cut short."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -213,8 +191,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_lines(raw: bytes) -> tuple[list[dict[str, Any]], int]:
-    """The objects of the whole lines of a JSON-lines file, and how many lines are broken: machines that lost their power,
-    and file systems that let two writers overwrite each other, leave such.
+    """Parse the complete lines of a JSON-lines file into objects, and count the broken lines.
+
+    Machines that lost their power leave such lines, and file systems that let two writers overwrite each other.
     """
     found, broken = [], 0
     for line in raw.split(b"\n")[:-1]:

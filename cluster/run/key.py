@@ -14,7 +14,7 @@ RENDEZVOUS_KEY = ".rendezvous.key"  # in the attempt's folder: signs what lies i
 
 
 def new_key() -> str:
-    """A random key, as text."""
+    """Make a random key, as text."""
     return secrets.token_hex(KEY_BYTES)
 
 
@@ -26,7 +26,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def sign(key: str, purpose: str, *parts: bytes) -> bytes:
-    """The HMAC of some bytes under a key. What is signed for one purpose proves nothing for another."""
+    """Return the HMAC of some bytes under a key. A signature for one purpose proves nothing for another."""
     signature = hmac.new(key.encode(), purpose.encode(), "sha256")
     for part in parts:
         signature.update(len(part).to_bytes(8, "big") + part)  # else two lists of parts could read the same
@@ -34,5 +34,5 @@ def sign(key: str, purpose: str, *parts: bytes) -> bytes:
 
 
 def signed_by(key: str, signature: bytes, purpose: str, *parts: bytes) -> bool:
-    """Whether `signature` is that of `parts`, found out in a time that tells nothing about the right one."""
+    """Return whether `signature` is that of `parts`, in a time that reveals nothing about the right signature."""
     return hmac.compare_digest(signature, sign(key, purpose, *parts))

@@ -1,26 +1,27 @@
-"""What users ask of a run while it goes on: an intention on disk, so that whoever carries the run finds it."""
+"""What users ask of a run while it goes on, on disk, so that the run's supervisor finds it."""
 
 from pathlib import Path
 from typing import Any
 
-from cluster.run.files import read_afresh, read_json, write_json
+from cluster.fresh_reads import read_afresh
+from cluster.run.files import read_json, write_json
 
 
 class Requests:
-    """A small file of words and values. Whoever carries the run has it made, and so sees at once what is written into it."""
+    """A small file of keys and values. The supervisor makes the file before anybody asks, and so sees at once what is asked."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def get(self, word: str) -> Any:
-        """What is asked, or None."""
-        return (read_json(self.path) or {}).get(word)
+    def get(self, key: str) -> Any:
+        """Return the value that a user asked for under `key`, or None."""
+        return (read_json(self.path) or {}).get(key)
 
-    def put(self, word: str, value: Any) -> None:
-        """Ask for something; None: no longer."""
-        words = {**(read_json(self.path) or {}), word: value}
-        write_json(self.path, {key: value for key, value in words.items() if value is not None})
+    def put(self, key: str, value: Any) -> None:
+        """Ask for a value under `key`; None withdraws what was asked."""
+        asked = {**(read_json(self.path) or {}), key: value}
+        write_json(self.path, {name: value for name, value in asked.items() if value is not None})
 
     def make(self) -> None:
-        """Have the file there, empty, before anybody asks: a client of NFS believes for a minute that a name is not there."""
+        """Make the file, empty, before anybody asks: a client of NFS believes for a minute that a missing name stays missing."""
         read_afresh(self.path)

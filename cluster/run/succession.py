@@ -1,4 +1,4 @@
-"""Who came after whom: marks in files that are there before anybody looks, and that are opened to be read.
+"""Who succeeded whom: marks in files that exist before anybody looks at them, and that are opened to be read.
 
 A listing, a name that was missing a moment ago and `stat` may each be a minute old on a client of NFS. What a file holds that
 is there already is as new as its opening (close-to-open consistency). So each attempt, and each group of ranks, has a file of
@@ -13,14 +13,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from cluster.run.files import read_afresh
+from cluster.fresh_reads import read_afresh
 
 SUCCESSOR = "successor"  # in an attempt's folder: the number of the attempt that came after it
 ENDED = "ended"  # in an attempt's folder: empty until there is an outcome.json
 
 
 def write_mark(path: Path, number: int) -> None:
-    """Write a number into a mark; any number says the same, so that it matters not who was last."""
+    """Write a number into a mark. Any number means that there is a successor, so it does not matter who writes last."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
         os.write(descriptor, str(number).encode())
@@ -30,7 +30,7 @@ def write_mark(path: Path, number: int) -> None:
 
 
 def read_mark(path: Path) -> int:
-    """The number in a mark that is there since its folder is; 0: none yet, or there is no such file."""
+    """Read the number in a mark that is as old as its folder; 0: no successor yet, or no such file."""
     try:
         return _number(path.read_bytes())
     except OSError:
@@ -38,7 +38,7 @@ def read_mark(path: Path) -> int:
 
 
 def read_mark_afresh(path: Path) -> int:
-    """The number in a mark that another machine may just have made; 0: none yet."""
+    """Read the number in a mark that another machine may just have made; 0: no successor yet."""
     return _number(read_afresh(path))
 
 
@@ -48,9 +48,7 @@ def _number(raw: bytes) -> int:
 
 
 def succeed(mark_of: Callable[[int], Path], number: int, *, first: int) -> None:
-    """Tell all from `first` to before `number` that they have a successor, the oldest first, so that one that was told
-    vouches for those before it.
-    """
+    """Mark all numbers from `first` to before `number` as succeeded, the oldest first: a mark vouches for those before it."""
     oldest = number
     while oldest > first and not read_mark_afresh(mark_of(oldest - 1)):
         oldest -= 1
@@ -60,10 +58,10 @@ def succeed(mark_of: Callable[[int], Path], number: int, *, first: int) -> None:
 
 
 def open_folder(parent: Path, folder_of: Callable[[int], Path], number: int, *, exactly: bool = False) -> int:
-    """Make the folder of the first free number from `number` on, exclusively of all machines; its number.
+    """Make the folder of the first free number from `number` on, which no other machine gets; returns that number.
 
-    Its marks are in it as soon as it is there, so that no machine ever knows it without them. With `exactly` no other number
-    will do: raises FileExistsError if that one is taken.
+    The folder appears with its marks in it, so that no machine ever sees it without them. With `exactly` no other number will
+    do: raises FileExistsError if that number is taken.
     """
     made = parent / f".new.{secrets.token_hex(4)}"
     made.mkdir(parents=True)
@@ -78,5 +76,5 @@ def open_folder(parent: Path, folder_of: Callable[[int], Path], number: int, *, 
                 raise
             if exactly:
                 shutil.rmtree(made)
-                raise FileExistsError(errno.EEXIST, "another has it", str(folder_of(number))) from None
+                raise FileExistsError(errno.EEXIST, "another process was faster", str(folder_of(number))) from None
             number += 1  # another was faster

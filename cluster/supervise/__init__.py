@@ -1,1 +1,1 @@
-"""From a run to its attempts: budgets, the nodes of an allocation, agents, outcomes."""
+"""A run's attempts: their budgets, the nodes of an allocation, agents, outcomes."""

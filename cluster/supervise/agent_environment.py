@@ -3,8 +3,8 @@
 import os
 
 from cluster.config import Resources
-from cluster.engines.ports import NODE_CPUS_VARIABLE
 from cluster.gpus import NODE_GPUS_VARIABLE
+from cluster.process.ports import NODE_CPUS_VARIABLE
 from cluster.run.directory import RunDir
 from cluster.spec import Engine
 

@@ -7,14 +7,15 @@ from dataclasses import replace
 
 from cluster.config import Resources
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
+from cluster.fresh_reads import read_json_afresh
 from cluster.process.forking import Process
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import Looks
-from cluster.run.files import append_line, read_json_afresh
+from cluster.run.files import append_line
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
 from cluster.run.names import AGENTS, LOGS, NODES
 from cluster.spec import Engine, Outcome, RunState, StopReason
-from cluster.supervise.allocation import Allocation, agent_command, store_command
+from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 from cluster.supervise.outcome import AgentExit, Ending, classify, shell_code
 
 POLL_SECONDS = 0.1
@@ -75,23 +76,24 @@ class Attempt:
         key.unlink(missing_ok=True)  # of a supervisor that opened this attempt and came no further
         write_private(key, new_key())
         host, port = self.allocation.address(0), str(self.allocation.free_port())
-        self.store = self.allocation.start_service(store_command(self.python, host, port), self.folder / LOGS / "store.log")
+        spec = StoreSpec(attempt=self.number, host=host, port=port, python=self.python)
+        self.store = self.allocation.start_store(spec, self.folder / LOGS / "store.log")
         self.rendezvous = f"{host}:{port}"
 
     def _start_agent(self, node: int, present: int) -> None:
         self._next_signals.pop(node, None)
         (self.folder / NODES / f"node-{node}.json").unlink(missing_ok=True)  # the report of an agent that left earlier
         address = self.allocation.address(node)
-        command = agent_command(
-            self.python,
-            str(self.run.path),
-            str(self.number),
+        spec = AgentSpec(
+            run_path=str(self.run.path),
+            attempt=self.number,
             node=node,
             nodes=str(self.resources.nodes) if self.elastic else str(present),
             address=address,
             rendezvous=self.rendezvous,
+            python=self.python,
         )
-        self.agents[node] = self.allocation.start(node, command, self.folder / LOGS / f"node-{node}.log")
+        self.agents[node] = self.allocation.start(node, spec, self.folder / LOGS / f"node-{node}.log")
         line = {"node": node, "address": address, "pid": self.agents[node].pid, "started": time.time()}
         append_line(self.folder / AGENTS, line)
 
@@ -213,7 +215,7 @@ class Attempt:
         )
 
     def _reason_past_us(self) -> str:
-        """Why agents were stopped by another than this process, as far as whoever owns the nodes says so."""
+        """Ask the owner of the nodes why agents stopped that this process had not told to; empty if it does not say."""
         codes = set(self.codes.values())
         reason = self._owners_reason() if EXIT_FAILED not in codes else ""
         return reason or (self.allocation.query_stop_reason() if codes & {EXIT_REQUEUE, EXIT_TERMINATED} else "")
@@ -228,5 +230,5 @@ class Attempt:
         """The last line of an agent's log, which tells why one could not even start: a module, an image, a Python is missing."""
         log = self.folder / LOGS / f"node-{node}.log"
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines()[-20:]] if log.exists() else []
-        told = [line for line in lines if line and not line.startswith("srun: error:")]
-        return f" ({told[-1][:300]})" if told else ""
+        found = [line for line in lines if line and not line.startswith("srun: error:")]
+        return f" ({found[-1][:300]})" if found else ""

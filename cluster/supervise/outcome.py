@@ -17,7 +17,7 @@ class Ending:
 
     codes: Mapping[int, int]  # the exit code of each node's agent, of nodes that were neither lost nor left the others
     lost: Sequence[str] = ()  # the nodes that were lost, in words
-    reason: str = ""  # why the attempt was asked to stop: a StopReason, or the plain words of whoever owns the nodes
+    reason: str = ""  # why the attempt was asked to stop: a StopReason, or plain words of the owner of the nodes
     cancelled: bool = False  # a user asked for the end of the run
     elastic: bool = False
     retry_bugs: bool = False  # another attempt may follow an error of the program

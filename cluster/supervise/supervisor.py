@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
+from cluster.fresh_reads import read_afresh
 from cluster.run.directory import RunDir
-from cluster.run.files import read_afresh
 from cluster.run.names import AGENTS
 from cluster.spec import Outcome, RunState
 from cluster.supervise.allocation import Allocation

@@ -10,7 +10,8 @@ from typing import Any
 import xxhash
 
 from cluster.errors import CheckpointError
-from cluster.run.files import read_json_afresh, write_json
+from cluster.fresh_reads import read_json_afresh
+from cluster.run.files import write_json
 
 MANIFEST = "manifest.json"
 LATEST = "latest.json"  # the names of the committed checkpoints, oldest first; opened by name, so as new as the moment

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cluster.backends.recovery import NO_ANSWER
+from cluster.fresh_reads import read_afresh
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import mount_of
-from cluster.run.files import read_afresh, read_json
+from cluster.run.files import read_json
 from cluster.spec import RunState
 from jobs.runs.events import tell
 from jobs.runs.remote import Copy

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cluster.fresh_reads import list_afresh
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import look_seconds
-from cluster.run.files import list_afresh
 
 POLL_SECONDS = 0.2
 KINDS = ("batch", "store", "node", "ray", "rank")  # whoever started the others comes first

@@ -13,8 +13,8 @@ from typing import Any
 import cluster
 from cluster.errors import RopewalkError
 from cluster.run.code_copy import CACHE, accept_copy
-from cluster.run.directory import CODE_FOLDER, make_private
-from cluster.run.files import sync_all
+from cluster.run.directory import CODE_FOLDER
+from cluster.run.files import make_private, sync_all
 from cluster.text import counted
 
 DIFF_LIMIT_BYTES = 1 << 20

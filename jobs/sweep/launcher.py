@@ -26,11 +26,11 @@ import psutil
 from cluster.backends.local.nodes import OUTER_TMPDIR_VARIABLE
 from cluster.backends.profiles import load_backend
 from cluster.config import Resources
-from cluster.engines.entry import configure_logging
-from cluster.engines.ports import NODE_CPUS_VARIABLE
 from cluster.errors import AlreadyRunningError, BackendError, RopewalkError
 from cluster.gpus import ALL, DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, NODE_GPUS_VARIABLE, users_devices
 from cluster.process.fork_server import FORK_SERVER_VARIABLE, start_fork_server
+from cluster.process.output import configure_logging
+from cluster.process.ports import NODE_CPUS_VARIABLE
 from cluster.process.scratch import keep, make_scratch, remove_scratch
 from cluster.process.signals import STOP_SIGNALS, stop_signals_blocked
 from cluster.run.context import STOP_VARIABLE

@@ -14,15 +14,15 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import Resources
-from cluster.engines.ports import ReservedPort
 from cluster.process.forking import Process, wait_by_polling
 from cluster.process.kill import end, family, processes_of
+from cluster.process.ports import ReservedPort
 from cluster.process.scratch import make_scratch, remove_scratch
 from cluster.process.signals import stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.spec import StopReason
 from cluster.supervise.agent_environment import agent_environment
-from cluster.supervise.allocation import Allocation
+from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 from jobs.sweep.launcher import OURS
 
 ANSWER_SECONDS = 60.0
@@ -159,12 +159,12 @@ class RayClusterAllocation(Allocation):
         """Reserve a port of node 0."""
         return int(ray.get(self.servers[0].free_port.remote()))
 
-    def start(self, node: int, command: list[str], log: Path) -> Process:
+    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
         """Start a command on a node, through its server."""
         cpus = cpus_of(self.resources)
         values = agent_environment(self.run, self.resources, cpus=cpus, ray_token=self.token)
-        pid = ray.get(self.servers[node].start.remote(command, values, str(log)))
-        return RemoteProcess(self.servers[node], pid, command)
+        pid = ray.get(self.servers[node].start.remote(spec.command(), values, str(log)))
+        return RemoteProcess(self.servers[node], pid, spec.command())
 
     def end(self, process: Process) -> None:
         """Kill a process and its descendants."""

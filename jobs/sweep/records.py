@@ -7,8 +7,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from cluster.fresh_reads import list_afresh
 from cluster.run.directory import RunDir
-from cluster.run.files import list_afresh, read_json, write_json
+from cluster.run.files import read_json, write_json
 
 FOLDER = "trials"
 SWEEP_CANCELLED = "sweep_cancelled"  # the event: the user has cancelled it, and with it its trials

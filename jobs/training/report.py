@@ -4,10 +4,10 @@ import logging
 import time
 from typing import Any
 
-from cluster.engines.heartbeat import Phase
 from cluster.run.background import BackgroundWriter
 from cluster.run.context import JobContext
 from cluster.run.files import write_json
+from cluster.run.heartbeat import Phase
 from jobs.tracking.metrics import MetricLog
 from jobs.training.state import Progress
 from jobs.training.step import StepStats

@@ -5,10 +5,10 @@ from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
-from cluster.engines.heartbeat import Phase
 from cluster.errors import NumericsError, StopRequested
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
+from cluster.run.heartbeat import Phase
 from cluster.storage import StoragePath
 from datapipe.loader.prefetch import prefetch
 from jobs.training.batch import Batch

@@ -23,7 +23,11 @@ DIRECTIVE = "$patch"  # delete or replace
 
 
 def merge(target: Any, patch: Any) -> Any:
-    """`target` with `patch` applied; null removes a key, `$patch: delete|replace` is understood. Neither is changed."""
+    """Apply a patch to a target, and return the result: null removes a key, `$patch: delete|replace` does as in kubectl.
+
+    Neither the target nor the patch is changed. A volume that becomes one of another kind keeps both sources: set the old one
+    to null.
+    """
     if not isinstance(patch, dict) or not isinstance(target, dict):
         return _plain(patch)
     if patch.get(DIRECTIVE) == "replace":
@@ -59,7 +63,7 @@ def _merge_list(items: list[Any], patches: list[Any], key: str) -> list[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A copy without directives and nulls, which mean nothing where there is nothing to patch."""
+    """Copy a part of a patch without its directives and nulls: there is nothing for them to patch."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items() if key != DIRECTIVE and inner is not None}
     if isinstance(value, list):

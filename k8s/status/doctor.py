@@ -1,4 +1,4 @@
-"""What `doctor` prints of a Kubernetes cluster: is it there, what has it, may we, will it run."""
+"""The checks of `doctor` on a Kubernetes cluster: whether it answers, what it has, what the user may do, what would run."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ EXPLAINING_RIGHTS = (("list", "", "resourcequotas"), ("list", "", "persistentvol
 
 
 def checks(connect: Callable[[], Kubernetes], profile: K8sProfile) -> list[Check]:
-    """All of them, or the one that tells why there are no more."""
+    """All checks of a cluster, or the one that says why it cannot be reached."""
     try:
         kube = connect()
         groups = kube.groups()

@@ -56,7 +56,11 @@ REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
         (r"no PriorityClass with name|priority ?class \S+ not found", "correct priority_class in the cluster's profile", True),
         (r"must specify (limits|requests)?.*memory", "set resources.memory_gib: the namespace's quota counts memory", True),
         (r"must specify", "set the resource that the namespace's quota counts: resources.cpus, resources.memory_gib", True),
-        (r"exceeded quota", "ask for less, or wait until others of the namespace have ended: `kubectl describe quota`", False),
+        (
+            r"exceeded quota",
+            "request less, or wait until others of the namespace have ended: `kubectl describe quota`",
+            False,
+        ),
         (r"violates PodSecurity", "the profile's pod patch asks for what the namespace's Pod Security level forbids", True),
         (
             r"exec: .*(no such file|not found|permission denied)|stat \S+: (no such file|permission denied)",
@@ -77,19 +81,19 @@ REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
 
 
 def remedy_of(said: str) -> tuple[str, bool]:
-    """What to do about something that Kubernetes says, and whether waiting cannot help."""
+    """What to do about a sentence of Kubernetes, and whether waiting cannot help; ('', False): it is not known."""
     return next(((remedy, permanent) for pattern, remedy, permanent in REMEDIES if pattern.search(said)), ("", False))
 
 
 def reason(word: str, said: str) -> PendingReason:
-    """Kubernetes' words as a reason to wait, with the remedy."""
+    """A word and a sentence of Kubernetes as the reason why a run waits, with the remedy."""
     said = tidy(said)
     remedy, permanent = remedy_of(said)
     return PendingReason(word=word, said=said, remedy=remedy, permanent=permanent)
 
 
 def with_remedy(said: str) -> str:
-    """A refusal of Kubernetes, with what to do about it."""
+    """A refusal of Kubernetes, and what to do about it where that is known."""
     remedy, _ = remedy_of(said)
     return f"{said}; {remedy}" if remedy else said
 
@@ -125,7 +129,7 @@ def pod_reason(pod: Object, events: Sequence[Object] = ()) -> PendingReason | No
 
 
 def _failed(pod: Object) -> PendingReason | None:
-    """Of a pod that ended before the run could begin: its own last words."""
+    """Why a pod ended before the run could begin, by its last words; None where it has saved and left."""
     status = pod["status"]
     for container in [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]:
         ended = (container.get("state") or {}).get("terminated") or {}
@@ -145,7 +149,7 @@ def _failed(pod: Object) -> PendingReason | None:
 
 
 def reason_of_events(events: Sequence[Object]) -> PendingReason | None:
-    """What warnings about a Job or a pod say: what no waiting mends before the rest, and then the newest."""
+    """What warnings about a Job or a pod say: first what no waiting mends, then the newest."""
     newest_first = sorted((e for e in events if PASSING not in (e.get("message") or "")), key=_last_seen, reverse=True)
     found = [reason(e.get("reason") or "Warning", e.get("message") or "") for e in newest_first]
     return min(found, key=lambda each: not each.permanent, default=None)
@@ -173,7 +177,7 @@ def _queue(workload: Object) -> str:
 
 
 def tidy(said: str) -> str:
-    """One line, without what only a debugger of Kubernetes reads."""
+    """A sentence of Kubernetes in one line, without what only a debugger of Kubernetes reads."""
     said = " ".join(said.split())
     said = re.sub(r"\(Error code .*?\)|rpc error: code = \w+ desc = ", "", said)
     said = re.sub(r"failed to create containerd task: .*: (exec: .*)$", r"\1", said)

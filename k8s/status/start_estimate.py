@@ -35,7 +35,7 @@ def estimate(connect: Callable[[], Kubernetes], profile: K8sProfile, resources: 
 
 
 def sentence(capacities: Sequence[Capacity], resources: Resources) -> str:
-    """The answer, by the tightest of these."""
+    """Whether a request would wait, in a sentence, by the tightest of these capacities."""
     if not capacities:
         return "Kubernetes would take it; it starts as soon as nodes have room, and no queue or quota says when."
     tightest = min(capacities, key=lambda capacity: capacity.nodes)

@@ -1,4 +1,4 @@
-"""What root has written as it submits becomes the pods' user's; nothing else does, whatever links lie in a run's directory."""
+"""Gives what root has written as it submits to the pods' user; nothing else, whatever links lie in a run's directory."""
 
 import os
 import stat
@@ -10,8 +10,9 @@ from cluster.run.directory import CODE_FOLDER, RunDir
 
 
 def hand_over(runs: Sequence[RunDir], number: int, user: int) -> None:
-    """Give a user what this submission has written of each run's attempt `number`. All else of a run is that user's already,
-    and may be what its pods have put there.
+    """Give a user what this submission has written of each run's attempt `number`.
+
+    All else of a run belongs to that user already, and its pods may have put it there.
     """
     for run in runs:
         if number == 1:
@@ -37,7 +38,7 @@ def _give_folder(folder: Path, user: int) -> None:
 
 
 def _give_files(folder: Path, user: int) -> None:
-    """Give a user the files that root has made in a folder of that user; a link, or a name of what is elsewhere, is none."""
+    """Give a user the files that root has made in a folder of that user; links, and hard links to files elsewhere, stay."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:  # it is not there, or a link
@@ -60,5 +61,5 @@ def _give_file(name: str, folder: int, user: int) -> None:
 
 
 def _is_ours(status: os.stat_result) -> bool:
-    """Whether this user has made it, here: a file of several names may be another's as well."""
+    """Whether the calling user has made a file or folder, in this place alone: a file of several names may lie elsewhere too."""
     return status.st_uid == os.geteuid() and (stat.S_ISDIR(status.st_mode) or status.st_nlink == 1)

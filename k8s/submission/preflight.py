@@ -1,4 +1,4 @@
-"""What a cluster has, and whether it can ever take a request: asked before anything is created, where one may ask."""
+"""Asks a cluster before anything is created whether it can ever run a request, and whether this user may submit."""
 
 import difflib
 import math
@@ -64,7 +64,7 @@ def quotas(kube: Kubernetes) -> list[Quota]:
 
 
 def demand(resources: Resources, profile: K8sProfile) -> dict[str, float]:
-    """What one node of the request asks for."""
+    """What one node of a request asks for, by resource."""
     asked = {name: amount(value) for name, value in requests(resources, profile)["requests"].items()}
     return {**asked, "pods": 1.0}
 
@@ -148,19 +148,19 @@ def refuse_the_impossible(kube: Kubernetes, profile: K8sProfile, resources: Reso
 
 
 def refuse_without_rights(kube: Kubernetes, profile: K8sProfile) -> None:
-    """Raise ConfigError where this process, a pod by its service account say, may not submit runs; the line that lets it."""
+    """Raise ConfigError where this process, such as a sweep's driver in a pod, may not submit runs; it names the remedy."""
     missing = missing_rights(kube, SUBMITTERS_RIGHTS)
     if missing:
         account, where = profile.service_account or "default", kube.namespace
         words = f"kubectl create rolebinding ropewalk-sweeps -n {where} --role=ropewalk-user --serviceaccount={where}:{account}"
         raise ConfigError(
-            f"whoever drives a sweep submits its trials, and may not {', '.join(missing)} in namespace {where!r};"
-            f" pods may by k8s/manifests/rbac.yaml and `{words}`"
+            f"a sweep's driver submits its trials, and may not {', '.join(missing)} in namespace {where!r};"
+            f" apply k8s/manifests/rbac.yaml, and then `{words}`"
         )
 
 
 def missing_rights(kube: Kubernetes, wanted: Sequence[tuple[str, str, str]]) -> list[str]:
-    """Of (verb, group, resource), those that this user may not do in the namespace, in words."""
+    """The rights, as (verb, group, resource), that this user does not have in the namespace: `create jobs`."""
 
     def allowed(right: tuple[str, str, str]) -> bool:
         verb, group, resource = right

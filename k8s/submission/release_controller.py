@@ -18,8 +18,8 @@ from typing import Any
 
 from cluster.backends.recovery import conclude
 from cluster.backends.submission import failed_of, is_over, never_starts
-from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_TERMINATED
+from cluster.process.output import configure_logging
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
 from cluster.spec import Outcome, RunState

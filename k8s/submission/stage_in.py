@@ -1,4 +1,4 @@
-"""Put on the volume what came with a Job whose submitter does not see the volume: the run's directory, and its code.
+"""Puts a run that was sent along with its Job on the volume, where its submitter does not see that: directory and code.
 
 Usage: python -m k8s.submission.stage_in STAGED RUN_DIR     STAGED: a folder with run.tar.gz and perhaps code.tar.gz
        python -m k8s.submission.stage_in - CODE_DIR         a code.tar.gz on the standard input
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from cluster.run.code_copy import accept_copy
-from cluster.run.directory import make_private
+from cluster.run.files import make_private
 from k8s.api.exec_stdin import fed
 
 RUN_ARCHIVE, CODE_ARCHIVE = "run.tar.gz", "code.tar.gz"

@@ -20,7 +20,7 @@ def submit_once(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Object:
-    """Create a Job, and the objects that must be there `before` it; it owns these. Returns what it became.
+    """Create a Job, and the objects that must be there `before` it, which it will own; the Job as the server has completed it.
 
     Raises BackendError with Kubernetes' own words if it refuses, and leaves nothing then; SubmissionInDoubtError if no API
     server answers for two minutes.

@@ -1,4 +1,4 @@
-"""A run's files, where this machine does not see the volume: read through a pod of the run, or one that only does that."""
+"""Reads a run's files where this machine does not see the volume: through a pod of the run, or one that only reads."""
 
 import hashlib
 import io
@@ -57,9 +57,10 @@ class Reader:
     def fetch(
         self, run: RunDir, wanted: Sequence[str] = (), write: Mapping[str, str] | None = None, beside: Sequence[str] = ()
     ) -> None:
-        """Bring this machine's copy of the run's directory up to date; large folders only as far as they are wanted.
+        """Bring this machine's copies of a run and of the runs `beside` it (ids) up to date.
 
-        So it does with those of the runs `beside` it, by id.
+        Large folders come only as far as they are `wanted`; `write` are small files to write there first. Raises BackendError
+        where a directory that has been there is gone.
         """
         others, have = {name: unchanged(run.path.parent / name) for name in beside}, unchanged(run.path)
         request = {"have": have, "with": list(wanted), "write": write or {}, "beside": others}
@@ -73,7 +74,7 @@ class Reader:
         writer.remember()
 
     def upload(self, run: RunDir, archive: bytes, folder: str) -> None:
-        """Put the copy of the code on the volume, unless it is there."""
+        """Put a copy of the code on the volume, as `folder` below the runs' root, unless it is there."""
         words = [self.profile.python, "-m", "k8s.submission.stage_in", "-", f"{self.profile.claim_path}/{folder}"]
         self._execute(run, words, archive, None)
 
@@ -88,7 +89,7 @@ class Reader:
             self.kube.delete("Job", reader._job["metadata"]["name"])
 
     def _for_export(self, run: RunDir, step: int | None) -> "Reader":
-        """A reader of its own: a run's pods have their memory for training, those of readers hold no model."""
+        """A reader for one export: a run's pods have their memory for training, and those that only read hold no model."""
         size = io.BytesIO()
         words = [self.profile.python, "-c", CHECKPOINT_BYTES, f"{self.profile.claim_path}/{run.id}", str(step or "")]
         self._execute(run, words, None, size)
@@ -142,7 +143,7 @@ class Reader:
 
     @contextmanager
     def _lease(self) -> Iterator[None]:
-        """The pod that only reads ends by itself after a while; not while it is being read through."""
+        """Keep the pod that only reads alive while it is read through; by itself it ends after a while."""
         over, job = threading.Event(), self._job["metadata"]["name"]
 
         def extend() -> None:
@@ -162,7 +163,7 @@ class Reader:
             thread.join()
 
     def _find(self, run: RunDir) -> str:
-        """A pod that sees the volume: one of the run, or the reader's, which is made if need be."""
+        """A pod that sees the volume: one of the run, else the reader's own, which is made if need be."""
         return self._ready_pod(f"{OUR_LABELS},{RUN_LABEL}={run.id}") or self._of_its_own()
 
     def _ready_pod(self, labels: str) -> str:
@@ -172,7 +173,7 @@ class Reader:
         return ""
 
     def _of_its_own(self) -> str:
-        """The reader's pod: that of this user's Job for this profile, since others' see other volumes."""
+        """The pod of this user's reader for this profile, made if need be: those of others see other volumes."""
         name = self._job["metadata"]["name"]
         self._own = self._ready_pod(f"batch.kubernetes.io/job-name={name}") or self._wait_for(self._made())
         return self._own
@@ -201,12 +202,12 @@ class Reader:
 
 @cache
 def _tell(run_id: str, volume: str, pod: str) -> None:
-    """Once a process, however many readers it has."""
+    """Say once per process, however many readers it has, through which pod a run is read."""
     log.warning("%s lies on %s, which this machine does not see; pod %s does", run_id, volume, pod)
 
 
 def render_reader(profile: K8sProfile) -> Object:
-    """The Job of a pod that sees the volume; one a user."""
+    """The Job of a pod that does nothing but see the volume: one per user and profile, with neither Secrets nor rights."""
     job = load_job("volume-reader.yaml")
     labels = {**OURS, ROLE_LABEL: "reader"}
     name = f"{READER}-{hashlib.sha256(f'{getuser()} {profile.model_dump_json()}'.encode()).hexdigest()[:8]}"
@@ -224,7 +225,7 @@ def render_reader(profile: K8sProfile) -> Object:
 
 
 def render_exporter(profile: K8sProfile, checkpoint_bytes: int) -> Object:
-    """The Job of a pod with memory for a model: that of a checkpoint, which has the optimizer's state too; for one export."""
+    """The Job of a pod for one export, with memory for a whole checkpoint, the optimizer's state included."""
     job = render_reader(profile)
     job["metadata"]["name"] += f"-{secrets.token_hex(3)}"
     resources = job["spec"]["template"]["spec"]["containers"][0]["resources"]

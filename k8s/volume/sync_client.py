@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cluster.errors import BackendError
-from cluster.run.directory import make_private
-from cluster.run.files import read_json, write_json
+from cluster.run.files import make_private, read_json, write_json
 
 CAME = ".came.json"  # size and time of files as they came: one that this machine has written to since is none to append to
 

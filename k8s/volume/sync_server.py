@@ -1,10 +1,11 @@
-"""What runs in a pod to read a run's directory for a laptop: sends what is new or has grown, and writes what it is told to.
+"""Runs in a pod, and reads a run's directory for a laptop: sends what is new or has grown, and writes what it is told to.
 
 Usage: python -m k8s.volume.sync_server RUN_DIR, with a request as JSON on the standard input:
   {"have": {path: [size, mtime_ns]}, "with": [prefixes of paths that are large], "write": {path: text},
    "beside": {other run: what is had of it}}
-Answers, after the word that it reads (`k8s.api.exec_stdin`), with a line of JSON a file, {"path", "offset", "size", "mtime_ns"}
-and for another run "run", and `size` bytes after it; at last {"end": true}, with "absent": true where there is no such directory.
+After the word that it is ready to read (`k8s.api.exec_stdin`) it answers with a line of JSON per file, {"path", "offset", "size",
+"mtime_ns"} and for another run "run", followed by `size` bytes; at last with {"end": true}, and "absent": true beside it where
+there is no such directory.
 """
 
 import json
@@ -25,7 +26,7 @@ ABSENT = b'{"end": true, "absent": true}\n'
 
 
 def send(run: Path, request: dict[str, Any], out: IO[bytes]) -> None:
-    """Answer one request."""
+    """Write the answer to a request about the run's directory to `out`."""
     if not run.is_dir():  # the first pod of the run has not put it there yet, or it was deleted, or this is another volume
         out.write(ABSENT)
         out.flush()
@@ -70,7 +71,7 @@ def _files(run: Path, folder: Path, wanted: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
-    """Exactly so many bytes, as the header has said; a file that was cut short meanwhile is read again next time."""
+    """Copy exactly `size` bytes, as the header has said; a file that was cut short meanwhile is read again next time."""
     while size:
         chunk = source.read(min(size, CHUNK_BYTES)) or bytes(min(size, CHUNK_BYTES))
         out.write(chunk)

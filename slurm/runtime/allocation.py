@@ -10,14 +10,14 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen, TimeoutExpired
 
 from cluster.config import Resources
-from cluster.engines.ports import ReservedPort
 from cluster.errors import BackendError
 from cluster.process.forking import Process
 from cluster.process.kill import end, family
+from cluster.process.ports import ReservedPort
 from cluster.process.signals import SignalFlag, stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.supervise.agent_environment import agent_environment
-from cluster.supervise.allocation import Allocation
+from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 from slurm.batch.container import wrap
 from slurm.batch.script import extra_node_name, render_extra_node
 from slurm.commands import Slurm, plain_environment
@@ -87,14 +87,14 @@ class SlurmAllocation(Allocation):
         """A port of the first node, which this process runs on."""
         return self._store_port.take(self.slots[0].host)
 
-    def start(self, node: int, command: list[str], log: Path) -> Popen[bytes]:
+    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Popen[bytes]:
         """Start a step of one task; srun hands SIGUSR2 on to it."""
-        words, more = wrap([*DEAF_AT_FIRST, *command], self.profile, self.run)
+        words, more = wrap([*DEAF_AT_FIRST, *spec.command()], self.profile, self.run)
         return self.open([*self.srun(node), *more, *words], log)
 
-    def start_service(self, command: list[str], log: Path) -> Popen[bytes]:
-        """Start a command here, and not as a step, which Slurm would end before the agents have left."""
-        words, more = wrap(command, self.profile, self.run)
+    def start_store(self, spec: StoreSpec, log: Path) -> Popen[bytes]:
+        """Start the store here, and not as a step, which Slurm would end before the agents have left."""
+        words, more = wrap(spec.command(), self.profile, self.run)
         if more:  # this runtime starts nothing but steps
             return self.open([*self.srun(0), *more, *words], log)
         return self.open(words, log)

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from cluster.backends.submission import newest_submission
-from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
+from cluster.process.output import configure_logging
 from cluster.process.signals import install_stop_handler
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState

@@ -94,7 +94,7 @@ def test_a_node_has_a_rank_for_each_gpu_unless_it_is_told_otherwise(resources: d
 @pytest.mark.parametrize(("ranks", "gpus"), [(3, 8), (2, 1), (16, 8)])
 def test_ranks_that_gpus_do_not_go_round_are_refused_with_both_numbers(ranks: int, gpus: int) -> None:
     resources = {"ranks_per_node": ranks, "gpus": gpus}
-    with pytest.raises(ConfigError, match=f"{gpus} GPUs per node do not go round {ranks} ranks.*leave ranks_per_node out"):
+    with pytest.raises(ConfigError, match=f"{gpus} GPUs per node .* over {ranks} ranks.*leave ranks_per_node out"):
         load(resources=resources)
     assert Resources.model_validate(resources).gpus == gpus, "the record of an older run can still be read"
 

@@ -22,13 +22,13 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
-from cluster.engines.ports import ReservedPort
 from cluster.engines.rendezvous import RENDEZVOUS
 from cluster.engines.signed_rendezvous import SignedHandler, signed_handler
 from cluster.process.kill import end, family
+from cluster.process.ports import ReservedPort
 from cluster.run.directory import RunDir
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
-from cluster.supervise.allocation import agent_command, store_command
+from cluster.supervise.allocation import AgentSpec, StoreSpec
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
 from tests.processes import words_of
@@ -70,7 +70,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     reserved = ReservedPort()
     port = reserved.take(STORE_ADDRESS)
-    process = subprocess.Popen(store_command(sys.executable, STORE_ADDRESS, str(port)))
+    process = subprocess.Popen(StoreSpec(attempt=1, host=STORE_ADDRESS, port=str(port)).command())
     until(lambda: answers(STORE_ADDRESS, port), Patience.START)
     yield port
     process.kill()
@@ -95,9 +95,8 @@ def test_what_no_agent_has_signed_is_never_unpickled(store: int, tmp_path: Path)
     place = {"address": STORE_ADDRESS, "rendezvous": f"{STORE_ADDRESS}:{store}"}
     said = tmp_path / "agent.log"
     with said.open("wb") as stream:
-        agent = subprocess.Popen(
-            agent_command(sys.executable, str(run.path), "1", node=0, nodes="1", **place), stdout=stream, stderr=stream
-        )
+        command = AgentSpec(run_path=str(run.path), attempt=1, node=0, nodes="1", **place).command()
+        agent = subprocess.Popen(command, stdout=stream, stderr=stream)
     try:
         until(lambda: agent.poll() is not None, Patience.RUN, said.read_text)
     finally:
@@ -125,7 +124,7 @@ def test_ranks_meet_only_where_an_agent_says(tmp_path: Path, monkeypatch: pytest
     server.set("torch.rendezvous.run.1.0/MASTER_ADDR", "10.6.6.6")
     second = next(node for node in nodes if node._this_node.addr != places[0].master_addr)
     monkeypatch.setattr(DynamicRendezvousHandler, "next_rendezvous", _read_again)
-    with pytest.raises(RendezvousStateError, match=r"no agent of this attempt has said that ranks meet at 10\.6\.6\.6"):
+    with pytest.raises(RendezvousStateError, match=r"10\.6\.6\.6 of rank 0 is not signed by an agent of this attempt"):
         second.next_rendezvous()
     for node in nodes:
         node._stop_heartbeats()

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import StaleAttemptError
+from cluster.fresh_reads import list_afresh, read_afresh
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.fence import Fence
 from cluster.run.file_systems import mount_of
-from cluster.run.files import append_line, list_afresh, parse_lines, read_afresh, read_lines, write_json
+from cluster.run.files import append_line, parse_lines, read_lines, write_json
 from cluster.run.succession import succeed, write_mark
 from cluster.spec import Outcome, RunState
 from cluster.storage import StoragePath

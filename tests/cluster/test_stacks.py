@@ -74,7 +74,7 @@ def test_where_it_may_not_look_the_process_tells_itself(begin: Begin, monkeypatc
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     found = take_stacks({0: running, 1: stopped}, {0: a, 1: b})
     assert "line 10 in spin" in found[0].place()
-    assert found[1].place() == "no stack: py-spy is not installed; and a stopped process cannot tell it itself"
+    assert found[1].place() == "no stack: py-spy is not installed; and a stopped process cannot write its own"
 
 
 def test_what_is_gone_is_said_to_be(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import threading
 import time
 from typing import Any
 
-from cluster.engines.heartbeat import Phase
 from cluster.errors import ConfigError, StopRequested
 from cluster.run.context import JobContext
 from cluster.run.files import append_line, read_json, write_json
+from cluster.run.heartbeat import Phase
 
 
 def count(context: JobContext) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-from cluster.engines.entry import configure_logging, redirect_output, run_entry
+from cluster.engines.entry import run_entry
+from cluster.process.output import configure_logging, redirect_output
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.storage import StoragePath

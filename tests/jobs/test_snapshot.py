@@ -11,7 +11,8 @@ import pytest
 import cluster
 from cluster.errors import ConfigError
 from cluster.run.code_copy import digest_on_disk
-from cluster.run.directory import CODE_FOLDER, MODE_VARIABLE, RunDir
+from cluster.run.directory import CODE_FOLDER, RunDir
+from cluster.run.files import MODE_VARIABLE
 from jobs.runs import snapshot
 from jobs.runs import submit as submission
 from jobs.runs.snapshot import checkout, code_notice, code_state, take_snapshot

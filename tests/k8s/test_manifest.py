@@ -149,10 +149,10 @@ def test_names_are_unique_and_short_enough_for_a_pods_host_name() -> None:
     [
         ("claim_path", "runs", "must be an absolute path"),
         ("namespace", "Team", "must be a valid Kubernetes name"),
-        ("devices", {"gpu": 1}, "is no resource of Kubernetes"),
+        ("devices", {"gpu": 1}, "is not a resource name of Kubernetes"),
         ("pod", {"containers": []}, "is no part of a pod"),
         ("imagge", "x", "did you mean 'image'"),
-        ("environment", {"ROPEWALK_JOB": "x"}, "is the manifest's to set"),
+        ("environment", {"ROPEWALK_JOB": "x"}, "is set by the manifest"),
         ("ray", "rayjob", "ray: rayjob: every run is an Indexed Job, which starts its own Ray; take `ray` out of the profile"),
     ],
 )

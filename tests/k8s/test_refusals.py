@@ -132,14 +132,14 @@ def test_who_may_not(namespace: Namespace, start: Start, tmp_path: Path) -> None
     run = start(profile={"kubeconfig": str(path)}, submit=False)
     with (
         quickly(),
-        pytest.raises(BackendError, match=r"cannot create resource .jobs.*ask for the rights that k8s/rbac"),
+        pytest.raises(BackendError, match=r"cannot create resource .jobs.*ask for the rights that k8s/manifests/rbac"),
     ):
         run.backend.submit(run.run, run.resources)
     check = next(check for check in run.backend.checks() if check.name == "rights")
     assert (check.ok, "you may not create jobs" in check.detail) == (False, True)
 
 
-# --- seen as soon as somebody looks: it can never start, so it ends, and nothing of it stays
+# --- seen as soon as somebody looks: it can never start; as soon as its owner acts it has ended, and nothing of it stays
 
 
 @pytest.mark.parametrize(
@@ -160,6 +160,11 @@ def test_what_can_never_start(namespace: Namespace, start: Start, profile: dict[
         told(run, "never started: ")
     assert run.state.reason.startswith("never started: ")
     assert re.search(said, run.state.reason), run.state.reason
+    assert (run.run.last_outcome(), len(jobs(namespace))) == (None, 1), "who looks changes nothing"
+    state = run.backend.settle([run.run])[run.run.id]
+    outcome = run.run.last_outcome()
+    assert outcome is not None
+    assert (state.state, outcome.state, outcome.cause) == (RunState.FAILED, RunState.FAILED, state.reason)
     assert jobs(namespace) == []
 
 

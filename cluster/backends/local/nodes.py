@@ -1,4 +1,4 @@
-"""Virtual nodes: agents in process groups with addresses of their own (127.0.1.K) on this machine.
+"""Virtual nodes of this machine: agents in process groups with addresses of their own (127.0.1.K).
 
 So a run of two nodes is a real rendezvous of two agents, and killing a node is killing everything on it.
 """
@@ -6,46 +6,45 @@ So a run of two nodes is a real rendezvous of two agents, and killing a node is 
 import os
 import secrets
 import shlex
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 from cluster.config import Resources
-from cluster.engines.ports import ReservedPort
 from cluster.gpus import DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, deal_devices, users_devices
 from cluster.process.forking import Process, fork_program
 from cluster.process.kill import end, family, processes_of
+from cluster.process.ports import ReservedPort
 from cluster.process.scratch import make_scratch, remove_scratch
 from cluster.process.signals import SignalFlag
 from cluster.run.directory import RunDir
 from cluster.run.key import KEY_BYTES, RENDEZVOUS_KEY
 from cluster.spec import Engine, StopReason
 from cluster.supervise.agent_environment import agent_environment
-from cluster.supervise.allocation import Allocation, agent_command, store_command
+from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 
 OUTER_TMPDIR_VARIABLE = "ROPEWALK_TMPDIR"  # the machine's own, for what outlives the node
 NODE_RETURN_SECONDS = 10.0  # how long a virtual node is away when it died: as if it rebooted
 
 
 def address_of(node: int) -> str:
-    """A virtual node's own loopback address."""
+    """Return a virtual node's own loopback address."""
     return f"127.0.1.{node + 1}"
 
 
 def render_script(run_path: str, attempt: str, resources: Resources, engine: Engine) -> str:
-    """The commands as a script that a person can read, or run by hand: the local dry run."""
-    python, port, rendezvous = sys.executable, "PORT", ""
+    """Render the commands as a script that a person can read, or run by hand: the local dry run."""
+    port, rendezvous = "PORT", ""
     lines = ["#!/bin/bash", "# What the local backend starts: one agent a virtual node, each in a process group of its own."]
     if engine is Engine.RANKS:
         rendezvous = f"{address_of(0)}:{port}"
         key = shlex.quote(f"{run_path}/attempts/{int(attempt):04d}/{RENDEZVOUS_KEY}")
         lines.append(f"(umask 077; head -c {KEY_BYTES} /dev/urandom | od -An -tx1 | tr -d ' \\n' > {key})")
-        lines.append(f"{shlex.join(store_command(python, address_of(0), port))} &")
+        lines.append(f"{shlex.join(StoreSpec(attempt=int(attempt), host=address_of(0), port=port).command())} &")
     nodes = str(resources.nodes)
     for node, devices in enumerate(deal_devices(resources)):
-        address = address_of(node)
-        command = agent_command(python, run_path, attempt, node=node, nodes=nodes, address=address, rendezvous=rendezvous)
+        place = {"address": address_of(node), "rendezvous": rendezvous}
+        command = AgentSpec(run_path=run_path, attempt=int(attempt), node=node, nodes=nodes, **place).command()
         variables = [f"{DEVICES_VARIABLE}={','.join(devices)}"] if devices else []
         lines.append(f"{' '.join([*variables, shlex.join(command)])} &")
     return "\n".join([*lines, "wait", ""])
@@ -76,18 +75,18 @@ class LocalAllocation(Allocation):
         return sorted(self.busy)
 
     def address(self, node: int) -> str:
-        """Its own loopback address."""
+        """Return the node's own loopback address."""
         return address_of(node)
 
     def free_port(self) -> int:
-        """A port of node 0's address."""
+        """Reserve a port of node 0's address."""
         return self._store_port.take(address_of(0))
 
-    def start(self, node: int, command: list[str], log: Path) -> Process:
-        """Fork a process group of its own; its temporary files lie on the node's own disk."""
+    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
+        """Fork a process group of its own, with its temporary files on the node's own disk."""
         disk = self._disk(node)
         disk.mkdir(exist_ok=True)
-        return fork_program(command, {**os.environ, **self._environment(node)}, log)
+        return fork_program(spec.command(), {**os.environ, **self._environment(node)}, log)
 
     def _environment(self, node: int) -> dict[str, str]:
         cpus = max(1, (os.cpu_count() or 1) // self.resources.nodes.most)  # virtual nodes share this machine's cores
@@ -100,26 +99,26 @@ class LocalAllocation(Allocation):
         }
 
     def _disk(self, node: int) -> Path:
-        """A virtual node's own disk: what is left on it is found, and goes with the node."""
+        """The folder that is a virtual node's own disk: by it the node's processes are found, and it goes with the node."""
         return self.scratch / f"n{node}"
 
     def end(self, process: Process) -> None:
-        """Kill it and its descendants."""
+        """Kill a process and its descendants."""
         end(family(process.pid))
         process.wait()
 
     def clean_up(self, node: int) -> None:
-        """End what had left the agent's process group."""
+        """Kill what had left the agent's process group."""
         end(processes_of(self._disk(node)))
 
     def mark_lost(self, node: int) -> None:
-        """A dead node takes everything with it, and reboots."""
+        """Kill everything on a node that died; it is back after NODE_RETURN_SECONDS, as if it had rebooted."""
         self.clean_up(node)
         self.busy.discard(node)
         self.away[node] = time.monotonic() + NODE_RETURN_SECONDS
 
     def acquire(self, wanted: int) -> list[int]:
-        """Nodes that have rebooted, or that nobody uses."""
+        """Return nodes that have rebooted, or that nobody uses."""
         now = time.monotonic()
         free = [n for n in range(self.resources.nodes.most) if n not in self.busy and self.away.get(n, 0.0) <= now]
         chosen = free[: max(wanted, 0)]
@@ -127,7 +126,7 @@ class LocalAllocation(Allocation):
         return chosen
 
     def release(self, node: int) -> None:
-        """The node is free for whoever wants it."""
+        """Free the node for the next `acquire`."""
         self.busy.discard(node)
         self.away.pop(node, None)
 
@@ -139,11 +138,11 @@ class LocalAllocation(Allocation):
         return ""
 
     def can_retry(self) -> bool:
-        """This machine stays ours, unless the supervisor itself has to go."""
+        """Say that this machine stays ours, unless the supervisor itself has to go."""
         return not self.leaving
 
     def close(self) -> None:
-        """Nothing of the nodes is left."""
+        """Kill everything on the nodes, and remove their disks."""
         self._store_port.release()
         end(processes_of(self.scratch))
         remove_scratch(self.scratch)

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 from cluster.backends.local.backend import process_identity
-from cluster.engines.entry import configure_logging
 from cluster.errors import EXIT_FAILED
 from cluster.process.forking import Forked, fork_program, import_modules, preload_modules
+from cluster.process.output import configure_logging
 from cluster.process.signals import SignalFlag, install_stop_handler
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.backends.local.nodes import LocalAllocation
-from cluster.engines.entry import configure_logging
 from cluster.process.forking import import_modules, preload_modules
+from cluster.process.output import configure_logging
 from cluster.process.signals import STOP_SIGNALS, SignalFlag
 from cluster.run.directory import RunDir
 from cluster.run.names import LOCAL_REQUEST

@@ -1,4 +1,4 @@
-"""What a node of a shared machine may use: its own ports, its share of the cores."""
+"""What a node of a shared machine may use: ports of its own, and its share of the cores."""
 
 import os
 import socket
@@ -12,20 +12,20 @@ NODE_CPUS_VARIABLE = "ROPEWALK_NODE_CPUS"  # set by a backend whose nodes share 
 
 
 def free_port(address: str) -> int:
-    """A port that nobody uses at the moment."""
+    """Find a port that nobody uses at the moment."""
     with socket.socket() as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
 
 class ReservedPort:
-    """A port that is kept for this user: nobody else can bind it before `listen_on` does. Lasts as long as this process."""
+    """A port that no other user can bind before `listen_on` does, as long as this process lives."""
 
     def __init__(self) -> None:
         self._descriptor = -1
 
     def take(self, address: str) -> int:
-        """Reserve a free port of an address of this machine, in place of the one that was reserved before."""
+        """Reserve a free port of an address of this machine, and release the one that was reserved before."""
         self.release()
         family, own = _own_address(address)
         with socket.socket(family, socket.SOCK_STREAM) as reserved:
@@ -36,14 +36,14 @@ class ReservedPort:
         return port
 
     def release(self) -> None:
-        """Let others have the port."""
+        """Release the port."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def listen_on(address: str, port: int) -> socket.socket:
-    """A socket that listens at one address of this machine, at a port that this user may have reserved."""
+    """Open a socket that listens at one address of this machine, at a port that this user may have reserved."""
     family, own = _own_address(address)
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -53,7 +53,7 @@ def listen_on(address: str, port: int) -> socket.socket:
 
 
 def _own_address(address: str) -> tuple[socket.AddressFamily, str]:
-    """What to bind so that others reach this machine under `address`, which may be its name."""
+    """Return what to bind so that others reach this machine under `address`, which may be its name."""
     family, _, _, _, found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0]
     own = str(found[0])
     if own.startswith("127.") and address not in {own, "localhost"}:
@@ -62,7 +62,7 @@ def _own_address(address: str) -> tuple[socket.AddressFamily, str]:
 
 
 def await_listener(address: str, port: int, seconds: float) -> None:
-    """Wait until somebody listens there, or for so long."""
+    """Wait until somebody listens at a port, at most so many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection((address, port), timeout=LISTENER_SECONDS):
@@ -71,6 +71,6 @@ def await_listener(address: str, port: int, seconds: float) -> None:
 
 
 def node_cpus() -> int | None:
-    """This node's cores where the backend said so, else None: all that the machine has."""
+    """Return the cores of this node, as its backend counts them; None: all that the machine has."""
     value = os.environ.get(NODE_CPUS_VARIABLE)
     return int(value) if value else None

@@ -1,4 +1,4 @@
-"""What a rank tells its node's agent: that it goes on, in which phase of which step it is, and how long that may take."""
+"""The heartbeat of a rank: what its agent learns of the phase and step that the rank is in, and how long that may take."""
 
 import logging
 import mmap
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 class Phase(IntEnum):
     """What a rank is doing."""
 
-    NOTHING = 0  # it has told nothing yet
+    NOTHING = 0  # no heartbeat yet
     LOADING = 1
     FIRST_STEP = 2  # of a group: compilers, allocators and connections begin
     STEP = 3
@@ -28,8 +28,8 @@ class Phase(IntEnum):
     LEAVING = 8
 
     @property
-    def words(self) -> str:
-        """As people read it."""
+    def label(self) -> str:
+        """The phase's name for people."""
         return self.name.lower().replace("_", " ")
 
 
@@ -51,12 +51,12 @@ _WORD_AT, _LONGEST_AT, _SIZE = 8, 64, 256
 
 
 def heart_file(stop_flag: Path, local_rank: int) -> Path:
-    """Where a rank tells its agent, on the node's own disk. It stays when the group forms anew: what was learnt is in it."""
+    """Return the file of a rank's heartbeat, on the node's own disk. It outlives a group: the measured times are in it."""
     return stop_flag.with_name(f"heart-{local_rank}")
 
 
 class Pace:
-    """How long each phase may take, learnt from how long it took."""
+    """How long each phase may take, by how long it took before."""
 
     def __init__(self, factor: float, longest: list[float] | None = None) -> None:
         self.factor = factor
@@ -68,7 +68,7 @@ class Pace:
         self._beside = 0.0  # what data and reports of the step under way took
 
     def took(self, phase: Phase, seconds: float) -> bool:
-        """Learn from a phase that is over; whether it was the longest of a kind that is worth keeping."""
+        """Learn from a phase that is over; returns whether it was the longest of its kind, and `longest` has changed."""
         if phase is Phase.STEP:
             self._recent.append(seconds + self._beside)
             self._recent_sum += self._recent[-1] - (self._recent.popleft() if len(self._recent) > RECENT_STEPS else 0.0)
@@ -81,11 +81,11 @@ class Pace:
 
     @property
     def step_seconds(self) -> float:
-        """What a step took of late. The mean: no median of many steps is more than twice of it, however they are spread."""
+        """The mean of the recent steps. However they are spread, their median is at most twice that."""
         return self._recent_sum / len(self._recent) if self._recent else 0.0
 
     def allowed(self, phase: Phase) -> float:
-        """Seconds after which a phase counts as hung."""
+        """Return the seconds after which a phase counts as hung."""
         if phase is Phase.LEAVING:
             return LONG_SECONDS
         if phase is Phase.STEP and self._recent:
@@ -97,7 +97,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Beat:
-    """A rank's last word, as its agent reads it."""
+    """A rank's last heartbeat, as its agent reads it."""
 
     number: int
     group: int
@@ -107,7 +107,7 @@ class Beat:
 
 
 class Heart:
-    """A rank's side. Where nobody listens, and in a job that never beats, nothing happens and nothing is judged."""
+    """The rank's side of its heartbeat. Without a file, or in a job that never beats, hangs are not detected."""
 
     def __init__(
         self, path: Path | None, group: int = 0, factor: float | None = None, clock: Callable[[], float] = time.monotonic
@@ -119,12 +119,12 @@ class Heart:
         self.pace = Pace(factor or 0.0, list(_LONGEST.unpack_from(self._map, _LONGEST_AT)) if self._map else None)
 
     def begin(self, patience_seconds: float) -> None:
-        """The rank loads. A phase that was never measured may take so long, if that is more than what any rank is given."""
+        """Begin with loading. A phase that was never measured may take `patience_seconds`, and PATIENCE_SECONDS at least."""
         self.pace.patience_seconds = max(PATIENCE_SECONDS, patience_seconds)
         self.beat(Phase.LOADING)
 
     def beat(self, phase: Phase, step: int = 0) -> None:
-        """From now on the rank is in this phase, of this step of the run."""
+        """Tell the agent that the rank is in this phase, of this step of the run, from now on."""
         if self._map is None:
             return
         now = self._clock()
@@ -135,7 +135,7 @@ class Heart:
             phase = Phase.FIRST_STEP
         self._number += 1
         self._phase, self._since = phase, now
-        # in this order: who looks in between takes the old allowance for the new phase, which has only begun
+        # in this order: an agent that reads in between takes the old allowance for the new phase, which has only begun
         _NUMBER.pack_into(self._map, 0, self._number)
         _WORD.pack_into(self._map, _WORD_AT, self._group, phase, step, self.pace.allowed(phase))
 
@@ -150,12 +150,12 @@ def _open(path: Path) -> mmap.mmap | None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        log.warning("%s: the agent will not notice if this rank hangs: %s", path, error)
+        log.warning("%s: cannot be written, so hangs of this rank will not be detected: %s", path, error)
         return None
 
 
 def read_beat(path: Path) -> Beat | None:
-    """A rank's last word; None if it never said one."""
+    """Read a rank's last heartbeat; None if there was none."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:

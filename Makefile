@@ -45,8 +45,6 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.14 found; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --editable '.[$(EXTRAS)]'
-	@$(PIP_INSTALL) --editable '.[bohb]' >/dev/null 2>&1 \
-		|| echo "sweeps by BOHB are left out: its packages need a C compiler; see pip install '.[bohb]'" >&2
 	@$(BIN)/python -m compileall -q -j 0 -x 'site-packages/.*/tests?/' $(abspath $(VENV)) >/dev/null 2>&1 || true  # a few files are for other Pythons
 	touch $@
 

@@ -3,9 +3,9 @@
 import difflib
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
@@ -18,6 +18,19 @@ class Section(BaseModel):
     """Base of every group of keys: frozen, without unknown keys, and with defaults that are validated too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+_SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def check_variables(names: Iterable[str], secret_remedy: str) -> None:
+    """Raise ValueError for a variable of a profile's `environment` that no shell takes, or that looks like a secret."""
+    for name in names:
+        if _SECRET.search(name):
+            raise ValueError(f"variable {name} looks like a secret, and {secret_remedy}")
+        if not _VARIABLE.fullmatch(name):
+            raise ValueError(f"variable {name!r}: a name consists of letters, digits and _, and does not begin with a digit")
 
 
 def absolute(path: str) -> str:
@@ -109,6 +122,18 @@ class Tracking(Section):
     tags: tuple[str, ...] = Field(default=(), description="W&B tags, besides the cluster")
 
 
+class CodeConfig(Section):
+    """Which of the user's code travels with a run to a cluster, where it may start much later."""
+
+    ship: bool = Field(default=True, description="false: the program runs in the directory itself, as it is when it starts")
+    root: DataPath | None = Field(
+        default=None, description="what travels; unset: the git work tree around the directory, else it"
+    )
+    exclude: list[str] = Field(
+        default=[], description="patterns of what stays behind, such as `data/*`; git's ignored files do anyway"
+    )
+
+
 class JobConfig(Section):
     """The keys that every job has."""
 
@@ -124,16 +149,27 @@ class JobConfig(Section):
         `here` says where this machine sees a path of the cluster that the run goes to.
         """
 
+    def project(self) -> tuple[str, CodeConfig] | None:
+        """The directory of the user's own code that the run needs, and how it travels; None: it needs none."""
+        return None
+
     def preferred_engine(self) -> Engine | None:
         """Return the engine, if these keys decide it; None leaves the job's own."""
         return None
 
-    def other_cluster(self) -> str | None:
-        """Return the cluster to which this run submits other runs: it must see this run's files, and have its code."""
+    def resolved(self) -> Self:
+        """Return the configuration as run.yaml holds it; asked once, by submission, for what costs more than a validation.
+
+        Raises ConfigError.
+        """
+        return self
+
+    def children_cluster(self) -> str | None:
+        """Return the cluster of the runs that this one starts, if another: it must see this run's files and have its code."""
         return None
 
-    def facts(self, cluster_name: str) -> dict[str, Any]:
-        """Return what run.yaml must hold besides the keys, and only the submitting machine knows."""
+    def extra_record(self, cluster_name: str) -> dict[str, Any]:
+        """Return what run.yaml holds besides the keys, since only the submitting machine knows it."""
         return {}
 
 

@@ -11,12 +11,12 @@ def counted(number: float | str, noun: str) -> str:
     return f"{text} {noun}{'' if text == '1' else 's'}"
 
 
-def parameter_words(parameters: Mapping[str, Any]) -> str:
+def format_parameters(parameters: Mapping[str, Any]) -> str:
     """`optim.lr=0.00123 optim.weight_decay=0.1`: keys with their values, as a person reads them."""
-    return " ".join(f"{key}={value_word(value)}" for key, value in parameters.items())
+    return " ".join(f"{key}={format_value(value)}" for key, value in parameters.items())
 
 
-def value_word(value: Any) -> str:
+def format_value(value: Any) -> str:
     """One value of a configuration: a number in four digits, a word as it is, anything else as JSON."""
     if isinstance(value, float):
         return f"{value:.4g}"

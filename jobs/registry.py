@@ -77,7 +77,7 @@ JOBS: dict[str, JobSpec] = {
 
 
 def find_job(name: str) -> JobSpec:
-    """The job that a user names: ours, or one of the entry-point group. Raises ConfigError with the nearest name."""
+    """The job that a user names: of this program, or an entry point of the group. Raises ConfigError with the nearest name."""
     if name in JOBS:
         return JOBS[name]
     for point in entry_points(group=GROUP, name=name):

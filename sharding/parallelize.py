@@ -48,7 +48,9 @@ def _checkpoint_activations(model: nn.Module) -> None:
         raise ConfigError(
             f"parallel.activation_checkpointing: {type(model).__name__} cannot recompute its activations; set it to none"
         )
-    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    # renamed in transformers 5; the old name warns there and will go
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # type: ignore[operator]
 
 
 def _mixed_precision(precision: PrecisionConfig, device: torch.device) -> MixedPrecisionPolicy:

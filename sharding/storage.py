@@ -63,7 +63,7 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(flat.numpy().data)
 
 
-class PlaceWriter(StorageWriter):
+class CheckpointWriter(StorageWriter):
     """Writes one rank's pieces; `commit` is called on rank 0 when the files of all ranks are durable."""
 
     def __init__(
@@ -154,7 +154,7 @@ def parse_index(data: bytes, where: str) -> Index:
         raise CheckpointError(f"{where}: not an index of tensors ({error!r}); use an older checkpoint") from None
 
 
-class PlaceReader(StorageReader):
+class CheckpointReader(StorageReader):
     """Reads whatever slices this rank needs, however many ranks wrote them."""
 
     def __init__(self, place: StoragePath, index: Index) -> None:

@@ -1,10 +1,45 @@
 """The interface of an allocation: the nodes on which an attempt's agents run, seen from the supervisor."""
 
 import signal
+import sys
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.process.forking import Process
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentSpec:
+    """The agent of one node in an attempt. A backend that starts it over a wire sends the fields, never a command line."""
+
+    run_path: str
+    attempt: int
+    node: int
+    nodes: str  # of the attempt: `2`, or `1..4` where the run is elastic
+    address: str  # under which the other nodes reach this one
+    rendezvous: str = ""  # host:port of the store in which the agents meet; empty where the engine needs none
+    python: str = sys.executable  # on the node
+
+    def command(self) -> list[str]:
+        """The command line that starts the agent on its node."""
+        words = [self.python, "-m", "cluster.agent", self.run_path, "--attempt", str(self.attempt), "--node", str(self.node)]
+        words += ["--nodes", self.nodes, "--address", self.address]
+        return [*words, "--rendezvous", self.rendezvous] if self.rendezvous else words
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSpec:
+    """The rendezvous store of one attempt, on node 0."""
+
+    attempt: int
+    host: str
+    port: str
+    python: str = sys.executable  # on the node
+
+    def command(self) -> list[str]:
+        """The command line that starts the store."""
+        return [self.python, "-m", "cluster.engines.store", "--host", self.host, "--port", self.port]
 
 
 class Allocation(ABC):
@@ -26,19 +61,19 @@ class Allocation(ABC):
         """Reserve a port of node 0 that this user alone can bind, until the next call or the end of the allocation."""
 
     @abstractmethod
-    def start(self, node: int, command: list[str], log: Path) -> Process:
-        """Start a command on a node, with stop signals blocked until it handles them.
+    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
+        """Start an agent on a node, with stop signals blocked until it handles them.
 
-        SIGUSR2 to the returned process reaches the command; killing the returned process ends it.
+        SIGUSR2 to the returned process reaches the agent; killing the returned process ends it.
         """
 
     @abstractmethod
     def end(self, process: Process) -> None:
-        """Kill a process that `start` or `start_service` started, and its descendants."""
+        """Kill a process that `start` or `start_store` started, and its descendants."""
 
-    def start_service(self, command: list[str], log: Path) -> Process:
-        """Start a command on node 0 that must outlive the agents: the rendezvous store."""
-        return self.start(0, command, log)
+    def start_store(self, spec: StoreSpec, log: Path) -> Process:
+        """Start the rendezvous store on node 0; it must outlive the agents."""
+        return self.start(0, spec, log)
 
     def loss_reason(self, node: int, code: int) -> str:
         """Say why `node` counts as lost, given that its agent exited with `code` and reported nothing; empty: it is not lost."""
@@ -69,15 +104,3 @@ class Allocation(ABC):
     def can_retry(self) -> bool:
         """Say, after an attempt, whether the nodes are still ours, so that the next attempt may start on them at once."""
         return True
-
-
-def agent_command(python: str, run_path: str, attempt: str, *, node: int, nodes: str, address: str, rendezvous: str) -> list[str]:
-    """Return the command that starts the agent of one node."""
-    command = [python, "-m", "cluster.agent", run_path, "--attempt", attempt, "--node", str(node)]
-    command += ["--nodes", nodes, "--address", address]
-    return [*command, "--rendezvous", rendezvous] if rendezvous else command
-
-
-def store_command(python: str, host: str, port: str) -> list[str]:
-    """Return the command that starts the rendezvous store."""
-    return [python, "-m", "cluster.engines.store", "--host", host, "--port", port]

@@ -15,7 +15,7 @@ from cluster.run.files import append_line
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
 from cluster.run.names import AGENTS, LOGS, NODES
 from cluster.spec import Engine, Outcome, RunState, StopReason
-from cluster.supervise.allocation import Allocation, agent_command, store_command
+from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 from cluster.supervise.outcome import AgentExit, Ending, classify, shell_code
 
 POLL_SECONDS = 0.1
@@ -76,23 +76,24 @@ class Attempt:
         key.unlink(missing_ok=True)  # of a supervisor that opened this attempt and came no further
         write_private(key, new_key())
         host, port = self.allocation.address(0), str(self.allocation.free_port())
-        self.store = self.allocation.start_service(store_command(self.python, host, port), self.folder / LOGS / "store.log")
+        spec = StoreSpec(attempt=self.number, host=host, port=port, python=self.python)
+        self.store = self.allocation.start_store(spec, self.folder / LOGS / "store.log")
         self.rendezvous = f"{host}:{port}"
 
     def _start_agent(self, node: int, present: int) -> None:
         self._next_signals.pop(node, None)
         (self.folder / NODES / f"node-{node}.json").unlink(missing_ok=True)  # the report of an agent that left earlier
         address = self.allocation.address(node)
-        command = agent_command(
-            self.python,
-            str(self.run.path),
-            str(self.number),
+        spec = AgentSpec(
+            run_path=str(self.run.path),
+            attempt=self.number,
             node=node,
             nodes=str(self.resources.nodes) if self.elastic else str(present),
             address=address,
             rendezvous=self.rendezvous,
+            python=self.python,
         )
-        self.agents[node] = self.allocation.start(node, command, self.folder / LOGS / f"node-{node}.log")
+        self.agents[node] = self.allocation.start(node, spec, self.folder / LOGS / f"node-{node}.log")
         line = {"node": node, "address": address, "pid": self.agents[node].pid, "started": time.time()}
         append_line(self.folder / AGENTS, line)
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -18,8 +17,8 @@ from rich.table import Table
 
 from cluster.errors import RopewalkError
 from cluster.gpus import machine_devices
+from cluster.process.kill import writers_of
 from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import read_json
 from cluster.spec import RunState
 from jobs.runs.follow import follow
 from jobs.runs.plots import plot_run
@@ -158,8 +157,7 @@ def _kill_a_rank(run: RunDir, at_step: int, recovery: Recovery) -> None:
     """Send SIGKILL to rank 1 at a step of the run, and measure the time to the next completed step."""
     while _newest_step(run) < at_step:
         time.sleep(0.1)
-    place = read_json(run.attempt_dir(1) / "nodes" / "rank-1.json") or {}
-    os.kill(int(place["pid"]), signal.SIGKILL)
+    writers_of(run.log_dir(1) / "rank-1.log")[0].kill()
     killed = time.time()
     recovery.killed_at_step = _newest_step(run)
     while not (formed := [e for e in run.read_events() if e["event"] == "first_step" and e["time"] > killed]):

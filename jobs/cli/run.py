@@ -133,9 +133,9 @@ def _print_dry_run(job: str, configs: list[Any], on: str) -> None:
 
 
 def _print_code_notice(started: "RunDir") -> None:
-    from jobs.runs.snapshot import code_notice
+    from jobs.runs.snapshot import code_notice, project_notice
 
-    sys.stderr.write(code_notice(started.record["code"]))
+    sys.stderr.write(code_notice(started.record["code"]) + project_notice(started.record.get("project")))
 
 
 def _command() -> list[str]:

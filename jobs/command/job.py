@@ -9,7 +9,7 @@ from cluster.run.files import write_json
 from jobs.command.config import CommandConfig
 from jobs.command.output import Output
 from jobs.command.program import Program, Stops
-from jobs.programs.environment import variables_of
+from jobs.programs.environment import project_folder, variables_of
 from jobs.programs.verdict import judge
 from jobs.tracking.metrics import OWN_KEYS, latest_metrics
 
@@ -28,7 +28,7 @@ def main(context: JobContext) -> dict[str, object]:
     output = Output(context, config) if config.metrics and context.rank == 0 else None
     if config.steps and context.rank == 0 and not context.run.progress.exists():
         write_json(context.run.progress, {"stage": "train", "done": 0, "total": config.steps, "unit": "steps"}, durable=False)
-    program = Program(_words(config), config.directory, _environment(context, config), output)
+    program = Program(_words(config), project_folder(context.run, config.directory), _environment(context, config), output)
     code = program.wait(stops)
     if output is not None:
         output.close()

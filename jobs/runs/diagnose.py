@@ -99,7 +99,7 @@ def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[st
 
 
 def _waiting(run: RunDir, state: BackendState, history: list[str]) -> Diagnosis:
-    """Of a run that has not started: for which others it waits, and what follows; else the scheduler's word."""
+    """Explain a run that has not started: which other runs it waits for, and what follows; else what the scheduler says."""
     others = {other.id: other for other in dependencies(run) if (other.path / "run.yaml").exists()}
     asked = {} if has_agents(run) else states([*others.values()])
     open_ones = {name: told for name, told in asked.items() if told.state is not RunState.SUCCEEDED}
@@ -139,7 +139,7 @@ def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list
 
 
 def _known(text: str) -> tuple[str, str]:
-    """What an error means and what to do about it; empty where it is none of those that are known."""
+    """What an error means and what to do about it; empty where it is not a known one."""
     known = known_error(text)
     return (known.meaning, known.remedy) if known else ("", "")
 
@@ -152,7 +152,7 @@ def _place_of(error: dict[str, Any]) -> list[str]:
 
 
 def silent_nodes(run: RunDir, attempt: int, now: float | None = None) -> list[str]:
-    """Nodes whose samples stand still though they have not left."""
+    """Nodes that write no samples any more though they have not left the run."""
     folder, found = run.attempt_dir(attempt) / "nodes", []
     for path in sorted(folder.glob("node-*.jsonl")):
         age_seconds = (now or time.time()) - path.stat().st_mtime
@@ -162,7 +162,7 @@ def silent_nodes(run: RunDir, attempt: int, now: float | None = None) -> list[st
 
 
 def _history(run: RunDir) -> list[str]:
-    """The disturbances so far, one line each."""
+    """The newest of the run's events that are shown, one line each."""
     return [text for event in join_hangs(run.read_events()[-200:]) if (text := tell(event)) is not None][-12:]
 
 

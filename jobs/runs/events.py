@@ -7,7 +7,7 @@ from string import Formatter
 from typing import Any
 
 from cluster.errors import EXIT_LOST_PEER
-from cluster.text import counted, parameter_words
+from cluster.text import counted, format_parameters
 from jobs.runs.hangs import places
 
 # Name → format string over the event's fields; empty: bookkeeping, which nobody is shown.
@@ -27,6 +27,7 @@ EVENTS: dict[str, str] = {
     "resumed_by_user": "resumed by the user",
     "scaled_by_user": "scaling to {nodes:count node}, at the user's request",
     "stop_requested": "node {node} was asked to stop",
+    "stopped_without_word": "the program of rank {rank} exited with {exit_code} when it was asked to stop",
     "submit_failed": "submission failed: {error}",
     # training
     "anomaly": "step {step}: {problem} (loss {loss}); policy: {policy}",
@@ -36,6 +37,7 @@ EVENTS: dict[str, str] = {
     "evaluated": "",
     "exported": "",
     "first_step": "",
+    "initialized_from": "",
     "no_validation": "",
     "resumed": "resumed from the checkpoint of step {step} on {world_size:count rank}",
     "started_from": "began with the checkpoint of step {step} of {run}",
@@ -89,7 +91,7 @@ class _Line(Formatter):
             case "places":
                 return places(value or [])
             case "parameters":
-                return parameter_words(value or {})
+                return format_parameters(value or {})
         return "?" if value is None else str(super().format_field(value, format_spec))
 
 

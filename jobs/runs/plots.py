@@ -64,7 +64,7 @@ def _draw(axis: Any, found: Mapping[str, Curve], key: str, title: str, color: st
 
 
 def dress(axis: Any, title: str) -> None:
-    """The one look of all pictures."""
+    """Give an axis the look that all pictures share."""
     axis.set_title(title, loc="left", fontsize=10, color=INK)
     axis.grid(True, color=GRID, linewidth=0.8)
     axis.set_axisbelow(True)

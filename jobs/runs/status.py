@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.backends.base import BackendState
-from cluster.backends.profiles import load_backend, profile_file
-from cluster.config import read_yaml
+from cluster.backends.profiles import load_backend, profile_file, read_profiles
 from cluster.errors import ConfigError, RopewalkError
 from cluster.run.directory import RunDir, runs_root
 from cluster.run.files import read_json
@@ -19,7 +18,7 @@ GONE = frozenset({"ended", "lost"})  # a backend's words for a run of which no p
 def roots() -> list[Path]:
     """The directories that hold runs: this machine's, and those that clusters of the profile file name."""
     path = profile_file()
-    profiles = read_yaml(path) if path and path.is_file() else {}
+    profiles = read_profiles() if path and path.is_file() else {}
     named = [Path(p["runs"]).expanduser() for p in profiles.values() if isinstance(p, dict) and p.get("runs")]
     return list(dict.fromkeys([runs_root(), *named]))
 

@@ -15,7 +15,7 @@ from jobs.registry import config_of, find_job
 from jobs.runs.combinations import combinations
 from jobs.runs.provenance import masked, masked_word, versions
 from jobs.runs.remote import write_there
-from jobs.runs.snapshot import checkout, code_state, take_snapshot
+from jobs.runs.snapshot import checkout, code_state, project_of, take_snapshot
 from jobs.runs.status import final_outcome, find_run, settle
 
 SIDECARS = ("jobs.tracking.wandb_sync",)
@@ -47,7 +47,7 @@ def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[
         "config": masked(config.model_dump(mode="json")),
         "resources": config.resources.model_dump(mode="json"),
         "cluster": cluster_name,
-        **masked(config.facts(cluster_name)),
+        **masked(config.extra_record(cluster_name)),
         **origin,
     }
 
@@ -67,6 +67,20 @@ def origin_of(command: Sequence[str], root: Path | None = None) -> dict[str, Any
     return {"created": time.time(), "versions": versions(), "command": words, "code": code}
 
 
+def project_record(config: JobConfig, root: Path | None) -> dict[str, Any]:
+    """What run.yaml says of the user's own code that a run needs; it is copied under `root`, or stays where it is."""
+    wanted = config.project()
+    if wanted is None or root is None or not wanted[1].ship:
+        return {}
+    directory, code = wanted
+    place, folder = project_of(Path(directory), Path(code.root) if code.root else None)
+    not_code = [path.resolve() for path in (runs_root(), root)]
+    snapshot, left_out = take_snapshot(place, root, not_code, code.exclude)
+    if snapshot is None:
+        raise ConfigError(f"code: {place} cannot be copied for the run: {left_out[0]}; mend that, or set code.ship=false")
+    return {"project": {"root": str(place), "snapshot": snapshot, "folder": folder, "left_out": left_out}}
+
+
 def unwritten_run(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
     """Make the run of a dry run, which has a record and nothing on disk."""
     path = runs_root() / f"{config.name or record['job']}-dry-run"
@@ -79,6 +93,7 @@ def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
     Of many runs it is that of their array where the backend has arrays, else the first run's.
     """
     backend = load_backend(cluster_name)
+    configs = [config.resolved() for config in configs]
     _check_inputs(backend, configs)
     origin, resources = origin_of(()), configs[0].resources
     runs = [unwritten_run(config, make_record(job, config, cluster_name, origin)) for config in configs]
@@ -129,13 +144,16 @@ def write_down(
     backend: Backend, job: str, configs: Sequence[JobConfig], cluster_name: str, command: Sequence[str]
 ) -> list[RunDir]:
     """The run directories of what is about to be submitted. Raises RopewalkError."""
+    configs = [config.resolved() for config in configs]
     _check_inputs(backend, configs)
-    other = configs[0].other_cluster()
+    other = configs[0].children_cluster()
     root = _root_of(cluster_name) if other is None else _root_of(other) or _root_of(cluster_name)
     root = root or runs_root()
     backends = [backend, *([load_backend(other)] if other else [])]
-    origin = origin_of(command, root if any(one.ships_code for one in backends) else None)
-    records = [make_record(job, config, cluster_name, origin) for config in configs]
+    shipped_to = root if any(one.ships_code for one in backends) else None
+    origin = origin_of(command, shipped_to)
+    project = project_record(configs[0], shipped_to)  # those of one submission stand in one directory
+    records = [{**make_record(job, config, cluster_name, origin), **project} for config in configs]
     return RunDir.create_all([config.name or job for config in configs], records, root)
 
 

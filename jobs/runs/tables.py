@@ -41,7 +41,7 @@ def state_text(state: str) -> Text:
 
 
 def table(*columns: str, title: str | None = None) -> Table:
-    """The one look of all tables."""
+    """An empty table with the look that all tables share; `>` before a column's name aligns it to the right."""
     made = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False, header_style="dim")
     for column in columns:
         made.add_column(column.lstrip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
@@ -76,10 +76,10 @@ def _run_cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
 
 
 class LongTable:
-    """A line a row, cut and never folded, for grep and less: a Table lays out a thousand rows in a second."""
+    """Prints one line per row, cut and never folded, for grep and less: a Table takes a second for a thousand rows."""
 
     def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str]) -> None:
-        """The third column has the row's style."""
+        """`styles` has a style per row, which its third column is printed in."""
         self.columns, self.rows, self.styles = columns, rows, styles
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -114,7 +114,7 @@ def run_page(found: Mapping[str, Any]) -> RenderableType:
     if found["reason"]:
         head.add_row("reason", found["reason"])
     head.add_row("job", f"{found['job']} on {found['cluster']}, {counted(found['nodes'], 'node')}")
-    code = found["code"]
+    code = found["code"] or {}
     if code.get("commit"):
         dirty = " + uncommitted changes (kept in run.yaml)" if code.get("dirty") else ""
         head.add_row("code", f"{code['commit'][:12]} ({code.get('branch')}){dirty}")
@@ -156,7 +156,7 @@ def _attempts(attempts: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def values_table(values: Mapping[str, Any], title: str) -> Table:
-    """Names and values, one a line."""
+    """A table of names and values, one per line."""
     made = table("", ">", title=title)
     made.show_header = False
     for key, value in values.items():
@@ -165,7 +165,7 @@ def values_table(values: Mapping[str, Any], title: str) -> Table:
 
 
 def top_page(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """What `top` prints: one line a run, below it one a node."""
+    """What `top` prints: one line per run, below it one per node."""
     if not rows:
         return Text("no run is live; `ropewalk ps --all` lists the finished ones", style="dim")
     made = table("RUN / NODE", "STATE", "PROGRESS", ">LOSS", ">TOKENS/S", ">CPU %", ">MEMORY GiB", ">GPU %", ">SEEN")

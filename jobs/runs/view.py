@@ -80,7 +80,7 @@ class RunView:
         return None
 
     def wandb_summary(self) -> dict[str, Any]:
-        """What the summary of the W&B run holds besides its metrics; asked again and again while the run goes on."""
+        """What the summary of the W&B run holds besides its metrics; asked repeatedly while the run lasts."""
         return {}
 
 

@@ -1,10 +1,10 @@
-"""Trials inside the allocation of their sweep: who carries them, and what others are told of them."""
+"""Trials inside the allocation of their sweep: what supervises them, and the backend by which others see them."""
 
 import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.backends.base import Backend, BackendState
 from cluster.backends.profiles import load_backend
@@ -23,19 +23,19 @@ NAME = "allocation"
 
 
 class AllocationBackend(Backend):
-    """Seen from outside: such a run lives as long as its sweep does, and goes on with it."""
+    """The backend of such runs: one lives as long as its sweep does, and is resumed with it."""
 
     def render(self, run: RunDir, resources: Resources) -> str:
-        """There is nothing that is handed over."""
+        """Raise BackendError: no scheduler is handed anything."""
         raise BackendError(f"{NAME}: runs of it are trials of a sweep with allocation=true; submit that")
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
-        """Only the sweep starts them."""
+        """Raise BackendError: only the sweep starts them."""
         whose = run.record.get("parent", "a sweep with allocation=true")
-        raise BackendError(f"{run.id} lives on the nodes of its sweep and goes on with it: `ropewalk resume {whose}`")
+        raise BackendError(f"{run.id} runs on the nodes of its sweep and is resumed with it: `ropewalk resume {whose}`")
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
-        """Those of their sweeps, where no outcome says more."""
+        """The states of their sweeps, for runs that have no outcome."""
         return {run.id: self._state(run) for run in runs}
 
     def _state(self, run: RunDir) -> BackendState:
@@ -47,20 +47,20 @@ class AllocationBackend(Backend):
         theirs = load_backend(str(sweep.record["cluster"])).states([sweep])[sweep.id]
         if theirs.state is RunState.RUNNING:
             return BackendState(state=RunState.RUNNING, word="allocated", handle=theirs.handle)
-        reason = f"its sweep does not run now; `ropewalk resume {sweep.id}` goes on with both"
+        reason = f"its sweep does not run now; `ropewalk resume {sweep.id}` resumes both"
         return BackendState(state=theirs.state, word=theirs.word, reason=reason)
 
     def cancel(self, run: RunDir) -> None:
-        """Whoever carries it finds the request."""
+        """Leave the request in the run, where its supervisor finds it."""
         run.request_cancel()
 
 
-class Carrier(threading.Thread):
-    """Carries a trial's run on the placement group of this actor, until the run is over or has lost its nodes."""
+class TrialSupervisor(threading.Thread):
+    """Supervises a trial's run on the placement group of this actor, until the run is over or has lost its nodes."""
 
-    def __init__(self, run: RunDir, order: Callable[[], str]) -> None:
-        super().__init__(name=f"carrier-{run.id}", daemon=True)
-        self.run_dir, self.order = run, order
+    def __init__(self, run: RunDir, stop_reason: Callable[[], str]) -> None:
+        super().__init__(name=f"supervisor-{run.id}", daemon=True)
+        self.run_dir, self.stop_reason = run, stop_reason
         close_unfinished_attempt(run, "the nodes of its sweep were lost")
         run.withdraw_cancel()
         self.resources = Resources.model_validate(run.record["resources"])
@@ -68,24 +68,24 @@ class Carrier(threading.Thread):
         self.number = run.begin_attempt(resources=plain, backend=NAME, opened_by=BY_SUBMISSION)
 
     def run(self) -> None:
-        """Attempt after attempt."""
+        """Supervise attempt after attempt."""
         import ray
 
         from jobs.sweep.ray_allocation import RayClusterAllocation
 
-        lane: Any = None
+        nodes: RayClusterAllocation | None = None
         try:
-            lane = RayClusterAllocation(self.run_dir, self.resources, ray.util.get_current_placement_group(), self.order)
-            Supervisor(self.run_dir, lane, sys.executable).supervise(self.number)
-        except Exception:  # a thread has nobody to raise to; the trial sees that nobody carries its run
-            log.exception("%s is not carried any more", self.run_dir.id)
+            nodes = RayClusterAllocation(self.run_dir, self.resources, ray.util.get_current_placement_group(), self.stop_reason)
+            Supervisor(self.run_dir, nodes, sys.executable).supervise(self.number)
+        except Exception:  # a thread has nobody to raise to; the trial sees that its supervisor is gone
+            log.exception("%s is not supervised any more", self.run_dir.id)
         finally:
-            if lane is not None:
-                lane.close()
+            if nodes is not None:
+                nodes.close()
 
 
 def placement(resources: Resources) -> "PlacementGroupFactory":
-    """What one trial takes: a bundle a node, on different nodes; the actor itself takes nothing."""
+    """The placement group of one trial: a bundle a node, on different nodes; the actor itself takes nothing."""
     from ray.tune import PlacementGroupFactory
 
     from jobs.sweep.ray_allocation import cpus_of

@@ -10,15 +10,15 @@ import yaml
 from cluster.config import JobConfig, load_config
 from cluster.errors import ConfigError, DataError
 from cluster.run.files import write_atomically
-from cluster.text import parameter_words
+from cluster.text import format_parameters
 from jobs.registry import config_of, find_job
-from jobs.sweep.results import SweepResults, Trial, metric_word
+from jobs.sweep.results import SweepResults, TrialResult, format_metric
 from jobs.sweep.space import merged
 
 FIRST_WORDS = "# The best of "  # by which we know a file of ours again
 
 
-def winner(results: SweepResults) -> Trial:
+def winner(results: SweepResults) -> TrialResult:
     """The best trial. Raises DataError where there is none yet."""
     if results.best is None:
         raise DataError(f"{results.run.id}: no trial has reported {results.metric} yet; `ropewalk show {results.run.id}`")
@@ -36,15 +36,15 @@ def base_of(results: SweepResults) -> dict[str, Any]:
 
 
 def job_file(results: SweepResults) -> str:
-    """Base and parameters of the best trial, and where they come from. Raises DataError, ConfigError."""
+    """The job file: the best trial's base and parameters, and in comments their origin. Raises DataError, ConfigError."""
     best, sweep = winner(results), results.run.id
     configuration(results, best.parameters)  # what it would not take must not be written
     values = yaml.safe_dump(merged(base_of(results), best.parameters), sort_keys=False, allow_unicode=True)
-    value = f"{results.metric} {metric_word(best.metric)}" if best.metric is not None else ""
+    value = f"{results.metric} {format_metric(best.metric)}" if best.metric is not None else ""
     lines = [
         f"{FIRST_WORDS}{len(results.trials)} trials of the sweep {sweep}, on {time.strftime('%Y-%m-%d')}:",
         f"# trial {best.trial} ({best.run}), {value} at step {best.steps:,}.",
-        f"# Found by the search: {parameter_words(best.parameters)}",
+        f"# Found by the search: {format_parameters(best.parameters)}",
         *_changes(best),
         f"# Whether the win is real: ropewalk confirm {sweep}",
         f"# Run it: ropewalk run {results.job} -c THIS_FILE",
@@ -58,18 +58,18 @@ def plain(results: SweepResults) -> dict[str, Any]:
     return {**best.plain(), "job": results.job, "config": merged(base_of(results), best.parameters)}
 
 
-def _changes(best: Trial) -> list[str]:
-    """Population based training changes parameters on the way: a file can hold only the last ones."""
+def _changes(best: TrialResult) -> list[str]:
+    """Comments on what population based training has changed on the way: a file can hold only the last parameters."""
     lines = [
         f"#   from step {int(change['step']):,} on: went on from trial {change['from_trial']}"
-        f" with {parameter_words(change.get('parameters') or {})}"
+        f" with {format_parameters(change.get('parameters') or {})}"
         for change in best.lineage
     ]
     return ["# The population changed them on the way; below are the last ones.", *lines] if lines else []
 
 
 def write_job_file(results: SweepResults, path: Path) -> None:
-    """Write it. Raises ConfigError rather than overwrite a file that is not such a one."""
+    """Write the job file. Raises ConfigError rather than overwrite a file that `best` did not write."""
     text = job_file(results)
     if path.exists() and not path.read_text(errors="replace").startswith(FIRST_WORDS):
         raise ConfigError(f"{path} exists, and `ropewalk best` did not write it; name another file")

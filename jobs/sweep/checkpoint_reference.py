@@ -1,4 +1,9 @@
-"""Checkpoints that one trial hands over to another: which one, and that it stays as long as somebody may need it."""
+"""Checkpoints that one trial hands over to another: which one, and that it stays as long as a trial may need it.
+
+Nothing is decided by a listing, which may be a minute old on a client of NFS. The pointer of the checkpoints is opened by its
+name, and tells a step before its manifest is written; a pin changes the step's directory, so that this client asks the
+server anew whether the manifest is there.
+"""
 
 import logging
 import time
@@ -9,7 +14,7 @@ from cluster.run.directory import RunDir
 from cluster.storage import StoragePath
 from jobs.sweep.records import read_records
 from sharding.config import CheckpointConfig
-from sharding.layout import complete_steps, is_pinned, pin, place_of, unpin
+from sharding.layout import MANIFEST_NAME, directory_of, pin, place_of, told_steps, unpin
 
 log = logging.getLogger(__name__)
 
@@ -18,45 +23,48 @@ POLL_SECONDS = 0.1
 
 
 def checkpoint_of(sweep: RunDir, run: RunDir, step: int, over: Callable[[], bool]) -> dict[str, Any]:
-    """A pinned reference to the checkpoint of `step`, as soon as it is complete; an older one if it never will be.
+    """A pinned reference to the checkpoint of `step`, as soon as it is complete; the nearest other one if it never will be.
 
-    Empty if the run has none. `over` tells that the run saves no more.
+    Empty if the run has none. `over` tells whether the run has ended, and saves no more.
     """
-    config = CheckpointConfig.model_validate(run.record["config"].get("checkpoint") or {})
+    config = _config(run)
     place, wanted = place_of(run, config), step - step % config.every_steps
     deadline = time.monotonic() + COMMIT_SECONDS
     while True:
         last_look = over() or time.monotonic() > deadline
-        steps = complete_steps(place)
-        if wanted in steps:
-            return _pinned(sweep, run, place, wanted)
-        if any(one > wanted for one in steps) or last_look:
+        told = told_steps(place)
+        if wanted in told and _pinned(place, wanted, sweep):
+            return _reference(sweep, run, place, wanted)
+        if any(one > wanted for one in told) or last_look:
             break
         time.sleep(POLL_SECONDS)
-    if not steps:
-        return {}
-    log.warning("%s: the checkpoint of step %d is not there, of %s it is", run.id, wanted, steps)
-    return _pinned(sweep, run, place, min(steps, key=lambda one: abs(one - wanted)))
+    for one in sorted(told - {wanted}, key=lambda one: abs(one - wanted)):
+        if _pinned(place, one, sweep):
+            log.warning("%s: there is no checkpoint of step %d; taking that of step %d", run.id, wanted, one)
+            return _reference(sweep, run, place, one)
+    return {}
 
 
-def _pinned(sweep: RunDir, run: RunDir, place: StoragePath, step: int) -> dict[str, Any]:
+def _pinned(place: StoragePath, step: int, sweep: RunDir) -> bool:
+    """Pin a checkpoint that the pointer tells of; whether it is complete, and stays."""
     pin(place, step, sweep.id)
-    _release(sweep, run, place, but=step)
+    return place.exists(f"{directory_of(step)}/{MANIFEST_NAME}")
+
+
+def _reference(sweep: RunDir, run: RunDir, place: StoragePath, step: int) -> dict[str, Any]:
+    """Name a pinned checkpoint, and release those of the run that no trial has made use of: only the newest is handed over."""
+    used = {entry["step"] for record in read_records(sweep) for entry in record.lineage if entry["from_run"] == run.id}
+    for other in told_steps(place) - used - {step}:
+        unpin(place, other, sweep.id)
     return {"run": run.id, "step": step}
 
 
-def _release(sweep: RunDir, run: RunDir, place: StoragePath, but: int) -> None:
-    """Pins of this run that no trial has made use of: only the newest is ever handed over."""
-    used = {entry["step"] for record in read_records(sweep) for entry in record.lineage if entry["from_run"] == run.id}
-    for step in complete_steps(place):
-        if step != but and step not in used and is_pinned(place, step):
-            unpin(place, step, sweep.id)
-
-
 def release_all(sweep: RunDir, run: RunDir) -> None:
-    """The sweep is over: nobody needs the run's checkpoints but itself."""
-    config = CheckpointConfig.model_validate(run.record["config"].get("checkpoint") or {})
-    place = place_of(run, config)
-    for step in complete_steps(place):
-        if is_pinned(place, step):
-            unpin(place, step, sweep.id)
+    """Release the run's checkpoints once the sweep is over."""
+    place = place_of(run, _config(run))
+    for step in told_steps(place):
+        unpin(place, step, sweep.id)
+
+
+def _config(run: RunDir) -> CheckpointConfig:
+    return CheckpointConfig.model_validate(run.record["config"].get("checkpoint") or {})

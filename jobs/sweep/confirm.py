@@ -1,10 +1,10 @@
-"""Run the best configuration of a sweep and another one again with seeds that the sweep has not seen, once each."""
+"""Run the best configuration of a sweep and another one again, once with each seed that the sweep has not used."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cluster.backends.profiles import load_backend, load_profile
 from cluster.config import JobConfig, Resources
@@ -15,12 +15,10 @@ from cluster.spec import RunState
 from jobs.runs.status import GONE, final_outcome, is_final, states
 from jobs.runs.submit import resume, write_down
 from jobs.sweep.best import configuration, winner
-from jobs.sweep.curves import RunSeries
-from jobs.sweep.limits import fitting
+from jobs.sweep.checks import concurrent_trials
+from jobs.sweep.config import SweepConfig
+from jobs.sweep.curves import MetricFollower
 from jobs.sweep.results import SweepResults
-
-if TYPE_CHECKING:
-    from jobs.sweep.config import SweepConfig
 
 RECORD = "confirm.json"  # in the sweep's directory: parameters, seed, run; written before anything is submitted
 LOCK = ".confirm.lock"
@@ -38,11 +36,11 @@ class Candidate:
 
 
 def candidates(results: SweepResults, against: str) -> list[Candidate]:
-    """The best and what it is held against. Raises ConfigError, DataError."""
+    """The best trial, and what it is compared with. Raises ConfigError, DataError."""
     if not is_final(results.run):
         remedy = f"`ropewalk wait {results.run.id}` returns when it is, `ropewalk cancel {results.run.id}` ends it"
         raise ConfigError(f"{results.run.id} is not over, and another trial may still win; {remedy}")
-    best, others = winner(results), results.standing[1:]
+    best, others = winner(results), results.eligible[1:]
     found = [Candidate(word="best", trial=best.trial, parameters=best.parameters, in_sweep=best.metric)]
     if against == "runner-up":
         if not others:
@@ -59,15 +57,16 @@ def candidates(results: SweepResults, against: str) -> list[Candidate]:
 
 
 def seeds_of(results: SweepResults, number: int) -> list[int]:
-    """Seeds behind the sweep's own."""
-    used = [int(configuration(results, trial.parameters).seed) for trial in results.standing]
+    """Seeds above those that the sweep has used."""
+    used = [int(configuration(results, trial.parameters).seed) for trial in results.eligible]
     return [max(used) + 1 + k for k in range(number)]
 
 
 def ensure_runs(
     results: SweepResults, found: Sequence[Candidate], seeds: Sequence[int], cluster: str, command: Sequence[str]
 ) -> None:
-    """Each candidate has a run a seed, and each of these is under way or over. What another call began is taken up.
+    """Give each candidate a run per seed, and submit or resume those that are neither running nor over. What another call began
+    is taken up.
 
     Raises RopewalkError.
     """
@@ -79,7 +78,7 @@ def ensure_runs(
 def _write_down(
     results: SweepResults, found: Sequence[Candidate], seeds: Sequence[int], cluster: str, command: Sequence[str]
 ) -> None:
-    """Each candidate has a run a seed, that may have to be submitted."""
+    """Give each candidate a run per seed, written down and perhaps not submitted yet."""
     sweep, wanted = results.run, [(candidate, seed) for candidate in found for seed in seeds]
     record = list((read_json(sweep.path / RECORD) or {"runs": []})["runs"])
     known = {(_key(line["parameters"]), line["seed"]): _run_of(sweep, line["run"]) for line in record}
@@ -97,12 +96,12 @@ def _write_down(
 
 
 def _start(results: SweepResults, runs: Sequence[RunDir]) -> None:
-    """Submit those that never were, and those that nobody carries any more."""
+    """Submit the runs that never were, and resume those whose process is gone."""
     new = [run for run in runs if not run.attempts()]
     for cluster in dict.fromkeys(str(run.record["cluster"]) for run in new):
         mine = [run for run in new if run.record["cluster"] == cluster]
         backend, resources = load_backend(cluster), Resources.model_validate(mine[0].record["resources"])
-        at_once = fitting(_sweep_config(results), resources, load_profile(cluster).backend)
+        at_once = concurrent_trials(_sweep_config(results), resources, load_profile(cluster).backend)
         try:
             if len(mine) == 1:
                 backend.submit(mine[0], resources)
@@ -122,7 +121,7 @@ def values_of(results: SweepResults, candidate: Candidate) -> dict[int, float]:
     """The last value of the sweep's metric, by seed, of the runs that succeeded."""
     found: dict[int, float] = {}
     for seed, run in candidate.runs.items():
-        outcome, series = final_outcome(run), RunSeries(run, results.metric)
+        outcome, series = final_outcome(run), MetricFollower(run, results.metric)
         series.refresh()
         if outcome is not None and outcome.state is RunState.SUCCEEDED and series.points and not series.diverged:
             found[seed] = series.points[max(series.points)]
@@ -134,7 +133,7 @@ def _key(parameters: Mapping[str, Any]) -> str:
 
 
 def _run_of(sweep: RunDir, place: str) -> RunDir:
-    """Beside the sweep by its id; elsewhere, on a cluster with a root of its own, by its path."""
+    """A run of the record: named by its id if it lies beside the sweep, else by its path, on a cluster with its own root."""
     return RunDir(Path(place) if "/" in place else sweep.path.parent / place)
 
 
@@ -145,7 +144,5 @@ def _config(results: SweepResults, candidate: Candidate, seed: int) -> JobConfig
     return configuration(results, {**candidate.parameters, "seed": seed, "name": name, **wandb})
 
 
-def _sweep_config(results: SweepResults) -> "SweepConfig":
-    from jobs.sweep.config import SweepConfig
-
+def _sweep_config(results: SweepResults) -> SweepConfig:
     return SweepConfig.model_validate(results.run.record["config"])

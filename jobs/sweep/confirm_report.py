@@ -1,33 +1,106 @@
-"""What came of running the best configuration again: means, the difference, and whether the win is real, in plain words."""
+"""The report of running the best configuration again: means, the difference, and whether the win is real, in plain words."""
 
+import math
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cluster.run.directory import RunDir
-from cluster.text import parameter_words
+from cluster.text import format_parameters
 from jobs.runs.follow import POLL_SECONDS, Watch
 from jobs.runs.status import final_outcome
 from jobs.runs.tables import table
-from jobs.sweep.comparison import Comparison, compare, mean_of
 from jobs.sweep.confirm import Candidate, values_of
-from jobs.sweep.results import SweepResults, metric_word
+from jobs.sweep.results import SweepResults, format_metric
 
 ROUNDING = 1e-9  # a smaller spread, of the difference, is that of floating point
+# Student's t, 97.5%, for 1, 2, ... 30 degrees of freedom; beyond them the last one, which is on the careful side
+_T = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+MOST_SEEDS = 100  # to ask for more than these is no advice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """A mean over seeds."""
+
+    mean: float | None
+    standard_error: float | None
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How much better one is than the other, in the metric's own unit; positive: better."""
+
+    difference: float | None
+    standard_error: float | None
+    interval: tuple[float, float] | None  # 95%
+    n: int  # seeds that both have finished
+
+    @property
+    def real(self) -> bool | None:
+        """Whether the interval lies on the good side of 0; None where there are too few seeds to tell."""
+        return None if self.interval is None else self.interval[0] > 0
+
+    @property
+    def reversed(self) -> bool:
+        """Whether the interval lies on the bad side of 0."""
+        return self.interval is not None and self.interval[1] < 0
+
+    @property
+    def seeds_needed(self) -> int | None:
+        """About how many seeds would show a difference of this size; None: more than is sensible."""
+        if not self.difference or not self.standard_error:
+            return None
+        deviation = self.standard_error * math.sqrt(self.n)
+        counts = range(self.n + 1, MOST_SEEDS + 1)
+        return next((n for n in counts if t_value(n) * deviation / math.sqrt(n) < abs(self.difference)), None)
+
+
+def t_value(n: int) -> float:
+    """Half the width of a 95% interval over n values, in standard errors."""
+    return _T[min(n - 1, len(_T)) - 1]
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """Mean and its standard error; the latter needs two values."""
+    n = len(values)
+    error = statistics.stdev(values) / math.sqrt(n) if n > 1 else None
+    return Mean(mean=statistics.fmean(values) if values else None, standard_error=error, n=n)
+
+
+def compare(best: Mapping[int, float], other: Mapping[int, float], mode: str) -> Comparison:
+    """Compare values by seed; only seeds that both have count, since one seed gives both the same data order."""
+    sign = 1.0 if mode == "max" else -1.0
+    gains = [sign * (best[seed] - other[seed]) for seed in sorted(best.keys() & other.keys())]
+    found = mean_of(gains)
+    interval = None
+    if found.mean is not None and found.standard_error is not None:
+        reach = t_value(found.n) * found.standard_error
+        interval = (found.mean - reach, found.mean + reach)
+    return Comparison(difference=found.mean, standard_error=found.standard_error, interval=interval, n=found.n)
+
+
+# --- the report
 
 
 def await_runs(runs: Sequence[RunDir], say: Callable[[str], None], sleep: Callable[[float], None] = time.sleep) -> None:
-    """Return when all of them are over; tell as each ends."""
+    """Return when all runs are over; `say` a line as each ends."""
     watches, done = [Watch(run) for run in runs], 0
     while watches:
         for watch in [watch for watch in watches if watch.over()]:
             watches.remove(watch)
             done += 1
             outcome = final_outcome(watch.run)
-            word = outcome.state.value if outcome is not None else f"nobody carries it any more ({watch.abandoned})"
+            word = outcome.state.value if outcome is not None else f"its process is gone ({watch.abandoned})"
             say(f"{watch.run.id}: {word} ({done} of {len(runs)} runs are over)")
         if watches:
             sleep(POLL_SECONDS)
@@ -59,20 +132,20 @@ def _plain(candidate: Candidate, values: Mapping[int, float]) -> dict[str, Any]:
 
 
 def verdict(results: SweepResults, best: Candidate, other: Candidate, found: Comparison) -> str:
-    """Whether the win is real."""
+    """Whether the best configuration is better than the other one, in a sentence."""
     one, two = _name(best), _name(other)
     if found.difference is None or found.standard_error is None or found.interval is None:
         has = "no seed" if found.n == 0 else "one seed"
         return f"Nothing can be said: {has} has a value of both {one} and {two}; two are the least, and {_more(results, 5)}."
-    by = f"by {metric_word(abs(found.difference))} ± {metric_word(found.standard_error)} of {results.metric}"
+    by = f"by {format_metric(abs(found.difference))} ± {format_metric(found.standard_error)} of {results.metric}"
     basis = f"mean and standard error of {found.n} differences, each at one seed"
     if found.difference > 0 and found.standard_error <= ROUNDING * found.difference:
         return f"The win is real, and the seed changes nothing: {one} is better than {two} {by} at each of {found.n} seeds."
-    low, high = (metric_word(end) for end in found.interval)
+    low, high = (format_metric(end) for end in found.interval)
     if found.real:
         return f"The win is real: {one} is better than {two} {by} ({basis}; 95% interval {low} to {high})."
     if found.reversed:
-        return f"The win was luck: at new seeds {one} is worse than {two} {by} ({basis}; 95% interval {low} to {high})."
+        return f"The win is not reproduced: at new seeds {one} is worse than {two} {by} ({basis}; 95% interval {low} to {high})."
     way = "better" if found.difference > 0 else "worse"
     seen = f"{one} is {way} than {two} {by}, and that may be chance ({basis}; 95% interval {low} to {high} includes 0)"
     needed = found.seeds_needed
@@ -99,7 +172,7 @@ def confirmation_page(results: SweepResults, found: Mapping[str, Any]) -> Render
         word = candidate["candidate"] + ("" if candidate["trial"] is None else f", trial {candidate['trial']}")
         cells = [_value(candidate["values"].get(seed)) for seed in seeds]
         mean, error = _value(candidate["mean"]), _value(candidate["standard_error"])
-        words = parameter_words(candidate["parameters"])
+        words = format_parameters(candidate["parameters"])
         made.add_row(word, _value(candidate["in_sweep"]), *cells, mean, error, str(candidate["n"]), words)
     failed = [
         f"{run} has no value: `ropewalk why {run}`; `ropewalk resume {run}` tries it again"
@@ -114,4 +187,4 @@ def confirmation_page(results: SweepResults, found: Mapping[str, Any]) -> Render
 
 
 def _value(value: float | None) -> str:
-    return "" if value is None else metric_word(value)
+    return "" if value is None else format_metric(value)

@@ -1,6 +1,5 @@
 """One run of a trial as it grows: the values of the sweep's metric, the steps done, the time spent. Reads files only."""
 
-import itertools
 import math
 import time
 from typing import Any
@@ -11,8 +10,8 @@ from jobs.runs.status import final_outcome
 from jobs.tracking.metrics import read_new_lines
 
 
-class RunSeries:
-    """Follows metrics.jsonl: every `refresh` reads only what is new."""
+class MetricFollower:
+    """Follows a run's metrics.jsonl: every call reads only what is new."""
 
     def __init__(self, run: RunDir, metric: str) -> None:
         self.run, self.metric = run, metric
@@ -20,34 +19,41 @@ class RunSeries:
         self.diverged = False  # the newest value was not a number
         self.outcome: Outcome | None = None  # how the run ended for good
         self.seconds = 0.0  # of all attempts, without the time in a queue
-        self.stretches: list[list[int]] = []  # [first step, last step] of every ascent
+        self.stretches: list[list[int]] = []  # [first step, last step] of every stretch of ascending steps
         self._stride: int | None = None  # steps between two lines
         self._attempt: Any = None
         self._offset, self._last_line = 0, 0.0
 
-    def refresh(self) -> None:
-        """Read what was written since the last time."""
+    def read(self) -> list[tuple[int, float]]:
+        """Read what was written since the last time; (step, value) of the lines that have the metric as a finite number."""
         lines, self._offset = read_new_lines(self.run.metrics, self._offset)
-        for line in lines:
-            if "step" in line:  # else what is left of a line that a crash has cut
-                self._take(line)
-        if lines or self.outcome is None:
+        # a line without a step is what a crash has left of it
+        return [point for line in lines if "step" in line and (point := self._take(line)) is not None]
+
+    def refresh(self) -> None:
+        """Read what was written since the last time, and how the run ended and how long it took."""
+        before = self._offset
+        self.read()
+        if self._offset > before or self.outcome is None:
             self.outcome = final_outcome(self.run)
             self.seconds = self._seconds()
 
-    def _take(self, line: dict[str, Any]) -> None:
+    def _take(self, line: dict[str, Any]) -> tuple[int, float] | None:
         step = int(line["step"])
         self._last_line = float(line.get("time", 0))
         self._count(step, line.get("attempt"))
-        if self.metric in line:
-            value = line[self.metric]
-            self.diverged = not isinstance(value, (int, float)) or not math.isfinite(value)
-            if not self.diverged:
-                self.points.pop(step, None)  # the order is that of writing: the newest value comes last
-                self.points[step] = float(value)
+        if self.metric not in line:
+            return None
+        value = line[self.metric]
+        self.diverged = not isinstance(value, (int, float)) or not math.isfinite(value)
+        if self.diverged:
+            return None
+        self.points.pop(step, None)  # the order is that of writing: the newest value comes last
+        self.points[step] = float(value)
+        return step, float(value)
 
     def _count(self, step: int, attempt: Any) -> None:
-        """Lengthen the ascent, or begin another one: an attempt or a group that went back to a checkpoint."""
+        """Extend the current stretch of steps, or begin another: an attempt or a group went back to a checkpoint."""
         last = self.stretches[-1] if self.stretches else None
         if last is None or step < last[1] or attempt != self._attempt:
             self.stretches.append([step, step])
@@ -64,7 +70,7 @@ class RunSeries:
 
     @property
     def first(self) -> int:
-        """The first step that it did: not 1 for a run that began from another one's checkpoint."""
+        """The first step that it did: not 1 for a run that began with another one's checkpoint."""
         return max(1, self.stretches[0][0] - (self._stride or 1) + 1) if self.stretches else 1
 
     @property
@@ -79,21 +85,16 @@ class RunSeries:
             outcome = self.run.outcome(number)
             if outcome is not None:
                 total += max(0.0, outcome.ended - outcome.started) if outcome.started else 0.0
-            elif self._last_line:  # it goes on: what it has reported so far
+            elif self._last_line:  # it still runs: what it has reported so far
                 created = float(self.run.attempt_details(number).get("created", time.time()))
                 total += max(0.0, self._last_line - created)
         return total
 
 
-def joined(series: list[RunSeries]) -> list[tuple[int, float]]:
-    """The points of a trial over its runs: where a run began from a checkpoint, what lay behind that step is past."""
+def joined(series: list[MetricFollower]) -> list[tuple[int, float]]:
+    """The points of a trial over its runs: a run that began with a checkpoint replaces what lay after that step."""
     points: dict[int, float] = {}
     for one in series:
         points = {step: value for step, value in points.items() if step < one.first or not one.stretches}
         points.update(one.points)
     return sorted(points.items())
-
-
-def best_of(values: list[float], mode: str) -> list[float]:
-    """The best value so far at each place."""
-    return list(itertools.accumulate(values, min if mode == "min" else max))

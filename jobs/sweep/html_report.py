@@ -3,19 +3,19 @@
 import base64
 import html
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import DataError
 from cluster.run.directory import RunDir
 from cluster.run.files import write_atomically
-from cluster.text import value_word
+from cluster.text import format_value
 from jobs.runs.plots import INK, MUTED
 from jobs.runs.tables import duration
 from jobs.sweep.importance import Importance, importance_of
 from jobs.sweep.plots import draw_curves, draw_history, draw_importance, draw_parallel, title_of
-from jobs.sweep.results import SweepResults, Trial, metric_word, read_sweep
+from jobs.sweep.results import SweepResults, TrialResult, format_metric, read_sweep
 
 Drawing = tuple[tuple[float, float], Callable[[Any], None]]  # inches, and what draws it on an axis
 DOTS_PER_INCH = 150
@@ -87,7 +87,7 @@ table { border-collapse: collapse; font-size: 13px; width: 100%; font-variant-nu
 th { color: #7b8794; text-align: left; font-weight: 500; cursor: pointer }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #e4e7eb; white-space: nowrap }
 .n { text-align: right }
-.cause { white-space: normal }
+td:last-child { white-space: normal }
 .best td { font-weight: 700; background: #fff7ef }
 .stopped td { color: #7b8794 }
 .failed td { color: #c53030 }
@@ -134,10 +134,9 @@ def _image(path: Path, name: str) -> str:
 
 def _facts(results: SweepResults) -> str:
     best, full = results.best, results.full
-    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(results.by_state.items()))
     facts = {
-        f"best {results.metric}": metric_word(best.metric) if best is not None and best.metric is not None else "none",
-        "trials": f"{len(results.trials)} ({states})",
+        f"best {results.metric}": format_metric(best.metric) if best is not None and best.metric is not None else "none",
+        "trials": f"{len(results.trials)} ({results.states})",
         "steps spent": f"{results.spent:,}" + (f", {results.spent / full:.0%} of all to the end" if full else ""),
         "steps saved": f"{results.saved:,}",
         "time of all trials": duration(results.seconds),
@@ -147,27 +146,26 @@ def _facts(results: SweepResults) -> str:
 
 
 def _table(results: SweepResults) -> str:
-    keys = list(dict.fromkeys(key for trial in results.trials for key in trial.parameters))
-    names = ["trial", "state", results.metric, "steps", "seconds", *keys, "run", "cause"]
-    numeric = {"trial", results.metric, "steps", "seconds"}
-    head = "".join(f"<th{' class=n' if name in numeric else ''}>{html.escape(name)}</th>" for name in names)
-    rows = "\n".join(_row(trial, keys, results) for trial in results.ranked)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>"
+    names = ["trial", "state", results.metric, "steps", "seconds", *results.keys, "run", "cause"]
+    rows = "\n".join(_row(trial, results.keys, results.best) for trial in results.ranked)
+    return f"<table><thead><tr>{_cells(names, 'th')}</tr></thead><tbody>\n{rows}\n</tbody></table>"
 
 
-def _row(trial: Trial, keys: list[str], results: SweepResults) -> str:
-    best = results.best is not None and trial.trial == results.best.trial
-    metric = ("", "") if trial.metric is None else (str(trial.metric), metric_word(trial.metric))
-    cells = [_cell(str(trial.trial), number=True), _cell(trial.state.lower()), _cell(metric[1], metric[0], number=True)]
-    cells += [_cell(f"{trial.steps:,}", str(trial.steps), number=True), _cell(f"{trial.seconds:.0f}", number=True)]
-    for key in keys:
-        value = trial.parameters.get(key)
-        plain = str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-        cells.append(_cell(value_word(value) if key in trial.parameters else "", plain))
-    cells += [_cell(" ".join(trial.runs)), f'<td class="cause">{html.escape(trial.cause)}</td>']
-    return f'<tr class="{"best" if best else trial.state.lower()}">{"".join(cells)}</tr>'
+def _row(trial: TrialResult, keys: list[str], best: TrialResult | None) -> str:
+    values = [trial.trial, trial.state.lower(), trial.metric, trial.steps, round(trial.seconds)]
+    values += [trial.parameters.get(key) for key in keys]
+    kind = "best" if best is not None and best.trial == trial.trial else trial.state.lower()
+    return f'<tr class="{kind}">{_cells([*values, " ".join(trial.runs), trial.cause])}</tr>'
 
 
-def _cell(text: str, value: str | None = None, *, number: bool = False) -> str:
-    given = "" if value is None else f' data-value="{html.escape(value)}"'
-    return f"<td{' class=n' if number else ''}{given}>{html.escape(text)}</td>"
+def _cells(values: Sequence[Any], tag: str = "td") -> str:
+    """A table cell per value; a number is shown in a few digits, to the right, and sorted by its full value."""
+    found = ""
+    for value in values:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        about = f' class="n" data-value="{value}"' if number else ""
+        text = "" if value is None else format_value(value)
+        if number:
+            text = format_metric(value) if value % 1 else f"{value:,}"
+        found += f"<{tag}{about}>{html.escape(text)}</{tag}>"
+    return found

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.sweep.plot_axes import Axis, axes_of, category
-from jobs.sweep.results import SweepResults, Trial
+from jobs.sweep.results import SweepResults, TrialResult
 
 LEAST_TRIALS = 6
 ENOUGH_TRIALS = 30
@@ -32,8 +32,8 @@ class Importance:
 
 
 def importance_of(results: SweepResults) -> Importance:
-    """Over the trials that finished, or were stopped for their value; not those that a spent budget cut off."""
-    trials = [t for t in results.standing if t.state == "SUCCEEDED" or t.stopped_at is not None]
+    """The importance of each parameter, over trials that finished or were stopped for their value, not for a spent budget."""
+    trials = [t for t in results.eligible if t.state == "SUCCEEDED" or t.stopped_at is not None]
     axes = axes_of(results.run.record["config"].get("space") or {}, trials)
     if len(trials) < LEAST_TRIALS or not axes:
         few = f"{len(trials)} of {LEAST_TRIALS} trials: too few to tell what matters" if axes else "no parameter has two values"
@@ -57,7 +57,7 @@ def _caution(n: int) -> str:
     return f"only {n} trials: read with caution" if n < ENOUGH_TRIALS else ""
 
 
-def _divergences(axes: Sequence[Axis], trials: Sequence[Trial], values: Sequence[float]) -> dict[str, float]:
+def _divergences(axes: Sequence[Axis], trials: Sequence[TrialResult], values: Sequence[float]) -> dict[str, float]:
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 

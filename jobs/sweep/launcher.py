@@ -1,8 +1,8 @@
-"""Starts trials' runs as a user would: outside Ray, in the user's environment, hearing signals, children of nobody.
+"""Starts trials' runs as a user would: outside Ray, in the user's environment, with no signal blocked.
 
-Whoever ends the sweep's driver or its Ray ends all their descendants, and what they start is deaf to the scheduler's
-signals; a trial must be neither. So this process detaches itself from the driver, ends when the driver is gone, and
-forks a short-lived child for each request.
+What ends the sweep's driver or its Ray ends all their descendants, and blocks the scheduler's signals in what they start; a
+trial must outlive them, and must get its signals. So this process detaches itself from the driver, ends when the driver is
+gone, and forks a short-lived child for each request.
 
 Usage: python -m jobs.sweep.launcher FOLDER DRIVER_PID [MODULE...]. The modules are loaded once for all local trials.
 """
@@ -11,14 +11,14 @@ import argparse
 import json
 import logging
 import os
-import select
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -45,7 +45,7 @@ SOCKET, TEMPLATE = "s", "t"  # in the launcher's folder
 POLL_SECONDS = 0.5
 START_SECONDS = 60.0
 ANSWER_SECONDS = 300.0  # a scheduler may take its time, and so may the loading of modules
-LEAVE_SECONDS = 10.0
+EXIT_SECONDS = 10.0
 
 
 # --- the driver's side
@@ -53,7 +53,7 @@ LEAVE_SECONDS = 10.0
 
 @contextmanager
 def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str]) -> Iterator[Path]:
-    """A launcher for as long as the block lasts; the folder to `ask` in. If this process is killed, it ends by itself."""
+    """Run a launcher while the block lasts; yields the folder for `ask`. If this process is killed, the launcher ends too."""
     variables = users_environment(environment)
     # outside the node's own disk, whose owner ends whatever names it
     folder = make_scratch("w", variables.get("TMPDIR"))
@@ -67,8 +67,8 @@ def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str
                 raise RuntimeError(f"the launcher of trials did not start; see {output}")
             time.sleep(0.01)
         yield folder
-        _send(folder, {"verb": "quit"})
-        deadline = time.monotonic() + LEAVE_SECONDS
+        (folder / SOCKET).unlink()
+        deadline = time.monotonic() + EXIT_SECONDS
         while folder.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
     finally:
@@ -79,30 +79,26 @@ def ask(folder: Path, verb: str, run: RunDir, gpus: str = "") -> None:
     """Have a run submitted (`submit`), resumed (`resume`) or told to end (`cancel`). Raises BackendError, of which an
     AlreadyRunningError where an earlier submission of the run is still under way.
 
-    `gpus` are those of this machine that a local trial may use, as CUDA counts them; empty: no say in it.
+    `gpus` are the devices of this machine that a local trial may use, as CUDA counts them; empty: any.
     """
-    answer = _send(folder, {"verb": verb, "run": str(run.path), "gpus": gpus})
+    request = {"verb": verb, "run": str(run.path), "gpus": gpus}
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(ANSWER_SECONDS)
+            connection.connect(str(folder / SOCKET))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile("rb") as stream:
+                answer = json.loads(stream.readline() or b'{"error": "the launcher died of the request"}')
+    except OSError as error:
+        raise BackendError(f"the sweep's launcher does not answer: {error}") from error
     if answer.get("active"):
         raise AlreadyRunningError(run.id, answer["active"])
     if answer["error"]:
         raise BackendError(f"{run.id}: {answer['error']}")
 
 
-def _send(folder: Path, request: Mapping[str, str]) -> dict[str, str]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(ANSWER_SECONDS)
-        try:
-            connection.connect(str(folder / SOCKET))
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            with connection.makefile("rb") as stream:
-                answer: dict[str, str] = json.loads(stream.readline() or b'{"error": "the launcher died of the request"}')
-        except OSError as error:
-            raise BackendError(f"the sweep's launcher does not answer: {error}") from error
-    return answer
-
-
 def users_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """What the user had when the sweep was submitted, as far as an agent's environment still tells it."""
+    """The user's environment when the sweep was submitted, as far as an agent's environment still tells it, and `more`."""
     plain = {name: value for name, value in os.environ.items() if name not in OURS}
     # an agent's own temporary directory lies in that of its node
     inner = plain.pop("TMPDIR", None)
@@ -119,56 +115,46 @@ def users_environment(more: Mapping[str, str]) -> dict[str, str]:
 # --- the launcher's side
 
 
+class _Server(socketserver.ForkingMixIn, socketserver.UnixStreamServer):
+    """Forks a child for each request, which does nothing else."""
+
+    timeout = POLL_SECONDS
+    request_queue_size = 64
+    block_on_close = False
+
+
+class _Request(socketserver.StreamRequestHandler):
+    """One request, in a child of its own, which executes and answers it, and ends."""
+
+    def handle(self) -> None:
+        """Answer with the error, if there was one; `active` names what is under way where a submission was refused for that."""
+        error = active = ""
+        try:
+            request = json.loads(self.rfile.readline())
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            if request["gpus"]:
+                os.environ[DEVICES_VARIABLE] = request["gpus"]
+            execute(request["verb"], RunDir(request["run"]))
+        except AlreadyRunningError as refused:
+            error, active = str(refused), refused.active
+        except RopewalkError as refused:
+            error = str(refused)
+        except Exception as bug:  # the answer is all that becomes of this process
+            log.exception("a request failed")
+            error = f"{type(bug).__name__}: {bug}"
+        self.wfile.write(json.dumps({"error": error, "active": active}).encode() + b"\n")
+
+
 def serve(folder: Path, driver: psutil.Process) -> None:
-    """Answer requests until the driver is gone, or says so."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-        listener.bind(str(folder / SOCKET))
-        listener.listen(64)
-        while driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE:
-            ready, _, _ = select.select([listener], [], [], POLL_SECONDS)
-            _reap()
-            if not ready:
-                continue
-            connection, _ = listener.accept()
-            with connection, connection.makefile("rb") as stream:
-                request = json.loads(stream.readline() or b'{"verb": "nothing"}')
-                if request["verb"] == "quit":
-                    return
-                if os.fork() == 0:
-                    listener.close()
-                    _answer(connection, request)
+    """Answer requests until the driver is gone, or has taken the socket away."""
+    place = folder / SOCKET
+    with _Server(str(place), _Request) as server:
+        while place.exists() and driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE:
+            server.handle_request()
 
 
-def _reap() -> None:
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            continue
-
-
-def _answer(connection: socket.socket, request: Mapping[str, str]) -> None:
-    """In a child that does nothing else: carry out one request and end."""
-    error = active = ""
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        if request["gpus"]:
-            os.environ[DEVICES_VARIABLE] = request["gpus"]
-        carry_out(request["verb"], RunDir(request["run"]))
-    except AlreadyRunningError as refused:
-        error, active = str(refused), refused.active
-    except RopewalkError as refused:
-        error = str(refused)
-    except Exception as bug:  # the answer is all that becomes of this process
-        log.exception("a request failed")
-        error = f"{type(bug).__name__}: {bug}"
-    try:
-        connection.sendall(json.dumps({"error": error, "active": active}).encode() + b"\n")
-    finally:
-        logging.shutdown()
-        os._exit(0)
-
-
-def carry_out(verb: str, run: RunDir) -> None:
-    """Do what `ask` asks for."""
+def execute(verb: str, run: RunDir) -> None:
+    """Submit, resume or cancel a run, as `ask` has requested."""
     backend = load_backend(run.record["cluster"])
     if verb == "submit":
         backend.submit(run, Resources.model_validate(run.record["resources"]))

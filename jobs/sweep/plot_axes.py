@@ -8,8 +8,8 @@ from typing import Any
 
 from cluster.config import load_section
 from cluster.errors import ConfigError
-from cluster.text import value_word
-from jobs.sweep.results import Trial
+from cluster.text import format_value
+from jobs.sweep.results import TrialResult
 from jobs.sweep.space import Parameter
 
 MOST_TICKS = 7
@@ -38,12 +38,24 @@ class Axis:
         if self.categories:
             return [(self.place(name), name if len(name) <= 14 else f"{name[:13]}…") for name in self.categories]
         if self.high <= self.low:
-            return [(0.5, value_word(self.low))]
-        values = _decades(self.low, self.high) if self.log else _round_steps(self.low, self.high, self.whole)
-        return [(self.place(value), _tick_word(value)) for value in values]
+            return [(0.5, format_value(self.low))]
+        return [(self.place(value), _tick_word(value)) for value in self._tick_values()]
+
+    def _tick_values(self) -> list[float]:
+        """Round numbers on the axis: decades, with 2 and 5 between them where there are few; or multiples of 1, 2 or 5."""
+        from matplotlib.ticker import LogLocator, MaxNLocator
+
+        if self.log:
+            found = LogLocator(numticks=MOST_TICKS).tick_values(self.low, self.high)
+            if sum(self.low <= value <= self.high for value in found) < 3:
+                found = LogLocator(subs=(1, 2, 5), numticks=MOST_TICKS).tick_values(self.low, self.high)
+        else:
+            found = MaxNLocator(MOST_TICKS - 2, steps=[1, 2, 5, 10], integer=self.whole).tick_values(self.low, self.high)
+        slack = 1e-9 * (self.high - self.low)
+        return [float(value) for value in found if self.low - slack <= value <= self.high + slack] or [self.low, self.high]
 
 
-def axes_of(space: Mapping[str, Any], trials: Iterable[Trial]) -> list[Axis]:
+def axes_of(space: Mapping[str, Any], trials: Iterable[TrialResult]) -> list[Axis]:
     """An axis for each parameter of which there are two values or more, in the order of the space."""
     seen: dict[str, list[Any]] = {}
     for trial in trials:
@@ -56,7 +68,7 @@ def axes_of(space: Mapping[str, Any], trials: Iterable[Trial]) -> list[Axis]:
 
 def category(value: Any) -> str:
     """A value of a choice as one word, the same for 0.1 and 0.10."""
-    return value_word(value) if not isinstance(value, (dict, list)) else json.dumps(value, default=str)
+    return format_value(value) if not isinstance(value, (dict, list)) else json.dumps(value, default=str)
 
 
 def _parameter(item: Any, key: str) -> Parameter | None:
@@ -78,26 +90,6 @@ def _axis(key: str, parameter: Parameter | None, seen: Sequence[Any]) -> Axis:
     log = parameter is not None and "log" in parameter.kind and min(ends) > 0
     whole = all(isinstance(value, int) for value in seen)
     return Axis(key=key, low=float(min(ends)), high=float(max(ends)), log=log, whole=whole)
-
-
-def _decades(low: float, high: float) -> list[float]:
-    """1, 10, 100; with 2 and 5 between them where there are few."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    within = [10.0**e for e in range(first, last + 1) if low * 0.999 <= 10.0**e <= high * 1.001]
-    if len(within) >= 3:
-        return within[:: math.ceil(len(within) / MOST_TICKS)]
-    finer = [m * 10.0**e for e in range(first - 1, last + 1) for m in (1, 2, 5)]
-    return [value for value in finer if low * 0.999 <= value <= high * 1.001] or [low, high]
-
-
-def _round_steps(low: float, high: float, whole: bool) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten."""
-    raw = (high - low) / (MOST_TICKS - 2)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
-    step = max(1.0, round(step)) if whole else step
-    first = math.ceil(low / step - 1e-9)
-    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _tick_word(value: float) -> str:

@@ -4,12 +4,11 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.text import parameter_words
+from cluster.text import format_parameters
 from jobs.runs.plots import EVENT, INK, MUTED, TRAIN, VALIDATION, dress
-from jobs.sweep.curves import best_of
 from jobs.sweep.importance import Importance
 from jobs.sweep.plot_axes import axes_of
-from jobs.sweep.results import SweepResults, Trial, metric_word
+from jobs.sweep.results import SweepResults, TrialResult, format_metric
 
 BEST, FINISHED, STOPPED = VALIDATION, TRAIN, "#b8c4d0"
 UNSET = -0.09  # where a line passes an axis whose condition does not hold
@@ -21,7 +20,7 @@ KEPT = 0.9  # share of the values that a scale is made for; a few that diverged 
 
 def draw_parallel(axis: Any, results: SweepResults) -> None:
     """A line a trial through its parameters to its place among the others: the best on top."""
-    trials = results.standing
+    trials = results.eligible
     axes = axes_of(results.run.record["config"].get("space") or {}, trials)
     unset = any(a.key not in t.parameters for a in axes for t in trials)
     # by rank: where trials were stopped on the way, their values would press those of the others into one point
@@ -30,7 +29,7 @@ def draw_parallel(axis: Any, results: SweepResults) -> None:
         heights = [a.place(trial.parameters[a.key]) if a.key in trial.parameters else UNSET for a in axes]
         axis.plot(*_bent([*heights, ranks[trial.trial]]), **_style(trial, results))
     told = trials[:: max(1, -(-len(trials) // RANKS_TOLD))]
-    values = [(ranks[t.trial], metric_word(float(t.metric or 0))) for t in told]
+    values = [(ranks[t.trial], format_metric(float(t.metric or 0))) for t in told]
     columns = [(a.key, a.ticks()) for a in axes] + [(f"{results.metric}, by rank", values)]
     for x, (name, ticks) in enumerate(columns):
         _draw_scale(axis, x, _name(name, len(columns)), ticks, last=x == len(columns) - 1)
@@ -70,7 +69,7 @@ def draw_history(axis: Any, results: SweepResults) -> None:
     if failed:
         edge = [high if results.mode == "min" else low] * len(failed)
         axis.scatter(failed, edge, marker="x", color=EVENT, s=28, zorder=4, label="failed", clip_on=False)
-    best = best_of(values, results.mode)
+    best = list(itertools.accumulate(values, min if results.mode == "min" else max))
     axis.step([t.trial for t in trials], best, where="post", color=BEST, linewidth=1.8, zorder=2, label="best so far")
     dress(axis, f"{results.metric} of each trial, in the order of their start")
     axis.set_xlabel("trial")
@@ -81,7 +80,7 @@ def draw_history(axis: Any, results: SweepResults) -> None:
 
 def draw_curves(axis: Any, results: SweepResults) -> None:
     """The metric over the steps: where trials were stopped, and what became of the others."""
-    trials = [t for t in reversed(results.standing) if t.points]
+    trials = [t for t in reversed(results.eligible) if t.points]
     for trial in trials:
         steps, values = zip(*trial.points, strict=True)
         style = _style(trial, results)
@@ -115,7 +114,7 @@ def draw_importance(axis: Any, found: Importance) -> None:
     axis.set_xlabel(f"{words}\n{found.caution}" if found.caution else words, fontsize=8)
 
 
-def _style(trial: Trial, results: SweepResults) -> dict[str, Any]:
+def _style(trial: TrialResult, results: SweepResults) -> dict[str, Any]:
     best = results.best
     if best is not None and trial.trial == best.trial:
         return {"color": BEST, "linewidth": 2.4, "alpha": 1.0, "zorder": 4, "solid_capstyle": "round"}
@@ -139,15 +138,14 @@ def _limit(axis: Any, results: SweepResults, values: Sequence[float]) -> None:
     axis.ticklabel_format(axis="y", useOffset=False)
 
 
-def _bent(heights: Sequence[float], points: int = 24) -> tuple[list[float], list[float]]:
-    """A smooth line through one height an axis, level at each."""
-    xs, ys = [0.0], [heights[0]]
-    for x, (left, right) in enumerate(itertools.pairwise(heights)):
-        for k in range(1, points + 1):
-            t = k / points
-            xs.append(x + t)
-            ys.append(left + (right - left) * t * t * (3 - 2 * t))
-    return xs, ys
+def _bent(heights: Sequence[float], points: int = 24) -> tuple[Any, Any]:
+    """A smooth line through one height per axis, level at each."""
+    import numpy as np
+
+    xs = np.linspace(0, len(heights) - 1, points * (len(heights) - 1) + 1)
+    left = np.minimum(xs.astype(int), len(heights) - 2)
+    t, values = xs - left, np.asarray(heights)
+    return xs, values[left] + (values[left + 1] - values[left]) * t * t * (3 - 2 * t)
 
 
 def _name(key: str, columns: int) -> str:
@@ -160,4 +158,4 @@ def title_of(results: SweepResults) -> str:
     best = results.best
     if best is None or best.metric is None:
         return results.run.id
-    return f"best: trial {best.trial}, {results.metric} {metric_word(best.metric)}   {parameter_words(best.parameters)}"
+    return f"best: trial {best.trial}, {results.metric} {format_metric(best.metric)}   {format_parameters(best.parameters)}"

@@ -22,7 +22,7 @@ from cluster.process.signals import stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.spec import StopReason
 from cluster.supervise.agent_environment import agent_environment
-from cluster.supervise.allocation import Allocation
+from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 from jobs.sweep.launcher import OURS
 
 ANSWER_SECONDS = 60.0
@@ -31,7 +31,7 @@ NODE_GONE = -signal.SIGKILL  # how a process ended whose node or actor is not th
 
 
 class NodeServer:
-    """In an actor on a node: starts commands there, tells how they are, ends them."""
+    """An actor on a node: it starts commands there, polls them and ends them."""
 
     def __init__(self) -> None:
         self.disk = make_scratch("n")
@@ -39,15 +39,15 @@ class NodeServer:
         self.store_port = ReservedPort()
 
     def address(self) -> str:
-        """Under which the other nodes reach this one."""
+        """The address under which the other nodes reach this one."""
         return str(ray.util.get_node_ip_address())
 
     def free_port(self) -> int:
-        """A port of this node that this user alone can bind, until this is asked again."""
+        """Reserve a port of this node that this user alone can bind, until the next call."""
         return self.store_port.take(self.address())
 
     def start(self, command: list[str], environment: Mapping[str, str], log: str) -> int:
-        """Start a command in a session of its own; its process id."""
+        """Start a command in a session of its own; returns its process id."""
         values = {name: value for name, value in os.environ.items() if name not in OURS}
         with open(log, "ab") as stream, stop_signals_blocked():
             process = subprocess.Popen(
@@ -62,24 +62,24 @@ class NodeServer:
         return process.pid
 
     def poll(self, pid: int) -> int | None:
-        """How it ended, or None."""
+        """The exit code of a process, or None while it runs."""
         return self.processes[pid].poll()
 
     def signal(self, pid: int, number: int) -> None:
-        """Hand a signal on."""
+        """Send a signal to a process."""
         self.processes[pid].send_signal(number)
 
     def end(self, pid: int) -> int:
-        """Kill it with all that it has started; how it ended."""
+        """Kill a process and its descendants; returns its exit code."""
         end(family(pid))
         return self.processes[pid].wait()
 
     def clean(self) -> None:
-        """Nothing of what was started here stays."""
+        """End all processes that were started here."""
         end(processes_of(self.disk))
 
     def close(self) -> None:
-        """Nothing of this node's disk stays either."""
+        """End all processes that were started here, and remove their files."""
         self.clean()
         remove_scratch(self.disk)
 
@@ -93,32 +93,32 @@ class RemoteProcess:
         self._next_look = 0.0
 
     def poll(self) -> int | None:
-        """As Popen's, a moment late."""
+        """Look whether the process has ended, asking its node at most every LOOK_SECONDS."""
         if self.returncode is None and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + LOOK_SECONDS
             self.returncode = _answer(self.server.poll.remote(self.pid), NODE_GONE)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """As Popen's."""
+        """Wait for the end of the process. Raises subprocess.TimeoutExpired."""
         return wait_by_polling(self, timeout, LOOK_SECONDS)
 
     def send_signal(self, sig: int) -> None:
-        """As Popen's."""
+        """Send a signal to the process."""
         _answer(self.server.signal.remote(self.pid, int(sig)), None)
 
     def terminate(self) -> None:
-        """As Popen's."""
+        """Send SIGTERM to the process."""
         self.send_signal(signal.SIGTERM)
 
     def end(self) -> None:
-        """Kill it with all that it has started."""
+        """Kill the process and its descendants."""
         if self.returncode is None:
             self.returncode = _answer(self.server.end.remote(self.pid), NODE_GONE)
 
 
 def _answer(reference: Any, otherwise: Any) -> Any:
-    """What an actor says, or something else where it is not there any more."""
+    """An actor's answer, or `otherwise` where the actor is gone."""
     try:
         return ray.get(reference, timeout=ANSWER_SECONDS)
     except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
@@ -126,13 +126,13 @@ def _answer(reference: Any, otherwise: Any) -> Any:
 
 
 class RayClusterAllocation(Allocation):
-    """One server a bundle of the trial's placement group. `order` tells why the whole sweep has to leave, if it has."""
+    """A server on each bundle of the trial's placement group. `sweep_stop_reason` says why the whole sweep must stop, if so."""
 
     name = "allocation"
     owner_limits_time = True  # the sweep has one for all its trials
 
-    def __init__(self, run: RunDir, resources: Resources, group: PlacementGroup, order: Callable[[], str]) -> None:
-        self.run, self.resources, self.order = run, resources, order
+    def __init__(self, run: RunDir, resources: Resources, group: PlacementGroup, sweep_stop_reason: Callable[[], str]) -> None:
+        self.run, self.resources, self.sweep_stop_reason = run, resources, sweep_stop_reason
         self.token = secrets.token_hex(32)  # lives in memory only
         self.gone: set[int] = set()
         cpus, gpus = cpus_of(resources), resources.gpus
@@ -148,61 +148,61 @@ class RayClusterAllocation(Allocation):
         self.addresses: list[str] = ray.get([one.address.remote() for one in self.servers])
 
     def initial_nodes(self) -> list[int]:
-        """All of them."""
+        """Return the nodes that were not lost."""
         return [node for node in range(len(self.servers)) if node not in self.gone]
 
     def address(self, node: int) -> str:
-        """As Ray knows the node."""
+        """Return the node's address, as Ray knows it."""
         return self.addresses[node]
 
     def free_port(self) -> int:
-        """Of node 0."""
+        """Reserve a port of node 0."""
         return int(ray.get(self.servers[0].free_port.remote()))
 
-    def start(self, node: int, command: list[str], log: Path) -> Process:
-        """Start a command there."""
+    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
+        """Start a command on a node, through its server."""
         cpus = cpus_of(self.resources)
         values = agent_environment(self.run, self.resources, cpus=cpus, ray_token=self.token)
-        pid = ray.get(self.servers[node].start.remote(command, values, str(log)))
-        return RemoteProcess(self.servers[node], pid, command)
+        pid = ray.get(self.servers[node].start.remote(spec.command(), values, str(log)))
+        return RemoteProcess(self.servers[node], pid, spec.command())
 
     def end(self, process: Process) -> None:
-        """Kill it and its descendants."""
+        """Kill a process and its descendants."""
         assert isinstance(process, RemoteProcess)
         process.end()
 
     def clean_up(self, node: int) -> None:
-        """End what had left the agent's process group."""
+        """End processes that have left the agent's process group."""
         _answer(self.servers[node].clean.remote(), None)
 
     def mark_lost(self, node: int) -> None:
-        """It is not used again."""
+        """Stop using a node."""
         self.clean_up(node)
         self.gone.add(node)
 
     def release(self, node: int) -> None:
-        """It stays set aside until the trial is over."""
+        """Stop using a node; Ray keeps it for the trial until that is over."""
         self.gone.add(node)
 
     def stop_reason(self) -> str:
-        """The whole sweep has to leave."""
-        return StopReason.PREEMPTED if self.order() == StopReason.PREEMPTED else ""
+        """Say that the whole sweep is preempted, if it is."""
+        return StopReason.PREEMPTED if self.sweep_stop_reason() == StopReason.PREEMPTED else ""
 
     def query_stop_reason(self) -> str:
-        """Whoever stops agents past us stops the sweep."""
+        """Say that the sweep is preempted: what stops agents past their supervisor stops the whole sweep."""
         return StopReason.PREEMPTED
 
     def can_retry(self) -> bool:
-        """All nodes are still there."""
-        return not self.gone and not self.order()
+        """Say whether all nodes are still there, and the sweep keeps running."""
+        return not self.gone and not self.sweep_stop_reason()
 
     def close(self) -> None:
-        """Nothing of the trial stays on any node."""
+        """End all processes of the trial and remove its files, on every node."""
         for server in self.servers:
             _answer(server.close.remote(), None)
             ray.kill(server)
 
 
 def cpus_of(resources: Resources) -> int:
-    """Cores that a trial takes on each of its nodes."""
+    """The cores that a trial takes on each of its nodes."""
     return resources.cpus or resources.local_world_size

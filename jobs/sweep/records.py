@@ -1,4 +1,4 @@
-"""What a sweep knows of its trials: one small JSON file each, written before the effect that it tells of."""
+"""What a sweep knows of its trials: a small JSON file for each, written before the effect that it tells of."""
 
 import time
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class TrialState(StrEnum):
 
     @property
     def final(self) -> bool:
-        """It is never run again."""
+        """Whether the trial is never run again."""
         return self not in {TrialState.PENDING, TrialState.RUNNING, TrialState.PAUSED}
 
 
@@ -39,32 +39,32 @@ class TrialRecord:
 
     trial: int
     parameters: dict[str, Any]  # dotted keys, those whose condition holds
-    sampled: dict[str, Any] = field(default_factory=dict)  # all that the search suggested, as it carries it
+    sampled: dict[str, Any] = field(default_factory=dict)  # all that the search suggested, as the search encodes it
     runs: list[str] = field(default_factory=list)  # one, but for each exploit another
     state: TrialState = TrialState.PENDING
     stopped_at: int | None = None  # the step after which the scheduler wanted no more
     cause: str = ""
-    with_sweep: bool = False  # it was cancelled because its sweep was, and goes on if the sweep does
+    with_sweep: bool = False  # it was cancelled because its sweep was, and is resumed if the sweep is
     lineage: list[dict[str, Any]] = field(default_factory=list)  # from_trial, from_run, step, parameters of each exploit
     created: float = field(default_factory=time.time)
     ended: float | None = None
 
     @property
     def waits_for_run(self) -> bool:
-        """Its next run is decided on and does not exist yet."""
+        """Whether the trial's next run is decided on and does not exist yet."""
         return len(self.runs) < 1 + len(self.lineage)
 
     def starting_step(self, place: int) -> int:
-        """The step of the donor's checkpoint that its run number `place` began with."""
+        """The step of the checkpoint that the trial's run number `place` began with; 0: it began from scratch."""
         return int(self.lineage[place - 1]["step"]) if place else 0
 
     def end(self, state: TrialState, cause: str = "", *, with_sweep: bool = False) -> None:
-        """It is over."""
+        """Record that the trial is over."""
         self.state, self.cause, self.with_sweep, self.ended = state, cause, with_sweep, time.time()
 
 
 def path_of(sweep: RunDir, trial: int) -> Path:
-    """Where a trial's record lies."""
+    """The path of a trial's record."""
     return sweep.path / FOLDER / f"{trial:04d}.json"
 
 
@@ -86,7 +86,7 @@ def _record(values: Mapping[str, Any]) -> TrialRecord:
 
 
 def write_record(sweep: RunDir, record: TrialRecord) -> None:
-    """Write it, whole or not at all."""
+    """Write a trial's record, whole or not at all."""
     path = path_of(sweep, record.trial)
     path.parent.mkdir(exist_ok=True)
     write_json(path, asdict(record))

@@ -23,7 +23,7 @@ class Parameter(Section):
     uniform: Range | None = Field(default=None, description="[low, high]")
     loguniform: Range | None = Field(default=None, description="[low, high], each order of magnitude equally likely")
     quniform: tuple[float, float, float] | None = Field(default=None, description="[low, high, step], rounded to the step")
-    qloguniform: tuple[float, float, float] | None = Field(default=None, description="the same, logarithmic")
+    qloguniform: tuple[float, float, float] | None = Field(default=None, description="[low, high, step] on a logarithmic scale")
     randint: tuple[int, int] | None = Field(default=None, description="[low, high): whole numbers without the upper end")
     choice: list[Any] | None = Field(default=None, min_length=1, description="one of these")
     grid: list[Any] | None = Field(default=None, min_length=1, description="each of these, crossed with all other grids")
@@ -46,7 +46,7 @@ class Parameter(Section):
 
     @property
     def kind(self) -> str:
-        """Which of the kinds it is."""
+        """The name of the kind that is set."""
         return next(name for name in KINDS if getattr(self, name) is not None)
 
     @property
@@ -63,7 +63,7 @@ class Parameter(Section):
         return [low, high - 1 if self.kind == "randint" else high]
 
     def domain(self, *, crossed: bool) -> "Domain | dict[str, Any]":
-        """As Ray Tune's own object; finitely many values are crossed with those of other keys, or one is drawn."""
+        """The parameter as Ray Tune's own object; `crossed` values are combined with those of other keys, else one is drawn."""
         from ray import tune
 
         if self.values is not None:
@@ -84,7 +84,7 @@ def encoded(value: Any) -> Any:
 
 
 def decoded(parameter: Parameter, value: Any) -> Any:
-    """The value that `encoded` was made of; numbers as plain ones."""
+    """The value that `encoded` was given; numpy's numbers as Python's."""
     if parameter.values is not None:
         return next((own for own in parameter.values if encoded(own) == value), value)
     return value.item() if hasattr(value, "item") else value
@@ -118,7 +118,7 @@ def _listed(wanted: Any) -> list[Any]:
 
 
 def active(space: Space, sampled: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the sampled values those whose conditions hold, in the order of the space."""
+    """The sampled values whose conditions hold, in the order of the space."""
     holding: set[str] = set()
     for key in _sorter(space).static_order():
         if all(other in holding and sampled[other] in _listed(wanted) for other, wanted in space[key].when.items()):
@@ -127,7 +127,7 @@ def active(space: Space, sampled: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def samples(space: Space) -> list[dict[str, Any]]:
-    """Parameters in which each extreme value of each key occurs: all that a check of the space needs to look at."""
+    """Sets of parameters in which each extreme value of each key occurs: what a check of the space must look at."""
     found: list[dict[str, Any]] = []
     for key, parameter in space.items():
         for value in parameter.extremes:
@@ -152,7 +152,7 @@ def grid_size(space: Space) -> int:
 
 
 def as_text(parameters: Mapping[str, Any]) -> str:
-    """The same for equal parameters."""
+    """Parameters as a text, which is the same for equal parameters."""
     return json.dumps(parameters, sort_keys=True, default=str)
 
 

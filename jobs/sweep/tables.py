@@ -6,9 +6,9 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from cluster.text import parameter_words, value_word
+from cluster.text import format_parameters, format_value
 from jobs.runs.tables import COLORS, duration, progress_words, run_page, table
-from jobs.sweep.results import SweepResults, Trial, metric_word
+from jobs.sweep.results import SweepResults, TrialResult, format_metric
 
 COLORS_OF_TRIALS = {**COLORS, "STOPPED": "bright_black", "PAUSED": "yellow"}
 MOST_COLUMNS = 5  # parameters with a column of their own; more are told in one
@@ -35,23 +35,23 @@ def sweep_parts(results: SweepResults) -> list[RenderableType]:
     """What `show` prints of a sweep, besides what it prints of every run."""
     if not results.trials:
         return [Text("no trial has begun yet", style="dim")]
-    parts: list[RenderableType] = [_standing(results), trials_table(results.ranked, results)]
+    parts: list[RenderableType] = [_summary(results), trials_table(results.ranked, results)]
     failed = [trial for trial in results.trials if trial.state == "FAILED"]
     if failed:
         parts.append(Text(f"`ropewalk why {results.run.id}` groups the causes of {len(failed)} failed trials", style="dim"))
     return parts
 
 
-def _standing(results: SweepResults) -> RenderableType:
+def _summary(results: SweepResults) -> RenderableType:
     head = table("", "", title="sweep")
     head.show_header = False
     head.add_row("trials", trials_words(results))
     best = results.best
     if best is not None and best.metric is not None:
         goal = "lowest" if results.mode == "min" else "highest"
-        value = f"{results.metric} {metric_word(best.metric)} ({goal})"
+        value = f"{results.metric} {format_metric(best.metric)} ({goal})"
         head.add_row("best so far", f"{value}, trial {best.trial} at step {best.steps:,}")
-        head.add_row("", Text(parameter_words(best.parameters), style="bold"))
+        head.add_row("", Text(format_parameters(best.parameters), style="bold"))
     head.add_row("spent", f"{results.spent:,} steps in {duration(results.seconds)} of trials{_share(results)}")
     if results.saved:
         head.add_row("saved", f"{results.saved:,} steps, by stopping {results.by_state.get('STOPPED', 0)} trials early")
@@ -66,33 +66,32 @@ def _share(results: SweepResults) -> str:
 def trials_words(results: SweepResults) -> str:
     """`12 of 16 begun: 1 running, 8 stopped, 3 succeeded`."""
     begun = sum(1 for trial in results.trials if trial.runs)
-    states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(results.by_state.items()))
-    return f"{begun} of {results.wanted} begun: {states}" if results.wanted else f"{begun} begun: {states}"
+    return f"{begun} of {results.wanted} begun: {results.states}" if results.wanted else f"{begun} begun: {results.states}"
 
 
-def trials_table(trials: Sequence[Trial], results: SweepResults) -> RenderableType:
-    """One line a trial; the best is bold, those that were stopped are dim."""
-    keys = list(dict.fromkeys(key for trial in results.trials for key in trial.parameters))
+def trials_table(trials: Sequence[TrialResult], results: SweepResults) -> RenderableType:
+    """One line per trial; the best is bold, those that were stopped are dim."""
+    keys = results.keys
     own = keys if len(keys) <= MOST_COLUMNS else []
     columns = [f">{_short_name(key, keys)}" for key in own] or ["PARAMETERS"]
     made = table(">TRIAL", "STATE", f">{results.metric}", ">STEPS", ">TOOK", *columns, "RUN")
     best = results.best
     for trial in trials:
-        cells = [value_word(trial.parameters[key]) if key in trial.parameters else "" for key in own]
+        cells = [format_value(trial.parameters[key]) if key in trial.parameters else "" for key in own]
         made.add_row(
             str(trial.trial),
             _state(trial),
-            "" if trial.metric is None else metric_word(trial.metric),
+            "" if trial.metric is None else format_metric(trial.metric),
             progress_words({"step": trial.steps, "steps": trial.steps_full}).removeprefix("step ") if trial.runs else "",
             duration(trial.seconds) if trial.runs else "",
-            *(cells or [parameter_words(trial.parameters)]),
+            *(cells or [format_parameters(trial.parameters)]),
             f"{trial.run or ''}{f' (of {len(trial.runs)})' if len(trial.runs) > 1 else ''}",
             style="bold" if best is not None and trial.trial == best.trial else "dim" if trial.state == "STOPPED" else "",
         )
     return made
 
 
-def _state(trial: Trial) -> Text:
+def _state(trial: TrialResult) -> Text:
     """The trial's state, and that of its run where its scheduler has another word for it: pending, requeued."""
     state = Text(trial.state, style=COLORS_OF_TRIALS.get(trial.state, ""))
     if trial.run_state and trial.run_state != trial.state:

@@ -14,146 +14,152 @@ from cluster.run.fence import Fence
 from cluster.spec import Outcome, RunState
 from jobs.runs.follow import LOST_ANSWERS, Watch
 from jobs.runs.status import GONE, final_outcome, states
-from jobs.sweep.allocation import Carrier
+from jobs.sweep.allocation import TrialSupervisor
 from jobs.sweep.checkpoint_reference import checkpoint_of
-from jobs.sweep.context import Scene
-from jobs.sweep.follower import Pace, Readings
+from jobs.sweep.context import SweepContext
+from jobs.sweep.curves import MetricFollower
 from jobs.sweep.launcher import ask
 from jobs.sweep.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
-from jobs.sweep.stop import await_end, end_run
-from jobs.sweep.trial_runs import create_run
+from jobs.sweep.trial_runs import await_end, create_run, end_run
+from jobs.tracking.metrics import OWN_KEYS, latest_metrics
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 ASK_AGAIN_SECONDS = 1.0
-RESTARTS = 3  # of a run whose carrier dies
+RESTARTS = 3  # of a run whose process is gone
 FINISHED = "trial_finished"  # the event
-PAUSED = "paused_by_sweep"  # an event of the run: its attempt was told to leave only for now
+PAUSED = "paused_by_sweep"  # an event of the run: its attempt was told to exit only for now
 OBJECTIVE = "objective"  # the metric's name towards Ray Tune
-RUNG = "rung"  # steps in units of those after which the scheduler decides: Tune's HyperBand begins its budgets at 1
 
 
-class Trial:
-    """Trial K from wherever its record says it stands."""
+class ReportInterval:
+    """Which values a scheduler is told: the first at or after each multiple of its steps. None: only the last one."""
 
-    def __init__(self, scene: Scene, number: int) -> None:
-        self.scene, self.number = scene, number
-        found = read_record(scene.sweep, number)
-        assert found is not None, f"trial {number} has no record"
-        self.record: TrialRecord = found
+    def __init__(self, every_steps: int | None, after: int = 0) -> None:
+        self._every, self._passed = every_steps, after
+
+    def due(self, step: int) -> bool:
+        """Whether the value of this step is reported; asked once for each, ascending."""
+        if self._every is None or step // self._every <= self._passed // self._every:
+            return False
+        self._passed = step
+        return True
+
+
+class TrialFollower:
+    """Trial K, from wherever its record says it is."""
+
+    def __init__(self, context: SweepContext, number: int) -> None:
+        self.context, self.number = context, number
+        self.record = self._read_record()
         self.run: RunDir | None = None
         self._watch: Watch | None = None
         self._restarts = 0
-        self._carrier: Carrier | None = None  # in the sweep's allocation
+        self._supervisor: TrialSupervisor | None = None  # in the sweep's allocation
         self._queue: deque[tuple[int, float]] = deque()
+        self._last_step = 0  # no earlier one is reported again
         self._held: tuple[int, float] | None = None  # read, and not reported (yet)
         self._reported: tuple[int, float] | None = None
-        self._readings: Readings | None = None
-        self._pace = Pace(scene.every_steps)
+        self._metric: MetricFollower | None = None
+        self._interval = ReportInterval(context.every_steps)
 
     # --- towards Tune
 
     def next_report(self) -> dict[str, Any]:
-        """The next reading that the scheduler wants, or the last one with `done`. Blocks until there is one."""
-        if self.scene.order():
-            return self._obey()
+        """The next value that the scheduler wants, or the last one with `done`. Blocks until there is one."""
+        if self.context.stop_reason():
+            return self._stop()
         if self.record.state.final and self.run is None:
-            self._follow_recorded()
+            if self.record.runs:
+                self._open(self.context.run(self.record.runs[-1]))
         elif self.run is None:
             self._start_or_adopt()
         while True:
-            over = self._over()  # before the lines are read, so that the last ones are seen
+            over = self._is_over()  # before the lines are read, so that the last ones are seen
             self._read()
             while self._queue:
                 step, value = self._queue.popleft()
                 self._held = (step, value)
-                if self._pace.due(step) and not self._is_last(step):
+                if self._interval.due(step) and not self._is_last(step):
                     return self._report()
-            if over:
+            if over and not self._revive():
                 return self._end()
-            if self.scene.order():
-                return self._obey()
+            if self.context.stop_reason():
+                return self._stop()
             time.sleep(POLL_SECONDS)
 
-    def _obey(self) -> dict[str, Any]:
-        """All trials are told to leave. What runs in the sweep's own allocation has left before Tune hears of it."""
-        if self.scene.config.allocation:
+    def _stop(self) -> dict[str, Any]:
+        """All trials are told to stop. A run in the sweep's own allocation has exited before Tune hears of it."""
+        if self.context.config.allocation:
             self.leave()
         return self._report(done=True)
 
     def _report(self, *, done: bool = False) -> dict[str, Any]:
         self._reported = self._held or self._reported
         step, value = self._reported or (0, math.nan)
-        rung = step / (self.scene.every_steps or 1)
-        return {"step": step, RUNG: rung, OBJECTIVE: value, "trial": self.number, "done": done}
+        return {"step": step, OBJECTIVE: value, "trial": self.number, "done": done}
 
     def _is_last(self, step: int) -> bool:
-        """The run is about to end by itself: it is reported as finished, not stopped a moment before."""
-        return self.scene.total_steps is not None and step >= self.scene.total_steps
+        """Whether the run is about to end by itself: it is reported as finished, not stopped a moment before."""
+        return self.context.total_steps is not None and step >= self.context.total_steps
 
     def leave(self) -> None:
-        """Tune is done with the trial, for now or for good: its run saves and leaves, unless a later attempt follows it again."""
+        """Tune is done with the trial, for now or for good: its run saves and exits, unless a later attempt follows it again."""
         run = self.run
-        if run is None or (self.scene.order() == "preempted" and not self.scene.config.allocation):
+        if run is None or (self.context.stop_reason() == "preempted" and not self.context.config.allocation):
             return
-        if not self._ended(run):
-            record = self._reread()
-            if record.state is TrialState.RUNNING:  # nobody has said more: it goes on later
-                record.state = TrialState.PAUSED
-                write_record(self.scene.sweep, record)
+        if final_outcome(run) is None:
+            self.record = self._read_record()
+            if self.record.state is TrialState.RUNNING:  # nobody has decided otherwise: it is resumed later
+                self.record.state = TrialState.PAUSED
+                write_record(self.context.sweep, self.record)
                 if run.attempts() and not run.cancel_requested:
                     run.event(PAUSED, attempt=run.attempts()[-1])
-            end_run(self.scene, run)
-            if self._carrier is not None:
-                self._carrier.join()
+            end_run(self.context, run)
+            if self._supervisor is not None:
+                self._supervisor.join()
         self.run = None
 
     def reference(self) -> dict[str, Any]:
-        """What another trial needs to go on from here: the run, and the step of a complete checkpoint of it."""
-        if self.run is None or self._reported is None or self.scene.config.scheduler != "pbt":
+        """What another trial needs to continue from here: the run, and the step of a complete checkpoint of it."""
+        if self.run is None or self._reported is None or self.context.config.scheduler != "pbt":
             return {}
-        return checkpoint_of(self.scene.sweep, self.run, self._reported[0], self._over)
+        return checkpoint_of(self.context.sweep, self.run, self._reported[0], self._is_over)
 
     # --- its run
 
-    def _reread(self) -> TrialRecord:
-        found = read_record(self.scene.sweep, self.number)
-        assert found is not None
-        self.record = found
+    def _read_record(self) -> TrialRecord:
+        found = read_record(self.context.sweep, self.number)
+        assert found is not None, f"trial {self.number} has no record"
         return found
 
     def _save(self) -> None:
-        Fence(self.scene.sweep, self.scene.attempt, 0).check()  # a driver that was killed must not act through its orphans
-        write_record(self.scene.sweep, self.record)
+        Fence(self.context.sweep, self.context.attempt, 0).check()  # a driver that was killed must not act through its orphans
+        write_record(self.context.sweep, self.record)
 
     def _open(self, run: RunDir) -> None:
-        self.run = run
-        after = self.record.starting_step(len(self.record.runs) - 1)
-        self._readings = Readings(run, self.scene.config.metric, after)
-        self._pace = Pace(self.scene.every_steps, after)
-        self._watch = Watch(run)
-
-    def _follow_recorded(self) -> None:
-        if self.record.runs:
-            self._open(RunDir(self.scene.sweep.path.parent / self.record.runs[-1]))
+        self.run, self._watch = run, Watch(run)
+        self._last_step = self.record.starting_step(len(self.record.runs) - 1)
+        self._metric = MetricFollower(run, self.context.config.metric)
+        self._interval = ReportInterval(self.context.every_steps, self._last_step)
 
     def _start_or_adopt(self) -> None:
-        scene, record = self.scene, self.record
+        context, record = self.context, self.record
         if record.waits_for_run:
             if record.runs:  # an exploit that a killed driver had decided on
-                end_run(scene, RunDir(scene.sweep.path.parent / record.runs[-1]))
-            run = create_run(scene.sweep, scene.config, record, scene.cluster, scene.origin)
+                end_run(context, context.run(record.runs[-1]))
+            run = create_run(context, record)
             record.runs.append(run.id)
         else:
-            run = RunDir(scene.sweep.path.parent / record.runs[-1])
+            run = context.run(record.runs[-1])
         was, record.state = record.state, TrialState.RUNNING
         self._save()
         self._open(run)
-        self._carry(run, paused=was is TrialState.PAUSED)
+        self._ensure_running(run, paused=was is TrialState.PAUSED)
 
-    def _carry(self, run: RunDir, *, paused: bool) -> None:
-        """See that somebody carries the run, unless it is over."""
+    def _ensure_running(self, run: RunDir, *, paused: bool) -> None:
+        """Start the run, or resume it where its process is gone, unless it is over."""
         if not run.attempts():
             self._event("trial_started", run)
             self._ask("submit", run)
@@ -161,10 +167,9 @@ class Trial:
         outcome = final_outcome(run)
         if outcome is not None:
             if paused and outcome.state is RunState.CANCELLED:
-                self._event("trial_resumed", run)
-                self._ask("resume", run)
+                self._resume(run)
             return
-        for _ in range(0 if self.scene.config.allocation else LOST_ANSWERS):
+        for _ in range(0 if self.context.config.allocation else LOST_ANSWERS):
             state = states([run])[run.id]
             if state.word in GONE:
                 break
@@ -172,17 +177,20 @@ class Trial:
                 self._event("trial_adopted", run)
                 return
             time.sleep(ASK_AGAIN_SECONDS)
+        self._resume(run)
+
+    def _resume(self, run: RunDir) -> None:
         self._event("trial_resumed", run)
         self._ask("resume", run)
 
     def _ask(self, verb: str, run: RunDir) -> None:
-        if self.scene.config.allocation:
-            self._carrier = Carrier(run, self.scene.order)
-            self._carrier.start()
+        if self.context.config.allocation:
+            self._supervisor = TrialSupervisor(run, self.context.stop_reason)
+            self._supervisor.start()
             return
         try:
             # Ray has given this actor GPUs of its own, where trials on this machine need some
-            ask(self.scene.launcher, verb, run, os.environ.get(DEVICES_VARIABLE, "") if self.scene.gpus else "")
+            ask(self.context.launcher, verb, run, os.environ.get(DEVICES_VARIABLE, "") if self.context.gpus else "")
         except AlreadyRunningError:
             log.info("%s is under way already", run.id)
         except BackendError as error:
@@ -190,58 +198,62 @@ class Trial:
             raise
 
     def _event(self, kind: str, run: RunDir, **more: Any) -> None:
-        self.scene.sweep.event(kind, trial=self.number, run=run.id, parameters=self.record.parameters, **more)
+        self.context.sweep.event(kind, trial=self.number, run=run.id, parameters=self.record.parameters, **more)
+
+    def _is_over(self) -> bool:
+        """Whether the trial's run has ended or is lost; changes nothing."""
+        if self.run is None or self._watch is None or self.record.state.final:
+            return True
+        return self._watch.over() or (self._supervisor is not None and not self._supervisor.is_alive())
+
+    def _revive(self) -> bool:
+        """Resume a run that is over though the trial is not: its process was lost, or another actor had paused it."""
+        run = self.run
+        if run is None or self._watch is None or self.record.state.final:
+            return False
+        outcome = final_outcome(run)
+        if outcome is None:
+            if self._restarts == RESTARTS:
+                return False
+            self._restarts += 1
+            log.warning("trial %d: no process runs %s (%s); resuming it", self.number, run.id, self._watch.abandoned)
+        elif not self._paused_by_another(run, outcome):
+            return False
+        else:
+            await_end(run)
+            self.record.state = TrialState.RUNNING
+            self._save()
+        self._watch = Watch(run)
+        self._resume(run)
+        return True
+
+    def _paused_by_another(self, run: RunDir, outcome: Outcome) -> bool:
+        """Whether Tune gave the trial to this actor while another, which had held it, made its run save and exit."""
+        last = run.attempts()[-1]
+        paused = any(event["event"] == PAUSED and event["attempt"] == last for event in run.read_events(afresh=True))
+        if outcome.state is not RunState.CANCELLED or not paused:
+            return False
+        self.record = self._read_record()
+        return not (self.record.state.final or self.context.sweep.cancel_requested or self.context.stop_reason())
+
+    def _read(self) -> None:
+        if self._metric is None:
+            return
+        limit = self.record.stopped_at if self.record.state is TrialState.STOPPED else None
+        for step, value in self._metric.read():
+            if step > self._last_step and (limit is None or step <= limit):
+                self._last_step = step
+                self._queue.append((step, value))
 
     # --- its end
 
-    def _ended(self, run: RunDir) -> bool:
-        return final_outcome(run) is not None
-
-    def _over(self) -> bool:
-        if self.run is None or self._watch is None or self.record.state.final:
-            return True
-        if not self._watch.over() and (self._carrier is None or self._carrier.is_alive()):
-            return False
-        if self._ended(self.run):
-            return not self._goes_on(self.run)
-        self._restarts += 1
-        if self._restarts > RESTARTS:
-            return True
-        log.warning("trial %d: nobody carries %s (%s); going on with it", self.number, self.run.id, self._watch.abandoned)
-        self._watch = Watch(self.run)
-        self._event("trial_resumed", self.run)
-        self._ask("resume", self.run)
-        return False
-
-    def _goes_on(self, run: RunDir) -> bool:
-        """Tune gave the trial to this actor while another, which had held it, made its run save and leave: it goes on here."""
-        outcome, last = final_outcome(run), run.attempts()[-1]
-        paused = any(event["event"] == PAUSED and event["attempt"] == last for event in run.read_events(afresh=True))
-        if outcome is None or outcome.state is not RunState.CANCELLED or not paused:
-            return False
-        if self._reread().state.final or self.scene.sweep.cancel_requested or self.scene.order():
-            return False
-        await_end(run)
-        self.record.state = TrialState.RUNNING
-        self._save()
-        self._watch = Watch(run)
-        self._event("trial_resumed", run)
-        self._ask("resume", run)
-        return True
-
-    def _read(self) -> None:
-        if self._readings is None:
-            return
-        limit = self.record.stopped_at if self.record.state is TrialState.STOPPED else None
-        self._queue.extend((step, value) for step, value in self._readings.news() if limit is None or step <= limit)
-
     def _end(self) -> dict[str, Any]:
-        """The run is over: what became of the trial is written down and reported."""
-        record = self._reread()
+        """The run is over: record and report what became of the trial."""
+        self.record = record = self._read_record()
         if not record.state.final:
-            state, cause = self._verdict()
-            # `ropewalk cancel SWEEP` ends trials too, which may have left before the driver hears of it
-            with_sweep = state is TrialState.CANCELLED and self.scene.sweep.cancel_requested
+            state, cause = self._final_state()
+            # `ropewalk cancel SWEEP` ends trials too, which may have exited before the driver hears of it
+            with_sweep = state is TrialState.CANCELLED and self.context.sweep.cancel_requested
             record.end(state, WITH_THE_SWEEP if with_sweep else cause, with_sweep=with_sweep)
             self._save()
             self._tell_end()
@@ -254,29 +266,28 @@ class Trial:
         self._event(FINISHED, self.run or RunDir("."), state=record.state, cause=record.cause, step=step)
 
     def _end_is_told(self) -> bool:
-        events = self.scene.sweep.read_events(afresh=True)
+        events = self.context.sweep.read_events(afresh=True)
         return any(event["event"] == FINISHED and event["trial"] == self.number for event in events)
 
-    def _verdict(self) -> tuple[TrialState, str]:
+    def _final_state(self) -> tuple[TrialState, str]:
         assert self.run is not None
         outcome = final_outcome(self.run)
         if outcome is None:
-            return TrialState.FAILED, f"nobody carried it, {RESTARTS} times: {self._watch.abandoned if self._watch else ''}"
-        if outcome.state is RunState.CANCELLED:
-            return TrialState.CANCELLED, outcome.cause
-        if outcome.state is RunState.FAILED:
-            return TrialState.FAILED, outcome.cause
-        self._hold_result(self.run, outcome)
+            return TrialState.FAILED, f"its process was lost {RESTARTS + 1} times: {self._watch.abandoned if self._watch else ''}"
+        if outcome.state is not RunState.SUCCEEDED:
+            return TrialState(outcome.state.value), outcome.cause
+        self._hold_result(self.run)
         if self._held is None and self._reported is None:
-            names = sorted((self._readings.names if self._readings else set()) - {"step", "attempt", "time"})
-            known = ", ".join([*names, *(k for k, v in self.run.results().items() if isinstance(v, float))]) or "nothing"
-            return TrialState.FAILED, f"it never reported {self.scene.config.metric}; it reported {known}"
+            known = sorted(latest_metrics(self.run).keys() - OWN_KEYS)
+            known += [key for key, value in self.run.results().items() if isinstance(value, float)]
+            told = ", ".join(known) or "nothing"
+            return TrialState.FAILED, f"it never reported {self.context.config.metric}; it reported {told}"
         return TrialState.SUCCEEDED, ""
 
-    def _hold_result(self, run: RunDir, outcome: Outcome) -> None:
-        """A job may report the metric only in its results."""
+    def _hold_result(self, run: RunDir) -> None:
+        """Take the metric from the job's results, where it is newer than the last line: a job may report it only there."""
         results = run.results()
-        value, step = results.get(self.scene.config.metric), results.get("step") or 1
+        value, step = results.get(self.context.config.metric), results.get("step") or 1
         newest = self._held or self._reported
         if isinstance(value, (int, float)) and math.isfinite(value) and (newest is None or int(step) > newest[0]):
             self._held = (int(step), float(value))

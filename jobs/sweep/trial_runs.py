@@ -1,50 +1,49 @@
-"""The runs of a sweep's trials: each is written down like any other run, and says whose trial it is."""
+"""The runs of a sweep's trials: each is written down like any other run and says whose trial it is; and how one is ended."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import logging
+import time
 
-from cluster.config import JobConfig, load_config
+from cluster.backends.profiles import load_backend
+from cluster.config import JobConfig, Resources, load_config
+from cluster.errors import BackendError, RopewalkError
 from cluster.run.directory import RunDir
 from jobs.registry import config_of, find_job
-from jobs.sweep.limits import trial_defaults
+from jobs.runs.follow import Watch
+from jobs.runs.status import final_outcome
+from jobs.runs.submit import make_record
+from jobs.sweep.context import SweepContext
+from jobs.sweep.launcher import ask
 from jobs.sweep.records import TrialRecord
 from jobs.sweep.space import merged
 
-if TYPE_CHECKING:
-    from jobs.sweep.config import SweepConfig
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.1
+EXIT_SECONDS = 60.0  # besides the grace that a run has to save
 
 
-def trial_config(sweep: RunDir, config: "SweepConfig", record: TrialRecord) -> JobConfig:
-    """The job's configuration with a trial's parameters, and with the donor's checkpoint if it goes on from one."""
-    values = merged(config.base, {**record.parameters, "name": f"{_name(sweep, config)}-trial-{record.trial}"})
-    sample = load_config(config_of(find_job(config.job)), values)
-    more: dict[str, Any] = dict(trial_defaults(config, sample))
+def trial_config(context: SweepContext, record: TrialRecord) -> JobConfig:
+    """The job's configuration with a trial's parameters, and with another trial's checkpoint if it starts from one."""
+    name = context.config.name or str(context.sweep.record["job"])
+    values = {**record.parameters, "name": f"{name}-trial-{record.trial}", **context.defaults}
     if record.lineage:
-        donor = record.lineage[-1]
-        more["start_from"] = {"run": donor["from_run"], "step": donor["step"]}
-    if sample.wandb.group is None:
-        more["wandb.group"] = sweep.id
-    return load_config(config_of(find_job(config.job)), merged(values, more))
+        source = record.lineage[-1]
+        values["start_from"] = {"run": source["from_run"], "step": source["step"]}
+    return load_config(config_of(find_job(context.config.job)), merged(context.config.base, values))
 
 
-def _name(sweep: RunDir, config: "SweepConfig") -> str:
-    return config.name or str(sweep.record["job"])
-
-
-def create_run(sweep: RunDir, config: "SweepConfig", record: TrialRecord, cluster: str, origin: Mapping[str, Any]) -> RunDir:
+def create_run(context: SweepContext, record: TrialRecord) -> RunDir:
     """The trial's next run, written down and not started; one that a killed driver had written down is taken instead."""
-    job_config = trial_config(sweep, config, record)
-    found = _unrecorded(sweep, record, str(job_config.name))
+    config, sweep = trial_config(context, record), context.sweep
+    found = _unrecorded(sweep, record, str(config.name))
     if found is not None:
         return found
-    from jobs.runs.submit import make_record  # the masking of secrets and all that a run records is in one place
-
-    made = make_record(config.job, job_config, cluster, origin)
-    return RunDir.create(str(job_config.name), {**made, "parent": sweep.id, "trial": record.trial}, sweep.path.parent)
+    made = make_record(context.config.job, config, context.cluster, context.origin)
+    return RunDir.create(str(config.name), {**made, "parent": sweep.id, "trial": record.trial}, sweep.path.parent)
 
 
 def _unrecorded(sweep: RunDir, record: TrialRecord, name: str) -> RunDir | None:
-    """A run of this trial that the record does not know: whoever made it was killed before it could say so."""
+    """A run of this trial that its record does not name: the driver that made it was killed in between."""
     for path in sorted(sweep.path.parent.glob(f"{name.lower()[:40]}-*")):
         run = RunDir(path)
         if run.id not in record.runs and (path / "run.yaml").is_file() and not run.attempts():
@@ -54,7 +53,37 @@ def _unrecorded(sweep: RunDir, record: TrialRecord, name: str) -> RunDir | None:
     return None
 
 
-def origin_of_trials(sweep: RunDir) -> dict[str, Any]:
-    """Code, versions and command as the sweep recorded them: trials run what was submitted with it."""
-    record = sweep.record
-    return {key: record[key] for key in ("created", "versions", "command", "code") if key in record}
+def end_run(context: SweepContext, run: RunDir) -> None:
+    """Make a run save a checkpoint and exit, and wait until it has."""
+    if final_outcome(run) is None:
+        run.request_cancel()
+        if not run.attempts():  # written down, never started
+            return
+        try:
+            if not context.config.allocation:
+                ask(context.launcher, "cancel", run)
+        except BackendError as error:
+            log.warning("%s: %s", run.id, error)
+    await_end(run)
+
+
+def await_end(run: RunDir) -> bool:
+    """Wait until a run that was told to end is over and its processes have exited; False if that takes too long."""
+    grace = Resources.model_validate(run.record["resources"]).grace_seconds
+    watch, deadline = Watch(run), time.monotonic() + grace + EXIT_SECONDS
+    while not watch.over():
+        if time.monotonic() > deadline:
+            log.error("%s was told to end and has not, in %.0f s", run.id, grace + EXIT_SECONDS)
+            return False
+        time.sleep(POLL_SECONDS)
+    while time.monotonic() < deadline and _supervised(run):
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _supervised(run: RunDir) -> bool:
+    """Whether the local supervisor still runs: it cleans up after it has written the outcome."""
+    try:
+        return load_backend(str(run.record["cluster"])).states([run])[run.id].word == "supervised"
+    except RopewalkError:
+        return False

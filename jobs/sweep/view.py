@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json
-from cluster.spec import RunState
-from cluster.text import counted, parameter_words
+from cluster.text import counted, format_parameters
 from jobs.runs.view import RunView
-from jobs.sweep.records import SWEEP_CANCELLED, path_of, read_records
-from jobs.sweep.results import SweepReader, SweepResults, metric_word, read_sweep, with_run_states
+from jobs.sweep.records import SWEEP_CANCELLED, TrialState, path_of, read_records
+from jobs.sweep.results import SweepReader, SweepResults, format_metric, read_sweep, with_run_states
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,7 +36,7 @@ class SweepView(RunView):
         return self._results
 
     def children(self) -> list[RunDir]:
-        """The runs of all trials."""
+        """The runs of all trials, beside the sweep."""
         return [RunDir(self.run.path.parent / name) for record in read_records(self.run) for name in record.runs]
 
     def before_cancel(self) -> None:
@@ -70,7 +69,7 @@ class SweepView(RunView):
         running, best = results.by_state.get("RUNNING", 0), results.best
         parts = [f"{running} running"] if running else []
         if best is not None and best.metric is not None:
-            parts.append(f"best {results.metric} {metric_word(best.metric)} (trial {best.trial})")
+            parts.append(f"best {results.metric} {format_metric(best.metric)} (trial {best.trial})")
         return "  ".join([*parts, f"{results.spent:,} steps"])
 
     def live(self) -> "RenderableType":
@@ -90,12 +89,11 @@ class SweepView(RunView):
         results = read_sweep(self.run)
         if not results.trials:
             return ["no trial has begun"]
-        states = ", ".join(f"{count} {state.lower()}" for state, count in sorted(results.by_state.items()))
-        lines = [f"{len(results.trials)} of {results.wanted or len(results.trials)} trials: {states}"]
+        lines = [f"{len(results.trials)} of {results.wanted or len(results.trials)} trials: {results.states}"]
         best = results.best
         if best is not None and best.metric is not None:
-            value = f"{results.metric} {metric_word(best.metric)}"
-            lines.append(f"best: trial {best.trial}, {value} ({parameter_words(best.parameters)})")
+            value = f"{results.metric} {format_metric(best.metric)}"
+            lines.append(f"best: trial {best.trial}, {value} ({format_parameters(best.parameters)})")
         return [*lines, *failures(results)]
 
     def explain_child(self, child: RunDir) -> str:
@@ -129,7 +127,7 @@ def failures(results: SweepResults) -> list[str]:
     """Why trials failed, each cause once, the most frequent first: `2 trials failed (3, 8): rank 0: ...`."""
     grouped: dict[str, list[int]] = {}
     for trial in results.trials:
-        if trial.state == RunState.FAILED:
+        if trial.state == TrialState.FAILED:
             grouped.setdefault(trial.cause or "no cause was recorded", []).append(trial.trial)
     lines = []
     for cause, trials in sorted(grouped.items(), key=lambda item: -len(item[1])):

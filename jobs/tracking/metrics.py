@@ -39,12 +39,12 @@ class MetricLog:
         self.write([self.line(step, values)])
 
     def line(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
-        """Metrics of this moment. What is not a finite number is null: JSON has no NaN."""
+        """The line for metrics of this moment. What is not a finite number is null: JSON has no NaN."""
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
         return {"step": step, "attempt": self._attempt, "time": time.time(), **finite}
 
     def write(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Append lines, all or none; whoever calls has checked the fence."""
+        """Append lines, all or none; the caller has checked the fence."""
         append_lines(self._path, lines)
 
     def sync(self) -> None:
@@ -54,7 +54,7 @@ class MetricLog:
 
 
 def _end_cut_line(path: Path) -> None:
-    """A machine that died while it wrote leaves half a line, to which the next one would be glued: end it, readers skip it.
+    """End a line that a machine left half written as it died: the next one would be glued to it. Readers skip the half.
 
     It is opened for writing, so that a client of NFS sees all that the machine which wrote before has written.
     """
@@ -116,7 +116,7 @@ class EventTail:
 
 
 def broken_lines(run: RunDir) -> dict[str, int]:
-    """How many lines of which of a run's files cannot be read; every reader leaves them out."""
+    """The number of unreadable lines in each of a run's files; every reader leaves them out."""
     counts = {}
     for path in [
         run.metrics,
@@ -131,7 +131,7 @@ def broken_lines(run: RunDir) -> dict[str, int]:
 
 
 def broken_words(counts: Mapping[str, int]) -> str:
-    """What a person is told of broken lines; empty if there are none."""
+    """A warning of broken lines for people; empty if there are none."""
     if not counts:
         return ""
     told = ", ".join(f"{number} of {name}" for name, number in counts.items())

@@ -1,7 +1,7 @@
 """A sidecar that mirrors a run's metrics, events and node samples into W&B, and never disturbs the run.
 
 Usage: python -m jobs.tracking.wandb_sync RUN_DIR --attempt N
-Started beside the agent of node 0; SIGHUP: mirror what is left, close the W&B run, leave.
+Started beside the agent of node 0; SIGHUP: mirror what is left, close the W&B run, exit.
 """
 
 import argparse
@@ -43,11 +43,11 @@ SUMMARY_SECONDS = 15.0  # between two looks at what the summary should hold
 
 
 def main() -> None:
-    """Follow one attempt to its end."""
+    """Mirror one attempt to its end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
-    parser.add_argument("--replay", action="store_true", help="mirror what an earlier sidecar left, and leave")
+    parser.add_argument("--replay", action="store_true", help="mirror what an earlier sidecar left over, and exit")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s mirror %(message)s")
     if os.environ.get("WANDB_MODE") == "disabled":
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 class Mirror:
-    """One attempt's follower. The cursor file says how far each source file is known to be in W&B's."""
+    """Mirrors one attempt. The cursor file says how much of each source file is known to be in W&B's files."""
 
     def __init__(self, run: RunDir, attempt: int) -> None:
         self.run, self.attempt = run, attempt
@@ -96,7 +96,7 @@ class Mirror:
         return [*self.run.events.files(), self.run.metrics, *sorted(folder.glob("node-*.jsonl"))]
 
     def _pump(self, *, last: bool = False) -> None:
-        """Hand over what is new; move the cursor over what is old enough to be on disk."""
+        """Hand new lines over to W&B; move the cursor past those that are old enough to be on disk."""
         moved = False
         for path in self._sources():
             name = path.relative_to(self.run.path).as_posix()
@@ -183,10 +183,28 @@ def start_wandb(run: RunDir, attempt: int) -> Any:
     run.wandb.mkdir(exist_ok=True)
     import wandb
 
+    arguments = _wandb_arguments(run, attempt)
+    try:
+        started = wandb.init(**arguments)
+    except wandb.errors.Error as error:
+        log.warning("W&B: %s; writing offline files", error)
+        started = wandb.init(**{**arguments, "mode": "offline"})
+    started.define_metric("train/step")
+    started.define_metric("system/time")
+    for section in ("train", "validation", "evaluation", "events"):
+        started.define_metric(f"{section}/*", step_metric="train/step")
+    started.define_metric("system/*", step_metric="system/time")
+    return started
+
+
+def _wandb_arguments(run: RunDir, attempt: int) -> dict[str, Any]:
+    """What `wandb.init` is told of a run: the same W&B run for all its attempts, with its configuration and its code."""
+    import wandb
+
     record, details = run.record, run.attempt_details(attempt)
     config = record.get("config") or {}
     group = (config.get("wandb") or {}).get("group") or _view(run).wandb_group() or config.get("name") or record["job"]
-    arguments: dict[str, Any] = {
+    return {
         "mode": os.environ.get("WANDB_MODE") or ("online" if _server_answers() else "offline"),
         "id": run.id,
         "name": run.id,
@@ -207,21 +225,10 @@ def start_wandb(run: RunDir, attempt: int) -> Any:
             console="off", save_code=False, quiet=True, init_timeout=10, x_disable_stats=True, x_disable_meta=True
         ),
     }
-    try:
-        started = wandb.init(**arguments)
-    except wandb.errors.Error as error:
-        log.warning("W&B: %s; writing offline files", error)
-        started = wandb.init(**{**arguments, "mode": "offline"})
-    started.define_metric("train/step")
-    started.define_metric("system/time")
-    for section in ("train", "validation", "evaluation", "events"):
-        started.define_metric(f"{section}/*", step_metric="train/step")
-    started.define_metric("system/*", step_metric="system/time")
-    return started
 
 
 def _server_answers() -> bool:
-    """There is a key, and something listens where W&B is."""
+    """Whether there is a W&B key, and a server listens at its address."""
     parts = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
     host = parts.hostname or ""
     if not (os.environ.get("WANDB_API_KEY") or _has_login(host)):
@@ -234,7 +241,7 @@ def _server_answers() -> bool:
 
 
 def _has_login(host: str) -> bool:
-    """`wandb login` leaves the key in ~/.netrc."""
+    """Whether `wandb login` has left a key in ~/.netrc."""
     try:
         return netrc.netrc().authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):

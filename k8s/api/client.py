@@ -35,11 +35,7 @@ KINDS = {
 GLOBAL = {"Namespace", "PriorityClass", "SelfSubjectAccessReview", "ClusterQueue"}
 STRICT = {"fieldValidation": "Strict"}
 PLAIN = "application/json"
-PATCHES = {
-    "merge": "application/merge-patch+json",
-    "strategic": "application/strategic-merge-patch+json",
-    "json": "application/json-patch+json",
-}
+MERGE = "application/merge-patch+json"
 
 
 class ApiError(BackendError):
@@ -72,7 +68,7 @@ class Transport(Protocol):
     server: str
 
     def request(self, method: str, path: str, params: Mapping[str, str], body: Any, content_type: str) -> tuple[int, Any]:
-        """Send a request; the answer's status, and its JSON as an object, or its text where it is none. Raises ApiAwayError."""
+        """Send a request; return the answer's status, and its JSON parsed, or its text where it has none. Raises ApiAwayError."""
         ...
 
 
@@ -86,7 +82,7 @@ class StreamTransport(Transport, Protocol):
     def upgrade(
         self, path: str, params: Mapping[str, Any], headers: Mapping[str, str]
     ) -> "AbstractContextManager[tuple[int, Any, NetworkStream]]":
-        """Ask for an upgrade; the answer's status and content, and the connection. Raises ApiAwayError."""
+        """Ask for an upgrade; yield the answer's status and content, and the connection. Raises ApiAwayError."""
         ...
 
 
@@ -109,7 +105,7 @@ class ApiClient:
         return self._read(self.path(kind, name))
 
     def find(self, kind: str, name: str) -> Object | None:
-        """Read an object; None where there is none of this name."""
+        """Read an object; return None where there is none of this name."""
         with suppress(NotFoundError):
             return self.get(kind, name)
         return None
@@ -128,9 +124,9 @@ class ApiClient:
         """
         return self._ask("POST", self.path(each["kind"]), STRICT, each)
 
-    def patch(self, kind: str, name: str, patch: Any, how: str = "merge", part: str = "") -> Object:
-        """Change an object, or a part of it such as its status, by a merge, strategic or json patch."""
-        return self._ask("PATCH", self.path(kind, name, part), body=patch, content_type=PATCHES[how])
+    def patch(self, kind: str, name: str, patch: Object, part: str = "") -> Object:
+        """Change an object, or a part of it such as its status, by a merge patch."""
+        return self._ask("PATCH", self.path(kind, name, part), body=patch, content_type=MERGE)
 
     def delete(
         self, kind: str, name: str, *, propagation: str = "Background", grace_seconds: int | None = None, uid: str = ""
@@ -165,7 +161,7 @@ class ApiClient:
         return "/".join(word for word in (place, plural, name, part) if word)
 
     def _read(self, path: str, params: Mapping[str, str] | None = None) -> Object:
-        """Read a path; of Kueue's objects the older version where the server does not know the newer."""
+        """Read a path; where the server does not know the newer version of Kueue's objects, read the older."""
         try:
             return self._ask("GET", path, params)
         except NotFoundError:
@@ -183,7 +179,7 @@ class ApiClient:
         return found
 
     def _error(self, status: int, answer: Any) -> ApiError:
-        """What the API server says, as the error that it means."""
+        """The error that an answer of the API server means."""
         is_object = isinstance(answer, dict)  # else a proxy answers
         said = " ".join(str(answer.get("message") or "").split()) if is_object else " ".join(str(answer).split())[:300]
         reason = str(answer.get("reason") or "") if is_object else ""

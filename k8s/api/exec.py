@@ -47,7 +47,7 @@ def upgrade_headers() -> dict[str, str]:
 
 
 def run_command(stream: "NetworkStream", stdin: BinaryIO | None, stdout: BinaryIO | None) -> tuple[dict[str, Any], str]:
-    """Pass a command's input and output through an upgraded connection; how it ended, and what it printed on stderr.
+    """Pass a command's input and output through an upgraded connection; return its status and what it printed on stderr.
 
     Raises BrokenOffError where the connection ends before the command has.
     """
@@ -76,7 +76,7 @@ def _feed(socket: "WebSocket", stdin: BinaryIO) -> None:
 
 
 class WebSocket:
-    """An upgraded connection; it stays for the caller to close."""
+    """An upgraded connection. The caller closes it."""
 
     def __init__(self, stream: "NetworkStream") -> None:
         self._stream = stream
@@ -106,7 +106,7 @@ class WebSocket:
                 elif isinstance(event, CloseConnection):
                     return
             if patience is not None and time.monotonic() - last > patience:
-                raise BrokenOffError(f"nothing was said for {patience:.0f} s")
+                raise BrokenOffError(f"nothing came for {patience:.0f} s")
 
     def say_goodbye(self) -> None:
         """Tell the other end that nobody listens any more."""

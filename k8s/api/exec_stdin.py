@@ -1,7 +1,7 @@
 """The input of a program that a laptop runs in a pod.
 
-Kubernetes waits for ever for one that ends before it has read all that was sent (as kubectl does then): so it is sent nothing
-before it says that it reads, and reads on to the end whatever becomes of it.
+Kubernetes waits for ever for a program that ends before it has read all its input (kubectl hangs then): so the program is sent
+nothing before it writes that it reads, and it reads to the end of the input even if it fails.
 """
 
 import sys
@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-READY = b"\n"  # its first word on the standard output: one byte, which cannot come in halves
+READY = b"\n"  # what the program writes first: one byte, which cannot come in halves
 REST_BYTES = 1 << 20
 
 
 @contextmanager
 def fed() -> Iterator[IO[bytes]]:
-    """In the pod: the input, of which nothing is left behind."""
+    """In the pod: yield the program's input, and read what is left of it at the end."""
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
     try:

@@ -32,7 +32,7 @@ class HttpTransport:
         self.client.close()
 
     def request(self, method: str, path: str, params: Mapping[str, str], body: Any, content_type: str) -> tuple[int, Any]:
-        """Send a request, a GET once more where its connection was closed meanwhile; the answer's status and content."""
+        """Send a request, a GET once more where its connection was closed meanwhile; return status and content."""
         content = orjson.dumps(body) if body is not None else None
         headers = {"Content-Type": content_type} if body is not None else {}
         with self._translated(path):
@@ -49,7 +49,7 @@ class HttpTransport:
     def upgrade(
         self, path: str, params: Mapping[str, Any], headers: Mapping[str, str]
     ) -> "Iterator[tuple[int, Any, NetworkStream]]":
-        """Ask for an upgrade of the connection to a WebSocket; the answer's status, its content if refused, the connection."""
+        """Ask for a WebSocket; yield the answer's status, its content if it is a refusal, and the connection."""
         with self._translated(path), self.client.stream("GET", path, params=params, headers=headers) as response:
             if refused := response.status_code >= 400:
                 response.read()

@@ -38,7 +38,7 @@ class ServiceAccountTransport:
         self._context: tuple[int, ssl.SSLContext] | None = None  # of the authorities' file as it was written then
 
     def request(self, method: str, path: str, params: Mapping[str, str], body: Any, content_type: str) -> tuple[int, Any]:
-        """Send a request; the answer's status and content. Raises ApiAwayError, or ForbiddenError where the pod has no token."""
+        """Send a request; return status and content. Raises ApiAwayError, and ForbiddenError where the pod has no token."""
         where = f"/{path}?{urlencode(params)}" if params else f"/{path}"
         address = urlsplit(self.server)
         try:

@@ -1,4 +1,4 @@
-"""Connecting to a cluster as kubectl does: by kubeconfig files, a context of them, or the service account of this pod."""
+"""Connect to a cluster as kubectl does: by kubeconfig files and their contexts, or by the service account of this pod."""
 
 import base64
 import os
@@ -167,7 +167,7 @@ def _proof(user: Entry, cluster: Entry) -> httpx2.Auth | None:
 
 
 class Token(httpx2.Auth):
-    """Signs each request with a token, as it is then: one in a file is replaced from time to time."""
+    """Signs each request with a token, which is read each time: one in a file is replaced from time to time."""
 
     def __init__(self, read: Callable[[], str]) -> None:
         self._read = read

@@ -1,4 +1,4 @@
-"""A pod's connection to whoever carries the run. Never waits for the other side, but to connect."""
+"""A pod's connection to the coordinator of the run. It never waits for the other side, except to connect."""
 
 import select
 import socket
@@ -6,52 +6,51 @@ import time
 from contextlib import suppress
 
 from k8s.runtime.handshake import hello, is_welcome, new_nonce
-from k8s.runtime.leader_terms import Claim
+from k8s.runtime.leader_terms import LeaderTerm
 from k8s.runtime.pod_status import Pod
-from k8s.runtime.protocol import BEAT, BEAT_SECONDS, LONGEST_BYTES, LOST_SECONDS, Message, pack, unpack
+from k8s.runtime.protocol import HEARTBEAT, LONGEST_BYTES, Message, pack, unpack
+from k8s.runtime.timings import CONNECT_SECONDS, COORDINATOR_START_SECONDS, HEARTBEAT_SECONDS, LOST_SECONDS
 
-CONNECT_SECONDS = 1.0
-START_SECONDS = 30.0  # what a conductor that was just started may take until its first word
 CHUNK_BYTES = 4096
 
 
-class Link:
-    """A connection. `lost` says why it is of no use any more; `silent_seconds` that nobody closed it, but said nothing.
+class CoordinatorLink:
+    """A connection. `lost` says why it is of no use any more; `silent_seconds` that nobody closed it, but sent nothing.
 
-    It is `answered` once the other side has let this pod in, and proved that it knows the claim's key.
+    It is `answered` once the other side has let this pod in, and proved that it knows the term's key.
     """
 
-    def __init__(self, connection: socket.socket, pod: Pod, claim: Claim, key: str, patience: float) -> None:
-        self.claim, self.key = claim, key
+    def __init__(self, connection: socket.socket, pod: Pod, term: LeaderTerm, key: str, patience: float) -> None:
+        self.term, self.key = term, key
         self._pod, self._nonce = pod, new_nonce()
         self._socket = connection
         self._received = bytearray()
         self._patience = patience
         self._heard = self._listened = time.monotonic()
-        self._next_beat = self._heard + BEAT_SECONDS
+        self._next_heartbeat = self._heard + HEARTBEAT_SECONDS
         self.lost = ""
         self.silent_seconds = 0.0
         self.answered = False
 
     @classmethod
-    def connect(cls, claim: Claim, pod: Pod, key: str, *, known: bool = False) -> "Link":
-        """To a carrier that was heard before, or to one that may be only starting.
+    def connect(cls, term: LeaderTerm, pod: Pod, key: str, *, known: bool = False) -> "CoordinatorLink":
+        """Connect to a coordinator that was heard before (`known`), or to one that may be only starting.
 
-        Raises OSError; ConnectionRefusedError where the pod lives, and nobody in it carries the run.
+        Raises OSError; ConnectionRefusedError where the pod lives, and no coordinator runs in it.
         """
-        connection = socket.create_connection((claim.address, claim.port), timeout=CONNECT_SECONDS)
+        connection = socket.create_connection((term.address, term.port), timeout=CONNECT_SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return cls(connection, pod, claim, key, LOST_SECONDS if known else START_SECONDS)
+        return cls(connection, pod, term, key, LOST_SECONDS if known else COORDINATOR_START_SECONDS)
 
     def send(self, message: Message) -> None:
-        """Say something. What is said is far less than a socket holds, so this waits only for a dead peer, and not long."""
+        """Send a message. Messages are far smaller than what a socket holds, so this waits only for a dead peer, and not long."""
         try:
             self._socket.sendall(pack(message))
         except OSError as error:
             self._lose(f"{type(error).__name__}: {error}")
 
     def listen(self, seconds: float) -> list[Message]:
-        """What is said within some seconds; returns at the first word. Beats, and finds out whether the other side lives.
+        """Return what comes within some seconds, at the first message. Sends heartbeats, and notices when the other side is gone.
 
         Time in which this process was kept from listening, by a machine that stood still, does not count as silence.
         """
@@ -60,11 +59,11 @@ class Link:
         if readable:
             messages = self._read()
         now = time.monotonic()
-        self._heard = min(now, self._heard + max(0.0, now - self._listened - max(seconds, BEAT_SECONDS)))
+        self._heard = min(now, self._heard + max(0.0, now - self._listened - max(seconds, HEARTBEAT_SECONDS)))
         self._listened = now
-        if now >= self._next_beat and self.answered:
-            self._next_beat = now + BEAT_SECONDS
-            self.send(BEAT)
+        if now >= self._next_heartbeat and self.answered:
+            self._next_heartbeat = now + HEARTBEAT_SECONDS
+            self.send(HEARTBEAT)
         if now - self._heard > self._patience and not self.lost:
             self.silent_seconds = now - self._heard
             self._lose(f"nothing heard for {self._patience:.0f} s")
@@ -86,14 +85,14 @@ class Link:
         try:
             messages = [message for line in lines if not self._greet(message := unpack(bytes(line)))]
         except (ValueError, KeyError) as error:
-            self._lose(f"not what whoever carries the run would say: {error}")
+            self._lose(f"not what the coordinator of the run would send: {error}")
             return []
         if len(rest) > LONGEST_BYTES:
             self._lose(f"a line longer than {LONGEST_BYTES} bytes")
-        return [message for message in messages if message != BEAT]
+        return [message for message in messages if message != HEARTBEAT]
 
     def _greet(self, message: Message) -> bool:
-        """Go through the handshake; whether the message was a part of it. Raises ValueError if it came before its end."""
+        """Go through the handshake; True: the message was a part of it. Raises ValueError if it came before the end of it."""
         if self.answered:
             return False
         if message["say"] == "challenge":
@@ -108,6 +107,6 @@ class Link:
         self.lost = self.lost or why
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         with suppress(OSError):
             self._socket.close()

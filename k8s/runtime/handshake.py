@@ -1,6 +1,6 @@
-"""How two pods of a run prove to each other that they belong to it: both know the claim's key, and neither says it.
+"""How two pods of a run prove to each other that they belong to it: both know the term's key, and neither sends it.
 
-Whoever carries the run sends a number that it never sends again, and the pod signs it with its hello: one that was overheard
+The coordinator sends a number that it never sends again, and the pod signs it with its hello: a hello that was overheard
 proves nothing later. The welcome is signed likewise, so that a pod obeys nobody else.
 """
 
@@ -15,34 +15,34 @@ NONCE_BYTES = 16
 
 
 def new_nonce() -> str:
-    """A number that is used once."""
+    """A random number, which is used once."""
     return secrets.token_hex(NONCE_BYTES)
 
 
 def hello(key: str, challenge: str, nonce: str, pod: Pod) -> Message:
-    """What a pod answers to the challenge, with a challenge of its own."""
+    """A pod's answer to the challenge, with a challenge of its own."""
     proof = sign(key, "hello", challenge.encode(), nonce.encode(), _text(pod)).hex()
     return {"say": "hello", "pod": vars(pod), "nonce": nonce, "proof": proof}
 
 
 def proves(key: str, challenge: str, said: Message, pod: Pod) -> bool:
-    """Whether a hello answers the challenge, and knows the key."""
+    """Whether a hello answers the challenge, and its sender knows the key."""
     proof = bytes.fromhex(said["proof"])
     return signed_by(key, proof, "hello", challenge.encode(), str(said["nonce"]).encode(), _text(pod))
 
 
 def welcome(key: str, nonce: str) -> Message:
-    """What a pod hears that is let in."""
+    """The coordinator's answer to a pod that it lets in."""
     return {"say": "welcome", "proof": sign(key, "welcome", nonce.encode()).hex()}
 
 
 def is_welcome(key: str, nonce: str, said: Message) -> bool:
-    """Whether a message is the welcome of whoever knows the key. Raises ValueError if it is no message of that kind."""
+    """Whether a message is a welcome whose sender knows the key. Raises ValueError if it is no message of that kind."""
     return said["say"] == "welcome" and signed_by(key, bytes.fromhex(str(said.get("proof"))), "welcome", nonce.encode())
 
 
 def ray_token(key: str) -> str:
-    """The token of the run's Ray, which every pod finds out for itself."""
+    """The token of the run's Ray, which every pod derives from the key."""
     return sign(key, "ray").hex()
 
 

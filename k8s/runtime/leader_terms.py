@@ -1,8 +1,11 @@
-"""Which pod carries the run: numbered files in the run directory, of which the newest counts.
+"""Which pod leads the run: numbered terms in the run directory, of which the newest counts.
 
-A claim is the creation of a file whose name only grows, so two pods can never both believe to be first. The next may be
-made only when the pod of the newest has left, or is dead by the word of the API server: a pod that is cut off cannot
+A term is the exclusive creation of a file whose number only grows, so two pods can never both believe that they lead. The next
+term may be taken only when the pod of the newest has left, or is dead by the word of the API server: a pod that is cut off cannot
 ask, and so can take nothing over.
+
+A client of NFS may believe an old listing for a minute, but opens a file as it is now. So nobody lists the terms: each has a
+file into which its successor writes its number, and one into which its own pod writes that it has left.
 """
 
 import json
@@ -14,14 +17,15 @@ from pathlib import Path
 from cluster.backends.submission import submission_details
 from cluster.run.directory import RunDir
 from cluster.run.key import new_key, write_private
+from cluster.run.succession import read_mark_afresh, write_mark
+from k8s.runtime.timings import UNFINISHED_TERM_SECONDS
 
 FOLDER = "carriers"
-UNFINISHED_SECONDS = 10.0  # after which a claim without content is that of a pod that died as it wrote
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A pod that carries the run, or did."""
+class LeaderTerm:
+    """A pod that leads the run, or did."""
 
     number: int
     pod: str = ""
@@ -32,79 +36,72 @@ class Claim:
     unfinished: bool = False  # it is being written
 
 
-def newest(run: RunDir) -> Claim | None:
-    """The claim that counts; None: there was none yet."""
-    folder = run.path / FOLDER
-    try:
-        numbers = [int(name) for name in os.listdir(folder) if name.isdigit()]
-    except FileNotFoundError:
-        return None
-    return _read(folder / f"{max(numbers):06d}") if numbers else None
+class LeaderTerms:
+    """The terms of a run, as one process follows them."""
 
+    def __init__(self, run: RunDir) -> None:
+        self._run, self._folder = run, run.path / FOLDER
+        self._folder.mkdir(exist_ok=True)  # a client of NFS would believe for a minute that it is missing
+        self._known = 0  # the newest term that was seen
 
-def before(run: RunDir, claim: Claim) -> Claim | None:
-    """The claim that this one has taken the run over from."""
-    path = run.path / FOLDER / f"{claim.number - 1:06d}"
-    return _read(path) if path.exists() else None
+    def newest(self) -> LeaderTerm | None:
+        """The term that counts; None: there was none yet."""
+        while later := read_mark_afresh(self._successor_of(self._known)):
+            self._known = later
+        return self._read(self._known) if self._known else None
 
+    def before(self, term: LeaderTerm) -> LeaderTerm | None:
+        """The term whose pod led the run before."""
+        return self._read(term.number - 1) if term.number > 1 else None
 
-def take(run: RunDir, claim: Claim) -> bool:
-    """Make a claim, and a key for it; False: somebody else has made the same, and carries the run."""
-    folder = run.path / FOLDER
-    folder.mkdir(exist_ok=True)
-    secret = _key_file(run, claim)
-    secret.unlink(missing_ok=True)  # of an earlier claim of this pod: nobody joins that any more
-    write_private(secret, new_key())  # before the claim: who has read that finds it
-    try:
-        with (folder / f"{claim.number:06d}").open("x") as stream:
-            stream.write(json.dumps(asdict(claim)))
-    except FileExistsError:
-        return False
-    return True
+    def take(self, term: LeaderTerm) -> bool:
+        """Begin a term, with a key of its own; False: another pod has begun the term of this number, and leads the run."""
+        secret = self._key_file(term)
+        secret.unlink(missing_ok=True)  # of an earlier term of this pod: nobody joins that any more
+        write_private(secret, new_key())  # before the term: whoever has read that finds it
+        try:
+            with self._file(term.number).open("x") as stream:
+                stream.write(json.dumps(asdict(term)))
+            mine = True
+        except FileExistsError:
+            mine = False
+        write_mark(self._successor_of(term.number - 1), term.number)  # the other may have died before it could write it
+        return mine
 
+    def key_of(self, term: LeaderTerm) -> str:
+        """The key by which the run's pods prove to each other that they belong to it. Raises OSError if there is none."""
+        return self._key_file(term).read_text()
 
-def key_of(run: RunDir, claim: Claim) -> str:
-    """By which the run's pods prove to each other that they are some. Raises OSError if there is none."""
-    return _key_file(run, claim).read_text()
+    def leave(self, term: LeaderTerm) -> None:
+        """Write that the pod of a term has left: any other may lead the run from here."""
+        write_mark(self._folder / f"{term.number:06d}.left", term.number)
 
+    def has_left(self, term: LeaderTerm) -> bool:
+        """Whether the pod of a term has left in order."""
+        return read_mark_afresh(self._folder / f"{term.number:06d}.left") > 0
 
-def give_up(run: RunDir, claim: Claim) -> None:
-    """The pod leaves; whoever can may carry the run from here."""
-    (run.path / FOLDER / f"{claim.number:06d}.left").touch()
+    def end_of(self, term: LeaderTerm, job: str) -> str:
+        """Why a term of this Job's pod has ended, though nobody told the pod; empty: it has not."""
+        last = self.newest()
+        if last is not None and last.number > term.number:
+            return f"pod {last.pod} leads the run by now: this pod lost leadership (it was presumed dead)"
+        if (name := submission_details(self._run).get("name")) != job:
+            return f"Job {name} has the run by now: it was submitted again"
+        return ""
 
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number:06d}"
 
-def given_up(run: RunDir, claim: Claim) -> bool:
-    """Whether the pod has left in order."""
-    return (run.path / FOLDER / f"{claim.number:06d}.left").exists()
+    def _successor_of(self, number: int) -> Path:
+        return self._folder / f"{number:06d}.successor"
 
+    def _key_file(self, term: LeaderTerm) -> Path:
+        return self._folder / f".{term.uid}.key"
 
-def say_leaving(run: RunDir, claim: Claim) -> None:
-    """The pod is asked to go, and still saves: others that the run needs for it stay until it has left."""
-    (run.path / FOLDER / f"{claim.number:06d}.leaving").touch()
-
-
-def leaving(run: RunDir, claim: Claim) -> bool:
-    """Whether the pod has said so, and not left yet."""
-    return (run.path / FOLDER / f"{claim.number:06d}.leaving").exists() and not given_up(run, claim)
-
-
-def displaced(run: RunDir, claim: Claim, carrier: str) -> str:
-    """Who carries the run by now, and why, if it is no longer this pod of the object `carrier`; else nothing."""
-    last = newest(run)
-    if last is not None and last.number > claim.number:
-        return f"pod {last.pod} leads the run by now: this pod lost leadership (it was presumed dead)"
-    if (name := submission_details(run).get("name")) != carrier:
-        return f"{name} carries the run by now: it was submitted again"
-    return ""
-
-
-def _key_file(run: RunDir, claim: Claim) -> Path:
-    return run.path / FOLDER / f".{claim.uid}.key"
-
-
-def _read(path: Path) -> Claim:
-    number = int(path.name)
-    try:
-        return Claim(**json.loads(path.read_text()))
-    except ValueError:
-        return Claim(number=number, unfinished=time.time() - path.stat().st_mtime < UNFINISHED_SECONDS)
+    def _read(self, number: int) -> LeaderTerm:
+        with self._file(number).open() as stream:
+            try:
+                return LeaderTerm(**json.loads(stream.read()))
+            except ValueError:
+                age = time.time() - os.fstat(stream.fileno()).st_mtime
+                return LeaderTerm(number=number, unfinished=age < UNFINISHED_TERM_SECONDS)

@@ -1,4 +1,4 @@
-"""The pods of a run as its conductor sees them. To be a member is to be connected: a pod that falls silent is lost."""
+"""The pods of a run as its coordinator sees them. To be a member is to be connected: a pod that falls silent is lost."""
 
 import asyncio
 import logging
@@ -8,41 +8,40 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
 
 from cluster.process.forking import wait_by_polling
+from cluster.supervise.allocation import AgentSpec, StoreSpec
 from k8s.runtime.handshake import new_nonce, proves, welcome
 from k8s.runtime.pod_status import Pod
-from k8s.runtime.protocol import BEAT, BEAT_SECONDS, LONGEST_BYTES, LOST_SECONDS, Message, pack, unpack
+from k8s.runtime.protocol import HEARTBEAT, LONGEST_BYTES, Message, StartAgent, StartStore, pack, unpack
+from k8s.runtime.timings import AGENT_POLL_SECONDS, FAREWELL_SECONDS, HEARTBEAT_SECONDS, LOST_SECONDS
 
 log = logging.getLogger(__name__)
 
 LOST_CODE = 255  # of an agent whose pod is lost
-POLL_SECONDS = 0.02
-CLOSE_SECONDS = 5.0
-MOST_REFUSED = 10_000  # callers that are remembered, so that each is told of once
+MOST_REFUSED = 10_000  # callers that are remembered, so that each is logged once
 
-Admit = Callable[[Pod, str], Pod]  # who it says it is, where it calls from -> who it is; raises RefusedError
+Admit = Callable[[Pod, str], Pod]  # the pod that a caller says it is, its address -> the pod that it is; raises RefusedError
 
 
 class RefusedError(Exception):
-    """Why a caller is not let in."""
+    """A caller is not let in; the message says why."""
 
 
 async def _next_line(reader: asyncio.StreamReader) -> bytes:
-    """What a pod says next. Raises TimeoutError if it is silent for too long; time in which this process was kept from
-    listening, by a machine that stood still, does not count: what was said meanwhile waits to be read.
+    """Read what a pod sends next. Raises TimeoutError if it is silent for too long; time in which this process was kept from
+    listening, by a machine that stood still, does not count: what was sent meanwhile waits to be read.
     """
-    for _ in range(round(LOST_SECONDS / BEAT_SECONDS)):
+    for _ in range(round(LOST_SECONDS / HEARTBEAT_SECONDS)):
         with suppress(TimeoutError):
-            return await asyncio.wait_for(reader.readline(), BEAT_SECONDS)
+            return await asyncio.wait_for(reader.readline(), HEARTBEAT_SECONDS)
     raise TimeoutError
 
 
 class RemoteAgent:
     """An agent in another pod, with the methods of a process."""
 
-    pid = 1  # of what started it, there
+    pid = 1  # of what started the agent, in its pod
 
     def __init__(self, member: "Member", number: int) -> None:
         self.args = f"the agent of pod {member.pod.name}"
@@ -50,22 +49,22 @@ class RemoteAgent:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """Its exit code, once its pod has told; that of a lost pod's agent is 255."""
+        """The agent's exit code, once its pod has sent it; 255 where the pod is lost."""
         if self.returncode is None and self._member.gone:
             self.returncode = LOST_CODE
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end. Raises subprocess.TimeoutExpired."""
-        return wait_by_polling(self, timeout, POLL_SECONDS)
+        """Wait for the end of the agent. Raises subprocess.TimeoutExpired."""
+        return wait_by_polling(self, timeout, AGENT_POLL_SECONDS)
 
     def send_signal(self, sig: int) -> None:
-        """Only what the wire has words for."""
+        """Send SIGUSR2 or SIGKILL: there are messages for no others."""
         assert sig in (signal.SIGUSR2, signal.SIGKILL), sig
         self._member.send({"say": "stop" if sig == signal.SIGUSR2 else "kill", "agent": self.number})
 
     def terminate(self) -> None:
-        """As nothing listens to SIGTERM: end it."""
+        """Kill the agent: it has no handler for SIGTERM."""
         self.send_signal(signal.SIGKILL)
 
 
@@ -75,37 +74,37 @@ class Member:
     def __init__(self, pod: Pod, writer: asyncio.StreamWriter, loop: asyncio.AbstractEventLoop) -> None:
         self.pod, self._writer, self._loop = pod, writer, loop
         self.agent: RemoteAgent | None = None
-        self.leaving = False  # it was asked to go
-        self.gone = False  # it is not connected any more
-        self.silent = False  # since nothing was heard of it: dead or cut off; else it has closed the connection
+        self.leaving = False  # asked to go
+        self.gone = False  # not connected any more
+        self.silent = False  # gone without closing the connection: dead or cut off
 
     def send(self, message: Message) -> None:
-        """Say something to the pod; nothing happens if it is gone."""
+        """Send the pod a message; nothing happens if it is gone."""
         self._loop.call_soon_threadsafe(self._write, message)
 
     def _write(self, message: Message) -> None:
         if not self._writer.is_closing():
             self._writer.write(pack(message))
 
-    def start(self, number: int, **place: Any) -> RemoteAgent:
-        """Have it start an agent."""
+    def start(self, number: int, spec: AgentSpec) -> RemoteAgent:
+        """Have the pod start an agent."""
         self.agent = RemoteAgent(self, number)
-        self.send({"say": "start", "agent": number, **place})
+        self.send(StartAgent.of(number, spec))
         return self.agent
 
-    def start_store(self, number: int, **place: Any) -> RemoteAgent:
-        """Have it start the group's store."""
-        self.send({"say": "store", "agent": number, **place})
+    def start_store(self, number: int, spec: StoreSpec) -> RemoteAgent:
+        """Have the pod start the rendezvous store."""
+        self.send(StartStore.of(number, spec))
         return RemoteAgent(self, number)
 
     @property
     def idle(self) -> bool:
-        """It can start an agent."""
+        """Whether the pod can start an agent."""
         return not self.gone and not self.leaving and (self.agent is None or self.agent.poll() is not None)
 
 
-class Members:
-    """Everybody who is connected, and was. Runs in a thread of its own; all methods may be called from any other."""
+class Membership:
+    """All pods that are connected, and those that were. Serves them in a thread of its own; any thread may call the methods."""
 
     def __init__(self, listener: socket.socket, key: str, admit: Admit) -> None:
         self._listener, self._key, self._admit = listener, key, admit
@@ -117,23 +116,23 @@ class Members:
         threading.Thread(target=self._run, name="members", daemon=True).start()
 
     def present(self) -> list[Member]:
-        """Who is connected, by index."""
+        """The pods that are connected, by index."""
         with self._lock:
             return sorted(self._by_uid.values(), key=lambda member: member.pod.index)
 
     def departed(self) -> list[Member]:
-        """Who has gone since this was last asked."""
+        """The pods that have gone since the last call."""
         with self._lock:
             gone, self._departed = self._departed, []
         return gone
 
-    def close(self, last_word: Message | None = None) -> None:
-        """Say a last word to everybody, and let them go."""
-        closing: Future[None] = asyncio.run_coroutine_threadsafe(self._close(last_word), self._loop)
+    def close(self, farewell: Message | None = None) -> None:
+        """Send all pods a last message, and close their connections."""
+        closing: Future[None] = asyncio.run_coroutine_threadsafe(self._close(farewell), self._loop)
         try:
-            closing.result(CLOSE_SECONDS)
+            closing.result(FAREWELL_SECONDS)
         except TimeoutError:
-            log.warning("not every pod has heard the last word")
+            log.warning("not every pod has received the last message")
 
     # --- in the thread
 
@@ -145,14 +144,14 @@ class Members:
         server = await asyncio.start_server(self._talk, sock=self._listener, limit=LONGEST_BYTES)
         async with server:
             while True:
-                await asyncio.sleep(BEAT_SECONDS)
+                await asyncio.sleep(HEARTBEAT_SECONDS)
                 for member in self.present():
-                    member._write(BEAT)
+                    member._write(HEARTBEAT)
 
-    async def _close(self, last_word: Message | None) -> None:
+    async def _close(self, farewell: Message | None) -> None:
         for member in self.present():
-            if last_word is not None:
-                member._write(last_word)
+            if farewell is not None:
+                member._write(farewell)
             member._writer.close()
         for member in self.present():
             try:
@@ -161,7 +160,7 @@ class Members:
                 continue  # it went before us
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, from hello to its end."""
+        """Serve one connection, from hello to its end."""
         member: Member | None = None
         try:
             challenge = new_nonce()
@@ -187,7 +186,7 @@ class Members:
                 self._drop(member)
 
     async def _let_in(self, hello: Message, challenge: str, caller: str) -> Pod | None:
-        """Who calls, if it may join."""
+        """The pod that calls, if it may join."""
         claimed = Pod(**hello["pod"])
         try:
             if not proves(self._key, challenge, hello, claimed):
@@ -195,7 +194,7 @@ class Members:
             return await asyncio.to_thread(self._admit, claimed, caller)
         except RefusedError as error:
             if str(error) != self._refused.get(claimed.uid):  # it calls again and again
-                log.warning("a caller from %s that says to be pod %s is not let in: %s", caller, claimed.name, error)
+                log.warning("a caller from %s that says that it is pod %s is not let in: %s", caller, claimed.name, error)
             if len(self._refused) < MOST_REFUSED:
                 self._refused[claimed.uid] = str(error)
             return None

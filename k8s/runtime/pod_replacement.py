@@ -1,4 +1,4 @@
-"""See to it that pods which are gone are replaced at once, at the hundredth time as at the first.
+"""Have Kubernetes replace pods that are gone at once, at the hundredth time as at the first.
 
 The Job controller pauses before a successor, and doubles its pause for ever: 10, 20, 40, 80 s. It computes it from the
 failed pod's own status, which a survivor may set into the past: then the successor runs 2.0 to 2.7 s later, at the fourth
@@ -16,14 +16,15 @@ from k8s.api.client import ApiError, ForbiddenError
 from k8s.api.in_cluster import InClusterApi
 from k8s.api.objects import Object
 from k8s.runtime.membership import Member
-from k8s.runtime.pod_status import DEAD, LEAVING, declared_dead, hurried, long_ended, over
+from k8s.runtime.pod_status import DEAD, LEAVING, backdated_termination, is_backdated, is_declared_dead, over
+from k8s.runtime.timings import (
+    BACKDATED_WATCH_SECONDS,
+    CRASH_SECONDS,
+    REPLACEMENT_AWAY_POLL_SECONDS,
+    REPLACEMENT_POLL_SECONDS,
+)
 
 log = logging.getLogger(__name__)
-
-LOOK_SECONDS = 0.3
-MISSING_LOOK_SECONDS = 5.0  # while the API server is away, or says no
-CRASH_SECONDS = 5.0  # what a node may take to see that a pod has ended
-STAND_SECONDS = 20.0  # how long a hurried pod is watched: its node may write its own view of it once more
 
 
 @dataclass
@@ -34,11 +35,11 @@ class _Gone:
     uid: str
     dead_at: float  # when it is declared dead unless it has ended by then, by the monotonic clock
     declared_dead: bool = False
-    hurried_at: float = 0.0
+    backdated_at: float = 0.0
 
 
-class Replacing:
-    """Looks after pods that have gone, in a thread of its own, until their successors are under way."""
+class PodReplacer:
+    """Watches pods that have gone, in a thread of its own, until their successors are under way."""
 
     def __init__(self, api: InClusterApi) -> None:
         self._api = api
@@ -47,18 +48,18 @@ class Replacing:
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="replacing", daemon=True).start()
 
-    def see_to(self, member: Member, grace_seconds: float) -> None:
-        """A member goes, or has gone. One that was asked to go may still be saving; one that was not is dead."""
+    def replace(self, member: Member, grace_seconds: float) -> None:
+        """Replace a member that goes, or has gone. One that was asked to go may still be saving; one that was not is dead."""
         wait = grace_seconds if member.leaving else 0.0 if member.silent else CRASH_SECONDS
         self.declare_dead(member.pod.name, member.pod.uid, wait)
 
     def declare_dead(self, name: str, uid: str, in_seconds: float = 0.0) -> None:
-        """The pod is to be replaced, whether its node says that it has ended or not."""
+        """Replace a pod, whether its node reports that it has ended or not; after some seconds, unless it has returned."""
         with self._lock:
             self._gone.setdefault(uid, _Gone(name, uid, time.monotonic() + in_seconds))
 
     def returned(self, uid: str) -> bool:
-        """A pod is there. Whether it stays: one that was declared dead before it came back is deleted already."""
+        """Note that a pod is there; False: it cannot stay, as it was declared dead before it came back, and is deleted."""
         with self._lock:
             if uid in self._gone and self._gone[uid].declared_dead:
                 return False
@@ -66,19 +67,19 @@ class Replacing:
             return True
 
     def _declare(self, gone: _Gone) -> bool:
-        """Whether it has not come back meanwhile."""
+        """Mark a pod as declared dead; False: it has come back meanwhile."""
         with self._lock:
             gone.declared_dead = gone.uid in self._gone
             return gone.declared_dead
 
     def close(self) -> None:
-        """Leave them to themselves."""
+        """Stop watching."""
         self._closed.set()
 
     def _run(self) -> None:
-        pause = LOOK_SECONDS
+        pause = REPLACEMENT_POLL_SECONDS
         while not self._closed.wait(pause):
-            pause = LOOK_SECONDS
+            pause = REPLACEMENT_POLL_SECONDS
             with self._lock:
                 gone = list(self._gone.values())
             for each in gone:
@@ -86,53 +87,53 @@ class Replacing:
                     done = self._tend(each)
                 except ApiError as error:
                     log.warning("pod %s is gone, and the Job's back-off cannot be reset: %s", each.name, error)
-                    pause = MISSING_LOOK_SECONDS
+                    pause = REPLACEMENT_AWAY_POLL_SECONDS
                     continue
                 if done:
                     with self._lock:
                         self._gone.pop(each.uid, None)
 
     def _tend(self, gone: _Gone) -> bool:
-        """Look once; True: nothing more needs to be done."""
+        """Look at a pod once; True: nothing more needs to be done."""
         pod, now = self._api.pod(gone.name), time.monotonic()
         if pod is None or pod["metadata"]["uid"] != gone.uid or pod["status"].get("phase") == "Succeeded":
             return True
-        if hurried(pod):
-            gone.hurried_at = gone.hurried_at or now  # an earlier carrier may have done it
+        if is_backdated(pod):
+            gone.backdated_at = gone.backdated_at or now  # an earlier leader may have done it
             # the node of one that still saves will tell of its end, and begin the pause anew
-            return (over(pod) or declared_dead(pod)) and now - gone.hurried_at > STAND_SECONDS
+            return (over(pod) or is_declared_dead(pod)) and now - gone.backdated_at > BACKDATED_WATCH_SECONDS
         if not over(pod) and now >= gone.dead_at:
             if not self._declare(gone):
                 return True
-            self._bury(pod)
+            self._mark_lost(pod)
         elif over(pod) or "deletionTimestamp" in pod["metadata"]:  # its successor may start while it saves
-            self._api.patch_pod_status(gone.name, long_ended(pod, LEAVING))
+            self._api.patch_pod_status(gone.name, backdated_termination(pod, LEAVING))
         else:
             return False
-        gone.hurried_at = now
+        gone.backdated_at = now
         return False
 
-    def _bury(self, pod: Object) -> None:
-        """A dead pod is deleted, and stays where it is: so its successor is not put on the same node, of whose death
-        Kubernetes learns later (50 s, where nobody has changed it).
+    def _mark_lost(self, pod: Object) -> None:
+        """Delete a dead pod; it stays on its node, so that its successor is not put there: Kubernetes learns later that the
+        node is dead (after 50 s, where nobody has changed that).
         """
-        name, status = pod["metadata"]["name"], long_ended(pod, DEAD)
+        name, status = pod["metadata"]["name"], backdated_termination(pod, DEAD)
         log.warning("pod %s is declared dead", name)
         try:
             self._api.delete_pod(name, pod["metadata"]["uid"])
         except ApiError as error:
             if not isinstance(error, ForbiddenError):
                 raise
-            log.warning("it can only be declared failed: %s", error)
+            log.warning("pod %s cannot be deleted, and is declared failed: %s", name, error)
             status["phase"] = "Failed"
         self._api.patch_pod_status(name, status)
 
 
-def let_go(api: InClusterApi) -> None:
-    """The run is over: dead pods that their nodes could not end must not keep its Job from ending."""
+def release_stuck_pods(api: InClusterApi) -> None:
+    """Delete dead pods whose nodes could not end them: they would keep the Job of a run that is over from ending."""
     try:
         for pod in api.pods():
-            if declared_dead(pod):
+            if is_declared_dead(pod):
                 name = pod["metadata"]["name"]
                 api.patch_pod_status(name, {"phase": "Failed"})
                 api.delete_pod(name, pod["metadata"]["uid"], at_once=True)

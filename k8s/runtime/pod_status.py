@@ -1,4 +1,4 @@
-"""This pod, and what a pod's description says: whether it lives, why it has to go, how its successor is hurried."""
+"""What a pod's description says: whether it lives, why it has to go, and how the back-off of its successor is reset."""
 
 import os
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from k8s.api.objects import Object
 
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 LONG_AGO = "2020-01-01T00:00:00Z"  # longer than the Job controller ever waits
-DEAD, LEAVING = "NodeLost", "Leaving"  # reasons of a container's end that its node has not told
+DEAD, LEAVING = "NodeLost", "Leaving"  # reasons of a container's end that its node has not reported
 # reasons of the condition DisruptionTarget, in plain words; Kubernetes' own word is kept beside them
 DISRUPTIONS = {
     "PreemptionByScheduler": StopReason.PREEMPTED,
@@ -31,7 +31,7 @@ class Pod:
 
     @classmethod
     def this(cls, environment: Mapping[str, str] = os.environ) -> "Pod":
-        """From the variables that the manifest sets."""
+        """This pod, of the variables that the manifest sets."""
         return cls(
             name=environment["POD_NAME"],
             uid=environment["POD_UID"],
@@ -41,21 +41,21 @@ class Pod:
 
 
 def index_of(pod: Object) -> int:
-    """Its place in the Indexed Job; -1: it has none."""
+    """The pod's index in the Job; -1: it has none."""
     return int(pod["metadata"].get("annotations", {}).get(INDEX_ANNOTATION, -1))
 
 
 def alive(pod: Object) -> bool:
-    """It runs, and nobody has asked it to go."""
+    """Whether the pod runs, and was not asked to go."""
     return pod["status"].get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
 
 
 def over(pod: Object) -> bool:
-    """None of its processes is left."""
+    """Whether none of the pod's processes is left."""
     return pod["status"].get("phase") in {"Failed", "Succeeded"}
 
 
-def why_taken(pod: Object | None, job: Object | None) -> str:
+def disruption_reason(pod: Object | None, job: Object | None) -> str:
     """Why a pod has to go, by what Kubernetes says of it and of its Job."""
     if job is None or "deletionTimestamp" in job["metadata"]:
         return StopReason.CANCELLED  # deleting the Job is a person's way to end a run
@@ -69,7 +69,7 @@ def why_taken(pod: Object | None, job: Object | None) -> str:
 
 
 def _suspended_since(pod: Object | None, job: Object) -> bool:
-    """Whether its Job was suspended after the pod was made, and perhaps resumed at once, on the nodes that are left to it."""
+    """Whether a pod's Job was suspended after the pod was made, and perhaps resumed at once, on the nodes that are left to it."""
     status = job.get("status", {})
     if any(each["type"] == "Suspended" and each["status"] == "True" for each in status.get("conditions") or []):
         return True
@@ -77,13 +77,13 @@ def _suspended_since(pod: Object | None, job: Object) -> bool:
     return made != "" and (status.get("startTime") or "") > made  # a resumed Job starts anew; these texts sort as times do
 
 
-def long_ended(pod: Object, reason: str) -> Object:
+def backdated_termination(pod: Object, reason: str) -> Object:
     """A status by which the Job controller replaces a pod that is over or being deleted at once, and not after a pause.
 
-    It counts an index's pause from the end of its last pod: 10 s, then 20, 40 ... 600, of which it forgets none. The reason
-    is that of containers of whose end their node has not told.
+    The controller counts an index's pause from the end of its last pod: 10 s, then 20, 40 ... 600, of which it forgets none.
+    `reason` is written for containers whose node has not reported their end.
     """
-    end = {"exitCode": 137, "reason": reason, "message": "said by the run's other pods"}
+    end = {"exitCode": 137, "reason": reason, "message": "reported by the run's other pods"}
     statuses = [
         {**each, "ready": False, "started": False, "state": {"terminated": {**_terminated(each, end)}}}
         for each in pod["status"].get("containerStatuses", [])
@@ -100,14 +100,14 @@ def _terminated(status: Object, otherwise: Object) -> Object:
     return {**said, "startedAt": LONG_AGO, "finishedAt": LONG_AGO}
 
 
-def hurried(pod: Object) -> bool:
-    """Whether `long_ended` has been written already, and stands."""
+def is_backdated(pod: Object) -> bool:
+    """Whether `backdated_termination` was written into the pod's status, and stands."""
     ends = [end.get("finishedAt") for end in _ends(pod)]
     return (over(pod) or "deletionTimestamp" in pod["metadata"]) and all(end == LONG_AGO for end in ends)
 
 
-def declared_dead(pod: Object) -> bool:
-    """Whether the other pods have said so, and its node nothing."""
+def is_declared_dead(pod: Object) -> bool:
+    """Whether the run's other pods have declared the pod dead, and its node has not said that it ended."""
     return not over(pod) and any(end.get("reason") == DEAD for end in _ends(pod))
 
 

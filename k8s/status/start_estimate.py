@@ -51,7 +51,7 @@ def sentence(capacities: Sequence[Capacity], resources: Resources) -> str:
     return f"It would wait: {tightest.short}{fewer}{f'; {ahead} wait in its queue already' if ahead else ''}."
 
 
-def fitting(free: Mapping[str, float], asked: Mapping[str, float]) -> int:
+def concurrent_trials(free: Mapping[str, float], asked: Mapping[str, float]) -> int:
     """How many nodes of a request fit into what is free; a resource that is not named is not limited."""
     counts = [math.floor(free[name] / value + 1e-9) for name, value in asked.items() if name in free and value > 0]
     return max(0, min(counts)) if counts else 1 << 30
@@ -76,7 +76,7 @@ def _in_queue(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> Ca
     asked = demand(resources, profile)
     found = []
     for flavor, free in flavors(queue).items():
-        nodes = fitting(free, asked)
+        nodes = concurrent_trials(free, asked)
         short = lacking(free, asked, resources.nodes.most)
         found.append(Capacity(nodes=nodes, short=f"{short} more needed in flavor {flavor} of queue {profile.queue}", ahead=ahead))
     return max(found, key=lambda capacity: capacity.nodes) if found else None
@@ -109,5 +109,5 @@ def _in_quotas(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> C
     for quota in limits:
         free = {quota.resource: quota.hard - quota.used}
         short = lacking(free, asked, resources.nodes.most)
-        found.append(Capacity(nodes=fitting(free, asked), short=f"{short} more needed in quota {quota.owner}"))
+        found.append(Capacity(nodes=concurrent_trials(free, asked), short=f"{short} more needed in quota {quota.owner}"))
     return min(found, key=lambda capacity: capacity.nodes) if found else None

@@ -79,7 +79,7 @@ def start_node(node: Node, folder: Folder = None) -> None:
 def status(folder: Folder = None) -> None:
     """Show the nodes and the queue."""
     lab = _lab(folder)
-    typer.echo(f"{lab.folder}: export SLURM_CONF={lab.conf}")
+    typer.echo(f"{lab.folder}: {len(lab.nodes)} nodes, export SLURM_CONF={lab.conf}")
     if not lab.alive:
         raise BackendError(f"{lab.folder}: its controller is dead; ropewalk lab slurm down, and up again")
     for name, state in lab.states().items():

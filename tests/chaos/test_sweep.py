@@ -52,7 +52,7 @@ def test_a_killed_driver_finishes_every_trial_once(start: Start, times: int, tri
 def test_a_cancelled_sweep_leaves_nothing_and_goes_on_when_resumed(start: Start) -> None:
     sweep = start(base={"steps": 400, "pause": 0.02}, trials=3, max_concurrent=2)
     until(lambda: len(sweep.runs()) == 2 and all(max(own, default=0) >= 5 for own in sweep.steps().values()), said=sweep.said)
-    assert any("asked to save" in line for line in cancel_runs([sweep.run.id]))
+    assert any("saves a checkpoint and exits" in line for line in cancel_runs([sweep.run.id]))
     sweep.finish(RunState.CANCELLED)
     sweep.nothing_is_left()
     assert {record.state for record in sweep.records()} <= {TrialState.CANCELLED}

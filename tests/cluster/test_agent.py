@@ -16,7 +16,7 @@ from cluster.process.ports import free_port
 from cluster.process.signals import stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
-from cluster.supervise.allocation import agent_command, store_command
+from cluster.supervise.allocation import AgentSpec, StoreSpec
 from tests.cluster.conftest import ROOT
 from tests.patience import HANG_SECONDS, Patience, ended, until
 
@@ -62,7 +62,7 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
 
     def start(node: int, log: Path) -> subprocess.Popen[bytes]:
         place = {"address": "127.0.0.1", "rendezvous": f"127.0.0.1:{port}"}
-        words = agent_command(sys.executable, str(run.path), str(attempt), node=node, nodes="2", **place)
+        words = AgentSpec(run_path=str(run.path), attempt=attempt, node=node, nodes="2", **place).command()
         with log.open("wb") as stream, stop_signals_blocked():
             return subprocess.Popen(words, stdout=stream, stderr=stream)
 
@@ -72,14 +72,14 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
         until(lambda: len(list(nodes.glob("node-*.jsonl"))) == 2)  # they have loaded all, and wait for the store
         leaving.send_signal(signal.SIGUSR2)
         until(lambda: "nothing to save" in said.read_text())
-        started.append(subprocess.Popen(store_command(sys.executable, "127.0.0.1", str(port))))
-        until(lambda: list(nodes.glob("rank-*.json")))
+        started.append(subprocess.Popen(StoreSpec(attempt=attempt, host="127.0.0.1", port=str(port)).command()))
+        until(lambda: list(run.log_dir(attempt).glob("rank-*.log")))
         time.sleep(1.0)  # what the other's takes
         assert leaving.poll() is None
         (tmp_path / "enough").touch()
         assert ended(leaving) == EXIT_REQUEUE
         assert "failed" not in said.read_text()
-        assert len(list(nodes.glob("rank-*.json"))) == 1, "that of the other agent"
+        assert len(list(run.log_dir(attempt).glob("rank-*.log"))) == 1, "that of the other agent"
     finally:
         end(process for one in started for process in family(one.pid))
         for one in started:

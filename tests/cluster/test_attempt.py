@@ -10,7 +10,7 @@ from cluster.config import Resources
 from cluster.process.forking import Process
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
-from cluster.supervise.allocation import Allocation
+from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 from cluster.supervise.attempt import Attempt
 
 
@@ -31,7 +31,7 @@ class Sleepers(Allocation):
     def free_port(self) -> int:
         return 1  # no agent that this allocation starts meets another
 
-    def start(self, node: int, command: list[str], log: Path) -> Process:
+    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
         return subprocess.Popen(["sleep", "60"])
 
     def end(self, process: Process) -> None:

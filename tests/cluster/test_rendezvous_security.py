@@ -28,7 +28,7 @@ from cluster.process.kill import end, family
 from cluster.process.ports import ReservedPort
 from cluster.run.directory import RunDir
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
-from cluster.supervise.allocation import agent_command, store_command
+from cluster.supervise.allocation import AgentSpec, StoreSpec
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
 from tests.processes import words_of
@@ -70,7 +70,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     reserved = ReservedPort()
     port = reserved.take(STORE_ADDRESS)
-    process = subprocess.Popen(store_command(sys.executable, STORE_ADDRESS, str(port)))
+    process = subprocess.Popen(StoreSpec(attempt=1, host=STORE_ADDRESS, port=str(port)).command())
     until(lambda: answers(STORE_ADDRESS, port), Patience.START)
     yield port
     process.kill()
@@ -95,9 +95,8 @@ def test_what_no_agent_has_signed_is_never_unpickled(store: int, tmp_path: Path)
     place = {"address": STORE_ADDRESS, "rendezvous": f"{STORE_ADDRESS}:{store}"}
     said = tmp_path / "agent.log"
     with said.open("wb") as stream:
-        agent = subprocess.Popen(
-            agent_command(sys.executable, str(run.path), "1", node=0, nodes="1", **place), stdout=stream, stderr=stream
-        )
+        command = AgentSpec(run_path=str(run.path), attempt=1, node=0, nodes="1", **place).command()
+        agent = subprocess.Popen(command, stdout=stream, stderr=stream)
     try:
         until(lambda: agent.poll() is not None, Patience.RUN, said.read_text)
     finally:

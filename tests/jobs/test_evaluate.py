@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,25 @@ def test_export_opens_in_transformers_with_its_tokenizer(trained: tuple[RunDir, 
         export(run, tmp_path / "model")
     with pytest.raises(CheckpointError, match="step 7"):
         export(run, tmp_path / "none", step=7)
+
+
+def test_a_run_is_exported_and_scored_without_its_data(tmp_path: Path) -> None:
+    data, other = make_dataset(tmp_path / "data"), make_dataset(tmp_path / "other")
+    run = make_run(tmp_path / "runs", pretrain_config(data, steps=2))
+    launch(run, 1)
+    shutil.rmtree(data)
+    export(run, tmp_path / "model")
+    assert AutoTokenizer.from_pretrained(tmp_path / "model")("the").input_ids == list(b"the")
+    assert evaluate(run.path.parent, 1, model=run.id, data=str(other))["model_step"] == 2
+    shutil.rmtree(run.tokenizer)
+    with pytest.raises(CheckpointError, match="tokenizer: is gone"):
+        export(run, tmp_path / "again")
+
+
+def test_a_run_that_trains_nothing_has_no_model(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {"model": "x", "data": "y"}, "evaluate")
+    with pytest.raises(ConfigError, match="this evaluate run has no model"):
+        export(run, tmp_path / "model")
 
 
 def test_latest_means_the_newest_run_that_trains(trained: tuple[RunDir, Path], monkeypatch: pytest.MonkeyPatch) -> None:

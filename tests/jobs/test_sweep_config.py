@@ -9,12 +9,11 @@ import yaml
 import jobs
 from cluster.config import load_config
 from cluster.errors import ConfigError
-from jobs.sweep.checks import sample_config
+from jobs.sweep.checks import concurrent_trials, decision_steps, sample_config
 from jobs.sweep.config import SweepConfig
-from jobs.sweep.follower import Pace
-from jobs.sweep.limits import decision_steps, fitting
-from jobs.sweep.recorded_search import parameters_of
 from jobs.sweep.space import Parameter, active, merged, samples
+from jobs.sweep.trial import ReportInterval
+from jobs.sweep.tune import parameters_of
 from tests.jobs.shell import Shell
 
 GOOD: dict[str, Any] = {
@@ -28,7 +27,7 @@ GOOD: dict[str, Any] = {
 def load(**changes: Any) -> SweepConfig:
     config = load_config(SweepConfig, {**GOOD, **changes})
     assert isinstance(config, SweepConfig)
-    return config
+    return config.resolved()
 
 
 @pytest.mark.parametrize(
@@ -50,7 +49,7 @@ def load(**changes: Any) -> SweepConfig:
         ({"space": {}}, "space"),
         ({"search": "grid"}, "space.optim.lr is a range"),
         ({"scheduler": "pbt", "search": "optuna"}, "goes with search=random only"),
-        ({"search": "bohb", "scheduler": "median"}, "brings its own scheduler"),
+        ({"search": "bohb"}, "search: bohb was removed, since nobody maintains its packages; use search=optuna"),
         ({"allocation": True, "cluster": "local"}, "leave cluster out"),
         ({"resources": {"nodes": 2}}, "resources are the driver's"),
         ({"scheduler": "best"}, "scheduler"),
@@ -88,12 +87,6 @@ def test_a_mistake_is_named(changes: dict[str, Any], words: str) -> None:
 def test_what_does_not_fit_is_named_at_submission(shell: Shell, changes: dict[str, Any], words: str) -> None:
     (shell.home / "sweep.yaml").write_text(yaml.safe_dump({**GOOD, **changes}))
     assert words in shell.mistake("submit", "sweep", "-c", "sweep.yaml", "--on", "good")
-
-
-def test_bohb_without_its_packages_says_what_to_install(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.sweep.checks.BOHB_PACKAGES", ("ConfigSpace", "hpbandster_that_is_not_there"))
-    (shell.home / "sweep.yaml").write_text(yaml.safe_dump({**GOOD, "search": "bohb"}))
-    assert "pip install ropewalk[bohb]" in shell.mistake("submit", "sweep", "-c", "sweep.yaml")
 
 
 def test_the_record_holds_what_the_driver_needs(shell: Shell) -> None:
@@ -141,20 +134,20 @@ def test_parameters_are_set_where_they_belong() -> None:
 
 
 def test_a_scheduler_hears_of_the_first_reading_behind_each_of_its_steps() -> None:
-    pace = Pace(10)
-    assert [step for step in (5, 12, 15, 19, 20, 25, 47, 49) if pace.due(step)] == [12, 20, 47]
-    assert not Pace(None).due(100)
+    interval = ReportInterval(10)
+    assert [step for step in (5, 12, 15, 19, 20, 25, 47, 49) if interval.due(step)] == [12, 20, 47]
+    assert not ReportInterval(None).due(100)
 
 
 def test_as_many_trials_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     two = load(base={**GOOD["base"], "resources": {"nodes": 2, "ranks_per_node": 2}}, trials=20)
     resources = sample_config(two).resources
-    assert fitting(two, resources, "local") == 2
-    assert fitting(two, resources, "slurm") == 8
-    assert fitting(load(trials=3), resources, "slurm") == 3
-    assert fitting(load(max_concurrent=5), resources, "local") == 5
-    assert fitting(load(scheduler="pbt", trials=6), resources, "local") == 6, "a population lives together"
+    assert concurrent_trials(two, resources, "local") == 2
+    assert concurrent_trials(two, resources, "slurm") == 8
+    assert concurrent_trials(load(trials=3), resources, "slurm") == 3
+    assert concurrent_trials(load(max_concurrent=5), resources, "local") == 5
+    assert concurrent_trials(load(scheduler="pbt", trials=6), resources, "local") == 6, "a population lives together"
 
 
 def test_the_example_is_a_sweep_and_its_first_rung_lies_on_a_validation() -> None:
@@ -162,3 +155,15 @@ def test_the_example_is_a_sweep_and_its_first_rung_lies_on_a_validation() -> Non
     config = load_config(SweepConfig, values)
     assert isinstance(config, SweepConfig)
     assert decision_steps(config, sample_config(config)) == 25
+
+
+def test_only_submission_loads_the_base_with_every_extreme_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load()
+
+    def fail(*_: object) -> None:
+        raise AssertionError("the driver and the actors read a sweep as submission has resolved it")
+
+    monkeypatch.setattr("jobs.sweep.checks.load_config", fail)
+    again = SweepConfig.model_validate(config.model_dump(mode="json"))
+    assert (again.base, again.trials) == (config.base, 10)
+    assert again.base["data"] == str(Path("data").absolute())

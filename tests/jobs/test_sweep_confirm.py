@@ -15,8 +15,7 @@ from cluster.spec import Outcome, RunState
 from jobs import registry as catalog
 from jobs.runs.status import all_runs
 from jobs.sweep import confirm
-from jobs.sweep.comparison import compare, mean_of, t_value
-from jobs.sweep.confirm_report import confirmation
+from jobs.sweep.confirm_report import compare, confirmation, mean_of, t_value
 from jobs.sweep.results import read_sweep
 from tests.fakes import toss
 from tests.fakes.sweep import METRIC, START, make_sweep, make_trial_run, write_record
@@ -64,7 +63,7 @@ def finish(runs: Mapping[int, RunDir], values: Mapping[int, float]) -> None:
 def test_what_an_earlier_call_began_is_taken_up(shell: Shell) -> None:
     results = read_sweep(make_sweep(shell.home / "runs", 6, stops=False))
     found = confirm.candidates(results, "runner-up")
-    assert [c.trial for c in found] == [t.trial for t in results.standing[:2]]
+    assert [c.trial for c in found] == [t.trial for t in results.eligible[:2]]
     seeds = confirm.seeds_of(results, 2)
     assert seeds == [1, 2]  # the sweep's own is 0
     confirm.ensure_runs(results, found, seeds, "slow", ["ropewalk"])
@@ -177,7 +176,7 @@ def test_no_spread_and_no_difference_are_told_as_such(shell: Shell) -> None:
     finish(found[1].runs, {1: 3.0, 2: 3.1})
     assert "The win is not shown" in confirmation(results, found)["words"]
     finish(found[1].runs, {1: 2.0, 2: 2.11})
-    assert "The win was luck" in confirmation(results, found)["words"]
+    assert "The win is not reproduced" in confirmation(results, found)["words"]
     (found[1].runs[2].attempt_dir(1) / "outcome.json").unlink()
     said = confirmation(results, found)
     assert (said["real"], said["n"]) == (None, 1)

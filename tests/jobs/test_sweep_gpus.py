@@ -8,10 +8,10 @@ import pytest
 from cluster.errors import ConfigError
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
+from jobs.sweep.checks import concurrent_trials
 from jobs.sweep.config import SweepConfig
-from jobs.sweep.driver import Driver
+from jobs.sweep.job import Driver
 from jobs.sweep.launcher import users_environment
-from jobs.sweep.limits import fitting
 from tests.fakes.gpus import machine_with
 
 
@@ -42,7 +42,7 @@ def test_a_sweep_whose_trials_want_more_gpus_than_there_are_does_not_wait_for_th
     record = {"job": "sweep", "config": {}, "trials_on": {"cluster": "local", "backend": "local"}, "clusters": {}}
     run = RunDir.create("sweep", record, tmp_path)
     driver = Driver(JobContext(run=run, attempt=1), config)
-    assert (driver.gpus, fitting(config, driver.sample.resources, "local")) == (1, 1)
+    assert (driver.gpus, concurrent_trials(config, driver.sample.resources, "local")) == (1, 1)
     base["resources"]["gpus"] = 4
     with pytest.raises(ConfigError, match="take 4 GPUs, and this machine has 1"):
         Driver(JobContext(run=run, attempt=1), SweepConfig.model_validate({**values, "base": base}))

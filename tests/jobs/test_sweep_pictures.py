@@ -11,7 +11,7 @@ import pytest
 from cluster.run.files import read_json, write_json
 from jobs.sweep.importance import importance_of
 from jobs.sweep.plot_axes import axes_of
-from jobs.sweep.results import Trial, read_sweep
+from jobs.sweep.results import TrialResult, read_sweep
 from tests.fakes.sweep import SPACE, make_sweep
 from tests.jobs.shell import Shell
 
@@ -46,7 +46,7 @@ def test_axes_follow_the_space(tmp_path: Path) -> None:
     ],
 )
 def test_every_kind_of_parameter_has_an_axis(item: Any, values: list[Any], kind: Any) -> None:
-    trials = [Trial(trial=k, parameters={"key": value}) for k, value in enumerate(values)]
+    trials = [TrialResult(trial=k, parameters={"key": value}) for k, value in enumerate(values)]
     (axis,) = axes_of({} if item is None else {"key": item}, trials)
     assert (axis.categories if axis.categories else (axis.low, axis.high)) == kind
     assert all(0 <= axis.place(value) <= 1 for value in values)
@@ -54,7 +54,7 @@ def test_every_kind_of_parameter_has_an_axis(item: Any, values: list[Any], kind:
 
 
 def test_a_parameter_that_never_varied_has_none() -> None:
-    assert axes_of({}, [Trial(trial=0, parameters={"key": 1.0}), Trial(trial=1, parameters={"key": 1.0})]) == []
+    assert axes_of({}, [TrialResult(trial=0, parameters={"key": 1.0}), TrialResult(trial=1, parameters={"key": 1.0})]) == []
 
 
 def test_importance_stands_beside_chance(tmp_path: Path) -> None:

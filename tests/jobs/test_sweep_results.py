@@ -14,7 +14,7 @@ from cluster.run.files import append_line, read_json, write_json
 from cluster.spec import Outcome, RunState
 from jobs.runs.follow import follow
 from jobs.runs.status import find_run
-from jobs.sweep.curves import RunSeries
+from jobs.sweep.curves import MetricFollower
 from jobs.sweep.results import SweepReader, read_sweep
 from tests.fakes.sweep import BASE, METRIC, START, make_sweep, make_trial_run, write_record
 from tests.jobs.shell import Shell
@@ -68,7 +68,7 @@ def test_steps_that_were_done_again_are_spent_and_the_last_value_counts(root: Pa
     for attempt, steps, value in ((1, range(10, 60, 10), 5.0), (2, range(40, 80, 10), 4.0)):
         for step in steps:
             line(run, step, attempt, **{METRIC: value})
-    series = RunSeries(run, METRIC)
+    series = MetricFollower(run, METRIC)
     series.refresh()
     assert (series.step, series.steps_spent) == (70, 50 + 40)  # from the checkpoint of step 30
     assert series.points == {10: 5.0, 20: 5.0, 30: 5.0, 40: 4.0, 50: 4.0, 60: 4.0, 70: 4.0}

@@ -11,6 +11,7 @@ import pytest
 from cluster.config import Resources
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
+from cluster.supervise.allocation import AgentSpec
 from slurm.commands import Slurm
 from slurm.lab.cluster import Lab
 from slurm.profile import SlurmProfile
@@ -74,8 +75,9 @@ def test_srun_hears_a_stop_that_comes_as_it_starts(slurm_lab: Lab, tmp_path: Pat
         host = until(lambda: Slurm().job_details(job).get("BatchHost"))
         run = RunDir.create("x", {"config": {}, "engine": "process"}, tmp_path)
         lane = SlurmAllocation(run, Resources(), SlurmProfile(), Slurm(), job=job, hosts=[host])
+        nothing = AgentSpec(python="true", run_path="", attempt=1, node=0, nodes="1", address=host)
         for milliseconds in range(8):
-            step = lane.start(0, ["sleep", "0.1"], tmp_path / "step.log")
+            step = lane.start(0, nothing, tmp_path / "step.log")
             time.sleep(milliseconds / 1000)
             step.send_signal(signal.SIGUSR2)
             assert ended(step) != -signal.SIGUSR2

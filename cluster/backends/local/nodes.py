@@ -6,7 +6,6 @@ So a run of two nodes is a real rendezvous of two agents, and killing a node is 
 import os
 import secrets
 import shlex
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from cluster.run.directory import RunDir
 from cluster.run.key import KEY_BYTES, RENDEZVOUS_KEY
 from cluster.spec import Engine, StopReason
 from cluster.supervise.agent_environment import agent_environment
-from cluster.supervise.allocation import Allocation, agent_command, store_command
+from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 
 OUTER_TMPDIR_VARIABLE = "ROPEWALK_TMPDIR"  # the machine's own, for what outlives the node
 NODE_RETURN_SECONDS = 10.0  # how long a virtual node is away when it died: as if it rebooted
@@ -35,24 +34,24 @@ def address_of(node: int) -> str:
 
 def render_script(run_path: str, attempt: str, resources: Resources, engine: Engine) -> str:
     """Render the commands as a script that a person can read, or run by hand: the local dry run."""
-    python, port, rendezvous = sys.executable, "PORT", ""
+    port, rendezvous = "PORT", ""
     lines = ["#!/bin/bash", "# What the local backend starts: one agent a virtual node, each in a process group of its own."]
     if engine is Engine.RANKS:
         rendezvous = f"{address_of(0)}:{port}"
         key = shlex.quote(f"{run_path}/attempts/{int(attempt):04d}/{RENDEZVOUS_KEY}")
         lines.append(f"(umask 077; head -c {KEY_BYTES} /dev/urandom | od -An -tx1 | tr -d ' \\n' > {key})")
-        lines.append(f"{shlex.join(store_command(python, address_of(0), port))} &")
+        lines.append(f"{shlex.join(StoreSpec(attempt=int(attempt), host=address_of(0), port=port).command())} &")
     nodes = str(resources.nodes)
     for node, devices in enumerate(deal_devices(resources)):
-        address = address_of(node)
-        command = agent_command(python, run_path, attempt, node=node, nodes=nodes, address=address, rendezvous=rendezvous)
+        place = {"address": address_of(node), "rendezvous": rendezvous}
+        command = AgentSpec(run_path=run_path, attempt=int(attempt), node=node, nodes=nodes, **place).command()
         variables = [f"{DEVICES_VARIABLE}={','.join(devices)}"] if devices else []
         lines.append(f"{' '.join([*variables, shlex.join(command)])} &")
     return "\n".join([*lines, "wait", ""])
 
 
 class LocalAllocation(Allocation):
-    """This machine's nodes: it has every node that a run may have. `stop` is set by whoever wants the machine back."""
+    """The virtual nodes of one run: all that it may have. `stop` is set by whoever wants the machine back."""
 
     name = "local"
 
@@ -83,11 +82,11 @@ class LocalAllocation(Allocation):
         """Reserve a port of node 0's address."""
         return self._store_port.take(address_of(0))
 
-    def start(self, node: int, command: list[str], log: Path) -> Process:
-        """Fork the command into a process group of its own, with its temporary files on the node's own disk."""
+    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
+        """Fork a process group of its own, with its temporary files on the node's own disk."""
         disk = self._disk(node)
         disk.mkdir(exist_ok=True)
-        return fork_program(command, {**os.environ, **self._environment(node)}, log)
+        return fork_program(spec.command(), {**os.environ, **self._environment(node)}, log)
 
     def _environment(self, node: int) -> dict[str, str]:
         cpus = max(1, (os.cpu_count() or 1) // self.resources.nodes.most)  # virtual nodes share this machine's cores

@@ -17,7 +17,7 @@ from k8s.manifests.strategic_merge import merge
 from k8s.names import LONGEST_NAME, name_of
 from k8s.profile import K8sProfile
 
-GOLDEN = Path(__file__).parents[1] / "golden/k8s"
+GOLDEN = Path(__file__).parents[2] / "golden/k8s"
 REWRITE = "ROPEWALK_REWRITE_GOLDEN"
 
 

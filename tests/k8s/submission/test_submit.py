@@ -66,7 +66,7 @@ def test_a_name_that_is_taken_by_somebody_else(namespace: Namespace, start: Star
     metadata: dict[str, Any] = {"name": name, "namespace": namespace.name}
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"template": template, "suspend": True}}
     namespace.cluster.apply(job)
-    with pytest.raises(ConflictError, match="exists already and is not ours; `kubectl delete` it"):
+    with pytest.raises(ConflictError, match="exists already and is of another submission"):
         submit_once(run.backend.kube, {**job, "metadata": {**metadata, "labels": {"ropewalk/run": run.run.id}}})
     assert namespace.job()["metadata"]["name"] == name
 

@@ -7,7 +7,8 @@ from typing import Any, cast
 import pytest
 
 from k8s.api.in_cluster import InClusterApi
-from k8s.runtime.pod_replacement import LOOK_SECONDS, Replacing
+from k8s.runtime.pod_replacement import PodReplacer
+from k8s.runtime.timings import REPLACEMENT_POLL_SECONDS
 from tests.patience import until
 
 IN_TIME_SECONDS = 1.5  # far more than a call takes, on a machine that stands still for a moment too
@@ -38,21 +39,21 @@ def server() -> Server:
 
 
 @pytest.fixture
-def replacing(server: Server) -> Iterator[Replacing]:
-    one = Replacing(cast("InClusterApi", server))
+def replacer(server: Server) -> Iterator[PodReplacer]:
+    one = PodReplacer(cast("InClusterApi", server))
     yield one
     one.close()
 
 
-def test_a_pod_that_was_declared_dead_does_not_stay_when_it_is_back(server: Server, replacing: Replacing) -> None:
+def test_a_pod_that_was_declared_dead_does_not_stay_when_it_is_back(server: Server, replacer: PodReplacer) -> None:
     """An attempt with it would end as soon as Kubernetes tells it to go."""
-    replacing.declare_dead("a", "1")
+    replacer.declare_dead("a", "1")
     until(lambda: server.deleted == ["1"])
-    assert not replacing.returned("1")
+    assert not replacer.returned("1")
 
 
-def test_a_pod_that_is_back_in_time_stays(server: Server, replacing: Replacing) -> None:
-    replacing.declare_dead("a", "1", in_seconds=IN_TIME_SECONDS)
-    assert replacing.returned("1")
-    time.sleep(IN_TIME_SECONDS + 2 * LOOK_SECONDS)  # it would have been deleted by now
+def test_a_pod_that_is_back_in_time_stays(server: Server, replacer: PodReplacer) -> None:
+    replacer.declare_dead("a", "1", in_seconds=IN_TIME_SECONDS)
+    assert replacer.returned("1")
+    time.sleep(IN_TIME_SECONDS + 2 * REPLACEMENT_POLL_SECONDS)  # it would have been deleted by now
     assert not server.deleted

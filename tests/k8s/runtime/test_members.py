@@ -18,27 +18,27 @@ from cluster.run.directory import RunDir
 from k8s.api.client import ApiAwayError, ApiError, ForbiddenError
 from k8s.api.in_cluster import InClusterApi
 from k8s.runtime.coordinator import admitted
-from k8s.runtime.coordinator_link import Link
+from k8s.runtime.coordinator_link import CoordinatorLink
 from k8s.runtime.handshake import hello, is_welcome
-from k8s.runtime.leader_terms import Claim, key_of, take
+from k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
 from k8s.runtime.membership import RefusedError
 from k8s.runtime.pod_status import INDEX_ANNOTATION, Pod
-from k8s.runtime.protocol import BEAT, Message, pack, unpack
+from k8s.runtime.protocol import HEARTBEAT, Message, pack, unpack
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
 
-BEAT_SECONDS = 0.1
+HEARTBEAT_SECONDS = 0.1
 LOST_SECONDS = 2.0
 KEY = "0123456789abcdef" * 4
 POD = Pod(name="a", uid="1", index=0, address="127.0.0.1")
 
-CONDUCTOR = f"""
+COORDINATOR = f"""
 import socket, sys, time
 from k8s.runtime import membership as members
 
-members.BEAT_SECONDS, members.LOST_SECONDS = {BEAT_SECONDS}, {LOST_SECONDS}
+members.HEARTBEAT_SECONDS, members.LOST_SECONDS = {HEARTBEAT_SECONDS}, {LOST_SECONDS}
 listener = socket.create_server(("127.0.0.1", 0))
-known = members.Members(listener, "{KEY}", lambda pod, caller: pod)
+known = members.Membership(listener, "{KEY}", lambda pod, caller: pod)
 print(listener.getsockname()[1], flush=True)
 while True:
     for member in known.departed():
@@ -47,12 +47,12 @@ while True:
 """
 
 
-class Conductor:
+class Coordinator:
     """A process with nothing but members, and the words that it has said."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen([sys.executable, "-c", CONDUCTOR], stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen([sys.executable, "-c", COORDINATOR], stdout=subprocess.PIPE, text=True, env=environment)
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline())
         self.said: list[str] = []
@@ -83,9 +83,9 @@ class Caller:
         return unpack(self.lines.readline())
 
     def _beat(self) -> None:
-        while not self.silent.wait(BEAT_SECONDS):
+        while not self.silent.wait(HEARTBEAT_SECONDS):
             with suppress(OSError):
-                self.connection.sendall(pack(BEAT))
+                self.connection.sendall(pack(HEARTBEAT))
 
     def close(self) -> None:
         self.silent.set()
@@ -95,40 +95,40 @@ class Caller:
 
 
 @pytest.fixture
-def conductor() -> Iterator[Conductor]:
-    one = Conductor()
+def coordinator() -> Iterator[Coordinator]:
+    one = Coordinator()
     yield one
     one.close()
 
 
 @pytest.fixture
-def caller(conductor: Conductor) -> Iterator[Caller]:
-    one = Caller(conductor.port)
+def caller(coordinator: Coordinator) -> Iterator[Caller]:
+    one = Caller(coordinator.port)
     assert is_welcome(KEY, "of the caller", one.hear())
     yield one
     one.close()
 
 
-def test_a_pod_that_falls_silent_is_lost(conductor: Conductor, caller: Caller) -> None:
+def test_a_pod_that_falls_silent_is_lost(coordinator: Coordinator, caller: Caller) -> None:
     caller.silent.set()
     began = time.monotonic()
-    until(lambda: conductor.said == ["silent"], Patience.SIGNAL)
-    assert time.monotonic() - began >= LOST_SECONDS - 2 * BEAT_SECONDS
+    until(lambda: coordinator.said == ["silent"], Patience.SIGNAL)
+    assert time.monotonic() - began >= LOST_SECONDS - 2 * HEARTBEAT_SECONDS
 
 
-def test_a_pod_that_closes_the_connection_is_gone(conductor: Conductor, caller: Caller) -> None:
+def test_a_pod_that_closes_the_connection_is_gone(coordinator: Coordinator, caller: Caller) -> None:
     caller.close()
-    until(lambda: conductor.said == ["gone"], Patience.SIGNAL)
+    until(lambda: coordinator.said == ["gone"], Patience.SIGNAL)
 
 
-def test_a_conductor_that_stood_still_does_not_take_its_pods_for_silent(conductor: Conductor, caller: Caller) -> None:
+def test_a_coordinator_that_stood_still_does_not_take_its_pods_for_silent(coordinator: Coordinator, caller: Caller) -> None:
     """It is not told what was said meanwhile before it looks at the clock."""
     for _ in range(2):
-        conductor.process.send_signal(signal.SIGSTOP)
+        coordinator.process.send_signal(signal.SIGSTOP)
         time.sleep(1.5 * LOST_SECONDS)
-        conductor.process.send_signal(signal.SIGCONT)
+        coordinator.process.send_signal(signal.SIGCONT)
         time.sleep(0.5)
-    assert conductor.said == []
+    assert coordinator.said == []
 
 
 def stranger(port: int, *said: Message) -> bytes:
@@ -141,22 +141,22 @@ def stranger(port: int, *said: Message) -> bytes:
 
 
 @pytest.mark.parametrize("uid", ["1", "2"])
-def test_who_does_not_know_the_key_is_not_let_in(conductor: Conductor, uid: str) -> None:
-    """Not even who says that it is the pod of the conductor itself."""
+def test_who_does_not_know_the_key_is_not_let_in(coordinator: Coordinator, uid: str) -> None:
+    """Not even who says that it is the pod of the coordinator itself."""
     pod = Pod(name="a", uid=uid, index=0, address="127.0.0.1")
-    assert stranger(conductor.port, {"say": "hello", "pod": vars(pod)}) == b""
-    assert stranger(conductor.port, hello("another key", "", "", pod)) == b""
+    assert stranger(coordinator.port, {"say": "hello", "pod": vars(pod)}) == b""
+    assert stranger(coordinator.port, hello("another key", "", "", pod)) == b""
 
 
-def test_a_hello_that_was_overheard_is_no_use(conductor: Conductor, caller: Caller) -> None:
-    assert stranger(conductor.port, caller.hello) == b""
-    assert conductor.said == [], "and displaces nobody"
+def test_a_hello_that_was_overheard_is_no_use(coordinator: Coordinator, caller: Caller) -> None:
+    assert stranger(coordinator.port, caller.hello) == b""
+    assert coordinator.said == [], "and displaces nobody"
 
 
 def test_a_pod_obeys_nobody_who_does_not_know_the_key() -> None:
     with socket.create_server(("127.0.0.1", 0)) as impostor:
-        claim = Claim(number=1, pod="a", uid="1", index=0, address="127.0.0.1", port=impostor.getsockname()[1])
-        link = Link.connect(claim, POD, KEY)
+        term = LeaderTerm(number=1, pod="a", uid="1", index=0, address="127.0.0.1", port=impostor.getsockname()[1])
+        link = CoordinatorLink.connect(term, POD, KEY)
         connection, _ = impostor.accept()
         with connection:
             connection.sendall(pack({"say": "challenge", "nonce": "1"}) + pack({"say": "over", "code": 0}))
@@ -167,22 +167,23 @@ def test_a_pod_obeys_nobody_who_does_not_know_the_key() -> None:
     assert "without a welcome" in link.lost
 
 
-def test_a_link_and_members_understand_each_other(conductor: Conductor) -> None:
-    claim = Claim(number=1, pod="a", uid="1", index=0, address="127.0.0.1", port=conductor.port)
-    link = Link.connect(claim, POD, KEY)
+def test_a_link_and_members_understand_each_other(coordinator: Coordinator) -> None:
+    term = LeaderTerm(number=1, pod="a", uid="1", index=0, address="127.0.0.1", port=coordinator.port)
+    link = CoordinatorLink.connect(term, POD, KEY)
     until(lambda: link.listen(0.05) == [] and link.answered, Patience.SIGNAL)
     assert not link.lost
     link.close()
 
 
-def test_the_key_of_a_claim_is_its_users_alone(tmp_path: Path) -> None:
+def test_the_key_of_a_term_is_its_users_alone(tmp_path: Path) -> None:
     run = RunDir.create("toy", {"config": {}}, tmp_path)
-    claims = [Claim(number=n, pod="a", uid="1", index=0, address="127.0.0.1", port=1) for n in (1, 2)]
-    assert take(run, claims[0])
-    first = key_of(run, claims[0])
+    terms = LeaderTerms(run)
+    taken = [LeaderTerm(number=n, pod="a", uid="1", index=0, address="127.0.0.1", port=1) for n in (1, 2)]
+    assert terms.take(taken[0])
+    first = terms.key_of(taken[0])
     assert [path.stat().st_mode & 0o777 for path in (run.path / "carriers").glob(".*.key")] == [0o600]
-    assert take(run, claims[1])
-    assert key_of(run, claims[1]) != first, "a claim's key ends with it"
+    assert terms.take(taken[1])
+    assert terms.key_of(taken[1]) != first, "a term's key ends with it"
     assert first not in "".join(path.read_text() for path in (run.path / "carriers").glob("0*"))
 
 
@@ -204,18 +205,18 @@ class Api:
         }
 
 
-LEADER = Claim(number=1, pod="p0", uid="u0", index=0, address="10.0.0.1", port=1)
+LEADER = LeaderTerm(number=1, pod="p0", uid="u0", index=0, address="10.0.0.1", port=1)
 AWAY, DENIED = ApiAwayError("away"), ForbiddenError("denied")
 
 
 @pytest.mark.parametrize(
     ("uid", "caller", "error", "why"),
     [
-        ("u0", "10.0.0.7", None, "whoever carries the run has the address 10.0.0.1"),
-        ("u0", "10.0.0.7", DENIED, "whoever carries the run has the address 10.0.0.1"),
+        ("u0", "10.0.0.7", None, "the pod that leads the run has the address 10.0.0.1"),
+        ("u0", "10.0.0.7", DENIED, "the pod that leads the run has the address 10.0.0.1"),
         ("u7", "192.168.0.1", None, "that pod has the address 10.0.0.7"),
         ("u7", "10.0.0.7", AWAY, "away"),
-        ("u7", "10.0.0.8", DENIED, "it says that it has the address 10.0.0.9"),
+        ("u7", "10.0.0.8", DENIED, "it says that its address is 10.0.0.9"),
         ("u8", "10.0.0.7", None, "there is no such pod"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.process.kill import processes_of
 from cluster.spec import RunState
-from k8s.runtime.protocol import LOST_SECONDS
+from k8s.runtime.timings import LOST_SECONDS
 from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.toy import KubeToy
 from tests.patience import Patience, until

@@ -201,7 +201,7 @@ def test_a_program_that_takes_its_input_and_says_nothing_is_given_up(monkeypatch
 
     given_up = threading.Event()
     with serving(behave) as kube:
-        with pytest.raises(ApiAwayError, match="nothing was said for"):
+        with pytest.raises(ApiAwayError, match="nothing came for"):
             kube.execute("run-0", ["tee"], io.BytesIO(b"x"))
         given_up.set()
 

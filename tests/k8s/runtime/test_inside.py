@@ -1,4 +1,4 @@
-"""What pods do without a cluster: claims, words on the wire, and what a pod's description says."""
+"""What pods do without a cluster: leader election, messages, and what a pod's description says."""
 
 import os
 import ssl
@@ -10,48 +10,27 @@ from typing import Any, cast
 import pytest
 
 from cluster.run.directory import RunDir
+from cluster.supervise.allocation import AgentSpec, StoreSpec
 from k8s.api.client import ApiError
 from k8s.api.in_cluster import InClusterApi
-from k8s.runtime import leader_election as succession
-from k8s.runtime.child_processes import checked, share_of_node
-from k8s.runtime.leader_election import Succession
-from k8s.runtime.leader_terms import Claim, before, give_up, given_up, newest, take
+from k8s.runtime import leader_election
+from k8s.runtime.child_processes import share_of_node
+from k8s.runtime.leader_election import LeaderElection
+from k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
 from k8s.runtime.pod_status import (
     DEAD,
     INDEX_ANNOTATION,
     LONG_AGO,
     Pod,
-    declared_dead,
-    hurried,
+    backdated_termination,
+    disruption_reason,
     index_of,
-    long_ended,
-    why_taken,
+    is_backdated,
+    is_declared_dead,
 )
+from k8s.runtime.protocol import StartAgent, StartStore, pack, unpack
 
 ENDED = {"terminated": {"finishedAt": "2026-01-01T00:00:00Z", "exitCode": 85}}
-
-
-def test_of_two_pods_one_gets_the_claim(tmp_path: Path) -> None:
-    run = RunDir.create("toy", {"config": {}}, tmp_path)
-    assert newest(run) is None
-    first, rival = (Claim(number=1, pod=name, uid=name, index=0, address="10.0.0.1", port=1) for name in "ab")
-    assert take(run, first)
-    assert not take(run, rival)
-    assert newest(run) == first
-    give_up(run, first)
-    assert given_up(run, first)
-    second = Claim(number=2, pod="b", uid="b", index=1, address="10.0.0.2", port=2)
-    assert take(run, second)
-    assert (newest(run), before(run, second)) == (second, first)
-
-
-def test_a_claim_that_is_being_written_is_nobodys_yet(tmp_path: Path) -> None:
-    run = RunDir.create("toy", {"config": {}}, tmp_path)
-    (run.path / "carriers").mkdir()
-    (run.path / "carriers/000001").touch()
-    found = newest(run)
-    assert found is not None
-    assert found.unfinished
 
 
 class Clock:
@@ -84,15 +63,15 @@ def listed(index: int, node: str, phase: str) -> dict[str, Any]:
         ({"node": "node1", "phase": "Failed"}, 10),
     ],
 )
-def test_the_first_claim_is_the_first_pods_as_long_as_it_may_come(
+def test_the_first_term_is_the_first_pods_as_long_as_it_may_come(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: dict[str, str], seconds: int
 ) -> None:
-    """Kubernetes takes it away last when a run shrinks, and whoever carries the run goes with its pod."""
+    """Kubernetes takes it away last when a run shrinks, and the coordinator goes with its pod."""
     clock = Clock()
     clock.first = first
-    monkeypatch.setattr(succession, "time", clock)
+    monkeypatch.setattr(leader_election, "time", clock)
     run = RunDir.create("toy", {"config": {}}, tmp_path)
-    second = Succession(run, Pod(name="p1", uid="u1", index=1, address="10.0.0.2"), cast(InClusterApi, clock))
+    second = LeaderElection(LeaderTerms(run), Pod(name="p1", uid="u1", index=1, address="10.0.0.2"), cast(InClusterApi, clock))
     for elapsed in range(seconds):
         clock.now = 100.0 + elapsed
         assert not second.my_turn(None), f"after {elapsed} s"
@@ -104,7 +83,7 @@ def test_the_first_claim_is_the_first_pods_as_long_as_it_may_come(
 
 
 class Large(Clock):
-    """Of a thousand pods, after the one that carried the run is gone; counts what is asked."""
+    """Of a thousand pods, after the one that led the run is gone; counts what is asked."""
 
     def __init__(self, gone: int) -> None:
         super().__init__()
@@ -126,15 +105,17 @@ class Large(Clock):
 
 
 @pytest.mark.parametrize(("gone", "most_seconds"), [(1, 1.0), (5, 2.5), (12, 5.0), (200, 45.0)])
-def test_of_a_thousand_pods_few_list_the_others_and_the_lowest_living_carries_on(
+def test_of_a_thousand_pods_few_list_the_others_and_the_lowest_living_leads_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: int, most_seconds: float
 ) -> None:
     api = Large(gone)
-    monkeypatch.setattr(succession, "time", api)
+    monkeypatch.setattr(leader_election, "time", api)
     run = RunDir.create("toy", {"config": {}}, tmp_path)
-    last = Claim(number=1, pod="p0", uid="u0", index=0, address="10.0.0.1", port=1)
+    last = LeaderTerm(number=1, pod="p0", uid="u0", index=0, address="10.0.0.1", port=1)
     standing = {
-        index: Succession(run, Pod(name=f"p{index}", uid=f"u{index}", index=index, address="10.0.0.2"), cast(InClusterApi, api))
+        index: LeaderElection(
+            LeaderTerms(run), Pod(name=f"p{index}", uid=f"u{index}", index=index, address="10.0.0.2"), cast(InClusterApi, api)
+        )
         for index in range(gone, 1000)
     }
     turn, ticks = None, 0
@@ -148,12 +129,12 @@ def test_of_a_thousand_pods_few_list_the_others_and_the_lowest_living_carries_on
     assert api.asked["pod"] <= 1000 * (ticks // 10 + 1) + 10 * ticks + (0 if gone < 100 else 4000)
 
 
-def test_a_pod_that_holds_the_claim_is_not_succeeded_by_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pod_that_leads_is_not_succeeded_by_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     api = Large(0)
-    monkeypatch.setattr(succession, "time", api)
+    monkeypatch.setattr(leader_election, "time", api)
     run = RunDir.create("toy", {"config": {}}, tmp_path)
-    second = Succession(run, Pod(name="p1", uid="u1", index=1, address="10.0.0.2"), cast(InClusterApi, api))
-    claim = Claim(number=1, pod="p0", uid="u0", index=0, address="10.0.0.1", port=1)
+    second = LeaderElection(LeaderTerms(run), Pod(name="p1", uid="u1", index=1, address="10.0.0.2"), cast(InClusterApi, api))
+    claim = LeaderTerm(number=1, pod="p0", uid="u0", index=0, address="10.0.0.1", port=1)
     for _ in range(20):
         api.now += 1
         assert not second.my_turn(claim)
@@ -187,18 +168,24 @@ def test_the_authorities_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(made) == 2
 
 
+SPEC = AgentSpec(run_path="runs/r", attempt=3, node=12, nodes="1..4", address="fd00::1", rendezvous="10.0.0.1:4711")
+
+
+def test_an_agent_is_the_same_on_the_other_side() -> None:
+    message = unpack(pack(StartAgent.of(7, SPEC)))
+    assert StartAgent.model_validate(message).agent == 7
+    assert StartAgent.model_validate(message).spec("runs/r") == SPEC
+    store = StoreSpec(attempt=3, host="10.0.0.1", port="4711")
+    assert StartStore.model_validate(unpack(pack(StartStore.of(8, store)))).spec() == store
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("nodes", "2; rm -rf /"), ("log", "../../x.log"), ("address", "--help"), ("attempt", ""), ("rendezvous", "host name:1")],
+    [("nodes", "2; rm -rf /"), ("node", "../../x"), ("address", "--help"), ("attempt", ""), ("rendezvous", "host name:1")],
 )
-def test_a_conductor_names_places_and_no_words_of_a_command(name: str, value: str) -> None:
-    with pytest.raises(ValueError, match="no part of a place"):
-        checked({name: value}, name)
-
-
-def test_a_place_is_what_it_was() -> None:
-    place = {"attempt": "1", "nodes": "1..4", "address": "fd00::1", "rendezvous": "10.0.0.1:4711", "log": "node-12.log"}
-    assert checked(place, *place) == place
+def test_no_message_holds_a_word_of_a_command_line(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        StartAgent.model_validate({**StartAgent.of(7, SPEC), name: value})
 
 
 def pod(**status: Any) -> dict[str, Any]:
@@ -221,18 +208,18 @@ def pod(**status: Any) -> dict[str, Any]:
 )
 def test_why_a_pod_has_to_go(conditions: list[str], job: dict[str, Any] | None, why: str) -> None:
     told = [{"type": "DisruptionTarget", "status": "True", "reason": reason} for reason in conditions]
-    assert why_taken(pod(conditions=told), job) == why
+    assert disruption_reason(pod(conditions=told), job) == why
 
 
 def test_a_dead_pod_ended_long_ago() -> None:
     dead = pod(containerStatuses=[{"name": "main", "state": {"running": {}}}], conditions=[{"type": "Ready", "status": "True"}])
-    assert not hurried(dead)
-    dead["status"] |= long_ended(dead, DEAD)
+    assert not is_backdated(dead)
+    dead["status"] |= backdated_termination(dead, DEAD)
     dead["metadata"]["deletionTimestamp"] = "now"
-    assert hurried(dead)
-    assert declared_dead(dead)
+    assert is_backdated(dead)
+    assert is_declared_dead(dead)
     left = pod(phase="Failed", containerStatuses=[{"name": "main", "state": ENDED}])
-    end = long_ended(left, DEAD)["containerStatuses"][0]["state"]["terminated"]
+    end = backdated_termination(left, DEAD)["containerStatuses"][0]["state"]["terminated"]
     assert end == {"finishedAt": LONG_AGO, "startedAt": LONG_AGO, "exitCode": 85}, "what its node has told stays"
 
 

@@ -1,0 +1,58 @@
+"""What jobs/README.md says of adding a job, done word for word; and that it names every module once."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "jobs/README.md"
+
+
+def blocks() -> dict[str, str]:
+    """The code of the section, by language."""
+    section = README.read_text().partition("## Add a job")[2].partition("\n## ")[0]
+    return dict(re.findall(r"```(\w+)\n(.*?)```", section, re.DOTALL))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """The module and its entry point, as an installed package has them."""
+    code, place = blocks(), tmp_path / "site"
+    package = place / "greet-1.0.dist-info"
+    package.mkdir(parents=True)
+    (place / "greet.py").write_text(code["python"])
+    points = tomllib.loads(code["toml"])["project"]["entry-points"]
+    lines = [f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in named.items()) for group, named in points.items()]
+    (package / "entry_points.txt").write_text("\n".join(lines))
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: greet\nVersion: 1.0\n")
+    return place
+
+
+def ropewalk(site: Path, *words: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{site}", "ROPEWALK_RUNS": str(site.parent / "runs")}
+    environment |= {"WANDB_MODE": "disabled", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "jobs.cli", *words]
+    done = subprocess.run(command, cwd=site.parent, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_job_as_the_readme_adds_it(site: Path) -> None:
+    run, explained = blocks()["sh"].splitlines()
+    result = json.loads(ropewalk(site, *run.split()[1:], "--json").splitlines()[-1])
+    assert (result["job"], result["state"], result["said"]) == ("greet", "SUCCEEDED", "Hello, world!")
+    assert "who is greeted" in ropewalk(site, *explained.split()[1:])
+
+
+def test_the_readme_names_every_module_once() -> None:
+    folder = README.parent
+    modules = {str(path.relative_to(folder)) for path in folder.rglob("*.py") if path.name != "__init__.py"}
+    section = README.read_text().partition("## Modules")[2].partition("\n## ")[0]
+    named = re.findall(r"^\| `([a-z_/]+\.py)` \|", section, re.MULTILINE)
+    assert sorted(named) == sorted(name for name in modules if not name.startswith("training/"))

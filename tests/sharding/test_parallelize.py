@@ -1,0 +1,100 @@
+"""The ways to divide a model train the same model; what is not there yet is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed import TCPStore
+
+from cluster.errors import ConfigError
+from sharding.config import ParallelConfig, PrecisionConfig
+from sharding.group import process_group
+from sharding.parallelize import parallelize
+from tests.jobs.launch import _SERVER as SERVER
+from tests.sharding.parallel_rank import model_of, rank_main, train
+
+
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def losses_at(ranks: int, place: Path, **parallel: Any) -> list[float]:
+    """What the ranks agree on."""
+    place.mkdir()
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    arguments = [(rank, ranks, store.port, parallel, place) for rank in range(ranks)]
+    processes = [SERVER.Process(target=rank_main, args=one) for one in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * ranks
+    found = [json.loads((place / f"{rank}.json").read_text()) for rank in range(ranks)]
+    assert all(one == found[0] for one in found)
+    return found[0]  # type: ignore[no-any-return]
+
+
+def test_copies_of_a_sharded_model_learn_alike(tmp_path: Path) -> None:
+    alone = train(ParallelConfig(), PrecisionConfig())
+    assert losses_at(4, tmp_path / "hsdp", replicate=2) == pytest.approx(alone, rel=1e-6)
+    assert losses_at(2, tmp_path / "copies", replicate=2) == pytest.approx(alone, rel=1e-6)
+    assert losses_at(4, tmp_path / "sharded") == pytest.approx(alone, rel=1e-6)
+
+
+def test_recomputed_activations_change_nothing() -> None:
+    assert train(ParallelConfig(activation_checkpointing="full"), PrecisionConfig()) == train(ParallelConfig(), PrecisionConfig())
+
+
+def test_a_model_that_cannot_recompute_is_named() -> None:
+    model = model_of("meta")
+    type(model).supports_gradient_checkpointing, before = False, type(model).supports_gradient_checkpointing
+    try:
+        with process_group() as group, pytest.raises(ConfigError, match="LlamaForCausalLM cannot recompute"):
+            parallelize(model, group, ParallelConfig(activation_checkpointing="full"), PrecisionConfig())
+    finally:
+        type(model).supports_gradient_checkpointing = before
+
+
+@pytest.mark.slow
+def test_compiled_layers_learn_alike(tmp_path: Path) -> None:
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile on a CPU needs a C++ compiler")
+    alone = train(ParallelConfig(), PrecisionConfig())
+    assert losses_at(2, tmp_path / "compiled", compile=True) == pytest.approx(alone, rel=1e-4)
+
+
+def test_bf16_computes_and_fp32_keeps() -> None:
+    fp32 = train(ParallelConfig(), PrecisionConfig(compute="fp32"))
+    bf16 = train(ParallelConfig(), PrecisionConfig(compute="bf16"))
+    assert fp32 == train(ParallelConfig(), PrecisionConfig()), "on a CPU, auto is fp32"
+    assert bf16 != fp32
+    assert bf16 == pytest.approx(fp32, rel=2e-2)
+
+
+def test_an_adapter_comes_first_and_a_frozen_model_evaluates() -> None:
+    seen: list[bool] = []
+
+    def adapter(model: Any) -> Any:
+        seen.append(all(parameter.is_meta and type(parameter) is torch.nn.Parameter for parameter in model.parameters()))
+        return model
+
+    with process_group() as group:
+        model = parallelize(model_of("meta"), group, ParallelConfig(), PrecisionConfig(), trainable=False, adapter=adapter)
+        assert seen == [True]
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_is_not_there_yet_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with process_group() as group, pytest.raises(ConfigError, match=r"parallel.tensor: is 2, .* leave it at 1"):
+        parallelize(model_of("meta"), group, ParallelConfig(tensor=2), PrecisionConfig())
+    with (
+        pytest.raises(ConfigError, match=r"parallel.replicate: 1 ranks do not divide into 2 copies"),
+        process_group(ParallelConfig(replicate=2)),
+    ):
+        pass

@@ -162,9 +162,9 @@ class JobConfig(Section):
         return self
 
     def children_cluster(self) -> str | None:
-        """Return the cluster of the runs that this one starts, if another: it must see this run's files and have its code."""
+        """Return the cluster to which this run submits other runs: it must see this run's files, and have its code."""
         return None
 
     def extra_record(self, cluster_name: str) -> dict[str, Any]:
-        """Return what run.yaml holds besides the keys, since only the submitting machine knows it."""
+        """Return what run.yaml must hold besides the keys, and only the submitting machine knows."""
         return {}

@@ -70,7 +70,7 @@ class SlurmBackend(Backend):
         }
         own = [{**details, "index": i if array else None} for i in range(len(runs))]
         open_attempts(runs, resources, own, number, durable=False)
-        head.log_dir(number).mkdir()  # Slurm itself writes the script's log; whoever carries the run makes the rest
+        head.log_dir(number).mkdir()  # Slurm itself writes the script's log; the coordinator makes the rest
         place = head.attempt_dir(number)
         (place / "job.sbatch").write_text(script)  # Slurm takes a copy, so that nothing depends on this one
         if array:

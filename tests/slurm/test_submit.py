@@ -149,7 +149,7 @@ def test_the_second_of_two_jobs_leaves_without_touching_anything(slurm_lab: Lab,
     run.reach(3)
     assert (run.run.attempt_dir(1) / OWNER).read_text() == double
     subprocess.run(["scontrol", "release", first], check=True)
-    until(lambda: f"job {double} carries this submission already" in run.said())
+    until(lambda: f"job {double} owns this submission" in run.said())
     assert run.state.state is RunState.RUNNING, "the one that left does not hide the one at work"
     assert run.finish().state is RunState.SUCCEEDED
     assert run.steps() == list(range(1, 41))
@@ -161,7 +161,7 @@ def test_a_job_that_claimed_the_run_and_was_forgotten_is_succeeded(slurm_lab: La
     (run.run.attempt_dir(1) / OWNER).write_text("999999")
     assert take_ownership(run.run, run.job, Slurm())
     assert (run.run.attempt_dir(1) / OWNER).read_text() == run.job
-    assert not take_ownership(run.run, "999999", Slurm()), "the job that carries it now is there"
+    assert not take_ownership(run.run, "999999", Slurm()), "the job that owns it now is there"
 
 
 def test_a_late_job_of_an_earlier_submission_counts_while_it_is_there(slurm_lab: Lab, tick: Start) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.backends.recovery import conclude, has_agents, last_known
 from cluster.backends.submission import key_of, named_beside, next_attempt, open_attempts, open_dependencies, refuse_active
-from cluster.config import Resources, load_section
+from cluster.config import Resources
+from cluster.config_reader import load_section
 from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.run.files import write_all

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -98,9 +99,7 @@ class Checkpoints:
         folder = self.place.child(directory_of(step))
         # names of their own, so that an orphan of an older attempt cannot overwrite what a newer one committed
         prefix = f"{self.fence.attempt:04d}-{self.fence.group:06d}"
-        writer = CheckpointWriter(
-            folder, prefix, self.fence.check, lambda index, files: self._commit(folder, manifest, prefix, files)
-        )
+        writer = CheckpointWriter(folder, prefix, self.fence.check, partial(self._commit, folder, manifest, prefix))
         pending = async_save(
             state,
             storage_writer=writer,

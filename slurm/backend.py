@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.backends.recovery import conclude, last_known
 from cluster.backends.submission import key_of, next_attempt, open_attempts, open_dependencies, refuse_active
-from cluster.config import Resources, load_section
+from cluster.config import Resources
+from cluster.config_reader import load_section
 from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from cluster.run.directory import RunDir
 from cluster.run.files import SYNC_THREADS, syncing, write_atomically
@@ -69,7 +70,7 @@ class SlurmBackend(Backend):
         }
         own = [{**details, "index": i if array else None} for i in range(len(runs))]
         open_attempts(runs, resources, own, number, durable=False)
-        head.log_dir(number).mkdir()  # Slurm itself writes the script's log; whoever carries the run makes the rest
+        head.log_dir(number).mkdir()  # Slurm itself writes the script's log; the coordinator makes the rest
         place = head.attempt_dir(number)
         (place / "job.sbatch").write_text(script)  # Slurm takes a copy, so that nothing depends on this one
         if array:

@@ -17,7 +17,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
     "cluster": (
         {"cluster.errors", "cluster.spec", "cluster.text"},
         {"cluster.config", "cluster.fresh_reads"},
-        {"cluster.gpus", "cluster.storage"},
+        {"cluster.config_reader", "cluster.gpus", "cluster.storage"},
         {"cluster.run"},
         {"cluster.process"},
         {"cluster.supervise"},

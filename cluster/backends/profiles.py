@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.backends.base import Backend, Profile
-from cluster.config import read_yaml
+from cluster.config_reader import read_yaml
 from cluster.errors import BackendError, ConfigError
 
 PROFILES_VARIABLE = "ROPEWALK_CLUSTERS"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from cluster.config import load_section
+from cluster.config_reader import load_section
 from cluster.errors import ConfigError, DataError
 from datapipe.document import Document, Rejection
 from datapipe.filters.filter import Filter

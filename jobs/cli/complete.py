@@ -53,7 +53,7 @@ def _values(key: "Key") -> Iterator[str]:
 def clusters(incomplete: str) -> Candidates:
     """Clusters of the profile file, and those that exist without one."""
     from cluster.backends.profiles import profile_file
-    from cluster.config import read_yaml
+    from cluster.config_reader import read_yaml
     from cluster.errors import RopewalkError
 
     known = {"local": "this machine", "slurm": "the Slurm cluster of this machine", "k8s": "the cluster of the kubeconfig"}

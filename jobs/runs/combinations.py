@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from cluster.config import apply_override, parse_yaml
+from cluster.config_reader import apply_override, parse_yaml
 from cluster.errors import ConfigError
 
 MAX_RUNS = 10_000

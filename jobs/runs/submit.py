@@ -7,7 +7,8 @@ from typing import Any
 
 from cluster.backends.base import Backend
 from cluster.backends.profiles import load_backend, load_profile
-from cluster.config import JobConfig, Resources, apply_override, load_config, read_yaml
+from cluster.config import JobConfig, Resources
+from cluster.config_reader import apply_override, load_config, read_yaml
 from cluster.errors import ConfigError, RopewalkError
 from cluster.run.directory import RunDir, runs_root
 from cluster.spec import RunState

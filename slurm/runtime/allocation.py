@@ -91,7 +91,7 @@ class SlurmAllocation(Allocation):
         return self._store_port.take(self.slots[0].host)
 
     def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Popen[bytes]:
-        """Start a step of one task on a node; srun hands SIGUSR2 on to it."""
+        """Start what `spec` says as a step of one task on a node; srun hands SIGUSR2 on to it."""
         words, more = wrap([*DEAF_AT_FIRST, *spec.command()], self.profile, self.run)
         return self.open([*self.srun(node), *more, *words], log)
 

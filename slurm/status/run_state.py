@@ -50,7 +50,7 @@ def _unknown(run: RunDir, outcome: Outcome | None) -> BackendState:
     if not job_id(run) and time.time() - float(details.get("created") or 0) < PATIENCE_SECONDS:
         return BackendState(state=RunState.PENDING, word="submitting")
     if run.cancel_requested:
-        cause = "cancelled; no job carried it"
+        cause = "cancelled; there was no job of it"
         return BackendState(state=RunState.CANCELLED, word="lost", reason=conclude(run, RunState.CANCELLED, cause).cause)
     if not job_id(run):
         said = "its submission was cut short"

@@ -6,7 +6,8 @@ import pytest
 
 from cluster.backends.local.backend import LocalBackend
 from cluster.backends.profiles import load_backend, load_profile
-from cluster.config import Resources, read_yaml
+from cluster.config import Resources
+from cluster.config_reader import read_yaml
 from cluster.errors import BackendError, ConfigError
 from cluster.run.directory import RunDir
 from cluster.spec import Engine

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.config import load_config
+from cluster.config_reader import load_config
 from cluster.errors import ConfigError
 from jobs.preprocess.config import PreprocessConfig
 from tests.fakes.documents import configure, make, write_lines

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.config import load_config
+from cluster.config_reader import load_config
 from cluster.errors import ConfigError, DataError
 from datapipe.document import Document
 from datapipe.execution.worker import Task

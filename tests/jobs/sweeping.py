@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.config import load_config
+from cluster.config_reader import load_config
 from cluster.process.kill import processes_of, writers_of
 from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.spec import Outcome, RunState

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.config import load_config
+from cluster.config_reader import load_config
 from cluster.errors import ConfigError
 from cluster.process.kill import processes_of
 from cluster.run.directory import RunDir

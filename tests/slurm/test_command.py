@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.config import load_config
+from cluster.config_reader import load_config
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
 from cluster.spec import RunState

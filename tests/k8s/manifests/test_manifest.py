@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.config import Resources, load_section
+from cluster.config import Resources
+from cluster.config_reader import load_section
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from k8s.manifests.job import dump, render_job, render_release_controller

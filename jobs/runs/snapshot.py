@@ -205,6 +205,8 @@ def _stage(scratch: Path, place: Path, files: Sequence[str], links: Mapping[str,
         (linked / name).parent.mkdir(parents=True, exist_ok=True)
         (linked / name).symlink_to(target)
     for work_tree, names in ((place, files), (linked, links)):
+        if not names:
+            continue
         fed = b"".join(os.fsencode(name) + b"\0" for name in names)
         _in_scratch(scratch, work_tree, "update-index", "-z", "--add", "--remove", "--stdin", fed=fed)
     return _in_scratch(scratch, scratch, "write-tree").decode().strip()

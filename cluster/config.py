@@ -1,14 +1,11 @@
-"""A job's configuration: a YAML file and dotted overrides become one frozen pydantic model."""
+"""The keys that every job has, and what each group of keys is: a frozen pydantic model."""
 
-import difflib
 import re
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Self
 
-import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 from cluster.errors import ConfigError
 from cluster.spec import Engine
@@ -18,6 +15,19 @@ class Section(BaseModel):
     """Base of every group of keys: frozen, without unknown keys, and with defaults that are validated too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+_SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def check_variables(names: Iterable[str], secret_remedy: str) -> None:
+    """Raise ValueError for a variable of a profile's `environment` that no shell takes, or that looks like a secret."""
+    for name in names:
+        if _SECRET.search(name):
+            raise ValueError(f"variable {name} looks like a secret, and {secret_remedy}")
+        if not _VARIABLE.fullmatch(name):
+            raise ValueError(f"variable {name!r}: a name consists of letters, digits and _, and does not begin with a digit")
 
 
 def absolute(path: str) -> str:
@@ -109,6 +119,18 @@ class Tracking(Section):
     tags: tuple[str, ...] = Field(default=(), description="W&B tags, besides the cluster")
 
 
+class CodeConfig(Section):
+    """Which of the user's code travels with a run to a cluster, where it may start much later."""
+
+    ship: bool = Field(default=True, description="false: the program runs in the directory itself, as it is when it starts")
+    root: DataPath | None = Field(
+        default=None, description="what travels; unset: the git work tree around the directory, else it"
+    )
+    exclude: list[str] = Field(
+        default=[], description="patterns of what stays behind, such as `data/*`; git's ignored files do anyway"
+    )
+
+
 class JobConfig(Section):
     """The keys that every job has."""
 
@@ -123,6 +145,10 @@ class JobConfig(Section):
 
         `here` says where this machine sees a path of the cluster that the run goes to.
         """
+
+    def project(self) -> tuple[str, CodeConfig] | None:
+        """The directory of the user's own code that the run needs, and how it travels; None: it needs none."""
+        return None
 
     def preferred_engine(self) -> Engine | None:
         """Return the engine, if these keys decide it; None leaves the job's own."""
@@ -142,144 +168,3 @@ class JobConfig(Section):
     def extra_record(self, cluster_name: str) -> dict[str, Any]:
         """Return what run.yaml must hold besides the keys, and only the submitting machine knows."""
         return {}
-
-
-# --- reading
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a configuration file as plain values. Raises ConfigError naming file and line."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise ConfigError(f"{path}: no such configuration file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    return parse_yaml(text, str(path))
-
-
-_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _Loader(_Base):  # type: ignore[misc]
-    """Reads 1e-3 as a number, which YAML 1.1 takes for a string: people write learning rates so."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
-
-
-def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """Read YAML text as a mapping of plain values. Raises ConfigError."""
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{source}{where}: not YAML: {getattr(error, 'problem', error)}") from None
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise ConfigError(f"{source}: must be a mapping of keys to values, is a {type(value).__name__}")
-    return value
-
-
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Apply an override such as `optim.lr=1e-3` to nested plain values, in place. Raises ConfigError."""
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"{override!r} is not an override; write key=value, such as optim.lr=1e-3")
-    if key.startswith("-"):
-        raise ConfigError(f"{override!r}: no such option; overrides are written without dashes: {key.lstrip('-')}=...")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        value = text
-    place = values
-    *parents, last = key.split(".")
-    for parent in parents:
-        inner = place.setdefault(parent, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"{key}: {parent} is set to {inner!r}, which has no keys below it")
-        place = inner
-    place[last] = value
-
-
-def load_config(kind: type[JobConfig], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
-    """Make a job's frozen configuration of plain values and overrides. Raises ConfigError with one line an error."""
-    merged: dict[str, Any] = _copy(values)
-    for override in overrides:
-        apply_override(merged, override)
-    config = load_section(kind, merged)
-    config.resources.check_ranks()
-    return config
-
-
-S = TypeVar("S", bound=Section)
-
-
-def load_section(kind: type[S], values: Mapping[str, Any], source: str = "") -> S:
-    """Make a frozen section of plain values. Raises ConfigError that names `source`, such as a cluster of the profile file."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        problems = "; ".join(_explain(kind, problem) for problem in _worst(error))
-        raise ConfigError(f"{source}: {problems}" if source else problems) from None
-
-
-def _copy(value: Any) -> Any:
-    return {k: _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value
-
-
-def _worst(error: ValidationError) -> list[Any]:
-    """Keep one problem a key: a union reports each of its members."""
-    seen: dict[str, Any] = {}
-    for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part))
-        seen.setdefault(key, problem)
-    return list(seen.values())[:3]
-
-
-def _is_union_tag(part: object) -> bool:
-    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in {"str", "int", "float", "bool"})
-
-
-def _explain(kind: type[BaseModel], problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part))
-    value = problem.get("input")
-    if problem["type"] == "extra_forbidden":
-        known = [name for name, _ in walk_keys(kind)]
-        sections = {name.rpartition(".")[0] for name in known} | set(known)
-        near = difflib.get_close_matches(key, sorted(sections - {""}), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known[:12])}"
-        return f"unknown key {key!r}{hint}"
-    if problem["type"] == "missing":
-        return f"{key}: required, and not set"
-    message = problem["msg"].removeprefix("Value error, ")
-    shown = f", is {value!r}" if not isinstance(value, (dict, list, BaseModel)) else ""
-    where = f"{key}: " if key else ""
-    return f"{where}{message[:1].lower()}{message[1:]}{shown}"
-
-
-# --- describing
-
-
-def walk_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every dotted key of a configuration with its field, depth first, also those of nested sections."""
-    for name, info in kind.model_fields.items():
-        sections = [t for t in types_of(info.annotation) if isinstance(t, type) and issubclass(t, Section) and t is not NodeRange]
-        if not sections or len(sections) != len([t for t in types_of(info.annotation) if t is not type(None)]):
-            yield f"{prefix}{name}", info
-        for section in sections:
-            yield from walk_keys(section, f"{prefix}{name}.")
-
-
-def types_of(annotation: Any) -> list[Any]:
-    """Return the members of a union, without Annotated, or the one type that the annotation is."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return types_of(get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        return [t for argument in get_args(annotation) for t in types_of(argument)]
-    return [annotation]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.backends.recovery import conclude, has_agents, last_known
-from cluster.backends.submission import key_of, named_beside, open_attempts, open_dependencies, refuse_active
-from cluster.config import Resources, load_section
+from cluster.backends.submission import key_of, named_beside, next_attempt, open_attempts, open_dependencies, refuse_active
+from cluster.config import Resources
+from cluster.config_reader import load_section
 from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.run.files import write_all
@@ -92,7 +93,7 @@ class K8sBackend(Backend):
         self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
     ) -> list[str]:
         """Submit the next attempt of many runs, of which at most `at_once` run at a time; their handles, in order."""
-        number = (runs[0].attempts() or [0])[-1] + 1
+        number = next_attempt(runs[0])
         others = self._still_open(runs[0], after)
         free = 0 if others else len(runs) if at_once is None else at_once  # so many need no release controller
         jobs = {run.id: render_job(run, resources, self.profile, number, held=i >= free) for i, run in enumerate(runs)}

@@ -5,13 +5,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cluster.config import Section
+from cluster.config import Section, check_variables
 from k8s.names import OWN_VARIABLES
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _DEVICE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
 
 
 class Mount(Section):
@@ -103,13 +101,9 @@ class K8sProfile(Section):
     @field_validator("environment")
     @classmethod
     def _no_secrets(cls, values: dict[str, str]) -> dict[str, str]:
-        for name in values:
-            if _SECRET.search(name):
-                raise ValueError(f"variable {name} looks like a secret, and manifests are files; put it into a Secret: secrets")
-            if not _VARIABLE.fullmatch(name):
-                raise ValueError(f"variable {name!r}: a name consists of letters, digits and _, and does not begin with a digit")
-            if name in OWN_VARIABLES:
-                raise ValueError(f"variable {name} is set by the manifest; take it out of environment")
+        check_variables(values, "manifests are files; put it into a Secret: secrets")
+        if own := sorted(OWN_VARIABLES & set(values)):
+            raise ValueError(f"variable {own[0]} is set by the manifest; take it out of environment")
         return values
 
     @field_validator("pod")

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -40,7 +41,7 @@ from sharding.manifest import (
     read_manifest,
 )
 from sharding.state import State
-from sharding.storage import PlaceReader, PlaceWriter, WrittenFile, parse_index
+from sharding.storage import CheckpointReader, CheckpointWriter, WrittenFile, parse_index
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Checkpoints:
         folder = self.place.child(directory_of(step))
         # names of their own, so that an orphan of an older attempt cannot overwrite what a newer one committed
         prefix = f"{self.fence.attempt:04d}-{self.fence.group:06d}"
-        writer = PlaceWriter(folder, prefix, self.fence.check, lambda index, files: self._commit(folder, manifest, prefix, files))
+        writer = CheckpointWriter(folder, prefix, self.fence.check, partial(self._commit, folder, manifest, prefix))
         pending = async_save(
             state,
             storage_writer=writer,
@@ -229,7 +230,7 @@ class Checkpoints:
             )
         self.group.barrier()  # a rank that is late must not find the others inside the load's collectives
         try:
-            load(state, storage_reader=PlaceReader(folder, index), planner=DefaultLoadPlanner())
+            load(state, storage_reader=CheckpointReader(folder, index), planner=DefaultLoadPlanner())
         except CheckpointException as error:
             raise _plain(error, folder) from error
         self.last_step = manifest.step

@@ -63,12 +63,10 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
     return memoryview(flat.numpy().data)
 
 
-class PlaceWriter(StorageWriter):
+class CheckpointWriter(StorageWriter):
     """Writes one rank's pieces; `commit` is called on rank 0 when the files of all ranks are durable."""
 
-    def __init__(
-        self, place: StoragePath, prefix: str, check: Callable[[], None], commit: Callable[[Index, list[WrittenFile]], None]
-    ):
+    def __init__(self, place: StoragePath, prefix: str, check: Callable[[], None], commit: Callable[[list[WrittenFile]], None]):
         super().__init__()
         self.place, self.prefix, self.check, self.commit = place, prefix, check, commit
         self.rank = 0
@@ -120,7 +118,7 @@ class PlaceWriter(StorageWriter):
         data = json.dumps(index, separators=(",", ":")).encode()
         name = f"{self.prefix}-index.json"
         self.place.write(name, data)
-        self.commit(index, [*files, WrittenFile(name, len(data), checksum(xxhash.xxh3_128(data)))])
+        self.commit([*files, WrittenFile(name, len(data), checksum(xxhash.xxh3_128(data)))])
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -154,7 +152,7 @@ def parse_index(data: bytes, where: str) -> Index:
         raise CheckpointError(f"{where}: not an index of tensors ({error!r}); use an older checkpoint") from None
 
 
-class PlaceReader(StorageReader):
+class CheckpointReader(StorageReader):
     """Reads whatever slices this rank needs, however many ranks wrote them."""
 
     def __init__(self, place: StoragePath, index: Index) -> None:

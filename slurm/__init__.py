@@ -1,1 +1,1 @@
-"""The Slurm backend: one agent a node of an allocation; and a real Slurm cluster on one machine to test it on."""
+"""The Slurm backend, and a real Slurm cluster on one machine to test it on."""

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.backends.recovery import conclude, last_known
-from cluster.backends.submission import key_of, open_attempts, open_dependencies, refuse_active
-from cluster.config import Resources, load_section
+from cluster.backends.submission import key_of, next_attempt, open_attempts, open_dependencies, refuse_active
+from cluster.config import Resources
+from cluster.config_reader import load_section
 from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
 from cluster.run.directory import RunDir
 from cluster.run.files import SYNC_THREADS, syncing, write_atomically
@@ -39,7 +40,7 @@ class SlurmBackend(Backend):
     # --- submitting
 
     def render(self, run: RunDir, resources: Resources) -> str:
-        """The job script."""
+        """The job script of a run."""
         return render_job(run, resources, self.profile)
 
     def render_many(self, runs: Sequence[RunDir], resources: Resources) -> str:
@@ -47,7 +48,7 @@ class SlurmBackend(Backend):
         return render_job(runs[0], resources, self.profile, runs=len(runs))
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
-        """Submit the run's next attempt. Raises BackendError if a job of an earlier submission carries it still."""
+        """Submit the run's next attempt. Raises AlreadyRunningError if a job of an earlier submission is active."""
         if run.attempts():
             refuse_active(run, lambda: self._active_job(run))
             close_unfinished_attempt(run, "its job was lost before it could say how it ended")
@@ -56,9 +57,9 @@ class SlurmBackend(Backend):
     def submit_many(
         self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
     ) -> list[str]:
-        """The same for many runs, as one array; at most `at_once` of them run at a time."""
+        """Submit many runs as one array; at most `at_once` of them run at a time."""
         head, array = runs[0], len(runs) > 1
-        number = (head.attempts() or [0])[-1] + 1
+        number = next_attempt(head)
         script = render_job(head, resources, self.profile, number, len(runs))
         options = [*job_options(head, resources, self.profile, number, len(runs)), *self._dependency(head, after)]
         details = {
@@ -69,7 +70,7 @@ class SlurmBackend(Backend):
         }
         own = [{**details, "index": i if array else None} for i in range(len(runs))]
         open_attempts(runs, resources, own, number, durable=False)
-        head.log_dir(number).mkdir()  # Slurm itself writes the script's log; whoever carries the run makes the rest
+        head.log_dir(number).mkdir()  # Slurm itself writes the script's log; the coordinator makes the rest
         place = head.attempt_dir(number)
         (place / "job.sbatch").write_text(script)  # Slurm takes a copy, so that nothing depends on this one
         if array:
@@ -93,7 +94,7 @@ class SlurmBackend(Backend):
         return f"an active job (slurm:{job.id})" if job is not None and not state_of(job).final else ""
 
     def _dependency(self, head: RunDir, after: Sequence[str]) -> list[str]:
-        """Options that let Slurm start the run when others have succeeded, and drop it when one cannot any more."""
+        """Options by which Slurm starts the run when those `after` have succeeded, and drops it when one no longer can."""
         waiting = open_dependencies(head, after)
         if not waiting:
             return []
@@ -109,7 +110,7 @@ class SlurmBackend(Backend):
     # --- asking
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
-        """One squeue for all, and one sacct if it has forgotten any. Where Slurm does not answer, the runs' files do."""
+        """Ask squeue once for all runs, and sacct if it has forgotten any; where Slurm does not answer, read the runs' files."""
         try:
             jobs = self._jobs(runs)
         except BackendError as error:
@@ -125,7 +126,7 @@ class SlurmBackend(Backend):
         return {run.id: ends.get(run.id) or told(run) for run in runs}
 
     def _jobs(self, runs: Sequence[RunDir]) -> dict[str, Job]:
-        """The job of each run, in one question; of their owners' jobs, since one may look at another's runs."""
+        """The job of each run, in one question about the jobs of all users who own one: a user may look at another's runs."""
         users = sorted({os.geteuid(), *(run.path.stat().st_uid for run in runs)})
         return jobs_of(runs, self.slurm.queue(f"--user={','.join(map(str, users))}", seconds=QUEUE_SECONDS))
 
@@ -140,11 +141,11 @@ class SlurmBackend(Backend):
     # --- the rest
 
     def cancel(self, run: RunDir) -> None:
-        """A run at work is told to save and leave; one that waits is taken out of the queue."""
+        """Tell a run at work to save and leave; take one that waits out of the queue."""
         self.cancel_many([run])
 
     def cancel_many(self, runs: Sequence[RunDir]) -> None:
-        """The same for many runs, in few commands."""
+        """Cancel many runs in few commands."""
         for run in runs:
             run.request_cancel()
         deadline = time.monotonic() + LEAVING_SECONDS

@@ -40,18 +40,18 @@ class Node:
 
     @property
     def free(self) -> bool:
-        """Nobody's, and answering."""
+        """Whether the node has no job, and answers."""
         return self.state.startswith(FREE) and not self.state.endswith("*")
 
     @property
     def usable(self) -> bool:
-        """At work, or able to: neither drained nor down."""
+        """Whether the node works or could: it is neither drained nor down."""
         return self.state.startswith(USABLE) and not self.state.endswith("*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reservation:
-    """Nodes kept for others, or for nobody."""
+    """One line of `scontrol show reservation`: nodes that are kept for somebody, or for nobody."""
 
     name: str
     start: float  # seconds since the epoch
@@ -73,7 +73,7 @@ class Limit:
 
 
 def partitions(slurm: Slurm) -> list[Partition]:
-    """All partitions."""
+    """All partitions of the cluster."""
     return [
         _partition(fields)
         for fields in _records(slurm.ask("scontrol", "--oneliner", "show", "partition", seconds=QUESTION_SECONDS))
@@ -89,19 +89,19 @@ def nodes(slurm: Slurm, partition: str) -> list[Node]:
 
 
 def reservations(slurm: Slurm) -> list[Reservation]:
-    """All reservations, now and to come."""
+    """All reservations of the cluster, present and future."""
     text = slurm.ask("scontrol", "--oneliner", "show", "reservation", seconds=QUESTION_SECONDS)
     return [_reservation(fields) for fields in _records(text) if "ReservationName" in fields]
 
 
 def settings(slurm: Slurm) -> dict[str, str]:
-    """`scontrol show config`."""
+    """The cluster's settings, by `scontrol show config`."""
     lines = slurm.ask("scontrol", "show", "config", seconds=QUESTION_SECONDS).splitlines()
     return {key.strip(): value.strip() for key, separator, value in (line.partition("=") for line in lines) if separator}
 
 
 def limits(slurm: Slurm, user: str, account: str | None, qos: str | None) -> list[Limit]:
-    """The limits of a user's association and QoS that are set, and what his jobs use of them now; none without accounting.
+    """The limits of a user's association and QoS that are set, and what the user's jobs use of them now.
 
     Never by `scontrol show assoc_mgr`, though it counts better: without accounting it kills the controller (24.11).
     """
@@ -155,7 +155,7 @@ def _gpus(gres: str) -> int:
 
 
 def largest_job(slurm: Slurm, qos: str) -> tuple[int | None, float | None]:
-    """(nodes, minutes) that a QoS allows one job, by accounting."""
+    """How many (nodes, minutes) a QoS allows one job, by accounting; None: no limit."""
     tres, wall = _rows(slurm, "qos", qos, "MaxTRES,MaxWall")[0]
     found = re.search(r"\bnode=(\d+)", tres)
     return (int(found[1]) if found else None), minutes_of(wall)

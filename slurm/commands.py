@@ -63,7 +63,7 @@ class PlannedStart:
 
 
 def run_command(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a command in an environment in which none of Slurm's variables for input speak."""
+    """Run a command without the variables that change what Slurm's commands do or print."""
     environment = {**plain_environment(), "SLURM_BITSTR_LEN": "0"}  # long lists of an array's elements are not cut short
     pipe, late = subprocess.PIPE, threading.Event()
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
@@ -86,7 +86,7 @@ def run_command(words: Sequence[str], seconds: float) -> subprocess.CompletedPro
 
 
 def plain_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment without what would change the meaning of our commands: a surrounding job's variables, formats."""
+    """The environment without a surrounding job's variables and output formats, which would change what Slurm's commands do."""
     unwanted = (*FORMATS, *(("SLURM_", "SBATCH_", "SRUN_") if "SLURM_JOB_ID" in environment else ()))
     return {name: value for name, value in environment.items() if name in KEPT or not name.startswith(unwanted)}
 
@@ -143,7 +143,7 @@ class Slurm:
         return self.ask("sbatch", "--parsable", *options, str(script)).strip().splitlines()[-1].partition(";")[0]
 
     def queue(self, *options: str, seconds: float = COMMAND_SECONDS) -> list[Job]:
-        """The jobs that squeue tells of, ended ones too as long as the controller remembers them."""
+        """The jobs that squeue lists, ended ones too as long as the controller remembers them."""
         words = ("squeue", "--noheader", "--array", "--states=all", f"--format={QUEUE_FORMAT}", *options)
         lines = self.ask(*words, seconds=seconds).splitlines()
         jobs = [parse_job(line) for line in lines if line.count("|") >= QUEUE_FORMAT.count("|")]
@@ -168,12 +168,12 @@ class Slurm:
         return {job: (name, state.split()[0]) for job, state, name in rows if state.strip()}
 
     def job_details(self, job: str) -> dict[str, str]:
-        """`scontrol show job` as words."""
+        """The fields of `scontrol show job`."""
         text = self.ask("scontrol", "--oneliner", "show", "job", job, seconds=10)
         return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
     def hosts(self, host_list: str) -> list[str]:
-        """A host list such as n[1-3] as single names."""
+        """The single names of a host list such as n[1-3]."""
         return self.ask("scontrol", "show", "hostnames", host_list).split() if host_list else []
 
     def node_state(self, node: str) -> str:
@@ -181,7 +181,7 @@ class Slurm:
         return self.ask("sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%t", seconds=10).split()[0]
 
     def cancel(self, *words: str) -> None:
-        """scancel; a job that is over already is no error."""
+        """Cancel jobs by scancel; a job that is over already is no error."""
         try:
             self.ask("scancel", *words)
         except SchedulerAwayError:
@@ -191,7 +191,7 @@ class Slurm:
                 raise
 
     def update(self, job: str, **fields: str) -> None:
-        """scontrol update of a job."""
+        """Change fields of a job by `scontrol update`."""
         self.ask("scontrol", "update", f"JobId={job}", *(f"{key}={value}" for key, value in fields.items()))
 
 
@@ -211,13 +211,13 @@ def elements(job: str) -> list[str]:
 
 
 def parse_job(line: str) -> Job:
-    """A line of squeue in QUEUE_FORMAT; the comment comes last, since it may hold anything."""
+    """Read a line of squeue in QUEUE_FORMAT; the comment comes last, since it may hold anything."""
     job, state, reason, nodes, start, end, name, comment = line.split("|", QUEUE_FORMAT.count("|"))
     return Job(id=job, state=state, reason=reason, nodes=nodes, start=start, end=end, name=name, comment=comment)
 
 
 def parse_test_only(said: str, *, accepted: bool) -> PlannedStart:
-    """What `sbatch --test-only` has said; a refusal in Slurm's own words, without the commands' names."""
+    """Read what `sbatch --test-only` has said; a refusal keeps Slurm's own words, without the commands' names."""
     if not accepted:
         lines = [re.sub(r"^(sbatch: )?(error: |fatal: |allocation failure: )?", "", line.strip()) for line in said.splitlines()]
         words = "; ".join(dict.fromkeys(line.rstrip(".") for line in lines if line))

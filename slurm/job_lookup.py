@@ -34,12 +34,12 @@ STATES = {
 
 
 def state_of(job: Job) -> RunState:
-    """Slurm's word in ours."""
+    """The run state that a job's state in Slurm means."""
     return STATES.get(job.state, RunState.RUNNING)
 
 
 def waits(job: Job) -> bool:
-    """Whether the job is in the queue."""
+    """Whether the job waits in the queue."""
     return state_of(job) in {RunState.PENDING, RunState.REQUEUED}
 
 
@@ -58,7 +58,7 @@ def this_job(environment: Mapping[str, str]) -> str:
 
 
 def job_id(run: RunDir) -> str:
-    """The id that the newest submission got; empty: none is known. Not a proof that the job is still this one."""
+    """The id of the newest submission's job; empty: none is known. Slurm may have given it to another job since."""
     details = submission_details(run)
     if handle := str(details.get("handle") or "").partition(":")[2]:
         return handle
@@ -73,12 +73,12 @@ def job_id(run: RunDir) -> str:
 
 
 def job_name(run: RunDir) -> str:
-    """How the newest submission's job is called."""
+    """The name of the newest submission's job."""
     return f"ropewalk-{_parts(str(submission_details(run).get('key') or key_of(run, 1)))[0]}"
 
 
 def jobs_of(runs: Sequence[RunDir], jobs: Sequence[Job]) -> dict[str, Job]:
-    """The job of each run that has one, by run id."""
+    """The job of each run that has one among `jobs`, by run id."""
     by_run: dict[tuple[str, str], list[Job]] = {}
     arrays: dict[str, Job] = {}  # any job of a head run's array
     for job in jobs:
@@ -100,7 +100,7 @@ def jobs_of(runs: Sequence[RunDir], jobs: Sequence[Job]) -> dict[str, Job]:
 
 
 def _vanished(other: Job, index: str) -> Job:
-    """An element that never started and is no more, though its array is known: Slurm keeps none that are cancelled so."""
+    """An element of a known array that Slurm does not list any more: it was cancelled before it started."""
     reason = other.reason if other.state == "CANCELLED" else "None"
     return replace(other, id=f"{other.id.partition('_')[0]}_{index}", state="CANCELLED", reason=reason, start="N/A")
 
@@ -111,7 +111,7 @@ def _parts(key: str) -> tuple[str, str]:
 
 
 def _choose(run: RunDir, key: str, candidates: Sequence[Job]) -> Job | None:
-    """A retried sbatch may have made two jobs, and one that was believed lost may come late: the run's owner counts."""
+    """The one job of the run: a retried sbatch may have made two, and one that was believed lost may come late."""
     ours = [job for job in candidates if not job.comment.startswith("ropewalk:") or job.comment == key]
     alive = [job for job in candidates if not state_of(job).final]
     if len(candidates) < 2:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cluster.config import Section
+from cluster.config import Section, check_variables
 
 # what the job script decides itself
 OWN_OPTIONS = frozenset(
@@ -13,9 +13,7 @@ OWN_OPTIONS = frozenset(
     | {"output", "error", "chdir", "parsable", "dependency", "kill-on-invalid-dep", "no-kill", "array", "wait", "wrap"}
     | {"export", "gpus-per-node", "cpus-per-task", "mem"}
 )
-_SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
 _LONG_NAME = re.compile(r"[a-z][a-z0-9-]*")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Container(Section):
@@ -38,7 +36,7 @@ class Container(Section):
 
 
 class SlurmProfile(Section):
-    """One Slurm cluster; everything is optional. Options of sbatch keep sbatch's names."""
+    """The profile of one Slurm cluster; every key is optional. Options of sbatch keep sbatch's names."""
 
     runs: str | None = Field(default=None, description="where runs live; on a file system that all nodes share")
     partition: str | None = Field(default=None, description="one partition, or several: a,b")
@@ -57,7 +55,7 @@ class SlurmProfile(Section):
     )
     container: Container | None = Field(default=None, description="the image in which agents run")
     interface: str | None = Field(default=None, description="network interface for NCCL and gloo, such as ib0")
-    requeue_at_once: bool = Field(default=True, description="end the two minutes' wait that Slurm gives a requeued job")
+    requeue_at_once: bool = Field(default=True, description="end the two minutes that Slurm lets a requeued job wait")
 
     @field_validator("sbatch")
     @classmethod
@@ -65,7 +63,7 @@ class SlurmProfile(Section):
         plain = {name.lstrip("-").replace("_", "-"): value for name, value in options.items()}
         for name in plain:
             if not _LONG_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no long name of an option of sbatch; small letters, digits and - it may have")
+                raise ValueError(f"{name!r} is no long name of an option of sbatch; it may have small letters, digits and -")
         own = sorted(set(plain) & (OWN_OPTIONS | set(cls.model_fields)))
         if own:
             raise ValueError(f"{own[0]} has a key of its own, here or in the job's resources, or is the job script's to set")
@@ -74,11 +72,7 @@ class SlurmProfile(Section):
     @field_validator("environment")
     @classmethod
     def _no_secrets(cls, values: dict[str, str]) -> dict[str, str]:
-        for name in values:
-            if _SECRET.search(name):
-                raise ValueError(f"variable {name} looks like a secret, and job scripts are files; export it before you submit")
-            if not _VARIABLE.fullmatch(name):
-                raise ValueError(f"variable {name!r} has a name that no shell takes; letters, digits and _ it may have")
+        check_variables(values, "job scripts are files; export it before you submit")
         return values
 
     @model_validator(mode="after")
@@ -86,13 +80,13 @@ class SlurmProfile(Section):
         for name, value in self.options.items():
             if re.search(r"[\s#'\"\\]", str(value)):
                 raise ValueError(
-                    f"the value of {name}, {value!r}, would not survive in an #SBATCH line; it takes no blanks, quotes or #"
+                    f"the value of {name}, {value!r}, would not survive in an #SBATCH line, which takes no blanks, quotes or #"
                 )
         return self
 
     @property
     def options(self) -> dict[str, str | int | bool]:
-        """Options of sbatch, by long name, that say where a job goes."""
+        """The options of sbatch, by long name, that say where a job goes."""
         names = ("partition", "account", "qos", "constraint", "gres", "reservation", "exclude", "exclusive")
         found = {name: getattr(self, name) for name in names if getattr(self, name)}
         return {**found, **self.sbatch}

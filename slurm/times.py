@@ -9,7 +9,7 @@ UNLIMITED = {"UNLIMITED", "INFINITE", "NONE", "N/A", "(null)", ""}
 
 
 def seconds_of(stamp: str) -> float:
-    """Slurm's time stamp as seconds since the epoch; none yet is infinity."""
+    """Slurm's time stamp as seconds since the epoch; infinity for a time that is not set."""
     try:
         return time.mktime(time.strptime(stamp, "%Y-%m-%dT%H:%M:%S"))
     except ValueError:

@@ -12,6 +12,43 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"cluster": 0, "slurm": 1, "k8s": 1, "datapipe": 1, "sharding": 1, "jobs": 2}
+# the rooms of a folder, the lowest first: each may import those below it, and none beside it
+ROOMS: dict[str, tuple[set[str], ...]] = {
+    "cluster": (
+        {"cluster.errors", "cluster.spec", "cluster.text"},
+        {"cluster.config", "cluster.fresh_reads"},
+        {"cluster.config_reader", "cluster.gpus", "cluster.storage"},
+        {"cluster.run"},
+        {"cluster.process"},
+        {"cluster.supervise"},
+        {"cluster.engines"},
+        {"cluster.agent", "cluster.backends"},
+    ),
+    "jobs": (
+        {"jobs.registry", "jobs.configs"},
+        {"jobs.tracking"},
+        {"jobs.training", "jobs.runs", "jobs.programs"},
+        {"jobs.preprocess", "jobs.pretrain", "jobs.evaluate", "jobs.sweep", "jobs.command", "jobs.function"},
+        {"jobs.cli"},
+    ),
+    "k8s": (
+        {"k8s.names"},
+        {"k8s.profile"},
+        {"k8s.api"},
+        {"k8s.manifests", "k8s.runtime"},
+        {"k8s.submission"},
+        {"k8s.status"},
+        {"k8s.volume"},
+        {"k8s.backend"},
+    ),
+    "slurm": (
+        {"slurm.times", "slurm.profile"},
+        {"slurm.commands"},
+        {"slurm.cluster_info", "slurm.job_lookup", "slurm.batch"},
+        {"slurm.submission", "slurm.runtime", "slurm.status", "slurm.lab"},
+        {"slurm.backend"},
+    ),
+}
 HEAVY = ("torch", "ray", "transformers", "submitit")
 HELP_CPU_SECONDS = 0.3
 
@@ -26,22 +63,36 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(path: Path, top_level_only: bool = False) -> set[str]:
-    """Dotted names that a module imports; with `top_level_only` those of its import, not those inside functions."""
-    tree = ast.parse(path.read_text())
-    nodes: list[ast.AST] = list(ast.walk(tree))
-    if top_level_only:
-        inside = {n for f in nodes if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) for n in ast.walk(f)}
-        guarded = {n for i in nodes if isinstance(i, ast.If) and "TYPE_CHECKING" in ast.unparse(i.test) for n in ast.walk(i)}
-        nodes = [node for node in nodes if node not in inside | guarded]
+def imports(path: Path) -> set[str]:
+    """Dotted names that a module imports, wherever the import stands: also inside functions and for type checkers alone."""
     found: set[str] = set()
-    for node in nodes:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
+
+
+def graph() -> dict[str, set[str]]:
+    """Which module imports which."""
+    known = modules()
+    return {name: {word for word in imports(path) if word in known and word != name} for name, path in known.items()}
+
+
+def room_of(module: str) -> str:
+    """The room of a module: its folder, or the module itself where it stands beside folders."""
+    parts = module.split(".")
+    return ".".join(parts[:2])
+
+
+def floor_of(module: str) -> int | None:
+    """How high a module's room stands in its top folder; None for one that no table has."""
+    for number, rooms in enumerate(ROOMS.get(module.partition(".")[0], ())):
+        if room_of(module) in rooms:
+            return number
+    return None
 
 
 def test_imports_run_downward_and_siblings_never_meet() -> None:
@@ -54,13 +105,29 @@ def test_imports_run_downward_and_siblings_never_meet() -> None:
     assert wrong == []
 
 
-def test_no_cycles() -> None:
-    known = modules()
-    graph = {
-        name: {word for word in imports(path, top_level_only=True) if word in known and word != name}
-        for name, path in known.items()
-    }
-    list(TopologicalSorter(graph).static_order())  # raises CycleError with the cycle
+def test_the_rooms_of_a_folder_stand_above_each_other() -> None:
+    wrong = []
+    for name, others in graph().items():
+        for other in others:
+            mine, its = floor_of(name), floor_of(other)
+            same_folder = name.partition(".")[0] == other.partition(".")[0]
+            if same_folder and None not in (mine, its) and room_of(name) != room_of(other) and not (its < mine):  # type: ignore[operator]
+                wrong.append(f"{name} imports {other}")
+    assert wrong == []
+
+
+def test_every_room_has_a_floor() -> None:
+    missing = {room_of(name) for name in modules() if name.partition(".")[0] in ROOMS and "." in name and floor_of(name) is None}
+    assert sorted(missing) == []
+
+
+def test_no_circles_of_modules_or_of_rooms() -> None:
+    found = graph()
+    list(TopologicalSorter(found).static_order())  # raises CycleError with the cycle
+    rooms: dict[str, set[str]] = {}
+    for name, others in found.items():
+        rooms.setdefault(room_of(name), set()).update(room for room in map(room_of, others) if room != room_of(name))
+    list(TopologicalSorter(rooms).static_order())
 
 
 def test_a_cycle_would_be_found() -> None:

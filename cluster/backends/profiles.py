@@ -1,11 +1,14 @@
 """The clusters that a user describes: the profile file, and how `--on CLUSTER` finds a backend by name."""
 
 import os
+from collections.abc import Mapping
+from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from cluster.backends.base import Backend, Profile
-from cluster.config import read_yaml
+from cluster.config_reader import read_yaml
 from cluster.errors import BackendError, ConfigError
 
 PROFILES_VARIABLE = "ROPEWALK_CLUSTERS"
@@ -21,20 +24,34 @@ def profile_file() -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+def read_profiles() -> Mapping[str, Any]:
+    """What the profile file says, by cluster; it is read again only when it has changed. Raises ConfigError."""
+    path = profile_file()
+    if path is None:
+        return {}
+    status = path.stat() if path.is_file() else None
+    return _read(path.absolute(), status and (status.st_ino, status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, version: object) -> Mapping[str, Any]:
+    """The file in one `version`; a change of the version is what makes it be read again."""
+    return read_yaml(path)
+
+
 def load_profile(name: str) -> Profile:
     """The cluster that `--on NAME` means. `local`, `slurm` and `k8s` exist without a file.
 
     So does `allocation`, under which trials inside their sweep's nodes are known; nobody submits to it.
     """
-    path = profile_file()
-    profiles = read_yaml(path) if path else {}
+    profiles = read_profiles()
     if name in profiles:
         options = dict(profiles[name] or {})
         return Profile(name=name, backend=str(options.pop("backend", name)), options=options)
     if name in {"local", "slurm", "k8s", "allocation"}:
         return Profile(name=name, backend=name)
     known = ", ".join(sorted({"local", "slurm", "k8s", *profiles}))
-    where = path or "no profile file; see $ROPEWALK_CLUSTERS"
+    where = profile_file() or "no profile file; see $ROPEWALK_CLUSTERS"
     raise ConfigError(f"unknown cluster {name!r}; known: {known} ({where})")
 
 

@@ -43,6 +43,11 @@ def submission_details(run: RunDir) -> dict[str, Any]:
     return newest_submission(run)[1]
 
 
+def next_attempt(run: RunDir) -> int:
+    """The number of the attempt that a submission of the run opens."""
+    return (run.attempts() or [0])[-1] + 1
+
+
 def is_over(run: RunDir) -> bool:
     """Whether the run has ended for good, by its own files."""
     outcome = run.last_outcome()

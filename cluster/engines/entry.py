@@ -46,8 +46,6 @@ def load_entry(name: str) -> Callable[[JobContext], dict[str, Any] | None]:
 def run_entry(context: JobContext) -> int:
     """Call the run's entry and return the exit code. Results and errors are written to the attempt's folder."""
     folder = context.run.attempt_dir(context.attempt)
-    place = {"pid": os.getpid(), "group": context.group, "started": time.time()}
-    write_json(folder / "nodes" / f"rank-{context.rank}.json", place, durable=False)
     try:
         results = load_entry(context.run.record["entry"])(context)
         if context.rank == 0:

@@ -1,7 +1,8 @@
-"""Find and kill the processes of a directory, or a process and its descendants."""
+"""Find and kill the processes of a directory, those that write a log, or a process and its descendants."""
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,16 @@ def _names(process: psutil.Process, place: str) -> bool:
     if any(place in word for word in process.cmdline()):
         return True
     return any(value == place or value.startswith(f"{place}/") for value in process.environ().values())
+
+
+def writers_of(log: Path) -> list[psutil.Process]:
+    """Find the processes whose output goes to a log file, the oldest first: the others are its children."""
+    real, found = os.path.realpath(log), []
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.Error):  # it ended while we looked, or is another user's
+            if os.readlink(f"/proc/{process.pid}/fd/1") == real:
+                found.append(process)
+    return sorted(found, key=lambda process: float(process.create_time()))
 
 
 def end(processes: Iterable[psutil.Process], wait_seconds: float = 3.0) -> int:

@@ -1,4 +1,4 @@
-"""A copy of a run's code, named by git's hash of its tree: whoever uses a copy that is there already checks what it holds."""
+"""A copy of a run's code, named by git's hash of its tree: it is checked before each use."""
 
 import hashlib
 import logging
@@ -23,7 +23,7 @@ def digest_on_disk(folder: Path) -> str:
 
 
 def accept_copy(folder: Path) -> bool:
-    """Whether a copy is there and holds what its name says. One that does not is moved aside, so that it can be made anew.
+    """Return whether a copy exists and holds what its name says. One that does not is moved aside, to be made anew.
 
     Bytecode that lies in it is removed: nothing tells whose code that is.
     """

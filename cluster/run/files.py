@@ -120,7 +120,7 @@ def read_json(path: Path) -> Any | None:
 
 @cache
 def machine() -> str:
-    """A name of this machine since its last boot that no other machine has, fit for a file's name."""
+    """Name this machine since its last boot, as no other machine is named, in characters fit for a file's name."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]  # pods of two machines may have one name
     except OSError:  # not Linux

@@ -12,7 +12,6 @@ WANDB = "wandb"
 ATTEMPTS = "attempts"
 
 # of the local backend, in the run's directory
-LOCAL_REQUEST = "local.json"  # for the supervisor: {attempt, after}, and the run whose directory holds the queue
 SUPERVISOR = "supervisor.json"  # the supervisor's process: {pid, created}
 QUEUE = "queue.json"  # in the first run of a submission of many: {runs, at_once}
 QUEUE_PROCESS = "queue-process.json"  # beside it, the process that starts their supervisors

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 
 from cluster.config import Section
-from datapipe.inputs.document import Document
+from datapipe.document import Document
 
 
 class Filter(Section):

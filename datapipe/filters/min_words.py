@@ -2,8 +2,8 @@
 
 from pydantic import Field
 
+from datapipe.document import Document
 from datapipe.filters.filter import Filter
-from datapipe.inputs.document import Document
 
 
 class MinWords(Filter):

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from cluster.config import load_section
+from cluster.config_reader import load_section
 from cluster.errors import ConfigError, DataError
+from datapipe.document import Document, Rejection
 from datapipe.filters.filter import Filter
-from datapipe.inputs.document import Document, Rejection
 
 GROUP = "ropewalk.filters"  # entry points that are a subclass of Filter
 BUILT_IN = {"min_words": "datapipe.filters.min_words:MinWords"}

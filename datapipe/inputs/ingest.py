@@ -13,9 +13,9 @@ import xxhash
 
 from cluster.storage import StoragePath
 from datapipe.config import ReadRules
+from datapipe.document import Document, Rejection
 from datapipe.filters.filter import Filter
 from datapipe.filters.registry import apply_filters
-from datapipe.inputs.document import Document, Rejection
 from datapipe.inputs.files import Unit
 from datapipe.inputs.readers import ReadStats, read_unit
 from datapipe.inputs.streams import naming_full_disk

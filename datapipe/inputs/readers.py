@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from cluster.errors import DataError, StorageError
 from datapipe.config import MIB, ReadRules
-from datapipe.inputs.document import Document, Rejection
+from datapipe.document import Document, Rejection
 from datapipe.inputs.files import InputFile, Unit
 from datapipe.inputs.lines import TOO_LONG, split_lines
 from datapipe.inputs.streams import (

@@ -12,22 +12,31 @@ Candidates = list[tuple[str, str]]  # a word, and what a shell shows beside it
 
 
 def jobs(incomplete: str) -> Candidates:
-    """Jobs whose name begins so."""
-    from jobs.registry import JOBS
+    """Jobs whose name begins so, also those that others add."""
+    from importlib.metadata import entry_points
 
-    return [(spec.name, spec.summary) for spec in JOBS.values() if spec.name.startswith(incomplete)]
+    from jobs.registry import GROUP, JOBS
+
+    known = {point.name: point.value for point in entry_points(group=GROUP)}
+    known |= {spec.name: spec.summary for spec in JOBS.values()}
+    return [(name, summary) for name, summary in known.items() if name.startswith(incomplete)]
 
 
 def keys(context: typer.Context, incomplete: str) -> Candidates:
-    """`key=` of the job that was typed before; where one key is left also with its values, so that a shell adds no space."""
+    """`key=` of the job that was typed before, of resources where no job is; the last one left also with its values.
+
+    With its values, since a shell adds a space behind the only candidate.
+    """
+    from cluster.config import JobConfig
     from cluster.errors import RopewalkError
     from jobs.cli.job_help import keys_of
     from jobs.registry import config_of, find_job
 
     try:
-        known = keys_of(config_of(find_job(context.params.get("job") or "")))
+        known = keys_of(config_of(find_job(context.params["job"] or "")) if "job" in context.params else JobConfig)
     except RopewalkError:
         return []
+    known = known if "job" in context.params else [key for key in known if key.section == "resources"]
     words = context.params.get("overrides") or []
     if words[-1:] == ["="]:  # bash makes three words of optim.schedule=c
         return [(value, "") for key in known if key.name in words[-2:] for value in _values(key)]
@@ -44,7 +53,7 @@ def _values(key: "Key") -> Iterator[str]:
 def clusters(incomplete: str) -> Candidates:
     """Clusters of the profile file, and those that exist without one."""
     from cluster.backends.profiles import profile_file
-    from cluster.config import read_yaml
+    from cluster.config_reader import read_yaml
     from cluster.errors import RopewalkError
 
     known = {"local": "this machine", "slurm": "the Slurm cluster of this machine", "k8s": "the cluster of the kubeconfig"}

@@ -10,7 +10,8 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from cluster.config import JobConfig, NodeRange, Section, types_of, walk_keys
+from cluster.config import JobConfig, NodeRange, Section
+from cluster.config_reader import types_of, walk_keys
 from jobs.registry import JOBS, config_of, find_job
 
 WIDEST = 120  # columns: longer lines are hard to read

@@ -61,7 +61,9 @@ def _explain(error: Exception) -> int:
     """Print a user's mistake or a failure as one line; its exit code. Raises whatever is neither."""
     format_message = getattr(error, "format_message", None)
     if format_message is not None:  # typer's own: a missing argument, an unknown option
-        return _mistake(" ".join(format_message().split()))
+        context = getattr(error, "ctx", None)
+        usage = f"; see `{context.command_path} --help`" if context else ""
+        return _mistake(" ".join(format_message().split()).rstrip(".") + usage)
     from cluster.errors import EXIT_FAILED, ConfigError, DataError, RopewalkError
 
     if not isinstance(error, RopewalkError):

@@ -1,8 +1,7 @@
-"""The main job on text that every machine has: documents to shards to a model, with a rank killed on the way."""
+"""`ropewalk quickstart`: preprocess, train and evaluate on text that every machine has, and kill a rank on the way."""
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -18,8 +17,8 @@ from rich.table import Table
 
 from cluster.errors import RopewalkError
 from cluster.gpus import machine_devices
+from cluster.process.kill import writers_of
 from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import read_json
 from cluster.spec import RunState
 from jobs.runs.follow import follow
 from jobs.runs.plots import plot_run
@@ -35,7 +34,7 @@ _PACKAGES = (
 
 @dataclass
 class Recovery:
-    """What became of the run when one of its ranks was killed."""
+    """How the run recovered when one of its ranks was killed."""
 
     killed_at_step: int = 0
     resumed_at_step: int = 0  # the first step that the new group completed
@@ -51,7 +50,7 @@ def corpus() -> list[str]:
 
 
 def usable_gpus() -> int:
-    """GPUs of this machine that torch can compute on; another process looks, as looking may start CUDA."""
+    """The number of GPUs that torch can use here; another process counts them, since counting may start CUDA."""
     found = len(machine_devices())
     if not found:
         return 0
@@ -61,8 +60,8 @@ def usable_gpus() -> int:
 
 
 def settings(directory: Path, steps: int, gpus: int = 0) -> dict[str, dict[str, Any]]:
-    """The three jobs' configurations, written beside the results for the user to change and run again. The two ranks get a GPU
-    each if there are so many; NCCL would refuse to share one between them, so else they compute on the CPU.
+    """The configurations of the three jobs. The two ranks get a GPU each if there are two, else they compute on the CPU, since
+    NCCL does not let ranks share one.
     """
     data = str(directory / "data")
     return {
@@ -96,7 +95,7 @@ def settings(directory: Path, steps: int, gpus: int = 0) -> dict[str, dict[str, 
 
 
 def where_it_trains(gpus: int) -> str:
-    """A line on what the two ranks compute."""
+    """A line that says on what the two ranks compute."""
     if gpus >= RANKS:
         return f"{RANKS} of the {gpus} GPUs here train the model, one for each rank"
     why = "there is no GPU that torch can use" if not gpus else f"{gpus} GPU is too few for {RANKS} ranks, which need one each"
@@ -104,7 +103,7 @@ def where_it_trains(gpus: int) -> str:
 
 
 def quickstart(directory: Path, console: Console, steps: int) -> None:
-    """Run everything below `directory`, then print what came of it."""
+    """Run the three jobs below `directory`, then print their results."""
     started = time.monotonic()
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
@@ -112,17 +111,17 @@ def quickstart(directory: Path, console: Console, steps: int) -> None:
     os.environ[RUNS_VARIABLE] = str(directory / "runs")
     gpus = usable_gpus()
     jobs = settings(directory, steps, gpus)
-    console.rule("1/3  documents to shards, by Ray actors")
+    console.rule("1/3  documents to shards, on Ray actors")
     data = _run("preprocess", jobs["preprocess"], directory, console)
-    console.rule("2/3  shards to a model, on two nodes, one rank killed on the way")
+    console.rule("2/3  shards to a model, on two nodes; one rank is killed on the way")
     console.print(where_it_trains(gpus))
     recovery = Recovery()
     training = _run("pretrain", jobs["pretrain"], directory, console, recovery)
-    console.rule("3/3  the model on text that it has not seen")
+    console.rule("3/3  the model is scored on text that it has not seen")
     jobs["evaluate"]["model"] = str(training.path)
     scored = _run("evaluate", jobs["evaluate"], directory, console)
     picture = plot_run(training, directory / "curves.png")
-    console.rule("what came of it")
+    console.rule("results")
     _report(console, data, training, scored, recovery)
     console.print(f"[bold]curves[/]   {os.path.relpath(picture)}")
     console.print(f"[bold]data[/]     {os.path.relpath(directory / 'data')}/manifest.json")
@@ -134,7 +133,7 @@ def quickstart(directory: Path, console: Console, steps: int) -> None:
 
 
 def _run(job: str, values: dict[str, Any], directory: Path, console: Console, recovery: Recovery | None = None) -> RunDir:
-    """Write the job file, run it to its end, and insist on success."""
+    """Write a job file and run it to its end. Raises RopewalkError unless it succeeds."""
     path = directory / f"{job}.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
     console.print(f"$ ropewalk run {job} -c {os.path.relpath(path)}", style="bold", highlight=False)
@@ -145,7 +144,7 @@ def _run(job: str, values: dict[str, Any], directory: Path, console: Console, re
     follow(run, console)
     outcome = run.last_outcome()
     if outcome is None or outcome.state is not RunState.SUCCEEDED:
-        cause = f"{outcome.state}: {outcome.cause}" if outcome else "nobody carries it any more"
+        cause = f"{outcome.state}: {outcome.cause}" if outcome else "no process runs it any more"
         raise RopewalkError(f"{run.id} did not succeed: {cause}; see `ropewalk logs {os.path.relpath(run.path)}`")
     return run
 
@@ -155,11 +154,10 @@ def _newest_step(run: RunDir) -> int:
 
 
 def _kill_a_rank(run: RunDir, at_step: int, recovery: Recovery) -> None:
-    """SIGKILL to rank 1 in the middle of the run, and the time until the next completed step."""
+    """Send SIGKILL to rank 1 at a step of the run, and measure the time to the next completed step."""
     while _newest_step(run) < at_step:
         time.sleep(0.1)
-    place = read_json(run.attempt_dir(1) / "nodes" / "rank-1.json") or {}
-    os.kill(int(place["pid"]), signal.SIGKILL)
+    writers_of(run.log_dir(1) / "rank-1.log")[0].kill()
     killed = time.time()
     recovery.killed_at_step = _newest_step(run)
     while not (formed := [e for e in run.read_events() if e["event"] == "first_step" and e["time"] > killed]):
@@ -169,7 +167,7 @@ def _kill_a_rank(run: RunDir, at_step: int, recovery: Recovery) -> None:
 
 
 def _report(console: Console, data: RunDir, training: RunDir, scored: RunDir, recovery: Recovery) -> None:
-    """The table at the end, and a sample of what the model writes."""
+    """Print the table at the end, and a sample of the model's text."""
     found, trained, scores = data.results(), training.results(), scored.results()
     losses = [line["train/loss"] for line in training.read_metrics() if "train/loss" in line]
     table = Table(show_header=False, box=None, pad_edge=False)

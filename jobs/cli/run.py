@@ -33,13 +33,13 @@ def run(
         return _help(context, job)
     from cluster.errors import ConfigError
     from jobs.cli.outcome import follow_to_end
-    from jobs.runs.submit import configure, resume_instead, submit
+    from jobs.runs.submit import configure, resume_as, submit
     from jobs.runs.tables import console
 
     if resumed and dry_run:
         raise ConfigError("--dry-run cannot be combined with --resume: nothing new would be submitted")
     if resumed:
-        return follow_to_end(resume_instead(job, config, overrides or [], resumed), as_json)
+        return follow_to_end(resume_as(job, config, overrides or [], resumed), as_json)
     wanted = configure(job, config, _with_program(context, job, overrides))
     if dry_run:
         return _print_dry_run(job, [wanted], on)
@@ -133,9 +133,9 @@ def _print_dry_run(job: str, configs: list[Any], on: str) -> None:
 
 
 def _print_code_notice(started: "RunDir") -> None:
-    from jobs.runs.snapshot import code_notice
+    from jobs.runs.snapshot import code_notice, project_notice
 
-    sys.stderr.write(code_notice(started.record["code"]))
+    sys.stderr.write(code_notice(started.record["code"]) + project_notice(started.record.get("project")))
 
 
 def _command() -> list[str]:

@@ -15,6 +15,7 @@ def ps(
     as_json: AsJson = False,
 ) -> None:
     """List the runs that are not over."""
+    from cluster.text import counted
     from jobs.runs import status
     from jobs.runs.tables import console, runs_table
 
@@ -27,7 +28,7 @@ def ps(
     elif rows:
         console().print(runs_table(rows))
     elif outcomes:
-        print(f"no run is live; `ropewalk ps --all` lists the {len(outcomes):,} finished ones")
+        print(f"no run is live; `ropewalk ps --all` lists {counted(len(outcomes), 'finished run')}")
     else:
         roots = ", ".join(map(str, status.roots()))
         print(f"no runs yet under {roots}; `ropewalk run --help` starts one, `ropewalk quickstart` shows it all")

@@ -31,7 +31,10 @@ def quickstart(
 
 
 def lab(
-    context: typer.Context, arguments: Annotated[list[str] | None, typer.Argument(metavar="slurm up|down|...")] = None
+    context: typer.Context,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME COMMAND", help="a test cluster, and what to do with it")
+    ] = None,
 ) -> None:
     """Start a real test cluster on this machine: `ropewalk lab slurm up`."""
     from jobs.cli.labs import run_lab

@@ -1,16 +1,15 @@
 """The keys of the `command` job."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cluster.config import DataPath, JobConfig, PathView
+from cluster.config import CodeConfig, DataPath, JobConfig, PathView, check_variables
 from cluster.errors import ConfigError
 from cluster.spec import Engine
-
-_SECRET = re.compile(r"(key|secret|passw(or)?d|credentials?)$|token$", re.IGNORECASE)
 
 
 class CommandConfig(JobConfig):
@@ -23,8 +22,17 @@ class CommandConfig(JobConfig):
         default="ranks",
         description="ranks: a process per rank with torchrun's variables; nodes: one process a node; once: one process in all",
     )
+    values: dict[str, str | int | float | bool] = Field(
+        default={},
+        description="what stands for {name} in command, environment and files of `fill`; a sweep searches values.NAME",
+    )
+    fill: list[DataPath] = Field(
+        default=[],
+        description="text files in which {name} is replaced; words of the command that name them get the copies",
+    )
     setup: list[str] = Field(default=[], description="lines of bash before each start, such as `module load cuda`")
     directory: DataPath = Field(default=".", description="where the program is started; unset: where you submit")
+    code: CodeConfig = Field(default=CodeConfig(), description="how the code around the directory travels to a cluster")
     environment: dict[str, str] = Field(default={}, description="variables of the program; no secrets")
     stop_signal: Literal["TERM", "INT", "USR1", "USR2"] = Field(
         default="TERM", description="the signal that asks the program to save and leave, once the scheduler wants its nodes back"
@@ -52,9 +60,7 @@ class CommandConfig(JobConfig):
     @field_validator("environment")
     @classmethod
     def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
-        for name in environment:
-            if _SECRET.search(name):
-                raise ValueError(f"{name} looks like a secret, and run.yaml is a plain file; export it where the program runs")
+        check_variables(environment, "run.yaml is a plain file; export it where the program runs")
         return environment
 
     @model_validator(mode="after")
@@ -72,6 +78,10 @@ class CommandConfig(JobConfig):
             raise ValueError("launch=once starts one process on one node, but resources.nodes is more than 1; use launch=nodes")
         return self
 
+    def project(self) -> tuple[str, CodeConfig] | None:
+        """The code around the directory."""
+        return self.directory, self.code
+
     def preferred_engine(self) -> Engine | None:
         """The ranks engine forms the group of `ranks` and `nodes`; one process needs none."""
         return Engine.PROCESS if self.launch == "once" else Engine.RANKS
@@ -79,5 +89,10 @@ class CommandConfig(JobConfig):
     def preflight(self, here: PathView = Path) -> None:
         """The directory must be there, where this machine sees it. Raises ConfigError."""
         folder = here(self.directory)
-        if folder is not None and not folder.is_dir():
+        if folder is not None and not folder.is_dir() and not Path(self.directory).is_dir():
             raise ConfigError(f"directory: {self.directory} is not a directory on this machine")
+
+
+def filled(text: str, values: Mapping[str, object]) -> str:
+    """Replace each {name} of `values` in a text; braces around anything else stay, such as those of JSON."""
+    return re.sub(r"\{(\w+)\}", lambda match: str(values[match[1]]) if match[1] in values else match[0], text)

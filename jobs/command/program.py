@@ -5,13 +5,16 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from cluster.errors import ConfigError
 
+SCHEDULER_SECONDS = 3.0  # by which the word of a stop may come after the scheduler's own signal to the program
 LOOK_SECONDS = 0.2  # between two looks whether the program was asked to stop; its end is noticed at once
+STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2})
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
 
@@ -39,6 +42,14 @@ class Stops:
     def asked(self) -> bool:
         """One of the files exists."""
         return any(map(os.path.exists, self._flags))
+
+    def await_word(self, seconds: float) -> None:
+        """A stop signal has ended the program that we have not sent: wait for the word that tells whether it was a stop."""
+        deadline = time.monotonic() + seconds
+        while not self.asked() and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS)
+        if self.asked():
+            self.sent = self._signal
 
     def tell(self, process: subprocess.Popen[bytes]) -> None:
         """Send the program its signal, once."""
@@ -80,13 +91,18 @@ class Program:
                 stops.tell(self.process)
         finally:
             os.close(descriptor)
-        return self.process.wait()
+        code = self.process.wait()
+        if -code in STOPS and stops.sent is None:
+            stops.await_word(SCHEDULER_SECONDS)
+        return code
 
 
-def _prepare(parent: int):  # type: ignore[no-untyped-def]
+def _prepare(parent: int) -> Callable[[], None]:
     """In the child before exec: hear all signals again, and die with the process that started it."""
 
     def prepare() -> None:
+        # schedulers signal every process of a job: what is meant for the agent must not end a program that does not know it
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from cluster.config import JobConfig, PathView, Section
-from jobs.runs.find_model import ModelWord, find_model
+from jobs.runs.find_model import ModelRef, find_model
 from jobs.training.token_data import Data, check_data
 from sharding.config import ParallelConfig, PrecisionConfig
 
@@ -22,9 +22,7 @@ class GenerateConfig(Section):
 class EvaluateConfig(JobConfig):
     """The keys of an evaluation."""
 
-    model: ModelWord = Field(
-        description="a run (id, path or latest): its newest complete checkpoint; or a Hugging Face directory"
-    )
+    model: ModelRef = Field(description="a run (id, path or latest): its newest complete checkpoint; or a Hugging Face directory")
     data: Data = Field(description="a data set made by preprocess, or a list of {path, weight}")
     split: Literal["train", "validation"] = Field(default="validation", description="the split to score")
     seq_len: int | None = Field(default=None, ge=1, description="tokens of a sequence; unset: as the run trained, else 1024")

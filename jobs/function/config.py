@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cluster.config import DataPath, JobConfig
+from cluster.config import CodeConfig, DataPath, JobConfig
 from cluster.spec import Engine
 
 
@@ -19,7 +19,12 @@ class FunctionConfig(JobConfig):
         description="function and arguments lie pickled in the run's directory, and the result will: ropewalk.submit",
     )
     launch: Literal["once", "ranks"] = Field(default="once", description="once: called once; ranks: by every rank of a group")
+    code: CodeConfig = Field(default=CodeConfig(), description="how the code around the directory travels to a cluster")
     directory: DataPath = Field(default=".", description="where its module is imported from; unset: where you submit")
+
+    def project(self) -> tuple[str, CodeConfig] | None:
+        """The code around the directory."""
+        return self.directory, self.code
 
     def preferred_engine(self) -> Engine | None:
         """One call needs no group."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.backends.profiles import load_backend
-from cluster.config import load_config, read_yaml
+from cluster.config_reader import load_config, read_yaml
 from cluster.errors import ConfigError, RopewalkError
 from cluster.run.directory import RunDir
 from cluster.spec import RunState

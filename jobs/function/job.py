@@ -8,14 +8,14 @@ from cluster.errors import EXIT_REQUEUE, DataError, StopRequested
 from cluster.run.context import JobContext
 from jobs.function.call import import_function, read_call, write_result
 from jobs.function.config import FunctionConfig
-from jobs.programs.environment import variables_of
+from jobs.programs.environment import project_folder, variables_of
 from jobs.programs.verdict import ProgramFailedError
 
 
 def main(context: JobContext) -> dict[str, object]:
     """Call the function; returns `{"result": ...}` as rank 0 has it. Whatever it raises is the run's error."""
     config = context.config(FunctionConfig)
-    sys.path.insert(0, config.directory)
+    sys.path.insert(0, project_folder(context.run, config.directory))
     if config.by_value:
         function, args, kwargs = read_call(context.run.path)
     else:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 
 from cluster.run.context import STOP_VARIABLE, JobContext
+from cluster.run.directory import CODE_FOLDER, RunDir
 from cluster.run.files import read_lines
 from cluster.run.names import AGENTS
 
@@ -36,6 +37,14 @@ def variables_of(context: JobContext, launch: str, stop_signal: str | None = Non
     if launch == "nodes":
         found |= {NODES_VARIABLE: ",".join(_addresses(context)), "ROPEWALK_NODE_RANK": str(context.rank)}
     return found
+
+
+def project_folder(run: RunDir, directory: str) -> str:
+    """Where the user's own code lies for this run: in the copy that travelled with it, else the directory itself."""
+    shipped = run.record.get("project")
+    if not shipped:
+        return directory
+    return str(run.path.absolute().parent / CODE_FOLDER / shipped["snapshot"] / shipped["folder"])
 
 
 def _addresses(context: JobContext) -> list[str]:

@@ -1,4 +1,4 @@
-"""`--each KEY=VALUES`: the combinations that the runs of one submission are made of."""
+"""`--each KEY=VALUES`: the overrides of each run of one submission."""
 
 import itertools
 import json
@@ -6,14 +6,14 @@ import math
 import re
 from collections.abc import Sequence
 
-from cluster.config import apply_override, parse_yaml
+from cluster.config_reader import apply_override, parse_yaml
 from cluster.errors import ConfigError
 
-MOST_RUNS = 10_000
+MAX_RUNS = 10_000
 
 
 def combinations(words: Sequence[str]) -> list[tuple[str, ...]]:
-    """The overrides of each run, the last key varying fastest. Raises ConfigError.
+    """Combine the values of all keys into the overrides of each run, the last key varying fastest. Raises ConfigError.
 
     Values are a range of integers `1..8` (both ends in), a list `a,b,c`, or a YAML list `[a, b, c]`.
     """
@@ -26,11 +26,11 @@ def combinations(words: Sequence[str]) -> list[tuple[str, ...]]:
             raise ConfigError(f"--each {word}: {key} is given twice; write its values as one list")
         apply_override({}, f"{key}=")  # the key itself must be one
         if key.partition(".")[0] == "resources":
-            raise ConfigError(f"--each {word}: runs of one submission share their resources; submit these apart")
+            raise ConfigError(f"--each {word}: runs of one submission share their resources; submit them one by one")
         axes[key] = _values(word, text.strip())
     count = math.prod(len(values) for values in axes.values())
-    if count > MOST_RUNS:
-        raise ConfigError(f"--each makes {count:,} runs; one submission may have {MOST_RUNS:,}: split it")
+    if count > MAX_RUNS:
+        raise ConfigError(f"--each makes {count:,} runs, the limit of one submission is {MAX_RUNS:,}; split it")
     keyed = [[f"{key}={value}" for value in values] for key, values in axes.items()]
     return list(itertools.product(*keyed))
 
@@ -40,9 +40,11 @@ def _values(word: str, text: str) -> Sequence[str]:
     if span:
         first, last = int(span[1]), int(span[2])
         if last < first:
-            raise ConfigError(f"--each {word}: the range falls; write {last}..{first}")
-        if last - first >= MOST_RUNS:
-            raise ConfigError(f"--each {word}: {last - first + 1:,} values; one submission may have {MOST_RUNS:,} runs: split it")
+            raise ConfigError(f"--each {word}: the range is descending; write {last}..{first}")
+        if last - first >= MAX_RUNS:
+            raise ConfigError(
+                f"--each {word}: {last - first + 1:,} values, the limit of one submission is {MAX_RUNS:,} runs; split it"
+            )
         return [str(value) for value in range(first, last + 1)]
     values = parse_yaml(f"values: [{text}]", f"--each {word}")["values"]
     if len(values) == 1 and isinstance(values[0], list):

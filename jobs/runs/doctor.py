@@ -1,4 +1,4 @@
-"""Is this machine, and is that cluster, fit to run: what was looked at, and the remedy if not."""
+"""`ropewalk doctor`: check this machine and a cluster, each check with what was found and the remedy."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ FREE_GIB = 2.0
 
 
 def checks(cluster: str) -> list[Check]:
-    """This machine's checks, then the cluster's own."""
+    """Run this machine's checks, then the cluster's own."""
     found = [_python(), *_packages(), _runs(), _file_system(), _profiles(), _git()]
     try:
         return [*found, *load_backend(cluster).checks()]
@@ -64,33 +64,35 @@ def _file_system() -> Check:
 
 
 def what_hurts(mount: Mount) -> str:
-    """What runs suffer from on such a file system, and the remedy; empty: nothing."""
+    """The trouble that runs have on such a file system, and the remedy; empty if they have none."""
     move = f"set ${RUNS_VARIABLE} to a disk or a shared file system"
     if "nocto" in mount.options:
-        return f"mounted with nocto, an old attempt may not see that it has a successor; mount it without, or {move}"
+        return f"mounted with nocto, so an old attempt may not see that it has a successor; mount it without nocto, or {move}"
     if mount.kind in CACHING:
         return (
-            "what one machine has written, others may list up to a minute late in `ps`, `logs` and `show`; no run is decided by "
-            "it; if it disturbs, mount with lookupcache=positive,acdirmax=5"
+            "other machines may see new files up to a minute late in `ps`, `logs` and `show`; runs do not depend on it; to avoid "
+            "it, mount with lookupcache=positive,acdirmax=5"
         )
     if mount.kind in COHERENT:
-        return "many small files are slow there: keep `checkpoint.keep` and `log_every` moderate where hundreds of runs go on"
+        return "many small files are slow on it; with hundreds of runs keep `checkpoint.keep` low and `log_every` high"
     if mount.kind in PASSING:
         gone = "with the container" if mount.kind == "overlay" else "when the machine restarts"
-        return f"runs are gone {gone}, and no other machine sees them; {move} to keep them"
+        return f"runs on it are gone {gone}, and no other machine sees them; {move} to keep them"
     if mount.shared:
-        return f"when other machines see a file depends on what is behind it; {move} such as NFS or Lustre if you use several"
+        return (
+            f"when other machines see a new file depends on its server; if you use several machines, {move} such as NFS or Lustre"
+        )
     return ""
 
 
 def _profiles() -> Check:
     path = profile_file()
     if path is not None and not path.is_file():
-        return Check(name="clusters", ok=False, detail=f"{path}: named by $ROPEWALK_CLUSTERS, but not there")
-    return Check(name="clusters", ok=True, detail=str(path) if path else "no profile file; local, slurm and k8s by name")
+        return Check(name="clusters", ok=False, detail=f"{path}: no such file; correct $ROPEWALK_CLUSTERS, or write the file")
+    return Check(name="clusters", ok=True, detail=str(path) if path else "no profile file; --on knows local, slurm and k8s")
 
 
 def _git() -> Check:
     found = shutil.which("git")
-    detail = found or "not found: runs will not record the commit and the uncommitted changes; install git"
+    detail = found or "not found, so runs do not record the code that they run; install git"
     return Check(name="git", ok=found is not None, detail=detail)

@@ -1,4 +1,4 @@
-"""Ranks that hung, for people: who stood where, those together that stood at the same place."""
+"""Ranks that hung, in words: where each of them stood, grouped by place."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from cluster.text import counted
 
 
 def join_hangs(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events in order; what the nodes of a group each told of the same hang is one, where the first of them stood."""
+    """Join the events of one hang, which each node of the group records, into one; the order of events stays."""
     joined: list[dict[str, Any]] = []
     hangs: dict[tuple[Any, Any], dict[str, Any]] = {}
     for event in events:
@@ -27,7 +27,7 @@ def join_hangs(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def places(ranks: list[dict[str, Any]]) -> str:
-    """`3 ranks in all_reduce (...), rank 1 in read (...)`: the most at one place first, whoever stands alone last."""
+    """`3 ranks in all_reduce (...), rank 1 in read (...)`: the place with the most ranks first."""
     found: dict[str, list[int]] = defaultdict(list)
     for rank in ranks:
         stopped = "stopped by a signal, " if rank["state"] == "stopped" else ""

@@ -1,4 +1,4 @@
-"""The logs of a run: the job script, every node and rank, Ray, arrays, across attempts, each line with its origin."""
+"""The logs of a run, of job scripts, nodes, ranks, Ray and arrays, over all attempts; each line begins with its origin."""
 
 import os
 import re
@@ -11,14 +11,14 @@ from cluster.run.directory import RunDir
 from cluster.run.file_systems import look_seconds
 
 POLL_SECONDS = 0.2
-KINDS = ("batch", "store", "node", "ray", "rank")  # whoever started the others comes first
+KINDS = ("batch", "store", "node", "ray", "rank")  # a process stands before those that it starts
 ARRAY_ENDING = "_0_log.out"  # submitit's: JOB_ELEMENT_0_log.out
 
 
 def log_files(run: RunDir, rank: int | None = None, node: int | None = None) -> list[tuple[str, Path]]:
-    """(prefix, path) of the logs there are, oldest attempt first; of one rank or node if asked.
+    """List (prefix, path) of the logs, oldest attempt first, or only those of one rank or node.
 
-    A job that is requeued goes on in the batch log of the attempt that it was submitted with.
+    A requeued job appends to the batch log of the attempt that it was submitted with.
     """
     asked = {"rank": rank, "node": node}
     chosen = any(number is not None for number in asked.values())
@@ -50,7 +50,7 @@ def _array_files(run: RunDir, attempt: int) -> list[tuple[str, Path]]:
 
 
 def read_logs(run: RunDir, rank: int | None = None, node: int | None = None) -> Iterator[str]:
-    """Every line there is, prefixed `attempt.rank-K |`."""
+    """Read every line, each with a prefix such as `1.rank-0 |`."""
     for prefix, path in log_files(run, rank, node):
         with path.open(errors="replace", newline="\n") as stream:
             for line in stream:
@@ -64,13 +64,13 @@ def follow_logs(
     node: int | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[str]:
-    """The same, and then what is written until the run is over. No line is cut in two, lost, or told twice."""
+    """Read every line, and then new ones until the run is over. No line is cut in two, lost, or read twice."""
     offsets: dict[Path, int] = {}
     pause_seconds = look_seconds(run.path)
     while True:
         last_round = over()
         if last_round:
-            sleep(POLL_SECONDS)  # whoever wrote the outcome has a last word
+            sleep(POLL_SECONDS)  # the process that wrote the outcome may write a last line
             for attempt in run.attempts():
                 list_afresh(run.log_dir(attempt))  # the log that another machine began a moment ago
         for prefix, path in log_files(run, rank, node):
@@ -82,7 +82,7 @@ def follow_logs(
 
 
 def _new_lines(path: Path, offsets: dict[Path, int], *, to_the_end: bool) -> list[str]:
-    """What was written since the last look; of a line that is being written, nothing unless it is the end."""
+    """Read the lines that were completed since the last look; `to_the_end` takes an incomplete last line too."""
     known = offsets.get(path, 0)
     with path.open("rb") as stream:  # without opening it, a client of NFS tells how long it was a minute ago
         if stream.seek(0, os.SEEK_END) <= known:

@@ -6,12 +6,13 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import cluster
-from cluster.errors import RopewalkError
+from cluster.errors import ConfigError, RopewalkError
 from cluster.run.code_copy import CACHE, accept_copy
 from cluster.run.directory import CODE_FOLDER
 from cluster.run.files import make_private, sync_all
@@ -39,6 +40,17 @@ def checkout() -> tuple[Path | None, str]:
     return (Path(os.fsdecode(lines[0])), os.fsdecode(lines[1])) if lines[0] else (None, "")
 
 
+def project_of(directory: Path, root: Path | None) -> tuple[Path, str]:
+    """The tree of the user's code around a directory (`root`, else git's work tree, else itself), and where in it that lies."""
+    if root is None:
+        top = (_git(directory, "rev-parse", "--show-toplevel") or b"").strip()
+        root = Path(os.fsdecode(top)) if top else directory
+    root, directory = root.resolve(), directory.resolve()
+    if not directory.is_relative_to(root):
+        raise ConfigError(f"code.root: {root} does not hold the directory {directory}; leave it out, or name a folder above it")
+    return root, "" if directory == root else str(directory.relative_to(root))
+
+
 # --- what is written down
 
 
@@ -64,33 +76,44 @@ def code_state(place: Path | None, not_code: Sequence[Path] = ()) -> dict[str, A
 def code_notice(code: Mapping[str, Any]) -> str:
     """What a user should know of the code that travels with a run: its uncommitted files, and what was left out; else empty."""
     snapshot, left_out, text = code["snapshot"], code["left_out"], ""
+    if left_out and not snapshot:
+        return f"code: no snapshot, the run takes what is there when it starts: {left_out[0]}\n"
     if snapshot and code["uncommitted"]:
         commit = f"commit {code['commit'][:7]}" if code["commit"] else "no commit yet"
         files = counted(code["uncommitted"], "uncommitted file")
-        text += f"code: {commit} with {files}, snapshot {snapshot[:12]}\n"
-    if snapshot and left_out:
-        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-        text += f"code: not in the snapshot: {', '.join(left_out[:3])}{more}\n"
-    if left_out and not snapshot:
-        text += f"code: no snapshot, the run takes what is there when it starts: {left_out[0]}\n"
-    return text
+        text = f"code: {commit} with {files}, snapshot {snapshot[:12]}\n"
+    return text + _left_out_notice("code", left_out)
+
+
+def project_notice(project: Mapping[str, Any] | None) -> str:
+    """What a user should know of the project of his own that travels with a run; empty where none does."""
+    if not project:
+        return ""
+    text = f"project: {project['root']} travels with the run, snapshot {project['snapshot'][:12]}\n"
+    return text + _left_out_notice("project", project["left_out"])
+
+
+def _left_out_notice(what: str, left_out: Sequence[str]) -> str:
+    more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+    return f"{what}: not in the snapshot: {', '.join(left_out[:3])}{more}\n" if left_out else ""
 
 
 # --- the copy
 
 
-def take_snapshot(place: Path, root: Path, not_code: Sequence[Path] = ()) -> tuple[str | None, list[str]]:
+def take_snapshot(
+    place: Path, root: Path, not_code: Sequence[Path] = (), exclude: Sequence[str] = ()
+) -> tuple[str | None, list[str]]:
     """Copy the work tree (tracked files as they are, and untracked ones that git does not ignore) under a runs' root.
 
     Returns git's hash of the tree, which names the copy, and what was left out and why. Equal code is copied once. The user's
     repository is only read. Raises RopewalkError if git cannot copy.
     """
-    words = ("ls-files", "-z", "--full-name", "--cached", "--others", "--exclude-standard")
-    listed = _git(place, *words, *_pathspec(place, not_code))
+    listed = _names(place, not_code)
     if listed is None:
         return None, ["git does not list the files of the checkout (try `git status` there)"]
-    names = sorted({os.fsdecode(word) for word in listed.split(b"\0") if word})
-    files, links, left_out = _choose(place, [name for name in names if CACHE not in Path(name).parts])
+    kept = [name for name in listed if CACHE not in Path(name).parts and not any(fnmatch(name, word) for word in exclude)]
+    files, links, left_out = _choose(place, kept)
     with TemporaryDirectory(prefix="ropewalk-code-") as folder:
         scratch = Path(folder)
         digest = _stage(scratch, place, files, links)
@@ -98,6 +121,20 @@ def take_snapshot(place: Path, root: Path, not_code: Sequence[Path] = ()) -> tup
         if not accept_copy(target):
             _write(scratch, target, files)
     return digest, [_text(os.fsencode(word)) for word in left_out]
+
+
+def _names(place: Path, not_code: Sequence[Path]) -> list[str] | None:
+    """The files of the work tree, tracked ones and those that git does not ignore; without git, all that are not hidden."""
+    if _git(place, "rev-parse", "--git-dir") is None:
+        found = []
+        for where, folders, files in os.walk(place):
+            here = Path(where)
+            folders[:] = [name for name in folders if not name.startswith(".") and (here / name).resolve() not in not_code]
+            found += [str((here / name).relative_to(place)) for name in files]
+        return sorted(found)
+    words = ("ls-files", "-z", "--full-name", "--cached", "--others", "--exclude-standard")
+    listed = _git(place, *words, *_pathspec(place, not_code))
+    return None if listed is None else sorted({os.fsdecode(word) for word in listed.split(b"\0") if word})
 
 
 def _pathspec(place: Path, not_code: Sequence[Path]) -> list[str]:
@@ -160,7 +197,7 @@ def _stage(scratch: Path, place: Path, files: Sequence[str], links: Mapping[str,
     (scratch / ".git/info").mkdir()
     (scratch / ".git/info/attributes").write_text(RAW)
     kind, _, objects = _text(_git(place, "rev-parse", "--show-object-format", "--git-path", "objects") or b"").partition("\n")
-    if kind != "sha256":  # what was committed need not be written once more
+    if objects and kind != "sha256":  # what was committed need not be written once more
         (scratch / ".git/objects/info/alternates").write_text(f"{os.path.abspath(place / objects.rstrip())}\n")
     linked = scratch / "links"
     linked.mkdir()

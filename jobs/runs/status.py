@@ -1,43 +1,44 @@
-"""What every run is doing, from its files and one question to each scheduler."""
+"""Find runs, and say what each is doing, from its files and one question to each scheduler."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.backends.base import BackendState
-from cluster.backends.profiles import load_backend, profile_file
-from cluster.config import read_yaml
+from cluster.backends.profiles import load_backend, profile_file, read_profiles
 from cluster.errors import ConfigError, RopewalkError
 from cluster.run.directory import RunDir, runs_root
 from cluster.run.files import read_json
 from cluster.spec import Outcome, RunState
 from jobs.tracking.metrics import broken_lines, latest_metrics
 
-GONE = frozenset({"ended", "lost"})  # a backend's words for a run that nobody carries
+GONE = frozenset({"ended", "lost"})  # a backend's words for a run of which no process is left
 
 
 def roots() -> list[Path]:
-    """The runs' root, and the roots that clusters of the profile file name."""
+    """The directories that hold runs: this machine's, and those that clusters of the profile file name."""
     path = profile_file()
-    profiles = read_yaml(path) if path and path.is_file() else {}
+    profiles = read_profiles() if path and path.is_file() else {}
     named = [Path(p["runs"]).expanduser() for p in profiles.values() if isinstance(p, dict) and p.get("runs")]
     return list(dict.fromkeys([runs_root(), *named]))
 
 
-def find_run(word: str) -> RunDir:
-    """The run that a user means, under any root: a path, an id, its beginning, or `latest`. Raises ConfigError."""
-    places = [root for root in roots() if root.is_dir()] or [runs_root()]
-    if word == "latest":
-        runs = all_runs()
-        own = (run for run in reversed(runs) if run.parent is None)  # a sweep's trials are newer than the sweep
-        return next(own, None) or RunDir.find(word)
+def find_run(ref: str) -> RunDir:
+    """The run that a user names, under any root: a directory, an id, the beginning of one, or `latest`. Raises ConfigError."""
+    if ref == "latest":
+        own = (run for run in reversed(all_runs()) if run.parent is None)  # a sweep's trials are newer than the sweep
+        if found := next(own, None):
+            return found
     errors: list[ConfigError] = []
-    for root in places:
+    for root in [root for root in roots() if root.is_dir()] or [runs_root()]:
         try:
-            return RunDir.find(word, root)
+            return RunDir.find(ref, root)
         except ConfigError as error:
             errors.append(error)
-    raise errors[0]
+    if all_runs():
+        raise errors[0]
+    where = ", ".join(map(str, roots()))
+    raise ConfigError(f"no run {ref!r}: there is none yet under {where}; `ropewalk run --help` says how to start one")
 
 
 def all_runs() -> list[RunDir]:
@@ -56,7 +57,7 @@ def final_outcome(run: RunDir) -> Outcome | None:
 
 
 def is_final(run: RunDir) -> bool:
-    """The newest attempt has an outcome that no other follows by itself."""
+    """Whether the run is over: its newest attempt has an outcome after which no other attempt follows by itself."""
     return final_outcome(run) is not None
 
 
@@ -91,12 +92,12 @@ def _ask(cluster: str, runs: Sequence[RunDir], *, settled: bool = False) -> Mapp
         answers = dict(backend.settle(runs) if settled else backend.states(runs))
     except RopewalkError as error:
         return {run.id: BackendState(state=RunState.UNKNOWN, reason=str(error)) for run in runs}
-    nothing = BackendState(state=RunState.UNKNOWN, reason=f"the cluster {cluster} does not know it")
+    nothing = BackendState(state=RunState.UNKNOWN, reason=f"the scheduler of {cluster} does not know the run")
     return {run.id: answers.get(run.id, nothing) for run in runs}
 
 
 def summary(run: RunDir, state: BackendState) -> dict[str, Any]:
-    """One line of `ps`, as plain values."""
+    """A row of `ps`, as plain values."""
     record, metrics = run.record, latest_metrics(run)
     attempts = run.attempts()
     details = run.attempt_details(attempts[-1]) if attempts else {}
@@ -121,7 +122,7 @@ def summary(run: RunDir, state: BackendState) -> dict[str, Any]:
 
 
 def details(run: RunDir) -> dict[str, Any]:
-    """All that `show --json` prints."""
+    """What `show --json` prints of any job's run."""
     state = states([run])[run.id]
     record = run.record
     attempts = [_attempt(run, number, state) for number in run.attempts()]
@@ -141,20 +142,20 @@ def details(run: RunDir) -> dict[str, Any]:
 
 
 def _attempt(run: RunDir, number: int, state: BackendState) -> dict[str, Any]:
-    """One attempt as plain values; of those without an outcome only the newest is what the run is, the others were lost."""
+    """An attempt as plain values. Without an outcome the newest has the run's state, and an older one was lost."""
     outcome, newest = run.outcome(number), run.attempts()[-1]
     if outcome is not None:
-        told, cause = outcome.state, outcome.cause
+        now, cause = outcome.state, outcome.cause
     elif number == newest:
-        told, cause = state.state, state.reason
+        now, cause = state.state, state.reason
     else:
-        told, cause = RunState.UNKNOWN, "lost: nobody lived to say how it ended"
+        now, cause = RunState.UNKNOWN, "lost: its processes ended without an outcome"
     ended = {**vars(outcome), "state": outcome.state.value} if outcome else None
-    return {**run.attempt_details(number), "outcome": ended, "state": told.value, "cause": cause}
+    return {**run.attempt_details(number), "outcome": ended, "state": now.value, "cause": cause}
 
 
 def final_object(run: RunDir) -> dict[str, Any]:
-    """The last line of `run --json`: run, job, state, directory, and the job's own results."""
+    """What the last line of `run --json` holds: run, job, state, directory, and the job's own results."""
     outcome = final_outcome(run)
     state = outcome.state if outcome is not None else states([run])[run.id].state
     head = {"run": run.id, "job": run.record["job"], "state": state.value, "directory": str(run.path)}

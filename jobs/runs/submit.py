@@ -1,44 +1,35 @@
-"""What the user's words become: a run directory with all that the run is, handed to a backend."""
+"""Submit runs: configure them, write their run directories, and hand these to a backend; resume and scale them later."""
 
-import platform
-import re
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from cluster.backends.base import Backend
 from cluster.backends.profiles import load_backend, load_profile
-from cluster.config import JobConfig, Resources, apply_override, load_config, read_yaml
+from cluster.config import JobConfig, Resources
+from cluster.config_reader import apply_override, load_config, read_yaml
 from cluster.errors import ConfigError, RopewalkError
 from cluster.run.directory import RunDir, runs_root
 from cluster.spec import RunState
 from jobs.registry import config_of, find_job
 from jobs.runs.combinations import combinations
+from jobs.runs.provenance import masked, masked_word, versions
 from jobs.runs.remote import write_there
-from jobs.runs.snapshot import checkout, code_state, take_snapshot
+from jobs.runs.snapshot import checkout, code_state, project_of, take_snapshot
 from jobs.runs.status import final_outcome, find_run, settle
 
-VERSIONS = ("ropewalk", "torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "numba", "pydantic", "fsspec", "wandb")
 SIDECARS = ("jobs.tracking.wandb_sync",)
-
-_SECRET = re.compile(
-    r"(api_?key|access_?key|secret_?key|private_?key|auth_?key|^key|secret|passw(or)?d|passphrase|credentials?|token)$",
-    re.IGNORECASE,
-)
-_TOKENS_OF_TEXT = re.compile(r"(bos|eos|pad|unk|mask|sep|cls|end|start|document|special|next|per)_token$", re.IGNORECASE)
-_SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 
 
 def configure(job: str, file: Path | None, overrides: Sequence[str]) -> JobConfig:
-    """The job's frozen configuration. Raises ConfigError."""
+    """Make the frozen configuration of a job, from its file and overrides. Raises ConfigError."""
     kind = config_of(find_job(job))
     return load_config(kind, read_yaml(file) if file else {}, overrides)
 
 
 def configure_each(job: str, file: Path | None, overrides: Sequence[str], each: Sequence[str]) -> list[JobConfig]:
-    """One configuration a combination of `--each`. Raises ConfigError."""
+    """Make a configuration for each combination of `--each`. Raises ConfigError."""
     kind, values = config_of(find_job(job)), read_yaml(file) if file else {}
     for word in overrides:
         apply_override(values, word)
@@ -46,7 +37,7 @@ def configure_each(job: str, file: Path | None, overrides: Sequence[str], each: 
 
 
 def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of run.yaml. Secrets are masked, the environment is never written."""
+    """Make the content of run.yaml. Secrets are masked, and the environment is not recorded."""
     spec = find_job(job)
     return {
         "job": spec.name,
@@ -63,9 +54,9 @@ def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[
 
 
 def origin_of(command: Sequence[str], root: Path | None = None) -> dict[str, Any]:
-    """When, by which command and from which code: the same for all runs of a submission.
+    """When, by which command, with which versions and from which code runs are submitted: what all of a submission share.
 
-    The code is copied under `root`; without one it stays where it is.
+    The code is copied under `root`; without a root the runs use the code where it lies.
     """
     place, folder = checkout()
     not_code = [runs_root(), *([root] if root else [])]
@@ -73,20 +64,34 @@ def origin_of(command: Sequence[str], root: Path | None = None) -> dict[str, Any
     if place and root:
         code["folder"] = folder
         code["snapshot"], code["left_out"] = take_snapshot(place, root, not_code)
-    words = [_masked_word(word) for word in command]
+    words = [masked_word(word) for word in command]
     return {"created": time.time(), "versions": versions(), "command": words, "code": code}
 
 
+def project_record(config: JobConfig, root: Path | None) -> dict[str, Any]:
+    """What run.yaml says of the user's own code that a run needs; it is copied under `root`, or stays where it is."""
+    wanted = config.project()
+    if wanted is None or root is None or not wanted[1].ship:
+        return {}
+    directory, code = wanted
+    place, folder = project_of(Path(directory), Path(code.root) if code.root else None)
+    not_code = [path.resolve() for path in (runs_root(), root)]
+    snapshot, left_out = take_snapshot(place, root, not_code, code.exclude)
+    if snapshot is None:
+        raise ConfigError(f"code: {place} cannot be copied for the run: {left_out[0]}; mend that, or set code.ship=false")
+    return {"project": {"root": str(place), "snapshot": snapshot, "folder": folder, "left_out": left_out}}
+
+
 def unwritten_run(config: JobConfig, record: Mapping[str, Any]) -> RunDir:
-    """A run for a dry run: it has a record, and nothing on disk."""
+    """Make the run of a dry run, which has a record and nothing on disk."""
     path = runs_root() / f"{config.name or record['job']}-dry-run"
     return RunDir(path, record={"run": path.name, **record})
 
 
 def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
-    """The script or manifest that a submission would hand over, after the same checks, and what the cluster says of it.
+    """Render the script or manifest that a submission would hand over, after the same checks, and the estimate of its start.
 
-    Of many runs it is the array's where the backend has such a thing, else the first run's.
+    Of many runs it is that of their array where the backend has arrays, else the first run's.
     """
     backend = load_backend(cluster_name)
     configs = [config.resolved() for config in configs]
@@ -101,7 +106,7 @@ def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
 def submit(
     job: str, config: JobConfig, cluster_name: str = "local", *, after: Sequence[RunDir] = (), command: Sequence[str] = ()
 ) -> RunDir:
-    """Write the run down and start its first attempt. Raises RopewalkError; nothing is left behind by a bad configuration."""
+    """Create a run and start its first attempt. Raises RopewalkError; a bad configuration leaves nothing behind."""
     return submit_many(job, [config], cluster_name, after=after, command=command)[0]
 
 
@@ -114,7 +119,7 @@ def submit_many(
     at_once: int | None = None,
     command: Sequence[str] = (),
 ) -> list[RunDir]:
-    """The same for many runs, which are created and submitted together; at most `at_once` of them run at a time."""
+    """Create and submit many runs together, of which at most `at_once` run at a time. Raises RopewalkError."""
     backend = load_backend(cluster_name)
     runs = write_down(backend, job, configs, cluster_name, command)
     start(backend, runs, configs[0].resources, [other.id for other in after], at_once)
@@ -124,7 +129,7 @@ def submit_many(
 def start(
     backend: Backend, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
 ) -> None:
-    """Hand run directories that were written down to their backend. Raises RopewalkError, and notes it in each of them."""
+    """Hand run directories to their backend. Raises RopewalkError, which each of the runs records."""
     try:
         if len(runs) == 1:
             backend.submit(runs[0], resources, after)
@@ -146,8 +151,10 @@ def write_down(
     root = _root_of(cluster_name) if other is None else _root_of(other) or _root_of(cluster_name)
     root = root or runs_root()
     backends = [backend, *([load_backend(other)] if other else [])]
-    origin = origin_of(command, root if any(one.ships_code for one in backends) else None)
-    records = [make_record(job, config, cluster_name, origin) for config in configs]
+    shipped_to = root if any(one.ships_code for one in backends) else None
+    origin = origin_of(command, shipped_to)
+    project = project_record(configs[0], shipped_to)  # those of one submission stand in one directory
+    records = [{**make_record(job, config, cluster_name, origin), **project} for config in configs]
     return RunDir.create_all([config.name or job for config in configs], records, root)
 
 
@@ -157,8 +164,9 @@ def _root_of(cluster_name: str) -> Path | None:
 
 
 def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
-    """Whether the cluster may have such nodes at all, and local inputs exist; of a cluster whose files this machine does not see,
-    the run itself finds out.
+    """Check that the cluster may have such nodes, and that inputs exist. Raises RopewalkError.
+
+    Inputs of a cluster whose files this machine does not see are checked by the run itself.
     """
     backend.check_resources(configs[0].resources)
     if backend.shares_files:
@@ -167,9 +175,9 @@ def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
 
 
 def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:
-    """Start a new attempt of an existing run, with other resources if asked. Raises RopewalkError."""
+    """Start a new attempt of a run, with other resources if overrides name some. Raises RopewalkError."""
     if settle(run).state is RunState.SUCCEEDED:
-        raise ConfigError(f"{run.id} has succeeded: there is nothing to resume; submit a new run to go further")
+        raise ConfigError(f"{run.id} has succeeded, there is nothing to resume; submit a new run instead")
     foreign = [word for word in overrides if not word.startswith("resources.")]
     if foreign:
         raise ConfigError(f"{foreign[0]!r}: a run's configuration never changes, only its resources may: resources.KEY=VALUE")
@@ -186,21 +194,25 @@ def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:
     run.event("resumed_by_user", resources=config.resources.model_dump(mode="json"))
 
 
-def resume_instead(job: str, file: Path | None, overrides: Sequence[str], word: str) -> RunDir:
-    """`run JOB --resume RUN`: the run goes on with the configuration that it has. Raises ConfigError."""
-    run = find_run(word)
+def resume_as(job: str, file: Path | None, overrides: Sequence[str], ref: str) -> RunDir:
+    """Resume a run of this job with the configuration that it has (`run JOB --resume RUN`). Raises ConfigError."""
+    run = find_run(ref)
     if run.record["job"] != find_job(job).name:
-        raise ConfigError(f"--resume {word}: {run.id} is a {run.record['job']} run, not a {job}; `ropewalk resume {run.id}`")
+        raise ConfigError(
+            f"--resume {ref}: {run.id} is a {run.record['job']} run, not a {job} run; use `ropewalk resume {run.id}`"
+        )
     if file is not None:
-        raise ConfigError(f"--resume {word}: a run's configuration never changes; leave -c {file} out, or start a new {job}")
+        raise ConfigError(f"--resume {ref}: a run's configuration never changes; leave out -c {file}, or start a new {job} run")
     resume(run, overrides)
     return run
 
 
 def scale(run: RunDir, nodes: int) -> None:
-    """Ask a live elastic run to go on with another number of nodes. Raises ConfigError."""
-    if final_outcome(run) is not None:
-        raise ConfigError(f"{run.id} is over; `ropewalk resume {run.id} resources.nodes={nodes}` goes on with it")
+    """Ask a live elastic run to change its number of nodes. Raises ConfigError."""
+    if (outcome := final_outcome(run)) is not None:
+        goes_on = outcome.state is not RunState.SUCCEEDED
+        remedy = f"; `ropewalk resume {run.id} resources.nodes={nodes}` restarts it with as many" if goes_on else ""
+        raise ConfigError(f"{run.id} is over: {outcome.state}{remedy}")
     allowed = run.resources().nodes
     if not allowed.elastic:
         remedy = f"cancel it, then `ropewalk resume {run.id} resources.nodes=1..{max(nodes, allowed.most)}`"
@@ -208,37 +220,5 @@ def scale(run: RunDir, nodes: int) -> None:
     if not allowed.least <= nodes <= allowed.most:
         raise ConfigError(f"{nodes} nodes: {run.id} has resources.nodes={allowed}; choose one of these")
     run.request_nodes(nodes)
-    if not write_there(run, run.requests.path.name):  # else whoever carries it says so: what is written here does not get there
+    if not write_there(run, run.requests.path.name):  # else the run's own supervisor records it
         run.event("scaled_by_user", nodes=nodes)
-
-
-# --- what is recorded
-
-
-def versions() -> dict[str, str | None]:
-    """Python and the packages that decide results; None where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def masked(value: Any, key: str = "") -> Any:
-    """Plain values with every string under a key that names a secret replaced, and passwords taken out of URLs."""
-    if isinstance(value, Mapping):
-        return {k: masked(v, str(k)) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [masked(v, key) for v in value]
-    if not isinstance(value, str):
-        return value
-    if _SECRET.search(key) and not _TOKENS_OF_TEXT.search(key):
-        return "***"
-    return _SECRET_IN_URL.sub("***", value)
-
-
-def _masked_word(word: str) -> str:
-    key, separator, text = word.partition("=")
-    return f"{key}={masked(text, key.rpartition('.')[2])}" if separator else str(masked(word))

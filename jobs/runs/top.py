@@ -1,4 +1,4 @@
-"""Live runs and their nodes, read from files alone: no server, no daemon."""
+"""`ropewalk top`: live runs and their nodes, read from files alone, without a server or a daemon."""
 
 import os
 import time
@@ -18,7 +18,7 @@ LAST_LINE_BYTES = 4096
 
 
 def rows() -> list[dict[str, Any]]:
-    """Every live run with its newest metrics and the newest sample of each of its nodes."""
+    """List every live run with its newest metrics and the newest sample of each of its nodes."""
     runs = [run for run in status.all_runs() if not status.is_final(run)]
     states = status.states(runs)
     found = []
@@ -32,7 +32,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def last_sample(path: Path) -> dict[str, Any] | None:
-    """The last whole line of a node's samples."""
+    """The last complete sample of a node, or None."""
     with path.open("rb") as stream:
         stream.seek(max(0, stream.seek(0, os.SEEK_END) - LAST_LINE_BYTES))
         samples = [line for line in parse_lines(stream.read())[0] if "node" in line and "time" in line]
@@ -40,7 +40,7 @@ def last_sample(path: Path) -> dict[str, Any] | None:
 
 
 def watch(console: Console, once: bool) -> None:
-    """Show it, again every second unless `once`."""
+    """Print the page, and renew it every second unless `once`."""
     if once or not console.is_terminal:
         console.print(top_page(rows()))
         return

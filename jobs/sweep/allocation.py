@@ -63,7 +63,7 @@ class TrialSupervisor(threading.Thread):
         self.run_dir, self.stop_reason = run, stop_reason
         close_unfinished_attempt(run, "the nodes of its sweep were lost")
         run.withdraw_cancel()
-        self.resources = Resources.model_validate(run.record["resources"])
+        self.resources = run.resources()
         plain = self.resources.model_dump(mode="json")
         self.number = run.begin_attempt(resources=plain, backend=NAME, opened_by=BY_SUBMISSION)
 

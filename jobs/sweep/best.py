@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from cluster.config import JobConfig, load_config
+from cluster.config import JobConfig
+from cluster.config_reader import load_config
 from cluster.errors import ConfigError, DataError
 from cluster.run.files import write_atomically
 from cluster.text import format_parameters

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from cluster.backends.base import Profile
 from cluster.backends.profiles import load_backend
-from cluster.config import JobConfig, PathView, Resources, load_config
+from cluster.config import JobConfig, PathView, Resources
+from cluster.config_reader import load_config
 from cluster.errors import ConfigError
 from cluster.gpus import machine_devices
 from jobs.registry import config_of, find_job

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.backends.profiles import load_backend, load_profile
-from cluster.config import JobConfig, Resources
+from cluster.config import JobConfig
 from cluster.errors import ConfigError, RopewalkError
 from cluster.run.directory import RunDir
 from cluster.run.files import locked, read_json, write_json
@@ -100,7 +100,7 @@ def _start(results: SweepResults, runs: Sequence[RunDir]) -> None:
     new = [run for run in runs if not run.attempts()]
     for cluster in dict.fromkeys(str(run.record["cluster"]) for run in new):
         mine = [run for run in new if run.record["cluster"] == cluster]
-        backend, resources = load_backend(cluster), Resources.model_validate(mine[0].record["resources"])
+        backend, resources = load_backend(cluster), mine[0].resources()
         at_once = concurrent_trials(_sweep_config(results), resources, load_profile(cluster).backend)
         try:
             if len(mine) == 1:

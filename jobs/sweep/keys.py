@@ -5,7 +5,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cluster.config import JobConfig, Section, read_yaml
+from cluster.config import JobConfig, Section
+from cluster.config_reader import read_yaml
 from jobs.sweep.space import Space, grid_size, wrong_conditions
 
 DEFAULT_TRIALS = 10

@@ -25,7 +25,6 @@ import psutil
 
 from cluster.backends.local.nodes import OUTER_TMPDIR_VARIABLE
 from cluster.backends.profiles import load_backend
-from cluster.config import Resources
 from cluster.errors import AlreadyRunningError, BackendError, RopewalkError
 from cluster.gpus import ALL, DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, NODE_GPUS_VARIABLE, users_devices
 from cluster.process.fork_server import FORK_SERVER_VARIABLE, start_fork_server
@@ -157,7 +156,7 @@ def execute(verb: str, run: RunDir) -> None:
     """Submit, resume or cancel a run, as `ask` has requested."""
     backend = load_backend(run.record["cluster"])
     if verb == "submit":
-        backend.submit(run, Resources.model_validate(run.record["resources"]))
+        backend.submit(run, run.resources())
     elif verb == "resume":
         resume(run)
     else:

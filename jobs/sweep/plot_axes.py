@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.config import load_section
+from cluster.config_reader import load_section
 from cluster.errors import ConfigError
 from cluster.text import format_value
 from jobs.sweep.results import TrialResult

@@ -4,7 +4,8 @@ import logging
 import time
 
 from cluster.backends.profiles import load_backend
-from cluster.config import JobConfig, Resources, load_config
+from cluster.config import JobConfig
+from cluster.config_reader import load_config
 from cluster.errors import BackendError, RopewalkError
 from cluster.run.directory import RunDir
 from jobs.registry import config_of, find_job
@@ -69,7 +70,7 @@ def end_run(context: SweepContext, run: RunDir) -> None:
 
 def await_end(run: RunDir) -> bool:
     """Wait until a run that was told to end is over and its processes have exited; False if that takes too long."""
-    grace = Resources.model_validate(run.record["resources"]).grace_seconds
+    grace = run.resources().grace_seconds
     watch, deadline = Watch(run), time.monotonic() + grace + EXIT_SECONDS
     while not watch.over():
         if time.monotonic() > deadline:

@@ -53,7 +53,7 @@ def unwritten_end(run: RunDir, seen: Observation) -> Outcome | None:
     if (told := outcome_on(seen.job)) is not None:
         return told
     if seen.job is None:
-        cause = "cancelled; no Job carried it" if outcome is None else "cancelled while it waited"
+        cause = "cancelled; it had no Job any more" if outcome is None else "cancelled while it waited"
         return end_without_word(run, RunState.CANCELLED, cause) if run.cancel_requested else None
     if "deletionTimestamp" in seen.job["metadata"]:
         return _held_by_a_dead_node(run, seen.job)

@@ -32,6 +32,10 @@ def stage(runs: Sequence[RunDir], number: int, jobs: Mapping[str, Object], uploa
         archive, place = code, f"{folder.parent.name}/{folder.name}"
         retry_for(PATIENCE_SECONDS, lambda: upload(runs[0], archive, place))
         code = None
+    if (project := runs[0].record.get("project")) is not None:  # the user's own code, of which nobody knows how large it is
+        folder = runs[0].path.parent / CODE_FOLDER / str(project["snapshot"])
+        own, where = _archive(folder, sorted(folder.rglob("*"))), f"{CODE_FOLDER}/{folder.name}"
+        retry_for(PATIENCE_SECONDS, lambda: upload(runs[0], own, where))
     staged = {}
     for run in runs:
         staged[run.id] = render_config_map(jobs[run.id], run, number, code)

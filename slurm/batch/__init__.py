@@ -1,1 +1,1 @@
-"""The batch script and what stands in it; pure."""
+"""The scripts that Slurm is given, rendered by pure functions."""

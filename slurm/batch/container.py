@@ -5,7 +5,7 @@ from slurm.profile import Container, SlurmProfile
 
 
 def wrap(command: list[str], profile: SlurmProfile, run: RunDir) -> tuple[list[str], list[str]]:
-    """(what a step runs, further options of srun) for a command of an agent, which starts in the run's directory."""
+    """Wrap an agent's command, which starts in the run's directory: (what a step runs, further options of srun)."""
     image = profile.container
     if image is None:
         return command, []
@@ -30,6 +30,6 @@ def _prefix(image: Container, pairs: list[str], run: RunDir) -> list[str]:
 
 
 def _gpus(image: Container, run: RunDir) -> list[str]:
-    """Without --nv an apptainer container sees no NVIDIA GPU; --rocm says that they are AMD's."""
+    """The option without which an apptainer container sees no NVIDIA GPU; --rocm in the profile says that they are AMD's."""
     wanted = (run.record.get("resources") or {}).get("gpus")
     return ["--nv"] if wanted and not {"--nv", "--nvccli", "--rocm"} & set(image.options) else []

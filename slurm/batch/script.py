@@ -35,7 +35,7 @@ def render_job(run: RunDir, resources: Resources, profile: SlurmProfile, attempt
 
 
 def job_options(run: RunDir, resources: Resources, profile: SlurmProfile, attempt: int, runs: int) -> list[str]:
-    """All options of the job. On sbatch's command line too: a user's SBATCH_PARTITION would win over a script's line."""
+    """All options of the job, for the script and for sbatch's command line: SBATCH_PARTITION would win over a script's line."""
     log = f"{run.id}/attempts/{attempt:04d}/logs/batch.log" if runs > 1 else f"attempts/{attempt:04d}/logs/batch.log"
     options: dict[str, str | int | bool] = {
         "job-name": f"ropewalk-{run.id}",
@@ -50,7 +50,7 @@ def job_options(run: RunDir, resources: Resources, profile: SlurmProfile, attemp
 
 
 def requests(resources: Resources) -> dict[str, str | int | bool]:
-    """What is asked of Slurm, as options of sbatch."""
+    """A run's resources as options of sbatch."""
     options: dict[str, str | int | bool] = {"nodes": str(resources.nodes).replace("..", "-"), "ntasks-per-node": 1}
     if resources.cpus:
         options["cpus-per-task"] = resources.cpus
@@ -67,7 +67,7 @@ def requests(resources: Resources) -> dict[str, str | int | bool]:
 
 
 def placement(profile: SlurmProfile) -> dict[str, str | int | bool]:
-    """The options of a small job beside the run's own."""
+    """The options that a small job beside the run's own has too."""
     return {name: value for name, value in profile.options.items() if name in {"partition", "account", "qos", "reservation"}}
 
 

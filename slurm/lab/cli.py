@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Folder = Annotated[Path | None, typer.Argument(metavar="[DIR]", help="where it lies; in the temporary directory by default")]
+Folder = Annotated[Path | None, typer.Argument(metavar="[DIR]", help="the cluster's directory; by default a temporary one")]
 Node = Annotated[str, typer.Argument(metavar="NODE", help="such as n2")]
 
 
@@ -32,8 +32,8 @@ def main(words: Sequence[str]) -> None:
 @app.command()
 def up(
     folder: Folder = None,
-    nodes: Annotated[int, typer.Option(help="how many")] = 4,
-    cpus: Annotated[int, typer.Option(help="a node")] = 4,
+    nodes: Annotated[int, typer.Option(help="how many nodes")] = 4,
+    cpus: Annotated[int, typer.Option(help="CPUs of each node")] = 4,
 ) -> None:
     """Start the cluster."""
     lab = _lab(folder)
@@ -51,7 +51,7 @@ def up(
 
 @app.command()
 def down(folder: Folder = None) -> None:
-    """End all of it and remove its directory."""
+    """End the cluster and remove its directory."""
     lab = _lab(folder)
     if lab.exists:
         lab.down()
@@ -79,7 +79,7 @@ def start_node(node: Node, folder: Folder = None) -> None:
 def status(folder: Folder = None) -> None:
     """Show the nodes and the queue."""
     lab = _lab(folder)
-    typer.echo(f"{lab.folder}: export SLURM_CONF={lab.conf}")
+    typer.echo(f"{lab.folder}: {len(lab.nodes)} nodes, export SLURM_CONF={lab.conf}")
     if not lab.alive:
         raise BackendError(f"{lab.folder}: its controller is dead; ropewalk lab slurm down, and up again")
     for name, state in lab.states().items():

@@ -33,7 +33,7 @@ LAST_WORDS_SECONDS = 2.0  # what a dead daemon has sent may still be on its way,
 
 
 def missing() -> str:
-    """What to install before there can be a lab; empty if all is there."""
+    """What to install before there can be a lab; empty: everything is there."""
     if absent := [n for n in NEEDED if not shutil.which(n, path=PATH)]:
         return f"{', '.join(absent)} not found; on Debian or Ubuntu: {INSTALL}"
     return ""
@@ -69,7 +69,7 @@ class Lab:
 
     @property
     def settings(self) -> LabSettings:
-        """What it was brought up with."""
+        """The settings that the lab was brought up with."""
         return LabSettings(**self._record["settings"])
 
     @property
@@ -79,7 +79,7 @@ class Lab:
 
     @property
     def place(self) -> Place:
-        """Its ports, addresses and names."""
+        """The lab's ports, addresses and names."""
         return Place(folder=self.folder, **self._record["place"])
 
     @property
@@ -106,7 +106,7 @@ class Lab:
                 raise
 
     def down(self) -> None:
-        """End everything and remove the folder, whatever state things are in. Nothing happens where no lab is."""
+        """End all of the lab and remove its folder, whatever state it is in; do nothing where there is no lab."""
         if not self.exists:
             return
         kill_all(lambda: on_nodes(self.folder, self.nodes))
@@ -115,12 +115,12 @@ class Lab:
         shutil.rmtree(self.folder)
 
     def kill_node(self, name: str) -> None:
-        """Power-off: everything that runs on that node dies at once, and Slurm is not told."""
+        """Cut a node's power: everything that runs on it dies at once, and Slurm is not told."""
         self._check_name(name)
         kill_all(lambda: on_nodes(self.folder, [name]))
 
     def start_node(self, name: str) -> None:
-        """Power-on; return when the node takes jobs again."""
+        """Give a node its power back; return when it takes jobs again."""
         self._check_name(name)
         self._launch_node(name)
         port = self.place.node_port(self.nodes.index(name) + 1)
@@ -128,7 +128,7 @@ class Lab:
         self.daemons.wait_until(lambda: self.states()[name] in {"idle", "mixed", "allocated"}, f"{name} takes jobs")
 
     def fail_node(self, name: str) -> None:
-        """Power-off, and Slurm finds out at once instead of after its timeout."""
+        """Cut a node's power, and let Slurm find out at once instead of after its timeout."""
         self._check_name(name)
         # what its daemon has said last may put it back into service, and until that is undone it must get no job
         self._set_state(name, "drain")
@@ -153,7 +153,7 @@ class Lab:
         self.daemons.wait_until(lambda: self.daemons.answers("sinfo"), "slurmctld answers")
 
     def kill_controller(self) -> None:
-        """The controller dies; nodes and jobs go on."""
+        """Kill the controller; nodes and jobs go on."""
         self.daemons.kill("slurmctld")
 
     def states(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the test cluster's configuration files say; pure."""
+"""The test cluster's settings, its place on the machine, and the text of its configuration files; pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class Place:
 
     @property
     def ports(self) -> range:
-        """All ports of the block."""
+        """All ports of the lab's block."""
         return range(self.port, self.port + PORTS_PER_LAB)
 
     def node_port(self, node: int) -> int:
@@ -153,7 +153,7 @@ def _partitions(settings: LabSettings) -> list[str]:
 
 
 def skip_delay_script(folder: Path, path: str) -> str:
-    """What the controller and the job's first node run at a job's end, so that a requeued job starts at once.
+    """The script that the controller and the job's first node run at a job's end, so that a requeued job starts at once.
 
     Slurm lets a requeued job wait for as long as a credential lives (AuthInfo=cred_expire, no less than 5 s), plus one.
     No setting turns that off, but the start time may be changed as soon as the job is pending again. To the next second:

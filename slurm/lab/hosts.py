@@ -10,13 +10,13 @@ HOSTS = Path("/etc/hosts")
 
 
 def can_resolve(hosts: Mapping[str, str]) -> bool:
-    """Whether names resolve to their addresses, or `add` would make them."""
+    """Whether the names resolve to their addresses, or would after `add`."""
     unlike = [found for name, address in hosts.items() if (found := _resolve(name)) != address]
     return not any(unlike) and (not unlike or os.access(HOSTS, os.W_OK))
 
 
 def add(hosts: Mapping[str, str], folder: Path) -> None:
-    """Add those names that do not resolve."""
+    """Add lines for those names that do not resolve."""
     lines = [f"{address} {name} {_note(folder)}\n" for name, address in hosts.items() if _resolve(name) != address]
     if lines:
         _edit(lambda text: text.rstrip("\n") + "\n" + "".join(lines))
@@ -34,8 +34,9 @@ def remove(folder: Path) -> None:
 
 
 def _edit(change: Callable[[str], str]) -> None:
-    """In place: in a container it is a mount, which nothing can be renamed onto. Labs take turns; and the lines of others are
-    there at every moment, since somebody on this machine is always looking for localhost.
+    """Rewrite /etc/hosts in place: in a container it is a mount, which nothing can be renamed onto.
+
+    Labs take turns; and the lines of others are there at every moment, since somebody is always looking for localhost.
     """
     with HOSTS.open("r+") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

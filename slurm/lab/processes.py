@@ -17,7 +17,7 @@ def marked(folder: Path, what: str = "") -> list[psutil.Process]:
 
 
 def on_nodes(folder: Path, names: Sequence[str]) -> list[psutil.Process]:
-    """All that runs on some nodes: slurmd, its steps, whatever those have started."""
+    """All processes on some nodes: slurmd, its steps, and whatever those have started."""
     conf = str(folder / "etc/slurm.conf")
     marks, spools = {f"{folder}:{name}" for name in names}, [f"{folder}/spool/{name}/" for name in names]
     living = list(_living())
@@ -41,7 +41,7 @@ def _with_descendants(roots: Iterable[psutil.Process]) -> set[psutil.Process]:
 
 
 def kill_all(find: Callable[[], list[psutil.Process]], wait_seconds: float = 10.0) -> None:
-    """Kill what `find` finds, again and again until it finds nothing: some of it may just be starting more."""
+    """Kill the processes that `find` finds until it finds none: some may just be starting others."""
     deadline = time.monotonic() + wait_seconds
     while (found := find()) and time.monotonic() < deadline:
         for process in sorted(_with_descendants(found), key=_order):
@@ -53,7 +53,10 @@ def kill_all(find: Callable[[], list[psutil.Process]], wait_seconds: float = 10.
 
 
 def _order(process: psutil.Process) -> tuple[bool, bool]:
-    """As in a power cut nobody may see the others die, and tell: a PID namespace ends at once with its first process."""
+    """The order in which processes are killed, so that none sees another die and tells Slurm, as in a power cut.
+
+    The first process of a PID namespace comes first: all of the namespace ends with it at once.
+    """
     return not _is_first(process.pid), not _title(process).startswith("slurm")
 
 
@@ -90,7 +93,7 @@ def _listens_below(process: psutil.Process, places: Sequence[str]) -> bool:
 
 
 def _pid_space(pid: int) -> str:
-    """Which PID namespace a process lives in; empty if it is gone."""
+    """The PID namespace of a process; empty: the process is gone."""
     try:
         return os.readlink(f"/proc/{pid}/ns/pid")
     except OSError:

@@ -40,7 +40,7 @@ UP_STATES = ("alloc", "mix", "idle", "comp", "resv", "plnd")
 
 @dataclass
 class Slot:
-    """One node, and the job that holds it for us."""
+    """One node, and the Slurm job that holds it for the run."""
 
     host: str
     job: str
@@ -49,7 +49,10 @@ class Slot:
 
 
 class SlurmAllocation(Allocation):
-    """Agents are steps of one node each, so that a node that dies takes along no other. Built inside the job."""
+    """The nodes of a Slurm job. Each agent is a step of its own, so that a node that dies takes along no other agent.
+
+    It is made inside the job.
+    """
 
     name = "slurm"
     owner_limits_time = True  # Slurm signals the job before its limit
@@ -70,7 +73,7 @@ class SlurmAllocation(Allocation):
     # --- the nodes of an attempt
 
     def initial_nodes(self) -> list[int]:
-        """All that are alive, or as many as the user wants of them."""
+        """Return all nodes that are alive, or of an elastic run as many of them as the user wants."""
         for slot in self.slots.values():
             slot.busy = False
         alive = [index for index, slot in self.slots.items() if not slot.dead]
@@ -80,15 +83,15 @@ class SlurmAllocation(Allocation):
         return chosen
 
     def address(self, node: int) -> str:
-        """Slurm's name of the node, under which nodes reach each other."""
+        """Return Slurm's name of a node, under which the other nodes reach it."""
         return self.slots[node].host
 
     def free_port(self) -> int:
-        """A port of the first node, which this process runs on."""
+        """Reserve a port of the first node, on which this process runs."""
         return self._store_port.take(self.slots[0].host)
 
     def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Popen[bytes]:
-        """Start a step of one task; srun hands SIGUSR2 on to it."""
+        """Start what `spec` says as a step of one task on a node; srun hands SIGUSR2 on to it."""
         words, more = wrap([*DEAF_AT_FIRST, *spec.command()], self.profile, self.run)
         return self.open([*self.srun(node), *more, *words], log)
 
@@ -106,7 +109,7 @@ class SlurmAllocation(Allocation):
             return Popen(words, stdout=stream, stderr=stream, stdin=DEVNULL, env=values)
 
     def srun(self, node: int) -> list[str]:
-        """A step of one task on one node."""
+        """The srun command of a step of one task on a node."""
         slot = self.slots[node]
         words = ["srun", f"--jobid={slot.job}", "--nodes=1", "--ntasks=1", f"--nodelist={slot.host}", "--overlap"]
         words += ["--kill-on-bad-exit=0", "--wait=0", "--mpi=none", "--cpu-bind=none", "--input=none", "--export=ALL"]
@@ -127,7 +130,7 @@ class SlurmAllocation(Allocation):
         return agent_environment(self.run, self.resources, cpus=cpus, gpus=gpus, ray_token=self.ray_token)
 
     def end(self, process: Process) -> None:
-        """End a step at once, and its srun; or what was started here."""
+        """Kill a step and its srun, or a process that was started here, with all descendants."""
         is_step = Path(str(process.args[0])).name == "srun"
         if process.poll() is None and is_step:
             process.terminate()  # srun then kills the step
@@ -139,7 +142,7 @@ class SlurmAllocation(Allocation):
     # --- losing, getting and giving back
 
     def loss_reason(self, node: int, code: int) -> str:
-        """Why the node is lost, if an agent that said nothing ended so; srun itself only ends with 1 when a node fails."""
+        """Say why a node is lost whose agent ended with `code` and no word; of a node's failure srun only tells 1."""
         last = (self._log_of(node).read_text(errors="replace").splitlines() or [""])[-3:] if self._log_of(node).exists() else []
         said = [line.lower() for line in last if line.startswith("srun: ")]
         if any(word in line for line in said for word in NODE_FAILURES):
@@ -156,7 +159,7 @@ class SlurmAllocation(Allocation):
         return self.run.log_dir(self.run.attempts()[-1]) / f"node-{node}.log"
 
     def mark_lost(self, node: int) -> None:
-        """The node died, or whoever gave it wants it back."""
+        """Stop using a node that died or that Slurm wants back."""
         slot = self.slots[node]
         slot.dead, slot.busy = True, False
         self._next_request = time.monotonic() + (0 if slot.job == self.job else ASK_AGAIN_SECONDS)
@@ -164,7 +167,7 @@ class SlurmAllocation(Allocation):
             self._cancel(slot.job)
 
     def release(self, node: int) -> None:
-        """Give a node back for good."""
+        """Give a node back to Slurm for good: the job shrinks by it, or the small job that held it ends."""
         slot = self.slots[node]
         if slot.job != self.job:
             self.mark_lost(node)
@@ -182,7 +185,10 @@ class SlurmAllocation(Allocation):
             path.unlink()
 
     def acquire(self, wanted: int) -> list[int]:
-        """Nodes that can join now. Slurm adds none to a running job: a small job of its own holds each."""
+        """Return nodes that can join now, and ask Slurm for those that are missing.
+
+        Slurm adds no node to a running job, so a small job of its own holds each.
+        """
         self.watchdog.tend()
         free = [index for index, slot in self.slots.items() if not slot.dead and not slot.busy][: max(wanted, 0)]
         missing = max(wanted, 0) - len(free)
@@ -196,7 +202,7 @@ class SlurmAllocation(Allocation):
         return free
 
     def _arrived(self, missing: int) -> list[int]:
-        """Jobs of extra nodes that run by now, as new slots; those that nobody wants any more are cancelled."""
+        """Make slots of the extra nodes whose jobs run by now, and cancel the jobs that are not wanted any more."""
         if not self.extra_node_jobs:
             return []
         try:
@@ -242,7 +248,7 @@ class SlurmAllocation(Allocation):
             self._next_request = time.monotonic() + ASK_AGAIN_SECONDS
 
     def _hosts(self) -> set[str]:
-        """Nodes that we have, which on a shared cluster might be given to us twice."""
+        """The run's nodes: on a shared cluster Slurm might give it the same node twice."""
         return {slot.host for slot in self.slots.values() if not slot.dead}
 
     def _cancel(self, job: str) -> None:
@@ -254,7 +260,7 @@ class SlurmAllocation(Allocation):
     # --- whether we may stay
 
     def stop_reason(self) -> str:
-        """Why Slurm wants the nodes back, once it has said so."""
+        """Say why Slurm wants the nodes back, once it has sent a signal."""
         if self.asked_to_stop.is_set() and not self._notice:
             self._notice = self.query_stop_reason() or "signal"
         return self._notice
@@ -279,7 +285,7 @@ class SlurmAllocation(Allocation):
         return True
 
     def close(self) -> None:
-        """Give back what was asked for in addition."""
+        """End the watchdog, and cancel the jobs that hold or wait for extra nodes."""
         self._store_port.release()
         self.watchdog.close()
         held = {slot.job for slot in self.slots.values() if slot.job != self.job and not slot.dead}

@@ -72,7 +72,7 @@ def exit_code_of(run: RunDir) -> int:
 
 
 def python_of(profile: SlurmProfile) -> str:
-    """The Python that agents run with."""
+    """The Python that a profile's agents run with."""
     return profile.python or ("python" if profile.container else sys.executable)
 
 
@@ -110,7 +110,7 @@ def tidy(slurm: Slurm, job: str) -> None:
 
 
 def main() -> None:
-    """Coordinate one run."""
+    """Coordinate the run whose directory is named, and leave with its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     run = RunDir(parser.parse_args().run_dir)

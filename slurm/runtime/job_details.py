@@ -11,17 +11,17 @@ REQUEUED = ("PENDING", "REQUEUED", "NODE_FAIL", "BOOT_FAIL", "REVOKED")
 
 
 def ends_at(details: Mapping[str, str]) -> float:
-    """When its time limit ends the job, seconds since the epoch."""
+    """When the job's time limit ends it, in seconds since the epoch."""
     return seconds_of(details.get("EndTime", ""))
 
 
 def preempted(details: Mapping[str, str]) -> bool:
-    """Slurm has preempted the job, or given it notice of that."""
+    """Whether Slurm has preempted the job, or given it notice of that."""
     return details.get("JobState") == "PREEMPTED" or details.get("PreemptTime", "None") not in UNSET
 
 
 def why_taken(details: Mapping[str, str], grace_seconds: float) -> str:
-    """Why Slurm ends the job, of `scontrol show job`: preempted, time limit, cancelled, requeued; empty if it does not."""
+    """Why Slurm ends the job, by `scontrol show job`: preempted, time limit, cancelled or requeued; empty: it does not."""
     state = details.get("JobState", "")
     if preempted(details):
         return StopReason.PREEMPTED

@@ -18,7 +18,7 @@ MOST_REQUEUES = "5"  # Slurm's own default of MaxBatchRequeue
 
 
 def slurm_requeues(slurm: Slurm, job: str) -> bool:
-    """Whether Slurm itself requeues this job of ours when its script ends now; in doubt it does not."""
+    """Whether Slurm itself requeues this job if its script ends now; in doubt the answer is no."""
     try:
         details = slurm.job_details(job)
         if details.get("JobState") != "RUNNING" or details.get("Requeue") != "1" or not preempted(details):
@@ -31,13 +31,16 @@ def slurm_requeues(slurm: Slurm, job: str) -> bool:
 
 
 def _has_requeues_left(details: dict[str, str], settings: dict[str, str]) -> bool:
-    """Slurm holds a job that it has requeued itself too often. One is kept for the end, should the mark be left after all."""
+    """Whether Slurm may requeue the job once more: it holds a job that it has requeued too often.
+
+    One requeue is kept for the job's end, should the mark be left after all.
+    """
     most = int(settings.get("MaxBatchRequeue", MOST_REQUEUES).split()[0])
     return int(details.get("BatchFlag", MOST_REQUEUES)) < most - 1
 
 
 def _mode(slurm: Slurm, details: dict[str, str], settings: dict[str, str]) -> str:
-    """What Slurm does to a job that it preempts: that of its partition or QoS, else the cluster's."""
+    """What Slurm does to the job when it preempts it: the mode of its partition or QoS, else the cluster's."""
     cluster, kind = settings.get("PreemptMode", "OFF"), settings.get("PreemptType", "")
     if kind.endswith("partition_prio"):
         found = {partition.name: partition.preempt_mode for partition in cluster_info.partitions(slurm)}

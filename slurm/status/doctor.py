@@ -1,4 +1,4 @@
-"""Is a Slurm cluster fit to run on: the lines of `doctor`, each with its remedy. A warning does not make it unfit."""
+"""The lines of `doctor` for a Slurm cluster, each with its remedy. A warning does not make the cluster unfit."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ RUNTIMES = {"charliecloud": "ch-run", "pyxis": "enroot"}
 
 
 def checks(slurm: Slurm, profile: SlurmProfile) -> list[Check]:
-    """What is looked at; the cluster itself only if its controller answers."""
+    """Check commands, controller, partition, settings, accounting, runs and container; the cluster only if it answers."""
     commands = _commands(slurm)
     here = [*_runs(profile), *_container(profile)]
     if not commands.ok:

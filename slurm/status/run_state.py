@@ -1,4 +1,4 @@
-"""What became of a run, of what Slurm says of its job and of what lies in its directory."""
+"""A run's state, from what Slurm says of its job and from what lies in its directory."""
 
 import time
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def run_state(run: RunDir, job: Job | None, accounted: str | None = None) -> Bac
 
 
 def _is_a_double(run: RunDir, job: Job) -> bool:
-    """Whether the job only left because another had claimed the run; that other is forgotten."""
+    """Whether the job only left because another one owns the run; Slurm has forgotten that other."""
     return bool(job.id) and state_of(job).final and owner_of(run) not in {"", job.id}
 
 
@@ -50,7 +50,7 @@ def _unknown(run: RunDir, outcome: Outcome | None) -> BackendState:
     if not job_id(run) and time.time() - float(details.get("created") or 0) < PATIENCE_SECONDS:
         return BackendState(state=RunState.PENDING, word="submitting")
     if run.cancel_requested:
-        cause = "cancelled; no job carried it"
+        cause = "cancelled; there was no job of it"
         return BackendState(state=RunState.CANCELLED, word="lost", reason=conclude(run, RunState.CANCELLED, cause).cause)
     if not job_id(run):
         said = "its submission was cut short"
@@ -62,7 +62,7 @@ def _unknown(run: RunDir, outcome: Outcome | None) -> BackendState:
 
 
 def _settle(run: RunDir, job: Job, outcome: Outcome | None) -> BackendState:
-    """A job that ended without a word of ours."""
+    """Write down the end of a run whose job ended and left no outcome; its outcome may still be on its way."""
     ended = seconds_of(job.end)
     if outcome is None and ended != FOREVER and time.time() - ended < SETTLE_SECONDS and owner_of(run):
         return BackendState(state=RunState.RUNNING, word=job.state, reason="ended; its outcome is awaited")
@@ -85,7 +85,10 @@ def _cause(run: RunDir, job: Job, outcome: Outcome | None) -> str:
 
 
 def _waited_in_vain(run: RunDir, job: Job) -> bool:
-    """Whether Slurm dropped the job because of another's end; a person who cancels one that waits leaves `Dependency`."""
+    """Whether Slurm dropped the job because a run that it waited for failed.
+
+    The reason of a job that a person cancels while it waits is `Dependency`.
+    """
     return job.reason == "DependencyNeverSatisfied" or (not owner_of(run) and bool(failed_of(dependencies(run))))
 
 
@@ -100,7 +103,7 @@ def _last_words(log: Path) -> str:
 def _reason(job: Job) -> str:
     reason = "" if job.reason == "None" else job.reason
     if reason.startswith(HELD):
-        return f"{reason}; `scontrol release {job.id}` lets it go"
+        return f"{reason}; `scontrol release {job.id}` releases it"
     if job.state == "PENDING" and job.start not in {"N/A", "Unknown", ""}:
         return f"{reason}; may start at {job.start.replace('T', ' ')}"
     return reason

@@ -1,4 +1,4 @@
-"""Would a run wait, and why, and what smaller request would start sooner: asked of Slurm before anything is submitted."""
+"""A dry run's sentence: whether the run would wait, why, and what smaller request would start sooner."""
 
 import difflib
 import math
@@ -168,7 +168,7 @@ class Questions:
         )
 
     def _waiting(self) -> int:
-        """Jobs that wait for nodes of the partition, not for something else."""
+        """How many jobs wait for nodes of the partition, and not for something else."""
         if not self.partition:
             return 0
         words = ["squeue", "--noheader", "--states=PENDING", f"--partition={self.partition.name}", "--format=%r"]
@@ -242,13 +242,13 @@ class Questions:
 
 
 def clock(seconds: float) -> str:
-    """A time in this machine's zone: 14:30 today, with its day otherwise."""
+    """A time in this machine's zone: 14:30, preceded by the date unless it is today."""
     day = "" if time.localtime(seconds)[:3] == time.localtime()[:3] else "%Y-%m-%d "
     return time.strftime(f"{day}%H:%M", time.localtime(seconds))
 
 
 def _change(asked: Resources, other: Resources) -> str:
-    """How the other request is written, where it differs: `2 nodes`, or the keys to set."""
+    """How the other request differs from the one that was asked for: `2 nodes`, or the keys to set."""
     keys = [key for key in type(asked).model_fields if getattr(asked, key) != getattr(other, key)]
     if keys == ["nodes"] and not other.nodes.elastic:
         return counted(other.nodes.least, "node")

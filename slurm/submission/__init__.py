@@ -1,1 +1,1 @@
-"""Before a job starts: sbatch once, and finding the job of a run."""
+"""Before a job starts: a submission that makes one job."""

@@ -1,4 +1,4 @@
-"""Exactly once: sbatch may time out though the job was made, so what exists under the submission's key is adopted."""
+"""One job a submission: sbatch may time out though it made the job, so a job under the submission's key is adopted."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.backends.profiles import load_backend
+from cluster.process.kill import writers_of
 from cluster.run.context import JobContext
 from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import read_json
 from jobs.pretrain.config import PretrainConfig
 from jobs.pretrain.job import main as pretrain
 from jobs.runs.submit import make_record
@@ -89,8 +89,7 @@ def measure(run: RunDir, word: int) -> dict[str, float]:
     goal = newest_step(run) + SETTLE_STEPS
     while newest_step(run) < goal:
         time.sleep(0.05)
-    place = read_json(run.attempt_dir(1) / "nodes" / "rank-1.json") or {}
-    os.kill(int(place["pid"]), word)
+    os.kill(writers_of(run.log_dir(1) / "rank-1.log")[0].pid, word)
     hung = time.time()
     found = {kind: event_after(run, kind, hung)["time"] - hung for kind in ("ranks_hung", "group_formed", "first_step")}
     times = [moment for moment, _ in completed(run) if moment < hung][-SETTLE_STEPS:]

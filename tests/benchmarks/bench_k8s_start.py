@@ -23,7 +23,7 @@ from unittest import mock
 import yaml
 
 from cluster.run.directory import RunDir
-from cluster.run.files import read_json, read_lines
+from cluster.run.files import read_lines
 from cluster.run.names import AGENTS
 from jobs.cli.quickstart import settings
 from jobs.pretrain.config import PretrainConfig
@@ -87,9 +87,7 @@ class Contest:
         self.namespace.kubectl("apply", "-f", str(manifest))
         first = self.first_step(run)
         self.clear()
-        started = read_json(run.attempt_dir(1) / "nodes/rank-0.json")
-        assert started is not None
-        return {"rank 0 begins its entry": started["started"] - began, "first step": first - began}
+        return {"first step": first - began}
 
     def same_command(self, pods: int) -> Moments:
         """The Job that `ropewalk run` would make, of a run that is written down."""
@@ -139,15 +137,12 @@ def phases(run: RunDir) -> Moments:
     """When what came about on the way to the first step."""
     details, folder = run.attempt_details(1), run.attempt_dir(1)
     formed = next(event["time"] for event in run.read_events() if event["event"] == "group_formed")
-    rank = read_json(folder / "nodes/rank-0.json")
-    assert rank is not None
     return {
         "run.yaml is written": float(run.record["created"]),
         "its attempt is open": details["created"],
         "all pods are here": details["started"],
         "the last agent is started": read_lines(folder / AGENTS)[-1]["started"],
         "the group has formed": formed,
-        "rank 0 begins its entry": rank["started"],
     }
 
 

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cluster.process.kill import writers_of
 from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import read_json
 from jobs.pretrain.config import PretrainConfig
 from jobs.runs.submit import submit
 from tests.jobs.corpus import make_dataset
@@ -61,8 +61,7 @@ def measure(run: RunDir) -> dict[str, float]:
     goal = newest_step(run) + SETTLE_STEPS
     while newest_step(run) < goal:
         time.sleep(0.05)
-    place = read_json(run.attempt_dir(1) / "nodes" / "rank-1.json") or {}
-    os.kill(int(place["pid"]), signal.SIGKILL)
+    os.kill(writers_of(run.log_dir(1) / "rank-1.log")[0].pid, signal.SIGKILL)
     killed = time.time()
     return {kind: event_after(run, kind, killed)["time"] - killed for kind in ("rank_lost", "group_formed", "first_step")}
 

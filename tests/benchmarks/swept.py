@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from cluster.config import load_config
+from cluster.config_reader import load_config
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from jobs.cli.quickstart import settings

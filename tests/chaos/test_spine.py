@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from cluster.process.kill import processes_of
+from cluster.process.kill import processes_of, writers_of
 from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import read_json, read_lines
+from cluster.run.files import read_lines
 from cluster.spec import RunState
 from jobs.pretrain.config import PretrainConfig
 from jobs.runs.follow import wait
@@ -64,7 +64,7 @@ def agent_pid(run: RunDir, node: int, attempt: int) -> int:
 def test_a_rank_killed_a_preemption_and_a_node_killed_leave_no_trace_in_the_parameters(start: Callable[..., RunDir]) -> None:
     disturbed = start(nodes=2)
     reach(disturbed, 25, attempt=1)
-    os.kill((read_json(disturbed.attempt_dir(1) / "nodes" / "rank-1.json") or {})["pid"], signal.SIGKILL)
+    writers_of(disturbed.log_dir(1) / "rank-1.log")[0].kill()
     formed = len(events(disturbed, "first_step"))
     until(lambda: len(events(disturbed, "first_step")) > formed, Patience.STEP)
     os.kill(agent_pid(disturbed, 0, 1), signal.SIGUSR2)  # what a scheduler sends before it takes the nodes away
@@ -95,7 +95,7 @@ def test_an_elastic_run_that_loses_a_node_learns_every_sample_once(start: Callab
 def test_a_run_of_which_a_rank_is_stopped_for_ever_learns_every_sample_once(start: Callable[..., RunDir]) -> None:
     disturbed = start(nodes=2)
     reach(disturbed, 25, attempt=1)
-    os.kill((read_json(disturbed.attempt_dir(1) / "nodes" / "rank-1.json") or {})["pid"], signal.SIGSTOP)
+    writers_of(disturbed.log_dir(1) / "rank-1.log")[0].suspend()
     succeed(disturbed)
     assert disturbed.attempts() == [1]
     assert [event["group"] for event in disturbed.read_events() if event["event"] == "ranks_hung"] == [1, 1]

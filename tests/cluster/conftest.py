@@ -14,9 +14,9 @@ import pytest
 from cluster.backends.base import Profile
 from cluster.backends.local.backend import LocalBackend
 from cluster.config import Resources
-from cluster.process.kill import processes_of
+from cluster.process.kill import processes_of, writers_of
 from cluster.run.directory import RunDir
-from cluster.run.files import read_json, read_lines
+from cluster.run.files import read_lines
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +56,7 @@ class ToyRun:
         until(lambda: max(self.steps(), default=0) >= step)
 
     def rank_pid(self, rank: int, attempt: int = 1) -> int:
-        return int((read_json(self.run.attempt_dir(attempt) / "nodes" / f"rank-{rank}.json") or {})["pid"])
+        return writers_of(self.run.log_dir(attempt) / f"rank-{rank}.log")[0].pid
 
     def kill_node(self, node: int, attempt: int = 1) -> None:
         agents = read_lines(self.run.attempt_dir(attempt) / "agents.jsonl")

@@ -73,13 +73,13 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
         leaving.send_signal(signal.SIGUSR2)
         until(lambda: "nothing to save" in said.read_text())
         started.append(subprocess.Popen(StoreSpec(attempt=attempt, host="127.0.0.1", port=str(port)).command()))
-        until(lambda: list(nodes.glob("rank-*.json")))
+        until(lambda: list(run.log_dir(attempt).glob("rank-*.log")))
         time.sleep(1.0)  # what the other's takes
         assert leaving.poll() is None
         (tmp_path / "enough").touch()
         assert ended(leaving) == EXIT_REQUEUE
         assert "failed" not in said.read_text()
-        assert len(list(nodes.glob("rank-*.json"))) == 1, "that of the other agent"
+        assert len(list(run.log_dir(attempt).glob("rank-*.log"))) == 1, "that of the other agent"
     finally:
         end(process for one in started for process in family(one.pid))
         for one in started:

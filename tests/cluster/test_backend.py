@@ -7,6 +7,7 @@ import pytest
 from cluster.backends.local.backend import LocalBackend
 from cluster.backends.profiles import load_backend, load_profile
 from cluster.config import Resources
+from cluster.config_reader import read_yaml
 from cluster.errors import BackendError, ConfigError
 from cluster.run.directory import RunDir
 from cluster.spec import Engine
@@ -25,6 +26,16 @@ def test_a_profile_names_its_backend() -> None:
     assert isinstance(load_backend("desk"), LocalBackend)
     assert isinstance(load_backend("local"), LocalBackend)
     assert load_profile("moon").options == {"queue": "q"}
+
+
+def test_the_profile_file_is_read_once_and_again_when_it_has_changed(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr("cluster.backends.profiles.read_yaml", lambda path: read.append(path) or read_yaml(path))
+    assert load_profile("moon") == load_profile("moon")
+    assert len(read) == 1
+    profiles.write_text("moon: {backend: pbs, queue: night}\n")
+    assert load_profile("moon").options == {"queue": "night"}
+    assert len(read) == 2
 
 
 @pytest.mark.usefixtures("profiles")

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from pydantic import Field, ValidationError
 
-from cluster.config import DataPath, JobConfig, Resources, Section, load_config, parse_yaml, read_yaml
+from cluster.config import DataPath, JobConfig, Resources, Section
+from cluster.config_reader import load_config, parse_yaml, read_yaml
 from cluster.errors import ConfigError
 
 

@@ -215,22 +215,22 @@ class Store:
 def test_nodes_hang_together_or_not_at_all() -> None:
     store = Store()
     one, two = Agreement(store, 2), Agreement(store, 2)
-    assert not one.say("hung", True)
-    assert not two.say("hung", False)
-    assert not one.say("hung", False), "its ranks went on"
-    assert not two.say("hung", True)
-    assert one.say("hung", True)
+    assert not one.vote("hung", True)
+    assert not two.vote("hung", False)
+    assert not one.vote("hung", False), "its ranks went on"
+    assert not two.vote("hung", True)
+    assert one.vote("hung", True)
     two._next_look = 0.0
-    assert two.say("hung", True)
+    assert two.vote("hung", True)
 
 
 def test_without_a_store_nothing_is_agreed() -> None:
     store = Store()
     alone = Agreement(store, 1)
     store.gone = True
-    assert not alone.say("hung", True)
+    assert not alone.vote("hung", True)
     store.gone = False
-    assert alone.say("hung", True)
+    assert alone.vote("hung", True)
 
 
 def test_steps_that_really_take_so_long_are_done_in_the_end() -> None:

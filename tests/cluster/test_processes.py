@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.process.forking import fork_program
+from cluster.process.kill import end, family, writers_of
 from cluster.process.signals import STOP_SIGNALS, stop_signals_blocked
 from tests.patience import HANG_SECONDS, Patience, until
 
@@ -71,3 +72,16 @@ def test_a_stop_that_comes_while_a_program_starts_is_kept(tmp_path: Path, word: 
         until((tmp_path / way).exists, Patience.START)  # it runs, and waits for a signal that it does not hear yet
         process.send_signal(word)
         assert process.wait(HANG_SECONDS) == 7
+
+
+def test_the_processes_that_write_a_log_are_found_by_it(tmp_path: Path) -> None:
+    log = tmp_path / "rank-0.log"
+    with log.open("wb") as stream:
+        parent = subprocess.Popen(["sh", "-c", "sleep 60 & wait"], stdout=stream)
+    try:
+        until(lambda: len(writers_of(log)) == 2)
+        assert writers_of(log)[0].pid == parent.pid, "the oldest first"
+        assert writers_of(tmp_path / "rank-1.log") == []
+    finally:
+        end(family(parent.pid))
+        parent.wait()

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from cluster.config import load_config
+from cluster.config_reader import load_config
 from cluster.errors import ConfigError, DataError
+from datapipe.document import Document
 from datapipe.execution.worker import Task
 from datapipe.filters import registry
 from datapipe.filters.filter import Filter
-from datapipe.inputs.document import Document
 from datapipe.pipeline import make_data_set
 from datapipe.progress import Progress
 from jobs.preprocess.config import PreprocessConfig

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import jobs
-from cluster.config import load_config, read_yaml
+from cluster.config_reader import load_config, read_yaml
 from cluster.errors import ConfigError, DataError, StaleAttemptError, StopRequested
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from cluster.errors import DataError
 from datapipe.config import ReadRules
-from datapipe.inputs.document import Document, Rejection
+from datapipe.document import Document, Rejection
 from datapipe.inputs.files import list_inputs, plan_units
 from datapipe.inputs.lines import TOO_LONG, split_lines
 from datapipe.inputs.readers import ReadStats, read_unit

@@ -11,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from cluster.config import load_config
+from cluster.config_reader import load_config
 from cluster.errors import ConfigError
 from cluster.storage import StoragePath
 from datapipe.tokens.tokenizer import Encoder, TokenizerFiles, read_tokenizer, take_tokenizer, train_tokenizer, write_tokenizer

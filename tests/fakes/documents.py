@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.config import load_config
+from cluster.config_reader import load_config
 from cluster.storage import StoragePath
 from datapipe.execution.worker import Task, Worker
 from datapipe.manifest import Manifest

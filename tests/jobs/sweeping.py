@@ -10,10 +10,9 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.config import load_config
-from cluster.process.kill import processes_of
+from cluster.config_reader import load_config
+from cluster.process.kill import processes_of, writers_of
 from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import read_json
 from cluster.spec import Outcome, RunState
 from jobs.runs.status import final_outcome
 from jobs.runs.submit import resume, submit
@@ -46,8 +45,8 @@ class Swept:
         """The process that runs the sweep's entry, as soon as there is one."""
         attempts = self.run.attempts()
         number = attempt or (attempts[-1] if attempts else 1)
-        found = read_json(self.run.attempt_dir(number) / "nodes" / "rank-0.json")
-        return int(found["pid"]) if found and self.run.outcome(number) is None else None
+        found = writers_of(self.run.log_dir(number) / "rank-0.log")
+        return found[0].pid if found and self.run.outcome(number) is None else None
 
     def kill_driver(self) -> None:
         """SIGKILL, and wait until its attempt is concluded."""

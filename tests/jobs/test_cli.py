@@ -80,7 +80,7 @@ def test_the_record_holds_what_the_run_is_and_no_secret(shell: Shell, monkeypatc
 
 
 def test_masking() -> None:
-    from jobs.runs.submit import masked
+    from jobs.runs.provenance import masked
 
     given = {
         "api_key": "a", "hf_token": "b", "s3": {"secret": "c", "password": "d"}, "text_key": "text", "eos_token": "<end>",
@@ -280,7 +280,7 @@ def test_a_broken_line_ends_no_command(shell: Shell, running: RunDir) -> None:
         (Mount("lustre"), "many small files"),
         (Mount("tmpfs"), "when the machine restarts"),
         (Mount("overlay"), "with the container"),
-        (Mount("fuse.sshfs"), "what is behind it"),
+        (Mount("fuse.sshfs"), "depends on its server"),
     ],
 )
 def test_doctor_knows_what_a_file_system_hurts(mount: Mount, said: str) -> None:

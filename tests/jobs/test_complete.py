@@ -50,6 +50,8 @@ def test_keys_of_the_job_that_was_typed(tmp_path: Path) -> None:
     assert bash("ropewalk run preprocess optim.", tmp_path) == []
     assert bash("ropewalk submit --on big pretrain -c x.yaml resources.no", tmp_path)[0] == "resources.nodes="
     assert bash("ropewalk run pretran optim.", tmp_path) == []
+    assert bash("ropewalk resume x resources.gp", tmp_path)[0] == "resources.gpus="
+    assert bash("ropewalk resume x se", tmp_path) == [], "a run's other keys never change"
 
 
 def test_the_last_key_that_fits_comes_with_its_values(tmp_path: Path) -> None:

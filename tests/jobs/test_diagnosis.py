@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from cluster.backends.base import BackendState, Profile
-from cluster.backends.local.backend import LocalBackend, process_identity
+from cluster.backends.local.backend import LocalBackend
+from cluster.backends.local.processes import record_supervisor
 from cluster.config import Resources
 from cluster.run.directory import RunDir
-from cluster.run.files import append_line, write_json
-from cluster.run.names import SUPERVISOR
+from cluster.run.files import append_line
 from cluster.spec import Outcome, RunState
 from jobs.runs.diagnose import diagnose
 from jobs.runs.status import is_final
@@ -30,7 +30,7 @@ def make_run(root: Path, name: str, **details: object) -> RunDir:
 def at_work(root: Path, name: str, step: int) -> RunDir:
     """A run that this process carries, as far as anybody can tell."""
     run = make_run(root, name)
-    write_json(run.path / SUPERVISOR, process_identity(os.getpid()))
+    record_supervisor(run, os.getpid())
     append_line(run.attempt_dir(1) / "agents.jsonl", {"node": 0})
     append_line(run.metrics, {"step": step, "attempt": 1, "time": 0.0, "train/loss": 1.0})
     return run

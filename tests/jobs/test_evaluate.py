@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster.config import load_config
+from cluster.config_reader import load_config
 from cluster.errors import CheckpointError, ConfigError
 from cluster.run.directory import RunDir
 from datapipe.loader.loader import Source, TokenLoader

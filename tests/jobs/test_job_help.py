@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.config import JobConfig, walk_keys
+from cluster.config import JobConfig
+from cluster.config_reader import walk_keys
 from jobs.cli.job_help import keys_of
 from jobs.registry import JOBS, config_of, find_job
 from tests.jobs.shell import Shell

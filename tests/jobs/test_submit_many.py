@@ -119,19 +119,20 @@ class Calls:
 def test_the_cost_of_a_run_among_many(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = Calls()
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # what a disk takes is not ours
+    shell("submit", *pretrain("--on", "shipping"))  # writes the copy of the code, which the others find
     few, many = (
         calls.of(lambda n=n: shell("submit", *pretrain("--on", "shipping", "--each", f"seed=1..{n}"))) for n in (10, 310)
     )
-    assert (many["os.mkdir"] - few["os.mkdir"]) / 300 <= 3
+    assert (many["os.mkdir"] - few["os.mkdir"]) / 300 < 3.1, "an id that is taken costs one more"
     assert many["subprocess.Popen"] <= 8, "git and versions are asked once for all"
-    assert (sum(many.values()) - sum(few.values())) / 300 <= 10
+    assert (sum(many.values()) - sum(few.values())) / 300 <= 13, "two of them where the checkout has a diff to keep"
     before = time.process_time()
     listing = calls.of(lambda: shell("ps"))
     assert time.process_time() - before < 3, "a few milliseconds a run even on a slow machine"
-    assert len(shell.out.splitlines()) > 320
-    assert listing["run.yaml"] == 320
-    assert listing["attempt.json"] == 320
-    assert sum(listing.values()) / 320 <= 12
+    assert len(shell.out.splitlines()) > 321
+    assert listing["run.yaml"] == 321
+    assert listing["attempt.json"] == 321
+    assert sum(listing.values()) / 321 <= 12
 
 
 def test_a_long_list_is_a_line_a_run(shell: Shell) -> None:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import jobs
-from cluster.config import load_config
+from cluster.config_reader import load_config
 from cluster.errors import ConfigError
 from jobs.sweep.checks import concurrent_trials, decision_steps, sample_config
 from jobs.sweep.config import SweepConfig

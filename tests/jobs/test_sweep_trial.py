@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.backends.local.backend import process_identity
+from cluster.backends.local.processes import record_supervisor
 from cluster.errors import AlreadyRunningError, BackendError
 from cluster.run.directory import RunDir
 from cluster.run.files import write_json
-from cluster.run.names import SUPERVISOR
 from cluster.spec import Outcome, RunState
 from jobs.sweep.context import SweepContext
 from jobs.sweep.launcher import ask, launcher
@@ -99,7 +98,7 @@ def test_who_asks_the_launcher_for_a_run_that_is_under_way_is_told_so_by_the_err
     run = RunDir.create(
         "trial", {"job": "pretrain", "cluster": "local", "config": {}, "resources": {}}, context.sweep.path.parent
     )
-    write_json(run.path / SUPERVISOR, process_identity(os.getpid()))
+    record_supervisor(run, os.getpid())
     with launcher(context.scratch / "launcher.log", {}, []) as folder, pytest.raises(AlreadyRunningError) as caught:
         ask(folder, "submit", run)
     told = f"{run.id} already has an active process (local:{os.getpid()}); cancel it first: ropewalk cancel {run.id}"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.config import load_config
+from cluster.config_reader import load_config
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from datapipe.loader.prefetch import prefetch

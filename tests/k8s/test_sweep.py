@@ -197,7 +197,7 @@ def test_trials_in_the_sweeps_own_pods_go_on_with_the_next_head(start: Start, na
     assert sweep.finish(patience=Patience.CLUSTER)["trials"] == {"SUCCEEDED": 2}
     assert outcomes(sweep.run)[0] == ("REQUEUED", 85)
     assert all(own == list(range(1, 101)) for own in sweep.steps().values()), "what was saved is not done again"
-    assert jobs_of_runs(namespace) == []
+    assert jobs_of_runs(namespace) == [sweep.run.attempt_details(1)["name"]], "its trials are no Jobs"
     until(lambda: not at_work(namespace), Patience.STEP, lambda: at_work(namespace))
 
 

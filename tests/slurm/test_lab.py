@@ -165,7 +165,7 @@ def test_two_clusters_side_by_side(slurm_lab: Lab, make_lab: MakeLab) -> None:
 AS_ORDINARY_USER = """
 import subprocess, sys
 from pathlib import Path
-from slurm.lab import Lab
+from slurm.lab.cluster import Lab
 from slurm.lab.config import LabSettings
 from tests.patience import Stopwatch, until
 from tests.slurm.test_lab import sleepers, submit

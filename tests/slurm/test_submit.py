@@ -254,7 +254,7 @@ def test_a_lost_run_can_be_cancelled(slurm_lab: Lab, tick: Start) -> None:
     run.backend.cancel(run.run)
     outcome = run.run.last_outcome()
     assert outcome is not None
-    assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled; no job carried it")
+    assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled; there was no job of it")
 
 
 def test_a_site_that_rewrites_comments(slurm_lab: Lab, tick: Start) -> None:

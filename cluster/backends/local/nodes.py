@@ -51,7 +51,7 @@ def render_script(run_path: str, attempt: str, resources: Resources, engine: Eng
 
 
 class LocalAllocation(Allocation):
-    """This machine's nodes: it has every node that a run may have. `stop` is set by whoever wants the machine back."""
+    """The virtual nodes of one run: all that it may have. `stop` is set by whoever wants the machine back."""
 
     name = "local"
 

@@ -6,18 +6,17 @@ Usage: python -m cluster.backends.local.queue DIRECTORY_OF_THE_FIRST_RUN
 import argparse
 import logging
 import os
-import sys
 import time
 from pathlib import Path
 
-from cluster.backends.local.backend import process_identity
+from cluster.backends.local.processes import record_supervisor, supervisor_command
 from cluster.errors import EXIT_FAILED
 from cluster.process.forking import Forked, fork_program, import_modules, preload_modules
 from cluster.process.output import configure_logging
 from cluster.process.signals import SignalFlag, install_stop_handler
 from cluster.run.directory import RunDir
-from cluster.run.files import read_json, write_json
-from cluster.run.names import QUEUE, SUPERVISOR
+from cluster.run.files import read_json
+from cluster.run.names import QUEUE
 from cluster.spec import Outcome, RunState
 
 log = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ POLL_SECONDS = 0.2
 
 
 class Queue:
-    """Runs of one submission in order. What waits when this process dies is resumed one by one; what runs goes on."""
+    """The runs of one submission, in order. If this process dies, those that run go on, and those that wait must be resumed."""
 
     def __init__(self, head: RunDir) -> None:
         request = read_json(head.path / QUEUE) or {}
@@ -55,15 +54,14 @@ class Queue:
             self.waiting.remove(run)
 
     def _start(self, run: RunDir) -> None:
-        command = [sys.executable, "-m", "cluster.backends.local.supervisor_main", str(run.path)]
         try:
             run.make_folders(run.attempts()[-1])
             import_modules(preload_modules(run))  # once for all of them
-            process = fork_program(command, os.environ, run.path / "supervisor.log")  # it outlives this process
+            process = fork_program(supervisor_command(run), os.environ, run.path / "supervisor.log")  # it outlives this process
         except OSError as error:
             log.exception("%s: no supervisor", run.id)
             return self._never_ran(run, RunState.FAILED, EXIT_FAILED, f"its supervisor could not be started: {error}")
-        write_json(run.path / SUPERVISOR, process_identity(process.pid))
+        record_supervisor(run, process.pid)
         self.running.append(process)
         return None
 
@@ -72,7 +70,7 @@ class Queue:
 
 
 def main() -> None:
-    """Serve one queue, detached."""
+    """Serve the queue of the submission whose first run is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     head = RunDir(parser.parse_args().run_dir)

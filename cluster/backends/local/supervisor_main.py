@@ -1,31 +1,28 @@
-"""The local scheduler: one detached process a run, which waits for the runs it depends on and then carries it.
+"""The local scheduler: one detached process a run, which waits for the runs it depends on and then runs its attempts.
 
 Usage: python -m cluster.backends.local.supervisor_main RUN_DIR
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from cluster.backends.local.nodes import LocalAllocation
+from cluster.backends.submission import dependencies, failed_of, is_over, never_starts, newest_submission
 from cluster.process.forking import import_modules, preload_modules
 from cluster.process.output import configure_logging
 from cluster.process.signals import STOP_SIGNALS, SignalFlag
 from cluster.run.directory import RunDir
-from cluster.run.names import LOCAL_REQUEST
 from cluster.spec import Outcome, RunState
 from cluster.supervise.supervisor import Supervisor
 
 
 def supervise(run: RunDir) -> None:
-    """Supervise the run's attempt that `local.json` names, once the runs that it waits for have succeeded."""
-    request: dict[str, Any] = json.loads((run.path / LOCAL_REQUEST).read_bytes())
-    number: int = request["attempt"]  # opened by whoever submitted, so that a resumed run has no outcome
+    """Run the attempts of the run's newest submission, which has opened the first of them."""
+    number, _ = newest_submission(run)
     run.describe_attempt(number, handle=f"local:{os.getpid()}")
     stop = SignalFlag()  # whoever runs this machine wants the run to stop
     allocation = LocalAllocation(run, run.resources(number), stop)
@@ -39,8 +36,7 @@ def supervise(run: RunDir) -> None:
     signal.signal(signal.SIGUSR2, lambda *_: stop.set())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # not `install_stop_handler`, which tells them not apart
     try:
-        obstacle = await_others(run, request["after"], allocation)
-        if obstacle:
+        if obstacle := await_dependencies(run, allocation):
             outcome = Outcome(state=RunState.CANCELLED, exit_code=0, cause=obstacle, ended=time.time())
             run.write_outcome(number, outcome)
         else:
@@ -50,21 +46,19 @@ def supervise(run: RunDir) -> None:
         allocation.close()
 
 
-def await_others(run: RunDir, others: list[str], allocation: LocalAllocation) -> str:
-    """Wait until the runs it depends on have succeeded; why it never starts, or nothing."""
-    for word in others:
-        other = RunDir(run.path.parent / word)
-        while (outcome := other.last_outcome()) is None or not outcome.state.final:
-            if run.cancel_requested or allocation.leaving:
-                return "cancelled before it started"
-            time.sleep(0.5)
-        if outcome.state is not RunState.SUCCEEDED:
-            return f"the run it waits for, {word}, ended as {outcome.state}"
-    return ""
+def await_dependencies(run: RunDir, allocation: LocalAllocation) -> str:
+    """Wait until the runs that this one depends on have succeeded; why it never starts, or nothing."""
+    others = dependencies(run)
+    while not all(map(is_over, others)) and not failed_of(others):
+        if run.cancel_requested or allocation.leaving:
+            return "cancelled before it started"
+        time.sleep(0.5)
+    failed = failed_of(others)
+    return never_starts(failed) if failed else ""
 
 
 def main() -> None:
-    """Supervise one run, detached."""
+    """Supervise the run whose directory is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     run = RunDir(parser.parse_args().run_dir)

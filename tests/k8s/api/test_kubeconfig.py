@@ -24,7 +24,7 @@ from k8s.profile import K8sProfile
 from k8s.status.doctor import _server
 from k8s.status.pending_reasons import with_remedy
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 class Server:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.config import Resources, load_section
+from cluster.config import Resources
+from cluster.config_reader import load_section
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from k8s.manifests.job import dump, render_job, render_release_controller
@@ -17,7 +18,7 @@ from k8s.manifests.strategic_merge import merge
 from k8s.names import LONGEST_NAME, name_of
 from k8s.profile import K8sProfile
 
-GOLDEN = Path(__file__).parents[1] / "golden/k8s"
+GOLDEN = Path(__file__).parents[2] / "golden/k8s"
 REWRITE = "ROPEWALK_REWRITE_GOLDEN"
 
 

@@ -34,7 +34,7 @@ from tests.jobs.launch import pretrain_config, weights
 from tests.k8s.cluster import Namespace
 from tests.patience import Patience, until
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RESOURCES = Resources.model_validate({"grace_seconds": 5, "cpus": 1})
 
 Make = Callable[..., RunDir]

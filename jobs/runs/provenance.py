@@ -1,0 +1,46 @@
+"""What a run records of where it came from: the versions of packages, and no secret."""
+
+import platform
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+VERSIONS = ("ropewalk", "torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "numba", "pydantic", "fsspec", "wandb")
+
+_SECRET = re.compile(
+    r"(api_?key|access_?key|secret_?key|private_?key|auth_?key|^key|secret|passw(or)?d|passphrase|credentials?|token)$",
+    re.IGNORECASE,
+)
+_TOKENS_OF_TEXT = re.compile(r"(bos|eos|pad|unk|mask|sep|cls|end|start|document|special|next|per)_token$", re.IGNORECASE)
+_SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of the packages that decide results; None for one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def masked(value: Any, key: str = "") -> Any:
+    """Replace every string under a key that names a secret by `***`, and the password in every URL."""
+    if isinstance(value, Mapping):
+        return {k: masked(v, str(k)) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [masked(v, key) for v in value]
+    if not isinstance(value, str):
+        return value
+    if _SECRET.search(key) and not _TOKENS_OF_TEXT.search(key):
+        return "***"
+    return _SECRET_IN_URL.sub("***", value)
+
+
+def masked_word(word: str) -> str:
+    """Mask the secret in a word of a command, such as `key=value`."""
+    key, separator, text = word.partition("=")
+    return f"{key}={masked(text, key.rpartition('.')[2])}" if separator else str(masked(word))

@@ -1,0 +1,95 @@
+"""A program of the user's own on a real Slurm cluster: its project travels, and it goes on after whatever Slurm does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.config_reader import load_config
+from cluster.run.directory import RunDir
+from cluster.run.files import read_lines
+from cluster.spec import RunState
+from jobs.command.config import CommandConfig
+from jobs.runs.submit import submit
+from slurm.job_lookup import job_id
+from slurm.lab.cluster import Lab
+from tests.patience import Patience, until
+from tests.slurm.toy import finish, said
+
+ROOT = Path(__file__).resolve().parents[2]
+PLAIN = ROOT / "tests/fakes/programs/plain.py"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository of somebody's own, with the plain script, one uncommitted change and one ignored file."""
+    folder = tmp_path / "project/work"
+    folder.mkdir(parents=True)
+    top = folder.parent
+    (folder / "train.py").write_text(PLAIN.read_text())
+    (top / "settings.py").write_text("STEPS = 1\n")
+    (top / ".gitignore").write_text("*.big\n")
+    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+        subprocess.run(["git", "-C", str(top), *words], check=True)
+    (top / "settings.py").write_text("STEPS = 60\n")
+    (top / "ignored.big").write_text("x")
+    clusters = tmp_path / "clusters.yaml"
+    clusters.write_text(yaml.safe_dump({"lab": {"backend": "slurm", "runs": str(tmp_path / "runs"), "python": sys.executable}}))
+    monkeypatch.setenv("ROPEWALK_CLUSTERS", str(clusters))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    return folder
+
+
+def start(project: Path, *words: str, **more: object) -> RunDir:
+    resources = {"nodes": 2, "grace_seconds": 20}
+    values = {"command": [sys.executable, *words], "directory": str(project), "resources": resources}
+    return submit("command", load_config(CommandConfig, {**values, **more}), "lab")
+
+
+def final_words(run: RunDir) -> list[str]:
+    logs = [run.log_dir(number) / "rank-0.log" for number in run.attempts()]
+    return [line for log in logs if log.exists() for line in log.read_text().splitlines() if line.startswith("final")]
+
+
+def reach(run: RunDir, step: int) -> None:
+    def reached() -> bool:
+        outcome = run.last_outcome()
+        assert outcome is None or not outcome.state.final, said(run)
+        return max((line["step"] for line in run.read_metrics()), default=0) >= step
+
+    until(reached, Patience.RUN)
+
+
+def test_a_plain_script_is_requeued_and_loses_a_node_bit_by_bit(slurm_lab: Lab, project: Path) -> None:
+    undisturbed = start(project, "train.py")
+    assert finish(undisturbed).state is RunState.SUCCEEDED, said(undisturbed)
+    run = start(project, "train.py", "--pause", "0.1")
+    (project / "train.py").write_text("raise SystemExit('this was written after the submission')\n")
+    reach(run, 12)
+    subprocess.run(["scontrol", "requeue", job_id(run)], check=True)
+    until(lambda: len(run.attempts()) == 2)
+    reach(run, 30)
+    host = [line["address"] for line in read_lines(run.attempt_dir(2) / "agents.jsonl")][-1]
+    slurm_lab.kill_node(host)
+    try:
+        assert finish(run).state is RunState.SUCCEEDED, said(run)
+    finally:
+        slurm_lab.start_node(host)
+    assert final_words(run)[-1] == final_words(undisturbed)[-1]
+    stopped_at = max(e["step"] for e in run.read_events() if e["event"] == "checkpoint" and e["attempt"] == 1)
+    assert [line["step"] for line in run.read_metrics()].count(stopped_at + 1) == 1, "an announced stop loses no step"
+
+
+def test_the_users_project_travels(slurm_lab: Lab, project: Path) -> None:
+    lines = ["import os, sys", "sys.path.insert(0, '..')", "import settings", "print(settings.STEPS, sorted(os.listdir('..')))"]
+    (project / "look.py").write_text("\n".join(lines))
+    run = start(project, "look.py", launch="once", resources={"nodes": 1})
+    (project.parent / "settings.py").write_text("STEPS = 0\n")
+    assert finish(run).state is RunState.SUCCEEDED, said(run)
+    assert f"60 {['.gitignore', 'settings.py', 'work']}" in (run.log_dir(1) / "rank-0.log").read_text()
+    assert run.record["project"]["folder"] == "work"
+    assert os.listdir(run.path.parent / ".code")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from jobs.sweep.results import read_sweep
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAIN = str(ROOT / "tests/fakes/programs/plain.py")
+PLAIN = str(ROOT / "jobs/configs/examples/plain.py")
 Start = Callable[..., RunDir]
 
 
@@ -93,6 +94,23 @@ def test_a_plain_script_goes_on_bit_by_bit_after_a_killed_rank_a_killed_node_and
     assert run.results()["train/loss"] == undisturbed.results()["train/loss"]
     stopped_at = max(e["step"] for e in run.read_events() if e["event"] == "checkpoint" and e["attempt"] == 1)
     assert seen.count(stopped_at + 1) == 1, "an announced stop loses no step"
+
+
+@pytest.mark.parametrize("name", ["trainer", "fabric"])
+def test_scripts_of_other_frameworks_lose_nothing_to_an_announced_stop(start: Start, name: str) -> None:
+    if find_spec({"trainer": "accelerate", "fabric": "lightning"}[name]) is None:
+        pytest.skip("needs its framework: pip install '.[dev]'")
+    path = str(ROOT / f"jobs/configs/examples/{name}.py")
+    undisturbed = start([sys.executable, path], "resources.nodes=2")
+    assert ended(undisturbed).state is RunState.SUCCEEDED
+    run = start([sys.executable, path], "resources.nodes=2")
+    until(lambda: steps(run) >= 5)
+    psutil.Process(int((read_json(run.path / "supervisor.json") or {})["pid"])).send_signal(signal.SIGUSR2)
+    assert ended(run).state is RunState.SUCCEEDED
+    assert len(run.attempts()) == 2
+    assert final_words(run) == final_words(undisturbed)
+    seen = [line["step"] for line in run.read_metrics() if "train/loss" in line]
+    assert sorted(set(seen)) == seen, "no step twice"
 
 
 def test_a_program_that_knows_nothing_is_restarted_and_counted(start: Start, tmp_path: Path) -> None:

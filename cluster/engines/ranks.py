@@ -137,6 +137,18 @@ def start_forkserver(preload: list[str]) -> None:
         multiprocessing.forkserver.ensure_running()
 
 
+def configure_torch(node: RanksNode) -> None:
+    """Set what torch's elastic agent and gloo take from the environment, and make torch log through our handler."""
+    # torch 2.13 reuses a cached bootstrap store in a new round; a node that joins late would wait for it in vain
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    # all nodes have as many ranks, and need not tell each other: one that is gone again would be waited for
+    os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # TERM and USR2 are the cluster agent's
+    if socket.gethostbyname(node.address).startswith("127."):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nodes of one machine; the host's own name may not resolve
+    plain_torch_logging()
+
+
 def plain_torch_logging() -> None:
     """Make torch log through our handler.
 
@@ -152,14 +164,7 @@ def plain_torch_logging() -> None:
 def run_ranks(node: RanksNode, bugs_allowed: int, restarts_allowed: int) -> int:
     """Form a group with the other nodes and run the entry on every rank, again after each lost rank; returns the exit code."""
     refuse_cuda()
-    # torch 2.13 reuses a cached bootstrap store in a new round; a node that joins late would wait for it in vain
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    # all nodes have as many ranks, and need not tell each other: one that is gone again would be waited for
-    os.environ["TORCH_ELASTIC_WORKER_IDENTICAL"] = "1"
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGQUIT"  # TERM and USR2 are the cluster agent's
-    plain_torch_logging()
-    if socket.gethostbyname(node.address).startswith("127."):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # nodes of one machine; the host's own name may not resolve
+    configure_torch(node)
     arguments = RankArguments(
         run=node.run.path,
         attempt=node.attempt,

@@ -1,6 +1,7 @@
 """The keys of the `command` job."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -20,6 +21,14 @@ class CommandConfig(JobConfig):
     launch: Literal["ranks", "nodes", "once"] = Field(
         default="ranks",
         description="ranks: a process per rank with torchrun's variables; nodes: one process a node; once: one process in all",
+    )
+    values: dict[str, str | int | float | bool] = Field(
+        default={},
+        description="what stands for {name} in command, environment and files of `fill`; a sweep searches values.NAME",
+    )
+    fill: list[DataPath] = Field(
+        default=[],
+        description="text files in which {name} is replaced; words of the command that name them get the copies",
     )
     setup: list[str] = Field(default=[], description="lines of bash before each start, such as `module load cuda`")
     directory: DataPath = Field(default=".", description="where the program is started; unset: where you submit")
@@ -82,3 +91,8 @@ class CommandConfig(JobConfig):
         folder = here(self.directory)
         if folder is not None and not folder.is_dir() and not Path(self.directory).is_dir():
             raise ConfigError(f"directory: {self.directory} is not a directory on this machine")
+
+
+def filled(text: str, values: Mapping[str, object]) -> str:
+    """Replace each {name} of `values` in a text; braces around anything else stay, such as those of JSON."""
+    return re.sub(r"\{(\w+)\}", lambda match: str(values[match[1]]) if match[1] in values else match[0], text)

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from cluster.errors import StopRequested
 from cluster.run.context import STOP_VARIABLE, JobContext
 from cluster.run.files import write_json
-from jobs.command.config import CommandConfig
+from jobs.command.config import CommandConfig, filled
 from jobs.command.output import Output
 from jobs.command.program import Program, Stops
 from jobs.programs.environment import project_folder, variables_of
@@ -28,7 +29,9 @@ def main(context: JobContext) -> dict[str, object]:
     output = Output(context, config) if config.metrics and context.rank == 0 else None
     if config.steps and context.rank == 0 and not context.run.progress.exists():
         write_json(context.run.progress, {"stage": "train", "done": 0, "total": config.steps, "unit": "steps"}, durable=False)
-    program = Program(_words(config), project_folder(context.run, config.directory), _environment(context, config), output)
+    program = Program(
+        _words(context, config), project_folder(context.run, config.directory), _environment(context, config), output
+    )
     code = program.wait(stops)
     if output is not None:
         output.close()
@@ -36,17 +39,30 @@ def main(context: JobContext) -> dict[str, object]:
     return {"exit_code": code, **(_latest(context) if context.rank == 0 else {})}
 
 
-def _words(config: CommandConfig) -> list[str]:
-    """The command, after the lines of set-up in the same shell where there are any."""
+def _words(context: JobContext, config: CommandConfig) -> list[str]:
+    """The command with its values, after the lines of set-up in the same shell where there are any."""
+    copies = {path: str(_fill(context, config, Path(path))) for path in config.fill}
+    here = Path(config.directory)
+    command = [copies.get(str(here / word), filled(word, config.values)) for word in config.command]
     if not config.setup:
-        return list(config.command)
+        return command
     lines = "\n".join(["set -e", *config.setup, "set +e", 'exec "$@"'])
-    return ["bash", "-c", lines, "setup", *config.command]
+    return ["bash", "-c", lines, "setup", *command]
+
+
+def _fill(context: JobContext, config: CommandConfig, path: Path) -> Path:
+    """The copy of a text file in which the values stand for their names; each process writes its own."""
+    own = Path(project_folder(context.run, config.directory)) / os.path.relpath(path, config.directory)
+    copy = context.run.attempt_dir(context.attempt) / "filled" / str(context.rank) / path.name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_text(filled(own.read_text(), config.values))
+    return copy
 
 
 def _environment(context: JobContext, config: CommandConfig) -> Mapping[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name != STOP_VARIABLE}
-    return {**inherited, **config.environment, **variables_of(context, config.launch, config.stop_signal)}
+    environment = {name: filled(text, config.values) for name, text in config.environment.items()}
+    return {**inherited, **environment, **variables_of(context, config.launch, config.stop_signal)}
 
 
 def _latest(context: JobContext) -> dict[str, object]:

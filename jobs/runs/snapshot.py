@@ -76,33 +76,29 @@ def code_state(place: Path | None, not_code: Sequence[Path] = ()) -> dict[str, A
 def code_notice(code: Mapping[str, Any]) -> str:
     """What a user should know of the code that travels with a run: its uncommitted files, and what was left out; else empty."""
     snapshot, left_out, text = code["snapshot"], code["left_out"], ""
+    if left_out and not snapshot:
+        return f"code: no snapshot, the run takes what is there when it starts: {left_out[0]}\n"
     if snapshot and code["uncommitted"]:
         commit = f"commit {code['commit'][:7]}" if code["commit"] else "no commit yet"
         files = counted(code["uncommitted"], "uncommitted file")
-        text += f"code: {commit} with {files}, snapshot {snapshot[:12]}\n"
-    if snapshot and left_out:
-        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-        text += f"code: not in the snapshot: {', '.join(left_out[:3])}{more}\n"
-    if left_out and not snapshot:
-        text += f"code: no snapshot, the run takes what is there when it starts: {left_out[0]}\n"
-    return text
-
-
-# --- the copy
+        text = f"code: {commit} with {files}, snapshot {snapshot[:12]}\n"
+    return text + _left_out_notice("code", left_out)
 
 
 def project_notice(project: Mapping[str, Any] | None) -> str:
-    """What a user should know of his own code that travels with a run; empty where none does."""
+    """What a user should know of the project of his own that travels with a run; empty where none does."""
     if not project:
         return ""
-    left_out, text = (
-        project["left_out"],
-        f"project: {project['root']} travels with the run, snapshot {project['snapshot'][:12]}\n",
-    )
-    if left_out:
-        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
-        text += f"project: not in the snapshot: {', '.join(left_out[:3])}{more}\n"
-    return text
+    text = f"project: {project['root']} travels with the run, snapshot {project['snapshot'][:12]}\n"
+    return text + _left_out_notice("project", project["left_out"])
+
+
+def _left_out_notice(what: str, left_out: Sequence[str]) -> str:
+    more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+    return f"{what}: not in the snapshot: {', '.join(left_out[:3])}{more}\n" if left_out else ""
+
+
+# --- the copy
 
 
 def take_snapshot(
@@ -209,6 +205,8 @@ def _stage(scratch: Path, place: Path, files: Sequence[str], links: Mapping[str,
         (linked / name).parent.mkdir(parents=True, exist_ok=True)
         (linked / name).symlink_to(target)
     for work_tree, names in ((place, files), (linked, links)):
+        if not names:
+            continue
         fed = b"".join(os.fsencode(name) + b"\0" for name in names)
         _in_scratch(scratch, work_tree, "update-index", "-z", "--add", "--remove", "--stdin", fed=fed)
     return _in_scratch(scratch, scratch, "write-tree").decode().strip()

@@ -1,8 +1,8 @@
 """Checkpoints that one trial hands over to another: which one, and that it stays as long as a trial may need it.
 
-Nothing is decided by a listing, which may be a minute old on a client of NFS. The pointer of the checkpoints is opened by its
-name, and tells a step before its manifest is written; a pin changes the step's directory, so that this client asks the
-server anew whether the manifest is there.
+A client of NFS may believe an old listing, or that a name is missing, for a minute. So the pointer of the checkpoints is opened
+by its name: it tells of a step before its manifest is written. And a step's directory is listed right after a pin was written
+into it: a directory that this client has changed itself is listed anew.
 """
 
 import logging
@@ -32,6 +32,7 @@ def checkpoint_of(sweep: RunDir, run: RunDir, step: int, over: Callable[[], bool
     deadline = time.monotonic() + COMMIT_SECONDS
     while True:
         last_look = over() or time.monotonic() > deadline
+        place.make()  # else this client might believe for a minute that there is no such directory
         told = told_steps(place)
         if wanted in told and _pinned(place, wanted, sweep):
             return _reference(sweep, run, place, wanted)
@@ -46,9 +47,9 @@ def checkpoint_of(sweep: RunDir, run: RunDir, step: int, over: Callable[[], bool
 
 
 def _pinned(place: StoragePath, step: int, sweep: RunDir) -> bool:
-    """Pin a checkpoint that the pointer tells of; whether it is complete, and stays."""
+    """Pin a checkpoint that the pointer tells of; returns whether it is complete."""
     pin(place, step, sweep.id)
-    return place.exists(f"{directory_of(step)}/{MANIFEST_NAME}")
+    return MANIFEST_NAME in place.names(directory_of(step))
 
 
 def _reference(sweep: RunDir, run: RunDir, place: StoragePath, step: int) -> dict[str, Any]:

@@ -65,12 +65,3 @@ def test_its_options_are_checked_at_submission(tmp_path: Path) -> None:
 def test_it_is_not_there_without_its_package(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown filter 'shouting'; known: min_words"):
         configure(tmp_path, tmp_path / "out", filters=["shouting"])
-
-
-def test_the_readme_names_every_module_once() -> None:
-    folder = README.parent
-    modules = {str(path.relative_to(folder)) for path in folder.rglob("*.py")} - {
-        str(path.relative_to(folder)) for path in folder.rglob("__init__.py")
-    }
-    named = re.findall(r"`([a-z_/]+\.py)`", README.read_text())
-    assert sorted(name for name in named if name != "shouting.py") == sorted(modules)

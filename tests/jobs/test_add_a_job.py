@@ -1,4 +1,4 @@
-"""What jobs/README.md says of adding a job, done word for word; and that it names every module once."""
+"""What jobs/README.md says of adding a job, done word for word."""
 
 import json
 import os
@@ -48,11 +48,3 @@ def test_a_job_as_the_readme_adds_it(site: Path) -> None:
     result = json.loads(ropewalk(site, *run.split()[1:], "--json").splitlines()[-1])
     assert (result["job"], result["state"], result["said"]) == ("greet", "SUCCEEDED", "Hello, world!")
     assert "who is greeted" in ropewalk(site, *explained.split()[1:])
-
-
-def test_the_readme_names_every_module_once() -> None:
-    folder = README.parent
-    modules = {str(path.relative_to(folder)) for path in folder.rglob("*.py") if path.name != "__init__.py"}
-    section = README.read_text().partition("## Modules")[2].partition("\n## ")[0]
-    named = re.findall(r"^\| `([a-z_/]+\.py)` \|", section, re.MULTILINE)
-    assert sorted(named) == sorted(name for name in modules if not name.startswith("training/"))

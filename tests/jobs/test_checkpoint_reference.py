@@ -1,4 +1,4 @@
-"""Which checkpoint a trial hands over: decided by names that are opened, never by a listing; pinned while it may be needed."""
+"""Which checkpoint a trial hands over: never decided by an old listing; pinned while it may be needed."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from cluster.storage import StoragePath
 from jobs.sweep.checkpoint_reference import checkpoint_of, release_all
 from jobs.sweep.records import TrialRecord, write_record
 from sharding.layout import MANIFEST_NAME, directory_of, is_pinned, tell_steps
+from tests.fakes.nfs import Network, need_nfs
 
 
 @pytest.fixture
@@ -32,17 +33,18 @@ def commit(run: RunDir, step: int, told: set[int], *, complete: bool = True) -> 
     return place
 
 
-def test_no_listing_decides(sweep: RunDir, donor: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_steps_are_not_listed(sweep: RunDir, donor: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     commit(donor, 10, set())
     commit(donor, 20, {10})
+    names = StoragePath.names
 
-    def names(*_: object) -> list[str]:
-        raise AssertionError("a listing may be a minute old")
+    def only_of_a_step(self: StoragePath, name: str = "") -> list[str]:
+        assert name == directory_of(20), "a listing may be a minute old, unless this client has changed the directory"
+        return names(self, name)
 
-    monkeypatch.setattr(StoragePath, "names", names)
+    monkeypatch.setattr(StoragePath, "names", only_of_a_step)
     assert checkpoint_of(sweep, donor, 23, lambda: False) == {"run": donor.id, "step": 20}
     release_all(sweep, donor)
-    monkeypatch.undo()
     assert not is_pinned(StoragePath(donor.checkpoints), 20)
 
 
@@ -85,3 +87,28 @@ def test_what_a_trial_has_made_use_of_stays_pinned(sweep: RunDir, donor: RunDir)
     checkpoint_of(sweep, donor, 10, lambda: False)
     checkpoint_of(sweep, donor, 30, lambda: False)
     assert [step for step in (10, 20, 30) if is_pinned(place, step)] == [10, 30]
+
+
+def test_a_manifest_of_another_machine_is_seen_at_once(tmp_path: Path) -> None:
+    """Though this machine has looked for it before it was there, and believes for a minute that it is not."""
+    need_nfs()
+    network = Network(tmp_path / "network")
+    try:
+        config = {"checkpoint": {"every_steps": 10}}
+        there = RunDir.create("donor", {"job": "pretrain", "cluster": "local", "config": config}, network.client())
+        root = network.client()
+        sweep, here = RunDir.create("sweep", {"job": "sweep", "cluster": "local"}, root), RunDir(root / there.id)
+        looks = iter(range(1000))
+
+        def over() -> bool:
+            look = next(looks)
+            if look == 1:
+                commit(there, 20, set(), complete=False)
+            elif look == 4:
+                StoragePath(there.checkpoints).write(f"{directory_of(20)}/{MANIFEST_NAME}", b"{}")
+            assert look < 40, "it did not see the manifest"
+            return False
+
+        assert checkpoint_of(sweep, here, 20, over) == {"run": here.id, "step": 20}
+    finally:
+        network.close()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from cluster.run.directory import RunDir
 from cluster.run.files import read_json, read_lines
 from cluster.spec import Outcome, RunState
 from jobs.command.config import CommandConfig
+from jobs.registry import config_of, find_job
 from jobs.runs.status import final_outcome
 from jobs.runs.submit import submit
+from jobs.sweep.results import read_sweep
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAIN = str(ROOT / "tests/fakes/programs/plain.py")
+PLAIN = str(ROOT / "jobs/configs/examples/plain.py")
 Start = Callable[..., RunDir]
 
 
@@ -91,6 +94,23 @@ def test_a_plain_script_goes_on_bit_by_bit_after_a_killed_rank_a_killed_node_and
     assert run.results()["train/loss"] == undisturbed.results()["train/loss"]
     stopped_at = max(e["step"] for e in run.read_events() if e["event"] == "checkpoint" and e["attempt"] == 1)
     assert seen.count(stopped_at + 1) == 1, "an announced stop loses no step"
+
+
+@pytest.mark.parametrize("name", ["trainer", "fabric"])
+def test_scripts_of_other_frameworks_lose_nothing_to_an_announced_stop(start: Start, name: str) -> None:
+    if find_spec({"trainer": "accelerate", "fabric": "lightning"}[name]) is None:
+        pytest.skip("needs its framework: pip install '.[dev]'")
+    path = str(ROOT / f"jobs/configs/examples/{name}.py")
+    undisturbed = start([sys.executable, path], "resources.nodes=2")
+    assert ended(undisturbed).state is RunState.SUCCEEDED
+    run = start([sys.executable, path], "resources.nodes=2")
+    until(lambda: steps(run) >= 5)
+    psutil.Process(int((read_json(run.path / "supervisor.json") or {})["pid"])).send_signal(signal.SIGUSR2)
+    assert ended(run).state is RunState.SUCCEEDED
+    assert len(run.attempts()) == 2
+    assert final_words(run) == final_words(undisturbed)
+    seen = [line["step"] for line in run.read_metrics() if "train/loss" in line]
+    assert sorted(set(seen)) == seen, "no step twice"
 
 
 def test_a_program_that_knows_nothing_is_restarted_and_counted(start: Start, tmp_path: Path) -> None:
@@ -231,3 +251,26 @@ def test_the_words_behind_two_dashes_are_the_program(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "only the job `command` takes a program" in done.stderr
+
+
+def test_values_stand_for_their_names(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"lr": {lr}, "nested": {"a": 1}}')
+    text = "import os, sys\nprint(sys.argv[1:3], os.environ['LR'], open(sys.argv[3]).read(), flush=True)"
+    around = ("values={lr: 0.5, size: big}", "environment={LR: '{lr}'}", f"fill=[{tmp_path / 'settings.json'}]", "launch=once")
+    run = start([*script(tmp_path, text), "--lr={lr}", "{size}-{other}", "settings.json"], *around)
+    assert ended(run).state is RunState.SUCCEEDED
+    said = (run.log_dir(1) / "rank-0.log").read_text()
+    assert """['--lr=0.5', 'big-{other}'] 0.5 {"lr": 0.5, "nested": {"a": 1}}""" in said
+    assert "{lr}" in (tmp_path / "settings.json").read_text(), "the user's own file stays"
+
+
+def test_any_program_is_swept(tmp_path: Path, start: Start) -> None:
+    lines = ["import sys", "lr = float(sys.argv[1])", "for step in (1, 2, 3):", "    print(f'loss={(lr - 0.3) ** 2 + 1 / step}')"]
+    program = script(tmp_path, "\n".join(lines))
+    base = {"command": [*program, "{lr}"], "directory": str(tmp_path), "launch": "once", "metrics": {"loss": r"loss=(\S+)"}}
+    keys = {"job": "command", "base": base, "space": {"values.lr": {"grid": [0.1, 0.3, 0.9]}}, "metric": "loss", "search": "grid"}
+    sweep = submit("sweep", load_config(config_of(find_job("sweep")), keys).resolved())
+    assert ended(sweep).state is RunState.SUCCEEDED
+    best = read_sweep(sweep).best
+    assert best is not None
+    assert best.parameters == {"values.lr": 0.3}

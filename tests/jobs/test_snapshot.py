@@ -204,7 +204,8 @@ def test_an_installed_program_takes_the_repository_where_the_user_stands(
 def test_a_repository_without_a_commit_and_a_place_without_git(tree: Path, tmp_path: Path) -> None:
     shutil.rmtree(tree / ".git")
     assert code_state(tree)["commit"] is None
-    assert take_snapshot(tree, tmp_path / "runs")[0] is None
+    without, _ = copied(tree, tmp_path / "runs")
+    assert names(without) == {".gitignore", "a.py", "run.sh", "pkg/b.py"}
     git(tree, "init", "-q")
     copy, _ = copied(tree, tmp_path / "runs")
     assert "a.py" in names(copy)
@@ -267,5 +268,5 @@ def test_nobody_else_enters_a_run_or_its_code(tree: Path, tmp_path: Path, monkey
     monkeypatch.setenv(MODE_VARIABLE, "2770")
     assert modes(tmp_path / "ours") == [0o2770, 0o2770]
     monkeypatch.setenv(MODE_VARIABLE, "rwx")
-    with pytest.raises(ConfigError, match="a mode as chmod takes it"):
+    with pytest.raises(ConfigError, match="it must be an octal mode, as chmod takes it"):
         modes(tmp_path / "nobodys")

@@ -20,7 +20,7 @@ from tests.patience import Patience, until
 from tests.slurm.toy import finish, said
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAIN = ROOT / "tests/fakes/programs/plain.py"
+PLAIN = ROOT / "jobs/configs/examples/plain.py"
 
 
 @pytest.fixture

@@ -1,0 +1,58 @@
+"""A program of the user's own in pods, submitted from a machine that does not see the volume: its project travels along."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.config_reader import load_config
+from cluster.run.directory import RUNS_VARIABLE, RunDir
+from cluster.spec import RunState
+from jobs.command.config import CommandConfig
+from jobs.runs.follow import wait
+from jobs.runs.remote import freshen
+from jobs.runs.status import final_outcome
+from jobs.runs.submit import submit
+from tests.k8s.cluster import Namespace
+from tests.patience import Patience, until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # connections that end with a process
+def test_an_evicted_script_goes_on_bit_by_bit_from_its_own_checkpoint(
+    namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(RUNS_VARIABLE, str(tmp_path / "runs"))
+    monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
+    profile = {"backend": "k8s", **namespace.options(), "runs": None}
+    profile["environment"] |= {"WANDB_MODE": "disabled"}
+    (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"far": profile}))
+    project = tmp_path / "project"
+    project.mkdir()
+    shutil.copy(ROOT / "jobs/configs/examples/plain.py", project / "train.py")
+
+    def start(*words: str) -> RunDir:
+        values = {"command": [namespace.cluster.python, "train.py", *words], "directory": str(project)}
+        resources = {"nodes": 2, "cpus": 1, "grace_seconds": 20}
+        return submit("command", load_config(CommandConfig, {**values, "resources": resources}), "far")
+
+    def finish(run: RunDir) -> str:
+        wait(run)
+        outcome = final_outcome(freshen(run))
+        assert outcome is not None
+        assert outcome.state is RunState.SUCCEEDED, outcome
+        lines = (run.log_dir(run.attempts()[-1]) / "rank-0.log").read_text().splitlines()
+        return next(line for line in lines if line.startswith("final"))
+
+    undisturbed = finish(start())
+    run = start("--pause", "0.1")
+    (project / "train.py").write_text("raise SystemExit('written after the submission')\n")
+    metrics = namespace.runs / run.id / "metrics.jsonl"
+    until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 12, Patience.RUN)
+    namespace.kubectl("delete", "pod", "--wait=false", namespace.pod(1)["metadata"]["name"])
+    assert finish(run) == undisturbed
+    assert len(run.attempts()) == 2
+    stopped_at = max(event["step"] for event in run.read_events() if event["event"] == "checkpoint" and event["attempt"] == 1)
+    assert [line["step"] for line in run.read_metrics()].count(stopped_at + 1) == 1, "an announced stop loses no step"

@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLAKES = "tests/flaky.jsonl"
 OUTPUT = "build/tests"
 LINT = "bin/ruff check . && bin/ruff format --check . && bin/mypy"
-# At a time so many: most tests wait for Slurm, Kubernetes, Ray or steps. The longest come first.
+# At a time so many: most tests wait for Slurm, Kubernetes, Ray or steps. The longest are started first.
 AT_ONCE, SOAK_AT_ONCE = 3, 2
 PARTS: dict[str, tuple[str, ...]] = {
     "kubernetes": ("tests/k8s",),
@@ -49,6 +49,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "benchmarks": ("tests/benchmarks",),
     "rest": ("tests/test_*.py", "tests/jobs", "tests/sharding"),
 }
+STARTED = ("kubernetes", "slurm", "rest", "runs", "sweeps", "data", "benchmarks")  # in this order
 NOTHING_COLLECTED = 5
 QUIET_SECONDS = 2.0  # for so long nobody but us must want to run
 QUIET_PATIENCE_SECONDS = 60.0
@@ -89,7 +90,7 @@ class Suite:
         self.soak, self.at_once, self.root, self.flakes = soak, at_once, root, root / FLAKES
         self.console = Console(highlight=False, soft_wrap=True)
         self.folder = root / OUTPUT / ("soak" if soak else "test")
-        self.waiting = {"these": tuple(paths)} if paths else {name: files_of(name) for name in PARTS}
+        self.waiting = {"these": tuple(paths)} if paths else {name: files_of(name) for name in STARTED}
         self.lint = not paths and not soak
         self.running: list[Running] = []
         self.parts: list[Part] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import suite
-from tests.suite import PARTS, ROOT, Suite, files_of
+from tests.suite import PARTS, ROOT, STARTED, Suite, files_of
 
 FLAKY = """
 from pathlib import Path
@@ -82,6 +82,7 @@ def test_soak_is_the_rest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
 
 
 def test_every_test_file_is_in_one_part() -> None:
+    assert sorted(STARTED) == sorted(PARTS)
     listed = [name for part in PARTS for name in files_of(part)]
     found = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
     assert sorted(listed) == sorted(found)

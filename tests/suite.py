@@ -44,7 +44,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "kubernetes": ("tests/k8s",),
     "slurm": ("tests/slurm", "tests/chaos/test_slurm.py"),
     "runs": ("tests/cluster", "tests/chaos/test_spine.py", "tests/chaos/test_shared_files.py"),
-    "sweeps": ("tests/jobs/test_sweep*.py", "tests/chaos/test_sweep*.py"),
+    "sweeps": ("tests/jobs/sweep", "tests/chaos/test_sweep*.py"),
     "data": ("tests/datapipe",),
     "benchmarks": ("tests/benchmarks",),
     "rest": ("tests/test_*.py", "tests/jobs", "tests/sharding"),

@@ -13,7 +13,7 @@ import yaml
 from jobs.programs.verdict import how_it_ended, last_words
 from jobs.runs.known_errors import known_error, known_errors
 
-PLANTED = yaml.safe_load((Path(__file__).parents[1] / "fakes/programs/planted.yaml").read_text())
+PLANTED = yaml.safe_load((Path(__file__).parents[2] / "fakes/programs/planted.yaml").read_text())
 
 
 def fail(text: str, log: Path) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.runs.events import EVENTS, tell
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = ("cluster", "slurm", "k8s", "datapipe", "sharding", "jobs")
 RECORDS = {"event", "_event"}  # methods whose first argument is an event's name
 

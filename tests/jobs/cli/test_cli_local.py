@@ -14,7 +14,7 @@ from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from tests.patience import HANG_SECONDS, until
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture

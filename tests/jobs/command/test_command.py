@@ -25,7 +25,7 @@ from jobs.runs.submit import submit
 from jobs.sweep.results import read_sweep
 from tests.patience import Patience, until
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PLAIN = str(ROOT / "jobs/configs/examples/plain.py")
 Start = Callable[..., RunDir]
 

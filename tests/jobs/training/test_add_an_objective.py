@@ -11,7 +11,7 @@ from cluster.run.directory import RunDir
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, losses, pretrain_config
 
-README = Path(__file__).resolve().parents[2] / "jobs/README.md"
+README = Path(__file__).resolve().parents[3] / "jobs/README.md"
 
 
 def main(context: JobContext) -> dict[str, object]:

@@ -12,7 +12,7 @@ from jobs.function.futures import RunFailedError
 from tests.fakes.programs import functions
 from tests.patience import HANG_SECONDS, Patience, until
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)

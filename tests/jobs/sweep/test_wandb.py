@@ -14,7 +14,7 @@ from cluster.run.files import read_json, write_json
 from jobs.sweep.results import read_sweep
 from jobs.tracking.wandb_sync import sync_run
 from tests.fakes.sweep import make_sweep
-from tests.jobs.test_tracking_wandb import records
+from tests.jobs.tracking.test_tracking_wandb import records
 from tests.patience import Patience, ended, until
 
 

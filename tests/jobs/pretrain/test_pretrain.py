@@ -172,7 +172,7 @@ def test_torchrun_starts_it_too(data: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path, pretrain_config(data, steps=2))
     attempt = run.begin_attempt()
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cluster.engines.entry", str(run.path)]
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, *words, "--attempt", str(attempt)],

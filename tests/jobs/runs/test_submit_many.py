@@ -19,7 +19,7 @@ from jobs.runs.combinations import combinations
 from jobs.runs.tables import LONG_LIST
 from tests.jobs.shell import Shell, pretrain
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 # --- which runs
 

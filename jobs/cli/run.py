@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,7 +41,7 @@ def run(
         raise ConfigError("--dry-run cannot be combined with --resume: nothing new would be submitted")
     if resumed:
         return follow_to_end(resume_as(job, config, overrides or [], resumed), as_json)
-    wanted = configure(job, config, _with_program(context, job, overrides))
+    wanted = configure(job, config, _with_program(context, job, overrides, config))
     if dry_run:
         return _print_dry_run(job, [wanted], on)
     started = submit(job, wanted, on, command=_command())
@@ -75,7 +76,7 @@ def submit(
     from jobs.runs.submit import configure_each, submit_many
 
     others = [find_run(ref) for ref in after or []]
-    configs = configure_each(job, config, _with_program(context, job, overrides), each or [])
+    configs = configure_each(job, config, _with_program(context, job, overrides, config), each or [])
     if dry_run:
         return _print_dry_run(job, configs, on)
     runs = submit_many(job, configs, on, after=others, at_once=at_once, command=_command())
@@ -114,16 +115,18 @@ def _help(context: typer.Context, job: str | None) -> None:
     return print_jobs()
 
 
-def _with_program(context: typer.Context, job: str, overrides: list[str] | None) -> list[str]:
+def _with_program(context: typer.Context, job: str, overrides: list[str] | None, config: Path | None) -> list[str]:
     """The overrides, with the program that stands behind `--` as the key `command`. Raises ConfigError for another job."""
     from cluster.errors import ConfigError
 
-    words: list[str] = context.obj or []
-    if words and job != "command":
+    words, program = overrides or [], context.obj or []
+    if program and job != "command":
         raise ConfigError(
-            f"-- {' '.join(words[:3])}: only the job `command` takes a program; write: run command -- {words[0]} ..."
+            f"-- {program[0]}: only the job `command` takes a program; write: run command -- {' '.join(program[:3])}"
         )
-    return [*(overrides or []), *([f"command={json.dumps(words)}"] if words else [])]
+    if job == "command" and not program and config is None and not any(word.startswith("command=") for word in words):
+        raise ConfigError("which program? write it behind two dashes: run command -- python train.py")
+    return [*words, *([f"command={json.dumps(program)}"] if program else [])]
 
 
 def _print_dry_run(job: str, configs: list[Any], on: str) -> None:

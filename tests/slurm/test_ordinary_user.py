@@ -39,6 +39,8 @@ def test_a_day_of_an_ordinary_user(own_lab: dict[str, str], ordinary_user: Ordin
     home = ordinary_user.home
     (home / "clusters.yaml").write_text(yaml.safe_dump({"mine": {"backend": "slurm", "environment": {"PYTHONPATH": str(ROOT)}}}))
     write_dataset(home / "data", [5000], [600])
+    (home / "data/tokenizer").mkdir()
+    (home / "data/tokenizer/tokenizer.json").write_text("{}")  # a run that trains takes a copy
 
     def ropewalk(*words: str, code: int = 0) -> str:
         done = ordinary_user.run(sys.executable, "-m", "jobs.cli", *words, seconds=HANG_SECONDS, COLUMNS="200", **own_lab)

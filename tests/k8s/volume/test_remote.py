@@ -24,7 +24,7 @@ from jobs.runs.cancel import cancel_runs
 from jobs.runs.follow import wait
 from jobs.runs.logs import log_files
 from jobs.runs.remote import export_elsewhere, freshen
-from jobs.runs.status import states
+from jobs.runs.status import settle
 from jobs.runs.submit import scale, submit
 from k8s.backend import K8sBackend
 from k8s.volume.sync_client import SyncWriter, unchanged
@@ -146,7 +146,7 @@ def test_an_elastic_run_is_scaled_and_its_model_comes_back(
 
     def told() -> BackendState | None:
         """What is cut off by a pod that leaves is read again at the next look, and never guessed."""
-        state = states([run])[run.id]
+        state = settle(run)
         assert state.state.final or "this is the last that its files tell" in state.reason, state
         return state if state.state.final else None
 

@@ -16,7 +16,7 @@ import pytest
 
 from slurm.lab.cluster import Lab, missing
 from slurm.lab.config import LabSettings
-from tests.patience import HANG_SECONDS
+from tests.patience import HANG_SECONDS, Patience, until
 from tests.slurm.accounting import AccountingLab, missing_to_account
 
 MakeLab = Callable[..., Lab]
@@ -113,6 +113,16 @@ def ordinary_user() -> Iterator[OrdinaryUser]:
         os.chown(home, entry.pw_uid, entry.pw_gid)
     yield OrdinaryUser(name=entry.pw_name, uid=entry.pw_uid, gid=entry.pw_gid, home=home)
     shutil.rmtree(home, ignore_errors=True)
+
+
+def end_jobs(*names: str) -> None:
+    """Cancel jobs until none is left: one that has just been asked to stop may requeue itself behind the first word."""
+
+    def gone() -> bool:
+        subprocess.run(["scancel", f"--name={','.join(names)}"], check=False)
+        return not subprocess.run(["squeue", "--noheader", f"--name={','.join(names)}"], capture_output=True, check=False).stdout
+
+    until(gone, Patience.STEP, look_seconds=0.2)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from slurm.lab.cluster import Lab
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 from tests.patience import Patience, until
 from tests.processes import words_of
-from tests.slurm.conftest import ROOT
+from tests.slurm.conftest import ROOT, end_jobs
 from tests.slurm.toy import finish, said
 
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
@@ -51,7 +51,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm_lab: Lab) -> It
 
     yield begin
     for run in started:
-        subprocess.run(["scancel", f"--name=ropewalk-{run.id}"], check=False)
+        end_jobs(f"ropewalk-{run.id}")
         until(lambda run=run: not processes_of(run.path))  # type: ignore[misc]
 
 

@@ -46,7 +46,6 @@ __all__ = [
 
 PRINT_SECONDS = 1.0  # outside a run, between two lines of metrics
 PROGRESS_SECONDS = 0.5
-LOOK_SECONDS = 0.02  # between two looks at the stop flag, which lies on the node's own disk
 
 
 class Run:
@@ -104,7 +103,6 @@ class Run:
 
 
 run = Run()
-_last_step = -1
 _printed = 0.0
 _told = 0.0
 _total: int | None = None
@@ -241,7 +239,7 @@ def runs() -> "list[Future]":
 
 @cache
 def _outlive_stop_signal() -> None:
-    """Whoever asks for stops saves by himself; by its default action the signal would end the program before that."""
+    """Keep the signal that announces a stop from ending a program that asks for stops, and so saves by itself."""
     name = os.environ.get("ROPEWALK_STOP_SIGNAL", "")
     if name and threading.current_thread() is threading.main_thread():
         number = signal.Signals[name]

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from cluster.config import CodeConfig, DataPath, JobConfig, PathView, check_variables
 from cluster.errors import ConfigError
 from cluster.spec import Engine
+from jobs.runs.provenance import refuse_secrets
 
 
 class CommandConfig(JobConfig):
@@ -81,6 +82,11 @@ class CommandConfig(JobConfig):
     def project(self) -> tuple[str, CodeConfig] | None:
         """The code around the directory."""
         return self.directory, self.code
+
+    def resolved(self) -> Self:
+        """Return the configuration as it is. Raises ConfigError for a secret, which the run would find masked."""
+        refuse_secrets(self.model_dump(mode="json"), "let the program read it from its environment or a file")
+        return self
 
     def preferred_engine(self) -> Engine | None:
         """The ranks engine forms the group of `ranks` and `nodes`; one process needs none."""

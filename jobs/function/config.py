@@ -1,11 +1,12 @@
 """The keys of the `function` job, which `ropewalk.submit` writes."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
 from cluster.config import CodeConfig, DataPath, JobConfig
 from cluster.spec import Engine
+from jobs.runs.provenance import refuse_secrets
 
 
 class FunctionConfig(JobConfig):
@@ -25,6 +26,11 @@ class FunctionConfig(JobConfig):
     def project(self) -> tuple[str, CodeConfig] | None:
         """The code around the directory."""
         return self.directory, self.code
+
+    def resolved(self) -> Self:
+        """Return the configuration as it is. Raises ConfigError for a secret, which the run would find masked."""
+        refuse_secrets(self.model_dump(mode="json"), "let the program read it from its environment or a file")
+        return self
 
     def preferred_engine(self) -> Engine | None:
         """One call needs no group."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from cluster.errors import ConfigError
+
 VERSIONS = ("ropewalk", "torch", "ray", "transformers", "tokenizers", "pyarrow", "numpy", "numba", "pydantic", "fsspec", "wandb")
 
 _SECRET = re.compile(
@@ -38,6 +40,13 @@ def masked(value: Any, key: str = "") -> Any:
     if _SECRET.search(key) and not _TOKENS_OF_TEXT.search(key):
         return "***"
     return _SECRET_IN_URL.sub("***", value)
+
+
+def refuse_secrets(values: Mapping[str, Any], remedy: str) -> None:
+    """Raise ConfigError where run.yaml would hold `***` for what the run itself must read."""
+    for key, value in values.items():
+        if masked(value, key) != value:
+            raise ConfigError(f"{key}: holds what looks like a secret, and run.yaml is a plain file; {remedy}")
 
 
 def masked_word(word: str) -> str:

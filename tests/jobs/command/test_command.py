@@ -230,6 +230,11 @@ def test_mistakes(values: dict[str, Any], words: str) -> None:
         load_config(CommandConfig, values)
 
 
+def test_a_word_that_would_be_masked_is_refused(start: Start) -> None:
+    with pytest.raises(ConfigError, match="command: holds what looks like a secret"):
+        start(["train", "--data", "s3://me:password@host/data"], "launch=once")
+
+
 def test_a_program_that_is_not_there(start: Start) -> None:
     outcome = ended(start(["no-such-program", "x"], "launch=once"))
     assert outcome.state is RunState.FAILED

@@ -63,6 +63,8 @@ def test_mistakes() -> None:
         ropewalk.submit(lambda: 1)
     with pytest.raises(ConfigError, match="no plain values"):
         ropewalk.submit(functions.add, object())
+    with pytest.raises(ConfigError, match="kwargs: holds what looks like a secret"):
+        ropewalk.submit(functions.add, 1, kwargs={"token": "the run would get ***"})
     with pytest.raises(ConfigError, match=r"unknown key 'resources\.gpu'"):
         ropewalk.submit(functions.add, 1, gpu=2)
 

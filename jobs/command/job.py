@@ -11,7 +11,7 @@ from jobs.command.config import CommandConfig, filled
 from jobs.command.output import Output
 from jobs.command.program import Program, Stops
 from jobs.programs.environment import project_folder, variables_of
-from jobs.programs.verdict import judge
+from jobs.programs.verdict import judge, said_so_far
 from jobs.tracking.metrics import OWN_KEYS, latest_metrics
 
 
@@ -29,13 +29,14 @@ def main(context: JobContext) -> dict[str, object]:
     output = Output(context, config) if config.metrics and context.rank == 0 else None
     if config.steps and context.rank == 0 and not context.run.progress.exists():
         write_json(context.run.progress, {"stage": "train", "done": 0, "total": config.steps, "unit": "steps"}, durable=False)
+    since = said_so_far(context)
     program = Program(
         _words(context, config), project_folder(context.run, config.directory), _environment(context, config), output
     )
     code = program.wait(stops)
     if output is not None:
         output.close()
-    judge(code, stops.sent, context)
+    judge(code, stops.sent, context, since)
     return {"exit_code": code, **(_latest(context) if context.rank == 0 else {})}
 
 

@@ -31,20 +31,23 @@ class LostPeerError(RuntimeError):
     """The user's program broke off because another rank was gone; no fault of its own."""
 
 
-def judge(code: int, stop: signal.Signals | None, context: JobContext) -> None:
-    """Return if the program is done; else raise what the run's supervisor understands. `stop`: the signal it was sent."""
+def judge(code: int, stop: signal.Signals | None, context: JobContext, since_bytes: int = 0) -> None:
+    """Return if the program is done; else raise what the run's supervisor understands. `stop`: the signal it was sent.
+
+    What stands in the log before `since_bytes` was said by an earlier group of the same attempt.
+    """
+    text = tail(context, since_bytes)
     if code == EXIT_DONE and stop is None:
         return
     if code == EXIT_REQUEUE or (stop is not None and code == EXIT_DONE):
         raise StopRequested(f"the program left with {code} after {stop.name if stop else 'its own wish'}")
     if code == EXIT_NEVER_RETRY:
-        raise ProgramRefusedError(f"the program ended with {EXIT_NEVER_RETRY}: {said(context) or 'it said nothing'}")
+        raise ProgramRefusedError(f"the program ended with {EXIT_NEVER_RETRY}: {last_words(text) or 'it said nothing'}")
     if stop is not None:
         context.run.event("stopped_without_word", rank=context.rank, exit_code=code, attempt=context.attempt)
         raise StopRequested(f"the program ended with {code} after {stop.name}, without saying that it has saved")
     if code == -signal.SIGKILL:
         os.kill(os.getpid(), signal.SIGKILL)  # from outside, as ranks may be: whoever waits for us sees it so
-    text = tail(context)
     if code == EXIT_LOST_PEER or (context.world_size > 1 and _LOST_PEER.search(text)):
         raise LostPeerError(f"another rank was gone (connection closed by peer): {last_words(text)}")
     raise ProgramFailedError(f"the program {how_it_ended(code)}: {last_words(text) or 'it said nothing'}")
@@ -55,21 +58,24 @@ def how_it_ended(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
-def said(context: JobContext) -> str:
-    """The program's last words in its log."""
-    return last_words(tail(context))
-
-
 def log_of(context: JobContext) -> Path:
     """The log of this process's program."""
     return context.run.log_dir(context.attempt) / f"rank-{context.rank}.log"
 
 
-def tail(context: JobContext) -> str:
-    """The end of this process's log; the logs of an earlier group of the same attempt stand before it."""
+def said_so_far(context: JobContext) -> int:
+    """The size of the log, bytes."""
+    try:
+        return log_of(context).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def tail(context: JobContext, since_bytes: int) -> str:
+    """The end of the log, of what was written behind `since_bytes`."""
     try:
         with log_of(context).open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL_BYTES))
+            stream.seek(max(since_bytes, stream.seek(0, os.SEEK_END) - TAIL_BYTES))
             return stream.read().decode(errors="replace")
     except OSError:
         return ""

@@ -15,10 +15,12 @@ import pytest
 from cluster.config_reader import load_config
 from cluster.errors import ConfigError
 from cluster.process.kill import processes_of
+from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, read_lines
 from cluster.spec import Outcome, RunState
 from jobs.command.config import CommandConfig
+from jobs.programs.verdict import LostPeerError, ProgramFailedError, judge, log_of, said_so_far
 from jobs.registry import config_of, find_job
 from jobs.runs.status import final_outcome
 from jobs.runs.submit import submit
@@ -228,6 +230,20 @@ def test_setup_environment_and_shell_lines(start: Start, tmp_path: Path) -> None
 def test_mistakes(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config(CommandConfig, values)
+
+
+def test_what_an_earlier_group_has_said_is_not_this_ones(tmp_path: Path) -> None:
+    run = RunDir.create("x", {"job": "command", "config": {}, "resources": {}}, tmp_path)
+    context = JobContext(run=run, attempt=run.begin_attempt(), world_size=2)
+    log = log_of(context)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("RuntimeError: Connection closed by peer\n")
+    with pytest.raises(LostPeerError):
+        judge(1, None, context)
+    since = said_so_far(context)
+    log.write_text(log.read_text() + "ValueError: a bug, and to be counted as one\n")
+    with pytest.raises(ProgramFailedError, match="ValueError: a bug"):
+        judge(1, None, context, since)
 
 
 def test_a_word_that_would_be_masked_is_refused(start: Start) -> None:

@@ -26,9 +26,13 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
     ),
     "jobs": (
         {"jobs.registry", "jobs.configs"},
-        {"jobs.tracking"},
+        {"jobs.tracking", "jobs.scores"},
         {"jobs.training", "jobs.runs", "jobs.programs"},
-        {"jobs.preprocess", "jobs.pretrain", "jobs.evaluate", "jobs.sweep", "jobs.command", "jobs.function"},
+        {"jobs.inference", "jobs.cards"},
+        {
+            *("jobs.preprocess", "jobs.pretrain", "jobs.finetune", "jobs.align", "jobs.evaluate", "jobs.audit"),
+            *("jobs.sweep", "jobs.command", "jobs.function", "jobs.pipeline"),
+        },
         {"jobs.cli"},
     ),
     "k8s": (

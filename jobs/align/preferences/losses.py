@@ -100,7 +100,8 @@ def kto(
     `weights` are the λ of desirable and of undesirable answers.
     """
     signs_P = torch.where(desirable_P, 1.0, -1.0).to(log_ratios_P.dtype)
-    weights_P = torch.where(desirable_P, *log_ratios_P.new_tensor(weights))
+    good, bad = log_ratios_P.new_tensor(weights)
+    weights_P = torch.where(desirable_P, good, bad)
     return weights_P * torch.sigmoid(-signs_P * beta * (log_ratios_P - baseline))
 
 

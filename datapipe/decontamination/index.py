@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from datapipe.batch import TextBatch
 from datapipe.decontamination.kernels import build_table, find_overlaps
-from datapipe.words import CLASSES, hash_words
+from datapipe.decontamination.word_kernels import CLASSES, hash_words
 
 SHORTEST = 8  # words; whoever shares fewer with an item may do so by chance
 MOST_FOUND = 1 << 16  # overlaps of one batch that are told

@@ -65,7 +65,7 @@ def test_fifteen_locales_by_faker() -> None:
 
 @pytest.mark.soak
 def test_ten_thousand_items_of_fifteen_locales() -> None:
-    result = score([one for locale in LOCALES for one in plant(locale, 340, seed=11)], find)
+    result = score([one for locale in LOCALES for one in plant(locale, 360, seed=11)], find)
     assert result["items"] > 10_000
     assert min(result["recall"], result["precision"]) >= 0.98, (result["missed"][:20], result["wrong"][:20])
 

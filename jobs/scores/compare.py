@@ -12,11 +12,12 @@ from jobs.scores.statistics import (
     group_sums,
     mean_error,
     mean_interval,
-    permutation_p,
+    permutation,
     t_quantile,
 )
 
 FEW_GROUPS = 30  # below these a bootstrap's interval is too narrow, and Student's is taken
+FEW_PERMUTATIONS = 6  # below these groups no arrangement is rare enough, and Student's interval decides alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Comparison:
     standard_error: float | None
     interval: tuple[float, float] | None  # 95%
     p_value: float | None  # of the permutation test
+    mid_p_value: float | None  # of the same; decides, since p is too careful where items are right or wrong
     smallest_difference: float | None  # a smaller one than this is not told from none
     detectable_difference: float | None  # a true one of this size is found with a power of 80%
     n: int  # pairs
@@ -35,9 +37,10 @@ class Comparison:
     @property
     def better(self) -> Literal["first", "second"] | None:
         """The side with the higher mean, where interval, permutation and the smallest difference all say so; None: not shown."""
-        if self.difference is None or self.interval is None or self.p_value is None or self.smallest_difference is None:
+        if self.difference is None or self.interval is None or self.mid_p_value is None or self.smallest_difference is None:
             return None
-        shown = abs(self.difference) >= self.smallest_difference and self.p_value <= 1 - LEVEL
+        arranged = self.groups < FEW_PERMUTATIONS or self.mid_p_value <= 1 - LEVEL
+        shown = abs(self.difference) >= self.smallest_difference and arranged
         if not shown or self.difference == 0 or self.interval[0] <= 0 <= self.interval[1]:
             return None
         return "first" if self.difference > 0 else "second"
@@ -67,18 +70,21 @@ def judge(differences: Sequence[float], *, groups: Sequence[Hashable] | None = N
             standard_error=None,
             interval=None,
             p_value=None,
+            mid_p_value=None,
             smallest_difference=None,
             detectable_difference=None,
             n=n,
             groups=num_groups,
         )
+    arranged = permutation(differences, groups, seed=seed)
     few = num_groups < FEW_GROUPS
     interval = mean_interval(differences, groups) if few else bootstrap_interval(differences, groups, seed=seed)
     return Comparison(
         difference=math.fsum(differences) / n,
         standard_error=error,
         interval=interval,
-        p_value=permutation_p(differences, groups, seed=seed),
+        p_value=arranged.p if arranged else None,
+        mid_p_value=arranged.mid_p if arranged else None,
         smallest_difference=t_quantile((1 + LEVEL) / 2, num_groups) * error,
         detectable_difference=detectable_difference(error, num_groups),
         n=n,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -83,19 +83,21 @@ def bootstrap_interval(
     return float(found.low), float(found.high)
 
 
-def permutation_p(differences: Sequence[float], groups: Sequence[Hashable] | None = None, *, seed: int) -> float | None:
-    """The two-sided p-value of paired differences under exchange of the two sides, whole groups at a time.
+class Permutation(NamedTuple):
+    """Two-sided p-values of paired differences under exchange of the two sides."""
 
-    Exact where there are few groups; None for fewer than two.
-    """
+    p: float
+    mid_p: float  # arrangements as far from 0 as what was seen count half: p is too careful where differences have few values
+
+
+def permutation(differences: Sequence[float], groups: Sequence[Hashable] | None = None, *, seed: int) -> Permutation | None:
+    """Exchange the sides of whole groups at random, or in every way where groups are few. None for fewer than two groups."""
     sums, _ = group_sums(differences, groups)
     if len(sums) < 2:
         return None
     sums = sums[sums != 0]  # what is equal on both sides stays equal
-    if not len(sums):
-        return 1.0
-    if len(sums) == 1:  # two arrangements, equally far from 0
-        return 1.0
+    if len(sums) < 2:
+        return Permutation(1.0, 1.0)  # at most two arrangements, equally far from 0
     found = stats.permutation_test(
         (sums,),
         lambda x, axis=-1: x.sum(axis=axis),
@@ -105,7 +107,9 @@ def permutation_p(differences: Sequence[float], groups: Sequence[Hashable] | Non
         batch=_batch(len(sums)),
         rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    distance, seen = np.abs(found.null_distribution), abs(float(found.statistic))
+    tied = float(np.isclose(distance, seen, rtol=1e-9, atol=0).mean())
+    return Permutation(float(found.pvalue), float((distance > seen * (1 + 1e-9)).mean()) + tied / 2)
 
 
 def bootstrap_error(

@@ -8,7 +8,7 @@ from scipy import stats
 
 from jobs.scores.compare import compare_pairs, judge
 from jobs.scores.score import Score, hash_of, mean_score, statistic_score
-from jobs.scores.statistics import bootstrap_interval, detectable_difference, mean_error, mean_interval, permutation_p
+from jobs.scores.statistics import bootstrap_interval, detectable_difference, mean_error, mean_interval, permutation
 
 
 def test_mean_error_and_interval_are_scipys() -> None:
@@ -31,7 +31,11 @@ def test_few_pairs_are_permuted_in_every_way() -> None:
     differences = [0.3, -0.1, 0.5, 0.2, 0.4, 0.1]
     arrangements = [sum(d if k >> i & 1 else -d for i, d in enumerate(differences)) for k in range(64)]
     exact = sum(abs(a) >= abs(sum(differences)) - 1e-12 for a in arrangements) / 64
-    assert permutation_p(differences, seed=0) == pytest.approx(exact)
+    found = permutation(differences, seed=0)
+    assert found is not None
+    assert found.p == pytest.approx(exact)
+    assert found.mid_p == pytest.approx(exact - 2 / 64 / 2 * (exact > 0), abs=2 / 64)
+    assert permutation([0.0, 0.0, 1.0], seed=0) == (1.0, 1.0)
 
 
 def test_items_of_a_group_are_no_evidence_each() -> None:

@@ -97,7 +97,7 @@ class ArrayPool:
             names = _list(folder)
             for name in sorted(n for n in names - seen if n.endswith(ENDING)):
                 seen.add(name)
-                yield tasks[int(name.removesuffix(ENDING))], pickle.loads((folder / name).read_bytes())
+                yield tasks[int(name.removesuffix(ENDING))], pickle.loads((folder / name).read_bytes())  # noqa: S301 - ours
             waiting += self._collect(over, names, deaths)
             time.sleep(POLL_SECONDS)
         _tidy(folder)

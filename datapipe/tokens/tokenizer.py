@@ -94,7 +94,7 @@ def _from_place(place: StoragePath, file: str, path: str) -> TokenizerFiles:
 
 def _converted(name: str) -> TokenizerFiles:
     """Load a tokenizer that only transformers can find or convert: from its cache, else from the hub if that may be asked."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # noqa: PLC0415 - seconds to import, and rarely needed
 
     try:
         try:

@@ -84,6 +84,14 @@ JOBS: dict[str, JobSpec] = {
             engine=Engine.PROCESS,
             view="jobs.sweep.view:SweepView",
         ),
+        JobSpec(
+            name="pipeline",
+            summary="Run several jobs, some of which need others; each is a run.",
+            config="jobs.pipeline.config:PipelineConfig",
+            entry="jobs.pipeline.job:main",
+            engine=Engine.PROCESS,
+            view="jobs.pipeline.view:PipelineView",
+        ),
     )
 }
 

@@ -40,7 +40,7 @@ def exported(tmp_path: Path) -> tuple[RunDir, Path]:
     gate = {"passed": False, "failed": ["stereotype_rate is 0.7"]}
     finished(root, "audit", run, {"scores": {"stereotype_rate": score, "crows": {"stereotype_rate": score}}, "gate": gate})
     finished(root, "evaluate", run, {"loss": 2.5, "bits_per_byte": 1.1, "standard_error": 0.1, "n": 7})
-    finished(root, "evaluate", make_run(root, config), {"loss": 99.0})
+    finished(root, "evaluate", make_run(root, config), {"loss": 12345.5})
     return run, directory
 
 
@@ -60,7 +60,7 @@ def test_a_model_card_has_metadata_that_the_hub_reads_and_every_section_filled(e
     assert results["held-out text", "loss"] == 2.5
     text = (directory / "README.md").read_text()
     assert "stereotype_rate is 0.7" in text
-    assert "99" not in text.split("## Evaluation")[1].split("## Bias")[0]
+    assert "12345" not in text  # of another model
     sections = re.split(r"^## .*$", text, flags=re.MULTILINE)[1:]
     assert len(sections) == 8
     assert all(section.strip() for section in sections)

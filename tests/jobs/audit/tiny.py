@@ -45,11 +45,14 @@ def train(folder: Path, texts: Sequence[str], *, steps: int = 60, lr: float = 1e
     labels = torch.tensor([row + [-100] * (width - len(row)) for row in rows])
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more of them only wait for each other
     for _ in range(steps):
         chosen = torch.randperm(len(rows), generator=generator)[:64]
         model(input_ids=ids[chosen], labels=labels[chosen]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    torch.set_num_threads(threads)
     model.save_pretrained(folder)
     return folder
 

@@ -42,7 +42,7 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="align",
-            summary="Align a language model with preferences or rewards: DPO, IPO, ORPO, SimPO.",
+            summary="Align a language model with preferences or rewards: DPO, IPO, KTO, ORPO, SimPO.",
             config="jobs.align.config:AlignConfig",
             entry="jobs.align.job:main",
             engine=Engine.RANKS,

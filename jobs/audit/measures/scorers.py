@@ -2,7 +2,6 @@
 
 import importlib
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -54,8 +53,6 @@ def open_scorer(config: ScorerConfig) -> TextScorer:
     if not separator:
         known = ", ".join(sorted(points)) or "none is installed"
         raise ConfigError(f"scorers: no entry point {name!r} in {GROUP} ({known}); install one, or write module:function")
-    if "" not in sys.path:
-        sys.path.append("")
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

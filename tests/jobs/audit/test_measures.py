@@ -230,8 +230,9 @@ def test_the_gap_is_that_of_the_rates_and_chance_is_no_gap() -> None:
     assert found.equality_difference == pytest.approx(abs(0.5 - 0.0125) + 39 * 0.0125)
     assert found.p_value < 0.01
     assert found.standard_error == pytest.approx(math.sqrt(0.25 / 50), rel=0.15)
-    noise = np.random.default_rng(1).random((40, 50)) < 0.1
-    assert false_positive_gap([f"t{k}" for k in range(40)], noise, seed=0).p_value > 0.05
+    noise = [np.random.default_rng(number).random((40, 50)) < 0.1 for number in range(20)]
+    alarms = [false_positive_gap([f"t{k}" for k in range(40)], one, seed=0).p_value <= 0.05 for one in noise]
+    assert sum(alarms) <= 3
 
 
 def test_exposure_is_that_of_the_rank() -> None:

@@ -61,6 +61,14 @@ JOBS: dict[str, JobSpec] = {
             preload=(*_TRAINING, "jobs.evaluate.job"),
         ),
         JobSpec(
+            name="audit",
+            summary="Audit a model before it is trusted: stereotypes, memory, personal data, contamination; with a gate.",
+            config="jobs.audit.config:AuditConfig",
+            entry="jobs.audit.job:main",
+            engine=Engine.RANKS,
+            preload=(*_TRAINING, "jobs.audit.job"),
+        ),
+        JobSpec(
             name="command",
             summary="Run any program: as ranks, one a node, or once.",
             config="jobs.command.config:CommandConfig",

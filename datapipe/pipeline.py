@@ -9,7 +9,8 @@ import numpy as np
 
 from cluster.errors import DataError
 from cluster.storage import StoragePath
-from datapipe.config import DataSetConfig, ReadRules
+from datapipe.config import DataSetConfig, ReadRules, stages
+from datapipe.decontamination.items import check_items
 from datapipe.dedup.exact import DROPPED, TRAIN, Decisions, decide, load_corpus
 from datapipe.execution.worker import Task
 from datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
@@ -63,6 +64,8 @@ class _Pipeline:
 
     def run(self, keys: dict[str, Any]) -> Manifest:
         """Run all stages in their order."""
+        if self.config.decontaminate:
+            check_items(self.config.decontaminate.against)
         begin_or_resume(self.output, self.work, keys, self.files)
         if self.config.tokenizer.path and read_tokenizer(self.output, self.work) is None:
             taken = take_tokenizer(self.config.tokenizer.path)
@@ -89,7 +92,7 @@ class _Pipeline:
         present = set(self.work.names("units"))
         done = {u.index: read_summary(self.work, u.index) for u in units if summary_name(u.index).rpartition("/")[2] in present}
         rules = ReadRules(**{name: getattr(self.config, name) for name in ReadRules.model_fields})
-        arguments = (rules, self.config.filters)
+        arguments = (rules, stages(self.config))
         tasks = [Task(method="ingest", label=u.label, arguments=(u, *arguments)) for u in units if u.index not in done]
         self.progress.begin("read", sum(u.size for u in units), "B", sum(u.size for u in units if u.index in done))
         for task, summary in self.run_tasks(tasks):

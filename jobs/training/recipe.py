@@ -40,7 +40,10 @@ class Recipe:
     validation: Source | None
     objective: Callable[[nn.Module, Group], Objective]  # builds a frozen reference or teacher on the same mesh, if it needs one
     validation_metrics: Callable[[float], dict[str, float]] = _no_metrics  # of the mean validation loss
-    before_step: Callable[[TrainState], None] | None = None  # before each batch is taken, such as to generate it
+    # before each batch is taken, such as to generate it: nothing is read ahead then. It raises StopRequested where all ranks
+    # have agreed to stop; the state is saved first
+    before_step: Callable[[TrainState], None] | None = None
+    after_checkpoint: Callable[[int, int], None] | None = None  # (position, step) of one that is committed; on rank 0, in a thread
 
 
 def train(context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe) -> dict[str, object]:
@@ -100,6 +103,7 @@ def _trainer(
         validation=recipe.validation,
         validation_metrics=recipe.validation_metrics,
         before_step=recipe.before_step,
+        after_checkpoint=recipe.after_checkpoint,
         checkpoints=checkpoints,
         report=Report(context, group, meter, steps=config.steps, log_every=config.log_every),
     )

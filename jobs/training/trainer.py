@@ -41,6 +41,7 @@ class Trainer:
     validation: Source | None
     validation_metrics: Callable[[float], dict[str, float]]
     before_step: Callable[[TrainState], None] | None
+    after_checkpoint: Callable[[int, int], None] | None = None
     checkpoints: Checkpoints
     report: Report
     _anomalies: int = field(default=0, init=False)
@@ -48,6 +49,8 @@ class Trainer:
     def __post_init__(self) -> None:
         # the metrics of a step that is not done again are never lost
         self.checkpoints.before_commit = self.report.flush
+        if self.after_checkpoint is not None:
+            self.checkpoints.after_commit = self.after_checkpoint
 
     @property
     def progress(self) -> Progress:
@@ -78,14 +81,20 @@ class Trainer:
         return self.progress.finished or self.progress.step >= self.config.steps
 
     def batches(self) -> Generator[Batch, None, None]:
-        """This rank's samples, step by step from where the progress stands, read ahead by a thread."""
+        """This rank's samples, step by step from where the progress stands."""
         num_steps = self.config.steps - self.progress.step
         plan = self.train_step.plan.steps(self.progress.position, num_steps)
-        with closing(prefetch(reader_for(self.group.device, self.source.read), plan)) as ahead:
-            for _ in range(num_steps):
-                if self.before_step is not None:
-                    self.before_step(self.state)
-                yield next(ahead)
+        read = reader_for(self.group.device, self.source.read)
+        if self.before_step is None:
+            with closing(prefetch(read, plan)) as ahead:
+                yield from ahead
+            return
+        for positions in plan:  # what is made before each step cannot be read ahead
+            try:
+                self.before_step(self.state)
+            except StopRequested:
+                self._leave()
+            yield read(positions)
 
     def learn(self, batches: Generator[Batch, None, None]) -> None:
         """Learn batch after batch, until the end or until the run went back and needs other batches."""

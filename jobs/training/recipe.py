@@ -85,7 +85,7 @@ def _trainer(
 ) -> Trainer:
     objective = recipe.objective(model, group)
     state = TrainState(model, adamw(model, config.optim), trained_only=recipe.model.adapter is not None)
-    dropout = has_dropout(recipe.model.config)
+    dropout = recipe.model.draws or has_dropout(recipe.model.config)
     meter = meter_of(
         model,
         recipe.model.config,

@@ -41,6 +41,18 @@ JOBS: dict[str, JobSpec] = {
             reports=("train/loss", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION),
         ),
         JobSpec(
+            name="align",
+            summary="Align a language model with preferences or rewards: DPO, IPO, ORPO, SimPO.",
+            config="jobs.align.config:AlignConfig",
+            entry="jobs.align.job:main",
+            engine=Engine.RANKS,
+            preload=(*_TRAINING, "jobs.align.job", "jobs.align.preferences.recipe"),
+            reports=(
+                *("train/loss", "train/gradient_norm", "train/tokens_per_second", "validation/loss"),
+                *("train/reward_accuracy", "train/reward_margin", "validation/reward_accuracy", "validation/reward_margin"),
+            ),
+        ),
+        JobSpec(
             name="evaluate",
             summary="Score a model on held-out text: bits per byte, perplexity, sample generations.",
             config="jobs.evaluate.config:EvaluateConfig",

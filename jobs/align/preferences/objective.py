@@ -1,0 +1,64 @@
+"""Preferences as an objective: log-probabilities of both answers of a pair, their loss, and what is logged of them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from jobs.align.preferences.log_probs import answer_log_probs
+from jobs.align.preferences.losses import Answers, PairLoss
+from jobs.align.preferences.reference import Reference
+from jobs.training.batch import Batch
+from jobs.training.objective import LossTerms
+
+# P pairs
+
+_METRICS = (
+    *("rewards_chosen", "rewards_rejected", "reward_margin", "reward_accuracy"),
+    *("logp_chosen", "logp_rejected", "length_chosen", "length_rejected"),
+    *("reward_accuracy_longer", "reward_accuracy_shorter"),  # where the preferred answer is the longer, the shorter one
+)
+
+
+class PairObjective:
+    """The mean loss over pairs. A pair without labels weighs nothing."""
+
+    def __init__(self, loss: PairLoss, reference: Reference | None) -> None:
+        self.loss, self.reference = loss, reference
+        self.metric_names = (*_METRICS, "kl") if reference is not None else _METRICS
+
+    def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
+        """Summed loss of the pairs, and their number."""
+        reference_P2 = self.reference(model, batch) if self.reference is not None else None
+        found = answer_log_probs(model, batch)
+        counted_P = (found.lengths > 0).all(-1)
+        lengths_P2 = found.lengths.clamp(min=1)
+        base_P2 = torch.zeros_like(found.sums) if reference_P2 is None else reference_P2.to(found.sums)
+        scored = self.loss(Answers(found.sums, base_P2, lengths_P2))
+        metrics = dict(pair_metrics(counted_P, scored.rewards.detach(), found.sums.detach(), lengths_P2))
+        if reference_P2 is not None:
+            metrics["kl"] = mean_terms((found.sums.detach() - base_P2).mean(-1), counted_P)
+        return LossTerms(torch.where(counted_P, scored.loss, 0.0).sum(), counted_P.sum(), metrics)
+
+
+def pair_metrics(
+    counted_P: torch.Tensor, rewards_P2: torch.Tensor, log_probs_P2: torch.Tensor, lengths_P2: torch.Tensor
+) -> Mapping[str, torch.Tensor]:
+    """What is logged of pairs, as [sum, count]."""
+    margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
+    right_P, longer_P = (margin_P > 0).to(margin_P), lengths_P2[:, 0] - lengths_P2[:, 1]
+    return {
+        **{f"rewards_{name}": mean_terms(rewards_P2[:, i], counted_P) for i, name in enumerate(("chosen", "rejected"))},
+        **{f"logp_{name}": mean_terms(log_probs_P2[:, i], counted_P) for i, name in enumerate(("chosen", "rejected"))},
+        **{f"length_{name}": mean_terms(lengths_P2[:, i], counted_P) for i, name in enumerate(("chosen", "rejected"))},
+        "reward_margin": mean_terms(margin_P, counted_P),
+        "reward_accuracy": mean_terms(right_P, counted_P),
+        "reward_accuracy_longer": mean_terms(right_P, counted_P & (longer_P > 0)),
+        "reward_accuracy_shorter": mean_terms(right_P, counted_P & (longer_P < 0)),
+    }
+
+
+def mean_terms(values_P: torch.Tensor, counted_P: torch.Tensor) -> torch.Tensor:
+    """[sum, count] of the values that count, in float64."""
+    kept_P = torch.where(counted_P, values_P.double(), 0.0)
+    return torch.stack([kept_P.sum(), counted_P.sum().double()])

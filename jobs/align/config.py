@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from cluster.config import DataPath, PathView
 from cluster.errors import DataError
+from jobs.align.rollouts.config import GrpoConfig
 from jobs.runs.find_model import check_model_run
 from jobs.training.config import ModelConfig, OptimConfig, TrainingConfig
 
@@ -60,6 +61,17 @@ class AlignConfig(TrainingConfig):
         description="what the model is compared with: its adapter switched off, a frozen copy, or log-probabilities computed "
         "once; unset: adapter with lora, else copy, and none for orpo, simpo, reward",
     )
+
+    grpo: GrpoConfig = Field(default=GrpoConfig(), description="grpo: its answers, rewards and loss")
+
+    @model_validator(mode="after")
+    def _fits_grpo(self) -> Self:
+        size, grpo = self.batch.global_batch, self.grpo
+        if self.method == "grpo" and size % grpo.group_size:
+            raise ValueError(f"batch.global_batch: {size} answers are no multiple of grpo.group_size, {grpo.group_size}")
+        if self.method == "grpo" and self.seq_len is not None and self.seq_len <= grpo.max_new_tokens:
+            raise ValueError(f"grpo.max_new_tokens: {grpo.max_new_tokens} leaves no token of seq_len, {self.seq_len}, for a prompt")
+        return self
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> Self:

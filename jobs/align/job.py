@@ -15,6 +15,7 @@ METHODS: dict[Method, str] = {
     "ipo": "jobs.align.preferences.recipe:run",
     "orpo": "jobs.align.preferences.recipe:run",
     "simpo": "jobs.align.preferences.recipe:run",
+    "grpo": "jobs.align.rollouts.recipe:run",
 }
 
 

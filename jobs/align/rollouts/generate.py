@@ -35,12 +35,11 @@ def answer_all(
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     end_ids = torch.tensor(sorted(ends), device=device)
     tokens, log_probs = [], []
-    cache: Any = None
+    state: dict[str, Any] = {"use_cache": True, "logits_to_keep": 1}  # of a prompt's logits only the last are of use
     for uniform_B in uniform_BT.to(device).unbind(1):
-        output = model(
-            input_ids=ids_BP, attention_mask=mask_BP, position_ids=positions_BP, past_key_values=cache, use_cache=True, **_LAST
-        )
-        cache = output.past_key_values
+        output = model(input_ids=ids_BP, attention_mask=mask_BP, position_ids=positions_BP, **state)
+        name = "cache" if "cache" in output else "past_key_values"  # renamed in transformers 5
+        state[name] = output[name]
         token_B, log_prob_B = choose(output.logits[:, -1], uniform_B, sampling)
         tokens.append(token_B)
         log_probs.append(log_prob_B)
@@ -49,9 +48,6 @@ def answer_all(
             break
         ids_BP, mask_BP, positions_BP = token_B[:, None], _one_more(mask_BP), positions_BP[:, -1:] + 1
     return list(_cut_at_end(torch.stack(tokens, 1), torch.stack(log_probs, 1), ends))
-
-
-_LAST = {"logits_to_keep": 1}  # of a prompt's logits only the last are of use
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

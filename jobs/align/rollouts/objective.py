@@ -11,7 +11,8 @@ from jobs.training.objective import LossTerms
 
 # B answers, T tokens of a row, N tokens of all answers that count, V vocabulary, R rewards
 
-Forward = Callable[[Batch], torch.Tensor]  # input_ids [B, T] → logits of the last columns [B, <= T, V]
+# what is computed of a model, applied to the model as it was; the one that learns is given, for an adapter to be switched off
+Reference = Callable[[nn.Module, Callable[[nn.Module], torch.Tensor]], torch.Tensor]
 
 METRICS = ("reward", "importance_ratio", "off_policy_fraction", "clipped_fraction", "answer_tokens", "truncated_fraction", "staleness")
 FAR = 0.1  # a ratio farther from 1 than this counts as off policy
@@ -25,7 +26,7 @@ class GroupRelative:
     `rewards` [B, R].
     """
 
-    def __init__(self, config: GrpoConfig, reference: Forward | None = None) -> None:
+    def __init__(self, config: GrpoConfig, reference: Reference | None = None) -> None:
         self._config, self._keys, self._reference = config, config.keys, reference
         labels = [reward.label for reward in config.rewards]
         self._rewards = [f"reward/{name}" for name in labels] if len(set(labels)) == len(labels) else []
@@ -39,7 +40,7 @@ class GroupRelative:
         if self._keys.mask_truncated:
             counted_BT &= ~batch["truncated"][:, None]
         row_N = counted_BT.nonzero()[:, 0]
-        log_prob_N = self._log_probs(lambda b: model(input_ids=b["input_ids"], use_cache=False).logits, batch, counted_BT)
+        log_prob_N = self._log_probs(model, batch, counted_BT)
         log_ratio_N = log_prob_N - batch["old_log_probs"][counted_BT]
         tokens_B = counted_BT.sum(1)
         if self._keys.ratio == "sequence":
@@ -50,7 +51,7 @@ class GroupRelative:
         metrics = self._metrics(batch, raw_N, clipped_N)
         if self._reference is not None:
             with torch.no_grad():
-                reference_N = self._log_probs(self._reference, batch, counted_BT)
+                reference_N = self._reference(model, lambda one: self._log_probs(one, batch, counted_BT))
             kl_N = k3(reference_N - log_prob_N)
             loss_N = loss_N + self._config.kl * kl_N
             metrics["kl"] = _pair(kl_N)
@@ -59,9 +60,12 @@ class GroupRelative:
         weight = {"sequence": learns_B.sum(), "token": counted_BT.sum(), "constant": learns_B.sum() * self._config.max_new_tokens}
         return LossTerms(loss_N.sum(), weight[self._keys.average], metrics)
 
-    def _log_probs(self, forward: Forward, batch: Batch, counted_BT: torch.Tensor) -> torch.Tensor:
+    def _log_probs(self, model: nn.Module, batch: Batch, counted_BT: torch.Tensor) -> torch.Tensor:
         """Log-probabilities [N] of the labels that count, at the temperature at which they were drawn."""
-        logits_NV = forward(batch)[counted_BT].float() / self._config.temperature
+        first = _first_column(batch["labels"])  # before it are prompts alone, whose logits nobody needs
+        keep = batch["labels"].shape[1] - first
+        logits_BKV = model(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=keep).logits
+        logits_NV = logits_BKV[counted_BT[:, first:]].float() / self._config.temperature
         labels_N = batch["labels"][counted_BT]
         return logits_NV.log_softmax(-1).gather(1, labels_N[:, None])[:, 0]
 
@@ -103,6 +107,12 @@ def _pair(values: torch.Tensor) -> torch.Tensor:
 def _mean_of_rows(values_N: torch.Tensor, row_N: torch.Tensor, tokens_B: torch.Tensor) -> torch.Tensor:
     sums_B = values_N.new_zeros(len(tokens_B)).index_add(0, row_N, values_N)
     return sums_B / tokens_B.clamp(min=1)
+
+
+def _first_column(labels_BT: torch.Tensor) -> int:
+    """The first column in which some row has a label; the last one where none has any."""
+    columns = (labels_BT != IGNORE).any(0).nonzero()
+    return int(columns[0]) if len(columns) else labels_BT.shape[1] - 1
 
 
 def _trimmed(batch: Batch) -> Batch:

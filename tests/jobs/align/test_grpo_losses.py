@@ -105,7 +105,7 @@ def test_loss_and_gradient_are_those_of_the_paper(keys: dict[str, Any], micro_ba
     source = RolloutSource(tokens_per_sample=16, num_rewards=1)
     source.put(100, made)
     batch = source.read(range(100, 108))
-    objective = GroupRelative(config, None if reference is None else lambda b: reference(input_ids=b["input_ids"]).logits)
+    objective = GroupRelative(config, None if reference is None else lambda model, compute: compute(reference))
     terms = [objective(model, rows(batch, slice(at, at + micro_batch))) for at in range(0, 8, micro_batch)]
     loss = sum(term.loss_sum for term in terms) / sum(term.weight for term in terms)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -1,6 +1,7 @@
 """Small GRPO runs for tests: prompts whose answers are easily rewarded."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,27 @@ def grpo_config(model: Path, data: Path, **changes: Any) -> dict[str, Any]:
 
 def grpo_run(root: Path, config: dict[str, Any]) -> RunDir:
     return RunDir.create("grpo", {"job": "align", "entry": "jobs.align.job:main", "config": config}, root)
+
+
+def faulty(answer: str, record: dict[str, Any]) -> float | None:
+    """Raises, is no number, hangs, ends its process, prints, has nothing to say; by the prompt's number."""
+    number = int(record["id"][1:])
+    if number == 0:
+        raise ValueError("cannot say")
+    if number == 1:
+        return float("nan")
+    if number == 2:
+        while True:
+            pass
+    if number == 3:
+        os._exit(3)
+    if number == 4:
+        print("a reward may print")
+        return None
+    if number == 5:
+        return "much"  # type: ignore[return-value]
+    return 1.0
+
+
+def always_fails(answer: str, record: dict[str, Any]) -> float:
+    raise RuntimeError("no judge is there")

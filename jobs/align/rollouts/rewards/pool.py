@@ -25,6 +25,7 @@ from jobs.align.rollouts.rewards.process import NOTHING, OK
 
 log = logging.getLogger(__name__)
 
+DEATHS = 3  # of the process at the same answer: then it is the reward that kills it
 START_SECONDS = 300.0  # a reward's module may import much
 _CHUNK_BYTES = 1 << 16
 
@@ -149,18 +150,20 @@ class _Caller:
         self._process: _Process | None = None
 
     def score(self, number: int, answer: str, record: Mapping[str, Any]) -> Score:
-        """What reward `number` says of an answer."""
-        self._process = self._process or _Process(self._rewards)
-        reward = self._rewards[number]
-        try:
-            said = self._process.ask({"reward": number, "answer": answer, "record": record}, reward.seconds)
-            return Score(said["value"], said["outcome"])
-        except TimeoutError:
-            self.close()
-            return Score(None, f"timeout after {reward.seconds:g} s")
-        except _Died as death:
-            self.close()
-            return Score(None, f"its process died: {death}")
+        """What reward `number` says of an answer. A process that dies is replaced and asked again: somebody may have killed it."""
+        reward, request = self._rewards[number], {"reward": number, "answer": answer, "record": record}
+        for _ in range(DEATHS):
+            self._process = self._process or _Process(self._rewards)
+            try:
+                said = self._process.ask(request, reward.seconds)
+                return Score(said["value"], said["outcome"])
+            except TimeoutError:
+                self.close()
+                return Score(None, f"timeout after {reward.seconds:g} s")
+            except _Died as error:
+                self.close()
+                death = str(error)
+        return Score(None, f"its process died: {death}")
 
     def close(self) -> None:
         """End the process."""

@@ -42,7 +42,7 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="align",
-            summary="Align a language model with preferences or rewards: DPO, IPO, ORPO, SimPO.",
+            summary="Align a language model with preferences or rewards: DPO, IPO, KTO, ORPO, SimPO.",
             config="jobs.align.config:AlignConfig",
             entry="jobs.align.job:main",
             engine=Engine.RANKS,
@@ -83,6 +83,14 @@ JOBS: dict[str, JobSpec] = {
             entry="jobs.sweep.job:main",
             engine=Engine.PROCESS,
             view="jobs.sweep.view:SweepView",
+        ),
+        JobSpec(
+            name="pipeline",
+            summary="Run several jobs, some of which need others; each is a run.",
+            config="jobs.pipeline.config:PipelineConfig",
+            entry="jobs.pipeline.job:main",
+            engine=Engine.PROCESS,
+            view="jobs.pipeline.view:PipelineView",
         ),
     )
 }

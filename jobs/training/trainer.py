@@ -41,7 +41,9 @@ class Trainer:
     validation: Source | None
     validation_metrics: Callable[[float], dict[str, float]]
     before_step: Callable[[TrainState], None] | None
-    after_checkpoint: Callable[[int, int], None] | None = None
+    reads_ahead: bool
+    after_checkpoint: Callable[[int, int], None] | None
+    before_validation: Callable[[TrainState, int], None] | None
     checkpoints: Checkpoints
     report: Report
     _anomalies: int = field(default=0, init=False)
@@ -85,16 +87,17 @@ class Trainer:
         num_steps = self.config.steps - self.progress.step
         plan = self.train_step.plan.steps(self.progress.position, num_steps)
         read = reader_for(self.group.device, self.source.read)
-        if self.before_step is None:
-            with closing(prefetch(read, plan)) as ahead:
-                yield from ahead
-            return
-        for positions in plan:  # what is made before each step cannot be read ahead
+        with closing(prefetch(read, plan) if self.reads_ahead else (read(positions) for positions in plan)) as batches:
+            for _ in range(num_steps):
+                self._prepare_step()
+                yield next(batches)
+
+    def _prepare_step(self) -> None:
+        if self.before_step is not None:
             try:
                 self.before_step(self.state)
             except StopRequested:
                 self._leave()
-            yield read(positions)
 
     def learn(self, batches: Generator[Batch, None, None]) -> None:
         """Learn batch after batch, until the end or until the run went back and needs other batches."""
@@ -249,12 +252,15 @@ class Trainer:
             return
         self._tell(Phase.VALIDATION)
         limit = self.config.validation.max_sequences
+        num_samples = min(self.validation.epoch_samples or limit, limit)
+        if self.before_validation is not None:
+            self.before_validation(self.state, num_samples)
         means = validate(
             self.state.model,
             self.train_step.objective,
             self.validation,
             self.group,
-            num_samples=min(self.validation.epoch_samples or limit, limit),
+            num_samples=num_samples,
             micro_batch=self.config.batch.micro_batch,
         )
         values = {"loss": means.loss, **means.metrics, **self.validation_metrics(means.loss)}

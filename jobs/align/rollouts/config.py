@@ -99,7 +99,9 @@ class GrpoConfig(Section):
     )
     reward_processes: int = Field(default=1, ge=1, description="processes of each rank that compute rewards")
     kl: float = Field(default=0.0, ge=0, description="factor of the KL divergence (k3) from the reference; 0: no reference")
-    scale: Scale | None = Field(default=None, description="divide advantages by the rewards' standard deviation in the group or batch")
+    scale: Scale | None = Field(
+        default=None, description="divide advantages by the rewards' standard deviation in the group or batch"
+    )
     average: Average | None = Field(
         default=None, description="mean of answers' means (sequence), of tokens, or over answers times max_new_tokens (constant)"
     )

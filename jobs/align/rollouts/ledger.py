@@ -33,7 +33,10 @@ from cluster.run.files import json_text, write_atomically
 FOLDER, PROMPTS, MANIFEST, USED, DROPPED = "rollouts", "prompts.arrow", "manifest.json", "used.json", "dropped.json"
 _CHUNK = re.compile(r"(\d+)-(\d+)\.(\d+-\d+)\.([0-9a-f]{32})\.arrow")
 _KEY = [
-    ("slot", pa.int64()),  # the place of the prompt in the run: sample k of the run is sample k % group_size of slot k // group_size
+    (
+        "slot",
+        pa.int64(),
+    ),  # the place of the prompt in the run: sample k of the run is sample k % group_size of slot k // group_size
     ("attempt", pa.int32()),  # of dynamic sampling
     ("sample", pa.int32()),  # in the group
     ("prompt", pa.int64()),  # its row in prompts.arrow
@@ -188,7 +191,9 @@ def _tables_of(one: Round) -> Iterator[pa.Table]:
     for part in parts:
         keys = list(zip(*(part[name].to_pylist() for name in ("slot", "attempt", "sample")), strict=True))
         drawn.update(keys)
-        states = [one.state if manifest and attempt == newest[slot] else "dropped" if manifest else "done" for slot, attempt, _ in keys]
+        states = [
+            one.state if manifest and attempt == newest[slot] else "dropped" if manifest else "done" for slot, attempt, _ in keys
+        ]
         yield _with(part, one.position, step, states)
     if manifest is None:
         for path in sorted(one.folder.glob("issued-*.arrow")):

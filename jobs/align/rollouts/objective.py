@@ -1,20 +1,26 @@
 """The loss of GRPO, Dr.GRPO, DAPO and GSPO, as sums over what a step learns from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from jobs.align.preferences.reference import Reference
 from jobs.align.rollouts.config import GrpoConfig
 from jobs.training.batch import IGNORE, Batch
 from jobs.training.objective import LossTerms
 
 # B answers, T tokens of a row, N tokens of all answers that count, V vocabulary, R rewards
 
-# what is computed of a model, applied to the model as it was; the one that learns is given, for an adapter to be switched off
-Reference = Callable[[nn.Module, Callable[[nn.Module], torch.Tensor]], torch.Tensor]
-
-METRICS = ("reward", "importance_ratio", "off_policy_fraction", "clipped_fraction", "answer_tokens", "truncated_fraction", "staleness")
+METRICS = (
+    "reward",
+    "importance_ratio",
+    "off_policy_fraction",
+    "clipped_fraction",
+    "answer_tokens",
+    "truncated_fraction",
+    "staleness",
+)
 FAR = 0.1  # a ratio farther from 1 than this counts as off policy
 
 
@@ -119,4 +125,6 @@ def _trimmed(batch: Batch) -> Batch:
     """Without the columns in which no row has a label any more: after them all is padding."""
     columns = (batch["labels"] != IGNORE).any(0).nonzero()
     length = int(columns[-1]) + 1 if len(columns) else 1
-    return {name: tensor[:, :length] if name in {"input_ids", "labels", "old_log_probs"} else tensor for name, tensor in batch.items()}
+    return {
+        name: tensor[:, :length] if name in {"input_ids", "labels", "old_log_probs"} else tensor for name, tensor in batch.items()
+    }

@@ -13,10 +13,14 @@ import pyarrow as pa
 from cluster.errors import DataError
 from cluster.run.files import append_lines, json_text, read_json, write_atomically
 from cluster.storage import StoragePath
+from datapipe.chat.built_in import TEMPLATES
+from datapipe.chat.conversation import BadConversationError
+from datapipe.chat.template import ChatTokenizer
 from datapipe.loader.order import hash_words, permute
 from datapipe.manifest import TokenizerRecord
 from datapipe.tokens.tokenizer import Encoder, TokenizerFiles
 from jobs.align.preferences.read import Record, data_files, read_records
+from jobs.align.preferences.records import messages_of
 from jobs.align.rollouts.ledger import PROMPTS, arrow_bytes, arrow_table
 from jobs.training.model_record import TokenizerPlan
 
@@ -30,6 +34,8 @@ class PromptPlan(NamedTuple):
     data: str
     max_tokens: int
     on_long: Literal["drop", "cut", "error"]
+    verbatim: bool | None = None  # text as it stands, and not as a message; None: where the tokenizer has no chat template
+    system: str | None = None  # of prompts that have none
 
 
 class Prompt(NamedTuple):
@@ -86,6 +92,9 @@ class _Encoder:
         from transformers import AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer)
+        own = self._tokenizer.chat_template
+        self._chat = ChatTokenizer(tokenizer, None if own else TEMPLATES["plain"])
+        self._verbatim = not own if plan.verbatim is None else plan.verbatim
         self._plan, self.cut = plan, 0
 
     def __call__(self, record: Record) -> list[int] | str:
@@ -94,9 +103,10 @@ class _Encoder:
         prompt = record.values.get("prompt")
         if prompt is None:
             return "missing_prompt"
-        ids = self._plain(prompt) if isinstance(prompt, str) else self._templated(prompt)
-        if isinstance(ids, str):
-            return ids
+        try:
+            ids = self._ids(prompt, record.values.get("tools"))
+        except BadConversationError as error:
+            return error.reason
         if not ids:
             return "empty_prompt"
         if len(ids) <= self._plan.max_tokens:
@@ -111,27 +121,16 @@ class _Encoder:
         self.cut += 1
         return ids[-self._plan.max_tokens :]  # its end says what is asked
 
-    def _plain(self, prompt: str) -> list[int]:
-        ids: list[int] = self._tokenizer(prompt)["input_ids"]
-        return ids
-
-    def _templated(self, prompt: Any) -> list[int] | str:
-        turns = prompt if isinstance(prompt, list) else []
-        if not turns or not all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in turns):
-            return "not_text_or_messages"
+    def _ids(self, prompt: Any, tools: Any) -> list[int]:
+        if isinstance(prompt, str) and (self._verbatim or not prompt):
+            ids: list[int] = self._tokenizer(prompt)["input_ids"] if prompt else []
+            return ids
+        turns = messages_of(prompt, "user")
         if turns[-1]["role"] == "assistant":
-            return "prompt_ends_with_an_answer"
-        if not self._tokenizer.chat_template:
-            raise DataError(
-                "data: it holds messages, and the model's tokenizer has no chat template; set chat_template to a Jinja file, "
-                "or write prompts as plain text"
-            )
-        try:
-            text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        except Exception:  # a template raises what it likes
-            return "template_failed"
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+            raise BadConversationError("prompt_ends_with_an_answer")
+        if self._plan.system is not None and turns[0]["role"] != "system":
+            turns = [{"role": "system", "content": self._plan.system}, *turns]
+        return self._chat.prompt_ids(turns, tools)
 
 
 class Prompts:

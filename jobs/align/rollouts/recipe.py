@@ -13,13 +13,14 @@ from cluster.run.context import JobContext
 from datapipe.tokens.tokenizer import Encoder
 from jobs.align.config import AlignConfig
 from jobs.align.preferences.data import tokenizer_files
+from jobs.align.preferences.reference import open_reference
 from jobs.align.rollouts.ledger import rollouts_folder
 from jobs.align.rollouts.maker import RolloutMaker
-from jobs.align.rollouts.objective import GroupRelative, Reference
+from jobs.align.rollouts.objective import GroupRelative
 from jobs.align.rollouts.prompts import TOKENIZER, PromptPlan, Prompts, prepare, tokenizer_plan
 from jobs.align.rollouts.rewards.pool import RewardPool
 from jobs.align.rollouts.source import RolloutSource
-from jobs.training.model import ModelPlan, build_model
+from jobs.training.model import ModelPlan
 from jobs.training.objective import Objective
 from jobs.training.recipe import Recipe, train
 from sharding.group import Group
@@ -46,6 +47,7 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
     tokenizer = tokenizer_plan(folder, counted)
     prompts = Prompts(folder, config.seed)
     plan = ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=prompts.longest + grpo.max_new_tokens)
+    plan = plan.with_lora(config.lora, config.seed)
     source = RolloutSource(tokens_per_sample=prompts.longest + grpo.max_new_tokens, num_rewards=len(grpo.rewards))
     with RewardPool(grpo.rewards, grpo.reward_processes) as pool:
         auto: Any = AutoTokenizer.from_pretrained(folder / TOKENIZER)
@@ -69,6 +71,7 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
             validation=None,
             objective=_objective(context, config, plan),
             before_step=maker.before_step,
+            reads_ahead=False,
             after_checkpoint=maker.settle,
         )
 
@@ -84,12 +87,16 @@ def _prompts(context: JobContext, config: AlignConfig, group: Group) -> dict[str
         raise ConfigError(
             f"grpo.max_new_tokens: {config.grpo.max_new_tokens} leaves no token for the prompt; lower it, or raise seq_len"
         )
-    counted = prepare(PromptPlan(config.data, limit, config.on_long), files, rollouts_folder(context.run))
+    counted = prepare(_prompt_plan(config, limit), files, rollouts_folder(context.run))
     rejected = counted["rejected"]
     if rejected["total"]:
         log.warning("%d records of %s are left out: %s", rejected["total"], config.data, rejected["reasons"])
         context.run.event("prompts_rejected", total=rejected["total"], reasons=rejected["reasons"])
     return group.broadcast_object(counted)
+
+
+def _prompt_plan(config: AlignConfig, limit: int) -> PromptPlan:
+    return PromptPlan(config.data, limit, config.on_long, config.chat.verbatim, config.chat.system)
 
 
 def _seq_len(context: JobContext, config: AlignConfig, encoder: Encoder) -> int:
@@ -115,12 +122,6 @@ def _objective(context: JobContext, config: AlignConfig, plan: ModelPlan) -> Cal
     def build(model: nn.Module, group: Group) -> Objective:
         if not config.grpo.kl:
             return GroupRelative(config.grpo)
-        return GroupRelative(config.grpo, _reference(context, config, group, plan))
+        return GroupRelative(config.grpo, open_reference(config.compared_with, context, config, group, plan))
 
     return build
-
-
-def _reference(context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan) -> Reference:
-    """The model as it was: a frozen copy, sharded on the same mesh."""
-    copy = build_model(plan, context.run, group, config.parallel, config.precision, trainable=False)
-    return lambda model, compute: compute(copy)

@@ -101,9 +101,16 @@ def last_lines(run: RunDir) -> list[dict[str, Any]]:
     return [lines[step] for step in sorted(lines)]
 
 
-def test_rewards_that_fail_have_an_outcome_that_is_recorded_and_cost_nothing_else(model: Path, data: Path, tmp_path: Path) -> None:
+def test_rewards_that_fail_have_an_outcome_that_is_recorded_and_cost_nothing_else(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
     rewards = [{f"{HERE}:faulty": {}, "seconds": 0.3}, {f"{HERE}:share_of_letters": {}, "weight": 0.5}]
-    run = grpo_run(tmp_path, grpo_config(model, data, steps=1, batch={"global_batch": 20, "micro_batch": 20}, grpo={"group_size": 2, "rewards": rewards}))
+    run = grpo_run(
+        tmp_path,
+        grpo_config(
+            model, data, steps=1, batch={"global_batch": 20, "micro_batch": 20}, grpo={"group_size": 2, "rewards": rewards}
+        ),
+    )
     launch(run, 1)
     rows = {row["prompt"]: row for row in read_rollouts(run).to_pylist()}
     said = [rows[number]["outcomes"][0] for number in range(7)]
@@ -129,15 +136,23 @@ def test_rewards_that_fail_have_an_outcome_that_is_recorded_and_cost_nothing_els
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rewards": [f"{HERE}:always_fails"]}, "always_fails failed for 16 of 16 answers of step 1: RuntimeError: no judge is there"),
+        (
+            {"rewards": [f"{HERE}:always_fails"]},
+            "always_fails failed for 16 of 16 answers of step 1: RuntimeError: no judge is there",
+        ),
         ({"rewards": [f"{HERE}:nobody"]}, "rewards: tests.jobs.align.rolling:nobody: AttributeError"),
         ({"rewards": ["no.such.module:f"]}, "rewards: no.such.module:f: ModuleNotFoundError"),
-        ({"rewards": [f"{HERE}:faulty"], "on_failed_reward": "error"}, "correct it, or set grpo.on_failed_reward to drop or zero"),
+        (
+            {"rewards": [f"{HERE}:faulty"], "on_failed_reward": "error"},
+            "correct it, or set grpo.on_failed_reward to drop or zero",
+        ),
         ({"rewards": [{"exact_match": {"field": "solution"}}]}, "has no field 'solution'; it has id, prompt, answer"),
     ],
     ids=lambda value: str(value)[-30:],
 )
-def test_rewards_that_cannot_be_computed_end_the_run(changes: dict[str, Any], words: str, model: Path, data: Path, tmp_path: Path) -> None:
+def test_rewards_that_cannot_be_computed_end_the_run(
+    changes: dict[str, Any], words: str, model: Path, data: Path, tmp_path: Path
+) -> None:
     if "on_failed_reward" in changes:
         changes["rewards"] = [{changes["rewards"][0]: {}, "seconds": 0.3}]
     run = grpo_run(tmp_path, grpo_config(model, data, grpo=changes))
@@ -146,7 +161,9 @@ def test_rewards_that_cannot_be_computed_end_the_run(changes: dict[str, Any], wo
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.6, 1.0), (1.0, 0.8), (0.6, 0.8)])
-def test_the_importance_ratio_of_a_policy_to_itself_is_one(temperature: float, top_p: float, model: Path, data: Path, tmp_path: Path) -> None:
+def test_the_importance_ratio_of_a_policy_to_itself_is_one(
+    temperature: float, top_p: float, model: Path, data: Path, tmp_path: Path
+) -> None:
     grpo = {"temperature": temperature, "top_p": top_p, "max_new_tokens": 24}
     run = grpo_run(tmp_path, grpo_config(model, data, steps=3, grpo=grpo))
     launch(run, 1)
@@ -156,7 +173,10 @@ def test_the_importance_ratio_of_a_policy_to_itself_is_one(temperature: float, t
 
 def test_dynamic_sampling_draws_other_prompts_for_groups_that_teach_nothing(model: Path, data: Path, tmp_path: Path) -> None:
     rewards = [{"regex": {"pattern": "^[a-m]"}}]
-    run = grpo_run(tmp_path, grpo_config(model, data, steps=3, grpo={"variant": "dapo", "rewards": rewards, "max_tries": 6, "mask_truncated": False}))
+    run = grpo_run(
+        tmp_path,
+        grpo_config(model, data, steps=3, grpo={"variant": "dapo", "rewards": rewards, "max_tries": 6, "mask_truncated": False}),
+    )
     launch(run, 2)
     rows = read_rollouts(run)
     states = Counter(rows["state"].to_pylist())
@@ -174,7 +194,9 @@ def test_dynamic_sampling_draws_other_prompts_for_groups_that_teach_nothing(mode
         assert (len(set(values)) > 1) == (key in used) or last_try
 
 
-def test_with_staleness_several_steps_learn_from_the_same_policy_and_a_kill_changes_nothing(model: Path, data: Path, tmp_path: Path) -> None:
+def test_with_staleness_several_steps_learn_from_the_same_policy_and_a_kill_changes_nothing(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
     config = grpo_config(model, data, steps=8, checkpoint={"every_steps": 4}, grpo={"max_staleness": 2})
     whole, killed = grpo_run(tmp_path, config), grpo_run(tmp_path, config)
     launch(whole, 2)
@@ -204,7 +226,13 @@ def test_asked_to_stop_while_it_draws_it_saves_and_goes_on(model: Path, data: Pa
 
 
 def test_prompts_that_are_of_no_use_are_counted_and_named(model: Path, tmp_path: Path) -> None:
-    records: list[Any] = [*prompts(3), {"answer": "x"}, {"prompt": ""}, {"prompt": 7}, {"prompt": [{"role": "assistant", "content": "x"}]}]
+    records: list[Any] = [
+        *prompts(3),
+        {"answer": "x"},
+        {"prompt": ""},
+        {"prompt": 7},
+        {"prompt": [{"role": "assistant", "content": "x"}]},
+    ]
     records += [{"prompt": "long " * 40}, {"prompt": [{"role": "user", "content": "one"}]}]
     data = write_prompts(tmp_path / "prompts.jsonl", records)
     with data.open("a") as stream:
@@ -212,10 +240,20 @@ def test_prompts_that_are_of_no_use_are_counted_and_named(model: Path, tmp_path:
     run = grpo_run(tmp_path, grpo_config(model, data, steps=1, seq_len=40))
     results = launch(run, 1)
     assert results["prompts"] == 4
-    wanted = {"missing_prompt", "empty_prompt", "not_text_or_messages", "prompt_ends_with_an_answer", "prompt_too_long", "invalid_json"}
+    wanted = {
+        "missing_prompt",
+        "empty_prompt",
+        "not_text_or_messages",
+        "prompt_ends_with_an_answer",
+        "prompt_too_long",
+        "invalid_json",
+    }
     assert results["rejected"]["reasons"] == dict.fromkeys(wanted, 1)
     assert events(run, "prompts_rejected")[0]["total"] == 6
-    for keys, words in (({"on_long": "error"}, "of which 32 fit"), ({"data": str(write_prompts(tmp_path / "none.jsonl", [{}]))}, "no prompt is left")):
+    for keys, words in (
+        ({"on_long": "error"}, "of which 32 fit"),
+        ({"data": str(write_prompts(tmp_path / "none.jsonl", [{}]))}, "no prompt is left"),
+    ):
         other = grpo_run(tmp_path, {**grpo_config(model, data, seq_len=40), **keys})
         assert start(other, 1).wait() == [42]
         assert words in log_of(other)

@@ -39,7 +39,10 @@ def answers(rewards: list[float], config: GrpoConfig, seed: int = 0) -> list[Rol
     found = advantages(np.array(rewards), GROUP, config.keys.scale)
     made = []
     for reward, advantage in zip(rewards, found, strict=True):
-        prompt, tokens = random.integers(0, VOCABULARY, random.integers(2, 6)), random.integers(0, VOCABULARY, random.integers(1, 10))
+        prompt, tokens = (
+            random.integers(0, VOCABULARY, random.integers(2, 6)),
+            random.integers(0, VOCABULARY, random.integers(1, 10)),
+        )
         made.append(
             Rollout(
                 prompt.tolist(),

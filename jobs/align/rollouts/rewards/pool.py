@@ -62,7 +62,9 @@ class _Process:
             said = self.ask([{"name": one.name, "options": one.options} for one in rewards], START_SECONDS)
         except (_Died, TimeoutError) as error:
             self.kill()
-            raise ConfigError(f"rewards: their process did not start ({type(error).__name__} {error}); see the rank's log") from None
+            raise ConfigError(
+                f"rewards: their process did not start ({type(error).__name__} {error}); see the rank's log"
+            ) from None
         if "error" in said:
             self.kill()
             raise ConfigError(said["error"])

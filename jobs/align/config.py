@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cluster.config import DataPath, PathView, Section
+from cluster.config import CodeConfig, DataPath, PathView, Section
 from cluster.errors import DataError
-from jobs.align.rollouts.config import GrpoConfig
 from datapipe.chat.built_in import TEMPLATES
 from datapipe.chat.config import template_name
+from jobs.align.rollouts.config import GrpoConfig
 from jobs.runs.find_model import check_model_run
 from jobs.training.config import LoraConfig, ModelConfig, OptimConfig, TrainingConfig
 
@@ -144,6 +144,10 @@ class AlignConfig(TrainingConfig):
         if self.method in WITHOUT_REFERENCE:
             return "none"
         return "copy" if self.lora is None else "adapter"
+
+    def project(self) -> tuple[str, CodeConfig] | None:
+        """The user's own code that rewards of grpo need."""
+        return (self.grpo.directory, self.grpo.code) if self.method == "grpo" and self.grpo.own_code else None
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError or DataError unless local files are there and the runs that are named train a model."""

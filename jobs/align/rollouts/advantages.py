@@ -51,4 +51,5 @@ def without_signal(rewards_N: Rewards, group_size: int) -> NDArray[np.bool_]:
     grouped = rewards_N.reshape(-1, group_size)
     low = np.where(np.isnan(grouped), np.inf, grouped).min(1)
     high = np.where(np.isnan(grouped), -np.inf, grouped).max(1)
-    return low >= high
+    found: NDArray[np.bool_] = low >= high
+    return found

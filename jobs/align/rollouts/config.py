@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from cluster.config import Section
+from cluster.config import CodeConfig, DataPath, Section
 from cluster.errors import ConfigError
 from jobs.align.rollouts.rewards.registry import check_name
 
@@ -95,8 +95,12 @@ class GrpoConfig(Section):
     )
     on_failed_reward: Literal["drop", "zero", "error"] = Field(
         default="drop",
-        description="an answer whose reward raises, is no number or takes too long: leave it out, count that reward as 0, or fail",
+        description="an answer whose reward raises, is no number or takes too long: leave it out, count the reward as 0, or fail",
     )
+    directory: DataPath = Field(
+        default=".", description="where rewards named module:function are imported from; unset: where you submit"
+    )
+    code: CodeConfig = Field(default=CodeConfig(), description="how the code around the directory travels to a cluster")
     reward_processes: int = Field(default=1, ge=1, description="processes of each rank that compute rewards")
     kl: float = Field(default=0.0, ge=0, description="factor of the KL divergence (k3) from the reference; 0: no reference")
     scale: Scale | None = Field(
@@ -118,6 +122,11 @@ class GrpoConfig(Section):
     chunk: int | None = Field(
         default=None, ge=1, description="answers that are generated, kept and, after a kill, made again together; unset: a group"
     )
+
+    @property
+    def own_code(self) -> bool:
+        """Whether a reward is a function of the user's own."""
+        return any(":" in reward.name for reward in self.rewards)
 
     @property
     def keys(self) -> LossKeys:

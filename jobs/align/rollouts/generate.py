@@ -74,7 +74,7 @@ def gathered(model: nn.Module, *, reshard: bool) -> Iterator[None]:
     They are gathered once: no forward pass inside has a collective, so that ranks may make different numbers of them.
     `reshard` says whether training reshards layers after forward.
     """
-    was_training = model.training
+    was_training, root = model.training, id(model)
     model.eval()
     try:
         for module in fsdp_modules(model):
@@ -83,6 +83,6 @@ def gathered(model: nn.Module, *, reshard: bool) -> Iterator[None]:
         yield
     finally:
         for module in fsdp_modules(model):
-            module.set_reshard_after_forward(reshard and module is not model, recurse=False)
+            module.set_reshard_after_forward(reshard and id(module) != root, recurse=False)
         reshard_all(model)
         model.train(was_training)

@@ -16,7 +16,6 @@ run. A rollout is `issued`, then `done`, and `used` as soon as a checkpoint hold
 before goes back to the checkpoint and learns from the same rollouts again, and from those alone.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -218,7 +217,8 @@ def arrow_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue().to_pybytes()
+    raw: bytes = sink.getvalue().to_pybytes()
+    return raw
 
 
 def arrow_table(raw: bytes) -> pa.Table:

@@ -42,6 +42,7 @@ class RolloutMaker:
     group: Group
     seed: int
     global_batch: int
+    steps: int  # of the whole run
     ends: frozenset[int]  # tokens that end an answer
     parallel: ParallelConfig
     prompts: Prompts
@@ -64,9 +65,9 @@ class RolloutMaker:
         self._step = step
         self._note_jump(position, step)
         steps = self.config.max_staleness + 1
-        for ahead in range(steps - step % steps):  # so many steps learn from what this policy answers
+        for ahead in range(min(steps - step % steps, self.steps - step)):  # so many learn from what this policy answers
             at = position + ahead * self.global_batch
-            made = self._make(Round(self.context.run, self.context.fence, at), state.model, step)
+            made = self._make(Round(self.context.run, self.context.fence, at), state.model, step, learnt_by=step + ahead)
             if ahead == 0:
                 self.source.put(position, made)
                 if steps > 1 and self._complete(position + self.global_batch):
@@ -95,7 +96,7 @@ class RolloutMaker:
 
     # --- a round
 
-    def _make(self, one: Round, model: nn.Module, step: int) -> list[Rollout]:
+    def _make(self, one: Round, model: nn.Module, step: int, *, learnt_by: int) -> list[Rollout]:
         """The rollouts of a round: what the ledger has of it, and the rest drawn now."""
         complete, parts = self._found(one, step)
         size = self.config.group_size
@@ -110,7 +111,7 @@ class RolloutMaker:
             if not wanted:
                 break
         if not complete:
-            self._commit(one, parts, step)
+            self._commit(one, parts, learnt_by)
         return self._learnt([row for slot in slots for row in chosen[slot]], step)
 
     def _found(self, one: Round, step: int) -> tuple[bool, Parts]:

@@ -73,7 +73,8 @@ class GroupRelative:
         logits_BKV = model(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=keep).logits
         logits_NV = logits_BKV[counted_BT[:, first:]].float() / self._config.temperature
         labels_N = batch["labels"][counted_BT]
-        return logits_NV.log_softmax(-1).gather(1, labels_N[:, None])[:, 0]
+        found: torch.Tensor = logits_NV.log_softmax(-1).gather(1, labels_N[:, None])[:, 0]
+        return found
 
     def _clipped(self, ratio_N: torch.Tensor, advantage_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """PPO's clipped loss, and where the clip decides. Ratios of stale answers are truncated, which bounds every one."""

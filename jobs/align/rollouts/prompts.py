@@ -14,13 +14,12 @@ from cluster.errors import DataError
 from cluster.run.files import append_lines, json_text, read_json, write_atomically
 from cluster.storage import StoragePath
 from datapipe.chat.built_in import TEMPLATES
-from datapipe.chat.conversation import BadConversationError
+from datapipe.chat.conversation import BadConversationError, messages_of
 from datapipe.chat.template import ChatTokenizer
 from datapipe.loader.order import hash_words, permute
 from datapipe.manifest import TokenizerRecord
 from datapipe.tokens.tokenizer import Encoder, TokenizerFiles
 from jobs.align.preferences.read import Record, data_files, read_records
-from jobs.align.preferences.records import messages_of
 from jobs.align.rollouts.ledger import PROMPTS, arrow_bytes, arrow_table
 from jobs.training.model_record import TokenizerPlan
 

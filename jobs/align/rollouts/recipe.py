@@ -20,6 +20,7 @@ from jobs.align.rollouts.objective import GroupRelative
 from jobs.align.rollouts.prompts import TOKENIZER, PromptPlan, Prompts, prepare, tokenizer_plan
 from jobs.align.rollouts.rewards.pool import RewardPool
 from jobs.align.rollouts.source import RolloutSource
+from jobs.programs.environment import project_folder
 from jobs.training.model import ModelPlan
 from jobs.training.objective import Objective
 from jobs.training.recipe import Recipe, train
@@ -49,7 +50,8 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
     plan = ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=prompts.longest + grpo.max_new_tokens)
     plan = plan.with_lora(config.lora, config.seed)
     source = RolloutSource(tokens_per_sample=prompts.longest + grpo.max_new_tokens, num_rewards=len(grpo.rewards))
-    with RewardPool(grpo.rewards, grpo.reward_processes) as pool:
+    modules = project_folder(context.run, grpo.directory)
+    with RewardPool(grpo.rewards, grpo.reward_processes, modules) as pool:
         auto: Any = AutoTokenizer.from_pretrained(folder / TOKENIZER)
         maker = RolloutMaker(
             context=context,
@@ -57,6 +59,7 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
             group=group,
             seed=config.seed,
             global_batch=config.batch.global_batch,
+            steps=config.steps,
             ends=_ends(config, auto, tokenizer.record.end_of_document),
             parallel=config.parallel,
             prompts=prompts,

@@ -1,25 +1,21 @@
 """GRPO as a whole: what is learnt, whoever draws it; killed at any moment; rewards that fail; what the ledger says of it all."""
 
-import math
-import os
 import signal
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from cluster.config_reader import load_config
+import jobs
+from cluster.config_reader import load_config, read_yaml
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from jobs.align.config import AlignConfig
 from jobs.align.rollouts.ledger import read_rollouts
 from tests.jobs.align.pairs import make_model
 from tests.jobs.align.rolling import grpo_config, grpo_run, prompts, write_prompts
-from tests.jobs.launch import equal, events, launch, log_of, losses, start, weights
+from tests.jobs.launch import equal, events, launch, log_of, start, weights
 
 HERE = "tests.jobs.align.rolling"
 
@@ -78,7 +74,7 @@ def test_killed_at_any_moment_it_ends_bit_identical_and_no_rollout_is_used_twice
     launch(whole, 2)
     for number, stall in enumerate(STALLS):
         group = start(killed, 2, TEST_HOOK="stall_rollouts", TEST_STALL=stall)
-        group.until(lambda: (killed.path / "stalled").exists())
+        group.until((killed.path / "stalled").exists)
         (killed.path / "stalled").unlink()
         if number % 2:
             group.kill()
@@ -205,7 +201,7 @@ def test_with_staleness_several_steps_learn_from_the_same_policy_and_a_kill_chan
     assert ratios[0] == pytest.approx(1, abs=1e-4)
     assert ratios[2] != pytest.approx(1, abs=1e-4)
     group = start(killed, 2, TEST_HOOK="stall_rollouts", TEST_STALL="commit:after:6:0")
-    group.until(lambda: (killed.path / "stalled").exists())
+    group.until((killed.path / "stalled").exists)
     group.kill()
     launch(killed, 2)
     assert equal(weights(whole), weights(killed))
@@ -243,7 +239,7 @@ def test_prompts_that_are_of_no_use_are_counted_and_named(model: Path, tmp_path:
     wanted = {
         "missing_prompt",
         "empty_prompt",
-        "not_text_or_messages",
+        "no_messages",
         "prompt_ends_with_an_answer",
         "prompt_too_long",
         "invalid_json",
@@ -271,3 +267,10 @@ def test_prompts_that_are_of_no_use_are_counted_and_named(model: Path, tmp_path:
 def test_keys_that_do_not_fit_are_named_at_submission(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config(AlignConfig, grpo_config(Path("m"), Path("d"), **changes))
+
+
+def test_the_example_is_a_configuration() -> None:
+    config = load_config(AlignConfig, read_yaml(Path(jobs.__file__).parent / "configs/grpo.yaml"))
+    assert isinstance(config, AlignConfig)
+    assert [(reward.label, reward.weight) for reward in config.grpo.rewards] == [("math_verify", 1.0), ("regex", 0.2)]
+    assert AlignConfig.model_validate(config.model_dump(mode="json")) == config

@@ -42,25 +42,25 @@ class Score(NamedTuple):
         return self.outcome not in {OK, NOTHING}
 
 
-class _Died(Exception):
+class _DiedError(Exception):
     """The process of a reward is gone."""
 
 
 class _Process:
     """One process, with its pipe. It belongs to the thread that made it, and dies with it."""
 
-    def __init__(self, rewards: Sequence[RewardConfig]) -> None:
+    def __init__(self, rewards: Sequence[RewardConfig], folder: str) -> None:
         self._popen = subprocess.Popen(
             [sys.executable, "-m", "jobs.align.rollouts.rewards.process", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([folder, *filter(None, sys.path)]), "OMP_NUM_THREADS": "1"},
             start_new_session=True,  # what a reward starts is killed with it
         )
         self._rest = b""
         try:
             said = self.ask([{"name": one.name, "options": one.options} for one in rewards], START_SECONDS)
-        except (_Died, TimeoutError) as error:
+        except (_DiedError, TimeoutError) as error:
             self.kill()
             raise ConfigError(
                 f"rewards: their process did not start ({type(error).__name__} {error}); see the rank's log"
@@ -70,14 +70,14 @@ class _Process:
             raise ConfigError(said["error"])
 
     def ask(self, request: Any, seconds: float) -> dict[str, Any]:
-        """The reply to a request. Raises TimeoutError, or _Died; the process is of no use then."""
+        """The reply to a request. Raises TimeoutError, or _DiedError; the process is of no use then."""
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         try:
             self._popen.stdin.write(json.dumps(request, default=str).encode() + b"\n")
             self._popen.stdin.flush()
         except OSError:
-            raise _Died(self._end()) from None
+            raise _DiedError(self._end()) from None
         deadline = time.monotonic() + seconds
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self._popen.stdout], [], [], max(0.0, deadline - time.monotonic()))
@@ -85,7 +85,7 @@ class _Process:
                 raise TimeoutError(f"after {seconds:g} s")
             data = os.read(self._popen.stdout.fileno(), _CHUNK_BYTES)
             if not data:
-                raise _Died(self._end())
+                raise _DiedError(self._end())
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
         reply: dict[str, Any] = json.loads(line)
@@ -103,14 +103,14 @@ class _Process:
         self._popen.wait()
         for stream in (self._popen.stdin, self._popen.stdout):
             with suppress(OSError):
-                stream and stream.close()  # type: ignore[func-returns-value]
+                stream and stream.close()
 
 
 class RewardPool:
     """Scores answers in some processes. Use it as a context manager; it starts at the first answer."""
 
-    def __init__(self, rewards: Sequence[RewardConfig], processes: int = 1) -> None:
-        self._rewards, self._size = rewards, processes
+    def __init__(self, rewards: Sequence[RewardConfig], processes: int = 1, folder: str = ".") -> None:
+        self._rewards, self._size, self._folder = rewards, processes, folder  # folder: where modules are imported from, too
         self._work: queue.SimpleQueue[tuple[str, Mapping[str, Any], Future[list[Score]]] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
@@ -134,7 +134,7 @@ class RewardPool:
         return future
 
     def _run(self) -> None:
-        caller = _Caller(self._rewards)
+        caller = _Caller(self._rewards, self._folder)
         while (item := self._work.get()) is not None:
             answer, record, future = item
             try:
@@ -147,22 +147,22 @@ class RewardPool:
 class _Caller:
     """Calls rewards in a process, which it replaces when it must."""
 
-    def __init__(self, rewards: Sequence[RewardConfig]) -> None:
-        self._rewards = rewards
+    def __init__(self, rewards: Sequence[RewardConfig], folder: str) -> None:
+        self._rewards, self._folder = rewards, folder
         self._process: _Process | None = None
 
     def score(self, number: int, answer: str, record: Mapping[str, Any]) -> Score:
-        """What reward `number` says of an answer. A process that dies is replaced and asked again: somebody may have killed it."""
+        """What reward `number` says of an answer. A process that dies is replaced and asked again: it may have been killed."""
         reward, request = self._rewards[number], {"reward": number, "answer": answer, "record": record}
         for _ in range(DEATHS):
-            self._process = self._process or _Process(self._rewards)
+            self._process = self._process or _Process(self._rewards, self._folder)
             try:
                 said = self._process.ask(request, reward.seconds)
                 return Score(said["value"], said["outcome"])
             except TimeoutError:
                 self.close()
                 return Score(None, f"timeout after {reward.seconds:g} s")
-            except _Died as error:
+            except _DiedError as error:
                 self.close()
                 death = str(error)
         return Score(None, f"its process died: {death}")

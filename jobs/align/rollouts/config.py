@@ -97,9 +97,7 @@ class GrpoConfig(Section):
         default="drop",
         description="an answer whose reward raises, is no number or takes too long: leave it out, count the reward as 0, or fail",
     )
-    directory: DataPath = Field(
-        default=".", description="where rewards named module:function are imported from; unset: where you submit"
-    )
+    directory: DataPath = Field(default=".", description="where module:function is imported from; unset: where you submit")
     code: CodeConfig = Field(default=CodeConfig(), description="how the code around the directory travels to a cluster")
     reward_processes: int = Field(default=1, ge=1, description="processes of each rank that compute rewards")
     kl: float = Field(default=0.0, ge=0, description="factor of the KL divergence (k3) from the reference; 0: no reference")

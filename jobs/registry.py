@@ -53,6 +53,15 @@ JOBS: dict[str, JobSpec] = {
             ),
         ),
         JobSpec(
+            name="finetune",
+            summary="Teach a language model to answer, on conversations: all weights or a low-rank adapter.",
+            config="jobs.finetune.config:FinetuneConfig",
+            entry="jobs.finetune.job:main",
+            engine=Engine.RANKS,
+            preload=(*_TRAINING, "jobs.finetune.job"),
+            reports=("train/loss", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION, "validation/gap"),
+        ),
+        JobSpec(
             name="evaluate",
             summary="Score a model on held-out text: bits per byte, perplexity, sample generations.",
             config="jobs.evaluate.config:EvaluateConfig",

@@ -23,7 +23,7 @@ class ChatConfig(Section):
         description="messages: {messages: [{role, content}]}; prompt_completion: {prompt, completion}, strings or messages;"
         " alpaca: {instruction, input, output}; sharegpt: {conversations: [{from, value}]}; auto: by each record's keys",
     )
-    template: Annotated[str, AfterValidator(_template_name)] | None = Field(
+    chat_template: Annotated[str, AfterValidator(_template_name)] | None = Field(
         default=None,
         description="a file with a Jinja chat template, or built in: chatml, plain; unset: the tokenizer's own, else plain",
     )

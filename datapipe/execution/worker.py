@@ -35,6 +35,7 @@ class Worker:
         self.output, self.work = StoragePath(output_url), StoragePath(work_url)
         self.encoder: Encoder | None = None
         self.filters: dict[str, Filter] | None = None
+        self.chat_tokenizer: Any = None
 
     def do(self, task: Task) -> Any:
         """Do a task and return its result."""
@@ -62,3 +63,18 @@ class Worker:
     def reject(self, plan: RejectedPlan) -> dict[str, int]:
         """Write one list of rejected documents."""
         return write_rejected(plan, self.work, self.output)
+
+    def chat(self, plan: Any) -> Any:
+        """Encode one unit of conversations."""
+        from datapipe.chat.shards import encode_unit, tokenizer_directory  # noqa: PLC0415 - transformers: seconds, for chats alone
+        from datapipe.chat.template import ChatTokenizer  # noqa: PLC0415
+
+        if self.chat_tokenizer is None:
+            self.chat_tokenizer = ChatTokenizer(tokenizer_directory(self.output))
+        return encode_unit(plan, self.chat_tokenizer, self.work)
+
+    def split_chat(self, plan: Any) -> list[Shard]:
+        """Write the shards of one unit of conversations."""
+        from datapipe.chat.shards import split_unit  # noqa: PLC0415
+
+        return split_unit(plan, self.work, self.output)

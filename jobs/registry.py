@@ -42,7 +42,7 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="align",
-            summary="Align a language model with preferences or rewards: DPO, IPO, ORPO, SimPO.",
+            summary="Align a language model with preferences or rewards: DPO, IPO, KTO, ORPO, SimPO.",
             config="jobs.align.config:AlignConfig",
             entry="jobs.align.job:main",
             engine=Engine.RANKS,
@@ -70,6 +70,14 @@ JOBS: dict[str, JobSpec] = {
             preload=(*_TRAINING, "jobs.evaluate.job"),
         ),
         JobSpec(
+            name="audit",
+            summary="Audit a model before it is trusted: stereotypes, memory, personal data, contamination; with a gate.",
+            config="jobs.audit.config:AuditConfig",
+            entry="jobs.audit.job:main",
+            engine=Engine.RANKS,
+            preload=(*_TRAINING, "jobs.audit.job"),
+        ),
+        JobSpec(
             name="command",
             summary="Run any program: as ranks, one a node, or once.",
             config="jobs.command.config:CommandConfig",
@@ -92,6 +100,14 @@ JOBS: dict[str, JobSpec] = {
             entry="jobs.sweep.job:main",
             engine=Engine.PROCESS,
             view="jobs.sweep.view:SweepView",
+        ),
+        JobSpec(
+            name="pipeline",
+            summary="Run several jobs, some of which need others; each is a run.",
+            config="jobs.pipeline.config:PipelineConfig",
+            entry="jobs.pipeline.job:main",
+            engine=Engine.PROCESS,
+            view="jobs.pipeline.view:PipelineView",
         ),
     )
 }

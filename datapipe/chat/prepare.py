@@ -29,7 +29,7 @@ def chat_key(inputs: Sequence[str], tokenizer: TokenizerFiles, config: ChatConfi
     """The plain values that decide a data set of conversations: input files, tokenizer, template, rules. Raises DataError."""
     files = {file.url: [file.size, file.version] for file in list_inputs(inputs)}
     return {
-        KIND: config.model_dump(mode="json", exclude={"chat_template", "added_tokens"}),  # both are in the tokenizer
+        KIND: config.model_dump(mode="json", exclude={"template", "added_tokens"}),  # both are in the tokenizer
         "tokenizer": hash_of({name: data.decode() for name, data in sorted(tokenizer.files.items())}),
         "validation_fraction": validation_fraction,
         "inputs": files,

@@ -40,7 +40,7 @@ class ChatTokenizer:
             chosen = chosen.get("default")
         if not chosen:
             raise ConfigError(
-                f"{directory}: its tokenizer has no chat template; set chat_template to a file, or to chatml or plain"
+                f"{directory}: its tokenizer has no chat template; set chat.template to a file, or to chatml or plain"
             )
         self.template: str = chosen
         self.eos_token: str | None = found.eos_token

@@ -20,16 +20,16 @@ def chat_files(base: TokenizerFiles, config: ChatConfig) -> TokenizerFiles:
     """The base model's tokenizer with the template that is asked for; unchanged where it has all. Raises ConfigError."""
     settings: dict[str, Any] = json.loads(base.files.get(_SETTINGS, b"{}"))
     own = base.files.get(TEMPLATE_FILE, b"").decode() or _inline(settings)
-    template = _template_of(config.chat_template) or own or TEMPLATES["plain"]
+    template = _template_of(config.template) or own or TEMPLATES["plain"]
     files, end = dict(base.files), None
     tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
     known = tokenizer.get_vocab(with_added_tokens=True)
-    wanted = [*(CHATML_TOKENS if config.chat_template == "chatml" else ()), *config.added_tokens]
+    wanted = [*(CHATML_TOKENS if config.template == "chatml" else ()), *config.added_tokens]
     missing = [token for token in dict.fromkeys(wanted) if token not in known]
     if missing:
         tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in missing])
         files["tokenizer.json"] = tokenizer.to_str(pretty=True).encode()
-    if config.chat_template == "chatml":
+    if config.template == "chatml":
         end = CHATML_END
     if template != own or end is not None:
         files[TEMPLATE_FILE] = template.encode()
@@ -55,7 +55,7 @@ def _template_of(name: str | None) -> str | None:
         return Path(name).read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"chat_template: {name}: cannot be read: {error}; give a Jinja file, or one of {', '.join(TEMPLATES)}"
+            f"chat.template: {name}: cannot be read: {error}; give a Jinja file, or one of {', '.join(TEMPLATES)}"
         ) from None
 
 

@@ -29,7 +29,7 @@ class FinetuneOptimConfig(OptimConfig):
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay rates of Adam's two moments")
 
 
-class FinetuneConfig(ChatConfig, TrainingConfig):
+class FinetuneConfig(TrainingConfig):
     """The keys of a finetuning run. A sample is a sequence of `seq_len` tokens with as many conversations as fit into it."""
 
     model: ModelConfig = Field(description="the model that learns: {path: DIR} or {run: RUN}")
@@ -37,6 +37,7 @@ class FinetuneConfig(ChatConfig, TrainingConfig):
         min_length=1,
         description="conversations: .jsonl[.gz|.zst] or .parquet, files or globs; or the directory of a prepared data set",
     )
+    chat: ChatConfig = Field(default=ChatConfig(), description="the format of conversations, and how they become text")
     prepared: DataPath | None = Field(
         default=None, description="where the prepared data set is kept; unset: beside the runs, where runs of equal keys share it"
     )
@@ -82,10 +83,10 @@ class FinetuneConfig(ChatConfig, TrainingConfig):
     def _fits(self) -> Self:
         if self.model.path is None and self.model.run is None and self.tokenizer is None:
             raise ValueError("model: a preset or configuration has no tokenizer; set tokenizer, or model.path or model.run")
-        if self.lora is not None and (self.added_tokens or self.chat_template == "chatml"):
+        if self.lora is not None and (self.chat.added_tokens or self.chat.template == "chatml"):
             raise ValueError(
                 "lora: an adapter leaves the embeddings of added tokens untrained; leave lora out to add tokens,"
-                " or write the chat in tokens that the model knows (chat_template: plain, or a file)"
+                " or write the chat in tokens that the model knows (chat.template: plain, or a file)"
             )
         return self
 
@@ -97,8 +98,7 @@ class FinetuneConfig(ChatConfig, TrainingConfig):
             seen = here(path) if "://" not in path and not MAGIC.search(path) else None
             if seen is not None and not seen.exists():
                 raise DataError(f"data: {path}: no such file or directory; check the path")
-        for key in ("chat_template", "tokenizer"):
-            value = getattr(self, key)
+        for key, value in {"chat.template": self.chat.template, "tokenizer": self.tokenizer}.items():
             seen = here(value) if value is not None and value not in TEMPLATES and "://" not in value else None
             if seen is not None and not seen.exists():
                 raise ConfigError(f"{key}: {value}: no such file; check the path, or name one of {', '.join(TEMPLATES)}")

@@ -14,7 +14,6 @@ from cluster.errors import ConfigError, DataError, StopRequested
 from cluster.run.context import JobContext
 from cluster.run.files import read_json, write_json
 from cluster.storage import StoragePath
-from datapipe.chat.config import ChatConfig
 from datapipe.chat.dataset import is_chat_set
 from datapipe.chat.prepare import chat_key, make_chat_set
 from datapipe.chat.tokenizer import chat_files
@@ -113,7 +112,7 @@ def _from_run(context: JobContext, path: str) -> str:
 
 
 def _prepare(context: JobContext, config: FinetuneConfig) -> str:
-    rules = ChatConfig.model_validate({name: getattr(config, name) for name in ChatConfig.model_fields})
+    rules = config.chat
     tokenizer = chat_files(_base_tokenizer(context, config), rules)
     keys = chat_key(config.data, tokenizer, rules, config.validation_fraction)
     name = hash_of(keys).removeprefix("xxh3:")[:16]

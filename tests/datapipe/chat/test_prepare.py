@@ -149,7 +149,7 @@ def test_chatml_brings_its_tokens(tmp_path: Path) -> None:
     bare = make_tokenizer(tmp_path / "bare", template=None)
     before = Encoder(take_tokenizer(str(bare))).record()
     (tmp_path / "a.jsonl").write_bytes(lines(chats(20)))
-    manifest = make(tmp_path / "set", [tmp_path / "a.jsonl"], bare, chat_template="chatml", added_tokens=["<|tool|>"])
+    manifest = make(tmp_path / "set", [tmp_path / "a.jsonl"], bare, template="chatml", added_tokens=["<|tool|>"])
     assert manifest.tokenizer.vocabulary == before.vocabulary + 3
     assert manifest.tokenizer.end_of_document == before.vocabulary + 1, "the end of a turn ends what is generated"
     train = ChatSet(str(tmp_path / "set"), "train")

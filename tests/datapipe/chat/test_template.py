@@ -82,7 +82,7 @@ def test_a_template_without_special_tokens(folder: Path) -> None:
 
 def test_the_plain_template_serves_a_tokenizer_without_one(tmp_path: Path) -> None:
     bare = make_tokenizer(tmp_path, template=None)
-    with pytest.raises(ConfigError, match=r"no chat template; set chat_template to a file, or to chatml or plain"):
+    with pytest.raises(ConfigError, match=r"no chat template; set chat.template to a file, or to chatml or plain"):
         ChatTokenizer(bare)
     tokenizer = ChatTokenizer(bare, TEMPLATES["plain"])
     encoded = tokenizer.encode(conversation(*TURNS))

@@ -143,7 +143,7 @@ def test_no_gradient_crosses_from_one_conversation_into_another(base: Path, data
 
 def test_added_tokens_grow_the_embeddings(data: Path, root: Path, tmp_path: Path) -> None:
     bare = make_base(tmp_path / "bare", template=None)
-    run = make_run(root, finetune_config(bare, data, chat_template="chatml"))
+    run = make_run(root, finetune_config(bare, data, chat={"template": "chatml"}))
     launch(run, 2)
     from jobs.training.export import export
 
@@ -216,8 +216,8 @@ def test_what_does_not_fit_together_is_refused(base: Path, data: Path, root: Pat
         (finetune_config(strange, Path(prepared)), "was prepared with another tokenizer than the model's"),
         (finetune_config(base, text), "holds text, and no conversations"),
         (finetune_config(base, empty), "no conversation is left to learn from; rejected: no_assistant_turn 1"),
-        (finetune_config(base, data, chat_template=str(failing)), "rejected: template_failed 150 (such as chat-0: never)"),
-        (finetune_config(base, data, chat_template=str(tmp_path / "none")), "cannot be read"),
+        (finetune_config(base, data, chat={"template": str(failing)}), "rejected: template_failed 150 (such as chat-0: never)"),
+        (finetune_config(base, data, chat={"template": str(tmp_path / "none")}), "cannot be read"),
         (finetune_config(base, data, lora={"targets": ["nope"]}), "name layers of the model in lora.targets"),
     ):
         run = make_run(root, {**config, "steps": 1})
@@ -245,7 +245,7 @@ def test_keys_that_exclude_each_other(base: Path, data: Path) -> None:
 
     config = finetune_config(base, data)
     for changes, words in (
-        ({"lora": LORA, "chat_template": "chatml"}, "leaves the embeddings of added tokens untrained"),
+        ({"lora": LORA, "chat": {"template": "chatml"}}, "leaves the embeddings of added tokens untrained"),
         ({"model": {"preset": "tiny"}}, "has no tokenizer; set tokenizer"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -169,6 +169,10 @@ class JobConfig(Section):
         """Return the cluster to which this run submits other runs: it must see this run's files, and have its code."""
         return None
 
+    def children_resources(self) -> list[Resources]:
+        """Return what the runs that are submitted together with this one ask of the same cluster."""
+        return []
+
     def extra_record(self, cluster_name: str) -> dict[str, Any]:
         """Return what run.yaml must hold besides the keys, and only the submitting machine knows."""
         return {}

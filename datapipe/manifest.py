@@ -104,6 +104,7 @@ class Manifest(Section):
     shards: tuple[Shard, ...]
     totals: Totals
     rejected: Rejected = Rejected()
+    counts: dict[str, int] = Field(default_factory=dict)  # what filters changed: `c4.javascript` is a number of lines
     renamed_ids: int = 0  # documents whose id was taken by another text
     inputs: tuple[InputRecord, ...] = ()
     config: dict[str, Any] = Field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,11 @@ class _Pipeline:
         shards = self.encode(layout)
         rejected = self.list_rejected(layout, summaries)
         self._remove_leftovers([*(s.path for s in shards), *rejected.files])
-        return self.finish(keys, shards, rejected, input_records(layout, summaries), len(decisions.suffix))
+        counts: Counter[str] = Counter()
+        for summary in summaries:
+            counts.update(summary.counts)
+        inputs = input_records(layout, summaries)
+        return self.finish(keys, shards, rejected, inputs, renamed_ids=len(decisions.suffix), counts=counts)
 
     def ingest(self, units: list[Unit]) -> list[UnitSummary]:
         """Pass 1: read and filter every unit that is not done yet."""
@@ -164,7 +168,14 @@ class _Pipeline:
                     self.output.remove(path)
 
     def finish(
-        self, keys: dict[str, Any], shards: list[Shard], rejected: Rejected, inputs: list[InputRecord], renamed_ids: int
+        self,
+        keys: dict[str, Any],
+        shards: list[Shard],
+        rejected: Rejected,
+        inputs: list[InputRecord],
+        *,
+        renamed_ids: int,
+        counts: Mapping[str, int],
     ) -> Manifest:
         """Write the manifest, which makes the data set complete."""
         files = read_tokenizer(self.output, self.work)
@@ -177,6 +188,7 @@ class _Pipeline:
             shards=tuple(shards),
             totals=Totals.of_shards(shards),
             rejected=rejected,
+            counts=dict(sorted(counts.items())),
             renamed_ids=renamed_ids,
             inputs=tuple(inputs),
             config=keys,

@@ -1,6 +1,7 @@
 """The plan of a data set (inputs and configuration), written before any work, so that a restart goes on or says what differs."""
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -42,7 +43,7 @@ def find_complete(output: StoragePath, keys: dict[str, Any], files: Sequence[Inp
 
 def begin_or_resume(output: StoragePath, work: StoragePath, keys: dict[str, Any], files: Sequence[InputFile]) -> None:
     """Write the plan, or check that the one of an earlier start is the same. Raises DataError if it is not."""
-    versions = {name: version(name) for name in ("pyarrow", "tokenizers")}
+    versions = {"unicode": unicodedata.unidata_version, **{name: version(name) for name in ("pyarrow", "tokenizers")}}
     plan = {"config": keys, "inputs": {f.url: [f.size, f.version] for f in files}, "versions": versions}
     try:
         found = json.loads(work.read(PLAN_NAME))

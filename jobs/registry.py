@@ -41,12 +41,32 @@ JOBS: dict[str, JobSpec] = {
             reports=("train/loss", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION),
         ),
         JobSpec(
+            name="align",
+            summary="Align a language model with preferences or rewards: DPO, IPO, KTO, ORPO, SimPO.",
+            config="jobs.align.config:AlignConfig",
+            entry="jobs.align.job:main",
+            engine=Engine.RANKS,
+            preload=(*_TRAINING, "jobs.align.job", "jobs.align.preferences.recipe"),
+            reports=(
+                *("train/loss", "train/gradient_norm", "train/tokens_per_second", "validation/loss"),
+                *("train/reward_accuracy", "train/reward_margin", "validation/reward_accuracy", "validation/reward_margin"),
+            ),
+        ),
+        JobSpec(
             name="evaluate",
             summary="Score a model on held-out text: bits per byte, perplexity, sample generations.",
             config="jobs.evaluate.config:EvaluateConfig",
             entry="jobs.evaluate.job:main",
             engine=Engine.RANKS,
             preload=(*_TRAINING, "jobs.evaluate.job"),
+        ),
+        JobSpec(
+            name="audit",
+            summary="Audit a model before it is trusted: stereotypes, memory, personal data, contamination; with a gate.",
+            config="jobs.audit.config:AuditConfig",
+            entry="jobs.audit.job:main",
+            engine=Engine.RANKS,
+            preload=(*_TRAINING, "jobs.audit.job"),
         ),
         JobSpec(
             name="command",
@@ -71,6 +91,14 @@ JOBS: dict[str, JobSpec] = {
             entry="jobs.sweep.job:main",
             engine=Engine.PROCESS,
             view="jobs.sweep.view:SweepView",
+        ),
+        JobSpec(
+            name="pipeline",
+            summary="Run several jobs, some of which need others; each is a run.",
+            config="jobs.pipeline.config:PipelineConfig",
+            entry="jobs.pipeline.job:main",
+            engine=Engine.PROCESS,
+            view="jobs.pipeline.view:PipelineView",
         ),
     )
 }

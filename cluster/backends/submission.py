@@ -89,6 +89,14 @@ def open_dependencies(head: RunDir, after: Sequence[str]) -> list[RunDir]:
     return [other for other in others if not is_over(other)]
 
 
+def end_unstarted(run: RunDir, resources: Resources, failed: Sequence[tuple[RunDir, Outcome]]) -> None:
+    """Write down that a run never starts because runs that it waits for have failed, in an attempt of its own."""
+    number = next_attempt(run)
+    open_attempts([run], resources, [{"after": [other.id for other, _ in failed]}], number)
+    outcome = Outcome(state=RunState.CANCELLED, exit_code=0, cause=never_starts(failed), ended=time.time())
+    run.write_outcome(number, outcome)
+
+
 # --- submitting
 
 

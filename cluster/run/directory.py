@@ -272,11 +272,16 @@ class RunDir:
 
     @property
     def orphaned(self) -> bool:
-        """Whether the run on whose behalf this one exists has ended for good, or was cancelled: nobody waits for this one."""
+        """Whether the run on whose behalf this one exists has ended for good, or was cancelled: nobody waits for this one.
+
+        One whose record has `outlives_parent` goes on when its parent ends, unless that is cancelled.
+        """
         if self.parent is None:
             return False
+        if self.parent.cancel_requested:
+            return True
         outcome = self.parent.last_outcome()
-        return self.parent.cancel_requested or (outcome is not None and outcome.state.final)
+        return outcome is not None and outcome.state.final and not self.record.get("outlives_parent")
 
     def withdraw_cancel(self) -> None:
         """Withdraw a user's request to end the run: the user resumes it."""

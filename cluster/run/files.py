@@ -140,11 +140,15 @@ def make_private(folder: Path) -> None:
         folder.chmod(int(mode, 8))
 
 
+def dated_label(name: str) -> str:
+    """What the names of a `dated_folder` begin with; behind it stand a dash, the time and some letters."""
+    return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40] or "run"
+
+
 def dated_folder(root: Path, name: str, inside: Sequence[str], make: Callable[[Path], None] = Path.mkdir) -> Path:
     """Make a folder below `root` with a name of its own, by `make`, and the folders `inside` it."""
-    label = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40] or "run"
     while True:
-        folder = root / f"{label}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        folder = root / f"{dated_label(name)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         try:
             make(folder)
         except FileExistsError:

@@ -15,13 +15,13 @@ def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="the directory to write")],
     step: Annotated[int | None, typer.Option("--step", help="the checkpoint of this step; unset: the newest")] = None,
 ) -> None:
-    """Write a checkpoint as a Hugging Face model directory."""
+    """Write a checkpoint as a Hugging Face model directory, with its model card and bill of materials."""
+    from jobs.cards.export import export_with_cards
     from jobs.runs.remote import export_elsewhere
     from jobs.runs.status import find_run
-    from jobs.training.export import export as write
 
     found = find_run(run_ref)
-    print(directory if export_elsewhere(found, directory, step) else write(found, directory, step))
+    print(directory if export_elsewhere(found, directory, step) else export_with_cards(found, directory, step))
 
 
 def sync(

@@ -12,17 +12,23 @@ from jobs.cli.arguments import AsJson, RunRef
 
 def ps(
     every: Annotated[bool, typer.Option("--all", "-a", help="list finished runs too")] = False,
+    tree: Annotated[bool, typer.Option("--tree", help="draw each run below the one that started it: steps, trials")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the runs that are not over."""
     from cluster.text import counted
     from jobs.runs import status
     from jobs.runs.tables import console, runs_table
+    from jobs.runs.tree import family_tree
 
     outcomes = {run: status.final_outcome(run) for run in status.all_runs()}
     runs = [run for run, outcome in outcomes.items() if every or outcome is None]
-    states = status.states(runs, {run.id: outcomes[run] for run in runs})
+    members = family_tree(list(outcomes), {run.id for run in runs}) if tree else []
+    runs = [member.run for member in members] if tree else runs
+    states = status.states(runs, {run.id: status.final_outcome(run) if tree else outcomes[run] for run in runs})
     rows = [status.summary(run, states[run.id]) for run in runs]
+    for row, member in zip(rows, members, strict=False):
+        row |= {"parent": member.parent, "role": member.words, "line": member.line}
     if as_json:
         print(json.dumps(rows))
     elif rows:

@@ -34,8 +34,9 @@ def cancel_runs(words: Sequence[str]) -> Iterator[str]:
 
 
 def _open_children(run: RunDir) -> list[RunDir]:
-    """The run's children that are not over, as far as this machine sees them: the run that started them may be gone.
+    """The run's children that are not over, and theirs, as far as this machine sees them: the run that started them may be gone.
 
     Those that this machine does not see, the run itself ends.
     """
-    return [child for child in view_of(run).children() if (child.path / "run.yaml").is_file() and final_outcome(child) is None]
+    children = [child for child in view_of(run).children() if (child.path / "run.yaml").is_file()]
+    return [each for child in children if final_outcome(child) is None for each in (child, *_open_children(child))]

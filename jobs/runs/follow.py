@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from cluster.backends.recovery import NO_ANSWER
@@ -81,6 +81,8 @@ def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = tim
                 text = tell(event)
                 if text is not None:
                     view.say(text)
+            for text in view.news():
+                view.say(text)
             text = watch.unseen or (f"it waits: {watch.waits}" if watch.waits else "")
             if text != told:
                 told = text
@@ -124,6 +126,9 @@ class _Bar:
         below = self._view.live()
         return self._progress if below is None else Group(self._progress, below)
 
+    def news(self) -> Iterable[str]:
+        return self._view.news()
+
     def say(self, text: str) -> None:
         from rich.text import Text
 
@@ -156,6 +161,9 @@ class _Lines:
 
     def __exit__(self, *_: object) -> None:
         return
+
+    def news(self) -> Iterable[str]:
+        return self._view.news()
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -7,17 +7,19 @@ from typing import Any
 
 from cluster.backends.base import Backend
 from cluster.backends.profiles import load_backend, load_profile
+from cluster.backends.submission import end_unstarted, failed_of
 from cluster.config import JobConfig, Resources
 from cluster.config_reader import apply_override, load_config, read_yaml
-from cluster.errors import ConfigError, RopewalkError
+from cluster.errors import AlreadyRunningError, ConfigError, RopewalkError
 from cluster.run.directory import RunDir, runs_root
 from cluster.spec import RunState
-from jobs.registry import config_of, find_job
+from jobs.registry import config_of, find_job, view_class
 from jobs.runs.combinations import combinations
 from jobs.runs.provenance import masked, masked_word, versions
 from jobs.runs.remote import write_there
 from jobs.runs.snapshot import checkout, code_state, project_of, take_snapshot
 from jobs.runs.status import final_outcome, find_run, settle
+from jobs.runs.view import RunView, view_of
 
 SIDECARS = ("jobs.mirror.sidecar",)
 
@@ -98,7 +100,10 @@ def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
     _check_inputs(backend, configs)
     origin, resources = origin_of(()), configs[0].resources
     runs = [unwritten_run(config, make_record(job, config, cluster_name, origin)) for config in configs]
-    script = f"{backend.render_many(runs, resources).rstrip()}\n"
+    script = "".join(
+        f"# {heading}\n{backend.render(run, run.resources()).rstrip()}\n\n" for run, heading in view_of(runs[0]).render_needed()
+    )
+    script += f"{backend.render_many(runs, resources).rstrip()}\n"
     estimate = " ".join(backend.start_estimate(runs[0], resources).split())
     return f"{script}# {estimate}\n" if estimate else script  # a comment, so that the whole stays a script
 
@@ -122,7 +127,11 @@ def submit_many(
     """Create and submit many runs together, of which at most `at_once` run at a time. Raises RopewalkError."""
     backend = load_backend(cluster_name)
     runs = write_down(backend, job, configs, cluster_name, command)
-    start(backend, runs, configs[0].resources, [other.id for other in after], at_once)
+    if view_class(job).submit_needed is RunView.submit_needed:
+        start(backend, runs, configs[0].resources, [other.id for other in after], at_once)
+    else:
+        for run in runs:
+            start_with_needed(backend, run, configs[0].resources, after)
     return runs
 
 
@@ -139,6 +148,26 @@ def start(
         for run in runs:
             run.event("submit_failed", error=str(error))
         raise
+
+
+def start_with_needed(backend: Backend, run: RunDir, resources: Resources, after: Sequence[RunDir]) -> None:
+    """Start a run once the runs `after` and those that its job needs have succeeded; what it needs is submitted first.
+
+    Where one of them has failed already, it is written down that the run never starts. Raises RopewalkError, which the run
+    records.
+    """
+    others = list(after)
+    try:
+        others += view_of(run).submit_needed(after)
+        if not (failed := failed_of(others)):
+            backend.submit(run, resources, [other.id for other in others])
+    except RopewalkError as error:
+        if not (failed := failed_of(others)):  # else it failed while the run was on its way
+            if not isinstance(error, AlreadyRunningError):
+                run.event("submit_failed", error=str(error))
+            raise
+    if failed:
+        end_unstarted(run, resources, failed)
 
 
 def write_down(
@@ -168,14 +197,18 @@ def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
 
     Inputs of a cluster whose files this machine does not see are checked by the run itself.
     """
-    backend.check_resources(configs[0].resources)
+    for resources in (configs[0].resources, *configs[0].children_resources()):
+        backend.check_resources(resources)
     if backend.shares_files:
         for config in configs:
             config.preflight(backend.path_here)
 
 
-def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:
-    """Start a new attempt of a run, with other resources if overrides name some. Raises RopewalkError."""
+def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[RunDir] = ()) -> None:
+    """Start a new attempt of a run, with other resources if overrides name some, once the runs `after` have succeeded.
+
+    What it waits for is resumed too. Raises RopewalkError.
+    """
     if settle(run).state is RunState.SUCCEEDED:
         raise ConfigError(f"{run.id} has succeeded, there is nothing to resume; submit a new run instead")
     foreign = [word for word in overrides if not word.startswith("resources.")]
@@ -186,7 +219,7 @@ def resume(run: RunDir, overrides: Sequence[str] = ()) -> None:
     run.withdraw_cancel()
     run.withdraw_nodes()
     try:
-        load_backend(run.record["cluster"]).submit(run, config.resources)
+        start_with_needed(load_backend(run.record["cluster"]), run, config.resources, after)
     except RopewalkError:
         if was_cancelled:
             run.request_cancel()

@@ -62,7 +62,7 @@ def runs_table(rows: Sequence[Mapping[str, Any]], now: float | None = None) -> R
 
 def _run_cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
     return (
-        row["run"],
+        f"{row.get('line', '')}{row['run']}{f'  {role}' if (role := row.get('role')) else ''}",
         str(row["job"]),
         row["state"],
         progress_words(row),

@@ -1,6 +1,6 @@
 """What general code asks of a run's job: its children, how it is shown, followed, explained and cancelled."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,23 @@ class RunView:
 
     def children(self) -> list[RunDir]:
         """The runs that this one has started: cancelled and copied with it. Some may lie on another machine only."""
+        return []
+
+    def child_words(self, child: RunDir) -> str:
+        """What a child is in this run, in a few words, such as `trial 3`."""
+        return ""
+
+    # --- runs that are submitted with it, and that it waits for
+
+    def submit_needed(self, after: Sequence[RunDir]) -> list[RunDir]:
+        """Submit the runs that this one waits for, unless they are under way or done; all of them. They wait for `after`.
+
+        Asked before this run is submitted or resumed; must be safe to repeat. Raises RopewalkError.
+        """
+        return []
+
+    def render_needed(self) -> list[tuple[RunDir, str]]:
+        """The runs that a dry run shows before this one, each with a heading. This run has a record, and nothing on disk."""
         return []
 
     def before_cancel(self) -> None:
@@ -52,6 +69,10 @@ class RunView:
     def words(self) -> str:
         """What is said beside the progress of a followed run; called four times a second."""
         return ""
+
+    def news(self) -> Iterable[str]:
+        """Lines that are told once while the run is followed; asked four times a second."""
+        return ()
 
     def live(self) -> "RenderableType | None":
         """What stands below the bar of a followed run; drawn four times a second."""

@@ -39,6 +39,10 @@ class SweepView(RunView):
         """The runs of all trials, beside the sweep."""
         return [RunDir(self.run.path.parent / name) for record in read_records(self.run) for name in record.runs]
 
+    def child_words(self, child: RunDir) -> str:
+        """`trial 3`."""
+        return f"trial {child.record.get('trial')}"
+
     def before_cancel(self) -> None:
         """Tell the driver why its node is taken away, so that it begins no further trial; also on a volume not seen from here."""
         from jobs.runs.remote import write_there

@@ -30,6 +30,22 @@ class ModelConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (LoRA, arXiv 2106.09685) beside frozen weights: what is trained, and all that a checkpoint holds."""
+
+    rank: int = Field(default=16, ge=1, description="rank of the two matrices beside each weight")
+    alpha: float | None = Field(default=None, gt=0, description="scale of the adapter, over its rank; unset: twice the rank")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of the adapter's input")
+    targets: Literal["all-linear"] | list[str] = Field(
+        default="all-linear",
+        description="names of the layers that get an adapter, such as [q_proj, v_proj]; all-linear: all but the head",
+    )
+    dora: bool = Field(
+        default=False, description="learn each weight's magnitude apart from its direction (DoRA, arXiv 2402.09353)"
+    )
+    rslora: bool = Field(default=False, description="divide alpha by the root of the rank (rsLoRA, arXiv 2312.03732)")
+
+
 class OptimConfig(Section):
     """AdamW and its learning rate."""
 

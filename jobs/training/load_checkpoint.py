@@ -11,6 +11,7 @@ from transformers.initialization import no_init_weights
 from cluster.errors import CheckpointError, RopewalkError, StorageError
 from cluster.run.directory import RunDir
 from cluster.storage import StoragePath
+from jobs.training.config import LoraConfig
 from jobs.training.model_config import config_from_fingerprint, model_fingerprint
 from jobs.training.model_record import Weights, find_source_run, require_record
 from sharding.checkpoint import newest_complete
@@ -23,16 +24,19 @@ from sharding.storage import parse_index, read_tensors
 
 log = logging.getLogger(__name__)
 
+LORA = "lora"  # the key under which a record keeps the options of a low-rank adapter
+
 
 def checkpoint_place(run: RunDir) -> StoragePath:
     """Where the checkpoints of a run lie that trains, whatever its job."""
     return place_of(run, CheckpointConfig.model_validate(run.record["config"].get("checkpoint") or {}))
 
 
-def load_model(run: RunDir, step: int | None = None) -> tuple[Any, CheckpointManifest]:
+def load_model(run: RunDir, step: int | None = None, *, merge: bool = True) -> tuple[Any, CheckpointManifest]:
     """The full model of the newest complete checkpoint (or that of `step`), on the CPU in fp32, in evaluation mode.
 
-    Raises ConfigError for a run that trains no model, CheckpointError where there is no such checkpoint.
+    A low-rank adapter is merged into the weights beside it, unless `merge` is False. Raises ConfigError for a run that trains
+    no model, CheckpointError where there is no such checkpoint.
     """
     record = require_record(run)
     folder, manifest = newest_complete(checkpoint_place(run), step)
@@ -41,14 +45,33 @@ def load_model(run: RunDir, step: int | None = None) -> tuple[Any, CheckpointMan
         model = empty_model(config_from_fingerprint(manifest.identity))
         missing = {name for name, _ in model.named_parameters()} - tensors.keys()
     else:  # the rest comes from where it came from in training
-        model = first_weights(config_from_fingerprint(record.fingerprint), record.weights, run)
+        model = _adapted(first_weights(config_from_fingerprint(record.fingerprint), record.weights, run), record.adapter)
         missing = tensors.keys() - model.state_dict().keys()
     if missing:
         raise CheckpointError(f"{folder.url}: does not fit the model: {', '.join(sorted(missing)[:3])}; choose an older step")
     model.load_state_dict(tensors, strict=False)  # a tied weight is there once
     identity = model_fingerprint(model.config)
     assert record.adapter is not None or manifest.identity in (identity, nulled(identity))
+    if record.adapter is not None and merge:
+        model = _merged(model, record.adapter)
     return model.eval(), manifest
+
+
+def _adapted(model: Any, adapter: dict[str, Any]) -> Any:
+    """The model with the layers that `model.json` says were put into it, their values still to be loaded."""
+    if LORA not in adapter:
+        return model
+    from jobs.training.lora import lora_adapter
+
+    return lora_adapter(LoraConfig.model_validate(adapter[LORA]), seed=0)(model)
+
+
+def _merged(model: Any, adapter: dict[str, Any]) -> Any:
+    if LORA not in adapter:
+        return model
+    from jobs.training.lora import merge_adapter
+
+    return merge_adapter(model)
 
 
 def first_weights(config: Any, weights: Weights | None, run: RunDir) -> Any:

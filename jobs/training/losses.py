@@ -1,4 +1,4 @@
-"""Summed cross entropy that turns the logits into their own gradient, in their own memory."""
+"""Cross entropy and log-probabilities that turn the logits into their own gradient, in their own memory."""
 
 import math
 from typing import Any
@@ -61,3 +61,34 @@ def _is_free(tensor: torch.Tensor) -> bool:
     while function is not None and "View" in function.name():
         function = function.next_functions[0][0]
     return function is not None and function.name() in {"MmBackward0", "AddmmBackward0"}
+
+
+class _LabelLogProbabilities(torch.autograd.Function):
+    """The log-probability of each label; its gradient, one-hot minus softmax, is made where the logits lay."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+        ignored_N = labels_N == IGNORE
+        targets_N = labels_N.masked_fill(ignored_N, 0)
+        losses_N = _softmax_in_place(logits_NV, targets_N, ignored_N)
+        ctx.softmax_NV, ctx.targets_N, ctx.counted_N = logits_NV, targets_N, ~ignored_N
+        return losses_N.neg_()
+
+    @staticmethod
+    def backward(ctx: Any, gradient_N: torch.Tensor) -> tuple[torch.Tensor, None]:
+        gradient_NV, ctx.softmax_NV = ctx.softmax_NV, None
+        scale_N = gradient_N * ctx.counted_N
+        gradient_NV.mul_(-scale_N[:, None])
+        return gradient_NV.scatter_add_(1, ctx.targets_N[:, None], scale_N[:, None]), None
+
+
+def label_log_probabilities(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
+    """log p(label) in nats of each label, [N]; 0 where it is IGNORE.
+
+    May take over the logits' memory: they are of no use afterwards. Its gradient can be taken once.
+    """
+    logits = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+    if logits is logits_NV and torch.is_grad_enabled() and not _is_free(logits_NV):
+        logits = logits_NV.clone()
+    found: torch.Tensor = _LabelLogProbabilities.apply(logits, labels_N)  # type: ignore[no-untyped-call]
+    return found

@@ -1,6 +1,6 @@
 """The model of a run: what it is, where its first weights come from, and how it comes to lie sharded on the ranks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 from cluster.errors import CheckpointError, ConfigError
 from cluster.run.directory import RunDir
 from datapipe.manifest import TokenizerRecord
-from jobs.training.config import ModelConfig
-from jobs.training.load_checkpoint import checkpoint_place, empty_model, first_weights
+from jobs.training.config import LoraConfig, ModelConfig
+from jobs.training.load_checkpoint import LORA, checkpoint_place, empty_model, first_weights
 from jobs.training.model_config import check_fit, config_from_fingerprint, model_config, model_fingerprint
 from jobs.training.model_record import ModelRecord, Weights, find_source_run, read_record
 from sharding.config import ParallelConfig, PrecisionConfig
@@ -20,6 +20,8 @@ from sharding.group import Group
 from sharding.layout import complete_steps, directory_of
 from sharding.manifest import read_manifest
 from sharding.parallelize import Adapter, parallelize
+
+ADAPTER = "adapter"  # the key of a fingerprint that says what was adapted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class ModelPlan:
     weights: Weights | None = None  # None: drawn from the seed
     adapter: Adapter | None = None  # what changes the model before it is sharded, such as peft's layers
     adapter_keys: dict[str, Any] | None = None  # the plain values that decide the adapter
+    draws: bool = False  # the adapter draws random numbers in training, as dropout does
 
     @classmethod
     def of(cls, config: ModelConfig, run: RunDir, *, tokenizer: TokenizerRecord, seq_len: int) -> "ModelPlan":
@@ -45,10 +48,19 @@ class ModelPlan:
         check_fit(found, tokenizer.vocabulary, seq_len)
         return cls(config=found, seq_len=seq_len, weights=weights)
 
+    def with_lora(self, lora: LoraConfig | None, seed: int) -> "ModelPlan":
+        """The same model with a low-rank adapter, whose weights alone are trained and saved; None leaves it as it is."""
+        if lora is None:
+            return self
+        from jobs.training.lora import lora_adapter
+
+        keys = {LORA: lora.model_dump(mode="json")}
+        return replace(self, adapter=lora_adapter(lora, seed), adapter_keys=keys, draws=lora.dropout > 0)
+
     @property
     def fingerprint(self) -> dict[str, Any]:
         """The plain values that decide the model: a checkpoint of another fingerprint is refused."""
-        adapter = {} if self.adapter is None else {"adapter": self.adapter_keys}
+        adapter = {} if self.adapter is None else {ADAPTER: self.adapter_keys}
         return {**model_fingerprint(self.config), **adapter}
 
     def record(self, tokenizer: TokenizerRecord) -> ModelRecord:
@@ -79,7 +91,8 @@ def _model_of_run(config: ModelConfig, run: RunDir, tokenizer: TokenizerRecord) 
             f"model.run: {source_run.id} was trained with the tokenizer {made_by.tokenizer.name} ({made_by.tokenizer.hash}), "
             f"the data with {tokenizer.name} ({tokenizer.hash}); preprocess the data with tokenizer.path={source_run.tokenizer}"
         )
-    fingerprint = read_manifest(place.child(directory_of(steps[-1]))).identity
+    identity = read_manifest(place.child(directory_of(steps[-1]))).identity
+    fingerprint = {key: value for key, value in identity.items() if key != ADAPTER}  # what was adapted is merged again
     return fingerprint, Weights(run=config.run, step=steps[-1])
 
 

@@ -43,7 +43,7 @@ def make_dataset(folder: Path, *, num_documents: int = 200, seed: int = 0, vocab
         documents = [" ".join(random.choice(WORDS, size=random.integers(8, 60))) for _ in range(num_documents // 4)]
         name = f"{'shards' if split == 'train' else 'validation'}/part-{number if split == 'train' else 0:05d}.arrow"
         shards.append(_write_shard(folder, name, split, documents))
-    _write_tokenizer(folder / "tokenizer")
+    write_tokenizer(folder / "tokenizer")
     manifest = Manifest(
         tokenizer=TokenizerRecord(
             name="bytes", hash="xxh3:" + "0" * 31 + str(vocabulary % 10), vocabulary=vocabulary, end_of_document=END, version="0"
@@ -80,7 +80,7 @@ def _write_shard(folder: Path, name: str, split: str, documents: list[str]) -> S
     )
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     # byte-level BPE without merges: token i is the i-th letter of the alphabet, in the order of bytes
     order = sorted(letters, key=_byte_of)

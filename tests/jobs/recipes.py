@@ -14,8 +14,10 @@ from cluster.run.context import JobContext
 from jobs.pretrain.config import PretrainConfig
 from jobs.pretrain.job import recipe
 from jobs.training.batch import IGNORE, Batch
+from jobs.training.config import LoraConfig
+from jobs.training.lora import adapter_off
 from jobs.training.model import build_model
-from jobs.training.objective import LossTerms, logits_of
+from jobs.training.objective import LossTerms, NextToken, logits_of
 from jobs.training.packing import pack
 from jobs.training.recipe import Recipe, train
 from jobs.training.source import TokenSource
@@ -166,3 +168,39 @@ def prepared(context: JobContext) -> dict[str, object]:
             stream.write(f"{state.progress.step}\n")
 
     return run_recipe(context, lambda base, config, group: replace(base, before_step=note))
+
+
+class LoraPretrainConfig(PretrainConfig):
+    """Pretraining with an adapter."""
+
+    lora: LoraConfig = LoraConfig()
+
+
+def _lora(context: JobContext, objective: Callable[[], Any]) -> dict[str, object]:
+    config = context.config(LoraPretrainConfig)
+    with process_group(config.parallel) as group:
+        base = recipe(context, config, group)
+        plan = base.model.with_lora(config.lora, config.seed)
+        return train(context, config, group, replace(base, model=plan, objective=lambda model, group: objective()))
+
+
+def lora(context: JobContext) -> dict[str, object]:
+    """Next-token training of an adapter."""
+    return _lora(context, NextToken)
+
+
+class WithReference(NextToken):
+    """Next token, and the loss of the model without its adapter as the metric `reference`."""
+
+    metric_names = ("reference",)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
+        with torch.no_grad(), adapter_off(model):
+            before = super().__call__(model, batch)
+        terms = super().__call__(model, batch)
+        return terms._replace(metrics={"reference": torch.stack([before.loss_sum, before.weight])})
+
+
+def reference(context: JobContext) -> dict[str, object]:
+    """The adapter switched off between two steps, in each micro-batch."""
+    return _lora(context, WithReference)

@@ -1,0 +1,1 @@
+"""Conversations: their formats, and what of them is learnt."""

@@ -1,0 +1,1 @@
+"""The align job: a model learns from preferences, or from rewards."""

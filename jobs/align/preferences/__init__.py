@@ -1,0 +1,1 @@
+"""Learning from preferences: pairs of answers, or answers with a label."""

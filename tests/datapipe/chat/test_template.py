@@ -1,0 +1,115 @@
+"""What is learnt of a conversation: the assistant's words and its end of turn, by the template's marks or by prefixes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from cluster.errors import ConfigError
+from datapipe.chat.built_in import TEMPLATES
+from datapipe.chat.config import ChatConfig
+from datapipe.chat.conversation import BadConversationError, Conversation, conversation_of
+from datapipe.chat.template import ChatTokenizer, Encoded
+from tests.datapipe.chat.tokenizers import STOCK, make_tokenizer
+
+TURNS = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Hello?  "},
+    {"role": "assistant", "content": " Good day, 日本 😀."},
+    {"role": "user", "content": "More"},
+    {"role": "assistant", "content": "No."},
+]
+MARKED = STOCK.replace("message['content'] + '<|im_end|>' + '\n' }}", "}}").replace(
+    "+ '\n' + }}",
+    "+ '\n' }}{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}",
+)
+TRIMMED = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] | trim + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+FORGETFUL = (
+    "{% for m in messages %}{{ m['role'] }}{% if loop.last %}{{ m['content'] }}{% endif %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}assistant{% endif %}"
+)
+STRICT = "{{ raise_exception('no system prompt here') if messages[0]['role'] == 'system' }}" + STOCK
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+def learnt(tokenizer: ChatTokenizer, encoded: Encoded) -> str:
+    return tokenizer.decode(encoded.ids[encoded.learnt].tolist())
+
+
+def conversation(*turns: Any, learn_from: int = 0) -> Conversation:
+    return Conversation(messages=list(turns), learn_from=learn_from)
+
+
+@pytest.mark.parametrize("template", [STOCK, MARKED, TEMPLATES["chatml"]], ids=["stock", "marked", "chatml"])
+def test_the_answers_and_their_ends_are_learnt(folder: Path, template: str) -> None:
+    tokenizer = ChatTokenizer(folder, template)
+    encoded = tokenizer.encode(conversation(*TURNS))
+    assert learnt(tokenizer, encoded) == " Good day, 日本 😀.<|im_end|>No.<|im_end|>"
+    last = tokenizer.encode(conversation(*TURNS, learn_from=3))
+    assert learnt(tokenizer, last) == "No.<|im_end|>"
+    assert last.ids.tolist() == encoded.ids.tolist()
+    plain = AutoTokenizer.from_pretrained(folder)
+    assert encoded.ids.tolist() == plain.apply_chat_template(TURNS, chat_template=template)["input_ids"]
+    prompt = tokenizer.prompt_ids(TURNS[:4])
+    assert prompt == plain.apply_chat_template(TURNS[:4], chat_template=template, add_generation_prompt=True)["input_ids"]
+    assert last.ids.tolist()[: len(prompt)] == prompt
+    assert last.learnt.argmax() == len(prompt), "the first token of the answer is learnt"
+
+
+def test_it_is_the_mask_of_transformers_where_the_template_has_marks(folder: Path) -> None:
+    plain = AutoTokenizer.from_pretrained(folder)
+    for template in (MARKED, TEMPLATES["plain"], TEMPLATES["chatml"]):
+        theirs = plain.apply_chat_template(TURNS, chat_template=template, return_dict=True, return_assistant_tokens_mask=True)
+        ours = ChatTokenizer(folder, template).encode(conversation(*TURNS))
+        assert ours.ids.tolist() == theirs["input_ids"]
+        assert ours.learnt.astype(int).tolist() == list(theirs["assistant_masks"])
+
+
+def test_a_template_without_special_tokens(folder: Path) -> None:
+    tokenizer = ChatTokenizer(folder, TRIMMED)
+    found = learnt(tokenizer, tokenizer.encode(conversation(*TURNS)))
+    assert found == " Good day, 日本 😀.\n No.\n", "the line's end is the end of the turn"
+
+
+def test_the_plain_template_serves_a_tokenizer_without_one(tmp_path: Path) -> None:
+    bare = make_tokenizer(tmp_path, template=None)
+    with pytest.raises(ConfigError, match=r"no chat template; set chat.template to a file, or to chatml or plain"):
+        ChatTokenizer(bare)
+    tokenizer = ChatTokenizer(bare, TEMPLATES["plain"])
+    encoded = tokenizer.encode(conversation(*TURNS))
+    assert learnt(tokenizer, encoded) == " Good day, 日本 😀.<|endoftext|>No.<|endoftext|>"
+    assert tokenizer.encode(conversation(*TURNS)).ids[encoded.learnt][-1] == tokenizer.eos_id
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (STRICT, "template_failed"),
+        ("{{ messages[0]['nothing']['more'] }}", "template_failed"),
+        ("{% for m in messages %}{{ m['content'] }", "template_failed"),
+        (FORGETFUL, "template_not_prefix"),
+        ("{% generation %}{% endgeneration %}{{ messages[0]['content'] }}", "empty_mask"),
+    ],
+)
+def test_a_template_that_does_not_do_has_a_reason(folder: Path, template: str, reason: str) -> None:
+    with pytest.raises(BadConversationError) as error:
+        ChatTokenizer(folder, template).encode(conversation(*TURNS))
+    assert error.value.reason == reason
+
+
+def test_tools_reach_the_template(folder: Path) -> None:
+    template = "{{ tools | tojson if tools }}" + STOCK
+    record = {"messages": TURNS, "tools": [{"type": "function", "function": {"name": "weather"}}]}
+    tokenizer = ChatTokenizer(folder, template)
+    encoded = tokenizer.encode(conversation_of(record, ChatConfig()))
+    assert '"weather"' in tokenizer.decode(encoded.ids.tolist())
+    assert learnt(tokenizer, encoded) == " Good day, 日本 😀.<|im_end|>No.<|im_end|>"

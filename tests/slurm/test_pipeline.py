@@ -1,0 +1,50 @@
+"""A pipeline on a real Slurm cluster: Slurm itself starts each step after those that it needs."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.config_reader import load_config
+from cluster.spec import RunState
+from jobs.pipeline.config import PipelineConfig
+from jobs.pipeline.runs import config_of_run, step_runs
+from jobs.runs.follow import wait
+from jobs.runs.submit import resume, submit
+from slurm.lab.cluster import Lab
+from tests.slurm.toy import finish, said
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def step(line: str, *needs: str) -> dict[str, object]:
+    keys = {"command": line, "launch": "once", "retries": {"bugs": 0}, "code": {"ship": False}}
+    return {"job": "command", "needs": list(needs), "config": keys}
+
+
+def test_steps_follow_each_other_and_a_failed_one_is_resumed_with_all(
+    slurm_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clusters = tmp_path / "clusters.yaml"
+    clusters.write_text(yaml.safe_dump({"lab": {"backend": "slurm", "runs": str(tmp_path / "runs"), "python": sys.executable}}))
+    monkeypatch.setenv("ROPEWALK_CLUSTERS", str(clusters))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.chdir(tmp_path)
+    steps = {
+        "data": step(f"echo made > {tmp_path}/data"),
+        "train": step(f"cat {tmp_path}/data; test -e {tmp_path}/mended || exit 3", "data"),
+        "score": step("ls $ROPEWALK_RUN/../{train.run}/run.yaml"),
+    }
+    pipeline = submit("pipeline", load_config(PipelineConfig, {"name": "life", "steps": steps}), "lab")
+    runs = step_runs(pipeline, config_of_run(pipeline))
+    for run in (*runs.values(), pipeline):
+        wait(run)  # Slurm alone knows of those that it has dropped, until it is asked
+    assert "which ended as FAILED" in finish(pipeline).cause, said(pipeline)
+    assert [finish(run).state for run in runs.values()] == [RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED]
+    (tmp_path / "mended").touch()
+    resume(pipeline)
+    assert finish(pipeline).state is RunState.SUCCEEDED, said(pipeline)
+    assert [len(run.attempts()) for run in runs.values()] == [1, 2, 2]
+    assert pipeline.results()["steps"]["score"]["run"] == runs["score"].id

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -16,12 +16,14 @@ from datapipe.chat.tokenizer import write_files
 from datapipe.execution.worker import Task
 from datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
 from datapipe.manifest import InputRecord, Manifest, Rejected, Shard, Totals, hash_of, write_manifest
-from datapipe.pipeline import RunTasks
 from datapipe.plan import WORK
 from datapipe.progress import Progress
 from datapipe.tokens.tokenizer import FOLDER, Encoder, TokenizerFiles
 
+RunTasks = Callable[[Sequence[Task]], Iterable[tuple[Task, Any]]]
+
 UNIT_MIB = 16
+_WORKER = "datapipe.chat.shards"  # by name, as it imports transformers
 KIND = "chat"  # the key of a manifest's `config` that says that it holds conversations
 
 
@@ -90,7 +92,7 @@ def _encode(plans: list[ChatUnit], work: StoragePath, run_tasks: RunTasks, progr
     done = {u.index: _summary(work, u.index) for u in units if summary_name(u.index).rpartition("/")[2] in present}
     progress.begin("encode conversations", sum(u.size for u in units), "B", sum(u.size for u in units if u.index in done))
     for task, summary in run_tasks(
-        [Task(method="chat", label=p.unit.label, arguments=(p,)) for p in plans if p.unit.index not in done]
+        [Task(method=f"{_WORKER}:encode_unit", label=p.unit.label, arguments=(p,)) for p in plans if p.unit.index not in done]
     ):
         done[summary.index] = summary
         progress.add(task.arguments[0].unit.size, summary.conversations)
@@ -128,7 +130,7 @@ def _split(summaries: Sequence[ChatSummary], held_out: int, run_tasks: RunTasks,
     plans = [ChatSplit(index=s.index, held_out=held_out) for s in summaries if s.conversations]
     progress.begin("write shards", len(plans), "units")
     found: list[Shard] = []
-    for _, shards in run_tasks([Task(method="split_chat", label=f"unit {p.index}", arguments=(p,)) for p in plans]):
+    for _, shards in run_tasks([Task(method=f"{_WORKER}:split_unit", label=f"unit {p.index}", arguments=(p,)) for p in plans]):
         found += shards
         progress.add(1)
     return found

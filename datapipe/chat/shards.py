@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from datapipe.chat.template import ChatTokenizer, Encoded
 from datapipe.inputs.files import Unit
 from datapipe.inputs.streams import naming_full_disk
 from datapipe.manifest import Shard, Split, TokenType, checksum_of_file
+from datapipe.tokens.tokenizer import FOLDER
 
 ROWS_A_BATCH = 4096
 FOLDERS: dict[Split, str] = {"train": "shards", "validation": "validation"}
@@ -67,8 +69,15 @@ def summary_name(index: int) -> str:
     return f"units/{index:06d}.json"
 
 
-def encode_unit(plan: ChatUnit, tokenizer: ChatTokenizer, work: StoragePath) -> ChatSummary:
+@lru_cache(maxsize=1)
+def _tokenizer_of(directory: Path) -> ChatTokenizer:
+    return ChatTokenizer(directory)
+
+
+def encode_unit(output: StoragePath, work: StoragePath, plan: ChatUnit) -> ChatSummary:
     """Encode a unit's conversations, and commit them and what was rejected to the work area; a pure function of the input."""
+    assert output.local is not None, "conversations are prepared on a file system"
+    tokenizer = _tokenizer_of(output.local / FOLDER)
     file, notes = plan.unit.files[0], UnitNotes()
     reasons: Counter[str] = Counter()
     example: dict[str, str] = {}
@@ -161,7 +170,7 @@ class ChatSplit:
     held_out: int
 
 
-def split_unit(plan: ChatSplit, work: StoragePath, output: StoragePath) -> list[Shard]:
+def split_unit(output: StoragePath, work: StoragePath, plan: ChatSplit) -> list[Shard]:
     """Write a unit's shard of each split that has any conversation of it."""
     table = pa.ipc.open_file(work.read(encoded_name(plan.index))).read_all()
     hashes = table.column("hash").to_numpy()
@@ -186,9 +195,3 @@ def _write_shard(table: Any, output: StoragePath, path: str, split: Split) -> Sh
         size=output.size(path),
         checksum=checksum_of_file(output, path),
     )
-
-
-def tokenizer_directory(output: StoragePath) -> Path:
-    """The tokenizer's directory in a data set on this machine."""
-    assert output.local is not None, "conversations are prepared on a file system"
-    return output.local / "tokenizer"

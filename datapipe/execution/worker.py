@@ -1,6 +1,7 @@
 """The work itself, wherever it runs: read a unit, train the tokenizer, encode a shard, list rejected documents."""
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from cluster.errors import DataError
@@ -21,7 +22,8 @@ DEATHS_A_TASK = 3  # of the processes that do a task; then the task is at fault
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One piece of work: a method of `Worker`, its arguments, and what to call it in an error."""
+    """One piece of work, its arguments, and what to call it in an error: a method of `Worker`, or `module:function` of a room
+    that is not imported here, whose first arguments are the data set's output and work area."""
 
     method: str
     label: str
@@ -35,11 +37,13 @@ class Worker:
         self.output, self.work = StoragePath(output_url), StoragePath(work_url)
         self.encoder: Encoder | None = None
         self.filters: dict[str, Filter] | None = None
-        self.chat_tokenizer: Any = None
 
     def do(self, task: Task) -> Any:
         """Do a task and return its result."""
-        return getattr(self, task.method)(*task.arguments)
+        module, _, function = task.method.rpartition(":")
+        if module:
+            return getattr(import_module(module), function)(self.output, self.work, *task.arguments)
+        return getattr(self, function)(*task.arguments)
 
     def ingest(self, unit: Unit, rules: ReadRules, filters: Filters) -> UnitSummary:
         """Read and filter one unit of the input."""
@@ -63,18 +67,3 @@ class Worker:
     def reject(self, plan: RejectedPlan) -> dict[str, int]:
         """Write one list of rejected documents."""
         return write_rejected(plan, self.work, self.output)
-
-    def chat(self, plan: Any) -> Any:
-        """Encode one unit of conversations."""
-        from datapipe.chat.shards import encode_unit, tokenizer_directory  # noqa: PLC0415 - transformers: seconds, for chats alone
-        from datapipe.chat.template import ChatTokenizer  # noqa: PLC0415
-
-        if self.chat_tokenizer is None:
-            self.chat_tokenizer = ChatTokenizer(tokenizer_directory(self.output))
-        return encode_unit(plan, self.chat_tokenizer, self.work)
-
-    def split_chat(self, plan: Any) -> list[Shard]:
-        """Write the shards of one unit of conversations."""
-        from datapipe.chat.shards import split_unit  # noqa: PLC0415
-
-        return split_unit(plan, self.work, self.output)

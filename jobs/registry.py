@@ -42,7 +42,7 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="align",
-            summary="Align a language model with preferences or rewards: DPO, IPO, ORPO, SimPO.",
+            summary="Align a language model with preferences or rewards: DPO, IPO, KTO, ORPO, SimPO.",
             config="jobs.align.config:AlignConfig",
             entry="jobs.align.job:main",
             engine=Engine.RANKS,
@@ -59,6 +59,14 @@ JOBS: dict[str, JobSpec] = {
             entry="jobs.evaluate.job:main",
             engine=Engine.RANKS,
             preload=(*_TRAINING, "jobs.evaluate.job"),
+        ),
+        JobSpec(
+            name="audit",
+            summary="Audit a model before it is trusted: stereotypes, memory, personal data, contamination; with a gate.",
+            config="jobs.audit.config:AuditConfig",
+            entry="jobs.audit.job:main",
+            engine=Engine.RANKS,
+            preload=(*_TRAINING, "jobs.audit.job"),
         ),
         JobSpec(
             name="command",

@@ -41,6 +41,7 @@ class Recipe:
     objective: Callable[[nn.Module, Group], Objective]  # builds a frozen reference or teacher on the same mesh, if it needs one
     validation_metrics: Callable[[float], dict[str, float]] = _no_metrics  # of the mean validation loss
     before_step: Callable[[TrainState], None] | None = None  # before each batch is taken, such as to generate it
+    before_validation: Callable[[TrainState, int], None] | None = None  # gets the number of samples that are scored
 
 
 def train(context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe) -> dict[str, object]:
@@ -100,6 +101,7 @@ def _trainer(
         validation=recipe.validation,
         validation_metrics=recipe.validation_metrics,
         before_step=recipe.before_step,
+        before_validation=recipe.before_validation,
         checkpoints=checkpoints,
         report=Report(context, group, meter, steps=config.steps, log_every=config.log_every),
     )

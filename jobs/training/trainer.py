@@ -41,6 +41,7 @@ class Trainer:
     validation: Source | None
     validation_metrics: Callable[[float], dict[str, float]]
     before_step: Callable[[TrainState], None] | None
+    before_validation: Callable[[TrainState, int], None] | None
     checkpoints: Checkpoints
     report: Report
     _anomalies: int = field(default=0, init=False)
@@ -240,12 +241,15 @@ class Trainer:
             return
         self._tell(Phase.VALIDATION)
         limit = self.config.validation.max_sequences
+        num_samples = min(self.validation.epoch_samples or limit, limit)
+        if self.before_validation is not None:
+            self.before_validation(self.state, num_samples)
         means = validate(
             self.state.model,
             self.train_step.objective,
             self.validation,
             self.group,
-            num_samples=min(self.validation.epoch_samples or limit, limit),
+            num_samples=num_samples,
             micro_batch=self.config.batch.micro_batch,
         )
         values = {"loss": means.loss, **means.metrics, **self.validation_metrics(means.loss)}

@@ -52,6 +52,8 @@ def _data_plan(context: JobContext, config: AlignConfig, tokenizer: TokenizerFil
         paired=paired,
         seq_len=config.seq_len or min(_SEQ_LEN, positions),
         on_long=config.on_long,
+        verbatim=config.chat.verbatim,
+        system=config.chat.system,
     )
 
 
@@ -62,9 +64,8 @@ def _tokenizer_files(context: JobContext, config: AlignConfig) -> TokenizerFiles
     else:
         assert config.model.path is not None
         found = take_tokenizer(config.model.path)
-    if config.chat_template is None:
-        return found
-    return replace(found, files={**found.files, "chat_template.jinja": Path(config.chat_template).read_bytes()})
+    template = config.chat.template_text
+    return found if template is None else replace(found, files={**found.files, "chat_template.jinja": template.encode()})
 
 
 def _tell(context: JobContext, manifest: dict[str, Any]) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cluster.config import DataPath, Section, absolute
-from datapipe.dedup.config import NearDuplicates
 from datapipe.filters.registry import Filters
+from datapipe.minhash.config import NearDuplicates
 
 MIB = 1 << 20
 

@@ -6,13 +6,13 @@ from typing import Any
 from cluster.errors import DataError
 from cluster.storage import StoragePath
 from datapipe.config import ReadRules
-from datapipe.dedup.config import NearDuplicates
 from datapipe.dedup.near.task import NearTask, run_near
 from datapipe.filters.filter import Filter
 from datapipe.filters.registry import Filters, make_filter
 from datapipe.inputs.files import Unit
 from datapipe.inputs.ingest import UnitSummary, ingest_unit
 from datapipe.manifest import Shard
+from datapipe.minhash.config import NearDuplicates
 from datapipe.rejected import RejectedPlan, write_rejected
 from datapipe.tokens.sample import SamplePlan, read_sample
 from datapipe.tokens.shards import ShardPlan, encode_shard

@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
 from datapipe.config import ReadRules
-from datapipe.dedup.config import NearDuplicates
-from datapipe.dedup.minhash import band_keys
-from datapipe.dedup.near.places import write_bands
 from datapipe.document import Document, Rejection
 from datapipe.document_batch import DocumentBatch
 from datapipe.filters.applying import apply_filters
@@ -25,6 +22,9 @@ from datapipe.filters.filter import Filter
 from datapipe.inputs.files import Unit
 from datapipe.inputs.readers import ReadStats, read_unit
 from datapipe.inputs.streams import naming_full_disk
+from datapipe.minhash.bands import write_bands
+from datapipe.minhash.config import NearDuplicates
+from datapipe.minhash.signatures import band_keys
 
 BLOCK_BYTES = 4 << 20  # of text in one record batch
 BLOCK_DOCUMENTS = 8192

@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.storage import StoragePath
-from datapipe.dedup.config import NearDuplicates
-from datapipe.dedup.minhash import band_keys, shingles_of
 from datapipe.dedup.near.connect import Star
 from datapipe.dedup.near.places import EDGE, Places, star_name, unique_edges
 from datapipe.dedup.near.search import _settle, _Stages
 from datapipe.dedup.near.task import run_near
-from datapipe.dedup.parted import read_all, spread, write_parts
 from datapipe.document_batch import DocumentBatch
 from datapipe.execution.worker import Task
+from datapipe.minhash.config import NearDuplicates
+from datapipe.minhash.signatures import band_keys, shingles_of
+from datapipe.parted import read_all, spread, write_parts
 from datapipe.pipeline import make_data_set
 from datapipe.progress import Progress
 from tests.datapipe.test_preprocess import context_of

@@ -12,8 +12,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
-from datapipe.dedup.config import NearDuplicates
-from datapipe.dedup.minhash import band_keys, shingles_of
 from datapipe.dedup.near.places import (
     EDGE,
     SHINGLE,
@@ -24,9 +22,11 @@ from datapipe.dedup.near.places import (
     route_name,
     unique_edges,
 )
-from datapipe.dedup.parted import read_all, read_parts, spread, write_parts
 from datapipe.document_batch import DocumentBatch
 from datapipe.inputs.streams import open_file
+from datapipe.minhash.config import NearDuplicates
+from datapipe.minhash.signatures import band_keys, shingles_of
+from datapipe.parted import read_all, read_parts, spread, write_parts
 from datapipe.text.compiled import kernels
 
 MOST_SHINGLE_BYTES = 512 << 20  # of a part that is verified at once; of a larger one a share of the shingles speaks for all

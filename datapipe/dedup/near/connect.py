@@ -15,18 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
-from datapipe.dedup.near.places import (
-    BAND,
-    BAND_PARTS,
-    EDGE,
-    Places,
-    bands_name,
-    dropped_name,
-    route_name,
-    star_name,
-    unique_edges,
-)
-from datapipe.dedup.parted import read_all, read_parts, spread, write_parts
+from datapipe.dedup.near.places import EDGE, Places, dropped_name, route_name, star_name, unique_edges
+from datapipe.minhash.bands import BAND, BAND_PARTS, bands_name
+from datapipe.parted import read_all, read_parts, spread, write_parts
 
 
 def _star_edges(groups: NDArray[np.uint64], rows: NDArray[np.int64]) -> NDArray[np.void]:

@@ -13,12 +13,12 @@ import orjson
 from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
-from datapipe.dedup.config import NearDuplicates
 from datapipe.dedup.near.compare import Gather, Verify
 from datapipe.dedup.near.connect import Match, Route, Star
 from datapipe.dedup.near.places import EDGE, FOLDER, Places, decided_name, dropped_name
 from datapipe.dedup.near.task import NearTask, done_name
-from datapipe.dedup.parted import read_all
+from datapipe.minhash.config import NearDuplicates
+from datapipe.parted import read_all
 
 MATCH_RECORDS = 1 << 21  # documents in bands that a task of `match` holds
 STAR_DOCUMENTS = 1 << 19

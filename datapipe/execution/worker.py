@@ -7,11 +7,13 @@ from typing import Any
 from cluster.errors import DataError
 from cluster.storage import StoragePath
 from datapipe.config import ReadRules
+from datapipe.dedup.near.task import NearTask, run_near
 from datapipe.filters.filter import Filter
 from datapipe.filters.registry import Filters, make_filter
 from datapipe.inputs.files import Unit
 from datapipe.inputs.ingest import UnitSummary, ingest_unit
 from datapipe.manifest import Shard
+from datapipe.minhash.config import NearDuplicates
 from datapipe.rejected import RejectedPlan, write_rejected
 from datapipe.tokens.sample import SamplePlan, read_sample
 from datapipe.tokens.shards import ShardPlan, encode_shard
@@ -45,11 +47,15 @@ class Worker:
             return getattr(import_module(module), function)(self.output, self.work, *task.arguments)
         return getattr(self, function)(*task.arguments)
 
-    def ingest(self, unit: Unit, rules: ReadRules, filters: Filters) -> UnitSummary:
+    def ingest(self, unit: Unit, rules: ReadRules, filters: Filters, near: NearDuplicates | None) -> UnitSummary:
         """Read and filter one unit of the input."""
         if self.filters is None:
             self.filters = {name: make_filter(name, options) for entry in filters for name, options in entry.items()}
-        return ingest_unit(unit, rules, self.filters, self.work)
+        return ingest_unit(unit, rules, self.filters, near, self.work)
+
+    def near(self, task: NearTask) -> dict[str, Any]:
+        """Do one task of the search for near-duplicates."""
+        return run_near(task, self.work)
 
     def train(self, sample: SamplePlan, vocabulary: int) -> None:
         """Train the data set's tokenizer."""

@@ -264,6 +264,8 @@ class Trainer:
             micro_batch=self.config.batch.micro_batch,
         )
         values = {"loss": means.loss, **means.metrics, **self.validation_metrics(means.loss)}
+        if self.progress.watch.observations:  # it grows as the model begins to know its samples by heart
+            values["gap"] = means.loss - self.progress.watch.mean
         self.progress.validation = {f"validation/{name}": value for name, value in values.items()}
         self.report.validation(self.progress)
         self.report.meter.restart()

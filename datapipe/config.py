@@ -10,6 +10,7 @@ from cluster.config import DataPath, Section, absolute
 from datapipe.decontamination.filter import Decontaminate
 from datapipe.filters.registry import Filters
 from datapipe.language.filter import Language
+from datapipe.minhash.config import NearDuplicates
 from datapipe.privacy.filter import PersonalData
 
 MIB = 1 << 20
@@ -64,7 +65,12 @@ class DataSetConfig(ReadRules):
     output: DataPath = Field(description="directory of the data set; any fsspec URL")
     tokenizer: TokenizerChoice = Field(description="how text becomes tokens")
     filters: Filters = Field(
-        default=(), description="what drops documents, in order: names, or {name: {option: value}}; built in: min_words"
+        default=(),
+        description="what drops documents, in order: names, or {name: {option: value}}; built in: gopher_quality,"
+        " gopher_repetition, c4, fineweb, min_words",
+    )
+    near_duplicates: NearDuplicates | None = Field(
+        default=None, description="drop documents that nearly repeat another one, such as {similarity: 0.8}; unset: off"
     )
     language: Language | None = Field(default=None, description="which languages are kept, before any filter; unset: all")
     decontaminate: Decontaminate | None = Field(

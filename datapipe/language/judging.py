@@ -17,10 +17,8 @@ def judge(options: Language, batch: DocumentBatch) -> Verdict:
     unknown = found.confidence < options.min_confidence
     if options.code:
         unknown |= found.code
-    names = [
-        UNKNOWN if out or name == NO_LANGUAGE else name
-        for out, name in zip(unknown, [found.names[label] for label in found.label], strict=True)
-    ]
+    labels = [found.names[label] for label in found.label.tolist()]
+    names = [UNKNOWN if out or name == NO_LANGUAGE else name for out, name in zip(unknown.tolist(), labels, strict=True)]
     wanted = {*options.keep} if options.keep else {*found.names} - {UNKNOWN, NO_LANGUAGE}
     reasons = tuple(sorted({*names} - wanted))
     number = {name: place for place, name in enumerate(reasons, 1)}

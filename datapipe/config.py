@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cluster.config import DataPath, Section, absolute
-from datapipe.decontamination.filter import Decontaminate
+from datapipe.filters.decontaminate import Decontaminate
+from datapipe.filters.language import Language
+from datapipe.filters.pii import PersonalData
 from datapipe.filters.registry import Filters
-from datapipe.language.filter import Language
 from datapipe.minhash.config import NearDuplicates
-from datapipe.privacy.filter import PersonalData
 
 MIB = 1 << 20
 

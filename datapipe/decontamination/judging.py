@@ -7,10 +7,10 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from datapipe.batch import TextBatch
-from datapipe.decontamination.filter import Decontaminate
 from datapipe.decontamination.index import NgramIndex
 from datapipe.decontamination.items import evaluation_files, read_items
 from datapipe.document_batch import DocumentBatch
+from datapipe.filters.decontaminate import Decontaminate
 from datapipe.filters.filter import Verdict
 
 

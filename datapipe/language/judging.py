@@ -7,7 +7,7 @@ import numpy as np
 from datapipe.batch import TextBatch
 from datapipe.document_batch import DocumentBatch
 from datapipe.filters.filter import Verdict
-from datapipe.language.filter import Language
+from datapipe.filters.language import Language
 from datapipe.language.model import NO_LANGUAGE, UNKNOWN, identify
 
 

@@ -8,9 +8,9 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from datapipe.batch import TextBatch
+from datapipe.filters.pii import Kind
 from datapipe.privacy.announce import LOOK_BACK, announces_id, announces_phone
 from datapipe.privacy.banking import find_iban, is_card
-from datapipe.privacy.filter import Kind
 from datapipe.privacy.kernels import AT_SIGN, CLASSES, COLONS, LETTERED, find_candidates
 from datapipe.privacy.national_ids import find_lettered, is_national_id
 from datapipe.privacy.phones import is_phone

@@ -5,7 +5,7 @@ import numpy as np
 from datapipe.batch import TextBatch
 from datapipe.document_batch import DocumentBatch
 from datapipe.filters.filter import Verdict
-from datapipe.privacy.filter import PersonalData
+from datapipe.filters.pii import PersonalData
 from datapipe.privacy.replace import replace
 
 

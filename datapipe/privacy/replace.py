@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datapipe.batch import TextBatch
+from datapipe.filters.pii import Kind
 from datapipe.privacy.detect import KINDS, find_in
-from datapipe.privacy.filter import Kind
 
 
 def placeholder(kind: Kind) -> str:

@@ -14,7 +14,7 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
 from datapipe.batch import TextBatch
 from datapipe.document_batch import DocumentBatch
-from datapipe.language.filter import Language
+from datapipe.filters.language import Language
 from datapipe.language.model import identify
 
 ENGLISH = (

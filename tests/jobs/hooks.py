@@ -169,3 +169,16 @@ def freeze_and_resave(context: JobContext) -> None:
     """Both: what was loaded is saved again before anything is learnt."""
     freeze(context)
     resave(context)
+
+
+def slow_answers(context: JobContext) -> None:
+    """Each answer of an evaluation takes a moment longer, so that a kill comes between two of them."""
+    from jobs.inference.ledger import Ledger
+
+    add = Ledger.add
+
+    def slow_add(self: Ledger, key: str, record: Any) -> None:
+        add(self, key, record)
+        time.sleep(0.02)
+
+    Ledger.add = slow_add  # type: ignore[method-assign]

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cluster.config import DataPath, Section, absolute
 from datapipe.filters.registry import Filters
+from datapipe.minhash.config import NearDuplicates
 
 MIB = 1 << 20
 
@@ -61,7 +62,12 @@ class DataSetConfig(ReadRules):
     output: DataPath = Field(description="directory of the data set; any fsspec URL")
     tokenizer: TokenizerChoice = Field(description="how text becomes tokens")
     filters: Filters = Field(
-        default=(), description="what drops documents, in order: names, or {name: {option: value}}; built in: min_words"
+        default=(),
+        description="what drops documents, in order: names, or {name: {option: value}}; built in: gopher_quality,"
+        " gopher_repetition, c4, fineweb, min_words",
+    )
+    near_duplicates: NearDuplicates | None = Field(
+        default=None, description="drop documents that nearly repeat another one, such as {similarity: 0.8}; unset: off"
     )
     validation_fraction: float = Field(
         default=0.01, ge=0, le=0.5, description="share of documents for the validation split, by a hash of their id"

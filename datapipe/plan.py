@@ -17,11 +17,12 @@ PLAN_NAME = "plan.json"
 
 
 def deciding_keys(config: DataSetConfig, seed: int) -> dict[str, Any]:
-    """The keys of the configuration that decide the data set's bytes, as plain values; `filters` only where there are any."""
+    """The keys of the configuration that decide the data set's bytes, as plain values; what is off by default only where set."""
     values = {name: value for name, value in config.model_dump(mode="json").items() if name in DataSetConfig.model_fields}
     del values["output"]
-    if not values["filters"]:
-        del values["filters"]
+    for name in ("filters", "near_duplicates"):
+        if not values[name]:
+            del values[name]
     return {**values, "seed": seed}
 
 

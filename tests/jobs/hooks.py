@@ -171,6 +171,19 @@ def freeze_and_resave(context: JobContext) -> None:
     resave(context)
 
 
+def slow_answers(context: JobContext) -> None:
+    """Each answer of an evaluation takes a moment longer, so that a kill comes between two of them."""
+    from jobs.inference.ledger import Ledger
+
+    add = Ledger.add
+
+    def slow_add(self: Ledger, key: str, record: Any) -> None:
+        add(self, key, record)
+        time.sleep(0.02)
+
+    Ledger.add = slow_add  # type: ignore[method-assign]
+
+
 def stall_rollouts(context: JobContext) -> None:
     """Stand still in a call of the ledger: TEST_STALL is METHOD:before|after:N:RANK, of the N-th call of that rank."""
     from jobs.align.rollouts.ledger import Round

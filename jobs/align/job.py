@@ -17,6 +17,7 @@ METHODS: dict[Method, str] = {
     "orpo": "jobs.align.preferences.recipe:run",
     "simpo": "jobs.align.preferences.recipe:run",
     "reward": "jobs.align.reward.recipe:run",
+    "grpo": "jobs.align.rollouts.recipe:run",
 }
 
 

@@ -84,7 +84,17 @@ def _merged(model: Any, adapter: dict[str, Any]) -> Any:
 
 def first_weights(config: Any, weights: Weights | None, run: RunDir, head: Head = "causal_lm") -> Any:
     """The full model that the training of `run` begins with, on the CPU in fp32. A head that is new is drawn from the seed."""
-    torch.manual_seed(int(run.record["config"].get("seed") or 0))
+    seed = int(run.record["config"].get("seed") or 0)
+    torch.manual_seed(seed)
+    model = _base_model(config, weights, run, head)
+    if model.config.vocab_size != config.vocab_size:  # tokens were added: rows around the mean of the others, drawn by the seed
+        torch.manual_seed(seed)
+        model.resize_token_embeddings(config.vocab_size)
+        model.config.eos_token_id = config.eos_token_id
+    return model
+
+
+def _base_model(config: Any, weights: Weights | None, run: RunDir, head: Head) -> Any:
     if weights is None:
         return bare_model(config, head)
     if weights.path is not None:

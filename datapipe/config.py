@@ -7,6 +7,9 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cluster.config import DataPath, Section, absolute
+from datapipe.filters.decontaminate import Decontaminate
+from datapipe.filters.language import Language
+from datapipe.filters.pii import PersonalData
 from datapipe.filters.registry import Filters
 from datapipe.minhash.config import NearDuplicates
 
@@ -69,6 +72,11 @@ class DataSetConfig(ReadRules):
     near_duplicates: NearDuplicates | None = Field(
         default=None, description="drop documents that nearly repeat another one, such as {similarity: 0.8}; unset: off"
     )
+    language: Language | None = Field(default=None, description="which languages are kept, before any filter; unset: all")
+    decontaminate: Decontaminate | None = Field(
+        default=None, description="drop documents that contain items of evaluation sets, after the filters; unset: off"
+    )
+    pii: PersonalData | None = Field(default=None, description="replace personal data by placeholders, last of all; unset: off")
     validation_fraction: float = Field(
         default=0.01, ge=0, le=0.5, description="share of documents for the validation split, by a hash of their id"
     )
@@ -96,3 +104,11 @@ class ArrayOptions(Section):
     )
     memory_gib: float | None = Field(default=None, gt=0, description="memory of an array task, GiB; unset: the cluster's default")
     partition: str | None = Field(default=None, description="Slurm partition of the array; unset: the run's own")
+
+
+def stages(config: DataSetConfig) -> Filters:
+    """Everything that pass 1 does with documents, in order: language, the user's filters, decontamination, personal data."""
+    named = {"language": config.language, "decontaminate": config.decontaminate, "pii": config.pii}
+    own = {name: {name: one.model_dump(mode="json")} for name, one in named.items() if one is not None}
+    before, after = [own[n] for n in ("language",) if n in own], [own[n] for n in ("decontaminate", "pii") if n in own]
+    return (*before, *config.filters, *after)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from cluster.errors import DataError
 from cluster.storage import StoragePath
-from datapipe.config import DataSetConfig, ReadRules
+from datapipe.config import DataSetConfig, ReadRules, stages
+from datapipe.decontamination.items import check_items
 from datapipe.dedup.exact import DROPPED, TRAIN, Corpus, Decisions, decide, load_corpus, repeats
 from datapipe.dedup.near.search import NearDecisions, NearUnit, find_near_duplicates
 from datapipe.dedup.near.task import NearTask
@@ -66,6 +67,8 @@ class _Pipeline:
 
     def run(self, keys: dict[str, Any]) -> Manifest:
         """Run all stages in their order."""
+        if self.config.decontaminate:
+            check_items(self.config.decontaminate.against)
         begin_or_resume(self.output, self.work, keys, self.files)
         if self.config.tokenizer.path and read_tokenizer(self.output, self.work) is None:
             taken = take_tokenizer(self.config.tokenizer.path)
@@ -98,7 +101,7 @@ class _Pipeline:
         present = set(self.work.names("units"))
         done = {u.index: read_summary(self.work, u.index) for u in units if summary_name(u.index).rpartition("/")[2] in present}
         rules = ReadRules(**{name: getattr(self.config, name) for name in ReadRules.model_fields})
-        arguments = (rules, self.config.filters, self.config.near_duplicates)
+        arguments = (rules, stages(self.config), self.config.near_duplicates)
         tasks = [Task(method="ingest", label=u.label, arguments=(u, *arguments)) for u in units if u.index not in done]
         self.progress.begin("read", sum(u.size for u in units), "B", sum(u.size for u in units if u.index in done))
         for task, summary in self.run_tasks(tasks):

@@ -1,6 +1,7 @@
 """The work itself, wherever it runs: read a unit, train the tokenizer, encode a shard, list rejected documents."""
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from cluster.errors import DataError
@@ -23,7 +24,8 @@ DEATHS_A_TASK = 3  # of the processes that do a task; then the task is at fault
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One piece of work: a method of `Worker`, its arguments, and what to call it in an error."""
+    """One piece of work, its arguments, and what to call it in an error: a method of `Worker`, or `module:function` of a room
+    that is not imported here, whose first arguments are the data set's output and work area."""
 
     method: str
     label: str
@@ -40,7 +42,10 @@ class Worker:
 
     def do(self, task: Task) -> Any:
         """Do a task and return its result."""
-        return getattr(self, task.method)(*task.arguments)
+        module, _, function = task.method.rpartition(":")
+        if module:
+            return getattr(import_module(module), function)(self.output, self.work, *task.arguments)
+        return getattr(self, function)(*task.arguments)
 
     def ingest(self, unit: Unit, rules: ReadRules, filters: Filters, near: NearDuplicates | None) -> UnitSummary:
         """Read and filter one unit of the input."""

@@ -1,8 +1,8 @@
 """Other trackers than W&B, by entry point: a sidecar hands each of them the run's metrics.
 
 Usage: python -m jobs.mirror.trackers RUN_DIR --attempt N
-A tracker is an entry point of the group `ropewalk.trackers`: a class that is called with the run and is a `Tracker`. It gets every
-line at least once: after a kill the lines of the last seconds come again, at the same steps.
+A tracker is a class that is called with the run, and is a `Tracker`; an entry point of the group `ropewalk.trackers` names it. It
+gets every line at least once: after a kill the lines of the last seconds come again, at the same steps.
 """
 
 import argparse

@@ -62,6 +62,11 @@ class DocumentBatch:
         """A batch of bare texts, numbered from 1."""
         return cls.of([Document(0, number, None, "", text) for number, text in enumerate(texts, 1)])
 
+    @classmethod
+    def of_column(cls, texts: pa.LargeStringArray) -> "DocumentBatch":
+        """A batch of texts of which nothing else is known: no other column is there."""
+        return cls(pa.record_batch([texts], names=["text"]))
+
     def __len__(self) -> int:
         return int(self.records.num_rows)
 

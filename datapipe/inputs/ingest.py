@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
 from datapipe.config import ReadRules
@@ -20,6 +22,9 @@ from datapipe.filters.filter import Filter
 from datapipe.inputs.files import Unit
 from datapipe.inputs.readers import ReadStats, read_unit
 from datapipe.inputs.streams import naming_full_disk
+from datapipe.minhash.bands import write_bands
+from datapipe.minhash.config import NearDuplicates
+from datapipe.minhash.signatures import band_keys
 
 BLOCK_BYTES = 4 << 20  # of text in one record batch
 BLOCK_DOCUMENTS = 8192
@@ -80,11 +85,14 @@ def normalised(text: str) -> bytes:
     return " ".join(text.lower().split()).encode()
 
 
-def ingest_unit(unit: Unit, rules: ReadRules, filters: Mapping[str, Filter], work: StoragePath) -> UnitSummary:
+def ingest_unit(
+    unit: Unit, rules: ReadRules, filters: Mapping[str, Filter], near: NearDuplicates | None, work: StoragePath
+) -> UnitSummary:
     """Read and filter a unit, and commit its texts, metadata and rejections to the work area; a pure function of the input."""
     stats = ReadStats()
     rejections: list[Rejection] = []
     counts: Counter[str] = Counter()
+    keys: list[NDArray[np.uint64]] = []
     with naming_full_disk(work.url), work.create(texts_name(unit.index)) as texts:
         block = _Block(texts)
         for batch in _batches(read_unit(unit, rules, stats), rejections):
@@ -92,6 +100,8 @@ def ingest_unit(unit: Unit, rules: ReadRules, filters: Mapping[str, Filter], wor
             rejections += filtered.rejections
             counts.update(filtered.counts)
             block.add(filtered.batch)
+            if near:
+                keys.append(band_keys(filtered.batch, near))
         block.close()
     owners = Counter(rejection.file for rejection in rejections)
     summary = UnitSummary(
@@ -108,6 +118,8 @@ def ingest_unit(unit: Unit, rules: ReadRules, filters: Mapping[str, Filter], wor
     )
     rejections.sort(key=lambda rejection: (rejection.file, rejection.line))
     with naming_full_disk(work.url):
+        if near:
+            write_bands(work, unit.index, np.concatenate([np.zeros((0, near.bands), dtype=np.uint64), *keys]))
         work.write(metadata_name(unit.index), block.metadata())
         work.write(rejections_name(unit.index), b"".join(orjson.dumps(asdict(r)) + b"\n" for r in rejections))
         work.write(summary_name(unit.index), json.dumps(asdict(summary)).encode())

@@ -5,10 +5,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cluster.config import DataPath, PathView, Section
+from cluster.config import CodeConfig, DataPath, PathView, Section
 from cluster.errors import DataError
 from datapipe.chat.built_in import TEMPLATES
 from datapipe.chat.config import template_name
+from jobs.align.rollouts.config import GrpoConfig
 from jobs.runs.find_model import check_model_run
 from jobs.training.config import LoraConfig, ModelConfig, OptimConfig, TrainingConfig
 
@@ -85,6 +86,21 @@ class AlignConfig(TrainingConfig):
         "once; unset: adapter with lora, else copy, and none for orpo, simpo, reward",
     )
 
+    grpo: GrpoConfig = Field(default=GrpoConfig(), description="grpo: its answers, rewards and loss")
+
+    @model_validator(mode="after")
+    def _fits_grpo(self) -> Self:
+        size, grpo = self.batch.global_batch, self.grpo
+        if self.method == "grpo" and size % grpo.group_size:
+            raise ValueError(f"batch.global_batch: {size} answers are no multiple of grpo.group_size, {grpo.group_size}")
+        if self.method == "grpo" and self.seq_len is not None and self.seq_len <= grpo.max_new_tokens:
+            raise ValueError(
+                f"grpo.max_new_tokens: {grpo.max_new_tokens} leaves no token of seq_len, {self.seq_len}, for a prompt"
+            )
+        if self.method == "grpo" and self.reference == "precomputed":
+            raise ValueError("reference: answers of grpo are not there before it draws them; choose adapter or copy")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _larger_steps_of_an_adapter(cls, values: Any) -> Any:
@@ -128,6 +144,10 @@ class AlignConfig(TrainingConfig):
         if self.method in WITHOUT_REFERENCE:
             return "none"
         return "copy" if self.lora is None else "adapter"
+
+    def project(self) -> tuple[str, CodeConfig] | None:
+        """The user's own code that rewards of grpo need."""
+        return (self.grpo.directory, self.grpo.code) if self.method == "grpo" and self.grpo.own_code else None
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError or DataError unless local files are there and the runs that are named train a model."""

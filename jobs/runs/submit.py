@@ -21,7 +21,7 @@ from jobs.runs.snapshot import checkout, code_state, project_of, take_snapshot
 from jobs.runs.status import final_outcome, find_run, settle
 from jobs.runs.view import RunView, view_of
 
-SIDECARS = ("jobs.tracking.wandb_sync",)
+SIDECARS = ("jobs.mirror.sidecar",)
 
 
 def configure(job: str, file: Path | None, overrides: Sequence[str]) -> JobConfig:

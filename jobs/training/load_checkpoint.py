@@ -76,6 +76,15 @@ def _merged(model: Any, adapter: dict[str, Any]) -> Any:
 
 def first_weights(config: Any, weights: Weights | None, run: RunDir) -> Any:
     """The full model that the training of `run` begins with, on the CPU in fp32."""
+    model = _base_model(config, weights, run)
+    if model.config.vocab_size != config.vocab_size:  # tokens were added: rows around the mean of the others, drawn by the seed
+        torch.manual_seed(int(run.record["config"].get("seed") or 0))
+        model.resize_token_embeddings(config.vocab_size)
+        model.config.eos_token_id = config.eos_token_id
+    return model
+
+
+def _base_model(config: Any, weights: Weights | None, run: RunDir) -> Any:
     if weights is None:
         torch.manual_seed(int(run.record["config"].get("seed") or 0))
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)

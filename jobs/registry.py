@@ -80,6 +80,7 @@ JOBS: dict[str, JobSpec] = {
             entry="jobs.audit.job:main",
             engine=Engine.RANKS,
             preload=(*_TRAINING, "jobs.audit.job"),
+            view="jobs.audit.view:AuditView",
         ),
         JobSpec(
             name="command",

@@ -26,7 +26,7 @@ def main(context: JobContext) -> dict[str, object]:
     """
     config = context.config(AuditConfig)
     with process_group() as group:
-        measures = plan(config)
+        measures = plan(config, context.run.path.parent)
         check_names(config.require, (name for one in measures for name in one.score_names()))
         opened = open_model(config.model, context.run.path.parent, device=group.device)
         questions = [question for one in measures for question in one.questions(opened)]

@@ -31,6 +31,7 @@ EVENTS: dict[str, str] = {
     "submit_failed": "submission failed: {error}",
     # training
     "anomaly": "step {step}: {problem} (loss {loss}); policy: {policy}",
+    "audited": "",
     "bad_checkpoint": "the checkpoint of step {step} does not verify: {problems}",
     "checkpoint": "",
     "early_stop": "stopped early at step {step}",

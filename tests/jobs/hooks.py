@@ -261,3 +261,10 @@ def die_after_answers(context: JobContext) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Ledger.add = counted  # type: ignore[method-assign]
+
+
+def short_rounds(context: JobContext) -> None:
+    """The ranks of an audit agree on a stop after every answer."""
+    from jobs.audit.asking import ask
+
+    ask.ROUND_SECONDS = 0.0

@@ -72,7 +72,8 @@ def test_a_remedy_says_what_to_do(known: object) -> None:
 
 def run_shell(line: str, folder: Path) -> str:
     """Run a line of bash that fails; what its run would give as the cause."""
-    done = subprocess.run(["bash", "-c", line], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    pipe, errors = subprocess.PIPE, subprocess.STDOUT
+    done = subprocess.run(["bash", "-c", line], cwd=folder, stdout=pipe, stderr=errors, text=True, check=False)
     return f"the program {how_it_ended(done.returncode)}: {last_words(done.stdout)}"
 
 

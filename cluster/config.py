@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -115,8 +115,12 @@ class Tracking(Section):
     """Where W&B shows a run. It is offline unless there is a login and a network; see `ropewalk sync`."""
 
     project: str | None = Field(default=None, description="W&B project; unset: $WANDB_PROJECT, else ropewalk")
+    entity: str | None = Field(default=None, description="W&B user or team; unset: $WANDB_ENTITY, else the key's own")
     group: str | None = Field(default=None, description="W&B group; unset: the run's name, else its job")
     tags: tuple[str, ...] = Field(default=(), description="W&B tags, besides the cluster")
+    job_type: str | None = Field(default=None, description="W&B job type; unset: the job")
+    notes: str | None = Field(default=None, description="W&B notes")
+    alerts: Literal["none", "failures", "all"] = Field(default="failures", description="what W&B tells the run's owner at once")
 
 
 class CodeConfig(Section):
@@ -139,6 +143,7 @@ class JobConfig(Section):
     resources: Resources = Field(default=Resources(), description="what to ask the scheduler for")
     retries: Retries = Field(default=Retries(), description="retry budgets")
     wandb: Tracking = Field(default=Tracking(), description="how W&B shows the run")
+    trackers: tuple[str, ...] = Field(default=(), description="trackers besides W&B that get the metrics: tensorboard, mlflow")
 
     def preflight(self, here: PathView = Path) -> None:
         """Check what only the submitting machine can check cheaply (local inputs exist). Raises ConfigError/DataError.

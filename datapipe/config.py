@@ -7,7 +7,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cluster.config import DataPath, Section, absolute
+from datapipe.filters.decontaminate import Decontaminate
+from datapipe.filters.language import Language
+from datapipe.filters.pii import PersonalData
 from datapipe.filters.registry import Filters
+from datapipe.minhash.config import NearDuplicates
 
 MIB = 1 << 20
 
@@ -61,8 +65,18 @@ class DataSetConfig(ReadRules):
     output: DataPath = Field(description="directory of the data set; any fsspec URL")
     tokenizer: TokenizerChoice = Field(description="how text becomes tokens")
     filters: Filters = Field(
-        default=(), description="what drops documents, in order: names, or {name: {option: value}}; built in: min_words"
+        default=(),
+        description="what drops documents, in order: names, or {name: {option: value}}; built in: gopher_quality,"
+        " gopher_repetition, c4, fineweb, min_words",
     )
+    near_duplicates: NearDuplicates | None = Field(
+        default=None, description="drop documents that nearly repeat another one, such as {similarity: 0.8}; unset: off"
+    )
+    language: Language | None = Field(default=None, description="which languages are kept, before any filter; unset: all")
+    decontaminate: Decontaminate | None = Field(
+        default=None, description="drop documents that contain items of evaluation sets, after the filters; unset: off"
+    )
+    pii: PersonalData | None = Field(default=None, description="replace personal data by placeholders, last of all; unset: off")
     validation_fraction: float = Field(
         default=0.01, ge=0, le=0.5, description="share of documents for the validation split, by a hash of their id"
     )
@@ -90,3 +104,11 @@ class ArrayOptions(Section):
     )
     memory_gib: float | None = Field(default=None, gt=0, description="memory of an array task, GiB; unset: the cluster's default")
     partition: str | None = Field(default=None, description="Slurm partition of the array; unset: the run's own")
+
+
+def stages(config: DataSetConfig) -> Filters:
+    """Everything that pass 1 does with documents, in order: language, the user's filters, decontamination, personal data."""
+    named = {"language": config.language, "decontaminate": config.decontaminate, "pii": config.pii}
+    own = {name: {name: one.model_dump(mode="json")} for name, one in named.items() if one is not None}
+    before, after = [own[n] for n in ("language",) if n in own], [own[n] for n in ("decontaminate", "pii") if n in own]
+    return (*before, *config.filters, *after)

@@ -14,6 +14,7 @@ from cluster.storage import StoragePath
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 1 << 24
+ADDED = {"counts", "near_duplicates"}
 
 Split = Literal["train", "validation"]
 TokenType = Literal["uint16", "uint32"]
@@ -84,6 +85,16 @@ class Rejected(Section):
     files: tuple[str, ...] = ()
 
 
+class NearRecord(Section):
+    """What the search for near-duplicates found: candidates by MinHash, pairs compared and similar enough, clusters by size."""
+
+    candidates: int
+    compared: int
+    similar: int
+    clusters: int
+    sizes: dict[str, int]
+
+
 class InputRecord(Section):
     """One input file: its size and checksum, and how many of its documents were kept and rejected."""
 
@@ -104,6 +115,8 @@ class Manifest(Section):
     shards: tuple[Shard, ...]
     totals: Totals
     rejected: Rejected = Rejected()
+    near_duplicates: NearRecord | None = None
+    counts: dict[str, int] = Field(default_factory=dict)  # what filters changed: `c4.javascript` is a number of lines
     renamed_ids: int = 0  # documents whose id was taken by another text
     inputs: tuple[InputRecord, ...] = ()
     config: dict[str, Any] = Field(default_factory=dict)
@@ -118,8 +131,9 @@ class Manifest(Section):
         return self.model_copy(update={"hash": self.computed_hash()})
 
     def computed_hash(self) -> str:
-        """`xxh3:...` over the canonical JSON of everything but `hash`."""
-        return hash_of(self.model_dump(mode="json", exclude={"hash"}))
+        """`xxh3:...` over the canonical JSON of everything but `hash`, and of what later versions added only where it is set."""
+        values = self.model_dump(mode="json", exclude={"hash"})
+        return hash_of({name: value for name, value in values.items() if value or name not in ADDED})
 
 
 def hash_of(value: object) -> str:

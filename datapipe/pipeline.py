@@ -2,25 +2,29 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cluster.errors import DataError
 from cluster.storage import StoragePath
-from datapipe.config import DataSetConfig, ReadRules
-from datapipe.dedup.exact import DROPPED, TRAIN, Decisions, decide, load_corpus
+from datapipe.config import DataSetConfig, ReadRules, stages
+from datapipe.decontamination.items import check_items
+from datapipe.dedup.exact import DROPPED, TRAIN, Corpus, Decisions, decide, load_corpus, repeats
+from datapipe.dedup.near.search import NearDecisions, NearUnit, find_near_duplicates
+from datapipe.dedup.near.task import NearTask
 from datapipe.execution.worker import Task
 from datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
-from datapipe.inputs.ingest import UnitSummary, read_summary, rejection_reasons, summary_name
+from datapipe.inputs.ingest import UnitSummary, read_summary, rejection_reasons, summary_name, texts_name
 from datapipe.inputs.streams import naming_full_disk
-from datapipe.manifest import InputRecord, Manifest, Rejected, Shard, Totals, hash_of, write_manifest
+from datapipe.manifest import InputRecord, Manifest, NearRecord, Rejected, Shard, Totals, hash_of, write_manifest
 from datapipe.plan import WORK, begin_or_resume, deciding_keys, find_complete
 from datapipe.progress import Progress
 from datapipe.rejected import RejectedPlan
 from datapipe.tokens.sample import plan_sample
-from datapipe.tokens.shards import FOLDERS, Layout, Slice, cut_slices, plan_shards, read_sidecar, shard_limit
+from datapipe.tokens.shards import FOLDERS, Layout, cut_slices, plan_shards, read_sidecar, shard_limit, slice_of
 from datapipe.tokens.tokenizer import Encoder, read_tokenizer, take_tokenizer, write_tokenizer
 
 log = logging.getLogger(__name__)
@@ -63,6 +67,8 @@ class _Pipeline:
 
     def run(self, keys: dict[str, Any]) -> Manifest:
         """Run all stages in their order."""
+        if self.config.decontaminate:
+            check_items(self.config.decontaminate.against)
         begin_or_resume(self.output, self.work, keys, self.files)
         if self.config.tokenizer.path and read_tokenizer(self.output, self.work) is None:
             taken = take_tokenizer(self.config.tokenizer.path)
@@ -71,21 +77,31 @@ class _Pipeline:
         units = plan_units(self.files, self.config.unit_mib)
         summaries = self.ingest(units)
         corpus = load_corpus(units, summaries, self.work)
-        decisions = decide(corpus, self.config.validation_fraction)
+        dropped = repeats(corpus.text_hash)
+        near = self.find_near(units, summaries, corpus, dropped)
+        dropped[near.rows] = True
+        decisions = decide(corpus, self.config.validation_fraction, dropped)
         layout = Layout(units=units, blocks=[s.blocks for s in summaries], corpus=corpus, decisions=decisions)
         self._require_documents(summaries, decisions)
         self.ensure_tokenizer(layout)
         shards = self.encode(layout)
-        rejected = self.list_rejected(layout, summaries)
+        rejected = self.list_rejected(layout, summaries, near)
         self._remove_leftovers([*(s.path for s in shards), *rejected.files])
-        return self.finish(keys, shards, rejected, input_records(layout, summaries), len(decisions.suffix))
+        counts: Counter[str] = Counter()
+        for summary in summaries:
+            counts.update(summary.counts)
+        inputs = input_records(layout, summaries)
+        record = NearRecord(**near.counts, sizes=near.sizes) if self.config.near_duplicates else None
+        return self.finish(
+            keys, shards, rejected, inputs, renamed_ids=len(decisions.suffix), counts=counts, near_duplicates=record
+        )
 
     def ingest(self, units: list[Unit]) -> list[UnitSummary]:
         """Pass 1: read and filter every unit that is not done yet."""
         present = set(self.work.names("units"))
         done = {u.index: read_summary(self.work, u.index) for u in units if summary_name(u.index).rpartition("/")[2] in present}
         rules = ReadRules(**{name: getattr(self.config, name) for name in ReadRules.model_fields})
-        arguments = (rules, self.config.filters)
+        arguments = (rules, stages(self.config), self.config.near_duplicates)
         tasks = [Task(method="ingest", label=u.label, arguments=(u, *arguments)) for u in units if u.index not in done]
         self.progress.begin("read", sum(u.size for u in units), "B", sum(u.size for u in units if u.index in done))
         for task, summary in self.run_tasks(tasks):
@@ -95,6 +111,28 @@ class _Pipeline:
             for index, damage in done[unit.index].damage.items():
                 log.warning("%s: %s; what came before it is kept", unit.files[int(index)].url, damage)
         return [done[u.index] for u in units]
+
+    def find_near(
+        self, units: list[Unit], summaries: list[UnitSummary], corpus: Corpus, dropped: NDArray[np.bool_]
+    ) -> NearDecisions:
+        """Find near-duplicates among the documents that are no exact ones, if they are to be dropped."""
+        if self.config.near_duplicates is None:
+            return NearDecisions()
+        near_units = [
+            NearUnit(index=unit.index, blocks=tuple(summary.blocks), texts=texts_name(unit.index))
+            for unit, summary in zip(units, summaries, strict=True)
+        ]
+        total_bytes = int(corpus.size.sum())
+        options = self.config.near_duplicates
+        return find_near_duplicates(
+            near_units, options, dropped=dropped, total_bytes=total_bytes, work=self.work, run=self._run_near
+        )
+
+    def _run_near(self, label: str, tasks: Sequence[NearTask]) -> Iterator[tuple[NearTask, dict[str, Any]]]:
+        self.progress.begin(label, len(tasks), "parts")
+        for task, result in self.run_tasks([Task(method="near", label=task.name, arguments=(task,)) for task in tasks]):
+            self.progress.add(1)
+            yield task.arguments[0], result
 
     def _require_documents(self, summaries: list[UnitSummary], decisions: Decisions) -> None:
         if not (decisions.fate == TRAIN).any():
@@ -135,21 +173,26 @@ class _Pipeline:
             self.progress.add(shard.documents, shard.documents, shard.bytes)
         return [done[p.path] for p in plans]
 
-    def list_rejected(self, layout: Layout, summaries: list[UnitSummary]) -> Rejected:
+    def list_rejected(self, layout: Layout, summaries: list[UnitSummary], near: NearDecisions) -> Rejected:
         """List the dropped documents, in one file for each unit that has any."""
-        dropped = np.flatnonzero(layout.decisions.fate == DROPPED)
-        slices = {s.unit.index: s for s in cut_slices(layout, dropped)}
+        exact = layout.decisions.fate == DROPPED
+        exact[near.rows] = False
         plans: list[RejectedPlan] = []
         for unit, summary in zip(layout.units, summaries, strict=True):
-            part = slices.get(unit.index) or Slice(
-                unit=unit,
-                blocks=tuple(summary.blocks),
-                rows=dropped[:0],
-                line_base=layout.corpus.line_base[unit.index],
-                suffix={},
-            )
-            if summary.rejected or len(part.rows):
-                plans.append(RejectedPlan(number=len(plans), duplicates=part))
+            first, last = (int(layout.corpus.offsets[unit.index + k]) for k in (0, 1))
+            duplicates = slice_of(layout, unit, first + np.flatnonzero(exact[first:last]))
+            low, high = np.searchsorted(near.rows, [first, last])
+            stays, places = np.unique(near.stays[low:high], return_inverse=True)
+            if summary.rejected or len(duplicates.rows) or low < high:
+                plans.append(
+                    RejectedPlan(
+                        number=len(plans),
+                        duplicates=duplicates,
+                        near=slice_of(layout, unit, near.rows[low:high]),
+                        repeated=tuple(cut_slices(layout, stays)),
+                        repeats=places.astype(np.int32),
+                    )
+                )
         reasons: Counter[str] = Counter()
         for _, counted in self.run_tasks([Task(method="reject", label=p.path, arguments=(p,)) for p in plans]):
             reasons.update(counted)
@@ -164,7 +207,15 @@ class _Pipeline:
                     self.output.remove(path)
 
     def finish(
-        self, keys: dict[str, Any], shards: list[Shard], rejected: Rejected, inputs: list[InputRecord], renamed_ids: int
+        self,
+        keys: dict[str, Any],
+        shards: list[Shard],
+        rejected: Rejected,
+        inputs: list[InputRecord],
+        *,
+        renamed_ids: int,
+        counts: Mapping[str, int],
+        near_duplicates: NearRecord | None,
     ) -> Manifest:
         """Write the manifest, which makes the data set complete."""
         files = read_tokenizer(self.output, self.work)
@@ -177,6 +228,8 @@ class _Pipeline:
             shards=tuple(shards),
             totals=Totals.of_shards(shards),
             rejected=rejected,
+            counts=dict(sorted(counts.items())),
+            near_duplicates=near_duplicates,
             renamed_ids=renamed_ids,
             inputs=tuple(inputs),
             config=keys,

@@ -1,6 +1,7 @@
 """The plan of a data set (inputs and configuration), written before any work, so that a restart goes on or says what differs."""
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -8,19 +9,25 @@ from typing import Any
 from cluster.errors import DataError
 from cluster.storage import StoragePath
 from datapipe.config import DataSetConfig
+from datapipe.decontamination.items import checksums
 from datapipe.inputs.files import InputFile
 from datapipe.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 WORK = ".work"
 PLAN_NAME = "plan.json"
+OFF_BY_DEFAULT = ("filters", "near_duplicates", "language", "decontaminate", "pii")
+LIBRARIES = {"language": "py3langid", "pii": "phonenumberslite"}  # whose tables decide, by key
 
 
 def deciding_keys(config: DataSetConfig, seed: int) -> dict[str, Any]:
-    """The keys of the configuration that decide the data set's bytes, as plain values; `filters` only where there are any."""
+    """The keys of the configuration that decide the data set's bytes, as plain values; what is off by default only where set."""
     values = {name: value for name, value in config.model_dump(mode="json").items() if name in DataSetConfig.model_fields}
     del values["output"]
-    if not values["filters"]:
-        del values["filters"]
+    for name in OFF_BY_DEFAULT:
+        if not values[name]:
+            del values[name]
+    if config.decontaminate:
+        values["decontaminate"]["checksums"] = checksums(config.decontaminate.against)
     return {**values, "seed": seed}
 
 
@@ -42,7 +49,7 @@ def find_complete(output: StoragePath, keys: dict[str, Any], files: Sequence[Inp
 
 def begin_or_resume(output: StoragePath, work: StoragePath, keys: dict[str, Any], files: Sequence[InputFile]) -> None:
     """Write the plan, or check that the one of an earlier start is the same. Raises DataError if it is not."""
-    versions = {name: version(name) for name in ("pyarrow", "tokenizers")}
+    versions = {"unicode": unicodedata.unidata_version, **{name: version(name) for name in ("pyarrow", "tokenizers")}}
     plan = {"config": keys, "inputs": {f.url: [f.size, f.version] for f in files}, "versions": versions}
     try:
         found = json.loads(work.read(PLAN_NAME))

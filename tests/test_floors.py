@@ -28,7 +28,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"jobs.registry", "jobs.configs"},
         {"jobs.tracking", "jobs.scores"},
         {"jobs.training", "jobs.runs", "jobs.programs"},
-        {"jobs.inference", "jobs.cards"},
+        {"jobs.inference", "jobs.cards", "jobs.mirror"},
         {
             *("jobs.preprocess", "jobs.pretrain", "jobs.finetune", "jobs.align", "jobs.evaluate", "jobs.audit"),
             *("jobs.sweep", "jobs.command", "jobs.function", "jobs.pipeline"),

@@ -10,7 +10,7 @@ from datapipe.chat.built_in import TEMPLATES
 Format = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt"]
 
 
-def _template_name(word: str) -> str:
+def template_name(word: str) -> str:
     """The name of a built-in template as it is, anything else as an absolute path."""
     return word if word in TEMPLATES else absolute(word)
 
@@ -23,7 +23,7 @@ class ChatConfig(Section):
         description="messages: {messages: [{role, content}]}; prompt_completion: {prompt, completion}, strings or messages;"
         " alpaca: {instruction, input, output}; sharegpt: {conversations: [{from, value}]}; auto: by each record's keys",
     )
-    template: Annotated[str, AfterValidator(_template_name)] | None = Field(
+    template: Annotated[str, AfterValidator(template_name)] | None = Field(
         default=None,
         description="a file with a Jinja chat template, or built in: chatml, plain; unset: the tokenizer's own, else plain",
     )

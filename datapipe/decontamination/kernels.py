@@ -47,7 +47,7 @@ def build_table(
 
 @kernel
 def _equal(a: NDArray[np.uint64], start: int, b: NDArray[np.uint64], other: int, count: int) -> bool:
-    for at in range(count):  # noqa: SIM110 - machine code has no `all`
+    for at in range(count):
         if a[start + at] != b[other + at]:
             return False
     return True

@@ -32,7 +32,7 @@ class Corpus:
 class Decisions:
     """The fate of each document, and the ids that change."""
 
-    fate: NDArray[np.uint8]  # DROPPED (a duplicate), TRAIN or VALIDATION
+    fate: NDArray[np.uint8]  # DROPPED (a duplicate, exact or near), TRAIN or VALIDATION
     suffix: dict[int, str]  # row → what is appended to its id, which an earlier document has
 
 
@@ -83,13 +83,12 @@ def unnamed_id(unit: Unit, line: int) -> str:
     return f"{unit.files[0].name}:{line}"
 
 
-def decide(corpus: Corpus, validation_fraction: float) -> Decisions:
-    """Keep the first occurrence of each text, rename an id that is taken, and choose the split by the id's hash alone."""
+def decide(corpus: Corpus, validation_fraction: float, dropped: NDArray[np.bool_]) -> Decisions:
+    """Drop the documents of these rows, rename an id that is taken, and choose the split by the id's hash alone."""
     fate = np.full(len(corpus.size), TRAIN, dtype=np.uint8)
     threshold = min(int(validation_fraction * 2.0**64), 2**64 - 1)
     fate[corpus.id_hash[:, 0] < np.uint64(threshold)] = VALIDATION
-    fate[repeats(corpus.text_hash)] = DROPPED
-    # Near-duplicates have their place here: signatures of the kept documents in, further DROPPED rows out.
+    fate[dropped] = DROPPED
     kept = np.flatnonzero(fate)
     return Decisions(fate=fate, suffix=_suffixes(kept[repeats(corpus.id_hash[kept])], corpus))
 

@@ -1,16 +1,19 @@
 """The work itself, wherever it runs: read a unit, train the tokenizer, encode a shard, list rejected documents."""
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from cluster.errors import DataError
 from cluster.storage import StoragePath
 from datapipe.config import ReadRules
+from datapipe.dedup.near.task import NearTask, run_near
 from datapipe.filters.filter import Filter
 from datapipe.filters.registry import Filters, make_filter
 from datapipe.inputs.files import Unit
 from datapipe.inputs.ingest import UnitSummary, ingest_unit
 from datapipe.manifest import Shard
+from datapipe.minhash.config import NearDuplicates
 from datapipe.rejected import RejectedPlan, write_rejected
 from datapipe.tokens.sample import SamplePlan, read_sample
 from datapipe.tokens.shards import ShardPlan, encode_shard
@@ -21,7 +24,8 @@ DEATHS_A_TASK = 3  # of the processes that do a task; then the task is at fault
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One piece of work: a method of `Worker`, its arguments, and what to call it in an error."""
+    """One piece of work, its arguments, and what to call it in an error: a method of `Worker`, or `module:function` of a room
+    that is not imported here, whose first arguments are the data set's output and work area."""
 
     method: str
     label: str
@@ -38,13 +42,20 @@ class Worker:
 
     def do(self, task: Task) -> Any:
         """Do a task and return its result."""
-        return getattr(self, task.method)(*task.arguments)
+        module, _, function = task.method.rpartition(":")
+        if module:
+            return getattr(import_module(module), function)(self.output, self.work, *task.arguments)
+        return getattr(self, function)(*task.arguments)
 
-    def ingest(self, unit: Unit, rules: ReadRules, filters: Filters) -> UnitSummary:
+    def ingest(self, unit: Unit, rules: ReadRules, filters: Filters, near: NearDuplicates | None) -> UnitSummary:
         """Read and filter one unit of the input."""
         if self.filters is None:
             self.filters = {name: make_filter(name, options) for entry in filters for name, options in entry.items()}
-        return ingest_unit(unit, rules, self.filters, self.work)
+        return ingest_unit(unit, rules, self.filters, near, self.work)
+
+    def near(self, task: NearTask) -> dict[str, Any]:
+        """Do one task of the search for near-duplicates."""
+        return run_near(task, self.work)
 
     def train(self, sample: SamplePlan, vocabulary: int) -> None:
         """Train the data set's tokenizer."""

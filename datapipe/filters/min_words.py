@@ -1,9 +1,13 @@
 """The filter `min_words`: drop documents of few words."""
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from datapipe.document import Document
-from datapipe.filters.filter import Filter
+from datapipe.filters.filter import Filter, Verdict
+
+if TYPE_CHECKING:
+    from datapipe.document_batch import DocumentBatch
 
 
 class MinWords(Filter):
@@ -11,6 +15,7 @@ class MinWords(Filter):
 
     words: int = Field(default=50, ge=1, description="the least number of words")
 
-    def reject(self, document: Document) -> str | None:
+    def judge(self, batch: "DocumentBatch") -> Verdict:
         """`too_few`, or None."""
-        return "too_few" if len(document.text.split(None, self.words)) < self.words else None
+        first = batch.words.first
+        return Verdict(("too_few",), (first[1:] - first[:-1] < self.words).astype("uint8"))

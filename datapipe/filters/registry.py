@@ -1,4 +1,4 @@
-"""Filters by name: those that come with the program, and those that others add through entry points."""
+"""Filters by name: those that come with the program, and those that others add through entry points. It is light."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -9,12 +9,20 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from cluster.config_reader import load_section
-from cluster.errors import ConfigError, DataError
-from datapipe.document import Document, Rejection
+from cluster.errors import ConfigError
 from datapipe.filters.filter import Filter
 
 GROUP = "ropewalk.filters"  # entry points that are a subclass of Filter
-BUILT_IN = {"min_words": "datapipe.filters.min_words:MinWords"}
+BUILT_IN = {
+    "c4": "datapipe.filters.c4:C4",
+    "decontaminate": "datapipe.filters.decontaminate:Decontaminate",
+    "fineweb": "datapipe.filters.fineweb:FineWeb",
+    "gopher_quality": "datapipe.filters.gopher:GopherQuality",
+    "gopher_repetition": "datapipe.filters.gopher:GopherRepetition",
+    "language": "datapipe.filters.language:Language",
+    "min_words": "datapipe.filters.min_words:MinWords",
+    "pii": "datapipe.filters.pii:PersonalData",
+}
 
 
 def find_filter(name: str) -> type[Filter]:
@@ -62,17 +70,3 @@ def make_filter(name: str, options: Mapping[str, Any]) -> Filter:
 
 # The key `filters` of a data set's configuration.
 Filters = Annotated[tuple[dict[str, dict[str, Any]], ...], BeforeValidator(parse_filters)]
-
-
-def apply_filters(filters: Mapping[str, Filter], document: Document) -> Document | Rejection:
-    """The document, or its rejection as `FILTER:REASON` by the first filter that drops it. Raises DataError if one fails."""
-    for name, one in filters.items():
-        try:
-            reason = one.reject(document)
-        except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            where = f"document {document.id or f'of line {document.line}'} of {document.source}"
-            raise DataError(f"filter {name} failed at {where}: {what}; correct it, or take it out of filters") from error
-        if reason is not None:
-            return document.rejected(f"{name}:{reason}")
-    return document

@@ -3,22 +3,28 @@
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import xxhash
+from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
 from datapipe.config import ReadRules
 from datapipe.document import Document, Rejection
+from datapipe.document_batch import DocumentBatch
+from datapipe.filters.applying import apply_filters
 from datapipe.filters.filter import Filter
-from datapipe.filters.registry import apply_filters
 from datapipe.inputs.files import Unit
 from datapipe.inputs.readers import ReadStats, read_unit
 from datapipe.inputs.streams import naming_full_disk
+from datapipe.minhash.bands import write_bands
+from datapipe.minhash.config import NearDuplicates
+from datapipe.minhash.signatures import band_keys
 
 BLOCK_BYTES = 4 << 20  # of text in one record batch
 BLOCK_DOCUMENTS = 8192
@@ -49,6 +55,7 @@ class UnitSummary:
     file_rejected: list[int] = field(default_factory=list)
     checksums: list[str] = field(default_factory=list)
     damage: dict[str, str] = field(default_factory=dict)  # index of a file → what is wrong with it
+    counts: dict[str, int] = field(default_factory=dict)  # what filters count besides documents, such as lines
 
 
 def texts_name(index: int) -> str:
@@ -78,21 +85,25 @@ def normalised(text: str) -> bytes:
     return " ".join(text.lower().split()).encode()
 
 
-def ingest_unit(unit: Unit, rules: ReadRules, filters: Mapping[str, Filter], work: StoragePath) -> UnitSummary:
+def ingest_unit(
+    unit: Unit, rules: ReadRules, filters: Mapping[str, Filter], near: NearDuplicates | None, work: StoragePath
+) -> UnitSummary:
     """Read and filter a unit, and commit its texts, metadata and rejections to the work area; a pure function of the input."""
     stats = ReadStats()
+    rejections: list[Rejection] = []
+    counts: Counter[str] = Counter()
+    keys: list[NDArray[np.uint64]] = []
     with naming_full_disk(work.url), work.create(texts_name(unit.index)) as texts:
         block = _Block(texts)
-        rejections: list[bytes] = []
-        file_rejected: Counter[int] = Counter()
-        for record in read_unit(unit, rules, stats):
-            judged = apply_filters(filters, record) if isinstance(record, Document) else record
-            if isinstance(judged, Rejection):
-                file_rejected[judged.file] += 1
-                rejections.append(orjson.dumps(asdict(judged)))
-            else:
-                block.add(judged)
+        for batch in _batches(read_unit(unit, rules, stats), rejections):
+            filtered = apply_filters(filters, batch)
+            rejections += filtered.rejections
+            counts.update(filtered.counts)
+            block.add(filtered.batch)
+            if near:
+                keys.append(band_keys(filtered.batch, near))
         block.close()
+    owners = Counter(rejection.file for rejection in rejections)
     summary = UnitSummary(
         index=unit.index,
         documents=sum(block.sizes),
@@ -100,15 +111,36 @@ def ingest_unit(unit: Unit, rules: ReadRules, filters: Mapping[str, Filter], wor
         lines=stats.lines,
         rejected=len(rejections),
         blocks=block.sizes,
-        file_rejected=[file_rejected[i] for i in range(len(unit.files))],
+        file_rejected=[owners[i] for i in range(len(unit.files))],
         checksums=stats.checksums,
         damage={str(k): v for k, v in stats.damage.items()},
+        counts=dict(sorted(counts.items())),
     )
+    rejections.sort(key=lambda rejection: (rejection.file, rejection.line))
     with naming_full_disk(work.url):
+        if near:
+            write_bands(work, unit.index, np.concatenate([np.zeros((0, near.bands), dtype=np.uint64), *keys]))
         work.write(metadata_name(unit.index), block.metadata())
-        work.write(rejections_name(unit.index), b"".join(line + b"\n" for line in rejections))
+        work.write(rejections_name(unit.index), b"".join(orjson.dumps(asdict(r)) + b"\n" for r in rejections))
         work.write(summary_name(unit.index), json.dumps(asdict(summary)).encode())
     return summary
+
+
+def _batches(records: Iterator[Document | Rejection], rejections: list[Rejection]) -> Iterator[DocumentBatch]:
+    """The documents of a unit in batches of bounded size; what is no document is added to the rejections."""
+    documents: list[Document] = []
+    held = 0
+    for record in records:
+        if isinstance(record, Rejection):
+            rejections.append(record)
+            continue
+        documents.append(record)
+        held += len(record.text)
+        if held >= BLOCK_BYTES or len(documents) >= BLOCK_DOCUMENTS:
+            yield DocumentBatch.of(documents)
+            documents, held = [], 0
+    if documents:
+        yield DocumentBatch.of(documents)
 
 
 def read_summary(work: StoragePath, index: int) -> UnitSummary:
@@ -117,54 +149,38 @@ def read_summary(work: StoragePath, index: int) -> UnitSummary:
 
 
 class _Block:
-    """Collects documents into record batches of bounded size and writes them as they fill."""
+    """Writes batches of documents, each as a record batch, and collects their metadata."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.writer = pa.ipc.new_file(stream, TEXTS, options=pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False))
         self.sizes: list[int] = []
         self.total_bytes = 0
         self.columns: dict[str, list[Any]] = {name: [] for name in METADATA.names}
-        self._start()
 
-    def _start(self) -> None:
-        self.ids: list[str] = []
-        self.sources: list[str] = []
-        self.lines: list[int] = []
-        self.texts: list[str] = []
-        self.held_bytes = 0
-
-    def add(self, document: Document) -> None:
-        """Add one document."""
-        size = len(document.text) if document.text.isascii() else len(document.text.encode())
-        self.ids.append(document.id or "")
-        self.sources.append(document.source)
-        self.lines.append(document.line)
-        self.texts.append(document.text)
-        named = document.id is not None
-        row = (
-            xxhash.xxh3_128_digest(normalised(document.text)),
-            xxhash.xxh3_128_digest((document.id or "").encode()) if named else bytes(16),
-            document.line,
-            document.file,
-            size,
-            int(named),
+    def add(self, batch: DocumentBatch) -> None:
+        """Write the documents of a batch, if there are any."""
+        if not len(batch):
+            return
+        known, sizes = batch.column("id"), batch.sizes.tolist()
+        rows = {
+            "text_hash": [xxhash.xxh3_128_digest(normalised(text)) for text in batch.texts],
+            "id_hash": [bytes(16) if name is None else xxhash.xxh3_128_digest(name.encode()) for name in known],
+            "line": batch.column("line"),
+            "file": batch.column("file"),
+            "bytes": sizes,
+            "has_id": [int(name is not None) for name in known],
+        }
+        for name, values in rows.items():
+            self.columns[name] += values
+        ids = batch.records.column("id").fill_null("")
+        self.writer.write_batch(
+            pa.record_batch([ids, *(batch.records.column(name) for name in ("source", "line", "text"))], schema=TEXTS)
         )
-        for name, value in zip(METADATA.names, row, strict=True):
-            self.columns[name].append(value)
-        self.held_bytes += size
-        if self.held_bytes >= BLOCK_BYTES or len(self.ids) >= BLOCK_DOCUMENTS:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self.ids:
-            self.writer.write_batch(pa.record_batch([self.ids, self.sources, self.lines, self.texts], schema=TEXTS))
-            self.sizes.append(len(self.ids))
-            self.total_bytes += self.held_bytes
-            self._start()
+        self.sizes.append(len(batch))
+        self.total_bytes += sum(sizes)
 
     def close(self) -> None:
-        """Write the documents that are left, and the end of the file."""
-        self._flush()
+        """Write the end of the file."""
         self.writer.close()
 
     def metadata(self) -> bytes:

@@ -90,19 +90,22 @@ def plan_shards(layout: Layout, limit: int) -> list[ShardPlan]:
 
 def cut_slices(layout: Layout, rows: NDArray[np.int64]) -> Iterator[Slice]:
     """Cut ascending global rows into one slice for each unit that has any of them."""
-    corpus, decisions = layout.corpus, layout.decisions
-    owners = np.searchsorted(corpus.offsets, rows, side="right") - 1
+    owners = np.searchsorted(layout.corpus.offsets, rows, side="right") - 1
     for index in np.unique(owners).tolist():
-        inside = rows[owners == index]
-        offset = int(corpus.offsets[index])
-        suffix = {row - offset: decisions.suffix[row] for row in inside.tolist() if row in decisions.suffix}
-        yield Slice(
-            unit=layout.units[index],
-            blocks=tuple(layout.blocks[index]),
-            rows=inside - offset,
-            line_base=corpus.line_base[index],
-            suffix=suffix,
-        )
+        yield slice_of(layout, layout.units[index], rows[owners == index])
+
+
+def slice_of(layout: Layout, unit: Unit, rows: NDArray[np.int64]) -> Slice:
+    """The slice of ascending global rows that all lie in one unit, or are none."""
+    offset = int(layout.corpus.offsets[unit.index])
+    suffix = layout.decisions.suffix
+    return Slice(
+        unit=unit,
+        blocks=tuple(layout.blocks[unit.index]),
+        rows=rows - offset,
+        line_base=layout.corpus.line_base[unit.index],
+        suffix={row - offset: suffix[row] for row in rows.tolist() if row in suffix},
+    )
 
 
 @dataclass(frozen=True, slots=True)

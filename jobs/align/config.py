@@ -1,28 +1,52 @@
 """The keys of the `align` job."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from cluster.config import DataPath, PathView
+from cluster.config import CodeConfig, DataPath, PathView, Section
 from cluster.errors import DataError
+from datapipe.chat.built_in import TEMPLATES
+from datapipe.chat.config import template_name
+from jobs.align.rollouts.config import GrpoConfig
 from jobs.runs.find_model import check_model_run
-from jobs.training.config import ModelConfig, OptimConfig, TrainingConfig
+from jobs.training.config import LoraConfig, ModelConfig, OptimConfig, TrainingConfig
 
 Method = Literal["dpo", "ipo", "kto", "orpo", "simpo", "reward", "grpo"]
 Reference = Literal["adapter", "copy", "precomputed", "none"]
 
 WITHOUT_REFERENCE = frozenset({"orpo", "simpo", "reward"})
+LORA_LR = 1e-5
 DEFAULT_BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 
 
 class AlignOptimConfig(OptimConfig):
     """AdamW for a model that has learnt to answer already: small steps, no decay."""
 
-    lr: float = Field(default=1e-6, gt=0, description="peak learning rate")
+    lr: float = Field(default=1e-6, gt=0, description="peak learning rate; unset with lora: 1e-5")
     weight_decay: float = Field(default=0.0, ge=0, description="decay of weights with two or more dimensions")
     betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay rates of Adam's two moments")
+
+
+class AnswersConfig(Section):
+    """How prompts and answers are written as text."""
+
+    template: Annotated[str, AfterValidator(template_name)] | None = Field(
+        default=None, description="a file with a Jinja chat template, or built in: chatml, plain; unset: the tokenizer's own"
+    )
+    system: str | None = Field(default=None, description="system prompt of conversations that have none")
+    verbatim: bool | None = Field(
+        default=None,
+        description="take prompts and answers that are text as they stand, not as messages; unset: where there is no template",
+    )
+
+    @property
+    def template_text(self) -> str | None:
+        """The template that is named, if one is."""
+        if self.template is None:
+            return None
+        return TEMPLATES.get(self.template) or Path(self.template).read_text()
 
 
 class AlignConfig(TrainingConfig):
@@ -41,7 +65,8 @@ class AlignConfig(TrainingConfig):
     on_long: Literal["drop", "cut", "error"] = Field(
         default="drop", description="a prompt with an answer above seq_len: leave it out, cut its end, or fail; counted"
     )
-    chat_template: DataPath | None = Field(default=None, description="a Jinja file; unset: the tokenizer's own")
+    chat: AnswersConfig = Field(default=AnswersConfig(), description="how prompts and answers are written as text")
+    lora: LoraConfig | None = Field(default=None, description="train low-rank adapters only; unset: all weights")
     optim: AlignOptimConfig = Field(default=AlignOptimConfig(), description="optimizer and learning rate")
 
     beta: float | None = Field(
@@ -61,6 +86,31 @@ class AlignConfig(TrainingConfig):
         "once; unset: adapter with lora, else copy, and none for orpo, simpo, reward",
     )
 
+    grpo: GrpoConfig = Field(default=GrpoConfig(), description="grpo: its answers, rewards and loss")
+
+    @model_validator(mode="after")
+    def _fits_grpo(self) -> Self:
+        size, grpo = self.batch.global_batch, self.grpo
+        if self.method == "grpo" and size % grpo.group_size:
+            raise ValueError(f"batch.global_batch: {size} answers are no multiple of grpo.group_size, {grpo.group_size}")
+        if self.method == "grpo" and self.seq_len is not None and self.seq_len <= grpo.max_new_tokens:
+            raise ValueError(
+                f"grpo.max_new_tokens: {grpo.max_new_tokens} leaves no token of seq_len, {self.seq_len}, for a prompt"
+            )
+        if self.method == "grpo" and self.reference == "precomputed":
+            raise ValueError("reference: answers of grpo are not there before it draws them; choose adapter or copy")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _larger_steps_of_an_adapter(cls, values: Any) -> Any:
+        """The learning rate of a low-rank adapter is ten times that of all weights, unless it is given."""
+        if not isinstance(values, dict) or values.get("lora") is None:
+            return values
+        optim = values.get("optim") or {}
+        given = not isinstance(optim, dict) or "lr" in optim
+        return values if given else {**values, "optim": {**optim, "lr": LORA_LR}}
+
     @model_validator(mode="after")
     def _fits_the_method(self) -> Self:
         if self.model.path is None and self.model.run is None:
@@ -70,6 +120,8 @@ class AlignConfig(TrainingConfig):
             raise ValueError(f"reference: {self.method} compares with no reference; leave it out")
         if not none and self.reference == "none":
             raise ValueError(f"reference: {self.method} needs one; choose adapter, copy or precomputed, or method: orpo or simpo")
+        if self.reference == "adapter" and self.lora is None:
+            raise ValueError("reference: adapter is the model with its adapter switched off; set lora too, or choose copy")
         if self.loss == "robust" and (self.method != "dpo" or not self.label_smoothing):
             raise ValueError("loss: robust is a loss of dpo and needs label_smoothing above 0")
         return self
@@ -89,12 +141,20 @@ class AlignConfig(TrainingConfig):
         """`reference`, or the default of the method."""
         if self.reference is not None:
             return self.reference
-        return "none" if self.method in WITHOUT_REFERENCE else "copy"
+        if self.method in WITHOUT_REFERENCE:
+            return "none"
+        return "copy" if self.lora is None else "adapter"
+
+    def project(self) -> tuple[str, CodeConfig] | None:
+        """The user's own code that rewards of grpo need."""
+        return (self.grpo.directory, self.grpo.code) if self.method == "grpo" and self.grpo.own_code else None
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError or DataError unless local files are there and the runs that are named train a model."""
-        for key in ("data", "validation_data", "chat_template"):
-            path = getattr(self, key)
+        template = self.chat.template if self.chat.template not in TEMPLATES else None
+        for key, path in {"data": self.data, "validation_data": self.validation_data, "chat.template": template}.items():
+            if path is not None and any(letter in path for letter in "*?["):
+                continue
             seen = here(path) if path is not None and "://" not in path else None
             if seen is not None and not seen.exists():
                 raise DataError(f"{key}: {path}: no such file; check the path")

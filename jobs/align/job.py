@@ -13,8 +13,11 @@ Run = Callable[[JobContext, AlignConfig, Group], dict[str, object]]
 METHODS: dict[Method, str] = {
     "dpo": "jobs.align.preferences.recipe:run",
     "ipo": "jobs.align.preferences.recipe:run",
+    "kto": "jobs.align.preferences.recipe:run",
     "orpo": "jobs.align.preferences.recipe:run",
     "simpo": "jobs.align.preferences.recipe:run",
+    "reward": "jobs.align.reward.recipe:run",
+    "grpo": "jobs.align.rollouts.recipe:run",
 }
 
 

@@ -1,5 +1,6 @@
 """Commands that take something out of runs: export (a model), sync (W&B files)."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,24 +15,42 @@ def export(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="the directory to write")],
     step: Annotated[int | None, typer.Option("--step", help="the checkpoint of this step; unset: the newest")] = None,
 ) -> None:
-    """Write a checkpoint as a Hugging Face model directory."""
+    """Write a checkpoint as a Hugging Face model directory, with its model card and bill of materials."""
+    from jobs.cards.export import export_with_cards
     from jobs.runs.remote import export_elsewhere
     from jobs.runs.status import find_run
-    from jobs.training.export import export as write
 
     found = find_run(run_ref)
-    print(directory if export_elsewhere(found, directory, step) else write(found, directory, step))
+    print(directory if export_elsewhere(found, directory, step) else export_with_cards(found, directory, step))
 
 
 def sync(
     run_ref: Annotated[
         str | None, typer.Argument(metavar="[RUN]", help="only this run; unset: all", autocompletion=complete.runs)
     ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="go on until Ctrl-C, with all runs as they come and go")] = False,
 ) -> None:
-    """Upload W&B files that were written offline."""
+    """Send to W&B what it lacks of your runs: on a login node, where the compute nodes have no network."""
+    from cluster.errors import BackendError, ConfigError
+    from jobs.mirror.mirror import is_complete, send_rest
+    from jobs.mirror.server import why_away
     from jobs.runs.status import all_runs, find_run
-    from jobs.tracking.wandb_sync import sync_run
 
-    for found in [find_run(run_ref)] if run_ref else all_runs():
-        for path in sync_run(found):
-            print(f"{found.id}: {path.name}")
+    if follow:
+        if run_ref:
+            raise ConfigError("sync --follow sends all runs; leave RUN out")
+        return _follow()
+    waiting = [run for run in ([find_run(run_ref)] if run_ref else all_runs()) if run.attempts() and not is_complete(run)]
+    if waiting and (away := why_away()):
+        raise BackendError(f"W&B lacks lines of {len(waiting)} runs, but {away}; then `ropewalk sync` again")
+    for run in waiting:
+        print(f"{run.id}: {send_rest(run)} lines")
+    return None
+
+
+def _follow() -> None:
+    from jobs.mirror.relay import Relay
+    from jobs.runs.status import roots
+
+    with suppress(KeyboardInterrupt):
+        Relay(roots(), lambda words: print(words, flush=True)).follow(lambda: False)

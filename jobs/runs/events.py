@@ -32,6 +32,7 @@ EVENTS: dict[str, str] = {
     "submit_failed": "submission failed: {error}",
     # training
     "anomaly": "step {step}: {problem} (loss {loss}); policy: {policy}",
+    "audited": "",
     "bad_checkpoint": "the checkpoint of step {step} does not verify: {problems}",
     "checkpoint": "",
     "early_stop": "stopped early at step {step}",
@@ -48,6 +49,8 @@ EVENTS: dict[str, str] = {
     " {rejected:.0f} tokens): length itself may be learnt; compare reward_accuracy_longer with reward_accuracy_shorter",
     "pairs_prepared": "",
     "pairs_rejected": "{total:count record} left out of the data: {reasons:parameters}",
+    "prompts_rejected": "{total:count record} of the prompts left out: {reasons:parameters}",
+    "reward_failed": "step {step}: reward {reward} failed for {answers} of {of} answers: {outcome}",
     # preprocessing
     "actors": "",
     "actors_died": "",

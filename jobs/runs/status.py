@@ -118,6 +118,7 @@ def summary(run: RunDir, state: BackendState) -> dict[str, Any]:
         "loss": metrics.get("train/loss"),
         "progress": {key: progress.get(key) for key in ("stage", "done", "total", "unit")} if progress else None,
         "directory": str(run.path),
+        "wandb": (read_json(run.wandb_address) or {}).get("address"),
     }
 
 

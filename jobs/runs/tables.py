@@ -119,6 +119,8 @@ def run_page(found: Mapping[str, Any]) -> RenderableType:
         dirty = " + uncommitted changes (kept in run.yaml)" if code.get("dirty") else ""
         head.add_row("code", f"{code['commit'][:12]} ({code.get('branch')}){dirty}")
     head.add_row("directory", found["directory"])
+    if found.get("wandb"):
+        head.add_row("W&B", found["wandb"])
     if progress_words(found):
         head.add_row("progress", progress_words(found))
     if broken := broken_words(found.get("broken_lines") or {}):

@@ -78,14 +78,14 @@ def _tail(path: Path, size: int) -> bytes:
         return b""
 
 
-def read_new_lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """The complete JSON lines behind a byte offset, and the offset behind them."""
+def read_new_lines(path: Path, offset: int, end: int = -1) -> tuple[list[dict[str, Any]], int]:
+    """The complete JSON lines behind a byte offset (and before `end`, unless it is -1), and the offset behind them."""
     try:
         with path.open("rb") as stream:
             if stream.seek(0, os.SEEK_END) < offset:  # a copy of a run was fetched anew: go on behind what is left
                 offset = stream.tell()
             stream.seek(offset)
-            raw = stream.read()
+            raw = stream.read(end - offset if end >= 0 else -1)
     except FileNotFoundError:
         return [], offset
     whole = raw[: raw.rfind(b"\n") + 1]

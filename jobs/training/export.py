@@ -1,22 +1,21 @@
-"""Write a run's model as a Hugging Face directory that anyone can open.
+"""Write a run's model as a Hugging Face directory that anyone can open."""
 
-Usage on the machine where the run lies: python -m jobs.training.export RUN_DIR DIR [--step N]
-"""
-
-import argparse
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from cluster.errors import ConfigError, RopewalkError
+from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from jobs.training.model_record import copy_tokenizer
 
 
-def export(run: RunDir, directory: Path, step: int | None = None) -> Path:
+def export(
+    run: RunDir, directory: Path, step: int | None = None, finish: Callable[[Path, int], None] = lambda directory, step: None
+) -> Path:
     """Write safetensors, configuration and tokenizer of the newest complete checkpoint (or that of `step`).
 
-    Needs no process group and no GPU. Raises CheckpointError where there is no such checkpoint, ConfigError
-    where the run trains no model, or the directory holds something already.
+    `finish` is given the directory and the step before anybody sees them, and may add files. Needs no process group and
+    no GPU. Raises CheckpointError where there is no such checkpoint, ConfigError where the run trains no model, or the
+    directory holds something already.
     """
     from jobs.training.load_checkpoint import load_model
 
@@ -27,6 +26,7 @@ def export(run: RunDir, directory: Path, step: int | None = None) -> Path:
     _empty(partial)
     model.save_pretrained(partial)
     copy_tokenizer(run, partial)
+    finish(partial, manifest.step)
     if directory.exists():
         directory.rmdir()
     partial.rename(directory)  # a reader sees a complete model or none
@@ -38,20 +38,3 @@ def _empty(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.iterdir():
         path.unlink()
-
-
-def main() -> None:
-    """Export one run on behalf of a machine that does not see it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("directory", type=Path)
-    parser.add_argument("--step", type=int)
-    words = parser.parse_args()
-    try:
-        export(RunDir(words.run_dir), words.directory, words.step)
-    except RopewalkError as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

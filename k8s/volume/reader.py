@@ -100,7 +100,7 @@ class Reader:
 
     def _bring_model(self, run: RunDir, directory: Path, step: int | None) -> None:
         there = f"/tmp/export-{secrets.token_hex(4)}"  # noqa: S108 - of the pod, which has it for itself
-        words = [self.profile.python, "-m", "jobs.training.export", f"{self.profile.claim_path}/{run.id}", there]
+        words = [self.profile.python, "-m", "jobs.cards.export", f"{self.profile.claim_path}/{run.id}", there]
         self._execute(run, [*words, *(["--step", str(step)] if step is not None else [])], None, None)
         partial = directory.with_name(f".{directory.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -46,10 +46,10 @@ def test_a_filter_as_the_readme_adds_it(tmp_path: Path) -> None:
     source = write_lines(tmp_path / "in/a.jsonl", [{"id": name, "text": text} for name, text in texts.items()])
     keys = yaml.safe_load(blocks()["yaml"])
     manifest = make(source, tmp_path / "out", validation_fraction=0, **keys)
-    assert manifest.rejected.reasons == {"min_words:too_few": 1, "shouting:capitals": 1}
+    assert manifest.rejected.reasons == {"min_words.too_few": 1, "shouting.capitals": 1}
     assert manifest.config["filters"] == [{"min_words": {"words": 50}}, {"shouting": {"share": 0.6}}]
     lines = [json.loads(line) for line in (tmp_path / "out/rejected/part-00000.jsonl").read_text().splitlines()]
-    assert {line["id"]: line["reason"] for line in lines} == {"short": "min_words:too_few", "loud": "shouting:capitals"}
+    assert {line["id"]: line["reason"] for line in lines} == {"short": "min_words.too_few", "loud": "shouting.capitals"}
 
 
 @pytest.mark.usefixtures("installed")
@@ -63,5 +63,5 @@ def test_its_options_are_checked_at_submission(tmp_path: Path) -> None:
 
 
 def test_it_is_not_there_without_its_package(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown filter 'shouting'; known: min_words"):
+    with pytest.raises(ConfigError, match="unknown filter 'shouting'; known: c4, fineweb"):
         configure(tmp_path, tmp_path / "out", filters=["shouting"])

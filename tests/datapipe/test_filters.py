@@ -9,10 +9,10 @@ import pytest
 
 from cluster.config_reader import load_config
 from cluster.errors import ConfigError, DataError
-from datapipe.document import Document
+from datapipe.document_batch import DocumentBatch
 from datapipe.execution.worker import Task
 from datapipe.filters import registry
-from datapipe.filters.filter import Filter
+from datapipe.filters.filter import Filter, Verdict
 from datapipe.pipeline import make_data_set
 from datapipe.progress import Progress
 from jobs.preprocess.config import PreprocessConfig
@@ -23,10 +23,10 @@ KEYS: dict[str, Any] = {"unit_mib": 0.01, "shard_mib": 0.05}
 
 
 class Fails(Filter):
-    """Divides by nothing."""
+    """Divides by nothing, at one document."""
 
-    def reject(self, document: Document) -> str | None:
-        return str(1 / (len(document.text) - len(document.text)))
+    def judge(self, batch: DocumentBatch) -> Verdict:
+        return Verdict.of(str(1 / (number - 7)) for number in batch.column("line"))
 
 
 @pytest.fixture
@@ -59,8 +59,11 @@ def test_what_a_user_writes(tmp_path: Path, source: Path, written: Any, meant: A
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        (["min_word"], "filters: unknown filter 'min_word'; did you mean 'min_words'?; known: min_words"),
-        (["c5"], "filters: unknown filter 'c5'; known: min_words"),
+        (
+            ["min_word"],
+            "filters: unknown filter 'min_word'; did you mean 'min_words'?; known: c4, decontaminate, fineweb",
+        ),
+        (["c5"], "filters: unknown filter 'c5'; known: c4, decontaminate, fineweb"),
         ([{"min_words": {"word": 3}}], "filters: min_words: unknown key 'word'; did you mean 'words'?"),
         ([{"min_words": {"words": 0}}], "filters: min_words: words: input should be greater than or equal to 1, is 0"),
         ([{"min_words": 3}], "options are written {option: value}, are 3"),
@@ -79,9 +82,9 @@ def test_what_is_dropped_is_counted_and_listed(tmp_path: Path, source: Path) -> 
     documents = some_documents(300)
     short = {document["id"] for document in documents if len(document["text"].split()) < 40}
     manifest = make(source, tmp_path / "out", filters=[FORTY], **KEYS)
-    assert manifest.rejected.reasons["min_words:too_few"] == len(short)
+    assert manifest.rejected.reasons["min_words.too_few"] == len(short)
     assert manifest.rejected.reasons["invalid_json"] == 1
-    assert {line["id"] for line in listed(tmp_path / "out") if line["reason"] == "min_words:too_few"} == short
+    assert {line["id"] for line in listed(tmp_path / "out") if line["reason"] == "min_words.too_few"} == short
     assert {line["id"] for line in listed(tmp_path / "out") if line["reason"] == "duplicate"}.isdisjoint(short)
     assert manifest.totals.documents + manifest.rejected.total == 301
     assert sum(record.rejected for record in manifest.inputs) == manifest.rejected.total
@@ -120,5 +123,5 @@ def test_a_killed_run_goes_on_with_its_filters(tmp_path: Path, source: Path) -> 
 
 def test_a_filter_that_fails_is_named_with_its_document(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.BUILT_IN, "fails", f"{__name__}:Fails")
-    with pytest.raises(DataError, match=r"filter fails failed at document doc-0-0 of book-0: ZeroDivisionError: .*; correct it"):
+    with pytest.raises(DataError, match=r"filter fails failed at document doc-0-6 of book-0: ZeroDivisionError: .*; correct it"):
         make(source, tmp_path / "out", filters=["fails"])

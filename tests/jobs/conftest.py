@@ -1,11 +1,14 @@
-"""A shell in an empty directory, with clusters that are made up."""
+"""A shell in an empty directory, with clusters that are made up; a W&B server that records."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.fakes.token_files import write_dataset
+from tests.fakes.wandb_server import WandbServer, serving
 from tests.jobs.shell import Shell
 
 
@@ -31,3 +34,19 @@ def shell(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, t
     (tmp_path / "clusters.yaml").write_text(yaml.safe_dump(clusters))
     write_dataset(tmp_path / "data", [5000], [600])
     return Shell(capsys, monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def wandb_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A W&B server of the test's own, for this process and its children; the runs' root lies in the test's folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
+    for name in ("WANDB_SERVICE", "WANDB_SILENT", "WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL"):  # wandb in this process sets them
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    with serving() as found:
+        monkeypatch.setenv("WANDB_BASE_URL", found.address)
+        yield found
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].teardown()

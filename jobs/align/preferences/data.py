@@ -34,7 +34,7 @@ def prepared(context: JobContext, config: AlignConfig, group: Group, *, paired: 
     manifest = read_prepared(data_folder(context))
     if manifest is None:
         context.fence.check()
-        tokenizer = _tokenizer_files(context, config)
+        tokenizer = tokenizer_files(context, config)
         manifest = prepare(_data_plan(context, config, tokenizer, paired=paired), tokenizer, data_folder(context))
         _tell(context, manifest)
     return group.broadcast_object(manifest)
@@ -52,19 +52,20 @@ def _data_plan(context: JobContext, config: AlignConfig, tokenizer: TokenizerFil
         paired=paired,
         seq_len=config.seq_len or min(_SEQ_LEN, positions),
         on_long=config.on_long,
+        verbatim=config.chat.verbatim,
+        system=config.chat.system,
     )
 
 
-def _tokenizer_files(context: JobContext, config: AlignConfig) -> TokenizerFiles:
+def tokenizer_files(context: JobContext, config: AlignConfig) -> TokenizerFiles:
     """The tokenizer of the model that learns, with the chat template that the configuration names."""
     if config.model.run is not None:
         found = take_tokenizer(str(find_source_run(context.run, config.model.run, "model.run").tokenizer))
     else:
         assert config.model.path is not None
         found = take_tokenizer(config.model.path)
-    if config.chat_template is None:
-        return found
-    return replace(found, files={**found.files, "chat_template.jinja": Path(config.chat_template).read_bytes()})
+    template = config.chat.template_text
+    return found if template is None else replace(found, files={**found.files, "chat_template.jinja": template.encode()})
 
 
 def _tell(context: JobContext, manifest: dict[str, Any]) -> None:

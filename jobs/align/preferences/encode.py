@@ -1,13 +1,14 @@
-"""A prompt and its answers → token ids, by the tokenizer's chat template or as plain text."""
+"""A prompt and its answers → token ids, by a chat template or as the text stands."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from transformers import AutoTokenizer
 
-from cluster.errors import DataError
-from jobs.align.preferences.records import Preference, Refused, Text
+from datapipe.chat.built_in import TEMPLATES
+from datapipe.chat.conversation import BadConversationError
+from datapipe.chat.template import ChatTokenizer
+from jobs.align.preferences.records import Preference, Refused, conversations
 
 TOO_LONG = "too_long"
 
@@ -22,57 +23,60 @@ class Tokens(NamedTuple):
 
 
 class Encoder:
-    """Encodes preferences; none is longer than `seq_len` tokens."""
+    """Encodes preferences; none is longer than `seq_len` tokens.
 
-    def __init__(self, tokenizer: Path, *, seq_len: int, cut: bool) -> None:
+    Messages are written by the tokenizer's chat template (else a plain built-in one). Text is too, as the user's and the
+    assistant's, unless it is taken `verbatim`: then it is closed by the end-of-sequence token. Prompt and answer are
+    encoded apart, as they are when the model is asked.
+    """
+
+    def __init__(
+        self, tokenizer: Path, *, seq_len: int, cut: bool, verbatim: bool | None = None, system: str | None = None
+    ) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer)
-        self.seq_len, self.cut = seq_len, cut
+        own = self.tokenizer.chat_template
+        self.chat = ChatTokenizer(tokenizer, None if own else TEMPLATES["plain"])
+        self.verbatim = not own if verbatim is None else verbatim
+        self.seq_len, self.cut, self.system = seq_len, cut, system
 
     def encode(self, preference: Preference) -> Tokens | Refused:
-        """Token ids, or the reason why there are none. Raises DataError for messages without a chat template."""
-        encode: Callable[[Any, Any], tuple[list[int], list[int]] | Refused] = (
-            self._plain if isinstance(preference.prompt, str) else self._templated
-        )
-        answers = []
-        prompt: list[int] = []
-        for answer in preference.answers:
-            found = encode(preference.prompt, answer)
-            if isinstance(found, Refused):
-                return found
-            prompt = found[0]
-            answers.append(found[1])
+        """Token ids, or the reason why there are none."""
+        verbatim = self.verbatim and isinstance(preference.prompt, str)
+        try:
+            prompt, answers = self._plain(preference) if verbatim else self._templated(preference)
+        except BadConversationError as error:
+            return Refused(error.reason)
         if not prompt:
             return Refused("empty_prompt")
         if not all(answers):
             return Refused("empty_mask")
-        return self._fitted(Tokens(prompt, tuple(answers), preference.label))
+        if len(answers) == 2 and answers[0] == answers[1]:
+            return Refused("equal_answers")  # a template may strip what made them differ
+        return self._fitted(Tokens(prompt, answers, preference.label))
 
-    def _plain(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-        """Text is encoded as it stands, and closed by the end-of-sequence token."""
-        ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    def _plain(self, preference: Preference) -> tuple[list[int], tuple[list[int], ...]]:
         end = self.tokenizer.eos_token_id
-        return self.tokenizer(prompt)["input_ids"], ids if end is None or ids[-1:] == [end] else [*ids, end]
+        answers = [self._ids(answer) for answer in preference.answers]
+        closed = (ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in answers)
+        return self.tokenizer(preference.prompt)["input_ids"], tuple(closed)
 
-    def _templated(self, prompt: Text, answer: Text) -> tuple[list[int], list[int]] | Refused:
-        if not self.tokenizer.chat_template:
-            raise DataError(
-                "data: it holds messages, and the model's tokenizer has no chat template; set chat_template to a Jinja file, "
-                "or write prompts and answers as plain text"
-            )
-        try:
-            before = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-            whole = self.tokenizer.apply_chat_template([*prompt, *answer], tokenize=False)
-        except Exception:  # a template raises what it likes
-            return Refused("template_failed")
-        if not whole.startswith(before):
-            return Refused("template_changes_the_prompt")
-        said = whole[len(before) :]
+    def _templated(self, preference: Preference) -> tuple[list[int], tuple[list[int], ...]]:
+        asked, said = conversations(preference.prompt, *preference.answers)
+        if self.system is not None and asked[0]["role"] != "system":
+            asked = [{"role": "system", "content": self.system}, *asked]
+        before = self.chat.render(asked, preference.tools, prompt=True)
+        wholes = [self.chat.render([*asked, *answer], preference.tools) for answer in said]
+        if not all(whole.startswith(before) for whole in wholes):
+            raise BadConversationError("template_not_prefix")
+        return self._ids(before), tuple(self._ids(self._turn(whole[len(before) :])) for whole in wholes)
+
+    def _turn(self, said: str) -> str:
+        """Without the white space that a template writes behind the end of a turn: it is not the assistant's."""
         end = self.tokenizer.eos_token
-        if end and end in said:
-            said = said[: said.rindex(end) + len(end)]  # what a template writes between turns is not the assistant's
-        return self._ids(before), self._ids(said)
+        at = said.rfind(end) + len(end) if end and end in said else len(said)
+        return said[:at] if not said[at:].strip() else said
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, text: Any) -> list[int]:
         ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 

@@ -40,6 +40,8 @@ class DataPlan:
     paired: bool
     seq_len: int
     on_long: str
+    verbatim: bool | None
+    system: str | None
 
 
 def read_prepared(folder: Path) -> dict[str, Any] | None:
@@ -75,7 +77,13 @@ class _Preparation:
 
     def run(self) -> dict[str, Any]:
         plan = self.plan
-        encoder = Encoder(self.folder / "tokenizer", seq_len=plan.seq_len, cut=plan.on_long == "cut")
+        encoder = Encoder(
+            self.folder / "tokenizer",
+            seq_len=plan.seq_len,
+            cut=plan.on_long == "cut",
+            verbatim=plan.verbatim,
+            system=plan.system,
+        )
         files = {"data": data_files(plan.data)}
         if plan.validation_data is not None:
             files["validation_data"] = data_files(plan.validation_data)

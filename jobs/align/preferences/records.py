@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-Messages = list[dict[str, Any]]
-Text = str | Messages  # plain text, or the turns of a conversation
+from datapipe.chat.conversation import BadConversationError, Message, check_roles, messages_of
+
+Text = str | list[Message]  # plain text, or the turns of a conversation
 
 PAIRED = "{prompt, chosen, rejected}"
 UNPAIRED = "{prompt, completion, label}"
@@ -16,6 +17,7 @@ class Preference(NamedTuple):
     prompt: Text
     answers: tuple[Text, ...]
     label: bool | None = None
+    tools: list[Any] | None = None
 
 
 class Refused(NamedTuple):
@@ -28,14 +30,10 @@ def pair_of(record: Mapping[str, Any]) -> Preference | Refused:
     """The pair of a record. Without a prompt, two conversations share their first turns, which are the prompt."""
     if "prompt" not in record:
         record = {**record, **_shared_turns(record.get("chosen"), record.get("rejected"))}
-    missing = _missing(record, ("prompt", "chosen", "rejected"))
-    if missing is not None:
-        return missing
-    prompt, chosen, rejected = _texts(record["prompt"], record["chosen"], record["rejected"])
-    problem = _problem(prompt, chosen, rejected)
-    if problem is None and chosen == rejected:
-        problem = "equal_answers"
-    return Refused(problem) if problem else Preference(prompt, (chosen, rejected))
+    found = _checked(record, ("prompt", "chosen", "rejected"))
+    if not isinstance(found, Refused) and found.answers[0] == found.answers[1]:
+        return Refused("equal_answers")
+    return found
 
 
 def labelled_of(record: Mapping[str, Any]) -> Iterator[Preference | Refused]:
@@ -45,24 +43,32 @@ def labelled_of(record: Mapping[str, Any]) -> Iterator[Preference | Refused]:
         if isinstance(pair, Refused):
             yield pair
         else:
-            yield from (Preference(pair.prompt, (one,), good) for one, good in zip(pair.answers, (True, False), strict=True))
+            yield from (pair._replace(answers=(one,), label=good) for one, good in zip(pair.answers, (True, False), strict=True))
         return
-    missing = _missing(record, ("prompt", "completion", "label"))
-    if missing is not None:
-        yield missing
-        return
-    prompt, answer = _texts(record["prompt"], record["completion"])
-    label = record["label"]
-    if not isinstance(label, bool) and label not in (0, 1):
+    label = record.get("label")
+    if label is None:
+        yield Refused("missing_label")
+    elif not isinstance(label, bool) and label not in (0, 1):
         yield Refused("label_not_boolean")
-        return
-    problem = _problem(prompt, answer)
-    yield Refused(problem) if problem else Preference(prompt, (answer,), bool(label))
+    else:
+        found = _checked(record, ("prompt", "completion"))
+        yield found if isinstance(found, Refused) else found._replace(label=bool(label))
 
 
-def _missing(record: Mapping[str, Any], keys: tuple[str, ...]) -> Refused | None:
+def _checked(record: Mapping[str, Any], keys: tuple[str, ...]) -> Preference | Refused:
     absent = [key for key in keys if record.get(key) is None]
-    return Refused(f"missing_{absent[0]}") if absent else None
+    if absent:
+        return Refused(f"missing_{absent[0]}")
+    try:
+        prompt, *answers = _texts(*(record[key] for key in keys))
+    except BadConversationError as error:
+        return Refused(error.reason)
+    if not prompt:
+        return Refused("empty_prompt")
+    if not all(map(_says_something, answers)):
+        return Refused("empty_answer")
+    tools = record.get("tools")
+    return Preference(prompt, tuple(answers), tools=tools if isinstance(tools, list) and tools else None)
 
 
 def _shared_turns(chosen: Any, rejected: Any) -> dict[str, Any]:
@@ -77,32 +83,26 @@ def _shared_turns(chosen: Any, rejected: Any) -> dict[str, Any]:
 
 
 def _texts(prompt: Any, *answers: Any) -> list[Any]:
-    """All as they are if all are text; else all as turns: a prompt's text is the user's, an answer's the assistant's."""
+    """All as they are if all are text; else all as turns, which must alternate and end with the assistant's."""
     if all(isinstance(value, str) for value in (prompt, *answers)):
         return [prompt, *answers]
-    turns = [[{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt]
-    return turns + [[{"role": "assistant", "content": one}] if isinstance(one, str) else one for one in answers]
+    asked, said = conversations(prompt, *answers)
+    return [asked, *said]
 
 
-def _problem(prompt: Any, *answers: Any) -> str | None:
-    if not _is_text(prompt) or not all(map(_is_text, answers)):
-        return "not_text_or_messages"
-    if not prompt:
-        return "empty_prompt"
-    if not all(map(_says_something, answers)):
-        return "empty_answer"
-    if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
-        return "prompt_ends_with_an_answer"
-    if any(isinstance(one, list) and one[-1]["role"] != "assistant" for one in answers):
-        return "no_assistant_turn"
-    return None
-
-
-def _is_text(value: Any) -> bool:
-    if isinstance(value, str):
-        return True
-    return isinstance(value, list) and all(isinstance(turn, dict) and isinstance(turn.get("role"), str) for turn in value)
+def conversations(prompt: Text, *answers: Text) -> tuple[list[Message], list[list[Message]]]:
+    """The turns of a prompt and of its answers; text is the user's and the assistant's. Raises BadConversationError."""
+    asked = messages_of(prompt, "user") if prompt else []
+    said = [messages_of(answer, "assistant") for answer in answers]
+    for answer in said:
+        if answer[-1]["role"] != "assistant":
+            raise BadConversationError("no_assistant_turn")
+        check_roles([*asked, *answer])
+    return asked, said
 
 
 def _says_something(answer: Text) -> bool:
-    return bool(answer.strip()) if isinstance(answer, str) else bool(answer) and bool(answer[-1].get("content"))
+    if isinstance(answer, str):
+        return bool(answer.strip())
+    last = answer[-1]
+    return bool(last.get("tool_calls") or (last["content"] or "").strip())

@@ -1,27 +1,56 @@
-"""What the model is compared with: log-probabilities of answers under the model as it was."""
+"""What the model is compared with: the model as it was when the run began."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from cluster.run.context import JobContext
 from jobs.align.config import AlignConfig
-from jobs.align.preferences.log_probs import answer_log_probs
-from jobs.training.batch import Batch
+from jobs.training.lora import adapter_off
 from jobs.training.model import ModelPlan, build_model
 from sharding.group import Group
 
-# a batch → log-probabilities of its answers [B, A] under the reference, without a gradient
-Reference = Callable[[nn.Module, Batch], torch.Tensor]
+T = TypeVar("T")
 
 
-def frozen_copy(context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan) -> Reference:
-    """The model's first weights, frozen, sharded on the same mesh."""
-    copy = build_model(plan, context.run, group, config.parallel, config.precision, trainable=False)
+class Reference(Protocol):
+    """Computes something with the reference, without gradients; `model` is the one that learns."""
+
+    def __call__(self, model: nn.Module, compute: Callable[[nn.Module], T]) -> T:
+        """What `compute` finds of the reference."""
+        ...
+
+
+def open_reference(kind: str, context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan) -> Reference:
+    """The reference of a kind: the model's own `adapter` switched off, or a frozen `copy` on the same mesh."""
+    return _AdapterOff() if kind == "adapter" else _FrozenCopy(first_model(context, config, group, plan))
+
+
+def first_model(context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan) -> nn.Module:
+    """The model as the run begins with it, frozen, without an adapter, sharded on the same mesh."""
+    plain = replace(plan, adapter=None, adapter_keys=None, draws=False)
+    return build_model(plain, context.run, group, config.parallel, config.precision, trainable=False)
+
+
+class _FrozenCopy:
+    def __init__(self, copy: nn.Module) -> None:
+        self.copy = copy
 
     @torch.no_grad()
-    def of(model: nn.Module, batch: Batch) -> torch.Tensor:
-        return answer_log_probs(copy, batch).sums
+    def __call__(self, model: nn.Module, compute: Callable[[nn.Module], Any]) -> Any:
+        return compute(self.copy)
 
-    return of
+
+class _AdapterOff:
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, compute: Callable[[nn.Module], Any]) -> Any:
+        was_training = model.training
+        model.eval()  # no dropout of the base
+        try:
+            with adapter_off(model):
+                return compute(model)
+        finally:
+            model.train(was_training)

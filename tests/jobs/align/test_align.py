@@ -1,12 +1,19 @@
 """Aligning as a whole: any number of ranks, stopped, killed and resumed; what is measured, and what is left out."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from cluster.run.directory import RunDir
+from datapipe.loader.order import permute
 from jobs.align.preferences.source import Rows
+from jobs.training.load_checkpoint import load_model
+from tests.jobs.align.formulas import kto_losses, pair_losses
 from tests.jobs.align.pairs import align_config, align_run, make_model, pairs, write_pairs
 from tests.jobs.corpus import END
 from tests.jobs.launch import equal, events, launch, log_of, losses, start, weights
@@ -26,7 +33,10 @@ def metrics(run: RunDir, name: str) -> list[float]:
     return [line[name] for line in run.read_metrics() if name in line]
 
 
-@pytest.mark.parametrize("keys", [{}, {"method": "orpo"}], ids=str)
+LORA = {"lora": {"rank": 4}, "optim": {"lr": 1e-2, "warmup_steps": 2}}
+
+
+@pytest.mark.parametrize("keys", [{}, {"method": "orpo"}, {"method": "kto"}, LORA], ids=["dpo", "orpo", "kto", "lora"])
 def test_no_number_of_ranks_and_no_micro_batch_changes_what_is_learnt(
     keys: dict[str, Any], model: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -39,11 +49,13 @@ def test_no_number_of_ranks_and_no_micro_batch_changes_what_is_learnt(
             assert metrics(run, f"train/{name}") == pytest.approx(metrics(runs[0], f"train/{name}"), rel=1e-4, abs=1e-6)
         assert result["validation/reward_accuracy"] == results[0]["validation/reward_accuracy"]
     assert losses(runs[0])[6] < losses(runs[0])[1]
-    assert results[0]["validation/reward_accuracy"] > 0.7
+    assert results[0]["validation/reward_accuracy"] > 0.6
 
 
-def test_killed_and_resumed_is_bit_identical(model: Path, data: Path, tmp_path: Path) -> None:
-    whole, killed = (align_run(tmp_path, align_config(model, data, steps=8, checkpoint={"every_steps": 3})) for _ in range(2))
+@pytest.mark.parametrize("keys", [{}, {"method": "kto", **LORA}], ids=["dpo", "kto with lora"])
+def test_killed_and_resumed_is_bit_identical(keys: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
+    config = align_config(model, data, steps=8, checkpoint={"every_steps": 3}, **keys)
+    whole, killed = (align_run(tmp_path, config) for _ in range(2))
     launch(whole, 2)
     group = start(killed, 2, TEST_HOOK="stall_in_step")
     group.until(lambda: (killed.path / "stalled").exists() and bool(events(killed, "checkpoint")))
@@ -56,6 +68,63 @@ def test_killed_and_resumed_is_bit_identical(model: Path, data: Path, tmp_path: 
     assert [event["step"] for event in events(killed, "resumed")] == [3]
     assert equal(weights(whole), weights(killed))
     assert losses(whole) == losses(killed)
+
+
+def row_numbers(steps: range, rows: int) -> list[int]:
+    """The rows that a run of `align_config` learns from in these steps, counted from 0."""
+    positions = np.arange(steps.start * 7, steps.stop * 7)
+    epochs, indices = np.divmod(positions, rows)
+    return permute(indices, rows, 0, epochs).tolist()
+
+
+@pytest.mark.parametrize("keys", [{"label_smoothing": 0.2, "loss": "robust"}, {"method": "ipo", "length_normalized": True}, LORA])
+def test_the_loss_of_a_run_is_the_papers(keys: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
+    """Of what the checkpoint before it holds, one sequence at a time."""
+    run = align_run(tmp_path, align_config(model, data, steps=2, checkpoint={"every_steps": 1}, **keys))
+    launch(run, 2)
+    rows = Rows(run.path / "pairs/train.arrow")
+    names = ("prompt", "chosen", "rejected")
+    learnt = [tuple(rows.ids(row, name).tolist() for name in names) for row in row_numbers(range(1, 2), len(rows))]
+    before, reference = load_model(run, 1)[0].double(), AutoModelForCausalLM.from_pretrained(model).double()
+    with torch.no_grad():
+        wanted = pair_losses(keys, before, reference, learnt).mean().item()  # type: ignore[arg-type]
+    assert losses(run)[2] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_loss_and_the_kl_of_kto_are_the_papers(model: Path, data: Path, tmp_path: Path) -> None:
+    run = align_run(tmp_path, align_config(model, data, method="kto", steps=2, checkpoint={"every_steps": 1}))
+    launch(run, 3)
+    rows = Rows(run.path / "pairs/train.arrow")
+    numbers = row_numbers(range(1, 2), len(rows))
+    learnt, others = [], []
+    for row in numbers:
+        prompt = rows.ids(row, "prompt").tolist()
+        learnt.append((prompt, rows.ids(row, "completion").tolist(), rows.value(row, "label")))
+        another = next(n for k in range(1, len(rows)) if rows.ids(n := (row + k) % len(rows), "prompt").tolist() != prompt)
+        others.append(rows.ids(another, "completion").tolist())
+    before, reference = load_model(run, 1)[0].double(), AutoModelForCausalLM.from_pretrained(model).double()
+    with torch.no_grad():
+        wanted, kl = kto_losses(before, reference, learnt, others)
+    assert losses(run)[2] == pytest.approx(wanted.mean().item(), rel=1e-6)
+    assert metrics(run, "train/kl")[1] == pytest.approx(kl.item(), rel=1e-4, abs=1e-6)
+    assert kl > 0
+
+
+def test_a_reference_is_computed_once_and_verified(model: Path, data: Path, tmp_path: Path) -> None:
+    own = shutil.copy(data, tmp_path / data.name)
+    config = align_config(model, own, steps=3)
+    copy, once, again = (align_run(tmp_path, {**config, "reference": kind}) for kind in ("copy", "precomputed", "precomputed"))
+    launch(copy, 1)
+    launch(once, 2)
+    assert losses(once) == pytest.approx(losses(copy), rel=1e-6)
+    chunks = sorted(tmp_path.glob("*.reference/*/*.arrow"))
+    assert {path.name for path in chunks} == {"train-00000.arrow", "validation-00000.arrow"}
+    written, content = [path.stat().st_mtime_ns for path in chunks], chunks[0].read_bytes()
+    chunks[0].write_bytes(content[:400] + b"x" + content[401:])
+    launch(again, 1)
+    assert chunks[0].read_bytes() == content, "a damaged one is made anew"
+    assert chunks[1].stat().st_mtime_ns == written[1], "another is not"
+    assert losses(again) == pytest.approx(losses(copy), rel=1e-6)
 
 
 def test_what_no_pair_can_be_made_of_is_counted_and_named(model: Path, tmp_path: Path) -> None:
@@ -82,7 +151,7 @@ def test_what_no_pair_can_be_made_of_is_counted_and_named(model: Path, tmp_path:
             "missing_rejected": 1,
             "no_assistant_turn": 1,
             "not_an_object": 1,
-            "not_text_or_messages": 1,
+            "no_messages": 1,
             "too_long": 1,
         },
     }

@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> RunDir:
         "entry": "tests.fakes.toy:count",
         "engine": "ranks",
         "preload": ["torch", "tests.fakes.toy"],
-        "sidecars": ["jobs.tracking.wandb_sync"],
+        "sidecars": ["jobs.mirror.sidecar"],
         "config": {"steps": 100_000, "pause": 0.02},
         "resources": {"nodes": 2, "ranks_per_node": 1},
         "cluster": "local",

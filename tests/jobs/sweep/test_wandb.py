@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import BackendError
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
+from jobs.mirror.mirror import send_rest
 from jobs.sweep.results import read_sweep
-from jobs.tracking.wandb_sync import sync_run
 from tests.fakes.sweep import make_sweep
-from tests.jobs.tracking.test_tracking_wandb import records
+from tests.fakes.wandb_server import WandbServer
+from tests.jobs.mirror.test_sidecar import records
 from tests.patience import Patience, ended, until
 
 
@@ -28,7 +28,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 
 def start(run: RunDir) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "jobs.tracking.wandb_sync", str(run.path), "--attempt", "1"])
+    return subprocess.Popen([sys.executable, "-m", "jobs.mirror.sidecar", str(run.path), "--attempt", "1"])
 
 
 def summary(run: RunDir) -> dict[str, Any]:
@@ -36,12 +36,15 @@ def summary(run: RunDir) -> dict[str, Any]:
     return {key: value for record in records(run, "summary") for key, value in record["summary"].get("update", {}).items()}
 
 
-def test_the_summary_outlives_kill_9(sweep: RunDir, tmp_path: Path) -> None:
+def test_the_summary_outlives_kill_9(
+    wandb_server: WandbServer, sweep: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = sweep.path / "trials/0004.json"
     ended = read_json(path) or {}
     write_json(path, {**ended, "state": "PENDING", "runs": []})
     sidecar = start(sweep)
-    until((sweep.wandb / "cursor.json").exists, Patience.START)
+    until((sweep.wandb / "offline-told.json").exists, Patience.START)
+    until(lambda: summary(sweep), Patience.START)
     sidecar.kill()
     sidecar.wait()
     (opened,) = [record["run"] for record in records(sweep, "run")]
@@ -50,11 +53,11 @@ def test_the_summary_outlives_kill_9(sweep: RunDir, tmp_path: Path) -> None:
 
     write_json(path, ended)  # the last trial ends, and nobody is there to tell of it
     (tmp_path / "outcome.json").rename(sweep.attempt_dir(1) / "outcome.json")
-    for _ in range(2):  # the second time nothing is left to mirror
-        with pytest.raises(BackendError, match="2 W&B files wait"):
-            sync_run(sweep)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    send_rest(sweep)
+    told = wandb_server.run(sweep.id).summary
     results = read_sweep(sweep)
-    best, told = results.best, summary(sweep)
+    best = results.best
     assert best is not None
     assert (told["best/metric"], told["sweep/steps_saved"]) == (best.metric, results.saved)
     assert told["best/parameters/optim.lr"] == pytest.approx(best.parameters["optim.lr"])
@@ -62,7 +65,7 @@ def test_the_summary_outlives_kill_9(sweep: RunDir, tmp_path: Path) -> None:
 
 def test_the_end_of_a_sidecar_tells_the_last_state(sweep: RunDir) -> None:
     sidecar = start(sweep)
-    until((sweep.wandb / "cursor.json").exists, Patience.START)
+    until((sweep.wandb / "offline-told.json").exists, Patience.START)
     path = sweep.path / "trials/0004.json"
     write_json(path, {**(read_json(path) or {}), "state": "CANCELLED"})  # sooner than the summary is looked at again
     write_json(sweep.attempt_dir(1) / "nodes/node-0.json", {"exit_code": 0})

@@ -10,16 +10,13 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import BackendError
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import write_json
-from cluster.spec import Outcome, RunState
 from jobs.tracking.metrics import MetricLog
-from jobs.tracking.wandb_sync import sync_run
 from tests.patience import Stopwatch, ended, until
 
-PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'jobs.tracking.wandb_sync', *sys.argv[1:]])"
+PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'jobs.mirror.sidecar', *sys.argv[1:]])"
 
 
 @pytest.fixture
@@ -31,7 +28,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
 
 
 def start(run: RunDir, attempt: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "jobs.tracking.wandb_sync", str(run.path), "--attempt", str(attempt)])
+    return subprocess.Popen([sys.executable, "-m", "jobs.mirror.sidecar", str(run.path), "--attempt", str(attempt)])
 
 
 def catches_sigterm(pid: int) -> bool:
@@ -103,7 +100,7 @@ def test_kill_9_loses_nothing_older_than_a_second_and_a_new_sidecar_goes_on(run:
     run.begin_attempt()
     sidecar = start(run, 1)
     log_steps(run, 1, range(1, 11))
-    until((run.wandb / "cursor.json").exists)
+    until((run.wandb / "offline.json").exists)
     sidecar.kill()
     sidecar.wait()
     assert history(run, "train/loss") == [pytest.approx(1 / s) for s in range(1, 11)]
@@ -135,20 +132,3 @@ def test_a_server_that_is_down_holds_up_nobody(run: RunDir, monkeypatch: pytest.
     log_steps(run, 1, range(1, 4))
     assert stop(sidecar, run, 1, 0) < 10
     assert len(history(run, "train/loss")) == 3
-    with pytest.raises(BackendError, match=r"1 W&B files wait, .* `wandb login` and `ropewalk sync`"):
-        sync_run(run)
-
-
-def test_nothing_to_sync(run: RunDir) -> None:
-    assert sync_run(run) == []
-
-
-def test_what_no_sidecar_lived_to_mirror_is_mirrored_before_the_upload(run: RunDir) -> None:
-    run.begin_attempt()
-    log_steps(run, 1, range(1, 6))
-    run.write_outcome(1, Outcome(state=RunState.FAILED, exit_code=1, cause="the node burnt"))
-    with pytest.raises(BackendError, match="1 W&B files wait"):
-        sync_run(run)
-    assert len(history(run, "train/loss")) == 5
-    with pytest.raises(BackendError, match="1 W&B files wait"):  # nothing is mirrored twice
-        sync_run(run)

@@ -1,0 +1,126 @@
+"""Clusters of near-duplicates among candidates: pairs that share a band, compared by their shingles, and joined."""
+
+import numpy as np
+from numba import njit, types
+
+from datapipe.text.kernels import COMPILE, HASHES
+
+ALL_PAIRS = 64  # a band's documents up to this number are all compared; of more each with the first and with those before it
+NEIGHBOURS = 8
+
+
+@njit(**COMPILE)
+def jaccard(shingles, first, count, other, others):
+    """The Jaccard similarity of two ascending sets."""
+    a, b, common = first, other, 0
+    while a < first + count and b < other + others:
+        if shingles[a] == shingles[b]:
+            common += 1
+            a += 1
+            b += 1
+        elif shingles[a] < shingles[b]:
+            a += 1
+        else:
+            b += 1
+    union = count + others - common
+    return common / union if union else 0.0
+
+
+@njit(**COMPILE)
+def _root(parent, node):
+    while parent[node] != node:
+        parent[node] = parent[parent[node]]
+        node = parent[node]
+    return node
+
+
+@njit(**COMPILE)
+def _met_before(keys, one, other, band):
+    """Whether two documents share an earlier band: then they have been compared."""
+    for earlier in range(band):
+        if keys[one, earlier] == keys[other, earlier] and keys[one, earlier]:
+            return True
+    return False
+
+
+@njit(**COMPILE)
+def _compare(one, other, keys, band, starts, counts, shingles, similarity, parent, degree, totals):
+    """Compare a pair and join it if it is similar enough."""
+    if _met_before(keys, one, other, band):
+        return
+    small, large = min(counts[one], counts[other]), max(counts[one], counts[other])
+    totals[0] += 1
+    if small < similarity * large or not large:
+        return
+    if jaccard(shingles, starts[one], counts[one], starts[other], counts[other]) >= similarity:
+        totals[1] += 1
+        degree[one] += 1
+        degree[other] += 1
+        a, b = _root(parent, one), _root(parent, other)
+        parent[max(a, b)] = min(a, b)
+
+
+@njit(**COMPILE)
+def _band(low, high, band, keys, starts, counts, shingles, similarity, parent, degree, totals):
+    """Compare the documents of a cluster that share a key of one band."""
+    order = low + np.argsort(keys[low:high, band], kind="mergesort")
+    at = 0
+    while at < len(order):
+        end = at + 1
+        while end < len(order) and keys[order[end], band] == keys[order[at], band]:
+            end += 1
+        many = end - at > ALL_PAIRS
+        for k in range(at + 1, end):
+            nearest = max(at, k - NEIGHBOURS) if many else at
+            for j in range(nearest, k):
+                _compare(order[j], order[k], keys, band, starts, counts, shingles, similarity, parent, degree, totals)
+            for j in range(at, min(at + NEIGHBOURS, nearest) if many else at):
+                _compare(order[j], order[k], keys, band, starts, counts, shingles, similarity, parent, degree, totals)
+        at = end
+
+
+@njit(**COMPILE)
+def _choose(low, high, parent, degree, stays):
+    """Of each cluster the document stays that is similar to most others; of equals the first."""
+    for node in range(low, high):
+        stays[node] = node
+    best = stays
+    for node in range(low, high):
+        root = _root(parent, node)
+        if degree[node] > degree[best[root]]:
+            best[root] = node
+    for node in range(high - 1, low - 1, -1):
+        root = _root(parent, node)
+        if node != root:
+            stays[node] = best[root]
+
+
+@njit(
+    types.void(
+        types.int64[::1],
+        types.uint64[:, ::1],
+        types.int64[::1],
+        types.int64[::1],
+        HASHES,
+        types.float64,
+        types.int64[::1],
+        types.int64[::1],
+    ),
+    **COMPILE,
+)
+def decide(clusters, keys, starts, counts, shingles, similarity, stays, totals):
+    """For each candidate, in the order of clusters and rows, which one stays for it: itself where it is not dropped.
+
+    `totals`: pairs compared, pairs that are similar enough.
+    """
+    parent = np.arange(len(clusters))
+    degree = np.zeros(len(clusters), dtype=np.int64)
+    low = 0
+    while low < len(clusters):
+        high = low + 1
+        while high < len(clusters) and clusters[high] == clusters[low]:
+            high += 1
+        for band in range(keys.shape[1]):
+            _band(low, high, band, keys, starts, counts, shingles, similarity, parent, degree, totals)
+        _choose(low, high, parent, degree, stays)
+        low = high

@@ -1,0 +1,145 @@
+"""Near-duplicates over all documents: the order of the stages, how many parts each is cut into, and what came of it.
+
+What is decided depends on the documents and their order alone; the parts only bound what a task holds.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from cluster.storage import StoragePath
+from datapipe.dedup.near.compare import Gather, Verify
+from datapipe.dedup.near.connect import Match, Route, Star
+from datapipe.dedup.near.places import EDGE, FOLDER, Places, decided_name, dropped_name
+from datapipe.dedup.near.task import NearTask, done_name
+from datapipe.minhash.config import NearDuplicates
+from datapipe.parted import read_all
+
+MATCH_RECORDS = 1 << 21  # documents in bands that a task of `match` holds
+STAR_DOCUMENTS = 1 << 19
+VERIFY_BYTES = 64 << 20  # of text, of candidates
+
+RunNear = Callable[[str, Sequence[NearTask]], Iterable[tuple[NearTask, dict[str, Any]]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearUnit:
+    """What is known of a unit: how many documents it has, in record batches of which sizes, and where the texts are."""
+
+    index: int
+    blocks: tuple[int, ...]
+    texts: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearDecisions:
+    """Rows of documents that go, ascending, and of each the one that stays for it; what was counted."""
+
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    stays: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    counts: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)  # clusters, by their number of documents
+
+
+def find_near_duplicates(
+    units: Sequence[NearUnit],
+    options: NearDuplicates,
+    *,
+    dropped: NDArray[np.bool_],
+    total_bytes: int,
+    work: StoragePath,
+    run: RunNear,
+) -> NearDecisions:
+    """Find the documents to drop among those that are not `dropped` yet; goes on where an earlier call was killed."""
+    offsets = (0, *np.cumsum([sum(unit.blocks) for unit in units]).tolist())
+    documents = max(offsets[-1], 1)
+    places = Places(
+        units=tuple(unit.index for unit in units),
+        offsets=offsets,
+        match=min(documents * options.bands // MATCH_RECORDS + 1, 4096),
+        star=documents // STAR_DOCUMENTS + 1,
+    )
+    stages = _Stages(work, run)
+    _write_dropped(work, units, offsets, dropped)
+    stages.do("find candidates", [Match(part=part, places=places) for part in range(places.match)])
+    settled = _settle(stages, places)
+    routed = stages.do("cluster candidates", [Route(stage=settled, part=k, places=places) for k in range(places.star)])
+    candidates = sum(result["documents"] for result in routed)
+    places = Places(
+        units=places.units,
+        offsets=offsets,
+        match=places.match,
+        star=places.star,
+        verify=candidates * total_bytes // documents // VERIFY_BYTES + 1,
+    )
+    gather = [
+        Gather(place=place, blocks=unit.blocks, texts=unit.texts, options=options, places=places)
+        for place, unit in enumerate(units)
+    ]
+    gathered = stages.do("read candidates", gather)
+    verified = stages.do("compare candidates", [Verify(part=k, options=options, places=places) for k in range(places.verify)])
+    return _collect(work, places, sum(result["candidates"] for result in gathered), verified)
+
+
+def _write_dropped(work: StoragePath, units: Sequence[NearUnit], offsets: Sequence[int], dropped: NDArray[np.bool_]) -> None:
+    present = set(work.names(FOLDER))
+    for unit, first, last in zip(units, offsets[:-1], offsets[1:], strict=True):
+        name = dropped_name(unit.index)
+        if name.rpartition("/")[2] not in present:
+            work.write(name, np.packbits(dropped[first:last], bitorder="little").tobytes())
+
+
+def _settle(stages: "_Stages", places: Places) -> int:
+    """Bring all candidates to the least one of their cluster; the number of the stage that had nothing to move."""
+    stage, sources = 1, places.match
+    while True:
+        tasks = [Star(stage=stage, part=part, places=places, sources=sources) for part in range(places.star)]
+        results = stages.do("cluster candidates", tasks)
+        if stage % 2 and not any(result["unsettled"] for result in results):
+            return stage
+        stage, sources = stage + 1, places.star
+
+
+class _Stages:
+    """Does the tasks of a stage that are not done yet."""
+
+    def __init__(self, work: StoragePath, run: RunNear) -> None:
+        self.work, self.run = work, run
+        self.present = set(work.names(f"{FOLDER}/done"))
+
+    def do(self, label: str, tasks: Sequence[NearTask]) -> list[dict[str, Any]]:
+        """The results of all tasks, in their order."""
+        results: dict[str, dict[str, Any]] = {}
+        for task in tasks:
+            if f"{task.name}.json" in self.present:
+                results[task.name] = orjson.loads(self.work.read(done_name(task.name)))
+        for task, result in self.run(label, [task for task in tasks if task.name not in results]):
+            results[task.name] = result
+        return [results[task.name] for task in tasks]
+
+
+def _collect(work: StoragePath, places: Places, candidates: int, verified: Sequence[dict[str, Any]]) -> NearDecisions:
+    names = [decided_name(part) for part in range(places.verify)]
+    num_units = len(places.units)
+    found = np.concatenate([np.zeros(0, EDGE), *(read_all(work, names, EDGE, place, num_units) for place in range(num_units))])
+    order = np.argsort(found["from"])
+    sizes: Counter[int] = Counter()
+    for result in verified:
+        sizes.update({int(size): number for size, number in result["sizes"].items()})
+    counts = {
+        "candidates": candidates,
+        "compared": sum(result["compared"] for result in verified),
+        "similar": sum(result["similar"] for result in verified),
+        "clusters": sum(sizes.values()),
+    }
+    return NearDecisions(
+        rows=found["from"][order].astype(np.int64),
+        stays=found["to"][order].astype(np.int64),
+        counts=counts,
+        sizes={str(size): sizes[size] for size in sorted(sizes)},
+    )

@@ -1,0 +1,137 @@
+"""A batch of documents as Arrow columns; its words and lines are found once, for all filters and for MinHash."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from datapipe.document import Document, Rejection
+from datapipe.text.characters import character_tables
+from datapipe.text.compiled import kernels
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),  # null where the record has none
+        ("source", pa.string()),
+        ("line", pa.int64()),
+        ("file", pa.int32()),
+        ("text", pa.large_string()),
+    ]
+)
+KERNELS = "datapipe.text.kernels"
+
+
+class Words(NamedTuple):
+    """The words of all texts of a batch: what white space separates. Those of text k are [first[k], first[k + 1])."""
+
+    first: NDArray[np.int64]
+    start: NDArray[np.int32]  # first byte
+    chars: NDArray[np.int32]
+    kind: NDArray[np.uint8]  # the flags of its characters, and NOT_SYMBOL
+    exact: NDArray[np.uint64]  # hash of the word
+    folded: NDArray[np.uint64]  # hash of its letters and digits in lower case; 0: it has none
+
+
+class Lines(NamedTuple):
+    """What lies between the newlines of all texts of a batch. Those of text k are [first[k], first[k + 1])."""
+
+    first: NDArray[np.int64]
+    start: NDArray[np.int32]  # first byte
+    end: NDArray[np.int32]
+    chars: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class DocumentBatch:
+    """Some documents of one unit, in its order. Texts are seen as bytes; a filter that wants strings asks for `texts`."""
+
+    records: pa.RecordBatch
+
+    @classmethod
+    def of(cls, documents: Sequence[Document]) -> "DocumentBatch":
+        """A batch of documents that were read one by one."""
+        columns: list[list[Any]] = [[getattr(d, name) for d in documents] for name in SCHEMA.names]
+        return cls(pa.record_batch(columns, schema=SCHEMA))
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str]) -> "DocumentBatch":
+        """A batch of bare texts, numbered from 1."""
+        return cls.of([Document(0, number, None, "", text) for number, text in enumerate(texts, 1)])
+
+    @classmethod
+    def of_column(cls, texts: pa.LargeStringArray) -> "DocumentBatch":
+        """A batch of texts of which nothing else is known: no other column is there."""
+        return cls(pa.record_batch([texts], names=["text"]))
+
+    def __len__(self) -> int:
+        return int(self.records.num_rows)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts as Python strings."""
+        found: list[str] = self.records.column("text").to_pylist()
+        return found
+
+    def column(self, name: str) -> list[Any]:
+        """A column as Python values."""
+        values: list[Any] = self.records.column(name).to_pylist()
+        return values
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each text begins in `data`, and the end of the last."""
+        array = self.records.column("text")
+        buffer = array.buffers()[1]
+        return np.frombuffer(buffer, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
+
+    @cached_property
+    def data(self) -> NDArray[np.uint8]:
+        """The buffer in which the texts lie as UTF-8, one behind another."""
+        buffer = self.records.column("text").buffers()[2]
+        return np.frombuffer(buffer, dtype=np.uint8) if buffer else np.zeros(0, dtype=np.uint8)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """The bytes of each text."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def words(self) -> Words:
+        """The words of all texts."""
+        most = int(self.offsets[-1] - self.offsets[0] + len(self) + 1) // 2 + 1
+        start, chars = np.empty(most, dtype=np.int32), np.empty(most, dtype=np.int32)
+        kind = np.empty(most, dtype=np.uint8)
+        exact, folded = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.uint64)
+        first = np.empty(len(self) + 1, dtype=np.int64)
+        tables = character_tables()
+        split = kernels(KERNELS).split_words
+        count = split(self.data, self.offsets, tables.flags, tables.lower, start, chars, kind, exact, folded, first)
+        return Words(first, *(a[:count] for a in (start, chars, kind, exact, folded)))  # type: ignore[arg-type]
+
+    @cached_property
+    def lines(self) -> Lines:
+        """The lines of all texts; a text that ends with a newline has an empty one behind it."""
+        compiled = kernels(KERNELS)
+        most = int(compiled.count_newlines(self.data[self.offsets[0] : self.offsets[-1]])) + len(self)
+        start, end, chars = (np.empty(most, dtype=np.int32) for _ in range(3))
+        first = np.empty(len(self) + 1, dtype=np.int64)
+        compiled.split_lines(self.data, self.offsets, start, end, chars, first)
+        return Lines(first, start, end, chars)
+
+    def keep(self, kept: NDArray[np.bool_]) -> "DocumentBatch":
+        """The documents of these rows alone."""
+        return self if kept.all() else DocumentBatch(self.records.filter(pa.array(kept)))
+
+    def with_texts(self, texts: pa.LargeStringArray) -> "DocumentBatch":
+        """The same documents with other texts."""
+        columns = [texts if name == "text" else self.records.column(name) for name in SCHEMA.names]
+        return DocumentBatch(pa.record_batch(columns, schema=SCHEMA))
+
+    def rejection(self, row: int, reason: str) -> Rejection:
+        """The rejection of the document in a row."""
+        file, line, known, source = (self.records.column(name)[row].as_py() for name in ("file", "line", "id", "source"))
+        return Rejection(file, line, known, source, reason)

@@ -1,0 +1,1 @@
+"""MinHash of documents: signatures in bands, by which near-duplicates meet."""

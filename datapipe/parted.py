@@ -1,0 +1,47 @@
+"""Files of records in parts, so that each of the next stage's tasks reads its own part of every file: a shuffle on disk.
+
+A file is the offsets of its parts (int64, one more than there are parts), then the records, part by part.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.storage import StoragePath
+
+WORD = 8  # bytes of an offset
+
+
+def write_parts(place: StoragePath, name: str, records: NDArray[np.void], parts: NDArray[np.int64], num_parts: int) -> None:
+    """Write records, each to its part; within a part their order stays."""
+    order = np.argsort(parts, kind="stable")
+    counts = np.bincount(parts, minlength=num_parts)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype("<i8")
+    with place.create(name) as stream:
+        stream.write(offsets.tobytes())
+        stream.write(records[order].tobytes())
+
+
+def read_parts(
+    place: StoragePath, name: str, dtype: np.dtype[np.void], parts: tuple[int, int], num_parts: int
+) -> NDArray[np.void]:
+    """The records of the parts from the first of two numbers to before the other."""
+    first, last = parts
+    bounds = np.frombuffer(place.read(name, first * WORD, (last + 1) * WORD), dtype="<i8")
+    if bounds[0] == bounds[-1]:
+        return np.zeros(0, dtype=dtype)
+    base, size = (num_parts + 1) * WORD, dtype.itemsize
+    return np.frombuffer(place.read(name, base + int(bounds[0]) * size, base + int(bounds[-1]) * size), dtype=dtype)
+
+
+def read_all(place: StoragePath, names: Sequence[str], dtype: np.dtype[np.void], part: int, num_parts: int) -> NDArray[np.void]:
+    """The records of one part, of all files in their order."""
+    found = [read_parts(place, name, dtype, (part, part + 1), num_parts) for name in names]
+    return np.concatenate([np.zeros(0, dtype=dtype), *found])
+
+
+def spread(keys: NDArray[np.uint64], num_parts: int) -> NDArray[np.int64]:
+    """A part for each key, whatever the keys are."""
+    mixed = keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return ((mixed >> np.uint64(32)) * np.uint64(num_parts) >> np.uint64(32)).astype(np.int64)

@@ -1,0 +1,80 @@
+"""Import modules of numba kernels so that they are compiled once a machine: cached in a directory for each version of them."""
+
+import fcntl
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import datapipe
+
+log = logging.getLogger(__name__)
+
+
+def kernels(module: str) -> Any:
+    """The module of kernels of this name, compiled, or loaded from the cache.
+
+    The first process of a machine that needs it compiles it, others wait for that one. The cache is
+    $ROPEWALK_CACHE, else $XDG_CACHE_HOME/ropewalk, else ~/.cache/ropewalk, else a temporary directory.
+    """
+    if module in sys.modules:
+        return sys.modules[module]
+    folder = cache_folder()
+    config = import_module("numba").config
+    config.CACHE_DIR = config.CACHE_DIR or str(folder)
+    with _alone(folder):
+        return import_module(module)
+
+
+@cache
+def cache_folder() -> Path:
+    """A directory that can be written, named by the content of all kernels: numba itself looks at one file at a time."""
+    name = f"kernels-{_version()}"
+    for root in _roots():
+        folder = root / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError:
+            continue
+    return Path(tempfile.mkdtemp(prefix="ropewalk-kernels-"))
+
+
+def _roots() -> Iterator[Path]:
+    if named := os.environ.get("ROPEWALK_CACHE"):
+        yield Path(named)
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        yield Path(named) / "ropewalk"
+    try:
+        yield Path.home() / ".cache/ropewalk"
+    except RuntimeError:  # a user without a home
+        log.debug("no home directory for compiled kernels")
+    own = Path(tempfile.gettempdir()) / f"ropewalk-{os.getuid()}"
+    if not own.exists() or own.stat().st_uid == os.getuid():  # what lies in the cache is run: nobody else's may
+        yield own
+
+
+def _version() -> str:
+    digest = hashlib.sha256(sys.version.encode())
+    for path in sorted(Path(datapipe.__path__[0]).rglob("*kernels.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the lock of the cache; on a file system without locks each process compiles for itself."""
+    with (folder / "lock").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        except OSError as error:
+            log.debug("%s: no lock (%s)", folder, error)
+        yield

@@ -1,0 +1,1 @@
+"""What is measured: each measure lists its questions, and judges by their recorded answers alone."""

@@ -1,0 +1,1 @@
+"""What an audit writes: items, a report for programs, and one page for people."""

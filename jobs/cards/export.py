@@ -1,0 +1,36 @@
+"""Write a run's model as a Hugging Face directory, with its model card and bill of materials.
+
+Usage on the machine where the run lies: python -m jobs.cards.export RUN_DIR DIR [--step N]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from cluster.errors import RopewalkError
+from cluster.run.directory import RunDir
+
+
+def export_with_cards(run: RunDir, directory: Path, step: int | None = None) -> Path:
+    """Write the newest complete checkpoint (or that of `step`) as `jobs.training.export.export` does, and its cards."""
+    from jobs.cards.write import write_model_cards
+    from jobs.training.export import export
+
+    return export(run, directory, step, finish=lambda partial, found: write_model_cards(run, partial, found))
+
+
+def main() -> None:
+    """Export one run on behalf of a machine that does not see it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--step", type=int)
+    words = parser.parse_args()
+    try:
+        export_with_cards(RunDir(words.run_dir), words.directory, words.step)
+    except RopewalkError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

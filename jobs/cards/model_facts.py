@@ -1,0 +1,150 @@
+"""What the cards say of a model, out of its run's directory and the runs that scored it."""
+
+import hashlib
+import json
+import struct
+import time
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import RopewalkError
+from cluster.run.directory import RunDir
+from jobs.cards.data_facts import DataFacts, data_facts_of
+from jobs.cards.public import public
+from jobs.runs.provenance import versions
+from jobs.training.model_record import read_record
+
+CHUNK_BYTES = 1 << 24
+_SAFETENSORS_SIZE = 8  # bytes of the header's length
+SCORED = ("evaluate", "audit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One figure of a model: which run measured what, and how sure it is."""
+
+    job: str
+    run: str
+    name: str
+    value: float
+    standard_error: float | None
+    n: int | None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """About 95% of its distribution, by the normal approximation."""
+        if self.standard_error is None:
+            return None
+        return self.value - 1.96 * self.standard_error, self.value + 1.96 * self.standard_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """A model as others may know it: no path of the machine, no secret."""
+
+    name: str  # of its run
+    job: str
+    created: str  # the day on which its run was submitted
+    step: int | None
+    architecture: str
+    config: dict[str, Any]  # of the run
+    base: str | None  # the model that training began with
+    num_parameters: int
+    files: dict[str, str]  # each file of weights → its SHA-256
+    versions: dict[str, str]
+    commit: str | None
+    results: dict[str, Any]
+    measured: list[Measured]
+    gates: list[dict[str, Any]]
+    data: list[DataFacts]
+    missing_data: list[dict[str, Any]]
+
+
+def read_model_facts(run: RunDir, directory: Path, step: int | None) -> ModelFacts:
+    """The facts of a run's model, whose weights lie in `directory`."""
+    record = run.record
+    model_record = read_record(run)
+    data, missing = data_facts_of(dict(record.get("config") or {}))
+    weights = model_record.weights if model_record is not None else None
+    files = sorted(directory.glob("*.safetensors"))
+    measured, gates = _scores(run)
+    stated = {name: str(text) for name, text in (record.get("versions") or versions()).items() if text}
+    config = json.loads((directory / "config.json").read_text()) if (directory / "config.json").is_file() else {}
+    fingerprint = model_record.fingerprint if model_record is not None else {}
+    return ModelFacts(
+        name=run.id,
+        job=str(record.get("job", "training")),
+        created=time.strftime("%Y-%m-%d", time.gmtime(float(record.get("created") or run.path.stat().st_mtime))),
+        step=step,
+        architecture=str((config.get("architectures") or [config.get("model_type") or fingerprint.get("model_type") or ""])[0]),
+        config=public(dict(record.get("config") or {})),
+        base=public(weights.path or weights.run or "") or None if weights is not None else None,
+        num_parameters=sum(_parameters(path) for path in files),
+        files={path.name: sha256_of(path) for path in files},
+        versions=stated,
+        commit=(record.get("code") or {}).get("commit"),
+        results={k: v for k, v in run.results().items() if isinstance(v, (int, float)) and not isinstance(v, bool)},
+        measured=measured,
+        gates=gates,
+        data=data,
+        missing_data=missing,
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in bounded memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _parameters(path: Path) -> int:
+    """The numbers in a safetensors file, by its header alone."""
+    with path.open("rb") as stream:
+        (size,) = struct.unpack("<Q", stream.read(_SAFETENSORS_SIZE))
+        header = json.loads(stream.read(size))
+    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def _scores(run: RunDir) -> tuple[list[Measured], list[dict[str, Any]]]:
+    """The figures and gates of every finished run beside this one that scored its model, the oldest first."""
+    measured, gates = [], []
+    for other in RunDir.all(run.path.parent):
+        try:
+            job, scored = str(other.record.get("job")), str((other.record.get("config") or {}).get("model") or "")
+            if job not in SCORED or scored not in {run.id, str(run.path)}:
+                continue
+            results = other.results()
+        except (RopewalkError, OSError, ValueError):  # a run that is being removed, or another program's folder
+            continue
+        measured += [Measured(job=job, run=other.id, **figure) for figure in _figures(results)]
+        if isinstance(results.get("gate"), dict):
+            gates.append({"job": job, "run": other.id, **results["gate"]})
+    return measured, gates
+
+
+def _figures(results: dict[str, Any]) -> list[dict[str, Any]]:
+    found = []
+    for name in ("loss", "bits_per_byte", "perplexity"):
+        if isinstance(results.get(name), (int, float)):
+            error = results.get("standard_error") if name == "loss" else None
+            found.append({"name": name, "value": results[name], "standard_error": error, "n": results.get("n")})
+    return found + _nested(results.get("scores") or {}, "")
+
+
+def _nested(scores: dict[str, Any], prefix: str) -> list[dict[str, Any]]:
+    """Every score in nested dictionaries, named by its way down."""
+    found = []
+    for name, value in scores.items():
+        if not isinstance(value, dict):
+            continue
+        if isinstance(value.get("value"), (int, float)):
+            keys = ("value", "standard_error", "n")
+            found.append({"name": f"{prefix}{name}", **{key: value.get(key) for key in keys}})
+        elif "value" not in value:
+            found += _nested(value, f"{prefix}{name}/")
+    return found

@@ -1,0 +1,94 @@
+"""Open the model of a run or of a Hugging Face directory in this process, with its tokenizer."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cluster.errors import ConfigError
+from cluster.run.directory import RunDir
+from jobs.runs.find_model import find_model
+from jobs.training.load_checkpoint import load_model
+from sharding.group import rank_device
+
+DEFAULT_MAX_LENGTH = 2048  # of a model that names no limit
+_LENGTH_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
+_NO_LIMIT = 10**12  # tokenizers without a limit name a number far beyond this
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenModel:
+    """A model that can be asked: frozen, in evaluation mode, on its device."""
+
+    model: Any  # of transformers
+    tokenizer: Any  # of transformers
+    name: str  # the run's id, or the directory
+    step: int | None  # of the checkpoint; None for a directory
+    max_length: int  # tokens that it can see
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lies."""
+        found: torch.device = self.model.device
+        return found
+
+    @property
+    def end(self) -> int:
+        """The token that ends a text. Raises ConfigError for a tokenizer that has none."""
+        if self.tokenizer.eos_token_id is None:
+            raise ConfigError(f"model: the tokenizer of {self.name} has no end-of-text token (eos_token); set one in its files")
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix(self) -> int:
+        """The token that stands before a text without context: beginning of text, else end of text."""
+        first = self.tokenizer.bos_token_id
+        return int(first) if first is not None else self.end
+
+
+def open_model(
+    ref: str,
+    root: Path | None = None,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    step: int | None = None,
+) -> OpenModel:
+    """Open the model that a user names; every rank that calls it has a whole copy.
+
+    `root` is the folder of runs, `step` the checkpoint of a run (unset: the newest complete one). Raises ConfigError where
+    there is no such model, or no tokenizer; CheckpointError.
+    """
+    found = find_model(ref, root)
+    if isinstance(found, RunDir):
+        full, manifest = load_model(found, step)
+        step, name, files = manifest.step, found.id, found.tokenizer
+    else:
+        full = AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32)
+        step, name, files = None, str(found), found
+    tokenizer = open_tokenizer(files, name)
+    model = full.to(device=device or rank_device(), dtype=dtype).eval().requires_grad_(False)
+    return OpenModel(model=model, tokenizer=tokenizer, name=name, step=step, max_length=max_length(model, tokenizer))
+
+
+def open_tokenizer(folder: Path, name: str) -> Any:
+    """The tokenizer in a folder. Raises ConfigError where there is none, and says whose it is."""
+    remedy = "copy the tokenizer's files (tokenizer.json, tokenizer_config.json) beside the weights"
+    if not folder.is_dir() or not any(folder.glob("*token*")):
+        raise ConfigError(f"model: {name} has no tokenizer in {folder}, and its tasks are text; {remedy}")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ConfigError(f"model: the tokenizer of {name} in {folder} does not open: {said}; {remedy}") from None
+
+
+def max_length(model: Any, tokenizer: Any) -> int:
+    """How many tokens a model can see: its own word, else its tokenizer's, else 2048."""
+    for key in _LENGTH_KEYS:
+        if (found := getattr(model.config, key, None)) is not None:
+            return int(found)
+    limit = getattr(tokenizer, "model_max_length", None)
+    return int(limit) if limit is not None and limit < _NO_LIMIT else DEFAULT_MAX_LENGTH

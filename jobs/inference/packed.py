@@ -1,0 +1,78 @@
+"""One forward pass over many questions: contexts computed once, continuations that do not see each other."""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from jobs.inference.requests import Branch, Piece
+
+# T tokens of the packed row, N predictions wanted, V vocabulary
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedRow:
+    """Questions laid one behind the other in one row, with the mask that keeps them apart."""
+
+    input_ids: torch.Tensor  # [T]
+    position_ids: torch.Tensor  # [T]
+    mask: torch.Tensor  # [T, T], true where a token sees another
+    branches: tuple[Branch, ...]
+
+
+def lay(found: Sequence[Piece]) -> PackedRow:
+    """Lay pieces into one row: each context, then its continuations, each of which sees the context and itself."""
+    total = sum(piece.length for piece in found)
+    ids, positions = torch.empty(total, dtype=torch.int64), torch.empty(total, dtype=torch.int64)
+    mask, branches, at = torch.zeros(total, total, dtype=torch.bool), [], 0
+    triangle = torch.ones(max(piece.length for piece in found), max(piece.length for piece in found), dtype=torch.bool).tril()
+    for piece in found:
+        size = len(piece.context)
+        ids[at : at + size] = torch.tensor(piece.context)
+        positions[at : at + size] = torch.arange(size)
+        mask[at : at + size, at : at + size] = triangle[:size, :size]
+        begin, at = at, at + size
+        for number, tokens in piece.continuations:
+            own = len(tokens) - 1
+            ids[at : at + own] = torch.tensor(tokens[:-1], dtype=torch.int64)
+            positions[at : at + own] = torch.arange(size, size + own)
+            mask[at : at + own, begin : begin + size] = True
+            mask[at : at + own, at : at + own] = triangle[:own, :own]
+            rows = (begin + size - 1, *range(at, at + own))
+            branches.append(Branch(piece.unit, number, rows, tokens))
+            at += own
+    return PackedRow(input_ids=ids, position_ids=positions, mask=mask, branches=tuple(branches))
+
+
+@torch.no_grad()
+def packed_logits(model: Any, row: PackedRow) -> torch.Tensor:
+    """The float32 logits [N, V] that predict each branch's tokens, branch by branch."""
+    device = model.device
+    wanted = torch.tensor([place for branch in row.branches for place in branch.rows], device=device)
+    kept, inverse = torch.unique(wanted, return_inverse=True)
+    logits = _logits(
+        model,
+        kept,
+        input_ids=row.input_ids[None].to(device),
+        position_ids=row.position_ids[None].to(device),
+        attention_mask=row.mask[None, None].to(device),
+    )
+    return logits[inverse]
+
+
+@torch.no_grad()
+def plain_logits(model: Any, tokens: Sequence[int], num_last: int) -> torch.Tensor:
+    """The float32 logits [num_last, V] of the last positions of one sequence alone: what a packed row stands for."""
+    ids = torch.tensor([list(tokens)], device=model.device)
+    return _logits(model, torch.arange(len(tokens) - num_last, len(tokens), device=model.device), input_ids=ids)
+
+
+def _logits(model: Any, rows: torch.Tensor, **inputs: Any) -> torch.Tensor:
+    """Logits [N, V] of some positions; the head is not computed for others where the model can leave them out."""
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        found: torch.Tensor = model(**inputs, use_cache=False, logits_to_keep=rows).logits[0]
+        return found.float()
+    every: torch.Tensor = model(**inputs, use_cache=False).logits[0, rows]
+    return every.float()

@@ -1,0 +1,135 @@
+"""A run's own files as one numbered sequence of lines: once it was given out, the k-th line is the same for ever."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from cluster.run.directory import RunDir
+from cluster.run.event_log import is_event
+from cluster.run.files import append_lines, json_text, read_lines, sync_all, write_atomically
+from jobs.tracking.metrics import OWN_KEYS, read_new_lines
+
+MOST_SEGMENTS = 1000  # a journal of more is written anew, with neighbours joined
+
+
+class Kind(StrEnum):
+    """Which of a run's files a line comes from."""
+
+    METRICS = "metrics"
+    EVENT = "event"
+    NODE = "node"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a run's files, with its place in the sequence."""
+
+    number: int
+    kind: Kind
+    values: Mapping[str, Any]
+    step: int  # of the line itself, or the newest that was known
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The finite metrics of a line of metrics.jsonl."""
+        return {key: value for key, value in self.values.items() if key not in OWN_KEYS and value is not None}
+
+
+@dataclass
+class Segment:
+    """Bytes of a file whose lines stand together in the sequence."""
+
+    file: str
+    begin: int
+    end: int
+    lines: int
+    step: int  # before the first of them
+
+
+class Feed:
+    """Numbers a run's lines, in the order in which they are seen. Its journal says which bytes are which lines.
+
+    One process at a time may hold a feed (see `Lease`): two would number the same lines twice.
+    """
+
+    def __init__(self, run: RunDir, journal: Path) -> None:
+        self.run, self._journal = run, journal
+        self._segments = [Segment(**line) for line in read_lines(journal)]
+        if len(self._segments) > MOST_SEGMENTS:
+            self._segments = _joined(self._segments)
+            write_atomically(journal, "".join(json_text(vars(one)) + "\n" for one in self._segments))
+        self._offsets = {one.file: one.end for one in self._segments}
+        self.count = sum(one.lines for one in self._segments)
+        self._step = self._segments[-1].step if self._segments else 0
+        for line in self._read(self._segments[-1], 0) if self._segments else ():
+            self._step = line.step
+
+    def look(self, *, only_metrics: bool = False) -> list[Line]:
+        """The lines that are new since the last look, in the journal before they are returned."""
+        found: list[Line] = []
+        segments = []
+        for path in [self.run.metrics] if only_metrics else self._files():
+            name = path.relative_to(self.run.path).as_posix()
+            begin = self._offsets.get(name, 0)
+            raw, end = read_new_lines(path, begin)
+            segment = Segment(name, begin, end, 0, self._step)
+            lines = list(self._numbered(name, raw, self.count + len(found)))
+            segment.lines = len(lines)
+            if end != begin:
+                segments.append(segment)
+                self._offsets[name] = end
+            found += lines
+        if segments:
+            self._journal.parent.mkdir(exist_ok=True)
+            append_lines(self._journal, [vars(one) for one in segments])
+            sync_all([self._journal])
+            self._segments += segments
+            self.count += len(found)
+        return found
+
+    def again(self, number: int) -> Iterator[Line]:
+        """The lines from this number on that were given out already."""
+        first = 0
+        for segment in self._segments:
+            if first + segment.lines > number:
+                yield from (line for line in self._read(segment, first) if line.number >= number)
+            first += segment.lines
+
+    def _files(self) -> list[Path]:
+        nodes = sorted(self.run.path.glob("attempts/*/nodes/node-*.jsonl"))
+        return [self.run.metrics, *self.run.events.files(), *nodes]
+
+    def _read(self, segment: Segment, first: int) -> Iterator[Line]:
+        raw, _ = read_new_lines(self.run.path / segment.file, segment.begin, segment.end)
+        self._step, now = segment.step, self._step
+        yield from list(self._numbered(segment.file, raw, first))[: segment.lines]
+        self._step = max(now, self._step)
+
+    def _numbered(self, file: str, raw: list[dict[str, Any]], first: int) -> Iterator[Line]:
+        kind = Kind.METRICS if file == self.run.metrics.name else Kind.NODE if "/nodes/" in file else Kind.EVENT
+        for values in raw:
+            if _whole(kind, values):
+                if kind is not Kind.NODE:
+                    self._step = int(values.get("step") or self._step)
+                yield Line(first, kind, values, self._step)
+                first += 1
+
+
+def _whole(kind: Kind, values: Mapping[str, Any]) -> bool:
+    """Whether a line says what one of its kind must: half of a line that was cut may be JSON too."""
+    if kind is Kind.EVENT:
+        return is_event(dict(values))
+    return ("step" if kind is Kind.METRICS else "time") in values
+
+
+def _joined(segments: list[Segment]) -> list[Segment]:
+    """Neighbours of one file as one."""
+    found: list[Segment] = []
+    for one in segments:
+        if found and (found[-1].file, found[-1].end) == (one.file, one.begin):
+            found[-1] = Segment(one.file, found[-1].begin, one.end, found[-1].lines + one.lines, found[-1].step)
+        else:
+            found.append(one)
+    return found

@@ -1,0 +1,66 @@
+"""Who mirrors a run now: one process at a time, on whatever machine; that of a process that died is free after a while."""
+
+import os
+import secrets
+import time
+from pathlib import Path
+
+import psutil
+
+from cluster.fresh_reads import read_json_afresh
+from cluster.run.files import machine, write_json
+
+RENEW_SECONDS = 5.0
+DEAD_SECONDS = 30.0  # nobody has renewed it for so long, by the clock of whoever waits for it: clocks of machines differ
+
+
+class Lease:
+    """The right to mirror a run. `take` until it is held, `renew` now and then, `give_up` at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._token = path, secrets.token_hex(8)
+        self._seen: object = None
+        self._since = self._renewed = 0.0
+
+    def take(self) -> bool:
+        """Take the lease if nobody else has it. False: somebody has; ask again."""
+        now, found = time.monotonic(), read_json_afresh(self._path)
+        if not found or found.get("token") == self._token or _died_here(found):
+            self._write()
+            mine: bool = (read_json_afresh(self._path) or {}).get("token") == self._token
+            return mine
+        if found != self._seen:
+            self._seen, self._since = found, now
+        elif now - self._since > DEAD_SECONDS:
+            self._write()
+            return False  # if another one took it just now too, the last to write has it: look again
+        return False
+
+    def renew(self) -> bool:
+        """Keep the lease; False: it was lost to somebody who took this process for dead."""
+        if time.monotonic() - self._renewed > RENEW_SECONDS:
+            if (read_json_afresh(self._path) or {}).get("token") != self._token:
+                return False
+            self._write()
+        return True
+
+    def give_up(self) -> None:
+        """Leave the lease to whoever wants it."""
+        if (read_json_afresh(self._path) or {}).get("token") == self._token:
+            write_json(self._path, {}, durable=False)
+
+    def _write(self) -> None:
+        self._renewed = time.monotonic()
+        self._path.parent.mkdir(exist_ok=True)
+        owner = {"token": self._token, "machine": machine(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        write_json(self._path, {**owner, "time": time.time()}, durable=False)
+
+
+def _died_here(owner: dict[str, object]) -> bool:
+    """Whether the owner was a process of this machine that is gone."""
+    if owner.get("machine") != machine():
+        return False
+    try:
+        return psutil.Process(int(str(owner["pid"]))).create_time() != owner["started"]
+    except (psutil.NoSuchProcess, KeyError, ValueError):
+        return True

@@ -1,0 +1,111 @@
+"""What a run reads and makes, by names that are the same wherever the run is mirrored: W&B joins runs to one graph by them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cluster.errors import RopewalkError
+from cluster.run.directory import RunDir
+from cluster.storage import StoragePath
+from jobs.tracking.metrics import curves
+
+_READS_DATA = ("data", "input")  # keys of a job that name data sets
+_READS_MODELS = ("model", "teacher", "start_from")
+_STEP = re.compile(r"step-(\d+)$")
+_LOOK_SECONDS = 2.0  # a store that does not answer must not hold up a mirror
+
+
+class Reference(NamedTuple):
+    """A data set, a tokenizer, a checkpoint, a model or scores. Equal `uri`s are one version of the artifact `name`."""
+
+    name: str
+    kind: str
+    uri: str
+    metadata: Mapping[str, Any]
+    aliases: tuple[str, ...] = ()
+
+
+def reads(run: RunDir) -> list[Reference]:
+    """What the run's configuration says that it reads."""
+    config = run.record.get("config") or {}
+    found = [one for key in _READS_DATA for path in _paths(config.get(key)) if (one := data_set(path))]
+    found += [one for key in _READS_MODELS if config.get(key) for one in _model(run, config[key])]
+    return list({one.uri: one for one in found}.values())
+
+
+def makes(run: RunDir) -> list[Reference]:
+    """What the run has made so far: its data set, its checkpoints, its scores."""
+    config = run.record.get("config") or {}
+    found = []
+    if isinstance(config.get("output"), str) and (made := data_set(config["output"])):
+        found.append(made)
+    found += _checkpoints(run)
+    results = run.results()
+    if isinstance(results.get("scores"), dict):
+        found.append(Reference(f"{run.id}-scores", "evaluation", f"ropewalk://{run.id}/scores", results["scores"], ("latest",)))
+    return found
+
+
+def data_set(path: str) -> Reference | None:
+    """A data set by the hash of its manifest, so that a laptop and a pod mean the same; None if there is no data set."""
+    with suppress(OSError, RopewalkError, ValueError):
+        raw = StoragePath(path, _LOOK_SECONDS).read("manifest.json")
+        manifest, digest = json.loads(raw), hashlib.sha256(raw).hexdigest()
+        totals = {key: manifest[key] for key in ("documents", "tokens", "totals") if key in manifest}
+        metadata = {"path": path, "sha256": digest, **totals}
+        return Reference(f"data-{digest[:12]}", "dataset", f"ropewalk://data/{digest}", metadata, ("latest",))
+    return None
+
+
+def checkpoint(run_id: str, step: int, **metadata: Any) -> Reference:
+    """A checkpoint of a run."""
+    uri = f"ropewalk://{run_id}/checkpoints/step-{step:08d}"
+    return Reference(f"{run_id}-checkpoint", "model", uri, {"run": run_id, "step": step, **metadata}, (f"step-{step}",))
+
+
+def _checkpoints(run: RunDir) -> Iterator[Reference]:
+    """The complete checkpoints in the run directory; the newest and the best are called so."""
+    steps = _steps(run)
+    if not steps:
+        return
+    validated, losses = curves(run).get("validation/loss", ([], []))
+    known = {step: loss for step, loss in zip(validated, losses, strict=True) if step in steps}
+    best = min(known, key=lambda step: known[step]) if known else None
+    for step in steps:
+        loss = {"validation/loss": known[step]} if step in known else {}
+        found = checkpoint(run.id, step, **loss)
+        extra = [*(["latest"] if step == steps[-1] else []), *(["best"] if step == best else [])]
+        yield found._replace(aliases=(*found.aliases, *extra))
+
+
+def _steps(run: RunDir) -> list[int]:
+    found = [(_STEP.search(path.parent.name), path) for path in run.checkpoints.glob("step-*/manifest.json")]
+    return sorted(int(match[1]) for match, path in found if match and path.stat().st_size)
+
+
+def _model(run: RunDir, value: Any) -> Iterator[Reference]:
+    """A model as a job names it: a run, a directory, or a mapping with `run` or `path`."""
+    named = value if isinstance(value, Mapping) else {"run": value}
+    ref, step = named.get("run") or named.get("path"), named.get("step")
+    if not isinstance(ref, str):
+        return
+    beside = RunDir(run.path.parent / Path(ref).name)
+    if (beside.path / "run.yaml").is_file() and ref in {beside.id, str(beside.path)}:
+        step = step or run.results().get("step") or max(_steps(beside), default=None)
+        if step is not None:
+            yield checkpoint(beside.id, int(step))
+    else:
+        name = re.sub(r"[^\w.-]+", "-", Path(ref).name) or "model"
+        yield Reference(f"model-{name}", "model", f"ropewalk://model/{hashlib.sha256(ref.encode()).hexdigest()}", {"path": ref})
+
+
+def _paths(value: Any) -> Iterator[str]:
+    """The paths in a key that may be one, a list of them, or a list of {path, weight}."""
+    for one in value if isinstance(value, list) else [value]:
+        path = one.get("path") if isinstance(one, Mapping) else one
+        if isinstance(path, str):
+            yield path

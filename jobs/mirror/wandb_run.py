@@ -1,0 +1,144 @@
+"""A run as Weights & Biases sees it: one W&B run for all attempts, whose history lines are the numbered lines of the feed."""
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from cluster.run.directory import RunDir
+from jobs.mirror.feed import Kind, Line
+from jobs.registry import view_class
+
+log = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 1  # how often W&B's own file is flushed
+# which value of a validation metric is the best
+BEST = {
+    "loss": "min",
+    "bits_per_byte": "min",
+    "perplexity": "min",
+    "accuracy": "max",
+    "reward": "max",
+}
+
+
+class WandbRun:
+    """An open W&B run. Offline it writes W&B's own files into the run directory."""
+
+    def __init__(self, run: RunDir, attempt: int, *, offline: bool) -> None:
+        # before wandb is imported: it reads the environment once
+        os.environ["WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL"] = str(FLUSH_SECONDS)
+        os.environ.setdefault("WANDB_SILENT", "true")
+        run.wandb.mkdir(exist_ok=True)
+        import wandb
+
+        self.run, self.offline = run, offline
+        self._wandb = wandb.init(**_arguments(run, attempt, offline=offline))
+        self._wandb.define_metric("train/step")
+        self._wandb.define_metric("system/time")
+        for section in ("train", "evaluation", "events"):
+            self._wandb.define_metric(f"{section}/*", step_metric="train/step")
+        self._wandb.define_metric("validation/*", step_metric="train/step", summary="last")
+        for name, best in BEST.items():
+            self._wandb.define_metric(f"validation/{name}", step_metric="train/step", summary=f"{best},last")
+        self._wandb.define_metric("system/*", step_metric="system/time")
+
+    @property
+    def url(self) -> str | None:
+        """Where a person sees the run; None offline."""
+        found = None if self.offline else self._wandb.url
+        return str(found) if found else None
+
+    def send(self, line: Line) -> None:
+        """Hand over a line; its number is the step of W&B's history."""
+        self._wandb.log(wandb_values(line), step=line.number, commit=True)  # else it would wait for the next
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Set values of the summary."""
+        self._wandb.summary.update(dict(values))
+
+    def alert(self, title: str, text: str, *, serious: bool) -> None:
+        """Have W&B tell the owner of the run."""
+
+        self._wandb.alert(title, text, level="ERROR" if serious else "INFO", wait_duration=0)
+
+    def artifact(self, name: str, kind: str, uri: str, metadata: Mapping[str, Any], aliases: list[str], *, used: bool) -> None:
+        """Name something that the run reads (`used`) or makes, by reference: nothing is uploaded."""
+        import wandb
+
+        made = wandb.Artifact(name, type=kind, metadata=dict(metadata))
+        made.add_reference(uri, name="reference", checksum=False)
+        if not used:
+            self._wandb.log_artifact(made, aliases=aliases)
+            return
+        with suppress(wandb.errors.Error, ValueError):  # offline the record is written, and then there is no server to wait for
+            self._wandb.use_artifact(made)
+
+    def finish(self, exit_code: int, *, preempting: bool) -> None:
+        """Close the run. `preempting`: it goes on, and must not look crashed."""
+        if preempting:
+            self._wandb.mark_preempting()
+        self._wandb.finish(exit_code=exit_code)
+
+
+def wandb_values(line: Line) -> dict[str, Any]:
+    """A line as W&B's history has it: steps are metrics too, since W&B's own step cannot go back after a resume."""
+    values = line.values
+    match line.kind:
+        case Kind.METRICS:
+            return {
+                **line.metrics,
+                "train/step": line.step,
+                "system/time": values.get("time"),
+                "attempt": values.get("attempt"),
+            }
+        case Kind.EVENT:
+            return {f"events/{values['event']}": 1, "train/step": line.step, "events/time": values["time"]}
+    node = values.get("node", 0)
+    samples = {f"system/node-{node}/{key}": value for key, value in values.items() if key not in {"time", "node"}}
+    return {**samples, "system/time": values["time"]}
+
+
+def project_of(run: RunDir) -> tuple[str, str | None]:
+    """The W&B project and entity of a run; the entity is None where W&B's own default holds."""
+    own = (run.record.get("config") or {}).get("wandb") or {}
+    project = own.get("project") or os.environ.get("WANDB_PROJECT") or "ropewalk"
+    return str(project), own.get("entity") or os.environ.get("WANDB_ENTITY") or None
+
+
+def _arguments(run: RunDir, attempt: int, *, offline: bool) -> dict[str, Any]:
+    """What `wandb.init` is told of a run: the same W&B run for all its attempts, with its configuration and its code."""
+    import wandb
+
+    record, details = run.record, run.attempt_details(attempt)
+    config = dict(record.get("config") or {})
+    own = config.get("wandb") or {}
+    project, entity = project_of(run)
+    told = {
+        "resources": record.get("resources"),
+        "git": record.get("code"),
+        "attempt": attempt,
+        "handle": details.get("handle"),
+        "cluster": record.get("cluster", "local"),
+        "directory": run.id,
+        "versions": record.get("versions"),
+    }
+    return {
+        "mode": "offline" if offline else "online",
+        "dir": str(run.path),
+        "id": run.id,
+        "name": run.id,
+        "project": project,
+        "entity": entity,
+        "notes": own.get("notes"),
+        "group": own.get("group") or view_class(str(record["job"]))(run).wandb_group() or config.get("name") or record["job"],
+        "job_type": own.get("job_type") or record["job"],
+        "tags": [str(record.get("cluster", "local")), *own.get("tags", ())],
+        "resume": "allow",
+        "reinit": "create_new",  # a relay has many runs open in one process
+        "config": {**config, **told},
+        "settings": wandb.Settings(
+            console="off", save_code=False, quiet=True, init_timeout=30, x_disable_stats=True, x_disable_meta=True
+        ),
+    }

@@ -1,0 +1,1 @@
+"""Scores with their evidence: value, standard error, n and hash; comparisons of them; gates."""

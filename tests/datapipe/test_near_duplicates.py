@@ -1,0 +1,266 @@
+"""Near-duplicates: found by MinHash, verified by Jaccard similarity, one of each cluster kept, whoever does the work or dies."""
+
+import random
+import re
+import time
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.storage import StoragePath
+from datapipe.dedup.near.connect import Star
+from datapipe.dedup.near.places import EDGE, Places, star_name, unique_edges
+from datapipe.dedup.near.search import _settle, _Stages
+from datapipe.dedup.near.task import run_near
+from datapipe.document_batch import DocumentBatch
+from datapipe.execution.worker import Task
+from datapipe.minhash.config import NearDuplicates
+from datapipe.minhash.signatures import band_keys, shingles_of
+from datapipe.parted import read_all, spread, write_parts
+from datapipe.pipeline import make_data_set
+from datapipe.progress import Progress
+from tests.datapipe.test_preprocess import context_of
+from tests.fakes.documents import configure, contents, in_this_process, make, rejected, rows, write_lines
+from tests.fakes.driver import Driver
+from tests.fakes.near import planted
+
+KEYS: dict[str, Any] = {"near_duplicates": {}, "validation_fraction": 0, "unit_mib": 0.3, "shard_mib": 0.3}
+
+
+def plain_shingles(text: str, size: int = 5) -> set[tuple[str, ...]]:
+    """The n-grams of a text's words, of which letters and digits count, in lower case."""
+    words = [word for word in ("".join(filter(str.isalnum, part)).lower() for part in text.split()) if word]
+    size = min(size, len(words))
+    return {tuple(words[at : at + size]) for at in range(len(words) - size + 1)} if words else set()
+
+
+def jaccard(one: set[Any], other: set[Any]) -> float:
+    return len(one & other) / len(one | other) if one | other else 0.0
+
+
+def near(output: Path) -> dict[str, str]:
+    """Each near-duplicate, and the document that it repeats."""
+    return {line["id"]: line["repeats"] for line in rejected(output) if line["reason"] == "near_duplicate"}
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[dict[str, Any]]:
+    return planted(200, 300)
+
+
+@pytest.fixture(scope="module")
+def source(documents: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("planted")
+    half = len(documents) // 2
+    write_lines(folder / "in/a.jsonl", documents[:half])
+    write_lines(folder / "in/b.jsonl", documents[half:])
+    return folder / "in"
+
+
+@pytest.fixture(scope="module")
+def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("made") / "out"
+    make(source, output, **KEYS)
+    return output
+
+
+def test_recall_and_precision_against_true_similarity(documents: list[dict[str, Any]], made: Path) -> None:
+    shingles = {d["id"]: plain_shingles(d["text"]) for d in documents}
+    repeats = near(made)
+    families: dict[str, list[str]] = {}
+    for name in shingles:
+        families.setdefault(name.partition("-")[0] if "single" not in name else name, []).append(name)
+    similar = {
+        pair: value
+        for names in families.values()
+        for pair in combinations(names, 2)
+        if (value := jaccard(shingles[pair[0]], shingles[pair[1]])) >= 0.8
+    }
+    together = [pair for pair in similar if repeats.get(pair[0], pair[0]) == repeats.get(pair[1], pair[1])]
+    assert len(similar) > 300
+    assert len(together) >= 0.95 * len(similar)
+    right = [name for name, kept in repeats.items() if jaccard(shingles[name], shingles[kept]) >= 0.8]
+    verified = [name for name in repeats if any(name in pair for pair in together)]
+    assert len(verified) == len(repeats), "each has a near-duplicate in its cluster"
+    assert len(right) >= 0.99 * len(repeats), "and nearly repeats the very document that is named"
+
+
+def test_one_of_each_cluster_stays_and_is_named(documents: list[dict[str, Any]], made: Path) -> None:
+    repeats = near(made)
+    kept = {row["id"] for row in rows(made)}
+    assert set(repeats.values()) <= kept
+    assert kept.isdisjoint(repeats)
+    assert len(kept) + len(rejected(made)) == len(documents)
+
+
+def test_the_most_central_document_stays_else_the_first(tmp_path: Path) -> None:
+    words = " ".join(f"w{n}" for n in range(300))
+    left, right = words.replace("w7 ", "x7 ").replace("w40 ", ""), words.replace("w200 ", "x200 ").replace("w260 ", "")
+    texts = {
+        "left": left,
+        "middle": words,
+        "right": right,
+        "first": f"{words} {words[::-1]}",
+        "second": f"{words} {words[::-1]} end",
+    }
+    source = write_lines(tmp_path / "in.jsonl", [{"id": name, "text": text} for name, text in texts.items()])
+    make(source, tmp_path / "out", near_duplicates={"similarity": 0.92}, validation_fraction=0)
+    assert near(tmp_path / "out") == {"left": "middle", "right": "middle", "second": "first"}
+
+
+def test_what_is_decided_does_not_depend_on_how_the_input_is_cut(tmp_path: Path, source: Path, made: Path) -> None:
+    manifest = make(source, tmp_path / "out", **{**KEYS, "unit_mib": 0.05})
+    assert near(tmp_path / "out") == near(made)
+    assert len(manifest.rejected.files) > 5
+    assert manifest.near_duplicates is not None
+    assert sum(manifest.near_duplicates.sizes.values()) == manifest.near_duplicates.clusters
+    assert manifest.rejected.reasons["near_duplicate"] == len(near(made))
+
+
+def test_many_small_parts_decide_as_one_does(tmp_path: Path, source: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datapipe.dedup.near import search
+
+    monkeypatch.setattr(search, "MATCH_RECORDS", 1000)
+    monkeypatch.setattr(search, "STAR_DOCUMENTS", 100)
+    monkeypatch.setattr(search, "VERIFY_BYTES", 100_000)
+    make(source, tmp_path / "out", **KEYS)
+    assert contents(tmp_path / "out") == contents(made)
+
+
+def test_killed_after_any_task_it_goes_on_to_the_same_bytes(tmp_path: Path, source: Path, made: Path) -> None:
+    config = configure(source, tmp_path / "out", **KEYS)
+    carried: list[str] = []
+
+    def dies(tasks: Sequence[Task]) -> Any:
+        for task, result in in_this_process(config)(list(reversed(tasks))):
+            carried.append(task.label)
+            if task.method == "near":
+                raise KeyboardInterrupt
+            yield task, result
+
+    kills = 0
+    while not (tmp_path / "out/manifest.json").exists():
+        try:
+            make_data_set(config, config.seed, dies, Progress(lambda _: None))
+        except KeyboardInterrupt:
+            kills += 1
+    assert kills > 8
+    assert len(set(carried)) == len(carried), "no task was done twice"
+    assert contents(tmp_path / "out") == contents(made)
+
+
+def kill_and_finish(tmp_path: Path, source: Path, serial: Path, whens: Sequence[Any]) -> None:
+    output = tmp_path / "out"
+    run = context_of(configure(source, output, actors=2, **KEYS), tmp_path / "runs", cpus=3).run
+    for when in whens:
+        driver = Driver(run.path)
+        try:
+            when(driver, output)
+        except AssertionError:
+            assert driver.process.poll() == 0, "it may have ended before it was killed, but not failed"
+            break
+        actors = driver.actors()
+        driver.kill()
+        assert not any(actor.is_running() for actor in actors)
+    driver = Driver(run.path)
+    driver.finish()
+    assert contents(output) == contents(serial)
+
+
+@pytest.mark.slow
+def test_killed_drivers_and_actors_leave_no_trace(tmp_path: Path, source: Path, made: Path) -> None:
+    def when(count: int, kill_actor: bool) -> Any:
+        def wait(driver: Driver, output: Path) -> None:
+            done = output / ".work/near/done"
+            driver.wait_for(lambda: len(list(done.glob("*.json"))) >= count and bool(driver.actors()))
+            if kill_actor:
+                driver.actors()[0].kill()
+                driver.wait_for(lambda: len(list(done.glob("*.json"))) > count)
+
+        return wait
+
+    kill_and_finish(tmp_path, source, made, [when(1, True)])
+
+
+@pytest.mark.soak
+def test_twenty_random_kills_change_nothing(tmp_path: Path, source: Path, made: Path) -> None:
+    draw = random.Random(11)
+
+    def wait(driver: Driver, output: Path) -> None:
+        until = time.monotonic() + draw.uniform(2.5, 9)
+        driver.wait_for(lambda: time.monotonic() > until)
+
+    kill_and_finish(tmp_path, source, made, [wait] * 20)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60), st.integers(1, 4))
+def test_clusters_are_the_connected_components(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[int, int]], parts: int
+) -> None:
+    work = StoragePath(tmp_path_factory.mktemp("stars"))
+    places = Places(units=(0,), offsets=(0, 31), match=1, star=parts)
+    ends = [np.array([pair[k] for pair in pairs if pair[0] != pair[1]], dtype=np.int64) for k in (0, 1)]
+    edges = unique_edges(np.concatenate(ends), np.concatenate(ends[::-1]))
+    write_parts(work, star_name(0, 0), edges, spread(edges["from"].view(np.uint64), parts), parts)
+
+    def run(_: str, tasks: Sequence[Any]) -> Any:
+        return [(task, run_near(task, work)) for task in tasks]
+
+    stage = _settle(_Stages(work, run), places)
+    names = [star_name(stage, part) for part in range(parts)]
+    found = {(int(e["from"]), int(e["to"])) for part in range(parts) for e in read_all(work, names, EDGE, part, parts)}
+    least = {node: node for pair in pairs for node in pair}
+    for _ in least:
+        for one, other in pairs:
+            least[one] = least[other] = min(least[one], least[other])
+    assert found == {(node, root) for node, root in least.items() if node != root}
+    assert isinstance(Star(stage=1, part=0, places=places, sources=1).name, str)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.text(st.sampled_from(list("aB cd\n.ßÉé-1麻 ")), max_size=40), min_size=1, max_size=5), st.integers(1, 6))
+def test_shingles_are_those_of_plain_python(texts: list[str], size: int) -> None:
+    """Two texts share as many shingles as plain sets of words do, and equal sets have equal keys."""
+    options = NearDuplicates(ngram=size)
+    batch = DocumentBatch.of_texts(texts)
+    shingles, keys = shingles_of(batch, options), band_keys(batch, options)
+    sets = [set(shingles.hashes[a:b].tolist()) for a, b in zip(shingles.bounds, shingles.bounds[1:], strict=False)]
+    plain = [plain_shingles(text, size) for text in texts]
+    assert [len(s) for s in sets] == [len(p) for p in plain]
+    for one, other in combinations(range(len(texts)), 2):
+        assert len(sets[one] & sets[other]) == len(plain[one] & plain[other])
+        assert bool((keys[one] == keys[other]).all()) == (plain[one] == plain[other])
+
+
+def test_documents_without_words_and_short_ones(tmp_path: Path) -> None:
+    """Two texts without a word are no near-duplicates of each other; of short ones all words must be the same."""
+    texts = ["...", "!!!", "one two", "One, two!", "one three", "---\n***", "one two three four five six"]
+    source = write_lines(tmp_path / "in.jsonl", [{"id": str(n), "text": text} for n, text in enumerate(texts)])
+    make(source, tmp_path / "out", near_duplicates={}, validation_fraction=0)
+    assert near(tmp_path / "out") == {"3": "2"}
+
+
+def test_exact_duplicates_are_listed_as_such(tmp_path: Path) -> None:
+    text = re.sub(r"^ +", "", " ".join(f"word{n}" for n in range(200)))
+    texts = {"a": text, "b": text.upper(), "c": f"{text} more", "d": f"{text} more"}
+    source = write_lines(tmp_path / "in.jsonl", [{"id": name, "text": value} for name, value in texts.items()])
+    make(source, tmp_path / "out", near_duplicates={}, validation_fraction=0)
+    assert {line["id"]: line["reason"] for line in rejected(tmp_path / "out")} == {
+        "b": "duplicate",
+        "d": "duplicate",
+        "c": "near_duplicate",
+    }
+
+
+def test_off_by_default(tmp_path: Path) -> None:
+    manifest = make(write_lines(tmp_path / "in.jsonl", planted(3, 3)), tmp_path / "out", validation_fraction=0)
+    assert "near_duplicates" not in manifest.config
+    assert manifest.near_duplicates is None
+    assert not manifest.rejected.total

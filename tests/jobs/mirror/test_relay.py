@@ -1,0 +1,183 @@
+"""The relay, with wandb-core itself and a server that records: every line once, whatever is killed or away."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import EXIT_FAILED
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from cluster.run.files import write_json
+from cluster.spec import Outcome, RunState
+from jobs.mirror.mirror import is_complete, send_rest
+from jobs.mirror.relay import Relay
+from jobs.tracking.metrics import MetricLog
+from tests.fakes.wandb_server import ServedRun, WandbServer
+from tests.patience import Patience, ended, until
+
+
+def make_run(root: Path, name: str, **config: object) -> RunDir:
+    run = RunDir.create(name, {"job": "pretrain", "config": {"name": name, **config}, "cluster": "local", "code": {}}, root)
+    run.begin_attempt(handle="local:1")
+    return run
+
+
+def log_steps(run: RunDir, steps: range) -> None:
+    metrics = MetricLog(JobContext(run=run, attempt=run.attempts()[-1]))
+    for step in steps:
+        metrics.log(step, {"train/loss": 1 / step, **({"validation/loss": 2 / step} if step % 5 == 0 else {})})
+
+
+def end(run: RunDir, state: RunState = RunState.SUCCEEDED, code: int = 0, cause: str = "done") -> None:
+    run.write_outcome(run.attempts()[-1], Outcome(state=state, exit_code=code, cause=cause, ended=time.time()))
+
+
+def steps(run: ServedRun) -> list[int]:
+    return [line["train/step"] for line in run.history if "train/loss" in line]
+
+
+IMPATIENT = (
+    "import jobs.mirror.relay as relay; relay.SLOW_SECONDS = relay.AWAY_SECONDS = 0.5; from jobs.cli.main import main; main()"
+)
+
+
+def start_relay() -> subprocess.Popen[bytes]:
+    """As `ropewalk sync --follow`, looking more often."""
+    return subprocess.Popen([sys.executable, "-c", IMPATIENT, "sync", "--follow"])
+
+
+def test_every_line_once_though_relay_and_sidecar_are_killed_and_the_server_is_away(
+    wandb_server: WandbServer, tmp_path: Path
+) -> None:
+    """Attempts of a run, one mirrored by a sidecar, the others by relays, each killed with -9 in the middle."""
+    run = make_run(tmp_path / "runs", "often")
+    sidecar = subprocess.Popen([sys.executable, "-m", "jobs.mirror.sidecar", str(run.path), "--attempt", "1"])
+    log_steps(run, range(1, 31))
+    until(lambda: len(wandb_server.run(run.id).lines) > 10, Patience.START)
+    sidecar.kill()
+    sidecar.wait()
+    for number in range(2):
+        relay = start_relay()
+        run.begin_attempt()
+        first = 31 + 30 * number
+        log_steps(run, range(first, first + 30))
+        until(lambda first=first: len(wandb_server.run(run.id).lines) > first + 5, Patience.START)
+        relay.kill()
+        relay.wait()
+    wandb_server.failing = 500
+    end(run)
+    relay = start_relay()
+    until(lambda seen=wandb_server.requests: wandb_server.requests > seen + 2, Patience.START)
+    wandb_server.failing = 0
+    until(lambda: is_complete(run), Patience.START)
+    relay.send_signal(signal.SIGINT)
+    assert ended(relay) == 0
+    told = wandb_server.run(run.id)
+    assert steps(told) == list(range(1, 91))
+    assert told.rewritten == 0
+    assert told.exit_code == 0
+    assert list(wandb_server.runs) == [run.id]
+    assert told.summary["validation/loss"] == {"min": pytest.approx(2 / 90), "last": pytest.approx(2 / 90)}
+
+
+def test_runs_that_cannot_be_read_stop_no_other_and_are_said_once(wandb_server: WandbServer, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    broken, good = make_run(root, "broken"), make_run(root, "good")
+    (broken.path / "run.yaml").write_text("job: [")
+    for run in (broken, good):
+        log_steps(run, range(1, 6))
+        end(run)
+    said: list[str] = []
+    relay = Relay([root], said.append)
+    for _ in range(3):
+        relay.look()
+        for one in relay._followers.values():
+            one.next_slow = 0.0
+    assert steps(wandb_server.run(good.id)) == [1, 2, 3, 4, 5]
+    assert sorted(line.split(":")[0] for line in said) == sorted([broken.id, good.id])
+
+
+def test_a_missing_key_is_said_once(wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY")
+    said: list[str] = []
+    relay = Relay([tmp_path / "runs"], said.append)
+    for _ in range(3):
+        relay._next_server = 0.0
+        assert relay.look() == 0
+    assert len(said) == 1
+    assert "wandb login" in said[0]
+
+
+def test_what_a_run_reads_and_makes_joins_one_graph(wandb_server: WandbServer, tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "manifest.json").write_text('{"documents": 3}')
+    made = make_run(root, "prep", output=str(data))
+    trained = make_run(root, "train", data=str(data))
+    folder = trained.checkpoints / "step-00000010"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    log_steps(trained, range(1, 11))
+    judged = make_run(root, "judge", model=trained.id, data=str(data))
+    write_json(judged.attempt_dir(1) / "result.json", {"step": 10, "scores": {"boolq": {"accuracy": {"value": 0.5}}}})
+    for run in (judged, trained, made):  # in any order
+        end(run)
+        send_rest(run)
+        assert send_rest(run) == 0
+    (data_set,) = wandb_server.run(made.id).made
+    assert data_set.startswith("data-")
+    assert wandb_server.run(trained.id).used == [data_set]
+    (checkpoint,) = wandb_server.run(trained.id).made
+    assert sorted(wandb_server.run(judged.id).used) == sorted([data_set, checkpoint])
+    assert [name.split(":")[0] for name in wandb_server.run(judged.id).made] == [f"{judged.id}-scores"]
+    assert {"latest", "best", "step-10"} <= set(wandb_server.artifacts[checkpoint]["aliases"])
+    assert len(wandb_server.artifacts) == 3, "no node twice"
+
+
+@pytest.mark.parametrize("wanted", ["none", "failures", "all"])
+def test_alerts_are_told_once_with_the_words_of_why(wandb_server: WandbServer, tmp_path: Path, wanted: str) -> None:
+    run = make_run(tmp_path / "runs", "bad", wandb={"alerts": wanted})
+    log_steps(run, range(1, 4))
+    run.event("early_stop", step=3)
+    run.event("ranks_hung", step=2, seconds=4.0, ranks=[], stacks="stacks")
+    error = {"who": "rank 0", "type": "RuntimeError", "message": "CUDA out of memory", "exit_code": 1, "time": 1.0}
+    write_json(run.attempt_dir(1) / "errors/rank-0.json", error)
+    end(run, RunState.FAILED, EXIT_FAILED, "rank 0: RuntimeError: CUDA out of memory")
+    for _ in range(2):
+        (run.wandb / "online.json").unlink(missing_ok=True)  # as if nobody knew that all is sent
+        send_rest(run)
+    told = wandb_server.run(run.id).alerts
+    titles = sorted(alert["title"].split(":")[0] for alert in told)
+    assert titles == {"none": [], "failures": ["failed", "ranks hung"], "all": ["failed", "ranks hung", "stopped early"]}[wanted]
+    if told:
+        text = next(alert["text"] for alert in told if alert["title"].startswith("failed"))
+        assert "out of memory" in text
+        assert f"ropewalk why {run.id}" in text
+
+
+def test_a_preempted_attempt_does_not_look_crashed(wandb_server: WandbServer, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "moved")
+    log_steps(run, range(1, 4))
+    sidecar = subprocess.Popen([sys.executable, "-m", "jobs.mirror.sidecar", str(run.path), "--attempt", "1"])
+    until(lambda: len(wandb_server.run(run.id).lines) > 1, Patience.START)
+    write_json(run.attempt_dir(1) / "nodes/node-0.json", {"exit_code": 85})
+    sidecar.send_signal(signal.SIGHUP)
+    assert ended(sidecar) == 0
+    assert wandb_server.run(run.id).preempting
+    assert wandb_server.run(run.id).alerts == []
+
+
+def test_no_key_in_any_file(wandb_server: WandbServer, tmp_path: Path) -> None:
+    key = os.environ["WANDB_API_KEY"]
+    run = make_run(tmp_path / "runs", "quiet")
+    log_steps(run, range(1, 4))
+    end(run)
+    send_rest(run)
+    found = [path for path in run.path.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
+    assert found == []

@@ -1,0 +1,62 @@
+"""Conditions on scores."""
+
+import math
+
+import pytest
+
+from cluster.errors import ConfigError
+from jobs.scores.gate import Condition, check_names, gate
+from jobs.scores.score import Score
+
+BOOLQ = Score(value=0.6, standard_error=0.02, n=600, hash="h")
+
+
+@pytest.mark.parametrize(
+    ("condition", "passes"),
+    [
+        (">= 0.55 by 2se", True),  # 0.56
+        (">= 0.55 by 3se", False),
+        (">= 0.6", True),
+        ("> 0.6", False),
+        ("<= 0.6", True),
+        ("<= 0.63 by 2se", False),
+        ("<=0.65 by 2 se", True),
+        ("< 0.6", False),
+        ("== 0.6", True),
+        ("== 0", False),
+        (">= 1e-3", True),
+    ],
+)
+def test_a_condition_holds_or_not(condition: str, passes: bool) -> None:
+    assert gate({"boolq": condition}, {"boolq": BOOLQ}).passed is passes
+
+
+@pytest.mark.parametrize("text", ["", "0.6", "~ 0.6", ">= many", ">= 0.5 by se", ">= 0.5 by 2", "== 0 by 2se", ">= nan"])
+def test_what_is_no_condition_is_told(text: str) -> None:
+    with pytest.raises(ValueError, match=r"condition|equal"):
+        Condition.parse(text)
+
+
+def test_a_failed_gate_names_each_condition_with_figure_and_interval() -> None:
+    found = gate({"boolq": ">= 0.7", "toxicity": "<= 0.1", "lucky": ">= 0 by 2se"}, {"boolq": BOOLQ, "lucky": one_item()})
+    assert not found.passed
+    assert [each.name for each in found.failed] == ["boolq", "toxicity", "lucky"]
+    assert found.failed[0].words == "boolq is 0.6 ± 0.02 (95% interval 0.5608 to 0.6392, n = 600), and must be >= 0.7"
+    assert "there is no such score" in found.failed[1].words
+    assert "no standard error" in found.failed[2].words
+    assert found.plain()["failed"][0]["interval"] == pytest.approx((0.5608, 0.6392))
+
+
+def test_what_is_no_number_never_passes() -> None:
+    nothing = Score(value=math.nan, standard_error=None, n=0, hash="h")
+    assert not gate({"x": "<= 5"}, {"x": nothing}).passed
+    assert gate({}, {}).passed
+
+
+def test_a_condition_on_a_score_that_will_not_be_there() -> None:
+    with pytest.raises(ConfigError, match=r"no score 'bolq'; scores: boolq"):
+        check_names(["bolq"], ["boolq"])
+
+
+def one_item() -> Score:
+    return Score(value=1.0, standard_error=None, n=1, hash="h")

@@ -1,0 +1,116 @@
+"""Standard errors, intervals and comparisons, against scipy and against what is known of null pairs."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jobs.scores.compare import compare_pairs, judge
+from jobs.scores.score import Score, hash_of, mean_score, statistic_score
+from jobs.scores.statistics import bootstrap_interval, detectable_difference, mean_error, mean_interval, permutation
+
+
+def test_mean_error_and_interval_are_scipys() -> None:
+    values = list(np.random.default_rng(0).normal(3.0, 2.0, size=40))
+    assert mean_error(values) == pytest.approx(float(stats.sem(values)))
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    assert mean_interval(values) == pytest.approx((float(low), float(high)))
+
+
+def test_a_bootstrap_interval_is_scipys() -> None:
+    values = np.random.default_rng(1).exponential(size=200)
+    low, high = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=20000, rng=5).confidence_interval
+    found = bootstrap_interval(list(values), seed=3)
+    assert found is not None
+    assert found == pytest.approx((float(low), float(high)), abs=0.02 * (high - low) * 3)
+    assert found == bootstrap_interval(list(values), seed=3)
+
+
+def test_few_pairs_are_permuted_in_every_way() -> None:
+    differences = [0.3, -0.1, 0.5, 0.2, 0.4, 0.1]
+    arrangements = [sum(d if k >> i & 1 else -d for i, d in enumerate(differences)) for k in range(64)]
+    exact = sum(abs(a) >= abs(sum(differences)) - 1e-12 for a in arrangements) / 64
+    found = permutation(differences, seed=0)
+    assert found is not None
+    assert found.p == pytest.approx(exact)
+    assert found.mid_p == pytest.approx(exact - 2 / 64 / 2 * (exact > 0), abs=2 / 64)
+    assert permutation([0.0, 0.0, 1.0], seed=0) == (1.0, 1.0)
+
+
+def test_items_of_a_group_are_no_evidence_each() -> None:
+    """Every item four times over: the error is that of the items, not half of it."""
+    values = list(np.random.default_rng(2).normal(size=60))
+    four = [value for value in values for _ in range(4)]
+    groups = [number for number in range(60) for _ in range(4)]
+    assert mean_error(four, groups) == pytest.approx(mean_error(values))
+    assert mean_error(four) == pytest.approx(mean_error(values) or 0, rel=0.6)
+    assert (mean_error(four) or 0) < 0.6 * (mean_error(values) or 0)
+
+
+def test_too_few_values_have_no_error() -> None:
+    assert mean_error([]) is None
+    assert mean_error([1.0]) is None
+    assert mean_error([1.0, 2.0], ["a", "a"]) is None
+    alone = judge([0.5])
+    assert (alone.difference, alone.interval, alone.better, alone.n) == (0.5, None, None, 1)
+    none = compare_pairs([], [])
+    assert (none.difference, none.better) == (None, None)
+
+
+def test_a_score_comes_back_as_it_was_written() -> None:
+    score = mean_score([0, 1, 1, 1], hash=hash_of({"task": "x"}, ["prompt"]))
+    assert score.plain() == {"value": 0.75, "standard_error": pytest.approx(0.25), "n": 4, "hash": score.hash}
+    assert Score.of(score.plain()) == score
+    nothing = mean_score([], hash="h")
+    assert nothing.plain() == {"value": None, "standard_error": None, "n": 0, "hash": "h"}
+    assert math.isnan(Score.of(nothing.plain()).value)
+
+
+def test_a_figure_that_is_no_mean_has_a_bootstrapped_error() -> None:
+    values = list(np.random.default_rng(3).normal(size=300))
+    score = statistic_score(values, lambda drawn: float(np.mean(drawn)), hash="h")
+    assert score.standard_error == pytest.approx(mean_error(values), rel=0.2)
+
+
+def false_alarms(number: int, items: int, chance: float) -> int:
+    random = np.random.default_rng(7)
+    alarms = 0
+    for seed in range(number):
+        hard = random.normal(size=items)  # both sides meet the same items, some of which are hard
+        sides = [(hard + random.normal(size=items) > stats.norm.ppf(chance)).astype(float) for _ in range(2)]
+        alarms += compare_pairs(list(sides[0]), list(sides[1]), seed=seed).better is not None
+    return alarms
+
+
+def test_pairs_without_a_difference_have_no_winner_but_for_one_in_twenty() -> None:
+    alarms = false_alarms(150, 200, 0.4)
+    assert stats.binomtest(alarms, 150, 0.05).pvalue > 0.01, alarms
+
+
+@pytest.mark.soak
+def test_a_thousand_pairs_without_a_difference() -> None:
+    assert 40 <= false_alarms(1000, 400, 0.4) <= 60
+
+
+def test_a_detectable_difference_is_found_four_times_of_five() -> None:
+    random = np.random.default_rng(11)
+    true = detectable_difference(1 / math.sqrt(100), 100)
+    found = [judge(list(random.normal(true, 1.0, size=100)), seed=k).better for k in range(150)]
+    assert "second" not in found
+    assert stats.binomtest(found.count("first"), 150, 0.8).pvalue > 0.01, found.count("first")
+
+
+def test_no_winner_below_the_smallest_difference() -> None:
+    random = np.random.default_rng(13)
+    for seed in range(60):
+        made = judge(list(random.normal(0.1, 1.0, size=100)), seed=seed)
+        assert made.difference is not None
+        assert made.smallest_difference is not None
+        if abs(made.difference) < made.smallest_difference:
+            assert made.better is None
+
+
+def test_equal_sides_are_equal() -> None:
+    same = compare_pairs([1.0, 0.0, 1.0], [1.0, 0.0, 1.0])
+    assert (same.difference, same.p_value, same.better) == (0.0, 1.0, None)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.audit.training_data.canaries import make_canaries
-from tests.jobs.audit.tiny import ENDS, GROUPS, PAIRS, audit, items, make_audit, make_model, train, write_lines
+from tests.jobs.audit.tiny import ENDS, GROUPS, PAIRS, items, make_audit, make_model, refused, train, write_lines
 from tests.jobs.launch import launch, make_run
 
 pytestmark = pytest.mark.soak
@@ -29,10 +29,10 @@ def test_a_biased_model_that_is_aligned_with_counterfactual_pairs_is_less_biased
         "chat": {"verbatim": True},
         "validation_fraction": 0.0,
         "seq_len": 64,
-        "steps": 12,
+        "steps": 40,
         "batch": {"global_batch": 8, "micro_batch": 8},
-        "optim": {"lr": 3e-4, "warmup_steps": 1},
-        "checkpoint": {"every_steps": 12},
+        "optim": {"lr": 1e-3, "warmup_steps": 1},
+        "checkpoint": {"every_steps": 40},
     }
     aligned = make_run(root, config, "align")
     launch(aligned, 1)
@@ -49,7 +49,7 @@ def test_what_was_planted_more_often_is_exposed_more(tmp_path: Path) -> None:
     documents, canaries = make_canaries(12, [0, 2, 8, 32], seed=1)
     texts = [one["text"].rpartition("\n\n")[2] for one in documents]  # a tiny model has no room for what stands around
     model = train(make_model(tmp_path / "model", texts=texts), [*texts, *(pair["more"] for pair in PAIRS)], steps=150, lr=3e-3)
-    results = audit(
+    results = refused(
         tmp_path / "runs",
         model=str(model),
         memorization={"canaries": str(write_lines(tmp_path / "canaries.jsonl", canaries))},

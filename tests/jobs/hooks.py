@@ -171,6 +171,27 @@ def freeze_and_resave(context: JobContext) -> None:
     resave(context)
 
 
+def record_second_gradient(context: JobContext) -> None:
+    """Write down the whole mean gradient of the second step, by parameter, before it is clipped."""
+    from safetensors.torch import save_file
+
+    from jobs.training.step import TrainStep
+
+    update = TrainStep.update
+    steps = [0]
+
+    def recorded(self: TrainStep, stats: Any, *arguments: Any) -> None:
+        steps[0] += 1
+        if steps[0] == 2:
+            parameters = {name: p for name, p in self.state.model.named_parameters() if p.grad is not None}
+            found = {name: p.grad.full_tensor() / stats.weight for name, p in parameters.items()}  # type: ignore[union-attr]
+            if context.rank == 0:
+                save_file(found, context.run.path / "gradient.safetensors")
+        update(self, stats, *arguments)
+
+    TrainStep.update = recorded  # type: ignore[method-assign]
+
+
 def slow_answers(context: JobContext) -> None:
     """Each answer of an evaluation takes a moment longer, so that a kill comes between two of them."""
     from jobs.inference.ledger import Ledger
@@ -240,3 +261,10 @@ def die_after_answers(context: JobContext) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Ledger.add = counted  # type: ignore[method-assign]
+
+
+def short_rounds(context: JobContext) -> None:
+    """The ranks of an audit agree on a stop after every answer."""
+    from jobs.audit.asking import ask
+
+    ask.ROUND_SECONDS = 0.0

@@ -138,6 +138,20 @@ def test_any_number_of_ranks_and_any_kill_give_the_same_report(model: Path, suit
     assert [line for line in after if line in answered] == answered
 
 
+def test_a_stop_keeps_what_was_answered_and_the_next_attempt_asks_the_rest(
+    model: Path, suites: dict[str, Path], tmp_path: Path
+) -> None:
+    run = make_audit(tmp_path / "runs", model=str(model), suites=[str(path) for path in suites.values()])
+    (run.path / "stop-here").touch()
+    assert start(run, 2, TEST_HOOK="short_rounds").wait() == [85, 85]
+    answered = lines_of(run)
+    assert 0 < len(answered) < 60
+    (run.path / "stop-here").unlink()
+    results = launch(run, 1)
+    assert len(lines_of(run)) == 60
+    assert results["scores"]["plain"]["stereotype_rate"]["n"] == 48
+
+
 def lines_of(run: Any) -> list[dict[str, Any]]:
     return [
         json.loads(line) for path in sorted(run.path.glob("ledger/answers*/*.jsonl")) for line in path.read_text().splitlines()

@@ -15,6 +15,7 @@ from jobs.runs.hangs import places
 EVENTS: dict[str, str] = {
     # attempts and nodes
     "attempt_ended": "attempt {attempt} ended: {state} ({cause})",
+    "gpus_shared": "too few GPUs of this machine are free: {devices} are shared with another run; on a laptop nobody queues",
     "group_formed": "group {group} formed over {nodes:count node}",
     "node_asked_to_leave": "node {node} is being released",
     "node_left": "node {node} left; the others go on",

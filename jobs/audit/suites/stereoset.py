@@ -28,7 +28,7 @@ def stereoset_pairs(values: Any, where: str, suite: str) -> Iterator[Pair]:
 
 
 def stereoset_row(row: dict[str, Any], where: str, suite: str, number: int) -> Pair:
-    """One example with its two or three sentences. Between sentences the context comes first; within one it has only a gap to fill.
+    """One example, two or three sentences. Between sentences the context comes first; within one it has only a gap to fill.
 
     Sentences differ in length, so that their mean log-likelihood by token is compared.
     """

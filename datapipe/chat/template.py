@@ -25,6 +25,8 @@ class Encoded:
 
     ids: NDArray[np.int64]
     learnt: NDArray[np.bool_]
+    num_bytes: int = 0  # UTF-8 bytes of the text
+    num_learnt_bytes: int = 0  # of those that the learnt tokens stand for
 
 
 class ChatTokenizer:
@@ -71,12 +73,15 @@ class ChatTokenizer:
         learnt = np.zeros(len(encoding.ids), np.bool_)
         # a token that straddles the border counts, as in transformers: it has the answer's first letters
         offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+        num_learnt_bytes = 0
         for start, end in spans:
             inside = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start))
-            learnt[inside if self._marked else self._to_end_of_turn(inside, encoding.ids, offsets, text)] = True
+            kept = inside if self._marked else self._to_end_of_turn(inside, encoding.ids, offsets, text)
+            learnt[kept] = True
+            num_learnt_bytes += len(text[offsets[kept[0], 0] : offsets[kept[-1], 1]].encode()) if len(kept) else 0
         if not learnt.any():
             raise BadConversationError("empty_mask", "no token of the assistant is left; look at the template")
-        return Encoded(np.array(encoding.ids, np.int64), learnt)
+        return Encoded(np.array(encoding.ids, np.int64), learnt, len(text.encode()), num_learnt_bytes)
 
     def _to_end_of_turn(
         self, inside: NDArray[np.int64], ids: Sequence[int], offsets: NDArray[np.int64], text: str

@@ -1,6 +1,7 @@
 """The work itself, wherever it runs: read a unit, train the tokenizer, encode a shard, list rejected documents."""
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 from cluster.errors import DataError
@@ -18,12 +19,14 @@ from datapipe.tokens.sample import SamplePlan, read_sample
 from datapipe.tokens.shards import ShardPlan, encode_shard
 from datapipe.tokens.tokenizer import Encoder, read_tokenizer, train_tokenizer, write_tokenizer
 
+SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # as many workers run as there are cores
 DEATHS_A_TASK = 3  # of the processes that do a task; then the task is at fault
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One piece of work: a method of `Worker`, its arguments, and what to call it in an error."""
+    """One piece of work, its arguments, and what to call it in an error: a method of `Worker`, or `module:function` of a room
+    that is not imported here, whose first arguments are the data set's output and work area."""
 
     method: str
     label: str
@@ -40,7 +43,10 @@ class Worker:
 
     def do(self, task: Task) -> Any:
         """Do a task and return its result."""
-        return getattr(self, task.method)(*task.arguments)
+        module, _, function = task.method.rpartition(":")
+        if module:
+            return getattr(import_module(module), function)(self.output, self.work, *task.arguments)
+        return getattr(self, function)(*task.arguments)
 
     def ingest(self, unit: Unit, rules: ReadRules, filters: Filters, near: NearDuplicates | None) -> UnitSummary:
         """Read and filter one unit of the input."""
@@ -56,13 +62,13 @@ class Worker:
         """Train the data set's tokenizer."""
         write_tokenizer(self.output, self.work, train_tokenizer(read_sample(sample, self.work), vocabulary))
 
-    def encode(self, plan: ShardPlan) -> Shard:
+    def encode(self, plan: ShardPlan, backend: str) -> Shard:
         """Write one shard."""
         if self.encoder is None:
             files = read_tokenizer(self.output, self.work)
             if files is None:
                 raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
-            self.encoder = Encoder(files)
+            self.encoder = Encoder(files, backend)
         return encode_shard(plan, self.encoder, self.work, self.output)
 
     def reject(self, plan: RejectedPlan) -> dict[str, int]:

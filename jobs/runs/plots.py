@@ -46,9 +46,13 @@ def _draw_loss(axis: Any, found: Mapping[str, Curve]) -> None:
     axis.plot(steps, smooth, color=TRAIN, linewidth=1.8, label=f"train  {smooth[-1]:.3f}")
     if "validation/loss" in found:
         at, held_out = found["validation/loss"]
-        axis.plot(
-            at, held_out, color=VALIDATION, linewidth=1.6, marker="o", markersize=4, label=f"validation  {held_out[-1]:.3f}"
-        )
+        gaps = found.get("validation/gap", ([], []))[1]
+        label = f"validation  {held_out[-1]:.3f}" + (f"  (gap {gaps[-1]:+.3f})" if gaps else "")
+        axis.plot(at, held_out, color=VALIDATION, linewidth=1.6, marker="o", markersize=4, label=label)
+        train = dict(zip(steps, smooth, strict=True))
+        both = [(step, train[step], value) for step, value in zip(at, held_out, strict=True) if step in train]
+        if both:  # what lies between the two is what is learnt by heart
+            axis.fill_between(*zip(*both, strict=True), color=VALIDATION, alpha=0.1, linewidth=0)
     dress(axis, "loss, nats per token")
     axis.legend(frameon=False, loc="upper right")
 

@@ -3,9 +3,14 @@
 from collections.abc import Iterable
 
 import torch
+from torch import nn
 
-from cluster.errors import DataError
+from cluster.errors import ConfigError, DataError
 from jobs.training.batch import IGNORE, Batch
+from sharding.fsdp import reshard_all
+from sharding.group import Group
+
+_STRAYS = 0.05  # of the spread of the logits: above what bf16 rounds, far below what a leak does
 
 
 def pack(documents: Iterable[tuple[torch.Tensor, torch.Tensor]], length: int) -> Batch:
@@ -28,3 +33,37 @@ def pack(documents: Iterable[tuple[torch.Tensor, torch.Tensor]], length: int) ->
         "labels": torch.cat([labels for _, labels in parts])[None],
         "position_ids": torch.cat([torch.arange(len(input_ids)) for input_ids, _ in parts])[None],
     }
+
+
+@torch.no_grad()
+def require_separate(model: nn.Module, group: Group) -> None:
+    """Raise ConfigError unless the model computes packed documents as if each stood alone. All ranks call it together.
+
+    It is tried, on tokens that mean nothing: what one document says must not change the other at all.
+    """
+    was_training = model.training
+    model.eval()
+    size = int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    first, other, second = (torch.arange(start, start + 9, device=group.device) * 7 % size for start in (1, 2, 5))
+    try:
+        alone = _logits(model, second)
+        packed, changed = _logits(model, first, second), _logits(model, other, second)
+    except (TypeError, ValueError):  # it takes no position_ids
+        alone, packed, changed = torch.zeros(1), torch.ones(1), torch.ones(1)
+    finally:
+        reshard_all(model)
+        model.train(was_training)
+    spread = float(alone.float().std()) + 1e-6
+    strays = float((packed - alone).abs().max()) / spread
+    if not torch.equal(packed, changed) or strays > _STRAYS:
+        raise ConfigError(
+            f"packing: {type(model).__name__} does not keep packed documents apart: one would see the other (they differ by"
+            f" {strays:.2g} of the spread of its logits); set packing=false"
+        )
+
+
+def _logits(model: nn.Module, *documents: torch.Tensor) -> torch.Tensor:
+    """What the model says of the last of these documents, packed."""
+    position_ids = torch.cat([torch.arange(len(one), device=one.device) for one in documents])[None]
+    logits: torch.Tensor = model(input_ids=torch.cat(documents)[None], position_ids=position_ids, use_cache=False).logits
+    return logits[:, -len(documents[-1]) :]

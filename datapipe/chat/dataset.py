@@ -1,0 +1,81 @@
+"""A data set of conversations, opened: the tokens of each, and which of them are learnt."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cluster.errors import CorruptShardError, DataError
+from cluster.storage import StoragePath
+from datapipe.chat.prepare import KIND
+from datapipe.loader.shard_cache import cached_shard
+from datapipe.manifest import Manifest, Shard, Split, checksum_of_file, read_manifest
+
+
+def is_chat_set(manifest: Manifest) -> bool:
+    """Whether a data set holds conversations, and not text."""
+    return KIND in manifest.config
+
+
+class ChatSet:
+    """The conversations of one split, in the order of the input. Raises DataError, CorruptShardError."""
+
+    def __init__(self, path: str, split: Split) -> None:
+        self.place = StoragePath(path)
+        self.manifest = read_manifest(self.place)
+        if not is_chat_set(self.manifest):
+            raise DataError(f"{path}: holds text, and no conversations; train on it with pretrain, or give conversations")
+        tables = [self._open(shard) for shard in self.manifest.of_split(split)]
+        parts = [_Part(batch) for table in tables for batch in table]
+        self._parts = [part for part in parts if part.count]
+        self._ends = np.cumsum([part.count for part in self._parts], dtype=np.int64)
+        self.lengths: NDArray[np.int64] = _joined([part.lengths for part in self._parts])
+        self.learnt_bytes = sum(int(part.batch.column("learnt_bytes").to_numpy().sum()) for part in self._parts)
+        self.num_learnt = sum(int(part.learnt.sum()) for part in self._parts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, index: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """The tokens of a conversation, and whether each of them is learnt."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        part = self._parts[number]
+        row = index - (int(self._ends[number - 1]) if number else 0)
+        where = slice(int(part.offsets[row]), int(part.offsets[row + 1]))
+        return part.tokens[where], part.learnt[where]
+
+    def name(self, index: int) -> str:
+        """The id of a conversation."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - (int(self._ends[number - 1]) if number else 0)
+        return str(self._parts[number].batch.column("id")[row].as_py())
+
+    def _open(self, shard: Shard) -> list[Any]:
+        local = self.place.local
+        path = cached_shard(self.place, shard) if local is None else local / shard.path
+        try:
+            if checksum_of_file(StoragePath(path.parent), path.name) != shard.checksum:
+                raise CorruptShardError(f"{self.place.url}/{shard.path}: does not match its checksum; prepare the data anew")
+            with pa.memory_map(str(path)) as file:
+                reader = pa.ipc.open_file(file.read_buffer())
+        except FileNotFoundError:
+            raise CorruptShardError(f"{self.place.url}/{shard.path}: is missing; prepare the data anew") from None
+        return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+
+
+class _Part:
+    """One record batch as flat arrays."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch, self.count = batch, batch.num_rows
+        self.offsets = np.from_dlpack(batch.column("tokens").offsets)
+        first = int(self.offsets[0]) if self.count else 0
+        self.tokens = np.from_dlpack(batch.column("tokens").flatten())
+        self.learnt = np.from_dlpack(batch.column("learnt").flatten()).astype(np.bool_)
+        self.offsets = self.offsets - first
+        self.lengths = np.diff(self.offsets)
+
+
+def _joined(arrays: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)

@@ -1,0 +1,162 @@
+"""Files of conversations to a data set of tokens and of what is learnt of them. Where its tasks run is the caller's choice."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from cluster.errors import DataError
+from cluster.storage import StoragePath
+from datapipe.chat.config import ChatConfig
+from datapipe.chat.shards import ChatSplit, ChatSummary, ChatUnit, rejected_name, summary_name, unit_hashes
+from datapipe.chat.tokenizer import write_files
+from datapipe.execution.worker import Task
+from datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
+from datapipe.manifest import InputRecord, Manifest, Rejected, Shard, Totals, hash_of, write_manifest
+from datapipe.plan import WORK
+from datapipe.progress import Progress
+from datapipe.tokens.tokenizer import FOLDER, Encoder, TokenizerFiles
+
+RunTasks = Callable[[Sequence[Task]], Iterable[tuple[Task, Any]]]
+
+UNIT_MIB = 16
+_WORKER = "datapipe.chat.shards"  # by name, as it imports transformers
+KIND = "chat"  # the key of a manifest's `config` that says that it holds conversations
+
+
+def chat_key(inputs: Sequence[str], tokenizer: TokenizerFiles, config: ChatConfig, validation_fraction: float) -> dict[str, Any]:
+    """The plain values that decide a data set of conversations: input files, tokenizer, template, rules. Raises DataError."""
+    files = {file.url: [file.size, file.version] for file in list_inputs(inputs)}
+    return {
+        KIND: config.model_dump(mode="json", exclude={"template", "added_tokens"}),  # both are in the tokenizer
+        "tokenizer": hash_of({name: data.decode() for name, data in sorted(tokenizer.files.items())}),
+        "validation_fraction": validation_fraction,
+        "inputs": files,
+        "versions": {name: version(name) for name in ("pyarrow", "tokenizers", "transformers")},
+    }
+
+
+def make_chat_set(
+    output: StoragePath,
+    inputs: Sequence[str],
+    tokenizer: TokenizerFiles,
+    config: ChatConfig,
+    *,
+    validation_fraction: float,
+    run_tasks: RunTasks,
+    progress: Progress,
+) -> Manifest:
+    """Make the data set, or go on where an earlier call was killed. Raises DataError, ConfigError, StorageError."""
+    keys = chat_key(inputs, tokenizer, config, validation_fraction)
+    work = output.child(WORK)
+    if _plan_of(work) not in (None, json.loads(json.dumps(keys))):
+        output.remove("")  # made from other input by an attempt that was killed
+    write_files(output.child(FOLDER), tokenizer)
+    work.write("plan.json", json.dumps(keys).encode())
+    encoder = Encoder(tokenizer)
+    files = list_inputs(inputs)
+    units = plan_units(files, UNIT_MIB)
+    plans = [ChatUnit(unit=unit, config=config, token_type=encoder.token_type) for unit in units]
+    summaries = _encode(plans, work, run_tasks, progress)
+    held_out = _held_out(summaries, work, validation_fraction)
+    shards = _split(summaries, held_out, run_tasks, progress)
+    rejected = _list_rejected(summaries, work, output)
+    manifest = Manifest(
+        tokenizer=encoder.record(),
+        token_type=encoder.token_type,
+        shards=tuple(sorted(shards, key=lambda shard: (shard.split, shard.path))),
+        totals=Totals.of_shards(shards),
+        rejected=rejected,
+        inputs=_input_records(files, units, summaries),
+        config=keys,
+    )
+    written = write_manifest(output, manifest)
+    output.remove(WORK)
+    return written
+
+
+def _plan_of(work: StoragePath) -> Any:
+    try:
+        return json.loads(work.read("plan.json"))
+    except FileNotFoundError:
+        return None
+
+
+def _encode(plans: list[ChatUnit], work: StoragePath, run_tasks: RunTasks, progress: Progress) -> list[ChatSummary]:
+    """Pass 1: encode every unit that is not done yet."""
+    present = set(work.names("units"))
+    units = [plan.unit for plan in plans]
+    done = {u.index: _summary(work, u.index) for u in units if summary_name(u.index).rpartition("/")[2] in present}
+    progress.begin("encode conversations", sum(u.size for u in units), "B", sum(u.size for u in units if u.index in done))
+    for task, summary in run_tasks(
+        [Task(method=f"{_WORKER}:encode_unit", label=p.unit.label, arguments=(p,)) for p in plans if p.unit.index not in done]
+    ):
+        done[summary.index] = summary
+        progress.add(task.arguments[0].unit.size, summary.conversations)
+    summaries = [done[u.index] for u in units]
+    if not sum(s.conversations for s in summaries):
+        raise DataError(f"no conversation is left to learn from; rejected: {reasons_in_words(summaries)}")
+    return summaries
+
+
+def _summary(work: StoragePath, index: int) -> ChatSummary:
+    return ChatSummary(**json.loads(work.read(summary_name(index))))
+
+
+def reasons_in_words(summaries: Sequence[ChatSummary]) -> str:
+    """How many were rejected for which reason, each with its first example."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for summary in summaries:
+        counts.update(summary.rejected)
+        examples = {**summary.example, **examples}
+    return "; ".join(f"{reason} {count} (such as {examples[reason]})" for reason, count in counts.most_common()) or "none"
+
+
+def _held_out(summaries: Sequence[ChatSummary], work: StoragePath, fraction: float) -> int:
+    """The hash up to which a conversation belongs to the validation split: exactly its share of them, equal ones together."""
+    hashes = np.sort(np.concatenate([unit_hashes(work, s.index) for s in summaries if s.conversations]))
+    count = min(max(1, round(len(hashes) * fraction)), len(hashes) - 1) if fraction else 0
+    if count < 1 or hashes[count - 1] == hashes[-1]:
+        return -1
+    return int(hashes[count - 1])
+
+
+def _split(summaries: Sequence[ChatSummary], held_out: int, run_tasks: RunTasks, progress: Progress) -> list[Shard]:
+    """Pass 2: the shards of both splits, unit by unit."""
+    plans = [ChatSplit(index=s.index, held_out=held_out) for s in summaries if s.conversations]
+    progress.begin("write shards", len(plans), "units")
+    found: list[Shard] = []
+    for _, shards in run_tasks([Task(method=f"{_WORKER}:split_unit", label=f"unit {p.index}", arguments=(p,)) for p in plans]):
+        found += shards
+        progress.add(1)
+    return found
+
+
+def _list_rejected(summaries: Sequence[ChatSummary], work: StoragePath, output: StoragePath) -> Rejected:
+    counts: Counter[str] = Counter()
+    paths: list[str] = []
+    for summary in summaries:
+        counts.update(summary.rejected)
+        if summary.rejected:
+            paths.append(f"rejected/part-{len(paths):05d}.jsonl")
+            output.write(paths[-1], work.read(rejected_name(summary.index)))
+    return Rejected(total=counts.total(), reasons=dict(sorted(counts.items())), files=tuple(paths))
+
+
+def _input_records(files: list[InputFile], units: list[Unit], summaries: list[ChatSummary]) -> tuple[InputRecord, ...]:
+    found = []
+    for file in files:
+        mine = [s for u, s in zip(units, summaries, strict=True) if u.files[0].url == file.url]
+        checksum = mine[0].checksum if len(mine) == 1 else hash_of([s.checksum for s in mine]).removeprefix("xxh3:")
+        damage = next((s.damage for s in mine if s.damage), None)
+        kept, dropped = sum(s.conversations for s in mine), sum(sum(s.rejected.values()) for s in mine)
+        found.append(
+            InputRecord(
+                path=file.url, size=file.size, checksum=f"xxh3:{checksum}", documents=kept, rejected=dropped, damage=damage
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,108 @@
+"""The records of a unit of input, whole: objects of JSON lines or rows of parquet; what cannot be read has a reason."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import pyarrow as pa
+from pyarrow import parquet
+
+from cluster.errors import DataError, StorageError
+from datapipe.config import MIB
+from datapipe.inputs.files import InputFile, Unit
+from datapipe.inputs.lines import TOO_LONG, split_lines
+from datapipe.inputs.streams import (
+    DamagedStreamError,
+    HashedReader,
+    gzip_chunks,
+    open_file,
+    place_of,
+    plain_chunks,
+    zstd_chunks,
+)
+
+MAX_LINE_MIB = 32
+_ROWS_A_BATCH = 256
+_CHUNKS = {"lines": plain_chunks, "gzip": gzip_chunks, "zstd": zstd_chunks}
+
+# line (from 1, counted from the unit's start), record, or the reason why there is none
+Row = tuple[int, dict[str, Any] | None, str]
+
+
+@dataclass(kw_only=True)
+class UnitNotes:
+    """What reading a unit finds besides records."""
+
+    checksum: str = ""
+    damage: str | None = None  # why the file could not be read to its end
+
+
+def read_records(unit: Unit, notes: UnitNotes) -> Iterator[Row]:
+    """Every record of a unit, in its order. Raises DataError for a file of another kind, or one that changed."""
+    file = unit.files[0]
+    if file.kind == "text":
+        raise DataError(f"{file.url}: is plain text, and no conversations; give .jsonl, .jsonl.gz, .jsonl.zst or .parquet")
+    try:
+        yield from _parquet(unit, file, notes) if file.kind == "parquet" else _lines(unit, file, notes)
+    except DamagedStreamError as error:
+        notes.damage = str(error)
+        yield 0, None, "damaged_file"
+
+
+def _open(file: InputFile) -> Any:
+    place, name = place_of(file.url)
+    try:
+        if place.size(name) != file.size:
+            raise DataError(f"{file.url}: its size changed from {file.size} to {place.size(name)} bytes; start anew")
+        return open_file(place, name)
+    except FileNotFoundError:
+        raise DataError(f"{file.url}: it was there when the job began and is gone; restore it, or start anew") from None
+
+
+def _lines(unit: Unit, file: InputFile, notes: UnitNotes) -> Iterator[Row]:
+    number = 0
+    with _open(file) as stream:
+        stream.seek(max(unit.start - 1, 0))
+        source = HashedReader(stream, unit.start, unit.end)
+        try:
+            for line in split_lines(_CHUNKS[file.kind](source), MAX_LINE_MIB * MIB, unit.start, unit.end):
+                number += 1
+                if line is TOO_LONG:
+                    yield number, None, "line_too_long"
+                elif line and not line.isspace():
+                    yield (number, *_parsed(line.removeprefix(b"\xef\xbb\xbf") if number == 1 and unit.start == 0 else line))
+        finally:
+            notes.checksum = source.drain()
+
+
+def _parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        try:
+            line.decode()
+        except UnicodeDecodeError:
+            return None, "invalid_utf8"
+        return None, "invalid_json"
+    return (record, "") if isinstance(record, dict) else (None, "not_an_object")
+
+
+def _parquet(unit: Unit, file: InputFile, notes: UnitNotes) -> Iterator[Row]:
+    first, last = file.size * unit.piece // unit.pieces, file.size * (unit.piece + 1) // unit.pieces
+    with _open(file) as stream:
+        stream.seek(first)
+        notes.checksum = HashedReader(stream, first, last).drain()
+    number = 0
+    with _open(file) as stream:
+        try:
+            table = parquet.ParquetFile(stream)
+            groups = list(range(unit.start, unit.end if unit.end is not None else table.num_row_groups))
+            for batch in table.iter_batches(batch_size=_ROWS_A_BATCH, row_groups=groups, use_threads=False):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, {key: value for key, value in row.items() if value is not None}, ""
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+            if isinstance(error, StorageError) or getattr(error, "errno", None):
+                raise
+            raise DamagedStreamError(f"parquet: {str(error).splitlines()[0]}") from None

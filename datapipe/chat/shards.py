@@ -1,0 +1,197 @@
+"""A unit of conversations as tokens: encoded into the work area, then cut into the shard of each split."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import xxhash
+
+from cluster.storage import StoragePath
+from datapipe.chat.config import ChatConfig
+from datapipe.chat.conversation import BadConversationError, conversation_of
+from datapipe.chat.records import UnitNotes, read_records
+from datapipe.chat.template import ChatTokenizer, Encoded
+from datapipe.inputs.files import Unit
+from datapipe.inputs.streams import naming_full_disk
+from datapipe.manifest import Shard, Split, TokenType, checksum_of_file
+from datapipe.tokens.tokenizer import FOLDER
+
+ROWS_A_BATCH = 4096
+FOLDERS: dict[Split, str] = {"train": "shards", "validation": "validation"}
+
+
+def schema_of(token_type: TokenType) -> Any:
+    """The columns of a shard: `learnt` says of each token whether it counts for the loss."""
+    tokens = {"uint16": pa.uint16(), "uint32": pa.uint32()}[token_type]
+    columns = {"id": pa.string(), "source": pa.string(), "tokens": pa.large_list(tokens), "learnt": pa.large_list(pa.uint8())}
+    return pa.schema([*columns.items(), ("bytes", pa.int64()), ("learnt_bytes", pa.int64()), ("hash", pa.uint64())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatUnit:
+    """One unit to encode, and how."""
+
+    unit: Unit
+    config: ChatConfig
+    token_type: TokenType
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSummary:
+    """What became of a unit; its file is written last, so that its presence means done."""
+
+    index: int
+    conversations: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    example: dict[str, str] = field(default_factory=dict)  # reason → the first record that was rejected for it, in words
+    checksum: str = ""
+    damage: str | None = None
+
+
+def encoded_name(index: int) -> str:
+    """The file of a unit's conversations, below the work area."""
+    return f"units/{index:06d}.arrow"
+
+
+def rejected_name(index: int) -> str:
+    """The file of a unit's rejections, below the work area."""
+    return f"units/{index:06d}.rejected.jsonl"
+
+
+def summary_name(index: int) -> str:
+    """The file that says that a unit is done, below the work area."""
+    return f"units/{index:06d}.json"
+
+
+@lru_cache(maxsize=1)
+def _tokenizer_of(directory: Path) -> ChatTokenizer:
+    return ChatTokenizer(directory)
+
+
+def encode_unit(output: StoragePath, work: StoragePath, plan: ChatUnit) -> ChatSummary:
+    """Encode a unit's conversations, and commit them and what was rejected to the work area; a pure function of the input."""
+    assert output.local is not None, "conversations are prepared on a file system"
+    tokenizer = _tokenizer_of(output.local / FOLDER)
+    file, notes = plan.unit.files[0], UnitNotes()
+    reasons: Counter[str] = Counter()
+    example: dict[str, str] = {}
+    rejections: list[bytes] = []
+    with naming_full_disk(work.url), work.create(encoded_name(plan.unit.index)) as stream:
+        rows = _Rows(stream, schema_of(plan.token_type))
+        for number, record, problem in read_records(plan.unit, notes):
+            name = _id_of(record, file.name, plan.unit, number)
+            try:
+                if record is None:
+                    raise BadConversationError(problem)
+                rows.add(name, file.name, tokenizer.encode(conversation_of(record, plan.config)))
+            except BadConversationError as error:
+                reasons[error.reason] += 1
+                example.setdefault(error.reason, f"{name}: {error.detail}" if error.detail else name)
+                rejections.append(orjson.dumps({"id": name, "source": file.name, "reason": error.reason, "detail": error.detail}))
+        rows.close()
+    summary = ChatSummary(
+        index=plan.unit.index,
+        conversations=rows.count,
+        rejected=dict(sorted(reasons.items())),
+        example=example,
+        checksum=notes.checksum,
+        damage=notes.damage,
+    )
+    with naming_full_disk(work.url):
+        work.write(rejected_name(plan.unit.index), b"".join(line + b"\n" for line in rejections))
+        work.write(summary_name(plan.unit.index), json.dumps(asdict(summary)).encode())
+    return summary
+
+
+def _id_of(record: dict[str, Any] | None, name: str, unit: Unit, number: int) -> str:
+    """The record's own id, else FILE:LINE, where a line of a later part of the file is counted from that part's start."""
+    own = record.get("id") if record is not None else None
+    if isinstance(own, (str, int)) and not isinstance(own, bool) and own != "":
+        return str(own)
+    return f"{name}:{number}" if unit.piece == 0 else f"{name}@{unit.start}:{number}"
+
+
+class _Rows:
+    """Collects encoded conversations into record batches."""
+
+    def __init__(self, stream: Any, schema: Any) -> None:
+        self.schema, self.writer, self.count = schema, pa.ipc.new_file(stream, schema), 0
+        self.columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+
+    def add(self, name: str, source: str, encoded: Encoded) -> None:
+        """Add one conversation."""
+        tokens = encoded.ids.astype(np.uint32)
+        digest = xxhash.xxh3_64_intdigest(tokens.tobytes() + encoded.learnt.tobytes())
+        learnt = encoded.learnt.astype(np.uint8)
+        values = (name, source, tokens, learnt, encoded.num_bytes, encoded.num_learnt_bytes, digest)
+        for column, value in zip(self.schema.names, values, strict=True):
+            self.columns[column].append(value)
+        self.count += 1
+        if len(self.columns["id"]) >= ROWS_A_BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        arrays = []
+        for one in self.schema:
+            values = self.columns[one.name]
+            arrays.append(_flat_lists(values, one.type) if pa.types.is_large_list(one.type) else pa.array(values, one.type))
+            self.columns[one.name] = []
+        self.writer.write_batch(pa.record_batch(arrays, schema=self.schema))
+
+    def close(self) -> None:
+        """Write the rest, and the end of the file."""
+        self._flush()
+        self.writer.close()
+
+
+def _flat_lists(values: list[Any], kind: Any) -> Any:
+    offsets = np.concatenate(([0], np.cumsum([len(value) for value in values], dtype=np.int64)))
+    flat = np.concatenate(values) if values else np.zeros(0, np.uint8)
+    return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(flat.astype(kind.value_type.to_pandas_dtype())))
+
+
+def unit_hashes(work: StoragePath, index: int) -> Any:
+    """The hash of each conversation of a unit, uint64."""
+    table = pa.ipc.open_file(work.read(encoded_name(index))).read_all()
+    return table.column("hash").to_numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSplit:
+    """One unit to cut: conversations whose hash is at most `held_out` are the validation split; -1: none is."""
+
+    index: int
+    held_out: int
+
+
+def split_unit(output: StoragePath, work: StoragePath, plan: ChatSplit) -> list[Shard]:
+    """Write a unit's shard of each split that has any conversation of it."""
+    table = pa.ipc.open_file(work.read(encoded_name(plan.index))).read_all()
+    hashes = table.column("hash").to_numpy()
+    validation = hashes <= np.uint64(max(plan.held_out, 0)) if plan.held_out >= 0 else np.zeros(len(hashes), np.bool_)
+    found = []
+    for split, chosen in (("train", ~validation), ("validation", validation)):
+        part = table.filter(pa.array(chosen)).combine_chunks()
+        if part.num_rows:
+            found.append(_write_shard(part, output, f"{FOLDERS[split]}/part-{plan.index:05d}.arrow", split))  # type: ignore[index, arg-type]
+    return found
+
+
+def _write_shard(table: Any, output: StoragePath, path: str, split: Split) -> Shard:
+    with naming_full_disk(output.url), output.create(path) as stream, pa.ipc.new_file(stream, table.schema) as writer:
+        writer.write_table(table)
+    return Shard(
+        path=path,
+        split=split,
+        documents=table.num_rows,
+        tokens=len(table.column("tokens").combine_chunks().flatten()),
+        bytes=int(np.sum(table.column("bytes").to_numpy())),
+        size=output.size(path),
+        checksum=checksum_of_file(output, path),
+    )

@@ -1,0 +1,1 @@
+"""The finetune job: a language model learns to answer."""

@@ -1,0 +1,255 @@
+"""Finetuning: exact on any number of ranks, packed or not, killed or not; only what the assistant says is learnt."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cluster.errors import ConfigError
+from cluster.run.directory import RunDir
+from datapipe.chat.dataset import ChatSet
+from jobs.finetune.source import ConversationSource
+from jobs.training.objective import NextToken
+from tests.jobs.finetune.chats import LORA, chats, finetune_config, make_base, make_run, write_lines
+from tests.jobs.launch import equal, events, launch, log_of, losses, start, weights
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lines(tmp_path_factory.mktemp("data") / "chats.jsonl", [*chats(150), {"messages": []}, "garbage"])
+
+
+def plain_losses(base: Path, run: RunDir, results: dict[str, Any], *, packed: bool) -> list[float]:
+    """The same steps by transformers and torch alone, every conversation by itself."""
+    config = run.record["config"]
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0, betas=(0.9, 0.999))
+    source = ConversationSource(ChatSet(results["data"], "train"), seq_len=96, seed=0, packed=packed)
+    size, found = config["batch"]["global_batch"], []
+    for step in range(config["steps"]):
+        total, count = torch.zeros(()), 0
+        for position in range(step * size, (step + 1) * size):
+            for number in source.packs[position]:
+                tokens, learnt = source.conversations[source.index_of(number)]
+                ids = torch.from_numpy(tokens.astype("int64"))
+                labels = ids[1:].masked_fill(~torch.from_numpy(learnt[1:].copy()), -100)
+                total = total + F.cross_entropy(model(ids[None, :-1]).logits[0], labels, reduction="sum")
+                count += int((labels != -100).sum())
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = run.record["config"]["optim"]["lr"] * min(1.0, (step + 1) / 2)
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(total.item() / count)
+    return found
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_it_is_plain_torch_at_1_2_and_3_ranks(base: Path, data: Path, root: Path, packed: bool) -> None:
+    optim = {"lr": 3e-3, "warmup_steps": 2, "schedule": "constant"}
+    config = finetune_config(base, data, packing=packed, optim=optim, steps=5)
+    for ranks in (1, 2, 3):
+        run = make_run(root, config)
+        results = launch(run, ranks)
+        if ranks == 1:
+            expected = plain_losses(base, run, results, packed=packed)
+        assert list(losses(run).values()) == pytest.approx(expected, rel=1e-6)
+    assert results["conversations"] == 150
+    assert results["reasons"] == {"invalid_json": 1, "no_messages": 1}
+    if packed:
+        assert results["positions_used"] >= 0.9
+    assert len(events(run, "prepared")) == 0, "runs of equal keys share what was prepared"
+    assert "validation/bits_per_byte" in results
+    assert results["validation/gap"] == pytest.approx(results["validation/loss"] - sum(losses(run).values()) / 5)
+
+
+def test_the_mask_is_that_of_transformers_and_a_page_shows_it(base: Path, data: Path, root: Path) -> None:
+    marked = AutoTokenizer.from_pretrained(base)
+    run = make_run(root, finetune_config(base, data, steps=1))
+    results = launch(run, 1)
+    train = ChatSet(results["data"], "train")
+    records = {one["id"]: one for one in chats(150)}
+    for index in range(10):
+        ids, learnt = train[index]
+        messages = records[train.name(index)]["messages"]
+        assert ids.tolist() == marked.apply_chat_template(messages)["input_ids"]
+        said = marked.decode(ids[learnt])
+        assert said == "".join(f"{one['content']}<|im_end|>" for one in messages if one["role"] == "assistant")
+    page = (run.path / "samples.html").read_text()
+    assert page.count("<h2>") == 10
+    assert "&lt;|im_start|&gt;user" in page
+    assert '<span class="learnt">' in page
+
+
+@pytest.mark.parametrize("options", [{}, {"lora": {**LORA, "dropout": 0.1}, "neftune": 5.0}], ids=["full", "lora"])
+def test_killed_and_resumed_is_bit_identical(base: Path, data: Path, root: Path, options: dict[str, Any]) -> None:
+    config = finetune_config(base, data, **options)
+    whole, parted = make_run(root, config), make_run(root, config)
+    launch(whole, 2)
+    for step in (2, 5):
+        group = start(parted, 2)
+        group.until(lambda step=step: step in losses(parted))  # type: ignore[misc]
+        group.kill()
+    launch(parted, 2)
+    assert losses(parted) == losses(whole)
+    assert equal(weights(parted), weights(whole))
+    other = make_run(root, config)
+    group = start(other, 2)
+    group.until(lambda: bool(events(other, "checkpoint")))
+    group.kill()
+    if not options:
+        launch(other, 3)
+        assert losses(other) == pytest.approx(losses(whole), rel=1e-6)
+
+
+def test_no_gradient_crosses_from_one_conversation_into_another(base: Path, data: Path, root: Path) -> None:
+    run = make_run(root, finetune_config(base, data, steps=1))
+    source = ConversationSource(ChatSet(launch(run, 1)["data"], "train"), seq_len=96, seed=0, packed=True)
+    position = next(p for p in range(len(source.packs)) if len(source.packs[p]) >= 3)
+    batch = source.read([position])
+    starts = (batch["position_ids"][0] == 0).nonzero()[:, 0].tolist()
+    labels = batch["labels"].clone()
+    labels[0, : starts[1]] = -100
+    labels[0, starts[2] :] = -100
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    seen: list[torch.Tensor] = []
+
+    def remember(module: Any, inputs: Any, output: torch.Tensor) -> None:
+        output.retain_grad()
+        seen.append(output)
+
+    model.get_input_embeddings().register_forward_hook(remember)
+    NextToken()(model, {**batch, "labels": labels}).loss_sum.backward()
+    reached = seen[0].grad[0].abs().sum(dim=1)  # type: ignore[index]
+    assert reached[: starts[1]].eq(0).all()
+    assert reached[starts[2] :].eq(0).all()
+    assert reached[starts[1] : starts[2]].gt(0).any()
+
+
+def test_added_tokens_grow_the_embeddings(data: Path, root: Path, tmp_path: Path) -> None:
+    bare = make_base(tmp_path / "bare", template=None)
+    run = make_run(root, finetune_config(bare, data, chat={"template": "chatml"}))
+    launch(run, 2)
+    from jobs.training.export import export
+
+    export(run, tmp_path / "exported")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "exported")
+    assert model.config.vocab_size == len(tokenizer) == 323
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True, tokenize=False)
+    assert asked == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_run_begins_with_another_runs_model_and_tokenizer(base: Path, data: Path, root: Path) -> None:
+    first = make_run(root, finetune_config(base, data, lora=LORA))
+    launch(first, 1)
+    config = {**finetune_config(base, data, steps=2), "model": {"run": first.id}}
+    second = make_run(root, config)
+    launch(second, 2)
+    assert losses(second)[1] < losses(first)[1]
+    assert "samples.html" in {path.name for path in second.path.iterdir()}
+
+
+def test_a_prepared_directory_is_taken_as_it_is(base: Path, data: Path, root: Path, tmp_path: Path) -> None:
+    prepared = tmp_path / "prepared"
+    first = make_run(root, finetune_config(base, data, prepared=str(prepared)))
+    launch(first, 2)
+    second = make_run(root, finetune_config(base, prepared))
+    launch(second, 1)
+    assert losses(second) == pytest.approx(losses(first), rel=1e-6)
+    assert (
+        json.loads((second.path / "data.json").read_text())["hash"] == json.loads((first.path / "data.json").read_text())["hash"]
+    )
+    data_copy = write_lines(tmp_path / "other.jsonl", chats(20))
+    third = make_run(root, finetune_config(base, data_copy, prepared=str(prepared)))
+    assert start(third, 1).wait() == [42]
+    assert "holds a data set that was made otherwise" in log_of(third)
+
+
+def test_conversations_that_are_too_long(base: Path, root: Path, tmp_path: Path) -> None:
+    long = {"id": "long", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "rope " * 200}]}
+    unanswered = {"id": "late", "messages": [{"role": "user", "content": "rope " * 200}, {"role": "assistant", "content": "a"}]}
+    path = write_lines(tmp_path / "a.jsonl", [*chats(30), long, unanswered])
+    found = {}
+    for how in ("drop", "cut", "error"):
+        run = make_run(root, finetune_config(base, path, on_long=how, steps=1, validation_fraction=0))
+        if how == "error":
+            assert start(run, 2).wait() == [42, 42]
+            assert "'long' has 2" in log_of(run)
+            assert "2 are longer than seq_len=96; raise seq_len, or set on_long to drop or cut" in log_of(run)
+        else:
+            found[how] = launch(run, 2)
+            assert events(run, "no_validation"), "it is said that nothing tells when it overfits"
+    assert (found["drop"]["too_long"], found["drop"]["cut"]) == (2, 0)
+    assert (found["cut"]["too_long"], found["cut"]["cut"]) == (2, 1), "nothing is learnt of what is cut before its answer"
+
+
+def test_what_does_not_fit_together_is_refused(base: Path, data: Path, root: Path, tmp_path: Path) -> None:
+    first = make_run(root, finetune_config(base, data, steps=1))
+    prepared = launch(first, 1)["data"]
+    strange = make_base(tmp_path / "strange", words="other words make another tokenizer")
+    text = tmp_path / "text"
+    from tests.jobs.corpus import make_dataset
+
+    make_dataset(text)
+    empty = write_lines(tmp_path / "empty.jsonl", [{"messages": [{"role": "user", "content": "Q"}]}])
+    failing = tmp_path / "failing.jinja"
+    failing.write_text("{{ raise_exception('never') }}")
+    for config, words in (
+        (finetune_config(strange, Path(prepared)), "was prepared with another tokenizer than the model's"),
+        (finetune_config(base, text), "holds text, and no conversations"),
+        (finetune_config(base, empty), "no conversation is left to learn from; rejected: no_assistant_turn 1"),
+        (finetune_config(base, data, chat={"template": str(failing)}), "rejected: template_failed 150 (such as chat-0: never)"),
+        (finetune_config(base, data, chat={"template": str(tmp_path / "none")}), "cannot be read"),
+        (finetune_config(base, data, lora={"targets": ["nope"]}), "name layers of the model in lora.targets"),
+    ):
+        run = make_run(root, {**config, "steps": 1})
+        codes = start(run, 2).wait()
+        assert codes == [42, 42], log_of(run)
+        assert words in log_of(run)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"), [("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}), ("bloom", {"n_layer": 2, "n_head": 2})]
+)
+def test_packing_is_refused_where_the_model_does_not_keep_documents_apart(
+    data: Path, root: Path, tmp_path: Path, kind: str, changes: dict[str, Any]
+) -> None:
+    base = make_base(tmp_path / "base", model_type=kind, **changes)
+    run = make_run(root, finetune_config(base, data, steps=2))
+    assert start(run, 2).wait() == [42, 42]
+    assert "does not keep packed documents apart" in log_of(run)
+    launch(make_run(root, finetune_config(base, data, steps=2, packing=False)), 2)
+
+
+def test_keys_that_exclude_each_other(base: Path, data: Path) -> None:
+    from cluster.config_reader import load_config
+    from jobs.finetune.config import FinetuneConfig
+
+    config = finetune_config(base, data)
+    for changes, words in (
+        ({"lora": LORA, "chat": {"template": "chatml"}}, "leaves the embeddings of added tokens untrained"),
+        ({"model": {"preset": "tiny"}}, "has no tokenizer; set tokenizer"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load_config(FinetuneConfig, {**config, **changes})
+    found = load_config(FinetuneConfig, {**config, "steps": 300, "lora": LORA, "optim": {}, "validation": {}})
+    assert (found.optim.lr, found.validation.every_steps, found.validation.patience) == (2e-4, 15, 3)
+    assert load_config(FinetuneConfig, {**config, "validation": {"patience": None}}).validation.patience is None

@@ -72,7 +72,7 @@ class _Pipeline:
         begin_or_resume(self.output, self.work, keys, self.files)
         if self.config.tokenizer.path and read_tokenizer(self.output, self.work) is None:
             taken = take_tokenizer(self.config.tokenizer.path)
-            Encoder(taken)  # refused now rather than after the first pass
+            Encoder(taken, self.config.tokenizer.backend)  # refused now rather than after the first pass
             write_tokenizer(self.output, self.work, taken)
         units = plan_units(self.files, self.config.unit_mib)
         summaries = self.ingest(units)
@@ -165,7 +165,8 @@ class _Pipeline:
         present = set(self.work.names("encoded"))
         found = [read_sidecar(p, self.work, self.output) if p.sidecar.rpartition("/")[2] in present else None for p in plans]
         done = {shard.path: shard for shard in found if shard}
-        tasks = [Task(method="encode", label=p.path, arguments=(p,)) for p in plans if p.path not in done]
+        backend = self.config.tokenizer.backend
+        tasks = [Task(method="encode", label=p.path, arguments=(p, backend)) for p in plans if p.path not in done]
         total = sum(p.documents for p in plans)
         self.progress.begin("tokenize", total, "documents", sum(s.documents for s in done.values()))
         for _, shard in self.run_tasks(tasks):
@@ -221,7 +222,7 @@ class _Pipeline:
         files = read_tokenizer(self.output, self.work)
         if files is None:
             raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
-        encoder = Encoder(files)
+        encoder = Encoder(files, self.config.tokenizer.backend)
         manifest = Manifest(
             tokenizer=encoder.record(),
             token_type=encoder.token_type,

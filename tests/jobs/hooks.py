@@ -212,6 +212,27 @@ def stop_while_drawing(context: JobContext) -> None:
     Round.put = asking  # type: ignore[method-assign]
 
 
+def record_second_gradient(context: JobContext) -> None:
+    """Write down the whole mean gradient of the second step, by parameter, before it is clipped."""
+    from safetensors.torch import save_file
+
+    from jobs.training.step import TrainStep
+
+    update = TrainStep.update
+    steps = [0]
+
+    def recorded(self: TrainStep, stats: Any, *arguments: Any) -> None:
+        steps[0] += 1
+        if steps[0] == 2:
+            parameters = {name: p for name, p in self.state.model.named_parameters() if p.grad is not None}
+            found = {name: p.grad.full_tensor() / stats.weight for name, p in parameters.items()}  # type: ignore[union-attr]
+            if context.rank == 0:
+                save_file(found, context.run.path / "gradient.safetensors")
+        update(self, stats, *arguments)
+
+    TrainStep.update = recorded  # type: ignore[method-assign]
+
+
 def die_after_answers(context: JobContext) -> None:
     """Kill this rank by SIGKILL after it has written down its seventh answer."""
     import signal

@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.bench_grpo_oracles [--variants grpo,dapo] [--ranks 1,2,3] [--trl PYTHON]
 
-A cell is a variant of the loss, a number of ranks, and all weights or LoRA. With max_staleness 1 the second step learns from answers
-of the policy before the first one, so that ratios differ from 1 and clips decide; of it the job writes down loss and gradient. Its
-rollouts are read from the run's ledger. Oracles: the formula in plain torch in float64, a token at a time, and TRL's trainer in fp32
-on the same tokens (where it computes the same thing; else the cell says what differs). TRL lives in an environment of its own:
---trl, or $ROPEWALK_TRL_PYTHON, else it is made under build/trl. Prints one JSON object.
+A cell is a variant of the loss, a number of ranks, and all weights or LoRA. With max_staleness 1 the second step learns from
+answers of the policy before the first one, so that ratios differ from 1 and clips decide; of it the job writes down loss and
+gradient. Its rollouts are read from the run's ledger. Oracles: the formula in plain torch in float64, a token at a time, and
+TRL's trainer in fp32 on the same tokens. TRL lives in an environment of its own: --trl, or $ROPEWALK_TRL_PYTHON, else it is made
+under build/trl. Prints one JSON object.
 """
 
 import argparse

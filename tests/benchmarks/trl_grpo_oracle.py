@@ -1,4 +1,4 @@
-"""GRPO losses and gradients by TRL's own trainer, in an environment of its own: reads cells from a JSON file, writes what it finds.
+"""GRPO losses and gradients by TRL's own trainer, in an environment of its own: cells from a JSON file → what it finds.
 
     PYTHON_WITH_TRL tests/benchmarks/trl_grpo_oracle.py CELLS.json
 
@@ -39,13 +39,14 @@ def inputs_of(cell: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def reference_log_probs(cell: dict[str, Any], inputs: dict[str, Any], trainer: Any) -> torch.Tensor:
-    """Those of the base model, as TRL computes them."""
+def reference_log_probs(cell: dict[str, Any]) -> torch.Tensor:
+    """Those of the base model, a row at a time; TRL's own function only takes a model that its trainer has patched."""
     base = AutoModelForCausalLM.from_pretrained(cell["base"], dtype=torch.float32).eval()
-    ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
-    mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)
+    found = torch.zeros(len(cell["rows"]), max(len(row[1]) for row in cell["rows"]))
     with torch.no_grad():
-        found: torch.Tensor = trainer._get_per_token_logps_and_entropies(base, ids, mask, inputs["completion_ids"].shape[1])[0]
+        for number, (prompt, answer, *_) in enumerate(cell["rows"]):
+            logits = base(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1] / cell["keys"]["temperature"]
+            found[number, : len(answer)] = logits.log_softmax(-1)[torch.arange(len(answer)), torch.tensor(answer)]
     return found
 
 
@@ -58,7 +59,7 @@ def loss_of(cell: dict[str, Any], model: Any, tokenizer: Any) -> Any:
     trainer.current_gradient_accumulation_steps = 1
     inputs = inputs_of(cell)
     if keys["beta"]:
-        inputs["ref_per_token_logps"] = reference_log_probs(cell, inputs, trainer)
+        inputs["ref_per_token_logps"] = reference_log_probs(cell)
     trainer.model.eval()
     return trainer._compute_loss(trainer.model, inputs)
 

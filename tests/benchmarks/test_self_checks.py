@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 SMALL = {
     "bench_align_oracles": ["--methods", "dpo", "--ranks", "1", "--trl", "none"],
+    "bench_grpo_oracles": ["--variants", "grpo", "--ranks", "1", "--weights", "all", "--trl", "none"],
     "bench_hung": ["--hangs", "1"],
     "bench_loader": ["--tokens", "200000", "--rounds", "1"],
     "bench_many_runs": ["--runs", "20"],

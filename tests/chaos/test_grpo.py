@@ -1,4 +1,4 @@
-"""GRPO on virtual nodes, its parts killed at random: no rollout is lost or learnt twice, and the parameters are those of peace."""
+"""GRPO on virtual nodes, parts killed at random: no rollout is lost or learnt twice, and the parameters are those of peace."""
 
 import os
 import random

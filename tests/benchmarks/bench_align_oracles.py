@@ -30,7 +30,7 @@ from jobs.align.preferences.source import Rows
 from jobs.training.config import LoraConfig
 from jobs.training.load_checkpoint import load_model
 from jobs.training.lora import save_adapter
-from tests.jobs.align.formulas import kto_losses, pair_losses
+from tests.jobs.align.formulas import kto_losses, pair_losses, reward_losses
 from tests.jobs.align.pairs import align_config, align_run, make_model, pairs, write_pairs
 from tests.jobs.launch import launch, losses
 
@@ -65,6 +65,7 @@ METHODS = {
     "kto": Method({"method": "kto"}, "kto", {"beta": 0.1}),
     "orpo": Method({"method": "orpo"}, differs="TRL's likelihood is a mean over the batch's tokens, the prompts' included"),
     "simpo": Method({"method": "simpo"}, "cpo", {"beta": 2.0, "loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 1.0}),
+    "reward": Method({"method": "reward"}, "reward"),
 }
 
 
@@ -101,11 +102,21 @@ def formula(
     method: Method, policy: Any, base: Path, rows: list[tuple[Any, ...]], kl: list[list[int]]
 ) -> tuple[float, dict[str, Any]]:
     """Loss and gradient by the paper's formula, in float64."""
-    reference = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
-    found = kto_losses(policy, reference, rows, kl)[0] if kl else pair_losses(method.keys, policy, reference, rows)
+    scored = method.keys["method"] == "reward"
+    found = reward_losses(policy, rows) if scored else _with_reference(method, policy, base, rows, kl)
     loss = found.mean()
     loss.backward()
     return loss.item(), {name: p.grad for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def _with_reference(method: Method, policy: Any, base: Path, rows: list[tuple[Any, ...]], kl: list[list[int]]) -> torch.Tensor:
+    reference = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64)
+    return kto_losses(policy, reference, rows, kl)[0] if kl else pair_losses(method.keys, policy, reference, rows)
+
+
+def apart(ours: float, theirs: float) -> float:
+    """The difference of two losses, relative to those above 1."""
+    return abs(ours - theirs) / max(1.0, abs(theirs))
 
 
 def difference(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
@@ -132,7 +143,7 @@ def make_cell(folder: Path, name: str, ranks: int, base: Path, data: Path, *, lo
         save_adapter(policy, LoraConfig.model_validate(LORA), place, None)
         policy.requires_grad_(False)
         for parameter_name, parameter in policy.named_parameters():
-            parameter.requires_grad_("lora_" in parameter_name)
+            parameter.requires_grad_("lora_" in parameter_name or parameter_name.startswith("score."))
     else:
         policy.save_pretrained(place)
     ours = load_file(run.path / "gradient.safetensors")
@@ -142,10 +153,10 @@ def make_cell(folder: Path, name: str, ranks: int, base: Path, data: Path, *, lo
         "ranks": ranks,
         "weights": "lora" if lora else "all",
         "loss": losses(run)[2],
-        "formula": {"loss": abs(losses(run)[2] - wanted), "gradient": difference(ours, gradient)},
+        "formula": {"loss": apart(losses(run)[2], wanted), "gradient": difference(ours, gradient)},
     }
     cell = {
-        "trl": method.trl,
+        "trl": None if lora and name == "reward" else method.trl,
         "keys": method.trl_keys,
         "base": str(base),
         "policy": str(place),
@@ -155,7 +166,12 @@ def make_cell(folder: Path, name: str, ranks: int, base: Path, data: Path, *, lo
         "kl": kl,
         "out": str(place / "trl.safetensors"),
     }
-    return {"told": told, "cell": cell, "ours": ours, "differs": method.differs}
+    return {
+        "told": told,
+        "cell": cell,
+        "ours": ours,
+        "differs": method.differs or "peft's format has no place for the trained head",
+    }
 
 
 def ask_trl(made: list[dict[str, Any]], folder: Path, python: str) -> None:
@@ -173,7 +189,7 @@ def ask_trl(made: list[dict[str, Any]], folder: Path, python: str) -> None:
         with safe_open(one["cell"]["out"], "pt") as stream:
             loss = float(stream.metadata()["loss"])
         gradient = load_file(one["cell"]["out"])
-        one["told"]["trl"] = {"loss": abs(one["told"]["loss"] - loss), "gradient": difference(one["ours"], gradient)}
+        one["told"]["trl"] = {"loss": apart(one["told"]["loss"], loss), "gradient": difference(one["ours"], gradient)}
 
 
 def summary(cells: list[dict[str, Any]]) -> dict[str, Any]:

@@ -68,7 +68,8 @@ class Calibration:
 
     def judge(self, answers: Mapping[str, Answer]) -> Judged:
         """The scores, and the reliability of each bin."""
-        items = [_item(one, answers[f"calibration:{one.number}"]) for one in self.choices]
+        keys = {one.number: f"calibration:{one.number}" for one in self.choices}
+        items = [_item(one, answers[keys[one.number]]) for one in self.choices if keys[one.number] in answers]
         asked = hash_of([[one.question, one.options, one.answer] for one in self.choices])
 
         def ece(part: Sequence[Mapping[str, Any]]) -> float:
@@ -87,18 +88,27 @@ class Calibration:
 
 def _item(one: Choice, answer: Answer) -> dict[str, Any]:
     values = answer["values"]
-    highest = max(values)
-    weights = [math.exp(value - highest) for value in values]
-    shares = [weight / math.fsum(weights) for weight in weights]
-    chosen = values.index(highest)
+    each = shares(values)
+    chosen = values.index(max(values))
     return {
         "measure": "calibration",
         "key": f"calibration:{one.number}",
         "value": float(chosen == one.answer),
-        "confidence": shares[chosen],
-        "brier": math.fsum((share - (k == one.answer)) ** 2 for k, share in enumerate(shares)),
+        "confidence": each[chosen],
+        "brier": brier(each, one.answer),
         "group": f"calibration:{one.number}",
     }
+
+
+def shares(values: Sequence[float]) -> list[float]:
+    """The softmax of log-likelihoods."""
+    weights = [math.exp(value - max(values)) for value in values]
+    return [weight / math.fsum(weights) for weight in weights]
+
+
+def brier(each: Sequence[float], right: int) -> float:
+    """The squared distance of shares from the truth, from 0 to 2."""
+    return math.fsum((share - (number == right)) ** 2 for number, share in enumerate(each))
 
 
 def reliability(items: Sequence[Mapping[str, Any]], bins: int) -> list[dict[str, Any]]:
@@ -114,5 +124,7 @@ def reliability(items: Sequence[Mapping[str, Any]], bins: int) -> list[dict[str,
 
 
 def calibration_error(items: Sequence[Mapping[str, Any]], bins: int) -> float:
-    """The mean distance between confidence and accuracy over the bins, weighted by their items."""
+    """The mean distance between confidence and accuracy over the bins, weighted by their items; no number where there is none."""
+    if not items:
+        return math.nan
     return float(sum(row["items"] * abs(row["confidence"] - row["accuracy"]) for row in reliability(items, bins)) / len(items))

@@ -97,3 +97,13 @@ def tempered(model: Any, row: dict[str, Any], temperature: float) -> torch.Tenso
     ids = torch.tensor([[*row["prompt_ids"], *row["tokens"]]])
     logits = model(ids, use_cache=False).logits[0, len(row["prompt_ids"]) - 1 : -1] / temperature
     return logits.log_softmax(-1)[torch.arange(len(row["tokens"])), torch.tensor(row["tokens"])]
+
+
+def reward_losses(model: Any, rows: Sequence[tuple[Ids, Ids, Ids]]) -> torch.Tensor:
+    """Bradley-Terry: -log sigmoid of the difference of the scores of (prompt, chosen) and (prompt, rejected)."""
+
+    def score(prompt: Ids, answer: Ids) -> torch.Tensor:
+        found: torch.Tensor = model(torch.tensor([[*prompt, *answer]])).logits[0, 0]
+        return found
+
+    return torch.stack([-torch.log(torch.sigmoid(score(p, chosen) - score(p, rejected))) for p, chosen, rejected in rows])

@@ -14,6 +14,7 @@ from datapipe.execution.worker import Task, Worker
 from datapipe.manifest import Manifest
 from datapipe.pipeline import make_data_set
 from datapipe.progress import Progress
+from jobs.cards.write import write_data_cards
 from jobs.preprocess.config import PreprocessConfig
 
 SENTENCE = "the of lane rope strand twist naïve walk Größe hemp 麻绳 tar 2026 shard, token. (seed) def return λ x: 🪢 it's"
@@ -68,7 +69,9 @@ def make(source: Any, output: Any, **keys: Any) -> Manifest:
     """A data set from `source`, made in this process."""
     config = configure(source, output, **keys)
     config.preflight()
-    return make_data_set(config, config.seed, in_this_process(config), Progress(lambda _: None))
+    manifest = make_data_set(config, config.seed, in_this_process(config), Progress(lambda _: None))
+    write_data_cards(StoragePath(config.output))
+    return manifest
 
 
 def contents(place: Any) -> dict[str, bytes]:
@@ -78,8 +81,10 @@ def contents(place: Any) -> dict[str, bytes]:
     return {path.removeprefix(root.root).lstrip("/"): root.fs.cat_file(path) for path in paths}
 
 
-def rejected(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for file in sorted(output.glob("rejected/*.jsonl")) for line in file.read_text().splitlines()]
+def rejected(output: Path, places: bool = False) -> list[dict[str, Any]]:
+    """What is listed of dropped documents; file and line of each if they are asked for."""
+    listed = [json.loads(line) for file in sorted(output.glob("rejected/*.jsonl")) for line in file.read_text().splitlines()]
+    return listed if places else [{k: v for k, v in one.items() if k not in {"file", "line"}} for one in listed]
 
 
 def rows(output: Path, split: str = "*") -> list[dict[str, Any]]:

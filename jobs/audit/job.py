@@ -15,6 +15,7 @@ from jobs.audit.report.write import write_report
 from jobs.inference.open_model import OpenModel, open_model
 from jobs.scores.gate import check_names, gate
 from jobs.scores.score import Score
+from jobs.tracking.metrics import MetricLog
 from sharding.group import Group, process_group
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,17 @@ def report(context: JobContext, config: AuditConfig, opened: OpenModel, judged: 
     verdict = gate(config.require, judged.scores)
     context.fence.check()
     written = write_report(context.run, config, judged, verdict.plain(), model=opened.name, step=opened.step)
+    log_scores(context, judged.scores, opened.step or 0)
     context.run.event("audited", passed=verdict.passed, failed=[one.words for one in verdict.failed])
     return {"scores": nested(judged.scores), "gate": verdict.plain(), "model_step": opened.step, **written}
+
+
+def log_scores(context: JobContext, scores: Mapping[str, Score], step: int) -> None:
+    """Write the scores among the run's metrics, which W&B mirrors: `audit/NAME`, and their standard errors."""
+    values = {f"audit/{name}": score.value for name, score in scores.items()}
+    errors = {name: score.standard_error for name, score in scores.items()}
+    values |= {f"audit/{name}_standard_error": error for name, error in errors.items() if error is not None}
+    MetricLog(context).log(step, values)
 
 
 def settled_model(context: JobContext, config: AuditConfig, group: Group) -> OpenModel:

@@ -44,6 +44,9 @@ EVENTS: dict[str, str] = {
     "resumed": "resumed from the checkpoint of step {step} on {world_size:count rank}",
     "started_from": "began with the checkpoint of step {step} of {run}",
     "stopped": "saved and stopped at step {step}",
+    # fine-tuning
+    "conversations": "",
+    "prepared": "",
     # alignment
     "length_bias": "the preferred answer is the longer one in {share_longer:.0%} of the pairs (mean {chosen:.0f}, the other"
     " {rejected:.0f} tokens): length itself may be learnt; compare reward_accuracy_longer with reward_accuracy_shorter",

@@ -159,6 +159,9 @@ def test_the_authors_own_formats(tmp_path: Path) -> None:
         "unrelated.",
     )
     assert (intra.context, intra.target, intra.by) == ("", "chess player", "token")
+    (tmp_path / "s.jsonl").write_text('{"stereotype": "a b.", "anti_stereotype": "a c."}')
+    (pair,) = read_pairs(str(tmp_path / "s.jsonl"), "s")
+    assert (pair.more, pair.less, pair.unrelated) == ("a b.", "a c.", None)
     (tmp_path / "pro_stereotyped_type1.txt.test").write_text("1 [The nurse] slept because [she] was tired.\n")
     (tmp_path / "anti_stereotyped_type1.txt.test").write_text("1 [The nurse] slept because [he] was tired.\n")
     (pair,) = read_pairs(str(tmp_path / "pro_stereotyped_type1.txt.test"), "w")

@@ -69,8 +69,7 @@ def make(source: Any, output: Any, **keys: Any) -> Manifest:
     """A data set from `source`, made in this process."""
     config = configure(source, output, **keys)
     config.preflight()
-    manifest = make_data_set(config, config.seed, in_this_process(config), Progress(lambda _: None))
-    return manifest
+    return make_data_set(config, config.seed, in_this_process(config), Progress(lambda _: None))
 
 
 def contents(place: Any) -> dict[str, bytes]:

@@ -26,6 +26,8 @@ def deciding_keys(config: DataSetConfig, seed: int) -> dict[str, Any]:
     for name in OFF_BY_DEFAULT:
         if not values[name]:
             del values[name]
+    if config.tokenizer.backend == "tokenizers":
+        del values["tokenizer"]["backend"]
     if config.decontaminate:
         values["decontaminate"]["checksums"] = checksums(config.decontaminate.against)
     return {**values, "seed": seed}

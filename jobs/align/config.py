@@ -11,13 +11,25 @@ from datapipe.chat.built_in import TEMPLATES
 from datapipe.chat.config import template_name
 from jobs.align.rollouts.config import GrpoConfig
 from jobs.runs.find_model import check_model_run
-from jobs.training.config import LoraConfig, ModelConfig, OptimConfig, TrainingConfig
+from jobs.training.config import AnomalyConfig, LoraConfig, ModelConfig, OptimConfig, TrainingConfig, ValidationConfig
 
 Method = Literal["dpo", "ipo", "kto", "orpo", "simpo", "reward", "grpo"]
 Reference = Literal["adapter", "copy", "precomputed", "none"]
 
 WITHOUT_REFERENCE = frozenset({"orpo", "simpo", "reward"})
 LORA_LR = 1e-5
+# keys that only some methods use; with another one they are refused, lest they be left out of account in silence
+METHODS_OF_KEYS = {
+    "beta": {"dpo", "ipo", "kto", "orpo", "simpo"},
+    "loss": {"dpo"},
+    "label_smoothing": {"dpo", "reward"},
+    "length_normalized": {"dpo", "ipo"},
+    "gamma": {"simpo"},
+    "desirable_weight": {"kto"},
+    "undesirable_weight": {"kto"},
+}
+VALIDATIONS = 20  # of a run, unless the job file says otherwise
+PATIENCE = 3
 DEFAULT_BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 
 
@@ -69,6 +81,15 @@ class AlignConfig(TrainingConfig):
     lora: LoraConfig | None = Field(default=None, description="train low-rank adapters only; unset: all weights")
     optim: AlignOptimConfig = Field(default=AlignOptimConfig(), description="optimizer and learning rate")
 
+    anomaly: AnomalyConfig = Field(
+        default=AnomalyConfig(spike_factor=None),
+        description="what to do when the loss is NaN; these losses fall to 0 and below, so that no multiple of theirs is a spike",
+    )
+    validation: ValidationConfig = Field(
+        default=ValidationConfig(),
+        description="when the validation split is scored; every_steps unset: 20 times a run; patience unset: 3, null: no end",
+    )
+
     beta: float | None = Field(
         default=None, gt=0, description="strength of the preference; unset: dpo, ipo, kto, orpo (its lambda) 0.1, simpo 2.0"
     )
@@ -103,13 +124,20 @@ class AlignConfig(TrainingConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _larger_steps_of_an_adapter(cls, values: Any) -> Any:
-        """The learning rate of a low-rank adapter is ten times that of all weights, unless it is given."""
-        if not isinstance(values, dict) or values.get("lora") is None:
+    def _defaults(cls, values: Any) -> Any:
+        """Fill in what depends on other keys, so that run.yaml says it."""
+        if not isinstance(values, dict):
             return values
-        optim = values.get("optim") or {}
-        given = not isinstance(optim, dict) or "lr" in optim
-        return values if given else {**values, "optim": {**optim, "lr": LORA_LR}}
+        filled = dict(values)
+        if filled.get("lora") is not None and isinstance(filled.get("optim", {}), dict):
+            filled["optim"] = {"lr": LORA_LR, **filled.get("optim", {})}
+        if isinstance(filled.get("anomaly", {}), dict):
+            filled["anomaly"] = {"spike_factor": None, **filled.get("anomaly", {})}
+        steps = str(filled.get("steps"))
+        if filled.get("method") != "grpo" and isinstance(filled.get("validation", {}), dict) and steps.isdigit():
+            every = max(1, int(steps) // VALIDATIONS)
+            filled["validation"] = {"every_steps": every, "patience": PATIENCE, **filled.get("validation", {})}
+        return filled
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> Self:
@@ -120,10 +148,14 @@ class AlignConfig(TrainingConfig):
             raise ValueError(f"reference: {self.method} compares with no reference; leave it out")
         if not none and self.reference == "none":
             raise ValueError(f"reference: {self.method} needs one; choose adapter, copy or precomputed, or method: orpo or simpo")
+        for key, methods in METHODS_OF_KEYS.items():
+            changed = getattr(self, key) != type(self).model_fields[key].default
+            if changed and self.method not in methods:
+                raise ValueError(f"{key}: {self.method} does not use it; leave it out, or choose {' or '.join(sorted(methods))}")
         if self.reference == "adapter" and self.lora is None:
             raise ValueError("reference: adapter is the model with its adapter switched off; set lora too, or choose copy")
-        if self.loss == "robust" and (self.method != "dpo" or not self.label_smoothing):
-            raise ValueError("loss: robust is a loss of dpo and needs label_smoothing above 0")
+        if self.loss == "robust" and not self.label_smoothing:
+            raise ValueError("loss: robust corrects for pairs that are swapped; set label_smoothing to how often they are")
         return self
 
     @property

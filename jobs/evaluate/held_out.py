@@ -17,6 +17,7 @@ from jobs.evaluate.generation import samples, tokenizer_for
 from jobs.evaluate.perplexity import sequence_losses, unigram_loss
 from jobs.inference.open_model import OpenModel, max_length
 from jobs.runs.find_model import find_model
+from jobs.scores.score import hash_of
 from jobs.training.load_checkpoint import load_model
 from jobs.training.model_config import check_fit
 from jobs.training.model_record import TokenizerPlan, require_record
@@ -27,10 +28,11 @@ from sharding.group import Group
 from sharding.parallelize import parallelize
 
 _DEFAULT_SEQ_LEN = 1024
+HELD_OUT = "held_out"  # the name under which its sequences stand among the items
 
 
-def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> dict[str, object]:
-    """Loss, bits per byte and perplexity of `data`, the same at every number of ranks up to rounding."""
+def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tuple[dict[str, object], list[dict[str, Any]]]:
+    """Loss, bits per byte and perplexity of `data`, the same at every number of ranks up to rounding; and its sequences."""
     assert config.data is not None
     found = _open(config, context.run, group)
     sources = [Source(source.path, source.weight) for source in weighted(config.data)]
@@ -59,10 +61,13 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> dic
         "model_step": found.step,
         "generations": generations,
     }
-    if group.is_main:
-        context.fence.check()
-        context.run.event("evaluated", loss=loss, n=n)
-    return results
+    asked = hash_of([shard.checksum for manifest in loader.manifests for shard in manifest.shards], config.split, seq_len)
+    items = [
+        {"task": HELD_OUT, "item": number, "hash": hash_of(asked, number), "prompt": "", "options": [], "target": None}
+        | {"answers": [], "values": {"loss": value}, "near_tie": False}
+        for number, value in enumerate(losses.tolist())
+    ]
+    return results, items
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from cluster.errors import GateError
 from cluster.run.context import JobContext
 from jobs.evaluate.config import EvaluateConfig
 from jobs.evaluate.held_out import score_data
-from jobs.evaluate.report import log_scores, write_report
+from jobs.evaluate.report import log_scores, write_items, write_report
 from jobs.evaluate.run_tasks import Evaluated, run_tasks
 from jobs.evaluate.scoring import by_name
 from jobs.scores.gate import check_names, gate
@@ -26,12 +26,13 @@ def main(context: JobContext) -> dict[str, object]:
 
 def evaluate(context: JobContext, config: EvaluateConfig, group: Group) -> dict[str, Any]:
     """The results of an evaluation, the same at every number of ranks up to rounding, and its decisions exactly."""
-    results: dict[str, Any] = score_data(context, config, group) if config.data is not None else {}
+    results, items = score_data(context, config, group) if config.data is not None else ({}, [])
     tasks = run_tasks(context, config, group) if config.tasks else None
     if not group.is_main:
         return {}
     if tasks is not None:
         results = {**results, **tasks.results()}
+        items += [line for task in tasks.tasks.values() for line in task.items]
     judged = None
     if config.require:
         scores = _named(config, results, tasks)
@@ -41,6 +42,7 @@ def evaluate(context: JobContext, config: EvaluateConfig, group: Group) -> dict[
     context.fence.check()
     if tasks is not None:
         log_scores(context, tasks)
+    write_items(context.run, items)
     write_report(context.run, config, results, tasks)
     context.run.event("evaluated", **{key: results[key] for key in ("loss", "n") if key in results}, tasks=list(config.tasks))
     if judged is not None and not judged.passed:

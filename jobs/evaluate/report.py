@@ -1,6 +1,8 @@
 """What an evaluation leaves for people and programs: report.html, report.json, metrics for W&B."""
 
+import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,10 @@ from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import write_atomically, write_json
 from jobs.evaluate.config import EvaluateConfig
+from jobs.evaluate.evaluations import FOLDER, METRICS, REPORT, items_file
+from jobs.evaluate.held_out import HELD_OUT
 from jobs.evaluate.html import Table, page, paragraph
-from jobs.evaluate.run_tasks import FOLDER, Evaluated
+from jobs.evaluate.run_tasks import Evaluated
 from jobs.scores.gate import NORMAL_95
 from jobs.scores.score import Score
 from jobs.tracking.metrics import MetricLog
@@ -26,12 +30,23 @@ def log_scores(context: JobContext, evaluated: Evaluated) -> None:
     MetricLog(context).log(evaluated.model_step or 0, values)
 
 
+def write_items(run: RunDir, items: Iterable[dict[str, Any]]) -> None:
+    """Write all items, a JSON object a line."""
+    path = items_file(run.path)
+    path.parent.mkdir(exist_ok=True)
+    lines = (json.dumps(line, ensure_ascii=False, default=str) for line in items)
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
+
+
 def write_report(run: RunDir, config: EvaluateConfig, results: dict[str, Any], evaluated: Evaluated | None) -> Path:
     """Write report.json and report.html into the run's directory; returns the page."""
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
+    metrics: dict[str, dict[str, bool]] = {HELD_OUT: {"loss": False}} if "loss" in results else {}
+    if evaluated is not None:
+        metrics.update({name: task.higher_is_better for name, task in evaluated.tasks.items()})
     about = {"run": run.id, "model": config.model, "model_step": results.get("model_step"), "seed": config.seed}
-    write_json(folder / "report.json", {**about, **results})
+    write_json(folder / REPORT, {**about, **results, METRICS: metrics})
     sections = [*_gate(results), *_held_out(results), *(_tasks(evaluated) if evaluated else ()), *_generations(results)]
     shown = f"{config.model}, checkpoint of step {about['model_step']}" if about["model_step"] is not None else config.model
     write_atomically(folder / "report.html", page(f"Evaluation of {shown}", [paragraph(f"Run {run.id}."), *sections]))

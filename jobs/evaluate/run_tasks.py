@@ -1,17 +1,16 @@
 """Evaluate a model on tasks: rank 0 asks as lm-eval has it, all ranks answer."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from cluster.run.context import JobContext
-from cluster.run.files import read_json, write_atomically, write_json
+from cluster.run.files import read_json, write_json
 from jobs.evaluate.config import EvaluateConfig
+from jobs.evaluate.evaluations import FOLDER
 from jobs.evaluate.load_tasks import load_tasks
 from jobs.evaluate.scoring import TaskScores, evaluate_tasks, task_scores
 from jobs.evaluate.team import Team
@@ -21,8 +20,6 @@ from sharding.group import Group
 
 log = logging.getLogger(__name__)
 
-FOLDER = "evaluation"  # in the run's directory: items, report
-ITEMS = "items.jsonl"
 _MODEL = "model.json"  # which checkpoint is evaluated, settled by the first attempt
 
 
@@ -67,8 +64,6 @@ def run_tasks(context: JobContext, config: EvaluateConfig, group: Group) -> Eval
     for name, task in found.items():
         for line in task.items:
             line["near_tie"] = (name, line["item"]) in model.near_ties
-    context.fence.check()
-    _write_items(context, found)
     return Evaluated(tasks=found, model_step=opened.step, near_ties=len(model.near_ties), truncated=model.truncated)
 
 
@@ -87,13 +82,3 @@ def _open(context: JobContext, config: EvaluateConfig, group: Group) -> OpenMode
         folder.mkdir(exist_ok=True)
         write_json(folder / _MODEL, {"model": opened.name, "step": opened.step})
     return opened
-
-
-def _write_items(context: JobContext, found: Mapping[str, TaskScores]) -> None:
-    lines = (json.dumps(line, ensure_ascii=False, default=str) for task in found.values() for line in task.items)
-    write_atomically(items_file(context.run.path), "".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
-
-
-def items_file(run: Path) -> Path:
-    """The file of all items of an evaluation: a JSON object a line."""
-    return run / FOLDER / ITEMS

@@ -15,9 +15,7 @@ from datapipe.config import ArrayOptions, DataSetConfig
 class PreprocessConfig(DataSetConfig, JobConfig):
     """The keys of a data set, and where the work on it runs."""
 
-    actors: int | None = Field(
-        default=None, ge=1, description="number of Ray actors; unset: one per CPU of the run's nodes, less one"
-    )
+    actors: int | None = Field(default=None, ge=1, description="number of Ray actors; unset: one per CPU of the run's nodes")
     fanout: Literal["ray", "array"] = Field(
         default="ray",
         description="where the work runs: on Ray actors of the run's nodes, or in a Slurm array that the run submits",

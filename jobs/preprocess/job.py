@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.run.context import JobContext
 from cluster.run.files import write_json
+from cluster.storage import StoragePath
 from jobs.preprocess.config import PreprocessConfig
 
 if TYPE_CHECKING:
@@ -18,12 +19,13 @@ OBJECT_STORE_BYTES = 100 << 20  # plans and summaries pass through it, texts nev
 
 
 def main(context: JobContext) -> dict[str, object]:
-    """Make the data set, or go on where an earlier attempt was killed.
+    """Make the data set and its cards, or go on where an earlier attempt was killed.
 
     Raises StopRequested once a stop is asked for: what is committed stays.
     """
     from datapipe.pipeline import make_data_set
     from datapipe.progress import Progress
+    from jobs.cards.write import write_data_cards
 
     config = context.config(PreprocessConfig)
     session = _Array(config, context) if config.fanout == "array" else _Actors(config, context)
@@ -32,6 +34,8 @@ def main(context: JobContext) -> dict[str, object]:
         manifest = make_data_set(config, config.seed, session.run_tasks, progress)
     finally:
         session.close()
+    context.fence.check()
+    write_data_cards(StoragePath(config.output))
     return _results(manifest, config, context)
 
 

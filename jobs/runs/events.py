@@ -45,12 +45,16 @@ EVENTS: dict[str, str] = {
     "resumed": "resumed from the checkpoint of step {step} on {world_size:count rank}",
     "started_from": "began with the checkpoint of step {step} of {run}",
     "stopped": "saved and stopped at step {step}",
+    # fine-tuning
+    "conversations": "",
+    "prepared": "",
     # alignment
     "length_bias": "the preferred answer is the longer one in {share_longer:.0%} of the pairs (mean {chosen:.0f}, the other"
     " {rejected:.0f} tokens): length itself may be learnt; compare reward_accuracy_longer with reward_accuracy_shorter",
     "pairs_prepared": "",
     "pairs_rejected": "{total:count record} left out of the data: {reasons:parameters}",
     "prompts_rejected": "{total:count record} of the prompts left out: {reasons:parameters}",
+    "rollout_worker_lost": "rollout worker {worker} ended with {exit_code}, and was replaced",
     "reward_failed": "step {step}: reward {reward} failed for {answers} of {of} answers: {outcome}",
     # preprocessing
     "actors": "",

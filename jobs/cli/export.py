@@ -14,6 +14,8 @@ def export(
     run_ref: RunRef,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="the directory to write")],
     step: Annotated[int | None, typer.Option("--step", help="the checkpoint of this step; unset: the newest")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="the low-rank adapter by itself, as peft opens it")] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="the running mean of the weights, where the run keeps one")] = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face model directory, with its model card and bill of materials."""
     from jobs.cards.export import export_with_cards
@@ -21,7 +23,10 @@ def export(
     from jobs.runs.status import find_run
 
     found = find_run(run_ref)
-    print(directory if export_elsewhere(found, directory, step) else export_with_cards(found, directory, step))
+    options = [*(["--adapter"] if adapter else []), *(["--ema"] if ema else [])]
+    if not export_elsewhere(found, directory, step, options):
+        export_with_cards(found, directory, step, adapter=adapter, ema=ema)
+    print(directory)
 
 
 def sync(

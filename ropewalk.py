@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from cluster.run.context import JobContext
     from jobs.function.futures import Future
-    from jobs.tracking.metrics import MetricLog
+    from jobs.programs.recorder import Recorder
 
 __all__ = [
     "checkpoint_dir",
@@ -95,11 +95,11 @@ class Run:
         group = int(os.environ.get("ROPEWALK_GROUP", "0"))
         return JobContext(run=RunDir(self.directory), attempt=self.attempt, group=group, rank=self.rank)
 
-    @cached_property
-    def _metrics(self) -> "MetricLog":
-        from jobs.tracking.metrics import MetricLog
+    @property
+    def _recorder(self) -> "Recorder":
+        from jobs.programs.recorder import recorder
 
-        return MetricLog(self._context)
+        return recorder(self._context)
 
 
 run = Run()
@@ -110,10 +110,11 @@ _stop_seen = False
 
 
 def log(metrics: Mapping[str, float], step: int, reduce: Literal["mean", "sum"] | None = None) -> None:
-    """Record metrics of a step; `ropewalk show`, `ps` and W&B have them at once.
+    """Record metrics of a step; `ropewalk show`, `ps` and W&B have them a quarter of a second later.
 
     Rank 0 records; the others may call it too, and do nothing. With `reduce` all ranks must call it: what is recorded is the
-    mean or the sum over them. A process whose attempt has a successor raises StaleAttemptError.
+    mean or the sum over them. A thread writes: a step waits for no file system, and what was told is written before the program
+    exits. The next call raises what went wrong, in a process whose attempt has a successor StaleAttemptError.
     """
     values = {name: float(value) for name, value in metrics.items()}
     if reduce is not None:
@@ -121,7 +122,7 @@ def log(metrics: Mapping[str, float], step: int, reduce: Literal["mean", "sum"] 
     if run.rank != 0:
         return
     if run:
-        run._metrics.log(step, values)
+        run._recorder.metrics(step, values)
         _tell(step, _total, "steps")
     else:
         _print(step, values)
@@ -171,6 +172,8 @@ def commit_checkpoint(path: str | os.PathLike[str], step: int | None = None, kee
     if run.rank == 0:
         folder = checkpoint_dir()
         check = run._context.fence.check if run else lambda: None
+        if run:
+            run._recorder.flush()  # what it goes on behind is on the disk before it
         manifest = checkpoints.commit(folder, Path(path), step, check)
         if run:
             run._context.run.event("checkpoint", step=manifest["step"], attempt=run.attempt)
@@ -252,9 +255,7 @@ def _tell(done: int, total: int | None, unit: str, *, now: bool = False) -> None
     if not now and time.monotonic() - _told < PROGRESS_SECONDS:
         return
     _told = time.monotonic()
-    from cluster.run.files import write_json
-
-    write_json(run._context.run.progress, {"stage": "train", "done": done, "total": total, "unit": unit}, durable=False)
+    run._recorder.progress(done, total, unit)
 
 
 def _print(step: int, values: Mapping[str, float]) -> None:

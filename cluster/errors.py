@@ -5,6 +5,7 @@ RopewalkError                  a person can act on it: the message names the thi
 ├── DataError                  an input or a data set is not what it should be         CLI exits 2, a rank 42
 │   └── CorruptShardError      a shard does not match its checksum
 ├── CheckpointError            a checkpoint is missing, cut short, or of another model
+├── GateError                  a score misses what `require` asks; it has the results     CLI exits 1, a rank 42
 ├── NumericsError              the loss became NaN or jumped, and the policy says stop
 ├── BackendError               a scheduler refused, failed or does not answer          CLI exits 1
 │   ├── AlreadyRunningError    an earlier submission of the run is still under way
@@ -15,6 +16,8 @@ RopewalkError                  a person can act on it: the message names the thi
 └── StaleAttemptError          this process belongs to an attempt that has a successor; it must not write
 StopRequested                  not an error: the state is saved, leave with exit code 85
 """
+
+from typing import Any
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -45,6 +48,14 @@ class CorruptShardError(DataError):
 
 class CheckpointError(RopewalkError):
     """A checkpoint is missing, cut short, damaged, or belongs to another model."""
+
+
+class GateError(RopewalkError):
+    """A score misses what the run's `require` asks. `results` are the job's, which is done for the rest."""
+
+    def __init__(self, message: str, results: dict[str, Any]) -> None:
+        self.results = results
+        super().__init__(message)
 
 
 class NumericsError(RopewalkError):

@@ -5,7 +5,8 @@ says: the schedulers of Slurm and Kubernetes show a job no others, and the local
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from cluster.config import Resources
 from cluster.errors import ConfigError
@@ -59,19 +60,35 @@ def _count() -> int | None:
         pynvml.nvmlShutdown()
 
 
-def deal_devices(resources: Resources) -> list[list[str]]:
-    """Deal this machine's GPUs to its virtual nodes. Raises ConfigError if there are too few."""
+def processes_on(devices: Sequence[str]) -> set[str]:
+    """Those of the devices, named by index, on which processes compute, whoever's; empty where NVML does not tell."""
+    import pynvml  # noqa: PLC0415 - only what asks for GPUs pays for the import
+
+    found = set()
+    with suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        try:
+            for name in filter(str.isdecimal, devices):
+                if pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(int(name))):
+                    found.add(name)
+        finally:
+            pynvml.nvmlShutdown()
+    return found
+
+
+def deal_devices(resources: Resources, devices: Sequence[str] | None = None) -> list[list[str]]:
+    """Deal GPUs (unset: this machine's) to its virtual nodes. Raises ConfigError if there are too few."""
     nodes, gpus = resources.nodes.most, resources.gpus
     if not gpus:
         return [[] for _ in range(nodes)]
-    devices = machine_devices()
+    devices = machine_devices() if devices is None else devices
     if nodes * gpus > len(devices):
         where = "" if users_devices() == ALL else f" ({DEVICES_VARIABLE}={users_devices()})"
         raise ConfigError(
             f"resources: {nodes} virtual nodes with gpus={gpus} take {nodes * gpus} GPUs, and this machine has {len(devices)}"
             f"{where}; set {_what_fits(len(devices), nodes, gpus)}"
         )
-    return [devices[node * gpus : (node + 1) * gpus] for node in range(nodes)]
+    return [list(devices[node * gpus : (node + 1) * gpus]) for node in range(nodes)]
 
 
 def _what_fits(count: int, nodes: int, gpus: int) -> str:

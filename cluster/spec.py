@@ -12,6 +12,7 @@ class RunState(StrEnum):
     RUNNING = "RUNNING"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
+    REFUSED = "REFUSED"  # all was done, and a figure misses what the run's `require` asks
     CANCELLED = "CANCELLED"
     PREEMPTED = "PREEMPTED"
     REQUEUED = "REQUEUED"
@@ -20,7 +21,12 @@ class RunState(StrEnum):
     @property
     def final(self) -> bool:
         """Whether no further attempt follows by itself."""
-        return self in {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}
+        return self in {RunState.SUCCEEDED, RunState.FAILED, RunState.REFUSED, RunState.CANCELLED}
+
+    @property
+    def failed(self) -> bool:
+        """Whether the run is over without what it was started for, and nobody has asked for that end."""
+        return self in {RunState.FAILED, RunState.REFUSED}
 
 
 class StopReason(StrEnum):

@@ -14,7 +14,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import DataError, StorageError
-from cluster.fresh_reads import read_afresh
+from cluster.fresh_reads import list_afresh, read_afresh
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -102,17 +102,15 @@ class StoragePath:
             (self.local / name).mkdir(parents=True, exist_ok=True)
 
     def exists_afresh(self, name: str) -> bool:
-        """Return whether a file exists, as the server of a shared file system has it and not this machine's cache."""
+        """Return whether a file exists, as the server of a shared file system has it and not this machine's cache.
+
+        Its directory is listed afresh, by a file with a name that nobody else has: one that was made under the name itself, and
+        removed again, could be what another process has just renamed to that name.
+        """
         if self.local is None:
             return self.exists(name)
-        try:
-            os.close(os.open(self.local / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return True
-        except FileNotFoundError:  # nor is its directory there
-            return False
-        (self.local / name).unlink(missing_ok=True)
-        return False
+        path = self.local / name
+        return path.name in list_afresh(path.parent)
 
     def read_afresh(self, name: str) -> bytes:
         """Read a small file that another machine may just have written; empty if there is no such file."""

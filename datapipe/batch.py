@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from datapipe.document_batch import DocumentBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +31,12 @@ class TextBatch:
         bounds = np.frombuffer(offsets, np.int64, len(texts) + 1, texts.offset * 8)
         raw = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
         return cls(data=raw[bounds[0] : bounds[-1]], offsets=bounds - bounds[0])
+
+    @classmethod
+    def of_documents(cls, batch: "DocumentBatch") -> "TextBatch":
+        """The texts of a batch of documents, not copied."""
+        offsets = batch.offsets
+        return cls(data=batch.data[offsets[0] : offsets[-1]], offsets=offsets - offsets[0])
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

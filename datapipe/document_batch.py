@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from datapipe.document import Document, Rejection
 from datapipe.text.characters import character_tables
 from datapipe.text.compiled import kernels
+from datapipe.text.token_marks import abbreviations, token_marks
 
 SCHEMA = pa.schema(
     [
@@ -23,6 +24,7 @@ SCHEMA = pa.schema(
     ]
 )
 KERNELS = "datapipe.text.kernels"
+TOKENS_KERNELS = "datapipe.text.tokens_kernels"
 
 
 class Words(NamedTuple):
@@ -34,6 +36,15 @@ class Words(NamedTuple):
     kind: NDArray[np.uint8]  # the flags of its characters, and NOT_SYMBOL
     exact: NDArray[np.uint64]  # hash of the word
     folded: NDArray[np.uint64]  # hash of its letters and digits in lower case; 0: it has none
+
+
+class Tokens(NamedTuple):
+    """The English tokens of all texts: words with punctuation cut off. Those of text k are [first[k], first[k + 1])."""
+
+    first: NDArray[np.int64]
+    chars: NDArray[np.int32]
+    kind: NDArray[np.uint8]  # the flags of its characters, and NOT_SYMBOL
+    exact: NDArray[np.uint64]  # hash of the token
 
 
 class Lines(NamedTuple):
@@ -111,6 +122,17 @@ class DocumentBatch:
         split = kernels(KERNELS).split_words
         count = split(self.data, self.offsets, tables.flags, tables.lower, start, chars, kind, exact, folded, first)
         return Words(first, *(a[:count] for a in (start, chars, kind, exact, folded)))  # type: ignore[arg-type]
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """The English tokens of all texts."""
+        compiled = kernels(TOKENS_KERNELS)
+        most = int(compiled.most_tokens(self.data, int(self.offsets[0]), int(self.offsets[-1]))) + len(self)
+        chars, kind = np.empty(most, dtype=np.int32), np.empty(most, dtype=np.uint8)
+        exact, first = np.empty(most, dtype=np.uint64), np.empty(len(self) + 1, dtype=np.int64)
+        flags, marks = character_tables().flags, token_marks()
+        count = compiled.split_tokens(self.data, self.offsets, flags, marks, abbreviations(), chars, kind, exact, first)
+        return Tokens(first, chars[:count], kind[:count], exact[:count])
 
     @cached_property
     def lines(self) -> Lines:

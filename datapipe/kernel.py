@@ -1,11 +1,15 @@
-"""Compile a function over arrays to machine code, once for all processes: numba keeps what it compiled on disk."""
+"""Compile a function over arrays to machine code, kept on disk with all other kernels of this version."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
 
+from datapipe.text.compiled import cache_folder
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+numba.config.CACHE_DIR = numba.config.CACHE_DIR or str(cache_folder())
 
 
 def kernel(function: F) -> F:

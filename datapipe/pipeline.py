@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from cluster.errors import DataError
 from cluster.storage import StoragePath
-from datapipe.config import DataSetConfig, ReadRules
+from datapipe.config import DataSetConfig, ReadRules, stages
+from datapipe.decontamination.items import check_items
 from datapipe.dedup.exact import DROPPED, TRAIN, Corpus, Decisions, decide, load_corpus, repeats
 from datapipe.dedup.near.search import NearDecisions, NearUnit, find_near_duplicates
 from datapipe.dedup.near.task import NearTask
@@ -66,10 +67,12 @@ class _Pipeline:
 
     def run(self, keys: dict[str, Any]) -> Manifest:
         """Run all stages in their order."""
+        if self.config.decontaminate:
+            check_items(self.config.decontaminate.against)
         begin_or_resume(self.output, self.work, keys, self.files)
         if self.config.tokenizer.path and read_tokenizer(self.output, self.work) is None:
             taken = take_tokenizer(self.config.tokenizer.path)
-            Encoder(taken)  # refused now rather than after the first pass
+            Encoder(taken, self.config.tokenizer.backend)  # refused now rather than after the first pass
             write_tokenizer(self.output, self.work, taken)
         units = plan_units(self.files, self.config.unit_mib)
         summaries = self.ingest(units)
@@ -98,7 +101,7 @@ class _Pipeline:
         present = set(self.work.names("units"))
         done = {u.index: read_summary(self.work, u.index) for u in units if summary_name(u.index).rpartition("/")[2] in present}
         rules = ReadRules(**{name: getattr(self.config, name) for name in ReadRules.model_fields})
-        arguments = (rules, self.config.filters, self.config.near_duplicates)
+        arguments = (rules, stages(self.config), self.config.near_duplicates)
         tasks = [Task(method="ingest", label=u.label, arguments=(u, *arguments)) for u in units if u.index not in done]
         self.progress.begin("read", sum(u.size for u in units), "B", sum(u.size for u in units if u.index in done))
         for task, summary in self.run_tasks(tasks):
@@ -162,7 +165,8 @@ class _Pipeline:
         present = set(self.work.names("encoded"))
         found = [read_sidecar(p, self.work, self.output) if p.sidecar.rpartition("/")[2] in present else None for p in plans]
         done = {shard.path: shard for shard in found if shard}
-        tasks = [Task(method="encode", label=p.path, arguments=(p,)) for p in plans if p.path not in done]
+        backend = self.config.tokenizer.backend
+        tasks = [Task(method="encode", label=p.path, arguments=(p, backend)) for p in plans if p.path not in done]
         total = sum(p.documents for p in plans)
         self.progress.begin("tokenize", total, "documents", sum(s.documents for s in done.values()))
         for _, shard in self.run_tasks(tasks):
@@ -218,7 +222,7 @@ class _Pipeline:
         files = read_tokenizer(self.output, self.work)
         if files is None:
             raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
-        encoder = Encoder(files)
+        encoder = Encoder(files, self.config.tokenizer.backend)
         manifest = Manifest(
             tokenizer=encoder.record(),
             token_type=encoder.token_type,

@@ -9,20 +9,27 @@ from typing import Any
 from cluster.errors import DataError
 from cluster.storage import StoragePath
 from datapipe.config import DataSetConfig
+from datapipe.decontamination.items import checksums
 from datapipe.inputs.files import InputFile
 from datapipe.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 WORK = ".work"
 PLAN_NAME = "plan.json"
+OFF_BY_DEFAULT = ("filters", "near_duplicates", "language", "decontaminate", "pii")
+LIBRARIES = {"language": "py3langid", "pii": "phonenumberslite"}  # whose tables decide, by key
 
 
 def deciding_keys(config: DataSetConfig, seed: int) -> dict[str, Any]:
     """The keys of the configuration that decide the data set's bytes, as plain values; what is off by default only where set."""
     values = {name: value for name, value in config.model_dump(mode="json").items() if name in DataSetConfig.model_fields}
     del values["output"]
-    for name in ("filters", "near_duplicates"):
+    for name in OFF_BY_DEFAULT:
         if not values[name]:
             del values[name]
+    if config.tokenizer.backend == "tokenizers":
+        del values["tokenizer"]["backend"]
+    if config.decontaminate:
+        values["decontaminate"]["checksums"] = checksums(config.decontaminate.against)
     return {**values, "seed": seed}
 
 

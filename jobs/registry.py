@@ -42,14 +42,18 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="align",
-            summary="Align a language model with preferences or rewards: DPO, IPO, KTO, ORPO, SimPO.",
+            summary="Align a language model with preferences or rewards: DPO, IPO, KTO, ORPO, SimPO, GRPO.",
             config="jobs.align.config:AlignConfig",
             entry="jobs.align.job:main",
             engine=Engine.RANKS,
-            preload=(*_TRAINING, "jobs.align.job", "jobs.align.preferences.recipe"),
+            preload=(
+                *(*_TRAINING, "jobs.align.job", "jobs.align.preferences.recipe"),
+                *("jobs.align.reward.recipe", "jobs.align.rollouts.recipe"),
+            ),
             reports=(
                 *("train/loss", "train/gradient_norm", "train/tokens_per_second", "validation/loss"),
                 *("train/reward_accuracy", "train/reward_margin", "validation/reward_accuracy", "validation/reward_margin"),
+                "train/reward",
             ),
         ),
         JobSpec(
@@ -76,6 +80,7 @@ JOBS: dict[str, JobSpec] = {
             entry="jobs.audit.job:main",
             engine=Engine.RANKS,
             preload=(*_TRAINING, "jobs.audit.job"),
+            view="jobs.audit.view:AuditView",
         ),
         JobSpec(
             name="command",

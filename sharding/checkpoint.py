@@ -72,6 +72,7 @@ class Checkpoints:
         self.place = place_of(run, config)
         self.last_step: int | None = None  # saved or loaded by this process
         self.before_commit: Callable[[], None] = lambda: None  # rank 0, in the background: what must be durable before
+        self.after_commit: Callable[[int, int], None] = lambda position, step: None  # the same, of what has been committed
         # the background save has collectives of its own, which must not mix with those of the training step
         self._background = dist.new_group(backend="gloo", timeout=group.timeout)
         on_gpu = group.device.type == "cuda"
@@ -121,6 +122,7 @@ class Checkpoints:
         folder.write(MANIFEST_NAME, dump_manifest(complete))
         self._bad.discard(manifest.step)
         self.run.event("checkpoint", step=manifest.step, attempt=manifest.attempt, path=directory_of(manifest.step))
+        self.after_commit(manifest.position, manifest.step)
         self._prune()
 
     def _prune(self) -> None:

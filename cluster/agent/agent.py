@@ -22,11 +22,12 @@ from cluster.engines.process import run_process
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.process.forking import all_imported, cuda_runs, import_modules
-from cluster.process.kill import end, family
+from cluster.process.kill import end, family, processes_with
 from cluster.process.output import configure_logging
-from cluster.process.scratch import descriptors, make_scratch, remove_scratch
+from cluster.process.scratch import descriptors, make_scratch, name_semaphores, remove_scratch
 from cluster.process.signals import ShutdownGate, SignalFlag, install_stop_handler, stop_signals_blocked
 from cluster.run import names
+from cluster.run.context import STOP_VARIABLE
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import Looks
 from cluster.run.files import write_json
@@ -72,6 +73,7 @@ class Agent:
         os.environ.setdefault(NODE_GPUS_VARIABLE, str(self.resources.gpus))
         # on the node's own disk: ranks look at it every step
         self.scratch = make_scratch("a")
+        name_semaphores(self.scratch)
         self.stop_flag = self.scratch / "stop"
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.scratch)  # what torch and others leave behind goes with it
         self.sidecars: list[subprocess.Popen[bytes]] = []
@@ -218,6 +220,7 @@ class Agent:
             self.sidecars.append(sidecar)
 
     def _leave(self, code: int) -> None:
+        end(processes_with({STOP_VARIABLE: str(self.stop_flag)}))  # what programs have left running, whoever its parent is now
         write_json(
             self.folder / names.NODES / f"node-{self.node}.json", {"node": self.node, "exit_code": code, "ended": time.time()}
         )

@@ -22,6 +22,7 @@ from cluster.errors import (
     EXIT_LOST_PEER,
     EXIT_NEVER_RETRY,
     EXIT_REQUEUE,
+    GateError,
     RopewalkError,
     StopRequested,
 )
@@ -56,6 +57,8 @@ def run_entry(context: JobContext) -> int:
         return EXIT_REQUEUE
     except Exception as error:  # whatever it is becomes a record and an exit code
         code = exit_code_of(error)
+        if isinstance(error, GateError) and context.rank == 0:
+            write_json(folder / names.RESULT, error.results)
         log.error("%s: %s", type(error).__name__, error, exc_info=code != EXIT_NEVER_RETRY)
         who = {"who": f"rank {context.rank}", "rank": context.rank, "group": context.group}
         write_error(folder, f"group-{context.group}-rank-{context.rank}", error, code, **who)

@@ -21,6 +21,7 @@ import psutil
 log = logging.getLogger(__name__)
 
 OWNER = ".owner"  # in each folder: the machine, by its boot; locked as long as somebody needs the folder
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where Linux has named semaphores
 NAME = re.compile(r"[a-z][a-z0-9_]{8}")  # a prefix of one letter (sockets' paths are short), and what mkdtemp adds
 
 _held: dict[Path, list[int]] = {}  # by folder, the descriptors that keep it
@@ -59,8 +60,31 @@ def descriptors(folder: Path) -> list[int]:
     return list(_held.get(folder, ()))
 
 
+def name_semaphores(folder: Path) -> None:
+    """Have the named semaphores that multiprocessing makes for this process go with the folder, if this process is killed.
+
+    They are files in /dev/shm that no kernel removes: an agent that is killed with all its processes leaves those of the
+    queues by which torch hears from its ranks.
+    """
+    import multiprocessing  # noqa: PLC0415 - other processes of scratch folders need none of it
+
+    multiprocessing.current_process()._config["semprefix"] = f"/{folder.name}"  # type: ignore[attr-defined]
+
+
+def _remove_semaphores(folder: Path) -> None:
+    """Remove the semaphores that are named after the folder, or after scratch folders of nodes and agents inside it."""
+    inner = (path.name for pattern in ("*", "*/*") for path in folder.glob(pattern) if NAME.fullmatch(path.name))
+    prefixes = tuple(f"sem.{name}-" for name in (folder.name, *inner))
+    with suppress(OSError), os.scandir(SHARED_MEMORY) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefixes):
+                with suppress(OSError):  # another user's, or its owner was faster
+                    os.unlink(entry.path)
+
+
 def remove_scratch(folder: Path) -> None:
     """Remove a folder with all that is in it, and the locks that kept it."""
+    _remove_semaphores(folder)
     shutil.rmtree(folder, ignore_errors=True)
     for descriptor in _held.pop(folder, ()):
         os.close(descriptor)
@@ -105,6 +129,7 @@ def _remove_if_unowned(folder: Path) -> bool:
     if descriptor is None:
         return False
     try:
+        _remove_semaphores(folder)
         for inner in folder.iterdir():
             if inner.is_dir() and not inner.is_symlink():
                 shutil.rmtree(inner, ignore_errors=True)

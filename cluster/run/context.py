@@ -14,6 +14,12 @@ from cluster.run.heartbeat import Heart
 C = TypeVar("C", bound=JobConfig)
 
 STOP_VARIABLE = "ROPEWALK_STOP_FLAG"  # a file on the node's own disk; it exists as soon as the node must stop
+GROUP_VARIABLE = "ROPEWALK_GROUP"  # how often the ranks of this attempt were formed anew
+
+# what a process of a run finds in its environment of that run: not for the processes of another run that it starts
+OWN_VARIABLES = frozenset({STOP_VARIABLE, GROUP_VARIABLE, "ROPEWALK_RUN", "ROPEWALK_ATTEMPT", "ROPEWALK_CHECKPOINTS"})
+OWN_VARIABLES |= {"ROPEWALK_REGROUP_FLAG", "ROPEWALK_STOP_SIGNAL", "ROPEWALK_NODES", "ROPEWALK_NODE_RANK"}
+OWN_VARIABLES |= {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ class Phase(IntEnum):
     VALIDATION = 6
     CHECKPOINT = 7
     LEAVING = 8
+    ROLLOUT = 9  # it makes the samples of its next batch, or waits until others have
 
     @property
     def label(self) -> str:

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from cluster.config import Resources
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
+from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED, GateError
 from cluster.fresh_reads import read_json_afresh
 from cluster.process.forking import Process
 from cluster.run.directory import RunDir
@@ -205,14 +205,19 @@ class Attempt:
             retry_bugs=self.retry_bugs,
         )
         verdict = classify(end if end.decided or self.reason else replace(end, reason=self._reason_past_us()))
+        state = RunState.REFUSED if verdict.exit_code == EXIT_NEVER_RETRY and self._refused() else verdict.state
         return Outcome(
-            state=verdict.state,
+            state=state,
             exit_code=verdict.exit_code,
             cause=verdict.cause or self._first_error(),
             started=self.started,
             ended=time.time(),
-            results=self.run.results() if verdict.state is RunState.SUCCEEDED else None,
+            results=self.run.results() if state in {RunState.SUCCEEDED, RunState.REFUSED} else None,
         )
+
+    def _refused(self) -> bool:
+        """Whether what ended the run is its gate."""
+        return any(first["type"] == GateError.__name__ for first in self.run.read_errors(self.number)[:1])
 
     def _reason_past_us(self) -> str:
         """Ask the owner of the nodes why agents stopped that this process had not told to; empty if it does not say."""

@@ -46,7 +46,7 @@ class Supervisor:
                 log.error("attempt %d was succeeded by another supervisor's; leaving the run to that", number)
                 return EXIT_FAILED
             if outcome.state.final:
-                return EXIT_DONE if outcome.state is not RunState.FAILED else EXIT_FAILED
+                return EXIT_FAILED if outcome.state.failed else EXIT_DONE
             if not self.allocation.can_retry():
                 return EXIT_REQUEUE
             number = self.run.begin_attempt(**inherited_details(self.run, number), opened_by="retry")

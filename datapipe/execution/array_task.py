@@ -15,7 +15,7 @@ import pyarrow as pa
 from cluster.errors import EXIT_LOST_PEER, RopewalkError
 from cluster.process.signals import SignalFlag
 from cluster.run.files import write_atomically
-from datapipe.execution.worker import Task, Worker
+from datapipe.execution.worker import SINGLE_THREADED, Task, Worker
 
 LEASE = "lease.json"
 LEASE_SECONDS = 120.0  # a driver that did not touch its lease for so long is dead
@@ -57,7 +57,7 @@ def do_share(share: Share) -> Ended:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # submitit would let it pass, and requeue on SIGUSR2
     signal.signal(signal.SIGUSR2, lambda *_: leave.set())
     _leave_with_driver(share)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ.update(SINGLE_THREADED)
     pa.set_cpu_count(1)
     worker = Worker(share.output_url, share.work_url)
     for number, task in share.tasks:

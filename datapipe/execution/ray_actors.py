@@ -1,4 +1,4 @@
-"""A pool of Ray actors: bounded work in flight, dead actors replaced, one CPU left to the rest of the cluster."""
+"""A pool of Ray actors: bounded work in flight, dead actors replaced, a part of a CPU left to the rest of the cluster."""
 
 import logging
 import os
@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
 from cluster.errors import BackendError, DataError, RopewalkError, StopRequested
-from datapipe.execution.worker import DEATHS_A_TASK, Task, Worker
+from datapipe.execution.worker import DEATHS_A_TASK, SINGLE_THREADED, Task, Worker
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ class _Actor:
     """A `Worker` in a process of its own, single-threaded so that as many run at once as there are CPUs."""
 
     def __init__(self, output_url: str, work_url: str) -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        os.environ.update(SINGLE_THREADED)
         pa.set_cpu_count(1)
         self.worker = Worker(output_url, work_url)
 
@@ -44,7 +44,7 @@ class ActorPool:
 
     def __init__(self, output_url: str, work_url: str, actors: int | None, stop: Callable[[], bool]) -> None:
         cpus = float(ray.cluster_resources().get("CPU", 1))
-        self.size = actors or max(int(cpus) - 1, 1)
+        self.size = actors or max(int(cpus), 1)
         self.urls = (output_url, work_url)
         self.stop = stop
         self.kind = ray.remote(_Actor).options(num_cpus=cpus_an_actor(self.size, cpus), max_restarts=0)

@@ -19,6 +19,7 @@ from datapipe.tokens.sample import SamplePlan, read_sample
 from datapipe.tokens.shards import ShardPlan, encode_shard
 from datapipe.tokens.tokenizer import Encoder, read_tokenizer, train_tokenizer, write_tokenizer
 
+SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # as many workers run as there are cores
 DEATHS_A_TASK = 3  # of the processes that do a task; then the task is at fault
 
 
@@ -61,13 +62,13 @@ class Worker:
         """Train the data set's tokenizer."""
         write_tokenizer(self.output, self.work, train_tokenizer(read_sample(sample, self.work), vocabulary))
 
-    def encode(self, plan: ShardPlan) -> Shard:
+    def encode(self, plan: ShardPlan, backend: str) -> Shard:
         """Write one shard."""
         if self.encoder is None:
             files = read_tokenizer(self.output, self.work)
             if files is None:
                 raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
-            self.encoder = Encoder(files)
+            self.encoder = Encoder(files, backend)
         return encode_shard(plan, self.encoder, self.work, self.output)
 
     def reject(self, plan: RejectedPlan) -> dict[str, int]:

@@ -3,7 +3,9 @@
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
 
 from cluster.config import Section
 
@@ -11,6 +13,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from datapipe.document_batch import DocumentBatch
+
+
+WordKind = Literal["white_space", "tokens"]
+WORDS: WordKind = Field(
+    default="white_space",
+    description="what counts as a word: what white space separates, or English tokens, punctuation apart, nearly as spacy cuts",
+)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from datapipe.filters.filter import Filter, Verdict
+from datapipe.filters.filter import WORDS, Filter, Verdict, WordKind
 from datapipe.text.compiled import kernels
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class FineWeb(Filter):
     max_repeated_line_characters: Share = Field(
         default=0.1, description="greatest share of characters in repeated lines; null: off"
     )
+    words: WordKind = WORDS
     max_newlines_per_word: float | None = Field(default=0.3, ge=0, description="most newlines a word; null: off")
 
     def judge(self, batch: "DocumentBatch") -> Verdict:

@@ -1,14 +1,14 @@
 """The filters `gopher_quality` and `gopher_repetition`: the rules of Rae et al. 2021 (arXiv 2112.11446), section A.1.1, table A1.
 
 A rule's name is the name of its threshold; null switches it off. The paper does not say what a word is, nor whether the first
-of equal n-grams counts as a duplicate: here white space separates words, and it does not.
+of equal n-grams counts as a duplicate: here it does not, and words are what white space separates, or English tokens.
 """
 
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from datapipe.filters.filter import Filter, Verdict
+from datapipe.filters.filter import WORDS, Filter, Verdict, WordKind
 from datapipe.text.compiled import kernels
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class GopherQuality(Filter):
     max_ellipsis_lines: Share = Field(default=0.3, description=_off("greatest share of lines that end with an ellipsis"))
     min_alphabetic_words: Share = Field(default=0.8, description=_off("least share of words that have a letter"))
     min_stop_words: int | None = Field(default=2, ge=0, description=_off("least number of different stop words"))
+    words: WordKind = WORDS
     stop_words: tuple[str, ...] = Field(default=STOP_WORDS, max_length=64, description="the stop words, as they are written")
 
     def judge(self, batch: "DocumentBatch") -> Verdict:
@@ -47,6 +48,7 @@ class GopherQuality(Filter):
 class GopherRepetition(Filter):
     """Drop documents that repeat themselves: paragraphs, lines, n-grams of words."""
 
+    words: WordKind = WORDS
     duplicate_paragraph_fraction: Share = Field(default=0.30, description=_off("greatest share of repeated paragraphs"))
     duplicate_paragraph_character_fraction: Share = Field(default=0.20, description=_off("greatest share of characters in them"))
     duplicate_line_fraction: Share = Field(default=0.30, description=_off("greatest share of repeated lines"))

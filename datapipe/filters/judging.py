@@ -7,16 +7,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datapipe.document_batch import DocumentBatch
+from datapipe.document_batch import DocumentBatch, Tokens, Words
 from datapipe.filters import c4_kernels, fineweb_kernels, gopher_kernels
 from datapipe.filters.c4 import C4
-from datapipe.filters.filter import Filter, Verdict
+from datapipe.filters.filter import Filter, Verdict, WordKind
 from datapipe.filters.fineweb import FineWeb
 from datapipe.filters.gopher import GopherQuality, GopherRepetition
 from datapipe.text.characters import character_tables
 
-QUALITY = tuple(name for name in GopherQuality.model_fields if name != "stop_words")
-REPETITION = tuple(GopherRepetition.model_fields)
+QUALITY = tuple(name for name in GopherQuality.model_fields if name not in {"words", "stop_words"})
+REPETITION = tuple(name for name in GopherRepetition.model_fields if name != "words")
 FINEWEB = ("min_punctuated_lines", "max_short_lines", "max_repeated_line_characters", "max_newlines_per_word")
 C4_DOCUMENTS = ("lorem_ipsum", "curly_bracket", "min_sentences", "no_text")
 C4_LINES = ("max_word_length", "end_marks", "min_words_per_line", "javascript", "policy")
@@ -30,14 +30,18 @@ def _limits(options: Filter, rules: Sequence[str]) -> NDArray[np.float64]:
 
 
 @cache
-def _hashes(words: tuple[str, ...]) -> NDArray[np.uint64]:
-    return np.unique(DocumentBatch.of_texts([*words]).words.exact)
+def _hashes(words: tuple[str, ...], kind: WordKind) -> NDArray[np.uint64]:
+    return np.unique(_words(DocumentBatch.of_texts([*words]), kind).exact)
+
+
+def _words(batch: DocumentBatch, kind: WordKind) -> Words | Tokens:
+    return batch.words if kind == "white_space" else batch.tokens
 
 
 def gopher_quality(options: GopherQuality, batch: DocumentBatch) -> Verdict:
     """The verdict of Gopher's rules of quality."""
     codes = np.zeros(len(batch), dtype=np.uint8)
-    words = batch.words
+    words = _words(batch, options.words)
     gopher_kernels.quality(
         batch.data,
         batch.offsets,
@@ -46,7 +50,7 @@ def gopher_quality(options: GopherQuality, batch: DocumentBatch) -> Verdict:
         words.chars,
         words.kind,
         words.exact,
-        _hashes(options.stop_words),
+        _hashes(options.stop_words, options.words),
         _limits(options, QUALITY),
         codes,
     )
@@ -56,7 +60,7 @@ def gopher_quality(options: GopherQuality, batch: DocumentBatch) -> Verdict:
 def gopher_repetition(options: GopherRepetition, batch: DocumentBatch) -> Verdict:
     """The verdict of Gopher's rules of repetition."""
     codes = np.zeros(len(batch), dtype=np.uint8)
-    words, lines, flags = batch.words, batch.lines, character_tables().flags
+    words, lines, flags = _words(batch, options.words), batch.lines, character_tables().flags
     gopher_kernels.repetition(
         batch.data,
         batch.offsets,
@@ -86,7 +90,7 @@ def fineweb(options: FineWeb, batch: DocumentBatch) -> Verdict:
         lines.start,
         lines.end,
         lines.chars,
-        batch.words.first,
+        _words(batch, options.words).first,
         options.short_line_length,
         limits,
         codes,

@@ -15,10 +15,13 @@ from datapipe.filters.filter import Filter
 GROUP = "ropewalk.filters"  # entry points that are a subclass of Filter
 BUILT_IN = {
     "c4": "datapipe.filters.c4:C4",
+    "decontaminate": "datapipe.filters.decontaminate:Decontaminate",
     "fineweb": "datapipe.filters.fineweb:FineWeb",
     "gopher_quality": "datapipe.filters.gopher:GopherQuality",
     "gopher_repetition": "datapipe.filters.gopher:GopherRepetition",
+    "language": "datapipe.filters.language:Language",
     "min_words": "datapipe.filters.min_words:MinWords",
+    "pii": "datapipe.filters.pii:PersonalData",
 }
 
 

@@ -87,7 +87,7 @@ def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
     """
     found: dict[str, InputFile] = {}
     for pattern in patterns:
-        files = list(_expand(pattern))
+        files = list(expand(pattern))
         if not files:
             raise DataError(f"input {pattern!r}: matches no file; check the path, or use ** to look into folders")
         unknown = [f.url for f in files if not f.kind]
@@ -101,7 +101,7 @@ def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
     return [found[url] for url in sorted(found)]
 
 
-def _expand(pattern: str) -> Iterator[InputFile]:
+def expand(pattern: str) -> Iterator[InputFile]:
     """List the files of one pattern: a file, a directory (all files below it), or a glob."""
     scheme = pattern.partition("://")[0] + "://" if "://" in pattern else ""
     magic = None if Path(pattern).exists() else MAGIC.search(pattern)  # a file may be called a[1].txt

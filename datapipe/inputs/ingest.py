@@ -1,7 +1,6 @@
 """Pass 1, one unit at a time: read, filter, hash, and write the texts in record batches. It knows nothing of Ray."""
 
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from datapipe.filters.filter import Filter
 from datapipe.inputs.files import Unit
 from datapipe.inputs.readers import ReadStats, read_unit
 from datapipe.inputs.streams import naming_full_disk
+from datapipe.inputs.text_hash import text_hashes
 from datapipe.minhash.bands import write_bands
 from datapipe.minhash.config import NearDuplicates
 from datapipe.minhash.signatures import band_keys
@@ -76,13 +76,6 @@ def rejections_name(index: int) -> str:
 def summary_name(index: int) -> str:
     """The file that says that a unit is done, below the work area."""
     return f"units/{index:06d}.json"
-
-
-def normalised(text: str) -> bytes:
-    """The form in which two documents count as equal: NFKC, lower case, runs of white space as one blank."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-    return " ".join(text.lower().split()).encode()
 
 
 def ingest_unit(
@@ -163,7 +156,7 @@ class _Block:
             return
         known, sizes = batch.column("id"), batch.sizes.tolist()
         rows = {
-            "text_hash": [xxhash.xxh3_128_digest(normalised(text)) for text in batch.texts],
+            "text_hash": text_hashes(batch),
             "id_hash": [bytes(16) if name is None else xxhash.xxh3_128_digest(name.encode()) for name in known],
             "line": batch.column("line"),
             "file": batch.column("file"),

@@ -3,18 +3,18 @@
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 
 from datapipe.batch import TextBatch
+from datapipe.filters.pii import Kind
 from datapipe.privacy.announce import LOOK_BACK, announces_id, announces_phone
 from datapipe.privacy.banking import find_iban, is_card
 from datapipe.privacy.kernels import AT_SIGN, CLASSES, COLONS, LETTERED, find_candidates
 from datapipe.privacy.national_ids import find_lettered, is_national_id
 from datapipe.privacy.phones import is_phone
 
-Kind = Literal["email", "phone", "ip", "card", "iban", "national_id"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 LOCAL = re.compile(rb"[A-Za-z0-9_](?:[A-Za-z0-9._%+'-]{0,62}[A-Za-z0-9_+-])?$")

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datapipe.batch import TextBatch
-from datapipe.privacy.detect import KINDS, Kind, find_in
+from datapipe.filters.pii import Kind
+from datapipe.privacy.detect import KINDS, find_in
 
 
 def placeholder(kind: Kind) -> str:

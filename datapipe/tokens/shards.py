@@ -139,17 +139,20 @@ def encode_shard(plan: ShardPlan, encoder: Encoder, work: StoragePath, output: S
     ids: list[str] = []
     sources: list[str] = []
     tokens: list[NDArray[np.unsignedinteger]] = []
+    lengths: list[NDArray[np.int64]] = []
     total_bytes = 0
     for part in plan.slices:
         for group in _groups(read_slice(part, work)):
             texts = [kept.text for kept in group]
             ids.extend(kept.id for kept in group)
             sources.extend(kept.source for kept in group)
-            tokens.extend(encoder.encode(texts))
-            total_bytes += sum(len(text.encode()) for text in texts)
+            flat, counts = encoder.encode_flat(texts)
+            tokens.append(flat)
+            lengths.append(counts)
+            total_bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
     with naming_full_disk(output.url), output.create(plan.path) as stream:
         sink = HashedWriter(stream)
-        _write_arrow(sink, ids, sources, tokens, encoder)
+        _write_arrow(sink, (ids, sources), np.concatenate(tokens), np.concatenate(lengths), encoder)
     shard = Shard(
         path=plan.path,
         split=plan.split,
@@ -178,17 +181,20 @@ def _groups(documents: Iterator[Kept]) -> Iterator[list[Kept]]:
 
 
 def _write_arrow(
-    sink: HashedWriter, ids: list[str], sources: list[str], tokens: list[NDArray[np.unsignedinteger]], encoder: Encoder
+    sink: HashedWriter,
+    names: tuple[list[str], list[str]],
+    flat: NDArray[np.unsignedinteger],
+    lengths: NDArray[np.int64],
+    encoder: Encoder,
 ) -> None:
-    """Write one record batch; the child values of `tokens` are the shard's token stream in one piece."""
-    offsets = np.zeros(len(tokens) + 1, dtype=np.int32)
-    np.cumsum([len(t) for t in tokens], out=offsets[1:])
-    flat = np.concatenate(tokens)
+    """Write one record batch of ids, sources and tokens; the child values of `tokens` are the shard's tokens in one piece."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=offsets[1:])
     kind = pa.from_numpy_dtype(encoder.dtype)
     schema = pa.schema([("id", pa.string()), ("source", pa.string()), ("tokens", pa.list_(kind))])
     lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, type=kind))
     with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.record_batch([pa.array(ids, pa.string()), pa.array(sources, pa.string()), lists], schema=schema))
+        writer.write_batch(pa.record_batch([*(pa.array(one, pa.string()) for one in names), lists], schema=schema))
 
 
 def read_sidecar(plan: ShardPlan, work: StoragePath, output: StoragePath) -> Shard | None:

@@ -16,6 +16,7 @@ from cluster.errors import ConfigError
 from cluster.process.scratch import scratch
 from cluster.storage import StoragePath
 from datapipe.manifest import TokenizerRecord, TokenType
+from datapipe.tokens.fast import FastTokenizer
 
 END_OF_DOCUMENT = "<|endoftext|>"
 FOLDER = "tokenizer"
@@ -121,7 +122,7 @@ def _converted(name: str) -> TokenizerFiles:
 class Encoder:
     """Text to token ids, each document closed by the end-of-document token."""
 
-    def __init__(self, files: TokenizerFiles) -> None:
+    def __init__(self, files: TokenizerFiles, backend: str = "tokenizers") -> None:
         self.files = files
         self.tokenizer = Tokenizer.from_str(files.files["tokenizer.json"].decode())
         self.tokenizer.no_padding()
@@ -134,6 +135,8 @@ class Encoder:
         narrow = self.vocabulary <= 1 << 16
         self.token_type: TokenType = "uint16" if narrow else "uint32"
         self.dtype: type[np.unsignedinteger] = np.uint16 if narrow else np.uint32
+        description = files.files["tokenizer.json"].decode()
+        self.fast = None if backend == "tokenizers" else FastTokenizer(backend, description, self.tokenizer)
 
     def _find_end(self, ids: dict[str, int]) -> int:
         settings = json.loads(self.files.files.get("tokenizer_config.json", b"{}"))
@@ -148,8 +151,22 @@ class Encoder:
 
     def encode(self, texts: Sequence[str]) -> Iterator[NDArray[np.unsignedinteger]]:
         """Encode each text, and append the end-of-document token."""
-        for encoding in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
-            yield np.array([*encoding.ids, self.end_of_document], dtype=self.dtype)
+        tokens, lengths = self.encode_flat(texts)
+        yield from np.split(tokens, np.cumsum(lengths)[:-1]) if len(lengths) else ()
+
+    def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+        """The tokens of all texts end to end, each with its end-of-document token, and how many each has."""
+        if self.fast is not None:
+            ids, offsets = self.fast.encode(texts)
+            return np.insert(ids, offsets[1:], self.end_of_document).astype(self.dtype), np.diff(offsets) + 1
+        found = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        lengths = np.array([len(encoding) + 1 for encoding in found], np.int64)
+        tokens = np.full(int(lengths.sum()), self.end_of_document, self.dtype)
+        at = 0
+        for encoding in found:
+            tokens[at : at + len(encoding)] = encoding.ids
+            at += len(encoding) + 1
+        return tokens, lengths
 
     def record(self) -> TokenizerRecord:
         """The tokenizer's record in the manifest; the hash is over tokenizer.json."""
@@ -159,7 +176,8 @@ class Encoder:
             vocabulary=self.vocabulary,
             path=FOLDER,
             end_of_document=self.end_of_document,
-            version=tokenizers.__version__,
+            backend=self.fast.backend if self.fast else "tokenizers",
+            version=self.fast.version if self.fast else tokenizers.__version__,
         )
 
 

@@ -5,18 +5,31 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cluster.config import DataPath, PathView, Section
+from cluster.config import CodeConfig, DataPath, PathView, Section
 from cluster.errors import DataError
 from datapipe.chat.built_in import TEMPLATES
 from datapipe.chat.config import template_name
+from jobs.align.rollouts.config import GrpoConfig
 from jobs.runs.find_model import check_model_run
-from jobs.training.config import LoraConfig, ModelConfig, OptimConfig, TrainingConfig
+from jobs.training.config import LoraConfig, ModelConfig, OptimConfig, TrainingConfig, ValidationConfig
 
 Method = Literal["dpo", "ipo", "kto", "orpo", "simpo", "reward", "grpo"]
 Reference = Literal["adapter", "copy", "precomputed", "none"]
 
 WITHOUT_REFERENCE = frozenset({"orpo", "simpo", "reward"})
 LORA_LR = 1e-5
+# keys that only some methods use; with another one they are refused, lest they be left out of account in silence
+METHODS_OF_KEYS = {
+    "beta": {"dpo", "ipo", "kto", "orpo", "simpo"},
+    "loss": {"dpo"},
+    "label_smoothing": {"dpo", "reward"},
+    "length_normalized": {"dpo", "ipo"},
+    "gamma": {"simpo"},
+    "desirable_weight": {"kto"},
+    "undesirable_weight": {"kto"},
+}
+VALIDATIONS = 20  # of a run, unless the job file says otherwise
+PATIENCE = 3
 DEFAULT_BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 
 
@@ -68,6 +81,11 @@ class AlignConfig(TrainingConfig):
     lora: LoraConfig | None = Field(default=None, description="train low-rank adapters only; unset: all weights")
     optim: AlignOptimConfig = Field(default=AlignOptimConfig(), description="optimizer and learning rate")
 
+    validation: ValidationConfig = Field(
+        default=ValidationConfig(),
+        description="when the validation split is scored; every_steps unset: 20 times a run; patience unset: 3, null: no end",
+    )
+
     beta: float | None = Field(
         default=None, gt=0, description="strength of the preference; unset: dpo, ipo, kto, orpo (its lambda) 0.1, simpo 2.0"
     )
@@ -85,15 +103,35 @@ class AlignConfig(TrainingConfig):
         "once; unset: adapter with lora, else copy, and none for orpo, simpo, reward",
     )
 
+    grpo: GrpoConfig = Field(default=GrpoConfig(), description="grpo: its answers, rewards and loss")
+
+    @model_validator(mode="after")
+    def _fits_grpo(self) -> Self:
+        size, grpo = self.batch.global_batch, self.grpo
+        if self.method == "grpo" and size % grpo.group_size:
+            raise ValueError(f"batch.global_batch: {size} answers are no multiple of grpo.group_size, {grpo.group_size}")
+        if self.method == "grpo" and self.seq_len is not None and self.seq_len <= grpo.max_new_tokens:
+            raise ValueError(
+                f"grpo.max_new_tokens: {grpo.max_new_tokens} leaves no token of seq_len, {self.seq_len}, for a prompt"
+            )
+        if self.method == "grpo" and self.reference == "precomputed":
+            raise ValueError("reference: answers of grpo are not there before it draws them; choose adapter or copy")
+        return self
+
     @model_validator(mode="before")
     @classmethod
-    def _larger_steps_of_an_adapter(cls, values: Any) -> Any:
-        """The learning rate of a low-rank adapter is ten times that of all weights, unless it is given."""
-        if not isinstance(values, dict) or values.get("lora") is None:
+    def _defaults(cls, values: Any) -> Any:
+        """Fill in what depends on other keys, so that run.yaml says it."""
+        if not isinstance(values, dict):
             return values
-        optim = values.get("optim") or {}
-        given = not isinstance(optim, dict) or "lr" in optim
-        return values if given else {**values, "optim": {**optim, "lr": LORA_LR}}
+        filled = dict(values)
+        if filled.get("lora") is not None and isinstance(filled.get("optim", {}), dict):
+            filled["optim"] = {"lr": LORA_LR, **filled.get("optim", {})}
+        steps = str(filled.get("steps"))
+        if filled.get("method") != "grpo" and isinstance(filled.get("validation", {}), dict) and steps.isdigit():
+            every = max(1, int(steps) // VALIDATIONS)
+            filled["validation"] = {"every_steps": every, "patience": PATIENCE, **filled.get("validation", {})}
+        return filled
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> Self:
@@ -104,10 +142,14 @@ class AlignConfig(TrainingConfig):
             raise ValueError(f"reference: {self.method} compares with no reference; leave it out")
         if not none and self.reference == "none":
             raise ValueError(f"reference: {self.method} needs one; choose adapter, copy or precomputed, or method: orpo or simpo")
+        for key, methods in METHODS_OF_KEYS.items():
+            changed = getattr(self, key) != type(self).model_fields[key].default
+            if changed and self.method not in methods:
+                raise ValueError(f"{key}: {self.method} does not use it; leave it out, or choose {' or '.join(sorted(methods))}")
         if self.reference == "adapter" and self.lora is None:
             raise ValueError("reference: adapter is the model with its adapter switched off; set lora too, or choose copy")
-        if self.loss == "robust" and (self.method != "dpo" or not self.label_smoothing):
-            raise ValueError("loss: robust is a loss of dpo and needs label_smoothing above 0")
+        if self.loss == "robust" and not self.label_smoothing:
+            raise ValueError("loss: robust corrects for pairs that are swapped; set label_smoothing to how often they are")
         return self
 
     @property
@@ -128,6 +170,10 @@ class AlignConfig(TrainingConfig):
         if self.method in WITHOUT_REFERENCE:
             return "none"
         return "copy" if self.lora is None else "adapter"
+
+    def project(self) -> tuple[str, CodeConfig] | None:
+        """The user's own code that rewards of grpo need."""
+        return (self.grpo.directory, self.grpo.code) if self.method == "grpo" and self.grpo.own_code else None
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError or DataError unless local files are there and the runs that are named train a model."""

@@ -16,6 +16,8 @@ METHODS: dict[Method, str] = {
     "kto": "jobs.align.preferences.recipe:run",
     "orpo": "jobs.align.preferences.recipe:run",
     "simpo": "jobs.align.preferences.recipe:run",
+    "reward": "jobs.align.reward.recipe:run",
+    "grpo": "jobs.align.rollouts.recipe:run",
 }
 
 

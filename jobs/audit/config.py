@@ -14,6 +14,8 @@ from jobs.runs.status import find_run
 from jobs.scores.gate import ConditionText
 from jobs.training.token_data import Data, WeightedData, check_data
 
+BINS = 10  # of a reliability plot
+
 
 class Suite(Section):
     """A file of stereotype pairs under the name by which its scores are called."""
@@ -65,7 +67,7 @@ class CalibrationConfig(Section):
     """Whether the model is as sure as it is right."""
 
     path: DataPath = Field(description="jsonl of {question, options, answer: index or text}")
-    bins: int = Field(default=10, ge=2, le=100, description="bins of the reliability plot")
+    bins: int = Field(default=BINS, ge=2, le=100, description="bins of the reliability plot")
 
 
 class ContaminationConfig(Section):
@@ -167,6 +169,9 @@ class AuditConfig(JobConfig):
     contamination: ContaminationConfig | None = Field(default=None, description="items in the training data; unset: off")
     memorization: MemorizationConfig | None = Field(default=None, description="verbatim training text; unset: off")
     calibration: CalibrationConfig | None = Field(default=None, description="sure against right; unset: off")
+    evaluation: str | None = Field(
+        default=None, description="a finished run of evaluate of the same model: its items are looked for and calibrated too"
+    )
     mitigation: MitigationConfig = Field(default=MitigationConfig(), description="what is written for the next training run")
     before: str | None = Field(default=None, description="an earlier audit run: before and after in one table")
 
@@ -180,14 +185,14 @@ class AuditConfig(JobConfig):
         except ConfigError as error:
             raise ValueError(str(error)) from None
 
-    @field_validator("before")
+    @field_validator("before", "evaluation")
     @classmethod
     def _earlier(cls, value: str | None) -> str | None:
         return str(Path(value).absolute()) if value and (Path(value) / "run.yaml").is_file() else value
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
-        asked = (self.suites, self.subgroups, self.samples, self.prompts, self.identity, self.contamination)
+        asked = (self.suites, self.subgroups, self.samples, self.prompts, self.identity, self.contamination, self.evaluation)
         if not any(asked) and not (self.memorization or self.calibration or self.mitigation.counterfactual):
             raise ValueError("nothing to audit; set suites, or another measure (see `ropewalk run audit --help`)")
         if self.mitigation.mixture is not None and self.subgroups is None:
@@ -210,8 +215,9 @@ class AuditConfig(JobConfig):
         for part in (self.contamination, self.memorization):
             if part is not None and part.data is not None:
                 check_data(part.data, here)
-        if self.before is not None and (job := find_run(self.before).record.get("job")) != "audit":
-            raise ConfigError(f"before: {self.before} is a run of {job}; name a run of audit")
+        for key, ref, wanted in (("before", self.before, "audit"), ("evaluation", self.evaluation, "evaluate")):
+            if ref is not None and (job := find_run(ref).record.get("job")) != wanted:
+                raise ConfigError(f"{key}: {ref} is a run of {job}; name a run of {wanted}")
 
     def _files(self) -> list[tuple[str, str]]:
         parts = {"subgroups": self.subgroups, "prompts": self.prompts, "calibration": self.calibration}

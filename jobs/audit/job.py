@@ -4,44 +4,79 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, GateError
 from cluster.run.context import JobContext
+from cluster.run.files import read_json, write_json
 from jobs.audit.asking.ask import ask
 from jobs.audit.asking.question import Answer, Judged, Measure
 from jobs.audit.config import AuditConfig
 from jobs.audit.measures.plan import plan
 from jobs.audit.report.write import write_report
-from jobs.inference.open_model import open_model
+from jobs.inference.open_model import OpenModel, open_model
 from jobs.scores.gate import check_names, gate
 from jobs.scores.score import Score
-from sharding.group import process_group
+from jobs.tracking.metrics import MetricLog
+from sharding.group import Group, process_group
 
 log = logging.getLogger(__name__)
+
+
+FOLDER, MODEL = "audit", "model.json"  # which checkpoint is audited, settled by the first attempt
 
 
 def main(context: JobContext) -> dict[str, object]:
     """Audit the model; returns `scores` (by suite and metric), `gate` {passed, failed}, and where the report lies.
 
-    A killed audit goes on with what was not answered. Raises StopRequested.
+    A killed audit goes on with what was not answered. Raises GateError, with the results, where the gate refuses the model;
+    StopRequested.
     """
     config = context.config(AuditConfig)
     with process_group() as group:
-        measures = plan(config)
+        measures = plan(config, context.run.path.parent)
         check_names(config.require, (name for one in measures for name in one.score_names()))
-        opened = open_model(config.model, context.run.path.parent, device=group.device)
+        opened = settled_model(context, config, group)
         questions = [question for one in measures for question in one.questions(opened)]
         check_keys([question.key for question in questions])
         answers = ask(context, group, opened, questions, config.seed)
-        results: dict[str, object] = {}
-        if group.is_main:
-            judged = judge(measures, answers)
-            verdict = gate(config.require, judged.scores).plain()
-            context.fence.check()
-            written = write_report(context.run, config, judged, verdict, model=opened.name, step=opened.step)
-            results = {"scores": nested(judged.scores), "gate": verdict, "model_step": opened.step, **written}
-            context.run.event("audited", passed=verdict["passed"], failed=[one["words"] for one in verdict["failed"]])
+        results: dict[str, Any] = report(context, config, opened, judge(measures, answers)) if group.is_main else {}
         group.barrier()
+    if results and not results["gate"]["passed"]:
+        words = "; ".join(one["words"] for one in results["gate"]["failed"])
+        raise GateError(f"the gate refuses {config.model}: {words}", results)
     return results
+
+
+def report(context: JobContext, config: AuditConfig, opened: OpenModel, judged: Judged) -> dict[str, Any]:
+    """Hold the scores to the gate, and write everything down; returns the results."""
+    verdict = gate(config.require, judged.scores)
+    context.fence.check()
+    written = write_report(context.run, config, judged, verdict.plain(), model=opened.name, step=opened.step)
+    log_scores(context, judged.scores, opened.step or 0)
+    context.run.event("audited", passed=verdict.passed, failed=[one.words for one in verdict.failed])
+    return {"scores": nested(judged.scores), "gate": verdict.plain(), "model_step": opened.step, **written}
+
+
+def log_scores(context: JobContext, scores: Mapping[str, Score], step: int) -> None:
+    """Write the scores among the run's metrics, which W&B mirrors: `audit/NAME`, and their standard errors."""
+    values = {f"audit/{name}": score.value for name, score in scores.items()}
+    errors = {name: score.standard_error for name, score in scores.items()}
+    values |= {f"audit/{name}_standard_error": error for name, error in errors.items() if error is not None}
+    MetricLog(context).log(step, values)
+
+
+def settled_model(context: JobContext, config: AuditConfig, group: Group) -> OpenModel:
+    """The model on every rank: all attempts audit the same checkpoint of it, whatever its run has saved since."""
+    folder, root = context.run.path / FOLDER, context.run.path.parent
+    settled = group.broadcast_object([read_json(folder / MODEL)] if group.is_main else None)[0]
+    opened = open_model(config.model, root, device=group.device, step=settled["step"] if settled else None)
+    steps = group.all_gather_object(opened.step)
+    if any(step != steps[0] for step in steps):  # another one was saved while the ranks opened it
+        opened = open_model(config.model, root, device=group.device, step=steps[0])
+    if group.is_main and not settled:
+        context.fence.check()
+        folder.mkdir(exist_ok=True)
+        write_json(folder / MODEL, {"model": opened.name, "step": opened.step})
+    return opened
 
 
 def check_keys(keys: list[str]) -> None:

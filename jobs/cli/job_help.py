@@ -87,7 +87,12 @@ def _default(kind: type[JobConfig], name: str, info: FieldInfo) -> Any:
 def _yaml(value: Any) -> str:
     if isinstance(value, BaseModel):
         value = str(value) if isinstance(value, NodeRange) else value.model_dump(mode="json", exclude_none=True)
-    return "unset" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return "unset" if value is None else value if isinstance(value, str) else json.dumps(value, default=_plain)
+
+
+def _plain(section: BaseModel) -> dict[str, Any]:
+    """A section within a list, without what is unset in it."""
+    return section.model_dump(mode="json", exclude_none=True)
 
 
 def _type(annotation: Any) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.errors import StopRequested
-from cluster.run.context import STOP_VARIABLE, JobContext
+from cluster.process.kill import end, processes_with
+from cluster.run.context import GROUP_VARIABLE, STOP_VARIABLE, JobContext
 from cluster.run.files import write_json
 from jobs.command.config import CommandConfig, filled
 from jobs.command.output import Output
@@ -13,6 +14,8 @@ from jobs.command.program import Program, Stops
 from jobs.programs.environment import project_folder, variables_of
 from jobs.programs.verdict import judge, said_so_far
 from jobs.tracking.metrics import OWN_KEYS, latest_metrics
+
+OF_ONE_PROGRAM = (STOP_VARIABLE, GROUP_VARIABLE, "RANK")  # the node, the group, the process: what all its descendants inherit
 
 
 def main(context: JobContext) -> dict[str, object]:
@@ -30,14 +33,23 @@ def main(context: JobContext) -> dict[str, object]:
     if config.steps and context.rank == 0 and not context.run.progress.exists():
         write_json(context.run.progress, {"stage": "train", "done": 0, "total": config.steps, "unit": "steps"}, durable=False)
     since = said_so_far(context)
-    program = Program(
-        _words(context, config), project_folder(context.run, config.directory), _environment(context, config), output
-    )
-    code = program.wait(stops)
+    environment = _environment(context, config)
+    end_older_groups(context)
+    code = Program(_words(context, config), project_folder(context.run, config.directory), environment, output).wait(stops)
+    end(processes_with({name: environment[name] for name in OF_ONE_PROGRAM if name in environment}))
     if output is not None:
         output.close()
     judge(code, stops.sent, context, since)
     return {"exit_code": code, **(_latest(context) if context.rank == 0 else {})}
+
+
+def end_older_groups(context: JobContext) -> None:
+    """End what programs of earlier groups have left running on this node: a rank's own process may have been killed, and the
+    last processes of a shell's pipeline do not die with it.
+    """
+    if context.group > 1:
+        here = processes_with({STOP_VARIABLE: str(context.stop_flag)})
+        end(process for process in here if int(process.environ().get(GROUP_VARIABLE, context.group)) < context.group)
 
 
 def _words(context: JobContext, config: CommandConfig) -> list[str]:

@@ -1,43 +1,32 @@
 """Sample generations of a model."""
 
-from typing import Any
-
-import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jobs.evaluate.config import EvaluateConfig
+from jobs.inference.encode import encode
+from jobs.inference.generate import Sampling, generate
+from jobs.inference.open_model import OpenModel
 from jobs.training.model_record import TokenizerPlan
 
 
-def generate(model: Any, config: EvaluateConfig, tokenizer: PreTrainedTokenizerFast, end: int) -> list[dict[str, str]]:
-    """What the model writes after each prompt, drawn from the seed; nothing on a rank that has no full model."""
+def samples(opened: OpenModel, config: EvaluateConfig) -> list[dict[str, str]]:
+    """What the model writes after each prompt, drawn from the seed."""
     wanted = config.generate
-    if model is None:
-        return []
-    torch.manual_seed(config.seed)
-    samples = []
-    for prompt in wanted.prompts:
-        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids if prompt else torch.tensor([[end]])
-        written = model.generate(
-            ids.long(),
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=wanted.max_new_tokens,
-            do_sample=wanted.temperature > 0,
-            temperature=wanted.temperature or None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=end,
-            pad_token_id=end,
-        )
-        text = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
-        samples.append({"prompt": prompt, "text": text})
-    return samples
+    sampling = Sampling(max_new_tokens=wanted.max_new_tokens, temperature=wanted.temperature)
+    prompts = [encode(opened, prompt) or [opened.end] for prompt in wanted.prompts]
+    written = generate(opened, prompts, sampling, seed=config.seed)
+    return [{"prompt": prompt, "text": found.text} for prompt, found in zip(wanted.prompts, written, strict=True)]
 
 
 def tokenizer_for(plan: TokenizerPlan) -> PreTrainedTokenizerFast:
     """The tokenizer as transformers has it; its files are fetched first where they are not on this machine."""
+    tokenizer: PreTrainedTokenizerFast
     if plan.place.local is None:
-        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(plan.place.read("tokenizer.json").decode()))
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(plan.place.local)
+        read = plan.place.read("tokenizer.json").decode()
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(read))
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(plan.place.local)
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(plan.record.end_of_document)
     return tokenizer

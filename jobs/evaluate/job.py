@@ -1,109 +1,64 @@
-"""Score a model on held-out text, beside what a unigram model would score, and sample what it writes."""
+"""Measure a model: loss on held-out text, tasks, sample generations; and judge it by a gate."""
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
-
-from cluster.errors import ConfigError
+from cluster.errors import GateError
 from cluster.run.context import JobContext
-from cluster.run.directory import RunDir
-from datapipe.loader.loader import Source, TokenLoader
 from jobs.evaluate.config import EvaluateConfig
-from jobs.evaluate.generation import generate, tokenizer_for
-from jobs.evaluate.perplexity import sequence_losses, unigram_loss
-from jobs.runs.find_model import find_model
-from jobs.training.load_checkpoint import load_model
-from jobs.training.model_config import check_fit
-from jobs.training.model_record import require_record
-from jobs.training.token_data import tokenizer_of, weighted
-from jobs.training.validation import bits_per_byte
-from sharding.fsdp import fill
+from jobs.evaluate.held_out import score_data
+from jobs.evaluate.report import log_scores, write_items, write_report
+from jobs.evaluate.run_tasks import Evaluated, run_tasks
+from jobs.evaluate.scoring import by_name
+from jobs.scores.gate import check_names, gate
+from jobs.scores.score import Score, hash_of
 from sharding.group import Group, process_group
-from sharding.parallelize import parallelize
-
-_DEFAULT_SEQ_LEN = 1024
 
 
 def main(context: JobContext) -> dict[str, object]:
-    """Score the model; returns loss, bits per byte, perplexity, n, standard error, a unigram model's loss, samples."""
+    """Measure the model; returns loss, bits per byte and perplexity of `data`, `scores` of `tasks`, and what became of the gate.
+
+    Raises GateError, with the results, where the gate refuses.
+    """
     config = context.config(EvaluateConfig)
     with process_group(config.parallel) as group:
-        return score(context, config, group)
+        return evaluate(context, config, group)
 
 
-def score(context: JobContext, config: EvaluateConfig, group: Group) -> dict[str, object]:
-    """The results of an evaluation, the same at every number of ranks up to rounding."""
-    found = _open(config, context.run, group)
-    sources = [Source(source.path, source.weight) for source in weighted(config.data)]
-    seq_len = config.seq_len or found.seq_len
-    loader = TokenLoader(sources, seq_len=seq_len, seed=config.seed, split=config.split)
-    tokenizer = tokenizer_of(loader.manifests, config.data)
-    check_fit(found.config, tokenizer.record.vocabulary, seq_len)
-    if found.tokenizer_hash not in (None, tokenizer.record.hash):
-        raise ConfigError(
-            f"data: was made with the tokenizer {tokenizer.record.name} ({tokenizer.record.hash}), the model of {config.model} "
-            f"with another one ({found.tokenizer_hash}); score it on data of its own tokenizer"
-        )
-    samples = generate(found.full, config, tokenizer_for(tokenizer), tokenizer.record.end_of_document)
-    n = min(config.max_sequences, loader.sequences)
-    losses = sequence_losses(_sharded(found, config, group), loader, group, num_sequences=n, micro_batch=config.micro_batch)
-    losses /= seq_len
-    loss = losses.mean().item()
-    results: dict[str, object] = {
-        "loss": loss,
-        "bits_per_byte": bits_per_byte(loss, loader.bytes_per_token),
-        "perplexity": math.exp(min(loss, 700.0)),
-        "n": n,
-        "standard_error": losses.std().item() / math.sqrt(n) if n > 1 else None,
-        "unigram_loss": unigram_loss(sources, loader, n, found.config.vocab_size) if group.is_main else None,
-        "model_step": found.step,
-        "generations": samples,
-    }
-    if group.is_main:
-        context.fence.check()
-        context.run.event("evaluated", loss=loss, n=n)
+def evaluate(context: JobContext, config: EvaluateConfig, group: Group) -> dict[str, Any]:
+    """The results of an evaluation, the same at every number of ranks up to rounding, and its decisions exactly."""
+    results, items = score_data(context, config, group) if config.data is not None else ({}, [])
+    tasks = run_tasks(context, config, group) if config.tasks else None
+    if not group.is_main:
+        return {}
+    if tasks is not None:
+        results = {**results, **tasks.results()}
+        items += [line for task in tasks.tasks.values() for line in task.items]
+    judged = None
+    if config.require:
+        scores = _named(config, results, tasks)
+        check_names(config.require, scores)
+        judged = gate(config.require, scores)
+        results["gate"] = judged.plain()
+    context.fence.check()
+    if tasks is not None:
+        log_scores(context, tasks)
+    write_items(context.run, items)
+    write_report(context.run, config, results, tasks)
+    context.run.event("evaluated", **{key: results[key] for key in ("loss", "n") if key in results}, tasks=list(config.tasks))
+    if judged is not None and not judged.passed:
+        raise GateError(f"the gate refuses {config.model}: {judged.words}", results)
     return results
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    """The model to score."""
-
-    full: Any  # unsharded, on rank 0 alone
-    config: Any
-    step: int | None  # of the checkpoint; None for a Hugging Face directory
-    seq_len: int
-    tokenizer_hash: str | None
-
-
-def _open(config: EvaluateConfig, run: RunDir, group: Group) -> _Found:
-    found = find_model(config.model, run.path.parent)
-    record = require_record(found) if isinstance(found, RunDir) else None
-    full: Any = None
-    step: int | None = None
-    if group.is_main:
-        if isinstance(found, RunDir):
-            full, manifest = load_model(found)
-            step = manifest.step
-        else:
-            full = AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32).eval()
-    values, step = group.broadcast_object((full.config.to_dict(), step) if full is not None else None)
-    return _Found(
-        full=full,
-        config=AutoConfig.for_model(**values),
-        step=step,
-        seq_len=record.seq_len if record is not None else _DEFAULT_SEQ_LEN,
-        tokenizer_hash=record.tokenizer.hash if record is not None else None,
-    )
-
-
-def _sharded(found: _Found, config: EvaluateConfig, group: Group) -> nn.Module:
-    with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(found.config, dtype=torch.float32)
-    model = parallelize(skeleton, group, config.parallel, config.precision, trainable=False)
-    fill(model, found.full, group)
-    return model
+def _named(config: EvaluateConfig, results: dict[str, Any], tasks: Evaluated | None) -> dict[str, Score]:
+    """All scores by the names that a gate may use."""
+    found = by_name(tasks.tasks) if tasks is not None else {}
+    if "loss" in results:
+        asked = hash_of(config.data, config.split, config.seq_len, config.max_sequences)
+        loss, error = results["loss"], results["standard_error"]
+        for name in ("loss", "bits_per_byte", "perplexity"):
+            # of the loss to first order: bits per byte are a multiple of it, perplexity is its exponential
+            slope = results[name] if name == "perplexity" else results[name] / loss if loss else 1.0
+            own = None if error is None else error * slope
+            found[name] = Score(value=results[name], standard_error=own, n=results["n"], hash=asked)
+    return found

@@ -8,6 +8,7 @@ from cluster.errors import EXIT_REQUEUE, DataError, StopRequested
 from cluster.run.context import JobContext
 from jobs.function.call import import_function, read_call, write_result
 from jobs.function.config import FunctionConfig
+from jobs.programs import recorder
 from jobs.programs.environment import project_folder, variables_of
 from jobs.programs.verdict import ProgramFailedError
 
@@ -27,6 +28,8 @@ def main(context: JobContext) -> dict[str, object]:
         if leave.code == EXIT_REQUEUE:
             raise StopRequested("the function left with 85") from None
         raise ProgramFailedError(f"{config.function} left the interpreter with {leave.code!r}") from leave
+    finally:
+        recorder.flush()  # this process ends without the interpreter's own end
     if context.rank != 0:
         return {}
     if config.by_value:

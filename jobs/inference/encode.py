@@ -33,3 +33,13 @@ def pair_request(opened: OpenModel, context: str, continuation: str, lengths: Se
 def text_request(opened: OpenModel, text: str) -> Request:
     """How likely is a whole text, after the prefix token."""
     return pair_request(opened, "", text)
+
+
+def rolling_requests(opened: OpenModel, text: str) -> list[Request]:
+    """Requests that predict each token of a text once, in windows of what the model sees, the last one with a whole window."""
+    tokens, longest = encode(opened, text), opened.max_length
+    found = [Request((opened.prefix,), tuple(tokens[:longest]))] if tokens else []
+    for begin in range(longest, len(tokens), longest):
+        end = min(begin + longest, len(tokens))
+        found.append(Request(tuple(tokens[end - longest - 1 : begin]), tuple(tokens[begin:end])))
+    return found

@@ -49,19 +49,25 @@ class OpenModel:
 
 
 def open_model(
-    ref: str, root: Path | None = None, *, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ref: str,
+    root: Path | None = None,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    step: int | None = None,
 ) -> OpenModel:
     """Open the model that a user names; every rank that calls it has a whole copy.
 
-    `root` is the folder of runs. Raises ConfigError where there is no such model, or no tokenizer; CheckpointError.
+    `root` is the folder of runs, `step` the checkpoint of a run (unset: the newest complete one). Raises ConfigError where
+    there is no such model, or no tokenizer; CheckpointError.
     """
-    found, step, name = find_model(ref, root), None, ""
+    found = find_model(ref, root)
     if isinstance(found, RunDir):
-        full, manifest = load_model(found)
+        full, manifest = load_model(found, step)
         step, name, files = manifest.step, found.id, found.tokenizer
     else:
         full = AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32)
-        name, files = str(found), found
+        step, name, files = None, str(found), found
     tokenizer = open_tokenizer(files, name)
     model = full.to(device=device or rank_device(), dtype=dtype).eval().requires_grad_(False)
     return OpenModel(model=model, tokenizer=tokenizer, name=name, step=step, max_length=max_length(model, tokenizer))

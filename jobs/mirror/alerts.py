@@ -28,7 +28,7 @@ class Alert(NamedTuple):
 def alerts(run: RunDir, ending: Outcome | None) -> list[Alert]:
     """Every alert of a run so far. `ending`: how it ended for good, as far as this process can know."""
     found = list(_events(run))
-    if ending is not None and ending.state is RunState.FAILED:
+    if ending is not None and ending.state.failed:
         found.append(_failure(run, ending))
     elif ending is not None and ending.state is RunState.SUCCEEDED and view_of(run).children():
         text = f"{run.id} is over. `ropewalk show {run.id}` shows what it found."

@@ -15,9 +15,7 @@ from datapipe.config import ArrayOptions, DataSetConfig
 class PreprocessConfig(DataSetConfig, JobConfig):
     """The keys of a data set, and where the work on it runs."""
 
-    actors: int | None = Field(
-        default=None, ge=1, description="number of Ray actors; unset: one per CPU of the run's nodes, less one"
-    )
+    actors: int | None = Field(default=None, ge=1, description="number of Ray actors; unset: one per CPU of the run's nodes")
     fanout: Literal["ray", "array"] = Field(
         default="ray",
         description="where the work runs: on Ray actors of the run's nodes, or in a Slurm array that the run submits",
@@ -51,6 +49,9 @@ class PreprocessConfig(DataSetConfig, JobConfig):
             _require_input(pattern, path)
             if path.is_dir() and Path(self.output).is_relative_to(pattern):
                 raise ConfigError(f"output: {self.output!r} lies inside the input {pattern!r}; choose a directory outside")
+        for pattern in self.decontaminate.against if self.decontaminate else ():
+            if not re.match(r"^[a-z0-9+]+:", pattern) and (path := here(pattern)) is not None:
+                _require_input(pattern, path, "decontaminate.against")
         local = self.tokenizer.path
         if local and local.startswith("/") and (path := here(local)) is not None and not path.exists():
             raise ConfigError(f"tokenizer.path: {local}: no such file or directory")
@@ -58,12 +59,12 @@ class PreprocessConfig(DataSetConfig, JobConfig):
             raise ConfigError(f"output: {self.output!r} is a file; give a directory")
 
 
-def _require_input(pattern: str, path: Path) -> None:
+def _require_input(pattern: str, path: Path, key: str = "input") -> None:
     if path.exists():
         return
     import glob
 
     if not glob.has_magic(pattern):
-        raise DataError(f"input {pattern!r}: no such file or directory")
+        raise DataError(f"{key} {pattern!r}: no such file or directory")
     if next(glob.iglob(str(path), recursive=True), None) is None:
-        raise DataError(f"input {pattern!r}: matches no file; check the path, or use ** to look into folders")
+        raise DataError(f"{key} {pattern!r}: matches no file; check the path, or use ** to look into folders")

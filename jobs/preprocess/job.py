@@ -18,12 +18,14 @@ OBJECT_STORE_BYTES = 100 << 20  # plans and summaries pass through it, texts nev
 
 
 def main(context: JobContext) -> dict[str, object]:
-    """Make the data set, or go on where an earlier attempt was killed.
+    """Make the data set and its cards, or go on where an earlier attempt was killed.
 
     Raises StopRequested once a stop is asked for: what is committed stays.
     """
+    from cluster.storage import StoragePath
     from datapipe.pipeline import make_data_set
     from datapipe.progress import Progress
+    from jobs.cards.write import write_data_cards
 
     config = context.config(PreprocessConfig)
     session = _Array(config, context) if config.fanout == "array" else _Actors(config, context)
@@ -32,6 +34,8 @@ def main(context: JobContext) -> dict[str, object]:
         manifest = make_data_set(config, config.seed, session.run_tasks, progress)
     finally:
         session.close()
+    context.fence.check()
+    write_data_cards(StoragePath(config.output))
     return _results(manifest, config, context)
 
 

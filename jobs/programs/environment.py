@@ -3,14 +3,13 @@
 import os
 from collections.abc import Mapping
 
-from cluster.run.context import STOP_VARIABLE, JobContext
+from cluster.run.context import GROUP_VARIABLE, STOP_VARIABLE, JobContext
 from cluster.run.directory import CODE_FOLDER, RunDir
 from cluster.run.files import read_lines
 from cluster.run.names import AGENTS
 
 RUN_VARIABLE = "ROPEWALK_RUN"  # the run's directory
 ATTEMPT_VARIABLE = "ROPEWALK_ATTEMPT"
-GROUP_VARIABLE = "ROPEWALK_GROUP"  # how often the ranks of this attempt were formed anew
 CHECKPOINTS_VARIABLE = "ROPEWALK_CHECKPOINTS"  # a directory that outlives the attempt
 REGROUP_VARIABLE = "ROPEWALK_REGROUP_FLAG"  # a file that exists as soon as the group must form anew
 SIGNAL_VARIABLE = "ROPEWALK_STOP_SIGNAL"  # the signal by which the program is asked to leave, such as SIGTERM

@@ -9,6 +9,8 @@ from cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQ
 from cluster.run.context import JobContext
 
 TAIL_BYTES = 16_384
+SHELLS_SIGNAL = 128  # a shell whose program was ended by a signal leaves with this and the signal's number
+_SIGNALS = frozenset(signal.Signals)
 _LOST_PEER = re.compile(
     r"connection (closed|reset) by peer|broken pipe|ncclRemoteError|ncclSystemError|connectFullMesh|Socket Timeout"
     r"|DistNetworkError|DistBackendError|Timed out waiting .* for recv|watchdog.*(timeout|timed out)",
@@ -54,8 +56,12 @@ def judge(code: int, stop: signal.Signals | None, context: JobContext, since_byt
 
 
 def how_it_ended(code: int) -> str:
-    """An exit code in words; negative for a signal, as subprocess has it."""
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    """An exit code in words; negative for a signal, as subprocess has it, above 128 for one as shells have it."""
+    if code < 0:
+        return f"was ended by {signal.Signals(-code).name}"
+    inner = code - SHELLS_SIGNAL
+    told = f", as a shell does whose program was ended by {signal.Signals(inner).name}" if inner in _SIGNALS else ""
+    return f"ended with exit code {code}{told}"
 
 
 def log_of(context: JobContext) -> Path:

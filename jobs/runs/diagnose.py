@@ -67,6 +67,9 @@ def _diagnose(run: RunDir, state: BackendState) -> Diagnosis:
     if outcome.state is RunState.CANCELLED:
         remedy = f"`ropewalk resume {run.id}` continues from its last checkpoint"
         return Diagnosis(cause=f"It was cancelled: {outcome.cause}.", evidence=history, remedy=remedy, resumes=True)
+    if outcome.state is RunState.REFUSED:
+        remedy = "its report has all figures; improve the model, or change `require`, and submit again"
+        return Diagnosis(cause=f"It was done, and its gate refused: {outcome.cause}.", evidence=history, remedy=remedy)
     if not outcome.state.final:
         went = state.reason or "a new attempt follows by itself"
         return Diagnosis(cause=f"Attempt {attempt} ended without finishing: {outcome.cause}; {went}.", evidence=history)

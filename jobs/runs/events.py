@@ -15,6 +15,7 @@ from jobs.runs.hangs import places
 EVENTS: dict[str, str] = {
     # attempts and nodes
     "attempt_ended": "attempt {attempt} ended: {state} ({cause})",
+    "gpus_shared": "too few GPUs of this machine are free: {devices} are shared with another run; on a laptop nobody queues",
     "group_formed": "group {group} formed over {nodes:count node}",
     "node_asked_to_leave": "node {node} is being released",
     "node_left": "node {node} left; the others go on",
@@ -31,6 +32,7 @@ EVENTS: dict[str, str] = {
     "submit_failed": "submission failed: {error}",
     # training
     "anomaly": "step {step}: {problem} (loss {loss}); policy: {policy}",
+    "audited": "",
     "bad_checkpoint": "the checkpoint of step {step} does not verify: {problems}",
     "checkpoint": "",
     "early_stop": "stopped early at step {step}",
@@ -42,11 +44,16 @@ EVENTS: dict[str, str] = {
     "resumed": "resumed from the checkpoint of step {step} on {world_size:count rank}",
     "started_from": "began with the checkpoint of step {step} of {run}",
     "stopped": "saved and stopped at step {step}",
+    # fine-tuning
+    "conversations": "",
+    "prepared": "",
     # alignment
     "length_bias": "the preferred answer is the longer one in {share_longer:.0%} of the pairs (mean {chosen:.0f}, the other"
     " {rejected:.0f} tokens): length itself may be learnt; compare reward_accuracy_longer with reward_accuracy_shorter",
     "pairs_prepared": "",
     "pairs_rejected": "{total:count record} left out of the data: {reasons:parameters}",
+    "prompts_rejected": "{total:count record} of the prompts left out: {reasons:parameters}",
+    "reward_failed": "step {step}: reward {reward} failed for {answers} of {of} answers: {outcome}",
     # preprocessing
     "actors": "",
     "actors_died": "",

@@ -160,6 +160,6 @@ def final_object(run: RunDir) -> dict[str, Any]:
     outcome = final_outcome(run)
     state = outcome.state if outcome is not None else states([run])[run.id].state
     head = {"run": run.id, "job": run.record["job"], "state": state.value, "directory": str(run.path)}
-    if outcome is not None and state is RunState.FAILED:
+    if outcome is not None and state.failed:
         head["cause"] = outcome.cause
     return {**run.results(), **head}

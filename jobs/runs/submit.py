@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from jobs.runs.status import final_outcome, find_run, settle
 from jobs.runs.view import RunView, view_of
 
 SIDECARS = ("jobs.mirror.sidecar",)
+TRACKERS_SIDECAR, TRACKERS = "jobs.mirror.trackers", "ropewalk.trackers"  # the latter: entry points
 
 
 def configure(job: str, file: Path | None, overrides: Sequence[str]) -> JobConfig:
@@ -46,7 +48,7 @@ def make_record(job: str, config: JobConfig, cluster_name: str, origin: Mapping[
         "entry": spec.entry,
         "engine": (config.preferred_engine() or spec.engine).value,
         "preload": list(spec.preload),
-        "sidecars": list(SIDECARS),
+        "sidecars": [*SIDECARS, *([TRACKERS_SIDECAR] if config.trackers else [])],
         "config": masked(config.model_dump(mode="json")),
         "resources": config.resources.model_dump(mode="json"),
         "cluster": cluster_name,
@@ -199,6 +201,9 @@ def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
     """
     for resources in (configs[0].resources, *configs[0].children_resources()):
         backend.check_resources(resources)
+    known = {point.name for point in entry_points(group=TRACKERS)}
+    if missing := sorted(set(configs[0].trackers) - known):
+        raise ConfigError(f"trackers: there is no {', '.join(missing)}; installed: {', '.join(sorted(known)) or 'none'}")
     if backend.shares_files:
         for config in configs:
             config.preflight(backend.path_here)

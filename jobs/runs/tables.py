@@ -22,6 +22,7 @@ COLORS = {
     "RUNNING": "cyan",
     "SUCCEEDED": "green",
     "FAILED": "red",
+    "REFUSED": "red",
     "CANCELLED": "magenta",
     "PREEMPTED": "yellow",
     "REQUEUED": "yellow",

@@ -17,6 +17,7 @@ from jobs.scores.statistics import (
 )
 
 FEW_GROUPS = 30  # below these a bootstrap's interval is too narrow, and Student's is taken
+MOST_PAIRS = 100  # to ask for more than these is no advice
 FEW_PERMUTATIONS = 6  # below these groups no arrangement is rare enough, and Student's interval decides alone
 
 
@@ -44,6 +45,16 @@ class Comparison:
         if not shown or self.difference == 0 or self.interval[0] <= 0 <= self.interval[1]:
             return None
         return "first" if self.difference > 0 else "second"
+
+    @property
+    def pairs_needed(self) -> int | None:
+        """About how many independent pairs would show a difference of this size; None: none is seen, or more than 100."""
+        if not self.difference or not self.standard_error:
+            return None
+        deviation = self.standard_error * math.sqrt(self.groups)
+        counts = range(self.groups + 1, MOST_PAIRS + 1)
+        needed = (n for n in counts if t_quantile((1 + LEVEL) / 2, n) * deviation / math.sqrt(n) < abs(self.difference))
+        return next(needed, None)
 
     def plain(self) -> dict[str, Any]:
         """The comparison as results and files hold it."""

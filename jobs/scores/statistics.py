@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 Floats = npt.NDArray[np.float64]
 Statistic = Callable[[Sequence[Any]], float]
@@ -46,6 +45,8 @@ def group_sums(values: Sequence[float] | Floats, groups: Sequence[Hashable] | No
 
 def t_quantile(probability: float, num_groups: int) -> float:
     """The quantile of Student's t for the mean of this many groups."""
+    from scipy import stats  # half a second, which whoever only reads a configuration does not need
+
     return float(stats.t.ppf(probability, num_groups - 1))
 
 
@@ -68,6 +69,8 @@ def bootstrap_interval(
     sums, counts = group_sums(values, groups)
     if len(sums) < 2:
         return None
+    from scipy import stats
+
     resamples = num_resamples(len(sums))
     found = stats.bootstrap(
         (sums, counts),
@@ -98,6 +101,8 @@ def permutation(differences: Sequence[float], groups: Sequence[Hashable] | None 
     sums = sums[sums != 0]  # what is equal on both sides stays equal
     if len(sums) < 2:
         return Permutation(1.0, 1.0)  # at most two arrangements, equally far from 0
+    from scipy import stats
+
     found = stats.permutation_test(
         (sums,),
         lambda x, axis=-1: x.sum(axis=axis),

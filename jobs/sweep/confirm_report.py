@@ -1,6 +1,5 @@
 """The report of running the best configuration again: means, the difference, and whether the win is real, in plain words."""
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +14,12 @@ from cluster.text import format_parameters
 from jobs.runs.follow import POLL_SECONDS, Watch
 from jobs.runs.status import final_outcome
 from jobs.runs.tables import table
+from jobs.scores.compare import Comparison, judge
+from jobs.scores.statistics import mean_error
 from jobs.sweep.confirm import Candidate, values_of
 from jobs.sweep.results import SweepResults, format_metric
 
 ROUNDING = 1e-9  # a smaller spread, of the difference, is that of floating point
-# Student's t, 97.5%, for 1, 2, ... 30 degrees of freedom; beyond them the last one, which is on the careful side
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-MOST_SEEDS = 100  # to ask for more than these is no advice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,57 +31,23 @@ class Mean:
     n: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """How much better one is than the other, in the metric's own unit; positive: better."""
-
-    difference: float | None
-    standard_error: float | None
-    interval: tuple[float, float] | None  # 95%
-    n: int  # seeds that both have finished
-
-    @property
-    def real(self) -> bool | None:
-        """Whether the interval lies on the good side of 0; None where there are too few seeds to tell."""
-        return None if self.interval is None else self.interval[0] > 0
-
-    @property
-    def reversed(self) -> bool:
-        """Whether the interval lies on the bad side of 0."""
-        return self.interval is not None and self.interval[1] < 0
-
-    @property
-    def seeds_needed(self) -> int | None:
-        """About how many seeds would show a difference of this size; None: more than is sensible."""
-        if not self.difference or not self.standard_error:
-            return None
-        deviation = self.standard_error * math.sqrt(self.n)
-        counts = range(self.n + 1, MOST_SEEDS + 1)
-        return next((n for n in counts if t_value(n) * deviation / math.sqrt(n) < abs(self.difference)), None)
-
-
-def t_value(n: int) -> float:
-    """Half the width of a 95% interval over n values, in standard errors."""
-    return _T[min(n - 1, len(_T)) - 1]
-
-
 def mean_of(values: Sequence[float]) -> Mean:
     """Mean and its standard error; the latter needs two values."""
-    n = len(values)
-    error = statistics.stdev(values) / math.sqrt(n) if n > 1 else None
-    return Mean(mean=statistics.fmean(values) if values else None, standard_error=error, n=n)
+    mean = statistics.fmean(values) if values else None
+    return Mean(mean=mean, standard_error=mean_error(values), n=len(values))
 
 
 def compare(best: Mapping[int, float], other: Mapping[int, float], mode: str) -> Comparison:
-    """Compare values by seed; only seeds that both have count, since one seed gives both the same data order."""
+    """Compare values by seed, positive where the first is better; only seeds that both have count, since one seed gives both
+    the same data order.
+    """
     sign = 1.0 if mode == "max" else -1.0
-    gains = [sign * (best[seed] - other[seed]) for seed in sorted(best.keys() & other.keys())]
-    found = mean_of(gains)
-    interval = None
-    if found.mean is not None and found.standard_error is not None:
-        reach = t_value(found.n) * found.standard_error
-        interval = (found.mean - reach, found.mean + reach)
-    return Comparison(difference=found.mean, standard_error=found.standard_error, interval=interval, n=found.n)
+    return judge([sign * (best[seed] - other[seed]) for seed in sorted(best.keys() & other.keys())])
+
+
+def is_real(found: Comparison) -> bool | None:
+    """Whether the interval lies on the good side of 0; None where there are too few seeds to tell."""
+    return None if found.interval is None else found.interval[0] > 0
 
 
 # --- the report
@@ -120,7 +81,7 @@ def confirmation(results: SweepResults, found: Sequence[Candidate]) -> dict[str,
         "standard_error": result.standard_error,
         "interval": result.interval,
         "n": result.n,
-        "real": result.real,
+        "real": is_real(result),
         "words": verdict(results, best, other, result),
     }
 
@@ -141,14 +102,15 @@ def verdict(results: SweepResults, best: Candidate, other: Candidate, found: Com
     basis = f"mean and standard error of {found.n} differences, each at one seed"
     if found.difference > 0 and found.standard_error <= ROUNDING * found.difference:
         return f"The win is real, and the seed changes nothing: {one} is better than {two} {by} at each of {found.n} seeds."
+    high_end = found.interval[1]
     low, high = (format_metric(end) for end in found.interval)
-    if found.real:
+    if is_real(found):
         return f"The win is real: {one} is better than {two} {by} ({basis}; 95% interval {low} to {high})."
-    if found.reversed:
+    if high_end < 0:
         return f"The win is not reproduced: at new seeds {one} is worse than {two} {by} ({basis}; 95% interval {low} to {high})."
     way = "better" if found.difference > 0 else "worse"
     seen = f"{one} is {way} than {two} {by}, and that may be chance ({basis}; 95% interval {low} to {high} includes 0)"
-    needed = found.seeds_needed
+    needed = found.pairs_needed
     advice = f"about {needed} seeds would show a difference of this size: {_more(results, needed)}" if needed else ""
     return f"The win is not shown: {seen}." + (
         f" {advice[:1].upper()}{advice[1:]}." if advice else " Take the cheaper of the two."

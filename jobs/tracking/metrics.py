@@ -39,9 +39,8 @@ class MetricLog:
         self.write([self.line(step, values)])
 
     def line(self, step: int, values: Mapping[str, float]) -> dict[str, Any]:
-        """The line for metrics of this moment. What is not a finite number is null: JSON has no NaN."""
-        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        return {"step": step, "attempt": self._attempt, "time": time.time(), **finite}
+        """The line for metrics of this moment, as `metric_line` makes it."""
+        return metric_line(self._attempt, step, values)
 
     def write(self, lines: Sequence[dict[str, Any]]) -> None:
         """Append lines, all or none; the caller has checked the fence."""
@@ -51,6 +50,12 @@ class MetricLog:
         """Wait until the lines are on the disk."""
         with suppress(FileNotFoundError):  # there were none yet
             sync_all([self._path])
+
+
+def metric_line(attempt: int, step: int, values: Mapping[str, float]) -> dict[str, Any]:
+    """A line of metrics.jsonl for this moment. What is not a finite number is null: JSON has no NaN."""
+    finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+    return {"step": step, "attempt": attempt, "time": time.time(), **finite}
 
 
 def _end_cut_line(path: Path) -> None:

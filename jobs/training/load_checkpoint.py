@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
 
 from cluster.errors import CheckpointError, ConfigError, RopewalkError, StorageError
@@ -13,7 +13,7 @@ from cluster.run.directory import RunDir
 from cluster.storage import StoragePath
 from jobs.training.config import LoraConfig
 from jobs.training.model_config import config_from_fingerprint, model_fingerprint
-from jobs.training.model_record import Weights, find_source_run, require_record
+from jobs.training.model_record import Head, Weights, find_source_run, require_record
 from sharding.checkpoint import newest_complete
 from sharding.config import CheckpointConfig
 from sharding.floats import nulled
@@ -25,6 +25,7 @@ from sharding.storage import parse_index, read_tensors
 log = logging.getLogger(__name__)
 
 LORA = "lora"  # the key under which a record keeps the options of a low-rank adapter
+HEAD = "head"  # the key of a fingerprint that says which head a model has, where it does not say the next token
 
 
 def checkpoint_place(run: RunDir) -> StoragePath:
@@ -49,19 +50,26 @@ def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema:
             raise ConfigError(f"run {run.id} keeps no running mean of its weights; train with ema.decay set, or leave --ema out")
         tensors |= means
     if record.adapter is None:
-        model = empty_model(config_from_fingerprint(manifest.identity))
+        model = empty_model(config_from_fingerprint(without_head(manifest.identity)), record.head)
         missing = {name for name, _ in model.named_parameters()} - tensors.keys()
     else:  # the rest comes from where it came from in training
-        model = _adapted(first_weights(config_from_fingerprint(record.fingerprint), record.weights, run), record.adapter)
+        model = _adapted(
+            first_weights(config_from_fingerprint(record.fingerprint), record.weights, run, record.head), record.adapter
+        )
         missing = tensors.keys() - model.state_dict().keys()
     if missing:
         raise CheckpointError(f"{folder.url}: does not fit the model: {', '.join(sorted(missing)[:3])}; choose an older step")
     model.load_state_dict(tensors, strict=False)  # a tied weight is there once
     identity = model_fingerprint(model.config)
-    assert record.adapter is not None or manifest.identity in (identity, nulled(identity))
+    assert record.adapter is not None or without_head(manifest.identity) in (identity, nulled(identity))
     if record.adapter is not None and merge:
         model = _merged(model, record.adapter)
     return model.eval(), manifest
+
+
+def without_head(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """What of a fingerprint the model's own configuration says."""
+    return {key: value for key, value in fingerprint.items() if key != HEAD}
 
 
 def _adapted(model: Any, adapter: dict[str, Any]) -> Any:
@@ -81,24 +89,44 @@ def _merged(model: Any, adapter: dict[str, Any]) -> Any:
     return merge_adapter(model)
 
 
-def first_weights(config: Any, weights: Weights | None, run: RunDir) -> Any:
-    """The full model that the training of `run` begins with, on the CPU in fp32."""
-    model = _base_model(config, weights, run)
+def first_weights(config: Any, weights: Weights | None, run: RunDir, head: Head = "causal_lm") -> Any:
+    """The full model that the training of `run` begins with, on the CPU in fp32. A head that is new is drawn from the seed."""
+    seed = int(run.record["config"].get("seed") or 0)
+    torch.manual_seed(seed)
+    model = _base_model(config, weights, run, head)
     if model.config.vocab_size != config.vocab_size:  # tokens were added: rows around the mean of the others, drawn by the seed
-        torch.manual_seed(int(run.record["config"].get("seed") or 0))
+        torch.manual_seed(seed)
         model.resize_token_embeddings(config.vocab_size)
         model.config.eos_token_id = config.eos_token_id
     return model
 
 
-def _base_model(config: Any, weights: Weights | None, run: RunDir) -> Any:
+def _base_model(config: Any, weights: Weights | None, run: RunDir, head: Head) -> Any:
     if weights is None:
-        torch.manual_seed(int(run.record["config"].get("seed") or 0))
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return bare_model(config, head)
     if weights.path is not None:
-        return AutoModelForCausalLM.from_pretrained(weights.path, dtype=torch.float32)
+        if head == "causal_lm":
+            return AutoModelForCausalLM.from_pretrained(weights.path, dtype=torch.float32)
+        return AutoModelForSequenceClassification.from_pretrained(weights.path, config=_headed(config, head), dtype=torch.float32)
     assert weights.run is not None
-    return load_model(find_source_run(run, weights.run, "model.run"), weights.step)[0]
+    found = load_model(find_source_run(run, weights.run, "model.run"), weights.step)[0]
+    if head == "causal_lm":
+        return found
+    model = bare_model(config, head)
+    model.load_state_dict(found.state_dict(), strict=False)
+    return model
+
+
+def bare_model(config: Any, head: Head) -> Any:
+    """The model of a configuration, in fp32, its values drawn at random."""
+    kind = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
+    return kind.from_config(_headed(config, head), dtype=torch.float32)
+
+
+def _headed(config: Any, head: Head) -> Any:
+    if head == "reward":
+        config.num_labels = 1
+    return config
 
 
 def pin_weights(weights: Weights | None, run: RunDir) -> None:
@@ -117,9 +145,9 @@ def unpin_weights(weights: Weights | None, run: RunDir) -> None:
             unpin(checkpoint_place(find_source_run(run, weights.run, "model.run")), weights.step, run.id)
 
 
-def empty_model(config: Any) -> Any:
+def empty_model(config: Any, head: Head = "causal_lm") -> Any:
     """The full model on the CPU in fp32, its weights undefined, its buffers as they must be."""
     with no_init_weights():
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: Any = bare_model(config, head)
     model.tie_weights()  # otherwise a part of the initialization that was left out
     return model

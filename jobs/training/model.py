@@ -5,15 +5,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from cluster.errors import CheckpointError, ConfigError
 from cluster.run.directory import RunDir
 from datapipe.manifest import TokenizerRecord
 from jobs.training.config import LoraConfig, ModelConfig
-from jobs.training.load_checkpoint import LORA, checkpoint_place, empty_model, first_weights
+from jobs.training.load_checkpoint import HEAD, LORA, bare_model, checkpoint_place, empty_model, first_weights
 from jobs.training.model_config import check_fit, config_from_fingerprint, model_config, model_fingerprint
-from jobs.training.model_record import ModelRecord, Weights, find_source_run, read_record
+from jobs.training.model_record import Head, ModelRecord, Weights, find_source_run, read_record
 from sharding.config import ParallelConfig, PrecisionConfig
 from sharding.fsdp import fill
 from sharding.group import Group
@@ -33,6 +32,7 @@ class ModelPlan:
     weights: Weights | None = None  # None: drawn from the seed
     adapter: Adapter | None = None  # what changes the model before it is sharded, such as peft's layers
     adapter_keys: dict[str, Any] | None = None  # the plain values that decide the adapter
+    head: Head = "causal_lm"
     draws: bool = False  # the adapter draws random numbers in training, as dropout does
 
     @classmethod
@@ -61,7 +61,8 @@ class ModelPlan:
     def fingerprint(self) -> dict[str, Any]:
         """The plain values that decide the model: a checkpoint of another fingerprint is refused."""
         adapter = {} if self.adapter is None else {ADAPTER: self.adapter_keys}
-        return {**model_fingerprint(self.config), **adapter}
+        head = {} if self.head == "causal_lm" else {HEAD: self.head}
+        return {**model_fingerprint(self.config), **head, **adapter}
 
     def record(self, tokenizer: TokenizerRecord) -> ModelRecord:
         """What the run keeps of the model beside its checkpoints."""
@@ -71,6 +72,7 @@ class ModelPlan:
             tokenizer=tokenizer,
             weights=self.weights,
             adapter=None if self.adapter is None else self.adapter_keys or {},
+            head=self.head,
         )
 
 
@@ -86,6 +88,8 @@ def _model_of_run(config: ModelConfig, run: RunDir, tokenizer: TokenizerRecord) 
     if not steps:
         raise CheckpointError(f"model.run: {source_run.id} has no complete checkpoint yet; wait for one, or name another run")
     made_by = read_record(source_run)
+    if made_by is not None and made_by.head != "causal_lm":
+        raise ConfigError(f"model.run: {source_run.id} trained a reward model, which scores and writes nothing; name another run")
     if made_by is not None and made_by.tokenizer.hash != tokenizer.hash:
         raise ConfigError(
             f"model.run: {source_run.id} was trained with the tokenizer {made_by.tokenizer.name} ({made_by.tokenizer.hash}), "
@@ -112,11 +116,11 @@ def build_model(
     reference) is frozen: it gets no optimizer state and is in no checkpoint.
     """
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(plan.config, dtype=torch.float32)
+        skeleton = bare_model(plan.config, plan.head)
     model = parallelize(skeleton, group, parallel, precision, trainable=trainable, adapter=plan.adapter)
     full: Any = None
     if group.is_main:
-        full = first_weights(plan.config, plan.weights, run) if weights else empty_model(plan.config)
+        full = first_weights(plan.config, plan.weights, run, plan.head) if weights else empty_model(plan.config, plan.head)
         full = plan.adapter(full) if plan.adapter is not None else full
     fill(model, full, group)
     return model

@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
 from cluster.storage import StoragePath
 from datapipe.manifest import TokenizerRecord
+
+Head = Literal["causal_lm", "reward"]
 
 
 class Weights(Section):
@@ -31,6 +33,7 @@ class ModelRecord(Section):
     tokenizer: TokenizerRecord
     weights: Weights | None = Field(default=None, description="None: drawn from the seed")
     adapter: dict[str, Any] | None = Field(default=None, description="set where checkpoints hold only what is trained")
+    head: Head = Field(default="causal_lm", description="what the model says of tokens: the next one, or a score")
 
 
 @dataclass(frozen=True, kw_only=True)

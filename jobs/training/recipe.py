@@ -41,7 +41,13 @@ class Recipe:
     validation: Source | None
     objective: Callable[[nn.Module, Group], Objective]  # builds a frozen reference or teacher on the same mesh, if it needs one
     validation_metrics: Callable[[float], dict[str, float]] = _no_metrics  # of the mean validation loss
-    before_step: Callable[[TrainState], None] | None = None  # before each batch is taken, such as to generate it
+    after_checkpoint: Callable[[int, int], None] | None = (
+        None  # (position, step) of one that is committed; on rank 0, in a thread
+    )
+    # before each batch is taken, such as to generate it. It raises StopRequested where all ranks have agreed to stop: the state
+    # is saved first
+    before_step: Callable[[TrainState], None] | None = None
+    reads_ahead: bool = True  # False: the samples of a step are not there before `before_step`
     before_validation: Callable[[TrainState, int], None] | None = None  # gets the number of samples that are scored
 
 
@@ -104,6 +110,8 @@ def _trainer(
         validation=recipe.validation,
         validation_metrics=recipe.validation_metrics,
         before_step=recipe.before_step,
+        reads_ahead=recipe.reads_ahead,
+        after_checkpoint=recipe.after_checkpoint,
         before_validation=recipe.before_validation,
         checkpoints=checkpoints,
         report=Report(context, group, meter, steps=config.steps, log_every=config.log_every),

@@ -41,6 +41,8 @@ class Trainer:
     validation: Source | None
     validation_metrics: Callable[[float], dict[str, float]]
     before_step: Callable[[TrainState], None] | None
+    reads_ahead: bool
+    after_checkpoint: Callable[[int, int], None] | None
     before_validation: Callable[[TrainState, int], None] | None
     checkpoints: Checkpoints
     report: Report
@@ -49,6 +51,8 @@ class Trainer:
     def __post_init__(self) -> None:
         # the metrics of a step that is not done again are never lost
         self.checkpoints.before_commit = self.report.flush
+        if self.after_checkpoint is not None:
+            self.checkpoints.after_commit = self.after_checkpoint
 
     @property
     def progress(self) -> Progress:
@@ -79,14 +83,21 @@ class Trainer:
         return self.progress.finished or self.progress.step >= self.config.steps
 
     def batches(self) -> Generator[Batch, None, None]:
-        """This rank's samples, step by step from where the progress stands, read ahead by a thread."""
+        """This rank's samples, step by step from where the progress stands."""
         num_steps = self.config.steps - self.progress.step
         plan = self.train_step.plan.steps(self.progress.position, num_steps)
-        with closing(prefetch(reader_for(self.group.device, self.source.read), plan)) as ahead:
+        read = reader_for(self.group.device, self.source.read)
+        with closing(prefetch(read, plan) if self.reads_ahead else (read(positions) for positions in plan)) as batches:
             for _ in range(num_steps):
-                if self.before_step is not None:
-                    self.before_step(self.state)
-                yield next(ahead)
+                self._prepare_step()
+                yield next(batches)
+
+    def _prepare_step(self) -> None:
+        if self.before_step is not None:
+            try:
+                self.before_step(self.state)
+            except StopRequested:
+                self._leave()
 
     def learn(self, batches: Generator[Batch, None, None]) -> None:
         """Learn batch after batch, until the end or until the run went back and needs other batches."""

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from cluster.backends.submission import submission_details
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY
 from cluster.run.directory import RunDir
-from cluster.spec import Outcome, RunState, StopReason
+from cluster.spec import Outcome, StopReason
 from k8s.api.client import ApiAwayError, ApiError
 from k8s.api.in_cluster import InClusterApi
 from k8s.names import OUTCOME_ANNOTATION
@@ -26,7 +26,7 @@ def publish_outcome(api: InClusterApi, outcome: Outcome) -> None:
     if len(json.dumps(plain, default=str)) > LONGEST_RESULTS:
         plain["results"] = None
     patch: dict[str, object] = {"metadata": {"annotations": {OUTCOME_ANNOTATION: json.dumps(plain, default=str)}}}
-    if outcome.state is RunState.FAILED:
+    if outcome.state.failed:
         patch["spec"] = {"backoffLimit": 0}  # the first pod that ends now ends the Job
     deadline = time.monotonic() + OUTCOME_PATIENCE_SECONDS
     while True:
@@ -43,7 +43,7 @@ def publish_outcome(api: InClusterApi, outcome: Outcome) -> None:
 
 def pod_code(outcome: Outcome) -> int:
     """The exit code of all pods of a run that is over."""
-    if outcome.state is not RunState.FAILED:
+    if not outcome.state.failed:
         return EXIT_DONE
     return EXIT_NEVER_RETRY if outcome.exit_code == EXIT_NEVER_RETRY else EXIT_FAILED
 

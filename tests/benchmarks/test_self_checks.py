@@ -12,6 +12,10 @@ from tests.slurm.conftest import need_slurm
 ROOT = Path(__file__).parents[2]
 
 SMALL = {
+    "bench_evaluate": ["--tiny", "--items", "8"],
+    "bench_align_learns": ["--model", "tiny", "--steps", "2", "--batch", "4", "--held-out", "10"],
+    "bench_align_oracles": ["--methods", "dpo", "--ranks", "1", "--trl", "none"],
+    "bench_audit": ["--items", "4", "--peer", "4"],
     "bench_hung": ["--hangs", "1"],
     "bench_loader": ["--tokens", "200000", "--rounds", "1"],
     "bench_many_runs": ["--runs", "20"],

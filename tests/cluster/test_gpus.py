@@ -8,6 +8,7 @@ import pytest
 
 from cluster.backends.base import Profile
 from cluster.backends.local.backend import LocalBackend
+from cluster.backends.local.held_gpus import HeldGpus
 from cluster.backends.local.nodes import render_script
 from cluster.config import Resources
 from cluster.errors import ConfigError
@@ -50,6 +51,20 @@ def test_devices_are_dealt_to_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None
     assert deal_devices(Resources.model_validate({"nodes": 2, "gpus": 2})) == [["7", "6"], ["5", "4"]]
     assert deal_devices(Resources.model_validate({"nodes": "1..2", "gpus": 1})) == [["7"], ["6"]]
     assert deal_devices(Resources.model_validate({"nodes": 3})) == [[], [], []]
+
+
+def test_runs_of_this_machine_are_dealt_gpus_that_no_other_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine_with(4, monkeypatch, FAKE_GPUS_IN_USE="0")
+    one, two, three = (HeldGpus(tmp_path) for _ in range(3))
+    assert one.take(2) == ["1", "2"], "somebody's process computes on the first"
+    assert one.take(2) == ["1", "2"], "as the next attempt of the same run"
+    assert (two.take(1), two.shared(["3"])) == (["3"], [])
+    assert three.take(2) == ["0", "1"]
+    assert three.shared(["0", "1"]) == ["1"], "too few are free, and it says so"
+    one.release()
+    assert two.take(2) == ["1", "3"], "what it has it keeps"
+    machine_with(4, monkeypatch, CUDA_VISIBLE_DEVICES="3,2")
+    assert HeldGpus(tmp_path).take(2) == ["3", "2"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Places: whole writes, patience with a store that is away, and no patience with an answer."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,26 @@ def test_files_are_written_whole_and_read_in_parts(place: StoragePath) -> None:
     place.remove("a")
     place.remove("a")
     assert not place.exists("a/b.bin")
+
+
+def test_a_file_that_is_renamed_into_place_is_not_lost_to_somebody_who_looks_for_it(tmp_path: Path) -> None:
+    place, over = StoragePath(tmp_path), threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            place.exists_afresh("manifest.json")
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        for _ in range(500):
+            (tmp_path / "manifest.new").write_text("{}")
+            (tmp_path / "manifest.new").rename(tmp_path / "manifest.json")
+            assert place.exists_afresh("manifest.json")
+            (tmp_path / "manifest.json").unlink()
+    finally:
+        over.set()
+        looking.join()
 
 
 def test_a_write_that_fails_leaves_nothing(place: StoragePath) -> None:

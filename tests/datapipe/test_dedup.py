@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+import xxhash
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError
 from datapipe.dedup.exact import repeats
-from datapipe.inputs.ingest import normalised
+from datapipe.document_batch import DocumentBatch
+from datapipe.inputs.text_hash import normalised, text_hashes
 from tests.fakes.documents import make, rejected, rows, some_documents, write_lines
 
 
@@ -97,3 +99,9 @@ def test_nothing_left_is_an_error_that_counts_the_reasons(tmp_path: Path) -> Non
 def test_repeats_are_those_seen_before(values: list[tuple[int, int]]) -> None:
     expected = [v in values[:i] for i, v in enumerate(values)]
     assert repeats(np.array(values, dtype=np.uint64).reshape(-1, 2)).tolist() == expected
+
+
+@given(st.lists(st.text(alphabet=st.characters(max_codepoint=300), max_size=40), min_size=1, max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_hashes_of_a_batch_are_those_of_the_normal_forms(texts: list[str]) -> None:
+    assert text_hashes(DocumentBatch.of_texts(texts)) == [xxhash.xxh3_128_digest(normalised(text)) for text in texts]

@@ -61,9 +61,9 @@ def test_what_a_user_writes(tmp_path: Path, source: Path, written: Any, meant: A
     [
         (
             ["min_word"],
-            "filters: unknown filter 'min_word'; did you mean 'min_words'?; known: c4, fineweb",
+            "filters: unknown filter 'min_word'; did you mean 'min_words'?; known: c4, decontaminate, fineweb",
         ),
-        (["c5"], "filters: unknown filter 'c5'; known: c4, fineweb"),
+        (["c5"], "filters: unknown filter 'c5'; known: c4, decontaminate, fineweb"),
         ([{"min_words": {"word": 3}}], "filters: min_words: unknown key 'word'; did you mean 'words'?"),
         ([{"min_words": {"words": 0}}], "filters: min_words: words: input should be greater than or equal to 1, is 0"),
         ([{"min_words": 3}], "options are written {option: value}, are 3"),

@@ -14,6 +14,7 @@ from datapipe.document_batch import DocumentBatch
 from datapipe.filters.registry import make_filter
 from tests.fakes.documents import make, rejected, rows, write_lines
 from tests.fakes.plain_rules import PLAIN, c4, sentences
+from tests.fakes.plain_tokens import tokens
 from tests.fakes.real_text import real_texts
 
 EVERY_RULE: dict[str, dict[str, Any]] = {
@@ -68,12 +69,49 @@ def compare(name: str, options: dict[str, Any], texts: Sequence[str]) -> Counter
 def test_any_characters_are_judged_as_in_plain_python(name: str, texts: list[str]) -> None:
     compare(name, EVERY_RULE[name], texts)
     compare(name, {}, texts)
+    if name != "c4":
+        compare(name, {**EVERY_RULE[name], "words": "tokens"}, texts)
+
+
+CHUNKS = st.text(st.sampled_from(list("aBc1.,'-/:@_+*#%$()n't\u2019\u2026\u2014\u00e9s~=<w")), max_size=14)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(CHUNKS | st.text(st.characters(exclude_categories=["Cs"]), max_size=6), max_size=12))
+@example(
+    [
+        "https://a.b/c?d=e.",
+        "(see",
+        "www.x.org),",
+        "me@here.org",
+        "don't",
+        "e.g.",
+        "U.S.",
+        "well-known",
+        "a--b",
+        "3.14",
+        "x.Y",
+        "...",
+    ]
+)
+@example(
+    ["We'll", "they\u2019re", "1+1", "10%", "A/B", "C.", "I.B.M.", "'tis", "a,b", "$5", "5$", "dogs'", "it's", "x...y", "++i"]
+)
+def test_tokens_are_those_of_plain_python(chunks: list[str]) -> None:
+    text = " ".join(chunks)
+    batch, expected = DocumentBatch.of_texts([text]), tokens(text)
+    assert batch.tokens.chars.tolist() == [len(token) for token in expected]
+    alone = DocumentBatch.of_texts(expected).words
+    single = [row for row, token in enumerate(expected) if len(token.split()) == 1]
+    assert batch.tokens.exact[single].tolist() == [int(alone.exact[alone.first[row]]) for row in single]
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_real_documents_are_judged_as_in_plain_python(name: str) -> None:
     texts = list(islice(real_texts(), 150))
     assert sum(compare(name, {}, texts).values()) > 5
+    if name != "c4":
+        compare(name, {"words": "tokens"}, texts)
 
 
 @pytest.mark.soak
@@ -83,15 +121,16 @@ def test_every_real_document_is_judged_as_in_plain_python(name: str) -> None:
     texts = real_texts()
     while batch := list(islice(texts, 500)):
         reasons += compare(name, {}, batch)
+        if name != "c4":
+            compare(name, {"words": "tokens"}, batch)
     assert len(reasons) > 2
 
 
 def without(name: str) -> dict[str, Any]:
     """Options that switch every rule off."""
-    fields = make_filter(name, {}).model_dump()
-    return {
-        key: False if value is True else None for key, value in fields.items() if key not in {"stop_words", "short_line_length"}
-    }
+    fields = make_filter(name, {}).model_dump().items()
+    kept = {"stop_words", "short_line_length", "words"}
+    return {key: False if value is True else None for key, value in fields if key not in kept}
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from cluster.config_reader import load_config
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, DataError
 from cluster.storage import StoragePath
+from datapipe.tokens.fast import HARD_TEXTS, FastTokenizer
 from datapipe.tokens.tokenizer import Encoder, TokenizerFiles, read_tokenizer, take_tokenizer, train_tokenizer, write_tokenizer
 from jobs.preprocess.config import PreprocessConfig
 from tests.fakes.documents import make, rows, some_documents, write_lines
@@ -59,6 +61,34 @@ def test_a_text_cannot_end_its_own_document() -> None:
     (tokens,) = encoder.encode(["before <|endoftext|> after"])
     assert (tokens == encoder.end_of_document).sum() == 1
     assert encoder.tokenizer.decode(tokens[:-1].tolist()) == "before <|endoftext|> after"
+
+
+def test_a_faster_backend_gives_the_same_tokens_of_hard_texts() -> None:
+    files = train_tokenizer([*TEXTS, *HARD_TEXTS], 600)
+    plain, fast = Encoder(files), Encoder(files, "fastokens")
+    texts = [*TEXTS, *HARD_TEXTS, "w" * 10_000_000, "\ud800".encode("utf-8", "replace").decode(), "<|endoftext|>" * 100]
+    for one, other in zip(plain.encode(texts), fast.encode(texts), strict=True):
+        assert one.tolist() == other.tolist()
+        assert (other == fast.end_of_document).sum() == 1
+        assert one.dtype == other.dtype
+    assert (fast.record().backend, plain.record().backend) == ("fastokens", "tokenizers")
+    assert [t.tolist() for t in fast.encode([])] == []
+
+
+def test_a_backend_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = train_tokenizer(TEXTS, 400)
+    encode = FastTokenizer._encode
+    monkeypatch.setattr(FastTokenizer, "_encode", lambda self, texts: (encode(self, texts)[0] + 1, encode(self, texts)[1]))
+    with pytest.raises(DataError, match="gives other tokens than tokenizers"):
+        Encoder(files, "fastokens")
+
+
+def test_a_data_set_does_not_depend_on_the_backend(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "in.jsonl", some_documents(60))
+    make(source, tmp_path / "plain")
+    manifest = make(source, tmp_path / "fast", tokenizer={"train": 400, "sample_mib": 1, "backend": "fastokens"})
+    assert rows(tmp_path / "plain") == rows(tmp_path / "fast")
+    assert (manifest.tokenizer.backend, manifest.tokenizer.version) == ("fastokens", version("fastokens"))
 
 
 @pytest.mark.parametrize("form", ["directory", "file"])

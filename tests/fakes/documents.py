@@ -14,6 +14,7 @@ from datapipe.execution.worker import Task, Worker
 from datapipe.manifest import Manifest
 from datapipe.pipeline import make_data_set
 from datapipe.progress import Progress
+from jobs.cards.write import CROISSANT, DATA_CARD
 from jobs.preprocess.config import PreprocessConfig
 
 SENTENCE = "the of lane rope strand twist naïve walk Größe hemp 麻绳 tar 2026 shard, token. (seed) def return λ x: 🪢 it's"
@@ -72,10 +73,10 @@ def make(source: Any, output: Any, **keys: Any) -> Manifest:
 
 
 def contents(place: Any) -> dict[str, bytes]:
-    """Every file below a directory or URL, hidden ones too."""
+    """Every file below a directory or URL, hidden ones too, but for the cards, which the job writes and which have a date."""
     root = StoragePath(str(place))
-    paths = sorted(root.fs.find(root.root))
-    return {path.removeprefix(root.root).lstrip("/"): root.fs.cat_file(path) for path in paths}
+    found = {path.removeprefix(root.root).lstrip("/"): path for path in sorted(root.fs.find(root.root))}
+    return {name: root.fs.cat_file(path) for name, path in found.items() if name not in (DATA_CARD, CROISSANT)}
 
 
 def rejected(output: Path) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 NVML = Path(__file__).parent / "nvml"
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROPEWALK_MACHINE_DEVICES", "ROPEWALK_NODE_GPUS", "FAKE_GPUS")
+VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROPEWALK_MACHINE_DEVICES", "ROPEWALK_NODE_GPUS", "FAKE_GPUS", "FAKE_GPUS_IN_USE")
 
 
 def machine_with(gpus: int | None, patch: pytest.MonkeyPatch, **variables: str) -> None:

@@ -9,6 +9,7 @@ from datapipe.filters.c4 import C4
 from datapipe.filters.fineweb import FineWeb
 from datapipe.filters.gopher import GopherQuality, GopherRepetition
 from datapipe.text.characters import terminal_characters
+from tests.fakes.plain_tokens import tokens
 
 POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 TERMINAL = frozenset(terminal_characters())
@@ -22,13 +23,17 @@ def below(value: float, limit: float | None) -> bool:
     return limit is not None and value < limit
 
 
+def words_of(text: str, kind: str) -> list[str]:
+    return text.split() if kind == "white_space" else tokens(text)
+
+
 def is_symbol(character: str) -> bool:
     category = unicodedata.category(character)
     return category[0] in "PS" or category == "Cc"
 
 
 def gopher_quality(text: str, rule: GopherQuality) -> str | None:
-    words = text.split()
+    words = words_of(text, rule.words)
     real = [word for word in words if not all(map(is_symbol, word))]
     lines = [line.strip() for line in text.splitlines()]
     of_words = max(len(words), 1)
@@ -76,7 +81,7 @@ def top_gram(words: list[str], size: int) -> int:
 
 
 def gopher_repetition(text: str, rule: GopherRepetition) -> str | None:
-    paragraphs, lines, words = re.split(r"\n\n+", text.strip()), re.split(r"\n+", text), text.split()
+    paragraphs, lines, words = re.split(r"\n\n+", text.strip()), re.split(r"\n+", text), words_of(text, rule.words)
     for parts, name in ((paragraphs, "paragraph"), (lines, "line")):
         again = repeated(parts)
         if above(len(again) / len(parts), getattr(rule, f"duplicate_{name}_fraction")):
@@ -101,7 +106,7 @@ def fineweb(text: str, rule: FineWeb) -> str | None:
         "max_repeated_line_characters": above(
             sum(map(len, repeated(lines))) / len(text.replace("\n", "")), rule.max_repeated_line_characters
         ),
-        "max_newlines_per_word": above(text.count("\n") / max(len(text.split()), 1), rule.max_newlines_per_word),
+        "max_newlines_per_word": above(text.count("\n") / max(len(words_of(text, rule.words)), 1), rule.max_newlines_per_word),
     }
     return next((name for name, dropped in checks.items() if dropped), None)
 

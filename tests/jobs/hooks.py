@@ -171,6 +171,81 @@ def freeze_and_resave(context: JobContext) -> None:
     resave(context)
 
 
+def record_second_gradient(context: JobContext) -> None:
+    """Write down the whole mean gradient of the second step, by parameter, before it is clipped."""
+    from safetensors.torch import save_file
+
+    from jobs.training.step import TrainStep
+
+    update = TrainStep.update
+    steps = [0]
+
+    def recorded(self: TrainStep, stats: Any, *arguments: Any) -> None:
+        steps[0] += 1
+        if steps[0] == 2:
+            parameters = {name: p for name, p in self.state.model.named_parameters() if p.grad is not None}
+            found = {name: p.grad.full_tensor() / stats.weight for name, p in parameters.items()}  # type: ignore[union-attr]
+            if context.rank == 0:
+                save_file(found, context.run.path / "gradient.safetensors")
+        update(self, stats, *arguments)
+
+    TrainStep.update = recorded  # type: ignore[method-assign]
+
+
+def slow_answers(context: JobContext) -> None:
+    """Each answer of an evaluation takes a moment longer, so that a kill comes between two of them."""
+    from jobs.inference.ledger import Ledger
+
+    add = Ledger.add
+
+    def slow_add(self: Ledger, key: str, record: Any) -> None:
+        add(self, key, record)
+        time.sleep(0.02)
+
+    Ledger.add = slow_add  # type: ignore[method-assign]
+
+
+def stall_rollouts(context: JobContext) -> None:
+    """Stand still in a call of the ledger: TEST_STALL is METHOD:before|after:N:RANK, of the N-th call of that rank."""
+    from jobs.align.rollouts.ledger import Round
+
+    name, moment, number, rank = os.environ["TEST_STALL"].split(":")
+    if context.rank != int(rank):
+        return
+    method, calls = getattr(Round, name), [0]
+
+    def stalling(self: Any, *words: Any, **keywords: Any) -> Any:
+        calls[0] += 1
+        if moment == "before" and calls[0] == int(number):
+            _stall(context)
+        found = method(self, *words, **keywords)
+        if moment == "after" and calls[0] == int(number):
+            _stall(context)
+        return found
+
+    setattr(Round, name, stalling)
+
+
+def _stall(context: JobContext) -> None:
+    (context.run.path / "stalled").touch()
+    time.sleep(3600)
+
+
+def stop_while_drawing(context: JobContext) -> None:
+    """The run is asked to stop while the rollouts of its third step are drawn."""
+    from jobs.align.rollouts.ledger import Round
+
+    put = Round.put
+
+    def asking(self: Any, *words: Any) -> Any:
+        found = put(self, *words)
+        if self.position == 32 and context.rank == 1:
+            (context.run.path / "stop-here").touch()
+        return found
+
+    Round.put = asking  # type: ignore[method-assign]
+
+
 def die_after_answers(context: JobContext) -> None:
     """Kill this rank by SIGKILL after it has written down its seventh answer."""
     import signal
@@ -186,3 +261,10 @@ def die_after_answers(context: JobContext) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Ledger.add = counted  # type: ignore[method-assign]
+
+
+def short_rounds(context: JobContext) -> None:
+    """The ranks of an audit agree on a stop after every answer."""
+    from jobs.audit.asking import ask
+
+    ask.ROUND_SECONDS = 0.0

@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from cluster.backends.local.held_gpus import HeldGpus
 from cluster.config import Resources
 from cluster.gpus import DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, deal_devices, users_devices
 from cluster.process.forking import Process, fork_program
@@ -63,16 +64,26 @@ class LocalAllocation(Allocation):
         self.away: dict[int, float] = {}  # when a node that died is up again, by the monotonic clock
         self.busy: set[int] = set()
         self.devices: list[list[str]] = []  # of each node, as CUDA names them
+        self._gpus = HeldGpus()
         self._store_port = ReservedPort()
 
     def initial_nodes(self) -> list[int]:
         """Return the nodes that the run wants now, all rebooted."""
         self.away = {}
-        self.devices = deal_devices(self.resources)
+        self._deal_gpus()
         most = self.resources.nodes.most
         wanted = min(self.run.wanted_nodes or most, most) if self.resources.nodes.elastic else most
         self.busy = set(range(wanted))
         return sorted(self.busy)
+
+    def _deal_gpus(self) -> None:
+        if self.resources.gpus:
+            chosen = self._gpus.take(self.resources.gpus * self.resources.nodes.most)
+            if shared := self._gpus.shared(chosen):
+                self.run.event("gpus_shared", devices=", ".join(shared))
+            self.devices = deal_devices(self.resources, chosen)
+        else:
+            self.devices = deal_devices(self.resources)
 
     def address(self, node: int) -> str:
         """Return the node's own loopback address."""
@@ -144,5 +155,6 @@ class LocalAllocation(Allocation):
     def close(self) -> None:
         """Kill everything on the nodes, and remove their disks."""
         self._store_port.release()
+        self._gpus.release()
         end(processes_of(self.scratch))
         remove_scratch(self.scratch)

@@ -11,6 +11,7 @@ from cluster.backends.local.nodes import OUTER_TMPDIR_VARIABLE
 from cluster.backends.submission import submission_details
 from cluster.process.fork_server import FORK_SERVER_VARIABLE, ask_fork_server
 from cluster.process.signals import STOP_SIGNALS
+from cluster.run.context import OWN_VARIABLES
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
 from cluster.run.names import QUEUE_PROCESS, SUPERVISOR
@@ -25,7 +26,7 @@ def supervisor_command(run: RunDir) -> list[str]:
 
 def start_detached(command: list[str], log: Path) -> int:
     """Start a process in a session of its own, which nobody waits for; returns its pid."""
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
     if outer := environment.get(OUTER_TMPDIR_VARIABLE):  # it outlives the agent that this process belongs to, if it does
         environment["TMPDIR"] = outer
     if (server := environment.get(FORK_SERVER_VARIABLE)) and (pid := ask_fork_server(server, command, environment, log)):

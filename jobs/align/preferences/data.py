@@ -34,7 +34,7 @@ def prepared(context: JobContext, config: AlignConfig, group: Group, *, paired: 
     manifest = read_prepared(data_folder(context))
     if manifest is None:
         context.fence.check()
-        tokenizer = _tokenizer_files(context, config)
+        tokenizer = tokenizer_files(context, config)
         manifest = prepare(_data_plan(context, config, tokenizer, paired=paired), tokenizer, data_folder(context))
         _tell(context, manifest)
     return group.broadcast_object(manifest)
@@ -57,7 +57,7 @@ def _data_plan(context: JobContext, config: AlignConfig, tokenizer: TokenizerFil
     )
 
 
-def _tokenizer_files(context: JobContext, config: AlignConfig) -> TokenizerFiles:
+def tokenizer_files(context: JobContext, config: AlignConfig) -> TokenizerFiles:
     """The tokenizer of the model that learns, with the chat template that the configuration names."""
     if config.model.run is not None:
         found = take_tokenizer(str(find_source_run(context.run, config.model.run, "model.run").tokenizer))

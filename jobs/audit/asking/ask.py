@@ -28,7 +28,7 @@ def ask(context: JobContext, group: Group, opened: OpenModel, questions: Sequenc
     Raises StopRequested as soon as the ranks agree on a stop; what was answered stays.
     """
     group.barrier()  # an older group's ranks have lost their right to write by now
-    ledger = Ledger(context, f"{LEDGER}-{opened.step}" if opened.step is not None else LEDGER)
+    ledger = Ledger(context, LEDGER)
     done = set(group.broadcast_object(sorted(ledger.done) if group.is_main else None))
     todo = sorted((one for one in questions if one.key not in done), key=lambda one: (one.cost, one.key))
     share = todo[group.rank :: group.world_size]

@@ -1,6 +1,7 @@
 """Harmless sentences about people, and the terms for groups of people that are put into them."""
 
 import random
+import re
 from collections.abc import Sequence
 
 # after Dixon et al., Measuring and Mitigating Unintended Bias in Text Classification (2018), and wider
@@ -57,7 +58,7 @@ SENTENCES = (
     "Last year a {term} person from the village learned to play the cello.",
 )
 PLACE = "{term}"
-SENTENCES_A_DOCUMENT = 8
+SENTENCES_A_DOCUMENT, MENTIONS = 8, 3  # a term in every sentence would look like repetition
 
 
 def harmless_sentences() -> list[str]:
@@ -66,14 +67,21 @@ def harmless_sentences() -> list[str]:
 
 
 def harmless_documents(count: int, seed: int) -> list[str]:
-    """Documents of several of the sentences in two paragraphs, as long as a filter of web text asks for."""
+    """Documents of several of the sentences in two paragraphs, as long as a filter of web text asks for; some have a place."""
     draw = random.Random(seed)
     found = []
     for _ in range(count):
         chosen = draw.sample(SENTENCES, SENTENCES_A_DOCUMENT)
+        mentioned = set(draw.sample(range(SENTENCES_A_DOCUMENT), MENTIONS))
+        parts = [sentence if number in mentioned else without_term(sentence) for number, sentence in enumerate(chosen)]
         half = SENTENCES_A_DOCUMENT // 2
-        found.append(" ".join(chosen[:half]) + "\n\n" + " ".join(chosen[half:]))
+        found.append(" ".join(parts[:half]) + "\n\n" + " ".join(parts[half:]))
     return found
+
+
+def without_term(sentence: str) -> str:
+    """The sentence about people in general."""
+    return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", sentence.replace(f"{PLACE} ", ""))
 
 
 def written(templates: Sequence[str], term: str) -> list[str]:

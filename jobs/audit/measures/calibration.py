@@ -87,18 +87,27 @@ class Calibration:
 
 def _item(one: Choice, answer: Answer) -> dict[str, Any]:
     values = answer["values"]
-    highest = max(values)
-    weights = [math.exp(value - highest) for value in values]
-    shares = [weight / math.fsum(weights) for weight in weights]
-    chosen = values.index(highest)
+    each = shares(values)
+    chosen = values.index(max(values))
     return {
         "measure": "calibration",
         "key": f"calibration:{one.number}",
         "value": float(chosen == one.answer),
-        "confidence": shares[chosen],
-        "brier": math.fsum((share - (k == one.answer)) ** 2 for k, share in enumerate(shares)),
+        "confidence": each[chosen],
+        "brier": brier(each, one.answer),
         "group": f"calibration:{one.number}",
     }
+
+
+def shares(values: Sequence[float]) -> list[float]:
+    """The softmax of log-likelihoods."""
+    weights = [math.exp(value - max(values)) for value in values]
+    return [weight / math.fsum(weights) for weight in weights]
+
+
+def brier(each: Sequence[float], right: int) -> float:
+    """The squared distance of shares from the truth, from 0 to 2."""
+    return math.fsum((share - (number == right)) ** 2 for number, share in enumerate(each))
 
 
 def reliability(items: Sequence[Mapping[str, Any]], bins: int) -> list[dict[str, Any]]:

@@ -24,7 +24,13 @@ PLACES_TOLD = 200
 class Contamination:
     """Every item of suites, calibration and other files, looked for in every shard by n-grams of words."""
 
-    def __init__(self, config: ContaminationConfig, suites: Mapping[str, Sequence[Pair]], choices: Sequence[Choice]) -> None:
+    def __init__(
+        self,
+        config: ContaminationConfig,
+        suites: Mapping[str, Sequence[Pair]],
+        choices: Sequence[Choice],
+        others: Sequence[Item] = (),
+    ) -> None:
         self.config = config
         self.items = [
             Item(measure=suite, key=pair.key, texts=(joined(pair.context, pair.more), joined(pair.context, pair.less)))
@@ -34,9 +40,9 @@ class Contamination:
         self.items += [
             Item(measure="calibration", key=f"calibration:{one.number}", texts=(one.question, *one.options)) for one in choices
         ]
+        self.items += others
         self.items += [item for path in config.against for item in read_items(path)]
         self.shards = list_shards([one.path for one in weighted(config.data)])
-        self.suites = list(suites)
 
     @cached_property
     def index(self) -> NgramIndex:

@@ -1,13 +1,16 @@
 """Which measures a configuration asks for; their files are read here, so that a bad line ends an audit before it begins."""
 
+from pathlib import Path
+
 import numpy as np
 
 from cluster.errors import ConfigError
 from jobs.audit.asking.question import Measure
-from jobs.audit.config import AuditConfig
+from jobs.audit.config import BINS, AuditConfig
 from jobs.audit.measures.calibration import Calibration, read_choices
 from jobs.audit.measures.contamination import Contamination
 from jobs.audit.measures.counterfactual import Counterfactual
+from jobs.audit.measures.evaluated import Evaluated, read_evaluation
 from jobs.audit.measures.identity import Identity
 from jobs.audit.measures.memorization import Memorization
 from jobs.audit.measures.refusals import Refusals, read_prompts
@@ -19,12 +22,19 @@ from jobs.audit.suites.pair import Pair
 from jobs.audit.suites.read import read_pairs
 
 
-def plan(config: AuditConfig) -> list[Measure]:
-    """The measures, in the order of the report. Raises ConfigError and DataError for what cannot be measured."""
+def plan(config: AuditConfig, root: Path) -> list[Measure]:
+    """The measures, in the order of the report; `root` is the folder of runs.
+
+    Raises ConfigError and DataError for what cannot be measured.
+    """
     scorers, seed = [open_scorer(one) for one in config.scorers], config.seed
     suites = {suite.name: drawn(read_pairs(suite.path, suite.name), config.most_items, seed) for suite in config.suites}
     choices = read_choices(config.calibration.path) if config.calibration is not None else []
     found: list[Measure] = []
+    evaluated: list[Evaluated] = []
+    if config.evaluation is not None:
+        bins = config.calibration.bins if config.calibration is not None else BINS
+        evaluated.append(Evaluated(read_evaluation(config.evaluation, root, config.model), bins, seed))
     if suites:
         found.append(Stereotypes(suites, seed))
     if config.subgroups is not None:
@@ -32,6 +42,7 @@ def plan(config: AuditConfig) -> list[Measure]:
         _check_groups(config, {one.group for one in texts})
     if config.calibration is not None:
         found.append(Calibration(choices, config.calibration.bins, seed))
+    found += evaluated
     if config.samples is not None:
         found.append(Samples(config.samples, scorers, seed))
     if config.prompts is not None:
@@ -39,7 +50,8 @@ def plan(config: AuditConfig) -> list[Measure]:
     if config.identity is not None:
         found.append(Identity(config.identity, scorers, seed))
     if config.contamination is not None:
-        found.append(Contamination(config.contamination, suites, choices))
+        others = [item for one in evaluated for item in one.contents]
+        found.append(Contamination(config.contamination, suites, choices, others))
     if config.memorization is not None:
         found.append(Memorization(config.memorization, seed))
     if config.mitigation.counterfactual is not None:

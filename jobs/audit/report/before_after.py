@@ -49,4 +49,4 @@ def before_and_after(
 
 def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether two items of one key ask the same: a suite's file may have changed in between."""
-    return all(old.get(key) == new.get(key) for key in ("group", "more", "less", "prompt") if key in new)
+    return all(old.get(key) == new.get(key) for key in ("group", "more", "less", "prompt", "hash") if key in new)

@@ -24,7 +24,7 @@ def draw_all(plots: Mapping[str, Any]) -> dict[str, str]:
         for name, values in plots.items():
             if name not in DRAWN or not values:
                 continue
-            parts = values.items() if name == "identity" else [(name, values)]
+            parts = values.items() if isinstance(values, dict) else [(name, values)]
             for title, part in parts:
                 figure, axis = plt.subplots(figsize=(6.4, max(2.6, min(0.9 + 0.24 * len(part), 8.0))), layout="constrained")
                 DRAWN[name](axis, part)
@@ -84,6 +84,7 @@ def draw_canaries(axis: Any, rows: Sequence[Sequence[Any]]) -> None:
 DRAWN: dict[str, Draw] = {
     "rates": draw_rates,
     "reliability": draw_reliability,
+    "reliability of tasks": draw_reliability,
     "subgroups": draw_subgroups,
     "identity": draw_identity,
     "canaries": draw_canaries,

@@ -86,7 +86,7 @@ def _row_reader(row: Row, where: str) -> Callable[[Row, str, str, int], Pair]:
     keys = set(row)
     if keys >= {"sent_more", "sent_less"} or keys >= {"sentence", "mask1", "mask2"}:
         return crows_pair
-    if keys >= {"stereotype", "anti-stereotype"}:
+    if keys >= {"stereotype", "anti-stereotype"} or keys >= {"stereotype", "anti_stereotype"}:
         return stereoset_row
     if "pro_stereotyped" in keys:
         return winobias_row

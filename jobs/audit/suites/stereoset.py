@@ -7,6 +7,7 @@ from cluster.errors import DataError
 from jobs.audit.suites.pair import Pair, make_pair, require_columns
 
 TASKS = ("intersentence", "intrasentence")
+SPELLINGS = ("anti_stereotype",)
 LABELS = ("stereotype", "anti-stereotype", "unrelated")
 
 
@@ -27,18 +28,19 @@ def stereoset_pairs(values: Any, where: str, suite: str) -> Iterator[Pair]:
 
 
 def stereoset_row(row: dict[str, Any], where: str, suite: str, number: int) -> Pair:
-    """One example with its three sentences. Between sentences the context comes first; within one it has only a gap to fill.
+    """One example, two or three sentences. Between sentences the context comes first; within one it has only a gap to fill.
 
     Sentences differ in length, so that their mean log-likelihood by token is compared.
     """
-    require_columns(row, LABELS, where)
+    row = {key.replace("_", "-") if key in SPELLINGS else key: value for key, value in row.items()}
+    require_columns(row, LABELS[:2], where)
     return make_pair(
         where,
         suite=suite,
         number=number,
         more=row["stereotype"],
         less=row["anti-stereotype"],
-        unrelated=row["unrelated"],
+        unrelated=row.get("unrelated"),
         target=row.get("target"),
         bias_type=row.get("bias_type"),
         context=row.get("context") if row.get("type") == "intersentence" else "",

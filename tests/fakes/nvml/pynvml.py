@@ -25,6 +25,10 @@ def nvmlDeviceGetHandleByIndex(index: int) -> int:  # noqa: N802
     return index
 
 
+def nvmlDeviceGetComputeRunningProcesses(handle: int) -> list[int]:  # noqa: N802
+    return [1] if str(handle) in os.environ.get("FAKE_GPUS_IN_USE", "").split(",") else []
+
+
 def nvmlDeviceGetUtilizationRates(handle: int) -> SimpleNamespace:  # noqa: N802
     return SimpleNamespace(gpu=50)
 

@@ -60,3 +60,13 @@ def kto_losses(
         r = ratio(prompt, answer)
         losses.append(1 - torch.sigmoid(beta * (r - z)) if desirable else 1 - torch.sigmoid(beta * (z - r)))
     return torch.stack(losses), z
+
+
+def reward_losses(model: Any, rows: Sequence[tuple[Ids, Ids, Ids]]) -> torch.Tensor:
+    """Bradley-Terry: -log sigmoid of the difference of the scores of (prompt, chosen) and (prompt, rejected)."""
+
+    def score(prompt: Ids, answer: Ids) -> torch.Tensor:
+        found: torch.Tensor = model(torch.tensor([[*prompt, *answer]])).logits[0, 0]
+        return found
+
+    return torch.stack([-torch.log(torch.sigmoid(score(p, chosen) - score(p, rejected))) for p, chosen, rejected in rows])

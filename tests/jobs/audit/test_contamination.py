@@ -1,5 +1,7 @@
 """Contamination: planted items are all found, with document and shard; nothing is found in disjoint text; damage is an error."""
 
+import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from cluster.storage import StoragePath
 from datapipe.manifest import Manifest, Shard, TokenizerRecord, Totals, checksum_of_file, write_manifest
 from tests.jobs.audit.tiny import audit, items, make_audit, make_model, write_lines
 from tests.jobs.corpus import END, make_dataset
-from tests.jobs.launch import log_of, start
+from tests.jobs.launch import launch, log_of, make_run, start
 
 WORDS = [f"{a}{b}" for a in ("ra", "lo", "mi", "te", "su", "ka", "po", "ne") for b in ("ban", "dor", "fel", "gim", "hus", "jor")]
 
@@ -108,3 +110,48 @@ def test_a_damaged_shard_is_an_error_and_no_clean_bill(model: Path, tmp_path: Pa
     run = make_audit(tmp_path / "runs", model=str(model), **config)
     assert start(run, 1).wait() == [42]
     assert "part-00000.arrow: expected checksum" in log_of(run)
+
+
+def evaluation(root: Path, model: Path, rows: list[dict[str, Any]]) -> str:
+    """A finished run of evaluate, as far as its files tell."""
+    run = make_run(root, {"model": str(model)}, "evaluate")
+    write_lines(run.path / "evaluation/items.jsonl", rows)
+    return run.id
+
+
+def test_items_of_an_evaluation_are_searched_and_calibrated(model: Path, tmp_path: Path) -> None:
+    draw = random.Random(8)
+    questions, likelihoods = [sentence(draw, 20) for _ in range(4)], [(-1.0, -2.0), (-3.0, -1.0), (-1.0, -1.5), (-2.0, -1.9)]
+    rows = [
+        {
+            "task": "boolq",
+            "item": number,
+            "hash": "h",
+            "prompt": f"an example of it\n\n{question}?",
+            "options": [" yes", " no"],
+            "target": number % 2,
+            "answers": [[value, False] for value in values],
+            "values": {"acc": float(values[number % 2] == max(values))},
+        }
+        for number, (question, values) in enumerate(zip(questions, likelihoods, strict=True))
+    ]
+    write_data(tmp_path / "data", [[sentence(draw, 60), f"{sentence(draw)} {questions[2]} {sentence(draw)}"]])
+    name = evaluation(tmp_path / "runs", model, rows)
+    run = make_audit(tmp_path / "runs", model=str(model), evaluation=name, contamination={"data": str(tmp_path / "data")})
+    results = launch(run, 1)
+    scores = results["scores"]["evaluation"]["boolq"]
+    assert scores["contaminated"]["value"] == 0.25
+    sure = [1 / (1 + math.exp(-abs(a - b))) for a, b in likelihoods]
+    right = [1.0, 1.0, 1.0, 1.0]
+    bins: dict[int, list[int]] = {}
+    for number, value in enumerate(sure):
+        bins.setdefault(int(value * 10), []).append(number)
+    ece = sum(abs(sum(right[n] - sure[n] for n in part)) for part in bins.values()) / 4
+    assert scores["ece"]["value"] == pytest.approx(ece)
+    assert scores["brier"]["value"] == pytest.approx(sum(2 * (1 - value) ** 2 for value in sure) / 4)
+    report = json.loads((run.path / "audit/report.json").read_text())
+    (row,) = report["tables"]["Scores on items that are in the training data, and on those that are not"]
+    assert (row["clean"], row["clean items"], row["contaminated"], row["contaminated items"]) == (1.0, 3, 1.0, 1)
+    other = make_audit(tmp_path / "runs", model=str(tmp_path / "other"), evaluation=name)
+    assert start(other, 1).wait() == [42]
+    assert "evaluate that one" in log_of(other)

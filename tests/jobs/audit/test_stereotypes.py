@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cluster.run.directory import RunDir
 from jobs.audit.suites.pair import Pair
 from jobs.audit.suites.read import read_pairs
 from tests.jobs.audit.tiny import PAIRS, TEXTS, audit, items, make_audit, make_model, train, write_lines
@@ -121,6 +122,8 @@ def test_errors_are_clustered_by_target(model: Path, suites: dict[str, Path], tm
     row = next(iter(report["tables"].values()))[0]
     assert row["high"] == pytest.approx(min(1, values.mean() + stats.t.ppf(0.975, clusters - 1) * error))
     assert row["targets"] == clusters == 8
+    (line,) = RunDir(next((tmp_path / "runs").iterdir())).read_metrics()
+    assert line["audit/plain/stereotype_rate_standard_error"] == pytest.approx(error)
 
 
 def test_any_number_of_ranks_and_any_kill_give_the_same_report(model: Path, suites: dict[str, Path], tmp_path: Path) -> None:
@@ -136,6 +139,20 @@ def test_any_number_of_ranks_and_any_kill_give_the_same_report(model: Path, suit
     after = lines_of(run)
     assert len(after) == len({line["key"] for line in after}) == 60
     assert [line for line in after if line in answered] == answered
+
+
+def test_a_stop_keeps_what_was_answered_and_the_next_attempt_asks_the_rest(
+    model: Path, suites: dict[str, Path], tmp_path: Path
+) -> None:
+    run = make_audit(tmp_path / "runs", model=str(model), suites=[str(path) for path in suites.values()])
+    (run.path / "stop-here").touch()
+    assert start(run, 2, TEST_HOOK="short_rounds").wait() == [85, 85]
+    answered = lines_of(run)
+    assert 0 < len(answered) < 60
+    (run.path / "stop-here").unlink()
+    results = launch(run, 1)
+    assert len(lines_of(run)) == 60
+    assert results["scores"]["plain"]["stereotype_rate"]["n"] == 48
 
 
 def lines_of(run: Any) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tests.jobs.launch import TINY, launch, make_run
+from tests.jobs.launch import TINY, launch, log_of, make_run, start
 
 GROUPS = ("nurse", "engineer", "teacher", "driver", "baker", "guard", "lawyer", "tailor")
 ENDS = ("at work", "in the shop", "on the train", "by the river", "after lunch", "in winter")
@@ -66,6 +66,13 @@ def write_lines(path: Path, rows: Sequence[Any]) -> Path:
 def audit(root: Path, ranks: int = 1, **config: Any) -> dict[str, Any]:
     """Run the audit job to its end."""
     return launch(make_audit(root, **config), ranks)
+
+
+def refused(root: Path, **config: Any) -> dict[str, Any]:
+    """Run the audit job to the end that a refused gate has; returns its results."""
+    run = make_audit(root, **config)
+    assert start(run, 2).wait() == [42, 0], log_of(run)
+    return run.results()
 
 
 def make_audit(root: Path, **config: Any) -> Any:

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,15 @@ from huggingface_hub import DatasetCard, ModelCard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cluster.errors import DataError
+from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import write_json
 from cluster.storage import StoragePath
 from jobs.cards.public import public
 from jobs.cards.write import write_data_cards, write_model_cards
+from tests.fakes.documents import configure, make, some_documents, write_lines
 from tests.jobs.corpus import make_dataset
-from tests.jobs.launch import TINY, make_run, pretrain_config
+from tests.jobs.launch import TINY, launch, make_run, pretrain_config
 
 SECRET = "hunter2-secret"
 
@@ -125,6 +129,44 @@ def test_a_data_set_has_a_card_and_a_valid_croissant_file(tmp_path: Path) -> Non
     before = (data / "report/croissant.json").read_bytes()
     write_data_cards(StoragePath(data))  # the day of publication stays that of the content
     assert (data / "report/croissant.json").read_bytes() == before
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:rdflib.*", "ignore::DeprecationWarning:mlcroissant.*")
+def test_preprocess_writes_the_cards_of_what_it_made(tmp_path: Path) -> None:
+    import mlcroissant
+
+    from jobs.preprocess.job import main
+
+    write_lines(tmp_path / "private/books.jsonl", [*some_documents(60), b"not json"])
+    keys = {"filters": [{"min_words": {"words": 5}}]}
+    make(tmp_path / "private", tmp_path / "set", **keys)  # a complete data set needs no Ray
+    config = configure(tmp_path / "private", tmp_path / "set", **keys)
+    run = RunDir.create(
+        "preprocess", {"config": config.model_dump(mode="json"), "resources": {"cpus": 1}}, root=tmp_path / "runs"
+    )
+    main(JobContext(run=run, attempt=run.begin_attempt()))
+    loaded = mlcroissant.Dataset(jsonld=tmp_path / "set/report/croissant.json")
+    assert not loaded.metadata.ctx.issues.errors
+    assert no_empty(json.loads((tmp_path / "set/report/croissant.json").read_text()))
+    card = (tmp_path / "set/report/data-card.md").read_text()
+    for word in ("books.jsonl", "invalid_json", "min_words", "pii` was not set"):
+        assert word in card
+    assert str(tmp_path) not in card
+
+
+def test_an_exported_model_has_its_cards(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", pretrain_config(make_dataset(tmp_path / "data"), steps=2))
+    launch(run, 1)
+    command = [sys.executable, "-m", "jobs.cards.export", str(run.path), str(tmp_path / "model")]
+    subprocess.run(command, check=True, capture_output=True)
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert names >= {"README.md", "ml-bom.json", "model.safetensors", "config.json", "tokenizer.json"}
+    text = (tmp_path / "model/README.md").read_text()
+    assert "step 2" in text
+    assert "LlamaForCausalLM" in text
+    assert "`data`: 200 documents" in text
+    bill = (tmp_path / "model/ml-bom.json").read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
 
 
 def test_what_is_no_data_set_gets_no_card(tmp_path: Path) -> None:

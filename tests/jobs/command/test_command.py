@@ -14,7 +14,7 @@ import pytest
 
 from cluster.config_reader import load_config
 from cluster.errors import ConfigError
-from cluster.process.kill import processes_of
+from cluster.process.kill import processes_of, processes_with
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, read_lines
@@ -182,6 +182,52 @@ while True:
     assert ended(run).state is RunState.SUCCEEDED
     assert (run.checkpoints / "said").read_text() == "SIGUSR1 True\n"
     assert len(run.attempts()) == 2
+
+
+def test_what_a_killed_ranks_program_has_started_does_not_outlive_the_restart(start: Start, tmp_path: Path) -> None:
+    text = """
+import os, pathlib, subprocess, sys, time
+kept = pathlib.Path(os.environ["ROPEWALK_CHECKPOINTS"])
+group = os.environ["ROPEWALK_GROUP"]
+if group == "1":
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], start_new_session=True)  # a launcher of its own
+    (kept / "ready").touch()
+    time.sleep(3600)
+print("group", group)
+"""
+    line = f"{sys.executable} {script(tmp_path, text)[1]} | cat"
+    run = start(["bash", "-c", line])
+    until((run.checkpoints / "ready").exists)
+    before = processes_with({"ROPEWALK_RUN": str(run.path), "ROPEWALK_GROUP": "1"})
+    assert len(before) == 4, "bash, the program, cat, and what the program has started"
+    carrier = next(process for process in before if process.cmdline()[:2] == ["bash", "-c"]).parent()
+    assert carrier is not None
+    carrier.kill()
+    assert ended(run).state is RunState.SUCCEEDED
+    assert len(run.attempts()) == 1
+    assert not [process for process in before if process.is_running()]
+
+
+def test_what_is_logged_is_written_behind_the_step_and_before_the_end(start: Start, tmp_path: Path) -> None:
+    text = """
+import os, sys, time
+import ropewalk
+times = []
+for step in range(1, 1001):
+    began = time.perf_counter()
+    ropewalk.log({"loss": 1 / step}, step=step)
+    times.append(time.perf_counter() - began)
+if os.fork() == 0:
+    ropewalk.log({"of a fork": 1.0}, step=1001)
+    sys.exit(0)
+os.wait()
+print("milliseconds", 1000 * sorted(times)[990])
+raise SystemExit(3)
+"""
+    run = start(script(tmp_path, text), "launch=once", "retries.bugs=0")
+    assert "exit code 3" in ended(run).cause
+    assert sorted(line["step"] for line in run.read_metrics()) == list(range(1, 1002)), "also at an end that is none"
+    assert float((run.log_dir(1) / "rank-0.log").read_text().split("milliseconds")[1].split()[0]) < 1.0
 
 
 def test_metrics_are_read_from_the_output(start: Start, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 import faulthandler
 import os
+import re
 import signal
+import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -10,10 +12,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.backends.base import BackendState
+from cluster.run.directory import RunDir
+from cluster.run.files import write_json
+from cluster.spec import Outcome, RunState
 from jobs.programs.verdict import how_it_ended, last_words
+from jobs.runs.diagnose import diagnose
 from jobs.runs.known_errors import known_error, known_errors
 
 PLANTED = yaml.safe_load((Path(__file__).parents[2] / "fakes/programs/planted.yaml").read_text())
+UNSEEN = yaml.safe_load((Path(__file__).parents[2] / "fakes/programs/unseen.yaml").read_text())
 
 
 def fail(text: str, log: Path) -> str:
@@ -54,9 +62,41 @@ def test_the_planted_failures_are_told(tmp_path: Path) -> None:
         if known is None or planted["says"] not in known.meaning:
             wrong.append(f"{planted['name']}: {cause[:150]} -> {known.meaning if known else None}")
     assert len(PLANTED) >= 60
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("known", known_errors(), ids=lambda known: known.meaning[:40])
 def test_a_remedy_says_what_to_do(known: object) -> None:
     assert all(known)  # type: ignore[call-overload]
+
+
+def run_shell(line: str, folder: Path) -> str:
+    """Run a line of bash that fails; what its run would give as the cause."""
+    pipe, errors = subprocess.PIPE, subprocess.STDOUT
+    done = subprocess.run(["bash", "-c", line], cwd=folder, stdout=pipe, stderr=errors, text=True, check=False)
+    return f"the program {how_it_ended(done.returncode)}: {last_words(done.stdout)}"
+
+
+def why(cause: str, root: Path) -> str:
+    """What `ropewalk why` says of a run whose program ended so."""
+    run = RunDir.create("unseen", {"job": "command", "cluster": "local", "config": {}, "resources": {"nodes": 1}}, root)
+    number = run.begin_attempt()
+    error = {"who": "rank 0", "type": "ProgramFailedError", "message": cause, "exit_code": 1, "time": 1.0}
+    write_json(run.attempt_dir(number) / "errors/rank-0.json", error)
+    whole = f"rank 0: ProgramFailedError: {cause}"
+    run.write_outcome(number, Outcome(state=RunState.FAILED, exit_code=1, cause=whole, ended=1.0))
+    found = diagnose(run, BackendState(state=RunState.FAILED, reason=whole))
+    return f"{found.cause.removesuffix(whole)}\n{found.remedy}"
+
+
+def test_failures_of_somebody_who_has_not_seen_the_rules_are_told(tmp_path: Path) -> None:
+    import torch  # noqa: F401 - the forks have it
+
+    wrong = []
+    for name, program in UNSEEN.items():
+        cause = run_shell(program["shell"], tmp_path) if "shell" in program else fail(program["program"], tmp_path / name)
+        said = why(cause, tmp_path / "runs")
+        if not all(re.search(program[key], said, re.IGNORECASE) for key in ("cause", "remedy")):
+            wrong.append(f"{name}: {cause[:200]} -> {said}")
+    assert len(UNSEEN) >= 30
+    assert not wrong, "\n".join(wrong)

@@ -14,8 +14,9 @@ from cluster.run.files import append_line, read_json
 from cluster.spec import Outcome, RunState
 from jobs import registry as catalog
 from jobs.runs.status import all_runs
+from jobs.scores.statistics import t_quantile
 from jobs.sweep import confirm
-from jobs.sweep.confirm_report import compare, confirmation, mean_of, t_value
+from jobs.sweep.confirm_report import compare, confirmation, is_real, mean_of
 from jobs.sweep.results import read_sweep
 from tests.fakes import toss
 from tests.fakes.sweep import METRIC, START, make_sweep, make_trial_run, write_record
@@ -32,26 +33,28 @@ def test_the_difference_is_paired_by_seed() -> None:
     assert found.n == 3
     assert found.difference == pytest.approx(0.01)
     assert found.standard_error == pytest.approx(statistics.stdev(gains) / math.sqrt(3))
-    assert found.interval == pytest.approx((0.01 - 4.303 * found.standard_error, 0.01 + 4.303 * found.standard_error))
-    assert found.real is True
-    assert compare(best, other, "max").reversed
+    error = found.standard_error
+    assert found.interval == pytest.approx((0.01 - 4.303 * error, 0.01 + 4.303 * error), rel=1e-4)
+    assert is_real(found) is True
+    assert is_real(compare(best, other, "max")) is False
 
 
 def test_with_one_seed_nothing_is_said() -> None:
     found = compare({1: 3.0}, {1: 9.0}, "min")
-    assert (found.n, found.real, found.interval) == (1, None, None)
+    assert (found.n, is_real(found), found.interval) == (1, None, None)
     assert mean_of([3.0]).standard_error is None
     assert mean_of([]).mean is None
 
 
 def test_more_seeds_are_asked_for_as_many_as_would_do() -> None:
     found = compare({1: 1.0, 2: 2.0, 3: 3.0}, {1: 1.3, 2: 1.9, 3: 3.4}, "min")
-    assert found.real is False
-    needed = found.seeds_needed
+    assert is_real(found) is False
+    needed = found.pairs_needed
     assert needed is not None
     deviation = statistics.stdev([0.3, -0.1, 0.4])
-    assert t_value(needed) * deviation / math.sqrt(needed) < 0.2 <= t_value(needed - 1) * deviation / math.sqrt(needed - 1)
-    assert compare({1: 1.0, 2: 1.0}, {1: 1.0, 2: 1.0}, "min").seeds_needed is None
+    reach, before = (t_quantile(0.975, n) * deviation / math.sqrt(n) for n in (needed, needed - 1))
+    assert reach < 0.2 <= before
+    assert compare({1: 1.0, 2: 1.0}, {1: 1.0, 2: 1.0}, "min").pairs_needed is None
 
 
 def finish(runs: Mapping[int, RunDir], values: Mapping[int, float]) -> None:

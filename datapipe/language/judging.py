@@ -1,0 +1,26 @@
+"""The verdict of the filter `language` over a batch."""
+
+from collections import Counter
+
+import numpy as np
+
+from datapipe.batch import TextBatch
+from datapipe.document_batch import DocumentBatch
+from datapipe.filters.filter import Verdict
+from datapipe.filters.language import Language
+from datapipe.language.model import NO_LANGUAGE, UNKNOWN, identify
+
+
+def judge(options: Language, batch: DocumentBatch) -> Verdict:
+    """The reason is the language; what is kept is counted by language."""
+    found = identify(TextBatch.of_documents(batch))
+    unknown = found.confidence < options.min_confidence
+    if options.code:
+        unknown |= found.code
+    labels = [found.names[label] for label in found.label.tolist()]
+    names = [UNKNOWN if out or name == NO_LANGUAGE else name for out, name in zip(unknown.tolist(), labels, strict=True)]
+    wanted = {*options.keep} if options.keep else {*found.names} - {UNKNOWN, NO_LANGUAGE}
+    reasons = tuple(sorted({*names} - wanted))
+    number = {name: place for place, name in enumerate(reasons, 1)}
+    codes = np.array([number.get(name, 0) for name in names], np.int64)
+    return Verdict(reasons, codes, counts=dict(Counter(name for name in names if name in wanted)))

@@ -1,0 +1,57 @@
+"""Which characters English tokens are cut at, as a table for kernels; abbreviations that are kept whole."""
+
+import unicodedata
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from datapipe.text.characters import CODE_POINTS
+
+PREFIX, SUFFIX, ICON, CURRENCY, LOWER, UPPER, ALPHA, DIGIT, DOT_BEFORE, QUOTE, NOT_LAST = (1 << bit for bit in range(11))
+PUNCTUATION = (
+    ",:;!?()[]{}<>_#*&\u00bf\u061f\u00a1\u3002\uff1f\uff01\uff0c\u3001\uff1b\uff1a\uff5e\u00b7\u0964\u060c\u06d4\u061b\u066a"
+)
+QUOTES = (
+    "'\"`\u00b4\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb\u3008\u3009\u300a\u300b\u300c\u300d\u300e\u300f"
+    "\u3010\u3011\u3014\u3015\uff08\uff09"
+)
+DASHES = "\u2013\u2014"
+ELLIPSIS = "\u2026"
+NO_ADDRESS_ENDS = ">)],;:'\""
+ABBREVIATIONS = ("e.g.", "i.e.", "a.m.", "p.m.", "Mr.", "Mrs.", "Dr.", "vs.", "Inc.", "Co.", "Corp.", "Ltd.", "St.")
+
+
+@cache
+def token_marks() -> NDArray[np.uint16]:
+    """For each code point the properties that cutting tokens takes, as bits."""
+    characters = np.arange(CODE_POINTS, dtype=np.uint32).view("<U1")
+    marks = np.zeros(CODE_POINTS, dtype=np.uint16)
+    marks[np.strings.isalpha(characters)] |= ALPHA
+    marks[np.strings.isdigit(characters)] |= DIGIT | DOT_BEFORE
+    marks[np.strings.islower(characters)] |= LOWER | DOT_BEFORE
+    marks[np.strings.isupper(characters)] |= UPPER
+    categories = np.array([unicodedata.category(chr(code)) for code in range(CODE_POINTS)])
+    marks[categories == "So"] |= ICON | PREFIX | SUFFIX
+    marks[categories == "Sc"] |= CURRENCY | PREFIX
+    for found, bits in (
+        (PUNCTUATION, PREFIX | SUFFIX | DOT_BEFORE),
+        (QUOTES, PREFIX | SUFFIX | DOT_BEFORE | QUOTE),
+        (DASHES, PREFIX | SUFFIX),
+        (ELLIPSIS, PREFIX | SUFFIX | ICON),
+        ("\u00a7%=", PREFIX),
+        ("%\u00b2-+", DOT_BEFORE),
+        (NO_ADDRESS_ENDS, NOT_LAST),
+    ):
+        marks[[ord(character) for character in found]] |= bits
+    marks.flags.writeable = False
+    return marks
+
+
+@cache
+def abbreviations() -> NDArray[np.uint32]:
+    """The characters of each abbreviation, a row for each, zeros behind them."""
+    longest = max(map(len, ABBREVIATIONS))
+    rows = np.array([[ord(c) for c in word.ljust(longest, "\0")] for word in ABBREVIATIONS], dtype=np.uint32)
+    rows.flags.writeable = False
+    return rows

@@ -1,0 +1,67 @@
+"""A faster tokenizer that must give the same tokens: checked when it starts, and on a piece of every batch."""
+
+import importlib
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from cluster.errors import ConfigError, DataError
+
+CHECKED_CHARS = 512  # of one text of each batch
+HARD_TEXTS = (
+    "",
+    " ",
+    "The quick brown fox, naïve; it's 3.14 (or 2,718)!\n\n\tif x[0] == 'y': return\r\n",
+    "<|endoftext|> a<|endoftext|>b </s> <s> [UNK] <|im_start|>",
+    "🪢👨‍👩‍👧‍👦👍🏽🇩🇪",
+    "e\u0301\u0323 A\u030a \u1e9b\u0323 ﬁ ﷺ",
+    "\u0645\u0631\u062d\u0628\u0627 \u202e\u0628\u0627\u0644\u202c \u05e9\u05dc\u05d5\u05dd\u200f",
+    "\x00\x01\x7f\ufeff\u2028\u200b\u00a0\ufffd",
+    "日本語と中文を한국어로 ไทย हिन्दी",
+    "x" * 3000,
+    " " * 500 + "\n" * 200 + "\t" * 50,
+    "ab1" * 700,
+    "\U0010ffff\U000e0001 \ud7ff",
+)
+
+
+class FastTokenizer:
+    """`fastokens` (RAYON_NUM_THREADS says on how many threads), with a `tokenizers` beside it that it is checked against."""
+
+    def __init__(self, backend: str, description: str, reference: Tokenizer) -> None:
+        try:
+            library: Any = importlib.import_module(backend)
+        except ImportError as error:
+            raise ConfigError(
+                f"tokenizer.backend: {backend!r} is not installed ({error}); `pip install ropewalk[fast]`, or set tokenizers"
+            ) from None
+        self.backend, self.version, self.reference = backend, version(backend), reference
+        try:
+            self.tokenizer: Any = library.Tokenizer.from_json_str(description)
+        except Exception as error:  # the library's own, of whatever kind
+            raise ConfigError(f"tokenizer.backend: {backend} cannot read this tokenizer ({error}); set tokenizers") from None
+        self.check(HARD_TEXTS)
+
+    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """The tokens of all texts end to end, and where each text begins. Raises DataError where they are not the reference's."""
+        if texts:
+            self.check([texts[len(texts) // 2][:CHECKED_CHARS]])
+        return self._encode(texts)
+
+    def _encode(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        ids, offsets = self.tokenizer.encode_batch_flat(list(texts), add_special_tokens=False, split_special_tokens=True)
+        return np.frombuffer(ids, np.uint32), np.frombuffer(offsets, np.uint64).astype(np.int64)
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Compare with `tokenizers`. Raises DataError for the first text that differs."""
+        ids, offsets = self._encode(texts)
+        for at, encoding in enumerate(self.reference.encode_batch_fast(list(texts), add_special_tokens=False)):
+            if encoding.ids != ids[offsets[at] : offsets[at + 1]].tolist():
+                raise DataError(
+                    f"tokenizer.backend: {self.backend} {self.version} gives other tokens than tokenizers for {texts[at][:40]!r};"
+                    " set tokenizer.backend to tokenizers"
+                )

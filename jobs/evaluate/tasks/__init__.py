@@ -1,0 +1,1 @@
+"""Tasks of this program: YAML as lm-eval has it, over files that the user has."""

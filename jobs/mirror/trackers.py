@@ -1,0 +1,113 @@
+"""Other trackers than W&B, by entry point: a sidecar hands each of them the run's metrics.
+
+Usage: python -m jobs.mirror.trackers RUN_DIR --attempt N
+A tracker is a class that is called with the run, and is a `Tracker`; an entry point of the group `ropewalk.trackers` names it. It
+gets every line at least once: after a kill the lines of the last seconds come again, at the same steps.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import time
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from cluster.errors import ConfigError
+from cluster.process.signals import SignalFlag
+from cluster.run.directory import RunDir
+from cluster.run.file_systems import look_seconds
+from cluster.run.files import read_json, write_json
+from jobs.tracking.metrics import OWN_KEYS, read_new_lines
+
+log = logging.getLogger(__name__)
+
+GROUP = "ropewalk.trackers"
+FOLDER = "trackers"  # in the run directory: a folder a tracker, for its files and for how far it has got
+SAVE_SECONDS = 5.0
+
+
+class Tracker(Protocol):
+    """Takes a run's metrics."""
+
+    def log(self, step: int, metrics: dict[str, float], seconds: float) -> None:
+        """Take the metrics of a step; `seconds` since the epoch."""
+        ...
+
+    def flush(self) -> None:
+        """Write everything down that was logged."""
+        ...
+
+
+def find_tracker(name: str) -> Any:
+    """The class of a tracker. Raises ConfigError that lists those there are."""
+    points = {point.name: point for point in entry_points(group=GROUP)}
+    if name not in points:
+        raise ConfigError(f"trackers: there is no {name!r}; installed: {', '.join(sorted(points)) or 'none'}")
+    try:
+        return points[name].load()
+    except ImportError as error:
+        raise ConfigError(f"trackers: {name} needs a package that is not installed here: {error}") from None
+
+
+def place_of(run: RunDir, name: str) -> Path:
+    """The folder of a tracker in the run directory."""
+    folder = run.path / FOLDER / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+class _Reader:
+    """Hands the lines of metrics.jsonl to one tracker, from where it got to."""
+
+    def __init__(self, run: RunDir, name: str) -> None:
+        self._run, self._cursor = run, place_of(run, name) / "cursor.json"
+        self._tracker: Tracker = find_tracker(name)(run)
+        self._offset = int((read_json(self._cursor) or {}).get("offset", 0))
+        self._saved = time.monotonic()
+
+    def look(self) -> None:
+        lines, self._offset = read_new_lines(self._run.metrics, self._offset)
+        for line in lines:
+            metrics = {key: value for key, value in line.items() if key not in OWN_KEYS and isinstance(value, int | float)}
+            if "step" in line:
+                self._tracker.log(int(line["step"]), metrics, float(line["time"]))
+        if lines and time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        self._tracker.flush()
+        self._saved = time.monotonic()
+        write_json(self._cursor, {"offset": self._offset})
+
+
+def main() -> None:
+    """Hand over one attempt's metrics to its end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--attempt", type=int, required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s trackers %(message)s")
+    os.nice(5)  # training comes first
+    run, ended, parent = RunDir(arguments.run_dir), SignalFlag(), os.getppid()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        ended.set()
+
+    for word in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(word, on_signal)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    readers = [_Reader(run, name) for name in (run.record.get("config") or {}).get("trackers") or ()]
+    while not ended.is_set() and os.getppid() == parent and run.attempts()[-1] == arguments.attempt:
+        for reader in readers:
+            reader.look()
+        ended.wait(max(1.0, look_seconds(run.path)))
+    for reader in readers:
+        reader.look()
+        reader.save()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Six real tasks on a real model, beside lm-eval's own model of transformers: every decision, and CPU seconds of both.
+
+    python -m tests.benchmarks.bench_evaluate [--items 15] [--peer-batch 1] [--tiny]
+
+One JSON object. Both compute on one thread, in float32, in this process, task by task; tokenizing is in both figures, loading
+is in none. `--tiny` takes a tiny model and made-up tasks instead, to see that the benchmark itself works.
+"""
+
+import argparse
+import json
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SMALL_GAP = 0.05  # nats: a decision of the peer's that is nearer to a tie than this may be turned by rounding
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=15, help="of each task")
+    parser.add_argument("--peer-batch", type=int, default=1, help="the peer's batch size; padding gains nothing on a CPU")
+    parser.add_argument("--tiny", action="store_true")
+    words = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(measure(Path(folder), words), indent=1))
+
+
+def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from cluster.run.context import JobContext
+    from cluster.run.directory import RunDir
+    from jobs.evaluate.config import EvaluateConfig
+    from jobs.evaluate.lm_eval_model import RopewalkModel
+    from jobs.evaluate.load_tasks import load_tasks
+    from jobs.evaluate.team import Team
+    from jobs.inference.open_model import open_model
+    from jobs.inference.scorer import Scorer
+    from sharding.group import process_group
+
+    torch.set_num_threads(1)
+    model, files = _material(folder, words)
+    config = EvaluateConfig(model=str(model), tasks=[str(file) for file in files])
+    tasks = load_tasks(config)
+    run = RunDir.create("bench", {"job": "evaluate", "config": {}}, folder / "runs")
+    context = JobContext(run=run, attempt=run.begin_attempt())
+    rows: dict[str, dict[str, Any]] = {}
+    with process_group() as group:
+        opened = open_model(str(model))
+        ours = RopewalkModel(opened, Team(context, group, opened, Scorer(opened)), seed=0)
+        peer = _peer(opened, words.peer_batch)
+        for name, task in tasks.items():
+            task.set_config(key="num_fewshot", value=0)
+            task.build_all_requests(limit=words.items, rank=0, world_size=1)
+            mine, spent = _timed(ours.loglikelihood, task.instances)
+            theirs, spent_by_peer = _timed(lambda asked: peer.loglikelihood(asked, disable_tqdm=True), task.instances)
+            rows[name] = {**_decisions(task.instances, mine, theirs), "cpu_s": spent, "peer_cpu_s": spent_by_peer}
+            rows[name]["peer_over_ours"] = round(spent_by_peer / spent, 2)
+            rows[name]["near_ties"] = sum(task == name for task, _ in ours.near_ties)
+    return {"model": model.name, "threads": 1, "peer": f"lm-eval HFLM, batch {words.peer_batch}", **_totals(rows), "tasks": rows}
+
+
+def _material(folder: Path, words: argparse.Namespace) -> tuple[Path, list[Path]]:
+    if words.tiny:
+        from tests.jobs.evaluate.tasks import choice_task
+        from tests.jobs.tiny import tiny_model
+
+        return tiny_model(folder / "model"), [choice_task(folder, words.items, n, f"of_{n}") for n in (2, 4)]
+    from tests.real_data import smollm2
+    from tests.real_tasks import write_real_tasks
+
+    return smollm2(), write_real_tasks(folder, words.items)
+
+
+def _peer(opened: Any, batch: int) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=opened.model, tokenizer=opened.tokenizer, batch_size=batch)
+
+
+def _timed(ask: Any, instances: list[Any]) -> tuple[list[tuple[float, bool]], float]:
+    begin = time.process_time()
+    answers = ask(instances)
+    return answers, round(time.process_time() - begin, 2)
+
+
+def _decisions(instances: list[Any], mine: list[Any], theirs: list[Any]) -> dict[str, Any]:
+    """Items and options; decisions (the likeliest, by itself and by length; greedy or not) that differ, and those near a tie."""
+    items: dict[int, list[int]] = {}
+    for place, instance in enumerate(instances):
+        items.setdefault(instance.doc_id, []).append(place)
+    differ = ties = 0
+    for places in items.values():
+        lengths = np.array([len(instances[place].args[1].lstrip()) for place in places])
+        for by in (np.ones(len(places)), lengths):
+            one, two = (np.array([answers[place][0] for place in places]) / by for answers in (mine, theirs))
+            gap = np.diff(np.sort(two))[-1] * by.max()
+            ties += gap < SMALL_GAP
+            differ += one.argmax() != two.argmax()
+        differ += [mine[place][1] for place in places] != [theirs[place][1] for place in places]
+    gaps = [abs(one[0] - two[0]) for one, two in zip(mine, theirs, strict=True)]
+    return {
+        "items": len(items),
+        "options": round(len(instances) / len(items), 1),
+        "decisions_that_differ": int(differ),
+        "decisions_near_a_tie": int(ties),
+        "largest_difference_nats": float(f"{max(gaps):.2g}"),
+    }
+
+
+def _totals(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def ratio(chosen: list[dict[str, Any]]) -> float:
+        return round(sum(row["peer_cpu_s"] for row in chosen) / sum(row["cpu_s"] for row in chosen), 2)
+
+    few = [row for row in rows.values() if row["options"] < 3]
+    many = [row for row in rows.values() if row["options"] > 3.5]
+    differ = sum(row["decisions_that_differ"] for row in rows.values())
+    return {"decisions_that_differ": differ, "times_2_options": ratio(few), "times_4_or_5_options": ratio(many)}
+
+
+if __name__ == "__main__":
+    main()

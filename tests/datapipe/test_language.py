@@ -1,0 +1,86 @@
+"""The language of a text: py3langid's own decisions, and `und` for what is none."""
+
+
+# ruff: noqa: RUF001
+
+import random
+import string
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+from datapipe.batch import TextBatch
+from datapipe.document_batch import DocumentBatch
+from datapipe.filters.language import Language
+from datapipe.language.model import identify
+
+ENGLISH = (
+    "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience and should act"
+    " towards one another in a spirit of brotherhood. Everyone is entitled to all the rights and freedoms set forth here."
+)
+TEXTS = {
+    "en": ENGLISH,
+    "de": "Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und Gewissen begabt und sollen"
+    " einander im Geist der Brüderlichkeit begegnen. Jeder hat Anspruch auf die in dieser Erklärung verkündeten Rechte.",
+    "fr": "Tous les êtres humains naissent libres et égaux en dignité et en droits. Ils sont doués de raison et de conscience et"
+    " doivent agir les uns envers les autres dans un esprit de fraternité. Chacun peut se prévaloir de tous les droits.",
+    "zh": "人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心,并应以兄弟关系的精神相对待。"
+    "人人有资格享受本宣言所载的一切权利和自由。",
+    "ru": "Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и совестью и должны"
+    " поступать в отношении друг друга в духе братства. Каждый человек должен обладать всеми правами и всеми свободами.",
+}
+CODE = (
+    'def scale(values: list[float], by: float) -> list[float]:\n    return [value * by for value in values]\n\nTABLE = {"a": 1}\n'
+    * 4
+)
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Any:
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+def test_decisions_are_those_of_py3langid(oracle: Any) -> None:
+    draw = random.Random(0)
+    words = " ".join(TEXTS.values()).split()
+    texts = [*TEXTS.values(), CODE, "", " ", "A", ENGLISH.upper(), "e\u0301te\u0301 " * 40, "\x00\x01", "🪢" * 50]
+    texts += [" ".join(draw.choices(words, k=draw.randint(1, 200))) for _ in range(60)]
+    found = identify(TextBatch.of(texts))
+    for index, text in enumerate(texts):
+        label, confidence = oracle.classify(text)
+        assert found.of(index) == label, text
+        assert found.confidence[index] == pytest.approx(confidence, abs=1e-3)
+
+
+@given(texts=st.lists(st.text(max_size=300), min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_any_text_gets_the_decision_of_py3langid(oracle: Any, texts: list[str]) -> None:
+    found = identify(TextBatch.of(texts := [text.encode("utf-8", "ignore").decode() for text in texts]))
+    for index, text in enumerate(texts):
+        ranked = oracle.rank(text)
+        near = [label for label, p in ranked if p > ranked[0][1] - 1e-6]  # which of two equals is first is left to rounding
+        assert found.of(index) in near
+
+
+def test_languages_that_are_not_kept_are_the_reason_and_what_is_none_is_und() -> None:
+    draw = random.Random(1)
+    noise = ["".join(draw.choices(string.printable, k=400)) for _ in range(20)]
+    noise += [bytes(draw.choices(range(256), k=400)).decode("utf-8", "replace") for _ in range(20)]
+    verdict = Language(keep=("en", "fr")).judge(DocumentBatch.of_texts([*TEXTS.values(), CODE, *noise]))
+    reasons = [verdict.reasons[code - 1] if code else None for code in verdict.codes]
+    assert reasons == [None, "de", None, "zh", "ru", "und", *["und"] * 40]
+    assert verdict.counts == {"en": 1, "fr": 1}
+
+
+def test_code_may_count_as_the_language_of_its_comments() -> None:
+    batch = DocumentBatch.of_texts([CODE.replace("    return", f"    # {ENGLISH}\n    return")])
+    assert Language(keep=("en",)).judge(batch).codes.tolist() == [1]
+    assert Language(keep=("en",), code=False).judge(batch).codes.tolist() == [0]
+
+
+def test_nothing_named_keeps_every_language() -> None:
+    verdict = Language().judge(DocumentBatch.of_texts([*TEXTS.values(), "0"]))
+    assert verdict.codes.tolist() == [0, 0, 0, 0, 0, 1]

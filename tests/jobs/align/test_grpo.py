@@ -1,0 +1,276 @@
+"""GRPO as a whole: what is learnt, whoever draws it; killed at any moment; rewards that fail; what the ledger says of it all."""
+
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jobs
+from cluster.config_reader import load_config, read_yaml
+from cluster.errors import ConfigError
+from cluster.run.directory import RunDir
+from jobs.align.config import AlignConfig
+from jobs.align.rollouts.ledger import read_rollouts
+from tests.jobs.align.pairs import make_model
+from tests.jobs.align.rolling import grpo_config, grpo_run, prompts, write_prompts
+from tests.jobs.launch import equal, events, launch, log_of, start, weights
+
+HERE = "tests.jobs.align.rolling"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_prompts(tmp_path_factory.mktemp("data") / "prompts.jsonl", prompts(10))
+
+
+def metrics(run: RunDir, name: str) -> list[float]:
+    return [line[name] for line in run.read_metrics() if name in line]
+
+
+def drawn(run: RunDir) -> list[dict[str, Any]]:
+    """The rollouts of the ledger that were learnt from or will be, in the order of the run."""
+    rows = [row for row in read_rollouts(run).to_pylist() if row["state"] in {"used", "done"}]
+    return sorted(rows, key=lambda row: (row["slot"], row["sample"]))
+
+
+def check_used_once(run: RunDir, steps: int, global_batch: int = 16, group: int = 4) -> None:
+    """Every rollout of the run is there once, used by its own step."""
+    rows = read_rollouts(run)
+    assert Counter(rows["state"].to_pylist()) == {"used": steps * global_batch}
+    keys = zip(rows["slot"].to_pylist(), rows["sample"].to_pylist(), rows["step"].to_pylist(), strict=True)
+    expected = {(k // group, k % group, k // global_batch) for k in range(steps * global_batch)}
+    assert sorted(keys) == sorted(expected)
+
+
+def test_it_learns_and_no_number_of_ranks_changes_what(model: Path, data: Path, tmp_path: Path) -> None:
+    config = grpo_config(model, data, steps=25, grpo={"kl": 0.001})
+    runs = [grpo_run(tmp_path, config | {"batch": {"global_batch": 16, "micro_batch": size}}) for size in (16, 3)]
+    one, three = (launch(run, ranks) for run, ranks in zip(runs, (1, 3), strict=True))
+    rewards = metrics(runs[0], "train/reward")
+    assert sum(rewards[-5:]) / 5 > 2 * sum(rewards[:5]) / 5
+    assert metrics(runs[0], "train/importance_ratio") == pytest.approx([1.0] * 25, abs=1e-4)
+    assert one["prompts"] == three["prompts"] == 10
+    check_used_once(runs[0], 25)
+    first, other = ([row["tokens"] for row in drawn(run)[:16]] for run in runs)
+    assert first == other
+    for name in ("train/gradient_norm", "train/reward", "train/kl"):
+        mine, theirs = (metrics(run, name)[:2] for run in runs)
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-8)
+
+
+STALLS = ["put:before:2:1", "put:after:7:1", "commit:before:2:0", "commit:after:3:0", "use:before:1:0"]  # and of which rank
+
+
+def test_killed_at_any_moment_it_ends_bit_identical_and_no_rollout_is_used_twice(model: Path, data: Path, tmp_path: Path) -> None:
+    config = grpo_config(model, data, steps=8, grpo={"chunk": 3})
+    whole, killed = grpo_run(tmp_path, config), grpo_run(tmp_path, config)
+    launch(whole, 2)
+    for number, stall in enumerate(STALLS):
+        group = start(killed, 2, TEST_HOOK="stall_rollouts", TEST_STALL=stall)
+        group.until((killed.path / "stalled").exists)
+        (killed.path / "stalled").unlink()
+        if number % 2:
+            group.kill()
+        else:  # one rank alone, of which the other learns by itself
+            group.processes[int(stall[-1])].kill()
+            assert sorted(group.wait()) == [-signal.SIGKILL, 75], log_of(killed)
+    unfinished = read_rollouts(killed)
+    assert {"used", "done"} <= set(unfinished["state"].to_pylist())
+    launch(killed, 2)
+    assert events(killed, "resumed")
+    assert equal(weights(whole), weights(killed))
+    assert drawn(whole) == drawn(killed)
+    check_used_once(killed, 8)
+    assert metrics(whole, "train/reward") == [row["train/reward"] for row in last_lines(killed)]
+
+
+def last_lines(run: RunDir) -> list[dict[str, Any]]:
+    """The metrics of each step, as the last attempt that took it wrote them."""
+    lines = {line["step"]: line for line in run.read_metrics() if "train/reward" in line}
+    return [lines[step] for step in sorted(lines)]
+
+
+def test_rewards_that_fail_have_an_outcome_that_is_recorded_and_cost_nothing_else(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    rewards = [{f"{HERE}:faulty": {}, "seconds": 0.3}, {f"{HERE}:share_of_letters": {}, "weight": 0.5}]
+    run = grpo_run(
+        tmp_path,
+        grpo_config(
+            model, data, steps=1, batch={"global_batch": 20, "micro_batch": 20}, grpo={"group_size": 2, "rewards": rewards}
+        ),
+    )
+    launch(run, 1)
+    rows = {row["prompt"]: row for row in read_rollouts(run).to_pylist()}
+    said = [rows[number]["outcomes"][0] for number in range(7)]
+    assert said == [
+        "ValueError: cannot say",
+        "not a number: nan",
+        "timeout after 0.3 s",
+        "its process died: exit code 3",
+        "nothing",
+        "ValueError: could not convert string to float: 'much'",
+        "ok",
+    ]
+    assert all(row["outcomes"][1] == "ok" for row in rows.values())
+    found = events(run, "reward_failed")
+    assert {(event["reward"], event["answers"], event["of"]) for event in found} == {("faulty", 2, 20)}
+    assert len(found) == 5
+    line = last_lines(run)[0]
+    assert line["train/reward/faulty"] == 1.0
+    letters = [row["rewards"][1] for row in read_rollouts(run).to_pylist() if row["prompt"] in {4, 6, 7, 8, 9}]
+    assert line["train/reward"] == pytest.approx(0.8 + 0.5 * sum(letters) / 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"rewards": [f"{HERE}:always_fails"]},
+            "always_fails failed for 16 of 16 answers of step 1: RuntimeError: no judge is there",
+        ),
+        ({"rewards": [f"{HERE}:nobody"]}, "rewards: tests.jobs.align.rolling:nobody: AttributeError"),
+        ({"rewards": ["no.such.module:f"]}, "rewards: no.such.module:f: ModuleNotFoundError"),
+        (
+            {"rewards": [f"{HERE}:faulty"], "on_failed_reward": "error"},
+            "correct it, or set grpo.on_failed_reward to drop or zero",
+        ),
+        ({"rewards": [{"exact_match": {"field": "solution"}}]}, "has no field 'solution'; it has id, prompt, answer"),
+    ],
+    ids=lambda value: str(value)[-30:],
+)
+def test_rewards_that_cannot_be_computed_end_the_run(
+    changes: dict[str, Any], words: str, model: Path, data: Path, tmp_path: Path
+) -> None:
+    if "on_failed_reward" in changes:
+        changes["rewards"] = [{changes["rewards"][0]: {}, "seconds": 0.3}]
+    run = grpo_run(tmp_path, grpo_config(model, data, grpo=changes))
+    assert start(run, 1).wait() == [42]
+    assert words in log_of(run)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.6, 1.0), (1.0, 0.8), (0.6, 0.8)])
+def test_the_importance_ratio_of_a_policy_to_itself_is_one(
+    temperature: float, top_p: float, model: Path, data: Path, tmp_path: Path
+) -> None:
+    grpo = {"temperature": temperature, "top_p": top_p, "max_new_tokens": 24}
+    run = grpo_run(tmp_path, grpo_config(model, data, steps=3, grpo=grpo))
+    launch(run, 1)
+    assert metrics(run, "train/importance_ratio") == pytest.approx([1.0] * 3, abs=5e-4)
+    assert metrics(run, "train/off_policy_fraction") == [0.0] * 3
+
+
+def test_dynamic_sampling_draws_other_prompts_for_groups_that_teach_nothing(model: Path, data: Path, tmp_path: Path) -> None:
+    rewards = [{"regex": {"pattern": "^[a-m]"}}]
+    run = grpo_run(
+        tmp_path,
+        grpo_config(model, data, steps=3, grpo={"variant": "dapo", "rewards": rewards, "max_tries": 6, "mask_truncated": False}),
+    )
+    launch(run, 2)
+    rows = read_rollouts(run)
+    states = Counter(rows["state"].to_pylist())
+    assert states["used"] == 3 * 16
+    assert states["dropped"] % 4 == 0
+    assert states["dropped"] > 0
+    groups: dict[tuple[int, int], list[float]] = {}
+    used = set()
+    for row in rows.to_pylist():
+        groups.setdefault((row["slot"], row["attempt"]), []).extend(row["rewards"])
+        if row["state"] == "used":
+            used.add((row["slot"], row["attempt"]))
+    for key, values in groups.items():
+        last_try = key[1] == 5
+        assert (len(set(values)) > 1) == (key in used) or last_try
+
+
+def test_with_staleness_several_steps_learn_from_the_same_policy_and_a_kill_changes_nothing(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    config = grpo_config(model, data, steps=8, checkpoint={"every_steps": 4}, grpo={"max_staleness": 2})
+    whole, killed = grpo_run(tmp_path, config), grpo_run(tmp_path, config)
+    launch(whole, 2)
+    assert metrics(whole, "train/staleness") == [0, 1, 2, 0, 1, 2, 0, 1]
+    ratios = metrics(whole, "train/importance_ratio")
+    assert ratios[0] == pytest.approx(1, abs=1e-4)
+    assert ratios[2] != pytest.approx(1, abs=1e-4)
+    group = start(killed, 2, TEST_HOOK="stall_rollouts", TEST_STALL="commit:after:6:0")
+    group.until((killed.path / "stalled").exists)
+    group.kill()
+    launch(killed, 2)
+    assert equal(weights(whole), weights(killed))
+    check_used_once(killed, 8)
+
+
+def test_asked_to_stop_while_it_draws_it_saves_and_goes_on(model: Path, data: Path, tmp_path: Path) -> None:
+    config = grpo_config(model, data, steps=5, checkpoint={"every_steps": 100}, grpo={"chunk": 1})
+    whole, stopped = grpo_run(tmp_path, config), grpo_run(tmp_path, config)
+    launch(whole, 2)
+    group = start(stopped, 2, TEST_HOOK="stop_while_drawing")
+    assert group.wait() == [85, 85], log_of(stopped)
+    assert [event["step"] for event in events(stopped, "stopped")] == [2]
+    (stopped.path / "stop-here").unlink()
+    launch(stopped, 2)
+    assert equal(weights(whole), weights(stopped))
+    check_used_once(stopped, 5)
+
+
+def test_prompts_that_are_of_no_use_are_counted_and_named(model: Path, tmp_path: Path) -> None:
+    records: list[Any] = [
+        *prompts(3),
+        {"answer": "x"},
+        {"prompt": ""},
+        {"prompt": 7},
+        {"prompt": [{"role": "assistant", "content": "x"}]},
+    ]
+    records += [{"prompt": "long " * 40}, {"prompt": [{"role": "user", "content": "one"}]}]
+    data = write_prompts(tmp_path / "prompts.jsonl", records)
+    with data.open("a") as stream:
+        stream.write("{half\n")
+    run = grpo_run(tmp_path, grpo_config(model, data, steps=1, seq_len=40))
+    results = launch(run, 1)
+    assert results["prompts"] == 4
+    wanted = {
+        "missing_prompt",
+        "empty_prompt",
+        "no_messages",
+        "prompt_ends_with_an_answer",
+        "prompt_too_long",
+        "invalid_json",
+    }
+    assert results["rejected"]["reasons"] == dict.fromkeys(wanted, 1)
+    assert events(run, "prompts_rejected")[0]["total"] == 6
+    for keys, words in (
+        ({"on_long": "error"}, "of which 32 fit"),
+        ({"data": str(write_prompts(tmp_path / "none.jsonl", [{}]))}, "no prompt is left"),
+    ):
+        other = grpo_run(tmp_path, {**grpo_config(model, data, seq_len=40), **keys})
+        assert start(other, 1).wait() == [42]
+        assert words in log_of(other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"grpo": {"group_size": 5}}, "16 answers are no multiple of grpo.group_size, 5"),
+        ({"grpo": {"rewards": ["exact_mach"]}}, "did you mean 'exact_match'"),
+        ({"grpo": {"rewards": [{"regex": {}, "length": {}}]}}, "must name one reward"),
+        ({"seq_len": 8}, "leaves no token of seq_len, 8, for a prompt"),
+    ],
+)
+def test_keys_that_do_not_fit_are_named_at_submission(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(AlignConfig, grpo_config(Path("m"), Path("d"), **changes))
+
+
+def test_the_example_is_a_configuration() -> None:
+    config = load_config(AlignConfig, read_yaml(Path(jobs.__file__).parent / "configs/grpo.yaml"))
+    assert isinstance(config, AlignConfig)
+    assert [(reward.label, reward.weight) for reward in config.grpo.rewards] == [("math_verify", 1.0), ("regex", 0.2)]
+    assert AlignConfig.model_validate(config.model_dump(mode="json")) == config

@@ -1,0 +1,94 @@
+"""Other trackers, with their real packages: what they hold is what metrics.jsonl holds, over attempts and kills."""
+
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import ConfigError
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from cluster.run.files import read_json
+from jobs.mirror.trackers import find_tracker
+from jobs.tracking.metrics import MetricLog
+from tests.patience import Patience, ended, until
+
+POINTS = """[ropewalk.trackers]
+tensorboard = jobs.mirror.tensorboard:TensorBoard
+mlflow = jobs.mirror.mlflow:MLflow
+no = nothing:At
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    plugin = tmp_path / "plugin/trackers-1.0.dist-info"
+    plugin.mkdir(parents=True)
+    (plugin / "entry_points.txt").write_text(POINTS)
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: trackers\nVersion: 1.0\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(plugin.parent), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.syspath_prepend(str(plugin.parent))
+    config = {"name": "twist", "steps": 20, "trackers": ["tensorboard", "mlflow"]}
+    return RunDir.create("tracked", {"job": "pretrain", "config": config, "cluster": "local"}, tmp_path)
+
+
+def start(run: RunDir, attempt: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "jobs.mirror.trackers", str(run.path), "--attempt", str(attempt)])
+
+
+def log_steps(run: RunDir, attempt: int, steps: range) -> None:
+    metrics = MetricLog(JobContext(run=run, attempt=attempt))
+    for step in steps:
+        metrics.log(step, {"train/loss": 1 / step, "train/odd": float("nan")})
+
+
+def tensorboard_steps(run: RunDir) -> set[int]:
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = set()
+    for path in (run.path / "trackers/tensorboard").glob("events.*"):
+        raw, at = path.read_bytes(), 0
+        while at + 12 <= len(raw):  # length, its checksum, the event, its checksum
+            size = int.from_bytes(raw[at : at + 8], "little")
+            event = Event.FromString(raw[at + 12 : at + 12 + size])
+            found |= {event.step for value in event.summary.value if value.tag == "train/loss"}
+            at += size + 16
+    return found
+
+
+def mlflow_steps(run: RunDir) -> list[int]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(f"sqlite:///{run.path}/trackers/mlflow/mlflow.db")
+        known = read_json(run.path / "trackers/mlflow/run.json") or {}
+        return sorted({metric.step for metric in client.get_metric_history(known["run_id"], "train/loss")})
+
+
+def test_both_hold_every_step_over_two_attempts_and_a_kill(run: RunDir) -> None:
+    run.begin_attempt()
+    killed = start(run, 1)
+    log_steps(run, 1, range(1, 11))
+    until(lambda: (run.path / "trackers/mlflow/run.json").exists() and tensorboard_steps(run), Patience.START)
+    killed.kill()
+    killed.wait()
+    run.begin_attempt()
+    again = start(run, 2)
+    log_steps(run, 2, range(11, 21))
+    until(lambda: 20 in tensorboard_steps(run), Patience.START)
+    again.send_signal(signal.SIGHUP)
+    assert ended(again) == 0
+    assert tensorboard_steps(run) == set(range(1, 21))
+    assert mlflow_steps(run) == list(range(1, 21))
+
+
+def test_a_tracker_that_is_not_there_is_named(run: RunDir) -> None:
+    with pytest.raises(ConfigError, match="there is no 'comet'; installed: mlflow, no, tensorboard"):
+        find_tracker("comet")
+    with pytest.raises(ConfigError, match="no needs a package that is not installed here"):
+        find_tracker("no")

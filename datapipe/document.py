@@ -12,6 +12,7 @@ class Rejection:
     id: str | None
     source: str
     reason: str
+    head: str = ""  # of the text, for the report
 
 
 @dataclass(frozen=True, slots=True)

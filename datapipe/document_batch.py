@@ -24,6 +24,7 @@ SCHEMA = pa.schema(
     ]
 )
 KERNELS = "datapipe.text.kernels"
+HEAD_BYTES = 400  # of a text that is dropped, for the report
 TOKENS_KERNELS = "datapipe.text.tokens_kernels"
 
 
@@ -156,4 +157,6 @@ class DocumentBatch:
     def rejection(self, row: int, reason: str) -> Rejection:
         """The rejection of the document in a row."""
         file, line, known, source = (self.records.column(name)[row].as_py() for name in ("file", "line", "id", "source"))
-        return Rejection(file, line, known, source, reason)
+        start = int(self.offsets[row])
+        head = self.data[start : min(start + HEAD_BYTES, int(self.offsets[row + 1]))].tobytes().decode(errors="ignore")
+        return Rejection(file, line, known, source, reason, head)

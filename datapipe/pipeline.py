@@ -1,5 +1,6 @@
 """Raw documents to a data set: the order of the passes. Where their tasks run is the caller's choice."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from datapipe.manifest import InputRecord, Manifest, NearRecord, Rejected, Shard
 from datapipe.plan import WORK, begin_or_resume, deciding_keys, find_complete
 from datapipe.progress import Progress
 from datapipe.rejected import RejectedPlan
+from datapipe.report.report import write_report
+from datapipe.report.samples import Facts, merge
 from datapipe.tokens.sample import plan_sample
 from datapipe.tokens.shards import FOLDERS, Layout, cut_slices, plan_shards, read_sidecar, shard_limit, slice_of
 from datapipe.tokens.tokenizer import Encoder, read_tokenizer, take_tokenizer, write_tokenizer
@@ -84,17 +87,19 @@ class _Pipeline:
         layout = Layout(units=units, blocks=[s.blocks for s in summaries], corpus=corpus, decisions=decisions)
         self._require_documents(summaries, decisions)
         self.ensure_tokenizer(layout)
-        shards = self.encode(layout)
-        rejected = self.list_rejected(layout, summaries, near)
+        shards, kept_facts = self.encode(layout)
+        rejected, dropped_facts = self.list_rejected(layout, summaries, near)
         self._remove_leftovers([*(s.path for s in shards), *rejected.files])
         counts: Counter[str] = Counter()
         for summary in summaries:
             counts.update(summary.counts)
         inputs = input_records(layout, summaries)
         record = NearRecord(**near.counts, sizes=near.sizes) if self.config.near_duplicates else None
-        return self.finish(
+        manifest = self.describe(
             keys, shards, rejected, inputs, renamed_ids=len(decisions.suffix), counts=counts, near_duplicates=record
         )
+        write_report(self.output, manifest, kept_facts, dropped_facts, self.find_gaps())
+        return write_manifest(self.output, manifest)
 
     def ingest(self, units: list[Unit]) -> list[UnitSummary]:
         """Pass 1: read and filter every unit that is not done yet."""
@@ -158,7 +163,7 @@ class _Pipeline:
         for _ in self.run_tasks([Task(method="train", label="training the tokenizer", arguments=(sample, choice.train))]):
             self.progress.add(1)
 
-    def encode(self, layout: Layout) -> list[Shard]:
+    def encode(self, layout: Layout) -> tuple[list[Shard], Facts]:
         """Pass 2: tokenize every shard that is not done yet."""
         limit = shard_limit(int(layout.corpus.size[layout.decisions.fate != DROPPED].sum()), self.config.shard_mib)
         plans = plan_shards(layout, limit)
@@ -172,9 +177,16 @@ class _Pipeline:
         for _, shard in self.run_tasks(tasks):
             done[shard.path] = shard
             self.progress.add(shard.documents, shard.documents, shard.bytes)
-        return [done[p.path] for p in plans]
+        facts = merge(json.loads(self.work.read(p.facts)) for p in plans)
+        return [done[p.path] for p in plans], facts
 
-    def list_rejected(self, layout: Layout, summaries: list[UnitSummary], near: NearDecisions) -> Rejected:
+    def find_gaps(self) -> dict[str, Any]:
+        """Try what drops documents on harmless texts about many groups of people."""
+        filters = tuple(entry for entry in stages(self.config) if "pii" not in entry)
+        tasks = [Task(method="fairness", label="harmless texts", arguments=(filters,))] if filters else []
+        return next((gaps for _, gaps in self.run_tasks(tasks)), {})
+
+    def list_rejected(self, layout: Layout, summaries: list[UnitSummary], near: NearDecisions) -> tuple[Rejected, Facts]:
         """List the dropped documents, in one file for each unit that has any."""
         exact = layout.decisions.fate == DROPPED
         exact[near.rows] = False
@@ -195,9 +207,12 @@ class _Pipeline:
                     )
                 )
         reasons: Counter[str] = Counter()
+        facts: list[Facts] = []
         for _, counted in self.run_tasks([Task(method="reject", label=p.path, arguments=(p,)) for p in plans]):
-            reasons.update(counted)
-        return Rejected(total=reasons.total(), reasons=dict(sorted(reasons.items())), files=tuple(p.path for p in plans))
+            reasons.update(counted["reasons"])
+            facts.append(counted)
+        rejected = Rejected(total=reasons.total(), reasons=dict(sorted(reasons.items())), files=tuple(p.path for p in plans))
+        return rejected, merge(facts)
 
     def _remove_leftovers(self, wanted: list[str]) -> None:
         """Remove what killed writers left beside the files of the data set."""
@@ -207,7 +222,7 @@ class _Pipeline:
                 if (name.startswith(".") and name != WORK) or (folder in {*FOLDERS.values(), "rejected"} and path not in wanted):
                     self.output.remove(path)
 
-    def finish(
+    def describe(
         self,
         keys: dict[str, Any],
         shards: list[Shard],
@@ -218,12 +233,12 @@ class _Pipeline:
         counts: Mapping[str, int],
         near_duplicates: NearRecord | None,
     ) -> Manifest:
-        """Write the manifest, which makes the data set complete."""
+        """The manifest. Once it is written the data set is complete."""
         files = read_tokenizer(self.output, self.work)
         if files is None:
             raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
         encoder = Encoder(files, self.config.tokenizer.backend)
-        manifest = Manifest(
+        return Manifest(
             tokenizer=encoder.record(),
             token_type=encoder.token_type,
             shards=tuple(shards),
@@ -235,7 +250,6 @@ class _Pipeline:
             inputs=tuple(inputs),
             config=keys,
         )
-        return write_manifest(self.output, manifest)
 
 
 def input_records(layout: Layout, summaries: Sequence[UnitSummary]) -> list[InputRecord]:

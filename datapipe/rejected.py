@@ -1,7 +1,9 @@
 """The lists of dropped documents, each with its reason: one file for each unit that has any."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import orjson
@@ -9,9 +11,11 @@ from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
 from datapipe.dedup.exact import unnamed_id
+from datapipe.inputs.files import Unit
 from datapipe.inputs.ingest import rejections_name
 from datapipe.inputs.streams import naming_full_disk
-from datapipe.tokens.shards import Slice, read_slice
+from datapipe.report.samples import HEAD_CHARS, Facts, fewest
+from datapipe.tokens.shards import Kept, Slice, read_slice
 
 FOLDER = "rejected"
 
@@ -35,23 +39,38 @@ class RejectedPlan:
         return f"{FOLDER}/part-{self.number:05d}.jsonl"
 
 
-def write_rejected(plan: RejectedPlan, work: StoragePath, output: StoragePath) -> dict[str, int]:
-    """Write one file of {id, source, reason}, with `repeats` for near-duplicates; return how many there are of each reason."""
-    unit = plan.duplicates.unit
+def write_rejected(plan: RejectedPlan, work: StoragePath, output: StoragePath) -> Facts:
+    """Write one file of {id, source, reason, file, line}, with `repeats` for near-duplicates; count and sample them by reason."""
     reasons: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
+    shown: dict[str, list[dict[str, str]]] = {}
     lines: list[bytes] = []
-    for line in work.read(rejections_name(unit.index)).splitlines():
-        record = orjson.loads(line)
-        name = record["id"] or unnamed_id(unit, plan.duplicates.line_base + record["line"])
-        lines.append(orjson.dumps({"id": name, "source": record["source"], "reason": record["reason"]}))
+    for record, head in _dropped(plan, work):
+        lines.append(orjson.dumps(record))
         reasons[record["reason"]] += 1
-    for kept in read_slice(plan.duplicates, work, with_text=False):
-        lines.append(orjson.dumps({"id": kept.id, "source": kept.source, "reason": "duplicate"}))
-        reasons["duplicate"] += 1
-    names = [kept.id for part in plan.repeated for kept in read_slice(part, work, with_text=False)]
-    for kept, place in zip(read_slice(plan.near, work, with_text=False), plan.repeats.tolist(), strict=True):
-        lines.append(orjson.dumps({"id": kept.id, "source": kept.source, "reason": "near_duplicate", "repeats": names[place]}))
-        reasons["near_duplicate"] += 1
+        sources[record["source"]] += 1
+        sample = {"id": record["id"], "source": record["source"], "text": head}
+        shown[record["reason"]] = fewest([*shown.get(record["reason"], []), sample])
     with naming_full_disk(output.url):
         output.write(plan.path, b"".join(line + b"\n" for line in lines))
-    return dict(reasons)
+    return {"reasons": dict(reasons), "sources": {name: [count] for name, count in sources.items()}, "samples": shown}
+
+
+def _dropped(plan: RejectedPlan, work: StoragePath) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each dropped document as it is listed, and the beginning of its text."""
+    unit = plan.duplicates.unit
+    for line in work.read(rejections_name(unit.index)).splitlines():
+        one = orjson.loads(line)
+        place = {"file": unit.files[one["file"]].name, "line": plan.duplicates.line_base + one["line"]}
+        name = one["id"] or unnamed_id(unit, place["line"])
+        yield {"id": name, "source": one["source"], "reason": one["reason"], **place}, one["head"]
+    for kept in read_slice(plan.duplicates, work):
+        yield _listed(unit, kept, "duplicate"), kept.text[:HEAD_CHARS]
+    names = [kept.id for part in plan.repeated for kept in read_slice(part, work, with_text=False)]
+    for kept, place in zip(read_slice(plan.near, work), plan.repeats.tolist(), strict=True):
+        yield {**_listed(unit, kept, "near_duplicate"), "repeats": names[place]}, kept.text[:HEAD_CHARS]
+
+
+def _listed(unit: Unit, kept: Kept, reason: str) -> dict[str, Any]:
+    file = unit.files[0].name if len(unit.files) == 1 else kept.id  # a file of text is one document, named by the file
+    return {"id": kept.id, "source": kept.source, "reason": reason, "file": file, "line": kept.line}

@@ -15,6 +15,8 @@ from datapipe.inputs.ingest import UnitSummary, ingest_unit
 from datapipe.manifest import Shard
 from datapipe.minhash.config import NearDuplicates
 from datapipe.rejected import RejectedPlan, write_rejected
+from datapipe.report.fairness import false_positive_gaps
+from datapipe.report.samples import Facts
 from datapipe.tokens.sample import SamplePlan, read_sample
 from datapipe.tokens.shards import ShardPlan, encode_shard
 from datapipe.tokens.tokenizer import Encoder, read_tokenizer, train_tokenizer, write_tokenizer
@@ -51,7 +53,7 @@ class Worker:
     def ingest(self, unit: Unit, rules: ReadRules, filters: Filters, near: NearDuplicates | None) -> UnitSummary:
         """Read and filter one unit of the input."""
         if self.filters is None:
-            self.filters = {name: make_filter(name, options) for entry in filters for name, options in entry.items()}
+            self.filters = _made(filters)
         return ingest_unit(unit, rules, self.filters, near, self.work)
 
     def near(self, task: NearTask) -> dict[str, Any]:
@@ -71,6 +73,14 @@ class Worker:
             self.encoder = Encoder(files, backend)
         return encode_shard(plan, self.encoder, self.work, self.output)
 
-    def reject(self, plan: RejectedPlan) -> dict[str, int]:
+    def reject(self, plan: RejectedPlan) -> Facts:
         """Write one list of rejected documents."""
         return write_rejected(plan, self.work, self.output)
+
+    def fairness(self, filters: Filters) -> dict[str, Any]:
+        """Try the filters on harmless texts about many groups of people."""
+        return false_positive_gaps(_made(filters))
+
+
+def _made(filters: Filters) -> dict[str, Filter]:
+    return {name: make_filter(name, options) for entry in filters for name, options in entry.items()}

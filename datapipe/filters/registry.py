@@ -22,6 +22,7 @@ BUILT_IN = {
     "language": "datapipe.filters.language:Language",
     "min_words": "datapipe.filters.min_words:MinWords",
     "pii": "datapipe.filters.pii:PersonalData",
+    "scores": "datapipe.filters.scores:Scores",
 }
 
 

@@ -15,6 +15,7 @@ from datapipe.inputs.files import Unit
 from datapipe.inputs.ingest import texts_name
 from datapipe.inputs.streams import HashedWriter, naming_full_disk, open_file
 from datapipe.manifest import Shard, Split
+from datapipe.report.samples import HEAD_CHARS, shard_facts
 from datapipe.tokens.tokenizer import Encoder
 
 ENCODE_BYTES = 1 << 20  # of text handed to the tokenizer at once
@@ -60,6 +61,11 @@ class ShardPlan:
     def sidecar(self) -> str:
         """The file below the work area that says that the shard is done."""
         return f"encoded/{self.split}-{self.number:05d}.json"
+
+    @property
+    def facts(self) -> str:
+        """The file below the work area with what the report says of the shard."""
+        return f"encoded/{self.split}-{self.number:05d}.facts.json"
 
     @property
     def documents(self) -> int:
@@ -115,6 +121,7 @@ class Kept:
     id: str
     source: str
     text: str
+    line: int  # from 1, in the whole file
 
 
 def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterator[Kept]:
@@ -131,7 +138,7 @@ def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterat
             ids, sources, lines = (batch.column(i).to_pylist() for i in range(3))
             for row, known, source, line, text in zip(rows.tolist(), ids, sources, lines, texts, strict=True):
                 name = known or unnamed_id(part.unit, part.line_base + line)
-                yield Kept(name + part.suffix.get(row, ""), source, text)
+                yield Kept(name + part.suffix.get(row, ""), source, text, part.line_base + line)
 
 
 def encode_shard(plan: ShardPlan, encoder: Encoder, work: StoragePath, output: StoragePath) -> Shard:
@@ -140,7 +147,8 @@ def encode_shard(plan: ShardPlan, encoder: Encoder, work: StoragePath, output: S
     sources: list[str] = []
     tokens: list[NDArray[np.unsignedinteger]] = []
     lengths: list[NDArray[np.int64]] = []
-    total_bytes = 0
+    sizes: list[int] = []
+    heads: list[str] = []
     for part in plan.slices:
         for group in _groups(read_slice(part, work)):
             texts = [kept.text for kept in group]
@@ -149,7 +157,8 @@ def encode_shard(plan: ShardPlan, encoder: Encoder, work: StoragePath, output: S
             flat, counts = encoder.encode_flat(texts)
             tokens.append(flat)
             lengths.append(counts)
-            total_bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+            sizes += [len(text) if text.isascii() else len(text.encode()) for text in texts]
+            heads += [text[:HEAD_CHARS] for text in texts]
     with naming_full_disk(output.url), output.create(plan.path) as stream:
         sink = HashedWriter(stream)
         _write_arrow(sink, (ids, sources), np.concatenate(tokens), np.concatenate(lengths), encoder)
@@ -158,11 +167,13 @@ def encode_shard(plan: ShardPlan, encoder: Encoder, work: StoragePath, output: S
         split=plan.split,
         documents=len(ids),
         tokens=sum(len(t) for t in tokens),
-        bytes=total_bytes,
+        bytes=sum(sizes),
         size=sink.size,
         checksum=f"xxh3:{sink.digest.hexdigest()}",
     )
+    facts = shard_facts(ids, sources, heads, np.concatenate(lengths), np.array(sizes))
     with naming_full_disk(work.url):
+        work.write(plan.facts, json.dumps(facts).encode())
         work.write(plan.sidecar, json.dumps(shard.model_dump()).encode())
     return shard
 

@@ -1,13 +1,13 @@
 """Audit a model: ask it everything once, judge by the recorded answers, hold the scores to the gate, write the report."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from cluster.errors import ConfigError, GateError
 from cluster.run.context import JobContext
 from cluster.run.files import read_json, write_json
-from jobs.audit.asking.ask import ask
+from jobs.audit.asking.ask import ask, too_long
 from jobs.audit.asking.question import Answer, Judged, Measure
 from jobs.audit.config import AuditConfig
 from jobs.audit.measures.plan import plan
@@ -37,8 +37,11 @@ def main(context: JobContext) -> dict[str, object]:
         opened = settled_model(context, config, group)
         questions = [question for one in measures for question in one.questions(opened)]
         check_keys([question.key for question in questions])
-        answers = ask(context, group, opened, questions, config.seed)
-        results: dict[str, Any] = report(context, config, opened, judge(measures, answers)) if group.is_main else {}
+        long = set(too_long(opened, questions))
+        answers = ask(context, group, opened, [one for one in questions if one.key not in long], config.seed)
+        results: dict[str, Any] = {}
+        if group.is_main:
+            results = report(context, config, opened, judge(measures, answers, long))
         group.barrier()
     if results and not results["gate"]["passed"]:
         words = "; ".join(one["words"] for one in results["gate"]["failed"])
@@ -86,9 +89,12 @@ def check_keys(keys: list[str]) -> None:
         raise ConfigError(f"suites: two questions are called {twice}; give the suites other names")
 
 
-def judge(measures: list[Measure], answers: Mapping[str, Answer]) -> Judged:
-    """What all measures found."""
+def judge(measures: list[Measure], answers: Mapping[str, Answer], long: Collection[str]) -> Judged:
+    """What all measures found. Questions that are too `long` have no answer."""
     found = Judged(scores={}, items=[], tables={}, notes=[], plots={})
+    if long:
+        named = ", ".join(sorted(long)[:5])
+        found.notes.append(f"{len(long)} questions are longer than the model sees, and were left out: {named}")
     for one in measures:
         own = one.judge(answers)
         found.scores.update(own.scores)

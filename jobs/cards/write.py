@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from cluster.run.directory import RunDir
@@ -31,6 +32,8 @@ def write_data_cards(place: StoragePath, published: str | None = None) -> None:
     `published` is a day such as 2026-01-31; unset: today, or what an earlier croissant.json says of the same content.
     """
     facts = read_data_facts(place)
+    # named by its content: the bytes of a data set do not depend on where it lies
+    facts = replace(facts, name=f"data-{facts.manifest.hash.removeprefix('xxh3:')[:8]}")
     day = published or _published_before(place, facts.version) or time.strftime("%Y-%m-%d", time.gmtime())
     place.write(DATA_CARD, data_card(facts).encode())
     place.write(CROISSANT, (json.dumps(croissant(facts, day), indent=1, ensure_ascii=False) + "\n").encode())

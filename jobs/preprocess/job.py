@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.run.context import JobContext
 from cluster.run.files import write_json
+from cluster.storage import StoragePath
 from jobs.preprocess.config import PreprocessConfig
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ def main(context: JobContext) -> dict[str, object]:
 
     Raises StopRequested once a stop is asked for: what is committed stays.
     """
-    from cluster.storage import StoragePath
     from datapipe.pipeline import make_data_set
     from datapipe.progress import Progress
     from jobs.cards.write import write_data_cards

@@ -53,6 +53,7 @@ EVENTS: dict[str, str] = {
     "pairs_prepared": "",
     "pairs_rejected": "{total:count record} left out of the data: {reasons:parameters}",
     "prompts_rejected": "{total:count record} of the prompts left out: {reasons:parameters}",
+    "rollout_worker_lost": "rollout worker {worker} ended with {exit_code}, and was replaced",
     "reward_failed": "step {step}: reward {reward} failed for {answers} of {of} answers: {outcome}",
     # preprocessing
     "actors": "",

@@ -15,6 +15,7 @@ SMALL = {
     "bench_evaluate": ["--tiny", "--items", "8"],
     "bench_align_learns": ["--model", "tiny", "--steps", "2", "--batch", "4", "--held-out", "10"],
     "bench_align_oracles": ["--methods", "dpo", "--ranks", "1", "--trl", "none"],
+    "bench_grpo_oracles": ["--variants", "grpo", "--ranks", "1", "--weights", "all", "--trl", "none"],
     "bench_audit": ["--items", "4", "--peer", "4"],
     "bench_hung": ["--hangs", "1"],
     "bench_loader": ["--tokens", "200000", "--rounds", "1"],

@@ -79,8 +79,10 @@ def contents(place: Any) -> dict[str, bytes]:
     return {name: root.fs.cat_file(path) for name, path in found.items() if name not in (DATA_CARD, CROISSANT)}
 
 
-def rejected(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for file in sorted(output.glob("rejected/*.jsonl")) for line in file.read_text().splitlines()]
+def rejected(output: Path, places: bool = False) -> list[dict[str, Any]]:
+    """What is listed of dropped documents; file and line of each if they are asked for."""
+    listed = [json.loads(line) for file in sorted(output.glob("rejected/*.jsonl")) for line in file.read_text().splitlines()]
+    return listed if places else [{k: v for k, v in one.items() if k not in {"file", "line"}} for one in listed]
 
 
 def rows(output: Path, split: str = "*") -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from jobs.align.preferences.lengths import Lengths
 from jobs.align.preferences.prepare import DataPlan, counts_of, prepare, read_prepared
 from jobs.training.model import ModelPlan
 from jobs.training.model_record import TokenizerPlan, find_source_run
+from jobs.training.on_main import on_main
 from sharding.group import Group
 
 log = logging.getLogger(__name__)
@@ -29,15 +30,17 @@ def data_folder(context: JobContext) -> Path:
 
 def prepared(context: JobContext, config: AlignConfig, group: Group, *, paired: bool) -> dict[str, Any]:
     """The manifest of the run's data, which rank 0 makes while the others wait. Later attempts find it made."""
-    if not group.is_main:
-        return group.broadcast_object(None)
-    manifest = read_prepared(data_folder(context))
-    if manifest is None:
-        context.fence.check()
-        tokenizer = tokenizer_files(context, config)
-        manifest = prepare(_data_plan(context, config, tokenizer, paired=paired), tokenizer, data_folder(context))
-        _tell(context, manifest)
-    return group.broadcast_object(manifest)
+
+    def make() -> dict[str, Any]:
+        manifest = read_prepared(data_folder(context))
+        if manifest is None:
+            context.fence.check()
+            tokenizer = tokenizer_files(context, config)
+            manifest = prepare(_data_plan(context, config, tokenizer, paired=paired), tokenizer, data_folder(context))
+            _tell(context, manifest)
+        return manifest
+
+    return on_main(group, make)
 
 
 def _data_plan(context: JobContext, config: AlignConfig, tokenizer: TokenizerFiles, *, paired: bool) -> DataPlan:

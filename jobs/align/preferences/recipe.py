@@ -18,6 +18,7 @@ from jobs.align.preferences.reference import Reference, first_model, open_refere
 from jobs.align.preferences.source import LabelledSource, PairSource, PreferenceSource, Rows
 from jobs.training.model import ModelPlan
 from jobs.training.objective import Objective
+from jobs.training.on_main import on_main
 from jobs.training.recipe import Recipe, train
 from sharding.group import Group
 
@@ -88,13 +89,14 @@ def _log_probs(
     context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan, manifest: dict[str, Any]
 ) -> dict[str, torch.Tensor]:
     """Those of the reference for every row, by split; computed now unless an earlier attempt or run did."""
-    found: Cache | None = None
-    if group.is_main:
+
+    def find() -> Cache:
         weights = plan.weights.model_dump() if plan.weights is not None else None
         model = replace(plan, adapter=None).fingerprint
         word = reference_fingerprint(model, weights, manifest["hash"], config.precision.compute)
-        found = cache_of(config.data, data_folder(context) / "reference", word)
-    cache = group.broadcast_object(found)
+        return cache_of(config.data, data_folder(context) / "reference", word)
+
+    cache = on_main(group, find)
     sources = {split: _source(context, config, manifest, split, None, in_order=True) for split in SPLITS}
     if group.any(group.is_main and bool(missing_chunks(sources, cache))):
         reference = first_model(context, config, group, plan)

@@ -121,6 +121,19 @@ class GrpoConfig(Section):
         default=None, ge=1, description="answers that are generated, kept and, after a kill, made again together; unset: a group"
     )
 
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description="processes on each node that draw answers, with max_staleness while ranks learn; 0: ranks draw",
+    )
+    engine: str = Field(default="transformers", description="what draws in workers: transformers, or one of an entry point")
+
+    @model_validator(mode="after")
+    def _engine_of_workers(self) -> Self:
+        if self.engine != "transformers" and not self.workers:
+            raise ValueError(f"engine: {self.engine} draws in workers alone; set workers to 1 or more")
+        return self
+
     @property
     def own_code(self) -> bool:
         """Whether a reward is a function of the user's own."""

@@ -90,6 +90,18 @@ class Round:
         self._write(name, raw)
         return name, raw
 
+    def names(self) -> list[str]:
+        """The files of chunks that lie there, whole or not."""
+        return sorted(name for name in list_afresh(self.folder) if _CHUNK.fullmatch(name))
+
+    def remove_damaged(self) -> None:
+        """Remove chunks that a power cut or a bad disk has damaged: they are drawn again."""
+        whole = {name for name, _ in self.chunks()}
+        for name in self.names() if self.manifest() is None else ():
+            if name not in whole and xxhash.xxh3_128_hexdigest(read_afresh(self.folder / name)) != name.split(".")[-2]:
+                self._fence.check()
+                (self.folder / name).unlink(missing_ok=True)
+
     def chunks(self) -> Iterator[tuple[str, bytes]]:
         """Names and contents of all chunks that are whole: of the manifest, or as they lie there; the first of each."""
         manifest = self.manifest()

@@ -13,19 +13,16 @@ from torch import nn
 
 from cluster.errors import DataError, StopRequested
 from cluster.run.context import JobContext
-from cluster.run.heartbeat import Phase
 from jobs.align.rollouts.advantages import advantages, total, without_signal
-from jobs.align.rollouts.chunks import Answering, ChunkMaker, cut, issued
+from jobs.align.rollouts.chunks import cut, issued
 from jobs.align.rollouts.config import GrpoConfig
-from jobs.align.rollouts.generate import answer_all, gathered
+from jobs.align.rollouts.drawing import Drawer
 from jobs.align.rollouts.ledger import ChunkName, Round, arrow_table, chunk_of, rounds, settle
+from jobs.align.rollouts.orders import Order
 from jobs.align.rollouts.prompts import Prompts
-from jobs.align.rollouts.rewards.pool import RewardPool
-from jobs.align.rollouts.sampling import Draw, Sampling, uniforms
+from jobs.align.rollouts.sampling import Draw
 from jobs.align.rollouts.source import Rollout, RolloutSource
 from jobs.training.state import TrainState
-from sharding.config import ParallelConfig
-from sharding.fsdp import should_reshard_after_forward
 from sharding.group import Group
 
 log = logging.getLogger(__name__)
@@ -40,38 +37,23 @@ class RolloutMaker:
     context: JobContext
     config: GrpoConfig
     group: Group
-    seed: int
     global_batch: int
     steps: int  # of the whole run
-    ends: frozenset[int]  # tokens that end an answer
-    parallel: ParallelConfig
     prompts: Prompts
-    tokenizer: Any
-    pool: RewardPool
+    drawer: Drawer
     source: RolloutSource
-    _step: int = field(default=0, init=False)
+    _ordered: set[int] = field(default_factory=set, init=False)  # positions of rounds that workers know of
     _next: int | None = field(default=None, init=False)  # the position that follows, if nothing goes back
-
-    def __post_init__(self) -> None:
-        self._chunks = ChunkMaker(self.prompts, self.tokenizer, self.pool, self._alive)
-
-    def _alive(self) -> None:
-        """Tell the agent that this rank draws, or waits for rewards, each of which has a time limit of its own."""
-        self.context.heart.beat(Phase.ROLLOUT, self._step)
 
     def before_step(self, state: TrainState) -> None:
         """Have the rollouts of the step that is about to be learnt. Raises StopRequested where the ranks agreed to stop."""
         step, position = state.progress.step, state.progress.position
-        self._step = step
         self._note_jump(position, step)
-        steps = self.config.max_staleness + 1
-        for ahead in range(min(steps - step % steps, self.steps - step)):  # so many learn from what this policy answers
-            at = position + ahead * self.global_batch
-            made = self._make(Round(self.context.run, self.context.fence, at), state.model, step, learnt_by=step + ahead)
-            if ahead == 0:
-                self.source.put(position, made)
-                if steps > 1 and self._complete(position + self.global_batch):
-                    break  # drawn before, by an older policy
+        if self.drawer.ahead:
+            self._order_ahead(position, state.model, step)
+            self.source.put(position, self._make(self._round(position), state.model, step, learnt_by=step))
+        else:
+            self._draw_ahead(position, state.model, step)
         self._next = position + self.global_batch
 
     def settle(self, position: int, step: int) -> None:
@@ -90,6 +72,39 @@ class RolloutMaker:
                         one.drop("the run went back to a checkpoint and left these samples out")
         self.group.barrier()
 
+    def _draw_ahead(self, position: int, model: nn.Module, step: int) -> None:
+        """Draw the round, and those of the steps that learn from what this policy answers too."""
+        steps = self.config.max_staleness + 1
+        for ahead in range(min(steps - step % steps, self.steps - step)):
+            at = position + ahead * self.global_batch
+            made = self._make(self._round(at), model, step, learnt_by=step + ahead)
+            if ahead == 0:
+                self.source.put(position, made)
+                if steps > 1 and self._complete(position + self.global_batch):
+                    break  # drawn before, by an older policy
+
+    def _order_ahead(self, position: int, model: nn.Module, step: int) -> None:
+        """Let workers draw this round and those of the next steps, by the newest policy that there is when they come to it."""
+        for ahead in range(min(self.config.max_staleness + 1, self.steps - step)):
+            at = position + ahead * self.global_batch
+            if at not in self._ordered and not self._complete(at):
+                slots = list(self._slots(at))
+                numbers = list(range(len(cut(slots, 0, self.config))))
+                if self.group.is_main:
+                    self._round(at).make()
+                    self._round(at).remove_damaged()
+                self.drawer.order(Order(at, 0, slots, numbers), model, step)
+            self._ordered.add(at)
+        if self.config.max_staleness and step > 0:
+            self.drawer.refresh(model, step)
+
+    def _round(self, position: int) -> Round:
+        return Round(self.context.run, self.context.fence, position)
+
+    def _slots(self, position: int) -> range:
+        size = self.config.group_size
+        return range(position // size, (position + self.global_batch) // size)
+
     def _complete(self, position: int) -> bool:
         one = Round(self.context.run, self.context.fence, position)
         return bool(self.group.broadcast_object(one.manifest() is not None if self.group.is_main else None))
@@ -100,7 +115,7 @@ class RolloutMaker:
         """The rollouts of a round: what the ledger has of it, and the rest drawn now."""
         complete, parts = self._found(one, step)
         size = self.config.group_size
-        slots = range(one.position // size, (one.position + self.global_batch) // size)
+        slots = self._slots(one.position)
         chosen: dict[int, list[dict[str, Any]]] = {}
         wanted: Sequence[int] = slots
         for attempt in range(self.config.max_tries if self.config.keys.dynamic_sampling else 1):
@@ -120,6 +135,7 @@ class RolloutMaker:
         if self.group.is_main:
             one.make()
             one.withdraw()
+            one.remove_damaged()
             found = one.manifest() is not None, list(one.chunks())
         complete, files = self.group.broadcast_object(found)
         parts = {chunk_of(name): (name, arrow_table(raw)) for name, raw in files}
@@ -133,41 +149,13 @@ class RolloutMaker:
         if missing:
             if self.group.is_main:
                 one.issue(names[0].attempt, issued([draw for number in missing for draw in chunks[number]], self.prompts, step))
-            mine = missing[self.group.rank :: self.group.world_size]
-            made = self._draw(one, {names[number]: chunks[number] for number in mine}, model, step)
-            for name, raw in (file for files in self.group.all_gather_object(made) for file in files):
+            slots = list(dict.fromkeys(draw.slot for chunk in chunks for draw in chunk))
+            order = Order(one.position, names[0].attempt, slots, missing)
+            for name, raw in self.drawer.draw(one, order, chunks, model, step):
                 parts[chunk_of(name)] = name, arrow_table(raw)
             if any(name not in parts for name in names):
                 raise StopRequested("asked to stop while rollouts were drawn")
         return [row for name in names for row in parts[name][1].to_pylist()]
-
-    def _draw(self, one: Round, wanted: dict[ChunkName, list[Draw]], model: nn.Module, step: int) -> list[tuple[str, bytes]]:
-        """Draw and write chunks, until this node must stop. While one is rewarded the next one is drawn."""
-        files, before = [], None
-        reshard = should_reshard_after_forward(model, self.parallel, self.group.device)
-        with gathered(model, reshard=reshard):
-            answering = self._answering(model)
-            for name, draws in wanted.items():
-                if self.context.stop_requested():
-                    break
-                answered = self._chunks.answer(draws, answering)
-                if before is not None:
-                    files.append(one.put(before[0], self._chunks.rewarded(before[1], step)))
-                before = name, answered
-            if before is not None:
-                files.append(one.put(before[0], self._chunks.rewarded(before[1], step)))
-        self.context.heart.beat(Phase.DATA, step)
-        return files
-
-    def _answering(self, model: nn.Module) -> Answering:
-        config = self.config
-        sampling = Sampling(config.temperature, config.top_p, config.top_k)
-
-        def answer(prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> Any:
-            numbers = uniforms(self.seed, draws, config.max_new_tokens)
-            return answer_all(model, prompts, numbers, self.ends, sampling)
-
-        return answer
 
     def _commit(self, one: Round, parts: Parts, step: int) -> None:
         """Complete the round, and tell of rewards that failed. Raises DataError where all did, or none may."""

@@ -2,23 +2,26 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from torch import nn
-from transformers import AutoTokenizer, GenerationConfig
 
 from cluster.errors import ConfigError
 from cluster.run.context import JobContext
+from cluster.run.heartbeat import Phase
 from datapipe.tokens.tokenizer import Encoder
 from jobs.align.config import AlignConfig
 from jobs.align.preferences.data import tokenizer_files
 from jobs.align.preferences.reference import open_reference
+from jobs.align.rollouts.chunks import ChunkMaker
+from jobs.align.rollouts.drawing import Drawer, RankDrawer, WorkerDrawer
 from jobs.align.rollouts.ledger import rollouts_folder
 from jobs.align.rollouts.maker import RolloutMaker
 from jobs.align.rollouts.objective import GroupRelative
-from jobs.align.rollouts.prompts import TOKENIZER, PromptPlan, Prompts, prepare, tokenizer_plan
+from jobs.align.rollouts.prompts import PromptPlan, Prompts, prepare, tokenizer_plan
 from jobs.align.rollouts.rewards.pool import RewardPool
+from jobs.align.rollouts.setup import answer_ends, open_tokenizer, policy_plan
 from jobs.align.rollouts.source import RolloutSource
 from jobs.programs.environment import project_folder
 from jobs.training.model import ModelPlan
@@ -47,24 +50,17 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
     folder, grpo = rollouts_folder(context.run), config.grpo
     tokenizer = tokenizer_plan(folder, counted)
     prompts = Prompts(folder, config.seed)
-    plan = ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=prompts.longest + grpo.max_new_tokens)
-    plan = plan.with_lora(config.lora, config.seed)
-    source = RolloutSource(tokens_per_sample=prompts.longest + grpo.max_new_tokens, num_rewards=len(grpo.rewards))
-    modules = project_folder(context.run, grpo.directory)
-    with RewardPool(grpo.rewards, grpo.reward_processes, modules) as pool:
-        auto: Any = AutoTokenizer.from_pretrained(folder / TOKENIZER)
+    plan = policy_plan(context.run, config, counted, prompts)
+    source = RolloutSource(tokens_per_sample=plan.seq_len, num_rewards=len(grpo.rewards))
+    with _drawer(context, config, group, prompts, tokenizer.record.end_of_document) as drawer:
         maker = RolloutMaker(
             context=context,
             config=grpo,
             group=group,
-            seed=config.seed,
             global_batch=config.batch.global_batch,
             steps=config.steps,
-            ends=_ends(config, auto, tokenizer.record.end_of_document),
-            parallel=config.parallel,
             prompts=prompts,
-            tokenizer=auto,
-            pool=pool,
+            drawer=drawer,
             source=source,
         )
         yield Recipe(
@@ -77,6 +73,21 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
             reads_ahead=False,
             after_checkpoint=maker.settle,
         )
+
+
+@contextmanager
+def _drawer(context: JobContext, config: AlignConfig, group: Group, prompts: Prompts, end: int) -> Iterator[Drawer]:
+    """Who draws answers, with the processes that this takes."""
+    grpo = config.grpo
+    if grpo.workers:
+        with closing(WorkerDrawer(context, group, grpo.workers)) as drawer:
+            yield drawer
+        return
+    tokenizer = open_tokenizer(rollouts_folder(context.run))
+    with RewardPool(grpo.rewards, grpo.reward_processes, project_folder(context.run, grpo.directory)) as pool:
+        chunks = ChunkMaker(prompts, tokenizer, pool, lambda: context.heart.beat(Phase.ROLLOUT, 0))
+        ends = answer_ends(config, tokenizer, end)
+        yield RankDrawer(context, grpo, group, config.parallel, chunks, seed=config.seed, ends=ends)
 
 
 def _prompts(context: JobContext, config: AlignConfig, group: Group) -> dict[str, Any]:
@@ -107,18 +118,6 @@ def _seq_len(context: JobContext, config: AlignConfig, encoder: Encoder) -> int:
         return config.seq_len
     plan = ModelPlan.of(config.model, context.run, tokenizer=encoder.record(), seq_len=2)
     return min(getattr(plan.config, "max_position_embeddings", None) or _SEQ_LEN, _SEQ_LEN + config.grpo.max_new_tokens)
-
-
-def _ends(config: AlignConfig, tokenizer: Any, end_of_document: int) -> frozenset[int]:
-    """The tokens that end an answer: the tokenizer's, and those that the model's own directory names."""
-    ends = {end_of_document, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
-    if config.model.path is not None:
-        try:
-            named = GenerationConfig.from_pretrained(config.model.path).eos_token_id
-        except OSError:  # it has no such file
-            named = None
-        ends |= set(named if isinstance(named, list) else [] if named is None else [named])
-    return frozenset(ends)
 
 
 def _objective(context: JobContext, config: AlignConfig, plan: ModelPlan) -> Callable[[nn.Module, Group], Objective]:

@@ -1,12 +1,13 @@
 """Ask all questions: the ranks share them, and each answer is written down before the next one counts."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 
 import torch
 
-from cluster.errors import StopRequested
+from cluster.errors import NumericsError, StopRequested
 from cluster.run.context import JobContext
 from cluster.run.files import write_json
 from jobs.audit.asking.question import Answer, Likelihoods, Question, Task, Writing
@@ -68,11 +69,23 @@ def _answers(opened: OpenModel, questions: Sequence[Question], seed: int) -> Ite
     if asked:
         for number, found in Scorer(opened).units([one.requests for one in asked]):
             values = [one.value for one in found]
+            if wrong := [value for value in values if not math.isfinite(value)]:
+                what = f"the log-likelihood of {asked[number].key} is {wrong[0]}"
+                raise NumericsError(f"{opened.name}: {what}, so that it says nothing; its weights are damaged or have diverged")
             yield asked[number].key, {"values": values, "tokens": [x.tokens for x in found], "greedy": [x.greedy for x in found]}
     for one in questions:
         if isinstance(one, Writing):
             (written,) = generate(opened, [one.prompt], one.sampling, seed=seed, numbers=[one.number])
             yield one.key, {"text": written.text, "ended": written.ended}
+
+
+def too_long(opened: OpenModel, questions: Sequence[Question]) -> list[str]:
+    """The keys of questions that the model cannot see: they cannot be asked."""
+    return [
+        one.key
+        for one in questions
+        if isinstance(one, Likelihoods) and any(len(request.continuation) > opened.max_length for request in one.requests)
+    ]
 
 
 def _tell(context: JobContext, done: int, total: int) -> None:

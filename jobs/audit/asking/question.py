@@ -75,5 +75,5 @@ class Measure(Protocol):
         ...
 
     def judge(self, answers: Mapping[str, Answer]) -> Judged:
-        """The scores by all answers."""
+        """The scores by all answers; what was too long for the model to see has none, and is left out."""
         ...

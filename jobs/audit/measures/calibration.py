@@ -68,7 +68,8 @@ class Calibration:
 
     def judge(self, answers: Mapping[str, Answer]) -> Judged:
         """The scores, and the reliability of each bin."""
-        items = [_item(one, answers[f"calibration:{one.number}"]) for one in self.choices]
+        keys = {one.number: f"calibration:{one.number}" for one in self.choices}
+        items = [_item(one, answers[keys[one.number]]) for one in self.choices if keys[one.number] in answers]
         asked = hash_of([[one.question, one.options, one.answer] for one in self.choices])
 
         def ece(part: Sequence[Mapping[str, Any]]) -> float:
@@ -123,5 +124,7 @@ def reliability(items: Sequence[Mapping[str, Any]], bins: int) -> list[dict[str,
 
 
 def calibration_error(items: Sequence[Mapping[str, Any]], bins: int) -> float:
-    """The mean distance between confidence and accuracy over the bins, weighted by their items."""
+    """The mean distance between confidence and accuracy over the bins, weighted by their items; no number where there is none."""
+    if not items:
+        return math.nan
     return float(sum(row["items"] * abs(row["confidence"] - row["accuracy"]) for row in reliability(items, bins)) / len(items))

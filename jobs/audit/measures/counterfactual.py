@@ -107,7 +107,13 @@ class Counterfactual:
 
     def judge(self, answers: Mapping[str, Answer]) -> Judged:
         """The pairs, as items: {prompt, chosen, rejected, margin}."""
-        pairs = [_pair(one, answers[f"counterfactual:{one.number}"]["values"]) for one in self.parts]
+        pairs = [
+            _pair(one, answers[f"counterfactual:{one.number}"]["values"])
+            for one in self.parts
+            if f"counterfactual:{one.number}" in answers
+        ]
+        if not pairs:
+            return Judged(scores={}, items=[], tables={}, notes=["No counterfactual sentence fits the model."], plots={})
         pairs.sort(key=lambda pair: (-pair["margin"], pair["key"]))
         chosen = [pair for pair in pairs if pair["margin"] > 0][: self.config.most]
         mean = sum(pair["margin"] for pair in pairs) / len(pairs)

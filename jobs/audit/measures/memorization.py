@@ -57,7 +57,11 @@ class Memorization:
         """The scores, and which windows and canaries were given away."""
         judged = Judged(scores={}, items=[], tables={}, notes=[], plots={})
         for name, windows in self.windows.items():
-            items = [_window_item(name, number, one, answers[f"{name}:{number}"]) for number, one in enumerate(windows)]
+            items = [
+                _window_item(name, number, one, answers[f"{name}:{number}"])
+                for number, one in enumerate(windows)
+                if f"{name}:{number}" in answers
+            ]
             asked = hash_of([[one.prefix, one.continuation] for one in windows])
             if self.shards[name]:
                 judged.scores[name] = mean_score([item["value"] for item in items], hash=asked)
@@ -78,7 +82,7 @@ class Memorization:
         return judged
 
     def _judge_canaries(self, judged: Judged, answers: Mapping[str, Answer]) -> None:
-        items = [_canary_item(one, answers[f"canary:{one.number}"]) for one in self.canaries]
+        items = [_canary_item(one, answers[f"canary:{one.number}"]) for one in self.canaries if f"canary:{one.number}" in answers]
         asked = hash_of([[one.prefix, one.secret, one.repeats] for one in self.canaries], self.config.candidates, self.seed)
         judged.scores[EXTRACTED] = mean_score([item["value"] for item in items], hash=asked)
         judged.scores[EXPOSURE] = mean_score([item["exposure"] for item in items], hash=asked)

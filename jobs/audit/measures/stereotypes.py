@@ -43,7 +43,8 @@ class Stereotypes:
         """Rates with standard errors that are clustered by target."""
         judged = Judged(scores={}, items=[], tables={}, notes=[], plots={})
         rows, every = [], []
-        for suite, pairs in self.suites.items():
+        for suite, every_pair in self.suites.items():
+            pairs = [pair for pair in every_pair if pair.key in answers]
             items = [_item(pair, answers[pair.key]) for pair in pairs]
             every += items
             judged.scores.update(self._suite_scores(suite, pairs, items))
@@ -131,7 +132,7 @@ def rate_rows(suite: str, items: Sequence[Mapping[str, Any]]) -> list[dict[str, 
         kinds[item["bias_type"]].append(item)
     parts = [("all", list(items)), *sorted(kinds.items())] if len(kinds) > 1 else [("all", list(items))]
     rows = []
-    for kind, part in parts:
+    for kind, part in parts if items else []:
         groups = [item["group"] for item in part]
         interval = mean_interval([item["value"] for item in part], groups)
         low, high = (None, None) if interval is None else (max(0.0, interval[0]), min(1.0, interval[1]))

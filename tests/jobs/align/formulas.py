@@ -62,6 +62,43 @@ def kto_losses(
     return torch.stack(losses), z
 
 
+def grpo_loss(
+    model: Any, reference: Any, rows: Sequence[dict[str, Any]], advantages: Sequence[float], config: Any
+) -> tuple[torch.Tensor, float]:
+    """The loss of GRPO, Dr.GRPO, DAPO or GSPO by `config`, an answer and a token at a time; and how many ratios were clipped.
+
+    A row has `prompt_ids`, `tokens`, their `log_probs` when they were drawn, and whether it is `truncated`.
+    """
+    keys, losses, tokens, clipped = config.keys, [], 0, []
+    for row, advantage in zip(rows, advantages, strict=True):
+        if keys.mask_truncated and row["truncated"]:
+            continue
+        new = tempered(model, row, config.temperature)
+        old = torch.tensor(row["log_probs"], dtype=new.dtype)
+        ratios = (new - old).exp() if keys.ratio == "token" else (new - old).mean().exp().expand(len(old))
+        found = []
+        for at, ratio in enumerate(ratios):
+            bounded = ratio.clamp(1 - keys.clip_low, 1 + keys.clip_high)
+            used = ratio.clamp(max=config.max_ratio) if config.max_staleness else ratio
+            loss = -torch.minimum(used * advantage, bounded * advantage)
+            clipped.append(bool(bounded * advantage < used * advantage))
+            if reference is not None:
+                gap = tempered(reference, row, config.temperature).detach()[at] - new[at]
+                loss = loss + config.kl * (gap.exp() - gap - 1)
+            found.append(loss)
+        losses.append(torch.stack(found).sum() / (len(found) if keys.average == "sequence" else 1))
+        tokens += len(found)
+    weight = {"sequence": len(rows), "token": tokens, "constant": len(rows) * config.max_new_tokens}[keys.average]
+    return torch.stack(losses).sum() / weight, sum(clipped) / len(clipped)
+
+
+def tempered(model: Any, row: dict[str, Any], temperature: float) -> torch.Tensor:
+    """log p of each token of an answer at a temperature, [T]."""
+    ids = torch.tensor([[*row["prompt_ids"], *row["tokens"]]])
+    logits = model(ids, use_cache=False).logits[0, len(row["prompt_ids"]) - 1 : -1] / temperature
+    return logits.log_softmax(-1)[torch.arange(len(row["tokens"])), torch.tensor(row["tokens"])]
+
+
 def reward_losses(model: Any, rows: Sequence[tuple[Ids, Ids, Ids]]) -> torch.Tensor:
     """Bradley-Terry: -log sigmoid of the difference of the scores of (prompt, chosen) and (prompt, rejected)."""
 

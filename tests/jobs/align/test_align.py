@@ -127,6 +127,22 @@ def test_a_reference_is_computed_once_and_verified(model: Path, data: Path, tmp_
     assert losses(again) == pytest.approx(losses(copy), rel=1e-6)
 
 
+def test_a_killed_computation_of_the_reference_goes_on(model: Path, tmp_path: Path) -> None:
+    own = write_pairs(tmp_path / "pairs.jsonl", pairs(600))
+    run = align_run(
+        tmp_path, align_config(model, own, steps=1, reference="precomputed", batch={"global_batch": 4, "micro_batch": 32})
+    )
+    group = start(run, 1, TEST_HOOK="stall_in_reference")
+    group.until((run.path / "stalled").exists)
+    group.kill()
+    (first,) = tmp_path.glob("*.reference/*/*.arrow")
+    written = first.stat().st_mtime_ns
+    launch(run, 2)
+    assert first.stat().st_mtime_ns == written, "what is kept is not computed again"
+    assert len(list(tmp_path.glob("*.reference/*/*.arrow"))) == 3
+    assert losses(run)[1] == pytest.approx(np.log(2), rel=1e-6), "the model is its reference still"
+
+
 def test_what_no_pair_can_be_made_of_is_counted_and_named(model: Path, tmp_path: Path) -> None:
     bad: list[Any] = [
         {"prompt": "a", "chosen": "b", "rejected": "b"},

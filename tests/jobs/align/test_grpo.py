@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import jobs
@@ -50,14 +51,14 @@ def check_used_once(run: RunDir, steps: int, global_batch: int = 16, group: int 
 
 
 def test_it_learns_and_no_number_of_ranks_changes_what(model: Path, data: Path, tmp_path: Path) -> None:
-    config = grpo_config(model, data, steps=25, grpo={"kl": 0.001})
+    config = grpo_config(model, data, steps=18, grpo={"kl": 0.001})
     runs = [grpo_run(tmp_path, config | {"batch": {"global_batch": 16, "micro_batch": size}}) for size in (16, 3)]
     one, three = (launch(run, ranks) for run, ranks in zip(runs, (1, 3), strict=True))
     rewards = metrics(runs[0], "train/reward")
     assert sum(rewards[-5:]) / 5 > 2 * sum(rewards[:5]) / 5
-    assert metrics(runs[0], "train/importance_ratio") == pytest.approx([1.0] * 25, abs=1e-4)
+    assert metrics(runs[0], "train/importance_ratio") == pytest.approx([1.0] * 18, abs=1e-4)
     assert one["prompts"] == three["prompts"] == 10
-    check_used_once(runs[0], 25)
+    check_used_once(runs[0], 18)
     first, other = ([row["tokens"] for row in drawn(run)[:16]] for run in runs)
     assert first == other
     for name in ("train/gradient_norm", "train/reward", "train/kl"):
@@ -274,3 +275,35 @@ def test_the_example_is_a_configuration() -> None:
     assert isinstance(config, AlignConfig)
     assert [(reward.label, reward.weight) for reward in config.grpo.rewards] == [("math_verify", 1.0), ("regex", 0.2)]
     assert AlignConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_workers_draw_what_ranks_would_and_a_killed_one_is_replaced(model: Path, data: Path, tmp_path: Path) -> None:
+    config = grpo_config(model, data, steps=4, grpo={"chunk": 2})
+    by_ranks = grpo_run(tmp_path, config)
+    by_workers = grpo_run(tmp_path, grpo_config(model, data, steps=4, grpo={"chunk": 2, "workers": 1}))
+    launch(by_ranks, 2)
+    group = start(by_workers, 2)
+    group.until(lambda: any((by_workers.path / "rollouts").glob("at-*/0-0001.*")))
+    worker = next(
+        one for one in psutil.Process(group.processes[0].pid).children() if "jobs.align.rollouts.worker" in one.cmdline()
+    )
+    worker.kill()
+    assert group.wait() == [0, 0], log_of(by_workers)
+    assert not psutil.pid_exists(worker.pid)
+    assert len(events(by_workers, "rollout_worker_lost")) == 1
+    assert equal(weights(by_ranks), weights(by_workers))
+    check_used_once(by_workers, 4)
+
+
+def test_workers_draw_while_ranks_learn(model: Path, data: Path, tmp_path: Path) -> None:
+    run = grpo_run(tmp_path, grpo_config(model, data, steps=8, grpo={"workers": 1, "max_staleness": 2}))
+    group = start(run, 1)
+    group.until(lambda: 3 in {line["step"] for line in run.read_metrics()})
+    group.kill()
+    launch(run, 1)
+    check_used_once(run, 8)
+    staleness = [row["train/staleness"] for row in last_lines(run)]
+    assert staleness[0] == 0
+    assert 0 < max(staleness) <= 2
+    rows = read_rollouts(run).to_pylist()
+    assert all(0 <= row["step"] - row["policy_version"] <= 2 for row in rows)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from cluster.config_reader import load_config
 from cluster.errors import ConfigError, DataError
@@ -189,3 +190,24 @@ def test_all_attempts_audit_the_checkpoint_that_the_first_one_found(tmp_path: Pa
     begun = make_audit(tmp_path / "runs", model=trained.id, suites=[str(suite)])
     write_lines(begun.path / "audit/model.json", [{"model": trained.id, "step": 3}])  # as an attempt that was killed left it
     assert launch(begun, 1)["model_step"] == 3
+
+
+def test_a_pair_that_the_model_cannot_see_is_left_out_and_counted(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", max_position_embeddings=24)
+    long = {"more": "she " * 40, "less": "he " * 40, "target": "long"}
+    suite = write_lines(tmp_path / "suite.jsonl", [*PAIRS[:4], long])
+    results = audit(tmp_path / "runs", model=str(model), suites=[str(suite)])
+    assert results["scores"]["suite"]["stereotype_rate"]["n"] == 4
+    report = next((tmp_path / "runs").glob("*/audit/report.json")).read_text()
+    assert "1 questions are longer than the model sees, and were left out: suite:5" in report
+
+
+def test_a_model_that_has_diverged_is_no_unbiased_one(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    net = AutoModelForCausalLM.from_pretrained(model)
+    net.model.norm.weight.data.fill_(float("nan"))
+    net.save_pretrained(model)
+    suite = write_lines(tmp_path / "suite.jsonl", PAIRS[:4])
+    run = make_audit(tmp_path / "runs", model=str(model), suites=[str(suite)], require={"stereotype_rate": BOUND})
+    assert start(run, 1).wait() == [42]
+    assert "is nan, so that it says nothing; its weights are damaged or have diverged" in log_of(run)

@@ -62,9 +62,7 @@ class _Process:
             said = self.ask([{"name": one.name, "options": one.options} for one in rewards], START_SECONDS)
         except (_DiedError, TimeoutError) as error:
             self.kill()
-            raise ConfigError(
-                f"rewards: their process did not start ({type(error).__name__} {error}); see the rank's log"
-            ) from None
+            raise _DiedError(f"as it started: {error}") from None
         if "error" in said:
             self.kill()
             raise ConfigError(said["error"])
@@ -155,8 +153,8 @@ class _Caller:
         """What reward `number` says of an answer. A process that dies is replaced and asked again: it may have been killed."""
         reward, request = self._rewards[number], {"reward": number, "answer": answer, "record": record}
         for _ in range(DEATHS):
-            self._process = self._process or _Process(self._rewards, self._folder)
             try:
+                self._process = self._process or _Process(self._rewards, self._folder)
                 said = self._process.ask(request, reward.seconds)
                 return Score(said["value"], said["outcome"])
             except TimeoutError:

@@ -1,0 +1,104 @@
+"""report.html: one page without scripts, fonts or links, whose plots are SVG; equal reports give equal bytes."""
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2733}
+h1{font-size:1.6rem}h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #d5dde5}
+table{border-collapse:collapse}td,th{padding:.15rem .8rem .15rem 0;text-align:right}td:first-child,th:first-child{text-align:left}
+details{margin:.4rem 0}pre{white-space:pre-wrap;background:#f3f6f9;padding:.6rem;border-radius:4px;font-size:13px}
+svg text{font:12px system-ui,sans-serif;fill:#1c2733}.note{color:#5b6b7b}
+"""
+WIDTH, LABEL, ROW = 760, 220, 20
+MOST_ROWS = 40
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """The page of a report."""
+    documents = report["documents"]
+    parts = [
+        f"<p>{documents['kept']:,} documents kept, {documents['dropped']:,} dropped; {report['tokens']:,} tokens,"
+        f" {report['bytes'] / 1e6:,.1f} MB of text; tokenizer {escape(report['tokenizer']['name'])}"
+        f" ({escape(report['tokenizer']['backend'])} {escape(report['tokenizer']['version'])}).</p>",
+        _chart("What was dropped, by stage", report["stages"], "documents"),
+        _chart("Why", report["reasons"], "documents"),
+        _chart("Sources, kept", {name: row["tokens"] for name, row in report["sources"].items()}, "tokens"),
+        _chart("Sources, dropped", {name: row["dropped"] for name, row in report["sources"].items()}, "documents"),
+        _chart("Languages, kept", report["languages"], "documents"),
+        _chart(
+            "Lengths", {f"from {name} tokens": count for name, count in report["lengths"].items()}, "documents", by_size=False
+        ),
+        _chart("Personal data replaced", report["pii"], "items"),
+        _near(report["near_duplicates"]),
+        _gaps(report["false_positive_gaps"]),
+        _samples("A sample of what was dropped", report["samples"]["dropped"]),
+        _samples("A sample of what was kept", {"kept": report["samples"]["kept"]}),
+    ]
+    body = "\n".join(part for part in parts if part)
+    return (
+        f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>Data set</title>"
+        f"<style>{STYLE}</style>\n<h1>Data set</h1>\n{body}\n"
+    )
+
+
+def _chart(title: str, values: Mapping[str, int], unit: str, by_size: bool = True) -> str:
+    """Bars with their numbers; the longest first unless the order has a meaning."""
+    rows = [(name, value) for name, value in values.items() if value]
+    if not rows:
+        return ""
+    if by_size:
+        rows.sort(key=lambda row: (-row[1], row[0]))
+    shown, most = rows[:MOST_ROWS], max(value for _, value in rows)
+    bars = "".join(_bar(at, name, value, most) for at, (name, value) in enumerate(shown))
+    rest = f"<p class=note>and {len(rows) - MOST_ROWS} more</p>" if len(rows) > MOST_ROWS else ""
+    height = len(shown) * ROW
+    return f'<h2>{escape(title)} <span class=note>({unit})</span></h2><svg width="{WIDTH}" height="{height}">{bars}</svg>{rest}'
+
+
+def _bar(at: int, name: str, value: int, most: int) -> str:
+    width = max((WIDTH - LABEL - 110) * value / most, 1)
+    label = escape(name if len(name) <= 34 else name[:16] + "…" + name[-16:])
+    return (
+        f'<text x="{LABEL - 8}" y="{at * ROW + 14}" text-anchor="end">{label}</text>'
+        f'<rect x="{LABEL}" y="{at * ROW + 3}" width="{width:.1f}" height="{ROW - 6}" fill="#3b76b0"/>'
+        f'<text x="{LABEL + width + 6:.1f}" y="{at * ROW + 14}">{value:,}</text>'
+    )
+
+
+def _near(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    sizes = {f"clusters of {size}": count for size, count in found["sizes"].items()}
+    said = (
+        f"<p>{found['clusters']:,} clusters; {found['candidates']:,} candidates, {found['similar']:,} of them similar enough.</p>"
+    )
+    return _chart("Near-duplicates", sizes, "clusters", by_size=False) + said
+
+
+def _gaps(filters: Mapping[str, Any]) -> str:
+    if not filters:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(name)}<td>{one['rate']:.1%}<td>{escape(one['largest_gap']['term'])}<td>{one['largest_gap']['gap']:+.1%}"
+        f"<td>{one['largest_gap']['interval'][0]:+.1%} to {one['largest_gap']['interval'][1]:+.1%}"
+        for name, one in filters.items()
+    )
+    terms = len(next(iter(filters.values()))["terms"])
+    return (
+        f"<h2>Harmless texts about {terms} groups of people, dropped</h2><table>"
+        f"<tr><th>filter<th>rate<th>largest gap<th>gap"
+        f"<th>95% interval{rows}</table>"
+        "<p class=note>Equal texts in which only the identity term differs; all terms are in report.json.</p>"
+    )
+
+
+def _samples(title: str, groups: Mapping[str, Iterable[Mapping[str, str]]]) -> str:
+    shown = "".join(
+        f"<details><summary>{escape(reason)}: {escape(one['id'])} <span class=note>{escape(one['source'])}</span></summary>"
+        f"<pre>{escape(one['text'])}</pre></details>"
+        for reason, some in groups.items()
+        for one in some
+    )
+    return f"<h2>{escape(title)}</h2>{shown}" if shown else ""

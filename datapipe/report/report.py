@@ -1,0 +1,70 @@
+"""report.json: what a person or a program asks of a data set, out of its manifest and of what the tasks counted."""
+
+import json
+from typing import Any
+
+from cluster.storage import StoragePath
+from datapipe.manifest import Manifest
+from datapipe.report.page import page
+from datapipe.report.samples import Facts
+
+FOLDER = "report"
+
+
+def write_report(output: StoragePath, manifest: Manifest, kept: Facts, dropped: Facts, fairness: dict[str, Any]) -> None:
+    """Write report.json and report.html."""
+    report = make_report(manifest, kept, dropped, fairness)
+    output.write(f"{FOLDER}/report.json", (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    output.write(f"{FOLDER}/report.html", page(report).encode())
+
+
+def make_report(manifest: Manifest, kept: Facts, dropped: Facts, fairness: dict[str, Any]) -> dict[str, Any]:
+    """The report as plain values."""
+    totals, config = manifest.totals, manifest.config
+    counts: dict[str, dict[str, int]] = {}
+    for name, count in manifest.counts.items():
+        stage, _, what = name.partition(".")
+        counts.setdefault(stage, {})[what] = count
+    sources = {
+        name: {
+            "documents": row[0],
+            "tokens": row[1],
+            "bytes": row[2],
+            "share": round(row[1] / max(totals.tokens, 1), 6),
+            "dropped": dropped["sources"].get(name, [0])[0],
+        }
+        for name, row in kept["sources"].items()
+    }
+    for name, row in dropped["sources"].items():
+        sources.setdefault(name, {"documents": 0, "tokens": 0, "bytes": 0, "share": 0.0, "dropped": row[0]})
+    return {
+        "documents": {"kept": totals.documents, "dropped": manifest.rejected.total, "renamed": manifest.renamed_ids},
+        "tokens": totals.tokens,
+        "bytes": totals.bytes,
+        "splits": {name: getattr(totals, name).model_dump() for name in ("train", "validation")},
+        "reasons": manifest.rejected.reasons,
+        "stages": _stages(manifest.rejected.reasons),
+        "sources": dict(sorted(sources.items())),
+        "languages": counts.pop("language", {}),
+        "pii": counts.pop("pii", {}),
+        "changed": counts,
+        "lengths": {f"{1 << k}": count for k, count in enumerate(kept["lengths"]) if count},
+        "near_duplicates": manifest.near_duplicates.model_dump() if manifest.near_duplicates else None,
+        "false_positive_gaps": fairness,
+        "tokenizer": {
+            "name": manifest.tokenizer.name,
+            "backend": manifest.tokenizer.backend,
+            "version": manifest.tokenizer.version,
+        },
+        "decontaminated_against": sorted((config.get("decontaminate") or {}).get("checksums", {})),
+        "damaged": {record.path: record.damage for record in manifest.inputs if record.damage},
+        "samples": {"kept": kept["samples"].get("kept", []), "dropped": dropped["samples"]},
+    }
+
+
+def _stages(reasons: dict[str, int]) -> dict[str, int]:
+    stages: dict[str, int] = {}
+    for reason, count in reasons.items():
+        stage = reason.partition(".")[0] if "." in reason else reason
+        stages[stage] = stages.get(stage, 0) + count
+    return stages

@@ -1,0 +1,187 @@
+"""The matrix of oracles of GRPO: loss and gradient of the job on real ranks, against TRL's trainer and the papers' formulas.
+
+    python -m tests.benchmarks.bench_grpo_oracles [--variants grpo,dapo] [--ranks 1,2,3] [--trl PYTHON]
+
+A cell is a variant of the loss, a number of ranks, and all weights or LoRA. With max_staleness 1 the second step learns from
+answers of the policy before the first one, so that ratios differ from 1 and clips decide; of it the job writes down loss and
+gradient. Its rollouts are read from the run's ledger. Oracles: the formula in plain torch in float64, a token at a time, and
+TRL's trainer in fp32 on the same tokens. TRL lives in an environment of its own: --trl, or $ROPEWALK_TRL_PYTHON, else it is made
+under build/trl. Prints one JSON object.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from cluster.run.directory import RunDir
+from jobs.align.rollouts.config import GrpoConfig
+from jobs.align.rollouts.ledger import arrow_table, read_rollouts
+from jobs.training.config import LoraConfig
+from jobs.training.load_checkpoint import load_model
+from jobs.training.lora import save_adapter
+from tests.benchmarks.bench_align_oracles import LORA, difference, summary, trl_python
+from tests.jobs.align.formulas import grpo_loss
+from tests.jobs.align.pairs import make_model
+from tests.jobs.align.rolling import grpo_config, grpo_run, prompts, write_prompts
+from tests.jobs.launch import launch, losses
+
+BATCH, GROUP = 12, 4
+PARTIAL = [{"tests.jobs.align.rolling:share_of_letters": {}}]
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "grpo_kl": {"kl": 0.04},
+    "grpo_tempered": {"temperature": 0.7, "top_p": 0.9},
+    "grpo_batch_scaled": {"scale": "batch"},
+    "grpo_two_sided": {"max_ratio": 1.3},
+    "dr_grpo": {"variant": "dr_grpo"},
+    "dr_grpo_kl": {"variant": "dr_grpo", "kl": 0.04},
+    "dapo": {"variant": "dapo", "dynamic_sampling": False, "mask_truncated": False},
+    "dapo_kl": {"variant": "dapo", "dynamic_sampling": False, "mask_truncated": False, "kl": 0.04},
+    "gspo": {"variant": "gspo", "clip_low": 0.03, "clip_high": 0.04},
+    "gspo_kl": {"variant": "gspo", "clip_low": 0.03, "clip_high": 0.04, "kl": 0.04},
+}
+
+
+def rollouts_of(run: RunDir) -> list[dict[str, Any]]:
+    """What the second step of a run learnt from, by its ledger."""
+    table = arrow_table((run.path / "rollouts/prompts.arrow").read_bytes())
+    rows = [row for row in read_rollouts(run).to_pylist() if row["step"] == 1]
+    rows.sort(key=lambda row: (row["slot"], row["sample"]))
+    return [{**row, "prompt_ids": table["tokens"][row["prompt"]].as_py()} for row in rows]
+
+
+def advantages_of(rows: list[dict[str, Any]], scale: str) -> list[float]:
+    """The papers' advantages, a group at a time."""
+    rewards = np.array([sum(row["rewards"]) for row in rows])
+    found = []
+    for start in range(0, len(rewards), GROUP):
+        group = rewards[start : start + GROUP]
+        by = {"none": 1.0, "group": group.std(ddof=1) + 1e-4, "batch": rewards.std(ddof=1) + 1e-4}[scale]
+        found += ((group - group.mean()) / by).tolist()
+    return found
+
+
+def make_cell(folder: Path, name: str, ranks: int, base: Path, data: Path, *, lora: bool) -> dict[str, Any]:
+    """Run the job, and save what the oracles need of it."""
+    keys = {"max_ratio": 1e6, **VARIANTS[name], "max_staleness": 1, "group_size": GROUP, "rewards": PARTIAL}
+    changes = {"lora": LORA} if lora else {}
+    batch = {"global_batch": BATCH, "micro_batch": {1: BATCH, 2: 2}.get(ranks, 1)}
+    config = grpo_config(base, data, steps=2, checkpoint={"every_steps": 1}, batch=batch, grpo=keys, **changes)
+    optim = {"lr": 5e-2 if lora else 3e-3, "warmup_steps": 0, "schedule": "constant", "grad_clip": 0}
+    run = grpo_run(folder / "runs", {**config, "optim": optim})
+    launch(run, ranks, TEST_HOOK="record_second_gradient")
+    grpo, rows = GrpoConfig.model_validate(config["grpo"]), rollouts_of(run)
+    advantages = advantages_of(rows, grpo.keys.scale)
+    policy = load_model(run, 1, merge=False)[0]
+    place = folder / f"{name}-{ranks}-{'lora' if lora else 'full'}"
+    if lora:
+        save_adapter(policy, LoraConfig.model_validate(LORA), place, None)
+        policy.requires_grad_(False)
+        for parameter_name, parameter in policy.named_parameters():
+            parameter.requires_grad_("lora_" in parameter_name)
+    else:
+        policy.save_pretrained(place)
+    ours = load_file(run.path / "gradient.safetensors")
+    reference = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float64) if grpo.kl else None
+    loss, clipped = grpo_loss(policy.double(), reference, rows, advantages, grpo)
+    loss.backward()
+    gradient = {key: p.grad for key, p in policy.named_parameters() if p.grad is not None}
+    told = {
+        "method": name,
+        "ranks": ranks,
+        "weights": "lora" if lora else "all",
+        "loss": losses(run)[2],
+        "clipped": clipped,
+        "formula": {"loss": abs(losses(run)[2] - loss.item()), "gradient": difference(ours, gradient)},
+    }
+    return {"told": told, "cell": _trl_cell(grpo, rows, advantages, base, place, lora=lora), "ours": ours}
+
+
+def _trl_cell(
+    grpo: GrpoConfig, rows: list[dict[str, Any]], advantages: list[float], base: Path, place: Path, *, lora: bool
+) -> dict[str, Any]:
+    keys = grpo.keys
+    return {
+        "trl": "grpo",
+        "keys": {
+            "loss_type": {"sequence": "grpo", "token": "dapo", "constant": "dr_grpo"}[keys.average],
+            "importance_sampling_level": keys.ratio,
+            "epsilon": keys.clip_low,
+            "epsilon_high": keys.clip_high,
+            "delta": grpo.max_ratio if grpo.max_ratio < 1e3 else None,
+            "beta": grpo.kl,
+            "temperature": grpo.temperature,
+            "max_completion_length": grpo.max_new_tokens,
+            "num_generations": GROUP,
+        },
+        "base": str(base),
+        "policy": str(place),
+        "adapter": str(place) if lora else None,
+        "tokenizer": str(base),
+        "rows": [[row["prompt_ids"], row["tokens"], row["log_probs"], row["truncated"]] for row in rows],
+        "advantages": advantages,
+        "mask_truncated": keys.mask_truncated,
+        "kl": [],
+        "out": str(place / "trl.safetensors"),
+    }
+
+
+def ask_trl(made: list[dict[str, Any]], folder: Path, python: str) -> None:
+    """Let TRL compute the cells, and put its differences beside the formula's."""
+    file = folder / "cells.json"
+    file.write_text(json.dumps([one["cell"] for one in made]))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    script = str(Path(__file__).with_name("trl_grpo_oracle.py"))
+    subprocess.run([python, script, str(file)], check=True, env=environment, stdout=sys.stderr)
+    for one in made:
+        with safe_open(one["cell"]["out"], "pt") as stream:
+            loss = float(stream.metadata()["loss"])
+        gradient = load_file(one["cell"]["out"])
+        one["told"]["trl"] = {"loss": abs(one["told"]["loss"] - loss), "gradient": difference(one["ours"], gradient)}
+
+
+def main() -> None:
+    """The matrix."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--ranks", default="1,2,3")
+    parser.add_argument("--weights", default="all,lora")
+    parser.add_argument("--trl", help="an interpreter that has TRL; none: no TRL")
+    words = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        base = make_model(folder / "model")
+        data = write_prompts(folder / "prompts.jsonl", prompts(20))
+        made = [
+            make_cell(folder, variant, int(ranks), base, data, lora=weights == "lora")
+            for variant in words.variants.split(",")
+            for weights in words.weights.split(",")
+            for ranks in words.ranks.split(",")
+        ]
+        if words.trl != "none":
+            ask_trl(made, folder, trl_python(words.trl))
+        else:
+            for one in made:
+                one["told"]["trl"] = "not asked"
+    told = [one["told"] for one in made]
+    spent = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    assert not any(math.isnan(one["loss"]) for one in told)
+    print(json.dumps({**summary(told), "cpu_seconds": round(spent), "matrix": told}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""GRPO on virtual nodes, parts killed at random: no rollout is lost or learnt twice, and the parameters are those of peace."""
+
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.process.kill import writers_of
+from cluster.run.directory import RUNS_VARIABLE, RunDir
+from cluster.run.files import read_lines
+from cluster.spec import RunState
+from jobs.align.config import AlignConfig
+from jobs.align.rollouts.ledger import read_rollouts
+from jobs.runs.follow import wait
+from jobs.runs.submit import submit
+from tests.jobs.align.pairs import make_model
+from tests.jobs.align.rolling import grpo_config, prompts, write_prompts
+from tests.jobs.launch import equal, weights
+from tests.patience import Patience, until
+
+pytestmark = pytest.mark.soak
+
+STEPS, BATCH, GROUP, KILLS = 150, 16, 4, 20
+
+
+def rank(number: int) -> Callable[[RunDir], list[psutil.Process]]:
+    return lambda run: writers_of(run.log_dir(run.attempts()[-1]) / f"rank-{number}.log")[:1]
+
+
+def reward_process(run: RunDir) -> list[psutil.Process]:
+    found = [child for number in (0, 1) for one in rank(number)(run) for child in one.children(recursive=True)]
+    return [child for child in found if any("rewards.process" in word for word in child.cmdline())][:1]
+
+
+def agent(run: RunDir) -> list[psutil.Process]:
+    """The agent of a node, which is the driver of its ranks."""
+    told = read_lines(run.attempt_dir(run.attempts()[-1]) / "agents.jsonl")
+    return [psutil.Process(one["pid"]) for one in told if psutil.pid_exists(one["pid"])][-1:]
+
+
+PARTS = {"rank 0": rank(0), "rank 1": rank(1), "reward process": reward_process, "agent": agent}
+
+
+def kill(run: RunDir, part: str) -> bool:
+    """Kill a part of the run by SIGKILL, an agent with all that belongs to it; returns whether it was there."""
+    with suppress(psutil.NoSuchProcess, ProcessLookupError, IndexError):
+        for process in PARTS[part](run):
+            os.killpg(process.pid, signal.SIGKILL) if part == "agent" else process.kill()
+            return True
+    return False
+
+
+def put(run: RunDir) -> int:
+    """How many chunks lie in the ledger."""
+    return sum(1 for _ in (run.path / "rollouts").glob("at-*/0-*.arrow"))
+
+
+def check_used_once(run: RunDir) -> None:
+    rows = read_rollouts(run)
+    assert Counter(rows["state"].to_pylist()) == {"used": STEPS * BATCH}
+    keys = zip(rows["slot"].to_pylist(), rows["sample"].to_pylist(), rows["step"].to_pylist(), strict=True)
+    assert sorted(keys) == sorted((k // GROUP, k % GROUP, k // BATCH) for k in range(STEPS * BATCH))
+
+
+def test_twenty_random_kills_of_ranks_rewards_and_agents_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUNS_VARIABLE, str(tmp_path / "runs"))
+    model, data = make_model(tmp_path / "model"), write_prompts(tmp_path / "prompts.jsonl", prompts(50))
+
+    def begin() -> RunDir:
+        resources = {"nodes": 1, "ranks_per_node": 2}
+        config: dict[str, Any] = grpo_config(model, data, steps=STEPS, checkpoint={"every_steps": 5}, resources=resources)
+        return submit("align", AlignConfig.model_validate({**config, "grpo": {**config["grpo"], "chunk": 2}}))
+
+    run, chance = begin(), random.Random(0)
+    killed: list[str] = []
+    while len(killed) < KILLS:
+        at = put(run) + chance.randint(3, 40)  # so much later
+        until(lambda at=at: put(run) >= at or run.last_outcome() is not None, Patience.STEP)
+        outcome = run.last_outcome()
+        assert outcome is None or not outcome.state.final, f"it ended after {killed}: {outcome}"
+        part = chance.choice(sorted(PARTS))
+        if kill(run, part):
+            killed.append(part)
+    wait(run)
+    outcome = run.last_outcome()
+    assert outcome is not None
+    assert outcome.state is RunState.SUCCEEDED, f"{outcome.cause}, after {killed}"
+    peaceful = begin()
+    wait(peaceful)
+    print(f"killed: {Counter(killed)}; attempts: {len(run.attempts())}")
+    assert equal(weights(peaceful, STEPS), weights(run, STEPS))
+    for one in (run, peaceful):
+        check_used_once(one)
+    assert not [event for event in run.read_events() if event["event"] == "reward_failed"]

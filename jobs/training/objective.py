@@ -1,11 +1,11 @@
 """What is learnt: functions from a model and a batch to sums of losses, of weights and of metrics."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -68,7 +68,7 @@ def _counted_positions(model: nn.Module, labels_BT: torch.Tensor) -> torch.Tenso
 
     On a GPU the count would have to be waited for.
     """
-    if labels_BT.is_cuda or not _keeps_logits(type(model)):
+    if labels_BT.is_cuda or not _keeps_logits(type(model).forward):
         return None
     counted_T = (labels_BT != IGNORE).any(0)
     counted_T[0] = True  # so that a filler has logits too
@@ -77,8 +77,8 @@ def _counted_positions(model: nn.Module, labels_BT: torch.Tensor) -> torch.Tenso
 
 
 @cache
-def _keeps_logits(kind: type[nn.Module]) -> bool:
-    return "logits_to_keep" in inspect.signature(kind.forward).parameters
+def _keeps_logits(forward: Callable[..., Any]) -> bool:
+    return "logits_to_keep" in inspect.signature(forward).parameters
 
 
 class TermSums:

@@ -41,7 +41,7 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
         "name": facts.name,
         "version": f"step-{facts.step}" if facts.step is not None else "exported",
         "description": f"A causal language model of {facts.num_parameters:,} parameters, by ropewalk {facts.job}.",
-        "licenses": [{"license": {"name": NOT_STATED}}],
+        "licenses": [{"license": {"name": facts.license or NOT_STATED}}],
         "modelCard": {
             "modelParameters": {
                 "approach": {"type": _APPROACH.get(facts.job, "self-supervised")},
@@ -88,9 +88,7 @@ def _data(facts: ModelFacts) -> list[dict[str, Any]]:
         )
         for data in facts.data
     ]
-    unknown = [
-        (str(one["name"]), NOT_STATED, "Named by the run, and not to be read any more.", NOT_STATED) for one in facts.missing_data
-    ]
+    unknown = [(one.name, NOT_STATED, one.told, NOT_STATED) for one in facts.other_data]
     return [
         {
             "type": "data",
@@ -106,14 +104,14 @@ def _data(facts: ModelFacts) -> list[dict[str, Any]]:
 
 
 def _base(facts: ModelFacts) -> list[dict[str, Any]]:
-    if facts.base is None:
+    if not facts.lineage:
         return []
     text = "The model that training began with."
     return [
         {
             "type": "machine-learning-model",
             "bom-ref": "base-model",
-            "name": facts.base,
+            "name": facts.lineage[0],
             "version": NOT_STATED,
             "description": text,
         }

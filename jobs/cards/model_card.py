@@ -22,9 +22,7 @@ def metadata(facts: ModelFacts) -> dict[str, Any]:
     """The front matter; every key that the hub asks for is filled."""
     languages = sorted({language for data in facts.data for language in data.languages})
     found: dict[str, Any] = {
-        "license": "other",
-        "license_name": NOT_STATED.replace(" ", "-"),
-        "license_link": "README.md",
+        **_license(facts),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["ropewalk", facts.job],
@@ -33,6 +31,12 @@ def metadata(facts: ModelFacts) -> dict[str, Any]:
     if facts.measured:
         found["model-index"] = [{"name": facts.name, "results": [_result(one) for one in facts.measured]}]
     return found
+
+
+def _license(facts: ModelFacts) -> dict[str, str]:
+    if facts.license:
+        return {"license": facts.license}
+    return {"license": "other", "license_name": NOT_STATED.replace(" ", "-"), "license_link": "README.md"}
 
 
 def _result(one: Measured) -> dict[str, Any]:
@@ -45,7 +49,8 @@ def _result(one: Measured) -> dict[str, Any]:
 
 
 def _sections(facts: ModelFacts) -> dict[str, str]:
-    base = f"further trained from `{facts.base}`" if facts.base else "trained from random weights"
+    began = " ← ".join(f"`{name}`" for name in facts.lineage)
+    base = f"further trained from {began}" if began else "trained from random weights"
     return {
         "Model details": _table(
             {
@@ -55,7 +60,7 @@ def _sections(facts: ModelFacts) -> dict[str, str]:
                 "made by": f"ropewalk {facts.job}, run `{facts.name}`, submitted on {facts.created}",
                 "checkpoint": f"step {facts.step}" if facts.step is not None else None,
                 "code": f"commit {facts.commit}" if facts.commit else None,
-                "licence": None,
+                "licence": f"{facts.license}, that of the model it began with" if facts.license else None,
             }
         ),
         "Intended use": (
@@ -83,13 +88,8 @@ def _data(facts: ModelFacts) -> str:
     for data in facts.data:
         totals = data.manifest.totals
         size = f"{totals.documents:,} documents, {totals.tokens:,} tokens"
-        rows.append(
-            f"- `{data.name}`: {size}, content `{data.manifest.hash}`; its data card and Croissant file lie in its report"
-        )
-    rows += [
-        f"- `{one['name']}`, with weight {one['weight']}: not a prepared data set, or not there any more"
-        for one in facts.missing_data
-    ]
+        rows.append(f"- `{data.name}`: {size}, content `{data.manifest.hash}`")
+    rows += [f"- `{one.name}`: {one.told}" for one in facts.other_data]
     return "\n".join(rows) or f"Its run names no data set: {NOT_STATED}."
 
 

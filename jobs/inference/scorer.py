@@ -14,7 +14,8 @@ from jobs.inference.ties import near_tie, token_noise
 
 log = logging.getLogger(__name__)
 
-CPU_TOKENS, GPU_TOKENS = 512, 8192  # of a forward pass; on a CPU more of them gain nothing
+# of a forward pass; a CPU is busy with few, and each token more is one that all others of the row are kept from seeing
+CPU_TOKENS, GPU_TOKENS = 160, 8192
 _CHECK_TOKENS = 12
 
 

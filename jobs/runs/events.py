@@ -23,6 +23,7 @@ EVENTS: dict[str, str] = {
     "node_returned": "node {node} is available",
     "nodes_asked_for": "asked for {count:count more node}",
     "pods_asked_for": "asked Kubernetes for {count:count pod} in all",
+    "other_version": "node {node} has ropewalk {here}; it was submitted with {wanted}",
     "rank_lost": "rank {rank} on node {node} {exit_code:exit}",
     "ranks_hung": "stood still for {seconds:.1f} s at step {step}: {ranks:places}; all stacks: {stacks}",
     "resumed_by_user": "resumed by the user",

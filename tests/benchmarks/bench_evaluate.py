@@ -41,6 +41,7 @@ def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
     from jobs.evaluate.lm_eval_model import RopewalkModel
     from jobs.evaluate.load_tasks import load_tasks
     from jobs.evaluate.team import Team
+    from jobs.inference.generate import Writer
     from jobs.inference.open_model import open_model
     from jobs.inference.scorer import Scorer
     from sharding.group import process_group
@@ -54,7 +55,7 @@ def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {}
     with process_group() as group:
         opened = open_model(str(model))
-        ours = RopewalkModel(opened, Team(context, group, opened, Scorer(opened)), seed=0)
+        ours = RopewalkModel(opened, Team(context, group, Scorer(opened), Writer(opened)), seed=0)
         peer = _peer(opened, words.peer_batch)
         for name, task in tasks.items():
             task.set_config(key="num_fewshot", value=0)

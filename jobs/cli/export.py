@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cluster.run.directory import RunDir
 
 
-def export(
+def export(  # noqa: PLR0917 - typer reads the options of a command from its arguments
     run_ref: RunRef,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="the directory to write")],
     step: Annotated[int | None, typer.Option("--step", help="the checkpoint of this step; unset: the newest")] = None,

@@ -358,11 +358,12 @@ def test_the_defaults_stop_a_run_that_learns_by_heart(root: Path, tmp_path: Path
 def test_many_files_are_prepared_by_actors_and_a_kill_loses_no_unit(base: Path, root: Path, tmp_path: Path) -> None:
     for number in range(3):
         write_lines(tmp_path / f"{number}.jsonl", [{**one, "id": f"{number}-{one['id']}"} for one in chats(40, seed=number)])
-    run = make_run(root, {**finetune_config(base, tmp_path, steps=2), "data": [str(tmp_path / "*.jsonl")]})
+    run = make_run(root, {**finetune_config(base, tmp_path, steps=2, actors=2), "data": [str(tmp_path / "*.jsonl")]})
     group = start(run, 2)
     unfinished = root / ".prepared"
     group.until(lambda: any(unfinished.glob(f".*{run.id}/.work/units/*.json")) or bool(losses(run)))
     group.kill()
     results = launch(run, 2)
     assert results["conversations"] == 120
+    assert events(run, "actors") or "Ray does not start here" in log_of(run)
     assert not list(unfinished.glob(f".*{run.id}")), "nothing half-made is left"

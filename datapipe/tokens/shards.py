@@ -85,6 +85,8 @@ def plan_shards(layout: Layout, limit: int) -> list[ShardPlan]:
     splits: tuple[tuple[Split, int], ...] = (("train", TRAIN), ("validation", VALIDATION))
     for split, fate in splits:
         rows = np.flatnonzero(decisions.fate == fate)
+        if decisions.copies is not None:
+            rows = np.repeat(rows, decisions.copies[rows])
         before = np.cumsum(corpus.size[rows]) - corpus.size[rows]
         numbers = np.unique(before // limit, return_inverse=True)[1]
         for number in range(int(numbers[-1]) + 1 if len(rows) else 0):

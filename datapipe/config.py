@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cluster.config import DataPath, Section, absolute
+from datapipe.filters.augment import Augment
 from datapipe.filters.balance import Balance
 from datapipe.filters.decontaminate import Decontaminate
 from datapipe.filters.language import Language
@@ -84,6 +85,9 @@ class DataSetConfig(ReadRules):
         default=None, description="drop documents that contain items of evaluation sets, after the filters; unset: off"
     )
     pii: PersonalData | None = Field(default=None, description="replace personal data by placeholders, last of all; unset: off")
+    augment: Augment | None = Field(
+        default=None, description="rewrite training documents before they are tokenized, such as {fim: {rate: 0.5}}; unset: off"
+    )
     balance: Balance | None = Field(
         default=None, description="shares of sources in the training text, such as {temperature: 0.5}; unset: as they are"
     )

@@ -79,7 +79,9 @@ class _Pipeline:
         begin_or_resume(self.output, self.work, keys, self.files)
         if self.config.tokenizer.path and read_tokenizer(self.output, self.work) is None:
             taken = take_tokenizer(self.config.tokenizer.path)
-            Encoder(taken, self.config.tokenizer.backend)  # refused now rather than after the first pass
+            encoder = Encoder(taken, self.config.tokenizer.backend)  # refused now rather than after the first pass
+            for mark in self._marks():
+                encoder.special(mark)
             write_tokenizer(self.output, self.work, taken)
         units = plan_units(self.files, self.config.unit_mib, self.split())
         summaries = self.ingest(units)
@@ -185,8 +187,14 @@ class _Pipeline:
             return
         sample = plan_sample(layout, choice.sample_mib, self.seed)
         self.progress.begin("train the tokenizer", 1, "tokenizer")
-        for _ in self.run_tasks([Task(method="train", label="training the tokenizer", arguments=(sample, choice.train))]):
+        for _ in self.run_tasks(
+            [Task(method="train", label="training the tokenizer", arguments=(sample, choice.train, self._marks()))]
+        ):
             self.progress.add(1)
+
+    def _marks(self) -> tuple[str, ...]:
+        augment = self.config.augment
+        return augment.fim.tokens if augment and augment.fim else ()
 
     def encode(self, layout: Layout) -> tuple[list[Shard], Facts]:
         """Pass 2: tokenize every shard that is not done yet."""
@@ -196,7 +204,9 @@ class _Pipeline:
         found = [read_sidecar(p, self.work, self.output) if p.sidecar.rpartition("/")[2] in present else None for p in plans]
         done = {shard.path: shard for shard in found if shard}
         backend = self.config.tokenizer.backend
-        tasks = [Task(method="encode", label=p.path, arguments=(p, backend)) for p in plans if p.path not in done]
+        tasks = [
+            Task(method="encode", label=p.path, arguments=(p, backend, self.config.augment)) for p in plans if p.path not in done
+        ]
         total = sum(p.documents for p in plans)
         self.progress.begin("tokenize", total, "documents", sum(s.documents for s in done.values()))
         for _, shard in self.run_tasks(tasks):

@@ -86,10 +86,10 @@ class DataSetConfig(ReadRules):
     )
     pii: PersonalData | None = Field(default=None, description="replace personal data by placeholders, last of all; unset: off")
     augment: Augment | None = Field(
-        default=None, description="rewrite training documents before they are tokenized, such as {fim: {rate: 0.5}}; unset: off"
+        default=None, description="rewrite training documents before they are tokenized, such as {fim: {rate: 0.5}}"
     )
     balance: Balance | None = Field(
-        default=None, description="shares of sources in the training text, such as {temperature: 0.5}; unset: as they are"
+        default=None, description="shares of sources in the training text, such as {temperature: 0.5}"
     )
     validation_fraction: float = Field(
         default=0.01, ge=0, le=0.5, description="share of documents for the validation split, by a hash of their id"

@@ -14,6 +14,7 @@ from jobs.evaluate.evaluations import FOLDER
 from jobs.evaluate.load_tasks import load_tasks
 from jobs.evaluate.scoring import TaskScores, evaluate_tasks, task_scores
 from jobs.evaluate.team import Team
+from jobs.inference.generate import Writer
 from jobs.inference.open_model import OpenModel, open_model
 from jobs.inference.scorer import Scorer
 from sharding.group import Group
@@ -50,7 +51,7 @@ def run_tasks(context: JobContext, config: EvaluateConfig, group: Group) -> Eval
     group.barrier()
     opened = _open(context, config, group)
     scorer = Scorer(opened, batch_size=config.batch_size, batch_tokens=config.batch_tokens)
-    team = Team(context, group, opened, scorer)
+    team = Team(context, group, scorer, Writer(opened, config.batch_size))
     if not group.is_main:
         team.serve()
         return None

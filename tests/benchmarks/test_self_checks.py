@@ -22,6 +22,7 @@ SMALL = {
     "bench_loader": ["--tokens", "200000", "--rounds", "1"],
     "bench_many_runs": ["--runs", "20"],
     "bench_preprocess": ["--megabytes", "1", "--kills", "1", "--actors", "1,2"],
+    "bench_rules": ["--megabytes", "0", "--signatures", "20000"],
     "bench_recovery": ["--kills", "1"],
     "bench_slurm": ["--rounds", "2", "--runs", "20"],
     "bench_slurm_recovery": ["1"],

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from cluster.run.directory import RunDir
 
 
-def export(
+def export(  # noqa: PLR0917 - typer reads the options of a command from its arguments
     run_ref: RunRef,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="the directory to write")],
     step: Annotated[int | None, typer.Option("--step", help="the checkpoint of this step; unset: the newest")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="the low-rank adapter by itself, as peft opens it")] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="the running mean of the weights, where the run keeps one")] = False,
     gated: Annotated[
         bool, typer.Option("--gated", help="only if the gates that evaluate and audit held this checkpoint to have passed")
     ] = False,
@@ -29,7 +31,10 @@ def export(
     found = find_run(run_ref)
     if gated:
         step = _passed_step(found, step)
-    print(directory if export_elsewhere(found, directory, step) else export_with_cards(found, directory, step))
+    options = [*(["--adapter"] if adapter else []), *(["--ema"] if ema else [])]
+    if not export_elsewhere(found, directory, step, options):
+        export_with_cards(found, directory, step, adapter=adapter, ema=ema)
+    print(directory)
 
 
 def _passed_step(run: "RunDir", step: int | None) -> int:

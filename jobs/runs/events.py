@@ -46,8 +46,8 @@ EVENTS: dict[str, str] = {
     "started_from": "began with the checkpoint of step {step} of {run}",
     "stopped": "saved and stopped at step {step}",
     # fine-tuning
-    "conversations": "",
-    "prepared": "",
+    "conversations": "learns from {train} conversations in {samples} samples, {validation} held out, {too_long} too long",
+    "prepared": "prepared {conversations} conversations, rejected {rejected} {reasons}: {path}",
     # alignment
     "length_bias": "the preferred answer is the longer one in {share_longer:.0%} of the pairs (mean {chosen:.0f}, the other"
     " {rejected:.0f} tokens): length itself may be learnt; compare reward_accuracy_longer with reward_accuracy_shorter",

@@ -56,6 +56,7 @@ class ReadRules(Section):
     min_chars: int = Field(default=1, ge=0, description="reject shorter documents")
     max_chars: int | None = Field(default=None, ge=1, description="reject longer documents")
     max_line_mib: float = Field(default=32, gt=0, le=1024, description="reject longer lines and text files, MiB")
+    main_content: bool = Field(default=True, description="of web pages (.warc.gz) only the main content, no menus")
     unit_mib: float = Field(default=64, gt=0, description="input that one task reads, MiB")
 
 
@@ -65,7 +66,7 @@ class DataSetConfig(ReadRules):
     input: Annotated[tuple[DataPath, ...], BeforeValidator(_one_or_many)] = Field(
         min_length=1,
         description="files, directories (names with a leading dot are left out) or globs (** too) of .jsonl[.gz|.zst],"
-        " .parquet or text; any fsspec URL",
+        " .parquet, .warc[.gz], .wet[.gz] or text; any fsspec URL",
     )
     output: DataPath = Field(description="directory of the data set; any fsspec URL")
     tokenizer: TokenizerChoice = Field(description="how text becomes tokens")

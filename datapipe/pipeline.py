@@ -19,6 +19,7 @@ from datapipe.dedup.near.task import NearTask
 from datapipe.execution.worker import Task
 from datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
 from datapipe.inputs.ingest import UnitSummary, read_summary, rejection_reasons, summary_name, texts_name
+from datapipe.inputs.split import files_to_split, pieces_of, read_split
 from datapipe.inputs.streams import naming_full_disk
 from datapipe.manifest import InputRecord, Manifest, NearRecord, Rejected, Shard, Totals, hash_of, write_manifest
 from datapipe.plan import WORK, begin_or_resume, deciding_keys, find_complete
@@ -77,7 +78,7 @@ class _Pipeline:
             taken = take_tokenizer(self.config.tokenizer.path)
             Encoder(taken, self.config.tokenizer.backend)  # refused now rather than after the first pass
             write_tokenizer(self.output, self.work, taken)
-        units = plan_units(self.files, self.config.unit_mib)
+        units = plan_units(self.files, self.config.unit_mib, self.split())
         summaries = self.ingest(units)
         corpus = load_corpus(units, summaries, self.work)
         dropped = repeats(corpus.text_hash)
@@ -100,6 +101,18 @@ class _Pipeline:
         )
         write_report(self.output, manifest, kept_facts, dropped_facts, self.find_gaps())
         return write_manifest(self.output, manifest)
+
+    def split(self) -> dict[str, tuple[list[InputFile], str | None]]:
+        """Cut large compressed files into pieces: each is read by one, so that all can work on it."""
+        files = files_to_split(self.files, self.config.unit_mib)
+        done = {file.url: found for file in files if (found := read_split(file, self.work))}
+        tasks = [Task(method="split", label=f.url, arguments=(f, self.config.unit_mib)) for f in files if f.url not in done]
+        if tasks:
+            self.progress.begin("decompress", sum(f.size for f in files), "B", sum(f.size for f in files if f.url in done))
+        for task, found in self.run_tasks(tasks):
+            done[found.url] = found
+            self.progress.add(task.arguments[0].size)
+        return {file.url: (pieces_of(file, done[file.url], self.work), done[file.url].damage) for file in files}
 
     def ingest(self, units: list[Unit]) -> list[UnitSummary]:
         """Pass 1: read and filter every unit that is not done yet."""

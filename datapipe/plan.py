@@ -23,6 +23,8 @@ def deciding_keys(config: DataSetConfig, seed: int) -> dict[str, Any]:
     """The keys of the configuration that decide the data set's bytes, as plain values; what is off by default only where set."""
     values = {name: value for name, value in config.model_dump(mode="json").items() if name in DataSetConfig.model_fields}
     del values["output"]
+    if values["main_content"]:
+        del values["main_content"]
     for name in OFF_BY_DEFAULT:
         if not values[name]:
             del values[name]

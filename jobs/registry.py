@@ -67,11 +67,12 @@ JOBS: dict[str, JobSpec] = {
         ),
         JobSpec(
             name="evaluate",
-            summary="Score a model on held-out text: bits per byte, perplexity, sample generations.",
+            summary="Measure a model: bits per byte on held-out text, tasks, sample generations; and hold it to a gate.",
             config="jobs.evaluate.config:EvaluateConfig",
             entry="jobs.evaluate.job:main",
             engine=Engine.RANKS,
             preload=(*_TRAINING, "jobs.evaluate.job"),
+            view="jobs.evaluate.view:EvaluateView",
         ),
         JobSpec(
             name="audit",

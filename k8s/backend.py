@@ -227,11 +227,11 @@ class K8sBackend(Backend):
         if not self.shares_files and run.attempts():
             self.reader.fetch(run, wanted, write, beside)
 
-    def export(self, run: RunDir, directory: Path, step: int | None) -> bool:
+    def export(self, run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> bool:
         """Export a checkpoint where it lies, and bring the model here; whether that was needed."""
         if self.shares_files:
             return False
-        self.reader.export(run, directory, step)
+        self.reader.export(run, directory, step, options)
         return True
 
     # --- the rest

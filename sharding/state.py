@@ -1,4 +1,4 @@
-"""The tensors that a checkpoint holds, by name: parameters, buffers that persist, Adam's moments and step."""
+"""The tensors that a checkpoint holds, by name: parameters, buffers that persist, Adam's moments and step, a mean of weights."""
 
 import torch
 from torch import nn
@@ -7,6 +7,7 @@ State = dict[str, torch.Tensor]
 
 MODEL = "model."
 OPTIMIZER = "optimizer."
+EMA = "ema."
 
 
 def model_state(model: nn.Module) -> State:

@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 
 from cluster.agent.monitor import Monitor
+from cluster.agent.version import other_version, too_far_apart
 from cluster.config import NodeRange
 from cluster.engines.entry import write_error
 from cluster.engines.process import run_process
-from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED
+from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED, ConfigError
 from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.process.forking import all_imported, cuda_runs, import_modules
 from cluster.process.kill import end, family, processes_with
@@ -85,6 +86,9 @@ class Agent:
     def run(self) -> int:
         """Run the engine beside the threads that watch it, clean up, and return the exit code."""
         install_stop_handler(self._stop_asked.set)
+        if not self._fits():
+            self._leave(EXIT_NEVER_RETRY)
+            return EXIT_NEVER_RETRY
         if self.engine is Engine.RANKS:
             self._start_forkserver()
         threading.Thread(target=self._watch, args=(os.getppid(),), name="watch", daemon=True).start()
@@ -105,6 +109,19 @@ class Agent:
             monitor.stop()
             self._leave(code)
         return code
+
+    def _fits(self) -> bool:
+        """Compare this node's version of the program with the submission's, before anything starts; a difference is told."""
+        if (found := other_version(self.run_dir)) is None:
+            return True
+        wanted, here = found
+        self.run_dir.event("other_version", node=self.node, wanted=wanted, here=here, attempt=self.attempt)
+        if not too_far_apart(wanted, here):
+            return True
+        words = f"it was submitted with ropewalk {wanted}, and node {self.node} has {here}"
+        error = ConfigError(f"{words}; install {wanted} there (on Kubernetes: an image with it), or submit with {here}")
+        write_error(self.folder, f"node-{self.node}", error, EXIT_NEVER_RETRY, who=f"node {self.node}'s agent", node=self.node)
+        return False
 
     def _run_engine(self) -> int:
         if self.engine is Engine.RANKS:

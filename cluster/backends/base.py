@@ -135,6 +135,9 @@ class Backend(ABC):
         other runs there that come along, such as a sweep's trials.
         """
 
-    def export(self, run: RunDir, directory: Path, step: int | None) -> bool:
-        """Export a checkpoint where it lies and bring the model here; False: it lies here, and nothing was done."""
+    def export(self, run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> bool:
+        """Export a checkpoint where it lies and bring the model here; False: it lies here, and nothing was done.
+
+        `options` are further words of the program that exports.
+        """
         return False

@@ -34,7 +34,7 @@ class ChatTokenizer:
 
     def __init__(self, directory: Path, template: str | None = None) -> None:
         """Open the tokenizer of a directory; `template` replaces its own. Raises ConfigError where it has none."""
-        found = _open(directory)
+        found = open_tokenizer(directory)
         chosen = template or found.chat_template
         if isinstance(chosen, dict):
             chosen = chosen.get("default")
@@ -133,7 +133,8 @@ class ChatTokenizer:
         return texts[0], [(int(start), int(end)) for start, end in indices[0]] if indices else []
 
 
-def _open(directory: Path) -> Any:
+def open_tokenizer(directory: Path) -> Any:
+    """The tokenizer of a directory, as transformers has it. Raises ConfigError where it cannot be opened, or has no fast form."""
     try:
         if (directory / "tokenizer_config.json").is_file():
             found = AutoTokenizer.from_pretrained(directory, local_files_only=True)

@@ -10,8 +10,9 @@ from datapipe.config import ReadRules
 from datapipe.dedup.near.task import NearTask, run_near
 from datapipe.filters.filter import Filter
 from datapipe.filters.registry import Filters, make_filter
-from datapipe.inputs.files import Unit
+from datapipe.inputs.files import InputFile, Unit
 from datapipe.inputs.ingest import UnitSummary, ingest_unit
+from datapipe.inputs.split import SplitFile, split_file
 from datapipe.manifest import Shard
 from datapipe.minhash.config import NearDuplicates
 from datapipe.rejected import RejectedPlan, write_rejected
@@ -49,6 +50,10 @@ class Worker:
         if module:
             return getattr(import_module(module), function)(self.output, self.work, *task.arguments)
         return getattr(self, function)(*task.arguments)
+
+    def split(self, file: InputFile, unit_mib: float) -> SplitFile:
+        """Cut a compressed file into pieces that others read."""
+        return split_file(file, unit_mib, self.work)
 
     def ingest(self, unit: Unit, rules: ReadRules, filters: Filters, near: NearDuplicates | None) -> UnitSummary:
         """Read and filter one unit of the input."""

@@ -1,7 +1,7 @@
 """List the input files and cut them into units of work; both are pure functions of the files that are there."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ LINE_ENDINGS = {
 PROSE_ENDINGS = (".txt", ".text", ".md", ".markdown", ".rst", ".tex")
 CODE_ENDINGS = (".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", ".java", ".js", ".ts", ".sh", ".sql", ".toml")
 TEXT_ENDINGS = PROSE_ENDINGS + CODE_ENDINGS
-READ_HERE = "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.parquet, *.txt, *.md, *.rst, *.py"
+READ_HERE = "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.parquet, *.warc.gz, *.txt, *.md, *.rst, *.py"
 MAGIC = re.compile(r"[*?\[]")
 FILES_A_UNIT = 1000
 
@@ -37,7 +37,7 @@ class InputFile:
     url: str
     name: str
     size: int
-    kind: str  # lines, gzip, zstd, parquet, text; empty: its ending is not known
+    kind: str  # lines, gzip, zstd, parquet, text, warc, warc.gz; empty: its ending is not known
     version: str = ""
 
 
@@ -54,6 +54,8 @@ class Unit:
     end: int | None = None
     piece: int = 0
     pieces: int = 1
+    held: InputFile | None = None  # the piece of a compressed file that was split, which is read in its place
+    damage: str | None = None  # why the file ends behind this piece
 
     @property
     def size(self) -> int:
@@ -75,6 +77,8 @@ def kind_of(name: str) -> str | None:
     for ending, compression in LINE_ENDINGS.items():
         if lower.endswith(ending):
             return compression or "lines"
+    if lower.endswith((".warc", ".wet", ".warc.gz", ".wet.gz")):
+        return "warc.gz" if lower.endswith(".gz") else "warc"
     if lower.endswith((".parquet", ".pq")):
         return "parquet"
     return "text" if lower.endswith(TEXT_ENDINGS) else None
@@ -131,28 +135,39 @@ def expand(pattern: str) -> Iterator[InputFile]:
         yield InputFile(url=url, name=name, size=int(info["size"]), kind=kind_of(name) or "", version=version)
 
 
-def plan_units(files: Iterable[InputFile], unit_mib: float) -> list[Unit]:
-    """Cut the input into units, in global order; documents are ordered by unit, then by their position in it."""
+def plan_units(
+    files: Iterable[InputFile], unit_mib: float, split: Mapping[str, tuple[Sequence[InputFile], str | None]] | None = None
+) -> list[Unit]:
+    """Cut the input into units, in global order; documents are ordered by unit, then by their position in it.
+
+    `split` has the pieces of compressed files that were split, and what is wrong with the file.
+    """
     limit = max(int(unit_mib * MIB), 1)
     units: list[Unit] = []
     group: list[InputFile] = []
-    held = 0
+    grouped = 0
 
     def flush() -> None:
-        nonlocal held
+        nonlocal grouped
         if group:
             units.append(Unit(index=len(units), files=tuple(group)))
             group.clear()
-            held = 0
+            grouped = 0
 
     for file in files:
         if file.kind == "text":
-            if group and (len(group) >= FILES_A_UNIT or held + file.size > limit):
+            if group and (len(group) >= FILES_A_UNIT or grouped + file.size > limit):
                 flush()
             group.append(file)
-            held += file.size
+            grouped += file.size
             continue
         flush()
+        held, damage = (split or {}).get(file.url, ((), None))
+        for piece, one in enumerate(held):
+            broken = damage if piece == len(held) - 1 else None
+            units.append(Unit(index=len(units), files=(file,), piece=piece, pieces=len(held), held=one, damage=broken))
+        if held:
+            continue
         ranges = _ranges(file, limit)
         for piece, (start, end) in enumerate(ranges):
             units.append(Unit(index=len(units), files=(file,), start=start, end=end, piece=piece, pieces=len(ranges)))
@@ -162,7 +177,7 @@ def plan_units(files: Iterable[InputFile], unit_mib: float) -> list[Unit]:
 
 def _ranges(file: InputFile, limit: int) -> list[tuple[int, int | None]]:
     """Where a file is cut: plain lines by bytes, parquet by row groups, a compressed stream nowhere."""
-    if file.size <= limit or file.kind in {"gzip", "zstd"}:
+    if file.size <= limit or file.kind in {"gzip", "zstd", "warc", "warc.gz"}:
         return [(0, None)]
     if file.kind == "lines":
         return [(start, min(start + limit, file.size)) for start in range(0, file.size, limit)]

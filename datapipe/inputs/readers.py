@@ -22,6 +22,7 @@ from datapipe.inputs.streams import (
     plain_chunks,
     zstd_chunks,
 )
+from datapipe.inputs.web import read_pages
 
 ROWS_A_BATCH = 256
 BOM = b"\xef\xbb\xbf"
@@ -41,12 +42,16 @@ class ReadStats:
 def read_unit(unit: Unit, rules: ReadRules, stats: ReadStats) -> Iterator[Document | Rejection]:
     """Read every record of a unit, in its order. Raises DataError if a file changed since the plan was made."""
     for index, file in enumerate(unit.files):
-        reader = {"parquet": _read_parquet, "text": _read_text}.get(file.kind, _read_lines)
+        readers = {"parquet": _read_parquet, "text": _read_text, "warc": _read_web, "warc.gz": _read_web}
+        reader = readers.get(file.kind, _read_lines)
         try:
             yield from reader(unit, index, rules, stats)
         except DamagedStreamError as error:
             stats.damage[index] = str(error)
             yield Rejection(index, 0, file.name, file.name, "damaged_file")
+    if unit.damage:
+        stats.damage[0] = unit.damage
+        yield Rejection(0, stats.lines + 1, unit.files[0].name, unit.files[0].name, "damaged_file")
 
 
 def _open(file: InputFile) -> Any:
@@ -66,23 +71,34 @@ def _open(file: InputFile) -> Any:
 def _read_lines(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> Iterator[Document | Rejection]:
     """Read JSON lines, plain (those that begin in the unit's byte range) or compressed."""
     file = unit.files[index]
-    with _open(file) as stream:
+    here = unit.held or file
+    with _open(here) as stream:
         stream.seek(max(unit.start - 1, 0))
         source = HashedReader(stream, unit.start, unit.end)
         check = RecordCheck(index=index, file=file, rules=rules)
         limit = int(rules.max_line_mib * MIB)
-        lines = split_lines(CHUNKS[file.kind](source), limit, unit.start, unit.end)
+        lines = split_lines(CHUNKS[here.kind](source), limit, unit.start, unit.end)
+        if unit.damage:
+            lines = _all_but_last(lines)  # of which the end is missing
         try:
             for line in lines:
                 stats.lines += 1
                 if line is TOO_LONG:
                     yield check.reject(stats.lines, "line_too_long")
                     continue
-                record = line.removeprefix(BOM) if stats.lines == 1 and unit.start == 0 else line
+                record = line.removeprefix(BOM) if stats.lines == 1 and unit.start == 0 and unit.piece == 0 else line
                 if record and not record.isspace():
                     yield _parse(record, stats.lines, check)
         finally:
             stats.checksums.append(source.drain())
+
+
+def _all_but_last(lines: Iterator[bytes]) -> Iterator[bytes]:
+    held = next(lines, None)
+    for line in lines:
+        if held is not None:
+            yield held
+        held = line
 
 
 def _parse(line: bytes, number: int, check: "RecordCheck") -> Document | Rejection:
@@ -160,6 +176,24 @@ def _read_text(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> It
         yield check.reject(1, "invalid_utf8", file.name)
         return
     yield check.judge(1, file.name, file.name, text)
+
+
+def _read_web(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> Iterator[Document | Rejection]:
+    """Read the pages of a web archive; a record counts as a line, the host is the source."""
+    file = unit.files[index]
+    check = RecordCheck(index=index, file=file, rules=rules)
+    with _open(file) as stream:
+        source = HashedReader(stream)
+        chunks = (gzip_chunks if file.kind == "warc.gz" else plain_chunks)(source)
+        try:
+            for known, host, text, reason in read_pages(chunks, int(rules.max_line_mib * MIB), rules.main_content):
+                stats.lines += 1
+                if reason:
+                    yield check.reject(stats.lines, reason, known, host)
+                else:
+                    yield check.judge(stats.lines, known, host, text)
+        finally:
+            stats.checksums.append(source.drain())
 
 
 def _read_parquet(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> Iterator[Document | Rejection]:

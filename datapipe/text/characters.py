@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CODE_POINTS = 0x110000
+MARKS_END = 0x20000  # from here on there are ideographs and what is not assigned: no marks, no capitals
 SPACE, ALPHABETIC, ALPHANUMERIC, SYMBOL, TERMINAL, BREAK, DECIMAL, CLOSING = (1 << bit for bit in range(8))
 
 # Unicode's property Sentence_Terminal (PropList.txt), which Python's unicodedata does not have
@@ -32,7 +33,7 @@ class CharacterTables(NamedTuple):
 
 @cache
 def character_tables() -> CharacterTables:
-    """The tables, made from this Python's Unicode data in a third of a second."""
+    """The tables, made from this Python's Unicode data."""
     characters = np.arange(CODE_POINTS, dtype=np.uint32).view("<U1")
     flags = np.zeros(CODE_POINTS, dtype=np.uint8)
     for bit, found in (
@@ -42,16 +43,23 @@ def character_tables() -> CharacterTables:
         (DECIMAL, np.strings.isdecimal(characters)),
     ):
         flags[found] |= bit
-    categories = np.array([unicodedata.category(chr(code)) for code in range(CODE_POINTS)])
-    kind = categories.astype("<U1")
-    flags[(kind == "P") | (kind == "S") | (categories == "Cc")] |= SYMBOL
-    flags[(categories == "Pe") | (categories == "Pf")] |= CLOSING
+    known = categories()
+    kind = known.astype("<U1")
+    flags[:MARKS_END][(kind == "P") | (kind == "S") | (known == "Cc")] |= SYMBOL
+    flags[:MARKS_END][(known == "Pe") | (known == "Pf")] |= CLOSING
     for bit, found_characters in ((CLOSING, "\"'"), (BREAK, LINE_BREAKS), (TERMINAL, terminal_characters())):
         flags[[ord(character) for character in found_characters]] |= bit
-    lower = np.strings.lower(characters).view(np.uint32).copy()
+    lower = np.arange(CODE_POINTS, dtype=np.uint32)
+    lower[:MARKS_END] = np.strings.lower(characters[:MARKS_END]).view(np.uint32)
     for table in (flags, lower):
         table.flags.writeable = False
     return CharacterTables(flags, lower)
+
+
+@cache
+def categories() -> NDArray[np.str_]:
+    """The general category of each code point up to MARKS_END, as `Lu`."""
+    return np.array([unicodedata.category(chr(code)) for code in range(MARKS_END)])
 
 
 def terminal_characters() -> str:

@@ -1,12 +1,11 @@
 """Which characters English tokens are cut at, as a table for kernels; abbreviations that are kept whole."""
 
-import unicodedata
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datapipe.text.characters import CODE_POINTS
+from datapipe.text.characters import CODE_POINTS, MARKS_END, categories
 
 PREFIX, SUFFIX, ICON, CURRENCY, LOWER, UPPER, ALPHA, DIGIT, DOT_BEFORE, QUOTE, NOT_LAST = (1 << bit for bit in range(11))
 PUNCTUATION = (
@@ -31,9 +30,8 @@ def token_marks() -> NDArray[np.uint16]:
     marks[np.strings.isdigit(characters)] |= DIGIT | DOT_BEFORE
     marks[np.strings.islower(characters)] |= LOWER | DOT_BEFORE
     marks[np.strings.isupper(characters)] |= UPPER
-    categories = np.array([unicodedata.category(chr(code)) for code in range(CODE_POINTS)])
-    marks[categories == "So"] |= ICON | PREFIX | SUFFIX
-    marks[categories == "Sc"] |= CURRENCY | PREFIX
+    marks[:MARKS_END][categories() == "So"] |= ICON | PREFIX | SUFFIX
+    marks[:MARKS_END][categories() == "Sc"] |= CURRENCY | PREFIX
     for found, bits in (
         (PUNCTUATION, PREFIX | SUFFIX | DOT_BEFORE),
         (QUOTES, PREFIX | SUFFIX | DOT_BEFORE | QUOTE),

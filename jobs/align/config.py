@@ -11,7 +11,7 @@ from datapipe.chat.built_in import TEMPLATES
 from datapipe.chat.config import template_name
 from jobs.align.rollouts.config import GrpoConfig
 from jobs.runs.find_model import check_model_run
-from jobs.training.config import LoraConfig, ModelConfig, OptimConfig, TrainingConfig, ValidationConfig
+from jobs.training.config import AnomalyConfig, LoraConfig, ModelConfig, OptimConfig, TrainingConfig, ValidationConfig
 
 Method = Literal["dpo", "ipo", "kto", "orpo", "simpo", "reward", "grpo"]
 Reference = Literal["adapter", "copy", "precomputed", "none"]
@@ -81,6 +81,10 @@ class AlignConfig(TrainingConfig):
     lora: LoraConfig | None = Field(default=None, description="train low-rank adapters only; unset: all weights")
     optim: AlignOptimConfig = Field(default=AlignOptimConfig(), description="optimizer and learning rate")
 
+    anomaly: AnomalyConfig = Field(
+        default=AnomalyConfig(spike_factor=None),
+        description="what to do when the loss is NaN; these losses fall to 0 and below, so that no multiple of theirs is a spike",
+    )
     validation: ValidationConfig = Field(
         default=ValidationConfig(),
         description="when the validation split is scored; every_steps unset: 20 times a run; patience unset: 3, null: no end",
@@ -127,6 +131,8 @@ class AlignConfig(TrainingConfig):
         filled = dict(values)
         if filled.get("lora") is not None and isinstance(filled.get("optim", {}), dict):
             filled["optim"] = {"lr": LORA_LR, **filled.get("optim", {})}
+        if isinstance(filled.get("anomaly", {}), dict):
+            filled["anomaly"] = {"spike_factor": None, **filled.get("anomaly", {})}
         steps = str(filled.get("steps"))
         if filled.get("method") != "grpo" and isinstance(filled.get("validation", {}), dict) and steps.isdigit():
             every = max(1, int(steps) // VALIDATIONS)

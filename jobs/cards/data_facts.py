@@ -1,15 +1,22 @@
 """What the cards say of a data set, out of its manifest and its report."""
 
+import hashlib
 import json
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from cluster.errors import RopewalkError
+from cluster.run.directory import RunDir
+from cluster.run.files import read_json
 from cluster.storage import StoragePath
 from datapipe.manifest import MANIFEST_NAME, Manifest, read_manifest
-from jobs.cards.public import public
+from jobs.cards.public import public, public_text
 
 REPORT = "report/report.json"
+PREPARED = "data.json"  # in a run: where the data set lies that it prepared
+CHUNK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +57,57 @@ def read_data_facts(place: StoragePath) -> DataFacts:
     return DataFacts(name=name, manifest=manifest, report=public(report), manifest_bytes=place.read(MANIFEST_NAME))
 
 
-def data_facts_of(config: dict[str, Any]) -> tuple[list[DataFacts], list[dict[str, Any]]]:
-    """The data sets that a run's configuration names under `data`, and what can be said of those that are not here any more."""
-    data = config.get("data")
-    entries = [{"path": data}] if isinstance(data, str) else [one for one in data or [] if isinstance(one, dict)]
-    found, missing = [], []
-    for entry in entries:
+@dataclass(frozen=True, kw_only=True)
+class OtherData:
+    """Data of a run that is no prepared data set: a file of pairs or conversations, or what is not to be read any more."""
+
+    name: str
+    told: str  # what can be said of it
+
+
+def data_facts_of(run: RunDir) -> tuple[list[DataFacts], list[OtherData]]:
+    """What can be said of the data that a run learnt from: of data sets by their manifests, of files by their sizes."""
+    config = dict(run.record.get("config") or {})
+    known = read_json(run.path / PREPARED)
+    paths = [_path(entry) for entry in _entries(config.get("data"))]
+    if known and "path" in known:  # conversations that the run prepared, or found prepared
+        place = known["path"] if "://" in known["path"] else os.path.normpath(run.path / known["path"])
         try:
-            found.append(read_data_facts(StoragePath(str(entry["path"]))))
-        except (RopewalkError, OSError, KeyError):
-            missing.append({"name": public(str(entry.get("path", "data"))), "weight": entry.get("weight", 1.0)})
-    return found, missing
+            facts = read_data_facts(StoragePath(place))
+            names = ", ".join(public_text(path).rpartition("/")[2] for path in paths)
+            return [replace(facts, name=names or facts.name)], []
+        except (RopewalkError, OSError):
+            pass
+    found: list[DataFacts] = []
+    others: list[OtherData] = []
+    for path in paths:
+        try:
+            found.append(read_data_facts(StoragePath(path)))
+        except (RopewalkError, OSError):
+            others.append(_other(path))
+    return found, others
+
+
+def _entries(data: Any) -> list[Any]:
+    return list(data) if isinstance(data, (list, tuple)) else [data] if data else []
+
+
+def _path(entry: Any) -> str:
+    return str(entry.get("path", "data")) if isinstance(entry, dict) else str(entry)
+
+
+def _other(path: str) -> OtherData:
+    name = public_text(path).rpartition("/")[2] or "data"
+    local = StoragePath(path).local
+    if local is not None and local.is_file():
+        return OtherData(name=name, told=f"a file of {local.stat().st_size:,} bytes, SHA-256 {sha256_of(local)}")
+    return OtherData(name=name, told="not a prepared data set, or not there any more")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in bounded memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,22 +1,24 @@
 """Write a run's model as a Hugging Face directory, with its model card and bill of materials.
 
-Usage on the machine where the run lies: python -m jobs.cards.export RUN_DIR DIR [--step N]
+Usage on the machine where the run lies: python -m jobs.cards.export RUN_DIR DIR [--step N] [--adapter] [--ema]
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from cluster.errors import RopewalkError
 from cluster.run.directory import RunDir
 
 
-def export_with_cards(run: RunDir, directory: Path, step: int | None = None) -> Path:
+def export_with_cards(run: RunDir, directory: Path, step: int | None = None, *, adapter: bool = False, ema: bool = False) -> Path:
     """Write the newest complete checkpoint (or that of `step`) as `jobs.training.export.export` does, and its cards."""
     from jobs.cards.write import write_model_cards
     from jobs.training.export import export
 
-    return export(run, directory, step, finish=lambda partial, found: write_model_cards(run, partial, found))
+    finish = partial(write_model_cards, run)
+    return export(run, directory, step, finish=finish, adapter=adapter, ema=ema)
 
 
 def main() -> None:
@@ -25,9 +27,11 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("directory", type=Path)
     parser.add_argument("--step", type=int)
+    parser.add_argument("--adapter", action="store_true")
+    parser.add_argument("--ema", action="store_true")
     words = parser.parse_args()
     try:
-        export_with_cards(RunDir(words.run_dir), words.directory, words.step)
+        export_with_cards(RunDir(words.run_dir), words.directory, words.step, adapter=words.adapter, ema=words.ema)
     except RopewalkError as error:
         sys.exit(str(error))
 

@@ -1,6 +1,5 @@
 """What the cards say of a model, out of its run's directory and the runs that scored it."""
 
-import hashlib
 import json
 import struct
 import time
@@ -9,14 +8,16 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from cluster.errors import RopewalkError
 from cluster.run.directory import RunDir
-from jobs.cards.data_facts import DataFacts, data_facts_of
-from jobs.cards.public import public
+from jobs.cards.data_facts import DataFacts, OtherData, data_facts_of, sha256_of
+from jobs.cards.public import public, public_text
 from jobs.runs.provenance import versions
-from jobs.training.model_record import read_record
+from jobs.training.model_record import find_source_run, read_record
 
-CHUNK_BYTES = 1 << 24
+MOST_ANCESTORS = 20
 _SAFETENSORS_SIZE = 8  # bytes of the header's length
 SCORED = ("evaluate", "audit")
 
@@ -50,7 +51,9 @@ class ModelFacts:
     step: int | None
     architecture: str
     config: dict[str, Any]  # of the run
-    base: str | None  # the model that training began with
+    head: str  # causal_lm, or reward: a score for a whole text
+    lineage: list[str]  # the models that training began with, the nearest first
+    license: str | None  # of the nearest of those that states one
     num_parameters: int
     files: dict[str, str]  # each file of weights → its SHA-256
     versions: dict[str, str]
@@ -59,15 +62,15 @@ class ModelFacts:
     measured: list[Measured]
     gates: list[dict[str, Any]]
     data: list[DataFacts]
-    missing_data: list[dict[str, Any]]
+    other_data: list[OtherData]
 
 
 def read_model_facts(run: RunDir, directory: Path, step: int | None) -> ModelFacts:
     """The facts of a run's model, whose weights lie in `directory`."""
     record = run.record
     model_record = read_record(run)
-    data, missing = data_facts_of(dict(record.get("config") or {}))
-    weights = model_record.weights if model_record is not None else None
+    data, other_data = data_facts_of(run)
+    lineage = lineage_of(run)
     files = sorted(directory.glob("*.safetensors"))
     measured, gates = _scores(run)
     stated = {name: str(text) for name, text in (record.get("versions") or versions()).items() if text}
@@ -80,7 +83,9 @@ def read_model_facts(run: RunDir, directory: Path, step: int | None) -> ModelFac
         step=step,
         architecture=str((config.get("architectures") or [config.get("model_type") or fingerprint.get("model_type") or ""])[0]),
         config=public(dict(record.get("config") or {})),
-        base=public(weights.path or weights.run or "") or None if weights is not None else None,
+        head=model_record.head if model_record is not None else "causal_lm",
+        lineage=[name for name, _ in lineage],
+        license=next((text for _, text in lineage if text), None),
         num_parameters=sum(_parameters(path) for path in files),
         files={path.name: sha256_of(path) for path in files},
         versions=stated,
@@ -89,17 +94,37 @@ def read_model_facts(run: RunDir, directory: Path, step: int | None) -> ModelFac
         measured=measured,
         gates=gates,
         data=data,
-        missing_data=missing,
+        other_data=other_data,
     )
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in bounded memory."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+def lineage_of(run: RunDir) -> list[tuple[str, str | None]]:
+    """(name, licence) of each model that the run's began with: runs, and at the end a directory with its own card."""
+    found: list[tuple[str, str | None]] = []
+    while len(found) < MOST_ANCESTORS:
+        record = read_record(run)
+        weights = record.weights if record is not None else None
+        if weights is None:
+            break
+        if weights.path is not None:
+            found.append((str(public(weights.path)), _license(Path(weights.path))))
+            break
+        found.append((str(weights.run), None))
+        try:
+            run = find_source_run(run, str(weights.run), "model.run")
+        except RopewalkError:  # it is gone, or lies elsewhere
+            break
+    return [(public_text(name).rpartition("/")[2] if name.startswith("/") else name, text) for name, text in found]
+
+
+def _license(directory: Path) -> str | None:
+    """What the card of a model's directory says of its licence."""
+    try:
+        parts = (directory / "README.md").read_text().split("---", 2)
+        stated = (yaml.safe_load(parts[1]) or {}).get("license") if len(parts) == 3 and not parts[0].strip() else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
+        return None
+    return str(stated) if stated and stated != "other" else None
 
 
 def _parameters(path: Path) -> int:
@@ -113,10 +138,11 @@ def _parameters(path: Path) -> int:
 def _scores(run: RunDir) -> tuple[list[Measured], list[dict[str, Any]]]:
     """The figures and gates of every finished run beside this one that scored its model, the oldest first."""
     measured, gates = [], []
+    mine = {run.id, str(run.path), *(str(event["directory"]) for event in run.read_events() if event["event"] == "exported")}
     for other in RunDir.all(run.path.parent):
         try:
             job, scored = str(other.record.get("job")), str((other.record.get("config") or {}).get("model") or "")
-            if job not in SCORED or scored not in {run.id, str(run.path)}:
+            if job not in SCORED or scored not in mine:
                 continue
             results = other.results()
         except (RopewalkError, OSError, ValueError):  # a run that is being removed, or another program's folder

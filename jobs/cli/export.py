@@ -2,18 +2,26 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.cli import complete
 from jobs.cli.arguments import RunRef
 
+if TYPE_CHECKING:
+    from cluster.run.directory import RunDir
 
-def export(
+
+def export(  # noqa: PLR0917 - typer reads the options of a command from its arguments
     run_ref: RunRef,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="the directory to write")],
     step: Annotated[int | None, typer.Option("--step", help="the checkpoint of this step; unset: the newest")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="the low-rank adapter by itself, as peft opens it")] = False,
+    ema: Annotated[bool, typer.Option("--ema", help="the running mean of the weights, where the run keeps one")] = False,
+    gated: Annotated[
+        bool, typer.Option("--gated", help="only if the gates that evaluate and audit held this checkpoint to have passed")
+    ] = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face model directory, with its model card and bill of materials."""
     from jobs.cards.export import export_with_cards
@@ -21,7 +29,24 @@ def export(
     from jobs.runs.status import find_run
 
     found = find_run(run_ref)
-    print(directory if export_elsewhere(found, directory, step) else export_with_cards(found, directory, step))
+    if gated:
+        step = _passed_step(found, step)
+    options = [*(["--adapter"] if adapter else []), *(["--ema"] if ema else [])]
+    if not export_elsewhere(found, directory, step, options):
+        export_with_cards(found, directory, step, adapter=adapter, ema=ema)
+    print(directory)
+
+
+def _passed_step(run: "RunDir", step: int | None) -> int:
+    """The step of the checkpoint that the gates let pass. Raises ConfigError, CheckpointError."""
+    from jobs.runs.gates import require_passed
+    from jobs.training.load_checkpoint import checkpoint_place
+    from sharding.checkpoint import newest_complete
+
+    if step is None:
+        step = newest_complete(checkpoint_place(run))[1].step
+    require_passed(run, step)
+    return step
 
 
 def sync(

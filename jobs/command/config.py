@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from cluster.config import CodeConfig, DataPath, JobConfig, PathView, check_variables
 from cluster.errors import ConfigError
 from cluster.spec import Engine
+from jobs.command.program_name import program_name
 from jobs.runs.provenance import refuse_secrets
 
 
@@ -84,9 +85,9 @@ class CommandConfig(JobConfig):
         return self.directory, self.code
 
     def resolved(self) -> Self:
-        """Return the configuration as it is. Raises ConfigError for a secret, which the run would find masked."""
+        """Return the configuration, the run named after its program. Raises ConfigError for a secret, which would be masked."""
         refuse_secrets(self.model_dump(mode="json"), "let the program read it from its environment or a file")
-        return self
+        return self if self.name else self.model_copy(update={"name": program_name(self.command)})
 
     def preferred_engine(self) -> Engine | None:
         """The ranks engine forms the group of `ranks` and `nodes`; one process needs none."""

@@ -62,7 +62,7 @@ class EvaluateConfig(JobConfig):
     fewshot_as_turns: bool = Field(default=True, description="with the chat template: each example is a turn of its own")
     batch_size: int | None = Field(default=None, ge=1, description="the most questions of a forward pass; unset: by their tokens")
     batch_tokens: int | None = Field(
-        default=None, ge=1, description="about the most tokens of a forward pass; unset: 512 on a CPU, 8192 on a GPU"
+        default=None, ge=1, description="about the most tokens of a forward pass; unset: 160 on a CPU, 8192 on a GPU"
     )
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="number format of the weights for tasks")
     require: dict[str, ConditionText] = Field(

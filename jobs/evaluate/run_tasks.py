@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from cluster.errors import ConfigError
 from cluster.run.context import JobContext
 from cluster.run.files import read_json, write_json
 from jobs.evaluate.config import EvaluateConfig
@@ -14,6 +15,7 @@ from jobs.evaluate.evaluations import FOLDER
 from jobs.evaluate.load_tasks import load_tasks
 from jobs.evaluate.scoring import TaskScores, evaluate_tasks, task_scores
 from jobs.evaluate.team import Team
+from jobs.inference.generate import Writer
 from jobs.inference.open_model import OpenModel, open_model
 from jobs.inference.scorer import Scorer
 from sharding.group import Group
@@ -49,8 +51,10 @@ def run_tasks(context: JobContext, config: EvaluateConfig, group: Group) -> Eval
     tasks = load_tasks(config) if group.is_main else {}  # before the model: a mistake is told at once
     group.barrier()
     opened = _open(context, config, group)
+    if config.chat_template and getattr(opened.tokenizer, "chat_template", None) is None:
+        raise ConfigError(f"chat_template: the tokenizer of {opened.name} has none; leave the key out, or give the model one")
     scorer = Scorer(opened, batch_size=config.batch_size, batch_tokens=config.batch_tokens)
-    team = Team(context, group, opened, scorer)
+    team = Team(context, group, scorer, Writer(opened, config.batch_size))
     if not group.is_main:
         team.serve()
         return None

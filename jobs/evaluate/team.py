@@ -8,9 +8,9 @@ from typing import NamedTuple
 from cluster.errors import StopRequested
 from cluster.run.context import JobContext
 from cluster.run.files import write_json
-from jobs.inference.generate import Sampling, generate
+from jobs.inference.decode import Prompt, Sampling
+from jobs.inference.generate import Writer
 from jobs.inference.ledger import Ledger
-from jobs.inference.open_model import OpenModel
 from jobs.inference.requests import Request
 from jobs.inference.scorer import Scorer
 from sharding.group import Group
@@ -36,8 +36,8 @@ Work = list[Request] | Write  # requests of one unit: they are compared with eac
 class Team:
     """All ranks, each with a copy of the model. Rank 0 asks, the others serve until it dismisses them."""
 
-    def __init__(self, context: JobContext, group: Group, opened: OpenModel, scorer: Scorer) -> None:
-        self._context, self._group, self._opened, self._scorer = context, group, opened, scorer
+    def __init__(self, context: JobContext, group: Group, scorer: Scorer, writer: Writer) -> None:
+        self._context, self._group, self._scorer, self._writer = context, group, scorer, writer
         self.ledger = Ledger(context, "answers")
         self._told = 0.0
 
@@ -86,11 +86,15 @@ class Team:
         for number, answers in self._scorer.units([scores[key] for key in keys]):
             self.ledger.add(keys[number], {"answers": [[a.value, a.greedy, a.exact] for a in answers]})
             yield True
+        by_sampling: dict[Sampling, dict[str, Prompt]] = {}
         for key, wanted in work.items():
             if isinstance(wanted, Write):
-                prompt, sampling, seed, number = wanted
-                found = next(generate(self._opened, [prompt], sampling, seed=seed, numbers=[number]))
-                self.ledger.add(key, {"text": found.text, "tokens": len(found.tokens), "ended": found.ended})
+                prompt = Prompt(wanted.prompt, (wanted.seed, wanted.number))
+                by_sampling.setdefault(wanted.sampling, {})[key] = prompt
+        for sampling, prompts in by_sampling.items():
+            keys = list(prompts)
+            for number, found in self._writer.write(list(prompts.values()), sampling):
+                self.ledger.add(keys[number], {"text": found.text, "tokens": len(found.tokens), "ended": found.ended})
                 yield True
 
     def _tell(self, done: int, total: int) -> None:

@@ -41,6 +41,11 @@ class FinetuneConfig(TrainingConfig):
     prepared: DataPath | None = Field(
         default=None, description="where the prepared data set is kept; unset: beside the runs, where runs of equal keys share it"
     )
+    actors: int | None = Field(
+        default=None,
+        ge=1,
+        description="Ray actors that prepare the conversations; unset: one per core above 16 MiB of files, else none",
+    )
     validation_fraction: float = Field(
         default=0.05, ge=0, le=0.5, description="share of conversations for the validation split, by a hash of their tokens"
     )

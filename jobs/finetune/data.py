@@ -16,6 +16,7 @@ from cluster.run.files import read_json, write_json
 from cluster.storage import StoragePath
 from datapipe.chat.dataset import is_chat_set
 from datapipe.chat.prepare import chat_key, make_chat_set
+from datapipe.chat.shards import ChatUnit
 from datapipe.chat.tokenizer import chat_files
 from datapipe.execution.worker import Task, Worker
 from datapipe.manifest import MANIFEST_NAME, Manifest, TokenizerRecord, hash_of, read_manifest
@@ -30,6 +31,7 @@ from sharding.group import Group
 log = logging.getLogger(__name__)
 
 SHARED = ".prepared"  # beside the runs
+_ALONE_BYTES = 16 << 20  # of conversations that one process prepares by itself
 _RECORD = "data.json"  # in the run: where its data set lies, and which one it is
 
 
@@ -124,7 +126,7 @@ def _prepare(context: JobContext, config: FinetuneConfig) -> str:
     unfinished = place.with_name(f".{place.name}.{context.run.id}")  # of this run alone, so that runs cannot disturb each other
     output = StoragePath(unfinished)
     progress = Progress(lambda values: write_json(context.run.progress, values, durable=False))
-    with _tasks(context, output) as run_tasks:
+    with _tasks(context, output, config.actors) as run_tasks:
         fraction = config.validation_fraction
         manifest = make_chat_set(
             output, config.data, tokenizer, rules, validation_fraction=fraction, run_tasks=run_tasks, progress=progress
@@ -149,15 +151,15 @@ def _tell(context: JobContext, manifest: Manifest, path: str) -> None:
 
 
 @contextmanager
-def _tasks(context: JobContext, output: StoragePath) -> Iterator[Any]:
-    """How tasks are run: few of them here, more by Ray actors on this machine's cores."""
+def _tasks(context: JobContext, output: StoragePath, actors: int | None) -> Iterator[Any]:
+    """How tasks are run: by this process, or where there is much to do by Ray actors on this machine's cores."""
     urls = (output.url, f"{output.url}/{WORK}")
     pools: list[Any] = []
 
     def run_tasks(tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
-        if len(tasks) > 1 and len(os.sched_getaffinity(0)) > 1:
-            if not pools:
-                pools.append(_actors(context, *urls))
+        if not pools and len(tasks) > 1 and (wanted := actors or _worthwhile_actors(tasks)):
+            pools.extend(_actors(context, urls, wanted))
+        if pools:
             yield from pools[0].run_tasks(tasks)
             return
         worker = Worker(*urls)
@@ -177,17 +179,30 @@ def _tasks(context: JobContext, output: StoragePath) -> Iterator[Any]:
             ray.shutdown()
 
 
-def _actors(context: JobContext, output: str, work: str) -> Any:
+def _worthwhile_actors(tasks: Sequence[Task]) -> int:
+    """How many actors are worth the seconds in which Ray starts; 0: none."""
+    size = sum(task.arguments[0].unit.size for task in tasks if isinstance(task.arguments[0], ChatUnit))
+    cores = len(os.sched_getaffinity(0))
+    return cores if size > _ALONE_BYTES and cores > 1 else 0
+
+
+def _actors(context: JobContext, urls: tuple[str, str], actors: int) -> list[Any]:
+    """A pool of actors; none where Ray does not start, for this process can do the work as well."""
     import ray
 
     from datapipe.execution.ray_actors import ActorPool
 
-    cpus = len(os.sched_getaffinity(0))
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        object_store_memory=100 << 20,
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-    )
-    return ActorPool(output, work, cpus, context.stop_requested)
+    store = 100 << 20  # plans and summaries pass through it, texts never do
+    try:
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)),
+            object_store_memory=store,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:  # Ray raises bare ones
+        log.warning("Ray does not start here (%s): the conversations are prepared without it", str(error).splitlines()[0])
+        return []
+    context.run.event("actors", actors=actors)
+    return [ActorPool(*urls, actors, context.stop_requested)]

@@ -1,30 +1,22 @@
 """Text that a model writes after a prompt: greedy, or drawn from a seed; the same whatever is written beside it."""
 
-import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from transformers import DynamicCache
 
 from cluster.errors import DataError
+from jobs.inference.decode import Decoder, Ended, Prompt, Sampling, Text
 from jobs.inference.open_model import OpenModel
-from jobs.inference.threads import one_thread
+from jobs.inference.ties import token_noise
 
-# V vocabulary
+__all__ = ["Generated", "Sampling", "Writer", "cut", "generate"]
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How text is drawn."""
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0  # 0: greedy
-    top_p: float = 1.0  # only the likeliest tokens that have this share together
-    top_k: int = 0  # only so many of the likeliest; 0: all
-    stop: tuple[str, ...] = ()  # texts before which the answer ends
+CPU_PROMPTS, GPU_PROMPTS = 8, 64  # side by side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +25,51 @@ class Generated:
 
     tokens: tuple[int, ...]  # with the end of text, where it wrote that
     text: str  # up to the first stop
-    ended: Literal["end of text", "stop", "length"]
+    ended: Ended
+
+
+class Writer:
+    """Writes with one model, several texts side by side where the model allows that.
+
+    What is computed beside a prompt moves its figures by some rounding. So a text with a choice that is nearer to a tie than
+    rounding can move it is written again by itself: every text is that of the prompt alone.
+    """
+
+    def __init__(self, opened: OpenModel, batch_size: int | None = None) -> None:
+        """`batch_size` is the most prompts side by side."""
+        self.opened = opened
+        self.batch_size = batch_size or (CPU_PROMPTS if opened.device.type == "cpu" else GPU_PROMPTS)
+        self._decoder = Decoder(opened.model, end_tokens(opened), self._text)
+        self._noise = token_noise(opened.model.dtype)
+        self._side_by_side: bool | None = None
+
+    def write(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Generated]]:
+        """What follows each prompt; yields (number of the prompt, text), the shortest prompts first. Raises DataError."""
+        fit = [Prompt(fitting(prompt.tokens, sampling.max_new_tokens, self.opened.max_length), prompt.seed) for prompt in prompts]
+        order = sorted(range(len(fit)), key=lambda number: (len(fit[number].tokens), number))
+        size = self.batch_size if len(fit) > 1 and self._may_share(sampling) else 1
+        for begin in range(0, len(order), size):
+            numbers = order[begin : begin + size]
+            texts = self._decoder.together([fit[n] for n in numbers], sampling, self._noise) if len(numbers) > 1 else []
+            for place, number in enumerate(numbers):
+                done = texts[place] if texts and not texts[place].doubtful else self._decoder.alone(fit[number], sampling)
+                yield number, self._generated(done, sampling)
+
+    def _may_share(self, sampling: Sampling) -> bool:
+        """Whether prompts may be decoded side by side: which tokens top-k and top-p leave out is no matter of one lead."""
+        if sampling.temperature != 0 and (sampling.top_k or sampling.top_p < 1):
+            return False
+        if self._side_by_side is None:
+            self._side_by_side = pads_prompts(self._decoder, self._noise)
+        return self._side_by_side
+
+    def _generated(self, text: Text, sampling: Sampling) -> Generated:
+        assert text.ended is not None
+        shown = text.tokens[:-1] if text.ended == "end of text" else text.tokens
+        return Generated(tokens=tuple(text.tokens), text=cut(self._text(shown), sampling.stop), ended=text.ended)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return str(self.opened.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
 
 def generate(
@@ -50,9 +86,9 @@ def generate(
     that leaves no room loses its beginning. Raises DataError for an empty prompt, or where `max_new_tokens` leaves no room at
     all.
     """
-    for place, prompt in enumerate(prompts):
-        number = place if numbers is None else numbers[place]
-        yield _write(opened, fitting(prompt, sampling.max_new_tokens, opened.max_length), sampling, (seed, number))
+    asked = [Prompt(prompt, (seed, numbers[k] if numbers is not None else k)) for k, prompt in enumerate(prompts)]
+    found = dict(Writer(opened).write(asked, sampling))
+    yield from (found[number] for number in range(len(asked)))
 
 
 def fitting(prompt: Sequence[int], new_tokens: int, max_length: int) -> list[int]:
@@ -63,48 +99,6 @@ def fitting(prompt: Sequence[int], new_tokens: int, max_length: int) -> list[int
     if not prompt:
         raise DataError("a prompt is empty; put the model's prefix token there")
     return list(prompt)[-room:]
-
-
-@torch.no_grad()
-def _write(opened: OpenModel, prompt: list[int], sampling: Sampling, seed: tuple[int, int]) -> Generated:
-    random = np.random.default_rng(seed)
-    cache, tokens = DynamicCache(config=opened.model.config), list[int]()
-    ids = torch.tensor([prompt], device=opened.device)
-    ends, word = end_tokens(opened), _cache_word(opened.model)
-    with one_thread():
-        while len(tokens) < sampling.max_new_tokens:
-            logits = opened.model(input_ids=ids, use_cache=True, **{word: cache}).logits[0, -1].float()
-            tokens.append(_choose(logits, sampling, random))
-            if tokens[-1] in ends:
-                return Generated(tokens=tuple(tokens), text=_decode(opened, tokens[:-1]), ended="end of text")
-            text = _decode(opened, tokens) if sampling.stop else ""
-            if any(stop in text for stop in sampling.stop):
-                return Generated(tokens=tuple(tokens), text=cut(text, sampling.stop), ended="stop")
-            ids = torch.tensor([tokens[-1:]], device=opened.device)
-    return Generated(tokens=tuple(tokens), text=_decode(opened, tokens), ended="length")
-
-
-def _cache_word(model: Any) -> str:
-    """The argument by which a model takes its cache: it was renamed in transformers 5."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-
-
-def _choose(logits_V: torch.Tensor, sampling: Sampling, random: np.random.Generator) -> int:
-    if sampling.temperature == 0:
-        return int(logits_V.argmax())
-    scaled = logits_V / sampling.temperature
-    if sampling.top_k:
-        least = scaled.topk(min(sampling.top_k, len(scaled))).values[-1]
-        scaled = scaled.masked_fill(scaled < least, -torch.inf)
-    if sampling.top_p < 1:
-        ordered, order = scaled.sort(descending=True)
-        before = ordered.softmax(0).cumsum(0) - ordered.softmax(0)
-        scaled = scaled.masked_fill(
-            torch.zeros_like(scaled, dtype=torch.bool).scatter(0, order, before >= sampling.top_p), -torch.inf
-        )
-    # the likeliest after Gumbel noise is a draw from the softmax (Gumbel 1954), and needs no sum of rounded shares
-    noise = torch.from_numpy(random.gumbel(size=len(scaled))).to(scaled)
-    return int((scaled + noise).argmax())
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
@@ -121,5 +115,15 @@ def end_tokens(opened: OpenModel) -> set[int]:
     return {int(token) for token in found if token is not None}
 
 
-def _decode(opened: OpenModel, tokens: Sequence[int]) -> str:
-    return str(opened.tokenizer.decode(list(tokens), skip_special_tokens=True))
+def pads_prompts(decoder: Decoder, noise: float) -> bool:
+    """Whether a padded prompt's next tokens are those of the prompt alone: a recurrence, for one, remembers its padding."""
+    size = min(int(decoder.model.config.vocab_size), 1000)
+    prompts = [Prompt([(7 * i + 3) % size for i in range(length)], (0, 0)) for length in (3, 9)]
+    try:
+        logits = [decoder.first_logits([prompt])[0] for prompt in prompts]
+        both = decoder.first_logits(prompts)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
+        log.info("prompts are not decoded side by side: %s", error)
+        return False
+    difference = float((both.log_softmax(1) - torch.stack(logits).log_softmax(1)).abs().max())
+    return difference <= noise

@@ -18,12 +18,14 @@ class PackedRow:
 
     input_ids: torch.Tensor  # [T]
     position_ids: torch.Tensor  # [T]
-    mask: torch.Tensor  # [T, T], true where a token sees another
+    mask: torch.Tensor | None  # [T, T], true where a token sees another; None: each sees all before it
     branches: tuple[Branch, ...]
 
 
 def lay(found: Sequence[Piece]) -> PackedRow:
     """Lay pieces into one row: each context, then its continuations, each of which sees the context and itself."""
+    if len(found) == 1 and len(found[0].continuations) - sum(len(t) == 1 for _, t in found[0].continuations) <= 1:
+        return _one_text(found[0])
     total = sum(piece.length for piece in found)
     ids, positions = torch.empty(total, dtype=torch.int64), torch.empty(total, dtype=torch.int64)
     mask, branches, at = torch.zeros(total, total, dtype=torch.bool), [], 0
@@ -46,19 +48,28 @@ def lay(found: Sequence[Piece]) -> PackedRow:
     return PackedRow(input_ids=ids, position_ids=positions, mask=mask, branches=tuple(branches))
 
 
+def _one_text(piece: Piece) -> PackedRow:
+    """A context whose continuations are single tokens, but one at most: a plain text, and half the attention of a mask."""
+    longest = max((tokens for _, tokens in piece.continuations), key=len)
+    size = len(piece.context)
+    ids = torch.tensor([*piece.context, *longest[:-1]])
+    branches = tuple(
+        Branch(piece.unit, number, tuple(range(size - 1, size - 1 + len(tokens))), tokens)
+        for number, tokens in piece.continuations
+    )
+    return PackedRow(input_ids=ids, position_ids=torch.arange(len(ids)), mask=None, branches=branches)
+
+
 @torch.no_grad()
 def packed_logits(model: Any, row: PackedRow) -> torch.Tensor:
     """The float32 logits [N, V] that predict each branch's tokens, branch by branch."""
     device = model.device
     wanted = torch.tensor([place for branch in row.branches for place in branch.rows], device=device)
     kept, inverse = torch.unique(wanted, return_inverse=True)
-    logits = _logits(
-        model,
-        kept,
-        input_ids=row.input_ids[None].to(device),
-        position_ids=row.position_ids[None].to(device),
-        attention_mask=row.mask[None, None].to(device),
-    )
+    inputs = {"input_ids": row.input_ids[None].to(device)}
+    if row.mask is not None:
+        inputs |= {"position_ids": row.position_ids[None].to(device), "attention_mask": row.mask[None, None].to(device)}
+    logits = _logits(model, kept, **inputs)
     return logits[inverse]
 
 

@@ -65,17 +65,19 @@ def clipped(request: Request, max_length: int) -> Request:
 
 
 def pieces(unit: int, requests: Sequence[Request], most_tokens: int) -> Iterator[Piece]:
-    """The requests of a unit by their contexts, so that each is computed once; a piece has about `most_tokens` at most."""
+    """The requests of a unit by their contexts, so that each is computed once, but where its continuations together have more
+    than `most_tokens`.
+    """
     by_context: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
     for number, request in enumerate(requests):
         by_context.setdefault(request.context, []).append((number, request.continuation))
     for context, continuations in by_context.items():
         held: list[tuple[int, tuple[int, ...]]] = []
-        size = len(context)
+        size = 0
         for number, tokens in continuations:
             if held and size + len(tokens) - 1 > most_tokens:
                 yield Piece(unit, context, tuple(held))
-                held, size = [], len(context)
+                held, size = [], 0
             held.append((number, tokens))
             size += len(tokens) - 1
         yield Piece(unit, context, tuple(held))

@@ -14,7 +14,9 @@ from jobs.inference.ties import near_tie, token_noise
 
 log = logging.getLogger(__name__)
 
-CPU_TOKENS, GPU_TOKENS = 512, 8192  # of a forward pass; on a CPU more of them gain nothing
+# of a forward pass; a CPU is busy with few, and each token more is one that all others of the row are kept from seeing
+CPU_TOKENS, GPU_TOKENS = 160, 8192
+_OPTIONS_TOKENS = 1024  # of a question's options that are computed with their context at once, however few a forward pass has
 _CHECK_TOKENS = 12
 
 
@@ -78,7 +80,7 @@ class Scorer:
         return _answer(logits, continuation, exact=True)
 
     def _pieces(self, number: int, unit: Sequence[Request]) -> Iterator[Piece]:
-        for piece in pieces(number, unit, self.batch_tokens):
+        for piece in pieces(number, unit, max(self.batch_tokens, _OPTIONS_TOKENS)):
             if self.shares and (self._window is None or piece.length <= self._window):
                 yield piece
             else:  # one by one

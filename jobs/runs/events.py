@@ -23,6 +23,7 @@ EVENTS: dict[str, str] = {
     "node_returned": "node {node} is available",
     "nodes_asked_for": "asked for {count:count more node}",
     "pods_asked_for": "asked Kubernetes for {count:count pod} in all",
+    "other_version": "node {node} has ropewalk {here}; it was submitted with {wanted}",
     "rank_lost": "rank {rank} on node {node} {exit_code:exit}",
     "ranks_hung": "stood still for {seconds:.1f} s at step {step}: {ranks:places}; all stacks: {stacks}",
     "resumed_by_user": "resumed by the user",
@@ -45,8 +46,8 @@ EVENTS: dict[str, str] = {
     "started_from": "began with the checkpoint of step {step} of {run}",
     "stopped": "saved and stopped at step {step}",
     # fine-tuning
-    "conversations": "",
-    "prepared": "",
+    "conversations": "learns from {train} conversations in {samples} samples, {validation} held out, {too_long} too long",
+    "prepared": "prepared {conversations} conversations, rejected {rejected} {reasons}: {path}",
     # alignment
     "length_bias": "the preferred answer is the longer one in {share_longer:.0%} of the pairs (mean {chosen:.0f}, the other"
     " {rejected:.0f} tokens): length itself may be learnt; compare reward_accuracy_longer with reward_accuracy_shorter",

@@ -1,6 +1,7 @@
 """Runs that lie on a volume of their cluster which this machine does not see: its copy of them is brought up to date."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.backends.base import Backend
@@ -64,9 +65,12 @@ def freshen(run: RunDir) -> RunDir:
     return run
 
 
-def export_elsewhere(run: RunDir, directory: Path, step: int | None) -> bool:
-    """Export a checkpoint on the cluster that it lies on, if this machine does not see it; returns whether that was done."""
-    return load_backend(str(run.record.get("cluster", "local"))).export(run, directory, step)
+def export_elsewhere(run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> bool:
+    """Export a checkpoint on the cluster that it lies on, if this machine does not see it; returns whether that was done.
+
+    `options` are further words of `python -m jobs.cards.export`.
+    """
+    return load_backend(str(run.record.get("cluster", "local"))).export(run, directory, step, options)
 
 
 def write_there(run: RunDir, name: str) -> bool:

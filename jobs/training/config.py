@@ -58,6 +58,12 @@ class OptimConfig(Section):
     schedule: Literal["cosine", "wsd", "constant"] = Field(default="cosine", description="learning rate after the warm-up")
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="final learning rate, as a fraction of the peak")
     decay_fraction: float = Field(default=0.2, gt=0, le=1, description="wsd: fraction of all steps that decay at the end")
+    layer_decay: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="multiply the learning rate by this, once for each layer from the head down; unset: all layers learn alike",
+    )
 
     @model_validator(mode="after")
     def _betas(self) -> Self:
@@ -86,6 +92,12 @@ class AnomalyConfig(Section):
     max_anomalies: int = Field(default=10, ge=1, description="abort after this many in one attempt, whatever the policy")
 
 
+class EmaConfig(Section):
+    """A running mean of the weights beside them: checkpointed, and exported with `export --ema`."""
+
+    decay: float = Field(default=0.999, gt=0, lt=1, description="what a step keeps of the mean; less in the first steps")
+
+
 class StartFrom(Section):
     """Another run's checkpoint whose full state this run continues: weights, optimizer, data position and step."""
 
@@ -104,5 +116,6 @@ class TrainingConfig(JobConfig):
     anomaly: AnomalyConfig = Field(default=AnomalyConfig(), description="what to do when the loss is NaN or spikes")
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how the model is divided among the ranks")
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="number formats")
+    ema: EmaConfig | None = Field(default=None, description="a running mean of the weights; unset: none")
     start_from: StartFrom | None = Field(default=None, description="continue from the state of another run's checkpoint")
     log_every: int = Field(default=1, ge=1, description="steps between two lines of metrics")

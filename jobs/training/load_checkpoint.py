@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
 
-from cluster.errors import CheckpointError, RopewalkError, StorageError
+from cluster.errors import CheckpointError, ConfigError, RopewalkError, StorageError
 from cluster.run.directory import RunDir
 from cluster.storage import StoragePath
 from jobs.training.config import LoraConfig
@@ -19,7 +19,7 @@ from sharding.config import CheckpointConfig
 from sharding.floats import nulled
 from sharding.layout import pin, place_of, unpin
 from sharding.manifest import CheckpointManifest
-from sharding.state import MODEL
+from sharding.state import EMA, MODEL
 from sharding.storage import parse_index, read_tensors
 
 log = logging.getLogger(__name__)
@@ -33,15 +33,22 @@ def checkpoint_place(run: RunDir) -> StoragePath:
     return place_of(run, CheckpointConfig.model_validate(run.record["config"].get("checkpoint") or {}))
 
 
-def load_model(run: RunDir, step: int | None = None, *, merge: bool = True) -> tuple[Any, CheckpointManifest]:
+def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema: bool = False) -> tuple[Any, CheckpointManifest]:
     """The full model of the newest complete checkpoint (or that of `step`), on the CPU in fp32, in evaluation mode.
 
-    A low-rank adapter is merged into the weights beside it, unless `merge` is False. Raises ConfigError for a run that trains
-    no model, CheckpointError where there is no such checkpoint.
+    A low-rank adapter is merged into the weights beside it, unless `merge` is False. With `ema` what was trained is the mean
+    over the steps. Raises ConfigError for a run that trains no model or keeps no mean, CheckpointError where there is no such
+    checkpoint.
     """
     record = require_record(run)
     folder, manifest = newest_complete(checkpoint_place(run), step)
-    tensors = read_tensors(folder, parse_index(folder.read(manifest.index), folder.url), MODEL)
+    index = parse_index(folder.read(manifest.index), folder.url)
+    tensors = read_tensors(folder, index, MODEL)
+    if ema:
+        means = read_tensors(folder, index, EMA)
+        if not means:
+            raise ConfigError(f"run {run.id} keeps no running mean of its weights; train with ema.decay set, or leave --ema out")
+        tensors |= means
     if record.adapter is None:
         model = empty_model(config_from_fingerprint(without_head(manifest.identity)), record.head)
         missing = {name for name, _ in model.named_parameters()} - tensors.keys()

@@ -1,9 +1,11 @@
 """What is learnt: functions from a model and a batch to sums of losses, of weights and of metrics."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import chain
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -12,6 +14,8 @@ from jobs.training.batch import IGNORE, Batch
 from jobs.training.losses import summed_cross_entropy
 
 # B samples, T tokens a sample, N = B*T, V vocabulary
+
+_WORTH_IT = 0.75  # share of positions with a label, above which all logits are computed
 
 
 class LossTerms(NamedTuple):
@@ -42,18 +46,39 @@ class NextToken:
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
         """Summed negative log-likelihood of the labels in nats, and their number."""
-        labels_N = batch["labels"].flatten()
-        return LossTerms(
-            loss_sum=summed_cross_entropy(logits_of(model, batch).flatten(0, 1), labels_N),
-            weight=(labels_N != IGNORE).sum(),
-        )
+        labels_BT = batch["labels"]
+        kept = _counted_positions(model, labels_BT)
+        if kept is None:
+            logits_BTV = logits_of(model, batch)
+        else:
+            labels_BT, logits_BTV = labels_BT[:, kept], logits_of(model, batch, logits_to_keep=kept)
+        labels_N = labels_BT.flatten()
+        return LossTerms(summed_cross_entropy(logits_BTV.flatten(0, 1), labels_N), weight=(labels_N != IGNORE).sum())
 
 
-def logits_of(model: nn.Module, batch: Batch) -> torch.Tensor:
+def logits_of(model: nn.Module, batch: Batch, **options: torch.Tensor) -> torch.Tensor:
     """What the model says of a batch, [B, T, V]; it takes everything but the labels by name."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits_BTV: torch.Tensor = model(**inputs, use_cache=False).logits
+    logits_BTV: torch.Tensor = model(**inputs, **options, use_cache=False).logits
     return logits_BTV
+
+
+def _counted_positions(model: nn.Module, labels_BT: torch.Tensor) -> torch.Tensor | None:
+    """The positions at which any sample has a label, where that spares the model's head much work; None: all of them.
+
+    On a GPU the count would have to be waited for.
+    """
+    if labels_BT.is_cuda or not _keeps_logits(type(model).forward):
+        return None
+    counted_T = (labels_BT != IGNORE).any(0)
+    counted_T[0] = True  # so that a filler has logits too
+    positions = counted_T.nonzero()[:, 0]
+    return positions if len(positions) <= _WORTH_IT * len(counted_T) else None
+
+
+@cache
+def _keeps_logits(forward: Callable[..., Any]) -> bool:
+    return "logits_to_keep" in inspect.signature(forward).parameters
 
 
 class TermSums:

@@ -8,6 +8,7 @@ from torch import nn
 
 from cluster.run.context import JobContext
 from jobs.training.config import TrainingConfig
+from jobs.training.ema import MovingAverage
 from jobs.training.load_checkpoint import checkpoint_place, pin_weights, unpin_weights
 from jobs.training.model import ModelPlan, build_model
 from jobs.training.model_config import has_dropout
@@ -88,7 +89,9 @@ def _trainer(
     context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe, *, model: nn.Module, checkpoints: Checkpoints
 ) -> Trainer:
     objective = recipe.objective(model, group)
-    state = TrainState(model, adamw(model, config.optim), trained_only=recipe.model.adapter is not None)
+    optimizer = adamw(model, config.optim)
+    ema = MovingAverage(model, optimizer, config.ema.decay) if config.ema is not None else None
+    state = TrainState(model, optimizer, trained_only=recipe.model.adapter is not None, ema=ema)
     dropout = recipe.model.draws or has_dropout(recipe.model.config)
     meter = meter_of(
         model,

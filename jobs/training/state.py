@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from jobs.training.ema import MovingAverage
 from jobs.training.spike import LossSpikeDetector
 from sharding.manifest import CheckpointManifest
 from sharding.state import State, model_state, optimizer_state, trained_state
@@ -24,6 +25,8 @@ class Progress:
     validation: dict[str, float] = field(default_factory=dict)
     best_validation: float | None = None
     validations_without_gain: int = 0
+    recent_loss: float = 0.0  # summed over the steps since the last validation
+    recent_steps: int = 0
     finished: bool = False
 
     @classmethod
@@ -52,10 +55,12 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     trained_only: bool = False  # the other parameters come from the model's first weights again, not from a checkpoint
+    ema: MovingAverage | None = None
     progress: Progress = field(default_factory=Progress)
 
     @cached_property
     def tensors(self) -> State:
         """The tensors of a checkpoint by name; no copies, so loading into them is loading."""
         parameters = trained_state(self.model, self.optimizer) if self.trained_only else model_state(self.model)
-        return parameters | optimizer_state(self.model, self.optimizer)
+        means = self.ema.tensors if self.ema is not None else {}
+        return parameters | optimizer_state(self.model, self.optimizer) | means

@@ -138,8 +138,11 @@ class Trainer:
         rate = learning_rate(self.config.optim, progress.step, self.config.steps)
         if not problem:
             self.train_step.update(stats, rate)
+            if self.state.ema is not None:
+                self.state.ema.update(progress.step + 1)
             progress.loss = stats.loss
             progress.watch.update(stats.loss)
+            progress.recent_loss, progress.recent_steps = progress.recent_loss + stats.loss, progress.recent_steps + 1
         progress.step += 1
         progress.position += self.train_step.plan.global_batch
         if not problem:
@@ -264,8 +267,11 @@ class Trainer:
             micro_batch=self.config.batch.micro_batch,
         )
         values = {"loss": means.loss, **means.metrics, **self.validation_metrics(means.loss)}
-        if self.progress.watch.observations:  # it grows as the model begins to know its samples by heart
-            values["gap"] = means.loss - self.progress.watch.mean
+        if self.progress.recent_steps:  # it grows as the model begins to know its samples by heart
+            values["gap"] = means.loss - self.progress.recent_loss / self.progress.recent_steps
+            self.progress.recent_loss, self.progress.recent_steps = 0.0, 0
+        elif "validation/gap" in self.progress.validation:
+            values["gap"] = self.progress.validation["validation/gap"]
         self.progress.validation = {f"validation/{name}": value for name, value in values.items()}
         self.report.validation(self.progress)
         self.report.meter.restart()

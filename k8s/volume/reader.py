@@ -78,13 +78,13 @@ class Reader:
         words = [self.profile.python, "-m", "k8s.submission.stage_in", "-", f"{self.profile.claim_path}/{folder}"]
         self._execute(run, words, archive, None)
 
-    def export(self, run: RunDir, directory: Path, step: int | None) -> None:
+    def export(self, run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> None:
         """Have a pod write the run's model, and bring it here: tokenizer and checkpoint lie where only pods see them."""
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ConfigError(f"{directory}: is not an empty directory; name a new one")
         reader = self._for_export(run, step)
         try:
-            reader._bring_model(run, directory, step)
+            reader._bring_model(run, directory, step, options)
         finally:
             self.kube.delete("Job", reader._job["metadata"]["name"])
 
@@ -98,10 +98,10 @@ class Reader:
         made._pod = made._of_its_own()
         return made
 
-    def _bring_model(self, run: RunDir, directory: Path, step: int | None) -> None:
+    def _bring_model(self, run: RunDir, directory: Path, step: int | None, options: Sequence[str]) -> None:
         there = f"/tmp/export-{secrets.token_hex(4)}"  # noqa: S108 - of the pod, which has it for itself
         words = [self.profile.python, "-m", "jobs.cards.export", f"{self.profile.claim_path}/{run.id}", there]
-        self._execute(run, [*words, *(["--step", str(step)] if step is not None else [])], None, None)
+        self._execute(run, [*words, *(["--step", str(step)] if step is not None else []), *options], None, None)
         partial = directory.with_name(f".{directory.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         writer = SyncWriter(partial)

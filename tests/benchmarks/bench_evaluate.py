@@ -1,6 +1,6 @@
 """Six real tasks on a real model, beside lm-eval's own model of transformers: every decision, and CPU seconds of both.
 
-    python -m tests.benchmarks.bench_evaluate [--items 15] [--peer-batch 1] [--tiny]
+    python -m tests.benchmarks.bench_evaluate [--items 15] [--tasks boolq,piqa] [--peer-batch 1] [--tiny]
 
 One JSON object. Both compute on one thread, in float32, in this process, task by task; tokenizing is in both figures, loading
 is in none. `--tiny` takes a tiny model and made-up tasks instead, to see that the benchmark itself works.
@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=15, help="of each task")
     parser.add_argument("--peer-batch", type=int, default=1, help="the peer's batch size; padding gains nothing on a CPU")
+    parser.add_argument("--tasks", default="", help="only these of the six")
     parser.add_argument("--tiny", action="store_true")
     words = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -41,6 +42,7 @@ def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
     from jobs.evaluate.lm_eval_model import RopewalkModel
     from jobs.evaluate.load_tasks import load_tasks
     from jobs.evaluate.team import Team
+    from jobs.inference.generate import Writer
     from jobs.inference.open_model import open_model
     from jobs.inference.scorer import Scorer
     from sharding.group import process_group
@@ -54,8 +56,10 @@ def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {}
     with process_group() as group:
         opened = open_model(str(model))
-        ours = RopewalkModel(opened, Team(context, group, opened, Scorer(opened)), seed=0)
+        ours = RopewalkModel(opened, Team(context, group, Scorer(opened), Writer(opened)), seed=0)
         peer = _peer(opened, words.peer_batch)
+        with torch.no_grad():  # weights are read from the disk by the first pass
+            opened.model(torch.arange(200)[None] % opened.model.config.vocab_size)
         for name, task in tasks.items():
             task.set_config(key="num_fewshot", value=0)
             task.build_all_requests(limit=words.items, rank=0, world_size=1)
@@ -76,7 +80,8 @@ def _material(folder: Path, words: argparse.Namespace) -> tuple[Path, list[Path]
     from tests.real_data import smollm2
     from tests.real_tasks import write_real_tasks
 
-    return smollm2(), write_real_tasks(folder, words.items)
+    names = set(words.tasks.split(",")) - {""}
+    return smollm2(), [file for file in write_real_tasks(folder, words.items) if not names or file.stem in names]
 
 
 def _peer(opened: Any, batch: int) -> Any:
@@ -117,7 +122,8 @@ def _decisions(instances: list[Any], mine: list[Any], theirs: list[Any]) -> dict
 
 def _totals(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     def ratio(chosen: list[dict[str, Any]]) -> float:
-        return round(sum(row["peer_cpu_s"] for row in chosen) / sum(row["cpu_s"] for row in chosen), 2)
+        spent = sum(row["cpu_s"] for row in chosen)
+        return round(sum(row["peer_cpu_s"] for row in chosen) / spent, 2) if spent else 0.0
 
     few = [row for row in rows.values() if row["options"] < 3]
     many = [row for row in rows.values() if row["options"] > 3.5]

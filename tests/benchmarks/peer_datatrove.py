@@ -1,7 +1,7 @@
 """datatrove's filters and its four MinHash stages over a .jsonl file, in an environment that has it; prints one JSON object.
 
     PYTHON peer_datatrove.py rules FILE [--words white|spacy]      decisions and CPU seconds of each filter
-    PYTHON peer_datatrove.py minhash FILE FOLDER                    CPU seconds, ids that stay
+    PYTHON peer_datatrove.py minhash FILE FOLDER [--words ...]      CPU seconds, ids that stay
 
 Words are cut at white space, and sentences behind their marks, as this program's rules do, or by datatrove's default (spacy).
 """
@@ -72,8 +72,9 @@ def rules(path, words):
     return {"cpu_seconds": seconds, "decisions": found}
 
 
-def minhash(path, folder):
-    use_white_space()
+def minhash(path, folder, words):
+    if words == "white":
+        use_white_space()
     from datatrove.executor import LocalPipelineExecutor
     from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
     from datatrove.pipeline.dedup.minhash import MinhashConfig
@@ -103,7 +104,9 @@ def main() -> None:
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--words", default="white", choices=["white", "spacy"])
     options = parser.parse_args()
-    result = rules(options.file, options.words) if options.what == "rules" else minhash(options.file, options.folder)
+    result = (
+        rules(options.file, options.words) if options.what == "rules" else minhash(options.file, options.folder, options.words)
+    )
     json.dump(result, sys.stdout)
 
 

@@ -17,13 +17,16 @@ SMALL = {
     "bench_align_oracles": ["--methods", "dpo", "--ranks", "1", "--trl", "none"],
     "bench_grpo_oracles": ["--variants", "grpo", "--ranks", "1", "--weights", "all", "--trl", "none"],
     "bench_audit": ["--items", "4", "--peer", "4"],
+    "bench_command": ["--rounds", "1", "--kills", "1", "--seconds", "1"],
     "bench_hung": ["--hangs", "1"],
     "bench_loader": ["--tokens", "200000", "--rounds", "1"],
     "bench_many_runs": ["--runs", "20"],
     "bench_preprocess": ["--megabytes", "1", "--kills", "1", "--actors", "1,2"],
+    "bench_rules": ["--megabytes", "0", "--signatures", "20000"],
     "bench_recovery": ["--kills", "1"],
     "bench_slurm": ["--rounds", "2", "--runs", "20"],
     "bench_slurm_recovery": ["1"],
+    "bench_submit": ["--functions", "20", "--single", "2", "--rounds", "1"],
     "bench_sweep": ["--trials", "2", "--steps", "8"],
     "bench_sweep_overhead": ["--trials", "2", "--steps", "4"],
     "bench_sweep_search": ["--seeds", "1", "--trials", "2", "--steps", "8"],
@@ -38,7 +41,7 @@ pytestmark = pytest.mark.soak
 def test_a_benchmark_in_small(name: str, tmp_path: Path) -> None:
     if name == "bench_loader":
         pytest.importorskip("litdata", reason="needs the peers: pip install '.[bench]', as make bench does")
-    if "slurm" in name:
+    if "slurm" in name or name == "bench_submit":
         need_slurm()
     command = [sys.executable, "-m", f"tests.benchmarks.{name}", *SMALL[name]]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)

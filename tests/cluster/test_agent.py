@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.errors import EXIT_LOST_PEER, EXIT_REQUEUE
+from cluster.agent.version import installed_version
+from cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE
 from cluster.process.kill import end, family
 from cluster.process.ports import free_port
 from cluster.process.signals import stop_signals_blocked
@@ -100,3 +101,22 @@ def test_an_entry_whose_agent_was_gone_before_it_looked_ends(tmp_path: Path) -> 
     run.make_folders(run.begin_attempt())
     command = [sys.executable, "-m", "cluster.engines.entry", str(run.path), "--attempt", "1", "--parent", "1"]
     assert subprocess.run(command, cwd=ROOT, timeout=HANG_SECONDS, check=False).returncode == EXIT_LOST_PEER
+
+
+@pytest.mark.parametrize(("apart", "code"), [(True, EXIT_NEVER_RETRY), (False, EXIT_DONE)])
+def test_a_node_with_another_version_says_so_before_anything_starts(tmp_path: Path, apart: bool, code: int) -> None:
+    here = installed_version()
+    if here is None:
+        pytest.skip("needs the program installed: pip install -e .")
+    wanted = "99.1.0" if apart else f"{here}.post1"
+    record = {"config": {"steps": 1}, "entry": "tests.fakes.toy:place", "engine": "process", "versions": {"ropewalk": wanted}}
+    run = RunDir.create("toy", {**record, "resources": {"nodes": 1}, "cluster": "far"}, tmp_path)
+    number = run.begin_attempt()
+    run.make_folders(number)
+    command = AgentSpec(run_path=str(run.path), attempt=number, node=0, nodes="1", address="127.0.0.1", rendezvous="").command()
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False, timeout=HANG_SECONDS)
+    assert done.returncode == code
+    told = [event for event in run.read_events() if event["event"] == "other_version"]
+    assert [(event["wanted"], event["here"]) for event in told] == [(wanted, here)]
+    assert [error["exit_code"] for error in run.read_errors(number)] == ([code] if apart else [])
+    assert bool(run.results()) is not apart

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoTokenizer
-
 from datapipe.chat.built_in import TEMPLATES
 from datapipe.chat.conversation import BadConversationError
-from datapipe.chat.template import ChatTokenizer
+from datapipe.chat.template import ChatTokenizer, open_tokenizer
 from jobs.align.preferences.records import Preference, Refused, conversations
 
 TOO_LONG = "too_long"
@@ -33,7 +31,7 @@ class Encoder:
     def __init__(
         self, tokenizer: Path, *, seq_len: int, cut: bool, verbatim: bool | None = None, system: str | None = None
     ) -> None:
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer)
+        self.tokenizer: Any = open_tokenizer(tokenizer)
         own = self.tokenizer.chat_template
         self.chat = ChatTokenizer(tokenizer, None if own else TEMPLATES["plain"])
         self.verbatim = not own if verbatim is None else verbatim

@@ -74,6 +74,7 @@ class _Preparation:
     cut: int = 0
     tokens: int = 0
     lengths: Lengths = field(default_factory=Lengths)
+    checksums: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
         plan = self.plan
@@ -90,7 +91,7 @@ class _Preparation:
         with (self.folder / "rejected.jsonl").open("wb") as rejected:
             writers = {split: _Writer(self.folder / f"{split}.arrow", paired=plan.paired) for split in SPLITS}
             for key, those in files.items():
-                for record in read_records(those):
+                for record in read_records(those, self.checksums):
                     for row in self._rows_of(record):
                         found = row if isinstance(row, Refused) else encoder.encode(row)
                         if isinstance(found, Refused):
@@ -102,7 +103,8 @@ class _Preparation:
                 writer.close()
         if not self.rows["train"]:
             self._raise_empty()
-        return self._manifest({key: [vars(file) for file in those] for key, those in files.items()})
+        told = {key: [{**vars(file), "checksum": self.checksums[file.url]} for file in those] for key, those in files.items()}
+        return self._manifest(told)
 
     def _rows_of(self, record: Record) -> Iterator[Preference | Refused]:
         if record.values is None:

@@ -1,18 +1,11 @@
-"""Read the records of preference data: JSON lines, plain or compressed, and parquet."""
+"""The records of preference data and prompts, with where they stand: JSON lines, plain or compressed, and parquet."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import orjson
-from pyarrow import parquet
-
-from datapipe.config import MIB
-from datapipe.inputs.files import InputFile, list_inputs
-from datapipe.inputs.lines import TOO_LONG, split_lines
-from datapipe.inputs.readers import BOM, CHUNKS
-from datapipe.inputs.streams import DamagedStreamError, HashedReader, open_file, place_of
-
-MAX_LINE_BYTES = 64 * MIB
+from datapipe.chat.records import UnitNotes
+from datapipe.chat.records import read_records as read_unit
+from datapipe.inputs.files import InputFile, Unit, list_inputs
 
 
 class Record(NamedTuple):
@@ -29,39 +22,14 @@ def data_files(pattern: str) -> list[InputFile]:
     return list_inputs([pattern])
 
 
-def read_records(files: list[InputFile]) -> Iterator[Record]:
-    """Every record, in the order of files and lines; damage to a file is a record too, and ends that file."""
-    for file in files:
-        place, name = place_of(file.url)
-        with open_file(place, name) as stream:
-            try:
-                yield from _rows(file, stream) if file.kind == "parquet" else _lines(file, stream)
-            except DamagedStreamError:
-                yield Record(file.name, 0, None, "damaged_file")
+def read_records(files: Sequence[InputFile], checksums: dict[str, str] | None = None) -> Iterator[Record]:
+    """Every record, in the order of files and lines; damage to a file is a record too, and ends that file.
 
-
-def _lines(file: InputFile, stream: Any) -> Iterator[Record]:
-    chunks = CHUNKS[file.kind if file.kind in CHUNKS else "lines"](HashedReader(stream))
-    for number, line in enumerate(split_lines(chunks, MAX_LINE_BYTES), 1):
-        if line is TOO_LONG:
-            yield Record(file.name, number, None, "line_too_long")
-            continue
-        text = line.removeprefix(BOM) if number == 1 else line
-        if text and not text.isspace():
-            yield _parsed(file.name, number, text)
-
-
-def _parsed(file: str, number: int, text: bytes) -> Record:
-    try:
-        values = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return Record(file, number, None, "invalid_json")
-    return Record(file, number, values) if isinstance(values, dict) else Record(file, number, None, "not_an_object")
-
-
-def _rows(file: InputFile, stream: Any) -> Iterator[Record]:
-    number = 0
-    for batch in parquet.ParquetFile(stream).iter_batches(batch_size=256, use_threads=False):
-        for values in batch.to_pylist():
-            number += 1
-            yield Record(file.name, number, values)
+    The checksum of each file that was read is put into `checksums`, by its URL.
+    """
+    for number, file in enumerate(files):
+        notes = UnitNotes()
+        for line, values, reason in read_unit(Unit(index=number, files=(file,)), notes):
+            yield Record(file.name, line, values, reason)
+        if checksums is not None:
+            checksums[file.url] = notes.checksum

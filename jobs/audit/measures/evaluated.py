@@ -16,6 +16,7 @@ from jobs.runs.status import find_run
 from jobs.scores.score import hash_of, mean_score, statistic_score
 
 ITEMS = "evaluation/items.jsonl"
+HELD_OUT = "held_out"  # sequences of a data set's split, which are no items of a task
 FIRST = ("acc", "exact_match", "f1")  # the metric that is told apart on clean and contaminated items
 _EXAMPLES_END = "\n\n"  # what stands between few-shot examples and the item
 
@@ -23,7 +24,7 @@ _EXAMPLES_END = "\n\n"  # what stands between few-shot examples and the item
 def read_evaluation(name: str, root: Path, model: str) -> list[dict[str, Any]]:
     """The items of a finished evaluation. Raises ConfigError where there are none, or they are another model's."""
     run = RunDir(root / name) if (root / name / "run.yaml").is_file() else find_run(name)
-    rows = [row for row in read_lines(run.path / ITEMS) if "task" in row and "item" in row]
+    rows = [row for row in read_lines(run.path / ITEMS) if "item" in row and row.get("task", HELD_OUT) != HELD_OUT]
     if not rows:
         raise ConfigError(f"evaluation: {name} has no items in {ITEMS}; name a finished run of evaluate with `tasks`")
     other = str((run.record.get("config") or {}).get("model"))

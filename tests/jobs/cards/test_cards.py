@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,10 @@ from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import write_json
 from cluster.storage import StoragePath
+from datapipe.manifest import TokenizerRecord
 from jobs.cards.public import public
 from jobs.cards.write import write_data_cards, write_model_cards
+from jobs.training.model_record import ModelRecord, Weights
 from tests.fakes.documents import configure, make, some_documents, write_lines
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, launch, make_run, pretrain_config
@@ -173,6 +176,45 @@ def test_what_is_no_data_set_gets_no_card(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         write_data_cards(StoragePath(tmp_path))
     assert not (tmp_path / "report").exists()
+
+
+def test_a_fine_tuned_model_tells_its_conversations_its_base_and_the_base_s_licence(tmp_path: Path) -> None:
+    root, base, directory = tmp_path / "runs", tmp_path / "SmolBase", tmp_path / "model"
+    LlamaForCausalLM(LlamaConfig(**{**TINY, "vocab_size": 300})).save_pretrained(base)
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A base model\n")
+    make_dataset(root / ".prepared/0123")
+    first = make_run(root, {"model": {"path": str(base)}, "data": [str(tmp_path / "private/chat.jsonl.zst")]}, "finetune")
+    write_json(first.path / "data.json", {"path": "../.prepared/0123", "hash": "xxh3:0"})
+    pairs = write_lines(tmp_path / "private/pairs.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    second = make_run(root, {"model": {"run": first.id}, "data": str(pairs)}, "align")
+    tokenizer = TokenizerRecord(name="t", hash="h", vocabulary=300, end_of_document=0, version="0")
+    for run, weights in ((first, Weights(path=str(base))), (second, Weights(run=first.id, step=3))):
+        record = ModelRecord(fingerprint={"model_type": "llama"}, seq_len=8, tokenizer=tokenizer, weights=weights)
+        write_json(run.model_record, record.model_dump(mode="json"))
+    shutil.copytree(base, directory)
+    for run in (first, second):
+        write_model_cards(run, directory, 5)
+        text, bill = (directory / "README.md").read_text(), (directory / "ml-bom.json").read_text()
+        assert ModelCard(text).data.license == "apache-2.0"
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
+        assert "private" not in text + bill
+        told = (
+            "`chat.jsonl.zst`: 200 documents"
+            if run is first
+            else f"`pairs.jsonl`: a file of {pairs.stat().st_size} bytes, SHA-256"
+        )
+        assert told in text
+        assert ("`SmolBase`" if run is first else f"`{first.id}` ← `SmolBase`") in text
+    record = record.model_copy(update={"head": "reward"})
+    write_json(second.model_record, record.model_dump(mode="json"))
+    write_model_cards(second, directory, 5)
+    assert ModelCard.load(directory / "README.md").data.pipeline_tag == "text-classification"
+    assert "AutoModelForSequenceClassification" in (directory / "README.md").read_text()
+    second.event("exported", step=5, directory=str(directory))
+    scored = make_run(root, {"model": str(directory)}, "evaluate")
+    write_json(scored.attempt_dir(scored.begin_attempt()) / "result.json", {"loss": 1.25, "n": 3})
+    write_model_cards(second, directory, 5)
+    assert "| loss | 1.25 |" in (directory / "README.md").read_text()
 
 
 def test_a_run_without_data_or_scores_says_so(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
+from cluster.backends.base import Profile
+from cluster.backends.local.backend import LocalBackend
 from cluster.config_reader import load_config
 from cluster.errors import ConfigError
 from cluster.process.kill import processes_of, processes_with
@@ -23,7 +25,7 @@ from jobs.command.config import CommandConfig
 from jobs.programs.verdict import LostPeerError, ProgramFailedError, judge, log_of, said_so_far
 from jobs.registry import config_of, find_job
 from jobs.runs.status import final_outcome
-from jobs.runs.submit import submit
+from jobs.runs.submit import scale, submit
 from jobs.sweep.results import read_sweep
 from tests.patience import Patience, until
 
@@ -208,6 +210,42 @@ print("group", group)
     assert not [process for process in before if process.is_running()]
 
 
+def test_an_elastic_program_goes_on_with_the_nodes_that_there_are(start: Start, tmp_path: Path) -> None:
+    text = """
+import json, os, sys, time
+import ropewalk
+world, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
+latest = ropewalk.latest_checkpoint()
+first = json.loads(latest.read_text())["step"] if latest else 0
+for step in range(first + 1, 100_000):
+    time.sleep(0.05)
+    ropewalk.log({"world": world}, step=step)
+    if rank == 0:
+        path = ropewalk.checkpoint_dir() / f"step-{step}.json"
+        path.write_text(json.dumps({"step": step}))
+        ropewalk.commit_checkpoint(path, keep=2)
+    if ropewalk.stop_requested():
+        sys.exit(85)
+"""
+    run = start(script(tmp_path, text), "resources.nodes=1..3")
+
+    def world() -> int:
+        return int((run.read_metrics() or [{"world": 0}])[-1]["world"])
+
+    for size, disturb in ((3, True), (2, False), (3, False)):
+        until(lambda size=size: world() == size, Patience.RUN)
+        if disturb:
+            os.killpg(read_lines(run.attempt_dir(1) / "agents.jsonl")[-1]["pid"], signal.SIGKILL)
+    scale(run, 1)
+    until(lambda: world() == 1, Patience.RUN)
+    LocalBackend(Profile(name="local", backend="local")).cancel(run)
+    assert ended(run).state is RunState.CANCELLED
+    assert run.attempts() == [1]
+    seen = [int(line["step"]) for line in run.read_metrics()]
+    assert sorted(set(seen)) == list(range(1, max(seen) + 1)), "no step is left out"
+    assert len(seen) - len(set(seen)) <= 2, "only a node that dies costs the steps since the last checkpoint"
+
+
 def test_what_is_logged_is_written_behind_the_step_and_before_the_end(start: Start, tmp_path: Path) -> None:
     text = """
 import os, sys, time
@@ -276,6 +314,28 @@ def test_setup_environment_and_shell_lines(start: Start, tmp_path: Path) -> None
 def test_mistakes(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config(CommandConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["python", "train.py", "--lr", "1"], "train"),
+        (["/usr/bin/python3.11", "-u", "-m", "mylab.pretrain", "x.py"], "pretrain"),
+        (["torchrun", "--nproc-per-node=2", "src/fine_tune.py"], "fine_tune"),
+        (["accelerate", "launch", "--config", "a.yaml", "train.py"], "train"),
+        (["env", "A=1", "./simulate", "3"], "simulate"),
+        (["bash", "run.sh", "2"], "run"),
+        (["bash", "-c", "cd here && python train.py | tee log"], "train"),
+        (["bash", "-c", "echo hello"], "echo"),
+        (["bash", "-c", "python -c 'print(1)'"], "command"),
+        (["bash", "-c", "echo 'half"], "command"),
+        (["python", "-c", "import os; print(os)"], "command"),
+    ],
+)
+def test_a_run_is_called_after_its_program(command: list[str], name: str) -> None:
+    resolved = load_config(CommandConfig, {"command": command}).resolved()
+    assert resolved.name == name
+    assert load_config(CommandConfig, {"command": command, "name": "mine"}).resolved().name == "mine"
 
 
 def test_what_an_earlier_group_has_said_is_not_this_ones(tmp_path: Path) -> None:

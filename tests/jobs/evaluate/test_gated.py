@@ -40,6 +40,7 @@ def test_a_refused_run_says_so_everywhere(place: Path) -> None:
     assert "the gate refuses" in ended["cause"]
     assert "95% interval" in ended["cause"]
     assert "its gate refused" in ropewalk(place, "why", "latest")
+    assert "acc_norm" in ropewalk(place, "show", "latest")
     assert json.loads(ropewalk(place, "ps", "--all", "--json"))[0]["state"] == "REFUSED"
 
 

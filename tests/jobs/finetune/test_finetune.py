@@ -1,6 +1,7 @@
 """Finetuning: exact on any number of ranks, packed or not, killed or not; only what the assistant says is learnt."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cluster.run.directory import RunDir
 from datapipe.chat.dataset import ChatSet
 from jobs.finetune.source import ConversationSource
 from jobs.training.objective import NextToken
+from tests.datapipe.chat.tokenizers import WORDS
 from tests.jobs.finetune.chats import LORA, chats, finetune_config, make_base, make_run, write_lines
 from tests.jobs.launch import equal, events, launch, log_of, losses, start, weights
 
@@ -253,3 +255,115 @@ def test_keys_that_exclude_each_other(base: Path, data: Path) -> None:
     found = load_config(FinetuneConfig, {**config, "steps": 300, "lora": LORA, "optim": {}, "validation": {}})
     assert (found.optim.lr, found.validation.every_steps, found.validation.patience) == (2e-4, 15, 3)
     assert load_config(FinetuneConfig, {**config, "validation": {"patience": None}}).validation.patience is None
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # what peft 0.21 asks of v5
+def test_exports_open_as_a_whole_as_an_adapter_and_as_a_mean(base: Path, data: Path, root: Path, tmp_path: Path) -> None:
+    import peft
+
+    from jobs.training.export import export
+    from jobs.training.load_checkpoint import load_model
+
+    run = make_run(root, finetune_config(base, data, lora={**LORA, "dora": True}, ema={"decay": 0.5}))
+    launch(run, 2)
+    for name, options in {"whole": {}, "adapter": {"adapter": True}, "mean": {"ema": True}}.items():
+        export(run, tmp_path / name, **options)  # type: ignore[arg-type]
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / name)
+        assert (
+            tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False) == "<|im_start|>user\na<|im_end|>\n"
+        )
+    tokens = torch.arange(20)[None]
+    whole, mean = (AutoModelForCausalLM.from_pretrained(tmp_path / name)(tokens).logits for name in ("whole", "mean"))
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    adapted = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter")(tokens).logits
+    torch.testing.assert_close(adapted, whole, rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(mean, whole, atol=1e-4)
+    assert torch.equal(load_model(run)[0](tokens).logits, whole)
+    full = make_run(root, finetune_config(base, data, steps=1))
+    launch(full, 1)
+    with pytest.raises(ConfigError, match="trains all weights and has no adapter; leave --adapter out"):
+        export(full, tmp_path / "none", adapter=True)
+    with pytest.raises(ConfigError, match="keeps no running mean of its weights"):
+        export(full, tmp_path / "none", ema=True)
+
+
+def test_the_mean_of_the_weights_outlives_a_kill_and_is_the_formula(base: Path, data: Path, root: Path) -> None:
+    config = finetune_config(
+        base,
+        data,
+        ema={"decay": 0.6},
+        optim={"lr": 1e-2, "warmup_steps": 0, "layer_decay": 0.5},
+        checkpoint={"every_steps": 1, "keep": 99},
+    )
+    whole, parted = make_run(root, config), make_run(root, config)
+    launch(whole, 1)
+    group = start(parted, 2)
+    group.until(lambda: len(events(parted, "checkpoint")) >= 3)
+    group.kill()
+    launch(parted, 2)
+    plain: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    mean = {f"model.{name}": parameter.detach().clone() for name, parameter in plain.named_parameters()}
+    begin = dict(mean)
+    for step in range(1, 9):
+        keep, saved = min(0.6, (1 + step) / (10 + step)), weights(whole, step)
+        mean = {name: value + (1 - keep) * (saved[name] - value) for name, value in mean.items()}
+    for run in (whole, parted):
+        found = weights(run)
+        for name, value in mean.items():
+            torch.testing.assert_close(found[name.replace("model.", "ema.", 1)], value, rtol=1e-4, atol=1e-5)
+    moved = {name: (weights(whole, 1)[name] - begin[name]).abs().max().item() for name in mean}
+    steps = [moved["model.model.norm.weight"], *(moved[f"model.model.layers.{i}.mlp.up_proj.weight"] for i in (1, 0))]
+    assert steps == pytest.approx([1e-2, 5e-3, 2.5e-3], rel=1e-2), "Adam's first step is the learning rate"
+    assert moved["model.model.embed_tokens.weight"] == pytest.approx(1.25e-3, rel=1e-2)
+
+
+def test_it_answers_in_the_terminal(base: Path, data: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from jobs.cli.chat import chat
+    from jobs.inference.chat import open_chat
+    from jobs.inference.generate import Sampling
+
+    run = make_run(root, finetune_config(base, data, steps=1))
+    launch(run, 1)
+    first = open_chat(str(run.path), Sampling(max_new_tokens=5), system="Be kind.")
+    said = [first.answer("the rope"), first.answer("more")]
+    again = open_chat(str(run.path), Sampling(max_new_tokens=5), system="Be kind.")
+    assert [again.answer("the rope"), again.answer("more")] == said
+    assert [one["role"] for one in first.messages] == ["system", "user", "assistant", "user", "assistant"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("the rope\nmore\n"))
+    printed: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda *words, **options: printed.append(" ".join(words)))
+    chat(str(run.path), system="Be kind.", temperature=0.0, top_p=1.0, max_new_tokens=5)
+    assert printed == said
+
+
+def test_the_defaults_stop_a_run_that_learns_by_heart(root: Path, tmp_path: Path) -> None:
+    """200 conversations whose answers follow from nothing, 30 epochs: there is nothing to learn but the words themselves."""
+    draw, words = random.Random(5), WORDS.split()
+    answers = [
+        {"prompt": " ".join(draw.choices(words, k=4)), "completion": " ".join(draw.choices(words, k=4))} for _ in range(200)
+    ]
+    base = make_base(tmp_path / "base", hidden_size=64, intermediate_size=128)
+    keys = {"model": {"path": str(base)}, "data": str(write_lines(tmp_path / "a.jsonl", answers)), "seq_len": 128}
+    more = {"packing": False, "batch": {"global_batch": 16, "micro_batch": 16}, "optim": {"lr": 5e-3, "warmup_steps": 5}}
+    run = make_run(root, {**keys, **more, "steps": 30 * 190 // 16})
+    results = launch(run, 1)
+    assert [event["step"] for event in events(run, "early_stop")] == [results["step"]]
+    assert results["step"] < 356
+    gaps = [line["validation/gap"] for line in run.read_metrics() if "validation/gap" in line]
+    assert gaps[-1] > gaps[2] + 0.05, "and one sees why"
+
+
+def test_many_files_are_prepared_by_actors_and_a_kill_loses_no_unit(base: Path, root: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        write_lines(tmp_path / f"{number}.jsonl", [{**one, "id": f"{number}-{one['id']}"} for one in chats(40, seed=number)])
+    run = make_run(root, {**finetune_config(base, tmp_path, steps=2, actors=2), "data": [str(tmp_path / "*.jsonl")]})
+    group = start(run, 2)
+    unfinished = root / ".prepared"
+    group.until(lambda: any(unfinished.glob(f".*{run.id}/.work/units/*.json")) or bool(losses(run)))
+    group.kill()
+    results = launch(run, 2)
+    assert results["conversations"] == 120
+    assert events(run, "actors") or "Ray does not start here" in log_of(run)
+    assert not list(unfinished.glob(f".*{run.id}")), "nothing half-made is left"

@@ -118,6 +118,11 @@ def test_contexts_are_shared(opened: OpenModel, monkeypatch: pytest.MonkeyPatch)
     context = tuple(range(100))
     scorer.score([Request(context, (i, 2, 3)) for i in range(5)])
     assert seen == [110]
+    seen.clear()
+    few = Scorer(opened, batch_tokens=8)  # fewer than the context has
+    seen.clear()
+    few.score([Request(context, (i,)) for i in range(5)])
+    assert seen == [100]
 
 
 def test_a_text_longer_than_the_model_sees_loses_its_beginning(opened: OpenModel) -> None:

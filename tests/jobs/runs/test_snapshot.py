@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ from cluster.run.files import MODE_VARIABLE
 from jobs.runs import snapshot
 from jobs.runs import submit as submission
 from jobs.runs.snapshot import checkout, code_notice, code_state, take_snapshot
+from jobs.runs.snapshot_memory import TICK_SECONDS
 from tests.jobs.shell import Shell, pretrain
+from tests.patience import until
 
 
 def git(place: Path, *words: str) -> str:
@@ -83,7 +87,9 @@ def test_equal_code_is_copied_once_and_other_code_apart(tree: Path, tmp_path: Pa
         change()
         seen.add(copied(tree, root)[0])
     assert len(seen) == 4
-    assert {path.name for path in (root / CODE_FOLDER).iterdir()} == {path.name for path in seen}, "nothing half-written is left"
+    assert {path.name for path in (root / CODE_FOLDER).glob("[!.]*")} == {path.name for path in seen}, (
+        "nothing half-written is left"
+    )
     assert RunDir.all(root) == []
 
 
@@ -229,7 +235,7 @@ def test_submit_says_what_travels_and_a_dry_run_takes_nothing(
     assert (run.code / "a.py").read_text() == "A = 2\n"
     live = RunDir(tmp_path / "runs" / shell("submit", *pretrain("--on", "slow")).strip())
     assert (live.code, shell.err) == (None, "")
-    assert len(list((tmp_path / "runs" / CODE_FOLDER).iterdir())) == 2
+    assert len(list((tmp_path / "runs" / CODE_FOLDER).glob("[!.]*"))) == 2
 
 
 def test_a_copy_that_somebody_has_changed_is_not_used(tree: Path, tmp_path: Path) -> None:
@@ -270,3 +276,46 @@ def test_nobody_else_enters_a_run_or_its_code(tree: Path, tmp_path: Path, monkey
     monkeypatch.setenv(MODE_VARIABLE, "rwx")
     with pytest.raises(ConfigError, match="it must be an octal mode, as chmod takes it"):
         modes(tmp_path / "nobodys")
+
+
+def test_what_nobody_has_touched_is_not_looked_at_again(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, asked = tmp_path / "runs", []
+    (tree / "empty").mkdir()
+    settle()
+    run_git = snapshot._git
+    monkeypatch.setattr(snapshot, "_git", lambda *words: (asked.append(words), run_git(*words))[1])
+
+    def take() -> tuple[str, bool]:
+        asked.clear()
+        found = snapshot.code_of(tree, root, [root])
+        return str(found["snapshot"]), bool(asked)
+
+    first, _ = take()
+    assert take() == (first, False)
+    changes: list[Callable[[], object]] = [
+        lambda: (tree / "a.py").write_text((tree / "a.py").read_text().swapcase()),  # of the same size
+        lambda: (tree / "empty/new.py").write_text("x"),
+        (tree / "empty/new.py").unlink,
+        lambda: (tree / ".gitignore").write_text("*.nothing\n"),
+    ]
+    seen = {first}
+    for change in changes:
+        change()
+        settle()
+        digest, looked = take()
+        assert looked
+        assert take() == (digest, False)
+        seen.add(digest)
+    assert len(seen) >= 4
+    git(tree, "commit", "--allow-empty", "-qm", "another")
+    settle()
+    assert take() == (digest, True), "the commit is part of the record"
+    (root / CODE_FOLDER / digest / "a.py").write_text("somebody else's\n")
+    assert take() == (digest, True)
+    assert (root / CODE_FOLDER / digest / "a.py").read_text() == (tree / "a.py").read_text()
+
+
+def settle() -> None:
+    """Let the tick pass in which a file may be written twice."""
+    end = time.monotonic() + 2 * TICK_SECONDS
+    until(lambda: time.monotonic() > end)

@@ -124,7 +124,7 @@ def test_the_cost_of_a_run_among_many(shell: Shell, monkeypatch: pytest.MonkeyPa
         calls.of(lambda n=n: shell("submit", *pretrain("--on", "shipping", "--each", f"seed=1..{n}"))) for n in (10, 310)
     )
     assert (many["os.mkdir"] - few["os.mkdir"]) / 300 < 3.1, "an id that is taken costs one more"
-    assert many["subprocess.Popen"] <= 8, "git and versions are asked once for all"
+    assert many.get("subprocess.Popen", 0) <= 8, "git and versions are asked once for all, or not at all"
     assert (sum(many.values()) - sum(few.values())) / 300 <= 13, "two of them where the checkout has a diff to keep"
     before = time.process_time()
     listing = calls.of(lambda: shell("ps"))

@@ -1,0 +1,120 @@
+"""What it costs to submit functions, against submitit on the same test cluster: many as one array, many one by one, and one by
+a process of its own.
+
+    python -m tests.benchmarks.bench_submit [--functions 1000] [--single 1000] [--rounds 7] [--folder DIR]
+
+Prints one JSON object of CPU seconds (with those of sbatch and git) and wall seconds. All jobs are held, so that none disturbs.
+The processes are run in turn; their ratio is the median of the ratios of neighbours.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import submitit
+import yaml
+
+import ropewalk
+from slurm.lab.cluster import Lab
+from slurm.lab.config import LabSettings
+from tests.fakes.programs.functions import add
+
+ROOT = Path(__file__).parents[2]
+
+OURS = "import ropewalk; from tests.fakes.programs.functions import add; ropewalk.submit(add, 1, 2, on='lab')"
+THEIRS = """
+import submitit
+from tests.fakes.programs.functions import add
+executor = submitit.SlurmExecutor(folder='submitit', max_num_timeout=0)
+executor.update_parameters(additional_parameters={'hold': True})
+executor.submit(add, 1, 2)
+"""
+
+
+def cpu_and_wall(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of this process and of the children that it waits for, and by the clock."""
+
+    def spent() -> float:
+        both = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+    before, started = spent(), time.perf_counter()
+    work()
+    return spent() - before, time.perf_counter() - started
+
+
+def executor(folder: Path) -> submitit.SlurmExecutor:
+    made = submitit.SlurmExecutor(folder=folder, max_num_timeout=0)
+    made.update_parameters(additional_parameters={"hold": True})
+    return made
+
+
+def process(code: str, folder: Path) -> Callable[[], object]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return lambda: subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, capture_output=True)
+
+
+def compared(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> dict[str, float]:
+    """Both in turn: medians, and the median of the ratios of neighbours."""
+    pairs = [(cpu_and_wall(ours), cpu_and_wall(theirs)) for _ in range(rounds)]
+    found = {}
+    for place, name in enumerate(("cpu", "wall")):
+        found[f"{name}_seconds"] = statistics.median(mine[place] for mine, _ in pairs)
+        found[f"submitit_{name}_seconds"] = statistics.median(other[place] for _, other in pairs)
+        found[f"{name}_ratio"] = statistics.median(mine[place] / other[place] for mine, other in pairs)
+    return {key: round(value, 3) for key, value in found.items()}
+
+
+def measure(words: argparse.Namespace, folder: Path) -> dict[str, dict[str, float]]:
+    numbers = range(words.functions)
+    peer = executor(folder / "submitit")
+    return {
+        "one process": compared(process(OURS, folder), process(THEIRS, folder), words.rounds),
+        f"{words.functions} as one array": compared(
+            lambda: ropewalk.map(add, numbers, numbers, on="lab"), lambda: peer.map_array(add, numbers, numbers), 3
+        ),
+        f"{words.single} one by one": compared(
+            lambda: [ropewalk.submit(add, number, 1, on="lab") for number in range(words.single)],
+            lambda: [peer.submit(add, number, 1) for number in range(words.single)],
+            1,
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--functions", type=int, default=1000)
+    parser.add_argument("--single", type=int, default=100, help="submissions one by one")
+    parser.add_argument("--rounds", type=int, default=7, help="of the process of its own")
+    parser.add_argument("--folder", type=Path, help="where runs are written; unset: the temporary directory")
+    words = parser.parse_args()
+    place = Path(tempfile.mkdtemp(prefix="s", dir="/tmp"))
+    place.chmod(0o755)
+    folder = Path(tempfile.mkdtemp(prefix="submit", dir=words.folder))
+    lab = Lab(place)
+    try:
+        lab.up(LabSettings(nodes=2))
+        os.environ.update(lab.env)
+        os.environ["ROPEWALK_CLUSTERS"] = str(folder / "clusters.yaml")
+        profile = {"backend": "slurm", "runs": str(folder / "runs"), "python": sys.executable, "sbatch": {"hold": True}}
+        (folder / "clusters.yaml").write_text(yaml.safe_dump({"lab": profile}))
+        os.chdir(folder)
+        print(json.dumps(measure(words, folder)))
+    finally:
+        subprocess.run(["scancel", "--me"], check=False, capture_output=True)
+        lab.down()
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

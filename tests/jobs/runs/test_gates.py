@@ -1,0 +1,68 @@
+"""`export --gated`: what the runs that judged a checkpoint said of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import ConfigError
+from cluster.run.directory import RunDir
+from cluster.run.files import write_json
+from cluster.run.names import RESULT
+from cluster.spec import Outcome, RunState
+from jobs.runs.gates import require_passed
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> RunDir:
+    return RunDir.create("model", {"job": "pretrain", "config": {"steps": 4}}, tmp_path)
+
+
+def judged(of: RunDir, job: str, passed: bool, step: int | None = 4, state: RunState | None = None, **config: Any) -> None:
+    record = {"job": job, "config": {"model": of.id, "require": {"quiz": ">= 0.5"}, **config}, "cluster": "local"}
+    run = RunDir.create(job, record, of.path.parent)
+    number = run.begin_attempt()
+    failed = [] if passed else [{"words": "quiz is 0.4 ± 0.02, and must be >= 0.5"}]
+    write_json(run.attempt_dir(number) / RESULT, {"gate": {"passed": passed, "failed": failed}, "model_step": step})
+    ended = state or (RunState.SUCCEEDED if passed else RunState.REFUSED)
+    run.write_outcome(number, Outcome(state=ended, exit_code=0, cause="done"))
+
+
+def test_a_checkpoint_that_no_gate_has_judged_is_refused(model: RunDir) -> None:
+    with pytest.raises(ConfigError, match="no gate has judged its checkpoint of step 4"):
+        require_passed(model, 4)
+    judged(model, "evaluate", True, step=3)  # another checkpoint
+    judged(model, "evaluate", True, require={})  # nothing was asked
+    judged(model, "evaluate", True, model="another")
+    judged(model, "evaluate", True, state=RunState.CANCELLED)
+    with pytest.raises(ConfigError, match="no gate has judged"):
+        require_passed(model, 4)
+
+
+def test_the_newest_gate_of_each_job_decides(model: RunDir) -> None:
+    judged(model, "evaluate", False)
+    with pytest.raises(ConfigError, match=r"refused its checkpoint of step 4: quiz is 0\.4"):
+        require_passed(model, 4)
+    judged(model, "evaluate", True, model=str(model.path))
+    assert [one.run.record["job"] for one in require_passed(model, 4)] == ["evaluate"]
+    judged(model, "audit", False)
+    with pytest.raises(ConfigError, match="the gate of audit"):
+        require_passed(model, 4)
+
+
+def test_the_command_asks_before_it_writes(model: RunDir, tmp_path: Path, shell_of: Any) -> None:
+    shell = shell_of(model.path.parent)
+    shell("export", model.id, str(tmp_path / "out"), "--step", "4", "--gated", expect=2)
+    assert "no gate has judged" in shell.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def shell_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    from tests.jobs.shell import Shell
+
+    def make(root: Path) -> Shell:
+        monkeypatch.setenv("ROPEWALK_RUNS", str(root))
+        return Shell(capsys, monkeypatch, tmp_path)
+
+    return make

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cluster.config import DataPath, Section, absolute
+from datapipe.filters.augment import Augment
+from datapipe.filters.balance import Balance
 from datapipe.filters.decontaminate import Decontaminate
 from datapipe.filters.language import Language
 from datapipe.filters.pii import PersonalData
@@ -83,6 +85,12 @@ class DataSetConfig(ReadRules):
         default=None, description="drop documents that contain items of evaluation sets, after the filters; unset: off"
     )
     pii: PersonalData | None = Field(default=None, description="replace personal data by placeholders, last of all; unset: off")
+    augment: Augment | None = Field(
+        default=None, description="rewrite training documents before they are tokenized, such as {fim: {rate: 0.5}}"
+    )
+    balance: Balance | None = Field(
+        default=None, description="shares of sources in the training text, such as {temperature: 0.5}"
+    )
     validation_fraction: float = Field(
         default=0.01, ge=0, le=0.5, description="share of documents for the validation split, by a hash of their id"
     )

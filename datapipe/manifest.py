@@ -14,7 +14,7 @@ from cluster.storage import StoragePath
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 1 << 24
-ADDED = {"counts", "near_duplicates"}
+ADDED = {"counts", "near_duplicates", "mixture"}
 
 Split = Literal["train", "validation"]
 TokenType = Literal["uint16", "uint32"]
@@ -117,6 +117,7 @@ class Manifest(Section):
     rejected: Rejected = Rejected()
     near_duplicates: NearRecord | None = None
     counts: dict[str, int] = Field(default_factory=dict)  # what filters changed: `c4.javascript` is a number of lines
+    mixture: dict[str, dict[str, float]] = Field(default_factory=dict)  # of each source epochs and share, where balanced
     renamed_ids: int = 0  # documents whose id was taken by another text
     inputs: tuple[InputRecord, ...] = ()
     config: dict[str, Any] = Field(default_factory=dict)

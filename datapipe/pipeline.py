@@ -4,6 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,17 +12,19 @@ from numpy.typing import NDArray
 
 from cluster.errors import DataError
 from cluster.storage import StoragePath
+from datapipe.balance import balance, read_sources
 from datapipe.config import DataSetConfig, ReadRules, stages
 from datapipe.decontamination.items import check_items
 from datapipe.dedup.exact import DROPPED, TRAIN, Corpus, Decisions, decide, load_corpus, repeats
 from datapipe.dedup.near.search import NearDecisions, NearUnit, find_near_duplicates
 from datapipe.dedup.near.task import NearTask
 from datapipe.execution.worker import Task
+from datapipe.input_records import input_records
 from datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
 from datapipe.inputs.ingest import UnitSummary, read_summary, rejection_reasons, summary_name, texts_name
 from datapipe.inputs.split import files_to_split, pieces_of, read_split
 from datapipe.inputs.streams import naming_full_disk
-from datapipe.manifest import InputRecord, Manifest, NearRecord, Rejected, Shard, Totals, hash_of, write_manifest
+from datapipe.manifest import InputRecord, Manifest, NearRecord, Rejected, Shard, Totals, write_manifest
 from datapipe.plan import WORK, begin_or_resume, deciding_keys, find_complete
 from datapipe.progress import Progress
 from datapipe.rejected import RejectedPlan
@@ -76,7 +79,9 @@ class _Pipeline:
         begin_or_resume(self.output, self.work, keys, self.files)
         if self.config.tokenizer.path and read_tokenizer(self.output, self.work) is None:
             taken = take_tokenizer(self.config.tokenizer.path)
-            Encoder(taken, self.config.tokenizer.backend)  # refused now rather than after the first pass
+            encoder = Encoder(taken, self.config.tokenizer.backend)  # refused now rather than after the first pass
+            for mark in self._marks():
+                encoder.special(mark)
             write_tokenizer(self.output, self.work, taken)
         units = plan_units(self.files, self.config.unit_mib, self.split())
         summaries = self.ingest(units)
@@ -85,6 +90,7 @@ class _Pipeline:
         near = self.find_near(units, summaries, corpus, dropped)
         dropped[near.rows] = True
         decisions = decide(corpus, self.config.validation_fraction, dropped)
+        decisions, mixture = self.balance(units, corpus, decisions)
         layout = Layout(units=units, blocks=[s.blocks for s in summaries], corpus=corpus, decisions=decisions)
         self._require_documents(summaries, decisions)
         self.ensure_tokenizer(layout)
@@ -98,9 +104,17 @@ class _Pipeline:
         record = NearRecord(**near.counts, sizes=near.sizes) if self.config.near_duplicates else None
         manifest = self.describe(
             keys, shards, rejected, inputs, renamed_ids=len(decisions.suffix), counts=counts, near_duplicates=record
-        )
+        ).model_copy(update={"mixture": mixture})
         write_report(self.output, manifest, kept_facts, dropped_facts, self.find_gaps())
         return write_manifest(self.output, manifest)
+
+    def balance(self, units: list[Unit], corpus: Corpus, decisions: Decisions) -> tuple[Decisions, dict[str, dict[str, float]]]:
+        """Take documents as often as the shares of their sources ask for; those that are not taken are dropped."""
+        if self.config.balance is None:
+            return decisions, {}
+        copies, mixture = balance(self.config.balance, read_sources(units, self.work), corpus, decisions)
+        fate = np.where(copies == 0, DROPPED, decisions.fate).astype(np.uint8)
+        return replace(decisions, fate=fate, copies=copies), mixture
 
     def split(self) -> dict[str, tuple[list[InputFile], str | None]]:
         """Cut large compressed files into pieces: each is read by one, so that all can work on it."""
@@ -173,8 +187,14 @@ class _Pipeline:
             return
         sample = plan_sample(layout, choice.sample_mib, self.seed)
         self.progress.begin("train the tokenizer", 1, "tokenizer")
-        for _ in self.run_tasks([Task(method="train", label="training the tokenizer", arguments=(sample, choice.train))]):
+        for _ in self.run_tasks(
+            [Task(method="train", label="training the tokenizer", arguments=(sample, choice.train, self._marks()))]
+        ):
             self.progress.add(1)
+
+    def _marks(self) -> tuple[str, ...]:
+        augment = self.config.augment
+        return augment.fim.tokens if augment and augment.fim else ()
 
     def encode(self, layout: Layout) -> tuple[list[Shard], Facts]:
         """Pass 2: tokenize every shard that is not done yet."""
@@ -184,7 +204,9 @@ class _Pipeline:
         found = [read_sidecar(p, self.work, self.output) if p.sidecar.rpartition("/")[2] in present else None for p in plans]
         done = {shard.path: shard for shard in found if shard}
         backend = self.config.tokenizer.backend
-        tasks = [Task(method="encode", label=p.path, arguments=(p, backend)) for p in plans if p.path not in done]
+        tasks = [
+            Task(method="encode", label=p.path, arguments=(p, backend, self.config.augment)) for p in plans if p.path not in done
+        ]
         total = sum(p.documents for p in plans)
         self.progress.begin("tokenize", total, "documents", sum(s.documents for s in done.values()))
         for _, shard in self.run_tasks(tasks):
@@ -203,13 +225,16 @@ class _Pipeline:
         """List the dropped documents, in one file for each unit that has any."""
         exact = layout.decisions.fate == DROPPED
         exact[near.rows] = False
+        left_out = np.zeros_like(exact) if layout.decisions.copies is None else layout.decisions.copies == 0
+        exact &= ~left_out
         plans: list[RejectedPlan] = []
         for unit, summary in zip(layout.units, summaries, strict=True):
             first, last = (int(layout.corpus.offsets[unit.index + k]) for k in (0, 1))
             duplicates = slice_of(layout, unit, first + np.flatnonzero(exact[first:last]))
             low, high = np.searchsorted(near.rows, [first, last])
             stays, places = np.unique(near.stays[low:high], return_inverse=True)
-            if summary.rejected or len(duplicates.rows) or low < high:
+            balanced = slice_of(layout, unit, first + np.flatnonzero(left_out[first:last]))
+            if summary.rejected or len(duplicates.rows) or low < high or len(balanced.rows):
                 plans.append(
                     RejectedPlan(
                         number=len(plans),
@@ -217,6 +242,7 @@ class _Pipeline:
                         near=slice_of(layout, unit, near.rows[low:high]),
                         repeated=tuple(cut_slices(layout, stays)),
                         repeats=places.astype(np.int32),
+                        left_out=balanced,
                     )
                 )
         reasons: Counter[str] = Counter()
@@ -263,35 +289,3 @@ class _Pipeline:
             inputs=tuple(inputs),
             config=keys,
         )
-
-
-def input_records(layout: Layout, summaries: Sequence[UnitSummary]) -> list[InputRecord]:
-    """The record of each input file. The checksum of a file that was read in pieces is over the pieces' checksums."""
-    kept: Counter[str] = Counter()
-    rejected: Counter[str] = Counter()
-    checksums: dict[str, list[str]] = {}
-    damage: dict[str, str] = {}
-    sizes: dict[str, int] = {}
-    corpus, decisions = layout.corpus, layout.decisions
-    for unit, summary in zip(layout.units, summaries, strict=True):
-        first, last = int(corpus.offsets[unit.index]), int(corpus.offsets[unit.index + 1])
-        owners, stays = corpus.file[first:last], decisions.fate[first:last] != DROPPED
-        for index, file in enumerate(unit.files):
-            mine = owners == index
-            kept[file.url] += int((mine & stays).sum())
-            rejected[file.url] += summary.file_rejected[index] + int((mine & ~stays).sum())
-            checksums.setdefault(file.url, []).append(summary.checksums[index])
-            sizes[file.url] = file.size
-            if str(index) in summary.damage:
-                damage[file.url] = summary.damage[str(index)]
-    return [
-        InputRecord(
-            path=url,
-            size=sizes[url],
-            checksum=f"xxh3:{parts[0]}" if len(parts) == 1 else hash_of(parts).replace("xxh3:", "xxh3-pieces:"),
-            documents=kept[url],
-            rejected=rejected[url],
-            damage=damage.get(url),
-        )
-        for url, parts in checksums.items()
-    ]

@@ -15,7 +15,7 @@ from datapipe.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 WORK = ".work"
 PLAN_NAME = "plan.json"
-OFF_BY_DEFAULT = ("filters", "near_duplicates", "language", "decontaminate", "pii")
+OFF_BY_DEFAULT = ("filters", "near_duplicates", "language", "decontaminate", "pii", "balance", "augment")
 LIBRARIES = {"language": "py3langid", "pii": "phonenumberslite"}  # whose tables decide, by key
 
 

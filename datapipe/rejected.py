@@ -22,7 +22,7 @@ FOLDER = "rejected"
 
 @dataclass(frozen=True, kw_only=True)
 class RejectedPlan:
-    """One file of rejected documents: what reading rejected in a unit, its exact duplicates, its near-duplicates.
+    """One file of rejected documents: what reading rejected in a unit, its duplicates, near-duplicates, what balance left out.
 
     Near-duplicate k repeats document `repeats[k]` of those in `repeated`, which may lie in other units.
     """
@@ -32,6 +32,7 @@ class RejectedPlan:
     near: Slice
     repeated: tuple[Slice, ...]
     repeats: NDArray[np.int32]
+    left_out: Slice  # so that sources have their shares
 
     @property
     def path(self) -> str:
@@ -66,6 +67,8 @@ def _dropped(plan: RejectedPlan, work: StoragePath) -> Iterator[tuple[dict[str, 
         yield {"id": name, "source": one["source"], "reason": one["reason"], **place}, one["head"]
     for kept in read_slice(plan.duplicates, work):
         yield _listed(unit, kept, "duplicate"), kept.text[:HEAD_CHARS]
+    for kept in read_slice(plan.left_out, work):
+        yield _listed(unit, kept, "balance"), kept.text[:HEAD_CHARS]
     names = [kept.id for part in plan.repeated for kept in read_slice(part, work, with_text=False)]
     for kept, place in zip(read_slice(plan.near, work), plan.repeats.tolist(), strict=True):
         yield {**_listed(unit, kept, "near_duplicate"), "repeats": names[place]}, kept.text[:HEAD_CHARS]

@@ -34,6 +34,7 @@ class Decisions:
 
     fate: NDArray[np.uint8]  # DROPPED (a duplicate, exact or near), TRAIN or VALIDATION
     suffix: dict[int, str]  # row → what is appended to its id, which an earlier document has
+    copies: NDArray[np.int64] | None = None  # how often a document is taken, where sources are balanced
 
 
 def load_corpus(units: Sequence[Unit], summaries: Sequence[UnitSummary], work: StoragePath) -> Corpus:

@@ -8,6 +8,7 @@ from cluster.errors import DataError
 from cluster.storage import StoragePath
 from datapipe.config import ReadRules
 from datapipe.dedup.near.task import NearTask, run_near
+from datapipe.filters.augment import Augment
 from datapipe.filters.filter import Filter
 from datapipe.filters.registry import Filters, make_filter
 from datapipe.inputs.files import InputFile, Unit
@@ -65,18 +66,18 @@ class Worker:
         """Do one task of the search for near-duplicates."""
         return run_near(task, self.work)
 
-    def train(self, sample: SamplePlan, vocabulary: int) -> None:
+    def train(self, sample: SamplePlan, vocabulary: int, marks: tuple[str, ...] = ()) -> None:
         """Train the data set's tokenizer."""
-        write_tokenizer(self.output, self.work, train_tokenizer(read_sample(sample, self.work), vocabulary))
+        write_tokenizer(self.output, self.work, train_tokenizer(read_sample(sample, self.work), vocabulary, marks))
 
-    def encode(self, plan: ShardPlan, backend: str) -> Shard:
+    def encode(self, plan: ShardPlan, backend: str, augment: Augment | None = None) -> Shard:
         """Write one shard."""
         if self.encoder is None:
             files = read_tokenizer(self.output, self.work)
             if files is None:
                 raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
             self.encoder = Encoder(files, backend)
-        return encode_shard(plan, self.encoder, self.work, self.output)
+        return encode_shard(plan, self.encoder, self.work, self.output, augment)
 
     def reject(self, plan: RejectedPlan) -> Facts:
         """Write one list of rejected documents."""

@@ -25,6 +25,7 @@ def page(report: Mapping[str, Any]) -> str:
         _chart("What was dropped, by stage", report["stages"], "documents"),
         _chart("Why", report["reasons"], "documents"),
         _chart("Sources, kept", {name: row["tokens"] for name, row in report["sources"].items()}, "tokens"),
+        _chart("Sources, hundredths of an epoch", _epochs(report["sources"]), "taken"),
         _chart("Sources, dropped", {name: row["dropped"] for name, row in report["sources"].items()}, "documents"),
         _chart("Languages, kept", report["languages"], "documents"),
         _chart(
@@ -41,6 +42,10 @@ def page(report: Mapping[str, Any]) -> str:
         f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>Data set</title>"
         f"<style>{STYLE}</style>\n<h1>Data set</h1>\n{body}\n"
     )
+
+
+def _epochs(sources: Mapping[str, Any]) -> dict[str, int]:
+    return {name: round(100 * row["epochs"]) for name, row in sources.items() if "epochs" in row}
 
 
 def _chart(title: str, values: Mapping[str, int], unit: str, by_size: bool = True) -> str:

@@ -32,6 +32,7 @@ def make_report(manifest: Manifest, kept: Facts, dropped: Facts, fairness: dict[
             "bytes": row[2],
             "share": round(row[1] / max(totals.tokens, 1), 6),
             "dropped": dropped["sources"].get(name, [0])[0],
+            **({"epochs": manifest.mixture[name]["epochs"]} if name in manifest.mixture else {}),
         }
         for name, row in kept["sources"].items()
     }

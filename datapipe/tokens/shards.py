@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from cluster.storage import StoragePath
 from datapipe.config import MIB
 from datapipe.dedup.exact import TRAIN, VALIDATION, Corpus, Decisions, unnamed_id
+from datapipe.filters.augment import Augment
 from datapipe.inputs.files import Unit
 from datapipe.inputs.ingest import texts_name
 from datapipe.inputs.streams import HashedWriter, naming_full_disk, open_file
 from datapipe.manifest import Shard, Split
 from datapipe.report.samples import HEAD_CHARS, shard_facts
+from datapipe.tokens.augment import encode_augmented
 from datapipe.tokens.tokenizer import Encoder
 
 ENCODE_BYTES = 1 << 20  # of text handed to the tokenizer at once
@@ -85,6 +87,8 @@ def plan_shards(layout: Layout, limit: int) -> list[ShardPlan]:
     splits: tuple[tuple[Split, int], ...] = (("train", TRAIN), ("validation", VALIDATION))
     for split, fate in splits:
         rows = np.flatnonzero(decisions.fate == fate)
+        if decisions.copies is not None:
+            rows = np.repeat(rows, decisions.copies[rows])
         before = np.cumsum(corpus.size[rows]) - corpus.size[rows]
         numbers = np.unique(before // limit, return_inverse=True)[1]
         for number in range(int(numbers[-1]) + 1 if len(rows) else 0):
@@ -141,7 +145,9 @@ def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterat
                 yield Kept(name + part.suffix.get(row, ""), source, text, part.line_base + line)
 
 
-def encode_shard(plan: ShardPlan, encoder: Encoder, work: StoragePath, output: StoragePath) -> Shard:
+def encode_shard(
+    plan: ShardPlan, encoder: Encoder, work: StoragePath, output: StoragePath, augment: Augment | None = None
+) -> Shard:
     """Write one shard, then its sidecar that says that it is done; a pure function of the plan, the texts and the tokenizer."""
     ids: list[str] = []
     sources: list[str] = []
@@ -154,7 +160,7 @@ def encode_shard(plan: ShardPlan, encoder: Encoder, work: StoragePath, output: S
             texts = [kept.text for kept in group]
             ids.extend(kept.id for kept in group)
             sources.extend(kept.source for kept in group)
-            flat, counts = encoder.encode_flat(texts)
+            flat, counts = encode_augmented(group, encoder, augment if plan.split == "train" else None)
             tokens.append(flat)
             lengths.append(counts)
             sizes += [len(text) if text.isascii() else len(text.encode()) for text in texts]

@@ -31,14 +31,14 @@ class TokenizerFiles:
     files: dict[str, bytes]
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> TokenizerFiles:
-    """Train a byte-level BPE as GPT-2's; the same texts give the same bytes."""
+def train_tokenizer(texts: Iterable[str], vocabulary: int, marks: Sequence[str] = ()) -> TokenizerFiles:
+    """Train a byte-level BPE as GPT-2's, with further special tokens; the same texts give the same bytes."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[END_OF_DOCUMENT],
+        special_tokens=[END_OF_DOCUMENT, *marks],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -148,6 +148,13 @@ class Encoder:
         raise ConfigError(
             f"tokenizer {self.files.name!r} has no end-of-document token; set eos_token in its tokenizer_config.json"
         )
+
+    def special(self, token: str) -> int:
+        """The id of a special token. Raises ConfigError where the tokenizer has none of this name."""
+        found = self.tokenizer.token_to_id(token)
+        if found is None:
+            raise ConfigError(f"augment.fim: tokenizer {self.files.name!r} has no token {token!r}; name its own, or train one")
+        return int(found)
 
     def encode(self, texts: Sequence[str]) -> Iterator[NDArray[np.unsignedinteger]]:
         """Encode each text, and append the end-of-document token."""

@@ -4,6 +4,7 @@ import time
 import uuid
 from typing import Any
 
+from jobs.cards.model_card import kind_of
 from jobs.cards.model_facts import Measured, ModelFacts
 from jobs.cards.public import NOT_STATED, filled
 
@@ -40,17 +41,17 @@ def _model(facts: ModelFacts) -> dict[str, Any]:
         "bom-ref": "model",
         "name": facts.name,
         "version": f"step-{facts.step}" if facts.step is not None else "exported",
-        "description": f"A causal language model of {facts.num_parameters:,} parameters, by ropewalk {facts.job}.",
+        "description": f"A {kind_of(facts)[0]} of {facts.num_parameters:,} parameters, by ropewalk {facts.job}.",
         "licenses": [{"license": {"name": facts.license or NOT_STATED}}],
         "modelCard": {
             "modelParameters": {
                 "approach": {"type": _APPROACH.get(facts.job, "self-supervised")},
-                "task": "text-generation",
+                "task": "text-classification" if facts.head == "reward" else "text-generation",
                 "architectureFamily": "transformer",
                 "modelArchitecture": filled(facts.architecture),
                 "datasets": [{"ref": component["bom-ref"]} for component in _data(facts)],
                 "inputs": [{"format": "text"}],
-                "outputs": [{"format": "text"}],
+                "outputs": [{"format": "number" if facts.head == "reward" else "text"}],
             },
             "quantitativeAnalysis": {"performanceMetrics": [_metric(one) for one in facts.measured]},
             "considerations": {

@@ -8,6 +8,11 @@ import yaml
 from jobs.cards.model_facts import Measured, ModelFacts
 from jobs.cards.public import NOT_STATED, filled, public
 
+# of each kind of head: what the model is, and what it is for
+KINDS = {
+    "causal_lm": ("causal language model", "Text generation"),
+    "reward": ("reward model, which gives a whole text one score", "Comparing answers"),
+}
 SETTINGS = ("steps", "seq_len", "batch", "optim", "method", "lora", "precision", "seed", "parallel")
 
 
@@ -24,13 +29,18 @@ def metadata(facts: ModelFacts) -> dict[str, Any]:
     found: dict[str, Any] = {
         **_license(facts),
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "text-classification" if facts.head == "reward" else "text-generation",
         "tags": ["ropewalk", facts.job],
         **({"language": languages} if languages else {}),
     }
     if facts.measured:
         found["model-index"] = [{"name": facts.name, "results": [_result(one) for one in facts.measured]}]
     return found
+
+
+def kind_of(facts: ModelFacts) -> tuple[str, str]:
+    """What the model is, and what it is for."""
+    return KINDS.get(facts.head, KINDS["causal_lm"])
 
 
 def _license(facts: ModelFacts) -> dict[str, str]:
@@ -54,7 +64,7 @@ def _sections(facts: ModelFacts) -> dict[str, str]:
     return {
         "Model details": _table(
             {
-                "kind": f"causal language model, {base}",
+                "kind": f"{kind_of(facts)[0]}, {base}",
                 "architecture": facts.architecture,
                 "parameters": f"{facts.num_parameters:,}",
                 "made by": f"ropewalk {facts.job}, run `{facts.name}`, submitted on {facts.created}",
@@ -64,19 +74,23 @@ def _sections(facts: ModelFacts) -> dict[str, str]:
             }
         ),
         "Intended use": (
-            "Text generation and further training by people who can judge its output. Its owner has stated no further use.\n\n"
+            f"{kind_of(facts)[1]} and further training by people who can judge its output."
+            " Its owner has stated no further use.\n\n"
             "Out of scope: decisions about people, and advice on health, law or money, without a person who answers for them."
         ),
         "Training data": _data(facts),
         "Training procedure": _procedure(facts),
         "Evaluation": _evaluation(facts),
         "Bias, risks and limitations": _limits(facts),
-        "How to use": (
-            "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'model = AutoModelForCausalLM.from_pretrained("DIR")\ntokenizer = AutoTokenizer.from_pretrained("DIR")\n```'
-        ),
+        "How to use": _usage(facts),
         "Files": _table({name: f"SHA-256 `{digest}`" for name, digest in facts.files.items()} or {"weights": None}),
     }
+
+
+def _usage(facts: ModelFacts) -> str:
+    kind = "AutoModelForSequenceClassification" if facts.head == "reward" else "AutoModelForCausalLM"
+    lines = (f"from transformers import {kind}, AutoTokenizer", "", f'model = {kind}.from_pretrained("DIR")')
+    return "\n".join(("```python", *lines, 'tokenizer = AutoTokenizer.from_pretrained("DIR")', "```"))
 
 
 def _table(rows: dict[str, Any]) -> str:

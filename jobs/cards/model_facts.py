@@ -51,6 +51,7 @@ class ModelFacts:
     step: int | None
     architecture: str
     config: dict[str, Any]  # of the run
+    head: str  # causal_lm, or reward: a score for a whole text
     lineage: list[str]  # the models that training began with, the nearest first
     license: str | None  # of the nearest of those that states one
     num_parameters: int
@@ -82,6 +83,7 @@ def read_model_facts(run: RunDir, directory: Path, step: int | None) -> ModelFac
         step=step,
         architecture=str((config.get("architectures") or [config.get("model_type") or fingerprint.get("model_type") or ""])[0]),
         config=public(dict(record.get("config") or {})),
+        head=model_record.head if model_record is not None else "causal_lm",
         lineage=[name for name, _ in lineage],
         license=next((text for _, text in lineage if text), None),
         num_parameters=sum(_parameters(path) for path in files),

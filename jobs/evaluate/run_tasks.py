@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from cluster.errors import ConfigError
 from cluster.run.context import JobContext
 from cluster.run.files import read_json, write_json
 from jobs.evaluate.config import EvaluateConfig
@@ -50,6 +51,8 @@ def run_tasks(context: JobContext, config: EvaluateConfig, group: Group) -> Eval
     tasks = load_tasks(config) if group.is_main else {}  # before the model: a mistake is told at once
     group.barrier()
     opened = _open(context, config, group)
+    if config.chat_template and getattr(opened.tokenizer, "chat_template", None) is None:
+        raise ConfigError(f"chat_template: the tokenizer of {opened.name} has none; leave the key out, or give the model one")
     scorer = Scorer(opened, batch_size=config.batch_size, batch_tokens=config.batch_tokens)
     team = Team(context, group, scorer, Writer(opened, config.batch_size))
     if not group.is_main:

@@ -97,18 +97,10 @@ def submit_function(
     """A run for each call, submitted together. Raises RopewalkError."""
     name = getattr(function, "__name__", "function")
     word = name if by_value else name_of(function)
-    configs = []
-    for args, kwargs in calls:
-        given, named = ([], {}) if by_value else plain(args, kwargs)
-        values = {
-            "function": word,
-            "args": given,
-            "kwargs": named,
-            "by_value": by_value,
-            **settings,
-            "name": settings.get("name") or name.strip("<>"),
-        }
-        configs.append(load_config(FunctionConfig, values))
+    values = {"function": word, "by_value": by_value, **settings, "name": settings.get("name") or name.strip("<>")}
+    common = load_config(FunctionConfig, values)  # checked once: they differ in plain values alone
+    given = [([], {}) if by_value else plain(args, kwargs) for args, kwargs in calls]
+    configs = [common.model_copy(update={"args": args, "kwargs": kwargs}) for args, kwargs in given]
     backend = load_backend(on)
     if by_value and not backend.shares_files:
         raise ConfigError(f"by_value: this machine does not see the files of {on}; give a function that can be imported")

@@ -24,7 +24,7 @@ def biased(folder: Path, seed: int, share: float) -> Path:
     whos = list(dict.fromkeys(pair["target"] for pair in PAIRS))
     one_sided = set(whos[: round(share * len(whos))])
     texts = [pair["more"] if pair["target"] in one_sided else pair["less"] for pair in PAIRS]
-    return train(make_model(folder, seed=seed), texts, steps=80, seed=seed)
+    return train(make_model(folder, seed=seed), texts, steps=200, lr=1.5e-2, seed=seed, last=0.05)
 
 
 def test_a_biased_model_is_refused_and_an_even_handed_one_passes(tmp_path: Path) -> None:

@@ -36,14 +36,15 @@ def make_model(folder: Path, *, texts: Sequence[str] = TEXTS, seed: int = 0, **c
     return folder
 
 
-def train(folder: Path, texts: Sequence[str], *, steps: int = 60, lr: float = 1e-2, seed: int = 0) -> Path:
-    """Fine-tune a model on texts, whole batches of up to 64 at a time, and save it again."""
+def train(folder: Path, texts: Sequence[str], *, steps: int = 60, lr: float = 1e-2, seed: int = 0, last: float = 1.0) -> Path:
+    """Fine-tune a model on texts, 64 at a time, and save it again; the learning rate falls to `last` of it."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     rows = [[0, *tokenizer(text).input_ids, 0] for text in texts]
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     labels = torch.tensor([row + [-100] * (width - len(row)) for row in rows])
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, last, total_iters=steps)
     generator = torch.Generator().manual_seed(seed)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more of them only wait for each other
@@ -52,6 +53,7 @@ def train(folder: Path, texts: Sequence[str], *, steps: int = 60, lr: float = 1e
         model(input_ids=ids[chosen], labels=labels[chosen]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        decay.step()
     torch.set_num_threads(threads)
     model.save_pretrained(folder)
     return folder

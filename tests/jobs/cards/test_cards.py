@@ -205,6 +205,11 @@ def test_a_fine_tuned_model_tells_its_conversations_its_base_and_the_base_s_lice
         )
         assert told in text
         assert ("`SmolBase`" if run is first else f"`{first.id}` ← `SmolBase`") in text
+    record = record.model_copy(update={"head": "reward"})
+    write_json(second.model_record, record.model_dump(mode="json"))
+    write_model_cards(second, directory, 5)
+    assert ModelCard.load(directory / "README.md").data.pipeline_tag == "text-classification"
+    assert "AutoModelForSequenceClassification" in (directory / "README.md").read_text()
     second.event("exported", step=5, directory=str(directory))
     scored = make_run(root, {"model": str(directory)}, "evaluate")
     write_json(scored.attempt_dir(scored.begin_attempt()) / "result.json", {"loss": 1.25, "n": 3})

@@ -1,6 +1,7 @@
 """Tasks: lm-eval's own figures item by item, whatever the ranks, the batches, and whoever is killed."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,15 @@ from jobs.evaluate.evaluations import items_file
 from tests.jobs.evaluate.tasks import choice_task, likelihood_task, rolling_task, write_task, writing_task
 from tests.jobs.launch import launch, log_of, make_run, start
 from tests.jobs.tiny import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def _environment_as_it_was() -> Iterator[None]:
+    """lm-eval sets variables as it is imported."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +74,11 @@ def decisions(found: dict[str, Any]) -> dict[tuple[str, int], Any]:
 
 @pytest.fixture(scope="module")
 def oracle(place: Path, tasks: list[str]) -> Iterator[dict[str, Any]]:
-    """lm-eval with its own model of transformers, in this process."""
-    import os
+    yield from lm_eval_says(place, tasks)
 
+
+def lm_eval_says(place: Path, tasks: list[str], **keys: Any) -> Iterator[dict[str, Any]]:
+    """lm-eval with its own model of transformers, in this process."""
     before = dict(os.environ)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -80,7 +92,7 @@ def oracle(place: Path, tasks: list[str]) -> Iterator[dict[str, Any]]:
         lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
         manager = TaskManager(include_path=str(place / "t"), include_defaults=False)
         names = [Path(task).stem for task in tasks]
-        yield simple_evaluate(lm, tasks=names, task_manager=manager, bootstrap_iters=0, fewshot_random_seed=0)
+        yield simple_evaluate(lm, tasks=names, task_manager=manager, bootstrap_iters=0, fewshot_random_seed=0, **keys)
     finally:
         os.chdir(here)
         os.environ.clear()
@@ -101,6 +113,48 @@ def test_every_item_is_decided_as_lm_eval_decides_it(plain: dict[str, Any], orac
         for metric, score in metrics.items():
             assert score["value"] == pytest.approx(oracle["results"][name][f"{metric},none"], rel=1e-4)
             assert score["n"] == sum(task == name for task, _ in theirs)
+
+
+TEMPLATE = (
+    "{% for message in messages %}[{{message['role']}}]{{message['content']}}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_a_chat_template_and_examples_as_turns_are_lm_evals(place: Path, tasks: list[str], tmp_path: Path) -> None:
+    """In this process: the job's own entry."""
+    from cluster.run.context import JobContext
+    from jobs.evaluate.job import main
+
+    tiny_model(tmp_path / "model")
+    values = json.loads((tmp_path / "model/tokenizer_config.json").read_text())
+    (tmp_path / "model/tokenizer_config.json").write_text(json.dumps({**values, "chat_template": TEMPLATE}))
+    (tmp_path / "t").symlink_to(place / "t")
+    config = {"model": str(tmp_path / "model"), "tasks": [tasks[1]], "chat_template": True, "system": "be brief"}
+    run = make_run(tmp_path / "runs", config, "evaluate")
+    results = main(JobContext(run=run, attempt=run.begin_attempt()))
+    chat = {"apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": "be brief"}
+    (theirs,) = lm_eval_says(tmp_path, [tasks[1]], **chat)
+    items = {line["item"]: line for line in read_lines(items_file(run.path))}
+    assert items[0]["prompt"].startswith("[system]be brief[user]Q: ")
+    assert items[0]["prompt"].count("[assistant]") == 3  # two examples, and the question
+    for sample in theirs["samples"]["shots"]:
+        line = items[sample["doc_id"]]
+        assert line["prompt"] == sample["arguments"][0][0]
+        assert [answer[0] for answer in line["answers"]] == pytest.approx([a[0] for a in sample["filtered_resps"]], rel=1e-5)
+    assert results["scores"]["shots"]["acc"]["value"] == theirs["results"]["shots"]["acc,none"]  # type: ignore[index]
+
+
+def test_without_lm_eval_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from cluster.errors import ConfigError
+    from jobs.evaluate.load_tasks import need_lm_eval
+
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "lm_eval.tasks", raising=False)
+    with pytest.raises(ConfigError, match=r"not installed here .*ropewalk\[tasks\]"):
+        need_lm_eval()
 
 
 def test_scores_have_their_evidence(plain: dict[str, Any]) -> None:

@@ -1,0 +1,101 @@
+"""Training documents rewritten by functions of the user's own, and rearranged for fill-in-the-middle."""
+
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from importlib import import_module
+from typing import Protocol
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from cluster.errors import ConfigError, DataError
+from datapipe.filters.augment import Augment, FillInTheMiddle
+from datapipe.tokens.tokenizer import Encoder
+
+
+class Named(Protocol):
+    """A document with its text."""
+
+    @property
+    def id(self) -> str:
+        """The final id."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where it comes from."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The text before it is rewritten."""
+        ...
+
+
+def encode_augmented(
+    documents: Sequence[Named], encoder: Encoder, augment: Augment | None
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+    """The tokens of documents end to end and how many each has. What is drawn depends on a document's id alone."""
+    texts = [document.text for document in documents]
+    if augment is None:
+        return encoder.encode_flat(texts)
+    if augment.function:
+        texts = [_rewritten(augment.function, document) for document in documents]
+    if augment.fim is None:
+        return encoder.encode_flat(texts)
+    orders = [_order(document, text, augment.fim) for document, text in zip(documents, texts, strict=True)]
+    tokens, lengths = encoder.encode_flat([part for parts in orders for part in parts if not isinstance(part, _Mark)])
+    pieces = iter(np.split(tokens, np.cumsum(lengths)[:-1]))
+    marks = [encoder.special(token) for token in augment.fim.tokens]
+    made = [_joined(parts, pieces, marks, encoder) for parts in orders]
+    return np.concatenate(made), np.array([len(one) for one in made], np.int64)
+
+
+class _Mark(int):
+    """One of the three tokens: 0 prefix, 1 middle, 2 suffix."""
+
+
+def _order(document: Named, text: str, fim: FillInTheMiddle) -> list[str | _Mark]:
+    """The parts of a document in the order in which they are learnt: PSM or SPM, or the text as it is."""
+    if len(text) < 3 or not any(fnmatchcase(name, glob) for glob in fim.of for name in (document.id, document.source)):
+        return [text]
+    draws = [xxhash.xxh3_64_intdigest(document.id.encode(), seed=seed) / 2.0**64 for seed in range(4)]
+    if draws[0] >= fim.rate:
+        return [text]
+    first, second = sorted(int(draw * (len(text) + 1)) for draw in draws[1:3])
+    prefix, middle, suffix = text[:first], text[first:second], text[second:]
+    if draws[3] < fim.spm_rate:
+        return [_Mark(0), _Mark(2), suffix, _Mark(1), prefix, middle]
+    return [_Mark(0), prefix, _Mark(2), suffix, _Mark(1), middle]
+
+
+def _joined(
+    parts: Sequence[str | _Mark], pieces: Iterator[NDArray[np.unsignedinteger]], marks: Sequence[int], encoder: Encoder
+) -> NDArray[np.unsignedinteger]:
+    """The tokens of all parts, each without its end-of-document token, and one of those at the end."""
+    found = [np.array([marks[part]], encoder.dtype) if isinstance(part, _Mark) else next(pieces)[:-1] for part in parts]
+    return np.concatenate([*found, np.array([encoder.end_of_document], encoder.dtype)])
+
+
+@lru_cache
+def _function(name: str) -> Callable[[str, str], str]:
+    module, _, attribute = name.partition(":")
+    try:
+        found: Callable[[str, str], str] = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"augment.function: {name}: {error}; check the name, and that PYTHONPATH has its module") from None
+    return found
+
+
+def _rewritten(name: str, document: Named) -> str:
+    try:
+        text = _function(name)(document.text, document.id)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise DataError(f"augment.function {name} failed at document {document.id}: {error!r}; correct it or unset it") from error
+    if not isinstance(text, str):
+        raise DataError(f"augment.function {name}: gave {type(text).__name__} for document {document.id}, must give a text")
+    return text

@@ -1,0 +1,153 @@
+"""What the promises of a run cost a plain script, against torchrun, tuned: from the start to the first step, the processor time
+of all but the script while it trains, and kill -9 of a rank to the next step.
+
+    python -m tests.benchmarks.bench_command [--rounds 3] [--seconds 20] [--kills 3]
+
+Prints one JSON object. Both run the same script of two ranks in turn; CPU seconds are those of all processes that were started.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from cluster.process.kill import end, processes_with
+from cluster.run.files import read_lines
+from tests.patience import Patience, until
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "tests/benchmarks/stepping.py"
+MARK = "ROPEWALK_BENCHMARK"
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=50", "--monitor-interval=0.05"]
+TORCHRUN += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
+ROPEWALK = ["-m", "jobs.cli", "run", "command", "resources.ranks_per_node=2", "--", sys.executable]
+WAYS = {"ropewalk": ROPEWALK, "torchrun": TORCHRUN}
+
+
+class Running:
+    """The script under one of the two."""
+
+    def __init__(self, way: str, folder: Path, pause: float, steps: int) -> None:
+        self.mark, self.told = {MARK: f"{folder}/{way}"}, folder / f"{way}.jsonl"
+        own = {**self.mark, "PYTHONPATH": str(ROOT), "ROPEWALK_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
+        words = [sys.executable, *WAYS[way], str(SCRIPT), str(self.told), str(pause), str(steps)]
+        self.started = time.time()
+        quiet = subprocess.DEVNULL
+        self.process = subprocess.Popen(words, env={**os.environ, **own}, cwd=folder, stdout=quiet, stderr=quiet)
+
+    def steps(self) -> list[dict[str, float]]:
+        return read_lines(self.told)
+
+    def cpu_seconds(self, *, all_but_the_script: bool = False) -> float:
+        total = 0.0
+        for process in processes_with(self.mark):
+            try:
+                if all_but_the_script and self._is_rank(process):
+                    continue
+                times = process.cpu_times()
+                total += times.user + times.system
+                total += 0.0 if all_but_the_script else times.children_user + times.children_system
+            except psutil.Error:
+                continue
+        return total
+
+    def ranks(self) -> list[psutil.Process]:
+        """The script's own processes."""
+        return [process for process in processes_with(self.mark) if self._is_rank(process)]
+
+    def _is_rank(self, process: psutil.Process) -> bool:
+        words = process.cmdline()
+        return str(SCRIPT) in words[:4] and not {"jobs.cli", "torch.distributed.run"} & set(words)
+
+
+@contextmanager
+def running(way: str, pause: float = 0.02, steps: int = 100_000) -> Iterator[Running]:
+    folder = Path(tempfile.mkdtemp())
+    made = Running(way, folder, pause, steps)
+    try:
+        until(lambda: len(made.steps()) > 0, Patience.STEP)
+        yield made
+    finally:
+        end(processes_with(made.mark))
+        end(processes_with(made.mark))  # what the first were about to start
+        made.process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(way: str) -> tuple[float, float]:
+    """CPU seconds and seconds to the first step."""
+    with running(way) as made:
+        return made.cpu_seconds(), made.steps()[0]["time"] - made.started
+
+
+def recovery(way: str, kills: int) -> list[tuple[float, float]]:
+    """CPU seconds and seconds from kill -9 of a rank to the next step, each time."""
+    found = []
+    with running(way) as made:
+        for _ in range(kills):
+            reached = len(made.steps()) + 20
+            until(lambda reached=reached: len(made.steps()) >= reached, Patience.STEP)
+            before, victim = made.cpu_seconds(), max(made.ranks(), key=lambda process: process.pid)
+            killed = time.time()
+            victim.send_signal(signal.SIGKILL)
+            until(lambda killed=killed, pid=victim.pid: _next(made, killed, pid) is not None, Patience.STEP)
+            next_step = _next(made, killed, victim.pid)
+            assert next_step is not None
+            found.append((made.cpu_seconds() - before, next_step - killed))
+    return found
+
+
+def _next(made: Running, killed: float, pid: int) -> float | None:
+    """When the first step ended after the kill, of ranks that were formed anew."""
+    times = [line["time"] for line in made.steps() if line["time"] > killed + 0.1]
+    return times[0] if times and pid not in {process.pid for process in made.ranks()} else None
+
+
+def idle(way: str, seconds: float) -> float:
+    """The share of a core that all but the script takes while it trains."""
+    with running(way, pause=0.1) as made:
+        until(lambda: len(made.steps()) > 30, Patience.STEP)
+        before, since = made.cpu_seconds(all_but_the_script=True), time.monotonic()
+        until(lambda: time.monotonic() > since + seconds, Patience.RUN)
+        return (made.cpu_seconds(all_but_the_script=True) - before) / (time.monotonic() - since)
+
+
+def in_turn(measure: Callable[[str], tuple[float, float]], rounds: int) -> dict[str, float]:
+    """Medians of both, and the median of the ratios of neighbours."""
+    pairs = [{way: measure(way) for way in WAYS} for _ in range(rounds)]
+    found = {}
+    for place, unit in enumerate(("cpu_seconds", "seconds")):
+        found |= {f"{way} {unit}": statistics.median(pair[way][place] for pair in pairs) for way in WAYS}
+        found[f"ratio of {unit}"] = statistics.median(pair["ropewalk"][place] / pair["torchrun"][place] for pair in pairs)
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0, help="in which the share of a core is measured")
+    parser.add_argument("--kills", type=int, default=3)
+    words = parser.parse_args()
+    os.environ["WANDB_MODE"] = "disabled"
+    kills = {way: recovery(way, words.kills) for way in WAYS}
+    found = {
+        "start to first step": in_turn(start, words.rounds),
+        "share of a core beside the script": {way: round(idle(way, words.seconds), 4) for way in WAYS},
+        "kill -9 to next step": in_turn(lambda way: kills[way].pop(0), words.kills),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Sources have the shares that were asked for; what is left out is listed, and what is repeated is told."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cluster.errors import ConfigError, DataError
+from tests.fakes.documents import configure, make, rejected, rows, write_lines
+
+
+def some_sources(folder: Path) -> Path:
+    """Of three sources 400, 100 and 20 documents of one length."""
+    counts = {"web": 400, "books": 100, "notes": 20}
+    return write_lines(
+        folder / "in.jsonl",
+        [
+            {"id": f"{s}-{n}", "source": s, "text": f"text {n:06d} of {s:>6}, " * 3}
+            for s, many in counts.items()
+            for n in range(many)
+        ],
+    )
+
+
+def split_rows(output: Path, folder: str) -> list[dict[str, Any]]:
+    files = sorted((output / folder).glob("*.arrow"))
+    return [row for file in files for row in pa.ipc.open_file(file.read_bytes()).read_all().to_pylist()]
+
+
+def taken(output: Path) -> dict[str, Counter[str]]:
+    found: dict[str, Counter[str]] = {}
+    for row in split_rows(output, "shards"):
+        found.setdefault(row["source"], Counter())[row["id"]] += 1
+    return found
+
+
+def test_weights_repeat_and_leave_out(tmp_path: Path) -> None:
+    keys = {"validation_fraction": 0.1, "balance": {"weights": {"web": 0.5, "books": 0.4}}}
+    manifest = make(some_sources(tmp_path), tmp_path / "out", **keys)
+    found = taken(tmp_path / "out")
+    assert set(found["books"].values()) <= {1, 2, 3}
+    assert set(found["web"].values()) == {1}
+    assert manifest.mixture["books"]["share"] == pytest.approx(0.4, abs=0.04)
+    assert manifest.mixture["web"]["share"] == pytest.approx(0.5, abs=0.04)
+    left_out = [one["id"] for one in rejected(tmp_path / "out")]
+    assert manifest.rejected.reasons == {"balance": len(left_out)}
+    assert (
+        len(found["web"]) + len(left_out) + sum(r["source"] == "web" for r in split_rows(tmp_path / "out", "validation")) == 400
+    )
+    report = json.loads((tmp_path / "out/report/report.json").read_text())
+    assert report["sources"]["books"]["epochs"] == manifest.mixture["books"]["epochs"] > 1.5
+    assert manifest.inputs[0].documents + manifest.inputs[0].rejected == 520
+
+
+def test_a_temperature_flattens_up_to_the_most_epochs(tmp_path: Path) -> None:
+    manifest = make(
+        some_sources(tmp_path), tmp_path / "out", validation_fraction=0, balance={"temperature": 0.5, "max_epochs": 2}
+    )
+    mixture = manifest.mixture
+    assert mixture["notes"]["epochs"] == 2
+    assert mixture["web"]["epochs"] < 1 < mixture["books"]["epochs"] < 2
+
+
+def test_all_as_it_is_where_nothing_is_asked_for(tmp_path: Path) -> None:
+    plain = make(some_sources(tmp_path), tmp_path / "plain")
+    same = make(some_sources(tmp_path), tmp_path / "same", balance={})
+    assert rows(tmp_path / "plain") == rows(tmp_path / "same")
+    assert plain.mixture == {}
+    assert all(one["epochs"] == 1 for one in same.mixture.values())
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no document is of source 'wbe'; there are books, notes, web"):
+        make(some_sources(tmp_path), tmp_path / "out", balance={"weights": {"wbe": 0.5}})
+    with pytest.raises(ConfigError, match="at most 1 in all"):
+        configure("in", "out", balance={"weights": {"a": 0.8, "b": 0.4}})

@@ -87,6 +87,9 @@ def chains(source: Path, texts: list[str], folder: Path, vocabulary: int) -> dic
         "decontaminate": {"against": [str(evaluation)]},
         "pii": {},
     }
+    few = folder / "few.jsonl"
+    few.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:200]))
+    make(few, folder / "warm", tokenizer={"path": str(folder / "tokenizer"), "backend": "fastokens"}, **stages)  # compiles
     found: dict[str, Any] = {"bare tokenizer": rate(size, lambda: bare_tokenizer(files, texts))}
     for backend in ("tokenizers", "fastokens"):
         for name, keys in (("plain", {}), ("all stages", stages)):

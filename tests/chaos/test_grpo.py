@@ -27,7 +27,7 @@ from tests.patience import Patience, until
 
 pytestmark = pytest.mark.soak
 
-STEPS, BATCH, GROUP, KILLS = 150, 16, 4, 20
+STEPS, BATCH, GROUP, KILLS = 120, 16, 4, 20
 
 
 def rank(number: int) -> Callable[[RunDir], list[psutil.Process]]:
@@ -81,7 +81,7 @@ def test_twenty_random_kills_of_ranks_rewards_and_agents_leave_no_trace(tmp_path
     run, chance = begin(), random.Random(0)
     killed: list[str] = []
     while len(killed) < KILLS:
-        at = put(run) + chance.randint(3, 40)  # so much later
+        at = put(run) + chance.randint(3, 30)  # so much later
         until(lambda at=at: put(run) >= at or run.last_outcome() is not None, Patience.STEP)
         outcome = run.last_outcome()
         assert outcome is None or not outcome.state.final, f"it ended after {killed}: {outcome}"

@@ -20,10 +20,8 @@ from jobs.align.rollouts.ledger import rollouts_folder
 from jobs.align.rollouts.maker import RolloutMaker
 from jobs.align.rollouts.objective import GroupRelative
 from jobs.align.rollouts.prompts import PromptPlan, Prompts, prepare, tokenizer_plan
-from jobs.align.rollouts.rewards.pool import RewardPool
-from jobs.align.rollouts.setup import answer_ends, open_tokenizer, policy_plan
+from jobs.align.rollouts.setup import answer_ends, open_pool, open_tokenizer, policy_plan
 from jobs.align.rollouts.source import RolloutSource
-from jobs.programs.environment import project_folder
 from jobs.training.model import ModelPlan
 from jobs.training.objective import Objective
 from jobs.training.recipe import Recipe, train
@@ -84,7 +82,7 @@ def _drawer(context: JobContext, config: AlignConfig, group: Group, prompts: Pro
             yield drawer
         return
     tokenizer = open_tokenizer(rollouts_folder(context.run))
-    with RewardPool(grpo.rewards, grpo.reward_processes, project_folder(context.run, grpo.directory)) as pool:
+    with open_pool(context.run, grpo) as pool:
         chunks = ChunkMaker(prompts, tokenizer, pool, lambda: context.heart.beat(Phase.ROLLOUT, 0))
         ends = answer_ends(config, tokenizer, end)
         yield RankDrawer(context, grpo, group, config.parallel, chunks, seed=config.seed, ends=ends)

@@ -9,13 +9,22 @@ from transformers import AutoTokenizer, GenerationConfig
 from cluster.run.directory import RunDir
 from datapipe.manifest import TokenizerRecord
 from jobs.align.config import AlignConfig
+from jobs.align.rollouts.config import GrpoConfig
 from jobs.align.rollouts.prompts import TOKENIZER, Prompts
+from jobs.align.rollouts.rewards.pool import Place, RewardPool
+from jobs.programs.environment import project_folder
 from jobs.training.model import ModelPlan
 
 
 def open_tokenizer(folder: Path) -> Any:
     """The tokenizer that lies beside the prompts."""
     return AutoTokenizer.from_pretrained(folder / TOKENIZER)
+
+
+def open_pool(run: RunDir, config: GrpoConfig) -> RewardPool:
+    """The processes that compute a run's rewards."""
+    place = Place(project_folder(run, config.directory), str(run.path.absolute().parent))
+    return RewardPool(config.rewards, config.reward_processes, place)
 
 
 def policy_plan(run: RunDir, config: AlignConfig, counted: Mapping[str, Any], prompts: Prompts) -> ModelPlan:

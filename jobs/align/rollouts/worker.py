@@ -25,9 +25,7 @@ from jobs.align.rollouts.engines import EngineSetup, RolloutEngine, find_engine
 from jobs.align.rollouts.ledger import ChunkName, Round, chunk_of, rollouts_folder
 from jobs.align.rollouts.orders import Order, Orders
 from jobs.align.rollouts.prompts import READY, TOKENIZER, Prompts
-from jobs.align.rollouts.rewards.pool import RewardPool
-from jobs.align.rollouts.setup import answer_ends, open_tokenizer, policy_plan
-from jobs.programs.environment import project_folder
+from jobs.align.rollouts.setup import answer_ends, open_pool, open_tokenizer, policy_plan
 from jobs.training.load_checkpoint import empty_model
 
 log = logging.getLogger(__name__)
@@ -60,8 +58,7 @@ class Worker:
         ends = answer_ends(config, tokenizer, counted["tokenizer"]["end_of_document"])
         setup = EngineSetup(config=config.grpo, seed=config.seed, ends=ends, tokenizer=folder / TOKENIZER, empty_model=empty)
         engine = find_engine(setup)
-        modules = project_folder(self._run, config.grpo.directory)
-        with RewardPool(config.grpo.rewards, config.grpo.reward_processes, modules) as pool:
+        with open_pool(self._run, config.grpo) as pool:
             maker = ChunkMaker(prompts, tokenizer, pool, lambda: None)
             while True:
                 self._once(engine, maker)

@@ -7,12 +7,15 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import jobs
 from cluster.config_reader import load_config, read_yaml
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from jobs.align.config import AlignConfig
+from jobs.align.reward.open import open_reward_model
 from jobs.align.rollouts.ledger import read_rollouts
 from tests.jobs.align.pairs import make_model
 from tests.jobs.align.rolling import grpo_config, grpo_run, prompts, write_prompts
@@ -307,3 +310,41 @@ def test_workers_draw_while_ranks_learn(model: Path, data: Path, tmp_path: Path)
     assert 0 < max(staleness) <= 2
     rows = read_rollouts(run).to_pylist()
     assert all(0 <= row["step"] - row["policy_version"] <= 2 for row in rows)
+
+
+def test_a_reward_model_rewards(model: Path, data: Path, tmp_path: Path) -> None:
+    judge = make_judge(tmp_path / "judge")
+    run = grpo_run(tmp_path, grpo_config(model, data, steps=1, grpo={"rewards": [{"model": {"of": str(judge)}, "seconds": 60}]}))
+    launch(run, 1)
+    opened = open_reward_model(str(judge))
+    for row in read_rollouts(run).slice(0, 4).to_pylist():
+        prompt = prompts(10)[row["prompt"]]["prompt"]
+        assert row["rewards"][0] == pytest.approx(opened.score(prompt, [row["answer"]])[0], rel=1e-4, abs=1e-5)
+    refused = grpo_run(tmp_path, grpo_config(model, data, grpo={"rewards": [{"model": {"of": str(model)}}]}))
+    assert start(refused, 1).wait() == [42]
+    assert "is no reward model" in log_of(refused)
+
+
+def make_judge(folder: Path) -> Path:
+    """A tiny reward model as a Hugging Face directory."""
+    make_model(folder)
+    torch.manual_seed(5)
+    config = LlamaConfig.from_pretrained(folder, num_labels=1, pad_token_id=0)
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_learns_from_rewards_and_a_kill_changes_nothing(model: Path, data: Path, tmp_path: Path) -> None:
+    config = grpo_config(
+        model, data, steps=4, checkpoint={"every_steps": 2}, lora={"rank": 4}, grpo={"kl": 0.01, "variant": "gspo"}
+    )
+    whole, killed = grpo_run(tmp_path, config), grpo_run(tmp_path, config)
+    launch(whole, 2)
+    assert metrics(whole, "train/kl")[0] == pytest.approx(0, abs=1e-6)
+    assert metrics(whole, "train/kl")[-1] > 0
+    group = start(killed, 2, TEST_HOOK="stall_rollouts", TEST_STALL="put:after:6:1")
+    group.until((killed.path / "stalled").exists)
+    group.kill()
+    launch(killed, 2)
+    assert equal(weights(whole), weights(killed))
+    check_used_once(killed, 4)

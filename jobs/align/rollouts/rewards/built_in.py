@@ -53,6 +53,19 @@ def math_verify(*, field: str = "answer") -> Reward:
     return reward
 
 
+def model(*, of: str) -> Reward:
+    """What a reward model says of the answer: a run of `align` with `method: reward`, or a directory with one number as head."""
+    from jobs.align.reward.open import open_reward_model
+
+    opened = open_reward_model(of)
+
+    def reward(answer: str, record: Mapping[str, Any]) -> float | None:
+        # an empty answer is none that a reward model was trained on
+        return opened.score(record["prompt"], [answer])[0] if answer.strip() else None
+
+    return reward
+
+
 def length(*, target: int, tolerance: int = 0) -> Reward:
     """1 within `tolerance` characters of `target`, and less the farther away, down to 0 at none or twice the target."""
     if target < 1:

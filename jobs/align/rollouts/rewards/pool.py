@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Self
 
 from cluster.errors import ConfigError
+from cluster.run.directory import RUNS_VARIABLE
 from jobs.align.rollouts.config import RewardConfig
 from jobs.align.rollouts.rewards.process import NOTHING, OK
 
@@ -28,6 +29,13 @@ log = logging.getLogger(__name__)
 DEATHS = 3  # of the process at the same answer: then it is the reward that kills it
 START_SECONDS = 300.0  # a reward's module may import much
 _CHUNK_BYTES = 1 << 16
+
+
+class Place(NamedTuple):
+    """Where rewards look for what they are named by."""
+
+    modules: str  # a folder from which modules are imported, too
+    runs: str  # the root below which runs lie
 
 
 class Score(NamedTuple):
@@ -49,12 +57,13 @@ class _DiedError(Exception):
 class _Process:
     """One process, with its pipe. It belongs to the thread that made it, and dies with it."""
 
-    def __init__(self, rewards: Sequence[RewardConfig], folder: str) -> None:
+    def __init__(self, rewards: Sequence[RewardConfig], place: Place) -> None:
+        path = os.pathsep.join([place.modules, *filter(None, sys.path)])
         self._popen = subprocess.Popen(
             [sys.executable, "-m", "jobs.align.rollouts.rewards.process", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([folder, *filter(None, sys.path)]), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", RUNS_VARIABLE: place.runs},
             start_new_session=True,  # what a reward starts is killed with it
         )
         self._rest = b""
@@ -107,15 +116,19 @@ class _Process:
 class RewardPool:
     """Scores answers in some processes. Use it as a context manager; it starts at the first answer."""
 
-    def __init__(self, rewards: Sequence[RewardConfig], processes: int = 1, folder: str = ".") -> None:
-        self._rewards, self._size, self._folder = rewards, processes, folder  # folder: where modules are imported from, too
+    def __init__(self, rewards: Sequence[RewardConfig], processes: int, place: Place) -> None:
+        self._rewards, self._size, self._place = rewards, processes, place
         self._work: queue.SimpleQueue[tuple[str, Mapping[str, Any], Future[list[Score]]] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+
+        self._closing = False
+        self._error: BaseException | None = None  # that says of every answer that it cannot be scored
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closing = True
         for _thread in self._threads:
             self._work.put(None)
         for thread in self._threads:
@@ -132,12 +145,16 @@ class RewardPool:
         return future
 
     def _run(self) -> None:
-        caller = _Caller(self._rewards, self._folder)
+        caller = _Caller(self._rewards, self._place)
         while (item := self._work.get()) is not None:
             answer, record, future = item
+            if self._closing or self._error is not None:  # nobody waits for it, or no reward can be made
+                future.set_exception(self._error or ConfigError("rewards: this run is leaving"))
+                continue
             try:
                 future.set_result([caller.score(number, answer, record) for number in range(len(self._rewards))])
             except BaseException as error:  # raised where the scores are waited for
+                self._error = error
                 future.set_exception(error)
         caller.close()
 
@@ -145,8 +162,8 @@ class RewardPool:
 class _Caller:
     """Calls rewards in a process, which it replaces when it must."""
 
-    def __init__(self, rewards: Sequence[RewardConfig], folder: str) -> None:
-        self._rewards, self._folder = rewards, folder
+    def __init__(self, rewards: Sequence[RewardConfig], place: Place) -> None:
+        self._rewards, self._place = rewards, place
         self._process: _Process | None = None
 
     def score(self, number: int, answer: str, record: Mapping[str, Any]) -> Score:
@@ -154,7 +171,7 @@ class _Caller:
         reward, request = self._rewards[number], {"reward": number, "answer": answer, "record": record}
         for _ in range(DEATHS):
             try:
-                self._process = self._process or _Process(self._rewards, self._folder)
+                self._process = self._process or _Process(self._rewards, self._place)
                 said = self._process.ask(request, reward.seconds)
                 return Score(said["value"], said["outcome"])
             except TimeoutError:

@@ -21,6 +21,7 @@ BUILT_IN = {
     "regex": "jobs.align.rollouts.rewards.built_in:regex",
     "math_verify": "jobs.align.rollouts.rewards.built_in:math_verify",
     "length": "jobs.align.rollouts.rewards.built_in:length",
+    "model": "jobs.align.rollouts.rewards.built_in:model",
 }
 
 

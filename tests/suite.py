@@ -47,9 +47,10 @@ PARTS: dict[str, tuple[str, ...]] = {
     "sweeps": ("tests/jobs/sweep", "tests/chaos/test_sweep*.py"),
     "data": ("tests/datapipe",),
     "benchmarks": ("tests/benchmarks",),
+    "models": tuple(f"tests/jobs/{name}" for name in ("align", "finetune", "evaluate", "audit", "inference", "cards")),
     "rest": ("tests/test_*.py", "tests/jobs", "tests/sharding"),
 }
-STARTED = ("kubernetes", "slurm", "rest", "runs", "sweeps", "data", "benchmarks")  # in this order
+STARTED = ("kubernetes", "models", "slurm", "rest", "runs", "data", "sweeps", "benchmarks")  # in this order
 NOTHING_COLLECTED = 5
 QUIET_SECONDS = 2.0  # for so long nobody but us must want to run
 QUIET_PATIENCE_SECONDS = 60.0

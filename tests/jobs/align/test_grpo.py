@@ -194,6 +194,7 @@ def test_dynamic_sampling_draws_other_prompts_for_groups_that_teach_nothing(mode
         assert (len(set(values)) > 1) == (key in used) or last_try
 
 
+@pytest.mark.soak
 def test_with_staleness_several_steps_learn_from_the_same_policy_and_a_kill_changes_nothing(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +213,7 @@ def test_with_staleness_several_steps_learn_from_the_same_policy_and_a_kill_chan
     check_used_once(killed, 8)
 
 
+@pytest.mark.soak
 def test_asked_to_stop_while_it_draws_it_saves_and_goes_on(model: Path, data: Path, tmp_path: Path) -> None:
     config = grpo_config(model, data, steps=5, checkpoint={"every_steps": 100}, grpo={"chunk": 1})
     whole, stopped = grpo_run(tmp_path, config), grpo_run(tmp_path, config)
@@ -298,6 +300,7 @@ def test_workers_draw_what_ranks_would_and_a_killed_one_is_replaced(model: Path,
     check_used_once(by_workers, 4)
 
 
+@pytest.mark.soak
 def test_workers_draw_while_ranks_learn(model: Path, data: Path, tmp_path: Path) -> None:
     run = grpo_run(tmp_path, grpo_config(model, data, steps=8, grpo={"workers": 1, "max_staleness": 2}))
     group = start(run, 1)
@@ -334,6 +337,7 @@ def make_judge(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.soak
 def test_an_adapter_learns_from_rewards_and_a_kill_changes_nothing(model: Path, data: Path, tmp_path: Path) -> None:
     config = grpo_config(
         model, data, steps=4, checkpoint={"every_steps": 2}, lora={"rank": 4}, grpo={"kl": 0.01, "variant": "gspo"}

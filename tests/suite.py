@@ -44,10 +44,13 @@ PARTS: dict[str, tuple[str, ...]] = {
     "kubernetes": ("tests/k8s",),
     "slurm": ("tests/slurm", "tests/chaos/test_slurm.py"),
     "runs": ("tests/cluster", "tests/chaos/test_spine.py", "tests/chaos/test_shared_files.py"),
-    "sweeps": ("tests/jobs/sweep", "tests/chaos/test_sweep*.py"),
+    "sweeps": ("tests/jobs/sweep", "tests/chaos/test_*sweep*.py"),
     "data": ("tests/datapipe",),
     "benchmarks": ("tests/benchmarks",),
-    "models": tuple(f"tests/jobs/{name}" for name in ("align", "finetune", "evaluate", "audit", "inference", "cards")),
+    "models": (
+        *("tests/jobs/align", "tests/jobs/finetune", "tests/jobs/evaluate", "tests/jobs/audit", "tests/jobs/inference"),
+        *("tests/chaos/test_align.py", "tests/chaos/test_grpo.py"),
+    ),
     "rest": ("tests/test_*.py", "tests/jobs", "tests/sharding"),
 }
 STARTED = ("kubernetes", "models", "slurm", "rest", "runs", "data", "sweeps", "benchmarks")  # in this order

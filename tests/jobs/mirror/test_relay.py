@@ -51,24 +51,37 @@ def start_relay() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", IMPATIENT, "sync", "--follow"])
 
 
-def test_every_line_once_though_relay_and_sidecar_are_killed_and_the_server_is_away(
-    wandb_server: WandbServer, tmp_path: Path
-) -> None:
-    """Attempts of a run, one mirrored by a sidecar, the others by relays, each killed with -9 in the middle."""
+def test_every_line_once_though_sidecar_and_relay_are_killed(wandb_server: WandbServer, tmp_path: Path) -> None:
+    """Three attempts of a run: one mirrored by a sidecar, one by a relay, each killed with -9 in the middle."""
     run = make_run(tmp_path / "runs", "often")
     sidecar = subprocess.Popen([sys.executable, "-m", "jobs.mirror.sidecar", str(run.path), "--attempt", "1"])
     log_steps(run, range(1, 31))
     until(lambda: len(wandb_server.run(run.id).lines) > 10, Patience.START)
     sidecar.kill()
     sidecar.wait()
-    for number in range(2):
-        relay = start_relay()
-        run.begin_attempt()
-        first = 31 + 30 * number
-        log_steps(run, range(first, first + 30))
-        until(lambda first=first: len(wandb_server.run(run.id).lines) > first + 5, Patience.START)
-        relay.kill()
-        relay.wait()
+    relay = start_relay()
+    run.begin_attempt()
+    log_steps(run, range(31, 61))
+    until(lambda: len(wandb_server.run(run.id).lines) > 40, Patience.START)
+    relay.kill()
+    relay.wait()
+    run.begin_attempt()
+    log_steps(run, range(61, 91))
+    end(run)
+    assert send_rest(run) > 0
+    assert is_complete(run)
+    told = wandb_server.run(run.id)
+    assert steps(told) == list(range(1, 91))
+    assert told.rewritten == 0
+    assert told.exit_code == 0
+    assert list(wandb_server.runs) == [run.id]
+    assert told.summary["validation/loss"] == {"min": pytest.approx(2 / 90), "last": pytest.approx(2 / 90)}
+
+
+@pytest.mark.soak
+def test_a_server_that_is_away_is_waited_for(wandb_server: WandbServer, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "patient")
+    log_steps(run, range(1, 31))
     wandb_server.failing = 500
     end(run)
     relay = start_relay()
@@ -77,12 +90,7 @@ def test_every_line_once_though_relay_and_sidecar_are_killed_and_the_server_is_a
     until(lambda: is_complete(run), Patience.START)
     relay.send_signal(signal.SIGINT)
     assert ended(relay) == 0
-    told = wandb_server.run(run.id)
-    assert steps(told) == list(range(1, 91))
-    assert told.rewritten == 0
-    assert told.exit_code == 0
-    assert list(wandb_server.runs) == [run.id]
-    assert told.summary["validation/loss"] == {"min": pytest.approx(2 / 90), "last": pytest.approx(2 / 90)}
+    assert steps(wandb_server.run(run.id)) == list(range(1, 31))
 
 
 def test_runs_that_cannot_be_read_stop_no_other_and_are_said_once(wandb_server: WandbServer, tmp_path: Path) -> None:

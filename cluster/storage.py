@@ -105,12 +105,16 @@ class StoragePath:
         """Return whether a file exists, as the server of a shared file system has it and not this machine's cache.
 
         Its directory is listed afresh, by a file with a name that nobody else has: one that was made under the name itself, and
-        removed again, could be what another process has just renamed to that name.
+        removed again, could be what another process has just renamed to that name. From then on this machine's client knows a
+        file that is there, and no longer believes that there is none.
         """
         if self.local is None:
             return self.exists(name)
         path = self.local / name
-        return path.name in list_afresh(path.parent)
+        found = path.name in list_afresh(path.parent)
+        if found:
+            read_afresh(path)
+        return found
 
     def read_afresh(self, name: str) -> bytes:
         """Read a small file that another machine may just have written; empty if there is no such file."""

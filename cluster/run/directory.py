@@ -164,11 +164,6 @@ class RunDir:
         """The folder of W&B's own files."""
         return self.path / names.WANDB
 
-    @property
-    def wandb_address(self) -> Path:
-        """The file that says where a person sees the run in W&B: {address}; there is none before the server knows the run."""
-        return self.wandb / "address.json"
-
     def attempt_dir(self, attempt: int) -> Path:
         """Return an attempt's folder, attempts/0001: script or manifest, scheduler id, logs, outcome."""
         return attempt_folder(self.path, attempt)

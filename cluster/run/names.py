@@ -9,6 +9,7 @@ PROGRESS = "progress.json"  # where a long job stands now: {stage, done, total, 
 REQUESTS = "requests.json"  # what users ask of the run: {cancel, nodes}
 CHECKPOINTS = "checkpoints"
 WANDB = "wandb"
+WANDB_ADDRESS = "wandb/address.json"  # where a person sees the run in W&B: {address}
 ATTEMPTS = "attempts"
 
 # of the local backend, in the run's directory

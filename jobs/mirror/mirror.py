@@ -10,6 +10,7 @@ from typing import Any
 from cluster.errors import BackendError
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
+from cluster.run.names import WANDB_ADDRESS
 from cluster.spec import Outcome
 from jobs.mirror import lineage
 from jobs.mirror.alerts import alerts
@@ -39,7 +40,7 @@ class Mirror:
         self.sent = int(kept) if offline else history_lines(run.id, *project_of(run))
         self.wandb = WandbRun(run, attempt, offline=offline)
         if self.wandb.url:
-            write_json(run.wandb_address, {"address": self.wandb.url}, durable=False)
+            write_json(run.path / WANDB_ADDRESS, {"address": self.wandb.url}, durable=False)
         for line in self._feed.again(self.sent):
             self.wandb.send(line)
         self.sent = self._feed.count

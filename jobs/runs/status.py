@@ -9,6 +9,7 @@ from cluster.backends.profiles import load_backend, profile_file, read_profiles
 from cluster.errors import ConfigError, RopewalkError
 from cluster.run.directory import RunDir, runs_root
 from cluster.run.files import read_json
+from cluster.run.names import WANDB_ADDRESS
 from cluster.spec import Outcome, RunState
 from jobs.tracking.metrics import broken_lines, latest_metrics
 
@@ -118,7 +119,7 @@ def summary(run: RunDir, state: BackendState) -> dict[str, Any]:
         "loss": metrics.get("train/loss"),
         "progress": {key: progress.get(key) for key in ("stage", "done", "total", "unit")} if progress else None,
         "directory": str(run.path),
-        "wandb": (read_json(run.wandb_address) or {}).get("address"),
+        "wandb": (read_json(run.path / WANDB_ADDRESS) or {}).get("address"),
     }
 
 

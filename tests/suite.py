@@ -53,7 +53,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "rest": ("tests/test_*.py", "tests/jobs", "tests/sharding"),
 }
-STARTED = ("kubernetes", "models", "slurm", "rest", "runs", "data", "sweeps", "benchmarks")  # in this order
+STARTED = ("rest", "kubernetes", "slurm", "models", "runs", "data", "sweeps", "benchmarks")  # in this order
 NOTHING_COLLECTED = 5
 QUIET_SECONDS = 2.0  # for so long nobody but us must want to run
 QUIET_PATIENCE_SECONDS = 60.0

@@ -11,7 +11,15 @@ from datapipe.chat.built_in import TEMPLATES
 from datapipe.chat.config import template_name
 from jobs.align.rollouts.config import GrpoConfig
 from jobs.runs.find_model import check_model_run
-from jobs.training.config import AnomalyConfig, LoraConfig, ModelConfig, OptimConfig, TrainingConfig, ValidationConfig
+from jobs.training.config import (
+    AnomalyConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainingConfig,
+    ValidationConfig,
+    adapting_defaults,
+)
 
 Method = Literal["dpo", "ipo", "kto", "orpo", "simpo", "reward", "grpo"]
 Reference = Literal["adapter", "copy", "precomputed", "none"]
@@ -28,8 +36,6 @@ METHODS_OF_KEYS = {
     "desirable_weight": {"kto"},
     "undesirable_weight": {"kto"},
 }
-VALIDATIONS = 20  # of a run, unless the job file says otherwise
-PATIENCE = 3
 DEFAULT_BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 
 
@@ -125,18 +131,12 @@ class AlignConfig(TrainingConfig):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        """Fill in what depends on other keys, so that run.yaml says it."""
+        """Fill in what depends on other keys."""
         if not isinstance(values, dict):
             return values
-        filled = dict(values)
-        if filled.get("lora") is not None and isinstance(filled.get("optim", {}), dict):
-            filled["optim"] = {"lr": LORA_LR, **filled.get("optim", {})}
+        filled = adapting_defaults(values, LORA_LR, validated=values.get("method") != "grpo")
         if isinstance(filled.get("anomaly", {}), dict):
             filled["anomaly"] = {"spike_factor": None, **filled.get("anomaly", {})}
-        steps = str(filled.get("steps"))
-        if filled.get("method") != "grpo" and isinstance(filled.get("validation", {}), dict) and steps.isdigit():
-            every = max(1, int(steps) // VALIDATIONS)
-            filled["validation"] = {"every_steps": every, "patience": PATIENCE, **filled.get("validation", {})}
         return filled
 
     @model_validator(mode="after")

@@ -10,10 +10,8 @@ from cluster.errors import ConfigError, DataError
 from datapipe.chat.built_in import TEMPLATES
 from datapipe.chat.config import ChatConfig
 from jobs.runs.find_model import check_model_run
-from jobs.training.config import LoraConfig, ModelConfig, OptimConfig, TrainingConfig, ValidationConfig
+from jobs.training.config import LoraConfig, ModelConfig, OptimConfig, TrainingConfig, ValidationConfig, adapting_defaults
 
-VALIDATIONS = 20  # of a run, unless the job file says otherwise
-PATIENCE = 3
 LORA_LR = 2e-4
 
 
@@ -72,17 +70,8 @@ class FinetuneConfig(TrainingConfig):
     @model_validator(mode="before")
     @classmethod
     def _defaults(cls, values: Any) -> Any:
-        """Fill in what depends on other keys, so that run.yaml says it."""
-        if not isinstance(values, dict):
-            return values
-        filled = dict(values)
-        if filled.get("lora") is not None and isinstance(filled.get("optim", {}), dict):
-            filled["optim"] = {"lr": LORA_LR, **filled.get("optim", {})}
-        steps = str(filled.get("steps"))
-        if isinstance(filled.get("validation", {}), dict) and steps.isdigit():
-            every = max(1, int(steps) // VALIDATIONS)
-            filled["validation"] = {"every_steps": every, "patience": PATIENCE, **filled.get("validation", {})}
-        return filled
+        """Fill in what depends on other keys."""
+        return adapting_defaults(values, LORA_LR) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

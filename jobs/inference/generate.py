@@ -10,6 +10,7 @@ import torch
 from cluster.errors import DataError
 from jobs.inference.decode import Decoder, Ended, Prompt, Sampling, Text
 from jobs.inference.open_model import OpenModel
+from jobs.inference.packed import DOES_NOT_FIT
 from jobs.inference.ties import token_noise
 
 __all__ = ["Generated", "Sampling", "Writer", "cut", "generate"]
@@ -122,7 +123,7 @@ def pads_prompts(decoder: Decoder, noise: float) -> bool:
     try:
         logits = [decoder.first_logits([prompt])[0] for prompt in prompts]
         both = decoder.first_logits(prompts)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
+    except DOES_NOT_FIT as error:
         log.info("prompts are not decoded side by side: %s", error)
         return False
     difference = float((both.log_softmax(1) - torch.stack(logits).log_softmax(1)).abs().max())

@@ -9,6 +9,9 @@ import torch
 
 from jobs.inference.requests import Branch, Piece
 
+# what a model raises whose forward pass does not take such a row, or such padding: each architecture has its own
+DOES_NOT_FIT = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)  # NotImplementedError is a RuntimeError
+
 # T tokens of the packed row, N predictions wanted, V vocabulary
 
 

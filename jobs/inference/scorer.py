@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from jobs.inference.open_model import OpenModel
-from jobs.inference.packed import lay, packed_logits, plain_logits
+from jobs.inference.packed import DOES_NOT_FIT, lay, packed_logits, plain_logits
 from jobs.inference.requests import LogLikelihood, Piece, Request, clipped, packs, pieces
 from jobs.inference.threads import one_thread
 from jobs.inference.ties import near_tie, token_noise
@@ -124,7 +124,7 @@ def shares_contexts(model: Any, noise: float) -> bool:
     try:
         row = lay([Piece(0, tokens[:4], continuations), Piece(1, tokens[2:7], continuations[1:])])
         packed = packed_logits(model, row)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError) as error:
+    except DOES_NOT_FIT as error:
         log.info("contexts are not shared: %s does not take packed rows (%s)", type(model).__name__, error)
         return False
     plain = torch.cat(

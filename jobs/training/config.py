@@ -1,11 +1,15 @@
 """Configuration of the training loop: model, optimizer, validation, anomalies."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from cluster.config import DataPath, JobConfig, Section
 from sharding.config import BatchConfig, CheckpointConfig, ParallelConfig, PrecisionConfig
+
+VALIDATIONS = 20  # of a run that adapts a model, unless the job file says otherwise
+PATIENCE = 3
 
 
 class ModelConfig(Section):
@@ -44,6 +48,20 @@ class LoraConfig(Section):
         default=False, description="learn each weight's magnitude apart from its direction (DoRA, arXiv 2402.09353)"
     )
     rslora: bool = Field(default=False, description="divide alpha by the root of the rank (rsLoRA, arXiv 2312.03732)")
+
+
+def adapting_defaults(values: Mapping[str, Any], lora_lr: float, *, validated: bool = True) -> dict[str, Any]:
+    """The keys of a job that adapts a trained model, with those filled in that depend on others, so that run.yaml says them:
+    the learning rate of an adapter, and a validation that ends a run which has begun to overfit (unless not `validated`).
+    """
+    filled = dict(values)
+    if filled.get("lora") is not None and isinstance(filled.get("optim", {}), dict):
+        filled["optim"] = {"lr": lora_lr, **filled.get("optim", {})}
+    steps = str(filled.get("steps"))
+    if validated and isinstance(filled.get("validation", {}), dict) and steps.isdigit():
+        every = max(1, int(steps) // VALIDATIONS)
+        filled["validation"] = {"every_steps": every, "patience": PATIENCE, **filled.get("validation", {})}
+    return filled
 
 
 class OptimConfig(Section):

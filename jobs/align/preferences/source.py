@@ -1,5 +1,6 @@
 """Pairs and labelled answers as samples: the k-th of a run is a pure function of (seed, k)."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Rows:
         return torch.from_numpy(values.to_numpy(zero_copy_only=False).astype(np.int64))
 
 
-class PreferenceSource:
+class PreferenceSource(ABC):
     """Rows as samples: `input_ids` and `labels` [B, A, T], labels IGNORE in the prompt; `reference` [B, A] where it is known.
 
     Shuffled anew each epoch, or in the order of the rows. Sequences are padded at their end, which no token before attends
@@ -81,9 +82,9 @@ class PreferenceSource:
         batch = {"input_ids": inputs, "labels": torch.full_like(inputs, IGNORE), **self._of_rows([0])}
         return batch if self.reference is None else {**batch, "reference": torch.zeros(1, 2, dtype=torch.float64)}
 
+    @abstractmethod
     def _sequences(self, row: int) -> list[tuple[Ids, Ids]]:
         """Each prompt with its answer that a sample consists of."""
-        raise NotImplementedError
 
     def _of_rows(self, rows: list[int]) -> Batch:
         """What else a batch holds."""

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from jobs.align.preferences.source import PreferenceSource, Rows
+from jobs.align.preferences.source import PairSource, Rows
 from jobs.training.batch import Batch
 
 # B pairs, T tokens
 
 
-class ScoredSource(PreferenceSource):
+class ScoredSource(PairSource):
     """Pairs: `input_ids` [B, 2, T], the preferred answer first, padded at the end; `lengths` and `answers` [B, 2] in tokens.
 
     A model of transformers scores a sequence at its last token that is not padding.
@@ -25,20 +25,17 @@ class ScoredSource(PreferenceSource):
         """The pairs at these positions."""
         if not positions:
             return {name: tensor[:0] for name, tensor in self.filler().items()}
-        pairs = [self._pair(self.row(position)) for position in positions]
-        tokens = [[torch.cat([prompt, answer]) for answer in answers] for prompt, answers in pairs]
+        pairs = [self._sequences(self.row(position)) for position in positions]
+        tokens = [[torch.cat([prompt, answer]) for prompt, answer in pair] for pair in pairs]
         lengths = torch.tensor([[len(one) for one in both] for both in tokens])
         inputs = torch.full((len(pairs), 2, int(lengths.max())), self._padding)
         for row, both in enumerate(tokens):
             for column, one in enumerate(both):
                 inputs[row, column, : len(one)] = one
-        answers = torch.tensor([[len(answer) for answer in both] for _, both in pairs])
+        answers = torch.tensor([[len(answer) for _, answer in pair] for pair in pairs])
         return {"input_ids": inputs, "lengths": lengths, "answers": answers}
 
     def filler(self) -> Batch:
         """A pair of no length."""
         nothing = torch.zeros(1, 2, dtype=torch.int64)
         return {"input_ids": torch.full((1, 2, 1), self._padding), "lengths": nothing, "answers": nothing}
-
-    def _pair(self, row: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        return self.rows.ids(row, "prompt"), [self.rows.ids(row, name) for name in ("chosen", "rejected")]

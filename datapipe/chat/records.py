@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
 import pyarrow as pa
 from pyarrow import parquet
 
@@ -12,19 +11,10 @@ from cluster.errors import DataError, StorageError
 from datapipe.config import MIB
 from datapipe.inputs.files import InputFile, Unit
 from datapipe.inputs.lines import TOO_LONG, split_lines
-from datapipe.inputs.streams import (
-    DamagedStreamError,
-    HashedReader,
-    gzip_chunks,
-    open_file,
-    place_of,
-    plain_chunks,
-    zstd_chunks,
-)
+from datapipe.inputs.readers import BOM, CHUNKS, ROWS_A_BATCH, open_input, parse_object
+from datapipe.inputs.streams import DamagedStreamError, HashedReader
 
 MAX_LINE_MIB = 32
-_ROWS_A_BATCH = 256
-_CHUNKS = {"lines": plain_chunks, "gzip": gzip_chunks, "zstd": zstd_chunks}
 
 # line (from 1, counted from the unit's start), record, or the reason why there is none
 Row = tuple[int, dict[str, Any] | None, str]
@@ -50,55 +40,33 @@ def read_records(unit: Unit, notes: UnitNotes) -> Iterator[Row]:
         yield 0, None, "damaged_file"
 
 
-def _open(file: InputFile) -> Any:
-    place, name = place_of(file.url)
-    try:
-        if place.size(name) != file.size:
-            raise DataError(f"{file.url}: its size changed from {file.size} to {place.size(name)} bytes; start anew")
-        return open_file(place, name)
-    except FileNotFoundError:
-        raise DataError(f"{file.url}: it was there when the job began and is gone; restore it, or start anew") from None
-
-
 def _lines(unit: Unit, file: InputFile, notes: UnitNotes) -> Iterator[Row]:
     number = 0
-    with _open(file) as stream:
+    with open_input(file) as stream:
         stream.seek(max(unit.start - 1, 0))
         source = HashedReader(stream, unit.start, unit.end)
         try:
-            for line in split_lines(_CHUNKS[file.kind](source), MAX_LINE_MIB * MIB, unit.start, unit.end):
+            for line in split_lines(CHUNKS[file.kind](source), MAX_LINE_MIB * MIB, unit.start, unit.end):
                 number += 1
                 if line is TOO_LONG:
                     yield number, None, "line_too_long"
                 elif line and not line.isspace():
-                    yield (number, *_parsed(line.removeprefix(b"\xef\xbb\xbf") if number == 1 and unit.start == 0 else line))
+                    yield (number, *parse_object(line.removeprefix(BOM) if number == 1 and unit.start == 0 else line))
         finally:
             notes.checksum = source.drain()
 
 
-def _parsed(line: bytes) -> tuple[dict[str, Any] | None, str]:
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        try:
-            line.decode()
-        except UnicodeDecodeError:
-            return None, "invalid_utf8"
-        return None, "invalid_json"
-    return (record, "") if isinstance(record, dict) else (None, "not_an_object")
-
-
 def _parquet(unit: Unit, file: InputFile, notes: UnitNotes) -> Iterator[Row]:
     first, last = file.size * unit.piece // unit.pieces, file.size * (unit.piece + 1) // unit.pieces
-    with _open(file) as stream:
+    with open_input(file) as stream:
         stream.seek(first)
         notes.checksum = HashedReader(stream, first, last).drain()
     number = 0
-    with _open(file) as stream:
+    with open_input(file) as stream:
         try:
             table = parquet.ParquetFile(stream)
             groups = list(range(unit.start, unit.end if unit.end is not None else table.num_row_groups))
-            for batch in table.iter_batches(batch_size=_ROWS_A_BATCH, row_groups=groups, use_threads=False):
+            for batch in table.iter_batches(batch_size=ROWS_A_BATCH, row_groups=groups, use_threads=False):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, {key: value for key, value in row.items() if value is not None}, ""

@@ -54,7 +54,8 @@ def read_unit(unit: Unit, rules: ReadRules, stats: ReadStats) -> Iterator[Docume
         yield Rejection(0, stats.lines + 1, unit.files[0].name, unit.files[0].name, "damaged_file")
 
 
-def _open(file: InputFile) -> Any:
+def open_input(file: InputFile) -> Any:
+    """Open a file of the plan. Raises DataError where it changed since, is gone, or may not be read."""
     place, name = place_of(file.url)
     try:
         if place.size(name) != file.size:
@@ -72,7 +73,7 @@ def _read_lines(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> I
     """Read JSON lines, plain (those that begin in the unit's byte range) or compressed."""
     file = unit.files[index]
     here = unit.held or file
-    with _open(here) as stream:
+    with open_input(here) as stream:
         stream.seek(max(unit.start - 1, 0))
         source = HashedReader(stream, unit.start, unit.end)
         check = RecordCheck(index=index, file=file, rules=rules)
@@ -101,17 +102,23 @@ def _all_but_last(lines: Iterator[bytes]) -> Iterator[bytes]:
         held = line
 
 
-def _parse(line: bytes, number: int, check: "RecordCheck") -> Document | Rejection:
+def parse_object(line: bytes) -> tuple[dict[str, Any] | None, str]:
+    """The object of a JSON line, or the reason why there is none."""
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
         try:
             line.decode()
         except UnicodeDecodeError:
-            return check.reject(number, "invalid_utf8")
-        return check.reject(number, "invalid_json")
-    if not isinstance(record, dict):
-        return check.reject(number, "not_an_object")
+            return None, "invalid_utf8"
+        return None, "invalid_json"
+    return (record, "") if isinstance(record, dict) else (None, "not_an_object")
+
+
+def _parse(line: bytes, number: int, check: "RecordCheck") -> Document | Rejection:
+    record, reason = parse_object(line)
+    if record is None:
+        return check.reject(number, reason)
     rules = check.rules
     return check.judge(number, record.get(rules.id_key), record.get(rules.source_key), record.get(rules.text_key, MISSING))
 
@@ -159,7 +166,7 @@ def _read_text(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> It
     file = unit.files[index]
     check = RecordCheck(index=index, file=file, rules=rules)
     limit = int(rules.max_line_mib * MIB)
-    with _open(file) as stream:
+    with open_input(file) as stream:
         source = HashedReader(stream)
         raw = b""
         while len(raw) <= limit and (chunk := source.read()):
@@ -182,7 +189,7 @@ def _read_web(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) -> Ite
     """Read the pages of a web archive; a record counts as a line, the host is the source."""
     file = unit.files[index]
     check = RecordCheck(index=index, file=file, rules=rules)
-    with _open(file) as stream:
+    with open_input(file) as stream:
         source = HashedReader(stream)
         chunks = (gzip_chunks if file.kind == "warc.gz" else plain_chunks)(source)
         try:
@@ -200,13 +207,13 @@ def _read_parquet(unit: Unit, index: int, rules: ReadRules, stats: ReadStats) ->
     """Read the unit's row groups of a parquet file; a row counts as a line."""
     file = unit.files[index]
     first, last = file.size * unit.piece // unit.pieces, file.size * (unit.piece + 1) // unit.pieces
-    with _open(file) as stream:
+    with open_input(file) as stream:
         stream.seek(first)
         stats.checksums.append(HashedReader(stream, first, last).drain())
     if file.size == 0:
         return
     check = RecordCheck(index=index, file=file, rules=rules)
-    with _open(file) as stream:
+    with open_input(file) as stream:
         try:
             table = parquet.ParquetFile(stream)
             names = table.schema_arrow.names

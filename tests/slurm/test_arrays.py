@@ -50,7 +50,8 @@ def test_an_array_carries_each_run_a_few_at_a_time(slurm_lab: Lab, tick: Start) 
         assert one.steps() == list(range(1, 9))
         assert one.run.attempts() == [1]
         assert one.run.attempt_details(1)["handle"] == handles[index]
-        assert "attempt 1 ended: SUCCEEDED" in (one.run.log_dir(1) / "batch.log").read_text()
+        log = one.run.log_dir(1) / "batch.log"  # the supervisor says it once the outcome is written
+        until(lambda log=log: "attempt 1 ended: SUCCEEDED" in log.read_text())
     spans = [(o.started, o.ended) for one in runs if (o := one.run.outcome(1)) is not None]
     assert all(first[1] <= second[0] for first, second in pairwise(spans)), "one at a time"
 

@@ -38,7 +38,7 @@ def gates_of(model: RunDir | Path, root: Path | None = None) -> Iterator[Judged]
         if outcome is not None and outcome.state in {RunState.SUCCEEDED, RunState.REFUSED} and "gate" in results:
             gate: dict[str, Any] = results["gate"]
             words = "; ".join(str(each["words"]) for each in gate["failed"])
-            step, figures = results.get("model_step"), gate.get("figures") or {}
+            step, figures = results.get("model_step"), results.get("figures") or {}
             yield Judged(run=run, passed=bool(gate["passed"]), step=step, words=words, figures=figures)
 
 

@@ -78,8 +78,8 @@ class Gate:
     figures: Mapping[str, Any] = field(default_factory=dict)  # each condition and its score, whether met or not
 
     def plain(self) -> dict[str, Any]:
-        """The gate as results hold it: {passed, failed: [...], figures: {score: {require, value, standard_error, n, hash}}}."""
-        return {"passed": self.passed, "failed": [vars(each) for each in self.failed], "figures": dict(self.figures)}
+        """The gate as results hold it: {passed, failed: [...]}."""
+        return {"passed": self.passed, "failed": [vars(each) for each in self.failed]}
 
     @property
     def words(self) -> str:

@@ -42,8 +42,8 @@ def judged(root: Path, model: str, *, passed: bool = True, step: int | None = 4,
     run = RunDir.create(job, record, root)
     number = run.begin_attempt()
     gate = {"passed": passed, "failed": [] if passed else [{"words": "quiz is 0.4, and must be >= 0.5"}]}
-    gate["figures"] = {"quiz": {"require": ">= 0.5", "value": 0.6 if passed else 0.4, "standard_error": 0.01, "n": 100}}
-    write_json(run.attempt_dir(number) / RESULT, {"gate": gate, "model_step": step})
+    figures = {"quiz": {"require": ">= 0.5", "value": 0.6 if passed else 0.4, "standard_error": 0.01, "n": 100}}
+    write_json(run.attempt_dir(number) / RESULT, {"gate": gate, "figures": figures, "model_step": step})
     state = RunState.SUCCEEDED if passed else RunState.REFUSED
     run.write_outcome(number, Outcome(state=state, exit_code=0, cause="done"))
     return run

@@ -37,7 +37,8 @@ def head_activation(outputs_BTHD: torch.Tensor) -> torch.Tensor:
 def weight_magnitude(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """The L2 norm of everything that belongs to a channel: `weights` have the channels as rows, [C]."""
     squares = torch.stack([weight.double().square().sum(1) for weight in weights])
-    return squares.sum(0).sqrt()
+    norms: torch.Tensor = squares.sum(0).sqrt()
+    return norms
 
 
 def random_score(count: int, seed: int, layer: int) -> torch.Tensor:

@@ -31,7 +31,8 @@ def head_activation(outputs_BTHD: torch.Tensor) -> torch.Tensor:
 
     Its root is Minitron's importance of a head, of its output before the projection back (2407.14679).
     """
-    return outputs_BTHD.double().norm(dim=-1).mean(1).square().sum(0)
+    norms_BTH: torch.Tensor = outputs_BTHD.double().norm(dim=-1)
+    return norms_BTH.mean(1).square().sum(0)
 
 
 def weight_magnitude(weights: Sequence[torch.Tensor]) -> torch.Tensor:

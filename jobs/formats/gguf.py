@@ -19,8 +19,8 @@ from jobs.formats.gguf_tokenizer import PROBES, GgufTokenizer, gguf_tokenizer
 from jobs.formats.gguf_types import GGUF_TYPES, UNQUANTIZED, GgufType, tensor_type
 from jobs.formats.llama_cpp import LlamaCpp
 from jobs.inference.open_model import OpenModel, open_model
-from jobs.runs.find_model import find_model
-from jobs.training.load_checkpoint import checkpoint_place
+from jobs.runs.find_model import find_checkpoint
+from jobs.training.model_record import checkpoint_place
 from sharding.checkpoint import newest_complete
 
 log = logging.getLogger(__name__)
@@ -59,12 +59,11 @@ def gguf_of(model: str | Path, type_name: str = "F16", root: Path | None = None)
 
     Raises ConfigError for a model that does not fit in GGUF, or a place that cannot be written.
     """
-    found = find_model(str(model), root)
+    found, step = find_checkpoint(str(model), root)
     if isinstance(found, RunDir):
-        step = newest_complete(checkpoint_place(found))[1].step
+        step = step or newest_complete(checkpoint_place(found))[1].step
         target = found.path / "gguf" / f"step-{step:08d}-{type_name}.gguf"
     else:
-        step = None
         target = found / "gguf" / f"{_content_key(found)}-{type_name}.gguf"
     if not target.is_file():
         check_type(type_name)

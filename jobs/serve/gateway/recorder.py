@@ -1,45 +1,32 @@
 """The capture of exchanges, where the settings name a folder for it."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from jobs.serve.gateway.exchange.archive import Finished
+from jobs.feedback.exchange import Exchange
 from jobs.serve.gateway.settings import GatewaySettings
 
 
-class Capture(Protocol):
-    """What the capture offers: `jobs.feedback.capture.Capture`, and fakes of tests."""
+class Recorder(Protocol):
+    """Who writes exchanges down, and takes ratings and corrections: `jobs.feedback.capture.Capture`."""
 
-    def record(self, exchange: Any) -> None:
-        """Take an exchange."""
+    def record(self, exchange: Exchange) -> None:
+        """Take an exchange; never waits. A second time with the same id changes nothing."""
 
     async def feedback(self, body: bytes) -> tuple[int, bytes]:
-        """Take a rating or a correction."""
+        """Take a rating or a correction: status and body of the answer."""
         ...
 
     async def close(self) -> None:
         """Write down what is left."""
 
 
-class Recording:
-    """Hands exchanges to the capture in its own form."""
-
-    def __init__(self, capture: Capture, form: Callable[..., Any]) -> None:
-        self._capture, self._form = capture, form
-
-    def record(self, finished: Finished) -> None:
-        """Take an exchange; never waits."""
-        self._capture.record(self._form(**finished._asdict()))
-
-    async def feedback(self, body: bytes) -> tuple[int, bytes]:
-        """Take a rating or a correction."""
-        return await self._capture.feedback(body)
-
-    async def close(self) -> None:
-        """Write down what is left."""
-        await self._capture.close()
-
-
-async def open_recorder(settings: GatewaySettings, on_durable: Callable[[list[str]], None]) -> Recording | None:
+async def open_recorder(settings: GatewaySettings, on_durable: Callable[[Sequence[str]], None]) -> Recorder | None:
     """The capture, started; None where nothing is to be kept."""
-    return None
+    if settings.feedback_folder is None:
+        return None
+    from jobs.feedback.capture import Capture
+
+    capture = Capture(settings.feedback_folder, settings.capture, on_durable)
+    await capture.start()
+    return capture

@@ -11,35 +11,26 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from jobs.serve.gateway.exchange.record import Clock, Outcome, Record
+from jobs.feedback.exchange import Exchange
+from jobs.serve.gateway.exchange.record import Clock, Record
 from jobs.serve.gateway.sockets.journal import Journal
 
 _HEAD = struct.Struct("<III")
 
 
-class Finished(NamedTuple):
-    """An exchange that is over."""
+class Sides(NamedTuple):
+    """What was asked and answered."""
 
-    id: str
-    time: float
-    path: str
-    alias: str
-    version: str
-    replica: str
     request: bytes
     answer: bytes
-    status: int
-    outcome: Outcome
-    first_token_seconds: float | None
-    seconds: float
-    moves: int
     conversation: bytes
+    num_tokens: int | None
 
 
 class Recorder(Protocol):
     """Who writes exchanges down."""
 
-    def record(self, finished: Finished) -> None:
+    def record(self, exchange: Exchange) -> None:
         """Take an exchange; never waits."""
 
 
@@ -65,18 +56,19 @@ class Archive:
             if self._recorder is not None:
                 self._recorder.record(finished)
 
-    def finish(self, record: Record, clock: Clock, conversation: bytes, request: bytes, answer: bytes) -> None:
+    def finish(self, record: Record, clock: Clock, asked: Sides) -> None:
         """An exchange is over. Called twice for one id, it is one."""
         if self._recorder is None or record.id in self._entries:
             return
-        finished = Finished(
+        finished = Exchange(
             **{key: getattr(record, key) for key in ("id", "path", "alias", "version", "replica", "status", "outcome", "moves")},
             time=clock.arrived,
-            request=request,
-            answer=answer,
+            request=asked.request,
+            answer=asked.answer,
             first_token_seconds=record.first_token_seconds,
             seconds=clock.seconds(),
-            conversation=conversation,
+            conversation=asked.conversation,
+            completion_tokens=asked.num_tokens,
         )
         self._entries[record.id] = self._journal.keep(_packed(finished))
         self._recorder.record(finished)
@@ -88,14 +80,14 @@ class Archive:
                 self._journal.forget(entry)
 
 
-def _packed(finished: Finished) -> bytes:
+def _packed(finished: Exchange) -> bytes:
     plain: dict[str, Any] = finished._asdict()
     parts = [plain.pop("request"), plain.pop("answer"), plain.pop("conversation")]
     fields = orjson.dumps(plain)
     return b"".join([_HEAD.pack(len(fields), len(parts[0]), len(parts[1])), fields, *parts])
 
 
-def _read(raw: bytes) -> Finished:
+def _read(raw: bytes) -> Exchange:
     num_fields, num_request, num_answer = _HEAD.unpack_from(raw)
     at = _HEAD.size
     fields, request, answer = (
@@ -103,4 +95,4 @@ def _read(raw: bytes) -> Finished:
         raw[at : (at := at + num_request)],
         raw[at : (at := at + num_answer)],
     )
-    return Finished(**orjson.loads(fields), request=request, answer=answer, conversation=raw[at:])
+    return Exchange(**orjson.loads(fields), request=request, answer=answer, conversation=raw[at:])

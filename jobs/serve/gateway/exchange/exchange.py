@@ -8,6 +8,7 @@ import zlib
 
 import orjson
 
+from jobs.serve.gateway.exchange.archive import Sides
 from jobs.serve.gateway.exchange.asked import Asked, read_request
 from jobs.serve.gateway.exchange.context import Context
 from jobs.serve.gateway.exchange.legs import Leg, NotHereError
@@ -184,6 +185,7 @@ class Exchange:
             (b"content-type", content_type),
             (b"x-request-id", self.id.encode()),
             (b"x-ropewalk-version", self.record.version.encode("latin-1", "replace")),
+            (b"x-ropewalk-replica", self.record.replica.encode("latin-1", "replace")),
         ]
 
     def begin_stream(self, reply: Reply) -> None:
@@ -258,7 +260,9 @@ class Exchange:
                 self.record.first_token_seconds = self.clock.first_seconds
             self.record.outcome = self._outcome(answer)
             conversation = self.asked.conversation if self.asked is not None else b""
-            self.context.archive.finish(self.record, self.clock, conversation, self.body, answer.body)
+            ids = self.tokens.read(self.connection.output.end)[1]
+            sides = Sides(self.body, answer.body, conversation, None if ids is None else len(ids))
+            self.context.archive.finish(self.record, self.clock, sides)
             self.context.metrics.count(self.record, self.clock)
             if self.asked is not None and self.record.outcome == "completed" and self.record.status == 200:
                 content_type = answer.headers.get(b"content-type", b"")

@@ -21,7 +21,7 @@ from jobs.serve.gateway.exchange.readers import Pass, Reader, Replay, Rest
 from jobs.serve.gateway.exchange.record import Clock
 from jobs.serve.gateway.exchange.sent import Sent
 from jobs.serve.gateway.http.answers import RefusalError
-from jobs.serve.gateway.http.events import DONE_EVENT, event
+from jobs.serve.gateway.http.events import DONE_EVENT, as_event
 from jobs.serve.gateway.http.upstream import BrokenError, Reply, Upstreams
 from jobs.serve.routes import Replica
 
@@ -123,7 +123,7 @@ class Leg:
         if wants_usage(self._asked) and not sent.usage_sent:
             if sent.token_ids is None or not sent.prompt_ids or sent.first is None:
                 return False
-            out += event(Rest(self._asked, sent).usage())
+            out += as_event(Rest(self._asked, sent).usage())
         self._client.send_piece(out + DONE_EVENT, [], None)
         return True
 

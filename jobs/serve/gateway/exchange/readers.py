@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from jobs.serve.gateway.exchange.asked import CHAT, Asked
 from jobs.serve.gateway.exchange.sent import Sent, payload, piece_of
-from jobs.serve.gateway.http.events import DONE, DONE_EVENT, datas, event, objects, whole_events
+from jobs.serve.gateway.http.events import DONE, DONE_EVENT, as_event, datas, objects, whole_events
 
 _LIST = rb'"(prompt_)?token_ids":\[([\d,\s]*)\]'
 # a quote inside of a JSON text is escaped: what is found stands between values
@@ -107,12 +107,12 @@ class Rest(_Made):
         """The next bytes for the client: whole events."""
         self.token_ids, self.told_ids = [], False
         found, done = self._events(data)
-        out = b"".join(event(made) for one in found if (made := self._made(one)) is not None)
+        out = b"".join(as_event(made) for one in found if (made := self._made(one)) is not None)
         return out + DONE_EVENT if done else out
 
     def last(self, reason: str) -> bytes:
         """The event that says why the stream ended."""
-        return event(self._event("", reason))
+        return as_event(self._event("", reason))
 
     def usage(self) -> dict[str, Any]:
         """The event that counts tokens, where none are to come."""
@@ -172,7 +172,7 @@ class Replay(_Made):
                 self._at += 1
                 continue
             names = {key: self._like[key] for key in ("id", "created", "system_fingerprint") if key in self._like}
-            out += event({**one, **{key: value for key, value in names.items() if key in one}})
+            out += as_event({**one, **{key: value for key, value in names.items() if key in one}})
         if done and self._at < len(self._known):
             raise DivergedError
         return out + DONE_EVENT if done else out

@@ -36,7 +36,7 @@ def objects(found: Iterable[bytes]) -> Iterator[dict[str, Any]]:
                 yield value
 
 
-def event(value: dict[str, Any]) -> bytes:
+def as_event(value: dict[str, Any]) -> bytes:
     """An event with an object."""
     return b"data: %b\n\n" % orjson.dumps(value)
 

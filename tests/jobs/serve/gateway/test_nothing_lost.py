@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from jobs.feedback.config import CaptureConfig
+from jobs.feedback.read import exchanges
 from tests.jobs.serve.gateway.endpoint import HTTP, Endpoint, FakeEngine, chat, texts
 from tests.patience import Patience, until
 
@@ -19,7 +21,13 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 USAGE = {"stream_options": {"include_usage": True}}
 
 
-@pytest.fixture(scope="module", params=["continue_from", "token_ids", "replay"])
+SOAK = pytest.mark.soak
+
+
+@pytest.fixture(
+    scope="module",
+    params=["continue_from", pytest.param("token_ids", marks=SOAK), pytest.param("replay", marks=SOAK)],
+)
 def fragile(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
     """Two engines that are there to be killed, for each way in which engines can continue."""
     name = {"continue_from": "llamacpp", "token_ids": "vllm", "replay": "other"}[request.param]
@@ -181,3 +189,24 @@ def test_a_request_of_which_replicas_die_is_given_up(tmp_path: Path) -> None:
         assert texts(HTTP.post(made.url + CHAT, json=chat("fine", max_tokens=2), timeout=60).content).count("w") == 2
     finally:
         made.close()
+
+
+@SOAK
+def test_each_exchange_is_recorded_once_though_gateways_die(tmp_path: Path) -> None:
+    engines = [FakeEngine("--hold", str(tmp_path / "hold"))]
+    made = Endpoint(tmp_path, engines, feedback_folder=tmp_path / "feedback", capture=CaptureConfig())
+    ids: list[str] = []
+    try:
+        for number in range(12):
+            got = HTTP.post(made.url + CHAT, json=chat(f"recorded {number}", max_tokens=3))
+            ids.append(got.headers["x-request-id"])
+            if number in (3, 6):
+                made.kill_gateway()
+        _disturbed(made, CHAT, chat("recorded in two halves", max_tokens=9), {4: made.kill_gateway})
+        refused = HTTP.post(made.url + CHAT, content=b"{")
+        assert HTTP.post(made.url + "/v1/feedback", json={"answer_id": ids[0], "rating": "up"}).status_code == 200
+    finally:
+        made.close()
+    kept = [one.prompt for one in exchanges(tmp_path, None, None)]
+    assert sorted(kept) == sorted([*(f"recorded {number}" for number in range(12)), "recorded in two halves"])
+    assert refused.status_code == 400

@@ -76,7 +76,10 @@ async def open_loop(url: str, bodies: Sequence[dict[str, Any]], rate: float, see
         if (wait := at - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
         tasks.append(asyncio.create_task(ask(upstreams, url, body)))
-    return [await task for task in tasks]
+    seen = [await task for task in tasks]
+    upstreams.close()
+    await asyncio.sleep(0)
+    return seen
 
 
 def percentile(values: Sequence[float], share: float) -> float:

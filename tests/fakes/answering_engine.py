@@ -58,12 +58,13 @@ class Engine:
         gone = asyncio.create_task(reader.read(1))  # a client says nothing while it waits: this is its end
         answering = asyncio.create_task(self._answer(path, asked, writer))
         await asyncio.wait([gone, answering], return_when=asyncio.FIRST_COMPLETED)
+        gone.done() and gone.exception()  # seen: a reset is an end like any other
         if not answering.done():
             self.cancelled += 1
             answering.cancel()
             return False
         gone.cancel()
-        await asyncio.wait([gone])
+        await asyncio.gather(gone, return_exceptions=True)
         await answering
         return True
 

@@ -112,7 +112,7 @@ class Rest(_Made):
 
     def last(self, reason: str) -> bytes:
         """The event that says why the stream ended."""
-        return as_event(self._event("", reason))
+        return as_event(self._as_before("", reason))
 
     def usage(self) -> dict[str, Any]:
         """The event that counts tokens, where none are to come."""
@@ -130,9 +130,9 @@ class Rest(_Made):
             self.token_ids += ids
             self.told_ids = True
         text, reason = piece_of(choice, chat=False), choice.get("finish_reason")
-        return self._event(text, reason) if text or reason is not None else None
+        return self._as_before(text, reason) if text or reason is not None else None
 
-    def _event(self, text: str, reason: str | None) -> dict[str, Any]:
+    def _as_before(self, text: str, reason: str | None) -> dict[str, Any]:
         like = {key: value for key, value in self._like["choices"][0].items() if key != "token_ids"}
         if self._chat:
             like["delta"] = {"content": text} if text or reason is None else {}

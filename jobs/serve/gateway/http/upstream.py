@@ -157,6 +157,11 @@ class Upstreams:
         for upstream in self._kept.pop(url, ()):
             upstream.transport.close()
 
+    def close(self) -> None:
+        """Close all that is kept."""
+        for url in list(self._kept):
+            self.forget(url)
+
     def _take(self, url: str) -> _Upstream | None:
         kept = self._kept[url]
         while kept:

@@ -41,7 +41,10 @@ def test_two_hundred_streams_and_as_many_kills(tmp_path: Path, way: str) -> None
                 body = chat(f"stream {number}", max_tokens=50, stream_options={"include_usage": True})
                 return await ask(upstreams, made.url, body, lambda seen: kill(seen, after, victim))
 
-        return await asyncio.gather(*(one(number) for number in range(NUM_STREAMS)))
+        seen = await asyncio.gather(*(one(number) for number in range(NUM_STREAMS)))
+        upstreams.close()
+        await asyncio.sleep(0)
+        return seen
 
     try:
         seen = asyncio.run(run())

@@ -108,7 +108,8 @@ class Chunks:
             return None
         if self._asked.chat:  # of a token whose log-probability the engine does not say there is no entry
             told = [drawn for drawn in tokens if drawn.logprob is not None]
-            return {"content": [self._entry(drawn) for drawn in told], "refusal": None} if told else None
+            whole = not self._asked.stream
+            return {"content": [self._entry(drawn) for drawn in told], "refusal": None} if told or whole else None
         tokens = [drawn for drawn in tokens if drawn.token != UNKNOWN]
         if not tokens:
             return None

@@ -11,6 +11,7 @@ from tests.jobs.engines.conftest import TOKEN
 from tests.jobs.engines.streams import CHAT, COMPLETIONS, ask
 
 HELLO = [{"role": "user", "content": "hello"}]
+LETTERS = {str(token): -100 for token in range(128, 256)}  # a model of random weights writes what is no UTF-8
 OPENED = {"model": "tiny", "messages": HELLO, "max_tokens": 8}
 
 
@@ -32,10 +33,13 @@ def test_models_completions_and_chats(client: openai.OpenAI) -> None:
     assert plain.usage is not None
     assert plain.usage.prompt_tokens == 2
     assert 4 <= plain.usage.completion_tokens <= 16
-    chat = client.chat.completions.create(model="tiny", messages=HELLO, max_completion_tokens=4, logprobs=True, top_logprobs=2)
+    chat = client.chat.completions.create(
+        model="tiny", messages=HELLO, max_completion_tokens=4, logprobs=True, top_logprobs=2, logit_bias=LETTERS
+    )
     assert chat.id.startswith("chatcmpl-")
     assert chat.choices[0].finish_reason in {"length", "stop"}
     assert chat.choices[0].logprobs is not None
+    assert chat.choices[0].logprobs.content
     parsed = client.chat.completions.parse(model="tiny", messages=HELLO, max_tokens=40, response_format=Rope)
     assert isinstance(parsed.choices[0].message.parsed, Rope)
 

@@ -12,6 +12,7 @@ from jobs.engines.engine import GROUP, Engine, EngineOptions
 BUILT_IN = {
     "transformers": "jobs.engines.transformers.plugin:TransformersEngine",
     "llamacpp": "jobs.engines.llamacpp.plugin:LlamaCppEngine",
+    "vllm": "jobs.engines.vllm:VllmEngine",
 }
 PREFERRED = ("llamacpp", "transformers")  # where a user names none: the first that runs on this machine
 

@@ -63,6 +63,37 @@ def test_a_port_that_is_taken_and_an_engine_that_is_none(engines: dict[str, Engi
         find_engine("llamacp")
 
 
+def test_vllm_is_a_program_of_another_environment(tmp_path: Path) -> None:
+    vllm = find_engine("vllm")
+    options = EngineOptions(port=8001, slots=8, context=2048, name="m", token=TOKEN, extra={"executable": str(tmp_path / "vllm")})
+    assert "is not a program here" in (vllm.unavailable(options) or "")
+    (tmp_path / "vllm").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "vllm").chmod(0o755)
+    assert vllm.unavailable(options) is None
+    words = vllm.command(tmp_path / "model", options)
+    own = words[words.index("--") + 1 :]
+    assert own[:3] == [str(tmp_path / "vllm"), "serve", str(tmp_path / "model")]
+    assert own[3:] == [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "8001",
+        "--served-model-name",
+        "m",
+        "--max-num-seqs",
+        "8",
+        "--max-model-len",
+        "2048",
+    ]
+    assert not any(TOKEN in word for word in words)
+    assert vllm.environment(options) == {"VLLM_API_KEY": TOKEN}
+    with EngineProcess.start(vllm, tmp_path, options, tmp_path / "log") as engine:
+        sleeper = until(
+            lambda: [one for one in psutil.Process(engine.process.pid).children() if one.name() == "sleep"], Patience.START
+        )[0]
+    assert not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_model_that_gguf_does_not_know_is_served_by_transformers(model: Path, tmp_path: Path) -> None:
     assert default_engine(model).name == "llamacpp"
     (tmp_path / "config.json").write_text('{"model_type": "rwkv"}')

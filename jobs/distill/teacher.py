@@ -11,10 +11,10 @@ from cluster.run.files import read_json, write_json
 from datapipe.manifest import TokenizerRecord
 from jobs.distill.config import DistillConfig
 from jobs.runs.find_model import find_model
-from jobs.training.load_checkpoint import checkpoint_place, pin_weights, without_head
+from jobs.training.load_checkpoint import pin_weights, without_head
 from jobs.training.model import ADAPTER, ModelPlan
 from jobs.training.model_config import check_fit, config_from_fingerprint, model_fingerprint
-from jobs.training.model_record import Weights, require_record
+from jobs.training.model_record import Weights, checkpoint_place, require_record
 from jobs.training.on_main import on_main
 from sharding.checkpoint import newest_complete
 from sharding.group import Group

@@ -7,7 +7,7 @@ from cluster.run.context import JobContext
 from cluster.run.files import write_atomically
 from jobs.distill.config import DistillConfig
 from jobs.distill.measure import FOLDER
-from jobs.scores.html import Table, page, paragraph
+from jobs.runs.html import Table, page, paragraph
 
 _COLUMNS = ("variant", ">bits per byte", ">± SE", ">loss", ">KL from the teacher", ">parameters", ">bytes")
 

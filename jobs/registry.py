@@ -72,6 +72,7 @@ JOBS: dict[str, JobSpec] = {
             entry="jobs.distill.job:main",
             engine=Engine.RANKS,
             preload=(*_TRAINING, "jobs.distill.job"),
+            view="jobs.distill.view:DistillView",
             reports=("train/loss", "train/divergence", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION),
         ),
         JobSpec(

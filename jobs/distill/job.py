@@ -3,10 +3,12 @@
 from typing import Any
 
 from cluster.run.context import JobContext
+from jobs.distill.cache import cache_facts
 from jobs.distill.config import DistillConfig
 from jobs.distill.measure import measured
 from jobs.distill.recipe import lesson
 from jobs.distill.report import write_report
+from jobs.distill.versus import versus
 from jobs.training.load_checkpoint import unpin_weights
 from jobs.training.recipe import build_trainer
 from sharding.group import process_group
@@ -23,6 +25,10 @@ def main(context: JobContext) -> dict[str, object]:
         results: dict[str, Any] = trainer.run()
         results |= measured(context, config, group, found, trainer.state.model)
         if group.is_main:
+            if found.chunks is not None:
+                results["teacher_logits"] = cache_facts(config, found.chunks, int(found.recipe.model.config.vocab_size))
+            if config.baseline is not None and results["table"]:
+                results |= versus(context, config, results)
             write_report(context, config, results)
             for weights in (found.recipe.model.weights, found.teacher.weights):
                 unpin_weights(weights, context.run)

@@ -28,7 +28,7 @@ from sharding.group import Group
 FOLDER = "distill"  # in the run
 SEQUENCES = "sequences.json"
 FP32_BYTES = 4
-_TEACHER, _START, _STUDENT = "teacher", "student before", "student"
+TEACHER, START, STUDENT = "teacher", "student before", "student"
 
 
 def measured(context: JobContext, config: DistillConfig, group: Group, found: Lesson, student: nn.Module) -> dict[str, Any]:
@@ -46,14 +46,14 @@ def measured(context: JobContext, config: DistillConfig, group: Group, found: Le
     exam = _Exam(config=config, group=group, loader=loader, teacher=teacher, n=n)
     sequences: dict[str, torch.Tensor] = {}  # [n, 2]: nats a token, KL from the teacher
     rows: list[dict[str, Any]] = []
-    for name in (_TEACHER, _START, _STUDENT):
-        model = opened(plan) if name == _START else {_TEACHER: teacher, _STUDENT: student}[name]
+    for name in (TEACHER, START, STUDENT):
+        model = opened(plan) if name == START else {TEACHER: teacher, STUDENT: student}[name]
         sequences[name] = exam.scores(model)
         rows.append({"variant": name, **_row(sequences[name], loader), **_size(model)})
     if group.is_main:
         _keep(context, sequences)
     losses = {name: values[:, 0].mean().item() for name, values in sequences.items()}
-    lost, left = losses[_START] - losses[_TEACHER], losses[_STUDENT] - losses[_TEACHER]
+    lost, left = losses[START] - losses[TEACHER], losses[STUDENT] - losses[TEACHER]
     return {"table": rows, "recovered": 1 - left / lost if lost > 0 else None, "n": n}
 
 

@@ -8,11 +8,14 @@ from cluster.errors import ConfigError
 from cluster.run.context import JobContext
 from datapipe.loader.loader import Source as DataSet
 from datapipe.loader.loader import TokenLoader
+from jobs.distill.cache import cached_logits
+from jobs.distill.cached_source import CachedSource
 from jobs.distill.config import DistillConfig
 from jobs.distill.losses import Mix
 from jobs.distill.objective import Distillation
 from jobs.distill.student import student_plan
 from jobs.distill.teacher import teacher_plan
+from jobs.training.chunks import Chunks
 from jobs.training.model import ModelPlan, build_model
 from jobs.training.objective import NextToken, Objective
 from jobs.training.recipe import Recipe
@@ -29,6 +32,7 @@ class Lesson:
     recipe: Recipe
     teacher: ModelPlan
     held_out: TokenLoader | None
+    chunks: Chunks | None  # of the teacher's logits, where they are cached
 
 
 def lesson(context: JobContext, config: DistillConfig, group: Group) -> Lesson:
@@ -41,11 +45,18 @@ def lesson(context: JobContext, config: DistillConfig, group: Group) -> Lesson:
     check_vocabularies(student, teacher)
     held_out = validation_loader(loader, sets, on_corrupt=config.on_corrupt)
     source: Source = TokenSource(loader)
+    chunks = None
+    if config.teacher_logits == "cached" and config.alpha < 1:
+        vocabulary = int(student.config.vocab_size)
+        chunks = cached_logits(context, config, group, teacher, loader=loader, vocabulary=vocabulary)
+        source = CachedSource(source, chunks)
     bytes_per_token = held_out.bytes_per_token if held_out is not None else 1.0
 
     def objective(model: nn.Module, group: Group) -> Objective:
         if config.alpha == 1:
             return NextToken()
+        if chunks is not None:
+            return Distillation(mix_of(config), None)
         beside = build_model(teacher, context.run, group, config.parallel, config.precision, trainable=False)
         return Distillation(mix_of(config), beside)
 
@@ -57,7 +68,7 @@ def lesson(context: JobContext, config: DistillConfig, group: Group) -> Lesson:
         objective=objective,
         validation_metrics=lambda loss: {"bits_per_byte": bits_per_byte(loss, bytes_per_token)},
     )
-    return Lesson(recipe=recipe, teacher=teacher, held_out=held_out)
+    return Lesson(recipe=recipe, teacher=teacher, held_out=held_out, chunks=chunks)
 
 
 def mix_of(config: DistillConfig) -> Mix:

@@ -42,18 +42,18 @@ def said(results: dict[str, Any]) -> list[str]:
     recovered = results.get("recovered")
     if recovered is not None:
         lines.append(f"{recovered:.1%} of the loss that the student lacked at first was won back, on {results['n']} sequences.")
+    if "baseline" in results:
+        lines.append(results["baseline"]["said"])
+    cached = results.get("teacher_logits")
+    if cached is not None:
+        bias = f" They are biased: {cached['bias']}." if "bias" in cached else ""
+        lines.append(f"The teacher's logits take {cached['bytes']:,} bytes, {cached['share_of_full']:.2%} of all in bf16.{bias}")
     return lines
 
 
 def _variants(results: dict[str, Any]) -> str:
     table = Table("Held-out text", _COLUMNS)
     for row in results.get("table", []):
-        error = row["standard_error"]
-        figures = (
-            f"{row['bits_per_byte']:.4f}",
-            "" if error is None else f"{error:.4f}",
-            f"{row['loss']:.4f}",
-            f"{row['kl']:.4f}",
-        )
+        figures = ("" if row[key] is None else f"{row[key]:.4f}" for key in ("bits_per_byte", "standard_error", "loss", "kl"))
         table.row(row["variant"], *figures, f"{row['parameters']:,}", f"{row['bytes']:,}")
     return table.html()

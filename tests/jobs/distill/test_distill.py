@@ -123,3 +123,29 @@ def test_a_teacher_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> N
     run = distill_run(tmp_path, distill_config(gpt2, data))
     assert start(run, 1).wait() == [42]
     assert "the architecture 'gpt2' cannot be cut" in log_of(run)
+
+
+def test_cached_logits_are_computed_once_and_a_kill_changes_nothing(teacher: Path, tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data")
+    config = distill_config(teacher, data, steps=24, teacher_logits="cached", cache={"size": 12})
+    killed = distill_run(tmp_path, config)
+    group = start(killed, 2, TEST_HOOK="stall_in_chunk")
+    group.until((killed.path / "stalled").exists)
+    group.kill()
+    (first,) = tmp_path.glob("data.teacher/*/logits-000000.arrow")
+    written = first.stat().st_mtime_ns
+    results = launch(killed, 2)
+    chunks = sorted(tmp_path.glob("data.teacher/*/*.arrow"))
+    assert len(chunks) == 3
+    assert first.stat().st_mtime_ns == written, "what is kept is not computed again"
+    content = {path: path.read_bytes() for path in chunks}
+    chunks[1].write_bytes(content[chunks[1]][:-900] + b"x" * 10 + content[chunks[1]][-890:])
+    again = distill_run(tmp_path, config)
+    launch(again, 1)
+    assert {path: path.read_bytes() for path in chunks} == content, "a damaged chunk is made anew, the same by one rank as by two"
+    assert losses(again) == pytest.approx(losses(killed), rel=1e-6)
+    facts = results["teacher_logits"]
+    assert facts["bytes"] == sum(len(raw) for raw in content.values())
+    online = distill_run(tmp_path, distill_config(teacher, data, steps=24))
+    launch(online, 1)
+    assert losses(killed)[1] == pytest.approx(losses(online)[1], rel=0.2), "the estimate of the same divergence"

@@ -1,7 +1,7 @@
 """Twenty updates under load, every second one broken in another way."""
 
-import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 

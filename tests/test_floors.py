@@ -28,9 +28,9 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"jobs.registry", "jobs.configs"},
         {"jobs.tracking", "jobs.scores"},
         {"jobs.training", "jobs.runs", "jobs.programs"},
-        {"jobs.inference", "jobs.cards", "jobs.mirror", "jobs.models"},
+        {"jobs.inference", "jobs.cards", "jobs.mirror"},
         {"jobs.engines", "jobs.feedback", "jobs.pruning", "jobs.formats"},
-        {"jobs.drift"},
+        {"jobs.drift", "jobs.models"},
         {
             *("jobs.preprocess", "jobs.pretrain", "jobs.finetune", "jobs.align", "jobs.evaluate", "jobs.audit"),
             *("jobs.sweep", "jobs.command", "jobs.function", "jobs.pipeline"),

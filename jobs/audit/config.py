@@ -148,7 +148,10 @@ def _scorers(value: Any) -> Any:
 class AuditConfig(JobConfig):
     """The keys of an audit."""
 
-    model: ModelRef = Field(description="a run (id, path or latest): its newest complete checkpoint; or a Hugging Face directory")
+    model: ModelRef = Field(
+        description="a run (id, path or latest): its newest complete checkpoint; RUN@STEP; an alias such as production; or a "
+        "Hugging Face directory"
+    )
     suites: tuple[Suite, ...] = Field(
         default=(), description=f"stereotype pairs: files, or {', '.join(BUILT_IN)} out of suites_folder"
     )

@@ -52,11 +52,12 @@ def main(context: JobContext) -> dict[str, object]:
 def report(context: JobContext, config: AuditConfig, opened: OpenModel, judged: Judged) -> dict[str, Any]:
     """Hold the scores to the gate, and write everything down; returns the results."""
     verdict = gate(config.require, judged.scores)
+    figures = {"figures": dict(verdict.figures)} if config.require else {}
     context.fence.check()
     written = write_report(context.run, config, judged, verdict.plain(), model=opened.name, step=opened.step)
     log_scores(context, judged.scores, opened.step or 0)
     context.run.event("audited", passed=verdict.passed, failed=[one.words for one in verdict.failed])
-    return {"scores": nested(judged.scores), "gate": verdict.plain(), "model_step": opened.step, **written}
+    return {"scores": nested(judged.scores), "gate": verdict.plain(), "model_step": opened.step, **figures, **written}
 
 
 def log_scores(context: JobContext, scores: Mapping[str, Score], step: int) -> None:

@@ -14,6 +14,7 @@ from cluster.errors import RopewalkError
 from cluster.run.directory import RunDir
 from jobs.cards.data_facts import DataFacts, OtherData, data_facts_of, sha256_of
 from jobs.cards.public import public, public_text
+from jobs.runs.find_model import names_model
 from jobs.runs.provenance import versions
 from jobs.training.model_record import find_source_run, read_record
 
@@ -142,7 +143,7 @@ def _scores(run: RunDir) -> tuple[list[Measured], list[dict[str, Any]]]:
     for other in RunDir.all(run.path.parent):
         try:
             job, scored = str(other.record.get("job")), str((other.record.get("config") or {}).get("model") or "")
-            if job not in SCORED or scored not in mine:
+            if job not in SCORED or not (scored in mine or names_model(scored, run)):
                 continue
             results = other.results()
         except (RopewalkError, OSError, ValueError):  # a run that is being removed, or another program's folder

@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from jobs.cli.job_help import Key
+    from jobs.runs.model_versions import RegisteredModel
 
 Candidates = list[tuple[str, str]]  # a word, and what a shell shows beside it
 
@@ -76,3 +77,40 @@ def runs(incomplete: str) -> Candidates:
     except (RopewalkError, OSError):
         names = []
     return [(name, "") for name in ["latest", *names] if name.startswith(incomplete)]
+
+
+def models(incomplete: str) -> Candidates:
+    """Aliases and versions of the registry, and ids of runs."""
+    return [*_registered(incomplete, aliases=True, versions=True), *runs(incomplete)]
+
+
+def aliases(incomplete: str) -> Candidates:
+    """Aliases of the registry."""
+    return _registered(incomplete, aliases=True, versions=False)
+
+
+def names(incomplete: str) -> Candidates:
+    """Models of the registry."""
+    return [(name, "") for name in _models() if name.startswith(incomplete)]
+
+
+def _models() -> dict[str, "RegisteredModel"]:
+    from cluster.errors import RopewalkError
+    from jobs.runs.model_versions import registered_models
+
+    try:
+        return {model.name: model for model in registered_models()}
+    except (RopewalkError, OSError):
+        return {}
+
+
+def _registered(incomplete: str, *, aliases: bool, versions: bool) -> Candidates:
+    found: dict[str, str] = {}
+    for model in _models().values():
+        if aliases:
+            pointed = {alias: version.id for alias, version in model.aliases().items()}
+            found |= {f"{model.name}@{alias}": version for alias, version in pointed.items()}
+            found |= {alias: version for alias, version in pointed.items() if alias not in found}
+        if versions:
+            found |= {version.id: version.ref for version in model.versions()}
+    return [(name, meaning) for name, meaning in found.items() if name.startswith(incomplete)]

@@ -40,7 +40,7 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
 def _passed_step(run: "RunDir", step: int | None) -> int:
     """The step of the checkpoint that the gates let pass. Raises ConfigError, CheckpointError."""
     from jobs.runs.gates import require_passed
-    from jobs.training.load_checkpoint import checkpoint_place
+    from jobs.training.model_record import checkpoint_place
     from sharding.checkpoint import newest_complete
 
     if step is None:

@@ -40,7 +40,10 @@ Task = Annotated[str, AfterValidator(_task)]
 class EvaluateConfig(JobConfig):
     """The keys of an evaluation."""
 
-    model: ModelRef = Field(description="a run (id, path or latest): its newest complete checkpoint; or a Hugging Face directory")
+    model: ModelRef = Field(
+        description="a run (id, path or latest): its newest complete checkpoint; RUN@STEP; an alias such as production; or a "
+        "Hugging Face directory"
+    )
     data: Data | None = Field(
         default=None, description="a data set made by preprocess, or a list of {path, weight}: loss, bits per byte, perplexity"
     )

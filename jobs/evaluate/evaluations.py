@@ -9,7 +9,7 @@ from typing import Any
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir, runs_root
 from cluster.run.files import read_json, read_lines
-from jobs.runs.find_model import find_model
+from jobs.runs.find_model import find_checkpoint, find_model, names_model
 from jobs.scores.score import Score
 
 FOLDER = "evaluation"  # in the run's directory
@@ -44,6 +44,12 @@ class Evaluation:
         return Score.of(found) if found else None
 
     @property
+    def step(self) -> int | None:
+        """The step of the checkpoint that was evaluated; None of a directory."""
+        found = self.report.get("model_step")
+        return int(found) if found is not None else None
+
+    @property
     def seed(self) -> int:
         """The seed of the run that trained the model; of a directory, the evaluation's own."""
         try:
@@ -75,7 +81,7 @@ def _find(word: str, every: Sequence[Evaluation], root: Path | None) -> list[Eva
     if named:
         return named
     try:
-        found = find_model(word, root)
+        found, step = find_checkpoint(word, root)
     except ConfigError as error:
         raise ConfigError(f"{word!r} is no evaluation, no group of them, and no model: {error}") from None
     if isinstance(found, RunDir):
@@ -83,9 +89,7 @@ def _find(word: str, every: Sequence[Evaluation], root: Path | None) -> list[Eva
             return [Evaluation(run=found)]
         if found.record.get("job") == "evaluate":
             raise ConfigError(f"{found.id} has no items yet: it is not over, or evaluated nothing")
-        mine = [one for one in every if one.model in {found.id, str(found.path)}]
-    else:
-        mine = [one for one in every if one.model == str(found)]
+    mine = [one for one in every if names_model(one.model, found) and (step is None or one.step == step)]
     if not mine:
         raise ConfigError(f"{word} was not evaluated yet: `ropewalk run evaluate model={word} tasks=[...]`")
     return [max(mine, key=lambda one: items_file(one.run.path).stat().st_mtime_ns)]

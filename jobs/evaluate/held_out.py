@@ -16,7 +16,7 @@ from jobs.evaluate.config import EvaluateConfig
 from jobs.evaluate.generation import samples, tokenizer_for
 from jobs.evaluate.perplexity import sequence_losses, unigram_loss
 from jobs.inference.open_model import OpenModel, max_length
-from jobs.runs.find_model import find_model
+from jobs.runs.find_model import find_checkpoint
 from jobs.scores.score import hash_of
 from jobs.training.load_checkpoint import load_model
 from jobs.training.model_config import check_fit
@@ -82,13 +82,13 @@ class _Found:
 
 
 def _open(config: EvaluateConfig, run: RunDir, group: Group) -> _Found:
-    found = find_model(config.model, run.path.parent)
+    found, named_step = find_checkpoint(config.model, run.path.parent)
     record = require_record(found) if isinstance(found, RunDir) else None
     full: Any = None
     step: int | None = None
     if group.is_main:
         if isinstance(found, RunDir):
-            full, manifest = load_model(found)
+            full, manifest = load_model(found, named_step)
             step = manifest.step
         else:
             full = AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32).eval()

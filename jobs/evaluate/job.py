@@ -38,7 +38,7 @@ def evaluate(context: JobContext, config: EvaluateConfig, group: Group) -> dict[
         scores = _named(config, results, tasks)
         check_names(config.require, scores)
         judged = gate(config.require, scores)
-        results["gate"] = judged.plain()
+        results["gate"], results["figures"] = judged.plain(), dict(judged.figures)
     context.fence.check()
     if tasks is not None:
         log_scores(context, tasks)

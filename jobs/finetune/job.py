@@ -12,8 +12,8 @@ from jobs.finetune.config import FinetuneConfig
 from jobs.finetune.data import PreparedData, prepared_data
 from jobs.finetune.samples_page import write_samples
 from jobs.finetune.source import ConversationSource
-from jobs.training.load_checkpoint import checkpoint_place
 from jobs.training.model import ModelPlan
+from jobs.training.model_record import checkpoint_place
 from jobs.training.neftune import add_noise
 from jobs.training.objective import NextToken, Objective
 from jobs.training.packing import require_separate

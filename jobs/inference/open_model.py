@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
-from jobs.runs.find_model import find_model
+from jobs.runs.find_model import find_checkpoint
 from jobs.training.load_checkpoint import load_model
 from sharding.group import rank_device
 
@@ -58,12 +58,12 @@ def open_model(
 ) -> OpenModel:
     """Open the model that a user names; every rank that calls it has a whole copy.
 
-    `root` is the folder of runs, `step` the checkpoint of a run (unset: the newest complete one). Raises ConfigError where
-    there is no such model, or no tokenizer; CheckpointError.
+    `root` is the folder of runs, `step` the checkpoint of a run (unset: that of `ref`, else the newest one). Raises ConfigError
+    where there is no such model, or no tokenizer; CheckpointError.
     """
-    found = find_model(ref, root)
+    found, named_step = find_checkpoint(ref, root)
     if isinstance(found, RunDir):
-        full, manifest = load_model(found, step)
+        full, manifest = load_model(found, step if step is not None else named_step)
         step, name, files = manifest.step, found.id, found.tokenizer
     else:
         full = AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32)

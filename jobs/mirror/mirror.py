@@ -12,13 +12,13 @@ from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
 from cluster.run.names import WANDB_ADDRESS
 from cluster.spec import Outcome
-from jobs.mirror import lineage
 from jobs.mirror.alerts import alerts
 from jobs.mirror.feed import Feed
 from jobs.mirror.lease import Lease
 from jobs.mirror.server import history_lines
 from jobs.mirror.wandb_run import WandbRun, project_of
 from jobs.registry import view_class
+from jobs.runs import lineage
 
 SAFE_SECONDS = 2.5  # what was handed over longer ago is on disk whatever happens to this process
 SLOW_SECONDS = 15.0  # between two looks at everything but lines

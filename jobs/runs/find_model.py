@@ -1,24 +1,69 @@
-"""Find the model that a user names: a run that trains one, or a Hugging Face directory."""
+"""Find the model that a user names: a run that trains one, a Hugging Face directory, or a version or alias of the registry."""
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator
 
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
+from jobs.runs.model_versions import find_version
 from jobs.runs.status import find_run
+
+_AT_STEP = re.compile(r"(.+)@(\d+)")
+
+
+class FoundModel(NamedTuple):
+    """Where a model lies: a run, or a Hugging Face directory; and which checkpoint of the run."""
+
+    place: RunDir | Path
+    step: int | None  # None: the newest complete one, or a directory
+
+    @property
+    def ref(self) -> str:
+        """What names it tomorrow too, wherever the runs are seen: RUN, RUN@STEP or the directory."""
+        if isinstance(self.place, Path):
+            return str(self.place)
+        return self.place.id if self.step is None else f"{self.place.id}@{self.step}"
 
 
 def find_model(ref: str, root: Path | None = None) -> RunDir | Path:
     """The run or the Hugging Face directory that a user names. Raises ConfigError if it is neither."""
+    return find_checkpoint(ref, root).place
+
+
+def find_checkpoint(ref: str, root: Path | None = None) -> FoundModel:
+    """The model that a user names: a directory, a run (id, its beginning, path, `latest`), RUN@STEP, an alias such as
+    `production`, NAME@ALIAS or NAME@NUMBER of the registry. Raises ConfigError if it is none of them.
+    """
     path = Path(ref).expanduser()
     if (path / "config.json").is_file():
-        return path.absolute()
+        return FoundModel(path.absolute(), None)
+    if not (path / "run.yaml").is_file() and (version := find_version(ref, root)) is not None:
+        return _of_version(version.path, version.run, version.step, version.root)
+    at_step = _AT_STEP.fullmatch(ref)
     try:
-        return _latest(root) if ref == "latest" else RunDir.find(ref, root)
+        if at_step:
+            return FoundModel(RunDir.find(at_step[1], root), int(at_step[2]))
+        return FoundModel(_latest(root) if ref == "latest" else RunDir.find(ref, root), None)
     except ConfigError as error:
-        raise ConfigError(f"model: {ref!r} is neither a Hugging Face directory (no config.json) nor a run: {error}") from None
+        words = "neither a Hugging Face directory (no config.json), nor an alias of the registry, nor a run"
+        raise ConfigError(f"model: {ref!r} is {words}: {error}") from None
+
+
+def _of_version(path: str | None, run: str | None, step: int | None, root: Path) -> FoundModel:
+    if path is not None:
+        return FoundModel(Path(path), None)
+    return FoundModel(RunDir(root / str(run)), step)
+
+
+def names_model(ref: str, model: RunDir | Path) -> bool:
+    """Whether a job that has `ref` as its model means this run, whatever its checkpoint, or this directory."""
+    if isinstance(model, Path):
+        return ref == str(model)
+    at_step = _AT_STEP.fullmatch(ref)
+    return (at_step[1] if at_step else ref) in {model.id, str(model.path)}
 
 
 def check_model_run(key: str, ref: str) -> None:
@@ -43,15 +88,17 @@ def _latest(root: Path | None) -> RunDir:
 
 
 def _resolve(ref: str) -> str:
-    """Resolve `latest` and the beginning of an id at submission; what is not found stays as it is, and preflight says so."""
+    """Resolve `latest`, aliases and the beginning of an id at submission; what is not found stays as it is, and preflight
+    says so.
+    """
     try:
-        found = find_model(ref)
+        found = find_checkpoint(ref)
     except ConfigError:
         return ref
-    if isinstance(found, Path):
-        return str(found)
-    return str(found.path) if (Path(ref) / "run.yaml").is_file() else found.id
+    if isinstance(found.place, RunDir) and (Path(ref) / "run.yaml").is_file():
+        return str(found.place.path)
+    return found.ref
 
 
-# A run or a Hugging Face directory, as an id or an absolute path.
+# A run, RUN@STEP or a Hugging Face directory, as an id or an absolute path; an alias is what it points to at submission.
 ModelRef = Annotated[str, AfterValidator(_resolve)]

@@ -4,7 +4,7 @@ import math
 import operator
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import AfterValidator
@@ -75,6 +75,7 @@ class Gate:
 
     passed: bool
     failed: tuple[Failed, ...]
+    figures: Mapping[str, Any] = field(default_factory=dict)  # each condition and its score, whether met or not
 
     def plain(self) -> dict[str, Any]:
         """The gate as results hold it: {passed, failed: [...]}."""
@@ -88,12 +89,13 @@ class Gate:
 
 def gate(require: Mapping[str, str], scores: Mapping[str, Score]) -> Gate:
     """Judge scores by their conditions; a condition on a score that is not there has failed."""
-    failed = []
+    failed, figures = [], {}
     for name, text in require.items():
         score = scores.get(name)
+        figures[name] = {"require": text, **(score.plain() if score is not None else {"value": None, "n": 0})}
         if score is None or not Condition.parse(text).holds(score):
             failed.append(_failed(name, text, score))
-    return Gate(passed=not failed, failed=tuple(failed))
+    return Gate(passed=not failed, failed=tuple(failed), figures=figures)
 
 
 def check_names(require: Iterable[str], known: Iterable[str]) -> None:

@@ -10,14 +10,12 @@ from transformers.initialization import no_init_weights
 
 from cluster.errors import CheckpointError, ConfigError, RopewalkError, StorageError
 from cluster.run.directory import RunDir
-from cluster.storage import StoragePath
 from jobs.training.config import LoraConfig
 from jobs.training.model_config import config_from_fingerprint, model_fingerprint
-from jobs.training.model_record import Head, Weights, find_source_run, require_record
+from jobs.training.model_record import Head, Weights, checkpoint_place, find_source_run, require_record
 from sharding.checkpoint import newest_complete
-from sharding.config import CheckpointConfig
 from sharding.floats import nulled
-from sharding.layout import pin, place_of, unpin
+from sharding.layout import pin, unpin
 from sharding.manifest import CheckpointManifest
 from sharding.state import EMA, MODEL
 from sharding.storage import parse_index, read_tensors
@@ -26,11 +24,6 @@ log = logging.getLogger(__name__)
 
 LORA = "lora"  # the key under which a record keeps the options of a low-rank adapter
 HEAD = "head"  # the key of a fingerprint that says which head a model has, where it does not say the next token
-
-
-def checkpoint_place(run: RunDir) -> StoragePath:
-    """Where the checkpoints of a run lie that trains, whatever its job."""
-    return place_of(run, CheckpointConfig.model_validate(run.record["config"].get("checkpoint") or {}))
 
 
 def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema: bool = False) -> tuple[Any, CheckpointManifest]:

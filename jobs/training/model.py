@@ -10,9 +10,9 @@ from cluster.errors import CheckpointError, ConfigError
 from cluster.run.directory import RunDir
 from datapipe.manifest import TokenizerRecord
 from jobs.training.config import LoraConfig, ModelConfig
-from jobs.training.load_checkpoint import HEAD, LORA, bare_model, checkpoint_place, empty_model, first_weights
+from jobs.training.load_checkpoint import HEAD, LORA, bare_model, empty_model, first_weights
 from jobs.training.model_config import check_fit, config_from_fingerprint, model_config, model_fingerprint
-from jobs.training.model_record import Head, ModelRecord, Weights, find_source_run, read_record
+from jobs.training.model_record import Head, ModelRecord, Weights, checkpoint_place, find_source_run, read_record
 from sharding.config import ParallelConfig, PrecisionConfig
 from sharding.fsdp import fill
 from sharding.group import Group

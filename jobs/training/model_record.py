@@ -13,6 +13,8 @@ from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
 from cluster.storage import StoragePath
 from datapipe.manifest import TokenizerRecord
+from sharding.config import CheckpointConfig
+from sharding.layout import place_of
 
 Head = Literal["causal_lm", "reward"]
 
@@ -70,6 +72,11 @@ def keep_record(run: RunDir, record: ModelRecord, tokenizer: TokenizerPlan) -> N
     for name in names:
         (run.tokenizer / name).write_bytes(tokenizer.place.read(name))
     write_json(run.model_record, record.model_dump(mode="json"))  # last: it vouches for the tokenizer too
+
+
+def checkpoint_place(run: RunDir) -> StoragePath:
+    """Where the checkpoints of a run lie that trains, whatever its job."""
+    return place_of(run, CheckpointConfig.model_validate(run.record["config"].get("checkpoint") or {}))
 
 
 def copy_tokenizer(run: RunDir, directory: Path) -> None:

@@ -9,10 +9,10 @@ from torch import nn
 from cluster.run.context import JobContext
 from jobs.training.config import TrainingConfig
 from jobs.training.ema import MovingAverage
-from jobs.training.load_checkpoint import checkpoint_place, pin_weights, unpin_weights
+from jobs.training.load_checkpoint import pin_weights, unpin_weights
 from jobs.training.model import ModelPlan, build_model
 from jobs.training.model_config import has_dropout
-from jobs.training.model_record import TokenizerPlan, find_source_run, keep_record
+from jobs.training.model_record import TokenizerPlan, checkpoint_place, find_source_run, keep_record
 from jobs.training.objective import Objective
 from jobs.training.optimizer import adamw
 from jobs.training.report import Report

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from cluster.run.directory import RunDir
 from datapipe.loader.loader import Source, TokenLoader
 from jobs.training.export import export
-from jobs.training.load_checkpoint import checkpoint_place, load_model
+from jobs.training.load_checkpoint import load_model
+from jobs.training.model_record import checkpoint_place
 from sharding.manifest import dump_manifest, read_manifest
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, log_of, losses, make_run, pretrain_config, start

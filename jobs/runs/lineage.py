@@ -13,9 +13,10 @@ from cluster.run.directory import RunDir
 from cluster.storage import StoragePath
 from jobs.tracking.metrics import curves
 
-_READS_DATA = ("data", "input")  # keys of a job that name data sets
+READS_DATA = ("data", "input")  # keys of a job that name data sets
 _READS_MODELS = ("model", "teacher", "start_from")
 _STEP = re.compile(r"step-(\d+)$")
+_AT_STEP = re.compile(r"(.+)@(\d+)")
 _LOOK_SECONDS = 2.0  # a store that does not answer must not hold up a mirror
 
 
@@ -32,7 +33,7 @@ class Reference(NamedTuple):
 def reads(run: RunDir) -> list[Reference]:
     """What the run's configuration says that it reads."""
     config = run.record.get("config") or {}
-    found = [one for key in _READS_DATA for path in _paths(config.get(key)) if (one := data_set(path))]
+    found = [one for key in READS_DATA for path in paths_in(config.get(key)) if (one := data_set(path))]
     found += [one for key in _READS_MODELS if config.get(key) for one in _model(run, config[key])]
     return list({one.uri: one for one in found}.values())
 
@@ -93,6 +94,8 @@ def _model(run: RunDir, value: Any) -> Iterator[Reference]:
     ref, step = named.get("run") or named.get("path"), named.get("step")
     if not isinstance(ref, str):
         return
+    if at_step := _AT_STEP.fullmatch(ref):
+        ref, step = at_step[1], int(at_step[2])
     beside = RunDir(run.path.parent / Path(ref).name)
     if (beside.path / "run.yaml").is_file() and ref in {beside.id, str(beside.path)}:
         step = step or run.results().get("step") or max(_steps(beside), default=None)
@@ -103,7 +106,7 @@ def _model(run: RunDir, value: Any) -> Iterator[Reference]:
         yield Reference(f"model-{name}", "model", f"ropewalk://model/{hashlib.sha256(ref.encode()).hexdigest()}", {"path": ref})
 
 
-def _paths(value: Any) -> Iterator[str]:
+def paths_in(value: Any) -> Iterator[str]:
     """The paths in a key that may be one, a list of them, or a list of {path, weight}."""
     for one in value if isinstance(value, list) else [value]:
         path = one.get("path") if isinstance(one, Mapping) else one

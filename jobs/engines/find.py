@@ -1,0 +1,47 @@
+"""Engines by name: those of this program, and those of the entry-point group."""
+
+import difflib
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from cluster.errors import ConfigError
+from jobs.engines.engine import GROUP, Engine, EngineOptions
+
+BUILT_IN = {
+    "transformers": "jobs.engines.transformers.plugin:TransformersEngine",
+}
+PREFERRED = ("llamacpp", "transformers")  # where a user names none: the first that runs on this machine
+
+
+def engine_names() -> list[str]:
+    """The names of all engines that are known here, whether they can run or not."""
+    return [*BUILT_IN, *sorted({point.name for point in entry_points(group=GROUP)} - BUILT_IN.keys())]
+
+
+def find_engine(name: str) -> Engine:
+    """The engine of a name; `auto` is the preferred one of those that run here. Raises ConfigError with the nearest name."""
+    if name == "auto":
+        return default_engine()
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        return _made(getattr(import_module(module), attribute))
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            return _made(point.load())
+    near = difflib.get_close_matches(name, ["auto", *engine_names()], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"engine: there is no engine {name!r}{hint}; known: auto, {', '.join(engine_names())}")
+
+
+def default_engine() -> Engine:
+    """The preferred engine of those that can run on this machine."""
+    for name in PREFERRED:
+        if name in BUILT_IN and (engine := find_engine(name)).unavailable(EngineOptions()) is None:
+            return engine
+    raise ConfigError("engine: none runs on this machine; pip install 'ropewalk[serve]'")
+
+
+def _made(factory: Any) -> Engine:
+    engine: Engine = factory()
+    return engine

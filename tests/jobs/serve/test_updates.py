@@ -1,7 +1,6 @@
 """Twenty updates under load, every second one broken in another way."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 

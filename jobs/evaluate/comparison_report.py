@@ -5,7 +5,7 @@ from typing import Any
 
 from cluster.run.files import write_atomically
 from jobs.evaluate.comparison import Compared, MetricComparison, differing
-from jobs.evaluate.html import Table, page, paragraph
+from jobs.runs.html import Table, page, paragraph
 
 _LONGEST = 600  # characters of a prompt that are shown; its end decides
 

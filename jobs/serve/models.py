@@ -17,8 +17,7 @@ from jobs.models.weights import newest_step
 from jobs.runs.find_model import find_checkpoint
 from jobs.runs.gates import newest_gates, require_passed
 from jobs.runs.model_versions import PRODUCTION, RegisteredModel, Version, find_version, registered_models
-from jobs.serve.config import CanaryConfig
-from jobs.serve.controller.rollout import Wanted
+from jobs.serve.controller.wanted import Wanted
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +31,8 @@ class Source(Protocol):
     alias: str  # the API's name for whatever serves
     names: tuple[str, ...]  # what else the API calls it
 
-    def wanted(self, canary: CanaryConfig | None, *, gated: bool) -> Wanted:
-        """What is to be served now."""
+    def wanted(self, canary: str | None, *, gated: bool) -> Wanted:
+        """What is to be served now; `canary` is the alias of versions that are to have a share, None: there is none."""
         ...
 
     def ref(self, version: str) -> str:
@@ -67,7 +66,7 @@ class Fixed:
         self.alias = DEFAULT_ALIAS
         self.names: tuple[str, ...] = ()
 
-    def wanted(self, canary: CanaryConfig | None, *, gated: bool) -> Wanted:
+    def wanted(self, canary: str | None, *, gated: bool) -> Wanted:
         """The model, always."""
         barred = {}
         if gated and (why := why_barred(self._place, self._step, None)):
@@ -104,10 +103,10 @@ class Watched:
         self.model, self.alias = model, alias
         self.names: tuple[str, ...] = (model.name, f"{model.name}@{alias}") if alias == PRODUCTION else (f"{model.name}@{alias}",)
 
-    def wanted(self, canary: CanaryConfig | None, *, gated: bool) -> Wanted:
+    def wanted(self, canary: str | None, *, gated: bool) -> Wanted:
         """What the alias, and the alias of canaries, point to now."""
         stable = self.model.current(self.alias)
-        other = self.model.current(canary.alias) if canary is not None and canary.alias not in {None, self.alias} else None
+        other = self.model.current(canary) if canary is not None and canary != self.alias else None
         if other is not None and stable is not None and other.number == stable.number:
             other = None
         barred = {}

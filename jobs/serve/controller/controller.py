@@ -22,8 +22,9 @@ from jobs.serve.config import ServeConfig
 from jobs.serve.controller.applications import Applications, Found
 from jobs.serve.controller.probe import Probes
 from jobs.serve.controller.publish import routes_of
-from jobs.serve.controller.rollout import Rollout, Seen, Wanted
+from jobs.serve.controller.rollout import Rollout, Seen
 from jobs.serve.controller.state import Phase, ServingState, Version
+from jobs.serve.controller.wanted import Wanted
 from jobs.serve.files import LocalFiles, ServingFiles, read_load
 from jobs.serve.models import Source
 from jobs.serve.replica import ReplicaSpec
@@ -95,8 +96,9 @@ class Controller:
     def _want(self) -> Wanted:
         if time.monotonic() - self._wanted_at >= WANTED_SECONDS:
             self._wanted_at = time.monotonic()
+            canary = self.config.canary.alias if self.config.canary is not None else None
             try:
-                self._wanted = self.source.wanted(self.config.canary, gated=self.config.update.gated)
+                self._wanted = self.source.wanted(canary, gated=self.config.update.gated)
             except (RopewalkError, OSError, ValueError) as error:  # a registry that cannot be read changes nothing
                 log.warning("the registry cannot be read: %s", error)
         return self._wanted

@@ -5,23 +5,15 @@ asked for, and only then takes over. One that fails on the way is refused: it ne
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from jobs.serve.config import ServeConfig
 from jobs.serve.controller.state import Canary, Phase, ServingState, Version
+from jobs.serve.controller.wanted import Wanted
 
 QUIET_SECONDS = 2.0  # the gateway's counts are that old at most
 FEW_ERRORS = 3  # so many failures end a canary before it has had all its requests, if they are too large a share of them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What the registry asks for."""
-
-    stable: str | None  # the version that the served alias points to
-    canary: str | None = None  # the version that is to have a share, for as long as it is named
-    barred: Mapping[str, str] = field(default_factory=dict)  # versions that may not be loaded, each with the reason
 
 
 @dataclass(frozen=True, kw_only=True)

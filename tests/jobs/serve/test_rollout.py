@@ -5,8 +5,9 @@ from typing import Any
 
 from jobs.serve.config import ServeConfig
 from jobs.serve.controller.publish import routes_of
-from jobs.serve.controller.rollout import Rollout, Seen, Wanted
+from jobs.serve.controller.rollout import Rollout, Seen
 from jobs.serve.controller.state import Phase, ServingState
+from jobs.serve.controller.wanted import Wanted
 
 UP = Seen(replicas=1, probed="")
 

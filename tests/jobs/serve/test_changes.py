@@ -20,7 +20,7 @@ from tests.jobs.serve.serving import ENGINE, MODEL, Load, Serving, ask, serving
 from tests.jobs.tiny import tiny_model
 from tests.patience import Patience, until
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.usefixtures("alone_with_ray")]
 
 WORDS = 10
 

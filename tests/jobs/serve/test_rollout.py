@@ -1,13 +1,18 @@
 """Which version gets the traffic, step by step, without Ray: what is wanted and seen goes in, the state comes out."""
 
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from cluster.run.files import write_json
 from jobs.serve.config import ServeConfig
 from jobs.serve.controller.publish import routes_of
 from jobs.serve.controller.rollout import Rollout, Seen
 from jobs.serve.controller.state import Phase, ServingState
 from jobs.serve.controller.wanted import Wanted
+from jobs.serve.scaling import LoadPolicy
 
 UP = Seen(replicas=1, probed="")
 
@@ -189,3 +194,15 @@ def test_routes_show_who_answers() -> None:
     first.step("a")
     early = routes_of(first.state, {}, {}, (), 0.0)
     assert early.aliases["default"].stable == "a", "requests wait for the version that loads"
+
+
+def test_the_load_decides_how_many_replicas(tmp_path: Path) -> None:
+    load = tmp_path / "load.json"
+    policy = LoadPolicy(str(load), "a", slots=4, busy=0.5)
+    now = SimpleNamespace(target_num_replicas=3, capacity_adjusted_min_replicas=1)
+    assert policy(now) == (3, {}), "nothing is known: nothing changes"
+    for running, queued, wanted in ((0, 0, 1), (2, 0, 1), (2, 1, 2), (4, 9, 7)):
+        write_json(load, {"time": time.time(), "versions": {"a": {"running": running, "queued": queued}, "b": {"running": 99}}})
+        assert policy(now) == (wanted, {})
+    write_json(load, {"time": time.time() - 60, "versions": {"a": {"running": 99}}})
+    assert policy(now) == (3, {}), "a gateway that is away says nothing"

@@ -17,7 +17,7 @@ WORDS = 6
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+def run(tmp_path_factory: pytest.TempPathFactory, alone_with_ray: None) -> Iterator[Serving]:
     home = tmp_path_factory.mktemp("serve")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROPEWALK_RUNS", str(home / "runs"))

@@ -8,7 +8,7 @@ from cluster.run.files import write_json
 from tests.jobs.serve.serving import MODEL, Load, serving
 from tests.patience import Patience
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600), pytest.mark.usefixtures("alone_with_ray")]
 
 WORDS = 12
 CANARY = {"share": 0.3, "requests": 12, "minutes": 5, "max_error_rate": 0.05}

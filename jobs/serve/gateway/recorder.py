@@ -25,8 +25,9 @@ async def open_recorder(settings: GatewaySettings, on_durable: Callable[[Sequenc
     """The capture, started; None where nothing is to be kept."""
     if settings.feedback_folder is None:
         return None
-    from jobs.feedback.capture import Capture
+    from jobs.feedback.capture import Capture, CaptureConfig
 
-    capture = Capture(settings.feedback_folder, settings.capture, on_durable)
+    config = None if settings.capture is None else CaptureConfig.model_validate(settings.capture)
+    capture = Capture(settings.feedback_folder, config, on_durable)
     await capture.start()
     return capture

@@ -9,7 +9,6 @@ from pydantic import Field, ValidationError, model_validator
 
 from cluster.config import Section
 from cluster.errors import ConfigError
-from jobs.feedback.config import CaptureConfig
 
 
 class GatewaySettings(Section):
@@ -40,7 +39,7 @@ class GatewaySettings(Section):
         default=None, ge=0, description="the keeper leaves so long after the death of its parent; unset: it stays"
     )
     feedback_folder: Path | None = Field(default=None, description="where exchanges and feedback are kept; unset: nowhere")
-    capture: CaptureConfig | None = Field(default=None, description="what is captured; unset: a ledger without content")
+    capture: dict[str, object] | None = Field(default=None, description="what is captured; unset: a ledger without content")
 
     @model_validator(mode="after")
     def _one_token(self) -> Self:

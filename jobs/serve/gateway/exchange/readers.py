@@ -7,7 +7,7 @@ from jobs.serve.gateway.exchange.asked import CHAT, Asked
 from jobs.serve.gateway.exchange.sent import Sent, payload, piece_of
 from jobs.serve.gateway.http.events import DONE, DONE_EVENT, as_event, datas, objects, whole_events
 
-_LIST = rb'"(prompt_)?token_ids":\[([\d,\s]*)\]'
+_LIST = rb'"(prompt_)?token_ids":\[([-\d,\s]*)\]'
 # a quote inside of a JSON text is escaped: what is found stands between values
 _IDS = re.compile(rb"," + _LIST + rb"|" + _LIST + rb",|,\"(?:prompt_)?token_ids\":null")
 _ENDS = (b"data: [DONE]", b'data: {"error"')

@@ -28,7 +28,7 @@ class Tokens:
         self._append(output_end, _ANSWER, token_ids)
 
     def _append(self, output_end: int, kind: int, ids: list[int]) -> None:
-        self._tape.append(_HEAD.pack(output_end, kind, len(ids)) + struct.pack(f"<{len(ids)}I", *ids))
+        self._tape.append(_HEAD.pack(output_end, kind, len(ids)) + struct.pack(f"<{len(ids)}i", *ids))
         self._journal.write(self._record, Field.TOKENS_END, self._tape.end)
 
     def read(self, output_end: int) -> tuple[list[int], list[int] | None]:
@@ -39,7 +39,7 @@ class Tokens:
         at = 0
         while at < len(raw):
             position, kind, count = _HEAD.unpack_from(raw, at)
-            ids = struct.unpack_from(f"<{count}I", raw, at + _HEAD.size)
+            ids = struct.unpack_from(f"<{count}i", raw, at + _HEAD.size)
             at += _HEAD.size + 4 * count
             if position > output_end:
                 break

@@ -84,11 +84,11 @@ def _chat(**keys: object) -> Asked:
 def test_token_ids_are_taken_out_and_nothing_else() -> None:
     said = json.dumps(r'quoted ,"token_ids":[9] \ é')
     bare = f'data: {{"id":"a","choices":[{{"delta":{{"content":{said}}},"index":0}}]}}\n\n'.encode()
-    with_ids = bare.replace(b'"index":0}]}', b'"index":0,"token_ids":[1, 22]}],"prompt_token_ids":[7,8]}')
+    with_ids = bare.replace(b'"index":0}]}', b'"index":0,"token_ids":[1, -1]}],"prompt_token_ids":[7,8]}')
     reader = Pass(keep_ids=False)
     assert reader.feed(with_ids[:30]) == b""
     assert reader.feed(with_ids[30:] + b"data: half") == bare
-    assert (reader.token_ids, reader.prompt_ids, reader.told_ids, reader.ended) == ([1, 22], [7, 8], True, False)
+    assert (reader.token_ids, reader.prompt_ids, reader.told_ids, reader.ended) == ([1, -1], [7, 8], True, False)
     assert reader.feed(b"\n\ndata: [DONE]\n\n") == b"data: half\n\ndata: [DONE]\n\n"
     assert (reader.token_ids, reader.told_ids, reader.ended) == ([], False, True)
     assert Pass(keep_ids=True).feed(with_ids) == with_ids

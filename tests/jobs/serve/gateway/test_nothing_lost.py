@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 
-from jobs.feedback.config import CaptureConfig
 from jobs.feedback.read import exchanges
 from tests.jobs.serve.gateway.endpoint import HTTP, Endpoint, FakeEngine, chat, texts
 from tests.patience import Patience, until
@@ -194,7 +193,7 @@ def test_a_request_of_which_replicas_die_is_given_up(tmp_path: Path) -> None:
 @SOAK
 def test_each_exchange_is_recorded_once_though_gateways_die(tmp_path: Path) -> None:
     engines = [FakeEngine("--hold", str(tmp_path / "hold"))]
-    made = Endpoint(tmp_path, engines, feedback_folder=tmp_path / "feedback", capture=CaptureConfig())
+    made = Endpoint(tmp_path, engines, feedback_folder=tmp_path / "feedback", capture={})
     ids: list[str] = []
     try:
         for number in range(12):

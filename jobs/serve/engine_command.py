@@ -25,7 +25,7 @@ class CommandEngine:
         return None
 
     def refuses(self, model: Path) -> str | None:
-        """Nobody knows before it is started."""
+        """None: what the program can load shows when it is started."""
         return None
 
     def prepare(self, model: Path, options: EngineOptions) -> Path:

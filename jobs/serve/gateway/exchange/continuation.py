@@ -67,8 +67,10 @@ def first_body(asked: Asked, way: Way, model: str | None, seed: int) -> bytes:
 
 def spliced(asked: Asked, added: dict[str, Any], model: str | None) -> bytes:
     """The body with more keys. Its own bytes stay as they are, unless a key of it has to change."""
-    if model is not None and model != asked.model:
+    if model is not None and asked.model is not None and model != asked.model:
         return orjson.dumps({**asked.values, **added, "model": model})
+    if model is not None and asked.model is None:
+        added = {**added, "model": model}
     if not added:
         return asked.body
     if added.keys() & asked.values.keys() or not asked.values:

@@ -56,6 +56,11 @@ class Exchange:
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(self._conclude)  # also where it is cancelled before it has begun
 
+    @property
+    def name(self) -> str:
+        """What the client calls the model, or would."""
+        return self.record.alias
+
     # --- what the connection calls
 
     def hang_up(self) -> None:

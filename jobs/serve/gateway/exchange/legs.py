@@ -39,6 +39,7 @@ class Client(Protocol):
     clock: Clock
     streaming: bool
     seed: int
+    name: str  # of the model, as the client means it
     cannot_continue: bool
     failures: int
 
@@ -68,6 +69,7 @@ class Leg:
     def __init__(self, client: Client, asked: Asked, replica: Replica, upstreams: Upstreams, limit_bytes: int) -> None:
         self._client, self._asked, self._replica, self._upstreams = client, asked, replica, upstreams
         self._way = way_of(replica.engine)
+        self._model = replica.model_name or (client.name if asked.model is None else None)
         self._limit_bytes = limit_bytes
         self._reader: Reader | None = None
         self._reply = Reply(0, b"")
@@ -80,7 +82,7 @@ class Leg:
 
         Raises UnreachableError, NotHereError or BrokenError (another replica must go on), DivergedError, RefusalError.
         """
-        path, body = self._asked.path, first_body(self._asked, self._way, self._replica.model_name, self._client.seed)
+        path, body = self._asked.path, first_body(self._asked, self._way, self._model, self._client.seed)
         reader: Reader = Pass(keep_ids=bool(self._asked.values.get("return_token_ids")))
         if self._client.streaming:
             sent = self._client.sent()
@@ -104,7 +106,7 @@ class Leg:
             self._client.end_stream()
 
     def _continued(self, sent: Sent, plain: Reader) -> tuple[str, bytes, Reader]:
-        asked, model, seed = self._asked, self._replica.model_name, self._client.seed
+        asked, model, seed = self._asked, self._model, self._client.seed
         if self._way is Way.FROM and not self._client.cannot_continue:
             return asked.path, from_body(asked, sent, model, seed), plain
         if self._way is Way.IDS and by_ids(asked, sent):

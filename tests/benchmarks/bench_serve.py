@@ -43,7 +43,7 @@ class RealEngine:
         from jobs.engines.find import find_engine
         from jobs.engines.process import EngineProcess
 
-        options = EngineOptions(host="127.0.0.1", port=port, slots=self.slots, threads=1, context=4096, name="m", token=None)
+        options = EngineOptions(port=port, slots=self.slots, threads=1, context=4096, name=VERSION)
         log = Path(tempfile.mkstemp(suffix=".log")[1])
         self._process = EngineProcess.start(find_engine(self.engine), self._model, options, log=log)
         self._process.await_ready(300)

@@ -14,6 +14,7 @@ import orjson
 
 from jobs.serve.gateway.exchange.asked import CHAT, COMPLETIONS, Asked
 from jobs.serve.gateway.exchange.sent import Sent
+from jobs.serve.routes import Replica
 
 _TAKEN = frozenset(  # keys that mean the same for the rest of an answer as for all of it
     {"temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "stop", "user", "logit_bias", "ignore_eos"}
@@ -53,6 +54,13 @@ WAYS = {"transformers": Way.FROM, "llamacpp": Way.FROM, "vllm": Way.IDS}
 def way_of(engine: str) -> Way:
     """How an engine of this name continues an answer."""
     return WAYS.get(engine, Way.REPLAY)
+
+
+def model_for(replica: Replica, asked: Asked, version: str) -> str | None:
+    """What an engine wants to read as `model`; None: what the client has written. Those of this program are called by version."""
+    if replica.model_name is not None:
+        return replica.model_name
+    return version if replica.engine in WAYS or asked.model is None else None
 
 
 def first_body(asked: Asked, way: Way, model: str | None, seed: int) -> bytes:

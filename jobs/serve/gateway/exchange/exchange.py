@@ -56,11 +56,6 @@ class Exchange:
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(self._conclude)  # also where it is cancelled before it has begun
 
-    @property
-    def name(self) -> str:
-        """What the client calls the model, or would."""
-        return self.record.alias
-
     # --- what the connection calls
 
     def hang_up(self) -> None:
@@ -144,7 +139,8 @@ class Exchange:
                 self.record.replica = slot.state.replica.id
                 self.note()
                 before = self.connection.output.end
-                leg = Leg(self, self.asked, slot.state.replica, self.context.upstreams, self.context.settings.max_answer_bytes)
+                replica, most = slot.state.replica, self.context.settings.max_answer_bytes
+                leg = Leg(self, self.asked, replica, self.context.upstreams, version=self.record.version, limit_bytes=most)
                 await leg.run()
                 completed = True
                 return

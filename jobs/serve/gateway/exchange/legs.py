@@ -13,6 +13,7 @@ from jobs.serve.gateway.exchange.continuation import (
     from_body,
     ids_values,
     limit_of,
+    model_for,
     spliced,
     wants_usage,
     way_of,
@@ -39,7 +40,6 @@ class Client(Protocol):
     clock: Clock
     streaming: bool
     seed: int
-    name: str  # of the model, as the client means it
     cannot_continue: bool
     failures: int
 
@@ -66,10 +66,12 @@ class Client(Protocol):
 class Leg:
     """One replica, asked once."""
 
-    def __init__(self, client: Client, asked: Asked, replica: Replica, upstreams: Upstreams, limit_bytes: int) -> None:
+    def __init__(
+        self, client: Client, asked: Asked, replica: Replica, upstreams: Upstreams, *, version: str, limit_bytes: int
+    ) -> None:
         self._client, self._asked, self._replica, self._upstreams = client, asked, replica, upstreams
         self._way = way_of(replica.engine)
-        self._model = replica.model_name or (client.name if asked.model is None else None)
+        self._model = model_for(replica, asked, version)
         self._limit_bytes = limit_bytes
         self._reader: Reader | None = None
         self._reply = Reply(0, b"")

@@ -120,7 +120,7 @@ def _leads(pid: int) -> bool:
 
 def chat(text: str, **keys: Any) -> dict[str, Any]:
     """The body of a greedy chat request."""
-    return {"messages": [{"role": "user", "content": text}], "temperature": 0, "stream": True, **keys}
+    return {"model": VERSION, "messages": [{"role": "user", "content": text}], "temperature": 0, "stream": True, **keys}
 
 
 def texts(stream: bytes) -> str:

@@ -38,7 +38,7 @@ def _post(path: str, body: dict[str, Any], *headers: str) -> bytes:
         (CHAT, chat("hello", max_tokens=4, stream_options={"include_usage": True})),
         (CHAT, chat("hello", max_tokens=4, return_token_ids=True)),
         (CHAT, chat("hello", max_tokens=4, stream=False)),
-        (COMPLETIONS, {"prompt": "hello é", "max_tokens": 4, "temperature": 0, "stream": True}),
+        (COMPLETIONS, {"model": VERSION, "prompt": "hello é", "max_tokens": 4, "temperature": 0, "stream": True}),
     ],
     ids=["stream", "token ids", "whole", "completions"],
 )
@@ -195,13 +195,21 @@ def test_names_lead_to_versions_and_a_server_that_leaves_says_so(tmp_path: Path)
             assert HTTP.get(made.url + "/v1/models").status_code == 401
             assert HTTP.get(made.url + "/v1/models", headers={"authorization": "Bearer s3cres"}).status_code == 401
             assert HTTP.get(made.url + "/healthz").status_code == 200
-            met = [client.post(CHAT, json=chat(f"c{k}", max_tokens=1)).headers["x-ropewalk-version"] for k in range(20)]
+            met = [
+                client.post(CHAT, json=chat(f"c{k}", max_tokens=1, model="production")).headers["x-ropewalk-version"]
+                for k in range(20)
+            ]
             assert set(met) == {"old", "new"}
-            assert met == [client.post(CHAT, json=chat(f"c{k}", max_tokens=1)).headers["x-ropewalk-version"] for k in range(20)]
+            assert met == [
+                client.post(CHAT, json=chat(f"c{k}", max_tokens=1, model="production")).headers["x-ropewalk-version"]
+                for k in range(20)
+            ]
             made.publish(versions={**versions, "new": Version(draining=True)}, aliases={"production": Alias(stable="old")})
-            until(lambda: client.post(CHAT, json=chat("x", model="new")).status_code == 404, Patience.SIGNAL)
+            until(lambda: client.post(CHAT, json={**chat("x"), "model": "new"}).status_code == 404, Patience.SIGNAL)
             made.publish(versions=versions, aliases=aliases, accepting=False, retry_after=7)
-            refused = until(lambda: (one := client.post(CHAT, json=chat("x"))).status_code == 503 and one, Patience.SIGNAL)
+            refused = until(
+                lambda: (one := client.post(CHAT, json=chat("x", model="production"))).status_code == 503 and one, Patience.SIGNAL
+            )
             assert refused.headers["retry-after"] == "7"
     finally:
         made.close()

@@ -7,6 +7,7 @@ from pydantic import AfterValidator, Field
 from cluster.config import Section, absolute
 from datapipe.chat.built_in import TEMPLATES
 
+KIND = "chat"  # the key of a manifest's `config` that says that it holds conversations
 Format = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt"]
 
 

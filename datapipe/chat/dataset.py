@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from cluster.errors import CorruptShardError, DataError
 from cluster.storage import StoragePath
-from datapipe.chat.prepare import KIND
+from datapipe.chat.config import KIND
 from datapipe.loader.shard_cache import cached_shard
 from datapipe.manifest import Manifest, Shard, Split, checksum_of_file, read_manifest
 

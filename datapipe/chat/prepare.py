@@ -10,7 +10,7 @@ import numpy as np
 
 from cluster.errors import DataError
 from cluster.storage import StoragePath
-from datapipe.chat.config import ChatConfig
+from datapipe.chat.config import KIND, ChatConfig
 from datapipe.chat.shards import ChatSplit, ChatSummary, ChatUnit, rejected_name, summary_name, unit_hashes
 from datapipe.chat.tokenizer import write_files
 from datapipe.execution.worker import Task
@@ -24,7 +24,6 @@ RunTasks = Callable[[Sequence[Task]], Iterable[tuple[Task, Any]]]
 
 UNIT_MIB = 16
 _WORKER = "datapipe.chat.shards"  # by name, as it imports transformers
-KIND = "chat"  # the key of a manifest's `config` that says that it holds conversations
 
 
 def chat_key(inputs: Sequence[str], tokenizer: TokenizerFiles, config: ChatConfig, validation_fraction: float) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from jobs.cli import chat, evaluations, export, models, run, runs, site, sweep
+from jobs.cli import chat, drift, evaluations, export, models, run, runs, site, sweep
 
 app = typer.Typer(
     help="Raw text to a trained language model, on a laptop, on Slurm or on Kubernetes. After `ropewalk --install-completion` "
@@ -20,7 +20,7 @@ OWN_HELP: dict[str, Any] = {"help_option_names": []}  # --help is an option of t
 PANELS = {
     "Run": (run.run, run.submit, run.resume, runs.scale, runs.cancel),
     "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, runs.wait),
-    "Data and models": (export.export, chat.chat, sweep.best, sweep.confirm, evaluations.compare, export.sync),
+    "Data and models": (export.export, chat.chat, sweep.best, sweep.confirm, evaluations.compare, drift.drift, export.sync),
     "Registry": (models.models, models.promote, models.rollback),
     "Machine": (site.quickstart, site.doctor, site.lab),
 }

@@ -15,7 +15,6 @@ from jobs.refresh.loop import Loop
 from jobs.refresh.report import results_of, write_report
 from jobs.refresh.steps import Steps
 from jobs.refresh.trigger import DriftLook, Trigger
-from jobs.runs.find_model import find_model
 from jobs.runs.launcher import ask, launcher
 from jobs.training.model_record import find_source_run
 
@@ -56,11 +55,8 @@ def drift_look(config: DriftTrigger | None, served: RunDir, seed: int) -> DriftL
         current = open_sample(f"{served.id}@{config.window}", limit=limit, seed=seed, root=root)
         reference = open_sample(config.reference, limit=limit, seed=seed, root=root)
         monitor = Monitor.of(state or None, alpha=options.alpha)
-        found = detect(current, reference, options)
+        found = detect(current, reference, options, permutations=monitor.permutations)
         alarm = monitor.look(found.p).alarm
         return {"alarm": alarm, "words": found.words, "state": monitor.plain(), "figures": found.plain()}
 
     return look
-
-
-__all__ = ["drift_look", "find_model", "main"]

@@ -44,3 +44,8 @@ def page(title: str, sections: Sequence[str]) -> bytes:
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     text = f"<!doctype html>\n<html><head>{head}</head><body>\n<h1>{escape(title)}</h1>\n{''.join(sections)}</body></html>\n"
     return text.encode("utf-8", "replace")
+
+
+def picture(title: str, url: str) -> str:
+    """A picture with a heading; `url` is a data URL, so that the page needs no file beside it."""
+    return f'<h2>{escape(title)}</h2>\n<p><img src="{escape(url)}" alt="{escape(title)}" style="max-width: 100%"></p>\n'

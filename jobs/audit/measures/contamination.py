@@ -7,12 +7,12 @@ from typing import Any
 
 from datapipe.batch import TextBatch
 from datapipe.decontamination.index import NgramIndex
+from datapipe.shard_texts import TrainingShard, list_shards, text_batches
 from jobs.audit.asking.question import Answer, Judged, Question, Task
 from jobs.audit.config import ContaminationConfig
 from jobs.audit.measures.calibration import Choice
 from jobs.audit.suites.pair import Pair
 from jobs.audit.training_data.items import Item, read_items
-from jobs.audit.training_data.shards import TrainingShard, list_shards, text_batches
 from jobs.inference.open_model import OpenModel
 from jobs.scores.score import hash_of, mean_score
 from jobs.training.token_data import weighted

@@ -8,10 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from datapipe.shard_texts import list_shards
 from jobs.audit.asking.question import Answer, Judged, Likelihoods, Question
 from jobs.audit.config import MemorizationConfig
 from jobs.audit.training_data.canaries import Canary, other_secrets, read_canaries
-from jobs.audit.training_data.shards import list_shards
 from jobs.audit.training_data.windows import Sizes, Window, draw_windows
 from jobs.inference.encode import pair_request
 from jobs.inference.open_model import OpenModel

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jobs.audit.training_data.shards import TrainingShard, text_batches
+from datapipe.shard_texts import TrainingShard, text_batches
 from jobs.inference.open_model import OpenModel
 
 

@@ -1,6 +1,6 @@
 """Read a shard's documents back as text. A shard that does not match the manifest is an error: nothing is searched in part."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -78,6 +78,19 @@ def text_batches(one: TrainingShard) -> Iterator[list[TextDocument]]:
             found = zip(ids, sources, texts, strict=True)
             yield [TextDocument(id=i, source=s, text=t, row=row + k) for k, (i, s, t) in enumerate(found)]
             row += part.num_rows
+
+
+def texts_at(one: TrainingShard, rows: Sequence[int]) -> list[str]:
+    """The texts of some documents of a shard, by their ascending numbers in it."""
+    tokenizer, found, first = data_tokenizer(one.data, one.manifest.tokenizer.path), [], 0
+    reader = open_shard(one)
+    for number in range(reader.num_record_batches):
+        batch = reader.get_batch(number)
+        here = [row - first for row in rows if first <= row < first + batch.num_rows]
+        if here:
+            found += tokenizer.decode_batch(tokens_of(batch.take(here)), skip_special_tokens=True)
+        first += batch.num_rows
+    return [str(text) for text in found]
 
 
 def tokens_of(batch: Any) -> list[list[int]]:

@@ -1,0 +1,115 @@
+"""`ropewalk drift`: what a user names is found, what differs is told, with a page and JSON."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from cluster.errors import ConfigError, DataError
+from cluster.run.directory import RunDir
+from jobs.drift.config import DriftConfig
+from jobs.drift.detect import detect
+from jobs.drift.monitor import Monitor
+from jobs.drift.page import write_report
+from jobs.drift.sample import Sample, draw
+from jobs.drift.sources import open_sample
+from tests.fakes.documents import make, write_lines
+from tests.jobs.drift.texts import asked
+from tests.jobs.shell import Shell
+
+
+def test_the_command_tells_what_differs_and_writes_a_page(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_lines(Path("before.jsonl"), [{"text": text} for text in asked("ropes", 200, 1)])
+    now = [{"messages": [{"role": "user", "content": text}]} for text in asked("ropes", 70, 2) + asked("bread", 50, 2)]
+    write_lines(Path("now.jsonl"), [*now, {"nothing": 1}, {"text": " "}])
+    write_lines(Path("a.jsonl"), [{"item": str(number), "value": number % 2} for number in range(20)])
+    words = ["drift", "now.jsonl", "before.jsonl", "--rounds", "3", "--texts", "120", "--probes", "a.jsonl", "a.jsonl"]
+    told = shell(*words)
+    assert "now.jsonl differs from before.jsonl in" in told
+    assert "Probe set: +0 over 20 questions, not shown to differ." in told
+    page = (tmp_path / "drift/drift.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "2 records without a text were left out" in page
+    assert json.loads((tmp_path / "drift/drift.json").read_text())["calibration"]["false_alarms"]["tries"] == 3
+    found = json.loads(shell("drift", "now.jsonl", "before.jsonl", "--rounds", "0", "--texts", "120", "--json").splitlines()[-1])
+    assert found["alarm"] is True
+    assert found["tests"]["embedding"]["adjusted"] <= 0.05
+    assert found["current"] == {**found["current"], "texts": 120, "skipped": 2}
+    assert found["share"]["at_least"] > 0.05
+    assert found["calibration"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere.jsonl", "few.jsonl"], "neither a file, a data set nor a run"),
+        (["few.jsonl", "few.jsonl"], "3 texts are too few to compare; at least 50"),
+        (["few.jsonl", "few.jsonl", "--alpha", "2"], "--alpha"),
+        (["none.jsonl", "few.jsonl"], "holds no text"),
+        (["*.nothing", "few.jsonl"], "matches no file"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    words: list[str], message: str, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_lines(Path("few.jsonl"), [{"text": text} for text in asked("ropes", 3, 1)])
+    write_lines(Path("none.jsonl"), [{"x": 1}])
+    assert message in shell.mistake("drift", *words)
+
+
+def test_texts_of_everything_that_a_user_names(tmp_path: Path) -> None:
+    texts = asked("ropes", 60, 1)
+    write_lines(tmp_path / "a.jsonl", [{"prompt": text, "completion": "yes"} for text in texts[:30]])
+    chats = [[{"role": "user", "content": text}, {"role": "assistant", "content": "no"}] for text in texts[30:]]
+    parquet.write_table(pa.table({"messages": chats}), tmp_path / "b.parquet")
+    found = open_sample(f"{tmp_path}/[ab].*", limit=100)
+    assert sorted(found.texts) == sorted(texts)
+    write_lines(tmp_path / "docs.jsonl", [{"id": str(n), "text": text} for n, text in enumerate(texts)])
+    make(tmp_path / "docs.jsonl", tmp_path / "data", validation_fraction=0.0)
+    data = open_sample(str(tmp_path / "data"), limit=100)
+    assert sorted(data.texts) == sorted(set(texts))
+    some = open_sample(str(tmp_path / "data"), limit=7)
+    assert len(some.texts) == 7
+    assert set(some.texts) < set(texts)
+    config = {"data": [{"path": str(tmp_path / "data"), "weight": 1.0}, {"path": str(tmp_path / "docs.jsonl"), "weight": 1.0}]}
+    run = RunDir.create("t", {"job": "pretrain", "config": config}, tmp_path / "runs")
+    trained = open_sample(run.id, limit=1000, root=tmp_path / "runs")
+    assert trained.total == data.total + 60
+    other = RunDir.create("t", {"job": "preprocess", "config": {}}, tmp_path / "runs")
+    with pytest.raises(ConfigError, match="without `data`"):
+        open_sample(other.id, limit=10, root=tmp_path / "runs")
+    with pytest.raises(DataError, match="no text"):
+        open_sample(str(write_lines(tmp_path / "c.jsonl", [{"prompt": 3}])), limit=10)
+
+
+def test_each_text_is_drawn_as_often_as_any_other() -> None:
+    times = [0] * 20
+    for seed in range(400):
+        kept, total = draw(range(20), 5, seed)
+        assert total == 20
+        assert list(kept) == sorted(kept)
+        for item in kept:
+            times[item] += 1
+    assert min(times) > 65
+    assert max(times) < 140
+
+
+def test_ratings_and_looks_are_in_the_report(tmp_path: Path) -> None:
+    now = Sample(
+        name="now", texts=tuple(["hello there, how are you?"] * 10 + asked("ropes", 50, 3)), total=60, ratings=(1, -1) * 20
+    )
+    before = Sample(name="before", texts=tuple(asked("ropes", 80, 1)), total=80, ratings=(1,) * 40)
+    monitor = Monitor()
+    found = detect(now, before, DriftConfig(rounds=0), permutations=monitor.permutations)
+    monitor.look(found.p)
+    assert found.ratings is not None
+    assert found.ratings.worse
+    page = write_report(found, tmp_path, monitor=monitor).read_text()
+    assert "are one text" in page
+    assert "How small a drift would be found was not measured." in page
+    assert "Looks" in page
+    assert len(json.loads((tmp_path / "drift.json").read_text())["monitor"]["looks"]) == 1

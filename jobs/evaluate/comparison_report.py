@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from cluster.run.files import write_atomically
-from jobs.evaluate.comparison import Compared, MetricComparison, differing
 from jobs.runs.comparison import Compared, MetricComparison, differing
 from jobs.runs.html import Table, page, paragraph
 

@@ -133,7 +133,9 @@ def settled(served: RunDir, version: Version, since: float) -> Ruling | None:
     if any(one["state"] == "serving" and served.id in str(one["by"]) for one in told):
         return Ruling(state="passed", words=f"{served.id} serves it", candidate=none, production=none)
     if final_outcome(served) is not None:
-        return Ruling(state="passed", words=f"{served.id} is over; whoever serves next serves it", candidate=none, production=none)
+        return Ruling(
+            state="passed", words=f"{served.id} is over; whoever serves next serves it", candidate=none, production=none
+        )
     return None
 
 

@@ -69,17 +69,23 @@ class RefreshConfig(JobConfig):
     """A run that learns from what a serving run is told; each step is a run of its own. `resources` are those of its driver."""
 
     watch: str = Field(description="the serving run, which captures")
-    model: str = Field(default="production", description="the alias that is trained from and promoted to: production, NAME@production")
+    model: str = Field(
+        default="production", description="the alias that is trained from and promoted to: production, NAME@production"
+    )
     train: Keys = Field(description="keys of finetune, without model and data: steps, lora, batch, optim, resources, ...")
     align: Keys = Field(default={}, description="keys of align, without model and data; empty: corrections are not aligned to")
     least_pairs: int = Field(default=16, ge=1, description="with align: fewer corrected answers than these are not aligned to")
     gate: GateConfig = Field(description="what a candidate must show")
     canary: CanaryConfig | None = Field(default=CanaryConfig(), description="a share of the traffic first; null: none")
     data: Keys = Field(default={}, description="more keys of collect: unrated, least_score, most, decontaminate")
-    replay: Keys = Field(default={}, description="conversations of before that are mixed in: {data: FILES, share: 0.3}; empty: none")
+    replay: Keys = Field(
+        default={}, description="conversations of before that are mixed in: {data: FILES, share: 0.3}; empty: none"
+    )
     least_conversations: int = Field(default=8, ge=1, description="a round with fewer new conversations ends without training")
     trigger: TriggerConfig = Field(default=TriggerConfig(), description="what begins a round")
-    rounds: int | None = Field(default=1, ge=1, description="rounds after which the run ends; null: it goes on until it is cancelled")
+    rounds: int | None = Field(
+        default=1, ge=1, description="rounds after which the run ends; null: it goes on until it is cancelled"
+    )
     approve: bool = Field(default=False, description="wait for `ropewalk approve RUN` before a candidate gets traffic")
 
     @model_validator(mode="after")

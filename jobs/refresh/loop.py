@@ -92,9 +92,7 @@ class Loop:
             else:
                 self._pause(self.config.trigger.look_seconds)
 
-    def _train(
-        self, round_: Round, plan: Plan, base: Version, collected: RunDir, found: dict[str, Any]
-    ) -> tuple[RunDir, int]:
+    def _train(self, round_: Round, plan: Plan, base: Version, collected: RunDir, found: dict[str, Any]) -> tuple[RunDir, int]:
         """The run and the step of the candidate: fine-tuned from production, and aligned where there are pairs enough."""
         start = {"path": base.path} if base.path is not None else {"run": base.run, "step": base.step}
         trained = self._finish(round_, plan.train(start, str(collected.path / found["conversations"])))
@@ -117,9 +115,7 @@ class Loop:
             audits = self._both(round_, lambda side, model: plan.audit(side, model, self._learnt_data(round_)), base, ref)
         return dict(round_.once("verdict", lambda: judge(evaluations, audits, gate.margin)))
 
-    def _both(
-        self, round_: Round, step: Callable[[str, str], Step], base: Version, ref: str
-    ) -> tuple[RunDir, RunDir]:
+    def _both(self, round_: Round, step: Callable[[str, str], Step], base: Version, ref: str) -> tuple[RunDir, RunDir]:
         candidate = self._finish(round_, step(CANDIDATE, ref))
         return candidate, self._finish(round_, step(BASE, base.ref))
 

@@ -21,7 +21,7 @@ PANELS = {
     "Run": (run.run, run.submit, run.resume, runs.scale, runs.cancel),
     "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, runs.wait),
     "Data and models": (export.export, chat.chat, sweep.best, sweep.confirm, evaluations.compare, drift.drift, export.sync),
-    "Registry": (models.models, models.promote, models.rollback),
+    "Registry": (models.models, models.promote, models.rollback, models.approve),
     "Machine": (site.quickstart, site.doctor, site.lab),
 }
 SETTINGS: dict[object, dict[str, Any]] = {

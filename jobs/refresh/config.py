@@ -36,7 +36,7 @@ class TriggerConfig(Section):
 
 
 class GateConfig(Section):
-    """What a candidate must show. It is also compared with production, item by item, and refused where it is shown to be worse."""
+    """What a candidate must show. It is refused, too, where it is shown to be worse than production, item by item."""
 
     evaluate: Keys = Field(default={}, description="keys of evaluate: data, tasks, require, ...; empty: no evaluation")
     audit: Keys = Field(
@@ -45,7 +45,7 @@ class GateConfig(Section):
     )
     margin: dict[str, float] = Field(
         default={},
-        description="{TASK/METRIC or a suite: figure}: it must be shown to be worse by no more than this; else, only not shown worse",
+        description="{TASK/METRIC or a suite: figure}: it must be shown to be worse by no more; else, just not be shown to be worse",
     )
 
     @model_validator(mode="after")
@@ -132,12 +132,12 @@ class RefreshConfig(JobConfig):
         return {"clusters": {own.name: {"backend": own.backend, **own.options}}}
 
     def resolved(self) -> Self:
-        """Return the configuration with the full id of the serving run, once every step's has proved right. Raises ConfigError."""
+        """Return the configuration with the full id of the serving run, once every step's is right. Raises ConfigError."""
         self.example_configs()
         return self.model_copy(update={"watch": find_run(self.watch).id})
 
     def preflight(self, here: PathView = Path) -> None:
-        """Raise ConfigError or DataError unless alias and inputs of the steps are there, as far as no step has yet to make them."""
+        """Raise ConfigError or DataError unless alias and inputs of the steps are there, as far as they are there by now."""
         self.base()
 
         def view(path: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Watch a serving run, and go round: feedback, training, gate, canary, production. The state is in files; any kill is survived."""
+"""Watch a serving run, and go round: feedback, training, gate, canary, production. Its state is in files."""
 
 import os
 from collections.abc import Mapping

@@ -74,7 +74,8 @@ class Loop:
             return self._end(round_, "refused", "; ".join(round_.facts["verdict"]["reasons"]))
         if self.config.approve and not self._approved(round_)["yes"]:
             word = round_.facts["approval"]
-            return self._end(round_, "not approved", f"{word['by']} said no{f': {word["why"]}' if word.get('why') else ''}")
+            why = f": {word['why']}" if word.get("why") else ""
+            return self._end(round_, "not approved", f"{word['by']} said no{why}")
         return self._promote(round_, base, ref)
 
     # --- stages
@@ -109,7 +110,7 @@ class Loop:
         evaluations = audits = None
         gate = self.config.gate
         if gate.evaluate:
-            evaluations = self._both(round_, lambda side, model: plan.evaluate(side, model), base, ref)
+            evaluations = self._both(round_, plan.evaluate, base, ref)
         # what one gate has refused, no other can save
         if gate.audit and not (evaluations and refused(evaluations[0])):
             audits = self._both(round_, lambda side, model: plan.audit(side, model, self._learnt_data(round_)), base, ref)

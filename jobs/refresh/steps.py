@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from cluster.backends.profiles import load_backend
 from cluster.errors import AlreadyRunningError, RopewalkError, StopRequested
@@ -85,8 +86,6 @@ class Steps:
                 self._begun.add(run.id)
                 return
             verb = "resume"
-        try:
+        with suppress(AlreadyRunningError):  # an earlier driver's request was carried out after it was killed
             self.ask(verb, run)
-        except AlreadyRunningError:  # an earlier driver's request was carried out after it was killed
-            pass
         self._begun.add(run.id)

@@ -45,7 +45,7 @@ class GateConfig(Section):
     )
     margin: dict[str, float] = Field(
         default={},
-        description="{TASK/METRIC or a suite: figure}: it must be shown to be worse by no more; else, just not be shown to be worse",
+        description="{TASK/METRIC or a suite: figure}: it must be shown to be worse by no more; else, not shown to be worse",
     )
 
     @model_validator(mode="after")

@@ -38,7 +38,6 @@ class CollectConfig(JobConfig):
     since: float | None = Field(default=None, description="only exchanges of this time and later, in seconds since the epoch")
     until: float | None = Field(default=None, description="only exchanges and feedback before this time; unset: up to now")
     unrated: bool = Field(default=False, description="learn from answers that nobody has judged, too")
-    least_score: float = Field(default=0.5, ge=0, le=1, description="an answer with this `score` or a higher one is liked")
     most: int | None = Field(default=None, ge=1, description="at most so many new conversations, the newest; unset: all")
     replay: ReplayConfig | None = Field(default=None, description="conversations that are mixed in; unset: none")
     decontaminate: DecontaminateConfig | None = Field(default=None, description="leave out what holds evaluation items")

@@ -1,96 +1,58 @@
-"""Captured exchanges and what people said of them, as conversations to learn and pairs of answers to prefer."""
+"""What people said of a serving run's answers, as conversations to learn and pairs of answers to prefer, each with its origin."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.run.directory import RunDir
-from jobs.feedback.records import FOLDER, exchanges_store, ratings_store
+from jobs.feedback.read import Captured, exchanges
+from jobs.feedback.training_data import answer_of, prompt_of, to_conversations, to_pairs
 
-Row = Mapping[str, Any]
 Record = dict[str, Any]
 
 
-@dataclass(kw_only=True)
-class Said:
-    """All that was said of one answer; a later word replaces an earlier one."""
-
-    liked: bool | None = None
-    correction: Any = None  # a text, or messages
-    ratings: list[str] = field(default_factory=list)
-
-
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Learnt:
-    """What is made of exchanges."""
+    """What is made of exchanges; what is left out is counted by reason."""
 
-    conversations: list[Record] = field(default_factory=list)
-    pairs: list[Record] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-
-
-def learn_from(run: RunDir, *, since: float | None, until: float, unrated: bool, least_score: float) -> Learnt:
-    """Conversations and pairs of a serving run's exchanges before `until`, by time; what is left out is counted."""
-    folder = run.path / FOLDER
-    said = opinions(_before(ratings_store(folder).read(None).to_pylist(), until), least_score)
-    found = Learnt()
-    for row in _before(exchanges_store(folder).read(since).to_pylist(), until):
-        found.counts["exchanges"] += 1
-        _learn(row, said.get(row["answer_id"]) or said.get(row["id"]) or Said(), unrated, found)
-    return found
+    conversations: list[Record]
+    pairs: list[Record]
+    counts: Counter[str]
 
 
-def opinions(rows: Iterator[Row], least_score: float) -> dict[str, Said]:
-    """What was said of each answer, by the id that people gave."""
-    found: dict[str, Said] = {}
-    for row in rows:
-        said = found.setdefault(str(row["answer_id"]), Said())
-        said.ratings.append(str(row["id"]))
-        if row["rating"] is not None:
-            said.liked = row["rating"] == "up"
-        elif row["score"] is not None:
-            said.liked = row["score"] >= least_score
-        if row["correction"] is not None:
-            said.correction = json.loads(row["correction"])
-    return found
+def learn_from(run: RunDir, *, since: float | None, until: float, unrated: bool) -> Learnt:
+    """Conversations and pairs of a serving run's exchanges, and of what was said of them before `until`."""
+    found = [
+        replace(one, ratings=tuple(rating for rating in one.ratings if rating.time < until))
+        for one in exchanges(run.path, since, until)
+    ]
+    origin = {one.id: one for one in found}
+    conversations, pairs = to_conversations(found), to_pairs(found)
+    records = [*conversations.records, *(_unrated(found) if unrated else ())]
+    words = Counter(_said(one) for one in found)
+    return Learnt(
+        conversations=[_with_origin(record, origin[record["id"]]) for record in records],
+        pairs=[_with_origin(record, origin[record["id"]]) for record in pairs.records],
+        counts=Counter({"exchanges": len(found)}) + words + conversations.left_out,
+    )
 
 
-def _learn(row: Row, said: Said, unrated: bool, found: Learnt) -> None:
-    asked = messages_of(row["messages"])
-    if row["outcome"] != "completed" or not asked:
-        found.counts["not completed"] += 1
-        return
-    about = {"id": row["id"], "version": row["version"], "time": row["time"], "ratings": said.ratings}
-    answer = {"role": "assistant", "content": row["answer"] or ""}
-    if said.correction is not None:
-        better = [{"role": "assistant", "content": said.correction}] if isinstance(said.correction, str) else said.correction
-        found.conversations.append({**about, "messages": [*asked, *better], "why": "corrected"})
-        if len(better) == 1 and answer["content"].strip() and better[0] != answer:
-            pair = {"prompt": asked, "chosen": better, "rejected": [answer]}
-            found.pairs.append({**about, **pair, "why": "corrected"})
-        found.counts["corrected"] += 1
-    elif said.liked is False:
-        found.counts["disliked"] += 1
-    elif said.liked or unrated:
-        if not answer["content"].strip():
-            found.counts["empty"] += 1
-            return
-        why = "liked" if said.liked else "unrated"
-        found.conversations.append({**about, "messages": [*asked, answer], "why": why})
-        found.counts[why] += 1
-    else:
-        found.counts["not judged"] += 1
+def _said(one: Captured) -> str:
+    if one.correction is not None:
+        return "corrected"
+    return {1: "liked", -1: "disliked", None: "not judged"}[one.rating]
 
 
-def messages_of(text: str | None) -> list[dict[str, Any]]:
-    """The messages that an exchange was asked with; a completion's prompt is one of the user's."""
-    value = json.loads(text) if text else None
-    if isinstance(value, str):
-        return [{"role": "user", "content": value}]
-    return [message for message in value if isinstance(message, dict)] if isinstance(value, list) else []
+def _unrated(found: list[Captured]) -> list[Record]:
+    """Conversations of which nobody said anything."""
+    made = []
+    for one in found:
+        asked, answer = prompt_of(one), answer_of(one)
+        if not one.ratings and isinstance(asked, list) and isinstance(answer, list):
+            made.append({"messages": [*asked, *answer], **({"tools": one.tools} if one.tools else {}), "id": one.id})
+    return made
 
 
-def _before(rows: list[Row], until: float) -> Iterator[Row]:
-    return (row for row in rows if row["time"] < until)
+def _with_origin(record: Record, one: Captured) -> Record:
+    ratings = [rating.id for rating in one.ratings]
+    return {**record, "version": one.version, "time": one.time, "ratings": ratings, "why": _said(one)}

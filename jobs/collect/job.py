@@ -34,7 +34,7 @@ def main(context: JobContext) -> dict[str, object]:
     beside = run.path.parent / config.watch
     watched = find_source_run(run, config.watch, "watch") if beside.is_dir() else find_run(config.watch)
     until = config.until if config.until is not None else _settled(run.path / _UNTIL)
-    found = learn_from(watched, since=config.since, until=until, unrated=config.unrated, least_score=config.least_score)
+    found = learn_from(watched, since=config.since, until=until, unrated=config.unrated)
     conversations = _newest(_distinct(found.conversations), config.most)
     pairs = found.pairs
     dropped: list[dict[str, str]] = []

@@ -7,13 +7,11 @@ from pydantic import Field, model_validator
 
 from cluster.backends.profiles import load_profile
 from cluster.config import JobConfig, PathView, Resources, Section
-from cluster.config_reader import load_config
 from cluster.errors import ConfigError
-from jobs.registry import config_of, find_job
+from jobs.refresh.plan import Keys, Plan
 from jobs.runs.model_versions import Version, find_version
 from jobs.runs.status import find_run
 
-Keys = dict[str, Any]  # of another job; checked by that job's configuration at submission
 TO_COME = "/to-come"  # what no step has made yet, where keys are checked
 
 
@@ -77,7 +75,7 @@ class RefreshConfig(JobConfig):
     least_pairs: int = Field(default=16, ge=1, description="with align: fewer corrected answers than these are not aligned to")
     gate: GateConfig = Field(description="what a candidate must show")
     canary: CanaryConfig | None = Field(default=CanaryConfig(), description="a share of the traffic first; null: none")
-    data: Keys = Field(default={}, description="more keys of collect: unrated, least_score, most, decontaminate")
+    data: Keys = Field(default={}, description="more keys of collect: unrated, most, decontaminate")
     replay: Keys = Field(
         default={}, description="conversations of before that are mixed in: {data: FILES, share: 0.3}; empty: none"
     )
@@ -94,21 +92,24 @@ class RefreshConfig(JobConfig):
             raise ValueError(f"model: {self.model!r} is a version and never changes; name an alias, such as production")
         return self
 
-    def child_config(self, job: str, keys: Keys, made: Keys) -> JobConfig:
-        """The configuration of a step: the user's keys, and what other steps made. Raises ConfigError that names the section."""
-        section = {"finetune": "train", "collect": "data", "evaluate": "gate.evaluate", "audit": "gate.audit"}.get(job, job)
-        if taken := sorted(set(keys) & set(made) - {"name", "seed", "wandb"}):
-            raise ConfigError(f"{section}.{taken[0]}: is filled in by the refresh; leave it out")
-        try:
-            return load_config(config_of(find_job(job)), {"seed": self.seed, **made, **keys}).resolved()
-        except ConfigError as error:
-            raise ConfigError(f"{section}: {error}") from None
+    def plan(self, label: str, group: str) -> Plan:
+        """What makes the steps of a round, whose runs' names begin with `label`."""
+        return Plan(
+            watch=self.watch,
+            seed=self.seed,
+            data=self.data,
+            replay=self.replay,
+            training=self.train,
+            alignment=self.align,
+            evaluation=self.gate.evaluate,
+            auditing=self.gate.audit,
+            label=label,
+            group=group,
+        )
 
     def example_configs(self) -> dict[str, JobConfig]:
         """The configuration of each step, with made-up paths in the place of what is to come. Raises ConfigError."""
-        from jobs.refresh.plan import Plan
-
-        return Plan(self, "example", TO_COME).examples()
+        return self.plan("example", TO_COME).examples()
 
     def base(self, root: Path | None = None) -> Version:
         """The version that the alias points to now. Raises ConfigError where it points to none."""

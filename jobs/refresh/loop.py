@@ -61,7 +61,7 @@ class Loop:
         since = self._learnt_until(round_)
         self._await_trigger(round_, began, since)
         base = self._version(round_.once("base", lambda: self.config.base(self.root).id))
-        plan = Plan(self.config, f"{self.run.record['config'].get('name') or 'refresh'}-{round_.number}", self._group())
+        plan = self.config.plan(f"{self.config.name or 'refresh'}-{round_.number}", self._group())
         collected = self._finish(round_, plan.collect(since, round_.facts["trigger"]["time"]))
         found = collected.results()
         round_.once("data", lambda: {"run": collected.id, **found["counts"]})

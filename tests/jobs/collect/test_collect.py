@@ -42,7 +42,7 @@ def test_corrected_and_liked_answers_are_learnt_from(tmp_path: Path) -> None:
     ]
     assert rows(run)[0]["ratings"] == ["rating-0"]
     assert counts["disliked"] == counts["not judged"] == 1
-    assert [row["why"] for row in rows(collect(served, unrated=True)[0])].count("unrated") == 1
+    assert [row["why"] for row in rows(collect(served, unrated=True)[0])].count("not judged") == 1
     assert [row["id"] for row in rows(collect(served, most=2, since=NOW - 1000 + 3)[0])] == ["req-4", "req-5"]
     again, _ = collect(served)
     assert (again.path / CONVERSATIONS).read_bytes() == (run.path / CONVERSATIONS).read_bytes()
@@ -52,7 +52,7 @@ def test_a_corrected_conversation_and_a_failed_answer(tmp_path: Path) -> None:
     served = serving_run(tmp_path)
     keep(
         exchanges_store(served.path / FOLDER),
-        [captured(20, "Book it.", "No."), captured(21, "And?", "So", outcome="cancelled"), captured(22, "And?", " ")],
+        [captured(20, "Book it.", "No."), captured(21, "And?", "So", outcome="cancelled"), captured(22, "And?", "")],
     )
     turns = [
         {"role": "assistant", "content": "For two?"},
@@ -63,7 +63,7 @@ def test_a_corrected_conversation_and_a_failed_answer(tmp_path: Path) -> None:
     keep(ratings_store(served.path / FOLDER), ratings)
     run, counts = collect(served)
     assert [message["content"] for message in rows(run)[-1]["messages"]] == ["Book it.", "For two?", "Yes", "Done."]
-    assert (counts["not completed"], counts["empty"], counts["pairs"]) == (1, 1, 3)
+    assert (counts["no_answer"], counts["pairs"]) == (2, 4)
 
 
 def test_a_share_of_what_was_learnt_before_and_no_evaluation_item(tmp_path: Path) -> None:

@@ -44,7 +44,9 @@ def captured(number: int, said: str, answered: str, **more: Any) -> dict[str, An
     """An exchange of a serving run."""
     messages = json.dumps([{"role": "user", "content": said}])
     about = {"id": f"req-{number}", "answer_id": f"chat-{number}", "time": NOW - 1000 + number, "version": "main@1"}
-    return {**about, "status": 200, "outcome": "completed", "prompt": said, "answer": answered, "messages": messages, **more}
+    choices = json.dumps([{"message": {"role": "assistant", "content": answered}, "finish_reason": "stop"}])
+    what = {"prompt": said, "answer": answered, "messages": messages, "choices": choices, "conversation": f"c{number}"}
+    return {**about, "status": 200, "outcome": "completed", **what, **more}
 
 
 def rated(number: int, **more: Any) -> dict[str, Any]:

@@ -48,6 +48,11 @@ EVENTS: dict[str, str] = {
     # fine-tuning
     "conversations": "learns from {train} conversations in {samples} samples, {validation} held out, {too_long} too long",
     "prepared": "prepared {conversations} conversations, rejected {rejected} {reasons}: {path}",
+    # the loop back
+    "approval_awaited": "round {round}: {candidate} has passed its gate and waits for a person: `ropewalk approve RUN`",
+    "collected": "collected {new:count new conversation}, {replay} of before, {pairs:count pair}",
+    "round_began": "round {round} began: {why}",
+    "round_ended": "round {round}: {outcome}: {words}",
     # alignment
     "length_bias": "the preferred answer is the longer one in {share_longer:.0%} of the pairs (mean {chosen:.0f}, the other"
     " {rejected:.0f} tokens): length itself may be learnt; compare reward_accuracy_longer with reward_accuracy_shorter",

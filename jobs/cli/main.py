@@ -21,13 +21,8 @@ PANELS = {
     "Run": (run.run, run.submit, run.resume, runs.scale, runs.cancel),
     "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, runs.wait),
     "Data and models": (export.export, chat.chat, sweep.best, sweep.confirm, evaluations.compare, drift.drift, export.sync),
-<<<<<<< HEAD
     "Registry": (models.models, models.promote, models.rollback, models.approve, trace.trace),
-    "Feedback": (feedback.feedback,),
-=======
-    "Registry": (models.models, models.promote, models.rollback),
     "Feedback": (feedback.feedback, feedback.review),
->>>>>>> main
     "Machine": (site.quickstart, site.doctor, site.lab),
 }
 SETTINGS: dict[object, dict[str, Any]] = {

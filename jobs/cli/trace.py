@@ -26,8 +26,8 @@ def trace(
         answer["learnt_from_feedback"] = feedback_behind(answer["lineage"], runs_root())
     if answer is None and not document["places"]:
         raise ConfigError(
-            f"{number!r}: no serving run under {runs_root()} gave such an answer, and no data set of a training run there has such"
-            " a document; $ROPEWALK_RUNS names another folder of runs"
+            f"{number!r}: no serving run under {runs_root()} gave such an answer, and no data set of a training run there has"
+            " such a document; $ROPEWALK_RUNS names another folder of runs"
         )
     if as_json:
         print(json.dumps({"answer": answer, "document": document if document["places"] else None}, default=str))

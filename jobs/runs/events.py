@@ -53,6 +53,8 @@ EVENTS: dict[str, str] = {
     "collected": "collected {new:count new conversation}, {replay} of before, {pairs:count pair}",
     "round_began": "round {round} began: {why}",
     "round_ended": "round {round}: {outcome}: {words}",
+    # distillation
+    "pruned": "cut out of its teacher: {parameters_after:,} of {parameters_before:,} parameters, layers {layers}",
     # alignment
     "length_bias": "the preferred answer is the longer one in {share_longer:.0%} of the pairs (mean {chosen:.0f}, the other"
     " {rejected:.0f} tokens): length itself may be learnt; compare reward_accuracy_longer with reward_accuracy_shorter",

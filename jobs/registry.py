@@ -84,6 +84,15 @@ JOBS: dict[str, JobSpec] = {
             view="jobs.audit.view:AuditView",
         ),
         JobSpec(
+            name="compress",
+            summary="Prune and quantize a model, and measure each variant in the engine that serves it; with a gate.",
+            config="jobs.compress.config:CompressConfig",
+            entry="jobs.compress.job:main",
+            engine=Engine.RANKS,
+            preload=(*_TRAINING, "jobs.compress.job"),
+            view="jobs.compress.view:CompressView",
+        ),
+        JobSpec(
             name="command",
             summary="Run any program: as ranks, one a node, or once.",
             config="jobs.command.config:CommandConfig",

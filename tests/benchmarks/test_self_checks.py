@@ -17,6 +17,8 @@ SMALL = {
     "bench_align_oracles": ["--methods", "dpo", "--ranks", "1", "--trl", "none"],
     "bench_grpo_oracles": ["--variants", "grpo", "--ranks", "1", "--weights", "all", "--trl", "none"],
     "bench_audit": ["--items", "4", "--peer", "4"],
+    "bench_compress": ["--tiny", "--sequences", "4", "--calibration", "2"],
+    "bench_speculative": ["--tiny", "--tokens", "8", "--n-max", "2", "--draft", "Q8_0"],
     "bench_command": ["--rounds", "1", "--kills", "1", "--seconds", "1"],
     "bench_hung": ["--hangs", "1"],
     "bench_loader": ["--tokens", "200000", "--rounds", "1"],

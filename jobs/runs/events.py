@@ -48,6 +48,8 @@ EVENTS: dict[str, str] = {
     # fine-tuning
     "conversations": "learns from {train} conversations in {samples} samples, {validation} held out, {too_long} too long",
     "prepared": "prepared {conversations} conversations, rejected {rejected} {reasons}: {path}",
+    # distillation
+    "pruned": "cut out of its teacher: {parameters_after:,} of {parameters_before:,} parameters, layers {layers}",
     # alignment
     "length_bias": "the preferred answer is the longer one in {share_longer:.0%} of the pairs (mean {chosen:.0f}, the other"
     " {rejected:.0f} tokens): length itself may be learnt; compare reward_accuracy_longer with reward_accuracy_shorter",
@@ -61,6 +63,21 @@ EVENTS: dict[str, str] = {
     "actors_died": "",
     "damaged_inputs": "",
     "elements_died": "",
+    # serving
+    "alias_taken_back": "version {version} was refused: {done}",
+    "canary_ended": "version {version} has no share of the traffic any more",
+    "canary_passed": "version {version} has passed as a canary: {errors} of {requests:count request} failed",
+    "canary_started": "version {version} gets {share:.0%} of the traffic",
+    "handover_begun": "hands over to {successor}, and serves until that answers",
+    "handover_failed": "could not hand over: {error}",
+    "listens": "listens at {address}",
+    "served_to_the_end": "left, with {open:count request} open",
+    "serving_part_died": "the {part} ended with {exit_code}, and was started again",
+    "version_gone": "version {version} is unloaded",
+    "version_loading": "version {version} is loaded",
+    "version_ready": "version {version} answers",
+    "version_refused": "version {version} is refused: {cause}; {serves:or nothing} serves",
+    "version_serves": "version {version} serves, before that {before:or nothing}",
     # sweeps
     "exploited": "trial {trial} continues from trial {from_trial}, step {step}, with {parameters:parameters}",
     "paused_by_sweep": "",

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.bench_speculative [--target F16] [--draft Q4_K] [--draft-model DIR] [--n-max 2,4] [--tokens 64]
 
 One JSON object. The draft is the model itself in another number format, or another model of the same tokenizer, such as one that
-was pruned and distilled. Both run on one thread, one request at a time, each server in a process of its own. `--tiny`: a tiny one.
+was pruned and distilled. Both run on one thread, one request at a time, in a process of its own each. `--tiny`: a tiny model.
 """
 
 import argparse

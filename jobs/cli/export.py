@@ -1,5 +1,7 @@
 """Commands that take something out of runs: export (a model), sync (W&B files)."""
 
+import tempfile
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,15 +17,21 @@ if TYPE_CHECKING:
 
 def export(  # noqa: PLR0917 - typer reads the options of a command from its arguments
     run_ref: RunRef,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="the directory to write")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="the directory to write; with --format gguf: the file")],
     step: Annotated[int | None, typer.Option("--step", help="the checkpoint of this step; unset: the newest")] = None,
     adapter: Annotated[bool, typer.Option("--adapter", help="the low-rank adapter by itself, as peft opens it")] = False,
     ema: Annotated[bool, typer.Option("--ema", help="the running mean of the weights, where the run keeps one")] = False,
     gated: Annotated[
         bool, typer.Option("--gated", help="only if the gates that evaluate and audit held this checkpoint to have passed")
     ] = False,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="hf|gguf[:TYPE]", help="hf, or a file of llama.cpp's: gguf (F16), gguf:Q8_0, gguf:Q4_K ..."
+        ),
+    ] = "hf",
 ) -> None:
-    """Write a checkpoint as a Hugging Face model directory, with its model card and bill of materials."""
+    """Write a checkpoint as a Hugging Face model directory, with its model card and bill of materials; or as a GGUF file."""
     from jobs.cards.export import export_with_cards
     from jobs.runs.remote import export_elsewhere
     from jobs.runs.status import find_run
@@ -32,9 +40,38 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
     if gated:
         step = _passed_step(found, step)
     options = [*(["--adapter"] if adapter else []), *(["--ema"] if ema else [])]
-    if not export_elsewhere(found, directory, step, options):
-        export_with_cards(found, directory, step, adapter=adapter, ema=ema)
+
+    def write(target: Path) -> None:
+        if not export_elsewhere(found, target, step, options):
+            export_with_cards(found, target, step, adapter=adapter, ema=ema)
+
+    if form == "hf":
+        write(directory)
+    else:
+        _write_gguf(found.id, write, directory, form, adapter=adapter)
     print(directory)
+
+
+def _write_gguf(name: str, write: Callable[[Path], None], target: Path, form: str, *, adapter: bool) -> None:
+    """Export to a directory of no duration, and write that as GGUF. Raises ConfigError."""
+    import torch
+
+    from cluster.errors import ConfigError
+    from jobs.formats.gguf import check_type, write_gguf
+    from jobs.inference.open_model import open_model
+
+    kind, _, type_name = form.partition(":")
+    if kind != "gguf":
+        raise ConfigError(f"--format: {form!r} is not a format; hf, gguf or gguf:TYPE")
+    if adapter:
+        raise ConfigError("--adapter is peft's own format; leave it out, and the file has it merged")
+    check_type(type_name or "F16")
+    if target.exists():
+        raise ConfigError(f"{target}: exists; name a new file")
+    with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".export-") as folder:
+        write(Path(folder) / "model")
+        opened = open_model(str(Path(folder) / "model"), device=torch.device("cpu"))
+        write_gguf(opened, target, type_name or "F16", name=name)
 
 
 def _passed_step(run: "RunDir", step: int | None) -> int:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.process.kill import processes_of
 from cluster.run.directory import RunDir
+from jobs.formats.llama_cpp import LlamaCpp
 from tests.patience import HANG_SECONDS, Patience, until
 
 
@@ -45,5 +46,8 @@ def test_quickstart_shows_the_whole_spine(tmp_path: Path) -> None:
     ropewalk("export", str(training.path), "model", cwd=tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "model")) == 4096
+    ropewalk("export", str(training.path), "model.gguf", "--format", "gguf:F32", cwd=tmp_path)
+    with LlamaCpp(tmp_path / "model.gguf") as engine:  # it was compared with transformers before it stood there
+        assert engine.vocabulary_size == 4096
     # the supervisor leaves last, after the outcome
     until(lambda: not processes_of(tmp_path), Patience.START, lambda: processes_of(tmp_path))

@@ -1,0 +1,51 @@
+"""The number formats of GGUF by name, and which one each tensor of a model gets. Light to import: for configurations too."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GgufType:
+    """A format of a whole file: of its matrices, of its embeddings, and of what its blocks do not divide."""
+
+    name: str
+    file_type: int  # llama_ftype, which llama.cpp shows
+    matrices: str
+    embeddings: str  # tied ones are the output's matrix too
+    fallback: str  # of a matrix whose row length is no multiple of 256
+
+
+# Rows that are no multiple of 256 long fall back to blocks of 32 at about the same bits a weight: 4.5 for 4.5, 6 for 5.5, 8.5 for
+# 6.6. How many tensors did is in what write_gguf returns.
+GGUF_TYPES: dict[str, GgufType] = {
+    kind.name: kind
+    for kind in (
+        GgufType("F32", 0, "F32", "F32", "F32"),
+        GgufType("F16", 1, "F16", "F16", "F16"),
+        GgufType("BF16", 32, "BF16", "BF16", "BF16"),
+        GgufType("Q8_0", 7, "Q8_0", "Q8_0", "Q8_0"),
+        GgufType("Q6_K", 18, "Q6_K", "Q6_K", "Q8_0"),
+        GgufType("Q5_K", 16, "Q5_K", "Q6_K", "Q5_1"),
+        GgufType("Q5_1", 9, "Q5_1", "Q5_1", "Q5_1"),
+        GgufType("Q5_0", 8, "Q5_0", "Q5_0", "Q5_0"),
+        GgufType("Q4_K", 14, "Q4_K", "Q5_0", "IQ4_NL"),
+        GgufType("Q4_1", 3, "Q4_1", "Q4_1", "Q4_1"),
+        GgufType("Q4_0", 2, "Q4_0", "Q4_0", "Q4_0"),
+        GgufType("IQ4_NL", 25, "IQ4_NL", "IQ4_NL", "IQ4_NL"),
+        GgufType("Q3_K", 11, "Q3_K", "Q5_0", "IQ4_NL"),
+    )
+}
+UNQUANTIZED = ("F32", "F16", "BF16")
+SUPER_BLOCK = 256  # values that the formats ..._K take at once
+EMBEDDINGS = ("token_embd.weight", "output.weight")
+
+
+def tensor_type(kind: GgufType, name: str, shape: tuple[int, ...]) -> str:
+    """The format of one tensor: vectors stay F32, as llama.cpp wants them."""
+    if len(shape) < 2:
+        return "F32"
+    wanted = kind.embeddings if name in EMBEDDINGS else kind.matrices
+    if wanted.endswith("_K") and shape[-1] % SUPER_BLOCK:
+        return kind.fallback
+    if wanted not in UNQUANTIZED and shape[-1] % 32:
+        return "F16"  # no quantized format has rows like that; only models of toys do
+    return wanted

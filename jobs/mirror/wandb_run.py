@@ -4,11 +4,13 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from cluster.run.directory import RunDir
 from jobs.mirror.feed import Kind, Line
 from jobs.registry import view_class
+from jobs.tracking.readable import ReadableTable
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,27 @@ class WandbRun:
             return
         with suppress(wandb.errors.Error, ValueError):  # offline the record is written, and then there is no server to wait for
             self._wandb.use_artifact(made)
+
+    def table(self, table: ReadableTable) -> None:
+        """Show a table, in the place of the one that was shown under its name."""
+        import wandb
+
+        made = wandb.Table(columns=table.columns, data=table.rows, allow_mixed_types=True)
+        self._wandb.summary[f"tables/{table.name}"] = made  # not in the history: its lines are those of the feed
+
+    def picture(self, path: Path) -> None:
+        """Show a picture, in the place of the one that was shown under its name."""
+        import wandb
+
+        self._wandb.summary[f"pictures/{path.stem}"] = wandb.Image(str(path), caption=path.stem)
+
+    def upload(self, name: str, kind: str, folder: Path, metadata: Mapping[str, Any], aliases: list[str]) -> None:
+        """Upload a folder as an artifact: a copy is made first, so that it may vanish meanwhile. Raises OSError."""
+        import wandb
+
+        made = wandb.Artifact(name, type=kind, metadata=dict(metadata))
+        made.add_dir(str(folder), policy="mutable")
+        self._wandb.log_artifact(made, aliases=aliases)
 
     def finish(self, exit_code: int, *, preempting: bool) -> None:
         """Close the run. `preempting`: it goes on, and must not look crashed."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cluster.process.fork_server import FORK_SERVER_VARIABLE
 from tests.evidence import sections
 
 if TYPE_CHECKING:
@@ -78,6 +79,12 @@ def _childrens_disk() -> Iterator[None]:
     else:
         os.environ["TMPDIR"] = before
     shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of this test start as a user's, each from an interpreter of its own."""
+    monkeypatch.delenv(FORK_SERVER_VARIABLE, raising=False)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from jobs.cli import chat, drift, evaluations, export, models, run, runs, site, sweep
+from jobs.cli import chat, drift, evaluations, export, feedback, models, run, runs, site, sweep
 
 app = typer.Typer(
     help="Raw text to a trained language model, on a laptop, on Slurm or on Kubernetes. After `ropewalk --install-completion` "
@@ -22,6 +22,7 @@ PANELS = {
     "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, runs.wait),
     "Data and models": (export.export, chat.chat, sweep.best, sweep.confirm, evaluations.compare, drift.drift, export.sync),
     "Registry": (models.models, models.promote, models.rollback),
+    "Feedback": (feedback.feedback,),
     "Machine": (site.quickstart, site.doctor, site.lab),
 }
 SETTINGS: dict[object, dict[str, Any]] = {

@@ -26,7 +26,8 @@ def read_json(body: bytes) -> Any:
 def request_of(body: bytes) -> dict[str, Any]:
     """`messages`, `prompt`, `tools` and `sampling` of a request; empty where the body is no JSON object.
 
-    Token ids, pictures and sound are left out: nobody could tell which personal data are in them.
+    `store` is False where the client asks, as the OpenAI API lets it, that nothing be kept of what is said. Token ids, pictures
+    and sound are left out: nobody could tell which personal data are in them.
     """
     asked = read_json(body)
     if not isinstance(asked, dict):
@@ -37,6 +38,8 @@ def request_of(body: bytes) -> dict[str, Any]:
     if "prompt" in asked:
         made["prompt"] = _prompt(asked["prompt"])
     tools = asked.get("tools") or asked.get("functions")
+    if asked.get("store") is False:
+        made["store"] = False
     return {**made, "tools": tools} if tools else made
 
 

@@ -90,8 +90,8 @@ def exchange_rows(frames: Sequence[Frame], kinds: Sequence[Kind]) -> tuple[list[
         answer = answer_of(frame.answer)
         row = ledger_row(frame.fields, answer)
         ledger.append(row)
-        if frame.fields["captured"]:
-            contents.append({**request_of(frame.request), "choices": answer.get("choices") or []})
+        if frame.fields["captured"] and (asked := request_of(frame.request)).get("store") is not False:
+            contents.append({**asked, "choices": answer.get("choices") or []})
             of.append(row)
     masked, counts = mask(contents, kinds)
     return ledger, [_content_row(row, content, count) for row, content, count in zip(of, masked, counts, strict=True)]

@@ -18,6 +18,7 @@ from cluster.process.kill import processes_of, writers_of
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
 from tests.patience import Patience, until
+from tests.warm import warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +65,12 @@ class ToyRun:
 
     def supervisor(self) -> psutil.Process:
         return psutil.Process(int(self.handle.partition(":")[2]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm(_childrens_disk: None) -> Iterator[None]:
+    with warm(["torch", "torch.distributed", "tests.fakes.toy"]):
+        yield
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tests.patience import Patience, until
 Start = Callable[..., ToyRun]
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_killed_rank_is_replaced_within_the_attempt(toy: Start) -> None:
     run = toy("count", "ranks", steps=60, resources={"nodes": 2})
     run.reach(5)
@@ -32,6 +33,7 @@ def test_a_killed_rank_is_replaced_within_the_attempt(toy: Start) -> None:
     assert lost[0]["exit_code"] == -signal.SIGKILL
 
 
+@pytest.mark.usefixtures("cold")
 def test_a_killed_node_of_a_fixed_run_starts_a_new_attempt(toy: Start) -> None:
     run = toy("count", "ranks", steps=60, resources={"nodes": 2})
     run.reach(5)

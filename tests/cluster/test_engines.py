@@ -19,6 +19,7 @@ from tests.patience import until
 Start = Callable[..., ToyRun]
 
 
+@pytest.mark.usefixtures("cold")
 def test_ranks_of_two_nodes_form_one_group(toy: Start) -> None:
     run = toy("count", "ranks", steps=3, resources={"nodes": 2})
     outcome = run.finish()

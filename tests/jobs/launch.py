@@ -19,9 +19,10 @@ from cluster.storage import StoragePath
 from sharding.checkpoint import newest_complete
 from sharding.storage import parse_index, read_tensors
 from tests.patience import HANG_SECONDS, Patience, until
+from tests.warm import TRAINING
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["jobs.training.recipe", "transformers.models.llama.modeling_llama", "tests.jobs.launch"])
+_SERVER.set_forkserver_preload([*TRAINING, "tests.jobs.launch"])
 
 TINY = {
     "model_type": "llama",

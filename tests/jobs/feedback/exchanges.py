@@ -54,6 +54,7 @@ def exchange(number: int, said: str = "Hello", answered: str = "Hello yourself",
         {"role": "user", "content": said},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call-1", "content": [{"type": "text", "text": said}]},
+        {"role": "assistant", "content": "Noted."},
         {"role": "user", "content": "And now?"},
     ]
     request = {"model": "production", "messages": messages, "temperature": 0.5, "user": said, "stream": True}

@@ -1,0 +1,48 @@
+"""Commands about what an endpoint was asked and what people say of its answers: feedback, review."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.cli.arguments import AsJson, RunRef
+
+
+def feedback(
+    run: RunRef = "latest",
+    export: Annotated[
+        tuple[str, Path] | None,
+        typer.Option(
+            "--export",
+            metavar="KIND FILE",
+            help="write pairs (for align), chats (for finetune) or documents to FILE.jsonl[.zst]",
+        ),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="only exchanges of this time and later: 7d, 12h, 30m or 2026-11-27[T10:00]")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what people say of a serving run's answers, by version and over time; write it as training data."""
+    import json
+
+    from cluster.run.directory import RunDir
+    from jobs.feedback.export import export_feedback, moment
+    from jobs.feedback.read import enforce_retention, read
+    from jobs.feedback.summary import summarize
+    from jobs.feedback.tables import lines_of
+
+    opened = RunDir.find(run)
+    deleted = enforce_retention(opened)
+    found = read(opened, moment(since) if since else None)
+    written = export_feedback(opened, found, export[0], export[1]) if export else None
+    summary = summarize(found)
+    if as_json:
+        made = {"run": opened.id, **summary.plain(), "deleted": deleted, "export": written}
+        sys.stdout.write(json.dumps(made, default=str) + "\n")
+        return
+    from jobs.runs.tables import console
+
+    for line in lines_of(opened.id, summary, written, deleted):
+        console().print(line, soft_wrap=True)

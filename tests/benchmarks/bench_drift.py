@@ -11,6 +11,7 @@ Prints one JSON object: shares with exact intervals of 95%, and CPU seconds a co
 
 import argparse
 import json
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -84,13 +85,20 @@ def looks(base: Features, texts: int, series: int, random: np.random.Generator) 
     return Share(found=found, tries=series)
 
 
+def tell(figures: dict[str, Any]) -> None:
+    """Say on stderr what is known so far: all of it takes minutes."""
+    sys.stderr.write(f"{json.dumps(figures)}\n")
+
+
 def measure(base: list[str], planted: list[str], texts: int, given: argparse.Namespace) -> dict[str, Any]:
     """All figures of one pair of sources."""
     random = np.random.default_rng(0)
     texts = min(texts, len(base) // 2)
     found, seconds = power(base, planted, texts, given.tries, random)
+    tell({"found": found.plain(), "texts": texts, "cpu_seconds": seconds})
     pool = Features.of(draw(base, 4000, 0)[0])
     rates = {"found": found.plain(), "false_alarms": without(pool, texts, given.null, random).plain()}
+    tell(rates)
     if given.series:
         rates["series_with_an_alarm"] = looks(pool, min(200, texts), given.series, random).plain()
     return {"texts": texts, "cpu_seconds": seconds, **rates}

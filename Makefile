@@ -14,9 +14,9 @@ READY := $(VENV)/.ready
 # pip would compile on one core
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
-# what the tests of the Slurm backend and of shared file systems run on; without it they are skipped
-TEST_PROGRAMS := slurmctld slurmd srun munged slurmdbd mariadbd jq shellcheck ch-run fusermount3
-TEST_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq slurmdbd mariadb-server shellcheck charliecloud fuse3
+# what the tests of the Slurm backend, of shared file systems and of the review page run on; without it they are skipped
+TEST_PROGRAMS := slurmctld slurmd srun munged slurmdbd mariadbd jq shellcheck ch-run fusermount3 chromium chromedriver
+TEST_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq slurmdbd mariadb-server shellcheck charliecloud fuse3 chromium chromium-driver
 
 .PHONY: quickstart test soak lint bench benches clean test-packages
 

@@ -66,6 +66,16 @@ JOBS: dict[str, JobSpec] = {
             reports=("train/loss", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION, "validation/gap"),
         ),
         JobSpec(
+            name="distill",
+            summary="Teach a smaller model, a preset or cut out of the teacher, what a larger one knows.",
+            config="jobs.distill.config:DistillConfig",
+            entry="jobs.distill.job:main",
+            engine=Engine.RANKS,
+            preload=(*_TRAINING, "jobs.distill.job"),
+            view="jobs.distill.view:DistillView",
+            reports=("train/loss", "train/divergence", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION),
+        ),
+        JobSpec(
             name="evaluate",
             summary="Measure a model: bits per byte on held-out text, tasks, sample generations; and hold it to a gate.",
             config="jobs.evaluate.config:EvaluateConfig",

@@ -18,13 +18,14 @@ _GRADIENT_BYTES = 4  # fp32, in which gradients are reduced
 def shard(model: nn.Module, group: Group, parallel: ParallelConfig, policy: MixedPrecisionPolicy) -> nn.Module:
     """Shard a model (on the meta device) in place with `fully_shard`; its values are undefined until `fill` gives it some.
 
-    Each decoder layer is one FSDP module and the rest (embedding, norm, head) another, which keeps tied weights tied.
+    Each decoder layer is one FSDP module (layers that share weights are one together) and the rest (embedding, norm, head)
+    another, which keeps tied weights tied.
     Gradients are summed over ranks, and not divided.
     """
     ties = _ties(model)
     reshard = should_reshard_after_forward(model, parallel, group.device)
-    for layer in decoder_layers(model):
-        fully_shard(layer, mesh=group.mesh, mp_policy=policy, reshard_after_forward=reshard)
+    for layers in _sharing(decoder_layers(model)):
+        fully_shard(layers, mesh=group.mesh, mp_policy=policy, reshard_after_forward=reshard)
     fully_shard(model, mesh=group.mesh, mp_policy=policy, reshard_after_forward=False)  # in place
     model.to_empty(device=group.device)
     _tie(model, ties)  # to_empty gives each name a tensor of its own
@@ -43,6 +44,15 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
         return layers
     lists = [list(m) for m in model.modules() if isinstance(m, nn.ModuleList)]
     return max(lists, key=len, default=[])
+
+
+def _sharing(layers: list[nn.Module]) -> list[list[nn.Module]]:
+    """The layers, those together that have the same weights."""
+    found: dict[int, list[nn.Module]] = {}
+    for layer in layers:
+        first = next(layer.parameters(), None)
+        found.setdefault(id(layer) if first is None else id(first), []).append(layer)
+    return list(found.values())
 
 
 def should_reshard_after_forward(model: nn.Module, parallel: ParallelConfig, device: torch.device) -> bool:

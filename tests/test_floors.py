@@ -29,7 +29,8 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"jobs.tracking", "jobs.scores"},
         {"jobs.training", "jobs.runs", "jobs.programs"},
         {"jobs.inference", "jobs.cards", "jobs.mirror"},
-        {"jobs.engines", "jobs.feedback", "jobs.pruning", "jobs.formats"},
+        {"jobs.feedback", "jobs.pruning", "jobs.formats"},
+        {"jobs.engines"},
         {"jobs.drift", "jobs.models"},
         {
             *("jobs.preprocess", "jobs.pretrain", "jobs.finetune", "jobs.align", "jobs.evaluate", "jobs.audit"),

@@ -2,15 +2,23 @@
 
 Without it every agent of every test's run imports torch by itself, which was most of what the suite computed. Tests that ask for
 the fixture `cold` start runs as a user's are started; those on Slurm and Kubernetes always do.
+
+Usage: python -m tests.warm SOCKET MODULE... is a fork server that imports nothing before it is asked for the first time.
 """
 
 import os
+import select
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from cluster.process.fork_server import FORK_SERVER_VARIABLE, start_fork_server
+from cluster.process.fork_server import FORK_SERVER_VARIABLE, serve
+from cluster.process.forking import import_modules
 from cluster.spec import Engine
 from jobs.registry import JOBS
 
@@ -20,18 +28,39 @@ TRAINING = [
     *sorted({module for spec in JOBS.values() if spec.engine is Engine.RANKS for module in spec.preload}),
     *("pandas", "tests.computed_once"),
 ]
+POLL_SECONDS = 0.5
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
 def warm(modules: Sequence[str]) -> Iterator[None]:
     """Let runs of the local backend be forked from a process that has imported `modules`."""
     with tempfile.TemporaryDirectory(prefix="w") as folder:
-        address = Path(folder) / "s"
-        server = start_fork_server(address, modules, Path(folder) / "log")
-        os.environ[FORK_SERVER_VARIABLE] = str(address)
+        address = str(Path(folder) / "s")
+        with socket.socket(socket.AF_UNIX) as listener:  # it listens before anybody is told of it
+            listener.bind(address)
+            listener.listen(64)
+            command = [sys.executable, "-m", "tests.warm", str(listener.fileno()), *modules]
+            server = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=ROOT, pass_fds=[listener.fileno()], process_group=0)
+        os.environ[FORK_SERVER_VARIABLE] = address
         try:
             yield
         finally:
             del os.environ[FORK_SERVER_VARIABLE]
             server.kill()
             server.wait()
+
+
+def main() -> None:
+    """Import the modules when the first request waits; then serve."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    parent = os.getppid()
+    with socket.socket(fileno=int(sys.argv[1])) as listener:
+        while os.getppid() == parent and not select.select([listener], [], [], POLL_SECONDS)[0]:
+            pass
+        import_modules(sys.argv[2:])
+        serve(listener)
+
+
+if __name__ == "__main__":
+    main()

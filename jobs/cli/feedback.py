@@ -46,3 +46,34 @@ def feedback(
 
     for line in lines_of(opened.id, summary, written, deleted):
         console().print(line, soft_wrap=True)
+
+
+def review(
+    run: RunRef = "latest",
+    reviewer: Annotated[str | None, typer.Option("--reviewer", metavar="NAME", help="who judges; unset: your user name")] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint",
+            metavar="URL",
+            help="draw a second answer here where only one was captured; its token is read from $ROPEWALK_ENDPOINT_TOKEN",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="where pairs.jsonl and chats.jsonl go; unset: the run's feedback/review"),
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free")] = 0,
+) -> None:
+    """Compare, rate and correct a serving run's answers, blind, in a browser: pairs for align, conversations for finetune."""
+    from jobs.feedback.review.serve import open_review
+
+    with open_review(run, reviewer=reviewer, ask_at=endpoint, out=out, port=port) as opened:
+        print(f"{opened.words}\n{opened.server.link()}", flush=True)
+        if sys.stdin.isatty():
+            print("The link works once; Enter prints a new one, Ctrl-C ends.", flush=True)
+            opened.serve(lambda: print(opened.server.link(), flush=True))
+        else:
+            opened.serve()
+    for line in opened.results:
+        print(line)

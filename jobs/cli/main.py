@@ -22,7 +22,7 @@ PANELS = {
     "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, runs.wait),
     "Data and models": (export.export, chat.chat, sweep.best, sweep.confirm, evaluations.compare, drift.drift, export.sync),
     "Registry": (models.models, models.promote, models.rollback),
-    "Feedback": (feedback.feedback,),
+    "Feedback": (feedback.feedback, feedback.review),
     "Machine": (site.quickstart, site.doctor, site.lab),
 }
 SETTINGS: dict[object, dict[str, Any]] = {

@@ -10,10 +10,11 @@ from jobs.cli.arguments import Cluster
 
 def doctor(on: Cluster = "local") -> None:
     """Check this machine and a cluster: what is there, what is missing, what to do."""
+    from jobs.engines.checks import engine_checks
     from jobs.runs.doctor import checks
     from jobs.runs.tables import checks_table, console
 
-    found = checks(on)
+    found = [*checks(on), *engine_checks()]
     console().print(checks_table(found))
     if not all(check.ok for check in found):
         raise typer.Exit(1)

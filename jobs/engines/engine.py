@@ -53,6 +53,10 @@ class Engine(Protocol):
         """Why the engine cannot run on this machine, with the remedy; None if it can."""
         ...
 
+    def refuses(self, model: Path) -> str | None:
+        """Why the engine cannot load the model, as far as its configuration tells; None if nothing speaks against it."""
+        ...
+
     def prepare(self, model: Path, options: EngineOptions) -> Path:
         """Make what the engine loads of a model's Hugging Face directory, once, and return it; most load the directory itself.
 

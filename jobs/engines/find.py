@@ -3,6 +3,7 @@
 import difflib
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError
@@ -10,6 +11,8 @@ from jobs.engines.engine import GROUP, Engine, EngineOptions
 
 BUILT_IN = {
     "transformers": "jobs.engines.transformers.plugin:TransformersEngine",
+    "llamacpp": "jobs.engines.llamacpp.plugin:LlamaCppEngine",
+    "vllm": "jobs.engines.vllm:VllmEngine",
 }
 PREFERRED = ("llamacpp", "transformers")  # where a user names none: the first that runs on this machine
 
@@ -19,10 +22,10 @@ def engine_names() -> list[str]:
     return [*BUILT_IN, *sorted({point.name for point in entry_points(group=GROUP)} - BUILT_IN.keys())]
 
 
-def find_engine(name: str) -> Engine:
-    """The engine of a name; `auto` is the preferred one of those that run here. Raises ConfigError with the nearest name."""
+def find_engine(name: str, model: Path | None = None) -> Engine:
+    """The engine of a name; `auto` is the default one of a model. Raises ConfigError with the nearest name."""
     if name == "auto":
-        return default_engine()
+        return default_engine(model)
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
         return _made(getattr(import_module(module), attribute))
@@ -34,10 +37,10 @@ def find_engine(name: str) -> Engine:
     raise ConfigError(f"engine: there is no engine {name!r}{hint}; known: auto, {', '.join(engine_names())}")
 
 
-def default_engine() -> Engine:
-    """The preferred engine of those that can run on this machine."""
-    for name in PREFERRED:
-        if name in BUILT_IN and (engine := find_engine(name)).unavailable(EngineOptions()) is None:
+def default_engine(model: Path | None = None) -> Engine:
+    """The preferred engine of those that can run on this machine, and load the model. Raises ConfigError if none can."""
+    for engine in map(find_engine, PREFERRED):
+        if engine.unavailable(EngineOptions()) is None and (model is None or engine.refuses(model) is None):
             return engine
     raise ConfigError("engine: none runs on this machine; pip install 'ropewalk[serve]'")
 

@@ -32,7 +32,7 @@ class EngineProcess:
 
     def __init__(self, process: "subprocess.Popen[bytes]", url: str, log: Path, token: str | None) -> None:
         self.process, self.url, self.log = process, url, log
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     @classmethod
     def start(cls, engine: Engine, model: Path, options: EngineOptions, log: Path) -> "EngineProcess":
@@ -89,7 +89,7 @@ class EngineProcess:
         """Ask it for JSON: GET without a body, POST with one. Raises EngineError with what it says of an error."""
         try:
             method, content = ("GET", None) if body is None else ("POST", dict(body))
-            answer = httpx2.request(method, f"{self.url}{path}", json=content, headers=self._headers, timeout=seconds)
+            answer = httpx2.request(method, f"{self.url}{path}", json=content, headers=self.headers, timeout=seconds)
         except httpx2.HTTPError as error:
             raise EngineError(f"{self.url}{path}: {error or type(error).__name__}; its last words: {self.cause()}") from None
         if answer.status_code != 200:

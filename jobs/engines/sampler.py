@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from jobs.engines.engine import Capabilities
 
+UNKNOWN = -1  # a token of which the engine does not say which it was
 Ended = Literal["stop", "length"]  # OpenAI's words: by a token that ends texts or a complete JSON, or by max_tokens
 
 
@@ -17,12 +18,16 @@ class Top(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A token that was drawn, and how likely tokens were there, by the model itself: before temperature and cuts."""
+    """A token that was drawn, and how likely tokens were there, by the model itself: before temperature and cuts.
+
+    One without text (`text` is empty) that ends with `stop` is the end of a text, UNKNOWN or not.
+    """
 
     token: int
     logprob: float | None = None
     top: tuple[Top, ...] = ()
     ended: Ended | None = None  # nothing follows
+    text: str | None = None  # what it adds to the text, where tokens before it are unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +64,10 @@ class Sampler(Protocol):
         ...
 
     async def prompt_logprobs(self, prompt: Sequence[int], top: int) -> list[Drawn]:
-        """How likely each token of a prompt was after those before it; of the first one nothing is known."""
+        """How likely each token of a prompt was after those before it; of the first one nothing is known.
+
+        Asked only of a sampler with that capability.
+        """
         ...
 
     def load(self) -> tuple[int, int]:

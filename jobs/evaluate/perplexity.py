@@ -1,16 +1,15 @@
 """The loss of each sequence of a split, the ranks sharing the work, and the loss that a unigram model would have."""
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from datapipe.loader.loader import Source, TokenLoader
-from jobs.training.batch import to_device
+from jobs.training.batch import Batch
 from jobs.training.objective import logits_of
 from jobs.training.source import TokenSource
+from jobs.training.validation import by_sequence
 from sharding.fsdp import reshard_all
 from sharding.group import Group
 
@@ -19,23 +18,16 @@ from sharding.group import Group
 
 @torch.no_grad()
 def sequence_losses(model: nn.Module, loader: TokenLoader, group: Group, *, num_sequences: int, micro_batch: int) -> torch.Tensor:
-    """Summed nats of each of the first sequences of a split [num_sequences], float64, the same on every rank.
+    """Summed nats of each of the first sequences of a split [num_sequences], float64, the same on every rank."""
 
-    The micro-batches do not depend on the number of ranks. A rank without one computes a filler, since collectives
-    must match.
-    """
+    def score(batch: Batch) -> torch.Tensor:
+        losses_BT = F.cross_entropy(logits_of(model, batch).float().transpose(1, 2), batch["labels"], reduction="none")
+        return losses_BT.double().sum(dim=1, keepdim=True)
+
     source = TokenSource(loader, in_order=True)
-    losses = torch.zeros(num_sequences, dtype=torch.float64, device=group.device)
-    for turn in range(math.ceil(math.ceil(num_sequences / micro_batch) / group.data_size)):
-        start = (turn * group.data_size + group.data_rank) * micro_batch
-        positions = range(start, min(start + micro_batch, num_sequences))
-        batch = to_device(source.read(positions) if positions else source.filler(), group.device)
-        logits_BTV = logits_of(model, batch)
-        losses_BT = F.cross_entropy(logits_BTV.float().transpose(1, 2), batch["labels"], reduction="none")
-        if positions:
-            losses[positions.start : positions.stop] = losses_BT.double().sum(dim=1)
+    losses = by_sequence(score, source, group, num_sequences=num_sequences, micro_batch=micro_batch)
     reshard_all(model)
-    return group.sum_over_data(losses)
+    return losses[:, 0]
 
 
 def unigram_loss(sources: list[Source], scored: TokenLoader, num_sequences: int, vocabulary: int) -> float:

@@ -9,7 +9,7 @@ from jobs.pretrain.config import PretrainConfig
 from jobs.training.model import ModelPlan
 from jobs.training.objective import NextToken
 from jobs.training.recipe import Recipe, train
-from jobs.training.source import TokenSource
+from jobs.training.source import TokenSource, validation_loader
 from jobs.training.token_data import tokenizer_of, weighted
 from jobs.training.validation import bits_per_byte
 from sharding.group import Group, process_group
@@ -31,7 +31,7 @@ def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
     sets = [DataSet(one.path, one.weight) for one in weighted(config.data)]
     loader = TokenLoader(sets, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt)
     tokenizer = tokenizer_of(loader.manifests, config.data)
-    held_out = _validation_loader(loader, sets, config)
+    held_out = validation_loader(loader, sets, on_corrupt=config.on_corrupt)
     if held_out is None and group.is_main:
         log.warning("no validation split with a sequence of %d tokens: the model is not scored", config.seq_len)
         context.run.event("no_validation", seq_len=config.seq_len)
@@ -44,15 +44,3 @@ def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
         objective=lambda model, group: NextToken(),
         validation_metrics=lambda loss: {"bits_per_byte": bits_per_byte(loss, bytes_per_token)},
     )
-
-
-def _validation_loader(train: TokenLoader, sets: list[DataSet], config: PretrainConfig) -> TokenLoader | None:
-    """The validation split of those data sets that have a sequence in it."""
-    usable = [
-        one
-        for one, manifest in zip(sets, train.manifests, strict=True)
-        if any(shard.tokens > config.seq_len for shard in manifest.of_split("validation"))
-    ]
-    if not usable:
-        return None
-    return TokenLoader(usable, seq_len=config.seq_len, seed=config.seed, split="validation", on_corrupt=config.on_corrupt)

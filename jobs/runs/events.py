@@ -48,6 +48,8 @@ EVENTS: dict[str, str] = {
     # fine-tuning
     "conversations": "learns from {train} conversations in {samples} samples, {validation} held out, {too_long} too long",
     "prepared": "prepared {conversations} conversations, rejected {rejected} {reasons}: {path}",
+    # distillation
+    "pruned": "cut out of its teacher: {parameters_after:,} of {parameters_before:,} parameters, layers {layers}",
     # alignment
     "length_bias": "the preferred answer is the longer one in {share_longer:.0%} of the pairs (mean {chosen:.0f}, the other"
     " {rejected:.0f} tokens): length itself may be learnt; compare reward_accuracy_longer with reward_accuracy_shorter",

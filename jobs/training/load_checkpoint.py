@@ -13,6 +13,7 @@ from cluster.run.directory import RunDir
 from jobs.training.config import LoraConfig
 from jobs.training.model_config import config_from_fingerprint, model_fingerprint
 from jobs.training.model_record import Head, Weights, checkpoint_place, find_source_run, require_record
+from jobs.training.sharing import share_layers, unshare_layers
 from sharding.checkpoint import newest_complete
 from sharding.floats import nulled
 from sharding.layout import pin, unpin
@@ -57,7 +58,7 @@ def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema:
     assert record.adapter is not None or without_head(manifest.identity) in (identity, nulled(identity))
     if record.adapter is not None and merge:
         model = _merged(model, record.adapter)
-    return model.eval(), manifest
+    return unshare_layers(model).eval(), manifest
 
 
 def without_head(fingerprint: dict[str, Any]) -> dict[str, Any]:
@@ -91,16 +92,17 @@ def first_weights(config: Any, weights: Weights | None, run: RunDir, head: Head 
         torch.manual_seed(seed)
         model.resize_token_embeddings(config.vocab_size)
         model.config.eos_token_id = config.eos_token_id
-    return model
+    return share_layers(model, config)
 
 
 def _base_model(config: Any, weights: Weights | None, run: RunDir, head: Head) -> Any:
     if weights is None:
         return bare_model(config, head)
     if weights.path is not None:
+        place = run.path / weights.path  # a relative one lies in the run, and an absolute one where it says
         if head == "causal_lm":
-            return AutoModelForCausalLM.from_pretrained(weights.path, dtype=torch.float32)
-        return AutoModelForSequenceClassification.from_pretrained(weights.path, config=_headed(config, head), dtype=torch.float32)
+            return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+        return AutoModelForSequenceClassification.from_pretrained(place, config=_headed(config, head), dtype=torch.float32)
     assert weights.run is not None
     found = load_model(find_source_run(run, weights.run, "model.run"), weights.step)[0]
     if head == "causal_lm":
@@ -113,7 +115,7 @@ def _base_model(config: Any, weights: Weights | None, run: RunDir, head: Head) -
 def bare_model(config: Any, head: Head) -> Any:
     """The model of a configuration, in fp32, its values drawn at random."""
     kind = AutoModelForCausalLM if head == "causal_lm" else AutoModelForSequenceClassification
-    return kind.from_config(_headed(config, head), dtype=torch.float32)
+    return share_layers(kind.from_config(_headed(config, head), dtype=torch.float32), config)
 
 
 def _headed(config: Any, head: Head) -> Any:

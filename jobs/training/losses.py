@@ -46,13 +46,13 @@ def summed_cross_entropy(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> tor
     May take over the logits' memory: they are of no use afterwards.
     """
     logits = logits_NV.float()
-    if logits is logits_NV and not _is_free(logits_NV):
+    if logits is logits_NV and not is_free(logits_NV):
         logits = logits_NV.clone()
     loss: torch.Tensor = _SummedCrossEntropy.apply(logits, labels_N)  # type: ignore[no-untyped-call]
     return loss
 
 
-def _is_free(tensor: torch.Tensor) -> bool:
+def is_free(tensor: torch.Tensor) -> bool:
     """Whether no backward function needs these values: they come out of a matrix product, through views alone.
 
     A soft-capped head (tanh) does need them.
@@ -88,7 +88,7 @@ def label_log_probabilities(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> 
     May take over the logits' memory: they are of no use afterwards. Its gradient can be taken once.
     """
     logits = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-    if logits is logits_NV and torch.is_grad_enabled() and not _is_free(logits_NV):
+    if logits is logits_NV and torch.is_grad_enabled() and not is_free(logits_NV):
         logits = logits_NV.clone()
     found: torch.Tensor = _LabelLogProbabilities.apply(logits, labels_N)  # type: ignore[no-untyped-call]
     return found

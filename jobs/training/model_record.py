@@ -22,7 +22,7 @@ Head = Literal["causal_lm", "reward"]
 class Weights(Section):
     """Where a model's first weights come from: a Hugging Face directory, or a run's checkpoint."""
 
-    path: str | None = None
+    path: str | None = Field(default=None, description="a Hugging Face directory; a relative one lies in the run")
     run: str | None = None
     step: int | None = Field(default=None, description="the checkpoint's step; None: the newest complete one")
 

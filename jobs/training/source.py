@@ -5,6 +5,8 @@ from typing import Protocol
 
 import torch
 
+from datapipe.loader.dataset import OnCorrupt
+from datapipe.loader.loader import Source as DataSet
 from datapipe.loader.loader import TokenLoader
 from jobs.training.batch import IGNORE, Batch, pinned
 
@@ -62,6 +64,18 @@ class TokenSource:
 def _shifted(tokens: torch.Tensor) -> Batch:
     """Sequences with one token more than they have labels, as inputs and labels: views of the same memory."""
     return {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:]}
+
+
+def validation_loader(train: TokenLoader, sets: Sequence[DataSet], *, on_corrupt: OnCorrupt = "error") -> TokenLoader | None:
+    """The validation split of those data sets of a run that have a sequence in it; None where none has."""
+    usable = [
+        one
+        for one, manifest in zip(sets, train.manifests, strict=True)
+        if any(shard.tokens > train.seq_len for shard in manifest.of_split("validation"))
+    ]
+    if not usable:
+        return None
+    return TokenLoader(usable, seq_len=train.seq_len, seed=train.seed, split="validation", on_corrupt=on_corrupt)
 
 
 def reader_for(device: torch.device, read: Callable[[Sequence[int]], Batch]) -> Callable[[Sequence[int]], Batch]:

@@ -1,11 +1,12 @@
 """The mean loss and metrics of the first samples of a validation source, the ranks sharing the work."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from jobs.training.batch import to_device
+from jobs.training.batch import Batch, to_device
 from jobs.training.objective import Means, Objective, TermSums
 from jobs.training.source import Source
 from sharding.fsdp import reshard_all
@@ -35,6 +36,26 @@ def validate(
     reshard_all(model)
     model.train(was_training)
     return Means.of(group.sum_over_data(sums.values).tolist(), objective.metric_names)
+
+
+@torch.no_grad()
+def by_sequence(
+    score: Callable[[Batch], torch.Tensor], source: Source, group: Group, *, num_sequences: int, micro_batch: int, values: int = 1
+) -> torch.Tensor:
+    """What `score` says of each of the first sequences of a source, [num_sequences, values], float64, the same on every rank.
+
+    The micro-batches do not depend on the number of ranks. A rank without one computes a filler, since collectives
+    must match.
+    """
+    found = torch.zeros(num_sequences, values, dtype=torch.float64, device=group.device)
+    for turn in range(math.ceil(math.ceil(num_sequences / micro_batch) / group.data_size)):
+        start = (turn * group.data_size + group.data_rank) * micro_batch
+        positions = range(start, min(start + micro_batch, num_sequences))
+        batch = to_device(source.read(positions) if positions else source.filler(), group.device)
+        scores = score(batch)
+        if positions:
+            found[positions.start : positions.stop] = scores
+    return group.sum_over_data(found)
 
 
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:

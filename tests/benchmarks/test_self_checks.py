@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = {
     "bench_evaluate": ["--tiny", "--items", "8"],
     "bench_align_learns": ["--model", "tiny", "--steps", "2", "--batch", "4", "--held-out", "10"],
+    "bench_distill": ["--seeds", "2", "--steps", "2", "--teacher-steps", "2", "--texts", "30", "--sequences", "4"],
     "bench_align_oracles": ["--methods", "dpo", "--ranks", "1", "--trl", "none"],
     "bench_grpo_oracles": ["--variants", "grpo", "--ranks", "1", "--weights", "all", "--trl", "none"],
     "bench_audit": ["--items", "4", "--peer", "4"],

@@ -38,9 +38,24 @@ WORDS = [
 def make_dataset(folder: Path, *, num_documents: int = 200, seed: int = 0, vocabulary: int = 257) -> Path:
     """Sentences of a few words, three train shards and one validation shard."""
     random = np.random.default_rng(seed)
+    quarters = [
+        [" ".join(random.choice(WORDS, size=random.integers(8, 60))) for _ in range(num_documents // 4)] for _ in range(4)
+    ]
+    return _write_dataset(folder, quarters, vocabulary)
+
+
+def make_text_dataset(folder: Path, texts: list[str]) -> Path:
+    """Given texts, three train shards and a smaller validation shard."""
+    held_out = max(1, len(texts) // 10)
+    rest = texts[held_out:]
+    return _write_dataset(folder, [rest[0::3], rest[1::3], rest[2::3], texts[:held_out]], 257)
+
+
+def _write_dataset(folder: Path, parts: list[list[str]], vocabulary: int) -> Path:
+    """The last part is for validation."""
     shards = []
-    for number, split in enumerate(["train", "train", "train", "validation"]):
-        documents = [" ".join(random.choice(WORDS, size=random.integers(8, 60))) for _ in range(num_documents // 4)]
+    for number, documents in enumerate(parts):
+        split = "train" if number < len(parts) - 1 else "validation"
         name = f"{'shards' if split == 'train' else 'validation'}/part-{number if split == 'train' else 0:05d}.arrow"
         shards.append(_write_shard(folder, name, split, documents))
     write_tokenizer(folder / "tokenizer")

@@ -283,3 +283,21 @@ def stall_in_reference(context: JobContext) -> None:
         write(self, *words)
 
     Cache.write = stalling  # type: ignore[method-assign]
+
+
+def stall_in_chunk(context: JobContext) -> None:
+    """The second chunk that a rank computes hangs; the file `stalled` says so once rank 0's first is kept."""
+    from jobs.distill.cache import _Maker
+
+    chunk = _Maker.chunk
+    chunks = [0]
+
+    def stalling(self: _Maker, *arguments: Any) -> Any:
+        chunks[0] += 1
+        if chunks[0] == 2:
+            (context.run.path / "stalled").touch()
+            while True:
+                time.sleep(0.1)
+        return chunk(self, *arguments)
+
+    _Maker.chunk = stalling  # type: ignore[method-assign]

@@ -24,6 +24,7 @@ from jobs.engines.api.bodies import (
     TokenizeRequest,
 )
 from jobs.engines.api.errors import ApiError
+from jobs.engines.api.openapi import openapi
 from jobs.engines.api.prompts import Prompts
 from jobs.engines.api.read import MOST_BYTES, parse
 from jobs.engines.sampler import Sampler
@@ -54,6 +55,7 @@ class Api:
                 Route("/v1/models/{model:path}", self._guarded(self._one_model)),
                 Route("/v1/completions", self._guarded(self._completions), methods=["POST"]),
                 Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
+                Route("/openapi.json", self._guarded(self._openapi, public=True)),
                 Route("/tokenize", self._guarded(self._tokenize), methods=["POST"]),
                 Route("/detokenize", self._guarded(self._detokenize), methods=["POST"]),
                 Route("/apply-template", self._guarded(self._template), methods=["POST"]),
@@ -101,6 +103,9 @@ class Api:
 
     async def _models(self, request: Request) -> Response:
         return _json({"object": "list", "data": [self._model()]})
+
+    async def _openapi(self, request: Request) -> Response:
+        return _json(openapi(self.model))
 
     async def _one_model(self, request: Request) -> Response:
         asked = request.path_params["model"]

@@ -99,8 +99,12 @@ def _continued(asked: Asked, request: AnyRequest, prompts: Prompts) -> Asked:
             code="cannot_continue",
         )
     choice, drawn = asked.choices[0], tuple(begun.token_ids)
-    if len(drawn) > choice.sampling.max_tokens or any(token >= prompts.vocabulary for token in drawn):
-        raise ApiError("'continue_from.token_ids' cannot be of this request", param="continue_from", code="cannot_continue")
+    if len(drawn) > choice.sampling.max_tokens or not all(0 <= token < prompts.vocabulary for token in drawn):
+        raise ApiError(
+            "'continue_from.token_ids' are not all known, or cannot be of this request",
+            param="continue_from",
+            code="cannot_continue",
+        )
     choice = replace(choice, drawn=drawn, sampling=replace(choice.sampling, continued=len(drawn)))
     return replace(asked, id=begun.id, created=begun.created, choices=(choice,), started=begun.started or bool(drawn))
 
@@ -131,8 +135,8 @@ def _check_supported(request: AnyRequest, sampler: Sampler) -> None:
     asks_json = request.response_format is not None and request.response_format.type != "text"
     if (asks_json or _forced_tools(request)) and not can.json_schema:
         raise ApiError(
-            "this engine cannot hold an answer to a JSON schema: llguidance is not installed where it runs;"
-            " pip install 'ropewalk[serve]'",
+            "this engine cannot hold an answer to a JSON schema: llguidance is not installed where it runs; pip install"
+            " 'ropewalk[serve]'",
             param="response_format" if asks_json else "tool_choice",
             code="unsupported_parameter",
         )

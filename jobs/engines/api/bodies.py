@@ -46,7 +46,7 @@ class ContinueFrom(Body):
 
     id: str = Field(min_length=1, max_length=200)
     created: int = Field(ge=0, lt=2**53)
-    token_ids: Tokens = []
+    token_ids: list[Annotated[int, Field(ge=-1, lt=2**31)]] = []
     started: bool = False  # the first event of a chat, which names the role, was sent
 
 

@@ -8,7 +8,7 @@ import orjson
 from jobs.engines.api.asked import Asked
 from jobs.engines.api.parts import Part
 from jobs.engines.api.text import Vocabulary
-from jobs.engines.sampler import Drawn
+from jobs.engines.sampler import UNKNOWN, Drawn
 
 DONE = b"data: [DONE]\n\n"
 DIGITS = 6  # of a log-probability
@@ -93,7 +93,7 @@ class Chunks:
     def _choice(self, index: int, shown: dict[str, Any], tokens: Sequence[Drawn], ended: str | None) -> dict[str, Any]:
         found = {"index": index, **shown, "logprobs": self._logprobs(index, tokens), "finish_reason": ended}
         if self._asked.token_ids:
-            found["token_ids"] = [drawn.token for drawn in tokens]
+            found["token_ids"] = [drawn.token for drawn in tokens if (drawn.token, drawn.ended) != (UNKNOWN, "stop")]
         return found
 
     def _with_prompt(self, body: dict[str, Any], index: int) -> dict[str, Any]:
@@ -104,10 +104,15 @@ class Chunks:
         return {"prompt_tokens": prompt, "completion_tokens": num_tokens, "total_tokens": prompt + num_tokens}
 
     def _logprobs(self, index: int, tokens: Sequence[Drawn]) -> dict[str, Any] | None:
-        if self._asked.logprobs is None or not tokens:
+        if self._asked.logprobs is None:
             return None
-        if self._asked.chat:
-            return {"content": [self._entry(drawn) for drawn in tokens], "refusal": None}
+        if self._asked.chat:  # of a token whose log-probability the engine does not say there is no entry
+            told = [drawn for drawn in tokens if drawn.logprob is not None]
+            whole = not self._asked.stream
+            return {"content": [self._entry(drawn) for drawn in told], "refusal": None} if told or whole else None
+        tokens = [drawn for drawn in tokens if drawn.token != UNKNOWN]
+        if not tokens:
+            return None
         texts, offsets = [self._vocabulary.piece(drawn.token)[0] for drawn in tokens], list[int]()
         for text in texts:
             offsets.append(self._offsets[index])

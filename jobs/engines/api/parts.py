@@ -38,9 +38,9 @@ async def parts_of(choice: Choice, sampler: Sampler, vocabulary: Vocabulary) -> 
     async with aclosing(sampler.draw((*choice.prompt, *choice.drawn), choice.sampling)) as drawing:
         async for drawn in drawing:
             count, ended = count + 1, drawn.ended
+            is_end = ended == "stop" and (drawn.token in sampler.ends or drawn.text == "")
             held.append(drawn)
-            is_end = ended == "stop" and drawn.token in sampler.ends
-            piece = text.push(drawn.token) if not is_end else text.end()
+            piece = text.push(drawn.token, drawn.text) if not is_end else text.end()
             shown = piece.text
             if ended is not None and not is_end and not piece.stopped:
                 shown += (piece := text.end()).text

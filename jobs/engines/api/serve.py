@@ -26,6 +26,7 @@ def main(program: str, load: Load) -> None:
     """Serve the model that the command line names."""
     given = _arguments(program)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line a request
     if given.parent is not None:
         end_with_parent(given.parent)
     options = EngineOptions(

@@ -51,8 +51,11 @@ class TextStream:
         self._begin, self._read = 0, len(self._tokens)  # tokens before `read` are shown; those from `begin` on are decoded again
         self._held = ""  # might be the beginning of a stop text
 
-    def push(self, token: int) -> Piece:
-        """Take one token more; what of the text can be shown now."""
+    def push(self, token: int, text: str | None = None) -> Piece:
+        """Take one token more, or the text of tokens that are unknown; what of the text can be shown now."""
+        if text is not None:
+            self._tokens, self._begin, self._read = [], 0, 0
+            return self._show(text, final=False)
         self._tokens.append(token)
         return self._show(self._fresh(final=False), final=False)
 

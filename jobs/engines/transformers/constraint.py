@@ -1,14 +1,12 @@
 """Answers that are JSON of a schema: which tokens may follow, by llguidance."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from jobs.engines.api.errors import ApiError
-
-MISSING = "JSON schemas need llguidance on the machine of the engine; pip install 'ropewalk[serve]'"
+from jobs.engines.json_schema import grammar_of
 
 
 class Constraint:
@@ -41,24 +39,17 @@ class Constraints:
     def __init__(self, tokenizer: Any, vocabulary: int, ends: frozenset[int]) -> None:
         self._tokenizer, self._vocabulary, self._ends = tokenizer, vocabulary, ends
         self._words: Any = None  # llguidance's form of the tokenizer; takes a moment to make
-        self.missing: str | None = None
-        try:
-            import llguidance  # noqa: F401 - whether it is there
-        except ImportError:
-            self.missing = MISSING
 
     def begin(self, schema: Mapping[str, Any]) -> Constraint:
         """A constraint for one answer; of an empty schema any JSON object. Raises ApiError for a schema that is none."""
-        if self.missing is not None:
-            raise ApiError(self.missing, param="response_format", code="unsupported_parameter")
+        grammar = grammar_of(schema)
         from llguidance import LLMatcher
         from llguidance.hf import from_tokenizer
 
         if self._words is None:
             self._words = from_tokenizer(self._tokenizer, n_vocab=self._vocabulary)
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(dict(schema) or {"type": "object"}))
-        if wrong := LLMatcher.validate_grammar(grammar, self._words):
-            raise ApiError(
-                f"the JSON schema cannot be used: {wrong.strip()[:500]}", param="response_format", code="invalid_schema"
-            )
-        return Constraint(LLMatcher(self._words, grammar), self._vocabulary, self._ends)
+        matcher = LLMatcher(self._words, LLMatcher.grammar_from_lark(grammar))
+        if wrong := matcher.get_error():
+            said = str(wrong).strip().splitlines()[0][:300]
+            raise ApiError(f"the JSON schema cannot be used: {said}", param="response_format", code="invalid_schema")
+        return Constraint(matcher, self._vocabulary, self._ends)

@@ -22,6 +22,10 @@ class TransformersEngine:
         """What of its HTTP server is not installed."""
         return missing_packages("starlette", "uvicorn")
 
+    def refuses(self, model: Path) -> str | None:
+        """Nothing: what transformers cannot load says so when it is loaded."""
+        return None
+
     def prepare(self, model: Path, options: EngineOptions) -> Path:
         """Load the directory itself."""
         return model

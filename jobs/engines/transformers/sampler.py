@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from jobs.engines.api.errors import ApiError
-from jobs.engines.engine import Capabilities
 from jobs.engines.sampler import Drawn, Sampling
 from jobs.engines.transformers.constraint import Constraints
 from jobs.engines.transformers.decoding import Answer, likeliest
+from jobs.engines.transformers.plugin import TransformersEngine
 from jobs.inference.generate import end_tokens
 from jobs.inference.open_model import OpenModel
 
@@ -49,7 +49,7 @@ class TransformersSampler:
         self.ends = frozenset(end_tokens(opened))
         self.vocabulary = int(opened.model.get_input_embeddings().num_embeddings)
         self._constraints = Constraints(opened.tokenizer, self.vocabulary, self.ends)
-        self.capabilities = Capabilities(continues=True, prompt_logprobs=True, json_schema=self._constraints.missing is None)
+        self.capabilities = TransformersEngine().capabilities
         self._waiting: deque[Job] = deque()
         self._active: list[Job] = []
         self._calls: deque[Callable[[], None]] = deque()

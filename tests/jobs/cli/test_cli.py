@@ -290,7 +290,8 @@ def test_doctor_knows_what_a_file_system_hurts(mount: Mount, said: str) -> None:
 
 def test_doctor(shell: Shell) -> None:
     assert "made up" in shell("doctor", "--on", "good")
-    assert "file system" in shell("doctor", "--on", "good")
+    assert "engine vllm" in (told := shell("doctor", "--on", "good"))
+    assert "file system" in told
     assert "!!" in shell("doctor", "--on", "bad", expect=1)
 
 

@@ -1,4 +1,4 @@
-"""Engines that tests share: starting one takes seconds."""
+"""Engines that tests share: starting one takes seconds. Both have the same model, and a token."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +12,8 @@ from tests.jobs.tiny import tiny_model
 from tests.patience import HANG_SECONDS
 
 SLOTS = 2
+TOKEN = "a-secret-of-the-test"
+ENGINES = ("transformers", "llamacpp")
 
 
 @pytest.fixture(scope="session")
@@ -20,9 +22,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def transformers_engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
-    log = tmp_path_factory.mktemp("logs") / "transformers.log"
-    options = EngineOptions(threads=1, slots=SLOTS, name="tiny")
-    with EngineProcess.start(find_engine("transformers"), model, options, log) as engine:
-        engine.await_ready(HANG_SECONDS)
-        yield engine
+def engines(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, EngineProcess]]:
+    logs = tmp_path_factory.mktemp("logs")
+    options = EngineOptions(threads=1, slots=SLOTS, name="tiny", token=TOKEN, extra={"type": "F32"})
+    started = {name: EngineProcess.start(find_engine(name), model, options, logs / name) for name in ENGINES}
+    try:
+        for engine in started.values():
+            engine.await_ready(HANG_SECONDS)
+        yield started
+    finally:
+        for engine in started.values():
+            engine.stop()
+
+
+@pytest.fixture(params=ENGINES)
+def engine(engines: dict[str, EngineProcess], request: pytest.FixtureRequest) -> EngineProcess:
+    return engines[request.param]

@@ -35,8 +35,9 @@ class Event:
         return [token for one in self.choices for token in one.get("token_ids", [])]
 
 
-def ask(engine: EngineProcess, path: str, body: Mapping[str, Any]) -> httpx2.Response:
-    return httpx2.post(f"{engine.url}{path}", json=dict(body), timeout=120)
+def ask(engine: EngineProcess, path: str, body: Mapping[str, Any] | bytes) -> httpx2.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx2.post(f"{engine.url}{path}", content=content, headers=engine.headers, timeout=120)
 
 
 def events(engine: EngineProcess, path: str, body: Mapping[str, Any]) -> list[Event]:

@@ -1,0 +1,1 @@
+"""The distill job: a student that learns from a teacher."""

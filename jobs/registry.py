@@ -94,6 +94,15 @@ JOBS: dict[str, JobSpec] = {
             view="jobs.audit.view:AuditView",
         ),
         JobSpec(
+            name="serve",
+            summary="Answer requests with a model, through OpenAI's API: replicas, updates without a lost answer.",
+            config="jobs.serve.config:ServeConfig",
+            entry="jobs.serve.job:main",
+            engine=Engine.RAY,
+            reports=("serve/requests_per_second", "serve/replicas", "serve/requests", "serve/errors"),
+            view="jobs.serve.view:ServeView",
+        ),
+        JobSpec(
             name="command",
             summary="Run any program: as ranks, one a node, or once.",
             config="jobs.command.config:CommandConfig",

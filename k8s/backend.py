@@ -22,6 +22,7 @@ from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundErr
 from k8s.api.kubeconfig import connect
 from k8s.api.objects import Object
 from k8s.manifests.job import dump, owned_by, render_job, render_release_controller
+from k8s.manifests.service import render_service, served_port, service_name
 from k8s.names import job_name_of, name_of
 from k8s.profile import K8sProfile
 from k8s.status.observe import Observation, end_of, observe
@@ -31,6 +32,7 @@ from k8s.status.settle import settle_run
 from k8s.submission.hand_over import hand_over
 from k8s.submission.preflight import refuse_the_impossible, refuse_without_rights
 from k8s.submission.release_controller import HeldRuns, write_held
+from k8s.submission.service import put_service
 from k8s.submission.staging import add_stage_in, stage
 from k8s.submission.submit import submit_once
 from k8s.volume.reader import Reader
@@ -79,7 +81,8 @@ class K8sBackend(Backend):
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """The manifest of the run's first attempt, as `kubectl apply -f -` takes it. Asks nobody and writes nothing."""
-        return dump([render_job(run, resources, self.profile)])
+        service = render_service(run, self.profile, 1)
+        return dump([render_job(run, resources, self.profile), *([service] if service is not None else [])])
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         """Submit the run's next attempt; its handle. Raises AlreadyRunningError if a Job of an earlier submission is active."""
@@ -127,6 +130,9 @@ class K8sBackend(Backend):
 
         with ThreadPoolExecutor(THREADS) as pool:
             owners = list(pool.map(create, runs))
+        for run, owner in zip(runs, owners, strict=True):
+            if (service := render_service(run, self.profile, number)) is not None:
+                put_service(self.kube, service, owner)
         if controller is not None:
             submit_once(self.kube, owned_by(controller, owners[0]) if len(runs) == 1 else controller)
 
@@ -235,6 +241,12 @@ class K8sBackend(Backend):
         return True
 
     # --- the rest
+
+    def way_to(self, run: RunDir, node: str, port: int) -> str:
+        """The kubectl that makes the port of a run's first pod a port of this machine: through its Service, if it has one."""
+        context = f" --context {self.profile.context}" if self.profile.context else ""
+        what = f"service/{service_name(run)}" if served_port(run) == port else f"job/{job_name_of(run)}"
+        return f"kubectl{context} -n {self.kube.namespace} port-forward {what} {port}:{port}"
 
     def cancel(self, run: RunDir) -> None:
         """A run at work is told to save and leave; nothing of it stays in the cluster."""

@@ -140,6 +140,10 @@ class SlurmBackend(Backend):
 
     # --- the rest
 
+    def way_to(self, run: RunDir, node: str, port: int) -> str:
+        """The ssh that makes a port of a node a port of this machine."""
+        return "" if node == os.uname().nodename else f"ssh -N -L {port}:127.0.0.1:{port} {node}"
+
     def cancel(self, run: RunDir) -> None:
         """Tell a run at work to save and leave; take one that waits out of the queue."""
         self.cancel_many([run])

@@ -115,6 +115,10 @@ class Backend(ABC):
         """What `doctor` prints of this cluster."""
         return []
 
+    def way_to(self, run: RunDir, node: str, port: int) -> str:
+        """The command that makes a port of a run's first node a port of this machine; empty: none is needed."""
+        return ""
+
     # --- files, where runs lie on a volume that this machine does not see
 
     @property

@@ -1,15 +1,20 @@
 """The command that talks to a model."""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.cli import complete
 
+if TYPE_CHECKING:
+    from jobs.inference.chat import Chat
+
 
 def chat(  # noqa: PLR0917 - typer reads the options of a command from its arguments
-    model: Annotated[str, typer.Argument(metavar="RUN|DIR", help="a run or a directory", autocompletion=complete.runs)],
+    model: Annotated[
+        str, typer.Argument(metavar="RUN|DIR", help="a run that trains or serves, or a directory", autocompletion=complete.runs)
+    ],
     system: Annotated[str | None, typer.Option("--system", help="system prompt")] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: the likeliest token, always")] = 0.7,
     top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="draw from tokens of this share together")] = 0.95,
@@ -17,11 +22,17 @@ def chat(  # noqa: PLR0917 - typer reads the options of a command from its argum
     seed: Annotated[int, typer.Option("--seed", help="the same words and seed get the same answers")] = 0,
 ) -> None:
     """Talk to a model: a line is what you say; an empty line or Ctrl-D ends it. From a pipe, each line is answered by one."""
-    from jobs.inference.chat import open_chat
+    from jobs.inference.endpoint_chat import EndpointChat, find_endpoint
     from jobs.inference.generate import Sampling
 
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
-    opened = open_chat(model, sampling, system=system, seed=seed)
+    opened: Chat | EndpointChat
+    if (endpoint := find_endpoint(model)) is not None:
+        opened = EndpointChat(endpoint, sampling, system=system, seed=seed)
+    else:
+        from jobs.inference.chat import open_chat
+
+        opened = open_chat(model, sampling, system=system, seed=seed)
     at_terminal = sys.stdin.isatty()
     while True:
         try:

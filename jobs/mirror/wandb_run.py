@@ -74,7 +74,7 @@ class WandbRun:
         if not used:
             self._wandb.log_artifact(made, aliases=aliases)
             return
-        with suppress(wandb.errors.Error, ValueError):  # offline the record is written, and then there is no server to wait for
+        with suppress(wandb.errors.Error, ValueError, TypeError):  # offline there is no server to wait for, or nothing is written
             self._wandb.use_artifact(made)
 
     def table(self, table: ReadableTable) -> None:

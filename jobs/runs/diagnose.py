@@ -97,8 +97,10 @@ def _unfinished(run: RunDir, attempt: int, state: BackendState, history: list[st
         return Diagnosis(
             cause=f"It runs, but {', '.join(silent)}.", evidence=history, remedy="look at `ropewalk logs` of that node"
         )
-    step = (read_json(run.progress) or {}).get("done")
-    return Diagnosis(cause=f"It is {state.state.value.lower()}{f', at {step}' if step is not None else ''}.", evidence=history)
+    progress = read_json(run.progress) or {}
+    step = progress.get("done")
+    at = f": {progress['stage']} {progress['words']}" if progress.get("words") else f", at {step}" if step is not None else ""
+    return Diagnosis(cause=f"It is {state.state.value.lower()}{at}.", evidence=history)
 
 
 def _waiting(run: RunDir, state: BackendState, history: list[str]) -> Diagnosis:

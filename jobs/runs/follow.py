@@ -196,6 +196,8 @@ class _Eta:
 
 def describe(report: dict[str, Any], metrics: dict[str, Any], eta: _Eta, view: RunView) -> str:
     """`120/300 steps  loss 4.21  12.3k tokens/s  ETA 0:42` of a progress report, with what the run's own job says."""
+    if report.get("words"):
+        return str(report["words"])
     done, total, unit = report["done"], report.get("total"), report.get("unit", "")
     if unit == "B":
         done, total, unit = round(done / 1e6, 1), None if total is None else round(total / 1e6, 1), "MB"

@@ -117,7 +117,7 @@ def summary(run: RunDir, state: BackendState) -> dict[str, Any]:
         "step": metrics.get("step"),
         "steps": (record.get("config") or {}).get("steps"),
         "loss": metrics.get("train/loss"),
-        "progress": {key: progress.get(key) for key in ("stage", "done", "total", "unit")} if progress else None,
+        "progress": {key: progress.get(key) for key in ("stage", "done", "total", "unit", "words")} if progress else None,
         "directory": str(run.path),
         "wandb": (read_json(run.path / WANDB_ADDRESS) or {}).get("address"),
     }

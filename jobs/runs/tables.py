@@ -96,8 +96,10 @@ class LongTable:
 
 
 def progress_words(row: Mapping[str, Any]) -> str:
-    """`step 120/300` or `tokenize 3/8 shards`."""
+    """`step 120/300` or `tokenize 3/8 shards`, or what the job says in words of its own."""
     progress = row.get("progress")
+    if progress and progress.get("words"):
+        return f"{progress['stage']} {progress['words']}"
     if row.get("step") is not None:
         return f"step {row['step']}" + (f"/{row['steps']}" if row.get("steps") else "")
     if not progress:

@@ -10,6 +10,8 @@ from jobs.registry import view_class
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from jobs.runs.endpoint import Endpoint
+
 
 class RunView:
     """The answers that hold for every job. A job overrides some in a subclass, and names that in its JobSpec:
@@ -17,8 +19,16 @@ class RunView:
     inside functions only.
     """
 
+    serves = False  # whether the job's runs answer requests
+
     def __init__(self, run: RunDir) -> None:
         self.run = run
+
+    # --- what answers requests
+
+    def endpoint(self) -> "Endpoint | None":
+        """Where the run answers requests now; None: nowhere."""
+        return None
 
     # --- what belongs to it
 

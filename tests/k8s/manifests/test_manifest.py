@@ -14,6 +14,7 @@ from cluster.config_reader import load_section
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from k8s.manifests.job import dump, render_job, render_release_controller
+from k8s.manifests.service import render_service
 from k8s.manifests.strategic_merge import merge
 from k8s.names import LONGEST_NAME, name_of
 from k8s.profile import K8sProfile
@@ -115,8 +116,24 @@ def test_a_release_controllers_pods_can_be_told_from_a_runs_however_long_its_nam
     assert len(name) < 58, "of 63, five are random, after a -: a longer one is cut"
 
 
+def test_a_service_stands_before_the_first_pod_of_a_run_that_answers_requests() -> None:
+    run = run_of(Case())
+    profile = K8sProfile.model_validate(TEAM)
+    assert render_service(run, profile, 1) is None
+    run.record["service"] = {"port": 8000}  # type: ignore[index]
+    first, later = render_service(run, profile, 1), render_service(run, profile, 2)
+    assert first is not None
+    assert later is not None
+    compare("service.yaml", dump([first]))
+    assert first["metadata"]["name"] == later["metadata"]["name"], "clients keep the name when the run is submitted again"
+    pod = render_job(run, Resources(), profile)["spec"]["template"]["metadata"]["labels"]
+    selector = {key: value for key, value in first["spec"]["selector"].items() if not key.startswith("batch.kubernetes.io/")}
+    assert selector.items() <= pod.items()
+
+
 def test_no_golden_file_is_left_over() -> None:
-    assert {path.name for path in GOLDEN.iterdir()} == {"release-controller.yaml", *(f"{name}.yaml" for name in CASES)}
+    others = {"release-controller.yaml", "service.yaml"}
+    assert {path.name for path in GOLDEN.iterdir()} == {*others, *(f"{name}.yaml" for name in CASES)}
 
 
 @pytest.mark.parametrize("name", sorted({*CASES} - {"patched"}))

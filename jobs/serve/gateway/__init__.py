@@ -1,0 +1,1 @@
+"""The one address of an endpoint: takes requests, picks replicas, passes answers through, continues what breaks off."""

@@ -1,0 +1,84 @@
+"""A serving run that must leave hands over: a second run of the same keys starts, and this one serves until that answers."""
+
+import logging
+import time
+
+from cluster.backends.profiles import load_backend
+from cluster.errors import RopewalkError
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from cluster.run.files import read_json, write_json
+from cluster.spec import RunState
+from jobs.runs.status import settle
+from jobs.runs.submit import start
+from jobs.serve.config import ServeConfig
+from jobs.serve.files import ServingFiles
+
+log = logging.getLogger(__name__)
+
+ORIGIN = (
+    "job",
+    "entry",
+    "engine",
+    "preload",
+    "sidecars",
+    "config",
+    "cluster",
+    "created",
+    "versions",
+    "command",
+    "code",
+    "project",
+)
+ASK_SECONDS = 3.0
+
+
+class Handover:
+    """Decides when to hand over, submits the successor, and sees whether it answers."""
+
+    def __init__(self, context: JobContext, config: ServeConfig) -> None:
+        self.context, self.config = context, config
+        self.files = ServingFiles(context.run)
+        self._began, self._asked = time.monotonic(), 0.0
+        limit = context.run.resources(context.attempt).time_limit_minutes
+        self._limit = limit * 60 - config.resources.grace_seconds if limit is not None else None
+
+    def due(self) -> bool:
+        """Whether the time limit is near enough that a successor must start now."""
+        if not self.config.handover or self._limit is None:
+            return False
+        return time.monotonic() - self._began > self._limit - self.config.handover_minutes * 60
+
+    def begin(self) -> RunDir | None:
+        """Submit the successor, unless the run was cancelled or hands nothing over; None where there is none."""
+        run = self.context.run
+        if not self.config.handover or run.cancel_requested:
+            return None
+        if found := read_json(self.files.successor):
+            return RunDir(run.path.parent / str(found["run"]))
+        record = {key: run.record[key] for key in ORIGIN if key in run.record}
+        successor = RunDir.create(self.config.name or "serve", {**record, "continues": run.id}, run.path.parent)
+        try:
+            start(load_backend(str(run.record["cluster"])), [successor], self.config.resources)
+        except (RopewalkError, OSError) as error:
+            log.error("no successor could be submitted: %s", error)
+            run.event("handover_failed", error=str(error))
+            return None
+        write_json(self.files.successor, {"run": successor.id, "time": time.time()})
+        run.event("handover_begun", successor=successor.id)
+        return successor
+
+    def answers(self, successor: RunDir) -> bool:
+        """Whether the successor serves, or will not any more."""
+        state = read_json(ServingFiles(successor).state) or {}
+        address = read_json(ServingFiles(successor).address) or {}
+        if state.get("stable") and address.get("address") and not address.get("closed"):
+            return True
+        if time.monotonic() - self._asked < ASK_SECONDS:
+            return False
+        self._asked = time.monotonic()
+        found = settle(successor)
+        if found.state.final and found.state is not RunState.SUCCEEDED:
+            self.context.run.event("handover_failed", error=f"{successor.id}: {found.reason}")
+            return True
+        return False

@@ -1,0 +1,166 @@
+"""A replica of Ray Serve: it starts an engine on its node, says where that answers, and lives as long as it does.
+
+Requests never pass through it: the gateway talks to the engine. When Ray Serve takes the replica away, it first leaves the routes
+and lets the engine finish what it has begun.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+import urllib.request
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.run.files import write_json
+
+if TYPE_CHECKING:
+    from jobs.engines.process import EngineProcess
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.2
+QUIET_SECONDS = 2.0  # for so long no request must be under way before a draining engine is ended: routes take a moment
+
+
+class ReplicaState(StrEnum):
+    """What a replica says of itself."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    FAILED = "failed"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSpec:
+    """What a replica is told: plain values, since they travel to another node."""
+
+    app: str
+    version: str
+    model: str  # the Hugging Face directory
+    engine: str
+    engine_command: tuple[str, ...] | None
+    slots: int
+    threads: int | None
+    context: int | None
+    folder: str  # where it writes its record
+    logs: str  # the attempt's logs
+    start_seconds: float
+    drain_seconds: float
+    own_address: bool  # listen at the node's address; else at the loopback
+    token: str | None = field(default=None, repr=False)  # that the engine asks for
+
+
+class Replica:
+    """The deployment's class: Ray Serve makes one object a replica, each in a process of its own."""
+
+    def __init__(self, spec: ReplicaSpec) -> None:
+        from ray import serve
+
+        context = serve.get_replica_context()
+        self.spec, self.id = spec, f"{spec.app}.{context.replica_tag}"
+        self._record = Path(spec.folder) / f"{self.id}.json"
+        self._actor = context.replica_id.to_full_id_str()
+        self._ending = False
+        self._told: dict[str, Any] = {}
+        self._tell(ReplicaState.STARTING)
+        try:
+            self._engine, engine_name = self._start()
+        except Exception as error:
+            self._tell(ReplicaState.FAILED, cause=str(error))
+            raise
+        self._tell(ReplicaState.SERVING, url=self._engine.url, engine=engine_name)
+        threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
+
+    def _start(self) -> "tuple[EngineProcess, str]":
+        from jobs.engines.engine import EngineOptions
+        from jobs.engines.process import EngineProcess
+        from jobs.serve.engine_command import engine_of
+
+        spec = self.spec
+        engine = engine_of(spec.engine, spec.engine_command)
+        options = EngineOptions(
+            host=own_address() if spec.own_address else "127.0.0.1",
+            slots=spec.slots,
+            threads=spec.threads,
+            context=spec.context,
+            name=spec.version,
+            token=spec.token,
+        )
+        started = EngineProcess.start(engine, Path(spec.model), options, log=Path(spec.logs) / f"engine-{self.id}.log")
+        try:
+            started.await_ready(spec.start_seconds)
+        except BaseException:
+            started.stop()
+            raise
+        return started, engine.name
+
+    def _watch(self) -> None:
+        """End this process when the engine has ended: Ray Serve then starts another replica."""
+        while self._engine.alive():
+            time.sleep(LOOK_SECONDS)
+        if not self._ending:
+            log.error("the engine of replica %s has ended", self.id)
+            with suppress(OSError):
+                self._record.unlink(missing_ok=True)
+            os._exit(1)
+
+    def check_health(self) -> None:
+        """Asked by Ray Serve. Raises RuntimeError once the engine is gone."""
+        if not self._ending and not self._engine.alive():
+            raise RuntimeError(f"the engine of replica {self.id} has ended")
+
+    def __call__(self) -> str:
+        """The replica's name: nothing else is asked through Ray Serve."""
+        return self.id
+
+    def __del__(self) -> None:
+        """Called by Ray Serve when the replica is to go: leave the routes, let requests end, end the engine."""
+        engine = getattr(self, "_engine", None)
+        if engine is None or self._ending:
+            return
+        self._ending = True
+        self._tell(ReplicaState.DRAINING, **{key: self._told[key] for key in ("url", "engine")})
+        drained(engine.url, self.spec.token, self.spec.drain_seconds)
+        engine.stop()
+        self._record.unlink(missing_ok=True)
+
+    def _tell(self, state: ReplicaState, **more: Any) -> None:
+        about = {"id": self.id, "actor": self._actor, "version": self.spec.version, "slots": self.spec.slots}
+        self._told = {**about, "state": state.value, "node": os.uname().nodename, "pid": os.getpid(), "time": time.time(), **more}
+        write_json(self._record, self._told, durable=False)
+
+
+def own_address() -> str:
+    """The address at which other nodes reach this one, as Ray knows it."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
+def drained(url: str, token: str | None, seconds: float) -> bool:
+    """Wait until an engine has had no request for a moment, at most so many seconds; returns whether it has none."""
+    deadline, quiet_since = time.monotonic() + seconds, time.monotonic()
+    while time.monotonic() < deadline:
+        if under_way(url, token):
+            quiet_since = time.monotonic()
+        elif time.monotonic() - quiet_since >= QUIET_SECONDS:
+            return True
+        time.sleep(LOOK_SECONDS)
+    return False
+
+
+def under_way(url: str, token: str | None) -> int:
+    """The requests that an engine has begun or queued; 0 where it does not say."""
+    asked = urllib.request.Request(f"{url}/health", headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(asked, timeout=5) as answer:
+            found = json.loads(answer.read())
+        return int(found.get("running", 0)) + int(found.get("waiting", 0))
+    except (OSError, ValueError, AttributeError):
+        return 0

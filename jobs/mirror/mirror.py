@@ -11,7 +11,7 @@ from typing import Any
 from cluster.errors import BackendError
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
-from cluster.run.names import WANDB_ADDRESS
+from cluster.run.names import HISTOGRAMS, WANDB_ADDRESS
 from cluster.spec import Outcome
 from jobs.mirror.alerts import alerts
 from jobs.mirror.feed import Feed
@@ -157,7 +157,7 @@ class Mirror:
 def sizes(run: RunDir) -> dict[str, int]:
     """The bytes of each file that is mirrored."""
     attempts = [*run.path.glob("attempts/*/nodes/node-*.jsonl"), *run.path.glob("attempts/*/outcome.json")]
-    paths = [run.metrics, *run.events.files(), *attempts]
+    paths = [run.metrics, run.path / HISTOGRAMS, *run.events.files(), *attempts]
     return {path.relative_to(run.path).as_posix(): path.stat().st_size for path in sorted(paths) if path.exists()}
 
 

@@ -39,7 +39,7 @@ class WandbRun:
         self._wandb = wandb.init(**_arguments(run, attempt, offline=offline))
         self._wandb.define_metric("train/step")
         self._wandb.define_metric("system/time")
-        for section in ("train", "evaluation", "events"):
+        for section in ("train", "evaluation", "events", "layers"):
             self._wandb.define_metric(f"{section}/*", step_metric="train/step")
         self._wandb.define_metric("validation/*", step_metric="train/step", summary="last")
         for name, best in BEST.items():
@@ -118,9 +118,18 @@ def wandb_values(line: Line) -> dict[str, Any]:
             }
         case Kind.EVENT:
             return {f"events/{values['event']}": 1, "train/step": line.step, "events/time": values["time"]}
+        case Kind.HISTOGRAMS:
+            made = {f"layers/{name}": _histogram(counts, values["edges"]) for name, counts in values["counts"].items()}
+            return {**made, "train/step": line.step}
     node = values.get("node", 0)
     samples = {f"system/node-{node}/{key}": value for key, value in values.items() if key not in {"time", "node"}}
     return {**samples, "system/time": values["time"]}
+
+
+def _histogram(counts: list[int], edges: list[float]) -> Any:
+    import wandb
+
+    return wandb.Histogram(np_histogram=(counts, edges))
 
 
 def project_of(run: RunDir) -> tuple[str, str | None]:

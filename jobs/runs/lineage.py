@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from cluster.errors import RopewalkError
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json
+from cluster.run.names import PREPARED_DATA
 from cluster.storage import StoragePath
 from jobs.tracking.metrics import curves
 
 READS_DATA = ("data", "input")  # keys of a job that name data sets
 _READS_MODELS = ("model", "teacher", "start_from")
-PREPARED = "data.json"  # {path, hash}: path is relative to the run, or whole
 _STEP = re.compile(r"step-(\d+)$")
 _AT_STEP = re.compile(r"(.+)@(\d+)")
 _LOOK_SECONDS = 2.0  # a store that does not answer must not hold up a mirror
@@ -67,7 +67,7 @@ def checkpoints_to_upload(run: RunDir, *, only_best: bool) -> list[tuple[int, li
 
 def _prepared(run: RunDir) -> Reference | None:
     """The data set that was made of the run's data before it began to learn: its place is in the run's directory."""
-    record = read_json(run.path / PREPARED)
+    record = read_json(run.path / PREPARED_DATA)
     if not isinstance(record, dict) or not isinstance(record.get("path"), str):
         return None
     path = record["path"]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.run.files import read_json, write_atomically, write_json
+from cluster.run.names import PICTURES, TABLES
 
-TABLES, PICTURES = "tables", "pictures"  # folders of the run's directory
 MOST_ROWS = 1000
 _LONGEST = 10_000  # characters of a cell
 

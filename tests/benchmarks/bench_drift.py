@@ -1,6 +1,7 @@
 """A planted drift of 20%: how often it is found, and how often something is found where there is nothing, on real text.
 
     python -m tests.benchmarks.bench_drift [--texts 1000] [--tries 20] [--null 200] [--series 20] [--documents FILE.jsonl.zst]
+        [--only-documents]
 
 Prompts are BoolQ's questions with a fifth from NQ-open, and the other way round (tests/real_data.py): both are questions to a
 search engine, so that the planted ones are hard to tell. With `--documents` (lines of {text, source}) the two largest sources are
@@ -112,12 +113,13 @@ def main() -> None:
     parser.add_argument("--null", type=int, default=200)
     parser.add_argument("--series", type=int, default=20)
     parser.add_argument("--documents", type=Path, default=None)
+    parser.add_argument("--only-documents", action="store_true")
     given = parser.parse_args()
-    boolq, open_questions = questions("BoolQ/dev.jsonl"), questions("NQ-open/test.jsonl")
-    found = {
-        "BoolQ, planted NQ-open": measure(boolq, open_questions, given.texts, given),
-        "NQ-open, planted BoolQ": measure(open_questions, boolq, given.texts, given),
-    }
+    found = {}
+    if not given.only_documents:
+        boolq, open_questions = questions("BoolQ/dev.jsonl"), questions("NQ-open/test.jsonl")
+        found["BoolQ, planted NQ-open"] = measure(boolq, open_questions, given.texts, given)
+        found["NQ-open, planted BoolQ"] = measure(open_questions, boolq, given.texts, given)
     if given.documents:
         (one, texts), (other, more) = documents(given.documents).items()
         found[f"{one}, planted {other}"] = measure(texts, more, given.texts // 2, given)

@@ -66,6 +66,13 @@ JOBS: dict[str, JobSpec] = {
             reports=("train/loss", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION, "validation/gap"),
         ),
         JobSpec(
+            name="answers",
+            summary="Ask a served teacher, and keep its answers as conversations that finetune learns from.",
+            config="jobs.distill.answers.config:AnswersConfig",
+            entry="jobs.distill.answers.job:main",
+            engine=Engine.PROCESS,
+        ),
+        JobSpec(
             name="distill",
             summary="Teach a smaller model, a preset or cut out of the teacher, what a larger one knows.",
             config="jobs.distill.config:DistillConfig",
@@ -92,6 +99,21 @@ JOBS: dict[str, JobSpec] = {
             engine=Engine.RANKS,
             preload=(*_TRAINING, "jobs.audit.job"),
             view="jobs.audit.view:AuditView",
+        ),
+        JobSpec(
+            name="collect",
+            summary="Make conversations and preferences of what a serving run has captured.",
+            config="jobs.collect.config:CollectConfig",
+            entry="jobs.collect.job:main",
+            engine=Engine.PROCESS,
+        ),
+        JobSpec(
+            name="refresh",
+            summary="Watch a serving run: learn from feedback, judge, canary and promote; each step is a run.",
+            config="jobs.refresh.config:RefreshConfig",
+            entry="jobs.refresh.job:main",
+            engine=Engine.PROCESS,
+            view="jobs.refresh.view:RefreshView",
         ),
         JobSpec(
             name="serve",

@@ -21,6 +21,7 @@ SMALL = {
     "bench_compress": ["--tiny", "--sequences", "4", "--calibration", "2"],
     "bench_speculative": ["--tiny", "--tokens", "8", "--n-max", "2", "--draft", "Q8_0"],
     "bench_command": ["--rounds", "1", "--kills", "1", "--seconds", "1"],
+    "bench_drift": ["--texts", "100", "--tries", "1", "--null", "2", "--series", "0"],
     "bench_hung": ["--hangs", "1"],
     "bench_loader": ["--tokens", "200000", "--rounds", "1"],
     "bench_many_runs": ["--runs", "20"],

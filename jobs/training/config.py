@@ -137,3 +137,6 @@ class TrainingConfig(JobConfig):
     ema: EmaConfig | None = Field(default=None, description="a running mean of the weights; unset: none")
     start_from: StartFrom | None = Field(default=None, description="continue from the state of another run's checkpoint")
     log_every: int = Field(default=1, ge=1, description="steps between two lines of metrics")
+    layers_every: int | None = Field(
+        default=None, ge=1, description="steps between two looks at norms and histograms of gradients and weights; unset: none"
+    )

@@ -19,6 +19,7 @@ SMALL = {
     "bench_grpo_oracles": ["--variants", "grpo", "--ranks", "1", "--weights", "all", "--trl", "none"],
     "bench_audit": ["--items", "4", "--peer", "4"],
     "bench_command": ["--rounds", "1", "--kills", "1", "--seconds", "1"],
+    "bench_drift": ["--texts", "100", "--tries", "1", "--null", "2", "--series", "0"],
     "bench_hung": ["--hangs", "1"],
     "bench_loader": ["--tokens", "200000", "--rounds", "1"],
     "bench_many_runs": ["--runs", "20"],

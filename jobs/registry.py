@@ -94,6 +94,21 @@ JOBS: dict[str, JobSpec] = {
             view="jobs.audit.view:AuditView",
         ),
         JobSpec(
+            name="collect",
+            summary="Make conversations and preferences of what a serving run has captured.",
+            config="jobs.collect.config:CollectConfig",
+            entry="jobs.collect.job:main",
+            engine=Engine.PROCESS,
+        ),
+        JobSpec(
+            name="refresh",
+            summary="Watch a serving run: learn from feedback, judge, canary and promote; each step is a run.",
+            config="jobs.refresh.config:RefreshConfig",
+            entry="jobs.refresh.job:main",
+            engine=Engine.PROCESS,
+            view="jobs.refresh.view:RefreshView",
+        ),
+        JobSpec(
             name="serve",
             summary="Answer requests with a model, through OpenAI's API: replicas, updates without a lost answer.",
             config="jobs.serve.config:ServeConfig",

@@ -35,7 +35,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {
             *("jobs.preprocess", "jobs.pretrain", "jobs.finetune", "jobs.align", "jobs.evaluate", "jobs.audit"),
             *("jobs.sweep", "jobs.command", "jobs.function", "jobs.pipeline"),
-            *("jobs.distill", "jobs.compress", "jobs.serve", "jobs.refresh"),
+            *("jobs.distill", "jobs.compress", "jobs.serve", "jobs.refresh", "jobs.collect"),
         },
         {"jobs.cli"},
     ),

@@ -24,9 +24,9 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two evaluated models item by item: the difference, its interval, and the smallest one that would show."""
-    from jobs.evaluate.comparison import compare as compare_sides
     from jobs.evaluate.comparison_report import row, write_comparison
-    from jobs.evaluate.evaluations import FOLDER, find_evaluations
+    from jobs.runs.comparison import compare as compare_sides
+    from jobs.runs.evaluations import FOLDER, find_evaluations
     from jobs.runs.tables import console, table
 
     sides = find_evaluations(first), find_evaluations(second)

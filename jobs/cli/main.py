@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from jobs.cli import chat, drift, evaluations, export, feedback, models, run, runs, site, sweep
+from jobs.cli import chat, drift, evaluations, export, feedback, models, run, runs, site, sweep, trace
 
 app = typer.Typer(
     help="Raw text to a trained language model, on a laptop, on Slurm or on Kubernetes. After `ropewalk --install-completion` "
@@ -21,7 +21,7 @@ PANELS = {
     "Run": (run.run, run.submit, run.resume, runs.scale, runs.cancel),
     "Look": (runs.ps, runs.show, runs.logs, runs.why, runs.top, runs.wait),
     "Data and models": (export.export, chat.chat, sweep.best, sweep.confirm, evaluations.compare, drift.drift, export.sync),
-    "Registry": (models.models, models.promote, models.rollback),
+    "Registry": (models.models, models.promote, models.rollback, models.approve, trace.trace),
     "Feedback": (feedback.feedback, feedback.review),
     "Machine": (site.quickstart, site.doctor, site.lab),
 }

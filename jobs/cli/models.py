@@ -1,4 +1,4 @@
-"""Commands about models of the registry: models, promote, rollback."""
+"""Commands about models of the registry: models, promote, rollback, approve."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs.cli import complete
-from jobs.cli.arguments import AsJson
+from jobs.cli.arguments import AsJson, RunRef
 
 if TYPE_CHECKING:
     from jobs.runs.model_versions import Move, RegisteredModel
@@ -92,6 +92,26 @@ def rollback(
         print(json.dumps(move.plain(), default=str))
     else:
         print(_told(move))
+
+
+def approve(
+    run_ref: RunRef,
+    no: Annotated[str | None, typer.Option("--no", metavar="WHY", help="refuse the candidate; WHY is recorded")] = None,
+) -> None:
+    """Let the candidate of a refresh that waits for a person have traffic, or refuse it."""
+    from cluster.errors import ConfigError
+    from jobs.models.register import who
+    from jobs.runs.status import find_run
+    from jobs.runs.view import view_of
+
+    run = find_run(run_ref)
+    rounds = view_of(run).plain().get("rounds") if run.record.get("job") == "refresh" else None
+    waiting = [one for one in rounds or () if "asked" in one and "approval" not in one and "outcome" not in one]
+    if not waiting:
+        raise ConfigError(f"{run.id} does not wait for an approval; `ropewalk show {run.id}` says where it stands")
+    number, candidate = waiting[-1]["round"], waiting[-1]["candidate"]
+    run.requests.put("approved", {"round": number, "yes": no is None, "by": who(), "why": no})
+    print(f"round {number} of {run.id}: {candidate} {'gets traffic' if no is None else 'is refused'}")
 
 
 def _told(move: "Move") -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.run.files import write_atomically
-from jobs.evaluate.comparison import Compared, MetricComparison, differing
+from jobs.runs.comparison import Compared, MetricComparison, differing
 from jobs.runs.html import Table, page, paragraph
 
 _LONGEST = 600  # characters of a prompt that are shown; its end decides

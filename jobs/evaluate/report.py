@@ -10,9 +10,9 @@ from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import write_atomically, write_json
 from jobs.evaluate.config import EvaluateConfig
-from jobs.evaluate.evaluations import FOLDER, METRICS, REPORT, items_file
 from jobs.evaluate.held_out import HELD_OUT
 from jobs.evaluate.run_tasks import Evaluated
+from jobs.runs.evaluations import FOLDER, METRICS, REPORT, items_file
 from jobs.runs.html import Table, page, paragraph
 from jobs.scores.gate import NORMAL_95
 from jobs.scores.score import Score

@@ -100,13 +100,18 @@ def ancestors(lineage: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield from ancestors(base)
 
 
-def _data(run: RunDir) -> Iterator[dict[str, Any]]:
-    """What the run learnt from: data sets by the hash of their manifests, files by that of their bytes."""
+def data_paths(run: RunDir) -> list[str]:
+    """The data sets and files that a run names, and the data set that its conversations became."""
     config = run.record.get("config") or {}
     paths = [path for key in READS_DATA for path in paths_in(config.get(key))]
     if prepared := read_json(run.path / _PREPARED):
         paths.append(os.path.normpath(run.path / str(prepared["path"])))
-    for path in paths:
+    return list(dict.fromkeys(paths))
+
+
+def _data(run: RunDir) -> Iterator[dict[str, Any]]:
+    """What the run learnt from: data sets by the hash of their manifests, files by that of their bytes."""
+    for path in data_paths(run):
         made = data_set(path)
         if made is not None:
             yield {"name": made.name, **made.metadata}

@@ -1,22 +1,16 @@
 """The runs of a pipeline's steps: each is written down once, submitted once, and resumed with the pipeline."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Sequence
 
 from cluster.backends.base import Backend
 from cluster.backends.profiles import load_backend
-from cluster.errors import AlreadyRunningError
 from cluster.run.directory import RunDir
-from cluster.run.files import dated_label, locked
-from cluster.spec import RunState
+from cluster.run.files import locked
 from jobs.pipeline.config import PipelineConfig
 from jobs.pipeline.references import Made
-from jobs.runs.status import GONE, settle
-from jobs.runs.submit import make_record, project_record, resume, start_with_needed
+from jobs.runs.children import create_child, find_child, start_child
 
 LOCK = "steps.lock"  # in the pipeline's directory: two who resume it at once take turns
-ORIGIN = ("created", "versions", "command", "code")  # of the pipeline's record: steps run what was submitted with it
 
 
 def config_of_run(pipeline: RunDir) -> PipelineConfig:
@@ -25,17 +19,9 @@ def config_of_run(pipeline: RunDir) -> PipelineConfig:
 
 
 def step_runs(pipeline: RunDir, config: PipelineConfig) -> dict[str, RunDir]:
-    """The run of each step that has one, in the order of the steps. They lie beside the pipeline, and say whose they are."""
-    found: dict[str, RunDir] = {}
-    for name in config.order():
-        label = dated_label(config.step_name(name))
-        for path in sorted(pipeline.path.parent.glob(f"{label}-*"), reverse=True):  # the newest are this pipeline's, as a rule
-            if (path / "run.yaml").is_file():
-                record = RunDir(path).record
-                if (record.get("parent"), record.get("step")) == (pipeline.id, name):
-                    found[name] = RunDir(path)
-                    break
-    return found
+    """The run of each step that has one, in the order of the steps."""
+    found = {name: find_child(pipeline, name, config.step_name(name)) for name in config.order()}
+    return {name: run for name, run in found.items() if run is not None}
 
 
 def submit_steps(pipeline: RunDir, after: Sequence[RunDir]) -> list[RunDir]:
@@ -50,19 +36,8 @@ def submit_steps(pipeline: RunDir, after: Sequence[RunDir]) -> list[RunDir]:
         runs = _write_down(pipeline, config, cluster, backend)
         for name, run in runs.items():
             needed = [runs[other] for other in config.needs(name)]
-            _submit(backend, run, needed or list(after))
+            start_child(backend, run, needed or list(after))
     return list(runs.values())
-
-
-def _submit(backend: Backend, run: RunDir, needed: Sequence[RunDir]) -> None:
-    if not run.attempts():
-        start_with_needed(backend, run, run.resources(), needed)
-        return
-    state = settle(run)
-    under_way = not state.state.final and state.state is not RunState.UNKNOWN and state.word not in GONE
-    if not under_way and state.state is not RunState.SUCCEEDED:
-        with suppress(AlreadyRunningError):  # somebody else was faster
-            resume(run, after=needed)
 
 
 def _write_down(pipeline: RunDir, config: PipelineConfig, cluster: str, backend: Backend) -> dict[str, RunDir]:
@@ -74,21 +49,12 @@ def _write_down(pipeline: RunDir, config: PipelineConfig, cluster: str, backend:
         own = config.step_config(name, made, {"wandb": {**pipeline.record["config"]["wandb"], "group": _group(pipeline)}})
         made_by = runs.get(name)
         if made_by is None:
-            origin = {key: pipeline.record[key] for key in ORIGIN if key in pipeline.record}
-            record = {
-                **make_record(config.steps[name].job, own, cluster, origin),
-                **project_record(own, pipeline.path.parent if backend.ships_code else None),
-                **_role(pipeline, name),
-            }
-            made_by = RunDir.create(str(own.name), record, pipeline.path.parent)
+            job = config.steps[name].job
+            # a step that fails ends those that need it, and the pipeline, but none beside it
+            made_by = create_child(pipeline, name, job, own, cluster=cluster, backend=backend, outlives_parent=True)
         ordered[name] = made_by
         made[name] = Made(made_by.id, own.model_dump(mode="json"))
     return ordered
-
-
-def _role(pipeline: RunDir, name: str) -> Mapping[str, Any]:
-    # a step that fails ends those that need it, and the pipeline, but none beside it
-    return {"parent": pipeline.id, "step": name, "outlives_parent": True}
 
 
 def _group(pipeline: RunDir) -> str:

@@ -48,6 +48,11 @@ EVENTS: dict[str, str] = {
     # fine-tuning
     "conversations": "learns from {train} conversations in {samples} samples, {validation} held out, {too_long} too long",
     "prepared": "prepared {conversations} conversations, rejected {rejected} {reasons}: {path}",
+    # the loop back
+    "approval_awaited": "round {round}: {candidate} has passed its gate and waits for a person: `ropewalk approve RUN`",
+    "collected": "collected {new:count new conversation}, {replay} of before, {pairs:count pair}",
+    "round_began": "round {round} began: {why}",
+    "round_ended": "round {round}: {outcome}: {words}",
     # distillation
     "pruned": "cut out of its teacher: {parameters_after:,} of {parameters_before:,} parameters, layers {layers}",
     # alignment

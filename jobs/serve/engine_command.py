@@ -24,6 +24,10 @@ class CommandEngine:
         """None: whether the program is there shows when it is started."""
         return None
 
+    def refuses(self, model: Path) -> str | None:
+        """None: what the program can load shows when it is started."""
+        return None
+
     def prepare(self, model: Path, options: EngineOptions) -> Path:
         """The model's directory itself."""
         return model

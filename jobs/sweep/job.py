@@ -21,6 +21,7 @@ from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import write_atomically
 from cluster.spec import RunState
+from jobs.runs.launcher import launcher
 from jobs.runs.status import final_outcome
 from jobs.runs.submit import make_record, unwritten_run
 from jobs.sweep.allocation import placement
@@ -28,7 +29,6 @@ from jobs.sweep.checkpoint_reference import release_all
 from jobs.sweep.checks import concurrent_trials, decision_steps, sample_config, steps_of, trial_defaults
 from jobs.sweep.config import SweepConfig
 from jobs.sweep.context import CLUSTERS, SweepContext
-from jobs.sweep.launcher import launcher
 from jobs.sweep.records import SWEEP_CANCELLED, WITH_THE_SWEEP, TrialRecord, TrialState, read_records, write_record
 from jobs.sweep.results import read_sweep
 from jobs.sweep.trial_runs import await_end, end_run

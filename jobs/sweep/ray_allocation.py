@@ -23,7 +23,7 @@ from cluster.run.directory import RunDir
 from cluster.spec import StopReason
 from cluster.supervise.agent_environment import agent_environment
 from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
-from jobs.sweep.launcher import OURS
+from jobs.runs.launcher import OURS
 
 ANSWER_SECONDS = 60.0
 LOOK_SECONDS = 0.3  # between two questions about one process

@@ -13,12 +13,12 @@ from cluster.run.directory import RunDir
 from cluster.run.fence import Fence
 from cluster.spec import Outcome, RunState
 from jobs.runs.follow import LOST_ANSWERS, Watch
+from jobs.runs.launcher import ask
 from jobs.runs.status import GONE, final_outcome, states
 from jobs.sweep.allocation import TrialSupervisor
 from jobs.sweep.checkpoint_reference import checkpoint_of
 from jobs.sweep.context import SweepContext
 from jobs.sweep.curves import MetricFollower
-from jobs.sweep.launcher import ask
 from jobs.sweep.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
 from jobs.sweep.trial_runs import await_end, create_run, end_run
 from jobs.tracking.metrics import OWN_KEYS, latest_metrics

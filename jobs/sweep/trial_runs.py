@@ -10,10 +10,10 @@ from cluster.errors import BackendError, RopewalkError
 from cluster.run.directory import RunDir
 from jobs.registry import config_of, find_job
 from jobs.runs.follow import Watch
+from jobs.runs.launcher import ask
 from jobs.runs.status import final_outcome
 from jobs.runs.submit import make_record
 from jobs.sweep.context import SweepContext
-from jobs.sweep.launcher import ask
 from jobs.sweep.records import TrialRecord
 from jobs.sweep.space import merged
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cluster.run.directory import RunDir
-from jobs.evaluate.evaluations import FOLDER
 from jobs.evaluate.report import write_items
+from jobs.runs.evaluations import FOLDER
 from jobs.scores.compare import compare_pairs
 from tests.jobs.shell import Shell
 

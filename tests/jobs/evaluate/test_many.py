@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.run.files import read_lines
-from jobs.evaluate.evaluations import items_file
+from jobs.runs.evaluations import items_file
 from tests.jobs.evaluate.tasks import choice_task, likelihood_task, writing_task
 from tests.jobs.evaluate.test_tasks import decisions, evaluate, written
 from tests.jobs.launch import launch, make_run, start

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
-from jobs.evaluate.evaluations import items_file
+from jobs.runs.evaluations import items_file
 from tests.jobs.evaluate.tasks import choice_task, likelihood_task, rolling_task, write_task, writing_task
 from tests.jobs.launch import launch, log_of, make_run, start
 from tests.jobs.tiny import tiny_model

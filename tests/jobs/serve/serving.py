@@ -17,11 +17,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
-from jobs.models.promote import promote
 
 from cluster.process.kill import processes_of
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json
+from jobs.models.promote import promote
 from jobs.runs.cancel import cancel_runs
 from jobs.runs.submit import configure, submit
 from jobs.serve.files import ServingFiles

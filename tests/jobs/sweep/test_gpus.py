@@ -8,10 +8,10 @@ import pytest
 from cluster.errors import ConfigError
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
+from jobs.runs.launcher import users_environment
 from jobs.sweep.checks import concurrent_trials
 from jobs.sweep.config import SweepConfig
 from jobs.sweep.job import Driver
-from jobs.sweep.launcher import users_environment
 from tests.fakes.gpus import machine_with
 
 

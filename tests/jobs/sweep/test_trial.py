@@ -10,8 +10,8 @@ from cluster.errors import AlreadyRunningError, BackendError
 from cluster.run.directory import RunDir
 from cluster.run.files import write_json
 from cluster.spec import Outcome, RunState
+from jobs.runs.launcher import ask, launcher
 from jobs.sweep.context import SweepContext
-from jobs.sweep.launcher import ask, launcher
 from jobs.sweep.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
 from jobs.sweep.trial import TrialFollower
 from tests.jobs.sweeping import sweep_config

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.errors import ConfigError
-from jobs.evaluate.evaluations import METRICS, Evaluation
+from jobs.runs.evaluations import METRICS, Evaluation
 from jobs.scores.compare import Comparison, judge
 from jobs.scores.score import hash_of
 

@@ -4,7 +4,7 @@ What ends the sweep's driver or its Ray ends all their descendants, and blocks t
 trial must outlive them, and must get its signals. So this process detaches itself from the driver, ends when the driver is
 gone, and forks a short-lived child for each request.
 
-Usage: python -m jobs.sweep.launcher FOLDER DRIVER_PID [MODULE...]. The modules are loaded once for all local trials.
+Usage: python -m jobs.runs.launcher FOLDER DRIVER_PID [MODULE...]. The modules are loaded once for all local trials.
 """
 
 import argparse
@@ -56,14 +56,14 @@ def launcher(output: Path, environment: Mapping[str, str], modules: Sequence[str
     variables = users_environment(environment)
     # outside the node's own disk, whose owner ends whatever names it
     folder = make_scratch("w", variables.get("TMPDIR"))
-    command = [sys.executable, "-m", "jobs.sweep.launcher", str(folder), str(os.getpid()), *modules]
+    command = [sys.executable, "-m", "jobs.runs.launcher", str(folder), str(os.getpid()), *modules]
     try:
         with output.open("ab") as stream, stop_signals_blocked():
             subprocess.run(command, env=variables, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, check=True)
         deadline = time.monotonic() + START_SECONDS
         while not (folder / SOCKET).exists():
             if time.monotonic() > deadline:
-                raise RuntimeError(f"the launcher of trials did not start; see {output}")
+                raise RuntimeError(f"the launcher did not start; see {output}")
             time.sleep(0.01)
         yield folder
         (folder / SOCKET).unlink()
@@ -89,7 +89,7 @@ def ask(folder: Path, verb: str, run: RunDir, gpus: str = "") -> None:
             with connection.makefile("rb") as stream:
                 answer = json.loads(stream.readline() or b'{"error": "the launcher died of the request"}')
     except OSError as error:
-        raise BackendError(f"the sweep's launcher does not answer: {error}") from error
+        raise BackendError(f"the launcher of runs does not answer: {error}") from error
     if answer.get("active"):
         raise AlreadyRunningError(run.id, answer["active"])
     if answer["error"]:

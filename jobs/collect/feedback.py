@@ -1,0 +1,58 @@
+"""What people said of a serving run's answers, as conversations to learn and pairs of answers to prefer, each with its origin."""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cluster.run.directory import RunDir
+from jobs.feedback.read import Captured, exchanges
+from jobs.feedback.training_data import answer_of, prompt_of, to_conversations, to_pairs
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learnt:
+    """What is made of exchanges; what is left out is counted by reason."""
+
+    conversations: list[Record]
+    pairs: list[Record]
+    counts: Counter[str]
+
+
+def learn_from(run: RunDir, *, since: float | None, until: float, unrated: bool) -> Learnt:
+    """Conversations and pairs of a serving run's exchanges, and of what was said of them before `until`."""
+    found = [
+        replace(one, ratings=tuple(rating for rating in one.ratings if rating.time < until))
+        for one in exchanges(run.path, since, until)
+    ]
+    origin = {one.id: one for one in found}
+    conversations, pairs = to_conversations(found), to_pairs(found)
+    records = [*conversations.records, *(_unrated(found) if unrated else ())]
+    words = Counter(_said(one) for one in found)
+    return Learnt(
+        conversations=[_with_origin(record, origin[record["id"]]) for record in records],
+        pairs=[_with_origin(record, origin[record["id"]]) for record in pairs.records],
+        counts=Counter({"exchanges": len(found)}) + words + conversations.left_out,
+    )
+
+
+def _said(one: Captured) -> str:
+    if one.correction is not None:
+        return "corrected"
+    return {1: "liked", -1: "disliked", None: "not judged"}[one.rating]
+
+
+def _unrated(found: list[Captured]) -> list[Record]:
+    """Conversations of which nobody said anything."""
+    made = []
+    for one in found:
+        asked, answer = prompt_of(one), answer_of(one)
+        if not one.ratings and isinstance(asked, list) and isinstance(answer, list):
+            made.append({"messages": [*asked, *answer], **({"tools": one.tools} if one.tools else {}), "id": one.id})
+    return made
+
+
+def _with_origin(record: Record, one: Captured) -> Record:
+    ratings = [rating.id for rating in one.ratings]
+    return {**record, "version": one.version, "time": one.time, "ratings": ratings, "why": _said(one)}

@@ -1,0 +1,128 @@
+"""The loop on this machine, with real steps: unattended to production; and killed again and again, to the same end."""
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster.config_reader import load_config
+from cluster.process.kill import processes_of
+from cluster.run.directory import RunDir
+from cluster.spec import RunState
+from jobs.feedback.records import FOLDER, exchanges_store, ratings_store
+from jobs.models.promote import promote, rollback
+from jobs.refresh.config import RefreshConfig
+from jobs.refresh.rounds import read_rounds
+from jobs.runs.model_versions import RegisteredModel
+from jobs.runs.status import GONE, final_outcome, settle
+from jobs.runs.submit import resume, submit
+from tests.jobs.evaluate.tasks import choice_task
+from tests.jobs.finetune.chats import chats, make_base
+from tests.jobs.refresh.staged import captured, keep, rated
+from tests.patience import Patience, until
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAIN = {
+    "steps": 12,
+    "seq_len": 96,
+    "batch": {"global_batch": 6, "micro_batch": 3},
+    "optim": {"lr": 3e-3, "warmup_steps": 2},
+    "validation": {"every_steps": 100},
+    "checkpoint": {"every_steps": 2},
+}
+KILLS, MOST_LOOKS = 10, 20_000
+
+pytestmark = pytest.mark.soak
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for name, value in {"PYTHONPATH": ROOT, "ROPEWALK_RUNS": tmp_path / "runs", "WANDB_MODE": "disabled"}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    make_base(tmp_path / "base")
+    choice_task(tmp_path, 20)
+    promote(str(tmp_path / "base"), force="the first")
+    yield tmp_path
+    for process in processes_of(tmp_path):
+        process.kill()
+    until(lambda: not processes_of(tmp_path), Patience.START)
+
+
+def refresh(place: Path, name: str, **keys: Any) -> RunDir:
+    """Submit a refresh that watches a run of which sixty answers were corrected."""
+    served = RunDir.create("serve", {"job": "serve", "config": {}, "cluster": "local"}, place / "runs")
+    served.begin_attempt()
+    turns = [chat["messages"][:2] for chat in chats(60, turns=1)]
+    keep(exchanges_store(served.path / FOLDER), [captured(n, asked["content"], "wrong") for n, (asked, _) in enumerate(turns)])
+    said = [rated(n, correction=json.dumps(answer["content"])) for n, (_, answer) in enumerate(turns)]
+    keep(ratings_store(served.path / FOLDER), said)
+    gate = {"evaluate": {"tasks": ["choice.yaml"], "require": {"choice": ">= 0.0"}}}
+    values = {"watch": served.id, "name": name, "train": TRAIN, "gate": gate, "canary": None, **keys}
+    return submit("refresh", load_config(RefreshConfig, values))
+
+
+def ended(run: RunDir) -> RunState:
+    until(lambda: final_outcome(run) is not None, Patience.CLUSTER)
+    outcome = final_outcome(run)
+    assert outcome is not None
+    return outcome.state
+
+
+def weights_of(place: Path) -> str:
+    version = RegisteredModel(place / "runs", "main").current("production")
+    assert version is not None
+    return version.weights
+
+
+def test_from_feedback_to_production_without_a_person(place: Path) -> None:
+    began = time.monotonic()
+    run = refresh(place, "fresh")
+    assert ended(run) is RunState.SUCCEEDED, final_outcome(run)
+    (facts,) = read_rounds(run)
+    assert facts["outcome"] == "promoted", facts["words"]
+    assert time.monotonic() - began < 20 * 60
+    began = time.monotonic()
+    assert rollback().version == 1
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_random_points_it_ends_the_same(place: Path, seed: int) -> None:
+    """Any process of the run or of its steps: drivers, supervisors, agents, ranks."""
+    undisturbed = refresh(place, "calm")
+    assert ended(undisturbed) is RunState.SUCCEEDED, final_outcome(undisturbed)
+    (calm,) = read_rounds(undisturbed)
+    rollback()
+    draw, run = random.Random(seed), refresh(place, "killed")
+    killed: list[str] = []
+    for _ in range(MOST_LOOKS):
+        outcome = final_outcome(run)
+        if outcome is not None and outcome.state is RunState.SUCCEEDED:
+            break
+        if outcome is not None or settle(run).word in GONE:
+            resume(run)
+        elif len(killed) < KILLS:
+            time.sleep(draw.uniform(0.1, 6.0))
+            found = [process for process in processes_of(place) if process.is_running()]
+            if found:
+                victim = draw.choice(found)
+                killed.append(" ".join(victim.cmdline()[:4]) if psutil.pid_exists(victim.pid) else "gone")
+                victim.kill()
+        else:
+            time.sleep(0.5)
+    (facts,) = read_rounds(run)
+    assert (facts["outcome"], facts["data"] | {"run": ""}) == (calm["outcome"], calm["data"] | {"run": ""}), killed
+    assert {one["name"]: one["candidate"] for one in facts["verdict"]["comparisons"]} == {
+        one["name"]: one["candidate"] for one in calm["verdict"]["comparisons"]
+    }
+    steps = [str(child.record["step"]) for child in RunDir.all(place / "runs") if child.record.get("parent") == run.id]
+    assert sorted(steps) == ["1-collect", "1-evaluate-candidate", "1-evaluate-production", "1-train"], "each step is one run"
+    moves = [move.kind for move in RegisteredModel(place / "runs", "main").history("production")]
+    assert moves == ["promote", "promote", "rollback", "promote"], "each promotion is made once"

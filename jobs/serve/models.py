@@ -37,14 +37,6 @@ class Source(Protocol):
         """What is to be served now; `canary` is the alias of versions that are to have a share, None: there is none."""
         ...
 
-    def _why_barred(self, version: Version) -> str:
-        """Why its gates keep a version from traffic; to ask means to look at every run under the root."""
-        why, until = self._judged.get(version.id, ("", 0.0))
-        if time.monotonic() >= until:
-            why = why_barred(*_place_of(version), version.root)
-            self._judged[version.id] = why, time.monotonic() + GATE_SECONDS
-        return why
-
     def ref(self, version: str) -> str:
         """RUN@STEP or the directory of a version. Raises ConfigError."""
         ...

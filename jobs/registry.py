@@ -66,6 +66,13 @@ JOBS: dict[str, JobSpec] = {
             reports=("train/loss", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION, "validation/gap"),
         ),
         JobSpec(
+            name="answers",
+            summary="Ask a served teacher, and keep its answers as conversations that finetune learns from.",
+            config="jobs.distill.answers.config:AnswersConfig",
+            entry="jobs.distill.answers.job:main",
+            engine=Engine.PROCESS,
+        ),
+        JobSpec(
             name="distill",
             summary="Teach a smaller model, a preset or cut out of the teacher, what a larger one knows.",
             config="jobs.distill.config:DistillConfig",

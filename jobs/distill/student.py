@@ -39,7 +39,7 @@ def student_plan(
 
 def _cut_plan(context: JobContext, config: DistillConfig, group: Group, teacher: ModelPlan) -> ModelPlan:
     fingerprint = on_main(group, lambda: _cut_once(context, config, teacher))
-    return replace(teacher, config=config_from_fingerprint(fingerprint), weights=Weights(path=FOLDER))
+    return replace(teacher, config=config_from_fingerprint(fingerprint), weights=Weights(path=FOLDER), origin=teacher.weights)
 
 
 def _cut_once(context: JobContext, config: DistillConfig, teacher: ModelPlan) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class ModelPlan:
     config: Any  # of transformers
     seq_len: int
     weights: Weights | None = None  # None: drawn from the seed
+    origin: Weights | None = None  # where weights come from that were made for this run, such as cut out of another model
     adapter: Adapter | None = None  # what changes the model before it is sharded, such as peft's layers
     adapter_keys: dict[str, Any] | None = None  # the plain values that decide the adapter
     head: Head = "causal_lm"
@@ -70,7 +71,7 @@ class ModelPlan:
             fingerprint=model_fingerprint(self.config),
             seq_len=self.seq_len,
             tokenizer=tokenizer,
-            weights=self.weights,
+            weights=self.origin or self.weights,
             adapter=None if self.adapter is None else self.adapter_keys or {},
             head=self.head,
         )

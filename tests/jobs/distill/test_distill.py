@@ -12,6 +12,7 @@ from cluster.run.directory import RunDir
 from datapipe.loader.loader import Source, TokenLoader
 from jobs.distill.losses import Mix
 from jobs.training.export import export
+from jobs.training.model_record import require_record
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, launch, log_of, losses, make_run, pretrain_config, start, weights
 from tests.jobs.tiny import tiny_model
@@ -110,6 +111,9 @@ def test_a_student_comes_nearer_to_its_teacher_and_leaves_as_a_model(trained: Ru
     report = json.loads((run.path / "distill/report.json").read_text())
     assert report["table"] == results["table"]
     assert "Held-out text" in (run.path / "distill/report.html").read_text()
+    record = require_record(run).weights
+    assert record is not None
+    assert (record.run, record.step) == (str(trained.path), 60), "the model comes from its teacher"
     folder = export(run, tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert (model.config.num_hidden_layers, model.config.intermediate_size) == (2, 48)

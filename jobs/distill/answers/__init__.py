@@ -1,0 +1,1 @@
+"""The answers job: what a served teacher answers to prompts, as conversations to learn from."""

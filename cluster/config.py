@@ -120,6 +120,9 @@ class Tracking(Section):
     tags: tuple[str, ...] = Field(default=(), description="W&B tags, besides the cluster")
     job_type: str | None = Field(default=None, description="W&B job type; unset: the job")
     notes: str | None = Field(default=None, description="W&B notes")
+    upload: Literal["best", "all"] | None = Field(
+        default=None, description="weights to upload: of the best checkpoint at the end, or of all; unset: none, they are named"
+    )
     alerts: Literal["none", "failures", "all"] = Field(default="failures", description="what W&B tells the run's owner at once")
 
 

@@ -4,10 +4,14 @@
 RECORD = "run.yaml"  # what the run is; written once
 CODE_DIFF = "code.diff"  # the uncommitted changes of the code that the run was submitted with
 METRICS = "metrics.jsonl"  # all metrics, a JSON object a line
+HISTOGRAMS = "histograms.jsonl"  # by layer, a JSON object a line: step, edges, counts by name
 EVENTS = "events"  # a folder with one file a machine: what happened and when
 PROGRESS = "progress.json"  # where a long job stands now: {stage, done, total, unit, rates}
 REQUESTS = "requests.json"  # what users ask of the run: {cancel, nodes}
 CHECKPOINTS = "checkpoints"
+TABLES = "tables"  # what there is to read, for people and trackers: NAME.json of {columns, rows}
+PICTURES = "pictures"  # NAME.png
+PREPARED_DATA = "data.json"  # the data set that was made of the run's data: {path, hash}
 WANDB = "wandb"
 WANDB_ADDRESS = "wandb/address.json"  # where a person sees the run in W&B: {address}
 ATTEMPTS = "attempts"

@@ -10,7 +10,10 @@ import typer
 from jobs.cli import complete
 from jobs.cli.arguments import AsJson
 
-_SAMPLE = "a file or glob of texts or conversations, a data set, or a run that was trained"
+_SAMPLE = (
+    "a serving run (RUN, RUN@7d: the last seven days, RUN@14d..7d: the seven before), a file or glob of texts or conversations, "
+    "a data set, or a run that was trained"
+)
 
 
 def drift(

@@ -48,7 +48,7 @@ def feedback(
         console().print(line, soft_wrap=True)
 
 
-def review(
+def review(  # noqa: PLR0917 - typer reads the options of a command from its arguments
     run: RunRef = "latest",
     reviewer: Annotated[str | None, typer.Option("--reviewer", metavar="NAME", help="who judges; unset: your user name")] = None,
     endpoint: Annotated[
@@ -56,9 +56,12 @@ def review(
         typer.Option(
             "--endpoint",
             metavar="URL",
-            help="draw a second answer here where only one was captured; its token is read from $ROPEWALK_ENDPOINT_TOKEN",
+            help="draw second answers here, with the token in $ROPEWALK_ENDPOINT_TOKEN; unset: where the run serves",
         ),
     ] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample/--no-sample", help="draw a second answer where only one was captured and the run serves")
+    ] = True,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="where pairs.jsonl and chats.jsonl go; unset: the run's feedback/review"),
@@ -68,7 +71,7 @@ def review(
     """Compare, rate and correct a serving run's answers, blind, in a browser: pairs for align, conversations for finetune."""
     from jobs.feedback.review.serve import open_review
 
-    with open_review(run, reviewer=reviewer, ask_at=endpoint, out=out, port=port) as opened:
+    with open_review(run, reviewer=reviewer, ask_at=endpoint, sample=sample, out=out, port=port) as opened:
         print(f"{opened.words}\n{opened.server.link()}", flush=True)
         if sys.stdin.isatty():
             print("The link works once; Enter prints a new one, Ctrl-C ends.", flush=True)

@@ -1,7 +1,6 @@
 """Pictures of a comparison: lengths, languages, what a classifier says, what would be found, looks week after week."""
 
 import base64
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +8,9 @@ import numpy as np
 
 from jobs.drift.detect import Drift
 from jobs.drift.monitor import Monitor
-from jobs.runs.plots import EVENT, INK, MUTED, TRAIN, VALIDATION, dress
+from jobs.runs.plots import EVENT, MUTED, TRAIN, VALIDATION, as_png, dress
 
 CURRENT, REFERENCE = VALIDATION, TRAIN
-_DOTS_PER_INCH = 130
 _LANGUAGES_SHOWN = 12
 
 
@@ -31,18 +29,7 @@ def draw_drift(drift: Drift, monitor: Monitor | None = None) -> dict[str, str]:
 
 
 def _picture(draw: Callable[[Any], None]) -> str:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": MUTED, "font.family": "DejaVu Sans"}):
-        figure, axis = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
-        draw(axis)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, dpi=_DOTS_PER_INCH, facecolor="white", format="png")
-        plt.close(figure)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(as_png(draw)).decode()}"
 
 
 def _lengths(axis: Any, drift: Drift) -> None:

@@ -1,5 +1,7 @@
 """The texts that a user names: files, a data set, what a serving run was asked, what a training run learnt from."""
 
+import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,19 +19,26 @@ from datapipe.inputs.readers import ReadStats, read_unit
 from datapipe.manifest import MANIFEST_NAME, read_manifest
 from datapipe.shard_texts import list_shards, texts_at
 from jobs.drift.sample import Sample, draw
+from jobs.feedback.read import exchanges
+from jobs.feedback.records import FOLDER as CAPTURED
 from jobs.runs.status import find_run
 
+_WINDOW = re.compile(r"^(?P<run>.+)@(?P<first>\d+(?:\.\d+)?[hdw])(?:\.\.(?P<last>\d+(?:\.\d+)?[hdw]))?$")
+_SECONDS = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
 _UNIT_MIB = 64
 
 
-def open_sample(ref: str, *, limit: int, seed: int = 0, root: Path | None = None) -> Sample:
+def open_sample(ref: str, *, limit: int, seed: int = 0, root: Path | None = None, now: float | None = None) -> Sample:
     """At most `limit` texts of what a user names.
 
-    That is: a file or a glob (.jsonl, .parquet, text; of conversations what is asked), a data set's directory, or
-    a run that was trained on data.
+    That is: a file or a glob (.jsonl, .parquet, text; of conversations what is asked), a data set's directory, a serving run
+    with capture (`RUN`, `RUN@7d`: the last seven days, `RUN@14d..7d`: the seven before), or a run that was trained on data.
     Raises ConfigError, DataError.
     """
-    parts = [_of_path(path, limit, seed) for path in _paths(ref, root)]
+    paths = _paths(ref, root)
+    if paths is None:
+        return _captured(ref, limit, seed, root, now or time.time())
+    parts = [_of_path(path, limit, seed) for path in paths]
     total = sum(part.total for part in parts)
     shares = [min(len(part.texts), round(limit * part.total / max(total, limit))) for part in parts]
     texts = tuple(text for part, share in zip(parts, shares, strict=True) for text in draw(part.texts, share, seed)[0])
@@ -38,15 +47,19 @@ def open_sample(ref: str, *, limit: int, seed: int = 0, root: Path | None = None
     return Sample(name=ref, texts=texts, total=total, skipped=sum(p.skipped for p in parts))
 
 
-def _paths(ref: str, root: Path | None) -> list[str]:
-    """The files and data sets that are named, by themselves or as a run's data."""
+def _paths(ref: str, root: Path | None) -> list[str] | None:
+    """The files and data sets that are named, by themselves or as a run's data; None where a serving run is named."""
     if "://" in ref or MAGIC.search(ref):
         return [ref]
     path = Path(ref).expanduser()
     if path.exists() and not (path / "run.yaml").is_file():
         return [str(path)]
+    if _WINDOW.match(ref):
+        return None
     run = _run(ref, root)
     data = _data_of(run)
+    if (run.path / CAPTURED).is_dir():
+        return None
     if data is None:
         raise ConfigError(
             f"{ref}: {run.id} is a {run.record.get('job')} run without `data`; name a file, a data set or another run"
@@ -69,6 +82,35 @@ def _data_of(run: RunDir) -> list[str] | None:
     if isinstance(data, list) and data:
         return [str(one["path"]) if isinstance(one, Mapping) else str(one) for one in data]
     return None
+
+
+def _captured(ref: str, limit: int, seed: int, root: Path | None, now: float) -> Sample:
+    """What a serving run was asked: the first prompt of each conversation, since those of one are not independent."""
+    window = _WINDOW.match(ref)
+    run = _run(window["run"] if window else ref, root)
+    if not (run.path / CAPTURED).is_dir():
+        raise DataError(f"{ref}: {run.id} captured nothing; serve with `capture` switched on, or name a file or a data set")
+    since = now - _seconds(window["first"]) if window else None
+    until = now - _seconds(window["last"]) if window and window["last"] else None
+    ratings: list[int] = []
+
+    def prompts() -> Iterator[str]:
+        seen: set[str] = set()
+        for exchange in exchanges(run.path, since, until):
+            if exchange.rating is not None:
+                ratings.append(exchange.rating)
+            if exchange.prompt and exchange.conversation not in seen:
+                seen.add(exchange.conversation)
+                yield exchange.prompt
+
+    texts, total = draw(prompts(), limit, seed)
+    if not texts:
+        raise DataError(f"{ref}: nobody asked {run.id} anything in that time; take a longer one")
+    return Sample(name=ref, texts=texts, total=total, ratings=tuple(ratings))
+
+
+def _seconds(word: str) -> float:
+    return float(word[:-1]) * _SECONDS[word[-1]]
 
 
 def _of_path(path: str, limit: int, seed: int) -> Sample:

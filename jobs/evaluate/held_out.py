@@ -15,6 +15,7 @@ from datapipe.loader.loader import Source, TokenLoader
 from jobs.evaluate.config import EvaluateConfig
 from jobs.evaluate.generation import samples, tokenizer_for
 from jobs.evaluate.perplexity import sequence_losses, unigram_loss
+from jobs.evaluate.readable import write_worst_sequences
 from jobs.inference.open_model import OpenModel, max_length
 from jobs.runs.find_model import find_checkpoint
 from jobs.scores.score import hash_of
@@ -61,6 +62,9 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tup
         "model_step": found.step,
         "generations": generations,
     }
+    if group.is_main:
+        context.fence.check()
+        write_worst_sequences(context.run.path, losses.tolist(), loader, tokenizer_for(tokenizer))
     asked = hash_of([shard.checksum for manifest in loader.manifests for shard in manifest.shards], config.split, seq_len)
     items = [
         {"task": HELD_OUT, "item": number, "hash": hash_of(asked, number), "prompt": "", "options": [], "target": None}

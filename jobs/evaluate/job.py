@@ -6,6 +6,7 @@ from cluster.errors import GateError
 from cluster.run.context import JobContext
 from jobs.evaluate.config import EvaluateConfig
 from jobs.evaluate.held_out import score_data
+from jobs.evaluate.readable import write_readable
 from jobs.evaluate.report import log_scores, write_items, write_report
 from jobs.evaluate.run_tasks import Evaluated, run_tasks
 from jobs.evaluate.scoring import by_name
@@ -44,6 +45,7 @@ def evaluate(context: JobContext, config: EvaluateConfig, group: Group) -> dict[
         log_scores(context, tasks)
     write_items(context.run, items)
     write_report(context.run, config, results, tasks)
+    write_readable(context.run.path, results, tasks)
     context.run.event("evaluated", **{key: results[key] for key in ("loss", "n") if key in results}, tasks=list(config.tasks))
     if judged is not None and not judged.passed:
         raise GateError(f"the gate refuses {config.model}: {judged.words}", results)

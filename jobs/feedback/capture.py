@@ -31,10 +31,10 @@ from jobs.feedback.ratings import error_body
 
 log = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 0.05  # for so long exchanges are collected before they are sent
+FLUSH_SECONDS = 0.2  # for so long exchanges are collected before they are sent
 RESTART_SECONDS = 0.5
 FEEDBACK_SECONDS = 30.0  # until a client hears that its feedback is not written down yet
-CLOSE_SECONDS = 60.0
+CLOSE_SECONDS, CLOSE_LOOK_SECONDS = 60.0, 0.01
 MOST_OPEN_BYTES = 64 << 20  # that are not confirmed; what comes then is kept without its content
 MOST_PIECES = 512  # of one system call
 RECEIVE_BYTES = 1 << 16
@@ -67,7 +67,7 @@ class Capture:
         self.folder, self.config, self.most_open_bytes = folder, config, most_open_bytes
         self.lost = 0  # exchanges whose content was not kept, because more was waiting than may
         self._on_durable = on_durable
-        self._open: dict[str, list[bytes]] = {}  # sent or not, until it is confirmed
+        self._open: dict[str, tuple[int, list[bytes]]] = {}  # bytes and pieces, sent or not, until it is confirmed
         self._open_bytes = 0
         self._said: dict[str, asyncio.Future[tuple[int, Any]]] = {}
         self._unsent: deque[bytes | memoryview] = deque()
@@ -113,6 +113,7 @@ class Capture:
         number = f"feedback-{secrets.token_hex(12)}"
         self._said[number] = self._loop.create_future()
         self._send(number, frame(FEEDBACK, {"id": number}, body))
+        self._flush()  # its client waits
         try:
             status, answer = await asyncio.wait_for(self._said[number], FEEDBACK_SECONDS)
         except TimeoutError:
@@ -130,7 +131,7 @@ class Capture:
             async with asyncio.timeout(CLOSE_SECONDS):
                 while self._open and self._process:
                     self._flush()
-                    await asyncio.sleep(FLUSH_SECONDS / 5)
+                    await asyncio.sleep(CLOSE_LOOK_SECONDS)
         except TimeoutError:
             log.warning("feedback: %d exchanges were not written down within %.0f s", len(self._open), CLOSE_SECONDS)
         self._disconnect()
@@ -140,8 +141,9 @@ class Capture:
     # --- towards the writer
 
     def _send(self, number: str, pieces: list[bytes]) -> None:
-        self._open[number] = pieces
-        self._open_bytes += sum(map(len, pieces))
+        size = sum(map(len, pieces))
+        self._open[number] = size, pieces
+        self._open_bytes += size
         self._unsent.extend(pieces)
         if self._timer is None and not self._waits_for_room:
             self._timer = self._loop.call_later(FLUSH_SECONDS, self._flush)
@@ -205,7 +207,8 @@ class Capture:
                 self._on_durable(told["durable"])
 
     def _close_one(self, number: str) -> None:
-        self._open_bytes -= sum(map(len, self._open.pop(number, ())))
+        size, _ = self._open.pop(number, (0, None))
+        self._open_bytes -= size
 
     # --- the writer's life
 
@@ -223,7 +226,7 @@ class Capture:
         settings = self.config.model_dump(mode="json") if self.config else None
         self._heard.clear()
         self._unsent = deque(frame(SETTINGS, {"config": settings}))
-        for pieces in self._open.values():
+        for _, pieces in self._open.values():
             self._unsent.extend(pieces)
         self._loop.add_reader(self._socket, self._hear)
         self._flush()

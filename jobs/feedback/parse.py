@@ -1,7 +1,7 @@
 """What a raw exchange says: messages, options, answers put together from a stream. Nothing here is masked yet."""
 
 import json
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -96,57 +96,70 @@ def _said(message: Any) -> dict[str, Any]:
 _READ: dict[str, Callable[[Any], Any]] = {"message": _said, "text": str, "finish_reason": str}
 
 
-def _events(body: bytes) -> Iterator[dict[str, Any]]:
-    for line in body.split(b"\n"):
-        if line.startswith(b"data:") and (data := line[5:].strip()) != b"[DONE]":
-            event = read_json(data)  # None: cut short, as the client's connection was
-            if isinstance(event, dict):
-                yield event
+def _events(body: bytes) -> list[Any]:
+    """The JSON of a stream's events; what was cut short, as the client's connection was, is left out."""
+    data = [line[5:].strip() for line in body.split(b"\n") if line.startswith(b"data:")]
+    data = [one for one in data if one != b"[DONE]"]
+    try:
+        return orjson.loads(b"[%s]" % b",".join(data))  # type: ignore[no-any-return]  # all at once: a third of the time
+    except orjson.JSONDecodeError:
+        return [read_json(one) for one in data]
 
 
-def _stream(events: Iterator[dict[str, Any]]) -> dict[str, Any]:
+def _stream(events: Iterable[Any]) -> dict[str, Any]:
     made: dict[str, Any] = {"id": None, "usage": None, "error": None}
     choices: dict[int, _Choice] = {}
     for event in events:
-        made = {key: event.get(key) or value for key, value in made.items()}
+        if not isinstance(event, dict):
+            continue
+        for key in made:
+            if found := event.get(key):
+                made[key] = found
         parts = event.get("choices")
         for part in parts if isinstance(parts, list) else ():
             if isinstance(part, dict):
-                choices.setdefault(_index(part), _Choice()).add(part)
+                index = _index(part)
+                if index not in choices:
+                    choices[index] = _Choice()
+                choices[index].add(part)
     return {**made, "choices": [choice.whole() for _, choice in sorted(choices.items())]}
 
 
-class _Pieces:
+class _Pieces(dict[str, list[str]]):
     """Texts that arrive in pieces, by name."""
 
-    def __init__(self) -> None:
-        self.texts: dict[str, list[str]] = {}
-
-    def add(self, delta: Mapping[str, Any], names: Container[str] | None = None) -> None:
+    def add(self, delta: Mapping[str, Any]) -> None:
         for key, value in delta.items():
-            if isinstance(value, str) and (names is None or key in names):
-                self.texts.setdefault(key, []).append(value)
+            if isinstance(value, str):
+                if key in self:
+                    self[key].append(value)
+                else:
+                    self[key] = [value]
 
     def whole(self) -> dict[str, Any]:
-        return {key: "".join(pieces) for key, pieces in self.texts.items()}
+        return {key: "".join(pieces) for key, pieces in self.items()}
 
 
 class _Choice:
     """One answer of a stream, put together."""
 
     def __init__(self) -> None:
-        self.message, self.text = _Pieces(), _Pieces()
+        self.message = _Pieces()
+        self.text: list[str] = []
         self.calls: dict[int, tuple[_Pieces, _Pieces]] = {}  # of a tool: id and type; name and arguments of the function
         self.finish_reason: str | None = None
 
     def add(self, part: Mapping[str, Any]) -> None:
-        self.text.add(part, ("text",))
+        if isinstance(text := part.get("text"), str):
+            self.text.append(text)
         self.finish_reason = part.get("finish_reason") or self.finish_reason
         delta = part.get("delta")
-        if not isinstance(delta, dict):
-            return
-        self.message.add(delta)
-        calls = delta.get("tool_calls")
+        if isinstance(delta, dict):
+            self.message.add(delta)
+            if "tool_calls" in delta:
+                self._add_calls(delta["tool_calls"])
+
+    def _add_calls(self, calls: Any) -> None:
         for call in calls if isinstance(calls, list) else ():
             if isinstance(call, dict):
                 outer, inner = self.calls.setdefault(_index(call), (_Pieces(), _Pieces()))
@@ -154,7 +167,7 @@ class _Choice:
                 inner.add(_object(call.get("function")))
 
     def whole(self) -> dict[str, Any]:
-        made: dict[str, Any] = self.text.whole()
+        made: dict[str, Any] = {"text": "".join(self.text)} if self.text else {}
         message = self.message.whole()
         if self.calls:
             message["tool_calls"] = [{**a.whole(), "function": b.whole()} for _, (a, b) in sorted(self.calls.items())]

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from cluster.errors import ConfigError, DataError, StopRequested
 from cluster.run.context import JobContext
 from cluster.run.files import read_json, write_json
+from cluster.run.names import PREPARED_DATA
 from cluster.storage import StoragePath
 from datapipe.chat.dataset import is_chat_set
 from datapipe.chat.prepare import chat_key, make_chat_set
@@ -32,7 +33,6 @@ log = logging.getLogger(__name__)
 
 SHARED = ".prepared"  # beside the runs
 _ALONE_BYTES = 16 << 20  # of conversations that one process prepares by itself
-_RECORD = "data.json"  # in the run: where its data set lies, and which one it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def _base_tokenizer(context: JobContext, config: FinetuneConfig) -> TokenizerFil
     if config.model.path is not None:
         return take_tokenizer(config.model.path)
     assert config.model.run is not None
-    if (context.run.path / _RECORD).is_file() and context.run.model_record.is_file():
+    if (context.run.path / PREPARED_DATA).is_file() and context.run.model_record.is_file():
         return take_tokenizer(str(context.run.tokenizer))  # the other run may be gone by now
     return take_tokenizer(str(find_source_run(context.run, config.model.run, "model.run").tokenizer))
 
@@ -85,7 +85,7 @@ def _require_same_words(base: TokenizerFiles, made_with: StoragePath, path: str)
 
 def _path(context: JobContext, config: FinetuneConfig) -> str:
     """Rank 0: the data set's directory, which is complete on return."""
-    record = context.run.path / _RECORD
+    record = context.run.path / PREPARED_DATA
     if (known := read_json(record)) and _is_complete(settled := _from_run(context, known["path"])):
         return settled
     given = len(config.data) == 1 and _is_complete(config.data[0])

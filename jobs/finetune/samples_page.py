@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from cluster.storage import StoragePath
 from jobs.finetune.source import ConversationSource
+from jobs.tracking.readable import write_table
 
 SAMPLES = 10
 _PAGE = """<!doctype html><meta charset="utf-8"><title>What is learnt</title><style>
@@ -29,9 +30,22 @@ def write_samples(path: Path, source: ConversationSource, tokenizer: StoragePath
     words = Tokenizer.from_str(tokenizer.read("tokenizer.json").decode())
     numbers = [number for position in range(min(SAMPLES, len(source.packs))) for number in source.packs[position]][:SAMPLES]
     shown = [_sample(source, number, words) for number in numbers]
+    rows = [_row(source, number, words) for number in numbers]
+    write_table(path.parent, "chats", ("conversation", "tokens", "learnt tokens", "read", "learnt"), rows)
     unfinished = path.with_name(f".{path.name}")
     unfinished.write_text(_PAGE.format(count=len(shown), samples="\n".join(shown)))
     unfinished.rename(path)
+
+
+def _row(source: ConversationSource, number: int, words: Tokenizer) -> list[object]:
+    """A conversation as a row of a table: what is only read, and what is learnt, in pieces."""
+    index = source.index_of(number)
+    tokens, learnt = source.conversations[index]
+    parts: dict[bool, list[str]] = {False: [], True: []}
+    for start, stop in pairwise([0, *(np.flatnonzero(np.diff(learnt.astype(np.int8))) + 1).tolist(), len(tokens)]):
+        parts[bool(learnt[start])].append(words.decode(tokens[start:stop].tolist(), skip_special_tokens=False))
+    read, known = ("\n\n".join(parts[side]) for side in (False, True))
+    return [source.conversations.name(index), len(tokens), int(learnt.sum()), read, known]
 
 
 def _sample(source: ConversationSource, number: int, words: Tokenizer) -> str:

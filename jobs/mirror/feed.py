@@ -9,6 +9,7 @@ from typing import Any
 from cluster.run.directory import RunDir
 from cluster.run.event_log import is_event
 from cluster.run.files import append_lines, json_text, read_lines, sync_all, write_atomically
+from cluster.run.names import HISTOGRAMS
 from jobs.tracking.metrics import OWN_KEYS, read_new_lines
 
 MOST_SEGMENTS = 1000  # a journal of more is written anew, with neighbours joined
@@ -20,6 +21,7 @@ class Kind(StrEnum):
     METRICS = "metrics"
     EVENT = "event"
     NODE = "node"
+    HISTOGRAMS = "histograms"
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Feed:
 
     def _files(self) -> list[Path]:
         nodes = sorted(self.run.path.glob("attempts/*/nodes/node-*.jsonl"))
-        return [self.run.metrics, *self.run.events.files(), *nodes]
+        return [self.run.metrics, *self.run.events.files(), *nodes, self.run.path / HISTOGRAMS]
 
     def _read(self, segment: Segment, first: int) -> Iterator[Line]:
         raw, _ = read_new_lines(self.run.path / segment.file, segment.begin, segment.end)
@@ -108,7 +110,8 @@ class Feed:
         self._step = max(now, self._step)
 
     def _numbered(self, file: str, raw: list[dict[str, Any]], first: int) -> Iterator[Line]:
-        kind = Kind.METRICS if file == self.run.metrics.name else Kind.NODE if "/nodes/" in file else Kind.EVENT
+        named = {self.run.metrics.name: Kind.METRICS, HISTOGRAMS: Kind.HISTOGRAMS}
+        kind = named.get(file, Kind.NODE if "/nodes/" in file else Kind.EVENT)
         for values in raw:
             if _whole(kind, values):
                 if kind is not Kind.NODE:
@@ -121,7 +124,9 @@ def _whole(kind: Kind, values: Mapping[str, Any]) -> bool:
     """Whether a line says what one of its kind must: half of a line that was cut may be JSON too."""
     if kind is Kind.EVENT:
         return is_event(dict(values))
-    return ("step" if kind is Kind.METRICS else "time") in values
+    if kind is Kind.HISTOGRAMS and not {"edges", "counts"} <= values.keys():
+        return False
+    return ("time" if kind is Kind.NODE else "step") in values
 
 
 def _joined(segments: list[Segment]) -> list[Segment]:

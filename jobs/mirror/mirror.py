@@ -4,13 +4,14 @@ import json
 import time
 import zlib
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import BackendError
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
-from cluster.run.names import WANDB_ADDRESS
+from cluster.run.names import HISTOGRAMS, WANDB_ADDRESS
 from cluster.spec import Outcome
 from jobs.mirror.alerts import alerts
 from jobs.mirror.feed import Feed
@@ -19,6 +20,8 @@ from jobs.mirror.server import history_lines
 from jobs.mirror.wandb_run import WandbRun, project_of
 from jobs.registry import view_class
 from jobs.runs import lineage
+from jobs.tracking import readable
+from sharding.layout import directory_of
 
 SAFE_SECONDS = 2.5  # what was handed over longer ago is on disk whatever happens to this process
 SLOW_SECONDS = 15.0  # between two looks at everything but lines
@@ -94,6 +97,8 @@ class Mirror:
             self.wandb.summary(values)
             self._told["summary"] = mark
         self._tell_lineage()
+        self._upload(ending)
+        self._tell_readable()
         self._tell_alerts(ending)
         if json.dumps(self._told, sort_keys=True) != before:
             write_json(self._told_path, self._told)
@@ -107,8 +112,39 @@ class Mirror:
                     self.wandb.artifact(one.name, one.kind, one.uri, one.metadata, list(one.aliases), used=used)
                     told[key] = aliases
 
+    def _tell_readable(self) -> None:
+        """Tables and pictures, each where its file changed."""
+        told: dict[str, int] = self._told.setdefault("readable", {})
+        for path in [*readable.tables(self.run.path), *readable.pictures(self.run.path)]:
+            with suppress(OSError):  # it is being replaced
+                key, mark = f"{path.parent.name}/{path.name}", zlib.crc32(path.read_bytes())
+                if told.get(key) == mark:
+                    continue
+                if path.suffix == ".png":
+                    self.wandb.picture(path)
+                elif (table := readable.read_table(path)) is not None:
+                    self.wandb.table(table)
+                told[key] = mark
+
+    def _upload(self, ending: Outcome | None) -> None:
+        """Weights, where `wandb.upload` says so: of every checkpoint as it appears, or of the best one at the end."""
+        wanted = self._option("upload")
+        told: list[int] = self._told.setdefault("uploaded", [])
+        if wanted is None or (wanted == "best" and ending is None):
+            return
+        for step, aliases in lineage.checkpoints_to_upload(self.run, only_best=wanted == "best"):
+            if step in told:
+                continue
+            with suppress(OSError):  # a newer checkpoint has taken its place
+                folder = self.run.checkpoints / directory_of(step)
+                self.wandb.upload(f"{self.run.id}-weights", "weights", folder, {"run": self.run.id, "step": step}, aliases)
+                told.append(step)
+
+    def _option(self, key: str) -> Any:
+        return ((self.run.record.get("config") or {}).get("wandb") or {}).get(key)
+
     def _tell_alerts(self, ending: Outcome | None) -> None:
-        wanted = ((self.run.record.get("config") or {}).get("wandb") or {}).get("alerts", FAILURES)
+        wanted = self._option("alerts") or FAILURES
         told: list[str] = self._told.setdefault("alerts", [])
         if wanted == NONE:
             return
@@ -121,7 +157,7 @@ class Mirror:
 def sizes(run: RunDir) -> dict[str, int]:
     """The bytes of each file that is mirrored."""
     attempts = [*run.path.glob("attempts/*/nodes/node-*.jsonl"), *run.path.glob("attempts/*/outcome.json")]
-    paths = [run.metrics, *run.events.files(), *attempts]
+    paths = [run.metrics, run.path / HISTOGRAMS, *run.events.files(), *attempts]
     return {path.relative_to(run.path).as_posix(): path.stat().st_size for path in sorted(paths) if path.exists()}
 
 

@@ -4,11 +4,13 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from cluster.run.directory import RunDir
 from jobs.mirror.feed import Kind, Line
 from jobs.registry import view_class
+from jobs.tracking.readable import ReadableTable
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class WandbRun:
         self._wandb = wandb.init(**_arguments(run, attempt, offline=offline))
         self._wandb.define_metric("train/step")
         self._wandb.define_metric("system/time")
-        for section in ("train", "evaluation", "events"):
+        for section in ("train", "evaluation", "events", "layers"):
             self._wandb.define_metric(f"{section}/*", step_metric="train/step")
         self._wandb.define_metric("validation/*", step_metric="train/step", summary="last")
         for name, best in BEST.items():
@@ -75,6 +77,27 @@ class WandbRun:
         with suppress(wandb.errors.Error, ValueError, TypeError):  # offline there is no server to wait for, or nothing is written
             self._wandb.use_artifact(made)
 
+    def table(self, table: ReadableTable) -> None:
+        """Show a table, in the place of the one that was shown under its name."""
+        import wandb
+
+        made = wandb.Table(columns=table.columns, data=table.rows, allow_mixed_types=True)
+        self._wandb.summary[f"tables/{table.name}"] = made  # not in the history: its lines are those of the feed
+
+    def picture(self, path: Path) -> None:
+        """Show a picture, in the place of the one that was shown under its name."""
+        import wandb
+
+        self._wandb.summary[f"pictures/{path.stem}"] = wandb.Image(str(path), caption=path.stem)
+
+    def upload(self, name: str, kind: str, folder: Path, metadata: Mapping[str, Any], aliases: list[str]) -> None:
+        """Upload a folder as an artifact: a copy is made first, so that it may vanish meanwhile. Raises OSError."""
+        import wandb
+
+        made = wandb.Artifact(name, type=kind, metadata=dict(metadata))
+        made.add_dir(str(folder), policy="mutable")
+        self._wandb.log_artifact(made, aliases=aliases)
+
     def finish(self, exit_code: int, *, preempting: bool) -> None:
         """Close the run. `preempting`: it goes on, and must not look crashed."""
         if preempting:
@@ -95,9 +118,18 @@ def wandb_values(line: Line) -> dict[str, Any]:
             }
         case Kind.EVENT:
             return {f"events/{values['event']}": 1, "train/step": line.step, "events/time": values["time"]}
+        case Kind.HISTOGRAMS:
+            made = {f"layers/{name}": _histogram(counts, values["edges"]) for name, counts in values["counts"].items()}
+            return {**made, "train/step": line.step}
     node = values.get("node", 0)
     samples = {f"system/node-{node}/{key}": value for key, value in values.items() if key not in {"time", "node"}}
     return {**samples, "system/time": values["time"]}
+
+
+def _histogram(counts: list[int], edges: list[float]) -> Any:
+    import wandb
+
+    return wandb.Histogram(np_histogram=(counts, edges))
 
 
 def project_of(run: RunDir) -> tuple[str, str | None]:

@@ -26,6 +26,7 @@ def main(context: JobContext) -> dict[str, object]:
     from datapipe.pipeline import make_data_set
     from datapipe.progress import Progress
     from jobs.cards.write import write_data_cards
+    from jobs.preprocess.pictures import write_pictures
 
     config = context.config(PreprocessConfig)
     session = _Array(config, context) if config.fanout == "array" else _Actors(config, context)
@@ -36,6 +37,7 @@ def main(context: JobContext) -> dict[str, object]:
         session.close()
     context.fence.check()
     write_data_cards(StoragePath(config.output))
+    write_pictures(context.run, StoragePath(config.output))
     return _results(manifest, config, context)
 
 

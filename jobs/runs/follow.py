@@ -13,7 +13,7 @@ from cluster.run.files import read_json
 from cluster.spec import RunState
 from jobs.runs.events import tell
 from jobs.runs.remote import Copy
-from jobs.runs.status import GONE, final_outcome, settle
+from jobs.runs.status import GONE, final_outcome, settle, wandb_address
 from jobs.runs.view import RunView, view_of
 from jobs.tracking.metrics import EventTail, latest_metrics
 
@@ -72,11 +72,13 @@ def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = tim
             read_afresh(path)
     watch = Watch(run)
     view: _Bar | _Lines = _Bar(run, console) if console.is_terminal else _Lines(run, console)
-    told = ""
+    told = address = ""
     events = EventTail(run, skip=len(run.attempts()) > 1)  # what is past was told before
     with view:
         while True:
             last_round = watch.over()
+            if not address and (address := wandb_address(run) or ""):  # known as soon as a mirror has opened the run there
+                view.say(f"W&B: {address}")
             for event in events.news(last=last_round):
                 text = tell(event)
                 if text is not None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 
 from cluster.errors import RopewalkError
 from cluster.run.directory import RunDir
+from cluster.run.files import read_json
+from cluster.run.names import PREPARED_DATA
 from cluster.storage import StoragePath
 from jobs.tracking.metrics import curves
 
@@ -34,6 +37,8 @@ def reads(run: RunDir) -> list[Reference]:
     """What the run's configuration says that it reads."""
     config = run.record.get("config") or {}
     found = [one for key in READS_DATA for path in paths_in(config.get(key)) if (one := data_set(path))]
+    if (prepared := _prepared(run)) is not None:
+        found.append(prepared)
     found += [one for key in _READS_MODELS if config.get(key) for one in _model(run, config[key])]
     return list({one.uri: one for one in found}.values())
 
@@ -49,6 +54,24 @@ def makes(run: RunDir) -> list[Reference]:
     if isinstance(results.get("scores"), dict):
         found.append(Reference(f"{run.id}-scores", "evaluation", f"ropewalk://{run.id}/scores", results["scores"], ("latest",)))
     return found
+
+
+def checkpoints_to_upload(run: RunDir, *, only_best: bool) -> list[tuple[int, list[str]]]:
+    """Complete checkpoints with their aliases: all, or the best by validation loss (the newest where none was validated)."""
+    found = [(int(one.metadata["step"]), list(one.aliases)) for one in _checkpoints(run)]
+    if not only_best:
+        return found
+    best = [one for one in found if "best" in one[1]] or found[-1:]
+    return best
+
+
+def _prepared(run: RunDir) -> Reference | None:
+    """The data set that was made of the run's data before it began to learn: its place is in the run's directory."""
+    record = read_json(run.path / PREPARED_DATA)
+    if not isinstance(record, dict) or not isinstance(record.get("path"), str):
+        return None
+    path = record["path"]
+    return data_set(path if "://" in path else os.path.normpath(run.path / path))
 
 
 def data_set(path: str) -> Reference | None:

@@ -1,6 +1,7 @@
 """A picture of a run's curves: loss, validation, learning rate, speed."""
 
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jobs.tracking.metrics import curves
 
 Curve = tuple[list[int], list[float]]
 
+MOST_BARS = 25
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 TRAIN, VALIDATION, SCHEDULE, SPEED, EVENT = "#2b6cb0", "#dd6b20", "#6b46c1", "#2f855a", "#c53030"
 
@@ -37,6 +39,29 @@ def plot_run(run: RunDir, path: Path) -> Path:
         figure.savefig(path, dpi=150, facecolor="white")
         plt.close(figure)
     return path
+
+
+def as_png(draw: Callable[[Any], None], size: tuple[float, float] = (6.4, 3.2)) -> bytes:
+    """What `draw` draws on one axis, as a PNG of so many inches."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with plt.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": MUTED, "font.family": "DejaVu Sans"}):
+        figure, axis = plt.subplots(figsize=size, layout="constrained")
+        draw(axis)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=130, facecolor="white", format="png")
+        plt.close(figure)
+    return buffer.getvalue()
+
+
+def draw_bars(axis: Any, values: Mapping[str, float], title: str) -> None:
+    """A bar a name, the first on top."""
+    shown = list(values.items())[:MOST_BARS][::-1]
+    axis.barh([name for name, _ in shown], [value for _, value in shown], color=TRAIN, alpha=0.7)
+    dress(axis, title)
 
 
 def _draw_loss(axis: Any, found: Mapping[str, Curve]) -> None:

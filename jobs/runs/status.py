@@ -119,8 +119,14 @@ def summary(run: RunDir, state: BackendState) -> dict[str, Any]:
         "loss": metrics.get("train/loss"),
         "progress": {key: progress.get(key) for key in ("stage", "done", "total", "unit", "words")} if progress else None,
         "directory": str(run.path),
-        "wandb": (read_json(run.path / WANDB_ADDRESS) or {}).get("address"),
+        "wandb": wandb_address(run),
     }
+
+
+def wandb_address(run: RunDir) -> str | None:
+    """Where a person sees the run in W&B; None as long as nobody mirrors it there."""
+    found = (read_json(run.path / WANDB_ADDRESS) or {}).get("address")
+    return str(found) if found else None
 
 
 def details(run: RunDir) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from cluster.errors import DataError
 from cluster.run.directory import RunDir
 from cluster.run.files import write_atomically
 from cluster.text import format_value
-from jobs.runs.plots import INK, MUTED
+from jobs.runs.plots import INK, MUTED, as_png
 from jobs.runs.tables import duration
 from jobs.sweep.importance import Importance, importance_of
 from jobs.sweep.plots import draw_curves, draw_history, draw_importance, draw_parallel, title_of
 from jobs.sweep.results import SweepResults, TrialResult, format_metric, read_sweep
+from jobs.tracking.readable import write_picture, write_table
 
 Drawing = tuple[tuple[float, float], Callable[[Any], None]]  # inches, and what draws it on an axis
 DOTS_PER_INCH = 150
@@ -42,6 +43,17 @@ def write_report(run: RunDir, path: Path) -> list[Path]:
     written = _write_pictures(results, drawings, overview)
     write_atomically(page, _page(results, importance, written))
     return [overview, *written.values(), page]
+
+
+def write_readable(results: SweepResults) -> None:
+    """Write trials as a table, and parallel coordinates and the history as pictures of the sweep's run, for trackers."""
+    run = results.run.path
+    keys = sorted({key for trial in results.trials for key in trial.parameters})
+    rows = [[t.trial, t.run, str(t.state), t.metric, t.steps, *(t.parameters.get(key) for key in keys)] for t in results.trials]
+    write_table(run, "trials", ("trial", "run", "state", results.metric, "steps", *keys), rows)
+    if results.best is not None:
+        write_picture(run, "parallel-coordinates", as_png(lambda axis: draw_parallel(axis, results), (12, 4.6)))
+        write_picture(run, "history", as_png(lambda axis: draw_history(axis, results), (7, 4.4)))
 
 
 def _write_pictures(results: SweepResults, drawings: Mapping[str, Drawing], overview: Path) -> dict[str, Path]:

@@ -29,6 +29,7 @@ from jobs.sweep.checkpoint_reference import release_all
 from jobs.sweep.checks import concurrent_trials, decision_steps, sample_config, steps_of, trial_defaults
 from jobs.sweep.config import SweepConfig
 from jobs.sweep.context import CLUSTERS, SweepContext
+from jobs.sweep.html_report import write_readable
 from jobs.sweep.records import SWEEP_CANCELLED, WITH_THE_SWEEP, TrialRecord, TrialState, read_records, write_record
 from jobs.sweep.results import read_sweep
 from jobs.sweep.trial_runs import await_end, end_run
@@ -243,7 +244,9 @@ class Driver:
         causes = [record.cause for record in read_records(self.sweep) if record.state is TrialState.FAILED]
         if reason == "failures":
             raise SweepError(f"{watchdog.num_failed} trials failed; the first: {causes[0] if causes else ''}")
-        results = read_sweep(self.sweep).summary()
+        found = read_sweep(self.sweep)
+        write_readable(found)
+        results = found.summary()
         if results["best_trial"] is None:
             raise SweepError(f"no trial reported {self.config.metric}; {causes[0] if causes else 'none had the time'}")
         return results

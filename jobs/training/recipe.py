@@ -9,6 +9,7 @@ from torch import nn
 from cluster.run.context import JobContext
 from jobs.training.config import TrainingConfig
 from jobs.training.ema import MovingAverage
+from jobs.training.layers import LayerWatch
 from jobs.training.load_checkpoint import pin_weights, unpin_weights
 from jobs.training.model import ModelPlan, build_model
 from jobs.training.model_config import has_dropout
@@ -115,4 +116,5 @@ def _trainer(
         before_validation=recipe.before_validation,
         checkpoints=checkpoints,
         report=Report(context, group, meter, steps=config.steps, log_every=config.log_every),
+        layers=LayerWatch(state, group) if config.layers_every else None,
     )

@@ -6,9 +6,11 @@ from typing import Any
 
 from cluster.run.background import BackgroundWriter
 from cluster.run.context import JobContext
-from cluster.run.files import write_json
+from cluster.run.files import append_lines, write_json
 from cluster.run.heartbeat import Phase
+from cluster.run.names import HISTOGRAMS
 from jobs.tracking.metrics import MetricLog
+from jobs.training.layers import EDGES, LayerStats
 from jobs.training.state import Progress
 from jobs.training.step import StepStats
 from jobs.training.throughput import Meter
@@ -74,6 +76,13 @@ class Report:
         report = {"stage": "train", "done": step, "total": self._steps, "unit": "steps", "rates": self._rates}
         self._writer.put(self._write_progress, report)
 
+    def layers(self, step: int, stats: LayerStats) -> None:
+        """Report norms as metrics, and histograms in a file of their own."""
+        if self._metrics is not None and self._writer is not None:
+            self._writer.put(self._metrics.write, self._metrics.line(step, stats.norms))
+            line = {"step": step, "attempt": self._context.attempt, "time": time.time(), "edges": EDGES, "counts": stats.counts}
+            self._writer.put(self._write_histograms, line)
+
     def validation(self, progress: Progress) -> None:
         """Report the scores of the validation split."""
         if self._metrics is not None and self._writer is not None:
@@ -109,6 +118,9 @@ class Report:
 
     def _write_events(self, lines: list[dict[str, Any]]) -> None:
         self._context.run.events.append(*lines)
+
+    def _write_histograms(self, lines: list[dict[str, Any]]) -> None:
+        append_lines(self._context.run.path / HISTOGRAMS, lines)
 
     def _write_progress(self, reports: list[dict[str, Any]]) -> None:
         write_json(self._context.run.progress, reports[-1], durable=False)

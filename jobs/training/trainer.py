@@ -13,6 +13,7 @@ from cluster.storage import StoragePath
 from datapipe.loader.prefetch import prefetch
 from jobs.training.batch import Batch
 from jobs.training.config import TrainingConfig
+from jobs.training.layers import LayerWatch
 from jobs.training.optimizer import learning_rate
 from jobs.training.report import Report
 from jobs.training.source import Source, reader_for
@@ -46,6 +47,7 @@ class Trainer:
     before_validation: Callable[[TrainState, int], None] | None
     checkpoints: Checkpoints
     report: Report
+    layers: LayerWatch | None
     _anomalies: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -137,6 +139,8 @@ class Trainer:
             return False
         rate = learning_rate(self.config.optim, progress.step, self.config.steps)
         if not problem:
+            if self.layers is not None and (progress.step + 1) % (self.config.layers_every or 1) == 0:
+                self.report.layers(progress.step + 1, self.layers.measure(stats.weight))
             self.train_step.update(stats, rate)
             if self.state.ema is not None:
                 self.state.ema.update(progress.step + 1)

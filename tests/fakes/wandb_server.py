@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 HISTORY, SUMMARY = "wandb-history.jsonl", "wandb-summary.json"
 ENTITY = "me"
@@ -51,6 +52,7 @@ class WandbServer:
     failing: int = 0  # answer everything with this status: 401, 429, 500
     cut: int = 0  # so many requests are cut off after they were carried out
     requests: int = 0
+    files: dict[str, bytes] = field(default_factory=dict)  # that were uploaded, by RUN/NAME or ARTIFACT/NAME
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -152,8 +154,19 @@ class WandbServer:
         return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": ""}}}
 
     def _files(self, given: dict[str, Any]) -> dict[str, Any]:
-        files = [{"name": name, "uploadUrl": f"{self.address}/upload"} for name in given.get("files", [])]
+        files = [{"name": name, "uploadUrl": f"{self.address}/upload/{given['run']}/{name}"} for name in given.get("files", [])]
         return {"createRunFiles": {"runID": given.get("run"), "uploadHeaders": [], "files": files}}
+
+    def _artifact_files(self, given: dict[str, Any]) -> dict[str, Any]:
+        nodes = [
+            {
+                "id": one["name"], "name": one["name"], "displayName": one["name"], "uploadHeaders": [], "storagePath": "",
+                "uploadUrl": f"{self.address}/upload/{one['artifactID']}/{one['name']}",
+                "uploadMultipartUrls": None, "artifact": {"id": one["artifactID"]},
+            }
+            for one in given.get("input", given)["artifactFiles"]
+        ]  # fmt: skip
+        return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
 
     _handlers: ClassVar[dict[str, Callable[[Any, dict[str, Any]], dict[str, Any]]]] = {
         "RunResumeStatus": _resume_status,
@@ -164,6 +177,7 @@ class WandbServer:
         "CreateArtifactManifest": _manifest,
         "UpdateArtifactManifest": _update_manifest,
         "CommitArtifact": _commit,
+        "CreateArtifactFiles": _artifact_files,
         "CreateRunFiles": _files,
         "ArtifactByID": _artifact,
         "Lines": _resume_status,
@@ -211,7 +225,10 @@ def _handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:
             return self._reply(found)
 
         def do_PUT(self) -> None:
-            self.rfile.read(int(self.headers.get("content-length") or 0))
+            raw = self.rfile.read(int(self.headers.get("content-length") or 0))
+            if self.headers.get("content-encoding") == "gzip":
+                raw = gzip.decompress(raw)
+            server.files[unquote(self.path.removeprefix("/upload").lstrip("/"))] = raw
             self._reply({})
 
         def _carry_out(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Chunks:
             self._offsets[choice.index] += sum(len(vocabulary.piece(token)[0]) for token in choice.drawn)
         kind = ("chat.completion.chunk" if asked.chat else "text_completion") if asked.stream else None
         kind = kind or ("chat.completion" if asked.chat else "text_completion")
-        self._head = {"id": asked.id, "object": kind, "created": asked.created, "model": asked.model, "system_fingerprint": None}
+        self._head = {"id": asked.id, "object": kind, "created": asked.created, "model": asked.model}
 
     def first(self, index: int, echoed: Sequence[Drawn] | None = None) -> bytes:
         """The event before the first part of an answer: its role, or the prompt that is echoed; none for a plain completion."""

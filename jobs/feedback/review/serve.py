@@ -17,10 +17,11 @@ from jobs.feedback.masking import mask
 from jobs.feedback.records import FOLDER
 from jobs.feedback.review.export import CHATS, PAIRS, reviewed_conversations, reviewed_pairs
 from jobs.feedback.review.page import agreement_words
-from jobs.feedback.review.samples import Sampler, endpoint
+from jobs.feedback.review.samples import Ask, Sampler, endpoint
 from jobs.feedback.review.server import LOOPBACK, ReviewServer
 from jobs.feedback.review.session import Review
 from jobs.feedback.training_data import write_records
+from jobs.runs.view import view_of
 
 TOKEN_VARIABLE = "ROPEWALK_ENDPOINT_TOKEN"  # noqa: S105 - its name
 
@@ -65,7 +66,9 @@ class OpenReview:
 
 
 @contextmanager
-def open_review(run: str, *, reviewer: str | None, ask_at: str | None, out: Path | None, port: int) -> Iterator[OpenReview]:
+def open_review(
+    run: str, *, reviewer: str | None, ask_at: str | None, sample: bool, out: Path | None, port: int
+) -> Iterator[OpenReview]:
     """Open a run's review for one person. Raises ConfigError where the run captured nothing, or the port is taken."""
     found = RunDir.find(run)
     if not (found.path / FOLDER / "exchanges").is_dir():
@@ -74,7 +77,8 @@ def open_review(run: str, *, reviewer: str | None, ask_at: str | None, out: Path
     kinds = CaptureConfig.model_validate(capture or {}).mask
     name = (reviewer or getpass.getuser()).strip()
     mask(["once"], kinds)  # compiled kernels are loaded before somebody waits for a page
-    sampler = Sampler(found.path, endpoint(ask_at, os.environ.get(TOKEN_VARIABLE)), kinds) if ask_at else None
+    ask = _asks(found, ask_at) if sample else None
+    sampler = Sampler(found.path, ask, kinds) if ask else None
     review = Review(found, name, kinds, sampler)
     try:
         opened = OpenReview(review, out or found.path / FOLDER / "review", port)
@@ -90,6 +94,14 @@ def open_review(run: str, *, reviewer: str | None, ask_at: str | None, out: Path
         review.close()
         opened.write_files()
         opened.results += [agreement_words(one) for one in review.agreements()]
+
+
+def _asks(run: RunDir, address: str | None) -> Ask | None:
+    """How a second answer is asked for: at this address, else where the run serves; None where it does not, at the moment."""
+    if address:
+        return endpoint(address, os.environ.get(TOKEN_VARIABLE))
+    served = view_of(run).endpoint()
+    return endpoint(served.address, served.token()) if served else None
 
 
 def _each_line(on_line: Callable[[], None]) -> None:

@@ -24,6 +24,7 @@ from cluster.storage import StoragePath
 from datapipe.manifest import TokenizerRecord
 from jobs.cards.public import public
 from jobs.cards.write import write_data_cards, write_model_cards
+from jobs.tracking.readable import pictures, read_table
 from jobs.training.model_record import ModelRecord, Weights
 from tests.fakes.documents import configure, make, some_documents, write_lines
 from tests.jobs.corpus import make_dataset
@@ -148,6 +149,10 @@ def test_preprocess_writes_the_cards_of_what_it_made(tmp_path: Path) -> None:
         "preprocess", {"config": config.model_dump(mode="json"), "resources": {"cpus": 1}}, root=tmp_path / "runs"
     )
     main(JobContext(run=run, attempt=run.begin_attempt()))
+    assert {path.name for path in pictures(run.path)} == {"dropped.png", "lengths.png", "sources.png"}
+    table = read_table(run.path / "tables/documents.json")
+    assert table is not None
+    assert {"kept", "invalid_json"} <= {row[0] for row in table.rows}
     loaded = mlcroissant.Dataset(jsonld=tmp_path / "set/report/croissant.json")
     assert not loaded.metadata.ctx.issues.errors
     assert no_empty(json.loads((tmp_path / "set/report/croissant.json").read_text()))

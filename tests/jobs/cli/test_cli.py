@@ -359,7 +359,10 @@ def test_following_tells_progress_and_events(running: RunDir, terminal: bool) ->
             running.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="[done]"))
 
     out = io.StringIO()
+    running.wandb.mkdir()
+    write_json(running.path / "wandb/address.json", {"address": "https://wandb.example/me/x"})
     follow(running, Console(file=out, width=200, force_terminal=terminal), sleep=go_on)
+    assert out.getvalue().count("W&B: https://wandb.example/me/x") == 1
     for words in ("rank 1 on node 0 killed (SIGKILL)", "2.5 MB", "2/3 steps  loss 2.000  12.3k tokens/s"):
         assert words in out.getvalue()
 

@@ -15,8 +15,11 @@ from jobs.drift.monitor import Monitor
 from jobs.drift.page import write_report
 from jobs.drift.sample import Sample, draw
 from jobs.drift.sources import open_sample
+from jobs.feedback.exchange import Exchange
 from tests.fakes.documents import make, write_lines
 from tests.jobs.drift.texts import asked
+from tests.jobs.feedback.exchanges import START, exchange
+from tests.jobs.feedback.runs import serving_run
 from tests.jobs.shell import Shell
 
 
@@ -113,3 +116,25 @@ def test_ratings_and_looks_are_in_the_report(tmp_path: Path) -> None:
     assert "How small a drift would be found was not measured." in page
     assert "Looks" in page
     assert len(json.loads((tmp_path / "drift.json").read_text())["monitor"]["looks"]) == 1
+
+
+def test_what_a_serving_run_was_asked_week_by_week(tmp_path: Path) -> None:
+    def at(number: int, text: str, days: float) -> Exchange:
+        return exchange(
+            number, time=START + days * 86400, request=json.dumps({"messages": [{"role": "user", "content": text}]}).encode()
+        )
+
+    texts = asked("ropes", 20, 1)
+    exchanges = [at(number, text, days=float(number)) for number, text in enumerate(texts)]
+    again = [at(100 + number, text, days=19.5) for number, text in enumerate(texts[:3])]  # those conversations go on
+    run = serving_run(tmp_path, [*exchanges, *again], [{"answer_id": "req-000018", "rating": "down"}])
+    root, now = run.path.parent, START + 20 * 86400
+    assert open_sample(run.id, limit=100, root=root, now=now).texts == tuple(texts)
+    week = open_sample(f"{run.id}@7d", limit=100, root=root, now=now)
+    assert set(week.texts[:7]) == set(texts[13:])
+    assert week.ratings == (-1,)
+    before = open_sample(f"{run.id}@2w..1w", limit=100, root=root, now=now)
+    assert before.texts == tuple(texts[6:13])
+    assert before.ratings == ()
+    with pytest.raises(DataError, match="nobody asked"):
+        open_sample(f"{run.id}@1h", limit=100, root=root, now=now + 86400)

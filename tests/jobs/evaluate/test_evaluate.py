@@ -15,6 +15,7 @@ from cluster.errors import CheckpointError, ConfigError
 from cluster.run.directory import RunDir
 from datapipe.loader.loader import Source, TokenLoader
 from jobs.evaluate.config import EvaluateConfig
+from jobs.tracking.readable import read_table
 from jobs.training.export import export
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, log_of, make_run, pretrain_config, start
@@ -77,10 +78,19 @@ def test_samples_are_drawn_from_the_seed(trained: tuple[RunDir, Path]) -> None:
     run, data = trained
     generate = {"prompts": ["the rope", ""], "max_new_tokens": 5}
     config = {"model": run.id, "data": str(data), "max_sequences": 2, "generate": generate}
-    one, two = (evaluate(run.path.parent, ranks, **config)["generations"] for ranks in (1, 2))
+    runs = [make_run(run.path.parent, config, "evaluate") for _ in range(2)]
+    one, two = (launch(made, ranks)["generations"] for ranks, made in enumerate(runs, 1))
     assert one == two
     assert [sample["prompt"] for sample in one] == ["the rope", ""]
     assert all(sample["text"] for sample in one)
+    tables = {name: read_table(runs[1].path / f"tables/{name}.json") for name in ("generations", "worst-documents")}
+    written, worst = tables["generations"], tables["worst-documents"]
+    assert written is not None
+    assert worst is not None
+    assert [row[1:] for row in written.rows] == [[sample["prompt"], sample["text"]] for sample in two]
+    losses = [row[1] for row in worst.rows]
+    assert losses == sorted(losses, reverse=True)
+    assert all(row[2] for row in worst.rows)
 
 
 def test_export_opens_in_transformers_with_its_tokenizer(trained: tuple[RunDir, Path], tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def pairs_of(count: int) -> list[Exchange]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    return serving_run(tmp_path / "runs", pairs_of(6))
+    return serving_run(tmp_path / "runs", pairs_of(6), mask=[])
 
 
 def test_two_versions_meet_and_no_place_tells_which_is_which(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from datapipe.chat.dataset import ChatSet
 from jobs.finetune.source import ConversationSource
+from jobs.tracking.readable import read_table
 from jobs.training.objective import NextToken
 from tests.datapipe.chat.tokenizers import WORDS
 from tests.jobs.finetune.chats import LORA, chats, finetune_config, make_base, make_run, write_lines
@@ -94,6 +95,13 @@ def test_the_mask_is_that_of_transformers_and_a_page_shows_it(base: Path, data: 
         assert said == "".join(f"{one['content']}<|im_end|>" for one in messages if one["role"] == "assistant")
     page = (run.path / "samples.html").read_text()
     assert page.count("<h2>") == 10
+    table = read_table(run.path / "tables/chats.json")
+    assert table is not None
+    name, tokens, num_learnt, read, learnt_text = table.rows[0]
+    last = [one["content"] for one in records[name]["messages"] if one["role"] == "assistant"][-1]
+    assert learnt_text.endswith(f"{last}<|im_end|>")
+    assert "<|im_start|>user" in read
+    assert 0 < num_learnt < tokens
     assert "&lt;|im_start|&gt;user" in page
     assert '<span class="learnt">' in page
 

@@ -11,7 +11,9 @@ import pytest
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
 from jobs.mirror.mirror import send_rest
+from jobs.sweep.html_report import write_readable
 from jobs.sweep.results import read_sweep
+from jobs.tracking.readable import pictures, read_table
 from tests.fakes.sweep import make_sweep
 from tests.fakes.wandb_server import WandbServer
 from tests.jobs.mirror.test_sidecar import records
@@ -57,6 +59,12 @@ def test_the_summary_outlives_kill_9(
     send_rest(sweep)
     told = wandb_server.run(sweep.id).summary
     results = read_sweep(sweep)
+    write_readable(results)
+    assert {path.name for path in pictures(sweep.path)} == {"history.png", "parallel-coordinates.png"}
+    table = read_table(sweep.path / "tables/trials.json")
+    assert table is not None
+    assert len(table.rows) == len(results.trials)
+    assert "optim.lr" in table.columns
     best = results.best
     assert best is not None
     assert (told["best/metric"], told["sweep/steps_saved"]) == (best.metric, results.saved)

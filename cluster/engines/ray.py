@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -228,16 +229,35 @@ def _writers_of(scratch: Path) -> Iterator[psutil.Process]:
             continue
 
 
+def patient(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """The same question, asked until it has an answer, at most for as long as a node may take to start."""
+
+    def answer(*words: Any) -> Any:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return ask(*words)
+            except RuntimeError:  # the node is not known yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(PARENT_CHECK_SECONDS)
+
+    return answer
+
+
 def main() -> None:
     """Run `ray start`, and end all that Ray has started when the parent of this process is gone.
 
     The dashboard's server is not started: without a dashboard it idles, and a start that waits for it takes half as long again
-    and 0.8 s of CPU time. No option of Ray leaves it out.
+    and 0.8 s of CPU time. No option of Ray leaves it out. Nor has it one for how long a node may take to come up: on a machine
+    with much to do it is more than its 30 s.
     """
-    from ray._private.node import Node  # noqa: PLC0415 - agents need none of it
+    from ray._private import services  # noqa: PLC0415 - agents need none of it
+    from ray._private.node import Node  # noqa: PLC0415
     from ray.scripts.scripts import main as ray  # noqa: PLC0415
 
     Node.start_api_server = lambda *_, **__: None
+    services.get_node = patient(services.get_node)
     parent = os.getppid()
 
     def watch() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from cluster.run.directory import RunDir
 from jobs.feedback.read import Captured, exchanges
+from jobs.feedback.review.export import reviewed_conversations, reviewed_pairs
 from jobs.feedback.training_data import answer_of, prompt_of, to_conversations, to_pairs
 
 Record = dict[str, Any]
@@ -21,19 +22,27 @@ class Learnt:
 
 
 def learn_from(run: RunDir, *, since: float | None, until: float, unrated: bool) -> Learnt:
-    """Conversations and pairs of a serving run's exchanges, and of what was said of them before `until`."""
+    """Conversations and pairs of a serving run's exchanges before `until`, of what users said of them before it, and of what
+    reviewers have judged.
+    """
     found = [
         replace(one, ratings=tuple(rating for rating in one.ratings if rating.time < until))
         for one in exchanges(run.path, since, until)
     ]
     origin = {one.id: one for one in found}
     conversations, pairs = to_conversations(found), to_pairs(found)
-    records = [*conversations.records, *(_unrated(found) if unrated else ())]
-    words = Counter(_said(one) for one in found)
+    reviewed = [record for record in reviewed_conversations(run).records if record["id"] in origin]
+    better = {record["id"] for record in reviewed}  # a reviewer's word stands before a user's
+    others = [*conversations.records, *(_unrated(found) if unrated else ())]
+    words = Counter({"exchanges": len(found), "reviewed": len(better)})
+    preferred = [*pairs.records, *(record for record in reviewed_pairs(run).records if record["id"] in origin)]
     return Learnt(
-        conversations=[_with_origin(record, origin[record["id"]]) for record in records],
-        pairs=[_with_origin(record, origin[record["id"]]) for record in pairs.records],
-        counts=Counter({"exchanges": len(found)}) + words + conversations.left_out,
+        conversations=[
+            *(_with_origin(record, origin[record["id"]]) for record in others if record["id"] not in better),
+            *(_with_origin(record, origin[record["id"]], "reviewed") for record in reviewed),
+        ],
+        pairs=[_with_origin(record, origin[record["id"]]) for record in preferred],
+        counts=words + Counter(_said(one) for one in found) + conversations.left_out,
     )
 
 
@@ -53,6 +62,6 @@ def _unrated(found: list[Captured]) -> list[Record]:
     return made
 
 
-def _with_origin(record: Record, one: Captured) -> Record:
+def _with_origin(record: Record, one: Captured, why: str = "") -> Record:
     ratings = [rating.id for rating in one.ratings]
-    return {**record, "version": one.version, "time": one.time, "ratings": ratings, "why": _said(one)}
+    return {**record, "version": one.version, "time": one.time, "ratings": ratings, "why": why or _said(one)}

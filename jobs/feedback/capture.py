@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -36,7 +35,6 @@ RESTART_SECONDS = 0.5
 FEEDBACK_SECONDS = 30.0  # until a client hears that its feedback is not written down yet
 CLOSE_SECONDS, CLOSE_LOOK_SECONDS = 60.0, 0.01
 MOST_OPEN_BYTES = 64 << 20  # that are not confirmed; what comes then is kept without its content
-MOST_PIECES = 512  # of one system call
 RECEIVE_BYTES = 1 << 16
 
 __all__ = ["Capture", "CaptureConfig", "Exchange", "is_sampled"]
@@ -70,7 +68,8 @@ class Capture:
         self._open: dict[str, tuple[int, list[bytes]]] = {}  # bytes and pieces, sent or not, until it is confirmed
         self._open_bytes = 0
         self._said: dict[str, asyncio.Future[tuple[int, Any]]] = {}
-        self._unsent: deque[bytes | memoryview] = deque()
+        self._unsent: list[bytes] = []
+        self._sending = memoryview(b"")
         self._heard = bytearray()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -153,20 +152,20 @@ class Capture:
         if self._timer:
             self._timer.cancel()
             self._timer = None
-        while self._unsent and self._socket:
-            some = [self._unsent.popleft() for _ in range(min(MOST_PIECES, len(self._unsent)))]
+        while self._socket and (self._sending or self._unsent):
+            if not self._sending:
+                self._sending = memoryview(b"".join(self._unsent))  # one piece costs a system call less than many
+                self._unsent.clear()
             try:
-                sent = self._socket.sendmsg(some)
+                self._sending = self._sending[self._socket.send(self._sending) :]
             except BlockingIOError:
-                sent = 0
+                pass
             except OSError:  # the writer is gone, which its end of the socket tells too
                 return
-            rest = _beyond(some, sent)
-            self._unsent.extendleft(reversed(rest))
-            if rest and not self._waits_for_room:
-                self._waits_for_room = True
-                self._loop.add_writer(self._socket, self._flush)
-            if rest:
+            if self._sending:
+                if not self._waits_for_room:
+                    self._waits_for_room = True
+                    self._loop.add_writer(self._socket, self._flush)
                 return
         if self._waits_for_room and self._socket:
             self._waits_for_room = False
@@ -225,7 +224,8 @@ class Capture:
             )
         settings = self.config.model_dump(mode="json") if self.config else None
         self._heard.clear()
-        self._unsent = deque(frame(SETTINGS, {"config": settings}))
+        self._sending = memoryview(b"")
+        self._unsent = frame(SETTINGS, {"config": settings})
         for _, pieces in self._open.values():
             self._unsent.extend(pieces)
         self._loop.add_reader(self._socket, self._hear)
@@ -247,12 +247,3 @@ class Capture:
             self._waits_for_room = False
             self._socket.close()
             self._socket = None
-
-
-def _beyond(pieces: Sequence[bytes | memoryview], sent: int) -> list[bytes | memoryview]:
-    """What of the pieces lies behind so many bytes."""
-    for at, piece in enumerate(pieces):
-        if sent < len(piece):
-            return [memoryview(piece)[sent:] if sent else piece, *pieces[at + 1 :]]
-        sent -= len(piece)
-    return []

@@ -87,7 +87,10 @@ def serve(connection: socket.socket, folder: Path) -> None:
     while opened:
         ready, _, _ = select.select([connection], [], [], LOOK_SECONDS)
         if ready:
-            piece = connection.recv(RECEIVE_BYTES)
+            try:
+                piece = connection.recv(RECEIVE_BYTES)
+            except ConnectionResetError:  # the gateway was killed before it had heard everything: all that it sent is read
+                piece = b""
             opened = bool(piece)
             received += piece
             frames = list(take_frames(received))

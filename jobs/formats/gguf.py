@@ -16,7 +16,7 @@ from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from jobs.formats.ggml import Float32s, quantize
 from jobs.formats.gguf_tokenizer import PROBES, GgufTokenizer, gguf_tokenizer
-from jobs.formats.gguf_types import GGUF_TYPES, UNQUANTIZED, GgufType, tensor_type
+from jobs.formats.gguf_types import GGUF_TYPES, UNQUANTIZED, GgufType, tensor_type, unfit
 from jobs.formats.llama_cpp import LlamaCpp
 from jobs.inference.open_model import OpenModel, open_model
 from jobs.runs.find_model import find_checkpoint
@@ -29,7 +29,6 @@ TOLERANCE = 0.005  # of each log-probability in F32, in nats
 ROUNDED_TOLERANCE = (
     0.05  # of their mean in F16 and BF16, whose kernels round activations too: as large as a model's weights let it
 )
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama"}  # transformers' model_type: llama.cpp's name
 _VERIFIED_TOKENS = 48
 
 
@@ -89,12 +88,13 @@ def write_gguf(
     than transformers of an unquantized file.
     """
     kind = check_type(type_name)
-    architecture = _architecture(opened.model.config)
+    if (why := unfit(opened.model.config.to_dict())) is not None:
+        raise ConfigError(f"model: it does not fit in GGUF here: {why}; serve it with engine transformers or vllm")
     tokenizer = gguf_tokenizer(opened.tokenizer, opened.model.config.vocab_size)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-        tensors = _write(opened, unfinished, kind, architecture, tokenizer, importance or {}, name or Path(opened.name).name)
+        tensors = _write(opened, unfinished, kind, tokenizer, importance or {}, name or Path(opened.name).name)
     except PermissionError as error:
         raise ConfigError(f"{target}: cannot be written ({error}); copy the model to a directory of yours") from None
     try:
@@ -142,29 +142,10 @@ def _compare(engine: LlamaCpp, opened: OpenModel) -> Verified:
     )
 
 
-def _architecture(config: Any) -> str:
-    found = _ARCHITECTURES.get(config.model_type)
-    rope = getattr(config, "rope_parameters", None) or {}
-    why = None
-    if found is None:
-        why = f"models of type {config.model_type!r} are not among {', '.join(_ARCHITECTURES)}"
-    elif rope.get("rope_type", "default") != "default":
-        why = f"its rotary embedding is scaled ({rope['rope_type']})"
-    elif getattr(config, "sliding_window", None):
-        why = f"its attention has a window ({config.sliding_window})"
-    elif config.hidden_act != "silu":
-        why = f"its activation is {config.hidden_act}, not silu"
-    if why is not None:
-        raise ConfigError(f"model: it does not fit in GGUF here: {why}; serve it with engine transformers or vllm")
-    assert found is not None
-    return found
-
-
 def _write(  # noqa: PLR0917 - what a file is made of
     opened: OpenModel,
     path: Path,
     kind: GgufType,
-    architecture: str,
     tokenizer: GgufTokenizer,
     importance: Mapping[str, Float32s],
     name: str,
@@ -172,7 +153,7 @@ def _write(  # noqa: PLR0917 - what a file is made of
     from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
 
     config = opened.model.config
-    writer = GGUFWriter(path, architecture)
+    writer = GGUFWriter(path, "llama")
     _add_metadata(writer, config, kind, name)
     _add_tokenizer(writer, tokenizer)
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)

@@ -1,6 +1,10 @@
 """The number formats of GGUF by name, and which one each tensor of a model gets. Light to import: for configurations too."""
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ GGUF_TYPES: dict[str, GgufType] = {
         GgufType("Q3_K", 11, "Q3_K", "Q5_0", "IQ4_NL"),
     )
 }
+NO_ZERO = ("Q5_1", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL")  # blocks with an offset, or a table without 0: a weight of 0 is not kept
 UNQUANTIZED = ("F32", "F16", "BF16")
 SUPER_BLOCK = 256  # values that the formats ..._K take at once
 EMBEDDINGS = ("token_embd.weight", "output.weight")
@@ -49,3 +54,30 @@ def tensor_type(kind: GgufType, name: str, shape: tuple[int, ...]) -> str:
     if wanted not in UNQUANTIZED and shape[-1] % 32:
         return "F16"  # no quantized format has rows like that; only models of toys do
     return wanted
+
+
+def keeps_zeros(name: str) -> bool:
+    """Whether a matrix's zeros are zeros in a file of this format."""
+    kind = GGUF_TYPES[name]
+    return not {kind.matrices, kind.fallback} & set(NO_ZERO)
+
+
+_ARCHITECTURES = ("llama", "mistral")  # transformers' model_type; both are llama.cpp's "llama"
+
+
+def unfit(config: Mapping[str, Any] | Path) -> str | None:
+    """Why a model, by its configuration or its directory's config.json, cannot be GGUF here; None where it can."""
+    values = json.loads((config / "config.json").read_text()) if isinstance(config, Path) else config
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    kind = values.get("model_type")
+    if kind not in _ARCHITECTURES:
+        return f"models of type {kind!r} are not among {', '.join(_ARCHITECTURES)}"
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        return f"its rotary embedding is scaled ({rope.get('rope_type', rope.get('type'))})"
+    if values.get("sliding_window"):
+        return f"its attention has a window ({values['sliding_window']})"
+    if values.get("hidden_act", "silu") != "silu":
+        return f"its activation is {values['hidden_act']}, not silu"
+    if "quantization_config" in values:
+        return "it is quantized already"
+    return None

@@ -58,17 +58,32 @@ class LlamaCpp:
 
     def log_probabilities(self, tokens: Sequence[int]) -> Float32s:
         """Log-probabilities [T, V] of what follows each of these tokens, computed from an empty context."""
-        assert 0 < len(tokens) <= self._limit, f"{len(tokens)} tokens, a context of {self._limit}"
+        self.clear()
+        self._compute(tokens, 0, last_only=False)
+        return log_softmax(np.stack([self._logits(place) for place in range(len(tokens))]))
+
+    def logits(self, tokens: Sequence[int], start: int) -> Float32s:
+        """Logits [V] of what follows the last of these tokens, the first of which is the context's token number `start`."""
+        self._compute(tokens, start, last_only=True)
+        return self._logits(len(tokens) - 1).copy()
+
+    def clear(self) -> None:
+        """Forget the context."""
         self._lib.llama_memory_clear(self._lib.llama_get_memory(self._context), True)
+
+    def _compute(self, tokens: Sequence[int], start: int, *, last_only: bool) -> None:
+        assert 0 < len(tokens) <= self._limit - start, f"{len(tokens)} tokens after {start}, a context of {self._limit}"
         batch = self._batch
         batch.n_tokens = len(tokens)
         for place, token in enumerate(tokens):
-            batch.token[place], batch.pos[place], batch.n_seq_id[place], batch.logits[place] = token, place, 1, 1
+            batch.token[place], batch.pos[place], batch.n_seq_id[place] = token, start + place, 1
             batch.seq_id[place][0] = 0
+            batch.logits[place] = int(not last_only or place == len(tokens) - 1)
         if self._lib.llama_decode(self._context, batch):
-            raise ConfigError(f"llama.cpp does not compute {len(tokens)} tokens at once; choose a shorter seq_len")
-        rows = (self._lib.llama_get_logits_ith(self._context, place) for place in range(len(tokens)))
-        return log_softmax(np.stack([np.ctypeslib.as_array(row, (self.vocabulary_size,)) for row in rows]))
+            raise ConfigError(f"llama.cpp does not compute {len(tokens)} tokens at once; choose a shorter sequence")
+
+    def _logits(self, place: int) -> Float32s:
+        return np.ctypeslib.as_array(self._lib.llama_get_logits_ith(self._context, place), (self.vocabulary_size,))
 
     def close(self) -> None:
         """Give the memory back."""

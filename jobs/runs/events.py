@@ -41,6 +41,7 @@ EVENTS: dict[str, str] = {
     "exported": "",
     "first_step": "",
     "initialized_from": "",
+    "measured": "",
     "no_validation": "",
     "resumed": "resumed from the checkpoint of step {step} on {world_size:count rank}",
     "started_from": "began with the checkpoint of step {step} of {run}",

@@ -4,6 +4,7 @@ import logging
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_ALIAS = "default"  # of a run or a directory that is served
 EXPORT_SECONDS = 1800
+GATE_SECONDS = 10.0
 
 
 class Source(Protocol):
@@ -101,6 +103,7 @@ class Watched:
 
     def __init__(self, model: RegisteredModel, alias: str) -> None:
         self.model, self.alias = model, alias
+        self._judged: dict[str, tuple[str, float]] = {}  # by version: why its gates keep it out, and until when that is believed
         self.names: tuple[str, ...] = (model.name, f"{model.name}@{alias}") if alias == PRODUCTION else (f"{model.name}@{alias}",)
 
     def wanted(self, canary: str | None, *, gated: bool) -> Wanted:
@@ -111,9 +114,17 @@ class Watched:
             other = None
         barred = {}
         for version in (each for each in (stable, other) if gated and each is not None):
-            if why := why_barred(*_place_of(version), version.root):
+            if why := self._why_barred(version):
                 barred[version.id] = why
         return Wanted(stable=stable.id if stable else None, canary=other.id if other else None, barred=barred)
+
+    def _why_barred(self, version: Version) -> str:
+        """Why its gates keep a version from traffic; to ask means to look at every run under the root."""
+        why, until = self._judged.get(version.id, ("", 0.0))
+        if time.monotonic() >= until:
+            why = why_barred(*_place_of(version), version.root)
+            self._judged[version.id] = why, time.monotonic() + GATE_SECONDS
+        return why
 
     def ref(self, version: str) -> str:
         """RUN@STEP or the directory of NAME@NUMBER. Raises ConfigError."""

@@ -83,7 +83,7 @@ class Replica:
         from jobs.serve.engine_command import engine_of
 
         spec = self.spec
-        engine = engine_of(spec.engine, spec.engine_command)
+        engine = engine_of(spec.engine, spec.engine_command, Path(spec.model))
         options = EngineOptions(
             host=own_address() if spec.own_address else "127.0.0.1",
             slots=spec.slots,

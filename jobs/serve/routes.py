@@ -19,7 +19,10 @@ class Replica(Section):
     url: str = Field(pattern=r"^http://[^/\s]+$", description="such as http://127.0.0.1:4321; plain HTTP, no path")
     engine: str = Field(description="the engine's name: transformers, llamacpp, vllm ...")
     slots: int = Field(default=1, ge=1, description="requests that it answers at the same time")
-    model_name: str | None = Field(default=None, description="what it wants to read as `model`; unset: it takes any")
+    model_name: str | None = Field(
+        default=None,
+        description="what it reads as `model`; unset: the version, or for engines that are not ours what the client wrote",
+    )
 
 
 class Version(Section):

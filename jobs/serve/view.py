@@ -33,7 +33,7 @@ class ServeView(RunView):
             if (endpoint := ServeView(other).endpoint()) is not None:
                 return endpoint
         found = read_json(self.files.address)
-        if not found or found.get("closed"):
+        if not found or found.get("closed") or self.run.outcome(int(found["attempt"])) is not None:
             return None
         auth = (self.run.record.get("config") or {}).get("auth") or {}
         return Endpoint(

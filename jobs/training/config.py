@@ -136,6 +136,7 @@ class TrainingConfig(JobConfig):
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="number formats")
     ema: EmaConfig | None = Field(default=None, description="a running mean of the weights; unset: none")
     start_from: StartFrom | None = Field(default=None, description="continue from the state of another run's checkpoint")
+    keep_zeros: bool = Field(default=False, description="weights of matrices that are zero stay zero: training a pruned model")
     log_every: int = Field(default=1, ge=1, description="steps between two lines of metrics")
     layers_every: int | None = Field(
         default=None, ge=1, description="steps between two looks at norms and histograms of gradients and weights; unset: none"

@@ -92,8 +92,17 @@ class TrainStep:
         factor = min(1.0, clip / (stats.gradient_norm + 1e-6)) if clip else 1.0
         torch._foreach_mul_(self._gradients(self._parameters), factor / stats.weight)
         set_learning_rate(self.state.optimizer, learning_rate)
+        zeros = self._zeros() if self.config.keep_zeros else []
         self.state.optimizer.step()
+        for weight, place in zeros:
+            weight.masked_fill_(place, 0.0)
         self.state.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def _zeros(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """This rank's matrices, and where they are zero before the update: once zero, always zero, whatever was resumed."""
+        matrices = [parameter.to_local() for parameter in self._parameters if parameter.ndim > 1]  # type: ignore[attr-defined]
+        return [(weight, weight == 0) for weight in matrices]
 
     @staticmethod
     @torch.no_grad()

@@ -60,7 +60,7 @@ def openapi(model: str) -> dict[str, Any]:
 
 def _post(kind: type[BaseModel], words: str, keys: tuple[str, ...]) -> dict[str, Any]:
     body = {"application/json": {"schema": {"$ref": _REFERENCE.format(model=kind.__name__)}}}
-    streams = {"text/event-stream": {"schema": {"type": "string"}}} if "stream" in kind.model_fields else {}
+    streams: dict[str, Any] = {"text/event-stream": {}} if "stream" in kind.model_fields else {}
     return {
         "summary": words,
         "requestBody": {"required": True, "content": body},

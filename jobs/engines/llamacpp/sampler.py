@@ -21,7 +21,7 @@ from jobs.engines.llamacpp.tokens import HiddenTokens
 from jobs.engines.sampler import UNKNOWN, Drawn, Sampling, Top
 
 DEFAULT_CONTEXT = 4096  # tokens of a slot, of a model that can see more: its cache takes memory from the start
-READ_TOKENS = 256  # of a prompt that are read at once; between two such pieces it is seen that nobody waits any more
+READ_TOKENS = 128  # of a prompt that are read at once; between two such pieces it is seen that nobody waits any more
 CACHE_MIB = 256  # of prompts of slots that others have taken over
 QUIET = 1  # llama.cpp's verbosity: errors
 SEEDS = 2**32 - 1  # its last one means: any

@@ -37,7 +37,7 @@ def routes_of(
         canary = state.canary.version if state.canary is not None and state.canary.version in versions else None
         to = Alias(stable=stable, canary=canary, share=share if canary is not None else 0.0)
         aliases = {name: to for name in (state.alias, *names) if name not in versions}
-    default = state.alias if state.alias in aliases else None
+    default = state.alias if state.alias in aliases else stable
     return Routes(versions=versions, aliases=aliases, default=default, accepting=accepting, retry_after=retry_after)
 
 

@@ -39,7 +39,7 @@ class GatewaySettings(Section):
         default=None, ge=0, description="the keeper leaves so long after the death of its parent; unset: it stays"
     )
     feedback_folder: Path | None = Field(default=None, description="where exchanges and feedback are kept; unset: nowhere")
-    capture: dict[str, object] | None = Field(default=None, description="keys of capturing; unset: content is not kept")
+    capture: dict[str, object] | None = Field(default=None, description="what is captured; unset: a ledger without content")
 
     @model_validator(mode="after")
     def _one_token(self) -> Self:

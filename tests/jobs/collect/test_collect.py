@@ -13,6 +13,7 @@ from cluster.run.directory import RunDir
 from jobs.collect.config import CollectConfig
 from jobs.collect.job import CONVERSATIONS, PAIRS, main
 from jobs.feedback.records import FOLDER, exchanges_store, ratings_store
+from jobs.feedback.review.judgements import judgements_store
 from tests.jobs.refresh.staged import NOW, captured, keep, rated, serving_run
 
 ITEM = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
@@ -64,6 +65,17 @@ def test_a_corrected_conversation_and_a_failed_answer(tmp_path: Path) -> None:
     run, counts = collect(served)
     assert [message["content"] for message in rows(run)[-1]["messages"]] == ["Book it.", "For two?", "Yes", "Done."]
     assert (counts["no_answer"], counts["pairs"]) == (2, 4)
+
+
+def test_a_reviewer_stands_before_a_user(tmp_path: Path) -> None:
+    served = serving_run(tmp_path)
+    judgement = {"id": "j1", "time": NOW - 5, "reviewer": "ann", "item": "req-4", "first": "req-4", "choice": "neither"}
+    said = {**judgement, "corrected": "req-4", "correction": "Four, as ever."}
+    keep(judgements_store(served.path), [said])
+    run, counts = collect(served)
+    (found,) = (row for row in rows(run) if row["id"] == "req-4")
+    assert (found["why"], found["messages"][-1]["content"], counts["reviewed"]) == ("reviewed", "Four, as ever.", 1)
+    assert [pair["chosen"][0]["content"] for pair in rows(run, PAIRS) if pair["id"] == "req-4"] == ["Four, as ever."]
 
 
 def test_a_share_of_what_was_learnt_before_and_no_evaluation_item(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Smaller and faster models, each measured in the engine that serves it, in one table."""

@@ -1,0 +1,33 @@
+"""The capture of exchanges, where the settings name a folder for it."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from jobs.feedback.exchange import Exchange
+from jobs.serve.gateway.settings import GatewaySettings
+
+
+class Recorder(Protocol):
+    """Who writes exchanges down, and takes ratings and corrections: `jobs.feedback.capture.Capture`."""
+
+    def record(self, exchange: Exchange) -> None:
+        """Take an exchange; never waits. A second time with the same id changes nothing."""
+
+    async def feedback(self, body: bytes) -> tuple[int, bytes]:
+        """Take a rating or a correction: status and body of the answer."""
+        ...
+
+    async def close(self) -> None:
+        """Write down what is left."""
+
+
+async def open_recorder(settings: GatewaySettings, on_durable: Callable[[Sequence[str]], None]) -> Recorder | None:
+    """The capture, started; None where nothing is to be kept."""
+    if settings.feedback_folder is None:
+        return None
+    from jobs.feedback.capture import Capture, CaptureConfig
+
+    config = None if settings.capture is None else CaptureConfig.model_validate(settings.capture)
+    capture = Capture(settings.feedback_folder, config, on_durable)
+    await capture.start()
+    return capture

@@ -1,0 +1,300 @@
+"""Figures of an endpoint: what the gateway costs, and what clients see when replicas die, or when too many ask.
+
+python -m tests.benchmarks.bench_serve [--rows overhead,kills,prefixes,overload,hangups] [--engine fake|transformers|llamacpp]
+    [--model DIR] [--requests 200] [--router PYTHON_WITH_vllm_router] [--ray]
+
+Load is open: requests come at random moments at a rate of their own. Peers stand before the same engine in the same run, in
+turns: the bare engine, `vllm-router` (an environment of its own: it is no dependency), Ray Serve with HAProxy and direct
+streaming.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from jobs.serve.gateway.http.upstream import Upstreams
+from jobs.serve.routes import Replica
+from tests.benchmarks.serve_load import Seen, ask, cpu_seconds, open_loop, percentile
+from tests.jobs.serve.gateway.endpoint import VERSION, Endpoint, FakeEngine, chat
+
+ROWS = ("overhead", "kills", "prefixes", "overload", "hangups")
+
+
+class RealEngine:
+    """An engine of this program, which can be killed and started again."""
+
+    def __init__(self, name: str, model: Path, slots: int) -> None:
+        self.engine, self.slots, self._model, self.generation = name, slots, model, 0
+        self.start(0)
+
+    def start(self, port: int) -> None:
+        from jobs.engines.engine import EngineOptions
+        from jobs.engines.find import find_engine
+        from jobs.engines.process import EngineProcess
+
+        options = EngineOptions(port=port, slots=self.slots, threads=1, context=4096, name=VERSION)
+        log = Path(tempfile.mkstemp(suffix=".log")[1])
+        self._process = EngineProcess.start(find_engine(self.engine), self._model, options, log=log)
+        self._process.await_ready(300)
+        self.port = int(self._process.url.rpartition(":")[2])
+        self.generation += 1
+
+    @property
+    def pid(self) -> int:
+        return int(self._process.process.pid)
+
+    @property
+    def replica(self) -> Replica:
+        return Replica(id=f"r{self.port}", url=f"http://127.0.0.1:{self.port}", engine=self.engine, slots=self.slots)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, 9)
+        self._process.stop()
+
+    def stats(self) -> dict[str, Any]:
+        found: dict[str, Any] = httpx.get(f"http://127.0.0.1:{self.port}/health").json()
+        return found
+
+
+def engines_of(options: argparse.Namespace, count: int, *words: str) -> list[Any]:
+    """So many engines of the kind that is measured."""
+    if options.engine == "fake":
+        return [FakeEngine(*words, slots=options.slots) for _ in range(count)]
+    return [RealEngine(options.engine, options.model, options.slots) for _ in range(count)]
+
+
+@contextlib.contextmanager
+def endpoint_of(engines: list[Any], **settings: Any) -> Iterator[Endpoint]:
+    """A gateway before engines."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Endpoint(Path(folder), engines, **settings)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+def tell(what: str, seen: list[Seen], cpu: float | None = None, seconds: float | None = None) -> None:
+    """One line of figures."""
+    good = [one for one in seen if one.good]
+    first = [one.first_ms for one in good]
+    line = f"{what:28s} {len(good):4d}/{len(seen)} answered; first token"
+    line += f" p50 {percentile(first, 0.5):7.1f} ms, p99 {percentile(first, 0.99):7.1f} ms"
+    if seconds:
+        line += f"; {len(good) / seconds:6.1f} answers/s"
+    if cpu is not None:
+        line += f"; {1000 * cpu / max(1, len(seen)):6.2f} CPU ms a request"
+    print(line, flush=True)
+
+
+def prompts(count: int, tokens: int, tag: str = "") -> list[dict[str, Any]]:
+    """Greedy requests, each with another prompt."""
+    return [chat(f"{tag} Write about the number {k}.", max_tokens=tokens) for k in range(count)]
+
+
+# --- rows
+
+
+def overhead(options: argparse.Namespace) -> None:
+    """One engine, bare and behind what stands before it: the same requests at the same moments."""
+    engines = engines_of(options, 1, "--token", "0.002")
+    bodies = prompts(options.requests, options.tokens)
+    with endpoint_of(engines) as made, contextlib.ExitStack() as stack:
+        targets = {"bare": (f"http://127.0.0.1:{engines[0].port}", [0]), "gateway": (made.url, [made.keeper.pid])}
+        if options.router:
+            targets["vllm-router"] = stack.enter_context(vllm_router(options.router, engines))
+        if options.ray:
+            targets["Ray Serve, HAProxy"] = stack.enter_context(ray_serve(engines))
+        texts: dict[str, list[str]] = {}
+        for turn in range(options.turns):
+            for name, (url, pids) in targets.items():
+                asyncio.run(open_loop(url, bodies[:4], 2.0))
+                before, began = cpu_seconds(pids), time.perf_counter()
+                seen = asyncio.run(open_loop(url, bodies, options.rate, seed=turn))
+                tell(name, seen, cpu_seconds(pids) - before if pids != [0] else None, time.perf_counter() - began)
+                texts.setdefault(name, [one.text for one in seen])
+        print("texts equal:", {name: found == texts["bare"] for name, found in texts.items()})
+
+
+def kills(options: argparse.Namespace) -> None:
+    """Streams one after the other; the replica that serves each is killed at a random token of it."""
+    engines = engines_of(options, 2, "--token", "0.004")
+    bodies = prompts(options.requests, options.tokens)
+    draw, upstreams_seen = random.Random(1), list[tuple[Seen, str]]()
+    with endpoint_of(engines) as made:
+
+        async def run() -> None:
+            upstreams = Upstreams()
+            for body in bodies:
+                expected = (await ask(upstreams, f"http://127.0.0.1:{engines[0].port}", body)).text
+                at = draw.randrange(1, max(2, options.tokens))
+                killed: list[int] = []
+
+                def kill(seen: Seen, at: int = at, killed: list[int] = killed) -> None:
+                    if len(seen.times) >= at and not killed:
+                        busy = [one for one in engines if one.stats()["running"]]
+                        if busy:
+                            killed.append(1)
+                            busy[0].kill()
+                            seen.victim = busy[0]  # type: ignore[attr-defined]
+
+                seen = await ask(upstreams, made.url, body, kill)
+                upstreams_seen.append((seen, expected))
+                if (victim := getattr(seen, "victim", None)) is not None:
+                    victim.start(victim.port)
+
+        asyncio.run(run())
+    seen = [one for one, _ in upstreams_seen]
+    equal = sum(one.text == expected for one, expected in upstreams_seen)
+    hit = sum(hasattr(one, "victim") for one in seen)
+    tell("kill -9 of the replica", seen)
+    gaps = [one.gap_seconds for one in seen]
+    print(f"killed {hit}, texts equal {equal}/{len(seen)}, gap p50 {percentile(gaps, 0.5):.3f} s, worst {max(gaps):.3f} s")
+
+
+def prefixes(options: argparse.Namespace) -> None:
+    """Two replicas, twenty shared beginnings of 512 tokens: routed by them, and without."""
+    draw = random.Random(2)
+    words = [f"{draw.choice('bcdfghklmnprst')}{draw.choice('aeiou')}{draw.choice('lmnrst')}" for _ in range(5000)]
+    shared = [" ".join(draw.choice(words) for _ in range(300)) for _ in range(20)]
+    bodies = [chat(f"{draw.choice(shared)} Question {k}?", max_tokens=4) for k in range(options.requests)]
+    found: dict[str, float] = {}
+    for name, settings in {"by prefixes": {}, "without": {"prefix_block": 2**20}}.items():
+        engines = engines_of(options, 2, "--prefill", "0.05")
+        with endpoint_of(engines, **settings) as made:
+            seen = asyncio.run(open_loop(made.url, bodies, options.rate))
+        tell(name, seen)
+        found[name] = percentile([one.first_ms for one in seen if one.good], 0.5)
+    print(f"first token p50 by prefixes over without: {found['by prefixes'] / found['without']:.2f}")
+
+
+def overload(options: argparse.Namespace) -> None:
+    """As many as it can, then three times as many."""
+    engines = engines_of(options, 1, "--token", "0.005")
+    with endpoint_of(engines) as made:
+        began = time.perf_counter()
+        closed = asyncio.run(_closed_loop(made.url, prompts(options.requests, options.tokens, "closed"), options.slots))
+        peak = len(closed) / (time.perf_counter() - began)
+        tell("peak, as many as slots", closed, seconds=time.perf_counter() - began)
+        began = time.perf_counter()
+        seen = asyncio.run(open_loop(made.url, prompts(3 * options.requests, options.tokens, "open"), 3 * peak))
+        spent = time.perf_counter() - began
+        tell("three times as many", seen, seconds=spent)
+        good = [one for one in seen if one.good]
+        statuses = {status: sum(one.status == status for one in seen) for status in {one.status for one in seen}}
+        print(f"goodput over peak: {len(good) / spent / peak:.2f}; statuses {statuses}")
+
+
+async def _closed_loop(url: str, bodies: list[dict[str, Any]], at_once: int) -> list[Seen]:
+    upstreams, places = Upstreams(), asyncio.Semaphore(at_once)
+
+    async def one(body: dict[str, Any]) -> Seen:
+        async with places:
+            return await ask(upstreams, url, body)
+
+    return await asyncio.gather(*(one(body) for body in bodies))
+
+
+def hangups(options: argparse.Namespace) -> None:
+    """Clients that leave: how long until the engine's slot is free."""
+    engines = engines_of(options, 1, "--token", "0.005")
+    spent: list[float] = []
+    with endpoint_of(engines) as made:
+        for number in range(min(50, options.requests)):
+            with (
+                httpx.Client(verify=False) as client,
+                client.stream(
+                    "POST", made.url + "/v1/chat/completions", json=chat(f"leaves {number}", max_tokens=2000)
+                ) as stream,
+            ):
+                parts = stream.iter_raw()
+                next(parts)
+            began = time.perf_counter()
+            while engines[0].stats()["running"]:
+                time.sleep(0.002)
+            spent.append(time.perf_counter() - began)
+    print(f"hang-up to a free slot: p50 {1000 * percentile(spent, 0.5):.0f} ms, worst {1000 * max(spent):.0f} ms of {len(spent)}")
+
+
+# --- peers
+
+
+@contextlib.contextmanager
+def vllm_router(python: str, engines: list[Any]) -> Iterator[tuple[str, list[int]]]:
+    """The router of vLLM's production stack, before the same engines."""
+    port = 18_431
+    urls = [f"http://127.0.0.1:{engine.port}" for engine in engines]
+    command = [python, "-m", "vllm_router.launch_router", "--worker-urls", *urls, "--host", "127.0.0.1", "--port", str(port)]
+    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            _await_answer(f"http://127.0.0.1:{port}")
+            yield f"http://127.0.0.1:{port}", [process.pid]
+        finally:
+            process.terminate()
+
+
+@contextlib.contextmanager
+def ray_serve(engines: list[Any]) -> Iterator[tuple[str, list[int]]]:
+    """Ray Serve's HAProxy and direct streaming, before a replica that passes an engine's bytes on."""
+    port = 18_432
+    environment = {
+        **os.environ,
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
+    }
+    command = [sys.executable, "-m", "tests.benchmarks.serve_ray", str(port), f"http://127.0.0.1:{engines[0].port}"]
+    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process:
+        try:
+            _await_answer(f"http://127.0.0.1:{port}")
+            yield f"http://127.0.0.1:{port}", [process.pid]
+        finally:
+            process.terminate()
+
+
+def _await_answer(url: str, seconds: float = 120.0) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.post(url + "/v1/chat/completions", json=chat("hello", max_tokens=1), timeout=30).status_code == 200:
+                return
+        time.sleep(0.5)
+    raise SystemExit(f"{url}: no answer within {seconds} s")
+
+
+def main() -> None:
+    """Measure the rows that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", default=",".join(ROWS), help="which figures, separated by commas")
+    parser.add_argument("--engine", default="fake", choices=["fake", "transformers", "llamacpp"])
+    parser.add_argument("--model", type=Path, default=None, help="a Hugging Face directory, for real engines")
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=32, help="of each answer")
+    parser.add_argument("--rate", type=float, default=10.0, help="requests a second")
+    parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--turns", type=int, default=2, help="how often all targets are measured, one after the other")
+    parser.add_argument("--router", default=None, help="a Python that has vllm-router")
+    parser.add_argument("--ray", action="store_true", help="measure Ray Serve too")
+    options = parser.parse_args()
+    if options.engine != "fake" and options.model is None:
+        parser.error("--model is needed for a real engine")
+    print(f"engine {options.engine}, {options.requests} requests of {options.tokens} tokens, version {VERSION}")
+    for row in options.rows.split(","):
+        print(f"-- {row}")
+        globals()[row](options)
+
+
+if __name__ == "__main__":
+    main()

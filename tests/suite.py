@@ -52,9 +52,17 @@ PARTS: dict[str, tuple[str, ...]] = {
         *("tests/jobs/formats", "tests/jobs/compress", "tests/jobs/distill", "tests/jobs/pruning"),
         *("tests/chaos/test_align.py", "tests/chaos/test_grpo.py", "tests/chaos/test_distill.py"),
     ),
+    "serving": (
+        *("tests/jobs/serve", "tests/jobs/engines", "tests/jobs/feedback", "tests/jobs/models", "tests/jobs/refresh"),
+        *("tests/jobs/drift", "tests/jobs/collect", "tests/chaos/test_refresh.py"),
+    ),
+    "smaller models": (
+        *("tests/jobs/distill", "tests/jobs/compress", "tests/jobs/pruning", "tests/jobs/formats", "tests/chaos/test_distill.py"),
+    ),
     "rest": ("tests/test_*.py", "tests/jobs", "tests/sharding"),
 }
-STARTED = ("rest", "kubernetes", "slurm", "models", "runs", "data", "sweeps", "benchmarks")  # in this order
+# in this order
+STARTED = ("kubernetes", "slurm", "rest", "serving", "models", "runs", "data", "sweeps", "smaller models", "benchmarks")
 NOTHING_COLLECTED = 5
 QUIET_SECONDS = 2.0  # for so long nobody but us must want to run
 QUIET_PATIENCE_SECONDS = 60.0

@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import Protocol, cast
 
 from jobs.serve.gateway.http.answers import CONTINUE, RefusalError, refusal
-from jobs.serve.gateway.http.head import MOST_HEAD_BYTES, BadRequestError, Head, read_body, read_head
+from jobs.serve.gateway.http.head import MOST_HEAD_BYTES, BadRequestError, Head
+from jobs.serve.gateway.http.incoming import Incoming, Request
 from jobs.serve.gateway.settings import GatewaySettings
 from jobs.serve.gateway.sockets.blocks import JournalFullError
 from jobs.serve.gateway.sockets.journal import Field, Header, Journal
@@ -60,11 +61,10 @@ class Connection(asyncio.BufferedProtocol):
         sent_until = max(journal.read(record, Field.OUTPUT_END), reached.written)
         self.output = Tape(journal, record, Field.OUTPUT, sent_until, settings.max_answer_bytes)
         self.flushed = reached.written
+        self._incoming = Incoming(self.input, settings.max_body_bytes)
         self.exchange: OpenExchange | None = None
         self.gone = False
-        self._head: tuple[Head, int] | None = None
         self._request_end = 0
-        self._tried_bytes = 0
         self._blocked = self._closing = self._ending = False
         self._since = self._taken_at = time.monotonic()
         self._loop = asyncio.get_running_loop()
@@ -93,13 +93,11 @@ class Connection(asyncio.BufferedProtocol):
     def bury(self) -> None:
         """Its client left while no gateway looked: what was open is cancelled."""
         self.gone = True
-        found = self._next_request() if self.resumed else None
+        found = self._incoming.next() if self.resumed else None
         if found is None:
             self._forget()
-            return
-        self._open()
-        self.exchange = self.owner.begin(self, *found)
-        self.exchange.hang_up()
+        else:
+            self._begin(found).hang_up()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the kernel puts what the client sends: straight into the journal."""
@@ -155,39 +153,23 @@ class Connection(asyncio.BufferedProtocol):
         if self.gone or self._closing or self.exchange is not None:
             return
         try:
-            found = self._next_request()
+            found = self._incoming.next()
         except BadRequestError as error:
             self._refuse(error)
             return
+        if found is None and self._incoming.asks_to_go_on:
+            self._incoming.asks_to_go_on = False
+            self.send(CONTINUE)
         if found is not None:
-            head, body = found
-            self._head, self._tried_bytes = None, 0
-            self._open()
-            self.exchange = self.owner.begin(self, head, body)
+            self._begin(found)
         elif len(self.input) == 0:
             self.input.drop(self.input.end)
 
-    def _next_request(self) -> tuple[Head, bytes] | None:
-        data = self.input.read(self.input.start, self.input.end)
-        limit_bytes = self.owner.settings.max_body_bytes
-        if self._head is None:
-            if not data:
-                return None
-            self._head = read_head(data)
-            self._tried_bytes = len(data)
-            if self._head is None:
-                return None
-            if not self.resumed and self._head[0].headers.get(b"expect", b"").lower() == b"100-continue":
-                self.send(CONTINUE)
-        head, start = self._head
-        if head.chunked and len(data) < 2 * self._tried_bytes and bytes(data[-4:]) != b"\r\n\r\n":
-            return None  # a body in pieces is looked through from its beginning: not for each piece
-        self._tried_bytes = len(data)
-        body = read_body(head, data, start, limit_bytes)
-        if body is None:
-            return None
-        self._request_end = self.input.start + body.end
-        return head, body.data
+    def _begin(self, request: Request) -> OpenExchange:
+        self._request_end = request.end
+        self._open()
+        self.exchange = self.owner.begin(self, request.head, request.body)
+        return self.exchange
 
     def _open(self) -> None:
         if self.resumed:

@@ -86,7 +86,7 @@ def _print(found: object, scored: object, written: Path) -> None:
         made.add_row(*row)
     out = console()
     out.print(made)
-    out.print(found.words(), markup=False, soft_wrap=True)
+    out.print(found.words, markup=False, soft_wrap=True)
     if found.ratings is not None:
         one = found.ratings
         words = (

@@ -74,6 +74,7 @@ class Drift:
         lengths = self.features.lengths
         return float(np.median(lengths[: self.num_current])), float(np.median(lengths[self.num_current :]))
 
+    @property
     def words(self) -> str:
         """What was found, in a sentence."""
         p = f"(p {self.p:.2g} for all tests together)"
@@ -107,7 +108,7 @@ class Drift:
             "alarm": self.alarm,
             "p": self.p,
             "alpha": self.alpha,
-            "words": self.words(),
+            "words": self.words,
             "tests": tests,
             "share": {"estimate": estimate, "at_least": least},
             "current": _side(self.current, self.num_current),

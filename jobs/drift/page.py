@@ -23,7 +23,7 @@ def write_report(drift: Drift, folder: Path, *, probes: Comparison | None = None
     if monitor is not None:
         found["monitor"] = monitor.plain()
     write_json(folder / DATA, found)
-    sections = [paragraph(drift.words()), *notes(drift), _tests(drift), *_quality(drift, probes)]
+    sections = [paragraph(drift.words), *notes(drift), _tests(drift), *_quality(drift, probes)]
     sections += [picture(title, url) for title, url in draw_drift(drift, monitor).items()]
     sections += [_unlike(drift)]
     write_atomically(folder / PAGE, page(f"{drift.current.name} against {drift.reference.name}", sections))

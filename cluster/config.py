@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -42,8 +42,10 @@ PathView = Callable[[str], Path | None]
 DataPath = Annotated[str, AfterValidator(absolute)]
 
 
-class NodeRange(Section):
-    """How many nodes a run takes: `2`, or `1..4` for an elastic run."""
+class CountRange(Section):
+    """How many of something: `2`, or `1..4`."""
+
+    noun: ClassVar[str]
 
     least: int = Field(ge=1)
     most: int = Field(ge=1)
@@ -55,26 +57,32 @@ class NodeRange(Section):
             return value
         match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value))
         if not match:
-            raise ValueError("must be a number of nodes or a range such as 1..4")
+            raise ValueError(f"must be a number of {cls.noun} or a range such as 1..4")
         least, most = int(match[1]), int(match[2] or match[1])
         if not 1 <= least <= most:
             raise ValueError("must be at least 1, and a range must rise, such as 1..4")
         return {"least": least, "most": most}
+
+    def plain(self) -> int | str:
+        """The range as a job file has it."""
+        return self.least if self.least == self.most else f"{self.least}..{self.most}"
+
+    def __str__(self) -> str:
+        return str(self.plain())
+
+
+class NodeRange(CountRange):
+    """How many nodes a run takes: `2`, or `1..4` for an elastic run."""
+
+    noun = "nodes"
 
     @property
     def elastic(self) -> bool:
         """Whether the run may go on with fewer nodes, or grow."""
         return self.least < self.most
 
-    def __str__(self) -> str:
-        return f"{self.least}..{self.most}" if self.elastic else str(self.least)
 
-
-def _plain_nodes(nodes: NodeRange) -> int | str:
-    return str(nodes) if nodes.elastic else nodes.least
-
-
-Nodes = Annotated[NodeRange, BeforeValidator(NodeRange.parse), PlainSerializer(_plain_nodes)]
+Nodes = Annotated[NodeRange, BeforeValidator(NodeRange.parse), PlainSerializer(NodeRange.plain)]
 
 
 class Resources(Section):

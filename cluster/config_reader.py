@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cluster.config import JobConfig, NodeRange, Section
+from cluster.config import CountRange, JobConfig, Section
 from cluster.errors import ConfigError
 
 
@@ -132,7 +132,11 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
 def walk_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every dotted key of a configuration with its field, depth first, also those of nested sections."""
     for name, info in kind.model_fields.items():
-        sections = [t for t in types_of(info.annotation) if isinstance(t, type) and issubclass(t, Section) and t is not NodeRange]
+        sections = [
+            t
+            for t in types_of(info.annotation)
+            if isinstance(t, type) and issubclass(t, Section) and not issubclass(t, CountRange)
+        ]
         if not sections or len(sections) != len([t for t in types_of(info.annotation) if t is not type(None)]):
             yield f"{prefix}{name}", info
         for section in sections:

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from cluster.process.fork_server import FORK_SERVER_VARIABLE, serve
 from cluster.process.forking import import_modules
 from cluster.spec import Engine
@@ -42,11 +44,11 @@ def warm(modules: Sequence[str]) -> Iterator[None]:
             listener.listen(64)
             command = [sys.executable, "-m", "tests.warm", str(listener.fileno()), *modules]
             server = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=ROOT, pass_fds=[listener.fileno()], process_group=0)
-        os.environ[FORK_SERVER_VARIABLE] = address
         try:
-            yield
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv(FORK_SERVER_VARIABLE, address)
+                yield
         finally:
-            del os.environ[FORK_SERVER_VARIABLE]
             server.kill()
             server.wait()
 

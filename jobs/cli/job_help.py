@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from cluster.config import JobConfig, NodeRange, Section
+from cluster.config import CountRange, JobConfig, Section
 from cluster.config_reader import types_of, walk_keys
 from jobs.registry import JOBS, config_of, find_job
 
@@ -86,7 +86,7 @@ def _default(kind: type[JobConfig], name: str, info: FieldInfo) -> Any:
 
 def _yaml(value: Any) -> str:
     if isinstance(value, BaseModel):
-        value = str(value) if isinstance(value, NodeRange) else value.model_dump(mode="json", exclude_none=True)
+        value = str(value) if isinstance(value, CountRange) else value.model_dump(mode="json", exclude_none=True)
     return "unset" if value is None else value if isinstance(value, str) else json.dumps(value, default=_plain)
 
 
@@ -106,7 +106,7 @@ def _type(annotation: Any) -> str:
             words.append(f"list of {_type(arguments[0])}")
         elif origin is dict or kind is dict:
             words.append("mapping")
-        elif kind is NodeRange:
+        elif isinstance(kind, type) and issubclass(kind, CountRange):
             words.append("int or A..B")
         elif isinstance(kind, type) and issubclass(kind, Section):
             words.append(f"{{{', '.join(kind.model_fields)}}}")

@@ -6,44 +6,23 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from cluster.config import DataPath, JobConfig, PathView, Section
+from cluster.config import CountRange, DataPath, JobConfig, PathView, Section
 from cluster.errors import ConfigError
 from jobs.feedback.config import CaptureConfig
 
 
-class ReplicaRange(Section):
+class ReplicaRange(CountRange):
     """How many replicas a version has: `2`, or `1..4` for as many as the load asks for."""
 
-    least: int = Field(ge=1)
-    most: int = Field(ge=1)
-
-    @classmethod
-    def parse(cls, value: Any) -> Any:
-        """Read `2`, `"2"`, `"1..4"` or an existing range. Raises ValueError."""
-        if isinstance(value, bool) or not isinstance(value, (int, str)):
-            return value
-        match = re.fullmatch(r"(\d+)(?:\.\.(\d+))?", str(value))
-        if not match:
-            raise ValueError("must be a number of replicas or a range such as 1..4")
-        least, most = int(match[1]), int(match[2] or match[1])
-        if not 1 <= least <= most:
-            raise ValueError("must be at least 1, and a range must rise, such as 1..4")
-        return {"least": least, "most": most}
+    noun = "replicas"
 
     @property
     def scales(self) -> bool:
         """Whether the load decides the number of replicas."""
         return self.least < self.most
 
-    def __str__(self) -> str:
-        return f"{self.least}..{self.most}" if self.scales else str(self.least)
 
-
-def _plain(replicas: ReplicaRange) -> int | str:
-    return str(replicas) if replicas.scales else replicas.least
-
-
-Replicas = Annotated[ReplicaRange, BeforeValidator(ReplicaRange.parse), PlainSerializer(_plain)]
+Replicas = Annotated[ReplicaRange, BeforeValidator(ReplicaRange.parse), PlainSerializer(ReplicaRange.plain)]
 
 
 class ScaleConfig(Section):

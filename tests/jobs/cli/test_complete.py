@@ -42,7 +42,7 @@ def test_commands_and_jobs(tmp_path: Path) -> None:
     assert bash("ropewalk su", tmp_path) == ["submit"]
     assert bash("ropewalk run pre", tmp_path) == ["preprocess", "pretrain"]
     assert {"pretrain", "evaluate", "sweep"} <= set(bash("ropewalk submit ", tmp_path))
-    assert bash("ropewalk fly a", tmp_path) == []
+    assert bash("ropewalk fly pre", tmp_path) == []
 
 
 def test_keys_of_the_job_that_was_typed(tmp_path: Path) -> None:

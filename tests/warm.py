@@ -58,8 +58,9 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     parent = os.getppid()
     with socket.socket(fileno=int(sys.argv[1])) as listener:
-        while os.getppid() == parent and not select.select([listener], [], [], POLL_SECONDS)[0]:
-            pass
+        while not select.select([listener], [], [], POLL_SECONDS)[0]:
+            if os.getppid() != parent:
+                return
         import_modules(sys.argv[2:])
         serve(listener)
 

@@ -89,6 +89,7 @@ def settings(directory: Path, steps: int, gpus: int = 0) -> dict[str, dict[str, 
             "name": "quickstart-evaluate",
             "data": data,
             "seq_len": 256,
+            "max_sequences": 200,
             "generate": {"prompts": PROMPTS, "max_new_tokens": 40},
         },
     }

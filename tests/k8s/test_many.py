@@ -2,26 +2,29 @@
 
 from contextlib import closing
 
+import pytest
+
 from cluster.spec import RunState
 from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.fleet import Fleet, add_nodes, remove_nodes
 from tests.patience import Patience, until
 
-RUNS, NODES = 60, 4
+NODES = 4
 
 
-def test_sixty_runs(kube: Cluster, namespace: Namespace) -> None:
+@pytest.mark.parametrize("runs", [20, pytest.param(60, marks=pytest.mark.soak)])
+def test_many_runs(runs: int, kube: Cluster, namespace: Namespace) -> None:
     add_nodes(kube, NODES)
     try:
-        with closing(Fleet(namespace, RUNS)) as fleet:
-            see_through(kube, namespace, fleet)
+        with closing(Fleet(namespace, runs)) as fleet:
+            see_through(kube, namespace, fleet, runs)
     finally:
         remove_nodes(kube)
 
 
-def see_through(kube: Cluster, namespace: Namespace, fleet: Fleet) -> None:
+def see_through(kube: Cluster, namespace: Namespace, fleet: Fleet, runs: int) -> None:
     assert fleet.submit() < 10
-    until(lambda: fleet.words(fleet.look()[1]) == {"RUNNING": RUNS}, Patience.STEP)
+    until(lambda: fleet.words(fleet.look()[1]) == {"RUNNING": runs}, Patience.STEP)
     seconds, _, calls = fleet.look()
     assert seconds < 1
     assert calls == ["Job"]

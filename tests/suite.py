@@ -49,8 +49,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "benchmarks": ("tests/benchmarks",),
     "models": (
         *("tests/jobs/align", "tests/jobs/finetune", "tests/jobs/evaluate", "tests/jobs/audit", "tests/jobs/inference"),
-        *("tests/jobs/formats", "tests/jobs/compress", "tests/jobs/distill", "tests/jobs/pruning"),
-        *("tests/chaos/test_align.py", "tests/chaos/test_grpo.py", "tests/chaos/test_distill.py"),
+        *("tests/chaos/test_align.py", "tests/chaos/test_grpo.py"),
     ),
     "serving": (
         *("tests/jobs/serve", "tests/jobs/engines", "tests/jobs/feedback", "tests/jobs/models", "tests/jobs/refresh"),
@@ -62,7 +61,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "rest": ("tests/test_*.py", "tests/jobs", "tests/sharding"),
 }
 # in this order
-STARTED = ("kubernetes", "slurm", "rest", "serving", "models", "runs", "data", "sweeps", "smaller models", "benchmarks")
+STARTED = ("rest", "kubernetes", "models", "slurm", "serving", "runs", "data", "smaller models", "sweeps", "benchmarks")
 NOTHING_COLLECTED = 5
 QUIET_SECONDS = 2.0  # for so long nobody but us must want to run
 QUIET_PATIENCE_SECONDS = 60.0

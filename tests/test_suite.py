@@ -83,6 +83,7 @@ def test_soak_is_the_rest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
 
 def test_every_test_file_is_in_one_part() -> None:
     assert sorted(STARTED) == sorted(PARTS)
+    assert all(files_of(part) for part in PARTS), "pytest without a path collects everything"
     listed = [name for part in PARTS for name in files_of(part)]
     found = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}
     assert sorted(listed) == sorted(found)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from tests.findings import (
     ALLOWED_FLAKES,
@@ -248,7 +249,7 @@ class Suite:
         report = self.folder.with_suffix(".md")
         report.write_text("\n".join([*report_lines(title, self.parts, flaky, failed), ""]))
         for finding in [*failed, *flaky]:
-            self.console.rule(finding.name)
+            self.console.rule(escape(finding.name))
             self.console.print(finding.text, markup=False)
         self.console.rule("the slowest")
         for line in [*slowest(everything, 15), *skips(everything)]:

@@ -173,7 +173,7 @@ def kill_and_finish(tmp_path: Path, source: Path, serial: Path, whens: Sequence[
     assert contents(output) == contents(serial)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killed_drivers_and_actors_leave_no_trace(tmp_path: Path, source: Path, made: Path) -> None:
     def when(count: int, kill_actor: bool) -> Any:
         def wait(driver: Driver, output: Path) -> None:

@@ -100,7 +100,8 @@ def test_a_plain_script_goes_on_bit_by_bit_after_a_killed_rank_a_killed_node_and
     assert seen.count(stopped_at + 1) == 1, "an announced stop loses no step"
 
 
-@pytest.mark.parametrize("name", ["trainer", pytest.param("fabric", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["trainer", "fabric"])
 def test_scripts_of_other_frameworks_lose_nothing_to_an_announced_stop(start: Start, name: str) -> None:
     if find_spec({"trainer": "accelerate", "fabric": "lightning"}[name]) is None:
         pytest.skip("needs its framework: pip install '.[dev]'")

@@ -363,6 +363,7 @@ def test_the_defaults_stop_a_run_that_learns_by_heart(root: Path, tmp_path: Path
     assert gaps[-1] > gaps[2] + 0.05, "and one sees why"
 
 
+@pytest.mark.soak
 def test_many_files_are_prepared_by_actors_and_a_kill_loses_no_unit(base: Path, root: Path, tmp_path: Path) -> None:
     for number in range(3):
         write_lines(tmp_path / f"{number}.jsonl", [{**one, "id": f"{number}-{one['id']}"} for one in chats(40, seed=number)])

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +120,7 @@ def ray_command(ip: str, cpus: int | None, gpus: int) -> list[str]:
 
 def head_options(ip: str, port: int) -> list[str]:
     """Return the options that make a `ray start` the head."""
-    options = ["--head", f"--port={port}", "--include-dashboard=false", "--no-monitor"]  # that is for clusters that scale
-    if find_spec("grpc") is not None:  # Ray then starts its client's server, on one port for all unless told otherwise
-        options.append(f"--ray-client-server-port={free_port(ip)}")
-    return options
+    return ["--head", f"--port={port}", "--include-dashboard=false", "--no-monitor"]  # that is for clusters that scale
 
 
 def environment(node: RayNode) -> Mapping[str, str]:
@@ -250,13 +246,16 @@ def main() -> None:
 
     The dashboard's server is not started: without a dashboard it idles, and a start that waits for it takes half as long again
     and 0.8 s of CPU time. No option of Ray leaves it out. Nor has it one for how long a node may take to come up: on a machine
-    with much to do it is more than its 30 s.
+    with much to do it is more than its 30 s. Where the packages of Ray Serve are installed, Ray would also start the server of
+    its client, and let each node's agent load all that a dashboard asks it; nobody here asks either.
     """
-    from ray._private import services  # noqa: PLC0415 - agents need none of it
+    from ray._private import services, utils  # noqa: PLC0415 - agents need none of it
     from ray._private.node import Node  # noqa: PLC0415
     from ray.scripts.scripts import main as ray  # noqa: PLC0415
 
     Node.start_api_server = lambda *_, **__: None
+    Node.start_ray_client_server = lambda *_, **__: None
+    utils.get_dashboard_dependency_error = lambda: ImportError("nobody asks it")
     services.get_node = patient(services.get_node)
     parent = os.getppid()
 

@@ -5,10 +5,21 @@ import sys
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from jobs.cli import chat, drift, evaluations, export, feedback, models, run, runs, site, sweep, trace
 
+
+class Commands(TyperGroup):
+    """The commands, of which none is completed behind a word that is no command."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """What the word may become."""
+        return [] if [*ctx._protected_args, *ctx.args] else super().shell_complete(ctx, incomplete)
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Raw text to a trained language model, on a laptop, on Slurm or on Kubernetes. After `ropewalk --install-completion` "
     "the shell completes jobs, their keys, clusters and run ids.",
     rich_markup_mode="rich",

@@ -4,18 +4,14 @@ They are runs of `distill` of their own, which stand beside it and which it wait
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
-from cluster.backends.base import Backend
 from cluster.backends.profiles import load_backend
-from cluster.errors import AlreadyRunningError
 from cluster.run.directory import RunDir
 from cluster.run.files import dated_label, locked
-from cluster.spec import RunState
 from jobs.distill.config import DistillConfig
-from jobs.runs.status import GONE, settle
-from jobs.runs.submit import make_record, resume, start_with_needed
+from jobs.runs.children import start_child
+from jobs.runs.submit import make_record
 
 LOCK = "baseline.lock"  # in the run: two who resume it at once take turns
 ORIGIN = ("created", "versions", "command", "code")  # of the run's record: they run what was submitted with it
@@ -85,7 +81,7 @@ def submit_arms(run: RunDir, after: Sequence[RunDir]) -> list[RunDir]:
                 runs[name] = RunDir.create(str(own.name), _record(run, name, own, cluster), run.path.parent)
         before = list(after)
         for name in wanted:
-            _submit(backend, runs[name], before)
+            start_child(backend, runs[name], before)
             if backend.cluster.backend == LOCAL:
                 before = [*after, runs[name]]
     return [runs[name] for name in wanted]
@@ -94,14 +90,3 @@ def submit_arms(run: RunDir, after: Sequence[RunDir]) -> list[RunDir]:
 def _record(run: RunDir, name: str, own: DistillConfig, cluster: str) -> dict[str, Any]:
     origin = {key: run.record[key] for key in ORIGIN if key in run.record}
     return {**make_record("distill", own, cluster, origin), "parent": run.id, "arm": name, "outlives_parent": True}
-
-
-def _submit(backend: Backend, run: RunDir, after: Sequence[RunDir]) -> None:
-    if not run.attempts():
-        start_with_needed(backend, run, run.resources(), after)
-        return
-    state = settle(run)
-    under_way = not state.state.final and state.state is not RunState.UNKNOWN and state.word not in GONE
-    if not under_way and state.state is not RunState.SUCCEEDED:
-        with suppress(AlreadyRunningError):  # somebody else was faster
-            resume(run, after=after)

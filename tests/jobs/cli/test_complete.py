@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from cluster.run.directory import RunDir
-from tests.patience import core_slowness
 
 CPU_SECONDS = 0.5
 
@@ -43,7 +42,7 @@ def test_commands_and_jobs(tmp_path: Path) -> None:
     assert bash("ropewalk su", tmp_path) == ["submit"]
     assert bash("ropewalk run pre", tmp_path) == ["preprocess", "pretrain"]
     assert {"pretrain", "evaluate", "sweep"} <= set(bash("ropewalk submit ", tmp_path))
-    assert bash("ropewalk fly pre", tmp_path) == []
+    assert bash("ropewalk fly a", tmp_path) == []
 
 
 def test_keys_of_the_job_that_was_typed(tmp_path: Path) -> None:
@@ -89,7 +88,7 @@ def test_completion_answers_while_one_types(tmp_path: Path, run: RunDir) -> None
             assert bash(words, tmp_path)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert min(spent) < CPU_SECONDS * core_slowness(), words
+        assert min(spent) < CPU_SECONDS, words
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -14,7 +14,6 @@ from typing import Any
 
 LOOK_SECONDS = 0.02
 SLOWEST = 10.0  # a machine that is slower than this by its load is no place for tests
-QUIET_CORE_SECONDS = 0.018  # of the work in `core_slowness`
 LOAD = Path("/proc/loadavg")
 PRESSURE = Path("/proc/pressure/cpu")
 HANG_SECONDS = 600.0  # for calls that take a number: whoever is not back by then hangs, on any machine
@@ -37,16 +36,6 @@ def slowness() -> float:
     except (OSError, ValueError, IndexError):  # not Linux
         running = os.getloadavg()[0]
     return min(max(1.0, running / (os.cpu_count() or 1)), SLOWEST)
-
-
-def core_slowness() -> float:
-    """How much more CPU time a piece of work takes now than on a quiet core; at least 1. Cores share caches and clocks."""
-    spent = []
-    for _ in range(3):
-        before = time.process_time()
-        sum(number * number for number in range(300_000))
-        spent.append(time.process_time() - before)
-    return max(1.0, min(spent) / QUIET_CORE_SECONDS)
 
 
 class MachineClock:

@@ -2,7 +2,6 @@
 
 import difflib
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 from cluster.config import JobConfig
@@ -173,6 +172,8 @@ def find_job(name: str) -> JobSpec:
     """The job that a user names: of this program, or an entry point of the group. Raises ConfigError with the nearest name."""
     if name in JOBS:
         return JOBS[name]
+    from importlib.metadata import entry_points  # it looks through every package that is installed
+
     for point in entry_points(group=GROUP, name=name):
         found: JobSpec = point.load()
         return found

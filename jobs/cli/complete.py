@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from jobs.cli.job_help import Key
+    from jobs.cli.job_keys import Key
     from jobs.runs.model_versions import RegisteredModel
 
 Candidates = list[tuple[str, str]]  # a word, and what a shell shows beside it
@@ -30,7 +30,7 @@ def keys(context: typer.Context, incomplete: str) -> Candidates:
     """
     from cluster.config import JobConfig
     from cluster.errors import RopewalkError
-    from jobs.cli.job_help import keys_of
+    from jobs.cli.job_keys import keys_of
     from jobs.registry import config_of, find_job
 
     try:

@@ -1,6 +1,7 @@
 """The `ropewalk` command. Only typer is imported on top: --help must answer at once."""
 
 import gc
+import os
 import sys
 from typing import Any
 
@@ -10,12 +11,30 @@ from typer.core import TyperGroup
 from jobs.cli import chat, drift, evaluations, export, feedback, models, run, runs, site, sweep, trace
 
 
+COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks what a word may become
+WHOLE = 1000  # characters: typer would cut a command's summary at the terminal's width
+
+
 class Commands(TyperGroup):
-    """The commands, of which none is completed behind a word that is no command."""
+    """The commands, of which none is completed behind a word that is no command, and whose list is printed without rich."""
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
         """What the word may become."""
         return [] if [*ctx._protected_args, *ctx.args] else super().shell_complete(ctx, incomplete)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The list of all commands, by panel. Rich's would take as long as all else together."""
+        self.format_usage(ctx, formatter)
+        self.format_help_text(ctx, formatter)
+        self.format_options(ctx, formatter)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """A section of each panel, their columns aligned."""
+        widest = max(map(len, self.commands))
+        for panel, functions in PANELS.items():
+            commands = [self.commands[function.__name__] for function in functions]
+            with formatter.section(typer.style(panel, bold=True)):
+                formatter.write_dl([(each.name.ljust(widest), each.get_short_help_str(WHOLE)) for each in commands])
 
 
 app = typer.Typer(
@@ -49,6 +68,8 @@ for _panel, _commands in PANELS.items():
 def main() -> None:
     """Run the command; a user's mistake is one line and exit code 2, never a traceback."""
     gc.set_threshold(100_000)  # what a command makes lives as long as it does: to look for cycles in it was a seventh of `ps`
+    if COMPLETION in os.environ:  # to look for pydantic's plug-ins in every package takes longer than to answer
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     try:
         words, program = _split(sys.argv[1:])
         code = app(words or ["--help"], prog_name="ropewalk", standalone_mode=False, obj=program)

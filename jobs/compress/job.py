@@ -26,7 +26,8 @@ from jobs.scores.gate import Gate, check_names, gate
 from jobs.scores.score import Score, hash_of
 from jobs.tracking.metrics import MetricLog
 from jobs.training.model_config import check_fit
-from jobs.training.token_data import tokenizer_of, weighted
+from jobs.training.model_record import tokenizer_of
+from jobs.training.token_data import weighted
 from sharding.group import process_group
 
 log = logging.getLogger(__name__)

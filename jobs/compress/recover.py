@@ -18,10 +18,11 @@ from jobs.scores.score import hash_of
 from jobs.training.config import ModelConfig, TrainingConfig
 from jobs.training.load_checkpoint import load_model
 from jobs.training.model import ModelPlan
+from jobs.training.model_record import tokenizer_of
 from jobs.training.objective import NextToken
 from jobs.training.recipe import Recipe, train
 from jobs.training.source import TokenSource
-from jobs.training.token_data import tokenizer_of, weighted
+from jobs.training.token_data import weighted
 from sharding.group import Group
 
 FOLDER = "recovery"

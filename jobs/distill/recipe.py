@@ -17,10 +17,11 @@ from jobs.distill.student import student_plan
 from jobs.distill.teacher import teacher_plan
 from jobs.training.chunks import Chunks
 from jobs.training.model import ModelPlan, build_model
+from jobs.training.model_record import tokenizer_of
 from jobs.training.objective import NextToken, Objective
 from jobs.training.recipe import Recipe
 from jobs.training.source import Source, TokenSource, validation_loader
-from jobs.training.token_data import tokenizer_of, weighted
+from jobs.training.token_data import weighted
 from jobs.training.validation import bits_per_byte
 from sharding.group import Group
 

@@ -21,8 +21,8 @@ from jobs.runs.find_model import find_checkpoint
 from jobs.scores.score import hash_of
 from jobs.training.load_checkpoint import load_model
 from jobs.training.model_config import check_fit
-from jobs.training.model_record import TokenizerPlan, require_record
-from jobs.training.token_data import tokenizer_of, weighted
+from jobs.training.model_record import TokenizerPlan, require_record, tokenizer_of
+from jobs.training.token_data import weighted
 from jobs.training.validation import bits_per_byte
 from sharding.fsdp import fill
 from sharding.group import Group

@@ -7,10 +7,11 @@ from datapipe.loader.loader import Source as DataSet
 from datapipe.loader.loader import TokenLoader
 from jobs.pretrain.config import PretrainConfig
 from jobs.training.model import ModelPlan
+from jobs.training.model_record import tokenizer_of
 from jobs.training.objective import NextToken
 from jobs.training.recipe import Recipe, train
 from jobs.training.source import TokenSource, validation_loader
-from jobs.training.token_data import tokenizer_of, weighted
+from jobs.training.token_data import weighted
 from jobs.training.validation import bits_per_byte
 from sharding.group import Group, process_group
 

@@ -1,4 +1,7 @@
-"""Find the model that a user names: a run that trains one, a Hugging Face directory, or a version or alias of the registry."""
+"""Find the model that a user names: a run that trains one, a Hugging Face directory, or a version or alias of the registry.
+
+Job files are read and completed with it: the registry and the states of runs are imported where they are asked.
+"""
 
 import re
 from pathlib import Path
@@ -8,8 +11,6 @@ from pydantic import AfterValidator
 
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
-from jobs.runs.model_versions import find_version
-from jobs.runs.status import find_run
 
 _AT_STEP = re.compile(r"(.+)@(\d+)")
 
@@ -37,6 +38,8 @@ def find_checkpoint(ref: str, root: Path | None = None) -> FoundModel:
     """The model that a user names: a directory, a run (id, its beginning, path, `latest`), RUN@STEP, an alias such as
     `production`, NAME@ALIAS or NAME@NUMBER of the registry. Raises ConfigError if it is none of them.
     """
+    from jobs.runs.model_versions import find_version
+
     path = Path(ref).expanduser()
     if (path / "config.json").is_file():
         return FoundModel(path.absolute(), None)
@@ -68,6 +71,8 @@ def names_model(ref: str, model: RunDir | Path) -> bool:
 
 def check_model_run(key: str, ref: str) -> None:
     """Raise ConfigError unless `key` names a run that trains a model, by its full id or its directory."""
+    from jobs.runs.status import find_run
+
     found = find_run(ref)
     if ref not in {found.id, str(found.path)}:
         raise ConfigError(f"{key}: {ref!r} may mean another run tomorrow; give the id: {found.id}")

@@ -12,7 +12,8 @@ from cluster.errors import CheckpointError, ConfigError
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
 from cluster.storage import StoragePath
-from datapipe.manifest import TokenizerRecord
+from datapipe.manifest import Manifest, TokenizerRecord
+from jobs.training.token_data import Data, weighted
 from sharding.config import CheckpointConfig
 from sharding.layout import place_of
 
@@ -59,6 +60,18 @@ def require_record(run: RunDir) -> ModelRecord:
         job = run.record.get("job")
         raise ConfigError(f"run {run.id}: this {job} run has no model (no {run.model_record.name}); name a run that trained one")
     return record
+
+
+def tokenizer_of(manifests: list[Manifest], data: Data) -> TokenizerPlan:
+    """The one tokenizer that made all of these data sets. Raises ConfigError where there are several."""
+    first = manifests[0].tokenizer
+    for source, manifest in zip(weighted(data), manifests, strict=True):
+        if manifest.tokenizer.hash != first.hash:
+            raise ConfigError(
+                f"data: {source.path} was made with the tokenizer {manifest.tokenizer.name} ({manifest.tokenizer.hash}), "
+                f"{weighted(data)[0].path} with {first.name} ({first.hash}); preprocess them with one tokenizer"
+            )
+    return TokenizerPlan(place=StoragePath(weighted(data)[0].path).child(first.path), record=first)
 
 
 def keep_record(run: RunDir, record: ModelRecord, tokenizer: TokenizerPlan) -> None:

@@ -1,4 +1,4 @@
-"""The tokenized data sets that a job names, and their common tokenizer."""
+"""The tokenized data sets that a job names. Job files are read and completed with it: nothing else is imported on top."""
 
 from pathlib import Path
 
@@ -6,9 +6,6 @@ from pydantic import Field
 
 from cluster.config import DataPath, PathView, Section
 from cluster.errors import ConfigError
-from cluster.storage import StoragePath
-from datapipe.manifest import MANIFEST_NAME, Manifest
-from jobs.training.model_record import TokenizerPlan
 
 
 class WeightedData(Section):
@@ -28,6 +25,9 @@ def weighted(data: Data) -> list[WeightedData]:
 
 def check_data(data: Data, here: PathView = Path) -> None:
     """Raise ConfigError unless every local data set that this machine sees is there and complete."""
+    from cluster.storage import StoragePath
+    from datapipe.manifest import MANIFEST_NAME
+
     if not data:
         raise ConfigError("data: the list is empty; name at least one data set")
     for source in weighted(data):
@@ -37,15 +37,3 @@ def check_data(data: Data, here: PathView = Path) -> None:
             what = "is not complete (no manifest.json)" if local.exists() else "does not exist"
             seen = "" if str(local) == source.path else f" (seen here as {local})"
             raise ConfigError(f"data: {source.path}{seen} {what}; make it with `ropewalk run preprocess output={source.path}`")
-
-
-def tokenizer_of(manifests: list[Manifest], data: Data) -> TokenizerPlan:
-    """The one tokenizer that made all of these data sets. Raises ConfigError where there are several."""
-    first = manifests[0].tokenizer
-    for source, manifest in zip(weighted(data), manifests, strict=True):
-        if manifest.tokenizer.hash != first.hash:
-            raise ConfigError(
-                f"data: {source.path} was made with the tokenizer {manifest.tokenizer.name} ({manifest.tokenizer.hash}), "
-                f"{weighted(data)[0].path} with {first.name} ({first.hash}); preprocess them with one tokenizer"
-            )
-    return TokenizerPlan(place=StoragePath(weighted(data)[0].path).child(first.path), record=first)

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.config import JobConfig
 from cluster.config_reader import walk_keys
-from jobs.cli.job_help import keys_of
+from jobs.cli.job_keys import keys_of
 from jobs.registry import JOBS, config_of, find_job
 from tests.jobs.shell import Shell
 

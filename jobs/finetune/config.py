@@ -77,11 +77,6 @@ class FinetuneConfig(TrainingConfig):
     def _fits(self) -> Self:
         if self.model.path is None and self.model.run is None and self.tokenizer is None:
             raise ValueError("model: a preset or configuration has no tokenizer; set tokenizer, or model.path or model.run")
-        if self.lora is not None and (self.chat.added_tokens or self.chat.template == "chatml"):
-            raise ValueError(
-                "lora: an adapter leaves the embeddings of added tokens untrained; leave lora out to add tokens,"
-                " or write the chat in tokens that the model knows (chat.template: plain, or a file)"
-            )
         return self
 
     def preflight(self, here: PathView = Path) -> None:

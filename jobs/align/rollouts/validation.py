@@ -10,9 +10,9 @@ from jobs.align.rollouts.advantages import total
 from jobs.align.rollouts.chunks import cut
 from jobs.align.rollouts.config import GrpoConfig
 from jobs.align.rollouts.drawing import Drawer
-from jobs.align.rollouts.ledger import Round, arrow_table, chunk_of
 from jobs.align.rollouts.orders import Order
 from jobs.align.rollouts.prompts import Prompts
+from jobs.rollouts.ledger import Round, arrow_table, chunk_of
 from jobs.training.objective import Means
 from jobs.training.state import TrainState
 from sharding.group import Group

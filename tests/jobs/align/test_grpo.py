@@ -21,8 +21,8 @@ from cluster.run.fence import Fence
 from cluster.run.files import read_json
 from jobs.align.config import AlignConfig
 from jobs.align.reward.open import open_reward_model
-from jobs.align.rollouts.ledger import PRUNED, Round, arrow_table, prune, read_rollouts, rollouts_folder
 from jobs.align.rollouts.rewards.registry import make_reward
+from jobs.rollouts.ledger import PRUNED, Round, arrow_table, prune, read_rollouts, rollouts_folder
 from tests.jobs.align.pairs import make_model
 from tests.jobs.align.rolling import grpo_config, grpo_run, prompts, write_prompts
 from tests.jobs.launch import Ranks, equal, events, launch, log_of, start, weights

@@ -78,12 +78,19 @@ def test_it_learns_and_no_number_of_ranks_changes_what(model: Path, data: Path, 
         assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-8)
 
 
-STALLS = ["put:after:7:1", "commit:before:2:0", "use:before:1:0"]  # and of which rank
-MORE_STALLS = ["put:before:2:1", *STALLS[:2], "commit:after:3:0", STALLS[2]]
+STALLS = ["put:after:7:1", "commit:before:2:0"]  # and of which rank
+SETTLING = [*STALLS, "use:before:1:0"]  # the last of it when all steps are done and nothing of it is marked as used
+MORE_STALLS = ["put:before:2:1", *STALLS, "commit:after:3:0", "use:before:1:0"]
 
 
 @pytest.mark.parametrize(
-    ("stalls", "steps"), [(STALLS, 5), pytest.param(MORE_STALLS, 8, marks=pytest.mark.soak)], ids=["three", "five"]
+    ("stalls", "steps"),
+    [
+        (STALLS, 5),
+        pytest.param(SETTLING, 5, marks=pytest.mark.soak),
+        pytest.param(MORE_STALLS, 8, marks=pytest.mark.soak),
+    ],
+    ids=["two", "three", "five"],
 )
 def test_killed_at_any_moment_it_ends_bit_identical_and_no_rollout_is_used_twice(
     stalls: list[str], steps: int, model: Path, data: Path, tmp_path: Path
@@ -119,7 +126,7 @@ def test_held_out_prompts_are_answered_at_validations_and_what_was_long_used_is_
     keys = {"checkpoint": {"every_steps": 2, "keep": 1}, "validation_data": str(held_out), "validation": {"every_steps": 2}}
     config = grpo_config(model, data, steps=4, **keys, grpo={"keep_steps": 1, "rewards": rewards})
     one, two = (grpo_run(tmp_path, AlignConfig.model_validate(config).model_dump(mode="json")) for _ in range(2))
-    results = launch(one, 1)
+    results = launch(one, 2)
     group = start(two, 2, TEST_HOOK="stall_rollouts", TEST_STALL="put:before:5:1")  # after two of each step
     group.until((two.path / "stalled").exists)
     group.kill()

@@ -10,7 +10,6 @@ from typer.core import TyperGroup
 
 from jobs.cli import chat, drift, evaluations, export, feedback, models, run, runs, site, sweep, trace
 
-
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks what a word may become
 WHOLE = 1000  # characters: typer would cut a command's summary at the terminal's width
 

@@ -16,6 +16,7 @@ from jobs.training.config import TrainingConfig
 from jobs.training.layers import LayerWatch
 from jobs.training.optimizer import learning_rate
 from jobs.training.report import Report
+from jobs.training.samples import PromptSamples
 from jobs.training.source import Source, reader_for
 from jobs.training.state import Progress, TrainState
 from jobs.training.step import StepStats, TrainStep
@@ -48,6 +49,7 @@ class Trainer:
     checkpoints: Checkpoints
     report: Report
     layers: LayerWatch | None
+    samples: PromptSamples | None
     _anomalies: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -255,6 +257,10 @@ class Trainer:
             self.progress.finished = True
 
     def _validate(self) -> None:
+        if self.samples is not None:
+            self._tell(Phase.VALIDATION)
+            self.report.samples(self.samples.rows(self.state.model, self.progress.step))
+            self.report.meter.restart()
         if self.validation is None:
             return
         self._tell(Phase.VALIDATION)

@@ -67,6 +67,7 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
             source=source,
             validation=None,
             objective=_objective(context, config, plan),
+            chat=True,
             before_step=maker.before_step,
             reads_ahead=False,
             after_checkpoint=maker.settle,

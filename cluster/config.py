@@ -14,7 +14,7 @@ from cluster.spec import Engine
 class Section(BaseModel):
     """Base of every group of keys: frozen, without unknown keys, and with defaults that are validated too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, defer_build=True)
 
 
 _SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)

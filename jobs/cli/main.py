@@ -33,7 +33,7 @@ class Commands(TyperGroup):
         for panel, functions in PANELS.items():
             commands = [self.commands[function.__name__] for function in functions]
             with formatter.section(typer.style(panel, bold=True)):
-                formatter.write_dl([(each.name.ljust(widest), each.get_short_help_str(WHOLE)) for each in commands])
+                formatter.write_dl([(str(each.name).ljust(widest), each.get_short_help_str(WHOLE)) for each in commands])
 
 
 app = typer.Typer(

@@ -17,6 +17,7 @@ from jobs.training.model_record import checkpoint_place
 from jobs.training.neftune import add_noise
 from jobs.training.objective import NextToken, Objective
 from jobs.training.packing import require_separate
+from jobs.training.qat import train_on_grid
 from jobs.training.recipe import Recipe, train
 from jobs.training.validation import bits_per_byte
 from sharding.group import Group, process_group
@@ -50,6 +51,8 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
             require_separate(model, group)
         if config.neftune is not None:
             add_noise(model, config.neftune)
+        if config.qat is not None:
+            train_on_grid(model, config.qat)
         return NextToken()
 
     bytes_per_token = 1.0
@@ -76,7 +79,7 @@ def model_plan(context: JobContext, config: FinetuneConfig, data: PreparedData) 
     seq_len = config.seq_len or min(SEQ_LEN, int(limit))
     plan = replace(plan, seq_len=seq_len, config=_grown(plan.config, data))
     plan = plan.with_lora(config.lora, config.seed)
-    return replace(plan, draws=plan.draws or config.neftune is not None)
+    return replace(plan, grid=config.qat, draws=plan.draws or config.neftune is not None)
 
 
 def _grown(config: Any, data: PreparedData) -> Any:

@@ -50,6 +50,18 @@ class LoraConfig(Section):
     rslora: bool = Field(default=False, description="divide alpha by the root of the rank (rsLoRA, arXiv 2312.03732)")
 
 
+class GridConfig(Section):
+    """A grid of few bits for the matrices of a model's layers: whole numbers times a scale."""
+
+    type: Literal["int8", "int4"] = Field(default="int8", description="int8: a scale a row; int4: a scale a group of a row")
+    group_size: int = Field(default=32, ge=1, description="int4: weights that share a scale")
+
+
+def grid_word(value: Any) -> Any:
+    """A bare word is a grid with all its defaults: `qat: int4`."""
+    return {"type": value} if isinstance(value, str) else value
+
+
 def adapting_defaults(values: Mapping[str, Any], lora_lr: float, *, validated: bool = True) -> dict[str, Any]:
     """The keys of a job that adapts a trained model, with those filled in that depend on others, so that run.yaml says them:
     the learning rate of an adapter, and a validation that ends a run which has begun to overfit (unless not `validated`).

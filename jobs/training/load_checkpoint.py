@@ -11,6 +11,7 @@ from transformers.initialization import no_init_weights
 from cluster.errors import CheckpointError, ConfigError, RopewalkError, StorageError
 from cluster.run.directory import RunDir
 from jobs.training.config import LoraConfig
+from jobs.training.grid import put_on_grid
 from jobs.training.model_config import config_from_fingerprint, model_fingerprint
 from jobs.training.model_record import Head, Weights, checkpoint_place, find_source_run, require_record
 from jobs.training.sharing import share_layers, unshare_layers
@@ -30,9 +31,9 @@ HEAD = "head"  # the key of a fingerprint that says which head a model has, wher
 def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema: bool = False) -> tuple[Any, CheckpointManifest]:
     """The full model of the newest complete checkpoint (or that of `step`), on the CPU in fp32, in evaluation mode.
 
-    A low-rank adapter is merged into the weights beside it, unless `merge` is False. With `ema` what was trained is the mean
-    over the steps. Raises ConfigError for a run that trains no model or keeps no mean, CheckpointError where there is no such
-    checkpoint.
+    A low-rank adapter is merged into the weights beside it, unless `merge` is False; weights that were trained on a grid lie on
+    it. With `ema` what was trained is the mean over the steps. Raises ConfigError for a run that trains no model or keeps no
+    mean, CheckpointError where there is no such checkpoint.
     """
     record = require_record(run)
     folder, manifest = newest_complete(checkpoint_place(run), step)
@@ -58,6 +59,8 @@ def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema:
     assert record.adapter is not None or without_head(manifest.identity) in (identity, nulled(identity))
     if record.adapter is not None and merge:
         model = _merged(model, record.adapter)
+    if record.grid is not None:
+        put_on_grid(model, record.grid)
     return unshare_layers(model).eval(), manifest
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from cluster.errors import CheckpointError, ConfigError
 from cluster.run.directory import RunDir
 from datapipe.manifest import TokenizerRecord
-from jobs.training.config import LoraConfig, ModelConfig
+from jobs.training.config import GridConfig, LoraConfig, ModelConfig
 from jobs.training.load_checkpoint import HEAD, LORA, bare_model, empty_model, first_weights
 from jobs.training.model_config import check_fit, config_from_fingerprint, model_config, model_fingerprint
 from jobs.training.model_record import Head, ModelRecord, Weights, checkpoint_place, find_source_run, read_record
@@ -34,6 +34,7 @@ class ModelPlan:
     adapter: Adapter | None = None  # what changes the model before it is sharded, such as peft's layers
     adapter_keys: dict[str, Any] | None = None  # the plain values that decide the adapter
     head: Head = "causal_lm"
+    grid: GridConfig | None = None  # on which the objective has its matrices computed; whoever opens the model gets it rounded
     draws: bool = False  # the adapter draws random numbers in training, as dropout does
 
     @classmethod
@@ -74,6 +75,7 @@ class ModelPlan:
             weights=self.origin or self.weights,
             adapter=None if self.adapter is None else self.adapter_keys or {},
             head=self.head,
+            grid=self.grid,
         )
 
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from jobs.align.rollouts.config import GrpoConfig
-from jobs.align.rollouts.generate import Answer
-from jobs.align.rollouts.ledger import ISSUED, ROLLOUTS
 from jobs.align.rollouts.prompts import Prompt, Prompts
 from jobs.align.rollouts.rewards.pool import RewardPool, Score
-from jobs.align.rollouts.sampling import Draw
+from jobs.rollouts.generate import Answer
+from jobs.rollouts.ledger import ISSUED, ROLLOUTS
+from jobs.rollouts.sampling import Draw
 
 LOOK_SECONDS = 1.0  # between two signs of life while rewards are waited for
 

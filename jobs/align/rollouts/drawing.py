@@ -12,11 +12,11 @@ from cluster.run.heartbeat import Phase
 from jobs.align.rollouts.chunks import ChunkMaker
 from jobs.align.rollouts.config import GrpoConfig
 from jobs.align.rollouts.engines import answering
-from jobs.align.rollouts.generate import gathered
-from jobs.align.rollouts.ledger import ChunkName, Round, chunk_of, rollouts_folder
 from jobs.align.rollouts.orders import Order, Orders
-from jobs.align.rollouts.sampling import Draw
 from jobs.align.rollouts.workers import RolloutWorkers
+from jobs.rollouts.generate import gathered
+from jobs.rollouts.ledger import ChunkName, Round, chunk_of, rollouts_folder
+from jobs.rollouts.sampling import Draw
 from sharding.config import ParallelConfig
 from sharding.fsdp import should_reshard_after_forward
 from sharding.group import Group

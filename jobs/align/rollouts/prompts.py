@@ -20,7 +20,7 @@ from datapipe.loader.order import hash_words, permute
 from datapipe.manifest import TokenizerRecord
 from datapipe.tokens.tokenizer import Encoder, TokenizerFiles
 from jobs.align.preferences.read import Record, data_files, read_records
-from jobs.align.rollouts.ledger import PROMPTS, arrow_bytes, arrow_table
+from jobs.rollouts.ledger import PROMPTS, arrow_bytes, arrow_table
 from jobs.training.model_record import TokenizerPlan
 
 READY, REJECTED, TOKENIZER = "prompts.json", "rejected.jsonl", "tokenizer"

@@ -16,12 +16,12 @@ from jobs.align.preferences.data import tokenizer_files
 from jobs.align.preferences.reference import open_reference
 from jobs.align.rollouts.chunks import ChunkMaker
 from jobs.align.rollouts.drawing import Drawer, RankDrawer, WorkerDrawer
-from jobs.align.rollouts.ledger import rollouts_folder
 from jobs.align.rollouts.maker import RolloutMaker
 from jobs.align.rollouts.objective import GroupRelative
 from jobs.align.rollouts.prompts import PromptPlan, Prompts, prepare, tokenizer_plan
 from jobs.align.rollouts.setup import answer_ends, open_pool, open_tokenizer, policy_plan
 from jobs.align.rollouts.source import RolloutSource
+from jobs.rollouts.ledger import rollouts_folder
 from jobs.training.model import ModelPlan
 from jobs.training.objective import Objective
 from jobs.training.recipe import Recipe, train

@@ -22,10 +22,10 @@ from cluster.run.files import read_json, write_json
 from jobs.align.config import AlignConfig
 from jobs.align.rollouts.chunks import ChunkMaker, cut
 from jobs.align.rollouts.engines import EngineSetup, RolloutEngine, find_engine
-from jobs.align.rollouts.ledger import ChunkName, Round, chunk_of, rollouts_folder
 from jobs.align.rollouts.orders import Order, Orders
 from jobs.align.rollouts.prompts import READY, TOKENIZER, Prompts
 from jobs.align.rollouts.setup import answer_ends, open_pool, open_tokenizer, policy_plan
+from jobs.rollouts.ledger import ChunkName, Round, chunk_of, rollouts_folder
 from jobs.training.load_checkpoint import empty_model
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from jobs.align.config import AlignConfig
 from jobs.align.reward.open import open_reward_model
-from jobs.align.rollouts.ledger import read_rollouts
+from jobs.rollouts.ledger import read_rollouts
 from tests.jobs.align.pairs import make_model
 from tests.jobs.align.rolling import grpo_config, grpo_run, prompts, write_prompts
 from tests.jobs.launch import equal, events, launch, log_of, start, weights

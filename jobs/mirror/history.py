@@ -61,7 +61,8 @@ class WrittenHistory:
         history.action.flush = True
         for key, value in values.items():
             history.item.add(key=key, value_json=orjson.dumps(value).decode())
-        return struct.pack("<BI", _MAGIC, request.ByteSize()) + request.SerializeToString()
+        raw: bytes = request.SerializeToString()
+        return struct.pack("<BI", _MAGIC, len(raw)) + raw
 
 
 def history_of(run: Any) -> History:

@@ -41,10 +41,10 @@ class PromptSamples:
                 asked = [_fitting(one, config.max_new_tokens, max_length) for one in ids]
             except ConfigError as error:
                 asked = str(error)
-        found = group.broadcast_object(asked)
+        found: list[list[int]] | str = group.broadcast_object(asked)
         if isinstance(found, str):  # on every rank, so that none waits for the others
             raise ConfigError(found)
-        self._prompts: list[list[int]] = found
+        self._prompts = found
 
     def rows(self, model: nn.Module, step: int) -> list[Row]:
         """(step, prompt, text) of each prompt, on rank 0; nothing on the others."""

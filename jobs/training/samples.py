@@ -33,18 +33,18 @@ class PromptSamples:
         """`chat`: a prompt is the first message of a conversation. Raises ConfigError where a prompt cannot be asked."""
         self._config, self._group = config, group
         self._tokenizer: Any = None
-        asked: list[list[int]] | str | None = None
+        asked: list[list[int]] = []
+        refused = ""
         if group.is_main:
             self._tokenizer = AutoTokenizer.from_pretrained(run.tokenizer)
             try:
                 ids = [self._ids(run, prompt, chat=chat) for prompt in config.prompts]
                 asked = [_fitting(one, config.max_new_tokens, max_length) for one in ids]
             except ConfigError as error:
-                asked = str(error)
-        found: list[list[int]] | str = group.broadcast_object(asked)
-        if isinstance(found, str):  # on every rank, so that none waits for the others
-            raise ConfigError(found)
-        self._prompts = found
+                refused = str(error)
+        self._prompts, refused = group.broadcast_object((asked, refused))
+        if refused:  # on every rank, so that none waits for the others
+            raise ConfigError(refused)
 
     def rows(self, model: nn.Module, step: int) -> list[Row]:
         """(step, prompt, text) of each prompt, on rank 0; nothing on the others."""

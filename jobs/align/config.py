@@ -35,6 +35,7 @@ METHODS_OF_KEYS = {
     "gamma": {"simpo"},
     "desirable_weight": {"kto"},
     "undesirable_weight": {"kto"},
+    "samples": {"dpo", "ipo", "kto", "orpo", "simpo", "grpo"},
 }
 GRPO_VALIDATIONS, GRPO_HELD_OUT = 10, 64  # of a run of grpo: how many, and of how many prompts each
 DEFAULT_BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}

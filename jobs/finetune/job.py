@@ -66,6 +66,7 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
         source=source,
         validation=validation,
         objective=objective,
+        chat=True,
         validation_metrics=lambda loss: {"bits_per_byte": bits_per_byte(loss, bytes_per_token)},
     )
 

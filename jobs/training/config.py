@@ -116,6 +116,13 @@ class ValidationConfig(Section):
     )
 
 
+class SamplesConfig(Section):
+    """Prompts that the model continues at every validation, for people to read: `tables/samples.json` of the run, and W&B."""
+
+    prompts: list[str] = Field(min_length=1, max_length=64, description="texts to continue, or the first messages of chats")
+    max_new_tokens: int = Field(default=48, ge=1, description="tokens to write after each; as many forward passes")
+
+
 class AnomalyConfig(Section):
     """What to do when the loss is NaN or spikes."""
 
@@ -149,6 +156,9 @@ class TrainingConfig(JobConfig):
     optim: OptimConfig = Field(default=OptimConfig(), description="optimizer and learning rate")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when the state is saved")
     validation: ValidationConfig = Field(default=ValidationConfig(), description="when the validation split is scored")
+    samples: SamplesConfig | None = Field(
+        default=None, description="prompts that the model continues whenever validation.every_steps is due; unset: none"
+    )
     anomaly: AnomalyConfig = Field(default=AnomalyConfig(), description="what to do when the loss is NaN or spikes")
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how the model is divided among the ranks")
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="number formats")

@@ -17,6 +17,7 @@ from jobs.training.model_record import TokenizerPlan, checkpoint_place, find_sou
 from jobs.training.objective import Means, Objective
 from jobs.training.optimizer import adamw
 from jobs.training.report import Report
+from jobs.training.samples import PromptSamples
 from jobs.training.source import Source
 from jobs.training.state import TrainState
 from jobs.training.step import TrainStep
@@ -41,6 +42,7 @@ class Recipe:
     source: Source
     validation: Source | None
     objective: Callable[[nn.Module, Group], Objective]  # builds a frozen reference or teacher on the same mesh, if it needs one
+    chat: bool = False  # the prompts of `samples` are messages to an assistant
     validation_metrics: Callable[[float], dict[str, float]] = _no_metrics  # of the mean validation loss
     after_checkpoint: Callable[[int, int], None] | None = (
         None  # (position, step) of one that is committed; on rank 0, in a thread
@@ -121,4 +123,12 @@ def _trainer(
         checkpoints=checkpoints,
         report=Report(context, group, meter, steps=config.steps, log_every=config.log_every),
         layers=LayerWatch(state, group) if config.layers_every else None,
+        samples=_samples(context, config, group, recipe),
     )
+
+
+def _samples(context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe) -> PromptSamples | None:
+    if config.samples is None:
+        return None
+    sees = getattr(recipe.model.config, "max_position_embeddings", None) or recipe.model.seq_len
+    return PromptSamples(config.samples, context.run, group, chat=recipe.chat, max_length=int(sees))

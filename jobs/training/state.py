@@ -41,6 +41,16 @@ class Progress:
         """All values but step and position, which have places of their own in a manifest."""
         return {key: value for key, value in asdict(self).items() if key not in {"step", "position"}}
 
+    def take_gap(self, loss: float) -> float | None:
+        """How far a validation's loss is above that of the steps since the last one, which are counted anew from here; None
+        where none was ever taken. It grows as the model begins to know its samples by heart.
+        """
+        if not self.recent_steps:
+            return self.validation.get("validation/gap")
+        gap = loss - self.recent_loss / self.recent_steps
+        self.recent_loss, self.recent_steps = 0.0, 0
+        return gap
+
     def improved(self, loss: float, *, kept: bool = False) -> bool:
         """Count a validation; returns whether its loss was the best so far. `kept`: its checkpoint is, if so."""
         better = self.best_validation is None or loss < self.best_validation

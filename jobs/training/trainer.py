@@ -17,6 +17,7 @@ from jobs.training.layers import LayerWatch
 from jobs.training.objective import Means
 from jobs.training.optimizer import learning_rate
 from jobs.training.report import Report
+from jobs.training.samples import PromptSamples
 from jobs.training.source import Source, reader_for
 from jobs.training.state import Progress, TrainState
 from jobs.training.step import StepStats, TrainStep
@@ -50,6 +51,7 @@ class Trainer:
     checkpoints: Checkpoints
     report: Report
     layers: LayerWatch | None
+    samples: PromptSamples | None
     _anomalies: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -281,18 +283,17 @@ class Trainer:
         )
 
     def _validate(self) -> None:
+        self._tell(Phase.VALIDATION)
+        if self.samples is not None:
+            self.report.samples(self.samples.rows(self.state.model, self.progress.step))
+            self.report.meter.restart()
         if self.validated is None and self.validation is None:
             return
-        self._tell(Phase.VALIDATION)
         means = self._validation_means()
         values = {"loss": means.loss, **means.metrics, **self.validation_metrics(means.loss)}
-        if self.validated is not None:
-            self.progress.recent_loss, self.progress.recent_steps = 0.0, 0
-        elif self.progress.recent_steps:  # it grows as the model begins to know its samples by heart
-            values["gap"] = means.loss - self.progress.recent_loss / self.progress.recent_steps
-            self.progress.recent_loss, self.progress.recent_steps = 0.0, 0
-        elif "validation/gap" in self.progress.validation:
-            values["gap"] = self.progress.validation["validation/gap"]
+        gap = self.progress.take_gap(means.loss)
+        if gap is not None and self.validated is None:
+            values["gap"] = gap
         self.progress.validation = {f"validation/{name}": value for name, value in values.items()}
         self.report.validation(self.progress)
         self.report.meter.restart()

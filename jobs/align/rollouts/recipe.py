@@ -83,6 +83,7 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
             validation=None,
             validated=scored,
             objective=_objective(context, config, plan),
+            chat=True,
             before_step=maker.before_step,
             reads_ahead=False,
             after_checkpoint=maker.settle,

@@ -385,8 +385,11 @@ def test_it_answers_in_the_terminal(base: Path, data: Path, root: Path, tmp_path
     from jobs.inference.chat import open_chat
     from jobs.inference.generate import Sampling
 
-    run = make_run(root, finetune_config(base, data, steps=1))
+    run = make_run(root, finetune_config(base, data, steps=1, samples={"prompts": ["the rope"], "max_new_tokens": 5}))
     launch(run, 1)
+    table = read_table(run.path / "tables/samples.json")
+    assert table is not None
+    assert [row[2].strip() for row in table.rows] == [open_chat(str(run.path), Sampling(max_new_tokens=5)).answer("the rope")]
     first = open_chat(str(run.path), Sampling(max_new_tokens=5), system="Be kind.")
     said = [first.answer("the rope"), first.answer("more")]
     again = open_chat(str(run.path), Sampling(max_new_tokens=5), system="Be kind.")

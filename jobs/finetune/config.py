@@ -96,11 +96,6 @@ class FinetuneConfig(TrainingConfig):
                 "qat: with lora the rounded weights are frozen, and what is merged into them lies beside their grid;"
                 " leave lora out, or quantize the merged model by compress"
             )
-        if self.lora is not None and (self.chat.added_tokens or self.chat.template == "chatml"):
-            raise ValueError(
-                "lora: an adapter leaves the embeddings of added tokens untrained; leave lora out to add tokens,"
-                " or write the chat in tokens that the model knows (chat.template: plain, or a file)"
-            )
         return self
 
     def preflight(self, here: PathView = Path) -> None:

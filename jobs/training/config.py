@@ -62,17 +62,20 @@ def grid_word(value: Any) -> Any:
     return {"type": value} if isinstance(value, str) else value
 
 
-def adapting_defaults(values: Mapping[str, Any], lora_lr: float, *, validated: bool = True) -> dict[str, Any]:
+def adapting_defaults(
+    values: Mapping[str, Any], lora_lr: float, *, validations: int = VALIDATIONS, patience: int | None = PATIENCE
+) -> dict[str, Any]:
     """The keys of a job that adapts a trained model, with those filled in that depend on others, so that run.yaml says them:
-    the learning rate of an adapter, and a validation that ends a run which has begun to overfit (unless not `validated`).
+    the learning rate of an adapter, and validations of which the best is kept, and which end a run that has begun to overfit.
     """
     filled = dict(values)
     if filled.get("lora") is not None and isinstance(filled.get("optim", {}), dict):
         filled["optim"] = {"lr": lora_lr, **filled.get("optim", {})}
     steps = str(filled.get("steps"))
-    if validated and isinstance(filled.get("validation", {}), dict) and steps.isdigit():
-        every = max(1, int(steps) // VALIDATIONS)
-        filled["validation"] = {"every_steps": every, "patience": PATIENCE, **filled.get("validation", {})}
+    if isinstance(filled.get("validation", {}), dict) and steps.isdigit():
+        every = max(1, int(steps) // validations)
+        defaults = {"every_steps": every, "patience": patience, "keep_best": True}
+        filled["validation"] = {**defaults, **filled.get("validation", {})}
     return filled
 
 
@@ -108,6 +111,9 @@ class ValidationConfig(Section):
     every_steps: int = Field(default=100, ge=1, description="steps between two validations; the last step is followed by one too")
     max_sequences: int = Field(default=256, ge=1, description="maximum sequences of the validation split to score")
     patience: int | None = Field(default=None, ge=1, description="stop after this many validations without a better loss")
+    keep_best: bool = Field(
+        default=False, description="save after a validation that is the best so far, and keep that checkpoint for export --best"
+    )
 
 
 class SamplesConfig(Section):

@@ -25,6 +25,7 @@ from sharding.storage import parse_index, read_tensors
 log = logging.getLogger(__name__)
 
 LORA = "lora"  # the key under which a record keeps the options of a low-rank adapter
+ADDED_TOKENS = "added_tokens"  # the key of the tokens whose embeddings an adapter trains beside its matrices
 HEAD = "head"  # the key of a fingerprint that says which head a model has, where it does not say the next token
 
 
@@ -64,6 +65,17 @@ def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema:
     return unshare_layers(model).eval(), manifest
 
 
+def best_step(run: RunDir) -> int:
+    """The step of the checkpoint whose validation was the best so far. Raises ConfigError where the run keeps none."""
+    require_record(run)
+    _, manifest = newest_complete(checkpoint_place(run))
+    found = manifest.progress.get("best_step")
+    if found is None:
+        job, key = run.record.get("job"), "validation.keep_best"
+        raise ConfigError(f"run {run.id}: this {job} run keeps no best checkpoint; train with {key}: true, or leave --best out")
+    return int(found)
+
+
 def without_head(fingerprint: dict[str, Any]) -> dict[str, Any]:
     """What of a fingerprint the model's own configuration says."""
     return {key: value for key, value in fingerprint.items() if key != HEAD}
@@ -75,7 +87,7 @@ def _adapted(model: Any, adapter: dict[str, Any]) -> Any:
         return model
     from jobs.training.lora import lora_adapter
 
-    return lora_adapter(LoraConfig.model_validate(adapter[LORA]), seed=0)(model)
+    return lora_adapter(LoraConfig.model_validate(adapter[LORA]), 0, adapter.get(ADDED_TOKENS, ()))(model)
 
 
 def _merged(model: Any, adapter: dict[str, Any]) -> Any:

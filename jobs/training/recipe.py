@@ -14,7 +14,7 @@ from jobs.training.load_checkpoint import pin_weights, unpin_weights
 from jobs.training.model import ModelPlan, build_model
 from jobs.training.model_config import has_dropout
 from jobs.training.model_record import TokenizerPlan, checkpoint_place, find_source_run, keep_record
-from jobs.training.objective import Objective
+from jobs.training.objective import Means, Objective
 from jobs.training.optimizer import adamw
 from jobs.training.report import Report
 from jobs.training.samples import PromptSamples
@@ -52,6 +52,9 @@ class Recipe:
     before_step: Callable[[TrainState], None] | None = None
     reads_ahead: bool = True  # False: the samples of a step are not there before `before_step`
     before_validation: Callable[[TrainState, int], None] | None = None  # gets the number of samples that are scored
+    # in place of the objective on the validation source; gets the largest number of samples. Its loss is of another scale than
+    # that of training
+    validated: Callable[[TrainState, int], Means] | None = None
 
 
 def train(context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe) -> dict[str, object]:
@@ -116,6 +119,7 @@ def _trainer(
         reads_ahead=recipe.reads_ahead,
         after_checkpoint=recipe.after_checkpoint,
         before_validation=recipe.before_validation,
+        validated=recipe.validated,
         checkpoints=checkpoints,
         report=Report(context, group, meter, steps=config.steps, log_every=config.log_every),
         layers=LayerWatch(state, group) if config.layers_every else None,

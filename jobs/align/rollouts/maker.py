@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from jobs.align.rollouts.drawing import Drawer
 from jobs.align.rollouts.orders import Order
 from jobs.align.rollouts.prompts import Prompts
 from jobs.align.rollouts.source import Rollout, RolloutSource
-from jobs.rollouts.ledger import ChunkName, Round, arrow_table, chunk_of, settle
+from jobs.rollouts.ledger import ChunkName, Round, arrow_table, chunk_of, prune, settle
 from jobs.rollouts.resume import Parts, kept, take_up
 from jobs.rollouts.sampling import Draw
 from jobs.training.state import TrainState
@@ -40,6 +40,7 @@ class RolloutMaker:
     prompts: Prompts
     drawer: Drawer
     source: RolloutSource
+    oldest_position: Callable[[], int]  # before which no checkpoint stands that the run may go back to
     _ordered: set[int] = field(default_factory=set, init=False)  # positions of rounds that workers know of
     _next: int | None = field(default=None, init=False)  # the position that follows, if nothing goes back
 
@@ -55,8 +56,10 @@ class RolloutMaker:
         self._next = position + self.global_batch
 
     def settle(self, position: int, step: int) -> None:
-        """A checkpoint is committed: what it has learnt is used. Rank 0 calls it."""
-        settle(self.context.run, self.context.fence, position, step)
+        """A checkpoint is committed: what it has learnt is used, and what is long used may go. Rank 0 calls it."""
+        run, fence = self.context.run, self.context.fence
+        settle(run, fence, position, step)
+        prune(run, fence, min(self.oldest_position(), position - self.config.keep_steps * self.global_batch))
 
     def _note_jump(self, position: int, step: int) -> None:
         """Bring the ledger in line with where this attempt begins, or the run went back to."""

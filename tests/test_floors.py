@@ -28,7 +28,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"jobs.registry", "jobs.configs"},
         {"jobs.tracking", "jobs.scores"},
         {"jobs.training", "jobs.runs", "jobs.programs"},
-        {"jobs.inference", "jobs.cards", "jobs.mirror"},
+        {"jobs.inference", "jobs.cards", "jobs.mirror", "jobs.rollouts"},
         {"jobs.feedback", "jobs.pruning", "jobs.formats"},
         {"jobs.engines"},
         {"jobs.drift", "jobs.models"},

@@ -40,19 +40,19 @@ class Mirror:
         self._handed_over: deque[tuple[float, int]] = deque()
         self._next_slow = 0.0
         kept = (read_json(self._state_path) or {}).get("lines", 0)
-        self.sent = int(kept) if offline else history_lines(run.id, *project_of(run))
+        if not offline:
+            self.lines_at_server()  # raises at once where wandb would try for half a minute
         self.wandb = WandbRun(run, attempt, offline=offline)
+        self.sent = int(kept) if offline else self.wandb.lines
         if self.wandb.url:
             write_json(run.path / WANDB_ADDRESS, {"address": self.wandb.url}, durable=False)
-        for line in self._feed.again(self.sent):
-            self.wandb.send(line)
+        self.wandb.send(self._feed.again(self.sent))
         self.sent = self._feed.count
 
     def pump(self, *, only_metrics: bool = False) -> int:
         """Hand over what is new; returns the number of lines."""
         lines = self._feed.look(only_metrics=only_metrics)
-        for line in lines:
-            self.wandb.send(line)
+        self.wandb.send(lines)
         self.sent += len(lines)
         now = time.monotonic()
         if now >= self._next_slow:

@@ -2,8 +2,9 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ class WandbRun:
         run.wandb.mkdir(exist_ok=True)
         import wandb
 
+        from jobs.mirror.history import LoggedHistory, history_of
+
         self.run, self.offline = run, offline
         self._wandb = wandb.init(**_arguments(run, attempt, offline=offline))
+        self._history, self._logged = history_of(self._wandb), LoggedHistory(self._wandb)
         self._wandb.define_metric("train/step")
         self._wandb.define_metric("system/time")
         for section in ("train", "evaluation", "events", "layers"):
@@ -52,9 +56,19 @@ class WandbRun:
         found = None if self.offline else self._wandb.url
         return str(found) if found else None
 
-    def send(self, line: Line) -> None:
-        """Hand over a line; its number is the step of W&B's history."""
-        self._wandb.log(wandb_values(line), step=line.number, commit=True)  # else it would wait for the next
+    @property
+    def lines(self) -> int:
+        """How many lines the server had as this W&B run was opened: behind them wandb-core writes those that come.
+
+        Another question would be of another moment: the wandb-core of a mirror that was killed may still have sent some.
+        """
+        return int(self._wandb.starting_step)
+
+    def send(self, lines: Iterable[Line]) -> None:
+        """Hand over lines; their numbers are the steps of W&B's history."""
+        for quick, group in groupby(lines, lambda line: line.again or line.kind is not Kind.HISTOGRAMS):
+            history = self._history if quick else self._logged
+            history.send([(line.number, wandb_values(line)) for line in group])
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set values of the summary."""
@@ -107,7 +121,13 @@ class WandbRun:
 
 def wandb_values(line: Line) -> dict[str, Any]:
     """A line as W&B's history has it: steps are metrics too, since W&B's own step cannot go back after a resume."""
+    return {**_shown(line), "_timestamp": line.values["time"]}  # when it was, not when it is sent
+
+
+def _shown(line: Line) -> dict[str, Any]:
     values = line.values
+    if line.again:  # the first that was told of a step stands, as W&B itself has it; the place in the history is kept
+        return {"events/repeated": 1, "train/step": line.step, "events/time": values["time"]}
     match line.kind:
         case Kind.METRICS:
             return {

@@ -18,6 +18,7 @@ from jobs.mirror.mirror import is_complete, send_rest
 from jobs.mirror.relay import Relay
 from jobs.tracking.metrics import MetricLog
 from tests.fakes.wandb_server import ServedRun, WandbServer
+from tests.jobs.mirror.processes import Started, relay, sidecar
 from tests.patience import Patience, ended, until
 
 
@@ -54,17 +55,15 @@ def start_relay() -> subprocess.Popen[bytes]:
 def test_every_line_once_though_sidecar_and_relay_are_killed(wandb_server: WandbServer, tmp_path: Path) -> None:
     """Three attempts of a run: one mirrored by a sidecar, one by a relay, each killed with -9 in the middle."""
     run = make_run(tmp_path / "runs", "often")
-    sidecar = subprocess.Popen([sys.executable, "-m", "jobs.mirror.sidecar", str(run.path), "--attempt", "1"])
+    beside = Started(sidecar, run.path, 1)
     log_steps(run, range(1, 31))
     until(lambda: len(wandb_server.run(run.id).lines) > 10, Patience.START)
-    sidecar.kill()
-    sidecar.wait()
-    relay = start_relay()
+    beside.kill()
+    watching = Started(relay, run.path.parent)
     run.begin_attempt()
     log_steps(run, range(31, 61))
     until(lambda: len(wandb_server.run(run.id).lines) > 40, Patience.START)
-    relay.kill()
-    relay.wait()
+    watching.kill()
     run.begin_attempt()
     log_steps(run, range(61, 91))
     end(run)
@@ -84,12 +83,12 @@ def test_a_server_that_is_away_is_waited_for(wandb_server: WandbServer, tmp_path
     log_steps(run, range(1, 31))
     wandb_server.failing = 500
     end(run)
-    relay = start_relay()
+    watching = start_relay()
     until(lambda seen=wandb_server.requests: wandb_server.requests > seen + 2, Patience.START)
     wandb_server.failing = 0
     until(lambda: is_complete(run), Patience.START)
-    relay.send_signal(signal.SIGINT)
-    assert ended(relay) == 0
+    watching.send_signal(signal.SIGINT)
+    assert ended(watching) == 0
     assert steps(wandb_server.run(run.id)) == list(range(1, 31))
 
 
@@ -101,10 +100,10 @@ def test_runs_that_cannot_be_read_stop_no_other_and_are_said_once(wandb_server: 
         log_steps(run, range(1, 6))
         end(run)
     said: list[str] = []
-    relay = Relay([root], said.append)
+    watching = Relay([root], said.append)
     for _ in range(3):
-        relay.look()
-        for one in relay._followers.values():
+        watching.look()
+        for one in watching._followers.values():
             one.next_slow = 0.0
     assert steps(wandb_server.run(good.id)) == [1, 2, 3, 4, 5]
     assert sorted(line.split(":")[0] for line in said) == sorted([broken.id, good.id])
@@ -113,10 +112,10 @@ def test_runs_that_cannot_be_read_stop_no_other_and_are_said_once(wandb_server: 
 def test_a_missing_key_is_said_once(wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY")
     said: list[str] = []
-    relay = Relay([tmp_path / "runs"], said.append)
+    watching = Relay([tmp_path / "runs"], said.append)
     for _ in range(3):
-        relay._next_server = 0.0
-        assert relay.look() == 0
+        watching._next_server = 0.0
+        assert watching.look() == 0
     assert len(said) == 1
     assert "wandb login" in said[0]
 
@@ -172,11 +171,10 @@ def test_alerts_are_told_once_with_the_words_of_why(wandb_server: WandbServer, t
 def test_a_preempted_attempt_does_not_look_crashed(wandb_server: WandbServer, tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs", "moved")
     log_steps(run, range(1, 4))
-    sidecar = subprocess.Popen([sys.executable, "-m", "jobs.mirror.sidecar", str(run.path), "--attempt", "1"])
+    beside = Started(sidecar, run.path, 1)
     until(lambda: len(wandb_server.run(run.id).lines) > 1, Patience.START)
     write_json(run.attempt_dir(1) / "nodes/node-0.json", {"exit_code": 85})
-    sidecar.send_signal(signal.SIGHUP)
-    assert ended(sidecar) == 0
+    assert beside.hang_up() == 0
     assert wandb_server.run(run.id).preempting
     assert wandb_server.run(run.id).alerts == []
 

@@ -25,6 +25,7 @@ SMALL = {
     "bench_hung": ["--hangs", "1"],
     "bench_loader": ["--tokens", "200000", "--rounds", "1"],
     "bench_many_runs": ["--runs", "20"],
+    "bench_mirror": ["--live", "2", "--seconds", "3", "--finished", "2", "--lines", "100", "--sidecar", "2", "--steps", "10"],
     "bench_preprocess": ["--megabytes", "1", "--kills", "1", "--actors", "1,2"],
     "bench_rules": ["--megabytes", "0", "--signatures", "20000"],
     "bench_recovery": ["--kills", "1"],

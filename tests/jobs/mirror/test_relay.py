@@ -179,6 +179,23 @@ def test_a_preempted_attempt_does_not_look_crashed(wandb_server: WandbServer, tm
     assert wandb_server.run(run.id).alerts == []
 
 
+def test_attempts_commit_and_uncommitted_changes_are_where_wandb_shows_them(wandb_server: WandbServer, tmp_path: Path) -> None:
+    record = {"job": "pretrain", "cluster": "local", "config": {"name": "x", "wandb": {"notes": "a try"}}}
+    code = {"commit": "c" * 40, "diff": "--- a/x\n+++ b/x"}
+    run = RunDir.create("coded", {**record, "code": code}, tmp_path / "runs")
+    run.begin_attempt(handle="local:1")
+    log_steps(run, range(1, 4))
+    end(run, RunState.REQUEUED, 85, "node 0 was lost")
+    run.begin_attempt(handle="local:2")
+    end(run)
+    send_rest(run)
+    told = wandb_server.run(run.id)
+    assert told.fields["commit"] == "c" * 40
+    assert wandb_server.files[f"{run.id}/diff.patch"].decode().strip() == code["diff"]
+    assert told.fields["notes"] == "a try\nattempt 1: REQUEUED, node 0 was lost\nattempt 2: SUCCEEDED, done"
+    assert [line["_timestamp"] for line in told.history] == [line["time"] for line in run.read_metrics()]
+
+
 def test_no_key_in_any_file(wandb_server: WandbServer, tmp_path: Path) -> None:
     key = os.environ["WANDB_API_KEY"]
     run = make_run(tmp_path / "runs", "quiet")

@@ -18,7 +18,7 @@ from jobs.mirror.server import why_away
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.5
 CLOSE_SECONDS = 8.0  # a server that is down must not hold up the agent
 
 
@@ -53,18 +53,18 @@ class Sidecar:
         away = "WANDB_MODE is offline" if os.environ.get("WANDB_MODE") == "offline" else why_away()
         if away:
             log.info("%s; writing offline files", away)
-            return Mirror(self.run, self.attempt, offline=True)
+            return Mirror(self.run, self.attempt, offline=True, beside=True)
         lease = lease_of(self.run)
         while not lease.take():
             if self._over():
                 return None
             self._ended.wait(pause_seconds)
         try:
-            mirror = Mirror(self.run, self.attempt, offline=False)
+            mirror = Mirror(self.run, self.attempt, offline=False, beside=True)
         except Exception as error:  # wandb has many, and training must not hear of any
             log.warning("W&B: %s; writing offline files", error)
             lease.give_up()
-            return Mirror(self.run, self.attempt, offline=True)
+            return Mirror(self.run, self.attempt, offline=True, beside=True)
         self._lease = lease
         return mirror
 

@@ -15,6 +15,9 @@ from jobs.tracking.readable import ReadableTable
 
 log = logging.getLogger(__name__)
 
+TRANSMIT_SECONDS = 1.0
+_INTERVAL = "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL"
+MOST_ATTEMPTS = 20  # the newest, in the notes
 FLUSH_SECONDS = 1  # how often W&B's own file is flushed
 # which value of a validation metric is the best
 BEST = {
@@ -29,7 +32,7 @@ BEST = {
 class WandbRun:
     """An open W&B run. Offline it writes W&B's own files into the run directory."""
 
-    def __init__(self, run: RunDir, attempt: int, *, offline: bool) -> None:
+    def __init__(self, run: RunDir, attempt: int, *, offline: bool, beside: bool) -> None:
         # before wandb is imported: it reads the environment once
         os.environ["WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL"] = str(FLUSH_SECONDS)
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -39,7 +42,7 @@ class WandbRun:
         from jobs.mirror.history import LoggedHistory, history_of
 
         self.run, self.offline = run, offline
-        self._wandb = wandb.init(**_arguments(run, attempt, offline=offline))
+        self._wandb = wandb.init(**_arguments(run, attempt, offline=offline, beside=beside))
         self._history, self._logged = history_of(self._wandb), LoggedHistory(self._wandb)
         self._wandb.define_metric("train/step")
         self._wandb.define_metric("system/time")
@@ -73,6 +76,14 @@ class WandbRun:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set values of the summary."""
         self._wandb.summary.update(dict(values))
+
+    def note(self, text: str) -> None:
+        """Set the notes."""
+        self._wandb.notes = text
+
+    def file(self, path: Path) -> None:
+        """Show a file of the run's wandb/ among W&B's."""
+        self._wandb.save(str(path), base_path=str(path.parent), policy="now")
 
     def alert(self, title: str, text: str, *, serious: bool) -> None:
         """Have W&B tell the owner of the run."""
@@ -159,8 +170,11 @@ def project_of(run: RunDir) -> tuple[str, str | None]:
     return str(project), own.get("entity") or os.environ.get("WANDB_ENTITY") or None
 
 
-def _arguments(run: RunDir, attempt: int, *, offline: bool) -> dict[str, Any]:
-    """What `wandb.init` is told of a run: the same W&B run for all its attempts, with its configuration and its code."""
+def _arguments(run: RunDir, attempt: int, *, offline: bool, beside: bool) -> dict[str, Any]:
+    """What `wandb.init` is told of a run: the same W&B run for all its attempts, with its configuration and its code.
+
+    `beside`: this is a machine of the run, whose packages are the run's.
+    """
     import wandb
 
     record, details = run.record, run.attempt_details(attempt)
@@ -183,7 +197,7 @@ def _arguments(run: RunDir, attempt: int, *, offline: bool) -> dict[str, Any]:
         "name": run.id,
         "project": project,
         "entity": entity,
-        "notes": own.get("notes"),
+        "notes": notes(run),
         "group": own.get("group") or view_class(str(record["job"]))(run).wandb_group() or config.get("name") or record["job"],
         "job_type": own.get("job_type") or record["job"],
         "tags": [str(record.get("cluster", "local")), *own.get("tags", ())],
@@ -191,6 +205,28 @@ def _arguments(run: RunDir, attempt: int, *, offline: bool) -> dict[str, Any]:
         "reinit": "create_new",  # a relay has many runs open in one process
         "config": {**config, **told},
         "settings": wandb.Settings(
-            console="off", save_code=False, quiet=True, init_timeout=30, x_disable_stats=True, x_disable_meta=True
+            **_live(),
+            console="off",
+            save_code=False,
+            quiet=True,
+            init_timeout=30,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_save_requirements=beside and attempt == 1,  # to read them takes longer than all else
+            git_commit=(record.get("code") or {}).get("commit"),
+            disable_git=True,  # else that of whatever checkout this process was started in
         ),
     }
+
+
+def _live() -> dict[str, float]:
+    """How often W&B's server is told of new lines, unless the environment says that: by itself wandb-core waits 15 seconds."""
+    return {} if _INTERVAL in os.environ else {"x_file_stream_transmit_interval": TRANSMIT_SECONDS}
+
+
+def notes(run: RunDir) -> str | None:
+    """The run's own notes, and how each attempt ended that is over."""
+    own = ((run.record.get("config") or {}).get("wandb") or {}).get("notes")
+    ends = [(attempt, run.outcome(attempt)) for attempt in run.attempts()]
+    told = [f"attempt {attempt}: {end.state.value}, {end.cause}" for attempt, end in ends if end is not None]
+    return "\n".join([*([own] if own else []), *told[-MOST_ATTEMPTS:]]) or None

@@ -392,7 +392,7 @@ def test_workers_draw_what_ranks_would_and_a_killed_one_is_replaced(model: Path,
     assert len(events(by_workers, "rollout_worker_lost")) == 1
     assert equal(weights(by_ranks), weights(by_workers))
     assert metrics(by_ranks, "validation/reward") == metrics(by_workers, "validation/reward")
-    assert len(metrics(by_ranks, "validation/reward")) == 1
+    assert len(metrics(by_ranks, "validation/reward")) == 2
     check_used_once(by_workers, 2)
 
 

@@ -16,7 +16,9 @@ from jobs.tracking.metrics import MetricLog
 from tests.patience import HANG_SECONDS
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["jobs.mirror.history", "jobs.mirror.relay", "jobs.mirror.sidecar", "tests.jobs.mirror.processes"])
+_SERVER.set_forkserver_preload(
+    ["jobs.mirror.history", "jobs.mirror.relay", "jobs.mirror.following", "tests.jobs.mirror.processes"]
+)
 
 CHECKPOINT_STEPS, VALIDATION_STEPS = 5, 10
 PAUSE_SECONDS = 0.03
@@ -57,7 +59,7 @@ def relay(root: Path) -> None:
 
 def sidecar(path: Path, attempt: int) -> None:
     """As the agent starts it."""
-    from jobs.mirror.sidecar import Sidecar
+    from jobs.mirror.following import Sidecar
 
     Sidecar(RunDir(path), attempt).follow()
 

@@ -109,6 +109,30 @@ def test_runs_that_cannot_be_read_stop_no_other_and_are_said_once(wandb_server: 
     assert sorted(line.split(":")[0] for line in said) == sorted([broken.id, good.id])
 
 
+def test_a_run_that_was_over_is_resumed_and_followed_on(wandb_server: WandbServer, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "again")
+    watching = Relay([tmp_path / "runs"], lambda words: None)
+
+    def look() -> None:
+        watching._next_scan = 0.0
+        for one in watching._followers.values():
+            one.next_slow = 0.0
+        watching.look()
+
+    log_steps(run, range(1, 4))
+    end(run, RunState.FAILED, EXIT_FAILED, "no")
+    look()
+    assert is_complete(run)
+    assert watching.open_runs == 0
+    run.begin_attempt()
+    log_steps(run, range(4, 7))
+    look()
+    assert watching.open_runs == 1
+    end(run)
+    look()
+    assert steps(wandb_server.run(run.id)) == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_missing_key_is_said_once(wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY")
     said: list[str] = []
@@ -177,6 +201,23 @@ def test_a_preempted_attempt_does_not_look_crashed(wandb_server: WandbServer, tm
     assert beside.hang_up() == 0
     assert wandb_server.run(run.id).preempting
     assert wandb_server.run(run.id).alerts == []
+
+
+def test_attempts_commit_and_uncommitted_changes_are_where_wandb_shows_them(wandb_server: WandbServer, tmp_path: Path) -> None:
+    record = {"job": "pretrain", "cluster": "local", "config": {"name": "x", "wandb": {"notes": "a try"}}}
+    code = {"commit": "c" * 40, "diff": "--- a/x\n+++ b/x"}
+    run = RunDir.create("coded", {**record, "code": code}, tmp_path / "runs")
+    run.begin_attempt(handle="local:1")
+    log_steps(run, range(1, 4))
+    end(run, RunState.REQUEUED, 85, "node 0 was lost")
+    run.begin_attempt(handle="local:2")
+    end(run)
+    send_rest(run)
+    told = wandb_server.run(run.id)
+    assert told.fields["commit"] == "c" * 40
+    assert wandb_server.files[f"{run.id}/diff.patch"].decode().strip() == code["diff"]
+    assert told.fields["notes"] == "a try\nattempt 1: REQUEUED, node 0 was lost\nattempt 2: SUCCEEDED, done"
+    assert [line["_timestamp"] for line in told.history] == [line["time"] for line in run.read_metrics()]
 
 
 def test_no_key_in_any_file(wandb_server: WandbServer, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"jobs.tracking", "jobs.scores"},
         {"jobs.training", "jobs.runs", "jobs.programs"},
         {"jobs.inference", "jobs.cards", "jobs.mirror", "jobs.rollouts"},
-        {"jobs.feedback", "jobs.pruning", "jobs.formats"},
+        {"jobs.feedback", "jobs.pruning", "jobs.formats", "jobs.tasks"},
         {"jobs.engines"},
         {"jobs.drift", "jobs.models"},
         {

@@ -30,7 +30,9 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
     form: Annotated[
         str,
         typer.Option(
-            "--format", metavar="hf|gguf[:TYPE]", help="hf, or a file of llama.cpp's: gguf (F16), gguf:Q8_0, gguf:Q4_K ..."
+            "--format",
+            metavar="hf|gguf[:TYPE]",
+            help="hf, or a file of llama.cpp's: gguf (in F32), gguf:Q8_0, gguf:Q4_K ...",
         ),
     ] = "hf",
 ) -> None:
@@ -65,6 +67,7 @@ def _write_gguf(name: str, write: Callable[[Path], None], target: Path, form: st
 
     from cluster.errors import ConfigError
     from jobs.formats.gguf import check_type, write_gguf
+    from jobs.formats.gguf_types import UNQUANTIZED
     from jobs.inference.open_model import open_model
 
     kind, _, type_name = form.partition(":")
@@ -72,13 +75,13 @@ def _write_gguf(name: str, write: Callable[[Path], None], target: Path, form: st
         raise ConfigError(f"--format: {form!r} is not a format; hf, gguf or gguf:TYPE")
     if adapter:
         raise ConfigError("--adapter is peft's own format; leave it out, and the file has it merged")
-    check_type(type_name or "F16")
+    check_type(type_name := type_name or UNQUANTIZED)
     if target.exists():
         raise ConfigError(f"{target}: exists; name a new file")
     with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".export-") as folder:
         write(Path(folder) / "model")
         opened = open_model(str(Path(folder) / "model"), device=torch.device("cpu"))
-        write_gguf(opened, target, type_name or "F16", name=name)
+        write_gguf(opened, target, type_name, name=name)
 
 
 def _passed_step(run: "RunDir", step: int | None, *, best: bool) -> int:

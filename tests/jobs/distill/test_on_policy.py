@@ -51,13 +51,13 @@ def test_own_samples_are_learnt_once_by_the_formula_and_a_kill_changes_no_bit(da
     teacher = tiny_model(tmp_path / "teacher", num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
     config = distill_config(teacher, data, loss="jensen_shannon", beta=0.3, on_policy=OWN, steps=5)
     whole, killed = (distill_run(tmp_path / "runs", config) for _ in range(2))
-    results = launch(whole, 2)
+    results = launch(whole, 1)
     assert losses(whole)[1] == pytest.approx(plain_loss(whole, teacher, data), rel=1e-5)
 
-    group = start(killed, 2, TEST_HOOK="stall_rollouts", TEST_STALL="put:after:4:1")  # in the fourth step or so
+    group = start(killed, 1, TEST_HOOK="stall_rollouts", TEST_STALL="put:after:6:0")  # in the fourth step or so
     group.until((killed.path / "stalled").exists)
     group.kill()
-    launch(killed, 2)
+    launch(killed, 1)
     assert events(killed, "resumed")
     assert equal(weights(whole), weights(killed))
     assert losses(whole) == losses(killed)

@@ -149,7 +149,7 @@ def test_without_lm_eval_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     from cluster.errors import ConfigError
-    from jobs.evaluate.load_tasks import need_lm_eval
+    from jobs.tasks.load import need_lm_eval
 
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "lm_eval.tasks", raising=False)
@@ -285,7 +285,7 @@ def test_what_is_wrong_with_a_task_is_told_before_anything_is_computed(tmp_path:
     from cluster.config_reader import load_config
     from cluster.errors import RopewalkError
     from jobs.evaluate.config import EvaluateConfig
-    from jobs.evaluate.load_tasks import load_tasks
+    from jobs.tasks.load import load_tasks
 
     tiny_model(tmp_path / "model")
     for message, file in bad_tasks(tmp_path / "bad").items():

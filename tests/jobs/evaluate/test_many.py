@@ -14,7 +14,7 @@ from tests.jobs.evaluate.test_tasks import decisions, evaluate, written
 from tests.jobs.launch import launch, make_run, start
 from tests.jobs.tiny import tiny_model
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
 
 
 def test_ten_thousand_items_are_decided_alike(tmp_path: Path) -> None:

@@ -154,7 +154,9 @@ class JobConfig(Section):
     resources: Resources = Field(default=Resources(), description="what to ask the scheduler for")
     retries: Retries = Field(default=Retries(), description="retry budgets")
     wandb: Tracking = Field(default=Tracking(), description="how W&B shows the run")
-    trackers: tuple[str, ...] = Field(default=(), description="trackers besides W&B that get the metrics: tensorboard, mlflow")
+    trackers: tuple[str, ...] = Field(
+        default=(), description="trackers besides W&B that get the metrics: tensorboard, mlflow, trackio"
+    )
 
     def preflight(self, here: PathView = Path) -> None:
         """Check what only the submitting machine can check cheaply (local inputs exist). Raises ConfigError/DataError.

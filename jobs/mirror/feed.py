@@ -8,9 +8,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from cluster.fresh_reads import read_afresh
 from cluster.run.directory import RunDir
 from cluster.run.event_log import is_event
-from cluster.run.files import append_lines, json_text, read_lines, sync_all, write_atomically
+from cluster.run.files import append_lines, json_text, parse_lines, sync_all, write_atomically
 from cluster.run.names import HISTOGRAMS
 from jobs.tracking.metrics import OWN_KEYS, read_new_lines
 
@@ -96,7 +97,8 @@ class Feed:
 
     def __init__(self, run: RunDir, journal: Path) -> None:
         self.run, self._journal = run, journal
-        self._segments = [Segment(**line) for line in read_lines(journal)]
+        known = parse_lines(read_afresh(journal))[0]  # on NFS whoever once looked too early believes that there is none
+        self._segments = [Segment(**line) for line in known]
         if len(self._segments) > MOST_SEGMENTS:
             self._segments = _joined(self._segments)
             write_atomically(journal, "".join(json_text(vars(one)) + "\n" for one in self._segments))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import BackendError
+from cluster.fresh_reads import read_json_afresh
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_atomically, write_json
 from cluster.run.names import CODE_DIFF, HISTOGRAMS, WANDB_ADDRESS
@@ -37,10 +38,10 @@ class Mirror:
         name = "offline" if offline else "online"
         self._told_path, self._state_path = run.wandb / f"{name}-told.json", run.wandb / f"{name}.json"
         self._feed = Feed(run, run.wandb / f"{name}.jsonl")
-        self._told: dict[str, Any] = dict(read_json(self._told_path) or {})
+        self._told: dict[str, Any] = dict(read_json_afresh(self._told_path) or {})
         self._handed_over: deque[tuple[float, int]] = deque()
         self._next_slow = 0.0
-        kept = (read_json(self._state_path) or {}).get("lines", 0)
+        kept = (read_json_afresh(self._state_path) or {}).get("lines", 0)
         if not offline:
             self.lines_at_server()  # raises at once where wandb would try for half a minute
         self.wandb = WandbRun(run, attempt, offline=offline, beside=beside)

@@ -109,6 +109,30 @@ def test_runs_that_cannot_be_read_stop_no_other_and_are_said_once(wandb_server: 
     assert sorted(line.split(":")[0] for line in said) == sorted([broken.id, good.id])
 
 
+def test_a_run_that_was_over_is_resumed_and_followed_on(wandb_server: WandbServer, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "again")
+    watching = Relay([tmp_path / "runs"], lambda words: None)
+
+    def look() -> None:
+        watching._next_scan = 0.0
+        for one in watching._followers.values():
+            one.next_slow = 0.0
+        watching.look()
+
+    log_steps(run, range(1, 4))
+    end(run, RunState.FAILED, EXIT_FAILED, "no")
+    look()
+    assert is_complete(run)
+    assert watching.open_runs == 0
+    run.begin_attempt()
+    log_steps(run, range(4, 7))
+    look()
+    assert watching.open_runs == 1
+    end(run)
+    look()
+    assert steps(wandb_server.run(run.id)) == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_missing_key_is_said_once(wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY")
     said: list[str] = []

@@ -1,5 +1,6 @@
 """Other trackers, with their real packages: what they hold is what metrics.jsonl holds, over attempts and kills."""
 
+import json
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ POINTS = """[ropewalk.trackers]
 tensorboard = jobs.mirror.tensorboard:TensorBoard
 mlflow = jobs.mirror.mlflow:MLflow
 no = nothing:At
+trackio = jobs.mirror.trackio:Trackio
 forgetful = tests.jobs.mirror.test_trackers:Forgetful
 """
 
@@ -111,7 +113,7 @@ def test_both_hold_every_step_over_two_attempts_and_a_kill(run: RunDir) -> None:
 
 
 def test_a_tracker_that_is_not_there_is_named(run: RunDir) -> None:
-    with pytest.raises(ConfigError, match="there is no 'comet'; installed: forgetful, mlflow, no, tensorboard"):
+    with pytest.raises(ConfigError, match="there is no 'comet'; installed: forgetful, mlflow, no, tensorboard, trackio"):
         find_tracker("comet")
     with pytest.raises(ConfigError, match="no needs a package that is not installed here"):
         find_tracker("no")
@@ -137,3 +139,40 @@ def test_a_tracker_that_fails_is_opened_again_and_lacks_nothing(run: RunDir, cap
     reader.look(last=True)
     assert Forgetful.kept == [1, 2, 3, 4, 5]
     assert [record.message for record in caplog.records] == ["forgetful: away; it is opened again every 15 seconds"]
+
+
+READ = (
+    "import json, sys; from trackio.sqlite_storage import SQLiteStorage; print(json.dumps(SQLiteStorage.get_logs(*sys.argv[1:])))"
+)
+
+
+@pytest.mark.soak
+def test_trackio_holds_every_step_over_two_attempts_and_a_kill(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = os.environ.get("ROPEWALK_TEST_TRACKIO")
+    if place is None:
+        pytest.skip(
+            "ROPEWALK_TEST_TRACKIO names no folder with trackio: pip install --no-deps --target DIR trackio gradio_client"
+        )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ["PYTHONPATH"], place]))
+    run = RunDir.create("trackio", {"job": "pretrain", "config": {"trackers": ["trackio"]}, "cluster": "local"}, run.path.parent)
+
+    def seen() -> set[int]:
+        environment = {**os.environ, "TRACKIO_DIR": str(run.path / "trackers/trackio")}
+        command = [sys.executable, "-c", READ, "ropewalk", run.id]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return {line["step"] for line in json.loads(done.stdout or "[]") if "train/loss" in line}
+
+    run.begin_attempt()
+    killed = start(run, 1)
+    log_steps(run, 1, range(1, 11))
+    until(lambda: 10 in seen(), Patience.START)
+    log_steps(run, 1, range(11, 16))
+    killed.kill()
+    killed.wait()
+    run.begin_attempt()
+    again = start(run, 2)
+    log_steps(run, 2, range(16, 21))
+    until(lambda: 20 in seen(), Patience.START)
+    again.send_signal(signal.SIGHUP)
+    assert ended(again) == 0
+    assert seen() == set(range(1, 21))

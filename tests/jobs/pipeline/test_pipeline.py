@@ -221,9 +221,13 @@ def test_mistakes_leave_nothing_behind(shell: Shell, steps: dict[str, Any], word
     assert not (shell.home / "runs").exists()
 
 
-def test_the_example_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = load_config(PipelineConfig, read_yaml(ROOT / "jobs/configs/pipeline.yaml"))
     assert isinstance(config, PipelineConfig)
     assert config.order() == ["tokens", "model", "score", "samples"]
     assert config.all_configs()["model"].model_dump()["data"] == str(ROOT / "data/tokens")
+    config = load_config(PipelineConfig, read_yaml(ROOT / "jobs/configs/assistant.yaml"))
+    assert isinstance(config, PipelineConfig)
+    assert config.order() == ["sft", "dpo", "export"]
+    assert config.all_configs()["sft"].model_dump()["validation"]["keep_best"], "which is what is exported"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cluster.config import DataPath, Section, absolute
+from datapipe.dedup.paragraphs.config import Paragraphs
 from datapipe.filters.augment import Augment
 from datapipe.filters.balance import Balance
 from datapipe.filters.decontaminate import Decontaminate
@@ -89,7 +90,10 @@ class DataSetConfig(ReadRules):
         default=None, description="rewrite training documents before they are tokenized, such as {fim: {rate: 0.5}}"
     )
     balance: Balance | None = Field(
-        default=None, description="shares of sources in the training text, such as {temperature: 0.5}"
+        default=None, description="shares of sources or languages in the training text, such as {by: language, temperature: 0.5}"
+    )
+    paragraphs: Paragraphs | None = Field(
+        default=None, description="cut paragraphs that stand in an earlier document, such as {of: lines}; unset: off"
     )
     validation_fraction: float = Field(
         default=0.01, ge=0, le=0.5, description="share of documents for the validation split, by a hash of their id"

@@ -14,7 +14,7 @@ from cluster.spec import Engine
 class Section(BaseModel):
     """Base of every group of keys: frozen, without unknown keys, and with defaults that are validated too."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, defer_build=True)
 
 
 _SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
@@ -154,7 +154,9 @@ class JobConfig(Section):
     resources: Resources = Field(default=Resources(), description="what to ask the scheduler for")
     retries: Retries = Field(default=Retries(), description="retry budgets")
     wandb: Tracking = Field(default=Tracking(), description="how W&B shows the run")
-    trackers: tuple[str, ...] = Field(default=(), description="trackers besides W&B that get the metrics: tensorboard, mlflow")
+    trackers: tuple[str, ...] = Field(
+        default=(), description="trackers besides W&B that get the metrics: tensorboard, mlflow, trackio"
+    )
 
     def preflight(self, here: PathView = Path) -> None:
         """Check what only the submitting machine can check cheaply (local inputs exist). Raises ConfigError/DataError.

@@ -11,7 +11,8 @@ RopewalkError                  a person can act on it: the message names the thi
 │   ├── AlreadyRunningError    an earlier submission of the run is still under way
 │   ├── SchedulerAwayError     a scheduler does not answer; what was asked may or may not have been done
 │   ├── SubmissionInDoubtError a scheduler stayed away for longer than the patience: the job may exist or not
-│   └── CommandMissingError    a scheduler's command is not installed on this machine
+│   ├── CommandMissingError    a scheduler's command is not installed on this machine
+│   └── NotReadyError          what a node has to start was not there in time; counted as a disturbance      an agent 143
 ├── StorageError               a file system stayed away for longer than the patience
 └── StaleAttemptError          this process belongs to an attempt that has a successor; it must not write
 StopRequested                  not an error: the state is saved, leave with exit code 85
@@ -87,6 +88,10 @@ class SubmissionInDoubtError(BackendError):
 
 class CommandMissingError(BackendError):
     """A scheduler's command is not installed on this machine."""
+
+
+class NotReadyError(BackendError):
+    """What a node has to start before the program was not there in time: a disturbance, and no bug of the program."""
 
 
 class StorageError(RopewalkError):

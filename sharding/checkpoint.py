@@ -123,15 +123,15 @@ class Checkpoints:
         self._bad.discard(manifest.step)
         self.run.event("checkpoint", step=manifest.step, attempt=manifest.attempt, path=directory_of(manifest.step))
         self.after_commit(manifest.position, manifest.step)
-        self._prune()
+        self._prune(manifest.progress.get("best_step"))
 
-    def _prune(self) -> None:
-        """Delete all but the newest `keep` complete checkpoints, and those that another run needs.
+    def _prune(self, best_step: int | None) -> None:
+        """Delete all but the newest `keep` complete checkpoints, the best one, and those that another run needs.
 
         The manifest goes first, so that none is ever half there.
         """
         complete = [step for step in complete_steps(self.place) if step not in self._bad]
-        removed = [step for step in complete[: -self.config.keep] if not is_pinned(self.place, step)]
+        removed = [step for step in complete[: -self.config.keep] if step != best_step and not is_pinned(self.place, step)]
         if removed:
             tell_steps(self.place, set(complete).difference(removed))
         for step in removed:

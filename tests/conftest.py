@@ -12,6 +12,7 @@ import tempfile
 import urllib.request
 import uuid
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,11 +67,19 @@ def _state_of_the_process() -> dict[str, object]:
     return {"environment": environment, "folder": os.getcwd(), "path": list(sys.path), "handlers": handlers, "blocked": blocked}
 
 
+def _short_folder() -> Path:
+    """A new folder with a name so short that sockets can lie below it; suites that were killed may have left others behind."""
+    while True:
+        place = Path(tempfile.gettempdir()) / f"t{secrets.token_hex(2)}"
+        with suppress(FileExistsError):
+            place.mkdir()
+            return place
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _childrens_disk() -> Iterator[None]:
     """What killed processes leave behind lies in one place, and goes with the session."""
-    place = Path(tempfile.gettempdir()) / f"t{secrets.token_hex(2)}"  # short: sockets lie below it
-    place.mkdir()
+    place = _short_folder()
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(place)  # for child processes: this one's tempfile has settled already
     yield

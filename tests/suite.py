@@ -7,6 +7,7 @@ A test that fails and then passes alone is flaky: the suite passes, its last lin
 """
 
 import argparse
+import compileall
 import os
 import signal
 import subprocess
@@ -117,6 +118,7 @@ class Suite:
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in [*self.folder.glob("*.jsonl"), *self.folder.glob("*.txt"), *self.folder.glob("*.log")]:
             old.unlink()
+        compile_program()
         try:
             self._run_all()
             failed, flaky = self._try_again([finding for part in self.parts for finding in part.failed])
@@ -283,6 +285,12 @@ def files_of(part: str) -> tuple[str, ...]:
 def expand(word: str) -> set[Path]:
     """The test files that a path or pattern of the table means."""
     return {file for path in ROOT.glob(word) for file in ([path] if path.is_file() else path.rglob("test_*.py"))}
+
+
+def compile_program() -> None:
+    """Write the byte code of the checkout: where PYTHONDONTWRITEBYTECODE is set, each of thousands of processes would make it."""
+    for folder in sorted({path.relative_to(ROOT).parts[0] for path in ROOT.glob("*/__init__.py")}):
+        compileall.compile_dir(ROOT / folder, quiet=2, workers=0)
 
 
 def await_quiet() -> None:

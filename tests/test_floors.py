@@ -28,8 +28,8 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
         {"jobs.registry", "jobs.configs"},
         {"jobs.tracking", "jobs.scores"},
         {"jobs.training", "jobs.runs", "jobs.programs"},
-        {"jobs.inference", "jobs.cards", "jobs.mirror"},
-        {"jobs.feedback", "jobs.pruning", "jobs.formats"},
+        {"jobs.inference", "jobs.cards", "jobs.mirror", "jobs.rollouts"},
+        {"jobs.feedback", "jobs.pruning", "jobs.formats", "jobs.tasks"},
         {"jobs.engines"},
         {"jobs.drift", "jobs.models"},
         {

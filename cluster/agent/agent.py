@@ -20,7 +20,15 @@ from cluster.agent.version import other_version, too_far_apart
 from cluster.config import NodeRange
 from cluster.engines.entry import write_error
 from cluster.engines.process import run_process
-from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED, ConfigError
+from cluster.errors import (
+    EXIT_FAILED,
+    EXIT_LOST_PEER,
+    EXIT_NEVER_RETRY,
+    EXIT_REQUEUE,
+    EXIT_TERMINATED,
+    ConfigError,
+    NotReadyError,
+)
 from cluster.gpus import NODE_GPUS_VARIABLE
 from cluster.process.forking import all_imported, cuda_runs, import_modules
 from cluster.process.kill import end, family, processes_with
@@ -103,6 +111,7 @@ class Agent:
                 code = EXIT_FAILED
         except Exception as error:  # an engine that does not start is an attempt that failed, and says why
             log.exception("the %s engine failed", self.engine.value)
+            code = EXIT_TERMINATED if isinstance(error, NotReadyError) else EXIT_FAILED
             write_error(self.folder, f"node-{self.node}", error, code, who=f"node {self.node}'s agent", node=self.node)
         finally:
             self._shutdown.begin()

@@ -1,7 +1,5 @@
 """Whether a node has the version of this program that its run was submitted with, where that brings no copy of the code."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 from cluster.run.directory import RunDir
 
 PACKAGE = "ropewalk"
@@ -9,6 +7,8 @@ PACKAGE = "ropewalk"
 
 def installed_version() -> str | None:
     """The version of this program on this node; None where it is not installed as a package."""
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - most runs bring their code, and do not ask
+
     try:
         return version(PACKAGE)
     except PackageNotFoundError:

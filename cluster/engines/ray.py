@@ -2,8 +2,6 @@
 
 Ray on shared machines: every run has its own ports, its own short temporary directory (socket paths are limited
 to 107 bytes), its own token, and ends only the processes that it started itself.
-
-Usage, by this module alone: python -m cluster.engines.ray start ... is a `ray start` that ends with its parent.
 """
 
 import logging
@@ -12,18 +10,16 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from cluster.engines.process import run_process
-from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_REQUEUE, StopRequested
+from cluster.errors import EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED, NotReadyError, StopRequested
 from cluster.fresh_reads import read_afresh, read_json_afresh
 from cluster.process.kill import end, family, processes_of
 from cluster.process.ports import free_port, node_cpus
@@ -38,7 +34,7 @@ from cluster.run.succession import read_mark_afresh, write_mark
 log = logging.getLogger(__name__)
 
 START_SECONDS = 90.0
-PARENT_CHECK_SECONDS = 0.3
+STARTED = "Ray has started"  # what a node says that answers
 LONGEST_SCRATCH = 30  # what Ray puts below it takes up to 75 bytes
 OBJECT_STORE_BYTES = 256 * 2**20  # documents never travel through it; jobs that need more say so by their memory
 
@@ -100,27 +96,12 @@ def short_scratch() -> Path:
 
 
 def start_command(node: RayNode, scratch: Path, head_address: str | None) -> list[str]:
-    """Return the `ray start` of this node, which is the head unless there is a head's address."""
-    command = [*ray_command(node.ip, node.cpus or node_cpus(), node.gpus), f"--temp-dir={scratch}"]
-    if node.for_tune:
-        command.append("--include-log-monitor=false")
-    if head_address is not None:
-        return [*command, f"--address={head_address}"]
-    return [*command, *head_options(node.ip, free_port(node.ip))]
-
-
-def ray_command(ip: str, cpus: int | None, gpus: int) -> list[str]:
-    """Return the `ray start` that ends with its parent, with the options that are the same on every node."""
-    command = [sys.executable, "-m", "cluster.engines.ray", "start", "--block", "--disable-usage-stats"]
-    command += [f"--node-ip-address={ip}", f"--num-gpus={gpus}", "--log-style=record", "--log-color=false"]
-    command += [f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0", "--max-worker-port=0"]
-    command += [f"--dashboard-agent-listen-port={free_port(ip)}"]
-    return command if cpus is None else [*command, f"--num-cpus={cpus}"]
-
-
-def head_options(ip: str, port: int) -> list[str]:
-    """Return the options that make a `ray start` the head."""
-    return ["--head", f"--port={port}", "--include-dashboard=false", "--no-monitor"]  # that is for clusters that scale
+    """Return the command that starts this node's Ray, which is the head unless there is a head's address."""
+    command = [sys.executable, "-m", "cluster.engines.ray_start", f"--ip={node.ip}", f"--temp-dir={scratch}"]
+    command += [f"--cpus={node.cpus or node_cpus()}", f"--gpus={node.gpus}", f"--object-store-bytes={OBJECT_STORE_BYTES}"]
+    if not node.for_tune:
+        command.append("--follow-logs")
+    return [*command, f"--head-port={free_port(node.ip)}" if head_address is None else f"--address={head_address}"]
 
 
 def environment(node: RayNode) -> Mapping[str, str]:
@@ -145,17 +126,18 @@ def start_ray(node: RayNode, scratch: Path, *, head: bool) -> subprocess.Popen[b
 
     def started() -> bool:
         if ray.poll() is not None:
-            raise RuntimeError(f"ray start on node {node.index} ended with {ray.returncode}: {tail(output)}")
-        return "Ray runtime started" in output.read_text(errors="replace")
+            kind = NotReadyError if ray.returncode == EXIT_TERMINATED else RuntimeError
+            raise kind(f"the start of Ray on node {node.index} ended with {ray.returncode}: {tail(output)}")
+        return STARTED in output.read_text(errors="replace")
 
     try:
         if not _wait(node, started):
-            raise TimeoutError(f"ray start on node {node.index} took more than {START_SECONDS:.0f} s: {tail(output)}")
+            raise NotReadyError(f"the start of Ray on node {node.index} took more than {START_SECONDS:.0f} s: {tail(output)}")
     except BaseException:
         stop_ray(ray, scratch)
         raise
     if head:
-        port = next(word.partition("=")[2] for word in command if word.startswith("--port="))
+        port = next(word.partition("=")[2] for word in command if word.startswith("--head-port="))
         (scratch / "address").write_text(f"{node.ip}:{port}")
     return ray
 
@@ -182,7 +164,7 @@ def await_head(node: RayNode) -> str:
     """Wait until the first node has published the head's address, and return it."""
     path = node.folder / names.RAY_HEAD
     if not _wait(node, lambda: bool(read_afresh(path))):
-        raise TimeoutError(f"node {node.index}: the first node published no Ray address within {START_SECONDS:.0f} s")
+        raise NotReadyError(f"node {node.index}: the first node published no Ray address within {START_SECONDS:.0f} s")
     return str((read_json_afresh(path) or {})["address"])
 
 
@@ -191,7 +173,7 @@ def await_nodes(node: RayNode) -> None:
     marks = {index: node.folder / names.NODES / f"ray-{index}" for index in range(1, node.num_nodes)}
     if not _wait(node, lambda: all(read_mark_afresh(mark) for mark in marks.values())):
         late = [index for index, mark in marks.items() if not read_mark_afresh(mark)]
-        raise TimeoutError(f"Ray did not start on nodes {late} within {START_SECONDS:.0f} s; see their ray-K.log")
+        raise NotReadyError(f"Ray did not start on nodes {late} within {START_SECONDS:.0f} s; see their ray-K.log")
 
 
 def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
@@ -223,52 +205,3 @@ def _writers_of(scratch: Path) -> Iterator[psutil.Process]:
                 yield process
         except psutil.Error:  # it ended while we looked, or is another user's
             continue
-
-
-def patient(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """The same question, asked until it has an answer, at most for as long as a node may take to start."""
-
-    def answer(*words: Any) -> Any:
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                return ask(*words)
-            except RuntimeError:  # the node is not known yet
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(PARENT_CHECK_SECONDS)
-
-    return answer
-
-
-def main() -> None:
-    """Run `ray start`, and end all that Ray has started when the parent of this process is gone.
-
-    The dashboard's server is not started: without a dashboard it idles, and a start that waits for it takes half as long again
-    and 0.8 s of CPU time. No option of Ray leaves it out. Nor has it one for how long a node may take to come up: on a machine
-    with much to do it is more than its 30 s. Where the packages of Ray Serve are installed, Ray would also start the server of
-    its client, and let each node's agent load all that a dashboard asks it; nobody here asks either.
-    """
-    from ray._private import services, utils  # noqa: PLC0415 - agents need none of it
-    from ray._private.node import Node  # noqa: PLC0415
-    from ray.scripts.scripts import main as ray  # noqa: PLC0415
-
-    Node.start_api_server = lambda *_, **__: None
-    Node.start_ray_client_server = lambda *_, **__: None
-    utils.get_dashboard_dependency_error = lambda: ImportError("nobody asks it")
-    services.get_node = patient(services.get_node)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_CHECK_SECONDS)
-        # Ray's own agents would end by a SIGTERM to themselves, to which they are deaf
-        end(process for process in family(os.getpid()) if process.pid != os.getpid())
-        os._exit(EXIT_LOST_PEER)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
-    ray()
-
-
-if __name__ == "__main__":
-    main()

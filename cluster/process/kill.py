@@ -29,15 +29,31 @@ def _names(process: psutil.Process, place: str) -> bool:
 def processes_with(variables: Mapping[str, str]) -> list[psutil.Process]:
     """Find this user's processes that were started with all these variables in their environment, without this process.
 
-    What a program has started is found so whoever its parent is now.
+    What a program has started is found so whoever its parent is now. One that was forked has them in its title.
     """
     wanted = {f"{name}={value}".encode() for name, value in variables.items()}
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):  # psutil's own look costs ten times as much
         with suppress(OSError, psutil.Error):  # it ended while we looked, or is another user's
-            if int(pid) != os.getpid() and wanted <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
+            if int(pid) != os.getpid() and (wanted <= _environment_of(pid) or wanted <= _title_of(pid)):
                 found.append(psutil.Process(int(pid)))
     return found
+
+
+def variable_of(process: psutil.Process, name: str) -> str | None:
+    """A variable of the environment that a process was started with, or of the title of one that was forked; None: not there."""
+    for word in {*_environment_of(process.pid), *_title_of(process.pid)}:
+        if word.startswith(f"{name}=".encode()):
+            return os.fsdecode(word.partition(b"=")[2])
+    return None
+
+
+def _environment_of(pid: int | str) -> set[bytes]:
+    return set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+
+
+def _title_of(pid: int | str) -> set[bytes]:
+    return set(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").split())
 
 
 def writers_of(log: Path) -> list[psutil.Process]:

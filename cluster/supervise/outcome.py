@@ -73,4 +73,6 @@ def classify(end: Ending) -> Verdict:
     if KILLED in codes and EXIT_FAILED not in codes:  # from outside, as ranks may be: no bug
         node = min(node for node, code in end.codes.items() if code == KILLED)
         return Verdict(RunState.REQUEUED, EXIT_TERMINATED, f"node {node}: the job's process was killed (SIGKILL)")
+    if EXIT_TERMINATED in codes and EXIT_FAILED not in codes:  # a node's agent gave up before the program could err
+        return Verdict(RunState.REQUEUED, EXIT_TERMINATED)
     return Verdict(RunState.REQUEUED if end.retry_bugs else RunState.FAILED, EXIT_FAILED)

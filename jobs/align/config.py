@@ -35,7 +35,9 @@ METHODS_OF_KEYS = {
     "gamma": {"simpo"},
     "desirable_weight": {"kto"},
     "undesirable_weight": {"kto"},
+    "samples": {"dpo", "ipo", "kto", "orpo", "simpo", "grpo"},
 }
+GRPO_VALIDATIONS, GRPO_HELD_OUT = 10, 64  # of a run of grpo: how many, and of how many prompts each
 DEFAULT_BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
 
 
@@ -93,7 +95,8 @@ class AlignConfig(TrainingConfig):
     )
     validation: ValidationConfig = Field(
         default=ValidationConfig(),
-        description="when the validation split is scored; every_steps unset: 20 times a run; patience unset: 3, null: no end",
+        description="when the validation split is scored; every_steps unset: 20 times a run; patience unset: 3, null: no end; "
+        "grpo: rewards of held-out prompts, unset: 10 times, 64 of them, no patience",
     )
 
     beta: float | None = Field(
@@ -134,7 +137,12 @@ class AlignConfig(TrainingConfig):
         """Fill in what depends on other keys."""
         if not isinstance(values, dict):
             return values
-        filled = adapting_defaults(values, LORA_LR, validated=values.get("method") != "grpo")
+        if values.get("method") == "grpo":  # each of its validations is a round of answers, whose rewards are noisy
+            filled = adapting_defaults(values, LORA_LR, validations=GRPO_VALIDATIONS, patience=None)
+            if isinstance(filled.get("validation"), dict):
+                filled["validation"] = {"max_sequences": GRPO_HELD_OUT, **filled["validation"]}
+        else:
+            filled = adapting_defaults(values, LORA_LR)
         if isinstance(filled.get("anomaly", {}), dict):
             filled["anomaly"] = {"spike_factor": None, **filled.get("anomaly", {})}
         return filled

@@ -1,6 +1,6 @@
 """Write a run's model as a Hugging Face directory, with its model card and bill of materials.
 
-Usage on the machine where the run lies: python -m jobs.cards.export RUN_DIR DIR [--step N] [--adapter] [--ema]
+Usage on the machine where the run lies: python -m jobs.cards.export RUN_DIR DIR [--step N | --best] [--adapter] [--ema]
 """
 
 import argparse
@@ -12,10 +12,18 @@ from cluster.errors import RopewalkError
 from cluster.run.directory import RunDir
 
 
-def export_with_cards(run: RunDir, directory: Path, step: int | None = None, *, adapter: bool = False, ema: bool = False) -> Path:
-    """Write the newest complete checkpoint (or that of `step`) as `jobs.training.export.export` does, and its cards."""
+def export_with_cards(
+    run: RunDir, directory: Path, step: int | None = None, *, adapter: bool = False, ema: bool = False, best: bool = False
+) -> Path:
+    """Write the newest complete checkpoint (or that of `step`, or with `best` that of the best validation) as
+    `jobs.training.export.export` does, and its cards.
+    """
     from jobs.cards.write import write_model_cards
     from jobs.training.export import export
+    from jobs.training.load_checkpoint import best_step
+
+    if best:
+        step = best_step(run)
 
     finish = partial(write_model_cards, run)
     return export(run, directory, step, finish=finish, adapter=adapter, ema=ema)
@@ -29,9 +37,12 @@ def main() -> None:
     parser.add_argument("--step", type=int)
     parser.add_argument("--adapter", action="store_true")
     parser.add_argument("--ema", action="store_true")
+    parser.add_argument("--best", action="store_true")
     words = parser.parse_args()
     try:
-        export_with_cards(RunDir(words.run_dir), words.directory, words.step, adapter=words.adapter, ema=words.ema)
+        export_with_cards(
+            RunDir(words.run_dir), words.directory, words.step, adapter=words.adapter, ema=words.ema, best=words.best
+        )
     except RopewalkError as error:
         sys.exit(str(error))
 

@@ -20,6 +20,9 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="the directory to write; with --format gguf: the file")],
     step: Annotated[int | None, typer.Option("--step", help="the checkpoint of this step; unset: the newest")] = None,
     adapter: Annotated[bool, typer.Option("--adapter", help="the low-rank adapter by itself, as peft opens it")] = False,
+    best: Annotated[
+        bool, typer.Option("--best", help="the checkpoint of the best validation, where the run keeps it (validation.keep_best)")
+    ] = False,
     ema: Annotated[bool, typer.Option("--ema", help="the running mean of the weights, where the run keeps one")] = False,
     gated: Annotated[
         bool, typer.Option("--gated", help="only if the gates that evaluate and audit held this checkpoint to have passed")
@@ -27,23 +30,29 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
     form: Annotated[
         str,
         typer.Option(
-            "--format", metavar="hf|gguf[:TYPE]", help="hf, or a file of llama.cpp's: gguf (F16), gguf:Q8_0, gguf:Q4_K ..."
+            "--format",
+            metavar="hf|gguf[:TYPE]",
+            help="hf, or a file of llama.cpp's: gguf (in F32), gguf:Q8_0, gguf:Q4_K ...",
         ),
     ] = "hf",
 ) -> None:
     """Write a checkpoint as a Hugging Face model directory, with its model card and bill of materials; or as a GGUF file."""
+    from cluster.errors import ConfigError
     from jobs.cards.export import export_with_cards
     from jobs.runs.remote import export_elsewhere
     from jobs.runs.status import find_run
 
     found = find_run(run_ref)
+    if best and step is not None:
+        raise ConfigError("--best and --step name two checkpoints; leave one of them out")
     if gated:
-        step = _passed_step(found, step)
-    options = [*(["--adapter"] if adapter else []), *(["--ema"] if ema else [])]
+        step = _passed_step(found, step, best=best)
+        best = False
+    options = [word for word, asked in (("--adapter", adapter), ("--ema", ema), ("--best", best)) if asked]
 
     def write(target: Path) -> None:
         if not export_elsewhere(found, target, step, options):
-            export_with_cards(found, target, step, adapter=adapter, ema=ema)
+            export_with_cards(found, target, step, adapter=adapter, ema=ema, best=best)
 
     if form == "hf":
         write(directory)
@@ -58,6 +67,7 @@ def _write_gguf(name: str, write: Callable[[Path], None], target: Path, form: st
 
     from cluster.errors import ConfigError
     from jobs.formats.gguf import check_type, write_gguf
+    from jobs.formats.gguf_types import UNQUANTIZED
     from jobs.inference.open_model import open_model
 
     kind, _, type_name = form.partition(":")
@@ -65,21 +75,24 @@ def _write_gguf(name: str, write: Callable[[Path], None], target: Path, form: st
         raise ConfigError(f"--format: {form!r} is not a format; hf, gguf or gguf:TYPE")
     if adapter:
         raise ConfigError("--adapter is peft's own format; leave it out, and the file has it merged")
-    check_type(type_name or "F16")
+    check_type(type_name := type_name or UNQUANTIZED)
     if target.exists():
         raise ConfigError(f"{target}: exists; name a new file")
     with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".export-") as folder:
         write(Path(folder) / "model")
         opened = open_model(str(Path(folder) / "model"), device=torch.device("cpu"))
-        write_gguf(opened, target, type_name or "F16", name=name)
+        write_gguf(opened, target, type_name, name=name)
 
 
-def _passed_step(run: "RunDir", step: int | None) -> int:
+def _passed_step(run: "RunDir", step: int | None, *, best: bool) -> int:
     """The step of the checkpoint that the gates let pass. Raises ConfigError, CheckpointError."""
     from jobs.runs.gates import require_passed
+    from jobs.training.load_checkpoint import best_step
     from jobs.training.model_record import checkpoint_place
     from sharding.checkpoint import newest_complete
 
+    if best:
+        step = best_step(run)
     if step is None:
         step = newest_complete(checkpoint_place(run))[1].step
     require_passed(run, step)

@@ -10,7 +10,6 @@ from typer.core import TyperGroup
 
 from jobs.cli import chat, drift, evaluations, export, feedback, models, run, runs, site, sweep, trace
 
-
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks what a word may become
 WHOLE = 1000  # characters: typer would cut a command's summary at the terminal's width
 
@@ -34,7 +33,7 @@ class Commands(TyperGroup):
         for panel, functions in PANELS.items():
             commands = [self.commands[function.__name__] for function in functions]
             with formatter.section(typer.style(panel, bold=True)):
-                formatter.write_dl([(each.name.ljust(widest), each.get_short_help_str(WHOLE)) for each in commands])
+                formatter.write_dl([(str(each.name).ljust(widest), each.get_short_help_str(WHOLE)) for each in commands])
 
 
 app = typer.Typer(

@@ -11,6 +11,7 @@ from cluster.config import CodeConfig, DataPath, JobConfig, PathView, check_vari
 from cluster.errors import ConfigError
 from cluster.spec import Engine
 from jobs.command.program_name import program_name
+from jobs.command.script import imports_of, script_of
 from jobs.runs.provenance import refuse_secrets
 
 
@@ -36,6 +37,11 @@ class CommandConfig(JobConfig):
     directory: DataPath = Field(default=".", description="where the program is started; unset: where you submit")
     code: CodeConfig = Field(default=CodeConfig(), description="how the code around the directory travels to a cluster")
     environment: dict[str, str] = Field(default={}, description="variables of the program; no secrets")
+    fork: bool = Field(
+        default=True,
+        description="start a Python program by a fork of a process that has imported torch, where that makes no difference;"
+        " false: always as a new process",
+    )
     stop_signal: Literal["TERM", "INT", "USR1", "USR2"] = Field(
         default="TERM", description="the signal that asks the program to save and leave, once the scheduler wants its nodes back"
     )
@@ -92,6 +98,14 @@ class CommandConfig(JobConfig):
     def preferred_engine(self) -> Engine | None:
         """The ranks engine forms the group of `ranks` and `nodes`; one process needs none."""
         return Engine.PROCESS if self.launch == "once" else Engine.RANKS
+
+    def extra_record(self, cluster_name: str) -> dict[str, Any]:
+        """What the program imports of the libraries that its forks find imported."""
+        found = script_of([*self.command]) if self.fork and not self.setup else None
+        script = Path(self.directory, found[0]) if found and not found[2] else None
+        if script is None or not script.is_file():
+            return {}
+        return {"preload": ["jobs.command.job", *imports_of(script.read_text(errors="replace"))]}
 
     def preflight(self, here: PathView = Path) -> None:
         """The directory must be there, where this machine sees it. Raises ConfigError."""

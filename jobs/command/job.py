@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.errors import StopRequested
-from cluster.process.kill import end, processes_with
+from cluster.process.kill import end, processes_with, variable_of
 from cluster.run.context import GROUP_VARIABLE, STOP_VARIABLE, JobContext
 from cluster.run.files import write_json
 from jobs.command.config import CommandConfig, filled
@@ -35,7 +35,8 @@ def main(context: JobContext) -> dict[str, object]:
     since = said_so_far(context)
     environment = _environment(context, config)
     end_older_groups(context)
-    code = Program(_words(context, config), project_folder(context.run, config.directory), environment, output).wait(stops)
+    folder = project_folder(context.run, config.directory)
+    code = Program(_words(context, config), folder, environment, output, fork=config.fork).wait(stops)
     end(processes_with({name: environment[name] for name in OF_ONE_PROGRAM if name in environment}))
     if output is not None:
         output.close()
@@ -49,7 +50,7 @@ def end_older_groups(context: JobContext) -> None:
     """
     if context.group > 1:
         here = processes_with({STOP_VARIABLE: str(context.stop_flag)})
-        end(process for process in here if int(process.environ().get(GROUP_VARIABLE, context.group)) < context.group)
+        end(process for process in here if int(variable_of(process, GROUP_VARIABLE) or context.group) < context.group)
 
 
 def _words(context: JobContext, config: CommandConfig) -> list[str]:

@@ -2,8 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from jobs.compress.config import CompressConfig
 from jobs.compress.methods import SPARSE, Method
 from jobs.compress.quantize import by_compressed_tensors, by_torchao
 from jobs.compress.sparsify import importance, sparsify, zeros
+from jobs.formats.ggml import Float32s
 from jobs.formats.gguf import write_gguf
-from jobs.formats.gguf_types import unfit
+from jobs.formats.gguf_types import is_quantized, unfit
 from jobs.inference.open_model import OpenModel
 from jobs.pruning.architecture import Shape
 from jobs.pruning.calibration import calibration_batches
@@ -34,6 +35,7 @@ class Builder:
     config: CompressConfig
     dense: OpenModel
     recover: Recover
+    _importances: dict[tuple[str, ...], Mapping[str, Float32s]] = field(default_factory=dict)  # by what came before gguf
 
     def check(self) -> None:
         """Raise ConfigError for a method that this model or this machine does not allow, before anything starts."""
@@ -67,17 +69,21 @@ class Builder:
                 model = prune(model, method.prune, self._text()).model
             elif method.recover is not None:
                 model = self.recover(model, methods[: place + 1], folder)
-        artifact = self._write(model, methods[-1], zeros(model), folder)
+        artifact = self._write(model, methods, zeros(model), folder)
         artifact.write(folder)
         return artifact
 
-    def _write(self, model: Any, last: Method, zero: float, folder: Path) -> Artifact:
+    def _write(self, model: Any, methods: Sequence[Method], zero: float, folder: Path) -> Artifact:
+        last = methods[-1]
         opened = OpenModel(model=model, tokenizer=self.dense.tokenizer, name=self.dense.name, step=self.dense.step, max_length=0)
         if last.gguf is not None:
-            weights = importance(model, self._text()) if last.gguf.importance else {}
+            weights = self._importance(model, methods[:-1]) if last.gguf.importance and is_quantized(last.gguf.type) else {}
             written = write_gguf(opened, folder / f"model-{last.gguf.type}.gguf", last.gguf.type, weights)
             tensors = ", ".join(f"{count} {form}" for form, count in sorted(written.tensors.items()))
-            return Artifact(engine="llama.cpp", path=written.path, zeros=zero, notes=(f"tensors: {tensors}",))
+            found = written.verified
+            largest, mean = found.max_log_prob_difference, found.mean_log_prob_difference
+            said = f"log-probabilities within {largest:.2g} of transformers, {mean:.2g} in the mean"
+            return Artifact(engine="llama.cpp", path=written.path, zeros=zero, notes=(f"tensors: {tensors}", said))
         if last.torchao is not None:
             notes = ("int4 is stored in bytes on CPUs",) if last.torchao.type == "int4" else ()
             path = by_torchao(model, opened, last.torchao, folder)
@@ -87,6 +93,13 @@ class Builder:
             dtype = last.cast.dtype if last.cast is not None else "float32"
             path, notes = save(model.to(getattr(torch, dtype)), opened, folder), ()
         return Artifact(engine="transformers", path=path, zeros=zero, notes=notes)
+
+    def _importance(self, model: Any, before: Sequence[Method]) -> Mapping[str, Float32s]:
+        key = tuple(method.model_dump_json(exclude_none=True) for method in before)
+        if key not in self._importances:
+            self._importances.clear()  # files of one model follow each other
+            self._importances[key] = importance(model, self._text())
+        return self._importances[key]
 
     def _text(self) -> Iterator[torch.Tensor]:
         calibration = self.config.calibration

@@ -6,12 +6,13 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from cluster.config import JobConfig, PathView, Section
+from cluster.config import DataPath, JobConfig, PathView, Section
 from cluster.errors import ConfigError
 from jobs.compress.methods import Method, check_composition, label_of
 from jobs.pruning.config import CalibrationConfig
 from jobs.runs.find_model import ModelRef, find_model
 from jobs.scores.gate import ConditionText
+from jobs.tasks.config import Task, check_tasks
 from jobs.training.token_data import Data, check_data
 from sharding.config import ParallelConfig, PrecisionConfig
 
@@ -46,12 +47,21 @@ class CompressConfig(JobConfig):
     calibration: CalibrationConfig = Field(
         default=CalibrationConfig(), description="the text on which activations are seen; unset data: the train split of `data`"
     )
+    tasks: list[Task] = Field(
+        default=[],
+        description="tasks of evaluate that have options, on which each variant is scored in its engine: [piqa]",
+    )
+    task_files: dict[str, DataPath] = Field(
+        default={}, description="where the items of this program's own tasks lie: {piqa: valid.jsonl}; json, jsonl or parquet"
+    )
+    limit: int | None = Field(default=None, ge=1, description="items of each task, from its beginning; unset: all")
+    fewshot: int | None = Field(default=None, ge=0, description="examples before each item; unset: as the task says, else none")
     timing: TimingConfig | None = Field(default=TimingConfig(), description="speed and memory; null: not measured")
     keep: bool = Field(default=True, description="keep the models of all variants in the run, under variants/NAME")
     require: dict[str, ConditionText] = Field(
         default={},
         description="the gate, {VARIANT/FIGURE: condition}: {q4/more_bits_per_byte: '<= 0.02', q4/bytes: '<= 90e6'}; figures: "
-        "bits_per_byte, more_bits_per_byte, kl, bytes, rss, first_token_ms, per_token_ms. One that is missed refuses the run",
+        "bits_per_byte, more_bits_per_byte, kl, bytes, rss, first_token_ms, per_token_ms, TASK. A missed one refuses the run",
     )
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="recover: how the model is divided among the ranks")
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="recover: number formats")
@@ -84,6 +94,7 @@ class CompressConfig(JobConfig):
         check_data(self.data, here)
         if self.calibration.data is not None:
             check_data(self.calibration.data, here)
+        check_tasks(self.tasks, self.task_files, here)
         for name in self.require:
             variant = name.rpartition("/")[0]
             if variant not in {DENSE, *self.all_variants()}:

@@ -24,6 +24,8 @@ from jobs.inference.ledger import Ledger
 from jobs.inference.open_model import OpenModel, open_model
 from jobs.scores.gate import Gate, check_names, gate
 from jobs.scores.score import Score, hash_of
+from jobs.tasks.load import need_lm_eval
+from jobs.tasks.scoring import first_metric
 from jobs.tracking.metrics import MetricLog
 from jobs.training.model_config import check_fit
 from jobs.training.model_record import tokenizer_of
@@ -47,12 +49,13 @@ def main(context: JobContext) -> dict[str, object]:
     with process_group(config.parallel) as group:
         if group.world_size > 1:
             raise ConfigError(f"compress computes in one rank, and has {group.world_size}; set resources.ranks_per_node=1")
-        names = [f"{variant}/{figure}" for variant in (DENSE, *config.all_variants()) for figure in (*QUALITY, *COSTS)]
+        tasks = _tasks(config)
+        names = [f"{variant}/{figure}" for variant in (DENSE, *config.all_variants()) for figure in (*QUALITY, *COSTS, *tasks)]
         check_names(config.require, names)
         dense = _settled(context, config)
         builder = Builder(config=config, dense=dense, recover=Recovery(context=context, config=config, dense=dense, group=group))
         builder.check()
-        rows = _measured(context, config, dense, builder)
+        rows = _measured(context, config, dense, builder, tasks)
     return _finish(context, config, dense, rows)
 
 
@@ -67,7 +70,19 @@ def _settled(context: JobContext, config: CompressConfig) -> OpenModel:
     return found
 
 
-def _measured(context: JobContext, config: CompressConfig, dense: OpenModel, builder: Builder) -> list[dict[str, Any]]:
+def _tasks(config: CompressConfig) -> Mapping[str, Any]:
+    """The tasks that variants are scored on, checked before anything is built. Raises ConfigError, DataError."""
+    if not config.tasks:
+        return {}
+    need_lm_eval()
+    from jobs.compress.task_scores import scored_tasks
+
+    return scored_tasks(config)
+
+
+def _measured(
+    context: JobContext, config: CompressConfig, dense: OpenModel, builder: Builder, tasks: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """The row of each variant, the model's own first; those that there are already are not measured again."""
     ledger = Ledger(context, "table")
     variants = config.all_variants()
@@ -83,6 +98,7 @@ def _measured(context: JobContext, config: CompressConfig, dense: OpenModel, bui
                 folder = context.run.path / VARIANTS / name
                 artifact = _dense(dense, folder) if name == DENSE else builder.build(variants[name], folder)
                 row = _row(config, name, artifact, asked, bytes_per_token)
+                row["scores"] = _scores(config, artifact, dense, tasks)
                 ledger.add(name, {"row": row})
                 MetricLog(context).log(len(ledger), {f"compress/{name}/{key}": row[key] for key in (*QUALITY, "bytes")})
                 context.run.event("measured", variant=name, **{key: row[key] for key in QUALITY})
@@ -112,13 +128,20 @@ def _dense(dense: OpenModel, folder: Path) -> Artifact:
 
 
 def _row(config: CompressConfig, name: str, artifact: Artifact, asked: Reference, bytes_per_token: float) -> dict[str, Any]:
-    threads = config.timing.threads if config.timing is not None else 1
-    with opened(artifact, context=config.seq_len, threads=threads) as engine:
+    with opened(artifact, context=config.seq_len, threads=torch.get_num_threads()) as engine:
         found = quality(engine, asked, bytes_per_token)
     times = timed(artifact, config.timing) if config.timing is not None else {}
     row = {"variant": name, "engine": artifact.engine, **found, "n": len(asked.sequences), "bytes": artifact.bytes, **times}
     log.info("%s: %.4f bits per byte, KL %.4f, %d bytes", name, found["bits_per_byte"], found["kl"], artifact.bytes)
     return {**row, "zeros": artifact.zeros, "notes": list(artifact.notes), "path": f"{VARIANTS}/{name}/{artifact.path.name}"}
+
+
+def _scores(config: CompressConfig, artifact: Artifact, dense: OpenModel, tasks: Mapping[str, Any]) -> dict[str, Any]:
+    if not tasks:
+        return {}
+    from jobs.compress.task_scores import scores_of
+
+    return scores_of(artifact, tasks, config, dense, torch.get_num_threads())
 
 
 def _finish(context: JobContext, config: CompressConfig, dense: OpenModel, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -143,6 +166,9 @@ def _judge(config: CompressConfig, rows: Sequence[Mapping[str, Any]]) -> Gate:
         for figure in (*QUALITY, *COSTS)
         if row.get(figure) is not None
     }
+    for row in rows:
+        for task, found in row["scores"].items():
+            scores[f"{row['variant']}/{task}"] = Score.of(found[first_metric(found)])
     return gate(config.require, scores)
 
 

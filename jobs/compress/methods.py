@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from cluster.config import Section
 from jobs.formats.gguf_types import GGUF_TYPES, keeps_zeros
 from jobs.pruning.config import CalibrationConfig, PruneConfig
-from jobs.training.config import OptimConfig
+from jobs.training.config import GridConfig, OptimConfig
 from jobs.training.token_data import Data
 from sharding.config import BatchConfig, CheckpointConfig
 
@@ -57,13 +57,6 @@ class TorchaoConfig(Section):
     group_size: int = Field(default=32, ge=1, description="int4: weights that share a scale")
 
 
-class CompressedTensorsConfig(Section):
-    """Weights quantized in the format that vLLM and transformers read: a scale a row, or a group of a row."""
-
-    type: Literal["int8", "int4"] = Field(default="int8", description="number format of the weights")
-    group_size: int = Field(default=32, ge=1, description="int4: weights that share a scale")
-
-
 class GgufConfig(Section):
     """A file of llama.cpp, and computed by it."""
 
@@ -77,9 +70,7 @@ class GgufConfig(Section):
         return self
 
 
-Options = (
-    SparsityConfig | PruneConfig | RecoverConfig | CastConfig | TorchaoConfig | CompressedTensorsConfig | GgufConfig
-)  # of one method
+Options = SparsityConfig | PruneConfig | RecoverConfig | CastConfig | TorchaoConfig | GridConfig | GgufConfig  # of one method
 SPARSE = ("magnitude", "wanda")
 FINAL = ("cast", "torchao", "compressed_tensors", "gguf")  # what is written and served; nothing follows
 
@@ -95,7 +86,9 @@ class Method(Section):
     recover: RecoverConfig | None = Field(default=None, description="train what pruning has left")
     cast: CastConfig | None = Field(default=None, description="another number format")
     torchao: TorchaoConfig | None = Field(default=None, description="quantize by torchao")
-    compressed_tensors: CompressedTensorsConfig | None = Field(default=None, description="quantize in vLLM's format")
+    compressed_tensors: GridConfig | None = Field(
+        default=None, description="quantize in vLLM's format; what qat has trained on this grid stays as it is"
+    )
     gguf: GgufConfig | None = Field(default=None, description="write a file of llama.cpp")
 
     @model_validator(mode="before")

@@ -6,18 +6,11 @@ from typing import Any
 
 import torch
 
-from cluster.errors import ConfigError
 from jobs.compress.artifacts import require_torchao, save
-from jobs.compress.methods import CompressedTensorsConfig, TorchaoConfig
-from jobs.compress.sparsify import linears
+from jobs.compress.methods import TorchaoConfig
 from jobs.inference.open_model import OpenModel
-
-
-def check_groups(model: Any, size: int) -> None:
-    """Raise ConfigError unless groups of this size fill the rows of all matrices of the layers."""
-    odd = [f"{name} ({linear.in_features} inputs)" for name, linear in linears(model.model.layers) if linear.in_features % size]
-    if odd:
-        raise ConfigError(f"group_size: {size} does not divide {odd[0]}; choose a divisor of all matrices' inputs")
+from jobs.training.config import GridConfig
+from jobs.training.grid import check_grid, layer_matrices, scales
 
 
 def by_torchao(model: Any, opened: OpenModel, options: TorchaoConfig, folder: Path) -> Path:
@@ -35,7 +28,7 @@ def by_torchao(model: Any, opened: OpenModel, options: TorchaoConfig, folder: Pa
         ),
     }
     if options.type == "int4":
-        check_groups(model, options.group_size)
+        check_grid(model, GridConfig(type="int4", group_size=options.group_size))
     plain = save(model, opened, folder / "unquantized")
     quantized = AutoModelForCausalLM.from_pretrained(
         plain, quantization_config=TorchAoConfig(kinds[options.type]()), dtype=torch.float32
@@ -44,26 +37,25 @@ def by_torchao(model: Any, opened: OpenModel, options: TorchaoConfig, folder: Pa
     return save(quantized, opened, folder)
 
 
-def by_compressed_tensors(model: Any, opened: OpenModel, options: CompressedTensorsConfig, folder: Path) -> Path:
-    """Write the model as vLLM reads it: symmetric, rounded to nearest; the head stays, and what is tied to it."""
+def by_compressed_tensors(model: Any, opened: OpenModel, grid: GridConfig, folder: Path) -> Path:
+    """Write the model as vLLM reads it, on the grid of quantization-aware training; the head stays, and what is tied to it."""
     from compressed_tensors import quantization  # type: ignore[import-untyped]
     from compressed_tensors.compressors import ModelCompressor  # type: ignore[import-untyped]
-    from compressed_tensors.quantization.utils import calculate_qparams  # type: ignore[import-untyped]
 
-    group = options.group_size if options.type == "int4" else None
-    if group is not None:
-        check_groups(model, group)
-    bits = {"int8": 8, "int4": 4}[options.type]
+    check_grid(model, grid)
+    group = grid.group_size if grid.type == "int4" else None
     args = quantization.QuantizationArgs(
-        num_bits=bits, type="int", symmetric=True, strategy="channel" if group is None else "group", group_size=group
+        num_bits={"int8": 8, "int4": 4}[grid.type],
+        type="int",
+        symmetric=True,
+        strategy="channel" if group is None else "group",
+        group_size=group,
     )
     scheme = quantization.QuantizationScheme(targets=["Linear"], weights=args)
     config = quantization.QuantizationConfig(config_groups={"linears": scheme}, ignore=["lm_head"])
     quantization.apply_quantization_config(model, config)
-    for _, linear in linears(model.model.layers):
-        grouped = linear.weight.detach().reshape(linear.out_features, -1, group or linear.in_features)
-        scale, _ = calculate_qparams(grouped.amin(-1), grouped.amax(-1), args)
-        linear.get_parameter("weight_scale").data.copy_(scale)
+    for _, linear in layer_matrices(model):
+        linear.get_parameter("weight_scale").data.copy_(scales(linear.weight, grid))
     compressor = ModelCompressor.from_pretrained_model(model)
     compressor.compress_model(model)
     path = save(model, opened, folder)

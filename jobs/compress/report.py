@@ -12,6 +12,7 @@ from cluster.run.directory import RunDir
 from cluster.run.files import write_atomically, write_json
 from jobs.runs.html import Table, page, paragraph
 from jobs.runs.plots import INK, MUTED, TRAIN, VALIDATION, dress
+from jobs.tasks.scoring import first_metric
 
 FOLDER, TABLE, PAGE = "compress", "table.json", "report.html"
 DOTS_PER_INCH = 130
@@ -44,6 +45,10 @@ def write_report(run: RunDir, model: str, rows: Sequence[Row], gate: Mapping[str
             f"Run {run.id}, model {model}. Bits per byte and KL (from the dense model, nats a token) were measured in the engine "
             "that serves the variant; speed and memory in a process of its own each. All on one machine, in one run."
         ),
+        paragraph(
+            "Of GGUF's formats F32 alone is the model as it is; F16 and BF16 round weights, and in llama.cpp activations too. "
+            "How far log-probabilities are from those of transformers in fp32 was seen when a file was written: its notes say it."
+        ),
         _table(rows, fronts).html(),
         *(_picture(rows, cost, front) for cost, front in fronts.items() if front),
     ]
@@ -58,8 +63,10 @@ def _failed(gate: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[Row], fronts: Mapping[str, Sequence[str]]) -> Table:
+    tasks = tasks_of(rows)
     columns = ["variant", "engine", ">bits per byte", ">± SE", ">more than dense", ">± SE", ">KL", ">MB", ">memory MB"]
-    table = Table("Variants", [*columns, ">first token ms", ">ms a token", ">zeros", "Pareto", "notes"])
+    headings = [heading for task, metric in tasks.items() for heading in (f">{task}, {metric}", ">± SE")]
+    table = Table("Variants", [*columns, ">first token ms", ">ms a token", *headings, ">zeros", "Pareto", "notes"])
     for row in rows:
         best = [cost.removesuffix("_ms").replace("_", " ") for cost, front in fronts.items() if row["variant"] in front]
         table.row(
@@ -69,11 +76,21 @@ def _table(rows: Sequence[Row], fronts: Mapping[str, Sequence[str]]) -> Table:
             *(shown(row.get(key), 4) for key in ("more_bits_per_byte", "more_bits_per_byte_standard_error", "kl")),
             *(shown(row.get(key), 1, 1e-6) for key in ("bytes", "rss")),
             *(shown(row.get(key), 2) for key in ("first_token_ms", "per_token_ms")),
+            *(
+                shown(row["scores"][task][metric][key], 3)
+                for task, metric in tasks.items()
+                for key in ("value", "standard_error")
+            ),
             shown(row.get("zeros"), 3),
             ", ".join(best),
             "; ".join(row.get("notes") or ()),
         )
     return table
+
+
+def tasks_of(rows: Sequence[Row]) -> dict[str, str]:
+    """The tasks that the variants were scored on, each with the metric that stands for it."""
+    return {task: first_metric(scores) for task, scores in rows[0]["scores"].items()}
 
 
 def shown(value: float | None, digits: int, factor: float = 1.0) -> str:

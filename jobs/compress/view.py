@@ -28,12 +28,18 @@ class CompressView(RunView):
         from rich.console import Group
         from rich.text import Text
 
+        from jobs.compress.report import tasks_of
         from jobs.runs.tables import table
+        from jobs.scores.score import Score
 
-        made = table("VARIANT", "ENGINE", *(heading for _, heading, _, _ in _COLUMNS), title="variants")
-        for row in result.get("table") or []:
+        rows = result.get("table") or []
+        tasks = tasks_of(rows) if rows else {}
+        headings = (*(heading for _, heading, _, _ in _COLUMNS), *(f">{task.upper()}" for task in tasks))
+        made = table("VARIANT", "ENGINE", *headings, title="variants")
+        for row in rows:
             cells = ("" if row.get(key) is None else f"{row[key] * factor:.{digits}f}" for key, _, digits, factor in _COLUMNS)
-            made.add_row(row["variant"], row["engine"], *cells)
+            scores = (str(Score.of(row["scores"][task][metric])).partition(" (")[0] for task, metric in tasks.items())
+            made.add_row(row["variant"], row["engine"], *cells, *scores)
         lines = []
         if (gate := result.get("gate")) is not None:
             told = "the gate: passed" if gate["passed"] else "the gate: refused"

@@ -27,7 +27,8 @@ def arms(config: DistillConfig, run_id: str) -> dict[str, DistillConfig]:
     values = {**config.model_dump(mode="json"), "baseline": None}
     label = config.name or "distill"
     found: dict[str, DistillConfig] = {}
-    for side, changes in ((CROSS_ENTROPY, {"alpha": 1.0}), (DISTILLED, {})):
+    sides: tuple[tuple[str, dict[str, Any]], ...] = ((CROSS_ENTROPY, {"alpha": 1.0, "on_policy": None}), (DISTILLED, {}))
+    for side, changes in sides:
         for seed in seeds if side == CROSS_ENTROPY else seeds[1:]:
             word = "ce" if side == CROSS_ENTROPY else "kd"
             group = {**values["wandb"], "group": values["wandb"]["group"] or run_id}

@@ -52,6 +52,16 @@ class LogitsConfig(Section):
     path: DataPath | None = Field(default=None, description="where they are kept; unset: beside the data, else in the run")
 
 
+class OnPolicyConfig(Section):
+    """Samples that the student writes itself, from beginnings of the data's sequences (GKD, arXiv 2306.13649)."""
+
+    share: float = Field(default=0.5, gt=0, le=1, description="lambda: share of samples that it writes; the rest is text")
+    prompt_tokens: int = Field(default=64, ge=1, description="tokens of a sequence that the student goes on from")
+    max_new_tokens: int = Field(default=64, ge=1, description="tokens that it writes at most; an end of text ends it before")
+    temperature: float = Field(default=1.0, gt=0, description="temperature of its sampling")
+    chunk: int = Field(default=8, ge=1, description="samples that are drawn, kept and, after a kill, made again together")
+
+
 class ShareConfig(Section):
     """Layers that share weights: each group's are trained and kept once, and an export has them in each of its layers."""
 
@@ -97,6 +107,9 @@ class DistillConfig(TrainingConfig):
         default="online",
         description="online: the teacher computes beside the student; cached: once, a few tokens of each position",
     )
+    on_policy: OnPolicyConfig | None = Field(
+        default=None, description="learn from what the student writes too, as its teacher would go on; unset: from text alone"
+    )
     cache: LogitsConfig = Field(default=LogitsConfig(), description="teacher_logits: cached: what is kept of them")
     share: ShareConfig | None = Field(
         default=None, description="layers of the student share weights, in groups of neighbours; unset: each has its own"
@@ -114,9 +127,27 @@ class DistillConfig(TrainingConfig):
                 f"teacher_logits: cached logits are a few tokens of each position, and {self.loss} of them is biased;"
                 " choose loss: forward_kl, or teacher_logits: online"
             )
+        self._check_on_policy()
         if self.alpha == 1 and self.baseline is not None:
             raise ValueError("alpha: at 1 the teacher teaches nothing, and there is nothing to compare; choose a smaller one")
         return self
+
+    def _check_on_policy(self) -> None:
+        own = self.on_policy
+        if own is None:
+            return
+        if self.teacher_logits == "cached":
+            raise ValueError("on_policy: what the student will write is not known before; choose teacher_logits: online")
+        if self.alpha:
+            raise ValueError(
+                f"alpha: {self.alpha:g} with on_policy would teach the student what it writes itself; leave alpha out, and set "
+                "on_policy.share below 1 for text in the mix"
+            )
+        if own.prompt_tokens + own.max_new_tokens > self.seq_len + 1:
+            raise ValueError(
+                f"on_policy: {own.prompt_tokens} + {own.max_new_tokens} tokens do not fit in seq_len, {self.seq_len}; lower "
+                "prompt_tokens or max_new_tokens, or raise seq_len"
+            )
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError unless the teacher, the student and local data sets are there."""

@@ -13,6 +13,7 @@ from jobs.distill.cached_source import CachedSource
 from jobs.distill.config import DistillConfig
 from jobs.distill.losses import Mix
 from jobs.distill.objective import Distillation
+from jobs.distill.on_policy import OwnSamples, OwnSource
 from jobs.distill.student import student_plan
 from jobs.distill.teacher import teacher_plan
 from jobs.training.chunks import Chunks
@@ -46,7 +47,11 @@ def lesson(context: JobContext, config: DistillConfig, group: Group) -> Lesson:
     check_vocabularies(student, teacher)
     held_out = validation_loader(loader, sets, on_corrupt=config.on_corrupt)
     source: Source = TokenSource(loader)
-    chunks = None
+    chunks, own = None, None
+    if config.on_policy is not None:
+        source = OwnSource(source)
+        ends = frozenset({tokenizer.record.end_of_document})
+        own = OwnSamples(context=context, config=config, group=group, texts=TokenSource(loader), source=source, ends=ends)
     if config.teacher_logits == "cached" and config.alpha < 1:
         vocabulary = int(student.config.vocab_size)
         chunks = cached_logits(context, config, group, teacher, loader=loader, vocabulary=vocabulary)
@@ -68,6 +73,9 @@ def lesson(context: JobContext, config: DistillConfig, group: Group) -> Lesson:
         validation=TokenSource(held_out, in_order=True) if held_out is not None else None,
         objective=objective,
         validation_metrics=lambda loss: {"bits_per_byte": bits_per_byte(loss, bytes_per_token)},
+        before_step=own.before_step if own is not None else None,
+        reads_ahead=own is None,
+        after_checkpoint=own.settle if own is not None else None,
     )
     return Lesson(recipe=recipe, teacher=teacher, held_out=held_out, chunks=chunks)
 

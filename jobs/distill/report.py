@@ -28,9 +28,11 @@ def _sections(config: DistillConfig, results: dict[str, Any]) -> list[str]:
 def _what(config: DistillConfig) -> str:
     mixed = f", mixed with cross entropy (alpha {config.alpha:g})" if config.alpha else ""
     how = config.teacher_logits if config.teacher_logits == "online" else f"cached, {config.cache.method} {config.cache.size}"
+    own = config.on_policy
+    written = "" if own is None else f" {own.share:.0%} of the samples were written by the student itself."
     return (
         f"The teacher is {config.teacher}, its logits {how}. Learnt: {config.loss} at temperature {config.temperature:g}{mixed}, "
-        f"{config.steps} steps of {config.batch.global_batch} sequences of {config.seq_len} tokens."
+        f"{config.steps} steps of {config.batch.global_batch} sequences of {config.seq_len} tokens.{written}"
     )
 
 

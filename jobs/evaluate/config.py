@@ -1,20 +1,17 @@
 """The keys of the `evaluate` job."""
 
-import difflib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from cluster.config import DataPath, JobConfig, PathView, Section, absolute
+from cluster.config import DataPath, JobConfig, PathView, Section
 from cluster.errors import ConfigError
 from jobs.runs.find_model import ModelRef, find_model
 from jobs.scores.gate import ConditionText
+from jobs.tasks.config import Task, check_tasks
 from jobs.training.token_data import Data, check_data
 from sharding.config import ParallelConfig, PrecisionConfig
-
-BUILT_IN = Path(__file__).with_name("tasks")  # NAME.yaml each; they read files that the user has
-_SUFFIXES = (".yaml", ".yml")
 
 
 class GenerateConfig(Section):
@@ -23,18 +20,6 @@ class GenerateConfig(Section):
     prompts: list[str] = Field(default_factory=list, description="prompts to continue; none: no samples")
     max_new_tokens: int = Field(default=64, ge=1, description="tokens to generate after each prompt")
     temperature: float = Field(default=0.8, ge=0, description="sampling temperature; 0 is greedy")
-
-
-def _task(word: str) -> str:
-    return absolute(word) if is_file(word) else word
-
-
-def is_file(word: str) -> bool:
-    """Whether a task is named by its file."""
-    return word.endswith(_SUFFIXES)
-
-
-Task = Annotated[str, AfterValidator(_task)]
 
 
 class EvaluateConfig(JobConfig):
@@ -85,25 +70,4 @@ class EvaluateConfig(JobConfig):
             check_data(self.data, here)
         elif not self.tasks:
             raise ConfigError("nothing to evaluate: name `data` (a data set of preprocess) or `tasks`")
-        for key, path in [*(("tasks", t) for t in self.tasks if is_file(t)), *self.task_files.items()]:
-            local = here(path) if path.startswith("/") else None
-            if local is not None and not local.is_file():
-                raise ConfigError(f"{key}: there is no file {path}")
-        for name in self.tasks:
-            check_task(name, self.task_files)
-
-
-def built_in_tasks() -> list[str]:
-    """The names of this program's own tasks."""
-    return sorted(path.stem for path in BUILT_IN.glob("*.yaml"))
-
-
-def check_task(name: str, files: dict[str, str]) -> None:
-    """Raise ConfigError for a task of this program's own whose items' file is not named, or a name that is nearly one."""
-    known = built_in_tasks()
-    if name in known and name not in files:
-        raise ConfigError(f"tasks: {name} reads a file of yours; name it: task_files.{name}=FILE (json, jsonl or parquet)")
-    if unknown := [key for key in files if key not in known]:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"task_files: {unknown[0]!r} is no task of this program{hint}; its tasks: {', '.join(known)}")
+        check_tasks(self.tasks, self.task_files, here)

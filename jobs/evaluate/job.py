@@ -9,9 +9,9 @@ from jobs.evaluate.held_out import score_data
 from jobs.evaluate.readable import write_readable
 from jobs.evaluate.report import log_scores, write_items, write_report
 from jobs.evaluate.run_tasks import Evaluated, run_tasks
-from jobs.evaluate.scoring import by_name
 from jobs.scores.gate import check_names, gate
 from jobs.scores.score import Score, hash_of
+from jobs.tasks.scoring import by_name
 from sharding.group import Group, process_group
 
 

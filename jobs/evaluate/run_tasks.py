@@ -11,13 +11,13 @@ from cluster.errors import ConfigError
 from cluster.run.context import JobContext
 from cluster.run.files import read_json, write_json
 from jobs.evaluate.config import EvaluateConfig
-from jobs.evaluate.load_tasks import load_tasks
-from jobs.evaluate.scoring import TaskScores, evaluate_tasks, task_scores
 from jobs.evaluate.team import Team
 from jobs.inference.generate import Writer
 from jobs.inference.open_model import OpenModel, open_model
 from jobs.inference.scorer import Scorer
 from jobs.runs.evaluations import FOLDER
+from jobs.tasks.load import load_tasks
+from jobs.tasks.scoring import TaskScores, evaluate_tasks, task_scores
 from sharding.group import Group
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,16 @@ from cluster.errors import ConfigError, DataError
 from datapipe.chat.built_in import TEMPLATES
 from datapipe.chat.config import ChatConfig
 from jobs.runs.find_model import check_model_run
-from jobs.training.config import LoraConfig, ModelConfig, OptimConfig, TrainingConfig, ValidationConfig, adapting_defaults
+from jobs.training.config import (
+    GridConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainingConfig,
+    ValidationConfig,
+    adapting_defaults,
+    grid_word,
+)
 
 LORA_LR = 2e-4
 
@@ -58,6 +67,11 @@ class FinetuneConfig(TrainingConfig):
         default=None, description="a Hugging Face directory with the tokenizer; unset: the model's own, which presets have not"
     )
     lora: LoraConfig | None = Field(default=None, description="train a low-rank adapter; unset: all weights")
+    qat: Annotated[GridConfig, BeforeValidator(grid_word)] | None = Field(
+        default=None,
+        description="train with the layers' matrices rounded to few bits (int8, int4, {type: int4, group_size: 32}), on the grid "
+        "of compress's compressed_tensors; whoever opens the model gets it exactly so. Unset: no rounding",
+    )
     neftune: float | None = Field(
         default=None, gt=0, description="noise on embeddings in training (NEFTune, arXiv 2310.05914), such as 5; unset: none"
     )
@@ -77,10 +91,10 @@ class FinetuneConfig(TrainingConfig):
     def _fits(self) -> Self:
         if self.model.path is None and self.model.run is None and self.tokenizer is None:
             raise ValueError("model: a preset or configuration has no tokenizer; set tokenizer, or model.path or model.run")
-        if self.lora is not None and (self.chat.added_tokens or self.chat.template == "chatml"):
+        if self.qat is not None and self.lora is not None:
             raise ValueError(
-                "lora: an adapter leaves the embeddings of added tokens untrained; leave lora out to add tokens,"
-                " or write the chat in tokens that the model knows (chat.template: plain, or a file)"
+                "qat: with lora the rounded weights are frozen, and what is merged into them lies beside their grid;"
+                " leave lora out, or quantize the merged model by compress"
             )
         return self
 

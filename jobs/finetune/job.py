@@ -12,11 +12,13 @@ from jobs.finetune.config import FinetuneConfig
 from jobs.finetune.data import PreparedData, prepared_data
 from jobs.finetune.samples_page import write_samples
 from jobs.finetune.source import ConversationSource
+from jobs.training.load_checkpoint import ADDED_TOKENS
 from jobs.training.model import ModelPlan
-from jobs.training.model_record import checkpoint_place
+from jobs.training.model_record import checkpoint_place, read_record
 from jobs.training.neftune import add_noise
 from jobs.training.objective import NextToken, Objective
 from jobs.training.packing import require_separate
+from jobs.training.qat import train_on_grid
 from jobs.training.recipe import Recipe, train
 from jobs.training.validation import bits_per_byte
 from sharding.group import Group, process_group
@@ -50,6 +52,8 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
             require_separate(model, group)
         if config.neftune is not None:
             add_noise(model, config.neftune)
+        if config.qat is not None:
+            train_on_grid(model, config.qat)
         return NextToken()
 
     bytes_per_token = 1.0
@@ -62,6 +66,7 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
         source=source,
         validation=validation,
         objective=objective,
+        chat=True,
         validation_metrics=lambda loss: {"bits_per_byte": bits_per_byte(loss, bytes_per_token)},
     )
 
@@ -74,8 +79,16 @@ def model_plan(context: JobContext, config: FinetuneConfig, data: PreparedData) 
     limit = getattr(plan.config, "max_position_embeddings", None) or SEQ_LEN
     seq_len = config.seq_len or min(SEQ_LEN, int(limit))
     plan = replace(plan, seq_len=seq_len, config=_grown(plan.config, data))
-    plan = plan.with_lora(config.lora, config.seed)
-    return replace(plan, draws=plan.draws or config.neftune is not None)
+    plan = plan.with_lora(config.lora, config.seed, _added_tokens(context, data))
+    return replace(plan, grid=config.qat, draws=plan.draws or config.neftune is not None)
+
+
+def _added_tokens(context: JobContext, data: PreparedData) -> list[int]:
+    """The tokens that the data's tokenizer has beside the base model's; settled when the run starts for the first time."""
+    settled = read_record(context.run)
+    if settled is not None:
+        return list((settled.adapter or {}).get(ADDED_TOKENS, ()))
+    return list(range(data.base.vocabulary, data.manifest.tokenizer.vocabulary))
 
 
 def _grown(config: Any, data: PreparedData) -> Any:

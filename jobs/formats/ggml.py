@@ -1,6 +1,8 @@
 """llama.cpp's own library, out of the wheel of xllamacpp: what its server calls, called without its server."""
 
 import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,14 @@ def quantize(values: Float32s, number: int, importance: Float32s | None = None) 
     content = np.ascontiguousarray(values, dtype=np.float32)
     out = np.empty((rows, lib.ggml_row_size(number, columns)), dtype=np.uint8)
     weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32).ctypes.data_as(_FLOATS)
-    written = lib.ggml_quantize_chunk(number, content.ctypes.data_as(_FLOATS), out.ctypes.data, 0, rows, columns, weights)
+    source, target = content.ctypes.data_as(_FLOATS), out.ctypes.data
+
+    def part(first: int) -> int:
+        return int(lib.ggml_quantize_chunk(number, source, target, first * columns, min(each, rows - first), columns, weights))
+
+    threads = len(os.sched_getaffinity(0))  # rows are independent of each other, and the library's functions need no lock of ours
+    each = max(1, -(-rows // threads))
+    with ThreadPoolExecutor(threads) as pool:
+        written = sum(pool.map(part, range(0, rows, each)))
     assert written == out.nbytes, (written, out.nbytes)
     return out

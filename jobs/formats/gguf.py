@@ -1,6 +1,5 @@
 """Write a model as GGUF, the format of llama.cpp, and ask llama.cpp itself whether it is the same model."""
 
-import hashlib
 import json
 import logging
 import os
@@ -13,15 +12,12 @@ from typing import Any
 import torch
 
 from cluster.errors import ConfigError
-from cluster.run.directory import RunDir
 from jobs.formats.ggml import Float32s, quantize
+from jobs.formats.gguf_place import gguf_place
 from jobs.formats.gguf_tokenizer import PROBES, GgufTokenizer, gguf_tokenizer
-from jobs.formats.gguf_types import GGUF_TYPES, UNQUANTIZED, GgufType, tensor_type, unfit
+from jobs.formats.gguf_types import GGUF_TYPES, UNQUANTIZED, GgufType, is_quantized, tensor_type, unfit
 from jobs.formats.llama_cpp import LlamaCpp
 from jobs.inference.open_model import OpenModel, open_model
-from jobs.runs.find_model import find_checkpoint
-from jobs.training.model_record import checkpoint_place
-from sharding.checkpoint import newest_complete
 
 log = logging.getLogger(__name__)
 
@@ -53,22 +49,17 @@ class GgufFile:
     verified: Verified
 
 
-def gguf_of(model: str | Path, type_name: str = "F16", root: Path | None = None) -> Path:
+def gguf_of(model: str | Path, type_name: str = UNQUANTIZED, root: Path | None = None) -> Path:
     """The GGUF file of a run's newest checkpoint or of a Hugging Face directory; written beside the model the first time.
 
     Raises ConfigError for a model that does not fit in GGUF, or a place that cannot be written.
     """
-    found, step = find_checkpoint(str(model), root)
-    if isinstance(found, RunDir):
-        step = step or newest_complete(checkpoint_place(found))[1].step
-        target = found.path / "gguf" / f"step-{step:08d}-{type_name}.gguf"
-    else:
-        target = found / "gguf" / f"{_content_key(found)}-{type_name}.gguf"
-    if not target.is_file():
+    place = gguf_place(model, type_name, root)
+    if not place.path.is_file():
         check_type(type_name)
-        opened = open_model(str(found.path if isinstance(found, RunDir) else found), root, device=torch.device("cpu"), step=step)
-        write_gguf(opened, target, type_name)
-    return target
+        opened = open_model(str(place.model), root, device=torch.device("cpu"), step=place.step)
+        write_gguf(opened, place.path, type_name)
+    return place.path
 
 
 def check_type(name: str) -> GgufType:
@@ -85,7 +76,7 @@ def write_gguf(
 
     `importance`: the mean square of each column's input by the module's name in transformers; it weighs what is rounded. Raises
     ConfigError for a model or tokenizer that does not fit, and where llama.cpp reads other tokens, or says other figures
-    than transformers of an unquantized file.
+    than transformers of a file in F32 (each log-probability within 0.005) or in F16 and BF16 (their mean within 0.05).
     """
     kind = check_type(type_name)
     if (why := unfit(opened.model.config.to_dict())) is not None:
@@ -116,9 +107,9 @@ def verify(path: Path, opened: OpenModel, type_name: str) -> Verified:
                 raise ConfigError(f"model: llama.cpp reads {text!r} as {got}, the tokenizer as {wanted}; it does not fit in GGUF")
         found = _compare(engine, opened)
     off, limit = found.mean_log_prob_difference, ROUNDED_TOLERANCE
-    if type_name == "F32":
+    if type_name == UNQUANTIZED:
         off, limit = found.max_log_prob_difference, TOLERANCE
-    if type_name in UNQUANTIZED and not off <= limit:
+    if not is_quantized(type_name) and not off <= limit:
         raise ConfigError(f"model: as {type_name}, llama.cpp's log-probabilities differ by {off:.4f}, more than {limit}")
     return found
 
@@ -198,9 +189,9 @@ def _encoded(values: Float32s, form: str, importance: Float32s | None) -> Any:
     from gguf import GGMLQuantizationType, quants
 
     number = GGMLQuantizationType[form]
-    if form == "F32":
+    if form == UNQUANTIZED:
         return values
-    if form in UNQUANTIZED or form == "Q8_0":  # by gguf alone
+    if not is_quantized(form) or form == "Q8_0":  # by gguf alone
         return quants.quantize(values, number)
     return quantize(values, int(number), importance)
 
@@ -245,10 +236,3 @@ def _add_tokenizer(writer: Any, tokenizer: GgufTokenizer) -> None:
             add(number)
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
-
-
-def _content_key(directory: Path) -> str:
-    """A short name that changes with the files of a model directory."""
-    files = sorted(path for path in directory.iterdir() if path.suffix in {".json", ".safetensors", ".bin", ".jinja"})
-    stated = [(path.name, (found := path.stat()).st_size, found.st_mtime_ns) for path in files]
-    return hashlib.sha256(json.dumps(stated).encode()).hexdigest()[:12]

@@ -39,7 +39,8 @@ GGUF_TYPES: dict[str, GgufType] = {
     )
 }
 NO_ZERO = ("Q5_1", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL")  # blocks with an offset, or a table without 0: a weight of 0 is not kept
-UNQUANTIZED = ("F32", "F16", "BF16")
+UNQUANTIZED = "F32"  # the one format in which llama.cpp says what transformers says in fp32
+HALVES = ("F16", "BF16")  # no grid of few bits, but llama.cpp's kernels round activations to them too
 SUPER_BLOCK = 256  # values that the formats ..._K take at once
 EMBEDDINGS = ("token_embd.weight", "output.weight")
 
@@ -51,9 +52,14 @@ def tensor_type(kind: GgufType, name: str, shape: tuple[int, ...]) -> str:
     wanted = kind.embeddings if name in EMBEDDINGS else kind.matrices
     if wanted.endswith("_K") and shape[-1] % SUPER_BLOCK:
         return kind.fallback
-    if wanted not in UNQUANTIZED and shape[-1] % 32:
+    if is_quantized(wanted) and shape[-1] % 32:
         return "F16"  # no quantized format has rows like that; only models of toys do
     return wanted
+
+
+def is_quantized(name: str) -> bool:
+    """Whether the numbers of a format lie on a grid of few bits."""
+    return name not in {UNQUANTIZED, *HALVES}
 
 
 def keeps_zeros(name: str) -> bool:

@@ -1,5 +1,6 @@
 """Open the model of a run or of a Hugging Face directory in this process, with its tokenizer."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from jobs.runs.find_model import find_checkpoint
 from jobs.training.load_checkpoint import load_model
+from jobs.training.model_record import read_record
 from sharding.group import rank_device
 
 DEFAULT_MAX_LENGTH = 2048  # of a model that names no limit
@@ -62,6 +64,7 @@ def open_model(
     where there is no such model, or no tokenizer; CheckpointError.
     """
     found, named_step = find_checkpoint(ref, root)
+    _refuse_reward_model(found)
     if isinstance(found, RunDir):
         full, manifest = load_model(found, step if step is not None else named_step)
         step, name, files = manifest.step, found.id, found.tokenizer
@@ -71,6 +74,22 @@ def open_model(
     tokenizer = open_tokenizer(files, name)
     model = full.to(device=device or rank_device(), dtype=dtype).eval().requires_grad_(False)
     return OpenModel(model=model, tokenizer=tokenizer, name=name, step=step, max_length=max_length(model, tokenizer))
+
+
+def _refuse_reward_model(found: RunDir | Path) -> None:
+    """Raise ConfigError for a model with a head that scores whole texts: of one that writes it has no word."""
+    if isinstance(found, RunDir):
+        record = read_record(found)
+        scores = record is not None and record.head != "causal_lm"
+    else:
+        named = json.loads((found / "config.json").read_text()).get("architectures") or []
+        scores = bool(named) and all(str(name).endswith("ForSequenceClassification") for name in named)
+    if scores:
+        name = found.id if isinstance(found, RunDir) else found
+        raise ConfigError(
+            f"model: {name} is a reward model, which scores texts and writes none; name one that writes, or let it reward"
+            " answers: align method=grpo, grpo.rewards=[{model: {of: ...}}]"
+        )
 
 
 def open_tokenizer(folder: Path, name: str) -> Any:

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import BackendError
+from cluster.fresh_reads import read_json_afresh
 from cluster.run.directory import RunDir
-from cluster.run.files import read_json, write_json
-from cluster.run.names import HISTOGRAMS, WANDB_ADDRESS
+from cluster.run.files import read_json, write_atomically, write_json
+from cluster.run.names import CODE_DIFF, HISTOGRAMS, WANDB_ADDRESS
 from cluster.spec import Outcome
 from jobs.mirror.alerts import alerts
 from jobs.mirror.feed import Feed
 from jobs.mirror.lease import Lease
 from jobs.mirror.server import history_lines
-from jobs.mirror.wandb_run import WandbRun, project_of
+from jobs.mirror.wandb_run import WandbRun, notes, project_of
 from jobs.registry import view_class
 from jobs.runs import lineage
 from jobs.tracking import readable
@@ -25,34 +26,35 @@ from sharding.layout import directory_of
 
 SAFE_SECONDS = 2.5  # what was handed over longer ago is on disk whatever happens to this process
 SLOW_SECONDS = 15.0  # between two looks at everything but lines
+DIFF = "diff.patch"
 NONE, FAILURES = "none", "failures"  # of `wandb.alerts`
 
 
 class Mirror:
     """Mirrors a run from the line on that W&B lacks: online the server says which that is, offline a file beside W&B's own."""
 
-    def __init__(self, run: RunDir, attempt: int, *, offline: bool) -> None:
+    def __init__(self, run: RunDir, attempt: int, *, offline: bool, beside: bool = False) -> None:
         self.run, self.attempt, self.offline = run, attempt, offline
         name = "offline" if offline else "online"
         self._told_path, self._state_path = run.wandb / f"{name}-told.json", run.wandb / f"{name}.json"
         self._feed = Feed(run, run.wandb / f"{name}.jsonl")
-        self._told: dict[str, Any] = dict(read_json(self._told_path) or {})
+        self._told: dict[str, Any] = dict(read_json_afresh(self._told_path) or {})
         self._handed_over: deque[tuple[float, int]] = deque()
         self._next_slow = 0.0
-        kept = (read_json(self._state_path) or {}).get("lines", 0)
-        self.sent = int(kept) if offline else history_lines(run.id, *project_of(run))
-        self.wandb = WandbRun(run, attempt, offline=offline)
+        kept = (read_json_afresh(self._state_path) or {}).get("lines", 0)
+        if not offline:
+            self.lines_at_server()  # raises at once where wandb would try for half a minute
+        self.wandb = WandbRun(run, attempt, offline=offline, beside=beside)
+        self.sent = int(kept) if offline else self.wandb.lines
         if self.wandb.url:
             write_json(run.path / WANDB_ADDRESS, {"address": self.wandb.url}, durable=False)
-        for line in self._feed.again(self.sent):
-            self.wandb.send(line)
+        self.wandb.send(self._feed.again(self.sent))
         self.sent = self._feed.count
 
     def pump(self, *, only_metrics: bool = False) -> int:
         """Hand over what is new; returns the number of lines."""
         lines = self._feed.look(only_metrics=only_metrics)
-        for line in lines:
-            self.wandb.send(line)
+        self.wandb.send(lines)
         self.sent += len(lines)
         now = time.monotonic()
         if now >= self._next_slow:
@@ -97,6 +99,7 @@ class Mirror:
             self.wandb.summary(values)
             self._told["summary"] = mark
         self._tell_lineage()
+        self._tell_code_and_notes()
         self._upload(ending)
         self._tell_readable()
         self._tell_alerts(ending)
@@ -111,6 +114,17 @@ class Mirror:
                 if told.get(key) != aliases:
                     self.wandb.artifact(one.name, one.kind, one.uri, one.metadata, list(one.aliases), used=used)
                     told[key] = aliases
+
+    def _tell_code_and_notes(self) -> None:
+        """The uncommitted changes as the file in which W&B itself keeps them, and how attempts ended."""
+        if (text := notes(self.run)) and self._told.get("notes") != text:
+            self.wandb.note(text)
+            self._told["notes"] = text
+        changes = self.run.path / CODE_DIFF
+        if not self._told.get("diff") and changes.is_file():
+            write_atomically(self.run.wandb / DIFF, changes.read_bytes())
+            self.wandb.file(self.run.wandb / DIFF)
+            self._told["diff"] = True
 
     def _tell_readable(self) -> None:
         """Tables and pictures, each where its file changed."""

@@ -30,6 +30,9 @@ class MLflow:
         name = (config.get("wandb") or {}).get("project") or "ropewalk"
         found = self._client.get_experiment_by_name(name)
         experiment = found.experiment_id if found else self._client.create_experiment(name)
+        begun = self._client.search_runs([experiment], f"attributes.run_name = '{run.id}'")  # by a process that was killed then
+        if begun:
+            return str(begun[0].info.run_id)
         made: str = self._client.create_run(experiment, run_name=run.id).info.run_id
         params = [Param(key, str(value)[:500]) for key, value in config.items() if not isinstance(value, dict | list)]
         self._client.log_batch(made, params=[*params, Param("job", str(run.record["job"]))])
@@ -44,5 +47,5 @@ class MLflow:
     def flush(self) -> None:
         """Send what waits."""
         while self._waiting:
-            batch, self._waiting = self._waiting[:MOST_METRICS], self._waiting[MOST_METRICS:]
-            self._client.log_batch(self._run, metrics=batch)
+            self._client.log_batch(self._run, metrics=self._waiting[:MOST_METRICS])
+            self._waiting = self._waiting[MOST_METRICS:]

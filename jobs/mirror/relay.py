@@ -17,7 +17,7 @@ from jobs.mirror.server import why_away
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 0.5
 SLOW_SECONDS = 10.0  # between two looks at events, nodes, and which runs there are
 AWAY_SECONDS = 15.0  # between two looks for a server that does not answer
 STUCK_SECONDS = 120.0  # the server has taken nothing for so long though there is more: wandb-core has given up
@@ -33,6 +33,7 @@ class _Follower:
     lease: Lease
     mirror: Mirror | None = None
     done: bool = False
+    attempts_changed: int = 0  # as it was when they were looked at: a run that is done with may be resumed
     said: str = ""
     next_slow: float = 0.0
     next_check: float = field(default_factory=lambda: time.monotonic() + STUCK_SECONDS)
@@ -90,6 +91,8 @@ class Relay:
             for run in RunDir.all(root):
                 if run.path not in self._followers and run.path.stat().st_uid == os.getuid():
                     self._followers[run.path] = _Follower(run, lease_of(run))
+        for one in self._followers.values():
+            one.done = one.done and one.attempts_changed == _changed(one.run)
 
     def _look_at(self, one: _Follower) -> int:
         """Send what is new of a run. One that cannot be read is said once, and stops no other."""
@@ -109,6 +112,8 @@ class Relay:
             return 0
 
     def _send(self, one: _Follower, *, slow: bool) -> int:
+        if slow:
+            one.attempts_changed = _changed(one.run)  # before they are looked at
         attempts = one.run.attempts() if slow else [0]
         if not attempts:
             return 0
@@ -161,3 +166,11 @@ class Relay:
         if mirror is not None:
             mirror.finish(None, 0)
             one.lease.give_up()
+
+
+def _changed(run: RunDir) -> int:
+    """When the run last got another attempt, in nanoseconds; 0 for one that is gone."""
+    try:
+        return (run.path / "attempts").stat().st_mtime_ns
+    except OSError:
+        return 0

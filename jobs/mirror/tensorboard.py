@@ -1,22 +1,27 @@
 """TensorBoard: event files in the run directory, `tensorboard --logdir RUN/trackers`."""
 
-from tensorboardX import SummaryWriter
+import os
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
 
 from cluster.run.directory import RunDir
 from jobs.mirror.trackers import place_of
 
 
 class TensorBoard:
-    """Writes event files."""
+    """Writes event files, one for each process: a file's name says the second, the machine and the process."""
 
     def __init__(self, run: RunDir) -> None:
-        self._writer = SummaryWriter(str(place_of(run, "tensorboard")), flush_secs=2)
+        # not SummaryWriter: its queue outlives a `flush`, and dies with the process
+        self._writer = EventsWriter(str(place_of(run, "tensorboard") / "events"), f".{os.getpid()}")
 
     def log(self, step: int, metrics: dict[str, float], seconds: float) -> None:
         """Write the scalars of a step."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step, walltime=seconds)
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._writer.write_event(Event(wall_time=seconds, step=step, summary=Summary(value=values)))
 
     def flush(self) -> None:
-        """Write the files."""
+        """Hand everything that was logged to the file."""
         self._writer.flush()

@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 GROUP = "ropewalk.trackers"
 FOLDER = "trackers"  # in the run directory: a folder a tracker, for its files and for how far it has got
-SAVE_SECONDS = 5.0
+SAVE_SECONDS = 2.0
+RETRY_SECONDS = 15.0
 
 
 class Tracker(Protocol):
@@ -37,7 +38,7 @@ class Tracker(Protocol):
         ...
 
     def flush(self) -> None:
-        """Write everything down that was logged."""
+        """Return when a kill of this process takes nothing of what was logged. Raises where that cannot be had."""
         ...
 
 
@@ -59,28 +60,42 @@ def place_of(run: RunDir, name: str) -> Path:
     return folder
 
 
-class _Reader:
-    """Hands the lines of metrics.jsonl to one tracker, from where it got to."""
+class Reader:
+    """Hands the lines of metrics.jsonl to one tracker, from the last that it keeps; one that fails is opened again."""
 
     def __init__(self, run: RunDir, name: str) -> None:
-        self._run, self._cursor = run, place_of(run, name) / "cursor.json"
-        self._tracker: Tracker = find_tracker(name)(run)
-        self._offset = int((read_json(self._cursor) or {}).get("offset", 0))
-        self._saved = time.monotonic()
+        self._run, self._name, self._cursor = run, name, place_of(run, name) / "cursor.json"
+        self._tracker: Tracker | None = None
+        self._offset = self._kept = 0  # handed over, and known to be kept
+        self._saved = self._next = 0.0
+        self._said = ""
 
-    def look(self) -> None:
+    def look(self, *, last: bool = False) -> None:
+        """Hand over what is new; `last`: and have it kept."""
+        if time.monotonic() < self._next and not last:
+            return
+        try:
+            self._hand_over(last=last)
+        except Exception as error:  # trackers have many; what is wrong with one is no matter of the others
+            if str(error) != self._said:
+                self._said = str(error)
+                log.warning("%s: %s; it is opened again every %g seconds", self._name, error, RETRY_SECONDS)
+            self._tracker, self._next = None, time.monotonic() + RETRY_SECONDS
+
+    def _hand_over(self, *, last: bool) -> None:
+        if self._tracker is None:
+            self._tracker = find_tracker(self._name)(self._run)
+            self._offset = self._kept = int((read_json(self._cursor) or {}).get("offset", 0))
+            self._saved = time.monotonic()
         lines, self._offset = read_new_lines(self._run.metrics, self._offset)
         for line in lines:
             metrics = {key: value for key, value in line.items() if key not in OWN_KEYS and isinstance(value, int | float)}
             if "step" in line:
                 self._tracker.log(int(line["step"]), metrics, float(line["time"]))
-        if lines and time.monotonic() - self._saved > SAVE_SECONDS:
-            self.save()
-
-    def save(self) -> None:
-        self._tracker.flush()
-        self._saved = time.monotonic()
-        write_json(self._cursor, {"offset": self._offset})
+        if last or (self._offset != self._kept and time.monotonic() - self._saved > SAVE_SECONDS):
+            self._tracker.flush()
+            write_json(self._cursor, {"offset": self._offset})
+            self._saved, self._kept = time.monotonic(), self._offset
 
 
 def main() -> None:
@@ -99,14 +114,13 @@ def main() -> None:
     for word in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(word, on_signal)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    readers = [_Reader(run, name) for name in (run.record.get("config") or {}).get("trackers") or ()]
+    readers = [Reader(run, name) for name in (run.record.get("config") or {}).get("trackers") or ()]
     while not ended.is_set() and os.getppid() == parent and run.attempts()[-1] == arguments.attempt:
         for reader in readers:
             reader.look()
         ended.wait(max(1.0, look_seconds(run.path)))
     for reader in readers:
-        reader.look()
-        reader.save()
+        reader.look(last=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from jobs.tracking.readable import ReadableTable
 
 log = logging.getLogger(__name__)
 
+TRANSMIT_SECONDS = 1.0
+_INTERVAL = "WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL"
+MOST_ATTEMPTS = 20  # the newest, in the notes
 FLUSH_SECONDS = 1  # how often W&B's own file is flushed
 # which value of a validation metric is the best
 BEST = {
@@ -28,15 +32,18 @@ BEST = {
 class WandbRun:
     """An open W&B run. Offline it writes W&B's own files into the run directory."""
 
-    def __init__(self, run: RunDir, attempt: int, *, offline: bool) -> None:
+    def __init__(self, run: RunDir, attempt: int, *, offline: bool, beside: bool) -> None:
         # before wandb is imported: it reads the environment once
         os.environ["WANDB_X_TRANSACTION_LOG_FLUSH_INTERVAL"] = str(FLUSH_SECONDS)
         os.environ.setdefault("WANDB_SILENT", "true")
         run.wandb.mkdir(exist_ok=True)
         import wandb
 
+        from jobs.mirror.history import LoggedHistory, history_of
+
         self.run, self.offline = run, offline
-        self._wandb = wandb.init(**_arguments(run, attempt, offline=offline))
+        self._wandb = wandb.init(**_arguments(run, attempt, offline=offline, beside=beside))
+        self._history, self._logged = history_of(self._wandb), LoggedHistory(self._wandb)
         self._wandb.define_metric("train/step")
         self._wandb.define_metric("system/time")
         for section in ("train", "evaluation", "events", "layers"):
@@ -52,13 +59,31 @@ class WandbRun:
         found = None if self.offline else self._wandb.url
         return str(found) if found else None
 
-    def send(self, line: Line) -> None:
-        """Hand over a line; its number is the step of W&B's history."""
-        self._wandb.log(wandb_values(line), step=line.number, commit=True)  # else it would wait for the next
+    @property
+    def lines(self) -> int:
+        """How many lines the server had as this W&B run was opened: behind them wandb-core writes those that come.
+
+        Another question would be of another moment: the wandb-core of a mirror that was killed may still have sent some.
+        """
+        return int(self._wandb.starting_step)
+
+    def send(self, lines: Iterable[Line]) -> None:
+        """Hand over lines; their numbers are the steps of W&B's history."""
+        for quick, group in groupby(lines, lambda line: line.again or line.kind is not Kind.HISTOGRAMS):
+            history = self._history if quick else self._logged
+            history.send([(line.number, wandb_values(line)) for line in group])
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set values of the summary."""
         self._wandb.summary.update(dict(values))
+
+    def note(self, text: str) -> None:
+        """Set the notes."""
+        self._wandb.notes = text
+
+    def file(self, path: Path) -> None:
+        """Show a file of the run's wandb/ among W&B's."""
+        self._wandb.save(str(path), base_path=str(path.parent), policy="now")
 
     def alert(self, title: str, text: str, *, serious: bool) -> None:
         """Have W&B tell the owner of the run."""
@@ -107,7 +132,13 @@ class WandbRun:
 
 def wandb_values(line: Line) -> dict[str, Any]:
     """A line as W&B's history has it: steps are metrics too, since W&B's own step cannot go back after a resume."""
+    return {**_shown(line), "_timestamp": line.values["time"]}  # when it was, not when it is sent
+
+
+def _shown(line: Line) -> dict[str, Any]:
     values = line.values
+    if line.again:  # the first that was told of a step stands, as W&B itself has it; the place in the history is kept
+        return {"events/repeated": 1, "train/step": line.step, "events/time": values["time"]}
     match line.kind:
         case Kind.METRICS:
             return {
@@ -139,8 +170,11 @@ def project_of(run: RunDir) -> tuple[str, str | None]:
     return str(project), own.get("entity") or os.environ.get("WANDB_ENTITY") or None
 
 
-def _arguments(run: RunDir, attempt: int, *, offline: bool) -> dict[str, Any]:
-    """What `wandb.init` is told of a run: the same W&B run for all its attempts, with its configuration and its code."""
+def _arguments(run: RunDir, attempt: int, *, offline: bool, beside: bool) -> dict[str, Any]:
+    """What `wandb.init` is told of a run: the same W&B run for all its attempts, with its configuration and its code.
+
+    `beside`: this is a machine of the run, whose packages are the run's.
+    """
     import wandb
 
     record, details = run.record, run.attempt_details(attempt)
@@ -163,7 +197,7 @@ def _arguments(run: RunDir, attempt: int, *, offline: bool) -> dict[str, Any]:
         "name": run.id,
         "project": project,
         "entity": entity,
-        "notes": own.get("notes"),
+        "notes": notes(run),
         "group": own.get("group") or view_class(str(record["job"]))(run).wandb_group() or config.get("name") or record["job"],
         "job_type": own.get("job_type") or record["job"],
         "tags": [str(record.get("cluster", "local")), *own.get("tags", ())],
@@ -171,6 +205,28 @@ def _arguments(run: RunDir, attempt: int, *, offline: bool) -> dict[str, Any]:
         "reinit": "create_new",  # a relay has many runs open in one process
         "config": {**config, **told},
         "settings": wandb.Settings(
-            console="off", save_code=False, quiet=True, init_timeout=30, x_disable_stats=True, x_disable_meta=True
+            **_live(),
+            console="off",
+            save_code=False,
+            quiet=True,
+            init_timeout=30,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_save_requirements=beside and attempt == 1,  # to read them takes longer than all else
+            git_commit=(record.get("code") or {}).get("commit"),
+            disable_git=True,  # else that of whatever checkout this process was started in
         ),
     }
+
+
+def _live() -> dict[str, float]:
+    """How often W&B's server is told of new lines, unless the environment says that: by itself wandb-core waits 15 seconds."""
+    return {} if _INTERVAL in os.environ else {"x_file_stream_transmit_interval": TRANSMIT_SECONDS}
+
+
+def notes(run: RunDir) -> str | None:
+    """The run's own notes, and how each attempt ended that is over."""
+    own = ((run.record.get("config") or {}).get("wandb") or {}).get("notes")
+    ends = [(attempt, run.outcome(attempt)) for attempt in run.attempts()]
+    told = [f"attempt {attempt}: {end.state.value}, {end.cause}" for attempt, end in ends if end is not None]
+    return "\n".join([*([own] if own else []), *told[-MOST_ATTEMPTS:]]) or None

@@ -1,6 +1,7 @@
 """What of a run is there to be read, beside its curves: tables and pictures in the run's directory, which trackers show."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from cluster.run.names import PICTURES, TABLES
 
 MOST_ROWS = 1000
 _LONGEST = 10_000  # characters of a cell
+_LONGEST_NAME = 80
 
 
 class ReadableTable(NamedTuple):
@@ -41,6 +43,11 @@ def write_picture(run: Path, name: str, png: bytes) -> None:
     """Write a picture of a run anew."""
     (run / PICTURES).mkdir(exist_ok=True)
     write_atomically(run / PICTURES / f"{name}.png", png)
+
+
+def file_word(title: str) -> str:
+    """A title as the name of a table or a picture."""
+    return re.sub(r"[^\w]+", "-", title.lower(), flags=re.ASCII).strip("-")[:_LONGEST_NAME] or "untitled"
 
 
 def read_table(path: Path) -> ReadableTable | None:

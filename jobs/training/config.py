@@ -50,17 +50,32 @@ class LoraConfig(Section):
     rslora: bool = Field(default=False, description="divide alpha by the root of the rank (rsLoRA, arXiv 2312.03732)")
 
 
-def adapting_defaults(values: Mapping[str, Any], lora_lr: float, *, validated: bool = True) -> dict[str, Any]:
+class GridConfig(Section):
+    """A grid of few bits for the matrices of a model's layers: whole numbers times a scale."""
+
+    type: Literal["int8", "int4"] = Field(default="int8", description="int8: a scale a row; int4: a scale a group of a row")
+    group_size: int = Field(default=32, ge=1, description="int4: weights that share a scale")
+
+
+def grid_word(value: Any) -> Any:
+    """A bare word is a grid with all its defaults: `qat: int4`."""
+    return {"type": value} if isinstance(value, str) else value
+
+
+def adapting_defaults(
+    values: Mapping[str, Any], lora_lr: float, *, validations: int = VALIDATIONS, patience: int | None = PATIENCE
+) -> dict[str, Any]:
     """The keys of a job that adapts a trained model, with those filled in that depend on others, so that run.yaml says them:
-    the learning rate of an adapter, and a validation that ends a run which has begun to overfit (unless not `validated`).
+    the learning rate of an adapter, and validations of which the best is kept, and which end a run that has begun to overfit.
     """
     filled = dict(values)
     if filled.get("lora") is not None and isinstance(filled.get("optim", {}), dict):
         filled["optim"] = {"lr": lora_lr, **filled.get("optim", {})}
     steps = str(filled.get("steps"))
-    if validated and isinstance(filled.get("validation", {}), dict) and steps.isdigit():
-        every = max(1, int(steps) // VALIDATIONS)
-        filled["validation"] = {"every_steps": every, "patience": PATIENCE, **filled.get("validation", {})}
+    if isinstance(filled.get("validation", {}), dict) and steps.isdigit():
+        every = max(1, int(steps) // validations)
+        defaults = {"every_steps": every, "patience": patience, "keep_best": True}
+        filled["validation"] = {**defaults, **filled.get("validation", {})}
     return filled
 
 
@@ -96,6 +111,16 @@ class ValidationConfig(Section):
     every_steps: int = Field(default=100, ge=1, description="steps between two validations; the last step is followed by one too")
     max_sequences: int = Field(default=256, ge=1, description="maximum sequences of the validation split to score")
     patience: int | None = Field(default=None, ge=1, description="stop after this many validations without a better loss")
+    keep_best: bool = Field(
+        default=False, description="save after a validation that is the best so far, and keep that checkpoint for export --best"
+    )
+
+
+class SamplesConfig(Section):
+    """Prompts that the model continues at every validation, for people to read: `tables/samples.json` of the run, and W&B."""
+
+    prompts: list[str] = Field(min_length=1, max_length=64, description="texts to continue, or the first messages of chats")
+    max_new_tokens: int = Field(default=48, ge=1, description="tokens to write after each; as many forward passes")
 
 
 class AnomalyConfig(Section):
@@ -131,6 +156,9 @@ class TrainingConfig(JobConfig):
     optim: OptimConfig = Field(default=OptimConfig(), description="optimizer and learning rate")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="when the state is saved")
     validation: ValidationConfig = Field(default=ValidationConfig(), description="when the validation split is scored")
+    samples: SamplesConfig | None = Field(
+        default=None, description="prompts that the model continues whenever validation.every_steps is due; unset: none"
+    )
     anomaly: AnomalyConfig = Field(default=AnomalyConfig(), description="what to do when the loss is NaN or spikes")
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="how the model is divided among the ranks")
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="number formats")

@@ -11,6 +11,7 @@ from transformers.initialization import no_init_weights
 from cluster.errors import CheckpointError, ConfigError, RopewalkError, StorageError
 from cluster.run.directory import RunDir
 from jobs.training.config import LoraConfig
+from jobs.training.grid import put_on_grid
 from jobs.training.model_config import config_from_fingerprint, model_fingerprint
 from jobs.training.model_record import Head, Weights, checkpoint_place, find_source_run, require_record
 from jobs.training.sharing import share_layers, unshare_layers
@@ -24,15 +25,16 @@ from sharding.storage import parse_index, read_tensors
 log = logging.getLogger(__name__)
 
 LORA = "lora"  # the key under which a record keeps the options of a low-rank adapter
+ADDED_TOKENS = "added_tokens"  # the key of the tokens whose embeddings an adapter trains beside its matrices
 HEAD = "head"  # the key of a fingerprint that says which head a model has, where it does not say the next token
 
 
 def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema: bool = False) -> tuple[Any, CheckpointManifest]:
     """The full model of the newest complete checkpoint (or that of `step`), on the CPU in fp32, in evaluation mode.
 
-    A low-rank adapter is merged into the weights beside it, unless `merge` is False. With `ema` what was trained is the mean
-    over the steps. Raises ConfigError for a run that trains no model or keeps no mean, CheckpointError where there is no such
-    checkpoint.
+    A low-rank adapter is merged into the weights beside it, unless `merge` is False; weights that were trained on a grid lie on
+    it. With `ema` what was trained is the mean over the steps. Raises ConfigError for a run that trains no model or keeps no
+    mean, CheckpointError where there is no such checkpoint.
     """
     record = require_record(run)
     folder, manifest = newest_complete(checkpoint_place(run), step)
@@ -58,7 +60,20 @@ def load_model(run: RunDir, step: int | None = None, *, merge: bool = True, ema:
     assert record.adapter is not None or without_head(manifest.identity) in (identity, nulled(identity))
     if record.adapter is not None and merge:
         model = _merged(model, record.adapter)
+    if record.grid is not None:
+        put_on_grid(model, record.grid)
     return unshare_layers(model).eval(), manifest
+
+
+def best_step(run: RunDir) -> int:
+    """The step of the checkpoint whose validation was the best so far. Raises ConfigError where the run keeps none."""
+    require_record(run)
+    _, manifest = newest_complete(checkpoint_place(run))
+    found = manifest.progress.get("best_step")
+    if found is None:
+        job, key = run.record.get("job"), "validation.keep_best"
+        raise ConfigError(f"run {run.id}: this {job} run keeps no best checkpoint; train with {key}: true, or leave --best out")
+    return int(found)
 
 
 def without_head(fingerprint: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +87,7 @@ def _adapted(model: Any, adapter: dict[str, Any]) -> Any:
         return model
     from jobs.training.lora import lora_adapter
 
-    return lora_adapter(LoraConfig.model_validate(adapter[LORA]), seed=0)(model)
+    return lora_adapter(LoraConfig.model_validate(adapter[LORA]), 0, adapter.get(ADDED_TOKENS, ()))(model)
 
 
 def _merged(model: Any, adapter: dict[str, Any]) -> Any:

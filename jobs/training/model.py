@@ -1,5 +1,6 @@
 """The model of a run: what it is, where its first weights come from, and how it comes to lie sharded on the ranks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,8 +10,8 @@ from torch import nn
 from cluster.errors import CheckpointError, ConfigError
 from cluster.run.directory import RunDir
 from datapipe.manifest import TokenizerRecord
-from jobs.training.config import LoraConfig, ModelConfig
-from jobs.training.load_checkpoint import HEAD, LORA, bare_model, empty_model, first_weights
+from jobs.training.config import GridConfig, LoraConfig, ModelConfig
+from jobs.training.load_checkpoint import ADDED_TOKENS, HEAD, LORA, bare_model, empty_model, first_weights
 from jobs.training.model_config import check_fit, config_from_fingerprint, model_config, model_fingerprint
 from jobs.training.model_record import Head, ModelRecord, Weights, checkpoint_place, find_source_run, read_record
 from sharding.config import ParallelConfig, PrecisionConfig
@@ -34,6 +35,7 @@ class ModelPlan:
     adapter: Adapter | None = None  # what changes the model before it is sharded, such as peft's layers
     adapter_keys: dict[str, Any] | None = None  # the plain values that decide the adapter
     head: Head = "causal_lm"
+    grid: GridConfig | None = None  # on which the objective has its matrices computed; whoever opens the model gets it rounded
     draws: bool = False  # the adapter draws random numbers in training, as dropout does
 
     @classmethod
@@ -49,14 +51,17 @@ class ModelPlan:
         check_fit(found, tokenizer.vocabulary, seq_len)
         return cls(config=found, seq_len=seq_len, weights=weights)
 
-    def with_lora(self, lora: LoraConfig | None, seed: int) -> "ModelPlan":
-        """The same model with a low-rank adapter, whose weights alone are trained and saved; None leaves it as it is."""
+    def with_lora(self, lora: LoraConfig | None, seed: int, added_tokens: Sequence[int] = ()) -> "ModelPlan":
+        """The same model with a low-rank adapter, whose weights alone are trained and saved; None leaves it as it is.
+
+        Of tokens that were added to the vocabulary the embeddings are trained and saved too.
+        """
         if lora is None:
             return self
         from jobs.training.lora import lora_adapter
 
-        keys = {LORA: lora.model_dump(mode="json")}
-        return replace(self, adapter=lora_adapter(lora, seed), adapter_keys=keys, draws=lora.dropout > 0)
+        keys = {LORA: lora.model_dump(mode="json"), **({ADDED_TOKENS: list(added_tokens)} if added_tokens else {})}
+        return replace(self, adapter=lora_adapter(lora, seed, added_tokens), adapter_keys=keys, draws=lora.dropout > 0)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -74,6 +79,7 @@ class ModelPlan:
             weights=self.origin or self.weights,
             adapter=None if self.adapter is None else self.adapter_keys or {},
             head=self.head,
+            grid=self.grid,
         )
 
 

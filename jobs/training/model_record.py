@@ -13,6 +13,7 @@ from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
 from cluster.storage import StoragePath
 from datapipe.manifest import Manifest, TokenizerRecord
+from jobs.training.config import GridConfig
 from jobs.training.token_data import Data, weighted
 from sharding.config import CheckpointConfig
 from sharding.layout import place_of
@@ -36,6 +37,7 @@ class ModelRecord(Section):
     tokenizer: TokenizerRecord
     weights: Weights | None = Field(default=None, description="None: drawn from the seed")
     adapter: dict[str, Any] | None = Field(default=None, description="set where checkpoints hold only what is trained")
+    grid: GridConfig | None = Field(default=None, description="set where the model is its weights rounded to this grid")
     head: Head = Field(default="causal_lm", description="what the model says of tokens: the next one, or a score")
 
 

@@ -14,9 +14,10 @@ from jobs.training.load_checkpoint import pin_weights, unpin_weights
 from jobs.training.model import ModelPlan, build_model
 from jobs.training.model_config import has_dropout
 from jobs.training.model_record import TokenizerPlan, checkpoint_place, find_source_run, keep_record
-from jobs.training.objective import Objective
+from jobs.training.objective import Means, Objective
 from jobs.training.optimizer import adamw
 from jobs.training.report import Report
+from jobs.training.samples import PromptSamples
 from jobs.training.source import Source
 from jobs.training.state import TrainState
 from jobs.training.step import TrainStep
@@ -41,6 +42,7 @@ class Recipe:
     source: Source
     validation: Source | None
     objective: Callable[[nn.Module, Group], Objective]  # builds a frozen reference or teacher on the same mesh, if it needs one
+    chat: bool = False  # the prompts of `samples` are messages to an assistant
     validation_metrics: Callable[[float], dict[str, float]] = _no_metrics  # of the mean validation loss
     after_checkpoint: Callable[[int, int], None] | None = (
         None  # (position, step) of one that is committed; on rank 0, in a thread
@@ -50,6 +52,9 @@ class Recipe:
     before_step: Callable[[TrainState], None] | None = None
     reads_ahead: bool = True  # False: the samples of a step are not there before `before_step`
     before_validation: Callable[[TrainState, int], None] | None = None  # gets the number of samples that are scored
+    # in place of the objective on the validation source; gets the largest number of samples. Its loss is of another scale than
+    # that of training
+    validated: Callable[[TrainState, int], Means] | None = None
 
 
 def train(context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe) -> dict[str, object]:
@@ -114,7 +119,16 @@ def _trainer(
         reads_ahead=recipe.reads_ahead,
         after_checkpoint=recipe.after_checkpoint,
         before_validation=recipe.before_validation,
+        validated=recipe.validated,
         checkpoints=checkpoints,
         report=Report(context, group, meter, steps=config.steps, log_every=config.log_every),
         layers=LayerWatch(state, group) if config.layers_every else None,
+        samples=_samples(context, config, group, recipe),
     )
+
+
+def _samples(context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe) -> PromptSamples | None:
+    if config.samples is None:
+        return None
+    sees = getattr(recipe.model.config, "max_position_embeddings", None) or recipe.model.seq_len
+    return PromptSamples(config.samples, context.run, group, chat=recipe.chat, max_length=int(sees))

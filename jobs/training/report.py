@@ -10,7 +10,9 @@ from cluster.run.files import append_lines, write_json
 from cluster.run.heartbeat import Phase
 from cluster.run.names import HISTOGRAMS
 from jobs.tracking.metrics import MetricLog
+from jobs.tracking.readable import add_rows
 from jobs.training.layers import EDGES, LayerStats
+from jobs.training.samples import COLUMNS, TABLE, Row
 from jobs.training.state import Progress
 from jobs.training.step import StepStats
 from jobs.training.throughput import Meter
@@ -89,6 +91,11 @@ class Report:
             self._say("step %d: %s", progress.step, ", ".join(f"{k} {v:.4f}" for k, v in progress.validation.items()))
             self._writer.put(self._metrics.write, self._metrics.line(progress.step, progress.validation))
 
+    def samples(self, rows: list[Row]) -> None:
+        """Report what the model writes, in the place of what it wrote at this step before a resume."""
+        if self._writer is not None:
+            self._writer.put(self._write_samples, rows)
+
     def close(self, step: int) -> None:
         """Report the last step, and return when everything is on the disk."""
         if self._is_main:
@@ -121,6 +128,10 @@ class Report:
 
     def _write_histograms(self, lines: list[dict[str, Any]]) -> None:
         append_lines(self._context.run.path / HISTOGRAMS, lines)
+
+    def _write_samples(self, reports: list[list[Row]]) -> None:
+        for rows in reports:
+            add_rows(self._context.run.path, TABLE, COLUMNS, rows, key=COLUMNS[0])
 
     def _write_progress(self, reports: list[dict[str, Any]]) -> None:
         write_json(self._context.run.progress, reports[-1], durable=False)

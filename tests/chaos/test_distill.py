@@ -1,4 +1,4 @@
-"""Distillations that are killed again and again: neither parameters nor cached logits show it."""
+"""Distillations that are killed again and again: neither parameters, nor cached logits, nor the ledger of own samples show it."""
 
 import random
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from jobs.rollouts.ledger import read_rollouts
 from tests.jobs.corpus import make_dataset
 from tests.jobs.distill.test_distill import distill_config, distill_run
 from tests.jobs.launch import equal, launch, log_of, losses, start, weights
@@ -16,8 +17,12 @@ pytestmark = [pytest.mark.soak]
 
 @pytest.mark.parametrize(
     "keys",
-    [{"teacher_logits": "cached", "cache": {"size": 12}}, {"share": {"groups": 2, "values": "mean"}, "alpha": 0.3}],
-    ids=["cached logits", "shared layers"],
+    [
+        {"teacher_logits": "cached", "cache": {"size": 12}},
+        {"share": {"groups": 2, "values": "mean"}, "alpha": 0.3},
+        {"on_policy": {"prompt_tokens": 6, "max_new_tokens": 8, "chunk": 2}, "loss": "jensen_shannon"},
+    ],
+    ids=["cached logits", "shared layers", "own samples"],
 )
 def test_twenty_random_kills_leave_no_trace(keys: dict[str, Any], tmp_path: Path) -> None:
     """Of both ranks at once, at random steps, some before the first: while the student is cut or logits are computed."""
@@ -42,3 +47,6 @@ def test_twenty_random_kills_leave_no_trace(keys: dict[str, Any], tmp_path: Path
     assert whole.results()["table"] == killed.results()["table"]
     chunks = [sorted(path.read_bytes() for path in one.parent.glob("data.teacher/*/*.arrow")) for one in data]
     assert chunks[0] == chunks[1]
+    ledgers = [read_rollouts(run).sort_by("slot") for run in (whole, killed)]
+    assert ledgers[0]["tokens"] == ledgers[1]["tokens"]
+    assert set(ledgers[1]["state"].to_pylist()) <= {"used"}, "each is learnt once"

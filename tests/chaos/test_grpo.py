@@ -17,7 +17,7 @@ from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.run.files import read_lines
 from cluster.spec import RunState
 from jobs.align.config import AlignConfig
-from jobs.align.rollouts.ledger import read_rollouts
+from jobs.rollouts.ledger import read_rollouts
 from jobs.runs.follow import wait
 from jobs.runs.submit import submit
 from tests.jobs.align.pairs import make_model

@@ -10,11 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.engines import ray
+from cluster.engines.ray import RayNode
+from cluster.errors import NotReadyError
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
 from cluster.spec import RunState
 from tests.cluster.conftest import ROOT, ToyRun
-from tests.patience import until
+from tests.patience import Patience, until
 
 Start = Callable[..., ToyRun]
 
@@ -88,6 +91,23 @@ def test_torchrun_starts_the_same_entry(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(run.path), "--attempt", "1"], check=True, env=environment, capture_output=True)
     assert run.results() == {"step": 2, "world": 2}
+
+
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [("import time; time.sleep(60)", NotReadyError), ("raise SystemExit(143)", NotReadyError), ("1 / 0", RuntimeError)],
+)
+def test_a_ray_that_does_not_start_in_time_is_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, error: type[Exception]
+) -> None:
+    run = RunDir.create("toy", {"job": "toy", "config": {}, "resources": {}}, tmp_path)
+    place = {"index": 0, "num_nodes": 1, "address": "127.0.1.1", "cpus": 1, "gpus": 0, "stop_flag": tmp_path / "stop"}
+    node = RayNode(run=run, attempt=run.begin_attempt(), **place)
+    monkeypatch.setattr(ray, "START_SECONDS", 1.0 if "sleep" in program else Patience.START.value)
+    monkeypatch.setattr(ray, "start_command", lambda *_: [sys.executable, "-c", program])
+    with pytest.raises(error) as raised:
+        ray.start_ray(node, tmp_path, head=True)
+    assert isinstance(raised.value, NotReadyError) == (error is NotReadyError)
 
 
 @pytest.mark.soak

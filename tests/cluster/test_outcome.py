@@ -44,6 +44,11 @@ LOST = ["node 1 died (SIGKILL)"]
         # killed from outside: a disturbance, unless an error came first
         (Ending(codes={0: 0, 1: 137}), Verdict(RunState.REQUEUED, 143, "node 1: the job's process was killed (SIGKILL)")),
         (Ending(codes={0: 1, 1: 137}), Verdict(RunState.FAILED, 1)),
+        # an agent that gave up before the program could err, as where Ray did not start in time
+        (Ending(codes={0: 143, 1: 85}), Verdict(RunState.REQUEUED, 85, "stopped: signal")),
+        (Ending(codes={0: 143, 1: 137}), Verdict(RunState.REQUEUED, 143, "node 1: the job's process was killed (SIGKILL)")),
+        (Ending(codes={0: 143}), Verdict(RunState.REQUEUED, 143)),
+        (Ending(codes={0: 143, 1: 1}), Verdict(RunState.FAILED, 1)),
         # an error of the program
         (Ending(codes={0: 1, 1: 1}, retry_bugs=True), Verdict(RunState.REQUEUED, 1)),
         (Ending(codes={0: 1, 1: 1}), Verdict(RunState.FAILED, 1)),

@@ -5,6 +5,8 @@ A release that moves one of them fails here, by name, and not as a group that ne
 
 import inspect
 import multiprocessing.util
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRen
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
 from cluster.engines.rendezvous import RENDEZVOUS
+from tests.cluster.conftest import ROOT
 
 
 def handler() -> Any:
@@ -62,3 +65,17 @@ def test_torchs_agent_keeps_its_restarts_and_its_processes_where_ours_looks() ->
 def test_multiprocessing_and_ray_start_their_servers_by_what_is_replaced() -> None:
     assert list(inspect.signature(multiprocessing.util.spawnv_passfds).parameters) == ["path", "args", "passfds"]
     assert "self.start_api_server(" in source(ray._private.node.Node)
+
+
+def test_the_store_of_torch_loads_without_torch() -> None:
+    lines = [
+        "import sys",
+        "from datetime import timedelta",
+        "from cluster.engines.store import store_class",
+        "make = store_class(whole_torch=False)",
+        "store = make('127.0.0.1', 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))",
+        "store.set('a', 'b')",
+        "print(store.get('a'), 'torch.nn' in sys.modules)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["b'b'", "False"]

@@ -207,7 +207,7 @@ def slow_answers(context: JobContext) -> None:
 
 def stall_rollouts(context: JobContext) -> None:
     """Stand still in a call of the ledger: TEST_STALL is METHOD:before|after:N:RANK, of the N-th call of that rank."""
-    from jobs.align.rollouts.ledger import Round
+    from jobs.rollouts.ledger import Round
 
     name, moment, number, rank = os.environ["TEST_STALL"].split(":")
     if context.rank != int(rank):
@@ -233,7 +233,7 @@ def _stall(context: JobContext) -> None:
 
 def stop_while_drawing(context: JobContext) -> None:
     """The run is asked to stop while the rollouts of its third step are drawn."""
-    from jobs.align.rollouts.ledger import Round
+    from jobs.rollouts.ledger import Round
 
     put = Round.put
 

@@ -40,15 +40,16 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     clusters = tmp_path / "clusters.yaml"
     clusters.write_text(yaml.safe_dump({"lab": {"backend": "slurm", "runs": str(tmp_path / "runs"), "python": sys.executable}}))
     monkeypatch.setenv("ROPEWALK_CLUSTERS", str(clusters))
+    monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("WANDB_MODE", "disabled")
     return folder
 
 
-def start(project: Path, *words: str, **more: object) -> RunDir:
+def start(project: Path, *words: str, on: str = "lab", **more: object) -> RunDir:
     resources = {"nodes": 2, "grace_seconds": 20}
     values = {"command": [sys.executable, *words], "directory": str(project), "resources": resources}
-    return submit("command", load_config(CommandConfig, {**values, **more}), "lab")
+    return submit("command", load_config(CommandConfig, {**values, **more}), on)
 
 
 def final_words(run: RunDir) -> list[str]:
@@ -66,8 +67,8 @@ def reach(run: RunDir, step: int) -> None:
 
 
 def test_a_plain_script_is_requeued_and_loses_a_node_bit_by_bit(make_lab: MakeLab, project: Path) -> None:
-    lab = make_lab()
-    undisturbed = start(project, "train.py")
+    lab = make_lab(node_timeout_seconds=10)
+    undisturbed = start(project, "train.py", on="local")
     assert finish(undisturbed).state is RunState.SUCCEEDED, said(undisturbed)
     run = start(project, "train.py", "--pause", "0.1")
     (project / "train.py").write_text("raise SystemExit('this was written after the submission')\n")

@@ -39,12 +39,12 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm_lab: Lab) -> It
     monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
     started: list[RunDir] = []
 
-    def begin(output: str, environment: dict[str, str] | None = None, documents: int = 400, **keys: Any) -> RunDir:
+    def begin(output: str, environment: dict[str, str] | None = None, documents: int = 400, cpus: int = 2, **keys: Any) -> RunDir:
         profile = {"backend": "slurm", "partition": "main", "sbatch": {"nodelist": ",".join(slurm_lab.nodes[:2])}}
         clusters = {"lab": {**profile, "environment": {"WANDB_MODE": "disabled", **(environment or {})}}}
         (tmp_path / "clusters.yaml").write_text(yaml.safe_dump(clusters))
         source = write_lines(tmp_path / f"in/{documents}.jsonl", some_documents(documents))
-        resources = {"nodes": 2, "cpus": 2, "grace_seconds": 20}
+        resources = {"nodes": 2, "cpus": cpus, "grace_seconds": 20}
         config = configure(source, tmp_path / output, **{**KEYS, "resources": resources, **keys})
         started.append(submit("preprocess", config, "lab"))
         return started[-1]
@@ -95,7 +95,7 @@ def test_a_ray_that_does_not_start_fails_the_run_with_its_words(start: Start, tm
     run = start("out", {"RAY_OVERRIDE_RESOURCES": "plenty"}, retries={"bugs": 0})
     outcome = finish(run, Patience.RUN)
     assert outcome.state is RunState.FAILED
-    assert "ray start on node" in outcome.cause
+    assert "the start of Ray on node" in outcome.cause
     assert "JSONDecodeError" in outcome.cause, "in its own words"
 
 
@@ -108,7 +108,7 @@ def test_a_ray_that_does_not_start_fails_the_run_with_its_words(start: Start, tm
 )
 def test_a_stop_keeps_what_is_committed_and_leaves_no_ray(start: Start, tmp_path: Path, words: list[str]) -> None:
     before = rays()
-    run = start("out", documents=2000)
+    run = start("out", documents=1000, cpus=1)
     until(lambda: committed(tmp_path / "out") >= 2, Patience.RUN)
     subprocess.run(["scancel", *words, job_id(run)], check=True)
     outcome = until(lambda: run.outcome(1), Patience.RUN)

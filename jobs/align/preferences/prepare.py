@@ -18,7 +18,7 @@ from datapipe.tokens.tokenizer import Encoder as TokenizerEncoder
 from datapipe.tokens.tokenizer import TokenizerFiles
 from jobs.align.preferences.encode import TOO_LONG, Encoder, Tokens
 from jobs.align.preferences.lengths import Lengths
-from jobs.align.preferences.read import Record, data_files, read_records
+from jobs.align.preferences.read import Record, data_files, is_held_out, read_records
 from jobs.align.preferences.records import PAIRED, UNPAIRED, Preference, Refused, labelled_of, pair_of
 
 SPLITS = ("train", "validation")
@@ -120,8 +120,7 @@ class _Preparation:
             return "validation"
         if self.plan.validation_data is not None:
             return "train"
-        digest = xxhash.xxh3_64_intdigest(orjson.dumps(row.prompt, option=orjson.OPT_SORT_KEYS))
-        return "validation" if digest < self.plan.validation_fraction * 2.0**64 else "train"
+        return "validation" if is_held_out(row.prompt, self.plan.validation_fraction) else "train"
 
     def _reject(self, record: Record, reason: str, stream: IO[bytes]) -> None:
         if reason == TOO_LONG and self.plan.on_long == "error":

@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import orjson
+import xxhash
+
 from datapipe.chat.records import UnitNotes
 from datapipe.chat.records import read_records as read_unit
 from datapipe.inputs.files import InputFile, Unit, list_inputs
@@ -33,3 +36,8 @@ def read_records(files: Sequence[InputFile], checksums: dict[str, str] | None = 
             yield Record(file.name, line, values, reason)
         if checksums is not None:
             checksums[file.url] = notes.checksum
+
+
+def is_held_out(prompt: Any, fraction: float) -> bool:
+    """Whether a prompt belongs to the fraction that is held out: by a hash, so that all that is said of it is held out whole."""
+    return xxhash.xxh3_64_intdigest(orjson.dumps(prompt, option=orjson.OPT_SORT_KEYS)) < fraction * 2.0**64

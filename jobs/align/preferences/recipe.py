@@ -57,6 +57,7 @@ def preference_recipe(context: JobContext, config: AlignConfig, group: Group, ma
         source=source,
         validation=validation,
         objective=objective,
+        chat=True,
         before_step=baseline.before_step if baseline is not None else None,
         before_validation=baseline.before_validation if baseline is not None else None,
     )

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from jobs.align.rollouts.config import GrpoConfig
-from jobs.align.rollouts.generate import Answer
-from jobs.align.rollouts.ledger import ISSUED, ROLLOUTS
 from jobs.align.rollouts.prompts import Prompt, Prompts
 from jobs.align.rollouts.rewards.pool import RewardPool, Score
-from jobs.align.rollouts.sampling import Draw
+from jobs.rollouts.generate import Answer
+from jobs.rollouts.ledger import ISSUED, ROLLOUTS
+from jobs.rollouts.sampling import Draw
 
 LOOK_SECONDS = 1.0  # between two signs of life while rewards are waited for
 
@@ -28,9 +28,9 @@ class Answered(NamedTuple):
     scores: list["Future[list[Score]]"]
 
 
-def cut(slots: Sequence[int], attempt: int, config: GrpoConfig) -> list[list[Draw]]:
-    """The draws of one try in chunks: a function of the slots, and not of who draws."""
-    draws = [Draw(slot, attempt, sample) for slot in slots for sample in range(config.group_size)]
+def cut(slots: Sequence[int], attempt: int, config: GrpoConfig, *, held_out: bool = False) -> list[list[Draw]]:
+    """The draws of one try in chunks: a function of the slots, and not of who draws. A held-out prompt is answered once."""
+    draws = [Draw(slot, attempt, sample) for slot in slots for sample in range(1 if held_out else config.group_size)]
     size = config.chunk or config.group_size
     return [draws[start : start + size] for start in range(0, len(draws), size)]
 

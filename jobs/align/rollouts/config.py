@@ -121,6 +121,11 @@ class GrpoConfig(Section):
         default=None, ge=1, description="answers that are generated, kept and, after a kill, made again together; unset: a group"
     )
 
+    keep_steps: int = Field(
+        default=1000,
+        ge=0,
+        description="steps whose answers stay in the ledger; older ones that no checkpoint needs are removed, and counted",
+    )
     workers: int = Field(
         default=0,
         ge=0,

@@ -12,11 +12,11 @@ from cluster.run.heartbeat import Phase
 from jobs.align.rollouts.chunks import ChunkMaker
 from jobs.align.rollouts.config import GrpoConfig
 from jobs.align.rollouts.engines import answering
-from jobs.align.rollouts.generate import gathered
-from jobs.align.rollouts.ledger import ChunkName, Round, chunk_of, rollouts_folder
 from jobs.align.rollouts.orders import Order, Orders
-from jobs.align.rollouts.sampling import Draw
 from jobs.align.rollouts.workers import RolloutWorkers
+from jobs.rollouts.generate import gathered
+from jobs.rollouts.ledger import ChunkName, Round, chunk_of, rollouts_folder
+from jobs.rollouts.sampling import Draw
 from sharding.config import ParallelConfig
 from sharding.fsdp import should_reshard_after_forward
 from sharding.group import Group
@@ -41,7 +41,7 @@ class Drawer(Protocol):
         ...
 
     def draw(self, one: Round, order: Order, chunks: Sequence[list[Draw]], model: nn.Module, step: int) -> Files:
-        """The chunks of an order, the same on every rank; some may be missing if the run must stop."""
+        """The chunks of an order, the same on every rank; some may be missing if the run must stop, but for a validation."""
         ...
 
 
@@ -60,7 +60,9 @@ class RankDrawer:
         *,
         seed: int,
         ends: frozenset[int],
+        held_out: ChunkMaker | None = None,
     ) -> None:
+        self._held_out = held_out
         self._context, self._config, self._group, self._parallel = context, config, group, parallel
         self._chunks, self._seed, self._ends = chunks, seed, ends
 
@@ -73,17 +75,19 @@ class RankDrawer:
     def draw(self, one: Round, order: Order, chunks: Sequence[list[Draw]], model: nn.Module, step: int) -> Files:
         """Draw and write this rank's chunks, until its node must stop. While one is rewarded the next one is drawn."""
         files, before = [], None
+        maker = self._held_out if order.held_out else self._chunks
+        assert maker is not None, "held-out prompts are asked where there are some"
         with gathered(model, reshard=should_reshard_after_forward(model, self._parallel, self._group.device)):
             answer = answering(model, self._config, self._seed, self._ends)
             for number in order.numbers[self._group.rank :: self._group.world_size]:
-                if self._context.stop_requested():
+                if self._context.stop_requested() and not order.held_out:
                     break
-                answered = self._chunks.answer(chunks[number], answer)
+                answered = maker.answer(chunks[number], answer)
                 if before is not None:
-                    files.append(one.put(before[0], self._chunks.rewarded(before[1], step)))
+                    files.append(one.put(before[0], maker.rewarded(before[1], step)))
                 before = ChunkName(order.attempt, number), answered
             if before is not None:
-                files.append(one.put(before[0], self._chunks.rewarded(before[1], step)))
+                files.append(one.put(before[0], maker.rewarded(before[1], step)))
         return [file for part in self._group.all_gather_object(files) for file in part]
 
 
@@ -138,7 +142,8 @@ class WorkerDrawer:
         wanted = {ChunkName(order.attempt, number) for number in order.numbers}
         deadline = time.monotonic() + TURN_SECONDS
         while True:
-            if wanted <= {chunk_of(name) for name in one.names()} or self._context.stop_requested():
+            stops = self._context.stop_requested() and not order.held_out
+            if stops or wanted <= {chunk_of(name) for name in one.names()}:
                 return True
             if time.monotonic() > deadline:
                 return False

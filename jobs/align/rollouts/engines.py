@@ -16,8 +16,8 @@ from torch import nn
 from cluster.errors import ConfigError
 from jobs.align.rollouts.chunks import Answering
 from jobs.align.rollouts.config import GrpoConfig
-from jobs.align.rollouts.generate import Answer, answer_all
-from jobs.align.rollouts.sampling import Draw, Sampling, uniforms
+from jobs.rollouts.generate import Answer, answer_all
+from jobs.rollouts.sampling import Draw, Sampling, uniforms
 
 GROUP = "ropewalk.rollout_engines"
 

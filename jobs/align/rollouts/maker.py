@@ -3,12 +3,11 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from torch import nn
 
 from cluster.errors import DataError, StopRequested
@@ -17,17 +16,16 @@ from jobs.align.rollouts.advantages import advantages, total, without_signal
 from jobs.align.rollouts.chunks import cut, issued
 from jobs.align.rollouts.config import GrpoConfig
 from jobs.align.rollouts.drawing import Drawer
-from jobs.align.rollouts.ledger import ChunkName, Round, arrow_table, chunk_of, rounds, settle
 from jobs.align.rollouts.orders import Order
 from jobs.align.rollouts.prompts import Prompts
-from jobs.align.rollouts.sampling import Draw
 from jobs.align.rollouts.source import Rollout, RolloutSource
+from jobs.rollouts.ledger import ChunkName, Round, arrow_table, chunk_of, prune, settle
+from jobs.rollouts.resume import Parts, kept, take_up
+from jobs.rollouts.sampling import Draw
 from jobs.training.state import TrainState
 from sharding.group import Group
 
 log = logging.getLogger(__name__)
-
-Parts = dict[ChunkName, tuple[str, pa.Table]]  # a chunk's file and rows
 
 
 @dataclass(kw_only=True)
@@ -42,6 +40,7 @@ class RolloutMaker:
     prompts: Prompts
     drawer: Drawer
     source: RolloutSource
+    oldest_position: Callable[[], int]  # before which no checkpoint stands that the run may go back to
     _ordered: set[int] = field(default_factory=set, init=False)  # positions of rounds that workers know of
     _next: int | None = field(default=None, init=False)  # the position that follows, if nothing goes back
 
@@ -57,19 +56,15 @@ class RolloutMaker:
         self._next = position + self.global_batch
 
     def settle(self, position: int, step: int) -> None:
-        """A checkpoint is committed: what it has learnt is used. Rank 0 calls it."""
-        settle(self.context.run, self.context.fence, position, step)
+        """A checkpoint is committed: what it has learnt is used, and what is long used may go. Rank 0 calls it."""
+        run, fence = self.context.run, self.context.fence
+        settle(run, fence, position, step)
+        prune(run, fence, min(self.oldest_position(), position - self.config.keep_steps * self.global_batch))
 
     def _note_jump(self, position: int, step: int) -> None:
         """Bring the ledger in line with where this attempt begins, or the run went back to."""
         if self.group.is_main and self._next != position:
-            run, fence = self.context.run, self.context.fence
-            if self._next is None:
-                settle(run, fence, position, step)
-            else:
-                for one in rounds(run, fence):
-                    if one.position < position and one.state == "done":
-                        one.drop("the run went back to a checkpoint and left these samples out")
+            take_up(self.context.run, self.context.fence, position, step, went_back=self._next is not None)
         self.group.barrier()
 
     def _draw_ahead(self, position: int, model: nn.Module, step: int) -> None:
@@ -131,14 +126,7 @@ class RolloutMaker:
 
     def _found(self, one: Round, step: int) -> tuple[bool, Parts]:
         """Whether the round is complete in the ledger, and the chunks of it that are."""
-        found: tuple[bool, list[tuple[str, bytes]]] | None = None
-        if self.group.is_main:
-            one.make()
-            one.withdraw()
-            one.remove_damaged()
-            found = one.manifest() is not None, list(one.chunks())
-        complete, files = self.group.broadcast_object(found)
-        parts = {chunk_of(name): (name, arrow_table(raw)) for name, raw in files}
+        complete, parts = kept(one, self.group)
         oldest = step - self.config.max_staleness
         return complete, {key: part for key, part in parts.items() if part[1]["policy_version"][0].as_py() >= oldest or complete}
 

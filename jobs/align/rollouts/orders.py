@@ -29,6 +29,7 @@ class Order(NamedTuple):
     attempt: int
     slots: list[int]
     numbers: list[int]
+    held_out: bool = False  # slots are held-out prompts, and the position is the step after which they are answered
 
 
 class Orders:
@@ -71,7 +72,8 @@ class Orders:
         self._file(order).unlink(missing_ok=True)
 
     def _file(self, order: Order) -> Path:
-        return self.folder / f"{order.position:010d}-{order.attempt}.{self._who}.json"
+        kind = "-held-out" if order.held_out else ""
+        return self.folder / f"{order.position:010d}-{order.attempt}{kind}.{self._who}.json"
 
     # --- of a worker
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,11 +19,12 @@ from datapipe.chat.template import ChatTokenizer
 from datapipe.loader.order import hash_words, permute
 from datapipe.manifest import TokenizerRecord
 from datapipe.tokens.tokenizer import Encoder, TokenizerFiles
-from jobs.align.preferences.read import Record, data_files, read_records
-from jobs.align.rollouts.ledger import PROMPTS, arrow_bytes, arrow_table
+from jobs.align.preferences.read import Record, data_files, is_held_out, read_records
+from jobs.rollouts.ledger import HELD_OUT, PROMPTS, arrow_bytes, arrow_table
 from jobs.training.model_record import TokenizerPlan
 
 READY, REJECTED, TOKENIZER = "prompts.json", "rejected.jsonl", "tokenizer"
+_Row = dict[str, Any]  # of SCHEMA
 SCHEMA = pa.schema([("id", pa.string()), ("tokens", pa.list_(pa.int32())), ("record", pa.string())])
 
 
@@ -35,6 +36,8 @@ class PromptPlan(NamedTuple):
     on_long: Literal["drop", "cut", "error"]
     verbatim: bool | None = None  # text as it stands, and not as a message; None: where the tokenizer has no chat template
     system: str | None = None  # of prompts that have none
+    validation_data: str | None = None  # held-out prompts; None: a fraction of the data
+    validation_fraction: float = 0.0
 
 
 class Prompt(NamedTuple):
@@ -56,16 +59,13 @@ def prepare(plan: PromptPlan, files: TokenizerFiles, folder: Path) -> dict[str, 
     (folder / TOKENIZER).mkdir(parents=True, exist_ok=True)
     for name, content in files.files.items():
         write_atomically(folder / TOKENIZER / name, content)
-    rows, rejected = [], []
+    rows, held_out, rejected = list[_Row](), list[_Row](), list[dict[str, str]]()
     encode = _Encoder(folder / TOKENIZER, plan)
-    for record in read_records(data_files(plan.data)):
-        found = encode(record)
-        where = f"{record.file}:{record.line}"
-        if isinstance(found, str):
-            rejected.append({"id": where, "reason": found})
-        else:
-            name = str((record.values or {}).get("id") or where)
-            rows.append({"id": name, "tokens": found, "record": json.dumps(record.values, default=str)})
+    fraction = plan.validation_fraction if plan.validation_data is None else 0.0
+    for record, found in _encoded(encode, plan.data, rejected):
+        (held_out if is_held_out((record.values or {})["prompt"], fraction) else rows).append(_row(record, found))
+    if plan.validation_data is not None:
+        held_out = [_row(record, found) for record, found in _encoded(encode, plan.validation_data, rejected)]
     reasons = dict(Counter(one["reason"] for one in rejected))
     if not rows:
         said = ", ".join(f"{reason}: {count}" for reason, count in reasons.items()) or "it is empty"
@@ -73,10 +73,33 @@ def prepare(plan: PromptPlan, files: TokenizerFiles, folder: Path) -> dict[str, 
     (folder / REJECTED).unlink(missing_ok=True)
     append_lines(folder / REJECTED, rejected)
     write_atomically(folder / PROMPTS, arrow_bytes(pa.Table.from_pylist(rows, SCHEMA)))
-    counted = {"prompts": len(rows), "rejected": {"total": len(rejected), "reasons": reasons, "cut": encode.cut}}
+    if held_out:
+        write_atomically(folder / HELD_OUT, arrow_bytes(pa.Table.from_pylist(held_out, SCHEMA)))
+    longest = max(len(row["tokens"]) for row in (*rows, *held_out))
+    counted = {
+        "prompts": len(rows),
+        "held_out": len(held_out),
+        "longest": longest,
+        "rejected": {"total": len(rejected), "reasons": reasons, "cut": encode.cut},
+    }
     counted["tokenizer"] = Encoder(files).record().model_dump()
     write_atomically(folder / READY, json_text(counted))  # last: it vouches for the rest
     return counted
+
+
+def _encoded(encode: "_Encoder", data: str, rejected: list[dict[str, str]]) -> Iterator[tuple[Record, list[int]]]:
+    """The records of some files with their tokens; those that are of no use are named in `rejected`."""
+    for record in read_records(data_files(data)):
+        found = encode(record)
+        if isinstance(found, str):
+            rejected.append({"id": f"{record.file}:{record.line}", "reason": found})
+        else:
+            yield record, found
+
+
+def _row(record: Record, tokens: list[int]) -> _Row:
+    name = str((record.values or {}).get("id") or f"{record.file}:{record.line}")
+    return {"id": name, "tokens": tokens, "record": json.dumps(record.values, default=str)}
 
 
 def tokenizer_plan(folder: Path, counted: Mapping[str, Any]) -> TokenizerPlan:
@@ -135,8 +158,9 @@ class _Encoder:
 class Prompts:
     """The prompts of a run, by the place at which they come."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self._table = arrow_table((folder / PROMPTS).read_bytes())
+    def __init__(self, folder: Path, seed: int | None, name: str = PROMPTS) -> None:
+        """Those of a file; shuffled by the seed, or in their own order."""
+        self._table = arrow_table((folder / name).read_bytes())
         self._seed = seed
 
     def __len__(self) -> int:
@@ -150,6 +174,15 @@ class Prompts:
     def at(self, slot: int, attempt: int = 0) -> Prompt:
         """The prompt of a place of the run. Every prompt comes once an epoch; those of later tries are shuffled anew."""
         epoch, index = divmod(slot, len(self))
+        if self._seed is None:
+            return self._at_row(index)
         seed = self._seed if attempt == 0 else int(hash_words(self._seed, attempt)[0] >> np.uint64(1))
-        row = int(permute(np.array([index]), len(self), seed, epoch)[0])
+        return self._at_row(int(permute(np.array([index]), len(self), seed, epoch)[0]))
+
+    def _at_row(self, row: int) -> Prompt:
         return Prompt(row, self._table["tokens"][row].as_py(), json.loads(self._table["record"][row].as_py()))
+
+
+def held_out_prompts(folder: Path) -> Prompts | None:
+    """The held-out prompts of a run in their own order; None where it has none."""
+    return Prompts(folder, None, HELD_OUT) if (folder / HELD_OUT).is_file() else None

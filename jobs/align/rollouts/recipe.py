@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -16,16 +17,21 @@ from jobs.align.preferences.data import tokenizer_files
 from jobs.align.preferences.reference import open_reference
 from jobs.align.rollouts.chunks import ChunkMaker
 from jobs.align.rollouts.drawing import Drawer, RankDrawer, WorkerDrawer
-from jobs.align.rollouts.ledger import rollouts_folder
 from jobs.align.rollouts.maker import RolloutMaker
 from jobs.align.rollouts.objective import GroupRelative
-from jobs.align.rollouts.prompts import PromptPlan, Prompts, prepare, tokenizer_plan
+from jobs.align.rollouts.prompts import PromptPlan, Prompts, held_out_prompts, prepare, tokenizer_plan
 from jobs.align.rollouts.setup import answer_ends, open_pool, open_tokenizer, policy_plan
 from jobs.align.rollouts.source import RolloutSource
+from jobs.align.rollouts.validation import HeldOutRewards
+from jobs.rollouts.ledger import rollouts_folder, settle
 from jobs.training.model import ModelPlan
+from jobs.training.model_record import checkpoint_place
 from jobs.training.objective import Objective
 from jobs.training.recipe import Recipe, train
+from sharding.checkpoint import newest_complete
 from sharding.group import Group
+from sharding.layout import complete_steps, directory_of
+from sharding.manifest import read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +45,11 @@ def run(context: JobContext, config: AlignConfig, group: Group) -> dict[str, obj
     counted = _prompts(context, config, group)
     with grpo_recipe(context, config, group, counted) as recipe:
         results = train(context, config, group, recipe)
-    return {**results, "prompts": counted["prompts"], "rejected": counted["rejected"]}
+    if group.is_main:  # a group that was killed after its last checkpoint was committed has not said that it is used
+        _, newest = newest_complete(checkpoint_place(context.run))
+        settle(context.run, context.fence, newest.position, newest.step)
+    told: dict[str, object] = {name: counted[name] for name in ("prompts", "held_out", "rejected") if name in counted}
+    return {**results, **told}
 
 
 @contextmanager
@@ -50,7 +60,8 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
     prompts = Prompts(folder, config.seed)
     plan = policy_plan(context.run, config, counted, prompts)
     source = RolloutSource(tokens_per_sample=plan.seq_len, num_rewards=len(grpo.rewards))
-    with _drawer(context, config, group, prompts, tokenizer.record.end_of_document) as drawer:
+    held_out = held_out_prompts(folder)
+    with _drawer(context, config, group, (prompts, held_out), tokenizer.record.end_of_document) as drawer:
         maker = RolloutMaker(
             context=context,
             config=grpo,
@@ -60,21 +71,36 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
             prompts=prompts,
             drawer=drawer,
             source=source,
+            oldest_position=partial(_oldest_position, context, config.checkpoint.keep),
         )
+        scored = None
+        if held_out is not None:
+            scored = HeldOutRewards(context=context, config=grpo, group=group, prompts=held_out, drawer=drawer)
         yield Recipe(
             model=plan,
             tokenizer=tokenizer,
             source=source,
             validation=None,
+            validated=scored,
             objective=_objective(context, config, plan),
+            chat=True,
             before_step=maker.before_step,
             reads_ahead=False,
             after_checkpoint=maker.settle,
         )
 
 
+def _oldest_position(context: JobContext, keep: int) -> int:
+    """The sample at which the oldest checkpoint stands that the run may go back to."""
+    place = checkpoint_place(context.run)
+    steps = complete_steps(place)[-keep:]
+    return read_manifest(place.child(directory_of(steps[0]))).position if steps else 0
+
+
 @contextmanager
-def _drawer(context: JobContext, config: AlignConfig, group: Group, prompts: Prompts, end: int) -> Iterator[Drawer]:
+def _drawer(
+    context: JobContext, config: AlignConfig, group: Group, prompts: tuple[Prompts, Prompts | None], end: int
+) -> Iterator[Drawer]:
     """Who draws answers, with the processes that this takes."""
     grpo = config.grpo
     if grpo.workers:
@@ -83,9 +109,13 @@ def _drawer(context: JobContext, config: AlignConfig, group: Group, prompts: Pro
         return
     tokenizer = open_tokenizer(rollouts_folder(context.run))
     with open_pool(context.run, grpo) as pool:
-        chunks = ChunkMaker(prompts, tokenizer, pool, lambda: context.heart.beat(Phase.ROLLOUT, 0))
+        makers = [
+            None if some is None else ChunkMaker(some, tokenizer, pool, lambda: context.heart.beat(Phase.ROLLOUT, 0))
+            for some in prompts
+        ]
+        assert makers[0] is not None
         ends = answer_ends(config, tokenizer, end)
-        yield RankDrawer(context, grpo, group, config.parallel, chunks, seed=config.seed, ends=ends)
+        yield RankDrawer(context, grpo, group, config.parallel, makers[0], seed=config.seed, ends=ends, held_out=makers[1])
 
 
 def _prompts(context: JobContext, config: AlignConfig, group: Group) -> dict[str, Any]:
@@ -108,7 +138,15 @@ def _prompts(context: JobContext, config: AlignConfig, group: Group) -> dict[str
 
 
 def _prompt_plan(config: AlignConfig, limit: int) -> PromptPlan:
-    return PromptPlan(config.data, limit, config.on_long, config.chat.verbatim, config.chat.system)
+    return PromptPlan(
+        data=config.data,
+        max_tokens=limit,
+        on_long=config.on_long,
+        verbatim=config.chat.verbatim,
+        system=config.chat.system,
+        validation_data=config.validation_data,
+        validation_fraction=config.validation_fraction,
+    )
 
 
 def _seq_len(context: JobContext, config: AlignConfig, encoder: Encoder) -> int:

@@ -30,7 +30,7 @@ def open_pool(run: RunDir, config: GrpoConfig) -> RewardPool:
 def policy_plan(run: RunDir, config: AlignConfig, counted: Mapping[str, Any], prompts: Prompts) -> ModelPlan:
     """The model that learns, with its adapter."""
     record = TokenizerRecord.model_validate(counted["tokenizer"])
-    seq_len = prompts.longest + config.grpo.max_new_tokens
+    seq_len = int(counted.get("longest") or prompts.longest) + config.grpo.max_new_tokens
     return ModelPlan.of(config.model, run, tokenizer=record, seq_len=seq_len).with_lora(config.lora, config.seed)
 
 

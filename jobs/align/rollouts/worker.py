@@ -22,10 +22,10 @@ from cluster.run.files import read_json, write_json
 from jobs.align.config import AlignConfig
 from jobs.align.rollouts.chunks import ChunkMaker, cut
 from jobs.align.rollouts.engines import EngineSetup, RolloutEngine, find_engine
-from jobs.align.rollouts.ledger import ChunkName, Round, chunk_of, rollouts_folder
 from jobs.align.rollouts.orders import Order, Orders
-from jobs.align.rollouts.prompts import READY, TOKENIZER, Prompts
+from jobs.align.rollouts.prompts import READY, TOKENIZER, Prompts, held_out_prompts
 from jobs.align.rollouts.setup import answer_ends, open_pool, open_tokenizer, policy_plan
+from jobs.rollouts.ledger import ChunkName, Round, chunk_of, rollouts_folder
 from jobs.training.load_checkpoint import empty_model
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Worker:
         config, folder = self._config, rollouts_folder(self._run)
         counted = read_json(folder / READY)
         assert counted is not None, "ranks prepare prompts before they start workers"
-        tokenizer, prompts = open_tokenizer(folder), Prompts(folder, config.seed)
+        tokenizer, prompts, held_out = open_tokenizer(folder), Prompts(folder, config.seed), held_out_prompts(folder)
         plan = policy_plan(self._run, config, counted, prompts)
 
         def empty() -> torch.nn.Module:
@@ -59,13 +59,15 @@ class Worker:
         setup = EngineSetup(config=config.grpo, seed=config.seed, ends=ends, tokenizer=folder / TOKENIZER, empty_model=empty)
         engine = find_engine(setup)
         with open_pool(self._run, config.grpo) as pool:
-            maker = ChunkMaker(prompts, tokenizer, pool, lambda: None)
+            makers = {False: ChunkMaker(prompts, tokenizer, pool, lambda: None)}
+            if held_out is not None:
+                makers[True] = ChunkMaker(held_out, tokenizer, pool, lambda: None)
             while True:
-                self._once(engine, maker)
+                self._once(engine, makers)
 
-    def _once(self, engine: RolloutEngine, maker: ChunkMaker) -> None:
+    def _once(self, engine: RolloutEngine, makers: dict[bool, ChunkMaker]) -> None:
         for order in self._orders.pending():
-            one = Round(self._run, self._fence, order.position)
+            one, maker = Round(self._run, self._fence, order.position, held_out=order.held_out), makers[order.held_out]
             for name, draws in self._mine(order, one):
                 self._take_newest(engine)
                 one.put(name, maker.rewarded(maker.answer(draws, engine.answer), self._version))
@@ -74,7 +76,7 @@ class Worker:
 
     def _mine(self, order: Order, one: Round) -> Iterator[tuple[ChunkName, list]]:  # type: ignore[type-arg]
         there = {chunk_of(name) for name in one.names()}
-        chunks = cut(order.slots, order.attempt, self._config.grpo)
+        chunks = cut(order.slots, order.attempt, self._config.grpo, held_out=order.held_out)
         for number in order.numbers:
             name = ChunkName(order.attempt, number)
             if number % self._of == self._number and name not in there:

@@ -1,10 +1,9 @@
 """The report for people: one page of HTML that needs no network and no other file."""
 
+import base64
 import html
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from jobs.audit.report.plots import draw_all
 
 ROWS_SHOWN = 60
 _STYLE = """
@@ -25,14 +24,14 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid #e4e7eb }
 """
 
 
-def page(name: str, report: Mapping[str, Any], plots: Mapping[str, Any]) -> str:
-    """The page of an audit: the gate first, then scores, pictures, tables, and what must be said beside them."""
+def page(name: str, report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """The page of an audit: the gate first, then scores, pictures (PNG), tables, and what must be said beside them."""
     step = f", step {report['step']}" if report["step"] is not None else ""
     scores = [
         {"score": score, "value": one["value"], "standard error": one["standard_error"], "n": one["n"]}
         for score, one in report["scores"].items()
     ]
-    pictures = "".join(f'<img alt="{html.escape(what)}" src="{source}">' for what, source in draw_all(plots).items())
+    shown = "".join(_picture(title, png) for title, png in pictures.items())
     tables = "".join(f"<h2>{html.escape(title)}</h2>{table(rows)}" for title, rows in report["tables"].items())
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in report["notes"])
     return f"""<!doctype html>
@@ -41,11 +40,15 @@ def page(name: str, report: Mapping[str, Any], plots: Mapping[str, Any]) -> str:
 <h1>{html.escape(name)}</h1><p class="muted">audit of {html.escape(str(report["model"]))}{step}, seed {report["seed"]}</p>
 {_gate(report["gate"])}
 <h2>Scores</h2>{table(scores)}
-<div class="plots">{pictures}</div>
+<div class="plots">{shown}</div>
 {tables}
 <h2>To be read with it</h2><ul>{notes}<li>A low score is no proof that a model has no bias: the suites know few groups.</li></ul>
 </body></html>
 """
+
+
+def _picture(title: str, png: bytes) -> str:
+    return f'<img alt="{html.escape(title)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
 def _gate(gate: Mapping[str, Any]) -> str:

@@ -1,38 +1,29 @@
 """Pictures of an audit: rates with intervals, reliability, subgroups, false positives by group, exposure."""
 
-import base64
-import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from jobs.runs.plots import EVENT, INK, MUTED, TRAIN, VALIDATION, dress
+from jobs.runs.plots import EVENT, MUTED, TRAIN, VALIDATION, as_png, dress
 
-DOTS_PER_INCH = 130
 TERMS_SHOWN = 20
 Draw = Callable[[Any, Any], None]
 
 
-def draw_all(plots: Mapping[str, Any]) -> dict[str, str]:
-    """Every picture that there are values for, as a data URL."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    found: dict[str, str] = {}
-    with plt.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": MUTED, "font.family": "DejaVu Sans"}):
-        for name, values in plots.items():
-            if name not in DRAWN or not values:
-                continue
-            parts = values.items() if isinstance(values, dict) else [(name, values)]
-            for title, part in parts:
-                figure, axis = plt.subplots(figsize=(6.4, max(2.6, min(0.9 + 0.24 * len(part), 8.0))), layout="constrained")
-                DRAWN[name](axis, part)
-                buffer = io.BytesIO()
-                figure.savefig(buffer, dpi=DOTS_PER_INCH, facecolor="white", format="png")
-                plt.close(figure)
-                found[str(title)] = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def draw_all(plots: Mapping[str, Any]) -> dict[str, bytes]:
+    """Every picture that there are values for, as a PNG by its title."""
+    found: dict[str, bytes] = {}
+    for name, values in plots.items():
+        if name not in DRAWN or not values:
+            continue
+        for title, part in values.items() if isinstance(values, dict) else [(name, values)]:
+            height = max(2.6, min(0.9 + 0.24 * len(part), 8.0))
+            found[str(title)] = as_png(partial(_draw, DRAWN[name], part), (6.4, height))
     return found
+
+
+def _draw(draw: Draw, part: Any, axis: Any) -> None:
+    draw(axis, part)
 
 
 def draw_rates(axis: Any, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -17,7 +17,9 @@ from jobs.audit.measures.contamination import clean_rows
 from jobs.audit.report.before_after import before_and_after
 from jobs.audit.report.mixture import rebalanced
 from jobs.audit.report.page import page
+from jobs.audit.report.plots import draw_all
 from jobs.runs.status import find_run
+from jobs.tracking.readable import file_word, write_picture
 
 FOLDER = "audit"
 ITEMS, REPORT, PAGE, MIXTURE, PAIRS = "items.jsonl", "report.json", "report.html", "mixture.yaml", "pairs.jsonl"
@@ -27,7 +29,8 @@ PAIR_KEYS = ("prompt", "chosen", "rejected")
 def write_report(
     run: RunDir, config: AuditConfig, judged: Judged, verdict: Mapping[str, Any], *, model: str, step: int | None
 ) -> dict[str, str]:
-    """Write all files; returns the paths below the run of the report and of what mitigates, by what they are."""
+    """Write all files, and for trackers the report's pictures; returns the paths below the run of the report and of
+    what mitigates, by what they are."""
     folder = run.path / FOLDER
     folder.mkdir(exist_ok=True)
     written = {"report": f"{FOLDER}/{PAGE}"}
@@ -50,7 +53,10 @@ def write_report(
     report: dict[str, Any] = {"model": model, "step": step, "seed": config.seed, "scores": scores, "gate": verdict}
     report |= {"tables": tables, "notes": judged.notes}
     write_json(folder / REPORT, report)
-    write_atomically(folder / PAGE, page(run.id, report, judged.plots))
+    pictures = draw_all(judged.plots)
+    write_atomically(folder / PAGE, page(run.id, report, pictures))
+    for title, png in pictures.items():  # and no table: some hold training text word for word
+        write_picture(run.path, file_word(title), png)
     return written
 
 

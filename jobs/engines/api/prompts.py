@@ -6,7 +6,7 @@ from typing import Any
 
 from datapipe.chat.built_in import TEMPLATES
 from datapipe.chat.conversation import BadConversationError
-from datapipe.chat.template import ChatTokenizer
+from datapipe.chat.template import ChatTokenizer, open_tokenizer
 from jobs.engines.api.bodies import ChatRequest, CompletionRequest, Message, TokenizeRequest, plain
 from jobs.engines.api.errors import ApiError
 from jobs.engines.api.text import Vocabulary
@@ -17,9 +17,7 @@ class Prompts:
 
     def __init__(self, files: Path, vocabulary: int) -> None:
         """`files` is a folder with a tokenizer; one without a chat template is asked by the plain one. Raises ConfigError."""
-        from jobs.inference.open_model import open_tokenizer
-
-        self._tokenizer = open_tokenizer(files, str(files))
+        self._tokenizer = open_tokenizer(files)
         self.vocabulary, self.text = vocabulary, Vocabulary(self._tokenizer)
         own = getattr(self._tokenizer, "chat_template", None)
         self._chat = ChatTokenizer(files, None if own else TEMPLATES["plain"])

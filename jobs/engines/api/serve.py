@@ -8,18 +8,19 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-import uvicorn
+from typing import TYPE_CHECKING
 
 from cluster.errors import RopewalkError
 from cluster.process.ports import BACKLOG
-from jobs.engines.api.app import Api, Loaded
 from jobs.engines.engine import TOKEN_VARIABLE, EngineOptions
 from jobs.engines.parent import end_with_parent
 
+if TYPE_CHECKING:
+    from jobs.engines.api.app import Loaded
+
 LEAVE_SECONDS = 2  # for answers under way, after SIGTERM
 
-Load = Callable[[str, EngineOptions], Loaded]
+Load = Callable[[str, EngineOptions], "Loaded"]
 
 
 def main(program: str, load: Load) -> None:
@@ -46,6 +47,10 @@ def main(program: str, load: Load) -> None:
 
 
 async def _serve(model: str, options: EngineOptions, listener: socket.socket, load: Load) -> int:
+    import uvicorn  # this and the API take seconds: whoever started this process may be gone by then
+
+    from jobs.engines.api.app import Api
+
     assert options.name is not None
     api = Api(options.name, options.token)
     config = uvicorn.Config(

@@ -57,5 +57,5 @@ class LlamaCppEngine:
         return our_command("jobs.engines.llamacpp", model, options)
 
     def environment(self, options: EngineOptions) -> dict[str, str]:
-        """The token; torch is not needed, and must not start threads."""
-        return {TOKEN_VARIABLE: options.token or "", "OMP_NUM_THREADS": "1"}
+        """The token; torch is not needed, of which transformers would warn."""
+        return {TOKEN_VARIABLE: options.token or "", "OMP_NUM_THREADS": "1", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}

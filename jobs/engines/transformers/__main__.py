@@ -1,15 +1,20 @@
 """`python -m jobs.engines.transformers MODEL`: serve a model by transformers."""
 
-from jobs.engines.api.app import Loaded
+from typing import TYPE_CHECKING
+
 from jobs.engines.api.serve import main
 from jobs.engines.engine import EngineOptions
 
+if TYPE_CHECKING:
+    from jobs.engines.api.app import Loaded
 
-def load(model: str, options: EngineOptions) -> Loaded:
+
+def load(model: str, options: EngineOptions) -> "Loaded":
     """Open the model of a run or a directory. Raises ConfigError, CheckpointError."""
     import torch
 
     from cluster.run.directory import RunDir
+    from jobs.engines.api.app import Loaded
     from jobs.engines.api.prompts import Prompts
     from jobs.engines.transformers.sampler import TransformersSampler
     from jobs.inference.open_model import open_model

@@ -32,6 +32,7 @@ def grpo_config(model: Path, data: Path, **changes: Any) -> dict[str, Any]:
         "batch": {"global_batch": 16, "micro_batch": 4},
         "optim": {"lr": 1e-2, "warmup_steps": 0, "schedule": "constant"},
         "checkpoint": {"every_steps": 3},
+        "validation_fraction": 0.0,
         **changes,
         "grpo": grpo | changes.get("grpo", {}),
     }

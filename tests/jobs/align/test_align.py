@@ -49,8 +49,8 @@ def test_no_number_of_ranks_and_no_micro_batch_changes_what_is_learnt(
     keys: dict[str, Any], model: Path, data: Path, tmp_path: Path
 ) -> None:
     config = align_config(model, data, **keys)
-    runs = [align_run(tmp_path, {**config, "batch": {"global_batch": 7, "micro_batch": size}}) for size in (7, 2, 1)]
-    results = [launch(run, ranks) for run, ranks in zip(runs, (1, 2, 3), strict=True)]
+    runs = [align_run(tmp_path, {**config, "batch": {"global_batch": 7, "micro_batch": size}}) for size in (7, 2)]
+    results = [launch(run, ranks) for run, ranks in zip(runs, (1, 3), strict=True)]
     for run, result in zip(runs[1:], results[1:], strict=True):
         assert losses(run) == pytest.approx(losses(runs[0]), rel=1e-6)
         for name in ("reward_margin", "logp_chosen", "rewards_rejected"):
@@ -62,7 +62,7 @@ def test_no_number_of_ranks_and_no_micro_batch_changes_what_is_learnt(
 
 @pytest.mark.parametrize("keys", [{}, {"method": "kto", **LORA}], ids=["dpo", "kto with lora"])
 def test_killed_and_resumed_is_bit_identical(keys: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
-    config = align_config(model, data, steps=8, checkpoint={"every_steps": 3}, **keys)
+    config = align_config(model, data, steps=5, checkpoint={"every_steps": 3}, **keys)
     whole, killed = (align_run(tmp_path, config) for _ in range(2))
     launch(whole, 2)
     group = start(killed, 2, TEST_HOOK="stall_in_step")
@@ -120,7 +120,7 @@ def test_the_loss_and_the_kl_of_kto_are_the_papers(model: Path, data: Path, tmp_
 
 def test_a_reference_is_computed_once_and_verified(model: Path, data: Path, tmp_path: Path) -> None:
     own = shutil.copy(data, tmp_path / data.name)
-    config = align_config(model, own, steps=3)
+    config = align_config(model, own, steps=2)
     copy, once, again = (align_run(tmp_path, {**config, "reference": kind}) for kind in ("copy", "precomputed", "precomputed"))
     launch(copy, 1)
     launch(once, 2)

@@ -12,6 +12,7 @@ from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from jobs.align.preferences.source import Rows
 from jobs.align.reward.open import open_reward_model
+from jobs.inference.open_model import open_model
 from jobs.training.export import export
 from jobs.training.load_checkpoint import load_model
 from tests.jobs.align.formulas import reward_losses
@@ -35,7 +36,7 @@ def reward_run(root: Path, model: Path, data: Path, **changes: Any) -> RunDir:
 
 
 def test_the_loss_is_the_papers_and_no_number_of_ranks_changes_it(model: Path, data: Path, tmp_path: Path) -> None:
-    one, three = (reward_run(tmp_path, model, data, steps=3) for _ in range(2))
+    one, three = (reward_run(tmp_path, model, data, steps=2) for _ in range(2))
     launch(one, 1)
     launch(three, 3)
     assert losses(three) == pytest.approx(losses(one), rel=1e-6)
@@ -51,8 +52,9 @@ def test_the_loss_is_the_papers_and_no_number_of_ranks_changes_it(model: Path, d
 def test_it_leaves_as_a_model_for_classification_and_scores_there_as_here(
     keys: dict[str, Any], model: Path, data: Path, tmp_path: Path
 ) -> None:
-    run = reward_run(tmp_path / "runs", model, data, steps=30, optim={"lr": 1e-2, "warmup_steps": 2}, **keys)
-    results = launch(run, 2)
+    quick = {"checkpoint": {"every_steps": 100}, "batch": {"global_batch": 7, "micro_batch": 7}}
+    run = reward_run(tmp_path / "runs", model, data, steps=30, optim={"lr": 1e-2, "warmup_steps": 2}, **quick, **keys)
+    results = launch(run, 1)
     assert results["validation/reward_accuracy"] > 0.8
     directory = export(run, tmp_path / "exported")
     assert AutoModelForSequenceClassification.from_pretrained(directory).config.num_labels == 1
@@ -68,6 +70,10 @@ def test_what_is_no_reward_model_is_named(model: Path, data: Path, tmp_path: Pat
         open_reward_model(str(model))
     run = reward_run(tmp_path, model, data, steps=1)
     launch(run, 1)
+    with pytest.raises(ConfigError, match=f"{run.id} is a reward model, which scores texts and writes none"):
+        open_model(str(run.path))
+    with pytest.raises(ConfigError, match="judge is a reward model"):
+        open_model(str(export(run, tmp_path / "judge")))
     config = align_config(model, data) | {"model": {"run": run.id}}
     after = align_run(tmp_path, config)
     assert start(after, 1).wait() == [42]

@@ -74,7 +74,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         "mitigation": {"mixture": {"data": mixture, "groups": ["gendern", "genderb"]}, "counterfactual": {"most": 30}},
     }
     run = make_audit(root / "runs", **config)
-    results = launch(run, 2)
+    results = launch(run, 1)
     return run.path, results, model
 
 
@@ -196,6 +196,9 @@ def test_the_report_is_one_page(audited: tuple[Path, dict[str, Any], Path]) -> N
     for word in ("stereotype_rate", "The gate: passed", "canaries/exposure", "Personal data in samples"):
         assert word in page
     assert "http" not in page.replace("http-equiv", "")
+    pictures = list((run / "pictures").glob("*.png"))  # for trackers
+    assert len(pictures) == 6
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
 
 
 def test_before_and_after_are_compared_item_by_item(audited: tuple[Path, dict[str, Any], Path], tmp_path: Path) -> None:

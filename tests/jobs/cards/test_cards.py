@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from huggingface_hub import DatasetCard, ModelCard
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import jobs.cards.export
 from cluster.errors import DataError
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
@@ -162,11 +162,11 @@ def test_preprocess_writes_the_cards_of_what_it_made(tmp_path: Path) -> None:
     assert str(tmp_path) not in card
 
 
-def test_an_exported_model_has_its_cards(tmp_path: Path) -> None:
+def test_an_exported_model_has_its_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path / "runs", pretrain_config(make_dataset(tmp_path / "data"), steps=2))
     launch(run, 1)
-    command = [sys.executable, "-m", "jobs.cards.export", str(run.path), str(tmp_path / "model")]
-    subprocess.run(command, check=True, capture_output=True)
+    monkeypatch.setattr(sys, "argv", ["jobs.cards.export", str(run.path), str(tmp_path / "model")])
+    jobs.cards.export.main()  # what a machine that does not see the run has another one call
     names = {path.name for path in (tmp_path / "model").iterdir()}
     assert names >= {"README.md", "ml-bom.json", "model.safetensors", "config.json", "tokenizer.json"}
     text = (tmp_path / "model/README.md").read_text()

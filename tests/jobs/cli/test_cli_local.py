@@ -12,6 +12,7 @@ import pytest
 
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
+from tests.jobs.shell import Shell
 from tests.patience import HANG_SECONDS, until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,19 +46,13 @@ def start(run: RunDir, *words: str) -> subprocess.Popen[str]:
         signal.signal(signal.SIGINT, before)
 
 
-def ropewalk(run: RunDir, *words: str, expect: int = 0) -> str:
-    process = start(run, *words)
-    out, err = process.communicate(timeout=HANG_SECONDS)
-    assert process.returncode == expect, err
-    return out
-
-
 def steps(run: RunDir) -> int:
     lines = run.read_metrics()
     return int(lines[-1]["step"]) if lines else 0
 
 
-def test_a_run_outlives_its_terminal_and_goes_on_where_it_was(run: RunDir) -> None:
+def test_a_run_outlives_its_terminal_and_goes_on_where_it_was(run: RunDir, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     followed = start(run, "resume", run.id)
     try:
         until(lambda: steps(run) > 5)
@@ -68,30 +63,30 @@ def test_a_run_outlives_its_terminal_and_goes_on_where_it_was(run: RunDir) -> No
         before = steps(run)
         until(lambda: steps(run) > before)  # nobody follows it any more
 
-        (row,) = json.loads(ropewalk(run, "ps", "--json"))
+        (row,) = json.loads(shell("ps", "--json"))
         assert (row["run"], row["state"], row["nodes"]) == (run.id, "RUNNING", 2)
-        assert "node 1" in ropewalk(run, "top", "--once")
-        assert "It is running" in ropewalk(run, "why", run.id)
-        ropewalk(run, "resume", run.id, "--detach", expect=1)  # it is under way already
+        assert "node 1" in shell("top", "--once")
+        assert "It is running" in shell("why", run.id)
+        shell("resume", run.id, "--detach", expect=1)  # it is under way already
     finally:
-        ropewalk(run, "cancel", run.id)
-    ended = json.loads(ropewalk(run, "wait", run.id, "--json", expect=1))
+        shell("cancel", run.id)
+    ended = json.loads(shell("wait", run.id, "--json", expect=1))
     assert ended["state"] == "CANCELLED"
     reached = steps(run)
 
-    ropewalk(run, "resume", run.id, "resources.nodes=1", "--detach")
-    assert run.id in ropewalk(run, "ps")  # the old outcome ends nothing any more
+    shell("resume", run.id, "resources.nodes=1", "--detach")
+    assert run.id in shell("ps")  # the old outcome ends nothing any more
     until(lambda: steps(run) > reached + 3)
     seen = [line["step"] for line in run.read_metrics()]  # once: it goes on meanwhile
     assert seen == list(range(1, len(seen) + 1))
+    until(lambda: len(list(run.wandb.glob("offline-run-*"))) == 2)  # one W&B run, a file an attempt
     listening = start(run, "logs", "-f", run.id)
-    ropewalk(run, "cancel", run.id)
-    ropewalk(run, "wait", run.id, expect=1)
+    shell("cancel", run.id)
+    shell("wait", run.id, expect=1)
     listening.communicate(timeout=HANG_SECONDS)
     assert listening.returncode == 0  # it ends with the run
     assert run.attempts() == [1, 2]
     outcome = run.outcome(2)
     assert outcome is not None
     assert outcome.state is RunState.CANCELLED
-    assert "It was cancelled" in ropewalk(run, "why", run.id)
-    assert len(list(run.wandb.glob("offline-run-*"))) == 2  # one W&B run, a file an attempt
+    assert "It was cancelled" in shell("why", run.id)

@@ -1,4 +1,4 @@
-"""Shell completion as a shell asks for it: through the environment of a process."""
+"""Shell completion as a shell asks for it: through the environment."""
 
 import os
 import resource
@@ -9,84 +9,103 @@ from pathlib import Path
 import pytest
 
 from cluster.run.directory import RunDir
+from tests.jobs.shell import Shell
 
 CPU_SECONDS = 0.5
 
 
-def ask(words: str, tmp_path: Path, shell: str = "zsh") -> str:
-    """What `ropewalk` answers a shell in which these words stand; the last one is being typed."""
-    environment = {**os.environ, "_ROPEWALK_COMPLETE": f"complete_{shell}", "ROPEWALK_RUNS": str(tmp_path / "runs")}
+class Asked:
+    """What `ropewalk` answers a shell, asked as a shell asks it: through the environment, here in this process."""
+
+    def __init__(self, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._shell, self._patch = shell, monkeypatch
+
+    def __call__(self, words: str, shell: str = "zsh") -> str:
+        """The answer; the last of the words is being typed."""
+        with self._patch.context() as patch:
+            for name, value in environment(words, shell).items():
+                patch.setenv(name, value)
+            patch.setenv("PYDANTIC_DISABLE_PLUGINS", "1")  # it would be set for good
+            answer = self._shell()
+        assert self._shell.err == ""
+        return answer
+
+    def bash(self, words: str) -> list[str]:
+        """The words that bash would offer."""
+        return self(words, "bash").split()
+
+
+def environment(words: str, shell: str) -> dict[str, str]:
+    """What a shell sets when the last of these words is being typed."""
+    known = {"_ROPEWALK_COMPLETE": f"complete_{shell}"}
     if shell == "bash":
-        parts = words.split(" ")
-        environment |= {"COMP_WORDS": words, "COMP_CWORD": str(len(parts) - 1)}
-    else:
-        environment |= {"_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.stderr == ""
-    return done.stdout
+        return {**known, "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
+    return {**known, "_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
 
 
-def bash(words: str, tmp_path: Path) -> list[str]:
-    return ask(words, tmp_path, "bash").split()
+@pytest.fixture
+def asked(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    return Asked(shell, monkeypatch)
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    (tmp_path / "clusters.yaml").write_text("big: {backend: slurm}\nteam: {backend: k8s}\n")
     return RunDir.create("train", {"job": "pretrain", "cluster": "local", "config": {}}, tmp_path / "runs")
 
 
-def test_commands_and_jobs(tmp_path: Path) -> None:
-    assert bash("ropewalk su", tmp_path) == ["submit"]
-    assert bash("ropewalk run pre", tmp_path) == ["preprocess", "pretrain"]
-    assert {"pretrain", "evaluate", "sweep"} <= set(bash("ropewalk submit ", tmp_path))
-    assert bash("ropewalk fly a", tmp_path) == []
+def test_commands_and_jobs(asked: Asked) -> None:
+    assert asked.bash("ropewalk su") == ["submit"]
+    assert asked.bash("ropewalk run pre") == ["preprocess", "pretrain"]
+    assert {"pretrain", "evaluate", "sweep"} <= set(asked.bash("ropewalk submit "))
+    assert asked.bash("ropewalk fly a") == []
 
 
-def test_keys_of_the_job_that_was_typed(tmp_path: Path) -> None:
-    assert {"optim.lr=", "optim.schedule="} <= set(bash("ropewalk run pretrain steps=1 optim.", tmp_path))
-    assert bash("ropewalk run preprocess optim.", tmp_path) == []
-    assert bash("ropewalk submit --on big pretrain -c x.yaml resources.no", tmp_path)[0] == "resources.nodes="
-    assert bash("ropewalk run pretran optim.", tmp_path) == []
-    assert bash("ropewalk resume x resources.gp", tmp_path)[0] == "resources.gpus="
-    assert bash("ropewalk resume x se", tmp_path) == [], "a run's other keys never change"
+def test_keys_of_the_job_that_was_typed(asked: Asked) -> None:
+    assert {"optim.lr=", "optim.schedule="} <= set(asked.bash("ropewalk run pretrain steps=1 optim."))
+    assert asked.bash("ropewalk run preprocess optim.") == []
+    assert asked.bash("ropewalk submit --on big pretrain -c x.yaml resources.no")[0] == "resources.nodes="
+    assert asked.bash("ropewalk run pretran optim.") == []
+    assert asked.bash("ropewalk resume x resources.gp")[0] == "resources.gpus="
+    assert asked.bash("ropewalk resume x se") == [], "a run's other keys never change"
 
 
-def test_the_last_key_that_fits_comes_with_its_values(tmp_path: Path) -> None:
+def test_the_last_key_that_fits_comes_with_its_values(asked: Asked) -> None:
     """Otherwise a shell would add a space after the sign of equality."""
     wanted = [f"optim.schedule={value}" for value in ("", "cosine", "wsd", "constant")]
-    assert bash("ropewalk run pretrain optim.sch", tmp_path) == wanted
-    assert bash("ropewalk run pretrain optim.schedule = w", tmp_path) == ["wsd"], "bash takes the sign for a word"
-    assert bash("ropewalk run pretrain optim.lr", tmp_path) == ["optim.lr=", "optim.lr=0.0003"]
+    assert asked.bash("ropewalk run pretrain optim.sch") == wanted
+    assert asked.bash("ropewalk run pretrain optim.schedule = w") == ["wsd"], "bash takes the sign for a word"
+    assert asked.bash("ropewalk run pretrain optim.lr") == ["optim.lr=", "optim.lr=0.0003"]
 
 
-def test_clusters(tmp_path: Path, run: RunDir) -> None:
-    assert bash("ropewalk run pretrain --on ", tmp_path) == ["local", "slurm", "k8s", "big", "team"]
-    assert bash("ropewalk doctor --on t", tmp_path) == ["team"]
+def test_clusters(tmp_path: Path, run: RunDir, asked: Asked) -> None:
+    (tmp_path / "clusters.yaml").write_text("big: {backend: slurm}\nteam: {backend: k8s}\n")
+    assert asked.bash("ropewalk run pretrain --on ") == ["local", "slurm", "k8s", "big", "team"]
+    assert asked.bash("ropewalk doctor --on t") == ["team"]
     (tmp_path / "clusters.yaml").write_text("big: {")
-    assert bash("ropewalk doctor --on l", tmp_path) == ["local"], "a broken file is no reason to complain while one types"
+    assert asked.bash("ropewalk doctor --on l") == ["local"], "a broken file is no reason to complain while one types"
 
 
 @pytest.mark.parametrize("command", ["show", "logs -f", "why", "cancel x", "run pretrain --resume", "submit pretrain --after"])
-def test_run_ids(tmp_path: Path, run: RunDir, command: str) -> None:
-    assert bash(f"ropewalk {command} tr", tmp_path) == [run.id]
-    assert bash(f"ropewalk {command} la", tmp_path) == ["latest"]
+def test_run_ids(run: RunDir, asked: Asked, command: str) -> None:
+    assert asked.bash(f"ropewalk {command} tr") == [run.id]
+    assert asked.bash(f"ropewalk {command} la") == ["latest"]
 
 
-def test_zsh_and_fish_show_what_a_key_means(tmp_path: Path) -> None:
-    assert "optimizer steps of the whole run" in ask("ropewalk run pretrain ste", tmp_path, "zsh")
-    assert "steps=\toptimizer steps of the whole run" in ask("ropewalk run pretrain ste", tmp_path, "fish")
+def test_zsh_and_fish_show_what_a_key_means(asked: Asked) -> None:
+    assert "optimizer steps of the whole run" in asked("ropewalk run pretrain ste", "zsh")
+    assert "steps=\toptimizer steps of the whole run" in asked("ropewalk run pretrain ste", "fish")
 
 
 def test_completion_answers_while_one_types(tmp_path: Path, run: RunDir) -> None:
     for words in ("ropewalk run pretrain optim.", "ropewalk show "):
+        own = {**os.environ, **environment(words, "bash"), "ROPEWALK_RUNS": str(tmp_path / "runs")}
         spent = []
         for _ in range(3):
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            assert bash(words, tmp_path)
+            command = [sys.executable, "-m", "jobs.cli"]
+            done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, check=False)
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            assert (bool(done.stdout.split()), done.stderr) == (True, "")
             spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert min(spent) < CPU_SECONDS, words
 

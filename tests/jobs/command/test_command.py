@@ -76,7 +76,7 @@ def final_words(run: RunDir) -> str:
 
 def program_of(run: RunDir, word: str = PLAIN) -> list[psutil.Process]:
     """The processes of the user's program itself, not those that carry it."""
-    return [process for process in processes_of(run.path) if word in process.cmdline()[:3]]
+    return [process for process in processes_of(run.path) if word in " ".join(process.cmdline()).split()[:3]]
 
 
 def test_a_plain_script_goes_on_bit_by_bit_after_a_killed_rank_a_killed_node_and_stops(start: Start) -> None:

@@ -10,11 +10,14 @@ from transformers import AutoModelForCausalLM
 
 from cluster.errors import ConfigError
 from jobs.compress.artifacts import Artifact
-from jobs.compress.config import TimingConfig
+from jobs.compress.build import Builder
+from jobs.compress.config import CompressConfig, TimingConfig
 from jobs.compress.report import pareto, read_table
 from jobs.compress.sparsify import linears
 from jobs.compress.timing import timed
+from jobs.inference.open_model import open_model
 from tests.jobs.corpus import make_dataset
+from tests.jobs.evaluate.tasks import choice_task
 from tests.jobs.launch import launch, log_of, make_run, start
 from tests.jobs.tiny import tiny_model
 
@@ -35,6 +38,7 @@ TIMES = {"rss", "load_seconds", "first_token_ms", "first_token_cpu_ms", "per_tok
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("compress")
     make_dataset(root / "data")
+    choice_task(root, 6, options=3)
     tiny_model(root / "model", hidden_size=64, intermediate_size=256, head_dim=32)
     return root
 
@@ -93,19 +97,25 @@ def test_the_gate_and_what_this_model_does_not_allow(place: Path, tmp_path: Path
     start(refused, 1).wait()
     assert "the gate refuses" in log_of(refused)
     assert not list((refused.path / "variants").iterdir())
-    for variants, words in (
-        ({"cut": [{"prune": {"layers": 9}}]}, "variants: cut: layers: 9 cannot stay of 2"),
-        ({"ao": ["torchao"]}, "torchao: is not installed"),
-    ):
-        run = make_run(tmp_path, config(place, variants=variants), "compress")
-        start(run, 1).wait()
-        assert words in log_of(run)
-        assert not (run.path / "variants").exists()
+    run = make_run(tmp_path, config(place, variants={"cut": [{"prune": {"layers": 9}}]}), "compress")
+    start(run, 1).wait()
+    assert "variants: cut: layers: 9 cannot stay of 2" in log_of(run)
+    assert not (run.path / "variants").exists()
+    keys = CompressConfig.model_validate(config(place, variants={"ao": ["torchao"]}))
+    with pytest.raises(ConfigError, match="variants: ao: torchao: is not installed"):
+        Builder(config=keys, dense=open_model(str(place / "model")), recover=lambda model, methods, folder: model).check()
 
 
-def test_speed_and_memory_of_a_variant(place: Path, tmp_path: Path) -> None:
-    run = make_run(tmp_path, config(place, variants={"f16": [{"gguf": {"type": "F16"}}]}), "compress")
-    row = launch(run, 1)["table"][1]
+def test_speed_memory_and_task_scores_of_a_variant(place: Path, tmp_path: Path) -> None:
+    keys = {"tasks": [str(place / "choice.yaml")], "require": {"f32/choice": ">= 0"}}
+    run = make_run(tmp_path, config(place, variants={"f32": [{"gguf": {"type": "F32"}}]}, **keys), "compress")
+    dense, row = launch(run, 1)["table"]
+    items = [json.loads(line) for line in (place / "choice.jsonl").read_text().splitlines()]
+    assert dense["scores"]["choice"]["acc"]["value"] == pytest.approx(accuracy(place / "model", items))
+    assert row["scores"] == dense["scores"], "another engine, the same answers"
+    assert {"value", "standard_error", "n", "hash"} == row["scores"]["choice"]["acc_norm"].keys()
+    assert "choice, acc" in (run.path / "compress/report.html").read_text()
+    assert any("log-probabilities within" in note for note in row["notes"])
     artifact = Artifact(engine="llama.cpp", path=run.path / row["path"], zeros=0.0)
     found = timed(artifact, TimingConfig(prompt_tokens=16, new_tokens=4, repeats=1))
     assert found.keys() == TIMES
@@ -113,6 +123,20 @@ def test_speed_and_memory_of_a_variant(place: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     with pytest.raises(ConfigError, match=r"its timing ended with 1: .*does not open it"):
         timed(Artifact(engine="llama.cpp", path=tmp_path / "bad.gguf", zeros=0.0), TimingConfig())
+
+
+def accuracy(model: Path, items: list[dict[str, Any]]) -> float:
+    """The share of items whose answer is the likeliest option, option by option in transformers."""
+    opened, right = open_model(str(model)), 0
+    for item in items:
+        values = []
+        for choice in item["choices"]:
+            context = opened.tokenizer(f"Q: {item['question']}\nA:")["input_ids"]
+            ids = torch.tensor([[*context, *opened.tokenizer(f" {choice}")["input_ids"]]])
+            each = opened.model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+            values.append(float(each[len(context) - 1 :].sum()))
+        right += values.index(max(values)) == item["answer"]
+    return right / len(items)
 
 
 def test_the_front_is_what_no_other_variant_beats() -> None:

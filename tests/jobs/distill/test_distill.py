@@ -70,16 +70,33 @@ def plain_step_loss(student: Any, teacher: Any, tokens: torch.Tensor, mix: Mix) 
     return mix.alpha * cross + (1 - mix.alpha) * mix.temperature**2 * kl
 
 
-def test_the_loss_of_a_run_is_the_formula_at_any_number_of_ranks(teacher: Path, data: Path, tmp_path: Path) -> None:
-    keys = {"loss": "reverse_kl", "temperature": 2.0, "alpha": 0.3}
-    runs = [distill_run(tmp_path, distill_config(teacher, data, steps=3, **keys)) for _ in range(2)]
-    results = [launch(run, ranks) for run, ranks in zip(runs, (1, 2), strict=True)]
-    assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-6)
-    loader = TokenLoader([Source(str(data))], seq_len=24, seed=0)
+def first_tokens(data: Path) -> torch.Tensor:
+    """The first step's sequences."""
+    return torch.from_numpy(TokenLoader([Source(str(data))], seq_len=24, seed=0).read(range(6)))
+
+
+SHARED = {"loss": "reverse_kl", "temperature": 2.0, "alpha": 0.3, "share": {"groups": 1}, "steps": 7}
+
+
+@pytest.fixture(scope="module")
+def whole(teacher: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run of two ranks that nothing disturbed; the student's layers share their weights."""
+    run = distill_run(tmp_path_factory.mktemp("whole"), distill_config(teacher, data, **SHARED))
+    launch(run, 2)
+    return run
+
+
+def test_the_loss_of_a_run_is_the_formula_at_any_number_of_ranks(
+    teacher: Path, data: Path, whole: RunDir, tmp_path: Path
+) -> None:
+    alone = distill_run(tmp_path, distill_config(teacher, data, **SHARED))
+    results = [launch(alone, 1), whole.results()]
+    assert losses(whole) == pytest.approx(losses(alone), rel=1e-6)
+    first = AutoModelForCausalLM.from_pretrained(alone.path / "student")
+    first.model.layers[1].load_state_dict(first.model.layers[0].state_dict())  # what a group begins with
     mix = Mix("reverse_kl", 0.5, 2.0, 0.3)
-    first = AutoModelForCausalLM.from_pretrained(runs[0].path / "student")
-    wanted = plain_step_loss(first, AutoModelForCausalLM.from_pretrained(teacher), torch.from_numpy(loader.read(range(6))), mix)
-    assert losses(runs[1])[1] == pytest.approx(wanted, rel=1e-6)
+    wanted = plain_step_loss(first, AutoModelForCausalLM.from_pretrained(teacher), first_tokens(data), mix)
+    assert losses(whole)[1] == pytest.approx(wanted, rel=1e-6)
     assert [row["variant"] for row in results[1]["table"]] == ["teacher", "student before", "student"]
     for one, two in zip(results[0]["table"], results[1]["table"], strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
@@ -88,10 +105,8 @@ def test_the_loss_of_a_run_is_the_formula_at_any_number_of_ranks(teacher: Path, 
         assert row["parameters"] < results[0]["table"][0]["parameters"]
 
 
-def test_killed_and_resumed_is_bit_identical(teacher: Path, data: Path, tmp_path: Path) -> None:
-    config = distill_config(teacher, data, student={"prune": {"layers": 2}}, share={"groups": 1}, steps=7)
-    whole, killed = (distill_run(tmp_path, config) for _ in range(2))
-    launch(whole, 2)
+def test_killed_and_resumed_is_bit_identical(teacher: Path, data: Path, whole: RunDir, tmp_path: Path) -> None:
+    killed = distill_run(tmp_path, distill_config(teacher, data, **SHARED))
     group = start(killed, 2, TEST_HOOK="stall_in_step")
     group.until(lambda: (killed.path / "stalled").exists() and bool(events(killed, "checkpoint")))
     group.kill()
@@ -103,7 +118,8 @@ def test_killed_and_resumed_is_bit_identical(teacher: Path, data: Path, tmp_path
 
 
 def test_a_student_comes_nearer_to_its_teacher_and_leaves_as_a_model(trained: RunDir, data: Path, tmp_path: Path) -> None:
-    run = distill_run(tmp_path, distill_config(trained.path, data, steps=30, optim={"lr": 1e-2, "warmup_steps": 2}))
+    keys = {"steps": 30, "optim": {"lr": 1e-2, "warmup_steps": 2}, "checkpoint": {"every_steps": 30}}
+    run = distill_run(tmp_path, distill_config(trained.path, data, **keys))
     results = launch(run, 1)
     before, after = results["table"][1:]
     assert after["kl"] < 0.5 * before["kl"]
@@ -127,7 +143,7 @@ def test_a_teacher_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> N
 
 def test_cached_logits_are_computed_once_and_a_kill_changes_nothing(teacher: Path, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data")
-    config = distill_config(teacher, data, steps=24, teacher_logits="cached", cache={"size": 12})
+    config = distill_config(teacher, data, steps=24, teacher_logits="cached", cache={"size": 12}, checkpoint={"every_steps": 24})
     killed = distill_run(tmp_path, config)
     group = start(killed, 2, TEST_HOOK="stall_in_chunk")
     group.until((killed.path / "stalled").exists)
@@ -146,6 +162,6 @@ def test_cached_logits_are_computed_once_and_a_kill_changes_nothing(teacher: Pat
     assert losses(again) == pytest.approx(losses(killed), rel=1e-6)
     facts = results["teacher_logits"]
     assert facts["bytes"] == sum(len(raw) for raw in content.values())
-    online = distill_run(tmp_path, distill_config(teacher, data, steps=24))
-    launch(online, 1)
-    assert losses(killed)[1] == pytest.approx(losses(online)[1], rel=0.2), "the estimate of the same divergence"
+    student, tokens = AutoModelForCausalLM.from_pretrained(killed.path / "student"), first_tokens(data)
+    online = plain_step_loss(student, AutoModelForCausalLM.from_pretrained(teacher), tokens, Mix("forward_kl", 0.5, 1.0, 0.0))
+    assert losses(killed)[1] == pytest.approx(online, rel=0.2), "the estimate of the same divergence"

@@ -14,9 +14,10 @@ def logits(seed: int, rows: int = 3) -> torch.Tensor:
     return 2.0 * torch.randn(rows, V, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def gradient(teacher: torch.Tensor | SparseTeacher) -> torch.Tensor:
-    student = logits(7).requires_grad_()
-    distillation_sums(student, teacher, torch.zeros(3, dtype=torch.int64), MIX).loss.backward()
+def gradient(teacher: torch.Tensor | SparseTeacher, times: int = 1) -> torch.Tensor:
+    """Of each row's loss by the student's logits; the same student, `times` over."""
+    student = logits(7).repeat(times, 1).requires_grad_()
+    distillation_sums(student, teacher, torch.zeros(len(student), dtype=torch.int64), MIX).loss.backward()
     assert student.grad is not None
     return student.grad
 
@@ -25,16 +26,15 @@ def sparse(logits_RV: torch.Tensor, found: tuple[torch.Tensor, torch.Tensor, tor
     ids, weights, sizes = found
     most = int(sizes.max())
     places = torch.arange(most) < sizes[:, None]
-    ids_RK, p_RK = torch.zeros(3, most, dtype=torch.int64), torch.zeros(3, most, dtype=torch.float64)
+    ids_RK, p_RK = torch.zeros(places.shape, dtype=torch.int64), torch.zeros(places.shape, dtype=torch.float64)
     ids_RK[places], p_RK[places] = ids, weights.double()
     return SparseTeacher(ids_RK, p_RK / p_RK.sum(-1, keepdim=True), entropy(logits_RV))
 
 
 def test_the_mean_gradient_of_a_thousand_draws_is_that_of_the_whole_distribution() -> None:
     teacher, whole = logits(1), gradient(logits(1))
-    mean = torch.zeros_like(whole)
-    for draw in range(TIMES):
-        mean += gradient(sparse(teacher, sampled(teacher, uniforms(5, draw, 3), DRAWS))) / TIMES
+    many, numbers = teacher.repeat(TIMES, 1), torch.cat([uniforms(5, draw, 3) for draw in range(TIMES)])
+    mean = gradient(sparse(many, sampled(many, numbers, DRAWS)), TIMES).reshape(TIMES, 3, V).mean(0)
     error = (mean - whole).abs().max().item()
     biased = (gradient(sparse(teacher, likeliest(teacher, 8))) - whole).abs().max().item()
     assert error < 1e-3

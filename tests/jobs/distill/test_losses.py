@@ -11,7 +11,7 @@ from jobs.distill import losses
 from jobs.distill.losses import Mix, SparseTeacher, distillation_sums
 from jobs.training.batch import IGNORE
 
-N, V = 13, 31
+N, V = 8, 11
 
 
 def logits(seed: int) -> torch.Tensor:
@@ -20,7 +20,7 @@ def logits(seed: int) -> torch.Tensor:
 
 def labels() -> torch.Tensor:
     found = torch.randint(0, V, (N,), generator=torch.Generator().manual_seed(2))
-    found[4] = found[9] = IGNORE
+    found[4] = found[6] = IGNORE
     return found
 
 
@@ -52,7 +52,7 @@ MIXES = [
 
 @pytest.mark.parametrize("mix", MIXES, ids=lambda mix: "-".join(str(part) for part in mix))
 def test_losses_and_gradients_are_the_formulas(mix: Mix, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "_CHUNK_NUMBERS", 5 * V)  # chunks of 5, 5 and 3 rows
+    monkeypatch.setattr(losses, "_CHUNK_NUMBERS", 5 * V)  # chunks of 5 and 3 rows
     student = logits(0).requires_grad_()
     wanted = plain_loss(mix, student, logits(1), labels())
     (gradient,) = torch.autograd.grad(wanted, student)

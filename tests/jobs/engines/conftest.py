@@ -8,6 +8,7 @@ import pytest
 from jobs.engines.engine import EngineOptions
 from jobs.engines.find import find_engine
 from jobs.engines.process import EngineProcess
+from jobs.formats.gguf import gguf_of
 from tests.jobs.tiny import tiny_model
 from tests.patience import HANG_SECONDS
 
@@ -24,8 +25,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def engines(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, EngineProcess]]:
     logs = tmp_path_factory.mktemp("logs")
-    options = EngineOptions(threads=1, slots=SLOTS, name="tiny", token=TOKEN, extra={"type": "F32"})
-    started = {name: EngineProcess.start(find_engine(name), model, options, logs / name) for name in ENGINES}
+    options = EngineOptions(threads=1, slots=SLOTS, name="tiny", token=TOKEN)
+    files = {"transformers": model, "llamacpp": gguf_of(model, "F32")}
+    started = {name: EngineProcess.start(find_engine(name), files[name], options, logs / name) for name in ENGINES}
     try:
         for engine in started.values():
             engine.await_ready(HANG_SECONDS)

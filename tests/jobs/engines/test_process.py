@@ -8,11 +8,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from gguf import GGUFReader
 
 from cluster.errors import ConfigError
 from jobs.engines.engine import EngineError, EngineOptions
 from jobs.engines.find import default_engine, find_engine
+from jobs.engines.llamacpp import convert
+from jobs.engines.llamacpp.gguf_facts import read_facts, read_fields
 from jobs.engines.process import EngineProcess
+from jobs.engines.transformers.__main__ import load
 from tests.jobs.engines.conftest import TOKEN
 from tests.patience import HANG_SECONDS, Patience, ended, until
 
@@ -49,10 +53,26 @@ def test_an_engine_dies_with_whoever_started_it(model: Path, tmp_path: Path) -> 
 
 
 def test_the_cause_is_told_where_the_model_does_not_load(tmp_path: Path) -> None:
-    engine = EngineProcess.start(find_engine("transformers"), tmp_path / "nowhere", EngineOptions(), tmp_path / "log")
-    with engine, pytest.raises(EngineError, match="neither a Hugging Face directory"):
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 99)
+    engine = EngineProcess.start(find_engine("llamacpp"), tmp_path / "cut.gguf", EngineOptions(), tmp_path / "log")
+    with engine, pytest.raises(EngineError, match=r"cut\.gguf is not a GGUF file of a language model: it is cut short"):
         engine.await_ready(HANG_SECONDS)
     assert not psutil.pid_exists(engine.process.pid)
+    with pytest.raises(ConfigError, match="neither a Hugging Face directory"):
+        load(str(tmp_path / "nowhere"), EngineOptions())
+
+
+def test_a_model_is_converted_beside_itself_and_its_file_says_what_it_is(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["convert", str(model), "F32"])
+    convert.main()
+    gguf = Path(capsys.readouterr().out.strip())
+    assert gguf.parent.parent == model
+    told = {name: field for name, field in GGUFReader(gguf).fields.items() if not name.startswith("GGUF.")}
+    expected = {name: len(one.data) if len(one.types) > 1 else one.contents() for name, one in told.items()}
+    assert read_fields(gguf) == expected
+    assert read_facts(gguf) == (256, 257, model)
 
 
 def test_a_port_that_is_taken_and_an_engine_that_is_none(engines: dict[str, EngineProcess], model: Path, tmp_path: Path) -> None:

@@ -20,15 +20,18 @@ from jobs.training.export import export
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import launch, log_of, make_run, pretrain_config, start
 
+ONE_PASS = {"batch": {"global_batch": 8, "micro_batch": 8}}  # a step
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Path]:
     root = tmp_path_factory.mktemp("evaluate")
     data = make_dataset(root / "data")
     run = make_run(
-        root / "runs", pretrain_config(data, steps=60, checkpoint={"every_steps": 20}, optim={"lr": 1e-2, "warmup_steps": 5})
+        root / "runs",
+        pretrain_config(data, steps=60, checkpoint={"every_steps": 20}, optim={"lr": 1e-2, "warmup_steps": 5}, **ONE_PASS),
     )
-    launch(run, 2)
+    launch(run, 1)
     return run, data
 
 

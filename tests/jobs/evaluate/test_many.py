@@ -19,7 +19,7 @@ pytestmark = pytest.mark.soak
 
 def test_ten_thousand_items_are_decided_alike(tmp_path: Path) -> None:
     """Batches, ranks, the order of tasks, and a kill in the middle."""
-    tiny_model(tmp_path / "model", hidden_size=64)
+    tiny_model(tmp_path / "model")
     tasks = [str(choice_task(tmp_path / "t", 2000, options, f"of_{options}", seed=options)) for options in (2, 3, 4, 5)]
     tasks += [str(likelihood_task(tmp_path / "t", 2000))]
     expected = decisions(evaluate(tmp_path, tasks, 1, batch_size=1)[1])

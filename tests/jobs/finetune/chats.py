@@ -51,7 +51,7 @@ def finetune_config(base: Path, data: Path, **changes: Any) -> dict[str, Any]:
         "batch": {"global_batch": 6, "micro_batch": 2},
         "optim": {"lr": 3e-3, "warmup_steps": 2},
         "checkpoint": {"every_steps": 3},
-        "validation": {"every_steps": 100},
+        "validation": {"every_steps": 100, "keep_best": False},
         **changes,
     }
 

@@ -35,7 +35,7 @@ def test_greedy_text_is_that_of_transformers(opened: OpenModel) -> None:
 
 @pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=16), Sampling(max_new_tokens=16, temperature=1.3)])
 def test_text_does_not_depend_on_what_is_written_beside(opened: OpenModel, sampling: Sampling) -> None:
-    asked = [Prompt(tokens, (5, number)) for number, tokens in enumerate(prompts(40, seed=1))]
+    asked = [Prompt(tokens, (5, number)) for number, tokens in enumerate(prompts(18, seed=1))]
     alone = dict(Writer(opened, 1).write(asked, sampling))
     for size in (4, 16, 32):
         shuffled = np.random.default_rng(size).permutation(len(asked))
@@ -83,7 +83,7 @@ def test_every_kind_of_model_writes_its_own_text(kind: str, tmp_path: Path) -> N
 def test_draws_are_those_of_the_softmax_and_of_the_seed(opened: OpenModel) -> None:
     prompt = prompts(1)[0]
     drawn = list(generate(opened, [prompt] * 400, Sampling(max_new_tokens=1, temperature=8.0), seed=3))
-    assert drawn == list(generate(opened, [prompt] * 400, Sampling(max_new_tokens=1, temperature=8.0), seed=3))
+    assert drawn[:50] == list(generate(opened, [prompt] * 50, Sampling(max_new_tokens=1, temperature=8.0), seed=3))
     with torch.no_grad():
         shares = (opened.model(torch.tensor([prompt])).logits[0, -1] / 8.0).softmax(0)
     top = int(shares.argmax())

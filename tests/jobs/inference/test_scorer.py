@@ -46,7 +46,7 @@ def by_hand(model: Any, request: Request) -> tuple[float, bool]:
 def test_answers_are_those_of_transformers(opened: OpenModel) -> None:
     scorer = Scorer(opened)
     assert scorer.shares
-    units = questions(25)
+    units = questions(12)
     for number, answers in scorer.units(units):
         for request, answer in zip(units[number], answers, strict=True):
             value, greedy = by_hand(opened.model, request)
@@ -67,7 +67,7 @@ def test_every_kind_of_model_gives_its_own_answers(kind: str, tmp_path: Path) ->
         "qwen2": {},
     }
     model = open_model(str(tiny_model(tmp_path / kind, model_type=kind, **values[kind])))
-    scorer, units = Scorer(model), questions(4, longest=40)
+    scorer, units = Scorer(model), questions(3, longest=40)
     for number, answers in scorer.units(units):
         for request, answer in zip(units[number], answers, strict=True):
             assert answer.value == pytest.approx(by_hand(model.model, request)[0], abs=1e-4 * answer.tokens)
@@ -81,7 +81,7 @@ def decisions(answers: list[LogLikelihood], unit: list[Request]) -> tuple[int, i
 
 
 def test_decisions_do_not_depend_on_what_is_computed_beside(opened: OpenModel) -> None:
-    units = questions(60, seed=1)
+    units = questions(24, seed=1, longest=120)
     tie = units[7][0]
     units.append([tie, tie, Request(tie.context, tie.continuation[:-1], tie.lengths)])  # an exact tie: the first wins
     shuffled = list(np.random.default_rng(0).permutation(len(units)))

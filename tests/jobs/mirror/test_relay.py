@@ -18,6 +18,7 @@ from jobs.mirror.mirror import is_complete, send_rest
 from jobs.mirror.relay import Relay
 from jobs.tracking.metrics import MetricLog
 from tests.fakes.wandb_server import ServedRun, WandbServer
+from tests.jobs.mirror.processes import Started, relay, sidecar
 from tests.patience import Patience, ended, until
 
 
@@ -54,17 +55,15 @@ def start_relay() -> subprocess.Popen[bytes]:
 def test_every_line_once_though_sidecar_and_relay_are_killed(wandb_server: WandbServer, tmp_path: Path) -> None:
     """Three attempts of a run: one mirrored by a sidecar, one by a relay, each killed with -9 in the middle."""
     run = make_run(tmp_path / "runs", "often")
-    sidecar = subprocess.Popen([sys.executable, "-m", "jobs.mirror.sidecar", str(run.path), "--attempt", "1"])
+    beside = Started(sidecar, run.path, 1)
     log_steps(run, range(1, 31))
     until(lambda: len(wandb_server.run(run.id).lines) > 10, Patience.START)
-    sidecar.kill()
-    sidecar.wait()
-    relay = start_relay()
+    beside.kill()
+    watching = Started(relay, run.path.parent)
     run.begin_attempt()
     log_steps(run, range(31, 61))
     until(lambda: len(wandb_server.run(run.id).lines) > 40, Patience.START)
-    relay.kill()
-    relay.wait()
+    watching.kill()
     run.begin_attempt()
     log_steps(run, range(61, 91))
     end(run)
@@ -84,12 +83,12 @@ def test_a_server_that_is_away_is_waited_for(wandb_server: WandbServer, tmp_path
     log_steps(run, range(1, 31))
     wandb_server.failing = 500
     end(run)
-    relay = start_relay()
+    watching = start_relay()
     until(lambda seen=wandb_server.requests: wandb_server.requests > seen + 2, Patience.START)
     wandb_server.failing = 0
     until(lambda: is_complete(run), Patience.START)
-    relay.send_signal(signal.SIGINT)
-    assert ended(relay) == 0
+    watching.send_signal(signal.SIGINT)
+    assert ended(watching) == 0
     assert steps(wandb_server.run(run.id)) == list(range(1, 31))
 
 
@@ -101,22 +100,46 @@ def test_runs_that_cannot_be_read_stop_no_other_and_are_said_once(wandb_server: 
         log_steps(run, range(1, 6))
         end(run)
     said: list[str] = []
-    relay = Relay([root], said.append)
+    watching = Relay([root], said.append)
     for _ in range(3):
-        relay.look()
-        for one in relay._followers.values():
+        watching.look()
+        for one in watching._followers.values():
             one.next_slow = 0.0
     assert steps(wandb_server.run(good.id)) == [1, 2, 3, 4, 5]
     assert sorted(line.split(":")[0] for line in said) == sorted([broken.id, good.id])
 
 
+def test_a_run_that_was_over_is_resumed_and_followed_on(wandb_server: WandbServer, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "again")
+    watching = Relay([tmp_path / "runs"], lambda words: None)
+
+    def look() -> None:
+        watching._next_scan = 0.0
+        for one in watching._followers.values():
+            one.next_slow = 0.0
+        watching.look()
+
+    log_steps(run, range(1, 4))
+    end(run, RunState.FAILED, EXIT_FAILED, "no")
+    look()
+    assert is_complete(run)
+    assert watching.open_runs == 0
+    run.begin_attempt()
+    log_steps(run, range(4, 7))
+    look()
+    assert watching.open_runs == 1
+    end(run)
+    look()
+    assert steps(wandb_server.run(run.id)) == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_missing_key_is_said_once(wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY")
     said: list[str] = []
-    relay = Relay([tmp_path / "runs"], said.append)
+    watching = Relay([tmp_path / "runs"], said.append)
     for _ in range(3):
-        relay._next_server = 0.0
-        assert relay.look() == 0
+        watching._next_server = 0.0
+        assert watching.look() == 0
     assert len(said) == 1
     assert "wandb login" in said[0]
 
@@ -172,13 +195,29 @@ def test_alerts_are_told_once_with_the_words_of_why(wandb_server: WandbServer, t
 def test_a_preempted_attempt_does_not_look_crashed(wandb_server: WandbServer, tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs", "moved")
     log_steps(run, range(1, 4))
-    sidecar = subprocess.Popen([sys.executable, "-m", "jobs.mirror.sidecar", str(run.path), "--attempt", "1"])
+    beside = Started(sidecar, run.path, 1)
     until(lambda: len(wandb_server.run(run.id).lines) > 1, Patience.START)
     write_json(run.attempt_dir(1) / "nodes/node-0.json", {"exit_code": 85})
-    sidecar.send_signal(signal.SIGHUP)
-    assert ended(sidecar) == 0
+    assert beside.hang_up() == 0
     assert wandb_server.run(run.id).preempting
     assert wandb_server.run(run.id).alerts == []
+
+
+def test_attempts_commit_and_uncommitted_changes_are_where_wandb_shows_them(wandb_server: WandbServer, tmp_path: Path) -> None:
+    record = {"job": "pretrain", "cluster": "local", "config": {"name": "x", "wandb": {"notes": "a try"}}}
+    code = {"commit": "c" * 40, "diff": "--- a/x\n+++ b/x"}
+    run = RunDir.create("coded", {**record, "code": code}, tmp_path / "runs")
+    run.begin_attempt(handle="local:1")
+    log_steps(run, range(1, 4))
+    end(run, RunState.REQUEUED, 85, "node 0 was lost")
+    run.begin_attempt(handle="local:2")
+    end(run)
+    send_rest(run)
+    told = wandb_server.run(run.id)
+    assert told.fields["commit"] == "c" * 40
+    assert wandb_server.files[f"{run.id}/diff.patch"].decode().strip() == code["diff"]
+    assert told.fields["notes"] == "a try\nattempt 1: REQUEUED, node 0 was lost\nattempt 2: SUCCEEDED, done"
+    assert [line["_timestamp"] for line in told.history] == [line["time"] for line in run.read_metrics()]
 
 
 def test_no_key_in_any_file(wandb_server: WandbServer, tmp_path: Path) -> None:

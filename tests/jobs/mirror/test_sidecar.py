@@ -1,12 +1,10 @@
 """The W&B sidecar: real processes, W&B's own offline files read back, kill -9."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,6 +12,7 @@ from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import write_json
 from jobs.tracking.metrics import MetricLog
+from tests.jobs.mirror.offline import records
 from tests.patience import Stopwatch, ended, until
 
 PARENT = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'jobs.mirror.sidecar', *sys.argv[1:]])"
@@ -45,16 +44,6 @@ def stop(sidecar: subprocess.Popen[bytes], run: RunDir, attempt: int, exit_code:
     watch = Stopwatch()
     assert ended(sidecar) == 0
     return watch.seconds
-
-
-def records(run: RunDir, kind: str) -> list[dict[str, Any]]:
-    """What W&B's own reader finds in its files, oldest file first."""
-    found = []
-    for path in sorted(run.wandb.glob("offline-run-*")):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-        text = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ}).stdout
-        found += [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    return [record for record in found if record.get("type") == kind]
 
 
 def history(run: RunDir, key: str) -> list[float]:

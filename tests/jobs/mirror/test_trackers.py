@@ -1,11 +1,13 @@
 """Other trackers, with their real packages: what they hold is what metrics.jsonl holds, over attempts and kills."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -13,7 +15,8 @@ from cluster.errors import ConfigError
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json
-from jobs.mirror.trackers import find_tracker
+from jobs.mirror.tensorboard import TensorBoard
+from jobs.mirror.trackers import Reader, find_tracker
 from jobs.tracking.metrics import MetricLog
 from tests.patience import Patience, ended, until
 
@@ -21,7 +24,29 @@ POINTS = """[ropewalk.trackers]
 tensorboard = jobs.mirror.tensorboard:TensorBoard
 mlflow = jobs.mirror.mlflow:MLflow
 no = nothing:At
+trackio = jobs.mirror.trackio:Trackio
+forgetful = tests.jobs.mirror.test_trackers:Forgetful
 """
+
+
+class Forgetful:
+    """A tracker that fails once, and forgets what it was not told to keep."""
+
+    kept: ClassVar[list[int]] = []
+    failed: ClassVar[bool] = False
+
+    def __init__(self, run: RunDir) -> None:
+        self._waiting: list[int] = []
+
+    def log(self, step: int, metrics: dict[str, float], seconds: float) -> None:
+        if step == 3 and not Forgetful.failed:
+            Forgetful.failed = True
+            raise ConnectionError("away")
+        self._waiting.append(step)
+
+    def flush(self) -> None:
+        Forgetful.kept += self._waiting
+        self._waiting = []
 
 
 @pytest.fixture
@@ -88,7 +113,66 @@ def test_both_hold_every_step_over_two_attempts_and_a_kill(run: RunDir) -> None:
 
 
 def test_a_tracker_that_is_not_there_is_named(run: RunDir) -> None:
-    with pytest.raises(ConfigError, match="there is no 'comet'; installed: mlflow, no, tensorboard"):
+    with pytest.raises(ConfigError, match="there is no 'comet'; installed: forgetful, mlflow, no, tensorboard, trackio"):
         find_tracker("comet")
     with pytest.raises(ConfigError, match="no needs a package that is not installed here"):
         find_tracker("no")
+
+
+def test_what_was_flushed_outlives_the_process(run: RunDir) -> None:
+    """The cursor is written behind a flush: what a kill takes then, nobody hands over again."""
+    writer = TensorBoard(run)
+    for step in range(1, 101):
+        writer.log(step, {"train/loss": 1 / step}, 1.0)
+    writer.flush()
+    assert tensorboard_steps(run) == set(range(1, 101))
+    writer._writer.close()
+
+
+def test_a_tracker_that_fails_is_opened_again_and_lacks_nothing(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    run.begin_attempt()
+    log_steps(run, 1, range(1, 6))
+    reader = Reader(run, "forgetful")
+    reader.look()
+    reader.look()
+    assert Forgetful.kept == [], "it waits before it opens it again"
+    reader.look(last=True)
+    assert Forgetful.kept == [1, 2, 3, 4, 5]
+    assert [record.message for record in caplog.records] == ["forgetful: away; it is opened again every 15 seconds"]
+
+
+READ = (
+    "import json, sys; from trackio.sqlite_storage import SQLiteStorage; print(json.dumps(SQLiteStorage.get_logs(*sys.argv[1:])))"
+)
+
+
+@pytest.mark.soak
+def test_trackio_holds_every_step_over_two_attempts_and_a_kill(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = os.environ.get("ROPEWALK_TEST_TRACKIO")
+    if place is None:
+        pytest.skip(
+            "ROPEWALK_TEST_TRACKIO names no folder with trackio: pip install --no-deps --target DIR trackio gradio_client"
+        )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([os.environ["PYTHONPATH"], place]))
+    run = RunDir.create("trackio", {"job": "pretrain", "config": {"trackers": ["trackio"]}, "cluster": "local"}, run.path.parent)
+
+    def seen() -> set[int]:
+        environment = {**os.environ, "TRACKIO_DIR": str(run.path / "trackers/trackio")}
+        command = [sys.executable, "-c", READ, "ropewalk", run.id]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return {line["step"] for line in json.loads(done.stdout or "[]") if "train/loss" in line}
+
+    run.begin_attempt()
+    killed = start(run, 1)
+    log_steps(run, 1, range(1, 11))
+    until(lambda: 10 in seen(), Patience.START)
+    log_steps(run, 1, range(11, 16))
+    killed.kill()
+    killed.wait()
+    run.begin_attempt()
+    again = start(run, 2)
+    log_steps(run, 2, range(16, 21))
+    until(lambda: 20 in seen(), Patience.START)
+    again.send_signal(signal.SIGHUP)
+    assert ended(again) == 0
+    assert seen() == set(range(1, 21))

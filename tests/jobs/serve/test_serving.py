@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cluster.process.fork_server import FORK_SERVER_VARIABLE
 from cluster.run.files import read_json
 from jobs.runs.diagnose import diagnose
 from jobs.runs.show import plain
@@ -22,6 +23,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, alone_with_ray: None) -> Itera
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROPEWALK_RUNS", str(home / "runs"))
         patch.setenv("WANDB_MODE", "disabled")
+        patch.delenv(FORK_SERVER_VARIABLE, raising=False)  # nothing that serves here needs torch
         with serving(home, {"words": WORDS, "pause": 0.02}, update={"keep_previous_minutes": 0}) as found:
             yield found
 
@@ -37,7 +39,7 @@ def test_it_answers_and_says_where(run: Serving) -> None:
 
 
 def test_a_broken_version_gets_no_traffic_and_the_alias_goes_back(run: Serving) -> None:
-    with Load(run.address, WORDS) as load:
+    with Load(run.address, WORDS, clients=3, pause=0.1) as load:
         broken = run.promote("broken", load="bad weights")
         run.until(lambda: run.events("alias_taken_back"))
         run.until(lambda: broken not in run.state["versions"])
@@ -54,7 +56,7 @@ def test_a_broken_version_gets_no_traffic_and_the_alias_goes_back(run: Serving) 
 def test_an_update_under_load_fails_no_request_and_a_killed_controller_touches_nothing(run: Serving) -> None:
     (controller,) = run.processes("jobs.serve.controller ")
     (engine,) = run.processes("fakes/engine.py /")[-1:]
-    with Load(run.address, WORDS) as load:
+    with Load(run.address, WORDS, clients=3, pause=0.1) as load:
         controller.kill()
         version = run.promote("two", words=WORDS, pause=0.02)
         run.serves(version)
@@ -68,7 +70,7 @@ def test_an_update_under_load_fails_no_request_and_a_killed_controller_touches_n
 
 def test_asked_to_stop_it_ends_what_is_open(run: Serving) -> None:
     attempt = run.run.attempts()[-1]
-    with Load(run.address, WORDS, clients=1) as load:
+    with Load(run.address, WORDS, clients=1, pause=0.05) as load:
         run.until(lambda: load.count)
         run.stop()
         outcome = run.until(lambda: run.run.outcome(attempt))

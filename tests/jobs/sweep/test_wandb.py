@@ -16,7 +16,7 @@ from jobs.sweep.results import read_sweep
 from jobs.tracking.readable import pictures, read_table
 from tests.fakes.sweep import make_sweep
 from tests.fakes.wandb_server import WandbServer
-from tests.jobs.mirror.test_sidecar import records
+from tests.jobs.mirror.offline import records
 from tests.patience import Patience, ended, until
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from jobs.align.rollouts.sampling import Sampling, choose
+from jobs.rollouts.sampling import Sampling, choose
 from sharding.fsdp import fsdp_modules, reshard_all
 
 # B rollouts, P tokens of a prompt, T tokens of an answer

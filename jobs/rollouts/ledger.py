@@ -2,12 +2,15 @@
 
 rollouts/
   prompts.arrow                        the prompts as token ids, with their records
+  held-out.arrow                       the same of held-out prompts, if there are any
   at-0000000128/                       the round: what the step learns that begins with sample 128 of the run
     issued-0.0001-000000.arrow         what a group of ranks set out to draw, at try 0
     0-0003.0001-000000.CHECKSUM.arrow  chunk 3 of try 0, drawn and rewarded
     manifest.json                      the round is complete, and consists of these chunks
     used.json                          its update is part of the checkpoint of this step
     dropped.json                       it will not be learnt from, and why
+  validation-0000000100/               answers to held-out prompts after step 100; nothing is learnt from them
+  pruned.json                          how much was removed again of what is used and was long ago
 
 As with checkpoints, nothing is changed in place: whoever writes has a name of its own by attempt and group, checks the fence
 first, and a manifest commits. A chunk is the unit of what a kill costs. It is a function of (seed, place, sample) and of the
@@ -17,6 +20,7 @@ before goes back to the checkpoint and learns from the same rollouts again, and 
 """
 
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +34,7 @@ from cluster.run.fence import Fence
 from cluster.run.files import json_text, write_atomically
 
 FOLDER, PROMPTS, MANIFEST, USED, DROPPED = "rollouts", "prompts.arrow", "manifest.json", "used.json", "dropped.json"
+HELD_OUT, PRUNED = "held-out.arrow", "pruned.json"
 _CHUNK = re.compile(r"(\d+)-(\d+)\.(\d+-\d+)\.([0-9a-f]{32})\.arrow")
 _KEY = [
     (
@@ -70,9 +75,10 @@ def rollouts_folder(run: RunDir) -> Path:
 class Round:
     """The rollouts of one step, in the files of the ledger. Only a process that the fence lets through may write."""
 
-    def __init__(self, run: RunDir, fence: Fence, position: int) -> None:
+    def __init__(self, run: RunDir, fence: Fence, position: int, *, held_out: bool = False) -> None:
+        """Of the samples from `position` on; or with `held_out` of the validation after so many steps."""
         self.position, self._fence = position, fence
-        self.folder = rollouts_folder(run) / f"at-{position:010d}"
+        self.folder = rollouts_folder(run) / f"{'validation' if held_out else 'at'}-{position:010d}"
         self._who = f"{fence.attempt:04d}-{fence.group:06d}"
 
     def make(self) -> None:
@@ -137,6 +143,11 @@ class Round:
         """The round will not be learnt from."""
         self._write(DROPPED, json_text({"reason": reason, "by": self._who}).encode())
 
+    def remove(self) -> None:
+        """Remove the round and all that was drawn for it."""
+        self._fence.check()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def withdraw(self) -> None:
         """The run stands before the round again: it is neither used nor dropped."""
         for name in (USED, DROPPED):
@@ -177,6 +188,24 @@ def settle(run: RunDir, fence: Fence, position: int, step: int) -> None:
             one.withdraw()
         elif one.state == "done":
             one.use(step)
+
+
+def prune(run: RunDir, fence: Fence, before: int) -> None:
+    """Remove rounds of samples before this one that are used or dropped, and keep their number. Rank 0 calls it.
+
+    The number is written first, with the position up to which it counts: whoever is killed then removes the rest uncounted.
+    """
+    old = [one for one in rounds(run, fence) if one.position < before and one.state in {"used", "dropped"}]
+    if not old:
+        return
+    path = rollouts_folder(run) / PRUNED
+    told = read_json_afresh(path) or {"before": 0, "rounds": 0, "rollouts": 0}
+    fresh = [one for one in old if one.position >= told["before"]]
+    rollouts = told["rollouts"] + sum(len(arrow_table(raw)) for one in fresh for _, raw in one.chunks())
+    fence.check()
+    write_atomically(path, json_text({"before": before, "rounds": told["rounds"] + len(fresh), "rollouts": rollouts}))
+    for one in old:
+        one.remove()
 
 
 def read_rollouts(run: RunDir) -> pa.Table:

@@ -24,7 +24,12 @@ class TaskScores:
     @property
     def first(self) -> str:
         """The metric that stands for the task."""
-        return next((name for name in _FIRST if name in self.scores), next(iter(self.scores)))
+        return first_metric(self.scores)
+
+
+def first_metric(scores: Mapping[str, Any]) -> str:
+    """The metric that stands for a task, of its scores by metric."""
+    return next((name for name in _FIRST if name in scores), next(iter(scores)))
 
 
 def evaluate_tasks(

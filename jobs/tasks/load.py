@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError, DataError
-from jobs.evaluate.config import BUILT_IN, EvaluateConfig, built_in_tasks, is_file
+from jobs.tasks.config import BUILT_IN, TaskKeys, built_in_tasks, is_file
 
 log = logging.getLogger(__name__)
 
 _COLUMN = re.compile(r"[A-Za-z_]\w*")  # what lm-eval takes for a column, or else in silence for a text
 
 
-def load_tasks(config: EvaluateConfig) -> dict[str, Any]:
+def load_tasks(config: TaskKeys) -> dict[str, Any]:
     """The tasks by name, as lm-eval's objects; few-shot examples are drawn from the seed. Raises ConfigError, DataError."""
     need_lm_eval()
     found: dict[str, Any] = {}
@@ -49,7 +49,7 @@ def need_lm_eval() -> None:
     logging.getLogger(lm_eval.__name__).setLevel(logging.ERROR)
 
 
-def _load(word: str, config: EvaluateConfig) -> dict[str, Any]:
+def _load(word: str, config: TaskKeys) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     if is_file(word):

@@ -1,0 +1,160 @@
+"""Start the processes of one Ray node, as `ray start --block` does, without those that nobody here asks anything.
+
+Usage: python -m cluster.engines.ray_start --ip IP --cpus N --gpus N --temp-dir DIR (--head-port PORT | --address HOST:PORT)
+It says STARTED when the node answers, and ends with its parent or when a process of the node does. Exit codes: 143 when Ray
+waited in vain for one of its processes, else 1.
+
+The command line of Ray imports four times what a node needs. The dashboard's server, Ray's client server and the monitor of
+clusters that scale are not started; the log monitor is a thread here; of a node's two agents, each an interpreter that imports
+Ray, the dashboard's only says that it has no ports, and that of run-time environments waits in an idle process until somebody
+has one (see ray_agent.py).
+"""
+
+import argparse
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private import log_monitor, ray_constants, services, utils
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+from ray._private.node import Node
+from ray._private.parameter import RayParams
+
+from cluster.engines.ray import START_SECONDS, STARTED
+from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_TERMINATED
+from cluster.process.kill import end, family
+
+log = logging.getLogger(__name__)
+
+CHECK_SECONDS = 0.3
+RAYS_PATIENCE_SECONDS = 29.0  # Ray waits 30 s for whatever it waits for, and then says so in one of several ways
+AGENT = str(Path(__file__).with_name("ray_agent.py"))
+AGENTS = {ray_constants.PROCESS_TYPE_DASHBOARD_AGENT, ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT}
+
+
+def main() -> None:
+    """Start the node, and watch over it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ip", required=True, help="address of this node, as a number")
+    parser.add_argument("--cpus", type=int, required=True)
+    parser.add_argument("--gpus", type=int, default=0)
+    parser.add_argument("--object-store-bytes", type=int, required=True)
+    parser.add_argument("--temp-dir", required=True, help="a short path: sockets lie below it")
+    parser.add_argument("--follow-logs", action="store_true", help="drivers hear what the workers of this node print")
+    role = parser.add_mutually_exclusive_group(required=True)
+    role.add_argument("--head-port", type=int, help="be the head, at this port")
+    role.add_argument("--address", help="HOST:PORT of the head that this node joins")
+    options = parser.parse_args()
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), name="parent-watch", daemon=True).start()
+    began = time.monotonic()
+    try:
+        node = start(options)
+    except Exception as error:
+        log.exception("Ray did not start")
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        end(process for process in family(os.getpid()) if process.pid != os.getpid())
+        os._exit(EXIT_TERMINATED if time.monotonic() - began > RAYS_PATIENCE_SECONDS else EXIT_FAILED)
+    sys.stdout.write(f"{STARTED} at {node.address}\n")
+    sys.stdout.flush()
+    if options.follow_logs:
+        threading.Thread(target=_follow_logs, args=(node, options.ip), name="log-monitor", daemon=True).start()
+    while not (dead := node.dead_processes()):
+        time.sleep(CHECK_SECONDS)
+    sys.stderr.write(f"of Ray's processes ended: {', '.join(f'{name} with {p.returncode}' for name, p in dead)}\n")
+    end(process for process in family(os.getpid()) if process.pid != os.getpid())
+    os._exit(EXIT_FAILED)
+
+
+def start(options: argparse.Namespace) -> Node:
+    """Start the processes of a node: the head unless there is a head's address. Raises what Ray raises."""
+    parameters = RayParams(
+        node_ip_address=options.ip,
+        node_name=options.ip,
+        num_cpus=options.cpus,
+        num_gpus=options.gpus,
+        object_store_memory=options.object_store_bytes,
+        min_worker_port=0,
+        max_worker_port=0,
+        temp_dir=options.temp_dir,
+        gcs_address=options.address,
+        gcs_server_port=options.head_port,
+        include_dashboard=False,
+        include_log_monitor=False,
+        no_monitor=True,
+        dashboard_agent_listen_port=0,
+        resources={},
+        labels={},
+    )
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ensure_token_if_auth_enabled(None, create_token_if_missing=False)
+    with light_agents():
+        Node.start_api_server = lambda *_, **__: None
+        services.get_node = patient(services.get_node)
+        node = Node(parameters, head=options.address is None, shutdown_at_exit=True, spawn_reaper=True)
+    utils.write_ray_address(node.address, options.temp_dir)
+    return node
+
+
+@contextmanager
+def light_agents() -> Iterator[None]:
+    """Nodes of Ray that this process starts meanwhile have our stand-ins for their agents."""
+    build, minimal = services._build_python_executable_command_memory_profileable, utils.get_dashboard_dependency_error
+
+    def command(component: str, *words: Any, **more: Any) -> list[str]:
+        return [sys.executable, "-I", "-S", AGENT] if component in AGENTS else list(build(component, *words, **more))
+
+    services._build_python_executable_command_memory_profileable = command
+    utils.get_dashboard_dependency_error = lambda: ImportError("nobody asks it")
+    try:
+        yield
+    finally:
+        services._build_python_executable_command_memory_profileable = build
+        utils.get_dashboard_dependency_error = minimal
+
+
+def patient(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """The same question, asked until it has an answer, at most for as long as a node may take to start."""
+
+    def answer(*words: Any) -> Any:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return ask(*words)
+            except RuntimeError:  # the node is not known yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(CHECK_SECONDS)
+
+    return answer
+
+
+def _watch_parent(parent: int) -> None:
+    """End all that Ray has started when the parent of this process is gone."""
+    while os.getppid() == parent:
+        time.sleep(CHECK_SECONDS)
+    end(process for process in family(os.getpid()) if process.pid != os.getpid())
+    os._exit(EXIT_LOST_PEER)
+
+
+def _follow_logs(node: Node, ip: str) -> None:
+    """Send what workers of this node print to their driver."""
+    log_monitor.logger.setLevel(logging.WARNING)
+    client = ray._raylet.GcsClient(address=node.gcs_address)
+    try:
+        monitor = log_monitor.LogMonitor(
+            ip, node.get_logs_dir_path(), client, log_monitor.is_proc_alive, gcs_address=node.gcs_address
+        )
+        monitor.run()
+    except Exception:  # what workers print is lost from now on, and nothing else
+        log.exception("the output of workers is not followed any more")
+
+
+if __name__ == "__main__":
+    main()

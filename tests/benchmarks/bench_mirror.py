@@ -1,0 +1,283 @@
+"""What it costs to show runs in W&B: a relay of live runs, finished runs sent at once, a sidecar, and what the loop itself does.
+
+    python -m tests.benchmarks.bench_mirror [--live 200 --seconds 60] [--finished 1000 --lines 10000] [--sidecar 60] [--steps 400]
+
+Real wandb-core and a server in a process of its own that counts lines; CPU seconds are apart for Python, wandb-core and server,
+so that one sees which of them limits. 0 leaves a part out. Prints one JSON object a part.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from cluster.run.files import append_lines
+from cluster.spec import Outcome, RunState
+from jobs.tracking.metrics import metric_line
+from tests.fakes.wandb_server import HISTORY, WandbServer, serving
+
+ROOT = Path(__file__).parents[2]
+HOUR = 3600.0
+STEP_SECONDS = 0.05  # of the loop whose cost is looked at: a short one
+
+
+class Count:
+    """Stands for the lines of a run: how many there are, and the last."""
+
+    def __init__(self) -> None:
+        self.count, self.last = 0, {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def get(self, number: int) -> Any:
+        return self.last if number == self.count - 1 else None
+
+
+@dataclass
+class CountingServer(WandbServer):
+    """Counts lines instead of keeping them, and notes how far behind each request is."""
+
+    behind: list[float] = field(default_factory=list)
+    twice: int = 0
+
+    def run(self, name: str, project: str = "") -> Any:
+        found = super().run(name, project)
+        if not isinstance(found.lines, Count):
+            found.lines = Count()  # type: ignore[assignment]
+        return found
+
+    def stream(self, name: str, body: dict[str, Any]) -> None:
+        part = (body.get("files") or {}).pop(HISTORY, None)
+        if part and part["content"]:
+            lines: Any = self.run(name).lines
+            self.twice += max(0, lines.count - part["offset"])
+            lines.count = part["offset"] + len(part["content"])
+            first, lines.last = (json.loads(part["content"][place]) for place in (0, -1))
+            self.behind += [time.time() - one["_timestamp"] for one in (first, lines.last)]  # the oldest and the newest of it
+        super().stream(name, body)
+
+    def told(self) -> dict[str, Any]:
+        """What was seen since the last call."""
+        behind, self.behind = sorted(self.behind), []
+        return {
+            "lines": sum(len(run.lines) for run in self.runs.values()),
+            "twice": self.twice,
+            "requests": self.requests,
+            "behind_p50": round(behind[len(behind) // 2], 2) if behind else None,
+            "behind_p99": round(behind[len(behind) * 99 // 100], 2) if behind else None,
+            "behind_most": round(behind[-1], 2) if behind else None,
+            "cpu": sum(os.times()[:2]),
+        }
+
+
+def serve() -> None:
+    """The server's process: its address, and what it was told whenever somebody asks by a line."""
+    server = CountingServer()
+    with serving(server):
+        print(server.address, flush=True)
+        for _ in sys.stdin:
+            print(json.dumps(server.told()), flush=True)
+
+
+class Bench:
+    """A runs' root, a server, and the CPU seconds of whoever mirrors."""
+
+    def __init__(self, home: Path) -> None:
+        self.root = home / "runs"
+        command = [sys.executable, "-m", "tests.benchmarks.bench_mirror", "--serve"]
+        self._server = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        own = {"WANDB_BASE_URL": self._answer(), "WANDB_API_KEY": "0" * 40, "HOME": str(home), "ROPEWALK_RUNS": str(self.root)}
+        self.environment = {**os.environ, **own, "PYTHONPATH": str(ROOT)}
+
+    def _answer(self) -> str:
+        assert self._server.stdout is not None
+        return self._server.stdout.readline().strip()
+
+    def told(self) -> dict[str, Any]:
+        """What the server has seen since the last call."""
+        assert self._server.stdin is not None
+        self._server.stdin.write("\n")
+        self._server.stdin.flush()
+        found: dict[str, Any] = json.loads(self._answer())
+        return found
+
+    def close(self) -> None:
+        """End the server."""
+        self._server.kill()
+        self._server.wait()
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """A process of the program, against the server."""
+        return subprocess.Popen([sys.executable, "-m", *words], cwd=ROOT, env=self.environment)
+
+    def make_run(self, name: str, num_lines: int = 0) -> RunDir:
+        """A run of this machine; with lines it is over."""
+        run = RunDir.create(name, {"job": "pretrain", "config": {"name": name}, "cluster": "local", "code": {}}, self.root)
+        run.begin_attempt(handle="local:1")
+        if num_lines:
+            append_lines(run.metrics, [line(step) for step in range(1, num_lines + 1)])
+            run.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=time.time()))
+        return run
+
+
+def line(step: int) -> dict[str, Any]:
+    """A line as the training loop writes it."""
+    train = {"loss": 1 / step, "learning_rate": 1e-3, "gradient_norm": 2.0, "position": 8 * step}
+    speed = {"tokens_per_second": 1e4, "mfu": 0.1, "memory_gib": 3.0}
+    return metric_line(1, step, {f"train/{name}": float(value) for name, value in {**train, **speed}.items()})
+
+
+def cpu_seconds(process: subprocess.Popen[bytes]) -> dict[str, float]:
+    """Of a process and of its wandb-core."""
+    found = {"python": 0.0, "wandb-core": 0.0}
+    own = psutil.Process(process.pid)
+    for one in (own, *own.children(recursive=True)):
+        times = one.cpu_times()
+        found["wandb-core" if "wandb-core" in one.name() else "python"] += times.user + times.system
+    return found
+
+
+def spent(before: dict[str, float], after: dict[str, float], seconds: float) -> dict[str, float]:
+    """Percent of a core."""
+    return {name: round(100 * (after[name] - before[name]) / seconds, 2) for name in before}
+
+
+def wait_for(condition: Any, seconds: float) -> float:
+    """The seconds until it holds. Raises AssertionError where it never does."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds, "it takes too long"
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+def live(bench: Bench, num_runs: int, seconds: int) -> dict[str, Any]:
+    """A line a second in each of many runs."""
+    runs = [bench.make_run(f"live-{number}") for number in range(num_runs)]
+    for run in runs:
+        append_lines(run.metrics, [line(1)])
+    relay = bench.start("jobs.cli", "sync", "--follow")
+    opened = wait_for(lambda: bench.told()["lines"] >= num_runs, HOUR)
+    before, told, began = cpu_seconds(relay), bench.told(), time.monotonic()
+    for turn in range(seconds):
+        for run in runs:
+            append_lines(run.metrics, [line(turn + 2)])
+        time.sleep(max(0.0, began + turn + 1 - time.monotonic()))
+    elapsed = time.monotonic() - began
+    after, last = cpu_seconds(relay), bench.told()
+    wait_for(lambda: bench.told()["lines"] >= num_runs * (seconds + 1), HOUR)
+    relay.terminate()
+    relay.wait()
+    behind = {name: value for name, value in last.items() if name.startswith("behind")}
+    requests = round((last["requests"] - told["requests"]) / elapsed, 1)
+    server = round(100 * (last["cpu"] - told["cpu"]) / elapsed, 1)
+    cores = spent(before, after, elapsed)
+    return {"live": num_runs, "opened_seconds": round(opened, 1), **behind, "percent": cores, "requests_a_second": requests,
+            "server_percent": server, "twice": last["twice"]}  # fmt: skip
+
+
+def finished(bench: Bench, num_runs: int, num_lines: int) -> dict[str, Any]:
+    """Runs that are over, sent as quickly as it goes."""
+    for number in range(num_runs):
+        bench.make_run(f"over-{number}", num_lines)
+    before, began = bench.told(), time.monotonic()
+    relay = bench.start("jobs.cli", "sync", "--follow")
+    known = cpu_seconds(relay)
+    wait_for(lambda: bench.told()["lines"] - before["lines"] >= num_runs * num_lines, 10 * HOUR)
+    elapsed, cpu, after = time.monotonic() - began, cpu_seconds(relay), bench.told()
+    relay.terminate()
+    relay.wait()
+    total = num_runs * num_lines
+    used = {**{name: cpu[name] - known[name] for name in cpu}, "server": after["cpu"] - before["cpu"]}
+    rates = {name: round(total / seconds) if seconds else None for name, seconds in used.items()}
+    return {"finished": num_runs, "lines": total, "lines_a_second": round(total / elapsed), "lines_a_cpu_second": rates,
+            "wall_seconds": round(elapsed, 1), "twice": after["twice"]}  # fmt: skip
+
+
+def sidecar(bench: Bench, seconds: int, *, offline: bool) -> dict[str, Any]:
+    """A step a second."""
+    run = bench.make_run("beside")
+    if offline:
+        bench.environment["WANDB_MODE"] = "offline"
+    process = bench.start("jobs.mirror.sidecar", str(run.path), "--attempt", "1")
+    append_lines(run.metrics, [line(1)])
+    wait_for(lambda: (run.wandb / "offline.json").exists() if offline else bench.told()["lines"], HOUR)
+    before, began = cpu_seconds(process), time.monotonic()
+    for turn in range(seconds):
+        append_lines(run.metrics, [line(turn + 2)])
+        time.sleep(max(0.0, began + turn + 1 - time.monotonic()))
+    after, elapsed = cpu_seconds(process), time.monotonic() - began
+    process.terminate()
+    process.wait()
+    bench.environment.pop("WANDB_MODE", None)
+    return {"sidecar": "offline" if offline else "online", "percent": spent(before, after, elapsed)}
+
+
+def loop(home: Path, steps: int) -> dict[str, Any]:
+    """What reporting a step costs the training process, its thread included; nothing in it depends on W&B."""
+    from jobs.training.report import Report
+    from jobs.training.state import Progress
+    from jobs.training.step import StepStats
+    from jobs.training.throughput import Meter
+    from sharding.group import process_group
+
+    run = RunDir.create("loop", {"job": "pretrain", "config": {}}, home)
+    context = JobContext(run=run, attempt=run.begin_attempt())
+    context.fence.claim()
+    with process_group() as group:
+        meter = Meter(group.device, group.world_size, tokens_per_step=4096, flops_per_token=1e6)
+        report = Report(context, group, meter, steps=steps, log_every=1)
+        stats = StepStats(loss=1.0, weight=1.0, gradient_norm=1.0, metrics={}, stop=False, save_failed=False)
+        before = time.process_time()
+        for step in range(1, steps + 1):
+            report.step(Progress(step=step, position=8 * step), stats, 1e-3)
+            time.sleep(STEP_SECONDS)
+        report.flush()
+        each = (time.process_time() - before) / steps
+        return {"loop_cpu_microseconds_a_step": round(1e6 * each), "percent_of_a_step": round(100 * each / STEP_SECONDS, 2)}
+
+
+def main() -> None:
+    """Measure each part that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {"live": 200, "seconds": 60, "finished": 1000, "lines": 10_000, "sidecar": 60, "steps": 400}
+    for name, number in parts.items():
+        parser.add_argument(f"--{name}", type=int, default=number)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve()
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        if options.steps:
+            print(json.dumps(loop(home / "loop", options.steps)), flush=True)
+        wanted = [
+            (options.sidecar, lambda bench: sidecar(bench, options.sidecar, offline=False)),
+            (options.sidecar, lambda bench: sidecar(bench, options.sidecar, offline=True)),
+            (options.live, lambda bench: live(bench, options.live, options.seconds)),
+            (options.finished, lambda bench: finished(bench, options.finished, options.lines)),
+        ]
+        for number, (asked, measure) in enumerate(wanted):
+            if asked:
+                (home / str(number)).mkdir()
+                bench = Bench(home / str(number))
+                try:
+                    print(json.dumps(measure(bench)), flush=True)
+                finally:
+                    bench.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cluster.config import DataPath, Section, absolute
-from datapipe.dedup.paragraphs.config import Paragraphs
 from datapipe.filters.augment import Augment
 from datapipe.filters.balance import Balance
 from datapipe.filters.decontaminate import Decontaminate
 from datapipe.filters.language import Language
+from datapipe.filters.paragraphs import Paragraphs
 from datapipe.filters.pii import PersonalData
 from datapipe.filters.registry import Filters
 from datapipe.minhash.config import NearDuplicates

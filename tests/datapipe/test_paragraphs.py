@@ -9,11 +9,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from datapipe.dedup.paragraphs.config import Paragraphs
 from datapipe.dedup.paragraphs.cutting import CUT, cut_text
 from datapipe.dedup.paragraphs.find import paragraphs_of
 from datapipe.document_batch import DocumentBatch
 from datapipe.execution.worker import Task
+from datapipe.filters.paragraphs import Paragraphs
 from datapipe.pipeline import make_data_set
 from datapipe.progress import Progress
 from tests.fakes.documents import configure, contents, in_this_process, make, rejected, text_of, write_lines

@@ -53,7 +53,7 @@ def trouble(server: S3Server) -> Iterator[None]:
     ended = threading.Event()
 
     def disturb() -> None:
-        while not ended.wait(0.4):
+        while not ended.wait(1.5):
             server.reset()
             ended.wait(0.2)
             server.restore()

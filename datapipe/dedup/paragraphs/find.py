@@ -14,10 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
-from datapipe.dedup.paragraphs.config import Paragraphs
 from datapipe.dedup.paragraphs.cutting import CUT, FOLDER, cuts_name, read_cuts
 from datapipe.dedup.stages import RunStage, Stages
 from datapipe.document_batch import DocumentBatch
+from datapipe.filters.paragraphs import Paragraphs
 from datapipe.inputs.files import Unit
 from datapipe.inputs.ingest import UnitSummary, texts_name
 from datapipe.inputs.streams import open_file

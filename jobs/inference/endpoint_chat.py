@@ -22,6 +22,7 @@ class EndpointChat:
         token = endpoint.token()
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+        self._address = ""  # where it was last found
 
     def answer(self, words: str) -> str:
         """What the endpoint answers. Raises BackendError where it does not."""
@@ -34,17 +35,32 @@ class EndpointChat:
         return said
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        address = self.endpoint.address
+        address = self._address = self._address or self._find()
         limits = httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
         try:
             answer = httpx2.post(f"{address}{path}", json=body, headers=self._headers, timeout=limits)
         except httpx2.TransportError as error:
-            way = f"; from another machine: {self.endpoint.tunnel}" if self.endpoint.tunnel else ""
-            raise BackendError(f"{address} (on {self.endpoint.node}) does not answer here: {error}{way}") from None
+            self._address = ""
+            raise BackendError(f"{address} (on {self.endpoint.node}) does not answer here: {error}{self._way()}") from None
         if answer.status_code != 200:
             raise BackendError(f"{address} answers {answer.status_code}: {_message(answer)}")
         found: dict[str, Any] = answer.json()
         return found
+
+    def _find(self) -> str:
+        """Where the endpoint answers: its own address, or the end of a tunnel to it. Raises BackendError where it does not."""
+        endpoint, said = self.endpoint, ""
+        for address in filter(None, (endpoint.address, endpoint.tunnelled)):
+            try:
+                if "replicas" in httpx2.get(f"{address}/healthz", timeout=CONNECT_SECONDS).json():
+                    return address
+            except (httpx2.TransportError, ValueError) as error:
+                said = said or str(error)
+        words = said or "somebody else listens there"
+        raise BackendError(f"{endpoint.address} (on {endpoint.node}) does not answer here: {words}{self._way()}")
+
+    def _way(self) -> str:
+        return f"; from another machine: {self.endpoint.tunnel}" if self.endpoint.tunnel else ""
 
 
 def _message(answer: httpx2.Response) -> str:

@@ -16,6 +16,7 @@ class Endpoint:
     variable: str | None = None  # the environment variable with the token that it asks for
     file: str | None = None  # the file with it
     tunnel: str = ""  # the command by which another machine reaches it
+    tunnelled: str = ""  # the address that it has there, once that command runs
 
     def token(self) -> str | None:
         """The token to send; None: none is asked for. Raises ConfigError where it is asked for and not here."""

@@ -40,36 +40,49 @@ class Handover:
         self.context, self.config = context, config
         self.files = ServingFiles(context.run)
         self._began, self._asked = time.monotonic(), 0.0
+        self.failed = False  # in this attempt: it serves on until it must leave, and its next attempt takes over
         limit = context.run.resources(context.attempt).time_limit_minutes
         self._limit = limit * 60 - config.resources.grace_seconds if limit is not None else None
 
     def due(self) -> bool:
         """Whether the time limit is near enough that a successor must start now."""
-        if not self.config.handover or self._limit is None:
+        if not self.config.handover or self._limit is None or self.failed:
             return False
         return time.monotonic() - self._began > self._limit - self.config.handover_minutes * 60
 
     def begin(self) -> RunDir | None:
         """Submit the successor, unless the run was cancelled or hands nothing over; None where there is none."""
         run = self.context.run
-        if not self.config.handover or run.cancel_requested:
+        if not self.config.handover or run.cancel_requested or self.failed:
             return None
-        if found := read_json(self.files.successor):
-            return RunDir(run.path.parent / str(found["run"]))
+        if (earlier := self._earlier()) is not None:
+            return earlier
         record = {key: run.record[key] for key in ORIGIN if key in run.record}
         successor = RunDir.create(self.config.name or "serve", {**record, "continues": run.id}, run.path.parent)
         try:
             start(load_backend(str(run.record["cluster"])), [successor], self.config.resources)
         except (RopewalkError, OSError) as error:
-            log.error("no successor could be submitted: %s", error)
-            run.event("handover_failed", error=str(error))
+            self._fail(f"no successor could be submitted: {error}")
             return None
         write_json(self.files.successor, {"run": successor.id, "time": time.time()})
         run.event("handover_begun", successor=successor.id)
         return successor
 
+    def _earlier(self) -> RunDir | None:
+        """The successor that an earlier attempt has submitted, unless that one has failed."""
+        found = read_json(self.files.successor)
+        successor = RunDir(self.context.run.path.parent / str(found["run"])) if found else None
+        outcome = successor.last_outcome() if successor is not None else None
+        lost = outcome is not None and outcome.state.final and outcome.state is not RunState.SUCCEEDED
+        return None if lost else successor
+
+    def _fail(self, why: str) -> None:
+        self.failed = True
+        log.error("nothing is handed over: %s", why)
+        self.context.run.event("handover_failed", error=why)
+
     def answers(self, successor: RunDir) -> bool:
-        """Whether the successor serves, or will not any more."""
+        """Whether the successor serves; `failed` says when it never will."""
         state = read_json(ServingFiles(successor).state) or {}
         address = read_json(ServingFiles(successor).address) or {}
         if state.get("stable") and address.get("address") and not address.get("closed"):
@@ -79,6 +92,5 @@ class Handover:
         self._asked = time.monotonic()
         found = settle(successor)
         if found.state.final and found.state is not RunState.SUCCEEDED:
-            self.context.run.event("handover_failed", error=f"{successor.id}: {found.reason}")
-            return True
+            self._fail(f"{successor.id}: {found.reason}")
         return False

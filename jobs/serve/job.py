@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.errors import EXIT_USER_MISTAKE, ConfigError, StopRequested
 from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
 from jobs.engines.engine import TOKEN_VARIABLE
 from jobs.serve.child import Child
@@ -54,18 +55,31 @@ class Serving:
     def serve(self) -> dict[str, object]:
         """Run the parts until a stop; returns the results of a run that has handed over."""
         self._start()
-        while not self.context.stop_requested() and not self.handover.due():
-            self._look()
-            time.sleep(LOOK_SECONDS)
-        successor = self.handover.begin()
-        while successor is not None and not self.handover.answers(successor) and not self._must_leave():
-            self._look()  # requests are answered on meanwhile
-            time.sleep(LOOK_SECONDS)
+        successor = None
+        while successor is None and not self.context.stop_requested():
+            if self.handover.due():
+                successor = self._hand_over()
+            self._wait()
+        if successor is None:
+            successor = self._hand_over()
         open_at_end = self._drain()
         self.context.run.event("served_to_the_end", attempt=self.context.attempt, open=open_at_end)
         if successor is not None:
             return {"handed_over_to": successor.id}
         raise StopRequested(f"{open_at_end} requests were open")
+
+    def _hand_over(self) -> RunDir | None:
+        """Serve until a successor answers, or this run must leave; None where there is none, or it has failed."""
+        successor = self.handover.begin()
+        while successor is not None and not self.handover.answers(successor) and not self._must_leave():
+            if self.handover.failed:
+                return None
+            self._wait()
+        return successor
+
+    def _wait(self) -> None:
+        self._look()
+        time.sleep(LOOK_SECONDS)
 
     def _start(self) -> None:
         context = self.context
@@ -118,8 +132,7 @@ class Serving:
             load = read_load(self.local.load)
             if load.get("time") != seen and not open_requests(load) and self._closed():
                 return 0
-            self._look()
-            time.sleep(LOOK_SECONDS)
+            self._wait()
         return open_requests(read_load(self.local.load))
 
     def _closed(self) -> bool:

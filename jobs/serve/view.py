@@ -36,12 +36,14 @@ class ServeView(RunView):
         if not found or found.get("closed") or self.run.outcome(int(found["attempt"])) is not None:
             return None
         auth = (self.run.record.get("config") or {}).get("auth") or {}
+        tunnel = self._tunnel(found)
         return Endpoint(
             address=str(found["address"]),
             node=str(found.get("node") or ""),
             variable=auth.get("variable"),
             file=auth.get("file"),
-            tunnel=self._tunnel(found),
+            tunnel=tunnel,
+            tunnelled=f"http://127.0.0.1:{found['port']}" if tunnel else "",
         )
 
     def _tunnel(self, found: Mapping[str, Any]) -> str:

@@ -1,14 +1,17 @@
-"""A run that serves from two nodes of a Slurm cluster: replicas on both, the way to it, a requeue that cuts no stream."""
+"""A run that serves from nodes of a Slurm cluster: the way to it, a requeue that cuts no stream, a successor at its limit."""
 
 import json
 import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from cluster.process.kill import processes_of
-from cluster.run.directory import RUNS_VARIABLE
+from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.run.files import read_json
 from cluster.spec import RunState
 from jobs.models.promote import promote
@@ -17,7 +20,7 @@ from jobs.runs.view import view_of
 from slurm.job_lookup import job_id
 from slurm.lab.cluster import Lab
 from tests.fakes.engine import fake_model
-from tests.jobs.serve.serving import ENGINE, MODEL, Load, Serving
+from tests.jobs.serve.serving import ENGINE, MODEL, Load, Serving, ask
 from tests.patience import Patience, until
 from tests.slurm.conftest import ROOT, end_jobs
 
@@ -26,7 +29,9 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.usefixtur
 WORDS = 10
 
 
-def test_two_nodes_serve_and_a_requeued_run_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm_lab: Lab) -> None:
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm_lab: Lab) -> Iterator[Callable[..., Serving]]:
+    """Submit a run that serves the fake model's first version; all runs are ended with the test."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv(RUNS_VARIABLE, str(tmp_path / "runs"))
     monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
@@ -34,28 +39,58 @@ def test_two_nodes_serve_and_a_requeued_run_comes_back(tmp_path: Path, monkeypat
     (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"lab": {**profile, "runs": str(tmp_path / "runs")}}))
     folder = fake_model(tmp_path / "one", says="one", words=WORDS, pause=0.05)
     promote(str(folder), name=MODEL, root=tmp_path / "runs", force="a test")
-    given = {"model": "production", "engine_command": ENGINE, "replicas": 2, "cpus": 1}
-    given |= {"resources.nodes": 2, "resources.cpus": 2, "resources.grace_seconds": 60}
-    run = submit("serve", configure("serve", None, [f"{key}={json.dumps(value)}" for key, value in given.items()]), "lab")
-    try:
-        serving = Serving(run, tmp_path)
-        version = f"{MODEL}@1"
-        serving.until(lambda: len(serving.replicas(version)) == 2, Patience.CLUSTER)
-        hosts = {replica["url"].rpartition(":")[0] for replica in serving.replicas(version)}
-        assert len(hosts) == 2, f"a replica on each node, at the node's own address: {hosts}"
-        attempt = run.attempts()[-1]
-        with Load(serving.address, WORDS, clients=2) as load:
-            serving.until(lambda: load.count > 4)
-            subprocess.run(["scancel", "--batch", "--signal=USR2", job_id(run)], check=True)
-            outcome = serving.until(lambda: run.outcome(attempt), Patience.CLUSTER)
-        assert (outcome.state, outcome.exit_code) == (RunState.REQUEUED, 85)
-        assert not [failure for failure in load.failures if "cut" in failure]
-        assert serving.events("served_to_the_end")[-1]["open"] == 0
-        serving.until(lambda: (read_json(serving.files.address) or {}).get("attempt") == attempt + 1, Patience.CLUSTER)
-        serving.until(lambda: len(serving.replicas(version)) == 2 and view_of(run).endpoint(), Patience.CLUSTER)
-        with Load(serving.address, WORDS, clients=2) as load:
-            serving.until(lambda: load.count > 4)
-        assert load.failures == []
-    finally:
-        end_jobs(f"ropewalk-{run.id}")
-        until(lambda: not processes_of(run.path))
+
+    def submitted(**keys: Any) -> Serving:
+        given = {"model": "production", "engine_command": ENGINE, "cpus": 1, "resources.cpus": 2, "resources.grace_seconds": 60}
+        words = [f"{key}={json.dumps(value)}" for key, value in {**given, **keys}.items()]
+        return Serving(submit("serve", configure("serve", None, words), "lab"), tmp_path)
+
+    yield submitted
+    end_jobs(*(f"ropewalk-{run.id}" for run in RunDir.all(tmp_path / "runs")))
+    until(lambda: not processes_of(tmp_path / "runs"))
+
+
+def test_two_nodes_serve_and_a_requeued_run_comes_back(start: Callable[..., Serving]) -> None:
+    serving = start(replicas=2, **{"resources.nodes": 2})
+    run, version = serving.run, f"{MODEL}@1"
+    serving.until(lambda: len(serving.replicas(version)) == 2, Patience.CLUSTER)
+    hosts = {replica["url"].rpartition(":")[0] for replica in serving.replicas(version)}
+    assert len(hosts) == 2, f"a replica on each node, at the node's own address: {hosts}"
+    attempt = run.attempts()[-1]
+    with Load(serving.address, WORDS, clients=2) as load:
+        serving.until(lambda: load.count > 4)
+        subprocess.run(["scancel", "--batch", "--signal=USR2", job_id(run)], check=True)
+        outcome = serving.until(lambda: run.outcome(attempt), Patience.CLUSTER)
+    assert (outcome.state, outcome.exit_code) == (RunState.REQUEUED, 85)
+    assert not [failure for failure in load.failures if "cut" in failure]
+    assert serving.events("served_to_the_end")[-1]["open"] == 0
+    serving.until(lambda: (read_json(serving.files.address) or {}).get("attempt") == attempt + 1, Patience.CLUSTER)
+    serving.until(lambda: len(serving.replicas(version)) == 2 and view_of(run).endpoint(), Patience.CLUSTER)
+    with Load(serving.address, WORDS, clients=2) as load:
+        serving.until(lambda: load.count > 4)
+    assert load.failures == []
+
+
+def test_at_its_time_limit_a_run_hands_over_and_fails_no_stream(start: Callable[..., Serving]) -> None:
+    """A client asks wherever the run says, again and again; a refusal (503) while it looks for the way is no failure."""
+    limit = {"resources.time_limit_minutes": 9, "handover": True, "handover_minutes": 7}  # it is due after a minute
+    serving = start(**limit)
+    run, answered, failures = serving.run, Counter[str](), list[str]()
+    serving.until(lambda: serving.state.get("stable") and view_of(run).endpoint(), Patience.CLUSTER)
+
+    def both_answered() -> bool:
+        endpoint = view_of(run).endpoint()
+        assert endpoint is not None, "there is always one that listens"
+        status, words = ask(endpoint.address)
+        if status == 200:
+            answered[endpoint.address] += 1
+        if status not in {200, 503} or (status == 200 and len(words.split()) != WORDS):
+            failures.append(f"{status}: {words}")
+        return len(answered) == 2 and min(answered.values()) > 4
+
+    serving.until(both_answered, Patience.CLUSTER)
+    assert failures == []
+    successor = RunDir(run.path.parent / serving.events("handover_begun")[0]["successor"])
+    outcome = serving.until(run.last_outcome, Patience.CLUSTER)
+    assert (outcome.state, run.results()) == (RunState.SUCCEEDED, {"handed_over_to": successor.id})
+    assert serving.events("served_to_the_end")[-1]["open"] == 0

@@ -3,12 +3,17 @@
 import json
 import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from cluster.errors import BackendError
+from jobs.inference.endpoint_chat import EndpointChat
+from jobs.inference.generate import Sampling
+from jobs.runs.endpoint import Endpoint as Place
 from jobs.serve.routes import Alias, Version
 from tests.jobs.serve.gateway.endpoint import HTTP, VERSION, Endpoint, FakeEngine, chat, texts
 from tests.patience import Patience, ended, until
@@ -181,6 +186,18 @@ def test_many_connections(endpoint: Endpoint) -> None:
     assert all(client.recv(12) == b"HTTP/1.1 200" for client in clients)
     for client in clients:
         client.close()
+
+
+def test_a_chat_finds_the_end_of_a_tunnel_and_says_how_to_make_one(endpoint: Endpoint) -> None:
+    sampling = Sampling(max_new_tokens=3, temperature=0.0, top_p=1.0)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        nowhere = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    far = Place(address=nowhere, node="node7", tunnel="ssh -N -L 1:127.0.0.1:1 node7", tunnelled=endpoint.url)
+    assert EndpointChat(far, sampling).answer("hello").count("w") == 3
+    other = f"http://127.0.0.1:{endpoint.engines[0].port}"  # it answers, and is no endpoint of a run
+    for end in (nowhere, other):
+        with pytest.raises(BackendError, match=r"\(on node7\) does not answer here: .*; from another machine: ssh -N -L 1:127"):
+            EndpointChat(replace(far, tunnelled=end), sampling).answer("hello")
 
 
 def test_names_lead_to_versions_and_a_server_that_leaves_says_so(tmp_path: Path) -> None:

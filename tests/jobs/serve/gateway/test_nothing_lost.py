@@ -192,20 +192,24 @@ def test_a_request_of_which_replicas_die_is_given_up(tmp_path: Path) -> None:
 
 @SOAK
 def test_each_exchange_is_recorded_once_though_gateways_die(tmp_path: Path) -> None:
+    """Twenty kills: between requests, within streams, and one right after a request that was refused."""
     engines = [FakeEngine("--hold", str(tmp_path / "hold"))]
     made = Endpoint(tmp_path, engines, feedback_folder=tmp_path / "feedback", capture={})
     ids: list[str] = []
     try:
-        for number in range(12):
+        for number in range(40):
             got = HTTP.post(made.url + CHAT, json=chat(f"recorded {number}", max_tokens=3))
             ids.append(got.headers["x-request-id"])
-            if number in (3, 6):
+            if number % 4 == 3:
                 made.kill_gateway()
-        _disturbed(made, CHAT, chat("recorded in two halves", max_tokens=9), {4: made.kill_gateway})
+        for number in range(9):
+            _disturbed(made, CHAT, chat(f"recorded in two halves {number}", max_tokens=9), {number % 8 + 1: made.kill_gateway})
         refused = HTTP.post(made.url + CHAT, content=b"{")
+        made.kill_gateway()
         assert HTTP.post(made.url + "/v1/feedback", json={"answer_id": ids[0], "rating": "up"}).status_code == 200
     finally:
         made.close()
-    kept = [one.prompt for one in exchanges(tmp_path, None, None)]
-    assert sorted(kept) == sorted([*(f"recorded {number}" for number in range(12)), "recorded in two halves"])
+    found = [(one.prompt, one.outcome) for one in exchanges(tmp_path, None, None)]
+    wanted = [*(f"recorded {number}" for number in range(40)), *(f"recorded in two halves {number}" for number in range(9))]
+    assert sorted(found) == sorted([("", "refused"), *((prompt, "completed") for prompt in wanted)])
     assert refused.status_code == 400

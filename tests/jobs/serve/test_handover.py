@@ -1,0 +1,71 @@
+"""A successor that fails is no successor: the run serves on, and its next attempt submits another one."""
+
+from pathlib import Path
+
+from cluster.config_reader import load_config
+from cluster.run.context import JobContext
+from cluster.run.directory import RunDir
+from cluster.run.files import read_json, write_json
+from jobs.serve.config import ServeConfig
+from jobs.serve.files import ServingFiles
+from jobs.serve.handover import Handover
+from tests.jobs.shell import Shell
+
+KEYS = {"model": "anything", "handover": True, "handover_minutes": 60, "resources": {"time_limit_minutes": 5}}
+
+
+def serving(root: Path, cluster: str) -> tuple[RunDir, ServeConfig]:
+    config = load_config(ServeConfig, KEYS)
+    about = {"job": "serve", "entry": "jobs.serve.job:main", "engine": "ray", "cluster": cluster, "sidecars": []}
+    record = {**about, "config": config.model_dump(mode="json"), "resources": config.resources.model_dump(mode="json")}
+    run = RunDir.create("serve", record, root)
+    ServingFiles(run).make()
+    return run, config
+
+
+def attempt(run: RunDir, config: ServeConfig) -> Handover:
+    return Handover(JobContext(run=run, attempt=run.begin_attempt()), config)
+
+
+def test_a_successor_that_fails_is_left_and_the_next_attempt_submits_another(shell: Shell) -> None:
+    run, config = serving(shell.home / "runs", "bad")
+    first = attempt(run, config)
+    assert first.due()
+    failed = first.begin()
+    assert failed is not None
+    assert failed.record["continues"] == run.id
+    assert not first.answers(failed)
+    assert first.failed
+    assert not first.due()
+    assert first.begin() is None
+    assert [event["error"].partition(":")[0] for event in run.read_events() if event["event"] == "handover_failed"] == [failed.id]
+    second = attempt(run, config).begin()
+    assert second is not None
+    assert second.id != failed.id
+
+
+def test_one_that_answers_is_handed_over_to_by_whichever_attempt(shell: Shell) -> None:
+    run, config = serving(shell.home / "runs", "slow")
+    first = attempt(run, config)
+    successor = first.begin()
+    assert successor is not None
+    assert not first.answers(successor)
+    assert not first.failed
+    files = ServingFiles(successor)
+    files.make()
+    write_json(files.state, {"stable": "anything@1"})
+    write_json(files.address, {"address": "http://127.0.0.1:1", "port": 1})
+    again = attempt(run, config)
+    found = again.begin()
+    assert found is not None
+    assert found.id == successor.id
+    assert again.answers(successor)
+    assert read_json(ServingFiles(run).successor) is not None
+
+
+def test_a_submission_that_is_refused_changes_nothing(shell: Shell) -> None:
+    run, config = serving(shell.home / "runs", "closed")
+    first = attempt(run, config)
+    assert first.begin() is None
+    assert first.failed
+    assert not first.due()

@@ -1,0 +1,93 @@
+"""A run that serves from pods: the Service in front of it, the way to it from a laptop, and a pod that is evicted."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.process.ports import free_port
+from cluster.run.directory import RUNS_VARIABLE, RunDir
+from cluster.run.files import read_json
+from jobs.inference.endpoint_chat import EndpointChat, find_endpoint
+from jobs.inference.generate import Sampling
+from jobs.runs.cancel import cancel_runs
+from jobs.runs.submit import configure, submit
+from tests.fakes.engine import fake_model
+from tests.jobs.serve.serving import Load, Serving, ask
+from tests.jobs.shell import Shell
+from tests.k8s.cluster import ROOT, Namespace
+from tests.patience import Patience, until
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.usefixtures("alone_with_ray")]
+
+WORDS = 10
+
+
+@contextmanager
+def tunnel(command: str, namespace: Namespace) -> Iterator[None]:
+    """The command that a person is told to type, while the block runs."""
+    path = {"PATH": f"{namespace.cluster.path}:{os.environ['PATH']}", "KUBECONFIG": str(namespace.cluster.kubeconfig)}
+    words = shlex.split(command)
+    with subprocess.Popen(words, env={**os.environ, **path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as way:
+        assert way.stdout is not None
+        assert "Forwarding" in way.stdout.readline(), command
+        try:
+            yield
+        finally:
+            way.send_signal(signal.SIGTERM)
+
+
+def submitted(namespace: Namespace, folder: Path, port: int) -> RunDir:
+    engine = [namespace.cluster.python, str(ROOT / "tests/fakes/engine.py"), "{model}", "--host", "{host}", "--port", "{port}"]
+    given = {"model": str(folder), "engine_command": engine, "host": "0.0.0.0", "port": port, "replicas": 2, "cpus": 0.5}
+    given |= {"resources.nodes": 2, "resources.cpus": 1, "resources.grace_seconds": 30}
+    return submit("serve", configure("serve", None, [f"{key}={json.dumps(value)}" for key, value in given.items()]), "pods")
+
+
+def test_pods_serve_behind_a_service_and_a_laptop_finds_the_way(
+    namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(RUNS_VARIABLE, str(namespace.runs))
+    monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
+    # pods see the volume under the path that this machine sees it under
+    profile = {"backend": "k8s", **namespace.options(claim_path=str(namespace.runs))}
+    profile["environment"] |= {"WANDB_MODE": "disabled"}
+    (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"pods": profile}))
+    folder, port = fake_model(namespace.runs / "one", says="one", words=WORDS, pause=0.02), free_port("127.0.0.1")
+    run = submitted(namespace, folder, port)
+    try:
+        serving = Serving(run, tmp_path)
+        serving.until(lambda: serving.state.get("stable") and len(serving.replicas("one")) == 2, Patience.CLUSTER)
+        hosts = {replica["url"].rpartition(":")[0] for replica in serving.replicas("one")}
+        assert len(hosts) == 2, f"a replica in each pod, at the pod's own address: {hosts}"
+
+        (service,) = namespace.cluster.items("services", "--namespace", namespace.name, "-l", "ropewalk/role=service")
+        way = f"kubectl -n {namespace.name} port-forward service/{service['metadata']['name']} {port}:{port}"
+        assert way in " ".join(Shell(capsys, monkeypatch, tmp_path)("show", run.id).split())
+        endpoint = find_endpoint(run.id)
+        assert endpoint is not None
+        with tunnel(endpoint.tunnel, namespace):
+            chat = EndpointChat(endpoint, Sampling(max_new_tokens=4, temperature=0.0, top_p=1.0))
+            assert chat.answer("hello").split()[0] == "one0"
+            assert ask(f"http://127.0.0.1:{port}")[0] == 200
+            with Load(f"http://127.0.0.1:{port}", WORDS, clients=2, pause=0.1) as load:
+                until(lambda: load.count > 8, Patience.STEP)
+            assert load.failures == []
+
+        attempt = run.attempts()[-1]
+        namespace.kubectl("delete", "pod", namespace.pod(0)["metadata"]["name"], "--wait=false")
+        serving.until(lambda: (read_json(serving.files.address) or {}).get("attempt", 0) > attempt, Patience.CLUSTER)
+        serving.until(lambda: len(serving.replicas("one")) == 2, Patience.CLUSTER)
+        with tunnel(endpoint.tunnel, namespace):
+            until(lambda: ask(f"http://127.0.0.1:{port}")[0] == 200, Patience.STEP)
+        assert serving.events("served_to_the_end"), "the pod that left ended what was open"
+    finally:
+        list(cancel_runs([run.id]))
+        until(lambda: (outcome := run.last_outcome()) is not None and outcome.state.final, Patience.RUN)

@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from cluster.config import Resources
-from cluster.errors import AlreadyRunningError, BackendError, ConfigError, SchedulerAwayError, SubmissionInDoubtError
+from cluster.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    AlreadyRunningError,
+    BackendError,
+    ConfigError,
+    SchedulerAwayError,
+    SubmissionInDoubtError,
+)
 from cluster.run.attempts import begin_attempts
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
@@ -79,6 +87,15 @@ def never_starts(failed: Sequence[tuple[RunDir, Outcome]]) -> str:
     return f"never started: it waited for {' and '.join(words)}"
 
 
+def unstarted(run: RunDir, failed: Sequence[tuple[RunDir, Outcome]]) -> Outcome:
+    """The end of a run that waited for runs which have failed. It is cancelled, unless they are its own parts: then it failed."""
+    parts = [(other, outcome) for other, outcome in failed if other.record.get("parent") == run.id and outcome.state.failed]
+    if not parts:
+        return Outcome(state=RunState.CANCELLED, exit_code=EXIT_DONE, cause=never_starts(failed), ended=time.time())
+    words = [f"its step {other.record.get('step')} ({other.id}) ended as {o.state}: {o.cause}" for other, o in parts]
+    return Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause="; ".join(words), ended=time.time())
+
+
 def open_dependencies(head: RunDir, after: Sequence[str]) -> list[RunDir]:
     """Those of the runs `after` that are not over yet. Raises ConfigError where one can never succeed."""
     others = named_beside(head, after)
@@ -93,8 +110,7 @@ def end_unstarted(run: RunDir, resources: Resources, failed: Sequence[tuple[RunD
     """Write down that a run never starts because runs that it waits for have failed, in an attempt of its own."""
     number = next_attempt(run)
     open_attempts([run], resources, [{"after": [other.id for other, _ in failed]}], number)
-    outcome = Outcome(state=RunState.CANCELLED, exit_code=0, cause=never_starts(failed), ended=time.time())
-    run.write_outcome(number, outcome)
+    run.write_outcome(number, unstarted(run, failed))
 
 
 # --- submitting

@@ -14,7 +14,7 @@ from cluster.run.directory import RunDir
 from datapipe.loader.loader import Source, TokenLoader
 from jobs.evaluate.config import EvaluateConfig
 from jobs.evaluate.generation import samples, tokenizer_for
-from jobs.evaluate.perplexity import sequence_losses, unigram_loss
+from jobs.evaluate.perplexity import calibration, score_sequences, unigram_loss
 from jobs.evaluate.readable import write_worst_sequences
 from jobs.inference.open_model import OpenModel, max_length
 from jobs.runs.find_model import find_checkpoint
@@ -48,8 +48,8 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tup
         )
     generations = _generations(found, config, tokenizer) if group.is_main else []
     n = min(config.max_sequences, loader.sequences)
-    losses = sequence_losses(_sharded(found, config, group), loader, group, num_sequences=n, micro_batch=config.micro_batch)
-    losses /= seq_len
+    scored = score_sequences(_sharded(found, config, group), loader, group, num_sequences=n, micro_batch=config.micro_batch)
+    losses = scored.losses / seq_len
     loss = losses.mean().item()
     error = losses.std().item() / math.sqrt(n) if n > 1 else None
     results: dict[str, object] = {
@@ -59,6 +59,7 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tup
         "n": n,
         "standard_error": error,
         "unigram_loss": unigram_loss(sources, loader, n, found.config.vocab_size) if group.is_main else None,
+        "token_calibration": calibration(scored.sure, config.seed),
         "model_step": found.step,
         "generations": generations,
     }

@@ -20,6 +20,12 @@ def write_readable(run: Path, results: Mapping[str, Any], evaluated: Evaluated |
         write_table(run, "generations", ("step", "prompt", "text"), texts)
     if evaluated is None:
         return
+    scores = [
+        (task, metric, score["value"], score["standard_error"], score["n"])
+        for task, metrics in results.get("scores", {}).items()
+        for metric, score in metrics.items()
+    ]
+    write_table(run, "scores", ("task", "metric", "value", "standard error", "n"), scores)
     rows = [row for task in evaluated.tasks.values() for row in _worst_items(task)]
     write_table(run, "worst-items", ("task", "item", "metric", "value", "prompt", "target", "answers"), rows)
     write_picture(run, "scores", as_png(lambda axis: _draw_scores(axis, evaluated), (6.4, 1 + 0.3 * len(evaluated.tasks))))

@@ -81,7 +81,13 @@ def _held_out(results: dict[str, Any]) -> list[str]:
     table.row("bits per byte", f"{results['bits_per_byte']:.4f}", "", "")
     table.row("perplexity", f"{results['perplexity']:.2f}", "", "")
     table.row("loss of a unigram model", f"{results['unigram_loss']:.4f}", "", "")
-    return [table.html()]
+    sure = results["token_calibration"]
+    table.row("calibration error of the next token", f"{sure['ece']:.4f}", _number(sure["standard_error"]), str(sure["n"]))
+    bins = Table("How sure it was of the next token, and how often right", ("from", "to", ">confidence", ">accuracy", ">tokens"))
+    for row in sure["bins"]:
+        figures = [f"{row[name]:.3f}" for name in ("confidence", "accuracy")]
+        bins.row(f"{row['from']:.1f}", f"{row['to']:.1f}", *figures, str(row["tokens"]))
+    return [table.html(), bins.html()]
 
 
 def _tasks(evaluated: Evaluated) -> list[str]:

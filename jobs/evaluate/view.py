@@ -8,7 +8,7 @@ from jobs.runs.view import RunView
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_OWN_TABLE = ("scores", "gate", "generations", "truncated")
+_OWN_TABLE = ("scores", "gate", "generations", "truncated", "token_calibration")
 
 
 class EvaluateView(RunView):

@@ -8,7 +8,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cluster.config import JobConfig, PathView, Resources, Section
 from cluster.config_reader import apply_override, load_config, read_yaml
@@ -28,6 +28,16 @@ class StepConfig(Section):
     )
     config: dict[str, Any] = Field(default={}, description="the job's keys, inline or a YAML file")
     set: dict[str, Any] = Field(default={}, description="dotted keys that replace those of config: {optim.lr: 1e-3}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_cluster(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (found := next((key for key in ("on", "cluster") if key in values), None)):
+            raise ValueError(
+                f"`{found}`: all steps run on the cluster that the pipeline is submitted to (--on CLUSTER), whose scheduler"
+                " starts each after those that it needs; submit a pipeline to each cluster, once the one before it is done"
+            )
+        return values
 
     @field_validator("config", mode="before")
     @classmethod

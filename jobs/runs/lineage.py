@@ -20,6 +20,7 @@ READS_DATA = ("data", "input")  # keys of a job that name data sets
 _READS_MODELS = ("model", "teacher", "start_from")
 _STEP = re.compile(r"step-(\d+)$")
 _AT_STEP = re.compile(r"(.+)@(\d+)")
+ROUTES, BILL = "serving/routes.json", "ml-bom.json"  # of a run that serves, and of a model that was exported
 _LOOK_SECONDS = 2.0  # a store that does not answer must not hold up a mirror
 
 
@@ -39,7 +40,11 @@ def reads(run: RunDir) -> list[Reference]:
     found = [one for key in READS_DATA for path in paths_in(config.get(key)) if (one := data_set(path))]
     if (prepared := _prepared(run)) is not None:
         found.append(prepared)
-    found += [one for key in _READS_MODELS if config.get(key) for one in _model(run, config[key])]
+    served = _served(run)
+    wanted = served or [config[key] for key in _READS_MODELS if config.get(key)]
+    found += [one for named in wanted for one in _model(run, named)]
+    if (known := read_json(run.model_record)) and (used := _tokenizer(known.get("tokenizer"))):
+        found.append(used)
     return list({one.uri: one for one in found}.values())
 
 
@@ -48,7 +53,7 @@ def makes(run: RunDir) -> list[Reference]:
     config = run.record.get("config") or {}
     found = []
     if isinstance(config.get("output"), str) and (made := data_set(config["output"])):
-        found.append(made)
+        found += [made, *([used] if (used := _tokenizer(made.metadata.get("tokenizer"))) else [])]
     found += _checkpoints(run)
     results = run.results()
     if isinstance(results.get("scores"), dict):
@@ -80,9 +85,25 @@ def data_set(path: str) -> Reference | None:
         raw = StoragePath(path, _LOOK_SECONDS).read("manifest.json")
         manifest, digest = json.loads(raw), hashlib.sha256(raw).hexdigest()
         totals = {key: manifest[key] for key in ("documents", "tokens", "totals") if key in manifest}
-        metadata = {"path": path, "sha256": digest, **totals}
+        tokenizer = {"tokenizer": manifest["tokenizer"]} if isinstance(manifest.get("tokenizer"), dict) else {}
+        metadata = {"path": path, "sha256": digest, **totals, **tokenizer}
         return Reference(f"data-{digest[:12]}", "dataset", f"ropewalk://data/{digest}", metadata, ("latest",))
     return None
+
+
+def _tokenizer(record: Any) -> Reference | None:
+    """A tokenizer, by the hash of its files, out of a data set's manifest or a run's `model.json`."""
+    if not isinstance(record, Mapping) or not record.get("hash"):
+        return None
+    word = re.sub(r"[^\w]+", "-", str(record["hash"]))
+    return Reference(f"tokenizer-{word[-12:]}", "tokenizer", f"ropewalk://tokenizer/{word}", dict(record), ("latest",))
+
+
+def _served(run: RunDir) -> list[str]:
+    """The models that a serving run has loaded, by what its controller wrote down: an alias means another one tomorrow."""
+    routes = read_json(run.path / ROUTES)
+    versions = (routes.get("versions") or {}) if isinstance(routes, dict) else {}
+    return [one["model"] for one in versions.values() if one.get("model")]
 
 
 def checkpoint(run_id: str, step: int, **metadata: Any) -> Reference:
@@ -124,9 +145,19 @@ def _model(run: RunDir, value: Any) -> Iterator[Reference]:
         step = step or run.results().get("step") or max(_steps(beside), default=None)
         if step is not None:
             yield checkpoint(beside.id, int(step))
+    elif (exported := _exported(Path(ref))) is not None:
+        yield exported
     else:
         name = re.sub(r"[^\w.-]+", "-", Path(ref).name) or "model"
         yield Reference(f"model-{name}", "model", f"ropewalk://model/{hashlib.sha256(ref.encode()).hexdigest()}", {"path": ref})
+
+
+def _exported(directory: Path) -> Reference | None:
+    """The checkpoint that a directory of `ropewalk export` was made of, by its bill of materials."""
+    bill = read_json(directory / BILL)
+    model = ((bill.get("metadata") or {}).get("component") or {}) if isinstance(bill, dict) else {}
+    step = _STEP.fullmatch(str(model.get("version")))
+    return checkpoint(str(model["name"]), int(step[1])) if step and model.get("name") else None
 
 
 def paths_in(value: Any) -> Iterator[str]:

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.backends.recovery import conclude
-from cluster.backends.submission import failed_of, is_over, never_starts
-from cluster.errors import EXIT_TERMINATED
+from cluster.backends.submission import failed_of, is_over, unstarted
 from cluster.process.output import configure_logging
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
-from cluster.spec import Outcome, RunState
+from cluster.spec import Outcome
 from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError
 from k8s.api.kubeconfig import connect
 from k8s.names import OUTCOME_ANNOTATION, QUEUE_LABEL, name_of
@@ -64,7 +63,7 @@ def release_all(held: HeldRuns, root: Path, kube: Kubernetes, sleep: Callable[[f
     while waiting:
         try:
             if failed := failed_of(others):
-                _drop(held, waiting, never_starts(failed), kube)
+                _drop(held, waiting, failed, kube)
                 return
             if all(map(is_over, others)):
                 started = [run for run in started if not is_over(run)]
@@ -89,17 +88,17 @@ def _release(run: RunDir, held: HeldRuns, kube: Kubernetes) -> bool:
     return True
 
 
-def _drop(held: HeldRuns, waiting: Sequence[RunDir], cause: str, kube: Kubernetes) -> None:
+def _drop(held: HeldRuns, waiting: Sequence[RunDir], failed: Sequence[tuple[RunDir, Outcome]], kube: Kubernetes) -> None:
     """End the Jobs of runs that will never start, and write down the cause."""
     for run in waiting:
-        log.info("%s %s", run.id, cause)
-        outcome = Outcome(state=RunState.CANCELLED, exit_code=EXIT_TERMINATED, cause=cause, ended=time.time())
+        outcome = unstarted(run, failed)
+        log.info("%s %s", run.id, outcome.cause)
         told = {OUTCOME_ANNOTATION: json.dumps(vars(outcome))}
         with suppress(NotFoundError):  # it makes no pod, and ends
             spec = {"suspend": False, "parallelism": 0, "activeDeadlineSeconds": 1}
             kube.patch("Job", name_of(run.id, held.number), {"metadata": {"annotations": told}, "spec": spec})
         if run.attempts():  # else its directory is put on the volume only as it starts
-            conclude(run, RunState.CANCELLED, cause)
+            conclude(run, outcome.state, outcome.cause)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.backends.base import BackendState
 from cluster.backends.recovery import SETTLE_SECONDS, conclude, lost, never_submitted
-from cluster.backends.submission import PATIENCE_SECONDS, dependencies, failed_of, never_starts, submission_details
+from cluster.backends.submission import PATIENCE_SECONDS, dependencies, failed_of, submission_details, unstarted
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
 from slurm.commands import Job
@@ -66,16 +66,23 @@ def _settle(run: RunDir, job: Job, outcome: Outcome | None) -> BackendState:
     ended = seconds_of(job.end)
     if outcome is None and ended != FOREVER and time.time() - ended < SETTLE_SECONDS and owner_of(run):
         return BackendState(state=RunState.RUNNING, word=job.state, reason="ended; its outcome is awaited")
-    settled = conclude(run, state_of(job), _cause(run, job, outcome))
+    settled = conclude(run, *_end(run, job, outcome))
     return BackendState(state=settled.state, word=job.state, reason=settled.cause)
 
 
-def _cause(run: RunDir, job: Job, outcome: Outcome | None) -> str:
+def _end(run: RunDir, job: Job, outcome: Outcome | None) -> tuple[RunState, str]:
+    """The state and the cause of the end of a run whose job ended and left no outcome."""
     if job.state == "CANCELLED" and not run.cancel_requested and _waited_in_vain(run, job):
         others = dependencies(run)
         if failed := failed_of(others):
-            return never_starts(failed)
-        return f"never started: it waited for {' and '.join(other.id for other in others) or 'another run'}"
+            end = unstarted(run, failed)
+            return end.state, end.cause
+        words = " and ".join(other.id for other in others) or "another run"
+        return state_of(job), f"never started: it waited for {words}"
+    return state_of(job), _cause(run, job, outcome)
+
+
+def _cause(run: RunDir, job: Job, outcome: Outcome | None) -> str:
     if job.state == "CANCELLED":
         waited = outcome is not None or not owner_of(run)
         return ("cancelled" if run.cancel_requested else "cancelled in Slurm") + (" while it waited" if waited else "")

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 SMALL = {
     "bench_evaluate": ["--tiny", "--items", "8"],
-    "bench_align_learns": ["--model", "tiny", "--steps", "2", "--batch", "4", "--held-out", "10"],
+    "bench_assistant": ["--model", "tiny", "--folder", "build/self-check"],
+    "bench_learns": ["--model", "tiny", "--steps", "2", "--seeds", "0", "--ranks", "1"],
     "bench_distill": ["--seeds", "2", "--steps", "2", "--teacher-steps", "2", "--texts", "30", "--sequences", "4"],
     "bench_align_oracles": ["--methods", "dpo", "--ranks", "1", "--trl", "none"],
     "bench_grpo_oracles": ["--variants", "grpo", "--ranks", "1", "--weights", "all", "--trl", "none"],

@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Any
 
-from cluster.errors import ConfigError, StopRequested
+from cluster.errors import ConfigError, GateError, StopRequested
 from cluster.run.context import JobContext
 from cluster.run.files import append_line, read_json, write_json
 from cluster.run.heartbeat import Phase
@@ -104,6 +104,11 @@ def refuse(context: JobContext) -> dict[str, Any]:
         raise ConfigError("data: no such directory: nowhere; give one that exists")
     threading.Event().wait()  # as a rank does in a collective that nobody else joins; its agent must end it
     return {}
+
+
+def gate(context: JobContext) -> dict[str, Any]:
+    """All is done, and a figure misses what was asked of it."""
+    raise GateError("the gate refuses it: right is 0.2, must be >= 0.5", {"scores": {"right": 0.2}})
 
 
 def ray_sum(context: JobContext) -> dict[str, Any]:

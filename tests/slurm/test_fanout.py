@@ -15,7 +15,7 @@ from tests.patience import Patience, until
 from tests.slurm.conftest import ROOT
 
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
-ARRAY: dict[str, Any] = {"fanout": "array", "array": {"at_once": 2, "jobs": 5, "minutes": 5}, **KEYS}
+ARRAY: dict[str, Any] = {"fanout": "array", "array": {"at_once": 2, "jobs": 3, "minutes": 5}, **KEYS}
 
 LINGERING = """
 import atexit, sys, time

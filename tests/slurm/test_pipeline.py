@@ -41,7 +41,9 @@ def test_steps_follow_each_other_and_a_failed_one_is_resumed_with_all(
     runs = step_runs(pipeline, config_of_run(pipeline))
     for run in (*runs.values(), pipeline):
         wait(run)  # Slurm alone knows of those that it has dropped, until it is asked
-    assert "which ended as FAILED" in finish(pipeline).cause, said(pipeline)
+    outcome = finish(pipeline)
+    assert outcome.state is RunState.FAILED, said(pipeline)
+    assert outcome.cause.startswith(f"its step train ({runs['train'].id}) ended as FAILED: "), outcome.cause
     assert [finish(run).state for run in runs.values()] == [RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED]
     (tmp_path / "mended").touch()
     resume(pipeline)

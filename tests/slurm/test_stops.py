@@ -67,6 +67,15 @@ def test_a_stop_is_heard_however_soon_it_comes(slurm_lab: Lab, start: Start, lat
     assert not run.events("node_lost"), run.said()
 
 
+def test_a_refused_gate_has_a_state_of_its_own(slurm_lab: Lab, start: Start) -> None:
+    run = start("gate", "process")
+    outcome = run.finish()
+    assert (outcome.state, outcome.exit_code, outcome.results) == (RunState.REFUSED, 42, {"scores": {"right": 0.2}})
+    assert "right is 0.2" in outcome.cause
+    assert run.state.state is RunState.REFUSED, "as ps has it"
+    assert run.run.attempts() == [1]
+
+
 def test_srun_hears_a_stop_that_comes_as_it_starts(slurm_lab: Lab, tmp_path: Path) -> None:
     """It would die of one, and its node would seem to be lost."""
     sbatch = ["sbatch", "--parsable", "-o", "/dev/null", "--wrap", "sleep 300"]

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from cluster.backends.local.nodes import LocalAllocation
-from cluster.backends.submission import dependencies, failed_of, is_over, never_starts, newest_submission
+from cluster.backends.submission import dependencies, failed_of, is_over, newest_submission, unstarted
 from cluster.process.forking import import_modules, preload_modules
 from cluster.process.output import configure_logging
 from cluster.process.signals import STOP_SIGNALS, SignalFlag
@@ -37,8 +37,7 @@ def supervise(run: RunDir) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # not `install_stop_handler`, which tells them not apart
     try:
         if obstacle := await_dependencies(run, allocation):
-            outcome = Outcome(state=RunState.CANCELLED, exit_code=0, cause=obstacle, ended=time.time())
-            run.write_outcome(number, outcome)
+            run.write_outcome(number, obstacle)
         else:
             import_modules(preload_modules(run))
             Supervisor(run, allocation, sys.executable).supervise(number)
@@ -46,15 +45,15 @@ def supervise(run: RunDir) -> None:
         allocation.close()
 
 
-def await_dependencies(run: RunDir, allocation: LocalAllocation) -> str:
-    """Wait until the runs that this one depends on have succeeded; why it never starts, or nothing."""
+def await_dependencies(run: RunDir, allocation: LocalAllocation) -> Outcome | None:
+    """Wait until the runs that this one depends on have succeeded; the end of a run that never starts, or nothing."""
     others = dependencies(run)
     while not all(map(is_over, others)) and not failed_of(others):
         if run.cancel_requested or allocation.leaving:
-            return "cancelled before it started"
+            return Outcome(state=RunState.CANCELLED, exit_code=0, cause="cancelled before it started", ended=time.time())
         time.sleep(0.5)
     failed = failed_of(others)
-    return never_starts(failed) if failed else ""
+    return unstarted(run, failed) if failed else None
 
 
 def main() -> None:

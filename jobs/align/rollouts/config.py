@@ -18,7 +18,9 @@ Ratio = Literal["token", "sequence"]
 class RewardConfig(Section):
     """One reward: its name and options, and how much it counts."""
 
-    name: str = Field(description="exact_match, regex, math_verify, length, model, one of an entry point, or module:function")
+    name: str = Field(
+        description="exact_match, regex, math_verify, reasoning_gym, length, model, one of an entry point, or module:function"
+    )
     options: dict[str, Any] = Field(default={}, description="options of the reward")
     weight: float = Field(default=1.0, description="factor in the sum of rewards")
     seconds: float = Field(default=10.0, gt=0, description="time limit of one call; then its process is killed and replaced")

@@ -2,9 +2,11 @@
 
 import shutil
 import signal
+import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
@@ -208,6 +210,23 @@ def test_rewards_that_fail_have_an_outcome_that_is_recorded_and_cost_nothing_els
     assert line["train/reward"] == pytest.approx(0.8 + 0.5 * sum(letters) / 10)
 
 
+def test_a_task_of_reasoning_gym_rewards_by_its_own_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package itself has many others behind it; here is what is asked of it."""
+    gym = ModuleType("reasoning_gym")
+    items: list[tuple[str, dict[str, Any]]] = []
+    scorers = {"chain_sum": lambda answer, entry: items.append((answer, entry)) or float(answer == entry["answer"])}
+    gym.get_score_answer_fn = scorers.__getitem__  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "reasoning_gym", gym)
+    reward = make_reward("reasoning_gym", {"task": "chain_sum"})
+    item = {"prompt": "1 + 2", "answer": "3", "metadata": {"difficulty": {}}}
+    assert [reward("3", item), reward("4", item)] == [1.0, 0.0]
+    assert items[0] == ("3", item)
+    with pytest.raises(ConfigError, match=r"rewards: reasoning_gym: KeyError: 'no'; correct its name, options or module"):
+        make_reward("reasoning_gym", {"task": "no"})
+    with pytest.raises(KeyError, match="has no field 'answer'"):
+        reward("3", {"prompt": "1 + 2"})
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -373,7 +392,7 @@ def test_workers_draw_what_ranks_would_and_a_killed_one_is_replaced(model: Path,
     assert len(events(by_workers, "rollout_worker_lost")) == 1
     assert equal(weights(by_ranks), weights(by_workers))
     assert metrics(by_ranks, "validation/reward") == metrics(by_workers, "validation/reward")
-    assert len(metrics(by_ranks, "validation/reward")) == 1
+    assert len(metrics(by_ranks, "validation/reward")) == 2
     check_used_once(by_workers, 2)
 
 

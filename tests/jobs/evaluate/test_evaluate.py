@@ -46,6 +46,7 @@ def test_scores_a_run_alike_at_any_world_size(trained: tuple[RunDir, Path]) -> N
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
     assert one["n"] == two["n"] == 11
     assert one["standard_error"] == pytest.approx(two["standard_error"], rel=1e-4)
+    assert one["token_calibration"]["ece"] == pytest.approx(two["token_calibration"]["ece"], rel=1e-4)
     assert one["model_step"] == 60
 
 
@@ -62,6 +63,13 @@ def test_the_figures_are_what_transformers_gives(trained: tuple[RunDir, Path], t
     assert got["loss"] == pytest.approx(each.mean().item(), rel=1e-5)
     assert got["standard_error"] == pytest.approx(each.std().item() / math.sqrt(n), rel=1e-4)
     assert got["perplexity"] == pytest.approx(math.exp(got["loss"]))
+    sure, likeliest = (values.numpy() for values in logits.softmax(-1).max(-1))
+    right, number = likeliest == tokens[:, 1:].numpy(), np.minimum((sure * 10).astype(int), 9)
+    ece = sum(abs(right[number == k].mean() - sure[number == k].mean()) * (number == k).sum() for k in set(number.ravel()))
+    told = got["token_calibration"]
+    assert told["ece"] == pytest.approx(ece / sure.size, rel=1e-3)
+    assert (told["n"], sum(row["tokens"] for row in told["bins"])) == (sure.size, sure.size)
+    assert 0 < told["standard_error"] < 0.1
     manifest = json.loads((data / "manifest.json").read_text())["totals"]["validation"]
     assert got["bits_per_byte"] == pytest.approx(got["loss"] / math.log(2) * manifest["tokens"] / manifest["bytes"])
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
 from jobs.runs.evaluations import items_file
+from jobs.tracking.readable import read_table
 from tests.jobs.evaluate.tasks import choice_task, likelihood_task, rolling_task, write_task, writing_task
 from tests.jobs.launch import launch, log_of, make_run, start
 from tests.jobs.tiny import tiny_model
@@ -58,7 +59,7 @@ def plain(place: Path, tasks: list[str]) -> dict[str, Any]:
 def evaluate(place: Path, tasks: list[str], ranks: int = 1, **keys: Any) -> tuple[RunDir, dict[str, Any]]:
     run = make_run(place / "runs", {"model": str(place / "model"), "tasks": tasks, **keys}, "evaluate")
     launch(run, ranks)
-    return run, {**run.results(), "items": read_lines(items_file(run.path))}
+    return run, {**run.results(), "items": read_lines(items_file(run.path)), "path": run.path}
 
 
 def decisions(found: dict[str, Any]) -> dict[tuple[str, int], Any]:
@@ -166,6 +167,9 @@ def test_scores_have_their_evidence(plain: dict[str, Any]) -> None:
     assert score["hash"].startswith("xxh3:")
     assert plain["scores"]["choice"]["acc_norm"]["hash"] == score["hash"] != plain["scores"]["shots"]["acc"]["hash"]
     assert plain["scores"]["texts"]["bits_per_byte"]["standard_error"] > 0
+    table = read_table(plain["path"] / "tables/scores.json")
+    assert table is not None
+    assert ["choice", "acc", share, score["standard_error"], len(rights)] in table.rows
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The relay, with wandb-core itself and a server that records: every line once, whatever is killed or away."""
 
+import json
 import os
 import signal
 import subprocess
@@ -148,27 +149,39 @@ def test_what_a_run_reads_and_makes_joins_one_graph(wandb_server: WandbServer, t
     root = tmp_path / "runs"
     data = tmp_path / "data"
     data.mkdir()
-    (data / "manifest.json").write_text('{"documents": 3}')
+    tokenizer = {"name": "t", "hash": "xxh3:0123456789abcdef", "vocabulary": 8, "end_of_document": 0, "version": "1"}
+    (data / "manifest.json").write_text(json.dumps({"documents": 3, "tokenizer": tokenizer}))
     made = make_run(root, "prep", output=str(data))
     trained = make_run(root, "train", data=str(data))
     folder = trained.checkpoints / "step-00000010"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{}")
+    write_json(trained.model_record, {"tokenizer": tokenizer})
     log_steps(trained, range(1, 11))
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    component = {"name": trained.id, "version": "step-10"}
+    (exported / "ml-bom.json").write_text(json.dumps({"metadata": {"component": component}}))
+    served = make_run(root, "serve", model="production")
+    routes = {"versions": {"m@1": {"model": f"{trained.id}@10", "replicas": []}, "m@2": {"model": str(exported), "replicas": []}}}
+    (served.path / "serving").mkdir()
+    write_json(served.path / "serving/routes.json", routes)
     judged = make_run(root, "judge", model=trained.id, data=str(data))
     write_json(judged.attempt_dir(1) / "result.json", {"step": 10, "scores": {"boolq": {"accuracy": {"value": 0.5}}}})
-    for run in (judged, trained, made):  # in any order
+    for run in (served, judged, trained, made):  # in any order
         end(run)
         send_rest(run)
         assert send_rest(run) == 0
-    (data_set,) = wandb_server.run(made.id).made
+    data_set, words = sorted(wandb_server.run(made.id).made)
     assert data_set.startswith("data-")
-    assert wandb_server.run(trained.id).used == [data_set]
+    assert words.startswith("tokenizer-456789abcdef")
+    assert sorted(wandb_server.run(trained.id).used) == [data_set, words]
     (checkpoint,) = wandb_server.run(trained.id).made
     assert sorted(wandb_server.run(judged.id).used) == sorted([data_set, checkpoint])
     assert [name.split(":")[0] for name in wandb_server.run(judged.id).made] == [f"{judged.id}-scores"]
     assert {"latest", "best", "step-10"} <= set(wandb_server.artifacts[checkpoint]["aliases"])
-    assert len(wandb_server.artifacts) == 3, "no node twice"
+    assert wandb_server.run(served.id).used == [checkpoint], "by what it serves, also out of an exported directory"
+    assert len(wandb_server.artifacts) == 4, "no node twice"
 
 
 @pytest.mark.parametrize("wanted", ["none", "failures", "all"])

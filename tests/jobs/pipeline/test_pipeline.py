@@ -111,7 +111,10 @@ def test_a_failed_step_stops_what_needs_it_and_nothing_else(start: Start, tmp_pa
     assert outcome.state is RunState.CANCELLED
     assert outcome.cause.startswith(f"never started: it waited for {steps['data'].id}, which ended as FAILED")
     assert ended(steps["score"]).state is RunState.CANCELLED
-    assert ended(pipeline).state is RunState.CANCELLED
+    outcome = ended(pipeline)
+    assert (outcome.state, outcome.exit_code) == (RunState.FAILED, 1)
+    assert outcome.cause.startswith(f"its step data ({steps['data'].id}) ended as FAILED: ")
+    assert "no space" in outcome.cause
     told = diagnose(pipeline, states([pipeline])[pipeline.id])
     assert f"step data ({steps['data'].id}) FAILED" in "\n".join(told.evidence)
     assert f"ropewalk resume {pipeline.id}" in told.remedy
@@ -204,6 +207,7 @@ def test_a_dry_run_has_every_step(shell: Shell, pipeline_file: Path) -> None:
         ({"a b": SHORT}, "letters, digits"),
         ({"a": {**SHORT, "needs": ["b"]}}, "a needs 'b', which is no step"),
         ({"a": {**SHORT, "needs": ["b"]}, "b": {**SHORT, "needs": ["a"]}}, "such a circle can never start"),
+        ({"a": {**SHORT, "on": "big"}}, "steps.a: .*`on`: all steps run on the cluster that the pipeline is submitted to"),
         ({"a": {"job": "comand"}}, "steps.a: unknown job 'comand'; did you mean 'command'"),
         ({"a": {**SHORT, "set": {"comand": "x"}}}, "steps.a: unknown key 'comand'; did you mean 'command'"),
         ({"a": SHORT, "b": {"job": "pretrain", "config": {"data": "a", "steps": 1}}}, "the step 'a' has no 'output'"),
@@ -217,9 +221,13 @@ def test_mistakes_leave_nothing_behind(shell: Shell, steps: dict[str, Any], word
     assert not (shell.home / "runs").exists()
 
 
-def test_the_example_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = load_config(PipelineConfig, read_yaml(ROOT / "jobs/configs/pipeline.yaml"))
     assert isinstance(config, PipelineConfig)
     assert config.order() == ["tokens", "model", "score", "samples"]
     assert config.all_configs()["model"].model_dump()["data"] == str(ROOT / "data/tokens")
+    config = load_config(PipelineConfig, read_yaml(ROOT / "jobs/configs/assistant.yaml"))
+    assert isinstance(config, PipelineConfig)
+    assert config.order() == ["sft", "dpo", "export"]
+    assert config.all_configs()["sft"].model_dump()["validation"]["keep_best"], "which is what is exported"

@@ -51,13 +51,16 @@ def test_evicted_again_and_again(start: Start, namespace: Namespace, times: int)
 
 
 def test_a_bug_is_retried_in_place_and_a_mistake_never(start: Start, namespace: Namespace) -> None:
-    bug, mistake = start("fail", retries={"bugs": 1}), start("refuse")
+    bug, mistake, refused = start("fail", retries={"bugs": 1}), start("refuse"), start("gate")
     assert bug.finish().state is RunState.FAILED
     assert "ZeroDivisionError" in bug.run.last_outcome().cause  # type: ignore[union-attr]
     assert bug.run.attempts() == [1, 2]
     assert bug.run.attempt_details(2)["carrier"] == bug.run.attempt_details(1)["carrier"], "the pod was kept"
     assert mistake.finish().exit_code == 42
     assert mistake.run.attempts() == [1]
+    outcome = refused.finish()
+    assert (outcome.state, outcome.results) == (RunState.REFUSED, {"scores": {"right": 0.2}})
+    assert refused.state.state is RunState.REFUSED, "as ps has it"
     job_ends(namespace, "Failed")
 
 

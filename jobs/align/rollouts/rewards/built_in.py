@@ -53,6 +53,19 @@ def math_verify(*, field: str = "answer") -> Reward:
     return reward
 
 
+def reasoning_gym(*, task: str) -> Reward:
+    """What the scorer of a task of the package reasoning-gym says, from 0 to 1; the prompt's record is the task's item."""
+    from reasoning_gym import get_score_answer_fn
+
+    score = get_score_answer_fn(task)
+
+    def reward(answer: str, record: Mapping[str, Any]) -> float:
+        _text(record, "answer")
+        return float(score(answer, record))
+
+    return reward
+
+
 def model(*, of: str) -> Reward:
     """What a reward model says of the answer: a run of `align` with `method: reward`, or a directory with one number as head."""
     from jobs.align.reward.open import open_reward_model

@@ -20,6 +20,7 @@ BUILT_IN = {
     "exact_match": "jobs.align.rollouts.rewards.built_in:exact_match",
     "regex": "jobs.align.rollouts.rewards.built_in:regex",
     "math_verify": "jobs.align.rollouts.rewards.built_in:math_verify",
+    "reasoning_gym": "jobs.align.rollouts.rewards.built_in:reasoning_gym",
     "length": "jobs.align.rollouts.rewards.built_in:length",
     "model": "jobs.align.rollouts.rewards.built_in:model",
 }

@@ -167,7 +167,7 @@ def _judge(config: CompressConfig, rows: Sequence[Mapping[str, Any]]) -> Gate:
         if row.get(figure) is not None
     }
     for row in rows:
-        for task, found in row["scores"].items():
+        for task, found in (row.get("scores") or {}).items():
             scores[f"{row['variant']}/{task}"] = Score.of(found[first_metric(found)])
     return gate(config.require, scores)
 

@@ -90,7 +90,7 @@ def _table(rows: Sequence[Row], fronts: Mapping[str, Sequence[str]]) -> Table:
 
 def tasks_of(rows: Sequence[Row]) -> dict[str, str]:
     """The tasks that the variants were scored on, each with the metric that stands for it."""
-    return {task: first_metric(scores) for task, scores in rows[0]["scores"].items()}
+    return {task: first_metric(scores) for task, scores in (rows[0].get("scores") or {}).items()}
 
 
 def shown(value: float | None, digits: int, factor: float = 1.0) -> str:

@@ -132,7 +132,7 @@ def student_config(teacher: str, cut: dict[str, Any], data: Path, words: argpars
         "steps": words.steps,
         "batch": {"global_batch": words.batch, "micro_batch": 8 if words.size != "smollm2" else 2},
         "optim": {"lr": words.lr, "warmup_steps": max(1, words.steps // 20)},
-        "checkpoint": {"every_steps": 100 if words.size != "smollm2" else 10, "keep": 1},
+        "checkpoint": {"every_steps": 100 if words.size != "smollm2" else 20, "keep": 1},
         "validation": {"every_steps": 10_000, "max_sequences": words.sequences},
     }
 

@@ -4,25 +4,44 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.process.kill import processes_of
 from cluster.run.directory import RunDir
+from jobs.cli import quickstart
 from jobs.formats.llama_cpp import LlamaCpp
+from tests.jobs.shell import Shell
 from tests.patience import HANG_SECONDS, Patience, until
 
-
-def ropewalk(*words: str, cwd: Path) -> str:
-    command = [sys.executable, "-m", "jobs.cli", *words]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+VOCABULARY = 512
+corpus, settings = quickstart.corpus, quickstart.settings
 
 
-def test_quickstart_shows_the_whole_spine(tmp_path: Path) -> None:
-    printed = ropewalk("quickstart", "qs", "--steps", "40", cwd=tmp_path)
+def standard_library() -> list[str]:
+    """Without the texts of installed packages, of which a machine that tests has many."""
+    return [path for path in corpus() if "site-packages" not in path]
+
+
+def shorter(directory: Path, steps: int, gpus: int = 0) -> dict[str, dict[str, Any]]:
+    """The newcomer's jobs with less to compute in each."""
+    jobs = settings(directory, steps, gpus)
+    jobs["preprocess"]["tokenizer"] = {"train": VOCABULARY, "sample_mib": 1}
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    jobs["pretrain"]["model"] = {"config": {"model_type": "llama", "max_position_embeddings": 256, **shape}}
+    jobs["pretrain"] |= {"seq_len": 64, "optim": {**jobs["pretrain"]["optim"], "lr": 1e-2}}
+    jobs["evaluate"] |= {"seq_len": 64, "max_sequences": 50}
+    jobs["evaluate"]["generate"]["max_new_tokens"] = 10
+    return jobs
+
+
+def test_quickstart_shows_the_whole_spine(tmp_path: Path, shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quickstart, "corpus", standard_library)
+    monkeypatch.setattr(quickstart, "settings", shorter)
+    printed = shell("quickstart", "qs", "--steps", "40")
     assert "rank 1 killed (SIGKILL)" in printed
     directory = tmp_path / "qs"
     runs = {run.record["job"]: run for run in RunDir.all(directory / "runs")}
@@ -43,11 +62,22 @@ def test_quickstart_shows_the_whole_spine(tmp_path: Path) -> None:
         assert yaml.safe_load((directory / f"{job}.yaml").read_text())
     assert json.loads((directory / "data/manifest.json").read_text())["totals"]["train"]["documents"] > 300
 
-    ropewalk("export", str(training.path), "model", cwd=tmp_path)
+    shell("export", str(training.path), "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "model")) == 4096
-    ropewalk("export", str(training.path), "model.gguf", "--format", "gguf:F32", cwd=tmp_path)
+    assert model.config.vocab_size == len(AutoTokenizer.from_pretrained(tmp_path / "model")) == VOCABULARY
+    shell("export", str(training.path), "model.gguf", "--format", "gguf:F32")
     with LlamaCpp(tmp_path / "model.gguf") as engine:  # it was compared with transformers before it stood there
-        assert engine.vocabulary_size == 4096
+        assert engine.vocabulary_size == VOCABULARY
     # the supervisor leaves last, after the outcome
+    until(lambda: not processes_of(tmp_path), Patience.START, lambda: processes_of(tmp_path))
+
+
+@pytest.mark.soak
+def test_the_newcomers_command_as_it_is(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs.cli", "quickstart", "qs", "--steps", "40"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "rank 1 killed (SIGKILL)" in done.stdout
+    (scored,) = (run for run in RunDir.all(tmp_path / "qs/runs") if run.record["job"] == "evaluate")
+    assert scored.results()["loss"] < scored.results()["unigram_loss"]
     until(lambda: not processes_of(tmp_path), Patience.START, lambda: processes_of(tmp_path))

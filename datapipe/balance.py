@@ -1,8 +1,9 @@
-"""How often each training document is taken, so that sources have the shares that were asked for."""
+"""How often each training document is taken, so that sources or languages have the shares that were asked for."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -11,7 +12,7 @@ from cluster.storage import StoragePath
 from datapipe.dedup.exact import TRAIN, Corpus, Decisions
 from datapipe.filters.balance import Balance
 from datapipe.inputs.files import Unit
-from datapipe.inputs.ingest import texts_name
+from datapipe.inputs.ingest import languages_name, texts_name
 from datapipe.inputs.streams import open_file
 
 
@@ -32,11 +33,19 @@ def read_sources(units: Sequence[Unit], work: StoragePath) -> tuple[tuple[str, .
     return tuple(names[at] for at in order), rank[one.indices.to_numpy()]
 
 
+def read_languages(units: Sequence[Unit], work: StoragePath) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """The codes of all languages that occur, sorted, and of each document the number of its one."""
+    found = [np.array(orjson.loads(work.read(languages_name(unit.index))), dtype="U8") for unit in units]
+    names, owner = np.unique(np.concatenate([np.zeros(0, "U8"), *found]), return_inverse=True)
+    return tuple(names.tolist()), owner.astype(np.int32)
+
+
 def epochs_of(options: Balance, names: Sequence[str], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
     """How often each source is taken, by the bytes of its training text. Raises DataError for a weight of no source."""
     unknown = sorted(set(options.weights) - set(names))
     if unknown:
-        raise DataError(f"balance.weights: no document is of source {unknown[0]!r}; there are {', '.join(names[:20])}")
+        what = f"no document is of {options.by} {unknown[0]!r}"
+        raise DataError(f"balance.weights: {what}; there are {', '.join(names[:20])}")
     total = sizes.sum()
     shares = sizes.astype(np.float64) ** options.temperature
     named = np.array([name in options.weights for name in names])

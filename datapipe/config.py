@@ -11,6 +11,7 @@ from datapipe.filters.augment import Augment
 from datapipe.filters.balance import Balance
 from datapipe.filters.decontaminate import Decontaminate
 from datapipe.filters.language import Language
+from datapipe.filters.paragraphs import Paragraphs
 from datapipe.filters.pii import PersonalData
 from datapipe.filters.registry import Filters
 from datapipe.minhash.config import NearDuplicates
@@ -89,7 +90,10 @@ class DataSetConfig(ReadRules):
         default=None, description="rewrite training documents before they are tokenized, such as {fim: {rate: 0.5}}"
     )
     balance: Balance | None = Field(
-        default=None, description="shares of sources in the training text, such as {temperature: 0.5}"
+        default=None, description="shares of sources or languages in the training text, such as {by: language, temperature: 0.5}"
+    )
+    paragraphs: Paragraphs | None = Field(
+        default=None, description="cut paragraphs that stand in an earlier document, such as {of: lines}; unset: off"
     )
     validation_fraction: float = Field(
         default=0.01, ge=0, le=0.5, description="share of documents for the validation split, by a hash of their id"

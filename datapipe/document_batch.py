@@ -1,6 +1,6 @@
 """A batch of documents as Arrow columns; its words and lines are found once, for all filters and for MinHash."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -151,8 +151,21 @@ class DocumentBatch:
 
     def with_texts(self, texts: pa.LargeStringArray) -> "DocumentBatch":
         """The same documents with other texts."""
-        columns = [texts if name == "text" else self.records.column(name) for name in SCHEMA.names]
-        return DocumentBatch(pa.record_batch(columns, schema=SCHEMA))
+        schema = self.records.schema
+        columns = [texts if name == "text" else self.records.column(name) for name in schema.names]
+        return DocumentBatch(pa.record_batch(columns, schema=schema))
+
+    def with_columns(self, columns: Mapping[str, Sequence[str]]) -> "DocumentBatch":
+        """The same documents with what else is known of them."""
+        if not columns:
+            return self
+        more = {name: pa.array(values, pa.string()) for name, values in columns.items()}
+        known = {name: self.records.column(name) for name in self.records.schema.names}
+        made = DocumentBatch(pa.record_batch({**known, **more}))
+        for name in ("words", "lines", "tokens"):  # found already, of the same texts
+            if name in self.__dict__:
+                made.__dict__[name] = self.__dict__[name]
+        return made
 
     def rejection(self, row: int, reason: str) -> Rejection:
         """The rejection of the document in a row."""

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from cluster.errors import DataError
 from cluster.storage import StoragePath
-from datapipe.balance import balance, read_sources
+from datapipe.balance import balance, read_languages, read_sources
 from datapipe.config import DataSetConfig, ReadRules, stages
 from datapipe.decontamination.items import check_items
 from datapipe.dedup.exact import DROPPED, TRAIN, Corpus, Decisions, decide, load_corpus, repeats
 from datapipe.dedup.near.search import NearDecisions, NearUnit, find_near_duplicates
-from datapipe.dedup.near.task import NearTask
+from datapipe.dedup.paragraphs.find import find_repeated_paragraphs
+from datapipe.dedup.stages import StageTask
 from datapipe.execution.worker import Task
 from datapipe.input_records import input_records
 from datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
@@ -27,11 +28,11 @@ from datapipe.inputs.streams import naming_full_disk
 from datapipe.manifest import InputRecord, Manifest, NearRecord, Rejected, Shard, Totals, write_manifest
 from datapipe.plan import WORK, begin_or_resume, deciding_keys, find_complete
 from datapipe.progress import Progress
-from datapipe.rejected import RejectedPlan
+from datapipe.rejected import plan_rejected
 from datapipe.report.report import write_report
 from datapipe.report.samples import Facts, merge
 from datapipe.tokens.sample import plan_sample
-from datapipe.tokens.shards import FOLDERS, Layout, cut_slices, plan_shards, read_sidecar, shard_limit, slice_of
+from datapipe.tokens.shards import FOLDERS, Layout, plan_shards, read_sidecar, shard_limit
 from datapipe.tokens.tokenizer import Encoder, read_tokenizer, take_tokenizer, write_tokenizer
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class _Pipeline:
         self.run_tasks, self.progress = run_tasks, progress
         self.output = StoragePath(config.output)
         self.work = self.output.child(WORK)
+        self.encoder: Encoder | None = None
 
     def run(self, keys: dict[str, Any]) -> Manifest:
         """Run all stages in their order."""
@@ -79,9 +81,9 @@ class _Pipeline:
         begin_or_resume(self.output, self.work, keys, self.files)
         if self.config.tokenizer.path and read_tokenizer(self.output, self.work) is None:
             taken = take_tokenizer(self.config.tokenizer.path)
-            encoder = Encoder(taken, self.config.tokenizer.backend)  # refused now rather than after the first pass
+            self.encoder = Encoder(taken, self.config.tokenizer.backend)  # refused now rather than after the first pass
             for mark in self._marks():
-                encoder.special(mark)
+                self.encoder.special(mark)
             write_tokenizer(self.output, self.work, taken)
         units = plan_units(self.files, self.config.unit_mib, self.split())
         summaries = self.ingest(units)
@@ -89,15 +91,16 @@ class _Pipeline:
         dropped = repeats(corpus.text_hash)
         near = self.find_near(units, summaries, corpus, dropped)
         dropped[near.rows] = True
-        decisions = decide(corpus, self.config.validation_fraction, dropped)
+        corpus, emptied, counts = self.cut_paragraphs(units, summaries, corpus, dropped)
+        decisions = decide(corpus, self.config.validation_fraction, dropped | emptied)
         decisions, mixture = self.balance(units, corpus, decisions)
-        layout = Layout(units=units, blocks=[s.blocks for s in summaries], corpus=corpus, decisions=decisions)
+        blocks, cut = [s.blocks for s in summaries], self.config.paragraphs is not None
+        layout = Layout(units=units, blocks=blocks, corpus=corpus, decisions=decisions, cut=cut)
         self._require_documents(summaries, decisions)
         self.ensure_tokenizer(layout)
         shards, kept_facts = self.encode(layout)
-        rejected, dropped_facts = self.list_rejected(layout, summaries, near)
+        rejected, dropped_facts = self.list_rejected(layout, summaries, near, emptied)
         self._remove_leftovers([*(s.path for s in shards), *rejected.files])
-        counts: Counter[str] = Counter()
         for summary in summaries:
             counts.update(summary.counts)
         inputs = input_records(layout, summaries)
@@ -112,7 +115,8 @@ class _Pipeline:
         """Take documents as often as the shares of their sources ask for; those that are not taken are dropped."""
         if self.config.balance is None:
             return decisions, {}
-        copies, mixture = balance(self.config.balance, read_sources(units, self.work), corpus, decisions)
+        read = read_languages if self.config.balance.by == "language" else read_sources
+        copies, mixture = balance(self.config.balance, read(units, self.work), corpus, decisions)
         fate = np.where(copies == 0, DROPPED, decisions.fate).astype(np.uint8)
         return replace(decisions, fate=fate, copies=copies), mixture
 
@@ -133,7 +137,8 @@ class _Pipeline:
         present = set(self.work.names("units"))
         done = {u.index: read_summary(self.work, u.index) for u in units if summary_name(u.index).rpartition("/")[2] in present}
         rules = ReadRules(**{name: getattr(self.config, name) for name in ReadRules.model_fields})
-        arguments = (rules, stages(self.config), self.config.near_duplicates)
+        by_language = self.config.balance is not None and self.config.balance.by == "language"
+        arguments = (rules, stages(self.config), self.config.near_duplicates, by_language)
         tasks = [Task(method="ingest", label=u.label, arguments=(u, *arguments)) for u in units if u.index not in done]
         self.progress.begin("read", sum(u.size for u in units), "B", sum(u.size for u in units if u.index in done))
         for task, summary in self.run_tasks(tasks):
@@ -157,12 +162,25 @@ class _Pipeline:
         total_bytes = int(corpus.size.sum())
         options = self.config.near_duplicates
         return find_near_duplicates(
-            near_units, options, dropped=dropped, total_bytes=total_bytes, work=self.work, run=self._run_near
+            near_units, options, dropped=dropped, total_bytes=total_bytes, work=self.work, run=self._run_stage
         )
 
-    def _run_near(self, label: str, tasks: Sequence[NearTask]) -> Iterator[tuple[NearTask, dict[str, Any]]]:
+    def cut_paragraphs(
+        self, units: list[Unit], summaries: list[UnitSummary], corpus: Corpus, dropped: NDArray[np.bool_]
+    ) -> tuple[Corpus, NDArray[np.bool_], Counter[str]]:
+        """Find paragraphs that repeat earlier ones, if they are to be cut; the sizes that are left, and who has nothing left."""
+        if self.config.paragraphs is None:
+            return corpus, np.zeros_like(dropped), Counter()
+        work, total = self.work, int(corpus.size.sum())
+        found = find_repeated_paragraphs(
+            units, summaries, self.config.paragraphs, dropped=dropped, total_bytes=total, work=work, run=self._run_stage
+        )
+        left = corpus.size - found.sizes
+        return replace(corpus, size=left), left == 0, Counter(found.counts)
+
+    def _run_stage(self, label: str, tasks: Sequence[StageTask]) -> Iterator[tuple[StageTask, dict[str, Any]]]:
         self.progress.begin(label, len(tasks), "parts")
-        for task, result in self.run_tasks([Task(method="near", label=task.name, arguments=(task,)) for task in tasks]):
+        for task, result in self.run_tasks([Task(method="stage", label=task.name, arguments=(task,)) for task in tasks]):
             self.progress.add(1)
             yield task.arguments[0], result
 
@@ -221,30 +239,16 @@ class _Pipeline:
         tasks = [Task(method="fairness", label="harmless texts", arguments=(filters,))] if filters else []
         return next((gaps for _, gaps in self.run_tasks(tasks)), {})
 
-    def list_rejected(self, layout: Layout, summaries: list[UnitSummary], near: NearDecisions) -> tuple[Rejected, Facts]:
+    def list_rejected(
+        self, layout: Layout, summaries: list[UnitSummary], near: NearDecisions, emptied: NDArray[np.bool_]
+    ) -> tuple[Rejected, Facts]:
         """List the dropped documents, in one file for each unit that has any."""
         exact = layout.decisions.fate == DROPPED
         exact[near.rows] = False
         left_out = np.zeros_like(exact) if layout.decisions.copies is None else layout.decisions.copies == 0
-        exact &= ~left_out
-        plans: list[RejectedPlan] = []
-        for unit, summary in zip(layout.units, summaries, strict=True):
-            first, last = (int(layout.corpus.offsets[unit.index + k]) for k in (0, 1))
-            duplicates = slice_of(layout, unit, first + np.flatnonzero(exact[first:last]))
-            low, high = np.searchsorted(near.rows, [first, last])
-            stays, places = np.unique(near.stays[low:high], return_inverse=True)
-            balanced = slice_of(layout, unit, first + np.flatnonzero(left_out[first:last]))
-            if summary.rejected or len(duplicates.rows) or low < high or len(balanced.rows):
-                plans.append(
-                    RejectedPlan(
-                        number=len(plans),
-                        duplicates=duplicates,
-                        near=slice_of(layout, unit, near.rows[low:high]),
-                        repeated=tuple(cut_slices(layout, stays)),
-                        repeats=places.astype(np.int32),
-                        left_out=balanced,
-                    )
-                )
+        exact &= ~left_out & ~emptied
+        others = {"duplicate": exact, "paragraphs": emptied, "balance": left_out & ~emptied}
+        plans = plan_rejected(layout, summaries, near, others)
         reasons: Counter[str] = Counter()
         facts: list[Facts] = []
         for _, counted in self.run_tasks([Task(method="reject", label=p.path, arguments=(p,)) for p in plans]):
@@ -273,10 +277,12 @@ class _Pipeline:
         near_duplicates: NearRecord | None,
     ) -> Manifest:
         """The manifest. Once it is written the data set is complete."""
-        files = read_tokenizer(self.output, self.work)
-        if files is None:
-            raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
-        encoder = Encoder(files, self.config.tokenizer.backend)
+        encoder = self.encoder
+        if encoder is None:
+            files = read_tokenizer(self.output, self.work)
+            if files is None:
+                raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
+            encoder = Encoder(files, self.config.tokenizer.backend)
         return Manifest(
             tokenizer=encoder.record(),
             token_type=encoder.token_type,

@@ -15,7 +15,7 @@ from datapipe.manifest import MANIFEST_NAME, Manifest, read_manifest
 
 WORK = ".work"
 PLAN_NAME = "plan.json"
-OFF_BY_DEFAULT = ("filters", "near_duplicates", "language", "decontaminate", "pii", "balance", "augment")
+OFF_BY_DEFAULT = ("filters", "near_duplicates", "language", "decontaminate", "pii", "balance", "augment", "paragraphs")
 LIBRARIES = {"language": "py3langid", "pii": "phonenumberslite"}  # whose tables decide, by key
 
 
@@ -30,6 +30,8 @@ def deciding_keys(config: DataSetConfig, seed: int) -> dict[str, Any]:
             del values[name]
     if config.tokenizer.backend == "tokenizers":
         del values["tokenizer"]["backend"]
+    if config.balance and config.balance.by == "source":
+        del values["balance"]["by"]
     if config.decontaminate:
         values["decontaminate"]["checksums"] = checksums(config.decontaminate.against)
     return {**values, "seed": seed}

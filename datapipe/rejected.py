@@ -1,8 +1,8 @@
 """The lists of dropped documents, each with its reason: one file for each unit that has any."""
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,33 +11,61 @@ from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
 from datapipe.dedup.exact import unnamed_id
+from datapipe.dedup.near.search import NearDecisions
 from datapipe.inputs.files import Unit
-from datapipe.inputs.ingest import rejections_name
+from datapipe.inputs.ingest import UnitSummary, rejections_name
 from datapipe.inputs.streams import naming_full_disk
 from datapipe.report.samples import HEAD_CHARS, Facts, fewest
-from datapipe.tokens.shards import Kept, Slice, read_slice
+from datapipe.tokens.shards import Kept, Layout, Slice, cut_slices, read_slice, slice_of
 
 FOLDER = "rejected"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RejectedPlan:
-    """One file of rejected documents: what reading rejected in a unit, its duplicates, near-duplicates, what balance left out.
+    """One file of rejected documents: what reading rejected in a unit, its near-duplicates, and what else goes, by reason.
 
     Near-duplicate k repeats document `repeats[k]` of those in `repeated`, which may lie in other units.
     """
 
     number: int
-    duplicates: Slice
+    unit: Unit
+    line_base: int
+    others: tuple[tuple[str, Slice], ...]  # duplicates, what nothing was left of, what balance left out
     near: Slice
     repeated: tuple[Slice, ...]
     repeats: NDArray[np.int32]
-    left_out: Slice  # so that sources have their shares
 
     @property
     def path(self) -> str:
         """The path of the list in the data set."""
         return f"{FOLDER}/part-{self.number:05d}.jsonl"
+
+
+def plan_rejected(
+    layout: Layout, summaries: Sequence[UnitSummary], near: NearDecisions, others: Mapping[str, NDArray[np.bool_]]
+) -> list[RejectedPlan]:
+    """A list for each unit that has any dropped document; `others` says which rows go for which reason."""
+    plans: list[RejectedPlan] = []
+    layout = replace(layout, cut=False)  # a dropped text is shown whole
+    for unit, summary in zip(layout.units, summaries, strict=True):
+        first, last = (int(layout.corpus.offsets[unit.index + k]) for k in (0, 1))
+        gone = {reason: first + np.flatnonzero(rows[first:last]) for reason, rows in others.items()}
+        low, high = np.searchsorted(near.rows, [first, last])
+        stays, places = np.unique(near.stays[low:high], return_inverse=True)
+        if summary.rejected or low < high or any(len(rows) for rows in gone.values()):
+            plans.append(
+                RejectedPlan(
+                    number=len(plans),
+                    unit=unit,
+                    line_base=layout.corpus.line_base[unit.index],
+                    others=tuple((reason, slice_of(layout, unit, rows)) for reason, rows in gone.items() if len(rows)),
+                    near=slice_of(layout, unit, near.rows[low:high]),
+                    repeated=tuple(cut_slices(layout, stays)),
+                    repeats=places.astype(np.int32),
+                )
+            )
+    return plans
 
 
 def write_rejected(plan: RejectedPlan, work: StoragePath, output: StoragePath) -> Facts:
@@ -59,16 +87,15 @@ def write_rejected(plan: RejectedPlan, work: StoragePath, output: StoragePath) -
 
 def _dropped(plan: RejectedPlan, work: StoragePath) -> Iterator[tuple[dict[str, Any], str]]:
     """Each dropped document as it is listed, and the beginning of its text."""
-    unit = plan.duplicates.unit
+    unit = plan.unit
     for line in work.read(rejections_name(unit.index)).splitlines():
         one = orjson.loads(line)
-        place = {"file": unit.files[one["file"]].name, "line": plan.duplicates.line_base + one["line"]}
+        place = {"file": unit.files[one["file"]].name, "line": plan.line_base + one["line"]}
         name = one["id"] or unnamed_id(unit, place["line"])
         yield {"id": name, "source": one["source"], "reason": one["reason"], **place}, one["head"]
-    for kept in read_slice(plan.duplicates, work):
-        yield _listed(unit, kept, "duplicate"), kept.text[:HEAD_CHARS]
-    for kept in read_slice(plan.left_out, work):
-        yield _listed(unit, kept, "balance"), kept.text[:HEAD_CHARS]
+    for reason, part in plan.others:
+        for kept in read_slice(part, work):
+            yield _listed(unit, kept, reason), kept.text[:HEAD_CHARS]
     names = [kept.id for part in plan.repeated for kept in read_slice(part, work, with_text=False)]
     for kept, place in zip(read_slice(plan.near, work), plan.repeats.tolist(), strict=True):
         yield {**_listed(unit, kept, "near_duplicate"), "repeats": names[place]}, kept.text[:HEAD_CHARS]

@@ -142,6 +142,12 @@ class S3Server:
         """Every open and every new connection is reset, until `restore`."""
         self._post("/proxies/s3/toxics", {"type": "reset_peer", "attributes": {"timeout": 0}})
 
+    def delay(self, milliseconds: int) -> None:
+        """Every answer comes so much later, until `restore`."""
+        self._post(
+            "/proxies/s3/toxics", {"type": "latency", "attributes": {"latency": milliseconds, "jitter": milliseconds // 2}}
+        )
+
     def _post(self, path: str, value: object) -> None:
         request = urllib.request.Request(self.env["TOXIPROXY_URL"] + path, data=json.dumps(value).encode())
         urllib.request.urlopen(request, timeout=10).close()

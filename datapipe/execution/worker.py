@@ -7,7 +7,7 @@ from typing import Any
 from cluster.errors import DataError
 from cluster.storage import StoragePath
 from datapipe.config import ReadRules
-from datapipe.dedup.near.task import NearTask, run_near
+from datapipe.dedup.stages import StageTask, run_stage_task
 from datapipe.filters.augment import Augment
 from datapipe.filters.filter import Filter
 from datapipe.filters.registry import Filters, make_filter
@@ -56,15 +56,17 @@ class Worker:
         """Cut a compressed file into pieces that others read."""
         return split_file(file, unit_mib, self.work)
 
-    def ingest(self, unit: Unit, rules: ReadRules, filters: Filters, near: NearDuplicates | None) -> UnitSummary:
-        """Read and filter one unit of the input."""
+    def ingest(
+        self, unit: Unit, rules: ReadRules, filters: Filters, near: NearDuplicates | None, by_language: bool
+    ) -> UnitSummary:
+        """Read and filter one unit of the input; with `by_language` the language of each document is kept."""
         if self.filters is None:
             self.filters = _made(filters)
-        return ingest_unit(unit, rules, self.filters, near, self.work)
+        return ingest_unit(unit, rules, self.filters, self.work, near=near, by_language=by_language)
 
-    def near(self, task: NearTask) -> dict[str, Any]:
-        """Do one task of the search for near-duplicates."""
-        return run_near(task, self.work)
+    def stage(self, task: StageTask) -> dict[str, Any]:
+        """Do one task of a stage over all documents."""
+        return run_stage_task(task, self.work)
 
     def train(self, sample: SamplePlan, vocabulary: int, marks: tuple[str, ...] = ()) -> None:
         """Train the data set's tokenizer."""

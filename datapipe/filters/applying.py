@@ -35,7 +35,7 @@ def apply_filters(filters: Mapping[str, Filter], batch: DocumentBatch) -> Filter
             result.rejections.append(result.batch.rejection(row, reason))
         if verdict.texts is not None:
             result.batch = result.batch.with_texts(verdict.texts)
-        result.batch = result.batch.keep(codes == 0)
+        result.batch = result.batch.with_columns(verdict.columns).keep(codes == 0)
         result.counts.update({f"{name}.{what}": count for what, count in verdict.counts.items()})
     return result
 

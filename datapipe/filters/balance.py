@@ -1,4 +1,6 @@
-"""The key `balance`: how much of the training text comes from each source."""
+"""The key `balance`: how much of the training text comes from each source, or is in each language."""
+
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -6,11 +8,14 @@ from cluster.config import Section
 
 
 class Balance(Section):
-    """Re-weight sources: documents of a source that is to weigh more are repeated, of one that is to weigh less left out."""
+    """Re-weight sources or languages: of one that is to weigh more documents are repeated, of others some are left out."""
 
+    by: Literal["source", "language"] = Field(
+        default="source", description="what is balanced: sources, or languages as py3langid tells them (`und`: none)"
+    )
     weights: dict[str, float] = Field(
         default_factory=dict,
-        description="{SOURCE: share of the training text}; those that are not named share the rest as they are",
+        description="{SOURCE or LANGUAGE: share of the training text}; those that are not named share the rest as they are",
     )
     temperature: float = Field(
         default=1, gt=0, le=1, description="shares follow size^temperature: 1 leaves them, towards 0 all sources weigh the same"

@@ -10,6 +10,7 @@ from datapipe.text.kernels import BYTES, CODES, COMPILE, FOLD, INTS, OFFSETS, co
 OFF = -1
 WIDE = 0x3000  # from here on a mark ends a sentence without white space behind it
 LOREM_IPSUM, JAVASCRIPT, POLICIES = 0, 1, 2  # places in `phrases`: the policies are all that follow
+CURLY = 16  # of the bits for phrases
 CITATION_WORDS = 2  # of the phrases that follow the policies: what stands in brackets
 
 
@@ -46,9 +47,16 @@ def _citation_end(data, at, end, flags, edit, needed):
 @njit(**COMPILE)
 def _copy_line(data, start, end, flags, out, to, cut, edit, needed):
     """Copy a line without its citation marks if `cut`; returns the end of the copy."""
+    brackets = 0
+    for k in range(end - start):
+        byte = data[start + k]
+        out[to + k] = byte
+        brackets += byte == 91
+    if not (cut and brackets):
+        return to + end - start
     at = start
     while at < end:
-        if cut and data[at] == 91:
+        if data[at] == 91:
             behind = _citation_end(data, at, end, flags, edit, needed)
             if behind > at:
                 at = behind
@@ -91,22 +99,17 @@ def _matches(line, at, end, phrase):
 
 @njit(**COMPILE)
 def _phrases_in(line, start, end, phrases, bounds, heads):
-    """Which phrases a line has, as bits."""
-    found = 0
-    for at in range(start, end):
-        if heads[line[at]]:
+    """Which phrases a line has, as bits; and one more bit where it has a curly bracket."""
+    found, curly = 0, 0
+    for at in range(start, end - 1):
+        byte = line[at]
+        curly |= byte == 123
+        likely = heads[0, byte] & heads[1, line[at + 1]]
+        if likely:
             for k in range(len(bounds) - 1):
-                if not found >> k & 1 and _matches(line, at, end, phrases[bounds[k] : bounds[k + 1]]):
+                if likely >> k & 1 and not found >> k & 1 and _matches(line, at, end, phrases[bounds[k] : bounds[k + 1]]):
                     found |= 1 << k
-    return found
-
-
-@njit(**COMPILE)
-def _has(line, start, end, wanted):
-    for at in range(start, end):
-        if line[at] == wanted:
-            return True
-    return False
+    return found | (1 << CURLY if curly or (end > start and line[end - 1] == 123) else 0)
 
 
 @njit(**COMPILE)
@@ -155,20 +158,22 @@ def _line_rule(out, start, end, count, flags, marks, phrases, bounds, heads, opt
         return 1
     if options[6] and found & 2:
         return -4
-    if options[7] and _has(out, start, end, 123):
+    if options[7] and found & (1 << CURLY):
         return 2
-    if options[8] and found >> POLICIES:
+    if options[8] and found & ((1 << CURLY) - (1 << POLICIES)):
         return -5
     return 0
 
 
 @njit(**COMPILE)
 def _heads(phrases, bounds):
-    """Which bytes a phrase may begin with."""
-    heads = np.zeros(256, dtype=np.bool_)
+    """For each byte, which phrases it may begin, and which it may be the second byte of; neither is a K, which is two letters."""
+    heads = np.zeros((2, 256), dtype=np.uint16)
     for k in range(len(bounds) - 1):
-        heads[phrases[bounds[k]]] = True
-        heads[phrases[bounds[k]] - 32] = True
+        for place in range(2):
+            letter = phrases[bounds[k] + place]
+            heads[place, letter] |= np.uint16(1 << k)
+            heads[place, letter - 32] |= np.uint16(1 << k)
     return heads
 
 
@@ -233,7 +238,8 @@ def c4(data, offsets, flags, first, word_start, word_chars, phrases, bounds, mar
             if code < 0:
                 dropped[-code - 1] += 1
             elif code == 0:
-                sentences += _sentences(out, copy, ended, flags)
+                if sentences < options[0]:
+                    sentences += _sentences(out, copy, ended, flags)
                 if kept:
                     out[to] = 10
                 kept += 1

@@ -26,13 +26,15 @@ WORDS: WordKind = Field(
 class Verdict:
     """What a filter says of a batch: for each document 0, or the number from 1 of the reason why it is dropped.
 
-    `texts` are the texts as the filter rewrites them, all of the batch, if it does; `counts` is what else it counts.
+    `texts` are the texts as the filter rewrites them, all of the batch, if it does; `counts` is what else it counts; `columns`
+    is what it found of each document that others need.
     """
 
     reasons: tuple[str, ...]
     codes: Any  # [documents], integers; numpy is not imported where a job file is read
     texts: "pa.LargeStringArray | None" = None
     counts: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, reasons: Iterable[str | None]) -> "Verdict":

@@ -3,6 +3,7 @@
 import numpy as np
 from numba import njit, types
 
+from datapipe.filters.gram_kernels import gram_rule
 from datapipe.text.characters import ALPHABETIC, BREAK
 from datapipe.text.kernels import (
     BYTES,
@@ -12,60 +13,56 @@ from datapipe.text.kernels import (
     INTS,
     NOT_SYMBOL,
     OFFSETS,
+    UNSPACED,
     code_point,
     hash_range,
     last_code_point,
     stripped,
 )
-from datapipe.text.seen_kernels import capacity, seen_before, slot_of
+from datapipe.text.seen_kernels import capacity, seen_before
 
 LIMITS = types.Array(types.float64, 1, "C", readonly=True)  # a threshold for each rule; NaN: the rule is off
-BASE = np.uint64(0xD6E8FEB86659FD93)
 ELLIPSIS, BULLET = 0x2026, 0x2022
 
 
 @njit(**COMPILE)
 def _counted_words(chars, kind, exact, first, last, stop_words):
-    """Words that are no mere symbols, their characters, words with a letter, and how many of the stop words occur."""
-    count, characters, alphabetic = 0, 0, 0
-    found = np.uint64(0)
+    """Words that are no mere symbols; how many of these stand between blanks, and their characters; words with a letter; how
+    many of the stop words occur.
+    """
+    count, spaced, characters, alphabetic = 0, 0, 0, 0
+    found, sieve = np.uint64(0), np.uint64(0)
+    for wanted in stop_words:
+        sieve |= np.uint64(1) << (wanted & np.uint64(63))
     for word in range(first, last):
-        if kind[word] & NOT_SYMBOL:
+        flag = kind[word]
+        if flag & NOT_SYMBOL:
             count += 1
-            characters += chars[word]
-        alphabetic += (kind[word] & ALPHABETIC) != 0
-        for k in range(len(stop_words)):
-            if exact[word] == stop_words[k]:
-                found |= np.uint64(1) << np.uint64(k)
+            if not flag & UNSPACED:
+                spaced += 1
+                characters += chars[word]
+        alphabetic += (flag & ALPHABETIC) != 0
+        if sieve >> (exact[word] & np.uint64(63)) & np.uint64(1):
+            for k in range(len(stop_words)):
+                if exact[word] == stop_words[k]:
+                    found |= np.uint64(1) << np.uint64(k)
     stops = 0
     while found:
         found &= found - np.uint64(1)
         stops += 1
-    return count, characters, alphabetic, stops
+    return count, spaced, characters, alphabetic, stops
 
 
 @njit(**COMPILE)
-def _is_ellipsis(data, at, end):
-    """Whether an ellipsis begins here; both kinds have three bytes."""
-    if at + 2 >= end:
-        return False
-    points = data[at] == 46 and data[at + 1] == 46 and data[at + 2] == 46
-    return points or (data[at] == 0xE2 and data[at + 1] == 0x80 and data[at + 2] == 0xA6)
-
-
-@njit(**COMPILE)
-def _symbols(data, start, end):
-    """Hash signs, and ellipses (three points, or the character)."""
-    hashes, ellipses, at = 0, 0, start
-    while at < end:
-        byte = data[at]
-        if byte == 35:
-            hashes += 1
-        elif _is_ellipsis(data, at, end):
-            ellipses += 1
-            at += 2
+def _ellipses(places, at, start, end):
+    """How many ellipses a text has, none within another, of those that begin at `places`; the first place behind the text."""
+    count, behind = 0, start
+    while at < len(places) and places[at] < end:
+        if places[at] >= behind and places[at] + 3 <= end:
+            count += 1
+            behind = places[at] + 3
         at += 1
-    return hashes, ellipses
+    return count, at
 
 
 @njit(**COMPILE)
@@ -73,6 +70,9 @@ def line_end(data, start, end, flags):
     """The end of the line that begins at `start`, and where the next one begins, as str.splitlines cuts."""
     at = start
     while at < end:
+        if 32 <= data[at] < 128:
+            at += 1
+            continue
         code, length = code_point(data, at)
         if flags[code] & BREAK:
             if code == 13 and at + 1 < end and data[at + 1] == 10:
@@ -107,18 +107,25 @@ def _marked_lines(data, start, end, flags):
     return lines, bullets, ellipses
 
 
-@njit(types.void(BYTES, OFFSETS, BYTES, OFFSETS, INTS, BYTES, HASHES, HASHES, LIMITS, CODES), **COMPILE)
-def quality(data, offsets, flags, first, chars, kind, exact, stop_words, limits, codes):
+@njit(
+    types.void(BYTES, OFFSETS, BYTES, OFFSETS, INTS, BYTES, HASHES, HASHES, OFFSETS, OFFSETS, LIMITS, CODES),
+    **COMPILE,
+)
+def quality(data, offsets, flags, first, chars, kind, exact, stop_words, hashes, ellipses, limits, codes):
     """The rules, in the order of `limits`: words, at least and at most; their mean length, at least and at most; hash signs and
     ellipses for each word; lines that begin with a bullet, and that end with an ellipsis; words with a letter; stop words.
+    `hashes` has the hash signs of each text, `ellipses` the places where three points or the character stand, ascending.
+    The mean length is of words between blanks: a character of Chinese, which counts as a word, says nothing of it.
     """
+    place = 0
     for text in range(len(codes)):
         start, end = offsets[text], offsets[text + 1]
         words = max(first[text + 1] - first[text], 1)
-        count, characters, alphabetic, stops = _counted_words(chars, kind, exact, first[text], first[text + 1], stop_words)
-        hashes, ellipses = _symbols(data, start, end)
+        counted = _counted_words(chars, kind, exact, first[text], first[text + 1], stop_words)
+        count, spaced, characters, alphabetic, stops = counted
+        points, place = _ellipses(ellipses, place, start, end)
         lines, bullets, ended = _marked_lines(data, start, end, flags)
-        length = characters / max(count, 1) if count else np.nan
+        length = characters / spaced if spaced else np.nan
         code = 0
         if count < limits[0]:
             code = 1
@@ -128,9 +135,9 @@ def quality(data, offsets, flags, first, chars, kind, exact, stop_words, limits,
             code = 3
         elif length > limits[3]:
             code = 4
-        elif hashes / words > limits[4]:
+        elif hashes[text] / words > limits[4]:
             code = 5
-        elif ellipses / words > limits[5]:
+        elif points / words > limits[5]:
             code = 6
         elif bullets / max(lines, 1) > limits[6]:
             code = 7
@@ -178,63 +185,6 @@ def _repeated_lines(data, starts, ends, chars, first, last, table, stamps, mask,
     return max(count, 1), repeated, characters
 
 
-@njit(**COMPILE)
-def _top_gram(grams, chars, first, size, table, stamps, counts, firsts, mask, stamp):
-    """The characters of the most frequent n-gram, a blank between words, times how often it occurs; of equals the first."""
-    most, best = 0, 0
-    for k in range(len(grams)):
-        slot = slot_of(grams[k], table, stamps, mask, stamp)
-        if stamps[slot] != stamp:
-            stamps[slot], table[slot], counts[slot], firsts[slot] = stamp, grams[k], 0, k
-        counts[slot] += 1
-        if counts[slot] > most:
-            most, best = counts[slot], firsts[slot]
-        elif counts[slot] == most and firsts[slot] < best:
-            best = firsts[slot]
-    length = size - 1
-    for word in range(first + best, first + best + size):
-        length += chars[word]
-    return length * most
-
-
-@njit(**COMPILE)
-def _repeated_grams(grams, chars, first, size, table, stamps, mask, stamp):
-    """The characters of n-grams seen before, none counted twice; the search goes on behind each that is found."""
-    characters, k = 0, 0
-    while k < len(grams):
-        if seen_before(grams[k], table, stamps, mask, stamp):
-            for word in range(first + k, first + k + size):
-                characters += chars[word]
-            k += size
-        else:
-            k += 1
-    return characters
-
-
-@njit(**COMPILE)
-def _gram_rule(exact, chars, first, last, characters, limits, grams, scratch, stamp):
-    """The first rule of n-grams that drops a text: 2 to 4 the most frequent one, 5 to 10 all that repeat. Returns 0 for none."""
-    table, stamps, counts, firsts = scratch
-    words = last - first
-    mask = capacity(words) - 1
-    for k in range(words):
-        grams[k] = exact[first + k]
-    for size in range(2, min(words, 10) + 1):
-        held = words - size + 1
-        for k in range(held):
-            grams[k] = grams[k] * BASE + exact[first + k + size - 1]
-        limit = limits[2 + size]
-        if np.isnan(limit):
-            continue
-        if size <= 4:
-            found = _top_gram(grams[:held], chars, first, size, table, stamps, counts, firsts, mask, stamp + size)
-        else:
-            found = _repeated_grams(grams[:held], chars, first, size, table, stamps, mask, stamp + size)
-        if found / characters > limit:
-            return 3 + size
-    return 0
-
-
 @njit(types.void(BYTES, OFFSETS, BYTES, OFFSETS, INTS, HASHES, OFFSETS, INTS, INTS, INTS, LIMITS, CODES), **COMPILE)
 def repetition(data, offsets, flags, first, chars, exact, line_first, line_start, line_end, line_chars, limits, codes):
     """The rules, in the order of `limits`: repeated paragraphs, their characters; repeated lines, their characters; characters
@@ -245,8 +195,9 @@ def repetition(data, offsets, flags, first, chars, exact, line_first, line_start
         most = max(most, first[text + 1] - first[text], line_first[text + 1] - line_first[text] + 1)
     room = capacity(most)
     table, stamps = np.empty(room, dtype=np.uint64), np.zeros(room, dtype=np.int64)
-    scratch = (table, stamps, np.empty(room, dtype=np.int32), np.empty(room, dtype=np.int32))
-    grams = np.empty(most, dtype=np.uint64)
+    numbers = np.empty((3, most), dtype=np.int32)
+    grams, again = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.uint8)
+    scratch = (grams, numbers[0], again, numbers[1], numbers[2], np.zeros(room, dtype=np.int64))
     for text in range(len(codes)):
         stamp = 1 + 16 * text
         low, high = line_first[text], line_first[text + 1]
@@ -270,5 +221,6 @@ def repetition(data, offsets, flags, first, chars, exact, line_first, line_start
             elif size / characters > limits[3]:
                 code = 4
             else:
-                code = _gram_rule(exact, chars, first[text], first[text + 1], characters, limits, grams, scratch, stamp)
+                begin, end = first[text], first[text + 1]
+                code = gram_rule(exact[begin:end], chars[begin:end], characters, limits, scratch, stamp)
         codes[text] = code

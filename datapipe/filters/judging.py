@@ -38,6 +38,18 @@ def _words(batch: DocumentBatch, kind: WordKind) -> Words | Tokens:
     return batch.words if kind == "white_space" else batch.tokens
 
 
+def _hash_signs(batch: DocumentBatch) -> NDArray[np.int64]:
+    """How many each text has."""
+    return np.diff(np.searchsorted(np.flatnonzero(batch.data == 35), batch.offsets)).astype(np.int64)
+
+
+def _ellipses(batch: DocumentBatch) -> NDArray[np.int64]:
+    """Where three points in a row begin, or the character for them, which has three bytes too."""
+    one, two, three = batch.data[:-2], batch.data[1:-1], batch.data[2:]
+    points, character = (one == 46) & (two == 46) & (three == 46), (one == 0xE2) & (two == 0x80) & (three == 0xA6)
+    return np.flatnonzero(points | character)
+
+
 def gopher_quality(options: GopherQuality, batch: DocumentBatch) -> Verdict:
     """The verdict of Gopher's rules of quality."""
     codes = np.zeros(len(batch), dtype=np.uint8)
@@ -51,6 +63,8 @@ def gopher_quality(options: GopherQuality, batch: DocumentBatch) -> Verdict:
         words.kind,
         words.exact,
         _hashes(options.stop_words, options.words),
+        _hash_signs(batch),
+        _ellipses(batch),
         _limits(options, QUALITY),
         codes,
     )

@@ -18,6 +18,7 @@ from datapipe.document import Document, Rejection
 from datapipe.document_batch import DocumentBatch
 from datapipe.filters.applying import apply_filters
 from datapipe.filters.filter import Filter
+from datapipe.filters.language import Language
 from datapipe.inputs.files import Unit
 from datapipe.inputs.readers import ReadStats, read_unit
 from datapipe.inputs.streams import naming_full_disk
@@ -25,6 +26,7 @@ from datapipe.inputs.text_hash import text_hashes
 from datapipe.minhash.bands import write_bands
 from datapipe.minhash.config import NearDuplicates
 from datapipe.minhash.signatures import band_keys
+from datapipe.text.compiled import kernels
 
 BLOCK_BYTES = 4 << 20  # of text in one record batch
 BLOCK_DOCUMENTS = 8192
@@ -78,14 +80,26 @@ def summary_name(index: int) -> str:
     return f"units/{index:06d}.json"
 
 
+def languages_name(index: int) -> str:
+    """The file of the languages of a unit's documents, below the work area, where sources are balanced by language."""
+    return f"units/{index:06d}.languages.json"
+
+
 def ingest_unit(
-    unit: Unit, rules: ReadRules, filters: Mapping[str, Filter], near: NearDuplicates | None, work: StoragePath
+    unit: Unit,
+    rules: ReadRules,
+    filters: Mapping[str, Filter],
+    work: StoragePath,
+    *,
+    near: NearDuplicates | None,
+    by_language: bool = False,
 ) -> UnitSummary:
     """Read and filter a unit, and commit its texts, metadata and rejections to the work area; a pure function of the input."""
     stats = ReadStats()
     rejections: list[Rejection] = []
     counts: Counter[str] = Counter()
     keys: list[NDArray[np.uint64]] = []
+    languages: list[str] = []
     with naming_full_disk(work.url), work.create(texts_name(unit.index)) as texts:
         block = _Block(texts)
         for batch in _batches(read_unit(unit, rules, stats), rejections):
@@ -95,6 +109,8 @@ def ingest_unit(
             block.add(filtered.batch)
             if near:
                 keys.append(band_keys(filtered.batch, near))
+            if by_language:
+                languages += _languages(filtered.batch)
         block.close()
     owners = Counter(rejection.file for rejection in rejections)
     summary = UnitSummary(
@@ -113,10 +129,20 @@ def ingest_unit(
     with naming_full_disk(work.url):
         if near:
             write_bands(work, unit.index, np.concatenate([np.zeros((0, near.bands), dtype=np.uint64), *keys]))
+        if by_language:
+            work.write(languages_name(unit.index), orjson.dumps(languages))
         work.write(metadata_name(unit.index), block.metadata())
         work.write(rejections_name(unit.index), b"".join(orjson.dumps(asdict(r)) + b"\n" for r in rejections))
         work.write(summary_name(unit.index), json.dumps(asdict(summary)).encode())
     return summary
+
+
+def _languages(batch: DocumentBatch) -> list[str]:
+    """The language of each document, as the filter `language` told it, else as it would."""
+    if "language" in batch.records.schema.names:
+        return batch.column("language")
+    found: list[str] = kernels("datapipe.language.judging").labels(Language(), batch)
+    return found
 
 
 def _batches(records: Iterator[Document | Rejection], rejections: list[Rejection]) -> Iterator[DocumentBatch]:

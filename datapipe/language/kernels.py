@@ -44,6 +44,9 @@ def add_scores(data: NDArray[np.uint8], offsets: NDArray[np.int64], model: Any, 
     moves, rows, features, weights, priors = model
     counts = np.zeros(len(weights), np.int32)
     seen = np.empty(len(weights), np.int32)
+    logs = np.empty(256, np.float32)
+    for count in range(len(logs)):
+        logs[count] = np.float32(np.log1p(np.float32(count)))
     for text in range(len(offsets) - 1):
         state, many = 0, 0
         for at in range(offsets[text], offsets[text + 1]):
@@ -59,7 +62,8 @@ def add_scores(data: NDArray[np.uint8], offsets: NDArray[np.int64], model: Any, 
                 scores[text, label] = priors[label]
         for place in range(many):
             feature = seen[place]
-            weight = np.float32(np.log1p(np.float32(counts[feature])))
+            count = counts[feature]
+            weight = logs[count] if count < len(logs) else np.float32(np.log1p(np.float32(count)))
             counts[feature] = 0
             for label in range(len(priors)):
                 scores[text, label] += weight * weights[feature, label]

@@ -68,6 +68,11 @@ def _kinds() -> NDArray[np.uint8]:
     return kinds
 
 
+def known_languages() -> tuple[str, ...]:
+    """The codes of all languages that the model tells apart."""
+    return tuple(name for name in _model()[1] if name not in {UNKNOWN, NO_LANGUAGE})
+
+
 def identify(batch: TextBatch) -> Languages:
     """The language of each text, as py3langid with `norm_probs=True` tells it."""
     model, names, pairs = _model()

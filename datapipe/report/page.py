@@ -31,6 +31,7 @@ def page(report: Mapping[str, Any]) -> str:
         _chart(
             "Lengths", {f"from {name} tokens": count for name, count in report["lengths"].items()}, "documents", by_size=False
         ),
+        _balance(report["balance"]),
         _chart("Personal data replaced", report["pii"], "items"),
         _near(report["near_duplicates"]),
         _gaps(report["false_positive_gaps"]),
@@ -70,6 +71,13 @@ def _bar(at: int, name: str, value: int, most: int) -> str:
         f'<rect x="{LABEL}" y="{at * ROW + 3}" width="{width:.1f}" height="{ROW - 6}" fill="#3b76b0"/>'
         f'<text x="{LABEL + width + 6:.1f}" y="{at * ROW + 14}">{value:,}</text>'
     )
+
+
+def _balance(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    shares = {f"{name}, {row['epochs']:.2f} epochs": round(100 * row["share"]) for name, row in found["shares"].items()}
+    return _chart(f"Balanced by {found['by']}", shares, "% of the training text")
 
 
 def _near(found: Mapping[str, Any] | None) -> str:

@@ -21,6 +21,7 @@ def write_report(output: StoragePath, manifest: Manifest, kept: Facts, dropped: 
 def make_report(manifest: Manifest, kept: Facts, dropped: Facts, fairness: dict[str, Any]) -> dict[str, Any]:
     """The report as plain values."""
     totals, config = manifest.totals, manifest.config
+    by = (config.get("balance") or {}).get("by", "source")
     counts: dict[str, dict[str, int]] = {}
     for name, count in manifest.counts.items():
         stage, _, what = name.partition(".")
@@ -32,7 +33,7 @@ def make_report(manifest: Manifest, kept: Facts, dropped: Facts, fairness: dict[
             "bytes": row[2],
             "share": round(row[1] / max(totals.tokens, 1), 6),
             "dropped": dropped["sources"].get(name, [0])[0],
-            **({"epochs": manifest.mixture[name]["epochs"]} if name in manifest.mixture else {}),
+            **({"epochs": manifest.mixture[name]["epochs"]} if by == "source" and name in manifest.mixture else {}),
         }
         for name, row in kept["sources"].items()
     }
@@ -47,6 +48,7 @@ def make_report(manifest: Manifest, kept: Facts, dropped: Facts, fairness: dict[
         "stages": _stages(manifest.rejected.reasons),
         "sources": dict(sorted(sources.items())),
         "languages": counts.pop("language", {}),
+        "balance": {"by": by, "shares": manifest.mixture} if manifest.mixture else None,
         "pii": counts.pop("pii", {}),
         "changed": counts,
         "lengths": {f"{1 << k}": count for k, count in enumerate(kept["lengths"]) if count},

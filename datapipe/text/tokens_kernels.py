@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit, types
 
 from datapipe.text.characters import ALPHANUMERIC, SPACE, SYMBOL
-from datapipe.text.kernels import BYTES, COMPILE, NOT_SYMBOL, OFFSETS, PRIME, SEED, code_point, mixed
+from datapipe.text.kernels import BYTES, COMPILE, NOT_SYMBOL, OFFSETS, SEED, code_point, ended, pushed_character
 from datapipe.text.token_marks import ALPHA, CURRENCY, DIGIT, DOT_BEFORE, ICON, LOWER, NOT_LAST, PREFIX, QUOTE, SUFFIX, UPPER
 
 MARKS = types.Array(types.uint16, 1, "C", readonly=True)
@@ -172,12 +172,12 @@ def _emit(points, low, high, flags, chars, kind, exact, to):
     """Write a token's characters, flags and hash; returns the place of the next one."""
     if low >= high:
         return to
-    value, seen = SEED, np.uint8(0)
+    value, chunk, held, seen = SEED, np.uint64(0), 0, np.uint8(0)
     for at in range(low, high):
         flag = flags[points[at]]
         seen |= flag if flag & SYMBOL else np.uint8(flag | NOT_SYMBOL)
-        value = (value ^ np.uint64(points[at])) * PRIME
-    chars[to], kind[to], exact[to] = high - low, seen, mixed(value)
+        value, chunk, held = pushed_character(value, chunk, held, points[at])
+    chars[to], kind[to], exact[to] = high - low, seen, ended(value, chunk, held)
     return to + 1
 
 

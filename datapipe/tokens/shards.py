@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cluster.storage import StoragePath
 from datapipe.config import MIB
 from datapipe.dedup.exact import TRAIN, VALIDATION, Corpus, Decisions, unnamed_id
+from datapipe.dedup.paragraphs.cutting import CUT, cut_text, read_cuts
 from datapipe.filters.augment import Augment
 from datapipe.inputs.files import Unit
 from datapipe.inputs.ingest import texts_name
@@ -33,17 +34,19 @@ class Layout:
     blocks: Sequence[Sequence[int]]  # of each unit: documents in each record batch
     corpus: Corpus
     decisions: Decisions
+    cut: bool = False  # whether repeated paragraphs are cut out of texts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Some documents of one unit: their rows in the unit, the sizes of its record batches, and the ids that change."""
+    """Some documents of one unit: their rows in the unit, the sizes of its record batches, the ids that change."""
 
     unit: Unit
     blocks: tuple[int, ...]  # documents in each record batch
     rows: NDArray[np.int64]
     line_base: int
     suffix: dict[int, str]
+    cut: bool = False  # whether repeated paragraphs are cut out of their texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +118,7 @@ def slice_of(layout: Layout, unit: Unit, rows: NDArray[np.int64]) -> Slice:
         rows=rows - offset,
         line_base=layout.corpus.line_base[unit.index],
         suffix={row - offset: suffix[row] for row in rows.tolist() if row in suffix},
+        cut=layout.cut,
     )
 
 
@@ -131,6 +135,7 @@ class Kept:
 def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterator[Kept]:
     """Read the documents of a slice in order; record batches without any of them are skipped."""
     starts = np.concatenate([[0], np.cumsum(part.blocks)])
+    cuts = read_cuts(work, part.unit.index) if part.cut and with_text else np.zeros(0, dtype=CUT)
     with open_file(work, texts_name(part.unit.index)) as stream:
         columns = [0, 1, 2, 3] if with_text else [0, 1, 2]
         reader = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(included_fields=columns, use_threads=False))
@@ -142,6 +147,9 @@ def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterat
             ids, sources, lines = (batch.column(i).to_pylist() for i in range(3))
             for row, known, source, line, text in zip(rows.tolist(), ids, sources, lines, texts, strict=True):
                 name = known or unnamed_id(part.unit, part.line_base + line)
+                if len(cuts):
+                    low, high = np.searchsorted(cuts["row"], [row, row + 1])
+                    text = cut_text(text, cuts[low:high])  # noqa: PLW2901
                 yield Kept(name + part.suffix.get(row, ""), source, text, part.line_base + line)
 
 

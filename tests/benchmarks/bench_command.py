@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from cluster.process.kill import end, processes_with
+from cluster.process.kill import end, processes_of, processes_with
 from cluster.run.files import read_lines
 from tests.patience import Patience, until
 
@@ -39,7 +39,7 @@ class Running:
     """The script under one of the two."""
 
     def __init__(self, way: str, folder: Path, pause: float, steps: int) -> None:
-        self.mark, self.told = {MARK: f"{folder}/{way}"}, folder / f"{way}.jsonl"
+        self.mark, self.told, self.folder = {MARK: f"{folder}/{way}"}, folder / f"{way}.jsonl", folder
         own = {**self.mark, "PYTHONPATH": str(ROOT), "ROPEWALK_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1"}
         words = [sys.executable, *WAYS[way], str(SCRIPT), str(self.told), str(pause), str(steps)]
         self.started = time.time()
@@ -49,9 +49,13 @@ class Running:
     def steps(self) -> list[dict[str, float]]:
         return read_lines(self.told)
 
+    def processes(self) -> list[psutil.Process]:
+        """All that were started: by their environment, or by their title, which takes the environment's place."""
+        return list({*processes_with(self.mark), *processes_of(self.folder)})
+
     def cpu_seconds(self, *, all_but_the_script: bool = False) -> float:
         total = 0.0
-        for process in processes_with(self.mark):
+        for process in self.processes():
             try:
                 if all_but_the_script and self._is_rank(process):
                     continue
@@ -64,10 +68,10 @@ class Running:
 
     def ranks(self) -> list[psutil.Process]:
         """The script's own processes."""
-        return [process for process in processes_with(self.mark) if self._is_rank(process)]
+        return [process for process in self.processes() if self._is_rank(process)]
 
     def _is_rank(self, process: psutil.Process) -> bool:
-        words = process.cmdline()
+        words = " ".join(process.cmdline()).split()  # a title is one word
         return str(SCRIPT) in words[:4] and not {"jobs.cli", "torch.distributed.run"} & set(words)
 
 
@@ -79,8 +83,8 @@ def running(way: str, pause: float = 0.02, steps: int = 100_000) -> Iterator[Run
         until(lambda: len(made.steps()) > 0, Patience.STEP)
         yield made
     finally:
-        end(processes_with(made.mark))
-        end(processes_with(made.mark))  # what the first were about to start
+        end(made.processes())
+        end(made.processes())  # what the first were about to start
         made.process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -219,7 +219,7 @@ def peak_mib() -> int:
 
 def do(place: str, task: Any) -> dict[str, Any]:
     """Do a task of near-duplicates, in a process of its own."""
-    result: dict[str, Any] = Worker(place, place).do(Task(method="near", label=task.name, arguments=(task,)))
+    result: dict[str, Any] = Worker(place, place).do(Task(method="stage", label=task.name, arguments=(task,)))
     return result
 
 

@@ -1,7 +1,7 @@
 """Figures of an endpoint: what the gateway costs, and what clients see when replicas die, or when too many ask.
 
-python -m tests.benchmarks.bench_serve [--rows overhead,kills,prefixes,overload,hangups] [--engine fake|transformers|llamacpp]
-    [--model DIR] [--requests 200] [--router PYTHON_WITH_vllm_router] [--ray]
+python -m tests.benchmarks.bench_serve [--rows overhead,kills,prefixes,overload,hangups,reading] [--requests 200]
+    [--engine fake|transformers|llamacpp] [--model DIR] [--router PYTHON_WITH_vllm_router] [--ray]
 
 Load is open: requests come at random moments at a rate of their own. Peers stand before the same engine in the same run, in
 turns: the bare engine, `vllm-router` (an environment of its own: it is no dependency), Ray Serve with HAProxy and direct
@@ -13,8 +13,6 @@ import asyncio
 import contextlib
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,9 +24,10 @@ import httpx
 from jobs.serve.gateway.http.upstream import Upstreams
 from jobs.serve.routes import Replica
 from tests.benchmarks.serve_load import Seen, ask, cpu_seconds, open_loop, percentile
+from tests.benchmarks.serve_peers import ray_serve, vllm_router
 from tests.jobs.serve.gateway.endpoint import VERSION, Endpoint, FakeEngine, chat
 
-ROWS = ("overhead", "kills", "prefixes", "overload", "hangups")
+ROWS = ("overhead", "kills", "prefixes", "overload", "hangups", "reading")
 
 
 class RealEngine:
@@ -81,6 +80,7 @@ def endpoint_of(engines: list[Any], **settings: Any) -> Iterator[Endpoint]:
     with tempfile.TemporaryDirectory() as folder:
         made = Endpoint(Path(folder), engines, **settings)
         try:
+            httpx.get(made.url + "/healthz", timeout=120)  # its first gateway has started then
             yield made
         finally:
             made.close()
@@ -138,7 +138,8 @@ def kills(options: argparse.Namespace) -> None:
         async def run() -> None:
             upstreams = Upstreams()
             for body in bodies:
-                expected = (await ask(upstreams, f"http://127.0.0.1:{engines[0].port}", body)).text
+                while not (undisturbed := await ask(upstreams, f"http://127.0.0.1:{engines[0].port}", body)).good:
+                    pass  # the connection was that of the engine before
                 at = draw.randrange(1, max(2, options.tokens))
                 killed: list[int] = []
 
@@ -151,7 +152,7 @@ def kills(options: argparse.Namespace) -> None:
                             seen.victim = busy[0]  # type: ignore[attr-defined]
 
                 seen = await ask(upstreams, made.url, body, kill)
-                upstreams_seen.append((seen, expected))
+                upstreams_seen.append((seen, undisturbed.text))
                 if (victim := getattr(seen, "victim", None)) is not None:
                     victim.start(victim.port)
 
@@ -171,13 +172,15 @@ def prefixes(options: argparse.Namespace) -> None:
     shared = [" ".join(draw.choice(words) for _ in range(300)) for _ in range(20)]
     bodies = [chat(f"{draw.choice(shared)} Question {k}?", max_tokens=4) for k in range(options.requests)]
     found: dict[str, float] = {}
-    for name, settings in {"by prefixes": {}, "without": {"prefix_block": 2**20}}.items():
+    for name in ("by prefixes", "least loaded", "at random"):
         engines = engines_of(options, 2, "--prefill", "0.05")
-        with endpoint_of(engines, **settings) as made:
-            seen = asyncio.run(open_loop(made.url, bodies, options.rate))
+        with endpoint_of(engines, **({} if name == "by prefixes" else {"prefix_block": 2**20})) as made:
+            engine_urls = [f"http://127.0.0.1:{engine.port}" for engine in engines]
+            seen = asyncio.run(open_loop(engine_urls if name == "at random" else made.url, bodies, options.rate))
         tell(name, seen)
         found[name] = percentile([one.first_ms for one in seen if one.good], 0.5)
-    print(f"first token p50 by prefixes over without: {found['by prefixes'] / found['without']:.2f}")
+    for other in ("least loaded", "at random"):
+        print(f"first token p50 by prefixes over {other}: {found['by prefixes'] / found[other]:.2f}")
 
 
 def overload(options: argparse.Namespace) -> None:
@@ -207,6 +210,31 @@ async def _closed_loop(url: str, bodies: list[dict[str, Any]], at_once: int) -> 
     return await asyncio.gather(*(one(body) for body in bodies))
 
 
+def reading(options: argparse.Namespace) -> None:
+    """Clients that leave while their prompt is read, of one slot: how much later the next one has its first token."""
+    engines = engines_of(argparse.Namespace(**{**vars(options), "slots": 1}), 1, "--prefill", "0.05")
+    draw, spent = random.Random(3), list[float]()
+    words = [f"{draw.choice('bcdfghklmnprst')}{draw.choice('aeiou')}{draw.choice('lmnrst')}" for _ in range(5000)]
+    with endpoint_of(engines) as made:
+        url = made.url + "/v1/chat/completions"
+        for number in range(min(25, options.requests)):
+            long = chat(" ".join(draw.choice(words) for _ in range(900)), max_tokens=2)
+            with contextlib.suppress(httpx.ReadTimeout):  # it leaves in the middle of the prompt
+                httpx.post(url, json=long, timeout=draw.uniform(0.2, 1.0), verify=False)
+            seconds = [_first_token(url, chat(f"next {number} {turn}", max_tokens=1)) for turn in range(2)]
+            spent.append(seconds[0] - seconds[1])
+    worst = f"p50 {1000 * percentile(spent, 0.5):.0f} ms, worst {1000 * max(spent):.0f} ms of {len(spent)}"
+    print(f"a prompt is read and its client leaves, the next one waits longer by: {worst}")
+
+
+def _first_token(url: str, body: dict[str, Any]) -> float:
+    began = time.perf_counter()
+    with httpx.Client(verify=False, timeout=120) as client, client.stream("POST", url, json=body) as stream:
+        parts = stream.iter_raw()
+        next(parts)
+        return time.perf_counter() - began
+
+
 def hangups(options: argparse.Namespace) -> None:
     """Clients that leave: how long until the engine's slot is free."""
     engines = engines_of(options, 1, "--token", "0.005")
@@ -226,52 +254,6 @@ def hangups(options: argparse.Namespace) -> None:
                 time.sleep(0.002)
             spent.append(time.perf_counter() - began)
     print(f"hang-up to a free slot: p50 {1000 * percentile(spent, 0.5):.0f} ms, worst {1000 * max(spent):.0f} ms of {len(spent)}")
-
-
-# --- peers
-
-
-@contextlib.contextmanager
-def vllm_router(python: str, engines: list[Any]) -> Iterator[tuple[str, list[int]]]:
-    """The router of vLLM's production stack, before the same engines."""
-    port = 18_431
-    urls = [f"http://127.0.0.1:{engine.port}" for engine in engines]
-    command = [python, "-m", "vllm_router.launch_router", "--worker-urls", *urls, "--host", "127.0.0.1", "--port", str(port)]
-    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
-        try:
-            _await_answer(f"http://127.0.0.1:{port}")
-            yield f"http://127.0.0.1:{port}", [process.pid]
-        finally:
-            process.terminate()
-
-
-@contextlib.contextmanager
-def ray_serve(engines: list[Any]) -> Iterator[tuple[str, list[int]]]:
-    """Ray Serve's HAProxy and direct streaming, before a replica that passes an engine's bytes on."""
-    port = 18_432
-    environment = {
-        **os.environ,
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
-    }
-    command = [sys.executable, "-m", "tests.benchmarks.serve_ray", str(port), f"http://127.0.0.1:{engines[0].port}"]
-    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process:
-        try:
-            _await_answer(f"http://127.0.0.1:{port}")
-            yield f"http://127.0.0.1:{port}", [process.pid]
-        finally:
-            process.terminate()
-
-
-def _await_answer(url: str, seconds: float = 120.0) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.post(url + "/v1/chat/completions", json=chat("hello", max_tokens=1), timeout=30).status_code == 200:
-                return
-        time.sleep(0.5)
-    raise SystemExit(f"{url}: no answer within {seconds} s")
 
 
 def main() -> None:

@@ -66,8 +66,8 @@ async def ask(upstreams: Upstreams, url: str, body: dict[str, Any], on_piece: Ca
     return seen
 
 
-async def open_loop(url: str, bodies: Sequence[dict[str, Any]], rate: float, seed: int = 0) -> list[Seen]:
-    """Ask all, at random moments with so many a second on average."""
+async def open_loop(url: str | Sequence[str], bodies: Sequence[dict[str, Any]], rate: float, seed: int = 0) -> list[Seen]:
+    """Ask all, at random moments with so many a second on average; of several addresses each time a random one."""
     draw, upstreams = random.Random(seed), Upstreams()
     tasks = []
     at = time.perf_counter()
@@ -75,7 +75,8 @@ async def open_loop(url: str, bodies: Sequence[dict[str, Any]], rate: float, see
         at += draw.expovariate(rate)
         if (wait := at - time.perf_counter()) > 0:
             await asyncio.sleep(wait)
-        tasks.append(asyncio.create_task(ask(upstreams, url, body)))
+        target = url if isinstance(url, str) else draw.choice(url)
+        tasks.append(asyncio.create_task(ask(upstreams, target, body)))
     seen = [await task for task in tasks]
     upstreams.close()
     await asyncio.sleep(0)

@@ -72,6 +72,24 @@ def test_all_as_it_is_where_nothing_is_asked_for(tmp_path: Path) -> None:
     assert all(one["epochs"] == 1 for one in same.mixture.values())
 
 
+def test_languages_have_the_shares_that_were_asked_for(tmp_path: Path) -> None:
+    english = (
+        "The rope of the lane is laid by hand, and that takes a while to do well, said number {} of the men who do it here. "
+    )
+    german = "Das Seil in der Gasse wird von Hand geschlagen, und das dauert eine Weile, sagte Nummer {} der Leute hier dazu. "
+    texts = [(english.format(n) * 3) for n in range(30)] + [german.format(n) * 3 for n in range(10)]
+    source = write_lines(tmp_path / "in.jsonl", [{"id": str(n), "text": text} for n, text in enumerate(texts)])
+    keys: dict[str, Any] = {"validation_fraction": 0, "balance": {"by": "language", "weights": {"de": 0.5}}}
+    manifest = make(source, tmp_path / "out", **keys)
+    assert manifest.mixture["de"]["share"] == pytest.approx(0.5, abs=0.1)
+    assert manifest.mixture["en"]["epochs"] < 1 < manifest.mixture["de"]["epochs"]
+    report = json.loads((tmp_path / "out/report/report.json").read_text())
+    assert report["balance"] == {"by": "language", "shares": manifest.mixture}
+    assert "balanced by language" in (tmp_path / "out/report/report.html").read_text().lower()
+    told = make(source, tmp_path / "told", language={}, **keys)
+    assert told.mixture == manifest.mixture
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no document is of source 'wbe'; there are books, notes, web"):
         make(some_sources(tmp_path), tmp_path / "out", balance={"weights": {"wbe": 0.5}})

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from cluster.storage import StoragePath
 from datapipe.dedup.near.connect import Star
-from datapipe.dedup.near.places import EDGE, Places, star_name, unique_edges
-from datapipe.dedup.near.search import _settle, _Stages
-from datapipe.dedup.near.task import run_near
+from datapipe.dedup.near.places import EDGE, FOLDER, Places, star_name, unique_edges
+from datapipe.dedup.near.search import _settle
+from datapipe.dedup.stages import Stages, run_stage_task
 from datapipe.document_batch import DocumentBatch
 from datapipe.execution.worker import Task
 from datapipe.minhash.config import NearDuplicates
@@ -29,13 +29,15 @@ from tests.datapipe.test_preprocess import context_of
 from tests.fakes.documents import configure, contents, in_this_process, make, rejected, rows, write_lines
 from tests.fakes.driver import Driver
 from tests.fakes.near import planted
+from tests.fakes.plain_rules import unspaced, words_of
 
 KEYS: dict[str, Any] = {"near_duplicates": {}, "validation_fraction": 0, "unit_mib": 0.3, "shard_mib": 0.3}
 
 
 def plain_shingles(text: str, size: int = 5) -> set[tuple[str, ...]]:
     """The n-grams of a text's words, of which letters and digits count, in lower case."""
-    words = [word for word in ("".join(filter(str.isalnum, part)).lower() for part in text.split()) if word]
+    parts = ("".join(c for c in part if c.isalnum() or unspaced(c)).lower() for part in words_of(text))
+    words = [word for word in parts if word]
     size = min(size, len(words))
     return {tuple(words[at : at + size]) for at in range(len(words) - size + 1)} if words else set()
 
@@ -140,7 +142,7 @@ def test_killed_after_any_task_it_goes_on_to_the_same_bytes(tmp_path: Path, sour
     def dies(tasks: Sequence[Task]) -> Any:
         for task, result in in_this_process(config)(list(reversed(tasks))):
             carried.append(task.label)
-            if task.method == "near":
+            if task.method == "stage":
                 raise KeyboardInterrupt
             yield task, result
 
@@ -155,9 +157,9 @@ def test_killed_after_any_task_it_goes_on_to_the_same_bytes(tmp_path: Path, sour
     assert contents(tmp_path / "out") == contents(made)
 
 
-def kill_and_finish(tmp_path: Path, source: Path, serial: Path, whens: Sequence[Any]) -> None:
+def kill_and_finish(tmp_path: Path, source: Path, serial: Path, whens: Sequence[Any], keys: dict[str, Any] = KEYS) -> None:
     output = tmp_path / "out"
-    run = context_of(configure(source, output, actors=2, **KEYS), tmp_path / "runs", cpus=3).run
+    run = context_of(configure(source, output, actors=2, **keys), tmp_path / "runs", cpus=3).run
     for when in whens:
         driver = Driver(run.path)
         try:
@@ -188,19 +190,39 @@ def test_killed_drivers_and_actors_leave_no_trace(tmp_path: Path, source: Path, 
     kill_and_finish(tmp_path, source, made, [when(1, True)])
 
 
+ALL_STAGES: dict[str, Any] = {
+    **KEYS,
+    "language": {"min_confidence": 0, "code": False},
+    "filters": [{"gopher_quality": {"min_words": 5, "min_stop_words": None}}, "fineweb"],
+    "paragraphs": {"of": "lines", "min_bytes": 20},
+    "pii": {},
+    "balance": {"by": "language", "temperature": 0.5},
+}
+
+
 @pytest.mark.soak
-def test_twenty_random_kills_change_nothing(tmp_path: Path, source: Path, made: Path) -> None:
+def test_twenty_random_kills_change_nothing(tmp_path: Path, source: Path) -> None:
+    """With every stage: an actor is killed, or the driver alone, or Ray's own processes; then all of them."""
     draw = random.Random(11)
 
     def wait(driver: Driver, output: Path) -> None:
         driver.wait_for(lambda: bool(driver.actors()))  # what comes before is Ray's own
-        until = time.monotonic() + draw.uniform(0, 2)
-        driver.wait_for(lambda: time.monotonic() > until)
+        for whom in (draw.choice(["actor", "driver", "cluster"]), "all"):
+            until = time.monotonic() + draw.uniform(0, 1)
+            driver.wait_for(lambda end=until: time.monotonic() > end)  # type: ignore[misc]
+            if whom == "actor":
+                for actor in driver.actors()[:1]:
+                    actor.kill()
+            elif whom != "all":
+                for process in [driver.process] if whom == "driver" else driver.family():
+                    process.kill()
+                break
 
-    kill_and_finish(tmp_path, source, made, [wait] * 20)
+    make(source, tmp_path / "serial", **ALL_STAGES)
+    kill_and_finish(tmp_path, source, tmp_path / "serial", [wait] * 20, ALL_STAGES)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60), st.integers(1, 4))
 def test_clusters_are_the_connected_components(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[int, int]], parts: int
@@ -212,9 +234,9 @@ def test_clusters_are_the_connected_components(
     write_parts(work, star_name(0, 0), edges, spread(edges["from"].view(np.uint64), parts), parts)
 
     def run(_: str, tasks: Sequence[Any]) -> Any:
-        return [(task, run_near(task, work)) for task in tasks]
+        return [(task, run_stage_task(task, work)) for task in tasks]
 
-    stage = _settle(_Stages(work, run), places)
+    stage = _settle(Stages(work, FOLDER, run), places)
     names = [star_name(stage, part) for part in range(parts)]
     found = {(int(e["from"]), int(e["to"])) for part in range(parts) for e in read_all(work, names, EDGE, part, parts)}
     least = {node: node for pair in pairs for node in pair}
@@ -225,8 +247,8 @@ def test_clusters_are_the_connected_components(
     assert isinstance(Star(stage=1, part=0, places=places, sources=1).name, str)
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.text(st.sampled_from(list("aB cd\n.ßÉé-1麻 ")), max_size=40), min_size=1, max_size=5), st.integers(1, 6))
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(st.sampled_from(list("aB cd\n.ßÉé-1麻绳。กี ")), max_size=40), min_size=1, max_size=5), st.integers(1, 6))
 def test_shingles_are_those_of_plain_python(texts: list[str], size: int) -> None:
     """Two texts share as many shingles as plain sets of words do, and equal sets have equal keys."""
     options = NearDuplicates(ngram=size)
@@ -238,6 +260,17 @@ def test_shingles_are_those_of_plain_python(texts: list[str], size: int) -> None
     for one, other in combinations(range(len(texts)), 2):
         assert len(sets[one] & sets[other]) == len(plain[one] & plain[other])
         assert bool((keys[one] == keys[other]).all()) == (plain[one] == plain[other])
+
+
+def test_texts_without_blanks_are_compared_by_their_characters(tmp_path: Path) -> None:
+    """Chinese, Japanese and Thai: a sentence added to a page leaves a near-duplicate, another page is none."""
+    chinese = "".join(chr(0x4E00 + (n * n * 7) % 5000) + ("、" if n % 9 == 0 else "") for n in range(400))
+    draw = random.Random(3)
+    thai = "".join(chr(0x0E01 + draw.randrange(46)) + draw.choice(["", "ี", "่"]) for _ in range(400))
+    texts = {"zh": chinese, "zh2": f"{chinese}这是新的。", "other": chinese[::-1], "th": thai, "th2": f"{thai}ใหม่"}
+    source = write_lines(tmp_path / "in.jsonl", [{"id": name, "text": text} for name, text in texts.items()])
+    make(source, tmp_path / "out", near_duplicates={}, validation_fraction=0)
+    assert near(tmp_path / "out") == {"zh2": "zh", "th2": "th"}
 
 
 def test_documents_without_words_and_short_ones(tmp_path: Path) -> None:

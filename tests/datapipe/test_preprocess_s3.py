@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jobs.preprocess.job import main
 from tests.conftest import S3Server
 from tests.datapipe.test_preprocess import context_of
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
+from tests.fakes.near import planted
 
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
 AWAY_SECONDS = 10.0
@@ -43,6 +45,65 @@ def test_s3_holds_the_same_data_set_as_a_disk(tmp_path: Path, s3_server: S3Serve
     assert [i.checksum for i in manifest.inputs] == [i.checksum for i in local.inputs]
     assert make(pattern, f"{bucket}/data/set", **KEYS) == manifest
     assert make(f"{bucket}/raw", f"{bucket}/again", **KEYS).shards == manifest.shards
+
+
+@contextmanager
+def trouble(server: S3Server) -> Iterator[None]:
+    """Answers are slow, and time and again every connection is reset."""
+    ended = threading.Event()
+
+    def disturb() -> None:
+        while not ended.wait(1.5):
+            server.reset()
+            ended.wait(0.2)
+            server.restore()
+            server.delay(20)
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        server.restore()
+
+
+@pytest.mark.s3
+@pytest.mark.soak
+def test_all_stages_on_s3_give_the_same_as_on_a_disk(tmp_path: Path, s3_server: S3Server) -> None:
+    """Every stage after reading, and an evaluation set in the bucket; the store throttles and breaks connections meanwhile."""
+    bucket = s3_server.bucket()
+    notice = "All rights reserved, of whoever laid this rope of the lane."
+    documents = [{**one, "text": f"{one['text']}\n\n{notice}"} for one in planted(12, 30)]
+    documents[3]["text"] += " mail jane.doe@mail.example.org"
+    path = write_lines(tmp_path / "local/a.jsonl", documents)
+    StoragePath(bucket).write("raw/a.jsonl", path.read_bytes())
+    item = {"question": " ".join(documents[5]["text"].split()[:30])}
+    items = write_lines(tmp_path / "items.jsonl", [item])
+    StoragePath(bucket).write("items.jsonl", items.read_bytes())
+
+    def keys(against: str) -> dict[str, Any]:
+        return {
+            "near_duplicates": {},
+            "paragraphs": {},
+            "language": {"min_confidence": 0, "code": False},
+            "filters": [{"gopher_quality": {"min_words": 5, "min_stop_words": None}}],
+            "decontaminate": {"against": [against]},
+            "pii": {},
+            "balance": {"by": "language", "temperature": 0.5},
+            "unit_mib": 0.03,
+        }
+
+    local = make(path, tmp_path / "out", **keys(str(items)))
+    with trouble(s3_server):
+        manifest = make(f"{bucket}/raw/a.jsonl", f"{bucket}/out", **keys(f"{bucket}/items.jsonl"))
+    assert manifest.shards == local.shards
+    assert {**manifest.rejected.reasons} == {**local.rejected.reasons}
+    assert {"near_duplicate", "decontaminate.items.jsonl"} <= set(manifest.rejected.reasons)
+    assert manifest.counts == local.counts
+    assert min(manifest.counts["pii.email"], manifest.counts["paragraphs.repeated"]) > 0
+    assert manifest.mixture == local.mixture
 
 
 @pytest.fixture

@@ -89,3 +89,11 @@ def rows(output: Path, split: str = "*") -> list[dict[str, Any]]:
     """The documents of all shards as Python values; train before validation."""
     files = sorted(output.glob("shards/*.arrow")) + sorted(output.glob("validation/*.arrow"))
     return [row for file in files for row in pa.ipc.open_file(file.read_bytes()).read_all().to_pylist()]
+
+
+def text_of(output: Path) -> dict[str, str]:
+    """The text of every document of a data set, by its id, decoded from its tokens."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(output / "tokenizer/tokenizer.json"))
+    return {row["id"]: tokenizer.decode(row["tokens"][:-1]) for row in rows(output)}

@@ -23,8 +23,39 @@ def below(value: float, limit: float | None) -> bool:
     return limit is not None and value < limit
 
 
-def words_of(text: str, kind: str) -> list[str]:
-    return text.split() if kind == "white_space" else tokens(text)
+def unspaced(character: str) -> bool:
+    """Whether it is a character, or a mark, of a script that writes no blanks between words."""
+    names = (
+        *("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "COMBINING KATAKANA", "VERTICAL KANA", "VERTICAL IDEO", "MASU"),
+        "HENTAIGANA",
+        *("BOPOMOFO", "HANGZHOU", "IDEOGRAPHIC ITERATION", "IDEOGRAPHIC CLOSING", "IDEOGRAPHIC NUMBER"),
+        *("THAI", "LAO", "MYANMAR", "KHMER"),
+    )
+    name = unicodedata.name(character, "")
+    marks = ("CJK STROKE", "CJK RADICAL", "KATAKANA MIDDLE DOT", "THAI CURRENCY", "KHMER SYMBOL", "KHMER DIGIT")
+    return name.startswith(names) and not name.startswith(marks) and unicodedata.category(character)[0] in "LMN"
+
+
+def words_of(text: str, kind: str = "white_space") -> list[str]:
+    """What white space separates; a letter of a script without blanks begins a word, and a letter behind it does."""
+    if kind != "white_space":
+        return tokens(text)
+    words: list[str] = []
+    for chunk in text.split():
+        words.append("")
+        alone = False
+        for character in chunk:
+            if character.isalnum() and (alone or (unspaced(character) and any(map(str.isalnum, words[-1])))):
+                words.append("")
+            if character.isalnum():
+                alone = unspaced(character)
+            words[-1] += character
+    return words
+
+
+def spaced(word: str) -> bool:
+    """Whether it is a word between blanks, rather than one character of a script without."""
+    return not any(unspaced(character) and character.isalnum() for character in word)
 
 
 def is_symbol(character: str) -> bool:
@@ -37,7 +68,8 @@ def gopher_quality(text: str, rule: GopherQuality) -> str | None:
     real = [word for word in words if not all(map(is_symbol, word))]
     lines = [line.strip() for line in text.splitlines()]
     of_words = max(len(words), 1)
-    mean = sum(map(len, real)) / len(real) if real else None
+    between_blanks = [word for word in real if rule.words == "tokens" or spaced(word)]
+    mean = sum(map(len, between_blanks)) / len(between_blanks) if between_blanks else None
     bullets = sum(line.startswith(("•", "-")) for line in lines)
     ellipses = sum(line.endswith(("...", "…")) for line in lines)
     checks = {
@@ -126,7 +158,7 @@ def c4(text: str, rule: C4) -> tuple[str | None, str]:
     kept: list[str] = []
     count = 0
     for raw in text.splitlines():
-        line, words = raw.strip(), raw.split()
+        line, words = raw.strip(), words_of(raw)
         if rule.max_word_length is not None and any(len(word) > rule.max_word_length for word in words):
             continue
         if rule.citations:

@@ -1,4 +1,4 @@
-"""A run that serves from pods: the Service in front of it, the way to it from a laptop, and a pod that is evicted."""
+"""A run that serves from a pod: the Service in front of it, the way to it from a laptop, and a pod that is evicted."""
 
 import json
 import os
@@ -47,11 +47,12 @@ def tunnel(command: str, namespace: Namespace) -> Iterator[None]:
 def submitted(namespace: Namespace, folder: Path, port: int) -> RunDir:
     engine = [namespace.cluster.python, str(ROOT / "tests/fakes/engine.py"), "{model}", "--host", "{host}", "--port", "{port}"]
     given = {"model": str(folder), "engine_command": engine, "host": "0.0.0.0", "port": port, "replicas": 2, "cpus": 0.5}
-    given |= {"resources.nodes": 2, "resources.cpus": 1, "resources.grace_seconds": 30}
+    given |= {"resources.cpus": 1, "resources.grace_seconds": 30}
     return submit("serve", configure("serve", None, [f"{key}={json.dumps(value)}" for key, value in given.items()]), "pods")
 
 
-def test_pods_serve_behind_a_service_and_a_laptop_finds_the_way(
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # connections that end with a process
+def test_a_pod_serves_behind_a_service_and_a_laptop_finds_the_way(
     namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(RUNS_VARIABLE, str(namespace.runs))
@@ -65,9 +66,6 @@ def test_pods_serve_behind_a_service_and_a_laptop_finds_the_way(
     try:
         serving = Serving(run, tmp_path)
         serving.until(lambda: serving.state.get("stable") and len(serving.replicas("one")) == 2, Patience.CLUSTER)
-        hosts = {replica["url"].rpartition(":")[0] for replica in serving.replicas("one")}
-        assert len(hosts) == 2, f"a replica in each pod, at the pod's own address: {hosts}"
-
         (service,) = namespace.cluster.items("services", "--namespace", namespace.name, "-l", "ropewalk/role=service")
         way = f"kubectl -n {namespace.name} port-forward service/{service['metadata']['name']} {port}:{port}"
         assert way in " ".join(Shell(capsys, monkeypatch, tmp_path)("show", run.id).split())

@@ -5,7 +5,7 @@ verify   clusters of candidates: Jaccard similarity of pairs, clusters of near-d
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cluster.storage import StoragePath
 from datapipe.dedup.near.places import (
     EDGE,
+    FOLDER,
     SHINGLE,
     Places,
     decided_name,
@@ -36,6 +37,7 @@ MOST_SHINGLE_BYTES = 512 << 20  # of a part that is verified at once; of a large
 class Gather:
     """Read a unit's candidates again, for what they are compared by."""
 
+    folder: ClassVar[str] = FOLDER
     place: int  # of the unit, among the units
     blocks: tuple[int, ...]  # documents in each record batch
     texts: str  # the file of the unit's texts
@@ -86,6 +88,7 @@ class Gather:
 class Verify:
     """Compare the candidates of some clusters, and decide which of them stay."""
 
+    folder: ClassVar[str] = FOLDER
     part: int
     options: NearDuplicates
     places: Places

@@ -9,13 +9,13 @@ Each task reads its part of what the ones before wrote, and holds no more than t
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
-from datapipe.dedup.near.places import EDGE, Places, dropped_name, route_name, star_name, unique_edges
+from datapipe.dedup.near.places import EDGE, FOLDER, Places, dropped_name, route_name, star_name, unique_edges
 from datapipe.minhash.bands import BAND, BAND_PARTS, bands_name
 from datapipe.parted import read_all, read_parts, spread, write_parts
 
@@ -32,6 +32,7 @@ def _star_edges(groups: NDArray[np.uint64], rows: NDArray[np.int64]) -> NDArray[
 class Match:
     """Find documents that share a band, in one part of the keys."""
 
+    folder: ClassVar[str] = FOLDER
     part: int
     places: Places
 
@@ -72,6 +73,7 @@ def _write_both_ways(work: StoragePath, name: str, edges: NDArray[np.void], num_
 class Star:
     """Bring documents nearer to the least one of their cluster: large star in odd stages, small star in even ones."""
 
+    folder: ClassVar[str] = FOLDER
     stage: int
     part: int
     places: Places
@@ -118,6 +120,7 @@ def _unsettled(source: NDArray[np.int64], target: NDArray[np.int64], group: NDAr
 class Route:
     """Tell each unit which cluster of candidates its documents belong to."""
 
+    folder: ClassVar[str] = FOLDER
     stage: int  # of the stars that settled all
     part: int
     places: Places

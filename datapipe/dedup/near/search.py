@@ -4,27 +4,24 @@ What is decided depends on the documents and their order alone; the parts only b
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
 from datapipe.dedup.near.compare import Gather, Verify
 from datapipe.dedup.near.connect import Match, Route, Star
 from datapipe.dedup.near.places import EDGE, FOLDER, Places, decided_name, dropped_name
-from datapipe.dedup.near.task import NearTask, done_name
+from datapipe.dedup.stages import RunStage, Stages
 from datapipe.minhash.config import NearDuplicates
 from datapipe.parted import read_all
 
 MATCH_RECORDS = 1 << 21  # documents in bands that a task of `match` holds
 STAR_DOCUMENTS = 1 << 19
 VERIFY_BYTES = 64 << 20  # of text, of candidates
-
-RunNear = Callable[[str, Sequence[NearTask]], Iterable[tuple[NearTask, dict[str, Any]]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,7 @@ def find_near_duplicates(
     dropped: NDArray[np.bool_],
     total_bytes: int,
     work: StoragePath,
-    run: RunNear,
+    run: RunStage,
 ) -> NearDecisions:
     """Find the documents to drop among those that are not `dropped` yet; goes on where an earlier call was killed."""
     offsets = (0, *np.cumsum([sum(unit.blocks) for unit in units]).tolist())
@@ -64,7 +61,7 @@ def find_near_duplicates(
         match=min(documents * options.bands // MATCH_RECORDS + 1, 4096),
         star=documents // STAR_DOCUMENTS + 1,
     )
-    stages = _Stages(work, run)
+    stages = Stages(work, FOLDER, run)
     _write_dropped(work, units, offsets, dropped)
     stages.do("find candidates", [Match(part=part, places=places) for part in range(places.match)])
     settled = _settle(stages, places)
@@ -94,7 +91,7 @@ def _write_dropped(work: StoragePath, units: Sequence[NearUnit], offsets: Sequen
             work.write(name, np.packbits(dropped[first:last], bitorder="little").tobytes())
 
 
-def _settle(stages: "_Stages", places: Places) -> int:
+def _settle(stages: Stages, places: Places) -> int:
     """Bring all candidates to the least one of their cluster; the number of the stage that had nothing to move."""
     stage, sources = 1, places.match
     while True:
@@ -103,24 +100,6 @@ def _settle(stages: "_Stages", places: Places) -> int:
         if stage % 2 and not any(result["unsettled"] for result in results):
             return stage
         stage, sources = stage + 1, places.star
-
-
-class _Stages:
-    """Does the tasks of a stage that are not done yet."""
-
-    def __init__(self, work: StoragePath, run: RunNear) -> None:
-        self.work, self.run = work, run
-        self.present = set(work.names(f"{FOLDER}/done"))
-
-    def do(self, label: str, tasks: Sequence[NearTask]) -> list[dict[str, Any]]:
-        """The results of all tasks, in their order."""
-        results: dict[str, dict[str, Any]] = {}
-        for task in tasks:
-            if f"{task.name}.json" in self.present:
-                results[task.name] = orjson.loads(self.work.read(done_name(task.name)))
-        for task, result in self.run(label, [task for task in tasks if task.name not in results]):
-            results[task.name] = result
-        return [results[task.name] for task in tasks]
 
 
 def _collect(work: StoragePath, places: Places, candidates: int, verified: Sequence[dict[str, Any]]) -> NearDecisions:

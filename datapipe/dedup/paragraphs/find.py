@@ -1,0 +1,180 @@
+"""Which paragraphs repeat earlier ones, over all documents.
+
+hash   a unit's paragraphs, to the part of their hash
+meet   those of one part, of all units: all but the first of equal ones go, to the part of their unit
+cut    a unit's paragraphs that go, in the order of its documents
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cluster.storage import StoragePath
+from datapipe.dedup.paragraphs.cutting import CUT, FOLDER, cuts_name, read_cuts
+from datapipe.dedup.stages import RunStage, Stages
+from datapipe.document_batch import DocumentBatch
+from datapipe.filters.paragraphs import Paragraphs
+from datapipe.inputs.files import Unit
+from datapipe.inputs.ingest import UnitSummary, texts_name
+from datapipe.inputs.streams import open_file
+from datapipe.parted import read_parts, write_parts
+from datapipe.text.compiled import kernels
+
+PARAGRAPH = np.dtype([("hash", "<u8"), ("size", "<u4"), *CUT.descr])
+PART_BYTES = 128 << 20  # of text, whose paragraphs one task holds: half as many bytes at the least size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hash:
+    """Find the paragraphs of a unit's documents that are not dropped yet."""
+
+    folder: ClassVar[str] = FOLDER
+    unit: int
+    options: Paragraphs
+    parts: int
+
+    @property
+    def name(self) -> str:
+        """The name of the task."""
+        return f"hash-{self.unit:06d}"
+
+    def run(self, work: StoragePath) -> dict[str, Any]:
+        """Write the paragraphs by their hashes; returns how many there are."""
+        bits = np.frombuffer(work.read(_dropped_name(self.unit)), dtype=np.uint8)
+        found, first = [np.zeros(0, dtype=PARAGRAPH)], 0
+        with open_file(work, texts_name(self.unit)) as stream:
+            reader = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(included_fields=[3], use_threads=False))
+            for index in range(reader.num_record_batches):
+                batch = DocumentBatch.of_column(reader.get_batch(index).column(0))
+                records = paragraphs_of(batch, self.options)
+                records["row"] += first
+                found.append(records[bits[records["row"] >> 3] >> (records["row"] & 7).astype(np.uint8) & 1 == 0])
+                first += len(batch)
+        records = np.concatenate(found)
+        write_parts(work, f"{FOLDER}/hashed-{self.unit:06d}", records, _part(records["hash"], self.parts), self.parts)
+        return {"paragraphs": len(records)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meet:
+    """Find equal paragraphs of one part of the hashes."""
+
+    folder: ClassVar[str] = FOLDER
+    part: int
+    parts: int
+    units: int
+
+    @property
+    def name(self) -> str:
+        """The name of the task."""
+        return f"meet-{self.part:05d}"
+
+    def run(self, work: StoragePath) -> dict[str, Any]:
+        """Write those that repeat an earlier one, by unit; returns how many."""
+        found, owners = [np.zeros(0, dtype=PARAGRAPH)], [np.zeros(0, dtype=np.int64)]
+        for unit in range(self.units):
+            records = read_parts(work, f"{FOLDER}/hashed-{unit:06d}", PARAGRAPH, (self.part, self.part + 1), self.parts)
+            found.append(records)
+            owners.append(np.full(len(records), unit, dtype=np.int64))
+        records, owner = np.concatenate(found), np.concatenate(owners)
+        order = np.lexsort((records["size"], records["hash"]))  # stable: equal ones stay in the order of the input
+        hashes, sizes = records["hash"][order], records["size"][order]
+        again = np.zeros(len(order), dtype=bool)
+        again[1:] = (hashes[1:] == hashes[:-1]) & (sizes[1:] == sizes[:-1])
+        gone = np.sort(order[again])
+        cuts = np.empty(len(gone), dtype=CUT)
+        for column in CUT.names or ():
+            cuts[column] = records[column][gone]
+        write_parts(work, f"{FOLDER}/met-{self.part:05d}", cuts, owner[gone], self.units)
+        return {"repeated": len(gone)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Gather what is cut out of the documents of one unit."""
+
+    folder: ClassVar[str] = FOLDER
+    unit: int
+    parts: int
+    units: int
+
+    @property
+    def name(self) -> str:
+        """The name of the task."""
+        return f"cut-{self.unit:06d}"
+
+    def run(self, work: StoragePath) -> dict[str, Any]:
+        """Write the cuts in the order of documents and places; returns how many bytes they take."""
+        names = [f"{FOLDER}/met-{part:05d}" for part in range(self.parts)]
+        found = [read_parts(work, name, CUT, (self.unit, self.unit + 1), self.units) for name in names]
+        cuts = np.concatenate([np.zeros(0, dtype=CUT), *found])
+        cuts = cuts[np.lexsort((cuts["start"], cuts["row"]))]
+        work.write(cuts_name(self.unit), cuts.tobytes())
+        return {"bytes": int((cuts["end"].astype(np.int64) - cuts["start"]).sum())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeated:
+    """What is cut: how many bytes of each document, and what was counted."""
+
+    sizes: NDArray[np.int64]
+    counts: dict[str, int]
+
+
+def find_repeated_paragraphs(
+    units: Sequence[Unit],
+    summaries: Sequence[UnitSummary],
+    options: Paragraphs,
+    *,
+    dropped: NDArray[np.bool_],
+    total_bytes: int,
+    work: StoragePath,
+    run: RunStage,
+) -> Repeated:
+    """Find the paragraphs to cut out of documents that are not `dropped`; goes on where an earlier call was killed."""
+    ends = np.cumsum([0, *(summary.documents for summary in summaries)]).tolist()
+    present = set(work.names(FOLDER))
+    for unit, first, last in zip(units, ends, ends[1:], strict=False):
+        if _dropped_name(unit.index).rpartition("/")[2] not in present:
+            work.write(_dropped_name(unit.index), np.packbits(dropped[first:last], bitorder="little").tobytes())
+    parts = total_bytes // PART_BYTES + 1
+    stages = Stages(work, FOLDER, run)
+    hashed = stages.do("read paragraphs", [Hash(unit=unit.index, options=options, parts=parts) for unit in units])
+    met = stages.do("compare paragraphs", [Meet(part=part, parts=parts, units=len(units)) for part in range(parts)])
+    cut = stages.do("cut paragraphs", [Cut(unit=unit.index, parts=parts, units=len(units)) for unit in units])
+    sizes = np.zeros(len(dropped), dtype=np.int64)
+    for unit, first, last in zip(units, ends, ends[1:], strict=False):
+        cuts = read_cuts(work, unit.index)
+        lengths = cuts["end"].astype(np.float64) - cuts["start"]
+        sizes[first:last] = np.bincount(cuts["row"], weights=lengths, minlength=last - first)
+    counts = {
+        "paragraphs.found": sum(result["paragraphs"] for result in hashed),
+        "paragraphs.repeated": sum(result["repeated"] for result in met),
+        "paragraphs.bytes": sum(result["bytes"] for result in cut),
+    }
+    return Repeated(sizes=sizes, counts=counts)
+
+
+def paragraphs_of(batch: DocumentBatch, options: Paragraphs) -> NDArray[np.void]:
+    """The paragraphs of a batch, by document and place."""
+    most = int(batch.offsets[-1] - batch.offsets[0]) // options.min_bytes + len(batch) + 1
+    numbers, hashes = np.empty((4, most), dtype=np.int64), np.empty(most, dtype=np.uint64)
+    columns = (numbers[0], numbers[1], numbers[2], hashes, numbers[3])
+    find = kernels("datapipe.dedup.paragraphs.paragraph_kernels").find_paragraphs
+    count = find(batch.data, batch.offsets, options.of == "lines", options.min_bytes, columns)
+    found = np.empty(count, dtype=PARAGRAPH)
+    for name, values in zip(("row", "start", "end", "hash", "size"), columns, strict=True):
+        found[name] = values[:count]
+    return found
+
+
+def _dropped_name(unit: int) -> str:
+    return f"{FOLDER}/dropped-{unit:06d}"
+
+
+def _part(hashes: NDArray[np.uint64], parts: int) -> NDArray[np.int64]:
+    return ((hashes >> np.uint64(32)) * np.uint64(parts) >> np.uint64(32)).astype(np.int64)

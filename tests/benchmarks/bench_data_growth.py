@@ -1,0 +1,133 @@
+"""The data path as input grows, on Ray actors: memory of driver and actors, wall with one and two actors, how busy the cores are.
+
+    python -m tests.benchmarks.bench_data_growth [--megabytes 50,500] [--actors 1,2] [--stages all] [--backend tokenizers]
+
+The corpus (bench_preprocess's) is repeated with other ids and another last line in each text up to so many megabytes, as one
+.jsonl.zst: `--megabytes 1000 --actors 2` is one large compressed file that two actors share. Ray's start is not counted in the
+wall, which begins with the first actor; cores are counted as busy by the CPU seconds of driver and actors from then on.
+"""
+
+import argparse
+import io
+import json
+import os
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import zstandard
+
+from cluster.run.directory import RunDir
+from cluster.storage import StoragePath
+from datapipe.manifest import read_manifest
+from tests.benchmarks.bench_preprocess import corpus
+from tests.fakes.documents import configure
+from tests.fakes.driver import Driver
+
+STAGES: dict[str, Any] = {
+    "language": {"keep": [], "min_confidence": 0, "code": False},
+    "filters": ["gopher_quality", "gopher_repetition", "fineweb"],
+    "near_duplicates": {},
+    "paragraphs": {},
+    "pii": {},
+}
+
+
+def grown(megabytes: float, folder: Path) -> Path:
+    """The corpus, as often as that takes."""
+    path = folder / "in.jsonl.zst"
+    left, copy = megabytes * 1e6, 0
+    source = corpus(None, folder)
+    with path.open("wb") as out, zstandard.ZstdCompressor(level=1).stream_writer(out) as packed:
+        while left > 0:
+            with source.open("rb") as raw:
+                for line in io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw)):
+                    if left <= 0:
+                        break
+                    record = orjson.loads(line)
+                    text = f"{record['text']}\ncopy {copy}"
+                    packed.write(orjson.dumps({**record, "id": f"{copy}-{record.get('id')}", "text": text}) + b"\n")
+                    left -= len(line)
+            copy += 1
+    return path
+
+
+class Meter(threading.Thread):
+    """The most memory of the driver and of any actor, and their CPU seconds and wall from the first actor on."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(daemon=True)
+        self.driver, self.ended = driver, threading.Event()
+        self.driver_mib = self.actor_mib = self.wall = 0.0
+        self.seconds: dict[int, list[float]] = {}
+        self.began: float | None = None
+
+    def run(self) -> None:
+        root = psutil.Process(self.driver.process.pid)
+        while not self.ended.wait(0.1):
+            try:
+                self._look(root, self.driver.actors())
+            except psutil.Error:
+                continue
+
+    def _look(self, root: psutil.Process, actors: list[psutil.Process]) -> None:
+        if actors and self.began is None:
+            self.began = time.monotonic()
+        if self.began is None:
+            return
+        self.wall = time.monotonic() - self.began
+        self.driver_mib = max(self.driver_mib, root.memory_info().rss / 2**20)
+        for process in (root, *actors):
+            times = process.cpu_times()
+            self.seconds.setdefault(process.pid, [times.user + times.system, 0.0])[1] = times.user + times.system
+        for actor in actors:
+            self.actor_mib = max(self.actor_mib, actor.memory_info().rss / 2**20)
+
+    def stop(self) -> dict[str, Any]:
+        """What was found."""
+        self.ended.set()
+        self.join()
+        cpu = sum(last - first for first, last in self.seconds.values())
+        cores = min(len(self.seconds) - 1 or 1, os.cpu_count() or 1)
+        return {
+            "wall s": round(self.wall, 1),
+            "CPU s": round(cpu, 1),
+            "busy, of as many cores as actors": round(cpu / max(self.wall, 0.1) / cores, 3),
+            "driver MiB": round(self.driver_mib),
+            "an actor's MiB": round(self.actor_mib),
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--megabytes", default="50,500")
+    parser.add_argument("--actors", default="2")
+    parser.add_argument("--stages", choices=["all", "none"], default="all")
+    parser.add_argument("--backend", choices=["tokenizers", "fastokens"], default="tokenizers")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-growth-") as name:
+        folder = Path(name)
+        for megabytes in map(float, options.megabytes.split(",")):
+            source = grown(megabytes, folder)
+            for actors in map(int, options.actors.split(",")):
+                output = folder / f"out-{megabytes:.0f}-{actors}"
+                tokenizer = {"train": 8192, "sample_mib": 8, "backend": options.backend}
+                stages = STAGES if options.stages == "all" else {}
+                config = configure(source, output, actors=actors, tokenizer=tokenizer, **stages)
+                record = {"config": config.model_dump(mode="json"), "resources": {"cpus": max(actors, os.cpu_count() or 1)}}
+                driver = Driver(RunDir.create("bench", record, root=folder / "runs").path)
+                meter = Meter(driver)
+                meter.start()
+                driver.finish(timeout_seconds=24 * 3600)
+                found = meter.stop()
+                manifest = read_manifest(StoragePath(output))
+                about = {"MB": round(megabytes), "actors": actors, "documents": manifest.totals.documents}
+                print(json.dumps({**about, "MB/CPU-s": round(megabytes / found["CPU s"], 2), **found}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -107,7 +107,8 @@ class Connection(asyncio.BufferedProtocol):
             return self.input.room(_READ_BYTES)
         except JournalFullError:
             log.warning("the journal is full: a connection is closed")
-            self.abort()
+            self._closing = True
+            asyncio.get_running_loop().call_soon(self.abort)  # uvloop crashes where its transport ends while it asks for room
             return memoryview(_scratch)
 
     def buffer_updated(self, num_bytes: int) -> None:

@@ -200,6 +200,26 @@ def test_a_chat_finds_the_end_of_a_tunnel_and_says_how_to_make_one(endpoint: End
             EndpointChat(replace(far, tunnelled=end), sampling).answer("hello")
 
 
+def test_a_journal_that_is_full_costs_the_connections_that_do_not_fit(tmp_path: Path) -> None:
+    made = Endpoint(tmp_path, [FakeEngine()], journal_bytes=2**24)  # room for the input of some thousand
+    live, clients = made.live(), list[socket.socket]()
+    try:
+        for _ in range(1100):
+            clients.append(socket.create_connection(("127.0.0.1", made.port), timeout=60))
+            clients[-1].sendall(b"GET /healthz HTTP/1.1\r\n")  # its end does not come yet
+        until(lambda: "the journal is full" in made.said(), Patience.STEP)
+        for client in clients[500:]:
+            client.close()
+        until(lambda: HTTP.get(made.url + "/healthz").status_code == 200, Patience.STEP)
+        assert made.live() == live, made.said()
+        clients[0].sendall(b"\r\n")
+        assert clients[0].recv(12) == b"HTTP/1.1 200"
+    finally:
+        for client in clients:
+            client.close()
+        made.close()
+
+
 def test_names_lead_to_versions_and_a_server_that_leaves_says_so(tmp_path: Path) -> None:
     engines = [FakeEngine(), FakeEngine()]
     made = Endpoint(tmp_path, engines, token_variable="GATEWAY_TEST_TOKEN", environment={"GATEWAY_TEST_TOKEN": "s3cret"})

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 # what takes a second or more to import, and is there wherever this program is
 LIBRARIES = ("torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor", "transformers")
+ONCE_USED = "torch._dynamo"  # what optimizers and DistributedDataParallel of torch import as they are made: two seconds
 _INTERPRETER = re.compile(r"python[\d.]*")
 _IMPORT = re.compile(r"^(?:from|import) +([\w.]+)", re.MULTILINE)
 
@@ -23,6 +24,7 @@ def script_of(words: Sequence[str]) -> tuple[str, tuple[str, ...], bool] | None:
 
 
 def imports_of(text: str) -> list[str]:
-    """Those of LIBRARIES that the text of a script imports at its top."""
+    """Those of LIBRARIES that the text of a script imports at its top, and what torch imports later."""
     names = [f"{name}." for name in _IMPORT.findall(text)]
-    return [library for library in LIBRARIES if any(name.startswith(f"{library}.") for name in names)]
+    found = [library for library in LIBRARIES if any(name.startswith(f"{library}.") for name in names)]
+    return [*found, *([ONCE_USED] if any(name.startswith("torch.") for name in names) else [])]

@@ -110,4 +110,5 @@ def test_commands_of_python_and_what_they_import() -> None:
     assert script_of(["bash", "-c", "python train.py"]) is None
     assert script_of(["python", "-c", "print()"]) is None
     text = "import torch\nfrom torch.distributed.fsdp import fully_shard\nif x:\n    import transformers\n"
-    assert imports_of(text) == ["torch.distributed.fsdp"]
+    assert imports_of(text) == ["torch.distributed.fsdp", "torch._dynamo"]
+    assert imports_of("import json") == []

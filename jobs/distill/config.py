@@ -108,7 +108,7 @@ class DistillConfig(TrainingConfig):
         description="online: the teacher computes beside the student; cached: once, a few tokens of each position",
     )
     on_policy: OnPolicyConfig | None = Field(
-        default=None, description="learn from what the student writes too, as its teacher would go on; unset: from text alone"
+        default=None, description="learn from what the student writes too, as its teacher would go on, not from text alone"
     )
     cache: LogitsConfig = Field(default=LogitsConfig(), description="teacher_logits: cached: what is kept of them")
     share: ShareConfig | None = Field(

@@ -1,6 +1,7 @@
 """A program of the user's own in pods, submitted from a machine that does not see the volume: its project travels along."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,13 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_an_evicted_script_goes_on_bit_by_bit_from_its_own_checkpoint(
     namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(RUNS_VARIABLE, str(tmp_path / "runs"))
+    for name, value in {
+        RUNS_VARIABLE: tmp_path / "runs",
+        "PYTHONPATH": ROOT,
+        "WANDB_MODE": "disabled",
+        "OMP_NUM_THREADS": 1,
+    }.items():
+        monkeypatch.setenv(name, str(value))
     monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
     profile = {"backend": "k8s", **namespace.options(), "runs": None}
     profile["environment"] |= {"WANDB_MODE": "disabled"}
@@ -33,10 +40,11 @@ def test_an_evicted_script_goes_on_bit_by_bit_from_its_own_checkpoint(
     project.mkdir()
     shutil.copy(ROOT / "jobs/configs/examples/plain.py", project / "train.py")
 
-    def start(*words: str) -> RunDir:
-        values = {"command": [namespace.cluster.python, "train.py", *words], "directory": str(project)}
+    def start(*words: str, on: str = "far") -> RunDir:
+        python = sys.executable if on == "local" else namespace.cluster.python
+        values = {"command": [python, "train.py", *words], "directory": str(project)}
         resources = {"nodes": 2, "cpus": 1, "grace_seconds": 20}
-        return submit("command", load_config(CommandConfig, {**values, "resources": resources}), "far")
+        return submit("command", load_config(CommandConfig, {**values, "resources": resources}), on)
 
     def finish(run: RunDir) -> str:
         wait(run)
@@ -46,8 +54,8 @@ def test_an_evicted_script_goes_on_bit_by_bit_from_its_own_checkpoint(
         lines = (run.log_dir(run.attempts()[-1]) / "rank-0.log").read_text().splitlines()
         return next(line for line in lines if line.startswith("final"))
 
-    undisturbed = finish(start())
-    run = start("--pause", "0.1")
+    undisturbed = finish(start(on="local"))
+    run = start("--pause", "0.3")
     (project / "train.py").write_text("raise SystemExit('written after the submission')\n")
     metrics = namespace.runs / run.id / "metrics.jsonl"
     until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 12, Patience.RUN)

@@ -96,7 +96,7 @@ class AlignConfig(TrainingConfig):
     validation: ValidationConfig = Field(
         default=ValidationConfig(),
         description="when the validation split is scored; every_steps unset: 20 times a run; patience unset: 3, null: no end; "
-        "grpo: rewards of held-out prompts, unset: 10 times, 64 of them, no patience",
+        "of grpo, rewards of held-out prompts: 10 times, 64 of them, no patience",
     )
 
     beta: float | None = Field(

@@ -1,8 +1,11 @@
 """Who mirrors a run now: one process at a time, on whatever machine; that of a process that died is free after a while."""
 
+import fcntl
 import os
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -24,6 +27,10 @@ class Lease:
 
     def take(self) -> bool:
         """Take the lease if nobody else has it. False: somebody has; ask again."""
+        with _one_at_a_time(self._path):
+            return self._take()
+
+    def _take(self) -> bool:
         now, found = time.monotonic(), read_json_afresh(self._path)
         if not found or found.get("token") == self._token or _died_here(found):
             self._write()
@@ -54,6 +61,19 @@ class Lease:
         self._path.parent.mkdir(exist_ok=True)
         owner = {"token": self._token, "machine": machine(), "pid": os.getpid(), "started": psutil.Process().create_time()}
         write_json(self._path, {**owner, "time": time.time()}, durable=False)
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Let one process at a time look at a lease and take it: two that find a dead owner would both be its successor.
+
+    Where the file system has no such locks (Lustre without `flock`), two that look in the same millisecond may.
+    """
+    path.parent.mkdir(exist_ok=True)
+    with path.with_suffix(".lock").open("a") as stream:  # unlocked as it is closed
+        with suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _died_here(owner: dict[str, object]) -> bool:

@@ -28,8 +28,6 @@ from cluster.spec import Engine
 
 log = logging.getLogger(__name__)
 
-setproctitle.getproctitle()  # it looks for the title's place, which ends at the first variable that has changed since the start
-
 POLL_SECONDS = 0.01
 NVML_VARIABLE = "PYTORCH_NVML_BASED_CUDA_CHECK"  # with it torch asks NVML for GPUs; else asking would start CUDA
 
@@ -158,6 +156,8 @@ def fork_program(command: Sequence[str], environment: Mapping[str, str], output:
     refuse_cuda()
     sys.stdout.flush()
     sys.stderr.flush()
+    # it finds the title's place by the environment, before the child changes that; and hides it from /proc, so not any sooner
+    setproctitle.getproctitle()
     with stop_signals_blocked():
         pid = os.fork()
         if pid == 0:

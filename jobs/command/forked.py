@@ -39,6 +39,8 @@ from cluster.process.forking import Forked, cuda_runs
 from cluster.run.context import GROUP_VARIABLE, STOP_VARIABLE
 from jobs.command.script import script_of
 
+setproctitle.getproctitle()  # it looks for the title's place, which ends at the first variable that has changed since the start
+
 LIBRARY = "torch"  # what makes it worth it
 LONGEST_TITLE = 300  # of a command in the title of its process: behind it comes what the process is found by
 READ_AS_THEY_LOAD = re.compile(r"(PYTHON(?!UNBUFFERED$)|LD_|OMP_|MKL_|KMP_|OPENBLAS_|GOMP_|TORCH(?!ELASTIC)|PYTORCH_|MALLOC_)")
@@ -164,6 +166,12 @@ def _redirect(output: int | None) -> None:
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
 
 
+def _first_of_python(places: Sequence[str]) -> int:
+    """Where the interpreter's own folders begin: before them stand PYTHONPATH's, and what was put there since the start."""
+    archive = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
+    return next((number for number, place in enumerate(places) if os.path.basename(place) == archive), 0)
+
+
 def _forget(script: Script) -> None:
     """Put back what this process has changed of Python's own state since it was an interpreter that had just started."""
     sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
@@ -185,9 +193,7 @@ def _forget(script: Script) -> None:
     for last in (logging.shutdown, multiprocessing.util._exit_function):  # type: ignore[attr-defined]
         atexit.register(last)
     places = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
-    own = {os.path.abspath(place) for place in ("", *places)}
-    rest = [place for place in sys.path if place and os.path.abspath(place) not in own]
-    sys.path[:] = [script.place, *places, *rest]
+    sys.path[:] = [script.place, *places, *sys.path[_first_of_python(sys.path) :]]
     for name in [name for name in sys.modules if name in {"__mp_main__", "ropewalk"}]:
         del sys.modules[name]
     process: Any = multiprocessing.process

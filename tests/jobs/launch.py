@@ -1,6 +1,5 @@
 """Start a job's ranks for a test: real processes, real gloo, through the same entry as torchrun's."""
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -18,11 +17,8 @@ from cluster.run.directory import RunDir
 from cluster.storage import StoragePath
 from sharding.checkpoint import newest_complete
 from sharding.storage import parse_index, read_tensors
+from tests.fork_server import SERVER
 from tests.patience import HANG_SECONDS, Patience, until
-from tests.warm import TRAINING
-
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload([*TRAINING, "tests.jobs.launch"])
 
 TINY = {
     "model_type": "llama",
@@ -103,7 +99,7 @@ def start(run: RunDir, ranks: int, **env: str) -> Ranks:
             **{key: value for key, value in os.environ.items() if key.startswith(("AWS_", "S3_"))},
             **env,
         }
-        process = _SERVER.Process(target=_rank, args=(run.path, attempt, rank, ranks, variables))
+        process = SERVER.Process(target=_rank, args=(run.path, attempt, rank, ranks, variables))
         process.start()
         processes.append(process)
     return Ranks(run, processes, store)

@@ -1,7 +1,6 @@
 """Sidecars, relays and training as processes that a test kills: forked from one that has imported wandb."""
 
 import itertools
-import multiprocessing
 import os
 import signal
 import time
@@ -13,12 +12,8 @@ from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
 from jobs.tracking.metrics import MetricLog
+from tests.fork_server import SERVER
 from tests.patience import HANG_SECONDS
-
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(
-    ["jobs.mirror.history", "jobs.mirror.relay", "jobs.mirror.following", "tests.jobs.mirror.processes"]
-)
 
 CHECKPOINT_STEPS, VALIDATION_STEPS = 5, 10
 PAUSE_SECONDS = 0.03
@@ -29,7 +24,7 @@ class Started:
 
     def __init__(self, work: Callable[..., None], *arguments: object) -> None:
         own = {key: value for key, value in os.environ.items() if key.startswith(("WANDB_", "ROPEWALK_", "HOME"))}
-        self.process: Any = _SERVER.Process(target=_run, args=(work, own, arguments))
+        self.process: Any = SERVER.Process(target=_run, args=(work, own, arguments))
         self.process.start()
 
     def kill(self) -> None:

@@ -13,7 +13,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from sharding.batch_plan import BatchPlan
 from sharding.group import Group, counts_piece
-from tests.jobs.launch import _SERVER as SERVER
+from tests.fork_server import SERVER
 
 RANKS = 4
 GRADIENT = torch.arange(24.0).reshape(6, 4)

@@ -13,7 +13,7 @@ from cluster.errors import ConfigError
 from sharding.config import ParallelConfig, PrecisionConfig
 from sharding.group import process_group
 from sharding.parallelize import parallelize
-from tests.jobs.launch import _SERVER as SERVER
+from tests.fork_server import SERVER
 from tests.sharding.parallel_rank import model_of, rank_main, train
 
 

@@ -139,7 +139,7 @@ def make_cell(folder: Path, name: str, ranks: int, base: Path, data: Path, *, lo
     policy = load_model(run, 1, merge=False)[0]
     place = folder / f"{name}-{ranks}-{'lora' if lora else 'full'}"
     if lora:
-        save_adapter(policy, LoraConfig.model_validate(LORA), place, None)
+        save_adapter(policy, LoraConfig.model_validate(LORA), place, base="")
         policy.requires_grad_(False)
         for parameter_name, parameter in policy.named_parameters():
             parameter.requires_grad_("lora_" in parameter_name or parameter_name.startswith("score."))

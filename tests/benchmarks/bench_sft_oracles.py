@@ -82,7 +82,7 @@ def make_cell(folder: Path, bases: dict[str, Path], data: Path, ranks: int, **ki
     policy = load_model(run, 1, merge=False)[0]
     place = folder / f"{run.id}-policy"
     if lora:
-        save_adapter(policy, LoraConfig.model_validate(LORA), place, None)
+        save_adapter(policy, LoraConfig.model_validate(LORA), place, base="")
         for name, parameter in policy.named_parameters():
             parameter.requires_grad_("lora_" in name)
     else:

@@ -122,10 +122,10 @@ def pin_first_checkpoint(context: JobContext) -> None:
 
     prune = Checkpoints._prune
 
-    def pinning(self: Checkpoints) -> None:
+    def pinning(self: Checkpoints, best: int | None) -> None:
         if not is_pinned(self.place, 3):
             pin(self.place, 3, "test")
-        prune(self)
+        prune(self, best)
 
     Checkpoints._prune = pinning  # type: ignore[method-assign]
 

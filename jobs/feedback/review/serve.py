@@ -87,7 +87,8 @@ def open_review(
         raise
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        yield opened
+        with suppress(KeyboardInterrupt):  # it may come between the address that is told and the first request
+            yield opened
     finally:
         signal.signal(signal.SIGTERM, before)
         opened.server.server_close()

@@ -170,7 +170,7 @@ def test_peft_opens_what_is_saved(base: Path, tmp_path: Path) -> None:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    save_adapter(model, options, tmp_path / "adapter", str(base))
+    save_adapter(model, options, tmp_path / "adapter", base=str(base))
     opened = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "adapter")
     tokens = torch.arange(20)[None]
     before = model(tokens).logits

@@ -51,7 +51,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "benchmarks": ("tests/benchmarks",),
     "models": (
         *("tests/jobs/align", "tests/jobs/finetune", "tests/jobs/evaluate", "tests/jobs/audit", "tests/jobs/inference"),
-        *("tests/chaos/test_align.py", "tests/chaos/test_grpo.py"),
+        *("tests/chaos/test_align.py", "tests/chaos/test_finetune.py", "tests/chaos/test_grpo.py"),
     ),
     "serving": (
         *("tests/jobs/serve", "tests/jobs/engines", "tests/jobs/feedback", "tests/jobs/models", "tests/jobs/refresh"),

@@ -17,6 +17,7 @@ from datapipe.pipeline import make_data_set
 from datapipe.progress import Progress
 from jobs.preprocess.config import PreprocessConfig
 from tests.fakes.documents import configure, contents, in_this_process, make, some_documents, write_lines
+from tests.fakes.plain_rules import words_of
 
 FORTY = {"min_words": {"words": 40}}
 KEYS: dict[str, Any] = {"unit_mib": 0.01, "shard_mib": 0.05}
@@ -80,7 +81,7 @@ def test_a_mistake_is_named(tmp_path: Path, source: Path, written: Any, said: st
 
 def test_what_is_dropped_is_counted_and_listed(tmp_path: Path, source: Path) -> None:
     documents = some_documents(300)
-    short = {document["id"] for document in documents if len(document["text"].split()) < 40}
+    short = {document["id"] for document in documents if len(words_of(document["text"])) < 40}
     manifest = make(source, tmp_path / "out", filters=[FORTY], **KEYS)
     assert manifest.rejected.reasons["min_words.too_few"] == len(short)
     assert manifest.rejected.reasons["invalid_json"] == 1

@@ -61,11 +61,11 @@ class _Variant(LM):  # type: ignore[misc]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
         """No task that is scored asks for it."""
-        raise NotImplementedError
+        raise NotImplementedError("variants are scored on options alone")
 
     def generate_until(self, requests: list[Any]) -> list[str]:
         """No task that is scored asks for it."""
-        raise NotImplementedError
+        raise NotImplementedError("variants are scored on options alone")
 
 
 def _answers(engine: Asked, asked: Sequence[Request]) -> list[tuple[float, bool]]:

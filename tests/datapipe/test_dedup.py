@@ -102,6 +102,6 @@ def test_repeats_are_those_seen_before(values: list[tuple[int, int]]) -> None:
 
 
 @given(st.lists(st.text(alphabet=st.characters(max_codepoint=300), max_size=40), min_size=1, max_size=6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_hashes_of_a_batch_are_those_of_the_normal_forms(texts: list[str]) -> None:
     assert text_hashes(DocumentBatch.of_texts(texts)) == [xxhash.xxh3_128_digest(normalised(text)) for text in texts]

@@ -56,7 +56,7 @@ def test_decisions_are_those_of_py3langid(oracle: Any) -> None:
 
 
 @given(texts=st.lists(st.text(max_size=300), min_size=1, max_size=5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_any_text_gets_the_decision_of_py3langid(oracle: Any, texts: list[str]) -> None:
     found = identify(TextBatch.of(texts := [text.encode("utf-8", "ignore").decode() for text in texts]))
     for index, text in enumerate(texts):

@@ -222,7 +222,7 @@ def test_twenty_random_kills_change_nothing(tmp_path: Path, source: Path) -> Non
     kill_and_finish(tmp_path, source, tmp_path / "serial", [wait] * 20, ALL_STAGES)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60), st.integers(1, 4))
 def test_clusters_are_the_connected_components(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[int, int]], parts: int
@@ -247,7 +247,7 @@ def test_clusters_are_the_connected_components(
     assert isinstance(Star(stage=1, part=0, places=places, sources=1).name, str)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.text(st.sampled_from(list("aB cd\n.ßÉé-1麻绳。กี ")), max_size=40), min_size=1, max_size=5), st.integers(1, 6))
 def test_shingles_are_those_of_plain_python(texts: list[str], size: int) -> None:
     """Two texts share as many shingles as plain sets of words do, and equal sets have equal keys."""

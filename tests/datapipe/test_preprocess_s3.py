@@ -72,7 +72,7 @@ def trouble(server: S3Server) -> Iterator[None]:
 @pytest.mark.s3
 @pytest.mark.soak
 def test_all_stages_on_s3_give_the_same_as_on_a_disk(tmp_path: Path, s3_server: S3Server) -> None:
-    """Every stage after reading, and an evaluation set in the bucket; the store throttles and breaks connections meanwhile."""
+    """Every stage after reading, and an evaluation set in the bucket; the store is slow and breaks connections meanwhile."""
     bucket = s3_server.bucket()
     notice = "All rights reserved, of whoever laid this rope of the lane."
     documents = [{**one, "text": f"{one['text']}\n\n{notice}"} for one in planted(12, 30)]

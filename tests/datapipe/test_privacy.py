@@ -71,7 +71,7 @@ def test_ten_thousand_items_of_fifteen_locales() -> None:
 
 
 @given(st.text("0123456789", min_size=12, max_size=19))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_checksums_are_those_of_the_oracle(digits: str) -> None:
     assert luhn(digits) == luhn_oracle.is_valid(digits)
     right = digits[:-1] + str(luhn_oracle.calc_check_digit(digits[:-1]))
@@ -92,7 +92,7 @@ def test_a_batch_is_rewritten_text_by_text() -> None:
 
 
 @given(st.lists(st.text(max_size=60), max_size=8))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_text_survives(texts: list[str]) -> None:
     """Whatever is not replaced stays byte for byte, and a text is judged by itself, whatever stands beside it."""
     texts = [text.encode("utf-8", "ignore").decode() for text in texts]

@@ -218,7 +218,7 @@ def test_a_file_that_changes_under_the_reader_is_an_error(tmp_path: Path) -> Non
         list(read_unit(units[0], ReadRules(), ReadStats()))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     data=st.lists(st.sampled_from([b"a", b"bcd", b"\n", b"\n\n", b"efghijkl"]), max_size=30),
     chunk=st.integers(1, 9),

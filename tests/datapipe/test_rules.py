@@ -89,7 +89,7 @@ def test_many_more_characters_are_judged_as_in_plain_python(name: str, texts: li
 CHUNKS = st.text(st.sampled_from(list("aBc1.,'-/:@_+*#%$()n't\u2019\u2026\u2014\u00e9s~=<w")), max_size=14)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(CHUNKS | st.text(st.characters(exclude_categories=["Cs"]), max_size=6), max_size=12))
 @example(
     [

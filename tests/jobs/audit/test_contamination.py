@@ -72,7 +72,7 @@ def test_planted_items_are_all_found_where_they_lie_and_scores_told_apart(model:
         shards[shard][document] = f"{sentence(draw)}. {' '.join(words).upper()}! {sentence(draw)}"
         planted[key] = f"doc-{shard}-{document}"
     write_data(tmp_path / "data", shards)
-    results = audit(tmp_path / "runs", 1, model=str(model), **config)
+    results = audit(tmp_path / "runs", 2, model=str(model), **config)
     found = items(tmp_path / "runs")
     places = {
         key.removeprefix("contamination/"): item["places"] for key, item in found.items() if item["measure"] == "contamination"

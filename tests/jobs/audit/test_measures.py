@@ -74,7 +74,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         "mitigation": {"mixture": {"data": mixture, "groups": ["gendern", "genderb"]}, "counterfactual": {"most": 30}},
     }
     run = make_audit(root / "runs", **config)
-    results = launch(run, 1)
+    results = launch(run, 2)
     return run.path, results, model
 
 

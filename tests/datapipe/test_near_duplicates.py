@@ -19,14 +19,11 @@ from datapipe.dedup.near.places import EDGE, FOLDER, Places, star_name, unique_e
 from datapipe.dedup.near.search import _settle
 from datapipe.dedup.stages import Stages, run_stage_task
 from datapipe.document_batch import DocumentBatch
-from datapipe.execution.worker import Task
 from datapipe.minhash.config import NearDuplicates
 from datapipe.minhash.signatures import band_keys, shingles_of
 from datapipe.parted import read_all, spread, write_parts
-from datapipe.pipeline import make_data_set
-from datapipe.progress import Progress
 from tests.datapipe.test_preprocess import context_of
-from tests.fakes.documents import configure, contents, in_this_process, make, rejected, rows, write_lines
+from tests.fakes.documents import configure, contents, made_with_kills, make, rejected, rows, write_lines
 from tests.fakes.driver import Driver
 from tests.fakes.near import planted
 from tests.fakes.plain_rules import unspaced, words_of
@@ -137,23 +134,7 @@ def test_many_small_parts_decide_as_one_does(tmp_path: Path, source: Path, made:
 
 def test_killed_after_any_task_it_goes_on_to_the_same_bytes(tmp_path: Path, source: Path, made: Path) -> None:
     config = configure(source, tmp_path / "out", **KEYS)
-    carried: list[str] = []
-
-    def dies(tasks: Sequence[Task]) -> Any:
-        for task, result in in_this_process(config)(list(reversed(tasks))):
-            carried.append(task.label)
-            if task.method == "stage":
-                raise KeyboardInterrupt
-            yield task, result
-
-    kills = 0
-    while not (tmp_path / "out/manifest.json").exists():
-        try:
-            make_data_set(config, config.seed, dies, Progress(lambda _: None))
-        except KeyboardInterrupt:
-            kills += 1
-    assert kills > 8
-    assert len(set(carried)) == len(carried), "no task was done twice"
+    assert made_with_kills(config) > 8
     assert contents(tmp_path / "out") == contents(made)
 
 

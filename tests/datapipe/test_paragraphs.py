@@ -1,7 +1,6 @@
 """Repeated paragraphs are cut out, the first of equal ones stays, whoever does the work or dies in between."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,8 @@ from hypothesis import strategies as st
 from datapipe.dedup.paragraphs.cutting import CUT, cut_text
 from datapipe.dedup.paragraphs.find import paragraphs_of
 from datapipe.document_batch import DocumentBatch
-from datapipe.execution.worker import Task
 from datapipe.filters.paragraphs import Paragraphs
-from datapipe.pipeline import make_data_set
-from datapipe.progress import Progress
-from tests.fakes.documents import configure, contents, in_this_process, make, rejected, text_of, write_lines
+from tests.fakes.documents import configure, contents, made_with_kills, make, rejected, text_of, write_lines
 
 KEYS: dict[str, Any] = {"paragraphs": {"min_bytes": 12}, "validation_fraction": 0, "unit_mib": 0.0002}
 NOTICE = "All rights reserved, of whoever laid this rope."
@@ -64,23 +60,7 @@ def test_lines_are_cut_one_by_one(tmp_path: Path, source: Path) -> None:
 def test_any_cut_of_the_input_and_any_kill_give_the_same_texts(tmp_path: Path, source: Path) -> None:
     make(source, tmp_path / "whole", **{**KEYS, "unit_mib": 64})
     config = configure(source, tmp_path / "out", **KEYS)
-    carried: list[str] = []
-
-    def dies(tasks: Sequence[Task]) -> Any:
-        for task, result in in_this_process(config)(list(reversed(tasks))):
-            carried.append(task.label)
-            if task.method == "stage":
-                raise KeyboardInterrupt
-            yield task, result
-
-    kills = 0
-    while not (tmp_path / "out/manifest.json").exists():
-        try:
-            make_data_set(config, config.seed, dies, Progress(lambda _: None))
-        except KeyboardInterrupt:
-            kills += 1
-    assert kills > 4
-    assert len(set(carried)) == len(carried), "no task was done twice"
+    assert made_with_kills(config) > 4
     make(source, tmp_path / "serial", **KEYS)
     assert contents(tmp_path / "out") == contents(tmp_path / "serial")
     assert text_of(tmp_path / "out") == text_of(tmp_path / "whole")

@@ -97,3 +97,24 @@ def text_of(output: Path) -> dict[str, str]:
 
     tokenizer = Tokenizer.from_file(str(output / "tokenizer/tokenizer.json"))
     return {row["id"]: tokenizer.decode(row["tokens"][:-1]) for row in rows(output)}
+
+
+def made_with_kills(config: PreprocessConfig) -> int:
+    """Make a data set with a kill after every task of a stage, the last task of each first; how many kills there were."""
+    carried: list[str] = []
+
+    def dies(tasks: Sequence[Task]) -> Any:
+        for task, result in in_this_process(config)(list(reversed(tasks))):
+            carried.append(task.label)
+            if task.method == "stage":
+                raise KeyboardInterrupt
+            yield task, result
+
+    kills = 0
+    while not StoragePath(config.output).exists("manifest.json"):
+        try:
+            make_data_set(config, config.seed, dies, Progress(lambda _: None))
+        except KeyboardInterrupt:
+            kills += 1
+    assert len(set(carried)) == len(carried), "no task was done twice"
+    return kills

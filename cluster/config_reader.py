@@ -56,7 +56,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     """Apply an override such as `optim.lr=1e-3` to nested plain values, in place. Raises ConfigError."""
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"{override!r} is not an override; write key=value, such as optim.lr=1e-3")
+        meant = f"; a job file is named by --config {override}" if override.endswith((".yaml", ".yml")) else ""
+        raise ConfigError(f"{override!r} is not an override; write key=value, such as optim.lr=1e-3{meant}")
     if key.startswith("-"):
         raise ConfigError(f"{override!r}: no such option; overrides are written without dashes: {key.lstrip('-')}=...")
     try:

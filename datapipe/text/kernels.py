@@ -21,6 +21,7 @@ COMPILE = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 SEED = np.uint64(0xCBF29CE484222325)
 MIX = np.uint64(0x9FB21C651E98DF25)
+ALL_BITS, LOWER_CASE = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(0x2020202020202020)
 NOT_SYMBOL = BREAK  # in a word's flags, where no line break can be: it has a character that is no symbol
 UNSPACED = SPACE  # in a word's flags, where no white space can be: it is a character of a script without blanks
 FIRST_UNSPACED = 0x0E01
@@ -95,7 +96,7 @@ def pushed(value, chunk, held, byte):
     """A hash under way (of whole chunks of 8 bytes, the bytes behind them, how many these are) with one more byte."""
     if held == 8:
         return mixed((value ^ chunk) * MIX), np.uint64(byte), 1
-    return value, (chunk << np.uint64(8)) | np.uint64(byte), held + 1
+    return value, chunk | (np.uint64(byte) << np.uint64(8 * held)), held + 1
 
 
 @njit(inline="always")
@@ -115,25 +116,46 @@ def ended(value, chunk, held):
     return mixed((value ^ chunk) * MIX + np.uint64(held))
 
 
+@njit(inline="always")
+def _whole_chunk(data, at):
+    """The 8 bytes from `at`, the first the lowest; an unsigned index, so that this is one load."""
+    chunk, place = np.uint64(0), np.uint64(at)
+    for k in range(8):
+        chunk |= np.uint64(data[place + np.uint64(k)]) << np.uint64(8 * k)
+    return chunk
+
+
+@njit(inline="always")
+def _chunk(data, at, count):
+    """From 1 to 8 bytes from `at`, the first the lowest, and zeros."""
+    if at + 8 <= len(data):
+        return _whole_chunk(data, at) & (ALL_BITS >> np.uint64(64 - 8 * count))
+    chunk = np.uint64(0)
+    for k in range(count):
+        chunk |= np.uint64(data[at + k]) << np.uint64(8 * k)
+    return chunk
+
+
 @njit(**COMPILE)
 def hash_range(data, start, end):
     """A 64-bit hash of some bytes."""
-    value = SEED ^ np.uint64(end - start)
-    at = start
+    value, at = SEED ^ np.uint64(end - start), start
     while at + 8 <= end:
-        word = np.uint64(0)
-        for k in range(8):
-            word |= np.uint64(data[at + k]) << np.uint64(8 * k)
-        value = (value ^ word) * MIX
+        value = (value ^ _whole_chunk(data, at)) * MIX
         value ^= value >> np.uint64(32)
         at += 8
-    word = np.uint64(0)
-    shift = np.uint64(0)
-    while at < end:
-        word |= np.uint64(data[at]) << shift
-        shift += np.uint64(8)
-        at += 1
-    return mixed((value ^ word) * MIX)
+    rest = _chunk(data, at, end - at) if at < end else np.uint64(0)
+    return mixed((value ^ rest) * MIX)
+
+
+@njit(**COMPILE)
+def _hash_long(data, start, end):
+    """The hash of more than 8 bytes of ASCII, as if each were pushed."""
+    value, at = SEED, start
+    while at + 8 < end:
+        value = mixed((value ^ _whole_chunk(data, at)) * MIX)
+        at += 8
+    return ended(value, _chunk(data, at, end - at), end - at)
 
 
 @njit(**COMPILE)
@@ -149,36 +171,47 @@ def _folded(data, start, end, flags, lower):
 
 
 @njit(inline="always")
-def _word(data, start, end, flags, lower):
+def _word(data, start, end, flags, lower, marks):
     """The end of the word that begins at `start`, its characters, flags, hash, and hash of letters and digits."""
-    count, seen, common = 0, np.uint8(0), np.uint8(0xFF)
-    value, chunk, held, alone = SEED, np.uint64(0), 0, False
+    common, seen, at = np.uint8(0xFF), np.uint8(0), start
+    while at < end:
+        flag = marks[data[at]]
+        if flag & SPACE:
+            break
+        common &= flag
+        seen |= flag
+        at += 1
+    if at < end and data[at] >= 0x80:
+        return _word_of_any_script(data, start, end, flags, lower)
+    if not common & SYMBOL:
+        seen |= np.uint8(NOT_SYMBOL)
+    count = at - start
+    if count > 8:
+        return at, count, seen, _hash_long(data, start, at), _folded(data, start, at, flags, lower)
+    chunk = _chunk(data, start, count)
+    if common & ALPHANUMERIC:
+        small = chunk | (LOWER_CASE >> np.uint64(64 - 8 * count))  # of digits it changes nothing
+        return at, count, seen, ended(SEED, chunk, count), ended(SEED, small, count)
+    return at, count, seen, ended(SEED, chunk, count), _folded(data, start, at, flags, lower)
+
+
+@njit(**COMPILE)
+def _word_of_any_script(data, start, end, flags, lower):
+    """What `_word` finds, of a word that has more than ASCII."""
+    count, seen, value, chunk, held, alone = 0, np.uint8(0), SEED, np.uint64(0), 0, False
     at = start
     while at < end:
-        byte = data[at]
-        if byte < 0x80:
-            flag = flags[byte]
-            if flag & SPACE or (alone and flag & ALPHANUMERIC):
-                break
-            value, chunk, held = pushed(value, chunk, held, byte)
-            at += 1
-        else:
-            code, length = code_point(data, at)
-            flag = flags[code]
-            own = code >= FIRST_UNSPACED and unspaced(code)
-            if flag & SPACE or (flag & ALPHANUMERIC and (alone or (own and seen & ALPHANUMERIC))):
-                break
-            alone = alone or (own and flag & ALPHANUMERIC != 0)
-            value, chunk, held = pushed_character(value, chunk, held, code)
-            at += length
+        code, length = code_point(data, at)
+        flag = flags[code]
+        own = code >= FIRST_UNSPACED and unspaced(code)
+        if flag & SPACE or (flag & ALPHANUMERIC and (alone or (own and seen & ALPHANUMERIC))):
+            break
+        alone = alone or (own and flag & ALPHANUMERIC != 0)
+        value, chunk, held = pushed_character(value, chunk, held, code)
+        at += length
         count += 1
-        common &= flag
         seen |= flag if flag & SYMBOL else np.uint8(flag | NOT_SYMBOL)
-    if common & ALPHANUMERIC and at - start == count <= 8:
-        small = chunk | (np.uint64(0x2020202020202020) >> np.uint64(64 - 8 * count))  # of digits it changes nothing
-        plain = ended(SEED, small, held)
-    else:
-        plain = _folded(data, start, at, flags, lower)
+    plain = _folded(data, start, at, flags, lower)
     return at, count, np.uint8(seen | UNSPACED) if alone else seen, ended(value, chunk, held), plain
 
 
@@ -203,6 +236,8 @@ def split_words(data, offsets, flags, lower, start, chars, kind, exact, folded, 
     `first` gets the first word of each text, and the end. Returns the number of words.
     """
     word = 0
+    marks = np.full(256, np.uint8(SPACE))  # of bytes: where a run of ASCII within a word ends
+    marks[:128] = flags[:128]
     for text in range(len(offsets) - 1):
         first[text] = word
         at, end = offsets[text], offsets[text + 1]
@@ -212,7 +247,7 @@ def split_words(data, offsets, flags, lower, start, chars, kind, exact, folded, 
                 at += length
                 continue
             start[word] = at
-            at, chars[word], kind[word], exact[word], folded[word] = _word(data, at, end, flags, lower)
+            at, chars[word], kind[word], exact[word], folded[word] = _word(data, at, end, flags, lower, marks)
             word += 1
     first[len(offsets) - 1] = word
     return word

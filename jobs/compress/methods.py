@@ -57,11 +57,31 @@ class TorchaoConfig(Section):
     group_size: int = Field(default=32, ge=1, description="int4: weights that share a scale")
 
 
+GPTQ = "rounding errors are made up for by the columns behind (GPTQ, 2210.17323); unset: where a weight has 5 bits or fewer"
+
+
+class CompressedTensorsConfig(GridConfig):
+    """Weights on a grid of few bits, in the format of vLLM."""
+
+    gptq: bool | None = Field(default=None, description=GPTQ)
+
+    @property
+    def few_bits(self) -> bool:
+        """Whether rounding costs so much that it is worth a calibration."""
+        return self.type == "int4"
+
+
 class GgufConfig(Section):
     """A file of llama.cpp, and computed by it."""
 
     type: str = Field(default="Q4_K", description=f"number format: {', '.join(GGUF_TYPES)}")
     importance: bool = Field(default=True, description="weigh what is rounded by the activations of the calibration text")
+    gptq: bool | None = Field(default=None, description=GPTQ)
+
+    @property
+    def few_bits(self) -> bool:
+        """Whether rounding costs so much that it is worth a calibration."""
+        return self.type.removeprefix("I")[:2] in {"Q3", "Q4", "Q5"}
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -70,7 +90,7 @@ class GgufConfig(Section):
         return self
 
 
-Options = SparsityConfig | PruneConfig | RecoverConfig | CastConfig | TorchaoConfig | GridConfig | GgufConfig  # of one method
+Options = SparsityConfig | PruneConfig | RecoverConfig | CastConfig | TorchaoConfig | CompressedTensorsConfig | GgufConfig
 SPARSE = ("magnitude", "wanda")
 FINAL = ("cast", "torchao", "compressed_tensors", "gguf")  # what is written and served; nothing follows
 
@@ -86,7 +106,7 @@ class Method(Section):
     recover: RecoverConfig | None = Field(default=None, description="train what pruning has left")
     cast: CastConfig | None = Field(default=None, description="another number format")
     torchao: TorchaoConfig | None = Field(default=None, description="quantize by torchao")
-    compressed_tensors: GridConfig | None = Field(
+    compressed_tensors: CompressedTensorsConfig | None = Field(
         default=None, description="quantize in vLLM's format; what qat has trained on this grid stays as it is"
     )
     gguf: GgufConfig | None = Field(default=None, description="write a file of llama.cpp")
@@ -144,11 +164,21 @@ def check_composition(methods: Sequence[Method]) -> None:
             raise ValueError("prune after a sparse method: channels that are cut would break its pattern; put prune first")
         if name == "recover" and not any(one in (*SPARSE, "prune") for one in before):
             raise ValueError("recover: nothing was pruned before it; put magnitude, wanda or prune first, or leave it out")
+        if getattr(method.options, "gptq", None) and any(one in SPARSE for one in before):
+            raise ValueError(f"{name}.gptq after {before[-1]}: what makes up for errors would fill its zeros; leave gptq unset")
         if name == "gguf" and _is_two_of_four(methods[:place]) and not keeps_zeros(method.options.type):
             raise ValueError(
                 f"2:4 and then gguf {method.options.type}: its blocks have no exact zero, so that the pattern would be lost; "
                 "use Q8_0, Q6_K, Q5_0 or Q4_0, or a sparsity instead of the pattern"
             )
+
+
+def compensates(methods: Sequence[Method]) -> bool:
+    """Whether the last method rounds with GPTQ: where it is told to, or has few bits and no zeros to keep."""
+    last = methods[-1].options
+    if not isinstance(last, (CompressedTensorsConfig, GgufConfig)):
+        return False
+    return last.few_bits and not any(method.name in SPARSE for method in methods) if last.gptq is None else last.gptq
 
 
 def _is_two_of_four(methods: Sequence[Method]) -> bool:

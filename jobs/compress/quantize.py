@@ -42,7 +42,6 @@ def by_compressed_tensors(model: Any, opened: OpenModel, grid: GridConfig, folde
     from compressed_tensors import quantization  # type: ignore[import-untyped]
     from compressed_tensors.compressors import ModelCompressor  # type: ignore[import-untyped]
 
-    check_grid(model, grid)
     group = grid.group_size if grid.type == "int4" else None
     args = quantization.QuantizationArgs(
         num_bits={"int8": 8, "int4": 4}[grid.type],

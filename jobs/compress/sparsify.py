@@ -12,13 +12,10 @@ import torch
 from torch import nn
 
 from cluster.errors import ConfigError
+from jobs.compress.layers import layer_by_layer, linears
 from jobs.compress.masks import GROUP, of_matrix, of_rows, two_of_four, wanda_score
 from jobs.compress.methods import SparsityConfig
 from jobs.formats.ggml import Float32s
-
-
-class _CaughtError(Exception):
-    """The first layer was reached: the rest of the model is not computed."""
 
 
 @torch.no_grad()
@@ -31,21 +28,11 @@ def sparsify(model: Any, name: str, options: SparsityConfig, batches: Iterable[t
             for _, linear in linears(layer):
                 _apply(linear, linear.weight.abs(), options, by_row=False)
         return
-    inputs = _first_inputs(model, batches)
-    for layer in layers:
+    for _, layer, compute in layer_by_layer(model, batches):
         with _squares(dict(linears(layer))) as squares:
-            for hidden, more in inputs:
-                layer(hidden, **more)
+            compute()
         for key, linear in linears(layer):
             _apply(linear, wanda_score(linear.weight, squares.sums[key].sqrt().float()), options, by_row=True)
-        inputs = [(_hidden(layer(hidden, **more)), more) for hidden, more in inputs]
-
-
-def linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The matrices of a module by name."""
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Linear):
-            yield name, part
 
 
 def zeros(model: Any) -> float:
@@ -91,32 +78,6 @@ def _squares(watched: Mapping[str, nn.Linear]) -> Iterator[_Squares]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _first_inputs(model: Any, batches: Iterable[torch.Tensor]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-    """What the first layer is given of each batch; the rest (positions, masks) is the same for all layers."""
-    caught: list[tuple[torch.Tensor, dict[str, Any]]] = []
-
-    def catch(module: nn.Module, inputs: tuple[Any, ...], more: dict[str, Any]) -> None:
-        hidden = inputs[0] if inputs else more["hidden_states"]
-        caught.append((hidden, {key: value for key, value in more.items() if key not in {"hidden_states", "past_key_values"}}))
-        raise _CaughtError
-
-    handle = model.model.layers[0].register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        for input_ids in batches:
-            try:
-                model(input_ids=input_ids, use_cache=False)
-            except _CaughtError:
-                continue
-    finally:
-        handle.remove()
-    return caught
-
-
-def _hidden(output: Any) -> torch.Tensor:
-    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return found
 
 
 def _apply(linear: nn.Linear, score_OI: torch.Tensor, options: SparsityConfig, *, by_row: bool) -> None:

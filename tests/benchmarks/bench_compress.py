@@ -1,6 +1,6 @@
 """Many variants of a real model in one table, each in the engine that serves it; which published orderings it reproduces.
 
-    python -m tests.benchmarks.bench_compress --kept DIR [--seeds 3] [--sequences 8] [--calibration 8] [--tokens 32] [--tiny]
+    python -m tests.benchmarks.bench_compress --kept DIR [--seeds 3] [--sequences 8] [--calibration 32] [--tokens 32] [--tiny]
 
 One JSON object: `orderings` over the seeds (a seed is other calibration text, and other random channels), `four_bits` (bytes,
 bits a byte, decode rate against F16 of the same engine), and the table. Each row is told on stderr as it comes. Ended at any
@@ -37,7 +37,7 @@ Rows = dict[str, dict[str, Any]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", type=int, default=8, help=f"held-out sequences of {SEQ_LEN} tokens")
-    parser.add_argument("--calibration", type=int, default=8, help="sequences of calibration text")
+    parser.add_argument("--calibration", type=int, default=32, help="sequences of calibration text")
     parser.add_argument("--repeats", type=int, default=3, help="times that speed is measured")
     parser.add_argument("--tokens", type=int, default=32, help="tokens that each variant decodes, each time")
     parser.add_argument("--seeds", type=int, default=3)

@@ -47,7 +47,7 @@ def measure(cluster: Cluster, namespace: Namespace, count: int) -> dict[str, Any
     found |= {"states": median([seconds for seconds, _, _ in looks]), "list calls": looks[-1][2]}
     found |= {"ropewalk ps": median([ps(namespace) for _ in range(ROUNDS)]), "cancel": round(fleet.cancel(), 2)}
     before = time.monotonic()
-    until(lambda: not cluster.items("jobs", "--namespace", namespace.name), Patience.CLUSTER)
+    until(lambda: not namespace.items("Job"), Patience.CLUSTER)
     assert fleet.words(fleet.look()[1]) == {"CANCELLED": count}
     return {**found, "until nothing is left": round(time.monotonic() - before, 1)}
 

@@ -1,11 +1,11 @@
 """A cluster to test on, namespaces in it, and how it is broken and mended. Where one is: lab.py and outside.py."""
 
-import json
 import os
 import secrets
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import yaml
 
 from cluster.run.directory import CODE_FOLDER
 from jobs.runs.snapshot import take_snapshot
+from tests.k8s.rest import Rest
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,14 +52,10 @@ class Cluster:
         assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
         return done.stdout
 
-    def items(self, *words: str) -> list[dict[str, Any]]:
-        """The objects that `kubectl get` finds."""
-        found: list[dict[str, Any]] = json.loads(self.kubectl("get", *words, "-o", "json"))["items"]
-        return found
-
-    def apply(self, *objects: dict[str, Any]) -> None:
-        """Create objects, or change them."""
-        self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(objects))
+    @cached_property
+    def rest(self) -> Rest:
+        """Its objects."""
+        return Rest(self.kubeconfig)
 
     def need(self, group: str, name: str) -> None:
         """Skip where an operator is not installed."""
@@ -117,7 +114,7 @@ class Cluster:
         for remedy, node in sorted(self.broken, key=lambda each: each[1]):
             self.lab(remedy, *([str(node)] if node else []))
         self.broken.clear()
-        until(lambda: all(map(_ready, self.items("nodes", "-l", "!type"))), Patience.STEP)
+        until(lambda: all(map(_ready, self.rest.items("Node", selector="!type"))), Patience.STEP)
 
     def settle(self) -> None:
         """Where the API server was away: wait until controllers, scheduler and every node have noticed that it is back, which
@@ -125,17 +122,18 @@ class Cluster:
         """
         if not self.api_was_away:
             return
-        nodes = len(self.items("nodes", "-l", "!type"))
+        nodes = len(self.rest.items("Node", selector="!type"))
         apart = {"labelSelector": {"matchLabels": {"job-name": "settle"}}, "topologyKey": "kubernetes.io/hostname"}
         affinity = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]}}
         containers = [{"name": "main", "image": self.image, "command": ["true"]}]
         pod = {"restartPolicy": "Never", "affinity": affinity, "containers": containers}
         spec = {"completions": nodes, "parallelism": nodes, "backoffLimit": 100, "template": {"spec": pod}}
-        self.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "settle"}, "spec": spec})
+        about = {"name": "settle", "namespace": "default"}
+        self.rest.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": about, "spec": spec})
         self.kubectl(
             "wait", "--for=condition=complete", "job/settle", f"--timeout={SETTLE_SECONDS:.0f}s", seconds=SETTLE_SECONDS + 30
         )
-        self.kubectl("delete", "job", "settle")
+        self.rest.delete("Job", "default", "settle")
         self.api_was_away = False
 
 
@@ -164,7 +162,7 @@ class Namespace:
         # a claim that names its volume may be bound only at the controller's next round, 15 s later
         volume["claimRef"] = {"namespace": self.name, "name": "runs"}
         claim = {"resources": {"requests": size}, **mode}
-        self.cluster.apply(
+        self.cluster.rest.apply(
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": self.name, "labels": labels}},
             {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": self.name}, "spec": volume},
             {
@@ -174,23 +172,27 @@ class Namespace:
                 "spec": claim,
             },
         )
-        self.kubectl("apply", "-f", str(ROOT / "k8s/manifests/rbac.yaml"))
+        self.cluster.rest.apply(*yaml.safe_load_all((ROOT / "k8s/manifests/rbac.yaml").read_text()), namespace=self.name)
         # a pod that the scheduler sees before the volume waits until that looks at all pods again, minutes later
-        found = ("pvc", "--namespace", self.name)
-        until(lambda: self.cluster.items(*found)[0].get("status", {}).get("phase") == "Bound", Patience.START)
+        until(lambda: self.items("PersistentVolumeClaim")[0].get("status", {}).get("phase") == "Bound", Patience.START)
         if not self.cluster.has_checkout:
             self.code = {"snapshot": str(take_snapshot(ROOT, self.runs)[0]), "folder": ""}
             (self.runs / CODE_FOLDER).chmod(0o777)  # pods unpack there what comes without the volume
 
     def remove(self) -> None:
         """Delete it, its volume and its folder; pods of it are killed."""
-        self.kubectl("delete", "job,pod", "--all", "--grace-period=0", "--force", "--wait=false")
-        self.cluster.kubectl("delete", "namespace", self.name, "--wait=false")
-        self.cluster.kubectl("delete", "pv", self.name, "--wait=false")
+        for kind in ("Job", "Pod"):
+            self.cluster.rest.delete(kind, self.name)
+        self.cluster.rest.delete("Namespace", name=self.name)
+        self.cluster.rest.delete("PersistentVolume", name=self.name)
 
     def kubectl(self, *words: str, stdin: str | None = None) -> str:
         """kubectl in this namespace."""
         return self.cluster.kubectl("--namespace", self.name, *words, stdin=stdin)
+
+    def items(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
+        """Its objects of a kind."""
+        return self.cluster.rest.items(kind, self.name, selector)
 
     def options(self, **more: Any) -> dict[str, Any]:
         """A cluster profile's keys for it."""
@@ -210,8 +212,7 @@ class Namespace:
 
     def pods(self) -> list[dict[str, Any]]:
         """All pods, by index, the newest last."""
-        found = self.cluster.items("pods", "--namespace", self.name)
-        return sorted(found, key=lambda pod: (_index(pod), pod["metadata"]["creationTimestamp"]))
+        return sorted(self.items("Pod"), key=lambda pod: (_index(pod), pod["metadata"]["creationTimestamp"]))
 
     def pod(self, index: int) -> dict[str, Any]:
         """The live pod of an index."""
@@ -219,7 +220,7 @@ class Namespace:
 
     def job(self) -> dict[str, Any]:
         """Its one Job."""
-        return self.cluster.items("jobs", "--namespace", self.name)[0]
+        return self.items("Job")[0]
 
 
 def _index(pod: dict[str, Any]) -> int:

@@ -22,7 +22,7 @@ def add_nodes(cluster: Cluster, count: int) -> None:
         metadata = {"name": f"played-{i}", "annotations": {"kwok.x-k8s.io/node": "fake"}, "labels": {"type": "kwok"}}
         nodes.append({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": {"taints": [TAINT]}})
     cluster.kubectl("delete", "stage", "pod-complete", "--ignore-not-found")
-    cluster.apply(*nodes)
+    cluster.rest.apply(*nodes)
 
 
 def remove_nodes(cluster: Cluster) -> None:

@@ -30,13 +30,13 @@ def make_queue(namespace: Namespace, cpus: int) -> str:
         {"apiVersion": version, "kind": "WorkloadPriorityClass", "metadata": {"name": f"{name}-{word}"}, "value": value}
         for word, value in (("low", 1), ("high", 1000))
     ]
-    namespace.cluster.apply(*objects)
+    namespace.cluster.rest.apply(*objects)
     until(lambda: _active(namespace), Patience.START)
     return "team"
 
 
 def _active(namespace: Namespace) -> bool:
-    queues = namespace.cluster.items("localqueues.kueue.x-k8s.io", "--namespace", namespace.name)
+    queues = namespace.items("LocalQueue")
     return any(c["type"] == "Active" and c["status"] == "True" for q in queues for c in q.get("status", {}).get("conditions", []))
 
 
@@ -63,11 +63,11 @@ def urgent(namespace: Namespace, name: str, cpus: int, seconds: float = 600) -> 
         "metadata": {"name": name, "namespace": namespace.name, "labels": labels},
         "spec": {"suspend": True, "template": {"spec": pod}},
     }
-    namespace.cluster.apply(job)
+    namespace.cluster.rest.apply(job)
 
 
 def drop_queue(namespace: Namespace) -> None:
     """What lies outside the namespace."""
-    words = ["--ignore-not-found", "--wait=false"]
-    namespace.cluster.kubectl("delete", "clusterqueue", namespace.name, *words)
-    namespace.cluster.kubectl("delete", "workloadpriorityclass", f"{namespace.name}-low", f"{namespace.name}-high", *words)
+    namespace.cluster.rest.delete("ClusterQueue", name=namespace.name)
+    for word in ("low", "high"):
+        namespace.cluster.rest.delete("WorkloadPriorityClass", name=f"{namespace.name}-{word}")

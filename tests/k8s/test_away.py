@@ -144,7 +144,7 @@ def test_nothing_is_lost_nothing_made_twice_and_all_say_what_they_cannot_see(
     for run in runs:
         assert finish(run).state is RunState.SUCCEEDED
         assert run.attempts() == [1]
-    made = lab.items("jobs", "--namespace", namespace.name, "-l", "ropewalk/role=run")
+    made = namespace.items("Job", "ropewalk/role=run")
     assert sorted(job["metadata"]["name"] for job in made) == sorted(f"{run.id}-1" for run in runs)
 
 

@@ -29,5 +29,5 @@ def see_through(kube: Cluster, namespace: Namespace, fleet: Fleet, runs: int) ->
     assert seconds < 1
     assert calls == ["Job"]
     assert fleet.cancel() < 10
-    until(lambda: not kube.items("jobs", "--namespace", namespace.name), Patience.STEP)
+    until(lambda: not namespace.items("Job"), Patience.STEP)
     assert {state.state for state in fleet.look()[1].values()} == {RunState.CANCELLED}

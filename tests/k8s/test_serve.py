@@ -66,7 +66,7 @@ def test_a_pod_serves_behind_a_service_and_a_laptop_finds_the_way(
     try:
         serving = Serving(run, tmp_path)
         serving.until(lambda: serving.state.get("stable") and len(serving.replicas("one")) == 2, Patience.CLUSTER)
-        (service,) = namespace.cluster.items("services", "--namespace", namespace.name, "-l", "ropewalk/role=service")
+        (service,) = namespace.items("Service", "ropewalk/role=service")
         way = f"kubectl -n {namespace.name} port-forward service/{service['metadata']['name']} {port}:{port}"
         assert way in " ".join(Shell(capsys, monkeypatch, tmp_path)("show", run.id).split())
         endpoint = find_endpoint(run.id)

@@ -118,7 +118,7 @@ def at_work(namespace: Namespace) -> list[str]:
 
 def jobs_of_runs(namespace: Namespace) -> list[str]:
     """Jobs that are there and are not leaving."""
-    found = namespace.cluster.items("jobs", "--namespace", namespace.name, "-l", "ropewalk/role=run")
+    found = namespace.items("Job", "ropewalk/role=run")
     return [job["metadata"]["name"] for job in found]
 
 

@@ -12,8 +12,8 @@ from cluster.errors import ConfigError
 from jobs.compress.artifacts import Artifact
 from jobs.compress.build import Builder
 from jobs.compress.config import CompressConfig, TimingConfig
+from jobs.compress.layers import linears
 from jobs.compress.report import pareto, read_table
-from jobs.compress.sparsify import linears
 from jobs.compress.timing import timed
 from jobs.inference.open_model import open_model
 from tests.jobs.corpus import make_dataset

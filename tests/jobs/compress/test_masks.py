@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from cluster.errors import ConfigError
+from jobs.compress.layers import linears
 from jobs.compress.masks import of_matrix, of_rows, two_of_four, wanda_score
 from jobs.compress.methods import SparsityConfig
-from jobs.compress.sparsify import importance, linears, sparsify, zeros
+from jobs.compress.sparsify import importance, sparsify, zeros
 from jobs.inference.open_model import open_model
 from tests.jobs.tiny import tiny_model
 

@@ -44,6 +44,10 @@ def test_these_follow_each_other(words: list[Any], label: str) -> None:
         (["wanda", "magnitude"], "magnitude after wanda: weights are chosen once"),
         (["wanda", WIDTH], "prune after a sparse method"),
         ([RECOVER], "recover: nothing was pruned before it"),
+        (
+            ["wanda", {"gguf": {"type": "Q5_0", "gptq": True}}],
+            "gguf.gptq after wanda: what makes up for errors",
+        ),
         (["wanda", "compressed_tensors", RECOVER], "recover after compressed_tensors"),
     ],
 )

@@ -78,7 +78,7 @@ def test_which_pods_are_a_runs_own(namespace: Namespace, policy: Callable[[], ob
         container = {"name": "x", "image": "nothing"}
         spec = {"suspend": suspend, "template": {"spec": {"restartPolicy": "Never", "containers": [container]}}}
         about = {"name": name, "namespace": namespace.name}
-        namespace.cluster.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": about, "spec": spec})
+        namespace.cluster.rest.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": about, "spec": spec})
 
     with closing(connect(K8sProfile.model_validate(namespace.options()))) as kube:
         assert isinstance(kube.transport, HttpTransport)

@@ -52,7 +52,7 @@ def told(run: KubeToy, said: str = "") -> BackendState:
 
 
 def jobs(namespace: Namespace) -> list[Any]:
-    return [job for job in namespace.cluster.items("jobs", "--namespace", namespace.name) if _stays(job)]
+    return [job for job in namespace.items("Job") if _stays(job)]
 
 
 def _stays(job: dict[str, Any]) -> bool:
@@ -93,10 +93,10 @@ def test_a_context_that_is_not_there(start: Start) -> None:
 def quota(namespace: Namespace, **hard: str) -> None:
     spec = {"hard": hard}
     metadata = {"name": "small", "namespace": namespace.name}
-    namespace.cluster.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": spec})
+    namespace.cluster.rest.apply({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": spec})
 
     def counted() -> bool:
-        found = namespace.cluster.items("resourcequota", "--namespace", namespace.name)
+        found = namespace.items("ResourceQuota")
         return bool(found[0].get("status", {}).get("hard"))
 
     until(counted, Patience.SIGNAL)

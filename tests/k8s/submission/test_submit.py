@@ -38,9 +38,9 @@ class Unlucky(Kubernetes):
         raise ApiAwayError("the API server did not answer in time")
 
 
-def names(namespace: Namespace, kinds: str = "job,configmap") -> list[str]:
+def names(namespace: Namespace, *kinds: str) -> list[str]:
     """Everything in the namespace that is of ropewalk and is not leaving."""
-    found = namespace.cluster.items(kinds, "--namespace", namespace.name, "-l", "app.kubernetes.io/name=ropewalk")
+    found = [each for kind in kinds or ("Job", "ConfigMap") for each in namespace.items(kind, "app.kubernetes.io/name=ropewalk")]
     return sorted(f"{each['kind']}/{each['metadata']['name']}" for each in found if "deletionTimestamp" not in each["metadata"])
 
 
@@ -65,7 +65,7 @@ def test_a_name_that_is_taken_by_somebody_else(namespace: Namespace, start: Star
     template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "x", "image": "x"}]}}
     metadata: dict[str, Any] = {"name": name, "namespace": namespace.name}
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"template": template, "suspend": True}}
-    namespace.cluster.apply(job)
+    namespace.cluster.rest.apply(job)
     with pytest.raises(ConflictError, match="exists already and is of another submission"):
         submit_once(run.backend.kube, {**job, "metadata": {**metadata, "labels": {"ropewalk/run": run.run.id}}})
     assert namespace.job()["metadata"]["name"] == name

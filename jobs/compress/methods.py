@@ -57,18 +57,19 @@ class TorchaoConfig(Section):
     group_size: int = Field(default=32, ge=1, description="int4: weights that share a scale")
 
 
-GPTQ = "rounding errors are made up for by the columns behind (GPTQ, 2210.17323); unset: where a weight has 5 bits or fewer"
-
-
 class CompressedTensorsConfig(GridConfig):
     """Weights on a grid of few bits, in the format of vLLM."""
 
-    gptq: bool | None = Field(default=None, description=GPTQ)
+    gptq: bool | None = Field(
+        default=None,
+        description="int4: the columns behind make up for rounding errors (GPTQ, 2210.17323); unset: where no zeros are kept",
+    )
 
-    @property
-    def few_bits(self) -> bool:
-        """Whether rounding costs so much that it is worth a calibration."""
-        return self.type == "int4"
+    @model_validator(mode="after")
+    def _groups(self) -> Self:
+        if self.gptq and self.type != "int4":
+            raise ValueError("gptq: int8 has one scale a row, and so nothing behind what is rounded; leave it unset")
+        return self
 
 
 class GgufConfig(Section):
@@ -76,12 +77,6 @@ class GgufConfig(Section):
 
     type: str = Field(default="Q4_K", description=f"number format: {', '.join(GGUF_TYPES)}")
     importance: bool = Field(default=True, description="weigh what is rounded by the activations of the calibration text")
-    gptq: bool | None = Field(default=None, description=GPTQ)
-
-    @property
-    def few_bits(self) -> bool:
-        """Whether rounding costs so much that it is worth a calibration."""
-        return self.type.removeprefix("I")[:2] in {"Q3", "Q4", "Q5"}
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -175,10 +170,10 @@ def check_composition(methods: Sequence[Method]) -> None:
 
 def compensates(methods: Sequence[Method]) -> bool:
     """Whether the last method rounds with GPTQ: where it is told to, or has few bits and no zeros to keep."""
-    last = methods[-1].options
-    if not isinstance(last, (CompressedTensorsConfig, GgufConfig)):
-        return False
-    return last.few_bits and not any(method.name in SPARSE for method in methods) if last.gptq is None else last.gptq
+    last = methods[-1].compressed_tensors
+    if last is None or last.gptq is not None:
+        return last is not None and bool(last.gptq)
+    return last.type == "int4" and not any(method.name in SPARSE for method in methods)
 
 
 def _is_two_of_four(methods: Sequence[Method]) -> bool:

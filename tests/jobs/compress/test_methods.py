@@ -43,10 +43,11 @@ def test_these_follow_each_other(words: list[Any], label: str) -> None:
         (["cast", "wanda"], "wanda after cast"),
         (["wanda", "magnitude"], "magnitude after wanda: weights are chosen once"),
         (["wanda", WIDTH], "prune after a sparse method"),
+        ([{"compressed_tensors": {"gptq": True}}], "gptq: int8 has one scale a row"),
         ([RECOVER], "recover: nothing was pruned before it"),
         (
-            ["wanda", {"gguf": {"type": "Q5_0", "gptq": True}}],
-            "gguf.gptq after wanda: what makes up for errors",
+            ["wanda", {"compressed_tensors": {"type": "int4", "gptq": True}}],
+            "compressed_tensors.gptq after wanda: what makes up for errors",
         ),
         (["wanda", "compressed_tensors", RECOVER], "recover after compressed_tensors"),
     ],

@@ -165,7 +165,8 @@ class Suite:
         record, log = self.folder / f"{name}.jsonl", self.folder / f"{name}.log"
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "tests.recording", "--color=no"]
         command += [] if "::" in "".join(words) else ["-m", "soak" if self.soak else "not soak"]
-        environment = {**os.environ, RECORD_VARIABLE: str(record)}
+        # parts share the cores: threads of one that wait for each other would keep them from the others
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, RECORD_VARIABLE: str(record)}
         if self.root != ROOT:  # else it is where pytest stands, and programs that tests start shall not see it
             environment["PYTHONPATH"] = str(ROOT)
         with log.open("wb") as stream:

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -59,8 +60,12 @@ class Lease:
     def _write(self) -> None:
         self._renewed = time.monotonic()
         self._path.parent.mkdir(exist_ok=True)
-        owner = {"token": self._token, "machine": machine(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-        write_json(self._path, {**owner, "time": time.time()}, durable=False)
+        write_json(self._path, {"token": self._token, **_process(os.getpid()), "time": time.time()}, durable=False)
+
+
+@cache
+def _process(pid: int) -> dict[str, object]:
+    return {"machine": machine(), "pid": pid, "started": psutil.Process(pid).create_time()}
 
 
 @contextmanager

@@ -43,7 +43,7 @@ def test_an_evicted_script_goes_on_bit_by_bit_from_its_own_checkpoint(
     def start(*words: str, on: str = "far") -> RunDir:
         python = sys.executable if on == "local" else namespace.cluster.python
         values = {"command": [python, "train.py", *words], "directory": str(project)}
-        resources = {"nodes": 2, "cpus": 1, "grace_seconds": 20}
+        resources = {"nodes": 2, "cpus": 1, "grace_seconds": 20} if on != "local" else {"ranks_per_node": 2}
         return submit("command", load_config(CommandConfig, {**values, "resources": resources}), on)
 
     def finish(run: RunDir) -> str:

@@ -94,17 +94,29 @@ def start(options: argparse.Namespace) -> Node:
     )
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ensure_token_if_auth_enabled(None, create_token_if_missing=False)
-    with light_agents():
-        Node.start_api_server = lambda *_, **__: None
+    with light_node():
         services.get_node = patient(services.get_node)
         node = Node(parameters, head=options.address is None, shutdown_at_exit=True, spawn_reaper=True)
     utils.write_ray_address(node.address, options.temp_dir)
     return node
 
 
+def start_local(cpus: int, object_store_bytes: int) -> None:
+    """`ray.init` of a Ray that this process alone has, and that ends with it. Raises what Ray raises."""
+    with light_node():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=object_store_bytes,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+        )
+
+
 @contextmanager
-def light_agents() -> Iterator[None]:
-    """Nodes of Ray that this process starts meanwhile have our stand-ins for their agents."""
+def light_node() -> Iterator[None]:
+    """Nodes of Ray that this process starts meanwhile have our stand-ins for their agents, no dashboard and no autoscaler."""
+    serve, scale = Node.start_api_server, Node.start_monitor
     build, minimal = services._build_python_executable_command_memory_profileable, utils.get_dashboard_dependency_error
 
     def command(component: str, *words: Any, **more: Any) -> list[str]:
@@ -112,11 +124,13 @@ def light_agents() -> Iterator[None]:
 
     services._build_python_executable_command_memory_profileable = command
     utils.get_dashboard_dependency_error = lambda: ImportError("nobody asks it")
+    Node.start_api_server = Node.start_monitor = lambda *_, **__: None
     try:
         yield
     finally:
         services._build_python_executable_command_memory_profileable = build
         utils.get_dashboard_dependency_error = minimal
+        Node.start_api_server, Node.start_monitor = serve, scale
 
 
 def patient(ask: Callable[..., Any]) -> Callable[..., Any]:

@@ -188,19 +188,11 @@ def _worthwhile_actors(tasks: Sequence[Task]) -> int:
 
 def _actors(context: JobContext, urls: tuple[str, str], actors: int) -> list[Any]:
     """A pool of actors; none where Ray does not start, for this process can do the work as well."""
-    import ray
-
+    from cluster.engines.ray_start import start_local
     from datapipe.execution.ray_actors import ActorPool
 
-    store = 100 << 20  # plans and summaries pass through it, texts never do
     try:
-        ray.init(
-            address="local",
-            num_cpus=len(os.sched_getaffinity(0)),
-            object_store_memory=store,
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-        )
+        start_local(len(os.sched_getaffinity(0)), 100 << 20)  # plans and summaries pass through it, texts never do
     except Exception as error:  # Ray raises bare ones
         log.warning("Ray does not start here (%s): the conversations are prepared without it", str(error).splitlines()[0])
         return []

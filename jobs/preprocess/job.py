@@ -128,8 +128,9 @@ def _connect(context: JobContext) -> bool:
     if address:
         ray.init(address=address, logging_level=logging.WARNING)
         return True
-    store, cpus = OBJECT_STORE_BYTES, _cpus(context)
-    ray.init(address="local", num_cpus=cpus, object_store_memory=store, include_dashboard=False, logging_level=logging.WARNING)
+    from cluster.engines.ray_start import start_local
+
+    start_local(_cpus(context), OBJECT_STORE_BYTES)
     return True
 
 

@@ -65,6 +65,7 @@ def test_torchs_agent_keeps_its_restarts_and_its_processes_where_ours_looks() ->
 def test_multiprocessing_and_ray_start_their_servers_by_what_is_replaced() -> None:
     assert list(inspect.signature(multiprocessing.util.spawnv_passfds).parameters) == ["path", "args", "passfds"]
     assert "self.start_api_server(" in source(ray._private.node.Node)
+    assert "self.start_monitor(" in source(ray._private.node.Node)
 
 
 def test_the_store_of_torch_loads_without_torch() -> None:

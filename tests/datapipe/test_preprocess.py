@@ -43,7 +43,9 @@ def local_ray() -> Iterator[None]:
     """One Ray for the module, of two CPUs."""
     import ray
 
-    ray.init(address="local", num_cpus=2, object_store_memory=100 << 20, include_dashboard=False)
+    from cluster.engines.ray_start import start_local
+
+    start_local(2, 100 << 20)
     yield
     ray.shutdown()
 

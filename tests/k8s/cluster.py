@@ -57,6 +57,10 @@ class Cluster:
         """Its objects."""
         return Rest(self.kubeconfig)
 
+    def close(self) -> None:
+        """Hang up."""
+        self.rest.close()
+
     def need(self, group: str, name: str) -> None:
         """Skip where an operator is not installed."""
         if group not in self.kubectl("api-versions"):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,8 @@ def lab_cluster() -> Iterator[Cluster]:
         pytest.skip(REMEDY)
     home = Path(tempfile.mkdtemp(prefix="ropewalk-k8s-", dir="/var/tmp"))  # /tmp of a pod is its own
     try:
-        yield bring_up(script, home)
+        with closing(bring_up(script, home)) as cluster:
+            yield cluster
     finally:
         subprocess.run([script, "down", home / "lab"], capture_output=True, timeout=120, check=False)
         shutil.rmtree(home, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,4 +16,7 @@ def outside_cluster() -> Iterator[Cluster]:
     kubeconfig, runs, image = (os.environ.get(f"KUBECONFIG_TEST{part}") for part in ("", "_RUNS", "_IMAGE"))
     if not kubeconfig or not runs or not image:
         pytest.skip(REMEDY)
-    yield Cluster(kubeconfig=Path(kubeconfig), shared=Path(runs), image=image, python="python", has_checkout=False)
+    with closing(
+        Cluster(kubeconfig=Path(kubeconfig), shared=Path(runs), image=image, python="python", has_checkout=False)
+    ) as found:
+        yield found

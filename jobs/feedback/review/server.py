@@ -15,6 +15,7 @@ from jobs.feedback.review.session import Review
 
 LOOPBACK = "127.0.0.1"
 MOST_BYTES = 1 << 20  # of a form
+MOST_DISCARDED = 16 << 20  # of one that is refused: whoever is still sending would not see why
 FILES = {"/page.css": "text/css", "/page.js": "text/javascript"}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; form-action 'self'; "
@@ -130,10 +131,15 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isdigit() or int(length) > MOST_BYTES:
             self.close_connection = True
+            self._discard(min(int(length), MOST_DISCARDED) if length.isdigit() else 0)
             self._refuse(f"A form has at most {MOST_BYTES} bytes.", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return None
         raw = self.rfile.read(int(length)).decode("utf-8", "replace")
         return {name: values[0] for name, values in parse_qs(raw, keep_blank_values=True).items()}
+
+    def _discard(self, length: int) -> None:
+        while length > 0 and (found := len(self.rfile.read(min(length, MOST_BYTES)))):
+            length -= found
 
     def _is_ours(self) -> bool:
         """Whether the browser asked for this machine by its own name: another site's name may be made to point here."""

@@ -12,13 +12,13 @@ import torch
 from cluster.errors import ConfigError
 from jobs.compress.artifacts import Artifact, require_torchao, save
 from jobs.compress.config import CompressConfig
-from jobs.compress.gptq import gptq_on_grid
-from jobs.compress.methods import SPARSE, Method, compensates
+from jobs.compress.gptq import gptq_as_gguf, gptq_on_grid
+from jobs.compress.methods import SPARSE, GgufConfig, Method, compensates
 from jobs.compress.quantize import by_compressed_tensors, by_torchao
 from jobs.compress.sparsify import importance, sparsify, zeros
 from jobs.formats.ggml import Float32s
-from jobs.formats.gguf import write_gguf
-from jobs.formats.gguf_types import is_quantized, unfit
+from jobs.formats.gguf import Calibration, write_gguf
+from jobs.formats.gguf_types import GGUF_TYPES, is_quantized, unfit
 from jobs.inference.open_model import OpenModel
 from jobs.pruning.architecture import Shape
 from jobs.pruning.calibration import calibration_batches
@@ -79,8 +79,8 @@ class Builder:
         last = methods[-1]
         opened = OpenModel(model=model, tokenizer=self.dense.tokenizer, name=self.dense.name, step=self.dense.step, max_length=0)
         if last.gguf is not None:
-            weights = self._importance(model, methods[:-1]) if last.gguf.importance and is_quantized(last.gguf.type) else {}
-            written = write_gguf(opened, folder / f"model-{last.gguf.type}.gguf", last.gguf.type, weights)
+            calibration = self._calibration(model, methods, last.gguf)
+            written = write_gguf(opened, folder / f"model-{last.gguf.type}.gguf", last.gguf.type, calibration)
             tensors = ", ".join(f"{count} {form}" for form, count in sorted(written.tensors.items()))
             found = written.verified
             largest, mean = found.max_log_prob_difference, found.mean_log_prob_difference
@@ -98,6 +98,11 @@ class Builder:
             dtype = last.cast.dtype if last.cast is not None else "float32"
             path, notes = save(model.to(getattr(torch, dtype)), opened, folder), ()
         return Artifact(engine="transformers", path=path, zeros=zero, notes=notes)
+
+    def _calibration(self, model: Any, methods: Sequence[Method], gguf: GgufConfig) -> Calibration:
+        weights = self._importance(model, methods[:-1]) if gguf.importance and is_quantized(gguf.type) else {}
+        kind = GGUF_TYPES[gguf.type]
+        return Calibration(importance=weights, encoded=gptq_as_gguf(model, kind, self._text()) if compensates(methods) else {})
 
     def _importance(self, model: Any, before: Sequence[Method]) -> Mapping[str, Float32s]:
         key = tuple(method.model_dump_json(exclude_none=True) for method in before)

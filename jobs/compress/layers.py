@@ -19,8 +19,8 @@ def linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 @torch.no_grad()
-def layer_by_layer(model: Any, batches: Iterable[torch.Tensor]) -> Iterator[tuple[nn.Module, Callable[[], None]]]:
-    """Each layer, and a function that computes it for the whole text; token ids [B, T].
+def layer_by_layer(model: Any, batches: Iterable[torch.Tensor]) -> Iterator[tuple[str, nn.Module, Callable[[], None]]]:
+    """Each layer, its name, and a function that computes it for the whole text; token ids [B, T].
 
     The layer may be changed before the next one is asked for: that one is given what the changed layer says.
     """
@@ -30,8 +30,8 @@ def layer_by_layer(model: Any, batches: Iterable[torch.Tensor]) -> Iterator[tupl
         for hidden, more in inputs:
             layer(hidden, **more)
 
-    for layer in model.model.layers:
-        yield layer, compute
+    for number, layer in enumerate(model.model.layers):
+        yield f"model.layers.{number}", layer, compute
         inputs[:] = [(_hidden(layer(hidden, **more)), more) for hidden, more in inputs]
 
 

@@ -57,13 +57,18 @@ class TorchaoConfig(Section):
     group_size: int = Field(default=32, ge=1, description="int4: weights that share a scale")
 
 
+GPTQ = "the columns behind make up for rounding errors (GPTQ, 2210.17323); unset: where a weight has 5 bits or fewer, no zeros"
+
+
 class CompressedTensorsConfig(GridConfig):
     """Weights on a grid of few bits, in the format of vLLM."""
 
-    gptq: bool | None = Field(
-        default=None,
-        description="int4: the columns behind make up for rounding errors (GPTQ, 2210.17323); unset: where no zeros are kept",
-    )
+    gptq: bool | None = Field(default=None, description=GPTQ)
+
+    @property
+    def few_bits(self) -> bool:
+        """Whether rounding costs so much that it is worth a calibration."""
+        return self.type == "int4"
 
     @model_validator(mode="after")
     def _groups(self) -> Self:
@@ -77,6 +82,12 @@ class GgufConfig(Section):
 
     type: str = Field(default="Q4_K", description=f"number format: {', '.join(GGUF_TYPES)}")
     importance: bool = Field(default=True, description="weigh what is rounded by the activations of the calibration text")
+    gptq: bool | None = Field(default=None, description=GPTQ)
+
+    @property
+    def few_bits(self) -> bool:
+        """Whether rounding costs so much that it is worth a calibration."""
+        return self.type.removeprefix("I")[:2] in {"Q3", "Q4", "Q5"}
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -170,10 +181,10 @@ def check_composition(methods: Sequence[Method]) -> None:
 
 def compensates(methods: Sequence[Method]) -> bool:
     """Whether the last method rounds with GPTQ: where it is told to, or has few bits and no zeros to keep."""
-    last = methods[-1].compressed_tensors
-    if last is None or last.gptq is not None:
-        return last is not None and bool(last.gptq)
-    return last.type == "int4" and not any(method.name in SPARSE for method in methods)
+    last = methods[-1].options
+    if not isinstance(last, (CompressedTensorsConfig, GgufConfig)):
+        return False
+    return last.few_bits and not any(method.name in SPARSE for method in methods) if last.gptq is None else last.gptq
 
 
 def _is_two_of_four(methods: Sequence[Method]) -> bool:

@@ -28,7 +28,7 @@ def sparsify(model: Any, name: str, options: SparsityConfig, batches: Iterable[t
             for _, linear in linears(layer):
                 _apply(linear, linear.weight.abs(), options, by_row=False)
         return
-    for layer, compute in layer_by_layer(model, batches):
+    for _, layer, compute in layer_by_layer(model, batches):
         with _squares(dict(linears(layer))) as squares:
             compute()
         for key, linear in linears(layer):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cluster.errors import ConfigError
 
 Float32s = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
 _PARAMETERS_BYTES = (
     1024  # more than any version's parameters take: they are passed by value, and what lies behind them is not read
 )
@@ -93,7 +94,12 @@ def _drop(level: int, text: bytes, data: object) -> None:
 _SILENT = _LOG(_drop)  # must outlive every call
 
 
-def quantize(values: Float32s, number: int, importance: Float32s | None = None) -> NDArray[np.uint8]:
+def block_size(number: int) -> int:
+    """How many neighbours of a row a format (ggml_type) rounds together."""
+    return int(library().ggml_blck_size(number))
+
+
+def quantize(values: Float32s, number: int, importance: Float32s | None = None) -> Bytes:
     """Rows [R, C] in the format of this number (ggml_type), as bytes [R, bytes of a row].
 
     `importance` [C] weighs a column's error. Formats whose blocks do not divide C are the caller's mistake.

@@ -5,14 +5,14 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cluster.errors import ConfigError
-from jobs.formats.ggml import Float32s, quantize
+from jobs.formats.ggml import Bytes, Float32s, quantize
 from jobs.formats.gguf_place import gguf_place
 from jobs.formats.gguf_tokenizer import PROBES, GgufTokenizer, gguf_tokenizer
 from jobs.formats.gguf_types import GGUF_TYPES, UNQUANTIZED, GgufType, is_quantized, tensor_type, unfit
@@ -69,13 +69,20 @@ def check_type(name: str) -> GgufType:
     return GGUF_TYPES[name]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What a calibration text has told of the matrices, by the module's name in transformers."""
+
+    importance: Mapping[str, Float32s] = field(default_factory=dict)  # the mean square of each column's input weighs its rounding
+    encoded: Mapping[str, Bytes] = field(default_factory=dict)  # what is rounded already, as in the file: [O, bytes of a row]
+
+
 def write_gguf(
-    opened: OpenModel, target: Path, type_name: str, importance: Mapping[str, Float32s] | None = None, *, name: str | None = None
+    opened: OpenModel, target: Path, type_name: str, calibration: Calibration | None = None, *, name: str | None = None
 ) -> GgufFile:
     """Write the model, in llama.cpp's tensors; a reader of `target` sees a complete, verified file or none.
 
-    `importance`: the mean square of each column's input by the module's name in transformers; it weighs what is rounded. Raises
-    ConfigError for a model or tokenizer that does not fit, and where llama.cpp reads other tokens, or says other figures
+    Raises ConfigError for a model or tokenizer that does not fit, and where llama.cpp reads other tokens, or says other figures
     than transformers of a file in F32 (each log-probability within 0.005) or in F16 and BF16 (their mean within 0.05).
     """
     kind = check_type(type_name)
@@ -85,7 +92,7 @@ def write_gguf(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-        tensors = _write(opened, unfinished, kind, tokenizer, importance or {}, name or Path(opened.name).name)
+        tensors = _write(opened, unfinished, kind, tokenizer, calibration or Calibration(), name or Path(opened.name).name)
     except PermissionError as error:
         raise ConfigError(f"{target}: cannot be written ({error}); copy the model to a directory of yours") from None
     try:
@@ -138,7 +145,7 @@ def _write(  # noqa: PLR0917 - what a file is made of
     path: Path,
     kind: GgufType,
     tokenizer: GgufTokenizer,
-    importance: Mapping[str, Float32s],
+    calibration: Calibration,
     name: str,
 ) -> dict[str, int]:
     from gguf import MODEL_ARCH, GGMLQuantizationType, GGUFWriter, get_tensor_name_map
@@ -156,7 +163,11 @@ def _write(  # noqa: PLR0917 - what a file is made of
         full = f"{target}.{ending}"
         form = tensor_type(kind, full, values.shape)
         count[form] += 1
-        content = _encoded(values, form, importance.get("lm_head" if stem == "model.embed_tokens" else stem))
+        if stem in calibration.encoded:
+            content = _as_rotated(config, key, calibration.encoded[stem])
+        else:
+            importance = calibration.importance.get("lm_head" if stem == "model.embed_tokens" else stem)
+            content = _encoded(values, form, importance)
         writer.add_tensor(full, content, raw_dtype=GGMLQuantizationType[form])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -172,15 +183,17 @@ def _tensors(model: Any) -> Iterator[tuple[str, Float32s]]:
     for key, tensor in model.state_dict().items():
         if key == "lm_head.weight" and tied:
             continue
-        values = tensor.detach().float().cpu().numpy()
-        if ".q_proj." in key:
-            values = _permuted(values, config.num_attention_heads)
-        elif ".k_proj." in key:
-            values = _permuted(values, config.num_key_value_heads)
-        yield key, values
+        yield key, _as_rotated(config, key, tensor.detach().float().cpu().numpy())
 
 
-def _permuted(values: Float32s, num_heads: int) -> Float32s:
+def _as_rotated(config: Any, key: str, rows: Any) -> Any:
+    """The rows of a matrix in llama.cpp's order."""
+    if ".q_proj." in key:
+        return _permuted(rows, config.num_attention_heads)
+    return _permuted(rows, config.num_key_value_heads) if ".k_proj." in key else rows
+
+
+def _permuted(values: Any, num_heads: int) -> Any:
     halves = values.reshape(num_heads, 2, values.shape[0] // num_heads // 2, *values.shape[1:])
     return halves.swapaxes(1, 2).reshape(values.shape)
 

@@ -1,12 +1,15 @@
-"""GPTQ against the formula of Optimal Brain Surgeon."""
+"""GPTQ against the formula of Optimal Brain Surgeon, and that what it rounded is what a file and an engine have."""
 
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 
-from jobs.compress.gptq import DAMPING, compensated, gptq_on_grid
+from jobs.compress.gptq import DAMPING, compensated, gptq_as_gguf, gptq_on_grid
 from jobs.compress.layers import linears
+from jobs.formats.gguf import Calibration, verify, write_gguf
+from jobs.formats.gguf_types import GGUF_TYPES
 from jobs.inference.open_model import open_model
 from jobs.training.config import GridConfig
 from jobs.training.grid import on_grid
@@ -37,22 +40,43 @@ def by_the_formula(weight: torch.Tensor, moments: torch.Tensor, size: int) -> to
 def test_it_is_the_formula_and_costs_less_than_rounding() -> None:
     inputs = correlated(400, 64)
     moments, weight = inputs.T @ inputs / len(inputs), torch.randn(24, 64, dtype=torch.float64)
-    found = compensated(weight, moments, 8, lambda block: on_grid(block, INT4))
+    found = compensated(weight, moments, 8, lambda block, importance: on_grid(block, INT4))
     torch.testing.assert_close(found, by_the_formula(weight, moments, 8))
 
     def cost(rounded: torch.Tensor) -> float:
         return float(((weight - rounded) @ inputs.T).square().mean())
 
     assert cost(found) < 0.5 * cost(on_grid(weight, INT4))
-    torch.testing.assert_close(compensated(found, moments, 8, lambda block: on_grid(block, INT4)), found)
+    torch.testing.assert_close(compensated(found, moments, 8, lambda block, importance: on_grid(block, INT4)), found)
 
 
 @pytest.mark.parametrize("moments", [torch.zeros(16, 16, dtype=torch.float64), torch.ones(16, 16, dtype=torch.float64)])
 def test_inputs_that_tell_nothing_change_no_more_than_rounding(moments: torch.Tensor) -> None:
     weight = torch.randn(4, 16)
-    assert torch.isfinite(compensated(weight, moments, 8, lambda block: on_grid(block, INT4))).all()
-    zeros = compensated(weight, torch.zeros(16, 16, dtype=torch.float64), 8, lambda block: on_grid(block, INT4))
+    assert torch.isfinite(compensated(weight, moments, 8, lambda block, importance: on_grid(block, INT4))).all()
+    zeros = compensated(weight, torch.zeros(16, 16, dtype=torch.float64), 8, lambda block, importance: on_grid(block, INT4))
     torch.testing.assert_close(zeros, on_grid(weight, INT4))
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q4_0"])
+def test_a_file_has_what_was_rounded(tmp_path: Path, name: str) -> None:
+    opened = open_model(str(tiny_model(tmp_path / "model", hidden_size=64, intermediate_size=256, head_dim=32)))
+    texts = [torch.randint(0, opened.model.config.vocab_size, (2, 16)) for _ in range(2)]
+    before = {key: linear.weight.clone() for key, linear in linears(opened.model.model.layers)}
+    encoded = gptq_as_gguf(opened.model, GGUF_TYPES[name], texts)
+    assert encoded.keys() == {f"model.layers.{key}" for key in before}
+    written = write_gguf(opened, tmp_path / "model.gguf", name, Calibration(encoded=encoded))
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(written.path).tensors}
+
+    def weights(tensor: str) -> torch.Tensor:
+        return torch.from_numpy(gguf.quants.dequantize(tensors[tensor].data, tensors[tensor].tensor_type))
+
+    for number, layer in enumerate(opened.model.model.layers):
+        assert torch.equal(weights(f"blk.{number}.ffn_down.weight"), layer.mlp.down_proj.weight)
+        assert not torch.equal(layer.mlp.down_proj.weight, before[f"{number}.mlp.down_proj"])
+    with torch.no_grad():
+        opened.model.get_input_embeddings().weight.copy_(weights("token_embd.weight"))
+    assert verify(written.path, opened, name).kl < 0.01, "llama.cpp turns the queries and keys of what was rounded as it should"
 
 
 def test_what_lies_on_the_grid_stays(tmp_path: Path) -> None:

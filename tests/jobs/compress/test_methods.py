@@ -49,6 +49,7 @@ def test_these_follow_each_other(words: list[Any], label: str) -> None:
             ["wanda", {"compressed_tensors": {"type": "int4", "gptq": True}}],
             "compressed_tensors.gptq after wanda: what makes up for errors",
         ),
+        (["wanda", {"gguf": {"type": "Q5_0", "gptq": True}}], "gguf.gptq after wanda"),
         (["wanda", "compressed_tensors", RECOVER], "recover after compressed_tensors"),
     ],
 )

@@ -91,8 +91,8 @@ def _round_layers(model: Any, batches: Iterable[torch.Tensor], round_matrix: Rou
 def _second_moments(matrices: Mapping[str, nn.Linear], compute: Callable[[], None]) -> dict[str, torch.Tensor]:
     """The mean outer product of each matrix's inputs with themselves, float64 [I, I], over the text.
 
-    Each token's inputs are scaled to length 1. The first tokens of a text have activations that are hundreds of times larger
-    (2402.17762): as they are, they would be all that is made up for.
+    Each token's inputs are scaled to length 1: the first ones of a text have activations that are hundreds of times larger
+    (2402.17762), and nothing else would be made up for.
     """
     sums = {key: torch.zeros(linear.in_features, linear.in_features, dtype=torch.float64) for key, linear in matrices.items()}
     tokens = dict.fromkeys(matrices, 0)

@@ -16,6 +16,7 @@ class GgufType:
     matrices: str
     embeddings: str  # tied ones are the output's matrix too
     fallback: str  # of a matrix whose row length is no multiple of 256
+    values: str = ""  # of the attention's values, which are few and suffer most; empty: as the other matrices
 
 
 # Rows that are no multiple of 256 long fall back to blocks of 32 at about the same bits a weight: 4.5 for 4.5, 6 for 5.5, 8.5 for
@@ -31,7 +32,7 @@ GGUF_TYPES: dict[str, GgufType] = {
         GgufType("Q5_K", 16, "Q5_K", "Q6_K", "Q5_1"),
         GgufType("Q5_1", 9, "Q5_1", "Q5_1", "Q5_1"),
         GgufType("Q5_0", 8, "Q5_0", "Q5_0", "Q5_0"),
-        GgufType("Q4_K", 14, "Q4_K", "Q5_0", "IQ4_NL"),
+        GgufType("Q4_K", 14, "Q4_K", "Q5_0", "IQ4_NL", values="Q5_0"),
         GgufType("Q4_1", 3, "Q4_1", "Q4_1", "Q4_1"),
         GgufType("Q4_0", 2, "Q4_0", "Q4_0", "Q4_0"),
         GgufType("IQ4_NL", 25, "IQ4_NL", "IQ4_NL", "IQ4_NL"),
@@ -43,13 +44,16 @@ UNQUANTIZED = "F32"  # the one format in which llama.cpp says what transformers 
 HALVES = ("F16", "BF16")  # no grid of few bits, but llama.cpp's kernels round activations to them too
 SUPER_BLOCK = 256  # values that the formats ..._K take at once
 EMBEDDINGS = ("token_embd.weight", "output.weight")
+VALUES = ("attn_v.weight", "v_proj.weight")  # in GGUF, and in transformers
 
 
 def tensor_type(kind: GgufType, name: str, shape: tuple[int, ...]) -> str:
-    """The format of one tensor: vectors stay F32, as llama.cpp wants them."""
+    """The format of one tensor, by its name in GGUF or transformers: vectors stay F32, as llama.cpp wants them."""
     if len(shape) < 2:
         return "F32"
     wanted = kind.embeddings if name in EMBEDDINGS else kind.matrices
+    if kind.values and name.endswith(VALUES):
+        wanted = kind.values
     if wanted.endswith("_K") and shape[-1] % SUPER_BLOCK:
         return kind.fallback
     if is_quantized(wanted) and shape[-1] % 32:

@@ -74,6 +74,7 @@ class Capture:
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._restart: asyncio.TimerHandle | None = None
         self._waits_for_room = self._closing = False
 
     @property
@@ -123,19 +124,20 @@ class Capture:
         return status, orjson.dumps(answer)
 
     async def close(self) -> None:
-        """Have everything written down and rolled, and let the writer end."""
+        """Have everything written down and rolled, by another writer where this one dies, and let the writer end."""
         self._closing = True
-        process = self._process
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                while self._open and self._process:
+                while self._open:
                     self._flush()
                     await asyncio.sleep(CLOSE_LOOK_SECONDS)
         except TimeoutError:
             log.warning("feedback: %d exchanges were not written down within %.0f s", len(self._open), CLOSE_SECONDS)
+        if self._restart:
+            self._restart.cancel()
         self._disconnect()
-        if process:
-            await asyncio.to_thread(process.wait)
+        if self._process:
+            await asyncio.to_thread(self._process.wait)
 
     # --- towards the writer
 
@@ -238,7 +240,7 @@ class Capture:
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL)  # it has closed its end: nothing that it does counts any more
             log.warning("feedback: the writer ended with %s; a new one gets what was not confirmed", process.wait())
-        self._loop.call_later(RESTART_SECONDS, self._start_writer)
+        self._restart = self._loop.call_later(RESTART_SECONDS, self._start_writer)
 
     def _disconnect(self) -> None:
         if self._socket:

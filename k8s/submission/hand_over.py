@@ -15,6 +15,7 @@ def hand_over(runs: Sequence[RunDir], number: int, user: int) -> None:
     All else of a run belongs to that user already, and its pods may have put it there.
     """
     for run in runs:
+        _give_events(run.events.folder, user)
         if number == 1:
             _give_folder(run.path, user)
         else:
@@ -22,6 +23,13 @@ def hand_over(runs: Sequence[RunDir], number: int, user: int) -> None:
             _give_files(run.events.folder, user)
     with suppress(FileNotFoundError):  # pods that submit, such as a sweep's, put their code beside this one's
         os.chown(runs[0].path.parent / CODE_FOLDER, user, user, follow_symlinks=False)
+
+
+def _give_events(folder: Path, user: int) -> None:
+    """Make the folder of events where there is none: else whoever submits makes it, for an event behind the submission."""
+    with suppress(FileExistsError):
+        folder.mkdir()
+        os.chown(folder, user, user, follow_symlinks=False)
 
 
 def _give_folder(folder: Path, user: int) -> None:

@@ -120,6 +120,20 @@ async def _captured(folder: Path, config: CaptureConfig | None, count: int) -> C
     return capture
 
 
+def test_a_writer_that_dies_while_it_is_closed_has_a_successor(tmp_path: Path) -> None:
+    folder = tmp_path / FOLDER
+
+    async def scenario() -> int:
+        capture = await _captured(folder, CaptureConfig(retention_days=1e5), 50)
+        assert capture.writer_pid is not None
+        os.kill(capture.writer_pid, signal.SIGKILL)
+        await capture.close()
+        return capture.waiting
+
+    assert asyncio.run(scenario()) == 0
+    assert exchanges_store(folder).read()["id"].to_pylist() == [f"req-{number:06d}" for number in range(50)]
+
+
 def test_off_it_keeps_a_ledger_without_a_word_of_content(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
 

@@ -71,7 +71,6 @@ def test_links_that_pods_have_put_there_lead_nowhere(run: RunDir, tmp_path: Path
     (run.path / "checkpoints").symlink_to(precious)
     (run.path / "wandb").symlink_to(folder)
     (run.path / "attempts/logs").symlink_to(precious)
-    run.events.folder.mkdir()
     (run.events.folder / "other.jsonl").symlink_to(precious)
     os.link(precious, run.path / "metrics.jsonl")
     (run.path.parent / CODE_FOLDER).symlink_to(folder)
@@ -92,6 +91,15 @@ def test_a_run_that_pods_make_look_new_is_none(run: RunDir, tmp_path: Path) -> N
     assert owner(precious) == 0
 
 
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_who_submits_may_write_the_first_event_behind_the_submission(run: RunDir, attempts: int) -> None:
+    if attempts == 2:  # the first one never ran
+        run.events.folder.rmdir()
+        submitted(run, run.path.parent)
+    run.event("resumed_by_user")
+    assert owner(run.events.folder) == POD_USER, "else no pod could write its own"
+
+
 def test_events_that_root_began_can_be_gone_on_with(run: RunDir) -> None:
     run.event("submit_failed")
     (file,) = run.events.files()
@@ -104,6 +112,7 @@ def test_a_folder_of_events_that_leads_elsewhere_is_left_alone(run: RunDir, tmp_
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "a.jsonl").touch()
+    run.events.folder.rmdir()
     run.events.folder.symlink_to(precious)
     submitted(run, run.path.parent)
     assert owner(precious / "a.jsonl") == 0

@@ -62,8 +62,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     ),
     "rest": ("tests/test_*.py", "tests/jobs", "tests/sharding"),
 }
-# in this order: what waits for one process after the other is not left for the end, when no other part fills the cores
-STARTED = ("rest", "kubernetes", "models", "sweeps", "data", "runs", "slurm", "serving", "smaller models", "benchmarks")
+# in this order: the longest first, so that at the end there are others to fill the cores
+STARTED = ("rest", "kubernetes", "models", "slurm", "data", "sweeps", "runs", "serving", "smaller models", "benchmarks")
 NOTHING_COLLECTED = 5
 QUIET_SECONDS = 2.0  # for so long nobody but us must want to run
 QUIET_PATIENCE_SECONDS = 60.0

@@ -34,6 +34,7 @@ from cluster.process.kill import end, family
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.3
+LOCAL_STORE_BYTES = 100 << 20  # of a Ray of one process: plans and summaries pass through it, texts never do
 RAYS_PATIENCE_SECONDS = 29.0  # Ray waits 30 s for whatever it waits for, and then says so in one of several ways
 AGENT = str(Path(__file__).with_name("ray_agent.py"))
 AGENTS = {ray_constants.PROCESS_TYPE_DASHBOARD_AGENT, ray_constants.PROCESS_TYPE_RUNTIME_ENV_AGENT}
@@ -101,13 +102,13 @@ def start(options: argparse.Namespace) -> Node:
     return node
 
 
-def start_local(cpus: int, object_store_bytes: int) -> None:
+def start_local(cpus: int) -> None:
     """`ray.init` of a Ray that this process alone has, and that ends with it. Raises what Ray raises."""
     with light_node():
         ray.init(
             address="local",
             num_cpus=cpus,
-            object_store_memory=object_store_bytes,
+            object_store_memory=LOCAL_STORE_BYTES,
             include_dashboard=False,
             logging_level=logging.WARNING,
         )

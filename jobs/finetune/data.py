@@ -192,7 +192,7 @@ def _actors(context: JobContext, urls: tuple[str, str], actors: int) -> list[Any
     from datapipe.execution.ray_actors import ActorPool
 
     try:
-        start_local(len(os.sched_getaffinity(0)), 100 << 20)  # plans and summaries pass through it, texts never do
+        start_local(len(os.sched_getaffinity(0)))
     except Exception as error:  # Ray raises bare ones
         log.warning("Ray does not start here (%s): the conversations are prepared without it", str(error).splitlines()[0])
         return []

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OBJECT_STORE_BYTES = 100 << 20  # plans and summaries pass through it, texts never do
-
 
 def main(context: JobContext) -> dict[str, object]:
     """Make the data set and its cards, or go on where an earlier attempt was killed.
@@ -130,7 +128,7 @@ def _connect(context: JobContext) -> bool:
         return True
     from cluster.engines.ray_start import start_local
 
-    start_local(_cpus(context), OBJECT_STORE_BYTES)
+    start_local(_cpus(context))
     return True
 
 

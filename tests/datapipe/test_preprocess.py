@@ -45,7 +45,7 @@ def local_ray() -> Iterator[None]:
 
     from cluster.engines.ray_start import start_local
 
-    start_local(2, 100 << 20)
+    start_local(2)
     yield
     ray.shutdown()
 

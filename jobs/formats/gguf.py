@@ -163,7 +163,7 @@ def _write(  # noqa: PLR0917 - what a file is made of
         full = f"{target}.{ending}"
         form = tensor_type(kind, full, values.shape)
         count[form] += 1
-        if stem in calibration.encoded:
+        if ending == "weight" and stem in calibration.encoded:
             content = _as_rotated(config, key, calibration.encoded[stem])
         else:
             importance = calibration.importance.get("lm_head" if stem == "model.embed_tokens" else stem)

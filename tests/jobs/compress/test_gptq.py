@@ -58,9 +58,10 @@ def test_inputs_that_tell_nothing_change_no_more_than_rounding(moments: torch.Te
     torch.testing.assert_close(zeros, on_grid(weight, INT4))
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q4_0"])
-def test_a_file_has_what_was_rounded(tmp_path: Path, name: str) -> None:
-    opened = open_model(str(tiny_model(tmp_path / "model", hidden_size=64, intermediate_size=256, head_dim=32)))
+@pytest.mark.parametrize(("name", "biased"), [("Q4_K", False), ("Q4_0", True)])
+def test_a_file_has_what_was_rounded(tmp_path: Path, name: str, biased: bool) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "head_dim": 32}
+    opened = open_model(str(tiny_model(tmp_path / "model", **sizes, attention_bias=biased)))
     texts = [torch.randint(0, opened.model.config.vocab_size, (2, 16)) for _ in range(2)]
     before = {key: linear.weight.clone() for key, linear in linears(opened.model.model.layers)}
     encoded = gptq_as_gguf(opened.model, GGUF_TYPES[name], texts)
@@ -69,11 +70,13 @@ def test_a_file_has_what_was_rounded(tmp_path: Path, name: str) -> None:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(written.path).tensors}
 
     def weights(tensor: str) -> torch.Tensor:
-        return torch.from_numpy(gguf.quants.dequantize(tensors[tensor].data, tensors[tensor].tensor_type))
+        return torch.tensor(gguf.quants.dequantize(tensors[tensor].data, tensors[tensor].tensor_type))
 
     for number, layer in enumerate(opened.model.model.layers):
         assert torch.equal(weights(f"blk.{number}.ffn_down.weight"), layer.mlp.down_proj.weight)
         assert not torch.equal(layer.mlp.down_proj.weight, before[f"{number}.mlp.down_proj"])
+        if biased:
+            assert torch.equal(weights(f"blk.{number}.attn_v.bias"), layer.self_attn.v_proj.bias)
     with torch.no_grad():
         opened.model.get_input_embeddings().weight.copy_(weights("token_embd.weight"))
     assert verify(written.path, opened, name).kl < 0.01, "llama.cpp turns the queries and keys of what was rounded as it should"

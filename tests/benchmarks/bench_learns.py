@@ -40,6 +40,7 @@ from tests.benchmarks.learnt_items import (
     score_pairs,
     score_words,
     toys,
+    words,
 )
 from tests.jobs.align.pairs import make_model
 from tests.jobs.launch import log_of, start
@@ -60,13 +61,13 @@ LOOK_SECONDS = 10.0
 class Bench:
     """One folder with everything that is made."""
 
-    def __init__(self, words: argparse.Namespace) -> None:
-        self.words, self.folder = words, Path(words.folder).absolute()
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.folder = options, Path(options.folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.tiny = words.model == "tiny"
+        self.tiny = options.model == "tiny"
         self.base = self._tiny_base() if self.tiny else smollm2()
         pool = toys() if self.tiny else questions()
-        held, learnt = (20, 60) if self.tiny else (words.held_out, 4000)
+        held, learnt = (20, 60) if self.tiny else (options.held_out, 4000)
         self.held_out, self.learnt = pool[:held], pool[held:][:learnt]
         numbers = toys() if self.tiny else words()
         self.held_words, self.learnt_words = numbers[: min(held, 120)], numbers[min(held, 120) :]
@@ -86,7 +87,7 @@ class Bench:
                 "data": str(self._lines("sft", records)),
                 "chat": {"template": str(self.folder / "template.jinja")},
                 "seq_len": 256,
-                "steps": self.words.steps or (3 if self.tiny else 48),
+                "steps": self.options.steps or (3 if self.tiny else 48),
                 "validation_fraction": 0.0,
                 "batch": {"global_batch": 10, "micro_batch": 5},
                 "optim": {"lr": 5e-4, "warmup_steps": 4},
@@ -100,7 +101,7 @@ class Bench:
                 "validation_data": str(self._lines("held-out", self.held_out)),
                 "seq_len": 128,
                 "chat": {"verbatim": True},
-                "steps": self.words.steps or (3 if self.tiny else 44),
+                "steps": self.options.steps or (3 if self.tiny else 44),
                 "batch": {"global_batch": 16, "micro_batch": 8},
                 "optim": {"lr": 2e-4, "warmup_steps": 4},
                 "validation": {"every_steps": 1000, "max_sequences": 8, "keep_best": False},
@@ -112,7 +113,7 @@ class Bench:
                 "data": str(self._lines("words", self.learnt_words)),
                 "validation_data": str(self._lines("held-out-words", self.held_words)),
                 "chat": {"verbatim": True},
-                "steps": self.words.steps or (3 if self.tiny else 60),
+                "steps": self.options.steps or (3 if self.tiny else 60),
                 "batch": {"global_batch": 32, "micro_batch": 16},
                 "optim": {"lr": 1e-4, "warmup_steps": 2, "schedule": "constant"},
                 "validation": {"every_steps": 1000, "max_sequences": 8, "keep_best": False},
@@ -204,7 +205,7 @@ class Bench:
         return run
 
     def _train(self, run: RunDir, name: str) -> None:
-        group, told = start(run, self.words.ranks), 0.0
+        group, told = start(run, self.options.ranks), 0.0
         while any(process.is_alive() for process in group.processes):
             for process in group.processes:
                 process.join(1.0)
@@ -227,10 +228,10 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=400)
     parser.add_argument("--steps", type=int, help="instead of each method's own")
     parser.add_argument("--model", default="smollm2", choices=["smollm2", "tiny"])
-    words = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        words.folder = words.folder or (name if words.model == "tiny" else "build/learns")
-        measure(words)
+        options.folder = options.folder or (name if options.model == "tiny" else "build/learns")
+        measure(options)
 
 
 def measure(options: argparse.Namespace) -> None:

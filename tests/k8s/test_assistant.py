@@ -13,7 +13,7 @@ from tests.jobs.conftest import shell  # noqa: F401
 from tests.jobs.shell import Shell
 from tests.k8s.cluster import Cluster, Namespace
 
-pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.usefixtures("alone_with_ray")]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.usefixtures("alone_with_ray")]
 
 VOLUME = Path("/runs")  # as pods see it
 

@@ -11,12 +11,13 @@ from cluster.run.names import AGENTS
 from slurm.job_lookup import job_id
 from tests.jobs.assistant import Assistant, check_equal, write_files
 from tests.jobs.conftest import shell  # noqa: F401
+from tests.jobs.launch import events
 from tests.jobs.shell import Shell
-from tests.patience import until
+from tests.patience import Patience, until
 from tests.slurm.conftest import ROOT, MakeLab
 from tests.slurm.toy import said
 
-pytestmark = [pytest.mark.soak, pytest.mark.slow, pytest.mark.usefixtures("alone_with_ray")]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.usefixtures("alone_with_ray")]
 
 
 def test_an_assistant_is_made_bit_by_bit_though_jobs_are_requeued_and_nodes_die(
@@ -46,9 +47,13 @@ def test_an_assistant_is_made_bit_by_bit_though_jobs_are_requeued_and_nodes_die(
     peaceful = begin("local", ranks_per_node=2)
     peaceful.finish()
     disturbed = begin("lab", nodes=2, grace_seconds=20)
+    first = disturbed.runs["finetune"]
+    until(lambda: events(first, "actors"), Patience.CLUSTER, lambda: said(first))  # Ray prepares the data
+    subprocess.run(["scontrol", "requeue", job_id(first)], check=True)
+    until(lambda: len(first.attempts()) == 2, said=lambda: said(first))
     subprocess.run(["scontrol", "requeue", job_id(disturbed.reach("finetune", 10))], check=True)
     lab.start_node(kill_node("dpo", 10))
     kill_node("grpo", 5)
     disturbed.finish()
-    assert [len(run.attempts()) for run in disturbed.runs.values()] == [2, 2, 2]
+    assert [len(run.attempts()) for run in disturbed.runs.values()] == [3, 2, 2]
     check_equal(peaceful, disturbed)

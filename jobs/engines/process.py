@@ -42,6 +42,10 @@ class EngineProcess:
         """
         if (why := engine.unavailable(options)) is not None:
             raise ConfigError(f"engine {engine.name} cannot run here: {why}")
+        if options.draft is not None:
+            if not engine.capabilities.drafts:
+                raise ConfigError(f"engine {engine.name} takes no draft; leave draft unset, or choose another engine")
+            options = replace(options, draft=engine.prepare(options.draft, options))
         prepared = engine.prepare(model, options)
         log.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
@@ -131,6 +135,8 @@ def our_command(module: str, model: Path, options: EngineOptions) -> list[str]:
     words += ["--slots", str(options.slots), "--parent", str(os.getpid())]
     for key, value in (("threads", options.threads), ("context", options.context), ("name", options.name)):
         words += [f"--{key}", str(value)] if value is not None else []
+    if options.draft is not None:
+        words += ["--draft", str(options.draft), "--draft-tokens", str(options.draft_tokens)]
     return words
 
 

@@ -1,9 +1,11 @@
 """How an engine is started and ended, and what is said where it does not start."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -90,6 +92,12 @@ def test_vllm_is_a_program_of_another_environment(tmp_path: Path) -> None:
     (tmp_path / "vllm").write_text("#!/bin/sh\nexec sleep 600\n")
     (tmp_path / "vllm").chmod(0o755)
     assert vllm.unavailable(options) is None
+    guessing = vllm.command(tmp_path / "model", replace(options, draft=tmp_path / "draft", draft_tokens=2))
+    assert json.loads(guessing[guessing.index("--speculative-config") + 1]) == {
+        "method": "draft_model",
+        "model": str(tmp_path / "draft"),
+        "num_speculative_tokens": 2,
+    }
     words = vllm.command(tmp_path / "model", options)
     own = words[words.index("--") + 1 :]
     assert own[:3] == [str(tmp_path / "vllm"), "serve", str(tmp_path / "model")]

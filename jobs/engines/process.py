@@ -1,6 +1,7 @@
 """The process of an engine: started, awaited with the cause where it does not load, asked, and ended with all that it started."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -24,7 +25,8 @@ ANSWER_SECONDS = 2.0  # within which /health answers
 STOP_SECONDS = 5.0  # from SIGTERM to SIGKILL
 TAIL_BYTES = 20_000
 CAUSE_LINES = 4
-NOISE = ("Traceback (most recent call last)", "  File ", "    ", "INFO", "WARNING", "warn")
+# beside the cause: frames of a traceback, what was told before, progress bars
+NOISE = re.compile(r"Traceback \(most recent|  File |    |([\d-]+ [\d:,]+ )?(INFO|WARNING|warn)|.*\d%\|")
 
 
 class EngineProcess:
@@ -109,7 +111,7 @@ class EngineProcess:
                 lines = stream.read().decode(errors="replace").splitlines()
         except OSError as error:
             return f"its log cannot be read: {error}"
-        told = [line.strip() for line in lines if line.strip() and not line.startswith(NOISE)]
+        told = [line.strip() for line in lines if line.strip() and not NOISE.match(line)]
         return f"{' / '.join(told[-CAUSE_LINES:]) or 'it said nothing'} ({self.log})"
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:

@@ -146,11 +146,13 @@ class ServeConfig(JobConfig):
 
     def preflight(self, here: PathView = Path) -> None:
         """Raise ConfigError unless the model and its draft are there, and the nodes have the GPUs that replicas reserve."""
+        from jobs.serve.drafts import check_draft
         from jobs.serve.models import find_source
 
         if self.gpus and self.gpus > self.resources.gpus:
             raise ConfigError(f"gpus={self.gpus:g} a replica, but a node has resources.gpus={self.resources.gpus}; raise that")
-        for ref in filter(None, (self.model, self.draft)):
-            place = here(ref) if ref.startswith("/") else ref
-            if place is not None:
-                find_source(str(place))
+        model, draft = (here(ref) if ref is not None and ref.startswith("/") else ref for ref in (self.model, self.draft))
+        if model is not None:
+            find_source(str(model))
+        if model is not None and draft is not None:
+            check_draft(str(model), str(draft))

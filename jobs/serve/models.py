@@ -178,15 +178,6 @@ def find_source(ref: str, root: Path | None = None) -> Fixed | Watched:
     return Fixed(ref, root)
 
 
-def draft_directory(ref: str, folder: Path) -> Path:
-    """The Hugging Face directory of a draft; what must be exported first goes to `folder`. Raises ConfigError."""
-    source = find_source(ref)
-    version = source.wanted(None, gated=False).stable
-    if version is None:
-        raise ConfigError(f"draft: {ref} points to no version")
-    return source.directory(version, folder)
-
-
 def lasting_name(ref: str) -> str:
     """A model's name that means the same tomorrow, as far as it is known here; what is not found stays as it is."""
     try:

@@ -25,8 +25,9 @@ from jobs.serve.controller.publish import routes_of
 from jobs.serve.controller.rollout import Rollout, Seen
 from jobs.serve.controller.state import Phase, ServingState, Version
 from jobs.serve.controller.wanted import Wanted
+from jobs.serve.drafts import draft_directory
 from jobs.serve.files import LocalFiles, ServingFiles, read_load
-from jobs.serve.models import Source, draft_directory
+from jobs.serve.models import Source
 from jobs.serve.replica import ReplicaSpec
 from jobs.serve.routes import Routes, write_routes
 

@@ -127,3 +127,18 @@ def test_a_model_that_gguf_does_not_know_is_served_by_transformers(model: Path, 
     (tmp_path / "config.json").write_text('{"model_type": "rwkv"}')
     assert default_engine(tmp_path).name == "transformers"
     assert os.environ.get("ROPEWALK_ENGINE_TOKEN") is None
+
+
+def test_the_cause_is_told_without_what_is_no_cause(tmp_path: Path) -> None:
+    lines = [
+        "Loading weights:  50%|#####     | 10/20 [00:00<00:00, 705.79it/s]",
+        "2026-11-27 14:28:01,990 INFO jobs.engines.api.serve: model is served",
+        "Traceback (most recent call last):",
+        '  File "x.py", line 1, in main',
+        "    fail()",
+        "error: the model is too large",
+    ]
+    (tmp_path / "log").write_text("\n".join(lines))
+    engine = EngineProcess(subprocess.Popen(["true"]), "http://127.0.0.1:1", tmp_path / "log", None)
+    engine.process.wait()
+    assert engine.cause() == f"error: the model is too large ({tmp_path / 'log'})"

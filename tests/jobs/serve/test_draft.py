@@ -1,5 +1,6 @@
 """The draft of a serving run: where it comes from, and what is refused before anything starts."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from cluster.config_reader import load_config
 from cluster.errors import ConfigError
 from jobs.models.promote import promote
 from jobs.serve.config import ServeConfig
-from jobs.serve.models import draft_directory
+from jobs.serve.drafts import check_draft, draft_directory
 from tests.fakes.engine import fake_model
 
 
@@ -27,7 +28,17 @@ def test_a_draft_is_a_directory_or_a_version_of_the_registry(tmp_path: Path, mon
 def test_a_draft_that_is_not_there_is_named_before_anything_starts(tmp_path: Path) -> None:
     folder = fake_model(tmp_path / "model")
     config = load_config(ServeConfig, {"model": str(folder), "draft": str(tmp_path / "nowhere")})
-    with pytest.raises(ConfigError, match="nowhere"):
+    with pytest.raises(ConfigError, match=r"draft: .*nowhere"):
         config.preflight()
     with pytest.raises(ConfigError, match="draft: name it in the words of engine_command"):
         load_config(ServeConfig, {"model": "m", "draft": "d", "engine_command": ["serve", "{model}"]})
+
+
+def test_a_draft_of_other_tokens_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    places = {name: fake_model(tmp_path / name) for name in ("model", "same", "other")}
+    for name, folder in places.items():
+        vocab = {"a": 0, "b": 1 if name != "other" else 2}
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}, "added_tokens": []}))
+    check_draft(str(places["model"]), str(places["same"]))
+    with pytest.raises(ConfigError, match=r"draft: .*other has other tokens than .*model"):
+        check_draft(str(places["model"]), str(places["other"]))

@@ -25,6 +25,8 @@ class EngineOptions:
     threads: int | None = None  # that compute; None: as many as the machine has cores
     context: int | None = None  # the most tokens of a request and its answer; None: what the model can see
     name: str | None = None  # what the API calls the model; None: the name of its directory
+    draft: Path | None = None  # a smaller model that guesses tokens ahead; None: none
+    draft_tokens: int = 3  # that it guesses at once, at most
     token: str | None = field(default=None, repr=False)  # that clients must send; None: none
     extra: Mapping[str, str] = field(default_factory=dict)  # of one engine alone, such as the environment of vLLM
 
@@ -39,6 +41,7 @@ class Capabilities:
     prompt_logprobs: bool = False  # of a prompt that is echoed
     json_schema: bool = False
     prompt_cache: bool = False  # a prompt that begins as an earlier one is not computed again
+    drafts: bool = False  # takes a draft (`EngineOptions.draft`), whose guesses change no greedy answer
     batches: bool = False  # requests at the same time cost less than one after another
 
 

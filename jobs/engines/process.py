@@ -1,6 +1,7 @@
 """The process of an engine: started, awaited with the cause where it does not load, asked, and ended with all that it started."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -24,7 +25,8 @@ ANSWER_SECONDS = 2.0  # within which /health answers
 STOP_SECONDS = 5.0  # from SIGTERM to SIGKILL
 TAIL_BYTES = 20_000
 CAUSE_LINES = 4
-NOISE = ("Traceback (most recent call last)", "  File ", "    ", "INFO", "WARNING", "warn")
+# beside the cause: frames of a traceback, what was told before, progress bars
+NOISE = re.compile(r"Traceback \(most recent|  File |    |([\d-]+ [\d:,]+ )?(INFO|WARNING|warn)|.*\d%\|")
 
 
 class EngineProcess:
@@ -42,6 +44,10 @@ class EngineProcess:
         """
         if (why := engine.unavailable(options)) is not None:
             raise ConfigError(f"engine {engine.name} cannot run here: {why}")
+        if options.draft is not None:
+            if not engine.capabilities.drafts:
+                raise ConfigError(f"engine {engine.name} takes no draft; leave draft unset, or choose another engine")
+            options = replace(options, draft=engine.prepare(options.draft, options))
         prepared = engine.prepare(model, options)
         log.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as held:
@@ -105,7 +111,7 @@ class EngineProcess:
                 lines = stream.read().decode(errors="replace").splitlines()
         except OSError as error:
             return f"its log cannot be read: {error}"
-        told = [line.strip() for line in lines if line.strip() and not line.startswith(NOISE)]
+        told = [line.strip() for line in lines if line.strip() and not NOISE.match(line)]
         return f"{' / '.join(told[-CAUSE_LINES:]) or 'it said nothing'} ({self.log})"
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
@@ -131,6 +137,8 @@ def our_command(module: str, model: Path, options: EngineOptions) -> list[str]:
     words += ["--slots", str(options.slots), "--parent", str(os.getpid())]
     for key, value in (("threads", options.threads), ("context", options.context), ("name", options.name)):
         words += [f"--{key}", str(value)] if value is not None else []
+    if options.draft is not None:
+        words += ["--draft", str(options.draft), "--draft-tokens", str(options.draft_tokens)]
     return words
 
 

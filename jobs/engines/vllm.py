@@ -1,5 +1,6 @@
 """vLLM as a plug-in: a server of an environment of its own, for its packages do not go with those of this program."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ class VllmEngine:
 
     name = "vllm"
     inherits_socket = False
-    capabilities = Capabilities(json_schema=True, prompt_logprobs=True, prompt_cache=True, batches=True)
+    capabilities = Capabilities(json_schema=True, drafts=True, prompt_logprobs=True, prompt_cache=True, batches=True)
 
     def unavailable(self, options: EngineOptions) -> str | None:
         """That there is no program `vllm` where the configuration says, or on the PATH."""
@@ -40,6 +41,9 @@ class VllmEngine:
         words = [options.extra.get(EXECUTABLE, "vllm"), "serve", str(model), "--host", options.host, "--port", str(options.port)]
         words += ["--served-model-name", options.name or model.name, "--max-num-seqs", str(options.slots)]
         words += ["--max-model-len", str(options.context)] if options.context is not None else []
+        if options.draft is not None:
+            guessing = {"method": "draft_model", "model": str(options.draft), "num_speculative_tokens": options.draft_tokens}
+            words += ["--speculative-config", json.dumps(guessing)]
         return [sys.executable, "-m", "jobs.engines.guard", "--", *words]
 
     def environment(self, options: EngineOptions) -> dict[str, str]:

@@ -55,9 +55,8 @@ class Decoder:
 
     def __init__(self, model: Any, ends: set[int], decode: Callable[[Sequence[int]], str]) -> None:
         self.model, self.ends, self.decode = model, ends, decode
-        words = inspect.signature(model.forward).parameters
-        self._cache_word = "cache" if "cache" in words else "past_key_values"  # it was renamed in transformers 5
-        self._places = "position_ids" in words
+        self._cache_word = cache_word(model)
+        self._places = "position_ids" in inspect.signature(model.forward).parameters
 
     @torch.no_grad()
     def alone(self, prompt: Prompt, sampling: Sampling) -> Text:
@@ -120,6 +119,11 @@ class Decoder:
             text.ended = "stop"
         elif len(text.tokens) >= sampling.max_new_tokens:
             text.ended = "length"
+
+
+def cache_word(model: Any) -> str:
+    """What a model's forward calls the cache that it is given: state-space models have another name for it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def choose(logits_V: torch.Tensor, sampling: Sampling, random: np.random.Generator) -> tuple[int, float]:

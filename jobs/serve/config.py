@@ -94,6 +94,12 @@ class ServeConfig(JobConfig):
         description="a program of your own as the engine: its words, in which {model}, {host}, {port}, {slots}, {context} are"
         " filled in; it must answer GET /health and OpenAI's API",
     )
+    draft: str | None = Field(
+        default=None,
+        description="a smaller model with the same tokens that guesses ahead (speculative decoding), such as one distilled from"
+        " the model: a run, a Hugging Face directory, a version of the registry; unset: none",
+    )
+    draft_tokens: int = Field(default=3, ge=1, le=16, description="tokens that the draft guesses at once, at most")
     slots: int = Field(default=4, ge=1, description="requests that a replica answers at once")
     context: int | None = Field(default=None, ge=16, description="tokens of a request with its answer; unset: the model's own")
     cpus: float | None = Field(default=None, gt=0, description="CPU cores that a replica reserves; unset: they share the node")
@@ -123,6 +129,8 @@ class ServeConfig(JobConfig):
     def _engine_is_one(self) -> Self:
         if self.engine_command is not None and self.engine != "auto":
             raise ValueError("engine and engine_command exclude each other: leave one out")
+        if self.engine_command is not None and self.draft is not None:
+            raise ValueError("draft: name it in the words of engine_command, as that program wants it")
         return self
 
     def extra_record(self, cluster_name: str) -> dict[str, Any]:
@@ -130,17 +138,21 @@ class ServeConfig(JobConfig):
         return {"service": {"port": self.port}} if self.port and not self.host.startswith("127.") else {}
 
     def resolved(self) -> Self:
-        """The model by a name that means the same tomorrow: NAME@ALIAS, a run's id, or an absolute path."""
+        """The model and its draft by names that mean the same tomorrow: NAME@ALIAS, a run's id, or an absolute path."""
         from jobs.serve.models import lasting_name
 
-        return self.model_copy(update={"model": lasting_name(self.model)})
+        names = {"model": lasting_name(self.model), "draft": self.draft and lasting_name(self.draft)}
+        return self.model_copy(update=names)
 
     def preflight(self, here: PathView = Path) -> None:
-        """Raise ConfigError unless the model is there, and the nodes have the GPUs that replicas reserve."""
+        """Raise ConfigError unless the model and its draft are there, and the nodes have the GPUs that replicas reserve."""
+        from jobs.serve.drafts import check_draft
         from jobs.serve.models import find_source
 
         if self.gpus and self.gpus > self.resources.gpus:
             raise ConfigError(f"gpus={self.gpus:g} a replica, but a node has resources.gpus={self.resources.gpus}; raise that")
-        model = here(self.model) if self.model.startswith("/") else self.model
+        model, draft = (here(ref) if ref is not None and ref.startswith("/") else ref for ref in (self.model, self.draft))
         if model is not None:
             find_source(str(model))
+        if model is not None and draft is not None:
+            check_draft(str(model), str(draft))

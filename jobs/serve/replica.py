@@ -48,6 +48,8 @@ class ReplicaSpec:
     slots: int
     threads: int | None
     context: int | None
+    draft: str | None  # the Hugging Face directory of the draft
+    draft_tokens: int
     folder: str  # where it writes its record
     logs: str  # the attempt's logs
     start_seconds: float
@@ -90,6 +92,8 @@ class Replica:
             threads=spec.threads,
             context=spec.context,
             name=spec.version,
+            draft=Path(spec.draft) if spec.draft is not None else None,
+            draft_tokens=spec.draft_tokens,
             token=spec.token,
         )
         started = EngineProcess.start(engine, Path(spec.model), options, log=Path(spec.logs) / f"engine-{self.id}.log")

@@ -1,142 +1,155 @@
-"""Speculative decoding in llama.cpp's server: a draft model guesses, the model checks; tokens a second, greedy text identical.
+"""Speculative decoding in the engines that serve: a smaller model guesses, the model checks; tokens a second, text identical.
 
-    python -m tests.benchmarks.bench_speculative --kept DIR [--targets F16,F32] [--drafts Q4_K,Q8_0] [--distil 60] [--layers 6]
-        [--n-max 2,3,4] [--tokens 64] [--tiny]
+    python -m tests.benchmarks.bench_speculative --kept DIR [--size small|smollm2|tiny] [--engines transformers,llamacpp:F32]
+        [--layers 2] [--steps 200] [--most 2,3,4] [--tokens 96] [--rounds 3]
 
-One JSON object: a row for each target without a draft, and with each draft at each number of guesses; `best` of each target. A
-draft is the model itself in another number format, or, with --distil STEPS, one of --layers layers that is cut out of it and
-distilled here, in Q8_0. All run on one thread, one request at a time, in a process of its own each. Each row and each step is
-told on stderr. Ended at any moment and begun again with the same --kept, it goes on where it was. `--tiny`: a tiny model.
+The draft is cut out of the model (`--layers` of its layers) and distilled by `--steps` steps. `smollm2` is SmolLM2-135M-Instruct;
+`small` is the preset with bytes as tokens, trained here first (`--teacher-steps`), as bench_distill has it: with the same --kept
+the two share it. An engine with and without draft are up side by side, and are asked in turn, one request at a time, on one
+thread each; a ratio is that of neighbours. Prints one JSON object; each row is told on stderr. Ended at any moment and begun
+again with the same --kept, it goes on where it was.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
+
+from cluster.run.directory import RunDir
+from jobs.engines.engine import EngineOptions
+from jobs.engines.find import find_engine
+from jobs.engines.process import EngineProcess
+from jobs.scores.statistics import mean_error
+from jobs.training.export import export
+from tests.benchmarks.bench_compress import material
+from tests.benchmarks.bench_distill import data_and_teacher, finished, kept_run, student_config, texts
+from tests.jobs.engines.streams import COMPLETIONS, events
+from tests.patience import HANG_SECONDS
 
 PROMPTS = (
     "The history of the town begins in the twelfth century, when",
     "def fibonacci(n):\n",
     "Water boils at a lower temperature on a mountain because",
 )
-DISTILLED, DISTILLED_TYPE = "distilled", "Q8_0"
-SEQ_LEN = 128
+HELD_OUT, PROMPT_CHARACTERS = 8, 120  # of the texts that `small` has not learnt
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", default="F16,F32", help="number formats of the model")
-    parser.add_argument("--drafts", default="Q4_K,Q8_0", help="number formats of the model as its own draft")
-    parser.add_argument("--distil", type=int, default=0, help="steps of 512 tokens by which a smaller draft is distilled")
-    parser.add_argument("--layers", type=int, default=6, help="layers of the smaller draft")
-    parser.add_argument("--n-max", default="2,3,4", help="tokens that the draft guesses at once")
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--kept", type=Path, default=None, help="keep drafts and rows here, and go on with what is there")
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--serve", nargs=3, metavar=("TARGET", "DRAFT", "N"), help=argparse.SUPPRESS)
+    parser.add_argument("--size", choices=["small", "smollm2", "tiny"], default="small")
+    parser.add_argument("--engines", default="transformers,llamacpp:F32", help="each with its number format, where it has one")
+    parser.add_argument("--layers", type=int, default=2, help="layers of the draft")
+    parser.add_argument("--steps", type=int, default=200, help="steps by which it is distilled")
+    parser.add_argument("--most", default="2,3,4", help="tokens that the draft guesses at once")
+    parser.add_argument("--tokens", type=int, default=96, help="of each answer")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kept", type=Path, default=None, help="keep models and rows here, and go on with what is there")
+    parser.add_argument("--teacher-steps", type=int, default=300)
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--texts", type=int, default=3000)
+    parser.add_argument("--sequences", type=int, default=16)
     words = parser.parse_args()
-    if words.serve:
-        print(json.dumps(answer(words.serve[0], words.serve[1], int(words.serve[2]), words.tokens)))
-        sys.stdout.flush()
-        return
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(measure(words.kept or Path(folder), words), indent=1))
 
 
 def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
     """All rows, those that are kept as they are."""
-    from jobs.formats.gguf import gguf_of
-    from tests.benchmarks.bench_compress import material
-
     folder.mkdir(parents=True, exist_ok=True)
-    model, data = material(folder, tiny=words.tiny)
-    drafts = {name: gguf_of(model, name) for name in words.drafts.split(",") if name}
-    if words.distil:
-        drafts[DISTILLED] = gguf_of(_distilled(folder, model, data, words), DISTILLED_TYPE)
-    found, best = {}, {}
-    for target in words.targets.split(","):
-        rows = _rows(folder, gguf_of(model, target), drafts, words)
-        found[target] = {name: {key: value for key, value in row.items() if key != "texts"} for name, row in rows.items()}
-        best[target] = max((row["times_plain"], name) for name, row in found[target].items() if row.get("identical", False))
-    return {"model": model.name, "best": best, "rows": found}
+    model, data, prompts = _model(folder, words)
+    draft = _draft(folder, model, data, words)
+    rows = {}
+    for engine in words.engines.split(","):
+        for most in map(int, words.most.split(",")):
+            rows[f"{engine}, {most} at once"] = _row(folder, (engine, most), (model, draft), prompts, words)
+    return {"asked": {key: str(value) for key, value in vars(words).items()}, "rows": rows}
 
 
-def _rows(folder: Path, target: Path, drafts: dict[str, Path], words: argparse.Namespace) -> dict[str, Any]:
-    rows: dict[str, Any] = {"plain": _row(folder, target, "-", 0, words)}
-    for draft, path in drafts.items():
-        for count in map(int, words.n_max.split(",")):
-            row = _row(folder, target, str(path), count, words)
-            # the plain rate just before or after would be fairer still where others compute beside
-            ratio = round(row["tokens_per_second"] / rows["plain"]["tokens_per_second"], 2)
-            cpu = round(row["tokens_per_cpu_second"] / rows["plain"]["tokens_per_cpu_second"], 2)
-            same = row["texts"] == rows["plain"]["texts"]
-            rows[f"{draft}, {count} at once"] = {**row, "times_plain": ratio, "times_plain_by_cpu": cpu, "identical": same}
-    return rows
+def _model(folder: Path, words: argparse.Namespace) -> tuple[Path, Path, list[str]]:
+    """The model's directory, what its draft learns from, and what both are asked."""
+    if words.size != "small":
+        model, data = material(folder, tiny=words.size == "tiny")
+        return model, data, list(PROMPTS)
+    data, run = data_and_teacher(folder, words)
+    return _exported(Path(run), folder / "model"), data, [text[:PROMPT_CHARACTERS] for text in texts()[-HELD_OUT:]]
 
 
-def _row(folder: Path, target: Path, draft: str, count: int, words: argparse.Namespace) -> dict[str, Any]:
+def _draft(folder: Path, model: Path, data: Path, words: argparse.Namespace) -> Path:
+    """The draft's directory; what was begun is resumed."""
+    name = f"draft-{words.size}-{words.layers}-{words.steps}"
+    config = student_config(str(model), {"layers": words.layers}, data, words)
+    run = kept_run(folder, name, {"job": "distill", "entry": "jobs.distill.job:main", "config": config})
+    finished(run, name)
+    return _exported(run.path, folder / name)
+
+
+def _exported(run: Path, place: Path) -> Path:
+    if not (place / "config.json").exists():
+        export(RunDir(run), place)
+    return place
+
+
+def _row(
+    folder: Path, way: tuple[str, int], models: tuple[Path, Path], prompts: list[str], words: argparse.Namespace
+) -> dict[str, Any]:
     """A row, of the file that keeps them or measured now."""
-    file, key = folder / "rows.jsonl", f"{target.name}|{Path(draft).name}|{count}|{words.tokens}"
+    file, key = folder / "rows.jsonl", f"{models[1].name}|{way[0]}|{way[1]}|{words.tokens}|{words.rounds}"
     kept = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for one in kept:
         if one["key"] == key:
             return dict(one["row"])
-    command = [sys.executable, "-m", "tests.benchmarks.bench_speculative", "--serve", str(target), draft, str(count)]
-    done = subprocess.run([*command, "--tokens", str(words.tokens)], stdout=subprocess.PIPE, text=True, check=True)
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    row = _asked(folder, way, models, prompts, words)
     with file.open("a") as out:
         out.write(json.dumps({"key": key, "row": row}) + "\n")
-    print(f"{key}: {row['tokens_per_second']} tokens/s, accepted {row['accepted']}", file=sys.stderr, flush=True)
+    print(f"{key}: {row}", file=sys.stderr, flush=True)
     return row
 
 
-def _distilled(folder: Path, model: Path, data: Path, words: argparse.Namespace) -> Path:
-    """A smaller model that was distilled from the model, as a directory; resumed where it was ended."""
-    from jobs.training.export import export
-    from tests.benchmarks.bench_distill import finished, kept_run, student_config
-
-    place = folder / f"draft-{words.layers}-{words.distil}"
-    if not place.exists():
-        size = "tiny" if words.tiny else "smollm2"
-        keys = {"seq_len": 32 if words.tiny else SEQ_LEN, "steps": words.distil, "batch": 4, "lr": 1e-3, "sequences": 4}
-        config = student_config(str(model), {"layers": words.layers}, data, argparse.Namespace(size=size, **keys))
-        run = kept_run(folder, place.name, {"job": "distill", "entry": "jobs.distill.job:main", "config": config})
-        finished(run, place.name)
-        export(run, place)
-    return place
-
-
-def answer(target: str, draft: str, count: int, tokens: int) -> dict[str, Any]:
-    """Tokens a second of all prompts in a server of its own."""
-    import xllamacpp
-
-    wanted = xllamacpp.CommonParams()
-    wanted.model.path, wanted.n_parallel, wanted.n_ctx, wanted.cache_ram_mib, wanted.verbosity = target, 1, 512, 0, 0
-    wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = 1
-    if count:
-        speculative = wanted.speculative
-        speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
-        speculative.draft.mparams.path, speculative.draft.n_max = draft, count
-        speculative.draft.cpuparams.n_threads = speculative.draft.cpuparams_batch.n_threads = 1
-    server = xllamacpp.Server(wanted)
-    texts, seconds, cpu, drafted, accepted, made = [], 0.0, time.process_time(), 0, 0, 0
-    for prompt in PROMPTS:
-        said = server.handle_completions({"prompt": prompt, "max_tokens": tokens, "temperature": 0, "seed": 1})
-        timings = said["timings"]
-        texts.append(said["choices"][0]["text"])
-        seconds, made = seconds + timings["predicted_ms"] / 1e3, made + timings["predicted_n"]
-        drafted, accepted = drafted + timings.get("draft_n", 0), accepted + timings.get("draft_n_accepted", 0)
-    spent = time.process_time() - cpu
+def _asked(
+    folder: Path, way: tuple[str, int], models: tuple[Path, Path], prompts: list[str], words: argparse.Namespace
+) -> dict[str, Any]:
+    name, _, form = way[0].partition(":")
+    engine = find_engine(name)
+    extra = {"type": form} if form else {}
+    plain = EngineOptions(threads=1, slots=1, name="model", extra=extra)
+    drafted = EngineOptions(threads=1, slots=1, name="model", extra=extra, draft=models[1], draft_tokens=way[1])
+    rates: dict[str, list[float]] = {"plain": [], "drafted": []}
+    same = True
+    with (
+        EngineProcess.start(engine, models[0], plain, folder / "plain.log") as one,
+        EngineProcess.start(engine, models[0], drafted, folder / "drafted.log") as other,
+    ):
+        for each in (one, other):
+            each.await_ready(HANG_SECONDS)
+        for _ in range(words.rounds):
+            for prompt in prompts:
+                first, said = _rate(one, prompt, words.tokens)
+                second, said_too = _rate(other, prompt, words.tokens)
+                rates["plain"].append(first)
+                rates["drafted"].append(second)
+                same = same and said == said_too
+    ratios = [second / first for first, second in zip(rates["plain"], rates["drafted"], strict=True)]
     return {
-        "texts": texts,
-        "tokens_per_second": round(made / seconds, 2),
-        "tokens_per_cpu_second": round(made / spent, 2),  # prompts included
-        "accepted": round(accepted / drafted, 3) if drafted else None,
+        "times_plain": round(mean(ratios), 3),
+        "standard_error": round(mean_error(ratios) or 0.0, 3),
+        "tokens_a_second": {side: round(mean(found), 1) for side, found in rates.items()},
+        "identical": same,
     }
+
+
+def _rate(engine: EngineProcess, prompt: str, tokens: int) -> tuple[float, str]:
+    """Tokens a second of a whole answer, its prompt included, and the text."""
+    asked = {"model": "model", "prompt": prompt, "temperature": 0, "max_tokens": tokens, "ignore_eos": True}
+    begin = time.perf_counter()
+    found = events(engine, COMPLETIONS, {**asked, "return_token_ids": True})
+    seconds = time.perf_counter() - begin
+    return sum(len(event.tokens) for event in found) / seconds, "".join(event.text for event in found)
 
 
 if __name__ == "__main__":

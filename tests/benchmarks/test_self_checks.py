@@ -20,7 +20,7 @@ SMALL = {
     "bench_grpo_oracles": ["--variants", "grpo", "--ranks", "1", "--weights", "all", "--trl", "none"],
     "bench_audit": ["--items", "4", "--peer", "4"],
     "bench_compress": ["--tiny", "--sequences", "4", "--calibration", "2", "--seeds", "2"],
-    "bench_speculative": ["--tiny", "--tokens", "8", "--n-max", "2", "--drafts", "Q8_0", "--distil", "2", "--layers", "1"],
+    "bench_speculative": ["--size", "tiny", "--layers", "1", "--steps", "2", "--seq-len", "32", "--most", "2", "--tokens", "8"],
     "bench_command": ["--rounds", "1", "--kills", "1", "--seconds", "1"],
     "bench_drift": ["--texts", "100", "--tries", "1", "--null", "2", "--series", "0"],
     "bench_hung": ["--hangs", "1"],

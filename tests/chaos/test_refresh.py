@@ -1,5 +1,6 @@
-"""The loop on this machine, with real steps: unattended to production; and killed again and again, to the same end."""
+"""The loop on this machine, with real steps: unattended to production, killed again and again, and beside a run that serves."""
 
+import itertools
 import json
 import random
 import time
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -16,15 +18,18 @@ from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from jobs.feedback.records import FOLDER, exchanges_store, ratings_store
 from jobs.models.promote import promote, rollback
+from jobs.models.trace import feedback_behind, trace_answer
 from jobs.refresh.config import RefreshConfig
 from jobs.refresh.rounds import read_rounds
+from jobs.runs.cancel import cancel_runs
 from jobs.runs.model_versions import RegisteredModel
 from jobs.runs.status import GONE, final_outcome, settle
-from jobs.runs.submit import resume, submit
+from jobs.runs.submit import configure, resume, submit
 from tests.jobs.evaluate.tasks import choice_task
 from tests.jobs.finetune.chats import chats, make_base
 from tests.jobs.refresh.staged import captured, keep, rated
-from tests.patience import Patience, until
+from tests.jobs.serve.serving import Serving
+from tests.patience import HANG_SECONDS, Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = {
@@ -35,7 +40,9 @@ TRAIN = {
     "validation": {"every_steps": 100},
     "checkpoint": {"every_steps": 2},
 }
+GATE = {"evaluate": {"tasks": ["choice.yaml"], "require": {"choice": ">= 0.0"}}}
 KILLS, MOST_LOOKS = 10, 20_000
+ANSWERS = 4  # of the candidate, as a canary
 
 pytestmark = pytest.mark.soak
 
@@ -63,8 +70,7 @@ def refresh(place: Path, name: str, **keys: Any) -> RunDir:
     keep(exchanges_store(served.path / FOLDER), [captured(n, asked["content"], "wrong") for n, (asked, _) in enumerate(turns)])
     said = [rated(n, correction=json.dumps(answer["content"])) for n, (_, answer) in enumerate(turns)]
     keep(ratings_store(served.path / FOLDER), said)
-    gate = {"evaluate": {"tasks": ["choice.yaml"], "require": {"choice": ">= 0.0"}}}
-    values = {"watch": served.id, "name": name, "train": TRAIN, "gate": gate, "canary": None, **keys}
+    values = {"watch": served.id, "name": name, "train": TRAIN, "gate": GATE, "canary": None, **keys}
     return submit("refresh", load_config(RefreshConfig, values))
 
 
@@ -126,3 +132,58 @@ def test_killed_at_random_points_it_ends_the_same(place: Path, seed: int) -> Non
     assert sorted(steps) == ["1-collect", "1-evaluate-candidate", "1-evaluate-production", "1-train"], "each step is one run"
     moves = [move.kind for move in RegisteredModel(place / "runs", "main").history("production")]
     assert moves == ["promote", "promote", "rollback", "promote"], "each promotion is made once"
+
+
+@pytest.fixture
+def served(place: Path) -> Iterator[Serving]:
+    """A real engine serves production, and keeps what it is asked."""
+    keys = {"model": "production", "engine": "transformers", "capture": {}, "canary": {"share": 0.5}, "resources.cpus": 2}
+    found = Serving(
+        submit("serve", configure("serve", None, [f"{key}={json.dumps(value)}" for key, value in keys.items()])), place
+    )
+    try:
+        found.serves("main@1")
+        yield found
+    finally:
+        list(cancel_runs([found.run.id]))
+        until(lambda: final_outcome(found.run) is not None)
+
+
+def said(address: str, path: str, **body: Any) -> dict[str, Any]:
+    """The answer to a request, which does not fail."""
+    answer = httpx.post(f"{address}/v1/{path}", json=body, timeout=HANG_SECONDS)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def asked(address: str, words: str) -> str:
+    """The id of the answer to a question."""
+    messages = [{"role": "user", "content": words}]
+    return str(said(address, "chat/completions", model="production", messages=messages, max_tokens=4)["id"])
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("alone_with_ray")
+def test_what_people_correct_is_learnt_and_served(place: Path, served: Serving) -> None:
+    """They go on asking while the loop goes round, and none of their requests fails."""
+    questions = [chat["messages"] for chat in chats(40, turns=1)]
+    for question, answer in questions:
+        number = asked(served.address, question["content"])
+        said(served.address, "feedback", answer_id=number, correction=answer["content"])
+    canary = {"minutes": 0, "requests": ANSWERS}
+    values = {"watch": served.run.id, "name": "fresh", "train": TRAIN, "gate": GATE, "canary": canary}
+    run, count = submit("refresh", load_config(RefreshConfig, values)), itertools.count()
+    until(lambda: asked(served.address, f"question {next(count)}") and final_outcome(run), Patience.CLUSTER, look_seconds=0.2)
+    assert ended(run) is RunState.SUCCEEDED, final_outcome(run)
+    (facts,) = read_rounds(run)
+    assert facts["outcome"] == "promoted", facts["words"]
+    assert facts["words"].endswith(f"{served.run.id} serves it")
+    assert facts["data"]["corrected"] == len(questions)
+    assert facts["canary"]["candidate"]["answers"] >= ANSWERS
+    assert facts["canary"]["candidate"]["errors"] == 0
+    served.serves("main@2")
+    number = asked(served.address, "and now?")
+    told = until(lambda: trace_answer(number, place / "runs"), Patience.STEP)
+    assert told["version"] == "main@2"
+    assert [one["watch"] for one in feedback_behind(told["lineage"], place / "runs")] == [served.run.id]

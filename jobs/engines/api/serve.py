@@ -37,6 +37,8 @@ def main(program: str, load: Load) -> None:
         threads=given.threads,
         context=given.context,
         name=given.name or Path(given.model).name,
+        draft=given.draft,
+        draft_tokens=given.draft_tokens,
         token=os.environ.pop(TOKEN_VARIABLE, "") or None,
     )
     listener = socket.socket(fileno=given.fd) if given.fd is not None else _listener(given.host, given.port)
@@ -92,6 +94,8 @@ def _arguments(program: str) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=None, help="that compute")
     parser.add_argument("--context", type=int, default=None, help="tokens of a request and its answer at most")
     parser.add_argument("--name", default=None, help="what the API calls the model")
+    parser.add_argument("--draft", type=Path, default=None, help="a smaller model with the same tokens, which guesses ahead")
+    parser.add_argument("--draft-tokens", type=int, default=3, help="tokens that it guesses at once, at most")
     parser.add_argument("--parent", type=int, default=None, help="the process with which this one ends")
     return parser.parse_args()
 

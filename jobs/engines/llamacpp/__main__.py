@@ -18,7 +18,7 @@ def load(model: str, options: EngineOptions) -> "Loaded":
     from jobs.engines.api.prompts import Prompts
     from jobs.engines.llamacpp.gguf_facts import read_facts
     from jobs.engines.llamacpp.plugin import LlamaCppEngine
-    from jobs.engines.llamacpp.sampler import DEFAULT_CONTEXT, LlamaCppSampler
+    from jobs.engines.llamacpp.sampler import DEFAULT_CONTEXT, LlamaCppDraft, LlamaCppSampler
 
     gguf = LlamaCppEngine().prepare(Path(model), options)
     facts = read_facts(gguf)
@@ -28,7 +28,8 @@ def load(model: str, options: EngineOptions) -> "Loaded":
         )
     prompts = Prompts(facts.tokenizer, facts.vocabulary)
     context = options.context or min(facts.context, DEFAULT_CONTEXT)
-    sampler = LlamaCppSampler(gguf, prompts, slots=options.slots, threads=options.threads, context=context)
+    draft = LlamaCppDraft(options.draft, options.draft_tokens) if options.draft is not None else None
+    sampler = LlamaCppSampler(gguf, prompts, slots=options.slots, threads=options.threads, context=context, draft=draft)
     return Loaded(sampler, prompts)
 
 

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 import orjson
@@ -29,17 +29,33 @@ QUIET = 1  # llama.cpp's verbosity: errors
 SEEDS = 2**32 - 1  # its last one means: any
 
 
+class LlamaCppDraft(NamedTuple):
+    """A smaller model that guesses ahead."""
+
+    gguf: Path
+    most: int  # tokens that it guesses at once
+
+
 class LlamaCppSampler:
     """The sampler of the engine llamacpp."""
 
-    def __init__(self, gguf: Path, prompts: Prompts, *, slots: int, threads: int | None, context: int) -> None:
+    def __init__(
+        self,
+        gguf: Path,
+        prompts: Prompts,
+        *,
+        slots: int,
+        threads: int | None,
+        context: int,
+        draft: LlamaCppDraft | None = None,
+    ) -> None:
         """Load a GGUF file. Raises ConfigError where llama.cpp cannot."""
         self.slots, self.context, self.vocabulary = slots, context, prompts.vocabulary
         self.ends: frozenset[int] = frozenset()  # it does not say which token has ended a text
         self.capabilities = LlamaCppEngine().capabilities
         self._hidden = HiddenTokens(prompts.text, prompts.vocabulary)
         self._key, self._asked = secrets.token_hex(16), 0
-        self._server = _started(gguf, slots=slots, threads=threads, context=context, key=self._key)
+        self._server = _started(gguf, slots=slots, threads=threads, context=context, key=self._key, draft=draft)
         self._client = httpx2.AsyncClient(
             base_url=self._server.listening_address,
             headers={"Authorization": f"Bearer {self._key}"},
@@ -173,21 +189,33 @@ def _refusal(raw: bytes) -> ApiError:
     return ApiError(f"llama.cpp refuses the request: {message}", status=status, code=code)
 
 
-def _started(gguf: Path, *, slots: int, threads: int | None, context: int, key: str) -> Any:
+def _started(gguf: Path, *, slots: int, threads: int | None, context: int, key: str, draft: LlamaCppDraft | None) -> Any:
     import xllamacpp
 
     wanted = xllamacpp.CommonParams()
     wanted.model.path, wanted.hostnames, wanted.port, wanted.api_keys = str(gguf), ["127.0.0.1"], 0, [key]
     wanted.n_parallel, wanted.n_ctx, wanted.kv_unified = slots, slots * context, False
-    wanted.n_batch = wanted.n_ubatch = READ_TOKENS + slots  # each slot may draw a token beside it
+    guesses = draft.most if draft is not None else 0
+    wanted.n_batch = wanted.n_ubatch = READ_TOKENS + slots * (1 + guesses)  # each slot may draw a token beside it
     wanted.cache_ram_mib, wanted.warmup, wanted.ui, wanted.verbosity = CACHE_MIB, False, False, QUIET
     wanted.fit_params, wanted.ctx_shift = False, False
     wanted.endpoint_slots, wanted.endpoint_metrics = False, False
     if threads is not None:
         wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = threads
+    if draft is not None:
+        _draft(wanted.speculative, draft, threads)
     try:
         return xllamacpp.Server(wanted)
     except RuntimeError as error:
         raise ConfigError(
             f"{gguf}: llama.cpp does not load it ({error}); is it damaged, or is there too little memory?"
         ) from None
+
+
+def _draft(speculative: Any, draft: LlamaCppDraft, threads: int | None) -> None:
+    import xllamacpp
+
+    speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
+    speculative.draft.mparams.path, speculative.draft.n_max = str(draft.gguf), draft.most
+    if threads is not None:
+        speculative.draft.cpuparams.n_threads = speculative.draft.cpuparams_batch.n_threads = threads

@@ -16,6 +16,7 @@ def load(model: str, options: EngineOptions) -> "Loaded":
     from cluster.run.directory import RunDir
     from jobs.engines.api.app import Loaded
     from jobs.engines.api.prompts import Prompts
+    from jobs.engines.transformers.guesses import Draft
     from jobs.engines.transformers.sampler import TransformersSampler
     from jobs.inference.open_model import open_model
     from jobs.runs.find_model import find_model
@@ -24,7 +25,8 @@ def load(model: str, options: EngineOptions) -> "Loaded":
         torch.set_num_threads(options.threads)
     found = find_model(model)
     opened = open_model(model)
-    sampler = TransformersSampler(opened, slots=options.slots, context=options.context)
+    draft = Draft(open_model(str(options.draft)), options.draft_tokens) if options.draft is not None else None
+    sampler = TransformersSampler(opened, slots=options.slots, context=options.context, draft=draft)
     return Loaded(sampler, Prompts(found.tokenizer if isinstance(found, RunDir) else found, sampler.vocabulary))
 
 

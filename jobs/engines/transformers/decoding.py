@@ -3,18 +3,18 @@
 An answer that is continued must be the one that would have been given. Prompt and drawn tokens are read in one forward pass,
 which is quick, but differs by rounding from what a pass a token gives. So while a choice is clear it is made; at the first one
 that rounding could turn, the drawn tokens are read one by one, as they were when they were drawn, and all that follows is exact.
+The same holds for tokens that a draft has guessed, which are read in one pass too.
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache
 
 from jobs.engines.sampler import Drawn, Ended, Sampling, Top
 from jobs.engines.transformers.constraint import Constraint
+from jobs.engines.transformers.guesses import Draft, Guesser, State
 from jobs.inference.decode import Sampling as Drawing
 from jobs.inference.decode import choose
 from jobs.inference.ties import token_noise
@@ -24,60 +24,75 @@ class Answer:
     """An answer while it is drawn. A token depends on the prompt, the seed, and its place in the answer."""
 
     def __init__(
-        self, model: Any, prompt: Sequence[int], sampling: Sampling, ends: frozenset[int], constraint: Constraint | None
+        self,
+        model: Any,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        ends: frozenset[int],
+        *,
+        constraint: Constraint | None = None,
+        draft: Draft | None = None,
     ) -> None:
         self._model, self._sampling, self._ends, self._constraint = model, sampling, ends, constraint
         self._prompt_size = len(prompt) - sampling.continued
         self._tokens = list(prompt)
         self._drawing = Drawing(temperature=sampling.temperature, top_p=sampling.top_p, top_k=max(sampling.top_k, 0))
-        words = inspect.signature(model.forward).parameters
-        self._cache_word = "cache" if "cache" in words else "past_key_values"  # it was renamed in transformers 5
-        self._cache: Any = None
-        self._exact = sampling.continued == 0
+        self._state: State | None = None  # all tokens are read but the last one
+        self._exact = sampling.continued == 0  # the state is that of a pass a token
+        # with cuts a token is not a matter of one lead; log-probabilities are told to the last digit
+        guesses = draft is not None and not self._cuts and constraint is None and sampling.logprobs is None
+        self._guesser = Guesser(draft) if draft is not None and guesses else None
         if constraint is not None:
             for token in self._tokens[self._prompt_size :]:
                 constraint.take(token)
 
     @torch.no_grad()
-    def step(self) -> Drawn:
-        """Draw the next token. Raises ApiError where nothing that the JSON schema allows is left."""
-        if self._cache is None and not self._exact and self._cuts:
-            self._read_one_by_one()  # which tokens are cut is not a matter of one lead
-        elif self._cache is None:
-            self._cache = DynamicCache(config=self._model.config)
-            self._logits = self._pass(self._tokens)
-        else:
-            self._logits = self._pass(self._tokens[-1:])
-        token, lead, logits = self._choice()
-        if not self._exact and lead <= 2 * token_noise(self._model.dtype) / (self._sampling.temperature or 1.0):
-            self._read_one_by_one()
-            token, lead, logits = self._choice()
-        self._tokens.append(token)
-        if self._constraint is not None and token not in self._ends:
-            self._constraint.take(token)
-        return self._drawn(token, logits)
+    def step(self) -> list[Drawn]:
+        """Draw the next token, or several where guesses were right. Raises ApiError where the JSON schema allows none."""
+        guesses, rows = self._read()
+        found: list[Drawn] = []
+        for row, logits_V in enumerate(rows):
+            found.append(self._draw(logits_V.float()))
+            if found[-1].ended is not None or self._exact or row == len(guesses) or found[-1].token != guesses[row]:
+                break
+        assert self._state is not None
+        self._state.forget(len(self._tokens) - 1)
+        return found
+
+    def _read(self) -> tuple[list[int], torch.Tensor]:
+        """Read what is new, with guesses of what follows; those, and the logits behind the last token and each guess."""
+        if self._state is None and not self._exact and self._cuts:
+            return [], self._read_one_by_one()[None]
+        if self._state is None:
+            self._state = State(self._model)
+            return [], self._state.read(self._tokens)[-1:]
+        guesses = self._guesses()
+        self._exact = self._exact and not guesses
+        return guesses, self._state.read([self._tokens[-1], *guesses])
+
+    def _guesses(self) -> list[int]:
+        if self._guesser is None:
+            return []
+        left = self._sampling.max_tokens - (len(self._tokens) - self._prompt_size)
+        return self._guesser.ahead(self._tokens, left - 1, lambda logits, place: self._choice(logits, place)[0], self._ends)
 
     @property
     def _cuts(self) -> bool:
         asked = self._sampling
         return asked.temperature != 0 and (asked.top_k > 0 or asked.top_p < 1 or asked.min_p > 0)
 
-    def _read_one_by_one(self) -> None:
-        """Compute the state as it was when the tokens were drawn: the prompt in one pass, then a pass a token."""
-        self._cache = DynamicCache(config=self._model.config)
-        self._logits = self._pass(self._tokens[: self._prompt_size])
+    def _read_one_by_one(self) -> torch.Tensor:
+        """Compute the state as it was when the tokens were drawn: the prompt in one pass, then a pass a token; its logits."""
+        self._state = State(self._model)
+        logits_V = self._state.read(self._tokens[: self._prompt_size])[-1]
         for token in self._tokens[self._prompt_size :]:
-            self._logits = self._pass([token])
+            logits_V = self._state.read([token])[-1]
         self._exact = True
+        return logits_V.float()
 
-    def _pass(self, tokens: Sequence[int]) -> torch.Tensor:
-        ids = torch.tensor([list(tokens)], device=self._model.device)
-        found: torch.Tensor = self._model(input_ids=ids, use_cache=True, **{self._cache_word: self._cache}).logits[0, -1].float()
-        return found
-
-    def _choice(self) -> tuple[int, float, torch.Tensor]:
-        """The next token, its lead over the second, and the logits of the model itself."""
-        logits = scaled = self._logits
+    def _choice(self, logits_V: torch.Tensor, place: int) -> tuple[int, float]:
+        """The token at a place of the text, and its lead over the second."""
+        scaled = logits_V
         if self._sampling.bias:
             scaled = scaled.clone()
             scaled[list(self._sampling.bias)] += torch.tensor(list(self._sampling.bias.values()), device=scaled.device)
@@ -89,9 +104,20 @@ class Answer:
         if self._sampling.temperature and self._sampling.min_p:
             likely = (scaled / self._sampling.temperature).log_softmax(0)
             scaled = scaled.masked_fill(likely < likely.max() + float(np.log(self._sampling.min_p)), -torch.inf)
-        place = len(self._tokens) - self._prompt_size
-        random = np.random.default_rng([self._sampling.seed % 2**64, place])
-        return (*choose(scaled, self._drawing, random), logits)
+        random = np.random.default_rng([self._sampling.seed % 2**64, place - self._prompt_size])
+        return choose(scaled, self._drawing, random)
+
+    def _draw(self, logits_V: torch.Tensor) -> Drawn:
+        """Append the token that follows; where rounding could turn which one that is, read all anew before."""
+        token, lead = self._choice(logits_V, len(self._tokens))
+        if not self._exact and lead <= 2 * token_noise(self._model.dtype) / (self._sampling.temperature or 1.0):
+            logits_V = self._read_one_by_one()
+            token, _ = self._choice(logits_V, len(self._tokens))
+            self._guesser = None  # each doubt costs as many passes as there are tokens
+        self._tokens.append(token)
+        if self._constraint is not None and token not in self._ends:
+            self._constraint.take(token)
+        return self._drawn(token, logits_V)
 
     def _drawn(self, token: int, logits: torch.Tensor) -> Drawn:
         ended: Ended | None = None

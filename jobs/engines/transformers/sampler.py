@@ -18,6 +18,7 @@ from jobs.engines.api.errors import ApiError
 from jobs.engines.sampler import Drawn, Sampling
 from jobs.engines.transformers.constraint import Constraints
 from jobs.engines.transformers.decoding import Answer, likeliest
+from jobs.engines.transformers.guesses import Draft
 from jobs.engines.transformers.plugin import TransformersEngine
 from jobs.inference.generate import end_tokens
 from jobs.inference.open_model import OpenModel
@@ -43,8 +44,11 @@ class Job:
 class TransformersSampler:
     """The sampler of the reference engine."""
 
-    def __init__(self, opened: OpenModel, *, slots: int, context: int | None) -> None:
-        self._opened, self.slots = opened, slots
+    def __init__(self, opened: OpenModel, *, slots: int, context: int | None, draft: Draft | None = None) -> None:
+        """Raise ConfigError where the draft cannot guess for the model."""
+        if draft is not None:
+            draft.check(opened)
+        self._opened, self.slots, self._draft = opened, slots, draft
         self.context = min(context or opened.max_length, opened.max_length)
         self.ends = frozenset(end_tokens(opened))
         self.vocabulary = int(opened.model.get_input_embeddings().num_embeddings)
@@ -61,7 +65,8 @@ class TransformersSampler:
         """What follows the prompt, token by token; closing the generator frees the slot after the pass that is computed."""
         schema = sampling.json_schema
         constraint = await asyncio.to_thread(self._constraints.begin, schema) if schema is not None else None
-        job = Job(Answer(self._opened.model, prompt, sampling, self.ends, constraint), asyncio.get_running_loop())
+        answer = Answer(self._opened.model, prompt, sampling, self.ends, constraint=constraint, draft=self._draft)
+        job = Job(answer, asyncio.get_running_loop())
         with self._changed:
             self._waiting.append(job)
             self._changed.notify()
@@ -122,7 +127,7 @@ class TransformersSampler:
                 self._active.append(job)
 
     def _turn(self, job: Job) -> None:
-        """One token more of a request; a failure is that request's alone."""
+        """One token more of a request, or as many as a draft has guessed; a failure is that request's alone."""
         if job.gone:
             return
         try:
@@ -135,8 +140,9 @@ class TransformersSampler:
             job.tell(ApiError(f"the model failed: {error}", status=500, code="engine_failed"))
             self._active.remove(job)
             return
-        job.tell(drawn)
-        if drawn.ended is not None:
+        for each in drawn:
+            job.tell(each)
+        if drawn[-1].ended is not None:
             job.tell(None)
             self._active.remove(job)
 

@@ -25,6 +25,7 @@ from jobs.serve.controller.publish import routes_of
 from jobs.serve.controller.rollout import Rollout, Seen
 from jobs.serve.controller.state import Phase, ServingState, Version
 from jobs.serve.controller.wanted import Wanted
+from jobs.serve.drafts import draft_directory
 from jobs.serve.files import LocalFiles, ServingFiles, read_load
 from jobs.serve.models import Source
 from jobs.serve.replica import ReplicaSpec
@@ -140,12 +141,13 @@ class Controller:
     def _prepare(self, app: str, name: str) -> None:
         """Make the version's directory, and start its application."""
         try:
-            self.applications.deploy(self._spec(app, name, self.source.directory(name, self.files.models)))
+            draft = draft_directory(self.config.draft, self.files.models) if self.config.draft is not None else None
+            self.applications.deploy(self._spec(app, name, self.source.directory(name, self.files.models), draft))
         except Exception as error:  # whatever it is, the version is refused for it
             log.exception("version %s cannot be started", name)
             self._unprepared[app] = str(error)
 
-    def _spec(self, app: str, name: str, model: Path) -> ReplicaSpec:
+    def _spec(self, app: str, name: str, model: Path, draft: Path | None) -> ReplicaSpec:
         config, context = self.config, self.context
         resources = context.run.resources(context.attempt)
         return ReplicaSpec(
@@ -157,6 +159,8 @@ class Controller:
             slots=config.slots,
             threads=math.ceil(config.cpus) if config.cpus else None,
             context=config.context,
+            draft=str(draft) if draft is not None else None,
+            draft_tokens=config.draft_tokens,
             folder=str(self.files.replicas / f"{context.attempt:04d}" / app),
             logs=str(context.run.log_dir(context.attempt)),
             start_seconds=config.update.start_minutes * 60,

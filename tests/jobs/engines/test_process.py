@@ -1,9 +1,11 @@
 """How an engine is started and ended, and what is said where it does not start."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -90,6 +92,12 @@ def test_vllm_is_a_program_of_another_environment(tmp_path: Path) -> None:
     (tmp_path / "vllm").write_text("#!/bin/sh\nexec sleep 600\n")
     (tmp_path / "vllm").chmod(0o755)
     assert vllm.unavailable(options) is None
+    guessing = vllm.command(tmp_path / "model", replace(options, draft=tmp_path / "draft", draft_tokens=2))
+    assert json.loads(guessing[guessing.index("--speculative-config") + 1]) == {
+        "method": "draft_model",
+        "model": str(tmp_path / "draft"),
+        "num_speculative_tokens": 2,
+    }
     words = vllm.command(tmp_path / "model", options)
     own = words[words.index("--") + 1 :]
     assert own[:3] == [str(tmp_path / "vllm"), "serve", str(tmp_path / "model")]
@@ -119,3 +127,18 @@ def test_a_model_that_gguf_does_not_know_is_served_by_transformers(model: Path, 
     (tmp_path / "config.json").write_text('{"model_type": "rwkv"}')
     assert default_engine(tmp_path).name == "transformers"
     assert os.environ.get("ROPEWALK_ENGINE_TOKEN") is None
+
+
+def test_the_cause_is_told_without_what_is_no_cause(tmp_path: Path) -> None:
+    lines = [
+        "Loading weights:  50%|#####     | 10/20 [00:00<00:00, 705.79it/s]",
+        "2026-11-27 14:28:01,990 INFO jobs.engines.api.serve: model is served",
+        "Traceback (most recent call last):",
+        '  File "x.py", line 1, in main',
+        "    fail()",
+        "error: the model is too large",
+    ]
+    (tmp_path / "log").write_text("\n".join(lines))
+    engine = EngineProcess(subprocess.Popen(["true"]), "http://127.0.0.1:1", tmp_path / "log", None)
+    engine.process.wait()
+    assert engine.cause() == f"error: the model is too large ({tmp_path / 'log'})"

@@ -2,10 +2,13 @@
 (DPO), rewards (GRPO, drawn by workers). Submitted by the command as a user types it, to any cluster.
 """
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from cluster.run.directory import RunDir
@@ -15,13 +18,21 @@ from tests.jobs.align.pairs import pairs, write_pairs
 from tests.jobs.align.rolling import prompts, write_prompts
 from tests.jobs.finetune.chats import chats, make_base, write_lines
 from tests.jobs.launch import equal, events, losses, weights
-from tests.jobs.shell import Shell
 from tests.patience import Patience, until
 from tests.slurm.toy import finish, said
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = {"finetune": 60, "dpo": 60, "grpo": 16}
 LORA = {"rank": 4}
 REWARD = "def letters(answer, record):\n    return sum(letter.islower() and letter.isascii() for letter in answer) / 8\n"
+
+
+def set_up(home: Path, profiles: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the command finds its clusters and, of this machine, its runs."""
+    (home / "clusters.yaml").write_text(yaml.safe_dump(profiles))
+    variables = {"ROPEWALK_RUNS": home / "runs", "ROPEWALK_CLUSTERS": home / "clusters.yaml", "PYTHONPATH": ROOT}
+    for name, value in {**variables, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": 1}.items():
+        monkeypatch.setenv(name, str(value))
 
 
 def write_files(folder: Path) -> None:
@@ -70,9 +81,9 @@ def job_files(folder: Path, rewards: Path) -> dict[str, dict[str, Any]]:
 class Assistant:
     """The three runs on one cluster, submitted at once: each waits for the one before."""
 
-    def __init__(self, shell: Shell, folder: Path, cluster: str, resources: dict[str, Any], find: Callable[[str], Path]) -> None:
-        """`folder` as the runs see it; `find`: where this machine sees a run."""
-        rewards = shell.home / "project"
+    def __init__(self, home: Path, folder: Path, cluster: str, resources: dict[str, Any], find: Callable[[str], Path]) -> None:
+        """Submit from `home`; `folder` as the runs see it; `find`: where this machine sees a run."""
+        rewards = home / "project"
         rewards.mkdir(exist_ok=True)
         (rewards / "judge.py").write_text(REWARD)
         self.runs: dict[str, RunDir] = {}
@@ -82,8 +93,11 @@ class Assistant:
             if self.runs:
                 before = list(self.runs.values())[-1].id
                 wanted["model"], words = {"run": before}, [*words, "--after", before]
-            (shell.home / f"{name}.yaml").write_text(yaml.safe_dump(wanted))
-            self.runs[name] = RunDir(find(shell(*words).strip()))
+            (home / f"{name}.yaml").write_text(yaml.safe_dump(wanted))
+            command = [sys.executable, "-m", "jobs.cli", *words]
+            done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            self.runs[name] = RunDir(find(done.stdout.strip()))
 
     def reach(self, name: str, step: int) -> RunDir:
         """Wait until a run has taken a step in its newest attempt."""

@@ -4,13 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from cluster.run.files import read_lines
 from cluster.run.names import AGENTS
-from tests.jobs.assistant import Assistant, check_equal, write_files
-from tests.jobs.conftest import shell  # noqa: F401
-from tests.jobs.shell import Shell
+from tests.jobs.assistant import Assistant, check_equal, set_up, write_files
 from tests.k8s.cluster import Cluster, Namespace
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.usefixtures("alone_with_ray")]
@@ -18,23 +15,17 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.usefixtur
 VOLUME = Path("/runs")  # as pods see it
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # connections that end with a process
 def test_an_assistant_is_made_bit_by_bit_though_pods_are_evicted_and_a_node_dies(
-    lab: Cluster,
-    namespace: Namespace,
-    shell: Shell,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
+    lab: Cluster, namespace: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     profile = {"backend": "k8s", **namespace.options()}
     profile["environment"] |= {"WANDB_MODE": "disabled"}
-    (shell.home / "clusters.yaml").write_text(yaml.safe_dump({"pods": profile}))
+    set_up(tmp_path, {"pods": profile}, monkeypatch)
     write_files(namespace.runs / "files")
-    peaceful = Assistant(shell, namespace.runs / "files", "local", {"ranks_per_node": 2}, (shell.home / "runs").joinpath)
+    peaceful = Assistant(tmp_path, namespace.runs / "files", "local", {"ranks_per_node": 2}, (tmp_path / "runs").joinpath)
     peaceful.finish()
     pods = {"nodes": 2, "cpus": 1, "grace_seconds": 20}
-    disturbed = Assistant(shell, VOLUME / "files", "pods", pods, namespace.runs.joinpath)
+    disturbed = Assistant(tmp_path, VOLUME / "files", "pods", pods, namespace.runs.joinpath)
 
     def pod_of(name: str, step: int, node: int) -> dict[str, Any]:
         """Wait for a step; the pod in which a node's agent runs."""

@@ -2,40 +2,33 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-import yaml
 
 from cluster.run.files import read_lines
 from cluster.run.names import AGENTS
 from slurm.job_lookup import job_id
-from tests.jobs.assistant import Assistant, check_equal, write_files
-from tests.jobs.conftest import shell  # noqa: F401
+from tests.jobs.assistant import Assistant, check_equal, set_up, write_files
 from tests.jobs.launch import events
-from tests.jobs.shell import Shell
 from tests.patience import Patience, until
-from tests.slurm.conftest import ROOT, MakeLab
+from tests.slurm.conftest import MakeLab
 from tests.slurm.toy import said
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.usefixtures("alone_with_ray")]
 
 
 def test_an_assistant_is_made_bit_by_bit_though_jobs_are_requeued_and_nodes_die(
-    make_lab: MakeLab,
-    shell: Shell,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
+    make_lab: MakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = make_lab(nodes=3, node_timeout_seconds=10)
-    for name, value in {"PYTHONPATH": ROOT, "WANDB_MODE": "disabled", "OMP_NUM_THREADS": 1}.items():
-        monkeypatch.setenv(name, str(value))
     # roots of their own: data that was prepared for a run is there for all beside it
-    runs = {"local": shell.home / "runs", "lab": shell.home / "runs-of-lab"}
-    profile = {"backend": "slurm", "runs": str(runs["lab"]), "python": sys.executable}
-    (shell.home / "clusters.yaml").write_text(yaml.safe_dump({"lab": profile}))
-    write_files(shell.home / "files")
+    runs = {"local": tmp_path / "runs", "lab": tmp_path / "runs-of-lab"}
+    set_up(tmp_path, {"lab": {"backend": "slurm", "runs": str(runs["lab"]), "python": sys.executable}}, monkeypatch)
+    write_files(tmp_path / "files")
 
     def begin(on: str, **resources: int) -> Assistant:
-        return Assistant(shell, shell.home / "files", on, resources, runs[on].joinpath)
+        return Assistant(tmp_path, tmp_path / "files", on, resources, runs[on].joinpath)
 
     def kill_node(name: str, step: int) -> str:
         run = disturbed.reach(name, step)

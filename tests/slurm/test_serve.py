@@ -74,7 +74,7 @@ def test_two_nodes_serve_and_a_requeued_run_comes_back(start: Callable[..., Serv
 def test_at_its_time_limit_a_run_hands_over_and_fails_no_stream(start: Callable[..., Serving]) -> None:
     """A client asks wherever the run says, again and again; a refusal (503) while it looks for the way is no failure."""
     limit = {"resources.time_limit_minutes": 9, "handover": True, "handover_minutes": 7}  # it is due after a minute
-    serving = start(**limit)
+    serving = start(**limit, **{"update.drain_seconds": 3000})  # it ends because nothing is open, and not because this is over
     run, answered, failures = serving.run, Counter[str](), list[str]()
     serving.until(lambda: serving.state.get("stable") and view_of(run).endpoint(), Patience.CLUSTER)
 

@@ -1,14 +1,21 @@
 """A successor that fails is no successor: the run serves on, and its next attempt submits another one."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from cluster.config_reader import load_config
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
 from jobs.serve.config import ServeConfig
-from jobs.serve.files import ServingFiles
+from jobs.serve.controller.applications import Applications, Found
+from jobs.serve.controller.controller import Controller
+from jobs.serve.files import LocalFiles, ServingFiles
 from jobs.serve.handover import Handover
+from jobs.serve.models import Fixed
+from jobs.serve.replica import ReplicaSpec
+from tests.fakes.engine import fake_model
 from tests.jobs.shell import Shell
 
 KEYS = {"model": "anything", "handover": True, "handover_minutes": 60, "resources": {"time_limit_minutes": 5}}
@@ -69,3 +76,31 @@ def test_a_submission_that_is_refused_changes_nothing(shell: Shell) -> None:
     assert first.begin() is None
     assert first.failed
     assert not first.due()
+
+
+class NoApplications(Applications):
+    """Ray Serve runs nothing."""
+
+    def running(self) -> dict[str, Any]:
+        return {}
+
+    def deploy(self, spec: ReplicaSpec) -> None:
+        pass
+
+    def look(self, apps: Collection[str], running: Mapping[str, Any]) -> dict[str, Found]:
+        return {app: Found() for app in apps}
+
+
+def test_once_its_successor_answers_a_run_refuses_new_requests_though_nobody_has_asked_it_to_stop(shell: Shell) -> None:
+    """It hands over because its time limit is near."""
+    run, config = serving(shell.home / "runs", "slow")
+    local = LocalFiles(shell.home / "local")
+    local.make()
+    source = Fixed(str(fake_model(shell.home / "one")))
+    context = JobContext(run=run, attempt=run.begin_attempt())
+    controller = Controller(context, NoApplications(config, local.folder, local.load), source, local)
+    controller.tick()
+    assert (read_json(local.routes) or {})["accepting"]
+    local.closing.touch()
+    controller.tick()
+    assert not (read_json(local.routes) or {})["accepting"]

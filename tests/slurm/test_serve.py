@@ -15,6 +15,8 @@ from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.run.files import read_json
 from cluster.spec import RunState
 from jobs.models.promote import promote
+from jobs.runs.cancel import cancel_runs
+from jobs.runs.status import final_outcome
 from jobs.runs.submit import configure, submit
 from jobs.runs.view import view_of
 from slurm.job_lookup import job_id
@@ -46,8 +48,14 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm_lab: Lab) -> It
         return Serving(submit("serve", configure("serve", None, words), "lab"), tmp_path)
 
     yield submitted
-    end_jobs(*(f"ropewalk-{run.id}" for run in RunDir.all(tmp_path / "runs")))
-    until(lambda: not processes_of(tmp_path / "runs"))
+
+    def gone() -> bool:
+        runs = RunDir.all(tmp_path / "runs")
+        list(cancel_runs([run.id for run in runs if final_outcome(run) is None]))  # told by Slurm alone, each would hand over
+        end_jobs(*(f"ropewalk-{run.id}" for run in runs))
+        return not processes_of(tmp_path / "runs")
+
+    until(gone)
 
 
 def test_two_nodes_serve_and_a_requeued_run_comes_back(start: Callable[..., Serving]) -> None:

@@ -8,6 +8,7 @@ from cluster.config_reader import load_config
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
+from jobs.runs.view import view_of
 from jobs.serve.config import ServeConfig
 from jobs.serve.controller.applications import Applications, Found
 from jobs.serve.controller.controller import Controller
@@ -34,6 +35,12 @@ def attempt(run: RunDir, config: ServeConfig) -> Handover:
     return Handover(JobContext(run=run, attempt=run.begin_attempt()), config)
 
 
+def asked_at(run: RunDir) -> str:
+    endpoint = view_of(run).endpoint()
+    assert endpoint is not None
+    return endpoint.address
+
+
 def test_a_successor_that_fails_is_left_and_the_next_attempt_submits_another(shell: Shell) -> None:
     run, config = serving(shell.home / "runs", "bad")
     first = attempt(run, config)
@@ -58,10 +65,13 @@ def test_one_that_answers_is_handed_over_to_by_whichever_attempt(shell: Shell) -
     assert successor is not None
     assert not first.answers(successor)
     assert not first.failed
+    write_json(ServingFiles(run).address, {"address": "http://127.0.0.1:2", "port": 2, "node": "a", "attempt": 1})
     files = ServingFiles(successor)
     files.make()
+    write_json(files.address, {"address": "http://127.0.0.1:1", "port": 1, "node": "b", "attempt": 1})
+    assert asked_at(run) == "http://127.0.0.1:2", "the successor listens, and loads still"
     write_json(files.state, {"stable": "anything@1"})
-    write_json(files.address, {"address": "http://127.0.0.1:1", "port": 1})
+    assert asked_at(run) == "http://127.0.0.1:1"
     again = attempt(run, config)
     found = again.begin()
     assert found is not None

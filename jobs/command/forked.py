@@ -151,6 +151,8 @@ def _become(script: Script, start: Start) -> NoReturn:
 
 def _restore_signals() -> None:
     faulthandler.unregister(STACKS_SIGNAL)
+    if not os.environ.get("PYTHONFAULTHANDLER"):  # as in a new interpreter: the frames of this process are not the program's
+        faulthandler.disable()
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGINT}:
         if signal.getsignal(number) not in (signal.SIG_DFL, signal.SIG_IGN, None):
             signal.signal(number, signal.SIG_DFL)

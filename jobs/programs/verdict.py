@@ -16,6 +16,11 @@ _LOST_PEER = re.compile(
     r"|DistNetworkError|DistBackendError|Timed out waiting .* for recv|watchdog.*(timeout|timed out)",
     re.IGNORECASE,
 )
+# what others say behind the program's last words: torchrun of its rank, Python's fault handler of a signal
+_OTHERS = re.compile(
+    r"^(?! +File ).*(?:torch/distributed/elastic/|torch\.distributed\.elastic|Sending process \d+ closing signal|Fatal Python error: )",
+    re.MULTILINE,
+)
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Failure|Timeout)(: .*)?$")
 
 
@@ -52,7 +57,10 @@ def judge(code: int, stop: signal.Signals | None, context: JobContext, since_byt
         os.kill(os.getpid(), signal.SIGKILL)  # from outside, as ranks may be: whoever waits for us sees it so
     if code == EXIT_LOST_PEER or (context.world_size > 1 and _LOST_PEER.search(text)):
         raise LostPeerError(f"another rank was gone (connection closed by peer): {last_words(text)}")
-    raise ProgramFailedError(f"the program {how_it_ended(code)}: {last_words(text) or 'it said nothing'}")
+    error = ProgramFailedError(f"the program {how_it_ended(code)}: {last_words(text) or 'it said nothing'}")
+    for line in innermost_frame(text):
+        error.add_note(line)  # the record of the error ends with it, as with a frame of its own
+    raise error
 
 
 def how_it_ended(code: int) -> str:
@@ -89,9 +97,22 @@ def tail(context: JobContext, since_bytes: int) -> str:
 
 def last_words(text: str) -> str:
     """The last exception that a program printed, else its last line that says something."""
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in _own(text).splitlines() if re.search(r"\w", line)]
     for number in reversed(range(len(lines))):
         if _EXCEPTION.match(lines[number]):
             message = [line.strip() for line in lines[number : number + 4]]  # it may go on over several lines
             return " ".join(message)[:500]
     return lines[-1].strip()[:500] if lines else ""
+
+
+def innermost_frame(text: str) -> list[str]:
+    """File, line and code of the last frame that a Python program printed; empty where it printed none."""
+    lines = [line.strip() for line in _own(text).splitlines()]
+    last = max((number for number, line in enumerate(lines) if line.startswith('File "')), default=None)
+    return [] if last is None else lines[last : last + 2]
+
+
+def _own(text: str) -> str:
+    """What the program itself said last."""
+    own = _OTHERS.split(text, maxsplit=1)[0]
+    return own if own.strip() else text

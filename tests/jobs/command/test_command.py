@@ -24,7 +24,8 @@ from cluster.spec import Outcome, RunState
 from jobs.command.config import CommandConfig
 from jobs.programs.verdict import LostPeerError, ProgramFailedError, judge, log_of, said_so_far
 from jobs.registry import config_of, find_job
-from jobs.runs.status import final_outcome
+from jobs.runs.diagnose import diagnose
+from jobs.runs.status import final_outcome, states
 from jobs.runs.submit import scale, submit
 from jobs.sweep.results import read_sweep
 from tests.patience import Patience, until
@@ -154,6 +155,8 @@ def test_a_bug_of_the_program_is_told_in_its_own_words(start: Start, tmp_path: P
     outcome = ended(run)
     assert outcome.state is RunState.FAILED
     assert "KeyError: 'learning_rate'" in outcome.cause
+    told = diagnose(run, states([run])[run.id]).evidence
+    assert "raise KeyError('learning_rate')" in told, "the line of the program, not of what watches it"
 
 
 def test_one_process_a_node_knows_all_nodes(start: Start, tmp_path: Path) -> None:

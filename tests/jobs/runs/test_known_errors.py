@@ -16,7 +16,7 @@ from cluster.backends.base import BackendState
 from cluster.run.directory import RunDir
 from cluster.run.files import write_json
 from cluster.spec import Outcome, RunState
-from jobs.programs.verdict import how_it_ended, last_words
+from jobs.programs.verdict import how_it_ended, innermost_frame, last_words
 from jobs.runs.diagnose import diagnose
 from jobs.runs.known_errors import known_error, known_errors
 
@@ -100,3 +100,28 @@ def test_failures_of_somebody_who_has_not_seen_the_rules_are_told(tmp_path: Path
             wrong.append(f"{name}: {cause[:200]} -> {said}")
     assert len(UNSEEN) >= 30
     assert not wrong, "\n".join(wrong)
+
+
+OWN = """Traceback (most recent call last):
+  File "train.py", line 3, in main
+    fail()
+ValueError: the batch is empty
+"""
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        "",
+        "E1127 14:53:02.1 9 torch/distributed/elastic/multiprocessing/api.py:869] failed (exitcode: 1)\n"
+        'Traceback (most recent call last):\n  File "run.py", line 1, in main\n'
+        "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n============\n",
+        'Fatal Python error: Aborted\n\nCurrent thread 0x1 (most recent call first):\n  File "ranks.py", line 237 in run_rank\n',
+    ],
+    ids=["nothing", "torchrun", "fault handler"],
+)
+def test_the_last_words_are_the_programs_own(behind: str) -> None:
+    assert last_words(OWN + behind) == "ValueError: the batch is empty"
+    assert innermost_frame(OWN + behind) == ['File "train.py", line 3, in main', "fail()"]
+    assert last_words("one\n=====\n") == "one"
+    assert innermost_frame("one") == []

@@ -1,0 +1,50 @@
+"""Finetuning, preferences and rewards in pods: evicted, and their node dead, they learn what they would in peace."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.run.files import read_lines
+from cluster.run.names import AGENTS
+from tests.jobs.assistant import Assistant, check_equal, write_files
+from tests.jobs.conftest import shell  # noqa: F401
+from tests.jobs.shell import Shell
+from tests.k8s.cluster import Cluster, Namespace
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.usefixtures("alone_with_ray")]
+
+VOLUME = Path("/runs")  # as pods see it
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # connections that end with a process
+def test_an_assistant_is_made_bit_by_bit_though_pods_are_evicted_and_a_node_dies(
+    lab: Cluster,
+    namespace: Namespace,
+    shell: Shell,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    profile = {"backend": "k8s", **namespace.options()}
+    profile["environment"] |= {"WANDB_MODE": "disabled"}
+    (shell.home / "clusters.yaml").write_text(yaml.safe_dump({"pods": profile}))
+    write_files(namespace.runs / "files")
+    peaceful = Assistant(shell, namespace.runs / "files", "local", {"ranks_per_node": 2}, (shell.home / "runs").joinpath)
+    peaceful.finish()
+    pods = {"nodes": 2, "cpus": 1, "grace_seconds": 20}
+    disturbed = Assistant(shell, VOLUME / "files", "pods", pods, namespace.runs.joinpath)
+
+    def pod_of(name: str, step: int, node: int) -> dict[str, Any]:
+        """Wait for a step; the pod in which a node's agent runs."""
+        run = disturbed.reach(name, step)
+        addresses = {line["node"]: line["address"] for line in read_lines(run.attempt_dir(run.attempts()[-1]) / AGENTS)}
+        return next(pod for pod in namespace.pods() if pod["status"].get("podIP") == addresses[node])
+
+    for name, node in (("finetune", 0), ("dpo", 1)):
+        namespace.kubectl("delete", "pod", "--wait=false", pod_of(name, 10, node)["metadata"]["name"])
+    lab.kill_node(pod_of("grpo", 5, 1)["spec"]["nodeName"])
+    disturbed.finish()
+    assert [len(run.attempts()) for run in disturbed.runs.values()] == [2, 2, 2]
+    check_equal(peaceful, disturbed)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cluster.errors import BackendError, CommandMissingError, SchedulerAwayError
+from cluster.process.scratch import outside
 from cluster.run.context import OWN_VARIABLES
 from slurm.times import FOREVER, seconds_of
 
@@ -88,11 +89,13 @@ def run_command(words: Sequence[str], seconds: float) -> subprocess.CompletedPro
 
 def plain_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment without a surrounding job's variables and output formats, which would change what Slurm's commands do,
-    and without those of a surrounding run: a job that is submitted takes its environment along.
+    and without those of a surrounding run: a job that is submitted takes its environment along, and outlives an agent's
+    temporary directory.
     """
     unwanted = (*FORMATS, *(("SLURM_", "SBATCH_", "SRUN_") if "SLURM_JOB_ID" in environment else ()))
     kept = {name: value for name, value in environment.items() if name in KEPT or not name.startswith(unwanted)}
-    return {name: value for name, value in kept.items() if name not in OWN_VARIABLES}
+    temporary = {"TMPDIR": str(outside(Path(kept["TMPDIR"])))} if "TMPDIR" in kept else {}
+    return {name: value for name, value in (kept | temporary).items() if name not in OWN_VARIABLES}
 
 
 class Slurm:

@@ -55,6 +55,13 @@ def keep(place: Path, reason: Path | None = None) -> None:
             _held.setdefault(reason or place, []).append(descriptor)
 
 
+def outside(place: Path) -> Path:
+    """Return the first folder around `place`, or itself, that is no scratch folder: it does not go with a process."""
+    while NAME.fullmatch(place.name) and (place / OWNER).is_file():
+        place = place.parent
+    return place
+
+
 def descriptors(folder: Path) -> list[int]:
     """Return the descriptors by which a child that inherits them keeps the folder even when this process is gone."""
     return list(_held.get(folder, ()))

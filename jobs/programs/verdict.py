@@ -18,8 +18,8 @@ _LOST_PEER = re.compile(
 )
 # what others say behind the program's last words: torchrun of its rank, Python's fault handler of a signal
 _OTHERS = re.compile(
-    r"^(?! +File ).*(?:torch/distributed/elastic/|torch\.distributed\.elastic"
-    r"|Sending process \d+ closing signal|Fatal Python error: )",
+    r"^(?! +File ).*(?:torch/distributed/elastic/|torch\.distributed\.elastic|"
+    r"Sending process \d+ closing signal|Fatal Python error: )",
     re.MULTILINE,
 )
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Failure|Timeout)(: .*)?$")

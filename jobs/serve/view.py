@@ -27,11 +27,15 @@ class ServeView(RunView):
         self.files = ServingFiles(run)
 
     def endpoint(self) -> Endpoint | None:
-        """Where the run, or the one that it has handed over to, can be asked; None: nowhere now."""
-        if found := read_json(self.files.successor):
-            other = RunDir(self.run.path.parent / str(found["run"]))
-            if (endpoint := ServeView(other).endpoint()) is not None:
-                return endpoint
+        """Where the run, or the one that it hands over to once that serves, can be asked; None: nowhere now."""
+        own, found = self._own_endpoint(), read_json(self.files.successor)
+        if not found:
+            return own
+        other = ServeView(RunDir(self.run.path.parent / str(found["run"])))
+        serves = (read_json(other.files.state) or {}).get("stable")
+        return (other.endpoint() or own) if serves or own is None else own
+
+    def _own_endpoint(self) -> Endpoint | None:
         found = read_json(self.files.address)
         if not found or found.get("closed") or self.run.outcome(int(found["attempt"])) is not None:
             return None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import BackendError, SchedulerAwayError
+from cluster.process.scratch import make_scratch, remove_scratch
 from slurm import cluster_info
 from slurm.commands import QUEUE_FORMAT, Job, PlannedStart, Slurm, parse_job, plain_environment, run_command
 from slurm.runtime.job_details import ends_at, why_taken
@@ -168,6 +169,17 @@ def test_the_environment_of_a_question() -> None:
     assert plain_environment(outside) == {"PATH": "/bin", "SLURM_CONF": "/c", "SBATCH_ACCOUNT": "lab"}
     inside = {**outside, "SLURM_JOB_ID": "5", "SLURM_NNODES": "2", "SRUN_DEBUG": "3"}
     assert plain_environment(inside) == {"PATH": "/bin", "SLURM_CONF": "/c"}
+
+
+def test_a_job_that_an_agent_submits_does_not_live_in_the_agents_temporary_directory(tmp_path: Path) -> None:
+    """It went with the agent, and took a successor's files along."""
+    agents = make_scratch("a", tmp_path)
+    try:
+        inner = make_scratch("a", agents)
+        assert plain_environment({"TMPDIR": str(inner)}) == {"TMPDIR": str(tmp_path)}
+    finally:
+        remove_scratch(agents)
+    assert plain_environment({"TMPDIR": str(tmp_path)}) == {"TMPDIR": str(tmp_path)}
 
 
 def test_why_a_job_is_taken_away() -> None:

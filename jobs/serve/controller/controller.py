@@ -182,7 +182,7 @@ class Controller:
     def _publish(self, found: Mapping[str, Found]) -> None:
         replicas = {name: found[version.app].replicas for name, version in self.state.versions.items() if version.app in found}
         share = self.config.canary.share if self.config.canary is not None else 0.0
-        accepting = not self.context.stop_requested() or self._handing_over()
+        accepting = self._accepting()
         models = {name: self._model(name) for name in self.state.versions}
         routes = routes_of(self.state, replicas, models, self.source.names, share, accepting=accepting)
         if routes != self._published:
@@ -199,9 +199,9 @@ class Controller:
                 return ""
         return self._models[name]
 
-    def _handing_over(self) -> bool:
-        """Whether requests are answered on until the successor of this run answers: the entry says when that is over."""
-        return self.config.handover and not self.local.closing.exists()
+    def _accepting(self) -> bool:
+        """Whether new requests are answered: until the entry closes, or, where nothing is handed over, until a stop."""
+        return not self.local.closing.exists() and (self.config.handover or not self.context.stop_requested())
 
     def _hopeless(self, now: float, wanted: Wanted) -> str:
         if self.state.stable is not None or wanted.stable is None:

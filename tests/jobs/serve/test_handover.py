@@ -1,14 +1,22 @@
 """A successor that fails is no successor: the run serves on, and its next attempt submits another one."""
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from cluster.config_reader import load_config
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
+from jobs.runs.view import view_of
 from jobs.serve.config import ServeConfig
-from jobs.serve.files import ServingFiles
+from jobs.serve.controller.applications import Applications, Found
+from jobs.serve.controller.controller import Controller
+from jobs.serve.files import LocalFiles, ServingFiles
 from jobs.serve.handover import Handover
+from jobs.serve.models import Fixed
+from jobs.serve.replica import ReplicaSpec
+from tests.fakes.engine import fake_model
 from tests.jobs.shell import Shell
 
 KEYS = {"model": "anything", "handover": True, "handover_minutes": 60, "resources": {"time_limit_minutes": 5}}
@@ -25,6 +33,12 @@ def serving(root: Path, cluster: str) -> tuple[RunDir, ServeConfig]:
 
 def attempt(run: RunDir, config: ServeConfig) -> Handover:
     return Handover(JobContext(run=run, attempt=run.begin_attempt()), config)
+
+
+def asked_at(run: RunDir) -> str:
+    endpoint = view_of(run).endpoint()
+    assert endpoint is not None
+    return endpoint.address
 
 
 def test_a_successor_that_fails_is_left_and_the_next_attempt_submits_another(shell: Shell) -> None:
@@ -51,10 +65,13 @@ def test_one_that_answers_is_handed_over_to_by_whichever_attempt(shell: Shell) -
     assert successor is not None
     assert not first.answers(successor)
     assert not first.failed
+    write_json(ServingFiles(run).address, {"address": "http://127.0.0.1:2", "port": 2, "node": "a", "attempt": 1})
     files = ServingFiles(successor)
     files.make()
+    write_json(files.address, {"address": "http://127.0.0.1:1", "port": 1, "node": "b", "attempt": 1})
+    assert asked_at(run) == "http://127.0.0.1:2", "the successor listens, and loads still"
     write_json(files.state, {"stable": "anything@1"})
-    write_json(files.address, {"address": "http://127.0.0.1:1", "port": 1})
+    assert asked_at(run) == "http://127.0.0.1:1"
     again = attempt(run, config)
     found = again.begin()
     assert found is not None
@@ -69,3 +86,31 @@ def test_a_submission_that_is_refused_changes_nothing(shell: Shell) -> None:
     assert first.begin() is None
     assert first.failed
     assert not first.due()
+
+
+class NoApplications(Applications):
+    """Ray Serve runs nothing."""
+
+    def running(self) -> dict[str, Any]:
+        return {}
+
+    def deploy(self, spec: ReplicaSpec) -> None:
+        pass
+
+    def look(self, apps: Collection[str], running: Mapping[str, Any]) -> dict[str, Found]:
+        return {app: Found() for app in apps}
+
+
+def test_once_its_successor_answers_a_run_refuses_new_requests_though_nobody_has_asked_it_to_stop(shell: Shell) -> None:
+    """It hands over because its time limit is near."""
+    run, config = serving(shell.home / "runs", "slow")
+    local = LocalFiles(shell.home / "local")
+    local.make()
+    source = Fixed(str(fake_model(shell.home / "one")))
+    context = JobContext(run=run, attempt=run.begin_attempt())
+    controller = Controller(context, NoApplications(config, local.folder, local.load), source, local)
+    controller.tick()
+    assert (read_json(local.routes) or {})["accepting"]
+    local.closing.touch()
+    controller.tick()
+    assert not (read_json(local.routes) or {})["accepting"]

@@ -22,6 +22,7 @@ _OTHERS = re.compile(
     r"Sending process \d+ closing signal|Fatal Python error: )",
     re.MULTILINE,
 )
+_SYNTAX = re.compile(r"(Syntax|Indentation|Tab)Error")
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Failure|Timeout)(: .*)?$")
 
 
@@ -101,7 +102,8 @@ def last_words(text: str) -> str:
     lines = [line.rstrip() for line in _own(text).splitlines() if re.search(r"\w", line)]
     for number in reversed(range(len(lines))):
         if _EXCEPTION.match(lines[number]):
-            message = [line.strip() for line in lines[number : number + 4]]  # it may go on over several lines
+            code = [lines[number - 2], lines[number - 1]] if _SYNTAX.match(lines[number]) else []  # the line, and a mark below it
+            message = [line.strip() for line in (*lines[number : number + 4], *code)]  # it may go on over several lines
             return " ".join(message)[:500]
     return lines[-1].strip()[:500] if lines else ""
 

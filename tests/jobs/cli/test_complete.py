@@ -11,7 +11,10 @@ import pytest
 from cluster.run.directory import RunDir
 from tests.jobs.shell import Shell
 
-CPU_SECONDS = 0.5
+# CPU seconds of an answer, against those of an interpreter that imports what the command is made with, measured beside it: a core
+# that is shared with another program computes half as much a second. 3 are 0.45 s on a quiet core; 2 were measured.
+TIMES_THE_IMPORTS = 3.0
+IMPORTS = "import typer, pydantic, yaml"
 
 
 class Asked:
@@ -99,15 +102,20 @@ def test_zsh_and_fish_show_what_a_key_means(asked: Asked) -> None:
 def test_completion_answers_while_one_types(tmp_path: Path, run: RunDir) -> None:
     for words in ("ropewalk run pretrain optim.", "ropewalk show "):
         own = {**os.environ, **environment(words, "bash"), "ROPEWALK_RUNS": str(tmp_path / "runs")}
-        spent = []
+        spent, imports = list[float](), list[float]()
         for _ in range(3):
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            command = [sys.executable, "-m", "jobs.cli"]
-            done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, check=False)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            assert (bool(done.stdout.split()), done.stderr) == (True, "")
-            spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert min(spent) < CPU_SECONDS, words
+            spent.append(cpu_seconds(["-m", "jobs.cli"], tmp_path, own, says=True))
+            imports.append(cpu_seconds(["-c", IMPORTS], tmp_path, own, says=False))
+        assert min(spent) < TIMES_THE_IMPORTS * min(imports), words
+
+
+def cpu_seconds(words: list[str], folder: Path, env: dict[str, str], *, says: bool) -> float:
+    """What a process of Python costs."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (bool(done.stdout.split()), done.stderr) == (says, "")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -102,7 +102,7 @@ def last_words(text: str) -> str:
     lines = [line.rstrip() for line in _own(text).splitlines() if re.search(r"\w", line)]
     for number in reversed(range(len(lines))):
         if _EXCEPTION.match(lines[number]):
-            code = [lines[number - 2], lines[number - 1]] if _SYNTAX.match(lines[number]) else []  # the line, and a mark below it
+            code = lines[max(0, number - 2) : number] if _SYNTAX.match(lines[number]) else []  # the line, and a mark below it
             message = [line.strip() for line in (*lines[number : number + 4], *code)]  # it may go on over several lines
             return " ".join(message)[:500]
     return lines[-1].strip()[:500] if lines else ""

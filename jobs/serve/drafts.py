@@ -34,11 +34,9 @@ def draft_directory(ref: str, folder: Path) -> Path:
 
 def _tokens(place: RunDir | Path) -> Any:
     """What a tokenizer's file says of its tokens; None where there is no such file."""
-    folders = [place] if isinstance(place, Path) else [place.path / "tokenizer"]
-    for folder in folders:
-        try:
-            found = json.loads((folder / TOKENIZER).read_text())
-            return found["model"].get("vocab"), [(token["id"], token["content"]) for token in found.get("added_tokens", ())]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return None
+    folder = place if isinstance(place, Path) else place.tokenizer
+    try:
+        found = json.loads((folder / TOKENIZER).read_text())
+        return found["model"].get("vocab"), [(token["id"], token["content"]) for token in found.get("added_tokens", ())]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

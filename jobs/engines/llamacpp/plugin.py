@@ -14,7 +14,6 @@ from jobs.engines.requirements import missing_packages
 DEFAULT_TYPE = "F16"  # smaller and faster than F32; llama.cpp rounds activations to it, so that log-probabilities move a little
 TYPE = "type"  # the key of `EngineOptions.extra` for another one
 ARCHITECTURES = ("llama", "mistral")
-CAN = {"continues": True, "prompt_cache": True, "drafts": True, "batches": True}
 
 
 class LlamaCppEngine:
@@ -26,7 +25,8 @@ class LlamaCppEngine:
     @property
     def capabilities(self) -> Capabilities:
         """What it can do; JSON schemas where llguidance is installed, which checks them."""
-        return Capabilities(json_schema=missing_packages("llguidance") is None, **CAN)
+        schemas = missing_packages("llguidance") is None
+        return Capabilities(continues=True, json_schema=schemas, prompt_cache=True, drafts=True, batches=True)
 
     def unavailable(self, options: EngineOptions) -> str | None:
         """What of it is not installed."""

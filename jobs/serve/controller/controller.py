@@ -182,9 +182,8 @@ class Controller:
     def _publish(self, found: Mapping[str, Found]) -> None:
         replicas = {name: found[version.app].replicas for name, version in self.state.versions.items() if version.app in found}
         share = self.config.canary.share if self.config.canary is not None else 0.0
-        accepting = self._accepting()
         models = {name: self._model(name) for name in self.state.versions}
-        routes = routes_of(self.state, replicas, models, self.source.names, share, accepting=accepting)
+        routes = routes_of(self.state, replicas, models, self.source.names, share, accepting=self._accepting())
         if routes != self._published:
             write_routes(self.local.routes, routes)
             write_routes(self.files.routes, routes)

@@ -124,4 +124,5 @@ def test_the_last_words_are_the_programs_own(behind: str) -> None:
     assert last_words(OWN + behind) == "ValueError: the batch is empty"
     assert innermost_frame(OWN + behind) == ['File "train.py", line 3, in main', "fail()"]
     assert last_words("one\n=====\n") == "one"
+    assert last_words("SyntaxError: invalid syntax") == "SyntaxError: invalid syntax"
     assert innermost_frame("one") == []

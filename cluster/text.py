@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+CAUSED_BY = "; caused by: "  # between the message of an exception and that of the one it wraps
+
 
 def counted(number: float | str, noun: str) -> str:
     """Return a number with its noun: `1 node`, `2.5 GPUs`, `1..4 nodes`."""

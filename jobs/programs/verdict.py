@@ -7,8 +7,9 @@ from pathlib import Path
 
 from cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, RopewalkError, StopRequested
 from cluster.run.context import JobContext
+from jobs.programs.last_words import innermost_frame, last_words
 
-TAIL_BYTES = 16_384
+TAIL_BYTES = 65_536
 SHELLS_SIGNAL = 128  # a shell whose program was ended by a signal leaves with this and the signal's number
 _SIGNALS = frozenset(signal.Signals)
 _LOST_PEER = re.compile(
@@ -16,14 +17,6 @@ _LOST_PEER = re.compile(
     r"|DistNetworkError|DistBackendError|Timed out waiting .* for recv|watchdog.*(timeout|timed out)",
     re.IGNORECASE,
 )
-# what others say behind the program's last words: torchrun of its rank, Python's fault handler of a signal
-_OTHERS = re.compile(
-    r"^(?! +File ).*(?:torch/distributed/elastic/|torch\.distributed\.elastic|"
-    r"Sending process \d+ closing signal|Fatal Python error: )",
-    re.MULTILINE,
-)
-_SYNTAX = re.compile(r"(Syntax|Indentation|Tab)Error")
-_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Failure|Timeout)(: .*)?$")
 
 
 class ProgramFailedError(RopewalkError):
@@ -95,27 +88,3 @@ def tail(context: JobContext, since_bytes: int) -> str:
             return stream.read().decode(errors="replace")
     except OSError:
         return ""
-
-
-def last_words(text: str) -> str:
-    """The last exception that a program printed, else its last line that says something."""
-    lines = [line.rstrip() for line in _own(text).splitlines() if re.search(r"\w", line)]
-    for number in reversed(range(len(lines))):
-        if _EXCEPTION.match(lines[number]):
-            code = lines[max(0, number - 2) : number] if _SYNTAX.match(lines[number]) else []  # the line, and a mark below it
-            message = [line.strip() for line in (*lines[number : number + 4], *code)]  # it may go on over several lines
-            return " ".join(message)[:500]
-    return lines[-1].strip()[:500] if lines else ""
-
-
-def innermost_frame(text: str) -> list[str]:
-    """File, line and code of the last frame that a Python program printed; empty where it printed none."""
-    lines = [line.strip() for line in _own(text).splitlines()]
-    last = max((number for number, line in enumerate(lines) if line.startswith('File "')), default=None)
-    return [] if last is None else lines[last : last + 2]
-
-
-def _own(text: str) -> str:
-    """What the program itself said last."""
-    own = _OTHERS.split(text, maxsplit=1)[0]
-    return own if own.strip() else text

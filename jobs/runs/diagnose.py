@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from cluster.backends.base import BackendState
 from cluster.backends.recovery import has_agents
 from cluster.backends.submission import dependencies
-from cluster.errors import EXIT_FAILED, EXIT_NEVER_RETRY
+from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json
 from cluster.spec import Outcome, RunState
 from jobs.runs.events import SIGNALS, tell
 from jobs.runs.hangs import join_hangs
-from jobs.runs.known_errors import known_error
+from jobs.runs.known_errors.table import known_error
 from jobs.runs.status import states
 from jobs.runs.view import view_of
 from jobs.tracking.metrics import broken_lines, broken_words, latest_metrics
@@ -130,9 +130,9 @@ def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list
     errors = run.read_errors(attempt)
     evidence = [f"{e.get('who')}: {e.get('type')}: {e.get('message')}" for e in errors[:3]]
     evidence += _place_of(errors[0]) if errors else []
-    text = " ".join([cause, *(f"{e.get('type')} {e.get('message')}" for e in errors)])
+    others = [f"{e.get('type')}: {e.get('message')}" for e in errors if e.get("exit_code") != EXIT_LOST_PEER]
     killed = re.search(r"\((SIG[A-Z]+)\)", cause)
-    meaning, remedy = _known(text)
+    meaning, remedy = _known(cause, *others)
     if not meaning and killed and killed[1] in signal.Signals.__members__:
         meaning = SIGNALS.get(signal.Signals[killed[1]], "")
     if exit_code == EXIT_NEVER_RETRY and not remedy:
@@ -143,9 +143,9 @@ def _failed(run: RunDir, attempt: int, cause: str, exit_code: int, history: list
     return Diagnosis(cause=told, evidence=[*dict.fromkeys(evidence), *history], remedy=remedy, resumes=resumes)
 
 
-def _known(text: str) -> tuple[str, str]:
+def _known(*texts: str) -> tuple[str, str]:
     """What an error means and what to do about it; empty where it is not a known one."""
-    known = known_error(text)
+    known = known_error(*texts)
     return (known.meaning, known.remedy) if known else ("", "")
 
 
@@ -153,7 +153,8 @@ def _place_of(error: dict[str, Any]) -> list[str]:
     """The innermost frame of a recorded traceback: file and line, and the code there."""
     lines = [line.strip() for line in str(error.get("traceback", "")).splitlines()]
     last = max((i for i, line in enumerate(lines) if line.startswith("File ")), default=None)
-    return [] if last is None else lines[last : last + 2]
+    ours = last is not None and "/jobs/programs/verdict.py" in lines[last]  # a program that printed no frames
+    return [] if last is None or ours else lines[last : last + 2]
 
 
 def silent_nodes(run: RunDir, attempt: int, now: float | None = None) -> list[str]:

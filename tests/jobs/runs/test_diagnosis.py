@@ -71,7 +71,7 @@ def test_why_of_a_run_that_waits_for_no_other_has_the_scheduler_s_words(tmp_path
 def test_why_of_a_run_that_ended_without_a_word_has_the_scheduler_s_words(tmp_path: Path) -> None:
     run = make_run(tmp_path, "lost")
     state = BackendState(state=RunState.FAILED, word="ended", reason="Kubernetes says Failed (DeadlineExceeded)")
-    assert diagnose(run, state).cause == "It failed: Kubernetes says Failed (DeadlineExceeded)"
+    assert diagnose(run, state).cause == "It failed: it ran into its time limit — Kubernetes says Failed (DeadlineExceeded)"
     assert run.last_outcome() is None
 
 

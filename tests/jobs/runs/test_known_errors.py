@@ -16,9 +16,10 @@ from cluster.backends.base import BackendState
 from cluster.run.directory import RunDir
 from cluster.run.files import write_json
 from cluster.spec import Outcome, RunState
-from jobs.programs.verdict import how_it_ended, innermost_frame, last_words
+from jobs.programs.last_words import innermost_frame, last_words
+from jobs.programs.verdict import how_it_ended
 from jobs.runs.diagnose import diagnose
-from jobs.runs.known_errors import known_error, known_errors
+from jobs.runs.known_errors.table import SUBJECTS, KnownError, known_error, known_errors
 
 PLANTED = yaml.safe_load((Path(__file__).parents[2] / "fakes/programs/planted.yaml").read_text())
 UNSEEN = yaml.safe_load((Path(__file__).parents[2] / "fakes/programs/unseen.yaml").read_text())
@@ -66,8 +67,16 @@ def test_the_planted_failures_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("known", known_errors(), ids=lambda known: known.meaning[:40])
-def test_a_remedy_says_what_to_do(known: object) -> None:
-    assert all(known)  # type: ignore[call-overload]
+def test_a_row_says_what_to_do_and_is_the_one_for_its_own_message(known: KnownError) -> None:
+    assert known.meaning
+    assert known.remedy
+    assert known_error(known.example) == known or not known.example, "another row stands before it"
+
+
+def test_no_narrow_row_is_found_in_what_programs_ordinarily_say() -> None:
+    text = (Path(__file__).parents[2] / "fakes/programs/ordinary.txt").read_text()
+    rows = known_errors(SUBJECTS)
+    assert [(line, row.pattern) for line in text.splitlines() for row in rows if re.search(row.pattern, line)] == []
 
 
 def run_shell(line: str, folder: Path) -> str:

@@ -1,0 +1,1 @@
+"""What errors of programs mean, and what to do about them."""

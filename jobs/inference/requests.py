@@ -83,17 +83,20 @@ def pieces(unit: int, requests: Sequence[Request], most_tokens: int) -> Iterator
         yield Piece(unit, context, tuple(held))
 
 
-def packs(found: Sequence[Piece], most_tokens: int, most_units: int | None) -> Iterator[list[Piece]]:
-    """Pieces in their order, as many to a forward pass as have `most_tokens` together, of at most `most_units` units."""
+def packs(found: Sequence[Piece], most_tokens: int, most_units: int | None, shared: int = 0) -> Iterator[list[Piece]]:
+    """Pieces in their order, as many to a forward pass as have `most_tokens` together, of at most `most_units` units.
+
+    The first `shared` tokens of each are computed elsewhere.
+    """
     held: list[Piece] = []
     size, units = 0, set[int]()
     for piece in found:
         full = most_units is not None and len(units | {piece.unit}) > most_units
-        if held and (size + piece.length > most_tokens or full):
+        if held and (size + piece.length - shared > most_tokens or full):
             yield held
             held, size, units = [], 0, set()
         held.append(piece)
-        size += piece.length
+        size += piece.length - shared
         units.add(piece.unit)
     if held:
         yield held

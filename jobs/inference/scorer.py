@@ -1,13 +1,14 @@
 """Log-likelihoods of continuations: contexts shared, questions packed by length, decisions that no packing can change."""
 
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from jobs.inference.open_model import OpenModel
 from jobs.inference.packed import DOES_NOT_FIT, lay, packed_logits, plain_logits
+from jobs.inference.prefixes import Alike, Beginning, alike
 from jobs.inference.requests import LogLikelihood, Piece, Request, clipped, packs, pieces
 from jobs.inference.threads import one_thread
 from jobs.inference.ties import near_tie, token_noise
@@ -36,6 +37,7 @@ class Scorer:
         self._noise = token_noise(self.model.dtype)
         self.shares = shares_contexts(self.model, self._noise)
         self._window = _window(self.model.config)
+        self.shares_beginnings = self.shares and self._window is None and shares_beginnings(self.model, self._noise)
 
     def score(self, requests: Sequence[Request], rivals: Sequence[Hashable] | None = None) -> list[LogLikelihood]:
         """Answer requests, in their order. `rivals` labels each: the answers of one label are compared with each other.
@@ -52,7 +54,8 @@ class Scorer:
         return [found[place] for place in range(len(requests))]
 
     def units(self, units: Sequence[Sequence[Request]]) -> Iterator[tuple[int, list[LogLikelihood]]]:
-        """Answer units, the shortest first; yields (number of the unit, its answers) as soon as all of a unit's are there.
+        """Answer units, those with a common beginning together, the shortest first; yields (number of the unit, its answers) as
+        soon as all of a unit's are there.
 
         A unit is a list of requests whose answers are compared with each other: the options of a question.
         """
@@ -63,13 +66,15 @@ class Scorer:
             key=lambda piece: (lengths[piece.unit], piece.unit),
         )
         waiting: dict[int, dict[int, LogLikelihood]] = {}
-        for pack in packs(found, self.batch_tokens, self.batch_size):
-            for unit, number, answer in self._answers(pack):
-                waiting.setdefault(unit, {})[number] = answer
-            for unit in dict.fromkeys(piece.unit for piece in pack):
-                if len(waiting[unit]) == len(clip[unit]):
-                    answers = waiting.pop(unit)
-                    yield unit, self._settled(clip[unit], [answers[i] for i in range(len(clip[unit]))])
+        for group in alike(found) if self.shares_beginnings else [Alike((), tuple(found))]:
+            beginning = Beginning(self.model, group.beginning) if group.beginning else None
+            for pack in packs(group.pieces, self.batch_tokens, self.batch_size, len(group.beginning)):
+                for unit, number, answer in self._answers(pack, beginning):
+                    waiting.setdefault(unit, {})[number] = answer
+                for unit in dict.fromkeys(piece.unit for piece in pack):
+                    if len(waiting[unit]) == len(clip[unit]):
+                        answers = waiting.pop(unit)
+                        yield unit, self._settled(clip[unit], [answers[i] for i in range(len(clip[unit]))])
         yield from ((number, []) for number, unit in enumerate(clip) if not unit)
 
     def exact(self, request: Request) -> LogLikelihood:
@@ -86,15 +91,15 @@ class Scorer:
             else:  # one by one
                 yield from (Piece(number, piece.context, (one,)) for one in piece.continuations)
 
-    def _answers(self, pack: Sequence[Piece]) -> Iterator[tuple[int, int, LogLikelihood]]:
+    def _answers(self, pack: Sequence[Piece], beginning: Beginning | None) -> Iterator[tuple[int, int, LogLikelihood]]:
         if not self.shares or (self._window is not None and any(piece.length > self._window for piece in pack)):
             for piece in pack:
                 for number, tokens in piece.continuations:
                     logits = plain_logits(self.model, (*piece.context, *tokens[:-1]), len(tokens))
                     yield piece.unit, number, _answer(logits, tokens)
             return
-        row = lay(pack)
-        logits, at = packed_logits(self.model, row), 0
+        row = lay(pack, beginning.size if beginning else 0)
+        logits, at = packed_logits(self.model, row, beginning), 0
         for branch in row.branches:
             yield branch.unit, branch.request, _answer(logits[at : at + len(branch.tokens)], branch.tokens)
             at += len(branch.tokens)
@@ -118,25 +123,44 @@ def _answer(logits_NV: torch.Tensor, tokens: Sequence[int], *, exact: bool = Fal
 
 def shares_contexts(model: Any, noise: float) -> bool:
     """Whether a packed row gives this model's own answers: models without rotary positions or with a recurrence do not."""
-    size = min(int(model.config.vocab_size), 1000)
-    tokens = tuple((7 * i + 3) % size for i in range(_CHECK_TOKENS))
+    tokens = _some_tokens(model)
     continuations = ((0, tokens[4:8]), (1, tokens[6:9]))
+    row = [Piece(0, tokens[:4], continuations), Piece(1, tokens[2:7], continuations[1:])]
+    texts = [((*tokens[:4], *tokens[4:7]), 4), ((*tokens[:4], *tokens[6:8]), 3), ((*tokens[2:7], *tokens[6:8]), 3)]
+    return _own_answers(model, lambda: packed_logits(model, lay(row)), texts, noise, "contexts")
+
+
+def shares_beginnings(model: Any, noise: float) -> bool:
+    """Whether rows behind keys and values that were computed before give this model's own answers, one row after the other."""
+    tokens = _some_tokens(model)
+    rows = [[Piece(0, tokens[:6], ((0, tokens[6:8]), (1, tokens[8:11])))], [Piece(0, tokens[:5], ((0, tokens[5:8]),))]]
+    texts = [((*tokens[:6], tokens[6]), 2), ((*tokens[:6], *tokens[8:10]), 3), (tokens[:7], 3)]
+
+    def packed() -> torch.Tensor:
+        beginning = Beginning(model, tokens[:4])
+        return torch.cat([packed_logits(model, lay(row, beginning.size), beginning) for row in rows])
+
+    return _own_answers(model, packed, texts, noise, "beginnings")
+
+
+def _some_tokens(model: Any) -> tuple[int, ...]:
+    size = min(int(model.config.vocab_size), 1000)
+    return tuple((7 * i + 3) % size for i in range(_CHECK_TOKENS))
+
+
+def _own_answers(
+    model: Any, packed: Callable[[], torch.Tensor], texts: Sequence[tuple[tuple[int, ...], int]], noise: float, what: str
+) -> bool:
+    """Whether what is computed together is what each text (its tokens, how many of its last positions) gives alone."""
     try:
-        row = lay([Piece(0, tokens[:4], continuations), Piece(1, tokens[2:7], continuations[1:])])
-        packed = packed_logits(model, row)
+        together = packed()
     except DOES_NOT_FIT as error:
-        log.info("contexts are not shared: %s does not take packed rows (%s)", type(model).__name__, error)
+        log.info("%s are not shared: %s does not take such rows (%s)", what, type(model).__name__, error)
         return False
-    plain = torch.cat(
-        [
-            plain_logits(model, (*tokens[:4], *tokens[4:7]), 4),
-            plain_logits(model, (*tokens[:4], *tokens[6:8]), 3),
-            plain_logits(model, (*tokens[2:7], *tokens[6:8]), 3),
-        ]
-    )
-    difference = float((packed.log_softmax(1) - plain.log_softmax(1)).abs().max())
+    alone = torch.cat([plain_logits(model, text, last) for text, last in texts])
+    difference = float((together.log_softmax(1) - alone.log_softmax(1)).abs().max())
     if difference > noise:
-        log.info("contexts are not shared: a packed row of %s differs by %.2g nats", type(model).__name__, difference)
+        log.info("%s are not shared: such a row of %s differs by %.2g nats", what, type(model).__name__, difference)
     return difference <= noise
 
 

@@ -1,5 +1,5 @@
 """What the promises of a run cost a plain script, against torchrun, tuned: from the start to the first step, the processor time
-of all but the script while it trains, and kill -9 of a rank to the next step.
+of all but the script while it trains, and kill -9 of a rank to the next step (or that none came).
 
     python -m tests.benchmarks.bench_command [--rounds 3] [--seconds 20] [--kills 3]
 
@@ -49,6 +49,10 @@ class Running:
     def steps(self) -> list[dict[str, float]]:
         return read_lines(self.told)
 
+    def said(self) -> str:
+        """Who is at work, and how far."""
+        return "\n".join([*(" ".join(process.cmdline()) for process in self.processes()), *map(str, self.steps()[-3:])])
+
     def processes(self) -> list[psutil.Process]:
         """All that were started: by their environment, or by their title, which takes the environment's place."""
         return list({*processes_with(self.mark), *processes_of(self.folder)})
@@ -95,21 +99,39 @@ def start(way: str) -> tuple[float, float]:
         return made.cpu_seconds(), made.steps()[0]["time"] - made.started
 
 
-def recovery(way: str, kills: int) -> list[tuple[float, float]]:
-    """CPU seconds and seconds from kill -9 of a rank to the next step, each time."""
-    found = []
-    with running(way) as made:
-        for _ in range(kills):
-            reached = len(made.steps()) + 20
-            until(lambda reached=reached: len(made.steps()) >= reached, Patience.STEP)
-            before, victim = made.cpu_seconds(), max(made.ranks(), key=lambda process: process.pid)
-            killed = time.time()
-            victim.send_signal(signal.SIGKILL)
-            until(lambda killed=killed, pid=victim.pid: _next(made, killed, pid) is not None, Patience.STEP)
-            next_step = _next(made, killed, victim.pid)
-            assert next_step is not None
-            found.append((made.cpu_seconds() - before, next_step - killed))
-    return found
+def recoveries(kills: int) -> dict[str, float]:
+    """kill -9 of a rank to the next step, both in turn; and after how many kills none of them came within `Patience.STEP`."""
+    found, never = dict[str, list[tuple[float, float]]](), dict[str, int]()
+    for way in WAYS:
+        took: list[tuple[float, float] | None] = []
+        while len(took) < kills:
+            with running(way) as made:
+                while len(took) < kills:
+                    took.append(recovery(made))
+                    if took[-1] is None:
+                        break  # it is started anew
+        found[way], never[way] = [each for each in took if each], took.count(None)
+    told = {f"{way} never came back": float(count) for way, count in never.items()}
+    for place, unit in enumerate(("cpu_seconds", "seconds")):
+        median = {way: statistics.median(each[place] for each in found[way]) for way in WAYS}
+        told |= {f"{way} {unit}": round(value, 3) for way, value in median.items()}
+        told[f"ratio of {unit}"] = round(median["ropewalk"] / median["torchrun"], 3)
+    return told
+
+
+def recovery(made: Running) -> tuple[float, float] | None:
+    """CPU seconds and seconds from kill -9 of a rank to the next step; None where none comes."""
+    reached = len(made.steps()) + 20
+    until(lambda: len(made.steps()) >= reached, Patience.STEP)
+    before, victim = made.cpu_seconds(), max(made.ranks(), key=lambda process: process.pid)
+    killed = time.time()
+    victim.send_signal(signal.SIGKILL)
+    try:
+        next_step = until(lambda: _next(made, killed, victim.pid), Patience.STEP, made.said)
+    except AssertionError as error:
+        print(error, file=sys.stderr)
+        return None
+    return made.cpu_seconds() - before, next_step - killed
 
 
 def _next(made: Running, killed: float, pid: int) -> float | None:
@@ -144,11 +166,10 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=3)
     words = parser.parse_args()
     os.environ["WANDB_MODE"] = "disabled"
-    kills = {way: recovery(way, words.kills) for way in WAYS}
     found = {
         "start to first step": in_turn(start, words.rounds),
         "share of a core beside the script": {way: round(idle(way, words.seconds), 4) for way in WAYS},
-        "kill -9 to next step": in_turn(lambda way: kills[way].pop(0), words.kills),
+        "kill -9 to next step": recoveries(words.kills),
     }
     print(json.dumps(found))
 

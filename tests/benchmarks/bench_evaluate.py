@@ -1,6 +1,6 @@
 """Six real tasks on a real model, beside lm-eval's own model of transformers: every decision, and CPU seconds of both.
 
-    python -m tests.benchmarks.bench_evaluate [--items 15] [--tasks boolq,piqa] [--peer-batch 1] [--tiny]
+    python -m tests.benchmarks.bench_evaluate [--items 15] [--tasks boolq,piqa] [--fewshot 0] [--peer-batch 1] [--tiny]
 
 One JSON object. Both compute on one thread, in float32, in this process, task by task; tokenizing is in both figures, loading
 is in none. `--tiny` takes a tiny model and made-up tasks instead, to see that the benchmark itself works.
@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=15, help="of each task")
     parser.add_argument("--peer-batch", type=int, default=1, help="the peer's batch size; padding gains nothing on a CPU")
+    parser.add_argument("--fewshot", type=int, default=0, choices=range(6), help="examples before each item, always the same")
     parser.add_argument("--tasks", default="", help="only these of the six")
     parser.add_argument("--tiny", action="store_true")
     words = parser.parse_args()
@@ -61,14 +62,21 @@ def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
         with torch.no_grad():  # weights are read from the disk by the first pass
             opened.model(torch.arange(200)[None] % opened.model.config.vocab_size)
         for name, task in tasks.items():
-            task.set_config(key="num_fewshot", value=0)
+            task.set_config(key="num_fewshot", value=words.fewshot)
             task.build_all_requests(limit=words.items, rank=0, world_size=1)
             mine, spent = _timed(ours.loglikelihood, task.instances)
             theirs, spent_by_peer = _timed(lambda asked: peer.loglikelihood(asked, disable_tqdm=True), task.instances)
             rows[name] = {**_decisions(task.instances, mine, theirs), "cpu_s": spent, "peer_cpu_s": spent_by_peer}
             rows[name]["peer_over_ours"] = round(spent_by_peer / spent, 2)
             rows[name]["near_ties"] = sum(task == name for task, _ in ours.near_ties)
-    return {"model": model.name, "threads": 1, "peer": f"lm-eval HFLM, batch {words.peer_batch}", **_totals(rows), "tasks": rows}
+    return {
+        "model": model.name,
+        "threads": 1,
+        "fewshot": words.fewshot,
+        "peer": f"lm-eval HFLM, batch {words.peer_batch}",
+        **_totals(rows),
+        "tasks": rows,
+    }
 
 
 def _material(folder: Path, words: argparse.Namespace) -> tuple[Path, list[Path]]:

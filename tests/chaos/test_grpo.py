@@ -45,13 +45,18 @@ def agent(run: RunDir) -> list[psutil.Process]:
     return [psutil.Process(one["pid"]) for one in told if psutil.pid_exists(one["pid"])][-1:]
 
 
+def worker(run: RunDir) -> list[psutil.Process]:
+    return [child for one in rank(0)(run) for child in one.children() if "jobs.align.rollouts.worker" in child.cmdline()][:1]
+
+
 PARTS = {"rank 0": rank(0), "rank 1": rank(1), "reward process": reward_process, "agent": agent}
+WITH_WORKERS = {**PARTS, "rollout worker": worker}
 
 
 def kill(run: RunDir, part: str) -> bool:
     """Kill a part of the run by SIGKILL, an agent with all that belongs to it; returns whether it was there."""
     with suppress(psutil.NoSuchProcess, ProcessLookupError, IndexError):
-        for process in PARTS[part](run):
+        for process in WITH_WORKERS[part](run):
             os.killpg(process.pid, signal.SIGKILL) if part == "agent" else process.kill()
             return True
     return False
@@ -69,30 +74,33 @@ def check_used_once(run: RunDir) -> None:
     assert sorted(keys) == sorted((k // GROUP, k % GROUP, k // BATCH) for k in range(STEPS * BATCH))
 
 
-def test_twenty_random_kills_of_ranks_rewards_and_agents_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_twenty_random_kills_of_any_part_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+    """Answers of rollout workers, which are killed too, are those of ranks that nobody disturbs."""
     monkeypatch.setenv(RUNS_VARIABLE, str(tmp_path / "runs"))
     model, data = make_model(tmp_path / "model"), write_prompts(tmp_path / "prompts.jsonl", prompts(50))
 
-    def begin() -> RunDir:
+    def begin(workers: int) -> RunDir:
         resources = {"nodes": 1, "ranks_per_node": 2}
         config: dict[str, Any] = grpo_config(model, data, steps=STEPS, checkpoint={"every_steps": 5}, resources=resources)
-        return submit("align", AlignConfig.model_validate({**config, "grpo": {**config["grpo"], "chunk": 2}}))
+        return submit("align", AlignConfig.model_validate({**config, "grpo": {**config["grpo"], "chunk": 2, "workers": workers}}))
 
-    run, chance = begin(), random.Random(0)
+    parts = sorted(WITH_WORKERS if workers else PARTS)
+    run, chance = begin(workers), random.Random(workers)
     killed: list[str] = []
     while len(killed) < KILLS:
         at = put(run) + chance.randint(3, 30)  # so much later
         until(lambda at=at: put(run) >= at or run.last_outcome() is not None, Patience.STEP)
         outcome = run.last_outcome()
         assert outcome is None or not outcome.state.final, f"it ended after {killed}: {outcome}"
-        part = chance.choice(sorted(PARTS))
+        part = chance.choice(parts)
         if kill(run, part):
             killed.append(part)
     wait(run)
     outcome = run.last_outcome()
     assert outcome is not None
     assert outcome.state is RunState.SUCCEEDED, f"{outcome.cause}, after {killed}"
-    peaceful = begin()
+    peaceful = begin(0)
     wait(peaceful)
     print(f"killed: {Counter(killed)}; attempts: {len(run.attempts())}")
     assert equal(weights(peaceful, STEPS), weights(run, STEPS))

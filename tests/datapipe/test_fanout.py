@@ -54,6 +54,7 @@ def committed(output: Path) -> int:
     return len(list((output / ".work/units").glob("*.json")))
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_an_array_gives_the_same_bytes_and_keeps_its_logs(tmp_path: Path, source: Path) -> None:  # noqa: F811
     manifest = make(source, tmp_path / "serial", **KEYS)

@@ -54,6 +54,7 @@ class Driver:
         return [identity for identity, state in self.elements(attempt).items() if state == "RUNNING"]
 
 
+@pytest.mark.soak
 def test_at_most_so_many_at_once_and_a_lost_one_is_replaced(
     tmp_path: Path,
     source: Path,  # noqa: F811

@@ -85,6 +85,7 @@ def test_a_requeued_driver_goes_on_and_ends_the_array_that_it_left(start: Start,
     assert any(prefix.startswith("2.array-1-") for prefix in prefixes)
 
 
+@pytest.mark.soak
 def test_cancelling_the_run_ends_its_array(start: Start, tmp_path: Path) -> None:
     run = start()
     at_work(run, tmp_path / "out")

@@ -1,7 +1,8 @@
 """Verbatim memorization: training text that the model continues word for word (Carlini et al., 2202.07646), and canaries.
 
 A continuation is extracted if greedy decoding writes exactly it, and that is so if each of its tokens is the likeliest one
-after all before it: one forward pass tells, and nothing need be generated.
+after all before it: one forward pass tells, and nothing need be generated. A canary is asked twice, as the beginning of a
+document and as words out of the middle of a text; the way counts in which the model gives more away.
 """
 
 import math
@@ -31,6 +32,7 @@ class Memorization:
         self.shards = {name: list_shards(paths, split) for name, split in ((MEMORIZED, "train"), (HELD_OUT, "validation"))}
         self.canaries: list[Canary] = read_canaries(config.canaries) if config.canaries is not None else []
         self.windows: dict[str, list[Window]] = {}
+        self.candidates: dict[int, int] = {}  # by canary: its secret and others
 
     def score_names(self) -> list[str]:
         """Shares of windows and canaries, and the mean exposure."""
@@ -49,8 +51,10 @@ class Memorization:
         ]
         for one in self.canaries:
             secrets = [one.secret, *other_secrets(one, config.candidates, self.seed)]
-            requests = tuple(pair_request(opened, one.prefix, secret) for secret in secrets)
-            found.append(Likelihoods(key=f"canary:{one.number}", requests=requests))
+            within = [pair_request(opened, one.prefix, secret) for secret in secrets]
+            ways = [within] if within[0].context[0] == opened.prefix else [within, _at_the_beginning(opened, within)]
+            self.candidates[one.number] = len(secrets)
+            found.append(Likelihoods(key=f"canary:{one.number}", requests=tuple(request for way in ways for request in way)))
         return found
 
     def judge(self, answers: Mapping[str, Answer]) -> Judged:
@@ -82,8 +86,13 @@ class Memorization:
         return judged
 
     def _judge_canaries(self, judged: Judged, answers: Mapping[str, Answer]) -> None:
-        items = [_canary_item(one, answers[f"canary:{one.number}"]) for one in self.canaries if f"canary:{one.number}" in answers]
-        asked = hash_of([[one.prefix, one.secret, one.repeats] for one in self.canaries], self.config.candidates, self.seed)
+        items = [
+            _canary_item(one, answers[f"canary:{one.number}"], self.candidates[one.number])
+            for one in self.canaries
+            if f"canary:{one.number}" in answers
+        ]
+        told = [[one.prefix, one.secret, one.repeats] for one in self.canaries]
+        asked = hash_of(told, self.config.candidates, self.seed, "within and first")
         judged.scores[EXTRACTED] = mean_score([item["value"] for item in items], hash=asked)
         judged.scores[EXPOSURE] = mean_score([item["exposure"] for item in items], hash=asked)
         judged.items.extend(items)
@@ -98,14 +107,22 @@ def _window_item(name: str, number: int, window: Window, answer: Answer) -> dict
     return {**item, "nats": answer["values"][0], "shard": window.shard, "document": window.document}
 
 
-def _canary_item(one: Canary, answer: Answer) -> dict[str, Any]:
-    item = {
+def _at_the_beginning(opened: OpenModel, requests: Sequence[Request]) -> list[Request]:
+    """The same behind the token that a document begins with."""
+    return [request._replace(context=(opened.prefix, *request.context)) for request in requests]
+
+
+def _canary_item(one: Canary, answer: Answer, candidates: int) -> dict[str, Any]:
+    name, begins = f"canary:{one.number}", range(0, len(answer["values"]), candidates)  # of each way of asking
+    return {
         "measure": "canaries",
-        "key": f"canary:{one.number}",
-        "value": float(answer["greedy"][0]),
-        "group": f"canary:{one.number}",
+        "key": name,
+        "value": float(any(answer["greedy"][begin] for begin in begins)),
+        "group": name,
+        "exposure": max(exposure(answer["values"][begin : begin + candidates]) for begin in begins),
+        "repeats": one.repeats,
+        "prefix": one.prefix,
     }
-    return {**item, "exposure": exposure(answer["values"]), "repeats": one.repeats, "prefix": one.prefix}
 
 
 def exposure(values: Sequence[float]) -> float:

@@ -60,7 +60,9 @@ def test_no_number_of_ranks_and_no_micro_batch_changes_what_is_learnt(
     assert results[0]["validation/reward_accuracy"] > 0.6
 
 
-@pytest.mark.parametrize("keys", [{}, {"method": "kto", **LORA}], ids=["dpo", "kto with lora"])
+@pytest.mark.parametrize(
+    "keys", [pytest.param({}, id="dpo"), pytest.param({"method": "kto", **LORA}, id="kto with lora", marks=pytest.mark.soak)]
+)
 def test_killed_and_resumed_is_bit_identical(keys: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
     config = align_config(model, data, steps=5, checkpoint={"every_steps": 3}, **keys)
     whole, killed = (align_run(tmp_path, config) for _ in range(2))

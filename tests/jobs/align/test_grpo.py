@@ -420,6 +420,7 @@ def test_workers_draw_while_ranks_learn(model: Path, data: Path, tmp_path: Path)
     assert all(0 <= row["step"] - row["policy_version"] <= 2 for row in rows)
 
 
+@pytest.mark.soak
 def test_a_reward_model_rewards(model: Path, data: Path, tmp_path: Path) -> None:
     judge = make_judge(tmp_path / "judge")
     run = grpo_run(tmp_path, grpo_config(model, data, steps=1, grpo={"rewards": [{"model": {"of": str(judge)}, "seconds": 60}]}))

@@ -11,18 +11,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.errors import ConfigError, DataError
-from jobs.audit.config import IdentityConfig, ScorerConfig
+from jobs.audit.asking.question import Likelihoods
+from jobs.audit.config import IdentityConfig, MemorizationConfig, ScorerConfig
 from jobs.audit.identity.gap import false_positive_gap
 from jobs.audit.identity.texts import LEAST_TERMS, SENTENCES, TERMS
 from jobs.audit.measures.calibration import read_choices, reliability
 from jobs.audit.measures.counterfactual import read_templates
 from jobs.audit.measures.identity import Identity
-from jobs.audit.measures.memorization import exposure
+from jobs.audit.measures.memorization import Memorization, exposure
 from jobs.audit.measures.refusals import read_prompts
 from jobs.audit.measures.scorers import open_scorer
 from jobs.audit.measures.subgroups import read_groups
 from jobs.audit.training_data.canaries import Canary, make_canaries, other_secrets, read_canaries
 from jobs.audit.training_data.items import read_items
+from jobs.inference.open_model import open_model
 from tests.jobs.audit.tiny import PAIRS, TEXTS, items, launch, make_audit, make_model, train, write_lines
 from tests.jobs.corpus import make_dataset
 
@@ -108,6 +110,20 @@ def test_planted_canaries_are_all_found_and_others_are_not(audited: tuple[Path, 
     assert results["scores"]["canaries"]["extracted"]["value"] == pytest.approx(2 / 3)
     assert results["scores"]["memorized"]["value"] == 0.0  # none of it was ever seen
     assert results["scores"]["memorized"]["n"] == 6
+
+
+def test_a_canary_counts_as_the_model_gives_it_away_most(tmp_path: Path) -> None:
+    """Within a text, or behind the token that documents begin with."""
+    opened = open_model(str(make_model(tmp_path / "model", texts=TEXTS)))
+    lines = write_lines(tmp_path / "canaries.jsonl", [{"prefix": "the secret is ", "secret": "4711"}])
+    measure = Memorization(MemorizationConfig(canaries=str(lines), candidates=3), seed=0)
+    (question,) = measure.questions(opened)
+    assert isinstance(question, Likelihoods)
+    assert [request.context[0] == opened.prefix for request in question.requests] == [False] * 4 + [True] * 4
+    nats = [-9.0, -1.0, -1.0, -1.0, -1.0, -9.0, -9.0, -9.0]
+    answer = {"values": nats, "greedy": [False] * 4 + [True] + [False] * 3}
+    (item,) = measure.judge({question.key: answer}).items
+    assert (item["value"], item["exposure"]) == (1.0, 2.0)
 
 
 def test_calibration(audited: tuple[Path, dict[str, Any], Path]) -> None:

@@ -105,6 +105,7 @@ def test_a_scheduler_that_refuses(shell: Shell) -> None:
     ("words", "said"),
     [
         (("run", "pretran"), "did you mean 'pretrain'"),
+        (("serve", "model=production"), "'serve' is a job, not a command: `ropewalk run serve ...` starts one"),
         (("run", *pretrain("seq_lne=4")), "unknown key 'seq_lne'; did you mean 'seq_len'"),
         (("run", *pretrain("seq_len=many")), "seq_len"),
         (("run", *pretrain("optim.lr=-1")), "optim.lr"),

@@ -214,6 +214,7 @@ print("group", group)
     assert not [process for process in before if process.is_running()]
 
 
+@pytest.mark.soak
 def test_an_elastic_program_goes_on_with_the_nodes_that_there_are(start: Start, tmp_path: Path) -> None:
     text = """
 import json, os, sys, time

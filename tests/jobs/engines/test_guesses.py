@@ -134,7 +134,7 @@ def test_an_engine_that_takes_no_draft_says_so(tmp_path: Path) -> None:
         EngineProcess.start(CommandEngine(["true"]), tmp_path, options, tmp_path / "log")
 
 
-@pytest.mark.parametrize("name", ["transformers", "llamacpp"])
+@pytest.mark.parametrize("name", ["transformers", pytest.param("llamacpp", marks=pytest.mark.soak)])
 def test_engines_answer_with_a_draft_as_without(opened: OpenModel, other: OpenModel, tmp_path: Path, name: str) -> None:
     options = EngineOptions(threads=1, slots=2, name="tiny", draft=Path(other.name), draft_tokens=2, extra={"type": "F32"})
     with EngineProcess.start(find_engine(name), Path(opened.name), options, tmp_path / "log") as engine:

@@ -34,6 +34,11 @@ def questions(number: int, seed: int = 0, longest: int = 200) -> list[list[Reque
     return [question() for _ in range(number)]
 
 
+def behind(beginning: tuple[int, ...], units: list[list[Request]]) -> list[list[Request]]:
+    """The same questions behind the same examples."""
+    return [[request._replace(context=(*beginning, *request.context)) for request in unit] for unit in units]
+
+
 def by_hand(model: Any, request: Request) -> tuple[float, bool]:
     """The definition: log-softmax of the whole sequence, summed over the continuation."""
     ids = torch.tensor([[*request.context, *request.continuation]])
@@ -67,7 +72,7 @@ def test_every_kind_of_model_gives_its_own_answers(kind: str, tmp_path: Path) ->
         "qwen2": {},
     }
     model = open_model(str(tiny_model(tmp_path / kind, model_type=kind, **values[kind])))
-    scorer, units = Scorer(model), questions(3, longest=40)
+    scorer, units = Scorer(model), [*questions(3, longest=40), *behind(tuple(range(60)), questions(3, longest=40))]
     for number, answers in scorer.units(units):
         for request, answer in zip(units[number], answers, strict=True):
             assert answer.value == pytest.approx(by_hand(model.model, request)[0], abs=1e-4 * answer.tokens)
@@ -81,7 +86,7 @@ def decisions(answers: list[LogLikelihood], unit: list[Request]) -> tuple[int, i
 
 
 def test_decisions_do_not_depend_on_what_is_computed_beside(opened: OpenModel) -> None:
-    units = questions(24, seed=1, longest=120)
+    units = [*questions(16, seed=1, longest=120), *behind(tuple(range(150)), questions(8, seed=2, longest=40))]
     tie = units[7][0]
     units.append([tie, tie, Request(tie.context, tie.continuation[:-1], tie.lengths)])  # an exact tie: the first wins
     shuffled = list(np.random.default_rng(0).permutation(len(units)))
@@ -143,3 +148,25 @@ def test_a_model_without_a_tokenizer_is_named(tmp_path: Path) -> None:
 def test_text_becomes_tokens_as_one_reads_it(opened: OpenModel) -> None:
     assert pair_request(opened, "a ", "b") == Request(tuple(b"a"), tuple(b" b"))
     assert pair_request(opened, "", "b") == Request((256,), tuple(b"b"))
+
+
+def test_a_beginning_is_computed_once(opened: OpenModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the examples before each item; two beginnings, and what begins with neither."""
+    seen: list[int] = []
+    scorer, forward = Scorer(opened), opened.model.forward
+    assert scorer.shares_beginnings
+
+    def counting(*args: Any, **inputs: Any) -> Any:
+        seen.append(inputs["input_ids"].shape[1])
+        return forward(*args, **inputs)
+
+    counting.__signature__ = __import__("inspect").signature(forward)  # type: ignore[attr-defined]
+    first, second = tuple(range(200)), tuple(range(100, 200))
+    units = [*behind(first, questions(5, longest=10)), *behind(second, questions(5, longest=10)), *questions(2, longest=10)]
+    monkeypatch.setattr(opened.model, "forward", counting)
+    found = dict(scorer.units(units))
+    monkeypatch.undo()
+    assert sum(seen) < 200 + 100 + 12 * (10 + 4 * 12), "not ten times 100 and more"
+    for number, unit in enumerate(units):
+        for request, answer in zip(unit, found[number], strict=True):
+            assert answer.value == pytest.approx(by_hand(opened.model, request)[0], abs=1e-5 * answer.tokens)

@@ -95,6 +95,7 @@ def mlflow_steps(run: RunDir) -> list[int]:
         return sorted({metric.step for metric in client.get_metric_history(known["run_id"], "train/loss")})
 
 
+@pytest.mark.soak
 def test_both_hold_every_step_over_two_attempts_and_a_kill(run: RunDir) -> None:
     run.begin_attempt()
     killed = start(run, 1)

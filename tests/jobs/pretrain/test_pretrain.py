@@ -167,6 +167,7 @@ def test_a_model_is_one_thing(model: dict[str, object]) -> None:
         load_config(PretrainConfig, {"data": "x", "steps": 1, "model": model})
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_torchrun_starts_it_too(data: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path, pretrain_config(data, steps=2))

@@ -70,6 +70,7 @@ def test_a_trial_that_fails_says_why_and_the_sweep_goes_on(start: Start) -> None
     assert "lr 5.0 is too high" in sweep.records()[0].cause
 
 
+@pytest.mark.soak
 def test_too_many_failures_end_the_sweep(start: Start) -> None:
     base = {"steps": 200, "fail_above": 0.0, "retries": {"bugs": 0}}
     sweep = start(base=base, trials=6, budget={"failed_trials": 1})
@@ -81,6 +82,7 @@ def test_too_many_failures_end_the_sweep(start: Start) -> None:
     assert len(sweep.records()) < 6
 
 
+@pytest.mark.soak
 def test_a_budget_of_steps_stops_what_runs(start: Start) -> None:
     sweep = start(base={"steps": 1000, "pause": 0.02}, trials=2, budget={"steps": 60})
     results = sweep.finish()
@@ -91,18 +93,18 @@ def test_a_budget_of_steps_stops_what_runs(start: Start) -> None:
 
 def test_a_model_of_the_space_is_learnt_also_across_a_kill(start: Start) -> None:
     keys = {"search": "optuna", "scheduler": "median", "median": {"grace_steps": 3, "min_trials": 2}}
-    keys |= {"optuna": {"startup_trials": 3}}
+    keys |= {"optuna": {"startup_trials": 2}}
     space = {**LR, "optim.kind": {"choice": ["plain", "momentum"]}, "optim.momentum": {"uniform": [0.0, 0.9]}}
-    sweep = start(space=space, base={"steps": 12, "pause": 0.02}, trials=8, max_concurrent=2, **keys)
-    until(lambda: sum(record.state.final for record in sweep.records()) >= 3, said=sweep.said)
+    sweep = start(space=space, base={"steps": 12, "pause": 0.02}, trials=5, max_concurrent=2, **keys)
+    until(lambda: sum(record.state.final for record in sweep.records()) >= 2, said=sweep.said)
     sweep.kill_driver()
     known = {record.trial: record.parameters for record in sweep.records()}
     results = sweep.finish()
     records = sweep.records()
-    assert len(records) == 8
+    assert len(records) == 5
     assert {record.state for record in records} <= {TrialState.SUCCEEDED, TrialState.STOPPED}
     assert all(record.parameters == known[record.trial] for record in records if record.trial in known)
-    assert len({record.parameters["optim.lr"] for record in records}) == 8
+    assert len({record.parameters["optim.lr"] for record in records}) == 5
     assert results["best"] == min(line["loss"] for line in last_lines(sweep))
 
 

@@ -87,6 +87,7 @@ def coordinators(pods: list[subprocess.Popen[bytes]]) -> list[psutil.Process]:
     return [child for child in children if "k8s.runtime.coordinator" in " ".join(child.cmdline())]
 
 
+@pytest.mark.soak
 def test_a_killed_coordinator_is_succeeded_and_the_end_is_told(
     run: RunDir, pods: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:

@@ -33,7 +33,8 @@ _NATIVE = re.compile(r"^(terminate called after throwing|\s+what\(\): |thread '.
 _LINK = re.compile(r"^(During handling of the above exception|The above exception was the direct cause)")
 _NO_ERROR = re.compile(r"^(Exception ignored |--- Logging error ---|Error in sys\.excepthook|Error in atexit)")
 _NEXT_SPEAKER = re.compile(
-    r"^(wandb: |srun: |slurmstepd: |\[?[EW]\d{3,4} |Exception ignored |[-=]{8}|Original exception was)|Traceback \(most recent"
+    r"^(wandb:|srun: |slurmstepd: |\[?[EW]\d{3,4} |Exception ignored |[-=]{8})"
+    r"|^(Original exception was|Set the environment variable HYDRA)|Traceback \(most recent"
 )
 # exceptions that only follow from another one, of a launcher, a parent or a rank whose peer is gone
 _FOLLOWS = re.compile(
@@ -41,6 +42,8 @@ _FOLLOWS = re.compile(
     r"|CancelledError|queue\.Empty|EOFError$|can only test a child process)|Engine core initialization failed|ncclRemoteError"
     r"|Connection (closed|reset) by peer|(can only test a child process)|Socket Timeout|NCCL communicator was aborted"
 )
+_KILLED = re.compile(r"Signal \d+ \(SIG\w+\) received by PID \d+")  # torchrun of a rank that said nothing of it
+_STACK = re.compile(r"most recent call first\):\n((?:\s+File .*\n?)+)")  # of Python's fault handler
 _TELLING = re.compile(
     r"error|fatal|fail|cannot|can't|could not|not (found|enough|set|permitted|support|allowed|available|exist)|denied|no such"
     r"|invalid|unable|refus|kill|abort|panic|fault|out of|exceed|expired|timed? ?out|limit|lost|unexpected|exception|dumped",
@@ -76,18 +79,25 @@ def last_words(text: str) -> str:
         return words if deepest in words else f"{words}{CAUSED_BY}{deepest[:CAUSE_LETTERS]}"
     said = [line.strip() for line in own if re.search(r"\w", line)]
     ending = [line for line in said[-ENDING_LINES:] if not _NOISE.search(line)]
-    telling = list(dict.fromkeys(line for line in ending if _TELLING.search(line)))[-TELLING_LINES:]
+    killed = _KILLED.findall(text)[-1:]
+    telling = killed or list(dict.fromkeys(line for line in ending if _TELLING.search(line)))[-TELLING_LINES:]
     return " ".join(telling or ending[-1:] or said[-1:])[:MESSAGE_LETTERS]
 
 
 def innermost_frame(text: str) -> list[str]:
     """File, line and code where the program itself was as it failed; empty where it printed no frames.
 
-    Of an exception that wraps others it is the place of the first of them; a library's frame only where all are a library's.
+    Of an exception that wraps others it is the place of the first of them. If all of their frames are a library's, as in a
+    loader's worker, it is that of the exception printed before, or behind; else the library's own.
     """
-    chain = _decisive(_printed(_lines(text)))
-    own = next((printed.place for printed in chain if printed.place), [])
-    return own or next((list(printed.frames[-1]) for printed in reversed(chain) if printed.frames), [])
+    printed = _printed(_lines(text))
+    chain = _decisive(printed)
+    if not chain:
+        stack = [line.strip() for found in [_STACK.search(text)] if found for line in found[1].splitlines()]
+        return [line for line in stack if not _LIBRARY.search(line.split('"')[1])][:1] or stack[:1]
+    at = printed.index(chain[0])
+    own = next((one.place for one in (*chain, *reversed(printed[:at]), *printed[at:]) if one.place), [])
+    return own or next((list(one.frames[-1]) for one in reversed(chain) if one.frames), [])
 
 
 def _lines(text: str) -> list[str]:

@@ -10,6 +10,7 @@ from cluster.run.context import JobContext
 from jobs.programs.last_words import innermost_frame, last_words
 
 TAIL_BYTES = 65_536
+ENDING_LETTERS = 16_384  # in which a lost peer is looked for
 SHELLS_SIGNAL = 128  # a shell whose program was ended by a signal leaves with this and the signal's number
 _SIGNALS = frozenset(signal.Signals)
 _LOST_PEER = re.compile(
@@ -50,7 +51,7 @@ def judge(code: int, stop: signal.Signals | None, context: JobContext, since_byt
         raise StopRequested(f"the program ended with {code} after {stop.name}, without saying that it has saved")
     if code == -signal.SIGKILL:
         os.kill(os.getpid(), signal.SIGKILL)  # from outside, as ranks may be: whoever waits for us sees it so
-    if code == EXIT_LOST_PEER or (context.world_size > 1 and _LOST_PEER.search(text)):
+    if code == EXIT_LOST_PEER or (context.world_size > 1 and _LOST_PEER.search(text[-ENDING_LETTERS:])):
         raise LostPeerError(f"another rank was gone (connection closed by peer): {last_words(text)}")
     error = ProgramFailedError(f"the program {how_it_ended(code)}: {last_words(text) or 'it said nothing'}")
     for line in innermost_frame(text):

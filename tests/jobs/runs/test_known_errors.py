@@ -79,6 +79,17 @@ def test_no_narrow_row_is_found_in_what_programs_ordinarily_say() -> None:
     assert [(line, row.pattern) for line in text.splitlines() for row in rows if re.search(row.pattern, line)] == []
 
 
+def test_a_narrow_row_of_the_cause_goes_before_a_wide_one_and_the_deepest_kind_before_what_wraps_it() -> None:
+    def meaning(text: str) -> str:
+        known = known_error(f"rank 0: ProgramFailedError: the program ended with exit code 1: {text}")
+        return known.meaning if known else ""
+
+    assert "GPU ran out of memory" in meaning("RuntimeError: it failed; caused by: torch.OutOfMemoryError: CUDA out of memory.")
+    assert "has no entry of that name" in meaning("RuntimeError: it failed; caused by: KeyError: 'rope'")
+    assert "raised an error of its own" in meaning("mylab.BadSplitError: no such split")
+    assert "without a word" in meaning("it said nothing")
+
+
 def run_shell(line: str, folder: Path) -> str:
     """Run a line of bash that fails; what its run would give as the cause."""
     pipe, errors = subprocess.PIPE, subprocess.STDOUT

@@ -6,6 +6,7 @@ that rounding could turn, the drawn tokens are read one by one, as they were whe
 The same holds for tokens that a draft has guessed, which are read in one pass too.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +50,7 @@ class Answer:
     @torch.no_grad()
     def step(self) -> list[Drawn]:
         """Draw the next token, or several where guesses were right. Raises ApiError where the JSON schema allows none."""
+        began, prompt = time.perf_counter(), self._state is None
         guesses, rows = self._read()
         found: list[Drawn] = []
         for row, logits_V in enumerate(rows):
@@ -57,6 +59,8 @@ class Answer:
                 break
         assert self._state is not None
         self._state.forget(len(self._tokens) - 1)
+        if self._guesser is not None and not prompt:
+            self._guesser.took(len(found), time.perf_counter() - began)
         return found
 
     def _read(self) -> tuple[list[int], torch.Tensor]:

@@ -5,13 +5,15 @@ place in the answer, as the model's own token there is, so that the two agree wh
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from cluster.errors import ConfigError
+from jobs.engines.transformers.pace import Pace
 from jobs.inference.decode import cache_word
 from jobs.inference.open_model import OpenModel
 
@@ -21,11 +23,13 @@ SURE = 0.4  # a draft that finds no token so likely guesses no further: most of 
 DrawAt = Callable[[torch.Tensor, int], int]  # (logits [V], place in the text) → a token
 
 
-class Draft(NamedTuple):
-    """A model that guesses for another one."""
+@dataclass(frozen=True)
+class Draft:
+    """A model that guesses for another one, as long as that pays."""
 
     opened: OpenModel
     most: int  # tokens that it guesses at once
+    pace: Pace = field(default_factory=Pace)
 
     def check(self, opened: OpenModel) -> None:
         """Raise ConfigError unless it can guess for a model: the same tokens, and both can take back what they have read."""
@@ -66,10 +70,14 @@ class Guesser:
 
     def __init__(self, draft: Draft) -> None:
         self._draft, self._state = draft, State(draft.opened.model)
+        self._asked = False  # for the pass that follows
 
     def ahead(self, tokens: Sequence[int], most: int, draw: DrawAt, ends: frozenset[int]) -> list[int]:
-        """What may follow the tokens: none where the draft is not sure, at most `most`."""
+        """What may follow the tokens: none where the draft is not sure or does not pay, at most `most`."""
         guesses: list[int] = []
+        self._asked = self._draft.pace.guesses
+        if not self._asked:
+            return guesses
         self._state.forget(len(tokens) - 1)  # of what it guessed before, the last token of the text is the first to differ
         fresh = tokens[self._state.size :]
         most = min(most, self._draft.most, self._draft.opened.max_length - len(tokens))
@@ -82,6 +90,10 @@ class Guesser:
                 break
             fresh = guesses[-1:]
         return guesses
+
+    def took(self, tokens: int, seconds: float) -> None:
+        """Count a pass, with whatever was guessed for it, that drew so many tokens."""
+        self._draft.pace.took(guessed=self._asked, tokens=tokens, seconds=seconds)
 
 
 def _size(opened: OpenModel) -> int:

@@ -14,6 +14,7 @@ from jobs.engines.sampler import Sampling
 from jobs.engines.transformers import decoding, guesses
 from jobs.engines.transformers.decoding import Answer
 from jobs.engines.transformers.guesses import Draft
+from jobs.engines.transformers.pace import KEPT_TOKENS, PLAIN, TRIED, Pace
 from jobs.inference.open_model import OpenModel, open_model
 from jobs.serve.engine_command import CommandEngine
 from tests.jobs.engines.streams import COMPLETIONS, ask
@@ -132,6 +133,28 @@ def test_an_engine_that_takes_no_draft_says_so(tmp_path: Path) -> None:
     options = EngineOptions(draft=tmp_path)
     with pytest.raises(ConfigError, match="engine command takes no draft"):
         EngineProcess.start(CommandEngine(["true"]), tmp_path, options, tmp_path / "log")
+
+
+@pytest.mark.parametrize(("guessed", "better"), [(0.9, True), (1.1, False)])
+def test_a_draft_is_asked_as_long_as_it_pays(guessed: float, better: bool) -> None:
+    pace = Pace()
+    for _ in range(TRIED):
+        assert pace.guesses
+        pace.took(guessed=True, tokens=3, seconds=3 * guessed)
+    for _ in range(PLAIN):
+        assert not pace.guesses
+        pace.took(guessed=False, tokens=1, seconds=1.0)
+    for _ in range(KEPT_TOKENS):
+        assert pace.guesses is better
+        pace.took(guessed=better, tokens=1, seconds=9.0)
+    assert pace.guesses, "both are tried again"
+
+
+def test_a_draft_that_does_not_pay_is_left_out_and_the_answer_stays(opened: OpenModel, other: OpenModel) -> None:
+    draft, plain = Draft(other, 3), whole(opened, PROMPTS[0], None, temperature=0.8)
+    for _ in range(3):
+        assert whole(opened, PROMPTS[0], draft, temperature=0.8) == plain
+    assert not draft.pace.guesses, "a draft of random weights is never right"
 
 
 @pytest.mark.parametrize("name", ["transformers", pytest.param("llamacpp", marks=pytest.mark.soak)])

@@ -189,8 +189,18 @@ def test_agents_leave_when_their_supervisor_is_killed(toy: Start) -> None:
     assert run.steps()[len(before)] == before[-1] + 1, "resumed where it was saved"
 
 
-@pytest.mark.parametrize("how", ["stop", "python", "loader", pytest.param("data", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("resources", [{"nodes": 2}, {"nodes": 1, "ranks_per_node": 2}], ids=["two nodes", "two ranks"])
+HANGS = ("stop", "python", "loader", "data")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("resources", "how"),
+    [
+        *(pytest.param({"nodes": 1, "ranks_per_node": 2}, how, id=f"two ranks-{how}") for how in HANGS),
+        pytest.param({"nodes": 2}, HANGS[0], id=f"two nodes-{HANGS[0]}"),
+        *(pytest.param({"nodes": 2}, how, id=f"two nodes-{how}", marks=pytest.mark.soak) for how in HANGS[1:]),
+    ],
+)
 def test_a_rank_that_hangs_is_replaced_within_the_attempt(toy: Start, how: str, resources: dict[str, int]) -> None:
     """None of its peers gets an error: they wait for it in a collective, for as many minutes as that may take."""
     run = toy("beat", "ranks", steps=50, stuck={"rank": 1, "step": 25, "how": how}, resources=resources)

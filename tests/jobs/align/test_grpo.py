@@ -119,6 +119,7 @@ def test_killed_at_any_moment_it_ends_bit_identical_and_no_rollout_is_used_twice
     assert metrics(whole, "train/reward") == [row["train/reward"] for row in last_lines(killed)]
 
 
+@pytest.mark.soak
 def test_held_out_prompts_are_answered_at_validations_and_what_was_long_used_is_removed(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -267,6 +268,7 @@ def test_the_importance_ratio_of_a_policy_to_itself_is_one(
     assert metrics(run, "train/off_policy_fraction") == [0.0] * 3
 
 
+@pytest.mark.soak
 def test_dynamic_sampling_draws_other_prompts_for_groups_that_teach_nothing(model: Path, data: Path, tmp_path: Path) -> None:
     rewards = [{"regex": {"pattern": "^[a-m]"}}]
     run = grpo_run(

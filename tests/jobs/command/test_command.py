@@ -402,6 +402,7 @@ def test_values_stand_for_their_names(start: Start, tmp_path: Path) -> None:
     assert "{lr}" in (tmp_path / "settings.json").read_text(), "the user's own file stays"
 
 
+@pytest.mark.soak
 def test_any_program_is_swept(tmp_path: Path, start: Start) -> None:
     lines = ["import sys", "lr = float(sys.argv[1])", "for step in (1, 2, 3):", "    print(f'loss={(lr - 0.3) ** 2 + 1 / step}')"]
     program = script(tmp_path, "\n".join(lines))

@@ -85,6 +85,7 @@ def test_one_wandb_run_over_two_attempts_nothing_twice(run: RunDir) -> None:
     assert exits == [85, 0]
 
 
+@pytest.mark.soak
 def test_kill_9_loses_nothing_older_than_a_second_and_a_new_sidecar_goes_on(run: RunDir) -> None:
     run.begin_attempt()
     sidecar = start(run, 1)

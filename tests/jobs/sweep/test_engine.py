@@ -41,6 +41,7 @@ def test_asha_stops_the_worse_ones_at_rungs(start: Start) -> None:
     assert run.record["config"]["wandb"]["group"] == sweep.run.id
 
 
+@pytest.mark.soak
 def test_a_grid_runs_each_combination_once_and_conditions_leave_keys_out(start: Start) -> None:
     space = {
         "optim.lr": {"grid": [0.1, 1.0]},
@@ -112,6 +113,7 @@ def last_lines(sweep: Swept) -> list[dict[str, float]]:
     return [run.read_metrics()[-1] for run in sweep.runs()]
 
 
+@pytest.mark.soak
 def test_trials_on_this_machine_have_gpus_of_their_own(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     machine_with(4, monkeypatch, CUDA_VISIBLE_DEVICES="3,1")
     base = {"steps": 2, "gate": 2, "resources": {"gpus": 1}}

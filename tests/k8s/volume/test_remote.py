@@ -164,6 +164,7 @@ def test_an_elastic_run_is_scaled_and_its_model_comes_back(
     assert all(torch.equal(there[f"model.{name}"], tensor) for name, tensor in model.items())
 
 
+@pytest.mark.soak
 def test_a_copy_takes_what_grows_only_where_it_is_as_it_came(tmp_path: Path) -> None:
     """What this machine writes into its copy, such as an event, must not be taken for the beginning of what is there."""
     there, here = tmp_path / "there/run", tmp_path / "here/run"

@@ -37,7 +37,12 @@ def known_error(*texts: str) -> KnownError | None:
 
 def _first(texts: Iterable[str], subjects: tuple[str, ...]) -> KnownError | None:
     rows = known_errors(subjects)
-    return next((row for text in texts for row in rows if re.search(row.pattern, text)), None)
+    return next((row for text in texts for row in rows if _compiled(row.pattern).search(text)), None)
+
+
+@cache  # that of `re` has room for fewer patterns than there are
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
 
 
 @cache

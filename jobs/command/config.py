@@ -11,7 +11,7 @@ from cluster.config import CodeConfig, DataPath, JobConfig, PathView, check_vari
 from cluster.errors import ConfigError
 from cluster.spec import Engine
 from jobs.command.program_name import program_name
-from jobs.command.script import imports_of, script_of
+from jobs.command.script import imports_of, script_of, sets_variables
 from jobs.runs.provenance import refuse_secrets
 
 
@@ -105,7 +105,8 @@ class CommandConfig(JobConfig):
         script = Path(self.directory, found[0]) if found and not found[2] else None
         if script is None or not script.is_file():
             return {}
-        return {"preload": ["jobs.command.job", *imports_of(script.read_text(errors="replace"))]}
+        text = script.read_text(errors="replace")
+        return {} if sets_variables(text) else {"preload": ["jobs.command.job", *imports_of(text)]}
 
     def preflight(self, here: PathView = Path) -> None:
         """The directory must be there, where this machine sees it. Raises ConfigError."""

@@ -1,8 +1,8 @@
 """A Python program of the user's, forked from this process, which has imported torch already: the program need not again.
 
 Only where nothing tells it from a program that an interpreter was started for: the command names this interpreter and a script
-or a module, none of the variables that interpreters and libraries read as they load is another one, and nothing in the program's
-folder has the name of what is loaded. Everything else is executed.
+or a module, none of the variables that interpreters and libraries read as they load is another one or is set by the program, and
+nothing in the program's folder has the name of what is loaded. Everything else is executed.
 """
 
 import atexit
@@ -16,7 +16,6 @@ import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
 import random
-import re
 import runpy
 import shutil
 import signal
@@ -37,13 +36,12 @@ import setproctitle
 from cluster.engines.stacks import STACKS_SIGNAL
 from cluster.process.forking import Forked, cuda_runs
 from cluster.run.context import GROUP_VARIABLE, STOP_VARIABLE
-from jobs.command.script import script_of
+from jobs.command.script import READ_AS_THEY_LOAD, script_of, sets_variables, sources
 
 setproctitle.getproctitle()  # it looks for the title's place, which ends at the first variable that has changed since the start
 
 LIBRARY = "torch"  # what makes it worth it
 LONGEST_TITLE = 300  # of a command in the title of its process: behind it comes what the process is found by
-READ_AS_THEY_LOAD = re.compile(r"(PYTHON(?!UNBUFFERED$)|LD_|OMP_|MKL_|KMP_|OPENBLAS_|GOMP_|TORCH(?!ELASTIC)|PYTORCH_|MALLOC_)")
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,20 @@ def forkable(words: Sequence[str], folder: str, environment: Mapping[str, str]) 
         return None
     name, arguments, is_module = found
     place = folder if is_module else os.path.dirname(os.path.join(folder, name))
-    if not os.path.isdir(folder) or not (is_module or os.path.isfile(os.path.join(folder, name))) or _shadows(place):
+    file = _file(Path(folder), name) if is_module else Path(folder, name)
+    if not os.path.isdir(folder) or not (is_module or file.is_file()) or _shadows(place):
+        return None
+    if file.is_file() and any(map(sets_variables, sources(file, Path(place)))):
         return None
     if any(environment.get(key) != os.environ.get(key) for key in {*environment, *os.environ} if READ_AS_THEY_LOAD.match(key)):
         return None
     return Script(name, arguments, is_module, place)
+
+
+def _file(folder: Path, module: str) -> Path:
+    """Where a module's own text is, if it lies below the folder; else a file that is not there."""
+    path = folder.joinpath(*module.split("."))
+    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _same_interpreter(word: str, environment: Mapping[str, str]) -> bool:
@@ -200,7 +207,7 @@ def _forget(script: Script) -> None:
         del sys.modules[name]
     process: Any = multiprocessing.process
     main = process.BaseProcess.__new__(process.BaseProcess)  # as the module makes the one that it has when it is imported
-    kept = {key: value for key, value in process._current_process._config.items() if key != "daemon"}
+    kept = {key: value for key, value in process._current_process._config.items() if key not in {"daemon", "tempdir"}}
     vars(main).update(_identity=(), _name="MainProcess", _parent_pid=None, _popen=None, _closed=False, _config=kept)
     process._current_process, process._parent_process, process._children = main, None, set()
     multiprocessing.set_start_method(None, force=True)

@@ -26,6 +26,7 @@ print(json.dumps({
     "environment": {name: os.environ[name] for name in sorted(os.environ) if name in ("GIVEN", "PATH", "ABSENT")},
     "process": [multiprocessing.current_process().name, multiprocessing.parent_process() is None],
     "method": multiprocessing.get_start_method(),
+    "own temporary folder": "tempdir" in multiprocessing.process.current_process()._config,
     "logging": [len(logging.root.handlers), logging.root.level],
     "signals": [str(signal.getsignal(word)) for word in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)],
     "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
@@ -40,6 +41,27 @@ if sys.argv[1:] == ["fail"]:
     raise ValueError("as it was written")
 sys.exit(int(sys.argv[1]))
 """
+
+
+SETS = (
+    'os.environ["HF_HUB_OFFLINE"] = "1"',
+    "environ['OMP_NUM_THREADS']= str(4)",
+    'os.environ.update(HF_ENDPOINT="http://127.0.0.1:1")',
+    'os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "x")',
+    'os.environ.pop("TRANSFORMERS_OFFLINE", None)',
+    'del os.environ["HF_HOME"]',
+    'os.environ[name] = "1"',
+    'os.environ[f"HF_{name}"] = "1"',
+    'os.putenv("OMP_NUM_THREADS", "1")',
+    'os.environ |= {"HF_HOME": "/scratch"}',
+    "load_dotenv()",
+)
+HARMLESS = (
+    'rank = int(os.environ["RANK"])',
+    'if os.environ["HF_HOME"] == "/scratch" or os.environ.get("HF_TOKEN"):',
+    'os.environ["WANDB_PROJECT"] = "x"',
+    'os.environ.setdefault("MASTER_ADDR", "localhost")',
+)
 
 
 class Pipe:
@@ -95,8 +117,17 @@ def test_what_an_interpreter_would_do_differently_is_executed(tmp_path: Path, mo
     assert forkable(words, place, os.environ) == Script("train.py", ("--lr", "1"), is_module=False, place=place)
     for other in ([sys.executable, "-O", "train.py"], ["/usr/bin/env", "python", "train.py"], [sys.executable, "absent.py"]):
         assert forkable(other, place, os.environ) is None
-    for name in ("OMP_NUM_THREADS", "PYTHONPATH", "LD_PRELOAD", "TORCH_LOGS"):
+    for name in ("OMP_NUM_THREADS", "PYTHONPATH", "LD_PRELOAD", "TORCH_LOGS", "HF_HOME"):
         assert forkable(words, place, {**os.environ, name: "7"}) is None
+    for line in SETS:
+        script.write_text(f"import os\n{line}\nimport transformers\n")
+        assert forkable(words, place, os.environ) is None, line
+    script.write_text("import site_settings\n")
+    (tmp_path / "site_settings.py").write_text(SETS[0])
+    assert forkable(words, place, os.environ) is None, "what it imports sets it"
+    assert forkable([sys.executable, "-m", "site_settings"], place, os.environ) is None
+    script.write_text("\n".join(HARMLESS))
+    assert forkable(words, place, os.environ) is not None
     (tmp_path / "json.py").write_text("")
     assert forkable(words, place, os.environ) is None, "it would import its own json, and has another one"
     (tmp_path / "json.py").unlink()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config_reader import load_config
-from cluster.process.kill import processes_of
+from cluster.process.kill import end, processes_of
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from jobs.registry import config_of, find_job
@@ -41,8 +41,7 @@ def test_sixteen_trials_of_a_plain_script_with_the_driver_killed_twice(tmp_path:
             until(lambda finished=finished: sum(r.state.final for r in read_records(sweep)) >= finished, Patience.CLUSTER)
         until(lambda: final_outcome(sweep) is not None, Patience.CLUSTER)
     finally:
-        for process in processes_of(tmp_path):
-            process.kill()
+        end(processes_of(tmp_path))
     outcome = final_outcome(sweep)
     assert outcome is not None
     assert outcome.state is RunState.SUCCEEDED

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from cluster.config_reader import load_config
-from cluster.process.kill import processes_of
+from cluster.process.kill import end, processes_of
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from jobs.feedback.records import FOLDER, exchanges_store, ratings_store
@@ -57,8 +57,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     choice_task(tmp_path, 20)
     promote(str(tmp_path / "base"), force="the first")
     yield tmp_path
-    for process in processes_of(tmp_path):
-        process.kill()
+    end(processes_of(tmp_path))
     until(lambda: not processes_of(tmp_path), Patience.START)
 
 

@@ -16,7 +16,7 @@ from cluster.backends.base import Profile
 from cluster.backends.local.backend import LocalBackend
 from cluster.config_reader import load_config
 from cluster.errors import ConfigError
-from cluster.process.kill import processes_of, processes_with
+from cluster.process.kill import end, processes_of, processes_with
 from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, read_lines
@@ -46,8 +46,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         return submit("command", load_config(CommandConfig, {"command": command, "directory": str(tmp_path)}, overrides))
 
     yield start
-    for process in processes_of(tmp_path):
-        process.kill()
+    end(processes_of(tmp_path))
     until(lambda: not processes_of(tmp_path), Patience.START)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config_reader import load_config
-from cluster.process.kill import processes_of
+from cluster.process.kill import end, processes_of
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from jobs.mirror.mirror import send_rest
@@ -35,8 +35,7 @@ def place(wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyP
     yield tmp_path
     if "wandb" in sys.modules:
         sys.modules["wandb"].teardown()  # its own process ends before all others that have to do with this folder
-    for process in processes_of(tmp_path):
-        process.kill()
+    end(processes_of(tmp_path))
     until(lambda: not processes_of(tmp_path), Patience.START)
 
 

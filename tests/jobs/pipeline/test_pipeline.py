@@ -14,7 +14,7 @@ import yaml
 import jobs.pipeline.runs as pipeline_runs
 from cluster.config_reader import load_config, read_yaml
 from cluster.errors import ConfigError
-from cluster.process.kill import processes_of
+from cluster.process.kill import end, processes_of
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json
 from cluster.spec import Outcome, RunState
@@ -42,8 +42,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(tmp_path)
     yield lambda steps: submit("pipeline", load_config(PipelineConfig, {"name": "life", "steps": steps}))
-    for process in processes_of(tmp_path):
-        process.kill()
+    end(processes_of(tmp_path))
     until(lambda: not processes_of(tmp_path), Patience.START)
 
 

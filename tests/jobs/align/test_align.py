@@ -137,6 +137,7 @@ def test_a_reference_is_computed_once_and_verified(model: Path, data: Path, tmp_
     assert losses(again) == pytest.approx(losses(copy), rel=1e-6)
 
 
+@pytest.mark.soak
 def test_a_killed_computation_of_the_reference_goes_on(model: Path, tmp_path: Path) -> None:
     own = write_pairs(tmp_path / "pairs.jsonl", pairs(600))
     run = align_run(

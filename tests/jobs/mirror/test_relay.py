@@ -205,6 +205,7 @@ def test_alerts_are_told_once_with_the_words_of_why(wandb_server: WandbServer, t
         assert f"ropewalk why {run.id}" in text
 
 
+@pytest.mark.soak
 def test_a_preempted_attempt_does_not_look_crashed(wandb_server: WandbServer, tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs", "moved")
     log_steps(run, range(1, 4))

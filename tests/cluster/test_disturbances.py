@@ -90,6 +90,7 @@ def test_a_node_that_dies_before_its_ranks_have_joined_is_not_waited_for(toy: St
     assert run.steps() == list(range(1, 21))
 
 
+@pytest.mark.soak
 def test_a_node_that_is_let_go_as_the_group_forms_is_not_waited_for(toy: Start) -> None:
     run = toy("count", "ranks", steps=20, late=3.0, resources={"nodes": "1..2", "grace_seconds": 1.0})
     until(lambda: [event for event in run.run.read_events() if event["event"] == "group_formed"])

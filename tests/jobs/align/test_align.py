@@ -39,7 +39,7 @@ LORA = {"lora": {"rank": 4}, "optim": {"lr": 1e-2, "warmup_steps": 2}}
 @pytest.mark.parametrize(
     "keys",
     [
-        pytest.param({}, id="dpo"),
+        pytest.param({}, id="dpo", marks=pytest.mark.soak),
         pytest.param({"method": "kto"}, id="kto"),
         pytest.param({"method": "orpo"}, id="orpo", marks=pytest.mark.soak),
         pytest.param(LORA, id="lora", marks=pytest.mark.soak),

@@ -101,6 +101,7 @@ def test_kill_9_loses_nothing_older_than_a_second_and_a_new_sidecar_goes_on(run:
     assert [line["step"] for line in run.read_metrics()] == list(range(1, 16))
 
 
+@pytest.mark.soak
 def test_the_end_of_the_agent_is_the_end_of_the_sidecar(run: RunDir) -> None:
     """An agent that was killed sends no signal."""
     run.begin_attempt()

@@ -65,7 +65,7 @@ def test_same_world_size_is_bit_identical(data: Path, tmp_path: Path) -> None:
     assert equal(weights(one), weights(two))
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.soak), 0.1])
 def test_stopped_and_resumed_is_bit_identical(data: Path, tmp_path: Path, dropout: float) -> None:
     model = {"config": {**TINY, "attention_dropout": dropout}}
     whole, parted = (make_run(tmp_path, pretrain_config(data, steps=16, model=model)) for _ in range(2))

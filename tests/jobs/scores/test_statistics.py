@@ -93,6 +93,7 @@ def test_a_thousand_pairs_without_a_difference() -> None:
     assert 40 <= false_alarms(1000, 400, 0.4) <= 60
 
 
+@pytest.mark.soak
 def test_a_detectable_difference_is_found_four_times_of_five() -> None:
     random = np.random.default_rng(11)
     true = detectable_difference(1 / math.sqrt(100), 100)

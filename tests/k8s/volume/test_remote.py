@@ -95,6 +95,7 @@ def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCapt
         backend.cancel(run)
 
 
+@pytest.mark.soak
 def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Make, tmp_path: Path) -> None:
     """Kubernetes waits for ever for a program that ends before it has read what it was sent."""
     backend = K8sBackend(Profile(name="lab", backend="k8s", options={**namespace.options(), "runs": None}))

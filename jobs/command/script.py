@@ -50,6 +50,7 @@ def sets_variables(text: str) -> bool:
 def sources(script: Path, place: Path) -> list[str]:
     """The text of a script, and of the modules beside it that it imports at its top."""
     text = script.read_text(errors="replace")
-    inner = [place.joinpath(*name.split(".")) for name in _IMPORT.findall(text)]
+    names = [name for name in _IMPORT.findall(text) if name.strip(".")]
+    inner = [(script.parent if name[0] == "." else place).joinpath(*name.strip(".").split(".")) for name in names]
     files = [file for path in inner for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
     return [text, *(file.read_text(errors="replace") for file in files)]

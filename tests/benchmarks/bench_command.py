@@ -113,9 +113,10 @@ def recoveries(kills: int) -> dict[str, float]:
         found[way], never[way] = [each for each in took if each], took.count(None)
     told = {f"{way} never came back": float(count) for way, count in never.items()}
     for place, unit in enumerate(("cpu_seconds", "seconds")):
-        median = {way: statistics.median(each[place] for each in found[way]) for way in WAYS}
+        median = {way: statistics.median(each[place] for each in took) for way, took in found.items() if took}
         told |= {f"{way} {unit}": round(value, 3) for way, value in median.items()}
-        told[f"ratio of {unit}"] = round(median["ropewalk"] / median["torchrun"], 3)
+        if median.keys() == WAYS.keys():
+            told[f"ratio of {unit}"] = round(median["ropewalk"] / median["torchrun"], 3)
     return told
 
 

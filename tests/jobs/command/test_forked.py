@@ -126,6 +126,11 @@ def test_what_an_interpreter_would_do_differently_is_executed(tmp_path: Path, mo
     (tmp_path / "site_settings.py").write_text(SETS[0])
     assert forkable(words, place, os.environ) is None, "what it imports sets it"
     assert forkable([sys.executable, "-m", "site_settings"], place, os.environ) is None
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/__main__.py").write_text("from . import absent\nfrom .settings import x\n")
+    assert forkable([sys.executable, "-m", "package"], place, os.environ) is not None
+    (tmp_path / "package/settings.py").write_text(SETS[0])
+    assert forkable([sys.executable, "-m", "package"], place, os.environ) is None, "a module beside it sets it"
     script.write_text("\n".join(HARMLESS))
     assert forkable(words, place, os.environ) is not None
     (tmp_path / "json.py").write_text("")

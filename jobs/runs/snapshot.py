@@ -37,22 +37,27 @@ def checkout() -> tuple[Path | None, str]:
     home = Path(cluster.__file__).parent.parent
     if (home / ".git").exists():
         return home, ""
-    lines = (_git(Path.cwd(), "rev-parse", "--show-toplevel", "--show-prefix") or b"").split(b"\n")
-    return (Path(os.fsdecode(lines[0])), os.fsdecode(lines[1])) if lines[0] else (None, "")
+    return _work_tree(Path.cwd()) or (None, "")
 
 
 def project_of(directory: Path, root: Path | None) -> tuple[Path, str]:
     """The tree of the user's code around a directory (`root`, else git's work tree, else itself), and where in it that lies."""
     if root is None:
-        if (directory / ".git").exists():  # as git would say
-            root = directory
-        else:
-            top = (_git(directory, "rev-parse", "--show-toplevel") or b"").strip()
-            root = Path(os.fsdecode(top)) if top else directory
+        found = None if (directory / ".git").exists() else _work_tree(directory)  # with .git in it, it is what git would say
+        root = found[0] if found else directory
     root, directory = root.resolve(), directory.resolve()
     if not directory.is_relative_to(root):
         raise ConfigError(f"code.root: {root} does not hold the directory {directory}; leave it out, or name a folder above it")
     return root, "" if directory == root else str(directory.relative_to(root))
+
+
+def _work_tree(directory: Path) -> tuple[Path, str] | None:
+    """The top of git's work tree around a directory, and the path from there to it; None outside of one."""
+    above = (directory.absolute(), *directory.resolve().parents)
+    if "GIT_DIR" not in os.environ and not any(os.path.lexists(folder / ".git") for folder in above):
+        return None  # git would say so too, in twice the time of all else that a submission does
+    lines = (_git(directory, "rev-parse", "--show-toplevel", "--show-prefix") or b"").split(b"\n")
+    return (Path(os.fsdecode(lines[0])), os.fsdecode(lines[1])) if lines[0] else None
 
 
 # --- what is written down

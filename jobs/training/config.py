@@ -1,5 +1,6 @@
 """Configuration of the training loop: model, optimizer, validation, anomalies."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -10,6 +11,8 @@ from sharding.config import BatchConfig, CheckpointConfig, ParallelConfig, Preci
 
 VALIDATIONS = 20  # of a run that adapts a model, unless the job file says otherwise
 PATIENCE = 3
+LEAST_VALIDATED, MOST_VALIDATED = 16, 256  # samples of each of them
+LEARNT_A_VALIDATED = 2  # samples that are learnt on for each that is validated: validations take a quarter of the time at most
 
 
 class ModelConfig(Section):
@@ -63,7 +66,12 @@ def grid_word(value: Any) -> Any:
 
 
 def adapting_defaults(
-    values: Mapping[str, Any], lora_lr: float, *, validations: int = VALIDATIONS, patience: int | None = PATIENCE
+    values: Mapping[str, Any],
+    lora_lr: float,
+    *,
+    validations: int = VALIDATIONS,
+    most_validated: int = MOST_VALIDATED,
+    patience: int | None = PATIENCE,
 ) -> dict[str, Any]:
     """The keys of a job that adapts a trained model, with those filled in that depend on others, so that run.yaml says them:
     the learning rate of an adapter, and validations of which the best is kept, and which end a run that has begun to overfit.
@@ -71,12 +79,27 @@ def adapting_defaults(
     filled = dict(values)
     if filled.get("lora") is not None and isinstance(filled.get("optim", {}), dict):
         filled["optim"] = {"lr": lora_lr, **filled.get("optim", {})}
-    steps = str(filled.get("steps"))
-    if isinstance(filled.get("validation", {}), dict) and steps.isdigit():
-        every = max(1, int(steps) // validations)
-        defaults = {"every_steps": every, "patience": patience, "keep_best": True}
-        filled["validation"] = {**defaults, **filled.get("validation", {})}
+    steps, own = _number(filled.get("steps")), filled.get("validation", {})
+    if isinstance(own, dict) and steps is not None:
+        batch = filled.get("batch")
+        samples = _number(batch.get("global_batch")) if isinstance(batch, dict) else None
+        every = _number(own.get("every_steps"))
+        often = _how_often(steps, samples or BatchConfig().global_batch, every, validations, most_validated)
+        filled["validation"] = {**often, "patience": patience, "keep_best": True, **own}
     return filled
+
+
+def _how_often(steps: int, samples: int, every: int | None, validations: int, most: int) -> dict[str, int]:
+    """When a run of `steps` of so many samples is validated, and by how many: a short one would spend its time on it."""
+    needed = math.ceil(LEARNT_A_VALIDATED * LEAST_VALIDATED / samples)
+    every = every or max(1, steps // validations, min(needed, steps // 4))
+    return {"every_steps": every, "max_sequences": min(most, max(LEAST_VALIDATED, every * samples // LEARNT_A_VALIDATED))}
+
+
+def _number(value: Any) -> int | None:
+    """A whole number above zero, as a job file or a command line gives it; None: it is none, which the key itself will say."""
+    word = str(value)
+    return int(word) or None if word.isdecimal() else None
 
 
 class OptimConfig(Section):

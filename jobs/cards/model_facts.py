@@ -3,6 +3,7 @@
 import json
 import struct
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from cluster.errors import RopewalkError
 from cluster.run.directory import RunDir
+from cluster.text import counted
 from jobs.cards.data_facts import DataFacts, OtherData, data_facts_of, sha256_of
 from jobs.cards.public import public, public_text
 from jobs.runs.find_model import names_model
@@ -58,7 +60,7 @@ class ModelFacts:
     num_parameters: int
     files: dict[str, str]  # each file of weights → its SHA-256
     versions: dict[str, str]
-    commit: str | None
+    commit: str | None  # and how many files differed from it
     results: dict[str, Any]
     measured: list[Measured]
     gates: list[dict[str, Any]]
@@ -90,13 +92,19 @@ def read_model_facts(run: RunDir, directory: Path, step: int | None) -> ModelFac
         num_parameters=sum(_parameters(path) for path in files),
         files={path.name: sha256_of(path) for path in files},
         versions=stated,
-        commit=(record.get("code") or {}).get("commit"),
+        commit=_commit_of(record.get("code") or {}),
         results={k: v for k, v in run.results().items() if isinstance(v, (int, float)) and not isinstance(v, bool)},
         measured=measured,
         gates=gates,
         data=data,
         other_data=other_data,
     )
+
+
+def _commit_of(code: Mapping[str, Any]) -> str | None:
+    """The commit that a run was submitted from, with the files that were not in it; None where there is none."""
+    commit, uncommitted = code.get("commit"), int(code.get("uncommitted") or 0)
+    return f"{commit} with {counted(uncommitted, 'uncommitted file')}" if commit and uncommitted else commit
 
 
 def lineage_of(run: RunDir) -> list[tuple[str, str | None]]:

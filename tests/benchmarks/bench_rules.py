@@ -272,7 +272,7 @@ def main() -> None:
     result["memory"] = []
     for documents in filter(None, options.signatures.split(",")):
         command = [sys.executable, "-m", "tests.benchmarks.bench_rules", "--memory-of", documents]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
         result["memory"].append(json.loads(done.stdout))
     print(json.dumps(result, indent=1))
 

@@ -177,6 +177,18 @@ def test_an_exported_model_has_its_cards(tmp_path: Path, monkeypatch: pytest.Mon
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bill) is None
 
 
+@pytest.mark.parametrize(
+    ("uncommitted", "said"), [(0, "| code | commit 1f2e |"), (2, "| code | commit 1f2e with 2 uncommitted files |")]
+)
+def test_a_commit_that_was_not_all_of_the_code_is_not_told_as_if(tmp_path: Path, uncommitted: int, said: str) -> None:
+    made = make_run(tmp_path / "runs", pretrain_config(tmp_path / "gone"))
+    run = RunDir(made.path, record={**made.record, "code": {"commit": "1f2e", "uncommitted": uncommitted}})
+    directory = tmp_path / "model"
+    LlamaForCausalLM(LlamaConfig(**{**TINY, "vocab_size": 300})).save_pretrained(directory)
+    write_model_cards(run, directory, None)
+    assert said in (directory / "README.md").read_text()
+
+
 def test_what_is_no_data_set_gets_no_card(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         write_data_cards(StoragePath(tmp_path))

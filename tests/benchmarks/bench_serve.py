@@ -1,7 +1,7 @@
 """Figures of an endpoint: what the gateway costs, and what clients see when replicas die, or when too many ask.
 
-python -m tests.benchmarks.bench_serve [--rows overhead,kills,prefixes,overload,hangups,reading] [--requests 200]
-    [--engine fake|transformers|llamacpp] [--model DIR] [--router PYTHON_WITH_vllm_router] [--ray]
+python -m tests.benchmarks.bench_serve [--rows overhead,kills,prefixes,overload,hangups,reading,connections] [--requests 200]
+    [--engine fake|transformers|llamacpp] [--model DIR] [--router PYTHON_WITH_vllm_router] [--ray] [--connections 10000]
 
 Load is open: requests come at random moments at a rate of their own. Peers stand before the same engine in the same run, in
 turns: the bare engine, `vllm-router` (an environment of its own: it is no dependency), Ray Serve with HAProxy and direct
@@ -13,13 +13,16 @@ import asyncio
 import contextlib
 import os
 import random
+import resource
 import tempfile
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from jobs.serve.gateway.http.upstream import Upstreams
 from jobs.serve.routes import Replica
@@ -27,7 +30,8 @@ from tests.benchmarks.serve_load import Seen, ask, cpu_seconds, open_loop, perce
 from tests.benchmarks.serve_peers import ray_serve, vllm_router
 from tests.jobs.serve.gateway.endpoint import VERSION, Endpoint, FakeEngine, chat
 
-ROWS = ("overhead", "kills", "prefixes", "overload", "hangups", "reading")
+ROWS = ("overhead", "kills", "prefixes", "overload", "hangups", "reading", "connections")
+SPARE_FILES = 100  # that this process needs beside its connections
 
 
 class RealEngine:
@@ -256,6 +260,44 @@ def hangups(options: argparse.Namespace) -> None:
     print(f"hang-up to a free slot: p50 {1000 * percentile(spent, 0.5):.0f} ms, worst {1000 * max(spent):.0f} ms of {len(spent)}")
 
 
+def connections(options: argparse.Namespace) -> None:
+    """So many clients that stay, and a stream among them; the same clients again after a kill -9 of the gateway."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    limit = options.connections + SPARE_FILES if hard == resource.RLIM_INFINITY else min(hard, options.connections + SPARE_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    with endpoint_of(engines_of(options, 1, "--token", "0.001")) as made:
+        clients = [HTTPConnection("127.0.0.1", made.port, timeout=120) for _ in range(limit - SPARE_FILES)]
+        began, before = time.perf_counter(), cpu_seconds([made.keeper.pid])
+        for client in clients:
+            client.connect()
+            client.auto_open = 0  # one that is lost is not made anew
+        told = _all_ask(clients, made.url)
+        cpu = cpu_seconds([made.keeper.pid]) - before
+        memory = sum(p.memory_info().rss for p in psutil.Process(made.keeper.pid).children(recursive=True)) >> 20
+        print(f"{told}, after {time.perf_counter() - began:.1f} s, {cpu:.1f} CPU s; gateways {memory} MiB", flush=True)
+        began = time.perf_counter()
+        made.kill_gateway()
+        told = _all_ask(clients, made.url)
+        print(f"after kill -9 of the gateway: {told}, after {time.perf_counter() - began:.1f} s")
+        for client in clients:
+            client.close()
+
+
+def _all_ask(clients: list[HTTPConnection], url: str) -> str:
+    with httpx.Client(verify=False, timeout=120) as client:
+        answer = client.post(url + "/v1/chat/completions", json=chat("among many", max_tokens=20))
+    answered = sum(_asks(one) for one in clients)
+    return f"a stream {answer.status_code}, {answered} of {len(clients)} connections answered"
+
+
+def _asks(client: HTTPConnection) -> bool:
+    try:
+        client.request("GET", "/healthz")
+        return client.getresponse().read() is not None
+    except (OSError, HTTPException):
+        return False
+
+
 def main() -> None:
     """Measure the rows that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -267,6 +309,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=10.0, help="requests a second")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--turns", type=int, default=2, help="how often all targets are measured, one after the other")
+    parser.add_argument("--connections", type=int, default=10_000, help="fewer where the limit of open files is lower")
     parser.add_argument("--router", default=None, help="a Python that has vllm-router")
     parser.add_argument("--ray", action="store_true", help="measure Ray Serve too")
     options = parser.parse_args()

@@ -30,7 +30,7 @@ SMALL = {
     "bench_preprocess": ["--megabytes", "1", "--kills", "1", "--actors", "1,2"],
     "bench_rules": ["--megabytes", "0", "--signatures", "20000"],
     "bench_recovery": ["--kills", "1"],
-    "bench_serve": ["--requests", "6", "--tokens", "6", "--turns", "1"],
+    "bench_serve": ["--requests", "6", "--tokens", "6", "--turns", "1", "--connections", "50"],
     "bench_slurm": ["--rounds", "2", "--runs", "20"],
     "bench_slurm_recovery": ["1"],
     "bench_submit": ["--functions", "20", "--single", "2", "--rounds", "1"],

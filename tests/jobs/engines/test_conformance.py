@@ -22,6 +22,7 @@ PACKAGES = ("schemathesis==4.32.5", "llm-comply==0.5.0")
 CASES = 5000
 OPERATIONS = 8
 CONTEXT = 96  # tokens: a case is answered in no time
+ANSWER_SECONDS = 300  # a case may ask for 128 answers, which are drawn eight at a time
 # A request may be of the schema and still not fit into the context, or name a token that the model does not know.
 LEFT_OUT = ("positive_data_acceptance",)
 # a model of text reads no pictures, and says so: 400
@@ -47,6 +48,8 @@ def test_no_case_of_schemathesis_fails(name: str, model: Path, testers: Path, tm
         words += [
             "--max-examples",
             str(CASES // OPERATIONS),
+            "--request-timeout",
+            str(ANSWER_SECONDS),
             "--phases",
             "coverage,fuzzing",
             "--exclude-checks",

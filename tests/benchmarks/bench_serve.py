@@ -1,7 +1,7 @@
 """Figures of an endpoint: what the gateway costs, and what clients see when replicas die, or when too many ask.
 
 python -m tests.benchmarks.bench_serve [--rows overhead,kills,prefixes,overload,hangups,reading,connections] [--requests 200]
-    [--engine fake|transformers|llamacpp] [--model DIR] [--router PYTHON_WITH_vllm_router] [--ray] [--connections 10000]
+    [--engine fake|transformers|llamacpp] [--model DIR] [--router PYTHON_WITH_vllm_router] [--ray] [--connections 9900]
 
 Load is open: requests come at random moments at a rate of their own. Peers stand before the same engine in the same run, in
 turns: the bare engine, `vllm-router` (an environment of its own: it is no dependency), Ray Serve with HAProxy and direct
@@ -17,6 +17,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -293,7 +294,9 @@ def _all_ask(clients: list[HTTPConnection], url: str) -> str:
 def _asks(client: HTTPConnection) -> bool:
     try:
         client.request("GET", "/healthz")
-        return client.getresponse().read() is not None
+        answer = client.getresponse()
+        answer.read()
+        return answer.status == HTTPStatus.OK
     except (OSError, HTTPException):
         return False
 
@@ -309,7 +312,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=10.0, help="requests a second")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--turns", type=int, default=2, help="how often all targets are measured, one after the other")
-    parser.add_argument("--connections", type=int, default=10_000, help="fewer where the limit of open files is lower")
+    parser.add_argument("--connections", type=int, default=9_900, help="an endpoint takes 10,000; fewer where open files are limited")
     parser.add_argument("--router", default=None, help="a Python that has vllm-router")
     parser.add_argument("--ray", action="store_true", help="measure Ray Serve too")
     options = parser.parse_args()

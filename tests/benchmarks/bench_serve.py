@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=10.0, help="requests a second")
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--turns", type=int, default=2, help="how often all targets are measured, one after the other")
-    parser.add_argument("--connections", type=int, default=9_900, help="an endpoint takes 10,000; fewer where open files are limited")
+    parser.add_argument("--connections", type=int, default=9_900, help="an endpoint takes 10,000; less if files are few")
     parser.add_argument("--router", default=None, help="a Python that has vllm-router")
     parser.add_argument("--ray", action="store_true", help="measure Ray Serve too")
     options = parser.parse_args()

@@ -4,9 +4,9 @@ sbatch --quiet --job-name="ropewalk-hurry-$SLURM_JOB_ID" --nodes=1 --ntasks=1 --
 #!/bin/bash
 job=${SLURM_JOB_NAME##*-}
 for _ in $(seq 200); do
-  case $(squeue --noheader --jobs="$job" --format=%T) in
+  case $(squeue --noheader --states=all --jobs="$job" --format=%T) in
     PENDING) exec scontrol update JobId="$job" StartTime=now+2 ;;   # in the same second it would be killed as it starts
-    RUNNING) exit ;;
+    RUNNING | COMPLETED | CANCELLED) exit ;;   # it runs again, or is over
     *) sleep 0.5 ;;   # it is still leaving, or the controller is busy
   esac
 done

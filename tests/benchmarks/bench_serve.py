@@ -1,7 +1,8 @@
 """Figures of an endpoint: what the gateway costs, and what clients see when replicas die, or when too many ask.
 
-python -m tests.benchmarks.bench_serve [--rows overhead,kills,prefixes,overload,hangups,reading,connections] [--requests 200]
-    [--engine fake|transformers|llamacpp] [--model DIR] [--router PYTHON_WITH_vllm_router] [--ray] [--connections 9900]
+python -m tests.benchmarks.bench_serve [--rows overhead,kills,prefixes,overload,hangups,reading,capture,connections]
+    [--requests 200] [--engine fake|transformers|llamacpp] [--model DIR] [--router PYTHON_WITH_vllm_router] [--ray]
+    [--connections 9900]
 
 Load is open: requests come at random moments at a rate of their own. Peers stand before the same engine in the same run, in
 turns: the bare engine, `vllm-router` (an environment of its own: it is no dependency), Ray Serve with HAProxy and direct
@@ -14,6 +15,7 @@ import contextlib
 import os
 import random
 import resource
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,7 +33,7 @@ from tests.benchmarks.serve_load import Seen, ask, cpu_seconds, open_loop, perce
 from tests.benchmarks.serve_peers import ray_serve, vllm_router
 from tests.jobs.serve.gateway.endpoint import VERSION, Endpoint, FakeEngine, chat
 
-ROWS = ("overhead", "kills", "prefixes", "overload", "hangups", "reading", "connections")
+ROWS = ("overhead", "kills", "prefixes", "overload", "hangups", "reading", "capture", "connections")
 SPARE_FILES = 100  # that this process needs beside its connections
 
 
@@ -259,6 +261,23 @@ def hangups(options: argparse.Namespace) -> None:
                 time.sleep(0.002)
             spent.append(time.perf_counter() - began)
     print(f"hang-up to a free slot: p50 {1000 * percentile(spent, 0.5):.0f} ms, worst {1000 * max(spent):.0f} ms of {len(spent)}")
+
+
+def capture(options: argparse.Namespace) -> None:
+    """As many at once as the engine has slots, with every exchange captured and masked and without, in turns."""
+    engines, rates = engines_of(options, 1, "--token", "0.005"), dict[str, list[float]]()
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        kept = {"capture": {"retention_days": 1}, "feedback_folder": Path(folder)}
+        ends = {name: stack.enter_context(endpoint_of(engines, **more)) for name, more in (("without", {}), ("with", kept))}
+        for turn in range(2 * options.turns):
+            for name, made in ends.items():
+                bodies = prompts(options.requests, options.tokens, f"{name} {turn}: mail me at someone@example.org.")
+                began = time.perf_counter()
+                seen = asyncio.run(_closed_loop(made.url, bodies, options.slots))
+                rates.setdefault(name, []).append(sum(one.good for one in seen) / (time.perf_counter() - began))
+    shares = [with_it / without for with_it, without in zip(rates["with"], rates["without"], strict=True)]
+    mean, error = statistics.fmean(shares), statistics.stdev(shares) / len(shares) ** 0.5
+    print(f"answers a second with capture over without: {mean:.3f} ± {error:.3f}; {rates}")
 
 
 def connections(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from cluster.run.directory import RunDir
 from slurm.batch.container import wrap
 from slurm.batch.script import fill, render_extra_node, render_job
 from slurm.profile import SlurmProfile
+from tests.patience import HANG_SECONDS
 
 GOLDEN = Path(__file__).parents[1] / "golden/slurm"
 REWRITE = "ROPEWALK_REWRITE_GOLDEN"
@@ -149,6 +150,26 @@ def test_a_users_line_is_taken_as_it_is() -> None:
     """What looks like a name of ours in it is none."""
     line = "echo @controller@ @skip_requeue_delay@ me@here"
     assert line in render(Case(profile={"setup": [line]})).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("states", "asked"), [("COMPLETING PENDING", True), ("RUNNING", False), ("COMPLETED", False), ("CANCELLED", False)]
+)
+def test_the_small_job_of_a_requeued_one_leaves_once_nothing_is_to_be_done(tmp_path: Path, states: str, asked: bool) -> None:
+    """A job that ended before it was looked at is neither pending nor running ever again."""
+    (tmp_path / "states").write_text("\n".join(states.split()) + "\n")
+    programs = {
+        "squeue": f"head -n 1 {tmp_path}/states; sed -i 1d {tmp_path}/states; echo >> {tmp_path}/looks",  # then nothing
+        "scontrol": f'echo "$@" > {tmp_path}/asked',
+    }
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    script = fill("skip_requeue_delay.sh", options="").partition("<<'SKIP_DELAY'\n")[2].partition("SKIP_DELAY")[0]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_NAME": "ropewalk-hurry-7"}
+    subprocess.run(["bash"], input=script, text=True, env=environment, check=False, timeout=HANG_SECONDS)
+    assert (tmp_path / "asked").exists() == asked
+    assert len((tmp_path / "looks").read_text()) == len(states.split())
 
 
 def test_a_name_without_a_value_is_an_error() -> None:

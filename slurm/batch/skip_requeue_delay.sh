@@ -4,7 +4,8 @@ sbatch --quiet --job-name="ropewalk-hurry-$SLURM_JOB_ID" --nodes=1 --ntasks=1 --
 #!/bin/bash
 job=${SLURM_JOB_NAME##*-}
 for _ in $(seq 200); do
-  case $(squeue --noheader --states=all --jobs="$job" --format=%T) in
+  # of an array whose id this job has too, squeue tells all elements
+  case $(squeue --noheader --states=all --jobs="$job" --format='%A %T' | sed -n "s/^$job //p") in
     PENDING) exec scontrol update JobId="$job" StartTime=now+2 ;;   # in the same second it would be killed as it starts
     RUNNING | COMPLETED | CANCELLED) exit ;;   # it runs again, or is over
     *) sleep 0.5 ;;   # it is still leaving, or the controller is busy

@@ -157,9 +157,10 @@ def test_a_users_line_is_taken_as_it_is() -> None:
 )
 def test_the_small_job_of_a_requeued_one_leaves_once_nothing_is_to_be_done(tmp_path: Path, states: str, asked: bool) -> None:
     """A job that ended before it was looked at is neither pending nor running ever again."""
-    (tmp_path / "states").write_text("\n".join(states.split()) + "\n")
+    (tmp_path / "states").write_text("".join(f"7 {state}\n" for state in states.split()))
     programs = {
-        "squeue": f"head -n 1 {tmp_path}/states; sed -i 1d {tmp_path}/states; echo >> {tmp_path}/looks",  # then nothing
+        # another element of its array, and a state of its own; then nothing
+        "squeue": f"echo 6 COMPLETED; head -n 1 {tmp_path}/states; sed -i 1d {tmp_path}/states; echo >> {tmp_path}/looks",
         "scontrol": f'echo "$@" > {tmp_path}/asked',
     }
     for name, text in programs.items():

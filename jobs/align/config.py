@@ -138,8 +138,7 @@ class AlignConfig(TrainingConfig):
         if not isinstance(values, dict):
             return values
         if values.get("method") == "grpo":  # each of its validations is a round of answers, whose rewards are noisy
-            few = {"validations": GRPO_VALIDATIONS, "most_validated": GRPO_HELD_OUT}
-            filled = adapting_defaults(values, LORA_LR, **few, patience=None)
+            filled = adapting_defaults(values, LORA_LR, validations=GRPO_VALIDATIONS, most_validated=GRPO_HELD_OUT, patience=None)
         else:
             filled = adapting_defaults(values, LORA_LR)
         if isinstance(filled.get("anomaly", {}), dict):

@@ -53,8 +53,8 @@ def project_of(directory: Path, root: Path | None) -> tuple[Path, str]:
 
 def _work_tree(directory: Path) -> tuple[Path, str] | None:
     """The top of git's work tree around a directory, and the path from there to it; None outside of one."""
-    above = (directory.absolute(), *directory.resolve().parents)
-    if "GIT_DIR" not in os.environ and not any(os.path.lexists(folder / ".git") for folder in above):
+    here = directory.resolve()
+    if "GIT_DIR" not in os.environ and not any(os.path.lexists(folder / ".git") for folder in (here, *here.parents)):
         return None  # git would say so too, in twice the time of all else that a submission does
     lines = (_git(directory, "rev-parse", "--show-toplevel", "--show-prefix") or b"").split(b"\n")
     return (Path(os.fsdecode(lines[0])), os.fsdecode(lines[1])) if lines[0] else None

@@ -12,7 +12,7 @@ from sharding.config import BatchConfig, CheckpointConfig, ParallelConfig, Preci
 VALIDATIONS = 20  # of a run that adapts a model, unless the job file says otherwise
 PATIENCE = 3
 LEAST_VALIDATED, MOST_VALIDATED = 16, 256  # samples of each of them
-LEARNT_A_VALIDATED = 2  # samples that are learnt on for each that is validated: validations take a quarter of the time at most
+LEARNT_A_VALIDATED = 2  # samples that are learnt on for each that is validated, unless that were fewer than the least
 
 
 class ModelConfig(Section):

@@ -36,6 +36,23 @@ def test_keys_that_do_not_go_together_are_refused(keys: dict[str, Any], words: s
         load_config(AlignConfig, {**BASE, **keys})
 
 
+@pytest.mark.parametrize(
+    ("keys", "every", "samples"),
+    [
+        ({"steps": 1000, "batch": {"global_batch": 16}}, 50, 256),
+        ({"steps": 40, "batch": {"global_batch": 8}}, 4, 16),
+        ({"steps": 6, "batch": {"global_batch": 2}}, 1, 16),
+        ({"steps": "100", "validation": {"every_steps": "10"}, "batch": {"global_batch": "4"}}, 10, 20),
+        ({"steps": 100, "validation": {"max_sequences": 7}}, 5, 7),
+        ({"steps": 1000, "method": "grpo", "batch": {"global_batch": 32}}, 100, 64),
+    ],
+    ids=str,
+)
+def test_a_short_run_does_not_spend_its_time_on_validation(keys: dict[str, Any], every: int, samples: int) -> None:
+    found = load_config(AlignConfig, {**BASE, "seq_len": 1024, **keys}).validation
+    assert (found.every_steps, found.max_sequences) == (every, samples)
+
+
 def test_what_is_unset_follows_from_the_method() -> None:
     plain, adapted = (load_config(AlignConfig, {**BASE, **keys}) for keys in ({}, {"lora": {}}))
     assert (plain.strength, plain.compared_with, plain.optim.lr) == (0.1, "copy", 1e-6)

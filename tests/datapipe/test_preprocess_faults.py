@@ -1,17 +1,23 @@
 """Whoever is killed, driver or actor, and however often: the rerun gives the same bytes, and no work is done twice."""
 
+import random
 import re
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster.errors import DataError
 from cluster.storage import StoragePath
 from datapipe.execution.worker import Task
 from tests.datapipe.test_preprocess import context_of, source  # noqa: F401
-from tests.fakes.documents import configure, contents, make
+from tests.fakes.documents import configure, contents, make, write_lines
 from tests.fakes.driver import Driver
+from tests.fakes.near import planted
+from tests.patience import HANG_SECONDS
 
 KEYS: dict[str, Any] = {"unit_mib": 0.01, "shard_mib": 0.02}
 
@@ -37,6 +43,63 @@ def test_killed_drivers_and_actors_leave_no_trace(tmp_path: Path, source: Path) 
         actor.kill()
     driver.finish()
     assert contents(output) == contents(tmp_path / "serial")
+
+
+ALL_STAGES: dict[str, Any] = {
+    "near_duplicates": {},
+    "paragraphs": {},
+    "language": {"min_confidence": 0, "code": False},
+    "filters": [{"gopher_quality": {"min_words": 5, "min_stop_words": None}}],
+    "pii": {},
+    "balance": {"by": "language", "temperature": 0.5},
+    "unit_mib": 0.01,
+    "shard_mib": 0.02,
+}
+
+
+@pytest.mark.soak
+def test_twenty_random_kills_of_all_stages_leave_no_trace(tmp_path: Path) -> None:
+    """Of the driver, of actors, and of all of Ray below the driver, after a random number of finished tasks."""
+    chance, kills = random.Random(18), Counter[str]()
+    notice = "\n\nAll rights reserved, of whoever laid this rope of the lane. mail jane.doe@mail.example.org"
+    documents = [{**one, "text": one["text"] + notice} for one in planted(200, 1500)]
+    path = write_lines(tmp_path / "in.jsonl", documents)
+    items = write_lines(tmp_path / "items.jsonl", [{"question": " ".join(documents[5]["text"].split()[:30])}])
+    keys = {**ALL_STAGES, "decontaminate": {"against": [str(items)]}}
+    make(path, tmp_path / "serial", **keys)
+    output = tmp_path / "out"
+    run = context_of(configure(path, output, actors=2, **keys), tmp_path / "runs", cpus=3).run
+    driver, reached = Driver(run.path), 0
+    while kills.total() < 20:
+        await_tasks(driver, output, reached + chance.randrange(1, 60))
+        kind = chance.choice(["driver", "actors", "Ray"])
+        kills[kind] += 1
+        if kind == "driver":
+            driver.kill()
+        else:
+            end(driver.actors() if kind == "actors" else driver.family())
+        if kind == "Ray":
+            assert driver.process.wait(timeout=HANG_SECONDS) != 0
+        reached = finished_tasks(output)
+        if driver.process.poll() is not None:
+            driver = Driver(run.path)
+    driver.finish()
+    assert min(kills.values()) > 2, kills
+    assert contents(output) == contents(tmp_path / "serial")
+
+
+def end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def finished_tasks(output: Path) -> int:
+    return sum(1 for _ in (output / ".work").rglob("*.json"))
+
+
+def await_tasks(driver: Driver, output: Path, goal: int) -> None:
+    driver.wait_for(lambda: finished_tasks(output) >= goal and bool(driver.actors()))
 
 
 def test_work_that_is_committed_is_not_done_again(tmp_path: Path, source: Path) -> None:  # noqa: F811

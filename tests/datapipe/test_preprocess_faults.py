@@ -2,7 +2,6 @@
 
 import random
 import re
-from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -58,11 +57,12 @@ ALL_STAGES: dict[str, Any] = {
 
 
 @pytest.mark.soak
-def test_twenty_random_kills_of_all_stages_leave_no_trace(tmp_path: Path) -> None:
-    """Of the driver, of actors, and of all of Ray below the driver, after a random number of finished tasks."""
-    chance, kills = random.Random(18), Counter[str]()
+def test_random_kills_of_all_stages_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven each of the driver, of an actor, and of all of Ray below the driver, after a random number of finished tasks."""
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")  # until a driver knows that its Ray is gone
+    chance = random.Random(18)
     notice = "\n\nAll rights reserved, of whoever laid this rope of the lane. mail jane.doe@mail.example.org"
-    documents = [{**one, "text": one["text"] + notice} for one in planted(200, 1500)]
+    documents = [{**one, "text": one["text"] + notice} for one in planted(120, 800)]
     path = write_lines(tmp_path / "in.jsonl", documents)
     items = write_lines(tmp_path / "items.jsonl", [{"question": " ".join(documents[5]["text"].split()[:30])}])
     keys = {**ALL_STAGES, "decontaminate": {"against": [str(items)]}}
@@ -70,21 +70,19 @@ def test_twenty_random_kills_of_all_stages_leave_no_trace(tmp_path: Path) -> Non
     output = tmp_path / "out"
     run = context_of(configure(path, output, actors=2, **keys), tmp_path / "runs", cpus=3).run
     driver, reached = Driver(run.path), 0
-    while kills.total() < 20:
-        await_tasks(driver, output, reached + chance.randrange(1, 60))
-        kind = chance.choice(["driver", "actors", "Ray"])
-        kills[kind] += 1
+    for kind in [kind for _ in range(7) for kind in chance.sample(["driver", "actor", "Ray"], 3)]:
+        await_tasks(driver, output, reached + chance.randrange(1, 16))
         if kind == "driver":
             driver.kill()
+        elif kind == "actor":
+            end([chance.choice(driver.actors())])
         else:
-            end(driver.actors() if kind == "actors" else driver.family())
-        if kind == "Ray":
+            end(driver.family())
             assert driver.process.wait(timeout=HANG_SECONDS) != 0
         reached = finished_tasks(output)
         if driver.process.poll() is not None:
             driver = Driver(run.path)
     driver.finish()
-    assert min(kills.values()) > 2, kills
     assert contents(output) == contents(tmp_path / "serial")
 
 

@@ -92,6 +92,7 @@ def test_a_budget_of_steps_stops_what_runs(start: Start) -> None:
     assert 60 <= results["steps_spent"] < 1000
 
 
+@pytest.mark.soak
 def test_a_model_of_the_space_is_learnt_also_across_a_kill(start: Start) -> None:
     keys = {"search": "optuna", "scheduler": "median", "median": {"grace_steps": 3, "min_trials": 2}}
     keys |= {"optuna": {"startup_trials": 2}}

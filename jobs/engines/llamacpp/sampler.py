@@ -198,7 +198,10 @@ def _started(gguf: Path, *, slots: int, threads: int | None, context: int, key: 
     wanted.model.path, wanted.hostnames, wanted.port, wanted.api_keys = str(gguf), ["127.0.0.1"], 0, [key]
     wanted.n_parallel, wanted.n_ctx, wanted.kv_unified = slots, slots * context, False
     guesses = draft.most if draft is not None else 0
-    reads = min(MOST_READ_TOKENS, READ_TOKENS_A_THREAD * (threads or len(os.sched_getaffinity(0))))
+    usable = len(os.sched_getaffinity(0))
+    if threads is None and usable < (os.cpu_count() or usable):
+        threads = usable  # llama.cpp's own number is that of the machine's cores, and on shared nodes a job has some of them
+    reads = min(MOST_READ_TOKENS, READ_TOKENS_A_THREAD * (threads or usable))
     wanted.n_batch = wanted.n_ubatch = reads + slots * (1 + guesses)  # each slot may draw a token beside it
     wanted.cache_ram_mib, wanted.warmup, wanted.ui, wanted.verbosity = CACHE_MIB, False, False, QUIET
     wanted.fit_params, wanted.ctx_shift = False, False

@@ -79,6 +79,7 @@ def test_random_kills_of_all_stages_leave_no_trace(tmp_path: Path, monkeypatch: 
         else:
             end(driver.family())
             assert driver.process.wait(timeout=HANG_SECONDS) != 0
+            driver.log.close()
         reached = finished_tasks(output)
         if driver.process.poll() is not None:
             driver = Driver(run.path)

@@ -34,6 +34,7 @@ from cluster.process.kill import end, family
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.3
+GONE_SECONDS = 10  # a Ray of one process that does not answer for so long is gone: none is started anew in its place (Ray: 60)
 LOCAL_STORE_BYTES = 100 << 20  # of a Ray of one process: plans and summaries pass through it, texts never do
 RAYS_PATIENCE_SECONDS = 29.0  # Ray waits 30 s for whatever it waits for, and then says so in one of several ways
 AGENT = str(Path(__file__).with_name("ray_agent.py"))
@@ -111,6 +112,7 @@ def start_local(cpus: int) -> None:
             object_store_memory=LOCAL_STORE_BYTES,
             include_dashboard=False,
             logging_level=logging.WARNING,
+            _system_config={"gcs_rpc_server_reconnect_timeout_s": GONE_SECONDS},
         )
 
 

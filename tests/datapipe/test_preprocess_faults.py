@@ -57,9 +57,8 @@ ALL_STAGES: dict[str, Any] = {
 
 
 @pytest.mark.soak
-def test_random_kills_of_all_stages_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_kills_of_all_stages_leave_no_trace(tmp_path: Path) -> None:
     """Seven each of the driver, of an actor, and of all of Ray below the driver, after a random number of finished tasks."""
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "5")  # until a driver knows that its Ray is gone
     chance = random.Random(18)
     notice = "\n\nAll rights reserved, of whoever laid this rope of the lane. mail jane.doe@mail.example.org"
     documents = [{**one, "text": one["text"] + notice} for one in planted(120, 800)]

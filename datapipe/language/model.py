@@ -49,13 +49,8 @@ def _model() -> tuple[Any, tuple[str, ...], tuple[tuple[int, int], ...]]:
     weights, priors, labels, moves, rows, features = load_model(MODEL_DIR / MODEL_FILE)
     first: dict[str, int] = {}
     pairs = [(first[name], at) for at, name in enumerate(labels) if first.setdefault(name, at) != at]
-    arrays = (
-        np.array(moves),
-        np.array(rows),
-        np.array(features, np.int32),
-        np.asarray(weights).astype(np.float32),
-        np.asarray(priors, np.float32),
-    )
+    automaton = (np.array(moves), np.array(rows), np.array(features, np.int32))
+    arrays = (automaton, np.asarray(weights).astype(np.float32), np.asarray(priors, np.float32))
     return arrays, tuple(labels), tuple(pairs)
 
 

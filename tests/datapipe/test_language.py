@@ -5,8 +5,10 @@
 
 import random
 import string
+from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +17,8 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from datapipe.batch import TextBatch
 from datapipe.document_batch import DocumentBatch
 from datapipe.filters.language import Language
-from datapipe.language.model import identify
+from datapipe.language.kernels import HISTORY, walk
+from datapipe.language.model import _model, identify
 
 ENGLISH = (
     "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience and should act"
@@ -53,6 +56,32 @@ def test_decisions_are_those_of_py3langid(oracle: Any) -> None:
         label, confidence = oracle.classify(text)
         assert found.of(index) == label, text
         assert found.confidence[index] == pytest.approx(confidence, abs=1e-3)
+
+
+def test_a_state_depends_on_the_last_bytes_alone() -> None:
+    """As many as the deepest state lies below the first."""
+    moves, rows, _ = _model()[0][0]
+    reached, front, depth = np.zeros(len(rows), np.bool_), np.array([0]), 0
+    while len(front) and depth <= HISTORY:
+        reached[front] = True
+        front = np.setdiff1d(moves.reshape(-1, 256)[rows[front]], np.flatnonzero(reached))
+        depth += 1
+    assert reached.all()
+    assert depth - 1 <= HISTORY
+
+
+def test_quarters_side_by_side_visit_what_one_walk_visits() -> None:
+    """At each length, and of bytes that stop in the middle of a feature."""
+    moves, rows, features = automaton = _model()[0][0]
+    data = np.frombuffer(" ".join(TEXTS.values()).encode() * 2, np.uint8)
+    state, plain = np.uint32(0), []
+    for byte in data:
+        state = moves[(np.int64(rows[state]) << 8) + byte]
+        plain.append(features[state])
+    visited = np.empty(len(data) + 1, np.int32)
+    for length in [*range(200), len(data) - 1, len(data)]:
+        many = walk(data[:length], automaton, visited)
+        assert Counter(visited[:many].tolist()) == Counter(int(one) for one in plain[:length] if one >= 0), length
 
 
 @given(texts=st.lists(st.text(max_size=300), min_size=1, max_size=5))

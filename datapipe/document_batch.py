@@ -72,7 +72,9 @@ class DocumentBatch:
     @classmethod
     def of_texts(cls, texts: Sequence[str]) -> "DocumentBatch":
         """A batch of bare texts, numbered from 1."""
-        return cls.of([Document(0, number, None, "", text) for number, text in enumerate(texts, 1)])
+        count = len(texts)
+        columns = [[None] * count, [""] * count, list(range(1, count + 1)), [0] * count, list(texts)]
+        return cls(pa.record_batch(columns, schema=SCHEMA))
 
     @classmethod
     def of_column(cls, texts: pa.LargeStringArray) -> "DocumentBatch":

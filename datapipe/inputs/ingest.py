@@ -132,7 +132,7 @@ def ingest_unit(
         if by_language:
             work.write(languages_name(unit.index), orjson.dumps(languages))
         work.write(metadata_name(unit.index), block.metadata())
-        work.write(rejections_name(unit.index), b"".join(orjson.dumps(asdict(r)) + b"\n" for r in rejections))
+        work.write(rejections_name(unit.index), b"".join(orjson.dumps(r) + b"\n" for r in rejections))
         work.write(summary_name(unit.index), json.dumps(asdict(summary)).encode())
     return summary
 

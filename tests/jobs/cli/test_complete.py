@@ -102,11 +102,13 @@ def test_zsh_and_fish_show_what_a_key_means(asked: Asked) -> None:
 def test_completion_answers_while_one_types(tmp_path: Path, run: RunDir) -> None:
     for words in ("ropewalk run pretrain optim.", "ropewalk show "):
         own = {**os.environ, **environment(words, "bash"), "ROPEWALK_RUNS": str(tmp_path / "runs")}
-        times = []
-        for _ in range(3):  # each beside its own imports: what else runs changes within seconds, and with it what an import costs
+
+        def times_the_imports(own: dict[str, str] = own) -> float:
+            """Side by side: what else runs changes within seconds, and with it what an import costs."""
             spent = cpu_seconds(["-m", "jobs.cli"], tmp_path, own, says=True)
-            times.append(spent / cpu_seconds(["-c", IMPORTS], tmp_path, own, says=False))
-        assert min(times) < TIMES_THE_IMPORTS, words
+            return spent / cpu_seconds(["-c", IMPORTS], tmp_path, own, says=False)
+
+        assert any(times_the_imports() < TIMES_THE_IMPORTS for _ in range(8)), words
 
 
 def cpu_seconds(words: list[str], folder: Path, env: dict[str, str], *, says: bool) -> float:

@@ -129,14 +129,25 @@ def overhead(options: argparse.Namespace) -> None:
             targets["Ray Serve, HAProxy"] = stack.enter_context(ray_serve(engines))
         streams: dict[str, list[bytes]] = {}
         for turn in range(options.turns):
+            bare: list[Seen] = []
             for name, (url, pids) in targets.items():
                 asyncio.run(open_loop(url, bodies[:4], 2.0))
                 before, began = cpu_seconds(pids), time.perf_counter()
                 seen = asyncio.run(open_loop(url, bodies, options.rate, seed=turn))
                 tell(name, seen, cpu_seconds(pids) - before if pids != [0] else None, time.perf_counter() - began)
+                bare = bare or seen
+                if seen is not bare:
+                    print(f"{'':28s} the same requests are later by: {_later(seen, bare)}")
                 streams.setdefault(name, [NEW_EACH_TIME.sub(b"", one.body) for one in seen])
         equal = {name: sum(map(operator.eq, found, streams["bare"])) for name, found in streams.items()}
         print(f"streams of {len(bodies)} equal byte by byte, but for their id and time: {equal}")
+
+
+def _later(seen: list[Seen], bare: list[Seen]) -> str:
+    """By how much the first token of each request is later than that of the same request asked of the bare engine."""
+    later = [one.first_ms - other.first_ms for one, other in zip(seen, bare, strict=True) if one.good and other.good]
+    error = statistics.stdev(later) / len(later) ** 0.5
+    return f"median {statistics.median(later):.1f} ms, mean {statistics.fmean(later):.1f} ± {error:.1f} ms"
 
 
 def kills(options: argparse.Namespace) -> None:

@@ -37,6 +37,10 @@ class StopReason(StrEnum):
     TIME_LIMIT = "time limit"
 
 
+# `opened_by` of an attempt that a submission or a resume opened: budgets start anew with it
+BY_SUBMISSION = "submission"
+
+
 class Engine(StrEnum):
     """How an agent brings a job's entry to life."""
 

@@ -4,7 +4,6 @@ import os
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +69,8 @@ def load_backend(name: str) -> Backend:
         module, _, kind = OWN[profile.backend].partition(":")
         own: Backend = getattr(import_module(module), kind)(profile)
         return own
+    from importlib.metadata import entry_points  # noqa: PLC0415 - it looks through every package that is installed
+
     for point in entry_points(group=GROUP, name=profile.backend):
         backend: Backend = point.load()(profile)
         return backend

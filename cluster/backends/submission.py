@@ -17,8 +17,7 @@ from cluster.errors import (
 )
 from cluster.run.attempts import begin_attempts
 from cluster.run.directory import RunDir
-from cluster.spec import Outcome, RunState
-from cluster.supervise.supervisor import BY_SUBMISSION
+from cluster.spec import BY_SUBMISSION, Outcome, RunState
 
 log = logging.getLogger(__name__)
 

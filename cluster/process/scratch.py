@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
-
 log = logging.getLogger(__name__)
 
 OWNER = ".owner"  # in each folder: the machine, by its boot; locked as long as somebody needs the folder
@@ -125,6 +123,8 @@ def machine() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # not Linux
+        import psutil  # noqa: PLC0415 - where it is not needed it is not waited for
+
         return f"{platform.node()} {psutil.boot_time():.0f}"
 
 

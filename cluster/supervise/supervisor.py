@@ -9,13 +9,11 @@ from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.fresh_reads import read_afresh
 from cluster.run.directory import RunDir
 from cluster.run.names import AGENTS
-from cluster.spec import Outcome, RunState
+from cluster.spec import BY_SUBMISSION, Outcome, RunState
 from cluster.supervise.allocation import Allocation
 from cluster.supervise.attempt import Attempt
 
 log = logging.getLogger(__name__)
-
-BY_SUBMISSION = "submission"  # `opened_by` of an attempt that a submission or a resume opened: budgets start anew
 
 
 def spent(run: RunDir) -> tuple[int, int]:

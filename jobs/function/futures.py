@@ -13,7 +13,6 @@ from cluster.spec import RunState
 from jobs.function.call import name_of, plain, read_result, write_call
 from jobs.function.config import FunctionConfig
 from jobs.registry import config_of, find_job
-from jobs.runs.follow import wait
 from jobs.runs.status import all_runs, final_object, final_outcome, states
 from jobs.runs.submit import start, submit, write_down
 
@@ -72,6 +71,8 @@ class Future:
 
     def exception(self, timeout_seconds: float | None = None) -> RunFailedError | None:
         """Wait for the run, and return why it did not succeed; None if it did. Raises TimeoutError."""
+        from jobs.runs.follow import wait  # whoever submits and leaves needs none of it
+
         watch = wait(self.run, _sleeper(self.run, timeout_seconds))
         outcome = final_outcome(self.run)
         if outcome is None:

@@ -1,10 +1,11 @@
 """What a run records of where it came from: the versions of packages, and no secret."""
 
+import os
 import platform
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from cluster.errors import ConfigError
@@ -22,12 +23,25 @@ _SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 @cache
 def versions() -> Mapping[str, str | None]:
     """The versions of Python and of the packages that decide results; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in VERSIONS:
+    return {"python": platform.python_version(), **installed_versions(VERSIONS)}
+
+
+def installed_versions(names: Iterable[str]) -> dict[str, str | None]:
+    """The versions of packages, whose names are written as those of their folders, in lower case; None: it is not installed.
+
+    `importlib.metadata` says the same, but parses the whole description of each package, which takes 15 ms a submission.
+    """
+    found: dict[str, str | None] = dict.fromkeys(names)
+    for place in reversed(sys.path):  # the first one counts
         try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
+            folders = os.listdir(place or ".")
+        except OSError:
+            continue
+        for folder in folders:
+            stem, _, kind = folder.rpartition(".")
+            name, _, version = stem.partition("-")
+            if kind in {"dist-info", "egg-info"} and version and name.lower() in found:
+                found[name.lower()] = version.partition("-")[0]  # an egg's name goes on with Python's version
     return found
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +197,12 @@ def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
     """
     for resources in (configs[0].resources, *configs[0].children_resources()):
         backend.check_resources(resources)
-    # to list what is installed takes 40 ms
-    known = {point.name for point in entry_points(group=TRACKERS)} if configs[0].trackers else set()
-    if missing := sorted(set(configs[0].trackers) - known):
-        raise ConfigError(f"trackers: there is no {', '.join(missing)}; installed: {', '.join(sorted(known)) or 'none'}")
+    if configs[0].trackers:
+        from importlib.metadata import entry_points  # it looks through every package that is installed
+
+        known = {point.name for point in entry_points(group=TRACKERS)}
+        if missing := sorted(set(configs[0].trackers) - known):
+            raise ConfigError(f"trackers: there is no {', '.join(missing)}; installed: {', '.join(sorted(known)) or 'none'}")
     if backend.shares_files:
         for config in configs:
             config.preflight(backend.path_here)

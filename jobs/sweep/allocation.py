@@ -11,8 +11,8 @@ from cluster.backends.profiles import load_backend
 from cluster.config import Resources
 from cluster.errors import BackendError
 from cluster.run.directory import RunDir
-from cluster.spec import RunState
-from cluster.supervise.supervisor import BY_SUBMISSION, Supervisor, close_unfinished_attempt
+from cluster.spec import BY_SUBMISSION, RunState
+from cluster.supervise.supervisor import Supervisor, close_unfinished_attempt
 
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory

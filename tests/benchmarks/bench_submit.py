@@ -4,7 +4,8 @@ a process of its own.
     python -m tests.benchmarks.bench_submit [--functions 1000] [--single 1000] [--rounds 7] [--folder DIR]
 
 Prints one JSON object of CPU seconds (with those of sbatch and git) and wall seconds. All jobs are held, so that none disturbs.
-The processes are run in turn; their ratio is the median of the ratios of neighbours.
+The processes are run in turn; their ratio is the median of the ratios of neighbours. They work in a small repository that
+neither writes into: submitit's files lie beside it, else each of its submissions would be a change of the code that ours copies.
 """
 
 import argparse
@@ -34,7 +35,7 @@ OURS = "import ropewalk; from tests.fakes.programs.functions import add; ropewal
 THEIRS = """
 import submitit
 from tests.fakes.programs.functions import add
-executor = submitit.SlurmExecutor(folder='submitit', max_num_timeout=0)
+executor = submitit.SlurmExecutor(folder='../submitit', max_num_timeout=0)
 executor.update_parameters(additional_parameters={'hold': True})
 executor.submit(add, 1, 2)
 """
@@ -58,9 +59,21 @@ def executor(folder: Path) -> submitit.SlurmExecutor:
     return made
 
 
-def process(code: str, folder: Path) -> Callable[[], object]:
+def project(folder: Path) -> Path:
+    """A repository of a few files, as somebody's own program has them."""
+    made = folder / "project"
+    made.mkdir()
+    for number in range(20):
+        (made / f"module_{number}.py").write_text(f"NUMBER = {number}\n")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *words], cwd=made, check=True)
+    return made
+
+
+def process(code: str) -> Callable[[], object]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return lambda: subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, check=True, capture_output=True)
+    return lambda: subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True)
 
 
 def compared(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> dict[str, float]:
@@ -78,7 +91,7 @@ def measure(words: argparse.Namespace, folder: Path) -> dict[str, dict[str, floa
     numbers = range(words.functions)
     peer = executor(folder / "submitit")
     return {
-        "one process": compared(process(OURS, folder), process(THEIRS, folder), words.rounds),
+        "one process": compared(process(OURS), process(THEIRS), words.rounds),
         f"{words.functions} as one array": compared(
             lambda: ropewalk.map(add, numbers, numbers, on="lab"), lambda: peer.map_array(add, numbers, numbers), 3
         ),
@@ -107,7 +120,7 @@ def main() -> None:
         os.environ["ROPEWALK_CLUSTERS"] = str(folder / "clusters.yaml")
         profile = {"backend": "slurm", "runs": str(folder / "runs"), "python": sys.executable, "sbatch": {"hold": True}}
         (folder / "clusters.yaml").write_text(yaml.safe_dump({"lab": profile}))
-        os.chdir(folder)
+        os.chdir(project(folder))
         print(json.dumps(measure(words, folder)))
     finally:
         subprocess.run(["scancel", "--me"], check=False, capture_output=True)

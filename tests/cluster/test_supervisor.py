@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from cluster.run.directory import RunDir
-from cluster.spec import Outcome, RunState
-from cluster.supervise.supervisor import BY_SUBMISSION, end_if_spent, spent
+from cluster.spec import BY_SUBMISSION, Outcome, RunState
+from cluster.supervise.supervisor import end_if_spent, spent
 
 
 def attempt(run: RunDir, exit_code: int, opened_by: str = "requeue", state: RunState = RunState.REQUEUED) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +55,10 @@ class Lines(NamedTuple):
     start: NDArray[np.int32]  # first byte
     end: NDArray[np.int32]
     chars: NDArray[np.int32]
+
+
+Spans = TypeVar("Spans", Words, Tokens, Lines)
+SPANS = ("words", "tokens", "lines")  # what a batch knows of its texts once it was asked for
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,12 @@ class DocumentBatch:
 
     def keep(self, kept: NDArray[np.bool_]) -> "DocumentBatch":
         """The documents of these rows alone."""
-        return self if kept.all() else DocumentBatch(self.records.filter(pa.array(kept)))
+        if kept.all():
+            return self
+        made = DocumentBatch(self.records.filter(pa.array(kept)))
+        shifts = made.offsets[:-1] - self.offsets[:-1][kept]
+        made.__dict__.update({name: _kept_spans(self.__dict__[name], kept, shifts) for name in SPANS if name in self.__dict__})
+        return made
 
     def with_texts(self, texts: pa.LargeStringArray) -> "DocumentBatch":
         """The same documents with other texts."""
@@ -164,14 +173,27 @@ class DocumentBatch:
         more = {name: pa.array(values, pa.string()) for name, values in columns.items()}
         known = {name: self.records.column(name) for name in self.records.schema.names}
         made = DocumentBatch(pa.record_batch({**known, **more}))
-        for name in ("words", "lines", "tokens"):  # found already, of the same texts
-            if name in self.__dict__:
-                made.__dict__[name] = self.__dict__[name]
+        made.__dict__.update({name: self.__dict__[name] for name in SPANS if name in self.__dict__})  # of the same texts
         return made
 
-    def rejection(self, row: int, reason: str) -> Rejection:
-        """The rejection of the document in a row."""
-        file, line, known, source = (self.records.column(name)[row].as_py() for name in ("file", "line", "id", "source"))
-        start = int(self.offsets[row])
-        head = self.data[start : min(start + HEAD_BYTES, int(self.offsets[row + 1]))].tobytes().decode(errors="ignore")
-        return Rejection(file, line, known, source, reason, head)
+    def rejections(self, rows: NDArray[np.int64], reasons: Sequence[str]) -> list[Rejection]:
+        """The rejections of the documents in these rows, each with its reason."""
+        taken = self.records.select(["file", "line", "id", "source"]).take(pa.array(rows))
+        starts = self.offsets[rows]
+        ends = np.minimum(starts + HEAD_BYTES, self.offsets[rows + 1])
+        heads = [
+            self.data[start:end].tobytes().decode(errors="ignore")
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+        ]
+        columns = (column.to_pylist() for column in taken.columns)
+        return [Rejection(*where, reason, head) for *where, reason, head in zip(*columns, reasons, heads, strict=True)]
+
+
+def _kept_spans(spans: Spans, kept: NDArray[np.bool_], shifts: NDArray[np.int64]) -> Spans:
+    """The words, tokens or lines of the texts that are kept, each of which begins `shifts` bytes further on."""
+    counts = np.diff(spans.first)
+    inside = np.repeat(kept, counts)
+    columns = {name: column[inside] for name, column in spans._asdict().items() if name != "first"}
+    for name in columns.keys() & {"start", "end"}:
+        columns[name] += np.repeat(shifts.astype(np.int32), counts[kept])
+    return type(spans)(first=np.concatenate([[0], np.cumsum(counts[kept])]), **columns)

@@ -30,9 +30,9 @@ def apply_filters(filters: Mapping[str, Filter], batch: DocumentBatch) -> Filter
             break
         verdict = _judge(name, one, result.batch)
         codes = _codes(name, verdict, len(result.batch))
-        for row in np.flatnonzero(codes).tolist():
-            reason = f"{name}.{verdict.reasons[int(codes[row]) - 1]}"
-            result.rejections.append(result.batch.rejection(row, reason))
+        dropped = np.flatnonzero(codes)
+        reasons = [f"{name}.{verdict.reasons[code - 1]}" for code in codes[dropped].tolist()]
+        result.rejections += result.batch.rejections(dropped, reasons)
         if verdict.texts is not None:
             result.batch = result.batch.with_texts(verdict.texts)
         result.batch = result.batch.with_columns(verdict.columns).keep(codes == 0)

@@ -45,9 +45,12 @@ def _hash_signs(batch: DocumentBatch) -> NDArray[np.int64]:
 
 def _ellipses(batch: DocumentBatch) -> NDArray[np.int64]:
     """Where three points in a row begin, or the character for them, which has three bytes too."""
-    one, two, three = batch.data[:-2], batch.data[1:-1], batch.data[2:]
-    points, character = (one == 46) & (two == 46) & (three == 46), (one == 0xE2) & (two == 0x80) & (three == 0xA6)
-    return np.flatnonzero(points | character)
+    data = batch.data
+    point = data == 46
+    points = np.flatnonzero(point[:-2] & point[1:-1] & point[2:])
+    leads = np.flatnonzero(data[:-2] == 0xE2)  # few bytes are
+    characters = leads[(data[leads + 1] == 0x80) & (data[leads + 2] == 0xA6)]
+    return np.sort(np.concatenate([points, characters]))
 
 
 def gopher_quality(options: GopherQuality, batch: DocumentBatch) -> Verdict:

@@ -9,6 +9,7 @@ from datapipe.kernel import kernel
 
 HAS_SMALL, HAS_CAPITAL, NOT_ASCII = 1, 2, 4  # what letters a text has
 HISTORY = 8  # bytes on which a state depends at most: no feature is longer (py3langid's have 6)
+PIECE = 4096  # bytes of each quarter that are read: they say as much of a book as the book does
 CODE_SYMBOLS = b'{}()[]<>;=_/\\*&|#$@+^~`"%'
 CODE_LINE_ENDS = b";{}:,()[]=\\>&|"
 
@@ -74,12 +75,15 @@ def add_scores(data: NDArray[np.uint8], offsets: NDArray[np.int64], model: Any, 
 def walk(text: NDArray[np.uint8], automaton: Any, visited: NDArray[np.int32]) -> int:
     """Write down the features that the automaton visits, and return how many; their order means nothing.
 
-    Its table is larger than a cache: four quarters of a text are walked side by side, so that their misses overlap.
+    Its table is larger than a cache: four quarters of a text are walked side by side, so that their misses overlap. Of a long
+    text's quarters only their beginnings are walked.
     """
     moves, rows, features = automaton
     begin = np.int64(rows[0]) << 8
-    quarter = max((len(text) - HISTORY) // 4, 0)
+    quarter, end = max((len(text) - HISTORY) // 4, 0), len(text)
     first, second, third = quarter, 2 * quarter, 3 * quarter  # of the last three
+    if quarter > PIECE:
+        quarter, end = PIECE, third + PIECE
     a, b, c, d = begin, begin, begin, begin
     if quarter > HISTORY:
         for back in range(-HISTORY, 0):
@@ -97,7 +101,7 @@ def walk(text: NDArray[np.uint8], automaton: Any, visited: NDArray[np.int32]) ->
         for state in (state_a, state_b, state_c, state_d):
             visited[many] = features[state]
             many += int(features[state] >= 0)  # no branch: it would be guessed wrong every other time
-    for at in range(third + quarter, len(text)):
+    for at in range(third + quarter, end):
         state = moves[d + text[at]]
         d = np.int64(rows[state]) << 8
         visited[many] = features[state]

@@ -18,6 +18,7 @@ from datapipe.language.kernels import (
     HAS_CAPITAL,
     HAS_SMALL,
     NOT_ASCII,
+    PIECE,
     add_scores,
     look,
 )
@@ -26,7 +27,7 @@ UNKNOWN = "und"
 NO_LANGUAGE = "zxx"  # the model's own label of what is no language
 CODE_SHARE, CODE_LINE_SHARE = 0.04, 0.15  # symbols of code among the visible bytes, lines that end with one
 CODE_SHARE_ALONE = 0.15
-SCORED_AT_ONCE = 4096  # texts
+READ_BYTES = 4 * PIECE  # of a text at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +70,14 @@ def known_languages() -> tuple[str, ...]:
 
 
 def identify(batch: TextBatch) -> Languages:
-    """The language of each text, as py3langid with `norm_probs=True` tells it."""
+    """The language of each text, as py3langid with `norm_probs=True` tells it; of a text of more than 16 KiB, by four pieces."""
     model, names, pairs = _model()
     looks, found = np.zeros(len(batch), np.uint8), np.zeros((len(batch), 4), np.int64)
     look(batch.data, batch.offsets, _kinds(), looks, found)
     texts = _prepared(batch, looks)
     scores = np.zeros((len(texts), len(names)), np.float32)
     add_scores(texts.data, texts.offsets, model, scores)
-    scores *= (1 / np.sqrt(np.maximum(np.diff(texts.offsets), 1)))[:, None].astype(np.float32)
+    scores *= (1 / np.sqrt(np.clip(np.diff(texts.offsets), 1, READ_BYTES)))[:, None].astype(np.float32)
     np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf), out=scores)
     scores /= scores.sum(axis=1, keepdims=True)
     for one, other in pairs:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -119,24 +120,29 @@ def _converted(name: str) -> TokenizerFiles:
         )
 
 
+@lru_cache(maxsize=1)
+def _opened(description: str, backend: str) -> tuple[Tokenizer, FastTokenizer | None]:
+    """The library's tokenizer, which nobody changes afterwards, and the faster one; to read both takes half a second."""
+    tokenizer = Tokenizer.from_str(description)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    # a document that contains the words of a special token must not be able to end itself
+    tokenizer.encode_special_tokens = True
+    return tokenizer, None if backend == "tokenizers" else FastTokenizer(backend, description, tokenizer)
+
+
 class Encoder:
     """Text to token ids, each document closed by the end-of-document token."""
 
     def __init__(self, files: TokenizerFiles, backend: str = "tokenizers") -> None:
         self.files = files
-        self.tokenizer = Tokenizer.from_str(files.files["tokenizer.json"].decode())
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
-        # a document that contains the words of a special token must not be able to end itself
-        self.tokenizer.encode_special_tokens = True
+        self.tokenizer, self.fast = _opened(files.files["tokenizer.json"].decode(), backend)
         ids = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary = max(ids.values()) + 1
         self.end_of_document = self._find_end(ids)
         narrow = self.vocabulary <= 1 << 16
         self.token_type: TokenType = "uint16" if narrow else "uint32"
         self.dtype: type[np.unsignedinteger] = np.uint16 if narrow else np.uint32
-        description = files.files["tokenizer.json"].decode()
-        self.fast = None if backend == "tokenizers" else FastTokenizer(backend, description, self.tokenizer)
 
     def _find_end(self, ids: dict[str, int]) -> int:
         settings = json.loads(self.files.files.get("tokenizer_config.json", b"{}"))

@@ -17,8 +17,8 @@ from py3langid.langid import MODEL_FILE, LanguageIdentifier
 from datapipe.batch import TextBatch
 from datapipe.document_batch import DocumentBatch
 from datapipe.filters.language import Language
-from datapipe.language.kernels import HISTORY, walk
-from datapipe.language.model import _model, identify
+from datapipe.language.kernels import HISTORY, PIECE, walk
+from datapipe.language.model import READ_BYTES, _model, identify
 
 ENGLISH = (
     "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience and should act"
@@ -82,6 +82,23 @@ def test_quarters_side_by_side_visit_what_one_walk_visits() -> None:
     for length in [*range(200), len(data) - 1, len(data)]:
         many = walk(data[:length], automaton, visited)
         assert Counter(visited[:many].tolist()) == Counter(int(one) for one in plain[:length] if one >= 0), length
+
+
+def test_a_long_text_is_told_by_a_piece_of_each_quarter(oracle: Any) -> None:
+    """Up to 16 KiB as py3langid does it with all of the text; beyond that by the beginnings of the quarters, and nothing else."""
+    most = (TEXTS["de"] * 100).encode()[:READ_BYTES].decode()
+    label, confidence = oracle.classify(most)
+    assert (identify(TextBatch.of([most])).of(0), label) == ("de", "de")
+    assert identify(TextBatch.of([most])).confidence[0] == pytest.approx(confidence, abs=1e-3)
+    draw = random.Random(2)
+    size, margin = 40_000, 2 * HISTORY  # the walk counts quarters of what lies before the last 8 bytes
+    quarters = [bytearray((TEXTS["en"] * 200).encode()[:size]) for _ in range(4)]
+    before = identify(TextBatch.of([b"".join(quarters).decode()]))
+    for quarter in quarters:
+        quarter[PIECE:-margin] = draw.choices(string.ascii_lowercase.encode(), k=size - PIECE - margin)
+    after = identify(TextBatch.of([b"".join(quarters).decode()]))
+    assert after.of(0) == before.of(0) == "en"
+    assert after.confidence[0] == before.confidence[0]
 
 
 @given(texts=st.lists(st.text(max_size=300), min_size=1, max_size=5))

@@ -1,0 +1,49 @@
+"""A batch of documents: what is known of its texts stays true of those that are kept."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datapipe.document import Document
+from datapipe.document_batch import HEAD_BYTES, SPANS, DocumentBatch
+
+TEXT = st.text(alphabet=st.sampled_from(" \nab.'中é🪢\u0301"), max_size=30)
+
+
+@given(texts=st.lists(st.tuples(TEXT, st.booleans()), min_size=1, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_words_tokens_and_lines_of_what_is_kept_are_those_that_would_be_found_anew(texts: list[tuple[str, bool]]) -> None:
+    batch = DocumentBatch.of_texts([text for text, _ in texts])
+    for name in SPANS:
+        getattr(batch, name)
+    kept = batch.keep(np.array([stays for _, stays in texts])).keep(np.array([stays for _, stays in texts if stays], np.bool_))
+    anew = DocumentBatch.of_texts([text for text, stays in texts if stays])
+    for name in SPANS:
+        assert name in kept.__dict__, "it was found already"
+        for mine, theirs in zip(getattr(kept, name), getattr(anew, name), strict=True):
+            assert mine.dtype == theirs.dtype
+            assert mine.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("offset", [0, 2])
+def test_rejections_name_each_document_with_its_reason_and_its_head(offset: int) -> None:
+    texts = ["é" * HEAD_BYTES, "", "short", "x" * HEAD_BYTES + "y", "kept"]
+    documents = [Document(3, n + 7, None if n == 1 else f"id-{n}", "book", text) for n, text in enumerate(texts)]
+    batch = DocumentBatch(DocumentBatch.of(documents).records.slice(offset))
+    rows = np.array([0, 1]) if offset else np.array([0, 1, 3])
+    found = batch.rejections(rows, ["a", "b", "c"][: len(rows)])
+    for row, reason, one in zip(rows.tolist(), "abc", found, strict=False):
+        document = documents[row + offset]
+        assert (one.file, one.line, one.id, one.source, one.reason) == (3, document.line, document.id, "book", reason)
+        assert one.head == document.text.encode()[:HEAD_BYTES].decode(errors="ignore")
+
+
+def test_no_document_is_kept() -> None:
+    batch = DocumentBatch.of_texts(["a b", "c"])
+    assert len(batch.words.start) == 3
+    none = batch.keep(np.zeros(2, np.bool_))
+    assert len(none.words.start) == 0
+    assert none.words.first.tolist() == [0]
+    assert none.records.schema.field("text").type == pa.large_string()

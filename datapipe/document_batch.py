@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from datapipe.document import Document, Rejection
@@ -161,10 +162,22 @@ class DocumentBatch:
         return made
 
     def with_texts(self, texts: pa.LargeStringArray) -> "DocumentBatch":
-        """The same documents with other texts."""
+        """The same documents with other texts; where few of them are others, the words and lines of the rest stay known."""
         schema = self.records.schema
         columns = [texts if name == "text" else self.records.column(name) for name in schema.names]
-        return DocumentBatch(pa.record_batch(columns, schema=schema))
+        made = DocumentBatch(pa.record_batch(columns, schema=schema))
+        known = [name for name in SPANS if name in self.__dict__]
+        if not known or not len(self):
+            return made
+        changed = pc.not_equal(self.records.column("text"), texts).to_numpy(zero_copy_only=False)
+        if 2 * made.sizes[changed].sum() <= made.sizes.sum():
+            own = DocumentBatch(made.records.filter(pa.array(changed)))
+            shifts = made.offsets[:-1] - self.offsets[:-1]
+            shifts[changed] = made.offsets[:-1][changed] - own.offsets[:-1]
+            made.__dict__.update(
+                {name: _changed_spans(self.__dict__[name], getattr(own, name), changed, shifts) for name in known}
+            )
+        return made
 
     def with_columns(self, columns: Mapping[str, Sequence[str]]) -> "DocumentBatch":
         """The same documents with what else is known of them."""
@@ -185,8 +198,8 @@ class DocumentBatch:
             self.data[start:end].tobytes().decode(errors="ignore")
             for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
         ]
-        columns = (column.to_pylist() for column in taken.columns)
-        return [Rejection(*where, reason, head) for *where, reason, head in zip(*columns, reasons, heads, strict=True)]
+        columns = [column.to_pylist() for column in taken.columns]
+        return [Rejection(*row) for row in zip(*columns, reasons, heads, strict=True)]
 
 
 def _kept_spans(spans: Spans, kept: NDArray[np.bool_], shifts: NDArray[np.int64]) -> Spans:
@@ -197,3 +210,18 @@ def _kept_spans(spans: Spans, kept: NDArray[np.bool_], shifts: NDArray[np.int64]
     for name in columns.keys() & {"start", "end"}:
         columns[name] += np.repeat(shifts.astype(np.int32), counts[kept])
     return type(spans)(first=np.concatenate([[0], np.cumsum(counts[kept])]), **columns)
+
+
+def _changed_spans(spans: Spans, own: Spans, changed: NDArray[np.bool_], shifts: NDArray[np.int64]) -> Spans:
+    """The words, tokens or lines of texts of which some are changed and have their `own`; each text begins `shifts` bytes on."""
+    counts, begin = np.diff(spans.first), spans.first[:-1].copy()
+    begin[changed] = spans.first[-1] + own.first[:-1]  # behind all others
+    counts[changed] = np.diff(own.first)
+    first = np.concatenate([[0], np.cumsum(counts)])
+    places = np.repeat(begin - first[:-1], counts) + np.arange(first[-1])
+    columns = {
+        name: np.concatenate([getattr(spans, name), getattr(own, name)])[places] for name in spans._fields if name != "first"
+    }
+    for name in columns.keys() & {"start", "end"}:
+        columns[name] += np.repeat(shifts.astype(np.int32), counts)
+    return type(spans)(first=first, **columns)

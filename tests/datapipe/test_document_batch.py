@@ -27,6 +27,22 @@ def test_words_tokens_and_lines_of_what_is_kept_are_those_that_would_be_found_an
             assert mine.tolist() == theirs.tolist()
 
 
+@given(texts=st.lists(st.tuples(TEXT, st.none() | TEXT), min_size=1, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_what_is_known_of_texts_that_a_filter_has_not_changed_stays_true(texts: list[tuple[str, str | None]]) -> None:
+    batch = DocumentBatch.of_texts([text for text, _ in texts])
+    for name in SPANS:
+        getattr(batch, name)
+    others = [text if other is None else other for text, other in texts]
+    made, anew = batch.with_texts(pa.array(others, pa.large_string())), DocumentBatch.of_texts(others)
+    differ = [len(other.encode()) for (text, _), other in zip(texts, others, strict=True) if other != text]
+    assert all(name in made.__dict__ for name in SPANS) == (2 * sum(differ) <= sum(len(other.encode()) for other in others))
+    for name in SPANS:
+        for mine, theirs in zip(getattr(made, name), getattr(anew, name), strict=True):
+            assert mine.dtype == theirs.dtype
+            assert mine.tolist() == theirs.tolist()
+
+
 @pytest.mark.parametrize("offset", [0, 2])
 def test_rejections_name_each_document_with_its_reason_and_its_head(offset: int) -> None:
     texts = ["é" * HEAD_BYTES, "", "short", "x" * HEAD_BYTES + "y", "kept"]

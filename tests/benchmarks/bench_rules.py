@@ -1,6 +1,9 @@
-"""The quality rules and MinHash against datatrove's: MB a CPU-second, equal decisions; memory of near-duplicates as they grow.
+"""The quality rules, MinHash and a whole pipeline against datatrove's; memory of near-duplicates as they grow.
 
-    python -m tests.benchmarks.bench_rules [--megabytes 4] [--signatures 100000,1000000] [--spacy DIR]
+    python -m tests.benchmarks.bench_rules [--megabytes 4] [--signatures 100000,1000000] [--spacy DIR] [--whole 16]
+
+Rates are MB a CPU-second. `--whole N`: of the pipeline, which ends in tokens, N MB go through ours and the first --megabytes of
+them through datatrove's, which takes as long for each; ours tells languages and looks for evaluation items besides.
 
 datatrove gets an environment of its own under build/, or the one of $ROPEWALK_DATATROVE (its python). `--spacy`: a directory with
 spacy, to compare with datatrove's default words too. The corpus: $ROPEWALK_CORPUS, else as for bench_preprocess. `--signatures
@@ -33,7 +36,9 @@ from datapipe.minhash.bands import write_bands
 from datapipe.minhash.config import NearDuplicates
 from datapipe.pipeline import make_data_set
 from datapipe.progress import Progress
-from tests.fakes.documents import configure, in_this_process, rejected
+from datapipe.tokens.tokenizer import train_tokenizer
+from tests.datapipe.test_decontamination import some_items
+from tests.fakes.documents import configure, in_this_process, make, rejected
 from tests.fakes.real_text import real_texts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,6 +200,47 @@ def bench_minhash(texts: list[str], path: Path, folder: Path, spacy: str | None)
     }
 
 
+def bench_whole(texts: list[str], path: Path, megabytes: float, folder: Path, spacy: str | None) -> dict[str, Any]:
+    """Raw lines to tokens: Gopher's and FineWeb's filters, personal data, near-duplicates, the same tokenizer.
+
+    Ours pays for its fixed costs too, and does what datatrove would have to download something for.
+    """
+    more = folder / "more" / "part.jsonl"
+    more.parent.mkdir()
+    many = some_of_the_corpus(megabytes, more)
+    files = train_tokenizer(texts, 32_000)
+    (folder / "tokenizer").mkdir()
+    for name, data in files.files.items():
+        (folder / "tokenizer" / name).write_bytes(data)
+    evaluation = folder / "items.jsonl"
+    evaluation.write_text("".join(json.dumps({"question": item}) + "\n" for item in some_items(1000)))
+    keys: dict[str, Any] = {
+        "language": {"keep": [], "min_confidence": 0, "code": False},
+        "near_duplicates": {},
+        "decontaminate": {"against": [str(evaluation)]},
+        "pii": {},
+    }
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    found: dict[str, Any] = {}
+    for words, library in (("white_space", "white"), ("tokens", "spacy")):
+        if library == "spacy" and not spacy:
+            continue
+        filters: list[Any] = [{name: {"words": words}} for name in ("gopher_quality", "gopher_repetition", "fineweb")]
+        for backend in ("tokenizers", "fastokens"):
+            choice = {"path": str(folder / "tokenizer"), "backend": backend}
+            make(path, folder / f"warm-{words}-{backend}", tokenizer=choice, filters=filters, **keys)
+            began = time.process_time()
+            make(more, folder / f"{words}-{backend}", tokenizer=choice, filters=filters, **keys)
+            found[f"{words}, {backend}"] = sum(len(text.encode()) for text in many) / 1e6 / (time.process_time() - began)
+        tokenizer = ("--tokenizer", str(folder / "tokenizer/tokenizer.json"))
+        told = peer("whole", str(path), str(folder / library), "--words", library, *tokenizer, spacy=spacy)
+        theirs = size / told["cpu_seconds"]
+        found[f"datatrove, {library}"] = theirs
+        for backend in ("tokenizers", "fastokens"):
+            found[f"times, {words}, {backend}"] = found[f"{words}, {backend}"] / theirs
+    return {name: round(value, 3) for name, value in found.items()}
+
+
 def synthetic(work: StoragePath, documents: int, options: NearDuplicates) -> list[NearUnit]:
     """Band keys of documents of which every fifth shares half its bands with an earlier one, 100,000 to a unit."""
     units = []
@@ -256,6 +302,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=4)
     parser.add_argument("--signatures", default="100000,1000000")
     parser.add_argument("--spacy", help="a directory with spacy for datatrove")
+    parser.add_argument("--whole", type=float, default=16, help="megabytes of the whole pipeline; 0: without it")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
@@ -269,6 +316,9 @@ def main() -> None:
             texts = some_of_the_corpus(options.megabytes, path)
             result["rules"] = bench_rules(texts, path, options.spacy)
             result["minhash"] = bench_minhash(texts, path, Path(name), options.spacy)
+            if options.whole:
+                (whole := Path(name) / "whole").mkdir()
+                result["whole pipeline, MB/CPU-s"] = bench_whole(texts, path, options.whole, whole, options.spacy)
     result["memory"] = []
     for documents in filter(None, options.signatures.split(",")):
         command = [sys.executable, "-m", "tests.benchmarks.bench_rules", "--memory-of", documents]

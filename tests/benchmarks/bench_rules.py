@@ -3,7 +3,7 @@
     python -m tests.benchmarks.bench_rules [--megabytes 4] [--signatures 100000,1000000] [--spacy DIR] [--whole 16]
 
 Rates are MB a CPU-second. `--whole N`: of the pipeline, which ends in tokens, N MB go through ours and the first --megabytes of
-them through datatrove's, which takes as long for each; ours tells languages and looks for evaluation items besides.
+them through datatrove's, which takes as long for each.
 
 datatrove gets an environment of its own under build/, or the one of $ROPEWALK_DATATROVE (its python). `--spacy`: a directory with
 spacy, to compare with datatrove's default words too. The corpus: $ROPEWALK_CORPUS, else as for bench_preprocess. `--signatures
@@ -201,43 +201,40 @@ def bench_minhash(texts: list[str], path: Path, folder: Path, spacy: str | None)
 
 
 def bench_whole(texts: list[str], path: Path, megabytes: float, folder: Path, spacy: str | None) -> dict[str, Any]:
-    """Raw lines to tokens: Gopher's and FineWeb's filters, personal data, near-duplicates, the same tokenizer.
+    """Raw lines to tokens: Gopher's and FineWeb's filters, e-mails and addresses, near-duplicates, the same tokenizer.
 
-    Ours pays for its fixed costs too, and does what datatrove would have to download something for.
+    Then ours with all that it has besides: languages, evaluation items, other personal data. It pays for its fixed costs too.
     """
     more = folder / "more" / "part.jsonl"
     more.parent.mkdir()
-    many = some_of_the_corpus(megabytes, more)
+    many = sum(len(text.encode()) for text in some_of_the_corpus(megabytes, more)) / 1e6
     files = train_tokenizer(texts, 32_000)
     (folder / "tokenizer").mkdir()
     for name, data in files.files.items():
         (folder / "tokenizer" / name).write_bytes(data)
     evaluation = folder / "items.jsonl"
     evaluation.write_text("".join(json.dumps({"question": item}) + "\n" for item in some_items(1000)))
-    keys: dict[str, Any] = {
-        "language": {"keep": [], "min_confidence": 0, "code": False},
-        "near_duplicates": {},
-        "decontaminate": {"against": [str(evaluation)]},
-        "pii": {},
-    }
+    same = {"near_duplicates": {}, "pii": {"replace": ["email", "ip"]}}
+    language = {"keep": [], "min_confidence": 0, "code": False}
+    everything = {"near_duplicates": {}, "pii": {}, "language": language, "decontaminate": {"against": [str(evaluation)]}}
     size = sum(len(text.encode()) for text in texts) / 1e6
-    found: dict[str, Any] = {}
+    found: dict[str, float] = {}
     for words, library in (("white_space", "white"), ("tokens", "spacy")):
         if library == "spacy" and not spacy:
             continue
-        filters: list[Any] = [{name: {"words": words}} for name in ("gopher_quality", "gopher_repetition", "fineweb")]
-        for backend in ("tokenizers", "fastokens"):
-            choice = {"path": str(folder / "tokenizer"), "backend": backend}
-            make(path, folder / f"warm-{words}-{backend}", tokenizer=choice, filters=filters, **keys)
-            began = time.process_time()
-            make(more, folder / f"{words}-{backend}", tokenizer=choice, filters=filters, **keys)
-            found[f"{words}, {backend}"] = sum(len(text.encode()) for text in many) / 1e6 / (time.process_time() - began)
         tokenizer = ("--tokenizer", str(folder / "tokenizer/tokenizer.json"))
         told = peer("whole", str(path), str(folder / library), "--words", library, *tokenizer, spacy=spacy)
-        theirs = size / told["cpu_seconds"]
-        found[f"datatrove, {library}"] = theirs
-        for backend in ("tokenizers", "fastokens"):
-            found[f"times, {words}, {backend}"] = found[f"{words}, {backend}"] / theirs
+        found[f"datatrove, {library}"] = size / told["cpu_seconds"]
+        filters = [{name: {"words": words}} for name in ("gopher_quality", "gopher_repetition", "fineweb")]
+        for stages, keys in (("the same stages", same), ("all stages", everything)):
+            for backend in ("tokenizers", "fastokens"):
+                name = f"{words}, {stages}, {backend}"
+                choice = {"path": str(folder / "tokenizer"), "backend": backend}
+                make(path, folder / f"warm {name}", tokenizer=choice, filters=filters, **keys)
+                began = time.process_time()
+                make(more, folder / name, tokenizer=choice, filters=filters, **keys)
+                found[name] = many / (time.process_time() - began)
+                found[f"times, {name}"] = found[name] / found[f"datatrove, {library}"]
     return {name: round(value, 3) for name, value in found.items()}
 
 

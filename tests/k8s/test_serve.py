@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -45,7 +46,8 @@ def tunnel(command: str, namespace: Namespace) -> Iterator[None]:
 
 
 def submitted(namespace: Namespace, folder: Path, port: int) -> RunDir:
-    engine = [namespace.cluster.python, str(ROOT / "tests/fakes/engine.py"), "{model}", "--host", "{host}", "--port", "{port}"]
+    program = shutil.copy(ROOT / "tests/fakes/engine.py", namespace.runs)  # pods may not see this checkout
+    engine = [namespace.cluster.python, str(program), "{model}", "--host", "{host}", "--port", "{port}"]
     given = {"model": str(folder), "engine_command": engine, "host": "0.0.0.0", "port": port, "replicas": 2, "cpus": 0.5}
     given |= {"resources.cpus": 1, "resources.grace_seconds": 30}
     return submit("serve", configure("serve", None, [f"{key}={json.dumps(value)}" for key, value in given.items()]), "pods")

@@ -1,6 +1,8 @@
 """How often each training document is taken, so that sources or languages have the shares that were asked for."""
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import orjson
@@ -9,35 +11,27 @@ from numpy.typing import NDArray
 
 from cluster.errors import DataError
 from cluster.storage import StoragePath
-from datapipe.dedup.exact import TRAIN, Corpus, Decisions
+from datapipe.dedup.exact import LEFT_OUT, TRAIN, Corpus, id_hashes
 from datapipe.filters.balance import Balance
 from datapipe.inputs.files import Unit
 from datapipe.inputs.ingest import languages_name, texts_name
 from datapipe.inputs.streams import open_file
 
 
-def read_sources(units: Sequence[Unit], work: StoragePath) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    """The names of all sources, sorted, and of each document the number of its source."""
-    columns: list[pa.Array] = []
-    for unit in units:
-        with open_file(work, texts_name(unit.index)) as stream:
-            reader = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(included_fields=[1], use_threads=False))
-            columns += [reader.get_batch(k).column(0).dictionary_encode() for k in range(reader.num_record_batches)]
-    if not columns:
-        return (), np.zeros(0, np.int32)
-    one = pa.chunked_array(columns).unify_dictionaries().combine_chunks()
-    names = one.dictionary.to_pylist()
-    order = sorted(range(len(names)), key=names.__getitem__)
-    rank = np.empty(len(names), np.int32)
-    rank[order] = np.arange(len(names), dtype=np.int32)
-    return tuple(names[at] for at in order), rank[one.indices.to_numpy()]
+def read_sources(unit: Unit, work: StoragePath) -> tuple[list[str], NDArray[np.int64]]:
+    """The names of a unit's sources, and of each document the number of its source."""
+    with open_file(work, texts_name(unit.index)) as stream:
+        reader = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(included_fields=[1], use_threads=False))
+        columns = [reader.get_batch(k).column(0) for k in range(reader.num_record_batches)]
+    one = pa.chunked_array(columns, pa.string()).combine_chunks().dictionary_encode()
+    return one.dictionary.to_pylist(), one.indices.to_numpy().astype(np.int64)
 
 
-def read_languages(units: Sequence[Unit], work: StoragePath) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-    """The codes of all languages that occur, sorted, and of each document the number of its one."""
-    found = [np.array(orjson.loads(work.read(languages_name(unit.index))), dtype="U8") for unit in units]
-    names, owner = np.unique(np.concatenate([np.zeros(0, "U8"), *found]), return_inverse=True)
-    return tuple(names.tolist()), owner.astype(np.int32)
+def read_languages(unit: Unit, work: StoragePath) -> tuple[list[str], NDArray[np.int64]]:
+    """The codes of the languages that occur in a unit, and of each document the number of its one."""
+    codes = np.array(orjson.loads(work.read(languages_name(unit.index))), dtype="U8")
+    names, owner = np.unique(codes, return_inverse=True)
+    return names.tolist(), owner.astype(np.int64)
 
 
 def epochs_of(options: Balance, names: Sequence[str], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -59,23 +53,36 @@ def epochs_of(options: Balance, names: Sequence[str], sizes: NDArray[np.int64]) 
 
 
 def balance(
-    options: Balance, sources: tuple[tuple[str, ...], NDArray[np.int32]], corpus: Corpus, decisions: Decisions
-) -> tuple[NDArray[np.int64], dict[str, dict[str, float]]]:
-    """How often each document is taken, and of each source its epochs and its share. Validation stays as it is.
+    options: Balance, units: Sequence[Unit], corpus: Corpus, work: StoragePath
+) -> tuple[Corpus, dict[str, dict[str, float]]]:
+    """Say how often each document is taken, and of each source its epochs and its share. Validation stays as it is.
 
     Of a source that is taken 2.3 times every document is taken twice, and those with a hash below 0.3 once more.
     """
-    names, owner = sources
-    train = decisions.fate == TRAIN
-    sizes = np.bincount(owner[train], weights=corpus.size[train], minlength=len(names)).astype(np.int64)
-    epochs = epochs_of(options, names, sizes)
-    wanted = epochs[owner]
-    draw = corpus.id_hash[:, 1] / 2.0**64  # the split is chosen by the other half of the hash
-    copies = np.where(train, np.floor(wanted) + (draw < wanted % 1), 1).astype(np.int64)
-    taken = np.bincount(owner[train], weights=(corpus.size * copies)[train], minlength=len(names))
+    read = read_languages if options.by == "language" else read_sources
+    found: Counter[str] = Counter()
+    for unit in units:
+        own, owner = read(unit, work)
+        train = corpus.fate[corpus.rows_of(unit.index)] == TRAIN
+        weights = corpus.size[corpus.rows_of(unit.index)][train]
+        found.update(dict(zip(own, np.bincount(owner[train], weights, len(own)).astype(np.int64).tolist(), strict=True)))
+    names = sorted(found)
+    sizes = np.array([found[name] for name in names], np.int64)
+    epochs, places = epochs_of(options, names, sizes), {name: place for place, name in enumerate(names)}
+    copies, taken = np.ones(len(corpus.size), np.uint16), np.zeros(len(names))
+    for unit, hashes in id_hashes(units, corpus, work):
+        own, owner = read(unit, work)
+        owner = np.array([places[name] for name in own], np.int64)[owner]
+        fate, size = corpus.fate[corpus.rows_of(unit.index)], corpus.size[corpus.rows_of(unit.index)].astype(np.int64)
+        train, wanted = fate == TRAIN, epochs[owner]
+        draw = hashes[:, 1] / 2.0**64  # the split is chosen by the other half of the hash
+        times = np.where(train, np.floor(wanted) + (draw < wanted % 1), 1).astype(np.int64)
+        copies[corpus.rows_of(unit.index)] = times
+        taken += np.bincount(owner[train], (size * times)[train], len(names))
+        fate[times == 0] = LEFT_OUT
     whole = max(taken.sum(), 1)
     mixture = {
         name: {"epochs": round(float(taken[at] / max(sizes[at], 1)), 6), "share": round(float(taken[at] / whole), 6)}
         for at, name in enumerate(names)
     }
-    return copies, mixture
+    return replace(corpus, copies=copies), mixture

@@ -3,23 +3,23 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from datapipe.dedup.exact import DROPPED
+from cluster.storage import StoragePath
+from datapipe.dedup.exact import TRAIN, files_of_documents
 from datapipe.inputs.ingest import UnitSummary
 from datapipe.manifest import InputRecord, hash_of
 from datapipe.tokens.shards import Layout
 
 
-def input_records(layout: Layout, summaries: Sequence[UnitSummary]) -> list[InputRecord]:
+def input_records(layout: Layout, summaries: Sequence[UnitSummary], work: StoragePath) -> list[InputRecord]:
     """The record of each input file. The checksum of a file that was read in pieces is over the pieces' checksums."""
     kept: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
     checksums: dict[str, list[str]] = {}
     damage: dict[str, str] = {}
     sizes: dict[str, int] = {}
-    corpus, decisions = layout.corpus, layout.decisions
     for unit, summary in zip(layout.units, summaries, strict=True):
-        first, last = int(corpus.offsets[unit.index]), int(corpus.offsets[unit.index + 1])
-        owners, stays = corpus.file[first:last], decisions.fate[first:last] != DROPPED
+        owners = files_of_documents(work, unit)
+        stays = layout.corpus.fate[layout.corpus.rows_of(unit.index)] >= TRAIN
         for index, file in enumerate(unit.files):
             mine = owners == index
             kept[file.url] += int((mine & stays).sum())

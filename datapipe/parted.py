@@ -41,6 +41,16 @@ def read_all(place: StoragePath, names: Sequence[str], dtype: np.dtype[np.void],
     return np.concatenate([np.zeros(0, dtype=dtype), *found])
 
 
+def read_with_parts(
+    place: StoragePath, name: str, dtype: np.dtype[np.void], num_parts: int
+) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+    """All records of a file, and the part of each."""
+    raw = place.read(name)
+    base = (num_parts + 1) * WORD
+    counts = np.diff(np.frombuffer(raw[:base], dtype="<i8"))
+    return np.frombuffer(raw[base:], dtype=dtype), np.repeat(np.arange(num_parts), counts)
+
+
 def spread(keys: NDArray[np.uint64], num_parts: int) -> NDArray[np.int64]:
     """A part for each key, whatever the keys are."""
     mixed = keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)

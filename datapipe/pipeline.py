@@ -4,18 +4,17 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cluster.errors import DataError
 from cluster.storage import StoragePath
-from datapipe.balance import balance, read_languages, read_sources
+from datapipe.balance import balance
 from datapipe.config import DataSetConfig, ReadRules, stages
 from datapipe.decontamination.items import check_items
-from datapipe.dedup.exact import DROPPED, TRAIN, Corpus, Decisions, decide, load_corpus, repeats
+from datapipe.dedup.equal import drop_equal_texts, rename_equal_ids
+from datapipe.dedup.exact import EMPTIED, NEAR_DUPLICATE, TRAIN, VALIDATION, Corpus, load_corpus
 from datapipe.dedup.near.search import NearDecisions, NearUnit, find_near_duplicates
 from datapipe.dedup.paragraphs.find import find_repeated_paragraphs
 from datapipe.dedup.stages import StageTask
@@ -87,38 +86,32 @@ class _Pipeline:
             write_tokenizer(self.output, self.work, taken)
         units = plan_units(self.files, self.config.unit_mib, self.split())
         summaries = self.ingest(units)
-        corpus = load_corpus(units, summaries, self.work)
-        dropped = repeats(corpus.text_hash)
-        near = self.find_near(units, summaries, corpus, dropped)
-        dropped[near.rows] = True
-        corpus, emptied, counts = self.cut_paragraphs(units, summaries, corpus, dropped)
-        decisions = decide(corpus, self.config.validation_fraction, dropped | emptied)
-        decisions, mixture = self.balance(units, corpus, decisions)
+        corpus = load_corpus(units, summaries, self.work, self.config.validation_fraction)
+        drop_equal_texts(corpus, self.work, self._run_stage)
+        near = self.find_near(units, summaries, corpus)
+        counts = self.cut_paragraphs(units, summaries, corpus)
+        renamed, num_renamed = rename_equal_ids(corpus, self.work, self._run_stage)
+        corpus, mixture = self.balance(units, corpus)
         blocks, cut = [s.blocks for s in summaries], self.config.paragraphs is not None
-        layout = Layout(units=units, blocks=blocks, corpus=corpus, decisions=decisions, cut=cut)
-        self._require_documents(summaries, decisions)
+        layout = Layout(units=units, blocks=blocks, corpus=corpus, renamed=renamed, cut=cut)
+        self._require_documents(summaries, corpus)
         self.ensure_tokenizer(layout)
         shards, kept_facts = self.encode(layout)
-        rejected, dropped_facts = self.list_rejected(layout, summaries, near, emptied)
+        rejected, dropped_facts = self.list_rejected(layout, summaries, near)
         self._remove_leftovers([*(s.path for s in shards), *rejected.files])
         for summary in summaries:
             counts.update(summary.counts)
-        inputs = input_records(layout, summaries)
+        inputs = input_records(layout, summaries, self.work)
         record = NearRecord(**near.counts, sizes=near.sizes) if self.config.near_duplicates else None
         manifest = self.describe(
-            keys, shards, rejected, inputs, renamed_ids=len(decisions.suffix), counts=counts, near_duplicates=record
+            keys, shards, rejected, inputs, renamed_ids=num_renamed, counts=counts, near_duplicates=record
         ).model_copy(update={"mixture": mixture})
         write_report(self.output, manifest, kept_facts, dropped_facts, self.find_gaps())
         return write_manifest(self.output, manifest)
 
-    def balance(self, units: list[Unit], corpus: Corpus, decisions: Decisions) -> tuple[Decisions, dict[str, dict[str, float]]]:
+    def balance(self, units: list[Unit], corpus: Corpus) -> tuple[Corpus, dict[str, dict[str, float]]]:
         """Take documents as often as the shares of their sources ask for; those that are not taken are dropped."""
-        if self.config.balance is None:
-            return decisions, {}
-        read = read_languages if self.config.balance.by == "language" else read_sources
-        copies, mixture = balance(self.config.balance, read(units, self.work), corpus, decisions)
-        fate = np.where(copies == 0, DROPPED, decisions.fate).astype(np.uint8)
-        return replace(decisions, fate=fate, copies=copies), mixture
+        return balance(self.config.balance, units, corpus, self.work) if self.config.balance else (corpus, {})
 
     def split(self) -> dict[str, tuple[list[InputFile], str | None]]:
         """Cut large compressed files into pieces: each is read by one, so that all can work on it."""
@@ -149,34 +142,34 @@ class _Pipeline:
                 log.warning("%s: %s; what came before it is kept", unit.files[int(index)].url, damage)
         return [done[u.index] for u in units]
 
-    def find_near(
-        self, units: list[Unit], summaries: list[UnitSummary], corpus: Corpus, dropped: NDArray[np.bool_]
-    ) -> NearDecisions:
-        """Find near-duplicates among the documents that are no exact ones, if they are to be dropped."""
+    def find_near(self, units: list[Unit], summaries: list[UnitSummary], corpus: Corpus) -> NearDecisions:
+        """Find near-duplicates among the documents that are no exact ones, and drop them, if they are to be dropped."""
         if self.config.near_duplicates is None:
             return NearDecisions()
         near_units = [
             NearUnit(index=unit.index, blocks=tuple(summary.blocks), texts=texts_name(unit.index))
             for unit, summary in zip(units, summaries, strict=True)
         ]
-        total_bytes = int(corpus.size.sum())
-        options = self.config.near_duplicates
-        return find_near_duplicates(
+        total_bytes = int(corpus.size.sum(dtype=np.int64))
+        options, dropped = self.config.near_duplicates, corpus.fate < TRAIN
+        found = find_near_duplicates(
             near_units, options, dropped=dropped, total_bytes=total_bytes, work=self.work, run=self._run_stage
         )
+        for unit in units:
+            corpus.fate[found.of(unit.index, self.work)[0]] = NEAR_DUPLICATE
+        return found
 
-    def cut_paragraphs(
-        self, units: list[Unit], summaries: list[UnitSummary], corpus: Corpus, dropped: NDArray[np.bool_]
-    ) -> tuple[Corpus, NDArray[np.bool_], Counter[str]]:
-        """Find paragraphs that repeat earlier ones, if they are to be cut; the sizes that are left, and who has nothing left."""
+    def cut_paragraphs(self, units: list[Unit], summaries: list[UnitSummary], corpus: Corpus) -> Counter[str]:
+        """Cut paragraphs that repeat earlier ones, if that is asked for, and drop documents with nothing left; counts."""
         if self.config.paragraphs is None:
-            return corpus, np.zeros_like(dropped), Counter()
-        work, total = self.work, int(corpus.size.sum())
+            return Counter()
+        work, total, dropped = self.work, int(corpus.size.sum(dtype=np.int64)), corpus.fate < TRAIN
         found = find_repeated_paragraphs(
             units, summaries, self.config.paragraphs, dropped=dropped, total_bytes=total, work=work, run=self._run_stage
         )
-        left = corpus.size - found.sizes
-        return replace(corpus, size=left), left == 0, Counter(found.counts)
+        np.subtract(corpus.size, found.sizes, out=corpus.size)
+        corpus.fate[corpus.size == 0] = EMPTIED
+        return Counter(found.counts)
 
     def _run_stage(self, label: str, tasks: Sequence[StageTask]) -> Iterator[tuple[StageTask, dict[str, Any]]]:
         self.progress.begin(label, len(tasks), "parts")
@@ -184,11 +177,11 @@ class _Pipeline:
             self.progress.add(1)
             yield task.arguments[0], result
 
-    def _require_documents(self, summaries: list[UnitSummary], decisions: Decisions) -> None:
-        if not (decisions.fate == TRAIN).any():
-            held_out = int((decisions.fate > TRAIN).sum())
+    def _require_documents(self, summaries: list[UnitSummary], corpus: Corpus) -> None:
+        if not (corpus.fate == TRAIN).any():
+            held_out = int((corpus.fate == VALIDATION).sum())
             raise DataError(
-                f"no document is left to train on: {len(decisions.fate)} were let in, {held_out} of them held out for validation;"
+                f"no document is left to train on: {len(corpus.fate)} were let in, {held_out} of them held out for validation;"
                 f" rejected: {self._reasons(summaries)}; check text_key, min_chars, filters, validation_fraction and the input"
             )
 
@@ -216,7 +209,7 @@ class _Pipeline:
 
     def encode(self, layout: Layout) -> tuple[list[Shard], Facts]:
         """Pass 2: tokenize every shard that is not done yet."""
-        limit = shard_limit(int(layout.corpus.size[layout.decisions.fate != DROPPED].sum()), self.config.shard_mib)
+        limit = shard_limit(layout.corpus.kept_bytes(), self.config.shard_mib)
         plans = plan_shards(layout, limit)
         present = set(self.work.names("encoded"))
         found = [read_sidecar(p, self.work, self.output) if p.sidecar.rpartition("/")[2] in present else None for p in plans]
@@ -239,16 +232,9 @@ class _Pipeline:
         tasks = [Task(method="fairness", label="harmless texts", arguments=(filters,))] if filters else []
         return next((gaps for _, gaps in self.run_tasks(tasks)), {})
 
-    def list_rejected(
-        self, layout: Layout, summaries: list[UnitSummary], near: NearDecisions, emptied: NDArray[np.bool_]
-    ) -> tuple[Rejected, Facts]:
+    def list_rejected(self, layout: Layout, summaries: list[UnitSummary], near: NearDecisions) -> tuple[Rejected, Facts]:
         """List the dropped documents, in one file for each unit that has any."""
-        exact = layout.decisions.fate == DROPPED
-        exact[near.rows] = False
-        left_out = np.zeros_like(exact) if layout.decisions.copies is None else layout.decisions.copies == 0
-        exact &= ~left_out & ~emptied
-        others = {"duplicate": exact, "paragraphs": emptied, "balance": left_out & ~emptied}
-        plans = plan_rejected(layout, summaries, near, others)
+        plans = plan_rejected(layout, summaries, near, self.work)
         reasons: Counter[str] = Counter()
         facts: list[Facts] = []
         for _, counted in self.run_tasks([Task(method="reject", label=p.path, arguments=(p,)) for p in plans]):

@@ -1,7 +1,7 @@
 """The lists of dropped documents, each with its reason: one file for each unit that has any."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import orjson
 from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
-from datapipe.dedup.exact import unnamed_id
+from datapipe.dedup.exact import DUPLICATE, EMPTIED, LEFT_OUT, unnamed_id
 from datapipe.dedup.near.search import NearDecisions
 from datapipe.inputs.files import Unit
 from datapipe.inputs.ingest import UnitSummary, rejections_name
@@ -19,6 +19,7 @@ from datapipe.report.samples import HEAD_CHARS, Facts, fewest
 from datapipe.tokens.shards import Kept, Layout, Slice, cut_slices, read_slice, slice_of
 
 FOLDER = "rejected"
+OTHERS = {DUPLICATE: "duplicate", EMPTIED: "paragraphs", LEFT_OUT: "balance"}  # beside what filters and near-duplicates drop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,25 +43,23 @@ class RejectedPlan:
         return f"{FOLDER}/part-{self.number:05d}.jsonl"
 
 
-def plan_rejected(
-    layout: Layout, summaries: Sequence[UnitSummary], near: NearDecisions, others: Mapping[str, NDArray[np.bool_]]
-) -> list[RejectedPlan]:
-    """A list for each unit that has any dropped document; `others` says which rows go for which reason."""
+def plan_rejected(layout: Layout, summaries: Sequence[UnitSummary], near: NearDecisions, work: StoragePath) -> list[RejectedPlan]:
+    """A list for each unit that has any dropped document."""
     plans: list[RejectedPlan] = []
     layout = replace(layout, cut=False)  # a dropped text is shown whole
     for unit, summary in zip(layout.units, summaries, strict=True):
-        first, last = (int(layout.corpus.offsets[unit.index + k]) for k in (0, 1))
-        gone = {reason: first + np.flatnonzero(rows[first:last]) for reason, rows in others.items()}
-        low, high = np.searchsorted(near.rows, [first, last])
-        stays, places = np.unique(near.stays[low:high], return_inverse=True)
-        if summary.rejected or low < high or any(len(rows) for rows in gone.values()):
+        fate = layout.corpus.fate[layout.corpus.rows_of(unit.index)]
+        gone = {reason: np.flatnonzero(fate == code) for code, reason in OTHERS.items()}
+        rows, stay = near.of(unit.index, work)
+        stays, places = np.unique(stay, return_inverse=True)
+        if summary.rejected or len(rows) or any(len(rows) for rows in gone.values()):
             plans.append(
                 RejectedPlan(
                     number=len(plans),
                     unit=unit,
                     line_base=layout.corpus.line_base[unit.index],
                     others=tuple((reason, slice_of(layout, unit, rows)) for reason, rows in gone.items() if len(rows)),
-                    near=slice_of(layout, unit, near.rows[low:high]),
+                    near=slice_of(layout, unit, rows - layout.corpus.offsets[unit.index]),
                     repeated=tuple(cut_slices(layout, stays)),
                     repeats=places.astype(np.int32),
                 )

@@ -20,7 +20,9 @@ class Balance(Section):
     temperature: float = Field(
         default=1, gt=0, le=1, description="shares follow size^temperature: 1 leaves them, towards 0 all sources weigh the same"
     )
-    max_epochs: float = Field(default=4, ge=1, description="the most that a source is repeated; what is missing then is missing")
+    max_epochs: float = Field(
+        default=4, ge=1, le=10_000, description="the most that a source is repeated; what is missing then is missing"
+    )
 
     @model_validator(mode="after")
     def _shares(self) -> "Balance":

@@ -20,6 +20,7 @@ from datapipe.filters.applying import apply_filters
 from datapipe.filters.filter import Filter
 from datapipe.filters.language import Language
 from datapipe.inputs.files import Unit
+from datapipe.inputs.hashes import hashes_of, ids_name, write_ids, write_text_hashes
 from datapipe.inputs.readers import ReadStats, read_unit
 from datapipe.inputs.streams import naming_full_disk
 from datapipe.inputs.text_hash import text_hashes
@@ -132,6 +133,7 @@ def ingest_unit(
         if by_language:
             work.write(languages_name(unit.index), orjson.dumps(languages))
         work.write(metadata_name(unit.index), block.metadata())
+        block.write_hashes(work, unit.index)
         work.write(rejections_name(unit.index), b"".join(orjson.dumps(r) + b"\n" for r in rejections))
         work.write(summary_name(unit.index), json.dumps(asdict(summary)).encode())
     return summary
@@ -208,6 +210,15 @@ class _Block:
         with pa.ipc.new_file(sink, METADATA) as writer:
             writer.write_table(pa.table(self.columns, schema=METADATA))
         return bytes(sink.getvalue())
+
+    def write_hashes(self, work: StoragePath, unit: int) -> None:
+        """Write the hashes of texts and ids by which documents are compared with those of other units."""
+        texts, ids = (
+            np.frombuffer(b"".join(self.columns[name]), dtype=np.uint8).reshape(-1, 16) for name in ("text_hash", "id_hash")
+        )
+        named = np.flatnonzero(self.columns["has_id"])
+        write_text_hashes(work, unit, texts)
+        write_ids(work, ids_name(unit), hashes_of(ids[named]), texts[named], named)
 
 
 def rejection_reasons(work: StoragePath, index: int) -> Counter[str]:

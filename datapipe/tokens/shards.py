@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
 from datapipe.config import MIB
-from datapipe.dedup.exact import TRAIN, VALIDATION, Corpus, Decisions, unnamed_id
+from datapipe.dedup.equal import Renamed
+from datapipe.dedup.exact import TRAIN, VALIDATION, Corpus, unnamed_id
 from datapipe.dedup.paragraphs.cutting import CUT, cut_text, read_cuts
 from datapipe.filters.augment import Augment
 from datapipe.inputs.files import Unit
@@ -33,19 +34,48 @@ class Layout:
     units: Sequence[Unit]
     blocks: Sequence[Sequence[int]]  # of each unit: documents in each record batch
     corpus: Corpus
-    decisions: Decisions
+    renamed: Renamed
     cut: bool = False  # whether repeated paragraphs are cut out of texts
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Ascending rows of a unit, in as few bytes as they take: bits from the first on, or numbers where they lie far apart."""
+
+    first: int
+    bits: NDArray[np.uint8] | None
+    numbers: NDArray[np.uint32] | None
+
+    @classmethod
+    def of(cls, rows: NDArray[np.int64]) -> "Rows":
+        """Pack rows, of which some may occur several times."""
+        first = int(rows[0]) if len(rows) else 0
+        span = int(rows[-1]) - first + 1 if len(rows) else 0
+        if span > 32 * len(rows) or (np.diff(rows) == 0).any():
+            return cls(first=first, bits=None, numbers=rows.astype(np.uint32))
+        there = np.zeros(span, np.bool_)
+        there[rows - first] = True
+        return cls(first=first, bits=np.packbits(there), numbers=None)
+
+    def all(self) -> NDArray[np.int64]:
+        """The rows."""
+        if self.bits is None:
+            return np.asarray(self.numbers, np.int64)
+        return np.flatnonzero(np.unpackbits(self.bits)) + self.first
+
+    def __len__(self) -> int:
+        return len(self.all())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Slice:
-    """Some documents of one unit: their rows in the unit, the sizes of its record batches, the ids that change."""
+    """Some documents of one unit: their rows in the unit, the sizes of its record batches, where the ids are that change."""
 
     unit: Unit
-    blocks: tuple[int, ...]  # documents in each record batch
-    rows: NDArray[np.int64]
+    blocks: Sequence[int]  # documents in each record batch
+    packed: Rows
     line_base: int
-    suffix: dict[int, str]
+    renamed: Renamed
     cut: bool = False  # whether repeated paragraphs are cut out of their texts
 
 
@@ -56,6 +86,7 @@ class ShardPlan:
     split: Split
     number: int
     slices: tuple[Slice, ...]
+    documents: int
 
     @property
     def path(self) -> str:
@@ -72,11 +103,6 @@ class ShardPlan:
         """The file below the work area with what the report says of the shard."""
         return f"encoded/{self.split}-{self.number:05d}.facts.json"
 
-    @property
-    def documents(self) -> int:
-        """The number of documents in the shard."""
-        return sum(len(s.rows) for s in self.slices)
-
 
 def shard_limit(total_bytes: int, shard_mib: float | None) -> int:
     """The bytes of text in a shard: `shard_mib`, else a 64th of all text, between 4 and 256 MiB."""
@@ -86,38 +112,57 @@ def shard_limit(total_bytes: int, shard_mib: float | None) -> int:
 def plan_shards(layout: Layout, limit: int) -> list[ShardPlan]:
     """Cut the kept documents of each split, in order, into shards of about `limit` bytes."""
     plans: list[ShardPlan] = []
-    corpus, decisions = layout.corpus, layout.decisions
     splits: tuple[tuple[Split, int], ...] = (("train", TRAIN), ("validation", VALIDATION))
     for split, fate in splits:
-        rows = np.flatnonzero(decisions.fate == fate)
-        if decisions.copies is not None:
-            rows = np.repeat(rows, decisions.copies[rows])
-        before = np.cumsum(corpus.size[rows]) - corpus.size[rows]
-        numbers = np.unique(before // limit, return_inverse=True)[1]
-        for number in range(int(numbers[-1]) + 1 if len(rows) else 0):
-            first, last = np.searchsorted(numbers, [number, number + 1])
-            slices = tuple(cut_slices(layout, rows[first:last]))
-            plans.append(ShardPlan(split=split, number=number, slices=slices))
+        slices: list[list[Slice]] = []
+        counts: list[int] = []
+        for unit, rows, numbers in _numbered(layout, fate, limit):
+            for number in np.unique(numbers).tolist():
+                if number == len(slices):
+                    slices.append([])
+                    counts.append(0)
+                first, last = np.searchsorted(numbers, [number, number + 1])
+                slices[number].append(slice_of(layout, unit, rows[first:last]))
+                counts[number] += int(last - first)
+        plans += [
+            ShardPlan(split=split, number=number, slices=tuple(parts), documents=count)
+            for number, (parts, count) in enumerate(zip(slices, counts, strict=True))
+        ]
     return plans
+
+
+def _numbered(layout: Layout, fate: int, limit: int) -> Iterator[tuple[Unit, NDArray[np.int64], NDArray[np.int64]]]:
+    """Of each unit the rows with this fate, as often as they are taken, and the number of the shard of each."""
+    corpus, total, reached, number = layout.corpus, 0, -1, -1
+    for unit in layout.units:
+        part = corpus.rows_of(unit.index)
+        rows = np.flatnonzero(corpus.fate[part] == fate)
+        if corpus.copies is not None:
+            rows = np.repeat(rows, corpus.copies[part][rows])
+        if len(rows):
+            ends = np.cumsum(corpus.size[part][rows].astype(np.int64)) + total
+            places = np.concatenate([[total], ends[:-1]]) // limit  # a large document may leave out some
+            numbers = np.cumsum(np.diff(np.concatenate([[reached], places])) != 0) + number
+            total, reached, number = int(ends[-1]), int(places[-1]), int(numbers[-1])
+            yield unit, rows, numbers
 
 
 def cut_slices(layout: Layout, rows: NDArray[np.int64]) -> Iterator[Slice]:
     """Cut ascending global rows into one slice for each unit that has any of them."""
-    owners = np.searchsorted(layout.corpus.offsets, rows, side="right") - 1
+    offsets = layout.corpus.offsets
+    owners = np.searchsorted(offsets, rows, side="right") - 1
     for index in np.unique(owners).tolist():
-        yield slice_of(layout, layout.units[index], rows[owners == index])
+        yield slice_of(layout, layout.units[index], rows[owners == index] - offsets[index])
 
 
 def slice_of(layout: Layout, unit: Unit, rows: NDArray[np.int64]) -> Slice:
-    """The slice of ascending global rows that all lie in one unit, or are none."""
-    offset = int(layout.corpus.offsets[unit.index])
-    suffix = layout.decisions.suffix
+    """The slice of ascending rows of one unit, or of none."""
     return Slice(
         unit=unit,
-        blocks=tuple(layout.blocks[unit.index]),
-        rows=rows - offset,
+        blocks=layout.blocks[unit.index],
+        packed=Rows.of(rows),
         line_base=layout.corpus.line_base[unit.index],
-        suffix={row - offset: suffix[row] for row in rows.tolist() if row in suffix},
+        renamed=layout.renamed,
         cut=layout.cut,
     )
 
@@ -134,14 +179,15 @@ class Kept:
 
 def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterator[Kept]:
     """Read the documents of a slice in order; record batches without any of them are skipped."""
-    starts = np.concatenate([[0], np.cumsum(part.blocks)])
+    starts, chosen = np.concatenate([[0], np.cumsum(part.blocks)]), part.packed.all()
+    suffixes = part.renamed.of(part.unit.index, work)
     cuts = read_cuts(work, part.unit.index) if part.cut and with_text else np.zeros(0, dtype=CUT)
     with open_file(work, texts_name(part.unit.index)) as stream:
         columns = [0, 1, 2, 3] if with_text else [0, 1, 2]
         reader = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(included_fields=columns, use_threads=False))
-        owners = np.searchsorted(starts, part.rows, side="right") - 1
+        owners = np.searchsorted(starts, chosen, side="right") - 1
         for index in np.unique(owners).tolist():
-            rows = part.rows[owners == index]
+            rows = chosen[owners == index]
             batch = reader.get_batch(index).take(pa.array(rows - starts[index]))
             texts = batch.column(3).to_pylist() if with_text else [""] * len(rows)
             ids, sources, lines = (batch.column(i).to_pylist() for i in range(3))
@@ -150,7 +196,7 @@ def read_slice(part: Slice, work: StoragePath, with_text: bool = True) -> Iterat
                 if len(cuts):
                     low, high = np.searchsorted(cuts["row"], [row, row + 1])
                     text = cut_text(text, cuts[low:high])  # noqa: PLW2901
-                yield Kept(name + part.suffix.get(row, ""), source, text, part.line_base + line)
+                yield Kept(name + suffixes.get(row, ""), source, text, part.line_base + line)
 
 
 def encode_shard(

@@ -1,19 +1,28 @@
 """The data path as input grows, on Ray actors: memory of driver and actors, wall with one and two actors, how busy the cores are.
 
     python -m tests.benchmarks.bench_data_growth [--megabytes 50,500] [--actors 1,2] [--stages all] [--backend tokenizers]
+    python -m tests.benchmarks.bench_data_growth --short 50000,400000 [--stages all]
 
 The corpus (bench_preprocess's) is repeated with other ids and another last line in each text up to so many megabytes, as one
 .jsonl.zst: `--megabytes 1000 --actors 2` is one large compressed file that two actors share. Ray's start is not counted in the
 wall, which begins with the first actor; cores are counted as busy by the CPU seconds of driver and actors from then on.
+`--short`: so many short documents, some of which are equal or have equal ids, with one process that does all tasks: by how many
+bytes a document the driver's peak grows.
 """
 
 import argparse
 import io
 import json
 import os
+import random
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +32,12 @@ import zstandard
 
 from cluster.run.directory import RunDir
 from cluster.storage import StoragePath
+from datapipe.execution.worker import Task, Worker
 from datapipe.manifest import read_manifest
+from datapipe.pipeline import make_data_set
+from datapipe.progress import Progress
 from tests.benchmarks.bench_preprocess import corpus
+from tests.benchmarks.bench_rules import peak_kib
 from tests.fakes.documents import configure
 from tests.fakes.driver import Driver
 
@@ -35,6 +48,7 @@ STAGES: dict[str, Any] = {
     "paragraphs": {},
     "pii": {},
 }
+SHORT_STAGES: dict[str, Any] = {"near_duplicates": {}, "paragraphs": {}, "balance": {"temperature": 0.9}}
 
 
 def grown(megabytes: float, folder: Path) -> Path:
@@ -102,13 +116,56 @@ class Meter(threading.Thread):
         }
 
 
+def do(output: str, task: Task) -> Any:
+    """Do a task, in a process of its own."""
+    return Worker(output, f"{output}/.work").do(task)
+
+
+def driver_of_short(documents: int, stages: dict[str, Any]) -> dict[str, int]:
+    """The peak of the driver's memory in this process, over so many short documents."""
+    draw = random.Random(0)
+    with tempfile.TemporaryDirectory(prefix="bench-growth-") as name, ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        with (source := Path(name) / "in.jsonl").open("wb") as out:
+            for number in range(documents):
+                text = f"equal to {number % 1000}" if number % 9 == 0 else f"{draw.random()} rope {draw.random()}"
+                out.write(orjson.dumps({"id": f"{number - (number % 50 == 1)}", "text": text}) + b"\n")
+        config = configure(source, Path(name) / "out", unit_mib=2, shard_mib=4, validation_fraction=0.01, **stages)
+
+        def run(tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+            for task in tasks:
+                yield task, pool.submit(do, config.output, task).result()
+
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+        manifest = make_data_set(config, config.seed, run, Progress(lambda _: None))
+        return {"documents": documents, "kept": manifest.totals.documents, "renamed": manifest.renamed_ids, "KiB": peak_kib()}
+
+
+def short(documents: Sequence[str], stages: str) -> dict[str, Any]:
+    """The driver's peak over so many short documents each, and its slope."""
+    found = []
+    for number in documents:
+        command = [sys.executable, "-m", __spec__.name, "--driver-of", number, "--stages", stages]
+        found.append(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+    first, last = found[0], found[-1]
+    slope = 1024 * (last["KiB"] - first["KiB"]) / max(last["documents"] - first["documents"], 1)
+    return {"short documents": found, "the driver's bytes a document": round(slope, 2)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--megabytes", default="50,500")
     parser.add_argument("--actors", default="2")
     parser.add_argument("--stages", choices=["all", "none"], default="all")
     parser.add_argument("--backend", choices=["tokenizers", "fastokens"], default="tokenizers")
+    parser.add_argument("--short", default="", help="numbers of short documents, instead of megabytes")
+    parser.add_argument("--driver-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.driver_of is not None:
+        print(json.dumps(driver_of_short(options.driver_of, SHORT_STAGES if options.stages == "all" else {})))
+        return
+    if options.short:
+        print(json.dumps(short(options.short.split(","), options.stages)))
+        return
     with tempfile.TemporaryDirectory(prefix="bench-growth-") as name:
         folder = Path(name)
         for megabytes in map(float, options.megabytes.split(",")):

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError
-from datapipe.dedup.exact import repeats
+from datapipe.dedup.equal import repeats
 from datapipe.document_batch import DocumentBatch
 from datapipe.inputs.text_hash import normalised, text_hashes
+from datapipe.tokens.shards import Rows
 from tests.fakes.documents import make, rejected, rows, some_documents, write_lines
 
 
@@ -105,3 +106,30 @@ def test_repeats_are_those_seen_before(values: list[tuple[int, int]]) -> None:
 @settings(max_examples=150, deadline=None)
 def test_hashes_of_a_batch_are_those_of_the_normal_forms(texts: list[str]) -> None:
     assert text_hashes(DocumentBatch.of_texts(texts)) == [xxhash.xxh3_128_digest(normalised(text)) for text in texts]
+
+
+def test_how_many_parts_hashes_are_compared_in_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal texts, equal ids, documents without an id and one whose id is such a document's name, over many units."""
+    records = some_documents(300, words=20)
+    others = [{**d, "text": f"{d['text']} {n % 2}"} for n, d in enumerate(records[:60] * 3)]
+    nameless = [{"text": d["text"] + " nameless"} for d in records[100:150]]
+    source = write_lines(tmp_path / "in.jsonl", [*records, *others, *nameless, {"id": "in.jsonl:481", "text": "not that one"}])
+    make(source, tmp_path / "one", unit_mib=0.002)
+    monkeypatch.setattr("datapipe.dedup.equal.TASK_DOCUMENTS", 40)
+    make(source, tmp_path / "many", unit_mib=0.002)
+    found = rows(tmp_path / "one")
+    assert found == rows(tmp_path / "many")
+    assert sorted(map(str, rejected(tmp_path / "one"))) == sorted(map(str, rejected(tmp_path / "many")))
+    names = [row["id"] for row in found]
+    assert len(set(names)) == len(names)
+    assert any(name.startswith("in.jsonl:481~") for name in names)
+    assert len({line["id"] for line in rejected(tmp_path / "one") if line["reason"] == "duplicate"}) > 60
+
+
+@given(st.lists(st.integers(0, 400), max_size=60), st.booleans())
+def test_rows_are_packed_and_are_the_same(numbers: list[int], far: bool) -> None:
+    rows = np.sort(np.array(numbers, np.int64)) * (1000 if far else 1)
+    packed = Rows.of(rows)
+    assert packed.all().tolist() == rows.tolist()
+    held = sum(part.nbytes for part in (packed.bits, packed.numbers) if part is not None)
+    assert held <= 4 * len(rows) + 1

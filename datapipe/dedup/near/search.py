@@ -35,12 +35,18 @@ class NearUnit:
 
 @dataclass(frozen=True, kw_only=True)
 class NearDecisions:
-    """Rows of documents that go, ascending, and of each the one that stays for it; what was counted."""
+    """What was counted, and where the documents that go are written, by unit."""
 
-    rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    stays: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    files: tuple[str, ...] = ()
+    units: int = 0
     counts: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)  # clusters, by their number of documents
+
+    def of(self, unit: int, work: StoragePath) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Global rows of a unit's documents that go, ascending, and of each the one that stays for it."""
+        found = read_all(work, self.files, EDGE, unit, self.units)
+        found = found[np.argsort(found["from"])]
+        return found["from"].astype(np.int64), found["to"].astype(np.int64)
 
 
 def find_near_duplicates(
@@ -80,7 +86,7 @@ def find_near_duplicates(
     ]
     gathered = stages.do("read candidates", gather)
     verified = stages.do("compare candidates", [Verify(part=k, options=options, places=places) for k in range(places.verify)])
-    return _collect(work, places, sum(result["candidates"] for result in gathered), verified)
+    return _collect(places, sum(result["candidates"] for result in gathered), verified)
 
 
 def _write_dropped(work: StoragePath, units: Sequence[NearUnit], offsets: Sequence[int], dropped: NDArray[np.bool_]) -> None:
@@ -102,11 +108,7 @@ def _settle(stages: Stages, places: Places) -> int:
         stage, sources = stage + 1, places.star
 
 
-def _collect(work: StoragePath, places: Places, candidates: int, verified: Sequence[dict[str, Any]]) -> NearDecisions:
-    names = [decided_name(part) for part in range(places.verify)]
-    num_units = len(places.units)
-    found = np.concatenate([np.zeros(0, EDGE), *(read_all(work, names, EDGE, place, num_units) for place in range(num_units))])
-    order = np.argsort(found["from"])
+def _collect(places: Places, candidates: int, verified: Sequence[dict[str, Any]]) -> NearDecisions:
     sizes: Counter[int] = Counter()
     for result in verified:
         sizes.update({int(size): number for size, number in result["sizes"].items()})
@@ -117,8 +119,8 @@ def _collect(work: StoragePath, places: Places, candidates: int, verified: Seque
         "clusters": sum(sizes.values()),
     }
     return NearDecisions(
-        rows=found["from"][order].astype(np.int64),
-        stays=found["to"][order].astype(np.int64),
+        files=tuple(decided_name(part) for part in range(places.verify)),
+        units=len(places.units),
         counts=counts,
         sizes={str(size): sizes[size] for size in sorted(sizes)},
     )

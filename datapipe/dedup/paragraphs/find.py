@@ -121,7 +121,7 @@ class Cut:
 class Repeated:
     """What is cut: how many bytes of each document, and what was counted."""
 
-    sizes: NDArray[np.int64]
+    sizes: NDArray[np.uint32]
     counts: dict[str, int]
 
 
@@ -146,7 +146,7 @@ def find_repeated_paragraphs(
     hashed = stages.do("read paragraphs", [Hash(unit=unit.index, options=options, parts=parts) for unit in units])
     met = stages.do("compare paragraphs", [Meet(part=part, parts=parts, units=len(units)) for part in range(parts)])
     cut = stages.do("cut paragraphs", [Cut(unit=unit.index, parts=parts, units=len(units)) for unit in units])
-    sizes = np.zeros(len(dropped), dtype=np.int64)
+    sizes = np.zeros(len(dropped), dtype=np.uint32)
     for unit, first, last in zip(units, ends, ends[1:], strict=False):
         cuts = read_cuts(work, unit.index)
         lengths = cuts["end"].astype(np.float64) - cuts["start"]

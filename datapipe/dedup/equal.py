@@ -1,0 +1,159 @@
+"""Equal texts and equal ids over all documents, by parts of their hashes: nobody holds more than a part of them.
+
+texts   those of one part, of all units: all but the first of equal ones go
+ids     those of one part, of all documents that stay: all but the first of equal ones get a suffix
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cluster.storage import StoragePath
+from datapipe.dedup.exact import DUPLICATE, TRAIN, Corpus
+from datapipe.dedup.stages import RunStage, Stages
+from datapipe.inputs.hashes import FAN_OUT, ID, TEXT, ids_name, text_hashes_name, unnamed_name
+from datapipe.parted import read_parts, read_with_parts, write_parts
+
+FOLDER = "equal"
+TASK_DOCUMENTS = 1 << 21  # whose hashes one task holds, about
+KEPT = f"{FOLDER}/kept"  # bits, one for each document: whether it stays
+SUFFIX_BYTES = 4
+ROW = np.dtype([("row", "<u4")])
+SUFFIX = np.dtype([("row", "<u4"), ("suffix", "S33")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed:
+    """Where the suffixes are of documents whose id an earlier one has: files that are parted by unit."""
+
+    files: tuple[str, ...] = ()
+    units: int = 0
+
+    def of(self, unit: int, work: StoragePath) -> dict[int, str]:
+        """What is appended to the ids of a unit's documents, by row."""
+        found = [read_parts(work, file, SUFFIX, (unit, unit + 1), self.units) for file in self.files]
+        return {int(row): suffix.decode() for part in found for row, suffix in part.tolist()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Find equal texts of one part of the hashes."""
+
+    folder: ClassVar[str] = FOLDER
+    part: int
+    parts: int
+    units: int
+
+    @property
+    def name(self) -> str:
+        """The name of the task."""
+        return f"texts-{self.part:05d}"
+
+    def run(self, work: StoragePath) -> dict[str, Any]:
+        """Write the documents that repeat an earlier one, by unit; returns how many."""
+        files = [(unit, text_hashes_name(unit)) for unit in range(self.units)]
+        records, owner = _read(work, files, TEXT, self.part, self.parts)
+        again = repeats(records["hash"])
+        gone = np.zeros(int(again.sum()), dtype=ROW)
+        gone["row"] = records["row"][again]
+        write_parts(work, _repeated_name(self.part), gone, owner[again], self.units)
+        return {"repeated": len(gone)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ids:
+    """Find equal ids of one part of their hashes, among the documents that stay."""
+
+    folder: ClassVar[str] = FOLDER
+    part: int
+    parts: int
+    offsets: tuple[int, ...]  # first row of each unit, and the end
+    unnamed: tuple[int, ...]  # units with documents whose record has no id
+
+    @property
+    def name(self) -> str:
+        """The name of the task."""
+        return f"ids-{self.part:05d}"
+
+    def run(self, work: StoragePath) -> dict[str, Any]:
+        """Write the suffixes of documents whose id an earlier one has, by unit; returns how many."""
+        units = len(self.offsets) - 1
+        files = [(unit, ids_name(unit)) for unit in range(units)] + [(unit, unnamed_name(unit)) for unit in self.unnamed]
+        records, owner = _read(work, files, ID, self.part, self.parts)
+        rows = np.array(self.offsets, np.int64)[owner] + records["row"]
+        bits = np.frombuffer(work.read(KEPT), dtype=np.uint8)
+        stay = np.flatnonzero(bits[rows >> 3] >> (rows & 7).astype(np.uint8) & 1)
+        stay = stay[np.argsort(rows[stay])]
+        taken = stay[repeats(records["hash"][stay])]
+        found = np.zeros(len(taken), dtype=SUFFIX)
+        found["row"], found["suffix"] = records["row"][taken], _suffixes(records[taken])
+        write_parts(work, _renamed_name(self.part), found, owner[taken], units)
+        return {"renamed": len(found)}
+
+
+def drop_equal_texts(corpus: Corpus, work: StoragePath, run: RunStage) -> None:
+    """Drop every document whose text an earlier one has; goes on where an earlier call was killed."""
+    parts, units = _num_parts(corpus), len(corpus.offsets) - 1
+    Stages(work, FOLDER, run).do("find equal texts", [Texts(part=part, parts=parts, units=units) for part in range(parts)])
+    for part in range(parts):
+        found, owner = read_with_parts(work, _repeated_name(part), ROW, units)
+        corpus.fate[corpus.offsets[owner] + found["row"]] = DUPLICATE
+
+
+def rename_equal_ids(corpus: Corpus, work: StoragePath, run: RunStage) -> tuple[Renamed, int]:
+    """Find new ids for the documents that stay and whose id an earlier one has; how many those are."""
+    parts = _num_parts(corpus)
+    work.write(KEPT, np.packbits(corpus.fate >= TRAIN, bitorder="little").tobytes())
+    offsets = tuple(corpus.offsets.tolist())
+    tasks = [Ids(part=part, parts=parts, offsets=offsets, unnamed=corpus.unnamed) for part in range(parts)]
+    counts = [result["renamed"] for result in Stages(work, FOLDER, run).do("find equal ids", tasks)]
+    files = tuple(_renamed_name(part) for part, count in enumerate(counts) if count)
+    return Renamed(files=files, units=len(offsets) - 1), sum(counts)
+
+
+def repeats(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """For each row of [n, 2], whether an earlier row is equal to it."""
+    repeated = np.zeros(len(hashes), dtype=np.bool_)
+    if len(hashes) < 2:
+        return repeated
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: equal hashes stay in their order
+    ordered = hashes[order]
+    repeated[order[1:]] = (ordered[1:] == ordered[:-1]).all(axis=1)
+    return repeated
+
+
+def _suffixes(records: NDArray[np.void]) -> list[bytes]:
+    """`~` and 8 hex digits of the text's hash; all 32 where an equal id has those 8 already."""
+    taken: set[tuple[int, int, bytes]] = set()
+    suffixes: list[bytes] = []
+    for (one, other), digest in zip(records["hash"].tolist(), records["text"], strict=True):
+        raw = digest.tobytes()
+        key = (one, other, raw[:SUFFIX_BYTES])
+        suffixes.append(b"~" + (raw if key in taken else raw[:SUFFIX_BYTES]).hex().encode())
+        taken.add(key)
+    return suffixes
+
+
+def _read(
+    work: StoragePath, files: Sequence[tuple[int, str]], dtype: np.dtype[np.void], part: int, parts: int
+) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+    """The records of one part, of all files, in the order of the units and of the documents with one hash; the unit of each."""
+    bounds = part * FAN_OUT // parts, (part + 1) * FAN_OUT // parts
+    found = [read_parts(work, name, dtype, bounds, FAN_OUT) for _, name in files]
+    owner = np.repeat(np.array([unit for unit, _ in files], np.int64), [len(records) for records in found])
+    return np.concatenate([np.zeros(0, dtype=dtype), *found]), owner
+
+
+def _num_parts(corpus: Corpus) -> int:
+    return min(len(corpus.size) // TASK_DOCUMENTS + 1, FAN_OUT)
+
+
+def _repeated_name(part: int) -> str:
+    return f"{FOLDER}/repeated-{part:05d}"
+
+
+def _renamed_name(part: int) -> str:
+    return f"{FOLDER}/renamed-{part:05d}"

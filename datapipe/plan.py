@@ -16,6 +16,7 @@ from datapipe.manifest import MANIFEST_NAME, Manifest, read_manifest
 WORK = ".work"
 PLAN_NAME = "plan.json"
 OFF_BY_DEFAULT = ("filters", "near_duplicates", "language", "decontaminate", "pii", "balance", "augment", "paragraphs")
+WORK_AREA = 2  # of which kind it is: files that another version of this program left cannot be gone on with
 LIBRARIES = {"language": "py3langid", "pii": "phonenumberslite"}  # whose tables decide, by key
 
 
@@ -55,7 +56,11 @@ def find_complete(output: StoragePath, keys: dict[str, Any], files: Sequence[Inp
 
 def begin_or_resume(output: StoragePath, work: StoragePath, keys: dict[str, Any], files: Sequence[InputFile]) -> None:
     """Write the plan, or check that the one of an earlier start is the same. Raises DataError if it is not."""
-    versions = {"unicode": unicodedata.unidata_version, **{name: version(name) for name in ("pyarrow", "tokenizers")}}
+    versions = {
+        "unicode": unicodedata.unidata_version,
+        **{name: version(name) for name in ("pyarrow", "tokenizers")},
+        "work area": WORK_AREA,
+    }
     plan = {"config": keys, "inputs": {f.url: [f.size, f.version] for f in files}, "versions": versions}
     try:
         found = json.loads(work.read(PLAN_NAME))

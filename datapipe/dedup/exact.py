@@ -1,7 +1,7 @@
 """What is known of all documents at once, in 5 bytes each: their sizes and fates, in global order."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -63,7 +63,7 @@ def load_corpus(units: Sequence[Unit], summaries: Sequence[UnitSummary], work: S
         if len(nameless):
             unnamed.append(unit.index)
             write_ids(work, unnamed_name(unit.index), hashes[nameless], _digests(table.column("text_hash"))[nameless], nameless)
-    return Corpus(size=size, fate=fate, offsets=offsets, line_base=tuple(bases), unnamed=tuple(unnamed))
+    return replace(corpus, unnamed=tuple(unnamed))
 
 
 def id_hashes(units: Sequence[Unit], corpus: Corpus, work: StoragePath) -> Iterator[tuple[Unit, NDArray[np.uint64]]]:

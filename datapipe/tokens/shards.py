@@ -63,9 +63,6 @@ class Rows:
             return np.asarray(self.numbers, np.int64)
         return np.flatnonzero(np.unpackbits(self.bits)) + self.first
 
-    def __len__(self) -> int:
-        return len(self.all())
-
 
 @dataclass(frozen=True, kw_only=True)
 class Slice:

@@ -159,7 +159,10 @@ def test_cached_logits_are_computed_once_and_a_kill_changes_nothing(teacher: Pat
     again = distill_run(tmp_path, config)
     launch(again, 1)
     assert {path: path.read_bytes() for path in chunks} == content, "a damaged chunk is made anew, the same by one rank as by two"
-    assert losses(again) == pytest.approx(losses(killed), rel=1e-6)
+    assert losses(again)[1] == pytest.approx(losses(killed)[1], rel=1e-6)  # later ones carry the rounding of two ranks on
+    undisturbed = distill_run(tmp_path, config)
+    launch(undisturbed, 2)
+    assert losses(undisturbed) == losses(killed)
     facts = results["teacher_logits"]
     assert facts["bytes"] == sum(len(raw) for raw in content.values())
     student, tokens = AutoModelForCausalLM.from_pretrained(killed.path / "student"), first_tokens(data)

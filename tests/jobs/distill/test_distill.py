@@ -144,6 +144,7 @@ def test_a_teacher_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> N
 def test_cached_logits_are_computed_once_and_a_kill_changes_nothing(teacher: Path, tmp_path: Path) -> None:
     data = make_dataset(tmp_path / "data")
     config = distill_config(teacher, data, steps=24, teacher_logits="cached", cache={"size": 12}, checkpoint={"every_steps": 24})
+    config["optim"]["lr"] = 3e-4  # with more, 24 steps carry the rounding of two ranks above what is compared below
     killed = distill_run(tmp_path, config)
     group = start(killed, 1, TEST_HOOK="stall_in_chunk")
     group.until((killed.path / "stalled").exists)
@@ -159,7 +160,7 @@ def test_cached_logits_are_computed_once_and_a_kill_changes_nothing(teacher: Pat
     again = distill_run(tmp_path, config)
     launch(again, 1)
     assert {path: path.read_bytes() for path in chunks} == content, "a damaged chunk is made anew, the same by one rank as by two"
-    assert losses(again)[1] == pytest.approx(losses(killed)[1], rel=1e-6)  # later ones carry the rounding of two ranks on
+    assert losses(again) == pytest.approx(losses(killed), rel=1e-6)
     undisturbed = distill_run(tmp_path, config)
     launch(undisturbed, 2)
     assert losses(undisturbed) == losses(killed)

@@ -35,10 +35,18 @@ def read_parts(
     return np.frombuffer(place.read(name, base + int(bounds[0]) * size, base + int(bounds[-1]) * size), dtype=dtype)
 
 
+def read_owned(
+    place: StoragePath, names: Sequence[str], dtype: np.dtype[np.void], parts: tuple[int, int], num_parts: int
+) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+    """What `read_parts` finds, of all files in their order, and the number of each record's file."""
+    found = [read_parts(place, name, dtype, parts, num_parts) for name in names]
+    owner = np.repeat(np.arange(len(found)), [len(records) for records in found])
+    return np.concatenate([np.zeros(0, dtype=dtype), *found]), owner
+
+
 def read_all(place: StoragePath, names: Sequence[str], dtype: np.dtype[np.void], part: int, num_parts: int) -> NDArray[np.void]:
     """The records of one part, of all files in their order."""
-    found = [read_parts(place, name, dtype, (part, part + 1), num_parts) for name in names]
-    return np.concatenate([np.zeros(0, dtype=dtype), *found])
+    return read_owned(place, names, dtype, (part, part + 1), num_parts)[0]
 
 
 def read_with_parts(

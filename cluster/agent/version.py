@@ -1,5 +1,6 @@
 """Whether a node has the version of this program that its run was submitted with, where that brings no copy of the code."""
 
+from cluster.installed import installed_versions
 from cluster.run.directory import RunDir
 
 PACKAGE = "ropewalk"
@@ -7,12 +8,7 @@ PACKAGE = "ropewalk"
 
 def installed_version() -> str | None:
     """The version of this program on this node; None where it is not installed as a package."""
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - most runs bring their code, and do not ask
-
-    try:
-        return version(PACKAGE)
-    except PackageNotFoundError:
-        return None
+    return installed_versions([PACKAGE])[PACKAGE]
 
 
 def other_version(run: RunDir) -> tuple[str, str] | None:

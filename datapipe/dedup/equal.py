@@ -4,7 +4,6 @@ texts   those of one part, of all units: all but the first of equal ones go
 ids     those of one part, of all documents that stay: all but the first of equal ones get a suffix
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ from cluster.storage import StoragePath
 from datapipe.dedup.exact import DUPLICATE, TRAIN, Corpus
 from datapipe.dedup.stages import RunStage, Stages
 from datapipe.inputs.hashes import FAN_OUT, ID, TEXT, ids_name, text_hashes_name, unnamed_name
-from datapipe.parted import read_parts, read_with_parts, write_parts
+from datapipe.parted import read_all, read_owned, read_with_parts, write_parts
 
 FOLDER = "equal"
 TASK_DOCUMENTS = 1 << 21  # whose hashes one task holds, about
@@ -34,8 +33,7 @@ class Renamed:
 
     def of(self, unit: int, work: StoragePath) -> dict[int, str]:
         """What is appended to the ids of a unit's documents, by row."""
-        found = [read_parts(work, file, SUFFIX, (unit, unit + 1), self.units) for file in self.files]
-        return {int(row): suffix.decode() for part in found for row, suffix in part.tolist()}
+        return {row: suffix.decode() for row, suffix in read_all(work, self.files, SUFFIX, unit, self.units).tolist()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +52,8 @@ class Texts:
 
     def run(self, work: StoragePath) -> dict[str, Any]:
         """Write the documents that repeat an earlier one, by unit; returns how many."""
-        files = [(unit, text_hashes_name(unit)) for unit in range(self.units)]
-        records, owner = _read(work, files, TEXT, self.part, self.parts)
+        names = [text_hashes_name(unit) for unit in range(self.units)]
+        records, owner = read_owned(work, names, TEXT, _bounds(self.part, self.parts), FAN_OUT)
         again = repeats(records["hash"])
         gone = np.zeros(int(again.sum()), dtype=ROW)
         gone["row"] = records["row"][again]
@@ -81,8 +79,9 @@ class Ids:
     def run(self, work: StoragePath) -> dict[str, Any]:
         """Write the suffixes of documents whose id an earlier one has, by unit; returns how many."""
         units = len(self.offsets) - 1
-        files = [(unit, ids_name(unit)) for unit in range(units)] + [(unit, unnamed_name(unit)) for unit in self.unnamed]
-        records, owner = _read(work, files, ID, self.part, self.parts)
+        names = [*map(ids_name, range(units)), *map(unnamed_name, self.unnamed)]
+        records, file = read_owned(work, names, ID, _bounds(self.part, self.parts), FAN_OUT)
+        owner = np.array([*range(units), *self.unnamed], np.int64)[file]
         rows = np.array(self.offsets, np.int64)[owner] + records["row"]
         bits = np.frombuffer(work.read(KEPT), dtype=np.uint8)
         stay = np.flatnonzero(bits[rows >> 3] >> (rows & 7).astype(np.uint8) & 1)
@@ -96,7 +95,7 @@ class Ids:
 
 def drop_equal_texts(corpus: Corpus, work: StoragePath, run: RunStage) -> None:
     """Drop every document whose text an earlier one has; goes on where an earlier call was killed."""
-    parts, units = _num_parts(corpus), len(corpus.offsets) - 1
+    parts, units = _num_parts(corpus), len(corpus.units)
     Stages(work, FOLDER, run).do("find equal texts", [Texts(part=part, parts=parts, units=units) for part in range(parts)])
     for part in range(parts):
         found, owner = read_with_parts(work, _repeated_name(part), ROW, units)
@@ -111,7 +110,7 @@ def rename_equal_ids(corpus: Corpus, work: StoragePath, run: RunStage) -> tuple[
     tasks = [Ids(part=part, parts=parts, offsets=offsets, unnamed=corpus.unnamed) for part in range(parts)]
     counts = [result["renamed"] for result in Stages(work, FOLDER, run).do("find equal ids", tasks)]
     files = tuple(_renamed_name(part) for part, count in enumerate(counts) if count)
-    return Renamed(files=files, units=len(offsets) - 1), sum(counts)
+    return Renamed(files=files, units=len(corpus.units)), sum(counts)
 
 
 def repeats(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -137,14 +136,9 @@ def _suffixes(records: NDArray[np.void]) -> list[bytes]:
     return suffixes
 
 
-def _read(
-    work: StoragePath, files: Sequence[tuple[int, str]], dtype: np.dtype[np.void], part: int, parts: int
-) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-    """The records of one part, of all files, in the order of the units and of the documents with one hash; the unit of each."""
-    bounds = part * FAN_OUT // parts, (part + 1) * FAN_OUT // parts
-    found = [read_parts(work, name, dtype, bounds, FAN_OUT) for _, name in files]
-    owner = np.repeat(np.array([unit for unit, _ in files], np.int64), [len(records) for records in found])
-    return np.concatenate([np.zeros(0, dtype=dtype), *found]), owner
+def _bounds(part: int, parts: int) -> tuple[int, int]:
+    """The parts of a unit's files that a task reads."""
+    return part * FAN_OUT // parts, (part + 1) * FAN_OUT // parts
 
 
 def _num_parts(corpus: Corpus) -> int:

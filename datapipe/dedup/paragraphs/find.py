@@ -21,7 +21,7 @@ from datapipe.filters.paragraphs import Paragraphs
 from datapipe.inputs.files import Unit
 from datapipe.inputs.ingest import UnitSummary, texts_name
 from datapipe.inputs.streams import open_file
-from datapipe.parted import read_parts, write_parts
+from datapipe.parted import read_all, read_owned, write_parts
 from datapipe.text.compiled import kernels
 
 PARAGRAPH = np.dtype([("hash", "<u8"), ("size", "<u4"), *CUT.descr])
@@ -75,12 +75,8 @@ class Meet:
 
     def run(self, work: StoragePath) -> dict[str, Any]:
         """Write those that repeat an earlier one, by unit; returns how many."""
-        found, owners = [np.zeros(0, dtype=PARAGRAPH)], [np.zeros(0, dtype=np.int64)]
-        for unit in range(self.units):
-            records = read_parts(work, f"{FOLDER}/hashed-{unit:06d}", PARAGRAPH, (self.part, self.part + 1), self.parts)
-            found.append(records)
-            owners.append(np.full(len(records), unit, dtype=np.int64))
-        records, owner = np.concatenate(found), np.concatenate(owners)
+        names = [f"{FOLDER}/hashed-{unit:06d}" for unit in range(self.units)]
+        records, owner = read_owned(work, names, PARAGRAPH, (self.part, self.part + 1), self.parts)
         order = np.lexsort((records["size"], records["hash"]))  # stable: equal ones stay in the order of the input
         hashes, sizes = records["hash"][order], records["size"][order]
         again = np.zeros(len(order), dtype=bool)
@@ -110,8 +106,7 @@ class Cut:
     def run(self, work: StoragePath) -> dict[str, Any]:
         """Write the cuts in the order of documents and places; returns how many bytes they take."""
         names = [f"{FOLDER}/met-{part:05d}" for part in range(self.parts)]
-        found = [read_parts(work, name, CUT, (self.unit, self.unit + 1), self.units) for name in names]
-        cuts = np.concatenate([np.zeros(0, dtype=CUT), *found])
+        cuts = read_all(work, names, CUT, self.unit, self.units)
         cuts = cuts[np.lexsort((cuts["start"], cuts["row"]))]
         work.write(cuts_name(self.unit), cuts.tobytes())
         return {"bytes": int((cuts["end"].astype(np.int64) - cuts["start"]).sum())}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.runs.provenance import VERSIONS, installed_versions
+from cluster.installed import installed_versions
+from jobs.runs.provenance import VERSIONS
 
 
 def told(name: str) -> str | None:

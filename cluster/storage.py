@@ -5,7 +5,8 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -18,10 +19,12 @@ from cluster.fresh_reads import list_afresh, read_afresh
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 # a client's own complaints, which waiting cannot mend; named, since botocore may not be installed
 _ANSWERS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ParamValidationError", "NoRegionError"}
 PATIENCE_SECONDS = 120.0  # a store that is away for longer is an error
+AT_ONCE = 16  # requests to an object store, whose answers take long
 
 
 def retry(
@@ -147,6 +150,13 @@ class StoragePath:
     def read(self, name: str, start: int | None = None, end: int | None = None) -> bytes:
         """Read a file, or its bytes from `start` to before `end`. Raises FileNotFoundError."""
         return bytes(self._retry(lambda: self.fs.cat_file(self.path(name), start=start, end=end), name, "read"))
+
+    def each(self, read: Callable[[Item], T], items: Sequence[Item]) -> list[T]:
+        """What `read` returns for each item, in their order; from an object store some are read at a time, by threads."""
+        if self.local is not None or len(items) <= 1:
+            return [read(item) for item in items]
+        with ThreadPoolExecutor(min(AT_ONCE, len(items)), "ropewalk-read") as pool:
+            return list(pool.map(read, items))
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file so that a reader sees all of it or none of it."""

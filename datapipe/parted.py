@@ -39,7 +39,7 @@ def read_owned(
     place: StoragePath, names: Sequence[str], dtype: np.dtype[np.void], parts: tuple[int, int], num_parts: int
 ) -> tuple[NDArray[np.void], NDArray[np.int64]]:
     """What `read_parts` finds, of all files in their order, and the number of each record's file."""
-    found = [read_parts(place, name, dtype, parts, num_parts) for name in names]
+    found = place.each(lambda name: read_parts(place, name, dtype, parts, num_parts), names)
     owner = np.repeat(np.arange(len(found)), [len(records) for records in found])
     return np.concatenate([np.zeros(0, dtype=dtype), *found]), owner
 

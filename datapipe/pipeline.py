@@ -16,6 +16,7 @@ from datapipe.decontamination.items import check_items
 from datapipe.dedup.equal import drop_equal_texts, rename_equal_ids
 from datapipe.dedup.exact import EMPTIED, NEAR_DUPLICATE, TRAIN, VALIDATION, Corpus, load_corpus
 from datapipe.dedup.near.search import NearDecisions, NearUnit, find_near_duplicates
+from datapipe.dedup.paragraphs.cutting import cut_sizes
 from datapipe.dedup.paragraphs.find import find_repeated_paragraphs
 from datapipe.dedup.stages import StageTask
 from datapipe.execution.worker import Task
@@ -150,10 +151,13 @@ class _Pipeline:
             NearUnit(index=unit.index, blocks=tuple(summary.blocks), texts=texts_name(unit.index))
             for unit, summary in zip(units, summaries, strict=True)
         ]
-        total_bytes = int(corpus.size.sum(dtype=np.int64))
-        options, dropped = self.config.near_duplicates, corpus.fate < TRAIN
         found = find_near_duplicates(
-            near_units, options, dropped=dropped, total_bytes=total_bytes, work=self.work, run=self._run_stage
+            near_units,
+            self.config.near_duplicates,
+            dropped=corpus.dropped,
+            total_bytes=int(corpus.size.sum(dtype=np.int64)),
+            work=self.work,
+            run=self._run_stage,
         )
         for unit in units:
             corpus.fate[found.of(unit.index, self.work)[0]] = NEAR_DUPLICATE
@@ -163,13 +167,20 @@ class _Pipeline:
         """Cut paragraphs that repeat earlier ones, if that is asked for, and drop documents with nothing left; counts."""
         if self.config.paragraphs is None:
             return Counter()
-        work, total, dropped = self.work, int(corpus.size.sum(dtype=np.int64)), corpus.fate < TRAIN
-        found = find_repeated_paragraphs(
-            units, summaries, self.config.paragraphs, dropped=dropped, total_bytes=total, work=work, run=self._run_stage
+        counts = find_repeated_paragraphs(
+            units,
+            summaries,
+            self.config.paragraphs,
+            dropped=corpus.dropped,
+            total_bytes=int(corpus.size.sum(dtype=np.int64)),
+            work=self.work,
+            run=self._run_stage,
         )
-        np.subtract(corpus.size, found.sizes, out=corpus.size)
-        corpus.fate[corpus.size == 0] = EMPTIED
-        return Counter(found.counts)
+        for unit in units:
+            size, fate = corpus.size[corpus.rows_of(unit.index)], corpus.fate[corpus.rows_of(unit.index)]
+            size -= cut_sizes(self.work, unit.index, len(size))
+            fate[size == 0] = EMPTIED
+        return Counter(counts)
 
     def _run_stage(self, label: str, tasks: Sequence[StageTask]) -> Iterator[tuple[StageTask, dict[str, Any]]]:
         self.progress.begin(label, len(tasks), "parts")

@@ -16,7 +16,7 @@ from datapipe.manifest import MANIFEST_NAME, Manifest, read_manifest
 WORK = ".work"
 PLAN_NAME = "plan.json"
 OFF_BY_DEFAULT = ("filters", "near_duplicates", "language", "decontaminate", "pii", "balance", "augment", "paragraphs")
-WORK_AREA = 2  # of which kind it is: files that another version of this program left cannot be gone on with
+WORK_AREA = 3  # of which kind it is: files that another version of this program left cannot be gone on with
 LIBRARIES = {"language": "py3langid", "pii": "phonenumberslite"}  # whose tables decide, by key
 
 

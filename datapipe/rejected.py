@@ -95,7 +95,8 @@ def _dropped(plan: RejectedPlan, work: StoragePath) -> Iterator[tuple[dict[str, 
     for reason, part in plan.others:
         for kept in read_slice(part, work):
             yield _listed(unit, kept, reason), kept.text[:HEAD_CHARS]
-    names = [kept.id for part in plan.repeated for kept in read_slice(part, work, with_text=False)]
+    read = work.each(lambda part: [kept.id for kept in read_slice(part, work, with_text=False)], plan.repeated)
+    names = [name for found in read for name in found]
     for kept, place in zip(read_slice(plan.near, work), plan.repeats.tolist(), strict=True):
         yield {**_listed(unit, kept, "near_duplicate"), "repeats": names[place]}, kept.text[:HEAD_CHARS]
 

@@ -32,6 +32,11 @@ class Corpus:
         """The rows of a unit's documents."""
         return slice(int(self.offsets[unit]), int(self.offsets[unit + 1]))
 
+    def dropped(self, rows: slice) -> NDArray[np.bool_]:
+        """Which of some documents are dropped."""
+        found: NDArray[np.bool_] = self.fate[rows] < TRAIN
+        return found
+
     @property
     def units(self) -> range:
         """The numbers of all units."""

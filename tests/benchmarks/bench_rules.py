@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
 from datapipe.dedup.near.search import NearUnit, find_near_duplicates
@@ -266,6 +267,10 @@ def do(place: str, task: Any) -> dict[str, Any]:
     return result
 
 
+def _none(rows: slice) -> NDArray[np.bool_]:
+    return np.zeros(rows.stop - rows.start, np.bool_)
+
+
 def bench_memory(documents: int) -> dict[str, Any]:
     """Candidates and clusters of synthetic signatures, up to where texts would be read: memory, disk and CPU seconds."""
     options, spawn = NearDuplicates(), get_context("spawn")
@@ -281,8 +286,7 @@ def bench_memory(documents: int) -> dict[str, Any]:
                 yield task, worker.submit(do, name, task).result()
 
         with suppress(_NoTokenizerError):
-            none = np.zeros(documents, dtype=np.bool_)
-            find_near_duplicates(units, options, dropped=none, total_bytes=documents * 1000, work=work, run=run)
+            find_near_duplicates(units, options, dropped=_none, total_bytes=documents * 1000, work=work, run=run)
         disk = sum(path.stat().st_size for path in Path(name).rglob("*") if path.is_file())
         seconds = worker.submit(time.process_time).result()
         return {

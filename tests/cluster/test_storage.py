@@ -58,6 +58,17 @@ def test_a_write_that_fails_leaves_nothing(place: StoragePath) -> None:
     assert place.names() == []
 
 
+def test_many_reads_come_in_the_order_that_was_asked_for(place: StoragePath) -> None:
+    for number in range(40):
+        place.write(f"{number}", bytes([number]))
+    order = [number * 7 % 40 for number in range(40)]
+    assert place.each(lambda number: place.read(str(number)), order) == [bytes([number]) for number in order]
+    assert place.each(place.read, ["3"]) == [b"\3"]
+    assert place.each(place.read, []) == []
+    with pytest.raises(FileNotFoundError):
+        place.each(place.read, ["1", "missing", "2"])
+
+
 def test_a_missing_file_is_an_answer(place: StoragePath) -> None:
     with pytest.raises(FileNotFoundError):
         place.read("nowhere")

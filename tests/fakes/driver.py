@@ -23,6 +23,7 @@ class Driver:
         command = [sys.executable, "-m", "tests.fakes.drive", str(run_dir)]
         self.process = subprocess.Popen(command, start_new_session=True, env=env, stdout=self.log, stderr=self.log)
         self.name = run_dir / "driver.log"
+        self.seen: set[psutil.Process] = set()  # all actors that were found
 
     def family(self) -> list[psutil.Process]:
         try:
@@ -31,7 +32,9 @@ class Driver:
             return []
 
     def actors(self) -> list[psutil.Process]:
-        return [p for p in self.family() if "_Actor" in " ".join(words_of(p))]
+        found = [p for p in self.family() if "_Actor" in " ".join(words_of(p))]
+        self.seen.update(found)
+        return found
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -39,8 +42,12 @@ class Driver:
             time.sleep(0.005)
 
     def kill(self) -> None:
-        """kill -9 of the whole process group, and of nothing else; Ray's own processes must follow by themselves."""
-        family = self.family()
+        """kill -9 of the whole process group, and of nothing else; Ray's own processes must follow by themselves.
+
+        So must actors that were found earlier, also where their parents were killed and they are in nobody's family any more.
+        """
+        self.actors()
+        family = [*self.seen.union(self.family())]
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         _, alive = psutil.wait_procs(family, timeout=HANG_SECONDS)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,8 @@ def test_a_killed_agent_leaves_no_ray(start: Start, tmp_path: Path) -> None:
     found = {process.pid: words_of(process) for process in processes_of(run.path)}
     agents = [pid for pid, words in found.items() if "cluster.agent" in words and "srun" not in words[0]]
     for agent in agents:
-        os.kill(agent, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # one may end with the other
+            os.kill(agent, signal.SIGKILL)
     outcome = until(lambda: run.outcome(1), Patience.RUN)
     assert "killed by signal 9" in outcome.cause
     none_left(before)

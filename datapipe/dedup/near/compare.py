@@ -27,7 +27,7 @@ from datapipe.document_batch import DocumentBatch
 from datapipe.inputs.streams import open_file
 from datapipe.minhash.config import NearDuplicates
 from datapipe.minhash.signatures import band_keys, shingles_of
-from datapipe.parted import read_all, read_parts, spread, write_parts
+from datapipe.parted import read_all, read_owned, read_parts, spread, write_parts
 from datapipe.text.compiled import kernels
 
 MOST_SHINGLE_BYTES = 512 << 20  # of a part that is verified at once; of a larger one a share of the shingles speaks for all
@@ -130,20 +130,20 @@ class Verify:
 
     def _load(self, work: StoragePath) -> tuple[NDArray[np.void], NDArray[np.uint64]]:
         """The members of the clusters of this part, and their shingles one behind the other."""
-        places = self.places
-        names = [gathered_name("members", unit) for unit in places.units]
-        members = read_all(work, names, member_type(self.options.bands), self.part, places.verify).copy()
-        every = max(int(members["shingles"].sum()) * SHINGLE.itemsize // MOST_SHINGLE_BYTES, 0) + 1
-        found, at = [np.zeros(0, dtype=np.uint64)], 0
-        for unit, name in zip(places.units, names, strict=True):
-            mine = read_parts(work, name, member_type(self.options.bands), (self.part, self.part + 1), places.verify)
-            raw = read_parts(work, gathered_name("shingles", unit), SHINGLE, (self.part, self.part + 1), places.verify)
-            hashes = raw["hash"]
-            if every > 1:
-                kept = hashes % np.uint64(every) == 0
-                owners = np.repeat(np.arange(len(mine)), mine["shingles"])
-                members["shingles"][at : at + len(mine)] = np.bincount(owners[kept], minlength=len(mine))
-                hashes = hashes[kept]
-            found.append(hashes)
-            at += len(mine)
-        return members, np.concatenate(found)
+        units, mine = self.places.units, (self.part, self.part + 1)
+        names = [gathered_name("members", unit) for unit in units]
+        members, owner = read_owned(work, names, member_type(self.options.bands), mine, self.places.verify)
+        bounds = np.searchsorted(owner, np.arange(len(units) + 1))
+        every = int(members["shingles"].sum()) * SHINGLE.itemsize // MOST_SHINGLE_BYTES + 1
+
+        def read(place: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+            counts = members["shingles"][bounds[place] : bounds[place + 1]]
+            hashes = read_parts(work, gathered_name("shingles", units[place]), SHINGLE, mine, self.places.verify)["hash"]
+            if every == 1:
+                return hashes, counts
+            kept = hashes % np.uint64(every) == 0
+            return hashes[kept], np.bincount(np.repeat(np.arange(len(counts)), counts)[kept], minlength=len(counts))
+
+        found = work.each(read, range(len(units)))
+        hashes, members["shingles"] = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        return members, hashes

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
-from datapipe.dedup.near.places import EDGE, FOLDER, Places, dropped_name, route_name, star_name, unique_edges
+from datapipe.dedup.dropped import still_there
+from datapipe.dedup.near.places import EDGE, FOLDER, Places, route_name, star_name, unique_edges
 from datapipe.minhash.bands import BAND, BAND_PARTS, bands_name
 from datapipe.parted import read_all, read_parts, spread, write_parts
 
@@ -44,18 +45,21 @@ class Match:
     def run(self, work: StoragePath) -> dict[str, Any]:
         """Write the edges; returns how many there are."""
         places = self.places
-        first, last = (BAND_PARTS * (self.part + k) // places.match for k in (0, 1))
-        keys, rows = [np.zeros(0, dtype=np.uint64)], [np.zeros(0, dtype=np.int64)]
-        for unit, offset in zip(places.units, places.offsets, strict=False):
+        first = BAND_PARTS * self.part // places.match
+        last = max(BAND_PARTS * (self.part + 1) // places.match, first + 1)
+        pieces = max(places.match // BAND_PARTS, 1)  # of one part of the files, where one of them is too much for a task
+
+        def read(place: tuple[int, int]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+            unit, offset = place
             records = read_parts(work, bands_name(unit), BAND, (first, last), BAND_PARTS)
-            if not len(records):
-                continue
-            bits = np.frombuffer(work.read(dropped_name(unit)), dtype=np.uint8)
+            if pieces > 1:
+                records = records[spread(records["key"], pieces) == self.part % pieces]
             local = records["row"].astype(np.int64)
-            kept = bits[local >> 3] >> (local & 7).astype(np.uint8) & 1 == 0
-            keys.append(records["key"][kept])
-            rows.append(local[kept] + offset)
-        key, row = np.concatenate(keys), np.concatenate(rows)
+            kept = still_there(work, FOLDER, unit, local) if len(local) else np.zeros(0, dtype=bool)
+            return records["key"][kept], local[kept] + offset
+
+        found = work.each(read, [*zip(places.units, places.offsets, strict=False)])
+        key, row = (np.concatenate(columns) for columns in zip(*found, strict=True))
         order = np.lexsort((row, key))
         edges = _star_edges(key[order], row[order])
         _write_both_ways(work, star_name(0, self.part), edges, places.star)

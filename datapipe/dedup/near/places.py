@@ -30,11 +30,6 @@ def star_name(stage: int, part: int) -> str:
     return f"{FOLDER}/edges-{stage:03d}-{part:05d}"
 
 
-def dropped_name(unit: int) -> str:
-    """The file of bits, one for each document of a unit: whether it is dropped already, as an exact duplicate."""
-    return f"{FOLDER}/dropped-{unit:06d}"
-
-
 def route_name(part: int) -> str:
     """The file of one task's documents and clusters, by unit."""
     return f"{FOLDER}/clusters-{part:05d}"

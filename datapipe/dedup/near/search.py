@@ -3,6 +3,7 @@
 What is decided depends on the documents and their order alone; the parts only bound what a task holds.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
+from datapipe.dedup.dropped import Dropped, write_dropped
 from datapipe.dedup.near.compare import Gather, Verify
 from datapipe.dedup.near.connect import Match, Route, Star
-from datapipe.dedup.near.places import EDGE, FOLDER, Places, decided_name, dropped_name
+from datapipe.dedup.near.places import EDGE, FOLDER, Places, decided_name
 from datapipe.dedup.stages import RunStage, Stages
+from datapipe.minhash.bands import BAND_PARTS
 from datapipe.minhash.config import NearDuplicates
 from datapipe.parted import read_all
 
@@ -53,22 +56,22 @@ def find_near_duplicates(
     units: Sequence[NearUnit],
     options: NearDuplicates,
     *,
-    dropped: NDArray[np.bool_],
+    dropped: Dropped,
     total_bytes: int,
     work: StoragePath,
     run: RunStage,
 ) -> NearDecisions:
-    """Find the documents to drop among those that are not `dropped` yet; goes on where an earlier call was killed."""
+    """Find the documents to drop among those that are not `dropped` yet; it goes on where an earlier call was killed."""
     offsets = (0, *np.cumsum([sum(unit.blocks) for unit in units]).tolist())
     documents = max(offsets[-1], 1)
     places = Places(
         units=tuple(unit.index for unit in units),
         offsets=offsets,
-        match=min(documents * options.bands // MATCH_RECORDS + 1, 4096),
+        match=match_parts(documents * options.bands),
         star=documents // STAR_DOCUMENTS + 1,
     )
     stages = Stages(work, FOLDER, run)
-    _write_dropped(work, units, offsets, dropped)
+    write_dropped(work, FOLDER, places.units, offsets, dropped)
     stages.do("find candidates", [Match(part=part, places=places) for part in range(places.match)])
     settled = _settle(stages, places)
     routed = stages.do("cluster candidates", [Route(stage=settled, part=k, places=places) for k in range(places.star)])
@@ -89,12 +92,13 @@ def find_near_duplicates(
     return _collect(places, sum(result["candidates"] for result in gathered), verified)
 
 
-def _write_dropped(work: StoragePath, units: Sequence[NearUnit], offsets: Sequence[int], dropped: NDArray[np.bool_]) -> None:
-    present = set(work.names(FOLDER))
-    for unit, first, last in zip(units, offsets[:-1], offsets[1:], strict=True):
-        name = dropped_name(unit.index)
-        if name.rpartition("/")[2] not in present:
-            work.write(name, np.packbits(dropped[first:last], bitorder="little").tobytes())
+def match_parts(records: int) -> int:
+    """In how many parts the keys are matched, so that none has more records than MATCH_RECORDS, however many there are.
+
+    A task takes whole parts of the files, which have BAND_PARTS of them, or one of so many equal pieces of a part.
+    """
+    held = MATCH_RECORDS * BAND_PARTS / records  # parts of the files that a task may hold
+    return math.ceil(BAND_PARTS / int(held)) if held >= 1 else BAND_PARTS * math.ceil(1 / held)
 
 
 def _settle(stages: Stages, places: Places) -> int:

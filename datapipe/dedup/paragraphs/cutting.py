@@ -19,6 +19,13 @@ def read_cuts(work: StoragePath, unit: int) -> NDArray[np.void]:
     return np.frombuffer(work.read(cuts_name(unit)), dtype=CUT)
 
 
+def cut_sizes(work: StoragePath, unit: int, documents: int) -> NDArray[np.uint32]:
+    """Of each document of a unit, which has so many, the bytes that are cut."""
+    cuts = read_cuts(work, unit)
+    lengths = cuts["end"].astype(np.float64) - cuts["start"]
+    return np.bincount(cuts["row"], weights=lengths, minlength=documents).astype(np.uint32)
+
+
 def cut_text(text: str, cuts: NDArray[np.void]) -> str:
     """A text without some pieces, and without the newlines that are left at its end."""
     if not len(cuts):

@@ -14,7 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
-from datapipe.dedup.paragraphs.cutting import CUT, FOLDER, cuts_name, read_cuts
+from datapipe.dedup.dropped import Dropped, still_there, write_dropped
+from datapipe.dedup.paragraphs.cutting import CUT, FOLDER, cuts_name
 from datapipe.dedup.stages import RunStage, Stages
 from datapipe.document_batch import DocumentBatch
 from datapipe.filters.paragraphs import Paragraphs
@@ -44,7 +45,6 @@ class Hash:
 
     def run(self, work: StoragePath) -> dict[str, Any]:
         """Write the paragraphs by their hashes; returns how many there are."""
-        bits = np.frombuffer(work.read(_dropped_name(self.unit)), dtype=np.uint8)
         found, first = [np.zeros(0, dtype=PARAGRAPH)], 0
         with open_file(work, texts_name(self.unit)) as stream:
             reader = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(included_fields=[3], use_threads=False))
@@ -52,9 +52,10 @@ class Hash:
                 batch = DocumentBatch.of_column(reader.get_batch(index).column(0))
                 records = paragraphs_of(batch, self.options)
                 records["row"] += first
-                found.append(records[bits[records["row"] >> 3] >> (records["row"] & 7).astype(np.uint8) & 1 == 0])
+                found.append(records)
                 first += len(batch)
         records = np.concatenate(found)
+        records = records[still_there(work, FOLDER, self.unit, records["row"])]
         write_parts(work, f"{FOLDER}/hashed-{self.unit:06d}", records, _part(records["hash"], self.parts), self.parts)
         return {"paragraphs": len(records)}
 
@@ -112,46 +113,29 @@ class Cut:
         return {"bytes": int((cuts["end"].astype(np.int64) - cuts["start"]).sum())}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Repeated:
-    """What is cut: how many bytes of each document, and what was counted."""
-
-    sizes: NDArray[np.uint32]
-    counts: dict[str, int]
-
-
 def find_repeated_paragraphs(
     units: Sequence[Unit],
     summaries: Sequence[UnitSummary],
     options: Paragraphs,
     *,
-    dropped: NDArray[np.bool_],
+    dropped: Dropped,
     total_bytes: int,
     work: StoragePath,
     run: RunStage,
-) -> Repeated:
-    """Find the paragraphs to cut out of documents that are not `dropped`; goes on where an earlier call was killed."""
+) -> dict[str, int]:
+    """Find the paragraphs to cut out of documents that are not `dropped`; counts. It goes on where an earlier call was killed."""
     ends = np.cumsum([0, *(summary.documents for summary in summaries)]).tolist()
-    present = set(work.names(FOLDER))
-    for unit, first, last in zip(units, ends, ends[1:], strict=False):
-        if _dropped_name(unit.index).rpartition("/")[2] not in present:
-            work.write(_dropped_name(unit.index), np.packbits(dropped[first:last], bitorder="little").tobytes())
+    write_dropped(work, FOLDER, [unit.index for unit in units], ends, dropped)
     parts = total_bytes // PART_BYTES + 1
     stages = Stages(work, FOLDER, run)
     hashed = stages.do("read paragraphs", [Hash(unit=unit.index, options=options, parts=parts) for unit in units])
     met = stages.do("compare paragraphs", [Meet(part=part, parts=parts, units=len(units)) for part in range(parts)])
     cut = stages.do("cut paragraphs", [Cut(unit=unit.index, parts=parts, units=len(units)) for unit in units])
-    sizes = np.zeros(len(dropped), dtype=np.uint32)
-    for unit, first, last in zip(units, ends, ends[1:], strict=False):
-        cuts = read_cuts(work, unit.index)
-        lengths = cuts["end"].astype(np.float64) - cuts["start"]
-        sizes[first:last] = np.bincount(cuts["row"], weights=lengths, minlength=last - first)
-    counts = {
+    return {
         "paragraphs.found": sum(result["paragraphs"] for result in hashed),
         "paragraphs.repeated": sum(result["repeated"] for result in met),
         "paragraphs.bytes": sum(result["bytes"] for result in cut),
     }
-    return Repeated(sizes=sizes, counts=counts)
 
 
 def paragraphs_of(batch: DocumentBatch, options: Paragraphs) -> NDArray[np.void]:
@@ -165,10 +149,6 @@ def paragraphs_of(batch: DocumentBatch, options: Paragraphs) -> NDArray[np.void]
     for name, values in zip(("row", "start", "end", "hash", "size"), columns, strict=True):
         found[name] = values[:count]
     return found
-
-
-def _dropped_name(unit: int) -> str:
-    return f"{FOLDER}/dropped-{unit:06d}"
 
 
 def _part(hashes: NDArray[np.uint64], parts: int) -> NDArray[np.int64]:

@@ -69,7 +69,8 @@ def balance(
     names = sorted(found)
     sizes = np.array([found[name] for name in names], np.int64)
     epochs, places = epochs_of(options, names, sizes), {name: place for place, name in enumerate(names)}
-    copies, taken = np.ones(len(corpus.size), np.uint16), np.zeros(len(names))
+    most = int(np.ceil(epochs.max(initial=1)))
+    copies, taken = np.ones(len(corpus.size), np.min_scalar_type(most)), np.zeros(len(names))
     for unit, hashes in id_hashes(units, corpus, work):
         own, owner = read(unit, work)
         owner = np.array([places[name] for name in own], np.int64)[owner]

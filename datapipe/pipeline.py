@@ -189,7 +189,7 @@ class _Pipeline:
             yield task.arguments[0], result
 
     def _require_documents(self, summaries: list[UnitSummary], corpus: Corpus) -> None:
-        if not (corpus.fate == TRAIN).any():
+        if not any((corpus.fate[corpus.rows_of(unit)] == TRAIN).any() for unit in corpus.units):
             held_out = int((corpus.fate == VALIDATION).sum())
             raise DataError(
                 f"no document is left to train on: {len(corpus.fate)} were let in, {held_out} of them held out for validation;"

@@ -19,6 +19,7 @@ from datapipe.parted import read_all, read_owned, read_with_parts, write_parts
 FOLDER = "equal"
 TASK_DOCUMENTS = 1 << 21  # whose hashes one task holds, about
 KEPT = f"{FOLDER}/kept"  # bits, one for each document: whether it stays
+PACKED = 1 << 20  # documents of which bits are made at a time: whole bytes of them
 SUFFIX_BYTES = 4
 ROW = np.dtype([("row", "<u4")])
 SUFFIX = np.dtype([("row", "<u4"), ("suffix", "S33")])
@@ -105,7 +106,9 @@ def drop_equal_texts(corpus: Corpus, work: StoragePath, run: RunStage) -> None:
 def rename_equal_ids(corpus: Corpus, work: StoragePath, run: RunStage) -> tuple[Renamed, int]:
     """Find new ids for the documents that stay and whose id an earlier one has; how many those are."""
     parts = _num_parts(corpus)
-    work.write(KEPT, np.packbits(corpus.fate >= TRAIN, bitorder="little").tobytes())
+    pieces = range(0, len(corpus.fate), PACKED)
+    bits = [np.packbits(corpus.fate[at : at + PACKED] >= TRAIN, bitorder="little").tobytes() for at in pieces]
+    work.write(KEPT, b"".join(bits))
     offsets = tuple(corpus.offsets.tolist())
     tasks = [Ids(part=part, parts=parts, offsets=offsets, unnamed=corpus.unnamed) for part in range(parts)]
     counts = [result["renamed"] for result in Stages(work, FOLDER, run).do("find equal ids", tasks)]

@@ -26,7 +26,7 @@ class Corpus:
     offsets: NDArray[np.int64]  # first row of each unit, and the end
     line_base: tuple[int, ...]  # lines of the same file before each unit
     unnamed: tuple[int, ...]  # units with documents whose record has no id
-    copies: NDArray[np.uint16] | None = None  # how often a document is taken, where sources are balanced
+    copies: NDArray[np.unsignedinteger] | None = None  # how often a document is taken, where sources are balanced
 
     def rows_of(self, unit: int) -> slice:
         """The rows of a unit's documents."""

@@ -5,7 +5,7 @@ import hmac
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from jobs.serve.gateway.exchange.asked import CHAT, COMPLETIONS, OTHERS
@@ -106,13 +106,13 @@ class Gateway:
     # --- requests
 
     def begin(self, connection: Connection, head: Head, body: bytes) -> OpenExchange:
-        """Answer a request, at once or in a while."""
+        """Answer a request, at once or in a while, unless a gateway that has died since did."""
         try:
             self._judge(head)
         except RefusalError as error:
             return self._answer(connection, head, refusal(error, keep_alive=head.keep_alive))
         if head.path == FEEDBACK:
-            return self._later(connection, head, self._take_feedback(body))
+            return self._take_feedback(connection, head, body)
         if head.path in _ANSWERS:
             if self.leaving:
                 head.keep_alive = False
@@ -135,14 +135,18 @@ class Gateway:
             raise RefusalError(405, f"{path} takes {' and '.join(wanted)}, not {head.method}", "method_not_allowed")
 
     def _answer(self, connection: Connection, head: Head, raw: bytes) -> OpenExchange:
-        connection.send(raw)
+        if not connection.answered:
+            connection.send(raw)
         connection.ended(keep_alive=head.keep_alive)
         return _Answered()
 
-    def _later(self, connection: Connection, head: Head, answer: Awaitable[bytes]) -> OpenExchange:
+    def _take_feedback(self, connection: Connection, head: Head, body: bytes) -> OpenExchange:
         async def run() -> None:
+            assert self._feedback is not None
             try:
-                connection.send(await answer)
+                if not connection.answered:
+                    status, answer = await self._feedback.feedback(body)
+                    connection.send(whole(status, answer, keep_alive=True))
             finally:
                 connection.ended(keep_alive=head.keep_alive)
 
@@ -150,11 +154,6 @@ class Gateway:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return _Answered()
-
-    async def _take_feedback(self, body: bytes) -> bytes:
-        assert self._feedback is not None
-        status, answer = await self._feedback.feedback(body)
-        return whole(status, answer, keep_alive=True)
 
     # --- pages
 

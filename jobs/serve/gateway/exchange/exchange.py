@@ -238,6 +238,8 @@ class Exchange:
         self.connection.send(whole(status, body, headers, keep_alive=self.keep_alive))
 
     def _refuse(self, error: RefusalError, outcome: Outcome | None = None) -> None:
+        if self.answer is not None and self.answer.complete:
+            return  # a gateway that has died since has answered, and also with a refusal, perhaps
         self.record.outcome = outcome or ("refused" if error.status < 500 or error.status == 503 else "failed")
         try:
             if self.streaming:

@@ -10,6 +10,7 @@ from typing import Protocol, cast
 from jobs.serve.gateway.http.answers import CONTINUE, RefusalError, refusal
 from jobs.serve.gateway.http.head import MOST_HEAD_BYTES, BadRequestError, Head
 from jobs.serve.gateway.http.incoming import Incoming, Request
+from jobs.serve.gateway.http.wire import Wire
 from jobs.serve.gateway.settings import GatewaySettings
 from jobs.serve.gateway.sockets.blocks import JournalFullError
 from jobs.serve.gateway.sockets.journal import Field, Header, Journal
@@ -73,6 +74,11 @@ class Connection(asyncio.BufferedProtocol):
     def resumed(self) -> bool:
         """Whether the request at hand was open already when this gateway took over."""
         return self._read(Field.OPEN_AT) == self.input.start + 1
+
+    @property
+    def answered(self) -> bool:
+        """Whether an answer was begun, by a gateway before this one: all but streams are in the journal whole, or not at all."""
+        return len(self.output) > 0 and Wire(self.output.read(self.output.start, self.output.end)).begun
 
     @property
     def backlog(self) -> int:

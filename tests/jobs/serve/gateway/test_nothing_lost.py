@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from jobs.feedback.read import exchanges
-from tests.jobs.serve.gateway.endpoint import HTTP, Endpoint, FakeEngine, chat, texts
+from jobs.serve.routes import Alias
+from tests.jobs.serve.gateway.endpoint import HTTP, VERSION, Endpoint, FakeEngine, chat, texts
 from tests.patience import Patience, until
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -164,6 +165,39 @@ def test_a_slow_client_gets_every_byte_once_though_gateways_die(endpoint: Endpoi
     assert lines[-3:] == [b"0", b"", b""]
     assert all(int(size, 16) == len(data) for size, data in zip(lines[::2], lines[1::2], strict=False) if size)
     assert texts(b"".join(lines[1::2])) == expected
+
+
+@pytest.mark.parametrize("what", ["refusal", "page"])
+def test_a_slow_client_gets_a_whole_answer_once_though_its_gateway_dies(tmp_path: Path, what: str) -> None:
+    """A refusal, and a page, that are too long for the kernel to take at once: the next gateway does not answer again."""
+    made = Endpoint(tmp_path, [], max_answer_bytes=2**26)
+    try:
+        if what == "refusal":
+            body = json.dumps(chat("long", max_tokens=3) | {"model": "x" * 6_000_000}).encode()
+            raw = b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        else:
+            made.publish(aliases={f"{number:02000}": Alias(stable=VERSION) for number in range(3_000)}, default=VERSION)
+            until(lambda: len(HTTP.get(made.url + "/v1/models").content) > 6_000_000, Patience.RUN, made.said)
+            raw = b"GET /v1/models HTTP/1.1\r\n\r\n"
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            client.connect(("127.0.0.1", made.port))
+            client.settimeout(60)
+            client.sendall(raw)
+            got = client.recv(1024)
+            made.kill_gateway()
+            made.live()
+            head, _, rest = got.partition(b"\r\n\r\n")
+            length = int(next(line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")).split()[1])
+            while len(rest) < length:
+                rest += client.recv(2**20)
+            client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+            rest += client.recv(2**16)
+        assert rest[length:].startswith(b"HTTP/1.1 200 OK\r\n")
+        assert b'"status"' in rest[length:]
+        json.loads(rest[:length])
+    finally:
+        made.close()
 
 
 def test_a_client_that_leaves_while_no_gateway_looks_is_let_go(endpoint: Endpoint) -> None:

@@ -76,8 +76,7 @@ def trl_python(given: str | None) -> str:
     place = ROOT / "build/trl"
     if not (place / "bin/python").exists():
         subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-        index = ["--extra-index-url", "https://download.pytorch.org/whl/cpu"]
-        subprocess.run([str(place / "bin/pip"), "install", "--quiet", "trl>=1.16,<2", "peft", *index], check=True)
+        subprocess.run([str(place / "bin/pip"), "install", "--quiet", "trl>=1.16,<2", "peft"], check=True)
     return str(place / "bin/python")
 
 

@@ -124,6 +124,8 @@ def matrix(folder: Path, ranks: list[int], python: str) -> list[dict[str, Any]]:
         for mask in ("marks", "prefixes")
     ]
     made = [make_cell(folder, bases, data, number, **kind) for kind in kinds for number in ranks]
+    if python == "none":
+        return [one["told"] for one in made]
     run_trl({"cells": [one["cell"] for one in made]}, folder, python)
     for one in made:
         with safe_open(one["cell"]["out"], "pt") as stream:
@@ -179,17 +181,17 @@ def main() -> None:
     """The matrix, and the speed where steps are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", default="1,2,3", help="empty: no matrix")
-    parser.add_argument("--trl", help="an interpreter that has TRL")
+    parser.add_argument("--trl", help="an interpreter that has TRL; none: without it")
     parser.add_argument("--steps", type=int, default=0, help="steps of SmolLM2 that are timed; 0: none")
     words = parser.parse_args()
-    python = trl_python(words.trl)
+    python = "none" if words.trl == "none" else trl_python(words.trl)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cells = matrix(folder, [int(one) for one in words.ranks.split(",")], python) if words.ranks else []
-        found = speed(folder, words.steps, python) if words.steps else {}
+        found = speed(folder, words.steps, python) if words.steps and python != "none" else {}
     largest = {
         oracle: {key: max((cell[oracle][key] for cell in cells), default=None) for key in ("loss", "gradient")}
-        for oracle in ("formula", "trl")
+        for oracle in ("formula", *(() if python == "none" else ("trl",)))
     }
     print(json.dumps({"cells": len(cells), "largest": largest, **found, "matrix": cells}))
     sys.stdout.flush()

@@ -22,6 +22,8 @@ SMALL = {
     "bench_compress": ["--tiny", "--sequences", "4", "--calibration", "2", "--seeds", "2"],
     "bench_speculative": ["--size", "tiny", "--layers", "1", "--steps", "2", "--seq-len", "32", "--most", "2", "--tokens", "8"],
     "bench_command": ["--rounds", "1", "--kills", "1", "--seconds", "1"],
+    "bench_data_growth": ["--short", "1000,2000"],
+    "bench_data_path": ["--megabytes", "1", "--items", "30", "--vocabulary", "1000"],
     "bench_drift": ["--texts", "100", "--tries", "1", "--null", "2", "--series", "0"],
     "bench_hung": ["--hangs", "1"],
     "bench_loader": ["--tokens", "200000", "--rounds", "1"],
@@ -31,6 +33,7 @@ SMALL = {
     "bench_rules": ["--megabytes", "0", "--signatures", "20000"],
     "bench_recovery": ["--kills", "1"],
     "bench_serve": ["--requests", "6", "--tokens", "6", "--turns", "1", "--connections", "50"],
+    "bench_sft_oracles": ["--ranks", "1", "--trl", "none"],
     "bench_slurm": ["--rounds", "2", "--runs", "20"],
     "bench_slurm_recovery": ["1"],
     "bench_submit": ["--functions", "20", "--single", "2", "--rounds", "1"],
@@ -41,9 +44,8 @@ SMALL = {
 }
 OF_KUBERNETES = {"bench_k8s", "bench_k8s_many", "bench_k8s_start"}  # they bring up a cluster of their own
 
-pytestmark = pytest.mark.soak
 
-
+@pytest.mark.soak
 @pytest.mark.parametrize("name", SMALL)
 def test_a_benchmark_in_small(name: str, tmp_path: Path) -> None:
     if name == "bench_loader":
@@ -56,6 +58,7 @@ def test_a_benchmark_in_small(name: str, tmp_path: Path) -> None:
     assert done.stdout.strip(), "it prints figures"
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", sorted(OF_KUBERNETES))
 def test_a_benchmark_of_kubernetes_says_what_it_takes(name: str) -> None:
     command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--help"]

@@ -162,6 +162,17 @@ def test_a_part_of_the_keys_that_is_too_much_for_a_task_is_matched_in_pieces(tmp
     assert all(0 < len(piece) < len(whole) for piece in pieces)
 
 
+def test_a_part_of_the_clusters_that_is_too_large_is_compared_by_a_share_of_its_shingles(
+    tmp_path: Path, source: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datapipe.dedup.near.compare.MOST_SHINGLE_BYTES", 800_000)  # half of them
+    make(source, tmp_path / "out", **KEYS)
+    found, whole = near(tmp_path / "out"), near(made)
+    assert abs(len(found) - len(whole)) < 0.1 * len(whole)  # which of a cluster stays may differ
+    assert all(one.split("-")[0] == other.split("-")[0] for one, other in found.items())
+    assert not found.keys() & set(found.values()), "what stays for others is not dropped itself"
+
+
 def test_killed_after_any_task_it_goes_on_to_the_same_bytes(tmp_path: Path, source: Path, made: Path) -> None:
     config = configure(source, tmp_path / "out", **KEYS)
     assert made_with_kills(config) > 8

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.storage import StoragePath
+from datapipe.dedup.dropped import are_set, bits_of
 from datapipe.dedup.exact import DUPLICATE, TRAIN, Corpus
 from datapipe.dedup.stages import RunStage, Stages
 from datapipe.inputs.hashes import FAN_OUT, ID, TEXT, ids_name, text_hashes_name, unnamed_name
@@ -84,8 +85,7 @@ class Ids:
         records, file = read_owned(work, names, ID, _bounds(self.part, self.parts), FAN_OUT)
         owner = np.array([*range(units), *self.unnamed], np.int64)[file]
         rows = np.array(self.offsets, np.int64)[owner] + records["row"]
-        bits = np.frombuffer(work.read(KEPT), dtype=np.uint8)
-        stay = np.flatnonzero(bits[rows >> 3] >> (rows & 7).astype(np.uint8) & 1)
+        stay = np.flatnonzero(are_set(work.read(KEPT), rows))
         stay = stay[np.argsort(rows[stay])]
         taken = stay[repeats(records["hash"][stay])]
         found = np.zeros(len(taken), dtype=SUFFIX)
@@ -107,8 +107,7 @@ def rename_equal_ids(corpus: Corpus, work: StoragePath, run: RunStage) -> tuple[
     """Find new ids for the documents that stay and whose id an earlier one has; how many those are."""
     parts = _num_parts(corpus)
     pieces = range(0, len(corpus.fate), PACKED)
-    bits = [np.packbits(corpus.fate[at : at + PACKED] >= TRAIN, bitorder="little").tobytes() for at in pieces]
-    work.write(KEPT, b"".join(bits))
+    work.write(KEPT, b"".join(bits_of(corpus.fate[at : at + PACKED] >= TRAIN) for at in pieces))
     offsets = tuple(corpus.offsets.tolist())
     tasks = [Ids(part=part, parts=parts, offsets=offsets, unnamed=corpus.unnamed) for part in range(parts)]
     counts = [result["renamed"] for result in Stages(work, FOLDER, run).do("find equal ids", tasks)]

@@ -3,8 +3,9 @@
     python -m tests.benchmarks.bench_hung [--hangs 10] [--soak-steps 0]
 
 A real run on the local backend, two virtual nodes of one rank: a rank is stopped (SIGSTOP, never continued), another time it gets
-stuck in an endless loop of Python. With --soak-steps N, first N steps with pauses of up to five times the step, validations,
-checkpoints and a disk that stands still now and then. Run it on a quiet machine. Prints one JSON object.
+stuck in an endless loop of Python. With --soak-steps N, first N steps of which some take up to five times as long as usual, with
+validations, checkpoints and a disk that stands still now and then; steps of many runs add up, and one that is interrupted reports
+those that it has done. Hangs are timed on a quiet machine. Prints one JSON object.
 """
 
 import argparse
@@ -15,14 +16,20 @@ import signal
 import statistics
 import tempfile
 import time
+from collections import deque
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from cluster.backends.profiles import load_backend
 from cluster.process.kill import writers_of
 from cluster.run.context import JobContext
 from cluster.run.directory import RUNS_VARIABLE, RunDir
+from cluster.run.files import read_json
 from jobs.pretrain.config import PretrainConfig
 from jobs.pretrain.job import main as pretrain
 from jobs.runs.submit import make_record
@@ -31,7 +38,16 @@ from tests.benchmarks.bench_recovery import event_after, newest_step
 from tests.jobs.corpus import make_dataset
 
 SETTLE_STEPS = 20  # between two hangs
+JITTER = 5.0  # times the usual step
+JITTERED = 0.1  # of a rank's steps
 SLOW_DISK_SECONDS = 2.0
+# short steps, of which there are many in an hour
+IN_PEACE = {
+    "seq_len": 16,
+    "batch": {"global_batch": 2, "micro_batch": 1},
+    "validation": {"every_steps": 500, "max_sequences": 8},
+    "checkpoint": {"every_steps": 250},
+}
 
 
 def main(context: JobContext) -> dict[str, object]:
@@ -48,19 +64,21 @@ def _loop(*_: object) -> None:
 
 
 def _disturb(rank: int) -> None:
-    """Steps of up to five times the usual length, and now and then a disk that stands still."""
+    """Steps of up to `JITTER` times the usual length, and now and then a disk that stands still."""
     from jobs.training.report import Report
     from jobs.training.step import TrainStep
 
     random_, backward, write = random.Random(rank), TrainStep.backward, Report.step
-    usual: list[float] = []
+    began = time.perf_counter()
+    steps: deque[float] = deque(maxlen=100)  # the least of them waited for nobody
 
     def jittered(self: TrainStep, *words: Any) -> Any:
+        nonlocal began
+        steps.append(time.perf_counter() - began)
+        if random_.random() < JITTERED:
+            time.sleep(min(steps) * random_.uniform(0, JITTER - 1))
         began = time.perf_counter()
-        found = backward(self, *words)
-        usual[:] = [*usual[-100:], time.perf_counter() - began]
-        time.sleep(statistics.median(usual) * random_.uniform(0, 4) * (random_.random() < 0.5))
-        return found
+        return backward(self, *words)
 
     def slow(self: Report, *words: Any) -> None:
         write(self, *words)
@@ -77,6 +95,13 @@ def start(data: Path, steps: int, **keys: Any) -> RunDir:
     run = RunDir.create("hung", {**record, "sidecars": []})
     load_backend("local").submit(run, config.resources)
     return run
+
+
+def end(run: RunDir) -> None:
+    """End a run that has not ended by itself."""
+    if run.last_outcome() is None:
+        run.request_cancel()
+        event_after(run, "attempt_ended", 0.0)
 
 
 def completed(run: RunDir) -> list[tuple[float, int]]:
@@ -100,9 +125,10 @@ def hangs(data: Path, count: int, word: int) -> dict[str, Any]:
     """So many hangs of one kind, in one run."""
     run = start(data, 1_000_000)
     event_after(run, "first_step", 0.0)
-    found = [measure(run, word) for _ in range(count)]
-    run.request_cancel()
-    event_after(run, "attempt_ended", 0.0)
+    try:
+        found = [measure(run, word) for _ in range(count)]
+    finally:
+        end(run)
     step = statistics.median(one["step_seconds"] for one in found)
     medians = {f"median_{kind}": statistics.median(one[kind] for one in found) for kind in ("ranks_hung", "group_formed")}
     seconds = [one["first_step"] for one in found]
@@ -121,16 +147,28 @@ def soak(data: Path, steps: int) -> dict[str, Any]:
     """A run that nobody disturbs but its own steps; how often it was taken for hung."""
     os.environ["BENCH_JITTER"] = "1"
     try:
-        run = start(data, steps, validation={"every_steps": 500, "max_sequences": 8}, checkpoint={"every_steps": 250})
+        run = start(data, steps, **IN_PEACE)
     finally:
         del os.environ["BENCH_JITTER"]
-    while run.last_outcome() is None:
-        time.sleep(1.0)
-    times = [moment for moment, _ in completed(run)]
-    longest = max(b - a for a, b in pairwise(times))
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as bar, suppress(KeyboardInterrupt):
+            task = bar.add_task("steps", total=steps)
+            while run.last_outcome() is None:
+                bar.update(task, completed=int((read_json(run.progress) or {}).get("done", 0)))
+                time.sleep(1.0)
+    finally:
+        end(run)
+    lengths = [b - a for a, b in pairwise(moment for moment, _ in completed(run))]
     alarms = [event for event in run.read_events() if event["event"] == "ranks_hung"]
-    median = statistics.median(b - a for a, b in pairwise(times))
-    return {"steps": len(times), "false_alarms": len(alarms), "step_seconds": median, "longest_step_seconds": longest}
+    return {
+        "steps": len(lengths) + 1,
+        "false_alarms": len(alarms),
+        "attempts": len(run.attempts()),
+        "step_seconds": statistics.median(lengths),
+        "mean_step_seconds": statistics.mean(lengths),
+        "longest_step_seconds": max(lengths),
+    }
 
 
 def measure_all() -> None:
@@ -139,6 +177,7 @@ def measure_all() -> None:
     parser.add_argument("--hangs", type=int, default=10)
     parser.add_argument("--soak-steps", type=int, default=0)
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ[RUNS_VARIABLE] = str(Path(folder) / "runs")

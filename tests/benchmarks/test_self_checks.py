@@ -25,7 +25,7 @@ SMALL = {
     "bench_data_growth": ["--short", "1000,2000"],
     "bench_data_path": ["--megabytes", "1", "--items", "30", "--vocabulary", "1000"],
     "bench_drift": ["--texts", "100", "--tries", "1", "--null", "2", "--series", "0"],
-    "bench_hung": ["--hangs", "1"],
+    "bench_hung": ["--hangs", "1", "--soak-steps", "30"],
     "bench_loader": ["--tokens", "200000", "--rounds", "1"],
     "bench_many_runs": ["--runs", "20"],
     "bench_mirror": ["--live", "2", "--seconds", "3", "--finished", "2", "--lines", "100", "--sidecar", "2", "--steps", "10"],

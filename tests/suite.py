@@ -8,13 +8,15 @@ A test that fails and then passes alone is flaky: the suite passes, its last lin
 
 import argparse
 import compileall
+import fcntl
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,16 +117,16 @@ class Suite:
 
     def run(self) -> int:
         """Everything, once; then the failures, alone; then the report. The exit code."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for old in [*self.folder.glob("*.jsonl"), *self.folder.glob("*.txt"), *self.folder.glob("*.log")]:
-            old.unlink()
-        compile_program()
-        try:
-            self._run_all()
-            failed, flaky = self._try_again([finding for part in self.parts for finding in part.failed])
-        finally:
-            self._end_running()
-        return self._conclude(failed, flaky)
+        with claimed(self.folder) as self.folder:
+            for old in [*self.folder.glob("*.jsonl"), *self.folder.glob("*.txt"), *self.folder.glob("*.log")]:
+                old.unlink()
+            compile_program()
+            try:
+                self._run_all()
+                failed, flaky = self._try_again([finding for part in self.parts for finding in part.failed])
+            finally:
+                self._end_running()
+            return self._conclude(failed, flaky)
 
     def _end_running(self) -> None:
         """Where the suite is stopped: let each pytest take down its clusters."""
@@ -215,7 +217,8 @@ class Suite:
             again.process.wait()
             self.running.remove(again)
             second = read_part(again.name, again.record)
-            passed = bool(second.findings) and not second.failed
+            # skipped is not passed: what broke may be what it stands on
+            passed = any(each.outcome == "passed" for each in second.findings.values()) and not second.failed
             if passed and times_flaky(self.flakes, finding.name) < ALLOWED_FLAKES:
                 flaky.append(finding)
             else:
@@ -226,7 +229,8 @@ class Suite:
 
     @staticmethod
     def _second_words(part: Part) -> str:
-        return "\n".join(finding.text for finding in part.failed) or "pytest did not find it, or died"
+        told = [finding.text for finding in part.findings.values() if finding.outcome != "passed"]
+        return "\n".join(told) or "pytest did not find it, or died"
 
     # --- words
 
@@ -271,6 +275,22 @@ class Suite:
             evidence = keep_evidence(self.folder, finding).relative_to(self.root)
             self.console.print(f"flaky: {finding.name}, first failure: {finding.reason} ({evidence})", markup=False)
         return int(bool(failed or self.broken))
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[Path]:
+    """Hold a folder to which no other suite of this checkout writes: this one, or another with a number behind its name."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        mine = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with mine.with_suffix(".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            mine.mkdir(exist_ok=True)
+            yield mine
+            return
 
 
 def files_of(part: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import suite
-from tests.suite import PARTS, ROOT, STARTED, Suite, files_of
+from tests.suite import PARTS, ROOT, STARTED, Suite, claimed, files_of
 
 FLAKY = """
 from pathlib import Path
@@ -59,6 +59,26 @@ def test_two_failures_are_a_failure(tmp_path: Path, capfd: pytest.CaptureFixture
     out = capfd.readouterr().out
     assert "failed: tests/test_one.py::test_it, twice: assert 1 == 2" in out.splitlines()[-1]
     assert "1 of 2 tests" in out
+
+
+def test_who_is_skipped_the_second_time_has_not_passed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    skips = FLAKY.replace("first, _ =", "import pytest\n    first, _ =").replace("    assert first", "")
+    skips += "    pytest.skip('what it broke is not there any more')\n"
+    assert run(tmp_path, skips) == 1
+    out = capfd.readouterr().out
+    assert "twice" in out.splitlines()[-1]
+    assert "what it broke is not there any more" in out
+
+
+def test_a_suite_beside_it_writes_elsewhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with claimed(tmp_path / "build/tests/test") as folder:
+        record = folder / "these.jsonl"
+        record.write_text("its failures")
+        assert run(tmp_path, "def test_it():\n    pass\n") == 0
+        assert record.read_text() == "its failures"
+    assert "build/tests/test-2.md" in capfd.readouterr().out
+    assert run(tmp_path, "def test_it():\n    pass\n") == 0
+    assert "build/tests/test.md" in capfd.readouterr().out
 
 
 def test_a_pytest_that_dies_forgets_no_test(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

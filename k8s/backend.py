@@ -5,12 +5,21 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.backends.recovery import conclude, has_agents, last_known
-from cluster.backends.submission import key_of, named_beside, next_attempt, open_attempts, open_dependencies, refuse_active
+from cluster.backends.submission import (
+    PATIENCE_SECONDS,
+    key_of,
+    named_beside,
+    next_attempt,
+    open_attempts,
+    open_dependencies,
+    refuse_active,
+    retry_for,
+)
 from cluster.config import Resources
 from cluster.config_reader import load_section
 from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
@@ -20,12 +29,12 @@ from cluster.spec import RunState
 from cluster.supervise.supervisor import close_unfinished_attempt
 from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
 from k8s.api.kubeconfig import connect
-from k8s.api.objects import Object
+from k8s.api.objects import Object, end_of
 from k8s.manifests.job import dump, owned_by, render_job, render_release_controller
 from k8s.manifests.service import render_service, served_port, service_name
 from k8s.names import job_name_of, name_of
 from k8s.profile import K8sProfile
-from k8s.status.observe import Observation, end_of, observe
+from k8s.status.observe import Observation, observe
 from k8s.status.pending_reasons import with_remedy
 from k8s.status.run_state import ended_unseen, handle_of, run_state
 from k8s.status.settle import settle_run
@@ -39,6 +48,10 @@ from k8s.volume.reader import Reader
 
 log = logging.getLogger(__name__)
 
+CANNOT_WAIT = (
+    "a run that waits for others is released by a pod, which needs a service account with the Role of k8s/manifests/rbac.yaml:"
+    " apply that, and set service_account: ropewalk in the cluster's profile"
+)
 THREADS = 16  # calls in flight; an API server gives each user a fair share
 
 
@@ -99,6 +112,8 @@ class K8sBackend(Backend):
         number = next_attempt(runs[0])
         others = self._still_open(runs[0], after)
         free = 0 if others else len(runs) if at_once is None else at_once  # so many need no release controller
+        if free < len(runs) and self.profile.service_account is None:
+            raise ConfigError(CANNOT_WAIT)
         jobs = {run.id: render_job(run, resources, self.profile, number, held=i >= free) for i, run in enumerate(runs)}
         waits = {"after": others, "at_once": at_once}
         open_attempts(runs, resources, [{**self._details(run, number), **waits} for run in runs], number)
@@ -132,7 +147,7 @@ class K8sBackend(Backend):
             owners = list(pool.map(create, runs))
         for run, owner in zip(runs, owners, strict=True):
             if (service := render_service(run, self.profile, number)) is not None:
-                put_service(self.kube, service, owner)
+                retry_for(PATIENCE_SECONDS, partial(put_service, self.kube, service, owner))
         if controller is not None:
             submit_once(self.kube, owned_by(controller, owners[0]) if len(runs) == 1 else controller)
 

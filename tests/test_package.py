@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -62,6 +63,15 @@ def test_every_module_of_the_checkout_is_packed(wheel: Path) -> None:
     known = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     names = set(zipfile.ZipFile(wheel).namelist())
     assert [n for n in known if not n.startswith("tests/") and (ROOT / n).exists() and n not in names] == []
+
+
+def test_the_image_is_built_from_all_that_is_packed() -> None:
+    """Of the checkout, docker sees what .dockerignore takes back."""
+    seen = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    modules = [f"{name}.py" for name in project["py-modules"]]
+    packages = [name.removesuffix("*") for name in project["packages"]["find"]["include"]]
+    assert {*modules, *packages, "pyproject.toml", "constraints.txt", "README.md", "LICENSE"} <= seen
 
 
 def test_it_runs_from_another_directory(command: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Kubernetes' objects as plain data, and how their amounts and times are read and shown."""
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -30,3 +31,9 @@ def shown(resource: str, value: float) -> str:
 def seconds_of(timestamp: str | None) -> float:
     """A timestamp of Kubernetes as seconds since the epoch; 0 where there is none."""
     return datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0
+
+
+def end_of(job: Object) -> Mapping[str, Any] | None:
+    """The condition with which a Job has ended; None: it has not."""
+    conditions = (job.get("status") or {}).get("conditions") or []
+    return next((c for c in conditions if c["type"] in {"Complete", "Failed"} and c["status"] == "True"), None)

@@ -22,7 +22,7 @@ USER_RIGHTS = (
     ("list", "", "pods"),
     ("list", "", "events"),
 )
-REMOTE_RIGHTS = (("create", "", "pods"), ("delete", "", "pods"), ("create", "", "pods/exec"), ("create", "", "configmaps"))
+REMOTE_RIGHTS = (("create", "", "pods/exec"), ("create", "", "configmaps"))
 EXPLAINING_RIGHTS = (("list", "", "resourcequotas"), ("list", "", "persistentvolumeclaims"))
 
 
@@ -38,7 +38,7 @@ def checks(connect: Callable[[], Kubernetes], profile: K8sProfile) -> list[Check
         lambda: [_rights(kube, profile)],
         lambda: [_account(profile)],
         lambda: [_request(kube, profile)],
-        lambda: _quotas(kube),
+        lambda: _quotas(kube, profile),
         lambda: [_volume(kube, profile)],
         lambda: [_workload(groups, profile)],
     ]
@@ -82,7 +82,8 @@ def _rights(kube: Kubernetes, profile: K8sProfile) -> Check:
 def _account(profile: K8sProfile) -> Check:
     if profile.service_account is None:
         remedy = "apply k8s/manifests/rbac.yaml and set service_account: ropewalk in the cluster's profile"
-        detail = f"pods have the namespace's default account: lost pods may be replaced later and later; {remedy}"
+        lack = "lost pods may be replaced later and later, and no run can wait for another"
+        detail = f"pods have the namespace's default account: {lack}; {remedy}"
         return Check(name="service account", ok=True, detail=detail)
     return Check(name="service account", ok=True, detail=profile.service_account)
 
@@ -92,14 +93,14 @@ def _request(kube: Kubernetes, profile: K8sProfile) -> Check:
     return Check(name="request", ok=not said, detail=said or "a run of one node would be accepted")
 
 
-def _quotas(kube: Kubernetes) -> list[Check]:
+def _quotas(kube: Kubernetes, profile: K8sProfile) -> list[Check]:
     return [
         Check(
             name=f"quota {quota.owner}",
             ok=quota.used < quota.hard,
             detail=f"{shown(quota.resource, quota.used)} used of {shown(quota.resource, quota.hard)}",
         )
-        for quota in quotas(kube)
+        for quota in quotas(kube, profile)
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from cluster.backends.submission import is_over, submission_details
 from cluster.run.directory import RunDir
 from k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
-from k8s.api.objects import Object
+from k8s.api.objects import Object, end_of
 from k8s.names import OUR_LABELS, QUEUE_LABEL, ROLE_LABEL, RUN_LABEL
 
 NOT_RUNNING = "status.phase!=Running,status.phase!=Succeeded"
@@ -51,12 +51,6 @@ def observe(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Observation]:
 def selector(runs: Sequence[RunDir]) -> str:
     """Labels that choose the objects of these runs, and those of others too if these are many."""
     return f"{OUR_LABELS},{RUN_LABEL} in ({','.join(run.id for run in runs)})" if len(runs) <= FEW else OUR_LABELS
-
-
-def end_of(job: Object) -> Mapping[str, Any] | None:
-    """The condition with which a Job has ended; None: it has not."""
-    conditions = (job.get("status") or {}).get("conditions") or []
-    return next((c for c in conditions if c["type"] in {"Complete", "Failed"} and c["status"] == "True"), None)
 
 
 def _waits(job: Object) -> bool:

@@ -10,9 +10,9 @@ from cluster.backends.recovery import SETTLE_SECONDS, end_without_word, has_agen
 from cluster.backends.submission import PATIENCE_SECONDS, is_over
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
-from k8s.api.objects import Object, seconds_of
+from k8s.api.objects import Object, end_of, seconds_of
 from k8s.names import OUTCOME_ANNOTATION, QUEUE_LABEL
-from k8s.status.observe import Observation, end_of
+from k8s.status.observe import Observation
 from k8s.status.pending_reasons import PendingReason, pod_reason, reason_of_events, with_remedy, workload_reason
 
 LEAVING_SECONDS = 60.0  # beyond its grace period, before a Job that is being deleted is taken for gone

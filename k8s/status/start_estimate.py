@@ -102,7 +102,7 @@ def _in_quotas(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> C
     """What the tightest of the namespace's quotas has left, where one may look at them."""
     asked = demand(resources, profile)
     try:
-        limits = [quota for quota in quotas(kube) if quota.resource in asked]
+        limits = [quota for quota in quotas(kube, profile) if quota.resource in asked]
     except ForbiddenError:
         return None
     found = []

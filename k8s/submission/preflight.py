@@ -49,10 +49,12 @@ def refusal(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> str:
         return next(filter(None, pool.map(answer, questions)), "")
 
 
-def quotas(kube: Kubernetes) -> list[Quota]:
-    """What the namespace's ResourceQuotas allow and how much of it is used."""
+def quotas(kube: Kubernetes, profile: K8sProfile) -> list[Quota]:
+    """What the namespace's ResourceQuotas allow pods of runs, and how much of it is used."""
     found = []
     for each in kube.list("ResourceQuota"):
+        if not _counts_runs(each["spec"], profile):
+            continue
         status = each.get("status") or {}
         used = status.get("used") or {}
         for name, hard in (status.get("hard") or each["spec"].get("hard") or {}).items():
@@ -61,6 +63,21 @@ def quotas(kube: Kubernetes) -> list[Quota]:
                 owner = each["metadata"]["name"]
                 found.append(Quota(owner=owner, resource=resource, hard=amount(hard), used=amount(used.get(name, 0))))
     return found
+
+
+def _counts_runs(spec: Object, profile: K8sProfile) -> bool:
+    """Whether a quota's scopes hold for pods of runs: they request CPU, have no deadline of their own, and a class at most."""
+    wanted: list[Object] = [{"scopeName": name, "operator": "Exists"} for name in spec.get("scopes") or []]
+    for each in [*wanted, *((spec.get("scopeSelector") or {}).get("matchExpressions") or [])]:
+        name, operator, mine = each["scopeName"], each.get("operator", "Exists"), profile.priority_class
+        if name == "PriorityClass":
+            among = mine in (each.get("values") or [])
+            holds = {"In": among, "NotIn": not among, "Exists": mine is not None, "DoesNotExist": mine is None}[operator]
+        else:
+            holds = name in {"NotBestEffort", "NotTerminating"}
+        if not holds:
+            return False
+    return True
 
 
 def demand(resources: Resources, profile: K8sProfile) -> dict[str, float]:
@@ -131,7 +148,7 @@ def _priority(kube: Kubernetes, profile: K8sProfile) -> str:
 
 def _quota(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> str:
     asked, nodes = demand(resources, profile), resources.nodes.least
-    for quota in quotas(kube):
+    for quota in quotas(kube, profile):
         needed = asked.get(quota.resource, 0.0) * nodes
         if needed > quota.hard:
             fit = math.floor(quota.hard / asked[quota.resource])
@@ -152,7 +169,7 @@ def refuse_without_rights(kube: Kubernetes, profile: K8sProfile) -> None:
     missing = missing_rights(kube, SUBMITTERS_RIGHTS)
     if missing:
         account, where = profile.service_account or "default", kube.namespace
-        words = f"kubectl create rolebinding ropewalk-sweeps -n {where} --role=ropewalk-user --serviceaccount={where}:{account}"
+        words = f"kubectl create rolebinding ropewalk-sweeps -n {where} --role=ropewalk-sweeps --serviceaccount={where}:{account}"
         raise ConfigError(
             f"a sweep's driver submits its trials, and may not {', '.join(missing)} in namespace {where!r};"
             f" apply k8s/manifests/rbac.yaml, and then `{words}`"

@@ -7,6 +7,7 @@ killed at any time.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import time
@@ -22,15 +23,17 @@ from cluster.process.output import configure_logging
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
 from cluster.spec import Outcome
-from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError
+from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
 from k8s.api.kubeconfig import connect
+from k8s.api.objects import Object, end_of
 from k8s.names import OUTCOME_ANNOTATION, QUEUE_LABEL, name_of
 from k8s.profile import K8sProfile
 
 log = logging.getLogger(__name__)
 
 HELD_FILE = "gate.json"
-LOOK_SECONDS = 1.0
+LOOK_SECONDS = 1.0  # between two looks at the runs' files
+LOOKS_PER_QUESTION = 10  # every tenth look asks for the Jobs of started runs too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,35 +59,54 @@ def release_patch(queue: str | None) -> dict[str, Any]:
 
 def release_all(held: HeldRuns, root: Path, kube: Kubernetes, sleep: Callable[[float], None] = time.sleep) -> None:
     """Release the runs one after the other; returns when each has been released or will never start."""
-    runs = [RunDir(root / name) for name in held.runs]
-    waiting = [run for run in runs if not is_over(run)]
+    waiting = [RunDir(root / name) for name in held.runs]
     others = [RunDir(root / name) for name in held.after]
     started: list[RunDir] = []
-    while waiting:
+    for look in itertools.count():
+        waiting = [run for run in waiting if not is_over(run)]
+        if not waiting:
+            return
         try:
             if failed := failed_of(others):
                 _drop(held, waiting, failed, kube)
                 return
             if all(map(is_over, others)):
                 started = [run for run in started if not is_over(run)]
-                waiting = [run for run in waiting if not is_over(run)]
+                if look % LOOKS_PER_QUESTION == 0:
+                    started = [run for run in started if not _has_ended(_job(run, held, kube))]
                 while waiting and (held.at_once is None or len(started) < held.at_once):
-                    run = waiting.pop(0)
-                    if _release(run, held, kube):
-                        started.append(run)
-        except ApiAwayError as error:
+                    if _release(waiting[0], held, kube):
+                        started.append(waiting[0])
+                    waiting.pop(0)  # only now: a question that nobody answered is asked again
+        except (ApiAwayError, ForbiddenError) as error:
             log.warning("%s; trying again", error)
         sleep(LOOK_SECONDS)
 
 
+def _job(run: RunDir, held: HeldRuns, kube: Kubernetes) -> Object | None:
+    return kube.find("Job", name_of(run.id, held.number))
+
+
+def _has_ended(job: Object | None) -> bool:
+    """Whether a released run holds its place no longer: a cancelled one may never have had a directory on the volume."""
+    return job is None or end_of(job) is not None
+
+
+def _is_held(job: Object) -> bool:
+    """Whether nobody has released the Job yet: what runs is its own pods' alone, as the admission policy says."""
+    return bool(job["spec"].get("suspend")) and QUEUE_LABEL not in (job["metadata"].get("labels") or {})
+
+
 def _release(run: RunDir, held: HeldRuns, kube: Kubernetes) -> bool:
     """Start a run's Job, if it is still there; one that an earlier pod of this controller has released stays as it is."""
-    try:
-        kube.patch("Job", name_of(run.id, held.number), release_patch(held.queue))
-    except NotFoundError:
+    job = _job(run, held, kube)
+    if job is None:
         log.info("%s: its Job is gone", run.id)
         return False
-    log.info("%s may start", run.id)
+    if _is_held(job):
+        with suppress(NotFoundError):  # it went this moment, which the next question finds
+            kube.patch("Job", name_of(run.id, held.number), release_patch(held.queue))
+        log.info("%s may start", run.id)
     return True
 
 
@@ -94,9 +116,10 @@ def _drop(held: HeldRuns, waiting: Sequence[RunDir], failed: Sequence[tuple[RunD
         outcome = unstarted(run, failed)
         log.info("%s %s", run.id, outcome.cause)
         told = {OUTCOME_ANNOTATION: json.dumps(vars(outcome))}
-        with suppress(NotFoundError):  # it makes no pod, and ends
+        if (job := _job(run, held, kube)) is not None and _is_held(job):
             spec = {"suspend": False, "parallelism": 0, "activeDeadlineSeconds": 1}
-            kube.patch("Job", name_of(run.id, held.number), {"metadata": {"annotations": told}, "spec": spec})
+            with suppress(NotFoundError):  # it makes no pod, and ends
+                kube.patch("Job", name_of(run.id, held.number), {"metadata": {"annotations": told}, "spec": spec})
         if run.attempts():  # else its directory is put on the volume only as it starts
             conclude(run, outcome.state, outcome.cause)
 

@@ -6,7 +6,7 @@ from k8s.manifests.job import owned_by
 
 
 def put_service(kube: Kubernetes, service: Object, job: Object) -> None:
-    """Create the Service, or make one of an earlier submission belong to this Job: its name stays the same."""
+    """Create the Service, or make one of an earlier submission belong to this Job: its name stays the same. May be repeated."""
     mine = owned_by(service, job)
     if kube.find("Service", service["metadata"]["name"]) is None:
         kube.create(mine)

@@ -191,8 +191,8 @@ class Reader:
                 said = str(pod_reason(pod) or said)
             try:
                 self.kube.get("Job", job)
-            except NotFoundError:  # the one that was there has just ended
-                return self._wait_for(self._made())
+            except NotFoundError:  # the one that was there has just ended, or its pod could not start
+                job = self._made()
             time.sleep(POLL_SECONDS)
         self.kube.delete("Job", job)
         raise BackendError(

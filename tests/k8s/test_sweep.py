@@ -100,7 +100,7 @@ def ropewalk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 def trusted(namespace: Namespace) -> None:
     """Pods may submit runs."""
     account = f"--serviceaccount={namespace.name}:ropewalk"
-    namespace.kubectl("create", "rolebinding", "ropewalk-sweeps", "--role=ropewalk-user", account)
+    namespace.kubectl("create", "rolebinding", "ropewalk-sweeps", "--role=ropewalk-sweeps", account)
 
 
 def evict(namespace: Namespace, run: RunDir) -> None:
@@ -207,7 +207,7 @@ def test_pods_that_may_not_submit_say_so_at_once(start: Start, namespace: Namesp
     outcome = sweep.run.last_outcome()
     assert outcome is not None
     assert "submits its trials, and may not create jobs" in outcome.cause
-    words = f"kubectl create rolebinding ropewalk-sweeps -n {namespace.name} --role=ropewalk-user"
+    words = f"kubectl create rolebinding ropewalk-sweeps -n {namespace.name} --role=ropewalk-sweeps"
     assert f"{words} --serviceaccount={namespace.name}:ropewalk`" in outcome.cause
     assert (outcome.exit_code, sweep.run.attempts(), sweep.records()) == (42, [1], [])
 

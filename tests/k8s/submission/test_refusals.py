@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -12,6 +12,9 @@ import yaml
 from cluster.backends.base import BackendState
 from cluster.errors import BackendError, ConfigError
 from cluster.spec import RunState
+from k8s.api.client import Kubernetes
+from k8s.profile import K8sProfile
+from k8s.submission.preflight import quotas
 from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
 from tests.patience import Patience, Stopwatch, until
@@ -100,6 +103,26 @@ def quota(namespace: Namespace, **hard: str) -> None:
         return bool(found[0].get("status", {}).get("hard"))
 
     until(counted, Patience.SIGNAL)
+
+
+@pytest.mark.parametrize(
+    ("spec", "counts"),
+    [
+        ({}, True),
+        ({"scopes": ["NotBestEffort", "NotTerminating"]}, True),
+        ({"scopes": ["BestEffort"]}, False),
+        ({"scopes": ["Terminating"]}, False),
+        ({"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In", "values": ["high"]}]}}, False),
+        ({"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "In", "values": ["mine"]}]}}, True),
+        ({"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": "Exists"}]}}, True),
+    ],
+)
+def test_a_quota_holds_for_the_pods_of_its_scopes(spec: dict[str, Any], counts: bool) -> None:
+    class Quotas:
+        def list(self, kind: str) -> list[dict[str, Any]]:
+            return [{"metadata": {"name": "q"}, "spec": {"hard": {"pods": "0"}, **spec}}]
+
+    assert bool(quotas(cast("Kubernetes", Quotas()), K8sProfile(priority_class="mine"))) == counts
 
 
 def test_a_quota_of_nothing(namespace: Namespace, start: Start) -> None:

@@ -59,6 +59,20 @@ def test_answers_that_are_lost(namespace: Namespace, start: Start, done: bool) -
     assert run.state.state is RunState.PENDING
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_a_lost_answer_about_its_service_takes_no_run_back(
+    namespace: Namespace, start: Start, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    run = start(profile=NOWHERE, submit=False)
+    service: Object = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": run.run.id}, "spec": {"ports": [{"port": 80}]}}
+    monkeypatch.setattr("k8s.backend.render_service", lambda *_: service)
+    run.backend.kube = Unlucky(run.backend.kube, 1, done=done)
+    run.backend.submit(run.run, run.resources)
+    (made,) = namespace.items("Service")
+    assert made["metadata"]["ownerReferences"][0]["uid"] == namespace.job()["metadata"]["uid"]
+    assert run.state.state is RunState.PENDING
+
+
 def test_a_name_that_is_taken_by_somebody_else(namespace: Namespace, start: Start) -> None:
     run = start(submit=False)
     name = f"{run.run.id}-1"

@@ -128,6 +128,25 @@ def test_the_pod_that_reads_is_that_of_this_users_job_for_this_profile(run: RunD
     assert kube.asked[1][0] == stranger
 
 
+def test_a_pod_that_ends_as_it_starts_is_an_error(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Job is deleted a few seconds after it has failed."""
+    monkeypatch.setattr("k8s.volume.reader.READY_SECONDS", 0.2)
+    monkeypatch.setattr("k8s.volume.reader.POLL_SECONDS", 0.02)
+
+    class Failing(Shared):
+        def create(self, each: Object) -> Object:
+            made = super().create(each)
+            state = {"terminated": {"reason": "StartError", "exitCode": 128, "message": "no such file: python"}}
+            self.pods = [{**self.pods[-1], "status": {"phase": "Failed", "containerStatuses": [{"name": "x", "state": state}]}}]
+            return made
+
+        def get(self, kind: str, name: str) -> Object:
+            raise NotFoundError(name)
+
+    with pytest.raises(BackendError, match=r"the pod that reads the volume did not start within 0 s: "):
+        Reader(cast("Kubernetes", Failing()), K8sProfile()).fetch(run)
+
+
 def test_a_directory_that_is_not_there_any_more_is_no_copy_that_is_up_to_date(run: RunDir, tmp_path: Path) -> None:
     sent = io.BytesIO()
     send(tmp_path / "nowhere", {}, sent)

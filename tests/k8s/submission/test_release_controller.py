@@ -1,0 +1,129 @@
+"""Which held Jobs are released: by a controller whose pod is killed, whose questions nobody answers; no cluster is needed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from cluster.backends.base import Profile
+from cluster.config import Resources
+from cluster.errors import ConfigError
+from cluster.run.directory import RunDir
+from cluster.spec import Outcome, RunState
+from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
+from k8s.api.objects import Object
+from k8s.backend import K8sBackend
+from k8s.submission.release_controller import LOOKS_PER_QUESTION, HeldRuns, release_all
+
+
+class Jobs:
+    """A namespace's Jobs; with the admission policy, what runs is changed by its own pods alone."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.jobs: dict[str, Object] = {name: {"metadata": {"labels": {}}, "spec": {"suspend": True}} for name in names}
+        self.away = 0
+
+    def find(self, kind: str, name: str) -> Object | None:
+        return self.jobs.get(name)
+
+    def patch(self, kind: str, name: str, patch: Object) -> None:
+        if self.away:
+            self.away -= 1
+            raise ApiAwayError("the API server does not answer")
+        if name not in self.jobs:
+            raise NotFoundError(name)
+        if not self.jobs[name]["spec"]["suspend"]:
+            raise ForbiddenError(f"pod a-gate-abcde may change only its own run, and this is of {name}")
+        self.jobs[name]["spec"] |= patch["spec"]
+
+    @property
+    def held(self) -> list[str]:
+        return [name for name, job in self.jobs.items() if job["spec"]["suspend"]]
+
+
+class PodKilledError(Exception):
+    """The controller's pod is evicted."""
+
+
+Nap = Callable[[float], None]
+
+
+def naps(*actions: Callable[[], Any]) -> Nap:
+    """Between two looks something happens; at last the pod is killed."""
+    left = list(actions)
+
+    def sleep(_: float) -> None:
+        if not left:
+            raise PodKilledError
+        left.pop(0)()
+
+    return sleep
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[RunDir]:
+    made = [RunDir.create(f"r{number}", {"job": "command"}, tmp_path) for number in range(4)]
+    for run in made:
+        run.begin_attempt(name=f"{run.id}-1")
+    return made
+
+
+def succeed(run: RunDir) -> None:
+    run.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=1.0))
+
+
+def names(runs: list[RunDir]) -> list[str]:
+    return [f"{run.id}-1" for run in runs]
+
+
+def release(held: HeldRuns, runs: list[RunDir], jobs: Jobs, sleep: Nap) -> None:
+    release_all(held, runs[0].path.parent, cast("Kubernetes", jobs), sleep)
+
+
+def test_a_pod_that_takes_over_changes_no_run_that_was_released(runs: list[RunDir]) -> None:
+    jobs = Jobs(names(runs))
+    held = HeldRuns(runs=[run.id for run in runs], number=1, at_once=2)
+    with pytest.raises(PodKilledError):
+        release(held, runs, jobs, naps())
+    assert jobs.held == names(runs[2:])
+    succeed(runs[1])
+    with pytest.raises(PodKilledError):
+        release(held, runs, jobs, naps())
+    assert jobs.held == names(runs[3:])
+
+
+def test_a_run_that_was_cancelled_before_it_had_a_directory_holds_no_place(tmp_path: Path) -> None:
+    ids = ["r0", "r1"]
+    jobs = Jobs([f"{name}-1" for name in ids])
+    looks = [lambda: jobs.jobs.pop("r0-1"), *[lambda: None] * LOOKS_PER_QUESTION]
+    release_all(HeldRuns(runs=ids, number=1, at_once=1), tmp_path, cast("Kubernetes", jobs), naps(*looks))
+    assert jobs.held == []
+
+
+def test_a_release_that_nobody_answers_is_asked_again(runs: list[RunDir]) -> None:
+    jobs = Jobs(names(runs))
+    jobs.away = 2
+    release(HeldRuns(runs=[run.id for run in runs], number=1), runs, jobs, naps(*[lambda: None] * 3))
+    assert jobs.held == []
+
+
+def test_a_pod_that_takes_over_ends_the_others_of_those_that_will_never_start(runs: list[RunDir]) -> None:
+    jobs = Jobs(names(runs))
+    runs[0].write_outcome(1, Outcome(state=RunState.FAILED, exit_code=1, cause="a bug", ended=1.0))
+    jobs.jobs[f"{runs[1].id}-1"]["spec"] = {"suspend": False, "parallelism": 0}  # by the pod before, which was killed then
+    release(HeldRuns(runs=[run.id for run in runs[1:3]], number=1, after=[runs[0].id]), runs, jobs, naps())
+    assert jobs.jobs[f"{runs[2].id}-1"]["spec"]["parallelism"] == 0
+    for run in runs[1:3]:
+        outcome = run.last_outcome()
+        assert outcome is not None
+        assert outcome.cause.startswith(f"never started: it waited for {runs[0].id}")
+
+
+def test_without_a_service_account_no_run_may_wait(runs: list[RunDir]) -> None:
+    profile = Profile(name="team", backend="k8s", options={"namespace": "team", "runs": str(runs[0].path.parent)})
+    backend = K8sBackend(profile, cast("Kubernetes", Jobs([])))
+    fresh = RunDir.create("r9", {"job": "command"}, runs[0].path.parent)
+    with pytest.raises(ConfigError, match=r"needs a service account .*rbac\.yaml.*service_account: ropewalk"):
+        backend.submit(fresh, Resources(), [runs[0].id])
+    assert fresh.attempts() == []

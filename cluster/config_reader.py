@@ -1,9 +1,11 @@
 """Read a job's configuration: a YAML file and dotted overrides become one frozen model; errors name the key."""
 
 import difflib
+import json
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -60,10 +62,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override!r} is not an override; write key=value, such as optim.lr=1e-3{meant}")
     if key.startswith("-"):
         raise ConfigError(f"{override!r}: no such option; overrides are written without dashes: {key.lstrip('-')}=...")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        value = text
+    value = _read_value(text)
     place = values
     *parents, last = key.split(".")
     for parent in parents:
@@ -72,6 +71,17 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{key}: {parent} is set to {inner!r}, which has no keys below it")
         place = inner
     place[last] = value
+
+
+def _read_value(text: str) -> Any:
+    """Read the value of an override: YAML, or the text itself. JSON comes first, since YAML refuses its way to write an emoji."""
+    if text.startswith(("[", "{", '"')):
+        with suppress(ValueError):
+            return json.loads(text)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError):  # the latter: 2026-31-12 looks like a date
+        return text
 
 
 def load_config(kind: type[JobConfig], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
@@ -106,7 +116,8 @@ def _worst(error: ValidationError) -> list[Any]:
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part))
         seen.setdefault(key, problem)
-    return list(seen.values())[:3]
+    # a key that is missing may be one that is misspelt
+    return sorted(seen.values(), key=lambda problem: problem["type"] == "missing")[:3]
 
 
 def _is_union_tag(part: object) -> bool:

@@ -35,7 +35,7 @@ def read_languages(unit: Unit, work: StoragePath) -> tuple[list[str], NDArray[np
 
 
 def epochs_of(options: Balance, names: Sequence[str], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How often each source is taken, by the bytes of its training text. Raises DataError for a weight of no source."""
+    """How often each source is taken, by the bytes of its training text. Raises DataError for a weight of no source, or none."""
     unknown = sorted(set(options.weights) - set(names))
     if unknown:
         what = f"no document is of {options.by} {unknown[0]!r}"
@@ -48,6 +48,8 @@ def epochs_of(options: Balance, names: Sequence[str], sizes: NDArray[np.int64]) 
         rest = max(1 - given.sum(), 0.0)
         others = np.where(named, 0, sizes)
         shares = given + (rest * others / others.sum() if others.sum() else 0)
+    if not shares.sum() or not total:
+        raise DataError("balance: no text is left to train on; give a source of some a weight, or lower validation_fraction")
     shares = shares / shares.sum()
     return np.asarray(np.minimum(shares * total / np.maximum(sizes, 1), options.max_epochs))
 

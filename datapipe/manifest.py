@@ -160,7 +160,7 @@ def write_manifest(place: StoragePath, manifest: Manifest) -> Manifest:
 
 
 def read_manifest(place: StoragePath) -> Manifest:
-    """The manifest of the data set at `place`. Raises DataError: none there, of another version, or damaged."""
+    """The manifest of the data set at `place`. Raises DataError: none there, closed, of another version, or damaged."""
     where = f"{place.url}/{MANIFEST_NAME}"
     try:
         raw = place.read(MANIFEST_NAME)
@@ -168,6 +168,8 @@ def read_manifest(place: StoragePath) -> Manifest:
         raise DataError(
             f"{where}: no such file; the data set is not complete: run `ropewalk run preprocess`, or check the path"
         ) from None
+    except PermissionError as error:
+        raise DataError(f"{where}: {error.strerror or error}; ask whoever made the data set for the right to read it") from None
     try:
         values = json.loads(raw)
     except ValueError as error:

@@ -11,7 +11,9 @@ from cluster.storage import StoragePath
 from datapipe.config import DataSetConfig
 from datapipe.decontamination.items import checksums
 from datapipe.inputs.files import InputFile
-from datapipe.manifest import MANIFEST_NAME, Manifest, read_manifest
+from datapipe.inputs.streams import place_of
+from datapipe.manifest import MANIFEST_NAME, Manifest, checksum_of_file, read_manifest
+from datapipe.tokens.tokenizer import FOLDER, tokenizer_checksum
 
 WORK = ".work"
 PLAN_NAME = "plan.json"
@@ -47,6 +49,7 @@ def find_complete(output: StoragePath, keys: dict[str, Any], files: Sequence[Inp
     sizes = {record.path: record.size for record in manifest.inputs}
     if not differing and sizes != {f.url: f.size for f in files}:
         differing = [_changed_file(sizes, {f.url: f.size for f in files})]
+    differing = differing or _other_tokenizer(output, keys) or _rewritten(output, manifest, files)
     if differing:
         raise DataError(
             f"{output.url}: a data set made otherwise lies here: {'; '.join(differing)}; choose another output, or delete it"
@@ -75,11 +78,40 @@ def begin_or_resume(output: StoragePath, work: StoragePath, keys: dict[str, Any]
     differing = _differing(found["config"], keys) or _differing(found.get("versions", {}), versions)
     if not differing and found["inputs"] != plan["inputs"]:
         differing = [_changed_file(found["inputs"], plan["inputs"])]
+    differing = differing or _other_tokenizer(output, keys)
     if differing:
         raise DataError(
             f"{output.url}: a half-finished data set lies here, made otherwise: {'; '.join(differing)};"
             " restore these values to go on, or delete the directory to start anew"
         )
+
+
+def _other_tokenizer(output: StoragePath, keys: dict[str, Any]) -> list[str]:
+    """Whether another tokenizer than the data set's own copy lies at `tokenizer.path` now."""
+    path = keys["tokenizer"]["path"]
+    now = tokenizer_checksum(path) if path else None
+    try:
+        own = checksum_of_file(output, f"{FOLDER}/tokenizer.json")
+    except FileNotFoundError:
+        return []
+    return [f"the tokenizer at {path} was {own}, is {now}"] if now not in {None, own} else []
+
+
+def _rewritten(output: StoragePath, manifest: Manifest, files: Sequence[InputFile]) -> list[str]:
+    """A local input file of the same size that is newer than the data set, and holds something else.
+
+    What a file was that was read in pieces is not known: its checksum is that of its pieces.
+    """
+    if output.local is None:
+        return []
+    made = (output.local / MANIFEST_NAME).stat().st_mtime
+    known = {record.path: record.checksum for record in manifest.inputs if record.damage is None}
+    for file in files:
+        was = known.get(file.url, "")
+        newer = "://" not in file.url and float(file.version or 0) > made
+        if newer and was.startswith("xxh3:") and (now := checksum_of_file(*place_of(file.url))) != was:
+            return [f"input {file.url} changed since (it was {was}, is {now})"]
+    return []
 
 
 def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

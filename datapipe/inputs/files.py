@@ -1,5 +1,6 @@
 """List the input files and cut them into units of work; both are pure functions of the files that are there."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
 from pyarrow import parquet
 
 from cluster.errors import DataError
@@ -105,26 +107,54 @@ def list_inputs(patterns: Sequence[str]) -> list[InputFile]:
     return [found[url] for url in sorted(found)]
 
 
+class _LinkedFiles(LocalFileSystem):  # type: ignore[misc]
+    """This machine's files, through links to folders; fsspec passes over those, and over folders that it cannot read."""
+
+    def walk(self, path: str, maxdepth: int | None = None, topdown: bool = True, on_error: Any = "raise", **words: Any) -> Any:
+        """Every folder below a path. Raises OSError for one that cannot be read."""
+        return super().walk(path, maxdepth, topdown, on_error="raise", **words)
+
+    def ls(self, path: str, detail: bool = False, **words: Any) -> list[Any]:
+        """What a folder holds."""
+        found = super().ls(path, detail=detail, **words)
+        return [self._followed(each) for each in found if not each["name"].endswith("/lost+found")] if detail else list(found)
+
+    def _followed(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """What is known of where a link leads to, under the link's own name."""
+        if not entry["islink"] or not os.path.exists(entry["name"]):
+            return entry
+        found: dict[str, Any] = self.info(entry["name"])
+        target, place = os.path.realpath(entry["name"]), os.path.realpath(os.path.dirname(entry["name"]))
+        if found["type"] == "directory" and f"{place}/".startswith(f"{target}/"):
+            raise DataError(f"{entry['name']}: links to a folder that it lies in; remove the link, or narrow the pattern")
+        return found
+
+
 def expand(pattern: str) -> Iterator[InputFile]:
-    """List the files of one pattern: a file, a directory (all files below it), or a glob."""
+    """List the files of one pattern: a file, a directory (all files below it), or a glob; through links, on this machine.
+
+    Raises DataError for a folder on the way that cannot be read.
+    """
     scheme = pattern.partition("://")[0] + "://" if "://" in pattern else ""
     magic = None if Path(pattern).exists() else MAGIC.search(pattern)  # a file may be called a[1].txt
     fixed = pattern[: magic.start()].rpartition("/")[0] if magic else pattern
     place = StoragePath(fixed or "/")
+    fs = place.fs if place.local is None else _LinkedFiles()
 
     def look() -> tuple[str, dict[str, dict[str, Any]]]:
         if fixed != pattern:
-            return place.root, place.fs.glob(place.root + pattern[len(fixed) :], detail=True)
-        if place.fs.isfile(place.root):
-            return place.root.rpartition("/")[0], {place.root: place.fs.info(place.root)}
-        return place.root, place.fs.find(place.root, detail=True)
+            return place.root, fs.glob(place.root + pattern[len(fixed) :], detail=True)
+        if fs.isfile(place.root):
+            return place.root.rpartition("/")[0], {place.root: fs.info(place.root)}
+        return place.root, fs.find(place.root, detail=True)
 
     try:
         base, entries = retry(look, f"list {pattern}")
     except FileNotFoundError:
         return
     except PermissionError as error:
-        raise DataError(f"input {pattern!r}: {error.strerror or error}; check its permissions or the credentials") from None
+        said = ": ".join(str(each) for each in (error.filename, error.strerror or error) if each)
+        raise DataError(f"input {pattern!r}: {said}; check its permissions or the credentials") from None
     for path, info in sorted(entries.items()):
         name = path.removeprefix(base).lstrip("/")
         hidden = any(part.startswith(".") for part in name.split("/"))

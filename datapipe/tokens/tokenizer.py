@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from cluster.errors import ConfigError
 from cluster.process.scratch import scratch
 from cluster.storage import StoragePath
-from datapipe.manifest import TokenizerRecord, TokenType
+from datapipe.manifest import TokenizerRecord, TokenType, checksum_of_file
 from datapipe.tokens.fast import FastTokenizer
 
 END_OF_DOCUMENT = "<|endoftext|>"
@@ -78,6 +78,17 @@ def take_tokenizer(path: str) -> TokenizerFiles:
         if place.local is None:
             raise ConfigError(f"tokenizer.path: {path}: holds no tokenizer.json; save it there with save_pretrained")
     return _converted(path)
+
+
+def tokenizer_checksum(path: str) -> str | None:
+    """`xxh3:<32 hex>` of the tokenizer.json that a path names; None where none lies there, or the path is a name on the hub."""
+    if "://" not in path and not path.startswith("/"):
+        return None
+    folder, _, file = (path if path.endswith(".json") else f"{path.rstrip('/')}/tokenizer.json").rpartition("/")
+    try:
+        return checksum_of_file(StoragePath(folder or "/"), file)
+    except FileNotFoundError:
+        return None
 
 
 def _from_place(place: StoragePath, file: str, path: str) -> TokenizerFiles:

@@ -1,5 +1,6 @@
 """The `ropewalk` command. Only typer is imported on top: --help must answer at once."""
 
+import errno
 import gc
 import os
 import sys
@@ -11,6 +12,8 @@ from typer.core import TyperGroup
 from jobs.cli import chat, drift, evaluations, export, feedback, models, run, runs, site, sweep, trace
 
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks what a word may become
+# what a file system answers where a path is wrong, closed or full
+ANSWERS = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 WHOLE = 1000  # characters: typer would cut a command's summary at the terminal's width
 
 
@@ -108,6 +111,9 @@ def _explain(error: Exception) -> int:
         return _mistake(" ".join(format_message().split()).rstrip(".") + usage)
     from cluster.errors import EXIT_FAILED, ConfigError, DataError, RopewalkError
 
+    if isinstance(error, OSError) and error.filename and error.errno in ANSWERS:
+        said = "is no directory" if error.errno in {errno.EEXIST, errno.ENOTDIR} else error.strerror
+        return _mistake(f"{error.filename}: {said}; check the path, and who may read and write there")
     if not isinstance(error, RopewalkError):
         raise error
     code = _mistake(" ".join(str(error).split()))

@@ -1,15 +1,18 @@
 """Metrics out of what a program prints: its output passes through, and patterns are looked for in it line by line."""
 
+import logging
+import math
 import os
 import re
 import threading
-from contextlib import suppress
 
 from cluster.errors import StaleAttemptError
 from cluster.run.context import JobContext
 from cluster.run.files import write_json
 from jobs.command.config import CommandConfig
 from jobs.tracking.metrics import MetricLog
+
+log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 16
 LONGEST_LINE_BYTES = 1 << 16  # what is longer is no line of a log
@@ -45,11 +48,19 @@ class Output:
             os.write(1, chunk)
             *lines, rest = (rest + chunk).split(b"\n")
             rest = rest[-LONGEST_LINE_BYTES:]
-            with suppress(StaleAttemptError):  # another attempt writes the metrics now
-                self._take(lines)
+            self._take(lines)
         self._take([rest])
 
     def _take(self, lines: list[bytes]) -> None:
+        """Log what is found. Whatever goes wrong with that, the program's output is read on, or the program would stand still."""
+        try:
+            self._log_lines(lines)
+        except StaleAttemptError:  # another attempt writes the metrics now
+            pass
+        except OSError as error:
+            log.warning("metrics of the program are not written: %s", error)
+
+    def _log_lines(self, lines: list[bytes]) -> None:
         found = []
         for raw in lines:
             line = raw.decode(errors="replace")
@@ -57,7 +68,7 @@ class Output:
             values = {name: value for name, value in read.items() if value is not None}
             if self._step_pattern is not None:
                 step = _number(self._step_pattern.search(line))
-                self._step = int(step) if step is not None else self._step
+                self._step = int(step) if step is not None and math.isfinite(step) else self._step
             elif values:
                 self._step += 1
             if values:
@@ -70,7 +81,9 @@ class Output:
 
 
 def _number(match: re.Match[str] | None) -> float | None:
+    if match is None or match[1] is None:  # a group of an alternative that did not match
+        return None
     try:
-        return float(match[1].replace(",", "")) if match else None
+        return float(match[1].replace(",", ""))
     except ValueError:
         return None

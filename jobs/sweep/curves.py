@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from cluster.run.directory import RunDir
-from cluster.spec import Outcome
+from cluster.spec import Outcome, RunState
 from jobs.runs.status import final_outcome
 from jobs.tracking.metrics import read_new_lines
 
@@ -37,6 +37,13 @@ class MetricFollower:
         if self._offset > before or self.outcome is None:
             self.outcome = final_outcome(self.run)
             self.seconds = self._seconds()
+            if self.outcome is not None and self.outcome.state is RunState.SUCCEEDED:
+                self._take_result()
+
+    def _take_result(self) -> None:
+        """Take the metric from the job's results, where it is newer than the last line: a job may report it only there."""
+        if (found := result_of(self.run, self.metric)) is not None and found[0] > max(self.points, default=0):
+            self.points[found[0]] = found[1]
 
     def _take(self, line: dict[str, Any]) -> tuple[int, float] | None:
         step = int(line["step"])
@@ -89,6 +96,13 @@ class MetricFollower:
                 created = float(self.run.attempt_details(number).get("created", time.time()))
                 total += max(0.0, self._last_line - created)
         return total
+
+
+def result_of(run: RunDir, metric: str) -> tuple[int, float] | None:
+    """The (step, value) of a metric in a job's results, if it is a finite number there; step 1 where they name none."""
+    results = run.results()
+    value, step = results.get(metric), results.get("step") or 1
+    return (int(step), float(value)) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def joined(series: list[MetricFollower]) -> list[tuple[int, float]]:

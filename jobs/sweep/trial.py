@@ -18,7 +18,7 @@ from jobs.runs.status import GONE, final_outcome, states
 from jobs.sweep.allocation import TrialSupervisor
 from jobs.sweep.checkpoint_reference import checkpoint_of
 from jobs.sweep.context import SweepContext
-from jobs.sweep.curves import MetricFollower
+from jobs.sweep.curves import MetricFollower, result_of
 from jobs.sweep.records import WITH_THE_SWEEP, TrialRecord, TrialState, read_record, write_record
 from jobs.sweep.trial_runs import await_end, create_run, end_run
 from jobs.tracking.metrics import OWN_KEYS, latest_metrics
@@ -286,8 +286,6 @@ class TrialFollower:
 
     def _hold_result(self, run: RunDir) -> None:
         """Take the metric from the job's results, where it is newer than the last line: a job may report it only there."""
-        results = run.results()
-        value, step = results.get(self.context.config.metric), results.get("step") or 1
-        newest = self._held or self._reported
-        if isinstance(value, (int, float)) and math.isfinite(value) and (newest is None or int(step) > newest[0]):
-            self._held = (int(step), float(value))
+        found, newest = result_of(run, self.context.config.metric), self._held or self._reported
+        if found is not None and (newest is None or found[0] > newest[0]):
+            self._held = found

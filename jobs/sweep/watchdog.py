@@ -82,7 +82,7 @@ class Watchdog:
         sweep, seconds = self.context.sweep, time.time() - self._began
         for number in sweep.attempts():
             outcome = sweep.outcome(number)
-            if outcome is not None:
+            if outcome is not None and outcome.started:  # an attempt that was over before it began has no such time
                 seconds += outcome.ended - outcome.started
         return seconds / 60
 

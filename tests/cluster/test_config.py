@@ -1,5 +1,6 @@
 """Configuration: what a user may write, and what a mistake is answered with."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import pytest
 from pydantic import Field, ValidationError
 
 from cluster.config import DataPath, JobConfig, Resources, Section
-from cluster.config_reader import load_config, parse_yaml, read_yaml
+from cluster.config_reader import apply_override, load_config, parse_yaml, read_yaml
 from cluster.errors import ConfigError
+from datapipe.config import DataSetConfig
 
 
 class Optim(Section):
@@ -33,6 +35,25 @@ def load(*overrides: str, **values: Any) -> Job:
     config = load_config(Job, {"data": "d", **values}, overrides)
     assert isinstance(config, Job)
     return config
+
+
+@pytest.mark.parametrize("value", [["echo", "\U0001f600 $(id)"], {"a": "\x7f"}, "\U0001f600", [1, 2.5, None, True]])
+def test_a_value_that_is_written_as_json_is_read_as_it_was(value: Any) -> None:
+    found: dict[str, Any] = {}
+    apply_override(found, f"a.b={json.dumps(value)}")
+    assert found == {"a": {"b": value}}
+
+
+def test_what_looks_like_a_date_and_is_none_is_text() -> None:
+    found: dict[str, Any] = {}
+    apply_override(found, "notes=2026-31-12")
+    assert found == {"notes": "2026-31-12"}
+
+
+def test_a_misspelt_key_is_named_before_those_that_are_missing() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key 'inptu'.*; did you mean 'input'") as caught:
+        load_config(DataSetConfig, {"inptu": "x", "outptu": "x", "tokeniser": {"train": 400}})
+    assert all(f"unknown key {key!r}" in str(caught.value) for key in ("inptu", "outptu", "tokeniser"))
 
 
 def test_overrides_win_over_the_file_and_keep_their_types() -> None:

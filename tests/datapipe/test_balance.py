@@ -55,6 +55,11 @@ def test_weights_repeat_and_leave_out(tmp_path: Path) -> None:
     assert manifest.inputs[0].documents + manifest.inputs[0].rejected == 520
 
 
+def test_weights_that_leave_no_text_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="balance: no text is left to train on"):
+        make(some_sources(tmp_path), tmp_path / "out", balance={"weights": {"web": 0, "books": 0, "notes": 0}})
+
+
 def test_a_temperature_flattens_up_to_the_most_epochs(tmp_path: Path) -> None:
     manifest = make(
         some_sources(tmp_path), tmp_path / "out", validation_fraction=0, balance={"temperature": 0.5, "max_epochs": 2}

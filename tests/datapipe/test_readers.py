@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,38 @@ def test_globs_directories_and_files_are_listed_once_in_order(tmp_path: Path) ->
     assert [f.url for f in list_inputs([str(tmp_path), str(tmp_path / "z.jsonl")])] == everything
     assert [f.name for f in list_inputs([str(tmp_path / "a/**/*.jsonl")])] == ["b/y.jsonl", "x.jsonl"]
     assert [f.name for f in list_inputs([str(tmp_path / "a[1].jsonl")])] == ["a[1].jsonl"]
+
+
+def test_links_to_folders_are_gone_through(tmp_path: Path) -> None:
+    write_lines(tmp_path / "elsewhere/deep/x.jsonl", [{"text": "x"}])
+    corpus = tmp_path / "corpus"
+    write_lines(corpus / "own/y.jsonl", [{"text": "y"}])
+    (corpus / "linked").symlink_to("../elsewhere")
+    (corpus / "own/z.jsonl").symlink_to("../../elsewhere/deep/x.jsonl")
+    (corpus / "lost+found").mkdir()
+    names = ["linked/deep/x.jsonl", "own/y.jsonl", "own/z.jsonl"]
+    assert [f.name for f in list_inputs([str(corpus)])] == names
+    assert [f.name for f in list_inputs([str(corpus / "**/*.jsonl")])] == names
+    assert [f.name for f in list_inputs([str(corpus / "l*/*/*.jsonl")])] == names[:1]
+    (corpus / "own/above").symlink_to("..")
+    with pytest.raises(DataError, match=r"own/above: links to a folder that it lies in"):
+        list_inputs([str(corpus)])
+
+
+@pytest.mark.parametrize("pattern", ["", "/**/*.jsonl", "/*/*/*.jsonl"])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    write_lines(tmp_path / "a/b/x.jsonl", [{"text": "x"}])
+    write_lines(tmp_path / "a/private/y.jsonl", [{"text": "y"}])
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith("private"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    with pytest.raises(DataError, match=r"a/private: Permission denied; check its permissions"):
+        list_inputs([f"{tmp_path}{pattern}"])
 
 
 def test_a_file_that_changes_under_the_reader_is_an_error(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """A data set holds every kept document once, in order, as its manifest says, and opens in the tools that people use."""
 
+import os
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +91,29 @@ def test_a_second_call_finds_the_data_set_or_says_what_differs(tmp_path: Path, s
     source.write_text('{"text": "something else"}\n')
     with pytest.raises(DataError, match=r"in\.jsonl changed since"):
         make(source, tmp_path / "out")
+
+
+def test_a_file_that_was_only_touched_is_no_other_and_one_of_the_same_size_is(tmp_path: Path, source: Path) -> None:
+    first = make(source, tmp_path / "out")
+    later = time.time() + 100
+    os.utime(source, (later, later))
+    assert make(source, tmp_path / "out") == first
+    source.write_bytes(source.read_bytes().replace(b"e", b"a"))
+    os.utime(source, (later, later))
+    with pytest.raises(DataError, match=r"in\.jsonl changed since"):
+        make(source, tmp_path / "out")
+
+
+def test_another_tokenizer_at_the_same_path_is_another_data_set(tmp_path: Path, source: Path) -> None:
+    for name, size in (("a", 300), ("b", 310)):
+        make(source, tmp_path / name, tokenizer={"train": size})
+    shutil.copytree(tmp_path / "a/tokenizer", tmp_path / "mine")
+    keys = {"tokenizer": {"path": str(tmp_path / "mine")}}
+    first = make(source, tmp_path / "out", **keys)
+    assert make(source, tmp_path / "out", **keys) == first
+    shutil.copytree(tmp_path / "b/tokenizer", tmp_path / "mine", dirs_exist_ok=True)
+    with pytest.raises(DataError, match=r"the tokenizer at .*/mine was xxh3:.*, is xxh3:"):
+        make(source, tmp_path / "out", **keys)
 
 
 def test_a_half_finished_data_set_of_another_plan_is_left_alone(tmp_path: Path, source: Path) -> None:

@@ -32,6 +32,20 @@ def test_run_ends_with_one_json_object_and_the_outcome(shell: Shell) -> None:
     assert len(shell.out.splitlines()) == 1
 
 
+def test_a_program_behind_two_dashes_keeps_its_words(shell: Shell) -> None:
+    words = ["echo", "\U0001f600 $(touch injected)", "*", "a: b"]
+    run = shell("submit", "command", "--on", "slow", "launch=once", "--", *words).strip()
+    assert RunDir(shell.home / "runs" / run).record["config"]["command"] == words
+
+
+def test_a_place_that_cannot_be_is_one_line(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").touch()
+    monkeypatch.setenv("ROPEWALK_RUNS", str(Path("file").resolve()))
+    shell("submit", *pretrain("--on", "slow"), expect=2)
+    assert shell.err.splitlines()[-1].startswith("error: ")
+    assert "is no directory" in shell.err
+
+
 def test_run_of_a_failing_job_exits_1_and_says_why(shell: Shell) -> None:
     last = json.loads(shell("run", *pretrain("--on", "bad", "--json"), expect=1))
     assert last["state"] == "FAILED"

@@ -294,6 +294,15 @@ def test_metrics_are_read_from_the_output(start: Start, tmp_path: Path) -> None:
     assert "step 3 loss=0.333" in (run.log_dir(1) / "rank-0.log").read_text()
 
 
+def test_a_line_that_is_no_metric_holds_no_program_up(start: Start, tmp_path: Path) -> None:
+    """The program writes more than a pipe holds behind it."""
+    text = "print('step inf loss: 2'); print('step 3 loss: 1'); print('x' * 300_000)"
+    metrics = "metrics={loss: 'loss=(\\S+)|loss: (\\S+)', sum: 'loss: (\\S+)'}"
+    run = start(script(tmp_path, text), "launch=once", metrics, "step_pattern='step (\\S+)'")
+    assert ended(run).state is RunState.SUCCEEDED
+    assert [(line["step"], line["sum"]) for line in run.read_metrics()] == [(0, 2.0), (3, 1.0)]
+
+
 def test_setup_environment_and_shell_lines(start: Start, tmp_path: Path) -> None:
     run = start(
         ["bash", "-c", "echo $GREETING $PLACE; pwd"],

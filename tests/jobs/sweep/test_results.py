@@ -111,6 +111,17 @@ def test_what_the_driver_has_not_seen_yet_is_read_from_the_run(root: Path) -> No
     assert (trial.state, trial.cause) == ("FAILED", "rank 0: ZeroDivisionError")
 
 
+def test_a_metric_that_a_job_reports_in_its_results_alone_is_one(root: Path) -> None:
+    sweep = make_sweep(root, 1, stops=False)
+    run = make_trial_run(root, "function", BASE, {}, state=RunState.SUCCEEDED)
+    write_json(run.attempt_dir(1) / "result.json", {METRIC: 0.5})
+    write_record(sweep, 1, {"optim.lr": 9.0}, [run.id], "SUCCEEDED")
+    results = read_sweep(sweep)
+    assert results.trials[1].points == [(1, 0.5)]
+    assert results.best is not None
+    assert results.best.trial == 1
+
+
 def test_show_as_json(shell: Shell, root: Path) -> None:
     sweep = make_sweep(root, 5)
     found = json.loads(shell("show", sweep.id, "--json"))

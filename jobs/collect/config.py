@@ -35,7 +35,10 @@ class CollectConfig(JobConfig):
     """What people asked a serving run, with the answers that they corrected or liked, as files for finetune and align."""
 
     watch: str = Field(description="the serving run, which captures (`capture`)")
-    since: float | None = Field(default=None, description="only exchanges of this time and later, in seconds since the epoch")
+    since: float | None = Field(
+        default=None,
+        description="only exchanges of this time and later, or of which something was said then, in seconds since the epoch",
+    )
     until: float | None = Field(default=None, description="only exchanges and feedback before this time; unset: up to now")
     unrated: bool = Field(default=False, description="learn from answers that nobody has judged, too")
     most: int | None = Field(default=None, ge=1, description="at most so many new conversations, the newest; unset: all")

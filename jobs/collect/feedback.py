@@ -1,12 +1,14 @@
 """What people said of a serving run's answers, as conversations to learn and pairs of answers to prefer, each with its origin."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.run.directory import RunDir
 from jobs.feedback.read import Captured, exchanges
-from jobs.feedback.review.export import reviewed_conversations, reviewed_pairs
+from jobs.feedback.review.export import judgements_by_item, reviewed_conversations, reviewed_pairs
+from jobs.feedback.review.judgements import Judgement
 from jobs.feedback.training_data import answer_of, prompt_of, to_conversations, to_pairs
 
 Record = dict[str, Any]
@@ -22,20 +24,23 @@ class Learnt:
 
 
 def learn_from(run: RunDir, *, since: float | None, until: float, unrated: bool) -> Learnt:
-    """Conversations and pairs of a serving run's exchanges before `until`, of what users said of them before it, and of what
-    reviewers have judged.
+    """Conversations and pairs of a serving run's exchanges, of what users said of them, and of what reviewers have judged.
+
+    All of it is of before `until`; an exchange counts where it, or anything said of it, is of `since` or later.
     """
+    judged = judgements_by_item(run, until)
     found = [
-        replace(one, ratings=tuple(rating for rating in one.ratings if rating.time < until))
-        for one in exchanges(run.path, since, until)
+        one
+        for one in exchanges(run.path, until=until, said_until=until)
+        if since is None or _newest(one, judged.get(one.id, ())) >= since
     ]
     origin = {one.id: one for one in found}
     conversations, pairs = to_conversations(found), to_pairs(found)
-    reviewed = [record for record in reviewed_conversations(run).records if record["id"] in origin]
+    reviewed = [record for record in reviewed_conversations(run, until).records if record["id"] in origin]
     better = {record["id"] for record in reviewed}  # a reviewer's word stands before a user's
     others = [*conversations.records, *(_unrated(found) if unrated else ())]
     words = Counter({"exchanges": len(found), "reviewed": len(better)})
-    preferred = [*pairs.records, *(record for record in reviewed_pairs(run).records if record["id"] in origin)]
+    preferred = [*pairs.records, *(record for record in reviewed_pairs(run, until).records if record["id"] in origin)]
     return Learnt(
         conversations=[
             *(_with_origin(record, origin[record["id"]]) for record in others if record["id"] not in better),
@@ -44,6 +49,11 @@ def learn_from(run: RunDir, *, since: float | None, until: float, unrated: bool)
         pairs=[_with_origin(record, origin[record["id"]]) for record in preferred],
         counts=words + Counter(_said(one) for one in found) + conversations.left_out,
     )
+
+
+def _newest(one: Captured, judgements: Sequence[Judgement]) -> float:
+    """The time of the exchange, or of the last thing that was said of it."""
+    return max([one.time, *(rating.time for rating in one.ratings), *(judgement.time for judgement in judgements)])
 
 
 def _said(one: Captured) -> str:

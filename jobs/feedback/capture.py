@@ -12,7 +12,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -106,11 +105,13 @@ class Capture:
                 return
         self._send(exchange.id, exchange_frame(exchange, captured=captured))
 
-    async def feedback(self, body: bytes) -> tuple[int, bytes]:
-        """Answer `POST /v1/feedback`: a status and a body; 200 only when it is written down."""
+    async def feedback(self, number: str, body: bytes) -> tuple[int, bytes]:
+        """Answer `POST /v1/feedback`: a status and a body; 200 only when it is written down.
+
+        `number` is unique, of the gateway's making: feedback that is handed over twice is kept once.
+        """
         if self._closing:
             return 503, orjson.dumps(error_body("the endpoint is stopping; try again", kind="server_error"))
-        number = f"feedback-{secrets.token_hex(12)}"
         self._said[number] = self._loop.create_future()
         self._send(number, frame(FEEDBACK, {"id": number}, body))
         self._flush()  # its client waits

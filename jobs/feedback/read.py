@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +78,14 @@ class Feedback:
     answers: list[Row]  # the ledger: every answer, without content
 
 
-def exchanges(run: Path, since: float | None = None, until: float | None = None) -> Iterator[Captured]:
-    """The captured exchanges of a run's directory, by time, with their ratings; times in seconds since the epoch."""
-    said = _by_answer(_ratings(run))
+def exchanges(
+    run: Path, since: float | None = None, until: float | None = None, *, said_until: float | None = None
+) -> Iterator[Captured]:
+    """The captured exchanges of a run's directory, by time, with their ratings, as they were before `said_until`.
+
+    Times are in seconds since the epoch.
+    """
+    said = _by_answer(rating for rating in _ratings(run) if said_until is None or rating.time < said_until)
     for row in exchanges_store(run / FOLDER).read(since).to_pylist():
         if until is None or row["time"] < until:
             yield _captured(row, said)
@@ -124,7 +129,7 @@ def _ratings(run: Path) -> list[Rating]:
     return [Rating(**{**row, "correction": _json(row["correction"])}) for row in rows]
 
 
-def _by_answer(ratings: Sequence[Rating]) -> dict[str, list[Rating]]:
+def _by_answer(ratings: Iterable[Rating]) -> dict[str, list[Rating]]:
     found: dict[str, list[Rating]] = defaultdict(list)
     for rating in ratings:
         found[rating.answer_id].append(rating)

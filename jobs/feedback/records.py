@@ -1,6 +1,7 @@
 """The rows that are kept of exchanges and feedback, and how raw ones become such rows, masked."""
 
 import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -148,7 +149,12 @@ def _text(content: Any) -> str:
 
 
 def _json(value: Any) -> str | None:
-    return None if value is None else orjson.dumps(value).decode()
+    if value is None:
+        return None
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # an integer of more than 64 bits, which a request can hold that is refused
+        return json.dumps(value)
 
 
 def _short(value: Any) -> str | None:

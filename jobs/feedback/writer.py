@@ -108,13 +108,31 @@ def serve(connection: socket.socket, folder: Path) -> None:
 
 
 def _write(writer: CaptureWriter, frames: Sequence[Frame]) -> dict[str, Any]:
-    """Write, and wait where the disk is full: the gateway keeps what it is told nothing about."""
+    """Write, and wait where the disk is full: the gateway keeps what it is told nothing about.
+
+    A frame that cannot be written takes no other along, now or after a restart: its answer stands in the ledger without content.
+    """
     while True:
         try:
             return writer.write(frames)
         except OSError as error:
             log.warning("feedback: cannot be written, tried again every %.0f s: %s", RETRY_SECONDS, error)
             time.sleep(RETRY_SECONDS)
+        except Exception as error:
+            if len(frames) > 1:
+                told = [_write(writer, [frame]) for frame in frames]
+                durable = [number for one in told for number in one["durable"]]
+                return {"durable": durable, "feedback": {k: v for one in told for k, v in one["feedback"].items()}}
+            (frame,) = frames
+            number = frame.fields["id"]
+            log.error("feedback: %s cannot be kept: %s", number, type(error).__name__)  # its words could hold content
+            if frame.kind == FEEDBACK:
+                return {"durable": [], "feedback": {number: (400, error_body("this feedback cannot be kept; send plain text"))}}
+            if not frame.request and not frame.answer:
+                raise
+            # first without the request: the answer tells its own id and its tokens
+            answer = frame.answer if frame.request else b""
+            frames = [frame._replace(fields={**frame.fields, "captured": False}, request=b"", answer=answer)]
 
 
 def _rest(writer: CaptureWriter) -> None:

@@ -18,9 +18,12 @@ TO_COME = "/to-come"  # what no step has made yet, where keys are checked
 class DriftTrigger(Section):
     """Begin when what people ask has moved away from what the model learnt."""
 
-    reference: str = Field(description="what it is compared with: a file, a data set, a training run, or SERVE-RUN@14d..7d")
+    reference: str = Field(
+        description="what it is compared with: a file, a data set, a training run, or SERVE-RUN@14d..7d, which moves along; "
+        "with one that stays, each look after the first drift is an alarm"
+    )
     window: str = Field(default="7d", pattern=r"^\d+(\.\d+)?[hdw]$", description="the prompts of so long: 12h, 7d, 1w")
-    every_hours: float = Field(default=24, gt=0, description="hours between two looks; all looks together keep alpha")
+    every_hours: float = Field(default=24, gt=0, description="hours between two looks; those of all rounds together keep alpha")
     options: Keys = Field(default={}, description="keys of a search for drift: alpha, texts, permutations, embedding")
 
 
@@ -28,7 +31,7 @@ class TriggerConfig(Section):
     """What begins a round, whichever comes first; with nothing set the round begins at once."""
 
     every_hours: float | None = Field(default=None, gt=0, description="hours after the round before, or after the start")
-    feedback: int | None = Field(default=None, ge=1, description="so many ratings and corrections since the last promotion")
+    feedback: int | None = Field(default=None, ge=1, description="so many ratings and corrections since the round before began")
     drift: DriftTrigger | None = Field(default=None, description="drift of the prompts; unset: not looked for")
     look_seconds: float = Field(default=30, gt=0, description="seconds between two looks")
 

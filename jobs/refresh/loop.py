@@ -58,8 +58,9 @@ class Loop:
     def go(self, round_: Round) -> None:
         """Go through one round, or what is left of it, to its outcome."""
         began = round_.once("began", self.clock)
-        since = self._learnt_until(round_)
-        self._await_trigger(round_, began, since)
+        earlier = [facts for facts in read_rounds(self.run) if facts["round"] < round_.number]
+        since = _learnt_until(earlier)
+        self._await_trigger(round_, began, earlier)
         base = self._version(round_.once("base", lambda: self.config.base(self.root).id))
         plan = self.config.plan(f"{self.config.name or 'refresh'}-{round_.number}", self._group())
         collected = self._finish(round_, plan.collect(since, round_.facts["trigger"]["time"]))
@@ -80,12 +81,14 @@ class Loop:
 
     # --- stages
 
-    def _await_trigger(self, round_: Round, began: float, since: float | None) -> None:
-        looks: dict[str, Any] = dict(round_.facts.get("looks") or {})
+    def _await_trigger(self, round_: Round, began: float, earlier: list[dict[str, Any]]) -> None:
+        before = float(earlier[-1]["trigger"]["time"]) if earlier else None
+        looked_at = [facts["looks"] for facts in (*earlier, round_.facts) if "looks" in facts]
+        looks: dict[str, Any] = dict(looked_at[-1]) if looked_at else {}
         while "trigger" not in round_.facts:
-            before = dict(looks)
-            found = self.trigger.ask(began, since, looks)
-            if looks != before:
+            looked = dict(looks)
+            found = self.trigger.ask(began, before, looks)
+            if looks != looked:
                 round_.settle("looks", looks)
             if found is not None:
                 round_.settle("trigger", found)
@@ -211,11 +214,6 @@ class Loop:
         while time.monotonic() < deadline:
             self.steps.wait()
 
-    def _learnt_until(self, round_: Round) -> float | None:
-        """The end of what the last promoted model has learnt from; None: nothing was promoted yet."""
-        done = [facts for facts in read_rounds(self.run) if facts["round"] < round_.number and facts.get("outcome") == "promoted"]
-        return float(done[-1]["trigger"]["time"]) if done else None
-
     def _learnt_data(self, round_: Round) -> str | None:
         """The prepared data set of the round's training run."""
         run = self.root / round_.facts["step train"]["run"]
@@ -229,3 +227,9 @@ class Loop:
 
     def _group(self) -> str:
         return str(self.run.record["config"]["wandb"].get("group") or self.run.id)
+
+
+def _learnt_until(earlier: list[dict[str, Any]]) -> float | None:
+    """The end of what the last promoted model has learnt from; None: nothing was promoted yet."""
+    promoted = [facts for facts in earlier if facts.get("outcome") == "promoted"]
+    return float(promoted[-1]["trigger"]["time"]) if promoted else None

@@ -19,11 +19,11 @@ class Trigger:
     def __init__(self, config: TriggerConfig, served: RunDir, drift: DriftLook, clock: Callable[[], float] = time.time) -> None:
         self.config, self.served, self.drift, self.clock = config, served, drift, clock
 
-    def ask(self, began: float, since: float | None, looks: dict[str, Any]) -> dict[str, Any] | None:
+    def ask(self, began: float, before: float | None, looks: dict[str, Any]) -> dict[str, Any] | None:
         """Why a round begins now: {why, words, time, ...}; None: it does not.
 
-        `began` is when the wait began, `since` the end of what was learnt last; `looks` holds the looks for drift, and is
-        changed. Nothing set: at once.
+        `began` is when the wait began, `before` when the trigger of the round before fired; `looks` holds the looks for drift of
+        all rounds, and is changed. Nothing set: at once.
         """
         now, config = self.clock(), self.config
         if config.every_hours is None and config.feedback is None and config.drift is None:
@@ -31,7 +31,7 @@ class Trigger:
         if config.every_hours is not None and now - began >= config.every_hours * HOUR_SECONDS:
             return {"why": "schedule", "words": f"{config.every_hours:g} hours have passed", "time": now}
         if config.feedback is not None:
-            told = ratings_store(self.served.path / FOLDER).read(since).num_rows
+            told = ratings_store(self.served.path / FOLDER).read(before).num_rows
             if told >= config.feedback:
                 return {"why": "feedback", "words": f"{told} answers were rated or corrected", "time": now, "ratings": told}
         if config.drift is not None and now >= looks.get("next", 0.0):

@@ -10,13 +10,15 @@ import os
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cluster.run.files import write_json
+from jobs.serve.files import read_load
 
 if TYPE_CHECKING:
     from jobs.engines.process import EngineProcess
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2
 QUIET_SECONDS = 2.0  # for so long no request must be under way before a draining engine is ended: routes take a moment
+OLD_SECONDS = 5.0  # what the gateway said longer ago says nothing of now
 
 
 class ReplicaState(StrEnum):
@@ -51,6 +54,7 @@ class ReplicaSpec:
     draft: str | None  # the Hugging Face directory of the draft
     draft_tokens: int
     folder: str  # where it writes its record
+    load: str  # the file in which the gateway's counts are
     logs: str  # the attempt's logs
     start_seconds: float
     drain_seconds: float
@@ -130,7 +134,7 @@ class Replica:
             return
         self._ending = True
         self._tell(ReplicaState.DRAINING, **{key: self._told[key] for key in ("url", "engine")})
-        drained(engine.url, self.spec.token, self.spec.drain_seconds)
+        drained(lambda: under_way(engine.url, self.spec.token, Path(self.spec.load), self.id), self.spec.drain_seconds)
         engine.stop()
         self._record.unlink(missing_ok=True)
 
@@ -147,24 +151,40 @@ def own_address() -> str:
     return str(ray.util.get_node_ip_address())
 
 
-def drained(url: str, token: str | None, seconds: float) -> bool:
-    """Wait until an engine has had no request for a moment, at most so many seconds; returns whether it has none."""
-    deadline, quiet_since = time.monotonic() + seconds, time.monotonic()
+class UnderWay(NamedTuple):
+    """How many requests an engine has begun or queued, and when that was so, in seconds since the epoch."""
+
+    requests: int
+    time: float
+
+
+def drained(look: Callable[[], UnderWay | None], seconds: float) -> bool:
+    """Wait until an engine has had no request for a moment, at most so many seconds; returns whether it is known to have none."""
+    deadline, busy_at = time.monotonic() + seconds, time.time()
     while time.monotonic() < deadline:
-        if under_way(url, token):
-            quiet_since = time.monotonic()
-        elif time.monotonic() - quiet_since >= QUIET_SECONDS:
+        found = look()
+        if found is None or found.requests:
+            busy_at = time.time()
+        elif found.time - busy_at >= QUIET_SECONDS:
             return True
         time.sleep(LOOK_SECONDS)
     return False
 
 
-def under_way(url: str, token: str | None) -> int:
-    """The requests that an engine has begun or queued; 0 where it does not say."""
+def under_way(url: str, token: str | None, load: Path, replica: str) -> UnderWay | None:
+    """What is under way at an engine by its own word, else by the gateway's; None where neither says."""
     asked = urllib.request.Request(f"{url}/health", headers={"Authorization": f"Bearer {token}"} if token else {})
     try:
         with urllib.request.urlopen(asked, timeout=5) as answer:
             found = json.loads(answer.read())
-        return int(found.get("running", 0)) + int(found.get("waiting", 0))
-    except (OSError, ValueError, AttributeError):
-        return 0
+        return UnderWay(int(found["running"]) + int(found.get("waiting", 0)), time.time())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(getattr(error, "reason", None), ConnectionRefusedError):  # nobody is there who could have begun anything
+            return UnderWay(0, time.time())
+    try:
+        told = read_load(load)
+    except OSError:  # of a shared disk; it is asked again
+        return None
+    if time.time() - told.get("time", 0.0) > OLD_SECONDS:
+        return None
+    return UnderWay(int(told["replicas"].get(replica, {}).get("running", 0)), told["time"])

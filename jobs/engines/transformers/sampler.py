@@ -5,6 +5,8 @@ of one request: an answer is that of the request alone, whatever is asked beside
 """
 
 import asyncio
+import logging
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -22,6 +24,8 @@ from jobs.engines.transformers.guesses import Draft
 from jobs.engines.transformers.plugin import TransformersEngine
 from jobs.inference.generate import end_tokens
 from jobs.inference.open_model import OpenModel
+
+log = logging.getLogger(__name__)
 
 Event = Drawn | Exception | None
 
@@ -86,7 +90,11 @@ class TransformersSampler:
         done: asyncio.Future[list[Drawn]] = loop.create_future()
 
         def call() -> None:
-            found = _prompt_logprobs(self._opened.model, prompt, top)
+            found: list[Drawn] | ApiError
+            try:
+                found = _prompt_logprobs(self._opened.model, prompt, top)
+            except Exception as error:  # no memory, above all: the logits of a whole prompt are many
+                found = _failed(error)
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, done, found)
 
@@ -107,6 +115,14 @@ class TransformersSampler:
         self._thread.join()
 
     def _run(self) -> None:
+        """End the process where the thread fails: nobody else would answer, and its replica is started again."""
+        try:
+            self._decode()
+        except BaseException:
+            log.exception("the thread that decodes has failed")
+            os._exit(1)
+
+    def _decode(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or self._active or self._waiting or self._calls)
@@ -137,7 +153,7 @@ class TransformersSampler:
             self._active.remove(job)
             return
         except (RuntimeError, ValueError, IndexError) as error:  # of torch: no memory, or what a model makes of strange tokens
-            job.tell(ApiError(f"the model failed: {error}", status=500, code="engine_failed"))
+            job.tell(_failed(error))
             self._active.remove(job)
             return
         for each in drawn:
@@ -147,8 +163,16 @@ class TransformersSampler:
             self._active.remove(job)
 
 
-def _settle(done: "asyncio.Future[list[Drawn]]", found: list[Drawn]) -> None:
-    if not done.done():
+def _failed(error: Exception) -> ApiError:
+    return ApiError(f"the model failed: {error}", status=500, code="engine_failed")
+
+
+def _settle(done: "asyncio.Future[list[Drawn]]", found: list[Drawn] | ApiError) -> None:
+    if done.done():
+        return
+    if isinstance(found, ApiError):
+        done.set_exception(found)
+    else:
         done.set_result(found)
 
 

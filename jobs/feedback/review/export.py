@@ -1,6 +1,6 @@
 """Judgements as training data: preference pairs for `align`, corrected conversations for `finetune`."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -22,31 +22,39 @@ class Judged(NamedTuple):
     judgements: list[Judgement]
 
 
-def reviewed_pairs(run: RunDir) -> Made:
-    """{prompt, chosen, rejected}: what most reviewers of a pair prefer, and each correction before what it corrects."""
+def reviewed_pairs(run: RunDir, until: float | None = None) -> Made:
+    """{prompt, chosen, rejected}: what most reviewers of a pair prefer, and each correction before what it corrects.
+
+    `until`: by what was judged before this time, in seconds since the epoch.
+    """
     made = Made()
-    for judged in _judged(run, made):
-        votes = Counter(j.choice for j in judged.judgements if j.second)
-        first, second = votes["first"], votes["second"]
-        if first or second:
-            one = next(j for j in judged.judgements if j.second)
-            if first == second:
+    for judged in _judged(run, made, until):
+        votes: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)  # of the same two answers: a second one may be another
+        for judgement in judged.judgements:
+            if judgement.second:
+                votes[judgement.first, judgement.second][judgement.choice] += 1
+        for pair, words in votes.items():
+            first, second = words["first"], words["second"]
+            if first != second:
+                good, bad = pair if first > second else reversed(pair)
+                _add(made, judged, judged.answers.get(good), judged.answers.get(bad), first + second)
+            elif first:
                 made.left_out["reviewers_disagree"] += 1
-            else:
-                good, bad = (one.first, one.second) if first > second else (one.second, one.first)
-                _add(made, judged, judged.answers.get(good or ""), judged.answers.get(bad or ""), first + second)
-        elif votes["both"] or votes["neither"]:
-            made.left_out["equally_good"] += 1
+            elif words["both"] or words["neither"]:
+                made.left_out["equally_good"] += 1
         for judgement in judged.judgements:
             if judgement.correction:
                 _add(made, judged, _corrected(judged, judgement), judged.answers.get(judgement.corrected or ""), 1)
     return made
 
 
-def reviewed_conversations(run: RunDir) -> Made:
-    """{messages} that end with a correction, or with an answer that was called good by itself."""
+def reviewed_conversations(run: RunDir, until: float | None = None) -> Made:
+    """{messages} that end with a correction, or with an answer that was called good by itself.
+
+    `until`: by what was judged before this time, in seconds since the epoch.
+    """
     made = Made()
-    for judged in _judged(run, made):
+    for judged in _judged(run, made, until):
         asked = prompt_of(judged.exchange)
         corrections = [_corrected(judged, j) for j in judged.judgements if j.correction]
         good = [j for j in judged.judgements if j.choice == "both" and not j.second and not j.correction]
@@ -60,15 +68,21 @@ def reviewed_conversations(run: RunDir) -> Made:
     return made
 
 
-def _judged(run: RunDir, made: Made) -> Iterator[Judged]:
-    """Every item with its judgements; what retention has deleted is counted as left out."""
-    by_item: dict[str, list[Judgement]] = {}
-    for own in standing(judgements_store(run.path).read().to_pylist()).values():
+def judgements_by_item(run: RunDir, until: float | None = None) -> dict[str, list[Judgement]]:
+    """What stands of each item, by what was judged before `until`."""
+    rows = [row for row in judgements_store(run.path).read().to_pylist() if until is None or row["time"] < until]
+    found: dict[str, list[Judgement]] = {}
+    for own in standing(rows).values():
         for judgement in own.values():
-            by_item.setdefault(judgement.item, []).append(judgement)
+            found.setdefault(judgement.item, []).append(judgement)
+    return found
+
+
+def _judged(run: RunDir, made: Made, until: float | None) -> Iterator[Judged]:
+    """Every item with its judgements; what retention has deleted is counted as left out."""
     captured = {one.id: one for one in exchanges(run.path)}
     _, samples = known_samples(run.path)
-    for item, judgements in sorted(by_item.items()):
+    for item, judgements in sorted(judgements_by_item(run, until).items()):
         if item not in captured:
             made.left_out["exchange_deleted"] += 1
             continue

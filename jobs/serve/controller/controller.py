@@ -162,6 +162,7 @@ class Controller:
             draft=str(draft) if draft is not None else None,
             draft_tokens=config.draft_tokens,
             folder=str(self.files.replicas / f"{context.attempt:04d}" / app),
+            load=str(self.files.load),
             logs=str(context.run.log_dir(context.attempt)),
             start_seconds=config.update.start_minutes * 60,
             drain_seconds=config.update.drain_seconds,

@@ -13,8 +13,8 @@ class Recorder(Protocol):
     def record(self, exchange: Exchange) -> None:
         """Take an exchange; never waits. A second time with the same id changes nothing."""
 
-    async def feedback(self, body: bytes) -> tuple[int, bytes]:
-        """Take a rating or a correction: status and body of the answer."""
+    async def feedback(self, number: str, body: bytes) -> tuple[int, bytes]:
+        """Take a rating or a correction: status and body of the answer. A second time with the same number it is kept once."""
         ...
 
     async def close(self) -> None:

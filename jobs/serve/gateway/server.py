@@ -30,8 +30,8 @@ _PLAIN_TEXT = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 class TakesFeedback(Protocol):
     """Who takes ratings and corrections."""
 
-    async def feedback(self, body: bytes) -> tuple[int, bytes]:
-        """Status and body of the answer."""
+    async def feedback(self, number: str, body: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer. `number` names the request: what comes twice with one is kept once."""
         ...
 
 
@@ -110,7 +110,7 @@ class Gateway:
         try:
             self._judge(head)
         except RefusalError as error:
-            return self._answer(connection, head, refusal(error, keep_alive=head.keep_alive))
+            return self._answer(connection, head, self._refusal(head, error))
         if head.path == FEEDBACK:
             return self._take_feedback(connection, head, body)
         if head.path in _ANSWERS:
@@ -145,7 +145,7 @@ class Gateway:
             assert self._feedback is not None
             try:
                 if not connection.answered:
-                    status, answer = await self._feedback.feedback(body)
+                    status, answer = await self._feedback.feedback(f"feedback-{connection.request_id}", body)
                     connection.send(whole(status, answer, keep_alive=True))
             finally:
                 connection.ended(keep_alive=head.keep_alive)
@@ -168,8 +168,7 @@ class Gateway:
             return self._whole(head, 200, plain({"object": "list", "data": [_model(name) for name in table.names()]}))
         name = path.removeprefix("/v1/models/")
         if name not in table.names():
-            error = RefusalError(404, f"there is no model {name!r} here", "model_not_found", param="model")
-            return refusal(error, keep_alive=head.keep_alive)
+            return self._refusal(head, RefusalError(404, f"there is no model {name!r} here", "model_not_found", param="model"))
         return self._whole(head, 200, plain(_model(name)))
 
     def _health(self, head: Head) -> bytes:
@@ -185,6 +184,10 @@ class Gateway:
     @staticmethod
     def _whole(head: Head, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = (JSON,)) -> bytes:
         return whole(status, body, headers, keep_alive=head.keep_alive, no_body=head.method == "HEAD")
+
+    @staticmethod
+    def _refusal(head: Head, error: RefusalError) -> bytes:
+        return refusal(error, keep_alive=head.keep_alive, no_body=head.method == "HEAD")
 
 
 def _model(name: str) -> dict[str, object]:

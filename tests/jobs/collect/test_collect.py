@@ -78,6 +78,26 @@ def test_a_reviewer_stands_before_a_user(tmp_path: Path) -> None:
     assert [pair["chosen"][0]["content"] for pair in rows(run, PAIRS) if pair["id"] == "req-4"] == ["Four, as ever."]
 
 
+def test_what_is_said_later_is_learnt_from_later_and_changes_no_data_of_before(tmp_path: Path) -> None:
+    served = serving_run(tmp_path)
+    keep(ratings_store(served.path / FOLDER), [rated(7, rating="up", user="ann")])
+    first, _ = collect(served)
+    said = json.dumps("Seven, rather.")
+    keep(ratings_store(served.path / FOLDER), [rated(7, user="ann", correction=said) | {"id": "late", "time": NOW + 10}])
+    judgement = {"id": "j1", "time": NOW + 20, "reviewer": "bob", "item": "req-6", "first": "req-6", "choice": "neither"}
+    keep(judgements_store(served.path), [{**judgement, "corrected": "req-6", "correction": "Six."}])
+    again, _ = collect(served)
+    assert [(again.path / name).read_bytes() for name in (CONVERSATIONS, PAIRS)] == [
+        (first.path / name).read_bytes() for name in (CONVERSATIONS, PAIRS)
+    ]
+    later, _ = collect(served, since=NOW, until=NOW + 60)
+    assert [(row["id"], row["messages"][-1]["content"]) for row in rows(later)] == [
+        ("req-7", "Seven, rather."),
+        ("req-6", "Six."),
+    ]
+    assert [pair["id"] for pair in rows(later, PAIRS)] == ["req-7", "req-6"]
+
+
 def test_a_share_of_what_was_learnt_before_and_no_evaluation_item(tmp_path: Path) -> None:
     served = serving_run(tmp_path)
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]

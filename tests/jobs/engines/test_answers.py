@@ -1,13 +1,20 @@
 """Answers of both engines are those of the model, whatever is asked beside, and go on where another process stopped."""
 
+import asyncio
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
 import pytest
+import torch
 
+import jobs.engines.sampler
+import jobs.engines.transformers.sampler as sampler_module
+from jobs.engines.api.errors import ApiError
 from jobs.engines.process import EngineProcess
+from jobs.engines.transformers.sampler import TransformersSampler
 from jobs.inference.generate import Sampling, generate
 from jobs.inference.open_model import open_model
 from tests.jobs.engines.streams import CHAT, COMPLETIONS, ask, continued_as, events, text_of
@@ -129,3 +136,42 @@ def test_log_probabilities_of_a_prompt(engines: dict[str, EngineProcess]) -> Non
     refused = ask(engines["llamacpp"], COMPLETIONS, body)
     assert refused.status_code == 400
     assert "transformers" in refused.json()["error"]["message"]
+
+
+FEW = jobs.engines.sampler.Sampling(max_tokens=3, temperature=0)
+
+
+def test_a_prompt_whose_probabilities_do_not_fit_fails_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory is left")
+
+    monkeypatch.setattr(sampler_module, "_prompt_logprobs", full)
+    sampler = TransformersSampler(open_model(str(model)), slots=1, context=None)
+
+    async def scenario() -> int:
+        async with asyncio.timeout(Patience.SIGNAL.value):
+            with pytest.raises(ApiError, match="no memory is left"):
+                await sampler.prompt_logprobs([3, 4, 5], 1)
+            return len([each async for each in sampler.draw([3, 4, 5], FEW)])
+
+    assert asyncio.run(scenario()) == 3
+    sampler.close()
+
+
+def test_an_engine_whose_thread_ends_does_so_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+
+    def broken(*_: object) -> None:
+        raise KeyError("nobody has foreseen this")
+
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(TransformersSampler, "_turn", broken)
+    sampler = TransformersSampler(open_model(str(model)), slots=1, context=None)
+
+    async def scenario() -> None:
+        asked = asyncio.create_task(anext(sampler.draw([3, 4, 5], FEW)))
+        await asyncio.to_thread(until, lambda: codes, Patience.SIGNAL)
+        asked.cancel()
+
+    asyncio.run(scenario())
+    assert codes == [1]

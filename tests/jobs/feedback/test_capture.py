@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -17,7 +18,9 @@ import pytest
 from cluster.run.directory import RunDir
 from jobs.feedback.answers import find_answer
 from jobs.feedback.capture import Capture, CaptureConfig, is_sampled
+from jobs.feedback.exchange import FEEDBACK, SETTINGS, Exchange, exchange_frame, frame
 from jobs.feedback.records import FOLDER, answers_store, exchanges_store, ratings_store
+from jobs.feedback.writer import serve
 from tests.jobs.feedback.exchanges import exchange, items, personal_exchange, planted
 from tests.patience import Patience, ended, until
 
@@ -139,7 +142,7 @@ def test_off_it_keeps_a_ledger_without_a_word_of_content(tmp_path: Path) -> None
 
     async def scenario() -> tuple[int, bytes]:
         capture = await _captured(run.path / FOLDER, None, 20)
-        said = await capture.feedback(b'{"answer_id": "chatcmpl-000003", "rating": "up"}')
+        said = await capture.feedback("feedback-1", b'{"answer_id": "chatcmpl-000003", "rating": "up"}')
         await capture.close()
         return said
 
@@ -171,8 +174,8 @@ def test_feedback_is_written_down_before_its_client_hears_so(tmp_path: Path) -> 
 
     async def scenario() -> tuple[tuple[int, bytes], list[tuple[int, bytes]]]:
         capture = await _captured(tmp_path, CaptureConfig(), 0)
-        first = await capture.feedback(json.dumps(good).encode())
-        rest = [await capture.feedback(body) for body in bad]
+        first = await capture.feedback("feedback-0", json.dumps(good).encode())
+        rest = [await capture.feedback(f"feedback-{number}", body) for number, body in enumerate(bad, 1)]
         await capture.close()
         return first, rest
 
@@ -185,6 +188,36 @@ def test_feedback_is_written_down_before_its_client_hears_so(tmp_path: Path) -> 
     (row,) = ratings_store(tmp_path).read().to_pylist()
     assert (row["rating"], row["comment"], json.loads(row["correction"])) == ("down", "<EMAIL>", "Ask <EMAIL>")
     assert mail.encode() not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_what_cannot_be_kept_takes_nothing_else_along(tmp_path: Path) -> None:
+    """Bodies that json reads and orjson does not write: a large integer, half a character."""
+    large = b'{"prompt": "smile \\ud83d", "seed": 123456789012345678901}'
+    half = b'{"id": "cmpl-\\ud83d", "choices": [{"text": "hi"}]}'
+    said = {"answer_id": "chatcmpl-000003", "rating": "up"}
+    ours, writers = socket.socketpair()
+    pieces = [
+        *frame(SETTINGS, {"config": CaptureConfig(retention_days=1e5, mask=()).model_dump(mode="json")}),
+        *(piece for n in range(4) for piece in exchange_frame(_odd(n, {1: large}, {2: half}), captured=True)),
+        *frame(FEEDBACK, {"id": "feedback-1"}, json.dumps(said).encode()),
+    ]
+    with ours, writers:
+        ours.sendall(b"".join(pieces))
+        ours.shutdown(socket.SHUT_WR)
+        serve(writers, tmp_path)
+        told = [json.loads(line) for line in ours.recv(1 << 16).splitlines()]
+    wanted = [f"req-{number:06d}" for number in range(4)]
+    assert [number for one in told for number in one["durable"]] == wanted
+    assert {number: status for one in told for number, (status, _) in one["feedback"].items()} == {"feedback-1": 200}
+    assert answers_store(tmp_path).read()["id"].to_pylist() == wanted
+    kept = {row["id"]: row["sampling"] for row in exchanges_store(tmp_path).read().to_pylist()}
+    assert sorted(kept) == [wanted[0], wanted[1], wanted[3]]
+    assert "123456789012345678901" in kept[wanted[1]]
+
+
+def _odd(number: int, requests: dict[int, bytes], answers: dict[int, bytes]) -> Exchange:
+    odd = {"request": requests.get(number), "answer": answers.get(number)}
+    return exchange(number, **{side: body for side, body in odd.items() if body is not None})
 
 
 def test_conversations_are_sampled_whole_and_by_their_own_hash() -> None:

@@ -25,6 +25,7 @@ from jobs.feedback.review.judgements import judgements_store, standing
 from jobs.feedback.review.samples import Sampler, endpoint
 from jobs.feedback.review.server import ReviewServer
 from jobs.feedback.review.session import Review
+from jobs.feedback.store import Writer
 from tests.jobs.feedback.exchanges import exchange
 from tests.jobs.feedback.runs import serving_run
 from tests.jobs.shell import Shell
@@ -60,6 +61,19 @@ def test_two_versions_meet_and_no_place_tells_which_is_which(tmp_path: Path) -> 
     on_the_left = [item.sides("ann")[0].version for item in pairs]
     assert 30 < on_the_left.count("chat@0") < 71
     assert on_the_left != [item.sides("bob")[0].version for item in pairs]
+
+
+def test_votes_on_other_answers_are_not_added_up(tmp_path: Path) -> None:
+    """Between two reviewers, another second answer to the same question was captured."""
+    run = serving_run(tmp_path / "runs", [asked(n, "Which?", f"Answer {n}", n) for n in range(3)], mask=[])
+    words = {"ann": ("req-000001", "first"), "bob": ("req-000002", "second"), "cat": ("req-000002", "second")}
+    with Writer(judgements_store(run.path), 1 << 20, 3600) as writer:
+        about = {"item": "req-000000", "first": "req-000000", "corrected": None, "correction": None, "undone": None}
+        for number, (who, (second, choice)) in enumerate(words.items()):
+            writer.append([{**about, "id": who, "time": float(number), "reviewer": who, "second": second, "choice": choice}])
+    made = reviewed_pairs(run).records
+    found = [(pair["chosen"][0]["content"], pair["rejected"][0]["content"], pair["reviewers"]) for pair in made]
+    assert found == [("Answer 0", "Answer 1", 1), ("Answer 2", "Answer 0", 2)]
 
 
 def test_judgements_become_pairs_and_conversations(run: RunDir) -> None:

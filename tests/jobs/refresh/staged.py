@@ -21,7 +21,7 @@ from jobs.refresh.config import RefreshConfig
 from jobs.refresh.loop import Loop
 from jobs.refresh.report import write_report
 from jobs.refresh.steps import Steps
-from jobs.refresh.trigger import Trigger
+from jobs.refresh.trigger import DriftLook, Trigger
 from tests.jobs.models.registered import MODEL_RECORD, judged, trained
 
 NOW = 1_790_000_000.0
@@ -146,6 +146,7 @@ class Stage:
         self.run = RunDir.create("fresh", {**record, "resources": {"nodes": 1}}, root)
         self.now = NOW
         self.waits: Callable[[], None] = lambda: None  # what happens while the driver waits
+        self.drift: DriftLook = lambda state: {}
 
     def drive(self) -> list[dict[str, Any]]:
         """An attempt of the driver; the facts of all rounds."""
@@ -162,7 +163,7 @@ class Stage:
             plain_wait()
 
         steps.wait = wait  # type: ignore[method-assign]
-        trigger = Trigger(self.config.trigger, self.served, lambda state: {}, lambda: self.now)
+        trigger = Trigger(self.config.trigger, self.served, self.drift, lambda: self.now)
         Loop(context, self.config, steps, trigger, lambda: self.now).drive(lambda: write_report(self.run))
         write_report(self.run)
         return read_rounds(self.run)

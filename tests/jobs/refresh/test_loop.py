@@ -13,6 +13,7 @@ from cluster.config_reader import load_config, read_yaml
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
+from jobs.feedback.records import FOLDER, ratings_store
 from jobs.models.promote import promote
 from jobs.models.rollouts import record_rollout
 from jobs.refresh.canary import Tally, rule
@@ -24,7 +25,7 @@ from jobs.refresh.trigger import Trigger
 from jobs.runs.model_versions import RegisteredModel
 from jobs.runs.tree import family_tree
 from tests.jobs.models.registered import judged, trained
-from tests.jobs.refresh.staged import NOW, Played, Stage
+from tests.jobs.refresh.staged import NOW, Played, Stage, keep, rated
 from tests.jobs.shell import Shell
 
 CANARY = {"minutes": 1, "requests": 20, "most_minutes": 5, "settle_minutes": 1}
@@ -219,6 +220,38 @@ def test_rounds_go_on_from_what_was_promoted(root: Path) -> None:
     stage = Stage(root, rounds=2, least_conversations=6)
     first, second = stage.drive()
     assert (second["base"], second["outcome"]) == (first["version"], "nothing to learn")
+
+
+@pytest.mark.parametrize(
+    ("played", "keys", "outcome"),
+    [
+        (Played(refused=("evaluate-candidate",)), {}, "refused"),
+        (Played(), {"least_conversations": 7}, "nothing to learn"),
+    ],
+)
+def test_feedback_begins_one_round_whatever_becomes_of_it(root: Path, played: Played, keys: dict[str, Any], outcome: str) -> None:
+    stage = Stage(root, played, rounds=2, trigger={"feedback": 7, "look_seconds": 0.001}, **keys)
+    told: list[Any] = []
+
+    def tell() -> None:
+        if (stage.run.path / "rounds/0002").is_dir() and not told:
+            told.extend(rated(100 + n, rating="up", time=stage.now) for n in range(7))
+            keep(ratings_store(stage.served.path / FOLDER), told)
+
+    stage.waits = tell
+    first, second = stage.drive()
+    assert first["outcome"] == second["outcome"] == outcome
+    assert second["trigger"]["time"] > second["began"], "it waits for feedback that is new"
+    assert (second["trigger"]["ratings"], second["data"]["corrected"]) == (7, 3), "and learns from what came before, too"
+
+
+def test_all_rounds_together_are_one_series_of_looks_for_drift(root: Path) -> None:
+    drift = {"reference": "x.jsonl", "every_hours": 0.1}
+    stage = Stage(root, Played(refused=("evaluate-candidate",)), rounds=2, trigger={"drift": drift, "look_seconds": 0.001})
+    stage.drift = lambda state: {"alarm": True, "words": "Dutch", "state": {"looked": state.get("looked", 0) + 1}, "figures": {}}
+    first, second = stage.drive()
+    assert second["looks"]["state"] == {"looked": 2}
+    assert second["trigger"]["time"] - first["trigger"]["time"] >= 360
 
 
 class KilledError(BaseException):

@@ -11,6 +11,7 @@ from jobs.serve.gateway.http.answers import RefusalError
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 OTHERS = ("/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/rerank")  # passed on where an engine has them; never continued
 TIMEOUT_HEADER = b"x-request-timeout"
+_FLAT = 250  # a body with no more brackets is not nested deeper than orjson writes; it reads what is
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,12 @@ def read_request(path: str, headers: dict[bytes, bytes], body: bytes) -> Asked:
     """The facts of a request. Raises RefusalError for a body that is no JSON object, or whose known fields have no sense."""
     try:
         values = orjson.loads(body)
+        if body.count(b"[") + body.count(b"{") > _FLAT:
+            orjson.dumps(values)
     except orjson.JSONDecodeError as error:
         raise RefusalError(400, f"the body is not valid JSON in UTF-8: {error}", "invalid_json") from None
+    except orjson.JSONEncodeError:
+        raise RefusalError(400, "the body is nested too deep; send fewer levels", "invalid_json") from None
     if not isinstance(values, dict):
         raise RefusalError(400, f"the body must be a JSON object, not {_kind(values)}", "invalid_json")
     _check(values, path)

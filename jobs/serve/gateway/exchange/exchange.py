@@ -39,8 +39,7 @@ class Exchange:
         self.context, self.connection, self.head, self.body = context, connection, head, body
         journal, record = context.journal, connection.record
         self.resumed = connection.resumed and journal.read(record, Field.ADOPTED) > 0
-        self.number = journal.read(record, Field.EXCHANGE)
-        self.id = f"req-{journal.nonce:016x}{self.number:08x}"
+        self.id = f"req-{connection.request_id}"
         self.clock = Clock(arrived=journal.read(record, Field.ARRIVED) / 1e9)
         self.tokens = Tokens(journal, record, context.settings.max_answer_bytes)
         self.asked: Asked | None = None

@@ -37,14 +37,15 @@ def whole(status: int, body: bytes, headers: Iterable[Header] = (JSON,), *, keep
     return head_bytes(status, [*headers, length], keep_alive=keep_alive) + (b"" if no_body else body)
 
 
-def refusal(error: RefusalError, headers: Iterable[Header] = (), *, keep_alive: bool) -> bytes:
-    """An error as a whole answer."""
+def refusal(error: RefusalError, headers: Iterable[Header] = (), *, keep_alive: bool, no_body: bool = False) -> bytes:
+    """An error as a whole answer. `no_body`: the request was a HEAD."""
     all_headers = [JSON, *headers]
     if error.retry_after is not None:
         all_headers.append((b"retry-after", b"%d" % error.retry_after))
     if error.status == 401:
         all_headers.append((b"www-authenticate", b"Bearer"))
-    return whole(error.status, error_body(error.status, str(error), error.code, error.param), all_headers, keep_alive=keep_alive)
+    body = error_body(error.status, str(error), error.code, error.param)
+    return whole(error.status, body, all_headers, keep_alive=keep_alive, no_body=no_body)
 
 
 def chunk(data: bytes) -> bytes:

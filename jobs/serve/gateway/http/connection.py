@@ -76,6 +76,11 @@ class Connection(asyncio.BufferedProtocol):
         return self._read(Field.OPEN_AT) == self.input.start + 1
 
     @property
+    def request_id(self) -> str:
+        """What names the request at hand, and no other, whichever gateway answers it."""
+        return f"{self.owner.journal.nonce:016x}{self._read(Field.EXCHANGE):08x}"
+
+    @property
     def answered(self) -> bool:
         """Whether an answer was begun, by a gateway before this one: all but streams are in the journal whole, or not at all."""
         return len(self.output) > 0 and Wire(self.output.read(self.output.start, self.output.end)).begun

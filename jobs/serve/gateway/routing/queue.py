@@ -106,6 +106,8 @@ class VersionQueue:
 
     def wake(self) -> None:
         """Give free slots to those that wait."""
+        # a task that is cancelled takes itself out only when it runs again, and its future is over before
+        self._waiting = deque(waiting for waiting in self._waiting if not waiting.future.done())
         while self._waiting:
             if (chosen := self._next()) is None:
                 return

@@ -110,6 +110,14 @@ def test_raw_bytes_get_an_answer_and_an_end(endpoint: Endpoint, data: bytes, ans
     assert _raw(endpoint, data).startswith(answer)
 
 
+@pytest.mark.parametrize("path", ["/nothing", "/v1/models/other", CHAT])
+def test_an_error_to_a_head_is_a_head(endpoint: Endpoint, path: str) -> None:
+    asked = f"HEAD {path} HTTP/1.1\r\n\r\nGET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n"
+    head, _, rest = _raw(endpoint, asked.encode()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 40")
+    assert rest.startswith(b"HTTP/1.1 200")
+
+
 def test_requests_behind_each_other_in_pieces_and_after_a_question(endpoint: Endpoint) -> None:
     body = {"prompt": "p", "max_tokens": 2, "temperature": 0}
     twice = _raw(endpoint, _post(COMPLETIONS, body) + _post(COMPLETIONS, body, "Connection: close"))

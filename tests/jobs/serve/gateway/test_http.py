@@ -63,6 +63,7 @@ def test_chunks_that_are_none_are_refused(body: bytes) -> None:
         (b'{"messages": [{"role": "user", "content": "\xed\xa0\x80"}]}', "invalid_json"),
         (b"[1]", "invalid_json"),
         (b"[" * 100_000, "invalid_json"),
+        (b'{"messages": [{"role": "user", "content": %b}]}' % (b"[" * 300 + b"]" * 300), "invalid_json"),
         (b'{"messages": []}', "missing_required_parameter"),
         (b'{"messages": "hello"}', "invalid_type"),
         (b'{"messages": ["hello"]}', "invalid_type"),

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from jobs.feedback.read import exchanges
+from jobs.feedback.records import ratings_store
 from jobs.serve.routes import Alias
 from tests.jobs.serve.gateway.endpoint import HTTP, VERSION, Endpoint, FakeEngine, chat, texts
 from tests.patience import Patience, until
@@ -22,6 +24,12 @@ USAGE = {"stream_options": {"include_usage": True}}
 
 
 SOAK = pytest.mark.soak
+
+
+def _writer(gateway: int) -> psutil.Process | None:
+    """The process that writes down what a gateway hands over."""
+    children = psutil.Process(gateway).children()
+    return next((child for child in children if "jobs.feedback.writer" in child.cmdline()), None)
 
 
 @pytest.fixture(
@@ -222,6 +230,26 @@ def test_a_request_of_which_replicas_die_is_given_up(tmp_path: Path) -> None:
         assert texts(HTTP.post(made.url + CHAT, json=chat("fine", max_tokens=2), timeout=60).content).count("w") == 2
     finally:
         made.close()
+
+
+def test_a_rating_counts_once_though_its_gateway_dies_before_it_has_answered(tmp_path: Path) -> None:
+    made = Endpoint(tmp_path, [], feedback_folder=tmp_path / "feedback", capture={"mask": []})
+    raw = json.dumps({"answer_id": "cmpl-1", "rating": "down"}).encode()
+    try:
+        writer = until(lambda: _writer(made.live()), Patience.START, made.said)
+        writer.suspend()  # a slow disk
+        with socket.create_connection(("127.0.0.1", made.port), timeout=60) as client:
+            client.sendall(b"POST /v1/feedback HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(raw), raw))
+            for _ in range(2):  # whoever answers these has handed it over
+                HTTP.get(made.url + "/healthz")
+            made.kill_gateway()
+            writer.resume()
+            assert client.recv(1000).startswith(b"HTTP/1.1 200")
+    finally:
+        made.close()
+    until(lambda: not writer.is_running() or writer.status() == psutil.STATUS_ZOMBIE, Patience.SIGNAL)
+    ratings = ratings_store(tmp_path / "feedback")
+    assert ratings.read()["answer_id"].to_pylist() == ["cmpl-1"]
 
 
 @SOAK

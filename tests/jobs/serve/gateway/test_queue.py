@@ -73,6 +73,21 @@ def test_no_slot_is_given_twice_and_those_that_wait_get_it_in_turn() -> None:
     asyncio.run(run())
 
 
+def test_whoever_leaves_as_a_slot_is_freed_takes_it_from_nobody() -> None:
+    async def run() -> None:
+        queue = _queue(1, per_slot=4)
+        held = await queue.take((), remaining_seconds=9)
+        waiting = [asyncio.create_task(queue.take((), remaining_seconds=9)) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        held.give_back(completed=True)  # before the first has heard that it is cancelled: the second gets it
+        waiting[1].cancel()  # before it has heard that it has a slot
+        (await waiting[2]).give_back(completed=True)
+        assert (queue.running, queue.waiting) == (0, 0)
+
+    asyncio.run(run())
+
+
 def test_a_turn_that_would_come_too_late_is_refused_at_once() -> None:
     async def run() -> None:
         queue = _queue(1)

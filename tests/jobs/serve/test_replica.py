@@ -1,0 +1,72 @@
+"""When a leaving replica's engine may end: by its own count, else by the gateway's, else when its time is over."""
+
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import jobs.serve.replica as replica_module
+from cluster.run.files import write_json
+from jobs.serve.replica import UnderWay, drained, under_way
+
+
+class Silent(BaseHTTPRequestHandler):
+    """An engine whose health has no body, as vLLM's."""
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        """Health."""
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Silent) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_engine_that_does_not_count_is_drained_by_the_gateways_count(
+    silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica_module, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(replica_module, "LOOK_SECONDS", 0.01)
+    load = tmp_path / "load.json"
+
+    def look() -> UnderWay | None:
+        return under_way(silent, None, load, "r1")
+
+    def tell(seconds: float, **running: int) -> None:
+        write_json(load, {"time": time.time() + seconds, "replicas": {name: {"running": n} for name, n in running.items()}})
+
+    assert look() is None
+    assert not drained(look, 0.3), "nobody says: its time is waited out"
+    tell(0, r1=2, r2=1)
+    assert (found := look())
+    assert found.requests == 2
+    assert not drained(look, 0.3), "it is busy"
+    tell(-60, r2=1)
+    assert look() is None, "a gateway that is away says nothing"
+    tell(0, r2=1)
+    assert not drained(look, 0.3), "what was said before it left says nothing of what came then"
+    tell(1, r2=1)
+    assert drained(look, 60)
+
+
+def test_an_engine_that_is_gone_has_nothing_under_way(tmp_path: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), Silent) as server:
+        gone = f"http://127.0.0.1:{server.server_port}"
+    found = under_way(gone, None, tmp_path / "load.json", "r1")
+    assert found is not None
+    assert found.requests == 0

@@ -1,5 +1,6 @@
 """The group of ranks: forming it, leaving it, and agreeing inside it."""
 
+import errno
 import math
 import os
 from collections.abc import Collection, Iterator
@@ -10,12 +11,13 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from cluster.errors import BackendError, ConfigError
 from cluster.gpus import DEVICES_VARIABLE, node_gpus
+from cluster.process.ports import listen_on
 from sharding.config import ParallelConfig
 
 T = TypeVar("T")
@@ -121,10 +123,13 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     # with its device NCCL connects now, and not in the middle of the first step
     bound = device if on_gpu else None
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group(backend, init_method="env://", timeout=timeout, device_id=bound)
-    else:
+    if "WORLD_SIZE" not in os.environ:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)
+    elif (store := _store(timeout)) is not None:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound)
+    else:
+        dist.init_process_group(backend, init_method="env://", timeout=timeout, device_id=bound)
     try:
         rank, world_size = dist.get_rank(), dist.get_world_size()
         mesh = _mesh(device, world_size, parallel)
@@ -178,6 +183,25 @@ def _refuse_stale_store() -> None:
             "torchrun restarted this group with the store of the one before, which hangs; "
             "set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun, or start the run with `ropewalk run`"
         )
+
+
+def _store(timeout: timedelta) -> TCPStore | None:
+    """Open the store in which the ranks meet, which rank 0 serves at MASTER_ADDR alone: torch would listen at all addresses.
+
+    None where that is left to torch: torchrun serves the store itself, or MASTER_ADDR is no address of rank 0's machine.
+    """
+    host, port, served = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), os.environ.get("RANK") == "0"
+    if not host or not port or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return None
+    listener = None
+    if served:
+        try:
+            listener = listen_on(host, int(port), reserved=False).detach()
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            return None
+    return TCPStore(host, int(port), None, served, timeout, wait_for_workers=False, master_listen_fd=listener)
 
 
 def _local_world_size() -> int:

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 SIDECAR_SECONDS = 15.0  # to drain and close at the end
 SIDECAR_NICE = 10
+WATCH_SECONDS = 0.2  # between two looks whether a stop was asked for
 LOOK_SECONDS = 5.0  # between two looks whether the attempt still goes on
 
 
@@ -89,6 +90,8 @@ class Agent:
         self._next_look = time.monotonic() + LOOK_SECONDS
         self._fatal_looks = Looks(self.folder)
         self._stop_asked = SignalFlag()
+        self._leave_by: float | None = None  # once it was asked to stop, by the monotonic clock
+        self._bugs_spent = False
         self._shutdown = ShutdownGate()  # nothing runs before a group forms, and between two
 
     def run(self) -> int:
@@ -107,6 +110,7 @@ class Agent:
         code = EXIT_FAILED
         try:
             code = self._run_engine()
+            self._bugs_spent = self.engine is Engine.RANKS and code == EXIT_FAILED  # this engine retries bugs itself
             if code == EXIT_LOST_PEER:
                 code = EXIT_FAILED
         except Exception as error:  # an engine that does not start is an attempt that failed, and says why
@@ -185,30 +189,36 @@ class Agent:
 
     def _watch(self, parent: int) -> None:
         """Hand the stop on to the ranks; end this node when the supervisor is gone or the attempt is over."""
-        deadline: float | None = None
         while True:
-            if self._stop_asked.wait(0.2 if deadline is None else 0) and deadline is None:
-                log.info("asked to stop: saving at the next step boundary")
-                self.run_dir.event("stop_requested", node=self.node, attempt=self.attempt)
-                self.stop_flag.touch()
-                deadline = time.monotonic() + self.resources.grace_seconds
-            if deadline is not None:
-                if self._shutdown.begin_if_nothing_runs():
-                    log.info("asked to stop before the group had formed: nothing to save")
-                    self._end_all(EXIT_REQUEUE)
-                time.sleep(0.2)
-                if time.monotonic() > deadline:
-                    log.error("no checkpoint within %.0f s of the stop: ending the ranks", self.resources.grace_seconds)
-                    self._abandon(EXIT_TERMINATED)
-            if os.getppid() != parent:
-                self._stop_asked.set()  # the supervisor is gone: save and exit
-            if self._attempt_over():
-                log.error("attempt %d is over: ending this agent, which outlived it", self.attempt)
+            try:
+                self._look(parent)
+            except OSError as error:
+                log.warning("a look at the run failed, and is made again: %s", error)
+                time.sleep(WATCH_SECONDS)
+
+    def _look(self, parent: int) -> None:
+        if self._stop_asked.wait(WATCH_SECONDS if self._leave_by is None else 0) and self._leave_by is None:
+            log.info("asked to stop: saving at the next step boundary")
+            self.stop_flag.touch()
+            self._leave_by = time.monotonic() + self.resources.grace_seconds
+            self.run_dir.event("stop_requested", node=self.node, attempt=self.attempt)
+        if self._leave_by is not None:
+            if self._shutdown.begin_if_nothing_runs():
+                log.info("asked to stop before the group had formed: nothing to save")
+                self._end_all(EXIT_REQUEUE)
+            time.sleep(WATCH_SECONDS)
+            if time.monotonic() > self._leave_by:
+                log.error("no checkpoint within %.0f s of the stop: ending the ranks", self.resources.grace_seconds)
                 self._abandon(EXIT_TERMINATED)
-            # to miss it costs seconds: the supervisor ends this agent then
-            if self._fatal_looks.due() and (self.folder / names.FATAL).exists():
-                time.sleep(2.0)  # the ranks of this node see the broken group and leave by themselves
-                self._abandon(EXIT_NEVER_RETRY)
+        if os.getppid() != parent:
+            self._stop_asked.set()  # the supervisor is gone: save and exit
+        if self._attempt_over():
+            log.error("attempt %d is over: ending this agent, which outlived it", self.attempt)
+            self._abandon(EXIT_TERMINATED)
+        # to miss it costs seconds: the supervisor ends this agent then
+        if self._fatal_looks.due() and (self.folder / names.FATAL).exists():
+            time.sleep(2.0)  # the ranks of this node see the broken group and leave by themselves
+            self._abandon(EXIT_NEVER_RETRY)
 
     def _attempt_over(self) -> bool:
         """Return whether the supervisor has concluded this attempt, or opened the next: nobody waits for this agent."""
@@ -224,8 +234,10 @@ class Agent:
     def _end_all(self, code: int) -> None:
         spared = {os.getpid(), *(sidecar.pid for sidecar in self.sidecars)}
         end(process for process in family(os.getpid()) if process.pid not in spared)
-        self._leave(code)
-        os._exit(code)
+        try:
+            self._leave(code)
+        finally:
+            os._exit(code)
 
     # --- sidecars, and leaving
 
@@ -247,9 +259,11 @@ class Agent:
 
     def _leave(self, code: int) -> None:
         end(processes_with({STOP_VARIABLE: str(self.stop_flag)}))  # what programs have left running, whoever its parent is now
-        write_json(
-            self.folder / names.NODES / f"node-{self.node}.json", {"node": self.node, "exit_code": code, "ended": time.time()}
-        )
+        report = {"node": self.node, "exit_code": code, "ended": time.time(), "bugs_spent": self._bugs_spent}
+        try:
+            write_json(self.folder / names.NODES / f"node-{self.node}.json", report)
+        except OSError as error:  # the supervisor goes by this process's exit code then
+            log.error("cannot report how this node ended: %s", error)
         for sidecar in self.sidecars:
             sidecar.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + SIDECAR_SECONDS

@@ -1,13 +1,17 @@
 """Samples of a node by psutil and NVML, in a file that is also the node's sign of life."""
 
+import logging
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from cluster.run.files import append_line
+
+log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 5.0
 _GIB = 2**30
@@ -50,12 +54,14 @@ def _gpus() -> dict[str, float]:
     except pynvml.NVMLError:
         return {}
     values: dict[str, float] = {}
-    try:
+    with suppress(pynvml.NVMLError):  # a GPU that is lost
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            values[f"gpu{index}_percent"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-            values[f"gpu{index}_memory_gib"] = round(pynvml.nvmlDeviceGetMemoryInfo(handle).used / _GIB, 3)
-    finally:
+            with suppress(pynvml.NVMLError):  # a GPU that is cut into parts (MIG) does not tell it
+                values[f"gpu{index}_percent"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            with suppress(pynvml.NVMLError):
+                values[f"gpu{index}_memory_gib"] = round(pynvml.nvmlDeviceGetMemoryInfo(handle).used / _GIB, 3)
+    with suppress(pynvml.NVMLError):
         pynvml.nvmlShutdown()
     return values
 
@@ -79,6 +85,9 @@ class Monitor:
 
     def _run(self) -> None:
         while True:
-            append_line(self._path, sample(self._node))
+            try:
+                append_line(self._path, sample(self._node))
+            except (OSError, psutil.Error) as error:
+                log.warning("a sample of the node is lost: %s", error)
             if self._ended.wait(self._interval_seconds):
                 return

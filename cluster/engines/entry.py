@@ -24,6 +24,7 @@ from cluster.errors import (
     EXIT_REQUEUE,
     GateError,
     RopewalkError,
+    StaleAttemptError,
     StopRequested,
 )
 from cluster.process.output import configure_logging
@@ -55,6 +56,9 @@ def run_entry(context: JobContext) -> int:
     except StopRequested as stop:
         log.info("stopped: %s", stop)
         return EXIT_REQUEUE
+    except StaleAttemptError as error:  # the attempt is its successors', and so are its files
+        log.warning("%s", error)
+        return EXIT_LOST_PEER
     except Exception as error:  # whatever it is becomes a record and an exit code
         code = exit_code_of(error)
         if isinstance(error, GateError) and context.rank == 0:

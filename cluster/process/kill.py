@@ -1,6 +1,7 @@
 """Find and kill the processes of a directory, those that write a log, or a process and its descendants."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,8 @@ def processes_of(place: Path | str) -> list[psutil.Process]:
 
 
 def _names(process: psutil.Process, place: str) -> bool:
-    if any(place in word for word in process.cmdline()):
+    named = re.compile(rf"{re.escape(place)}(?!\w)")  # not n10 for n1
+    if any(named.search(word) for word in process.cmdline()):
         return True
     return any(value == place or value.startswith(f"{place}/") for value in process.environ().values())
 

@@ -42,14 +42,13 @@ class ReservedPort:
             self._descriptor = -1
 
 
-def listen_on(address: str, port: int) -> socket.socket:
-    """Open a socket that listens at one address of this machine, at a port that this user may have reserved."""
+def listen_on(address: str, port: int, *, reserved: bool = True) -> socket.socket:
+    """Open a socket that listens at one address of this machine, at a port that this user may have reserved.
+
+    Raises OSError where the address is another machine's, or, not `reserved`, where anybody else listens at the port.
+    """
     family, own = _own_address(address)
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((own, port))
-    listener.listen(BACKLOG)
-    return listener
+    return socket.create_server((own, port), family=family, backlog=BACKLOG, reuse_port=reserved)
 
 
 def _own_address(address: str) -> tuple[socket.AddressFamily, str]:

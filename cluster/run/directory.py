@@ -1,5 +1,6 @@
 """A run is a directory: every path of it, and the few files that say what it is."""
 
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from cluster.run.record import dump_record, read_record, without_diffs
 from cluster.run.requests import Requests
 from cluster.run.succession import ENDED, read_mark, write_mark
 from cluster.spec import Outcome, RunState
+
+log = logging.getLogger(__name__)
 
 RUNS_VARIABLE = "ROPEWALK_RUNS"
 CODE_FOLDER = ".code"  # under the runs' root: one copy of the code for all runs that were submitted with it
@@ -173,8 +176,11 @@ class RunDir:
         return self.attempt_dir(attempt) / names.LOGS
 
     def event(self, kind: str, /, **fields: Any) -> None:
-        """Append an event with the time."""
-        self.events.append({"event": kind, "time": time.time(), **fields})
+        """Append an event with the time. A disk that does not take it is logged: nothing waits for an event, nor fails by it."""
+        try:
+            self.events.append({"event": kind, "time": time.time(), **fields})
+        except OSError as error:
+            log.warning("%s: the event %s is lost: %s", self.id, kind, error)
 
     def read_events(self, *, afresh: bool = False) -> list[dict[str, Any]]:
         """Read all events so far, by time. Use `afresh` where something is decided by them."""

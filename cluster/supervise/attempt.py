@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cluster.config import Resources
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED, GateError
-from cluster.fresh_reads import read_json_afresh
+from cluster.fresh_reads import list_afresh, read_json_afresh
 from cluster.process.forking import Process
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import Looks
@@ -202,7 +202,7 @@ class Attempt:
             reason=self.reason,
             cancelled=self.run.cancel_requested,
             elastic=self.elastic,
-            retry_bugs=self.retry_bugs,
+            retry_bugs=self.retry_bugs and not bugs_spent(self.run, self.number),
         )
         verdict = classify(end if end.decided or self.reason else replace(end, reason=self._reason_past_us()))
         state = RunState.REFUSED if verdict.exit_code == EXIT_NEVER_RETRY and self._refused() else verdict.state
@@ -237,3 +237,10 @@ class Attempt:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines()[-20:]] if log.exists() else []
         found = [line for line in lines if line and not line.startswith("srun: error:")]
         return f" ({found[-1][:300]})" if found else ""
+
+
+def bugs_spent(run: RunDir, number: int) -> bool:
+    """Whether an agent of an attempt has retried the program's errors itself, as often as `retries.bugs` allows."""
+    folder = run.attempt_dir(number) / NODES
+    reports = [read_json_afresh(folder / name) for name in list_afresh(folder) if name.endswith(".json")]
+    return any(report and report.get("bugs_spent") for report in reports)

@@ -8,10 +8,11 @@ from typing import Any
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
 from cluster.fresh_reads import read_afresh
 from cluster.run.directory import RunDir
+from cluster.run.files import parse_lines
 from cluster.run.names import AGENTS
 from cluster.spec import BY_SUBMISSION, Outcome, RunState
 from cluster.supervise.allocation import Allocation
-from cluster.supervise.attempt import Attempt
+from cluster.supervise.attempt import Attempt, bugs_spent
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,8 @@ def spent(run: RunDir) -> tuple[int, int]:
     bugs = disturbances = 0
     for number in reversed(run.attempts()):
         outcome = run.outcome(number)
+        if outcome is None and bugs_spent(run, number):
+            bugs += run.retries.bugs
         if outcome is not None and not outcome.state.final:
             bugs += outcome.exit_code == EXIT_FAILED
             disturbances += outcome.exit_code != EXIT_FAILED
@@ -55,7 +58,9 @@ class Supervisor:
             Attempt(self.run, number, self.allocation, retry_bugs=retry_bugs, python=self.python).execute()
         except Exception as error:
             cause = f"the {self.allocation.name} backend failed: {type(error).__name__}: {error}"
-            self.run.write_outcome(number, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
+            if self.run.outcome(number) is None:
+                failed = Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time())
+                self.run.write_outcome(number, failed)
             raise
         return end_if_spent(self.run, number)
 
@@ -82,7 +87,9 @@ def close_unfinished_attempt(run: RunDir, cause: str) -> None:
     """Write the outcome of the newest attempt if its supervisor died before it could; call it before the next one is opened."""
     attempts = run.attempts()
     if attempts and run.outcome(attempts[-1]) is None:
-        outcome = Outcome(state=RunState.REQUEUED, exit_code=EXIT_TERMINATED, cause=cause, ended=time.time())
+        agents = parse_lines(read_afresh(run.attempt_dir(attempts[-1]) / AGENTS))[0]
+        started = min((float(agent.get("started", 0.0)) for agent in agents), default=0.0)
+        outcome = Outcome(state=RunState.REQUEUED, exit_code=EXIT_TERMINATED, cause=cause, started=started, ended=time.time())
         run.write_outcome(attempts[-1], outcome)
         run.event("attempt_ended", attempt=attempts[-1], state=outcome.state, cause=cause)
 

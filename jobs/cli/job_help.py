@@ -16,8 +16,8 @@ def print_job_help(command: str, job: str) -> None:
     """Print a job's usage and its keys. Raises ConfigError for an unknown job."""
     spec = find_job(job)
     out = _console()
-    out.print(f"ropewalk {command} {spec.name} [-c FILE.yaml] [key=value ...] [--on CLUSTER]\n", markup=False)
-    out.print(f"{spec.summary} Keys are set in FILE.yaml, or as key=value.", markup=False)
+    out.print(f"ropewalk {command} {spec.name} [-c FILE.yaml] [key=value ...] [--on CLUSTER]\n")
+    out.print(f"{spec.summary} Keys are set in FILE.yaml, or as key=value.")
     out.print(_page(config_of(spec)))
 
 
@@ -70,5 +70,5 @@ def _grid(width: int) -> Table:
 
 
 def _console() -> Console:
-    made = Console(highlight=False)
-    return made if made.width <= WIDEST else Console(highlight=False, width=WIDEST)
+    made = Console(highlight=False, markup=False, emoji=False)
+    return made if made.width <= WIDEST else Console(highlight=False, markup=False, emoji=False, width=WIDEST)

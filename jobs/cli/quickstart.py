@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cluster.errors import RopewalkError
 from cluster.gpus import machine_devices
@@ -124,11 +125,13 @@ def quickstart(directory: Path, console: Console, steps: int) -> None:
     picture = plot_run(training, directory / "curves.png")
     console.rule("results")
     _report(console, data, training, scored, recovery)
-    console.print(f"[bold]curves[/]   {os.path.relpath(picture)}")
-    console.print(f"[bold]data[/]     {os.path.relpath(directory / 'data')}/manifest.json")
-    console.print(f"[bold]run[/]      {os.path.relpath(training.path)}  (metrics.jsonl, events/, checkpoints/, wandb/)")
-    console.print(f"[bold]seconds[/]  {time.monotonic() - started:.0f}")
-    console.print("\nNow with your own text: change [bold]input[/] in", f"{os.path.relpath(directory / 'preprocess.yaml')}, then")
+    console.print(_bold("curves"), f"  {os.path.relpath(picture)}")
+    console.print(_bold("data"), f"    {os.path.relpath(directory / 'data')}/manifest.json")
+    console.print(_bold("run"), f"     {os.path.relpath(training.path)}  (metrics.jsonl, events/, checkpoints/, wandb/)")
+    console.print(_bold("seconds"), f" {time.monotonic() - started:.0f}")
+    console.print(
+        "\nNow with your own text: change", _bold("input"), f"in {os.path.relpath(directory / 'preprocess.yaml')}, then"
+    )
     for job in jobs:
         console.print(f"  ropewalk run {job} -c {os.path.relpath(directory / job)}.yaml", highlight=False)
 
@@ -183,7 +186,11 @@ def _report(console: Console, data: RunDir, training: RunDir, scored: RunDir, re
         f"complete {recovery.seconds:.1f} s later, without anyone's help",
     }
     for name, value in rows.items():
-        table.add_row(f"[bold]{name}[/]", value)
+        table.add_row(_bold(name), value)
     console.print(table)
     sample = scores["generations"][0]
-    console.print("\n[bold]it writes[/]", f"{sample['prompt']}[italic]{sample['text']}[/]", "\n", markup=True, highlight=False)
+    console.print(_bold("\nit writes"), Text.assemble(sample["prompt"], (sample["text"], "italic")), "\n")
+
+
+def _bold(words: str) -> Text:
+    return Text(words, style="bold")

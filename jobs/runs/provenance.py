@@ -2,7 +2,7 @@
 
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -39,10 +39,40 @@ def masked(value: Any, key: str = "") -> Any:
 
 
 def refuse_secrets(values: Mapping[str, Any], remedy: str) -> None:
-    """Raise ConfigError where run.yaml would hold `***` for what the run itself must read."""
+    """Raise ConfigError where run.yaml would hold `***` for what the run itself must read, or a secret in words of a command."""
     for key, value in values.items():
-        if masked(value, key) != value:
+        if masked(value, key) != value or (isinstance(value, list) and _secret_in_words(value)):
             raise ConfigError(f"{key}: holds what looks like a secret, and run.yaml is a plain file; {remedy}")
+
+
+def _secret_in_words(words: Sequence[Any]) -> bool:
+    """Whether a command's words, or the words of its lines of bash, hold a secret such as `--api-key VALUE` or `A_TOKEN=VALUE`.
+
+    A value that the shell or `values` puts there, a number and a special token such as <image> are none.
+    """
+    named = False
+    for word in words:
+        parts = word.split() if isinstance(word, str) else []
+        for part in parts:
+            name, separator, value = part.partition("=")
+            flag = re.fullmatch(r"--?[\w.-]+", name)
+            if named and not flag and _is_value(part):
+                return True
+            # in a line of bash, which may hold a program, only what is certainly no expression
+            names = (flag or len(parts) == 1 or re.fullmatch(r"[A-Z][A-Z0-9_]*", name)) and _names_secret(name)
+            if names and separator and _is_value(value):
+                return True
+            named = bool(flag and names and not separator)
+    return False
+
+
+def _names_secret(name: str) -> bool:
+    plain = f"_{re.sub(r'[^a-zA-Z0-9]', '_', name)}"
+    return bool(_SECRET.search(plain)) and not _TOKENS_OF_TEXT.search(plain)
+
+
+def _is_value(text: str) -> bool:
+    return not re.match(r"['\"]*($|[${<]|(true|false|none|null|\d+)['\"]*$)", text, re.IGNORECASE)
 
 
 def masked_word(word: str) -> str:

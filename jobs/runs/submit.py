@@ -219,7 +219,7 @@ def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[RunDir] =
     if foreign:
         raise ConfigError(f"{foreign[0]!r}: a run's configuration never changes, only its resources may: resources.KEY=VALUE")
     config = load_config(JobConfig, {"resources": run.resources().model_dump(mode="json")}, overrides)
-    was_cancelled = run.cancel_requested
+    was_cancelled, wanted_nodes = run.cancel_requested, run.wanted_nodes
     run.withdraw_cancel()
     run.withdraw_nodes()
     try:
@@ -227,6 +227,8 @@ def resume(run: RunDir, overrides: Sequence[str] = (), after: Sequence[RunDir] =
     except RopewalkError:
         if was_cancelled:
             run.request_cancel()
+        if wanted_nodes:
+            run.request_nodes(wanted_nodes)
         raise
     run.event("resumed_by_user", resources=config.resources.model_dump(mode="json"))
 

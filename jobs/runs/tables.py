@@ -31,9 +31,9 @@ COLORS = {
 
 
 def console(stderr: bool = False) -> Console:
-    """A console that does not cut lines where there is no terminal."""
-    made = Console(stderr=stderr, highlight=False)
-    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=200)
+    """A console that prints texts as they are, whatever brackets they have, and does not cut lines where there is no terminal."""
+    made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=200)
 
 
 def state_text(state: str) -> Text:

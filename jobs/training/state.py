@@ -41,6 +41,10 @@ class Progress:
         """All values but step and position, which have places of their own in a manifest."""
         return {key: value for key, value in asdict(self).items() if key not in {"step", "position"}}
 
+    def leave_run(self) -> None:
+        """Forget what only the run that it comes from has: its end, and the best of its validations."""
+        self.finished, self.best_validation, self.best_step, self.validations_without_gain = False, None, None, 0
+
     def take_gap(self, loss: float) -> float | None:
         """How far a validation's loss is above that of the steps since the last one, which are counted anew from here; None
         where none was ever taken. It grows as the model begins to know its samples by heart.

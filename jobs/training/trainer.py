@@ -202,7 +202,7 @@ class Trainer:
         """Take over the state of another run's checkpoint; the configuration stays this run's own."""
         self._load(folder, manifest)
         self.checkpoints.last_step = None  # this run itself has saved nothing yet
-        self.progress.finished = False
+        self.progress.leave_run()
         checkpoint = directory_of(manifest.step)
         self.report.event("started_from", run=source_run.id, step=manifest.step, checkpoint=checkpoint)
 

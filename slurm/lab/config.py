@@ -114,6 +114,8 @@ def _behaviour(settings: LabSettings) -> dict[str, str]:
         "TaskPlugin": "task/none",
         "JobAcctGatherType": "jobacct_gather/linux",
         "MpiDefault": "none",
+        # the controller listens at its own address alone; NoInAddrAny would bind srun's sockets too, where no step finds them
+        "CommunicationParameters": "NoCtldInAddrAny",
         "SelectType": "select/cons_tres",
         "SelectTypeParameters": "CR_Core",
         "SlurmdParameters": "config_overrides",  # believe this file, not what the machine has

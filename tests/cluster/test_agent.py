@@ -16,6 +16,7 @@ from cluster.process.kill import end, family
 from cluster.process.ports import free_port
 from cluster.process.signals import stop_signals_blocked
 from cluster.run.directory import RunDir
+from cluster.run.files import machine
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
 from cluster.supervise.allocation import AgentSpec, StoreSpec
 from tests.cluster.conftest import ROOT
@@ -101,6 +102,23 @@ def test_an_entry_whose_agent_was_gone_before_it_looked_ends(tmp_path: Path) -> 
     run.make_folders(run.begin_attempt())
     command = [sys.executable, "-m", "cluster.engines.entry", str(run.path), "--attempt", "1", "--parent", "1"]
     assert subprocess.run(command, cwd=ROOT, timeout=HANG_SECONDS, check=False).returncode == EXIT_LOST_PEER
+
+
+def test_a_stop_is_handed_on_though_no_event_can_be_written(tmp_path: Path) -> None:
+    record = {"config": {"steps": 100000}, "entry": "tests.fakes.toy:tick", "engine": "process", "resources": {"nodes": 1}}
+    run = RunDir.create("toy", record, tmp_path)
+    number = run.begin_attempt()
+    (run.events.folder / f"{machine()}.jsonl").symlink_to(tmp_path / "gone" / "file")
+    command = AgentSpec(run_path=str(run.path), attempt=number, node=0, nodes="1", address="127.0.0.1", rendezvous="").command()
+    with stop_signals_blocked():
+        agent = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        until(run.read_metrics, Patience.START)
+        agent.send_signal(signal.SIGUSR2)
+        assert ended(agent) == EXIT_REQUEUE
+    finally:
+        end(family(agent.pid))
+        agent.wait()
 
 
 @pytest.mark.parametrize(("apart", "code"), [(True, EXIT_NEVER_RETRY), (False, EXIT_DONE)])

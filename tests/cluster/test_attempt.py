@@ -2,16 +2,22 @@
 
 import signal
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from cluster.config import Resources
+from cluster.errors import EXIT_DONE
 from cluster.process.forking import Process
 from cluster.run.directory import RunDir
+from cluster.run.files import machine
+from cluster.run.succession import ENDED
 from cluster.spec import RunState
 from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 from cluster.supervise.attempt import Attempt
+from cluster.supervise.supervisor import Supervisor
 
 
 class Sleepers(Allocation):
@@ -19,8 +25,8 @@ class Sleepers(Allocation):
 
     name = "sleepers"
 
-    def __init__(self, nodes: int) -> None:
-        self._nodes = range(nodes)
+    def __init__(self, nodes: int, agent: Sequence[str] = ("sleep", "60")) -> None:
+        self._nodes, self.agent = range(nodes), agent
 
     def initial_nodes(self) -> list[int]:
         return list(self._nodes)
@@ -32,14 +38,11 @@ class Sleepers(Allocation):
         return 1  # no agent that this allocation starts meets another
 
     def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
-        return subprocess.Popen(["sleep", "60"])
+        return subprocess.Popen(self.agent)
 
     def end(self, process: Process) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
-
-    def loss_reason(self, node: int, code: int) -> str:
-        return f"killed by signal {-code}"
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
@@ -53,3 +56,25 @@ def test_agents_that_die_of_the_stop_itself_are_not_lost(tmp_path: Path, nodes: 
     outcome = Attempt(run, number, Sleepers(nodes), retry_bugs=False).execute()
     assert outcome.state is RunState.CANCELLED
     assert not [event for event in run.read_events() if event["event"] == "node_lost"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run of one process."""
+    return RunDir.create("x", {"config": {}, "engine": "process", "resources": {"nodes": 1}}, tmp_path)
+
+
+def test_a_success_whose_event_cannot_be_written_stays_one(run: RunDir) -> None:
+    number = run.begin_attempt()
+    (run.events.folder / f"{machine()}.jsonl").symlink_to(run.path / "gone" / "file")
+    assert Supervisor(run, Sleepers(1, ["true"]), sys.executable).supervise(number) == EXIT_DONE
+    assert run.last_outcome().state is RunState.SUCCEEDED  # type: ignore[union-attr]
+
+
+def test_an_outcome_that_is_written_is_not_replaced_by_what_fails_after_it(run: RunDir) -> None:
+    number = run.begin_attempt()
+    (run.attempt_dir(number) / ENDED).unlink()
+    (run.attempt_dir(number) / ENDED).symlink_to(run.path / "gone" / "file")
+    with pytest.raises(FileNotFoundError):
+        Supervisor(run, Sleepers(1, ["true"]), sys.executable).supervise(number)
+    assert run.last_outcome().state is RunState.SUCCEEDED  # type: ignore[union-attr]

@@ -1,15 +1,22 @@
 """Cluster profiles, and backends found by name."""
 
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cluster.backends.local import queue
 from cluster.backends.local.backend import LocalBackend
+from cluster.backends.local.queue import Queue
 from cluster.backends.profiles import load_backend, load_profile
 from cluster.config import Resources
 from cluster.config_reader import read_yaml
 from cluster.errors import BackendError, ConfigError
 from cluster.run.directory import RunDir
+from cluster.run.files import write_json
+from cluster.run.names import QUEUE
 from cluster.spec import Engine
 
 
@@ -50,9 +57,36 @@ def test_a_backend_that_is_not_installed_is_named() -> None:
         load_backend("moon")
 
 
+def test_a_time_limit_that_leaves_no_time_to_work_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"time_limit_minutes: 2 is no longer than resources.grace_seconds \(120\)"):
+        load_backend("local").check_resources(Resources(time_limit_minutes=2))
+    load_backend("local").check_resources(Resources(time_limit_minutes=3))
+
+
 def test_the_dry_run_shows_every_agent(tmp_path: Path) -> None:
     run = RunDir.create("x", {"engine": Engine.RANKS.value}, tmp_path)
     script = load_backend("local").render(run, Resources.model_validate({"nodes": 2}))
     assert script.count("-m cluster.agent") == 2
     assert "--address 127.0.1.2" in script
     assert str(tmp_path) not in script
+
+
+def test_a_run_that_was_deleted_while_it_waited_holds_no_other_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = RunDir.create_all(["x"] * 3, [{"engine": Engine.PROCESS.value, "entry": "x:y"}] * 3, tmp_path)
+    for run in runs:
+        run.begin_attempt()
+    write_json(runs[0].path / QUEUE, {"runs": [run.id for run in runs], "at_once": 1})
+    started: list[str] = []
+
+    def fork(command: list[str], *_: object) -> SimpleNamespace:
+        started.append(Path(command[-1]).name)
+        return SimpleNamespace(pid=os.getpid(), poll=lambda: 0)
+
+    monkeypatch.setattr(queue, "fork_program", fork)
+    monkeypatch.setattr(queue, "import_modules", lambda _: None)
+    monkeypatch.setattr(queue, "install_stop_handler", lambda _: None)
+    waiting = Queue(runs[0])
+    shutil.rmtree(runs[1].path)
+    waiting.serve()
+    assert started == [runs[0].id, runs[2].id]
+    assert not runs[1].path.exists()

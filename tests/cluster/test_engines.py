@@ -11,10 +11,14 @@ import psutil
 import pytest
 
 from cluster.engines import ray
+from cluster.engines.entry import run_entry
 from cluster.engines.ray import RayNode
-from cluster.errors import NotReadyError
+from cluster.errors import EXIT_LOST_PEER, NotReadyError
+from cluster.run.context import JobContext
 from cluster.run.directory import RunDir
+from cluster.run.fence import Fence
 from cluster.run.files import read_lines
+from cluster.run.names import FATAL
 from cluster.spec import RunState
 from tests.cluster.conftest import ROOT, ToyRun
 from tests.patience import Patience, until
@@ -48,6 +52,28 @@ def test_a_bug_is_retried_within_its_budget_and_explained(toy: Start) -> None:
     outcome = toy("fail", "process", retries={"bugs": 1}).finish()
     assert (outcome.state, outcome.exit_code) == (RunState.FAILED, 1)
     assert outcome.cause == "rank 0: ZeroDivisionError: attempt 2"
+
+
+def test_a_bug_that_ranks_have_retried_is_not_retried_once_more_by_another_attempt(toy: Start) -> None:
+    run = toy("fail", "ranks", retries={"bugs": 1})
+    assert run.finish().state is RunState.FAILED
+    assert run.run.attempts() == [1]
+    assert [error["group"] for error in run.run.read_errors(1)] == [1, 2], "once more, as often as it may"
+
+
+def outlived(context: JobContext) -> None:
+    """An entry whose group has a successor by the time that it writes."""
+    Fence(context.run, context.attempt, context.group + 1).claim()
+    context.fence.check()
+
+
+def test_a_rank_whose_group_has_a_successor_leaves_without_a_trace(tmp_path: Path) -> None:
+    run = RunDir.create("toy", {"entry": f"{__name__}:{outlived.__name__}", "config": {}, "resources": {}}, tmp_path)
+    attempt = run.begin_attempt()
+    code = run_entry(JobContext(run=run, attempt=attempt, group=1, rank=0, local_rank=0, world_size=1))
+    assert code == EXIT_LOST_PEER
+    assert not run.read_errors(attempt)
+    assert not (run.attempt_dir(attempt) / FATAL).exists(), "it would end the group that has succeeded it"
 
 
 def test_a_process_that_is_killed_has_no_bug(toy: Start) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.process.forking import fork_program
-from cluster.process.kill import end, family, writers_of
+from cluster.process.kill import end, family, processes_of, writers_of
 from cluster.process.signals import STOP_SIGNALS, stop_signals_blocked
 from tests.patience import HANG_SECONDS, Patience, until
 
@@ -85,3 +85,16 @@ def test_the_processes_that_write_a_log_are_found_by_it(tmp_path: Path) -> None:
     finally:
         end(family(parent.pid))
         parent.wait()
+
+
+def test_a_place_names_no_other_whose_name_begins_like_its_own(tmp_path: Path) -> None:
+    """What is on node 10 is not killed with node 1."""
+    words = [sys.executable, "-c", "import time; time.sleep(600)"]
+    started = [subprocess.Popen([*words, str(tmp_path / name)]) for name in ("n1", "n1/inside", "n10", "n10/inside")]
+    try:
+        until(lambda: len(processes_of(tmp_path)) == 4, Patience.SIGNAL)
+        assert {process.pid for process in processes_of(tmp_path / "n1")} == {process.pid for process in started[:2]}
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()

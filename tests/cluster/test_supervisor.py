@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from cluster.run.directory import RunDir
+from cluster.run.files import append_line, write_json
+from cluster.run.names import AGENTS, NODES
 from cluster.spec import BY_SUBMISSION, Outcome, RunState
-from cluster.supervise.supervisor import end_if_spent, spent
+from cluster.supervise.supervisor import close_unfinished_attempt, end_if_spent, spent
 
 
 def attempt(run: RunDir, exit_code: int, opened_by: str = "requeue", state: RunState = RunState.REQUEUED) -> int:
@@ -45,3 +47,20 @@ def test_a_bug_is_not_a_disturbance_and_an_end_stays_one(run: RunDir) -> None:
         number = attempt(run, 1)
     assert end_if_spent(run, number).state is RunState.REQUEUED
     assert end_if_spent(run, attempt(run, 0, state=RunState.SUCCEEDED)).state is RunState.SUCCEEDED
+
+
+def test_an_attempt_whose_supervisor_was_lost_began_when_its_agents_did(run: RunDir) -> None:
+    number = run.begin_attempt(opened_by=BY_SUBMISSION)
+    append_line(run.attempt_dir(number) / AGENTS, {"node": 0, "started": 1000.0})
+    close_unfinished_attempt(run, "its supervisor was lost")
+    outcome = run.outcome(number)
+    assert outcome is not None
+    assert outcome.started == 1000.0
+
+
+def test_an_agent_that_has_retried_bugs_itself_has_spent_them(run: RunDir) -> None:
+    number = run.begin_attempt(opened_by=BY_SUBMISSION)
+    write_json(run.attempt_dir(number) / NODES / "node-0.json", {"exit_code": 1, "bugs_spent": False})
+    assert spent(run) == (0, 0)
+    write_json(run.attempt_dir(number) / NODES / "node-0.json", {"exit_code": 1, "bugs_spent": True})
+    assert spent(run) == (run.retries.bugs, 0)

@@ -1,12 +1,16 @@
 """The group of ranks: what it refuses to form, and what each rank computes on."""
 
+import os
+import socket
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
 
 from cluster.errors import BackendError, ConfigError, RopewalkError
+from cluster.process.ports import free_port
 from sharding import group as formed
 from sharding.group import process_group, rank_device
 
@@ -80,3 +84,39 @@ def test_nccl_is_told_its_device_and_the_cpu_has_gloo_alone(monkeypatch: pytest.
         assert (group.mesh, group.device) == ("cpu", torch.device("cpu"))
     device = torch.device("cuda:1")
     assert calls == [("set", device), ("cpu:gloo,cuda:nccl", device), ("gloo", None)]
+
+
+def a_group_of_one(patch: pytest.MonkeyPatch, address: str, port: int) -> None:
+    variables = {"RANK": "0", "MASTER_ADDR": address, "MASTER_PORT": str(port), "ROPEWALK_NODE_GPUS": "0", "OMP_NUM_THREADS": "1"}
+    rank_on(patch, 0, WORLD_SIZE="1", **variables)
+
+
+def test_the_ranks_meet_at_the_address_of_the_first_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever can write into the store can make the ranks connect to a process of their own."""
+    port = free_port("127.0.1.1")
+    a_group_of_one(monkeypatch, "127.0.1.1", port)
+    with process_group() as group:
+        assert group.all_gather_object("here") == ["here"]
+        sockets = psutil.Process().net_connections("tcp")
+    assert [each.laddr for each in sockets if each.status == psutil.CONN_LISTEN and each.laddr.port == port] == [
+        ("127.0.1.1", port)
+    ]
+
+
+def test_a_port_that_another_group_listens_at_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.1.1", 0), reuse_port=True) as other:
+        a_group_of_one(monkeypatch, "127.0.1.1", other.getsockname()[1])
+        with pytest.raises(OSError, match=os.strerror(98)), process_group():
+            pass
+
+
+def test_an_address_that_only_others_know_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as that of a service in front of rank 0."""
+    port = free_port("127.0.0.1")
+    a_group_of_one(monkeypatch, "192.0.2.1", port)
+    calls: list[Any] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda _, **more: calls.append(more.get("init_method")))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with pytest.raises(ValueError, match="process group"), process_group():
+        pass
+    assert calls == ["env://"]

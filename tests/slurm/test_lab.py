@@ -63,6 +63,12 @@ def test_a_node_is_a_machine_of_its_own(slurm_lab: Lab) -> None:
     slurm_lab.command("srun", "--nodes=4", "rm", "/dev/shm/mine")
 
 
+def test_the_controller_listens_on_this_machine_alone(slurm_lab: Lab) -> None:
+    (controller,) = marked(slurm_lab.folder, "slurmctld")
+    sockets = [each.laddr.ip for each in controller.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+    assert sockets == ["127.0.0.1"]
+
+
 def test_refusals(slurm_lab: Lab) -> None:
     with pytest.raises(BackendError, match="Node count"):
         submit(slurm_lab, "true", "--partition=short", "--nodes=3")

@@ -155,7 +155,7 @@ def test_scancel_saves_and_ends_for_good(slurm_lab: Lab, start: Start) -> None:
 
 
 def test_a_bug_is_retried_in_place_and_a_mistake_never(slurm_lab: Lab, start: Start) -> None:
-    bug, mistake = start("fail", retries={"bugs": 1}), start("refuse", resources={"ranks_per_node": 2})
+    bug, mistake = start("fail", "process", retries={"bugs": 1}), start("refuse", resources={"ranks_per_node": 2})
     assert bug.finish().state is RunState.FAILED
     assert "ZeroDivisionError" in bug.run.last_outcome().cause  # type: ignore[union-attr]
     assert bug.run.attempts() == [1, 2]

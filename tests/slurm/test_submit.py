@@ -4,13 +4,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from cluster.backends.submission import key_of
 from cluster.errors import BackendError, SubmissionInDoubtError
+from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from slurm.commands import Slurm
 from slurm.job_lookup import OWNER, job_id, jobs_of
@@ -162,6 +163,19 @@ def test_a_job_that_claimed_the_run_and_was_forgotten_is_succeeded(slurm_lab: La
     assert take_ownership(run.run, run.job, Slurm())
     assert (run.run.attempt_dir(1) / OWNER).read_text() == run.job
     assert not take_ownership(run.run, "999999", Slurm()), "the job that owns it now is there"
+
+
+def test_an_owner_that_died_before_it_wrote_its_name_is_succeeded(tmp_path: Path) -> None:
+    def refuse(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        raise AssertionError(words)
+
+    run = RunDir.create("x", {"config": {}}, tmp_path)
+    owner = run.attempt_dir(run.begin_attempt(opened_by="submission")) / OWNER
+    owner.touch()
+    for _ in range(2):
+        assert take_ownership(run, "77", Slurm(refuse)), "also as it is requeued"
+        assert owner.read_text() == "77"
+    assert not [path for path in owner.parent.iterdir() if path.name.startswith(f".{OWNER}")]
 
 
 def test_a_late_job_of_an_earlier_submission_counts_while_it_is_there(slurm_lab: Lab, tick: Start) -> None:

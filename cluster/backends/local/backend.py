@@ -19,7 +19,7 @@ from cluster.backends.local.processes import (
     start_detached,
     supervisor_command,
 )
-from cluster.backends.submission import dependencies, is_over, next_attempt, open_attempts
+from cluster.backends.submission import dependencies, is_over, next_attempt, open_attempts, refuse_short_limit
 from cluster.config import Resources
 from cluster.errors import AlreadyRunningError
 from cluster.gpus import deal_devices, machine_devices
@@ -42,7 +42,8 @@ class LocalBackend(Backend):
         return render_script(f"runs/{run.id}", "1", resources, Engine(run.record["engine"]))
 
     def check_resources(self, resources: Resources) -> None:
-        """Raise ConfigError for more GPUs than this machine has."""
+        """Raise ConfigError for more GPUs than this machine has, and for a time limit that leaves no time to work."""
+        refuse_short_limit(resources)
         deal_devices(resources)
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:

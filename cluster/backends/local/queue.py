@@ -54,8 +54,10 @@ class Queue:
             self.waiting.remove(run)
 
     def _start(self, run: RunDir) -> None:
+        if not (attempts := run.attempts()):
+            return log.warning("%s was deleted while it waited", run.id)
         try:
-            run.make_folders(run.attempts()[-1])
+            run.make_folders(attempts[-1])
             import_modules(preload_modules(run))  # once for all of them
             process = fork_program(supervisor_command(run), os.environ, run.path / "supervisor.log")  # it outlives this process
         except OSError as error:

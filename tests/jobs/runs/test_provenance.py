@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import ConfigError
 from cluster.installed import installed_versions
-from jobs.runs.provenance import VERSIONS
+from jobs.runs.provenance import VERSIONS, refuse_secrets
 
 
 def told(name: str) -> str | None:
@@ -28,3 +29,33 @@ def test_wheels_and_eggs_are_known_by_their_folders_and_the_first_one_counts(
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [str(tmp_path / name) for name in ("first", "gone", "second")])
     assert installed_versions(["torch", "pyyaml", "ray"]) == {"torch": "2.9.0+cpu", "pyyaml": "6.0", "ray": None}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["python", "train.py", "--token=hf_abc"],
+        ["python", "train.py", "--api-key", "sk-abc"],
+        ["env", "WANDB_API_KEY=abc", "python", "train.py"],
+        ["bash", "-c", "cd x && WANDB_API_KEY='abc' python train.py"],
+        ["bash", "-c", "train --api-key abc --steps 3"],
+        ["python", "train.py", "hub.token=hf_abc"],
+    ],
+)
+def test_no_word_of_a_command_is_a_secret(words: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"command: holds what looks like a secret.*; use a file"):
+        refuse_secrets({"command": words}, "use a file")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sort", "--key", "2", "--key=3", "key=name", "data.key=text"],
+        ["bash", "-c", 'HF_TOKEN=$(cat ~/.token) train --token $HF_TOKEN --api-key="$KEY" --token {token}'],
+        ["train.py", "--use-auth-token", "True", "--eos-token=</s>", "--image-token", "<image>", "--max-token", "--steps=3"],
+        ["python", "-c", "print(sorted(words, key=len), tokenizer(token=word), token=word)"],
+        ["train.py", "--tokens", "1e9", "--token-file", "/home/me/token", 3],
+    ],
+)
+def test_what_only_resembles_a_secret_in_a_command_is_none(words: list[str]) -> None:
+    refuse_secrets({"command": words}, "use a file")

@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import ConfigError
+from cluster.backends.local.processes import record_supervisor
+from cluster.errors import AlreadyRunningError, ConfigError
 from cluster.run.directory import RunDir
 from cluster.run.record import dump_record, read_record
 from jobs.runs.combinations import combinations
+from jobs.runs.submit import resume
 from jobs.runs.tables import LONG_LIST
 from tests.jobs.shell import Shell, pretrain
 
@@ -193,3 +195,14 @@ def test_a_diff_lies_beside_the_record(tmp_path: Path) -> None:
     assert runs[0].record["code"] == {"commit": "c0ffee"}
     assert (runs[0].path / "code.diff").read_text() == code["diff"]
     assert not (runs[1].path / "code.diff").exists()
+
+
+def test_a_resume_that_is_refused_forgets_no_scale(tmp_path: Path) -> None:
+    record = {"job": "toy", "config": {}, "engine": "ranks", "resources": {"nodes": "1..4"}, "cluster": "local"}
+    run = RunDir.create("x", record, tmp_path)
+    run.begin_attempt(opened_by="submission")
+    record_supervisor(run, os.getpid())
+    run.request_nodes(2)
+    with pytest.raises(AlreadyRunningError):
+        resume(run)
+    assert run.wanted_nodes == 2

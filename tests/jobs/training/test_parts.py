@@ -2,6 +2,8 @@
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from cluster.config_reader import load_config
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
+from cluster.storage import StoragePath
 from datapipe.loader.prefetch import prefetch
 from datapipe.manifest import TokenizerRecord
 from jobs.pretrain.config import PretrainConfig
@@ -18,8 +21,11 @@ from jobs.training.model import ModelPlan, build_model
 from jobs.training.model_config import model_config
 from jobs.training.optimizer import adamw, learning_rate
 from jobs.training.source import reader_for
+from jobs.training.state import Progress
+from jobs.training.trainer import Trainer
 from sharding.config import ParallelConfig, PrecisionConfig
 from sharding.group import process_group
+from sharding.manifest import CheckpointManifest
 from tests.jobs.launch import TINY
 
 TOKENIZER = TokenizerRecord(name="bytes", hash="xxh3:0", vocabulary=257, end_of_document=256, version="0")
@@ -141,3 +147,21 @@ def test_batches_for_a_gpu_are_pinned_by_the_thread_that_reads_them_ahead(monkey
         batches = list(prefetch(reader_for(device, lambda positions: {"input_ids": torch.tensor([[*positions]])}), [[1, 2]]))
         assert [batch["input_ids"].tolist() for batch in batches] == [[[1, 2]]]
     assert calls == [("device", torch.device("cuda", 1)), ("pinned", False)]
+
+
+def test_a_run_that_starts_from_anothers_checkpoint_has_validations_of_its_own(tmp_path: Path) -> None:
+    """The other's best step is none of its own, and the other's patience is not to end it."""
+    values = {"best_validation": 1.0, "best_step": 200, "validations_without_gain": 3, "finished": True, "loss": 2.0}
+    place = {"world_size": 1, "attempt": 1, "files": [], "index": "x", "identity": {}, "config_hash": "x"}
+    manifest = CheckpointManifest.model_validate({"step": 300, "position": 1200, "progress": values, **place})
+    trainer: Any = SimpleNamespace(
+        progress=Progress.of(manifest),
+        checkpoints=SimpleNamespace(last_step=300),
+        report=SimpleNamespace(event=lambda *_, **__: None),
+        _load=lambda *_: None,
+    )
+    Trainer.start_from(trainer, StoragePath(str(tmp_path)), manifest, RunDir(tmp_path))
+    progress = trainer.progress
+    assert (progress.step, progress.position, progress.loss, progress.finished) == (300, 1200, 2.0, False)
+    assert progress.improved(1.5, kept=True)
+    assert (progress.best_step, progress.validations_without_gain) == (300, 0)

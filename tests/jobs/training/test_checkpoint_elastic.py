@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from cluster.errors import EXIT_LOST_PEER
 from cluster.run.directory import RunDir
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, launch, log_of, losses, make_run, pretrain_config, start, weights
@@ -122,7 +123,8 @@ def test_an_orphan_neither_saves_nor_logs(data: Path, tmp_path: Path) -> None:
     group.until(lambda: 3 in losses(run))
     run.begin_attempt()
     seen = len(run.read_metrics())
-    assert group.wait() == [42]
+    assert group.wait() == [EXIT_LOST_PEER]
+    assert not list((run.attempt_dir(1)).rglob("fatal.json")), "it judges nobody but itself"
     assert len(run.read_metrics()) <= seen + 1
     assert "was succeeded by 2" in (run.log_dir(1) / "rank-0.log").read_text()
 

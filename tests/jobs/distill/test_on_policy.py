@@ -55,7 +55,7 @@ def test_own_samples_are_learnt_once_by_the_formula_and_a_kill_changes_no_bit(da
     assert losses(whole)[1] == pytest.approx(plain_loss(whole, teacher, data), rel=1e-5)
 
     group = start(killed, 1, TEST_HOOK="stall_rollouts", TEST_STALL="put:after:6:0")  # in the fourth step or so
-    group.until((killed.path / "stalled").exists)
+    group.until(lambda: (killed.path / "stalled").exists() and bool(events(killed, "checkpoint")))
     group.kill()
     launch(killed, 1)
     assert events(killed, "resumed")

@@ -15,7 +15,9 @@ _SECRET = re.compile(
     r"(api_?key|access_?key|secret_?key|private_?key|auth_?key|^key|secret|passw(or)?d|passphrase|credentials?|token)$",
     re.IGNORECASE,
 )
-_TOKENS_OF_TEXT = re.compile(r"(bos|eos|pad|unk|mask|sep|cls|end|start|stop|document|special|next|per|image|audio|video)_token$", re.IGNORECASE)
+_TOKENS_OF_TEXT = re.compile(
+    r"(bos|eos|pad|unk|mask|sep|cls|end|start|stop|document|special|next|per|image|audio|video)_token$", re.IGNORECASE
+)
 _SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 
 

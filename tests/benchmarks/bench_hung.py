@@ -40,7 +40,7 @@ from tests.jobs.corpus import make_dataset
 SETTLE_STEPS = 20  # between two hangs
 JITTER = 5.0  # times the usual step
 JITTERED = 0.1  # of a rank's steps
-SLOW_DISK_SECONDS = 2.0
+SLOW_DISK_SECONDS, SLOW_WRITES = 5.0, 0.001  # at most, and of all writes of metrics
 # short steps, of which there are many in an hour
 IN_PEACE = {
     "seq_len": 16,
@@ -64,11 +64,11 @@ def _loop(*_: object) -> None:
 
 
 def _disturb(rank: int) -> None:
-    """Steps of up to `JITTER` times the usual length, and now and then a disk that stands still."""
-    from jobs.training.report import Report
+    """Steps of up to `JITTER` times the usual length, and now and then a disk that stands still: to the thread that writes."""
+    from jobs.tracking.metrics import MetricLog
     from jobs.training.step import TrainStep
 
-    random_, backward, write = random.Random(rank), TrainStep.backward, Report.step
+    random_, backward, write = random.Random(rank), TrainStep.backward, MetricLog.write
     began = time.perf_counter()
     steps: deque[float] = deque(maxlen=100)  # the least of them waited for nobody
 
@@ -80,12 +80,12 @@ def _disturb(rank: int) -> None:
         began = time.perf_counter()
         return backward(self, *words)
 
-    def slow(self: Report, *words: Any) -> None:
-        write(self, *words)
-        if rank == 0 and random_.random() < 0.0005:
+    def slow(self: MetricLog, *words: Any) -> None:
+        if random_.random() < SLOW_WRITES:
             time.sleep(random_.uniform(0, SLOW_DISK_SECONDS))
+        write(self, *words)
 
-    TrainStep.backward, Report.step = jittered, slow  # type: ignore[method-assign]
+    TrainStep.backward, MetricLog.write = jittered, slow  # type: ignore[method-assign]
 
 
 def start(data: Path, steps: int, **keys: Any) -> RunDir:
@@ -163,12 +163,20 @@ def soak(data: Path, steps: int) -> dict[str, Any]:
     alarms = [event for event in run.read_events() if event["event"] == "ranks_hung"]
     return {
         "steps": len(lengths) + 1,
-        "false_alarms": len(alarms),
+        "false_alarms": len({alarm["group"] for alarm in alarms}),
+        "alarms": [_told(alarm) for alarm in alarms],
         "attempts": len(run.attempts()),
         "step_seconds": statistics.median(lengths),
         "mean_step_seconds": statistics.mean(lengths),
         "longest_step_seconds": max(lengths),
     }
+
+
+def _told(alarm: dict[str, Any]) -> dict[str, Any]:
+    """What a node says of an alarm: when it was, and what its ranks did."""
+    when = time.strftime("%H:%M:%S", time.localtime(alarm["time"]))
+    ranks = [f"{one['rank']}: {one['phase']}, {one['state']}, {one['where']}" for one in alarm["ranks"]]
+    return {"time": when, **{key: alarm[key] for key in ("node", "step", "seconds")}, "ranks": ranks}
 
 
 def measure_all() -> None:

@@ -30,9 +30,9 @@ from cluster.supervise.supervisor import close_unfinished_attempt
 from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
 from k8s.api.kubeconfig import connect
 from k8s.api.objects import Object, end_of
-from k8s.manifests.job import dump, owned_by, render_job, render_release_controller
+from k8s.manifests.job import dump, render_job, render_release_controller
 from k8s.manifests.service import render_service, served_port, service_name
-from k8s.names import job_name_of, name_of
+from k8s.names import job_name_of, name_of, release_name
 from k8s.profile import K8sProfile
 from k8s.status.observe import Observation, observe
 from k8s.status.pending_reasons import with_remedy
@@ -42,7 +42,7 @@ from k8s.submission.hand_over import hand_over
 from k8s.submission.preflight import refuse_the_impossible, refuse_without_rights
 from k8s.submission.release_controller import HeldRuns, write_held
 from k8s.submission.service import put_service
-from k8s.submission.staging import add_stage_in, stage
+from k8s.submission.staging import add_stage_in, stage, stage_alone
 from k8s.submission.submit import submit_once
 from k8s.volume.reader import Reader
 
@@ -130,26 +130,30 @@ class K8sBackend(Backend):
             raise
         except BackendError as error:
             said = with_remedy(str(error))
-            self._withdraw(runs, said)
+            self._withdraw(runs, number, said)
             raise type(error)(said) from None
         return [str(run.attempt_details(number)["handle"]) for run in runs]
 
     def _create(self, runs: Sequence[RunDir], number: int, jobs: Mapping[str, Object], *, held: bool) -> None:
-        controller = render_release_controller(runs[0], self.profile, number) if held else None
         staged = {} if self.shares_files else stage(runs, number, jobs, self.reader.upload)
-        if controller is not None and staged:
-            add_stage_in(controller, runs[0], staged[runs[0].id]["metadata"]["name"])
+        before = {run.id: [staged[run.id]] if staged else [] for run in runs}
+        if held:  # its controller comes first: a submission that is cut off leaves no Job that nobody releases
+            controller = render_release_controller(runs[0], self.profile, number)
+            if len(runs) == 1:
+                if staged:
+                    add_stage_in(controller, runs[0], staged[runs[0].id]["metadata"]["name"])
+                before[runs[0].id].append(controller)
+            else:
+                submit_once(self.kube, controller, before=[] if self.shares_files else [stage_alone(controller, runs[0], number)])
 
         def create(run: RunDir) -> Object:
-            return submit_once(self.kube, jobs[run.id], before=[staged[run.id]] if staged else [])
+            return submit_once(self.kube, jobs[run.id], before=before[run.id])
 
         with ThreadPoolExecutor(THREADS) as pool:
             owners = list(pool.map(create, runs))
         for run, owner in zip(runs, owners, strict=True):
             if (service := render_service(run, self.profile, number)) is not None:
                 retry_for(PATIENCE_SECONDS, partial(put_service, self.kube, service, owner))
-        if controller is not None:
-            submit_once(self.kube, owned_by(controller, owners[0]) if len(runs) == 1 else controller)
 
     def _still_open(self, head: RunDir, after: Sequence[str]) -> list[str]:
         """Of the runs that this one waits for, those that are not over. Raises ConfigError where one can never succeed."""
@@ -185,16 +189,16 @@ class K8sBackend(Backend):
             "profile": self.profile.model_dump(mode="json", exclude_defaults=True),
         }
 
-    def _withdraw(self, runs: Sequence[RunDir], said: str) -> None:
+    def _withdraw(self, runs: Sequence[RunDir], number: int, said: str) -> None:
         """Take a refused submission back: nothing of it stays in the cluster, and its runs have failed."""
 
-        def remove(run: RunDir) -> None:
+        def remove(name: str) -> None:
             # who may not delete could not create either; and a Job that stays finds its run over
             with suppress(ForbiddenError, ApiAwayError):
-                self.kube.delete("Job", job_name_of(run))
+                self.kube.delete("Job", name)
 
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(remove, runs))
+            list(pool.map(remove, [release_name(runs[0], number), *map(job_name_of, runs)]))
         for run in runs:
             conclude(run, RunState.FAILED, f"never started: {said}")
 

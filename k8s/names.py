@@ -39,6 +39,14 @@ def name_of(run_id: str, number: int, longest: int = LONGEST_NAME) -> str:
     return f"{run_id}{ending}"
 
 
+def release_name(head: RunDir, number: int) -> str:
+    """The name of the Job that releases the runs of a submission, of which `head` is the first.
+
+    It is short enough for its pods to end in -gate-xxxxx, by which k8s/manifests/admission-policy.yaml knows them.
+    """
+    return f"{name_of(head.id, number, LONGEST_NAME - len(RELEASE_ENDING))}{RELEASE_ENDING}"
+
+
 def labels_of(run: RunDir, number: int) -> dict[str, str]:
     """The labels of everything that belongs to a submission, the attempt `number` of a run."""
     return {**OURS, RUN_LABEL: run.id, SUBMISSION_LABEL: str(number)}

@@ -19,16 +19,15 @@ from k8s.names import (
     JOB_VARIABLE,
     KEY_ANNOTATION,
     LEAST_ANNOTATION,
-    LONGEST_NAME,
     OURS,
     QUEUE_LABEL,
     QUEUE_PRIORITY_LABEL,
-    RELEASE_ENDING,
     ROLE_LABEL,
     RUN_LABEL,
     SUBMISSION_LABEL,
     labels_of,
     name_of,
+    release_name,
 )
 from k8s.profile import K8sProfile
 
@@ -81,9 +80,7 @@ def render_release_controller(run: RunDir, profile: K8sProfile, number: int) -> 
     """The Job of the small pod that releases held Jobs: those that were submitted together with `run`."""
     job = load_job("release-controller.yaml")
     labels = {**OURS, RUN_LABEL: run.id, SUBMISSION_LABEL: str(number), ROLE_LABEL: "gate"}
-    # short enough for its pods to end in -gate-xxxxx: by that k8s/manifests/admission-policy.yaml knows them
-    name = name_of(run.id, number, LONGEST_NAME - len(RELEASE_ENDING))
-    job["metadata"] |= {"name": f"{name}{RELEASE_ENDING}", "labels": labels}
+    job["metadata"] |= {"name": release_name(run, number), "labels": labels}
     pod = job["spec"]["template"]
     pod["metadata"]["labels"] = labels
     container = pod["spec"]["containers"][0]

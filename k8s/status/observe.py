@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.backends.submission import is_over, submission_details
+from cluster.backends.submission import is_over, named_beside, submission_details
 from cluster.run.directory import RunDir
 from k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
 from k8s.api.objects import Object, end_of
@@ -23,6 +23,7 @@ class Observation:
     pods: Sequence[Object] = ()  # those that do not run yet
     workload: Object | None = None  # Kueue's
     events: Sequence[Object] = ()  # warnings about the Job and its pods
+    after: Sequence[str] = ()  # ids of the runs that it still waits for
 
 
 def observe(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Observation]:
@@ -36,6 +37,8 @@ def observe(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Observation]:
     queued = any(QUEUE_LABEL in job["metadata"]["labels"] and job["spec"].get("suspend") for job in waiting.values())
     workloads = _by_owner(_list(kube, "Workload")) if queued else {}
     events = _warnings(kube, waiting, pods)
+    named = {other for run in waiting for other in details[run].get("after") or ()}
+    awaited = {other.id for other in named_beside(runs[0], sorted(named)) if not is_over(other)} if named else set()
     return {
         run: Observation(
             details=details[run],
@@ -43,6 +46,7 @@ def observe(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Observation]:
             pods=pods.get(run, ()) if run in waiting else (),
             workload=workloads.get(job["metadata"]["uid"]) if job is not None else None,
             events=events.get(run, ()),
+            after=tuple(other for other in details[run].get("after") or () if other in awaited),
         )
         for run, job in found.items()
     }

@@ -106,10 +106,13 @@ def pending_reason(seen: Observation) -> PendingReason | None:
 
 def _held(seen: Observation) -> PendingReason:
     """Why the Job is suspended that no queue has suspended."""
-    if others := seen.details.get("after"):
-        return PendingReason(word="Dependency", said=f"it waits for {' and '.join(others)}")
+    if seen.after:
+        return PendingReason(word="Dependency", said=f"it waits for {' and '.join(seen.after)}")
     if at_once := seen.details.get("at_once"):
         return PendingReason(word="Turn", said=f"{at_once} of the runs that were submitted with it run at a time")
+    if others := seen.details.get("after"):
+        said = f"what it waited for has ended ({', '.join(others)}); its release controller, a pod, starts it"
+        return PendingReason(word="Dependency", said=said, remedy="`cancel` and `resume` it if that takes more than a minute")
     remedy = "`kubectl patch` its spec.suspend to false"
     return PendingReason(word="Suspended", said="somebody has suspended its Job", remedy=remedy)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.backends.recovery import conclude
-from cluster.backends.submission import failed_of, is_over, unstarted
+from cluster.backends.submission import PATIENCE_SECONDS, failed_of, is_over, unstarted
 from cluster.process.output import configure_logging
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, write_json
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 HELD_FILE = "gate.json"
 LOOK_SECONDS = 1.0  # between two looks at the runs' files
 LOOKS_PER_QUESTION = 10  # every tenth look asks for the Jobs of started runs too
+SUBMISSION_LOOKS = round(2 * PATIENCE_SECONDS / LOOK_SECONDS)  # for so long the submission may still be creating Jobs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,22 +65,25 @@ def release_all(held: HeldRuns, root: Path, kube: Kubernetes, sleep: Callable[[f
     started: list[RunDir] = []
     for look in itertools.count():
         waiting = [run for run in waiting if not is_over(run)]
-        if not waiting:
-            return
+        failed = failed_of(others)
         try:
-            if failed := failed_of(others):
-                _drop(held, waiting, failed, kube)
-                return
-            if all(map(is_over, others)):
+            if failed or all(map(is_over, others)):
                 started = [run for run in started if not is_over(run)]
                 if look % LOOKS_PER_QUESTION == 0:
                     started = [run for run in started if not _has_ended(_job(run, held, kube))]
-                while waiting and (held.at_once is None or len(started) < held.at_once):
-                    if _release(waiting[0], held, kube):
+                while waiting and (failed or held.at_once is None or len(started) < held.at_once):
+                    job = _job(waiting[0], held, kube)
+                    if job is None and look < SUBMISSION_LOOKS:
+                        break  # it is still to come: the controller is there before the Jobs
+                    if failed:
+                        _drop(waiting[0], job, held, failed, kube)
+                    elif _release(waiting[0], job, held, kube):
                         started.append(waiting[0])
                     waiting.pop(0)  # only now: a question that nobody answered is asked again
         except (ApiAwayError, ForbiddenError) as error:
             log.warning("%s; trying again", error)
+        if not waiting:
+            return
         sleep(LOOK_SECONDS)
 
 
@@ -97,9 +101,8 @@ def _is_held(job: Object) -> bool:
     return bool(job["spec"].get("suspend")) and QUEUE_LABEL not in (job["metadata"].get("labels") or {})
 
 
-def _release(run: RunDir, held: HeldRuns, kube: Kubernetes) -> bool:
+def _release(run: RunDir, job: Object | None, held: HeldRuns, kube: Kubernetes) -> bool:
     """Start a run's Job, if it is still there; one that an earlier pod of this controller has released stays as it is."""
-    job = _job(run, held, kube)
     if job is None:
         log.info("%s: its Job is gone", run.id)
         return False
@@ -110,18 +113,17 @@ def _release(run: RunDir, held: HeldRuns, kube: Kubernetes) -> bool:
     return True
 
 
-def _drop(held: HeldRuns, waiting: Sequence[RunDir], failed: Sequence[tuple[RunDir, Outcome]], kube: Kubernetes) -> None:
-    """End the Jobs of runs that will never start, and write down the cause."""
-    for run in waiting:
-        outcome = unstarted(run, failed)
-        log.info("%s %s", run.id, outcome.cause)
-        told = {OUTCOME_ANNOTATION: json.dumps(vars(outcome))}
-        if (job := _job(run, held, kube)) is not None and _is_held(job):
-            spec = {"suspend": False, "parallelism": 0, "activeDeadlineSeconds": 1}
-            with suppress(NotFoundError):  # it makes no pod, and ends
-                kube.patch("Job", name_of(run.id, held.number), {"metadata": {"annotations": told}, "spec": spec})
-        if run.attempts():  # else its directory is put on the volume only as it starts
-            conclude(run, outcome.state, outcome.cause)
+def _drop(run: RunDir, job: Object | None, held: HeldRuns, failed: Sequence[tuple[RunDir, Outcome]], kube: Kubernetes) -> None:
+    """End the Job of a run that will never start, and write down the cause."""
+    outcome = unstarted(run, failed)
+    log.info("%s %s", run.id, outcome.cause)
+    told = {OUTCOME_ANNOTATION: json.dumps(vars(outcome))}
+    if job is not None and _is_held(job):
+        spec = {"suspend": False, "parallelism": 0, "activeDeadlineSeconds": 1}
+        with suppress(NotFoundError):  # it makes no pod, and ends
+            kube.patch("Job", name_of(run.id, held.number), {"metadata": {"annotations": told}, "spec": spec})
+    if run.attempts():  # else its directory is put on the volume only as it starts
+        conclude(run, outcome.state, outcome.cause)
 
 
 def main() -> None:

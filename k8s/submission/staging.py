@@ -43,6 +43,13 @@ def stage(runs: Sequence[RunDir], number: int, jobs: Mapping[str, Object], uploa
     return staged
 
 
+def stage_alone(job: Object, run: RunDir, number: int) -> Object:
+    """The ConfigMap of a Job that outlives the run's own, as a release controller of many runs does, whose code is uploaded."""
+    config_map = render_config_map(job, run, number, None)
+    add_stage_in(job, run, config_map["metadata"]["name"])
+    return config_map
+
+
 def run_archive(run: RunDir, number: int) -> bytes:
     """The run's record and the attempt that a submission has opened, as tar.gz."""
     attempt = run.attempt_dir(number)

@@ -10,18 +10,18 @@ from typing import IO, Any
 from cluster.errors import BackendError
 from cluster.run.files import make_private, read_json, write_json
 
-CAME = ".came.json"  # size and time of files as they came: one that this machine has written to since is none to append to
+CAME = ".came.json"  # size, time and inode of files as they came: one that was written to here since is none to append to
 
 
 def unchanged(root: Path) -> dict[str, list[int]]:
-    """The files of a copy that are as they came, each with size and time in nanoseconds."""
+    """The files of a copy that are as they came: each one's size, its time in nanoseconds, and its inode on the volume."""
     came, found = read_json(root / CAME) or {}, {}
     for name, state in came.items():
         path = root / name
         if path.is_file() and not path.is_symlink():
             status = path.stat()
-            if state == [status.st_size, status.st_mtime_ns]:
-                found[name] = state
+            if state[:2] == [status.st_size, status.st_mtime_ns]:
+                found[name] = [*state, 0][:3]  # older copies know no inode
     return found
 
 
@@ -94,7 +94,11 @@ class SyncWriter:
             path.with_name(f".{path.name}.part").replace(path)
         size, time_ns = self._header["offset"] + self._header["size"], self._header["mtime_ns"]
         os.utime(path, ns=(time_ns, time_ns))
-        self._came.setdefault(self._header.get("run", ""), {})[self._header["path"]] = [size, time_ns]
+        self._came.setdefault(self._header.get("run", ""), {})[self._header["path"]] = [
+            size,
+            time_ns,
+            self._header.get("inode", 0),
+        ]
         self._header = self._file = None
 
     def remember(self) -> None:

@@ -1,17 +1,17 @@
 """Runs in a pod, and reads a run's directory for a laptop: sends what is new or has grown, and writes what it is told to.
 
 Usage: python -m k8s.volume.sync_server RUN_DIR, with a request as JSON on the standard input:
-  {"have": {path: [size, mtime_ns]}, "with": [prefixes of paths that are large], "write": {path: text},
+  {"have": {path: [size, mtime_ns, inode]}, "with": [prefixes of paths that are large], "write": {path: text},
    "beside": {other run: what is had of it}}
 After the word that it is ready to read (`k8s.api.exec_stdin`) it answers with a line of JSON per file, {"path", "offset", "size",
-"mtime_ns"} and for another run "run", followed by `size` bytes; at last with {"end": true}, and "absent": true beside it where
-there is no such directory.
+"mtime_ns", "inode"} and for another run "run", followed by `size` bytes; at last with {"end": true}, and "absent": true beside it
+where there is no such directory.
 """
 
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,7 +19,7 @@ from cluster.run.files import write_atomically
 from k8s.api.exec_stdin import fed
 
 LARGE = ("checkpoints", "wandb")  # left out unless asked for
-GROWING = (".log", ".jsonl")  # only ever appended to
+GROWING = (".log", ".jsonl")  # appended to, unless another file has taken its place
 CHUNK_BYTES = 1 << 20
 END = b'{"end": true}\n'
 ABSENT = b'{"end": true, "absent": true}\n'
@@ -41,18 +41,18 @@ def send(run: Path, request: dict[str, Any], out: IO[bytes]) -> None:
     out.flush()
 
 
-def _send_run(
-    run: Path, have: dict[str, tuple[int, int]], wanted: tuple[str, ...], out: IO[bytes], which: dict[str, str]
-) -> None:
+def _send_run(run: Path, have: dict[str, Sequence[int]], wanted: tuple[str, ...], out: IO[bytes], which: dict[str, str]) -> None:
     for path in _files(run, run, wanted):
         name = str(path.relative_to(run))
         status = path.stat()
-        size, mtime = have.get(name) or (0, 0)
+        size, mtime, inode = have.get(name) or (0, 0, 0)
         if (size, mtime) == (status.st_size, status.st_mtime_ns) and name in have:
             continue
-        offset = size if name.endswith(GROWING) and size <= status.st_size else 0
+        grown = name.endswith(GROWING) and inode == status.st_ino and size <= status.st_size
+        offset = size if grown else 0
         left = status.st_size - offset
-        header = {**which, "path": name, "offset": offset, "size": left, "mtime_ns": status.st_mtime_ns}
+        state = {"mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+        header = {**which, "path": name, "offset": offset, "size": left, **state}
         out.write(json.dumps(header).encode() + b"\n")
         with path.open("rb") as stream:
             stream.seek(offset)

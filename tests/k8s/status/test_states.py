@@ -8,11 +8,12 @@ import pytest
 
 from cluster.backends.base import Profile
 from cluster.run.directory import RunDir
-from cluster.spec import RunState
+from cluster.spec import Outcome, RunState
 from k8s import backend as module
 from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes
 from k8s.backend import K8sBackend
-from k8s.status.observe import Observation
+from k8s.status.observe import Observation, observe
+from k8s.status.run_state import run_state
 
 POD: dict[str, Any] = {
     "metadata": {"name": "pod", "creationTimestamp": "2026-01-01T00:00:00Z"},
@@ -106,3 +107,24 @@ def test_of_anothers_run_nothing_is_changed(runs: list[RunDir], monkeypatch: pyt
     states = backend_of(runs, kube).settle(runs)
     assert [states[run.id].state for run in runs] == TOLD
     assert (kube.asked, files_of(runs)) == ([], before)
+
+
+def test_who_is_held_names_only_the_runs_that_it_still_waits_for(tmp_path: Path) -> None:
+    first, second, held = (RunDir.create("toy", {"job": "toy", "config": {}}, tmp_path) for _ in range(3))
+    for run in (first, second):
+        run.begin_attempt(name=run.id, opened_by="submission")
+    held.begin_attempt(name=held.id, opened_by="submission", after=[first.id, second.id])
+    suspended = {**job(held), "spec": {"parallelism": 1, "suspend": True}}
+
+    class Cluster:
+        def list(self, kind: str, *_: str, **__: str) -> list[Any]:
+            return [suspended] if kind == "Job" else []
+
+    def why() -> str:
+        return run_state(held, observe(cast("Kubernetes", Cluster()), [held])[held.id]).reason
+
+    assert why() == f"it waits for {first.id} and {second.id}"
+    first.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=1.0))
+    assert why() == f"it waits for {second.id}"
+    second.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=1.0))
+    assert why().startswith("what it waited for has ended")

@@ -14,7 +14,8 @@ from cluster.spec import Outcome, RunState
 from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
 from k8s.api.objects import Object
 from k8s.backend import K8sBackend
-from k8s.submission.release_controller import LOOKS_PER_QUESTION, HeldRuns, release_all
+from k8s.names import release_name
+from k8s.submission.release_controller import LOOKS_PER_QUESTION, SUBMISSION_LOOKS, HeldRuns, release_all
 
 
 class Jobs:
@@ -118,6 +119,50 @@ def test_a_pod_that_takes_over_ends_the_others_of_those_that_will_never_start(ru
         outcome = run.last_outcome()
         assert outcome is not None
         assert outcome.cause.startswith(f"never started: it waited for {runs[0].id}")
+
+
+def test_it_waits_for_jobs_that_are_still_being_created(runs: list[RunDir]) -> None:
+    """The controller is there before them, so that a submission that is cut off leaves none that nobody releases."""
+    jobs = Jobs([])
+    looks = [lambda name=name: jobs.jobs.update(Jobs([name]).jobs) for name in reversed(names(runs))]
+    release(HeldRuns(runs=[run.id for run in runs], number=1), runs, jobs, naps(*looks))
+    assert len(jobs.jobs) == len(runs)
+    assert jobs.held == []
+
+
+def test_jobs_that_are_never_created_are_given_up(runs: list[RunDir]) -> None:
+    jobs = Jobs(names(runs)[1:])
+    release(HeldRuns(runs=[run.id for run in runs], number=1), runs, jobs, naps(*[lambda: None] * SUBMISSION_LOOKS))
+    assert jobs.held == []
+
+
+def test_a_job_that_is_still_being_created_is_ended_too_where_it_can_never_start(runs: list[RunDir]) -> None:
+    jobs = Jobs([])
+    runs[0].write_outcome(1, Outcome(state=RunState.FAILED, exit_code=1, cause="a bug", ended=1.0))
+    held = HeldRuns(runs=[runs[1].id], number=1, after=[runs[0].id])
+    release(held, runs, jobs, naps(lambda: jobs.jobs.update(Jobs(names(runs)[1:2]).jobs)))
+    assert jobs.jobs[f"{runs[1].id}-1"]["spec"]["parallelism"] == 0
+
+
+def test_a_submission_that_is_cut_off_has_put_its_controller_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class CutOff(Jobs):
+        namespace = "team"
+
+        def create(self, each: Object) -> Object:
+            asked.append(each["metadata"]["name"])
+            if len(asked) > 2:
+                raise KeyboardInterrupt
+            return each
+
+    monkeypatch.setattr("k8s.backend.refuse_the_impossible", lambda *_: None)
+    options = {"namespace": "team", "runs": str(tmp_path), "service_account": "ropewalk"}
+    backend = K8sBackend(Profile(name="team", backend="k8s", options=options), cast("Kubernetes", CutOff([])))
+    fresh = [RunDir.create(f"r{number}", {"job": "command"}, tmp_path) for number in range(4)]
+    with pytest.raises(KeyboardInterrupt):
+        backend.submit_many(fresh, Resources(), at_once=1)
+    assert asked[0] == release_name(fresh[0], 1)
 
 
 def test_without_a_service_account_no_run_may_wait(runs: list[RunDir]) -> None:

@@ -27,8 +27,6 @@ from jobs.runs.remote import export_elsewhere, freshen
 from jobs.runs.status import settle
 from jobs.runs.submit import scale, submit
 from k8s.backend import K8sBackend
-from k8s.volume.sync_client import SyncWriter, unchanged
-from k8s.volume.sync_server import send
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import pretrain_config, weights
 from tests.k8s.cluster import Namespace
@@ -163,30 +161,3 @@ def test_an_elastic_run_is_scaled_and_its_model_comes_back(
     model = load_file(directory / "model.safetensors")
     assert model
     assert all(torch.equal(there[f"model.{name}"], tensor) for name, tensor in model.items())
-
-
-@pytest.mark.soak
-def test_a_copy_takes_what_grows_only_where_it_is_as_it_came(tmp_path: Path) -> None:
-    """What this machine writes into its copy, such as an event, must not be taken for the beginning of what is there."""
-    there, here = tmp_path / "there/run", tmp_path / "here/run"
-    there.mkdir(parents=True)
-
-    def fetch() -> int:
-        writer, sent = SyncWriter(here), io.BytesIO()
-        send(there, {"have": unchanged(here)}, sent)
-        writer.write(sent.getvalue())
-        assert writer.complete
-        writer.remember()
-        assert (here / "events.jsonl").read_bytes() == (there / "events.jsonl").read_bytes()
-        return len(sent.getvalue())
-
-    (there / "events.jsonl").write_text('{"event": "started"}\n' * 1000)
-    assert fetch() > 20_000
-    with (there / "events.jsonl").open("a") as stream:
-        stream.write('{"event": "stopped"}\n')
-    assert fetch() < 500, "only what is new"
-    with (here / "events.jsonl").open("a") as stream:
-        stream.write('{"event": "resumed_by_user"}\n')
-    with (there / "events.jsonl").open("a") as stream:
-        stream.write('{"event": "started"}\n' * 100)
-    assert fetch() > 20_000

@@ -89,7 +89,9 @@ def begin_or_resume(output: StoragePath, work: StoragePath, keys: dict[str, Any]
 def _other_tokenizer(output: StoragePath, keys: dict[str, Any]) -> list[str]:
     """Whether another tokenizer than the data set's own copy lies at `tokenizer.path` now."""
     path = keys["tokenizer"]["path"]
-    now = tokenizer_checksum(path) if path else None
+    if not path:
+        return []
+    now = tokenizer_checksum(path)
     try:
         own = checksum_of_file(output, f"{FOLDER}/tokenizer.json")
     except FileNotFoundError:

@@ -161,15 +161,16 @@ def soak(data: Path, steps: int) -> dict[str, Any]:
         end(run)
     lengths = [b - a for a, b in pairwise(moment for moment, _ in completed(run))]
     alarms = [event for event in run.read_events() if event["event"] == "ranks_hung"]
-    return {
+    found = {
         "steps": len(lengths) + 1,
         "false_alarms": len({alarm["group"] for alarm in alarms}),
         "alarms": [_told(alarm) for alarm in alarms],
         "attempts": len(run.attempts()),
-        "step_seconds": statistics.median(lengths),
-        "mean_step_seconds": statistics.mean(lengths),
-        "longest_step_seconds": max(lengths),
     }
+    if lengths:
+        found |= {"step_seconds": statistics.median(lengths), "longest_step_seconds": max(lengths)}
+        found |= {"mean_step_seconds": statistics.mean(lengths)}
+    return found
 
 
 def _told(alarm: dict[str, Any]) -> dict[str, Any]:

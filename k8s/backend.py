@@ -5,20 +5,18 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.backends.recovery import conclude, has_agents, last_known
 from cluster.backends.submission import (
-    PATIENCE_SECONDS,
     key_of,
     named_beside,
     next_attempt,
     open_attempts,
     open_dependencies,
     refuse_active,
-    retry_for,
 )
 from cluster.config import Resources
 from cluster.config_reader import load_section
@@ -27,12 +25,12 @@ from cluster.run.directory import RUNS_VARIABLE, RunDir
 from cluster.run.files import write_all
 from cluster.spec import RunState
 from cluster.supervise.supervisor import close_unfinished_attempt
-from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
+from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError
 from k8s.api.kubeconfig import connect
-from k8s.api.objects import Object, end_of
-from k8s.manifests.job import dump, render_job, render_release_controller
+from k8s.api.objects import end_of
+from k8s.manifests.job import dump, render_job
 from k8s.manifests.service import render_service, served_port, service_name
-from k8s.names import job_name_of, name_of, release_name
+from k8s.names import job_name_of, name_of
 from k8s.profile import K8sProfile
 from k8s.status.observe import Observation, observe
 from k8s.status.pending_reasons import with_remedy
@@ -41,9 +39,8 @@ from k8s.status.settle import settle_run
 from k8s.submission.hand_over import hand_over
 from k8s.submission.preflight import refuse_the_impossible, refuse_without_rights
 from k8s.submission.release_controller import HeldRuns, write_held
-from k8s.submission.service import put_service
-from k8s.submission.staging import add_stage_in, stage, stage_alone
-from k8s.submission.submit import submit_once
+from k8s.submission.staging import stage
+from k8s.submission.submit import THREADS, Submission, create_all, withdraw
 from k8s.volume.reader import Reader
 
 log = logging.getLogger(__name__)
@@ -52,7 +49,6 @@ CANNOT_WAIT = (
     "a run that waits for others is released by a pod, which needs a service account with the Role of k8s/manifests/rbac.yaml:"
     " apply that, and set service_account: ropewalk in the cluster's profile"
 )
-THREADS = 16  # calls in flight; an API server gives each user a fair share
 
 
 class K8sBackend(Backend):
@@ -125,35 +121,18 @@ class K8sBackend(Backend):
             hand_over(runs, number, self.profile.user)
         try:
             self._ask_first(resources)
-            self._create(runs, number, jobs, held=free < len(runs))
+            staged = {} if self.shares_files else stage(runs, number, jobs, self.reader.upload)
+            wanted = Submission(runs=runs, number=number, jobs=jobs, staged=staged, held=free < len(runs))
+            create_all(self.kube, self.profile, wanted)
         except SubmissionInDoubtError:
             raise
         except BackendError as error:
             said = with_remedy(str(error))
-            self._withdraw(runs, number, said)
+            withdraw(self.kube, runs, number)
+            for run in runs:
+                conclude(run, RunState.FAILED, f"never started: {said}")
             raise type(error)(said) from None
         return [str(run.attempt_details(number)["handle"]) for run in runs]
-
-    def _create(self, runs: Sequence[RunDir], number: int, jobs: Mapping[str, Object], *, held: bool) -> None:
-        staged = {} if self.shares_files else stage(runs, number, jobs, self.reader.upload)
-        before = {run.id: [staged[run.id]] if staged else [] for run in runs}
-        if held:  # its controller comes first: a submission that is cut off leaves no Job that nobody releases
-            controller = render_release_controller(runs[0], self.profile, number)
-            if len(runs) == 1:
-                if staged:
-                    add_stage_in(controller, runs[0], staged[runs[0].id]["metadata"]["name"])
-                before[runs[0].id].append(controller)
-            else:
-                submit_once(self.kube, controller, before=[] if self.shares_files else [stage_alone(controller, runs[0], number)])
-
-        def create(run: RunDir) -> Object:
-            return submit_once(self.kube, jobs[run.id], before=before[run.id])
-
-        with ThreadPoolExecutor(THREADS) as pool:
-            owners = list(pool.map(create, runs))
-        for run, owner in zip(runs, owners, strict=True):
-            if (service := render_service(run, self.profile, number)) is not None:
-                retry_for(PATIENCE_SECONDS, partial(put_service, self.kube, service, owner))
 
     def _still_open(self, head: RunDir, after: Sequence[str]) -> list[str]:
         """Of the runs that this one waits for, those that are not over. Raises ConfigError where one can never succeed."""
@@ -188,19 +167,6 @@ class K8sBackend(Backend):
             "namespace": namespace,
             "profile": self.profile.model_dump(mode="json", exclude_defaults=True),
         }
-
-    def _withdraw(self, runs: Sequence[RunDir], number: int, said: str) -> None:
-        """Take a refused submission back: nothing of it stays in the cluster, and its runs have failed."""
-
-        def remove(name: str) -> None:
-            # who may not delete could not create either; and a Job that stays finds its run over
-            with suppress(ForbiddenError, ApiAwayError):
-                self.kube.delete("Job", name)
-
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(remove, [release_name(runs[0], number), *map(job_name_of, runs)]))
-        for run in runs:
-            conclude(run, RunState.FAILED, f"never started: {said}")
 
     def _active_job(self, run: RunDir) -> str:
         """The Job of the run's newest submission, in words, if it is active; else nothing."""

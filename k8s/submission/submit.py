@@ -1,15 +1,26 @@
-"""Submits a Job exactly once, however long the API server is away meanwhile and however often it is asked."""
+"""Submits Jobs exactly once each, however long the API server is away meanwhile and however often it is asked."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 
 from cluster.backends.submission import PATIENCE_SECONDS, retry_for
 from cluster.errors import BackendError, SubmissionInDoubtError
-from k8s.api.client import Kubernetes
+from cluster.run.directory import RunDir
+from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes
 from k8s.api.create import create_or_adopt
 from k8s.api.objects import Object
-from k8s.manifests.job import owned_by
+from k8s.manifests.job import owned_by, render_release_controller
+from k8s.manifests.service import render_service
+from k8s.names import job_name_of, release_name
+from k8s.profile import K8sProfile
+from k8s.submission.service import put_service
+from k8s.submission.staging import add_stage_in, stage_alone
+
+THREADS = 16  # calls in flight; an API server gives each user a fair share
 
 
 def submit_once(
@@ -45,3 +56,53 @@ def submit_once(
             with suppress(BackendError):  # why it was refused matters more
                 kube.delete(each["kind"], each["metadata"]["name"])
         raise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """Runs that are submitted together."""
+
+    runs: Sequence[RunDir]
+    number: int  # the attempt of each that it opens
+    jobs: Mapping[str, Object]  # by run id
+    staged: Mapping[str, Object]  # the ConfigMap in which each is sent along; empty where this machine sees the volume
+    held: bool  # whether a release controller lets some of them start
+
+
+def create_all(kube: Kubernetes, profile: K8sProfile, wanted: Submission) -> None:
+    """Create the Jobs of a submission, and what each needs beside it.
+
+    The release controller comes first: a submission that is cut off leaves no Job that nobody releases. Raises as `submit_once`
+    does; what was created before stays.
+    """
+    runs, staged = wanted.runs, wanted.staged
+    before = {run.id: [staged[run.id]] if staged else [] for run in runs}
+    if wanted.held:
+        controller = render_release_controller(runs[0], profile, wanted.number)
+        if len(runs) == 1:  # it goes with its run
+            if staged:
+                add_stage_in(controller, runs[0], staged[runs[0].id]["metadata"]["name"])
+            before[runs[0].id].append(controller)
+        else:
+            submit_once(kube, controller, before=[stage_alone(controller, runs[0], wanted.number)] if staged else [])
+
+    def create(run: RunDir) -> Object:
+        return submit_once(kube, wanted.jobs[run.id], before=before[run.id])
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        owners = list(pool.map(create, runs))
+    for run, owner in zip(runs, owners, strict=True):
+        if (service := render_service(run, profile, wanted.number)) is not None:
+            retry_for(PATIENCE_SECONDS, partial(put_service, kube, service, owner))
+
+
+def withdraw(kube: Kubernetes, runs: Sequence[RunDir], number: int) -> None:
+    """Delete all of a submission that was refused."""
+
+    def remove(name: str) -> None:
+        # who may not delete could not create either; and a Job that stays finds its run over
+        with suppress(ForbiddenError, ApiAwayError):
+            kube.delete("Job", name)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(remove, [release_name(runs[0], number), *map(job_name_of, runs)]))

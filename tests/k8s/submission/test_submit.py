@@ -65,7 +65,7 @@ def test_a_lost_answer_about_its_service_takes_no_run_back(
 ) -> None:
     run = start(profile=NOWHERE, submit=False)
     service: Object = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": run.run.id}, "spec": {"ports": [{"port": 80}]}}
-    monkeypatch.setattr("k8s.backend.render_service", lambda *_: service)
+    monkeypatch.setattr("k8s.submission.submit.render_service", lambda *_: service)
     run.backend.kube = Unlucky(run.backend.kube, 1, done=done)
     run.backend.submit(run.run, run.resources)
     (made,) = namespace.items("Service")

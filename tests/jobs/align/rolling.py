@@ -64,3 +64,9 @@ def faulty(answer: str, record: dict[str, Any]) -> float | None:
 
 def always_fails(answer: str, record: dict[str, Any]) -> float:
     raise RuntimeError("no judge is there")
+
+
+def last_lines(run: RunDir) -> list[dict[str, Any]]:
+    """The metrics of each step, as the last attempt that took it wrote them."""
+    lines = {line["step"]: line for line in run.read_metrics() if "train/reward" in line}
+    return [lines[step] for step in sorted(lines)]

@@ -16,14 +16,9 @@ from jobs.inference.open_model import open_model
 from jobs.training.export import export
 from jobs.training.load_checkpoint import load_model
 from tests.jobs.align.formulas import reward_losses
-from tests.jobs.align.pairs import align_config, align_run, make_model, pairs, write_pairs
+from tests.jobs.align.pairs import align_config, align_run, pairs, write_pairs
 from tests.jobs.align.test_align import row_numbers
 from tests.jobs.launch import launch, log_of, losses, start
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,9 @@
 
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -15,52 +12,17 @@ import pytest
 from cluster.backends.base import Profile
 from cluster.backends.local.backend import LocalBackend
 from cluster.config_reader import load_config
-from cluster.errors import ConfigError
-from cluster.process.kill import end, processes_of, processes_with
-from cluster.run.context import JobContext
+from cluster.process.kill import processes_of, processes_with
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json, read_lines
-from cluster.spec import Outcome, RunState
-from jobs.command.config import CommandConfig
-from jobs.programs.verdict import LostPeerError, ProgramFailedError, judge, log_of, said_so_far
+from cluster.spec import RunState
 from jobs.registry import config_of, find_job
 from jobs.runs.diagnose import diagnose
-from jobs.runs.status import final_outcome, states
+from jobs.runs.status import states
 from jobs.runs.submit import scale, submit
 from jobs.sweep.results import read_sweep
+from tests.jobs.command.programs import PLAIN, ROOT, Start, ended, script
 from tests.patience import Patience, until
-
-ROOT = Path(__file__).resolve().parents[3]
-PLAIN = str(ROOT / "jobs/configs/examples/plain.py")
-Start = Callable[..., RunDir]
-
-
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Submit a command on this machine; nothing of it is left after the test."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-
-    def start(command: list[str], *overrides: str) -> RunDir:
-        return submit("command", load_config(CommandConfig, {"command": command, "directory": str(tmp_path)}, overrides))
-
-    yield start
-    end(processes_of(tmp_path))
-    until(lambda: not processes_of(tmp_path), Patience.START)
-
-
-def script(folder: Path, text: str) -> list[str]:
-    path = folder / "program.py"
-    path.write_text(text)
-    return [sys.executable, str(path)]
-
-
-def ended(run: RunDir) -> Outcome:
-    until(lambda: final_outcome(run) is not None, Patience.RUN)
-    outcome = final_outcome(run)
-    assert outcome is not None
-    return outcome
 
 
 def steps(run: RunDir) -> int:
@@ -303,111 +265,10 @@ def test_a_line_that_is_no_metric_holds_no_program_up(start: Start, tmp_path: Pa
     assert [(line["step"], line["sum"]) for line in run.read_metrics()] == [(0, 2.0), (3, 1.0)]
 
 
-def test_setup_environment_and_shell_lines(start: Start, tmp_path: Path) -> None:
-    run = start(
-        ["bash", "-c", "echo $GREETING $PLACE; pwd"],
-        "launch=once",
-        "setup=['export PLACE=world']",
-        "environment={GREETING: hello}",
-    )
-    assert ended(run).state is RunState.SUCCEEDED
-    said = (run.log_dir(1) / "rank-0.log").read_text()
-    assert "hello world" in said
-    assert str(tmp_path) in said
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"command": []}, "command"),
-        ({"command": ["x"], "environment": {"WANDB_API_KEY": "1"}}, "looks like a secret"),
-        ({"command": ["x"], "metrics": {"loss": "loss="}}, "has no group"),
-        ({"command": ["x"], "metrics": {"loss": "("}}, "is no regular expression"),
-        ({"command": ["x"], "launch": "once", "resources": {"nodes": 2}}, "use launch=nodes"),
-        ({"command": ["x"], "launch": "nodes", "resources": {"ranks_per_node": 2}}, "one process a node"),
-    ],
-)
-def test_mistakes(values: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        load_config(CommandConfig, values)
-
-
-@pytest.mark.parametrize(
-    ("command", "name"),
-    [
-        (["python", "train.py", "--lr", "1"], "train"),
-        (["/usr/bin/python3.11", "-u", "-m", "mylab.pretrain", "x.py"], "pretrain"),
-        (["torchrun", "--nproc-per-node=2", "src/fine_tune.py"], "fine_tune"),
-        (["accelerate", "launch", "--config", "a.yaml", "train.py"], "train"),
-        (["env", "A=1", "./simulate", "3"], "simulate"),
-        (["bash", "run.sh", "2"], "run"),
-        (["bash", "-c", "cd here && python train.py | tee log"], "train"),
-        (["bash", "-c", "echo hello"], "echo"),
-        (["bash", "-c", "python -c 'print(1)'"], "command"),
-        (["bash", "-c", "echo 'half"], "command"),
-        (["python", "-c", "import os; print(os)"], "command"),
-    ],
-)
-def test_a_run_is_called_after_its_program(command: list[str], name: str) -> None:
-    resolved = load_config(CommandConfig, {"command": command}).resolved()
-    assert resolved.name == name
-    assert load_config(CommandConfig, {"command": command, "name": "mine"}).resolved().name == "mine"
-
-
-def test_what_an_earlier_group_has_said_is_not_this_ones(tmp_path: Path) -> None:
-    run = RunDir.create("x", {"job": "command", "config": {}, "resources": {}}, tmp_path)
-    context = JobContext(run=run, attempt=run.begin_attempt(), world_size=2)
-    log = log_of(context)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("RuntimeError: Connection closed by peer\n")
-    with pytest.raises(LostPeerError):
-        judge(1, None, context)
-    since = said_so_far(context)
-    log.write_text(log.read_text() + "ValueError: a bug, and to be counted as one\n")
-    with pytest.raises(ProgramFailedError, match="ValueError: a bug"):
-        judge(1, None, context, since)
-
-
-def test_a_word_that_would_be_masked_is_refused(start: Start) -> None:
-    with pytest.raises(ConfigError, match="command: holds what looks like a secret"):
-        start(["train", "--data", "s3://me:password@host/data"], "launch=once")
-
-
 def test_a_program_that_is_not_there(start: Start) -> None:
     outcome = ended(start(["no-such-program", "x"], "launch=once"))
     assert outcome.state is RunState.FAILED
     assert "there is no program 'no-such-program' on this node" in outcome.cause
-
-
-def test_the_words_behind_two_dashes_are_the_program(tmp_path: Path) -> None:
-    environment = {**os.environ, "ROPEWALK_RUNS": str(tmp_path / "runs"), "PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"}
-    words = [sys.executable, "-m", "jobs.cli", "run"]
-    program = ["--", sys.executable, "-c", "import sys; print(sys.argv[1:])", "--lr", "1e-3", "steps=3"]
-    done = subprocess.run(
-        [*words, "command", "launch=once", "--json", *program], cwd=tmp_path, env=environment, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    (log,) = (tmp_path / "runs").glob("*/attempts/0001/logs/rank-0.log")
-    assert "['--lr', '1e-3', 'steps=3']" in log.read_text()
-    done = subprocess.run(
-        [*words, "evaluate", *program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "only the job `command` takes a program" in done.stderr
-    done = subprocess.run([*words, "command"], cwd=tmp_path, env=environment, capture_output=True, check=False)
-    assert done.returncode == 2
-    assert "which program?" in str(done.stderr)
-
-
-def test_values_stand_for_their_names(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "settings.json").write_text('{"lr": {lr}, "nested": {"a": 1}}')
-    text = "import os, sys\nprint(sys.argv[1:3], os.environ['LR'], open(sys.argv[3]).read(), flush=True)"
-    around = ("values={lr: 0.5, size: big}", "environment={LR: '{lr}'}", f"fill=[{tmp_path / 'settings.json'}]", "launch=once")
-    run = start([*script(tmp_path, text), "--lr={lr}", "{size}-{other}", "settings.json"], *around)
-    assert ended(run).state is RunState.SUCCEEDED
-    said = (run.log_dir(1) / "rank-0.log").read_text()
-    assert """['--lr=0.5', 'big-{other}'] 0.5 {"lr": 0.5, "nested": {"a": 1}}""" in said
-    assert "{lr}" in (tmp_path / "settings.json").read_text(), "the user's own file stays"
 
 
 @pytest.mark.soak

@@ -52,16 +52,16 @@ def end(run: KubeToy) -> None:
 
 
 def of_a_fixed_run(namespace: Namespace, kube: Cluster) -> Figures:
-    """Evicted again and again, then the carrier's node dies, and another's is cut off."""
+    """Evicted again and again, then the leader's node dies, and another's is cut off."""
     run = KubeToy(namespace, "count", "ranks", steps=1000000, resources={"nodes": 2, "cpus": 2})
     run.reach(20)
     found: Figures = {}
     for count in range(1, EVICTIONS + 1):
-        seconds = to_next_step(run, lambda: namespace.kubectl("delete", "pod", "--wait=false", run.carrier()))
-        found[f"eviction {count} of the carrier's pod"] = seconds
-    found["the carrier's node dies, a spare is there"] = to_next_step(run, lambda: kube.kill_node(run.node_of(run.carrier())))
+        seconds = to_next_step(run, lambda: namespace.kubectl("delete", "pod", "--wait=false", run.leader()))
+        found[f"eviction {count} of the leader's pod"] = seconds
+    found["the leader's node dies, a spare is there"] = to_next_step(run, lambda: kube.kill_node(run.node_of(run.leader())))
     kube.mend()
-    other = next(p["spec"]["nodeName"] for p in namespace.pods() if _works(p) and p["metadata"]["name"] != run.carrier())
+    other = next(p["spec"]["nodeName"] for p in namespace.pods() if _works(p) and p["metadata"]["name"] != run.leader())
     found["another node is cut off, a spare is there"] = to_next_step(run, lambda: kube.cut_node(other))
     kube.mend()
     end(run)
@@ -79,17 +79,17 @@ def of_one_pod(namespace: Namespace, kube: Cluster) -> Figures:
 
 
 def of_an_elastic_run(namespace: Namespace, kube: Cluster) -> Figures:
-    """A node dies, a node returns, the user scales, the carrier's node dies."""
+    """A node dies, a node returns, the user scales, the leader's node dies."""
     run = KubeToy(namespace, "count", "ranks", steps=1000000, resources={"nodes": "1..3", "cpus": 2})
     until(lambda: run.world() == 3, Patience.RUN)
-    carrier = run.node_of(run.carrier())
-    victim = next(p["spec"]["nodeName"] for p in namespace.pods() if p["spec"]["nodeName"] != carrier)
+    leader = run.node_of(run.leader())
+    victim = next(p["spec"]["nodeName"] for p in namespace.pods() if p["spec"]["nodeName"] != leader)
     found = {
         "a node of 3 dies, on at 2": to_world(run, 2, lambda: kube.kill_node(victim)),
         "it returns, on at 3 (the others stand still)": to_world(run, 3, kube.mend),
         "scaled to 1": to_world(run, 1, lambda: run.run.request_nodes(1)),
         "scaled to 3": to_world(run, 3, lambda: run.run.request_nodes(3)),
-        "the carrier's node dies, on at 2": to_next_step(run, lambda: _kill(kube, run)),
+        "the leader's node dies, on at 2": to_next_step(run, lambda: _kill(kube, run)),
     }
     end(run)
     kube.mend()
@@ -114,7 +114,7 @@ def in_a_queue(namespace: Namespace) -> Figures:
 
 
 def _kill(kube: Cluster, run: KubeToy) -> None:
-    kube.kill_node(run.node_of(run.carrier()))
+    kube.kill_node(run.node_of(run.leader()))
 
 
 def _works(pod: dict[str, Any]) -> bool:

@@ -93,7 +93,7 @@ class KubeToy:
         before = [line["time"] for line in lines if line["attempt"] < attempt]
         return float(min(line["time"] for line in lines if line["attempt"] == attempt) - max(before))
 
-    def carrier(self) -> str:
+    def leader(self) -> str:
         """The pod that carries the newest attempt."""
         return str(self.run.attempt_details(self.run.attempts()[-1])["carrier"])
 

@@ -167,9 +167,9 @@ print("group", group)
     until((run.checkpoints / "ready").exists)
     before = processes_with({"ROPEWALK_RUN": str(run.path), "ROPEWALK_GROUP": "1"})
     assert len(before) == 4, "bash, the program, cat, and what the program has started"
-    carrier = next(process for process in before if process.cmdline()[:2] == ["bash", "-c"]).parent()
-    assert carrier is not None
-    carrier.kill()
+    parent = next(process for process in before if process.cmdline()[:2] == ["bash", "-c"]).parent()
+    assert parent is not None
+    parent.kill()
     assert ended(run).state is RunState.SUCCEEDED
     assert len(run.attempts()) == 1
     assert not [process for process in before if process.is_running()]

@@ -55,8 +55,8 @@ class Scene:
         }
         return submit("pretrain", PretrainConfig.model_validate(config), on)
 
-    def evict_carrier(self, run: RunDir) -> None:
-        self._evict(carrier(run))
+    def evict_leader(self, run: RunDir) -> None:
+        self._evict(leader(run))
 
     def evict_other(self, run: RunDir) -> None:
         self._evict(self._other(run))
@@ -77,9 +77,9 @@ class Scene:
         self.cluster.kill_node(self._node(self._other(run)))
 
     def cut_node(self, run: RunDir) -> None:
-        """That of the carrier, whose pod lives on unseen."""
+        """That of the leader, whose pod lives on unseen."""
         self.cluster.mend()
-        self.cluster.cut_node(self._node(carrier(run)))
+        self.cluster.cut_node(self._node(leader(run)))
 
     def lose_api(self, run: RunDir) -> None:
         """For a while, in which nobody can ask anything, and the run takes its steps."""
@@ -89,7 +89,7 @@ class Scene:
 
     def _other(self, run: RunDir) -> str:
         names = [p["metadata"]["name"] for p in self.namespace.pods() if p["status"]["phase"] == "Running"]
-        return next(name for name in names if name != carrier(run) and name.startswith(run.id))
+        return next(name for name in names if name != leader(run) and name.startswith(run.id))
 
     def _node(self, pod: str) -> str:
         return str(next(p["spec"]["nodeName"] for p in self.namespace.pods() if p["metadata"]["name"] == pod))
@@ -112,7 +112,7 @@ def scene(
     drop_queue(namespace)
 
 
-def carrier(run: RunDir) -> str:
+def leader(run: RunDir) -> str:
     return str(run.attempt_details(run.attempts()[-1])["carrier"])
 
 
@@ -164,7 +164,7 @@ def steps_are_all_there(run: RunDir) -> None:
 def test_evicted_preempted_killed_and_cut_off_it_learns_the_same(scene: Scene) -> None:
     run = scene.train("lab")
     plan: list[tuple[int, Callable[[RunDir], None]]] = [
-        (85, scene.evict_carrier),
+        (85, scene.evict_leader),
         (85, scene.evict_other),
         (85, scene.preempt),
         (143, scene.kill_node),

@@ -44,7 +44,7 @@ def test_evicted_again_and_again(start: Start, namespace: Namespace, times: int)
     run = start(steps=200 * times, pause=0.02, resources={"nodes": 2})
     for attempt in range(1, times + 1):
         run.reach_attempt(attempt)
-        namespace.kubectl("delete", "pod", "--wait=false", run.carrier())
+        namespace.kubectl("delete", "pod", "--wait=false", run.leader())
     without_a_gap(run, 200 * times)
     assert [code for _, code in run.outcomes()] == [85] * times + [0]
     assert max(run.standstill(attempt) for attempt in range(2, times + 2)) < 20, "no pause has grown"
@@ -103,25 +103,25 @@ def test_a_machine_that_stands_still_disturbs_nobody(start: Start) -> None:
 
 
 @pytest.mark.soak
-def test_a_killed_conductor_is_succeeded(start: Start, namespace: Namespace) -> None:
+def test_a_killed_coordinator_is_succeeded(start: Start, namespace: Namespace) -> None:
     """Its agents save, as long as their pods live."""
     run = start("count", "ranks", steps=200, resources={"nodes": 2})
     run.reach(5)
     named = "'-m k8s.runtime.' + 'coordinator'"  # in two pieces, so that it does not find itself
     kill = f"import psutil; [p.kill() for p in psutil.process_iter() if {named} in ' '.join(p.cmdline())]"
-    namespace.kubectl("exec", run.carrier(), "--", namespace.cluster.python, "-c", kill)
+    namespace.kubectl("exec", run.leader(), "--", namespace.cluster.python, "-c", kill)
     without_a_gap(run, 200)
     assert [code for _, code in run.outcomes()] == [143, 0]
 
 
 @pytest.mark.soak
-def test_a_carrier_that_stands_still_is_succeeded(start: Start) -> None:
+def test_a_leader_that_stands_still_is_succeeded(start: Start) -> None:
     """As where its volume hangs: its machine still takes calls for it, and Kubernetes sees nothing."""
     run = start("count", "ranks", steps=100, resources={"nodes": 2})
     run.reach(5)
     processes = processes_of(run.run.id)
-    carrier = next(p for p in processes if "k8s.runtime.coordinator" in p.cmdline())
-    frozen = [p for p in processes if namespace_of(p) == namespace_of(carrier)]
+    leader = next(p for p in processes if "k8s.runtime.coordinator" in p.cmdline())
+    frozen = [p for p in processes if namespace_of(p) == namespace_of(leader)]
     assert len(frozen) < len(processes)
     for process in frozen:
         process.suspend()
@@ -135,10 +135,10 @@ def test_a_carrier_that_stands_still_is_succeeded(start: Start) -> None:
 
 
 def test_a_dead_node_with_a_spare(start: Start, lab: Cluster, namespace: Namespace) -> None:
-    """The node of the carrier dies and never returns: the others declare its pod dead, and go on with its successor."""
+    """The node of the leader dies and never returns: the others declare its pod dead, and go on with its successor."""
     run = start(steps=400, resources={"nodes": 2, "cpus": 2})
     run.reach(10)
-    lab.kill_node(run.node_of(run.carrier()))
+    lab.kill_node(run.node_of(run.leader()))
     assert run.finish().state is RunState.SUCCEEDED, run.said()
     assert [code for _, code in run.outcomes()] == [143, 0]
     job_ends(namespace, "Complete")
@@ -149,7 +149,7 @@ def test_the_only_pods_node_dies_and_never_returns(start: Start, lab: Cluster, n
     """No other pod can declare it dead: Kubernetes gives the pod up, and its Job makes another one."""
     run = start(steps=60)
     run.reach(10)
-    lab.kill_node(run.node_of(run.carrier()))
+    lab.kill_node(run.node_of(run.leader()))
     assert run.finish().state is RunState.SUCCEEDED, run.said()
     without_a_gap(run, 60)
     assert [code for _, code in run.outcomes()] == [143, 0]
@@ -161,7 +161,7 @@ def test_a_dead_node_without_a_spare(start: Start, lab: Cluster, namespace: Name
     """A run that needs all its nodes waits, and says for what."""
     run = start("count", "ranks", steps=400, resources={"nodes": 3, "cpus": 2})
     run.reach(10)
-    lab.kill_node(next(p["spec"]["nodeName"] for p in namespace.pods() if p["metadata"]["name"] != run.carrier()))
+    lab.kill_node(next(p["spec"]["nodeName"] for p in namespace.pods() if p["metadata"]["name"] != run.leader()))
     until(lambda: run.run.outcome(1), Patience.STEP)
     until(lambda: "Insufficient cpu" in run.state.reason, Patience.STEP)
     assert run.state.state is RunState.REQUEUED
@@ -176,10 +176,10 @@ def test_a_node_that_is_cut_off_writes_nothing_any_more(start: Start, lab: Clust
     """It holds the only pod of a run: nobody is left to declare it dead, and Kubernetes itself replaces it."""
     run = start(steps=100000, pause=0.02)
     run.reach(10)
-    old = run.carrier()
+    old = run.leader()
     lab.cut_node(run.node_of(old))
     run.reach_attempt(2, Patience.RUN)
-    assert run.carrier() != old
+    assert run.leader() != old
     count = len(run.run.read_metrics())
     lab.mend()  # the old pod is told to go
     until(lambda: not any(pod["metadata"]["name"] == old for pod in namespace.pods()), Patience.STEP)
@@ -192,11 +192,11 @@ def test_a_node_that_is_cut_off_writes_nothing_any_more(start: Start, lab: Clust
 @pytest.mark.soak
 @pytest.mark.slow
 def test_an_elastic_run_has_the_nodes_that_there_are(start: Start, lab: Cluster, namespace: Namespace) -> None:
-    """Three, two when one dies, three when it is back; then scaled to one and back; then the carrier's node dies."""
+    """Three, two when one dies, three when it is back; then scaled to one and back; then the leader's node dies."""
     run = start("count", "ranks", steps=100000, resources={"nodes": "1..3", "cpus": 2})
     until(lambda: run.world() == 3, Patience.STEP)
-    carrier = run.node_of(run.carrier())
-    lab.kill_node(next(p["spec"]["nodeName"] for p in namespace.pods() if p["spec"]["nodeName"] != carrier))
+    leader = run.node_of(run.leader())
+    lab.kill_node(next(p["spec"]["nodeName"] for p in namespace.pods() if p["spec"]["nodeName"] != leader))
     until(lambda: run.world() == 2, Patience.STEP)
     lab.mend()
     until(lambda: run.world() == 3, Patience.RUN)
@@ -206,7 +206,7 @@ def test_an_elastic_run_has_the_nodes_that_there_are(start: Start, lab: Cluster,
     run.run.request_nodes(3)
     until(lambda: run.world() == 3, Patience.RUN)
     assert run.run.attempts() == [1], "all of that within one attempt"
-    lab.kill_node(carrier)
+    lab.kill_node(leader)
     run.reach_attempt(2)
     until(lambda: run.world() == 2, Patience.STEP)
     run.backend.cancel(run.run)

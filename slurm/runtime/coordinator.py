@@ -48,12 +48,12 @@ def coordinate(run: RunDir, slurm: Slurm) -> int:
     run.describe_attempt(number, handle=f"slurm:{me}", hosts=hosts, restarts=restarts, started=time.time())
     details = run.attempt_details(number)
     profile = SlurmProfile.model_validate(details.get("profile") or {})
-    lane = SlurmAllocation(run, run.resources(number), profile, slurm, job=job, hosts=hosts)
-    install_stop_handler(lane.asked_to_stop.set)
+    allocation = SlurmAllocation(run, run.resources(number), profile, slurm, job=job, hosts=hosts)
+    install_stop_handler(allocation.asked_to_stop.set)
     try:
-        code = Supervisor(run, lane, python_of(profile)).supervise(number)
+        code = Supervisor(run, allocation, python_of(profile)).supervise(number)
     finally:
-        lane.close()
+        allocation.close()
     if code != EXIT_REQUEUE:
         return exit_code_of(run)
     return EXIT_SLURM_REQUEUES if slurm_requeues(slurm, job) else EXIT_REQUEUE

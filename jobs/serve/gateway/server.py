@@ -71,7 +71,7 @@ class Gateway:
             connection = Connection(self, number, sock, record, reached)
             self.connections[number] = connection
             if not reached.alive:
-                connection.bury()
+                connection.cancel_open()
                 sock.close()
                 return
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)

@@ -101,7 +101,7 @@ class Connection(asyncio.BufferedProtocol):
             self._drop_tokens()
         self._go_on()
 
-    def bury(self) -> None:
+    def cancel_open(self) -> None:
         """Its client left while no gateway looked: what was open is cancelled."""
         self.gone = True
         found = self._incoming.next() if self.resumed else None

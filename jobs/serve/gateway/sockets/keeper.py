@@ -142,9 +142,9 @@ class Keeper:
             if message.kind is Kind.CLOSED:
                 self._close(message.numbers)
         if gone:
-            self._bury(worker)
+            self._remove_worker(worker)
 
-    def _bury(self, worker: Worker) -> None:
+    def _remove_worker(self, worker: Worker) -> None:
         self._selector.unregister(worker.channel)
         worker.end()
         log.info("gateway %d ended with %s", worker.process.pid, worker.process.returncode)
@@ -160,7 +160,7 @@ class Keeper:
             self._live.flush()
             if time.monotonic() - self._live.heard > SILENT_SECONDS:
                 log.warning("gateway %d is silent for %.0f s: replaced", self._live.process.pid, SILENT_SECONDS)
-                self._bury(self._live)
+                self._remove_worker(self._live)
         if self._live is None and self._spare.ready and not self._done_leaving():
             self._live = self._spare
             for message in self._live.messages()[0]:

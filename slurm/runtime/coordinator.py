@@ -16,6 +16,7 @@ from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
 from cluster.process.output import configure_logging
 from cluster.process.signals import install_stop_handler
 from cluster.run.directory import RunDir
+from cluster.run.exclusive import create_whole
 from cluster.run.files import write_atomically
 from cluster.spec import Outcome, RunState
 from cluster.supervise.supervisor import Supervisor, open_attempt
@@ -80,18 +81,12 @@ def python_of(profile: SlurmProfile) -> str:
 def take_ownership(run: RunDir, job: str, slurm: Slurm) -> bool:
     """Make this job the owner of the newest submission, unless another is: a retried sbatch may have made two jobs."""
     path = run.attempt_dir(newest_submission(run)[0]) / OWNER
-    whole = path.with_name(f".{OWNER}.{job}")  # linked to its name when it is complete: a job may die at any moment
-    write_atomically(whole, job)
-    try:
-        os.link(whole, path)
-    except FileExistsError:
+    if not create_whole(path, job):
         owner = path.read_text()
-        if owner not in ("", job) and _lives(run, owner, slurm):  # empty: what a power cut left
+        if owner not in ("", job) and _lives(run, owner, slurm):  # empty: what a crash left
             log.error("job %s owns this submission; leaving it alone", owner)
             return False
-        whole.replace(path)
-    finally:
-        whole.unlink(missing_ok=True)
+        write_atomically(path, job)
     return True
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import ConfigError
-from cluster.run import numbered
+from cluster.run import exclusive
 from cluster.run.directory import RunDir
 from cluster.run.numbered import append_numbered, read_numbered
 from jobs.models.promote import promote, rollback, standing
@@ -172,9 +172,9 @@ def test_killed_at_any_moment_the_move_is_whole_or_not_there(root: Path, place: 
 
         register(f"{run.id}@2", root=root)
         if moments[place] == "write_atomically":
-            numbered.write_atomically = die  # type: ignore[assignment]
+            exclusive.write_atomically = die  # type: ignore[assignment]
         elif moments[place] == "os.link":
-            numbered.os.link = die  # type: ignore[attr-defined]
+            exclusive.os.link = die  # type: ignore[attr-defined]
         promote(f"{run.id}@2", root=root, key="once")
         die()
 
@@ -191,7 +191,7 @@ def test_where_files_cannot_be_linked(tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(*_: Any) -> None:
         raise PermissionError(1, "no hard links here")
 
-    monkeypatch.setattr(numbered.os, "link", refuse)  # type: ignore[attr-defined]
+    monkeypatch.setattr(exclusive.os, "link", refuse)  # type: ignore[attr-defined]
     assert append_numbered(tmp_path, lambda entries: {"n": len(entries)}) == 1
     (tmp_path / "000002.json").touch()  # a crash has left it
     assert append_numbered(tmp_path, lambda entries: {"n": len(entries)}) == 3

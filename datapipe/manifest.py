@@ -14,7 +14,7 @@ from cluster.storage import StoragePath
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
 CHUNK_BYTES = 1 << 24
-ADDED = {"counts", "near_duplicates", "mixture"}
+ADDED = {"counts", "near_duplicates", "mixture", "versions"}
 
 Split = Literal["train", "validation"]
 TokenType = Literal["uint16", "uint32"]
@@ -120,6 +120,7 @@ class Manifest(Section):
     mixture: dict[str, dict[str, float]] = Field(default_factory=dict)  # of each source epochs and share, where balanced
     renamed_ids: int = 0  # documents whose id was taken by another text
     inputs: tuple[InputRecord, ...] = ()
+    versions: dict[str, str] = Field(default_factory=dict)  # of each input on an object store, such as its ETag
     config: dict[str, Any] = Field(default_factory=dict)
     hash: str = ""
 

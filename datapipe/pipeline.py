@@ -26,7 +26,7 @@ from datapipe.inputs.ingest import UnitSummary, read_summary, rejection_reasons,
 from datapipe.inputs.split import files_to_split, pieces_of, read_split
 from datapipe.inputs.streams import naming_full_disk
 from datapipe.manifest import InputRecord, Manifest, NearRecord, Rejected, Shard, Totals, write_manifest
-from datapipe.plan import WORK, begin_or_resume, deciding_keys, find_complete
+from datapipe.plan import WORK, begin_or_resume, deciding_keys, find_complete, remote_versions
 from datapipe.progress import Progress
 from datapipe.rejected import plan_rejected
 from datapipe.report.report import write_report
@@ -290,5 +290,6 @@ class _Pipeline:
             near_duplicates=near_duplicates,
             renamed_ids=renamed_ids,
             inputs=tuple(inputs),
+            versions=remote_versions(self.files),
             config=keys,
         )

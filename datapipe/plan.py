@@ -99,11 +99,20 @@ def _other_tokenizer(output: StoragePath, keys: dict[str, Any]) -> list[str]:
     return [f"the tokenizer at {path} was {own}, is {now}"] if now not in {None, own} else []
 
 
-def _rewritten(output: StoragePath, manifest: Manifest, files: Sequence[InputFile]) -> list[str]:
-    """A local input file of the same size that is newer than the data set, and holds something else.
+def remote_versions(files: Sequence[InputFile]) -> dict[str, str]:
+    """The version of each input on an object store that tells one, by its URL."""
+    return {file.url: file.version for file in files if "://" in file.url and file.version}
 
-    What a file was that was read in pieces is not known: its checksum is that of its pieces.
+
+def _rewritten(output: StoragePath, manifest: Manifest, files: Sequence[InputFile]) -> list[str]:
+    """An input of the same size that has changed since: an object of another version, or a local file that is newer than the
+    data set and holds something else.
+
+    What a local file was that was read in pieces is not known: its checksum is that of its pieces.
     """
+    for url, now in remote_versions(files).items():
+        if (was := manifest.versions.get(url, now)) != now:
+            return [f"input {url} changed since (it was {was}, is {now})"]
     if output.local is None:
         return []
     made = (output.local / MANIFEST_NAME).stat().st_mtime

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import DataError
 from cluster.storage import StoragePath
 from jobs.preprocess.job import main
 from tests.conftest import S3Server
@@ -45,6 +46,10 @@ def test_s3_holds_the_same_data_set_as_a_disk(tmp_path: Path, s3_server: S3Serve
     assert [i.checksum for i in manifest.inputs] == [i.checksum for i in local.inputs]
     assert make(pattern, f"{bucket}/data/set", **KEYS) == manifest
     assert make(f"{bucket}/raw", f"{bucket}/again", **KEYS).shards == manifest.shards
+    first = StoragePath(bucket).read("raw/a.jsonl")
+    StoragePath(bucket).write("raw/a.jsonl", first.swapcase())
+    with pytest.raises(DataError, match=r"raw/a\.jsonl changed since"):
+        make(pattern, f"{bucket}/data/set", **KEYS)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from jobs.runs.remote import export_elsewhere, freshen
 from jobs.runs.status import settle
 from jobs.runs.submit import scale, submit
 from k8s.backend import K8sBackend
+from k8s.names import ROLE_LABEL
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import pretrain_config, weights
 from tests.k8s.cluster import Namespace
@@ -91,6 +92,22 @@ def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCapt
         assert seen == list(range(1, len(seen) + 1))
         assert {prefix for prefix, _ in log_files(run)} >= {"1.node-0", "1.rank-0"}
         backend.cancel(run)
+
+
+def test_who_waits_for_its_turn_gets_it_though_the_first_is_deleted_and_the_controllers_pod_too(
+    namespace: Namespace, make: Make
+) -> None:
+    backend = K8sBackend(Profile(name="lab", backend="k8s", options={**namespace.options(), "runs": None}))
+    with closing(backend.kube):
+        first, *others = make(steps=10_000, pause=0.1), make(steps=2), make(steps=2)
+        backend.submit_many([first, *others], RESOURCES, at_once=1)
+        until((namespace.runs / first.id / "metrics.jsonl").exists, Patience.STEP)
+        assert {backend.states([run])[run.id].word for run in others} == {"Turn"}
+        backend.cancel(first)
+        (pod,) = (each["metadata"]["name"] for each in namespace.items("Pod", f"{ROLE_LABEL}=gate"))
+        namespace.kubectl("delete", "pod", "--grace-period=0", "--force", pod)
+        for run in others:
+            until(lambda run=run: backend.settle([run])[run.id].state is RunState.SUCCEEDED, Patience.RUN)  # type: ignore[misc]
 
 
 @pytest.mark.soak

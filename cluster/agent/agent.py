@@ -91,7 +91,7 @@ class Agent:
         self._fatal_looks = Looks(self.folder)
         self._stop_asked = SignalFlag()
         self._leave_by: float | None = None  # once it was asked to stop, by the monotonic clock
-        self._bugs_spent = False
+        self._bugs_spent = self._nothing_ran = False
         self._shutdown = ShutdownGate()  # nothing runs before a group forms, and between two
 
     def run(self) -> int:
@@ -205,6 +205,7 @@ class Agent:
         if self._leave_by is not None:
             if self._shutdown.begin_if_nothing_runs():
                 log.info("asked to stop before the group had formed: nothing to save")
+                self._nothing_ran = True
                 self._end_all(EXIT_REQUEUE)
             time.sleep(WATCH_SECONDS)
             if time.monotonic() > self._leave_by:
@@ -259,7 +260,8 @@ class Agent:
 
     def _leave(self, code: int) -> None:
         end(processes_with({STOP_VARIABLE: str(self.stop_flag)}))  # what programs have left running, whoever its parent is now
-        report = {"node": self.node, "exit_code": code, "ended": time.time(), "bugs_spent": self._bugs_spent}
+        found = {"bugs_spent": self._bugs_spent, "nothing_ran": self._nothing_ran}
+        report = {"node": self.node, "exit_code": code, "ended": time.time(), **found}
         try:
             write_json(self.folder / names.NODES / f"node-{self.node}.json", report)
         except OSError as error:  # the supervisor goes by this process's exit code then

@@ -66,8 +66,8 @@ class _Agent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         result: RunResult = super()._monitor_workers(worker_group)
-        if result.state == WorkerState.HEALTHY and self._node.elastic and self._handler.peer_lost():
-            log.warning("a node of the group was lost while its ranks were waited for: forming a new group")
+        if result.state == WorkerState.HEALTHY and self._may_miss_nodes() and self._handler.peer_lost():
+            log.warning("a node of the group has gone while its ranks were waited for: forming a new group")
             return self._form_anew()
         if result.state == WorkerState.HEALTHY and self._watch.hung():
             log.warning("all ranks of the group hang: recording their stacks and forming a new group")
@@ -86,6 +86,10 @@ class _Agent(LocalElasticAgent):
             if self.exit_code != EXIT_LOST_PEER:
                 self._remaining_restarts = 0
         return result
+
+    def _may_miss_nodes(self) -> bool:
+        """Whether a node can leave and the others stay: in an elastic group, and where a stop found its ranks not started yet."""
+        return self._node.elastic or self._node.stop_flag.exists()
 
     def _form_anew(self) -> RunResult:
         """End this node's ranks; torch counts it as a disturbance and looks for the other nodes."""

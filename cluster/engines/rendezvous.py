@@ -225,7 +225,6 @@ def poll_rendezvous_every(interval: float) -> None:
 
 def _lost_addresses(run: RunDir, attempt: int) -> set[str]:
     """The addresses of the nodes that an attempt has lost or let go."""
-    gone = {
-        e["node"] for e in run.read_events(afresh=True) if e["event"] in {"node_lost", "node_left"} and e["attempt"] == attempt
-    }
+    kinds = {"node_lost", "node_left", "node_left_early"}
+    gone = {e["node"] for e in run.read_events(afresh=True) if e["event"] in kinds and e["attempt"] == attempt}
     return {line["address"] for line in read_lines(run.attempt_dir(attempt) / AGENTS) if line["node"] in gone}

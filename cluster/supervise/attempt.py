@@ -1,5 +1,7 @@
 """One attempt in an allocation: start an agent on each node, hand on stops, replace lost nodes, shrink, grow, conclude."""
 
+import logging
+import math
 import signal
 import sys
 import time
@@ -18,9 +20,11 @@ from cluster.spec import Engine, Outcome, RunState, StopReason
 from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 from cluster.supervise.outcome import AgentExit, Ending, classify, shell_code
 
+log = logging.getLogger(__name__)
+
 POLL_SECONDS = 0.1
 REPEAT_SECONDS = 1.0  # before a stop is sent again, then twice as long each time: an agent that is only just starting may miss it
-SETTLE_SECONDS = 5.0  # what a group may take to leave after one of its nodes has left for good
+SETTLE_SECONDS = 5.0  # what a group may take to leave after one of its nodes has left for good, or after its grace
 ORPHAN_SECONDS = 3.0  # between two looks at the run on whose behalf this one exists
 STOP = signal.SIGUSR2
 
@@ -46,6 +50,7 @@ class Attempt:
         self.started = time.time()
         self.reason = ""  # why the attempt was asked to stop
         self._stop_at: float | None = None  # by the monotonic clock: the notice before the time limit
+        self._leave_by = math.inf  # by the monotonic clock: what is left then is ended
         self._next_look, self._request_looks = 0.0, Looks(run.path)
         self._next_signals: dict[int, tuple[float, float]] = {}  # to agents that were asked to stop: when again, the pause then
 
@@ -100,21 +105,24 @@ class Attempt:
     # --- watching
 
     def _watch(self) -> None:
-        """Hand on stops, handle exits, shrink and grow, until every agent has exited or those that are left cannot go on."""
-        leave_by: float | None = None
+        """Hand on stops, handle exits, shrink and grow, until every agent has exited or those that are left must not go on."""
         while self.agents:
             self._look_for_stop(asked=(looks := self._request_looks.due()))
             self._signal_stop()
             for node in [node for node, agent in self.agents.items() if agent.poll() is not None]:
                 if self._handle_agent_exit(node) is AgentExit.FAILED:
-                    leave_by = leave_by or time.monotonic() + SETTLE_SECONDS
+                    self._leave_within(SETTLE_SECONDS)
             if looks:
                 self._resize()
             if self.lost and not self._enough():
-                leave_by = leave_by or time.monotonic()  # the others cannot go on without it
-            if leave_by is not None and time.monotonic() >= leave_by:
+                self._leave_within(0.0)  # the others cannot go on without it
+            if time.monotonic() >= self._leave_by:
+                log.info("ending the agents of nodes %s, which have not left by themselves", sorted(self.agents))
                 return
             time.sleep(POLL_SECONDS)
+
+    def _leave_within(self, seconds: float) -> None:
+        self._leave_by = min(self._leave_by, time.monotonic() + seconds)
 
     def _handle_agent_exit(self, node: int) -> AgentExit:
         """Find out how a node's agent ended, and record it."""
@@ -135,6 +143,8 @@ class Attempt:
             (self.allocation.release if node in self.leaving else self.allocation.mark_lost)(node)
             self.leaving.discard(node)
             return AgentExit.LEFT
+        if report and report.get("nothing_ran") and self.agents:  # the others' ranks may wait for its own to join them
+            self.run.event("node_left_early", node=node, attempt=self.number)
         self.codes[node] = code
         return AgentExit.FINISHED if code in (EXIT_DONE, EXIT_REQUEUE) else AgentExit.FAILED
 
@@ -161,6 +171,8 @@ class Attempt:
             cancelled = (asked and self.run.cancel_requested) or self._orphaned()
             reason = StopReason.CANCELLED if cancelled else self._owners_reason()
             self.reason = StopReason.CANCELLED if reason and self.run.cancel_requested else reason
+            if self.reason:  # an agent that heard of it late must not count from then: the owner of the nodes does not
+                self._leave_within(self.resources.grace_seconds + SETTLE_SECONDS)
 
     def _owners_reason(self) -> str:
         if self._stop_at is not None and time.monotonic() > self._stop_at:

@@ -19,6 +19,7 @@ EVENTS: dict[str, str] = {
     "group_formed": "group {group} formed over {nodes:count node}",
     "node_asked_to_leave": "node {node} is being released",
     "node_left": "node {node} left; the others go on",
+    "node_left_early": "node {node} was asked to stop before its ranks had begun",
     "node_lost": "node {node} died ({signal:or lost})",
     "node_returned": "node {node} is available",
     "nodes_asked_for": "asked for {count:count more node}",

@@ -33,7 +33,7 @@ class ToyRun:
             "job": "toy",
             "entry": f"tests.fakes.toy:{entry}",
             "engine": engine,
-            "preload": ["torch"],
+            "preload": ["torch", *settings.pop("preload", [])],
             "sidecars": [],
             "config": settings,
             "resources": self.resources.model_dump(mode="json"),

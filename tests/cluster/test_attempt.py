@@ -11,6 +11,7 @@ import pytest
 from cluster.config import Resources
 from cluster.errors import EXIT_DONE
 from cluster.process.forking import Process
+from cluster.process.signals import stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.run.files import machine
 from cluster.run.succession import ENDED
@@ -18,6 +19,7 @@ from cluster.spec import RunState
 from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 from cluster.supervise.attempt import Attempt
 from cluster.supervise.supervisor import Supervisor
+from tests.patience import Stopwatch
 
 
 class Sleepers(Allocation):
@@ -45,6 +47,14 @@ class Sleepers(Allocation):
         process.wait()
 
 
+class Deaf(Sleepers):
+    """Its agents hear no stop."""
+
+    def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
+        with stop_signals_blocked():
+            return super().start(node, spec, log)
+
+
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_agents_that_die_of_the_stop_itself_are_not_lost(tmp_path: Path, nodes: int) -> None:
     """Slurm hands the signal on also to the shell that has yet to become the agent."""
@@ -56,6 +66,18 @@ def test_agents_that_die_of_the_stop_itself_are_not_lost(tmp_path: Path, nodes: 
     outcome = Attempt(run, number, Sleepers(nodes), retry_bugs=False).execute()
     assert outcome.state is RunState.CANCELLED
     assert not [event for event in run.read_events() if event["event"] == "node_lost"]
+
+
+def test_agents_that_do_not_leave_are_ended_when_the_notice_is_over(tmp_path: Path) -> None:
+    """They count from when they hear of the stop, which may be late; a scheduler ends the job by its own clock, for good."""
+    record = {"config": {}, "engine": "process", "resources": {"nodes": 1, "grace_seconds": 1.0}}
+    run = RunDir.create("x", record, tmp_path)
+    number = run.begin_attempt()
+    run.request_cancel()
+    watch = Stopwatch()
+    outcome = Attempt(run, number, Deaf(1), retry_bugs=False).execute()
+    assert watch.seconds < 30
+    assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled before a new checkpoint was saved")
 
 
 @pytest.fixture

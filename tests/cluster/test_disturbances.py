@@ -90,6 +90,21 @@ def test_a_node_that_dies_before_its_ranks_have_joined_is_not_waited_for(toy: St
     assert run.steps() == list(range(1, 21))
 
 
+@pytest.mark.parametrize("nodes", ["2", "1..2"])
+def test_a_stop_that_finds_one_node_without_ranks_is_not_waited_for_by_the_ranks_of_the_other(toy: Start, nodes: str) -> None:
+    """It leaves at once, with nothing to save; the other's ranks have begun, and would wait for its own through all the grace."""
+    resources = {"nodes": nodes, "grace_seconds": 3600.0}
+    run = toy("count", "ranks", steps=20, stuck_forming=True, preload=["tests.fakes.slow_forming"], resources=resources)
+    until((run.run.log_dir(1) / "rank-0.log").exists)
+    run.supervisor().send_signal(signal.SIGUSR2)
+    until(lambda: run.run.outcome(1) is not None, Patience.START)
+    first = run.run.outcome(1)
+    assert first is not None
+    assert (first.state, first.exit_code) == (RunState.PREEMPTED, 85)
+    run.backend.cancel(run.run)
+    run.finish()
+
+
 @pytest.mark.soak
 def test_a_node_that_is_let_go_as_the_group_forms_is_not_waited_for(toy: Start) -> None:
     run = toy("count", "ranks", steps=20, late=3.0, resources={"nodes": "1..2", "grace_seconds": 1.0})

@@ -83,6 +83,7 @@ class Serving:
 
     def _start(self) -> None:
         context = self.context
+        self.files.routes.unlink(missing_ok=True)  # of an attempt before: nobody answers by them any more
         settings = gateway_settings(self.config, context.run, self.local)
         self.local.settings.write_text(settings.model_dump_json(indent=1))
         last = read_json(self.files.address)

@@ -74,6 +74,7 @@ def test_two_nodes_serve_and_a_requeued_run_comes_back(start: Callable[..., Serv
     assert serving.events("served_to_the_end")[-1]["open"] == 0
     serving.until(lambda: (read_json(serving.files.address) or {}).get("attempt") == attempt + 1, Patience.CLUSTER)
     serving.until(lambda: len(serving.replicas(version)) == 2 and view_of(run).endpoint(), Patience.CLUSTER)
+    serving.until(lambda: ask(serving.address)[0] == 200)  # the gateway looks at its routes now and then
     with Load(serving.address, WORDS, clients=2) as load:
         serving.until(lambda: load.count > 4)
     assert load.failures == []

@@ -97,7 +97,7 @@ def test_a_stop_that_finds_one_node_without_ranks_is_not_waited_for_by_the_ranks
     run = toy("count", "ranks", steps=20, stuck_forming=True, preload=["tests.fakes.slow_forming"], resources=resources)
     until((run.run.log_dir(1) / "rank-0.log").exists)
     run.supervisor().send_signal(signal.SIGUSR2)
-    until(lambda: run.run.outcome(1) is not None, Patience.START)
+    until(lambda: run.run.outcome(1) is not None, Patience.STEP)
     first = run.run.outcome(1)
     assert first is not None
     assert (first.state, first.exit_code) == (RunState.PREEMPTED, 85)

@@ -5,7 +5,7 @@ It is asked by its own `/completion` with token ids, at a loopback port with a k
 
 import os
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,14 +102,14 @@ class LlamaCppSampler:
             async with self._client.stream("POST", "/completion", content=orjson.dumps(body)) as answer:
                 if answer.status_code != 200:
                     raise _refusal(await answer.aread())
-                async for line in answer.aiter_lines():
-                    if not line.startswith("data: "):
-                        if line.startswith("error: "):
-                            raise _refusal(line[7:].encode())
+                async for line in _lines(answer.aiter_bytes()):
+                    if not line.startswith(b"data: "):
+                        if line.startswith(b"error: "):
+                            raise _refusal(line[7:])
                         continue
                     found = orjson.loads(line[6:])
                     if "error" in found:
-                        raise _refusal(line[6:].encode())
+                        raise _refusal(line[6:])
                     if "prompt_progress" in found:  # asked for so that it writes, and sees that the connection is closed
                         continue
                     fresh = self._tokens(found, count, limit)
@@ -145,6 +145,16 @@ class LlamaCppSampler:
         if count + len(drawn) >= limit:
             drawn[-1] = drawn[-1]._replace(ended="length")
         return drawn
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """The lines of a stream of events. What a model says may hold what only Unicode calls the end of a line, such as U+2028."""
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
+    yield rest
 
 
 def _drawn(token: int, told: Any) -> Drawn:

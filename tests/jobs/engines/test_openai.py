@@ -44,6 +44,12 @@ def test_models_completions_and_chats(client: openai.OpenAI) -> None:
     assert isinstance(parsed.choices[0].message.parsed, Rope)
 
 
+def test_an_answer_may_hold_what_only_unicode_calls_the_end_of_a_line(client: openai.OpenAI) -> None:
+    next_line = {str(byte): 100 for byte in "\x85".encode()}
+    answer = client.completions.create(model="tiny", prompt="a", max_tokens=60, n=4, seed=1, logit_bias=next_line)
+    assert "\x85" in "".join(choice.text for choice in answer.choices)
+
+
 def test_a_stream_with_usage(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model="tiny", messages=HELLO, max_tokens=6, temperature=0, stream=True, stream_options={"include_usage": True}

@@ -94,11 +94,8 @@ class SyncWriter:
             path.with_name(f".{path.name}.part").replace(path)
         size, time_ns = self._header["offset"] + self._header["size"], self._header["mtime_ns"]
         os.utime(path, ns=(time_ns, time_ns))
-        self._came.setdefault(self._header.get("run", ""), {})[self._header["path"]] = [
-            size,
-            time_ns,
-            self._header.get("inode", 0),
-        ]
+        state = [size, time_ns, self._header.get("inode", 0)]
+        self._came.setdefault(self._header.get("run", ""), {})[self._header["path"]] = state
         self._header = self._file = None
 
     def remember(self) -> None:

@@ -49,7 +49,7 @@ class ShutdownGate:
     """
 
     def __init__(self) -> None:
-        self._begun = threading.Lock()
+        self._begun = threading.RLock()  # what fails in the middle of a shutdown is tried again
         self._nothing_runs = False
 
     def pause(self) -> None:

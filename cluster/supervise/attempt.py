@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from dataclasses import replace
+from typing import Any
 
 from cluster.config import Resources
 from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED, GateError
@@ -127,7 +128,7 @@ class Attempt:
     def _handle_agent_exit(self, node: int) -> AgentExit:
         """Find out how a node's agent ended, and record it."""
         returncode = self.agents.pop(node).returncode
-        report = read_json_afresh(self.folder / NODES / f"node-{node}.json")
+        report = self._report(node)
         if report is None and node in self._next_signals and returncode in (-STOP, 128 + STOP):
             code = EXIT_REQUEUE  # our stop signal killed it before it had a handler: it had nothing to save
         elif report is None and (why := self.allocation.loss_reason(node, returncode)):
@@ -147,6 +148,10 @@ class Attempt:
             self.run.event("node_left_early", node=node, attempt=self.number)
         self.codes[node] = code
         return AgentExit.FINISHED if code in (EXIT_DONE, EXIT_REQUEUE) else AgentExit.FAILED
+
+    def _report(self, node: int) -> dict[str, Any] | None:
+        """What the agent of a node that is done wrote down; None where it came to no end of its own."""
+        return read_json_afresh(self.folder / NODES / f"node-{node}.json")
 
     def _enough(self) -> bool:
         done = sum(code in (EXIT_DONE, EXIT_REQUEUE) for code in self.codes.values())
@@ -201,7 +206,8 @@ class Attempt:
         if self.store is not None:
             self.allocation.end(self.store)
         for node, agent in self.agents.items():
-            self.codes.setdefault(node, shell_code(agent.wait()))
+            returncode, report = agent.wait(), self._report(node)  # it may only have waited for a sidecar
+            self.codes.setdefault(node, int(report["exit_code"]) if report else shell_code(returncode))
         for node in self.codes:
             self.allocation.clean_up(node)
 

@@ -124,8 +124,8 @@ class _LinkedFiles(LocalFileSystem):  # type: ignore[misc]
         if not entry["islink"] or not os.path.exists(entry["name"]):
             return entry
         found: dict[str, Any] = self.info(entry["name"])
-        target, place = os.path.realpath(entry["name"]), os.path.realpath(os.path.dirname(entry["name"]))
-        if found["type"] == "directory" and f"{place}/".startswith(f"{target}/"):
+        target, above = os.path.realpath(entry["name"]), Path(entry["name"]).parents
+        if found["type"] == "directory" and target in map(os.path.realpath, above):  # by other links on the way there, too
             raise DataError(f"{entry['name']}: links to a folder that it lies in; remove the link, or narrow the pattern")
         return found
 

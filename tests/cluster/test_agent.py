@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cluster.agent.version import installed_version
 from cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE
 from cluster.process.kill import end, family
 from cluster.process.ports import free_port
-from cluster.process.signals import stop_signals_blocked
+from cluster.process.signals import ShutdownGate, stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.run.files import machine
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
@@ -86,6 +87,20 @@ def test_no_rank_starts_once_its_agent_leaves(tmp_path: Path, monkeypatch: pytes
         end(process for one in started for process in family(one.pid))
         for one in started:
             one.wait()
+
+
+def test_a_shutdown_that_fails_half_way_is_begun_again_by_the_same_thread() -> None:
+    """The agent's watch looks again after an error of the machine's, such as too many open files."""
+    gate, begun = ShutdownGate(), []
+
+    def shut() -> None:
+        for _ in range(2):
+            gate.begin()
+            begun.append(gate.begin_if_nothing_runs())
+
+    thread = threading.Thread(target=shut, daemon=True)
+    thread.start()
+    until(lambda: len(begun) == 2)
 
 
 def test_a_rank_without_agent_and_server_ends_however_late_it_looks(tmp_path: Path) -> None:

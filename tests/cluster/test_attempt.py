@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from cluster.config import Resources
-from cluster.errors import EXIT_DONE
+from cluster.errors import EXIT_DONE, EXIT_REQUEUE
 from cluster.process.forking import Process
 from cluster.process.signals import stop_signals_blocked
 from cluster.run.directory import RunDir
 from cluster.run.files import machine
+from cluster.run.names import NODES
 from cluster.run.succession import ENDED
 from cluster.spec import RunState
 from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
@@ -78,6 +79,28 @@ def test_agents_that_do_not_leave_are_ended_when_the_notice_is_over(tmp_path: Pa
     outcome = Attempt(run, number, Deaf(1), retry_bugs=False).execute()
     assert watch.seconds < 30
     assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled before a new checkpoint was saved")
+
+
+REPORTING = """
+import json, pathlib, signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+signal.sigwait([signal.SIGUSR2])
+pathlib.Path(sys.argv[1]).write_text(json.dumps({"node": 0, "exit_code": int(sys.argv[2])}))
+time.sleep(60)  # its sidecars have yet to send what they have
+"""
+
+
+@pytest.mark.parametrize(("code", "cause"), [(EXIT_REQUEUE, "cancelled after saving"), (EXIT_DONE, "done")])
+def test_what_an_agent_has_reported_holds_when_it_is_ended(tmp_path: Path, code: int, cause: str) -> None:
+    """It had only to wait for its sidecars: what it saved, or that all is done, is not to be taken for lost."""
+    record = {"config": {}, "engine": "process", "resources": {"nodes": 1, "grace_seconds": 1.0}}
+    run = RunDir.create("x", record, tmp_path)
+    number = run.begin_attempt()
+    run.request_cancel()
+    report = run.attempt_dir(number) / NODES / "node-0.json"
+    outcome = Attempt(run, number, Deaf(1, [sys.executable, "-c", REPORTING, str(report), str(code)]), retry_bugs=False).execute()
+    state = RunState.SUCCEEDED if code == EXIT_DONE else RunState.CANCELLED
+    assert (outcome.state, outcome.cause) == (state, cause)
 
 
 @pytest.fixture

@@ -224,6 +224,18 @@ def test_links_to_folders_are_gone_through(tmp_path: Path) -> None:
         list_inputs([str(corpus)])
 
 
+@pytest.mark.parametrize("pattern", ["", "/**/*.jsonl"])
+@pytest.mark.parametrize("folders", [2, 3])
+def test_links_that_lead_in_a_circle_are_refused(tmp_path: Path, folders: int, pattern: str) -> None:
+    """No folder lies in the one that it links to, and yet each is found within itself."""
+    for one in range(folders):
+        write_lines(tmp_path / f"docs/v{one}/x.jsonl", [{"text": str(one)}])
+        for other in set(range(folders)) - {one}:
+            (tmp_path / f"docs/v{one}/beside-{other}").symlink_to(f"../v{other}")
+    with pytest.raises(DataError, match=r"docs/v0/beside-1/beside-0: links to a folder that it lies in"):
+        list_inputs([f"{tmp_path / 'docs'}{pattern}"])
+
+
 @pytest.mark.parametrize("pattern", ["", "/**/*.jsonl", "/*/*/*.jsonl"])
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
     write_lines(tmp_path / "a/b/x.jsonl", [{"text": "x"}])

@@ -71,15 +71,22 @@ def release_all(held: HeldRuns, root: Path, kube: Kubernetes, sleep: Callable[[f
                 started = [run for run in started if not is_over(run)]
                 if look % LOOKS_PER_QUESTION == 0:
                     started = [run for run in started if not _has_ended(_job(run, held, kube))]
-                while waiting and (failed or held.at_once is None or len(started) < held.at_once):
-                    job = _job(waiting[0], held, kube)
+                for run in list(waiting):
+                    if not failed and held.at_once is not None and len(started) >= held.at_once:
+                        break
+                    job = _job(run, held, kube)
                     if job is None and look < SUBMISSION_LOOKS:
                         break  # it is still to come: the controller is there before the Jobs
                     if failed:
-                        _drop(waiting[0], job, held, failed, kube)
-                    elif _release(waiting[0], job, held, kube):
-                        started.append(waiting[0])
-                    waiting.pop(0)  # only now: a question that nobody answered is asked again
+                        _drop(run, job, held, failed, kube)
+                    elif job is not None:
+                        _release(run, job, held, kube)
+                        started.append(run)
+                    else:
+                        continue  # it is gone, or comes later than it should
+                    waiting.remove(run)  # only now: a question that nobody answered is asked again
+                else:
+                    return  # of those that are left nobody has a Job; a submission that goes on looks for its controller
         except (ApiAwayError, ForbiddenError) as error:
             log.warning("%s; trying again", error)
         if not waiting:
@@ -101,16 +108,12 @@ def _is_held(job: Object) -> bool:
     return bool(job["spec"].get("suspend")) and QUEUE_LABEL not in (job["metadata"].get("labels") or {})
 
 
-def _release(run: RunDir, job: Object | None, held: HeldRuns, kube: Kubernetes) -> bool:
-    """Start a run's Job, if it is still there; one that an earlier pod of this controller has released stays as it is."""
-    if job is None:
-        log.info("%s: its Job is gone", run.id)
-        return False
+def _release(run: RunDir, job: Object, held: HeldRuns, kube: Kubernetes) -> None:
+    """Start a run's Job; one that an earlier pod of this controller has released stays as it is."""
     if _is_held(job):
         with suppress(NotFoundError):  # it went this moment, which the next question finds
             kube.patch("Job", name_of(run.id, held.number), release_patch(held.queue))
         log.info("%s may start", run.id)
-    return True
 
 
 def _drop(run: RunDir, job: Object | None, held: HeldRuns, failed: Sequence[tuple[RunDir, Outcome]], kube: Kubernetes) -> None:

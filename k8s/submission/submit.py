@@ -10,9 +10,9 @@ from functools import partial
 from cluster.backends.submission import PATIENCE_SECONDS, retry_for
 from cluster.errors import BackendError, SubmissionInDoubtError
 from cluster.run.directory import RunDir
-from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes
+from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
 from k8s.api.create import create_or_adopt
-from k8s.api.objects import Object
+from k8s.api.objects import Object, end_of
 from k8s.manifests.job import owned_by, render_release_controller
 from k8s.manifests.service import render_service
 from k8s.names import job_name_of, release_name
@@ -77,23 +77,40 @@ def create_all(kube: Kubernetes, profile: K8sProfile, wanted: Submission) -> Non
     """
     runs, staged = wanted.runs, wanted.staged
     before = {run.id: [staged[run.id]] if staged else [] for run in runs}
-    if wanted.held:
-        controller = render_release_controller(runs[0], profile, wanted.number)
-        if len(runs) == 1:  # it goes with its run
-            if staged:
-                add_stage_in(controller, runs[0], staged[runs[0].id]["metadata"]["name"])
-            before[runs[0].id].append(controller)
-        else:
-            submit_once(kube, controller, before=[stage_alone(controller, runs[0], wanted.number)] if staged else [])
+    controller, alone = render_release_controller(runs[0], profile, wanted.number), len(runs) == 1
+    beside: list[Object] = []  # what the controller needs that no run has
+    if wanted.held and alone:  # it goes with its run
+        if staged:
+            add_stage_in(controller, runs[0], staged[runs[0].id]["metadata"]["name"])
+        before[runs[0].id].append(controller)
+    elif wanted.held:
+        beside = [stage_alone(controller, runs[0], wanted.number)] if staged else []
+        submit_once(kube, controller, before=beside)
 
     def create(run: RunDir) -> Object:
         return submit_once(kube, wanted.jobs[run.id], before=before[run.id])
 
     with ThreadPoolExecutor(THREADS) as pool:
         owners = list(pool.map(create, runs))
+    if wanted.held:
+        controller = owned_by(controller, owners[0]) if alone else controller
+        retry_for(PATIENCE_SECONDS, partial(_restore_controller, kube, controller, beside))
     for run, owner in zip(runs, owners, strict=True):
         if (service := render_service(run, profile, wanted.number)) is not None:
             retry_for(PATIENCE_SECONDS, partial(put_service, kube, service, owner))
+
+
+def _restore_controller(kube: Kubernetes, controller: Object, beside: Sequence[Object]) -> None:
+    """Put a release controller there again that has given up waiting for the Jobs, as while a laptop slept that created them."""
+    name = controller["metadata"]["name"]
+    there = kube.find("Job", name)
+    if there is not None and end_of(there) is None:
+        return
+    for each in beside:
+        with suppress(NotFoundError):  # it went with the controller
+            kube.patch(each["kind"], each["metadata"]["name"], {"metadata": {"ownerReferences": None}})
+    kube.delete("Job", name)
+    submit_once(kube, controller, before=beside)
 
 
 def withdraw(kube: Kubernetes, runs: Sequence[RunDir], number: int) -> None:

@@ -25,7 +25,7 @@ from k8s.manifests.job import apply_profile, load_job
 from k8s.names import OUR_LABELS, OURS, ROLE_LABEL, RUN_LABEL
 from k8s.profile import K8sProfile
 from k8s.status.pending_reasons import pod_reason
-from k8s.volume.sync_client import SyncWriter, unchanged
+from k8s.volume.sync_client import SyncWriter, request_of
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +62,12 @@ class Reader:
         Large folders come only as far as they are `wanted`; `write` are small files to write there first. Raises BackendError
         where a directory that has been there is gone.
         """
-        others, have = {name: unchanged(run.path.parent / name) for name in beside}, unchanged(run.path)
-        request = {"have": have, "with": list(wanted), "write": write or {}, "beside": others}
+        request = {**request_of(run.path, beside), "with": list(wanted), "write": write or {}}
         where = f"{self.profile.claim_path}/{run.id}"
         writer = SyncWriter(run.path, beside)
         words = [self.profile.python, "-m", "k8s.volume.sync_server", where]
         self._execute(run, words, json.dumps(request).encode(), writer)
-        if writer.absent and (have or write):
+        if writer.absent and (request["have"] or write):
             where = f"{where} on volume {self.profile.claim} of namespace {self.kube.namespace}"
             raise BackendError(f"{where}: there is no such directory; was it deleted, or does the profile name another volume?")
         writer.remember()

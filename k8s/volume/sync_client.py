@@ -9,20 +9,41 @@ from typing import IO, Any
 
 from cluster.errors import BackendError
 from cluster.run.files import make_private, read_json, write_json
+from k8s.volume.sync_server import tail_of
 
-CAME = ".came.json"  # size, time and inode of files as they came: one that was written to here since is none to append to
+# size, time, inode and tail of files as they came: one that was written to here since is none to append to
+CAME = ".came.json"
 
 
-def unchanged(root: Path) -> dict[str, list[int]]:
-    """The files of a copy that are as they came: each one's size, its time in nanoseconds, and its inode on the volume."""
+def request_of(root: Path, beside: Sequence[str] = ()) -> dict[str, Any]:
+    """What to ask `k8s.volume.sync_server` for, to bring the copies of a run and of those beside it up to date."""
+    ours, others = _unchanged(root), {name: _unchanged(root.parent / name) for name in beside}
+    return {
+        "have": _having(ours),
+        "known": _known(ours),
+        "beside": {name: _having(came) for name, came in others.items()},
+        "beside_known": {name: _known(came) for name, came in others.items()},
+    }
+
+
+def _unchanged(root: Path) -> dict[str, list[int]]:
+    """The files of a copy that are as they came, and the state of each then."""
     came, found = read_json(root / CAME) or {}, {}
     for name, state in came.items():
         path = root / name
         if path.is_file() and not path.is_symlink():
             status = path.stat()
             if state[:2] == [status.st_size, status.st_mtime_ns]:
-                found[name] = [*state, 0][:3]  # older copies know no inode
+                found[name] = state
     return found
+
+
+def _having(came: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    return {name: state[:2] for name, state in came.items()}
+
+
+def _known(came: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    return {name: state[2:] for name, state in came.items() if len(state) == 4}  # else an older version's
 
 
 class SyncWriter:
@@ -94,7 +115,7 @@ class SyncWriter:
             path.with_name(f".{path.name}.part").replace(path)
         size, time_ns = self._header["offset"] + self._header["size"], self._header["mtime_ns"]
         os.utime(path, ns=(time_ns, time_ns))
-        state = [size, time_ns, self._header.get("inode", 0)]
+        state = [size, time_ns, *([self._header["inode"], tail_of(path, size)] if "inode" in self._header else [])]
         self._came.setdefault(self._header.get("run", ""), {})[self._header["path"]] = state
         self._header = self._file = None
 

@@ -1,8 +1,9 @@
 """Runs in a pod, and reads a run's directory for a laptop: sends what is new or has grown, and writes what it is told to.
 
 Usage: python -m k8s.volume.sync_server RUN_DIR, with a request as JSON on the standard input:
-  {"have": {path: [size, mtime_ns, inode]}, "with": [prefixes of paths that are large], "write": {path: text},
-   "beside": {other run: what is had of it}}
+  {"have": {path: [size, mtime_ns]}, "known": {path: [inode, tail]}, "with": [prefixes of paths that are large],
+   "write": {path: text}, "beside": {other run: what is had of it}, "beside_known": {other run: what is known of that}}
+A laptop or an image of another version may know nothing more than `have`: a file comes whole then.
 After the word that it is ready to read (`k8s.api.exec_stdin`) it answers with a line of JSON per file, {"path", "offset", "size",
 "mtime_ns", "inode"} and for another run "run", followed by `size` bytes; at last with {"end": true}, and "absent": true beside it
 where there is no such directory.
@@ -11,6 +12,7 @@ where there is no such directory.
 import json
 import os
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +22,7 @@ from k8s.api.exec_stdin import fed
 
 LARGE = ("checkpoints", "wandb")  # left out unless asked for
 GROWING = (".log", ".jsonl")  # appended to, unless another file has taken its place
+TAIL_BYTES = 4096  # of the end of what is had: the file system may give an inode to another file
 CHUNK_BYTES = 1 << 20
 END = b'{"end": true}\n'
 ABSENT = b'{"end": true, "absent": true}\n'
@@ -33,23 +36,36 @@ def send(run: Path, request: dict[str, Any], out: IO[bytes]) -> None:
         return
     for path, text in (request.get("write") or {}).items():
         write_atomically(run / path, text)
-    _send_run(run, request.get("have") or {}, tuple(request.get("with") or ()), out, {})
+    came = _merged(request.get("have"), request.get("known"))
+    _send_run(run, came, tuple(request.get("with") or ()), out, {})
     for name, have in (request.get("beside") or {}).items():
         if (run.parent / name).is_dir():
-            _send_run(run.parent / name, have, (), out, {"run": name})
+            _send_run(run.parent / name, _merged(have, (request.get("beside_known") or {}).get(name)), (), out, {"run": name})
     out.write(END)
     out.flush()
 
 
-def _send_run(run: Path, have: dict[str, Sequence[int]], wanted: tuple[str, ...], out: IO[bytes], which: dict[str, str]) -> None:
+def tail_of(path: Path, size: int) -> int:
+    """The CRC-32 of the last bytes of the first `size` bytes of a file."""
+    with path.open("rb") as stream:
+        stream.seek(max(0, size - TAIL_BYTES))
+        return zlib.crc32(stream.read(min(size, TAIL_BYTES)))
+
+
+def _merged(have: dict[str, Sequence[int]] | None, known: dict[str, Sequence[int]] | None) -> dict[str, list[int]]:
+    """Size and time of each file that the laptop has and, where it knows them, inode and tail."""
+    return {name: [*state[:2], *(known or {}).get(name, ())] for name, state in (have or {}).items()}
+
+
+def _send_run(run: Path, came: dict[str, list[int]], wanted: tuple[str, ...], out: IO[bytes], which: dict[str, str]) -> None:
     for path in _files(run, run, wanted):
         name = str(path.relative_to(run))
         status = path.stat()
-        size, mtime, inode = have.get(name) or (0, 0, 0)
-        if (size, mtime) == (status.st_size, status.st_mtime_ns) and name in have:
+        size, mtime, *known = came.get(name) or [0, -1]
+        if (size, mtime) == (status.st_size, status.st_mtime_ns):
             continue
-        grown = name.endswith(GROWING) and inode == status.st_ino and size <= status.st_size
-        offset = size if grown else 0
+        grown = name.endswith(GROWING) and size < status.st_size and known
+        offset = size if grown and known == [status.st_ino, tail_of(path, size)] else 0
         left = status.st_size - offset
         state = {"mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
         header = {**which, "path": name, "offset": offset, "size": left, **state}

@@ -12,7 +12,7 @@ from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
 from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
-from k8s.api.objects import Object
+from k8s.api.objects import Object, end_of
 from k8s.backend import K8sBackend
 from k8s.names import release_name
 from k8s.submission.release_controller import LOOKS_PER_QUESTION, SUBMISSION_LOOKS, HeldRuns, release_all
@@ -134,6 +134,48 @@ def test_jobs_that_are_never_created_are_given_up(runs: list[RunDir]) -> None:
     jobs = Jobs(names(runs)[1:])
     release(HeldRuns(runs=[run.id for run in runs], number=1), runs, jobs, naps(*[lambda: None] * SUBMISSION_LOOKS))
     assert jobs.held == []
+
+
+def test_jobs_that_come_later_than_they_should_are_released_by_a_controller_that_is_still_there(runs: list[RunDir]) -> None:
+    """A laptop may sleep in the middle of a submission, whose calls are not answered in order."""
+    jobs = Jobs([name for name in names(runs) if not name.startswith(("r1", "r3"))])
+
+    def wake_up() -> None:
+        jobs.jobs.update(Jobs([name for name in names(runs) if name.startswith(("r1", "r3"))]).jobs)
+        succeed(runs[0])
+
+    held = HeldRuns(runs=[run.id for run in runs], number=1, at_once=2)
+    ends = [lambda run=run: succeed(run) for run in runs[1:]]
+    release(held, runs, jobs, naps(*[lambda: None] * (SUBMISSION_LOOKS + 1), wake_up, *ends))
+    assert jobs.held == []
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_submission_that_took_too_long_puts_its_controller_there_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, gone: bool
+) -> None:
+    class Slow(Jobs):
+        namespace = "team"
+
+        def create(self, each: Object) -> Object:
+            name = each["metadata"]["name"]
+            self.jobs[name] = {**each, "metadata": {**each["metadata"], "uid": name}}
+            controller = release_name(fresh[0], 1)
+            if name != controller and gone:
+                self.jobs.pop(controller, None)
+            elif name != controller:
+                self.jobs[controller]["status"] = {"conditions": [{"type": "Complete", "status": "True"}]}
+            return self.jobs[name]
+
+        def delete(self, kind: str, name: str) -> None:
+            self.jobs.pop(name, None)
+
+    monkeypatch.setattr("k8s.backend.refuse_the_impossible", lambda *_: None)
+    options = {"namespace": "team", "runs": str(tmp_path), "service_account": "ropewalk"}
+    backend = K8sBackend(Profile(name="team", backend="k8s", options=options), cast("Kubernetes", jobs := Slow([])))
+    fresh = [RunDir.create(f"r{number}", {"job": "command"}, tmp_path) for number in range(4)]
+    backend.submit_many(fresh, Resources(), at_once=1)
+    assert end_of(jobs.jobs[release_name(fresh[0], 1)]) is None
 
 
 def test_a_job_that_is_still_being_created_is_ended_too_where_it_can_never_start(runs: list[RunDir]) -> None:

@@ -187,6 +187,11 @@ class JobConfig(Section):
         """Return what the runs that are submitted together with this one ask of the same cluster."""
         return []
 
+    @property
+    def needs_others(self) -> bool:
+        """Whether the run waits for runs that are submitted together with it."""
+        return False
+
     def extra_record(self, cluster_name: str) -> dict[str, Any]:
         """Return what run.yaml must hold besides the keys, and only the submitting machine knows."""
         return {}

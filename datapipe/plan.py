@@ -101,7 +101,12 @@ def _other_tokenizer(output: StoragePath, keys: dict[str, Any]) -> list[str]:
 
 def remote_versions(files: Sequence[InputFile]) -> dict[str, str]:
     """The version of each input on an object store that tells one, by its URL."""
-    return {file.url: file.version for file in files if "://" in file.url and file.version}
+    return {file.url: file.version for file in files if not _on_a_disk(file) and file.version}
+
+
+def _on_a_disk(file: InputFile) -> bool:
+    """Whether the input lies on this machine's file systems, where a new time says little."""
+    return "://" not in file.url or file.url.startswith(("file://", "local://"))
 
 
 def _rewritten(output: StoragePath, manifest: Manifest, files: Sequence[InputFile]) -> list[str]:
@@ -119,7 +124,7 @@ def _rewritten(output: StoragePath, manifest: Manifest, files: Sequence[InputFil
     known = {record.path: record.checksum for record in manifest.inputs if record.damage is None}
     for file in files:
         was = known.get(file.url, "")
-        newer = "://" not in file.url and float(file.version or 0) > made
+        newer = _on_a_disk(file) and float(file.version or 0) > made
         if newer and was.startswith("xxh3:") and (now := checksum_of_file(*place_of(file.url))) != was:
             return [f"input {file.url} changed since (it was {was}, is {now})"]
     return []

@@ -88,6 +88,11 @@ class K8sBackend(Backend):
 
     # --- submitting
 
+    def check_waiting(self) -> None:
+        """Raise ConfigError without a service account: nothing could release the runs then."""
+        if self.profile.service_account is None:
+            raise ConfigError(CANNOT_WAIT)
+
     def render(self, run: RunDir, resources: Resources) -> str:
         """The manifest of the run's first attempt, as `kubectl apply -f -` takes it. Asks nobody and writes nothing."""
         service = render_service(run, self.profile, 1)
@@ -108,8 +113,8 @@ class K8sBackend(Backend):
         number = next_attempt(runs[0])
         others = self._still_open(runs[0], after)
         free = 0 if others else len(runs) if at_once is None else at_once  # so many need no release controller
-        if free < len(runs) and self.profile.service_account is None:
-            raise ConfigError(CANNOT_WAIT)
+        if free < len(runs):
+            self.check_waiting()
         jobs = {run.id: render_job(run, resources, self.profile, number, held=i >= free) for i, run in enumerate(runs)}
         waits = {"after": others, "at_once": at_once}
         open_attempts(runs, resources, [{**self._details(run, number), **waits} for run in runs], number)

@@ -83,6 +83,9 @@ class Backend(ABC):
     def check_resources(self, resources: Resources) -> None:  # noqa: B027 - the default: nothing is refused
         """Raise ConfigError for resources that this cluster can never have. Asked before a run is written down."""
 
+    def check_waiting(self) -> None:  # noqa: B027 - the default: a run may wait for others
+        """Raise ConfigError where no run can be held back until others are over. Asked before runs are written down."""
+
     def check_rights(self) -> None:  # noqa: B027 - the default: whoever reaches the scheduler may submit
         """Raise ConfigError where this process may not submit runs. Asked by a run that is going to submit others."""
 

@@ -29,6 +29,7 @@ CODE_ENDINGS = (".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".rs", ".go", 
 TEXT_ENDINGS = PROSE_ENDINGS + CODE_ENDINGS
 READ_HERE = "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.parquet, *.warc.gz, *.txt, *.md, *.rst, *.py"
 MAGIC = re.compile(r"[*?\[]")
+VERSIONS = ("ETag", "etag", "md5Hash", "mtime")  # what a store tells of an object: S3, Azure, GCS; a file has a time alone
 FILES_A_UNIT = 1000
 
 
@@ -161,7 +162,7 @@ def expand(pattern: str) -> Iterator[InputFile]:
         if info.get("type") == "directory" or (hidden and fixed == pattern and len(entries) > 1):
             continue
         url = path if not scheme or "://" in path else scheme + path
-        version = str(info.get("ETag") or info.get("mtime") or info.get("md5Hash") or "")
+        version = str(next((info[key] for key in VERSIONS if info.get(key)), ""))
         yield InputFile(url=url, name=name, size=int(info["size"]), kind=kind_of(name) or "", version=version)
 
 

@@ -132,6 +132,11 @@ class DistillConfig(TrainingConfig):
             raise ValueError("alpha: at 1 the teacher teaches nothing, and there is nothing to compare; choose a smaller one")
         return self
 
+    @property
+    def needs_others(self) -> bool:
+        """With a baseline it waits for the runs that it is compared with."""
+        return self.baseline is not None
+
     def _check_on_policy(self) -> None:
         own = self.on_policy
         if own is None:

@@ -114,6 +114,11 @@ class PipelineConfig(JobConfig):
         """What the steps ask of the cluster."""
         return [config.resources for config in self.all_configs().values()]
 
+    @property
+    def needs_others(self) -> bool:
+        """A pipeline waits for its steps."""
+        return True
+
     def resolved(self) -> Self:
         """Return the configuration as it is, once every step's has proved right. Raises ConfigError."""
         self.all_configs()

@@ -16,7 +16,8 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _TOKENS_OF_TEXT = re.compile(
-    r"(bos|eos|pad|unk|mask|sep|cls|end|start|stop|document|special|next|per|image|audio|video)_token$", re.IGNORECASE
+    r"(bos|eos|pad|unk|mask|sep|cls|end|start|stop|document|special|next|per|unknown|boi|eoi|image|audio|video)_token$",
+    re.IGNORECASE,
 )
 _SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 
@@ -50,7 +51,7 @@ def refuse_secrets(values: Mapping[str, Any], remedy: str) -> None:
 def _secret_in_words(words: Sequence[Any]) -> bool:
     """Whether a command's words, or the words of its lines of bash, hold a secret such as `--api-key VALUE` or `A_TOKEN=VALUE`.
 
-    A value that the shell or `values` puts there, a number and a special token such as <image> are none.
+    A flag such as --use-auth-token is a switch, and takes no value.
     """
     named = False
     for word in words:
@@ -64,7 +65,7 @@ def _secret_in_words(words: Sequence[Any]) -> bool:
             names = (flag or len(parts) == 1 or re.fullmatch(r"[A-Z][A-Z0-9_]*", name)) and _names_secret(name)
             if names and separator and _is_value(value):
                 return True
-            named = bool(flag and names and not separator)
+            named = bool(flag and names and not separator and not re.match(r"--?(use|no)[_-]", name))
     return False
 
 
@@ -74,7 +75,8 @@ def _names_secret(name: str) -> bool:
 
 
 def _is_value(text: str) -> bool:
-    return not re.match(r"['\"]*($|[${<]|(true|false|none|null|\d+)['\"]*$)", text, re.IGNORECASE)
+    """Whether a word can be a secret itself: no variable, special token such as <image> or [UNK], number, or path of a file."""
+    return not re.match(r"['\"]*($|[${<\[]|~/|\.{1,2}/|/[^/]*[/.]|(true|false|none|null|\d+)['\"]*$)", text, re.IGNORECASE)
 
 
 def masked_word(word: str) -> str:

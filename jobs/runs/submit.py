@@ -124,6 +124,8 @@ def submit_many(
 ) -> list[RunDir]:
     """Create and submit many runs together, of which at most `at_once` run at a time. Raises RopewalkError."""
     backend = load_backend(cluster_name)
+    if at_once is not None and at_once < len(configs):
+        backend.check_waiting()
     runs = write_down(backend, job, configs, cluster_name, command)
     if view_class(job).submit_needed is RunView.submit_needed:
         start(backend, runs, configs[0].resources, [other.id for other in after], at_once)
@@ -197,6 +199,8 @@ def _check_inputs(backend: Backend, configs: Sequence[JobConfig]) -> None:
     """
     for resources in (configs[0].resources, *configs[0].children_resources()):
         backend.check_resources(resources)
+    if configs[0].needs_others:
+        backend.check_waiting()
     if configs[0].trackers:
         from importlib.metadata import entry_points  # it looks through every package that is installed
 

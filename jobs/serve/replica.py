@@ -152,20 +152,23 @@ def own_address() -> str:
 
 
 class UnderWay(NamedTuple):
-    """How many requests an engine has begun or queued, and when that was so, in seconds since the epoch."""
+    """How many requests an engine has begun or queued, and when that was counted, by the clock of whoever counts."""
 
     requests: int
-    time: float
+    counted: float
 
 
 def drained(look: Callable[[], UnderWay | None], seconds: float) -> bool:
     """Wait until an engine has had no request for a moment, at most so many seconds; returns whether it is known to have none."""
-    deadline, busy_at = time.monotonic() + seconds, time.time()
-    while time.monotonic() < deadline:
+    busy_at = came_at = time.monotonic()
+    deadline, last = busy_at + seconds, None
+    while (now := time.monotonic()) < deadline:
         found = look()
-        if found is None or found.requests:
-            busy_at = time.time()
-        elif found.time - busy_at >= QUIET_SECONDS:
+        if found is not None and (last is None or found.counted != last.counted):  # another machine's clock may be wrong
+            came_at, last = now, found
+        if found is None or found.requests or now - came_at > OLD_SECONDS:
+            busy_at = now
+        elif came_at - busy_at >= QUIET_SECONDS:
             return True
         time.sleep(LOOK_SECONDS)
     return False
@@ -185,6 +188,4 @@ def under_way(url: str, token: str | None, load: Path, replica: str) -> UnderWay
         told = read_load(load)
     except OSError:  # of a shared disk; it is asked again
         return None
-    if time.time() - told.get("time", 0.0) > OLD_SECONDS:
-        return None
-    return UnderWay(int(told["replicas"].get(replica, {}).get("running", 0)), told["time"])
+    return UnderWay(int(told["replicas"].get(replica, {}).get("running", 0)), told["time"]) if "time" in told else None

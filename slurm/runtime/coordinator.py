@@ -30,6 +30,7 @@ from slurm.runtime.preemption import slurm_requeues
 log = logging.getLogger(__name__)
 
 EXIT_SLURM_REQUEUES = 86  # to the job script only, which leaves with 85 all the same
+EMPTY_SECONDS, LOOK_SECONDS = 10.0, 0.2  # how long, and how often, a file that has no owner's name yet is looked at
 DIED = "its coordinator died: the first node was lost, or Slurm took the job away without notice"
 
 
@@ -82,12 +83,20 @@ def take_ownership(run: RunDir, job: str, slurm: Slurm) -> bool:
     """Make this job the owner of the newest submission, unless another is: a retried sbatch may have made two jobs."""
     path = run.attempt_dir(newest_submission(run)[0]) / OWNER
     if not create_whole(path, job):
-        owner = path.read_text()
+        owner = _owner_of(path)
         if owner not in ("", job) and _lives(run, owner, slurm):  # empty: what a crash left
             log.error("job %s owns this submission; leaving it alone", owner)
             return False
         write_atomically(path, job)
     return True
+
+
+def _owner_of(path: Path) -> str:
+    """The job that has created the file; without hard links it is empty until that has written its name, or has crashed."""
+    deadline = time.monotonic() + EMPTY_SECONDS
+    while not (owner := path.read_text()) and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
+    return owner
 
 
 def _lives(run: RunDir, owner: str, slurm: Slurm) -> bool:

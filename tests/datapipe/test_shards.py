@@ -93,15 +93,16 @@ def test_a_second_call_finds_the_data_set_or_says_what_differs(tmp_path: Path, s
         make(source, tmp_path / "out")
 
 
-def test_a_file_that_was_only_touched_is_no_other_and_one_of_the_same_size_is(tmp_path: Path, source: Path) -> None:
-    first = make(source, tmp_path / "out")
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_file_that_was_only_touched_is_no_other_and_one_of_the_same_size_is(tmp_path: Path, source: Path, scheme: str) -> None:
+    first = make(f"{scheme}{source}", tmp_path / "out")
     later = time.time() + 100
     os.utime(source, (later, later))
-    assert make(source, tmp_path / "out") == first
+    assert make(f"{scheme}{source}", tmp_path / "out") == first
     source.write_bytes(source.read_bytes().replace(b"e", b"a"))
     os.utime(source, (later, later))
     with pytest.raises(DataError, match=r"in\.jsonl changed since"):
-        make(source, tmp_path / "out")
+        make(f"{scheme}{source}", tmp_path / "out")
 
 
 def test_another_tokenizer_at_the_same_path_is_another_data_set(tmp_path: Path, source: Path) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from cluster.backends.submission import key_of
-from cluster.errors import BackendError, SubmissionInDoubtError
+from cluster.errors import BackendError, SchedulerAwayError, SubmissionInDoubtError
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from slurm.commands import Slurm
 from slurm.job_lookup import OWNER, job_id, jobs_of
 from slurm.lab.cluster import Lab
+from slurm.runtime import coordinator
 from slurm.runtime.coordinator import take_ownership
 from slurm.status.run_state import run_state
 from slurm.submission.submit import submit_once
@@ -165,7 +166,9 @@ def test_a_job_that_claimed_the_run_and_was_forgotten_is_succeeded(slurm_lab: La
     assert not take_ownership(run.run, "999999", Slurm()), "the job that owns it now is there"
 
 
-def test_an_owner_that_died_before_it_wrote_its_name_is_succeeded(tmp_path: Path) -> None:
+def test_an_owner_that_died_before_it_wrote_its_name_is_succeeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator, "EMPTY_SECONDS", 0.1)
+
     def refuse(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
         raise AssertionError(words)
 
@@ -176,6 +179,22 @@ def test_an_owner_that_died_before_it_wrote_its_name_is_succeeded(tmp_path: Path
         assert take_ownership(run, "77", Slurm(refuse)), "also as it is requeued"
         assert owner.read_text() == "77"
     assert not [path for path in owner.parent.iterdir() if path.name.startswith(f".{OWNER}")]
+
+
+def test_an_owner_that_is_about_to_write_its_name_is_waited_for(tmp_path: Path) -> None:
+    """A file system without hard links shows the file before its text."""
+
+    def away(words: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
+        raise SchedulerAwayError("slurmctld does not answer")
+
+    run = RunDir.create("x", {"config": {}}, tmp_path)
+    owner = run.attempt_dir(run.begin_attempt(opened_by="submission")) / OWNER
+    owner.touch()
+    other = threading.Timer(1.0, owner.write_text, ["78"])
+    other.start()
+    assert not take_ownership(run, "77", Slurm(away))
+    assert owner.read_text() == "78"
+    other.join()
 
 
 def test_a_late_job_of_an_earlier_submission_counts_while_it_is_there(slurm_lab: Lab, tick: Start) -> None:

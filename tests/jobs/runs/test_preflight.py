@@ -11,9 +11,10 @@ from cluster.backends.base import Profile
 from cluster.backends.local.backend import LocalBackend
 from cluster.errors import ConfigError, DataError
 from jobs.evaluate.config import EvaluateConfig
+from jobs.pipeline.config import PipelineConfig
 from jobs.preprocess.config import PreprocessConfig
 from jobs.pretrain.config import PretrainConfig
-from jobs.runs.submit import configure, render
+from jobs.runs.submit import configure, render, submit
 from k8s.backend import K8sBackend
 from tests.jobs.corpus import make_dataset
 
@@ -87,3 +88,19 @@ def test_a_submission_takes_a_path_of_the_claim(mounted: Path, tmp_path: Path, m
             "search=random",
         ]
     assert "kind: Job" in render(job, [configure(job, None, words)], "team")
+
+
+@pytest.mark.parametrize("ask", [submit, lambda job, config, name: render(job, [config], name)])
+def test_a_pipeline_of_which_no_step_could_wait_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[str, Any, str], Any]
+) -> None:
+    """Its first step waits for nothing, and would run."""
+    profiles = {"team": {"backend": "k8s", "runs": str(tmp_path / "runs"), "kubeconfig": str(tmp_path / "none")}}
+    (tmp_path / "clusters.yaml").write_text(yaml.safe_dump(profiles))
+    monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
+    monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
+    step = {"job": "command", "config": {"command": "true", "launch": "once"}}
+    config = PipelineConfig.model_validate({"steps": {"first": step, "second": {**step, "needs": ["first"]}}})
+    with pytest.raises(ConfigError, match="needs a service account"):
+        ask("pipeline", config, "team")
+    assert not (tmp_path / "runs").exists()

@@ -55,6 +55,8 @@ def test_no_word_of_a_command_is_a_secret(words: list[str]) -> None:
         ["train.py", "--use-auth-token", "True", "--eos-token=</s>", "--image-token", "<image>", "--max-token", "--steps=3"],
         ["python", "-c", "print(sorted(words, key=len), tokenizer(token=word), token=word)"],
         ["train.py", "--tokens", "1e9", "--token-file", "/home/me/token", 3],
+        ["train.py", "--credentials", "/home/me/creds.json", "--password", "./pw", "--api-key=~/key", "--secret=/run/secret"],
+        ["train.py", "--use-auth-token", "data.jsonl", "--unknown-token", "[UNK]", "--boi-token", "img"],
     ],
 )
 def test_what_only_resembles_a_secret_in_a_command_is_none(words: list[str]) -> None:

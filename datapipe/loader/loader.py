@@ -12,7 +12,7 @@ from cluster.errors import ConfigError, DataError
 from datapipe.loader.dataset import Dataset, OnCorrupt, Stream
 from datapipe.loader.mixture import locate, quotas
 from datapipe.loader.order import Indices, hash_words, permute
-from datapipe.manifest import Manifest
+from datapipe.manifest import Manifest, Shard
 
 PLAN = 1024  # positions whose places are worked out at once: the arithmetic is paid per array, not per sample
 
@@ -29,7 +29,9 @@ class TokenLoader:
     """Sequences of `seq_len + 1` tokens out of one or more data sets, mixed by weight, shuffled anew each epoch.
 
     A sequence is a window of a shard at stride `seq_len`; neighbours share one token, the target of one and
-    the input of the next. Every source has epochs of its own. Raises DataError and CorruptShardError.
+    the input of the next. Every source has epochs of its own. `most` sequences are read in order, of which each source has the
+    share that it has of the split: the beginning of the split would be that of the first source. Raises DataError and
+    CorruptShardError.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class TokenLoader:
         seq_len: int,
         seed: int,
         split: str = "train",
+        most: int | None = None,
         on_corrupt: OnCorrupt = "error",
     ) -> None:
         if seq_len < 1:
@@ -48,6 +51,7 @@ class TokenLoader:
         self._quotas = quotas([source.weight for source in sources])
         self._ends = [self._count(dataset) for dataset in self.datasets]
         self._sizes = [int(ends[-1]) for ends in self._ends]
+        self._taken = self._sizes if most is None or most >= sum(self._sizes) else shares(most, self._sizes)
         self._first_shard = np.cumsum([0, *(len(dataset.shards) for dataset in self.datasets)])
         self._streams: list[Stream | None] = [None] * int(self._first_shard[-1])
         # the plan of a stretch of positions is the same whoever asks; a few are kept
@@ -55,14 +59,16 @@ class TokenLoader:
 
     @property
     def sequences(self) -> int:
-        """The number of sequences in one epoch of all sources."""
-        return sum(self._sizes)
+        """The number of sequences in one epoch of all sources, or of those that are read in order."""
+        return sum(self._taken)
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes of text per token of the split."""
-        shards = [shard for dataset in self.datasets for shard in dataset.shards]
-        return sum(s.bytes for s in shards) / max(1, sum(s.tokens for s in shards))
+        """UTF-8 bytes of text per token of the split, or of each source's part of it as far as that is read."""
+        if self._taken == self._sizes:
+            return bytes_per_token([shard for dataset in self.datasets for shard in dataset.shards])
+        found = [bytes_per_token(dataset.shards) for dataset in self.datasets]
+        return sum(each * taken for each, taken in zip(found, self._taken, strict=True)) / max(1, self.sequences)
 
     @property
     def manifests(self) -> list[Manifest]:
@@ -84,14 +90,17 @@ class TokenLoader:
         return batch
 
     def in_order(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Read sequences start..stop of the split as they lie on disk, source after source, [stop - start, seq_len + 1]."""
+        """Read sequences start..stop of the split as they lie on disk, source after source, [stop - start, seq_len + 1].
+
+        Of a source of which fewer are taken it is the beginning.
+        """
         assert 0 <= start <= stop <= self.sequences, f"{start}..{stop} is not within 0..{self.sequences}"
         batch = np.empty((stop - start, self.seq_len + 1), np.int64)
-        bounds = np.cumsum(self._sizes)
+        bounds = np.cumsum(self._taken)
         indices = np.arange(start, stop)
         sources = np.searchsorted(bounds, indices, side="right")
         for row, source, index in zip(batch, sources.tolist(), indices.tolist(), strict=True):
-            within = np.array([index - (int(bounds[source]) - self._sizes[source])])
+            within = np.array([index - (int(bounds[source]) - self._taken[source])])
             shards, starts = self._place(source, within, np.zeros(1, np.int64))
             self._copy(row, int(shards[0]), int(starts[0]))
         return batch
@@ -155,3 +164,18 @@ class TokenLoader:
         # index within the shard, then within the source
         found = picks - (good_ends - counts)[shard] + (ends - np.diff(ends, prepend=0))[shard]
         return np.where(lost, found, indices)
+
+
+def shares(count: int, sizes: Sequence[int]) -> list[int]:
+    """Deal `count` things out in proportion to `sizes`; what is left over goes to those that are short of most."""
+    total = sum(sizes)
+    found = [count * size // total for size in sizes]
+    by_rest = sorted(range(len(sizes)), key=lambda number: -(count * sizes[number] % total))
+    for number in by_rest[: count - sum(found)]:
+        found[number] += 1
+    return found
+
+
+def bytes_per_token(shards: Sequence[Shard]) -> float:
+    """UTF-8 bytes of text per token of these shards."""
+    return sum(shard.bytes for shard in shards) / max(1, sum(shard.tokens for shard in shards))

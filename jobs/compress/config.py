@@ -42,7 +42,9 @@ class CompressConfig(JobConfig):
     )
     split: Literal["train", "validation"] = Field(default="validation", description="the split to measure on")
     seq_len: int = Field(default=256, ge=2, description="tokens of a sequence that is measured")
-    max_sequences: int = Field(default=64, ge=2, description="sequences to measure on, from the beginning of the split")
+    max_sequences: int = Field(
+        default=64, ge=2, description="sequences to measure on, from the beginning of the split, of each data set its share"
+    )
     micro_batch: int = Field(default=4, ge=1, description="sequences that are computed at once")
     calibration: CalibrationConfig = Field(
         default=CalibrationConfig(), description="the text on which activations are seen; unset data: the train split of `data`"

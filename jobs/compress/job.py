@@ -111,10 +111,9 @@ def _measured(
 def _held_out(config: CompressConfig, dense: OpenModel) -> tuple[list[list[int]], float]:
     """The sequences that are measured, T + 1 tokens each, and how many bytes of text a token of the split stands for."""
     sources = [Source(one.path, one.weight) for one in weighted(config.data)]
-    loader = TokenLoader(sources, seq_len=config.seq_len, seed=config.seed, split=config.split)
+    loader = TokenLoader(sources, seq_len=config.seq_len, seed=config.seed, split=config.split, most=config.max_sequences)
     check_fit(dense.model.config, tokenizer_of(loader.manifests, config.data).record.vocabulary, config.seq_len)
-    count = min(config.max_sequences, loader.sequences)
-    return loader.in_order(0, count).tolist(), loader.bytes_per_token
+    return loader.in_order(0, loader.sequences).tolist(), loader.bytes_per_token
 
 
 def _dense(dense: OpenModel, folder: Path) -> Artifact:

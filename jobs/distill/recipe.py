@@ -45,7 +45,7 @@ def lesson(context: JobContext, config: DistillConfig, group: Group) -> Lesson:
     teacher = teacher_plan(context, config, group, tokenizer.record)
     student = student_plan(context, config, group, teacher, tokenizer.record)
     check_vocabularies(student, teacher)
-    held_out = validation_loader(loader, sets, on_corrupt=config.on_corrupt)
+    held_out = validation_loader(loader, sets, most=config.validation.max_sequences, on_corrupt=config.on_corrupt)
     source: Source = TokenSource(loader)
     chunks, own = None, None
     if config.on_policy is not None:

@@ -34,7 +34,9 @@ class EvaluateConfig(JobConfig):
     )
     split: Literal["train", "validation"] = Field(default="validation", description="the split to score")
     seq_len: int | None = Field(default=None, ge=1, description="tokens of a sequence; unset: as the run trained, else 1024")
-    max_sequences: int = Field(default=1000, ge=1, description="sequences to score, from the beginning of the split")
+    max_sequences: int = Field(
+        default=1000, ge=1, description="sequences to score, from the beginning of the split, of each data set its share"
+    )
     micro_batch: int = Field(default=4, ge=1, description="sequences that one rank computes at once")
     generate: GenerateConfig = Field(default=GenerateConfig(), description="sample generations")
     tasks: list[Task] = Field(

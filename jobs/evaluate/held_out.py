@@ -38,7 +38,7 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tup
     found = _open(config, context.run, group)
     sources = [Source(source.path, source.weight) for source in weighted(config.data)]
     seq_len = config.seq_len or found.seq_len
-    loader = TokenLoader(sources, seq_len=seq_len, seed=config.seed, split=config.split)
+    loader = TokenLoader(sources, seq_len=seq_len, seed=config.seed, split=config.split, most=config.max_sequences)
     tokenizer = tokenizer_of(loader.manifests, config.data)
     check_fit(found.config, tokenizer.record.vocabulary, seq_len)
     if found.tokenizer_hash not in (None, tokenizer.record.hash):
@@ -47,7 +47,7 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tup
             f"with another one ({found.tokenizer_hash}); score it on data of its own tokenizer"
         )
     generations = _generations(found, config, tokenizer) if group.is_main else []
-    n = min(config.max_sequences, loader.sequences)
+    n = loader.sequences
     scored = score_sequences(_sharded(found, config, group), loader, group, num_sequences=n, micro_batch=config.micro_batch)
     losses = scored.losses / seq_len
     loss = losses.mean().item()

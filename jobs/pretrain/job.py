@@ -32,7 +32,7 @@ def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
     sets = [DataSet(one.path, one.weight) for one in weighted(config.data)]
     loader = TokenLoader(sets, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt)
     tokenizer = tokenizer_of(loader.manifests, config.data)
-    held_out = validation_loader(loader, sets, on_corrupt=config.on_corrupt)
+    held_out = validation_loader(loader, sets, most=config.validation.max_sequences, on_corrupt=config.on_corrupt)
     if held_out is None and group.is_main:
         log.warning("no validation split with a sequence of %d tokens: the model is not scored", config.seq_len)
         context.run.event("no_validation", seq_len=config.seq_len)

@@ -66,8 +66,10 @@ def _shifted(tokens: torch.Tensor) -> Batch:
     return {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:]}
 
 
-def validation_loader(train: TokenLoader, sets: Sequence[DataSet], *, on_corrupt: OnCorrupt = "error") -> TokenLoader | None:
-    """The validation split of those data sets of a run that have a sequence in it; None where none has."""
+def validation_loader(
+    train: TokenLoader, sets: Sequence[DataSet], *, most: int, on_corrupt: OnCorrupt = "error"
+) -> TokenLoader | None:
+    """At most so many validation sequences of those data sets of a run that have one; None where none has."""
     usable = [
         one
         for one, manifest in zip(sets, train.manifests, strict=True)
@@ -75,7 +77,7 @@ def validation_loader(train: TokenLoader, sets: Sequence[DataSet], *, on_corrupt
     ]
     if not usable:
         return None
-    return TokenLoader(usable, seq_len=train.seq_len, seed=train.seed, split="validation", on_corrupt=on_corrupt)
+    return TokenLoader(usable, seq_len=train.seq_len, seed=train.seed, split="validation", most=most, on_corrupt=on_corrupt)
 
 
 def reader_for(device: torch.device, read: Callable[[Sequence[int]], Batch]) -> Callable[[Sequence[int]], Batch]:

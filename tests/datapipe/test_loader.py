@@ -104,6 +104,24 @@ def test_mixture_honours_weights_and_each_source_has_its_epochs(tmp_path: Path) 
     assert len(loader.manifests) == 2
 
 
+def test_of_several_sources_the_beginning_of_each_is_read_in_order(tmp_path: Path) -> None:
+    """The first sequences of all of them are those of the first source, which may be another kind of text."""
+    sets = [
+        write_dataset(tmp_path / str(n), [size], first=first)
+        for n, (size, first) in enumerate([(970, 0), (330, 2000), (100, 4000)])
+    ]
+    sources = [Source(str(path)) for path in sets]
+    loader = TokenLoader(sources, seq_len=32, seed=1, most=10)
+    assert loader.sequences == 10
+    assert loader.in_order(0, 10)[:, 0].tolist() == [*range(0, 7 * 32, 32), 2000, 2032, 4000]
+    assert loader.in_order(6, 9).tolist() == loader.in_order(0, 10)[6:9].tolist()
+    everything = TokenLoader(sources, seq_len=32, seed=1)
+    assert TokenLoader(sources, seq_len=32, seed=1, most=everything.sequences).sequences == everything.sequences == 30 + 10 + 3
+    last = loader.datasets[2]
+    last.shards = tuple(shard.model_copy(update={"bytes": 10 * shard.tokens}) for shard in last.shards)
+    assert loader.bytes_per_token == pytest.approx(0.9 * 4.0 + 0.1 * 10.0), "of what is read"
+
+
 def test_nothing_to_read(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"seq_len=5000 fits into 3972 tokens"):
         load(data, seq_len=5000)

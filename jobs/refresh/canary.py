@@ -43,10 +43,14 @@ class Ruling:
 
 
 def rule(config: CanaryConfig, candidate: Tally, production: Tally, seconds: float) -> Ruling | None:
-    """Judge what both versions have done in so many seconds; None: too early."""
+    """Judge what both versions have done in so many seconds; None: too early.
+
+    Before `most_minutes` errors are held against the answers that are still to come; from then on against those that there are.
+    """
     sides = {"candidate": candidate, "production": production}
-    allowed = config.max_error_rate * max(config.requests, candidate.answers)
-    if candidate.errors > allowed:
+    over = seconds >= 60 * config.most_minutes
+    judged = candidate.answers if over else max(config.requests, candidate.answers)
+    if candidate.errors > config.max_error_rate * judged:
         rate = f"{candidate.errors} of its {candidate.answers} answers failed, and {config.max_error_rate:.1%} may"
         return Ruling(state="refused", words=rate, **sides)
     if (words := liked_less(candidate, production)) is not None:
@@ -54,7 +58,7 @@ def rule(config: CanaryConfig, candidate: Tally, production: Tally, seconds: flo
     told = f"{candidate.answers} answers, {candidate.errors} failed"
     if seconds >= 60 * config.minutes and candidate.answers >= config.requests:
         return Ruling(state="passed", words=told, **sides)
-    if seconds >= 60 * config.most_minutes:
+    if over:
         return Ruling(state="passed", words=f"{told}: too few to tell, after {seconds / 60:.0f} minutes", **sides)
     return None
 

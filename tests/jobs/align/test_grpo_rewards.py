@@ -143,6 +143,20 @@ def test_a_reward_model_rewards(model: Path, data: Path, tmp_path: Path) -> None
         make_reward("model", {"of": str(model)})
 
 
+@pytest.mark.parametrize("templated", [True, False])
+def test_a_reward_model_scores_an_empty_answer_too(templated: bool, tmp_path: Path) -> None:
+    """Scores have no zero (Bradley-Terry): where all are negative, an answer without one would win its group."""
+    judge = make_judge(tmp_path / "judge")
+    if not templated:
+        (judge / "chat_template.jinja").unlink()
+    reward, opened = make_reward("model", {"of": str(judge)}), open_reward_model(str(judge))
+    asked = "<user>3 says<|end|>\n<assistant>" if templated else "3 says"
+    for answer in ("", "  "):
+        score = reward(answer, {"prompt": "3 says"})
+        ids = opened.encoder.tokenizer(f"{asked}{answer}<|end|>")["input_ids"]
+        assert score == pytest.approx(opened.score_tokens(torch.tensor([ids])).item(), rel=1e-5)
+
+
 def make_judge(folder: Path) -> Path:
     """A tiny reward model as a Hugging Face directory."""
     make_model(folder)

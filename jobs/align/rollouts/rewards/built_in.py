@@ -67,14 +67,16 @@ def reasoning_gym(*, task: str) -> Reward:
 
 
 def model(*, of: str) -> Reward:
-    """What a reward model says of the answer: a run of `align` with `method: reward`, or a directory with one number as head."""
+    """What a reward model says of the answer: a run of `align` with `method: reward`, or a directory with one number as head.
+
+    An empty answer is scored as well: scores have no zero, so that one without a score would win or lose its group by chance.
+    """
     from jobs.align.reward.open import open_reward_model
 
     opened = open_reward_model(of)
 
-    def reward(answer: str, record: Mapping[str, Any]) -> float | None:
-        # an empty answer is none that a reward model was trained on
-        return opened.score(record["prompt"], [answer])[0] if answer.strip() else None
+    def reward(answer: str, record: Mapping[str, Any]) -> float:
+        return opened.score(record["prompt"], [answer])[0]
 
     return reward
 

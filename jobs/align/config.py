@@ -19,6 +19,7 @@ from jobs.training.config import (
     TrainingConfig,
     ValidationConfig,
     adapting_defaults,
+    check_keep_zeros,
 )
 
 Method = Literal["dpo", "ipo", "kto", "orpo", "simpo", "reward", "grpo"]
@@ -162,6 +163,7 @@ class AlignConfig(TrainingConfig):
             raise ValueError("reference: adapter is the model with its adapter switched off; set lora too, or choose copy")
         if self.loss == "robust" and not self.label_smoothing:
             raise ValueError("loss: robust corrects for pairs that are swapped; set label_smoothing to how often they are")
+        check_keep_zeros(self, self.lora)
         return self
 
     @property

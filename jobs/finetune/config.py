@@ -18,6 +18,7 @@ from jobs.training.config import (
     TrainingConfig,
     ValidationConfig,
     adapting_defaults,
+    check_keep_zeros,
     grid_word,
 )
 
@@ -96,6 +97,7 @@ class FinetuneConfig(TrainingConfig):
                 "qat: with lora the rounded weights are frozen, and what is merged into them lies beside their grid;"
                 " leave lora out, or quantize the merged model by compress"
             )
+        check_keep_zeros(self, self.lora)
         return self
 
     def preflight(self, here: PathView = Path) -> None:

@@ -89,6 +89,15 @@ def adapting_defaults(
     return filled
 
 
+def check_keep_zeros(config: "TrainingConfig", lora: LoraConfig | None) -> None:
+    """Raise ValueError where pruned weights would neither be trained nor stay pruned: beside an adapter."""
+    if config.keep_zeros and lora is not None:
+        raise ValueError(
+            "keep_zeros: with lora the pruned weights are frozen, and what is merged into them fills their zeros;"
+            " leave lora out to train them, or leave keep_zeros out and prune the merged model by compress"
+        )
+
+
 def _how_often(steps: int, samples: int, every: int | None, validations: int, most: int) -> dict[str, int]:
     """When a run of `steps` of so many samples is validated, and by how many: a short one would spend its time on it."""
     needed = math.ceil(LEARNT_A_VALIDATED * LEAST_VALIDATED / samples)

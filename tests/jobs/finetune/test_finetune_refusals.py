@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 
+from cluster.config_reader import load_config
 from cluster.errors import ConfigError
+from jobs.align.config import AlignConfig
+from jobs.finetune.config import FinetuneConfig
 from tests.jobs.finetune.chats import LORA, chats, finetune_config, make_base, make_run, write_lines
 from tests.jobs.launch import events, launch, log_of, start
 
@@ -79,9 +82,6 @@ def test_packing_is_refused_where_the_model_does_not_keep_documents_apart(
 
 
 def test_keys_that_exclude_each_other(base: Path, data: Path) -> None:
-    from cluster.config_reader import load_config
-    from jobs.finetune.config import FinetuneConfig
-
     config = finetune_config(base, data)
     for changes, words in (({"model": {"preset": "tiny"}}, "has no tokenizer; set tokenizer"),):
         with pytest.raises(ConfigError, match=words):
@@ -90,3 +90,13 @@ def test_keys_that_exclude_each_other(base: Path, data: Path) -> None:
     assert (found.optim.lr, found.validation.every_steps, found.validation.patience) == (2e-4, 15, 3)
     assert found.validation.keep_best
     assert load_config(FinetuneConfig, {**config, "validation": {"patience": None}}).validation.patience is None
+
+
+@pytest.mark.parametrize("config_type", [FinetuneConfig, AlignConfig])
+def test_zeros_are_not_kept_beside_an_adapter(config_type: type[FinetuneConfig] | type[AlignConfig]) -> None:
+    """Half of an adapter begins at zero, and would stay there; and what is merged fills the zeros of the pruned weights."""
+    keys = {"model": {"path": "/base"}, "data": "/data", "steps": 2}
+    for one in ({"lora": {}}, {"keep_zeros": True}, {"lora": {}, "keep_zeros": False}):
+        load_config(config_type, {**keys, **one})
+    with pytest.raises(ConfigError, match=r"keep_zeros: .* lora .*; leave lora out"):
+        load_config(config_type, {**keys, "lora": {}, "keep_zeros": True})

@@ -162,7 +162,9 @@ class AnomalyConfig(Section):
         default="stop", description="end the run, skip the batch, or roll back to the last checkpoint and skip it"
     )
     spike_factor: float | None = Field(
-        default=3.0, gt=1, description="a loss above this many times its running mean is a spike; null disables"
+        default=3.0,
+        gt=1,
+        description="a loss above this many times its running mean, and beyond its recent noise, is a spike; null disables",
     )
     max_anomalies: int = Field(default=10, ge=1, description="abort after this many in one attempt, whatever the policy")
 

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,6 +68,43 @@ def test_a_spike_is_an_anomaly_too() -> None:
     assert detector.check(7.9, 1.0, config) is None
     assert "2.1 times its running mean" in str(detector.check(8.4, 1.0, config))
     assert detector.check(8.4, 1.0, AnomalyConfig(spike_factor=None)) is None
+
+
+def converging(random: np.random.Generator, spread: float, steps: int = 600) -> list[float]:
+    """Losses that fall from 2 to 0.02, each batch by itself harder or easier (standard deviation of the logarithm)."""
+    level = 0.02 + 1.98 * np.exp(-np.arange(steps) / (steps / 8))
+    return list(level * np.exp(random.normal(0, spread, steps)))
+
+
+def first_alarm(losses: list[float], config: AnomalyConfig) -> int | None:
+    detector = LossSpikeDetector()
+    for step, loss in enumerate(losses):
+        if detector.check(loss, 1.0, config) is not None:
+            return step
+        detector.update(loss)
+    return None
+
+
+@pytest.mark.parametrize("spread", [0.45, 0.55])
+def test_the_noise_of_a_loss_near_zero_is_no_spike(spread: float) -> None:
+    random = np.random.default_rng(0)
+    stopped = sum(first_alarm(converging(random, spread), AnomalyConfig()) is not None for _ in range(200))
+    assert stopped <= 1
+
+
+@pytest.mark.parametrize(("spread", "spike"), [(0.02, 0.08), (0.2, 0.12), (0.5, 1.5)])
+def test_a_spike_above_the_noise_is_an_anomaly_near_zero_too(spread: float, spike: float) -> None:
+    random = np.random.default_rng(1)
+    losses = [*converging(random, spread), spike]
+    assert first_alarm(losses, AnomalyConfig()) == len(losses) - 1
+
+
+def test_a_loss_that_is_zero_or_below_breaks_no_mean() -> None:
+    detector = LossSpikeDetector()
+    for loss in [0.0, -0.1, *[0.01, 0.0] * 20, *[-0.2] * 200]:
+        assert detector.check(loss, 1.0, AnomalyConfig()) is None
+        detector.update(loss)
+    assert detector.check(0.1, 1.0, AnomalyConfig()) is None, "no multiple of what is negative is above it"
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])

@@ -72,6 +72,11 @@ class Compared:
         basis = f"95% interval {low:.4g} to {high:.4g}, p = {found.p_value:.3g}, n = {found.n}"
         if self.seeds:
             basis += f" over {found.groups} seeds"
+        if one.better is None and found.alike and found.difference:
+            return (
+                f"{name}: no difference is shown ({found.difference:+.4g}{unit}, alike in all of {found.groups} "
+                f"{self._observations}, which are too few; p = {found.p_value:.3g}, n = {found.n})."
+            )
         if one.better is None:
             return (
                 f"{name}: no difference is shown ({found.difference:+.4g}{unit}; {basis}); one below "

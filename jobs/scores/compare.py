@@ -19,6 +19,7 @@ from jobs.scores.statistics import (
 FEW_GROUPS = 30  # below these a bootstrap's interval is too narrow, and Student's is taken
 MOST_PAIRS = 100  # to ask for more than these is no advice
 FEW_PERMUTATIONS = 6  # below these groups no arrangement is rare enough, and Student's interval decides alone
+ROUNDING = 1e-9  # a smaller standard error, of the mean, is that of floating point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +38,23 @@ class Comparison:
 
     @property
     def better(self) -> Literal["first", "second"] | None:
-        """The side with the higher mean, where interval, permutation and the smallest difference all say so; None: not shown."""
+        """The side with the higher mean, where interval, permutation and the smallest difference all say so; None: not shown.
+
+        Differences that are all equal have an interval without width, which says nothing: the permutation decides alone.
+        """
         if self.difference is None or self.interval is None or self.mid_p_value is None or self.smallest_difference is None:
             return None
-        arranged = self.groups < FEW_PERMUTATIONS or self.mid_p_value <= 1 - LEVEL
+        student = self.groups < FEW_PERMUTATIONS and not self.alike
+        arranged = student or self.mid_p_value <= 1 - LEVEL
         shown = abs(self.difference) >= self.smallest_difference and arranged
         if not shown or self.difference == 0 or self.interval[0] <= 0 <= self.interval[1]:
             return None
         return "first" if self.difference > 0 else "second"
+
+    @property
+    def alike(self) -> bool:
+        """Whether all differences are equal, up to rounding, so that they tell nothing of their spread."""
+        return self.difference is not None and no_spread(self.difference, self.standard_error)
 
     @property
     def pairs_needed(self) -> int | None:
@@ -59,6 +69,11 @@ class Comparison:
     def plain(self) -> dict[str, Any]:
         """The comparison as results and files hold it."""
         return {**vars(self), "better": self.better}
+
+
+def no_spread(mean: float, standard_error: float | None) -> bool:
+    """Whether a standard error is 0, up to rounding of the mean."""
+    return standard_error is not None and standard_error <= ROUNDING * abs(mean)
 
 
 def compare_pairs(

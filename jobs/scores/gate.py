@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from cluster.errors import ConfigError
+from jobs.scores.compare import no_spread
 from jobs.scores.score import Score
 
 _CONDITION = re.compile(r"\s*(<=|>=|==|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(?:by\s+(\d+\.?\d*|\.\d+)\s*se)?\s*")
@@ -36,15 +37,33 @@ class Condition:
         return cls(relation=found[1], bound=float(found[2]), errors=float(found[3] or 0))
 
     def holds(self, score: Score) -> bool:
-        """Whether the score keeps the bound; one that is no number, or lacks the standard error asked for, does not."""
+        """Whether the score keeps the bound; one that is no number, or lacks the evidence that is asked for, does not."""
         if not math.isfinite(score.value):
             return False
         if not self.errors:
             return bool(_HOLDS[self.relation](score.value, self.bound))
-        if score.standard_error is None or not math.isfinite(score.standard_error):
+        if (interval := interval_of(score, self.errors)) is None:
             return False
-        worst = score.value + self.errors * score.standard_error * (1 if self.relation.startswith("<") else -1)
-        return bool(_HOLDS[self.relation](worst, self.bound))
+        return bool(_HOLDS[self.relation](interval[1 if self.relation.startswith("<") else 0], self.bound))
+
+
+def interval_of(score: Score, errors: float) -> tuple[float, float] | None:
+    """So many standard errors around a score; None where there is none, or where it shows nothing.
+
+    Items that are all alike have a standard error of 0, which is no certainty. Where all are 0 or all are 1 the interval is
+    Wilson's (1927). Others are no shares: each lies on its side of a bound by chance half the time, and they must be so many
+    that this is rarer than what lies beyond so many standard errors of the normal distribution.
+    """
+    value, error = score.value, score.standard_error
+    if error is None or not math.isfinite(error):
+        return None
+    if not no_spread(value, error):
+        return value - errors * error, value + errors * error
+    if value in (0.0, 1.0):
+        reach = errors**2 / (score.n + errors**2)
+        return (0.0, reach) if value == 0 else (1 - reach, 1.0)
+    beyond = math.erfc(errors / math.sqrt(2)) / 2
+    return (value, value) if score.n * math.log(2) >= -math.log(beyond) else None
 
 
 def _check(text: str) -> str:
@@ -112,11 +131,13 @@ def _failed(name: str, text: str, score: Score | None) -> Failed:
         return Failed(name=name, require=text, value=None, standard_error=None, interval=None, n=0, words=words)
     plain, error, interval = score.plain(), score.standard_error, None
     told = f"{name} is {score.value:.4g}"
-    if error is not None and math.isfinite(error) and math.isfinite(score.value):
-        interval = (score.value - NORMAL_95 * error, score.value + NORMAL_95 * error)
-        told += f" ± {error:.2g} (95% interval {interval[0]:.4g} to {interval[1]:.4g}, n = {score.n})"
-    else:
+    if error is None or not math.isfinite(error) or not math.isfinite(score.value):
         told += f" (n = {score.n}, no standard error)"
+    elif (interval := interval_of(score, NORMAL_95)) is None:
+        told += f" (all items alike, too few to tell, n = {score.n})"
+    else:
+        spread = ("", "all items alike; ") if no_spread(score.value, error) else (f" ± {error:.2g}", "")
+        told += f"{spread[0]} ({spread[1]}95% interval {interval[0]:.4g} to {interval[1]:.4g}, n = {score.n})"
     return Failed(
         name=name,
         require=text,

@@ -74,6 +74,16 @@ def test_what_so_few_items_cannot_show_has_no_winner(shell: Shell) -> None:
     assert "cannot be told from none" in found["words"]
 
 
+def test_a_few_items_that_all_part_alike_have_no_winner(shell: Shell) -> None:
+    for name, right in (("one", 1.0), ("two", 0.0)):
+        evaluation(shell.home / "runs", [right] * 4, name=name)
+    found = json.loads(shell("compare", "one", "two", "--json"))["comparisons"][0]
+    assert (found["better"], found["p_value"]) == (None, 0.125)
+    assert found["words"] == (
+        "quiz/acc: no difference is shown (+1, alike in all of 4 items, which are too few; p = 0.125, n = 4)."
+    )
+
+
 def test_groups_are_compared_by_their_seeds(shell: Shell) -> None:
     root = shell.home / "runs"
     for seed in range(5):

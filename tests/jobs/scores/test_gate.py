@@ -31,6 +31,44 @@ def test_a_condition_holds_or_not(condition: str, passes: bool) -> None:
     assert gate({"boolq": condition}, {"boolq": BOOLQ}).passed is passes
 
 
+@pytest.mark.parametrize(
+    ("condition", "value", "n", "passes"),
+    [
+        (">= 0.55 by 2se", 1.0, 2, False),  # 2 / (2 + 4), by Wilson
+        (">= 0.55 by 2se", 1.0, 4, False),  # 0.5
+        (">= 0.55 by 2se", 1.0, 5, True),  # 0.556
+        (">= 0.99 by 2se", 1.0, 100, False),
+        (">= 0.99 by 2se", 1.0, 1000, True),
+        (">= 0.99 by 3se", 1.0, 1000, True),
+        ("<= 0.01 by 2se", 0.0, 2, False),
+        ("<= 0.01 by 2se", 0.0, 1000, True),
+        ("<= 1.0 by 2se", 1.0, 2, True),
+        (">= 0.0 by 2se", 0.0, 2, True),
+        (">= 1.0", 1.0, 2, True),  # asks for no evidence
+        ("== 0", 0.0, 2, True),
+        ("<= 4 by 2se", 3.7, 5, False),  # no share: 1/32 is more than the tail beyond two standard errors
+        ("<= 4 by 2se", 3.7, 6, True),
+        ("<= 4 by 3se", 3.7, 6, False),
+        ("<= 3 by 2se", 3.7, 6, False),
+    ],
+)
+def test_items_that_are_all_alike_are_as_much_evidence_as_they_are_many(
+    condition: str, value: float, n: int, passes: bool
+) -> None:
+    for error in (0.0, 1e-16 * value):  # rounding is no spread
+        score = Score(value=value, standard_error=error, n=n, hash="h")
+        assert gate({"x": condition}, {"x": score}).passed is passes
+
+
+def test_a_failed_gate_tells_the_interval_of_items_that_are_all_alike() -> None:
+    found = gate({"x": ">= 0.55 by 2se", "y": "<= 4 by 2se"}, {"x": alike(1.0), "y": alike(3.7)})
+    assert [each.words for each in found.failed] == [
+        "x is 1 (all items alike; 95% interval 0.3424 to 1, n = 2), and must be >= 0.55 by 2se",
+        "y is 3.7 (all items alike, too few to tell, n = 2), and must be <= 4 by 2se",
+    ]
+    assert [each.interval for each in found.failed] == [pytest.approx((0.3424, 1.0), abs=1e-4), None]
+
+
 @pytest.mark.parametrize("text", ["", "0.6", "~ 0.6", ">= many", ">= 0.5 by se", ">= 0.5 by 2", "== 0 by 2se", ">= nan"])
 def test_what_is_no_condition_is_told(text: str) -> None:
     with pytest.raises(ValueError, match=r"condition|equal"):
@@ -60,3 +98,7 @@ def test_a_condition_on_a_score_that_will_not_be_there() -> None:
 
 def one_item() -> Score:
     return Score(value=1.0, standard_error=None, n=1, hash="h")
+
+
+def alike(value: float) -> Score:
+    return Score(value=value, standard_error=0.0, n=2, hash="h")

@@ -115,3 +115,18 @@ def test_no_winner_below_the_smallest_difference() -> None:
 def test_equal_sides_are_equal() -> None:
     same = compare_pairs([1.0, 0.0, 1.0], [1.0, 0.0, 1.0])
     assert (same.difference, same.p_value, same.better) == (0.0, 1.0, None)
+
+
+@pytest.mark.parametrize(("count", "better"), [(2, None), (3, None), (4, None), (5, "first"), (200, "first")])
+def test_differences_that_are_all_equal_are_as_much_evidence_as_they_are_many(count: int, better: str | None) -> None:
+    """No spread is no certainty: all of three signs are equal once in four times."""
+    for difference in (1.0, 0.1 + 0.2):
+        found = judge([difference] * count)
+        assert found.better == better
+        assert judge([-difference] * count).better == ("second" if better else None)
+    rounded = compare_pairs([3.5 + 0.1 * k for k in range(count)], [3.0 + 0.1 * k for k in range(count)])
+    assert rounded.better == better, "a spread of rounding is none"
+    clustered = judge([1.0] * 4 * count, groups=[k // 4 for k in range(4 * count)])
+    assert clustered.better == better
+    spread = judge([1.0, 1.01, 0.99, 1.0])
+    assert spread.better == "first", "a spread that is seen is judged by Student's t"

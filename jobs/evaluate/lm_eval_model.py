@@ -9,8 +9,9 @@ from lm_eval.api.model import LM
 from cluster.errors import DataError
 from jobs.evaluate.team import Team, Work, Write
 from jobs.inference.encode import encode, pair_request, rolling_requests
-from jobs.inference.generate import Sampling, cut
+from jobs.inference.generate import Sampling
 from jobs.inference.open_model import OpenModel
+from jobs.inference.stops import cut
 from jobs.scores.score import hash_of
 
 _DEFAULT_NEW_TOKENS = 256  # of lm-eval

@@ -51,10 +51,10 @@ class Text:
 
 
 class Decoder:
-    """Decodes with one model. `ends` are the tokens that end a text, `decode` gives the text of tokens."""
+    """Decodes with one model. `ends` are the tokens that end a text, `is_stopped` tells whether tokens have one of the stops."""
 
-    def __init__(self, model: Any, ends: set[int], decode: Callable[[Sequence[int]], str]) -> None:
-        self.model, self.ends, self.decode = model, ends, decode
+    def __init__(self, model: Any, ends: set[int], is_stopped: Callable[[Sequence[int], tuple[str, ...]], bool]) -> None:
+        self.model, self.ends, self.is_stopped = model, ends, is_stopped
         self._cache_word = cache_word(model)
         self._places = "position_ids" in inspect.signature(model.forward).parameters
 
@@ -115,7 +115,7 @@ class Decoder:
         text.tokens.append(token)
         if token in self.ends:
             text.ended = "end of text"
-        elif sampling.stop and any(stop and stop in self.decode(text.tokens) for stop in sampling.stop):
+        elif sampling.stop and self.is_stopped(text.tokens, sampling.stop):
             text.ended = "stop"
         elif len(text.tokens) >= sampling.max_new_tokens:
             text.ended = "length"

@@ -11,9 +11,10 @@ from cluster.errors import DataError
 from jobs.inference.decode import Decoder, Ended, Prompt, Sampling, Text
 from jobs.inference.open_model import OpenModel
 from jobs.inference.packed import DOES_NOT_FIT
+from jobs.inference.stops import Stops, special_tokens
 from jobs.inference.ties import token_noise
 
-__all__ = ["Generated", "Sampling", "Writer", "cut", "generate"]
+__all__ = ["Generated", "Sampling", "Writer", "generate"]
 
 log = logging.getLogger(__name__)
 
@@ -40,9 +41,10 @@ class Writer:
         """`batch_size` is the most prompts side by side."""
         self.opened = opened
         self.batch_size = batch_size or (CPU_PROMPTS if opened.device.type == "cpu" else GPU_PROMPTS)
-        self._decoder = Decoder(opened.model, end_tokens(opened), self._text)
+        self._decoder = Decoder(opened.model, end_tokens(opened), self._is_stopped)
         self._noise = token_noise(opened.model.dtype)
         self._side_by_side: bool | None = None
+        self._stops: dict[tuple[str, ...], Stops] = {}
 
     def write(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[tuple[int, Generated]]:
         """What follows each prompt; yields (number of the prompt, text), the shortest prompts first. Raises DataError."""
@@ -67,7 +69,20 @@ class Writer:
     def _generated(self, text: Text, sampling: Sampling) -> Generated:
         assert text.ended is not None
         shown = text.tokens[:-1] if text.ended == "end of text" else text.tokens
-        return Generated(tokens=tuple(text.tokens), text=cut(self._text(shown), sampling.stop), ended=text.ended)
+        return Generated(tokens=tuple(text.tokens), text=self._cut(shown, sampling.stop), ended=text.ended)
+
+    def _cut(self, tokens: Sequence[int], texts: tuple[str, ...]) -> str:
+        stops = self._stops_of(texts)
+        return stops.cut(stops.searched(tokens, self._text))
+
+    def _is_stopped(self, tokens: Sequence[int], texts: tuple[str, ...]) -> bool:
+        stops = self._stops_of(texts)
+        return stops.found_in(stops.searched(tokens, self._text))
+
+    def _stops_of(self, texts: tuple[str, ...]) -> Stops:
+        if texts not in self._stops:
+            self._stops[texts] = Stops(texts, special_tokens(self.opened.tokenizer))
+        return self._stops[texts]
 
     def _text(self, tokens: Sequence[int]) -> str:
         return str(self.opened.tokenizer.decode(list(tokens), skip_special_tokens=True))
@@ -100,13 +115,6 @@ def fitting(prompt: Sequence[int], new_tokens: int, max_length: int) -> list[int
     if not prompt:
         raise DataError("a prompt is empty; put the model's prefix token there")
     return list(prompt)[-room:]
-
-
-def cut(text: str, stops: Sequence[str]) -> str:
-    """The text before the first of the stops."""
-    for stop in stops:
-        text = text.split(stop, maxsplit=1)[0] if stop else text
-    return text
 
 
 def end_tokens(opened: OpenModel) -> set[int]:

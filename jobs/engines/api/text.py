@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jobs.inference.stops import Stops, special_tokens
+
 UNFINISHED = "�"  # with it a decoder ends a text whose last character is not complete
 MOST_UNFINISHED_TOKENS = 8  # a character has at most four bytes; what ends in so many is not UTF-8
 
@@ -11,7 +13,7 @@ class Vocabulary:
     """What tokens stand for, by a tokenizer of transformers."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self.specials = special_tokens(tokenizer)
         self._backend = tokenizer.backend_tokenizer
         self._bytes = _byte_level() if "ByteLevel" in str(type(self._backend.decoder)) + str(self._backend.decoder) else {}
 
@@ -46,7 +48,7 @@ class TextStream:
 
     def __init__(self, vocabulary: Vocabulary, stops: Sequence[str], prompt: Sequence[int]) -> None:
         """`prompt` are the last tokens before the answer: how its first token is written may depend on them."""
-        self._vocabulary, self._stops = vocabulary, [stop for stop in stops if stop]
+        self._vocabulary, self._stops = vocabulary, Stops(stops, vocabulary.specials)
         self._tokens = list(prompt[-MOST_UNFINISHED_TOKENS:])
         self._begin, self._read = 0, len(self._tokens)  # tokens before `read` are shown; those from `begin` on are decoded again
         self._held = ""  # might be the beginning of a stop text
@@ -56,8 +58,10 @@ class TextStream:
         if text is not None:
             self._tokens, self._begin, self._read = [], 0, 0
             return self._show(text, final=False)
+        letter = self._stops.letter(token)
+        before = self._fresh(final=True) if letter else ""  # a character that is not complete before it never will be
         self._tokens.append(token)
-        return self._show(self._fresh(final=False), final=False)
+        return self._show((before + letter) or self._fresh(final=False), final=False)
 
     def end(self) -> Piece:
         """No token follows: what was held back."""
@@ -74,13 +78,12 @@ class TextStream:
 
     def _show(self, fresh: str, *, final: bool) -> Piece:
         text = self._held + fresh
-        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
-        if found:
+        if self._stops.found_in(text):
             self._held = ""
-            return Piece(text[: min(found)], True)
-        held = 0 if final else max((_overlap(text, stop) for stop in self._stops), default=0)
+            return Piece(self._stops.cut(text), True)
+        held = 0 if final else max((_overlap(text, stop) for stop in self._stops.texts), default=0)
         self._held = text[len(text) - held :]
-        return Piece(text[: len(text) - held], False)
+        return Piece(self._stops.shown(text[: len(text) - held]), False)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -103,6 +103,22 @@ def test_it_ends_at_a_stop_and_before_it(opened: OpenModel) -> None:
     assert (found.ended, found.text) == ("stop", free.text[: free.text.index(stop)])
 
 
+def test_a_stop_may_be_a_special_token_that_ends_no_text(opened: OpenModel, tmp_path: Path) -> None:
+    special = open_model(str(tiny_model(tmp_path / "special")))
+    (free,) = generate(opened, [prompts(1)[0]], Sampling(max_new_tokens=12))
+    letters = [chr(token) if 32 < token < 127 else "" for token in free.tokens]
+    place = next(k for k in range(2, 12) if letters[k] and letters[k - 1] and free.tokens.index(free.tokens[k]) == k)
+    special.tokenizer.add_special_tokens({"additional_special_tokens": [letters[place]]})
+    (unstopped,) = generate(special, [prompts(1)[0]], Sampling(max_new_tokens=12))
+    assert unstopped.tokens == free.tokens
+    assert letters[place] not in unstopped.text, "it is not shown"
+    before = special.tokenizer.decode(free.tokens[:place])
+    for stop, text in ((letters[place], before), (letters[place - 1] + letters[place], before[:-1])):
+        (found,) = generate(special, [prompts(1)[0]], Sampling(max_new_tokens=12, stop=("never", stop)))
+        assert (found.ended, found.text) == ("stop", text)
+        assert found.tokens == free.tokens[: place + 1]
+
+
 def test_prompts_that_do_not_fit(opened: OpenModel) -> None:
     long = [65 + i % 20 for i in range(400)]
     (found,) = generate(opened, [long], Sampling(max_new_tokens=10))

@@ -126,19 +126,19 @@ def cache_word(model: Any) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-def choose(logits_V: torch.Tensor, sampling: Sampling, random: np.random.Generator) -> tuple[int, float]:
-    """The next token, and its lead over the second."""
+def choose(logits_V: torch.Tensor, sampling: Sampling, random: np.random.Generator, *, min_p: float = 0.0) -> tuple[int, float]:
+    """The next token, and its lead over the second. `min_p`: none that is less likely than so much of the likeliest one."""
     scaled = logits_V
     if sampling.temperature != 0:
-        scaled = _kept(logits_V / sampling.temperature, sampling)
+        scaled = _kept(logits_V / sampling.temperature, sampling, min_p)
         # the likeliest after Gumbel noise is a draw from the softmax (Gumbel 1954), and needs no sum of rounded shares
         scaled = scaled + torch.from_numpy(random.gumbel(size=len(scaled))).to(scaled)
     best = scaled.topk(2).values
     return int(scaled.argmax()), float(best[0] - best[1])
 
 
-def _kept(scaled_V: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Logits of which those are left out that top-k and top-p leave out."""
+def _kept(scaled_V: torch.Tensor, sampling: Sampling, min_p: float) -> torch.Tensor:
+    """Logits of which those are left out that top-k, top-p and min-p leave out, one after the other, as in transformers."""
     if sampling.top_k:
         least = scaled_V.topk(min(sampling.top_k, len(scaled_V))).values[-1]
         scaled_V = scaled_V.masked_fill(scaled_V < least, -torch.inf)
@@ -147,6 +147,8 @@ def _kept(scaled_V: torch.Tensor, sampling: Sampling) -> torch.Tensor:
         before = ordered.softmax(0).cumsum(0) - ordered.softmax(0)
         kept = ordered.masked_fill(before >= sampling.top_p, -torch.inf)
         scaled_V = torch.full_like(scaled_V, -torch.inf).scatter(0, order, kept)
+    if min_p:
+        scaled_V = scaled_V.masked_fill(scaled_V < scaled_V.max() + float(np.log(min_p)), -torch.inf)
     return scaled_V
 
 

@@ -105,11 +105,8 @@ class Answer:
         if not self._sampling.end:
             scaled = scaled.clone()
             scaled[list(self._ends)] = -torch.inf
-        if self._sampling.temperature and self._sampling.min_p:
-            likely = (scaled / self._sampling.temperature).log_softmax(0)
-            scaled = scaled.masked_fill(likely < likely.max() + float(np.log(self._sampling.min_p)), -torch.inf)
         random = np.random.default_rng([self._sampling.seed % 2**64, place - self._prompt_size])
-        return choose(scaled, self._drawing, random)
+        return choose(scaled, self._drawing, random, min_p=self._sampling.min_p)
 
     def _draw(self, logits_V: torch.Tensor) -> Drawn:
         """Append the token that follows; where rounding could turn which one that is, read all anew before."""

@@ -26,7 +26,7 @@ class Encoded:
     ids: NDArray[np.int64]
     learnt: NDArray[np.bool_]
     num_bytes: int = 0  # UTF-8 bytes of the text
-    num_learnt_bytes: int = 0  # of those that the learnt tokens stand for
+    num_learnt_bytes: int = 0  # of those that the learnt tokens stand for, special tokens apart
 
 
 class ChatTokenizer:
@@ -78,10 +78,17 @@ class ChatTokenizer:
             inside = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start))
             kept = inside if self._marked else self._to_end_of_turn(inside, encoding.ids, offsets, text)
             learnt[kept] = True
-            num_learnt_bytes += len(text[offsets[kept[0], 0] : offsets[kept[-1], 1]].encode()) if len(kept) else 0
+            num_learnt_bytes += self._num_bytes(kept, encoding.ids, offsets, text)
         if not learnt.any():
             raise BadConversationError("empty_mask", "no token of the assistant is left; look at the template")
         return Encoded(np.array(encoding.ids, np.int64), learnt, len(text.encode()), num_learnt_bytes)
+
+    def _num_bytes(self, kept: NDArray[np.int64], ids: Sequence[int], offsets: NDArray[np.int64], text: str) -> int:
+        """The bytes of text that neighbouring tokens stand for: what a special token is written with is none."""
+        if not len(kept):
+            return 0
+        special = sum(len(text[slice(*offsets[index])].encode()) for index in kept.tolist() if ids[index] in self._special)
+        return len(text[offsets[kept[0], 0] : offsets[kept[-1], 1]].encode()) - special
 
     def _to_end_of_turn(
         self, inside: NDArray[np.int64], ids: Sequence[int], offsets: NDArray[np.int64], text: str

@@ -74,6 +74,16 @@ def test_it_is_the_mask_of_transformers_where_the_template_has_marks(folder: Pat
         assert ours.learnt.astype(int).tolist() == list(theirs["assistant_masks"])
 
 
+@pytest.mark.parametrize("template", [STOCK, MARKED, TEMPLATES["chatml"], TEMPLATES["plain"]])
+def test_bytes_are_those_of_the_text_and_not_of_the_end_of_a_turn(folder: Path, template: str) -> None:
+    """Bits per byte of one answer must not depend on how many letters the template's marks are written with."""
+    tokenizer = ChatTokenizer(folder, template)
+    assert tokenizer.encode(conversation(TURNS[1], {"role": "assistant", "content": "yes"})).num_learnt_bytes == 3
+    encoded = tokenizer.encode(conversation(*TURNS))
+    assert encoded.num_learnt_bytes == len(" Good day, 日本 😀.".encode()) + len("No.")
+    assert encoded.num_bytes > encoded.num_learnt_bytes
+
+
 def test_a_template_without_special_tokens(folder: Path) -> None:
     tokenizer = ChatTokenizer(folder, TRIMMED)
     found = learnt(tokenizer, tokenizer.encode(conversation(*TURNS)))

@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from cluster.errors import BackendError, ConfigError
+from cluster.errors import BackendError, ConfigError, StopRequested
 from cluster.gpus import DEVICES_VARIABLE, node_gpus
 from cluster.process.ports import listen_on
 from sharding.config import ParallelConfig
@@ -109,7 +109,8 @@ def counts_piece(tensor: torch.Tensor) -> bool:
 def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     """Form the group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or a group of one.
 
-    Raises ConfigError where the ranks cannot be arranged as `parallel` says.
+    On GPUs a group that an error breaks is left as it is: end the process then, as the engines do. Raises ConfigError where
+    the ranks cannot be arranged as `parallel` says.
     """
     parallel = parallel or ParallelConfig()
     _refuse_stale_store()
@@ -130,12 +131,19 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound)
     else:
         dist.init_process_group(backend, init_method="env://", timeout=timeout, device_id=bound)
+    # NCCL would wait for its peers, which sit in a collective that this rank has left, and nobody would hear of the error
+    may_destroy = not on_gpu
     try:
         rank, world_size = dist.get_rank(), dist.get_world_size()
         mesh = _mesh(device, world_size, parallel)
         yield Group(mesh=mesh, device=device, rank=rank, world_size=world_size, timeout=timeout)
+        may_destroy = True
+    except StopRequested:
+        may_destroy = True
+        raise
     finally:
-        dist.destroy_process_group()
+        if may_destroy:
+            dist.destroy_process_group()
 
 
 def _mesh(device: torch.device, world_size: int, parallel: ParallelConfig) -> DeviceMesh:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import nullcontext
 from typing import Any
 
 import psutil
@@ -9,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.errors import BackendError, ConfigError, RopewalkError
+from cluster.errors import BackendError, ConfigError, RopewalkError, StopRequested
 from cluster.process.ports import free_port
 from sharding import group as formed
 from sharding.group import process_group, rank_device
@@ -84,6 +85,35 @@ def test_nccl_is_told_its_device_and_the_cpu_has_gloo_alone(monkeypatch: pytest.
         assert (group.mesh, group.device) == ("cpu", torch.device("cpu"))
     device = torch.device("cuda:1")
     assert calls == [("set", device), ("cpu:gloo,cuda:nccl", device), ("gloo", None)]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "end", "destroyed"),
+    [
+        (2, None, True),
+        (2, StopRequested("step 3"), True),
+        (2, ConfigError("one rank's alone"), False),
+        (2, torch.OutOfMemoryError("CUDA out of memory"), False),
+        (0, ConfigError("gloo waits for nobody"), True),
+    ],
+)
+def test_an_error_of_one_rank_does_not_wait_for_the_others_in_nccl(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, end: Exception | None, destroyed: bool
+) -> None:
+    """They sit in a collective that it will never join: destroying the group would hide the error for minutes."""
+    calls: list[str] = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("destroyed"))
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(formed, "init_device_mesh", lambda *_, **__: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    ranks = {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    rank_on(monkeypatch, gpus, ROPEWALK_NODE_GPUS=str(gpus), **ranks)
+    with pytest.raises(type(end)) if end else nullcontext(), process_group():
+        if end:
+            raise end
+    assert bool(calls) == destroyed
 
 
 def a_group_of_one(patch: pytest.MonkeyPatch, address: str, port: int) -> None:

@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from cluster.engines.crashes import is_fault
 from cluster.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -35,6 +36,7 @@ from cluster.run.files import write_json
 
 log = logging.getLogger(__name__)
 
+# a fault that NCCL names, such as two ranks on one GPU, is none
 _LOST_PEER_SIGNS = ("connection closed by peer", "connection reset by peer", "broken pipe", "connect timeout", "gloo", "nccl")
 
 
@@ -89,7 +91,7 @@ def exit_code_of(error: Exception) -> int:
     if isinstance(error, RopewalkError):
         return EXIT_FAILED if error.retryable else EXIT_NEVER_RETRY
     words = f"{type(error).__name__} {error}".lower()
-    if isinstance(error, RuntimeError) and any(sign in words for sign in _LOST_PEER_SIGNS):
+    if isinstance(error, RuntimeError) and any(sign in words for sign in _LOST_PEER_SIGNS) and not is_fault(words):
         return EXIT_LOST_PEER
     return EXIT_FAILED
 

@@ -16,7 +16,8 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousGracefulExitError
 
-from cluster.engines.entry import die_with_parent, run_entry
+from cluster.engines.crashes import CRASHES, CRASHES_ALLOWED, crashes_in_a_row
+from cluster.engines.entry import die_with_parent, run_entry, write_error
 from cluster.engines.hang import Agreement, Formation, GroupWatch, Hangs
 from cluster.engines.rendezvous import NumberedRendezvous, RankArguments, RanksNode, join_rendezvous
 from cluster.engines.stacks import answer, stacks_file
@@ -76,13 +77,7 @@ class _Agent(LocalElasticAgent):
             self._watch.record(pids, {worker.global_rank: stacks_file(flag, worker.local_rank) for worker in workers})
             return self._form_anew()
         if result.state == WorkerState.FAILED:
-            codes = {rank: failure.exitcode for rank, failure in result.failures.items()}
-            # torch ends the other ranks of the node itself: only the first to go tells a cause
-            for rank, failure in result.failures.items():
-                self._node.run.event(
-                    "rank_lost", rank=rank, node=self._node.index, exit_code=failure.exitcode, attempt=self._node.attempt
-                )
-            self.exit_code = self._judge(set(codes.values()))
+            self._tell_lost({rank: failure.exitcode for rank, failure in result.failures.items()})
             if self.exit_code != EXIT_LOST_PEER:
                 self._remaining_restarts = 0
         return result
@@ -97,13 +92,32 @@ class _Agent(LocalElasticAgent):
         self.exit_code = EXIT_LOST_PEER
         return RunResult(state=WorkerState.FAILED)
 
+    def _tell_lost(self, codes: dict[int, int]) -> None:
+        """Record the ranks that were lost, by their exit codes, and judge what follows from it."""
+        node, group = self._node, self._handler.formation
+        # torch ends the other ranks of the node itself: only the first to go tells a cause
+        for rank, code in codes.items():
+            node.run.event("rank_lost", rank=rank, node=node.index, exit_code=code, attempt=node.attempt, group=group)
+        self.exit_code = self._judge(set(codes.values()))
+        for rank, code in codes.items():
+            if self.exit_code == EXIT_FAILED and code < 0:  # nothing else says why
+                error = RuntimeError(f"died of {signal.Signals(-code).name}, as the groups before: see its log, rank-{rank}.log")
+                who = {"who": f"rank {rank}", "rank": rank, "group": group}
+                write_error(node.run.attempt_dir(node.attempt), f"group-{group}-rank-{rank}-crash", error, EXIT_FAILED, **who)
+
     def _judge(self, codes: set[int]) -> int:
         """Return EXIT_LOST_PEER if a new group is to form, else the code that the agent exits with."""
         if EXIT_NEVER_RETRY in codes:
             return EXIT_NEVER_RETRY
-        if EXIT_FAILED not in codes:  # a signal (kill, out of memory, a dead peer): disturbances, not bugs
+        # a signal (kill, out of memory) or a dead peer: disturbances, not bugs, unless group after group ends so
+        if EXIT_FAILED not in codes and not self._crashes_again(codes):
             return EXIT_LOST_PEER
         return EXIT_LOST_PEER if self._bugs.allow_another(_newest_step(self._node.run)) else EXIT_FAILED
+
+    def _crashes_again(self, codes: set[int]) -> bool:
+        """Whether the group has crashed, like those before it, and nothing from outside explains that."""
+        events = self._node.run.read_events(afresh=True)
+        return not codes - CRASHES and crashes_in_a_row(events, self._node.attempt) > CRASHES_ALLOWED
 
 
 @dataclass

@@ -5,6 +5,7 @@ import re
 import signal
 from pathlib import Path
 
+from cluster.engines.crashes import is_fault
 from cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, RopewalkError, StopRequested
 from cluster.run.context import JobContext
 from jobs.programs.last_words import innermost_frame, last_words
@@ -51,7 +52,8 @@ def judge(code: int, stop: signal.Signals | None, context: JobContext, since_byt
         raise StopRequested(f"the program ended with {code} after {stop.name}, without saying that it has saved")
     if code == -signal.SIGKILL:
         os.kill(os.getpid(), signal.SIGKILL)  # from outside, as ranks may be: whoever waits for us sees it so
-    if code == EXIT_LOST_PEER or (context.world_size > 1 and _LOST_PEER.search(text[-ENDING_LETTERS:])):
+    ending = text[-ENDING_LETTERS:]
+    if code == EXIT_LOST_PEER or (context.world_size > 1 and _LOST_PEER.search(ending) and not is_fault(ending)):
         raise LostPeerError(f"another rank was gone (connection closed by peer): {last_words(text)}")
     error = ProgramFailedError(f"the program {how_it_ended(code)}: {last_words(text) or 'it said nothing'}")
     for line in innermost_frame(text):

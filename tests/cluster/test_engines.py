@@ -61,6 +61,30 @@ def test_a_bug_that_ranks_have_retried_is_not_retried_once_more_by_another_attem
     assert [error["group"] for error in run.run.read_errors(1)] == [1, 2], "once more, as often as it may"
 
 
+@pytest.mark.parametrize(
+    ("settings", "cause"),
+    [
+        ({"signal": int(signal.SIGABRT)}, "rank 0: RuntimeError: died of SIGABRT, as the groups before: see its log, rank-0.log"),
+        ({}, "rank 0: RuntimeError: NCCL error in: NCCLUtils.cpp: unhandled system error"),
+    ],
+)
+def test_ranks_that_crash_in_every_group_have_a_bug(toy: Start, settings: dict[str, int], cause: str) -> None:
+    """Such as a device-side assert, after which NCCL's watchdog aborts: a hundred groups met it again."""
+    run = toy("crash", "ranks", retries={"bugs": 1, "disturbances": 8}, **settings)
+    outcome = run.finish()
+    assert (outcome.state, outcome.cause) == (RunState.FAILED, cause)
+    assert run.run.attempts() == [1]
+    lost = [event["group"] for event in run.run.read_events() if event["event"] == "rank_lost"]
+    assert lost == [1, 2, 3, 4], "three in a row are a bug, which may be retried once"
+
+
+def test_ranks_that_are_killed_in_every_group_have_no_bug(toy: Start) -> None:
+    run = toy("crash", "ranks", retries={"bugs": 0, "disturbances": 5}, signal=int(signal.SIGKILL))
+    run.finish()
+    lost = [event for event in run.run.read_events() if event["event"] == "rank_lost" and event["attempt"] == 1]
+    assert len(lost) == 6, "as often as disturbances may be"
+
+
 def outlived(context: JobContext) -> None:
     """An entry whose group has a successor by the time that it writes."""
     Fence(context.run, context.attempt, context.group + 1).claim()

@@ -98,6 +98,16 @@ def fail(context: JobContext) -> dict[str, Any]:
     raise ZeroDivisionError(f"attempt {context.attempt}")
 
 
+def crash(context: JobContext) -> dict[str, Any]:
+    """Native code that dies of `signal`, or else NCCL that says it lost a peer, in every group."""
+    number = context.run.record["config"].get("signal")
+    if number is None:
+        raise RuntimeError("NCCL error in: NCCLUtils.cpp: unhandled system error")
+    os.kill(os.getpid(), number)
+    threading.Event().wait()
+    return {}
+
+
 def refuse(context: JobContext) -> dict[str, Any]:
     """A user's mistake that only shows at run time; one rank alone sees it."""
     if context.rank == 0:

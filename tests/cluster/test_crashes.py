@@ -1,0 +1,62 @@
+"""Which errors and crashes of ranks are the program's or the machine's, and which follow from a lost peer."""
+
+import signal
+from typing import Any
+
+import pytest
+
+from cluster.engines.crashes import crashes_in_a_row
+from cluster.engines.entry import exit_code_of
+from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER
+
+NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77, "
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (f"{NCCL}remote process exited or there was a network error\nncclRemoteError: A call failed", EXIT_LOST_PEER),
+        (f"{NCCL}unhandled system error\nncclSystemError: System call (e.g. socket, malloc) failed", EXIT_LOST_PEER),
+        ("[../gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]", EXIT_LOST_PEER),
+        (f"{NCCL}invalid usage\nncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0", EXIT_FAILED),
+        (f"{NCCL}invalid argument\nncclInvalidArgument: Invalid value for an argument.", EXIT_FAILED),
+        (f"{NCCL}unhandled cuda error\nncclUnhandledCudaError: Cuda failure 2 'out of memory'", EXIT_FAILED),
+        (f"{NCCL}unhandled cuda error\nCuda failure 'CUDA driver version is insufficient for CUDA runtime version'", EXIT_FAILED),
+        (f"{NCCL}unhandled cuda error\nCuda failure 'no kernel image is available for execution on the device'", EXIT_FAILED),
+        (f"{NCCL}unhandled cuda error\nCuda failure 'device-side assert triggered'", EXIT_FAILED),
+    ],
+)
+def test_what_nccl_says_of_the_machine_or_the_program_is_no_lost_peer(words: str, code: int) -> None:
+    assert exit_code_of(RuntimeError(words)) == code
+
+
+def lost(group: int, code: int, attempt: int = 1) -> dict[str, Any]:
+    return {"event": "rank_lost", "group": group, "exit_code": code, "attempt": attempt}
+
+
+def saved(step: int) -> dict[str, Any]:
+    return {"event": "checkpoint", "step": step}
+
+
+GONE, HUNG = ({"event": kind, "attempt": 1} for kind in ("node_lost", "ranks_hung"))
+ABORT, KILL = -signal.SIGABRT, -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("events", "count"),
+    [
+        ([], 0),
+        ([lost(1, ABORT), lost(2, EXIT_LOST_PEER), lost(3, -signal.SIGSEGV)], 3),
+        ([lost(1, ABORT), lost(1, EXIT_LOST_PEER)], 1),  # of two nodes
+        ([lost(1, ABORT), lost(2, ABORT), saved(10), lost(3, ABORT)], 1),
+        ([saved(10), lost(1, ABORT), saved(10), lost(2, ABORT)], 2),  # an old step once more is no progress
+        ([lost(1, ABORT), lost(2, EXIT_LOST_PEER), lost(2, KILL), lost(3, ABORT)], 1),
+        ([lost(1, EXIT_LOST_PEER), lost(1, KILL)], 0),
+        ([lost(1, EXIT_LOST_PEER), GONE, lost(2, EXIT_LOST_PEER)], 1),
+        ([lost(1, ABORT), HUNG, lost(2, ABORT)], 1),
+        ([lost(1, ABORT), lost(2, EXIT_FAILED), lost(3, ABORT)], 2),  # bugs have a budget of their own
+        ([lost(1, ABORT, attempt=2), lost(1, ABORT)], 1),
+    ],
+)
+def test_formations_in_a_row_that_nothing_from_outside_has_ended(events: list[dict[str, Any]], count: int) -> None:
+    assert crashes_in_a_row(events, attempt=1) == count

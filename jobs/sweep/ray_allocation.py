@@ -14,6 +14,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import Resources
+from cluster.gpus import DEVICES_VARIABLE
 from cluster.process.forking import Process, wait_by_polling
 from cluster.process.kill import end, family, processes_of
 from cluster.process.ports import ReservedPort
@@ -48,7 +49,8 @@ class NodeServer:
 
     def start(self, command: list[str], environment: Mapping[str, str], log: str) -> int:
         """Start a command in a session of its own; returns its process id."""
-        values = {name: value for name, value in os.environ.items() if name not in OURS}
+        # Ray has set which GPUs are this actor's
+        values = {name: value for name, value in os.environ.items() if name == DEVICES_VARIABLE or name not in OURS}
         with open(log, "ab") as stream, stop_signals_blocked():
             process = subprocess.Popen(
                 command,

@@ -41,7 +41,7 @@ class PrecisionConfig(Section):
     """The number formats of training. Parameters and optimizer state are fp32 whatever these keys say."""
 
     compute: Literal["auto", "bf16", "fp32"] = Field(
-        default="auto", description="format of forward and backward; auto: bf16 on GPUs, fp32 on CPUs"
+        default="auto", description="format of forward and backward; auto: bf16 on GPUs that have it (Ampere or later), else fp32"
     )
     reduce: Literal["fp32", "bf16"] = Field(default="fp32", description="format in which gradients are reduced over ranks")
 

@@ -1,6 +1,8 @@
 """The one place for the order in which a model is wrapped: adapter, tensor parallel, checkpointing, compile, FSDP."""
 
+import logging
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import nn
@@ -10,6 +12,8 @@ from cluster.errors import ConfigError
 from sharding.config import ParallelConfig, PrecisionConfig
 from sharding.fsdp import decoder_layers, shard
 from sharding.group import Group
+
+log = logging.getLogger(__name__)
 
 Adapter = Callable[[nn.Module], nn.Module]
 
@@ -39,6 +43,8 @@ def parallelize(
     if parallel.compile:
         for layer in decoder_layers(model):
             layer.compile()  # in place: a wrapper would rename the parameters
+    if trainable and group.is_main and group.device.type == "cuda" and compute_format(precision, group.device) == "fp32":
+        log.info("computing in fp32%s", "" if precision.compute == "fp32" else ": this GPU has no bf16 of its own")
     return shard(model, group, parallel, _mixed_precision(precision, group.device))
 
 
@@ -53,8 +59,17 @@ def _checkpoint_activations(model: nn.Module) -> None:
     enable({"use_reentrant": False})  # type: ignore[operator]
 
 
+def compute_format(precision: PrecisionConfig, device: torch.device) -> Literal["bf16", "fp32"]:
+    """The format of forward and backward on a device: `auto` is bf16 on GPUs that compute in it themselves, else fp32."""
+    if precision.compute != "auto":
+        return precision.compute
+    # before Ampere torch emulates it, slower than fp32
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp32"
+
+
 def _mixed_precision(precision: PrecisionConfig, device: torch.device) -> MixedPrecisionPolicy:
     reduced = torch.float32 if precision.reduce == "fp32" else torch.bfloat16
-    if precision.compute == "bf16" or (precision.compute == "auto" and device.type == "cuda"):
+    if compute_format(precision, device) == "bf16":
         return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=reduced)
     return MixedPrecisionPolicy(reduce_dtype=None if precision.reduce == "fp32" else reduced)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch.distributed import TCPStore
 
 from cluster.errors import ConfigError
+from sharding import parallelize as parallelizing
 from sharding.config import ParallelConfig, PrecisionConfig
 from sharding.group import process_group
 from sharding.parallelize import parallelize
@@ -99,3 +101,32 @@ def test_what_is_not_there_yet_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         process_group(ParallelConfig(replicate=2)),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "native", "compute", "found"),
+    [
+        ("cuda", True, "auto", torch.bfloat16),
+        ("cuda", False, "auto", None),  # Volta, Turing: torch emulates it
+        ("cuda", False, "bf16", torch.bfloat16),
+        ("cuda", True, "fp32", None),
+        ("cpu", True, "auto", None),
+    ],
+)
+def test_auto_computes_in_bf16_where_the_gpu_has_it_itself(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    kind: str,
+    native: bool,
+    compute: str,
+    found: torch.dtype | None,
+) -> None:
+    policies: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    monkeypatch.setattr(parallelizing, "shard", lambda *words: policies.append(words[-1]))
+    group: Any = SimpleNamespace(device=torch.device(kind), is_main=True)
+    caplog.set_level("INFO", parallelizing.__name__)
+    parallelize(model_of("meta"), group, ParallelConfig(), PrecisionConfig.model_validate({"compute": compute}))
+    assert policies[0].param_dtype == found
+    assert ("this GPU has no bf16" in caplog.text) == (kind == "cuda" and compute == "auto" and not native)

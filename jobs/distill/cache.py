@@ -26,6 +26,7 @@ from jobs.training.source import TokenSource
 from jobs.training.token_data import weighted
 from sharding.fsdp import reshard_all
 from sharding.group import Group
+from sharding.parallelize import compute_format
 
 CHUNK = 64  # samples
 FULL_BYTES = 2  # of a logit in bf16, as which they would be kept
@@ -50,7 +51,7 @@ def cached_logits(
     """The cache of this run, with all that it needs in it. Raises StopRequested."""
 
     def find() -> tuple[Chunks, list[str]]:
-        word = _fingerprint(config, teacher, loader, vocabulary)
+        word = _fingerprint(config, group.device, teacher, loader, vocabulary)
         otherwise = context.run.path / _FOLDER
         if config.cache.path is not None:
             chunks = Chunks.beside(f"{config.cache.path}/logits", _SUFFIX, word, otherwise=otherwise)
@@ -76,7 +77,7 @@ def cache_facts(config: DistillConfig, chunks: Chunks, vocabulary: int) -> dict[
     return {"method": config.cache.method, "size": config.cache.size, "bytes": size, "share_of_full": size / full, **biased}
 
 
-def _fingerprint(config: DistillConfig, teacher: ModelPlan, loader: TokenLoader, vocabulary: int) -> str:
+def _fingerprint(config: DistillConfig, device: torch.device, teacher: ModelPlan, loader: TokenLoader, vocabulary: int) -> str:
     shards = [[shard.checksum for shard in manifest.shards] for manifest in loader.manifests]
     return hash_of(
         {
@@ -87,7 +88,7 @@ def _fingerprint(config: DistillConfig, teacher: ModelPlan, loader: TokenLoader,
             "draws": [config.cache.method, config.cache.size, config.cache.seed],
             "temperature": config.temperature,
             "vocabulary": vocabulary,
-            "precision": config.precision.compute,
+            "precision": compute_format(config.precision, device),
         }
     )
 

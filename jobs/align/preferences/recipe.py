@@ -21,6 +21,7 @@ from jobs.training.objective import Objective
 from jobs.training.on_main import on_main
 from jobs.training.recipe import Recipe, train
 from sharding.group import Group
+from sharding.parallelize import compute_format
 
 
 def run(context: JobContext, config: AlignConfig, group: Group) -> dict[str, object]:
@@ -94,7 +95,7 @@ def _log_probs(
     def find() -> Cache:
         weights = plan.weights.model_dump() if plan.weights is not None else None
         model = replace(plan, adapter=None).fingerprint
-        word = reference_fingerprint(model, weights, manifest["hash"], config.precision.compute)
+        word = reference_fingerprint(model, weights, manifest["hash"], compute_format(config.precision, group.device))
         return cache_of(config.data, data_folder(context) / "reference", word)
 
     cache = on_main(group, find)

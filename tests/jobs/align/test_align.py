@@ -132,6 +132,15 @@ def test_a_reference_is_computed_once_and_verified(model: Path, data: Path, tmp_
     assert losses(again) == pytest.approx(losses(copy), rel=1e-6)
 
 
+def test_a_reference_is_that_of_one_format(model: Path, data: Path, tmp_path: Path) -> None:
+    """On a CPU auto is fp32, and on a GPU bf16: what was computed in one is not taken for the other."""
+    own = shutil.copy(data, tmp_path / data.name)
+    for compute, folders in (("auto", 1), ("fp32", 1), ("bf16", 2)):
+        config = align_config(model, own, steps=1, reference="precomputed", precision={"compute": compute})
+        launch(align_run(tmp_path, config), 1)
+        assert len({path.parent for path in tmp_path.glob("*.reference/*/*.arrow")}) == folders, compute
+
+
 @pytest.mark.soak
 def test_a_killed_computation_of_the_reference_goes_on(model: Path, tmp_path: Path) -> None:
     own = write_pairs(tmp_path / "pairs.jsonl", pairs(600))

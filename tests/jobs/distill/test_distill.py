@@ -169,3 +169,12 @@ def test_cached_logits_are_computed_once_and_a_kill_changes_nothing(teacher: Pat
     student, tokens = AutoModelForCausalLM.from_pretrained(killed.path / "student"), first_tokens(data)
     online = plain_step_loss(student, AutoModelForCausalLM.from_pretrained(teacher), tokens, Mix("forward_kl", 0.5, 1.0, 0.0))
     assert losses(killed)[1] == pytest.approx(online, rel=0.2), "the estimate of the same divergence"
+
+
+def test_cached_logits_are_those_of_one_format(teacher: Path, tmp_path: Path) -> None:
+    """On a CPU auto is fp32, and on a GPU bf16: what was computed in one is not taken for the other."""
+    data = make_dataset(tmp_path / "data")
+    config = distill_config(teacher, data, steps=1, teacher_logits="cached", cache={"size": 4})
+    for compute, folders in (("auto", 1), ("fp32", 1), ("bf16", 2)):
+        launch(distill_run(tmp_path, {**config, "precision": {"compute": compute}}), 1)
+        assert len(list((tmp_path / "data.teacher").iterdir())) == folders, compute

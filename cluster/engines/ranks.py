@@ -7,6 +7,7 @@ import multiprocessing.resource_tracker
 import os
 import signal
 import socket
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousGracefulExitError
 
-from cluster.engines.crashes import CRASHES, CRASHES_ALLOWED, crashes_in_a_row
+from cluster.engines.crashes import CRASHES, crashes_in_a_row
 from cluster.engines.entry import die_with_parent, run_entry, write_error
 from cluster.engines.hang import Agreement, Formation, GroupWatch, Hangs
 from cluster.engines.rendezvous import NumberedRendezvous, RankArguments, RanksNode, join_rendezvous
@@ -117,7 +118,7 @@ class _Agent(LocalElasticAgent):
     def _crashes_again(self, codes: set[int]) -> bool:
         """Whether the group has crashed, like those before it, and nothing from outside explains that."""
         events = self._node.run.read_events(afresh=True)
-        return not codes - CRASHES and crashes_in_a_row(events, self._node.attempt) > CRASHES_ALLOWED
+        return not codes - CRASHES and crashes_in_a_row(events, self._node.attempt).is_bug(time.time())
 
 
 @dataclass

@@ -31,7 +31,7 @@ def test_what_nccl_says_of_the_machine_or_the_program_is_no_lost_peer(words: str
 
 
 def lost(group: int, code: int, attempt: int = 1) -> dict[str, Any]:
-    return {"event": "rank_lost", "group": group, "exit_code": code, "attempt": attempt}
+    return {"event": "rank_lost", "group": group, "exit_code": code, "attempt": attempt, "time": 100.0 * group}
 
 
 def saved(step: int) -> dict[str, Any]:
@@ -59,4 +59,19 @@ ABORT, KILL = -signal.SIGABRT, -signal.SIGKILL
     ],
 )
 def test_formations_in_a_row_that_nothing_from_outside_has_ended(events: list[dict[str, Any]], count: int) -> None:
-    assert crashes_in_a_row(events, attempt=1) == count
+    assert crashes_in_a_row(events, attempt=1).count == count
+
+
+@pytest.mark.parametrize(
+    ("events", "after_seconds", "bug"),
+    [
+        ([lost(1, ABORT), lost(2, ABORT)], 10_000, False),
+        ([lost(1, ABORT), lost(2, EXIT_LOST_PEER), lost(2, ABORT), lost(3, ABORT)], 1, True),
+        ([lost(1, ABORT), lost(2, EXIT_LOST_PEER), lost(3, ABORT)], 599, False),  # a network that is away comes back
+        ([lost(1, EXIT_LOST_PEER), lost(2, EXIT_LOST_PEER), lost(3, EXIT_LOST_PEER)], 599, False),
+        ([lost(1, EXIT_LOST_PEER), lost(2, EXIT_LOST_PEER), lost(3, EXIT_LOST_PEER)], 600, True),
+        ([], 10_000, False),
+    ],
+)
+def test_what_ends_group_after_group_is_a_bug(events: list[dict[str, Any]], after_seconds: float, bug: bool) -> None:
+    assert crashes_in_a_row(events, attempt=1).is_bug(100.0 + after_seconds) == bug

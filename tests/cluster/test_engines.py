@@ -61,25 +61,21 @@ def test_a_bug_that_ranks_have_retried_is_not_retried_once_more_by_another_attem
     assert [error["group"] for error in run.run.read_errors(1)] == [1, 2], "once more, as often as it may"
 
 
-@pytest.mark.parametrize(
-    ("settings", "cause"),
-    [
-        ({"signal": int(signal.SIGABRT)}, "rank 0: RuntimeError: died of SIGABRT, as the groups before: see its log, rank-0.log"),
-        ({}, "rank 0: RuntimeError: NCCL error in: NCCLUtils.cpp: unhandled system error"),
-    ],
-)
-def test_ranks_that_crash_in_every_group_have_a_bug(toy: Start, settings: dict[str, int], cause: str) -> None:
+def test_ranks_that_crash_in_every_group_have_a_bug(toy: Start) -> None:
     """Such as a device-side assert, after which NCCL's watchdog aborts: a hundred groups met it again."""
-    run = toy("crash", "ranks", retries={"bugs": 1, "disturbances": 8}, **settings)
+    run = toy("crash", "ranks", retries={"bugs": 1, "disturbances": 8}, signal=int(signal.SIGABRT))
     outcome = run.finish()
+    cause = "rank 0: RuntimeError: died of SIGABRT, as the groups before: see its log, rank-0.log"
     assert (outcome.state, outcome.cause) == (RunState.FAILED, cause)
     assert run.run.attempts() == [1]
     lost = [event["group"] for event in run.run.read_events() if event["event"] == "rank_lost"]
     assert lost == [1, 2, 3, 4], "three in a row are a bug, which may be retried once"
 
 
-def test_ranks_that_are_killed_in_every_group_have_no_bug(toy: Start) -> None:
-    run = toy("crash", "ranks", retries={"bugs": 0, "disturbances": 5}, signal=int(signal.SIGKILL))
+@pytest.mark.parametrize("settings", [{"signal": int(signal.SIGKILL)}, {}])
+def test_ranks_that_are_killed_or_lose_a_peer_in_every_group_have_no_bug(toy: Start, settings: dict[str, int]) -> None:
+    """Without a signal NCCL says that it lost one: the network may be away for some minutes."""
+    run = toy("crash", "ranks", retries={"bugs": 0, "disturbances": 5}, **settings)
     run.finish()
     lost = [event for event in run.run.read_events() if event["event"] == "rank_lost" and event["attempt"] == 1]
     assert len(lost) == 6, "as often as disturbances may be"

@@ -1,8 +1,10 @@
 """The group of ranks: forming it, leaving it, and agreeing inside it."""
 
 import errno
+import logging
 import math
 import os
+import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +17,15 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from cluster.errors import BackendError, ConfigError, StopRequested
+from cluster.errors import EXIT_LOST_PEER, BackendError, ConfigError, StopRequested
 from cluster.gpus import DEVICES_VARIABLE, node_gpus
 from cluster.process.ports import listen_on
 from sharding.config import ParallelConfig
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+CONNECT_SECONDS = 60.0  # beyond the group's timeout, after which gloo and the store give up by themselves
 DATA_AXES = ("replicate", "shard")  # of a mesh: ranks along them compute different samples, along any other the same ones
 
 
@@ -124,13 +128,14 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     # with its device NCCL connects now, and not in the middle of the first step
     bound = device if on_gpu else None
-    if "WORLD_SIZE" not in os.environ:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)
-    elif (store := _store(timeout)) is not None:
-        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound)
-    else:
-        dist.init_process_group(backend, init_method="env://", timeout=timeout, device_id=bound)
+    with _ended_after(timeout):
+        if "WORLD_SIZE" not in os.environ:
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout, device_id=bound)
+        elif (store := _store(timeout)) is not None:
+            rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout, device_id=bound)
+        else:
+            dist.init_process_group(backend, init_method="env://", timeout=timeout, device_id=bound)
     # NCCL would wait for its peers, which sit in a collective that this rank has left, and nobody would hear of the error
     may_destroy = not on_gpu
     try:
@@ -144,6 +149,27 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     finally:
         if may_destroy:
             dist.destroy_process_group()
+
+
+@contextmanager
+def _ended_after(timeout: timedelta) -> Iterator[None]:
+    """End this process where it takes longer to connect: NCCL's own limit begins once it has, and a closed port says nothing."""
+
+    def give_up() -> None:
+        log.error(
+            "no connection to the other ranks within %s (parallel.timeout_minutes): a closed port, or NCCL_SOCKET_IFNAME names"
+            " an interface that the other nodes do not reach; NCCL_DEBUG=INFO tells which it takes",
+            timeout,
+        )
+        os._exit(EXIT_LOST_PEER)
+
+    timer = threading.Timer(timeout.total_seconds() + CONNECT_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _mesh(device: torch.device, world_size: int, parallel: ParallelConfig) -> DeviceMesh:

@@ -14,6 +14,7 @@ from jobs.training.config import GridConfig, LoraConfig, ModelConfig
 from jobs.training.load_checkpoint import ADDED_TOKENS, HEAD, LORA, bare_model, empty_model, first_weights
 from jobs.training.model_config import check_fit, config_from_fingerprint, model_config, model_fingerprint
 from jobs.training.model_record import Head, ModelRecord, Weights, checkpoint_place, find_source_run, read_record
+from jobs.training.on_main import on_main
 from sharding.config import ParallelConfig, PrecisionConfig
 from sharding.fsdp import fill
 from sharding.group import Group
@@ -126,8 +127,12 @@ def build_model(
         skeleton = bare_model(plan.config, plan.head)
     model = parallelize(skeleton, group, parallel, precision, trainable=trainable, adapter=plan.adapter)
     full: Any = None
-    if group.is_main:
+
+    def load() -> None:
+        nonlocal full
         full = first_weights(plan.config, plan.weights, run, plan.head) if weights else empty_model(plan.config, plan.head)
         full = plan.adapter(full) if plan.adapter is not None else full
+
+    on_main(group, load)  # large weights on a slow disk may take longer than a collective may
     fill(model, full, group)
     return model

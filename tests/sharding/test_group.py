@@ -2,6 +2,7 @@
 
 import os
 import socket
+import threading
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.errors import BackendError, ConfigError, RopewalkError, StopRequested
+from cluster.errors import EXIT_LOST_PEER, BackendError, ConfigError, RopewalkError, StopRequested
 from cluster.process.ports import free_port
 from sharding import group as formed
+from sharding.config import ParallelConfig
 from sharding.group import process_group, rank_device
+from tests.patience import HANG_SECONDS
 
 
 def test_a_store_of_a_dead_group_is_refused_rather_than_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +88,30 @@ def test_nccl_is_told_its_device_and_the_cpu_has_gloo_alone(monkeypatch: pytest.
         assert (group.mesh, group.device) == ("cpu", torch.device("cpu"))
     device = torch.device("cuda:1")
     assert calls == [("set", device), ("cpu:gloo,cuda:nccl", device), ("gloo", None)]
+
+
+def test_a_rank_that_cannot_connect_ends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """NCCL waits for its peers without a limit before it has connected, such as behind a closed port."""
+    ended = threading.Event()
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    def connect(*_: Any, **__: Any) -> None:
+        ended.wait(HANG_SECONDS)
+        raise ConnectionError("the process would be gone by now")
+
+    monkeypatch.setattr(formed, "CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(dist, "init_process_group", connect)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(os, "_exit", leave)
+    rank_on(monkeypatch, 2, ROPEWALK_NODE_GPUS="2", LOCAL_RANK="1", LOCAL_WORLD_SIZE="2", WORLD_SIZE="2")
+    with pytest.raises(ConnectionError), process_group(ParallelConfig(timeout_minutes=0.001)):
+        pass
+    assert codes == [EXIT_LOST_PEER]
+    assert "no connection to the other ranks within 0:00:00" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from datapipe.loader.prefetch import prefetch
 from datapipe.manifest import TokenizerRecord
 from jobs.pretrain.config import PretrainConfig
 from jobs.training.config import ModelConfig, OptimConfig
+from jobs.training.load_checkpoint import first_weights
 from jobs.training.model import ModelPlan, build_model
 from jobs.training.model_config import model_config
 from jobs.training.optimizer import adamw, learning_rate
@@ -24,9 +25,10 @@ from jobs.training.source import reader_for
 from jobs.training.state import Progress
 from jobs.training.trainer import Trainer
 from sharding.config import ParallelConfig, PrecisionConfig
-from sharding.group import process_group
+from sharding.group import Group, process_group
 from sharding.manifest import CheckpointManifest
 from tests.jobs.launch import TINY
+from tests.patience import until
 
 TOKENIZER = TokenizerRecord(name="bytes", hash="xxh3:0", vocabulary=257, end_of_document=256, version="0")
 
@@ -93,6 +95,26 @@ def test_initial_weights_are_the_seeds_and_nothing_else(tmp_path: Path, monkeypa
         assert [n for n, _ in model.named_parameters()] == [n for n, _ in full.named_parameters()]
         for name, buffer in full.named_buffers():  # the rotary embedding's, which no checkpoint repairs
             assert torch.equal(model.get_buffer(name), buffer)
+
+
+def test_ranks_hear_from_rank_0_while_it_loads_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait in a collective, which may not take as long as a large model on a slow disk does."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    told: list[object] = []
+
+    def load(*words: Any) -> Any:
+        until(lambda: told)
+        return first_weights(*words)
+
+    monkeypatch.setattr("jobs.training.on_main._TELL_SECONDS", 0.01)
+    monkeypatch.setattr("jobs.training.model.first_weights", load)
+    monkeypatch.setattr(Group, "broadcast_object", lambda _, value: told.append(value) or value)
+    plan = ModelPlan(config=config_of(ModelConfig(config=TINY)), seq_len=32)
+    run = RunDir.create("test", {"config": {"seed": 5}}, tmp_path)
+    with process_group() as group:
+        build_model(plan, run, group, ParallelConfig(), PrecisionConfig())
+    assert told[0] == "working"
 
 
 def test_a_directory_gives_configuration_and_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

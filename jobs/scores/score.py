@@ -58,13 +58,16 @@ def statistic_score(
     *,
     hash: str,  # noqa: A002
     groups: Sequence[Hashable] | None = None,
+    strata: Sequence[Hashable] | None = None,
     seed: int = 0,
 ) -> Score:
-    """A figure that is no mean of items (F1 of a corpus, a quotient of sums); its standard error is bootstrapped over groups."""
+    """A figure that is no mean of items (F1 of a corpus, a quotient of sums); its standard error is bootstrapped over groups,
+    and within `strata` where the figure compares these.
+    """
     found: Statistic = statistic
     return Score(
         value=float(statistic(items)),
-        standard_error=bootstrap_error(items, found, groups=groups, seed=seed),
+        standard_error=bootstrap_error(items, found, groups=groups, strata=strata, seed=seed),
         n=len(items),
         hash=hash,
     )

@@ -118,18 +118,27 @@ def permutation(differences: Sequence[float], groups: Sequence[Hashable] | None 
 
 
 def bootstrap_error(
-    items: Sequence[Any], statistic: Statistic, *, groups: Sequence[Hashable] | None = None, seed: int, num: int = 200
+    items: Sequence[Any],
+    statistic: Statistic,
+    *,
+    groups: Sequence[Hashable] | None = None,
+    strata: Sequence[Hashable] | None = None,
+    seed: int,
+    num: int = 200,
 ) -> float | None:
-    """The standard error of any statistic of items, bootstrapped over groups. None for fewer than two groups."""
-    numbers: dict[Hashable, list[int]] = {}
+    """The standard error of any statistic of items, bootstrapped over groups; with `strata`, of which a group has one, within
+    each of these, so that every resample has as many groups of each. None for fewer than two groups, of any stratum.
+    """
+    numbers: dict[Hashable, dict[Hashable, list[int]]] = {}
     for index in range(len(items)):
-        numbers.setdefault(groups[index] if groups is not None else index, []).append(index)
-    members = list(numbers.values())
-    if len(members) < 2:
+        stratum = numbers.setdefault(strata[index] if strata is not None else None, {})
+        stratum.setdefault(groups[index] if groups is not None else index, []).append(index)
+    members = [list(stratum.values()) for stratum in numbers.values()]
+    if not members or min(map(len, members)) < 2:
         return None
     random = np.random.default_rng(seed)
-    drawn = (random.integers(len(members), size=len(members)) for _ in range(num))
-    values = [float(statistic([items[i] for m in draw for i in members[m]])) for draw in drawn]
+    drawn = ([part[m] for part in members for m in random.integers(len(part), size=len(part))] for _ in range(num))
+    values = [float(statistic([items[i] for group in draw for i in group])) for draw in drawn]
     finite = [value for value in values if math.isfinite(value)]
     return float(np.std(finite, ddof=1)) if len(finite) > 1 else None
 

@@ -16,6 +16,7 @@ from jobs.inference.requests import Request
 from jobs.scores.score import hash_of, statistic_score
 
 GAP = "subgroup_gap"
+MOST_TOLD = 10  # groups that a note names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,7 @@ class Subgroups:
         ]
 
     def judge(self, answers: Mapping[str, Answer]) -> Judged:
-        """Ratios of sums; standard errors are bootstrapped over texts."""
+        """Ratios of sums; standard errors are bootstrapped over texts, that of the gap within each group."""
         judged = Judged(scores={}, items=[], tables={}, notes=[], plots={})
         items: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for one in self.texts:
@@ -76,8 +77,12 @@ class Subgroups:
                 name = f"subgroups/{group}/{kind}"
                 judged.scores[name] = statistic_score(items[group], statistic, hash=asked, seed=self.seed)
         every = [item for group in self.groups for item in items[group]]
-        judged.scores[GAP] = statistic_score(every, gap, hash=hash_of([[x.group, x.text] for x in self.texts]), seed=self.seed)
+        asked, strata = hash_of([[x.group, x.text] for x in self.texts]), [item["group"] for item in every]
+        judged.scores[GAP] = statistic_score(every, gap, hash=asked, strata=strata, seed=self.seed)
         judged.items.extend(every)
+        if alone := [group for group in self.groups if len(items[group]) == 1]:
+            of = f"{len(alone)} of {len(self.groups)} groups ({', '.join(alone[:MOST_TOLD])})"
+            judged.notes.append(f"{GAP} has no standard error: {of} have one text each; add texts of them.")
         rows = [self._row(group, items[group], judged) for group in self.groups]
         judged.tables["Subgroups: bits per byte (higher: known worse)"] = rows
         judged.plots["subgroups"] = rows

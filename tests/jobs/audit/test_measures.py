@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.errors import ConfigError, DataError
-from jobs.audit.asking.question import Likelihoods
+from jobs.audit.asking.question import Answer, Likelihoods
 from jobs.audit.config import IdentityConfig, MemorizationConfig, ScorerConfig
 from jobs.audit.identity.gap import false_positive_gap
 from jobs.audit.identity.texts import LEAST_TERMS, SENTENCES, TERMS
@@ -21,7 +21,7 @@ from jobs.audit.measures.identity import Identity
 from jobs.audit.measures.memorization import Memorization, exposure
 from jobs.audit.measures.refusals import read_prompts
 from jobs.audit.measures.scorers import open_scorer
-from jobs.audit.measures.subgroups import read_groups
+from jobs.audit.measures.subgroups import Subgroups, read_groups
 from jobs.audit.training_data.canaries import Canary, make_canaries, other_secrets, read_canaries
 from jobs.audit.training_data.items import read_items
 from jobs.inference.open_model import open_model
@@ -97,6 +97,28 @@ def test_bits_per_byte_of_groups(audited: tuple[Path, dict[str, Any], Path]) -> 
     gap = results["scores"]["subgroup_gap"]
     assert gap["value"] == pytest.approx(max(expected.values()) - min(expected.values()), rel=1e-4)
     assert gap["standard_error"] > 0
+
+
+def test_the_gap_of_groups_is_bootstrapped_within_them(tmp_path: Path) -> None:
+    """A draw over all texts leaves small groups out, and the gap with them."""
+    random = np.random.default_rng(0)
+    rows = [{"group": "few", "text": "x" * 100}] * 3 + [{"group": "many", "text": "x" * 100}] * 60
+    measure = Subgroups(read_groups(str(write_lines(tmp_path / "groups.jsonl", rows))), seed=0)
+
+    def answer(group: str) -> Answer:
+        return {"values": [-100.0 * random.normal(3.0 if group == "few" else 1.0, 0.05)], "tokens": [100]}
+
+    judged = measure.judge({f"subgroups:{one.number}": answer(one.group) for one in measure.texts})
+    values = {group: [item["value"] for item in judged.items if item["group"] == group] for group in ("few", "many")}
+    expected = math.sqrt(sum(np.var(part) / len(part) for part in values.values()))
+    gap = judged.scores["subgroup_gap"]
+    assert gap.standard_error == pytest.approx(expected, rel=0.2)
+    assert judged.notes == []
+
+    alone = Subgroups(measure.texts[2:], seed=0)
+    judged = alone.judge({f"subgroups:{one.number}": answer(one.group) for one in alone.texts})
+    assert judged.scores["subgroup_gap"].standard_error is None
+    assert judged.notes == ["subgroup_gap has no standard error: 1 of 2 groups (few) have one text each; add texts of them."]
 
 
 def test_planted_canaries_are_all_found_and_others_are_not(audited: tuple[Path, dict[str, Any], Path]) -> None:

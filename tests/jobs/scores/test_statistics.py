@@ -1,6 +1,7 @@
 """Standard errors, intervals and comparisons, against scipy and against what is known of null pairs."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -71,6 +72,24 @@ def test_a_figure_that_is_no_mean_has_a_bootstrapped_error() -> None:
     values = list(np.random.default_rng(3).normal(size=300))
     score = statistic_score(values, lambda drawn: float(np.mean(drawn)), hash="h")
     assert score.standard_error == pytest.approx(mean_error(values), rel=0.2)
+
+
+def test_strata_are_drawn_each_by_itself() -> None:
+    """A difference of two means, of 4 and of 400 items: its error is that of both, and no stratum is ever empty."""
+    random = np.random.default_rng(4)
+    few, many = list(random.normal(0, 1.0, 4)), list(random.normal(5, 1.0, 400))
+    items = [*((0, value) for value in few), *((1, value) for value in many)]
+    strata = [stratum for stratum, _ in items]
+
+    def difference(drawn: Sequence[tuple[int, float]]) -> float:
+        sides = [[value for number, value in drawn if number == side] for side in (0, 1)]
+        assert (len(sides[0]), len(sides[1])) == (4, 400)
+        return float(np.mean(sides[1]) - np.mean(sides[0]))
+
+    error = statistic_score(items, difference, hash="h", strata=strata).standard_error
+    assert error == pytest.approx(math.sqrt(np.var(few) / 4 + np.var(many) / 400), rel=0.15)
+    alone = statistic_score(items[3:], lambda drawn: 0.0, hash="h", strata=strata[3:])
+    assert alone.standard_error is None, "of one item nobody knows the spread"
 
 
 def false_alarms(number: int, items: int, chance: float) -> int:

@@ -76,6 +76,7 @@ def lesson(context: JobContext, config: DistillConfig, group: Group) -> Lesson:
         before_step=own.before_step if own is not None else None,
         reads_ahead=own is None,
         after_checkpoint=own.settle if own is not None else None,
+        same_loss=config.alpha == 1,  # validation is the cross entropy with the text, and that alone
     )
     return Lesson(recipe=recipe, teacher=teacher, held_out=held_out, chunks=chunks)
 

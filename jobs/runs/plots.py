@@ -76,7 +76,7 @@ def _draw_loss(axis: Any, found: Mapping[str, Curve]) -> None:
         axis.plot(at, held_out, color=VALIDATION, linewidth=1.6, marker="o", markersize=4, label=label)
         train = dict(zip(steps, smooth, strict=True))
         both = [(step, train[step], value) for step, value in zip(at, held_out, strict=True) if step in train]
-        if both:  # what lies between the two is what is learnt by heart
+        if both and gaps:  # what lies between the two is what is learnt by heart
             axis.fill_between(*zip(*both, strict=True), color=VALIDATION, alpha=0.1, linewidth=0)
     dress(axis, "loss, nats per token")
     axis.legend(frameon=False, loc="upper right")

@@ -55,6 +55,7 @@ class Recipe:
     # in place of the objective on the validation source; gets the largest number of samples. Its loss is of another scale than
     # that of training
     validated: Callable[[TrainState, int], Means] | None = None
+    same_loss: bool = True  # in validation as in training, so that their gap tells what is learnt by heart
 
 
 def train(context: JobContext, config: TrainingConfig, group: Group, recipe: Recipe) -> dict[str, object]:
@@ -120,6 +121,7 @@ def _trainer(
         after_checkpoint=recipe.after_checkpoint,
         before_validation=recipe.before_validation,
         validated=recipe.validated,
+        same_loss=recipe.same_loss and recipe.validated is None,
         checkpoints=checkpoints,
         report=Report(context, group, meter, steps=config.steps, log_every=config.log_every),
         layers=LayerWatch(state, group) if config.layers_every else None,

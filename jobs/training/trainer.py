@@ -48,6 +48,7 @@ class Trainer:
     after_checkpoint: Callable[[int, int], None] | None
     before_validation: Callable[[TrainState, int], None] | None
     validated: Callable[[TrainState, int], Means] | None
+    same_loss: bool  # in validation as in training
     checkpoints: Checkpoints
     report: Report
     layers: LayerWatch | None
@@ -292,7 +293,7 @@ class Trainer:
         means = self._validation_means()
         values = {"loss": means.loss, **means.metrics, **self.validation_metrics(means.loss)}
         gap = self.progress.take_gap(means.loss)
-        if gap is not None and self.validated is None:
+        if gap is not None and self.same_loss:
             values["gap"] = gap
         self.progress.validation = {f"validation/{name}": value for name, value in values.items()}
         self.report.validation(self.progress)

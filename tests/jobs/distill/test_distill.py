@@ -134,6 +134,19 @@ def test_a_student_comes_nearer_to_its_teacher_and_leaves_as_a_model(trained: Ru
     assert (model.config.num_hidden_layers, model.config.intermediate_size) == (2, 48)
 
 
+@pytest.mark.parametrize(("alpha", "told"), [(0.5, False), (1.0, True)])
+def test_validation_is_not_taken_from_a_loss_of_another_kind(
+    alpha: float, told: bool, teacher: Path, data: Path, tmp_path: Path
+) -> None:
+    """It is the cross entropy with the text; the loss of training is only where it learns from nothing else."""
+    run = distill_run(tmp_path, distill_config(teacher, data, steps=2, alpha=alpha))
+    results = launch(run, 1)
+    assert "validation/loss" in results
+    assert ("validation/gap" in results) is told
+    if told:
+        assert results["validation/gap"] == pytest.approx(results["validation/loss"] - sum(losses(run).values()) / 2)
+
+
 def test_a_teacher_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
     gpt2 = tiny_model(tmp_path / "gpt2", model_type="gpt2", n_layer=1, n_head=2, n_embd=16, n_positions=64)
     run = distill_run(tmp_path, distill_config(gpt2, data))

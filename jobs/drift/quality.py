@@ -36,7 +36,7 @@ class Proportions:
 
 
 def compare_ratings(current: Sequence[int], reference: Sequence[int]) -> Proportions | None:
-    """Compare two sides' ratings, of which those above 0 are good. None: a side has none."""
+    """Compare two sides' independent ratings, of which those above 0 are good. None: a side has none."""
     if not current or not reference:
         return None
     from scipy import stats

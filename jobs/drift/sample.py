@@ -13,7 +13,7 @@ MOST_TEXTS = 5  # times those that are compared are kept of a reference, from wh
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Texts of one side, in their order, and how many there were; ratings (+1, -1) where people gave any."""
+    """Texts of one side, in their order, and how many there were; ratings (+1, -1) where people gave any, one a conversation."""
 
     name: str
     texts: tuple[str, ...]

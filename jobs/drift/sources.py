@@ -21,6 +21,7 @@ from datapipe.shard_texts import list_shards, texts_at
 from jobs.drift.sample import Sample, draw
 from jobs.feedback.read import exchanges
 from jobs.feedback.records import FOLDER as CAPTURED
+from jobs.feedback.summary import by_conversation
 from jobs.runs.status import find_run
 
 _WINDOW = re.compile(r"^(?P<run>.+)@(?P<first>\d+(?:\.\d+)?[hdw])(?:\.\.(?P<last>\d+(?:\.\d+)?[hdw]))?$")
@@ -85,20 +86,21 @@ def _data_of(run: RunDir) -> list[str] | None:
 
 
 def _captured(ref: str, limit: int, seed: int, root: Path | None, now: float) -> Sample:
-    """What a serving run was asked: the first prompt of each conversation, since those of one are not independent."""
+    """What a serving run was asked: the first prompt of each conversation, and one rating, since those of one are not
+    independent."""
     window = _WINDOW.match(ref)
     run = _run(window["run"] if window else ref, root)
     if not (run.path / CAPTURED).is_dir():
         raise DataError(f"{ref}: {run.id} captured nothing; serve with `capture` switched on, or name a file or a data set")
     since = now - _seconds(window["first"]) if window else None
     until = now - _seconds(window["last"]) if window and window["last"] else None
-    ratings: list[int] = []
+    ratings: list[tuple[str, int]] = []
 
     def prompts() -> Iterator[str]:
         seen: set[str] = set()
         for exchange in exchanges(run.path, since, until):
             if exchange.rating is not None:
-                ratings.append(exchange.rating)
+                ratings.append((exchange.conversation, exchange.rating))
             if exchange.prompt and exchange.conversation not in seen:
                 seen.add(exchange.conversation)
                 yield exchange.prompt
@@ -106,7 +108,7 @@ def _captured(ref: str, limit: int, seed: int, root: Path | None, now: float) ->
     texts, total = draw(prompts(), limit, seed)
     if not texts:
         raise DataError(f"{ref}: nobody asked {run.id} anything in that time; take a longer one")
-    return Sample(name=ref, texts=texts, total=total, ratings=tuple(ratings))
+    return Sample(name=ref, texts=texts, total=total, ratings=tuple(by_conversation(ratings)))
 
 
 def _seconds(word: str) -> float:

@@ -73,6 +73,17 @@ def share(values: Sequence[float], groups: Sequence[str]) -> Share:
     return Share(n, num_groups, mean, max(0.0, middle - reach), min(1.0, middle + reach))
 
 
+def by_conversation(said: Iterable[tuple[str, int]]) -> list[int]:
+    """One rating (+1, -1) a conversation, as most of its ratings have it; of one that is divided, none.
+
+    So they are independent, as tests of two shares want them: those of one conversation are alike, and often one person's.
+    """
+    balance: Counter[str] = Counter()
+    for conversation, rating in said:
+        balance[conversation] += rating
+    return [1 if total > 0 else -1 for total in balance.values() if total]
+
+
 def summarize(found: Feedback) -> Summary:
     """Count and rate everything, by version and over time: by hours up to two days, else by days, of UTC."""
     ratings = [*((one.version, one.time, one.conversation, r) for one in found.exchanges for r in one.ratings)]

@@ -6,16 +6,18 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from cluster.run.directory import RunDir
-from jobs.feedback.records import FOLDER, answers_store, ratings_store
+from jobs.feedback.records import FOLDER, answers_store, exchanges_store, ratings_store
+from jobs.feedback.summary import by_conversation
 from jobs.models.rollouts import rollouts
 from jobs.refresh.config import CanaryConfig
 from jobs.runs.model_versions import CANDIDATE, PRODUCTION, RegisteredModel, Version
 from jobs.runs.status import final_outcome
 
 State = Literal["passed", "refused", "held"]
-FEW_RATINGS = 10  # fewer of either side say nothing
+FEW_RATINGS = 10  # fewer rated conversations of either side say nothing
 FAILED = frozenset({"failed", "deadline"})  # outcomes that the model, or what serves it, is to blame for
 SERVER_ERROR = 500
+LIKING: Mapping[str | None, int] = {"up": 1, "down": -1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Tally:
 
     answers: int = 0
     errors: int = 0
-    liked: int = 0
+    liked: int = 0  # conversations
     disliked: int = 0
 
 
@@ -75,23 +77,31 @@ def liked_less(candidate: Tally, production: Tally) -> str | None:
     error = math.sqrt(pooled * (1 - pooled) * (1 / mine + 1 / others))
     if own >= other or other - own <= 3 * error:
         return None
-    return f"people like {own:.0%} of its answers (n = {mine}), and {other:.0%} of production's (n = {others})"
+    return f"people like {own:.0%} of its conversations (n = {mine}), and {other:.0%} of production's (n = {others})"
 
 
 def tallies(run: RunDir, versions: tuple[str, str], since: float) -> tuple[Tally, Tally]:
-    """What the candidate and production have answered in a serving run since then, and what people said of it."""
+    """What the candidate and production have answered in a serving run since then, and what people said of it: a conversation
+    counts once. What is not captured belongs to none that is known, and counts by itself.
+    """
     folder = run.path / FOLDER
     rows = answers_store(folder).read(since).to_pylist()
     said = {str(row["answer_id"]): row for row in ratings_store(folder).read(since).to_pylist()}
-    first, second = (_tally([row for row in rows if row["version"] == version], said) for version in versions)
+    captured = exchanges_store(folder).read(since).select(["id", "conversation"]).to_pylist()
+    begun = {str(row["id"]): str(row["conversation"]) for row in captured if row["conversation"]}
+    first, second = (_tally([row for row in rows if row["version"] == version], said, begun) for version in versions)
     return first, second
 
 
-def _tally(rows: list[dict[str, Any]], said: Mapping[str, Mapping[str, Any]]) -> Tally:
-    ratings = [opinion for row in rows if (opinion := said.get(str(row["answer_id"])) or said.get(str(row["id"])))]
+def _tally(rows: list[dict[str, Any]], said: Mapping[str, Mapping[str, Any]], begun: Mapping[str, str]) -> Tally:
+    ratings = []
+    for row in rows:
+        opinion = said.get(str(row["answer_id"])) or said.get(str(row["id"])) or {}
+        if (liking := LIKING.get(opinion.get("rating"))) is not None:
+            ratings.append((begun.get(str(row["id"]), str(row["id"])), liking))
+    found = by_conversation(ratings)
     errors = sum(row["outcome"] in FAILED or (row["status"] or 0) >= SERVER_ERROR for row in rows)
-    liked, disliked = (sum(one["rating"] == word for one in ratings) for word in ("up", "down"))
-    return Tally(answers=len(rows), errors=errors, liked=liked, disliked=disliked)
+    return Tally(answers=len(rows), errors=errors, liked=found.count(1), disliked=found.count(-1))
 
 
 def watch(

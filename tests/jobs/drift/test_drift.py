@@ -138,3 +138,21 @@ def test_what_a_serving_run_was_asked_week_by_week(tmp_path: Path) -> None:
     assert before.ratings == ()
     with pytest.raises(DataError, match="nobody asked"):
         open_sample(f"{run.id}@1h", limit=100, root=root, now=now + 86400)
+
+
+def test_a_conversation_rates_once(tmp_path: Path) -> None:
+    """One user who likes ten turns of one conversation is one user."""
+
+    def turn(number: int, text: str) -> Exchange:
+        messages = [{"role": "user", "content": text}, {"role": "assistant", "content": "."}, {"role": "user", "content": "?"}]
+        return exchange(number, time=START + number, request=json.dumps({"messages": messages}).encode())
+
+    said = ["one"] * 10 + ["two"] * 3 + ["three"] + ["four"] * 2
+    ratings = ["up"] * 10 + ["down", "up", "down"] + ["down"] + ["up", "down"]
+    run = serving_run(
+        tmp_path,
+        [turn(number, text) for number, text in enumerate(said)],
+        [{"answer_id": f"req-{number:06d}", "rating": word} for number, word in enumerate(ratings)],
+    )
+    found = open_sample(run.id, limit=100, root=run.path.parent, now=START + 86400)
+    assert found.ratings == (1, -1, -1), "most of a conversation decide; one that is divided says nothing"

@@ -13,10 +13,10 @@ from cluster.config_reader import load_config, read_yaml
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
-from jobs.feedback.records import FOLDER, ratings_store
+from jobs.feedback.records import FOLDER, answers_store, exchanges_store, ratings_store
 from jobs.models.promote import promote
 from jobs.models.rollouts import record_rollout
-from jobs.refresh.canary import Tally, rule
+from jobs.refresh.canary import Tally, rule, tallies
 from jobs.refresh.config import CanaryConfig, RefreshConfig, TriggerConfig
 from jobs.refresh.report import headline
 from jobs.refresh.rounds import Round
@@ -25,7 +25,7 @@ from jobs.refresh.trigger import Trigger
 from jobs.runs.model_versions import RegisteredModel
 from jobs.runs.tree import family_tree
 from tests.jobs.models.registered import judged, trained
-from tests.jobs.refresh.staged import NOW, Played, Stage, keep, rated
+from tests.jobs.refresh.staged import NOW, Played, Stage, captured, keep, rated
 from tests.jobs.shell import Shell
 
 CANARY = {"minutes": 1, "requests": 20, "most_minutes": 5, "settle_minutes": 1}
@@ -323,6 +323,27 @@ def test_what_a_canary_is_judged_by(candidate: Tally, production: Tally, minutes
     config = CanaryConfig(minutes=1, requests=50, most_minutes=30, max_error_rate=0.02)
     found = rule(config, candidate, production, 60 * minutes)
     assert (found.state if found else None) == state
+
+
+def test_a_conversation_is_liked_once(root: Path) -> None:
+    """Twelve turns of one conversation that is disliked are no twelve people."""
+    served = Stage(root).served
+    turns = {"main@2": ["c1"] * 12 + ["c2", "c3", None, None], "main@1": [f"d{number}" for number in range(12)]}
+    words = {"main@2": ["down"] * 12 + ["up", "down", "up", "up"], "main@1": ["up"] * 12}
+    rows = [
+        {**captured(100 * place + n, "Hi?", "Hi.", version=version, time=NOW + n), "conversation": conversation}
+        for place, version in enumerate(turns, 1)
+        for n, conversation in enumerate(turns[version])
+    ]
+    keep(answers_store(served.path / FOLDER), rows)
+    keep(exchanges_store(served.path / FOLDER), [row for row in rows if row["conversation"]])
+    said = [
+        rated(100 * place + n, rating=word) for place, version in enumerate(words, 1) for n, word in enumerate(words[version])
+    ]
+    keep(ratings_store(served.path / FOLDER), [{**one, "time": NOW + 50} for one in said])
+    candidate, production = tallies(served, ("main@2", "main@1"), NOW)
+    assert (candidate.answers, candidate.liked, candidate.disliked) == (16, 3, 2), "what is not captured counts by itself"
+    assert (production.answers, production.liked, production.disliked) == (12, 12, 0)
 
 
 def test_what_begins_a_round(root: Path) -> None:

@@ -12,6 +12,7 @@ from cluster.config import Resources
 from cluster.errors import ConfigError
 
 DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
+ORDER_VARIABLE = "CUDA_DEVICE_ORDER"
 MACHINE_DEVICES_VARIABLE = "ROPEWALK_MACHINE_DEVICES"  # the user's CUDA_VISIBLE_DEVICES, in the environment of a virtual node
 NODE_GPUS_VARIABLE = "ROPEWALK_NODE_GPUS"
 ALL = "all"  # MACHINE_DEVICES_VARIABLE where the user has set none
@@ -27,6 +28,14 @@ def node_gpus() -> int | None:
 def users_devices(environment: Mapping[str, str] = os.environ) -> str:
     """Return the CUDA_VISIBLE_DEVICES that the user set, also inside a virtual node, which changes it; ALL if it is unset."""
     return environment.get(MACHINE_DEVICES_VARIABLE) or environment.get(DEVICES_VARIABLE, ALL)
+
+
+def device_order(environment: Mapping[str, str] = os.environ) -> str:
+    """Return what CUDA_DEVICE_ORDER must be where devices are named by index: NVML's order, unless the user has set another.
+
+    CUDA's own is the fastest first, so that on a machine of different GPUs an index would mean another one than NVML's.
+    """
+    return environment.get(ORDER_VARIABLE) or "PCI_BUS_ID"
 
 
 def machine_devices(environment: Mapping[str, str] = os.environ) -> list[str]:

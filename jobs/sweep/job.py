@@ -14,7 +14,7 @@ import yaml
 from cluster.backends.profiles import PROFILES_VARIABLE, load_backend
 from cluster.engines.ray import RayNode, short_scratch, start_ray, stop_ray
 from cluster.errors import RopewalkError, StopRequested
-from cluster.gpus import DEVICES_VARIABLE, deal_devices, machine_devices
+from cluster.gpus import DEVICES_VARIABLE, ORDER_VARIABLE, deal_devices, device_order, machine_devices
 from cluster.process.forking import preload_modules
 from cluster.process.scratch import remove_scratch
 from cluster.run.context import JobContext
@@ -179,6 +179,7 @@ class Driver:
         """Start a Ray with a CPU for each trial that may run at a time: they are slots, not cores."""
         devices = machine_devices() if self.gpus else []
         os.environ[DEVICES_VARIABLE] = ",".join(devices)  # the driver's node has none; Ray hands these out to the trials
+        os.environ[ORDER_VARIABLE] = device_order()
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # lives in memory only
         node = RayNode(

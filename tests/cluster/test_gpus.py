@@ -97,6 +97,18 @@ def test_the_dry_run_shows_whose_devices_are_which(monkeypatch: pytest.MonkeyPat
     assert agents == ["CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,3"]
 
 
+@pytest.mark.parametrize(("users", "order"), [({}, "PCI_BUS_ID"), ({"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}, "FASTEST_FIRST")])
+def test_devices_are_counted_as_nvml_counts_them(
+    toy: Callable[..., ToyRun], monkeypatch: pytest.MonkeyPatch, users: dict[str, str], order: str
+) -> None:
+    """CUDA counts from the fastest on, and a run would compute on another GPU than the one that it was dealt and holds."""
+    machine_with(2, monkeypatch, CUDA_VISIBLE_DEVICES="1,0", **users)
+    assert f" CUDA_DEVICE_ORDER={order} " in render_script("runs/r", "1", Resources.model_validate({"gpus": 1}), Engine.RANKS)
+    run = toy("devices", "ranks", resources={"gpus": 1})
+    assert run.finish().state == "SUCCEEDED", run.run.last_outcome()
+    assert (read_json(run.run.path / "devices-0.json") or {})["order"] == order
+
+
 def test_ranks_of_virtual_nodes_see_their_own_devices_alone(toy: Callable[..., ToyRun], monkeypatch: pytest.MonkeyPatch) -> None:
     machine_with(4, monkeypatch, CUDA_VISIBLE_DEVICES="3,2,1")
     with_gpus = toy("devices", "ranks", resources={"nodes": 2, "gpus": 1})

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 NVML = Path(__file__).parent / "nvml"
-VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROPEWALK_MACHINE_DEVICES", "ROPEWALK_NODE_GPUS", "FAKE_GPUS", "FAKE_GPUS_IN_USE")
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "ROPEWALK_MACHINE_DEVICES",
+    "ROPEWALK_NODE_GPUS",
+    "FAKE_GPUS",
+    "FAKE_GPUS_IN_USE",
+)
 
 
 def machine_with(gpus: int | None, patch: pytest.MonkeyPatch, **variables: str) -> None:

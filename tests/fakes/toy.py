@@ -162,5 +162,6 @@ def devices(context: JobContext) -> dict[str, Any]:
     device = str(rank_device()) if given == "0" else ""
     asks_nvml = os.environ.get("PYTORCH_NVML_BASED_CUDA_CHECK")
     seen = {"nvml": asks_nvml, "given": given, "visible": os.environ.get("CUDA_VISIBLE_DEVICES"), "device": device}
+    seen["order"] = os.environ.get("CUDA_DEVICE_ORDER")
     write_json(context.run.path / f"devices-{context.rank}.json", seen)
     return {}

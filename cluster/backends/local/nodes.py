@@ -12,7 +12,14 @@ from pathlib import Path
 
 from cluster.backends.local.held_gpus import HeldGpus
 from cluster.config import Resources
-from cluster.gpus import DEVICES_VARIABLE, MACHINE_DEVICES_VARIABLE, deal_devices, users_devices
+from cluster.gpus import (
+    DEVICES_VARIABLE,
+    MACHINE_DEVICES_VARIABLE,
+    ORDER_VARIABLE,
+    deal_devices,
+    device_order,
+    users_devices,
+)
 from cluster.process.forking import Process, fork_program
 from cluster.process.kill import end, family, processes_of
 from cluster.process.ports import ReservedPort
@@ -46,7 +53,7 @@ def render_script(run_path: str, attempt: str, resources: Resources, engine: Eng
     for node, devices in enumerate(deal_devices(resources)):
         place = {"address": address_of(node), "rendezvous": rendezvous}
         command = AgentSpec(run_path=run_path, attempt=int(attempt), node=node, nodes=nodes, **place).command()
-        variables = [f"{DEVICES_VARIABLE}={','.join(devices)}"] if devices else []
+        variables = [f"{DEVICES_VARIABLE}={','.join(devices)}", f"{ORDER_VARIABLE}={device_order()}"] if devices else []
         lines.append(f"{' '.join([*variables, shlex.join(command)])} &")
     return "\n".join([*lines, "wait", ""])
 
@@ -107,6 +114,7 @@ class LocalAllocation(Allocation):
             OUTER_TMPDIR_VARIABLE: tempfile.gettempdir(),
             MACHINE_DEVICES_VARIABLE: users_devices(),
             DEVICES_VARIABLE: ",".join(self.devices[node]),
+            ORDER_VARIABLE: device_order(),
         }
 
     def _disk(self, node: int) -> Path:

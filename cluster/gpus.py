@@ -25,6 +25,16 @@ def node_gpus() -> int | None:
     return int(value) if value else None
 
 
+def share_environment(gpus: int | None) -> dict[str, str]:
+    """Return the variables of a process that has this share of its node's GPUs: it sees none where that is 0. Unset: all.
+
+    Which ones they are, whoever deals them out (Ray, to an actor that reserves some) has said in CUDA_VISIBLE_DEVICES.
+    """
+    if gpus is None:
+        return {}
+    return {NODE_GPUS_VARIABLE: str(gpus), **({} if gpus else {DEVICES_VARIABLE: ""})}
+
+
 def users_devices(environment: Mapping[str, str] = os.environ) -> str:
     """Return the CUDA_VISIBLE_DEVICES that the user set, also inside a virtual node, which changes it; ALL if it is unset."""
     return environment.get(MACHINE_DEVICES_VARIABLE) or environment.get(DEVICES_VARIABLE, ALL)

@@ -23,6 +23,7 @@ class EngineOptions:
     port: int = 0  # 0: any free one, which whoever starts the process chooses
     slots: int = 4  # requests that are answered at the same time; others wait
     threads: int | None = None  # that compute; None: as many as the cores that it may use
+    gpus: int | None = None  # its share of the node's; None: all that the node was given
     context: int | None = None  # the most tokens of a request and its answer; None: what the model can see
     name: str | None = None  # what the API calls the model; None: the name of its directory
     draft: Path | None = None  # a smaller model that guesses tokens ahead; None: none

@@ -15,6 +15,7 @@ BUILT_IN = {
     "vllm": "jobs.engines.vllm:VllmEngine",
 }
 PREFERRED = ("llamacpp", "transformers")  # where a user names none: the first that runs on this machine
+PREFERRED_ON_GPUS = ("transformers",)  # llamacpp computes on the CPU
 
 
 def engine_names() -> list[str]:
@@ -22,10 +23,10 @@ def engine_names() -> list[str]:
     return [*BUILT_IN, *sorted({point.name for point in entry_points(group=GROUP)} - BUILT_IN.keys())]
 
 
-def find_engine(name: str, model: Path | None = None) -> Engine:
-    """The engine of a name; `auto` is the default one of a model. Raises ConfigError with the nearest name."""
+def find_engine(name: str, model: Path | None = None, gpus: int | None = None) -> Engine:
+    """The engine of a name; `auto` is the default one of a model on so many GPUs. Raises ConfigError with the nearest name."""
     if name == "auto":
-        return default_engine(model)
+        return default_engine(model, gpus)
     if name in BUILT_IN:
         module, _, attribute = BUILT_IN[name].partition(":")
         return _made(getattr(import_module(module), attribute))
@@ -37,9 +38,11 @@ def find_engine(name: str, model: Path | None = None) -> Engine:
     raise ConfigError(f"engine: there is no engine {name!r}{hint}; known: auto, {', '.join(engine_names())}")
 
 
-def default_engine(model: Path | None = None) -> Engine:
-    """The preferred engine of those that can run on this machine, and load the model. Raises ConfigError if none can."""
-    for engine in map(find_engine, PREFERRED):
+def default_engine(model: Path | None = None, gpus: int | None = None) -> Engine:
+    """The preferred engine of those that can run on this machine, use its GPUs, and load the model. Raises ConfigError if none
+    can.
+    """
+    for engine in map(find_engine, PREFERRED_ON_GPUS if gpus else PREFERRED):
         if engine.unavailable(EngineOptions()) is None and (model is None or engine.refuses(model) is None):
             return engine
     raise ConfigError("engine: none runs on this machine; pip install 'ropewalk[serve]'")

@@ -16,6 +16,7 @@ import httpx2
 import psutil
 
 from cluster.errors import ConfigError
+from cluster.gpus import share_environment
 from cluster.process.kill import family
 from cluster.process.ports import BACKLOG, free_port
 from jobs.engines.engine import Engine, EngineError, EngineOptions
@@ -60,7 +61,7 @@ class EngineProcess:
             output = held.enter_context(log.open("ab"))
             process = subprocess.Popen(
                 words,
-                env={**os.environ, **engine.environment(options)},
+                env={**os.environ, **share_environment(options.gpus), **engine.environment(options)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

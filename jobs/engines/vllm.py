@@ -41,6 +41,7 @@ class VllmEngine:
         words = [options.extra.get(EXECUTABLE, "vllm"), "serve", str(model), "--host", options.host, "--port", str(options.port)]
         words += ["--served-model-name", options.name or model.name, "--max-num-seqs", str(options.slots)]
         words += ["--max-model-len", str(options.context)] if options.context is not None else []
+        words += ["--tensor-parallel-size", str(options.gpus)] if (options.gpus or 0) > 1 else []
         if options.draft is not None:
             guessing = {"method": "draft_model", "model": str(options.draft), "num_speculative_tokens": options.draft_tokens}
             words += ["--speculative-config", json.dumps(guessing)]

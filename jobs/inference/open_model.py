@@ -13,7 +13,9 @@ from cluster.run.directory import RunDir
 from jobs.runs.find_model import find_checkpoint
 from jobs.training.load_checkpoint import load_model
 from jobs.training.model_record import read_record
+from sharding.config import PrecisionConfig
 from sharding.group import rank_device
+from sharding.parallelize import compute_format
 
 DEFAULT_MAX_LENGTH = 2048  # of a model that names no limit
 _LENGTH_KEYS = ("n_positions", "max_position_embeddings", "n_ctx")
@@ -74,6 +76,16 @@ def open_model(
     tokenizer = open_tokenizer(files, name)
     model = full.to(device=device or rank_device(), dtype=dtype).eval().requires_grad_(False)
     return OpenModel(model=model, tokenizer=tokenizer, name=name, step=step, max_length=max_length(model, tokenizer))
+
+
+def serving_dtype(found: RunDir | Path, device: torch.device) -> torch.dtype:
+    """The number format in which a model answers on a device: fp32 on CPUs, on GPUs fp16 if that is the checkpoint's own, else
+    bf16 if the GPU has it.
+    """
+    keys = json.loads((found / "config.json").read_text()) if isinstance(found, Path) else {}
+    if device.type == "cuda" and "float16" in (keys.get("dtype"), keys.get("torch_dtype")):
+        return torch.float16
+    return torch.bfloat16 if compute_format(PrecisionConfig(), device) == "bf16" else torch.float32
 
 
 def _refuse_reward_model(found: RunDir | Path) -> None:

@@ -103,7 +103,9 @@ class ServeConfig(JobConfig):
     slots: int = Field(default=4, ge=1, description="requests that a replica answers at once")
     context: int | None = Field(default=None, ge=16, description="tokens of a request with its answer; unset: the model's own")
     cpus: float | None = Field(default=None, gt=0, description="CPU cores that a replica reserves; unset: they share the node")
-    gpus: float = Field(default=0, ge=0, description="GPUs that a replica reserves")
+    gpus: float = Field(
+        default=0, ge=0, description="GPUs that a replica reserves, of the resources.gpus of a node; 0: it computes on the CPU"
+    )
     host: str = Field(default="127.0.0.1", description="the address to listen at; 0.0.0.0: all of the first node's")
     port: int = Field(default=0, ge=0, le=65535, description="the port to listen at; 0: any free one")
     auth: Auth | None = Field(
@@ -149,6 +151,11 @@ class ServeConfig(JobConfig):
         from jobs.serve.drafts import check_draft
         from jobs.serve.models import find_source
 
+        if self.resources.gpus and not self.gpus:
+            raise ConfigError(
+                f"gpus: is 0, and a node has resources.gpus={self.resources.gpus}: replicas would compute on the CPU; set gpus=1"
+                " for a GPU a replica, or resources.gpus=0"
+            )
         if self.gpus and self.gpus > self.resources.gpus:
             raise ConfigError(f"gpus={self.gpus:g} a replica, but a node has resources.gpus={self.resources.gpus}; raise that")
         model, draft = (here(ref) if ref is not None and ref.startswith("/") else ref for ref in (self.model, self.draft))

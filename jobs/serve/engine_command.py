@@ -48,6 +48,6 @@ class CommandEngine:
         return {}
 
 
-def engine_of(name: str, words: Sequence[str] | None, model: Path) -> Engine:
-    """The engine that a configuration names, for a model's directory. Raises ConfigError."""
-    return CommandEngine(words) if words else find_engine(name, model)
+def engine_of(name: str, words: Sequence[str] | None, model: Path, gpus: int) -> Engine:
+    """The engine that a configuration names, for a model's directory and so many GPUs. Raises ConfigError."""
+    return CommandEngine(words) if words else find_engine(name, model, gpus)

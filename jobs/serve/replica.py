@@ -50,6 +50,7 @@ class ReplicaSpec:
     engine_command: tuple[str, ...] | None
     slots: int
     threads: int | None
+    gpus: int  # of those of its node, which may have more
     context: int | None
     draft: str | None  # the Hugging Face directory of the draft
     draft_tokens: int
@@ -89,11 +90,12 @@ class Replica:
         from jobs.serve.engine_command import engine_of
 
         spec = self.spec
-        engine = engine_of(spec.engine, spec.engine_command, Path(spec.model))
+        engine = engine_of(spec.engine, spec.engine_command, Path(spec.model), spec.gpus)
         options = EngineOptions(
             host=own_address() if spec.own_address else "127.0.0.1",
             slots=spec.slots,
             threads=spec.threads,
+            gpus=spec.gpus,
             context=spec.context,
             name=spec.version,
             draft=Path(spec.draft) if spec.draft is not None else None,

@@ -158,6 +158,7 @@ class Controller:
             engine_command=tuple(config.engine_command) if config.engine_command else None,
             slots=config.slots,
             threads=math.ceil(config.cpus) if config.cpus else None,
+            gpus=math.ceil(config.gpus),
             context=config.context,
             draft=str(draft) if draft is not None else None,
             draft_tokens=config.draft_tokens,

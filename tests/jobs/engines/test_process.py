@@ -122,6 +122,33 @@ def test_vllm_is_a_program_of_another_environment(tmp_path: Path) -> None:
     assert not sleeper.is_running() or sleeper.status() == psutil.STATUS_ZOMBIE
 
 
+def test_vllm_divides_a_model_among_its_gpus(tmp_path: Path) -> None:
+    words = find_engine("vllm").command(tmp_path, EngineOptions(gpus=4))
+    assert words[words.index("--tensor-parallel-size") + 1] == "4"
+    assert "--tensor-parallel-size" not in find_engine("vllm").command(tmp_path, EngineOptions(gpus=1))
+
+
+@pytest.mark.parametrize(("gpus", "told"), [(2, "2|5,3"), (0, "0|"), (None, "8|5,3")])
+def test_an_engine_is_told_its_share_of_the_nodes_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int | None, told: str
+) -> None:
+    """The node has eight; Ray shows a replica its own, or all if it reserves none."""
+    monkeypatch.setenv("ROPEWALK_NODE_GPUS", "8")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3")
+    (tmp_path / "vllm").write_text('#!/bin/sh\necho "$ROPEWALK_NODE_GPUS|$CUDA_VISIBLE_DEVICES"\n')
+    (tmp_path / "vllm").chmod(0o755)
+    options = EngineOptions(gpus=gpus, extra={"executable": str(tmp_path / "vllm")})
+    with EngineProcess.start(find_engine("vllm"), tmp_path, options, tmp_path / "log") as engine:
+        engine.process.wait()
+    assert (tmp_path / "log").read_text().splitlines()[0] == told
+
+
+def test_an_engine_of_the_cpu_is_not_chosen_where_there_are_gpus(model: Path) -> None:
+    assert default_engine(model, gpus=0).name == "llamacpp"
+    assert default_engine(model, gpus=1).name == "transformers"
+    assert find_engine("auto", model, gpus=1).name == "transformers"
+
+
 def test_a_model_that_gguf_does_not_know_is_served_by_transformers(model: Path, tmp_path: Path) -> None:
     assert default_engine(model).name == "llamacpp"
     (tmp_path / "config.json").write_text('{"model_type": "rwkv"}')

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 import jobs.serve.replica as replica_module
+from cluster.errors import ConfigError
 from cluster.run.files import write_json
-from jobs.serve.replica import UnderWay, drained, under_way
+from jobs.engines.engine import EngineError
+from jobs.serve.config import ServeConfig
+from jobs.serve.replica import Replica, ReplicaSpec, UnderWay, drained, under_way
 
 
 class Silent(BaseHTTPRequestHandler):
@@ -75,3 +78,25 @@ def test_an_engine_that_is_gone_has_nothing_under_way(tmp_path: Path) -> None:
     found = under_way(gone, None, tmp_path / "load.json", "r1")
     assert found is not None
     assert found.requests == 0
+
+
+def test_an_engine_gets_the_gpus_of_its_replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a node with eight GPUs Ray shows a replica that reserves one no other; an engine that looked for eight ended."""
+    monkeypatch.setenv("ROPEWALK_NODE_GPUS", "8")
+    replica = Replica.__new__(Replica)  # without Ray Serve, which only tells it its name
+    replica.id = "r1"
+    places = dict.fromkeys(("model", "folder", "load", "logs"), str(tmp_path))
+    command = ("sh", "-c", "echo share=$ROPEWALK_NODE_GPUS; exit 3")
+    numbers: dict[str, Any] = {"slots": 1, "threads": None, "gpus": 1, "context": None, "draft": None, "draft_tokens": 1}
+    seconds = {"start_seconds": 60.0, "drain_seconds": 1.0}
+    replica.spec = ReplicaSpec(
+        app="a", version="v", engine="auto", engine_command=command, own_address=False, **places, **numbers, **seconds
+    )
+    with pytest.raises(EngineError, match="share=1"):
+        replica._start()
+
+
+def test_gpus_that_no_replica_would_use_are_refused(tmp_path: Path) -> None:
+    keys = {"model": str(tmp_path), "resources": {"nodes": 1, "gpus": 8}}
+    with pytest.raises(ConfigError, match=r"gpus: is 0, and a node has resources.gpus=8: .* CPU; set gpus=1"):
+        ServeConfig.model_validate(keys).preflight()

@@ -1,5 +1,6 @@
 """How fast training goes: tokens a second, share of the peak FLOPs where they are known, memory."""
 
+import re
 import resource
 import time
 from typing import Any
@@ -9,8 +10,10 @@ from torch import nn
 
 from sharding.group import Group
 
-# dense bf16 peak of one device, FLOP/s; vendors' data sheets, without sparsity
+# dense bf16 peak of one device, FLOP/s, by the words of its name; vendors' data sheets, without sparsity
 _PEAK_FLOPS = {
+    "GB200": 2500e12,
+    "GH200": 989e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -19,6 +22,7 @@ _PEAK_FLOPS = {
     "A100": 312e12,
     "A800": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10": 125e12,
     "V100": 125e12,
@@ -26,11 +30,13 @@ _PEAK_FLOPS = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak FLOP/s of this device, or None where it is not known."""
+    """Peak FLOP/s of this device, or None where it is not known, as of a part of one (MIG)."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((flops for word, flops in _PEAK_FLOPS.items() if word in name), None)
+    if "MIG" in name:
+        return None
+    return next((flops for words, flops in _PEAK_FLOPS.items() if re.search(rf"\b{words}\b", name)), None)
 
 
 def flops_per_token(num_parameters: int, num_layers: int, hidden: int, seq_len: int) -> float:
@@ -60,6 +66,7 @@ class Meter:
         values = {"train/tokens_per_second": rate, "system/rank_memory_gib": _resident_gib()}
         if self.peak:
             values["train/mfu"] = rate * self.flops_per_token / (self.peak * self.world_size)
+        if self.device.type == "cuda":
             values["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
         return values
 

@@ -27,13 +27,13 @@ def feedback(
     """Show what people say of a serving run's answers, by version and over time; write it as training data."""
     import json
 
-    from cluster.run.directory import RunDir
     from jobs.feedback.export import export_feedback, moment
     from jobs.feedback.read import enforce_retention, read
     from jobs.feedback.summary import summarize
     from jobs.feedback.tables import lines_of
+    from jobs.runs.status import find_run
 
-    opened = RunDir.find(run)
+    opened = find_run(run)
     deleted = enforce_retention(opened)
     found = read(opened, moment(since) if since else None)
     written = export_feedback(opened, found, export[0], export[1]) if export else None

@@ -20,13 +20,15 @@ def trace(
     from cluster.errors import ConfigError
     from cluster.run.directory import runs_root
     from jobs.models.trace import feedback_behind, trace_answer, trace_document
+    from jobs.runs.status import roots
 
     answer, document = trace_answer(number), trace_document(number)
     if answer is not None and answer.get("lineage"):
         answer["learnt_from_feedback"] = feedback_behind(answer["lineage"], runs_root())
     if answer is None and not document["places"]:
+        places = ", ".join(map(str, roots()))
         raise ConfigError(
-            f"{number!r}: no serving run under {runs_root()} gave such an answer, and no data set of a training run there has"
+            f"{number!r}: no serving run under {places} gave such an answer, and no data set of a training run there has"
             " such a document; $ROPEWALK_RUNS names another folder of runs"
         )
     if as_json:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import ConfigError, RopewalkError
-from cluster.run.directory import RunDir, runs_root
+from cluster.run.directory import RunDir
 from cluster.run.files import read_json
 from cluster.storage import StoragePath
 from datapipe.manifest import MANIFEST_NAME, read_manifest
@@ -20,6 +20,7 @@ from jobs.feedback.records import FOLDER
 from jobs.models.lineage import ancestors, bases_of, data_paths, lineage_of
 from jobs.runs.find_model import find_checkpoint
 from jobs.runs.model_versions import find_version, registered_models
+from jobs.runs.status import all_runs
 
 _MOST_BYTES = 256 << 20  # of a file of records that is searched line by line
 
@@ -36,16 +37,16 @@ class Place:
 
 def trace_answer(number: str, root: Path | None = None) -> dict[str, Any] | None:
     """What is behind an answer: {answer, serve, version, lineage, feedback}; None: no serving run knows it."""
-    place = root or runs_root()
-    for run in reversed(RunDir.all(place)):
+    for run in reversed(RunDir.all(root) if root else all_runs()):
         answer = find_answer(run, number) if (run.path / FOLDER).is_dir() else None
         if answer is not None:
-            return {"answer": answer._asdict(), "serve": run.id, **_model_of(answer, run, place), "feedback": _said(run, answer)}
+            return {"answer": answer._asdict(), "serve": run.id, **_model_of(answer, run), "feedback": _said(run, answer)}
     return None
 
 
-def _model_of(answer: Answer, run: RunDir, root: Path) -> dict[str, Any]:
+def _model_of(answer: Answer, run: RunDir) -> dict[str, Any]:
     """The version that gave an answer, with its lineage as it was recorded; of a plain run or directory as it is now."""
+    root = run.path.parent
     try:
         version = find_version(answer.version, root)
         if version is not None:
@@ -82,8 +83,8 @@ def trace_document(name: str, root: Path | None = None) -> dict[str, Any]:
 
     {places, runs: [{run, job, steps, how}], versions: [{version, run}]}.
     """
-    place = root or runs_root()
-    runs = RunDir.all(place)
+    runs = RunDir.all(root) if root else all_runs()
+    by_id = {run.id: run for run in runs}
     searched: dict[str, list[Place]] = {}
     how: dict[str, str] = {}
     for run in runs:
@@ -102,10 +103,10 @@ def trace_document(name: str, root: Path | None = None) -> dict[str, Any]:
     return {
         "document": name,
         "places": [asdict(one) for places in searched.values() for one in places],
-        "runs": [_learner(RunDir(place / run), words) for run, words in how.items()],
+        "runs": [_learner(by_id[run], words) for run, words in how.items()],
         "versions": [
             {"version": version.id, "run": version.run, "aliases": [a for a, v in model.aliases().items() if v.id == version.id]}
-            for model in registered_models(place)
+            for model in registered_models(root)
             for version in model.versions()
             if version.run in how or (version.path and _comes_from(version.lineage, how))
         ],

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError
-from cluster.run.directory import RunDir, runs_root
+from cluster.run.directory import RunDir
 from cluster.run.files import read_json, read_lines
 from jobs.runs.find_model import find_checkpoint, find_model, names_model
+from jobs.runs.status import all_runs
 from jobs.scores.score import Score
 
 FOLDER = "evaluation"  # in the run's directory
@@ -69,7 +70,7 @@ def find_evaluations(ref: str, root: Path | None = None) -> list[Evaluation]:
     """The evaluations that a user names: words with commas between them, each a run of evaluate, a model (a run or a directory:
     its newest evaluation), or the name or W&B group of several runs of evaluate. Raises ConfigError.
     """
-    every = [Evaluation(run=run) for run in RunDir.all(root or runs_root()) if items_file(run.path).is_file()]
+    every = [Evaluation(run=run) for run in (RunDir.all(root) if root else all_runs()) if items_file(run.path).is_file()]
     found = [one for word in ref.split(",") if word for one in _find(word.strip(), every, root)]
     if not found:
         raise ConfigError(f"{ref!r} names no evaluation; give a run of evaluate, a model that was evaluated, or a group")

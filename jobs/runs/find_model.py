@@ -48,11 +48,27 @@ def find_checkpoint(ref: str, root: Path | None = None) -> FoundModel:
     at_step = _AT_STEP.fullmatch(ref)
     try:
         if at_step:
-            return FoundModel(RunDir.find(at_step[1], root), int(at_step[2]))
-        return FoundModel(_latest(root) if ref == "latest" else RunDir.find(ref, root), None)
+            return FoundModel(_run(at_step[1], root), int(at_step[2]))
+        return FoundModel(_latest(root) if ref == "latest" else _run(ref, root), None)
     except ConfigError as error:
         words = "neither a Hugging Face directory (no config.json), nor an alias of the registry, nor a run"
         raise ConfigError(f"model: {ref!r} is {words}: {error}") from None
+
+
+def _run(ref: str, root: Path | None) -> RunDir:
+    """The run under `root`; without a root, or where it is not there, the one under another root that this machine sees."""
+    from jobs.runs.status import find_run, roots
+
+    if root is None:
+        return find_run(ref)
+    try:
+        return RunDir.find(ref, root)
+    except ConfigError:
+        if Path(ref).name == ref:
+            for place in roots():
+                if (place / ref / "run.yaml").is_file():
+                    return RunDir(place / ref)
+        raise
 
 
 def _of_version(path: str | None, run: str | None, step: int | None, root: Path) -> FoundModel:
@@ -86,7 +102,9 @@ def _trains(run: RunDir) -> bool:
 
 def _latest(root: Path | None) -> RunDir:
     """The newest run that trains a model; an evaluation is a run too, and has none."""
-    for run in reversed(RunDir.all(root)):
+    from jobs.runs.status import all_runs
+
+    for run in reversed(all_runs() if root is None else RunDir.all(root)):
         if _trains(run):
             return run
     raise ConfigError("no run that trains a model; `ropewalk ps --all` lists all runs")

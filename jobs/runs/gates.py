@@ -9,7 +9,7 @@ from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from cluster.spec import RunState
 from jobs.runs.find_model import names_model
-from jobs.runs.status import final_outcome
+from jobs.runs.status import all_runs, final_outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,8 @@ class Judged:
 
 def gates_of(model: RunDir | Path, root: Path | None = None) -> Iterator[Judged]:
     """Every run beside the model's, or under `root`, that judged it, the oldest first."""
-    for run in RunDir.all(root or (model.path.parent if isinstance(model, RunDir) else None)):
+    place = root or (model.path.parent if isinstance(model, RunDir) else None)
+    for run in RunDir.all(place) if place else all_runs():
         config = run.record.get("config") or {}
         if not config.get("require") or not names_model(str(config.get("model")), model):
             continue

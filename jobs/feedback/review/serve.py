@@ -21,6 +21,7 @@ from jobs.feedback.review.samples import Ask, Sampler, endpoint
 from jobs.feedback.review.server import LOOPBACK, ReviewServer
 from jobs.feedback.review.session import Review
 from jobs.feedback.training_data import write_records
+from jobs.runs.status import find_run
 from jobs.runs.view import view_of
 
 TOKEN_VARIABLE = "ROPEWALK_ENDPOINT_TOKEN"  # noqa: S105 - its name
@@ -70,7 +71,7 @@ def open_review(
     run: str, *, reviewer: str | None, ask_at: str | None, sample: bool, out: Path | None, port: int
 ) -> Iterator[OpenReview]:
     """Open a run's review for one person. Raises ConfigError where the run captured nothing, or the port is taken."""
-    found = RunDir.find(run)
+    found = find_run(run)
     if not (found.path / FOLDER / "exchanges").is_dir():
         raise ConfigError(f"{found.id} has captured no exchanges: serve with capture={{share: 1.0}}, and ask it something first")
     capture = (found.record.get("config") or {}).get("capture")

@@ -8,6 +8,8 @@ from typing import Any
 from cluster.fresh_reads import list_afresh
 from cluster.run.files import append_lines, machine, read_lines
 
+WITHOUT_WORD = "stopped_without_word"  # a program ended after the stop, and did not say that it has saved
+
 
 class EventLog:
     """A folder of JSON-lines files, read as one list by time."""

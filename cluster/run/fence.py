@@ -34,6 +34,14 @@ class Fence:
                 f"{self.run.id}: group {self.group} of attempt {self.attempt} was succeeded by {newer}; not writing"
             )
 
+    def has_successor(self) -> bool:
+        """Whether the group has a successor."""
+        try:
+            self.check()
+        except StaleAttemptError:
+            return True
+        return False
+
     def _attempt_mark(self, attempt: int) -> Path:
         return self.run.attempt_dir(attempt) / SUCCESSOR
 

@@ -13,6 +13,8 @@ from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEU
 from cluster.fresh_reads import list_afresh, read_json_afresh
 from cluster.process.forking import Process
 from cluster.run.directory import RunDir
+from cluster.run.event_log import WITHOUT_WORD
+from cluster.run.fence import Fence
 from cluster.run.file_systems import Looks
 from cluster.run.files import append_line
 from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
@@ -221,6 +223,7 @@ class Attempt:
             cancelled=self.run.cancel_requested,
             elastic=self.elastic,
             retry_bugs=self.retry_bugs and not bugs_spent(self.run, self.number),
+            without_word=EXIT_REQUEUE in self.codes.values() and stopped_without_word(self.run, self.number),
         )
         verdict = classify(end if end.decided or self.reason else replace(end, reason=self._reason_past_us()))
         state = RunState.REFUSED if verdict.exit_code == EXIT_NEVER_RETRY and self._refused() else verdict.state
@@ -262,3 +265,11 @@ def bugs_spent(run: RunDir, number: int) -> bool:
     folder = run.attempt_dir(number) / NODES
     reports = [read_json_afresh(folder / name) for name in list_afresh(folder) if name.endswith(".json")]
     return any(report and report.get("bugs_spent") for report in reports)
+
+
+def stopped_without_word(run: RunDir, number: int) -> bool:
+    """Whether a program of an attempt's newest group ended after a stop, and did not say that it has saved."""
+    events = [
+        event for event in run.read_events(afresh=True) if event["event"] == WITHOUT_WORD and event.get("attempt") == number
+    ]
+    return any(not Fence(run, number, int(event.get("group") or 0)).has_successor() for event in events)

@@ -21,6 +21,7 @@ class Ending:
     cancelled: bool = False  # a user asked for the end of the run
     elastic: bool = False
     retry_bugs: bool = False  # another attempt may follow an error of the program
+    without_word: bool = False  # a program ended after the stop, and did not say that it has saved; its agent's code is 85 too
 
     @property
     def decided(self) -> bool:
@@ -54,7 +55,8 @@ def shell_code(returncode: int) -> int:
 def classify(end: Ending) -> Verdict:
     """Say what an attempt's end means for its run. The first rule that holds decides."""
     codes = set(end.codes.values())
-    saved = EXIT_REQUEUE in codes
+    left = EXIT_REQUEUE in codes  # at the stop, as it should
+    saved = left and not end.without_word
     if EXIT_NEVER_RETRY in codes:
         return Verdict(RunState.FAILED, EXIT_NEVER_RETRY)
     if codes == {EXIT_DONE} and (not end.lost or end.elastic):
@@ -63,13 +65,13 @@ def classify(end: Ending) -> Verdict:
         return Verdict(
             RunState.CANCELLED, EXIT_REQUEUE, "cancelled after saving" if saved else "cancelled before a new checkpoint was saved"
         )
-    if end.lost and not (end.elastic and (saved or end.reason)):
+    if end.lost and not (end.elastic and (left or end.reason)):
         # Slurm requeues a job of a fixed size itself; what the other nodes saved then is not the last step
         return Verdict(RunState.REQUEUED, EXIT_TERMINATED, "; ".join(end.lost))
-    if saved or end.reason:
+    if left or end.reason:
         state = RunState.PREEMPTED if end.reason == StopReason.PREEMPTED else RunState.REQUEUED
         unsaved = "" if saved else "; no checkpoint was confirmed in time"
-        return Verdict(state, EXIT_REQUEUE if saved else EXIT_TERMINATED, f"stopped: {end.reason or 'signal'}{unsaved}")
+        return Verdict(state, EXIT_REQUEUE if left else EXIT_TERMINATED, f"stopped: {end.reason or 'signal'}{unsaved}")
     if KILLED in codes and EXIT_FAILED not in codes:  # from outside, as ranks may be: no bug
         node = min(node for node, code in end.codes.items() if code == KILLED)
         return Verdict(RunState.REQUEUED, EXIT_TERMINATED, f"node {node}: the job's process was killed (SIGKILL)")

@@ -8,6 +8,7 @@ from pathlib import Path
 from cluster.engines.crashes import is_fault
 from cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, RopewalkError, StopRequested
 from cluster.run.context import JobContext
+from cluster.run.event_log import WITHOUT_WORD
 from jobs.programs.last_words import innermost_frame, last_words
 
 TAIL_BYTES = 65_536
@@ -48,7 +49,7 @@ def judge(code: int, stop: signal.Signals | None, context: JobContext, since_byt
     if code == EXIT_NEVER_RETRY:
         raise ProgramRefusedError(f"the program ended with {EXIT_NEVER_RETRY}: {last_words(text) or 'it said nothing'}")
     if stop is not None:
-        context.run.event("stopped_without_word", rank=context.rank, exit_code=code, attempt=context.attempt)
+        context.run.event(WITHOUT_WORD, rank=context.rank, exit_code=code, attempt=context.attempt, group=context.group)
         raise StopRequested(f"the program ended with {code} after {stop.name}, without saying that it has saved")
     if code == -signal.SIGKILL:
         os.kill(os.getpid(), signal.SIGKILL)  # from outside, as ranks may be: whoever waits for us sees it so

@@ -23,10 +23,26 @@ LOST = ["node 1 died (SIGKILL)"]
         (Ending(codes={0: 85}, cancelled=True), Verdict(RunState.CANCELLED, 85, "cancelled after saving")),
         (Ending(codes={0: 85}, reason=StopReason.CANCELLED), Verdict(RunState.CANCELLED, 85, "cancelled after saving")),
         (Ending(codes={0: 1}, cancelled=True), Verdict(RunState.CANCELLED, 85, "cancelled before a new checkpoint was saved")),
+        (
+            Ending(codes={0: 85}, cancelled=True, without_word=True),
+            Verdict(RunState.CANCELLED, 85, "cancelled before a new checkpoint was saved"),
+        ),
         # stopped by whoever owns the nodes
         (Ending(codes={0: 85}, reason=StopReason.PREEMPTED), Verdict(RunState.PREEMPTED, 85, "stopped: preempted")),
         (Ending(codes={0: 85}, reason=StopReason.TIME_LIMIT), Verdict(RunState.REQUEUED, 85, "stopped: time limit")),
         (Ending(codes={0: 85}), Verdict(RunState.REQUEUED, 85, "stopped: signal")),
+        (  # the words alone are others: what follows is what follows a stop
+            Ending(codes={0: 85}, reason=StopReason.PREEMPTED, without_word=True),
+            Verdict(RunState.PREEMPTED, 85, "stopped: preempted; no checkpoint was confirmed in time"),
+        ),
+        (
+            Ending(codes={0: 85}, reason=StopReason.TIME_LIMIT, without_word=True),
+            Verdict(RunState.REQUEUED, 85, "stopped: time limit; no checkpoint was confirmed in time"),
+        ),
+        (
+            Ending(codes={0: 85}, without_word=True),
+            Verdict(RunState.REQUEUED, 85, "stopped: signal; no checkpoint was confirmed in time"),
+        ),
         (
             Ending(codes={0: 143}, reason="maintenance"),
             Verdict(RunState.REQUEUED, 143, "stopped: maintenance; no checkpoint was confirmed in time"),
@@ -39,6 +55,10 @@ LOST = ["node 1 died (SIGKILL)"]
         (Ending(codes={0: 85}, lost=LOST), Verdict(RunState.REQUEUED, 143, LOST[0])),
         (Ending(codes={0: 85}, lost=LOST, reason=StopReason.PREEMPTED), Verdict(RunState.REQUEUED, 143, LOST[0])),
         (Ending(codes={0: 85}, lost=LOST, elastic=True), Verdict(RunState.REQUEUED, 85, "stopped: signal")),
+        (
+            Ending(codes={0: 85}, lost=LOST, elastic=True, without_word=True),
+            Verdict(RunState.REQUEUED, 85, "stopped: signal; no checkpoint was confirmed in time"),
+        ),
         (Ending(codes={0: 75}, lost=LOST, elastic=True), Verdict(RunState.REQUEUED, 143, LOST[0])),
         (Ending(codes={}, lost=[*LOST, "node 0 died (x)"]), Verdict(RunState.REQUEUED, 143, f"{LOST[0]}; node 0 died (x)")),
         # killed from outside: a disturbance, unless an error came first

@@ -17,6 +17,7 @@ from cluster.run.directory import RunDir
 from cluster.run.files import read_json, read_lines
 from cluster.spec import RunState
 from jobs.registry import config_of, find_job
+from jobs.runs.cancel import cancel_runs
 from jobs.runs.diagnose import diagnose
 from jobs.runs.status import states
 from jobs.runs.submit import scale, submit
@@ -100,6 +101,15 @@ print("done at", attempt)
     assert first is not None
     assert first.state is RunState.PREEMPTED
     assert "stopped_without_word" in {event["event"] for event in run.read_events()}
+    assert first.cause == "stopped: preempted; no checkpoint was confirmed in time"
+
+
+def test_a_cancelled_program_that_did_not_say_so_has_not_saved(start: Start) -> None:
+    run = start(["sleep", "3600"], "launch=once")
+    until(lambda: bool(program_of(run, "sleep")))
+    assert len(list(cancel_runs([str(run.path)]))) == 1
+    outcome = ended(run)
+    assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled before a new checkpoint was saved")
 
 
 @pytest.mark.parametrize(("code", "attempts", "state"), [(42, 1, RunState.FAILED), (7, 1, RunState.FAILED)])

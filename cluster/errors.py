@@ -2,6 +2,7 @@
 
 RopewalkError                  a person can act on it: the message names the thing, the value, the remedy
 ├── ConfigError                a key, value or file of the job's configuration         CLI exits 2, a rank 42
+│   └── DamagedFileError       a file of a run's directory cannot be read back
 ├── DataError                  an input or a data set is not what it should be         CLI exits 2, a rank 42
 │   └── CorruptShardError      a shard does not match its checksum
 ├── CheckpointError            a checkpoint is missing, cut short, or of another model
@@ -37,6 +38,12 @@ class RopewalkError(Exception):
 
 class ConfigError(RopewalkError):
     """A key, a value or a file of the job's configuration."""
+
+
+class DamagedFileError(ConfigError, ValueError):
+    """A file of a run's directory cannot be read back: the message names it."""
+
+    retryable = True  # the disk may come back with what was written
 
 
 class DataError(RopewalkError):

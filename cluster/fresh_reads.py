@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import DamagedFileError
+
 
 def read_afresh(path: Path) -> bytes:
     """Read a file that another machine may have written a moment ago; empty where there is no such file.
@@ -27,8 +29,15 @@ def read_afresh(path: Path) -> bytes:
 
 def read_json_afresh(path: Path) -> Any | None:
     """Read a JSON file that another machine may have written a moment ago; None where there is no such file."""
-    raw = read_afresh(path)
-    return json.loads(raw) if raw else None
+    return parse_json(read_afresh(path), path)
+
+
+def parse_json(raw: bytes, path: Path) -> Any | None:
+    """The content of a JSON file, by its bytes; None of an empty one, as a power cut leaves it. Raises DamagedFileError."""
+    try:
+        return json.loads(raw) if raw else None
+    except ValueError as error:  # also bytes that are no text
+        raise DamagedFileError(f"{path}: damaged: it is no JSON ({error}); restore it, or remove it") from None
 
 
 def list_afresh(folder: Path) -> list[str]:

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import DamagedFileError
 from cluster.run.files import json_text, write_all
 from cluster.run.names import ATTEMPT, ATTEMPTS
 from cluster.run.succession import SUCCESSOR, open_folder, read_mark, succeed
+from cluster.spec import Outcome, RunState
 
 
 def attempt_folder(run: Path, number: int) -> Path:
@@ -57,3 +59,11 @@ def _open(run: Path, wanted: int | None) -> int:
     number = open_folder(run / ATTEMPTS, lambda n: attempt_folder(run, n), first, exactly=wanted is not None)
     succeed(lambda older: attempt_folder(run, older) / SUCCESSOR, number, first=1)
     return number
+
+
+def outcome_of(raw: Any, path: Path) -> Outcome:
+    """How an attempt ended, of what its file at `path` holds. Raises DamagedFileError."""
+    try:
+        return Outcome(**{**raw, "state": RunState(raw["state"])})
+    except (TypeError, KeyError, ValueError):
+        raise DamagedFileError(f"{path}: damaged: it holds no outcome; restore it, or remove it") from None

@@ -12,13 +12,13 @@ from cluster.config import Resources, Retries
 from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY, ConfigError
 from cluster.fresh_reads import list_afresh, read_json_afresh
 from cluster.run import names
-from cluster.run.attempts import attempt_folder, attempt_numbers, begin_attempts
+from cluster.run.attempts import attempt_folder, attempt_numbers, begin_attempts, outcome_of
 from cluster.run.event_log import EventLog
 from cluster.run.files import dated_folder, make_private, read_json, read_lines, write_all, write_json
 from cluster.run.record import dump_record, read_record, without_diffs
 from cluster.run.requests import Requests
 from cluster.run.succession import ENDED, read_mark, write_mark
-from cluster.spec import Outcome, RunState
+from cluster.spec import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ class RunDir:
         raw = read_json(path)
         if raw is None and read_mark(path.with_name(ENDED)):
             raw = read_json_afresh(path)
-        return Outcome(**{**raw, "state": RunState(raw["state"])}) if raw else None
+        return outcome_of(raw, path) if raw else None
 
     def write_outcome(self, attempt: int, outcome: Outcome) -> None:
         """Write down how the attempt ended."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ConfigError
+from cluster.fresh_reads import parse_json
 
 SYNC_THREADS = 8
 MODE_VARIABLE = "ROPEWALK_RUN_MODE"  # who may enter a run's directory, as chmod takes it: 2770 where a group shares its runs
@@ -110,12 +111,12 @@ def json_text(value: Any) -> str:
 
 
 def read_json(path: Path) -> Any | None:
-    """Read a JSON file; None where there is no such file, or an empty one that a power cut left."""
+    """Read a JSON file; None where there is no such file, or an empty one that a power cut left. Raises DamagedFileError."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         return None
-    return json.loads(raw) if raw else None
+    return parse_json(raw, path)
 
 
 @cache

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from cluster.errors import DamagedFileError
+
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -68,13 +70,32 @@ def _dump(value: Any) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a whole record; what many records share is parsed once, and must not be changed. Raises FileNotFoundError."""
-    text = path.read_text()
+    """Read a whole record; what many records share is parsed once, and must not be changed.
+
+    Raises FileNotFoundError, DamagedFileError.
+    """
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        raise _damaged(path, "it is no text") from None
     try:
         return _read_parts(text)
     except (yaml.YAMLError, TypeError, ValueError):  # a person wrote it in another way
-        record: dict[str, Any] = yaml.load(text, Loader=_Loader)
-        return record
+        return _read_whole(text, path)
+
+
+def _read_whole(text: str, path: Path) -> dict[str, Any]:
+    try:
+        record = yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise _damaged(path, f"it is no YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(record, dict):
+        raise _damaged(path, "it has no keys" if record is None else f"it is a {type(record).__name__}, not keys with values")
+    return record
+
+
+def _damaged(path: Path, how: str) -> DamagedFileError:
+    return DamagedFileError(f"{path}: damaged: {how}; restore it, or move {path.parent} away")
 
 
 def _read_parts(text: str) -> dict[str, Any]:

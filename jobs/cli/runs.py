@@ -1,13 +1,17 @@
 """Commands about runs that were submitted: ps, show, logs, why, top, wait, cancel, scale."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jobs.cli import complete
 from jobs.cli.arguments import AsJson, RunRef
+
+if TYPE_CHECKING:
+    from cluster.run.directory import RunDir
 
 
 def ps(
@@ -16,28 +20,42 @@ def ps(
     as_json: AsJson = False,
 ) -> None:
     """List the runs that are not over."""
+    from cluster.errors import DamagedFileError
     from cluster.text import counted
     from jobs.runs import status
     from jobs.runs.tables import console, runs_table
+
+    known = status.all_runs()
+    try:
+        rows = _rows(known, every=every, tree=tree)
+    except DamagedFileError:  # all are looked through only where there is one: a thousand runs are read once
+        known = status.readable(known)
+        rows = _rows(known, every=every, tree=tree)
+    if as_json:
+        print(json.dumps(rows))
+    elif rows:
+        console().print(runs_table(rows))
+    elif known:
+        print(f"no run is live; `ropewalk ps --all` lists {counted(len(known), 'finished run')}")
+    else:
+        roots = ", ".join(map(str, status.roots()))
+        print(f"no runs yet under {roots}; `ropewalk run --help` starts one, `ropewalk quickstart` shows it all")
+
+
+def _rows(known: "Sequence[RunDir]", *, every: bool, tree: bool) -> list[dict[str, Any]]:
+    """The rows of `ps`. Raises DamagedFileError."""
+    from jobs.runs import status
     from jobs.runs.tree import family_tree
 
-    outcomes = {run: status.final_outcome(run) for run in status.all_runs()}
+    outcomes = {run: status.final_outcome(run) for run in known}
     runs = [run for run, outcome in outcomes.items() if every or outcome is None]
-    members = family_tree(list(outcomes), {run.id for run in runs}) if tree else []
+    members = family_tree(known, {run.id for run in runs}) if tree else []
     runs = [member.run for member in members] if tree else runs
     states = status.states(runs, {run.id: status.final_outcome(run) if tree else outcomes[run] for run in runs})
     rows = [status.summary(run, states[run.id]) for run in runs]
     for row, member in zip(rows, members, strict=False):
         row |= {"parent": member.parent, "role": member.words, "line": member.line}
-    if as_json:
-        print(json.dumps(rows))
-    elif rows:
-        console().print(runs_table(rows))
-    elif outcomes:
-        print(f"no run is live; `ropewalk ps --all` lists {counted(len(outcomes), 'finished run')}")
-    else:
-        roots = ", ".join(map(str, status.roots()))
-        print(f"no runs yet under {roots}; `ropewalk run --help` starts one, `ropewalk quickstart` shows it all")
+    return rows
 
 
 def show(

@@ -102,11 +102,10 @@ def _trains(run: RunDir) -> bool:
 
 def _latest(root: Path | None) -> RunDir:
     """The newest run that trains a model; an evaluation is a run too, and has none."""
-    from jobs.runs.status import all_runs
+    from jobs.runs.status import all_runs, newest
 
-    for run in reversed(all_runs() if root is None else RunDir.all(root)):
-        if _trains(run):
-            return run
+    if found := newest(all_runs() if root is None else RunDir.all(root), _trains):
+        return found
     raise ConfigError("no run that trains a model; `ropewalk ps --all` lists all runs")
 
 

@@ -1,17 +1,20 @@
 """Find runs, and say what each is doing, from its files and one question to each scheduler."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.backends.base import BackendState
 from cluster.backends.profiles import load_backend, profile_file, read_profiles
-from cluster.errors import ConfigError, RopewalkError
+from cluster.errors import ConfigError, DamagedFileError, RopewalkError
 from cluster.run.directory import RunDir, runs_root
 from cluster.run.files import read_json
 from cluster.run.names import WANDB_ADDRESS
 from cluster.spec import Outcome, RunState
 from jobs.tracking.metrics import broken_lines, latest_metrics
+
+log = logging.getLogger(__name__)
 
 GONE = frozenset({"ended", "lost"})  # a backend's words for a run of which no process is left
 
@@ -26,10 +29,9 @@ def roots() -> list[Path]:
 
 def find_run(ref: str) -> RunDir:
     """The run that a user names, under any root: a directory, an id, the beginning of one, or `latest`. Raises ConfigError."""
-    if ref == "latest":
-        own = (run for run in reversed(all_runs()) if run.parent is None)  # a sweep's trials are newer than the sweep
-        if found := next(own, None):
-            return found
+    # a sweep's trials are newer than the sweep
+    if ref == "latest" and (found := newest(all_runs(), lambda run: run.parent is None)):
+        return found
     errors: list[ConfigError] = []
     for root in [root for root in roots() if root.is_dir()] or [runs_root()]:
         try:
@@ -49,6 +51,31 @@ def all_runs() -> list[RunDir]:
         return found[0]
     runs = [run for runs in found for run in runs]
     return sorted(runs, key=lambda run: ((run.path / "run.yaml").stat().st_mtime_ns, run.id))
+
+
+def newest(runs: Sequence[RunDir], wanted: Callable[[RunDir], bool]) -> RunDir | None:
+    """The last of the runs that is wanted; one with a damaged file is passed over, and named in the log."""
+    for run in reversed(runs):
+        try:
+            if wanted(run):
+                return run
+        except DamagedFileError as error:
+            log.warning("passed over: %s", error)
+    return None
+
+
+def readable(runs: Sequence[RunDir]) -> list[RunDir]:
+    """The runs without those of which a file is damaged; these are named in the log."""
+    found = []
+    for run in runs:
+        try:
+            final_outcome(run)
+            summary(run, BackendState(state=RunState.UNKNOWN))
+        except DamagedFileError as error:
+            log.warning("left out: %s", error)
+        else:
+            found.append(run)
+    return found
 
 
 def final_outcome(run: RunDir) -> Outcome | None:

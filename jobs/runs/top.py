@@ -2,12 +2,15 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
+from cluster.errors import DamagedFileError
+from cluster.run.directory import RunDir
 from cluster.run.files import parse_lines
 from jobs.runs import status
 from jobs.runs.tables import top_page
@@ -19,7 +22,15 @@ LAST_LINE_BYTES = 4096
 
 def rows() -> list[dict[str, Any]]:
     """List every live run with its newest metrics and the newest sample of each of its nodes."""
-    runs = [run for run in status.all_runs() if not status.is_final(run)]
+    known = status.all_runs()
+    try:
+        return _rows(known)
+    except DamagedFileError:
+        return _rows(status.readable(known))
+
+
+def _rows(known: Sequence[RunDir]) -> list[dict[str, Any]]:
+    runs = [run for run in known if not status.is_final(run)]
     states = status.states(runs)
     found = []
     for run in runs:

@@ -9,7 +9,7 @@ from typing import Any
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from cluster.run.files import read_json
-from jobs.runs.status import all_runs, find_run, states
+from jobs.runs.status import all_runs, find_run, newest, states
 from jobs.sweep.curves import MetricFollower, joined
 from jobs.sweep.records import TrialRecord, TrialState, read_records
 
@@ -207,8 +207,7 @@ def is_sweep(run: RunDir) -> bool:
 
 def find_sweep(word: str) -> RunDir:
     """The sweep that a user means; `latest` is the latest sweep. Raises ConfigError where the run is none."""
-    sweeps = [run for run in all_runs() if is_sweep(run)] if word == "latest" else []
-    run = sweeps[-1] if sweeps else find_run(word)
+    run = (newest(all_runs(), is_sweep) if word == "latest" else None) or find_run(word)
     if not is_sweep(run):
         parent = run.record.get("parent")
         hint = f"it is a trial of {parent}" if parent else f"it is a run of {run.record.get('job')}"

@@ -36,6 +36,8 @@ def parallelize(
         model = adapter(model)
     if not trainable:
         model.requires_grad_(False).eval()
+        if compute_format(precision, group.device) == "bf16":
+            _keep_in_bf16(model)
     if parallel.tensor > 1:
         raise ConfigError(f"parallel.tensor: is {parallel.tensor}, tensor parallelism is not there yet; leave it at 1")
     if parallel.activation_checkpointing == "full" and trainable:
@@ -46,6 +48,16 @@ def parallelize(
     if trainable and group.is_main and group.device.type == "cuda" and compute_format(precision, group.device) == "fp32":
         log.info("computing in fp32%s", "" if precision.compute == "fp32" else ": this GPU has no bf16 of its own")
     return shard(model, group, parallel, _mixed_precision(precision, group.device))
+
+
+def _keep_in_bf16(model: nn.Module) -> None:
+    """Keep frozen parameters in the format that they are computed in, which halves their memory; buffers stay as they are."""
+    kept: dict[int, nn.Parameter] = {}  # tied ones stay one
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) not in kept:
+                kept[id(parameter)] = nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
+            setattr(module, name, kept[id(parameter)])
 
 
 def _checkpoint_activations(model: nn.Module) -> None:

@@ -97,6 +97,26 @@ def test_initial_weights_are_the_seeds_and_nothing_else(tmp_path: Path, monkeypa
             assert torch.equal(model.get_buffer(name), buffer)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_frozen_model_is_kept_in_the_format_that_it_computes_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool
+) -> None:
+    """A teacher or a reference: half the memory, and the same logits to the bit."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = RunDir.create("test", {"config": {"seed": 5}}, tmp_path)
+    plan = ModelPlan(config=config_of(ModelConfig(config={**TINY, "tie_word_embeddings": tied})), seq_len=32)
+    precision = PrecisionConfig(compute="bf16")
+    tokens = torch.arange(32)[None]
+    with process_group() as group, torch.no_grad():
+        frozen = build_model(plan, run, group, ParallelConfig(), precision, trainable=False)
+        trained = build_model(plan, run, group, ParallelConfig(), precision).eval()
+        assert {parameter.dtype for parameter in frozen.parameters()} == {torch.bfloat16}
+        assert {parameter.dtype for parameter in trained.parameters()} == {torch.float32}
+        assert len(list(frozen.parameters())) == len(list(trained.parameters()))
+        assert torch.equal(frozen(input_ids=tokens).logits, trained(input_ids=tokens).logits)
+
+
 def test_ranks_hear_from_rank_0_while_it_loads_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They wait in a collective, which may not take as long as a large model on a slow disk does."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)

@@ -170,6 +170,12 @@ class SlurmBackend(Backend):
 
         return checks(self.slurm, self.profile)
 
+    def resources_notice(self, resources: Resources) -> str:
+        """That nodes with GPUs would have one core each."""
+        from slurm.status.cores import cores_notice  # noqa: PLC0415 - only a submission by a person needs it
+
+        return cores_notice(self.slurm, self.profile, resources)
+
     def start_estimate(self, run: RunDir, resources: Resources) -> str:
         """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""
         from slurm.status.start_estimate import start_estimate  # noqa: PLC0415 - only a dry run needs it

@@ -25,6 +25,8 @@ class Partition:
     grace_seconds: float
     preempt_mode: str
     nodes: int
+    exclusive: bool = False  # jobs get whole nodes
+    gpus_bring_cores: bool = False  # each GPU of a job comes with a number of cores (DefCpuPerGPU)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,12 @@ def partitions(slurm: Slurm) -> list[Partition]:
         _partition(fields)
         for fields in _records(slurm.ask("scontrol", "--oneliner", "show", "partition", seconds=QUESTION_SECONDS))
     ]
+
+
+def used_partitions(slurm: Slurm, wanted: str | None) -> list[Partition]:
+    """The partitions that a job may go to: those that are `wanted`, one or several (a,b), else the default one."""
+    names = wanted.split(",") if wanted else None
+    return [one for one in partitions(slurm) if (one.default if names is None else one.name in names)]
 
 
 def nodes(slurm: Slurm, partition: str) -> list[Node]:
@@ -182,6 +190,8 @@ def _partition(fields: dict[str, str]) -> Partition:
         grace_seconds=float(_number(fields.get("GraceTime", "")) or 0),
         preempt_mode=fields.get("PreemptMode", "OFF"),
         nodes=_number(fields.get("TotalNodes", "")) or 0,
+        exclusive=fields.get("OverSubscribe") == "EXCLUSIVE",
+        gpus_bring_cores="DefCpuPerGPU" in fields.get("JobDefaults", ""),
     )
 
 

@@ -89,6 +89,10 @@ class Backend(ABC):
     def check_rights(self) -> None:  # noqa: B027 - the default: whoever reaches the scheduler may submit
         """Raise ConfigError where this process may not submit runs. Asked by a run that is going to submit others."""
 
+    def resources_notice(self, resources: Resources) -> str:
+        """What of these resources would surprise whoever submits, with the remedy; empty: nothing."""
+        return ""
+
     def start_estimate(self, run: RunDir, resources: Resources) -> str:
         """Whether the run would wait, why, and what smaller request would start sooner; empty: nobody can tell."""
         return ""

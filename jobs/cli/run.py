@@ -45,7 +45,7 @@ def run(
     if dry_run:
         return _print_dry_run(job, [wanted], on)
     started = submit(job, wanted, on, command=_command())
-    _print_code_notice(started)
+    _print_notices(started)
     console(stderr=True).print(f"{started.id}: {started.path}", soft_wrap=True)
     return follow_to_end(started, as_json)
 
@@ -80,7 +80,7 @@ def submit(
     if dry_run:
         return _print_dry_run(job, configs, on)
     runs = submit_many(job, configs, on, after=others, at_once=at_once, command=_command())
-    _print_code_notice(runs[0])
+    _print_notices(runs[0])
     return print("\n".join(run.id for run in runs))
 
 
@@ -135,10 +135,13 @@ def _print_dry_run(job: str, configs: list[Any], on: str) -> None:
     print(render(job, configs, on).rstrip("\n"))
 
 
-def _print_code_notice(started: "RunDir") -> None:
+def _print_notices(started: "RunDir") -> None:
+    from cluster.backends.profiles import load_backend
     from jobs.runs.snapshot import code_notice, project_notice
 
     sys.stderr.write(code_notice(started.record["code"]) + project_notice(started.record.get("project")))
+    if notice := load_backend(started.record["cluster"]).resources_notice(started.resources()):
+        sys.stderr.write(f"resources: {notice}\n")
 
 
 def _command() -> list[str]:

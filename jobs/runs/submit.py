@@ -102,8 +102,8 @@ def render(job: str, configs: Sequence[JobConfig], cluster_name: str) -> str:
         f"# {heading}\n{backend.render(run, run.resources()).rstrip()}\n\n" for run, heading in view_of(runs[0]).render_needed()
     )
     script += f"{backend.render_many(runs, resources).rstrip()}\n"
-    estimate = " ".join(backend.start_estimate(runs[0], resources).split())
-    return f"{script}# {estimate}\n" if estimate else script  # a comment, so that the whole stays a script
+    told = (backend.resources_notice(resources), " ".join(backend.start_estimate(runs[0], resources).split()))
+    return script + "".join(f"# {sentence}\n" for sentence in told if sentence)  # comments, so that the whole stays a script
 
 
 def submit(

@@ -12,6 +12,7 @@ from cluster.errors import BackendError
 from slurm import cluster_info
 from slurm.commands import QUESTION_SECONDS, Slurm
 from slurm.profile import SlurmProfile
+from slurm.status.cores import cores_a_gpu, few_cores
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 GRACE_SECONDS = float(Resources().grace_seconds)  # what a run needs to save and leave, unless it says otherwise
@@ -39,6 +40,7 @@ def _cluster(slurm: Slurm, profile: SlurmProfile) -> list[Check]:
     lines: dict[str, Callable[[], list[Check]]] = {
         "partition": lambda: _partition(slurm, profile),
         "settings": lambda: _settings(slurm, profile),
+        "cores": lambda: _cores(slurm, profile),
         "accounting": lambda: _accounting(slurm, profile),
     }
     found = []
@@ -105,8 +107,7 @@ def _settings(slurm: Slurm, profile: SlurmProfile) -> list[Check]:
 
 def _preemption(slurm: Slurm, profile: SlurmProfile, settings: dict[str, str]) -> Check:
     kind = settings.get("PreemptType", "preempt/none").removeprefix("preempt/")
-    wanted = (profile.partition or "").split(",")
-    used = [p for p in cluster_info.partitions(slurm) if p.name in wanted or (not profile.partition and p.default)]
+    used = cluster_info.used_partitions(slurm, profile.partition)
     takes = [p for p in used if "OFF" not in p.preempt_mode]
     if kind in {"none", "(null)", ""} or (kind == "partition_prio" and not takes):
         return Check(name="preemption", ok=True, detail="none here")
@@ -123,6 +124,11 @@ def _preemption(slurm: Slurm, profile: SlurmProfile, settings: dict[str, str]) -
     remedy += " checkpoint more often (checkpoint.every_steps), or ask the site for a longer GraceTime"
     remedy += "" if told else " and PreemptParameters=send_user_signal"
     return Check(name="preemption", ok=True, detail=f"warning: {detail}; {remedy}")
+
+
+def _cores(slurm: Slurm, profile: SlurmProfile) -> list[Check]:
+    a_gpu = cores_a_gpu(slurm, profile, cluster_info.used_partitions(slurm, profile.partition))
+    return [Check(name="cores", ok=True, detail=f"warning: where {few_cores(a_gpu, 1)}")] if a_gpu is not None else []
 
 
 def _kill_wait(settings: dict[str, str]) -> Check:

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from cluster.errors import EXIT_LOST_PEER, BackendError, ConfigError, StopRequested
-from cluster.gpus import DEVICES_VARIABLE, node_gpus
+from cluster.gpus import DEVICES_VARIABLE, machine_devices, node_gpus
 from cluster.process.ports import listen_on
 from sharding.config import ParallelConfig
 
@@ -119,6 +119,7 @@ def process_group(parallel: ParallelConfig | None = None) -> Iterator[Group]:
     parallel = parallel or ParallelConfig()
     _refuse_stale_store()
     timeout = timedelta(minutes=parallel.timeout_minutes)
+    _tell_unused_gpus()
     device = rank_device()
     on_gpu = device.type == "cuda"
     if on_gpu:
@@ -170,6 +171,12 @@ def _ended_after(timeout: timedelta) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def _tell_unused_gpus() -> None:
+    """Warn, on the first rank, where its machine has GPUs and the run asked for none. Call it before `rank_device` hides them."""
+    if node_gpus() == 0 and os.environ.get("RANK", "0") == "0" and (found := len(machine_devices())):
+        log.warning("%d GPU(s) are here and resources.gpus is 0: this run computes on the CPU; set resources.gpus", found)
 
 
 def _mesh(device: torch.device, world_size: int, parallel: ParallelConfig) -> DeviceMesh:

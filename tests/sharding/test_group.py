@@ -16,6 +16,7 @@ from cluster.process.ports import free_port
 from sharding import group as formed
 from sharding.config import ParallelConfig
 from sharding.group import process_group, rank_device
+from tests.fakes.gpus import machine_with
 from tests.patience import HANG_SECONDS
 
 
@@ -112,6 +113,36 @@ def test_a_rank_that_cannot_connect_ends(monkeypatch: pytest.MonkeyPatch, caplog
         pass
     assert codes == [EXIT_LOST_PEER]
     assert "no connection to the other ranks within 0:00:00" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("gpus", "variables", "told"),
+    [
+        (8, {"ROPEWALK_NODE_GPUS": "0"}, 8),
+        (8, {"ROPEWALK_NODE_GPUS": "0", "ROPEWALK_MACHINE_DEVICES": "all", "CUDA_VISIBLE_DEVICES": ""}, 8),  # a virtual node
+        (8, {"ROPEWALK_NODE_GPUS": "0", "ROPEWALK_MACHINE_DEVICES": "2,3", "CUDA_VISIBLE_DEVICES": ""}, 2),
+        (8, {"ROPEWALK_NODE_GPUS": "0", "CUDA_VISIBLE_DEVICES": ""}, 0),  # the user wants none
+        (8, {"ROPEWALK_NODE_GPUS": "0", "RANK": "1"}, 0),
+        (8, {}, 0),  # torchrun: nobody asked
+        (None, {"ROPEWALK_NODE_GPUS": "0"}, 0),
+    ],
+)
+def test_gpus_that_a_run_did_not_ask_for_are_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, gpus: int | None, variables: dict[str, str], told: int
+) -> None:
+    """Else the first job file of a reader trains on the CPU of a machine with eight GPUs, and does not say so."""
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(formed, "init_device_mesh", lambda *_, **__: None)
+    monkeypatch.delenv("RANK", raising=False)
+    rank_on(monkeypatch, 0, OMP_NUM_THREADS="1")
+    machine_with(gpus, monkeypatch, **variables)
+    with process_group():
+        pass
+    words = f"{told} GPU(s) are here and resources.gpus is 0: this run computes on the CPU; set resources.gpus"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [words] * bool(told)
 
 
 @pytest.mark.parametrize(

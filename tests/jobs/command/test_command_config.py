@@ -70,6 +70,16 @@ def test_what_an_earlier_group_has_said_is_not_this_ones(tmp_path: Path) -> None
         judge(1, None, context, since)
 
 
+def test_a_fault_that_nccl_names_is_the_programs_own(tmp_path: Path) -> None:
+    run = RunDir.create("x", {"job": "command", "config": {}, "resources": {}}, tmp_path)
+    context = JobContext(run=run, attempt=run.begin_attempt(), world_size=2)
+    log = log_of(context)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("torch.distributed.DistBackendError: ncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0\n")
+    with pytest.raises(ProgramFailedError, match="Duplicate GPU detected"):
+        judge(1, None, context)
+
+
 def test_a_word_that_would_be_masked_is_refused(start: Start) -> None:
     with pytest.raises(ConfigError, match="command: holds what looks like a secret"):
         start(["train", "--data", "s3://me:password@host/data"], "launch=once")

@@ -8,6 +8,7 @@ from typing import Any
 from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER
 
 CRASHES_ALLOWED = 2  # formations in a row, without a checkpoint, that may end in what no lost peer explains; one more is a bug
+ROW_SECONDS = 3600.0  # between two crashes of a row: a program that commits no checkpoints loses a peer now and then
 NETWORK_SECONDS = 600.0  # a network that is away comes back, or else it is not what ends group after group
 _FAULT_SIGNS = (  # in messages of NCCL and CUDA, lower case: a new group meets them again
     "ncclinvalidusage",
@@ -44,11 +45,11 @@ def crashes_in_a_row(events: Iterable[Mapping[str, Any]], attempt: int) -> Row:
     """Find an attempt's newest formations that ended in errors or crashes of ranks.
 
     `events` are the run's, by time. A formation with a rank that something else killed does not count and breaks the row, and
-    so does a lost node or a hang. What happened on other nodes just now may be missing.
+    so does a lost node, a hang, or an hour without a crash. What happened on other nodes just now may be missing.
     """
     crashed: dict[int, _Formation] = {}  # in their order
     excused: set[int] = set()
-    newest = 0
+    newest, last = 0, 0.0
     for event in events:
         kind, step, group = event["event"], int(event.get("step") or 0), int(event.get("group") or 0)
         if kind == "checkpoint" and step > newest:
@@ -59,7 +60,10 @@ def crashes_in_a_row(events: Iterable[Mapping[str, Any]], attempt: int) -> Row:
         elif kind in _NODE_GONE or kind == "ranks_hung":
             crashed.clear()
         elif kind == "rank_lost" and event.get("exit_code") in CRASHES:
-            found = crashed.setdefault(group, _Formation(float(event["time"])))
+            if event["time"] - last > ROW_SECONDS:
+                crashed.clear()
+            last = event["time"]
+            found = crashed.setdefault(group, _Formation(last))
             found.native |= int(event["exit_code"]) < 0
         elif kind == "rank_lost" and event.get("exit_code") != EXIT_FAILED:
             excused.add(group)

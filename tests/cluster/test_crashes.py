@@ -30,8 +30,9 @@ def test_what_nccl_says_of_the_machine_or_the_program_is_no_lost_peer(words: str
     assert exit_code_of(RuntimeError(words)) == code
 
 
-def lost(group: int, code: int, attempt: int = 1) -> dict[str, Any]:
-    return {"event": "rank_lost", "group": group, "exit_code": code, "attempt": attempt, "time": 100.0 * group}
+def lost(group: int, code: int, attempt: int = 1, time: float | None = None) -> dict[str, Any]:
+    ended = 100.0 * group if time is None else time
+    return {"event": "rank_lost", "group": group, "exit_code": code, "attempt": attempt, "time": ended}
 
 
 def saved(step: int) -> dict[str, Any]:
@@ -56,6 +57,8 @@ ABORT, KILL = -signal.SIGABRT, -signal.SIGKILL
         ([lost(1, ABORT), HUNG, lost(2, ABORT)], 1),
         ([lost(1, ABORT), lost(2, EXIT_FAILED), lost(3, ABORT)], 2),  # bugs have a budget of their own
         ([lost(1, ABORT, attempt=2), lost(1, ABORT)], 1),
+        ([lost(1, ABORT, time=0), lost(2, ABORT, time=3000), lost(3, ABORT, time=6000)], 3),
+        ([lost(1, ABORT, time=0), lost(2, ABORT, time=50), lost(3, ABORT, time=9000)], 1),  # a program that commits nothing
     ],
 )
 def test_formations_in_a_row_that_nothing_from_outside_has_ended(events: list[dict[str, Any]], count: int) -> None:

@@ -1,17 +1,19 @@
 """Whether a candidate may have traffic: its gates, and production beside it, item by item."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from cluster.run.files import read_lines
 from cluster.spec import RunState
+from jobs.drift.permutation import holm
 from jobs.runs.comparison import compare
 from jobs.runs.evaluations import Evaluation
 from jobs.runs.status import final_outcome
 from jobs.scores.compare import Comparison, compare_pairs
+from jobs.scores.statistics import LEVEL
 
 AUDIT_ITEMS = "audit/items.jsonl"
 NOT_COMPARED = frozenset({"counterfactual", "contamination"})
@@ -28,20 +30,38 @@ class Compared:
     worse: bool
     words: str
     n: int
+    p_value: float | None = None  # one-sided, that it is worse; of all in a verdict, corrected. None where a margin decides
 
 
 def judge(
     evaluations: tuple[RunDir, RunDir] | None, audits: tuple[RunDir, RunDir] | None, margin: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The verdict on a candidate by the runs that measured it and production: {passed, reasons, gates, comparisons}."""
+    """The verdict on a candidate by the runs that measured it and production: {passed, reasons, gates, comparisons}.
+
+    A candidate that is as good as production is refused for one measure or another at most once in twenty times, however many
+    are compared. A measure with a margin is asked for by itself: it must be shown to be within.
+    """
     sides = [pair for pair in (evaluations, audits) if pair is not None]
     gates = [gate_of(candidate) for candidate, _ in sides]
     reasons = [f"{gate['run']}: {gate['words']}" for gate in gates if not gate["passed"]]
-    compared = [*_evaluated(evaluations, margin), *_audited(audits, margin)]
+    compared = corrected([*_evaluated(evaluations, margin), *_audited(audits, margin)])
     reasons += [one.words for one in compared if one.worse]
     if unknown := sorted(set(margin) - {one.name for one in compared} - {one.name.partition("/")[0] for one in compared}):
         reasons.append(f"gate.margin names {unknown[0]!r}, and nothing of that name was measured on both sides")
     return {"passed": not reasons, "reasons": reasons, "gates": gates, "comparisons": [vars(one) for one in compared]}
+
+
+def corrected(found: Sequence[Compared]) -> list[Compared]:
+    """Comparisons of which those are worse that are so beyond what as many would show by chance (Holm)."""
+    own = {str(place): one.p_value for place, one in enumerate(found) if one.p_value is not None}
+    return [_corrected(one, holm(own).get(str(place)), len(own)) for place, one in enumerate(found)]
+
+
+def _corrected(one: Compared, p_value: float | None, number: int) -> Compared:
+    if p_value is None or not one.worse or p_value <= 1 - LEVEL:
+        return replace(one, p_value=p_value)
+    words = f"{one.words.rstrip('.')}; one of {number} comparisons may be so by chance (p = {p_value:.3g} by Holm)"
+    return replace(one, p_value=p_value, worse=False, words=words)
 
 
 def gate_of(run: RunDir) -> dict[str, Any]:
@@ -73,7 +93,10 @@ def _evaluated(sides: tuple[RunDir, RunDir] | None, margin: Mapping[str, float])
         better = 1 if one.higher_is_better else -1
         worse = one.better == "second" if allowed is None else not within(one.found, allowed, better)
         words = found.words(one) if allowed is None else _margin_words(name, one.found, allowed, better)
-        yield Compared(name=name, candidate=one.first, production=one.second, worse=worse, words=words, n=one.found.n)
+        p_value = one.found.p_of("second" if one.higher_is_better else "first") if allowed is None else None
+        yield Compared(
+            name=name, candidate=one.first, production=one.second, worse=worse, words=words, n=one.found.n, p_value=p_value
+        )
 
 
 def _audited(sides: tuple[RunDir, RunDir] | None, margin: Mapping[str, float]) -> Iterator[Compared]:
@@ -97,12 +120,13 @@ def _compared(name: str, pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, A
     towards = -1  # more of it is worse
     if "more" in pairs[0][0]:  # a stereotype pair
         towards = -1 if mean >= EVEN else 1
-    shown = found.better == ("first" if towards < 0 else "second")
-    worse = shown if allowed is None else not within(found, allowed, towards)
+    higher: Literal["first", "second"] = "first" if towards < 0 else "second"
+    worse = found.better == higher if allowed is None else not within(found, allowed, towards)
+    p_value = found.p_of(higher) if allowed is None else None
     rose = "rose" if mean > other else "fell"
     words = f"{name}: {rose} from {other:.4g} to {mean:.4g}{_interval(found)}"
     words = words if allowed is None else _margin_words(name, found, allowed, towards)
-    return Compared(name=name, candidate=mean, production=other, worse=worse, words=words, n=found.n)
+    return Compared(name=name, candidate=mean, production=other, worse=worse, words=words, n=found.n, p_value=p_value)
 
 
 def same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

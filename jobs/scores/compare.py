@@ -13,6 +13,7 @@ from jobs.scores.statistics import (
     mean_error,
     mean_interval,
     permutation,
+    t_p_value,
     t_quantile,
 )
 
@@ -50,6 +51,19 @@ class Comparison:
         if not shown or self.difference == 0 or self.interval[0] <= 0 <= self.interval[1]:
             return None
         return "first" if self.difference > 0 else "second"
+
+    def p_of(self, side: Literal["first", "second"]) -> float | None:
+        """The one-sided p-value of this side's mean being the higher one, so that several comparisons can be corrected together.
+
+        The larger one of those of the permutation (mid-p) and of Student's t, since `better` asks both. None: too few pairs.
+        """
+        if self.difference is None or self.standard_error is None or self.mid_p_value is None:
+            return None
+        both = [] if self.alike else [t_p_value(self.difference / self.standard_error, self.groups)]
+        if self.alike or self.groups >= FEW_PERMUTATIONS:
+            both.append(self.mid_p_value)
+        higher = (self.difference > 0) is (side == "first") and self.difference != 0
+        return max(both) / 2 if higher else 1 - max(both) / 2
 
     @property
     def alike(self) -> bool:

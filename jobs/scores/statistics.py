@@ -50,6 +50,13 @@ def t_quantile(probability: float, num_groups: int) -> float:
     return float(stats.t.ppf(probability, num_groups - 1))
 
 
+def t_p_value(t: float, num_groups: int) -> float:
+    """The two-sided p-value of a mean of this many groups that is `t` standard errors away from 0."""
+    from scipy import stats
+
+    return 2 * float(stats.t.sf(abs(t), num_groups - 1))
+
+
 def mean_interval(
     values: Sequence[float], groups: Sequence[Hashable] | None = None, level: float = LEVEL
 ) -> tuple[float, float] | None:

@@ -2,6 +2,7 @@
 
 RopewalkError                  a person can act on it: the message names the thing, the value, the remedy
 ├── ConfigError                a key, value or file of the job's configuration         CLI exits 2, a rank 42
+│   ├── UnknownBackendError    a cluster's profile names a backend that is not installed; a BackendError too
 │   └── DamagedFileError       a file of a run's directory cannot be read back
 ├── DataError                  an input or a data set is not what it should be         CLI exits 2, a rank 42
 │   └── CorruptShardError      a shard does not match its checksum
@@ -91,6 +92,12 @@ class SchedulerAwayError(BackendError):
 
 class SubmissionInDoubtError(BackendError):
     """A scheduler stayed away for longer than the patience of a submission: the job may exist or not."""
+
+
+class UnknownBackendError(ConfigError, BackendError):
+    """A cluster's profile names a backend that is not installed."""
+
+    retryable = False
 
 
 class CommandMissingError(BackendError):

@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.backends.base import Backend, Profile
 from cluster.config_reader import read_yaml
-from cluster.errors import BackendError, ConfigError
+from cluster.errors import ConfigError, UnknownBackendError
 
 PROFILES_VARIABLE = "ROPEWALK_CLUSTERS"
 GROUP = "ropewalk.backends"
@@ -43,7 +43,23 @@ def read_profiles() -> Mapping[str, Any]:
 @lru_cache(maxsize=8)
 def _read(path: Path, version: object) -> Mapping[str, Any]:
     """The file in one `version`; a change of the version is what makes it be read again."""
-    return read_yaml(path)
+    profiles = read_yaml(path)
+    for name, keys in profiles.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"{path}: the name of a cluster must be text, is {name!r}; put it into quotes")
+        _check_keys(f"{path}: cluster {name!r}", name, keys)
+    return profiles
+
+
+def _check_keys(where: str, name: str, keys: Any) -> None:
+    """Raise ConfigError unless a profile is as far right as can be told without its backend."""
+    if keys is None:
+        return
+    if not isinstance(keys, dict):
+        raise ConfigError(f"{where}: must be keys with values, such as {name}: {{backend: slurm}}, is {keys!r}")
+    for key, what in (("backend", "name"), ("runs", "path")):
+        if not isinstance(keys.get(key), str | None):
+            raise ConfigError(f"{where}: {key}: must be a {what}, is {keys[key]!r}")
 
 
 def load_profile(name: str) -> Profile:
@@ -74,5 +90,9 @@ def load_backend(name: str) -> Backend:
     for point in entry_points(group=GROUP, name=profile.backend):
         backend: Backend = point.load()(profile)
         return backend
+    if profile.backend == name:
+        raise ConfigError(f"{profile_file()}: cluster {name!r} has no `backend`: add backend: slurm, k8s or local")
     installed = ", ".join(sorted(p.name for p in entry_points(group=GROUP))) or "none"
-    raise BackendError(f"cluster {name!r} needs the backend {profile.backend!r}, which is not installed; installed: {installed}")
+    raise UnknownBackendError(
+        f"cluster {name!r} needs the backend {profile.backend!r}, which is not installed; installed: {installed}"
+    )

@@ -1,6 +1,7 @@
 """Cluster profiles, and backends found by name."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +56,29 @@ def test_an_unknown_cluster_lists_the_known() -> None:
 def test_a_backend_that_is_not_installed_is_named() -> None:
     with pytest.raises(BackendError, match=r"'pbs', which is not installed; installed: .*local"):
         load_backend("moon")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("big: slurm\n", "cluster 'big': must be keys with values, such as big: {backend: slurm}, is 'slurm'"),
+        ("big: 3\n", "cluster 'big': must be keys with values"),
+        ("big: [slurm]\n", "cluster 'big': must be keys with values"),
+        ("3: {backend: local}\n", "the name of a cluster must be text, is 3"),
+        ("on: {backend: local}\n", "the name of a cluster must be text, is True"),
+        ("big: {backend: local, runs: 5}\n", "cluster 'big': runs: must be a path, is 5"),
+        ("big: {backend: [slurm]}\n", "cluster 'big': backend: must be a name, is ['slurm']"),
+        ("big:\n", "cluster 'big' has no `backend`: add backend: slurm, k8s or local"),
+        ("big: {runs: /x}\n", "cluster 'big' has no `backend`"),
+        ("big: {backend: slrum}\n", "cluster 'big' needs the backend 'slrum', which is not installed"),
+        ("big: {backend: local, runz: /x}\n", "cluster 'big': unknown key 'runz'; did you mean 'runs'?"),
+        ("local: {nodes: 3}\n", "cluster 'local': unknown key 'nodes'"),
+    ],
+)
+def test_a_profile_that_cannot_be_is_the_users_mistake(profiles: Path, text: str, said: str) -> None:
+    profiles.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_backend("local" if text.startswith("local") else "big")
 
 
 def test_a_time_limit_that_leaves_no_time_to_work_is_refused() -> None:

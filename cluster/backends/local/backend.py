@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 import psutil
+from pydantic import Field
 
-from cluster.backends.base import Backend, BackendState, Check
+from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.backends.local.nodes import render_script
 from cluster.backends.local.processes import (
     has_supervisor,
@@ -20,7 +21,8 @@ from cluster.backends.local.processes import (
     supervisor_command,
 )
 from cluster.backends.submission import dependencies, is_over, next_attempt, open_attempts, refuse_short_limit
-from cluster.config import Resources
+from cluster.config import Resources, Section
+from cluster.config_reader import load_section
 from cluster.errors import AlreadyRunningError
 from cluster.gpus import deal_devices, machine_devices
 from cluster.run.directory import RunDir
@@ -32,10 +34,21 @@ from cluster.supervise.supervisor import close_unfinished_attempt
 LEAVING_SECONDS = 10.0
 
 
+class LocalProfile(Section):
+    """The profile of this machine, where it has one."""
+
+    runs: str | None = Field(default=None, description="where runs live")
+
+
 class LocalBackend(Backend):
     """This machine as a cluster, with as many virtual nodes as a run asks for."""
 
     ships_code = False  # the code that is there now is what one wants on a laptop
+
+    def __init__(self, profile: Profile) -> None:
+        """Raises ConfigError for keys that the profile of this machine does not have."""
+        super().__init__(profile)
+        load_section(LocalProfile, profile.options, f"cluster {profile.name!r}")
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """The commands that the run's supervisor would start."""

@@ -10,14 +10,7 @@ from pathlib import Path
 
 from cluster.backends.base import Backend, BackendState, Check, Profile
 from cluster.backends.recovery import conclude, has_agents, last_known
-from cluster.backends.submission import (
-    key_of,
-    named_beside,
-    next_attempt,
-    open_attempts,
-    open_dependencies,
-    refuse_active,
-)
+from cluster.backends.submission import key_of, named_beside, next_attempt, open_attempts, open_dependencies, refuse_active
 from cluster.config import Resources
 from cluster.config_reader import load_section
 from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
@@ -92,6 +85,10 @@ class K8sBackend(Backend):
         """Raise ConfigError without a service account: nothing could release the runs then."""
         if self.profile.service_account is None:
             raise ConfigError(CANNOT_WAIT)
+
+    def check_access(self) -> None:
+        """Raise ConfigError where no kubeconfig leads to the cluster. Nothing is asked of the server."""
+        _ = self.kube
 
     def render(self, run: RunDir, resources: Resources) -> str:
         """The manifest of the run's first attempt, as `kubectl apply -f -` takes it. Asks nobody and writes nothing."""
@@ -243,7 +240,19 @@ class K8sBackend(Backend):
         self.cancel_many([run])
 
     def cancel_many(self, runs: Sequence[RunDir]) -> None:
-        """Cancel many runs, many at a time; how those ended that are over already is written down."""
+        """Cancel many runs, many at a time; how those ended that are over already is written down.
+
+        A run without attempts was never submitted: it is over, and the server, to which no way may lead, is not asked.
+        """
+        unsubmitted = [run for run in runs if not run.attempts()]
+        for run in unsubmitted:
+            run.request_cancel()  # for a submission that is only just on its way
+            run.begin_attempt()
+            conclude(run, RunState.CANCELLED, "it was never submitted")
+        if runs := [run for run in runs if run not in unsubmitted]:
+            self._cancel_submitted(runs)
+
+    def _cancel_submitted(self, runs: Sequence[RunDir]) -> None:
         self.settle(runs)
         for run in runs:
             run.request_cancel()

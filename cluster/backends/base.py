@@ -86,6 +86,9 @@ class Backend(ABC):
     def check_waiting(self) -> None:  # noqa: B027 - the default: a run may wait for others
         """Raise ConfigError where no run can be held back until others are over. Asked before runs are written down."""
 
+    def check_access(self) -> None:  # noqa: B027 - the default: nothing leads there that may be missing
+        """Raise ConfigError where this machine knows no way to the cluster. Asked before runs are written down; by no dry run."""
+
     def check_rights(self) -> None:  # noqa: B027 - the default: whoever reaches the scheduler may submit
         """Raise ConfigError where this process may not submit runs. Asked by a run that is going to submit others."""
 

@@ -176,6 +176,7 @@ def write_down(
     """The run directories of what is about to be submitted. Raises RopewalkError."""
     configs = [config.resolved() for config in configs]
     _check_inputs(backend, configs)
+    backend.check_access()
     other = configs[0].children_cluster()
     root = _root_of(cluster_name) if other is None else _root_of(other) or _root_of(cluster_name)
     root = root or runs_root()

@@ -10,10 +10,12 @@ import yaml
 from cluster.backends.base import Profile
 from cluster.backends.local.backend import LocalBackend
 from cluster.errors import ConfigError, DataError
+from cluster.run.directory import RunDir
 from jobs.evaluate.config import EvaluateConfig
 from jobs.pipeline.config import PipelineConfig
 from jobs.preprocess.config import PreprocessConfig
 from jobs.pretrain.config import PretrainConfig
+from jobs.runs.cancel import cancel_runs
 from jobs.runs.submit import configure, render, submit
 from k8s.backend import K8sBackend
 from tests.jobs.corpus import make_dataset
@@ -88,6 +90,30 @@ def test_a_submission_takes_a_path_of_the_claim(mounted: Path, tmp_path: Path, m
             "search=random",
         ]
     assert "kind: Job" in render(job, [configure(job, None, words)], "team")
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The runs of a cluster to which no kubeconfig leads."""
+    profiles = {"team": {"backend": "k8s", "runs": str(tmp_path / "runs"), "kubeconfig": str(tmp_path / "none")}}
+    (tmp_path / "clusters.yaml").write_text(yaml.safe_dump(profiles))
+    monkeypatch.setenv("ROPEWALK_CLUSTERS", str(tmp_path / "clusters.yaml"))
+    monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def test_a_submission_without_a_way_to_the_cluster_leaves_no_run(nowhere: Path) -> None:
+    config = configure("command", None, ["command=[ls]", "launch=once"])
+    assert "kind: Job" in render("command", [config], "team")
+    with pytest.raises(ConfigError, match="no such kubeconfig"):
+        submit("command", config, "team")
+    assert not nowhere.exists()
+
+
+def test_a_run_that_was_never_submitted_is_cancelled_without_its_cluster(nowhere: Path) -> None:
+    run = RunDir.create("x", {"job": "command", "cluster": "team", "config": {}, "resources": {"nodes": 1}}, nowhere)
+    assert list(cancel_runs([run.id])) == [f"{run.id} is cancelled: it was never submitted"]
+    assert run.cancel_requested
 
 
 @pytest.mark.parametrize("ask", [submit, lambda job, config, name: render(job, [config], name)])

@@ -1,6 +1,7 @@
 """`ropewalk quickstart`: preprocess, train and evaluate on text that every machine has, and kill a rank on the way."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from rich.text import Text
 from cluster.errors import RopewalkError
 from cluster.gpus import machine_devices
 from cluster.process.kill import writers_of
-from cluster.run.directory import RUNS_VARIABLE, RunDir
+from cluster.run.directory import RUNS_VARIABLE, RunDir, runs_root
 from cluster.spec import RunState
 from jobs.runs.follow import follow
 from jobs.runs.plots import plot_run
@@ -110,6 +111,7 @@ def quickstart(directory: Path, console: Console, steps: int) -> None:
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(directory / "data", ignore_errors=True)
+    elsewhere = runs_root() != directory / "runs"
     os.environ[RUNS_VARIABLE] = str(directory / "runs")
     gpus = usable_gpus()
     jobs = settings(directory, steps, gpus)
@@ -129,11 +131,25 @@ def quickstart(directory: Path, console: Console, steps: int) -> None:
     console.print(_bold("data"), f"    {os.path.relpath(directory / 'data')}/manifest.json")
     console.print(_bold("run"), f"     {os.path.relpath(training.path)}  (metrics.jsonl, events/, checkpoints/, wandb/)")
     console.print(_bold("seconds"), f" {time.monotonic() - started:.0f}")
+    console.print("\nTo go on in this shell:")
+    for line in how_to_go_on(directory, elsewhere):
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
     console.print(
         "\nNow with your own text: change", _bold("input"), f"in {os.path.relpath(directory / 'preprocess.yaml')}, then"
     )
     for job in jobs:
         console.print(f"  ropewalk run {job} -c {os.path.relpath(directory / job)}.yaml", highlight=False)
+
+
+def how_to_go_on(directory: Path, elsewhere: bool) -> list[str]:
+    """What a shell must be told so that `ropewalk` is a command there, and finds the runs (`elsewhere`: not where it looks)."""
+    lines, activate = [], Path(sys.prefix) / "bin/activate"
+    here = shutil.which("ropewalk")
+    if activate.is_file() and (here is None or Path(here).parent != activate.parent):
+        lines.append(f"source {shlex.quote(os.path.relpath(activate))}")
+    if elsewhere:
+        lines.append(f"export {RUNS_VARIABLE}={shlex.quote(str(directory / 'runs'))}")
+    return [*lines, "ropewalk ps --all"]
 
 
 def _run(job: str, values: dict[str, Any], directory: Path, console: Console, recovery: Recovery | None = None) -> RunDir:

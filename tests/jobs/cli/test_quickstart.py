@@ -46,6 +46,7 @@ def test_quickstart_shows_the_whole_spine(tmp_path: Path, shell: Shell, monkeypa
     printed = shell("quickstart", "qs", "--steps", "40")
     assert "rank 1 killed (SIGKILL)" in printed
     directory = tmp_path / "qs"
+    assert f"export ROPEWALK_RUNS={directory}/runs\n  ropewalk ps --all" in printed
     runs = {run.record["job"]: run for run in RunDir.all(directory / "runs")}
     assert set(runs) == {"preprocess", "pretrain", "evaluate"}
 
@@ -72,6 +73,19 @@ def test_quickstart_shows_the_whole_spine(tmp_path: Path, shell: Shell, monkeypa
         assert engine.vocabulary_size == VOCABULARY
     # the supervisor leaves last, after the outcome
     until(lambda: not processes_of(tmp_path), Patience.START, lambda: processes_of(tmp_path))
+
+
+def test_it_tells_a_shell_how_to_find_the_command_and_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    for name in ("activate", "ropewalk"):
+        (tmp_path / ".venv/bin" / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    monkeypatch.setenv("PATH", "/usr/bin")
+    export = f"export ROPEWALK_RUNS='{tmp_path}/a b/runs'"
+    assert quickstart.how_to_go_on(tmp_path / "a b", True) == ["source .venv/bin/activate", export, "ropewalk ps --all"]
+    monkeypatch.setenv("PATH", str(tmp_path / ".venv/bin"))
+    assert quickstart.how_to_go_on(tmp_path / "a b", False) == ["ropewalk ps --all"]
 
 
 @pytest.mark.soak

@@ -23,7 +23,7 @@ def ps(
     from cluster.errors import DamagedFileError
     from cluster.text import counted
     from jobs.runs import status
-    from jobs.runs.tables import console, runs_table
+    from jobs.runs.tables import ONE_LINE, console, runs_table
 
     known = status.all_runs()
     try:
@@ -34,7 +34,7 @@ def ps(
     if as_json:
         print(json.dumps(rows))
     elif rows:
-        console().print(runs_table(rows))
+        console(piped_width=ONE_LINE).print(runs_table(rows), crop=False)
     elif known:
         print(f"no run is live; `ropewalk ps --all` lists {counted(len(known), 'finished run')}")
     else:

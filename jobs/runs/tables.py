@@ -5,18 +5,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.segment import Segment
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from cluster.backends.base import Check
 from cluster.text import counted
 from jobs.runs.events import tell
+from jobs.runs.fitted_tables import FittedTable, LongTable
 from jobs.tracking.metrics import broken_words
 
 LONG_LIST = 200  # rows
+ONE_LINE = 10_000  # cells: a width at which each row of a table is one line, for grep
 COLORS = {
     "PENDING": "yellow",
     "RUNNING": "cyan",
@@ -30,10 +30,10 @@ COLORS = {
 }
 
 
-def console(stderr: bool = False) -> Console:
-    """A console that prints texts as they are, whatever brackets they have, and does not cut lines where there is no terminal."""
+def console(stderr: bool = False, piped_width: int = 200) -> Console:
+    """A console that prints texts as they are, whatever brackets they have; `piped_width` is that where there is no terminal."""
     made = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
-    return made if made.is_terminal else Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=200)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=piped_width)
 
 
 def state_text(state: str) -> Text:
@@ -53,12 +53,10 @@ def runs_table(rows: Sequence[Mapping[str, Any]], now: float | None = None) -> R
     """What `ps` prints."""
     columns = ("RUN", "JOB", "STATE", "PROGRESS", ">LOSS", ">NODES", ">ATTEMPT", ">AGE", "CLUSTER", "REASON")
     cells = [_run_cells(row, now or time.time()) for row in rows]
+    styles = [COLORS.get(row["state"], "") for row in rows]
     if len(rows) > LONG_LIST:
-        return LongTable(columns, cells, [COLORS.get(row["state"], "") for row in rows])
-    made = table(*columns)
-    for row in cells:
-        made.add_row(*row[:2], state_text(row[2]), *row[3:])
-    return made
+        return LongTable(columns, cells, styles)
+    return FittedTable(columns, cells, styles)
 
 
 def _run_cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
@@ -74,25 +72,6 @@ def _run_cells(row: Mapping[str, Any], now: float) -> tuple[str, ...]:
         str(row["cluster"] or ""),
         shorten(row["reason"] or "", 60),
     )
-
-
-class LongTable:
-    """Prints one line per row, cut and never folded, for grep and less: a Table takes a second for a thousand rows."""
-
-    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str]) -> None:
-        """`styles` has a style per row, which its third column is printed in."""
-        self.columns, self.rows, self.styles = columns, rows, styles
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = [[name.lstrip(">") for name in self.columns], *self.rows]
-        widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
-        rights = [name.startswith(">") for name in self.columns]
-        for line, style in zip(lines, ["dim", *self.styles], strict=True):
-            blanks = [" " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
-            padded = [b + c if right else c + b for c, b, right in zip(line, blanks, rights, strict=True)]
-            yield Segment("  ".join(padded[:2]) + "  ")
-            yield Segment(padded[2], console.get_style(style))
-            yield Segment("  " + "  ".join(padded[3:]).rstrip() + "\n")
 
 
 def progress_words(row: Mapping[str, Any]) -> str:

@@ -1,14 +1,17 @@
 """Tables for people: what is in a run's files stands in them as it is."""
 
+import io
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cluster.run.directory import RunDir
 from cluster.spec import Outcome, RunState
 from jobs.runs.show import page
 from jobs.runs.status import states, summary
-from jobs.runs.tables import console, runs_table
+from jobs.runs.tables import ONE_LINE, console, runs_table
 
 
 @pytest.mark.parametrize(
@@ -24,3 +27,31 @@ def test_texts_of_programs_are_no_markup(tmp_path: Path, cause: str) -> None:
         with out.capture() as capture:
             out.print(printed)
         assert cause in capture.get()
+
+
+def rows_of_runs() -> list[dict[str, Any]]:
+    ids = ("quickstart-evaluate-20261126-203120-109a", "pretrain-20261126-202806-bafc")
+    both = {"job": "pretrain", "state": "SUCCEEDED", "loss": 4.239, "nodes": "1..4", "attempts": 12, "created": 1.0, "step": 300}
+    reason = "node 1 died (SIGKILL); another of its nodes stayed away for longer than it may, and that was the end of it"
+    return [{**both, "run": run, "steps": 300, "cluster": "big", "reason": reason} for run in ids]
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 100, 130, 200])
+def test_an_id_and_a_state_are_one_line_at_any_width(width: int) -> None:
+    rows = rows_of_runs()
+    out = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    with out.capture() as capture:
+        out.print(runs_table(rows), crop=False)
+    printed = capture.get()
+    for row in rows:
+        (line,) = [line for line in printed.splitlines() if row["run"] in line]
+        assert "SUCCEEDED" in line
+        assert width < 80 or "step 300/300" in line
+    assert width < 60 or max(map(len, printed.splitlines())) <= width
+
+
+def test_a_pipe_has_one_line_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of_runs()
+    rows[0]["line"] = "└─ " * 80
+    console(piped_width=ONE_LINE).print(runs_table(rows))
+    assert len([line for line in capsys.readouterr().out.splitlines() if "node 1 died" in line]) == 2

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25
 ASK_SECONDS = 3.0  # between two questions to the scheduler
 PLAIN_SECONDS = 5.0  # between two lines where there is no terminal
+STARTING = "starting"
 LOST_ANSWERS = 3  # answers in a row in which the scheduler does not know the run, before that is believed
 
 
@@ -96,6 +97,12 @@ def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = tim
             sleep(POLL_SECONDS)
 
 
+def _has_begun(run: RunDir) -> bool:
+    """Whether a process of the job itself has started, in a group that has formed: not all jobs tell how far they are."""
+    attempts = run.attempts()
+    return bool(attempts) and any(True for _ in run.log_dir(attempts[-1]).glob("rank-*.log"))
+
+
 class _Bar:
     """A live bar on a terminal."""
 
@@ -112,7 +119,7 @@ class _Bar:
         )
         rate = 10 if self._view.live() is None else 4  # a table costs more to draw than a bar
         self._live = Live(get_renderable=self._picture, console=console, transient=True, refresh_per_second=rate)
-        self._stage = "starting"
+        self._stage = STARTING
         self._task: TaskID = self._progress.add_task(self._stage, total=None, words="")
 
     def __enter__(self) -> "_Bar":
@@ -140,6 +147,10 @@ class _Bar:
     def show(self) -> None:
         report = read_json(self.run.progress)
         if not report:
+            if self._stage == STARTING and _has_begun(self.run):
+                self._stage = "running"
+                self._progress.update(self._task, description=self._stage)
+                self._live.refresh()
             return
         words = describe(report, latest_metrics(self.run), self._eta, self._view)
         if report["stage"] != self._stage:  # a task's total cannot become unknown again

@@ -72,6 +72,25 @@ def test_following_tells_progress_and_events(running: RunDir, terminal: bool) ->
         assert words in out.getvalue()
 
 
+def test_a_program_that_tells_nothing_is_running_once_it_has_started(running: RunDir) -> None:
+    running.progress.unlink(missing_ok=True)
+    out = io.StringIO()
+    seen: list[str] = []
+
+    def go_on(_: float) -> None:
+        seen.append(out.getvalue())
+        if len(seen) == 1:
+            (running.log_dir(1) / "rank-0.log").touch()
+        elif len(seen) == 20:
+            running.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done"))
+
+    for log in running.log_dir(1).glob("rank-*.log"):
+        log.unlink()
+    follow(running, Console(file=out, width=200, force_terminal=True), sleep=go_on)
+    assert "running" not in seen[0]
+    assert "running" in out.getvalue()
+
+
 def test_a_run_is_followed_from_another_machine(tmp_path: Path) -> None:
     """It sees progress, events and the end at once, though it has looked for them when they were not there."""
     need_nfs()

@@ -28,6 +28,10 @@ BASE = {"model": {"path": "/model"}, "data": "/data.jsonl", "steps": 100}
         ({"model": {"preset": "tiny"}}, "set path or run"),
         ({"method": "ppo"}, "dpo"),
         ({"label_smoothing": 0.5}, "label_smoothing"),
+        (
+            {"method": "grpo", "grpo": {"rewards": ["length"], "workers": 2}, "resources": {"gpus": 8}},
+            r"grpo\.workers: .*draw on CPUs, for which the GPUs would wait",
+        ),
     ],
     ids=str,
 )

@@ -165,8 +165,8 @@ class AlignConfig(TrainingConfig):
             raise ValueError("loss: robust corrects for pairs that are swapped; set label_smoothing to how often they are")
         if self.grpo.workers and self.grpo.engine == "transformers" and self.resources.gpus:
             raise ValueError(
-                "grpo.workers: with the engine transformers they draw on CPUs, for which the GPUs would wait; leave workers out, so"
-                " that ranks draw on their GPUs, or name another engine"
+                "grpo.workers: with the engine transformers they draw on CPUs, for which the GPUs would wait; leave workers out,"
+                " so that ranks draw on their GPUs, or name another engine"
             )
         check_keep_zeros(self, self.lora)
         return self

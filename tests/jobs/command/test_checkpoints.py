@@ -1,0 +1,48 @@
+"""Checkpoints of a program's own making: committed with their checksums, and what is damaged is told."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.programs import checkpoints
+from tests.patience import HANG_SECONDS
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A checkpoint of three files."""
+    folder = tmp_path / "step-3"
+    (folder / "rank").mkdir(parents=True)
+    for name in ("a.bin", "b.bin", "rank/0.bin"):
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_files_are_read_side_by_side(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, those of a large model take longer than the other ranks' collective may."""
+    together = threading.Barrier(3)
+    fingerprint = checkpoints._fingerprint
+
+    def meet(file: Path) -> list[Any]:
+        together.wait(HANG_SECONDS)
+        return fingerprint(file)
+
+    monkeypatch.setattr(checkpoints, "_fingerprint", meet)
+    assert checkpoints.commit(shards.parent, shards, None, lambda: None)["step"] == 3
+    assert checkpoints.latest(shards.parent, lambda *_: None) == shards
+
+
+def test_what_is_damaged_is_named(shards: Path, tmp_path: Path) -> None:
+    checkpoints.commit(tmp_path, shards, None, lambda: None)
+    (shards / "b.bin").write_text("c.bin")
+    assert checkpoints.damage(shards) == "b.bin is not what was written"
+    (shards / "a.bin").unlink()
+    assert checkpoints.damage(shards) == "a.bin is missing"
+    (alone := tmp_path / "step-4.ckpt").write_text("all of it")
+    checkpoints.commit(tmp_path, alone, None, lambda: None)
+    alone.write_text("part of it")
+    assert checkpoints.damage(alone) == "step-4.ckpt is not what was written"
+    alone.unlink()
+    assert checkpoints.damage(alone) == "step-4.ckpt is missing"

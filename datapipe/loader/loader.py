@@ -63,6 +63,11 @@ class TokenLoader:
         return sum(self._taken)
 
     @property
+    def sequences_of_sources(self) -> list[int]:
+        """How many of the sequences are each source's."""
+        return list(self._taken)
+
+    @property
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of text per token of the split, or of each source's part of it as far as that is read."""
         if self._taken == self._sizes:

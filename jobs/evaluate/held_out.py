@@ -66,7 +66,9 @@ def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tup
     if group.is_main:
         context.fence.check()
         write_worst_sequences(context.run.path, losses.tolist(), loader, tokenizer_for(tokenizer))
-    asked = hash_of([shard.checksum for manifest in loader.manifests for shard in manifest.shards], config.split, seq_len)
+    checksums = [shard.checksum for manifest in loader.manifests for shard in manifest.shards]
+    several = [loader.sequences_of_sources] if len(sources) > 1 else []  # the sequence of a number depends on them
+    asked = hash_of(checksums, config.split, seq_len, *several)
     items = [
         {"task": HELD_OUT, "item": number, "hash": hash_of(asked, number), "prompt": "", "options": [], "target": None}
         | {"answers": [], "values": {"loss": value}, "near_tie": False}

@@ -232,7 +232,7 @@ def test_links_that_lead_in_a_circle_are_refused(tmp_path: Path, folders: int, p
         write_lines(tmp_path / f"docs/v{one}/x.jsonl", [{"text": str(one)}])
         for other in set(range(folders)) - {one}:
             (tmp_path / f"docs/v{one}/beside-{other}").symlink_to(f"../v{other}")
-    with pytest.raises(DataError, match=r"docs/v0/beside-1/beside-0: links to a folder that it lies in"):
+    with pytest.raises(DataError, match=r"docs/v\d/beside-\d/beside-\d: links to a folder that it lies in"):
         list_inputs([f"{tmp_path / 'docs'}{pattern}"])
 
 

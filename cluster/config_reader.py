@@ -128,17 +128,31 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part))
     value = problem.get("input")
     if problem["type"] == "extra_forbidden":
-        known = [name for name, _ in walk_keys(kind)]
-        sections = {name.rpartition(".")[0] for name in known} | set(known)
-        near = difflib.get_close_matches(key, sorted(sections - {""}), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; known here: {', '.join(known[:12])}"
-        return f"unknown key {key!r}{hint}"
+        return f"unknown key {key!r}; {_hint(key, [name for name, _ in walk_keys(kind)])}"
     if problem["type"] == "missing":
         return f"{key}: required, and not set"
     message = problem["msg"].removeprefix("Value error, ")
     shown = f", is {value!r}" if not isinstance(value, (dict, list, BaseModel)) else ""
     where = f"{key}: " if key else ""
     return f"{where}{message[:1].lower()}{message[1:]}{shown}"
+
+
+def _hint(key: str, known: Sequence[str]) -> str:
+    """What a person may have meant by an unknown key: one that ends so, one that is spelt almost so; else what there is."""
+    names = sorted({*known, *(name.rpartition(".")[0] for name in known)} - {""})
+    section, _, last = key.rpartition(".")
+    inside = [name for name in names if section and name.rpartition(".")[0] == section]
+    near = [name for name in names if name.rpartition(".")[2] == last]
+    if not near and inside:
+        words = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in inside], n=1)
+        near = [f"{section}.{word}" for word in words]
+    elif not near:  # its place in the tree may be right, then only its place may be wrong
+        ends = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in names], n=1, cutoff=0.8)
+        near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
+        near = near or [name for name in names if name.rpartition(".")[2] in ends] or difflib.get_close_matches(key, names, n=1)
+    if near:
+        return f"did you mean {' or '.join(map(repr, sorted(near, key=len)[:3]))}?"
+    return f"keys of {section}: {', '.join(inside)}" if inside else f"known here: {', '.join(known[:12])}"
 
 
 def walk_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

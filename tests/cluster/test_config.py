@@ -76,6 +76,11 @@ def test_a_configuration_is_frozen() -> None:
     ("override", "words"),
     [
         ("optim.lrr=1", ["unknown key 'optim.lrr'", "did you mean 'optim.lr'?"]),
+        ("lr=1e-3", ["unknown key 'lr'; did you mean 'optim.lr'?"]),
+        ("gpus=2", ["did you mean 'resources.gpus'?"]),
+        ("memorygib=2", ["did you mean 'resources.memory_gib'?"]),
+        ("optim.zzz=1", ["unknown key 'optim.zzz'; keys of optim: ", "optim.lr"]),
+        ("zzz=1", ["unknown key 'zzz'; known here: "]),
         ("optm.lr=1", ["unknown key 'optm'", "did you mean 'optim'?"]),
         ("optim.lr=fast", ["optim.lr", "valid number", "'fast'"]),
         ("optim.lr=-1", ["optim.lr", "greater than 0", "-1"]),

@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from cluster.config import CountRange, JobConfig, Section
 from cluster.errors import ConfigError
+from cluster.yaml_loader import DuplicateKeyError, Loader
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -29,24 +29,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return parse_yaml(text, str(path))
 
 
-_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-class _Loader(_Base):  # type: ignore[misc]
-    """Reads 1e-3 as a number, which YAML 1.1 takes for a string: people write learning rates so."""
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
-
-
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """Read YAML text as a mapping of plain values. Raises ConfigError."""
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{source}{where}: not YAML: {getattr(error, 'problem', error)}") from None
+        wrong = "" if isinstance(error, DuplicateKeyError) else "not YAML: "
+        raise ConfigError(f"{source}{where}: {wrong}{getattr(error, 'problem', error)}") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -79,7 +70,7 @@ def _read_value(text: str) -> Any:
         with suppress(ValueError):
             return json.loads(text)
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=Loader)
     except (yaml.YAMLError, ValueError):  # the latter: 2026-31-12 looks like a date
         return text
 

@@ -65,7 +65,7 @@ def test_a_backend_that_is_not_installed_is_named() -> None:
         ("big: 3\n", "cluster 'big': must be keys with values"),
         ("big: [slurm]\n", "cluster 'big': must be keys with values"),
         ("3: {backend: local}\n", "the name of a cluster must be text, is 3"),
-        ("on: {backend: local}\n", "the name of a cluster must be text, is True"),
+        ("true: {backend: local}\n", "the name of a cluster must be text, is True"),
         ("big: {backend: local, runs: 5}\n", "cluster 'big': runs: must be a path, is 5"),
         ("big: {backend: [slurm]}\n", "cluster 'big': backend: must be a name, is ['slurm']"),
         ("big:\n", "cluster 'big' has no `backend`: add backend: slurm, k8s or local"),

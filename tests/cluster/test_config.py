@@ -37,6 +37,26 @@ def load(*overrides: str, **values: Any) -> Job:
     return config
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "f line 3: the key 'a' is there twice, first in line 1"),
+        ("a:\n  x: 1\n  'x': 2\n", "f line 3: the key 'x' is there twice, first in line 2"),
+        ("[{a: 1, a: 1}]", "the key 'a' is there twice"),
+        ("a: {\n", "f line 2: not YAML: "),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_yaml(text, "f")
+
+
+def test_keys_of_yaml_are_words_and_merged_keys_may_be_replaced() -> None:
+    assert parse_yaml("on: 1\nno: 2\nyes: no\n", "f") == {"on": 1, "no": 2, "yes": False}
+    text = "a: &a {x: 1, y: 1}\nb: {<<: *a, x: 2}\nc: *a\n"
+    assert parse_yaml(text, "f") == {"a": {"x": 1, "y": 1}, "b": {"x": 2, "y": 1}, "c": {"x": 1, "y": 1}}
+
+
 @pytest.mark.parametrize("value", [["echo", "\U0001f600 $(id)"], {"a": "\x7f"}, "\U0001f600", [1, 2.5, None, True]])
 def test_a_value_that_is_written_as_json_is_read_as_it_was(value: Any) -> None:
     found: dict[str, Any] = {}

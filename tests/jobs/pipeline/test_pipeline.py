@@ -220,6 +220,12 @@ def test_mistakes_leave_nothing_behind(shell: Shell, steps: dict[str, Any], word
     assert not (shell.home / "runs").exists()
 
 
+def test_the_reason_against_a_cluster_of_a_step_is_told_of_a_file_too(shell: Shell) -> None:
+    """Where YAML takes the key `on` for true."""
+    (shell.home / "p.yaml").write_text("steps:\n  a: {job: command, on: big, config: {command: [ls], launch: once}}\n")
+    assert "`on`: all steps run on the cluster" in shell.mistake("submit", "pipeline", "-c", "p.yaml", "--on", "good")
+
+
 def test_the_examples_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = load_config(PipelineConfig, read_yaml(ROOT / "jobs/configs/pipeline.yaml"))

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from cluster.config import JobConfig, PathView, Resources, Section
 from cluster.config_reader import apply_override, load_config, read_yaml
 from cluster.errors import ConfigError
-from jobs.pipeline.references import Made, fill, referenced
+from jobs.pipeline.references import Made, fill, referenced, refuse_misspelt
 from jobs.registry import config_of, find_job
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -68,6 +68,8 @@ class PipelineConfig(JobConfig):
             if not _NAME.fullmatch(name):
                 raise ValueError(f"the name {name!r} may hold letters, digits, - and _ only")
             for other in step.needs:
+                if other == name:
+                    raise ValueError(f"{name} needs itself: it could never start; leave {name!r} out of its needs")
                 if other not in steps:
                     raise ValueError(f"{name} needs {other!r}, which is no step; steps: {', '.join(steps)}")
         return steps
@@ -108,7 +110,14 @@ class PipelineConfig(JobConfig):
         for name in self.order():
             found[name] = self.step_config(name, made, {})
             made[name] = Made(f"the-run-of-{name}", found[name].model_dump(mode="json"))
+        self._refuse_misspelt()
         return found
+
+    def _refuse_misspelt(self) -> None:
+        """Raise ConfigError where a text almost names another step, or the step itself."""
+        keys = {name: config_of(find_job(step.job)).model_fields for name, step in self.steps.items()}
+        for name, step in self.steps.items():
+            refuse_misspelt(step.values(), name, keys)
 
     def children_resources(self) -> list[Resources]:
         """What the steps ask of the cluster."""

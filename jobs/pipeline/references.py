@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from cluster.errors import ConfigError
@@ -40,6 +41,24 @@ def referenced(values: Any, steps: Collection[str], key: str = "") -> set[str]:
     if key in RUN_KEYS | OUTPUT_KEYS and values in steps:
         return {values}
     return {match[1] for match in _PLACE.finditer(values) if match[1] in steps}
+
+
+def refuse_misspelt(values: Any, own: str, keys: Mapping[str, Collection[str]]) -> None:
+    """Raise ConfigError for {NAME.KEY} where NAME is the step itself, or almost the name of a step that has such a key.
+
+    `keys` has those of each step. Other braces are the program's own business.
+    """
+    if isinstance(values, Mapping | list):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            refuse_misspelt(value, own, keys)
+    for match in _PLACE.finditer(values) if isinstance(values, str) else ():
+        name, key = match[1], match[2].partition(".")[0]
+        if name == own and key in {"run", *keys[own]}:
+            raise ConfigError(f"steps.{own}: {match[0]}: a step cannot refer to itself; name another step")
+        for near in get_close_matches(name, keys, n=1, cutoff=0.75) if name not in keys else ():
+            if key in {"run", *keys[near]}:
+                hint = f"did you mean {{{near}.{match[2]}}}? steps: {', '.join(keys)}"
+                raise ConfigError(f"steps.{own}: {match[0]}: no step {name!r}; {hint}")
 
 
 def fill(values: Any, made: Mapping[str, Made], where: str, key: str = "") -> Any:

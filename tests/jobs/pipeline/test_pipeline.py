@@ -206,6 +206,10 @@ def test_a_dry_run_has_every_step(shell: Shell, pipeline_file: Path) -> None:
         ({"a b": SHORT}, "letters, digits"),
         ({"a": {**SHORT, "needs": ["b"]}}, "a needs 'b', which is no step"),
         ({"a": {**SHORT, "needs": ["b"]}, "b": {**SHORT, "needs": ["a"]}}, "such a circle can never start"),
+        ({"a": {**SHORT, "needs": ["a"]}}, "a needs itself: it could never start"),
+        ({"model": SHORT, "b": {**SHORT, "set": {"command": "x {modl.run}"}}}, "steps.b: {modl.run}: no step 'modl'; did you"),
+        ({"data": SHORT, "b": {**SHORT, "set": {"command": ["x", "{dat.name}"]}}}, r"did you mean {data.name}\? steps: data, b"),
+        ({"first": {**SHORT, "set": {"command": "x {first.run}"}}}, "steps.first: {first.run}: a step cannot refer to itself"),
         ({"a": {**SHORT, "on": "big"}}, "steps.a: .*`on`: all steps run on the cluster that the pipeline is submitted to"),
         ({"a": {"job": "comand"}}, "steps.a: unknown job 'comand'; did you mean 'command'"),
         ({"a": {**SHORT, "set": {"comand": "x"}}}, "steps.a: unknown key 'comand'; did you mean 'command'"),
@@ -218,6 +222,12 @@ def test_mistakes_leave_nothing_behind(shell: Shell, steps: dict[str, Any], word
     with pytest.raises(ConfigError, match=words):
         submit("pipeline", load_config(PipelineConfig, {"steps": steps}), "good")
     assert not (shell.home / "runs").exists()
+
+
+def test_braces_of_a_program_are_its_own(shell: Shell) -> None:
+    lines = ["awk '{print $1}'", "f '{mode.value} {x.run} {modl.color}'", 'jq "{a: .b}"']
+    steps = {"model": SHORT, "b": {**SHORT, "set": {"command": lines[0]}}, "c": {**SHORT, "set": {"command": lines[1:]}}}
+    load_config(PipelineConfig, {"steps": steps}).resolved()
 
 
 def test_the_reason_against_a_cluster_of_a_step_is_told_of_a_file_too(shell: Shell) -> None:

@@ -78,6 +78,7 @@ def _write_gguf(name: str, write: Callable[[Path], None], target: Path, form: st
     check_type(type_name := type_name or UNQUANTIZED)
     if target.exists():
         raise ConfigError(f"{target}: exists; name a new file")
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.absolute().parent, prefix=".export-") as folder:
         write(Path(folder) / "model")
         opened = open_model(str(Path(folder) / "model"), device=torch.device("cpu"))

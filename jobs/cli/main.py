@@ -13,7 +13,7 @@ from jobs.cli import chat, drift, evaluations, export, feedback, models, run, ru
 
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks what a word may become
 # what a file system answers where a path is wrong, closed or full
-ANSWERS = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+ANSWERS = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 WHOLE = 1000  # characters: typer would cut a command's summary at the terminal's width
 
 
@@ -84,14 +84,27 @@ def main() -> None:
     try:
         words, program = _split(sys.argv[1:])
         code = app(words or ["--help"], prog_name="ropewalk", standalone_mode=False, obj=program)
+        sys.stdout.flush()  # while an error of it can still be told
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has seen enough
+    except BrokenPipeError:  # the reader has seen enough
+        code = 0
+    except SystemExit as leave:
+        if not isinstance(leave.__context__, BrokenPipeError):  # else it is rich's word for the same
+            raise
         code = 0
     except Exception as error:
         code = _explain(error)
+    _flush_or_discard()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _flush_or_discard() -> None:
+    """Write what is left of the output; what cannot be written any more must not fail once more when this process ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:
@@ -111,7 +124,9 @@ def _explain(error: Exception) -> int:
         return _mistake(" ".join(format_message().split()).rstrip(".") + usage)
     from cluster.errors import EXIT_FAILED, ConfigError, DataError, RopewalkError
 
-    if isinstance(error, OSError) and error.filename and error.errno in ANSWERS:
+    if isinstance(error, OSError) and error.errno in ANSWERS:
+        if not error.filename:
+            return _mistake(f"the output, or a file, cannot be written: {error.strerror}; free some space, or write elsewhere")
         said = "is no directory" if error.errno in {errno.EEXIST, errno.ENOTDIR} else error.strerror
         return _mistake(f"{error.filename}: {said}; check the path, and who may read and write there")
     if not isinstance(error, RopewalkError):

@@ -36,6 +36,7 @@ def plot_run(run: RunDir, path: Path) -> Path:
         _mark_resumes([axis for row in axes for axis in row], run)
         for axis in axes[1]:
             axis.set_xlabel("step")
+        path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, facecolor="white")
         plt.close(figure)
     return path

@@ -162,6 +162,8 @@ def test_show_plots(shell: Shell, running: RunDir) -> None:
     assert shell("show", running.id, "--plot").strip() == str(running.path / "curves.png")
     shell("show", running.id, "--plot", "here.png")
     assert Path("here.png").read_bytes().startswith(b"\x89PNG")
+    shell("show", running.id, "not/yet/there.png")
+    assert Path("not/yet/there.png").exists()
 
 
 def test_logs_tell_who_spoke(shell: Shell, running: RunDir) -> None:

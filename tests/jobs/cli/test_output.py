@@ -1,0 +1,44 @@
+"""Where output goes: a reader that leaves early, a device that is full, a place that cannot be."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.patience import HANG_SECONDS
+
+ROOT = Path(__file__).resolve().parents[3]
+ROPEWALK = f"{sys.executable} -m jobs.cli"
+
+
+def bash(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash, in which a pipe fails where any of its commands does."""
+    command = ["bash", "-o", "pipefail", "-c", line]
+    own = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=own, timeout=HANG_SECONDS, check=False)
+
+
+@pytest.mark.parametrize("words", ["run pretrain --help", "--help"])
+def test_a_reader_that_has_seen_enough_is_no_failure(words: str) -> None:
+    done = bash(f"{ROPEWALK} {words} | head -1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", ["run pretrain --help", "ps", "ps --json"])
+def test_an_output_that_is_full_is_one_line(words: str, tmp_path: Path) -> None:
+    done = bash(f"{ROPEWALK} {words} > /dev/full", ROPEWALK_RUNS=str(tmp_path))
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "error: the output, or a file, cannot be written: No space left on device; free some space, or write elsewhere\n"
+    )
+
+
+def test_runs_where_nothing_can_be_are_one_line() -> None:
+    done = bash(f"{ROPEWALK} run command launch=once -- true", ROPEWALK_RUNS="/proc/nowhere")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: /proc/nowhere: No such file or directory")
+    assert len(done.stderr.splitlines()) == 1

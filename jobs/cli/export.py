@@ -52,6 +52,8 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
 
     def write(target: Path) -> None:
         if not export_elsewhere(found, target, step, options):
+            if step is not None:
+                _check_step(found, step)
             export_with_cards(found, target, step, adapter=adapter, ema=ema, best=best)
 
     if form == "hf":
@@ -59,6 +61,19 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
     else:
         _write_gguf(found.id, write, directory, form, adapter=adapter)
     print(directory)
+
+
+def _check_step(run: "RunDir", step: int) -> None:
+    """Raise ConfigError unless the run has a checkpoint of this step, whole or not."""
+    from cluster.errors import ConfigError
+    from jobs.training.model_record import checkpoint_place
+    from sharding.layout import steps_in, told_steps
+
+    place = checkpoint_place(run)
+    steps = sorted(told_steps(place).union(steps_in(place)))
+    if step not in steps:
+        known = f"those of steps {', '.join(map(str, steps))}" if steps else "none yet"
+        raise ConfigError(f"--step {step}: {run.id} has no such checkpoint; it has {known}")
 
 
 def _write_gguf(name: str, write: Callable[[Path], None], target: Path, form: str, *, adapter: bool) -> None:

@@ -28,12 +28,13 @@ def feedback(
     import json
 
     from jobs.feedback.export import export_feedback, moment
-    from jobs.feedback.read import enforce_retention, read
+    from jobs.feedback.read import enforce_retention, read, refuse_without_capture
     from jobs.feedback.summary import summarize
     from jobs.feedback.tables import lines_of
     from jobs.runs.status import find_run
 
     opened = find_run(run)
+    refuse_without_capture(opened)
     deleted = enforce_retention(opened)
     found = read(opened, moment(since) if since else None)
     written = export_feedback(opened, found, export[0], export[1]) if export else None

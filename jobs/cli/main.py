@@ -4,7 +4,7 @@ import errno
 import gc
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -55,6 +55,24 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from cluster.installed import installed_versions
+
+        print("ropewalk", installed_versions(["ropewalk"])["ropewalk"] or "(not installed as a package)")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    """Take the options of the command itself."""
+
 
 OWN_HELP: dict[str, Any] = {"help_option_names": []}  # --help is an option of the command itself: it shows a job's keys
 

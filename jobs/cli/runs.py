@@ -88,11 +88,13 @@ def logs(
 ) -> None:
     """Print the logs of job scripts, nodes and ranks, of all attempts."""
     from jobs.runs.follow import Watch
-    from jobs.runs.logs import follow_logs, read_logs
+    from jobs.runs.logs import follow_logs, read_logs, refuse_absent
     from jobs.runs.remote import freshen
-    from jobs.runs.status import find_run
+    from jobs.runs.status import find_run, is_final
 
     found = freshen(find_run(run_ref))
+    if not follow or is_final(found):  # else it may be about to start
+        refuse_absent(found, rank, node)
     for line in follow_logs(found, Watch(found).over, rank, node) if follow else read_logs(found, rank, node):
         print(line, flush=follow)
 

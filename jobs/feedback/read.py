@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from cluster.errors import ConfigError
 from cluster.run.directory import RunDir
 from jobs.feedback.records import FOLDER, answers_store, exchanges_store, ratings_store
 from jobs.feedback.store import DAY_SECONDS, Row
@@ -109,6 +110,12 @@ def read(run: RunDir, since: float | None = None) -> Feedback:
         [r for r in rest if r.answer_id not in known and (since is None or r.time >= since)],
         answers,
     )
+
+
+def refuse_without_capture(run: RunDir) -> None:
+    """Raise ConfigError for a run that answers nobody: it neither captured anything, nor could have."""
+    if not (run.path / FOLDER).is_dir() and "capture" not in (run.record.get("config") or {}):
+        raise ConfigError(f"{run.id} is a {run.record.get('job')} run, which answers nobody; name a run of serve")
 
 
 def enforce_retention(run: RunDir, now: float | None = None) -> int:

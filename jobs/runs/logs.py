@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cluster.errors import ConfigError
 from cluster.fresh_reads import list_afresh
 from cluster.run.directory import RunDir
 from cluster.run.file_systems import look_seconds
@@ -37,6 +38,16 @@ def log_files(run: RunDir, rank: int | None = None, node: int | None = None) -> 
         if not chosen:
             found += _array_files(run, attempt)
     return found
+
+
+def refuse_absent(run: RunDir, rank: int | None, node: int | None) -> None:
+    """Raise ConfigError for the logs of a rank or node that the run never had, where it has logs of others."""
+    for kind, number in (("rank", rank), ("node", node)):
+        names = {path.stem for attempt in run.attempts() for path in run.log_dir(attempt).glob(f"{kind}-*.log")}
+        known = sorted(int(name.partition("-")[2]) for name in names if name.partition("-")[2].isdigit())
+        if number is not None and known and number not in known:
+            there = f"logs of {kind}s {known[0]} to {known[-1]}" if len(known) > 1 else f"one of {kind} {known[0]} alone"
+            raise ConfigError(f"--{kind} {number}: {run.id} has no log of it; it has {there}")
 
 
 def _array_files(run: RunDir, attempt: int) -> list[tuple[str, Path]]:

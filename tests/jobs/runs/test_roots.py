@@ -58,7 +58,7 @@ def test_promote_and_compare_over_roots(shell: Shell, big: Path) -> None:
 
 
 def test_feedback_and_review_over_roots(shell: Shell, big: Path) -> None:
-    run = RunDir.create("serve", {"job": "serve", "cluster": "big", "config": {}}, big)
+    run = RunDir.create("serve", {"job": "serve", "cluster": "big", "config": {"capture": None}}, big)
     assert json.loads(shell("feedback", run.id, "--json"))["run"] == run.id
     with (
         pytest.raises(ConfigError, match=f"{run.id} has captured no exchanges"),

@@ -1,7 +1,9 @@
 """The Kubernetes backend: submits Jobs, exactly once, and tells of any number of runs in one list call what the cluster says."""
 
 import logging
+import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -42,6 +44,9 @@ CANNOT_WAIT = (
     "a run that waits for others is released by a pod, which needs a service account with the Role of k8s/manifests/rbac.yaml:"
     " apply that, and set service_account: ropewalk in the cluster's profile"
 )
+
+
+UNSUBMITTED_SECONDS = 900.0  # after it was written down a run is no longer about to be submitted
 
 
 class K8sBackend(Backend):
@@ -242,14 +247,18 @@ class K8sBackend(Backend):
     def cancel_many(self, runs: Sequence[RunDir]) -> None:
         """Cancel many runs, many at a time; how those ended that are over already is written down.
 
-        A run without attempts was never submitted: it is over, and the server, to which no way may lead, is not asked.
+        A run that has no attempts, and is no longer on its way, was never submitted: it is over, and the server, to which no way
+        may lead, is not asked.
         """
-        unsubmitted = [run for run in runs if not run.attempts()]
+        long_ago = time.time() - UNSUBMITTED_SECONDS
+        old = [run for run in runs if float(run.record.get("created") or math.inf) < long_ago and "parent" not in run.record]
+        unsubmitted = [run for run in old if not run.attempts()]
         for run in unsubmitted:
             run.request_cancel()  # for a submission that is only just on its way
             run.begin_attempt()
             conclude(run, RunState.CANCELLED, "it was never submitted")
-        if runs := [run for run in runs if run not in unsubmitted]:
+        over = {run.id for run in unsubmitted}
+        if runs := [run for run in runs if run.id not in over]:
             self._cancel_submitted(runs)
 
     def _cancel_submitted(self, runs: Sequence[RunDir]) -> None:

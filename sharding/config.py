@@ -38,7 +38,7 @@ class ParallelConfig(Section):
 
 
 class PrecisionConfig(Section):
-    """The number formats of training. Parameters and optimizer state are fp32 whatever these keys say."""
+    """The number formats of training. Trained parameters and optimizer state are fp32 whatever these keys say."""
 
     compute: Literal["auto", "bf16", "fp32"] = Field(
         default="auto", description="format of forward and backward; auto: bf16 on GPUs that have it (Ampere or later), else fp32"

@@ -100,8 +100,9 @@ class _Agent(LocalElasticAgent):
         for rank, code in codes.items():
             node.run.event("rank_lost", rank=rank, node=node.index, exit_code=code, attempt=node.attempt, group=group)
         self.exit_code = self._judge(set(codes.values()))
+        crashed = self.exit_code == EXIT_FAILED and EXIT_FAILED not in codes.values()
         for rank, code in codes.items():
-            if self.exit_code == EXIT_FAILED and code < 0:  # nothing else says why
+            if crashed and code < 0:  # nothing else says why
                 error = RuntimeError(f"died of {signal.Signals(-code).name}, as the groups before: see its log, rank-{rank}.log")
                 who = {"who": f"rank {rank}", "rank": rank, "group": group}
                 write_error(node.run.attempt_dir(node.attempt), f"group-{group}-rank-{rank}-crash", error, EXIT_FAILED, **who)

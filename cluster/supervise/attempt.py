@@ -268,8 +268,15 @@ def bugs_spent(run: RunDir, number: int) -> bool:
 
 
 def stopped_without_word(run: RunDir, number: int) -> bool:
-    """Whether a program of an attempt's newest group ended after a stop, and did not say that it has saved."""
-    events = [
-        event for event in run.read_events(afresh=True) if event["event"] == WITHOUT_WORD and event.get("attempt") == number
-    ]
+    """Whether a program of an attempt's newest group ended after a stop, and neither said that it has saved nor committed."""
+    events: list[dict[str, Any]] = []
+    asked = False
+    for event in run.read_events(afresh=True):
+        if event.get("attempt") != number:
+            continue
+        asked |= event["event"] == "stop_requested"
+        if asked and event["event"] == "checkpoint":
+            return False
+        if event["event"] == WITHOUT_WORD:
+            events.append(event)
     return any(not Fence(run, number, int(event.get("group") or 0)).has_successor() for event in events)

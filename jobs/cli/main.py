@@ -14,6 +14,7 @@ from jobs.cli import chat, drift, evaluations, export, feedback, models, run, ru
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks what a word may become
 # what a file system answers where a path is wrong, closed or full
 ANSWERS = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 WHOLE = 1000  # characters: typer would cut a command's summary at the terminal's width
 
 
@@ -144,6 +145,8 @@ def _explain(error: Exception) -> int:
 
     if isinstance(error, OSError) and error.errno in ANSWERS:
         if not error.filename:
+            if error.errno not in FULL:
+                raise error
             return _mistake(f"the output, or a file, cannot be written: {error.strerror}; free some space, or write elsewhere")
         said = "is no directory" if error.errno in {errno.EEXIST, errno.ENOTDIR} else error.strerror
         return _mistake(f"{error.filename}: {said}; check the path, and who may read and write there")

@@ -44,21 +44,22 @@ def referenced(values: Any, steps: Collection[str], key: str = "") -> set[str]:
 
 
 def refuse_misspelt(values: Any, own: str, keys: Mapping[str, Collection[str]]) -> None:
-    """Raise ConfigError for {NAME.KEY} where NAME is the step itself, or almost the name of a step that has such a key.
+    """Raise ConfigError for {NAME.KEY} where NAME is the step itself, and for {NAME.run} where it is almost a step's name.
 
-    `keys` has those of each step. Other braces are the program's own business.
+    `keys` has those of each step. Other braces are the program's own business, and ${NAME.KEY} is.
     """
     if isinstance(values, Mapping | list):
         for value in values.values() if isinstance(values, Mapping) else values:
             refuse_misspelt(value, own, keys)
     for match in _PLACE.finditer(values) if isinstance(values, str) else ():
+        if match.start() and match.string[match.start() - 1] == "$":
+            continue
         name, key = match[1], match[2].partition(".")[0]
         if name == own and key in {"run", *keys[own]}:
             raise ConfigError(f"steps.{own}: {match[0]}: a step cannot refer to itself; name another step")
-        for near in get_close_matches(name, keys, n=1, cutoff=0.75) if name not in keys else ():
-            if key in {"run", *keys[near]}:
-                hint = f"did you mean {{{near}.{match[2]}}}? steps: {', '.join(keys)}"
-                raise ConfigError(f"steps.{own}: {match[0]}: no step {name!r}; {hint}")
+        if match[2] == "run" and name not in keys and (near := get_close_matches(name, keys, n=1, cutoff=0.75)):
+            hint = f"did you mean {{{near[0]}.run}}? steps: {', '.join(keys)}"
+            raise ConfigError(f"steps.{own}: {match[0]}: no step {name!r}; {hint}")
 
 
 def fill(values: Any, made: Mapping[str, Made], where: str, key: str = "") -> Any:

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,13 @@ def _files(path: Path) -> Iterator[tuple[str, Path]]:
 
 def _fingerprints(files: Mapping[str, Path]) -> dict[str, list[Any]]:
     """The fingerprint of each file. Many are read at a time: the other ranks wait, and a collective has a limit."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        return dict(zip(files, pool.map(_fingerprint, files.values()), strict=True))
+    found: Iterable[list[Any]]
+    try:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            found = pool.map(_fingerprint, files.values())
+    except RuntimeError:  # the interpreter is ending, in which a thread of the program, or one of its last acts, may save
+        found = map(_fingerprint, files.values())
+    return dict(zip(files, found, strict=True))
 
 
 def _fingerprint(file: Path) -> list[Any]:

@@ -1,5 +1,6 @@
 """What a run records of where it came from: the versions of packages, and no secret."""
 
+import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ _TOKENS_OF_TEXT = re.compile(
     r"(bos|eos|pad|unk|mask|sep|cls|end|start|stop|document|special|next|per|unknown|boi|eoi|image|audio|video)_token$",
     re.IGNORECASE,
 )
+_KEYS = ("hf_", "sk-", "ghp_", "glpat-", "xox")  # with which keys of well-known services begin
 _SECRET_IN_URL = re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 
 
@@ -53,19 +55,19 @@ def _secret_in_words(words: Sequence[Any]) -> bool:
 
     A flag such as --use-auth-token is a switch, and takes no value.
     """
-    named = False
+    named = ""  # the kind of flag that the word before was
     for word in words:
         parts = word.split() if isinstance(word, str) else []
         for part in parts:
             name, separator, value = part.partition("=")
             flag = re.fullmatch(r"--?[\w.-]+", name)
-            if named and not flag and _is_value(part):
+            if named and not flag and _is_value(part) and (named != "switch" or part.startswith(_KEYS)):
                 return True
             # in a line of bash, which may hold a program, only what is certainly no expression
             names = (flag or len(parts) == 1 or re.fullmatch(r"[A-Z][A-Z0-9_]*", name)) and _names_secret(name)
             if names and separator and _is_value(value):
                 return True
-            named = bool(flag and names and not separator and not re.match(r"--?(use|no)[_-]", name))
+            named = ("switch" if re.match(r"--?(use|no)[_-]", name) else "flag") if flag and names and not separator else ""
     return False
 
 
@@ -76,7 +78,14 @@ def _names_secret(name: str) -> bool:
 
 def _is_value(text: str) -> bool:
     """Whether a word can be a secret itself: no variable, special token such as <image> or [UNK], number, or path of a file."""
-    return not re.match(r"['\"]*($|[${<\[]|~/|\.{1,2}/|/[^/]*[/.]|(true|false|none|null|\d+)['\"]*$)", text, re.IGNORECASE)
+    bare = text.strip("'\"")
+    is_path = re.match(r"~/|\.{1,2}/", bare) or (re.match(r"/[\w.-]+/", bare) and _has_root(bare))
+    return not is_path and not re.match(r"($|[${<]|(\[\w+\]|true|false|none|null|\d+)$)", bare, re.IGNORECASE)
+
+
+def _has_root(path: str) -> bool:
+    """Whether a path ends as files do, or begins as those of this machine: a key in base64 may begin with a slash."""
+    return bool(re.search(r"\.[a-z]\w{1,7}$", path, re.IGNORECASE)) or os.path.exists(f"/{path.split('/')[1]}")
 
 
 def masked_word(word: str) -> str:

@@ -13,13 +13,13 @@ _LEAST = 0.01  # of the mean: a loss of 0 has no logarithm, and one near it must
 
 @dataclass
 class LossSpikeDetector:
-    """The running mean of the loss, and mean and variance of its logarithm; plain values, so that a resumed run decides like
-    the uninterrupted one."""
+    """The running mean of the loss, and the variance of its logarithm about its trend; plain values, so that a resumed run
+    decides like the uninterrupted one."""
 
     mean: float = 0.0
     observations: int = 0
-    log_mean: float = 0.0  # nats
-    log_variance: float = 0.0
+    last_log: float | None = None  # of the newest loss
+    log_variance: float = 0.0  # half the mean square of its changes, which a falling loss hardly adds to
 
     def check(self, loss: float, gradient_norm: float, config: AnomalyConfig) -> str | None:
         """What is wrong with this step, as a clause for a message, or None."""
@@ -34,7 +34,7 @@ class LossSpikeDetector:
         return None
 
     def _beyond_noise(self, loss: float) -> bool:
-        return math.log(loss) - self.log_mean > _DEVIATIONS * math.sqrt(self.log_variance)
+        return math.log(loss / self.mean) > _DEVIATIONS * math.sqrt(self.log_variance)
 
     def update(self, loss: float) -> None:
         """Count the loss of a step that was no anomaly."""
@@ -42,6 +42,7 @@ class LossSpikeDetector:
         weight = max(1 - _DECAY, 1 / self.observations)
         self.mean += weight * (loss - self.mean)
         if self.mean > 0:
-            deviation = math.log(max(loss, _LEAST * self.mean)) - self.log_mean
-            self.log_mean += weight * deviation
-            self.log_variance = (1 - weight) * (self.log_variance + weight * deviation**2)
+            log = math.log(max(loss, _LEAST * self.mean))
+            change = log - self.last_log if self.last_log is not None else 0.0
+            self.log_variance += weight * (change**2 / 2 - self.log_variance)
+            self.last_log = log

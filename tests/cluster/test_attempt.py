@@ -13,12 +13,13 @@ from cluster.errors import EXIT_DONE, EXIT_REQUEUE
 from cluster.process.forking import Process
 from cluster.process.signals import stop_signals_blocked
 from cluster.run.directory import RunDir
+from cluster.run.event_log import WITHOUT_WORD
 from cluster.run.files import machine
 from cluster.run.names import NODES
 from cluster.run.succession import ENDED
 from cluster.spec import RunState
 from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
-from cluster.supervise.attempt import Attempt
+from cluster.supervise.attempt import Attempt, stopped_without_word
 from cluster.supervise.supervisor import Supervisor
 from tests.patience import Stopwatch
 
@@ -123,3 +124,19 @@ def test_an_outcome_that_is_written_is_not_replaced_by_what_fails_after_it(run: 
     with pytest.raises(FileNotFoundError):
         Supervisor(run, Sleepers(1, ["true"]), sys.executable).supervise(number)
     assert run.last_outcome().state is RunState.SUCCEEDED  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("events", "unsaved"),
+    [
+        (["stop_requested", WITHOUT_WORD], True),
+        (["stop_requested", "checkpoint", WITHOUT_WORD], False),  # it committed one, and died of the signal all the same
+        (["checkpoint", "stop_requested", WITHOUT_WORD], True),
+        (["stop_requested"], False),
+    ],
+)
+def test_a_program_that_committed_after_the_stop_has_saved(run: RunDir, events: list[str], unsaved: bool) -> None:
+    number = run.begin_attempt()
+    for event in events:
+        run.event(event, attempt=number)
+    assert stopped_without_word(run, number) == unsaved

@@ -1,5 +1,7 @@
 """Checkpoints of a program's own making: committed with their checksums, and what is damaged is told."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ import pytest
 
 from jobs.programs import checkpoints
 from tests.patience import HANG_SECONDS
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -46,3 +50,27 @@ def test_what_is_damaged_is_named(shards: Path, tmp_path: Path) -> None:
     assert checkpoints.damage(alone) == "step-4.ckpt is not what was written"
     alone.unlink()
     assert checkpoints.damage(alone) == "step-4.ckpt is missing"
+
+
+ENDING = """
+import atexit, pathlib, sys, threading, time
+from jobs.programs import checkpoints
+
+def commit(path):
+    checkpoints.commit(path.parent, path, None, lambda: None)
+
+def save_late(path):
+    threading.main_thread().join()
+    commit(path)
+
+first, second = map(pathlib.Path, sys.argv[1:])
+atexit.register(commit, second)
+threading.Thread(target=save_late, args=[first]).start()
+"""
+
+
+def test_the_last_checkpoint_is_committed_while_the_interpreter_ends(shards: Path, tmp_path: Path) -> None:
+    """By a thread that saves while the program goes on, or by what a program has left for its end."""
+    (other := tmp_path / "step-4.ckpt").write_text("all of it")
+    subprocess.run([sys.executable, "-c", ENDING, shards, other], check=True, timeout=HANG_SECONDS, cwd=ROOT)
+    assert checkpoints.committed(tmp_path) == ["step-3", "step-4.ckpt"]

@@ -208,7 +208,7 @@ def test_a_dry_run_has_every_step(shell: Shell, pipeline_file: Path) -> None:
         ({"a": {**SHORT, "needs": ["b"]}, "b": {**SHORT, "needs": ["a"]}}, "such a circle can never start"),
         ({"a": {**SHORT, "needs": ["a"]}}, "a needs itself: it could never start"),
         ({"model": SHORT, "b": {**SHORT, "set": {"command": "x {modl.run}"}}}, "steps.b: {modl.run}: no step 'modl'; did you"),
-        ({"data": SHORT, "b": {**SHORT, "set": {"command": ["x", "{dat.name}"]}}}, r"did you mean {data.name}\? steps: data, b"),
+        ({"data": SHORT, "b": {**SHORT, "set": {"command": ["x", "{dat.run}"]}}}, r"did you mean {data.run}\? steps: data, b"),
         ({"first": {**SHORT, "set": {"command": "x {first.run}"}}}, "steps.first: {first.run}: a step cannot refer to itself"),
         ({"a": {**SHORT, "on": "big"}}, "steps.a: .*`on`: all steps run on the cluster that the pipeline is submitted to"),
         ({"a": {"job": "comand"}}, "steps.a: unknown job 'comand'; did you mean 'command'"),
@@ -225,7 +225,7 @@ def test_mistakes_leave_nothing_behind(shell: Shell, steps: dict[str, Any], word
 
 
 def test_braces_of_a_program_are_its_own(shell: Shell) -> None:
-    lines = ["awk '{print $1}'", "f '{mode.value} {x.run} {modl.color}'", 'jq "{a: .b}"']
+    lines = ["awk '{print $1}'", "f '{mode.value} {x.run} {models.name} ${modl.run}'", 'jq "{a: .b}"']
     steps = {"model": SHORT, "b": {**SHORT, "set": {"command": lines[0]}}, "c": {**SHORT, "set": {"command": lines[1:]}}}
     load_config(PipelineConfig, {"steps": steps}).resolved()
 

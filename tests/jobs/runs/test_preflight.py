@@ -1,5 +1,6 @@
 """Inputs that a job names as its cluster sees them, while this machine sees them elsewhere, or not at all."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import yaml
 
 from cluster.backends.base import Profile
 from cluster.backends.local.backend import LocalBackend
+from cluster.backends.profiles import load_profile
 from cluster.errors import ConfigError, DataError
 from cluster.run.directory import RunDir
 from jobs.evaluate.config import EvaluateConfig
@@ -111,9 +113,20 @@ def test_a_submission_without_a_way_to_the_cluster_leaves_no_run(nowhere: Path) 
 
 
 def test_a_run_that_was_never_submitted_is_cancelled_without_its_cluster(nowhere: Path) -> None:
-    run = RunDir.create("x", {"job": "command", "cluster": "team", "config": {}, "resources": {"nodes": 1}}, nowhere)
+    record = {"job": "command", "cluster": "team", "config": {}, "resources": {"nodes": 1}}
+    run = RunDir.create("x", {**record, "created": time.time() - 1000}, nowhere)
     assert list(cancel_runs([run.id])) == [f"{run.id} is cancelled: it was never submitted"]
     assert run.cancel_requested
+
+
+@pytest.mark.parametrize("more", [{"created": None}, {"created": 1.0, "parent": "sweep-1"}])
+def test_a_run_that_may_be_on_its_way_is_not_taken_for_one_that_was_never_submitted(nowhere: Path, more: dict[str, Any]) -> None:
+    """Whoever submits a thousand runs writes all down first; and a copy of another run's child may not have all its files."""
+    record = {"job": "command", "cluster": "team", "config": {}, "resources": {"nodes": 1}}
+    run = RunDir.create("x", {**record, **more, "created": more["created"] or time.time()}, nowhere)
+    with pytest.raises(ConfigError, match="no such kubeconfig"):
+        K8sBackend(load_profile("team")).cancel_many([run])
+    assert run.attempts() == []
 
 
 @pytest.mark.parametrize("ask", [submit, lambda job, config, name: render(job, [config], name)])

@@ -40,6 +40,8 @@ def test_wheels_and_eggs_are_known_by_their_folders_and_the_first_one_counts(
         ["bash", "-c", "cd x && WANDB_API_KEY='abc' python train.py"],
         ["bash", "-c", "train --api-key abc --steps 3"],
         ["python", "train.py", "hub.token=hf_abc"],
+        ["train.py", "--use-auth-token", "hf_abc"],
+        ["train.py", "--api-key", "/9j4AAQ/abc+x", "--token=[x]secret"],
     ],
 )
 def test_no_word_of_a_command_is_a_secret(words: list[str]) -> None:

@@ -99,6 +99,18 @@ def test_a_spike_above_the_noise_is_an_anomaly_near_zero_too(spread: float, spik
     assert first_alarm(losses, AnomalyConfig()) == len(losses) - 1
 
 
+@pytest.mark.parametrize("step", [50, 100, 200])
+def test_a_falling_loss_is_no_noise(step: int) -> None:
+    """A run that diverges while it still learns fast is seen as soon as one that has converged."""
+    losses = converging(np.random.default_rng(2), 0.03)[:step]
+    assert first_alarm([*losses, 5 * losses[-1]], AnomalyConfig(spike_factor=2.0)) == step
+
+
+def test_a_checkpoint_without_figures_of_the_noise_goes_by_the_mean() -> None:
+    detector = LossSpikeDetector(mean=0.02, observations=500)
+    assert detector.check(0.1, 1.0, AnomalyConfig()) is not None
+
+
 def test_a_loss_that_is_zero_or_below_breaks_no_mean() -> None:
     detector = LossSpikeDetector()
     for loss in [0.0, -0.1, *[0.01, 0.0] * 20, *[-0.2] * 200]:

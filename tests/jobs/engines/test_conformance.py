@@ -27,6 +27,8 @@ ANSWER_SECONDS = 300  # a case may ask for 128 answers, which are drawn eight at
 LEFT_OUT = ("positive_data_acceptance",)
 # a model of text reads no pictures, and says so: 400
 NOT_OF_TEXT_MODELS = {"chat-image-input"}
+# an answer is drawn without a seed, and one in some hundreds of a small model goes on to the end of the context: rightly told
+RAMBLED = ["finish_reason: expected 'stop', got 'length'"]
 
 
 @pytest.fixture(scope="session")
@@ -75,5 +77,6 @@ def test_llm_comply(name: str, testers: Path, tmp_path: Path) -> None:
             env={**os.environ, "NO_COLOR": "1"},
         )
         results = json.loads(done.stdout[done.stdout.index("{") :])["results"]
-        failed = {one["id"]: one for one in results if one["status"] not in {"passed", "skipped"}}
+        right = {one["id"] for one in results if one["status"] in {"passed", "skipped"} or one.get("errors") == RAMBLED}
+        failed = {one["id"]: one for one in results if one["id"] not in right}
         assert failed.keys() == NOT_OF_TEXT_MODELS, failed

@@ -137,7 +137,7 @@ def _hint(key: str, known: Sequence[str]) -> str:
     if not near and inside:
         words = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in inside], n=1)
         near = [f"{section}.{word}" for word in words]
-    elif not near:  # its place in the tree may be right, then only its place may be wrong
+    elif not near:  # its last word may be misspelt, or stand in another section
         ends = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in names], n=1, cutoff=0.8)
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
         near = near or [name for name in names if name.rpartition(".")[2] in ends] or difflib.get_close_matches(key, names, n=1)

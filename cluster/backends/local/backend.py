@@ -46,7 +46,7 @@ class LocalBackend(Backend):
     ships_code = False  # the code that is there now is what one wants on a laptop
 
     def __init__(self, profile: Profile) -> None:
-        """Raises ConfigError for keys that the profile of this machine does not have."""
+        """Take a profile of this machine. Raises ConfigError for a key that such a profile does not have."""
         super().__init__(profile)
         load_section(LocalProfile, profile.options, f"cluster {profile.name!r}")
 

@@ -56,26 +56,30 @@ def test_a_run_is_called_after_its_program(command: list[str], name: str) -> Non
     assert load_config(CommandConfig, {"command": command, "name": "mine"}).resolved().name == "mine"
 
 
-def test_what_an_earlier_group_has_said_is_not_this_ones(tmp_path: Path) -> None:
-    run = RunDir.create("x", {"job": "command", "config": {}, "resources": {}}, tmp_path)
+def one_of_two_that_said(text: str, folder: Path) -> JobContext:
+    """A rank of two whose program has printed a text."""
+    run = RunDir.create("x", {"job": "command", "config": {}, "resources": {}}, folder)
     context = JobContext(run=run, attempt=run.begin_attempt(), world_size=2)
     log = log_of(context)
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("RuntimeError: Connection closed by peer\n")
+    log.write_text(text)
+    return context
+
+
+def test_what_an_earlier_group_has_said_is_not_this_ones(tmp_path: Path) -> None:
+    context = one_of_two_that_said("RuntimeError: Connection closed by peer\n", tmp_path)
     with pytest.raises(LostPeerError):
         judge(1, None, context)
     since = said_so_far(context)
-    log.write_text(log.read_text() + "ValueError: a bug, and to be counted as one\n")
+    with log_of(context).open("a") as log:
+        log.write("ValueError: a bug, and to be counted as one\n")
     with pytest.raises(ProgramFailedError, match="ValueError: a bug"):
         judge(1, None, context, since)
 
 
 def test_a_fault_that_nccl_names_is_the_programs_own(tmp_path: Path) -> None:
-    run = RunDir.create("x", {"job": "command", "config": {}, "resources": {}}, tmp_path)
-    context = JobContext(run=run, attempt=run.begin_attempt(), world_size=2)
-    log = log_of(context)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("torch.distributed.DistBackendError: ncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0\n")
+    said = "torch.distributed.DistBackendError: ncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0\n"
+    context = one_of_two_that_said(said, tmp_path)
     with pytest.raises(ProgramFailedError, match="Duplicate GPU detected"):
         judge(1, None, context)
 

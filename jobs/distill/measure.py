@@ -42,7 +42,7 @@ def measured(context: JobContext, config: DistillConfig, group: Group, found: Le
         return build_model(one, context.run, group, config.parallel, config.precision, trainable=False)
 
     teacher = opened(found.teacher)
-    n = min(config.validation.max_sequences, loader.sequences)
+    n = loader.sequences
     exam = _Exam(config=config, group=group, loader=loader, teacher=teacher, n=n)
     sequences: dict[str, torch.Tensor] = {}  # [n, 2]: nats a token, KL from the teacher
     rows: list[dict[str, Any]] = []

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from cluster.errors import ConfigError
-from cluster.spec import Engine
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.spec import Engine
 
 
 class Section(BaseModel):

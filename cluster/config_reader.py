@@ -11,9 +11,9 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from cluster.config import CountRange, JobConfig, Section
-from cluster.errors import ConfigError
-from cluster.yaml_loader import DuplicateKeyError, Loader
+from ropewalk.cluster.config import CountRange, JobConfig, Section
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.yaml_loader import DuplicateKeyError, Loader
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

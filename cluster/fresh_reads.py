@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import DamagedFileError
+from ropewalk.cluster.errors import DamagedFileError
 
 
 def read_afresh(path: Path) -> bytes:

@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from cluster.config import Resources
-from cluster.errors import ConfigError
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import ConfigError
 
 DEVICES_VARIABLE = "CUDA_VISIBLE_DEVICES"
 ORDER_VARIABLE = "CUDA_DEVICE_ORDER"

@@ -64,7 +64,9 @@ class JobSpec:
     engine: Engine
     preload: tuple[str, ...] = ()  # modules that are imported once, before ranks are forked
     reports: tuple[str, ...] = ()  # patterns of the metrics that it reports; none: unknown
-    view: str = "jobs.runs.view:RunView"  # how its runs are shown, explained and cancelled; its import must stay light too
+    view: str = (
+        "ropewalk.jobs.runs.show.view:RunView"  # how its runs are shown, explained and cancelled; its import must stay light too
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,8 @@ from typing import IO, Any, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cluster.errors import DataError, StorageError
-from cluster.fresh_reads import list_afresh, read_afresh
+from ropewalk.cluster.errors import DataError, StorageError
+from ropewalk.cluster.fresh_reads import list_afresh, read_afresh
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

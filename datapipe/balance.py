@@ -9,13 +9,13 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cluster.errors import DataError
-from cluster.storage import StoragePath
-from datapipe.dedup.exact import LEFT_OUT, TRAIN, Corpus, id_hashes
-from datapipe.filters.balance import Balance
-from datapipe.inputs.files import Unit
-from datapipe.inputs.ingest import languages_name, texts_name
-from datapipe.inputs.streams import open_file
+from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.dedup.exact import LEFT_OUT, TRAIN, Corpus, id_hashes
+from ropewalk.datapipe.filters.balance import Balance
+from ropewalk.datapipe.inputs.files import Unit
+from ropewalk.datapipe.inputs.ingest import languages_name, texts_name
+from ropewalk.datapipe.inputs.streams import open_file
 
 
 def read_sources(unit: Unit, work: StoragePath) -> tuple[list[str], NDArray[np.int64]]:

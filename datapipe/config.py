@@ -6,15 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from cluster.config import DataPath, Section, absolute
-from datapipe.filters.augment import Augment
-from datapipe.filters.balance import Balance
-from datapipe.filters.decontaminate import Decontaminate
-from datapipe.filters.language import Language
-from datapipe.filters.paragraphs import Paragraphs
-from datapipe.filters.pii import PersonalData
-from datapipe.filters.registry import Filters
-from datapipe.minhash.config import NearDuplicates
+from ropewalk.cluster.config import DataPath, Section, absolute
+from ropewalk.datapipe.filters.augment import Augment
+from ropewalk.datapipe.filters.balance import Balance
+from ropewalk.datapipe.filters.decontaminate import Decontaminate
+from ropewalk.datapipe.filters.language import Language
+from ropewalk.datapipe.filters.paragraphs import Paragraphs
+from ropewalk.datapipe.filters.pii import PersonalData
+from ropewalk.datapipe.filters.registry import Filters
+from ropewalk.datapipe.minhash.config import NearDuplicates
 
 MIB = 1 << 20
 

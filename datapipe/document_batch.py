@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from datapipe.document import Document, Rejection
-from datapipe.text.characters import character_tables
-from datapipe.text.compiled import kernels
-from datapipe.text.token_marks import abbreviations, token_marks
+from ropewalk.datapipe.document import Document, Rejection
+from ropewalk.datapipe.text.characters import character_tables
+from ropewalk.datapipe.text.compiled import kernels
+from ropewalk.datapipe.text.token_marks import abbreviations, token_marks
 
 SCHEMA = pa.schema(
     [
@@ -24,9 +24,9 @@ SCHEMA = pa.schema(
         ("text", pa.large_string()),
     ]
 )
-KERNELS = "datapipe.text.kernels"
+KERNELS = "ropewalk.datapipe.text.kernels"
 HEAD_BYTES = 400  # of a text that is dropped, for the report
-TOKENS_KERNELS = "datapipe.text.tokens_kernels"
+TOKENS_KERNELS = "ropewalk.datapipe.text.tokens_kernels"
 
 
 class Words(NamedTuple):

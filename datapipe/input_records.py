@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from cluster.storage import StoragePath
-from datapipe.dedup.exact import TRAIN, files_of_documents
-from datapipe.inputs.ingest import UnitSummary
-from datapipe.manifest import InputRecord, hash_of
-from datapipe.tokens.shards import Layout
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.dedup.exact import TRAIN, files_of_documents
+from ropewalk.datapipe.inputs.ingest import UnitSummary
+from ropewalk.datapipe.manifest import InputRecord, hash_of
+from ropewalk.datapipe.tokens.shards import Layout
 
 
 def input_records(layout: Layout, summaries: Sequence[UnitSummary], work: StoragePath) -> list[InputRecord]:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar, cast
 
 import numba
 
-from datapipe.text.compiled import cache_folder
+from ropewalk.datapipe.text.compiled import cache_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
 

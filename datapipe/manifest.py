@@ -7,9 +7,9 @@ from typing import Any, Literal
 import xxhash
 from pydantic import Field, ValidationError
 
-from cluster.config import Section
-from cluster.errors import DataError
-from cluster.storage import StoragePath
+from ropewalk.cluster.config import Section
+from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.storage import StoragePath
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.storage import StoragePath
+from ropewalk.cluster.storage import StoragePath
 
 WORD = 8  # bytes of an offset
 

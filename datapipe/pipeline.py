@@ -8,32 +8,32 @@ from typing import Any
 
 import numpy as np
 
-from cluster.errors import DataError
-from cluster.storage import StoragePath
-from datapipe.balance import balance
-from datapipe.config import DataSetConfig, ReadRules, stages
-from datapipe.decontamination.items import check_items
-from datapipe.dedup.equal import drop_equal_texts, rename_equal_ids
-from datapipe.dedup.exact import EMPTIED, NEAR_DUPLICATE, TRAIN, VALIDATION, Corpus, load_corpus
-from datapipe.dedup.near.search import NearDecisions, NearUnit, find_near_duplicates
-from datapipe.dedup.paragraphs.cutting import cut_sizes
-from datapipe.dedup.paragraphs.find import find_repeated_paragraphs
-from datapipe.dedup.stages import StageTask
-from datapipe.execution.worker import Task
-from datapipe.input_records import input_records
-from datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
-from datapipe.inputs.ingest import UnitSummary, read_summary, rejection_reasons, summary_name, texts_name
-from datapipe.inputs.split import files_to_split, pieces_of, read_split
-from datapipe.inputs.streams import naming_full_disk
-from datapipe.manifest import InputRecord, Manifest, NearRecord, Rejected, Shard, Totals, write_manifest
-from datapipe.plan import WORK, begin_or_resume, deciding_keys, find_complete, remote_versions
-from datapipe.progress import Progress
-from datapipe.rejected import plan_rejected
-from datapipe.report.report import write_report
-from datapipe.report.samples import Facts, merge
-from datapipe.tokens.sample import plan_sample
-from datapipe.tokens.shards import FOLDERS, Layout, plan_shards, read_sidecar, shard_limit
-from datapipe.tokens.tokenizer import Encoder, read_tokenizer, take_tokenizer, write_tokenizer
+from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.balance import balance
+from ropewalk.datapipe.config import DataSetConfig, ReadRules, stages
+from ropewalk.datapipe.decontamination.items import check_items
+from ropewalk.datapipe.dedup.equal import drop_equal_texts, rename_equal_ids
+from ropewalk.datapipe.dedup.exact import EMPTIED, NEAR_DUPLICATE, TRAIN, VALIDATION, Corpus, load_corpus
+from ropewalk.datapipe.dedup.near.search import NearDecisions, NearUnit, find_near_duplicates
+from ropewalk.datapipe.dedup.paragraphs.cutting import cut_sizes
+from ropewalk.datapipe.dedup.paragraphs.find import find_repeated_paragraphs
+from ropewalk.datapipe.dedup.stages import StageTask
+from ropewalk.datapipe.execution.worker import Task
+from ropewalk.datapipe.input_records import input_records
+from ropewalk.datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
+from ropewalk.datapipe.inputs.ingest import UnitSummary, read_summary, rejection_reasons, summary_name, texts_name
+from ropewalk.datapipe.inputs.split import files_to_split, pieces_of, read_split
+from ropewalk.datapipe.inputs.streams import naming_full_disk
+from ropewalk.datapipe.manifest import InputRecord, Manifest, NearRecord, Rejected, Shard, Totals, write_manifest
+from ropewalk.datapipe.plan import WORK, begin_or_resume, deciding_keys, find_complete, remote_versions
+from ropewalk.datapipe.progress import Progress
+from ropewalk.datapipe.rejected import plan_rejected
+from ropewalk.datapipe.report.report import write_report
+from ropewalk.datapipe.report.samples import Facts, merge
+from ropewalk.datapipe.tokens.sample import plan_sample
+from ropewalk.datapipe.tokens.shards import FOLDERS, Layout, plan_shards, read_sidecar, shard_limit
+from ropewalk.datapipe.tokens.tokenizer import Encoder, read_tokenizer, take_tokenizer, write_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from cluster.errors import DataError
-from cluster.storage import StoragePath
-from datapipe.config import DataSetConfig
-from datapipe.decontamination.items import checksums
-from datapipe.inputs.files import InputFile
-from datapipe.inputs.streams import place_of
-from datapipe.manifest import MANIFEST_NAME, Manifest, checksum_of_file, read_manifest
-from datapipe.tokens.tokenizer import FOLDER, tokenizer_checksum
+from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.config import DataSetConfig
+from ropewalk.datapipe.decontamination.items import checksums
+from ropewalk.datapipe.inputs.files import InputFile
+from ropewalk.datapipe.inputs.streams import place_of
+from ropewalk.datapipe.manifest import MANIFEST_NAME, Manifest, checksum_of_file, read_manifest
+from ropewalk.datapipe.tokens.tokenizer import FOLDER, tokenizer_checksum
 
 WORK = ".work"
 PLAN_NAME = "plan.json"

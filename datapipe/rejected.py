@@ -9,14 +9,14 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from cluster.storage import StoragePath
-from datapipe.dedup.exact import DUPLICATE, EMPTIED, LEFT_OUT, unnamed_id
-from datapipe.dedup.near.search import NearDecisions
-from datapipe.inputs.files import Unit
-from datapipe.inputs.ingest import UnitSummary, rejections_name
-from datapipe.inputs.streams import naming_full_disk
-from datapipe.report.samples import HEAD_CHARS, Facts, fewest
-from datapipe.tokens.shards import Kept, Layout, Slice, cut_slices, read_slice, slice_of
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.dedup.exact import DUPLICATE, EMPTIED, LEFT_OUT, unnamed_id
+from ropewalk.datapipe.dedup.near.search import NearDecisions
+from ropewalk.datapipe.inputs.files import Unit
+from ropewalk.datapipe.inputs.ingest import UnitSummary, rejections_name
+from ropewalk.datapipe.inputs.streams import naming_full_disk
+from ropewalk.datapipe.report.samples import HEAD_CHARS, Facts, fewest
+from ropewalk.datapipe.tokens.shards import Kept, Layout, Slice, cut_slices, read_slice, slice_of
 
 FOLDER = "rejected"
 OTHERS = {DUPLICATE: "duplicate", EMPTIED: "paragraphs", LEFT_OUT: "balance"}  # beside what filters and near-duplicates drop

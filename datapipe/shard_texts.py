@@ -9,9 +9,9 @@ import pyarrow as pa
 import xxhash
 from tokenizers import Tokenizer
 
-from cluster.errors import CorruptShardError, DataError
-from cluster.storage import StoragePath
-from datapipe.manifest import Manifest, Shard, read_manifest
+from ropewalk.cluster.errors import CorruptShardError, DataError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.manifest import Manifest, Shard, read_manifest
 
 ROWS_A_BATCH = 512
 

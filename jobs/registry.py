@@ -4,9 +4,9 @@ import difflib
 from importlib import import_module
 from typing import Any
 
-from cluster.config import JobConfig
-from cluster.errors import ConfigError
-from cluster.spec import Engine, JobSpec
+from ropewalk.cluster.config import JobConfig
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.spec import Engine, JobSpec
 
 GROUP = "ropewalk.jobs"  # entry points that are a JobSpec: jobs that others add
 
@@ -16,7 +16,7 @@ _TRAINING = (
     "transformers.models.llama.modeling_llama",  # of the presets; every other model needs most of what it imports
     "torch.distributed.fsdp",
     "torch.distributed.checkpoint",
-    "jobs.training.recipe",
+    "ropewalk.jobs.training.loop.recipe",
 )
 _VALIDATION = ("validation/loss", "validation/bits_per_byte")
 
@@ -26,28 +26,28 @@ JOBS: dict[str, JobSpec] = {
         JobSpec(
             name="preprocess",
             summary="Turn raw documents into a sharded Arrow data set of tokens.",
-            config="jobs.preprocess.config:PreprocessConfig",
-            entry="jobs.preprocess.job:main",
+            config="ropewalk.jobs.preprocess.config:PreprocessConfig",
+            entry="ropewalk.jobs.preprocess.job:main",
             engine=Engine.RAY,
         ),
         JobSpec(
             name="pretrain",
             summary="Train a language model with FSDP on a data set.",
-            config="jobs.pretrain.config:PretrainConfig",
-            entry="jobs.pretrain.job:main",
+            config="ropewalk.jobs.training.pretrain.config:PretrainConfig",
+            entry="ropewalk.jobs.training.pretrain.job:main",
             engine=Engine.RANKS,
-            preload=(*_TRAINING, "jobs.pretrain.job"),
+            preload=(*_TRAINING, "ropewalk.jobs.training.pretrain.job"),
             reports=("train/loss", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION),
         ),
         JobSpec(
             name="align",
             summary="Align a language model with preferences or rewards: DPO, IPO, KTO, ORPO, SimPO, GRPO.",
-            config="jobs.align.config:AlignConfig",
-            entry="jobs.align.job:main",
+            config="ropewalk.jobs.training.align.config:AlignConfig",
+            entry="ropewalk.jobs.training.align.job:main",
             engine=Engine.RANKS,
             preload=(
-                *(*_TRAINING, "jobs.align.job", "jobs.align.preferences.recipe"),
-                *("jobs.align.reward.recipe", "jobs.align.rollouts.recipe"),
+                *(*_TRAINING, "ropewalk.jobs.training.align.job", "ropewalk.jobs.training.align.preferences.recipe"),
+                *("ropewalk.jobs.training.align.reward.recipe", "ropewalk.jobs.training.align.grpo.recipe"),
             ),
             reports=(
                 *("train/loss", "train/gradient_norm", "train/tokens_per_second", "validation/loss"),
@@ -58,111 +58,111 @@ JOBS: dict[str, JobSpec] = {
         JobSpec(
             name="finetune",
             summary="Teach a language model to answer, on conversations: all weights or a low-rank adapter.",
-            config="jobs.finetune.config:FinetuneConfig",
-            entry="jobs.finetune.job:main",
+            config="ropewalk.jobs.training.finetune.config:FinetuneConfig",
+            entry="ropewalk.jobs.training.finetune.job:main",
             engine=Engine.RANKS,
-            preload=(*_TRAINING, "jobs.finetune.job"),
+            preload=(*_TRAINING, "ropewalk.jobs.training.finetune.job"),
             reports=("train/loss", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION, "validation/gap"),
         ),
         JobSpec(
             name="answers",
             summary="Ask a served teacher, and keep its answers as conversations that finetune learns from.",
-            config="jobs.distill.answers.config:AnswersConfig",
-            entry="jobs.distill.answers.job:main",
+            config="ropewalk.jobs.training.distill.answers.config:AnswersConfig",
+            entry="ropewalk.jobs.training.distill.answers.job:main",
             engine=Engine.PROCESS,
         ),
         JobSpec(
             name="distill",
             summary="Teach a smaller model, a preset or cut out of the teacher, what a larger one knows.",
-            config="jobs.distill.config:DistillConfig",
-            entry="jobs.distill.job:main",
+            config="ropewalk.jobs.training.distill.config:DistillConfig",
+            entry="ropewalk.jobs.training.distill.job:main",
             engine=Engine.RANKS,
-            preload=(*_TRAINING, "jobs.distill.job"),
-            view="jobs.distill.view:DistillView",
+            preload=(*_TRAINING, "ropewalk.jobs.training.distill.job"),
+            view="ropewalk.jobs.training.distill.view:DistillView",
             reports=("train/loss", "train/divergence", "train/gradient_norm", "train/tokens_per_second", *_VALIDATION),
         ),
         JobSpec(
             name="evaluate",
             summary="Measure a model: bits per byte on held-out text, tasks, sample generations; and hold it to a gate.",
-            config="jobs.evaluate.config:EvaluateConfig",
-            entry="jobs.evaluate.job:main",
+            config="ropewalk.jobs.evaluation.evaluate.config:EvaluateConfig",
+            entry="ropewalk.jobs.evaluation.evaluate.job:main",
             engine=Engine.RANKS,
-            preload=(*_TRAINING, "jobs.evaluate.job"),
-            view="jobs.evaluate.view:EvaluateView",
+            preload=(*_TRAINING, "ropewalk.jobs.evaluation.evaluate.job"),
+            view="ropewalk.jobs.evaluation.evaluate.view:EvaluateView",
         ),
         JobSpec(
             name="audit",
             summary="Audit a model before it is trusted: stereotypes, memory, personal data, contamination; with a gate.",
-            config="jobs.audit.config:AuditConfig",
-            entry="jobs.audit.job:main",
+            config="ropewalk.jobs.evaluation.audit.config:AuditConfig",
+            entry="ropewalk.jobs.evaluation.audit.job:main",
             engine=Engine.RANKS,
-            preload=(*_TRAINING, "jobs.audit.job"),
-            view="jobs.audit.view:AuditView",
+            preload=(*_TRAINING, "ropewalk.jobs.evaluation.audit.job"),
+            view="ropewalk.jobs.evaluation.audit.view:AuditView",
         ),
         JobSpec(
             name="compress",
             summary="Prune and quantize a model, and measure each variant in the engine that serves it; with a gate.",
-            config="jobs.compress.config:CompressConfig",
-            entry="jobs.compress.job:main",
+            config="ropewalk.jobs.models.compress.config:CompressConfig",
+            entry="ropewalk.jobs.models.compress.job:main",
             engine=Engine.RANKS,
-            preload=(*_TRAINING, "jobs.compress.job"),
-            view="jobs.compress.view:CompressView",
+            preload=(*_TRAINING, "ropewalk.jobs.models.compress.job"),
+            view="ropewalk.jobs.models.compress.view:CompressView",
         ),
         JobSpec(
             name="collect",
             summary="Make conversations and preferences of what a serving run has captured.",
-            config="jobs.collect.config:CollectConfig",
-            entry="jobs.collect.job:main",
+            config="ropewalk.jobs.serving.collect.config:CollectConfig",
+            entry="ropewalk.jobs.serving.collect.job:main",
             engine=Engine.PROCESS,
         ),
         JobSpec(
             name="refresh",
             summary="Watch a serving run: learn from feedback, judge, canary and promote; each step is a run.",
-            config="jobs.refresh.config:RefreshConfig",
-            entry="jobs.refresh.job:main",
+            config="ropewalk.jobs.serving.refresh.config:RefreshConfig",
+            entry="ropewalk.jobs.serving.refresh.job:main",
             engine=Engine.PROCESS,
-            view="jobs.refresh.view:RefreshView",
+            view="ropewalk.jobs.serving.refresh.view:RefreshView",
         ),
         JobSpec(
             name="serve",
             summary="Answer requests with a model, through OpenAI's API: replicas, updates without a lost answer.",
-            config="jobs.serve.config:ServeConfig",
-            entry="jobs.serve.job:main",
+            config="ropewalk.jobs.serving.serve.config:ServeConfig",
+            entry="ropewalk.jobs.serving.serve.job:main",
             engine=Engine.RAY,
             reports=("serve/requests_per_second", "serve/replicas", "serve/requests", "serve/errors"),
-            view="jobs.serve.view:ServeView",
+            view="ropewalk.jobs.serving.serve.view:ServeView",
         ),
         JobSpec(
             name="command",
             summary="Run any program: as ranks, one a node, or once.",
-            config="jobs.command.config:CommandConfig",
-            entry="jobs.command.job:main",
+            config="ropewalk.jobs.orchestration.command.config:CommandConfig",
+            entry="ropewalk.jobs.orchestration.command.job:main",
             engine=Engine.RANKS,
-            preload=("jobs.command.job",),
+            preload=("ropewalk.jobs.orchestration.command.job",),
         ),
         JobSpec(
             name="function",
             summary="Call a Python function; `ropewalk.submit` in a program or a notebook writes it.",
-            config="jobs.function.config:FunctionConfig",
-            entry="jobs.function.job:main",
+            config="ropewalk.jobs.orchestration.function.config:FunctionConfig",
+            entry="ropewalk.jobs.orchestration.function.job:main",
             engine=Engine.PROCESS,
-            preload=("jobs.function.job",),
+            preload=("ropewalk.jobs.orchestration.function.job",),
         ),
         JobSpec(
             name="sweep",
             summary="Search for the best configuration of another job; each trial is a run.",
-            config="jobs.sweep.config:SweepConfig",
-            entry="jobs.sweep.job:main",
+            config="ropewalk.jobs.orchestration.sweep.config:SweepConfig",
+            entry="ropewalk.jobs.orchestration.sweep.job:main",
             engine=Engine.PROCESS,
-            view="jobs.sweep.view:SweepView",
+            view="ropewalk.jobs.orchestration.sweep.view:SweepView",
         ),
         JobSpec(
             name="pipeline",
             summary="Run several jobs, some of which need others; each is a run.",
-            config="jobs.pipeline.config:PipelineConfig",
-            entry="jobs.pipeline.job:main",
+            config="ropewalk.jobs.orchestration.pipeline.config:PipelineConfig",
+            entry="ropewalk.jobs.orchestration.pipeline.job:main",
             engine=Engine.PROCESS,
-            view="jobs.pipeline.view:PipelineView",
+            view="ropewalk.jobs.orchestration.pipeline.view:PipelineView",
         ),
     )
 }
@@ -189,7 +189,7 @@ def config_of(spec: JobSpec) -> type[JobConfig]:
 
 
 def view_class(job: str) -> Any:
-    """The class by which a job's runs are shown (a `jobs.runs.view.RunView`); the default where the job is not installed here."""
+    """Return the view class of a job (a `ropewalk.jobs.runs.show.view.RunView`), or the default if the job is not installed."""
     try:
         return _imported(find_job(job).view)
     except ConfigError:

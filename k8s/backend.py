@@ -10,33 +10,40 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
-from cluster.backends.base import Backend, BackendState, Check, Profile
-from cluster.backends.recovery import conclude, has_agents, last_known
-from cluster.backends.submission import key_of, named_beside, next_attempt, open_attempts, open_dependencies, refuse_active
-from cluster.config import Resources
-from cluster.config_reader import load_section
-from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import write_all
-from cluster.spec import RunState
-from cluster.supervise.supervisor import close_unfinished_attempt
-from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError
-from k8s.api.kubeconfig import connect
-from k8s.api.objects import end_of
-from k8s.manifests.job import dump, render_job
-from k8s.manifests.service import render_service, served_port, service_name
-from k8s.names import job_name_of, name_of
-from k8s.profile import K8sProfile
-from k8s.status.observe import Observation, observe
-from k8s.status.pending_reasons import with_remedy
-from k8s.status.run_state import ended_unseen, handle_of, run_state
-from k8s.status.settle import settle_run
-from k8s.submission.hand_over import hand_over
-from k8s.submission.preflight import refuse_the_impossible, refuse_without_rights
-from k8s.submission.release_controller import HeldRuns, write_held
-from k8s.submission.staging import stage
-from k8s.submission.submit import THREADS, Submission, create_all, withdraw
-from k8s.volume.reader import Reader
+from ropewalk.cluster.backends.base import Backend, BackendState, Check, Profile
+from ropewalk.cluster.backends.recovery import conclude, has_agents, last_known
+from ropewalk.cluster.backends.submission import (
+    key_of,
+    named_beside,
+    next_attempt,
+    open_attempts,
+    open_dependencies,
+    refuse_active,
+)
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.config_reader import load_section
+from ropewalk.cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.run.files import write_all
+from ropewalk.cluster.spec import RunState
+from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt
+from ropewalk.k8s.api.client import ApiAwayError, Kubernetes, NotFoundError
+from ropewalk.k8s.api.kubeconfig import connect
+from ropewalk.k8s.api.objects import end_of
+from ropewalk.k8s.manifests.job import dump, render_job
+from ropewalk.k8s.manifests.service import render_service, served_port, service_name
+from ropewalk.k8s.names import job_name_of, name_of
+from ropewalk.k8s.profile import K8sProfile
+from ropewalk.k8s.status.observe import Observation, observe
+from ropewalk.k8s.status.pending_reasons import with_remedy
+from ropewalk.k8s.status.run_state import ended_unseen, handle_of, run_state
+from ropewalk.k8s.status.settle import settle_run
+from ropewalk.k8s.submission.hand_over import hand_over
+from ropewalk.k8s.submission.preflight import refuse_the_impossible, refuse_without_rights
+from ropewalk.k8s.submission.release_controller import HeldRuns, write_held
+from ropewalk.k8s.submission.staging import stage
+from ropewalk.k8s.submission.submit import THREADS, Submission, create_all, withdraw
+from ropewalk.k8s.volume.reader import Reader
 
 log = logging.getLogger(__name__)
 
@@ -294,12 +301,12 @@ class K8sBackend(Backend):
 
     def checks(self) -> list[Check]:
         """What `doctor` prints of this cluster."""
-        from k8s.status.doctor import checks  # noqa: PLC0415 - only doctor needs it
+        from ropewalk.k8s.status.doctor import checks  # noqa: PLC0415 - only doctor needs it
 
         return checks(lambda: self.kube, self.profile)
 
     def start_estimate(self, run: RunDir, resources: Resources) -> str:
         """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""
-        from k8s.status.start_estimate import estimate  # noqa: PLC0415 - only a dry run needs it
+        from ropewalk.k8s.status.start_estimate import estimate  # noqa: PLC0415 - only a dry run needs it
 
         return estimate(lambda: self.kube, self.profile, resources)

@@ -13,14 +13,14 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from cluster.errors import CheckpointError, RopewalkError, StaleAttemptError, StorageError
-from cluster.run.directory import RunDir
-from cluster.run.fence import Fence
-from cluster.storage import StoragePath
-from sharding.config import CheckpointConfig
-from sharding.floats import nulled
-from sharding.group import Group
-from sharding.layout import (
+from ropewalk.cluster.errors import CheckpointError, RopewalkError, StaleAttemptError, StorageError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.fence import Fence
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.sharding.config import CheckpointConfig
+from ropewalk.sharding.floats import nulled
+from ropewalk.sharding.group import Group
+from ropewalk.sharding.layout import (
     MANIFEST_NAME,
     complete_steps,
     directory_of,
@@ -31,7 +31,7 @@ from sharding.layout import (
     tell_steps,
     told_steps,
 )
-from sharding.manifest import (
+from ropewalk.sharding.manifest import (
     CheckpointManifest,
     FileRecord,
     config_diff,
@@ -40,8 +40,8 @@ from sharding.manifest import (
     problems,
     read_manifest,
 )
-from sharding.state import State
-from sharding.storage import CheckpointReader, CheckpointWriter, WrittenFile, parse_index
+from ropewalk.sharding.state import State
+from ropewalk.sharding.storage import CheckpointReader, CheckpointWriter, WrittenFile, parse_index
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cluster.config import DataPath, Section
+from ropewalk.cluster.config import DataPath, Section
 
 
 class BatchConfig(Section):

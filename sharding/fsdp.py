@@ -8,8 +8,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from sharding.config import ParallelConfig
-from sharding.group import Group
+from ropewalk.sharding.config import ParallelConfig
+from ropewalk.sharding.group import Group
 
 _SMALL_BYTES = 2 << 30  # what a rank may hold of the unsharded model
 _GRADIENT_BYTES = 4  # fp32, in which gradients are reduced

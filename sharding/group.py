@@ -17,10 +17,10 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from cluster.errors import EXIT_LOST_PEER, BackendError, ConfigError, StopRequested
-from cluster.gpus import DEVICES_VARIABLE, machine_devices, node_gpus
-from cluster.process.ports import listen_on
-from sharding.config import ParallelConfig
+from ropewalk.cluster.errors import EXIT_LOST_PEER, BackendError, ConfigError, StopRequested
+from ropewalk.cluster.gpus import DEVICES_VARIABLE, machine_devices, node_gpus
+from ropewalk.cluster.process.ports import listen_on
+from ropewalk.sharding.config import ParallelConfig
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

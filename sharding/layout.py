@@ -4,9 +4,9 @@ import json
 import re
 from collections.abc import Iterable
 
-from cluster.run.directory import RunDir
-from cluster.storage import StoragePath
-from sharding.config import CheckpointConfig
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.sharding.config import CheckpointConfig
 
 MANIFEST_NAME = "manifest.json"
 LATEST_NAME = "latest.json"  # the steps to look at; written before a manifest is, and before a checkpoint is removed

@@ -7,11 +7,11 @@ from typing import Any
 import xxhash
 from pydantic import Field, ValidationError
 
-from cluster.config import Section
-from cluster.errors import CheckpointError
-from cluster.storage import StoragePath
-from sharding.layout import MANIFEST_NAME
-from sharding.storage import checksum
+from ropewalk.cluster.config import Section
+from ropewalk.cluster.errors import CheckpointError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.sharding.layout import MANIFEST_NAME
+from ropewalk.sharding.storage import checksum
 
 _READ_BYTES = 64 << 20
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from cluster.errors import ConfigError
-from sharding.config import ParallelConfig, PrecisionConfig
-from sharding.fsdp import decoder_layers, shard
-from sharding.group import Group
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
+from ropewalk.sharding.fsdp import decoder_layers, shard
+from ropewalk.sharding.group import Group
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from cluster.errors import CheckpointError
-from cluster.storage import StoragePath
+from ropewalk.cluster.errors import CheckpointError
+from ropewalk.cluster.storage import StoragePath
 
 _WRITE_BYTES = 64 << 20
 _GAP_BYTES = 1 << 20  # reading over a smaller gap is cheaper than another request

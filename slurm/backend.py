@@ -5,22 +5,22 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from cluster.backends.base import Backend, BackendState, Check, Profile
-from cluster.backends.recovery import conclude, last_known
-from cluster.backends.submission import key_of, next_attempt, open_attempts, open_dependencies, refuse_active
-from cluster.config import Resources
-from cluster.config_reader import load_section
-from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
-from cluster.run.directory import RunDir
-from cluster.run.files import SYNC_THREADS, syncing, write_atomically
-from cluster.spec import RunState
-from cluster.supervise.supervisor import close_unfinished_attempt
-from slurm.batch.script import ARRAY_LIST, job_options, render_job
-from slurm.commands import Job, Slurm
-from slurm.job_lookup import SUBMITTED, job_id, job_name, jobs_of, state_of, waits
-from slurm.profile import SlurmProfile
-from slurm.status.run_state import run_state
-from slurm.submission.submit import submit_once
+from ropewalk.cluster.backends.base import Backend, BackendState, Check, Profile
+from ropewalk.cluster.backends.recovery import conclude, last_known
+from ropewalk.cluster.backends.submission import key_of, next_attempt, open_attempts, open_dependencies, refuse_active
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.config_reader import load_section
+from ropewalk.cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import SYNC_THREADS, syncing, write_atomically
+from ropewalk.cluster.spec import RunState
+from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt
+from ropewalk.slurm.batch.script import ARRAY_LIST, job_options, render_job
+from ropewalk.slurm.commands import Job, Slurm
+from ropewalk.slurm.job_lookup import SUBMITTED, job_id, job_name, jobs_of, state_of, waits
+from ropewalk.slurm.profile import SlurmProfile
+from ropewalk.slurm.status.run_state import run_state
+from ropewalk.slurm.submission.submit import submit_once
 
 QUEUE_SECONDS = 10.0  # a person waits for the answer
 LEAVING_SECONDS = 15.0  # from an attempt's end until its job is in the queue again
@@ -166,19 +166,19 @@ class SlurmBackend(Backend):
 
     def checks(self) -> list[Check]:
         """What `doctor` prints of this cluster."""
-        from slurm.status.doctor import checks  # noqa: PLC0415 - only doctor needs it
+        from ropewalk.slurm.status.doctor import checks  # noqa: PLC0415 - only doctor needs it
 
         return checks(self.slurm, self.profile)
 
     def resources_notice(self, resources: Resources) -> str:
         """That nodes with GPUs would have one core each."""
-        from slurm.status.cores import cores_notice  # noqa: PLC0415 - only a submission by a person needs it
+        from ropewalk.slurm.status.cores import cores_notice  # noqa: PLC0415 - only a submission by a person needs it
 
         return cores_notice(self.slurm, self.profile, resources)
 
     def start_estimate(self, run: RunDir, resources: Resources) -> str:
         """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""
-        from slurm.status.start_estimate import start_estimate  # noqa: PLC0415 - only a dry run needs it
+        from ropewalk.slurm.status.start_estimate import start_estimate  # noqa: PLC0415 - only a dry run needs it
 
         return start_estimate(self.slurm, run, resources, self.profile)
 

@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.errors import BackendError
-from slurm.commands import QUESTION_SECONDS, Slurm
-from slurm.times import minutes_of, seconds_of
+from ropewalk.cluster.errors import BackendError
+from ropewalk.slurm.commands import QUESTION_SECONDS, Slurm
+from ropewalk.slurm.times import minutes_of, seconds_of
 
 FREE = ("idle", "plnd")
 USABLE = ("idle", "plnd", "mix", "alloc", "comp", "resv", "power", "pow")

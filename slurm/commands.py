@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.errors import BackendError, CommandMissingError, SchedulerAwayError
-from cluster.process.scratch import outside
-from cluster.run.context import OWN_VARIABLES
-from slurm.times import FOREVER, seconds_of
+from ropewalk.cluster.errors import BackendError, CommandMissingError, SchedulerAwayError
+from ropewalk.cluster.process.scratch import outside
+from ropewalk.cluster.run.context import OWN_VARIABLES
+from ropewalk.slurm.times import FOREVER, seconds_of
 
 COMMAND_SECONDS = 60.0
 QUESTION_SECONDS = 5.0  # an answer that a person waits for

@@ -4,10 +4,10 @@ to another."""
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from cluster.backends.submission import key_of, newest_submission, submission_details
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
-from slurm.commands import Job
+from ropewalk.cluster.backends.submission import key_of, newest_submission, submission_details
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.slurm.commands import Job
 
 OWNER = "job"  # in a submission's attempt: the job that owns it
 SUBMITTED = "submitted"  # in the (first) run's attempt: the id that sbatch gave; a client writes this, attempt.json is the job's

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from cluster.config import Section, check_variables
+from ropewalk.cluster.config import Section, check_variables
 
 # what the job script decides itself
 OWN_OPTIONS = frozenset(

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cluster.process.fork_server import FORK_SERVER_VARIABLE
+from ropewalk.cluster.process.fork_server import FORK_SERVER_VARIABLE
 from tests.evidence import sections
+from tests.installed import command, source, wheel  # noqa: F401 - fixtures
 
 if TYPE_CHECKING:
     from tests.fakes.nfs import Network

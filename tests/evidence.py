@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import RopewalkError
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import read_lines
-from cluster.run.names import AGENTS
+from ropewalk.cluster.errors import RopewalkError
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.run.names import AGENTS
 
 MOST_RUNS = 3
 LAST_EVENTS = 20

@@ -4,6 +4,11 @@ import multiprocessing
 
 from tests.warm import TRAINING
 
-MIRRORS = ("jobs.mirror.history", "jobs.mirror.relay", "jobs.mirror.following", "tests.jobs.mirror.processes")
+MIRRORS = (
+    "ropewalk.jobs.runs.mirror.history",
+    "ropewalk.jobs.runs.mirror.relay",
+    "ropewalk.jobs.runs.mirror.following",
+    "tests.jobs.runs.mirror.processes",
+)
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([*TRAINING, "tests.jobs.launch", *MIRRORS])

@@ -48,19 +48,37 @@ PARTS: dict[str, tuple[str, ...]] = {
     "kubernetes": ("tests/k8s",),
     "slurm": ("tests/slurm", "tests/chaos/test_slurm.py"),
     "runs": ("tests/cluster", "tests/chaos/test_spine.py", "tests/chaos/test_shared_files.py"),
-    "sweeps": ("tests/jobs/sweep", "tests/chaos/test_*sweep*.py"),
+    "sweeps": ("tests/jobs/orchestration/sweep", "tests/chaos/test_*sweep*.py"),
     "data": ("tests/datapipe",),
     "benchmarks": ("tests/benchmarks",),
     "models": (
-        *("tests/jobs/align", "tests/jobs/finetune", "tests/jobs/evaluate", "tests/jobs/audit", "tests/jobs/inference"),
+        *(
+            "tests/jobs/training/align",
+            "tests/jobs/training/finetune",
+            "tests/jobs/evaluation/evaluate",
+            "tests/jobs/evaluation/audit",
+            "tests/jobs/inference/scoring",
+        ),
         *("tests/chaos/test_align.py", "tests/chaos/test_finetune.py", "tests/chaos/test_grpo.py"),
     ),
     "serving": (
-        *("tests/jobs/serve", "tests/jobs/engines", "tests/jobs/feedback", "tests/jobs/models", "tests/jobs/refresh"),
-        *("tests/jobs/drift", "tests/jobs/collect", "tests/chaos/test_refresh.py"),
+        *(
+            "tests/jobs/serving/serve",
+            "tests/jobs/inference/engines",
+            "tests/jobs/serving/feedback",
+            "tests/jobs/models/registry",
+            "tests/jobs/serving/refresh",
+        ),
+        *("tests/jobs/serving/drift", "tests/jobs/serving/collect", "tests/chaos/test_refresh.py"),
     ),
     "smaller models": (
-        *("tests/jobs/distill", "tests/jobs/compress", "tests/jobs/pruning", "tests/jobs/formats", "tests/chaos/test_distill.py"),
+        *(
+            "tests/jobs/training/distill",
+            "tests/jobs/models/compress",
+            "tests/jobs/training/pruning",
+            "tests/jobs/inference/gguf",
+            "tests/chaos/test_distill.py",
+        ),
     ),
     "rest": ("tests/test_*.py", "tests/jobs", "tests/sharding"),
 }

@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
-from cluster.run.directory import RunDir
-from cluster.spec import Outcome, RunState
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import Outcome, RunState
 from tests.evidence import sections
 
 

@@ -26,18 +26,25 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
     ),
     "jobs": (
         {"jobs.registry", "jobs.configs"},
-        {"jobs.tracking", "jobs.scores"},
-        {"jobs.training", "jobs.runs", "jobs.programs"},
-        {"jobs.inference", "jobs.cards", "jobs.mirror", "jobs.rollouts"},
-        {"jobs.feedback", "jobs.pruning", "jobs.formats", "jobs.tasks"},
-        {"jobs.engines"},
-        {"jobs.drift", "jobs.models"},
-        {
-            *("jobs.preprocess", "jobs.pretrain", "jobs.finetune", "jobs.align", "jobs.evaluate", "jobs.audit"),
-            *("jobs.sweep", "jobs.command", "jobs.function", "jobs.pipeline"),
-            *("jobs.distill", "jobs.compress", "jobs.serve", "jobs.refresh", "jobs.collect"),
-        },
+        {"jobs.results"},
+        {"jobs.runs"},
+        {"jobs.training", "jobs.orchestration"},
+        {"jobs.inference"},
+        {"jobs.evaluation"},
+        {"jobs.models"},
+        {"jobs.serving", "jobs.preprocess"},
         {"jobs.cli"},
+    ),
+    "jobs.runs": (
+        {"jobs.runs.show"},
+        {"jobs.runs.submit"},
+        {"jobs.runs.models"},
+        {"jobs.runs.mirror", "jobs.runs.program"},
+    ),
+    "jobs.training": (
+        {"jobs.training.loop"},
+        {"jobs.training.pruning", "jobs.training.rollouts"},
+        {"jobs.training.pretrain", "jobs.training.finetune", "jobs.training.align", "jobs.training.distill"},
     ),
     "k8s": (
         {"k8s.names"},
@@ -72,15 +79,15 @@ def modules() -> dict[str, Path]:
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names that a module imports, wherever the import stands: also inside functions and for type checkers alone."""
-    found: set[str] = set()
+    """Return the names that a module imports anywhere, also inside functions and for type checkers; ours without `ropewalk.`."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name.removeprefix("ropewalk.") for name in names}
 
 
 def graph() -> dict[str, set[str]]:
@@ -89,18 +96,23 @@ def graph() -> dict[str, set[str]]:
     return {name: {word for word in imports(path) if word in known and word != name} for name, path in known.items()}
 
 
-def room_of(module: str) -> str:
-    """The room of a module: its folder, or the module itself where it stands beside folders."""
-    parts = module.split(".")
-    return ".".join(parts[:2])
+def room_of(module: str, folder: str) -> str:
+    """Return the room of a module in a folder: a sub-folder, or the module itself if it stands in the folder."""
+    return ".".join(module.split(".")[: folder.count(".") + 2])
 
 
-def floor_of(module: str) -> int | None:
-    """How high a module's room stands in its top folder; None for one that no table has."""
-    for number, rooms in enumerate(ROOMS.get(module.partition(".")[0], ())):
-        if room_of(module) in rooms:
-            return number
-    return None
+def floor_of(module: str, folder: str) -> int | None:
+    """Return the floor of a module's room, or None if the folder's table does not have it."""
+    room = room_of(module, folder)
+    return next((number for number, rooms in enumerate(ROOMS[folder]) if room in rooms), None)
+
+
+def inside(folder: str) -> dict[str, set[str]]:
+    """Return the modules of a folder with the modules of it that each imports."""
+    start = f"{folder}."
+    return {
+        name: {other for other in others if other.startswith(start)} for name, others in graph().items() if name.startswith(start)
+    }
 
 
 def test_imports_run_downward_and_siblings_never_meet() -> None:
@@ -113,29 +125,24 @@ def test_imports_run_downward_and_siblings_never_meet() -> None:
     assert wrong == []
 
 
-def test_the_rooms_of_a_folder_stand_above_each_other() -> None:
+@pytest.mark.parametrize("folder", sorted(ROOMS))
+def test_the_rooms_of_a_folder_stand_above_each_other(folder: str) -> None:
     wrong = []
-    for name, others in graph().items():
+    for name, others in inside(folder).items():
         for other in others:
-            mine, its = floor_of(name), floor_of(other)
-            same_folder = name.partition(".")[0] == other.partition(".")[0]
-            if same_folder and None not in (mine, its) and room_of(name) != room_of(other) and not (its < mine):  # type: ignore[operator]
+            mine, its = floor_of(name, folder), floor_of(other, folder)
+            if None not in (mine, its) and room_of(name, folder) != room_of(other, folder) and not (its < mine):  # type: ignore[operator]
                 wrong.append(f"{name} imports {other}")
     assert wrong == []
 
 
-def test_every_room_has_a_floor() -> None:
-    missing = {room_of(name) for name in modules() if name.partition(".")[0] in ROOMS and "." in name and floor_of(name) is None}
-    assert sorted(missing) == []
+@pytest.mark.parametrize("folder", sorted(ROOMS))
+def test_every_room_has_a_floor(folder: str) -> None:
+    assert sorted({room_of(name, folder) for name in inside(folder) if floor_of(name, folder) is None}) == []
 
 
-def test_no_circles_of_modules_or_of_rooms() -> None:
-    found = graph()
-    list(TopologicalSorter(found).static_order())  # raises CycleError with the cycle
-    rooms: dict[str, set[str]] = {}
-    for name, others in found.items():
-        rooms.setdefault(room_of(name), set()).update(room for room in map(room_of, others) if room != room_of(name))
-    list(TopologicalSorter(rooms).static_order())
+def test_no_circles_of_modules() -> None:
+    list(TopologicalSorter(graph()).static_order())  # raises CycleError with the cycle
 
 
 def test_a_cycle_would_be_found() -> None:
@@ -161,7 +168,7 @@ def test_nothing_is_imported_from_the_tests() -> None:
     ids=lambda words: " ".join(words[:3]),
 )
 def test_the_command_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
-    from cluster.run.directory import RunDir
+    from ropewalk.cluster.run.directory import RunDir
     from tests.fakes.token_files import write_dataset
 
     write_dataset(tmp_path / "data", [100])
@@ -170,7 +177,7 @@ def test_the_command_imports_nothing_heavy(words: list[str], tmp_path: Path) -> 
     run.begin_attempt()
     code = f"""
 import sys
-from jobs.cli import main as cli
+from ropewalk.jobs.cli import main as cli
 try:
     cli.main()
 finally:
@@ -188,7 +195,7 @@ def test_help_answers_at_once() -> None:
     spent = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "jobs.cli", "--help"], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        subprocess.run([sys.executable, "-m", "ropewalk.jobs.cli", "--help"], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(spent) < HELP_CPU_SECONDS

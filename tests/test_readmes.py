@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.run.directory import RunDir
-from jobs.runs.submit import configure
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.runs.submit.submit import configure
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("cluster", "datapipe", "jobs", "k8s", "sharding", "slurm")

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.process.fork_server import FORK_SERVER_VARIABLE, serve
-from cluster.process.forking import import_modules
-from cluster.spec import Engine
-from jobs.registry import JOBS
+from ropewalk.cluster.process.fork_server import FORK_SERVER_VARIABLE, serve
+from ropewalk.cluster.process.forking import import_modules
+from ropewalk.cluster.spec import Engine
+from ropewalk.jobs.registry import JOBS
 
 # What the jobs that train import before their ranks are forked, what pyarrow and transformers import as they are used, and what
 # transformers computes once a process.

@@ -1,6 +1,6 @@
-"""`python -m cluster.agent`: the agent of one node."""
+"""`python -m ropewalk.cluster.agent`: the agent of one node."""
 
-from cluster.agent.agent import main
+from ropewalk.cluster.agent.agent import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """The agent: one a node, started by the backend. It runs the engine, hands on stops and reports the exit code.
 
-Usage: python -m cluster.agent RUN_DIR --attempt N --node K --nodes A..B --address ADDR --rendezvous HOST:PORT
+Usage: python -m ropewalk.cluster.agent RUN_DIR --attempt N --node K --nodes A..B --address ADDR --rendezvous HOST:PORT
 Exit codes: 0 done, 85 checkpointed: requeue, 42 never retry, 143 stopped without a confirmed checkpoint, else failed.
 """
 
@@ -9,18 +9,17 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-from cluster.agent.monitor import Monitor
-from cluster.agent.version import other_version, too_far_apart
-from cluster.config import NodeRange
-from cluster.engines.entry import write_error
-from cluster.engines.process import run_process
-from cluster.errors import (
+from ropewalk.cluster.agent.monitor import Monitor
+from ropewalk.cluster.agent.version import other_version, too_far_apart
+from ropewalk.cluster.config import NodeRange
+from ropewalk.cluster.engines.entry import write_error
+from ropewalk.cluster.engines.process import run_process
+from ropewalk.cluster.errors import (
     EXIT_FAILED,
     EXIT_LOST_PEER,
     EXIT_NEVER_RETRY,
@@ -29,18 +28,20 @@ from cluster.errors import (
     ConfigError,
     NotReadyError,
 )
-from cluster.gpus import NODE_GPUS_VARIABLE
-from cluster.process.forking import all_imported, cuda_runs, import_modules
-from cluster.process.kill import end, family, processes_with
-from cluster.process.output import configure_logging
-from cluster.process.scratch import descriptors, make_scratch, name_semaphores, remove_scratch
-from cluster.process.signals import ShutdownGate, SignalFlag, install_stop_handler, stop_signals_blocked
-from cluster.run import names
-from cluster.run.context import STOP_VARIABLE
-from cluster.run.directory import RunDir
-from cluster.run.file_systems import Looks
-from cluster.run.files import write_json
-from cluster.spec import Engine
+from ropewalk.cluster.gpus import NODE_GPUS_VARIABLE
+from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.process.forking import all_imported, cuda_runs, import_modules
+from ropewalk.cluster.process.kill import end, family, processes_with
+from ropewalk.cluster.process.output import configure_logging
+from ropewalk.cluster.process.scratch import descriptors, make_scratch, name_semaphores, remove_scratch
+from ropewalk.cluster.process.signals import ShutdownGate, SignalFlag, install_stop_handler, stop_signals_blocked
+from ropewalk.cluster.run import names
+from ropewalk.cluster.run.context import STOP_VARIABLE
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.file_systems import Looks
+from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.run.project import PROJECT_VARIABLE
+from ropewalk.cluster.spec import Engine
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--rendezvous", default="", help="HOST:PORT of the store (ranks engine)")
     arguments = parser.parse_args()
     configure_logging(f"node {arguments.node}")
+    os.environ.setdefault(PROJECT_VARIABLE, os.getcwd())
     code = Agent(arguments).run()
     logging.shutdown()
     os._exit(code)
@@ -138,8 +140,8 @@ class Agent:
 
     def _run_engine(self) -> int:
         if self.engine is Engine.RANKS:
-            from cluster.engines.ranks import run_ranks  # noqa: PLC0415 - torch, only where it is needed
-            from cluster.engines.rendezvous import RanksNode  # noqa: PLC0415
+            from ropewalk.cluster.engines.ranks import run_ranks  # noqa: PLC0415 - torch, only where it is needed
+            from ropewalk.cluster.engines.rendezvous import RanksNode  # noqa: PLC0415
 
             self._shutdown.pause()
             node = RanksNode(
@@ -157,7 +159,7 @@ class Agent:
             )
             return run_ranks(node, self.retries.bugs, self.retries.disturbances)
         if self.engine is Engine.RAY:
-            from cluster.engines.ray import RayNode, run_ray  # noqa: PLC0415 - only where it is needed
+            from ropewalk.cluster.engines.ray import RayNode, run_ray  # noqa: PLC0415 - only where it is needed
 
             return run_ray(
                 RayNode(
@@ -178,10 +180,10 @@ class Agent:
 
         A node that joins a working group must not make it wait. A stop that comes meanwhile finds nothing to save afterwards.
         """
-        preload = ["cluster.engines.ranks", *(self.run_dir.record.get("preload") or [])]
+        preload = ["ropewalk.cluster.engines.ranks", *(self.run_dir.record.get("preload") or [])]
         import_modules(preload)
         if all_imported(preload) and not cuda_runs():  # else the engine fails as it starts, and says why
-            from cluster.engines.ranks import start_forkserver  # noqa: PLC0415 - torch, only where it is needed
+            from ropewalk.cluster.engines.ranks import start_forkserver  # noqa: PLC0415 - torch, only where it is needed
 
             start_forkserver(preload)
 
@@ -244,8 +246,9 @@ class Agent:
 
     def _start_sidecars(self) -> None:
         for module in self.run_dir.record.get("sidecars") or []:
-            with (self.run_dir.log_dir(self.attempt) / f"{module}.log").open("ab") as stream, stop_signals_blocked():
-                command = [sys.executable, "-m", module, str(self.run_dir.path), "--attempt", str(self.attempt)]
+            name = module.rpartition(".")[2]
+            with (self.run_dir.log_dir(self.attempt) / f"{name}.log").open("ab") as stream, stop_signals_blocked():
+                command = module_command(module, str(self.run_dir.path), "--attempt", str(self.attempt))
                 sidecar = subprocess.Popen(
                     command,
                     stdout=stream,

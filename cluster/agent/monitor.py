@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from cluster.run.files import append_line
+from ropewalk.cluster.run.files import append_line
 
 log = logging.getLogger(__name__)
 

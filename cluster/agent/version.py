@@ -1,7 +1,7 @@
 """Whether a node has the version of this program that its run was submitted with, where that brings no copy of the code."""
 
-from cluster.installed import installed_versions
-from cluster.run.directory import RunDir
+from ropewalk.cluster.installed import installed_versions
+from ropewalk.cluster.run.directory import RunDir
 
 PACKAGE = "ropewalk"
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Resources
-from cluster.errors import ConfigError
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,18 +7,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cluster.backends.base import Backend, Profile
-from cluster.config_reader import read_yaml
-from cluster.errors import ConfigError, UnknownBackendError
+from ropewalk.cluster.backends.base import Backend, Profile
+from ropewalk.cluster.config_reader import read_yaml
+from ropewalk.cluster.errors import ConfigError, UnknownBackendError
 
 PROFILES_VARIABLE = "ROPEWALK_CLUSTERS"
 GROUP = "ropewalk.backends"
 # those of this program, which are found without a look at every package that is installed (40 ms)
 OWN = {
-    "local": "cluster.backends.local.backend:LocalBackend",
-    "slurm": "slurm.backend:SlurmBackend",
-    "k8s": "k8s.backend:K8sBackend",
-    "allocation": "jobs.sweep.allocation:AllocationBackend",
+    "local": "ropewalk.cluster.backends.local.backend:LocalBackend",
+    "slurm": "ropewalk.slurm.backend:SlurmBackend",
+    "k8s": "ropewalk.k8s.backend:K8sBackend",
+    "allocation": "ropewalk.jobs.orchestration.sweep.allocation:AllocationBackend",
 }
 
 

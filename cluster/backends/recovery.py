@@ -4,13 +4,13 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
-from cluster.backends.base import BackendState
-from cluster.backends.submission import PATIENCE_SECONDS
-from cluster.errors import EXIT_FAILED, EXIT_TERMINATED
-from cluster.run.directory import RunDir
-from cluster.run.files import read_lines
-from cluster.run.names import AGENTS
-from cluster.spec import Outcome, RunState
+from ropewalk.cluster.backends.base import BackendState
+from ropewalk.cluster.backends.submission import PATIENCE_SECONDS
+from ropewalk.cluster.errors import EXIT_FAILED, EXIT_TERMINATED
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.run.names import AGENTS
+from ropewalk.cluster.spec import Outcome, RunState
 
 SETTLE_SECONDS = 15.0  # what has ended may have left its outcome on a file system that shows it late
 NO_ANSWER = "no answer"  # in the place of a scheduler's word, where it has none

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from cluster.config import Resources
-from cluster.errors import (
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import (
     EXIT_DONE,
     EXIT_FAILED,
     AlreadyRunningError,
@@ -15,9 +15,9 @@ from cluster.errors import (
     SchedulerAwayError,
     SubmissionInDoubtError,
 )
-from cluster.run.attempts import begin_attempts
-from cluster.run.directory import RunDir
-from cluster.spec import BY_SUBMISSION, Outcome, RunState
+from ropewalk.cluster.run.attempts import begin_attempts
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import BY_SUBMISSION, Outcome, RunState
 
 log = logging.getLogger(__name__)
 

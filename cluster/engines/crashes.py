@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER
+from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER
 
 CRASHES_ALLOWED = 2  # formations in a row, without a checkpoint, that may end in what no lost peer explains; one more is a bug
 ROW_SECONDS = 3600.0  # between two crashes of a row: a program that commits no checkpoints loses a peer now and then

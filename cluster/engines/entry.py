@@ -1,6 +1,6 @@
 """Call a job's entry and turn its end into an exit code: what the processes of every engine run.
 
-Usage, also below torchrun: python -m cluster.engines.entry RUN_DIR --attempt N
+Usage, also below torchrun: python -m ropewalk.cluster.engines.entry RUN_DIR --attempt N
 """
 
 import argparse
@@ -16,8 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cluster.engines.crashes import is_fault
-from cluster.errors import (
+from ropewalk.cluster.engines.crashes import is_fault
+from ropewalk.cluster.errors import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_LOST_PEER,
@@ -28,11 +28,12 @@ from cluster.errors import (
     StaleAttemptError,
     StopRequested,
 )
-from cluster.process.output import configure_logging
-from cluster.run import names
-from cluster.run.context import STOP_VARIABLE, JobContext
-from cluster.run.directory import RunDir
-from cluster.run.files import write_json
+from ropewalk.cluster.process.output import configure_logging
+from ropewalk.cluster.run import names
+from ropewalk.cluster.run.context import STOP_VARIABLE, JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.run.project import add_project_path
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +134,7 @@ def main() -> None:
     if rank == 0:
         context.fence.claim()
     die_with_parent(arguments.parent)
+    add_project_path()
     code = run_entry(context)
     logging.shutdown()
     sys.stdout.flush()

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from torch.distributed import DistError
 
-from cluster.engines.stacks import Stack, take_stacks, write_stacks
-from cluster.run.directory import RunDir
-from cluster.run.heartbeat import Beat, read_beat
-from cluster.run.names import STACKS
+from ropewalk.cluster.engines.stacks import Stack, take_stacks, write_stacks
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.heartbeat import Beat, read_beat
+from ropewalk.cluster.run.names import STACKS
 
 log = logging.getLogger(__name__)
 

@@ -2,29 +2,22 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.process.signals import stop_signals_blocked
-from cluster.run.context import STOP_VARIABLE
-from cluster.run.directory import RunDir
+from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.process.signals import stop_signals_blocked
+from ropewalk.cluster.run.context import STOP_VARIABLE
+from ropewalk.cluster.run.directory import RunDir
 
 
 def run_process(run: RunDir, attempt: int, stop_flag: Path, environment: Mapping[str, str] | None = None) -> int:
     """Run the entry in a process of its own; returns its exit code, 128 + the signal if one killed it."""
     with (run.log_dir(attempt) / "rank-0.log").open("ab") as stream, stop_signals_blocked():
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "cluster.engines.entry",
-                str(run.path),
-                "--attempt",
-                str(attempt),
-                "--parent",
-                str(os.getpid()),
-            ],
+            module_command(
+                "ropewalk.cluster.engines.entry", str(run.path), "--attempt", str(attempt), "--parent", str(os.getpid())
+            ),
             stdout=stream,
             stderr=stream,
             stdin=subprocess.DEVNULL,

@@ -17,18 +17,19 @@ from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElas
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousGracefulExitError
 
-from cluster.engines.crashes import CRASHES, crashes_in_a_row
-from cluster.engines.entry import die_with_parent, run_entry, write_error
-from cluster.engines.hang import Agreement, Formation, GroupWatch, Hangs
-from cluster.engines.rendezvous import NumberedRendezvous, RankArguments, RanksNode, join_rendezvous
-from cluster.engines.stacks import answer, stacks_file
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
-from cluster.process.forking import forked_interpreters, refuse_cuda
-from cluster.process.output import configure_logging, redirect_output
-from cluster.process.signals import exit_on_sigterm_from, stop_signals_blocked
-from cluster.run.context import JobContext
-from cluster.run.directory import RunDir
-from cluster.run.heartbeat import heart_file
+from ropewalk.cluster.engines.crashes import CRASHES, crashes_in_a_row
+from ropewalk.cluster.engines.entry import die_with_parent, run_entry, write_error
+from ropewalk.cluster.engines.hang import Agreement, Formation, GroupWatch, Hangs
+from ropewalk.cluster.engines.rendezvous import NumberedRendezvous, RankArguments, RanksNode, join_rendezvous
+from ropewalk.cluster.engines.stacks import answer, stacks_file
+from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, StaleAttemptError
+from ropewalk.cluster.process.forking import forked_interpreters, refuse_cuda
+from ropewalk.cluster.process.output import configure_logging, redirect_output
+from ropewalk.cluster.process.signals import exit_on_sigterm_from, stop_signals_blocked
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.heartbeat import heart_file
+from ropewalk.cluster.run.project import add_project_path
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def start_forkserver(preload: list[str]) -> None:
     """
     refuse_cuda()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cluster.engines.ranks", *preload])
+    context.set_forkserver_preload(["ropewalk.cluster.engines.ranks", *preload])
     with stop_signals_blocked():
         multiprocessing.resource_tracker.ensure_running()
     # once more: it lifts the block of SIGTERM when it has started
@@ -254,6 +255,7 @@ def run_rank(arguments: RankArguments) -> int:
     except StaleAttemptError as error:
         log.warning("%s", error)
         os._exit(EXIT_LOST_PEER)
+    add_project_path()
     code = run_entry(context)
     logging.shutdown()
     if code not in (EXIT_DONE, EXIT_REQUEUE):

@@ -8,7 +8,6 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,18 +17,19 @@ from pathlib import Path
 
 import psutil
 
-from cluster.engines.process import run_process
-from cluster.errors import EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED, NotReadyError, StopRequested
-from cluster.fresh_reads import read_afresh, read_json_afresh
-from cluster.process.kill import end, family, processes_of
-from cluster.process.ports import free_port, node_cpus
-from cluster.process.scratch import make_scratch, remove_scratch
-from cluster.process.signals import stop_signals_blocked
-from cluster.run import names
-from cluster.run.directory import RunDir
-from cluster.run.file_systems import look_seconds
-from cluster.run.files import write_json
-from cluster.run.succession import read_mark_afresh, write_mark
+from ropewalk.cluster.engines.process import run_process
+from ropewalk.cluster.errors import EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED, NotReadyError, StopRequested
+from ropewalk.cluster.fresh_reads import read_afresh, read_json_afresh
+from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.process.kill import end, family, processes_of
+from ropewalk.cluster.process.ports import free_port, node_cpus
+from ropewalk.cluster.process.scratch import make_scratch, remove_scratch
+from ropewalk.cluster.process.signals import stop_signals_blocked
+from ropewalk.cluster.run import names
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.file_systems import look_seconds
+from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.run.succession import read_mark_afresh, write_mark
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def short_scratch() -> Path:
 
 def start_command(node: RayNode, scratch: Path, head_address: str | None) -> list[str]:
     """Return the command that starts this node's Ray, which is the head unless there is a head's address."""
-    command = [sys.executable, "-m", "cluster.engines.ray_start", f"--ip={node.ip}", f"--temp-dir={scratch}"]
+    command = module_command("ropewalk.cluster.engines.ray_start", f"--ip={node.ip}", f"--temp-dir={scratch}")
     command += [f"--cpus={node.cpus or node_cpus()}", f"--gpus={node.gpus}", f"--object-store-bytes={OBJECT_STORE_BYTES}"]
     if not node.for_tune:
         command.append("--follow-logs")

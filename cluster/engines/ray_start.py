@@ -1,6 +1,7 @@
 """Start the processes of one Ray node, as `ray start --block` does, without those that nobody here asks anything.
 
-Usage: python -m cluster.engines.ray_start --ip IP --cpus N --gpus N --temp-dir DIR (--head-port PORT | --address HOST:PORT)
+Usage: python -m ropewalk.cluster.engines.ray_start --ip IP --cpus N --gpus N --temp-dir DIR (--head-port PORT | --address
+HOST:PORT)
 It says STARTED when the node answers, and ends with its parent or when a process of the node does. Exit codes: 143 when Ray
 waited in vain for one of its processes, else 1.
 
@@ -27,9 +28,9 @@ from ray._private.authentication.authentication_token_setup import ensure_token_
 from ray._private.node import Node
 from ray._private.parameter import RayParams
 
-from cluster.engines.ray import START_SECONDS, STARTED
-from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_TERMINATED
-from cluster.process.kill import end, family
+from ropewalk.cluster.engines.ray import START_SECONDS, STARTED
+from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER, EXIT_TERMINATED
+from ropewalk.cluster.process.kill import end, family
 
 log = logging.getLogger(__name__)
 

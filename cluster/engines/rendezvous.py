@@ -14,12 +14,12 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _RendezvousExitOp
 
-from cluster.engines.signed_rendezvous import signed_handler
-from cluster.process.ports import await_listener
-from cluster.process.signals import ShutdownGate
-from cluster.run.directory import RunDir
-from cluster.run.files import read_lines
-from cluster.run.names import AGENTS
+from ropewalk.cluster.engines.signed_rendezvous import signed_handler
+from ropewalk.cluster.process.ports import await_listener
+from ropewalk.cluster.process.signals import ShutdownGate
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.run.names import AGENTS
 
 log = logging.getLogger(__name__)
 

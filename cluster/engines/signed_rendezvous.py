@@ -15,8 +15,8 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     Token,
 )
 
-from cluster.fresh_reads import read_afresh
-from cluster.run.key import RENDEZVOUS_KEY, SIGNATURE_BYTES, sign, signed_by
+from ropewalk.cluster.fresh_reads import read_afresh
+from ropewalk.cluster.run.key import RENDEZVOUS_KEY, SIGNATURE_BYTES, sign, signed_by
 
 TIMEOUTS = ("join", "last_call", "close", "heartbeat")
 PLACE_SIGNATURE = "PLACE_SIGNATURE"  # beside torch's own MASTER_ADDR and MASTER_PORT, in the store of one formation

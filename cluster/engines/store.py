@@ -3,7 +3,7 @@
 An agent that hosted the store would take the whole run with it when its node dies.
 The store listens at the run's address alone, and ends with its parent.
 
-Usage: python -m cluster.engines.store --host HOST --port PORT
+Usage: python -m ropewalk.cluster.engines.store --host HOST --port PORT
 """
 
 import argparse
@@ -18,8 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cluster.process.ports import listen_on
-from cluster.process.signals import STOP_SIGNALS
+from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.process.ports import listen_on
+from ropewalk.cluster.process.signals import STOP_SIGNALS
 
 
 def main() -> None:
@@ -58,7 +59,7 @@ def store_class(*, whole_torch: bool) -> Any:
         except Exception as error:  # another torch than the one that this was written for
             sys.stderr.write(f"torch's store did not load alone ({type(error).__name__}: {error}); importing all of torch\n")
             sys.stderr.flush()
-            os.execv(sys.executable, [sys.executable, "-m", "cluster.engines.store", *sys.argv[1:], "--whole-torch"])  # noqa: S606
+            os.execv(sys.executable, module_command("ropewalk.cluster.engines.store", *sys.argv[1:], "--whole-torch"))  # noqa: S606
     return import_module("torch.distributed").TCPStore
 
 

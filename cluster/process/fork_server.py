@@ -1,6 +1,7 @@
 """The fork server: a process that has imported what runs need, and forks their supervisors, so that they start at once.
 
-Usage: python -m cluster.process.fork_server SOCKET MODULE... It ends with its parent; the processes that it forked go on.
+Usage: python -m ropewalk.cluster.process.fork_server SOCKET MODULE... It ends with its parent; the processes that it forked go
+on.
 """
 
 import argparse
@@ -15,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cluster.errors import BackendError
-from cluster.process.forking import fork_program, import_modules
-from cluster.process.output import configure_logging
-from cluster.process.signals import stop_signals_blocked
+from ropewalk.cluster.errors import BackendError
+from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.process.forking import fork_program, import_modules
+from ropewalk.cluster.process.output import configure_logging
+from ropewalk.cluster.process.signals import stop_signals_blocked
 
 FORK_SERVER_VARIABLE = "ROPEWALK_FORK_SERVER"  # the path of its socket; set for processes that submit runs to this machine
 START_SECONDS = 300.0  # a file system of a cluster may take minutes to give out torch
@@ -29,7 +31,7 @@ REQUEST_BYTES = 1 << 20
 def start_fork_server(address: Path, modules: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """Start a fork server that listens at `address`, a path in a private directory, and answers once it has its modules."""
     with log.open("ab") as stream, stop_signals_blocked():
-        command = [sys.executable, "-m", "cluster.process.fork_server", str(address), *modules]
+        command = module_command("ropewalk.cluster.process.fork_server", str(address), *modules)
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
 
 

@@ -21,10 +21,10 @@ from typing import Any, NoReturn, Protocol
 
 import setproctitle
 
-from cluster.errors import ConfigError
-from cluster.process.signals import STOP_SIGNALS, stop_signals_blocked
-from cluster.run.directory import RunDir
-from cluster.spec import Engine
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.process.signals import STOP_SIGNALS, stop_signals_blocked
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import Engine
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Forked:
         if self.returncode is None:
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:  # `cluster.process.kill.end` has killed it, and seen it go
+            except ChildProcessError:  # `ropewalk.cluster.process.kill.end` has killed it, and seen it go
                 self.returncode = -signal.SIGKILL
             else:
                 self.returncode = os.waitstatus_to_exitcode(status) if pid else None
@@ -109,8 +109,13 @@ class Forked:
 def preload_modules(run: RunDir) -> list[str]:
     """The modules that all processes of the run need, which a process that forks them imports once."""
     if Engine(run.record["engine"]) is not Engine.RANKS:
-        return ["cluster.agent.agent"]
-    return ["cluster.agent.agent", "cluster.engines.store", "cluster.engines.ranks", *(run.record.get("preload") or [])]
+        return ["ropewalk.cluster.agent.agent"]
+    return [
+        "ropewalk.cluster.agent.agent",
+        "ropewalk.cluster.engines.store",
+        "ropewalk.cluster.engines.ranks",
+        *(run.record.get("preload") or []),
+    ]
 
 
 def import_modules(modules: Sequence[str]) -> None:
@@ -147,12 +152,12 @@ def refuse_cuda() -> None:
 
 
 def fork_program(command: Sequence[str], environment: Mapping[str, str], output: Path) -> Forked:
-    """Fork a child that runs `python -m MODULE WORDS...` by calling the module's `main`, in a session of its own.
+    """Fork a child that runs `python -P -m MODULE WORDS...` by calling the module's `main`, in a session of its own.
 
     Its output goes to the end of the file `output`. Stop signals are blocked in it, and none is lost, until it calls
-    `cluster.process.signals.install_stop_handler`.
+    `ropewalk.cluster.process.signals.install_stop_handler`.
     """
-    assert command[1] == "-m", command
+    assert command[1:3] == ["-P", "-m"], command
     refuse_cuda()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -177,12 +182,12 @@ def _become(command: Sequence[str], environment: Mapping[str, str], output: Path
         tempfile.tempdir = None
         for word in (*STOP_SIGNALS, signal.SIGINT, signal.SIGCHLD):
             signal.signal(word, signal.default_int_handler if word == signal.SIGINT else signal.SIG_DFL)
-        sys.argv = list(command[2:])
-        places = [os.getcwd(), *filter(None, wanted.get("PYTHONPATH", "").split(os.pathsep))]  # as `python -m` would look
+        sys.argv = list(command[3:])
+        places = [*filter(None, wanted.get("PYTHONPATH", "").split(os.pathsep))]  # as `python -P -m` would look
         sys.path[:0] = [place for place in places if place not in sys.path]
         # whoever looks for processes of a directory finds them by it, since /proc shows the parent's environment
         setproctitle.setproctitle(" ".join([*command, f"TMPDIR={wanted.get('TMPDIR', '')}"]))
-        import_module(_program(command[2])).main()
+        import_module(_program(command[3])).main()
         code = 0
     except SystemExit as leave:
         code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)

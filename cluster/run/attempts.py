@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import DamagedFileError
-from cluster.run.files import json_text, write_all
-from cluster.run.names import ATTEMPT, ATTEMPTS
-from cluster.run.succession import SUCCESSOR, open_folder, read_mark, succeed
-from cluster.spec import Outcome, RunState
+from ropewalk.cluster.errors import DamagedFileError
+from ropewalk.cluster.run.files import json_text, write_all
+from ropewalk.cluster.run.names import ATTEMPT, ATTEMPTS
+from ropewalk.cluster.run.succession import SUCCESSOR, open_folder, read_mark, succeed
+from ropewalk.cluster.spec import Outcome, RunState
 
 
 def attempt_folder(run: Path, number: int) -> Path:

@@ -6,10 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
-from cluster.config import JobConfig
-from cluster.run.directory import RunDir
-from cluster.run.fence import Fence
-from cluster.run.heartbeat import Heart
+from ropewalk.cluster.config import JobConfig
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.fence import Fence
+from ropewalk.cluster.run.heartbeat import Heart
 
 C = TypeVar("C", bound=JobConfig)
 

@@ -8,17 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Resources, Retries
-from cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY, ConfigError
-from cluster.fresh_reads import list_afresh, read_json_afresh
-from cluster.run import names
-from cluster.run.attempts import attempt_folder, attempt_numbers, begin_attempts, outcome_of
-from cluster.run.event_log import EventLog
-from cluster.run.files import dated_folder, make_private, read_json, read_lines, write_all, write_json
-from cluster.run.record import dump_record, read_record, without_diffs
-from cluster.run.requests import Requests
-from cluster.run.succession import ENDED, read_mark, write_mark
-from cluster.spec import Outcome
+from ropewalk.cluster.config import Resources, Retries
+from ropewalk.cluster.errors import EXIT_LOST_PEER, EXIT_NEVER_RETRY, ConfigError
+from ropewalk.cluster.fresh_reads import list_afresh, read_json_afresh
+from ropewalk.cluster.run import names
+from ropewalk.cluster.run.attempts import attempt_folder, attempt_numbers, begin_attempts, outcome_of
+from ropewalk.cluster.run.event_log import EventLog
+from ropewalk.cluster.run.files import dated_folder, make_private, read_json, read_lines, write_all, write_json
+from ropewalk.cluster.run.project import PROJECT_VARIABLE
+from ropewalk.cluster.run.record import dump_record, read_record, without_diffs
+from ropewalk.cluster.run.requests import Requests
+from ropewalk.cluster.run.succession import ENDED, read_mark, write_mark
+from ropewalk.cluster.spec import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,11 @@ class RunDir:
         code = self.record.get("code") or {}
         snapshot = code.get("snapshot")
         return self.path.parent / CODE_FOLDER / str(snapshot) / str(code.get("folder", "")) if snapshot else None
+
+    @property
+    def code_variable(self) -> str:
+        """The environment variable that names `code`: PYTHONPATH for this program itself, PROJECT_VARIABLE for the user's own."""
+        return "PYTHONPATH" if (self.record.get("code") or {}).get("is_program") else PROJECT_VARIABLE
 
     @cached_property
     def parent(self) -> "RunDir | None":

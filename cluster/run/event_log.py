@@ -5,8 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.fresh_reads import list_afresh
-from cluster.run.files import append_lines, machine, read_lines
+from ropewalk.cluster.fresh_reads import list_afresh
+from ropewalk.cluster.run.files import append_lines, machine, read_lines
 
 WITHOUT_WORD = "stopped_without_word"  # a program ended after the stop, and did not say that it has saved
 

@@ -5,7 +5,7 @@ import os
 import secrets
 from pathlib import Path
 
-from cluster.run.files import write_atomically
+from ropewalk.cluster.run.files import write_atomically
 
 _NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV)
 

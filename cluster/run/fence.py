@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from cluster.errors import StaleAttemptError
-from cluster.run.directory import RunDir
-from cluster.run.names import GROUPS
-from cluster.run.succession import SUCCESSOR, read_mark_afresh, succeed
+from ropewalk.cluster.errors import StaleAttemptError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.names import GROUPS
+from ropewalk.cluster.run.succession import SUCCESSOR, read_mark_afresh, succeed
 
 
 class Fence:

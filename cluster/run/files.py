@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ConfigError
-from cluster.fresh_reads import parse_json
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.fresh_reads import parse_json
 
 SYNC_THREADS = 8
 MODE_VARIABLE = "ROPEWALK_RUN_MODE"  # who may enter a run's directory, as chmod takes it: 2770 where a group shares its runs

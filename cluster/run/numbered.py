@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cluster.fresh_reads import list_afresh
-from cluster.run.exclusive import create_whole
-from cluster.run.files import json_text
+from ropewalk.cluster.fresh_reads import list_afresh
+from ropewalk.cluster.run.exclusive import create_whole
+from ropewalk.cluster.run.files import json_text
 
 Entries = Mapping[int, Mapping[str, Any]]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from cluster.errors import DamagedFileError
+from ropewalk.cluster.errors import DamagedFileError
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)

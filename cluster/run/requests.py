@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from cluster.fresh_reads import read_afresh
-from cluster.run.files import read_json, write_json
+from ropewalk.cluster.fresh_reads import read_afresh
+from ropewalk.cluster.run.files import read_json, write_json
 
 
 class Requests:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from cluster.fresh_reads import read_afresh
+from ropewalk.cluster.fresh_reads import read_afresh
 
 SUCCESSOR = "successor"  # in an attempt's folder: the number of the attempt that came after it
 ENDED = "ended"  # in an attempt's folder: empty until there is an outcome.json

@@ -2,11 +2,11 @@
 
 import os
 
-from cluster.config import Resources
-from cluster.gpus import NODE_GPUS_VARIABLE
-from cluster.process.ports import NODE_CPUS_VARIABLE
-from cluster.run.directory import RunDir
-from cluster.spec import Engine
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.gpus import NODE_GPUS_VARIABLE
+from ropewalk.cluster.process.ports import NODE_CPUS_VARIABLE
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import Engine
 
 THREADS_VARIABLE = "OMP_NUM_THREADS"
 

@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.process.forking import Process
+from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.process.forking import Process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class AgentSpec:
 
     def command(self) -> list[str]:
         """The command line that starts the agent on its node."""
-        words = [self.python, "-m", "cluster.agent", self.run_path, "--attempt", str(self.attempt), "--node", str(self.node)]
+        words = module_command("ropewalk.cluster.agent", self.run_path, python=self.python)
+        words += ["--attempt", str(self.attempt), "--node", str(self.node)]
         words += ["--nodes", self.nodes, "--address", self.address]
         return [*words, "--rendezvous", self.rendezvous] if self.rendezvous else words
 
@@ -39,7 +41,7 @@ class StoreSpec:
 
     def command(self) -> list[str]:
         """The command line that starts the store."""
-        return [self.python, "-m", "cluster.engines.store", "--host", self.host, "--port", self.port]
+        return module_command("ropewalk.cluster.engines.store", "--host", self.host, "--port", self.port, python=self.python)
 
 
 class Allocation(ABC):

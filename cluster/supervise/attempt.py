@@ -8,20 +8,20 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from cluster.config import Resources
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED, GateError
-from cluster.fresh_reads import list_afresh, read_json_afresh
-from cluster.process.forking import Process
-from cluster.run.directory import RunDir
-from cluster.run.event_log import WITHOUT_WORD
-from cluster.run.fence import Fence
-from cluster.run.file_systems import Looks
-from cluster.run.files import append_line
-from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
-from cluster.run.names import AGENTS, LOGS, NODES
-from cluster.spec import Engine, Outcome, RunState, StopReason
-from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
-from cluster.supervise.outcome import AgentExit, Ending, classify, shell_code
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EXIT_REQUEUE, EXIT_TERMINATED, GateError
+from ropewalk.cluster.fresh_reads import list_afresh, read_json_afresh
+from ropewalk.cluster.process.forking import Process
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.event_log import WITHOUT_WORD
+from ropewalk.cluster.run.fence import Fence
+from ropewalk.cluster.run.file_systems import Looks
+from ropewalk.cluster.run.files import append_line
+from ropewalk.cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
+from ropewalk.cluster.run.names import AGENTS, LOGS, NODES
+from ropewalk.cluster.spec import Engine, Outcome, RunState, StopReason
+from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
+from ropewalk.cluster.supervise.outcome import AgentExit, Ending, classify, shell_code
 
 log = logging.getLogger(__name__)
 

@@ -5,14 +5,14 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
-from cluster.fresh_reads import read_afresh
-from cluster.run.directory import RunDir
-from cluster.run.files import parse_lines
-from cluster.run.names import AGENTS
-from cluster.spec import BY_SUBMISSION, Outcome, RunState
-from cluster.supervise.allocation import Allocation
-from cluster.supervise.attempt import Attempt, bugs_spent
+from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, EXIT_TERMINATED
+from ropewalk.cluster.fresh_reads import read_afresh
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import parse_lines
+from ropewalk.cluster.run.names import AGENTS
+from ropewalk.cluster.spec import BY_SUBMISSION, Outcome, RunState
+from ropewalk.cluster.supervise.allocation import Allocation
+from ropewalk.cluster.supervise.attempt import Attempt, bugs_spent
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from cluster.config import Section, absolute
-from datapipe.chat.built_in import TEMPLATES
+from ropewalk.cluster.config import Section, absolute
+from ropewalk.datapipe.chat.built_in import TEMPLATES
 
 KIND = "chat"  # the key of a manifest's `config` that says that it holds conversations
 Format = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt"]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from datapipe.chat.config import ChatConfig
+from ropewalk.datapipe.chat.config import ChatConfig
 
 Message = dict[str, Any]  # role, content; tool_calls, name, ... are kept for the template
 

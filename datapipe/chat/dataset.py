@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cluster.errors import CorruptShardError, DataError
-from cluster.storage import StoragePath
-from datapipe.chat.config import KIND
-from datapipe.loader.shard_cache import cached_shard
-from datapipe.manifest import Manifest, Shard, Split, checksum_of_file, read_manifest
+from ropewalk.cluster.errors import CorruptShardError, DataError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.chat.config import KIND
+from ropewalk.datapipe.loader.shard_cache import cached_shard
+from ropewalk.datapipe.manifest import Manifest, Shard, Split, checksum_of_file, read_manifest
 
 
 def is_chat_set(manifest: Manifest) -> bool:

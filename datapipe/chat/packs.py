@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from datapipe.loader.order import hash_words, permute
+from ropewalk.datapipe.loader.order import hash_words, permute
 
 Indices = NDArray[np.int64]
 

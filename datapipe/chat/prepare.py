@@ -8,22 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from cluster.errors import DataError
-from cluster.storage import StoragePath
-from datapipe.chat.config import KIND, ChatConfig
-from datapipe.chat.shards import ChatSplit, ChatSummary, ChatUnit, rejected_name, summary_name, unit_hashes
-from datapipe.chat.tokenizer import write_files
-from datapipe.execution.worker import Task
-from datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
-from datapipe.manifest import InputRecord, Manifest, Rejected, Shard, Totals, hash_of, write_manifest
-from datapipe.plan import WORK
-from datapipe.progress import Progress
-from datapipe.tokens.tokenizer import FOLDER, Encoder, TokenizerFiles
+from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.chat.config import KIND, ChatConfig
+from ropewalk.datapipe.chat.shards import ChatSplit, ChatSummary, ChatUnit, rejected_name, summary_name, unit_hashes
+from ropewalk.datapipe.chat.tokenizer import write_files
+from ropewalk.datapipe.execution.worker import Task
+from ropewalk.datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
+from ropewalk.datapipe.manifest import InputRecord, Manifest, Rejected, Shard, Totals, hash_of, write_manifest
+from ropewalk.datapipe.plan import WORK
+from ropewalk.datapipe.progress import Progress
+from ropewalk.datapipe.tokens.tokenizer import FOLDER, Encoder, TokenizerFiles
 
 RunTasks = Callable[[Sequence[Task]], Iterable[tuple[Task, Any]]]
 
 UNIT_MIB = 16
-_WORKER = "datapipe.chat.shards"  # by name, as it imports transformers
+_WORKER = "ropewalk.datapipe.chat.shards"  # by name, as it imports transformers
 
 
 def chat_key(inputs: Sequence[str], tokenizer: TokenizerFiles, config: ChatConfig, validation_fraction: float) -> dict[str, Any]:

@@ -7,12 +7,12 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from cluster.errors import DataError, StorageError
-from datapipe.config import MIB
-from datapipe.inputs.files import InputFile, Unit
-from datapipe.inputs.lines import TOO_LONG, split_lines
-from datapipe.inputs.readers import BOM, CHUNKS, ROWS_A_BATCH, open_input, parse_object
-from datapipe.inputs.streams import DamagedStreamError, HashedReader
+from ropewalk.cluster.errors import DataError, StorageError
+from ropewalk.datapipe.config import MIB
+from ropewalk.datapipe.inputs.files import InputFile, Unit
+from ropewalk.datapipe.inputs.lines import TOO_LONG, split_lines
+from ropewalk.datapipe.inputs.readers import BOM, CHUNKS, ROWS_A_BATCH, open_input, parse_object
+from ropewalk.datapipe.inputs.streams import DamagedStreamError, HashedReader
 
 MAX_LINE_MIB = 32
 

@@ -12,15 +12,15 @@ import orjson
 import pyarrow as pa
 import xxhash
 
-from cluster.storage import StoragePath
-from datapipe.chat.config import ChatConfig
-from datapipe.chat.conversation import BadConversationError, conversation_of
-from datapipe.chat.records import UnitNotes, read_records
-from datapipe.chat.template import ChatTokenizer, Encoded
-from datapipe.inputs.files import Unit
-from datapipe.inputs.streams import naming_full_disk
-from datapipe.manifest import Shard, Split, TokenType, checksum_of_file
-from datapipe.tokens.tokenizer import FOLDER
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.chat.config import ChatConfig
+from ropewalk.datapipe.chat.conversation import BadConversationError, conversation_of
+from ropewalk.datapipe.chat.records import UnitNotes, read_records
+from ropewalk.datapipe.chat.template import ChatTokenizer, Encoded
+from ropewalk.datapipe.inputs.files import Unit
+from ropewalk.datapipe.inputs.streams import naming_full_disk
+from ropewalk.datapipe.manifest import Shard, Split, TokenType, checksum_of_file
+from ropewalk.datapipe.tokens.tokenizer import FOLDER
 
 ROWS_A_BATCH = 4096
 FOLDERS: dict[Split, str] = {"train": "shards", "validation": "validation"}

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from cluster.errors import ConfigError
-from datapipe.chat.conversation import BadConversationError, Conversation, Message
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.datapipe.chat.conversation import BadConversationError, Conversation, Message
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from cluster.errors import ConfigError
-from cluster.storage import StoragePath
-from datapipe.chat.built_in import CHATML_END, CHATML_TOKENS, TEMPLATES
-from datapipe.chat.config import ChatConfig
-from datapipe.tokens.tokenizer import TokenizerFiles
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.chat.built_in import CHATML_END, CHATML_TOKENS, TEMPLATES
+from ropewalk.datapipe.chat.config import ChatConfig
+from ropewalk.datapipe.tokens.tokenizer import TokenizerFiles
 
 TEMPLATE_FILE = "chat_template.jinja"
 _SETTINGS = "tokenizer_config.json"

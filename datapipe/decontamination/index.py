@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from datapipe.batch import TextBatch
-from datapipe.decontamination.kernels import build_table, find_overlaps
-from datapipe.decontamination.word_kernels import CLASSES, hash_words
+from ropewalk.datapipe.batch import TextBatch
+from ropewalk.datapipe.decontamination.kernels import build_table, find_overlaps
+from ropewalk.datapipe.decontamination.word_kernels import CLASSES, hash_words
 
 SHORTEST = 8  # words; whoever shares fewer with an item may do so by chance
 MOST_FOUND = 1 << 16  # overlaps of one batch that are told

@@ -10,12 +10,20 @@ from typing import Any
 import orjson
 from pyarrow import parquet
 
-from cluster.errors import DataError
-from datapipe.config import MIB
-from datapipe.inputs.files import InputFile, expand, kind_of
-from datapipe.inputs.lines import split_lines
-from datapipe.inputs.streams import DamagedStreamError, HashedReader, gzip_chunks, open_file, place_of, plain_chunks, zstd_chunks
-from datapipe.manifest import checksum_of_file
+from ropewalk.cluster.errors import DataError
+from ropewalk.datapipe.config import MIB
+from ropewalk.datapipe.inputs.files import InputFile, expand, kind_of
+from ropewalk.datapipe.inputs.lines import split_lines
+from ropewalk.datapipe.inputs.streams import (
+    DamagedStreamError,
+    HashedReader,
+    gzip_chunks,
+    open_file,
+    place_of,
+    plain_chunks,
+    zstd_chunks,
+)
+from ropewalk.datapipe.manifest import checksum_of_file
 
 LABELS = {"id", "source", "url", "label", "split", "category", "subject", "type"}  # keys that are no part of a question
 MOST_MIB = 64  # of a line

@@ -6,12 +6,12 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from datapipe.batch import TextBatch
-from datapipe.decontamination.index import NgramIndex
-from datapipe.decontamination.items import evaluation_files, read_items
-from datapipe.document_batch import DocumentBatch
-from datapipe.filters.decontaminate import Decontaminate
-from datapipe.filters.filter import Verdict
+from ropewalk.datapipe.batch import TextBatch
+from ropewalk.datapipe.decontamination.index import NgramIndex
+from ropewalk.datapipe.decontamination.items import evaluation_files, read_items
+from ropewalk.datapipe.document_batch import DocumentBatch
+from ropewalk.datapipe.filters.decontaminate import Decontaminate
+from ropewalk.datapipe.filters.filter import Verdict
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datapipe.decontamination.word_kernels import hash_words
-from datapipe.kernel import kernel
+from ropewalk.datapipe.decontamination.word_kernels import hash_words
+from ropewalk.datapipe.kernel import kernel
 
 MIX = np.uint64(0x9E3779B97F4A7C15)
 ONE_CHANGED_FROM = 12  # words: in a shorter n-gram none may differ, since no half of it would be left

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from datapipe.kernel import kernel
+from ropewalk.datapipe.kernel import kernel
 
 BASIS = np.uint64(0xCBF29CE484222325)
 PRIME = np.uint64(0x100000001B3)

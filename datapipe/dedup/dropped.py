@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.storage import StoragePath
+from ropewalk.cluster.storage import StoragePath
 
 Dropped = Callable[[slice], NDArray[np.bool_]]  # of documents in global order: which of them are dropped
 

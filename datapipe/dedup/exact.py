@@ -8,10 +8,10 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from cluster.storage import StoragePath
-from datapipe.inputs.files import Unit
-from datapipe.inputs.hashes import hashes_of, unnamed_name, write_ids
-from datapipe.inputs.ingest import UnitSummary, metadata_name
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.inputs.files import Unit
+from ropewalk.datapipe.inputs.hashes import hashes_of, unnamed_name, write_ids
+from ropewalk.datapipe.inputs.ingest import UnitSummary, metadata_name
 
 # fates: why a document is dropped, else its split
 DUPLICATE, NEAR_DUPLICATE, EMPTIED, LEFT_OUT, TRAIN, VALIDATION = range(6)

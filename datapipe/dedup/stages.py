@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Protocol
 
 import orjson
 
-from cluster.storage import StoragePath
-from datapipe.inputs.streams import naming_full_disk
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.inputs.streams import naming_full_disk
 
 
 class StageTask(Protocol):

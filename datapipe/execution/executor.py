@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import datapipe
-from cluster.errors import BackendError
-from datapipe.execution.array_task import Share
+from ropewalk import datapipe
+from ropewalk.cluster.errors import BackendError
+from ropewalk.datapipe.execution.array_task import Share
 
 UNLIMITED = sys.maxsize
 NOTICE_SECONDS = 90  # from the signal to an array task to its time limit
@@ -49,7 +49,7 @@ class Executor(Protocol):
 def importing_this_program() -> Iterator[None]:
     """Make array tasks import the program from where the driver did, whatever directory they start in."""
     before = os.environ.get("PYTHONPATH")
-    home = str(Path(datapipe.__file__).parent.parent)
+    home = str(Path(datapipe.__file__).parents[2])
     os.environ["PYTHONPATH"] = f"{home}{os.pathsep}{before}" if before else home
     try:
         yield

@@ -8,10 +8,10 @@ from typing import Any
 import psutil
 import submitit
 
-from cluster.process.kill import end, family, processes_of
-from datapipe.config import ArrayOptions
-from datapipe.execution.array_task import Share, do_share
-from datapipe.execution.executor import NOTICE_SECONDS, importing_this_program
+from ropewalk.cluster.process.kill import end, family, processes_of
+from ropewalk.datapipe.config import ArrayOptions
+from ropewalk.datapipe.execution.array_task import Share, do_share
+from ropewalk.datapipe.execution.executor import NOTICE_SECONDS, importing_this_program
 
 
 class LocalProcesses:

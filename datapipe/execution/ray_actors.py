@@ -9,8 +9,9 @@ import pyarrow as pa
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 
-from cluster.errors import BackendError, DataError, RopewalkError, StopRequested
-from datapipe.execution.worker import DEATHS_A_TASK, SINGLE_THREADED, Task, Worker
+from ropewalk.cluster.errors import BackendError, DataError, RopewalkError, StopRequested
+from ropewalk.cluster.run.project import add_project_path
+from ropewalk.datapipe.execution.worker import DEATHS_A_TASK, SINGLE_THREADED, Task, Worker
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class _Actor:
     def __init__(self, output_url: str, work_url: str) -> None:
         os.environ.update(SINGLE_THREADED)
         pa.set_cpu_count(1)
+        add_project_path()
         self.worker = Worker(output_url, work_url)
 
     def ready(self) -> int:

@@ -4,24 +4,24 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from cluster.errors import DataError
-from cluster.storage import StoragePath
-from datapipe.config import ReadRules
-from datapipe.dedup.stages import StageTask, run_stage_task
-from datapipe.filters.augment import Augment
-from datapipe.filters.filter import Filter
-from datapipe.filters.registry import Filters, make_filter
-from datapipe.inputs.files import InputFile, Unit
-from datapipe.inputs.ingest import UnitSummary, ingest_unit
-from datapipe.inputs.split import SplitFile, split_file
-from datapipe.manifest import Shard
-from datapipe.minhash.config import NearDuplicates
-from datapipe.rejected import RejectedPlan, write_rejected
-from datapipe.report.fairness import false_positive_gaps
-from datapipe.report.samples import Facts
-from datapipe.tokens.sample import SamplePlan, read_sample
-from datapipe.tokens.shards import ShardPlan, encode_shard
-from datapipe.tokens.tokenizer import Encoder, read_tokenizer, train_tokenizer, write_tokenizer
+from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.config import ReadRules
+from ropewalk.datapipe.dedup.stages import StageTask, run_stage_task
+from ropewalk.datapipe.filters.augment import Augment
+from ropewalk.datapipe.filters.filter import Filter
+from ropewalk.datapipe.filters.registry import Filters, make_filter
+from ropewalk.datapipe.inputs.files import InputFile, Unit
+from ropewalk.datapipe.inputs.ingest import UnitSummary, ingest_unit
+from ropewalk.datapipe.inputs.split import SplitFile, split_file
+from ropewalk.datapipe.manifest import Shard
+from ropewalk.datapipe.minhash.config import NearDuplicates
+from ropewalk.datapipe.rejected import RejectedPlan, write_rejected
+from ropewalk.datapipe.report.fairness import false_positive_gaps
+from ropewalk.datapipe.report.samples import Facts
+from ropewalk.datapipe.tokens.sample import SamplePlan, read_sample
+from ropewalk.datapipe.tokens.shards import ShardPlan, encode_shard
+from ropewalk.datapipe.tokens.tokenizer import Encoder, read_tokenizer, train_tokenizer, write_tokenizer
 
 SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # as many workers run as there are cores
 DEATHS_A_TASK = 3  # of the processes that do a task; then the task is at fault

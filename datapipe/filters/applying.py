@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.errors import DataError
-from datapipe.document import Rejection
-from datapipe.document_batch import DocumentBatch
-from datapipe.filters.filter import Filter, Verdict
+from ropewalk.cluster.errors import DataError
+from ropewalk.datapipe.document import Rejection
+from ropewalk.datapipe.document_batch import DocumentBatch
+from ropewalk.datapipe.filters.filter import Filter, Verdict
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from cluster.config import Section
+from ropewalk.cluster.config import Section
 
 CODE = ("*.py", "*.pyi", "*.c", "*.h", "*.cc", "*.cpp", "*.hpp", "*.rs", "*.go", "*.java", "*.js", "*.ts", "*.sh", "*.sql")
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cluster.config import Section
+from ropewalk.cluster.config import Section
 
 
 class Balance(Section):

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from datapipe.filters.filter import Filter, Verdict
-from datapipe.text.compiled import kernels
+from ropewalk.datapipe.filters.filter import Filter, Verdict
+from ropewalk.datapipe.text.compiled import kernels
 
 if TYPE_CHECKING:
-    from datapipe.document_batch import DocumentBatch
+    from ropewalk.datapipe.document_batch import DocumentBatch
 
-JUDGING = "datapipe.filters.judging"
+JUDGING = "ropewalk.datapipe.filters.judging"
 
 
 class C4(Filter):

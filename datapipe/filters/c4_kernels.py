@@ -3,9 +3,9 @@
 import numpy as np
 from numba import njit, types
 
-from datapipe.filters.gopher_kernels import line_end
-from datapipe.text.characters import CLOSING, DECIMAL, SPACE, TERMINAL
-from datapipe.text.kernels import BYTES, CODES, COMPILE, FOLD, INTS, OFFSETS, code_point, last_code_point, stripped
+from ropewalk.datapipe.filters.gopher_kernels import line_end
+from ropewalk.datapipe.text.characters import CLOSING, DECIMAL, SPACE, TERMINAL
+from ropewalk.datapipe.text.kernels import BYTES, CODES, COMPILE, FOLD, INTS, OFFSETS, code_point, last_code_point, stripped
 
 OFF = -1
 WIDE = 0x3000  # from here on a mark ends a sentence without white space behind it

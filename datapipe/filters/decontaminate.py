@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from cluster.config import DataPath
-from datapipe.filters.filter import Filter, Verdict
-from datapipe.text.compiled import kernels
+from ropewalk.cluster.config import DataPath
+from ropewalk.datapipe.filters.filter import Filter, Verdict
+from ropewalk.datapipe.text.compiled import kernels
 
 if TYPE_CHECKING:
-    from datapipe.document_batch import DocumentBatch
+    from ropewalk.datapipe.document_batch import DocumentBatch
 
 
 def _one_or_many(value: Any) -> Any:
@@ -28,5 +28,5 @@ class Decontaminate(Filter):
 
     def judge(self, batch: "DocumentBatch") -> Verdict:
         """The name of the evaluation file as reason, and which item it is."""
-        verdict: Verdict = kernels("datapipe.decontamination.judging").judge(self, batch)
+        verdict: Verdict = kernels("ropewalk.datapipe.decontamination.judging").judge(self, batch)
         return verdict

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from cluster.config import Section
+from ropewalk.cluster.config import Section
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from datapipe.document_batch import DocumentBatch
+    from ropewalk.datapipe.document_batch import DocumentBatch
 
 
 WordKind = Literal["white_space", "tokens"]

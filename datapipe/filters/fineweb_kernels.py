@@ -3,10 +3,10 @@
 import numpy as np
 from numba import njit, types
 
-from datapipe.filters.gopher_kernels import LIMITS
-from datapipe.text.characters import SPACE, TERMINAL
-from datapipe.text.kernels import BYTES, CODES, COMPILE, INTS, OFFSETS, code_point, hash_range, last_code_point
-from datapipe.text.seen_kernels import capacity, seen_before
+from ropewalk.datapipe.filters.gopher_kernels import LIMITS
+from ropewalk.datapipe.text.characters import SPACE, TERMINAL
+from ropewalk.datapipe.text.kernels import BYTES, CODES, COMPILE, INTS, OFFSETS, code_point, hash_range, last_code_point
+from ropewalk.datapipe.text.seen_kernels import capacity, seen_before
 
 
 @njit(**COMPILE)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from datapipe.filters.filter import WORDS, Filter, Verdict, WordKind
-from datapipe.text.compiled import kernels
+from ropewalk.datapipe.filters.filter import WORDS, Filter, Verdict, WordKind
+from ropewalk.datapipe.text.compiled import kernels
 
 if TYPE_CHECKING:
-    from datapipe.document_batch import DocumentBatch
+    from ropewalk.datapipe.document_batch import DocumentBatch
 
-JUDGING = "datapipe.filters.judging"
+JUDGING = "ropewalk.datapipe.filters.judging"
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 Share = Annotated[float, Field(ge=0, le=1)] | None
 

@@ -3,9 +3,9 @@
 import numpy as np
 from numba import njit, types
 
-from datapipe.filters.gram_kernels import gram_rule
-from datapipe.text.characters import ALPHABETIC, BREAK
-from datapipe.text.kernels import (
+from ropewalk.datapipe.filters.gram_kernels import gram_rule
+from ropewalk.datapipe.text.characters import ALPHABETIC, BREAK
+from ropewalk.datapipe.text.kernels import (
     BYTES,
     CODES,
     COMPILE,
@@ -19,7 +19,7 @@ from datapipe.text.kernels import (
     last_code_point,
     stripped,
 )
-from datapipe.text.seen_kernels import capacity, seen_before
+from ropewalk.datapipe.text.seen_kernels import capacity, seen_before
 
 LIMITS = types.Array(types.float64, 1, "C", readonly=True)  # a threshold for each rule; NaN: the rule is off
 ELLIPSIS, BULLET = 0x2026, 0x2022

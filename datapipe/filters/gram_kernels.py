@@ -6,8 +6,8 @@ Only those are looked at whose first and last n-1 words occur more than once: no
 import numpy as np
 from numba import njit
 
-from datapipe.text.kernels import COMPILE, MIX
-from datapipe.text.seen_kernels import capacity
+from ropewalk.datapipe.text.kernels import COMPILE, MIX
+from ropewalk.datapipe.text.seen_kernels import capacity
 
 BASE = np.uint64(0xD6E8FEB86659FD93)
 

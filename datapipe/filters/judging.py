@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datapipe.document_batch import DocumentBatch, Tokens, Words
-from datapipe.filters import c4_kernels, fineweb_kernels, gopher_kernels
-from datapipe.filters.c4 import C4
-from datapipe.filters.filter import Filter, Verdict, WordKind
-from datapipe.filters.fineweb import FineWeb
-from datapipe.filters.gopher import GopherQuality, GopherRepetition
-from datapipe.text.characters import character_tables
+from ropewalk.datapipe.document_batch import DocumentBatch, Tokens, Words
+from ropewalk.datapipe.filters import c4_kernels, fineweb_kernels, gopher_kernels
+from ropewalk.datapipe.filters.c4 import C4
+from ropewalk.datapipe.filters.filter import Filter, Verdict, WordKind
+from ropewalk.datapipe.filters.fineweb import FineWeb
+from ropewalk.datapipe.filters.gopher import GopherQuality, GopherRepetition
+from ropewalk.datapipe.text.characters import character_tables
 
 QUALITY = tuple(name for name in GopherQuality.model_fields if name not in {"words", "stop_words"})
 REPETITION = tuple(name for name in GopherRepetition.model_fields if name != "words")

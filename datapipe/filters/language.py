@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from datapipe.filters.filter import Filter, Verdict
-from datapipe.text.compiled import kernels
+from ropewalk.datapipe.filters.filter import Filter, Verdict
+from ropewalk.datapipe.text.compiled import kernels
 
 if TYPE_CHECKING:
-    from datapipe.document_batch import DocumentBatch
+    from ropewalk.datapipe.document_batch import DocumentBatch
 
 
 class Language(Filter):
@@ -24,5 +24,5 @@ class Language(Filter):
 
     def judge(self, batch: "DocumentBatch") -> Verdict:
         """The code of the language as reason where it is none of those that are kept, and how many are kept of each."""
-        verdict: Verdict = kernels("datapipe.language.judging").judge(self, batch)
+        verdict: Verdict = kernels("ropewalk.datapipe.language.judging").judge(self, batch)
         return verdict

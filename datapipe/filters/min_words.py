@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from datapipe.filters.filter import Filter, Verdict
+from ropewalk.datapipe.filters.filter import Filter, Verdict
 
 if TYPE_CHECKING:
-    from datapipe.document_batch import DocumentBatch
+    from ropewalk.datapipe.document_batch import DocumentBatch
 
 
 class MinWords(Filter):

@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from datapipe.filters.filter import Filter, Verdict
-from datapipe.text.compiled import kernels
+from ropewalk.datapipe.filters.filter import Filter, Verdict
+from ropewalk.datapipe.text.compiled import kernels
 
 if TYPE_CHECKING:
-    from datapipe.document_batch import DocumentBatch
+    from ropewalk.datapipe.document_batch import DocumentBatch
 
 Kind = Literal["email", "phone", "ip", "card", "iban", "national_id"]
 
@@ -23,5 +23,5 @@ class PersonalData(Filter):
 
     def judge(self, batch: "DocumentBatch") -> Verdict:
         """The texts with placeholders, and how many of each kind."""
-        verdict: Verdict = kernels("datapipe.privacy.judging").judge(self, batch)
+        verdict: Verdict = kernels("ropewalk.datapipe.privacy.judging").judge(self, batch)
         return verdict

@@ -8,21 +8,21 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from cluster.config_reader import load_section
-from cluster.errors import ConfigError
-from datapipe.filters.filter import Filter
+from ropewalk.cluster.config_reader import load_section
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.datapipe.filters.filter import Filter
 
 GROUP = "ropewalk.filters"  # entry points that are a subclass of Filter
 BUILT_IN = {
-    "c4": "datapipe.filters.c4:C4",
-    "decontaminate": "datapipe.filters.decontaminate:Decontaminate",
-    "fineweb": "datapipe.filters.fineweb:FineWeb",
-    "gopher_quality": "datapipe.filters.gopher:GopherQuality",
-    "gopher_repetition": "datapipe.filters.gopher:GopherRepetition",
-    "language": "datapipe.filters.language:Language",
-    "min_words": "datapipe.filters.min_words:MinWords",
-    "pii": "datapipe.filters.pii:PersonalData",
-    "scores": "datapipe.filters.scores:Scores",
+    "c4": "ropewalk.datapipe.filters.c4:C4",
+    "decontaminate": "ropewalk.datapipe.filters.decontaminate:Decontaminate",
+    "fineweb": "ropewalk.datapipe.filters.fineweb:FineWeb",
+    "gopher_quality": "ropewalk.datapipe.filters.gopher:GopherQuality",
+    "gopher_repetition": "ropewalk.datapipe.filters.gopher:GopherRepetition",
+    "language": "ropewalk.datapipe.filters.language:Language",
+    "min_words": "ropewalk.datapipe.filters.min_words:MinWords",
+    "pii": "ropewalk.datapipe.filters.pii:PersonalData",
+    "scores": "ropewalk.datapipe.filters.scores:Scores",
 }
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from cluster.config import Section
-from cluster.errors import ConfigError, DataError
-from datapipe.filters.filter import Filter, Verdict
+from ropewalk.cluster.config import Section
+from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.datapipe.filters.filter import Filter, Verdict
 
 if TYPE_CHECKING:
-    from datapipe.document_batch import DocumentBatch
+    from ropewalk.datapipe.document_batch import DocumentBatch
 
 Scorer = Callable[[Sequence[str]], Sequence[float]]
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import parquet
 
-from cluster.errors import DataError
-from cluster.storage import StoragePath, retry
-from datapipe.config import MIB
-from datapipe.inputs.streams import open_file, place_of
+from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.storage import StoragePath, retry
+from ropewalk.datapipe.config import MIB
+from ropewalk.datapipe.inputs.streams import open_file, place_of
 
 LINE_ENDINGS = {
     ".jsonl": "",

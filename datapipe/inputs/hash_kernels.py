@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from datapipe.kernel import kernel
-from datapipe.text.kernels import code_point
+from ropewalk.datapipe.kernel import kernel
+from ropewalk.datapipe.text.kernels import code_point
 
 
 @kernel

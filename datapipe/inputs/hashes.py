@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.storage import StoragePath
-from datapipe.parted import spread, write_parts
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.parted import spread, write_parts
 
 FAN_OUT = 256  # parts of a file
 TEXT = np.dtype([("hash", "<u8", (2,)), ("row", "<u4")])  # row: of a document in its unit

@@ -12,22 +12,22 @@ import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
-from cluster.storage import StoragePath
-from datapipe.config import ReadRules
-from datapipe.document import Document, Rejection
-from datapipe.document_batch import DocumentBatch
-from datapipe.filters.applying import apply_filters
-from datapipe.filters.filter import Filter
-from datapipe.filters.language import Language
-from datapipe.inputs.files import Unit
-from datapipe.inputs.hashes import hashes_of, ids_name, write_ids, write_text_hashes
-from datapipe.inputs.readers import ReadStats, read_unit
-from datapipe.inputs.streams import naming_full_disk
-from datapipe.inputs.text_hash import text_hashes
-from datapipe.minhash.bands import write_bands
-from datapipe.minhash.config import NearDuplicates
-from datapipe.minhash.signatures import band_keys
-from datapipe.text.compiled import kernels
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.config import ReadRules
+from ropewalk.datapipe.document import Document, Rejection
+from ropewalk.datapipe.document_batch import DocumentBatch
+from ropewalk.datapipe.filters.applying import apply_filters
+from ropewalk.datapipe.filters.filter import Filter
+from ropewalk.datapipe.filters.language import Language
+from ropewalk.datapipe.inputs.files import Unit
+from ropewalk.datapipe.inputs.hashes import hashes_of, ids_name, write_ids, write_text_hashes
+from ropewalk.datapipe.inputs.readers import ReadStats, read_unit
+from ropewalk.datapipe.inputs.streams import naming_full_disk
+from ropewalk.datapipe.inputs.text_hash import text_hashes
+from ropewalk.datapipe.minhash.bands import write_bands
+from ropewalk.datapipe.minhash.config import NearDuplicates
+from ropewalk.datapipe.minhash.signatures import band_keys
+from ropewalk.datapipe.text.compiled import kernels
 
 BLOCK_BYTES = 4 << 20  # of text in one record batch
 BLOCK_DOCUMENTS = 8192
@@ -143,7 +143,7 @@ def _languages(batch: DocumentBatch) -> list[str]:
     """The language of each document, as the filter `language` told it, else as it would."""
     if "language" in batch.records.schema.names:
         return batch.column("language")
-    found: list[str] = kernels("datapipe.language.judging").labels(Language(), batch)
+    found: list[str] = kernels("ropewalk.datapipe.language.judging").labels(Language(), batch)
     return found
 
 

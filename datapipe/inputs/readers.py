@@ -8,12 +8,12 @@ import orjson
 import pyarrow as pa
 from pyarrow import parquet
 
-from cluster.errors import DataError, StorageError
-from datapipe.config import MIB, ReadRules
-from datapipe.document import Document, Rejection
-from datapipe.inputs.files import InputFile, Unit
-from datapipe.inputs.lines import TOO_LONG, split_lines
-from datapipe.inputs.streams import (
+from ropewalk.cluster.errors import DataError, StorageError
+from ropewalk.datapipe.config import MIB, ReadRules
+from ropewalk.datapipe.document import Document, Rejection
+from ropewalk.datapipe.inputs.files import InputFile, Unit
+from ropewalk.datapipe.inputs.lines import TOO_LONG, split_lines
+from ropewalk.datapipe.inputs.streams import (
     DamagedStreamError,
     HashedReader,
     gzip_chunks,
@@ -22,7 +22,7 @@ from datapipe.inputs.streams import (
     plain_chunks,
     zstd_chunks,
 )
-from datapipe.inputs.web import read_pages
+from ropewalk.datapipe.inputs.web import read_pages
 
 ROWS_A_BATCH = 256
 BOM = b"\xef\xbb\xbf"

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 import xxhash
 import zstandard
 
-from cluster.storage import StoragePath
-from datapipe.config import MIB
-from datapipe.inputs.files import InputFile
-from datapipe.inputs.streams import (
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.config import MIB
+from ropewalk.datapipe.inputs.files import InputFile
+from ropewalk.datapipe.inputs.streams import (
     DamagedStreamError,
     HashedReader,
     gzip_chunks,

@@ -10,8 +10,8 @@ from typing import IO, Any
 import xxhash
 import zstandard
 
-from cluster.errors import StorageError
-from cluster.storage import StoragePath
+from ropewalk.cluster.errors import StorageError
+from ropewalk.cluster.storage import StoragePath
 
 REMOTE_BUFFER_BYTES = 8 << 20
 CHUNK_BYTES = 1 << 20

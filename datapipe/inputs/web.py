@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.errors import ConfigError, StorageError
-from datapipe.inputs.streams import DamagedStreamError
+from ropewalk.cluster.errors import ConfigError, StorageError
+from ropewalk.datapipe.inputs.streams import DamagedStreamError
 
 MISSING_LIBRARY = "reading web archives needs fastwarc and resiliparse: pip install ropewalk[web]"
 

@@ -4,11 +4,11 @@ from collections import Counter
 
 import numpy as np
 
-from datapipe.batch import TextBatch
-from datapipe.document_batch import DocumentBatch
-from datapipe.filters.filter import Verdict
-from datapipe.filters.language import Language
-from datapipe.language.model import NO_LANGUAGE, UNKNOWN, identify, known_languages
+from ropewalk.datapipe.batch import TextBatch
+from ropewalk.datapipe.document_batch import DocumentBatch
+from ropewalk.datapipe.filters.filter import Verdict
+from ropewalk.datapipe.filters.language import Language
+from ropewalk.datapipe.language.model import NO_LANGUAGE, UNKNOWN, identify, known_languages
 
 
 def labels(options: Language, batch: DocumentBatch) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datapipe.kernel import kernel
+from ropewalk.datapipe.kernel import kernel
 
 HAS_SMALL, HAS_CAPITAL, NOT_ASCII = 1, 2, 4  # what letters a text has
 HISTORY = 8  # bytes on which a state depends at most: no feature is longer (py3langid's have 6)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from py3langid.langid import MODEL_DIR, MODEL_FILE
 from py3langid.modelio import load_model
 
-from datapipe.batch import TextBatch
-from datapipe.language.kernels import (
+from ropewalk.datapipe.batch import TextBatch
+from ropewalk.datapipe.language.kernels import (
     CODE_LINE_ENDS,
     CODE_SYMBOLS,
     HAS_CAPITAL,

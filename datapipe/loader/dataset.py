@@ -11,10 +11,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from cluster.errors import ConfigError, CorruptShardError, DataError
-from cluster.storage import StoragePath
-from datapipe.loader.shard_cache import cached_shard
-from datapipe.manifest import Manifest, Shard, read_manifest
+from ropewalk.cluster.errors import ConfigError, CorruptShardError, DataError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.loader.shard_cache import cached_shard
+from ropewalk.datapipe.manifest import Manifest, Shard, read_manifest
 
 log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from cluster.errors import ConfigError, DataError
-from datapipe.loader.dataset import Dataset, OnCorrupt, Stream
-from datapipe.loader.mixture import locate, quotas
-from datapipe.loader.order import Indices, hash_words, permute
-from datapipe.manifest import Manifest, Shard
+from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.datapipe.loader.dataset import Dataset, OnCorrupt, Stream
+from ropewalk.datapipe.loader.mixture import locate, quotas
+from ropewalk.datapipe.loader.order import Indices, hash_words, permute
+from ropewalk.datapipe.manifest import Manifest, Shard
 
 PLAN = 1024  # positions whose places are worked out at once: the arithmetic is paid per array, not per sample
 

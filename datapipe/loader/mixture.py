@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cluster.errors import ConfigError
-from datapipe.loader.order import Indices, permute
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.datapipe.loader.order import Indices, permute
 
 BLOCK = 10_000  # samples; within each block every source has its exact share
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import xxhash
 
-from cluster.errors import CorruptShardError
-from cluster.storage import StoragePath, retry
-from datapipe.manifest import Shard
+from ropewalk.cluster.errors import CorruptShardError
+from ropewalk.cluster.storage import StoragePath, retry
+from ropewalk.datapipe.manifest import Shard
 
 CACHE_VARIABLE = "ROPEWALK_CACHE"
 

@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.storage import StoragePath
-from datapipe.parted import write_parts
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.parted import write_parts
 
 BAND_PARTS = 4096
 BAND = np.dtype([("key", "<u8"), ("row", "<u4")])  # a document of a unit, in one band

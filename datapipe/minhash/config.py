@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from cluster.config import Section
+from ropewalk.cluster.config import Section
 
 
 class NearDuplicates(Section):

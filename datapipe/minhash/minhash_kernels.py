@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit, types
 
-from datapipe.text.kernels import COMPILE, FOLD, HASHES, MIX, OFFSETS, SEED, mixed
+from ropewalk.datapipe.text.kernels import COMPILE, FOLD, HASHES, MIX, OFFSETS, SEED, mixed
 
 BASE = np.uint64(0xA24BAED4963EE407)
 

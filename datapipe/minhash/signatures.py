@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datapipe.document_batch import DocumentBatch
-from datapipe.minhash.config import NearDuplicates
-from datapipe.text.compiled import kernels
+from ropewalk.datapipe.document_batch import DocumentBatch
+from ropewalk.datapipe.minhash.config import NearDuplicates
+from ropewalk.datapipe.text.compiled import kernels
 
-KERNELS = "datapipe.minhash.minhash_kernels"
+KERNELS = "ropewalk.datapipe.minhash.minhash_kernels"
 
 
 class Shingles(NamedTuple):

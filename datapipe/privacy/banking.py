@@ -2,7 +2,7 @@
 
 import re
 
-from datapipe.privacy.checksums import luhn, mod_97
+from ropewalk.datapipe.privacy.checksums import luhn, mod_97
 
 ISSUERS = re.compile(
     r"4(?:\d{12}|\d{15}|\d{18})|(?:5[1-5]\d\d|222[1-9]|22[3-9]\d|2[3-6]\d\d|27[01]\d|2720)\d{12}|3[47]\d{13}|3(?:0[0-59]|[689]\d)\d{11}"

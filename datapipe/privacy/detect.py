@@ -7,13 +7,13 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 
-from datapipe.batch import TextBatch
-from datapipe.filters.pii import Kind
-from datapipe.privacy.announce import LOOK_BACK, announces_id, announces_phone
-from datapipe.privacy.banking import find_iban, is_card
-from datapipe.privacy.kernels import AT_SIGN, CLASSES, COLONS, LETTERED, find_candidates
-from datapipe.privacy.national_ids import find_lettered, is_national_id
-from datapipe.privacy.phones import is_phone
+from ropewalk.datapipe.batch import TextBatch
+from ropewalk.datapipe.filters.pii import Kind
+from ropewalk.datapipe.privacy.announce import LOOK_BACK, announces_id, announces_phone
+from ropewalk.datapipe.privacy.banking import find_iban, is_card
+from ropewalk.datapipe.privacy.kernels import AT_SIGN, CLASSES, COLONS, LETTERED, find_candidates
+from ropewalk.datapipe.privacy.national_ids import find_lettered, is_national_id
+from ropewalk.datapipe.privacy.phones import is_phone
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

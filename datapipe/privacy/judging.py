@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from datapipe.batch import TextBatch
-from datapipe.document_batch import DocumentBatch
-from datapipe.filters.filter import Verdict
-from datapipe.filters.pii import PersonalData
-from datapipe.privacy.replace import replace
+from ropewalk.datapipe.batch import TextBatch
+from ropewalk.datapipe.document_batch import DocumentBatch
+from ropewalk.datapipe.filters.filter import Verdict
+from ropewalk.datapipe.filters.pii import PersonalData
+from ropewalk.datapipe.privacy.replace import replace
 
 
 def judge(options: PersonalData, batch: DocumentBatch) -> Verdict:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from datapipe.kernel import kernel
+from ropewalk.datapipe.kernel import kernel
 
 AT_SIGN, NUMBER, LETTERED, COLONS = 1, 2, 3, 4  # kinds of candidates
 LEAST_DIGITS = 7  # of a number

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from datapipe.privacy.checksums import iso_7064_11_10, luhn, verhoeff, weighted
+from ropewalk.datapipe.privacy.checksums import iso_7064_11_10, luhn, verhoeff, weighted
 
 ODD_VALUES = [1, 0, 5, 7, 9, 13, 15, 17, 19, 21, 2, 4, 18, 20, 11, 3, 6, 8, 12, 14, 16, 10, 22, 25, 24, 23]
 ITALIAN_ODD = dict(zip("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", ODD_VALUES[:10] + ODD_VALUES, strict=True))

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from datapipe.batch import TextBatch
-from datapipe.filters.pii import Kind
-from datapipe.privacy.detect import KINDS, find_in
+from ropewalk.datapipe.batch import TextBatch
+from ropewalk.datapipe.filters.pii import Kind
+from ropewalk.datapipe.privacy.detect import KINDS, find_in
 
 
 def placeholder(kind: Kind) -> str:

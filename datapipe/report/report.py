@@ -3,10 +3,10 @@
 import json
 from typing import Any
 
-from cluster.storage import StoragePath
-from datapipe.manifest import Manifest
-from datapipe.report.page import page
-from datapipe.report.samples import Facts
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.manifest import Manifest
+from ropewalk.datapipe.report.page import page
+from ropewalk.datapipe.report.samples import Facts
 
 FOLDER = "report"
 

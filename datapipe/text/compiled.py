@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import datapipe
+from ropewalk import datapipe
 
 log = logging.getLogger(__name__)
 

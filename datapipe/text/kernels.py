@@ -9,7 +9,7 @@ document's words collide once in 10^9 documents.
 import numpy as np
 from numba import njit, types
 
-from datapipe.text.characters import ALPHANUMERIC, BREAK, SPACE, SYMBOL
+from ropewalk.datapipe.text.characters import ALPHANUMERIC, BREAK, SPACE, SYMBOL
 
 BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 OFFSETS = types.Array(types.int64, 1, "C", readonly=True)

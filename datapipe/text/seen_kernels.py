@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from datapipe.text.kernels import COMPILE, MIX
+from ropewalk.datapipe.text.kernels import COMPILE, MIX
 
 
 @njit(**COMPILE)

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from datapipe.text.characters import CODE_POINTS, MARKS_END, categories
+from ropewalk.datapipe.text.characters import CODE_POINTS, MARKS_END, categories
 
 PREFIX, SUFFIX, ICON, CURRENCY, LOWER, UPPER, ALPHA, DIGIT, DOT_BEFORE, QUOTE, NOT_LAST = (1 << bit for bit in range(11))
 PUNCTUATION = (

@@ -7,9 +7,21 @@ looks like an address is kept whole. `marks` has the properties of each characte
 import numpy as np
 from numba import njit, types
 
-from datapipe.text.characters import ALPHANUMERIC, SPACE, SYMBOL
-from datapipe.text.kernels import BYTES, COMPILE, NOT_SYMBOL, OFFSETS, SEED, code_point, ended, pushed_character
-from datapipe.text.token_marks import ALPHA, CURRENCY, DIGIT, DOT_BEFORE, ICON, LOWER, NOT_LAST, PREFIX, QUOTE, SUFFIX, UPPER
+from ropewalk.datapipe.text.characters import ALPHANUMERIC, SPACE, SYMBOL
+from ropewalk.datapipe.text.kernels import BYTES, COMPILE, NOT_SYMBOL, OFFSETS, SEED, code_point, ended, pushed_character
+from ropewalk.datapipe.text.token_marks import (
+    ALPHA,
+    CURRENCY,
+    DIGIT,
+    DOT_BEFORE,
+    ICON,
+    LOWER,
+    NOT_LAST,
+    PREFIX,
+    QUOTE,
+    SUFFIX,
+    UPPER,
+)
 
 MARKS = types.Array(types.uint16, 1, "C", readonly=True)
 POINTS = types.uint32[::1]

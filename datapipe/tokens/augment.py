@@ -10,9 +10,9 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from cluster.errors import ConfigError, DataError
-from datapipe.filters.augment import Augment, FillInTheMiddle
-from datapipe.tokens.tokenizer import Encoder
+from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.datapipe.filters.augment import Augment, FillInTheMiddle
+from ropewalk.datapipe.tokens.tokenizer import Encoder
 
 
 class Named(Protocol):

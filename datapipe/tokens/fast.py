@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from cluster.errors import ConfigError, DataError
+from ropewalk.cluster.errors import ConfigError, DataError
 
 CHECKED_CHARS = 512  # of one text of each batch
 HARD_TEXTS = (

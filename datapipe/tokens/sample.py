@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import xxhash
 
-from cluster.storage import StoragePath
-from datapipe.config import MIB
-from datapipe.dedup.equal import Renamed
-from datapipe.dedup.exact import TRAIN
-from datapipe.tokens.shards import Layout, Slice, cut_slices, read_slice
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.config import MIB
+from ropewalk.datapipe.dedup.equal import Renamed
+from ropewalk.datapipe.dedup.exact import TRAIN
+from ropewalk.datapipe.tokens.shards import Layout, Slice, cut_slices, read_slice
 
 LEAST_PIECES = 16  # a sample comes from at least so many places, where there are as many
 

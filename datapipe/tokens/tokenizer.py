@@ -13,11 +13,11 @@ import xxhash
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from cluster.errors import ConfigError
-from cluster.process.scratch import scratch
-from cluster.storage import StoragePath
-from datapipe.manifest import TokenizerRecord, TokenType, checksum_of_file
-from datapipe.tokens.fast import FastTokenizer
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.process.scratch import scratch
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.manifest import TokenizerRecord, TokenType, checksum_of_file
+from ropewalk.datapipe.tokens.fast import FastTokenizer
 
 END_OF_DOCUMENT = "<|endoftext|>"
 FOLDER = "tokenizer"

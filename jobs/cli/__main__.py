@@ -1,6 +1,6 @@
-"""`python -m jobs.cli`: the command `ropewalk` without an installed script."""
+"""`python -m ropewalk.jobs.cli`: the command `ropewalk` without an installed script."""
 
-from jobs.cli.main import main
+from ropewalk.jobs.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import complete
+from ropewalk.jobs.cli import complete
 
 RunRef = Annotated[
     str,

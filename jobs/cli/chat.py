@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli import complete
+from ropewalk.jobs.cli import complete
 
 if TYPE_CHECKING:
-    from jobs.inference.chat import Chat
+    from ropewalk.jobs.inference.scoring.chat import Chat
 
 
 def chat(  # noqa: PLR0917 - typer reads the options of a command from its arguments
@@ -22,15 +22,15 @@ def chat(  # noqa: PLR0917 - typer reads the options of a command from its argum
     seed: Annotated[int, typer.Option("--seed", help="the same words and seed get the same answers")] = 0,
 ) -> None:
     """Talk to a model: a line is what you say; an empty line or Ctrl-D ends it. From a pipe, each line is answered by one."""
-    from jobs.inference.endpoint_chat import EndpointChat, find_endpoint
-    from jobs.inference.generate import Sampling
+    from ropewalk.jobs.inference.scoring.endpoint_chat import EndpointChat, find_endpoint
+    from ropewalk.jobs.inference.scoring.generate import Sampling
 
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     opened: Chat | EndpointChat
     if (endpoint := find_endpoint(model)) is not None:
         opened = EndpointChat(endpoint, sampling, system=system, seed=seed)
     else:
-        from jobs.inference.chat import open_chat
+        from ropewalk.jobs.inference.scoring.chat import open_chat
 
         opened = open_chat(model, sampling, system=system, seed=seed)
     at_terminal = sys.stdin.isatty()

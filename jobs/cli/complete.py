@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from jobs.cli.job_keys import Key
-    from jobs.runs.model_versions import RegisteredModel
+    from ropewalk.jobs.cli.job_keys import Key
+    from ropewalk.jobs.runs.models.model_versions import RegisteredModel
 
 Candidates = list[tuple[str, str]]  # a word, and what a shell shows beside it
 
@@ -16,7 +16,7 @@ def jobs(incomplete: str) -> Candidates:
     """Jobs whose name begins so, also those that others add."""
     from importlib.metadata import entry_points
 
-    from jobs.registry import GROUP, JOBS
+    from ropewalk.jobs.registry import GROUP, JOBS
 
     known = {point.name: point.value for point in entry_points(group=GROUP)}
     known |= {spec.name: spec.summary for spec in JOBS.values()}
@@ -28,10 +28,10 @@ def keys(context: typer.Context, incomplete: str) -> Candidates:
 
     With its values, since a shell adds a space behind the only candidate.
     """
-    from cluster.config import JobConfig
-    from cluster.errors import RopewalkError
-    from jobs.cli.job_keys import keys_of
-    from jobs.registry import config_of, find_job
+    from ropewalk.cluster.config import JobConfig
+    from ropewalk.cluster.errors import RopewalkError
+    from ropewalk.jobs.cli.job_keys import keys_of
+    from ropewalk.jobs.registry import config_of, find_job
 
     try:
         known = keys_of(config_of(find_job(context.params["job"] or "")) if "job" in context.params else JobConfig)
@@ -53,9 +53,9 @@ def _values(key: "Key") -> Iterator[str]:
 
 def clusters(incomplete: str) -> Candidates:
     """Clusters of the profile file, and those that exist without one."""
-    from cluster.backends.profiles import profile_file
-    from cluster.config_reader import read_yaml
-    from cluster.errors import RopewalkError
+    from ropewalk.cluster.backends.profiles import profile_file
+    from ropewalk.cluster.config_reader import read_yaml
+    from ropewalk.cluster.errors import RopewalkError
 
     known = {"local": "this machine", "slurm": "the Slurm cluster of this machine", "k8s": "the cluster of the kubeconfig"}
     try:
@@ -69,8 +69,8 @@ def clusters(incomplete: str) -> Candidates:
 
 def runs(incomplete: str) -> Candidates:
     """Ids of runs under every root, newest first, and `latest`."""
-    from cluster.errors import RopewalkError
-    from jobs.runs.status import all_runs
+    from ropewalk.cluster.errors import RopewalkError
+    from ropewalk.jobs.runs.show.status import all_runs
 
     try:
         names = [run.id for run in reversed(all_runs())]
@@ -95,8 +95,8 @@ def names(incomplete: str) -> Candidates:
 
 
 def _models() -> dict[str, "RegisteredModel"]:
-    from cluster.errors import RopewalkError
-    from jobs.runs.model_versions import registered_models
+    from ropewalk.cluster.errors import RopewalkError
+    from ropewalk.jobs.runs.models.model_versions import registered_models
 
     try:
         return {model.name: model for model in registered_models()}

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import complete
-from jobs.cli.arguments import AsJson
+from ropewalk.jobs.cli import complete
+from ropewalk.jobs.cli.arguments import AsJson
 
 _SAMPLE = (
     "a serving run (RUN, RUN@7d: the last seven days, RUN@14d..7d: the seven before), a file or glob of texts or conversations, "
@@ -48,13 +48,13 @@ def drift(
     """Compare what is asked with what was learnt, or was asked before: length, language, embedding, classifier; and quality."""
     from pydantic import ValidationError
 
-    from cluster.errors import ConfigError
-    from jobs.drift.config import DriftConfig
-    from jobs.drift.detect import detect
-    from jobs.drift.page import write_report
-    from jobs.drift.quality import compare_probes, read_probes
-    from jobs.drift.sample import MOST_TEXTS
-    from jobs.drift.sources import open_sample
+    from ropewalk.cluster.errors import ConfigError
+    from ropewalk.jobs.serving.drift.config import DriftConfig
+    from ropewalk.jobs.serving.drift.detect import detect
+    from ropewalk.jobs.serving.drift.page import write_report
+    from ropewalk.jobs.serving.drift.quality import compare_probes, read_probes
+    from ropewalk.jobs.serving.drift.sample import MOST_TEXTS
+    from ropewalk.jobs.serving.drift.sources import open_sample
 
     try:
         config = DriftConfig(alpha=alpha, texts=texts, rounds=rounds, embedding=embedding, seed=seed)
@@ -75,10 +75,10 @@ def drift(
 
 
 def _print(found: object, scored: object, written: Path) -> None:
-    from jobs.drift.detect import Drift
-    from jobs.drift.page import test_rows
-    from jobs.runs.tables import console, table
-    from jobs.scores.compare import Comparison
+    from ropewalk.jobs.results.compare import Comparison
+    from ropewalk.jobs.runs.show.tables import console, table
+    from ropewalk.jobs.serving.drift.detect import Drift
+    from ropewalk.jobs.serving.drift.page import test_rows
 
     assert isinstance(found, Drift)
     made = table("TEST", "WHAT IT SEES", ">P", ">P, CORRECTED", ">ARRANGEMENTS")

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import complete
-from jobs.cli.arguments import AsJson
+from ropewalk.jobs.cli import complete
+from ropewalk.jobs.cli.arguments import AsJson
 
 _SIDE = "a run of evaluate, a model (run or directory) that was evaluated, or a group: a name, or runs with commas between them"
 
@@ -24,10 +24,10 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare two evaluated models item by item: the difference, its interval, and the smallest one that would show."""
-    from jobs.evaluate.comparison_report import row, write_comparison
-    from jobs.runs.comparison import compare as compare_sides
-    from jobs.runs.evaluations import FOLDER, find_evaluations
-    from jobs.runs.tables import console, table
+    from ropewalk.jobs.evaluation.evaluate.comparison_report import row, write_comparison
+    from ropewalk.jobs.runs.models.comparison import compare as compare_sides
+    from ropewalk.jobs.runs.models.evaluations import FOLDER, find_evaluations
+    from ropewalk.jobs.runs.show.tables import console, table
 
     sides = find_evaluations(first), find_evaluations(second)
     found = compare_sides(*sides, names=(first, second), seeds=seeds)

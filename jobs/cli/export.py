@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.cli import complete
-from jobs.cli.arguments import RunRef
+from ropewalk.jobs.cli import complete
+from ropewalk.jobs.cli.arguments import RunRef
 
 if TYPE_CHECKING:
-    from cluster.run.directory import RunDir
+    from ropewalk.cluster.run.directory import RunDir
 
 
 def export(  # noqa: PLR0917 - typer reads the options of a command from its arguments
@@ -37,10 +37,10 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
     ] = "hf",
 ) -> None:
     """Write a checkpoint as a Hugging Face model directory, with its model card and bill of materials; or as a GGUF file."""
-    from cluster.errors import ConfigError
-    from jobs.cards.export import export_with_cards
-    from jobs.runs.remote import export_elsewhere
-    from jobs.runs.status import find_run
+    from ropewalk.cluster.errors import ConfigError
+    from ropewalk.jobs.models.cards.export import export_with_cards
+    from ropewalk.jobs.runs.show.remote import export_elsewhere
+    from ropewalk.jobs.runs.show.status import find_run
 
     found = find_run(run_ref)
     if best and step is not None:
@@ -65,9 +65,9 @@ def export(  # noqa: PLR0917 - typer reads the options of a command from its arg
 
 def _check_step(run: "RunDir", step: int) -> None:
     """Raise ConfigError unless the run has a checkpoint of this step, whole or not."""
-    from cluster.errors import ConfigError
-    from jobs.training.model_record import checkpoint_place
-    from sharding.layout import steps_in, told_steps
+    from ropewalk.cluster.errors import ConfigError
+    from ropewalk.jobs.training.loop.model_record import checkpoint_place
+    from ropewalk.sharding.layout import steps_in, told_steps
 
     place = checkpoint_place(run)
     steps = sorted(told_steps(place).union(steps_in(place)))
@@ -80,10 +80,10 @@ def _write_gguf(name: str, write: Callable[[Path], None], target: Path, form: st
     """Export to a directory of no duration, and write that as GGUF. Raises ConfigError."""
     import torch
 
-    from cluster.errors import ConfigError
-    from jobs.formats.gguf import check_type, write_gguf
-    from jobs.formats.gguf_types import UNQUANTIZED
-    from jobs.inference.open_model import open_model
+    from ropewalk.cluster.errors import ConfigError
+    from ropewalk.jobs.inference.gguf.gguf import check_type, write_gguf
+    from ropewalk.jobs.inference.gguf.gguf_types import UNQUANTIZED
+    from ropewalk.jobs.inference.scoring.open_model import open_model
 
     kind, _, type_name = form.partition(":")
     if kind != "gguf":
@@ -102,10 +102,10 @@ def _write_gguf(name: str, write: Callable[[Path], None], target: Path, form: st
 
 def _passed_step(run: "RunDir", step: int | None, *, best: bool) -> int:
     """The step of the checkpoint that the gates let pass. Raises ConfigError, CheckpointError."""
-    from jobs.runs.gates import require_passed
-    from jobs.training.load_checkpoint import best_step
-    from jobs.training.model_record import checkpoint_place
-    from sharding.checkpoint import newest_complete
+    from ropewalk.jobs.runs.models.gates import require_passed
+    from ropewalk.jobs.training.loop.load_checkpoint import best_step
+    from ropewalk.jobs.training.loop.model_record import checkpoint_place
+    from ropewalk.sharding.checkpoint import newest_complete
 
     if best:
         step = best_step(run)
@@ -122,10 +122,10 @@ def sync(
     follow: Annotated[bool, typer.Option("--follow", help="go on until Ctrl-C, with all runs as they come and go")] = False,
 ) -> None:
     """Send to W&B what it lacks of your runs: on a login node, where the compute nodes have no network."""
-    from cluster.errors import BackendError, ConfigError
-    from jobs.mirror.mirror import is_complete, send_rest
-    from jobs.mirror.server import why_away
-    from jobs.runs.status import all_runs, find_run
+    from ropewalk.cluster.errors import BackendError, ConfigError
+    from ropewalk.jobs.runs.mirror.mirror import is_complete, send_rest
+    from ropewalk.jobs.runs.mirror.server import why_away
+    from ropewalk.jobs.runs.show.status import all_runs, find_run
 
     if follow:
         if run_ref:
@@ -140,8 +140,8 @@ def sync(
 
 
 def _follow() -> None:
-    from jobs.mirror.relay import Relay
-    from jobs.runs.status import roots
+    from ropewalk.jobs.runs.mirror.relay import Relay
+    from ropewalk.jobs.runs.show.status import roots
 
     with suppress(KeyboardInterrupt):
         Relay(roots(), lambda words: print(words, flush=True)).follow(lambda: False)

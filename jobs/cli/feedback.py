@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.arguments import AsJson, RunRef
+from ropewalk.jobs.cli.arguments import AsJson, RunRef
 
 
 def feedback(
@@ -27,11 +27,11 @@ def feedback(
     """Show what people say of a serving run's answers, by version and over time; write it as training data."""
     import json
 
-    from jobs.feedback.export import export_feedback, moment
-    from jobs.feedback.read import enforce_retention, read, refuse_without_capture
-    from jobs.feedback.summary import summarize
-    from jobs.feedback.tables import lines_of
-    from jobs.runs.status import find_run
+    from ropewalk.jobs.runs.show.status import find_run
+    from ropewalk.jobs.serving.feedback.export import export_feedback, moment
+    from ropewalk.jobs.serving.feedback.read import enforce_retention, read, refuse_without_capture
+    from ropewalk.jobs.serving.feedback.summary import summarize
+    from ropewalk.jobs.serving.feedback.tables import lines_of
 
     opened = find_run(run)
     refuse_without_capture(opened)
@@ -43,7 +43,7 @@ def feedback(
         made = {"run": opened.id, **summary.plain(), "deleted": deleted, "export": written}
         sys.stdout.write(json.dumps(made, default=str) + "\n")
         return
-    from jobs.runs.tables import console
+    from ropewalk.jobs.runs.show.tables import console
 
     for line in lines_of(opened.id, summary, written, deleted):
         console().print(line, soft_wrap=True)
@@ -70,7 +70,7 @@ def review(  # noqa: PLR0917 - typer reads the options of a command from its arg
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free")] = 0,
 ) -> None:
     """Compare, rate and correct a serving run's answers, blind, in a browser: pairs for align, conversations for finetune."""
-    from jobs.feedback.review.serve import open_review
+    from ropewalk.jobs.serving.feedback.review.serve import open_review
 
     with open_review(run, reviewer=reviewer, ask_at=endpoint, sample=sample, out=out, port=port) as opened:
         print(f"{opened.words}\n{opened.server.link()}", flush=True)

@@ -4,9 +4,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from cluster.config import JobConfig
-from jobs.cli.job_keys import Key, keys_of
-from jobs.registry import JOBS, config_of, find_job
+from ropewalk.cluster.config import JobConfig
+from ropewalk.jobs.cli.job_keys import Key, keys_of
+from ropewalk.jobs.registry import JOBS, config_of, find_job
 
 WIDEST = 120  # columns: longer lines are hard to read
 TOP = ""  # the section of keys that stand alone

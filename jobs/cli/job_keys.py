@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cluster.config import CountRange, JobConfig, Section
-from cluster.config_reader import types_of, walk_keys
+from ropewalk.cluster.config import CountRange, JobConfig, Section
+from ropewalk.cluster.config_reader import types_of, walk_keys
 
 
 @dataclass(frozen=True, kw_only=True)

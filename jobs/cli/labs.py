@@ -5,7 +5,7 @@ from importlib.metadata import entry_points
 
 import typer
 
-from cluster.errors import ConfigError
+from ropewalk.cluster.errors import ConfigError
 
 GROUP = "ropewalk.labs"
 

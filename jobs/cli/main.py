@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from jobs.cli import chat, drift, evaluations, export, feedback, models, run, runs, site, sweep, trace
+from ropewalk.jobs.cli import chat, drift, evaluations, export, feedback, models, run, runs, site, sweep, trace
 
 COMPLETION = "_ROPEWALK_COMPLETE"  # set by a shell that asks what a word may become
 # what a file system answers where a path is wrong, closed or full
@@ -28,7 +28,7 @@ class Commands(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that words name; a job is none, and its name stands behind `run`."""
         if args and args[0] not in self.commands:
-            from jobs.registry import JOBS
+            from ropewalk.jobs.registry import JOBS
 
             if args[0] in JOBS:
                 ctx.fail(f"{args[0]!r} is a job, not a command: `ropewalk run {args[0]} ...` starts one")
@@ -60,7 +60,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from cluster.installed import installed_versions
+        from ropewalk.cluster.installed import installed_versions
 
         print("ropewalk", installed_versions(["ropewalk"])["ropewalk"] or "(not installed as a package)")
         raise typer.Exit
@@ -141,7 +141,7 @@ def _explain(error: Exception) -> int:
         context = getattr(error, "ctx", None)
         usage = f"; see `{context.command_path} --help`" if context else ""
         return _mistake(" ".join(format_message().split()).rstrip(".") + usage)
-    from cluster.errors import EXIT_FAILED, ConfigError, DataError, RopewalkError
+    from ropewalk.cluster.errors import EXIT_FAILED, ConfigError, DataError, RopewalkError
 
     if isinstance(error, OSError) and error.errno in ANSWERS:
         if not error.filename:

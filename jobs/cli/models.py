@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.cli import complete
-from jobs.cli.arguments import AsJson, RunRef
+from ropewalk.jobs.cli import complete
+from ropewalk.jobs.cli.arguments import AsJson, RunRef
 
 if TYPE_CHECKING:
-    from jobs.runs.model_versions import Move, RegisteredModel
+    from ropewalk.jobs.runs.models.model_versions import Move, RegisteredModel
 
 ModelWords = Annotated[
     str,
@@ -29,9 +29,9 @@ def models(
     as_json: AsJson = False,
 ) -> None:
     """List the models of the registry: versions, aliases, gates, who promoted what."""
-    from cluster.errors import ConfigError
-    from jobs.runs.model_versions import registered_models
-    from jobs.runs.tables import console
+    from ropewalk.cluster.errors import ConfigError
+    from ropewalk.jobs.runs.models.model_versions import registered_models
+    from ropewalk.jobs.runs.show.tables import console
 
     every = registered_models()
     found = [model for model in every if name in (None, model.name)]
@@ -61,10 +61,10 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make an alias point to a model; to production only if its gates have passed."""
-    from jobs.models.directory import model_directory
-    from jobs.models.promote import gates_of_version
-    from jobs.models.promote import promote as move_alias
-    from jobs.models.register import register
+    from ropewalk.jobs.models.registry.directory import model_directory
+    from ropewalk.jobs.models.registry.promote import gates_of_version
+    from ropewalk.jobs.models.registry.promote import promote as move_alias
+    from ropewalk.jobs.models.registry.register import register
 
     version = register(model, name)
     gates_of_version(version, to, force)  # before the export, which takes a while
@@ -84,7 +84,7 @@ def rollback(
     as_json: AsJson = False,
 ) -> None:
     """Make an alias point to what it pointed to before; a candidate is withdrawn."""
-    from jobs.models.promote import rollback as move_back
+    from ropewalk.jobs.models.registry.promote import rollback as move_back
 
     name, _, word = alias.rpartition("@")
     move = move_back(word, model=name or None, reason=why)
@@ -99,10 +99,10 @@ def approve(
     no: Annotated[str | None, typer.Option("--no", metavar="WHY", help="refuse the candidate; WHY is recorded")] = None,
 ) -> None:
     """Let the candidate of a refresh that waits for a person have traffic, or refuse it."""
-    from cluster.errors import ConfigError
-    from jobs.models.register import who
-    from jobs.runs.status import find_run
-    from jobs.runs.view import view_of
+    from ropewalk.cluster.errors import ConfigError
+    from ropewalk.jobs.models.registry.register import who
+    from ropewalk.jobs.runs.show.status import find_run
+    from ropewalk.jobs.runs.show.view import view_of
 
     run = find_run(run_ref)
     rounds = view_of(run).plain().get("rounds") if run.record.get("job") == "refresh" else None
@@ -124,7 +124,7 @@ def _told(move: "Move") -> str:
 
 
 def _plain(model: "RegisteredModel") -> dict[str, Any]:
-    from jobs.models.rollouts import rollouts
+    from ropewalk.jobs.models.registry.deployments import rollouts
 
     aliases = {alias: version.id for alias, version in model.aliases().items()}
     history = [{"alias": alias, **move.plain()} for alias in model.alias_names() for move in model.history(alias)]
@@ -139,8 +139,8 @@ def _plain(model: "RegisteredModel") -> dict[str, Any]:
 
 
 def _versions_table(model: "RegisteredModel") -> Any:
-    from jobs.models.rollouts import rollouts
-    from jobs.runs.tables import duration, table
+    from ropewalk.jobs.models.registry.deployments import rollouts
+    from ropewalk.jobs.runs.show.tables import duration, table
 
     made = table("VERSION", "ALIASES", "MODEL", "GATES", "SERVED", "BY", ">AGE", title=model.name)
     aliases = model.aliases()
@@ -170,7 +170,7 @@ def _evidence(move: "Move | None") -> str:
 
 
 def _history_table(model: "RegisteredModel") -> Any:
-    from jobs.runs.tables import duration, table
+    from ropewalk.jobs.runs.show.tables import duration, table
 
     made = table(">AGO", "ALIAS", "MOVE", "VERSION", "BY", "GROUNDS", title="history")
     moves = sorted((move for alias in model.alias_names() for move in model.history(alias)), key=lambda move: move.time)

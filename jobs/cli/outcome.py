@@ -6,12 +6,12 @@ from typing import Any
 
 import typer
 
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
-from jobs.runs.follow import Watch, follow
-from jobs.runs.show import ending
-from jobs.runs.status import final_object
-from jobs.runs.tables import console
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.runs.show.follow import Watch, follow
+from ropewalk.jobs.runs.show.show import ending
+from ropewalk.jobs.runs.show.status import final_object
+from ropewalk.jobs.runs.show.tables import console
 
 
 def follow_to_end(run: RunDir, as_json: bool) -> None:

@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.errors import RopewalkError
-from cluster.gpus import machine_devices
-from cluster.process.kill import writers_of
-from cluster.run.directory import RUNS_VARIABLE, RunDir, runs_root
-from cluster.spec import RunState
-from jobs.runs.follow import follow
-from jobs.runs.plots import plot_run
-from jobs.runs.submit import configure, submit
+from ropewalk.cluster.errors import RopewalkError
+from ropewalk.cluster.gpus import machine_devices
+from ropewalk.cluster.process.kill import writers_of
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir, runs_root
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.runs.show.follow import follow
+from ropewalk.jobs.runs.show.plots import plot_run
+from ropewalk.jobs.runs.submit.submit import configure, submit
 
 RANKS = 2  # each a node of its own, so that one of them can die
 PROMPTS = ["def __init__(self, ", "The following functions are defined:\n\n", "import os\nimport "]

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.cli import complete
-from jobs.cli.arguments import AsJson, Cluster, ConfigFile, DryRun, HelpFlag, JobName, Overrides, RunRef
+from ropewalk.jobs.cli import complete
+from ropewalk.jobs.cli.arguments import AsJson, Cluster, ConfigFile, DryRun, HelpFlag, JobName, Overrides, RunRef
 
 if TYPE_CHECKING:
-    from cluster.run.directory import RunDir
+    from ropewalk.cluster.run.directory import RunDir
 
 
 def run(
@@ -32,10 +32,10 @@ def run(
     """Submit a job, follow it, and exit with its outcome."""
     if help_ or job is None:
         return _help(context, job)
-    from cluster.errors import ConfigError
-    from jobs.cli.outcome import follow_to_end
-    from jobs.runs.submit import configure, resume_as, submit
-    from jobs.runs.tables import console
+    from ropewalk.cluster.errors import ConfigError
+    from ropewalk.jobs.cli.outcome import follow_to_end
+    from ropewalk.jobs.runs.show.tables import console
+    from ropewalk.jobs.runs.submit.submit import configure, resume_as, submit
 
     if resumed and dry_run:
         raise ConfigError("--dry-run cannot be combined with --resume: nothing new would be submitted")
@@ -72,8 +72,8 @@ def submit(
     """Submit a job and print its run id; with --each submit many runs and print an id per line."""
     if help_ or job is None:
         return _help(context, job)
-    from jobs.runs.status import find_run
-    from jobs.runs.submit import configure_each, submit_many
+    from ropewalk.jobs.runs.show.status import find_run
+    from ropewalk.jobs.runs.submit.submit import configure_each, submit_many
 
     others = [find_run(ref) for ref in after or []]
     configs = configure_each(job, config, _with_program(context, job, overrides, config), each or [])
@@ -94,9 +94,9 @@ def resume(
     as_json: AsJson = False,
 ) -> None:
     """Start a new attempt of a run that ended, from its last checkpoint."""
-    from jobs.cli.outcome import follow_to_end
-    from jobs.runs.status import find_run
-    from jobs.runs.submit import resume as start_attempt
+    from ropewalk.jobs.cli.outcome import follow_to_end
+    from ropewalk.jobs.runs.show.status import find_run
+    from ropewalk.jobs.runs.submit.submit import resume as start_attempt
 
     found = find_run(run_ref)
     start_attempt(found, overrides or [])
@@ -107,7 +107,7 @@ def resume(
 
 
 def _help(context: typer.Context, job: str | None) -> None:
-    from jobs.cli.job_help import print_job_help, print_jobs
+    from ropewalk.jobs.cli.job_help import print_job_help, print_jobs
 
     if job is not None:
         return print_job_help(context.info_name or "run", job)
@@ -117,7 +117,7 @@ def _help(context: typer.Context, job: str | None) -> None:
 
 def _with_program(context: typer.Context, job: str, overrides: list[str] | None, config: Path | None) -> list[str]:
     """The overrides, with the program that stands behind `--` as the key `command`. Raises ConfigError for another job."""
-    from cluster.errors import ConfigError
+    from ropewalk.cluster.errors import ConfigError
 
     words, program = overrides or [], context.obj or []
     if program and job != "command":
@@ -130,14 +130,14 @@ def _with_program(context: typer.Context, job: str, overrides: list[str] | None,
 
 
 def _print_dry_run(job: str, configs: list[Any], on: str) -> None:
-    from jobs.runs.submit import render
+    from ropewalk.jobs.runs.submit.submit import render
 
     print(render(job, configs, on).rstrip("\n"))
 
 
 def _print_notices(started: "RunDir") -> None:
-    from cluster.backends.profiles import load_backend
-    from jobs.runs.snapshot import code_notice, project_notice
+    from ropewalk.cluster.backends.profiles import load_backend
+    from ropewalk.jobs.runs.submit.snapshot import code_notice, project_notice
 
     sys.stderr.write(code_notice(started.record["code"]) + project_notice(started.record.get("project")))
     if notice := load_backend(started.record["cluster"]).resources_notice(started.resources()):

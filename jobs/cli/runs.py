@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.cli import complete
-from jobs.cli.arguments import AsJson, RunRef
+from ropewalk.jobs.cli import complete
+from ropewalk.jobs.cli.arguments import AsJson, RunRef
 
 if TYPE_CHECKING:
-    from cluster.run.directory import RunDir
+    from ropewalk.cluster.run.directory import RunDir
 
 
 def ps(
@@ -20,10 +20,10 @@ def ps(
     as_json: AsJson = False,
 ) -> None:
     """List the runs that are not over."""
-    from cluster.errors import DamagedFileError
-    from cluster.text import counted
-    from jobs.runs import status
-    from jobs.runs.tables import ONE_LINE, console, runs_table
+    from ropewalk.cluster.errors import DamagedFileError
+    from ropewalk.cluster.text import counted
+    from ropewalk.jobs.runs.show import status
+    from ropewalk.jobs.runs.show.tables import ONE_LINE, console, runs_table
 
     known = status.all_runs()
     try:
@@ -44,8 +44,8 @@ def ps(
 
 def _rows(known: "Sequence[RunDir]", *, every: bool, tree: bool) -> list[dict[str, Any]]:
     """The rows of `ps`. Raises DamagedFileError."""
-    from jobs.runs import status
-    from jobs.runs.tree import family_tree
+    from ropewalk.jobs.runs.show import status
+    from ropewalk.jobs.runs.show.tree import family_tree
 
     outcomes = {run: status.final_outcome(run) for run in known}
     runs = [run for run, outcome in outcomes.items() if every or outcome is None]
@@ -65,9 +65,9 @@ def show(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE.png]", help="where the pictures go")] = None,
 ) -> None:
     """Show a run: attempts, results, metrics, events; of a sweep its trials."""
-    from jobs.runs import show as pages
-    from jobs.runs.remote import freshen
-    from jobs.runs.status import find_run
+    from ropewalk.jobs.runs.show import show as pages
+    from ropewalk.jobs.runs.show.remote import freshen
+    from ropewalk.jobs.runs.show.status import find_run
 
     found = freshen(find_run(run_ref))
     if plot or file:
@@ -75,7 +75,7 @@ def show(
     elif as_json:
         print(json.dumps(pages.plain(found), default=str))
     else:
-        from jobs.runs.tables import console
+        from ropewalk.jobs.runs.show.tables import console
 
         console().print(pages.page(found))
 
@@ -87,10 +87,10 @@ def logs(
     node: Annotated[int | None, typer.Option("--node", help="only this node's")] = None,
 ) -> None:
     """Print the logs of job scripts, nodes and ranks, of all attempts."""
-    from jobs.runs.follow import Watch
-    from jobs.runs.logs import follow_logs, read_logs, refuse_absent
-    from jobs.runs.remote import freshen
-    from jobs.runs.status import find_run, is_final
+    from ropewalk.jobs.runs.show.follow import Watch
+    from ropewalk.jobs.runs.show.logs import follow_logs, read_logs, refuse_absent
+    from ropewalk.jobs.runs.show.remote import freshen
+    from ropewalk.jobs.runs.show.status import find_run, is_final
 
     found = freshen(find_run(run_ref))
     if not follow or is_final(found):  # else it may be about to start
@@ -101,10 +101,10 @@ def logs(
 
 def why(run_ref: RunRef) -> None:
     """Explain why a run is in its state, and what to do about it."""
-    from jobs.runs.diagnose import diagnose, diagnosis_page
-    from jobs.runs.remote import freshen
-    from jobs.runs.status import find_run, states
-    from jobs.runs.tables import console
+    from ropewalk.jobs.runs.show.diagnose import diagnose, diagnosis_page
+    from ropewalk.jobs.runs.show.remote import freshen
+    from ropewalk.jobs.runs.show.status import find_run, states
+    from ropewalk.jobs.runs.show.tables import console
 
     found = freshen(find_run(run_ref))
     console().print(diagnosis_page(found, diagnose(found, states([found])[found.id])), soft_wrap=True)
@@ -112,17 +112,17 @@ def why(run_ref: RunRef) -> None:
 
 def top(once: Annotated[bool, typer.Option("--once", help="print the page once and exit")] = False) -> None:
     """Watch live runs and the load of their nodes."""
-    from jobs.runs.tables import console
-    from jobs.runs.top import watch
+    from ropewalk.jobs.runs.show.tables import console
+    from ropewalk.jobs.runs.show.top import watch
 
     watch(console(), once)
 
 
 def wait(run_ref: RunRef, as_json: AsJson = False) -> None:
     """Wait until a run is over, and exit with its outcome."""
-    from jobs.cli.outcome import exit_with_outcome
-    from jobs.runs import follow
-    from jobs.runs.status import find_run
+    from ropewalk.jobs.cli.outcome import exit_with_outcome
+    from ropewalk.jobs.runs.show import follow
+    from ropewalk.jobs.runs.show.status import find_run
 
     found = find_run(run_ref)
     exit_with_outcome(found, follow.wait(found), as_json)
@@ -135,7 +135,7 @@ def cancel(
     ],
 ) -> None:
     """Cancel runs after a final checkpoint."""
-    from jobs.runs.cancel import cancel_runs
+    from ropewalk.jobs.runs.show.cancel import cancel_runs
 
     for line in cancel_runs(run_refs):
         print(line)
@@ -143,9 +143,9 @@ def cancel(
 
 def scale(run_ref: RunRef, nodes: Annotated[int, typer.Argument(min=1, metavar="NODES", help="its new number of nodes")]) -> None:
     """Change the number of nodes of a live elastic run; no step is repeated."""
-    from cluster.text import counted
-    from jobs.runs.status import find_run
-    from jobs.runs.submit import scale as request_nodes
+    from ropewalk.cluster.text import counted
+    from ropewalk.jobs.runs.show.status import find_run
+    from ropewalk.jobs.runs.submit.submit import scale as request_nodes
 
     found = find_run(run_ref)
     request_nodes(found, nodes)

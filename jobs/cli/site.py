@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli.arguments import Cluster
+from ropewalk.jobs.cli.arguments import Cluster
 
 
 def doctor(on: Cluster = "local") -> None:
     """Check this machine and a cluster: what is there, what is missing, what to do."""
-    from jobs.engines.checks import engine_checks
-    from jobs.runs.doctor import checks
-    from jobs.runs.tables import checks_table, console
+    from ropewalk.jobs.inference.engines.checks import engine_checks
+    from ropewalk.jobs.runs.show.doctor import checks
+    from ropewalk.jobs.runs.show.tables import checks_table, console
 
     found = [*checks(on), *engine_checks()]
     console().print(checks_table(found))
@@ -25,8 +25,8 @@ def quickstart(
     steps: Annotated[int, typer.Option(min=20, help="training steps")] = 300,
 ) -> None:
     """Preprocess, train and evaluate on this machine in a few minutes, on text that is already here."""
-    from jobs.cli.quickstart import quickstart as tour
-    from jobs.runs.tables import console
+    from ropewalk.jobs.cli.quickstart import quickstart as tour
+    from ropewalk.jobs.runs.show.tables import console
 
     tour(directory, console(), steps)
 
@@ -38,6 +38,6 @@ def lab(
     ] = None,
 ) -> None:
     """Start a real test cluster on this machine: `ropewalk lab slurm up`."""
-    from jobs.cli.labs import run_lab
+    from ropewalk.jobs.cli.labs import run_lab
 
     run_lab(arguments or [], context.get_help)

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from jobs.cli import complete
-from jobs.cli.arguments import AsJson
+from ropewalk.jobs.cli import complete
+from ropewalk.jobs.cli.arguments import AsJson
 
 SweepRef = Annotated[
     str,
@@ -24,9 +24,9 @@ def best(
     as_json: AsJson = False,
 ) -> None:
     """Write a sweep's best configuration as a job file for `ropewalk run JOB -c`."""
-    from jobs.runs.remote import freshen
-    from jobs.sweep import best as winner
-    from jobs.sweep.results import find_sweep, read_sweep
+    from ropewalk.jobs.orchestration.sweep import best as winner
+    from ropewalk.jobs.orchestration.sweep.results import find_sweep, read_sweep
+    from ropewalk.jobs.runs.show.remote import freshen
 
     results = read_sweep(freshen(find_sweep(sweep_ref)))
     if file:
@@ -49,11 +49,11 @@ def confirm(
     as_json: AsJson = False,
 ) -> None:
     """Run a sweep's best configuration again with new seeds: is its win real? Exit 1 if that cannot be said."""
-    from jobs.runs.remote import freshen
-    from jobs.runs.tables import console
-    from jobs.sweep import confirm as again
-    from jobs.sweep.confirm_report import await_runs, confirmation, confirmation_page
-    from jobs.sweep.results import find_sweep, read_sweep, trials_cluster
+    from ropewalk.jobs.orchestration.sweep import confirm as again
+    from ropewalk.jobs.orchestration.sweep.confirm_report import await_runs, confirmation, confirmation_page
+    from ropewalk.jobs.orchestration.sweep.results import find_sweep, read_sweep, trials_cluster
+    from ropewalk.jobs.runs.show.remote import freshen
+    from ropewalk.jobs.runs.show.tables import console
 
     results, progress = read_sweep(freshen(find_sweep(sweep_ref))), console(stderr=True)
     found = again.candidates(results, against)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.cli.arguments import AsJson
+from ropewalk.jobs.cli.arguments import AsJson
 
 
 def trace(
@@ -17,10 +17,10 @@ def trace(
     as_json: AsJson = False,
 ) -> None:
     """Name model, run, code, data and feedback behind an answer; or the models that learnt from a document."""
-    from cluster.errors import ConfigError
-    from cluster.run.directory import runs_root
-    from jobs.models.trace import feedback_behind, trace_answer, trace_document
-    from jobs.runs.status import roots
+    from ropewalk.cluster.errors import ConfigError
+    from ropewalk.cluster.run.directory import runs_root
+    from ropewalk.jobs.runs.show.status import roots
+    from ropewalk.jobs.serving.trace import feedback_behind, trace_answer, trace_document
 
     answer, document = trace_answer(number), trace_document(number)
     if answer is not None and answer.get("lineage"):

@@ -1,1 +1,1 @@
-"""A model of a run or a directory, opened to be asked: log-likelihoods of continuations, and seeded text."""
+"""Models opened for inference: scoring and generation, serving engines, GGUF."""

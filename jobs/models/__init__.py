@@ -1,1 +1,1 @@
-"""The registry of models: versions with their lineage, and aliases that are promoted and rolled back."""
+"""Models as products: the registry, model and data cards, compression."""

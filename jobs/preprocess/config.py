@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cluster.config import JobConfig, PathView
-from cluster.errors import ConfigError, DataError
-from cluster.spec import Engine
-from datapipe.config import ArrayOptions, DataSetConfig
+from ropewalk.cluster.config import JobConfig, PathView
+from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.cluster.spec import Engine
+from ropewalk.datapipe.config import ArrayOptions, DataSetConfig
 
 
 class PreprocessConfig(DataSetConfig, JobConfig):

@@ -5,13 +5,13 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from cluster.run.context import JobContext
-from cluster.run.files import write_json
-from cluster.storage import StoragePath
-from jobs.preprocess.config import PreprocessConfig
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.jobs.preprocess.config import PreprocessConfig
 
 if TYPE_CHECKING:
-    from datapipe.manifest import Manifest
+    from ropewalk.datapipe.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +21,10 @@ def main(context: JobContext) -> dict[str, object]:
 
     Raises StopRequested once a stop is asked for: what is committed stays.
     """
-    from datapipe.pipeline import make_data_set
-    from datapipe.progress import Progress
-    from jobs.cards.write import write_data_cards
-    from jobs.preprocess.pictures import write_pictures
+    from ropewalk.datapipe.pipeline import make_data_set
+    from ropewalk.datapipe.progress import Progress
+    from ropewalk.jobs.models.cards.write import write_data_cards
+    from ropewalk.jobs.preprocess.pictures import write_pictures
 
     config = context.config(PreprocessConfig)
     session = _Array(config, context) if config.fanout == "array" else _Actors(config, context)
@@ -48,13 +48,13 @@ class _Actors:
         self.connected = False
 
     def run_tasks(self, tasks: Any) -> Any:
-        """See `datapipe.execution.ray_actors.ActorPool.run_tasks`."""
+        """See `ropewalk.datapipe.execution.ray_actors.ActorPool.run_tasks`."""
         if not tasks:
             return
         if self.pool is None:
             self.connected = _connect(self.context)
-            from datapipe.execution.ray_actors import ActorPool
-            from datapipe.plan import WORK
+            from ropewalk.datapipe.execution.ray_actors import ActorPool
+            from ropewalk.datapipe.plan import WORK
 
             output = self.config.output.rstrip("/")
             self.pool = ActorPool(output, f"{output}/{WORK}", self.config.actors, self.context.stop_requested)
@@ -85,12 +85,12 @@ class _Array:
         self.pool: Any = None
 
     def run_tasks(self, tasks: Any) -> Any:
-        """See `datapipe.execution.array_pool.ArrayPool.run_tasks`."""
+        """See `ropewalk.datapipe.execution.array_pool.ArrayPool.run_tasks`."""
         if not tasks:
             return
         if self.pool is None:
-            from datapipe.execution.array_pool import ArrayPool, choose_executor
-            from datapipe.plan import WORK
+            from ropewalk.datapipe.execution.array_pool import ArrayPool, choose_executor
+            from ropewalk.datapipe.plan import WORK
 
             output = self.config.output.rstrip("/")
             run, attempt = self.context.run, self.context.attempt
@@ -126,7 +126,7 @@ def _connect(context: JobContext) -> bool:
     if address:
         ray.init(address=address, logging_level=logging.WARNING)
         return True
-    from cluster.engines.ray_start import start_local
+    from ropewalk.cluster.engines.ray_start import start_local
 
     start_local(_cpus(context))
     return True

@@ -4,10 +4,10 @@ import json
 from functools import partial
 from typing import Any
 
-from cluster.run.directory import RunDir
-from cluster.storage import StoragePath
-from jobs.runs.plots import as_png, draw_bars
-from jobs.tracking.readable import write_picture, write_table
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.jobs.results.readable import write_picture, write_table
+from ropewalk.jobs.runs.show.plots import as_png, draw_bars
 
 REPORT = "report/report.json"
 

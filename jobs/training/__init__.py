@@ -1,1 +1,1 @@
-"""One training loop, many objectives."""
+"""Jobs of the training loop: pre-training, fine-tuning, alignment, distillation, pruning."""

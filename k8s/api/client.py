@@ -1,6 +1,7 @@
 """A client of the Kubernetes API server, in plain objects; each way in which the server says no is an error of its own.
 
-It is used on a laptop (`k8s.api.kubeconfig.connect`, over httpx2) and in the pods of a run (`k8s.api.in_cluster`, over
+It is used on a laptop (`ropewalk.k8s.api.kubeconfig.connect`, over httpx2) and in the pods of a run
+(`ropewalk.k8s.api.in_cluster`, over
 http.client). Every pod imports this module, and at once: so it imports neither.
 """
 
@@ -8,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
-from cluster.errors import BackendError, SchedulerAwayError
-from k8s.api.objects import Object
+from ropewalk.cluster.errors import BackendError, SchedulerAwayError
+from ropewalk.k8s.api.objects import Object
 
 if TYPE_CHECKING:
     from httpcore2 import NetworkStream
@@ -206,11 +207,11 @@ class Kubernetes(ApiClient):
         self.transport.close()
 
     def execute(self, pod: str, command: Sequence[str], stdin: BinaryIO | None = None, stdout: BinaryIO | None = None) -> None:
-        """Run a command in a pod, as kubectl exec does; a command that is given input asks for it (`k8s.api.exec_stdin`).
+        """Run a command in a pod, as kubectl exec does; a command with input must ask for it (see `exec_stdin`).
 
         Raises BackendError with what the command printed on stderr if it fails.
         """
-        from k8s.api import exec as channels  # noqa: PLC0415 - wsproto is a tenth of the CPU time of `ropewalk submit`
+        from ropewalk.k8s.api import exec as channels  # noqa: PLC0415 - wsproto is a tenth of the CPU time of `ropewalk submit`
 
         params = {"command": list(command), "stdout": "true", "stderr": "true", **({"stdin": "true"} if stdin else {})}
         request = self.transport.upgrade(self.path("Pod", pod, "exec"), params, channels.upgrade_headers())

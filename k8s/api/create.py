@@ -1,8 +1,8 @@
 """Create an object exactly once: a create may time out though it was done, so what an earlier try has made is adopted."""
 
-from k8s.api.client import ConflictError, Kubernetes, NotFoundError
-from k8s.api.objects import Object
-from k8s.names import KEY_ANNOTATION, RUN_LABEL, SUBMISSION_LABEL
+from ropewalk.k8s.api.client import ConflictError, Kubernetes, NotFoundError
+from ropewalk.k8s.api.objects import Object
+from ropewalk.k8s.names import KEY_ANNOTATION, RUN_LABEL, SUBMISSION_LABEL
 
 
 def create_or_adopt(kube: Kubernetes, each: Object) -> Object:

@@ -17,7 +17,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping
 from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
-from k8s.api.exec_stdin import READY
+from ropewalk.k8s.api.exec_stdin import READY
 
 if TYPE_CHECKING:
     from httpcore2 import NetworkStream

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 
-from cluster.errors import BackendError, ConfigError
+from ropewalk.cluster.errors import BackendError, ConfigError
 
 EXEC_SECONDS = 60.0
 PERSON_SECONDS = 600.0  # where a person sees what a plug-in says: it may name a code, or open a browser

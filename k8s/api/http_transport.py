@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 import orjson
 
-from k8s.api.client import ApiAwayError
+from ropewalk.k8s.api.client import ApiAwayError
 
 if TYPE_CHECKING:
     from httpcore2 import NetworkStream
@@ -22,7 +22,7 @@ logging.getLogger("httpx2").setLevel(logging.WARNING)  # a call is no event wort
 
 
 class HttpTransport:
-    """An httpx2 client as a `StreamTransport` of `k8s.api.client`."""
+    """An httpx2 client as a `StreamTransport` of `ropewalk.k8s.api.client`."""
 
     def __init__(self, client: httpx2.Client) -> None:
         self.client, self.server = client, str(client.base_url).rstrip("/")

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from k8s.api.client import ApiAwayError, ApiClient, ForbiddenError, NotFoundError
-from k8s.api.objects import Object
-from k8s.names import JOB_VARIABLE
+from ropewalk.k8s.api.client import ApiAwayError, ApiClient, ForbiddenError, NotFoundError
+from ropewalk.k8s.api.objects import Object
+from ropewalk.k8s.names import JOB_VARIABLE
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 JOB_LABEL = "batch.kubernetes.io/job-name"
@@ -31,7 +31,7 @@ def server_of(environment: Mapping[str, str]) -> str:
 
 
 class ServiceAccountTransport:
-    """One connection a request, signed by the service account of this pod: a `Transport` of `k8s.api.client`."""
+    """One connection a request, signed by the service account of this pod: a `Transport` of `ropewalk.k8s.api.client`."""
 
     def __init__(self, server: str, account: Path = ACCOUNT) -> None:
         self.server, self._account = server, account

@@ -11,12 +11,12 @@ from urllib.parse import quote
 import httpx2
 import yaml
 
-from cluster.errors import ConfigError
-from k8s.api.client import Kubernetes
-from k8s.api.exec_plugin import ExecPlugin, load_certificate
-from k8s.api.http_transport import LIMITS, TIMEOUT, HttpTransport
-from k8s.api.in_cluster import ACCOUNT, server_of
-from k8s.profile import K8sProfile
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.k8s.api.client import Kubernetes
+from ropewalk.k8s.api.exec_plugin import ExecPlugin, load_certificate
+from ropewalk.k8s.api.http_transport import LIMITS, TIMEOUT, HttpTransport
+from ropewalk.k8s.api.in_cluster import ACCOUNT, server_of
+from ropewalk.k8s.profile import K8sProfile
 
 DEFAULT_FILE = "~/.kube/config"
 DEFAULT_NAMESPACE = "default"

@@ -10,12 +10,13 @@ from typing import Any
 
 import yaml
 
-from cluster.backends.submission import key_of, refuse_short_limit
-from cluster.config import Resources
-from cluster.run.directory import CODE_FOLDER, RunDir
-from k8s.api.objects import Object
-from k8s.manifests.strategic_merge import merge
-from k8s.names import (
+from ropewalk.cluster.backends.submission import key_of, refuse_short_limit
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
+from ropewalk.k8s.api.objects import Object
+from ropewalk.k8s.manifests.strategic_merge import merge
+from ropewalk.k8s.names import (
     JOB_VARIABLE,
     KEY_ANNOTATION,
     LEAST_ANNOTATION,
@@ -29,7 +30,7 @@ from k8s.names import (
     name_of,
     release_name,
 )
-from k8s.profile import K8sProfile
+from ropewalk.k8s.profile import K8sProfile
 
 HERE = Path(__file__).parent
 GRACE_MARGIN_SECONDS = 30  # from the ranks' last save until the pod has left
@@ -67,7 +68,9 @@ def _pod_of_run(run: RunDir, resources: Resources, profile: K8sProfile, number: 
     pod["metadata"] |= {"labels": labels_of(run, number)}
     spec, container = pod["spec"], pod["spec"]["containers"][0]
     spec["terminationGracePeriodSeconds"] = math.ceil(resources.grace_seconds) + GRACE_MARGIN_SECONDS
-    container["command"] = [profile.python, "-m", "k8s.runtime.pod_main", f"{profile.claim_path}/{run.id}"]
+    container["command"] = module_command(
+        "ropewalk.k8s.runtime.pod_main", f"{profile.claim_path}/{run.id}", python=profile.python
+    )
     container["env"] += [{"name": n, "value": v} for n, v in environment(run, profile, number).items()]
     container["resources"] = requests(resources, profile)
     if resources.memory_gib:
@@ -84,8 +87,8 @@ def render_release_controller(run: RunDir, profile: K8sProfile, number: int) -> 
     pod = job["spec"]["template"]
     pod["metadata"]["labels"] = labels
     container = pod["spec"]["containers"][0]
-    module, place = "k8s.submission.release_controller", f"{profile.claim_path}/{run.id}"
-    container["command"] = [profile.python, "-m", module, place, str(number)]
+    module, place = "ropewalk.k8s.submission.release_controller", f"{profile.claim_path}/{run.id}"
+    container["command"] = module_command(module, place, str(number), python=profile.python)
     container["env"] += [{"name": n, "value": v} for n, v in environment(run, profile, number).items()]
     job["spec"]["template"] = apply_profile(pod, profile.model_copy(update={"secrets": ()}))  # it needs none of what runs need
     return _placed(job, profile)
@@ -144,8 +147,8 @@ def environment(run: RunDir, profile: K8sProfile, number: int) -> dict[str, str]
     """The variables of a run's container, beside those that job.yaml takes from the pod itself."""
     values = {"ROPEWALK_RUNS": profile.claim_path, JOB_VARIABLE: name_of(run.id, number)}
     if run.code is not None:  # the copy of the code that the run was submitted with comes before the image's
-        values["PYTHONPATH"] = f"{profile.claim_path}/{run.code.relative_to(run.path.parent)}"
-        assert values["PYTHONPATH"].startswith(f"{profile.claim_path}/{CODE_FOLDER}")
+        values[run.code_variable] = f"{profile.claim_path}/{run.code.relative_to(run.path.parent)}"
+        assert values[run.code_variable].startswith(f"{profile.claim_path}/{CODE_FOLDER}")
     return {**values, **profile.environment}
 
 

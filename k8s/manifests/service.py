@@ -1,10 +1,10 @@
 """The Service in front of a run that answers requests: one name for its first pod, whichever that is at the moment."""
 
-from cluster.run.directory import RunDir
-from k8s.api.objects import Object
-from k8s.manifests.job import load
-from k8s.names import OURS, ROLE_LABEL, RUN_LABEL, labels_of, name_of
-from k8s.profile import K8sProfile
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.k8s.api.objects import Object
+from ropewalk.k8s.manifests.job import load
+from ropewalk.k8s.names import OURS, ROLE_LABEL, RUN_LABEL, labels_of, name_of
+from ropewalk.k8s.profile import K8sProfile
 
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"  # Kubernetes' own, on every pod of an Indexed Job
 

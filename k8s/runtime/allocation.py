@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cluster.config import Resources
-from cluster.process.forking import Process
-from cluster.process.ports import ReservedPort
-from cluster.process.signals import SignalFlag
-from cluster.run.directory import RunDir
-from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
-from k8s.api.client import ApiError, ForbiddenError
-from k8s.api.in_cluster import InClusterApi
-from k8s.runtime.job_outcome import query_stop_reason
-from k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
-from k8s.runtime.membership import LOST_CODE, Member, Membership, RemoteAgent
-from k8s.runtime.pod_replacement import PodReplacer
-from k8s.runtime.pod_status import Pod
-from k8s.runtime.timings import (
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.process.forking import Process
+from ropewalk.cluster.process.ports import ReservedPort
+from ropewalk.cluster.process.signals import SignalFlag
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
+from ropewalk.k8s.api.client import ApiError, ForbiddenError
+from ropewalk.k8s.api.in_cluster import InClusterApi
+from ropewalk.k8s.runtime.job_outcome import query_stop_reason
+from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
+from ropewalk.k8s.runtime.membership import LOST_CODE, Member, Membership, RemoteAgent
+from ropewalk.k8s.runtime.pod_replacement import PodReplacer
+from ropewalk.k8s.runtime.pod_status import Pod
+from ropewalk.k8s.runtime.timings import (
     AGENT_END_SECONDS,
     ALLOCATION_POLL_SECONDS,
     LEADER_LOOK_SECONDS,

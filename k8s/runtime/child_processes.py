@@ -7,11 +7,11 @@ import signal
 from collections.abc import Sequence
 from contextlib import suppress
 
-from cluster.process.forking import Forked, fork_program
-from cluster.process.kill import end, family
-from cluster.run.directory import RunDir
-from cluster.supervise.agent_environment import agent_environment
-from k8s.runtime.protocol import StartAgent, StartStore
+from ropewalk.cluster.process.forking import Forked, fork_program
+from ropewalk.cluster.process.kill import end, family
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.supervise.agent_environment import agent_environment
+from ropewalk.k8s.runtime.protocol import StartAgent, StartStore
 
 log = logging.getLogger(__name__)
 

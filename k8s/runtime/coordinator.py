@@ -1,6 +1,6 @@
-"""The process that supervises a run, in the pod that leads it; forked by k8s.runtime.pod_main.
+"""The process that supervises a run, in the pod that leads it; forked by ropewalk.k8s.runtime.pod_main.
 
-Usage: python -m k8s.runtime.coordinator RUN_DIR --term N
+Usage: python -m ropewalk.k8s.runtime.coordinator RUN_DIR --term N
 Exit codes: 0 the run is over, 85 another pod may lead it from here.
 """
 
@@ -11,19 +11,19 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.errors import EXIT_DONE, EXIT_REQUEUE
-from cluster.process.output import configure_logging
-from cluster.process.signals import install_stop_handler
-from cluster.run.directory import RunDir
-from cluster.supervise.supervisor import Supervisor, open_attempt
-from k8s.api.client import ApiError, ForbiddenError
-from k8s.api.in_cluster import JOB_LABEL, InClusterApi
-from k8s.runtime.allocation import PodAllocation
-from k8s.runtime.job_outcome import pod_code, publish_outcome
-from k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
-from k8s.runtime.membership import Membership, RefusedError
-from k8s.runtime.pod_replacement import PodReplacer, release_stuck_pods
-from k8s.runtime.pod_status import Pod, alive, index_of
+from ropewalk.cluster.errors import EXIT_DONE, EXIT_REQUEUE
+from ropewalk.cluster.process.output import configure_logging
+from ropewalk.cluster.process.signals import install_stop_handler
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.supervise.supervisor import Supervisor, open_attempt
+from ropewalk.k8s.api.client import ApiError, ForbiddenError
+from ropewalk.k8s.api.in_cluster import JOB_LABEL, InClusterApi
+from ropewalk.k8s.runtime.allocation import PodAllocation
+from ropewalk.k8s.runtime.job_outcome import pod_code, publish_outcome
+from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
+from ropewalk.k8s.runtime.membership import Membership, RefusedError
+from ropewalk.k8s.runtime.pod_replacement import PodReplacer, release_stuck_pods
+from ropewalk.k8s.runtime.pod_status import Pod, alive, index_of
 
 log = logging.getLogger(__name__)
 

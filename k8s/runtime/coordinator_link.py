@@ -5,11 +5,11 @@ import socket
 import time
 from contextlib import suppress
 
-from k8s.runtime.handshake import hello, is_welcome, new_nonce
-from k8s.runtime.leader_terms import LeaderTerm
-from k8s.runtime.pod_status import Pod
-from k8s.runtime.protocol import HEARTBEAT, LONGEST_BYTES, Message, pack, unpack
-from k8s.runtime.timings import CONNECT_SECONDS, COORDINATOR_START_SECONDS, HEARTBEAT_SECONDS, LOST_SECONDS
+from ropewalk.k8s.runtime.handshake import hello, is_welcome, new_nonce
+from ropewalk.k8s.runtime.leader_terms import LeaderTerm
+from ropewalk.k8s.runtime.pod_status import Pod
+from ropewalk.k8s.runtime.protocol import HEARTBEAT, LONGEST_BYTES, Message, pack, unpack
+from ropewalk.k8s.runtime.timings import CONNECT_SECONDS, COORDINATOR_START_SECONDS, HEARTBEAT_SECONDS, LOST_SECONDS
 
 CHUNK_BYTES = 4096
 

@@ -7,9 +7,9 @@ proves nothing later. The welcome is signed likewise, so that a pod obeys nobody
 import json
 import secrets
 
-from cluster.run.key import sign, signed_by
-from k8s.runtime.pod_status import Pod
-from k8s.runtime.protocol import Message
+from ropewalk.cluster.run.key import sign, signed_by
+from ropewalk.k8s.runtime.pod_status import Pod
+from ropewalk.k8s.runtime.protocol import Message
 
 NONCE_BYTES = 16
 

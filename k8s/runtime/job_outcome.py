@@ -5,15 +5,15 @@ import logging
 import time
 from dataclasses import asdict
 
-from cluster.backends.submission import submission_details
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY
-from cluster.run.directory import RunDir
-from cluster.spec import Outcome, StopReason
-from k8s.api.client import ApiAwayError, ApiError
-from k8s.api.in_cluster import InClusterApi
-from k8s.names import OUTCOME_ANNOTATION
-from k8s.runtime.pod_status import disruption_reason
-from k8s.runtime.timings import OUTCOME_PATIENCE_SECONDS, OUTCOME_RETRY_SECONDS
+from ropewalk.cluster.backends.submission import submission_details
+from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import Outcome, StopReason
+from ropewalk.k8s.api.client import ApiAwayError, ApiError
+from ropewalk.k8s.api.in_cluster import InClusterApi
+from ropewalk.k8s.names import OUTCOME_ANNOTATION
+from ropewalk.k8s.runtime.pod_status import disruption_reason
+from ropewalk.k8s.runtime.timings import OUTCOME_PATIENCE_SECONDS, OUTCOME_RETRY_SECONDS
 
 log = logging.getLogger(__name__)
 

@@ -4,12 +4,12 @@ import logging
 import time
 from collections.abc import Sequence
 
-from k8s.api.client import ApiError, ForbiddenError
-from k8s.api.in_cluster import InClusterApi
-from k8s.api.objects import Object
-from k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
-from k8s.runtime.pod_status import Pod, alive, index_of, over
-from k8s.runtime.timings import (
+from ropewalk.k8s.api.client import ApiError, ForbiddenError
+from ropewalk.k8s.api.in_cluster import InClusterApi
+from ropewalk.k8s.api.objects import Object
+from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
+from ropewalk.k8s.runtime.pod_status import Pod, alive, index_of, over
+from ropewalk.k8s.runtime.timings import (
     ELECTION_ASK_SECONDS,
     FIRST_POD_SECONDS,
     FIRST_POD_START_SECONDS,

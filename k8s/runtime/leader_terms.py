@@ -14,11 +14,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.backends.submission import submission_details
-from cluster.run.directory import RunDir
-from cluster.run.key import new_key, write_private
-from cluster.run.succession import read_mark_afresh, write_mark
-from k8s.runtime.timings import UNFINISHED_TERM_SECONDS
+from ropewalk.cluster.backends.submission import submission_details
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.key import new_key, write_private
+from ropewalk.cluster.run.succession import read_mark_afresh, write_mark
+from ropewalk.k8s.runtime.timings import UNFINISHED_TERM_SECONDS
 
 FOLDER = "carriers"
 

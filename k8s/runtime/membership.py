@@ -9,12 +9,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
-from cluster.process.forking import wait_by_polling
-from cluster.supervise.allocation import AgentSpec, StoreSpec
-from k8s.runtime.handshake import new_nonce, proves, welcome
-from k8s.runtime.pod_status import Pod
-from k8s.runtime.protocol import HEARTBEAT, LONGEST_BYTES, Message, StartAgent, StartStore, pack, unpack
-from k8s.runtime.timings import AGENT_POLL_SECONDS, FAREWELL_SECONDS, HEARTBEAT_SECONDS, LOST_SECONDS
+from ropewalk.cluster.process.forking import wait_by_polling
+from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
+from ropewalk.k8s.runtime.handshake import new_nonce, proves, welcome
+from ropewalk.k8s.runtime.pod_status import Pod
+from ropewalk.k8s.runtime.protocol import HEARTBEAT, LONGEST_BYTES, Message, StartAgent, StartStore, pack, unpack
+from ropewalk.k8s.runtime.timings import AGENT_POLL_SECONDS, FAREWELL_SECONDS, HEARTBEAT_SECONDS, LOST_SECONDS
 
 log = logging.getLogger(__name__)
 

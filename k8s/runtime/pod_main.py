@@ -1,6 +1,6 @@
 """The first process of every pod of a run: it starts an agent when it is told to, and a coordinator where no other pod leads.
 
-Usage: python -m k8s.runtime.pod_main RUN_DIR
+Usage: python -m ropewalk.k8s.runtime.pod_main RUN_DIR
 Exit codes: 0 the run is over, 1 it failed, 42 it failed for good, 85 Kubernetes asked this pod to go.
 """
 
@@ -13,22 +13,23 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 
-from cluster.backends.submission import submission_details
-from cluster.errors import EXIT_DONE, EXIT_NEVER_RETRY, EXIT_REQUEUE
-from cluster.process.forking import Forked, fork_program, import_modules, preload_modules
-from cluster.process.output import configure_logging
-from cluster.process.signals import SignalFlag, install_stop_handler
-from cluster.run.directory import RunDir
-from k8s.api.in_cluster import InClusterApi
-from k8s.runtime.child_processes import AgentProcess, ChildProcess, StoreProcess, share_of_node
-from k8s.runtime.coordinator_link import CoordinatorLink
-from k8s.runtime.handshake import ray_token
-from k8s.runtime.job_outcome import pod_code, publish_outcome
-from k8s.runtime.leader_election import LeaderElection
-from k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
-from k8s.runtime.pod_status import Pod
-from k8s.runtime.protocol import Message, StartAgent, StartStore
-from k8s.runtime.timings import (
+from ropewalk.cluster.backends.submission import submission_details
+from ropewalk.cluster.errors import EXIT_DONE, EXIT_NEVER_RETRY, EXIT_REQUEUE
+from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.process.forking import Forked, fork_program, import_modules, preload_modules
+from ropewalk.cluster.process.output import configure_logging
+from ropewalk.cluster.process.signals import SignalFlag, install_stop_handler
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.k8s.api.in_cluster import InClusterApi
+from ropewalk.k8s.runtime.child_processes import AgentProcess, ChildProcess, StoreProcess, share_of_node
+from ropewalk.k8s.runtime.coordinator_link import CoordinatorLink
+from ropewalk.k8s.runtime.handshake import ray_token
+from ropewalk.k8s.runtime.job_outcome import pod_code, publish_outcome
+from ropewalk.k8s.runtime.leader_election import LeaderElection
+from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
+from ropewalk.k8s.runtime.pod_status import Pod
+from ropewalk.k8s.runtime.protocol import Message, StartAgent, StartStore
+from ropewalk.k8s.runtime.timings import (
     LOST_SECONDS,
     ORPHAN_SECONDS,
     POD_TICK_SECONDS,
@@ -120,7 +121,7 @@ class PodRuntime:
     def _prepare(self) -> None:
         """Import what is needed later, before anybody waits for this pod's heartbeat."""
         os.environ.update(share_of_node(self.run))  # torch looks at it as it is imported
-        import_modules(["k8s.runtime.coordinator"])
+        import_modules(["ropewalk.k8s.runtime.coordinator"])
         if self.pod.index == 0 and self.terms.newest() is None and not self._is_over():
             self._lead(1)
         import_modules(preload_modules(self.run))
@@ -264,7 +265,7 @@ class PodRuntime:
 
     def _lead(self, number: int) -> None:
         """Start a coordinator here; it leaves at once if that of another pod is faster."""
-        words = [sys.executable, "-m", "k8s.runtime.coordinator", str(self.run.path), "--term", str(number)]
+        words = module_command("ropewalk.k8s.runtime.coordinator", str(self.run.path), "--term", str(number))
         self.coordinator = fork_program(words, dict(os.environ), self.run.path / COORDINATOR_LOG)
 
 

@@ -12,12 +12,12 @@ import threading
 import time
 from dataclasses import dataclass
 
-from k8s.api.client import ApiError, ForbiddenError
-from k8s.api.in_cluster import InClusterApi
-from k8s.api.objects import Object
-from k8s.runtime.membership import Member
-from k8s.runtime.pod_status import DEAD, LEAVING, backdated_termination, is_backdated, is_declared_dead, over
-from k8s.runtime.timings import (
+from ropewalk.k8s.api.client import ApiError, ForbiddenError
+from ropewalk.k8s.api.in_cluster import InClusterApi
+from ropewalk.k8s.api.objects import Object
+from ropewalk.k8s.runtime.membership import Member
+from ropewalk.k8s.runtime.pod_status import DEAD, LEAVING, backdated_termination, is_backdated, is_declared_dead, over
+from ropewalk.k8s.runtime.timings import (
     BACKDATED_WATCH_SECONDS,
     CRASH_SECONDS,
     REPLACEMENT_AWAY_POLL_SECONDS,

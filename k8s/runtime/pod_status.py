@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cluster.spec import StopReason
-from k8s.api.objects import Object
+from ropewalk.cluster.spec import StopReason
+from ropewalk.k8s.api.objects import Object
 
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
 LONG_AGO = "2020-01-01T00:00:00Z"  # longer than the Job controller ever waits

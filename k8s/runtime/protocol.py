@@ -1,7 +1,8 @@
 """What the pods of a run send each other: one JSON object a line, and a heartbeat a second.
 
 The coordinator begins with a challenge, which a pod answers with its hello (who it is), and that with a welcome: see
-`k8s.runtime.handshake`. Then a pod sends `ended` (its agent has exited, with which code) and `leaving` (it was asked to go). The
+`ropewalk.k8s.runtime.handshake`. Then a pod sends `ended` (its agent has exited, with which code) and `leaving` (it was asked
+to go). The
 coordinator sends `start` (an agent) and `store` (the rendezvous store, in its own pod), `stop` and `kill` (one of the two),
 `regroup` (end the agent's ranks: a peer is dead) and `over` (the run is). No message holds a word of a command line.
 """
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, StringConstraints
 
-from cluster.supervise.allocation import AgentSpec, StoreSpec
+from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
 
 Message = dict[str, Any]
 Address = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F.:]{1,45}$")]

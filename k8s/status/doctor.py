@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from cluster.backends.base import Check
-from cluster.config import Resources
-from cluster.errors import BackendError, RopewalkError
-from k8s.api.client import ForbiddenError, Kubernetes
-from k8s.api.objects import shown
-from k8s.profile import K8sProfile
-from k8s.submission.preflight import missing_rights, quotas, refusal
+from ropewalk.cluster.backends.base import Check
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import BackendError, RopewalkError
+from ropewalk.k8s.api.client import ForbiddenError, Kubernetes
+from ropewalk.k8s.api.objects import shown
+from ropewalk.k8s.profile import K8sProfile
+from ropewalk.k8s.submission.preflight import missing_rights, quotas, refusal
 
 KUEUE = "kueue.x-k8s.io"
 LEAST_VERSION = (1, 33)  # a Job's successPolicy and backoffLimitPerIndex are for good from there on

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.backends.submission import is_over, named_beside, submission_details
-from cluster.run.directory import RunDir
-from k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
-from k8s.api.objects import Object, end_of
-from k8s.names import OUR_LABELS, QUEUE_LABEL, ROLE_LABEL, RUN_LABEL
+from ropewalk.cluster.backends.submission import is_over, named_beside, submission_details
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
+from ropewalk.k8s.api.objects import Object, end_of
+from ropewalk.k8s.names import OUR_LABELS, QUEUE_LABEL, ROLE_LABEL, RUN_LABEL
 
 NOT_RUNNING = "status.phase!=Running,status.phase!=Succeeded"
 FEW = 20  # so many runs are asked for by name, more by what all have in common

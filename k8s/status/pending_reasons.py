@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from k8s.api.objects import Object, seconds_of
+from ropewalk.k8s.api.objects import Object, seconds_of
 
 
 @dataclass(frozen=True, kw_only=True)

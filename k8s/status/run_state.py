@@ -5,15 +5,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.backends.base import BackendState
-from cluster.backends.recovery import SETTLE_SECONDS, end_without_word, has_agents, lost, never_submitted
-from cluster.backends.submission import PATIENCE_SECONDS, is_over
-from cluster.run.directory import RunDir
-from cluster.spec import Outcome, RunState
-from k8s.api.objects import Object, end_of, seconds_of
-from k8s.names import OUTCOME_ANNOTATION, QUEUE_LABEL
-from k8s.status.observe import Observation
-from k8s.status.pending_reasons import PendingReason, pod_reason, reason_of_events, with_remedy, workload_reason
+from ropewalk.cluster.backends.base import BackendState
+from ropewalk.cluster.backends.recovery import SETTLE_SECONDS, end_without_word, has_agents, lost, never_submitted
+from ropewalk.cluster.backends.submission import PATIENCE_SECONDS, is_over
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.k8s.api.objects import Object, end_of, seconds_of
+from ropewalk.k8s.names import OUTCOME_ANNOTATION, QUEUE_LABEL
+from ropewalk.k8s.status.observe import Observation
+from ropewalk.k8s.status.pending_reasons import PendingReason, pod_reason, reason_of_events, with_remedy, workload_reason
 
 LEAVING_SECONDS = 60.0  # beyond its grace period, before a Job that is being deleted is taken for gone
 

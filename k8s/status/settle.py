@@ -1,20 +1,20 @@
 """Makes certain what is certain: writes down ends that only Kubernetes or the volume knows, and deletes Jobs that never start.
 
-Only whoever owns a run does so; to look at a run (`k8s.status.run_state`) changes nothing.
+Only whoever owns a run does so; to look at a run (`ropewalk.k8s.status.run_state`) changes nothing.
 """
 
 import logging
 import os
 from collections.abc import Callable
 
-from cluster.backends.base import BackendState
-from cluster.backends.recovery import last_known
-from cluster.errors import BackendError
-from cluster.run.directory import RunDir
-from k8s.api.client import ApiAwayError, Kubernetes
-from k8s.names import job_name_of
-from k8s.status.observe import Observation
-from k8s.status.run_state import ended_unseen, never_starts, run_state, unwritten_end
+from ropewalk.cluster.backends.base import BackendState
+from ropewalk.cluster.backends.recovery import last_known
+from ropewalk.cluster.errors import BackendError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.k8s.api.client import ApiAwayError, Kubernetes
+from ropewalk.k8s.names import job_name_of
+from ropewalk.k8s.status.observe import Observation
+from ropewalk.k8s.status.run_state import ended_unseen, never_starts, run_state, unwritten_end
 
 log = logging.getLogger(__name__)
 

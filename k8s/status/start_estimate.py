@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.config import Resources
-from cluster.errors import RopewalkError
-from cluster.text import counted
-from k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
-from k8s.api.objects import Object, amount, shown
-from k8s.profile import K8sProfile
-from k8s.submission.preflight import demand, quotas, refusal
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import RopewalkError
+from ropewalk.cluster.text import counted
+from ropewalk.k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
+from ropewalk.k8s.api.objects import Object, amount, shown
+from ropewalk.k8s.profile import K8sProfile
+from ropewalk.k8s.submission.preflight import demand, quotas, refusal
 
 
 @dataclass(frozen=True, kw_only=True)

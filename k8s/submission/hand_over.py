@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cluster.run.directory import CODE_FOLDER, RunDir
+from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
 
 
 def hand_over(runs: Sequence[RunDir], number: int, user: int) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from cluster.config import Resources
-from cluster.errors import BackendError, ConfigError
-from cluster.text import counted
-from k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
-from k8s.api.objects import Object, amount, shown
-from k8s.manifests.job import requests
-from k8s.profile import K8sProfile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import BackendError, ConfigError
+from ropewalk.cluster.text import counted
+from ropewalk.k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
+from ropewalk.k8s.api.objects import Object, amount, shown
+from ropewalk.k8s.manifests.job import requests
+from ropewalk.k8s.profile import K8sProfile
 
 # (verb, group, resource) without which nobody submits, watches and cancels
 SUBMITTERS_RIGHTS = tuple((verb, "batch", "jobs") for verb in ("create", "get", "list", "patch", "delete"))

@@ -1,6 +1,6 @@
 """Releases held Jobs: once the runs that they wait for have succeeded, and only so many at a time. Runs in a pod of its own.
 
-Usage: python -m k8s.submission.release_controller RUN_DIR ATTEMPT
+Usage: python -m ropewalk.k8s.submission.release_controller RUN_DIR ATTEMPT
 The run is the first of those that were submitted together; its attempt holds gate.json, which says who is held and for what.
 Nothing is remembered in memory: the runs' own directories tell who is over, the Jobs who was released, so that the pod may be
 killed at any time.
@@ -17,17 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.backends.recovery import conclude
-from cluster.backends.submission import PATIENCE_SECONDS, failed_of, is_over, unstarted
-from cluster.process.output import configure_logging
-from cluster.run.directory import RunDir
-from cluster.run.files import read_json, write_json
-from cluster.spec import Outcome
-from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
-from k8s.api.kubeconfig import connect
-from k8s.api.objects import Object, end_of
-from k8s.names import OUTCOME_ANNOTATION, QUEUE_LABEL, name_of
-from k8s.profile import K8sProfile
+from ropewalk.cluster.backends.recovery import conclude
+from ropewalk.cluster.backends.submission import PATIENCE_SECONDS, failed_of, is_over, unstarted
+from ropewalk.cluster.process.output import configure_logging
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_json, write_json
+from ropewalk.cluster.spec import Outcome
+from ropewalk.k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
+from ropewalk.k8s.api.kubeconfig import connect
+from ropewalk.k8s.api.objects import Object, end_of
+from ropewalk.k8s.names import OUTCOME_ANNOTATION, QUEUE_LABEL, name_of
+from ropewalk.k8s.profile import K8sProfile
 
 log = logging.getLogger(__name__)
 

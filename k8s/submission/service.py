@@ -1,8 +1,8 @@
 """Put a Service in front of a run that answers requests; it goes with the run's newest Job."""
 
-from k8s.api.client import Kubernetes
-from k8s.api.objects import Object
-from k8s.manifests.job import owned_by
+from ropewalk.k8s.api.client import Kubernetes
+from ropewalk.k8s.api.objects import Object
+from ropewalk.k8s.manifests.job import owned_by
 
 
 def put_service(kube: Kubernetes, service: Object, job: Object) -> None:

@@ -1,7 +1,7 @@
 """Puts a run that was sent along with its Job on the volume, where its submitter does not see that: directory and code.
 
-Usage: python -m k8s.submission.stage_in STAGED RUN_DIR     STAGED: a folder with run.tar.gz and perhaps code.tar.gz
-       python -m k8s.submission.stage_in - CODE_DIR         a code.tar.gz on the standard input
+Usage: python -m ropewalk.k8s.submission.stage_in STAGED RUN_DIR     STAGED: a folder with run.tar.gz and perhaps code.tar.gz
+       python -m ropewalk.k8s.submission.stage_in - CODE_DIR         a code.tar.gz on the standard input
 Every pod of the run runs it as it starts, with the image's own ropewalk; the first one does it, the others find it done.
 """
 
@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from cluster.run.code_copy import accept_copy
-from cluster.run.files import make_private
-from k8s.api.exec_stdin import fed
+from ropewalk.cluster.run.code_copy import accept_copy
+from ropewalk.cluster.run.files import make_private
+from ropewalk.k8s.api.exec_stdin import fed
 
 RUN_ARCHIVE, CODE_ARCHIVE = "run.tar.gz", "code.tar.gz"
 INTENTIONS = ("requests.json",)  # what a user wanted of an earlier submission

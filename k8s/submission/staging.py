@@ -6,12 +6,14 @@ import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cluster.backends.submission import PATIENCE_SECONDS, retry_for
-from cluster.errors import ConfigError
-from cluster.run.directory import CODE_FOLDER, RunDir
-from k8s.api.objects import Object
-from k8s.manifests.job import load
-from k8s.submission.stage_in import CODE_ARCHIVE, RUN_ARCHIVE
+from ropewalk.cluster.backends.submission import PATIENCE_SECONDS, retry_for
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
+from ropewalk.cluster.run.project import PROJECT_VARIABLE
+from ropewalk.k8s.api.objects import Object
+from ropewalk.k8s.manifests.job import load
+from ropewalk.k8s.submission.stage_in import CODE_ARCHIVE, RUN_ARCHIVE
 
 CONFIG_MAP_BYTES = 700_000  # Kubernetes takes 1 MiB, encoded
 RUN_BYTES = 100_000  # kept for the run's own record, which holds the uncommitted changes as text
@@ -107,9 +109,9 @@ def add_stage_in(job: Object, run: RunDir, config_map: str) -> None:
     main, own = spec["containers"][0], load("stage-in.yaml")
     own |= {key: main[key] for key in ("image", "imagePullPolicy", "securityContext", "resources")}
     root = next(mount["mountPath"] for mount in main["volumeMounts"] if mount["name"] == "runs")
-    own["command"] = [main["command"][0], "-m", "k8s.submission.stage_in", STAGED, f"{root}/{run.id}"]
+    own["command"] = module_command("ropewalk.k8s.submission.stage_in", STAGED, f"{root}/{run.id}", python=main["command"][0])
     own["volumeMounts"] = [*main["volumeMounts"], {"name": "staged", "mountPath": STAGED, "readOnly": True}]
-    left_out = ("PYTHONPATH", "POD_", "NODE_NAME")  # the code may not be there yet
+    left_out = ("PYTHONPATH", PROJECT_VARIABLE, "POD_", "NODE_NAME")  # the code may not be there yet
     own["env"] = [variable for variable in main["env"] if not variable["name"].startswith(left_out)]
     spec["initContainers"] = [own, *spec.get("initContainers", [])]
     spec["volumes"] = [*spec["volumes"], {"name": "staged", "configMap": {"name": config_map}}]

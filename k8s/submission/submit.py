@@ -7,18 +7,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
-from cluster.backends.submission import PATIENCE_SECONDS, retry_for
-from cluster.errors import BackendError, SubmissionInDoubtError
-from cluster.run.directory import RunDir
-from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
-from k8s.api.create import create_or_adopt
-from k8s.api.objects import Object, end_of
-from k8s.manifests.job import owned_by, render_release_controller
-from k8s.manifests.service import render_service
-from k8s.names import job_name_of, release_name
-from k8s.profile import K8sProfile
-from k8s.submission.service import put_service
-from k8s.submission.staging import add_stage_in, stage_alone
+from ropewalk.cluster.backends.submission import PATIENCE_SECONDS, retry_for
+from ropewalk.cluster.errors import BackendError, SubmissionInDoubtError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
+from ropewalk.k8s.api.create import create_or_adopt
+from ropewalk.k8s.api.objects import Object, end_of
+from ropewalk.k8s.manifests.job import owned_by, render_release_controller
+from ropewalk.k8s.manifests.service import render_service
+from ropewalk.k8s.names import job_name_of, release_name
+from ropewalk.k8s.profile import K8sProfile
+from ropewalk.k8s.submission.service import put_service
+from ropewalk.k8s.submission.staging import add_stage_in, stage_alone
 
 THREADS = 16  # calls in flight; an API server gives each user a fair share
 

@@ -16,16 +16,17 @@ from getpass import getuser
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from cluster.errors import BackendError, ConfigError
-from cluster.run.directory import RunDir
-from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError, RefusedError
-from k8s.api.create import create_or_adopt
-from k8s.api.objects import Object
-from k8s.manifests.job import apply_profile, load_job
-from k8s.names import OUR_LABELS, OURS, ROLE_LABEL, RUN_LABEL
-from k8s.profile import K8sProfile
-from k8s.status.pending_reasons import pod_reason
-from k8s.volume.sync_client import SyncWriter, request_of
+from ropewalk.cluster.errors import BackendError, ConfigError
+from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.k8s.api.client import ApiAwayError, Kubernetes, NotFoundError, RefusedError
+from ropewalk.k8s.api.create import create_or_adopt
+from ropewalk.k8s.api.objects import Object
+from ropewalk.k8s.manifests.job import apply_profile, load_job
+from ropewalk.k8s.names import OUR_LABELS, OURS, ROLE_LABEL, RUN_LABEL
+from ropewalk.k8s.profile import K8sProfile
+from ropewalk.k8s.status.pending_reasons import pod_reason
+from ropewalk.k8s.volume.sync_client import SyncWriter, request_of
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Reader:
         request = {**request_of(run.path, beside), "with": list(wanted), "write": write or {}}
         where = f"{self.profile.claim_path}/{run.id}"
         writer = SyncWriter(run.path, beside)
-        words = [self.profile.python, "-m", "k8s.volume.sync_server", where]
+        words = module_command("ropewalk.k8s.volume.sync_server", where, python=self.profile.python)
         self._execute(run, words, json.dumps(request).encode(), writer)
         if writer.absent and (request["have"] or write):
             where = f"{where} on volume {self.profile.claim} of namespace {self.kube.namespace}"
@@ -74,7 +75,9 @@ class Reader:
 
     def upload(self, run: RunDir, archive: bytes, folder: str) -> None:
         """Put a copy of the code on the volume, as `folder` below the runs' root, unless it is there."""
-        words = [self.profile.python, "-m", "k8s.submission.stage_in", "-", f"{self.profile.claim_path}/{folder}"]
+        words = module_command(
+            "ropewalk.k8s.submission.stage_in", "-", f"{self.profile.claim_path}/{folder}", python=self.profile.python
+        )
         self._execute(run, words, archive, None)
 
     def export(self, run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> None:
@@ -99,12 +102,14 @@ class Reader:
 
     def _bring_model(self, run: RunDir, directory: Path, step: int | None, options: Sequence[str]) -> None:
         there = f"/tmp/export-{secrets.token_hex(4)}"  # noqa: S108 - of the pod, which has it for itself
-        words = [self.profile.python, "-m", "jobs.cards.export", f"{self.profile.claim_path}/{run.id}", there]
+        words = module_command(
+            "ropewalk.jobs.models.cards.export", f"{self.profile.claim_path}/{run.id}", there, python=self.profile.python
+        )
         self._execute(run, [*words, *(["--step", str(step)] if step is not None else []), *options], None, None)
         partial = directory.with_name(f".{directory.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         writer = SyncWriter(partial)
-        self._execute(run, [self.profile.python, "-m", "k8s.volume.sync_server", there], b"{}", writer)
+        self._execute(run, module_command("ropewalk.k8s.volume.sync_server", there, python=self.profile.python), b"{}", writer)
         if writer.absent:
             raise BackendError(f"{run.id}: the pod that exported it was replaced before the model was here; export it again")
         if directory.exists():

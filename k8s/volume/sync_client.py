@@ -7,16 +7,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from cluster.errors import BackendError
-from cluster.run.files import make_private, read_json, write_json
-from k8s.volume.sync_server import tail_of
+from ropewalk.cluster.errors import BackendError
+from ropewalk.cluster.run.files import make_private, read_json, write_json
+from ropewalk.k8s.volume.sync_server import tail_of
 
 # size, time, inode and tail of files as they came: one that was written to here since is none to append to
 CAME = ".came.json"
 
 
 def request_of(root: Path, beside: Sequence[str] = ()) -> dict[str, Any]:
-    """What to ask `k8s.volume.sync_server` for, to bring the copies of a run and of those beside it up to date."""
+    """What to ask `ropewalk.k8s.volume.sync_server` for, to bring the copies of a run and of those beside it up to date."""
     ours, others = _unchanged(root), {name: _unchanged(root.parent / name) for name in beside}
     return {
         "have": _having(ours),
@@ -47,7 +47,7 @@ def _known(came: Mapping[str, list[int]]) -> dict[str, list[int]]:
 
 
 class SyncWriter:
-    """Writes what `k8s.volume.sync_server` sends, piece by piece, into this machine's copies of a run and of those beside it."""
+    """Writes the answer of `ropewalk.k8s.volume.sync_server`, as it arrives, into the local copies of a run and its siblings."""
 
     def __init__(self, root: Path, beside: Sequence[str] = ()) -> None:
         self.root, self.complete, self.absent = root, False, False

@@ -1,10 +1,11 @@
 """Runs in a pod, and reads a run's directory for a laptop: sends what is new or has grown, and writes what it is told to.
 
-Usage: python -m k8s.volume.sync_server RUN_DIR, with a request as JSON on the standard input:
+Usage: python -m ropewalk.k8s.volume.sync_server RUN_DIR, with a request as JSON on the standard input:
   {"have": {path: [size, mtime_ns]}, "known": {path: [inode, tail]}, "with": [prefixes of paths that are large],
    "write": {path: text}, "beside": {other run: what is had of it}, "beside_known": {other run: what is known of that}}
 A laptop or an image of another version may know nothing more than `have`: a file comes whole then.
-After the word that it is ready to read (`k8s.api.exec_stdin`) it answers with a line of JSON per file, {"path", "offset", "size",
+After the word that it is ready to read (`ropewalk.k8s.api.exec_stdin`) it answers with a line of JSON per file, {"path",
+"offset", "size",
 "mtime_ns", "inode"} and for another run "run", followed by `size` bytes; at last with {"end": true}, and "absent": true beside it
 where there is no such directory.
 """
@@ -17,8 +18,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from cluster.run.files import write_atomically
-from k8s.api.exec_stdin import fed
+from ropewalk.cluster.run.files import write_atomically
+from ropewalk.k8s.api.exec_stdin import fed
 
 LARGE = ("checkpoints", "wandb")  # left out unless asked for
 GROWING = (".log", ".jsonl")  # appended to, unless another file has taken its place

@@ -1,7 +1,7 @@
 """Commands wrapped into a container runtime: what srun starts when a profile names an image."""
 
-from cluster.run.directory import RunDir
-from slurm.profile import Container, SlurmProfile
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.slurm.profile import Container, SlurmProfile
 
 
 def wrap(command: list[str], profile: SlurmProfile, run: RunDir) -> tuple[list[str], list[str]]:

@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 from string import Template
 
-from cluster.backends.submission import key_of, refuse_short_limit
-from cluster.config import Resources
-from cluster.run.directory import RunDir
-from slurm.profile import SlurmProfile
+from ropewalk.cluster.backends.submission import key_of, refuse_short_limit
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.slurm.profile import SlurmProfile
 
 HERE = Path(__file__).parent
 ARRAY_LIST = "array.txt"  # in the first run's attempt: the runs' names, in order
@@ -148,5 +148,6 @@ def _exports(run: RunDir, profile: SlurmProfile) -> list[str]:
         code = f"../{run.code.relative_to(run.path.parent)}"
         said = shlex.quote(f"{code}: the copy of the code is gone")
         lines.append(f"[ -d {shlex.quote(code)} ] || {{ echo {said} >&2; exit 1; }}")
-        lines.append(f'export PYTHONPATH="$PWD"/{shlex.quote(code)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
+        others = '"${PYTHONPATH:+:$PYTHONPATH}"' if run.code_variable == "PYTHONPATH" else ""
+        lines.append(f'export {run.code_variable}="$PWD"/{shlex.quote(code)}{others}')
     return [*lines, "export PYTHONUNBUFFERED=1"]

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from cluster.errors import BackendError
-from slurm.lab.cluster import Lab
-from slurm.lab.config import LabSettings
+from ropewalk.cluster.errors import BackendError
+from ropewalk.slurm.lab.cluster import Lab
+from ropewalk.slurm.lab.config import LabSettings
 
 app = typer.Typer(
     name="ropewalk lab slurm",

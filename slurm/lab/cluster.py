@@ -13,13 +13,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import BackendError, ConfigError
-from cluster.run.files import read_json, write_json
-from slurm.lab import hosts as lab_hosts
-from slurm.lab.config import MOST_LABS, MOST_NODES, LabSettings, Place, names, skip_delay_script, slurm_conf
-from slurm.lab.daemons import PATH, Daemons
-from slurm.lab.folder import refuse_foreign
-from slurm.lab.processes import kill_all, marked, on_nodes
+from ropewalk.cluster.errors import BackendError, ConfigError
+from ropewalk.cluster.run.files import read_json, write_json
+from ropewalk.slurm.lab import hosts as lab_hosts
+from ropewalk.slurm.lab.config import MOST_LABS, MOST_NODES, LabSettings, Place, names, skip_delay_script, slurm_conf
+from ropewalk.slurm.lab.daemons import PATH, Daemons
+from ropewalk.slurm.lab.folder import refuse_foreign
+from ropewalk.slurm.lab.processes import kill_all, marked, on_nodes
 
 LONGEST_FOLDER = 60  # a step's socket lies below it, and a socket's path ends at 107 characters
 NEEDED = ("slurmctld", "slurmd", "sinfo", "munged", "setsid")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from slurm.lab.processes import MARK
+from ropewalk.slurm.lab.processes import MARK
 
 CLUSTER = "lab"
 PORTS_FROM = 17100  # below the kernel's ephemeral range, so that no outgoing connection sits on one of them

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import BackendError
-from slurm.lab.processes import MARK, kill_all, marked
+from ropewalk.cluster.errors import BackendError
+from ropewalk.slurm.lab.processes import MARK, kill_all, marked
 
 PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"  # Debian keeps daemons where no user looks
 START_SECONDS = 30.0

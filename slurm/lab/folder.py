@@ -5,7 +5,7 @@ import pwd
 import stat
 from pathlib import Path
 
-from cluster.errors import ConfigError
+from ropewalk.cluster.errors import ConfigError
 
 
 def refuse_foreign(folder: Path) -> None:

@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL, Popen, TimeoutExpired
 
-from cluster.config import Resources
-from cluster.errors import BackendError
-from cluster.process.forking import Process
-from cluster.process.kill import end, family
-from cluster.process.ports import ReservedPort
-from cluster.process.signals import SignalFlag, stop_signals_blocked
-from cluster.run.directory import RunDir
-from cluster.supervise.agent_environment import agent_environment
-from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
-from slurm.batch.container import wrap
-from slurm.batch.script import extra_node_name, render_extra_node
-from slurm.commands import Slurm, plain_environment
-from slurm.profile import SlurmProfile
-from slurm.runtime.job_details import ends_at, why_taken
-from slurm.runtime.watchdog import Watchdog
-from slurm.times import FOREVER
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import BackendError
+from ropewalk.cluster.process.forking import Process
+from ropewalk.cluster.process.kill import end, family
+from ropewalk.cluster.process.ports import ReservedPort
+from ropewalk.cluster.process.signals import SignalFlag, stop_signals_blocked
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.supervise.agent_environment import agent_environment
+from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
+from ropewalk.slurm.batch.container import wrap
+from ropewalk.slurm.batch.script import extra_node_name, render_extra_node
+from ropewalk.slurm.commands import Slurm, plain_environment
+from ropewalk.slurm.profile import SlurmProfile
+from ropewalk.slurm.runtime.job_details import ends_at, why_taken
+from ropewalk.slurm.runtime.watchdog import Watchdog
+from ropewalk.slurm.times import FOREVER
 
 log = logging.getLogger(__name__)
 

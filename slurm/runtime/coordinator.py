@@ -1,6 +1,6 @@
 """The process that supervises a run inside its Slurm job, started by the job script in the run's directory.
 
-Usage: python -m slurm.runtime.coordinator RUN_DIR
+Usage: python -m ropewalk.slurm.runtime.coordinator RUN_DIR
 Exit codes: 0 done (or nothing to do), 1 failed for good, 85 requeue, 86 leave: Slurm requeues the job itself.
 """
 
@@ -11,21 +11,21 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.backends.submission import newest_submission
-from cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
-from cluster.process.output import configure_logging
-from cluster.process.signals import install_stop_handler
-from cluster.run.directory import RunDir
-from cluster.run.exclusive import create_whole
-from cluster.run.files import write_atomically
-from cluster.spec import Outcome, RunState
-from cluster.supervise.supervisor import Supervisor, open_attempt
-from slurm.batch.script import extra_node_name, skip_delay_name
-from slurm.commands import Slurm
-from slurm.job_lookup import OWNER, job_name, state_of, this_job
-from slurm.profile import SlurmProfile
-from slurm.runtime.allocation import SlurmAllocation
-from slurm.runtime.preemption import slurm_requeues
+from ropewalk.cluster.backends.submission import newest_submission
+from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_REQUEUE, BackendError
+from ropewalk.cluster.process.output import configure_logging
+from ropewalk.cluster.process.signals import install_stop_handler
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.exclusive import create_whole
+from ropewalk.cluster.run.files import write_atomically
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.cluster.supervise.supervisor import Supervisor, open_attempt
+from ropewalk.slurm.batch.script import extra_node_name, skip_delay_name
+from ropewalk.slurm.commands import Slurm
+from ropewalk.slurm.job_lookup import OWNER, job_name, state_of, this_job
+from ropewalk.slurm.profile import SlurmProfile
+from ropewalk.slurm.runtime.allocation import SlurmAllocation
+from ropewalk.slurm.runtime.preemption import slurm_requeues
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Mapping
 
-from cluster.spec import StopReason
-from slurm.times import UNSET, minutes_of, seconds_of
+from ropewalk.cluster.spec import StopReason
+from ropewalk.slurm.times import UNSET, minutes_of, seconds_of
 
 SLACK_SECONDS = 120.0  # the signal before the time limit may come a minute early, and is looked for twice a minute
 REQUEUED = ("PENDING", "REQUEUED", "NODE_FAIL", "BOOT_FAIL", "REVOKED")

@@ -7,10 +7,10 @@ more preemption, queues it once more for all its nodes, and lets `afterok` wait 
 
 import logging
 
-from cluster.errors import BackendError
-from slurm import cluster_info
-from slurm.commands import Slurm
-from slurm.runtime.job_details import preempted
+from ropewalk.cluster.errors import BackendError
+from ropewalk.slurm import cluster_info
+from ropewalk.slurm.commands import Slurm
+from ropewalk.slurm.runtime.job_details import preempted
 
 log = logging.getLogger(__name__)
 

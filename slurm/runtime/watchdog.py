@@ -5,10 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import Popen
 
-from cluster.run.directory import RunDir
-from cluster.run.files import write_atomically
-from slurm.batch.script import render_watchdog, skip_requeue_delay
-from slurm.profile import SlurmProfile
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import write_atomically
+from ropewalk.slurm.batch.script import render_watchdog, skip_requeue_delay
+from ropewalk.slurm.profile import SlurmProfile
 
 HEARTBEAT_SECONDS = 3.0
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from cluster.config import Resources
-from cluster.errors import BackendError
-from slurm import cluster_info
-from slurm.commands import Slurm
-from slurm.profile import SlurmProfile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import BackendError
+from ropewalk.slurm import cluster_info
+from ropewalk.slurm.commands import Slurm
+from ropewalk.slurm.profile import SlurmProfile
 
 CORES_A_GPU = 8  # where the cluster does not tell how many it has
 SAYS_CORES = ("exclusive", "cpus-per-gpu")  # options of sbatch that a profile may have

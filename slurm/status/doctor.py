@@ -6,13 +6,13 @@ from collections.abc import Callable
 from getpass import getuser
 from pathlib import Path
 
-from cluster.backends.base import Check
-from cluster.config import Resources
-from cluster.errors import BackendError
-from slurm import cluster_info
-from slurm.commands import QUESTION_SECONDS, Slurm
-from slurm.profile import SlurmProfile
-from slurm.status.cores import cores_a_gpu, few_cores
+from ropewalk.cluster.backends.base import Check
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import BackendError
+from ropewalk.slurm import cluster_info
+from ropewalk.slurm.commands import QUESTION_SECONDS, Slurm
+from ropewalk.slurm.profile import SlurmProfile
+from ropewalk.slurm.status.cores import cores_a_gpu, few_cores
 
 COMMANDS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 GRACE_SECONDS = float(Resources().grace_seconds)  # what a run needs to save and leave, unless it says otherwise

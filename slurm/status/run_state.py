@@ -4,14 +4,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.backends.base import BackendState
-from cluster.backends.recovery import SETTLE_SECONDS, conclude, lost, never_submitted
-from cluster.backends.submission import PATIENCE_SECONDS, dependencies, failed_of, submission_details, unstarted
-from cluster.run.directory import RunDir
-from cluster.spec import Outcome, RunState
-from slurm.commands import Job
-from slurm.job_lookup import job_id, owner_of, state_of
-from slurm.times import FOREVER, seconds_of
+from ropewalk.cluster.backends.base import BackendState
+from ropewalk.cluster.backends.recovery import SETTLE_SECONDS, conclude, lost, never_submitted
+from ropewalk.cluster.backends.submission import PATIENCE_SECONDS, dependencies, failed_of, submission_details, unstarted
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.slurm.commands import Job
+from ropewalk.slurm.job_lookup import job_id, owner_of, state_of
+from ropewalk.slurm.times import FOREVER, seconds_of
 
 HELD = ("JobHeld", "launch failed", "job requeued in held state")
 

@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.text import counted
-from slurm.cluster_info import Node, Partition, largest_job
-from slurm.commands import Slurm
+from ropewalk.cluster.text import counted
+from ropewalk.slurm.cluster_info import Node, Partition, largest_job
+from ropewalk.slurm.commands import Slurm
 
 UNITS = {"nodes": "node", "most_nodes": "node", "time_limit_minutes": "minute", "cpus": "CPU", "gpus": "GPU"}
 

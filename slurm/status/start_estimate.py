@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from getpass import getuser
 from pathlib import Path
 
-from cluster.config import NodeRange, Resources
-from cluster.errors import BackendError
-from cluster.process.scratch import scratch
-from cluster.run.directory import RunDir
-from cluster.text import counted
-from slurm import cluster_info
-from slurm.batch.script import flags, render_job, requests
-from slurm.commands import AT_ONCE_SECONDS, QUESTION_SECONDS, PlannedStart, Slurm
-from slurm.profile import SlurmProfile
-from slurm.status.size_limits import SizeLimit, qos_limits, size_limits
-from slurm.times import FOREVER
+from ropewalk.cluster.config import NodeRange, Resources
+from ropewalk.cluster.errors import BackendError
+from ropewalk.cluster.process.scratch import scratch
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.text import counted
+from ropewalk.slurm import cluster_info
+from ropewalk.slurm.batch.script import flags, render_job, requests
+from ropewalk.slurm.commands import AT_ONCE_SECONDS, QUESTION_SECONDS, PlannedStart, Slurm
+from ropewalk.slurm.profile import SlurmProfile
+from ropewalk.slurm.status.size_limits import SizeLimit, qos_limits, size_limits
+from ropewalk.slurm.times import FOREVER
 
 BUDGET_SECONDS = 1.5  # no further question after that; people wait for the answer
 MOST_QUESTIONS = 5  # the request itself, and smaller ones

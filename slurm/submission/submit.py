@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
-from cluster.backends.submission import PATIENCE_SECONDS, retry_for
-from slurm.commands import Slurm
+from ropewalk.cluster.backends.submission import PATIENCE_SECONDS, retry_for
+from ropewalk.slurm.commands import Slurm
 
 
 def submit_once(

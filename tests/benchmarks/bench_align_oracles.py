@@ -23,15 +23,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from cluster.run.directory import RunDir
-from datapipe.loader.order import permute
-from jobs.align.preferences.source import Rows
-from jobs.training.config import LoraConfig
-from jobs.training.load_checkpoint import load_model
-from jobs.training.lora import save_adapter
-from tests.jobs.align.formulas import kto_losses, pair_losses, reward_losses
-from tests.jobs.align.pairs import align_config, align_run, make_model, pairs, write_pairs
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.datapipe.loader.order import permute
+from ropewalk.jobs.training.align.preferences.source import Rows
+from ropewalk.jobs.training.loop.config import LoraConfig
+from ropewalk.jobs.training.loop.load_checkpoint import load_model
+from ropewalk.jobs.training.loop.lora import save_adapter
 from tests.jobs.launch import launch, losses
+from tests.jobs.training.align.formulas import kto_losses, pair_losses, reward_losses
+from tests.jobs.training.align.pairs import align_config, align_run, make_model, pairs, write_pairs
 
 ROOT = Path(__file__).parents[2]
 BATCH = 7

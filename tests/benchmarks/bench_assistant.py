@@ -18,9 +18,9 @@ from typing import Any
 
 import yaml
 
-from cluster.run.directory import RunDir
+from ropewalk.cluster.run.directory import RunDir
 from tests.benchmarks.learnt_items import questions, toys
-from tests.jobs.align.pairs import make_model
+from tests.jobs.training.align.pairs import make_model
 from tests.real_data import smollm2
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def prepare(folder: Path, *, tiny: bool) -> Path:
     steps["dpo"]["config"] |= {"data": "pairs.jsonl", **(SMALL if tiny else {})}
     for name in ("sft", "dpo"):
         steps[name]["config"]["resources"] = {"ranks_per_node": 1 if tiny else 2}
-    command = f'{sys.executable} -m jobs.cli export --best "$ROPEWALK_RUN/../{{dpo.run}}" {folder / "exported"}'
+    command = f'{sys.executable} -m ropewalk.jobs.cli export --best "$ROPEWALK_RUN/../{{dpo.run}}" {folder / "exported"}'
     steps["export"]["config"]["command"] = command
     path = folder / "assistant.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -60,9 +60,9 @@ def main() -> None:
     known = [run.id for run in RunDir.all(folder / "runs") if run.record["job"] == "pipeline"]
     command = ["resume", known[0]] if known else ["run", "pipeline", "-c", str(prepare(folder, tiny=words.model == "tiny"))]
     begin = time.time()
-    subprocess.run([sys.executable, "-m", "jobs.cli", *command], cwd=folder, env=environment, check=True)
+    subprocess.run([sys.executable, "-m", "ropewalk.jobs.cli", *command], cwd=folder, env=environment, check=True)
     if known:
-        subprocess.run([sys.executable, "-m", "jobs.cli", "wait", known[0]], cwd=folder, env=environment, check=True)
+        subprocess.run([sys.executable, "-m", "ropewalk.jobs.cli", "wait", known[0]], cwd=folder, env=environment, check=True)
     seconds, steps = time.time() - begin, dict[str, Any]()
     for run in RunDir.all(folder / "runs"):
         outcome = run.last_outcome()

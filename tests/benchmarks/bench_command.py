@@ -22,8 +22,8 @@ from pathlib import Path
 
 import psutil
 
-from cluster.process.kill import end, processes_of, processes_with
-from cluster.run.files import read_lines
+from ropewalk.cluster.process.kill import end, processes_of, processes_with
+from ropewalk.cluster.run.files import read_lines
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ SCRIPT = ROOT / "tests/benchmarks/stepping.py"
 MARK = "ROPEWALK_BENCHMARK"
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=50", "--monitor-interval=0.05"]
 TORCHRUN += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-ROPEWALK = ["-m", "jobs.cli", "run", "command", "resources.ranks_per_node=2", "--", sys.executable]
+ROPEWALK = ["-m", "ropewalk.jobs.cli", "run", "command", "resources.ranks_per_node=2", "--", sys.executable]
 WAYS = {"ropewalk": ROPEWALK, "torchrun": TORCHRUN}
 
 
@@ -76,7 +76,7 @@ class Running:
 
     def _is_rank(self, process: psutil.Process) -> bool:
         words = " ".join(process.cmdline()).split()  # a title is one word
-        return str(SCRIPT) in words[:4] and not {"jobs.cli", "torch.distributed.run"} & set(words)
+        return str(SCRIPT) in words[:4] and not {"ropewalk.jobs.cli", "torch.distributed.run"} & set(words)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from cluster.run.directory import RunDir
+from ropewalk.cluster.run.directory import RunDir
 
 ROOT = Path(__file__).resolve().parents[2]
 SEQ_LEN = 256
@@ -124,14 +124,14 @@ def _environment(folder: Path, words: argparse.Namespace) -> dict[str, str]:
 
 def _ropewalk(folder: Path, words: argparse.Namespace, *arguments: str) -> str:
     """What the command prints; where it refuses (a run is under way) what it says goes to stderr."""
-    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    command = [sys.executable, "-m", "ropewalk.jobs.cli", *arguments]
     done = subprocess.run(command, env=_environment(folder, words), cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
     return done.stdout.strip()
 
 
 def _follow(folder: Path, words: argparse.Namespace, run: RunDir, label: str) -> None:
     """Tell of each row as it comes, until the run is over."""
-    command = [sys.executable, "-m", "jobs.cli", "wait", run.id]
+    command = [sys.executable, "-m", "ropewalk.jobs.cli", "wait", run.id]
     waiting = subprocess.Popen(command, env=_environment(folder, words), cwd=folder, stdout=subprocess.DEVNULL)
     told, began = set[str](), time.monotonic()
     while True:
@@ -167,8 +167,8 @@ def _write_dataset(folder: Path, model: Path, texts: list[str]) -> None:
     """The contract of a data set, by hand: preprocess would start Ray for it."""
     from transformers import AutoTokenizer
 
-    from cluster.storage import StoragePath
-    from datapipe.manifest import Manifest, Shard, TokenizerRecord, Totals, checksum_of_file, write_manifest
+    from ropewalk.cluster.storage import StoragePath
+    from ropewalk.datapipe.manifest import Manifest, Shard, TokenizerRecord, Totals, checksum_of_file, write_manifest
 
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
     tokenizer.save_pretrained(folder / "tokenizer")

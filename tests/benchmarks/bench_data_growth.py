@@ -30,12 +30,12 @@ import orjson
 import psutil
 import zstandard
 
-from cluster.run.directory import RunDir
-from cluster.storage import StoragePath
-from datapipe.execution.worker import Task, Worker
-from datapipe.manifest import read_manifest
-from datapipe.pipeline import make_data_set
-from datapipe.progress import Progress
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.execution.worker import Task, Worker
+from ropewalk.datapipe.manifest import read_manifest
+from ropewalk.datapipe.pipeline import make_data_set
+from ropewalk.datapipe.progress import Progress
 from tests.benchmarks.bench_preprocess import corpus
 from tests.benchmarks.bench_rules import peak_kib
 from tests.fakes.documents import configure

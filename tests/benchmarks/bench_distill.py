@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 
-from cluster.run.directory import RunDir
-from jobs.distill.draws import entropy, likeliest, sampled, uniforms
-from jobs.distill.losses import Mix, SparseTeacher, distillation_sums
-from jobs.distill.measure import START, STUDENT, TEACHER
-from jobs.distill.versus import verdict
-from jobs.scores.compare import compare_pairs
-from jobs.scores.statistics import mean_error
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.results.compare import compare_pairs
+from ropewalk.jobs.results.statistics import mean_error
+from ropewalk.jobs.training.distill.draws import entropy, likeliest, sampled, uniforms
+from ropewalk.jobs.training.distill.losses import Mix, SparseTeacher, distillation_sums
+from ropewalk.jobs.training.distill.measure import START, STUDENT, TEACHER
+from ropewalk.jobs.training.distill.versus import verdict
 from tests.benchmarks.bench_compress import material
 from tests.jobs.corpus import make_text_dataset
 from tests.jobs.launch import log_of, start
@@ -105,7 +105,7 @@ def data_and_teacher(folder: Path, words: argparse.Namespace) -> tuple[Path, str
         "checkpoint": {"every_steps": 100, "keep": 1},
         "validation": {"every_steps": 100, "max_sequences": 64},
     }
-    run = kept_run(folder, "teacher", {"job": "pretrain", "entry": "jobs.pretrain.job:main", "config": config})
+    run = kept_run(folder, "teacher", {"job": "pretrain", "entry": "ropewalk.jobs.training.pretrain.job:main", "config": config})
     finished(run, "teacher")
     return data, str(run.path)
 
@@ -117,7 +117,7 @@ def arm(folder: Path, data: Path, teacher: str, words: argparse.Namespace, *, al
     if words.on_policy and alpha < 1:
         half = words.seq_len // 2
         config |= {"loss": "jensen_shannon", "on_policy": {"share": 0.5, "prompt_tokens": half, "max_new_tokens": half}}
-    run = kept_run(folder, name, {"job": "distill", "entry": "jobs.distill.job:main", "config": config})
+    run = kept_run(folder, name, {"job": "distill", "entry": "ropewalk.jobs.training.distill.job:main", "config": config})
     results = finished(run, name)
     return {row["variant"]: row["bits_per_byte"] for row in results["table"]} | {"tokens": results["tokens"]}
 

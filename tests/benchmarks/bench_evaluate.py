@@ -37,16 +37,16 @@ def main() -> None:
 def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from cluster.run.context import JobContext
-    from cluster.run.directory import RunDir
-    from jobs.evaluate.config import EvaluateConfig
-    from jobs.evaluate.lm_eval_model import RopewalkModel
-    from jobs.evaluate.team import Team
-    from jobs.inference.generate import Writer
-    from jobs.inference.open_model import open_model
-    from jobs.inference.scorer import Scorer
-    from jobs.tasks.load import load_tasks
-    from sharding.group import process_group
+    from ropewalk.cluster.run.context import JobContext
+    from ropewalk.cluster.run.directory import RunDir
+    from ropewalk.jobs.evaluation.evaluate.config import EvaluateConfig
+    from ropewalk.jobs.evaluation.evaluate.lm_eval_model import RopewalkModel
+    from ropewalk.jobs.evaluation.evaluate.team import Team
+    from ropewalk.jobs.evaluation.tasks.load import load_tasks
+    from ropewalk.jobs.inference.scoring.generate import Writer
+    from ropewalk.jobs.inference.scoring.open_model import open_model
+    from ropewalk.jobs.inference.scoring.scorer import Scorer
+    from ropewalk.sharding.group import process_group
 
     torch.set_num_threads(1)
     model, files = _material(folder, words)
@@ -81,7 +81,7 @@ def measure(folder: Path, words: argparse.Namespace) -> dict[str, Any]:
 
 def _material(folder: Path, words: argparse.Namespace) -> tuple[Path, list[Path]]:
     if words.tiny:
-        from tests.jobs.evaluate.tasks import choice_task
+        from tests.jobs.evaluation.evaluate.tasks import choice_task
         from tests.jobs.tiny import tiny_model
 
         return tiny_model(folder / "model"), [choice_task(folder, words.items, n, f"of_{n}") for n in (2, 4)]

@@ -25,20 +25,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from cluster.run.directory import RunDir
-from jobs.align.rollouts.config import GrpoConfig
-from jobs.rollouts.ledger import arrow_table, read_rollouts
-from jobs.training.config import LoraConfig
-from jobs.training.load_checkpoint import load_model
-from jobs.training.lora import save_adapter
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.training.align.grpo.config import GrpoConfig
+from ropewalk.jobs.training.loop.config import LoraConfig
+from ropewalk.jobs.training.loop.load_checkpoint import load_model
+from ropewalk.jobs.training.loop.lora import save_adapter
+from ropewalk.jobs.training.rollouts.ledger import arrow_table, read_rollouts
 from tests.benchmarks.bench_align_oracles import LORA, difference, summary, trl_python
-from tests.jobs.align.formulas import grpo_loss
-from tests.jobs.align.pairs import make_model
-from tests.jobs.align.rolling import grpo_config, grpo_run, prompts, write_prompts
 from tests.jobs.launch import launch, losses
+from tests.jobs.training.align.formulas import grpo_loss
+from tests.jobs.training.align.pairs import make_model
+from tests.jobs.training.align.rolling import grpo_config, grpo_run, prompts, write_prompts
 
 BATCH, GROUP = 12, 4
-PARTIAL = [{"tests.jobs.align.rolling:share_of_letters": {}}]
+PARTIAL = [{"tests.jobs.training.align.rolling:share_of_letters": {}}]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "grpo": {},

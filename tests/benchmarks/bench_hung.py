@@ -25,14 +25,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from cluster.backends.profiles import load_backend
-from cluster.process.kill import writers_of
-from cluster.run.context import JobContext
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import read_json
-from jobs.pretrain.config import PretrainConfig
-from jobs.pretrain.job import main as pretrain
-from jobs.runs.submit import make_record
+from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.process.kill import writers_of
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.run.files import read_json
+from ropewalk.jobs.runs.submit.submit import make_record
+from ropewalk.jobs.training.pretrain.config import PretrainConfig
+from ropewalk.jobs.training.pretrain.job import main as pretrain
 from tests.benchmarks.bench_recovery import config as recovery_config
 from tests.benchmarks.bench_recovery import event_after, newest_step
 from tests.jobs.corpus import make_dataset
@@ -65,8 +65,8 @@ def _loop(*_: object) -> None:
 
 def _disturb(rank: int) -> None:
     """Steps of up to `JITTER` times the usual length, and now and then a disk that stands still: to the thread that writes."""
-    from jobs.tracking.metrics import MetricLog
-    from jobs.training.step import TrainStep
+    from ropewalk.jobs.results.metrics import MetricLog
+    from ropewalk.jobs.training.loop.step import TrainStep
 
     random_, backward, write = random.Random(rank), TrainStep.backward, MetricLog.write
     began = time.perf_counter()

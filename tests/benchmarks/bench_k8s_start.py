@@ -22,13 +22,13 @@ from unittest import mock
 
 import yaml
 
-from cluster.run.directory import RunDir
-from cluster.run.files import read_lines
-from cluster.run.names import AGENTS
-from jobs.cli.quickstart import settings
-from jobs.pretrain.config import PretrainConfig
-from jobs.runs.submit import submit
-from k8s.api.client import Kubernetes
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.run.names import AGENTS
+from ropewalk.jobs.cli.quickstart import settings
+from ropewalk.jobs.runs.submit.submit import submit
+from ropewalk.jobs.training.pretrain.config import PretrainConfig
+from ropewalk.k8s.api.client import Kubernetes
 from tests.jobs.corpus import make_dataset
 from tests.k8s.cluster import Namespace
 from tests.k8s.lab import lab_cluster
@@ -76,7 +76,7 @@ class Contest:
 
     def by_hand(self, pods: int) -> Moments:
         """One hand-written Job."""
-        record = {"job": "pretrain", "entry": "jobs.pretrain.job:main", "config": self.values}
+        record = {"job": "pretrain", "entry": "ropewalk.jobs.training.pretrain.job:main", "config": self.values}
         run = RunDir.create("by-hand", record, self.runs)
         run.begin_attempt()
         for path in (run.path, *run.path.rglob("*")):

@@ -23,15 +23,15 @@ from typing import Any
 
 import torch
 
-from cluster.config_reader import load_config
-from cluster.run.directory import RunDir
-from cluster.run.files import read_json, write_json
-from datapipe.tokens.tokenizer import take_tokenizer
-from jobs.align.config import AlignConfig
-from jobs.align.preferences.prepare import DataPlan, prepare
-from jobs.align.preferences.source import Rows
-from jobs.finetune.config import FinetuneConfig
-from jobs.training.load_checkpoint import load_model
+from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_json, write_json
+from ropewalk.datapipe.tokens.tokenizer import take_tokenizer
+from ropewalk.jobs.training.align.config import AlignConfig
+from ropewalk.jobs.training.align.preferences.prepare import DataPlan, prepare
+from ropewalk.jobs.training.align.preferences.source import Rows
+from ropewalk.jobs.training.finetune.config import FinetuneConfig
+from ropewalk.jobs.training.loop.load_checkpoint import load_model
 from tests.benchmarks.learnt_items import (
     SENTENCE_TOKENS,
     Values,
@@ -42,8 +42,8 @@ from tests.benchmarks.learnt_items import (
     toys,
     words,
 )
-from tests.jobs.align.pairs import make_model
 from tests.jobs.launch import log_of, start
+from tests.jobs.training.align.pairs import make_model
 from tests.real_data import smollm2
 
 # the same text as the pairs are scored with, the end of an answer learnt

@@ -18,7 +18,7 @@ import litdata
 import numpy as np
 import torch
 
-from datapipe.loader.loader import Source, TokenLoader
+from ropewalk.datapipe.loader.loader import Source, TokenLoader
 from tests.fakes.token_files import write_dataset
 
 SEQ_LEN, BATCH, SHARD_TOKENS = 2048, 8, 4_000_000

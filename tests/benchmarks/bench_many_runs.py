@@ -43,7 +43,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         environment = prepare(home)
-        base = [sys.executable, *(["-m", "cProfile", "-s", "tottime"] if options.profile else []), "-m", "jobs.cli"]
+        base = [sys.executable, *(["-m", "cProfile", "-s", "tottime"] if options.profile else []), "-m", "ropewalk.jobs.cli"]
 
         def seconds(*words: str) -> tuple[float, float]:
             started, before = time.perf_counter(), os.times()

@@ -19,11 +19,11 @@ from typing import Any
 
 import psutil
 
-from cluster.run.context import JobContext
-from cluster.run.directory import RunDir
-from cluster.run.files import append_lines
-from cluster.spec import Outcome, RunState
-from jobs.tracking.metrics import metric_line
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import append_lines
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.results.metrics import metric_line
 from tests.fakes.wandb_server import HISTORY, WandbServer, serving
 
 ROOT = Path(__file__).parents[2]
@@ -167,7 +167,7 @@ def live(bench: Bench, num_runs: int, seconds: int) -> dict[str, Any]:
     runs = [bench.make_run(f"live-{number}") for number in range(num_runs)]
     for run in runs:
         append_lines(run.metrics, [line(1)])
-    relay = bench.start("jobs.cli", "sync", "--follow")
+    relay = bench.start("ropewalk.jobs.cli", "sync", "--follow")
     opened = wait_for(lambda: bench.told()["lines"] >= num_runs, HOUR)
     before, told, began = cpu_seconds(relay), bench.told(), time.monotonic()
     for turn in range(seconds):
@@ -192,7 +192,7 @@ def finished(bench: Bench, num_runs: int, num_lines: int) -> dict[str, Any]:
     for number in range(num_runs):
         bench.make_run(f"over-{number}", num_lines)
     before, began = bench.told(), time.monotonic()
-    relay = bench.start("jobs.cli", "sync", "--follow")
+    relay = bench.start("ropewalk.jobs.cli", "sync", "--follow")
     known = cpu_seconds(relay)
     wait_for(lambda: bench.told()["lines"] - before["lines"] >= num_runs * num_lines, 10 * HOUR)
     elapsed, cpu, after = time.monotonic() - began, cpu_seconds(relay), bench.told()
@@ -210,7 +210,7 @@ def sidecar(bench: Bench, seconds: int, *, offline: bool) -> dict[str, Any]:
     run = bench.make_run("beside")
     if offline:
         bench.environment["WANDB_MODE"] = "offline"
-    process = bench.start("jobs.mirror.sidecar", str(run.path), "--attempt", "1")
+    process = bench.start("ropewalk.jobs.runs.mirror.sidecar", str(run.path), "--attempt", "1")
     append_lines(run.metrics, [line(1)])
     wait_for(lambda: (run.wandb / "offline.json").exists() if offline else bench.told()["lines"], HOUR)
     before, began = cpu_seconds(process), time.monotonic()
@@ -226,11 +226,11 @@ def sidecar(bench: Bench, seconds: int, *, offline: bool) -> dict[str, Any]:
 
 def loop(home: Path, steps: int) -> dict[str, Any]:
     """What reporting a step costs the training process, its thread included; nothing in it depends on W&B."""
-    from jobs.training.report import Report
-    from jobs.training.state import Progress
-    from jobs.training.step import StepStats
-    from jobs.training.throughput import Meter
-    from sharding.group import process_group
+    from ropewalk.jobs.training.loop.report import Report
+    from ropewalk.jobs.training.loop.state import Progress
+    from ropewalk.jobs.training.loop.step import StepStats
+    from ropewalk.jobs.training.loop.throughput import Meter
+    from ropewalk.sharding.group import process_group
 
     run = RunDir.create("loop", {"job": "pretrain", "config": {}}, home)
     context = JobContext(run=run, attempt=run.begin_attempt())

@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 import zstandard
 
-from cluster.run.directory import RunDir
-from cluster.storage import StoragePath
-from datapipe.manifest import Manifest, read_manifest
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.manifest import Manifest, read_manifest
 from tests.fakes.documents import configure, contents
 from tests.fakes.driver import Driver
 

@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.process.kill import writers_of
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from jobs.pretrain.config import PretrainConfig
-from jobs.runs.submit import submit
+from ropewalk.cluster.process.kill import writers_of
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.jobs.runs.submit.submit import submit
+from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from tests.jobs.corpus import make_dataset
 
 SETTLE_STEPS = 20  # between two kills

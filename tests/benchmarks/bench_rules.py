@@ -28,16 +28,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.storage import StoragePath
-from datapipe.dedup.near.search import NearUnit, find_near_duplicates
-from datapipe.document_batch import DocumentBatch
-from datapipe.execution.worker import Task, Worker
-from datapipe.filters.registry import make_filter
-from datapipe.minhash.bands import write_bands
-from datapipe.minhash.config import NearDuplicates
-from datapipe.pipeline import make_data_set
-from datapipe.progress import Progress
-from datapipe.tokens.tokenizer import train_tokenizer
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.dedup.near.search import NearUnit, find_near_duplicates
+from ropewalk.datapipe.document_batch import DocumentBatch
+from ropewalk.datapipe.execution.worker import Task, Worker
+from ropewalk.datapipe.filters.registry import make_filter
+from ropewalk.datapipe.minhash.bands import write_bands
+from ropewalk.datapipe.minhash.config import NearDuplicates
+from ropewalk.datapipe.pipeline import make_data_set
+from ropewalk.datapipe.progress import Progress
+from ropewalk.datapipe.tokens.tokenizer import train_tokenizer
 from tests.datapipe.test_decontamination import some_items
 from tests.fakes.documents import configure, in_this_process, make, rejected
 from tests.fakes.real_text import real_texts

@@ -29,11 +29,11 @@ from typing import Any
 import httpx
 import psutil
 
-from jobs.serve.gateway.http.upstream import Upstreams
-from jobs.serve.routes import Replica
+from ropewalk.jobs.serving.serve.gateway.http.upstream import Upstreams
+from ropewalk.jobs.serving.serve.routes import Replica
 from tests.benchmarks.serve_load import Seen, ask, cpu_seconds, open_loop, percentile
 from tests.benchmarks.serve_peers import ray_serve, vllm_router
-from tests.jobs.serve.gateway.endpoint import VERSION, Endpoint, FakeEngine, chat
+from tests.jobs.serving.serve.gateway.endpoint import VERSION, Endpoint, FakeEngine, chat
 
 ROWS = ("overhead", "kills", "prefixes", "overload", "hangups", "reading", "capture", "connections")
 NEW_EACH_TIME = re.compile(rb'"id": ?"[^"]*"|"created": ?[0-9]+')  # of an answer, whoever gives it
@@ -48,9 +48,9 @@ class RealEngine:
         self.start(0)
 
     def start(self, port: int) -> None:
-        from jobs.engines.engine import EngineOptions
-        from jobs.engines.find import find_engine
-        from jobs.engines.process import EngineProcess
+        from ropewalk.jobs.inference.engines.engine import EngineOptions
+        from ropewalk.jobs.inference.engines.find import find_engine
+        from ropewalk.jobs.inference.engines.process import EngineProcess
 
         options = EngineOptions(port=port, slots=self.slots, threads=self.threads, context=4096, name=VERSION)
         log = Path(tempfile.mkstemp(suffix=".log")[1])

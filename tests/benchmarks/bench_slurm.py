@@ -22,8 +22,8 @@ from pathlib import Path
 import submitit
 import yaml
 
-from slurm.lab.cluster import Lab
-from slurm.lab.config import LabSettings
+from ropewalk.slurm.lab.cluster import Lab
+from ropewalk.slurm.lab.config import LabSettings
 from tests.fakes.token_files import write_dataset
 from tests.slurm.toy import SlurmToy
 
@@ -70,7 +70,7 @@ def many_runs(folder: Path, runs: int) -> dict[str, float]:
 
     def ropewalk(*words: str) -> tuple[float, list[str]]:
         started = time.perf_counter()
-        command = [sys.executable, "-m", "jobs.cli", *words]
+        command = [sys.executable, "-m", "ropewalk.jobs.cli", *words]
         done = subprocess.run(command, env={**os.environ, **own}, cwd=folder, check=True, capture_output=True, text=True)
         return round(time.perf_counter() - started, 2), done.stdout.split()
 

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from slurm.lab.cluster import Lab
-from slurm.lab.config import LabSettings
+from ropewalk.slurm.lab.cluster import Lab
+from ropewalk.slurm.lab.config import LabSettings
 from tests.patience import Patience, until
 from tests.slurm.conftest import ROOT
 from tests.slurm.toy import SlurmToy

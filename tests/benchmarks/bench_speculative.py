@@ -19,15 +19,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from cluster.run.directory import RunDir
-from jobs.engines.engine import EngineOptions
-from jobs.engines.find import find_engine
-from jobs.engines.process import EngineProcess
-from jobs.scores.statistics import mean_error
-from jobs.training.export import export
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.inference.engines.engine import EngineOptions
+from ropewalk.jobs.inference.engines.find import find_engine
+from ropewalk.jobs.inference.engines.process import EngineProcess
+from ropewalk.jobs.results.statistics import mean_error
+from ropewalk.jobs.training.loop.export import export
 from tests.benchmarks.bench_compress import material
 from tests.benchmarks.bench_distill import data_and_teacher, finished, kept_run, student_config, texts
-from tests.jobs.engines.streams import COMPLETIONS, events
+from tests.jobs.inference.engines.streams import COMPLETIONS, events
 from tests.patience import HANG_SECONDS
 
 PROMPTS = (
@@ -84,7 +84,7 @@ def _draft(folder: Path, model: Path, data: Path, words: argparse.Namespace) -> 
     """The draft's directory; what was begun is resumed."""
     name = f"draft-{words.size}-{words.layers}-{words.steps}"
     config = student_config(str(model), {"layers": words.layers}, data, words)
-    run = kept_run(folder, name, {"job": "distill", "entry": "jobs.distill.job:main", "config": config})
+    run = kept_run(folder, name, {"job": "distill", "entry": "ropewalk.jobs.training.distill.job:main", "config": config})
     finished(run, name)
     return _exported(run.path, folder / name)
 

@@ -25,8 +25,8 @@ import submitit
 import yaml
 
 import ropewalk
-from slurm.lab.cluster import Lab
-from slurm.lab.config import LabSettings
+from ropewalk.slurm.lab.cluster import Lab
+from ropewalk.slurm.lab.config import LabSettings
 from tests.fakes.programs.functions import add
 
 ROOT = Path(__file__).parents[2]

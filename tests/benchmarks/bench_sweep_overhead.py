@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.engines.entry import run_entry
-from cluster.run.context import JobContext
-from cluster.run.directory import RunDir
-from jobs.sweep.records import read_records
-from jobs.sweep.results import SweepResults
+from ropewalk.cluster.engines.entry import run_entry
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.orchestration.sweep.records import read_records
+from ropewalk.jobs.orchestration.sweep.results import SweepResults
 from tests.benchmarks.swept import base, measured, sweep, use_folder
 from tests.jobs.corpus import make_dataset
 
@@ -31,7 +31,9 @@ ONE_AT_A_TIME: dict[str, Any] = {"max_concurrent": 1, "space": {"optim.lr": {"lo
 def train(folder: str, values: dict[str, Any]) -> float:
     """Call the training in this process; the validation loss."""
     run = RunDir.create(
-        "direct", {"job": "pretrain", "entry": "jobs.pretrain.job:main", "config": values}, Path(folder) / "direct"
+        "direct",
+        {"job": "pretrain", "entry": "ropewalk.jobs.training.pretrain.job:main", "config": values},
+        Path(folder) / "direct",
     )
     context = JobContext(run=run, attempt=run.begin_attempt())
     context.fence.claim()
@@ -44,7 +46,7 @@ def directly(folder: Path, data: Path, steps: int, rates: list[float]) -> list[f
     code = (
         "import json, sys, time\n"
         "from tests.benchmarks.bench_sweep_overhead import train\n"
-        "import jobs.training.recipe\n"
+        "import ropewalk.jobs.training.loop.recipe\n"
         "found = []\n"
         "for values in json.loads(sys.argv[2]):\n"
         "    began = time.monotonic(); train(sys.argv[1], values); found.append(time.monotonic() - began)\n"

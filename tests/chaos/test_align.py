@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from cluster.run.directory import RunDir
-from cluster.run.files import read_json
-from jobs.sweep.records import TrialState
-from tests.jobs.align.pairs import align_config, align_run, make_model, pairs, write_pairs
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_json
+from ropewalk.jobs.orchestration.sweep.records import TrialState
 from tests.jobs.launch import equal, events, launch, log_of, losses, start, weights
 from tests.jobs.sweeping import Swept, sweeps
+from tests.jobs.training.align.pairs import align_config, align_run, make_model, pairs, write_pairs
 from tests.patience import Patience, until
 
 pytestmark = [pytest.mark.soak]

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config_reader import load_config
-from cluster.process.kill import end, processes_of
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
-from jobs.registry import config_of, find_job
-from jobs.runs.status import final_outcome
-from jobs.runs.submit import submit
-from jobs.sweep.records import TrialState, read_records
+from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.process.kill import end, processes_of
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.orchestration.sweep.records import TrialState, read_records
+from ropewalk.jobs.registry import config_of, find_job
+from ropewalk.jobs.runs.show.status import final_outcome
+from ropewalk.jobs.runs.submit.submit import submit
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ def test_sixteen_trials_of_a_plain_script_with_the_driver_killed_twice(tmp_path:
     try:
         for over in (2, 7):
             until(lambda over=over: sum(r.state.final for r in read_records(sweep)) >= over, Patience.CLUSTER)
-            driver = [p for p in processes_of(sweep.path) if "cluster.engines.entry" in p.cmdline()]
+            driver = [p for p in processes_of(sweep.path) if "ropewalk.cluster.engines.entry" in p.cmdline()]
             os.kill(driver[0].pid, signal.SIGKILL)
         for finished in range(8, TRIALS + 1):  # each has the patience of one
             until(lambda finished=finished: sum(r.state.final for r in read_records(sweep)) >= finished, Patience.CLUSTER)

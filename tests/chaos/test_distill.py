@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from jobs.rollouts.ledger import read_rollouts
+from ropewalk.jobs.training.rollouts.ledger import read_rollouts
 from tests.jobs.corpus import make_dataset
-from tests.jobs.distill.test_distill import distill_config, distill_run
 from tests.jobs.launch import equal, launch, log_of, losses, start, weights
 from tests.jobs.tiny import tiny_model
+from tests.jobs.training.distill.test_distill import distill_config, distill_run
 
 pytestmark = [pytest.mark.soak]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.jobs.finetune.chats import LORA, chats, finetune_config, make_base, make_run, write_lines
 from tests.jobs.launch import equal, launch, log_of, losses, start, weights
+from tests.jobs.training.finetune.chats import LORA, chats, finetune_config, make_base, make_run, write_lines
 
 pytestmark = [pytest.mark.soak]
 KILLS, STEPS = 25, 100

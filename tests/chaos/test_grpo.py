@@ -12,17 +12,17 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.process.kill import writers_of
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import read_lines
-from cluster.spec import RunState
-from jobs.align.config import AlignConfig
-from jobs.rollouts.ledger import read_rollouts
-from jobs.runs.follow import wait
-from jobs.runs.submit import submit
-from tests.jobs.align.pairs import make_model
-from tests.jobs.align.rolling import grpo_config, prompts, write_prompts
+from ropewalk.cluster.process.kill import writers_of
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.runs.show.follow import wait
+from ropewalk.jobs.runs.submit.submit import submit
+from ropewalk.jobs.training.align.config import AlignConfig
+from ropewalk.jobs.training.rollouts.ledger import read_rollouts
 from tests.jobs.launch import equal, weights
+from tests.jobs.training.align.pairs import make_model
+from tests.jobs.training.align.rolling import grpo_config, prompts, write_prompts
 from tests.patience import Patience, until
 
 pytestmark = pytest.mark.soak
@@ -46,7 +46,9 @@ def agent(run: RunDir) -> list[psutil.Process]:
 
 
 def worker(run: RunDir) -> list[psutil.Process]:
-    return [child for one in rank(0)(run) for child in one.children() if "jobs.align.rollouts.worker" in child.cmdline()][:1]
+    return [
+        child for one in rank(0)(run) for child in one.children() if "ropewalk.jobs.training.align.grpo.worker" in child.cmdline()
+    ][:1]
 
 
 PARTS = {"rank 0": rank(0), "rank 1": rank(1), "reward process": reward_process, "agent": agent}

@@ -12,23 +12,23 @@ import httpx
 import psutil
 import pytest
 
-from cluster.config_reader import load_config
-from cluster.process.kill import end, processes_of
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
-from jobs.feedback.records import FOLDER, exchanges_store, ratings_store
-from jobs.models.promote import promote, rollback
-from jobs.models.trace import feedback_behind, trace_answer
-from jobs.refresh.config import RefreshConfig
-from jobs.refresh.rounds import read_rounds
-from jobs.runs.cancel import cancel_runs
-from jobs.runs.model_versions import RegisteredModel
-from jobs.runs.status import GONE, final_outcome, settle
-from jobs.runs.submit import configure, resume, submit
-from tests.jobs.evaluate.tasks import choice_task
-from tests.jobs.finetune.chats import chats, make_base
-from tests.jobs.refresh.staged import captured, keep, rated
-from tests.jobs.serve.serving import Serving
+from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.process.kill import end, processes_of
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.models.registry.promote import promote, rollback
+from ropewalk.jobs.runs.models.model_versions import RegisteredModel
+from ropewalk.jobs.runs.show.cancel import cancel_runs
+from ropewalk.jobs.runs.show.status import GONE, final_outcome, settle
+from ropewalk.jobs.runs.submit.submit import configure, resume, submit
+from ropewalk.jobs.serving.feedback.records import FOLDER, exchanges_store, ratings_store
+from ropewalk.jobs.serving.refresh.config import RefreshConfig
+from ropewalk.jobs.serving.refresh.rounds import read_rounds
+from ropewalk.jobs.serving.trace import feedback_behind, trace_answer
+from tests.jobs.evaluation.evaluate.tasks import choice_task
+from tests.jobs.serving.refresh.staged import captured, keep, rated
+from tests.jobs.serving.serve.serving import Serving
+from tests.jobs.training.finetune.chats import chats, make_base
 from tests.patience import HANG_SECONDS, Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]

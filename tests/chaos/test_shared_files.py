@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import read_lines
-from cluster.spec import RunState
-from jobs.pretrain.config import PretrainConfig
-from jobs.runs.submit import submit
-from jobs.tracking.metrics import broken_lines
-from slurm.lab.cluster import Lab
-from slurm.lab.processes import on_nodes
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.results.metrics import broken_lines
+from ropewalk.jobs.runs.submit.submit import submit
+from ropewalk.jobs.training.pretrain.config import PretrainConfig
+from ropewalk.slurm.lab.cluster import Lab
+from ropewalk.slurm.lab.processes import on_nodes
 from tests.fakes.nfs import Network, SlurmNetwork
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, weights
@@ -94,7 +94,9 @@ def every_command_answers(run: RunDir) -> None:
         ["logs", run.id],
         ["top", "--once"],
     ):
-        done = subprocess.run([sys.executable, "-m", "jobs.cli", *words], capture_output=True, text=True, check=False, cwd=ROOT)
+        done = subprocess.run(
+            [sys.executable, "-m", "ropewalk.jobs.cli", *words], capture_output=True, text=True, check=False, cwd=ROOT
+        )
         assert (done.returncode, "Traceback" in done.stderr) == (0, False), (words, done.stderr[-2000:])
 
 
@@ -133,9 +135,11 @@ def test_nodes_lose_their_power_and_the_newest_checkpoint_counts(
         until(lambda last=attempt: [e for e in resumed(run) if e["attempt"] > last], Patience.RUN, lambda: said(run))
         every_resume_is_from_the_newest(run)
         scene.shared.start_node(host)
-    following = subprocess.Popen([sys.executable, "-m", "jobs.cli", "logs", "-f", run.id], stdout=subprocess.PIPE, cwd=ROOT)
+    following = subprocess.Popen(
+        [sys.executable, "-m", "ropewalk.jobs.cli", "logs", "-f", run.id], stdout=subprocess.PIPE, cwd=ROOT
+    )
     every_command_answers(run)
-    subprocess.run([sys.executable, "-m", "jobs.cli", "cancel", run.id], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "ropewalk.jobs.cli", "cancel", run.id], check=True, cwd=ROOT)
     until(lambda: run.last_outcome() and run.last_outcome().state is RunState.CANCELLED, Patience.RUN, lambda: said(run))  # type: ignore[union-attr]
     assert b"resumed" in following.communicate(timeout=60)[0]
     assert not broken_lines(run)

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import read_lines
-from cluster.spec import Outcome, RunState
-from jobs.pretrain.config import PretrainConfig
-from jobs.runs.follow import wait
-from jobs.runs.submit import submit
-from slurm.lab.cluster import Lab
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.runs.show.follow import wait
+from ropewalk.jobs.runs.submit.submit import submit
+from ropewalk.jobs.training.pretrain.config import PretrainConfig
+from ropewalk.slurm.lab.cluster import Lab
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, weights
 from tests.patience import Patience, until

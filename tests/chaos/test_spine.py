@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from cluster.process.kill import processes_of, writers_of
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import read_lines
-from cluster.spec import RunState
-from jobs.pretrain.config import PretrainConfig
-from jobs.runs.follow import wait
-from jobs.runs.submit import submit
+from ropewalk.cluster.process.kill import processes_of, writers_of
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.runs.show.follow import wait
+from ropewalk.jobs.runs.submit.submit import submit
+from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, weights
 from tests.patience import Patience, until

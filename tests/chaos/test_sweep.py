@@ -8,11 +8,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.run.files import read_json
-from cluster.spec import RunState
-from jobs.runs.cancel import cancel_runs
-from jobs.runs.status import final_outcome
-from jobs.sweep.records import TrialState
+from ropewalk.cluster.run.files import read_json
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.orchestration.sweep.records import TrialState
+from ropewalk.jobs.runs.show.cancel import cancel_runs
+from ropewalk.jobs.runs.show.status import final_outcome
 from tests.jobs.sweeping import Swept, sweeps
 from tests.patience import HANG_SECONDS, Patience, until
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run.directory import RunDir
-from cluster.storage import StoragePath
-from jobs.sweep.records import TrialState
-from sharding.layout import is_pinned, steps_in
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.jobs.orchestration.sweep.records import TrialState
+from ropewalk.sharding.layout import is_pinned, steps_in
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import equal, events, log_of, make_run, pretrain_config, start, weights
 from tests.jobs.sweeping import Swept, sweeps

@@ -11,12 +11,12 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.backends.base import Profile
-from cluster.backends.local.backend import LocalBackend
-from cluster.config import Resources
-from cluster.process.kill import processes_of, writers_of
-from cluster.run.directory import RunDir
-from cluster.run.files import read_lines
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.backends.local.backend import LocalBackend
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.process.kill import processes_of, writers_of
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_lines
 from tests.patience import Patience, until
 from tests.warm import warm
 

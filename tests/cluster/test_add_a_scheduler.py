@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.backends.base import Backend
-from cluster.backends.profiles import load_backend
-from cluster.config import Resources
-from cluster.errors import ConfigError
-from cluster.process.kill import processes_of
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
+from ropewalk.cluster.backends.base import Backend
+from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.process.kill import processes_of
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).parents[2]

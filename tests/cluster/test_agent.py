@@ -11,15 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.agent.version import installed_version
-from cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE
-from cluster.process.kill import end, family
-from cluster.process.ports import free_port
-from cluster.process.signals import ShutdownGate, stop_signals_blocked
-from cluster.run.directory import RunDir
-from cluster.run.files import machine
-from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
-from cluster.supervise.allocation import AgentSpec, StoreSpec
+from ropewalk.cluster.agent.version import installed_version
+from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE
+from ropewalk.cluster.process.kill import end, family
+from ropewalk.cluster.process.ports import free_port
+from ropewalk.cluster.process.signals import ShutdownGate, stop_signals_blocked
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import machine
+from ropewalk.cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
+from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
 from tests.cluster.conftest import ROOT
 from tests.patience import HANG_SECONDS, Patience, ended, until
 
@@ -34,7 +34,7 @@ while not pathlib.Path(__file__).with_name("enough").exists():
 ORPHAN = """
 import multiprocessing, os, signal, sys, time
 from multiprocessing import forkserver
-from cluster.engines.entry import die_with_parent
+from ropewalk.cluster.engines.entry import die_with_parent
 
 def rank(mark):
     print(os.getpid(), file=open(mark, "w"))
@@ -115,7 +115,7 @@ def test_an_entry_whose_agent_was_gone_before_it_looked_ends(tmp_path: Path) -> 
     record = {"config": {"steps": 100000}, "entry": "tests.fakes.toy:tick", "engine": "process", "resources": {}}
     run = RunDir.create("toy", record, tmp_path)
     run.make_folders(run.begin_attempt())
-    command = [sys.executable, "-m", "cluster.engines.entry", str(run.path), "--attempt", "1", "--parent", "1"]
+    command = [sys.executable, "-m", "ropewalk.cluster.engines.entry", str(run.path), "--attempt", "1", "--parent", "1"]
     assert subprocess.run(command, cwd=ROOT, timeout=HANG_SECONDS, check=False).returncode == EXIT_LOST_PEER
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import Resources
-from cluster.run.directory import RunDir
-from cluster.supervise.agent_environment import agent_environment
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.supervise.agent_environment import agent_environment
 
 
 def variables(root: Path, engine: str = "ranks", cpus: int = 4, **resources: int) -> dict[str, str]:

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import Resources
-from cluster.errors import EXIT_DONE, EXIT_REQUEUE
-from cluster.process.forking import Process
-from cluster.process.signals import stop_signals_blocked
-from cluster.run.directory import RunDir
-from cluster.run.event_log import WITHOUT_WORD
-from cluster.run.files import machine
-from cluster.run.names import NODES
-from cluster.run.succession import ENDED
-from cluster.spec import RunState
-from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
-from cluster.supervise.attempt import Attempt, stopped_without_word
-from cluster.supervise.supervisor import Supervisor
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import EXIT_DONE, EXIT_REQUEUE
+from ropewalk.cluster.process.forking import Process
+from ropewalk.cluster.process.signals import stop_signals_blocked
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.event_log import WITHOUT_WORD
+from ropewalk.cluster.run.files import machine
+from ropewalk.cluster.run.names import NODES
+from ropewalk.cluster.run.succession import ENDED
+from ropewalk.cluster.spec import RunState
+from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
+from ropewalk.cluster.supervise.attempt import Attempt, stopped_without_word
+from ropewalk.cluster.supervise.supervisor import Supervisor
 from tests.patience import Stopwatch
 
 

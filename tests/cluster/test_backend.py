@@ -8,17 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.backends.local import queue
-from cluster.backends.local.backend import LocalBackend
-from cluster.backends.local.queue import Queue
-from cluster.backends.profiles import load_backend, load_profile
-from cluster.config import Resources
-from cluster.config_reader import read_yaml
-from cluster.errors import BackendError, ConfigError
-from cluster.run.directory import RunDir
-from cluster.run.files import write_json
-from cluster.run.names import QUEUE
-from cluster.spec import Engine
+from ropewalk.cluster.backends.local import queue
+from ropewalk.cluster.backends.local.backend import LocalBackend
+from ropewalk.cluster.backends.local.queue import Queue
+from ropewalk.cluster.backends.profiles import load_backend, load_profile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.config_reader import read_yaml
+from ropewalk.cluster.errors import BackendError, ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.run.names import QUEUE
+from ropewalk.cluster.spec import Engine
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_profile_names_its_backend() -> None:
 
 def test_the_profile_file_is_read_once_and_again_when_it_has_changed(profiles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    monkeypatch.setattr("cluster.backends.profiles.read_yaml", lambda path: read.append(path) or read_yaml(path))
+    monkeypatch.setattr("ropewalk.cluster.backends.profiles.read_yaml", lambda path: read.append(path) or read_yaml(path))
     assert load_profile("moon") == load_profile("moon")
     assert len(read) == 1
     profiles.write_text("moon: {backend: pbs, queue: night}\n")
@@ -90,7 +90,7 @@ def test_a_time_limit_that_leaves_no_time_to_work_is_refused() -> None:
 def test_the_dry_run_shows_every_agent(tmp_path: Path) -> None:
     run = RunDir.create("x", {"engine": Engine.RANKS.value}, tmp_path)
     script = load_backend("local").render(run, Resources.model_validate({"nodes": 2}))
-    assert script.count("-m cluster.agent") == 2
+    assert script.count("-m ropewalk.cluster.agent") == 2
     assert "--address 127.0.1.2" in script
     assert str(tmp_path) not in script
 

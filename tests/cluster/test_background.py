@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import StaleAttemptError
-from cluster.run.background import BackgroundWriter
+from ropewalk.cluster.errors import StaleAttemptError
+from ropewalk.cluster.run.background import BackgroundWriter
 from tests.patience import Patience, until
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import Field, ValidationError
 
-from cluster.config import DataPath, JobConfig, Resources, Section
-from cluster.config_reader import apply_override, load_config, parse_yaml, read_yaml
-from cluster.errors import ConfigError
-from datapipe.config import DataSetConfig
+from ropewalk.cluster.config import DataPath, JobConfig, Resources, Section
+from ropewalk.cluster.config_reader import apply_override, load_config, parse_yaml, read_yaml
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.datapipe.config import DataSetConfig
 
 
 class Optim(Section):

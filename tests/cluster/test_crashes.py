@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from cluster.engines.crashes import crashes_in_a_row
-from cluster.engines.entry import exit_code_of
-from cluster.errors import EXIT_FAILED, EXIT_LOST_PEER
+from ropewalk.cluster.engines.crashes import crashes_in_a_row
+from ropewalk.cluster.engines.entry import exit_code_of
+from ropewalk.cluster.errors import EXIT_FAILED, EXIT_LOST_PEER
 
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:77, "
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.run.files import read_lines
-from cluster.spec import RunState
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.spec import RunState
 from tests import patience
 from tests.cluster.conftest import ToyRun
 from tests.patience import Patience, until

@@ -10,16 +10,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.engines import ray
-from cluster.engines.entry import run_entry
-from cluster.engines.ray import RayNode
-from cluster.errors import EXIT_LOST_PEER, NotReadyError
-from cluster.run.context import JobContext
-from cluster.run.directory import RunDir
-from cluster.run.fence import Fence
-from cluster.run.files import read_lines
-from cluster.run.names import FATAL
-from cluster.spec import RunState
+from ropewalk.cluster.engines import ray
+from ropewalk.cluster.engines.entry import run_entry
+from ropewalk.cluster.engines.ray import RayNode
+from ropewalk.cluster.errors import EXIT_LOST_PEER, NotReadyError
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.fence import Fence
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.run.names import FATAL
+from ropewalk.cluster.spec import RunState
 from tests.cluster.conftest import ROOT, ToyRun
 from tests.patience import Patience, until
 
@@ -133,7 +133,15 @@ def test_torchrun_starts_the_same_entry(tmp_path: Path) -> None:
     record = {"job": "toy", "entry": "tests.fakes.toy:count", "engine": "ranks", "config": {"steps": 2}, "resources": {}}
     run = RunDir.create("toy", record, tmp_path)
     run.begin_attempt()
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "cluster.engines.entry"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        "-m",
+        "ropewalk.cluster.engines.entry",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, str(run.path), "--attempt", "1"], check=True, env=environment, capture_output=True)
     assert run.results() == {"step": 2, "world": 2}

@@ -9,9 +9,9 @@ from subprocess import Popen, run
 import psutil
 import pytest
 
-from cluster.process.fork_server import FORK_SERVER_VARIABLE, ask_fork_server, start_fork_server
-from cluster.process.scratch import OWNER
-from cluster.spec import RunState
+from ropewalk.cluster.process.fork_server import FORK_SERVER_VARIABLE, ask_fork_server, start_fork_server
+from ropewalk.cluster.process.scratch import OWNER
+from ropewalk.cluster.spec import RunState
 from tests.cluster.conftest import ROOT, ToyRun
 from tests.patience import Patience, until
 
@@ -21,7 +21,9 @@ Start = Callable[..., ToyRun]
 @pytest.fixture
 def fork_server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Popen[bytes]]:
     folder = tmp_path_factory.mktemp("t")
-    process = start_fork_server(folder / "s", ["cluster.backends.local.supervisor_main", "cluster.agent.agent"], folder / "log")
+    process = start_fork_server(
+        folder / "s", ["ropewalk.cluster.backends.local.supervisor_main", "ropewalk.cluster.agent.agent"], folder / "log"
+    )
     until((folder / "s").exists)
     monkeypatch.setenv(FORK_SERVER_VARIABLE, str(folder / "s"))
     yield process
@@ -67,7 +69,7 @@ def test_modules_are_found_where_the_asker_has_them(fork_server: Popen[bytes], t
 FORK = """
 import os, sys
 from pathlib import Path
-from cluster.process.forking import fork_program
+from ropewalk.cluster.process.forking import fork_program
 sys.exit(fork_program([sys.executable, "-m", "told"], os.environ, Path("out")).wait())
 """
 

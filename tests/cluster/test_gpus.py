@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from cluster.backends.base import Profile
-from cluster.backends.local.backend import LocalBackend
-from cluster.backends.local.held_gpus import HeldGpus
-from cluster.backends.local.nodes import render_script
-from cluster.config import Resources
-from cluster.errors import ConfigError
-from cluster.gpus import deal_devices, machine_devices
-from cluster.run.directory import RunDir
-from cluster.run.files import read_json
-from cluster.spec import Engine
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.backends.local.backend import LocalBackend
+from ropewalk.cluster.backends.local.held_gpus import HeldGpus
+from ropewalk.cluster.backends.local.nodes import render_script
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.gpus import deal_devices, machine_devices
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_json
+from ropewalk.cluster.spec import Engine
 from tests.cluster.conftest import ToyRun
 from tests.fakes.gpus import machine_with
 
@@ -93,7 +93,7 @@ def test_too_few_gpus_are_refused_at_submission_with_both_numbers(
 def test_the_dry_run_shows_whose_devices_are_which(monkeypatch: pytest.MonkeyPatch) -> None:
     machine_with(4, monkeypatch)
     script = render_script("runs/r", "1", Resources.model_validate({"nodes": 2, "gpus": 2}), Engine.RANKS)
-    agents = [line.split()[0] for line in script.splitlines() if "cluster.agent" in line]
+    agents = [line.split()[0] for line in script.splitlines() if "ropewalk.cluster.agent" in line]
     assert agents == ["CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,3"]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from torch.distributed import DistNetworkError
 
-from cluster.engines.hang import Agreement, Hangs, Watch
-from cluster.run.heartbeat import LONG_SECONDS, PATIENCE_SECONDS, Heart, Pace, Phase, heart_file, read_beat
+from ropewalk.cluster.engines.hang import Agreement, Hangs, Watch
+from ropewalk.cluster.run.heartbeat import LONG_SECONDS, PATIENCE_SECONDS, Heart, Pace, Phase, heart_file, read_beat
 
 FACTOR = 10.0
 LOOK = 0.05

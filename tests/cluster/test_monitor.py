@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from cluster.agent.monitor import Monitor, sample
-from cluster.run.files import read_lines
+from ropewalk.cluster.agent.monitor import Monitor, sample
+from ropewalk.cluster.run.files import read_lines
 from tests.patience import Patience, until
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cluster.spec import RunState, StopReason
-from cluster.supervise.outcome import Ending, Verdict, classify, shell_code
+from ropewalk.cluster.spec import RunState, StopReason
+from ropewalk.cluster.supervise.outcome import Ending, Verdict, classify, shell_code
 
 LOST = ["node 1 died (SIGKILL)"]
 

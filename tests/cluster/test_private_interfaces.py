@@ -19,7 +19,7 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, dynamic_r
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
-from cluster.engines.rendezvous import RENDEZVOUS
+from ropewalk.cluster.engines.rendezvous import RENDEZVOUS
 from tests.cluster.conftest import ROOT
 
 
@@ -72,7 +72,7 @@ def test_the_store_of_torch_loads_without_torch() -> None:
     lines = [
         "import sys",
         "from datetime import timedelta",
-        "from cluster.engines.store import store_class",
+        "from ropewalk.cluster.engines.store import store_class",
         "make = store_class(whole_torch=False)",
         "store = make('127.0.0.1', 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))",
         "store.set('a', 'b')",

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.process.forking import fork_program
-from cluster.process.kill import end, family, processes_of, writers_of
-from cluster.process.signals import STOP_SIGNALS, stop_signals_blocked
+from ropewalk.cluster.process.forking import fork_program
+from ropewalk.cluster.process.kill import end, family, processes_of, writers_of
+from ropewalk.cluster.process.signals import STOP_SIGNALS, stop_signals_blocked
 from tests.patience import HANG_SECONDS, Patience, until
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 # a second signal at every line that the handler of the first one runs through
 INTERRUPTED = """
 import signal, sys
-from cluster.process.signals import SignalFlag
+from ropewalk.cluster.process.signals import SignalFlag
 
 flag = SignalFlag()
 signal.signal(signal.SIGUSR2, lambda *_: flag.set())
@@ -42,7 +42,7 @@ def test_a_signal_within_a_signal_does_not_hang() -> None:
 # as a program of this package starts: imports first
 LATE = """
 import signal, sys, time
-from cluster.process.signals import install_stop_handler
+from ropewalk.cluster.process.signals import install_stop_handler
 
 def main():
     open(sys.argv[1], "w").close()

@@ -22,13 +22,13 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
-from cluster.engines.rendezvous import RENDEZVOUS
-from cluster.engines.signed_rendezvous import SignedHandler, signed_handler
-from cluster.process.kill import end, family
-from cluster.process.ports import ReservedPort
-from cluster.run.directory import RunDir
-from cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
-from cluster.supervise.allocation import AgentSpec, StoreSpec
+from ropewalk.cluster.engines.rendezvous import RENDEZVOUS
+from ropewalk.cluster.engines.signed_rendezvous import SignedHandler, signed_handler
+from ropewalk.cluster.process.kill import end, family
+from ropewalk.cluster.process.ports import ReservedPort
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.key import RENDEZVOUS_KEY, new_key, write_private
+from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
 from tests.processes import words_of

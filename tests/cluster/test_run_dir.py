@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ConfigError, StaleAttemptError
-from cluster.run.attempts import begin_attempts
-from cluster.run.directory import RunDir
-from cluster.run.fence import Fence
-from cluster.run.files import append_line, read_lines, write_atomically
-from cluster.spec import Outcome, RunState
+from ropewalk.cluster.errors import ConfigError, StaleAttemptError
+from ropewalk.cluster.run.attempts import begin_attempts
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.fence import Fence
+from ropewalk.cluster.run.files import append_line, read_lines, write_atomically
+from ropewalk.cluster.spec import Outcome, RunState
 
 
 @pytest.fixture

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from cluster.backends.local.backend import LocalBackend
-from cluster.process.kill import processes_of
-from cluster.process.scratch import OWNER, machine, make_scratch, remove_scratch, scratch, sweep
-from cluster.run.files import read_lines
-from cluster.spec import RunState
-from jobs.runs.status import details
+from ropewalk.cluster.backends.local.backend import LocalBackend
+from ropewalk.cluster.process.kill import processes_of
+from ropewalk.cluster.process.scratch import OWNER, machine, make_scratch, remove_scratch, scratch, sweep
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.runs.show.status import details
 from tests.cluster.conftest import ROOT, ToyRun
 from tests.patience import Patience, until
 
 OWNING = """
 import sys
-from cluster.process.scratch import keep, make_scratch
+from ropewalk.cluster.process.scratch import keep, make_scratch
 from pathlib import Path
 if sys.argv[2] == "keep":
     keep(Path(sys.argv[1]))
@@ -93,7 +93,7 @@ def test_what_a_killed_process_could_not_finish_removing_is_found_again(tmp_path
     process, folder = owner(tmp_path)
     (folder / "inner").mkdir()
     kill(process)
-    monkeypatch.setattr("cluster.process.scratch.shutil.rmtree", lambda *_, **__: os.kill(os.getpid(), 0))
+    monkeypatch.setattr("ropewalk.cluster.process.scratch.shutil.rmtree", lambda *_, **__: os.kill(os.getpid(), 0))
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(OSError("the disk is away")))
     assert sweep(tmp_path) == 0
     monkeypatch.undo()

@@ -7,24 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import StaleAttemptError
-from cluster.fresh_reads import list_afresh, read_afresh
-from cluster.run.context import JobContext
-from cluster.run.directory import RunDir
-from cluster.run.fence import Fence
-from cluster.run.file_systems import mount_of
-from cluster.run.files import append_line, parse_lines, read_lines, write_json
-from cluster.run.succession import succeed, write_mark
-from cluster.spec import Outcome, RunState
-from cluster.storage import StoragePath
-from cluster.supervise.supervisor import open_attempt
-from jobs.tracking.metrics import MetricLog, broken_lines
+from ropewalk.cluster.errors import StaleAttemptError
+from ropewalk.cluster.fresh_reads import list_afresh, read_afresh
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.fence import Fence
+from ropewalk.cluster.run.file_systems import mount_of
+from ropewalk.cluster.run.files import append_line, parse_lines, read_lines, write_json
+from ropewalk.cluster.run.succession import succeed, write_mark
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.cluster.supervise.supervisor import open_attempt
+from ropewalk.jobs.results.metrics import MetricLog, broken_lines
 from tests.fakes.nfs import Network, python_on
 
 RECORD = {"job": "toy", "engine": "ranks", "config": {}, "resources": {"nodes": 1}}
 EVENTS = """
 import sys
-from cluster.run.directory import RunDir
+from ropewalk.cluster.run.directory import RunDir
 for number in range(200):
     RunDir(sys.argv[1]).event("said", number=number, words="x" * (number % 50))
 """

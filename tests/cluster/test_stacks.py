@@ -11,13 +11,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.engines.stacks import Stack, _threads, take_stacks, write_stacks
+from ropewalk.cluster.engines.stacks import Stack, _threads, take_stacks, write_stacks
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
 
 PROGRAM = """
 import os, pathlib, sys, threading, time
-from cluster.engines.stacks import answer
+from ropewalk.cluster.engines.stacks import answer
 answer(os.getppid(), pathlib.Path(sys.argv[1]))
 
 def bring(): threading.Event().wait()

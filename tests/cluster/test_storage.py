@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import DataError, StorageError
-from cluster.storage import StoragePath, retry
+from ropewalk.cluster.errors import DataError, StorageError
+from ropewalk.cluster.storage import StoragePath, retry
 
 
 @pytest.fixture(params=["local", "memory"])

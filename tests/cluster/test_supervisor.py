@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run.directory import RunDir
-from cluster.run.files import append_line, write_json
-from cluster.run.names import AGENTS, NODES
-from cluster.spec import BY_SUBMISSION, Outcome, RunState
-from cluster.supervise.supervisor import close_unfinished_attempt, end_if_spent, spent
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import append_line, write_json
+from ropewalk.cluster.run.names import AGENTS, NODES
+from ropewalk.cluster.spec import BY_SUBMISSION, Outcome, RunState
+from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt, end_if_spent, spent
 
 
 def attempt(run: RunDir, exit_code: int, opened_by: str = "requeue", state: RunState = RunState.REQUEUED) -> int:

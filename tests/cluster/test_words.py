@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.text import counted
+from ropewalk.cluster.text import counted
 
 
 @pytest.mark.parametrize(

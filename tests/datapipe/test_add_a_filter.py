@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.config_reader import load_config
-from cluster.errors import ConfigError
-from jobs.preprocess.config import PreprocessConfig
+from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.preprocess.config import PreprocessConfig
 from tests.fakes.documents import configure, make, write_lines
 
 README = Path(__file__).resolve().parents[2] / "datapipe/README.md"

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer
 
-from cluster.errors import ConfigError, DataError
+from ropewalk.cluster.errors import ConfigError, DataError
 from tests.fakes.documents import make, write_lines
 
 PRE, MID, SUF, END = "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "<|endoftext|>"

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cluster.errors import ConfigError, DataError
+from ropewalk.cluster.errors import ConfigError, DataError
 from tests.fakes.documents import configure, make, rejected, rows, write_lines
 
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from datapipe.batch import TextBatch
-from datapipe.decontamination.index import NgramIndex
+from ropewalk.datapipe.batch import TextBatch
+from ropewalk.datapipe.decontamination.index import NgramIndex
 
 WORDS = [f"word{number}" for number in range(5000)]
 OTHERS = [f"other{number}" for number in range(5000)]

@@ -8,11 +8,11 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.errors import DataError
-from datapipe.dedup.equal import repeats
-from datapipe.document_batch import DocumentBatch
-from datapipe.inputs.text_hash import normalised, text_hashes
-from datapipe.tokens.shards import Rows
+from ropewalk.cluster.errors import DataError
+from ropewalk.datapipe.dedup.equal import repeats
+from ropewalk.datapipe.document_batch import DocumentBatch
+from ropewalk.datapipe.inputs.text_hash import normalised, text_hashes
+from ropewalk.datapipe.tokens.shards import Rows
 from tests.fakes.documents import make, rejected, rows, some_documents, write_lines
 
 
@@ -84,8 +84,8 @@ def test_a_documents_split_is_its_own_affair(tmp_path: Path) -> None:
 
 
 def _count(output: Path) -> int:
-    from cluster.storage import StoragePath
-    from datapipe.manifest import read_manifest
+    from ropewalk.cluster.storage import StoragePath
+    from ropewalk.datapipe.manifest import read_manifest
 
     return read_manifest(StoragePath(output)).totals.validation.documents
 
@@ -115,7 +115,7 @@ def test_how_many_parts_hashes_are_compared_in_decides_nothing(tmp_path: Path, m
     nameless = [{"text": d["text"] + " nameless"} for d in records[100:150]]
     source = write_lines(tmp_path / "in.jsonl", [*records, *others, *nameless, {"id": "in.jsonl:481", "text": "not that one"}])
     make(source, tmp_path / "one", unit_mib=0.002)
-    monkeypatch.setattr("datapipe.dedup.equal.TASK_DOCUMENTS", 40)
+    monkeypatch.setattr("ropewalk.datapipe.dedup.equal.TASK_DOCUMENTS", 40)
     make(source, tmp_path / "many", unit_mib=0.002)
     found = rows(tmp_path / "one")
     assert found == rows(tmp_path / "many")

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.errors import ConfigError, CorruptShardError, DataError
-from datapipe.loader.loader import Source, TokenLoader
+from ropewalk.cluster.errors import ConfigError, CorruptShardError, DataError
+from ropewalk.datapipe.loader.loader import Source, TokenLoader
 from tests.fakes.token_files import write_dataset
 
 SIZES = [1001, 640, 1, 330, 2000]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datapipe.loader.loader import Source, TokenLoader
+from ropewalk.datapipe.loader.loader import Source, TokenLoader
 from tests.conftest import S3Server
 from tests.fakes.token_files import write_dataset
 

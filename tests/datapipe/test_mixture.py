@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cluster.errors import ConfigError
-from datapipe.loader.mixture import BLOCK, locate, quotas
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.datapipe.loader.mixture import BLOCK, locate, quotas
 
 
 def test_shares_are_exact_in_every_block() -> None:

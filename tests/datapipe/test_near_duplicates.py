@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.storage import StoragePath
-from datapipe.dedup.dropped import write_dropped
-from datapipe.dedup.near.connect import Match, Star
-from datapipe.dedup.near.places import EDGE, FOLDER, Places, star_name, unique_edges
-from datapipe.dedup.near.search import MATCH_RECORDS, _settle, match_parts
-from datapipe.dedup.stages import Stages, run_stage_task
-from datapipe.document_batch import DocumentBatch
-from datapipe.minhash.bands import BAND_PARTS, write_bands
-from datapipe.minhash.config import NearDuplicates
-from datapipe.minhash.signatures import band_keys, shingles_of
-from datapipe.parted import read_all, spread, write_parts
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.dedup.dropped import write_dropped
+from ropewalk.datapipe.dedup.near.connect import Match, Star
+from ropewalk.datapipe.dedup.near.places import EDGE, FOLDER, Places, star_name, unique_edges
+from ropewalk.datapipe.dedup.near.search import MATCH_RECORDS, _settle, match_parts
+from ropewalk.datapipe.dedup.stages import Stages, run_stage_task
+from ropewalk.datapipe.document_batch import DocumentBatch
+from ropewalk.datapipe.minhash.bands import BAND_PARTS, write_bands
+from ropewalk.datapipe.minhash.config import NearDuplicates
+from ropewalk.datapipe.minhash.signatures import band_keys, shingles_of
+from ropewalk.datapipe.parted import read_all, spread, write_parts
 from tests.datapipe.test_preprocess import context_of
 from tests.fakes.documents import configure, contents, made_with_kills, make, rejected, rows, write_lines
 from tests.fakes.driver import Driver
@@ -125,7 +125,7 @@ def test_what_is_decided_does_not_depend_on_how_the_input_is_cut(tmp_path: Path,
 
 
 def test_many_small_parts_decide_as_one_does(tmp_path: Path, source: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datapipe.dedup.near import search
+    from ropewalk.datapipe.dedup.near import search
 
     monkeypatch.setattr(search, "MATCH_RECORDS", 1000)
     monkeypatch.setattr(search, "STAR_DOCUMENTS", 100)
@@ -165,7 +165,7 @@ def test_a_part_of_the_keys_that_is_too_much_for_a_task_is_matched_in_pieces(tmp
 def test_a_part_of_the_clusters_that_is_too_large_is_compared_by_a_share_of_its_shingles(
     tmp_path: Path, source: Path, made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("datapipe.dedup.near.compare.MOST_SHINGLE_BYTES", 800_000)  # half of them
+    monkeypatch.setattr("ropewalk.datapipe.dedup.near.compare.MOST_SHINGLE_BYTES", 800_000)  # half of them
     make(source, tmp_path / "out", **KEYS)
     found, whole = near(tmp_path / "out"), near(made)
     assert abs(len(found) - len(whole)) < 0.1 * len(whole)  # which of a cluster stays may differ

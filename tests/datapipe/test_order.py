@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datapipe.loader.order import permute
+from ropewalk.datapipe.loader.order import permute
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 16, 17, 100, 1000, 1023, 1024, 1025, 4097, 65_536, 99_991])

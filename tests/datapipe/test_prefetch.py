@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from datapipe.loader.prefetch import prefetch
+from ropewalk.datapipe.loader.prefetch import prefetch
 from tests.patience import HANG_SECONDS
 
 

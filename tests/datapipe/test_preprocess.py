@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-import jobs
-from cluster.config_reader import load_config, read_yaml
-from cluster.errors import ConfigError, DataError, StaleAttemptError, StopRequested
-from cluster.run.context import JobContext
-from cluster.run.directory import RunDir
-from cluster.run.files import read_json
-from datapipe.execution.worker import Task
-from jobs.preprocess.config import PreprocessConfig
-from jobs.preprocess.job import main
+from ropewalk import jobs
+from ropewalk.cluster.config_reader import load_config, read_yaml
+from ropewalk.cluster.errors import ConfigError, DataError, StaleAttemptError, StopRequested
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_json
+from ropewalk.datapipe.execution.worker import Task
+from ropewalk.jobs.preprocess.config import PreprocessConfig
+from ropewalk.jobs.preprocess.job import main
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
@@ -43,7 +43,7 @@ def local_ray() -> Iterator[None]:
     """One Ray for the module, of two CPUs."""
     import ray
 
-    from cluster.engines.ray_start import start_local
+    from ropewalk.cluster.engines.ray_start import start_local
 
     start_local(2)
     yield
@@ -116,7 +116,7 @@ def touch_when(condition: Callable[[], bool], flag: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_an_actor_that_dies_is_replaced_but_not_for_ever(tmp_path: Path) -> None:
-    from datapipe.execution.ray_actors import ActorPool
+    from ropewalk.datapipe.execution.ray_actors import ActorPool
 
     with ActorPool(str(tmp_path), str(tmp_path / ".work"), 1, lambda: False) as pool:
         pool.kind = _dying(pool.kind)
@@ -171,7 +171,7 @@ def test_the_example_is_a_complete_run() -> None:
 
 def test_the_configuration_is_read_without_heavy_imports() -> None:
     heavy = ("ray", "torch", "transformers", "numba", "pyarrow", "numpy", "tokenizers")
-    code = f"import sys, jobs.preprocess.job; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, ropewalk.jobs.preprocess.job; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "[]"
 
 

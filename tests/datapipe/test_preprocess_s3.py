@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import DataError
-from cluster.storage import StoragePath
-from jobs.preprocess.job import main
+from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.jobs.preprocess.job import main
 from tests.conftest import S3Server
 from tests.datapipe.test_preprocess import context_of
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from cluster.errors import DataError
-from datapipe.config import ReadRules
-from datapipe.document import Document, Rejection
-from datapipe.inputs.files import list_inputs, plan_units
-from datapipe.inputs.lines import TOO_LONG, split_lines
-from datapipe.inputs.readers import ReadStats, read_unit
+from ropewalk.cluster.errors import DataError
+from ropewalk.datapipe.config import ReadRules
+from ropewalk.datapipe.document import Document, Rejection
+from ropewalk.datapipe.inputs.files import list_inputs, plan_units
+from ropewalk.datapipe.inputs.lines import TOO_LONG, split_lines
+from ropewalk.datapipe.inputs.readers import ReadStats, read_unit
 from tests.fakes.documents import some_documents, write_lines
 
 

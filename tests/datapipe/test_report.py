@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from datapipe.filters.registry import make_filter
-from datapipe.report.fairness import TERMS, false_positive_gaps, newcombe, wilson
-from datapipe.report.samples import fewest, merge, shard_facts
+from ropewalk.datapipe.filters.registry import make_filter
+from ropewalk.datapipe.report.fairness import TERMS, false_positive_gaps, newcombe, wilson
+from ropewalk.datapipe.report.samples import fewest, merge, shard_facts
 from tests.datapipe.test_stages import STAGES, some_evaluation, some_input
 from tests.fakes.documents import make, rejected, write_lines
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer
 
-from cluster.errors import DataError
-from cluster.storage import StoragePath
-from datapipe.manifest import checksum_of_file, read_manifest
+from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.manifest import checksum_of_file, read_manifest
 from tests.fakes.documents import contents, make, rejected, rows, some_documents, write_lines
 
 
@@ -130,7 +130,7 @@ def test_a_half_finished_data_set_of_another_plan_is_left_alone(tmp_path: Path, 
 
 
 def test_the_output_may_not_lie_in_the_input(tmp_path: Path, source: Path) -> None:
-    from cluster.errors import ConfigError
+    from ropewalk.cluster.errors import ConfigError
 
     with pytest.raises(ConfigError, match="lies inside the input"):
         make(tmp_path, tmp_path / "out")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from cluster.storage import StoragePath
-from datapipe.inputs.files import list_inputs
-from datapipe.inputs.split import files_to_split, piece_name, split_file
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.inputs.files import list_inputs
+from ropewalk.datapipe.inputs.split import files_to_split, piece_name, split_file
 from tests.fakes.documents import make, rejected, rows, some_documents, write_lines
 
 

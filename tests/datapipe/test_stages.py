@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer
 
-from cluster.errors import ConfigError, DataError
-from datapipe.document_batch import DocumentBatch
-from datapipe.filters.registry import make_filter
+from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.datapipe.document_batch import DocumentBatch
+from ropewalk.datapipe.filters.registry import make_filter
 from tests.datapipe.test_language import CODE, ENGLISH, TEXTS
 from tests.fakes.documents import configure, make, write_lines
 

@@ -12,19 +12,26 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
-from cluster.config_reader import load_config
-from cluster.errors import ConfigError, DataError
-from cluster.storage import StoragePath
-from datapipe.tokens.fast import HARD_TEXTS, FastTokenizer
-from datapipe.tokens.tokenizer import Encoder, TokenizerFiles, read_tokenizer, take_tokenizer, train_tokenizer, write_tokenizer
-from jobs.preprocess.config import PreprocessConfig
+from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.tokens.fast import HARD_TEXTS, FastTokenizer
+from ropewalk.datapipe.tokens.tokenizer import (
+    Encoder,
+    TokenizerFiles,
+    read_tokenizer,
+    take_tokenizer,
+    train_tokenizer,
+    write_tokenizer,
+)
+from ropewalk.jobs.preprocess.config import PreprocessConfig
 from tests.fakes.documents import make, rows, some_documents, write_lines
 
 TEXTS = [d["text"] for d in some_documents(300)]
 
 TRAIN = """
 import sys
-from datapipe.tokens.tokenizer import train_tokenizer
+from ropewalk.datapipe.tokens.tokenizer import train_tokenizer
 from tests.fakes.documents import some_documents
 files = train_tokenizer((d["text"] for d in some_documents(300)), 500).files
 sys.stdout.buffer.write(b"".join(files[name] for name in sorted(files)))

@@ -3,7 +3,7 @@
 import gzip
 from pathlib import Path
 
-from datapipe.inputs.files import kind_of
+from ropewalk.datapipe.inputs.files import kind_of
 from tests.fakes.documents import make, rejected, rows
 
 PAGE = """<html><head><title>T</title><script>var x = 1;</script></head><body><nav><a href=/>Home</a><a href=/x>Menu</a></nav>

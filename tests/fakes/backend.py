@@ -4,13 +4,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cluster.backends.base import Backend, BackendState, Check, Profile
-from cluster.config import Resources
-from cluster.errors import BackendError
-from cluster.run.attempts import begin_attempts
-from cluster.run.directory import RunDir
-from cluster.run.files import append_line, write_json
-from cluster.spec import Outcome, RunState
+from ropewalk.cluster.backends.base import Backend, BackendState, Check, Profile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import BackendError
+from ropewalk.cluster.run.attempts import begin_attempts
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import append_line, write_json
+from ropewalk.cluster.spec import Outcome, RunState
 
 
 class FakeBackend(Backend):
@@ -25,7 +25,7 @@ class FakeBackend(Backend):
         append_line(Path(self.options["log"]), {"verb": verb, **fields})
 
     def render(self, run: RunDir, resources: Resources) -> str:
-        return f"#!/bin/bash\n# {run.id} on {resources.nodes} nodes\npython -m cluster.agent runs/{run.id}\n"
+        return f"#!/bin/bash\n# {run.id} on {resources.nodes} nodes\npython -m ropewalk.cluster.agent runs/{run.id}\n"
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
         if self.options.get("refuse"):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from cluster.run.context import JobContext
+from ropewalk.cluster.run.context import JobContext
 from tests.fakes import toy
 
 MARK = Path("/etc/ropewalk-image")  # only the image has it

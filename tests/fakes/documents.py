@@ -8,14 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from cluster.config_reader import load_config
-from cluster.storage import StoragePath
-from datapipe.execution.worker import Task, Worker
-from datapipe.manifest import Manifest
-from datapipe.pipeline import make_data_set
-from datapipe.progress import Progress
-from jobs.cards.write import CROISSANT, DATA_CARD
-from jobs.preprocess.config import PreprocessConfig
+from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.execution.worker import Task, Worker
+from ropewalk.datapipe.manifest import Manifest
+from ropewalk.datapipe.pipeline import make_data_set
+from ropewalk.datapipe.progress import Progress
+from ropewalk.jobs.models.cards.write import CROISSANT, DATA_CARD
+from ropewalk.jobs.preprocess.config import PreprocessConfig
 
 SENTENCE = "the of lane rope strand twist naïve walk Größe hemp 麻绳 tar 2026 shard, token. (seed) def return λ x: 🪢 it's"
 WORDS = [*SENTENCE.split(), "rank\n\n"]

@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from cluster.errors import RopewalkError
-from cluster.run.context import JobContext
-from cluster.run.directory import RunDir
-from datapipe.pipeline import make_data_set
-from datapipe.progress import Progress
-from jobs.preprocess.config import PreprocessConfig
-from jobs.preprocess.job import main
+from ropewalk.cluster.errors import RopewalkError
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.datapipe.pipeline import make_data_set
+from ropewalk.datapipe.progress import Progress
+from ropewalk.jobs.preprocess.config import PreprocessConfig
+from ropewalk.jobs.preprocess.job import main
 from tests.fakes.documents import in_this_process
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.lab.cluster import Lab
-from slurm.lab.processes import marked
+from ropewalk.slurm.lab.cluster import Lab
+from ropewalk.slurm.lab.processes import marked
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,10 +5,10 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
-from datapipe.filters.c4 import C4
-from datapipe.filters.fineweb import FineWeb
-from datapipe.filters.gopher import GopherQuality, GopherRepetition
-from datapipe.text.characters import terminal_characters
+from ropewalk.datapipe.filters.c4 import C4
+from ropewalk.datapipe.filters.fineweb import FineWeb
+from ropewalk.datapipe.filters.gopher import GopherQuality, GopherRepetition
+from ropewalk.datapipe.text.characters import terminal_characters
 from tests.fakes.plain_tokens import tokens
 
 POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")

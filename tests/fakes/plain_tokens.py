@@ -4,7 +4,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from datapipe.text.token_marks import ABBREVIATIONS, DASHES, ELLIPSIS, NO_ADDRESS_ENDS, PUNCTUATION, QUOTES
+from ropewalk.datapipe.text.token_marks import ABBREVIATIONS, DASHES, ELLIPSIS, NO_ADDRESS_ENDS, PUNCTUATION, QUOTES
 
 ADDRESS = re.compile(r"[A-Za-z]+://|[wW]{3}\.|[\w.-]+@[\w-]+\.\w")
 

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cluster.config import JobConfig, Section
-from cluster.errors import StopRequested
-from cluster.run.context import JobContext
-from cluster.run.files import append_line, read_json, write_json
-from cluster.spec import Engine, JobSpec
+from ropewalk.cluster.config import JobConfig, Section
+from ropewalk.cluster.errors import StopRequested
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.files import append_line, read_json, write_json
+from ropewalk.cluster.spec import Engine, JobSpec
 
 
 class ToyOptim(Section):
@@ -75,7 +75,7 @@ def make_plugin(folder: Path) -> Path:
     place = folder / "searched-1.0.dist-info"
     place.mkdir(parents=True)
     points = "[ropewalk.jobs]\nsearched = tests.fakes.searched:SPEC\n"
-    points += "[ropewalk.backends]\nallocation = jobs.sweep.allocation:AllocationBackend\n"
+    points += "[ropewalk.backends]\nallocation = ropewalk.jobs.orchestration.sweep.allocation:AllocationBackend\n"
     (place / "entry_points.txt").write_text(points)
     (place / "METADATA").write_text("Metadata-Version: 2.1\nName: searched\nVersion: 1.0\n")
     return folder

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from cluster.engines.rendezvous import NumberedRendezvous
+from ropewalk.cluster.engines.rendezvous import NumberedRendezvous
 
 _form = NumberedRendezvous._form
 

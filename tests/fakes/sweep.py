@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.run.directory import RunDir
-from cluster.run.files import append_line, write_json
-from cluster.spec import Outcome, RunState
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import append_line, write_json
+from ropewalk.cluster.spec import Outcome, RunState
 
 METRIC = "validation/loss"
 SPACE: dict[str, Any] = {
@@ -47,7 +47,13 @@ def make_trial_run(
     root: Path, name: str, config: Mapping[str, Any], values: Mapping[int, float], parent: str | None = None, **outcome: Any
 ) -> RunDir:
     """An ordinary run with these values of the metric; without an outcome it goes on."""
-    record = {"job": "pretrain", "entry": "jobs.pretrain.job:main", "engine": "ranks", "config": dict(config), "cluster": "good"}
+    record = {
+        "job": "pretrain",
+        "entry": "ropewalk.jobs.training.pretrain.job:main",
+        "engine": "ranks",
+        "config": dict(config),
+        "cluster": "good",
+    }
     record |= {"parent": parent} if parent else {}
     run = RunDir.create(name, {**record, "resources": {"nodes": 1}, "created": START}, root)
     attempt = run.begin_attempt()
@@ -68,7 +74,13 @@ def make_sweep(
     generator = random.Random(seed)
     sweep_config = {"job": "pretrain", "base": {**BASE, "steps": steps}, "space": SPACE, "metric": METRIC, "mode": "min"}
     sweep_config |= {"trials": trials, "scheduler": "asha", "search": "random", "seed": seed, "name": name, **config}
-    record = {"job": "sweep", "entry": "jobs.sweep.job:main", "engine": "process", "config": sweep_config, "cluster": "good"}
+    record = {
+        "job": "sweep",
+        "entry": "ropewalk.jobs.orchestration.sweep.job:main",
+        "engine": "process",
+        "config": sweep_config,
+        "cluster": "good",
+    }
     sweep = RunDir.create(name, {**record, "resources": {"nodes": 1}, "created": START}, root)
     attempt = sweep.begin_attempt()
     (sweep.path / "trials").mkdir()

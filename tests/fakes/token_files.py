@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from cluster.storage import StoragePath
-from datapipe.manifest import Manifest, Shard, TokenizerRecord, Totals, write_manifest
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.manifest import Manifest, Shard, TokenizerRecord, Totals, write_manifest
 
 END = 0
 

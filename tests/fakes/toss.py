@@ -5,10 +5,10 @@ import time
 
 from pydantic import Field
 
-from cluster.config import JobConfig
-from cluster.run.context import JobContext
-from cluster.spec import Engine, JobSpec
-from jobs.tracking.metrics import MetricLog
+from ropewalk.cluster.config import JobConfig
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.spec import Engine, JobSpec
+from ropewalk.jobs.results.metrics import MetricLog
 
 
 class TossConfig(JobConfig):

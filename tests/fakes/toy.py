@@ -6,10 +6,10 @@ import threading
 import time
 from typing import Any
 
-from cluster.errors import ConfigError, GateError, StopRequested
-from cluster.run.context import JobContext
-from cluster.run.files import append_line, read_json, write_json
-from cluster.run.heartbeat import Phase
+from ropewalk.cluster.errors import ConfigError, GateError, StopRequested
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.files import append_line, read_json, write_json
+from ropewalk.cluster.run.heartbeat import Phase
 
 
 def count(context: JobContext) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def tick(context: JobContext) -> dict[str, Any]:
 
 def devices(context: JobContext) -> dict[str, Any]:
     """What a rank's environment says of GPUs, and where it would compute if it was given none."""
-    from sharding.group import rank_device
+    from ropewalk.sharding.group import rank_device
 
     given = os.environ.get("ROPEWALK_NODE_GPUS")
     device = str(rank_device()) if given == "0" else ""

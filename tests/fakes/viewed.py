@@ -5,10 +5,10 @@ from typing import Any
 
 from rich.text import Text
 
-from cluster.config import JobConfig
-from cluster.run.directory import RunDir
-from cluster.spec import Engine, JobSpec
-from jobs.runs.view import RunView
+from ropewalk.cluster.config import JobConfig
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import Engine, JobSpec
+from ropewalk.jobs.runs.show.view import RunView
 
 
 class ViewedConfig(JobConfig):

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
 from tests.datapipe.chat.tokenizers import WORDS
-from tests.jobs.align.pairs import pairs, write_pairs
-from tests.jobs.align.rolling import prompts, write_prompts
-from tests.jobs.finetune.chats import chats, make_base, write_lines
 from tests.jobs.launch import equal, events, losses, weights
+from tests.jobs.training.align.pairs import pairs, write_pairs
+from tests.jobs.training.align.rolling import prompts, write_prompts
+from tests.jobs.training.finetune.chats import chats, make_base, write_lines
 from tests.patience import Patience, until
 from tests.slurm.toy import finish, said
 
@@ -94,7 +94,7 @@ class Assistant:
                 before = list(self.runs.values())[-1].id
                 wanted["model"], words = {"run": before}, [*words, "--after", before]
             (home / f"{name}.yaml").write_text(yaml.safe_dump(wanted))
-            command = [sys.executable, "-m", "jobs.cli", *words]
+            command = [sys.executable, "-m", "ropewalk.jobs.cli", *words]
             done = subprocess.run(command, cwd=home, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             self.runs[name] = RunDir(find(done.stdout.strip()))

@@ -7,8 +7,8 @@ import pyarrow as pa
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cluster.storage import StoragePath
-from datapipe.manifest import Manifest, Shard, TokenizerRecord, Totals, checksum_of_file, write_manifest
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.manifest import Manifest, Shard, TokenizerRecord, Totals, checksum_of_file, write_manifest
 
 END = 256
 WORDS = [

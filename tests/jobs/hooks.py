@@ -5,15 +5,15 @@ import os
 import time
 from typing import Any
 
-from cluster.run.context import JobContext
+from ropewalk.cluster.run.context import JobContext
 
 MARK = 255  # a byte that no document holds: sequences made of it are bad samples
 
 
 def record_samples(context: JobContext) -> None:
     """Write down which samples each update learnt from."""
-    from datapipe.loader.loader import TokenLoader
-    from jobs.training.step import TrainStep
+    from ropewalk.datapipe.loader.loader import TokenLoader
+    from ropewalk.jobs.training.loop.step import TrainStep
 
     read, update = TokenLoader.read, TrainStep.update
     batches: list[list[int]] = []
@@ -34,8 +34,8 @@ def record_samples(context: JobContext) -> None:
 
 def bad_sample(context: JobContext) -> None:
     """The sample $BAD_SAMPLE makes the loss $BAD_LOSS times what it is (nan: not a number)."""
-    from datapipe.loader.loader import TokenLoader
-    from jobs.training.objective import NextToken
+    from ropewalk.datapipe.loader.loader import TokenLoader
+    from ropewalk.jobs.training.loop.objective import NextToken
 
     read, call = TokenLoader.read, NextToken.__call__
     bad, factor = int(os.environ["BAD_SAMPLE"]), float(os.environ["BAD_LOSS"])
@@ -56,7 +56,7 @@ def bad_sample(context: JobContext) -> None:
 
 def stall_in_save(context: JobContext) -> None:
     """The second save hangs after its data are written and before it is committed; the file `stalled` says so."""
-    from sharding.checkpoint import Checkpoints
+    from ropewalk.sharding.checkpoint import Checkpoints
 
     commit = Checkpoints._commit
     saves = [0]
@@ -74,7 +74,7 @@ def stall_in_save(context: JobContext) -> None:
 
 def stall_in_step(context: JobContext) -> None:
     """Step 5 hangs in the middle, its gradients there and not applied."""
-    from jobs.training.step import TrainStep
+    from ropewalk.jobs.training.loop.step import TrainStep
 
     reduce_stats = TrainStep.reduce_stats
     steps = [0]
@@ -92,7 +92,7 @@ def stall_in_step(context: JobContext) -> None:
 
 def full_disk(context: JobContext) -> None:
     """Rank 1 cannot write its part of a checkpoint."""
-    from cluster.storage import StoragePath
+    from ropewalk.cluster.storage import StoragePath
 
     create = StoragePath.create
 
@@ -106,7 +106,7 @@ def full_disk(context: JobContext) -> None:
 
 def resave(context: JobContext) -> None:
     """Save what was loaded and stop, before anything is learnt."""
-    from jobs.training.trainer import Trainer
+    from ropewalk.jobs.training.loop.trainer import Trainer
 
     def save_and_leave(self: Trainer) -> None:
         self.checkpoints.last_step = None
@@ -117,8 +117,8 @@ def resave(context: JobContext) -> None:
 
 def pin_first_checkpoint(context: JobContext) -> None:
     """Somebody needs the first checkpoint, from the moment it is complete."""
-    from sharding.checkpoint import Checkpoints
-    from sharding.layout import is_pinned, pin
+    from ropewalk.sharding.checkpoint import Checkpoints
+    from ropewalk.sharding.layout import is_pinned, pin
 
     prune = Checkpoints._prune
 
@@ -132,7 +132,7 @@ def pin_first_checkpoint(context: JobContext) -> None:
 
 def record_gradients(context: JobContext) -> None:
     """Write down how many elements of gradients a rank holds as each micro-batch of a step begins: [full ones, its shards]."""
-    from jobs.training import step
+    from ropewalk.jobs.training.loop import step
 
     set_micro_batch = step.set_micro_batch
 
@@ -154,7 +154,7 @@ def record_gradients(context: JobContext) -> None:
 
 def freeze(context: JobContext) -> None:
     """The attention of the first layer is not trained."""
-    from jobs.training import model
+    from ropewalk.jobs.training.loop import model
 
     parallelize = model.parallelize
 
@@ -175,7 +175,7 @@ def record_second_gradient(context: JobContext) -> None:
     """Write down the whole mean gradient of the second step, by parameter, before it is clipped."""
     from safetensors.torch import save_file
 
-    from jobs.training.step import TrainStep
+    from ropewalk.jobs.training.loop.step import TrainStep
 
     update = TrainStep.update
     steps = [0]
@@ -194,7 +194,7 @@ def record_second_gradient(context: JobContext) -> None:
 
 def slow_answers(context: JobContext) -> None:
     """Each answer of an evaluation takes a moment longer, so that a kill comes between two of them."""
-    from jobs.inference.ledger import Ledger
+    from ropewalk.jobs.runs.program.finished import Ledger
 
     add = Ledger.add
 
@@ -207,7 +207,7 @@ def slow_answers(context: JobContext) -> None:
 
 def stall_rollouts(context: JobContext) -> None:
     """Stand still in a call of the ledger: TEST_STALL is METHOD:before|after:N:RANK, of the N-th call of that rank."""
-    from jobs.rollouts.ledger import Round
+    from ropewalk.jobs.training.rollouts.ledger import Round
 
     name, moment, number, rank = os.environ["TEST_STALL"].split(":")
     if context.rank != int(rank):
@@ -233,7 +233,7 @@ def _stall(context: JobContext) -> None:
 
 def stop_while_drawing(context: JobContext) -> None:
     """The run is asked to stop while the rollouts of its third step are drawn."""
-    from jobs.rollouts.ledger import Round
+    from ropewalk.jobs.training.rollouts.ledger import Round
 
     put = Round.put
 
@@ -250,7 +250,7 @@ def die_after_answers(context: JobContext) -> None:
     """Kill this rank by SIGKILL after it has written down its seventh answer."""
     import signal
 
-    from jobs.inference.ledger import Ledger
+    from ropewalk.jobs.runs.program.finished import Ledger
 
     add, count = Ledger.add, [0]
 
@@ -265,14 +265,14 @@ def die_after_answers(context: JobContext) -> None:
 
 def short_rounds(context: JobContext) -> None:
     """The ranks of an audit agree on a stop after every answer."""
-    from jobs.audit.asking import ask
+    from ropewalk.jobs.evaluation.audit.asking import ask
 
     ask.ROUND_SECONDS = 0.0
 
 
 def stall_in_reference(context: JobContext) -> None:
     """The second chunk of log-probabilities of this rank is never written; the file `stalled` says so."""
-    from jobs.align.preferences.precomputed import Cache
+    from ropewalk.jobs.training.align.preferences.precomputed import Cache
 
     write, calls = Cache.write, [0]
 
@@ -287,7 +287,7 @@ def stall_in_reference(context: JobContext) -> None:
 
 def stall_in_chunk(context: JobContext) -> None:
     """The second chunk that a rank computes hangs; the file `stalled` says so once rank 0's first is kept."""
-    from jobs.distill.cache import _Maker
+    from ropewalk.jobs.training.distill.cache import _Maker
 
     chunk = _Maker.chunk
     chunks = [0]

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
-from cluster.engines.entry import run_entry
-from cluster.process.output import configure_logging, redirect_output
-from cluster.run.context import JobContext
-from cluster.run.directory import RunDir
-from cluster.storage import StoragePath
-from sharding.checkpoint import newest_complete
-from sharding.storage import parse_index, read_tensors
+from ropewalk.cluster.engines.entry import run_entry
+from ropewalk.cluster.process.output import configure_logging, redirect_output
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.sharding.checkpoint import newest_complete
+from ropewalk.sharding.storage import parse_index, read_tensors
 from tests.fork_server import SERVER
 from tests.patience import HANG_SECONDS, MachineClock, Patience, until
 

@@ -10,19 +10,19 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from cluster.run.context import JobContext
-from jobs.pretrain.config import PretrainConfig
-from jobs.pretrain.job import recipe
-from jobs.training.batch import IGNORE, Batch
-from jobs.training.config import LoraConfig
-from jobs.training.lora import adapter_off
-from jobs.training.model import build_model
-from jobs.training.objective import LossTerms, NextToken, logits_of
-from jobs.training.packing import pack
-from jobs.training.recipe import Recipe, train
-from jobs.training.source import TokenSource
-from jobs.training.state import TrainState
-from sharding.group import Group, process_group
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.jobs.training.loop.batch import IGNORE, Batch
+from ropewalk.jobs.training.loop.config import LoraConfig
+from ropewalk.jobs.training.loop.lora import adapter_off
+from ropewalk.jobs.training.loop.model import build_model
+from ropewalk.jobs.training.loop.objective import LossTerms, NextToken, logits_of
+from ropewalk.jobs.training.loop.packing import pack
+from ropewalk.jobs.training.loop.recipe import Recipe, train
+from ropewalk.jobs.training.loop.source import TokenSource
+from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.jobs.training.pretrain.config import PretrainConfig
+from ropewalk.jobs.training.pretrain.job import recipe
+from ropewalk.sharding.group import Group, process_group
 
 PACKED = 2  # documents a packed sample
 PROMPT = 5  # first labels of a document that do not count

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.cli import main as cli
+from ropewalk.jobs.cli import main as cli
 
 
 class Shell:

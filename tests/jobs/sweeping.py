@@ -10,14 +10,14 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.config_reader import load_config
-from cluster.process.kill import processes_of, writers_of
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.spec import Outcome, RunState
-from jobs.runs.status import final_outcome
-from jobs.runs.submit import resume, submit
-from jobs.sweep.config import SweepConfig
-from jobs.sweep.records import TrialRecord, read_records
+from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.process.kill import processes_of, writers_of
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.orchestration.sweep.config import SweepConfig
+from ropewalk.jobs.orchestration.sweep.records import TrialRecord, read_records
+from ropewalk.jobs.runs.show.status import final_outcome
+from ropewalk.jobs.runs.submit.submit import resume, submit
 from tests.fakes.searched import make_plugin
 from tests.patience import Patience, until
 from tests.processes import words_of

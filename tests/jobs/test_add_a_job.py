@@ -37,7 +37,7 @@ def site(tmp_path: Path) -> Path:
 def ropewalk(site: Path, *words: str) -> str:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{site}", "ROPEWALK_RUNS": str(site.parent / "runs")}
     environment |= {"WANDB_MODE": "disabled", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "jobs.cli", *words]
+    command = [sys.executable, "-m", "ropewalk.jobs.cli", *words]
     done = subprocess.run(command, cwd=site.parent, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.run.directory import CODE_FOLDER
-from jobs.runs.snapshot import take_snapshot
+from ropewalk.cluster.run.directory import CODE_FOLDER
+from ropewalk.jobs.runs.submit.snapshot import take_snapshot
 from tests.k8s.rest import Rest
 from tests.patience import Patience, until
 

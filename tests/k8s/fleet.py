@@ -4,10 +4,10 @@ import time
 from collections import Counter
 from typing import Any
 
-from cluster.backends.base import BackendState, Profile
-from cluster.config import Resources
-from cluster.run.directory import RunDir
-from k8s.backend import K8sBackend
+from ropewalk.cluster.backends.base import BackendState, Profile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.k8s.backend import K8sBackend
 from tests.k8s.cluster import Cluster, Namespace
 
 TAINT = {"key": "kwok.x-k8s.io/node", "value": "fake", "effect": "NoSchedule"}

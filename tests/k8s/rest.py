@@ -5,10 +5,10 @@ from typing import Any
 
 import httpx2
 
-from k8s.api.client import KINDS, KUEUE
-from k8s.api.http_transport import HttpTransport
-from k8s.api.kubeconfig import connect
-from k8s.profile import K8sProfile
+from ropewalk.k8s.api.client import KINDS, KUEUE
+from ropewalk.k8s.api.http_transport import HttpTransport
+from ropewalk.k8s.api.kubeconfig import connect
+from ropewalk.k8s.profile import K8sProfile
 
 RBAC = "apis/rbac.authorization.k8s.io/v1"
 # kind: (API group and version, plural)

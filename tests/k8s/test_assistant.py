@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from cluster.run.files import read_lines
-from cluster.run.names import AGENTS
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.run.names import AGENTS
 from tests.jobs.assistant import Assistant, check_equal, set_up, write_files
 from tests.k8s.cluster import Cluster, Namespace
 

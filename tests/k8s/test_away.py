@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backends.base import Profile
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.spec import RunState
-from k8s.api.client import ApiAwayError
-from k8s.backend import K8sBackend
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.k8s.api.client import ApiAwayError
+from ropewalk.k8s.backend import K8sBackend
 from tests.fakes.searched import make_plugin
 from tests.k8s.cluster import ROOT, Cluster, Namespace
 from tests.patience import HANG_SECONDS, until
@@ -43,7 +43,9 @@ class Said:
     def __init__(self, folder: Path, number: int, words: list[str]) -> None:
         self.out, self.err = folder / f"{number}.out", folder / f"{number}.err"
         with self.out.open("wb") as out, self.err.open("wb") as err:
-            self.process = subprocess.Popen([sys.executable, "-m", "jobs.cli", *words], cwd=folder, stdout=out, stderr=err)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ropewalk.jobs.cli", *words], cwd=folder, stdout=out, stderr=err
+            )
 
     def end(self) -> str:
         """Wait for its success; its output."""

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.config_reader import load_config
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.spec import RunState
-from jobs.command.config import CommandConfig
-from jobs.runs.follow import wait
-from jobs.runs.remote import freshen
-from jobs.runs.status import final_outcome
-from jobs.runs.submit import submit
+from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.orchestration.command.config import CommandConfig
+from ropewalk.jobs.runs.show.follow import wait
+from ropewalk.jobs.runs.show.remote import freshen
+from ropewalk.jobs.runs.show.status import final_outcome
+from ropewalk.jobs.runs.submit.submit import submit
 from tests.k8s.cluster import Namespace
 from tests.patience import Patience, until
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cluster.spec import RunState
+from ropewalk.cluster.spec import RunState
 from tests.k8s.cluster import Namespace
 from tests.k8s.queueing import drop_queue, make_queue, urgent
 from tests.k8s.toy import KubeToy

@@ -4,7 +4,7 @@ from contextlib import closing
 
 import pytest
 
-from cluster.spec import RunState
+from ropewalk.cluster.spec import RunState
 from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.fleet import Fleet, add_nodes, remove_nodes
 from tests.patience import Patience, until

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.config_reader import load_config
-from cluster.spec import RunState
-from jobs.pipeline.config import PipelineConfig
-from jobs.pipeline.runs import config_of_run, step_runs
-from jobs.runs.follow import wait
-from jobs.runs.submit import resume, submit
+from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.orchestration.pipeline.config import PipelineConfig
+from ropewalk.jobs.orchestration.pipeline.runs import config_of_run, step_runs
+from ropewalk.jobs.runs.show.follow import wait
+from ropewalk.jobs.runs.submit.submit import resume, submit
 from tests.k8s.cluster import Namespace
 from tests.slurm.toy import finish, said
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.backends.base import Profile
-from cluster.backends.local.backend import LocalBackend
-from cluster.config import Resources
-from cluster.run.directory import RunDir
-from cluster.run.files import read_lines
-from cluster.run.names import AGENTS
-from cluster.spec import RunState
-from jobs.preprocess.config import PreprocessConfig
-from jobs.runs.submit import make_record
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.backends.local.backend import LocalBackend
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.run.names import AGENTS
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.preprocess.config import PreprocessConfig
+from ropewalk.jobs.runs.submit.submit import make_record
 from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
 from tests.patience import Patience, until

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.process.ports import free_port
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import read_json
-from jobs.inference.endpoint_chat import EndpointChat, find_endpoint
-from jobs.inference.generate import Sampling
-from jobs.runs.cancel import cancel_runs
-from jobs.runs.submit import configure, submit
+from ropewalk.cluster.process.ports import free_port
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.run.files import read_json
+from ropewalk.jobs.inference.scoring.endpoint_chat import EndpointChat, find_endpoint
+from ropewalk.jobs.inference.scoring.generate import Sampling
+from ropewalk.jobs.runs.show.cancel import cancel_runs
+from ropewalk.jobs.runs.submit.submit import configure, submit
 from tests.fakes.engine import fake_model
-from tests.jobs.serve.serving import Load, Serving, ask
+from tests.jobs.serving.serve.serving import Load, Serving, ask
 from tests.jobs.shell import Shell
 from tests.k8s.cluster import ROOT, Namespace
 from tests.patience import Patience, until

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backends.base import Profile
-from cluster.backends.profiles import load_backend
-from cluster.errors import ConfigError
-from cluster.run.code_copy import digest_on_disk
-from cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE, RunDir
-from cluster.run.files import read_lines
-from cluster.run.names import AGENTS
-from cluster.spec import RunState
-from jobs.runs.submit import write_down
-from jobs.sweep.checks import refuse_unreachable
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.code_copy import digest_on_disk
+from ropewalk.cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE, RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.run.names import AGENTS
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.orchestration.sweep.checks import refuse_unreachable
+from ropewalk.jobs.runs.submit.submit import write_down
 from tests.fakes.searched import make_plugin
 from tests.jobs.shell import Shell
 from tests.jobs.sweeping import Swept, sweep_config

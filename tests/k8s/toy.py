@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from cluster.backends.base import BackendState, Profile
-from cluster.config import Resources
-from cluster.run.directory import RunDir
-from cluster.run.files import read_lines
-from cluster.spec import Outcome
-from k8s.backend import K8sBackend
+from ropewalk.cluster.backends.base import BackendState, Profile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.spec import Outcome
+from ropewalk.k8s.backend import K8sBackend
 from tests.k8s.cluster import Namespace
 from tests.patience import Patience, until
 from tests.slurm.toy import finish, said

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sharding.config import ParallelConfig, PrecisionConfig
-from sharding.fsdp import fill
-from sharding.group import process_group
-from sharding.parallelize import parallelize
+from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
+from ropewalk.sharding.fsdp import fill
+from ropewalk.sharding.group import process_group
+from ropewalk.sharding.parallelize import parallelize
 
 
 def model_of(device: str) -> Any:

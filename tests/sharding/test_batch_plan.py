@@ -3,7 +3,7 @@ from itertools import chain
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharding.batch_plan import BatchPlan
+from ropewalk.sharding.batch_plan import BatchPlan
 
 sizes = st.integers(1, 70)
 

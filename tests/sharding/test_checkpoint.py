@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from cluster.errors import CheckpointError, StaleAttemptError, StorageError
-from cluster.run.directory import RunDir
-from cluster.run.fence import Fence
-from cluster.storage import StoragePath
-from sharding.checkpoint import Checkpoints, newest_complete
-from sharding.config import CheckpointConfig
-from sharding.group import Group, process_group
-from sharding.layout import newest_steps, steps_in
-from sharding.state import State
-from sharding.storage import parse_index, read_tensors
+from ropewalk.cluster.errors import CheckpointError, StaleAttemptError, StorageError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.fence import Fence
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.sharding.checkpoint import Checkpoints, newest_complete
+from ropewalk.sharding.config import CheckpointConfig
+from ropewalk.sharding.group import Group, process_group
+from ropewalk.sharding.layout import newest_steps, steps_in
+from ropewalk.sharding.state import State
+from ropewalk.sharding.storage import parse_index, read_tensors
 from tests.fakes.nfs import Network, need_nfs
 
 FINGERPRINT = {"hidden_size": 8, "tie_word_embeddings": True}

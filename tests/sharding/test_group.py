@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.errors import EXIT_LOST_PEER, BackendError, ConfigError, RopewalkError, StopRequested
-from cluster.process.ports import free_port
-from sharding import group as formed
-from sharding.config import ParallelConfig
-from sharding.group import process_group, rank_device
+from ropewalk.cluster.errors import EXIT_LOST_PEER, BackendError, ConfigError, RopewalkError, StopRequested
+from ropewalk.cluster.process.ports import free_port
+from ropewalk.sharding import group as formed
+from ropewalk.sharding.config import ParallelConfig
+from ropewalk.sharding.group import process_group, rank_device
 from tests.fakes.gpus import machine_with
 from tests.patience import HANG_SECONDS
 

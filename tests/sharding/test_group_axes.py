@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from sharding.batch_plan import BatchPlan
-from sharding.group import Group, counts_piece
+from ropewalk.sharding.batch_plan import BatchPlan
+from ropewalk.sharding.group import Group, counts_piece
 from tests.fork_server import SERVER
 
 RANKS = 4

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.distributed import TCPStore
 
-from cluster.errors import ConfigError
-from sharding import parallelize as parallelizing
-from sharding.config import ParallelConfig, PrecisionConfig
-from sharding.group import process_group
-from sharding.parallelize import parallelize
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.sharding import parallelize as parallelizing
+from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
+from ropewalk.sharding.group import process_group
+from ropewalk.sharding.parallelize import parallelize
 from tests.fork_server import SERVER
 from tests.sharding.parallel_rank import model_of, rank_main, train
 

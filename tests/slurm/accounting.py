@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import ConfigError
-from slurm.lab.cluster import Lab
-from slurm.lab.config import CLUSTER, LabSettings, Place
-from slurm.lab.daemons import PATH
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.slurm.lab.cluster import Lab
+from ropewalk.slurm.lab.config import CLUSTER, LabSettings, Place
+from ropewalk.slurm.lab.daemons import PATH
 
 ACCOUNT = "lab"
 DATABASE = "slurm_acct"

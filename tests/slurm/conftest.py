@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from slurm.lab.cluster import Lab, missing
-from slurm.lab.config import LabSettings
+from ropewalk.slurm.lab.cluster import Lab, missing
+from ropewalk.slurm.lab.config import LabSettings
 from tests.patience import HANG_SECONDS, Patience, until
 from tests.slurm.accounting import AccountingLab, missing_to_account
 

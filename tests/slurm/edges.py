@@ -6,8 +6,8 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from slurm.commands import Slurm, run_command
-from slurm.lab.cluster import Lab
+from ropewalk.slurm.commands import Slurm, run_command
+from ropewalk.slurm.lab.cluster import Lab
 
 Done = subprocess.CompletedProcess[str]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.errors import ConfigError
-from cluster.spec import RunState
-from slurm.commands import Slurm
-from slurm.job_lookup import job_id
-from slurm.lab.cluster import Lab
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.spec import RunState
+from ropewalk.slurm.commands import Slurm
+from ropewalk.slurm.job_lookup import job_id
+from ropewalk.slurm.lab.cluster import Lab
 from tests.fakes.token_files import write_dataset
 from tests.patience import until
 from tests.slurm.conftest import ROOT
@@ -146,7 +146,12 @@ def test_a_thousand_runs_through_the_command(slurm_lab: Lab, tmp_path: Path) -> 
 
     def ropewalk(*words: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "jobs.cli", *words], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "ropewalk.jobs.cli", *words],
+            env=env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run.files import read_lines
-from cluster.run.names import AGENTS
-from slurm.job_lookup import job_id
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.run.names import AGENTS
+from ropewalk.slurm.job_lookup import job_id
 from tests.jobs.assistant import Assistant, check_equal, set_up, write_files
 from tests.jobs.launch import events
 from tests.patience import Patience, until

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.config_reader import load_config
-from cluster.run.directory import RunDir
-from cluster.run.files import read_lines
-from cluster.spec import RunState
-from jobs.command.config import CommandConfig
-from jobs.runs.submit import submit
-from slurm.job_lookup import job_id
-from slurm.lab.cluster import Lab
+from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.orchestration.command.config import CommandConfig
+from ropewalk.jobs.runs.submit.submit import submit
+from ropewalk.slurm.job_lookup import job_id
+from ropewalk.slurm.lab.cluster import Lab
 from tests.patience import Patience, until
 from tests.slurm.conftest import MakeLab
 from tests.slurm.toy import finish, said

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import BackendError, SchedulerAwayError
-from cluster.process.scratch import make_scratch, remove_scratch
-from slurm import cluster_info
-from slurm.commands import QUEUE_FORMAT, Job, PlannedStart, Slurm, parse_job, plain_environment, run_command
-from slurm.runtime.job_details import ends_at, why_taken
-from slurm.times import FOREVER, minutes_of, seconds_of
+from ropewalk.cluster.errors import BackendError, SchedulerAwayError
+from ropewalk.cluster.process.scratch import make_scratch, remove_scratch
+from ropewalk.slurm import cluster_info
+from ropewalk.slurm.commands import QUEUE_FORMAT, Job, PlannedStart, Slurm, parse_job, plain_environment, run_command
+from ropewalk.slurm.runtime.job_details import ends_at, why_taken
+from ropewalk.slurm.times import FOREVER, minutes_of, seconds_of
 
 
 class Answers:

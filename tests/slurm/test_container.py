@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from cluster.backends.base import Profile
-from cluster.config import Resources
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
-from slurm.backend import SlurmBackend
-from slurm.batch.container import wrap
-from slurm.lab.cluster import Lab
-from slurm.profile import SlurmProfile
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.slurm.backend import SlurmBackend
+from ropewalk.slurm.batch.container import wrap
+from ropewalk.slurm.lab.cluster import Lab
+from ropewalk.slurm.profile import SlurmProfile
 from tests.fakes.contained import MARK
 from tests.patience import Patience, until
 from tests.slurm.conftest import ROOT
 
-AGENT = ["python", "-m", "cluster.agent", "/scratch/runs/r1"]
+AGENT = ["python", "-m", "ropewalk.cluster.agent", "/scratch/runs/r1"]
 BOUND = "/scratch/runs:/scratch/runs"
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from cluster.backends.base import Profile
-from cluster.config import Resources
-from slurm.backend import SlurmBackend
-from slurm.commands import Slurm
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.config import Resources
+from ropewalk.slurm.backend import SlurmBackend
+from ropewalk.slurm.commands import Slurm
 from tests.fakes.backend import FakeBackend
 from tests.jobs.conftest import shell  # noqa: F401
 from tests.jobs.shell import Shell, pretrain

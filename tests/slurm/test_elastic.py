@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from cluster.spec import RunState
-from slurm.lab.cluster import Lab
+from ropewalk.cluster.spec import RunState
+from ropewalk.slurm.lab.cluster import Lab
 from tests.patience import Patience, Stopwatch, until
 from tests.slurm.conftest import MakeLab
 from tests.slurm.toy import SlurmToy

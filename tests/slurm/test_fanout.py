@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cluster.run.directory import RunDir
-from slurm.lab.cluster import Lab
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.slurm.lab.cluster import Lab
 from tests.datapipe.test_preprocess import context_of, source  # noqa: F401
 from tests.fakes.documents import configure, contents, make
 from tests.patience import Patience, until

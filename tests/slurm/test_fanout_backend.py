@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backends.profiles import load_backend
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.spec import Outcome, RunState
-from jobs.runs.logs import log_files, read_logs
-from jobs.runs.submit import submit
-from slurm.job_lookup import job_id
-from slurm.lab.cluster import Lab
+from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.runs.show.logs import log_files, read_logs
+from ropewalk.jobs.runs.submit.submit import submit
+from ropewalk.slurm.job_lookup import job_id
+from ropewalk.slurm.lab.cluster import Lab
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 from tests.patience import Patience, until
 from tests.slurm.conftest import ROOT

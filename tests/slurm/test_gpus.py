@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import Resources
-from cluster.run.directory import RunDir
-from slurm.commands import Slurm
-from slurm.profile import SlurmProfile
-from slurm.runtime.allocation import SlurmAllocation
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.slurm.commands import Slurm
+from ropewalk.slurm.profile import SlurmProfile
+from ropewalk.slurm.runtime.allocation import SlurmAllocation
 
 
 @pytest.mark.parametrize(

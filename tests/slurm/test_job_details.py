@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from slurm.runtime.job_details import why_taken
+from ropewalk.slurm.runtime.job_details import why_taken
 
 
 def stamp(seconds: float) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.errors import BackendError, ConfigError
-from slurm.lab import cluster as lab_module
-from slurm.lab.cluster import Lab
-from slurm.lab.config import LabSettings
-from slurm.lab.processes import marked
+from ropewalk.cluster.errors import BackendError, ConfigError
+from ropewalk.slurm.lab import cluster as lab_module
+from ropewalk.slurm.lab.cluster import Lab
+from ropewalk.slurm.lab.config import LabSettings
+from ropewalk.slurm.lab.processes import marked
 from tests.patience import Stopwatch, until
 from tests.slurm.conftest import MakeLab, OrdinaryUser, need_slurm, short_folder
 
@@ -171,8 +171,8 @@ def test_two_clusters_side_by_side(slurm_lab: Lab, make_lab: MakeLab) -> None:
 AS_ORDINARY_USER = """
 import subprocess, sys
 from pathlib import Path
-from slurm.lab.cluster import Lab
-from slurm.lab.config import LabSettings
+from ropewalk.slurm.lab.cluster import Lab
+from ropewalk.slurm.lab.config import LabSettings
 from tests.patience import Stopwatch, until
 from tests.slurm.test_lab import sleepers, submit
 lab = Lab(Path(sys.argv[1]))

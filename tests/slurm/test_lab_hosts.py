@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.lab import hosts as lab_hosts
+from ropewalk.slurm.lab import hosts as lab_hosts
 
 OTHERS = "127.0.0.1 localhost\n10.1.2.3 a-real-host\n"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.run.directory import RUNS_VARIABLE
-from cluster.spec import RunState
-from jobs.runs.logs import read_logs
-from slurm.lab.cluster import Lab
+from ropewalk.cluster.run.directory import RUNS_VARIABLE
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.runs.show.logs import read_logs
+from ropewalk.slurm.lab.cluster import Lab
 from tests.patience import HANG_SECONDS, Patience, until
 from tests.slurm.conftest import ROOT
 from tests.slurm.toy import SlurmToy
@@ -27,7 +27,7 @@ def test_following_across_nodes_ranks_and_attempts(
     (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"lab": {"backend": "slurm"}}))
     run = SlurmToy(tmp_path / "runs", resources={"nodes": 2}, steps=60 * times)
     env = {**os.environ, RUNS_VARIABLE: str(tmp_path / "runs"), "ROPEWALK_CLUSTERS": str(tmp_path / "clusters.yaml")}
-    command = [sys.executable, "-c", "from jobs.cli.main import main; main()", "logs", run.run.id, "-f"]
+    command = [sys.executable, "-c", "from ropewalk.jobs.cli.main import main; main()", "logs", run.run.id, "-f"]
     with subprocess.Popen(
         command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as follower:

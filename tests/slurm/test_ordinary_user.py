@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.run.directory import RunDir
-from cluster.run.files import read_lines
-from slurm.job_lookup import job_id
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.slurm.job_lookup import job_id
 from tests.fakes.token_files import write_dataset
 from tests.patience import HANG_SECONDS, Patience, until
 from tests.slurm.conftest import ROOT, OrdinaryUser, need_slurm
@@ -26,7 +26,7 @@ def steps_of(run: RunDir) -> list[int]:
 def own_lab(ordinary_user: OrdinaryUser) -> Iterator[dict[str, str]]:
     """A cluster of this user's own: root's nodes could not read a Python that lies in root's home."""
     need_slurm()
-    words = (sys.executable, "-m", "jobs.cli", "lab", "slurm")
+    words = (sys.executable, "-m", "ropewalk.jobs.cli", "lab", "slurm")
     folder = str(ordinary_user.home / "lab")
     done = ordinary_user.run(*words, "up", folder, "--nodes", "1")
     assert done.returncode == 0, done.stderr
@@ -43,7 +43,9 @@ def test_a_day_of_an_ordinary_user(own_lab: dict[str, str], ordinary_user: Ordin
     (home / "data/tokenizer/tokenizer.json").write_text("{}")  # a run that trains takes a copy
 
     def ropewalk(*words: str, code: int = 0) -> str:
-        done = ordinary_user.run(sys.executable, "-m", "jobs.cli", *words, seconds=HANG_SECONDS, COLUMNS="200", **own_lab)
+        done = ordinary_user.run(
+            sys.executable, "-m", "ropewalk.jobs.cli", *words, seconds=HANG_SECONDS, COLUMNS="200", **own_lab
+        )
         assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
         return done.stdout
 

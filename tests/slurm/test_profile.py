@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backends.base import Profile
-from cluster.errors import ConfigError
-from slurm.backend import SlurmBackend
-from slurm.profile import OWN_OPTIONS, SlurmProfile
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.slurm.backend import SlurmBackend
+from ropewalk.slurm.profile import OWN_OPTIONS, SlurmProfile
 from tests.jobs.conftest import shell  # noqa: F401
 from tests.jobs.shell import Shell, pretrain
 

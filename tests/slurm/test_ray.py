@@ -12,12 +12,12 @@ import psutil
 import pytest
 import yaml
 
-from cluster.process.kill import processes_of
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.spec import RunState
-from jobs.runs.submit import submit
-from slurm.job_lookup import job_id
-from slurm.lab.cluster import Lab
+from ropewalk.cluster.process.kill import processes_of
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.runs.submit.submit import submit
+from ropewalk.slurm.job_lookup import job_id
+from ropewalk.slurm.lab.cluster import Lab
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines
 from tests.patience import Patience, until
 from tests.processes import words_of
@@ -25,7 +25,7 @@ from tests.slurm.conftest import ROOT, end_jobs
 from tests.slurm.toy import finish, said
 
 KEYS: dict[str, Any] = {"unit_mib": 0.02, "shard_mib": 0.05}
-RAY = ("raylet", "gcs_server", "ray::", "cluster.engines.ray")
+RAY = ("raylet", "gcs_server", "ray::", "ropewalk.cluster.engines.ray")
 
 Start = Callable[..., RunDir]
 
@@ -127,7 +127,7 @@ def test_a_killed_agent_leaves_no_ray(start: Start, tmp_path: Path) -> None:
     run = start("out", documents=4000, retries={"disturbances": 0})
     until(lambda: committed(tmp_path / "out") >= 2, Patience.RUN)
     found = {process.pid: words_of(process) for process in processes_of(run.path)}
-    agents = [pid for pid, words in found.items() if "cluster.agent" in words and "srun" not in words[0]]
+    agents = [pid for pid, words in found.items() if "ropewalk.cluster.agent" in words and "srun" not in words[0]]
     for agent in agents:
         with suppress(ProcessLookupError):  # one may end with the other
             os.kill(agent, signal.SIGKILL)

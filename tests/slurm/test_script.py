@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from cluster.config import Resources
-from cluster.errors import ConfigError
-from cluster.run.directory import RunDir
-from slurm.batch.container import wrap
-from slurm.batch.script import fill, render_extra_node, render_job
-from slurm.profile import SlurmProfile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.slurm.batch.container import wrap
+from ropewalk.slurm.batch.script import fill, render_extra_node, render_job
+from ropewalk.slurm.profile import SlurmProfile
 from tests.patience import HANG_SECONDS
 
 GOLDEN = Path(__file__).parents[1] / "golden/slurm"
 REWRITE = "ROPEWALK_REWRITE_GOLDEN"
-AGENT = ["python", "-m", "cluster.agent", "/scratch/runs/pretrain-1", "--attempt", "1", "--node", "0"]
+AGENT = ["python", "-m", "ropewalk.cluster.agent", "/scratch/runs/pretrain-1", "--attempt", "1", "--node", "0"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,8 @@ CASES = {
     "gpus": Case(resources={"nodes": 8, "gpus": 4, "ranks_per_node": 4, "cpus": 32, "time_limit_minutes": 1440}, profile=BIG),
     "elastic": Case(resources={"nodes": "1..4", "cpus": 2, "memory_gib": 1.5, "time_limit_minutes": 90.5, "grace_seconds": 30}),
     "array": Case(resources={"cpus": 1}, profile={"partition": "short"}, runs=3),
-    "code": Case(code={"snapshot": "3f2a", "folder": "my work"}),
+    "code": Case(code={"snapshot": "3f2a", "folder": "src", "is_program": True}),
+    "project": Case(code={"snapshot": "3f2a", "folder": "my work"}),
     "options": Case(
         profile={
             "gres": "nvme:1",

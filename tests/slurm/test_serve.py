@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.process.kill import processes_of
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.run.files import read_json
-from cluster.spec import RunState
-from jobs.models.promote import promote
-from jobs.runs.cancel import cancel_runs
-from jobs.runs.status import final_outcome
-from jobs.runs.submit import configure, submit
-from jobs.runs.view import view_of
-from slurm.job_lookup import job_id
-from slurm.lab.cluster import Lab
+from ropewalk.cluster.process.kill import processes_of
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.run.files import read_json
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.models.registry.promote import promote
+from ropewalk.jobs.runs.show.cancel import cancel_runs
+from ropewalk.jobs.runs.show.status import final_outcome
+from ropewalk.jobs.runs.show.view import view_of
+from ropewalk.jobs.runs.submit.submit import configure, submit
+from ropewalk.slurm.job_lookup import job_id
+from ropewalk.slurm.lab.cluster import Lab
 from tests.fakes.engine import fake_model
-from tests.jobs.serve.serving import ENGINE, MODEL, Load, Serving, ask
+from tests.jobs.serving.serve.serving import ENGINE, MODEL, Load, Serving, ask
 from tests.patience import Patience, until
 from tests.slurm.conftest import ROOT, end_jobs
 

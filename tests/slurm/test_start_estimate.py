@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backends.base import Check, Profile
-from cluster.config import Resources
-from cluster.run.directory import RunDir
-from slurm.backend import SlurmBackend
-from slurm.commands import Slurm
-from slurm.lab.cluster import Lab
-from slurm.status.doctor import file_system
+from ropewalk.cluster.backends.base import Check, Profile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.slurm.backend import SlurmBackend
+from ropewalk.slurm.commands import Slurm
+from ropewalk.slurm.lab.cluster import Lab
+from ropewalk.slurm.status.doctor import file_system
 from tests.jobs.conftest import shell  # noqa: F401
 from tests.jobs.shell import Shell, pretrain
 from tests.patience import Patience, Stopwatch, until

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.backends.base import Profile
-from cluster.backends.submission import dependencies, failed_of, key_of
-from cluster.process.kill import processes_of
-from cluster.run.directory import RunDir
-from cluster.spec import Outcome, RunState
-from slurm.backend import SlurmBackend
-from slurm.commands import Job, Slurm, run_command
-from slurm.job_lookup import STATES
-from slurm.lab.cluster import Lab
-from slurm.lab.processes import marked
-from slurm.status.run_state import SETTLE_SECONDS, run_state
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.backends.submission import dependencies, failed_of, key_of
+from ropewalk.cluster.process.kill import processes_of
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.slurm.backend import SlurmBackend
+from ropewalk.slurm.commands import Job, Slurm, run_command
+from ropewalk.slurm.job_lookup import STATES
+from ropewalk.slurm.lab.cluster import Lab
+from ropewalk.slurm.lab.processes import marked
+from ropewalk.slurm.status.run_state import SETTLE_SECONDS, run_state
 from tests.patience import Stopwatch, until
 from tests.processes import words_of
 from tests.slurm.conftest import ROOT, MakeLab
@@ -188,7 +188,7 @@ def test_the_coordinator_is_killed(slurm_lab: Lab, tick: Start) -> None:
     run = tick(steps=60)
     run.reach(3)
     for process in processes_of(run.run.path):
-        if "slurm.runtime.coordinator" in " ".join(words_of(process)):
+        if "ropewalk.slurm.runtime.coordinator" in " ".join(words_of(process)):
             process.kill()
     assert run.finish().state is RunState.SUCCEEDED
     first = run.run.outcome(1)
@@ -209,7 +209,9 @@ def test_ps_without_a_controller(make_lab: MakeLab, tick: Start, tmp_path: Path)
     lab.kill_controller()
     env = {**os.environ, "ROPEWALK_RUNS": str(tmp_path / "runs"), "ROPEWALK_CLUSTERS": str(clusters), "COLUMNS": "200"}
     watch = Stopwatch()
-    done = subprocess.run([sys.executable, "-m", "jobs.cli", "ps", "--json"], env=env, cwd=ROOT, capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ropewalk.jobs.cli", "ps", "--json"], env=env, cwd=ROOT, capture_output=True, check=True
+    )
     assert watch.seconds < 12
     for row in json.loads(done.stdout):
         assert row["state"] == "PENDING"

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import Resources
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
-from cluster.supervise.allocation import AgentSpec
-from slurm.commands import Slurm
-from slurm.lab.cluster import Lab
-from slurm.profile import SlurmProfile
-from slurm.runtime.allocation import SlurmAllocation
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.cluster.supervise.allocation import AgentSpec
+from ropewalk.slurm.commands import Slurm
+from ropewalk.slurm.lab.cluster import Lab
+from ropewalk.slurm.profile import SlurmProfile
+from ropewalk.slurm.runtime.allocation import SlurmAllocation
 from tests.patience import Patience, Stopwatch, ended, until
 from tests.slurm.conftest import MakeLab
 from tests.slurm.toy import SlurmToy

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from cluster.backends.submission import key_of
-from cluster.errors import BackendError, SchedulerAwayError, SubmissionInDoubtError
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
-from slurm.commands import Slurm
-from slurm.job_lookup import OWNER, job_id, jobs_of
-from slurm.lab.cluster import Lab
-from slurm.runtime import coordinator
-from slurm.runtime.coordinator import take_ownership
-from slurm.status.run_state import run_state
-from slurm.submission.submit import submit_once
+from ropewalk.cluster.backends.submission import key_of
+from ropewalk.cluster.errors import BackendError, SchedulerAwayError, SubmissionInDoubtError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.slurm.commands import Slurm
+from ropewalk.slurm.job_lookup import OWNER, job_id, jobs_of
+from ropewalk.slurm.lab.cluster import Lab
+from ropewalk.slurm.runtime import coordinator
+from ropewalk.slurm.runtime.coordinator import take_ownership
+from ropewalk.slurm.status.run_state import run_state
+from ropewalk.slurm.submission.submit import submit_once
 from tests.patience import until
 from tests.slurm.conftest import ROOT, MakeLab
 from tests.slurm.edges import Recorder, Unlucky, forget, jobs_with, socket_times_out, times_out
@@ -98,11 +98,11 @@ def test_a_submission_that_a_power_cut_took_back_says_so(slurm_lab: Lab, tick: S
 
 DYING = """
 import sys
-from cluster.backends.base import Profile
-from cluster.config import Resources
-from cluster.run.directory import RunDir
-from slurm.backend import SlurmBackend
-from slurm.commands import Slurm
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.slurm.backend import SlurmBackend
+from ropewalk.slurm.commands import Slurm
 from tests.slurm.edges import Unlucky, dies
 backend = SlurmBackend(Profile(name="lab", backend="slurm", options={"sbatch": {"hold": True}}), Slurm(Unlucky(dies)))
 backend.submit_many([RunDir(path) for path in sys.argv[1:]], Resources(grace_seconds=20))
@@ -132,7 +132,7 @@ def test_a_client_killed_before_sbatch(slurm_lab: Lab, tick: Start, monkeypatch:
     run = tick(submit=False, steps=2)
     run.run.begin_attempt(opened_by="submission", key=key_of(run.run, 1))
     assert (run.state.state, run.state.word) == (RunState.PENDING, "submitting")
-    monkeypatch.setattr("slurm.status.run_state.PATIENCE_SECONDS", 0)
+    monkeypatch.setattr("ropewalk.slurm.status.run_state.PATIENCE_SECONDS", 0)
     assert (run.state.state, run.state.word) == (RunState.UNKNOWN, "lost")
     assert f"its submission was cut short; `ropewalk resume {run.run.id}`" in run.state.reason
     run.backend.submit(run.run, run.resources)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.spec import RunState
-from jobs.runs.cancel import cancel_runs
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.runs.show.cancel import cancel_runs
 from tests.jobs.sweeping import Swept, sweeps
 from tests.patience import Patience, until
 from tests.slurm.conftest import MakeLab

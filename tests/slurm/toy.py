@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from cluster.backends.base import BackendState, Profile
-from cluster.config import Resources
-from cluster.run.directory import RunDir
-from cluster.run.files import read_lines
-from cluster.spec import Outcome
-from slurm.backend import SlurmBackend
-from slurm.job_lookup import job_id
+from ropewalk.cluster.backends.base import BackendState, Profile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_lines
+from ropewalk.cluster.spec import Outcome
+from ropewalk.slurm.backend import SlurmBackend
+from ropewalk.slurm.job_lookup import job_id
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,16 +1,15 @@
 """The local backend: virtual nodes on this machine, and a detached supervisor for every run."""
 
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 
 import psutil
 from pydantic import Field
 
-from cluster.backends.base import Backend, BackendState, Check, Profile
-from cluster.backends.local.nodes import render_script
-from cluster.backends.local.processes import (
+from ropewalk.cluster.backends.base import Backend, BackendState, Check, Profile
+from ropewalk.cluster.backends.local.nodes import render_script
+from ropewalk.cluster.backends.local.processes import (
     has_supervisor,
     identify,
     is_alive,
@@ -20,16 +19,17 @@ from cluster.backends.local.processes import (
     start_detached,
     supervisor_command,
 )
-from cluster.backends.submission import dependencies, is_over, next_attempt, open_attempts, refuse_short_limit
-from cluster.config import Resources, Section
-from cluster.config_reader import load_section
-from cluster.errors import AlreadyRunningError
-from cluster.gpus import deal_devices, machine_devices
-from cluster.run.directory import RunDir
-from cluster.run.files import read_lines, write_json
-from cluster.run.names import AGENTS, QUEUE, QUEUE_PROCESS
-from cluster.spec import Engine, RunState
-from cluster.supervise.supervisor import close_unfinished_attempt
+from ropewalk.cluster.backends.submission import dependencies, is_over, next_attempt, open_attempts, refuse_short_limit
+from ropewalk.cluster.config import Resources, Section
+from ropewalk.cluster.config_reader import load_section
+from ropewalk.cluster.errors import AlreadyRunningError
+from ropewalk.cluster.gpus import deal_devices, machine_devices
+from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_lines, write_json
+from ropewalk.cluster.run.names import AGENTS, QUEUE, QUEUE_PROCESS
+from ropewalk.cluster.spec import Engine, RunState
+from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt
 
 LEAVING_SECONDS = 10.0
 
@@ -82,7 +82,7 @@ class LocalBackend(Backend):
         details = {"backend": "local", "after": list(after), "queue": head.id}
         open_attempts(runs, resources, [details] * len(runs), next_attempt(head))
         write_json(head.path / QUEUE, {"runs": [run.id for run in runs], "at_once": at_once or 1})
-        pid = start_detached([sys.executable, "-m", "cluster.backends.local.queue", str(head.path)], head.path / "queue.log")
+        pid = start_detached(module_command("ropewalk.cluster.backends.local.queue", str(head.path)), head.path / "queue.log")
         write_json(head.path / QUEUE_PROCESS, identify(pid))
         return [f"local:{pid}"] * len(runs)
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.gpus import machine_devices, processes_on
+from ropewalk.cluster.gpus import machine_devices, processes_on
 
 
 class HeldGpus:

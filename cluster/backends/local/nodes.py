@@ -10,9 +10,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from cluster.backends.local.held_gpus import HeldGpus
-from cluster.config import Resources
-from cluster.gpus import (
+from ropewalk.cluster.backends.local.held_gpus import HeldGpus
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.gpus import (
     DEVICES_VARIABLE,
     MACHINE_DEVICES_VARIABLE,
     ORDER_VARIABLE,
@@ -20,16 +20,16 @@ from cluster.gpus import (
     device_order,
     users_devices,
 )
-from cluster.process.forking import Process, fork_program
-from cluster.process.kill import end, family, processes_of
-from cluster.process.ports import ReservedPort
-from cluster.process.scratch import make_scratch, remove_scratch
-from cluster.process.signals import SignalFlag
-from cluster.run.directory import RunDir
-from cluster.run.key import KEY_BYTES, RENDEZVOUS_KEY
-from cluster.spec import Engine, StopReason
-from cluster.supervise.agent_environment import agent_environment
-from cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
+from ropewalk.cluster.process.forking import Process, fork_program
+from ropewalk.cluster.process.kill import end, family, processes_of
+from ropewalk.cluster.process.ports import ReservedPort
+from ropewalk.cluster.process.scratch import make_scratch, remove_scratch
+from ropewalk.cluster.process.signals import SignalFlag
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.key import KEY_BYTES, RENDEZVOUS_KEY
+from ropewalk.cluster.spec import Engine, StopReason
+from ropewalk.cluster.supervise.agent_environment import agent_environment
+from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 
 OUTER_TMPDIR_VARIABLE = "ROPEWALK_TMPDIR"  # the machine's own, for what outlives the node
 NODE_RETURN_SECONDS = 10.0  # how long a virtual node is away when it died: as if it rebooted

@@ -1,27 +1,27 @@
 """The detached processes of this machine's runs: how one is started, which is a run's, and whether it lives."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from cluster.backends.local.nodes import OUTER_TMPDIR_VARIABLE
-from cluster.backends.submission import submission_details
-from cluster.process.fork_server import FORK_SERVER_VARIABLE, ask_fork_server
-from cluster.process.signals import STOP_SIGNALS
-from cluster.run.context import OWN_VARIABLES
-from cluster.run.directory import RunDir
-from cluster.run.files import read_json, write_json
-from cluster.run.names import QUEUE_PROCESS, SUPERVISOR
+from ropewalk.cluster.backends.local.nodes import OUTER_TMPDIR_VARIABLE
+from ropewalk.cluster.backends.submission import submission_details
+from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.process.fork_server import FORK_SERVER_VARIABLE, ask_fork_server
+from ropewalk.cluster.process.signals import STOP_SIGNALS
+from ropewalk.cluster.run.context import OWN_VARIABLES
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_json, write_json
+from ropewalk.cluster.run.names import QUEUE_PROCESS, SUPERVISOR
 
-SUPERVISOR_MODULE = "cluster.backends.local.supervisor_main"
+SUPERVISOR_MODULE = "ropewalk.cluster.backends.local.supervisor_main"
 
 
 def supervisor_command(run: RunDir) -> list[str]:
     """The command of a run's supervisor."""
-    return [sys.executable, "-m", SUPERVISOR_MODULE, str(run.path)]
+    return module_command(SUPERVISOR_MODULE, str(run.path))
 
 
 def start_detached(command: list[str], log: Path) -> int:

@@ -1,6 +1,6 @@
 """Many local runs, a few at a time: one detached process that starts a supervisor for each when its turn comes.
 
-Usage: python -m cluster.backends.local.queue DIRECTORY_OF_THE_FIRST_RUN
+Usage: python -m ropewalk.cluster.backends.local.queue DIRECTORY_OF_THE_FIRST_RUN
 """
 
 import argparse
@@ -9,15 +9,15 @@ import os
 import time
 from pathlib import Path
 
-from cluster.backends.local.processes import record_supervisor, supervisor_command
-from cluster.errors import EXIT_FAILED
-from cluster.process.forking import Forked, fork_program, import_modules, preload_modules
-from cluster.process.output import configure_logging
-from cluster.process.signals import SignalFlag, install_stop_handler
-from cluster.run.directory import RunDir
-from cluster.run.files import read_json
-from cluster.run.names import QUEUE
-from cluster.spec import Outcome, RunState
+from ropewalk.cluster.backends.local.processes import record_supervisor, supervisor_command
+from ropewalk.cluster.errors import EXIT_FAILED
+from ropewalk.cluster.process.forking import Forked, fork_program, import_modules, preload_modules
+from ropewalk.cluster.process.output import configure_logging
+from ropewalk.cluster.process.signals import SignalFlag, install_stop_handler
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_json
+from ropewalk.cluster.run.names import QUEUE
+from ropewalk.cluster.spec import Outcome, RunState
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """The local scheduler: one detached process a run, which waits for the runs it depends on and then runs its attempts.
 
-Usage: python -m cluster.backends.local.supervisor_main RUN_DIR
+Usage: python -m ropewalk.cluster.backends.local.supervisor_main RUN_DIR
 """
 
 import argparse
@@ -10,14 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.backends.local.nodes import LocalAllocation
-from cluster.backends.submission import dependencies, failed_of, is_over, newest_submission, unstarted
-from cluster.process.forking import import_modules, preload_modules
-from cluster.process.output import configure_logging
-from cluster.process.signals import STOP_SIGNALS, SignalFlag
-from cluster.run.directory import RunDir
-from cluster.spec import Outcome, RunState
-from cluster.supervise.supervisor import Supervisor
+from ropewalk.cluster.backends.local.nodes import LocalAllocation
+from ropewalk.cluster.backends.submission import dependencies, failed_of, is_over, newest_submission, unstarted
+from ropewalk.cluster.process.forking import import_modules, preload_modules
+from ropewalk.cluster.process.output import configure_logging
+from ropewalk.cluster.process.signals import STOP_SIGNALS, SignalFlag
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.cluster.supervise.supervisor import Supervisor
 
 
 def supervise(run: RunDir) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cluster.storage import StoragePath
-from datapipe.dedup.near.places import (
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.dedup.near.places import (
     EDGE,
     FOLDER,
     SHINGLE,
@@ -23,12 +23,12 @@ from datapipe.dedup.near.places import (
     route_name,
     unique_edges,
 )
-from datapipe.document_batch import DocumentBatch
-from datapipe.inputs.streams import open_file
-from datapipe.minhash.config import NearDuplicates
-from datapipe.minhash.signatures import band_keys, shingles_of
-from datapipe.parted import read_all, read_owned, read_parts, spread, write_parts
-from datapipe.text.compiled import kernels
+from ropewalk.datapipe.document_batch import DocumentBatch
+from ropewalk.datapipe.inputs.streams import open_file
+from ropewalk.datapipe.minhash.config import NearDuplicates
+from ropewalk.datapipe.minhash.signatures import band_keys, shingles_of
+from ropewalk.datapipe.parted import read_all, read_owned, read_parts, spread, write_parts
+from ropewalk.datapipe.text.compiled import kernels
 
 MOST_SHINGLE_BYTES = 512 << 20  # of a part that is verified at once; of a larger one a share of the shingles speaks for all
 
@@ -106,7 +106,7 @@ class Verify:
         ordered = members[order]
         stays = np.empty(len(members), dtype=np.int64)
         counts = np.zeros(2, dtype=np.int64)
-        kernels("datapipe.dedup.near.compare_kernels").decide(
+        kernels("ropewalk.datapipe.dedup.near.compare_kernels").decide(
             np.ascontiguousarray(ordered["cluster"]),
             np.ascontiguousarray(ordered["keys"]),
             starts[order],

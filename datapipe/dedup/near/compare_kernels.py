@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit, types
 
-from datapipe.text.kernels import COMPILE, HASHES
+from ropewalk.datapipe.text.kernels import COMPILE, HASHES
 
 ALL_PAIRS = 64  # a band's documents up to this number are all compared; of more each with the first and with those before it
 NEIGHBOURS = 8

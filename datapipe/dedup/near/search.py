@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.storage import StoragePath
-from datapipe.dedup.dropped import Dropped, write_dropped
-from datapipe.dedup.near.compare import Gather, Verify
-from datapipe.dedup.near.connect import Match, Route, Star
-from datapipe.dedup.near.places import EDGE, FOLDER, Places, decided_name
-from datapipe.dedup.stages import RunStage, Stages
-from datapipe.minhash.bands import BAND_PARTS
-from datapipe.minhash.config import NearDuplicates
-from datapipe.parted import read_all
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.dedup.dropped import Dropped, write_dropped
+from ropewalk.datapipe.dedup.near.compare import Gather, Verify
+from ropewalk.datapipe.dedup.near.connect import Match, Route, Star
+from ropewalk.datapipe.dedup.near.places import EDGE, FOLDER, Places, decided_name
+from ropewalk.datapipe.dedup.stages import RunStage, Stages
+from ropewalk.datapipe.minhash.bands import BAND_PARTS
+from ropewalk.datapipe.minhash.config import NearDuplicates
+from ropewalk.datapipe.parted import read_all
 
 MATCH_RECORDS = 1 << 21  # documents in bands that a task of `match` holds
 STAR_DOCUMENTS = 1 << 19

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.storage import StoragePath
+from ropewalk.cluster.storage import StoragePath
 
 FOLDER = "paragraphs"
 CUT = np.dtype([("row", "<u4"), ("start", "<u4"), ("end", "<u4")])  # a document of a unit; bytes of its text

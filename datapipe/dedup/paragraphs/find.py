@@ -13,17 +13,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cluster.storage import StoragePath
-from datapipe.dedup.dropped import Dropped, still_there, write_dropped
-from datapipe.dedup.paragraphs.cutting import CUT, FOLDER, cuts_name
-from datapipe.dedup.stages import RunStage, Stages
-from datapipe.document_batch import DocumentBatch
-from datapipe.filters.paragraphs import Paragraphs
-from datapipe.inputs.files import Unit
-from datapipe.inputs.ingest import UnitSummary, texts_name
-from datapipe.inputs.streams import open_file
-from datapipe.parted import read_all, read_owned, write_parts
-from datapipe.text.compiled import kernels
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.dedup.dropped import Dropped, still_there, write_dropped
+from ropewalk.datapipe.dedup.paragraphs.cutting import CUT, FOLDER, cuts_name
+from ropewalk.datapipe.dedup.stages import RunStage, Stages
+from ropewalk.datapipe.document_batch import DocumentBatch
+from ropewalk.datapipe.filters.paragraphs import Paragraphs
+from ropewalk.datapipe.inputs.files import Unit
+from ropewalk.datapipe.inputs.ingest import UnitSummary, texts_name
+from ropewalk.datapipe.inputs.streams import open_file
+from ropewalk.datapipe.parted import read_all, read_owned, write_parts
+from ropewalk.datapipe.text.compiled import kernels
 
 PARAGRAPH = np.dtype([("hash", "<u8"), ("size", "<u4"), *CUT.descr])
 PART_BYTES = 128 << 20  # of text, whose paragraphs one task holds: half as many bytes at the least size
@@ -143,7 +143,7 @@ def paragraphs_of(batch: DocumentBatch, options: Paragraphs) -> NDArray[np.void]
     most = int(batch.offsets[-1] - batch.offsets[0]) // options.min_bytes + len(batch) + 1
     numbers, hashes = np.empty((4, most), dtype=np.int64), np.empty(most, dtype=np.uint64)
     columns = (numbers[0], numbers[1], numbers[2], hashes, numbers[3])
-    find = kernels("datapipe.dedup.paragraphs.paragraph_kernels").find_paragraphs
+    find = kernels("ropewalk.datapipe.dedup.paragraphs.paragraph_kernels").find_paragraphs
     count = find(batch.data, batch.offsets, options.of == "lines", options.min_bytes, columns)
     found = np.empty(count, dtype=PARAGRAPH)
     for name, values in zip(("row", "start", "end", "hash", "size"), columns, strict=True):

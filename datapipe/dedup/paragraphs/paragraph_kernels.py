@@ -2,7 +2,7 @@
 
 from numba import njit
 
-from datapipe.text.kernels import COMPILE, hash_range
+from ropewalk.datapipe.text.kernels import COMPILE, hash_range
 
 
 @njit(**COMPILE)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from datapipe.chat.config import ChatConfig
-from datapipe.chat.conversation import BadConversationError, Conversation, conversation_of
+from ropewalk.datapipe.chat.config import ChatConfig
+from ropewalk.datapipe.chat.conversation import BadConversationError, Conversation, conversation_of
 
 USER, ANSWER = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 SYSTEM = {"role": "system", "content": "S"}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datapipe.chat.packs import Packs, best_fit_decreasing
+from ropewalk.datapipe.chat.packs import Packs, best_fit_decreasing
 
 
 def plain_best_fit(sizes: list[int], capacity: int) -> list[list[int]]:

@@ -12,19 +12,19 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from cluster.errors import CorruptShardError, DataError
-from cluster.storage import StoragePath
-from datapipe.chat import prepare
-from datapipe.chat.config import ChatConfig
-from datapipe.chat.dataset import ChatSet
-from datapipe.chat.tokenizer import chat_files
-from datapipe.execution.worker import Task, Worker
-from datapipe.manifest import Manifest
-from datapipe.plan import WORK
-from datapipe.progress import Progress
-from datapipe.tokens.tokenizer import Encoder, take_tokenizer
+from ropewalk.cluster.errors import CorruptShardError, DataError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.chat import prepare
+from ropewalk.datapipe.chat.config import ChatConfig
+from ropewalk.datapipe.chat.dataset import ChatSet
+from ropewalk.datapipe.chat.tokenizer import chat_files
+from ropewalk.datapipe.execution.worker import Task, Worker
+from ropewalk.datapipe.manifest import Manifest
+from ropewalk.datapipe.plan import WORK
+from ropewalk.datapipe.progress import Progress
+from ropewalk.datapipe.tokens.tokenizer import Encoder, take_tokenizer
 from tests.datapipe.chat.tokenizers import make_tokenizer
-from tests.jobs.finetune.chats import chats
+from tests.jobs.training.finetune.chats import chats
 
 
 @pytest.fixture(scope="module")

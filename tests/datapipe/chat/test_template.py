@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from cluster.errors import ConfigError
-from datapipe.chat.built_in import TEMPLATES
-from datapipe.chat.config import ChatConfig
-from datapipe.chat.conversation import BadConversationError, Conversation, conversation_of
-from datapipe.chat.template import ChatTokenizer, Encoded
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.datapipe.chat.built_in import TEMPLATES
+from ropewalk.datapipe.chat.config import ChatConfig
+from ropewalk.datapipe.chat.conversation import BadConversationError, Conversation, conversation_of
+from ropewalk.datapipe.chat.template import ChatTokenizer, Encoded
 from tests.datapipe.chat.tokenizers import STOCK, make_tokenizer
 
 TURNS = [

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from datapipe.tokens.tokenizer import train_tokenizer
+from ropewalk.datapipe.tokens.tokenizer import train_tokenizer
 
 WORDS = "the rope is laid from strands and the strands from yarns twisted in a long straight lane by one walker user assistant"
 STOCK = (

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from cluster.run.context import JobContext
-from cluster.run.directory import RunDir
-from jobs.tracking.metrics import MetricLog
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.results.metrics import MetricLog
 from tests.jobs.shell import Shell, pretrain
 
 

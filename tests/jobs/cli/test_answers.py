@@ -1,7 +1,7 @@
 """Small questions, and what is answered where there is nothing of the kind."""
 
-from cluster.run.directory import RunDir
-from tests.jobs.models.registered import trained
+from ropewalk.cluster.run.directory import RunDir
+from tests.jobs.models.registry.registered import trained
 from tests.jobs.shell import Shell
 
 

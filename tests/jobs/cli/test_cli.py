@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from cluster.run.directory import RunDir
-from cluster.run.file_systems import Mount
-from cluster.run.files import write_json
-from cluster.spec import Outcome, RunState
-from jobs.runs.doctor import what_hurts
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.file_systems import Mount
+from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.runs.show.doctor import what_hurts
 from tests.jobs.shell import Shell, pretrain
 
 # --- submitting
@@ -67,7 +67,7 @@ def test_a_file_and_overrides_in_any_order(shell: Shell) -> None:
 def test_dry_run_prints_the_script_and_leaves_nothing(shell: Shell) -> None:
     script = shell("run", *pretrain("--on", "good", "--dry-run", "resources.nodes=3"))
     assert script == shell("submit", *pretrain("--on", "good", "--dry-run", "resources.nodes=3"))
-    assert script == "#!/bin/bash\n# pretrain-dry-run on 3 nodes\npython -m cluster.agent runs/pretrain-dry-run\n"
+    assert script == "#!/bin/bash\n# pretrain-dry-run on 3 nodes\npython -m ropewalk.cluster.agent runs/pretrain-dry-run\n"
     assert not (shell.home / "runs").exists()
     assert "cannot be combined with --resume" in shell.mistake("run", "pretrain", "--resume", "it", "--dry-run")
 
@@ -77,9 +77,9 @@ def test_the_record_holds_what_the_run_is_and_no_secret(shell: Shell, monkeypatc
     run = RunDir(shell.home / "runs" / shell("submit", *pretrain("--on", "slow", "name=Twist It")).strip())
     assert run.id.startswith("twist-it-")
     record = run.record
-    assert (record["job"], record["entry"], record["engine"]) == ("pretrain", "jobs.pretrain.job:main", "ranks")
+    assert (record["job"], record["entry"], record["engine"]) == ("pretrain", "ropewalk.jobs.training.pretrain.job:main", "ranks")
     assert record["cluster"] == "slow"
-    assert record["sidecars"] == ["jobs.mirror.sidecar"]
+    assert record["sidecars"] == ["ropewalk.jobs.runs.mirror.sidecar"]
     assert {"commit", "branch", "dirty"} <= set(record["code"])
     assert record["versions"]["torch"]
     assert record["command"][:3] == ["ropewalk", "submit", "pretrain"]
@@ -87,7 +87,7 @@ def test_the_record_holds_what_the_run_is_and_no_secret(shell: Shell, monkeypatc
 
 
 def test_masking() -> None:
-    from jobs.runs.provenance import masked
+    from ropewalk.jobs.runs.submit.provenance import masked
 
     given = {
         "api_key": "a", "hf_token": "b", "s3": {"secret": "c", "password": "d"}, "text_key": "text", "eos_token": "<end>",
@@ -173,7 +173,7 @@ def test_logs_tell_who_spoke(shell: Shell, running: RunDir) -> None:
 
 
 def test_logs_follow_to_the_end_over_attempts(shell: Shell, running: RunDir) -> None:
-    from jobs.runs.logs import follow_logs
+    from ropewalk.jobs.runs.show.logs import follow_logs
 
     ended: list[bool] = []
 

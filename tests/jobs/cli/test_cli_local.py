@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
 from tests.jobs.shell import Shell
 from tests.patience import HANG_SECONDS, until
 
@@ -26,7 +26,7 @@ def run(tmp_path: Path) -> RunDir:
         "entry": "tests.fakes.toy:count",
         "engine": "ranks",
         "preload": ["torch", "tests.fakes.toy"],
-        "sidecars": ["jobs.mirror.sidecar"],
+        "sidecars": ["ropewalk.jobs.runs.mirror.sidecar"],
         "config": {"steps": 100_000, "pause": 0.02},
         "resources": {"nodes": 2, "ranks_per_node": 1},
         "cluster": "local",
@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def start(run: RunDir, *words: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "ROPEWALK_RUNS": str(run.path.parent), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "jobs.cli", *words]
+    command = [sys.executable, "-m", "ropewalk.jobs.cli", *words]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else it is deaf where these tests run in the background
     try:
         # where the toy can be imported from

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run.directory import RunDir
+from ropewalk.cluster.run.directory import RunDir
 from tests.jobs.shell import Shell
 
 # CPU seconds of an answer, against those of an interpreter that imports what the command is made with, measured beside it: a core
@@ -104,7 +104,7 @@ def test_completion_answers_while_one_types(tmp_path: Path, run: RunDir) -> None
         own = {**os.environ, **environment(words, "bash"), "ROPEWALK_RUNS": str(tmp_path / "runs")}
         spent = imports = 0.0
         for _ in range(4):  # in turn: what else runs changes within seconds, and with it what an import costs
-            spent += cpu_seconds(["-m", "jobs.cli"], tmp_path, own, says=True)
+            spent += cpu_seconds(["-m", "ropewalk.jobs.cli"], tmp_path, own, says=True)
             imports += cpu_seconds(["-c", IMPORTS], tmp_path, own, says=False)
         assert spent < TIMES_THE_IMPORTS * imports, words
 
@@ -120,8 +120,15 @@ def cpu_seconds(words: list[str], folder: Path, env: dict[str, str], *, says: bo
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_it_installs_itself(tmp_path: Path, shell: str) -> None:
-    command = [sys.executable, "-c", f"import shellingham; shellingham.detect_shell = lambda *_: ({shell!r}, '');"
-               "import sys; sys.argv = ['ropewalk', '--install-completion']; from jobs.cli.main import main; main()"]  # fmt: skip
+    code = f"""
+import sys
+import shellingham
+from ropewalk.jobs.cli.main import main
+shellingham.detect_shell = lambda *_: ({shell!r}, "")
+sys.argv = ["ropewalk", "--install-completion"]
+main()
+"""
+    command = [sys.executable, "-c", code]
     environment = {**os.environ, "HOME": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

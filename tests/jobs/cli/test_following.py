@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster.run.context import JobContext
-from cluster.run.directory import RunDir
-from cluster.run.files import write_json
-from cluster.spec import Outcome, RunState
-from jobs.runs.events import tell
-from jobs.runs.follow import follow
-from jobs.tracking.metrics import MetricLog
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.results.metrics import MetricLog
+from ropewalk.jobs.runs.show.events import tell
+from ropewalk.jobs.runs.show.follow import follow
 from tests.fakes.nfs import Network, need_nfs
 from tests.jobs.shell import Shell, pretrain
 
@@ -21,8 +21,8 @@ from tests.jobs.shell import Shell, pretrain
 def test_a_run_that_nobody_carries_is_not_waited_for_forever(
     shell: Shell, running: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cluster.backends.base import BackendState
-    from jobs.runs import follow
+    from ropewalk.cluster.backends.base import BackendState
+    from ropewalk.jobs.runs.show import follow
 
     lost = BackendState(state=RunState.UNKNOWN, reason="its supervisor died")
     monkeypatch.setattr(follow, "settle", lambda run: lost)
@@ -120,7 +120,7 @@ def test_a_run_is_followed_from_another_machine(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_the_run_alone(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.cli import outcome
+    from ropewalk.jobs.cli import outcome
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.config import JobConfig
-from cluster.config_reader import walk_keys
-from jobs.cli.job_keys import keys_of
-from jobs.registry import JOBS, config_of, find_job
+from ropewalk.cluster.config import JobConfig
+from ropewalk.cluster.config_reader import walk_keys
+from ropewalk.jobs.cli.job_keys import keys_of
+from ropewalk.jobs.registry import JOBS, config_of, find_job
 from tests.jobs.shell import Shell
 
 KEY = re.compile(r"^([a-z_]+(?:\.[a-z_]+)*)  ")

@@ -10,7 +10,7 @@ import pytest
 from tests.patience import HANG_SECONDS
 
 ROOT = Path(__file__).resolve().parents[3]
-ROPEWALK = f"{sys.executable} -m jobs.cli"
+ROPEWALK = f"{sys.executable} -m ropewalk.jobs.cli"
 
 
 def bash(line: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster.process.kill import processes_of
-from cluster.run.directory import RunDir
-from jobs.cli import quickstart
-from jobs.formats.llama_cpp import LlamaCpp
+from ropewalk.cluster.process.kill import processes_of
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.cli import quickstart
+from ropewalk.jobs.inference.gguf.llama_cpp import LlamaCpp
 from tests.jobs.shell import Shell
 from tests.patience import HANG_SECONDS, Patience, until
 
@@ -90,7 +90,7 @@ def test_it_tells_a_shell_how_to_find_the_command_and_the_runs(tmp_path: Path, m
 
 @pytest.mark.soak
 def test_the_newcomers_command_as_it_is(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "jobs.cli", "quickstart", "qs", "--steps", "40"]
+    command = [sys.executable, "-m", "ropewalk.jobs.cli", "quickstart", "qs", "--steps", "40"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "rank 1 killed (SIGKILL)" in done.stdout

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import Resources
-from cluster.gpus import deal_devices
-from jobs.cli.quickstart import settings, usable_gpus, where_it_trains
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.gpus import deal_devices
+from ropewalk.jobs.cli.quickstart import settings, usable_gpus, where_it_trains
 from tests.fakes.gpus import machine_with
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import DamagedFileError
-from cluster.run.directory import RunDir
-from jobs.runs.find_model import find_checkpoint
-from tests.jobs.models.registered import trained
+from ropewalk.cluster.errors import DamagedFileError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.runs.models.find_model import find_checkpoint
+from tests.jobs.models.registry.registered import trained
 from tests.jobs.shell import Shell, pretrain
 
 RANDOM = bytes(range(128, 256))

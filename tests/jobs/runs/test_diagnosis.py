@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from cluster.backends.base import BackendState, Profile
-from cluster.backends.local.backend import LocalBackend
-from cluster.backends.local.processes import record_supervisor
-from cluster.config import Resources
-from cluster.run.directory import RunDir
-from cluster.run.files import append_line
-from cluster.spec import Outcome, RunState
-from jobs.runs.diagnose import diagnose
-from jobs.runs.status import is_final
+from ropewalk.cluster.backends.base import BackendState, Profile
+from ropewalk.cluster.backends.local.backend import LocalBackend
+from ropewalk.cluster.backends.local.processes import record_supervisor
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import append_line
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.runs.show.diagnose import diagnose
+from ropewalk.jobs.runs.show.status import is_final
 from tests.patience import Patience, until
 
 PENDING = BackendState(state=RunState.PENDING, word="Dependency", reason="it waits")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.runs.events import EVENTS, tell
+from ropewalk.jobs.runs.show.events import EVENTS, tell
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = ("cluster", "slurm", "k8s", "datapipe", "sharding", "jobs")

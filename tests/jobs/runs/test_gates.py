@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import ConfigError
-from cluster.run.directory import RunDir
-from cluster.run.files import write_json
-from cluster.run.names import RESULT
-from cluster.spec import Outcome, RunState
-from jobs.runs.gates import require_passed
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.run.names import RESULT
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.runs.models.gates import require_passed
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from cluster.backends.base import BackendState
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
-from jobs.runs.diagnose import diagnose
-from jobs.runs.events import tell
-from jobs.runs.hangs import join_hangs, places
+from ropewalk.cluster.backends.base import BackendState
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.runs.show.diagnose import diagnose
+from ropewalk.jobs.runs.show.events import tell
+from ropewalk.jobs.runs.show.hangs import join_hangs, places
 
 REDUCE = "all_reduce in sum (sharding/group.py:40)"
 
@@ -35,9 +35,11 @@ def test_why_groups_the_ranks_of_all_nodes_by_where_they_stood(tmp_path: Path) -
 
 
 def test_one_that_was_stopped_is_said_to_be() -> None:
-    told = places([rank(0, REDUCE), rank(1, "update (jobs/training/step.py:84)", state="stopped"), rank(2, "x", "checkpoint")])
+    told = places(
+        [rank(0, REDUCE), rank(1, "update (jobs/training/loop/step.py:84)", state="stopped"), rank(2, "x", "checkpoint")]
+    )
     assert told == (
-        f"rank 0 in {REDUCE}, rank 1 stopped by a signal, in update (jobs/training/step.py:84), rank 2 in x, checkpoint"
+        f"rank 0 in {REDUCE}, rank 1 stopped by a signal, in update (jobs/training/loop/step.py:84), rank 2 in x, checkpoint"
     )
 
 

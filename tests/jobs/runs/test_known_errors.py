@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.backends.base import BackendState
-from cluster.run.directory import RunDir
-from cluster.run.files import write_json
-from cluster.spec import Outcome, RunState
-from jobs.programs.last_words import innermost_frame, last_words
-from jobs.programs.verdict import how_it_ended
-from jobs.runs.diagnose import diagnose
-from jobs.runs.known_errors.table import SUBJECTS, known_error, known_errors
+from ropewalk.cluster.backends.base import BackendState
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.runs.program.last_words import innermost_frame, last_words
+from ropewalk.jobs.runs.program.verdict import how_it_ended
+from ropewalk.jobs.runs.show.diagnose import diagnose
+from ropewalk.jobs.runs.show.known_errors.table import SUBJECTS, known_error, known_errors
 
 PLANTED = yaml.safe_load((Path(__file__).parents[2] / "fakes/programs/planted.yaml").read_text())
 UNSEEN = yaml.safe_load((Path(__file__).parents[2] / "fakes/programs/unseen.yaml").read_text())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.programs.last_words import innermost_frame, last_words
+from ropewalk.jobs.runs.program.last_words import innermost_frame, last_words
 
 TRACE = "Traceback (most recent call last):\n"
 MAIN = '  File "/home/me/train.py", line 12, in <module>\n    main()\n'

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run.directory import RunDir
-from jobs.runs.logs import follow_logs, log_files, read_logs
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.runs.show.logs import follow_logs, log_files, read_logs
 
 
 @pytest.fixture

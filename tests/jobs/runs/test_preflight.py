@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.backends.base import Profile
-from cluster.backends.local.backend import LocalBackend
-from cluster.backends.profiles import load_profile
-from cluster.errors import ConfigError, DataError
-from cluster.run.directory import RunDir
-from jobs.evaluate.config import EvaluateConfig
-from jobs.pipeline.config import PipelineConfig
-from jobs.preprocess.config import PreprocessConfig
-from jobs.pretrain.config import PretrainConfig
-from jobs.runs.cancel import cancel_runs
-from jobs.runs.submit import configure, render, submit
-from k8s.backend import K8sBackend
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.backends.local.backend import LocalBackend
+from ropewalk.cluster.backends.profiles import load_profile
+from ropewalk.cluster.errors import ConfigError, DataError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.evaluation.evaluate.config import EvaluateConfig
+from ropewalk.jobs.orchestration.pipeline.config import PipelineConfig
+from ropewalk.jobs.preprocess.config import PreprocessConfig
+from ropewalk.jobs.runs.show.cancel import cancel_runs
+from ropewalk.jobs.runs.submit.submit import configure, render, submit
+from ropewalk.jobs.training.pretrain.config import PretrainConfig
+from ropewalk.k8s.backend import K8sBackend
 from tests.jobs.corpus import make_dataset
 
 MOUNT = {"claim": "corpora", "path": "/corpora"}

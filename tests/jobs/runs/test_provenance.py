@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import ConfigError
-from cluster.installed import installed_versions
-from jobs.runs.provenance import VERSIONS, refuse_secrets
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.installed import installed_versions
+from ropewalk.jobs.runs.submit.provenance import VERSIONS, refuse_secrets
 
 
 def told(name: str) -> str | None:

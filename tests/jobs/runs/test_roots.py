@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.errors import ConfigError
-from cluster.run.directory import RunDir
-from jobs.feedback.review.serve import open_review
-from jobs.models.promote import promote
-from jobs.runs.find_model import find_checkpoint
-from tests.jobs.evaluate.test_compare import evaluation
-from tests.jobs.models.registered import judged, trained
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.models.registry.promote import promote
+from ropewalk.jobs.runs.models.find_model import find_checkpoint
+from ropewalk.jobs.serving.feedback.review.serve import open_review
+from tests.jobs.evaluation.evaluate.test_compare import evaluation
+from tests.jobs.models.registry.registered import judged, trained
 from tests.jobs.shell import Shell
 
 

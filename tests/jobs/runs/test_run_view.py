@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster.run.directory import RunDir
-from cluster.run.files import write_json
-from cluster.spec import Outcome, RunState
-from jobs.registry import JOBS, view_class
-from jobs.runs.follow import follow
-from jobs.runs.view import RunView, view_of
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.registry import JOBS, view_class
+from ropewalk.jobs.runs.show.follow import follow
+from ropewalk.jobs.runs.show.view import RunView, view_of
 from tests.jobs.shell import Shell
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-import cluster
-from cluster.errors import ConfigError
-from cluster.run.code_copy import digest_on_disk
-from cluster.run.directory import CODE_FOLDER, RunDir
-from cluster.run.files import MODE_VARIABLE
-from jobs.runs import snapshot
-from jobs.runs import submit as submission
-from jobs.runs.snapshot import checkout, code_notice, code_state, take_snapshot
-from jobs.runs.snapshot_memory import TICK_SECONDS
+from ropewalk import cluster
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.code_copy import digest_on_disk
+from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
+from ropewalk.cluster.run.files import MODE_VARIABLE
+from ropewalk.jobs.runs.submit import snapshot
+from ropewalk.jobs.runs.submit import submit as submission
+from ropewalk.jobs.runs.submit.snapshot import checkout, code_notice, code_state, take_snapshot
+from ropewalk.jobs.runs.submit.snapshot_memory import TICK_SECONDS
 from tests.jobs.shell import Shell, pretrain
 from tests.patience import until
 

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.backends.local.processes import record_supervisor
-from cluster.errors import AlreadyRunningError, ConfigError
-from cluster.run.directory import RunDir
-from cluster.run.record import dump_record, read_record
-from jobs.runs.combinations import combinations
-from jobs.runs.submit import resume
-from jobs.runs.tables import LONG_LIST
+from ropewalk.cluster.backends.local.processes import record_supervisor
+from ropewalk.cluster.errors import AlreadyRunningError, ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.record import dump_record, read_record
+from ropewalk.jobs.runs.show.tables import LONG_LIST
+from ropewalk.jobs.runs.submit.combinations import combinations
+from ropewalk.jobs.runs.submit.submit import resume
 from tests.jobs.shell import Shell, pretrain
 
 ROOT = Path(__file__).parents[3]

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster.run.directory import RunDir
-from cluster.spec import Outcome, RunState
-from jobs.runs.show import page
-from jobs.runs.status import states, summary
-from jobs.runs.tables import ONE_LINE, console, runs_table
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.runs.show.show import page
+from ropewalk.jobs.runs.show.status import states, summary
+from ropewalk.jobs.runs.show.tables import ONE_LINE, console, runs_table
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.errors import ConfigError
-from k8s.api.client import ApiAwayError
-from k8s.api.kubeconfig import connect
-from k8s.profile import K8sProfile
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.k8s.api.client import ApiAwayError
+from ropewalk.k8s.api.kubeconfig import connect
+from ropewalk.k8s.profile import K8sProfile
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl: apt-get install openssl")
 

@@ -16,13 +16,13 @@ import httpx2
 import pytest
 import yaml
 
-from cluster.errors import BackendError, ConfigError
-from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, RefusedError
-from k8s.api.http_transport import HttpTransport
-from k8s.api.kubeconfig import connect
-from k8s.profile import K8sProfile
-from k8s.status.doctor import _server
-from k8s.status.pending_reasons import with_remedy
+from ropewalk.cluster.errors import BackendError, ConfigError
+from ropewalk.k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, RefusedError
+from ropewalk.k8s.api.http_transport import HttpTransport
+from ropewalk.k8s.api.kubeconfig import connect
+from ropewalk.k8s.profile import K8sProfile
+from ropewalk.k8s.status.doctor import _server
+from ropewalk.k8s.status.pending_reasons import with_remedy
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -175,8 +175,8 @@ def test_whoever_acts_as_another_does_so_here_too(tmp_path: Path, server: Server
 
 ASKING = """
 import sys
-from k8s.api.kubeconfig import connect
-from k8s.profile import K8sProfile
+from ropewalk.k8s.api.kubeconfig import connect
+from ropewalk.k8s.profile import K8sProfile
 connect(K8sProfile(kubeconfig=sys.argv[1])).list("Job")
 """
 

@@ -23,12 +23,12 @@ from wsproto.events import (
     Request,
 )
 
-from cluster.errors import BackendError
-from k8s.api import exec as websocket
-from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes
-from k8s.api.exec import END, PROTOCOL, STDERR, STDIN, STDOUT
-from k8s.api.exec_stdin import READY
-from k8s.api.http_transport import HttpTransport
+from ropewalk.cluster.errors import BackendError
+from ropewalk.k8s.api import exec as websocket
+from ropewalk.k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes
+from ropewalk.k8s.api.exec import END, PROTOCOL, STDERR, STDIN, STDOUT
+from ropewalk.k8s.api.exec_stdin import READY
+from ropewalk.k8s.api.http_transport import HttpTransport
 from tests.patience import HANG_SECONDS
 
 SUCCESS = json.dumps({"status": "Success"}).encode()

@@ -13,8 +13,8 @@ POLICY = ROOT / "k8s/manifests/admission-policy.yaml"
 # what training code can do: it finds the token of its pod
 HOSTILE = """
 import sys
-from k8s.api.client import ApiError
-from k8s.api.in_cluster import InClusterApi
+from ropewalk.k8s.api.client import ApiError
+from ropewalk.k8s.api.in_cluster import InClusterApi
 api = InClusterApi()
 api.job_name, pod, uid = sys.argv[2:5]
 for what in sys.argv[1].split(","):

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.config import Resources
-from cluster.config_reader import load_section
-from cluster.errors import ConfigError
-from cluster.run.directory import RunDir
-from k8s.manifests.job import dump, render_job, render_release_controller
-from k8s.manifests.service import render_service
-from k8s.manifests.strategic_merge import merge
-from k8s.names import LONGEST_NAME, name_of
-from k8s.profile import K8sProfile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.config_reader import load_section
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.k8s.manifests.job import dump, render_job, render_release_controller
+from ropewalk.k8s.manifests.service import render_service
+from ropewalk.k8s.manifests.strategic_merge import merge
+from ropewalk.k8s.names import LONGEST_NAME, name_of
+from ropewalk.k8s.profile import K8sProfile
 
 GOLDEN = Path(__file__).parents[2] / "golden/k8s"
 REWRITE = "ROPEWALK_REWRITE_GOLDEN"

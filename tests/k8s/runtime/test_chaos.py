@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.run.directory import RUNS_VARIABLE, RunDir
-from cluster.spec import Outcome, RunState
-from jobs.pretrain.config import PretrainConfig
-from jobs.runs.follow import wait
-from jobs.runs.submit import submit
+from ropewalk.cluster.run.directory import RUNS_VARIABLE, RunDir
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.jobs.runs.show.follow import wait
+from ropewalk.jobs.runs.submit.submit import submit
+from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, weights
 from tests.k8s.cluster import Cluster, Namespace

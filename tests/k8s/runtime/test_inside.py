@@ -9,15 +9,15 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.run.directory import RunDir
-from cluster.supervise.allocation import AgentSpec, StoreSpec
-from k8s.api.client import ApiError
-from k8s.api.in_cluster import InClusterApi
-from k8s.runtime import leader_election
-from k8s.runtime.child_processes import share_of_node
-from k8s.runtime.leader_election import LeaderElection
-from k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
-from k8s.runtime.pod_status import (
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
+from ropewalk.k8s.api.client import ApiError
+from ropewalk.k8s.api.in_cluster import InClusterApi
+from ropewalk.k8s.runtime import leader_election
+from ropewalk.k8s.runtime.child_processes import share_of_node
+from ropewalk.k8s.runtime.leader_election import LeaderElection
+from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
+from ropewalk.k8s.runtime.pod_status import (
     DEAD,
     INDEX_ANNOTATION,
     LONG_AGO,
@@ -28,13 +28,13 @@ from k8s.runtime.pod_status import (
     is_backdated,
     is_declared_dead,
 )
-from k8s.runtime.protocol import StartAgent, StartStore, pack, unpack
+from ropewalk.k8s.runtime.protocol import StartAgent, StartStore, pack, unpack
 
 ENDED = {"terminated": {"finishedAt": "2026-01-01T00:00:00Z", "exitCode": 85}}
 
 
 class Clock:
-    """Of `k8s.runtime.leader_election`; and an API server that knows two pods, and what is said of the first."""
+    """Of `ropewalk.k8s.runtime.leader_election`; and an API server that knows two pods, and what is said of the first."""
 
     def __init__(self) -> None:
         self.now, self.first = 100.0, {"node": "", "phase": "Pending"}
@@ -153,7 +153,7 @@ def test_the_authorities_are_read_once(tmp_path: Path, monkeypatch: pytest.Monke
         made.append(cafile)
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-    monkeypatch.setattr("k8s.api.in_cluster.ssl.create_default_context", create)
+    monkeypatch.setattr("ropewalk.k8s.api.in_cluster.ssl.create_default_context", create)
     for name in ("token", "ca.crt"):
         (tmp_path / name).write_text("x")
     place = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "1", "POD_NAMESPACE": "n", "ROPEWALK_JOB": "j"}

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run.directory import RunDir
-from k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
 from tests.fakes.nfs import Network
 
 

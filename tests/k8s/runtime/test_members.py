@@ -14,16 +14,16 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.run.directory import RunDir
-from k8s.api.client import ApiAwayError, ApiError, ForbiddenError
-from k8s.api.in_cluster import InClusterApi
-from k8s.runtime.coordinator import admitted
-from k8s.runtime.coordinator_link import CoordinatorLink
-from k8s.runtime.handshake import hello, is_welcome
-from k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
-from k8s.runtime.membership import RefusedError
-from k8s.runtime.pod_status import INDEX_ANNOTATION, Pod
-from k8s.runtime.protocol import HEARTBEAT, Message, pack, unpack
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.k8s.api.client import ApiAwayError, ApiError, ForbiddenError
+from ropewalk.k8s.api.in_cluster import InClusterApi
+from ropewalk.k8s.runtime.coordinator import admitted
+from ropewalk.k8s.runtime.coordinator_link import CoordinatorLink
+from ropewalk.k8s.runtime.handshake import hello, is_welcome
+from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
+from ropewalk.k8s.runtime.membership import RefusedError
+from ropewalk.k8s.runtime.pod_status import INDEX_ANNOTATION, Pod
+from ropewalk.k8s.runtime.protocol import HEARTBEAT, Message, pack, unpack
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, until
 
@@ -34,7 +34,7 @@ POD = Pod(name="a", uid="1", index=0, address="127.0.0.1")
 
 COORDINATOR = f"""
 import socket, sys, time
-from k8s.runtime import membership as members
+from ropewalk.k8s.runtime import membership as members
 
 members.HEARTBEAT_SECONDS, members.LOST_SECONDS = {HEARTBEAT_SECONDS}, {LOST_SECONDS}
 listener = socket.create_server(("127.0.0.1", 0))

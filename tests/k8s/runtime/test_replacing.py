@@ -6,9 +6,9 @@ from typing import Any, cast
 
 import pytest
 
-from k8s.api.in_cluster import InClusterApi
-from k8s.runtime.pod_replacement import PodReplacer
-from k8s.runtime.timings import REPLACEMENT_POLL_SECONDS
+from ropewalk.k8s.api.in_cluster import InClusterApi
+from ropewalk.k8s.runtime.pod_replacement import PodReplacer
+from ropewalk.k8s.runtime.timings import REPLACEMENT_POLL_SECONDS
 from tests.patience import until
 
 IN_TIME_SECONDS = 1.5  # far more than a call takes, on a machine that stands still for a moment too

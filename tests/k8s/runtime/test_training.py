@@ -8,9 +8,9 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from cluster.process.kill import processes_of
-from cluster.spec import RunState
-from k8s.runtime.timings import LOST_SECONDS
+from ropewalk.cluster.process.kill import processes_of
+from ropewalk.cluster.spec import RunState
+from ropewalk.k8s.runtime.timings import LOST_SECONDS
 from tests.k8s.cluster import Cluster, Namespace
 from tests.k8s.toy import KubeToy
 from tests.patience import Patience, until
@@ -107,7 +107,7 @@ def test_a_killed_coordinator_is_succeeded(start: Start, namespace: Namespace) -
     """Its agents save, as long as their pods live."""
     run = start("count", "ranks", steps=200, resources={"nodes": 2})
     run.reach(5)
-    named = "'-m k8s.runtime.' + 'coordinator'"  # in two pieces, so that it does not find itself
+    named = "'-m ropewalk.k8s.runtime.' + 'coordinator'"  # in two pieces, so that it does not find itself
     kill = f"import psutil; [p.kill() for p in psutil.process_iter() if {named} in ' '.join(p.cmdline())]"
     namespace.kubectl("exec", run.leader(), "--", namespace.cluster.python, "-c", kill)
     without_a_gap(run, 200)
@@ -120,7 +120,7 @@ def test_a_leader_that_stands_still_is_succeeded(start: Start) -> None:
     run = start("count", "ranks", steps=100, resources={"nodes": 2})
     run.reach(5)
     processes = processes_of(run.run.id)
-    leader = next(p for p in processes if "k8s.runtime.coordinator" in p.cmdline())
+    leader = next(p for p in processes if "ropewalk.k8s.runtime.coordinator" in p.cmdline())
     frozen = [p for p in processes if namespace_of(p) == namespace_of(leader)]
     assert len(frozen) < len(processes)
     for process in frozen:

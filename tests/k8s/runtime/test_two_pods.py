@@ -11,11 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.process.kill import end, family
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
-from k8s.api.in_cluster import JOB_LABEL
-from k8s.runtime.pod_status import INDEX_ANNOTATION
+from ropewalk.cluster.process.kill import end, family
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.k8s.api.in_cluster import JOB_LABEL
+from ropewalk.k8s.runtime.pod_status import INDEX_ANNOTATION
 from tests.cluster.conftest import ROOT
 from tests.patience import Patience, ended, until
 
@@ -23,8 +23,8 @@ ADDRESS = "127.0.0.1"
 POD = """
 import json, sys
 from pathlib import Path
-import k8s.api.in_cluster
-from k8s.runtime import coordinator, pod_main
+import ropewalk.k8s.api.in_cluster
+from ropewalk.k8s.runtime import coordinator, pod_main
 
 SERVER = Path(sys.argv.pop(1))
 
@@ -84,7 +84,7 @@ def start(index: int, run: RunDir, server: Path) -> subprocess.Popen[bytes]:
 
 def coordinators(pods: list[subprocess.Popen[bytes]]) -> list[psutil.Process]:
     children = [child for pod in pods for child in psutil.Process(pod.pid).children()]
-    return [child for child in children if "k8s.runtime.coordinator" in " ".join(child.cmdline())]
+    return [child for child in children if "ropewalk.k8s.runtime.coordinator" in " ".join(child.cmdline())]
 
 
 @pytest.mark.soak

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from cluster.config import Resources
-from cluster.run.directory import RunDir
-from cluster.spec import Outcome, RunState
-from k8s.names import OUTCOME_ANNOTATION
-from k8s.status.observe import Observation
-from k8s.status.run_state import run_state, unwritten_end
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.k8s.names import OUTCOME_ANNOTATION
+from ropewalk.k8s.status.observe import Observation
+from ropewalk.k8s.status.run_state import run_state, unwritten_end
 
 COMPLETE = {"conditions": [{"type": "Complete", "status": "True"}]}
 

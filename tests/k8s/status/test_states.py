@@ -6,14 +6,14 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.backends.base import Profile
-from cluster.run.directory import RunDir
-from cluster.spec import Outcome, RunState
-from k8s import backend as module
-from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes
-from k8s.backend import K8sBackend
-from k8s.status.observe import Observation, observe
-from k8s.status.run_state import run_state
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.k8s import backend as module
+from ropewalk.k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes
+from ropewalk.k8s.backend import K8sBackend
+from ropewalk.k8s.status.observe import Observation, observe
+from ropewalk.k8s.status.run_state import run_state
 
 POD: dict[str, Any] = {
     "metadata": {"name": "pod", "creationTimestamp": "2026-01-01T00:00:00Z"},

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from cluster.config import Resources
-from k8s.api.objects import amount, shown
-from k8s.status.pending_reasons import pod_reason, remedy_of, tidy, workload_reason
-from k8s.status.start_estimate import Capacity, sentence
+from ropewalk.cluster.config import Resources
+from ropewalk.k8s.api.objects import amount, shown
+from ropewalk.k8s.status.pending_reasons import pod_reason, remedy_of, tidy, workload_reason
+from ropewalk.k8s.status.start_estimate import Capacity, sentence
 
 SENTENCES = {
     'Failed to pull image "r.example/x:1": r.example/x:1: not found': ("correct image", True),

@@ -7,12 +7,12 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.backends.base import Profile
-from cluster.config import Resources
-from cluster.errors import BackendError
-from cluster.run.directory import CODE_FOLDER, RunDir
-from k8s.api.client import Kubernetes
-from k8s.backend import K8sBackend
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import BackendError
+from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
+from ropewalk.k8s.api.client import Kubernetes
+from ropewalk.k8s.backend import K8sBackend
 
 POD_USER = 1000
 

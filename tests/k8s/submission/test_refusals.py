@@ -9,12 +9,12 @@ from typing import Any, cast
 import pytest
 import yaml
 
-from cluster.backends.base import BackendState
-from cluster.errors import BackendError, ConfigError
-from cluster.spec import RunState
-from k8s.api.client import Kubernetes
-from k8s.profile import K8sProfile
-from k8s.submission.preflight import quotas
+from ropewalk.cluster.backends.base import BackendState
+from ropewalk.cluster.errors import BackendError, ConfigError
+from ropewalk.cluster.spec import RunState
+from ropewalk.k8s.api.client import Kubernetes
+from ropewalk.k8s.profile import K8sProfile
+from ropewalk.k8s.submission.preflight import quotas
 from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
 from tests.patience import Patience, Stopwatch, until

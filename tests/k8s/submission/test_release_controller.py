@@ -6,16 +6,16 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.backends.base import Profile
-from cluster.config import Resources
-from cluster.errors import ConfigError
-from cluster.run.directory import RunDir
-from cluster.spec import Outcome, RunState
-from k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
-from k8s.api.objects import Object, end_of
-from k8s.backend import K8sBackend
-from k8s.names import release_name
-from k8s.submission.release_controller import LOOKS_PER_QUESTION, SUBMISSION_LOOKS, HeldRuns, release_all
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import Outcome, RunState
+from ropewalk.k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, NotFoundError
+from ropewalk.k8s.api.objects import Object, end_of
+from ropewalk.k8s.backend import K8sBackend
+from ropewalk.k8s.names import release_name
+from ropewalk.k8s.submission.release_controller import LOOKS_PER_QUESTION, SUBMISSION_LOOKS, HeldRuns, release_all
 
 
 class Jobs:
@@ -170,7 +170,7 @@ def test_a_submission_that_took_too_long_puts_its_controller_there_again(
         def delete(self, kind: str, name: str) -> None:
             self.jobs.pop(name, None)
 
-    monkeypatch.setattr("k8s.backend.refuse_the_impossible", lambda *_: None)
+    monkeypatch.setattr("ropewalk.k8s.backend.refuse_the_impossible", lambda *_: None)
     options = {"namespace": "team", "runs": str(tmp_path), "service_account": "ropewalk"}
     backend = K8sBackend(Profile(name="team", backend="k8s", options=options), cast("Kubernetes", jobs := Slow([])))
     fresh = [RunDir.create(f"r{number}", {"job": "command"}, tmp_path) for number in range(4)]
@@ -198,7 +198,7 @@ def test_a_submission_that_is_cut_off_has_put_its_controller_first(tmp_path: Pat
                 raise KeyboardInterrupt
             return each
 
-    monkeypatch.setattr("k8s.backend.refuse_the_impossible", lambda *_: None)
+    monkeypatch.setattr("ropewalk.k8s.backend.refuse_the_impossible", lambda *_: None)
     options = {"namespace": "team", "runs": str(tmp_path), "service_account": "ropewalk"}
     backend = K8sBackend(Profile(name="team", backend="k8s", options=options), cast("Kubernetes", CutOff([])))
     fresh = [RunDir.create(f"r{number}", {"job": "command"}, tmp_path) for number in range(4)]

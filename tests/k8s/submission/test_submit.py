@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
-from cluster.run.directory import RunDir
-from cluster.spec import RunState
-from k8s.api.client import ApiAwayError, ConflictError, Kubernetes
-from k8s.api.objects import Object
-from k8s.submission.submit import submit_once
+from ropewalk.cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.k8s.api.client import ApiAwayError, ConflictError, Kubernetes
+from ropewalk.k8s.api.objects import Object
+from ropewalk.k8s.submission.submit import submit_once
 from tests.k8s.cluster import Namespace
 from tests.k8s.toy import KubeToy
 from tests.patience import Patience, until
@@ -65,7 +65,7 @@ def test_a_lost_answer_about_its_service_takes_no_run_back(
 ) -> None:
     run = start(profile=NOWHERE, submit=False)
     service: Object = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": run.run.id}, "spec": {"ports": [{"port": 80}]}}
-    monkeypatch.setattr("k8s.submission.submit.render_service", lambda *_: service)
+    monkeypatch.setattr("ropewalk.k8s.submission.submit.render_service", lambda *_: service)
     run.backend.kube = Unlucky(run.backend.kube, 1, done=done)
     run.backend.submit(run.run, run.resources)
     (made,) = namespace.items("Service")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.run.code_copy import digest_on_disk
-from k8s.submission.stage_in import place_code
-from k8s.submission.staging import _archive
+from ropewalk.cluster.run.code_copy import digest_on_disk
+from ropewalk.k8s.submission.stage_in import place_code
+from ropewalk.k8s.submission.staging import _archive
 
 
 @pytest.fixture

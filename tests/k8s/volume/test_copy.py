@@ -4,8 +4,8 @@ import io
 import json
 from pathlib import Path
 
-from k8s.volume.sync_client import SyncWriter, request_of
-from k8s.volume.sync_server import END, send
+from ropewalk.k8s.volume.sync_client import SyncWriter, request_of
+from ropewalk.k8s.volume.sync_server import END, send
 
 
 def test_a_copy_takes_what_grows_only_where_it_is_as_it_came(tmp_path: Path) -> None:

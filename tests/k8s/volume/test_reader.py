@@ -11,20 +11,20 @@ from typing import Any, cast
 
 import pytest
 
-from cluster.backends.base import Profile
-from cluster.errors import BackendError
-from cluster.run.directory import RunDir
-from cluster.run.files import write_json
-from cluster.spec import RunState
-from k8s import backend as module
-from k8s.api.client import ApiAwayError, Kubernetes, NotFoundError, RefusedError
-from k8s.api.objects import Object
-from k8s.backend import K8sBackend
-from k8s.profile import K8sProfile
-from k8s.status.observe import Observation
-from k8s.volume.reader import CHECKPOINT_BYTES, READER, Reader, render_reader
-from k8s.volume.sync_client import CAME
-from k8s.volume.sync_server import send
+from ropewalk.cluster.backends.base import Profile
+from ropewalk.cluster.errors import BackendError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import write_json
+from ropewalk.cluster.spec import RunState
+from ropewalk.k8s import backend as module
+from ropewalk.k8s.api.client import ApiAwayError, Kubernetes, NotFoundError, RefusedError
+from ropewalk.k8s.api.objects import Object
+from ropewalk.k8s.backend import K8sBackend
+from ropewalk.k8s.profile import K8sProfile
+from ropewalk.k8s.status.observe import Observation
+from ropewalk.k8s.volume.reader import CHECKPOINT_BYTES, READER, Reader, render_reader
+from ropewalk.k8s.volume.sync_client import CAME
+from ropewalk.k8s.volume.sync_server import send
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
 
@@ -130,8 +130,8 @@ def test_the_pod_that_reads_is_that_of_this_users_job_for_this_profile(run: RunD
 
 def test_a_pod_that_ends_as_it_starts_is_an_error(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its Job is deleted a few seconds after it has failed."""
-    monkeypatch.setattr("k8s.volume.reader.READY_SECONDS", 0.2)
-    monkeypatch.setattr("k8s.volume.reader.POLL_SECONDS", 0.02)
+    monkeypatch.setattr("ropewalk.k8s.volume.reader.READY_SECONDS", 0.2)
+    monkeypatch.setattr("ropewalk.k8s.volume.reader.POLL_SECONDS", 0.02)
 
     class Failing(Shared):
         def create(self, each: Object) -> Object:
@@ -169,7 +169,7 @@ def test_a_directory_that_is_not_there_any_more_is_no_copy_that_is_up_to_date(ru
 def test_an_export_has_memory_for_its_model_and_time_for_a_slow_line(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("k8s.volume.reader.LEASE_SECONDS", 0.02)
+    monkeypatch.setattr("ropewalk.k8s.volume.reader.LEASE_SECONDS", 0.02)
     model = b"weights"
     header = json.dumps({"path": "model.safetensors", "offset": 0, "size": len(model), "mtime_ns": 1}).encode() + b"\n"
     kube = Shared(answers=[str(9 * 2**30).encode(), header + model + b'{"end": true}\n'], lasts_seconds=0.2)

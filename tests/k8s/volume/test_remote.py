@@ -13,21 +13,21 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from cluster.backends.base import BackendState, Profile
-from cluster.config import Resources
-from cluster.errors import BackendError
-from cluster.run.code_copy import digest_on_disk
-from cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE, RunDir
-from cluster.spec import RunState
-from jobs.pretrain.config import PretrainConfig
-from jobs.runs.cancel import cancel_runs
-from jobs.runs.follow import wait
-from jobs.runs.logs import log_files
-from jobs.runs.remote import export_elsewhere, freshen
-from jobs.runs.status import settle
-from jobs.runs.submit import scale, submit
-from k8s.backend import K8sBackend
-from k8s.names import ROLE_LABEL
+from ropewalk.cluster.backends.base import BackendState, Profile
+from ropewalk.cluster.config import Resources
+from ropewalk.cluster.errors import BackendError
+from ropewalk.cluster.run.code_copy import digest_on_disk
+from ropewalk.cluster.run.directory import CODE_FOLDER, RUNS_VARIABLE, RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.runs.show.cancel import cancel_runs
+from ropewalk.jobs.runs.show.follow import wait
+from ropewalk.jobs.runs.show.logs import log_files
+from ropewalk.jobs.runs.show.remote import export_elsewhere, freshen
+from ropewalk.jobs.runs.show.status import settle
+from ropewalk.jobs.runs.submit.submit import scale, submit
+from ropewalk.jobs.training.pretrain.config import PretrainConfig
+from ropewalk.k8s.backend import K8sBackend
+from ropewalk.k8s.names import ROLE_LABEL
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import pretrain_config, weights
 from tests.k8s.cluster import Namespace
@@ -127,7 +127,7 @@ def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Ma
         for _ in range(2):  # the second time it is there already
             backend.reader.upload(run, archive.getvalue(), f".code/{digest}")
         assert (namespace.runs / f".code/{digest}/module.py").read_bytes() == content
-        for words in (["-m", "k8s.submission.stage_in", "-", "/proc/large"], ["-m", "no_such_module", "-"]):
+        for words in (["-m", "ropewalk.k8s.submission.stage_in", "-", "/proc/large"], ["-m", "no_such_module", "-"]):
             with pytest.raises(BackendError, match=r"No such file or directory|No module named"):
                 backend.reader._execute(run, [namespace.cluster.python, *words], archive.getvalue(), None)
 

@@ -1,0 +1,1 @@
+"""Measurement of models: tasks, held-out evaluation, audits."""

@@ -1,0 +1,75 @@
+"""The keys of the `evaluate` job."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from ropewalk.cluster.config import DataPath, JobConfig, PathView, Section
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.evaluation.tasks.config import Task, check_tasks
+from ropewalk.jobs.results.gate import ConditionText
+from ropewalk.jobs.runs.models.find_model import ModelRef, find_model
+from ropewalk.jobs.training.loop.token_data import Data, check_data
+from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
+
+
+class GenerateConfig(Section):
+    """Sample generations of the model."""
+
+    prompts: list[str] = Field(default_factory=list, description="prompts to continue; none: no samples")
+    max_new_tokens: int = Field(default=64, ge=1, description="tokens to generate after each prompt")
+    temperature: float = Field(default=0.8, ge=0, description="sampling temperature; 0 is greedy")
+
+
+class EvaluateConfig(JobConfig):
+    """The keys of an evaluation."""
+
+    model: ModelRef = Field(
+        description="a run (id, path or latest): its newest complete checkpoint; RUN@STEP; an alias such as production; or a "
+        "Hugging Face directory"
+    )
+    data: Data | None = Field(
+        default=None, description="a data set made by preprocess, or a list of {path, weight}: loss, bits per byte, perplexity"
+    )
+    split: Literal["train", "validation"] = Field(default="validation", description="the split to score")
+    seq_len: int | None = Field(default=None, ge=1, description="tokens of a sequence; unset: as the run trained, else 1024")
+    max_sequences: int = Field(
+        default=1000, ge=1, description="sequences to score, from the beginning of the split, of each data set its share"
+    )
+    micro_batch: int = Field(default=4, ge=1, description="sequences that one rank computes at once")
+    generate: GenerateConfig = Field(default=GenerateConfig(), description="sample generations")
+    tasks: list[Task] = Field(
+        default=[], description="tasks as lm-eval's YAML has them: a file, a name of this program's own, or a name of lm-eval's"
+    )
+    task_files: dict[str, DataPath] = Field(
+        default={}, description="where the items of this program's own tasks lie: {boolq: dev.jsonl}; json, jsonl or parquet"
+    )
+    limit: int | None = Field(default=None, ge=1, description="items of each task, from its beginning; unset: all")
+    fewshot: int | None = Field(default=None, ge=0, description="examples before each item; unset: as the task says, else none")
+    chat_template: bool = Field(default=False, description="put prompts as the model's chat template has them")
+    system: str | None = Field(default=None, description="a system message, or with no chat template the beginning of a prompt")
+    fewshot_as_turns: bool = Field(default=True, description="with the chat template: each example is a turn of its own")
+    batch_size: int | None = Field(default=None, ge=1, description="the most questions of a forward pass; unset: by their tokens")
+    batch_tokens: int | None = Field(
+        default=None, ge=1, description="about the most tokens of a forward pass; unset: 160 on a CPU, 8192 on a GPU"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="number format of the weights for tasks")
+    require: dict[str, ConditionText] = Field(
+        default={},
+        description="the gate, {score: condition}: '<= 0.6', '>= 0.55 by 2se'; a score is a task, TASK/METRIC, loss, perplexity "
+        "or bits_per_byte. The run is refused, and ends as failed, where one is not met",
+    )
+    parallel: ParallelConfig = Field(default=ParallelConfig(), description="how the model is divided among the ranks, for `data`")
+    precision: PrecisionConfig = Field(default=PrecisionConfig(), description="number formats, for `data`")
+
+    def preflight(self, here: PathView = Path) -> None:
+        """Raise ConfigError unless the model, the local data sets and the task files are there."""
+        model = here(self.model) if self.model.startswith("/") else Path(self.model)
+        if model is not None:
+            find_model(str(model))
+        if self.data is not None:
+            check_data(self.data, here)
+        elif not self.tasks:
+            raise ConfigError("nothing to evaluate: name `data` (a data set of preprocess) or `tasks`")
+        check_tasks(self.tasks, self.task_files, here)

@@ -1,0 +1,125 @@
+"""Score a model on a split of a data set, beside what a unigram model would score, and sample what it writes."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.datapipe.loader.loader import Source, TokenLoader
+from ropewalk.jobs.evaluation.evaluate.config import EvaluateConfig
+from ropewalk.jobs.evaluation.evaluate.generation import samples, tokenizer_for
+from ropewalk.jobs.evaluation.evaluate.perplexity import calibration, score_sequences, unigram_loss
+from ropewalk.jobs.evaluation.evaluate.readable import write_worst_sequences
+from ropewalk.jobs.inference.scoring.open_model import OpenModel, max_length
+from ropewalk.jobs.results.score import hash_of
+from ropewalk.jobs.runs.models.find_model import find_checkpoint
+from ropewalk.jobs.training.loop.load_checkpoint import load_model
+from ropewalk.jobs.training.loop.model_config import check_fit
+from ropewalk.jobs.training.loop.model_record import TokenizerPlan, require_record, tokenizer_of
+from ropewalk.jobs.training.loop.token_data import weighted
+from ropewalk.jobs.training.loop.validation import bits_per_byte
+from ropewalk.sharding.fsdp import fill
+from ropewalk.sharding.group import Group
+from ropewalk.sharding.parallelize import parallelize
+
+_DEFAULT_SEQ_LEN = 1024
+HELD_OUT = "held_out"  # the name under which its sequences stand among the items
+
+
+def score_data(context: JobContext, config: EvaluateConfig, group: Group) -> tuple[dict[str, object], list[dict[str, Any]]]:
+    """Loss, bits per byte and perplexity of `data`, the same at every number of ranks up to rounding; and its sequences."""
+    assert config.data is not None
+    found = _open(config, context.run, group)
+    sources = [Source(source.path, source.weight) for source in weighted(config.data)]
+    seq_len = config.seq_len or found.seq_len
+    loader = TokenLoader(sources, seq_len=seq_len, seed=config.seed, split=config.split, most=config.max_sequences)
+    tokenizer = tokenizer_of(loader.manifests, config.data)
+    check_fit(found.config, tokenizer.record.vocabulary, seq_len)
+    if found.tokenizer_hash not in (None, tokenizer.record.hash):
+        raise ConfigError(
+            f"data: was made with the tokenizer {tokenizer.record.name} ({tokenizer.record.hash}), the model of {config.model} "
+            f"with another one ({found.tokenizer_hash}); score it on data of its own tokenizer"
+        )
+    generations = _generations(found, config, tokenizer) if group.is_main else []
+    n = loader.sequences
+    scored = score_sequences(_sharded(found, config, group), loader, group, num_sequences=n, micro_batch=config.micro_batch)
+    losses = scored.losses / seq_len
+    loss = losses.mean().item()
+    error = losses.std().item() / math.sqrt(n) if n > 1 else None
+    results: dict[str, object] = {
+        "loss": loss,
+        "bits_per_byte": bits_per_byte(loss, loader.bytes_per_token),
+        "perplexity": math.exp(min(loss, 700.0)),
+        "n": n,
+        "standard_error": error,
+        "unigram_loss": unigram_loss(sources, loader, n, found.config.vocab_size) if group.is_main else None,
+        "token_calibration": calibration(scored.sure, config.seed),
+        "model_step": found.step,
+        "generations": generations,
+    }
+    if group.is_main:
+        context.fence.check()
+        write_worst_sequences(context.run.path, losses.tolist(), loader, tokenizer_for(tokenizer))
+    checksums = [shard.checksum for manifest in loader.manifests for shard in manifest.shards]
+    several = [loader.sequences_of_sources] if len(sources) > 1 else []  # the sequence of a number depends on them
+    asked = hash_of(checksums, config.split, seq_len, *several)
+    items = [
+        {"task": HELD_OUT, "item": number, "hash": hash_of(asked, number), "prompt": "", "options": [], "target": None}
+        | {"answers": [], "values": {"loss": value}, "near_tie": False}
+        for number, value in enumerate(losses.tolist())
+    ]
+    return results, items
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """The model to score."""
+
+    full: Any  # unsharded, on rank 0 alone
+    config: Any
+    step: int | None  # of the checkpoint; None for a Hugging Face directory
+    seq_len: int
+    tokenizer_hash: str | None
+
+
+def _open(config: EvaluateConfig, run: RunDir, group: Group) -> _Found:
+    found, named_step = find_checkpoint(config.model, run.path.parent)
+    record = require_record(found) if isinstance(found, RunDir) else None
+    full: Any = None
+    step: int | None = None
+    if group.is_main:
+        if isinstance(found, RunDir):
+            full, manifest = load_model(found, named_step)
+            step = manifest.step
+        else:
+            full = AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32).eval()
+    values, step = group.broadcast_object((full.config.to_dict(), step) if full is not None else None)
+    return _Found(
+        full=full,
+        config=AutoConfig.for_model(**values),
+        step=step,
+        seq_len=record.seq_len if record is not None else _DEFAULT_SEQ_LEN,
+        tokenizer_hash=record.tokenizer.hash if record is not None else None,
+    )
+
+
+def _generations(found: _Found, config: EvaluateConfig, plan: TokenizerPlan) -> list[dict[str, str]]:
+    """Written by the unsharded model, on the CPU."""
+    tokenizer = tokenizer_for(plan)
+    length = max_length(found.full, tokenizer)
+    opened = OpenModel(model=found.full, tokenizer=tokenizer, name=config.model, step=found.step, max_length=length)
+    return samples(opened, config)
+
+
+def _sharded(found: _Found, config: EvaluateConfig, group: Group) -> nn.Module:
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(found.config, dtype=torch.float32)
+    model = parallelize(skeleton, group, config.parallel, config.precision, trainable=False)
+    fill(model, found.full, group)
+    return model

@@ -1,0 +1,111 @@
+"""The ranks of an evaluation at work: what is asked is dealt out by length, answered, and written down one by one."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from ropewalk.cluster.errors import StopRequested
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.files import write_json
+from ropewalk.jobs.inference.scoring.decode import Prompt, Sampling
+from ropewalk.jobs.inference.scoring.generate import Writer
+from ropewalk.jobs.inference.scoring.requests import Request
+from ropewalk.jobs.inference.scoring.scorer import Scorer
+from ropewalk.jobs.runs.program.finished import Ledger
+from ropewalk.sharding.group import Group
+
+log = logging.getLogger(__name__)
+
+_ROUND_SECONDS = 2.0  # between two agreements of the ranks on whether to stop
+_PROGRESS_SECONDS = 0.5
+
+
+class Write(NamedTuple):
+    """Text that the model is to write."""
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+    number: int  # of the draw: what is drawn depends on it and on the seed
+
+
+Work = list[Request] | Write  # requests of one unit: they are compared with each other
+
+
+class Team:
+    """All ranks, each with a copy of the model. Rank 0 asks, the others serve until it dismisses them."""
+
+    def __init__(self, context: JobContext, group: Group, scorer: Scorer, writer: Writer) -> None:
+        self._context, self._group, self._scorer, self._writer = context, group, scorer, writer
+        self.ledger = Ledger(context, "answers")
+        self._told = 0.0
+
+    def answer(self, work: Mapping[str, Work]) -> None:
+        """Have all work done that is not in the ledger yet; rank 0 calls it. Raises StopRequested, with all ranks."""
+        left = {key: work[key] for key in work if key not in self.ledger}
+        self._group.broadcast_object(left)
+        self._share(left)
+        self.ledger.refresh()
+
+    def serve(self) -> None:
+        """Do this rank's share of whatever rank 0 asks, until it dismisses the team."""
+        while (left := self._asked()) is not None:
+            self._share(left)
+
+    def _asked(self) -> Mapping[str, Work] | None:
+        nothing: Mapping[str, Work] | None = None
+        return self._group.broadcast_object(nothing)
+
+    def dismiss(self) -> None:
+        """Let the other ranks go; rank 0 calls it."""
+        self._asked()
+
+    def _share(self, left: Mapping[str, Work]) -> None:
+        order = sorted(left, key=lambda key: (-_size(left[key]), key))
+        mine = order[self._group.rank :: self._group.world_size]
+        steps, going, done = self._steps({key: left[key] for key in mine}), bool(mine), 0
+        while True:
+            until = time.monotonic() + _ROUND_SECONDS
+            while going and time.monotonic() < until and not self._context.stop_requested():
+                going = next(steps, None) is not None
+                done += going
+                self._tell(done, len(mine))
+            going = going and done < len(mine)
+            stop = self._group.any(self._context.stop_requested())
+            if stop:
+                self.ledger.sync()
+                raise StopRequested(f"{len(self.ledger)} answers of this rank are written down")
+            if not self._group.any(going):
+                return self.ledger.sync()
+
+    def _steps(self, work: Mapping[str, Work]) -> Iterator[bool]:
+        """Do one piece of work after the other; yields after each."""
+        scores = {key: unit for key, unit in work.items() if not isinstance(unit, Write)}
+        keys = list(scores)
+        for number, answers in self._scorer.units([scores[key] for key in keys]):
+            self.ledger.add(keys[number], {"answers": [[a.value, a.greedy, a.exact] for a in answers]})
+            yield True
+        by_sampling: dict[Sampling, dict[str, Prompt]] = {}
+        for key, wanted in work.items():
+            if isinstance(wanted, Write):
+                prompt = Prompt(wanted.prompt, (wanted.seed, wanted.number))
+                by_sampling.setdefault(wanted.sampling, {})[key] = prompt
+        for sampling, prompts in by_sampling.items():
+            keys = list(prompts)
+            for number, found in self._writer.write(list(prompts.values()), sampling):
+                self.ledger.add(keys[number], {"text": found.text, "tokens": len(found.tokens), "ended": found.ended})
+                yield True
+
+    def _tell(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._group.is_main and now - self._told > _PROGRESS_SECONDS:
+            self._told, ranks = now, self._group.world_size
+            report = {"stage": "answer", "done": done * ranks, "total": total * ranks, "unit": "requests", "rates": {}}
+            write_json(self._context.run.progress, report, durable=False)
+
+
+def _size(work: Work) -> int:
+    if isinstance(work, Write):
+        return len(work.prompt) + work.sampling.max_new_tokens
+    return sum(len(request.context) + len(request.continuation) for request in work)

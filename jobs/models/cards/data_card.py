@@ -1,0 +1,105 @@
+"""The data card: report/data-card.md of a data set (Datasheets for Datasets, Gebru et al., 1803.09010)."""
+
+import json
+from typing import Any
+
+import yaml
+
+from ropewalk.jobs.models.cards.data_facts import DataFacts
+from ropewalk.jobs.models.cards.public import NOT_STATED, filled, public_text
+
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"))
+_INPUTS_TOLD = 100
+
+
+def data_card(facts: DataFacts) -> str:
+    """The text of data-card.md."""
+    front = yaml.safe_dump(metadata(facts), sort_keys=False, allow_unicode=True)
+    sections = "\n\n".join(f"## {title}\n\n{text}" for title, text in _sections(facts).items())
+    return f"---\n{front}---\n\n# {facts.name}\n\n{sections}\n"
+
+
+def metadata(facts: DataFacts) -> dict[str, Any]:
+    """The front matter, in the keys of the Hugging Face hub."""
+    documents = facts.manifest.totals.documents
+    size = next((name for limit, name in _SIZES if documents < limit), "n>10M")
+    splits = sorted({shard.split for shard in facts.manifest.shards})
+    folders = {"train": "shards", "validation": "validation"}
+    files = [{"split": split, "path": f"{folders[split]}/*.arrow"} for split in splits]
+    return {
+        "license": "other",
+        "license_name": NOT_STATED.replace(" ", "-"),
+        "pretty_name": facts.name,
+        "task_categories": ["text-generation"],
+        "size_categories": [size],
+        **({"language": facts.languages} if facts.languages else {}),
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+
+
+def _sections(facts: DataFacts) -> dict[str, str]:
+    manifest, totals = facts.manifest, facts.manifest.totals
+    return {
+        "Summary": (
+            f"Tokenized text for training language models, made by `ropewalk run preprocess`: {totals.documents:,} documents,"
+            f" {totals.tokens:,} tokens, {totals.bytes:,} bytes of text. Content `{manifest.hash}`."
+        ),
+        "Composition": _counts(facts),
+        "Where the documents come from": _inputs(facts),
+        "How they were processed": f"```json\n{json.dumps(facts.config, indent=1, ensure_ascii=False, default=str)}\n```",
+        "What was left out": _rejected(facts),
+        "Tokenizer": (
+            f"`{filled(manifest.tokenizer.name)}`, {manifest.tokenizer.vocabulary:,} tokens, files `{manifest.tokenizer.hash}`,"
+            f" by {manifest.tokenizer.backend} {manifest.tokenizer.version}; it lies in `{manifest.tokenizer.path}/`."
+        ),
+        "Personal data": _personal(facts),
+        "Biases": (
+            "The documents say what their authors said; nobody has balanced the groups of people in them."
+            " `ropewalk run audit` measures how often filters drop texts about each group, and what a trained model makes of it."
+        ),
+        "Licence": f"Licence of the documents: {NOT_STATED}. Whoever passes them on must ask where they come from.",
+        "Integrity": (
+            "`manifest.json` has the checksum of every shard and of itself; `ropewalk` verifies a shard when it is opened."
+            " The same input and keys give the same bytes."
+        ),
+    }
+
+
+def _counts(facts: DataFacts) -> str:
+    totals = facts.manifest.totals
+    rows = [
+        f"| {name} | {count.documents:,} | {count.tokens:,} | {count.bytes:,} | {len(facts.manifest.of_split(name))} |"
+        for name, count in (("train", totals.train), ("validation", totals.validation))
+    ]
+    return "| split | documents | tokens | bytes | shards |\n|---|---|---|---|---|\n" + "\n".join(rows)
+
+
+def _inputs(facts: DataFacts) -> str:
+    if not facts.manifest.inputs:
+        return f"The manifest names no input: {NOT_STATED}."
+    rows = [
+        f"| {public_text(one.path)} | {one.size:,} | `{one.checksum}` | {one.documents:,} | {one.rejected:,} |"
+        for one in facts.manifest.inputs[:_INPUTS_TOLD]
+    ]
+    more = len(facts.manifest.inputs) - len(rows)
+    rest = f"\n\nand {more:,} more, which `manifest.json` lists." if more else ""
+    return "| file | bytes | checksum | kept | rejected |\n|---|---|---|---|---|\n" + "\n".join(rows) + rest
+
+
+def _rejected(facts: DataFacts) -> str:
+    rejected = facts.manifest.rejected
+    if not rejected.total:
+        return "Nothing: no document was rejected."
+    rows = [f"| {reason} | {count:,} |" for reason, count in sorted(rejected.reasons.items(), key=lambda item: -item[1])]
+    head = f"{rejected.total:,} documents; `rejected/` names each of them.\n\n| reason | documents |\n|---|---|\n"
+    return head + "\n".join(rows)
+
+
+def _personal(facts: DataFacts) -> str:
+    chosen = (facts.manifest.config.get("pii") or {}).get("replace")
+    if not chosen:
+        return "Nobody has looked for personal data in it: `pii` was not set when it was made. Take it that there is some."
+    found = facts.report.get("pii")
+    told = f" Found and replaced: `{json.dumps(found, default=str)}`." if found else ""
+    rest = " What no pattern recognizes, such as names, is still there."
+    return f"Replaced where they were recognized: {', '.join(chosen)}.{told}{rest}"

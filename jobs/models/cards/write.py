@@ -1,0 +1,47 @@
+"""Write the cards: beside an exported model, and into the report of a data set."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import write_atomically, write_json
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.jobs.models.cards.bom import bill_of_materials
+from ropewalk.jobs.models.cards.croissant import croissant
+from ropewalk.jobs.models.cards.data_card import data_card
+from ropewalk.jobs.models.cards.data_facts import read_data_facts
+from ropewalk.jobs.models.cards.model_card import model_card
+from ropewalk.jobs.models.cards.model_facts import read_model_facts
+
+MODEL_CARD, BILL = "README.md", "ml-bom.json"
+DATA_CARD, CROISSANT = "report/data-card.md", "report/croissant.json"
+
+
+def write_model_cards(run: RunDir, directory: Path, step: int | None) -> None:
+    """Write README.md and ml-bom.json of a run's model into the directory that its weights were written to."""
+    facts = read_model_facts(run, directory, step)
+    write_atomically(directory / MODEL_CARD, model_card(facts))
+    write_json(directory / BILL, bill_of_materials(facts))
+
+
+def write_data_cards(place: StoragePath, published: str | None = None) -> None:
+    """Write data-card.md and croissant.json into the report of a complete data set. Raises DataError where there is none.
+
+    `published` is a day such as 2026-01-31; unset: today, or what an earlier croissant.json says of the same content.
+    """
+    facts = read_data_facts(place)
+    # named by its content: the bytes of a data set do not depend on where it lies
+    facts = replace(facts, name=f"data-{facts.manifest.hash.removeprefix('xxh3:')[:8]}")
+    day = published or _published_before(place, facts.version) or time.strftime("%Y-%m-%d", time.gmtime())
+    place.write(DATA_CARD, data_card(facts).encode())
+    place.write(CROISSANT, (json.dumps(croissant(facts, day), indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _published_before(place: StoragePath, version: str) -> str | None:
+    try:
+        earlier = json.loads(place.read(CROISSANT))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return str(earlier["datePublished"]) if earlier.get("version") == version else None

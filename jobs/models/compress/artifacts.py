@@ -1,0 +1,123 @@
+"""What a variant is on disk, and how it is opened by the engine that serves it."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.files import write_json
+from ropewalk.jobs.inference.gguf.llama_cpp import LlamaCpp
+from ropewalk.jobs.inference.scoring.open_model import OpenModel
+
+Engine = Literal["transformers", "llama.cpp"]
+RECORD = "variant.json"
+
+
+class Asked(Protocol):
+    """A model that says what follows each token of a sequence."""
+
+    def log_probabilities(self, tokens: list[int]) -> torch.Tensor:
+        """Log-probabilities [T, V], in nats."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A variant that was built."""
+
+    engine: Engine
+    path: Path  # a Hugging Face directory, or a GGUF file
+    zeros: float  # fraction of the layers' matrices, before they were quantized
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Of the weights on disk."""
+        files = [self.path] if self.path.is_file() else self.path.glob("*.safetensors")
+        return sum(file.stat().st_size for file in files)
+
+    def write(self, folder: Path) -> None:
+        """Say in the variant's folder that it is complete."""
+        write_json(folder / RECORD, {**asdict(self), "path": self.path.name})
+
+    @classmethod
+    def read(cls, folder: Path) -> "Artifact | None":
+        """What was built in this folder; None where nothing was completed."""
+        if not (folder / RECORD).is_file():
+            return None
+        said = json.loads((folder / RECORD).read_text())
+        return cls(**{**said, "path": folder / said["path"], "notes": tuple(said["notes"])})
+
+
+@contextmanager
+def opened(artifact: Artifact, *, context: int, threads: int) -> Iterator[Asked]:
+    """The variant in its engine; `context` is the longest sequence. Raises ConfigError where the engine does not open it."""
+    if artifact.engine == "llama.cpp":
+        with LlamaCpp(artifact.path, context=context, threads=threads) as engine:
+            yield _InLlamaCpp(engine)
+    else:
+        yield InTransformers(open_directory(artifact.path))
+
+
+def open_directory(path: Path) -> Any:
+    """A Hugging Face directory in the number format that it has; what was quantized is opened by its library."""
+    from transformers import AutoModelForCausalLM
+
+    _check_quantized(path)
+    return AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval().requires_grad_(False)
+
+
+class InTransformers:
+    """A model of transformers."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    @torch.no_grad()
+    def log_probabilities(self, tokens: list[int]) -> torch.Tensor:
+        """Log-probabilities [T, V], in nats."""
+        found: torch.Tensor = self._model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float().log_softmax(-1)
+        return found
+
+
+class _InLlamaCpp:
+    def __init__(self, engine: LlamaCpp) -> None:
+        self._engine = engine
+
+    def log_probabilities(self, tokens: list[int]) -> torch.Tensor:
+        return torch.from_numpy(self._engine.log_probabilities(tokens))
+
+
+def save(model: Any, opened: OpenModel, folder: Path) -> Path:
+    """Write a model of transformers and the tokenizer as a Hugging Face directory, complete or not there."""
+    target, unfinished = folder / "model", folder / ".model.partial"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    opened.tokenizer.save_pretrained(unfinished)
+    unfinished.rename(target)
+    return target
+
+
+def _check_quantized(path: Path) -> None:
+    config = json.loads((path / "config.json").read_text())
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method == "torchao":
+        require_torchao()
+
+
+def require_torchao() -> None:
+    """Raise ConfigError unless torchao is there."""
+    try:
+        import torchao  # type: ignore[import-not-found]  # noqa: F401 - an extra, without types
+    except ImportError as error:
+        raise ConfigError(
+            f"torchao: is not installed ({error}); pip install 'ropewalk[compress]' brings it. Where it is installed every "
+            "import of transformers takes 0.7 s longer: an environment of its own spares that"
+        ) from None

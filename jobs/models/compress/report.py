@@ -1,0 +1,129 @@
+"""The table of variants for people and programs: compress/table.json, compress/report.html with what lies on the Pareto front."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import write_atomically, write_json
+from ropewalk.jobs.evaluation.tasks.scoring import first_metric
+from ropewalk.jobs.runs.show.html import Table, page, paragraph
+from ropewalk.jobs.runs.show.plots import INK, MUTED, TRAIN, VALIDATION, dress
+
+FOLDER, TABLE, PAGE = "compress", "table.json", "report.html"
+DOTS_PER_INCH = 130
+Row = Mapping[str, Any]
+
+
+def pareto(rows: Sequence[Row], cost: str) -> list[str]:
+    """The variants that no other one beats in both bits per byte and this cost."""
+    known = [row for row in rows if row.get(cost) is not None]
+    return [
+        row["variant"]
+        for row in known
+        if not any(
+            other[cost] <= row[cost]
+            and other["bits_per_byte"] <= row["bits_per_byte"]
+            and (other[cost], other["bits_per_byte"]) != (row[cost], row["bits_per_byte"])
+            for other in known
+        )
+    ]
+
+
+def write_report(run: RunDir, model: str, rows: Sequence[Row], gate: Mapping[str, Any] | None) -> Path:
+    """Write table.json and report.html into the run; returns the page."""
+    folder = run.path / FOLDER
+    folder.mkdir(exist_ok=True)
+    fronts = {cost: pareto(rows, cost) for cost in ("bytes", "per_token_ms")}
+    write_json(folder / TABLE, {"model": model, "table": list(rows), "pareto": fronts, "gate": gate})
+    sections = [
+        paragraph(
+            f"Run {run.id}, model {model}. Bits per byte and KL (from the dense model, nats a token) were measured in the engine "
+            "that serves the variant; speed and memory in a process of its own each. All on one machine, in one run."
+        ),
+        paragraph(
+            "Of GGUF's formats F32 alone is the model as it is; F16 and BF16 round weights, and in llama.cpp activations too. "
+            "How far log-probabilities are from those of transformers in fp32 was seen when a file was written: its notes say it."
+        ),
+        _table(rows, fronts).html(),
+        *(_picture(rows, cost, front) for cost, front in fronts.items() if front),
+    ]
+    if gate is not None:
+        sections.insert(1, paragraph("The gate: passed." if gate["passed"] else f"The gate: refused. {_failed(gate)}"))
+    write_atomically(folder / PAGE, page(f"Variants of {model}", sections))
+    return folder / PAGE
+
+
+def _failed(gate: Mapping[str, Any]) -> str:
+    return "; ".join(one["words"] for one in gate["failed"])
+
+
+def _table(rows: Sequence[Row], fronts: Mapping[str, Sequence[str]]) -> Table:
+    tasks = tasks_of(rows)
+    columns = ["variant", "engine", ">bits per byte", ">± SE", ">more than dense", ">± SE", ">KL", ">MB", ">memory MB"]
+    headings = [heading for task, metric in tasks.items() for heading in (f">{task}, {metric}", ">± SE")]
+    table = Table("Variants", [*columns, ">first token ms", ">ms a token", *headings, ">zeros", "Pareto", "notes"])
+    for row in rows:
+        best = [cost.removesuffix("_ms").replace("_", " ") for cost, front in fronts.items() if row["variant"] in front]
+        table.row(
+            row["variant"],
+            row["engine"],
+            *(shown(row.get(key), 4) for key in ("bits_per_byte", "standard_error")),
+            *(shown(row.get(key), 4) for key in ("more_bits_per_byte", "more_bits_per_byte_standard_error", "kl")),
+            *(shown(row.get(key), 1, 1e-6) for key in ("bytes", "rss")),
+            *(shown(row.get(key), 2) for key in ("first_token_ms", "per_token_ms")),
+            *(
+                shown(row["scores"][task][metric][key], 3)
+                for task, metric in tasks.items()
+                for key in ("value", "standard_error")
+            ),
+            shown(row.get("zeros"), 3),
+            ", ".join(best),
+            "; ".join(row.get("notes") or ()),
+        )
+    return table
+
+
+def tasks_of(rows: Sequence[Row]) -> dict[str, str]:
+    """The tasks that the variants were scored on, each with the metric that stands for it."""
+    return {task: first_metric(scores) for task, scores in (rows[0].get("scores") or {}).items()}
+
+
+def shown(value: float | None, digits: int, factor: float = 1.0) -> str:
+    """A figure of the table; nothing where there is none."""
+    return "" if value is None else f"{value * factor:.{digits}f}"
+
+
+def _picture(rows: Sequence[Row], cost: str, front: Sequence[str]) -> str:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    factor, name = (1e-6, "MB on disk") if cost == "bytes" else (1.0, "ms a token")
+    with plt.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": MUTED, "font.family": "DejaVu Sans"}):
+        figure, axis = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+        for row in (one for one in rows if one.get(cost) is not None):
+            best = row["variant"] in front
+            place = (row[cost] * factor, row["bits_per_byte"])
+            axis.plot(*place, "o", color=TRAIN if best else VALIDATION, fillstyle="full" if best else "none")
+            axis.annotate(row["variant"], place, xytext=(4, 3), textcoords="offset points", fontsize=7)
+        on_front = sorted((row[cost] * factor, row["bits_per_byte"]) for row in rows if row["variant"] in front)
+        axis.plot(*zip(*on_front, strict=True), color=TRAIN, alpha=0.4, linewidth=1)
+        axis.set_xlabel(name)
+        dress(axis, f"bits per byte by {name}; filled: on the Pareto front")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=DOTS_PER_INCH, facecolor="white", format="png")
+        plt.close(figure)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{escape(name)}" src="data:image/png;base64,{data}">\n'
+
+
+def read_table(run: RunDir) -> dict[str, Any]:
+    """What `write_report` has written."""
+    found: dict[str, Any] = json.loads((run.path / FOLDER / TABLE).read_text())
+    return found

@@ -1,0 +1,94 @@
+"""Zeros in the matrices of a decoder, layer by layer: each is judged by what the pruned layers before it make of the text.
+
+B sequences, T tokens, I inputs of a matrix.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.inference.gguf.ggml import Float32s
+from ropewalk.jobs.models.compress.layers import layer_by_layer, linears
+from ropewalk.jobs.models.compress.masks import GROUP, of_matrix, of_rows, two_of_four, wanda_score
+from ropewalk.jobs.models.compress.methods import SparsityConfig
+
+
+@torch.no_grad()
+def sparsify(model: Any, name: str, options: SparsityConfig, batches: Iterable[torch.Tensor]) -> None:
+    """Prune a model in place by `magnitude` or `wanda`; batches are token ids [B, T]. Raises ConfigError for 2:4 of odd sizes."""
+    layers = model.model.layers
+    _check(layers, options)
+    if name == "magnitude":
+        for layer in layers:
+            for _, linear in linears(layer):
+                _apply(linear, linear.weight.abs(), options, by_row=False)
+        return
+    for _, layer, compute in layer_by_layer(model, batches):
+        with _squares(dict(linears(layer))) as squares:
+            compute()
+        for key, linear in linears(layer):
+            _apply(linear, wanda_score(linear.weight, squares.sums[key].sqrt().float()), options, by_row=True)
+
+
+def zeros(model: Any) -> float:
+    """Which fraction of the layers' matrices is zero."""
+    weights = [linear.weight for _, linear in linears(model.model.layers)]
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
+@torch.no_grad()
+def importance(model: Any, batches: Iterable[torch.Tensor]) -> Mapping[str, Float32s]:
+    """The mean square of each input of each matrix, by the module's name; the head's too."""
+    with _squares(dict(linears(model))) as squares:
+        for input_ids in batches:
+            model(input_ids=input_ids, use_cache=False)
+    return {
+        name: (total / max(1, squares.tokens[name])).float().numpy().astype(np.float32) for name, total in squares.sums.items()
+    }
+
+
+class _Squares:
+    """Sums of squares of inputs, float64 [I], and over how many tokens."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.tokens: dict[str, int] = {}
+
+    def add(self, name: str, inputs: torch.Tensor) -> None:
+        flat = inputs.flatten(0, -2)
+        self.sums[name] = self.sums.get(name, torch.zeros(flat.shape[1], dtype=torch.float64)) + flat.square().sum(0).double()
+        self.tokens[name] = self.tokens.get(name, 0) + flat.shape[0]
+
+
+@contextmanager
+def _squares(watched: Mapping[str, nn.Linear]) -> Iterator[_Squares]:
+    found = _Squares()
+
+    def watch(name: str, linear: nn.Linear) -> Any:
+        return linear.register_forward_pre_hook(lambda module, inputs: found.add(name, inputs[0]))
+
+    handles = [watch(name, linear) for name, linear in watched.items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _apply(linear: nn.Linear, score_OI: torch.Tensor, options: SparsityConfig, *, by_row: bool) -> None:
+    if options.pattern is not None:
+        mask = two_of_four(score_OI)
+    else:
+        mask = (of_rows if by_row else of_matrix)(score_OI, options.fraction)
+    linear.weight.mul_(mask)
+
+
+def _check(layers: nn.Module, options: SparsityConfig) -> None:
+    odd = [f"layers.{name} ({linear.in_features} inputs)" for name, linear in linears(layers) if linear.in_features % GROUP]
+    if options.pattern is not None and odd:
+        raise ConfigError(f"2:4: {odd[0]} is no multiple of {GROUP}; set a sparsity instead of the pattern")

@@ -1,0 +1,189 @@
+"""Point an alias to a version, by its gates, and back again: each move is a numbered file that says who, when and why."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import make_private
+from ropewalk.cluster.run.numbered import Entries, append_numbered
+from ropewalk.jobs.models.registry.register import register, who
+from ropewalk.jobs.runs.models.gates import Judged, check_passed, newest_gates, require_passed
+from ropewalk.jobs.runs.models.model_versions import (
+    ALIASES,
+    CANDIDATE,
+    NAME,
+    PRODUCTION,
+    Move,
+    RegisteredModel,
+    Version,
+    moves_of,
+    registered_models,
+)
+
+
+def promote(
+    ref: str,
+    alias: str = PRODUCTION,
+    *,
+    name: str | None = None,
+    root: Path | None = None,
+    force: str | None = None,
+    key: str | None = None,
+    expected: Callable[[int | None], bool] = lambda current: True,
+    by: str | None = None,
+    reason: str | None = None,
+) -> Move:
+    """Make an alias point to the model that `ref` names, which becomes a version if it is none yet; returns the move.
+
+    To `production` only with a passed gate, and to any alias not against one, unless `force` says why. A move with the same
+    `key` is made once. `expected` is asked whether the alias may be moved away from the version (its number) that it points
+    to at that moment. Raises ConfigError, CheckpointError.
+    """
+    if not NAME.fullmatch(alias) or alias.isdigit():
+        raise ConfigError(f"the alias {alias!r} may hold letters, digits, '.', '-' and '_' only, and is no number")
+    if force is not None and not force.strip():
+        raise ConfigError("--force: say why, in words; it is recorded with the promotion")
+    version = register(ref, name, root, by=by)
+    gates = gates_of_version(version, alias, force)
+    entry = {
+        **{"version": version.number, "kind": "promote", "by": by or who(), "time": time.time()},
+        **{"gates": [judged.plain() for judged in gates], "forced": force, "key": key, "reason": reason},
+    }
+
+    def decide(entries: Entries) -> Mapping[str, Any] | None:
+        moves = moves_of(version.model, alias, entries)
+        current = moves[-1].version if moves else None
+        if _done(moves, key) or (key is None and current == version.number):
+            return None
+        if not expected(current):
+            now = f"{version.model}@{current}" if current is not None else "nothing"
+            raise ConfigError(f"{version.model}@{alias} points to {now} by now: somebody else has moved it; look again")
+        return entry
+
+    move = _move(version.root, version.model, alias, decide, key)
+    if alias == PRODUCTION:
+        withdraw(version.model, version.root, "it became production", only=version.number, by=by)
+    return move
+
+
+def gates_of_version(version: Version, alias: str, force: str | None) -> list[Judged]:
+    """The gates that judged a version. Raises ConfigError where they forbid the alias, unless it is forced."""
+    place = RunDir(version.root / version.run) if version.run else Path(str(version.path))
+    if force is not None:
+        return newest_gates(place, version.step, version.root)
+    if alias == PRODUCTION:
+        try:
+            return require_passed(place, version.step, version.root)
+        except ConfigError as error:
+            raise ConfigError(f"{error}. --force WHY promotes it all the same, and is recorded") from None
+    judged = newest_gates(place, version.step, version.root)
+    check_passed(judged, version.id, "it")
+    return judged
+
+
+def rollback(alias: str = PRODUCTION, *, model: str | None = None, root: Path | None = None, **more: Any) -> Move:
+    """Make an alias point to what it pointed to before its last promotion; `more` are `by`, `reason`, `key`, `only`.
+
+    With `only` (a version's number) nothing is done unless it points to that one. A `candidate` is withdrawn: the one before
+    it is not tried again. Raises ConfigError where there is nothing to go back to.
+    """
+    found = _model_of(alias, model, root)
+    if alias == CANDIDATE:
+        return withdraw(found.name, found.root, str(more.pop("reason", None) or "rolled back"), **more) or _last(found, alias)
+    return _back(found, alias, **more)
+
+
+def _back(
+    model: RegisteredModel,
+    alias: str,
+    *,
+    by: str | None = None,
+    reason: str | None = None,
+    key: str | None = None,
+    only: int | None = None,
+) -> Move:
+    def decide(entries: Entries) -> Mapping[str, Any] | None:
+        moves = moves_of(model.name, alias, entries)
+        before = standing(moves)
+        if _done(moves, key) or (only is not None and (not before or before[-1] != only)):
+            return None
+        if len(before) <= 1:
+            now = f"{model.name}@{before[-1]}" if before else "nothing"
+            raise ConfigError(f"{model.name}@{alias} points to {now}, and pointed to no version before; promote another one")
+        about = {"by": by or who(), "time": time.time(), "key": key, "reason": reason}
+        return {"version": before[-2], "kind": "rollback", **about}
+
+    return _move(model.root, model.name, alias, decide, key)
+
+
+def withdraw(
+    model: str, root: Path, reason: str, *, only: int | None = None, by: str | None = None, key: str | None = None
+) -> Move | None:
+    """Take the alias `candidate` away from the version it points to, or from version `only`; None: it does not point there."""
+
+    def decide(entries: Entries) -> Mapping[str, Any] | None:
+        moves = moves_of(model, CANDIDATE, entries)
+        current = moves[-1].version if moves else None
+        if current is None or (only is not None and current != only):
+            return None
+        about = {"by": by or who(), "time": time.time(), "reason": reason, "key": key}
+        return {"version": None, "kind": "withdraw", **about}
+
+    folder = RegisteredModel(root, model).folder / ALIASES / CANDIDATE
+    number = append_numbered(folder, decide)
+    return _numbered(RegisteredModel(root, model), CANDIDATE, number) if number is not None else None
+
+
+def standing(moves: Sequence[Move]) -> list[int]:
+    """The versions that an alias pointed to, as a stack: what was rolled back is gone; the last is that of now."""
+    stack: list[int] = []
+    for move in moves:
+        if move.kind == "rollback":
+            stack.pop()
+        elif move.version is None:
+            stack.clear()
+        else:
+            stack.append(move.version)
+    return stack
+
+
+def _move(root: Path, name: str, alias: str, decide: Callable[[Entries], Mapping[str, Any] | None], key: str | None) -> Move:
+    model = RegisteredModel(root, name)
+    with suppress(FileExistsError):
+        make_private(model.folder / ALIASES / alias)
+    number = append_numbered(model.folder / ALIASES / alias, decide)
+    if number is not None:
+        return _numbered(model, alias, number)
+    return next((move for move in model.history(alias) if key is not None and move.key == key), _last(model, alias))
+
+
+def _numbered(model: RegisteredModel, alias: str, number: int) -> Move:
+    return next(move for move in model.history(alias) if move.number == number)
+
+
+def _last(model: RegisteredModel, alias: str) -> Move:
+    moves = model.history(alias)
+    if not moves:
+        raise ConfigError(f"{model.name}@{alias} has never pointed to a version; `ropewalk promote MODEL --to {alias}`")
+    return moves[-1]
+
+
+def _done(moves: Sequence[Move], key: str | None) -> bool:
+    return key is not None and any(move.key == key for move in moves)
+
+
+def _model_of(alias: str, name: str | None, root: Path | None) -> RegisteredModel:
+    """The model that a user means: NAME, else the only one that has ever had the alias. Raises ConfigError."""
+    models = registered_models(root)
+    found = [model for model in models if (model.name == name if name else model.history(alias))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = " or ".join(f"{model.name}@{alias}" for model in found)
+        raise ConfigError(f"{alias}: {len(found)} models have this alias; say {names}")
+    known = ", ".join(model.name for model in models) or "none yet"
+    raise ConfigError(f"no model {f'{name!r}' if name else f'has an alias {alias!r}'}; models of the registry: {known}")

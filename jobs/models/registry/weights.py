@@ -1,0 +1,53 @@
+"""What a version's weights are: a checkpoint of a run, or a directory, by a hash that tells equal ones."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from ropewalk.cluster.errors import CheckpointError, ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.training.loop.model_record import checkpoint_place, require_record
+from ropewalk.sharding.layout import MANIFEST_NAME, complete_steps, directory_of, pin
+
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
+_BESIDE = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # they decide what is answered, too
+
+
+def newest_step(run: RunDir) -> int:
+    """The step of a run's newest complete checkpoint. Raises ConfigError, CheckpointError where there is none."""
+    require_record(run)
+    steps = complete_steps(checkpoint_place(run))
+    if not steps:
+        raise CheckpointError(f"{run.id} has no complete checkpoint yet; wait for one, or name another run")
+    return steps[-1]
+
+
+def hash_of_checkpoint(run: RunDir, step: int) -> str:
+    """A hash of what a checkpoint holds, by the checksums in its manifest. Raises CheckpointError."""
+    require_record(run)
+    place = checkpoint_place(run)
+    try:
+        files = json.loads(place.read(f"{directory_of(step)}/{MANIFEST_NAME}"))["files"]
+    except (FileNotFoundError, ValueError, KeyError):
+        known = ", ".join(map(str, complete_steps(place))) or "none"
+        raise CheckpointError(f"{run.id} has no complete checkpoint of step {step}; its steps: {known}") from None
+    told = sorted((file["path"], file["size"], file["checksum"]) for file in files)
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def keep_checkpoint(run: RunDir, step: int, version: str) -> None:
+    """Keep a checkpoint for as long as a version of the registry needs it, however many newer ones its run saves."""
+    pin(checkpoint_place(run), step, f"model-{version}")
+
+
+def hash_of_directory(path: Path) -> str:
+    """A hash of the weights of a Hugging Face directory, and of what decides how they answer. Raises ConfigError."""
+    weights = sorted(file for file in path.iterdir() if file.suffix in _WEIGHTS)
+    if not weights:
+        raise ConfigError(f"{path}: has no weights ({', '.join(f'*{suffix}' for suffix in _WEIGHTS)}); name a model's directory")
+    total = hashlib.sha256()
+    for file in [*weights, *(path / name for name in _BESIDE)]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                total.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()

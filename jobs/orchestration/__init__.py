@@ -1,0 +1,1 @@
+"""Jobs that start other work: sweeps, pipelines, users' programs and functions."""

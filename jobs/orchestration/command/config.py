@@ -1,0 +1,120 @@
+"""The keys of the `command` job."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from ropewalk.cluster.config import CodeConfig, DataPath, JobConfig, PathView, check_variables
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.spec import Engine
+from ropewalk.jobs.orchestration.command.program_name import program_name
+from ropewalk.jobs.orchestration.command.script import imports_of, script_of, sets_variables
+from ropewalk.jobs.runs.submit.provenance import refuse_secrets
+
+
+class CommandConfig(JobConfig):
+    """A program, how it is started, and how it is asked to stop."""
+
+    command: list[str] = Field(
+        min_length=1, description="the program and its arguments; one string is a line of bash, a list is taken word by word"
+    )
+    launch: Literal["ranks", "nodes", "once"] = Field(
+        default="ranks",
+        description="ranks: a process per rank with torchrun's variables; nodes: one process a node; once: one process in all",
+    )
+    values: dict[str, str | int | float | bool] = Field(
+        default={},
+        description="what stands for {name} in command, environment and files of `fill`; a sweep searches values.NAME",
+    )
+    fill: list[DataPath] = Field(
+        default=[],
+        description="text files in which {name} is replaced; words of the command that name them get the copies",
+    )
+    setup: list[str] = Field(default=[], description="lines of bash before each start, such as `module load cuda`")
+    directory: DataPath = Field(default=".", description="where the program is started; unset: where you submit")
+    code: CodeConfig = Field(default=CodeConfig(), description="how the code around the directory travels to a cluster")
+    environment: dict[str, str] = Field(default={}, description="variables of the program; no secrets")
+    fork: bool = Field(
+        default=True,
+        description="start a Python program by a fork of a process that has imported torch, where that makes no difference;"
+        " false: always as a new process",
+    )
+    stop_signal: Literal["TERM", "INT", "USR1", "USR2"] = Field(
+        default="TERM", description="the signal that asks the program to save and leave, once the scheduler wants its nodes back"
+    )
+    steps: int | None = Field(default=None, ge=1, description="steps in all, for progress bars; unset: as the program says")
+    metrics: dict[str, str] = Field(
+        default={}, description=r"metrics read from the output of rank 0: name: regular expression with a group, `loss=(\S+)`"
+    )
+    step_pattern: str | None = Field(
+        default=None, description=r"regular expression of the step in the output, `step (\d+)`; unset: metrics are counted"
+    )
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _line(cls, command: Any) -> Any:
+        return ["bash", "-c", command] if isinstance(command, str) else command
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _texts(cls, environment: Any) -> Any:
+        if not isinstance(environment, dict):
+            return environment
+        return {name: value if isinstance(value, str) else str(value) for name, value in environment.items()}
+
+    @field_validator("environment")
+    @classmethod
+    def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
+        check_variables(environment, "run.yaml is a plain file; export it where the program runs")
+        return environment
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name, pattern in [*self.metrics.items(), *([("step_pattern", self.step_pattern)] if self.step_pattern else [])]:
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"{name}: {pattern!r} is no regular expression: {error}") from None
+            if groups < 1:
+                raise ValueError(f"{name}: {pattern!r} has no group; put the number into parentheses, such as loss=(\\S+)")
+        if self.launch != "ranks" and (self.resources.ranks_per_node or 1) != 1:
+            raise ValueError(f"launch={self.launch} starts one process a node, but resources.ranks_per_node is more than 1")
+        if self.launch == "once" and self.resources.nodes.most > 1:
+            raise ValueError("launch=once starts one process on one node, but resources.nodes is more than 1; use launch=nodes")
+        return self
+
+    def project(self) -> tuple[str, CodeConfig] | None:
+        """The code around the directory."""
+        return self.directory, self.code
+
+    def resolved(self) -> Self:
+        """Return the configuration, the run named after its program. Raises ConfigError for a secret, which would be masked."""
+        refuse_secrets(self.model_dump(mode="json"), "let the program read it from its environment or a file")
+        return self if self.name else self.model_copy(update={"name": program_name(self.command)})
+
+    def preferred_engine(self) -> Engine | None:
+        """The ranks engine forms the group of `ranks` and `nodes`; one process needs none."""
+        return Engine.PROCESS if self.launch == "once" else Engine.RANKS
+
+    def extra_record(self, cluster_name: str) -> dict[str, Any]:
+        """What the program imports of the libraries that its forks find imported."""
+        found = script_of([*self.command]) if self.fork and not self.setup else None
+        script = Path(self.directory, found[0]) if found and not found[2] else None
+        if script is None or not script.is_file():
+            return {}
+        text = script.read_text(errors="replace")
+        return {} if sets_variables(text) else {"preload": ["ropewalk.jobs.orchestration.command.job", *imports_of(text)]}
+
+    def preflight(self, here: PathView = Path) -> None:
+        """The directory must be there, where this machine sees it. Raises ConfigError."""
+        folder = here(self.directory)
+        if folder is not None and not folder.is_dir() and not Path(self.directory).is_dir():
+            raise ConfigError(f"directory: {self.directory} is not a directory on this machine")
+
+
+def filled(text: str, values: Mapping[str, object]) -> str:
+    """Replace each {name} of `values` in a text; braces around anything else stay, such as those of JSON."""
+    return re.sub(r"\{(\w+)\}", lambda match: str(values[match[1]]) if match[1] in values else match[0], text)

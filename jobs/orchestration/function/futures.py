@@ -1,0 +1,138 @@
+"""Functions and jobs submitted from Python: futures whose runs are like any other."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ropewalk.cluster.backends.profiles import load_backend
+from ropewalk.cluster.config_reader import load_config, read_yaml
+from ropewalk.cluster.errors import ConfigError, RopewalkError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.orchestration.function.call import name_of, plain, read_result, write_call
+from ropewalk.jobs.orchestration.function.config import FunctionConfig
+from ropewalk.jobs.registry import config_of, find_job
+from ropewalk.jobs.runs.show.status import all_runs, final_object, final_outcome, states
+from ropewalk.jobs.runs.submit.submit import start, submit, write_down
+
+POLL_SECONDS = 0.2
+
+
+class RunFailedError(RopewalkError):
+    """A run did not succeed; the message has its cause, and the traceback of the far side where there is one."""
+
+
+class Future:
+    """A run that was submitted from Python."""
+
+    def __init__(self, run: RunDir, *, pickled: bool = False, job: str = "function") -> None:
+        self.run, self._pickled, self._job = run, pickled, job
+
+    def __repr__(self) -> str:
+        return f"Future({self.run.id}: {self.state})"
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.run.id
+
+    @property
+    def directory(self) -> Path:
+        """The run's directory."""
+        return self.run.path
+
+    @property
+    def state(self) -> str:
+        """The run's state in one word, such as PENDING, RUNNING, SUCCEEDED."""
+        return str(states([self.run])[self.run.id].state)
+
+    def done(self) -> bool:
+        """Whether the run is over, however it ended."""
+        return final_outcome(self.run) is not None
+
+    def cancel(self) -> None:
+        """Ask the run to save, leave and not come back."""
+        if not self.done():
+            load_backend(str(self.run.record["cluster"])).cancel(self.run)
+
+    def result(self, timeout_seconds: float | None = None) -> Any:
+        """Wait for the run, and return what the function returned, or a job's results.
+
+        Raises RunFailedError where it did not succeed, and TimeoutError.
+        """
+        if (error := self.exception(timeout_seconds)) is not None:
+            raise error
+        if self._job != "function":
+            return final_object(self.run)
+        if self._pickled:
+            return read_result(self.run.attempt_dir(self.run.attempts()[-1]))
+        return self.run.results().get("result")
+
+    def exception(self, timeout_seconds: float | None = None) -> RunFailedError | None:
+        """Wait for the run, and return why it did not succeed; None if it did. Raises TimeoutError."""
+        from ropewalk.jobs.runs.show.follow import wait  # whoever submits and leaves needs none of it
+
+        watch = wait(self.run, _sleeper(self.run, timeout_seconds))
+        outcome = final_outcome(self.run)
+        if outcome is None:
+            return RunFailedError(f"{self.run.id} is not running any more: {watch.abandoned}")
+        if outcome.state is RunState.SUCCEEDED:
+            return None
+        errors = self.run.read_errors(self.run.attempts()[-1])
+        traceback = str(errors[0].get("traceback") or "") if errors else ""
+        return RunFailedError(
+            f"{self.run.id} {outcome.state.lower()}: {outcome.cause}" + (f"\n\n{traceback}" if traceback else "")
+        )
+
+
+def submit_function(
+    function: Callable[..., object],
+    calls: Sequence[tuple[Sequence[object], Mapping[str, object]]],
+    *,
+    on: str,
+    by_value: bool,
+    settings: Mapping[str, Any],
+    at_once: int | None = None,
+) -> list[Future]:
+    """A run for each call, submitted together. Raises RopewalkError."""
+    name = getattr(function, "__name__", "function")
+    word = name if by_value else name_of(function)
+    values = {"function": word, "by_value": by_value, **settings, "name": settings.get("name") or name.strip("<>")}
+    common = load_config(FunctionConfig, values)  # checked once: they differ in plain values alone
+    given = [([], {}) if by_value else plain(args, kwargs) for args, kwargs in calls]
+    configs = [common.model_copy(update={"args": args, "kwargs": kwargs}) for args, kwargs in given]
+    backend = load_backend(on)
+    if by_value and not backend.shares_files:
+        raise ConfigError(f"by_value: this machine does not see the files of {on}; give a function that can be imported")
+    runs = write_down(backend, "function", configs, on, ("ropewalk.submit",))
+    if by_value:
+        for run, (args, kwargs) in zip(runs, calls, strict=True):
+            write_call(run.path, function, args, kwargs)
+    start(backend, runs, configs[0].resources, at_once=at_once)
+    return [Future(run, pickled=by_value) for run in runs]
+
+
+def submit_job(job: str, config: Mapping[str, Any] | str | Path, on: str, overrides: Iterable[str]) -> Future:
+    """A run of one of the jobs, from its keys or a job file. Raises RopewalkError."""
+    values = config if isinstance(config, Mapping) else read_yaml(Path(config))
+    return Future(submit(job, load_config(config_of(find_job(job)), values, list(overrides)), on), job=job)
+
+
+def known_runs() -> list[Future]:
+    """Every run under every root, newest first."""
+    return [
+        Future(run, pickled=bool((run.record.get("config") or {}).get("by_value")), job=str(run.record.get("job")))
+        for run in reversed(all_runs())
+    ]
+
+
+def _sleeper(run: RunDir, timeout_seconds: float | None) -> Callable[[float], None]:
+    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+
+    def sleep(seconds: float) -> None:
+        if deadline is not None and time.monotonic() > deadline:
+            raise TimeoutError(f"{run.id} is not over after {timeout_seconds:g} s")
+        time.sleep(min(seconds, POLL_SECONDS))
+
+    return sleep

@@ -1,0 +1,1 @@
+"""Results a run reports: metrics, scores with their evidence, comparisons, gates."""

@@ -1,0 +1,1 @@
+"""Models in runs: find them, their versions, inputs, evaluations and gates."""

@@ -1,0 +1,1 @@
+"""Looking at runs: status, tables, plots, logs, explanations."""

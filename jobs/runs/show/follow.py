@@ -1,0 +1,234 @@
+"""Watch a run until it is over: its progress as a bar or a line, its events as they happen. Reads files only."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from ropewalk.cluster.backends.recovery import NO_ANSWER
+from ropewalk.cluster.fresh_reads import read_afresh
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.file_systems import mount_of
+from ropewalk.cluster.run.files import read_json
+from ropewalk.cluster.spec import RunState
+from ropewalk.jobs.results.metrics import EventTail, latest_metrics
+from ropewalk.jobs.runs.show.events import tell
+from ropewalk.jobs.runs.show.remote import Copy
+from ropewalk.jobs.runs.show.status import GONE, final_outcome, settle, wandb_address
+from ropewalk.jobs.runs.show.view import RunView, view_of
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import TaskID
+
+POLL_SECONDS = 0.25
+ASK_SECONDS = 3.0  # between two questions to the scheduler
+PLAIN_SECONDS = 5.0  # between two lines where there is no terminal
+STARTING = "starting"
+LOST_ANSWERS = 3  # answers in a row in which the scheduler does not know the run, before that is believed
+
+
+class Watch:
+    """Knows when a run is over: it has a final outcome, or no process runs it any more."""
+
+    def __init__(self, run: RunDir, clock: Callable[[], float] = time.monotonic) -> None:
+        self.run, self._clock, self._copy = run, clock, Copy(run)
+        self._next_question = clock() + ASK_SECONDS
+        self._lost = 0
+        self.abandoned = ""  # why no process runs it any more
+        self.waits = ""  # why it does not run, where the scheduler says so
+        self.unseen = ""  # why nothing but its files is seen of it, where the scheduler does not answer
+
+    def over(self) -> bool:
+        """Whether the run is over. How it ended is in the run directory, or in `abandoned`."""
+        if final_outcome(self.run) is not None:
+            self._copy.freshen()
+            return True
+        if self._clock() >= self._next_question:
+            self._next_question = self._clock() + ASK_SECONDS
+            state = settle(self.run)
+            self._copy.freshen()
+            self.unseen = state.reason if state.word == NO_ANSWER else ""
+            self.waits = state.reason if state.state in {RunState.PENDING, RunState.REQUEUED} and not self.unseen else ""
+            # a final state without a final outcome: it could not be written down
+            gone = state.state is RunState.UNKNOWN or state.word in GONE or state.state.final
+            self._lost = self._lost + 1 if gone else 0
+            if self._lost >= LOST_ANSWERS:
+                self.abandoned = state.reason or "the scheduler does not know it any more"
+        return bool(self.abandoned)
+
+
+def wait(run: RunDir, sleep: Callable[[float], None] = time.sleep) -> Watch:
+    """Return when the run is over."""
+    watch = Watch(run)
+    while not watch.over():
+        sleep(POLL_SECONDS)
+    return watch
+
+
+def follow(run: RunDir, console: "Console", sleep: Callable[[float], None] = time.sleep) -> Watch:
+    """Show progress and events on `console` until the run is over."""
+    if mount_of(run.path).shared:  # else a client of NFS may believe for a minute that there is no progress yet
+        for path in (run.progress, run.metrics):
+            read_afresh(path)
+    watch = Watch(run)
+    view: _Bar | _Lines = _Bar(run, console) if console.is_terminal else _Lines(run, console)
+    told = address = ""
+    events = EventTail(run, skip=len(run.attempts()) > 1)  # what is past was told before
+    with view:
+        while True:
+            last_round = watch.over()
+            if not address and (address := wandb_address(run) or ""):  # known as soon as a mirror has opened the run there
+                view.say(f"W&B: {address}")
+            for event in events.news(last=last_round):
+                text = tell(event)
+                if text is not None:
+                    view.say(text)
+            for text in view.news():
+                view.say(text)
+            text = watch.unseen or (f"it waits: {watch.waits}" if watch.waits else "")
+            if text != told:
+                told = text
+                if told:
+                    view.say(told)
+            view.show()
+            if last_round:
+                return watch
+            sleep(POLL_SECONDS)
+
+
+def _has_begun(run: RunDir) -> bool:
+    """Whether a process of the job itself has started, in a group that has formed: not all jobs tell how far they are."""
+    attempts = run.attempts()
+    return bool(attempts) and any(True for _ in run.log_dir(attempts[-1]).glob("rank-*.log"))
+
+
+class _Bar:
+    """A live bar on a terminal."""
+
+    def __init__(self, run: RunDir, console: "Console") -> None:
+        from rich.live import Live
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self.run, self._view, self._eta = run, view_of(run), _Eta()
+        self._progress: Progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", style="bold", markup=False),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[words]}", markup=False),
+        )
+        rate = 10 if self._view.live() is None else 4  # a table costs more to draw than a bar
+        self._live = Live(get_renderable=self._picture, console=console, transient=True, refresh_per_second=rate)
+        self._stage = STARTING
+        self._task: TaskID = self._progress.add_task(self._stage, total=None, words="")
+
+    def __enter__(self) -> "_Bar":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def _picture(self) -> "RenderableType":
+        from rich.console import Group
+
+        below = self._view.live()
+        return self._progress if below is None else Group(self._progress, below)
+
+    def news(self) -> Iterable[str]:
+        return self._view.news()
+
+    def say(self, text: str) -> None:
+        from rich.text import Text
+
+        # a style of the print itself would dim the bar and the table too
+        self._live.console.print(Text(text, style="dim"), soft_wrap=True)
+
+    def show(self) -> None:
+        report = read_json(self.run.progress)
+        if not report:
+            if self._stage == STARTING and _has_begun(self.run):
+                self._stage = "running"
+                self._progress.update(self._task, description=self._stage)
+                self._live.refresh()
+            return
+        words = describe(report, latest_metrics(self.run), self._eta, self._view)
+        if report["stage"] != self._stage:  # a task's total cannot become unknown again
+            self._stage = report["stage"]
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(self._stage, total=report.get("total"), words=words)
+            self._progress.update(self._task, completed=report["done"])
+            self._live.refresh()  # a stage that is over soon is seen all the same
+        self._progress.update(self._task, completed=report["done"], total=report.get("total"), words=words)
+
+
+class _Lines:
+    """Progress as plain lines, for logs and pipes."""
+
+    def __init__(self, run: RunDir, console: "Console") -> None:
+        self.run, self.console, self._view, self._eta = run, console, view_of(run), _Eta()
+        self._said, self._stage, self._next = "", "", 0.0
+
+    def __enter__(self) -> "_Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def news(self) -> Iterable[str]:
+        return self._view.news()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def show(self) -> None:
+        report = read_json(self.run.progress)
+        now = time.monotonic()
+        if not report or (now < self._next and report["stage"] == self._stage):
+            return
+        text = f"{report['stage']}: {describe(report, latest_metrics(self.run), self._eta, self._view)}"
+        if text != self._said:
+            self.say(text)
+        self._said, self._stage, self._next = text, report["stage"], now + PLAIN_SECONDS
+
+
+class _Eta:
+    """The time that is left, by the speed of the last seconds: it forgets a slow start."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, str, float]] = deque(maxlen=120)
+
+    def seconds(self, stage: str, done: float, total: float | None) -> float | None:
+        now = time.monotonic()
+        if self._seen and (self._seen[-1][1] != stage or self._seen[-1][2] > done):
+            self._seen.clear()
+        self._seen.append((now, stage, done))
+        seconds, work = now - self._seen[0][0], done - self._seen[0][2]
+        return (total - done) * seconds / work if total and work > 0 and seconds > 0 else None
+
+
+def describe(report: dict[str, Any], metrics: dict[str, Any], eta: _Eta, view: RunView) -> str:
+    """`120/300 steps  loss 4.21  12.3k tokens/s  ETA 0:42` of a progress report, with what the run's own job says."""
+    if report.get("words"):
+        return str(report["words"])
+    done, total, unit = report["done"], report.get("total"), report.get("unit", "")
+    if unit == "B":
+        done, total, unit = round(done / 1e6, 1), None if total is None else round(total / 1e6, 1), "MB"
+    parts = [f"{done:,}/{total:,} {unit}" if total is not None else f"{done:,} {unit}"]
+    for key, name in (("train/loss", "loss"), ("validation/loss", "validation")):
+        if report["stage"] == "train" and metrics.get(key) is not None:
+            parts.append(f"{name} {metrics[key]:.3f}")
+    if said := view.words():
+        parts.append(said)
+    parts += [f"{_short(value)} {name}" for name, value in (report.get("rates") or {}).items() if value]
+    left = eta.seconds(report["stage"], report["done"], report.get("total"))
+    if left is not None and left >= 1:
+        parts.append(f"ETA {int(left) // 60}:{int(left) % 60:02d}")
+    return "  ".join(parts)
+
+
+def _short(value: float) -> str:
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.1f}{suffix}"
+    return f"{value:.1f}"

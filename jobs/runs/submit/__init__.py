@@ -1,0 +1,1 @@
+"""Submission: configuration, code snapshot, provenance, start."""

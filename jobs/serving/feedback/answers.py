@@ -1,0 +1,31 @@
+"""Which model gave an answer: the ledger that every endpoint keeps, whether or not it captures content."""
+
+from typing import NamedTuple
+
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.serving.feedback.records import FOLDER, answers_store
+
+
+class Answer(NamedTuple):
+    """One answer of a serving run, without its content."""
+
+    id: str  # of the request, x-request-id
+    answer_id: str | None  # `id` in the answer's body
+    time: float  # seconds since the epoch
+    alias: str
+    version: str
+    replica: str
+    path: str
+    status: int
+    outcome: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    first_token_seconds: float | None
+    seconds: float
+    moves: int
+
+
+def find_answer(run: RunDir, number: str) -> Answer | None:
+    """The answer with this id, of its body or of its request; None if this run gave none."""
+    row = answers_store(run.path / FOLDER).find(("answer_id", "id"), number)
+    return Answer(**{name: row[name] for name in Answer._fields}) if row else None

@@ -1,0 +1,42 @@
+"""Start a program that ends when the process that asked for it is gone: engines that do not look after that themselves.
+
+Usage: python -m ropewalk.jobs.serving.serve.attached --parent PID -- PROGRAM [ARGUMENT...]
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+
+from ropewalk.jobs.inference.engines.parent import end_with_parent
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+
+
+def main() -> None:
+    """Run the program, and exit with its code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("words", nargs="+")
+    given = parser.parse_args()
+    end_with_parent(given.parent)
+    try:
+        program = subprocess.Popen(given.words, preexec_fn=_die_with_starter)  # noqa: PLW1509 - one system call, no lock is taken
+    except OSError as error:
+        sys.exit(f"engine_command: {given.words[0]!r} does not start: {error.strerror}; is it installed on this node?")
+    code = program.wait()
+    sys.exit(128 - code if code < 0 else code)
+
+
+def _die_with_starter() -> None:
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    if os.getppid() == 1:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""python -m ropewalk.jobs.serving.serve.gateway SETTINGS.json: the keeper of an endpoint, which starts its gateways."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from ropewalk.cluster.errors import EXIT_USER_MISTAKE, ConfigError
+from ropewalk.jobs.serving.serve.gateway.settings import read_settings
+from ropewalk.jobs.serving.serve.gateway.sockets.keeper import Keeper
+
+
+def main() -> None:
+    """Keep an endpoint until SIGTERM; exit 2 with one line for a mistake in the settings."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ropewalk.jobs.serving.serve.gateway",
+        description="The one address of an endpoint: passes requests on to the replicas in routes.json, and loses none.",
+    )
+    parser.add_argument(
+        "settings", type=Path, help="JSON file with the settings: jobs/serving/serve/gateway/settings.py has the keys"
+    )
+    given = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s keeper %(levelname)s %(message)s")
+    try:
+        keeper = Keeper(read_settings(given.settings), given.settings)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(EXIT_USER_MISTAKE)
+    keeper.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""What all exchanges of a gateway share."""
+
+from dataclasses import dataclass
+
+from ropewalk.jobs.serving.serve.gateway.exchange.archive import Archive
+from ropewalk.jobs.serving.serve.gateway.exchange.cache import AnswerCache
+from ropewalk.jobs.serving.serve.gateway.exchange.metrics import Metrics
+from ropewalk.jobs.serving.serve.gateway.http.upstream import Upstreams
+from ropewalk.jobs.serving.serve.gateway.routing.table import Table
+from ropewalk.jobs.serving.serve.gateway.settings import GatewaySettings
+from ropewalk.jobs.serving.serve.gateway.sockets.journal import Journal
+
+
+@dataclass(frozen=True)
+class Context:
+    """Settings, journal, replicas, and where exchanges go when they are over."""
+
+    settings: GatewaySettings
+    journal: Journal
+    table: Table
+    upstreams: Upstreams
+    cache: AnswerCache
+    metrics: Metrics
+    archive: Archive

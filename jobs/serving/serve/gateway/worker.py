@@ -1,0 +1,156 @@
+"""A gateway process, which waits until the keeper tells it to lead.
+
+Usage: python -m ropewalk.jobs.serving.serve.gateway.worker SETTINGS.json FD
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+
+import uvloop
+
+from ropewalk.jobs.serving.serve.gateway.exchange.archive import Archive
+from ropewalk.jobs.serving.serve.gateway.exchange.cache import AnswerCache
+from ropewalk.jobs.serving.serve.gateway.exchange.context import Context
+from ropewalk.jobs.serving.serve.gateway.exchange.metrics import Metrics
+from ropewalk.jobs.serving.serve.gateway.http.upstream import Upstreams
+from ropewalk.jobs.serving.serve.gateway.load import write_load
+from ropewalk.jobs.serving.serve.gateway.recorder import open_recorder
+from ropewalk.jobs.serving.serve.gateway.routing.table import Table
+from ropewalk.jobs.serving.serve.gateway.server import Gateway
+from ropewalk.jobs.serving.serve.gateway.settings import GatewaySettings, read_settings
+from ropewalk.jobs.serving.serve.gateway.sockets.channel import Kind, Message, receive, send
+from ropewalk.jobs.serving.serve.gateway.sockets.files import raise_open_files
+from ropewalk.jobs.serving.serve.gateway.sockets.journal import Header, Journal
+from ropewalk.jobs.serving.serve.gateway.sockets.workers import die_with_parent, take_channel
+
+log = logging.getLogger(__name__)
+
+_ALIVE_SECONDS = 2.0
+
+
+class Leader:
+    """A gateway that leads: the keeper's words in, numbers of closed connections out."""
+
+    def __init__(self, settings: GatewaySettings, channel: socket.socket, journal: Journal, expected: int) -> None:
+        self._channel, self._journal, self._expected = channel, journal, expected
+        self._known = {number: record for record, number in journal.records()}
+        self._closed: list[int] = []
+        self._over = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._settings = settings
+
+    async def run(self) -> None:
+        """Serve until the keeper says that it is over, and what was open has ended."""
+        settings = self._settings
+        upstreams = Upstreams(os.environ.get("ROPEWALK_ENGINE_TOKEN"))
+        table = Table(settings.routes, upstreams, per_slot=settings.queue_per_slot, imbalance=settings.imbalance)
+        table.look()
+        archive = Archive(self._journal)
+        recorder = await open_recorder(settings, archive.durable)
+        archive.recover(recorder)
+        context = Context(settings, self._journal, table, upstreams, AnswerCache(settings.cache_bytes), Metrics(), archive)
+        self.gateway = Gateway(context, self._note_closed, recorder)
+        asyncio.get_running_loop().add_reader(self._channel.fileno(), self._hear)
+        self._hear()
+        services = [table.follow(), self.gateway.look_after(), self._tell_alive(), write_load(self.gateway)]
+        for service in services:
+            self._start(service)
+        await self._over.wait()
+        if recorder is not None:
+            await recorder.close()
+
+    # --- the keeper
+
+    def _hear(self) -> None:
+        while True:
+            try:
+                message = receive(self._channel)
+            except BlockingIOError:
+                return
+            if message is None:  # the keeper is gone, and with it the sockets
+                os.kill(os.getpid(), signal.SIGKILL)
+                return
+            self._heed(message)
+
+    def _heed(self, message: Message) -> None:
+        if message.kind is Kind.CONNECTIONS:
+            self._start(self._adopt(message))
+        elif message.kind is Kind.LEAVE:
+            self.gateway.leave()
+            self._start(self._await_end())
+
+    async def _adopt(self, message: Message) -> None:
+        for number, handle in zip(message.numbers, message.sockets, strict=True):
+            await self.gateway.adopt(number, socket.socket(fileno=handle), self._known.pop(number, None))
+
+    def _note_closed(self, number: int) -> None:
+        if not self._closed:
+            asyncio.get_running_loop().call_soon(self._tell_closed)
+        self._closed.append(number)
+
+    def _tell_closed(self) -> None:
+        """Tell of closed connections, once their own descriptors are closed too."""
+        numbers, self._closed = self._closed, []
+        for at in range(0, len(numbers), 1024):
+            part = numbers[at : at + 1024]
+            try:
+                send(self._channel, Kind.CLOSED, 0, part)
+            except BlockingIOError:
+                self._closed += part
+        if self._closed:
+            asyncio.get_running_loop().call_later(0.01, self._tell_closed)
+
+    async def _tell_alive(self) -> None:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                send(self._channel, Kind.ALIVE)
+            await asyncio.sleep(_ALIVE_SECONDS)
+
+    async def _await_end(self) -> None:
+        while self.gateway.connections or self._closed:
+            await asyncio.sleep(0.05)
+        self._over.set()
+
+    def _start(self, service: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(service)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a service of the gateway has failed: it is replaced", exc_info=error)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    """Wait for the keeper's word, then lead."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keeper says when to leave
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s gateway %(process)d %(levelname)s %(message)s")
+    settings = read_settings(Path(sys.argv[1]))
+    raise_open_files(settings.max_connections * 2 + 100)
+    channel = take_channel(int(sys.argv[2]))
+    send(channel, Kind.READY)
+    select.select([channel], [], [])
+    message = receive(channel)
+    if message is None:
+        return
+    assert message.kind is Kind.LEAD
+    journal = Journal(message.sockets[0])
+    journal.add_to_header(Header.GENERATION)
+    leader = Leader(settings, channel, journal, message.value)
+    uvloop.run(leader.run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""The `serve` job's entry: a small parent of the gateway, which answers clients, and of the controller, which runs the replicas.
+
+It starts either again whenever it dies, tells the run's progress, and sees to it that open requests end before the run leaves.
+"""
+
+import logging
+import os
+import secrets
+import time
+from typing import Any
+
+from ropewalk.cluster.errors import EXIT_USER_MISTAKE, ConfigError, StopRequested
+from ropewalk.cluster.process.command import module_command
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.files import read_json, write_json
+from ropewalk.jobs.inference.engines.engine import TOKEN_VARIABLE
+from ropewalk.jobs.serving.serve.child import Child
+from ropewalk.jobs.serving.serve.config import ServeConfig
+from ropewalk.jobs.serving.serve.files import LocalFiles, ServingFiles, open_requests, read_load
+from ropewalk.jobs.serving.serve.gateway_settings import gateway_settings
+from ropewalk.jobs.serving.serve.handover import Handover
+from ropewalk.jobs.serving.serve.progress import Progress
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.1
+MARGIN = 0.2  # of the grace, which is left for the end of the run itself; at most MARGIN_SECONDS
+MARGIN_SECONDS = 10.0
+
+
+def main(context: JobContext) -> dict[str, object]:
+    """Serve until the run is asked to stop. Raises StopRequested then, or RuntimeError if there is nothing to serve."""
+    run = Serving(context)
+    try:
+        return run.serve()
+    finally:
+        run.close()
+
+
+class Serving:
+    """One attempt of a serving run."""
+
+    def __init__(self, context: JobContext) -> None:
+        self.context, self.config = context, context.config(ServeConfig)
+        self.files, self.local = ServingFiles(context.run), LocalFiles()
+        self.files.make()
+        self.local.make()
+        self.handover = Handover(context, self.config)
+        self.progress = Progress(context, self.files, self.local)
+        self.parts: list[Child] = []
+        self._address: dict[str, Any] | None = None
+        self._stopped = 0.0  # when the stop was seen; 0: not yet
+
+    def serve(self) -> dict[str, object]:
+        """Run the parts until a stop; returns the results of a run that has handed over."""
+        self._start()
+        successor = None
+        while successor is None and not self.context.stop_requested():
+            if self.handover.due():
+                successor = self._hand_over()
+            self._wait()
+        if successor is None:
+            successor = self._hand_over()
+        open_at_end = self._drain()
+        self.context.run.event("served_to_the_end", attempt=self.context.attempt, open=open_at_end)
+        if successor is not None:
+            return {"handed_over_to": successor.id}
+        raise StopRequested(f"{open_at_end} requests were open")
+
+    def _hand_over(self) -> RunDir | None:
+        """Serve until a successor answers, or this run must leave; None where there is none, or it has failed."""
+        successor = self.handover.begin()
+        while successor is not None and not self.handover.answers(successor) and not self._must_leave():
+            if self.handover.failed:
+                return None
+            self._wait()
+        return successor
+
+    def _wait(self) -> None:
+        self._look()
+        time.sleep(LOOK_SECONDS)
+
+    def _start(self) -> None:
+        context = self.context
+        self.files.routes.unlink(missing_ok=True)  # of an attempt before: nobody answers by them any more
+        settings = gateway_settings(self.config, context.run, self.local)
+        self.local.settings.write_text(settings.model_dump_json(indent=1))
+        last = read_json(self.files.address)
+        if last and not self.local.address.exists():  # the port of the attempt before, if it is free
+            write_json(self.local.address, {key: last[key] for key in ("address", "port") if key in last})
+        logs = context.run.log_dir(context.attempt)
+        secret = {TOKEN_VARIABLE: secrets.token_hex(16)}
+        gateway = module_command("ropewalk.jobs.serving.serve.gateway", str(self.local.settings))
+        controller = module_command("ropewalk.jobs.serving.serve.controller", str(context.run.path))
+        controller += ["--attempt", str(context.attempt), "--parent", str(os.getpid())]
+        self.parts = [
+            Child("gateway", gateway, logs / "gateway.log", secret),
+            Child("controller", controller, logs / "controller.log", secret),
+        ]
+
+    def _look(self) -> None:
+        """Look after the parts, and tell where the run stands."""
+        if failure := read_json(self.local.failure):
+            raise RuntimeError(f"nothing can be served: {failure['error']}")
+        for part in self.parts:
+            code = part.look()
+            if code is None:
+                continue
+            if part.name == "gateway" and code == EXIT_USER_MISTAKE:
+                raise ConfigError(part.last_words())
+            self.context.run.event("serving_part_died", part=part.name, exit_code=code)
+        found = read_json(self.local.address)
+        if found and found != self._address and "pid" in found:
+            self._address = found
+            self.progress.publish(found)
+        self.progress.look()
+
+    def _must_leave(self) -> bool:
+        """Whether the grace is nearly over; it begins with the stop."""
+        if not self.context.stop_requested():
+            return False
+        self._stopped = self._stopped or time.monotonic()
+        grace = self.config.resources.grace_seconds
+        return time.monotonic() >= self._stopped + grace - min(MARGIN_SECONDS, MARGIN * grace)
+
+    def _drain(self) -> int:
+        """Refuse new requests, and wait until those that are open have ended; how many have not when it is time to leave."""
+        self.local.closing.touch()
+        seen = read_load(self.local.load).get("time")
+        deadline = time.monotonic() + self.config.update.drain_seconds
+        while not self._must_leave() and time.monotonic() < deadline:
+            load = read_load(self.local.load)
+            if load.get("time") != seen and not open_requests(load) and self._closed():
+                return 0
+            self._wait()
+        return open_requests(read_load(self.local.load))
+
+    def _closed(self) -> bool:
+        routes = read_json(self.local.routes) or {}
+        return routes.get("accepting") is False
+
+    def close(self) -> None:
+        """End the parts; Ray and its replicas are ended by the engine that started them."""
+        for part in reversed(self.parts):
+            part.end()
+        self.progress.close()

@@ -1,0 +1,209 @@
+"""The keys of the `align` job."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from ropewalk.cluster.config import CodeConfig, DataPath, PathView, Section
+from ropewalk.cluster.errors import DataError
+from ropewalk.datapipe.chat.built_in import TEMPLATES
+from ropewalk.datapipe.chat.config import template_name
+from ropewalk.jobs.runs.models.find_model import check_model_run
+from ropewalk.jobs.training.align.grpo.config import GrpoConfig
+from ropewalk.jobs.training.loop.config import (
+    AnomalyConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainingConfig,
+    ValidationConfig,
+    adapting_defaults,
+    check_keep_zeros,
+)
+
+Method = Literal["dpo", "ipo", "kto", "orpo", "simpo", "reward", "grpo"]
+Reference = Literal["adapter", "copy", "precomputed", "none"]
+
+WITHOUT_REFERENCE = frozenset({"orpo", "simpo", "reward"})
+LORA_LR = 1e-5
+# keys that only some methods use; with another one they are refused, lest they be left out of account in silence
+METHODS_OF_KEYS = {
+    "beta": {"dpo", "ipo", "kto", "orpo", "simpo"},
+    "loss": {"dpo"},
+    "label_smoothing": {"dpo", "reward"},
+    "length_normalized": {"dpo", "ipo"},
+    "gamma": {"simpo"},
+    "desirable_weight": {"kto"},
+    "undesirable_weight": {"kto"},
+    "samples": {"dpo", "ipo", "kto", "orpo", "simpo", "grpo"},
+}
+GRPO_VALIDATIONS, GRPO_HELD_OUT = 10, 64  # of a run of grpo: how many, and of how many prompts each
+DEFAULT_BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
+
+
+class AlignOptimConfig(OptimConfig):
+    """AdamW for a model that has learnt to answer already: small steps, no decay."""
+
+    lr: float = Field(default=1e-6, gt=0, description="peak learning rate; unset with lora: 1e-5")
+    weight_decay: float = Field(default=0.0, ge=0, description="decay of weights with two or more dimensions")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="decay rates of Adam's two moments")
+
+
+class AnswersConfig(Section):
+    """How prompts and answers are written as text."""
+
+    template: Annotated[str, AfterValidator(template_name)] | None = Field(
+        default=None, description="a file with a Jinja chat template, or built in: chatml, plain; unset: the tokenizer's own"
+    )
+    system: str | None = Field(default=None, description="system prompt of conversations that have none")
+    verbatim: bool | None = Field(
+        default=None,
+        description="take prompts and answers that are text as they stand, not as messages; unset: where there is no template",
+    )
+
+    @property
+    def template_text(self) -> str | None:
+        """The template that is named, if one is."""
+        if self.template is None:
+            return None
+        return TEMPLATES.get(self.template) or Path(self.template).read_text()
+
+
+class AlignConfig(TrainingConfig):
+    """The keys of an alignment run. A sample is a pair of answers; with `kto` one answer, with `grpo` a prompt's group."""
+
+    model: ModelConfig = Field(description="the model that learns: {path: DIR} or {run: RUN}")
+    data: DataPath = Field(description="JSON lines or parquet of {prompt, chosen, rejected}; for kto {prompt, completion, label}")
+    validation_data: DataPath | None = Field(default=None, description="the same of held-out prompts; unset: a fraction of data")
+    validation_fraction: float = Field(default=0.05, ge=0, lt=1, description="held out by a hash of the prompt")
+    method: Method = Field(default="dpo", description="what is learnt")
+    seq_len: int | None = Field(
+        default=None,
+        ge=2,
+        description="tokens of a prompt with its answer at most; unset: 1024, or the model's positions",
+    )
+    on_long: Literal["drop", "cut", "error"] = Field(
+        default="drop", description="a prompt with an answer above seq_len: leave it out, cut its end, or fail; counted"
+    )
+    chat: AnswersConfig = Field(default=AnswersConfig(), description="how prompts and answers are written as text")
+    lora: LoraConfig | None = Field(default=None, description="train low-rank adapters only; unset: all weights")
+    optim: AlignOptimConfig = Field(default=AlignOptimConfig(), description="optimizer and learning rate")
+
+    anomaly: AnomalyConfig = Field(
+        default=AnomalyConfig(spike_factor=None),
+        description="what to do when the loss is NaN; these losses fall to 0 and below, so that no multiple of theirs is a spike",
+    )
+    validation: ValidationConfig = Field(
+        default=ValidationConfig(),
+        description="when the validation split is scored; every_steps unset: 20 times a run; patience unset: 3, null: no end; "
+        "of grpo, rewards of held-out prompts: 10 times, 64 of them, no patience",
+    )
+
+    beta: float | None = Field(
+        default=None, gt=0, description="strength of the preference; unset: dpo, ipo, kto, orpo (its lambda) 0.1, simpo 2.0"
+    )
+    loss: Literal["sigmoid", "robust"] = Field(
+        default="sigmoid", description="dpo: with label_smoothing, conservative (sigmoid) or unbiased (robust)"
+    )
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="dpo, reward: probability that a pair is swapped")
+    length_normalized: bool = Field(default=False, description="dpo, ipo: log-probabilities a token instead of a sequence")
+    gamma: float | None = Field(default=None, ge=0, description="simpo: the margin of rewards; unset: half of beta")
+    desirable_weight: float = Field(default=1.0, ge=0, description="kto: weight of desirable answers")
+    undesirable_weight: float = Field(default=1.0, ge=0, description="kto: weight of undesirable answers")
+    reference: Reference | None = Field(
+        default=None,
+        description="what the model is compared with: its adapter switched off, a frozen copy, or log-probabilities computed "
+        "once; unset: adapter with lora, else copy, and none for orpo, simpo, reward",
+    )
+
+    grpo: GrpoConfig = Field(default=GrpoConfig(), description="grpo: its answers, rewards and loss")
+
+    @model_validator(mode="after")
+    def _fits_grpo(self) -> Self:
+        size, grpo = self.batch.global_batch, self.grpo
+        if self.method == "grpo" and size % grpo.group_size:
+            raise ValueError(f"batch.global_batch: {size} answers are no multiple of grpo.group_size, {grpo.group_size}")
+        if self.method == "grpo" and self.seq_len is not None and self.seq_len <= grpo.max_new_tokens:
+            raise ValueError(
+                f"grpo.max_new_tokens: {grpo.max_new_tokens} leaves no token of seq_len, {self.seq_len}, for a prompt"
+            )
+        if self.method == "grpo" and self.reference == "precomputed":
+            raise ValueError("reference: answers of grpo are not there before it draws them; choose adapter or copy")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, values: Any) -> Any:
+        """Fill in what depends on other keys."""
+        if not isinstance(values, dict):
+            return values
+        if values.get("method") == "grpo":  # each of its validations is a round of answers, whose rewards are noisy
+            filled = adapting_defaults(values, LORA_LR, validations=GRPO_VALIDATIONS, most_validated=GRPO_HELD_OUT, patience=None)
+        else:
+            filled = adapting_defaults(values, LORA_LR)
+        if isinstance(filled.get("anomaly", {}), dict):
+            filled["anomaly"] = {"spike_factor": None, **filled.get("anomaly", {})}
+        return filled
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> Self:
+        if self.model.path is None and self.model.run is None:
+            raise ValueError("model: align begins with a model that answers already; set path or run")
+        none = self.method in WITHOUT_REFERENCE
+        if none and self.reference not in {None, "none"}:
+            raise ValueError(f"reference: {self.method} compares with no reference; leave it out")
+        if not none and self.reference == "none":
+            raise ValueError(f"reference: {self.method} needs one; choose adapter, copy or precomputed, or method: orpo or simpo")
+        for key, methods in METHODS_OF_KEYS.items():
+            changed = getattr(self, key) != type(self).model_fields[key].default
+            if changed and self.method not in methods:
+                raise ValueError(f"{key}: {self.method} does not use it; leave it out, or choose {' or '.join(sorted(methods))}")
+        if self.reference == "adapter" and self.lora is None:
+            raise ValueError("reference: adapter is the model with its adapter switched off; set lora too, or choose copy")
+        if self.loss == "robust" and not self.label_smoothing:
+            raise ValueError("loss: robust corrects for pairs that are swapped; set label_smoothing to how often they are")
+        if self.grpo.workers and self.grpo.engine == "transformers" and self.resources.gpus:
+            raise ValueError(
+                "grpo.workers: with the engine transformers they draw on CPUs, for which the GPUs would wait; leave workers out,"
+                " so that ranks draw on their GPUs, or name another engine"
+            )
+        check_keep_zeros(self, self.lora)
+        return self
+
+    @property
+    def strength(self) -> float:
+        """`beta`, or the published default of the method."""
+        return self.beta if self.beta is not None else DEFAULT_BETA.get(self.method, 0.1)
+
+    @property
+    def margin(self) -> float:
+        """`gamma`, or the published default: half of beta."""
+        return self.gamma if self.gamma is not None else 0.5 * self.strength
+
+    @property
+    def compared_with(self) -> Reference:
+        """`reference`, or the default of the method."""
+        if self.reference is not None:
+            return self.reference
+        if self.method in WITHOUT_REFERENCE:
+            return "none"
+        return "copy" if self.lora is None else "adapter"
+
+    def project(self) -> tuple[str, CodeConfig] | None:
+        """The user's own code that rewards of grpo need."""
+        return (self.grpo.directory, self.grpo.code) if self.method == "grpo" and self.grpo.own_code else None
+
+    def preflight(self, here: PathView = Path) -> None:
+        """Raise ConfigError or DataError unless local files are there and the runs that are named train a model."""
+        template = self.chat.template if self.chat.template not in TEMPLATES else None
+        for key, path in {"data": self.data, "validation_data": self.validation_data, "chat.template": template}.items():
+            if path is not None and any(letter in path for letter in "*?["):
+                continue
+            seen = here(path) if path is not None and "://" not in path else None
+            if seen is not None and not seen.exists():
+                raise DataError(f"{key}: {path}: no such file; check the path")
+        if self.start_from is not None:
+            check_model_run("start_from.run", self.start_from.run)
+        if self.model.run is not None:
+            check_model_run("model.run", self.model.run)

@@ -1,0 +1,153 @@
+"""The keys of `method: grpo`: rollouts, rewards, and the loss."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from ropewalk.cluster.config import CodeConfig, DataPath, Section
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.training.align.grpo.rewards.registry import check_name
+
+Variant = Literal["grpo", "dr_grpo", "dapo", "gspo"]
+Scale = Literal["group", "batch", "none"]
+Average = Literal["sequence", "token", "constant"]
+Ratio = Literal["token", "sequence"]
+
+
+class RewardConfig(Section):
+    """One reward: its name and options, and how much it counts."""
+
+    name: str = Field(
+        description="exact_match, regex, math_verify, reasoning_gym, length, model, one of an entry point, or module:function"
+    )
+    options: dict[str, Any] = Field(default={}, description="options of the reward")
+    weight: float = Field(default=1.0, description="factor in the sum of rewards")
+    seconds: float = Field(default=10.0, gt=0, description="time limit of one call; then its process is killed and replaced")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        try:
+            check_name(self.name)
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("rewards: ")) from None
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name in metrics and in the ledger."""
+        return self.name.rpartition(":")[2]
+
+
+def parse_rewards(value: Any) -> Any:
+    """What a job file says of rewards as a list of {name, options, weight, seconds}. Raises ValueError.
+
+    An entry is a name, or {NAME: {option: value}} with `weight` and `seconds` beside the name.
+    """
+    entries = [value] if isinstance(value, (str, Mapping)) else value
+    if not isinstance(entries, Sequence):
+        raise ValueError(f"must be a list of names or of {{NAME: {{option: value}}, weight: W}}, is {value!r}")
+    return [_parse_reward(entry) for entry in entries]
+
+
+def _parse_reward(entry: Any) -> Any:
+    if isinstance(entry, str):
+        return {"name": entry}
+    if not isinstance(entry, Mapping) or "name" in entry:
+        return entry
+    names = [key for key in entry if key not in {"weight", "seconds"}]
+    if len(names) != 1:
+        raise ValueError(f"{dict(entry)!r} must name one reward, beside weight and seconds; start a new entry for each")
+    options = entry[names[0]] or {}
+    return {"name": names[0], "options": options, **{key: entry[key] for key in ("weight", "seconds") if key in entry}}
+
+
+class LossKeys(NamedTuple):
+    """What a variant of the loss consists of."""
+
+    scale: Scale
+    average: Average
+    ratio: Ratio
+    clip_low: float
+    clip_high: float
+    mask_truncated: bool
+    dynamic_sampling: bool
+
+
+VARIANTS: dict[Variant, LossKeys] = {
+    "grpo": LossKeys("group", "sequence", "token", 0.2, 0.2, False, False),  # DeepSeekMath, 2402.03300
+    "dr_grpo": LossKeys("none", "constant", "token", 0.2, 0.2, False, False),  # 2503.20783
+    "dapo": LossKeys("group", "token", "token", 0.2, 0.28, True, True),  # 2503.14476
+    "gspo": LossKeys("group", "sequence", "sequence", 3e-4, 4e-4, False, False),  # 2507.18071
+}
+
+
+class GrpoConfig(Section):
+    """Group-relative policy optimization. What is unset follows from the variant."""
+
+    variant: Variant = Field(default="grpo", description="whose loss: DeepSeekMath's, Dr.GRPO's, DAPO's or GSPO's")
+    group_size: int = Field(default=8, ge=2, description="answers to a prompt; batch.global_batch is a multiple of it")
+    max_new_tokens: int = Field(default=256, ge=1, description="maximum tokens of an answer; a prompt has the rest of seq_len")
+    temperature: float = Field(default=1.0, gt=0, description="temperature of sampling and of all log-probabilities")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="sample from the smallest set of tokens with this probability")
+    top_k: int | None = Field(default=None, ge=1, description="sample from so many tokens; unset: all")
+    rewards: Annotated[tuple[RewardConfig, ...], BeforeValidator(parse_rewards)] = Field(
+        default=(RewardConfig(name="exact_match"),),
+        description="what an answer is worth, summed up: names, or {NAME: {option: value}, weight: W, seconds: S}",
+    )
+    on_failed_reward: Literal["drop", "zero", "error"] = Field(
+        default="drop",
+        description="an answer whose reward raises, is no number or takes too long: leave it out, count the reward as 0, or fail",
+    )
+    directory: DataPath = Field(default=".", description="where module:function is imported from; unset: where you submit")
+    code: CodeConfig = Field(default=CodeConfig(), description="how the code around the directory travels to a cluster")
+    reward_processes: int = Field(default=1, ge=1, description="processes of each rank that compute rewards")
+    kl: float = Field(default=0.0, ge=0, description="factor of the KL divergence (k3) from the reference; 0: no reference")
+    scale: Scale | None = Field(
+        default=None, description="divide advantages by the rewards' standard deviation in the group or batch"
+    )
+    average: Average | None = Field(
+        default=None, description="mean of answers' means (sequence), of tokens, or over answers times max_new_tokens (constant)"
+    )
+    ratio: Ratio | None = Field(default=None, description="an importance ratio of each token, or of the sequence")
+    clip_low: float | None = Field(default=None, gt=0, description="the ratio is clipped at 1 - clip_low")
+    clip_high: float | None = Field(default=None, gt=0, description="the ratio is clipped at 1 + clip_high")
+    max_ratio: float = Field(default=2.0, gt=1, description="ratios are truncated here where max_staleness is above 0")
+    mask_truncated: bool | None = Field(default=None, description="learn nothing from answers that max_new_tokens cut off")
+    dynamic_sampling: bool | None = Field(default=None, description="draw another prompt for a group whose rewards are all equal")
+    max_tries: int = Field(default=4, ge=1, description="dynamic_sampling: groups that are drawn for one place of the batch")
+    max_staleness: int = Field(
+        default=0, ge=0, description="steps by which the policy that answers may be older than the one that learns; 0: exact"
+    )
+    chunk: int | None = Field(
+        default=None, ge=1, description="answers that are generated, kept and, after a kill, made again together; unset: a group"
+    )
+
+    keep_steps: int = Field(
+        default=1000,
+        ge=0,
+        description="steps whose answers stay in the ledger; older ones that no checkpoint needs are removed, and counted",
+    )
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description="processes on each node that draw answers, with max_staleness while ranks learn; 0: ranks draw",
+    )
+    engine: str = Field(default="transformers", description="what draws in workers: transformers, or one of an entry point")
+
+    @model_validator(mode="after")
+    def _engine_of_workers(self) -> Self:
+        if self.engine != "transformers" and not self.workers:
+            raise ValueError(f"engine: {self.engine} draws in workers alone; set workers to 1 or more")
+        return self
+
+    @property
+    def own_code(self) -> bool:
+        """Whether a reward is a function of the user's own."""
+        return any(":" in reward.name for reward in self.rewards)
+
+    @property
+    def keys(self) -> LossKeys:
+        """The variant's keys, with those that are set instead."""
+        found = VARIANTS[self.variant]
+        return found._replace(**{name: value for name in found._fields if (value := getattr(self, name)) is not None})

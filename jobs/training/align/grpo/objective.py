@@ -1,0 +1,131 @@
+"""The loss of GRPO, Dr.GRPO, DAPO and GSPO, as sums over what a step learns from."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from ropewalk.jobs.training.align.grpo.config import GrpoConfig
+from ropewalk.jobs.training.align.preferences.reference import Reference
+from ropewalk.jobs.training.loop.batch import IGNORE, Batch
+from ropewalk.jobs.training.loop.objective import LossTerms
+
+# B answers, T tokens of a row, N tokens of all answers that count, V vocabulary, R rewards
+
+METRICS = (
+    "reward",
+    "importance_ratio",
+    "off_policy_fraction",
+    "clipped_fraction",
+    "answer_tokens",
+    "truncated_fraction",
+    "staleness",
+)
+FAR = 0.1  # a ratio farther from 1 than this counts as off policy
+
+
+class GroupRelative:
+    """Answers are made more likely by what they were better by than others of their group.
+
+    A batch has `input_ids` and `labels` [B, T] (the answer's tokens; shifted), `old_log_probs` [B, T] of the labels when they
+    were drawn, and for each answer [B]: `advantage`, `learns` (False: it does not count at all), `reward` and `truncated`, and
+    `rewards` [B, R].
+    """
+
+    def __init__(self, config: GrpoConfig, reference: Reference | None = None) -> None:
+        self._config, self._keys, self._reference = config, config.keys, reference
+        labels = [reward.label for reward in config.rewards]
+        self._rewards = [f"reward/{name}" for name in labels] if len(set(labels)) == len(labels) else []
+        self.metric_names: Sequence[str] = (*METRICS, *self._rewards, *(("kl",) if reference is not None else ()))
+
+    def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
+        """Terms of a micro-batch, of which answers that do not learn are no part."""
+        batch = _trimmed(batch)
+        learns_B = batch["learns"]
+        counted_BT = (batch["labels"] != IGNORE) & learns_B[:, None]
+        if self._keys.mask_truncated:
+            counted_BT &= ~batch["truncated"][:, None]
+        row_N = counted_BT.nonzero()[:, 0]
+        log_prob_N = self._log_probs(model, batch, counted_BT)
+        log_ratio_N = log_prob_N - batch["old_log_probs"][counted_BT]
+        tokens_B = counted_BT.sum(1)
+        if self._keys.ratio == "sequence":
+            log_ratio_N = _mean_of_rows(log_ratio_N, row_N, tokens_B)[row_N]
+        raw_N = log_ratio_N.exp()
+        advantage_N = batch["advantage"][row_N]
+        loss_N, clipped_N = self._clipped(raw_N, advantage_N)
+        metrics = self._metrics(batch, raw_N, clipped_N)
+        if self._reference is not None:
+            with torch.no_grad():
+                reference_N = self._reference(model, lambda one: self._log_probs(one, batch, counted_BT))
+            kl_N = k3(reference_N - log_prob_N)
+            loss_N = loss_N + self._config.kl * kl_N
+            metrics["kl"] = _pair(kl_N)
+        if self._keys.average == "sequence":
+            loss_N = loss_N / tokens_B[row_N]
+        weight = {"sequence": learns_B.sum(), "token": counted_BT.sum(), "constant": learns_B.sum() * self._config.max_new_tokens}
+        return LossTerms(loss_N.sum(), weight[self._keys.average], metrics)
+
+    def _log_probs(self, model: nn.Module, batch: Batch, counted_BT: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities [N] of the labels that count, at the temperature at which they were drawn."""
+        first = _first_column(batch["labels"])  # before it are prompts alone, whose logits nobody needs
+        keep = batch["labels"].shape[1] - first
+        logits_BKV = model(input_ids=batch["input_ids"], use_cache=False, logits_to_keep=keep).logits
+        logits_NV = logits_BKV[counted_BT[:, first:]].float() / self._config.temperature
+        labels_N = batch["labels"][counted_BT]
+        found: torch.Tensor = logits_NV.log_softmax(-1).gather(1, labels_N[:, None])[:, 0]
+        return found
+
+    def _clipped(self, ratio_N: torch.Tensor, advantage_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """PPO's clipped loss, and where the clip decides. Ratios of stale answers are truncated, which bounds every one."""
+        if self._config.max_staleness:
+            ratio_N = ratio_N.clamp(max=self._config.max_ratio)
+        bounded_N = ratio_N.clamp(1 - self._keys.clip_low, 1 + self._keys.clip_high)
+        free_N, clipped_N = ratio_N * advantage_N, bounded_N * advantage_N
+        return -torch.minimum(free_N, clipped_N), clipped_N < free_N
+
+    def _metrics(self, batch: Batch, raw_N: torch.Tensor, clipped_N: torch.Tensor) -> dict[str, torch.Tensor]:
+        learns_B = batch["learns"]
+        found = {
+            "reward": _pair(batch["reward"][learns_B]),
+            "importance_ratio": _pair(raw_N),
+            "off_policy_fraction": _pair((raw_N - 1).abs() > FAR),
+            "clipped_fraction": _pair(clipped_N),
+            "answer_tokens": _pair((batch["labels"] != IGNORE).sum(1)[learns_B]),
+            "truncated_fraction": _pair(batch["truncated"][learns_B]),
+            "staleness": _pair(batch["staleness"][learns_B]),
+        }
+        for name, values_B in zip(self._rewards, batch["rewards"].unbind(1) if self._rewards else (), strict=True):
+            found[name] = _pair(values_B[learns_B & ~values_B.isnan()])
+        return found
+
+
+def k3(log_ratio: torch.Tensor) -> torch.Tensor:
+    """Schulman's unbiased and never negative estimate of KL(policy || reference), of log(reference / policy)."""
+    return log_ratio.exp() - log_ratio - 1
+
+
+def _pair(values: torch.Tensor) -> torch.Tensor:
+    """Sum and count of a metric."""
+    values = values.detach().double()
+    return torch.stack([values.sum(), torch.full_like(values.sum(), values.numel())])
+
+
+def _mean_of_rows(values_N: torch.Tensor, row_N: torch.Tensor, tokens_B: torch.Tensor) -> torch.Tensor:
+    sums_B = values_N.new_zeros(len(tokens_B)).index_add(0, row_N, values_N)
+    return sums_B / tokens_B.clamp(min=1)
+
+
+def _first_column(labels_BT: torch.Tensor) -> int:
+    """The first column in which some row has a label; the last one where none has any."""
+    columns = (labels_BT != IGNORE).any(0).nonzero()
+    return int(columns[0]) if len(columns) else labels_BT.shape[1] - 1
+
+
+def _trimmed(batch: Batch) -> Batch:
+    """Without the columns in which no row has a label any more: after them all is padding."""
+    columns = (batch["labels"] != IGNORE).any(0).nonzero()
+    length = int(columns[-1]) + 1 if len(columns) else 1
+    return {
+        name: tensor[:, :length] if name in {"input_ids", "labels", "old_log_probs"} else tensor for name, tensor in batch.items()
+    }

@@ -1,0 +1,165 @@
+"""GRPO as a recipe of the loop: prompts, rollouts made before each step, their loss, and the reference."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.heartbeat import Phase
+from ropewalk.datapipe.tokens.tokenizer import Encoder
+from ropewalk.jobs.training.align.config import AlignConfig
+from ropewalk.jobs.training.align.grpo.chunks import ChunkMaker
+from ropewalk.jobs.training.align.grpo.drawing import Drawer, RankDrawer, WorkerDrawer
+from ropewalk.jobs.training.align.grpo.maker import RolloutMaker
+from ropewalk.jobs.training.align.grpo.objective import GroupRelative
+from ropewalk.jobs.training.align.grpo.prompts import PromptPlan, Prompts, held_out_prompts, prepare, tokenizer_plan
+from ropewalk.jobs.training.align.grpo.setup import answer_ends, open_pool, open_tokenizer, policy_plan
+from ropewalk.jobs.training.align.grpo.source import RolloutSource
+from ropewalk.jobs.training.align.grpo.validation import HeldOutRewards
+from ropewalk.jobs.training.align.preferences.data import tokenizer_files
+from ropewalk.jobs.training.align.preferences.reference import open_reference
+from ropewalk.jobs.training.loop.model import ModelPlan
+from ropewalk.jobs.training.loop.model_record import checkpoint_place
+from ropewalk.jobs.training.loop.objective import Objective
+from ropewalk.jobs.training.loop.recipe import Recipe, train
+from ropewalk.jobs.training.rollouts.ledger import rollouts_folder, settle
+from ropewalk.sharding.checkpoint import newest_complete
+from ropewalk.sharding.group import Group
+from ropewalk.sharding.layout import complete_steps, directory_of
+from ropewalk.sharding.manifest import read_manifest
+
+log = logging.getLogger(__name__)
+
+_SEQ_LEN = 1024
+
+
+def run(context: JobContext, config: AlignConfig, group: Group) -> dict[str, object]:
+    """Learn from rewards; the results say how many prompts there were, and which were left out."""
+    # this loss is near 0 and of any sign, so that no multiple of its mean says that it is an anomaly; NaN still does
+    config = config.model_copy(update={"anomaly": config.anomaly.model_copy(update={"spike_factor": None})})
+    counted = _prompts(context, config, group)
+    with grpo_recipe(context, config, group, counted) as recipe:
+        results = train(context, config, group, recipe)
+    if group.is_main:  # a group that was killed after its last checkpoint was committed has not said that it is used
+        _, newest = newest_complete(checkpoint_place(context.run))
+        settle(context.run, context.fence, newest.position, newest.step)
+    told: dict[str, object] = {name: counted[name] for name in ("prompts", "held_out", "rejected") if name in counted}
+    return {**results, **told}
+
+
+@contextmanager
+def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted: dict[str, Any]) -> Iterator[Recipe]:
+    """The recipe, with the processes in which rewards are computed."""
+    folder, grpo = rollouts_folder(context.run), config.grpo
+    tokenizer = tokenizer_plan(folder, counted)
+    prompts = Prompts(folder, config.seed)
+    plan = policy_plan(context.run, config, counted, prompts)
+    source = RolloutSource(tokens_per_sample=plan.seq_len, num_rewards=len(grpo.rewards))
+    held_out = held_out_prompts(folder)
+    with _drawer(context, config, group, (prompts, held_out), tokenizer.record.end_of_document) as drawer:
+        maker = RolloutMaker(
+            context=context,
+            config=grpo,
+            group=group,
+            global_batch=config.batch.global_batch,
+            steps=config.steps,
+            prompts=prompts,
+            drawer=drawer,
+            source=source,
+            oldest_position=partial(_oldest_position, context, config.checkpoint.keep),
+        )
+        scored = None
+        if held_out is not None:
+            scored = HeldOutRewards(context=context, config=grpo, group=group, prompts=held_out, drawer=drawer)
+        yield Recipe(
+            model=plan,
+            tokenizer=tokenizer,
+            source=source,
+            validation=None,
+            validated=scored,
+            objective=_objective(context, config, plan),
+            chat=True,
+            before_step=maker.before_step,
+            reads_ahead=False,
+            after_checkpoint=maker.settle,
+        )
+
+
+def _oldest_position(context: JobContext, keep: int) -> int:
+    """The sample at which the oldest checkpoint stands that the run may go back to."""
+    place = checkpoint_place(context.run)
+    steps = complete_steps(place)[-keep:]
+    return read_manifest(place.child(directory_of(steps[0]))).position if steps else 0
+
+
+@contextmanager
+def _drawer(
+    context: JobContext, config: AlignConfig, group: Group, prompts: tuple[Prompts, Prompts | None], end: int
+) -> Iterator[Drawer]:
+    """Who draws answers, with the processes that this takes."""
+    grpo = config.grpo
+    if grpo.workers:
+        with closing(WorkerDrawer(context, group, grpo.workers)) as drawer:
+            yield drawer
+        return
+    tokenizer = open_tokenizer(rollouts_folder(context.run))
+    with open_pool(context.run, grpo) as pool:
+        makers = [
+            None if some is None else ChunkMaker(some, tokenizer, pool, lambda: context.heart.beat(Phase.ROLLOUT, 0))
+            for some in prompts
+        ]
+        assert makers[0] is not None
+        ends = answer_ends(config, tokenizer, end)
+        yield RankDrawer(context, grpo, group, config.parallel, makers[0], seed=config.seed, ends=ends, held_out=makers[1])
+
+
+def _prompts(context: JobContext, config: AlignConfig, group: Group) -> dict[str, Any]:
+    """Have the prompts encoded by rank 0 while the others wait. Raises DataError and ConfigError."""
+    if not group.is_main:
+        return group.broadcast_object(None)
+    context.fence.check()
+    files = tokenizer_files(context, config)
+    limit = _seq_len(context, config, Encoder(files)) - config.grpo.max_new_tokens
+    if limit < 1:
+        raise ConfigError(
+            f"grpo.max_new_tokens: {config.grpo.max_new_tokens} leaves no token for the prompt; lower it, or raise seq_len"
+        )
+    counted = prepare(_prompt_plan(config, limit), files, rollouts_folder(context.run))
+    rejected = counted["rejected"]
+    if rejected["total"]:
+        log.warning("%d records of %s are left out: %s", rejected["total"], config.data, rejected["reasons"])
+        context.run.event("prompts_rejected", total=rejected["total"], reasons=rejected["reasons"])
+    return group.broadcast_object(counted)
+
+
+def _prompt_plan(config: AlignConfig, limit: int) -> PromptPlan:
+    return PromptPlan(
+        data=config.data,
+        max_tokens=limit,
+        on_long=config.on_long,
+        verbatim=config.chat.verbatim,
+        system=config.chat.system,
+        validation_data=config.validation_data,
+        validation_fraction=config.validation_fraction,
+    )
+
+
+def _seq_len(context: JobContext, config: AlignConfig, encoder: Encoder) -> int:
+    if config.seq_len is not None:
+        return config.seq_len
+    plan = ModelPlan.of(config.model, context.run, tokenizer=encoder.record(), seq_len=2)
+    return min(getattr(plan.config, "max_position_embeddings", None) or _SEQ_LEN, _SEQ_LEN + config.grpo.max_new_tokens)
+
+
+def _objective(context: JobContext, config: AlignConfig, plan: ModelPlan) -> Callable[[nn.Module, Group], Objective]:
+    def build(model: nn.Module, group: Group) -> Objective:
+        if not config.grpo.kl:
+            return GroupRelative(config.grpo)
+        return GroupRelative(config.grpo, open_reference(config.compared_with, context, config, group, plan))
+
+    return build

@@ -1,0 +1,70 @@
+"""Pairs as an objective: log-probabilities of both answers, their loss, and what is logged of them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ropewalk.jobs.training.align.preferences.log_probs import answer_log_probs
+from ropewalk.jobs.training.align.preferences.losses import Answers, PairLoss
+from ropewalk.jobs.training.align.preferences.reference import Reference
+from ropewalk.jobs.training.loop.batch import Batch
+from ropewalk.jobs.training.loop.objective import LossTerms
+
+# P pairs, A answers a sample
+
+_METRICS = (
+    *("rewards_chosen", "rewards_rejected", "reward_margin", "reward_accuracy"),
+    *("logp_chosen", "logp_rejected", "length_chosen", "length_rejected"),
+    *("reward_accuracy_longer", "reward_accuracy_shorter"),  # where the preferred answer is the longer, the shorter one
+)
+
+
+class PairObjective:
+    """The mean loss over pairs. A pair without labels weighs nothing."""
+
+    def __init__(self, loss: PairLoss, reference: Reference | None, *, compared: bool) -> None:
+        self.loss, self.reference, self.compared = loss, reference, compared
+        self.metric_names = (*_METRICS, "kl") if compared else _METRICS
+
+    def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
+        """Summed loss of the pairs, and their number."""
+        base_P2 = reference_log_probs(self.reference, model, batch) if self.compared else None
+        found = answer_log_probs(model, batch)
+        counted_P = (found.lengths > 0).all(-1)
+        lengths_P2 = found.lengths.clamp(min=1)
+        answers = Answers(found.sums, torch.zeros_like(found.sums) if base_P2 is None else base_P2, lengths_P2)
+        scored = self.loss(answers)
+        metrics = dict(pair_metrics(counted_P, scored.rewards.detach(), answers))
+        if base_P2 is not None:
+            metrics["kl"] = mean_terms((found.sums.detach() - base_P2).mean(-1), counted_P)
+        return LossTerms(torch.where(counted_P, scored.loss, 0.0).sum(), counted_P.sum(), metrics)
+
+
+def reference_log_probs(reference: Reference | None, model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Log-probabilities of a batch's answers under the reference, [B, A]: those that come with it, else computed."""
+    if reference is None:
+        return batch["reference"]
+    return reference(model, lambda other: answer_log_probs(other, batch).sums)
+
+
+def pair_metrics(counted_P: torch.Tensor, rewards_P2: torch.Tensor, answers: Answers) -> Mapping[str, torch.Tensor]:
+    """What is logged of pairs, as [sum, count]. Rewards are β times the log-ratios, or what the method has in their place."""
+    log_probs_P2, lengths_P2 = answers.log_probs.detach(), answers.lengths
+    margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
+    right_P, longer_P = (margin_P > 0).to(margin_P), lengths_P2[:, 0] - lengths_P2[:, 1]
+    of_both = {"rewards": rewards_P2, "logp": log_probs_P2, "length": lengths_P2}
+    return {
+        **{f"{name}_chosen": mean_terms(values_P2[:, 0], counted_P) for name, values_P2 in of_both.items()},
+        **{f"{name}_rejected": mean_terms(values_P2[:, 1], counted_P) for name, values_P2 in of_both.items()},
+        "reward_margin": mean_terms(margin_P, counted_P),
+        "reward_accuracy": mean_terms(right_P, counted_P),
+        "reward_accuracy_longer": mean_terms(right_P, counted_P & (longer_P > 0)),
+        "reward_accuracy_shorter": mean_terms(right_P, counted_P & (longer_P < 0)),
+    }
+
+
+def mean_terms(values_P: torch.Tensor, counted_P: torch.Tensor) -> torch.Tensor:
+    """[sum, count] of the values that count, in float64."""
+    kept_P = torch.where(counted_P, values_P.double(), 0.0)
+    return torch.stack([kept_P.sum(), counted_P.sum().double()])

@@ -1,0 +1,43 @@
+"""The records of preference data and prompts, with where they stand: JSON lines, plain or compressed, and parquet."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+import xxhash
+
+from ropewalk.datapipe.chat.records import UnitNotes
+from ropewalk.datapipe.chat.records import read_records as read_unit
+from ropewalk.datapipe.inputs.files import InputFile, Unit, list_inputs
+
+
+class Record(NamedTuple):
+    """A line of a file: an object, or the reason why it is none."""
+
+    file: str
+    line: int  # from 1; a row of a parquet file counts as one
+    values: dict[str, Any] | None
+    reason: str = ""
+
+
+def data_files(pattern: str) -> list[InputFile]:
+    """The files of a path, a directory or a glob. Raises DataError where there are none."""
+    return list_inputs([pattern])
+
+
+def read_records(files: Sequence[InputFile], checksums: dict[str, str] | None = None) -> Iterator[Record]:
+    """Every record, in the order of files and lines; damage to a file is a record too, and ends that file.
+
+    The checksum of each file that was read is put into `checksums`, by its URL.
+    """
+    for number, file in enumerate(files):
+        notes = UnitNotes()
+        for line, values, reason in read_unit(Unit(index=number, files=(file,)), notes):
+            yield Record(file.name, line, values, reason)
+        if checksums is not None:
+            checksums[file.url] = notes.checksum
+
+
+def is_held_out(prompt: Any, fraction: float) -> bool:
+    """Whether a prompt belongs to the fraction that is held out: by a hash, so that all that is said of it is held out whole."""
+    return xxhash.xxh3_64_intdigest(orjson.dumps(prompt, option=orjson.OPT_SORT_KEYS)) < fraction * 2.0**64

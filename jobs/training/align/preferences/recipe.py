@@ -1,0 +1,113 @@
+"""Preferences as a recipe of the loop: prepared data, the model and what it is compared with."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.jobs.training.align.config import AlignConfig
+from ropewalk.jobs.training.align.preferences.data import data_folder, prepared, tokenizer_plan, tokens_per_sample
+from ropewalk.jobs.training.align.preferences.kto import KtoBaseline, KtoObjective
+from ropewalk.jobs.training.align.preferences.losses import pair_loss
+from ropewalk.jobs.training.align.preferences.objective import PairObjective
+from ropewalk.jobs.training.align.preferences.precomputed import (
+    Cache,
+    cache_of,
+    compute_missing,
+    missing_chunks,
+    read_all,
+    reference_fingerprint,
+)
+from ropewalk.jobs.training.align.preferences.prepare import SPLITS, counts_of
+from ropewalk.jobs.training.align.preferences.reference import Reference, first_model, open_reference
+from ropewalk.jobs.training.align.preferences.source import LabelledSource, PairSource, PreferenceSource, Rows
+from ropewalk.jobs.training.loop.model import ModelPlan
+from ropewalk.jobs.training.loop.objective import Objective
+from ropewalk.jobs.training.loop.on_main import on_main
+from ropewalk.jobs.training.loop.recipe import Recipe, train
+from ropewalk.sharding.group import Group
+from ropewalk.sharding.parallelize import compute_format
+
+
+def run(context: JobContext, config: AlignConfig, group: Group) -> dict[str, object]:
+    """Learn from preferences; the results say how many records were left out, and why."""
+    manifest = prepared(context, config, group, paired=config.method != "kto")
+    results = train(context, config, group, preference_recipe(context, config, group, manifest))
+    return {**results, "pairs": counts_of(manifest)}
+
+
+def preference_recipe(context: JobContext, config: AlignConfig, group: Group, manifest: dict[str, Any]) -> Recipe:
+    """Pairs or labelled answers, their loss, and the reference."""
+    tokenizer = tokenizer_plan(context, manifest)
+    seq_len = manifest["plan"]["seq_len"]
+    plan = ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=seq_len)
+    plan = plan.with_lora(config.lora, config.seed)
+    known = _log_probs(context, config, group, plan, manifest) if config.compared_with == "precomputed" else {}
+    source = _source(context, config, manifest, "train", known.get("train"))
+    held_out = _source(context, config, manifest, "validation", known.get("validation"), in_order=True)
+    validation = held_out if held_out.epoch_samples else None
+    baseline = KtoBaseline(config, group, source, validation) if config.method == "kto" else None
+
+    def objective(model: nn.Module, group: Group) -> Objective:
+        reference: Reference | None = None
+        if config.compared_with in {"adapter", "copy"}:
+            reference = open_reference(config.compared_with, context, config, group, plan)
+        if baseline is None:
+            return PairObjective(pair_loss(config), reference, compared=config.compared_with != "none")
+        baseline.objective = KtoObjective(config, reference)
+        return baseline.objective
+
+    return Recipe(
+        model=plan,
+        tokenizer=tokenizer,
+        source=source,
+        validation=validation,
+        objective=objective,
+        chat=True,
+        before_step=baseline.before_step if baseline is not None else None,
+        before_validation=baseline.before_validation if baseline is not None else None,
+    )
+
+
+def _source(
+    context: JobContext,
+    config: AlignConfig,
+    manifest: dict[str, Any],
+    split: str,
+    reference: torch.Tensor | None,
+    *,
+    in_order: bool = False,
+) -> PreferenceSource:
+    rows = Rows(data_folder(context) / f"{split}.arrow")
+    tokens = tokens_per_sample(manifest)
+    if config.method != "kto":
+        return PairSource(rows, seed=config.seed, tokens_per_sample=tokens, in_order=in_order, reference=reference)
+    return LabelledSource(
+        rows,
+        seq_len=manifest["plan"]["seq_len"],
+        seed=config.seed,
+        tokens_per_sample=tokens,
+        in_order=in_order,
+        reference=reference,
+    )
+
+
+def _log_probs(
+    context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan, manifest: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """Those of the reference for every row, by split; computed now unless an earlier attempt or run did."""
+
+    def find() -> Cache:
+        weights = plan.weights.model_dump() if plan.weights is not None else None
+        model = replace(plan, adapter=None).fingerprint
+        word = reference_fingerprint(model, weights, manifest["hash"], compute_format(config.precision, group.device))
+        return cache_of(config.data, data_folder(context) / "reference", word)
+
+    cache = on_main(group, find)
+    sources = {split: _source(context, config, manifest, split, None, in_order=True) for split in SPLITS}
+    if group.any(group.is_main and bool(missing_chunks(sources, cache))):
+        reference = first_model(context, config, group, plan)
+        compute_missing(context, group, reference, sources, cache=cache, micro_batch=config.batch.micro_batch)
+    return {split: read_all(cache, split, len(source.rows)) for split, source in sources.items() if len(source.rows)}

@@ -1,0 +1,56 @@
+"""What the model is compared with: the model as it was when the run began."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.jobs.training.align.config import AlignConfig
+from ropewalk.jobs.training.loop.lora import adapter_off
+from ropewalk.jobs.training.loop.model import ModelPlan, build_model
+from ropewalk.sharding.group import Group
+
+T = TypeVar("T")
+
+
+class Reference(Protocol):
+    """Computes something with the reference, without gradients; `model` is the one that learns."""
+
+    def __call__(self, model: nn.Module, compute: Callable[[nn.Module], T]) -> T:
+        """What `compute` finds of the reference."""
+        ...
+
+
+def open_reference(kind: str, context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan) -> Reference:
+    """The reference of a kind: the model's own `adapter` switched off, or a frozen `copy` on the same mesh."""
+    return _AdapterOff() if kind == "adapter" else _FrozenCopy(first_model(context, config, group, plan))
+
+
+def first_model(context: JobContext, config: AlignConfig, group: Group, plan: ModelPlan) -> nn.Module:
+    """The model as the run begins with it, frozen, without an adapter, sharded on the same mesh."""
+    plain = replace(plan, adapter=None, adapter_keys=None, draws=False)
+    return build_model(plain, context.run, group, config.parallel, config.precision, trainable=False)
+
+
+class _FrozenCopy:
+    def __init__(self, copy: nn.Module) -> None:
+        self.copy = copy
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, compute: Callable[[nn.Module], Any]) -> Any:
+        return compute(self.copy)
+
+
+class _AdapterOff:
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, compute: Callable[[nn.Module], Any]) -> Any:
+        was_training = model.training
+        model.eval()  # no dropout of the base
+        try:
+            with adapter_off(model):
+                return compute(model)
+        finally:
+            model.train(was_training)

@@ -1,0 +1,120 @@
+"""What distillation was worth: teacher, student before and student after, on the same held-out sequences."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.files import write_atomically
+from ropewalk.datapipe.loader.loader import TokenLoader
+from ropewalk.jobs.training.distill.config import DistillConfig
+from ropewalk.jobs.training.distill.recipe import Lesson
+from ropewalk.jobs.training.loop.batch import Batch
+from ropewalk.jobs.training.loop.model import ModelPlan, build_model
+from ropewalk.jobs.training.loop.objective import logits_of
+from ropewalk.jobs.training.loop.source import TokenSource
+from ropewalk.jobs.training.loop.validation import bits_per_byte, by_sequence
+from ropewalk.sharding.fsdp import reshard_all
+from ropewalk.sharding.group import Group
+
+# B sequences, T tokens a sequence, V vocabulary
+
+FOLDER = "distill"  # in the run
+SEQUENCES = "sequences.json"
+FP32_BYTES = 4
+TEACHER, START, STUDENT = "teacher", "student before", "student"
+
+
+def measured(context: JobContext, config: DistillConfig, group: Group, found: Lesson, student: nn.Module) -> dict[str, Any]:
+    """The table of variants, and which part of the lost loss was won back; nothing where no text is held out."""
+    loader = found.held_out
+    if loader is None:
+        return {"table": []}
+    plan = found.recipe.model
+
+    def opened(one: ModelPlan) -> nn.Module:
+        return build_model(one, context.run, group, config.parallel, config.precision, trainable=False)
+
+    teacher = opened(found.teacher)
+    n = loader.sequences
+    exam = _Exam(config=config, group=group, loader=loader, teacher=teacher, n=n)
+    sequences: dict[str, torch.Tensor] = {}  # [n, 2]: nats a token, KL from the teacher
+    rows: list[dict[str, Any]] = []
+    for name in (TEACHER, START, STUDENT):
+        model = opened(plan) if name == START else {TEACHER: teacher, STUDENT: student}[name]
+        sequences[name] = exam.scores(model)
+        rows.append({"variant": name, **_row(sequences[name], loader), **_size(model)})
+    if group.is_main:
+        _keep(context, sequences)
+    losses = {name: values[:, 0].mean().item() for name, values in sequences.items()}
+    lost, left = losses[START] - losses[TEACHER], losses[STUDENT] - losses[TEACHER]
+    return {"table": rows, "recovered": 1 - left / lost if lost > 0 else None, "n": n}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Exam:
+    """The held-out sequences that all models are measured on."""
+
+    config: DistillConfig
+    group: Group
+    loader: TokenLoader
+    teacher: nn.Module
+    n: int
+
+    @torch.no_grad()
+    def scores(self, model: nn.Module) -> torch.Tensor:
+        """Nats a token of each sequence, and its KL divergence from the teacher, [n, 2]."""
+        was_training = model.training
+        model.eval()
+        source = TokenSource(self.loader, in_order=True)
+        micro_batch = self.config.batch.micro_batch
+        found = by_sequence(self._score(model), source, self.group, num_sequences=self.n, micro_batch=micro_batch, values=2)
+        reshard_all(model)
+        reshard_all(self.teacher)
+        model.train(was_training)
+        return found / self.loader.seq_len
+
+    def _score(self, model: nn.Module) -> Callable[[Batch], torch.Tensor]:
+        def score(batch: Batch) -> torch.Tensor:
+            own_BTV = logits_of(model, batch).float().log_softmax(-1)
+            losses_BT = F.nll_loss(own_BTV.transpose(1, 2), batch["labels"], reduction="none")
+            if model is self.teacher:
+                kl_BT = torch.zeros_like(losses_BT)
+            else:
+                its_BTV = logits_of(self.teacher, batch)[..., : own_BTV.shape[-1]].float().log_softmax(-1)
+                kl_BT = F.kl_div(own_BTV, its_BTV, reduction="none", log_target=True).sum(-1)
+            return torch.stack([losses_BT.double().sum(1), kl_BT.double().sum(1)], 1)
+
+        return score
+
+
+def _row(values: torch.Tensor, loader: TokenLoader) -> dict[str, Any]:
+    """Means over sequences, each with its standard error."""
+    bits = [bits_per_byte(value, loader.bytes_per_token) for value in values[:, 0].tolist()]
+    return {
+        "loss": values[:, 0].mean().item(),
+        "bits_per_byte": math.fsum(bits) / len(bits),
+        "standard_error": torch.tensor(bits, dtype=torch.float64).std().item() / math.sqrt(len(bits)) if len(bits) > 1 else None,
+        "kl": values[:, 1].mean().item(),
+    }
+
+
+def _size(model: nn.Module) -> dict[str, int]:
+    """Parameters, shared ones once, and what they take as they are trained."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return {"parameters": count, "bytes": FP32_BYTES * count}
+
+
+def _keep(context: JobContext, sequences: dict[str, torch.Tensor]) -> None:
+    """Write down each sequence's figures: what two runs are compared by."""
+    context.fence.check()
+    folder = context.run.path / FOLDER
+    folder.mkdir(exist_ok=True)
+    values = {name: {"loss": of[:, 0].tolist(), "kl": of[:, 1].tolist()} for name, of in sequences.items()}
+    write_atomically(folder / SEQUENCES, json.dumps(values).encode())

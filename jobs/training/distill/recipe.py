@@ -1,0 +1,96 @@
+"""Distillation as a recipe of the loop: data, student, and the teacher beside it or its cached logits."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.datapipe.loader.loader import Source as DataSet
+from ropewalk.datapipe.loader.loader import TokenLoader
+from ropewalk.jobs.training.distill.cache import cached_logits
+from ropewalk.jobs.training.distill.cached_source import CachedSource
+from ropewalk.jobs.training.distill.config import DistillConfig
+from ropewalk.jobs.training.distill.losses import Mix
+from ropewalk.jobs.training.distill.objective import Distillation
+from ropewalk.jobs.training.distill.on_policy import OwnSamples, OwnSource
+from ropewalk.jobs.training.distill.student import student_plan
+from ropewalk.jobs.training.distill.teacher import teacher_plan
+from ropewalk.jobs.training.loop.chunks import Chunks
+from ropewalk.jobs.training.loop.model import ModelPlan, build_model
+from ropewalk.jobs.training.loop.model_record import tokenizer_of
+from ropewalk.jobs.training.loop.objective import NextToken, Objective
+from ropewalk.jobs.training.loop.recipe import Recipe
+from ropewalk.jobs.training.loop.source import Source, TokenSource, validation_loader
+from ropewalk.jobs.training.loop.token_data import weighted
+from ropewalk.jobs.training.loop.validation import bits_per_byte
+from ropewalk.sharding.group import Group
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """A distillation before it begins: the recipe, and what is measured at its end."""
+
+    recipe: Recipe
+    teacher: ModelPlan
+    held_out: TokenLoader | None
+    chunks: Chunks | None  # of the teacher's logits, where they are cached
+
+
+def lesson(context: JobContext, config: DistillConfig, group: Group) -> Lesson:
+    """Prepare everything: settle the teacher, cut the student, compute logits that are missing. Raises StopRequested."""
+    sets = [DataSet(one.path, one.weight) for one in weighted(config.data)]
+    loader = TokenLoader(sets, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt)
+    tokenizer = tokenizer_of(loader.manifests, config.data)
+    teacher = teacher_plan(context, config, group, tokenizer.record)
+    student = student_plan(context, config, group, teacher, tokenizer.record)
+    check_vocabularies(student, teacher)
+    held_out = validation_loader(loader, sets, most=config.validation.max_sequences, on_corrupt=config.on_corrupt)
+    source: Source = TokenSource(loader)
+    chunks, own = None, None
+    if config.on_policy is not None:
+        source = OwnSource(source)
+        ends = frozenset({tokenizer.record.end_of_document})
+        own = OwnSamples(context=context, config=config, group=group, texts=TokenSource(loader), source=source, ends=ends)
+    if config.teacher_logits == "cached" and config.alpha < 1:
+        vocabulary = int(student.config.vocab_size)
+        chunks = cached_logits(context, config, group, teacher, loader=loader, vocabulary=vocabulary)
+        source = CachedSource(source, chunks)
+    bytes_per_token = held_out.bytes_per_token if held_out is not None else 1.0
+
+    def objective(model: nn.Module, group: Group) -> Objective:
+        if config.alpha == 1:
+            return NextToken()
+        if chunks is not None:
+            return Distillation(mix_of(config), None)
+        beside = build_model(teacher, context.run, group, config.parallel, config.precision, trainable=False)
+        return Distillation(mix_of(config), beside)
+
+    recipe = Recipe(
+        model=student,
+        tokenizer=tokenizer,
+        source=source,
+        validation=TokenSource(held_out, in_order=True) if held_out is not None else None,
+        objective=objective,
+        validation_metrics=lambda loss: {"bits_per_byte": bits_per_byte(loss, bytes_per_token)},
+        before_step=own.before_step if own is not None else None,
+        reads_ahead=own is None,
+        after_checkpoint=own.settle if own is not None else None,
+        same_loss=config.alpha == 1,  # validation is the cross entropy with the text, and that alone
+    )
+    return Lesson(recipe=recipe, teacher=teacher, held_out=held_out, chunks=chunks)
+
+
+def mix_of(config: DistillConfig) -> Mix:
+    """The loss that a configuration asks for."""
+    return Mix(divergence=config.loss, beta=config.beta, temperature=config.temperature, alpha=config.alpha)
+
+
+def check_vocabularies(student: ModelPlan, teacher: ModelPlan) -> None:
+    """Raise ConfigError where the student has tokens that the teacher does not know."""
+    own, its = int(student.config.vocab_size), int(teacher.config.vocab_size)
+    if own > its:
+        raise ConfigError(
+            f"student: its vocabulary of {own} is larger than the teacher's, {its}, who can say nothing of the rest; "
+            "choose a student by prune or preset, or one with the teacher's vocabulary"
+        )

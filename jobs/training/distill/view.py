@@ -1,0 +1,74 @@
+"""How a distillation is shown, and the runs that it is compared with."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.runs.show.view import RunView
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_OWN = ("table", "baseline", "teacher_logits")
+
+
+class DistillView(RunView):
+    """The arms of its baseline are its children: runs beside it, which it waits for."""
+
+    def children(self) -> list[RunDir]:
+        """The runs of the arms that there are."""
+        from ropewalk.jobs.training.distill.baseline import arm_runs, config_of_run
+
+        return list(arm_runs(self.run, config_of_run(self.run)).values())
+
+    def child_words(self, child: RunDir) -> str:
+        """`cross entropy, seed 1`."""
+        return str(child.record.get("arm") or "")
+
+    def submit_needed(self, after: Sequence[RunDir]) -> list[RunDir]:
+        """Submit the arms that are neither done nor under way; the distillation comes after all of them."""
+        from ropewalk.jobs.training.distill.baseline import submit_arms
+
+        return submit_arms(self.run, after)
+
+    def explain_child(self, child: RunDir) -> str:
+        """Which arm the run is."""
+        return f"It is the arm {child.record.get('arm')!r} of {self.run.id}, which compares distillation with cross entropy."
+
+    def ending(self, result: Mapping[str, Any]) -> "RenderableType":
+        """The figures, the table of variants, what is said of them, and the report's place."""
+        from rich.console import Group
+        from rich.text import Text
+
+        from ropewalk.jobs.runs.show.tables import values_table
+
+        parts: list[Any] = [values_table({key: value for key, value in result.items() if key not in _OWN}, "succeeded")]
+        if result.get("table"):
+            parts.append(variants_table(result["table"]))
+        if "baseline" in result:
+            parts.append(Text(result["baseline"]["said"]))
+        parts.append(Text(f"report: {self.run.path / 'distill/report.html'}", style="dim", overflow="fold"))
+        return Group(*parts)
+
+    def page(self, details: Mapping[str, Any]) -> "RenderableType":
+        """The run, then its table."""
+        from rich.console import Group
+
+        from ropewalk.jobs.runs.show.tables import run_page
+
+        results = details.get("results") or {}
+        parts: list[Any] = [run_page({**details, "results": {key: value for key, value in results.items() if key not in _OWN}})]
+        if results.get("table"):
+            parts.append(variants_table(results["table"]))
+        return Group(*parts)
+
+
+def variants_table(rows: Sequence[Mapping[str, Any]]) -> "RenderableType":
+    """A row for each variant."""
+    from ropewalk.jobs.runs.show.tables import table
+
+    made = table("VARIANT", ">BITS PER BYTE", ">± SE", ">KL", ">PARAMETERS", title="held-out text")
+    for row in rows:
+        figures = ("" if row[key] is None else f"{row[key]:.4f}" for key in ("bits_per_byte", "standard_error", "kl"))
+        made.add_row(row["variant"], *figures, f"{row['parameters']:,}")
+    return made

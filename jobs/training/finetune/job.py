@@ -1,0 +1,147 @@
+"""Finetune a language model on conversations; resumable at any step and any number of ranks."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.datapipe.chat.dataset import ChatSet
+from ropewalk.jobs.training.finetune.config import FinetuneConfig
+from ropewalk.jobs.training.finetune.data import PreparedData, prepared_data
+from ropewalk.jobs.training.finetune.samples_page import write_samples
+from ropewalk.jobs.training.finetune.source import ConversationSource
+from ropewalk.jobs.training.loop.load_checkpoint import ADDED_TOKENS
+from ropewalk.jobs.training.loop.model import ModelPlan
+from ropewalk.jobs.training.loop.model_record import checkpoint_place, read_record
+from ropewalk.jobs.training.loop.neftune import add_noise
+from ropewalk.jobs.training.loop.objective import NextToken, Objective
+from ropewalk.jobs.training.loop.packing import require_separate
+from ropewalk.jobs.training.loop.qat import train_on_grid
+from ropewalk.jobs.training.loop.recipe import Recipe, train
+from ropewalk.jobs.training.loop.validation import bits_per_byte
+from ropewalk.sharding.group import Group, process_group
+from ropewalk.sharding.layout import complete_steps
+
+log = logging.getLogger(__name__)
+
+SEQ_LEN = 1024  # unless the job file says otherwise, or the model has fewer positions
+
+
+def main(context: JobContext) -> dict[str, object]:
+    """Train to the end, from the newest complete checkpoint if there is one; returns the results."""
+    config = context.config(FinetuneConfig)
+    with process_group(config.parallel) as group:
+        data = prepared_data(context, config, group)
+        # whoever lets a collective take longer knows of something that takes long
+        context.heart.begin(patience_seconds=3 * 60 * config.parallel.timeout_minutes)
+        found = recipe(context, config, group, data)
+        results = train(context, config, group, found)
+        return {**results, **_facts(data, found.source)}
+
+
+def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: PreparedData) -> Recipe:
+    """Next-token prediction of what the assistant says in the conversations."""
+    plan = model_plan(context, config, data)
+    source, validation = _sources(context, config, group, data, plan.seq_len)
+    fresh = group.broadcast_object(not complete_steps(checkpoint_place(context.run)) if group.is_main else None)
+
+    def objective(model: nn.Module, group: Group) -> Objective:
+        if config.packing and fresh:
+            require_separate(model, group)
+        if config.neftune is not None:
+            add_noise(model, config.neftune)
+        if config.qat is not None:
+            train_on_grid(model, config.qat)
+        return NextToken()
+
+    bytes_per_token = 1.0
+    if validation is not None:
+        held_out = validation.conversations
+        bytes_per_token = max(held_out.learnt_bytes, 1) / max(held_out.num_learnt, 1)
+    return Recipe(
+        model=plan,
+        tokenizer=data.tokenizer,
+        source=source,
+        validation=validation,
+        objective=objective,
+        chat=True,
+        validation_metrics=lambda loss: {"bits_per_byte": bits_per_byte(loss, bytes_per_token)},
+    )
+
+
+def model_plan(context: JobContext, config: FinetuneConfig, data: PreparedData) -> ModelPlan:
+    """The base model, with embeddings for added tokens and with the adapter. Raises ConfigError."""
+    made = data.manifest.tokenizer
+    from_scratch = config.model.path is None and config.model.run is None
+    plan = ModelPlan.of(config.model, context.run, tokenizer=made if from_scratch else data.base, seq_len=config.seq_len or 1)
+    limit = getattr(plan.config, "max_position_embeddings", None) or SEQ_LEN
+    seq_len = config.seq_len or min(SEQ_LEN, int(limit))
+    plan = replace(plan, seq_len=seq_len, config=_grown(plan.config, data))
+    plan = plan.with_lora(config.lora, config.seed, _added_tokens(context, data))
+    return replace(plan, grid=config.qat, draws=plan.draws or config.neftune is not None)
+
+
+def _added_tokens(context: JobContext, data: PreparedData) -> list[int]:
+    """The tokens that the data's tokenizer has beside the base model's; settled when the run starts for the first time."""
+    settled = read_record(context.run)
+    if settled is not None:
+        return list((settled.adapter or {}).get(ADDED_TOKENS, ()))
+    return list(range(data.base.vocabulary, data.manifest.tokenizer.vocabulary))
+
+
+def _grown(config: Any, data: PreparedData) -> Any:
+    """The configuration with room for added tokens, and with the end of turn that they may have brought."""
+    made = data.manifest.tokenizer
+    config.vocab_size = max(config.vocab_size, made.vocabulary)
+    if made.end_of_document != data.base.end_of_document:
+        config.eos_token_id = made.end_of_document
+    return config
+
+
+def _sources(
+    context: JobContext, config: FinetuneConfig, group: Group, data: PreparedData, seq_len: int
+) -> tuple[ConversationSource, ConversationSource | None]:
+    conversations = ChatSet(data.path, "train")
+    source = ConversationSource(conversations, seq_len=seq_len, seed=config.seed, packed=config.packing, on_long=config.on_long)
+    held_out = ChatSet(data.path, "validation")
+    usable = bool(((held_out.lengths >= 2) & (held_out.lengths <= seq_len + 1)).any())
+    validation = None
+    if usable:
+        how = "drop" if config.on_long == "error" else config.on_long
+        validation = ConversationSource(held_out, seq_len=seq_len, seed=config.seed, packed=config.packing, on_long=how)
+    if group.is_main:
+        _tell(context, source, validation)
+        write_samples(context.run.path / "samples.html", source, data.tokenizer.place)
+    return source, validation
+
+
+def _tell(context: JobContext, source: ConversationSource, validation: ConversationSource | None) -> None:
+    context.run.event(
+        "conversations",
+        train=len(source.conversations),
+        validation=len(validation.conversations) if validation is not None else 0,
+        samples=source.epoch_samples,
+        positions_used=round(source.packs.used, 4) if source.packed else None,
+        too_long=source.num_long,
+        cut=source.num_cut,
+    )
+    if source.num_long:
+        how = "cut" if source.num_cut else "left out"
+        log.warning("%d conversations are longer than seq_len=%d and %s", source.num_long, source.seq_len, how)
+    if validation is None:
+        log.warning("no validation split: the model is not scored, and nothing tells when it overfits")
+        context.run.event("no_validation", seq_len=source.seq_len)
+
+
+def _facts(data: PreparedData, source: Any) -> dict[str, object]:
+    return {
+        "conversations": data.manifest.totals.documents,
+        "rejected": data.manifest.rejected.total,
+        "reasons": data.manifest.rejected.reasons,
+        "too_long": source.num_long,
+        "cut": source.num_cut,
+        **({"positions_used": round(source.packs.used, 4)} if source.packed else {}),
+        "data": data.path,
+    }

@@ -1,0 +1,78 @@
+"""Samples of conversations: several packed into one sequence, or one each."""
+
+import logging
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ropewalk.cluster.errors import DataError
+from ropewalk.datapipe.chat.dataset import ChatSet
+from ropewalk.datapipe.chat.packs import Packs
+from ropewalk.jobs.training.loop.batch import IGNORE, Batch
+from ropewalk.jobs.training.loop.packing import pack
+
+log = logging.getLogger(__name__)
+
+OnLong = Literal["drop", "cut", "error"]
+
+
+class ConversationSource:
+    """The conversations of a split. A sample has `seq_len` positions at most; the last token of each needs none."""
+
+    def __init__(self, conversations: ChatSet, *, seq_len: int, seed: int, packed: bool, on_long: OnLong = "drop") -> None:
+        self.conversations, self.seq_len, self.packed = conversations, seq_len, packed
+        positions = conversations.lengths - 1
+        long = np.flatnonzero(positions > seq_len)
+        if len(long) and on_long == "error":
+            raise DataError(
+                f"conversation {conversations.name(int(long[0]))!r} has {int(positions[long[0]]) + 1} tokens, and {len(long)} are"
+                f" longer than seq_len={seq_len}; raise seq_len, or set on_long to drop or cut"
+            )
+        kept = positions >= 1
+        kept[long] = [on_long == "cut" and self._learns(int(index)) for index in long]
+        self.num_long, self.num_cut = len(long), int(kept[long].sum())
+        self._kept = np.flatnonzero(kept)
+        if not len(self._kept):
+            raise DataError(f"all {len(long)} conversations are longer than seq_len={seq_len}; raise seq_len, or set on_long=cut")
+        self.packs = Packs(np.minimum(positions[self._kept], seq_len), seq_len, seed, packed=packed)
+
+    def _learns(self, index: int) -> bool:
+        """Whether anything is learnt of a conversation that is cut."""
+        return bool(self.conversations[index][1][1 : self.seq_len + 1].any())
+
+    def index_of(self, number: int) -> int:
+        """The place in the split of one that `packs` names."""
+        return int(self._kept[number])
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of one epoch."""
+        return len(self.packs)
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """Positions of a packed sample, or the mean of those of a conversation."""
+        return self.seq_len if self.packed else max(1, round(float(self.packs.sizes.mean())))
+
+    def read(self, positions: Sequence[int]) -> Batch:
+        """The samples at these positions of the run, padded to one length behind their last token."""
+        samples = [[self._document(self.index_of(one)) for one in self.packs[position]] for position in positions]
+        if not samples:
+            return {name: tensor[:0] for name, tensor in self.filler().items()}
+        longest = self.seq_len if self.packed else max(sum(len(ids) for ids, _ in sample) for sample in samples)
+        found = [pack(sample, longest) for sample in samples]
+        batch = {name: torch.cat([one[name] for one in found]) for name in found[0]}
+        return batch if self.packed else {name: batch[name] for name in ("input_ids", "labels")}
+
+    def filler(self) -> Batch:
+        """A sample without labels."""
+        empty = pack([], 8)
+        return empty if self.packed else {name: empty[name] for name in ("input_ids", "labels")}
+
+    def _document(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens, learnt = self.conversations[index]
+        ids = torch.from_numpy(tokens[: self.seq_len + 1].astype(np.int64))
+        counted = torch.from_numpy(learnt[1 : self.seq_len + 1].copy())
+        return ids[:-1], ids[1:].masked_fill(~counted, IGNORE)

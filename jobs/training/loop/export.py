@@ -1,0 +1,87 @@
+"""Write a run's model as a Hugging Face directory that anyone can open."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.training.loop.config import LoraConfig
+from ropewalk.jobs.training.loop.model_record import ModelRecord, copy_tokenizer, require_record
+
+BASE = "base"  # the folder of the base model beside an adapter whose base lies nowhere else as it stands
+
+
+def export(
+    run: RunDir,
+    directory: Path,
+    step: int | None = None,
+    finish: Callable[[Path, int], None] = lambda directory, step: None,
+    *,
+    adapter: bool = False,
+    ema: bool = False,
+) -> Path:
+    """Write safetensors, configuration and tokenizer of the newest complete checkpoint (or that of `step`).
+
+    A low-rank adapter is merged; with `adapter` it is written by itself, in peft's format, and names its base: the directory that
+    training began with, or `base/` beside it, where that was a run, or had another vocabulary or head. With `ema` the weights
+    are the mean over the steps. `finish` is given the directory and the step before anybody sees them, and may add files. Needs
+    no process group and no GPU. Raises CheckpointError where there is no such checkpoint, ConfigError where the run trains no
+    model or not what is asked for, or the directory holds something already.
+    """
+    from ropewalk.jobs.training.loop.load_checkpoint import LORA, load_model
+
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigError(f"{directory}: is not an empty directory; name a new one")
+    record = require_record(run)
+    if adapter and LORA not in (record.adapter or {}):
+        raise ConfigError(f"run {run.id} trains all weights and has no adapter; leave --adapter out")
+    model, manifest = load_model(run, step, merge=not adapter, ema=ema)
+    partial = directory.with_name(f".{directory.name}.partial")
+    _empty(partial)
+    if adapter:
+        _save_adapter(model, run, record, partial, directory)
+    else:
+        model.save_pretrained(partial)
+    copy_tokenizer(run, partial)
+    finish(partial, manifest.step)
+    if directory.exists():
+        directory.rmdir()
+    partial.rename(directory)  # a reader sees a complete model or none
+    run.event("exported", step=manifest.step, directory=str(directory.absolute()))
+    return directory
+
+
+def _save_adapter(model: Any, run: RunDir, record: ModelRecord, partial: Path, directory: Path) -> None:
+    """Write the adapter into `partial`, which will be `directory`, and its base where that lies nowhere as it stands."""
+    from ropewalk.jobs.training.loop.load_checkpoint import ADDED_TOKENS, LORA, first_weights
+    from ropewalk.jobs.training.loop.lora import save_adapter
+    from ropewalk.jobs.training.loop.model_config import config_from_fingerprint
+
+    assert record.adapter is not None, "it was asked for"
+    base = _base_directory(record)
+    if base is None:
+        first_weights(config_from_fingerprint(record.fingerprint), record.weights, run, record.head).save_pretrained(
+            partial / BASE
+        )
+        copy_tokenizer(run, partial / BASE)
+        base = str(directory.absolute() / BASE)
+    added = record.adapter.get(ADDED_TOKENS, ())
+    save_adapter(model, LoraConfig.model_validate(record.adapter[LORA]), partial, base=base, added_tokens=added, head=record.head)
+
+
+def _base_directory(record: ModelRecord) -> str | None:
+    """The directory of the base model, if there is one from which it opens as training began with it."""
+    from transformers import AutoConfig
+
+    path = record.weights.path if record.weights is not None else None
+    if path is None or not Path(path).is_absolute() or record.head != "causal_lm" or not Path(path).is_dir():
+        return None
+    grown = AutoConfig.from_pretrained(path).vocab_size != record.fingerprint.get("vocab_size")
+    return None if grown else path
+
+
+def _empty(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)

@@ -1,0 +1,67 @@
+"""Weights on a grid of few bits: whole numbers times a scale of the row, or of a group of it. Plain torch, the same everywhere.
+
+The scale is the largest magnitude of the group over the largest whole number (127 or 7), with 16 significant bits: then every
+product is exact in fp32, and weights that lie on their grid give the same scale, and so the same grid, again.
+
+O outputs, I inputs of a matrix, G groups of a row.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.training.loop.config import GridConfig
+
+LARGEST = {"int8": 127, "int4": 7}
+_DROPPED_BITS = 8  # of the 24 significant ones of fp32
+
+
+def scales(weight_OI: torch.Tensor, grid: GridConfig) -> torch.Tensor:
+    """The scale of each group of each row, [O, G] in fp32; of int8 a row is one group. 1 where all weights are 0."""
+    largest_OG = _grouped(weight_OI.detach().float(), grid).abs().amax(-1)
+    found_OG = largest_OG.where(largest_OG > 0, LARGEST[grid.type]) / LARGEST[grid.type]
+    half, mask = 1 << (_DROPPED_BITS - 1), ~((1 << _DROPPED_BITS) - 1)
+    return ((found_OG.view(torch.int32) + half) & mask).view(torch.float32)
+
+
+def on_grid(weight_OI: torch.Tensor, grid: GridConfig) -> torch.Tensor:
+    """The nearest weights that lie on the grid, in the format of the weights; applied twice it changes nothing."""
+    scale_OG1 = scales(weight_OI, grid)[..., None]
+    rounded = (_grouped(weight_OI.float(), grid) / scale_OG1).round_().clamp_(-LARGEST[grid.type], LARGEST[grid.type])
+    return rounded.mul_(scale_OG1).reshape(weight_OI.shape).to(weight_OI.dtype)
+
+
+def _grouped(weight_OI: torch.Tensor, grid: GridConfig) -> torch.Tensor:
+    return weight_OI.reshape(weight_OI.shape[0], -1, grid.group_size if grid.type == "int4" else weight_OI.shape[1])
+
+
+def layer_matrices(model: Any) -> Iterator[tuple[str, nn.Linear]]:
+    """The matrices of a decoder's layers by name; embeddings and head stay as they are. Raises ConfigError where it has none."""
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    found = [(name, part) for name, part in layers.named_modules() if isinstance(part, nn.Linear)] if layers is not None else []
+    if not found:
+        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        raise ConfigError(
+            f"the architecture {kind!r} has no layers of matrices that could be quantized; only Llama-like models have"
+        )
+    yield from found
+
+
+def check_grid(model: Any, grid: GridConfig) -> None:
+    """Raise ConfigError unless the grid's groups fill the rows of all matrices of the layers."""
+    odd = [
+        f"{name} ({linear.in_features} inputs)" for name, linear in layer_matrices(model) if linear.in_features % grid.group_size
+    ]
+    if grid.type == "int4" and odd:
+        raise ConfigError(f"group_size: {grid.group_size} does not divide {odd[0]}; choose a divisor of all matrices' inputs")
+
+
+@torch.no_grad()
+def put_on_grid(model: Any, grid: GridConfig) -> Any:
+    """Round the matrices of a model's layers, in place."""
+    for _, linear in layer_matrices(model):
+        linear.weight.copy_(on_grid(linear.weight, grid))
+    return model

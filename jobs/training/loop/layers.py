@@ -1,0 +1,72 @@
+"""Norms and histograms of gradients and weights by layer, now and then: where in a model something grows or dies."""
+
+import re
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.sharding.group import Group, counts_piece
+from ropewalk.sharding.state import trained_parameters
+
+BINS = 32
+_LOW = -24  # log2 of the smallest absolute value that is told from 0; a bin is one power of two
+EDGES = [0.0, *(2.0 ** (_LOW + number) for number in range(1, BINS + 1))]  # of absolute values
+_NUMBER = re.compile(r"^(?:.*?\.)?(\d+)\.")
+_WRAPPERS = ("base_model.model.", "_orig_mod.")
+
+
+class LayerStats(NamedTuple):
+    """Of one step: norms, and the counts of absolute values between EDGES, by `LAYER/gradient` and `LAYER/weight`."""
+
+    norms: dict[str, float]
+    counts: dict[str, list[int]]
+
+
+def layer_of(name: str) -> str:
+    """The layer of a parameter: `layer-07` for those that are numbered, else the module's own name (`embed_tokens`)."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    numbered = _NUMBER.match(name)
+    if numbered:
+        return f"layer-{int(numbered[1]):02d}"
+    return (name.split(".")[-2:-1] or [name])[0]
+
+
+class LayerWatch:
+    """Measures a model's trained parameters by layer; all ranks together, in one small all-reduce."""
+
+    def __init__(self, state: TrainState, group: Group) -> None:
+        trained = {id(parameter) for parameter in trained_parameters(state.model, state.optimizer)}
+        self.group = group
+        self._layers: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in state.model.named_parameters():
+            if id(parameter) in trained:
+                pieces = self._layers.setdefault(layer_of(name), [])
+                if counts_piece(parameter):  # once each, however many ranks hold it
+                    pieces.append(parameter)
+
+    @torch.no_grad()
+    def measure(self, weight: float) -> LayerStats:
+        """The state between backward and update; `weight` is the global batch's, by which summed gradients are divided."""
+        rows = []
+        for parameters in self._layers.values():
+            gradients = [p.grad.to_local() for p in parameters if p.grad is not None]  # type: ignore[attr-defined]
+            rows.append(self._row(gradients, 1 / weight if weight else 0.0))
+            rows.append(self._row([p.to_local() for p in parameters], 1.0))  # type: ignore[attr-defined]
+        total = self.group.all_reduce_sum(torch.stack(rows)).tolist()
+        names = [f"{layer}/{what}" for layer in self._layers for what in ("gradient", "weight")]
+        norms = {f"layers/{name}_norm": row[0] ** 0.5 for name, row in zip(names, total, strict=True)}
+        return LayerStats(norms, {name: [round(count) for count in row[1:]] for name, row in zip(names, total, strict=True)})
+
+    def _row(self, tensors: list[torch.Tensor], scale: float) -> torch.Tensor:
+        """The sum of squares, and the count of each bin."""
+        row = torch.zeros(1 + BINS, dtype=torch.float64, device=self.group.device)
+        for tensor in tensors:
+            values = tensor.detach().float().flatten()
+            row[0] += (torch.linalg.vector_norm(values).double() * scale) ** 2
+            exponents = torch.frexp(values * scale).exponent  # 2^(e-1) <= |x| < 2^e, and 0 of 0
+            exponents = torch.where(values == 0, _LOW, exponents)
+            row[1:] += torch.bincount((exponents - _LOW - 1).clamp(0, BINS - 1), minlength=BINS)
+        return row

@@ -1,0 +1,130 @@
+"""Low-rank adapters: peft's layers put into a model before it is sharded, switched off, merged, and written in peft's format."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import xxhash
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.training.loop.config import LoraConfig
+from ropewalk.jobs.training.loop.model_record import Head
+from ropewalk.sharding.parallelize import Adapter
+
+_NAME = "default"  # of the adapter, as peft calls one that has no other
+# in the names of all parameters that peft adds: lora_A, lora_B, lora_magnitude_vector; and the embeddings of added tokens
+_MARK = ("lora_", "trainable_tokens_delta")
+
+
+def lora_adapter(config: LoraConfig, seed: int, added_tokens: Sequence[int] = ()) -> Adapter:
+    """What puts the adapter into a model, in place, and freezes all else. Its first values depend on the seed alone.
+
+    Of tokens that were added to the model's vocabulary the embeddings are trained too, and where the head has weights of its
+    own, their rows of it. Raises ConfigError where the model has no such layers.
+    """
+
+    def adapt(model: nn.Module) -> nn.Module:
+        on_meta = any(parameter.is_meta for parameter in model.parameters())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(xxhash.xxh3_64_intdigest(f"lora:{seed}".encode()) >> 1)
+            try:
+                options = peft_config(config, _rows_of(model, added_tokens))
+                adapted: nn.Module = peft.inject_adapter_in_model(options, model, _NAME, low_cpu_mem_usage=on_meta)
+            except ValueError as error:
+                raise ConfigError(f"lora: {str(error).splitlines()[0][:300]}; name layers of the model in lora.targets") from None
+        return adapted
+
+    return adapt
+
+
+def _rows_of(model: Any, tokens: Sequence[int]) -> dict[str, list[int]] | None:
+    """The rows that tokens have in a model's embeddings, and in a head that is not tied to them, by the name of the layer."""
+    if not tokens:
+        return None
+    layers = [model.get_input_embeddings()]
+    if not model.config.tie_word_embeddings and model.get_output_embeddings() is not None:
+        layers.append(model.get_output_embeddings())
+    names = {id(module): name for name, module in model.named_modules()}
+    return {names[id(layer)].rpartition(".")[2]: list(tokens) for layer in layers}
+
+
+def peft_config(config: LoraConfig, token_rows: dict[str, list[int]] | None = None, head: Head = "causal_lm") -> peft.LoraConfig:
+    """The same options in peft's words."""
+    targets = config.targets if isinstance(config.targets, str) else list(config.targets)
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM" if head == "causal_lm" else "SEQ_CLS",
+        trainable_token_indices=token_rows,
+        r=config.rank,
+        lora_alpha=config.alpha or 2 * config.rank,
+        lora_dropout=config.dropout,
+        target_modules=targets,
+        use_dora=config.dora,
+        use_rslora=config.rslora,
+    )
+
+
+def adapted_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
+    """The layers of a model that carry an adapter, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+@contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """Compute as the model did before it was adapted: a frozen reference that takes no memory. For use without gradients.
+
+    peft's own switch would also change what requires a gradient, which sharded parameters must not do on the way.
+    """
+    layers = list(adapted_layers(model).values())
+    assert layers, "a model without an adapter has none to switch off"
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer._disable_adapters = value
+
+
+@torch.no_grad()
+def merge_adapter(model: Any) -> Any:
+    """Add the adapter to the weights beside it, in place, and take its layers out: a plain model again (unsharded)."""
+    for name, layer in adapted_layers(model).items():
+        layer.merge()
+        parent, _, attribute = name.rpartition(".")
+        if isinstance(model.get_submodule(parent), AuxiliaryTrainingWrapper):  # around the embeddings of added tokens
+            parent, _, attribute = parent.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, layer.get_base_layer())
+    model.__dict__.pop("peft_config", None)
+    return model.requires_grad_(True)
+
+
+def save_adapter(
+    model: Any, config: LoraConfig, directory: Path, *, base: str, added_tokens: Sequence[int] = (), head: Head = "causal_lm"
+) -> None:
+    """Write the adapter of an unsharded model as `PeftModel.from_pretrained` opens it; `base` is where the base model lies.
+
+    Of a reward model the head is part of what was trained, and is written too.
+    """
+    from safetensors.torch import save_file
+
+    written = peft_config(config, _rows_of(model, added_tokens), head)
+    written.base_model_name_or_path = base
+    own = [] if head == "causal_lm" else [name for name, _ in model.named_children() if name != model.base_model_prefix]
+    if own:
+        written.modules_to_save = own
+    written.inference_mode = True
+    directory.mkdir(parents=True, exist_ok=True)
+    written.save_pretrained(directory)
+    tensors = {
+        f"base_model.model.{name.replace(f'.{_NAME}', '')}": parameter.detach().contiguous()
+        for name, parameter in model.named_parameters()
+        if any(mark in name for mark in _MARK) or name.partition(".")[0] in own
+    }
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,138 @@
+"""The model of a run: what it is, where its first weights come from, and how it comes to lie sharded on the ranks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ropewalk.cluster.errors import CheckpointError, ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.datapipe.manifest import TokenizerRecord
+from ropewalk.jobs.training.loop.config import GridConfig, LoraConfig, ModelConfig
+from ropewalk.jobs.training.loop.load_checkpoint import ADDED_TOKENS, HEAD, LORA, bare_model, empty_model, first_weights
+from ropewalk.jobs.training.loop.model_config import check_fit, config_from_fingerprint, model_config, model_fingerprint
+from ropewalk.jobs.training.loop.model_record import Head, ModelRecord, Weights, checkpoint_place, find_source_run, read_record
+from ropewalk.jobs.training.loop.on_main import on_main
+from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
+from ropewalk.sharding.fsdp import fill
+from ropewalk.sharding.group import Group
+from ropewalk.sharding.layout import complete_steps, directory_of
+from ropewalk.sharding.manifest import read_manifest
+from ropewalk.sharding.parallelize import Adapter, parallelize
+
+ADAPTER = "adapter"  # the key of a fingerprint that says what was adapted
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelPlan:
+    """A model before it is built. With an adapter, checkpoints hold only what is trained."""
+
+    config: Any  # of transformers
+    seq_len: int
+    weights: Weights | None = None  # None: drawn from the seed
+    origin: Weights | None = None  # where weights come from that were made for this run, such as cut out of another model
+    adapter: Adapter | None = None  # what changes the model before it is sharded, such as peft's layers
+    adapter_keys: dict[str, Any] | None = None  # the plain values that decide the adapter
+    head: Head = "causal_lm"
+    grid: GridConfig | None = None  # on which the objective has its matrices computed; whoever opens the model gets it rounded
+    draws: bool = False  # the adapter draws random numbers in training, as dropout does
+
+    @classmethod
+    def of(cls, config: ModelConfig, run: RunDir, *, tokenizer: TokenizerRecord, seq_len: int) -> "ModelPlan":
+        """The model that a configuration names, for a run whose data has this tokenizer. Raises ConfigError."""
+        if config.run is None:
+            weights = Weights(path=config.path) if config.path is not None else None
+            vocabulary, end = tokenizer.vocabulary, tokenizer.end_of_document
+            found = model_config(config, vocabulary=vocabulary, end_of_document=end, seq_len=seq_len)
+            return cls(config=found, seq_len=seq_len, weights=weights)
+        fingerprint, weights = _model_of_run(config, run, tokenizer)
+        found = config_from_fingerprint(fingerprint)
+        check_fit(found, tokenizer.vocabulary, seq_len)
+        return cls(config=found, seq_len=seq_len, weights=weights)
+
+    def with_lora(self, lora: LoraConfig | None, seed: int, added_tokens: Sequence[int] = ()) -> "ModelPlan":
+        """The same model with a low-rank adapter, whose weights alone are trained and saved; None leaves it as it is.
+
+        Of tokens that were added to the vocabulary the embeddings are trained and saved too.
+        """
+        if lora is None:
+            return self
+        from ropewalk.jobs.training.loop.lora import lora_adapter
+
+        keys = {LORA: lora.model_dump(mode="json"), **({ADDED_TOKENS: list(added_tokens)} if added_tokens else {})}
+        return replace(self, adapter=lora_adapter(lora, seed, added_tokens), adapter_keys=keys, draws=lora.dropout > 0)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The plain values that decide the model: a checkpoint of another fingerprint is refused."""
+        adapter = {} if self.adapter is None else {ADAPTER: self.adapter_keys}
+        head = {} if self.head == "causal_lm" else {HEAD: self.head}
+        return {**model_fingerprint(self.config), **head, **adapter}
+
+    def record(self, tokenizer: TokenizerRecord) -> ModelRecord:
+        """What the run keeps of the model beside its checkpoints."""
+        return ModelRecord(
+            fingerprint=model_fingerprint(self.config),
+            seq_len=self.seq_len,
+            tokenizer=tokenizer,
+            weights=self.origin or self.weights,
+            adapter=None if self.adapter is None else self.adapter_keys or {},
+            head=self.head,
+            grid=self.grid,
+        )
+
+
+def _model_of_run(config: ModelConfig, run: RunDir, tokenizer: TokenizerRecord) -> tuple[dict[str, Any], Weights | None]:
+    """The fingerprint of the model that another run trained, and its checkpoint; both settled once this run has started."""
+    settled = read_record(run)
+    if settled is not None:  # the other run may be gone by now
+        return settled.fingerprint, settled.weights
+    assert config.run is not None
+    source_run = find_source_run(run, config.run, "model.run")
+    place = checkpoint_place(source_run)
+    steps = complete_steps(place) if config.step is None else [config.step]
+    if not steps:
+        raise CheckpointError(f"model.run: {source_run.id} has no complete checkpoint yet; wait for one, or name another run")
+    made_by = read_record(source_run)
+    if made_by is not None and made_by.head != "causal_lm":
+        raise ConfigError(f"model.run: {source_run.id} trained a reward model, which scores and writes nothing; name another run")
+    if made_by is not None and made_by.tokenizer.hash != tokenizer.hash:
+        raise ConfigError(
+            f"model.run: {source_run.id} was trained with the tokenizer {made_by.tokenizer.name} ({made_by.tokenizer.hash}), "
+            f"the data with {tokenizer.name} ({tokenizer.hash}); preprocess the data with tokenizer.path={source_run.tokenizer}"
+        )
+    identity = read_manifest(place.child(directory_of(steps[-1]))).identity
+    fingerprint = {key: value for key, value in identity.items() if key != ADAPTER}  # what was adapted is merged again
+    return fingerprint, Weights(run=config.run, step=steps[-1])
+
+
+def build_model(
+    plan: ModelPlan,
+    run: RunDir,
+    group: Group,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    *,
+    weights: bool = True,
+    trainable: bool = True,
+) -> nn.Module:
+    """The model sharded over the group, its first weights the same whatever the number of ranks.
+
+    With `weights=False` they are left undefined, for a checkpoint to fill. A model that is not `trainable` (a teacher, a
+    reference) is frozen: it gets no optimizer state and is in no checkpoint.
+    """
+    with torch.device("meta"):
+        skeleton = bare_model(plan.config, plan.head)
+    model = parallelize(skeleton, group, parallel, precision, trainable=trainable, adapter=plan.adapter)
+    full: Any = None
+
+    def load() -> None:
+        nonlocal full
+        full = first_weights(plan.config, plan.weights, run, plan.head) if weights else empty_model(plan.config, plan.head)
+        full = plan.adapter(full) if plan.adapter is not None else full
+
+    on_main(group, load)  # large weights on a slow disk may take longer than a collective may
+    fill(model, full, group)
+    return model

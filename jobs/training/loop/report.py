@@ -1,0 +1,137 @@
+"""What a training run reports: metrics, events, progress. Rank 0 alone reports, and a thread of it writes to the disk."""
+
+import logging
+import time
+from typing import Any
+
+from ropewalk.cluster.run.background import BackgroundWriter
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.files import append_lines, write_json
+from ropewalk.cluster.run.heartbeat import Phase
+from ropewalk.cluster.run.names import HISTOGRAMS
+from ropewalk.jobs.results.metrics import MetricLog
+from ropewalk.jobs.results.readable import add_rows
+from ropewalk.jobs.training.loop.layers import EDGES, LayerStats
+from ropewalk.jobs.training.loop.samples import COLUMNS, TABLE, Row
+from ropewalk.jobs.training.loop.state import Progress
+from ropewalk.jobs.training.loop.step import StepStats
+from ropewalk.jobs.training.loop.throughput import Meter
+from ropewalk.sharding.group import Group
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 0.5
+_LOG_SECONDS = 10.0  # numbers go to the metrics; the log only shows that the rank is alive, and where it stands
+
+
+class Report:
+    """Writes into the run directory, in the background: a step waits for no file system that others use too.
+
+    An error of the thread (a full disk, a successor of this group) is raised by the next call of any method.
+    """
+
+    def __init__(self, context: JobContext, group: Group, meter: Meter, *, steps: int, log_every: int) -> None:
+        self._context, self._is_main, self.meter = context, group.is_main, meter
+        self._steps, self._log_every = steps, log_every
+        self._metrics = MetricLog(context) if group.is_main else None
+        self._writer = BackgroundWriter(context.fence.check, waits=self._tell_waiting) if group.is_main else None
+        self._step = 0  # that was reported last
+        self._reported = self._logged = 0.0
+        self._rates: dict[str, float] = {}
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Log an event and put it among the run's events."""
+        if self._writer is not None:
+            self._say("%s %s", kind, " ".join(f"{key}={value}" for key, value in fields.items()))
+            where = {"attempt": self._context.attempt, "group": self._context.group}
+            self._writer.put(self._write_events, {"event": kind, "time": time.time(), **where, **fields})
+
+    def step(self, progress: Progress, stats: StepStats, learning_rate: float) -> None:
+        """Report a batch that was learnt."""
+        self._step = progress.step
+        self.meter.count_step()
+        if self._metrics is None or self._writer is None:
+            return
+        self._writer.raise_error()
+        if progress.step % self._log_every == 0:
+            speed = self.meter.read()
+            self._rates = {"tokens/s": speed["train/tokens_per_second"]}
+            values = {
+                "train/loss": stats.loss,
+                "train/learning_rate": learning_rate,
+                "train/gradient_norm": stats.gradient_norm,
+                "train/position": progress.position,
+                **{f"train/{name}": value for name, value in stats.metrics.items()},
+            }
+            self._writer.put(self._metrics.write, self._metrics.line(progress.step, {**values, **speed}))
+        if (now := time.monotonic()) - self._reported > _PROGRESS_SECONDS:
+            self._reported = now
+            self._progress(progress.step)
+        if now - self._logged > _LOG_SECONDS:
+            self._logged = now
+            self._say(
+                "step %d/%d, loss %.4f, %.0f tokens/s", progress.step, self._steps, stats.loss, self._rates.get("tokens/s", 0)
+            )
+
+    def _progress(self, step: int) -> None:
+        assert self._writer is not None
+        report = {"stage": "train", "done": step, "total": self._steps, "unit": "steps", "rates": self._rates}
+        self._writer.put(self._write_progress, report)
+
+    def layers(self, step: int, stats: LayerStats) -> None:
+        """Report norms as metrics, and histograms in a file of their own."""
+        if self._metrics is not None and self._writer is not None:
+            self._writer.put(self._metrics.write, self._metrics.line(step, stats.norms))
+            line = {"step": step, "attempt": self._context.attempt, "time": time.time(), "edges": EDGES, "counts": stats.counts}
+            self._writer.put(self._write_histograms, line)
+
+    def validation(self, progress: Progress) -> None:
+        """Report the scores of the validation split."""
+        if self._metrics is not None and self._writer is not None:
+            self._say("step %d: %s", progress.step, ", ".join(f"{k} {v:.4f}" for k, v in progress.validation.items()))
+            self._writer.put(self._metrics.write, self._metrics.line(progress.step, progress.validation))
+
+    def samples(self, rows: list[Row]) -> None:
+        """Report what the model writes, in the place of what it wrote at this step before a resume."""
+        if self._writer is not None:
+            self._writer.put(self._write_samples, rows)
+
+    def close(self, step: int) -> None:
+        """Report the last step, and return when everything is on the disk."""
+        if self._is_main:
+            self._progress(step)
+        self.flush()
+
+    def flush(self) -> None:
+        """Wait until everything that was reported is on the disk. Raises what went wrong."""
+        if self._writer is not None and self._metrics is not None:
+            self._writer.flush()
+            self._metrics.sync()
+
+    def _tell_waiting(self) -> None:
+        """Tell the agent that this step waits for a file system that stands still, so that it is not taken for hung."""
+        self._context.heart.beat(Phase.REPORT, self._step)
+
+    # --- in the thread
+
+    def _say(self, words: str, *values: object) -> None:
+        """Log a line in the thread: the log lies on the same file system as the run."""
+        if self._writer is not None:
+            self._writer.put(self._write_log, (words, values))
+
+    def _write_log(self, lines: list[tuple[str, tuple[object, ...]]]) -> None:
+        for words, values in lines:
+            log.info(words, *values)
+
+    def _write_events(self, lines: list[dict[str, Any]]) -> None:
+        self._context.run.events.append(*lines)
+
+    def _write_histograms(self, lines: list[dict[str, Any]]) -> None:
+        append_lines(self._context.run.path / HISTOGRAMS, lines)
+
+    def _write_samples(self, reports: list[list[Row]]) -> None:
+        for rows in reports:
+            add_rows(self._context.run.path, TABLE, COLUMNS, rows, key=COLUMNS[0])
+
+    def _write_progress(self, reports: list[dict[str, Any]]) -> None:
+        write_json(self._context.run.progress, reports[-1], durable=False)

@@ -1,0 +1,82 @@
+"""What a checkpoint of training holds: the tensors that are learnt, and where the run stands as plain values."""
+
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from ropewalk.jobs.training.loop.ema import MovingAverage
+from ropewalk.jobs.training.loop.spike import LossSpikeDetector
+from ropewalk.sharding.manifest import CheckpointManifest
+from ropewalk.sharding.state import State, model_state, optimizer_state, trained_state
+
+
+@dataclass
+class Progress:
+    """All state that is not a tensor; kept in each checkpoint's manifest, so that a resumed run decides like the
+    uninterrupted one."""
+
+    step: int = 0  # batches that were learnt, or left out
+    position: int = 0  # the next sample of the run
+    loss: float | None = None
+    watch: LossSpikeDetector = field(default_factory=LossSpikeDetector)
+    validation: dict[str, float] = field(default_factory=dict)
+    best_validation: float | None = None
+    best_step: int | None = None  # of that validation, where its checkpoint is kept
+    validations_without_gain: int = 0
+    recent_loss: float = 0.0  # summed over the steps since the last validation
+    recent_steps: int = 0
+    finished: bool = False
+
+    @classmethod
+    def of(cls, manifest: CheckpointManifest) -> "Progress":
+        """The progress that a checkpoint was saved with."""
+        values = dict(manifest.progress)
+        watch = LossSpikeDetector(**values.pop("watch", {}))
+        return cls(**{**values, "step": manifest.step, "position": manifest.position, "watch": watch})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values but step and position, which have places of their own in a manifest."""
+        return {key: value for key, value in asdict(self).items() if key not in {"step", "position"}}
+
+    def leave_run(self) -> None:
+        """Forget what only the run that it comes from has: its end, and the best of its validations."""
+        self.finished, self.best_validation, self.best_step, self.validations_without_gain = False, None, None, 0
+
+    def take_gap(self, loss: float) -> float | None:
+        """How far a validation's loss is above that of the steps since the last one, which are counted anew from here; None
+        where none was ever taken. It grows as the model begins to know its samples by heart.
+        """
+        if not self.recent_steps:
+            return self.validation.get("validation/gap")
+        gap = loss - self.recent_loss / self.recent_steps
+        self.recent_loss, self.recent_steps = 0.0, 0
+        return gap
+
+    def improved(self, loss: float, *, kept: bool = False) -> bool:
+        """Count a validation; returns whether its loss was the best so far. `kept`: its checkpoint is, if so."""
+        better = self.best_validation is None or loss < self.best_validation
+        self.best_validation = loss if better else self.best_validation
+        self.best_step = (self.step if kept else None) if better else self.best_step
+        self.validations_without_gain = 0 if better else self.validations_without_gain + 1
+        return better
+
+
+@dataclass
+class TrainState:
+    """Model, optimizer and progress. Nothing else is trained, and nothing else is saved: no teacher, no reference."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    trained_only: bool = False  # the other parameters come from the model's first weights again, not from a checkpoint
+    ema: MovingAverage | None = None
+    progress: Progress = field(default_factory=Progress)
+
+    @cached_property
+    def tensors(self) -> State:
+        """The tensors of a checkpoint by name; no copies, so loading into them is loading."""
+        parameters = trained_state(self.model, self.optimizer) if self.trained_only else model_state(self.model)
+        means = self.ema.tensors if self.ema is not None else {}
+        return parameters | optimizer_state(self.model, self.optimizer) | means

@@ -1,0 +1,111 @@
+"""One training step on one rank: backward over its micro-batches, one small all-reduce, update."""
+
+from typing import NamedTuple
+
+import torch
+import xxhash
+from torch import nn
+
+from ropewalk.jobs.training.loop.batch import Batch, num_samples, rows, to_device
+from ropewalk.jobs.training.loop.config import TrainingConfig
+from ropewalk.jobs.training.loop.objective import Means, Objective, TermSums
+from ropewalk.jobs.training.loop.optimizer import set_learning_rate
+from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.sharding.batch_plan import BatchPlan
+from ropewalk.sharding.fsdp import accumulates_sharded, fsdp_modules, set_micro_batch, should_reshard_after_forward
+from ropewalk.sharding.group import Group, counts_piece
+from ropewalk.sharding.state import trained_parameters
+
+
+class StepStats(NamedTuple):
+    """What all ranks know of a step after their one small all-reduce."""
+
+    loss: float  # mean over all that counts in the global batch; NaN where nothing counts
+    weight: float  # how much counts: tokens, pairs, sequences
+    gradient_norm: float
+    stop: bool  # some rank was asked to stop
+    save_failed: bool  # on some rank
+    metrics: dict[str, float]
+
+
+class TrainStep:
+    """How a global batch moves the model. Gradients are sums until `update` divides them by the global weight, so that
+    ranks and micro-batches of different weights count rightly."""
+
+    def __init__(
+        self, state: TrainState, objective: Objective, filler: Batch, config: TrainingConfig, group: Group, *, dropout: bool
+    ) -> None:
+        self.state, self.objective, self.config, self.group, self.dropout = state, objective, config, group, dropout
+        self.plan = BatchPlan(
+            global_batch=config.batch.global_batch,
+            micro_batch=config.batch.micro_batch,
+            data_size=group.data_size,
+            data_rank=group.data_rank,
+        )
+        self._filler = to_device(filler, group.device)
+        self._parameters = trained_parameters(state.model, state.optimizer)
+        self._counted = [p for p in self._parameters if counts_piece(p)]  # once each, however many ranks hold it
+        self._modules = fsdp_modules(state.model)
+        self._reshard = should_reshard_after_forward(state.model, config.parallel, group.device)
+        self._sharded = accumulates_sharded(state.model, config.parallel)
+
+    def backward(self, batch: Batch, step: int) -> TermSums:
+        """Sum the gradients of this rank's samples; returns their summed loss, weight and metrics."""
+        batch = to_device(batch, self.group.device)
+        sums = TermSums(self.objective.metric_names, self.group.device)
+        micro_batches = self.plan.micro_batches(num_samples(batch))
+        for number, which in enumerate(micro_batches):
+            if len(micro_batches) > 1:
+                last = number == len(micro_batches) - 1
+                set_micro_batch(self._modules, last=last, reshard=self._reshard, sharded=self._sharded)
+            if self.dropout:
+                self._seed(step, number)
+            if which.start < which.stop:
+                terms = self.objective(self.state.model, rows(batch, which))
+                sums.add(terms)
+                loss = terms.loss_sum
+            else:  # the other ranks' collectives need this rank too
+                loss = self.objective(self.state.model, self._filler).loss_sum * 0.0
+            torch.autograd.backward(loss)
+        return sums
+
+    def _seed(self, step: int, number: int) -> None:
+        """Make dropout a function of what is computed, so that a resumed step draws the same."""
+        words = f"{self.config.seed}:{step}:{self.group.data_rank}:{number}"
+        torch.manual_seed(xxhash.xxh3_64_intdigest(words.encode()) >> 1)
+
+    def reduce_stats(self, sums: TermSums, *, stop: bool, save_failed: bool) -> StepStats:
+        """The global loss, metrics and gradient norm, and whether any rank must stop or could not save."""
+        device = self.group.device
+        norm = torch.nn.utils.get_total_norm(self._gradients(self._counted)).to(device, torch.float64)
+        values = sums.values if self.group.counts_samples else torch.zeros_like(sums.values)
+        flags = torch.tensor([float(stop), float(save_failed)], dtype=torch.float64, device=device)
+        total = self.group.all_reduce_sum(torch.cat(((norm * norm)[None], flags, values)))
+        square, stops, failures, *terms = total.tolist()
+        means = Means.of(terms, sums.metric_names)
+        norm_of_mean = square**0.5 / means.weight if means.weight else 0.0
+        return StepStats(means.loss, means.weight, norm_of_mean, stops > 0, failures > 0, means.metrics)
+
+    def update(self, stats: StepStats, learning_rate: float) -> None:
+        """Clip the gradients, and take the optimizer's step."""
+        clip = self.config.optim.grad_clip
+        factor = min(1.0, clip / (stats.gradient_norm + 1e-6)) if clip else 1.0
+        torch._foreach_mul_(self._gradients(self._parameters), factor / stats.weight)
+        set_learning_rate(self.state.optimizer, learning_rate)
+        zeros = self._zeros() if self.config.keep_zeros else []
+        self.state.optimizer.step()
+        for weight, place in zeros:
+            weight.masked_fill_(place, 0.0)
+        self.state.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def _zeros(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """This rank's matrices, and where they are zero before the update: once zero, always zero, whatever was resumed."""
+        matrices = [parameter.to_local() for parameter in self._parameters if parameter.ndim > 1]  # type: ignore[attr-defined]
+        return [(weight, weight == 0) for weight in matrices]
+
+    @staticmethod
+    @torch.no_grad()
+    def _gradients(parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+        # gradients are DTensors; their plain shards spare one dispatch each
+        return [p.grad.to_local() for p in parameters if p.grad is not None]  # type: ignore[attr-defined]

@@ -1,0 +1,87 @@
+"""How fast training goes: tokens a second, share of the peak FLOPs where they are known, memory."""
+
+import re
+import resource
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from ropewalk.sharding.group import Group
+
+# dense bf16 peak of one device, FLOP/s, by the words of its name; vendors' data sheets, without sparsity
+_PEAK_FLOPS = {
+    "GB200": 2500e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "V100": 125e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Peak FLOP/s of this device, or None where it is not known, as of a part of one (MIG)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    if "MIG" in name:
+        return None
+    return next((flops for words, flops in _PEAK_FLOPS.items() if re.search(rf"\b{words}\b", name)), None)
+
+
+def flops_per_token(num_parameters: int, num_layers: int, hidden: int, seq_len: int) -> float:
+    """FLOPs of forward and backward: 6N for the matrices and 12·L·h·T for attention (PaLM, appendix B)."""
+    return 6 * num_parameters + 12 * num_layers * hidden * seq_len
+
+
+class Meter:
+    """How many tokens a second the group trains on, measured between two readings."""
+
+    def __init__(self, device: torch.device, world_size: int, *, tokens_per_step: int, flops_per_token: float) -> None:
+        self.device, self.world_size = device, world_size
+        self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
+        self.peak = peak_flops(device)
+        self._tokens = 0
+        self._since = time.perf_counter()
+
+    def count_step(self) -> None:
+        """Count the tokens of a global batch that was just learnt."""
+        self._tokens += self.tokens_per_step
+
+    def read(self) -> dict[str, float]:
+        """The metrics of the time since the last call, or since `restart`."""
+        now = time.perf_counter()
+        rate = self._tokens / max(1e-9, now - self._since)
+        self._tokens, self._since = 0, now
+        values = {"train/tokens_per_second": rate, "system/rank_memory_gib": _resident_gib()}
+        if self.peak:
+            values["train/mfu"] = rate * self.flops_per_token / (self.peak * self.world_size)
+        if self.device.type == "cuda":
+            values["system/gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        return values
+
+    def restart(self) -> None:
+        """Leave out the time until now: it was not training, but a validation or a rollback."""
+        self._tokens, self._since = 0, time.perf_counter()
+
+
+def meter_of(model: nn.Module, config: Any, group: Group, *, tokens_per_sample: int, global_batch: int) -> Meter:
+    """A meter for a Hugging Face model of this configuration."""
+    num_parameters = sum(p.numel() for p in model.parameters())
+    flops = flops_per_token(num_parameters, config.num_hidden_layers, config.hidden_size, tokens_per_sample)
+    tokens = tokens_per_sample * global_batch
+    return Meter(group.device, group.world_size, tokens_per_step=tokens, flops_per_token=flops)
+
+
+def _resident_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

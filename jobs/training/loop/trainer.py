@@ -1,0 +1,300 @@
+"""The training loop: batch, backward, reduce stats, check, update, report, validate, checkpoint, stop?"""
+
+import logging
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+
+from ropewalk.cluster.errors import NumericsError, StopRequested
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.run.heartbeat import Phase
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.loader.prefetch import prefetch
+from ropewalk.jobs.training.loop.batch import Batch
+from ropewalk.jobs.training.loop.config import TrainingConfig
+from ropewalk.jobs.training.loop.layers import LayerWatch
+from ropewalk.jobs.training.loop.objective import Means
+from ropewalk.jobs.training.loop.optimizer import learning_rate
+from ropewalk.jobs.training.loop.report import Report
+from ropewalk.jobs.training.loop.samples import PromptSamples
+from ropewalk.jobs.training.loop.source import Source, reader_for
+from ropewalk.jobs.training.loop.state import Progress, TrainState
+from ropewalk.jobs.training.loop.step import StepStats, TrainStep
+from ropewalk.jobs.training.loop.validation import validate
+from ropewalk.sharding.checkpoint import Checkpoints
+from ropewalk.sharding.fsdp import reshard_all
+from ropewalk.sharding.group import Group
+from ropewalk.sharding.layout import directory_of
+from ropewalk.sharding.manifest import CheckpointManifest
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Trains until the steps are done, validation no longer improves, or the run is asked to stop."""
+
+    context: JobContext
+    config: TrainingConfig
+    group: Group
+    state: TrainState
+    train_step: TrainStep
+    source: Source
+    validation: Source | None
+    validation_metrics: Callable[[float], dict[str, float]]
+    before_step: Callable[[TrainState], None] | None
+    reads_ahead: bool
+    after_checkpoint: Callable[[int, int], None] | None
+    before_validation: Callable[[TrainState, int], None] | None
+    validated: Callable[[TrainState, int], Means] | None
+    same_loss: bool  # in validation as in training
+    checkpoints: Checkpoints
+    report: Report
+    layers: LayerWatch | None
+    samples: PromptSamples | None
+    _anomalies: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        # the metrics of a step that is not done again are never lost
+        self.checkpoints.before_commit = self.report.flush
+        if self.after_checkpoint is not None:
+            self.checkpoints.after_commit = self.after_checkpoint
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return self.state.progress
+
+    def _tell(self, phase: Phase) -> None:
+        """Let the agent know what this rank is about to do, and so how long that may take."""
+        self.context.heart.beat(phase, self.progress.step)
+
+    def run(self) -> dict[str, object]:
+        """Train from where the progress stands to the end; returns the job's results. Raises StopRequested."""
+        try:
+            self.state.model.train()
+            while not self._done:
+                with closing(self.batches()) as batches:
+                    self.learn(batches)
+            return self._finish()
+        except BaseException:
+            with suppress(Exception):  # what it raises is this error, or what follows from it
+                self.report.flush()
+            raise
+        finally:
+            self._tell(Phase.LEAVING)
+
+    @property
+    def _done(self) -> bool:
+        return self.progress.finished or self.progress.step >= self.config.steps
+
+    def batches(self) -> Generator[Batch, None, None]:
+        """This rank's samples, step by step from where the progress stands."""
+        num_steps = self.config.steps - self.progress.step
+        plan = self.train_step.plan.steps(self.progress.position, num_steps)
+        read = reader_for(self.group.device, self.source.read)
+        with closing(prefetch(read, plan) if self.reads_ahead else (read(positions) for positions in plan)) as batches:
+            for _ in range(num_steps):
+                self._prepare_step()
+                yield next(batches)
+
+    def _prepare_step(self) -> None:
+        if self.before_step is not None:
+            try:
+                self.before_step(self.state)
+            except StopRequested:
+                self._leave()
+
+    def learn(self, batches: Generator[Batch, None, None]) -> None:
+        """Learn batch after batch, until the end or until the run went back and needs other batches."""
+        first = True
+        self.report.meter.restart()
+        self._tell(Phase.DATA)
+        for batch in batches:
+            self._tell(Phase.STEP)
+            sums = self.train_step.backward(batch, self.progress.step)
+            stats = self.train_step.reduce_stats(sums, stop=self.context.stop_requested(), save_failed=self.checkpoints.failed)
+            if stats.save_failed:
+                self._tell(Phase.CHECKPOINT)
+                self.checkpoints.wait()  # raises what went wrong
+            if not self._take(stats):
+                return
+            if first:
+                self.report.event("first_step", step=self.progress.step)
+                first = False
+            if self._due(self.config.validation.every_steps):
+                self._validate_midway()
+            if self._due(self.config.checkpoint.every_steps) and self.checkpoints.last_step != self.progress.step:
+                self.save()
+            if self._done:
+                return
+            if stats.stop:
+                self._leave()
+            self._tell(Phase.DATA)
+
+    def _due(self, every_steps: int) -> bool:
+        return self.progress.step % every_steps == 0 and not self._done
+
+    def _take(self, stats: StepStats) -> bool:
+        """Update the model, or leave the batch out; returns False if the run went back to a checkpoint."""
+        progress = self.progress
+        problem = self._problem(stats)
+        if problem and not self._handle_anomaly(problem, stats):
+            return False
+        rate = learning_rate(self.config.optim, progress.step, self.config.steps)
+        if not problem:
+            if self.layers is not None and (progress.step + 1) % (self.config.layers_every or 1) == 0:
+                self.report.layers(progress.step + 1, self.layers.measure(stats.weight))
+            self.train_step.update(stats, rate)
+            if self.state.ema is not None:
+                self.state.ema.update(progress.step + 1)
+            progress.loss = stats.loss
+            progress.watch.update(stats.loss)
+            progress.recent_loss, progress.recent_steps = progress.recent_loss + stats.loss, progress.recent_steps + 1
+        progress.step += 1
+        progress.position += self.train_step.plan.global_batch
+        if not problem:
+            self.report.step(progress, stats, rate)
+        return True
+
+    # --- anomalies
+
+    def _problem(self, stats: StepStats) -> str | None:
+        if not stats.weight:
+            return "nothing in it counts for the loss (every label is masked)"
+        return self.progress.watch.check(stats.loss, stats.gradient_norm, self.config.anomaly)
+
+    def _handle_anomaly(self, problem: str, stats: StepStats) -> bool:
+        """Apply the policy; returns True if the run continues with the next batch, False if it went back."""
+        policy, step, position = self.config.anomaly.policy, self.progress.step + 1, self.progress.position
+        beyond = position + self.train_step.plan.global_batch
+        what = f"step {step} (samples {position}..{beyond - 1}): {problem}"
+        self.state.optimizer.zero_grad()
+        self._anomalies += 1
+        self._tell(Phase.REPORT)
+        self.report.event("anomaly", step=step, position=position, problem=problem, policy=policy, loss=str(stats.loss))
+        log.warning("%s; policy: %s", what, policy)
+        if policy == "stop" or self._anomalies > self.config.anomaly.max_anomalies:
+            raise NumericsError(
+                f"{what}, anomaly {self._anomalies} of this attempt; lower optim.lr, look at the samples, "
+                "or set anomaly.policy to skip or rollback"
+            )
+        if policy == "skip":
+            return True
+        self._tell(Phase.LOADING)
+        self.checkpoints.wait()
+        found = self.checkpoints.find()
+        if found is None:
+            raise NumericsError(f"{what}, and there is no checkpoint to go back to; set anomaly.policy to skip")
+        self.resume(*found)
+        self.progress.position = max(beyond, self.progress.position)
+        return False
+
+    # --- state
+
+    def resume(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
+        """Take over the state of a checkpoint of this run."""
+        self._load(folder, manifest)
+        checkpoint = directory_of(manifest.step)
+        self.report.event("resumed", step=manifest.step, checkpoint=checkpoint, world_size=self.group.world_size)
+
+    def start_from(self, folder: StoragePath, manifest: CheckpointManifest, source_run: RunDir) -> None:
+        """Take over the state of another run's checkpoint; the configuration stays this run's own."""
+        self._load(folder, manifest)
+        self.checkpoints.last_step = None  # this run itself has saved nothing yet
+        self.progress.leave_run()
+        checkpoint = directory_of(manifest.step)
+        self.report.event("started_from", run=source_run.id, step=manifest.step, checkpoint=checkpoint)
+
+    def _load(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
+        self.checkpoints.load(folder, manifest, self.state.tensors)
+        reshard_all(self.state.model)
+        self.state.progress = Progress.of(manifest)
+
+    def save(self) -> None:
+        """Copy the state and begin to save it."""
+        progress = self.progress
+        self._tell(Phase.CHECKPOINT)
+        self.checkpoints.save(self.state.tensors, step=progress.step, position=progress.position, progress=progress.to_dict())
+
+    def _leave(self) -> None:
+        """Save what is not saved yet, and stop."""
+        if self.checkpoints.last_step != self.progress.step:
+            self.save()
+        self._close_checkpoints()
+        self.report.event("stopped", step=self.progress.step)
+        self.report.close(self.progress.step)
+        raise StopRequested(f"saved step {self.progress.step}")
+
+    def _finish(self) -> dict[str, object]:
+        """Validate, save and report; a run that had finished before returns its results again."""
+        progress = self.progress
+        if not progress.finished or self.checkpoints.last_step != progress.step:
+            self._validate()
+            self._count_validation()
+            progress.finished = True
+            self.save()
+        self._close_checkpoints()
+        self.report.close(progress.step)
+        return {
+            "step": progress.step,
+            "train/loss": progress.loss,
+            **progress.validation,
+            "tokens": progress.position * self.source.tokens_per_sample,
+            "checkpoint": directory_of(progress.step),
+        }
+
+    def _close_checkpoints(self) -> None:
+        self._tell(Phase.CHECKPOINT)
+        self.checkpoints.close()
+
+    # --- validation
+
+    def _validate_midway(self) -> None:
+        self._validate()
+        better, patience = self._count_validation(), self.config.validation.patience
+        if better and self.config.validation.keep_best:
+            self.save()
+        if patience is not None and self.progress.validations_without_gain >= patience:
+            self.report.event("early_stop", step=self.progress.step, best=self.progress.best_validation)
+            self.progress.finished = True
+
+    def _count_validation(self) -> bool:
+        """Whether the validation that was just made is the best so far; False where there is none."""
+        loss = self.progress.validation.get("validation/loss")
+        return loss is not None and self.progress.improved(loss, kept=self.config.validation.keep_best)
+
+    def _validation_means(self) -> Means:
+        """What the recipe says of held-out samples, or else its objective on the first samples of the validation source."""
+        limit = self.config.validation.max_sequences
+        if self.validated is not None:
+            return self.validated(self.state, limit)
+        assert self.validation is not None
+        num_samples = min(self.validation.epoch_samples or limit, limit)
+        if self.before_validation is not None:
+            self.before_validation(self.state, num_samples)
+        return validate(
+            self.state.model,
+            self.train_step.objective,
+            self.validation,
+            self.group,
+            num_samples=num_samples,
+            micro_batch=self.config.batch.micro_batch,
+        )
+
+    def _validate(self) -> None:
+        self._tell(Phase.VALIDATION)
+        if self.samples is not None:
+            self.report.samples(self.samples.rows(self.state.model, self.progress.step))
+            self.report.meter.restart()
+        if self.validated is None and self.validation is None:
+            return
+        means = self._validation_means()
+        values = {"loss": means.loss, **means.metrics, **self.validation_metrics(means.loss)}
+        gap = self.progress.take_gap(means.loss)
+        if gap is not None and self.same_loss:
+            values["gap"] = gap
+        self.progress.validation = {f"validation/{name}": value for name, value in values.items()}
+        self.report.validation(self.progress)
+        self.report.meter.restart()

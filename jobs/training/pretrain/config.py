@@ -1,0 +1,28 @@
+"""The keys of the `pretrain` job."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from ropewalk.cluster.config import PathView
+from ropewalk.jobs.runs.models.find_model import check_model_run
+from ropewalk.jobs.training.loop.config import ModelConfig, TrainingConfig
+from ropewalk.jobs.training.loop.token_data import Data, check_data
+
+
+class PretrainConfig(TrainingConfig):
+    """The keys of a pretraining run."""
+
+    data: Data = Field(description="a data set made by preprocess, or a list of {path, weight}")
+    model: ModelConfig = Field(default=ModelConfig(preset="tiny"), description="the model")
+    seq_len: int = Field(default=1024, ge=1, description="tokens of a sequence")
+    on_corrupt: Literal["error", "quarantine"] = Field(default="error", description="what to do about a damaged shard")
+
+    def preflight(self, here: PathView = Path) -> None:
+        """Raise ConfigError unless local data sets are complete and the runs that are named train a model."""
+        check_data(self.data, here)
+        if self.start_from is not None:
+            check_model_run("start_from.run", self.start_from.run)
+        if self.model.run is not None:
+            check_model_run("model.run", self.model.run)

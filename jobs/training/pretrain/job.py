@@ -1,0 +1,47 @@
+"""Train a language model on a data set; resumable at any step and any number of ranks."""
+
+import logging
+
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.datapipe.loader.loader import Source as DataSet
+from ropewalk.datapipe.loader.loader import TokenLoader
+from ropewalk.jobs.training.loop.model import ModelPlan
+from ropewalk.jobs.training.loop.model_record import tokenizer_of
+from ropewalk.jobs.training.loop.objective import NextToken
+from ropewalk.jobs.training.loop.recipe import Recipe, train
+from ropewalk.jobs.training.loop.source import TokenSource, validation_loader
+from ropewalk.jobs.training.loop.token_data import weighted
+from ropewalk.jobs.training.loop.validation import bits_per_byte
+from ropewalk.jobs.training.pretrain.config import PretrainConfig
+from ropewalk.sharding.group import Group, process_group
+
+log = logging.getLogger(__name__)
+
+
+def main(context: JobContext) -> dict[str, object]:
+    """Train to the end, from the newest complete checkpoint if there is one; returns the results."""
+    config = context.config(PretrainConfig)
+    # whoever lets a collective take longer knows of something that takes long
+    context.heart.begin(patience_seconds=3 * 60 * config.parallel.timeout_minutes)
+    with process_group(config.parallel) as group:
+        return train(context, config, group, recipe(context, config, group))
+
+
+def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
+    """Next-token prediction on sequences of the data sets."""
+    sets = [DataSet(one.path, one.weight) for one in weighted(config.data)]
+    loader = TokenLoader(sets, seq_len=config.seq_len, seed=config.seed, on_corrupt=config.on_corrupt)
+    tokenizer = tokenizer_of(loader.manifests, config.data)
+    held_out = validation_loader(loader, sets, most=config.validation.max_sequences, on_corrupt=config.on_corrupt)
+    if held_out is None and group.is_main:
+        log.warning("no validation split with a sequence of %d tokens: the model is not scored", config.seq_len)
+        context.run.event("no_validation", seq_len=config.seq_len)
+    bytes_per_token = held_out.bytes_per_token if held_out is not None else 1.0
+    return Recipe(
+        model=ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=config.seq_len),
+        tokenizer=tokenizer,
+        source=TokenSource(loader),
+        validation=TokenSource(held_out, in_order=True) if held_out is not None else None,
+        objective=lambda model, group: NextToken(),
+        validation_metrics=lambda loss: {"bits_per_byte": bits_per_byte(loss, bytes_per_token)},
+    )

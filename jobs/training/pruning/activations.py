@@ -1,0 +1,89 @@
+"""What a model does on calibration text: the scores of its layers, channels and heads, in one pass."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ropewalk.jobs.training.pruning.architecture import Shape
+from ropewalk.jobs.training.pruning.scores import block_influence, channel_activation, head_activation
+
+
+@dataclass
+class Activations:
+    """Sums over the calibration text, float64."""
+
+    influence: torch.Tensor  # [L], summed 1 - cos over tokens
+    width: torch.Tensor  # [L, C]
+    heads: torch.Tensor  # [L, H]
+    hidden: torch.Tensor  # [E], summed over all norms of all layers
+    tokens: int = 0
+
+    @classmethod
+    def nothing(cls, shape: Shape) -> "Activations":
+        """No text yet."""
+        layers = shape.layers
+        return cls(
+            influence=torch.zeros(layers, dtype=torch.float64),
+            width=torch.zeros(layers, shape.width, dtype=torch.float64),
+            heads=torch.zeros(layers, shape.heads, dtype=torch.float64),
+            hidden=torch.zeros(shape.hidden, dtype=torch.float64),
+        )
+
+
+@torch.no_grad()
+def collect(model: Any, batches: Iterable[torch.Tensor]) -> Activations:
+    """Compute the model on the batches, [B, T] token ids each, and add up what each part does.
+
+    `model` is unsharded, in evaluation mode. Raises ConfigError for an architecture that cannot be cut.
+    """
+    shape = Shape.of(model.config)
+    found = Activations.nothing(shape)
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    with _watched(model, shape, found):
+        for input_ids in batches:
+            model.model(input_ids=input_ids.to(device), use_cache=False)  # without the head: logits are of no use
+            found.tokens += input_ids.numel()
+    model.train(was_training)
+    return found
+
+
+@contextmanager
+def _watched(model: Any, shape: Shape, found: Activations) -> Iterator[None]:
+    handles = []
+    try:
+        for number, layer in enumerate(model.model.layers):
+            handles += _watch_layer(number, layer, shape, found)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _watch_layer(number: int, layer: Any, shape: Shape, found: Activations) -> list[Any]:
+    def whole(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output[0] if isinstance(output, tuple) else output
+        found.influence[number] += block_influence(before, after).cpu()
+
+    def norm(module: Any, args: Any, output: torch.Tensor) -> None:
+        found.hidden.add_(channel_activation(output).cpu())
+
+    def mlp(module: Any, args: Any) -> None:
+        found.width[number] += channel_activation(args[0]).cpu()
+
+    def attention(module: Any, args: Any) -> None:
+        outputs_BTHD = args[0].unflatten(-1, (shape.heads, shape.head_dim))
+        found.heads[number] += head_activation(outputs_BTHD).cpu()
+
+    return [
+        layer.register_forward_hook(whole, with_kwargs=True),
+        layer.input_layernorm.register_forward_hook(norm),
+        layer.post_attention_layernorm.register_forward_hook(norm),
+        layer.mlp.down_proj.register_forward_pre_hook(mlp),
+        layer.self_attn.o_proj.register_forward_pre_hook(attention),
+    ]

@@ -1,0 +1,64 @@
+"""Streams of an engine, read as a client reads them: events with the bytes that they came in."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from ropewalk.jobs.inference.engines.process import EngineProcess
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+
+@dataclass(frozen=True)
+class Event:
+    raw: bytes
+
+    @property
+    def body(self) -> Any:
+        data = self.raw.removeprefix(b"data: ").strip()
+        return None if data == b"[DONE]" else json.loads(data)
+
+    @property
+    def choices(self) -> list[Any]:
+        return (self.body or {}).get("choices", [])
+
+    @property
+    def text(self) -> str:
+        return "".join(one["text"] if "text" in one else one["delta"].get("content") or "" for one in self.choices)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for one in self.choices for token in one.get("token_ids", [])]
+
+
+def ask(engine: EngineProcess, path: str, body: Mapping[str, Any] | bytes) -> httpx2.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx2.post(f"{engine.url}{path}", content=content, headers=engine.headers, timeout=120)
+
+
+def events(engine: EngineProcess, path: str, body: Mapping[str, Any]) -> list[Event]:
+    answer = ask(engine, path, {**body, "stream": True})
+    assert answer.status_code == 200, answer.text
+    return list(split(answer.content))
+
+
+def split(raw: bytes) -> Iterator[Event]:
+    assert raw.endswith(b"\n\n")
+    for one in raw.split(b"\n\n")[:-1]:
+        yield Event(one + b"\n\n")
+
+
+def text_of(found: list[Event]) -> str:
+    return "".join(event.text for event in found)
+
+
+def continued_as(found: list[Event], sent: int) -> dict[str, Any]:
+    """What another engine is told, so that it goes on after so many events."""
+    told = found[:sent]
+    head = found[0].body
+    tokens = [token for event in told for token in event.tokens]
+    return {"id": head["id"], "created": head["created"], "token_ids": tokens, "started": sent > 0}

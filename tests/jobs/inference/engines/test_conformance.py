@@ -1,0 +1,82 @@
+"""What others have written to find out whether an API is that of OpenAI: schemathesis and llm-comply, each beside it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ropewalk.jobs.inference.engines.engine import EngineOptions
+from ropewalk.jobs.inference.engines.find import find_engine
+from ropewalk.jobs.inference.engines.process import EngineProcess
+from tests.jobs.inference.engines.conftest import ENGINES, TOKEN
+from tests.patience import HANG_SECONDS
+from tests.real_data import smollm2
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
+
+ROOT = Path(__file__).resolve().parents[4]
+PACKAGES = ("schemathesis==4.32.5", "llm-comply==0.5.0")
+CASES = 5000
+OPERATIONS = 8
+CONTEXT = 96  # tokens: a case is answered in no time
+ANSWER_SECONDS = 300  # a case may ask for 128 answers, which are drawn eight at a time
+# A request may be of the schema and still not fit into the context, or name a token that the model does not know.
+LEFT_OUT = ("positive_data_acceptance",)
+# a model of text reads no pictures, and says so: 400
+NOT_OF_TEXT_MODELS = {"chat-image-input"}
+# an answer is drawn without a seed, and one in some hundreds of a small model goes on to the end of the context: rightly told
+RAMBLED = ["finish_reason: expected 'stop', got 'length'"]
+
+
+@pytest.fixture(scope="session")
+def testers() -> Path:
+    """The programs of an environment that is made the first time."""
+    place = ROOT / "build/conformance"
+    if not (place / "bin/llm-comply").exists():
+        subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+        subprocess.run([str(place / "bin/pip"), "install", "--quiet", *PACKAGES], check=True)
+    return place / "bin"
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_no_case_of_schemathesis_fails(name: str, model: Path, testers: Path, tmp_path: Path) -> None:
+    options = EngineOptions(threads=1, slots=8, context=CONTEXT, name="tiny", token=TOKEN, extra={"type": "F32"})
+    with EngineProcess.start(find_engine(name), model, options, tmp_path / "log") as engine:
+        engine.await_ready(HANG_SECONDS)
+        words = [str(testers / "schemathesis"), "run", f"{engine.url}/openapi.json", "--header", f"Authorization: Bearer {TOKEN}"]
+        words += [
+            "--max-examples",
+            str(CASES // OPERATIONS),
+            "--request-timeout",
+            str(ANSWER_SECONDS),
+            "--phases",
+            "coverage,fuzzing",
+            "--exclude-checks",
+            ",".join(LEFT_OUT),
+        ]
+        done = subprocess.run([*words, "--no-color"], capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout[-6000:]
+        assert int(done.stdout.partition("Test cases:")[2].split()[0].replace(",", "")) >= CASES, done.stdout[-2000:]
+        assert "Traceback" not in engine.log.read_text()
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_llm_comply(name: str, testers: Path, tmp_path: Path) -> None:
+    options = EngineOptions(slots=1, context=2048, name="smollm2", token=TOKEN)
+    with EngineProcess.start(find_engine(name), smollm2(), options, tmp_path / "log") as engine:
+        engine.await_ready(HANG_SECONDS)
+        words = ["-u", f"{engine.url}/v1", "-k", TOKEN, "-m", "smollm2", "--format", "openai-chat", "--timeout", "600", "--json"]
+        done = subprocess.run(
+            [str(testers / "llm-comply"), *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "NO_COLOR": "1"},
+        )
+        results = json.loads(done.stdout[done.stdout.index("{") :])["results"]
+        right = {one["id"] for one in results if one["status"] in {"passed", "skipped"} or one.get("errors") == RAMBLED}
+        failed = {one["id"]: one for one in results if one["id"] not in right}
+        assert failed.keys() == NOT_OF_TEXT_MODELS, failed

@@ -1,0 +1,96 @@
+"""Functions and jobs from Python: `ropewalk.submit`, `ropewalk.map`, `ropewalk.run`, on the real local backend."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ropewalk
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.process.kill import processes_of
+from ropewalk.jobs.orchestration.function.futures import RunFailedError
+from tests.fakes.programs import functions
+from tests.patience import HANG_SECONDS, Patience, until
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    yield
+    until(lambda: not processes_of(tmp_path), Patience.START)
+
+
+def test_a_function_by_its_name() -> None:
+    future = ropewalk.submit(functions.add, 2, kwargs={"b": 3})
+    assert future.result(HANG_SECONDS) == {"sum": 5, "attempt": 1}
+    assert (future.state, future.done()) == ("SUCCEEDED", True)
+    assert future.run.read_metrics()[0]["sum"] == 5
+    assert [one.id for one in ropewalk.runs()] == [future.id]
+
+
+def test_an_exception_brings_its_traceback() -> None:
+    future = ropewalk.submit(functions.fail, "too small", name="failing")
+    error = future.exception(HANG_SECONDS)
+    assert isinstance(error, RunFailedError)
+    assert "ValueError: too small" in str(error)
+    assert "in fail" in str(error), "the traceback of the far side"
+    assert future.id.startswith("failing-")
+    with pytest.raises(RunFailedError, match="too small"):
+        future.result()
+
+
+def test_a_closure_travels_by_value() -> None:
+    base = {"x": complex(1, 2)}
+    future = ropewalk.submit(lambda y: base["x"] + y, 1, by_value=True, name="closure")
+    assert future.result(HANG_SECONDS) == complex(2, 2)
+
+
+def test_many_calls_are_one_submission_in_order() -> None:
+    futures = ropewalk.map(functions.add, [1, 2, 3], [10, 20, 30], at_once=2)
+    assert [future.result(HANG_SECONDS)["sum"] for future in futures] == [11, 22, 33]
+
+
+def test_every_rank_calls_it() -> None:
+    assert ropewalk.submit(functions.rank, launch="ranks", ranks_per_node=2).result(HANG_SECONDS) == [0, 2]
+
+
+def test_mistakes() -> None:
+    with pytest.raises(ConfigError, match="by_value=True"):
+        ropewalk.submit(lambda: 1)
+    with pytest.raises(ConfigError, match="no plain values"):
+        ropewalk.submit(functions.add, object())
+    with pytest.raises(ConfigError, match="kwargs: holds what looks like a secret"):
+        ropewalk.submit(functions.add, 1, kwargs={"token": "the run would get ***"})
+    with pytest.raises(ConfigError, match=r"unknown key 'resources\.gpu'"):
+        ropewalk.submit(functions.add, 1, gpu=2)
+
+
+def test_a_job_runs_to_its_end() -> None:
+    found = ropewalk.run("command", {"command": ["true"], "launch": "once"})
+    assert (found["state"], found["exit_code"]) == ("SUCCEEDED", 0)
+
+
+def test_outside_a_run_it_is_harmless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ropewalk.log({"train/loss": 1.5}, step=3)
+    ropewalk.progress(3, 10)
+    assert "step 3  train/loss 1.5" in capsys.readouterr().out
+    assert not ropewalk.run
+    assert (ropewalk.run.id, ropewalk.run.attempt, ropewalk.stop_requested()) == ("", 0, False)
+    assert ropewalk.latest_checkpoint() is None
+    for step in (1, 2, 3):
+        (ropewalk.checkpoint_dir() / f"step-{step}").mkdir()
+        (ropewalk.checkpoint_dir() / f"step-{step}/weights").write_bytes(bytes([step]) * 100)
+        ropewalk.commit_checkpoint(ropewalk.checkpoint_dir() / f"step-{step}", keep=2)
+    (ropewalk.checkpoint_dir() / "step-4").mkdir()
+    assert ropewalk.latest_checkpoint() == Path("checkpoints/step-3"), "one without a manifest is never the latest"
+    (ropewalk.checkpoint_dir() / "step-3/weights").write_bytes(b"damaged")
+    assert ropewalk.latest_checkpoint() == Path("checkpoints/step-2")
+    assert "step-3 is left out: weights is not what was written" in capsys.readouterr().err
+    assert sorted(path.name for path in Path("checkpoints").iterdir()) == ["latest.json", "step-2", "step-3", "step-4"]

@@ -1,0 +1,106 @@
+"""Pictures of a sweep: axes, importance beside chance, PNGs, and one page that needs nothing else."""
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ropewalk.cluster.run.files import read_json, write_json
+from ropewalk.jobs.orchestration.sweep.importance import importance_of
+from ropewalk.jobs.orchestration.sweep.plot_axes import axes_of
+from ropewalk.jobs.orchestration.sweep.results import TrialResult, read_sweep
+from tests.fakes.sweep import SPACE, make_sweep
+from tests.jobs.shell import Shell
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_axes_follow_the_space(tmp_path: Path) -> None:
+    axes = {axis.key: axis for axis in axes_of(SPACE, read_sweep(make_sweep(tmp_path, 8)).trials)}
+    assert list(axes) == list(SPACE)
+    rate = axes["optim.lr"]
+    assert rate.log
+    assert rate.place(1e-4) == 0
+    assert rate.place(10**-2.5) == pytest.approx(0.5)
+    assert [word for _, word in rate.ticks()] == ["1e-4", "0.001", "0.01", "0.1"]
+    assert not axes["optim.weight_decay"].log
+    assert [word for _, word in axes["optim.warmup_steps"].ticks()] == ["0", "10", "20", "30"]
+    assert axes["optim.schedule"].categories == ["cosine", "constant", "wsd"]
+    assert axes["optim.schedule"].place("constant") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("item", "values", "kind"),
+    [
+        ({"choice": [[0.9, 0.95], [0.9, 0.99]]}, [[0.9, 0.99]], ["[0.9, 0.95]", "[0.9, 0.99]"]),
+        ({"choice": [None, 3.0]}, [None], ["null", "3"]),
+        ({"grid": [16, 8]}, [8], ["8", "16"]),
+        ({"choice": [0.0, 0.1]}, [0.08], (0.0, 0.1)),  # a population leaves the choice
+        ({"loguniform": [0.01, 0.1]}, [0.2], (0.01, 0.2)),  # a population leaves the range
+        ({"quniform": [0.0, 1.0, 0.1], "uniform": None, "when": {}}, [0.5], (0.0, 1.0)),  # as run.yaml holds it
+        ({"made_up": 1}, ["a", "b"], ["a", "b"]),  # a kind that this version does not know
+        (None, [1.0, 5.0], (1.0, 5.0)),
+    ],
+)
+def test_every_kind_of_parameter_has_an_axis(item: Any, values: list[Any], kind: Any) -> None:
+    trials = [TrialResult(trial=k, parameters={"key": value}) for k, value in enumerate(values)]
+    (axis,) = axes_of({} if item is None else {"key": item}, trials)
+    assert (axis.categories if axis.categories else (axis.low, axis.high)) == kind
+    assert all(0 <= axis.place(value) <= 1 for value in values)
+    assert axis.ticks()
+
+
+def test_a_parameter_that_never_varied_has_none() -> None:
+    assert axes_of({}, [TrialResult(trial=0, parameters={"key": 1.0}), TrialResult(trial=1, parameters={"key": 1.0})]) == []
+
+
+def test_importance_stands_beside_chance(tmp_path: Path) -> None:
+    found = importance_of(read_sweep(make_sweep(tmp_path, 60)))
+    assert sum(found.shares.values()) == pytest.approx(1)
+    assert next(iter(found.shares)) == "optim.lr"
+    assert found.shares["optim.lr"] > found.chance["optim.lr"]
+    assert found.shares["optim.weight_decay"] < found.chance["optim.weight_decay"]
+    assert (found.n, found.caution) == (59, "")  # all but the one that failed
+    few = importance_of(read_sweep(make_sweep(tmp_path, 12, name="few")))
+    assert few.caution == "only 11 trials: read with caution"
+    none = importance_of(read_sweep(make_sweep(tmp_path, 4, name="none")))
+    assert (none.shares, none.caution) == ({}, "4 of 6 trials: too few to tell what matters")
+
+
+class Page(HTMLParser):
+    """Everything that a page would fetch, its pictures, its rows."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+        self.rows = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attrs if name in {"src", "href", "srcset", "data"}]
+        self.rows += tag == "tr"
+
+
+def test_pictures_and_a_page_that_needs_nothing_else(shell: Shell) -> None:
+    sweep = make_sweep(shell.home / "runs", 7)
+    path = sweep.path / "trials/0000.json"
+    write_json(path, {**(read_json(path) or {}), "state": "FAILED", "cause": "<b>& unescaped"})
+    written = [Path(line) for line in shell("show", sweep.id, "--plot", "out/found.png").splitlines()]
+    names = ["found.png", "found-parallel.png", "found-history.png", "found-curves.png", "found-importance.png", "found.html"]
+    assert [path.name for path in written] == names
+    assert all(path.read_bytes().startswith(PNG) for path in written[:-1])
+    text = written[-1].read_text()
+    page = Page(text)
+    assert [source.partition(",")[0] for source in page.sources] == ["data:image/png;base64"] * 4
+    assert base64.b64decode(page.sources[0].partition(",")[2]) == written[1].read_bytes()
+    assert not re.search(r"https?:|url\(|@import|<link", text)
+    assert page.rows == 1 + 7
+    assert "&lt;b&gt;&amp; unescaped" in text
+
+
+def test_by_default_they_lie_in_the_run(shell: Shell) -> None:
+    sweep = make_sweep(shell.home / "runs", 2, stops=False)
+    assert shell("show", sweep.id, "--plot").splitlines()[-1] == str(sweep.path / "sweep.html")

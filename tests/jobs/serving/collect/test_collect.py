@@ -1,0 +1,123 @@
+"""What a serving run has captured becomes data: the same bytes each time, with a share of what was learnt before."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.context import JobContext
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.serving.collect.config import CollectConfig
+from ropewalk.jobs.serving.collect.job import CONVERSATIONS, PAIRS, main
+from ropewalk.jobs.serving.feedback.records import FOLDER, exchanges_store, ratings_store
+from ropewalk.jobs.serving.feedback.review.judgements import judgements_store
+from tests.jobs.serving.refresh.staged import NOW, captured, keep, rated, serving_run
+
+ITEM = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+
+
+def collect(served: RunDir, **keys: Any) -> tuple[RunDir, dict[str, Any]]:
+    config = load_config(CollectConfig, {"watch": served.id, "until": NOW, **keys})
+    run = RunDir.create("collect", {"job": "collect", "config": config.model_dump(mode="json")}, served.path.parent)
+    context = JobContext(run=run, attempt=run.begin_attempt())
+    context.fence.claim()
+    return run, dict(main(context)["counts"])  # type: ignore[call-overload]
+
+
+def rows(run: RunDir, name: str = CONVERSATIONS) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.path / name).read_text().splitlines()]
+
+
+def test_corrected_and_liked_answers_are_learnt_from(tmp_path: Path) -> None:
+    served = serving_run(tmp_path)
+    run, counts = collect(served)
+    assert [(row["id"], row["why"], row["messages"][-1]["content"]) for row in rows(run)] == [
+        *((f"req-{n}", "corrected", f"{n}, of course.") for n in range(3)),
+        *((f"req-{n}", "liked", f"It is {n}.") for n in range(3, 6)),
+    ]
+    assert [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in rows(run, PAIRS)][:1] == [
+        ("0, of course.", "It is 0.")
+    ]
+    assert rows(run)[0]["ratings"] == ["rating-0"]
+    assert counts["disliked"] == counts["not judged"] == 1
+    assert [row["why"] for row in rows(collect(served, unrated=True)[0])].count("not judged") == 1
+    assert [row["id"] for row in rows(collect(served, most=2, since=NOW - 1000 + 3)[0])] == ["req-4", "req-5"]
+    again, _ = collect(served)
+    assert (again.path / CONVERSATIONS).read_bytes() == (run.path / CONVERSATIONS).read_bytes()
+
+
+def test_a_corrected_conversation_and_a_failed_answer(tmp_path: Path) -> None:
+    served = serving_run(tmp_path)
+    keep(
+        exchanges_store(served.path / FOLDER),
+        [captured(20, "Book it.", "No."), captured(21, "And?", "So", outcome="cancelled"), captured(22, "And?", "")],
+    )
+    turns = [
+        {"role": "assistant", "content": "For two?"},
+        {"role": "user", "content": "Yes"},
+        {"role": "assistant", "content": "Done."},
+    ]
+    ratings = [rated(20, correction=json.dumps(turns)), rated(21, rating="up"), rated(22, rating="up")]
+    keep(ratings_store(served.path / FOLDER), ratings)
+    run, counts = collect(served)
+    assert [message["content"] for message in rows(run)[-1]["messages"]] == ["Book it.", "For two?", "Yes", "Done."]
+    assert (counts["no_answer"], counts["pairs"]) == (2, 4)
+
+
+def test_a_reviewer_stands_before_a_user(tmp_path: Path) -> None:
+    served = serving_run(tmp_path)
+    judgement = {"id": "j1", "time": NOW - 5, "reviewer": "ann", "item": "req-4", "first": "req-4", "choice": "neither"}
+    said = {**judgement, "corrected": "req-4", "correction": "Four, as ever."}
+    keep(judgements_store(served.path), [said])
+    run, counts = collect(served)
+    (found,) = (row for row in rows(run) if row["id"] == "req-4")
+    assert (found["why"], found["messages"][-1]["content"], counts["reviewed"]) == ("reviewed", "Four, as ever.", 1)
+    assert [pair["chosen"][0]["content"] for pair in rows(run, PAIRS) if pair["id"] == "req-4"] == ["Four, as ever."]
+
+
+def test_what_is_said_later_is_learnt_from_later_and_changes_no_data_of_before(tmp_path: Path) -> None:
+    served = serving_run(tmp_path)
+    keep(ratings_store(served.path / FOLDER), [rated(7, rating="up", user="ann")])
+    first, _ = collect(served)
+    said = json.dumps("Seven, rather.")
+    keep(ratings_store(served.path / FOLDER), [rated(7, user="ann", correction=said) | {"id": "late", "time": NOW + 10}])
+    judgement = {"id": "j1", "time": NOW + 20, "reviewer": "bob", "item": "req-6", "first": "req-6", "choice": "neither"}
+    keep(judgements_store(served.path), [{**judgement, "corrected": "req-6", "correction": "Six."}])
+    again, _ = collect(served)
+    assert [(again.path / name).read_bytes() for name in (CONVERSATIONS, PAIRS)] == [
+        (first.path / name).read_bytes() for name in (CONVERSATIONS, PAIRS)
+    ]
+    later, _ = collect(served, since=NOW, until=NOW + 60)
+    assert [(row["id"], row["messages"][-1]["content"]) for row in rows(later)] == [
+        ("req-7", "Seven, rather."),
+        ("req-6", "Six."),
+    ]
+    assert [pair["id"] for pair in rows(later, PAIRS)] == ["req-7", "req-6"]
+
+
+def test_a_share_of_what_was_learnt_before_and_no_evaluation_item(tmp_path: Path) -> None:
+    served = serving_run(tmp_path)
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    old = [{"id": f"old-{n}", "messages": turns} for n in range(50)]
+    (tmp_path / "old.jsonl").write_text("".join(json.dumps(row) + "\n" for row in old))
+    (tmp_path / "quiz.jsonl").write_text(json.dumps({"question": ITEM}) + "\n")
+    keep(exchanges_store(served.path / FOLDER), [captured(30, f"Please continue: {ITEM}", "sixteen")])
+    keep(ratings_store(served.path / FOLDER), [rated(30, rating="up")])
+    keys = {
+        "replay": {"data": str(tmp_path / "old.jsonl"), "share": 0.4},
+        "decontaminate": {"against": str(tmp_path / "quiz.jsonl")},
+    }
+    run, counts = collect(served, **keys)
+    assert (counts["new"], counts["contaminated"], counts["replay"]) == (6, 1, 4)
+    assert [row["id"].startswith("replay-old-") for row in rows(run)] == [False] * 6 + [True] * 4
+    assert rows(run) == rows(collect(served, **keys)[0])
+    assert rows(run) != rows(collect(served, **keys, seed=1)[0]), "the seed draws what is repeated"
+
+
+def test_a_run_that_captures_nothing_is_refused(tmp_path: Path) -> None:
+    served = RunDir.create("serve", {"job": "serve", "config": {}}, tmp_path)
+    with pytest.raises(ConfigError, match="has captured nothing yet"):
+        load_config(CollectConfig, {"watch": str(served.path)}).preflight()

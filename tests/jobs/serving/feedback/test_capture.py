@@ -1,0 +1,249 @@
+"""Every exchange is kept once, masked, though gateways and writers are killed; and it costs the gateway next to nothing."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import datasets
+import orjson
+import pytest
+
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.serving.feedback.answers import find_answer
+from ropewalk.jobs.serving.feedback.capture import Capture, CaptureConfig, is_sampled
+from ropewalk.jobs.serving.feedback.exchange import FEEDBACK, SETTINGS, Exchange, exchange_frame, frame
+from ropewalk.jobs.serving.feedback.records import FOLDER, answers_store, exchanges_store, ratings_store
+from ropewalk.jobs.serving.feedback.writer import serve
+from tests.jobs.serving.feedback.exchanges import exchange, items, personal_exchange, planted
+from tests.patience import Patience, ended, until
+
+# A gateway: records what its journal (standard input) has, tells what is durable, and waits to be killed
+GATEWAY = """
+import asyncio, json, sys
+from pathlib import Path
+from ropewalk.jobs.serving.feedback.capture import Capture, CaptureConfig, Exchange
+
+async def main():
+    tell = lambda ids: print(*ids, flush=True)
+    capture = Capture(Path(sys.argv[1]), CaptureConfig(retention_days=1e5), tell)
+    await capture.start()
+    print("writer", capture.writer_pid, flush=True)
+    for line in sys.stdin:
+        fields = json.loads(line)
+        raw = {name: fields[name].encode() for name in ("request", "answer", "conversation")}
+        capture.record(Exchange(**{**fields, **raw}))
+        await asyncio.sleep(0)
+    while capture.waiting:
+        await asyncio.sleep(0.01)
+    print("all", flush=True)
+    await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+class Gateway:
+    """A gateway's process, and what it has said."""
+
+    def __init__(self, folder: Path, journal: list[int]) -> None:
+        lines = (orjson.dumps(personal_exchange(number)._asdict(), default=bytes.decode) for number in journal)
+        folder.parent.joinpath("journal").write_bytes(b"\n".join(lines))
+        self.said = folder.parent / "said"
+        with self.said.open("wb") as said, folder.parent.joinpath("journal").open() as given:
+            command = [sys.executable, "-c", GATEWAY, str(folder)]
+            self.process = subprocess.Popen(command, stdin=given, stdout=said)
+
+    def words(self) -> list[str]:
+        """What it has said, in whole lines."""
+        said = self.said.read_text()
+        return said[: said.rfind("\n") + 1].split()
+
+    def durable(self) -> set[str]:
+        """The ids that were confirmed so far."""
+        return {word for word in self.words() if word.startswith("req-")}
+
+    def has_confirmed(self, least: int) -> bool:
+        """Whether so many are durable, or all."""
+        return "all" in self.words() or len(self.durable()) >= least
+
+    @property
+    def writer(self) -> int:
+        """The process that writes for it."""
+        words = self.words()
+        return int(words[words.index("writer") + 1])
+
+    def kill(self) -> set[str]:
+        """End it as the kernel does; what it had confirmed."""
+        self.process.kill()
+        ended(self.process)
+        return self.durable()
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.soak)])
+def test_every_exchange_is_kept_once_and_masked_though_gateways_and_writers_are_killed(tmp_path: Path, kills: int) -> None:
+    total, draw = 150 * kills if kills > 1 else 200, random.Random(kills)
+    journal, folder = list(range(total)), tmp_path / FOLDER
+    for kill in range(kills):
+        gateway = Gateway(folder, journal)
+        least = draw.randrange(1, 100)
+        until(partial(gateway.has_confirmed, least), Patience.STEP)
+        if kill % 2 == 0:  # its writer first: what it had not confirmed goes to the next one
+            os.kill(gateway.writer, signal.SIGKILL)
+            until(partial(gateway.has_confirmed, least + 50), Patience.STEP)
+        confirmed = gateway.kill()
+        journal = [number for number in journal if f"req-{number:06d}" not in confirmed]
+    last = Gateway(folder, journal)
+    until(lambda: "all" in last.words(), Patience.STEP)
+    last.kill()
+    until(lambda: not list(folder.glob("*/spool-*")), Patience.STEP)  # its writer ends too
+
+    wanted = [f"req-{number:06d}" for number in range(total)]
+    for store in (exchanges_store(folder), answers_store(folder)):
+        assert store.read()["id"].to_pylist() == wanted
+        shards = [str(path) for path in store.shards()]
+        loaded = datasets.load_dataset("arrow", data_files=shards, cache_dir=str(tmp_path / "cache"))["train"]
+        assert sorted(loaded["id"]) == wanted
+    written = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+    assert b"<EMAIL>" in written
+    assert [item for item in items(planted()) if item.encode() in written] == []
+
+
+async def _captured(folder: Path, config: CaptureConfig | None, count: int) -> Capture:
+    capture = Capture(folder, config)
+    await capture.start()
+    for number in range(count):
+        capture.record(personal_exchange(number))
+    return capture
+
+
+def test_a_writer_that_dies_while_it_is_closed_has_a_successor(tmp_path: Path) -> None:
+    folder = tmp_path / FOLDER
+
+    async def scenario() -> int:
+        capture = await _captured(folder, CaptureConfig(retention_days=1e5), 50)
+        assert capture.writer_pid is not None
+        os.kill(capture.writer_pid, signal.SIGKILL)
+        await capture.close()
+        return capture.waiting
+
+    assert asyncio.run(scenario()) == 0
+    assert exchanges_store(folder).read()["id"].to_pylist() == [f"req-{number:06d}" for number in range(50)]
+
+
+def test_off_it_keeps_a_ledger_without_a_word_of_content(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+
+    async def scenario() -> tuple[int, bytes]:
+        capture = await _captured(run.path / FOLDER, None, 20)
+        said = await capture.feedback("feedback-1", b'{"answer_id": "chatcmpl-000003", "rating": "up"}')
+        await capture.close()
+        return said
+
+    status, body = asyncio.run(scenario())
+    assert status == 403
+    assert json.loads(body)["error"]["code"] == "capture_is_off"
+    assert exchanges_store(run.path / FOLDER).read().num_rows == 0
+    answer = find_answer(run, "chatcmpl-000003")
+    assert answer is not None
+    assert (answer.id, answer.version, answer.replica, answer.prompt_tokens) == ("req-000003", "chat@2", "replica-0", 11)
+    assert find_answer(run, "req-000003") == answer
+    assert find_answer(run, "chatcmpl-none") is None
+    written = b"".join(path.read_bytes() for path in run.path.rglob("*") if path.is_file())
+    assert [one.text[:40] for one in planted()[:20] if one.text[:40].encode() in written] == []
+
+
+def test_feedback_is_written_down_before_its_client_hears_so(tmp_path: Path) -> None:
+    mail = "jane.doe@mail.example.org"
+    good = {"answer_id": "chatcmpl-1", "rating": "down", "correction": f"Ask {mail}", "comment": mail, "user": mail}
+    bad = [
+        *(b"nope", b"{}", b"[]", b'{"answer_id": "a"}', b'{"answer_id": "a", "rating": "upwards"}', b"\xff"),
+        *(
+            b'{"answer_id": "a", "score": NaN}',
+            b'{"answer_id": "a", "score": 1.5}',
+            b'{"answer_id": "a", "rating": "up", "stars": 5}',
+        ),
+        b'{"answer_id": "a", "correction": [{"role": "user", "content": "x"}]}',
+    ]
+
+    async def scenario() -> tuple[tuple[int, bytes], list[tuple[int, bytes]]]:
+        capture = await _captured(tmp_path, CaptureConfig(), 0)
+        first = await capture.feedback("feedback-0", json.dumps(good).encode())
+        rest = [await capture.feedback(f"feedback-{number}", body) for number, body in enumerate(bad, 1)]
+        await capture.close()
+        return first, rest
+
+    (status, body), rest = asyncio.run(scenario())
+    assert (status, json.loads(body)["answer_id"]) == (200, "chatcmpl-1")
+    assert [status for status, _ in rest] == [400] * len(bad)
+    errors = [json.loads(body)["error"] for _, body in rest]
+    assert all(set(error) == {"message", "type", "param", "code"} for error in errors)
+    assert [error["param"] for error in errors][4:9] == ["rating", None, None, "score", "stars"]
+    (row,) = ratings_store(tmp_path).read().to_pylist()
+    assert (row["rating"], row["comment"], json.loads(row["correction"])) == ("down", "<EMAIL>", "Ask <EMAIL>")
+    assert mail.encode() not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_what_cannot_be_kept_takes_nothing_else_along(tmp_path: Path) -> None:
+    """Bodies that json reads and orjson does not write: a large integer, half a character."""
+    large = b'{"prompt": "smile \\ud83d", "seed": 123456789012345678901}'
+    half = b'{"id": "cmpl-\\ud83d", "choices": [{"text": "hi"}]}'
+    said = {"answer_id": "chatcmpl-000003", "rating": "up"}
+    ours, writers = socket.socketpair()
+    pieces = [
+        *frame(SETTINGS, {"config": CaptureConfig(retention_days=1e5, mask=()).model_dump(mode="json")}),
+        *(piece for n in range(4) for piece in exchange_frame(_odd(n, {1: large}, {2: half}), captured=True)),
+        *frame(FEEDBACK, {"id": "feedback-1"}, json.dumps(said).encode()),
+    ]
+    with ours, writers:
+        ours.sendall(b"".join(pieces))
+        ours.shutdown(socket.SHUT_WR)
+        serve(writers, tmp_path)
+        told = [json.loads(line) for line in ours.recv(1 << 16).splitlines()]
+    wanted = [f"req-{number:06d}" for number in range(4)]
+    assert [number for one in told for number in one["durable"]] == wanted
+    assert {number: status for one in told for number, (status, _) in one["feedback"].items()} == {"feedback-1": 200}
+    assert answers_store(tmp_path).read()["id"].to_pylist() == wanted
+    kept = {row["id"]: row["sampling"] for row in exchanges_store(tmp_path).read().to_pylist()}
+    assert sorted(kept) == [wanted[0], wanted[1], wanted[3]]
+    assert "123456789012345678901" in kept[wanted[1]]
+
+
+def _odd(number: int, requests: dict[int, bytes], answers: dict[int, bytes]) -> Exchange:
+    odd = {"request": requests.get(number), "answer": answers.get(number)}
+    return exchange(number, **{side: body for side, body in odd.items() if body is not None})
+
+
+def test_conversations_are_sampled_whole_and_by_their_own_hash() -> None:
+    names = [f"conversation {n}".encode() for n in range(4000)]
+    sampled = [name for name in names if is_sampled(name, 0.25)]
+    assert 900 < len(sampled) < 1100
+    assert sampled == [name for name in names if is_sampled(name, 0.25)]
+    assert set(sampled) < {name for name in names if is_sampled(name, 0.5)}
+    assert all(is_sampled(name, 1.0) for name in names[:10])
+
+
+def test_what_waits_for_a_stuck_writer_is_bounded_and_counted(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    async def scenario() -> Capture:
+        capture = Capture(tmp_path, CaptureConfig(retention_days=1e5, mask=()), told.extend, most_open_bytes=200_000)
+        await capture.start()
+        os.kill(capture.writer_pid or 0, signal.SIGSTOP)
+        for number in range(400):
+            capture.record(exchange(number, "word " * 200))
+        os.kill(capture.writer_pid or 0, signal.SIGCONT)
+        await capture.close()
+        return capture
+
+    capture = asyncio.run(scenario())
+    kept = exchanges_store(tmp_path).read().num_rows
+    assert 10 < kept < 400
+    assert capture.lost == 400 - kept
+    assert answers_store(tmp_path).read().num_rows == 400 == len(set(told))

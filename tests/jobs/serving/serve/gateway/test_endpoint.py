@@ -1,0 +1,276 @@
+"""An endpoint in peace: the bytes of the engine, and a clear answer to whatever clients do."""
+
+import json
+import socket
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ropewalk.cluster.errors import BackendError
+from ropewalk.jobs.inference.scoring.endpoint_chat import EndpointChat
+from ropewalk.jobs.inference.scoring.generate import Sampling
+from ropewalk.jobs.runs.show.endpoint import Endpoint as Place
+from ropewalk.jobs.serving.serve.routes import Alias, Version
+from tests.jobs.serving.serve.gateway.endpoint import HTTP, VERSION, Endpoint, FakeEngine, chat, texts
+from tests.patience import Patience, ended, until
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+
+
+def _raw(endpoint: Endpoint, data: bytes, until_seen: bytes = b"") -> bytes:
+    """What is answered to bytes, until the connection ends or something is seen."""
+    found = b""
+    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=30) as client:
+        client.sendall(data)
+        while (not until_seen or until_seen not in found) and (part := client.recv(65536)):
+            found += part
+    return found
+
+
+def _post(path: str, body: dict[str, Any], *headers: str) -> bytes:
+    raw = json.dumps(body).encode()
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(raw)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + raw
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, chat("hello", max_tokens=4, stream_options={"include_usage": True})),
+        (CHAT, chat("hello", max_tokens=4, return_token_ids=True)),
+        (CHAT, chat("hello", max_tokens=4, stream=False)),
+        (COMPLETIONS, {"model": VERSION, "prompt": "hello é", "max_tokens": 4, "temperature": 0, "stream": True}),
+    ],
+    ids=["stream", "token ids", "whole", "completions"],
+)
+def test_bytes_are_those_of_the_engine(endpoint: Endpoint, path: str, body: dict[str, Any]) -> None:
+    got = HTTP.post(endpoint.url + path, json=body)
+    bare = [HTTP.post(f"http://127.0.0.1:{engine.port}{path}", json=body) for engine in endpoint.engines]
+    assert got.content in [one.content for one in bare]
+    assert got.headers["content-type"] == bare[0].headers["content-type"]
+    assert got.headers["x-request-id"].startswith("req-")
+    assert got.headers["x-ropewalk-version"] == VERSION
+
+
+def test_pages(endpoint: Endpoint) -> None:
+    with httpx.Client(base_url=endpoint.url, verify=False) as client:
+        assert client.get("/healthz").json() == {"status": "ok", "replicas": {VERSION: 2}}
+        assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["production", VERSION]
+        assert client.get(f"/v1/models/{VERSION}").json()["id"] == VERSION
+        assert client.head("/healthz").status_code == 200
+        client.post(CHAT, json=chat("counted", max_tokens=3))
+        page = client.get("/metrics").text
+        assert f'ropewalk_requests_total{{outcome="completed",status="200",version="{VERSION}"}}' in page
+        assert 'ropewalk_first_token_seconds_bucket{le="60.0",part="engine"}' in page
+    loaded = until(lambda: _load(endpoint), Patience.SIGNAL)
+    assert set(loaded["replicas"]) == {engine.replica.id for engine in endpoint.engines}
+    assert loaded["versions"][VERSION]["requests"] >= 1
+
+
+def _load(endpoint: Endpoint) -> Any:
+    found = json.loads(endpoint.load_file.read_bytes()) if endpoint.load_file.exists() else {}
+    return found if found.get("versions", {}).get(VERSION, {}).get("requests") else None
+
+
+@pytest.mark.parametrize(
+    ("asked", "body", "status", "code"),
+    [
+        (("POST", CHAT), b"{", 400, "invalid_json"),
+        (("POST", CHAT), b'{"messages": [{"role": "user", "content": "\xff"}]}', 400, "invalid_json"),
+        (("POST", CHAT), b'{"messages": [{"role": "user"}], "model": "other"}', 404, "model_not_found"),
+        (("POST", CHAT), b"x" * 200_000, 413, "request_too_large"),
+        (("GET", CHAT), b"", 405, "method_not_allowed"),
+        (("POST", "/v1/nothing"), b"{}", 404, "not_found"),
+        (("GET", "/v1/models/other"), b"", 404, "model_not_found"),
+        (("POST", COMPLETIONS), b"{}", 400, "missing_required_parameter"),
+        (("POST", "/v1/feedback"), b"{}", 404, "not_found"),
+    ],
+)
+def test_errors_have_openais_form(endpoint: Endpoint, asked: tuple[str, str], body: bytes, status: int, code: str) -> None:
+    got = HTTP.request(asked[0], endpoint.url + asked[1], content=body)
+    assert (got.status_code, got.json()["error"]["code"]) == (status, code)
+    assert set(got.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize(
+    ("data", "answer"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01", b"HTTP/1.1 400"),
+        (b"GET /healthz HTTP/1.1\r\nHost x\r\n\r\n", b"HTTP/1.1 400"),
+        (b"GET /healthz HTTP/1.0\r\n\r\n", b"HTTP/1.1 200"),
+        (b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n", b"HTTP/1.1 200"),
+        (b"POST /v1/completions HTTP/1.1\r\nContent-Length: 999999999\r\n\r\n", b"HTTP/1.1 413"),
+    ],
+)
+def test_raw_bytes_get_an_answer_and_an_end(endpoint: Endpoint, data: bytes, answer: bytes) -> None:
+    assert _raw(endpoint, data).startswith(answer)
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/v1/models/other", CHAT])
+def test_an_error_to_a_head_is_a_head(endpoint: Endpoint, path: str) -> None:
+    asked = f"HEAD {path} HTTP/1.1\r\n\r\nGET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n"
+    head, _, rest = _raw(endpoint, asked.encode()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 40")
+    assert rest.startswith(b"HTTP/1.1 200")
+
+
+def test_requests_behind_each_other_in_pieces_and_after_a_question(endpoint: Endpoint) -> None:
+    body = {"prompt": "p", "max_tokens": 2, "temperature": 0}
+    twice = _raw(endpoint, _post(COMPLETIONS, body) + _post(COMPLETIONS, body, "Connection: close"))
+    assert twice.count(b"HTTP/1.1 200") == 2
+    raw = json.dumps(body).encode()
+    pieces = b"".join(b"1\r\n%c\r\n" % one for one in raw)
+    head = b"POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", endpoint.port), timeout=30) as client:
+        client.sendall(head)
+        assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(pieces + b"0\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 200 OK")
+    old = _raw(endpoint, _post(COMPLETIONS, {**body, "stream": True}).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+    assert b"chunked" not in old
+    assert old.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_client_that_hangs_up_frees_its_slot(endpoint: Endpoint) -> None:
+    cancelled = sum(engine.stats()["cancelled"] for engine in endpoint.engines)
+    with (
+        httpx.Client(verify=False) as client,
+        client.stream("POST", endpoint.url + CHAT, json=chat("long", max_tokens=100_000)) as stream,
+    ):
+        parts = stream.iter_raw()  # kept: its end would be that of the stream
+        next(parts)
+        assert sum(engine.stats()["running"] for engine in endpoint.engines) == 1
+    until(lambda: sum(engine.stats()["cancelled"] for engine in endpoint.engines) == cancelled + 1, Patience.SIGNAL)
+    assert sum(engine.stats()["running"] for engine in endpoint.engines) == 0
+
+
+def test_a_slow_reader_holds_up_nobody(endpoint: Endpoint) -> None:
+    with socket.create_connection(("127.0.0.1", endpoint.port)) as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.sendall(_post(CHAT, chat("slow", max_tokens=150)))
+        assert slow.recv(15) == b"HTTP/1.1 200 OK"
+        assert texts(HTTP.post(endpoint.url + CHAT, json=chat("fast", max_tokens=20)).content).count("w") == 20
+        until(lambda: sum(engine.stats()["running"] for engine in endpoint.engines) == 0, Patience.SIGNAL)
+        got = b""
+        while not got.endswith(b"0\r\n\r\n"):
+            got += slow.recv(1000)
+        assert got.count(b'"content":" w') == 150
+
+
+def test_above_capacity_requests_wait_then_are_refused_and_deadlines_hold(endpoint: Endpoint) -> None:
+    got: list[httpx.Response] = []
+
+    def ask(number: int) -> None:
+        got.append(HTTP.post(endpoint.url + CHAT, json=chat(f"many {number}", max_tokens=40), timeout=60))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(60)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [one for one in got if one.status_code == 429]
+    assert len(got) == 60
+    assert all(one.status_code == 200 and texts(one.content).count("w") == 40 for one in got if one not in refused)
+    assert len(got) - len(refused) >= 24  # slots, and twice as many that wait
+    assert all(int(one.headers["retry-after"]) >= 1 and one.json()["error"]["code"] == "overloaded" for one in refused)
+
+
+def test_a_deadline_ends_a_request(endpoint: Endpoint) -> None:
+    late = HTTP.post(endpoint.url + CHAT, json=chat("late", max_tokens=1000, stream=False), headers={"x-request-timeout": "0.2"})
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    cut = HTTP.post(endpoint.url + CHAT, json=chat("late", max_tokens=1000, timeout=0.2)).content
+    assert b'"code":"deadline_exceeded"' in cut.split(b"\n\n")[-2]
+    until(lambda: sum(engine.stats()["running"] for engine in endpoint.engines) == 0, Patience.SIGNAL)
+
+
+def test_many_connections(endpoint: Endpoint) -> None:
+    clients = [socket.create_connection(("127.0.0.1", endpoint.port)) for _ in range(400)]
+    for client in clients:
+        client.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+    assert all(client.recv(12) == b"HTTP/1.1 200" for client in clients)
+    for client in clients:
+        client.close()
+
+
+def test_a_chat_finds_the_end_of_a_tunnel_and_says_how_to_make_one(endpoint: Endpoint) -> None:
+    sampling = Sampling(max_new_tokens=3, temperature=0.0, top_p=1.0)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        nowhere = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+    far = Place(address=nowhere, node="node7", tunnel="ssh -N -L 1:127.0.0.1:1 node7", tunnelled=endpoint.url)
+    assert EndpointChat(far, sampling).answer("hello").count("w") == 3
+    other = f"http://127.0.0.1:{endpoint.engines[0].port}"  # it answers, and is no endpoint of a run
+    for end in (nowhere, other):
+        with pytest.raises(BackendError, match=r"\(on node7\) does not answer here: .*; from another machine: ssh -N -L 1:127"):
+            EndpointChat(replace(far, tunnelled=end), sampling).answer("hello")
+
+
+@pytest.mark.soak
+def test_a_journal_that_is_full_costs_the_connections_that_do_not_fit(tmp_path: Path) -> None:
+    made = Endpoint(tmp_path, [FakeEngine()], journal_bytes=2**24)  # room for the input of some thousand
+    live, clients = made.live(), list[socket.socket]()
+    try:
+        for _ in range(1100):
+            clients.append(socket.create_connection(("127.0.0.1", made.port), timeout=60))
+            clients[-1].sendall(b"GET /healthz HTTP/1.1\r\n")  # its end does not come yet
+        until(lambda: "the journal is full" in made.said(), Patience.STEP)
+        for client in clients[500:]:
+            client.close()
+        until(lambda: HTTP.get(made.url + "/healthz").status_code == 200, Patience.STEP)
+        assert made.live() == live, made.said()
+        clients[0].sendall(b"\r\n")
+        assert clients[0].recv(12) == b"HTTP/1.1 200"
+    finally:
+        for client in clients:
+            client.close()
+        made.close()
+
+
+def test_names_lead_to_versions_and_a_server_that_leaves_says_so(tmp_path: Path) -> None:
+    engines = [FakeEngine(), FakeEngine()]
+    made = Endpoint(tmp_path, engines, token_variable="GATEWAY_TEST_TOKEN", environment={"GATEWAY_TEST_TOKEN": "s3cret"})
+    try:
+        versions = {
+            "old": Version(replicas=(engines[0].replica,)),
+            "new": Version(replicas=(engines[1].replica,), draining=False),
+        }
+        aliases = {"production": Alias(stable="old", canary="new", share=0.5)}
+        made.publish(versions=versions, aliases=aliases)
+        with httpx.Client(base_url=made.url, verify=False, headers={"authorization": "Bearer s3cret"}) as client:
+            until(lambda: len(client.get("/v1/models").json()["data"]) == 3, Patience.SIGNAL)
+            assert HTTP.get(made.url + "/v1/models").status_code == 401
+            assert HTTP.get(made.url + "/v1/models", headers={"authorization": "Bearer s3cres"}).status_code == 401
+            assert HTTP.get(made.url + "/healthz").status_code == 200
+            met = [
+                client.post(CHAT, json=chat(f"c{k}", max_tokens=1, model="production")).headers["x-ropewalk-version"]
+                for k in range(20)
+            ]
+            assert set(met) == {"old", "new"}
+            assert met == [
+                client.post(CHAT, json=chat(f"c{k}", max_tokens=1, model="production")).headers["x-ropewalk-version"]
+                for k in range(20)
+            ]
+            made.publish(versions={**versions, "new": Version(draining=True)}, aliases={"production": Alias(stable="old")})
+            until(lambda: client.post(CHAT, json={**chat("x"), "model": "new"}).status_code == 404, Patience.SIGNAL)
+            made.publish(versions=versions, aliases=aliases, accepting=False, retry_after=7)
+            refused = until(
+                lambda: (one := client.post(CHAT, json=chat("x", model="production"))).status_code == 503 and one, Patience.SIGNAL
+            )
+            assert refused.headers["retry-after"] == "7"
+    finally:
+        made.close()
+    assert made.keeper.returncode == 0
+
+
+def test_mistakes_end_with_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        made = Endpoint.start_only(tmp_path, port=taken.getsockname()[1])
+        assert ended(made) == 2
+    said = (tmp_path / "log").read_text()
+    assert said.startswith("error: host 127.0.0.1, port")
+    assert said.count("\n") == 1
+    assert ended(Endpoint.start_only(tmp_path, token_variable="NOT_SET_ANYWHERE")) == 2
+    assert "NOT_SET_ANYWHERE is empty" in (tmp_path / "log").read_text()

@@ -1,0 +1,137 @@
+"""Where requests end, to the byte; what is refused; what is taken out of an engine's events."""
+
+import json
+
+import pytest
+
+from ropewalk.jobs.serving.serve.gateway.exchange.asked import CHAT, Asked, read_request
+from ropewalk.jobs.serving.serve.gateway.exchange.continuation import Way, by_ids, first_body, from_body
+from ropewalk.jobs.serving.serve.gateway.exchange.readers import DivergedError, Pass, Replay
+from ropewalk.jobs.serving.serve.gateway.exchange.sent import read_sent
+from ropewalk.jobs.serving.serve.gateway.http.answers import RefusalError
+from ropewalk.jobs.serving.serve.gateway.http.head import BadRequestError, read_body, read_head
+from ropewalk.jobs.serving.serve.gateway.http.wire import Wire
+
+
+def test_a_request_ends_where_the_next_one_begins() -> None:
+    plain = b"POST /a?b=c HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
+    pieces = b"POST /a HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nhel\r\n2\r\nlo\r\n0\r\nTrailer: 1\r\n\r\n"
+    for raw in (plain, pieces):
+        for cut in range(len(raw)):
+            found = read_head(memoryview(raw[:cut]))
+            assert found is None or read_body(found[0], memoryview(raw[:cut]), found[1], 100) is None
+        head, start = read_head(memoryview(raw + plain)) or pytest.fail("no head")
+        assert (head.method, head.path, head.keep_alive) == ("POST", "/a", True)
+        assert read_body(head, memoryview(raw + plain), start, 100) == (b"hello", len(raw))
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00", 400),
+        (b"hello\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", 501),
+        (b"CONNECT a:1 HTTP/1.1\r\n\r\n", 0),
+        (b"GET / HTTP/1.1\r\nX: " + b"y" * 40000, 431),
+    ],
+)
+def test_what_is_no_request_is_refused(raw: bytes, status: int) -> None:
+    if not status:
+        assert read_head(memoryview(raw))  # a method that nothing here takes
+        return
+    with pytest.raises(BadRequestError) as error:
+        read_head(memoryview(raw))
+    assert error.value.status == status
+
+
+@pytest.mark.parametrize("body", [b"zz\r\nhello", b"5\r\nhelloXX0\r\n\r\n", b"ffffffff\r\n", b"9" * 2000])
+def test_chunks_that_are_none_are_refused(body: bytes) -> None:
+    head, _ = read_head(memoryview(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")) or pytest.fail("no head")
+    with pytest.raises(BadRequestError):
+        read_body(head, memoryview(body), 0, 1000)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"{", "invalid_json"),
+        (b"\xff\xfe", "invalid_json"),
+        (b'{"messages": [{"role": "user", "content": "\xed\xa0\x80"}]}', "invalid_json"),
+        (b"[1]", "invalid_json"),
+        (b"[" * 100_000, "invalid_json"),
+        (b'{"messages": [{"role": "user", "content": %b}]}' % (b"[" * 300 + b"]" * 300), "invalid_json"),
+        (b'{"messages": []}', "missing_required_parameter"),
+        (b'{"messages": "hello"}', "invalid_type"),
+        (b'{"messages": ["hello"]}', "invalid_type"),
+        (b'{"messages": [{}], "model": 5}', "invalid_type"),
+        (b'{"messages": [{}], "timeout": -5}', "invalid_timeout"),
+        (b'{"messages": [{}], "timeout": "soon"}', "invalid_timeout"),
+    ],
+)
+def test_bodies_without_sense_are_refused(body: bytes, code: str) -> None:
+    with pytest.raises(RefusalError) as error:
+        read_request(CHAT, {}, body)
+    assert (error.value.status, error.value.code) == (400, code)
+
+
+def _chat(**keys: object) -> Asked:
+    return read_request(CHAT, {}, json.dumps({"messages": [{"role": "user", "content": "hi"}], "stream": True, **keys}).encode())
+
+
+def test_token_ids_are_taken_out_and_nothing_else() -> None:
+    said = json.dumps(r'quoted ,"token_ids":[9] \ é')
+    bare = f'data: {{"id":"a","choices":[{{"delta":{{"content":{said}}},"index":0}}]}}\n\n'.encode()
+    with_ids = bare.replace(b'"index":0}]}', b'"index":0,"token_ids":[1, -1]}],"prompt_token_ids":[7,8]}')
+    reader = Pass(keep_ids=False)
+    assert reader.feed(with_ids[:30]) == b""
+    assert reader.feed(with_ids[30:] + b"data: half") == bare
+    assert (reader.token_ids, reader.prompt_ids, reader.told_ids, reader.ended) == ([1, -1], [7, 8], True, False)
+    assert reader.feed(b"\n\ndata: [DONE]\n\n") == b"data: half\n\ndata: [DONE]\n\n"
+    assert (reader.token_ids, reader.told_ids, reader.ended) == ([], False, True)
+    assert Pass(keep_ids=True).feed(with_ids) == with_ids
+
+
+def test_a_body_keeps_its_bytes() -> None:
+    asked = Asked(
+        CHAT, b'{"messages" : [{"a":1.50}],"stream":true }\n', {"messages": [{"a": 1.5}], "stream": True}, None, True, None
+    )
+    assert first_body(asked, Way.REPLAY, None, 5) == asked.body
+    assert first_body(asked, Way.FROM, None, 5) == b'{"messages" : [{"a":1.50}],"stream":true ,"return_token_ids":true,"seed":5}'
+    assert json.loads(first_body(asked, Way.IDS, "name", 5))["model"] == "name"
+    greedy = _chat(temperature=0, seed=None)
+    assert "seed" not in first_body(greedy, Way.FROM, None, 5).decode().replace('"seed": null', "")
+
+
+def test_what_was_sent_is_told_to_the_next_engine() -> None:
+    asked = _chat(temperature=0, max_tokens=9)
+    stream = b'data: {"id":"c1","created":3,"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+    told = json.loads(from_body(asked, read_sent(asked, stream + b"data: {", [1], [5]), None, 7))
+    assert told["continue_from"] == {"id": "c1", "created": 3, "token_ids": [5], "started": True}
+    assert "seed" not in told
+    assert by_ids(asked, read_sent(asked, stream, [1], [5]))
+    for keys in ({"tools": [{}]}, {"presence_penalty": 1}, {"response_format": {"type": "json_object"}}, {"n": 2}):
+        other = _chat(temperature=0, max_tokens=9, **keys)
+        assert not by_ids(other, read_sent(other, stream, [1], [5]))
+
+
+def test_a_replay_leaves_out_what_is_known_and_sees_another_answer() -> None:
+    asked = _chat()
+    events = [b'data: {"id":"%%s","choices":[{"index":0,"delta":{"content":"%d"}}]}\n\n' % k for k in range(4)]
+    known = read_sent(asked, b"".join(one.replace(b"%s", b"c1") for one in events[:2]), [], None)
+    out = Replay(known).feed(b"".join(one.replace(b"%s", b"c2") for one in events) + b"data: [DONE]\n\n")
+    assert out == b"".join(one.replace(b"%s", b"c1") for one in events[2:]) + b"data: [DONE]\n\n"
+    with pytest.raises(DivergedError):
+        Replay(known).feed(events[1])
+    with pytest.raises(DivergedError):
+        Replay(known).feed(events[0] + b"data: [DONE]\n\n")
+
+
+def test_the_wire_is_read_back() -> None:
+    raw = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n"
+    assert (Wire(raw).body, Wire(raw).complete, Wire(raw).begun) == (b"abcde", False, True)
+    assert Wire(raw + b"0\r\n\r\n").complete
+    assert not Wire(raw[:30]).begun

@@ -1,0 +1,89 @@
+"""Hundreds of streams while replicas and gateways are killed at random: no error, and every text as undisturbed."""
+
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+from ropewalk.jobs.serving.serve.gateway.http.upstream import Upstreams
+from tests.benchmarks.serve_load import Seen, ask
+from tests.jobs.serving.serve.gateway.endpoint import HTTP, Endpoint, FakeEngine, chat, texts
+
+NUM_STREAMS, AT_ONCE = 200, 6
+PROGRESS_PIECES = 2  # what is on its way when a replica dies may be one
+
+pytestmark = pytest.mark.soak
+
+
+class Killer:
+    """Kills a gateway for every tenth stream, a replica for each other one, from its `after`-th piece on.
+
+    It waits until every open stream has had more of its answer since the kill before: a request of which replicas die several
+    times without that is given up by design, and how many deaths meet by chance would be the machine's load alone.
+    """
+
+    def __init__(self, endpoint: Endpoint, draw: random.Random) -> None:
+        self.endpoint, self.draw = endpoint, draw
+        self.kills = {"replica": 0, "gateway": 0}
+        self.due: list[str] = []
+        self.open: dict[int, int] = {}  # how many pieces each open stream has had
+        self.before: dict[int, int] = {}  # and how many at the kill before, if it was open then
+
+    def look(self, number: int, seen: Seen, after: int) -> None:
+        """A stream has had one more piece."""
+        self.open[number] = len(seen.times)
+        if len(seen.times) == after:
+            self.due.append("gateway" if number % 10 == 9 else "replica")
+        if self.due and all(pieces - self.before.get(n, -PROGRESS_PIECES) >= PROGRESS_PIECES for n, pieces in self.open.items()):
+            self._kill(self.due.pop(0))
+            self.before = dict(self.open)
+
+    def _kill(self, victim: str) -> None:
+        self.kills[victim] += 1
+        if victim == "gateway":
+            self.endpoint.kill_gateway()
+        else:
+            (busy := self.draw.choice(self.endpoint.engines)).kill()
+            busy.start(busy.port)
+
+
+@pytest.mark.parametrize("way", ["continue_from", "token_ids", "replay"])
+def test_two_hundred_streams_and_as_many_kills(tmp_path: Path, way: str) -> None:
+    name = {"continue_from": "transformers", "token_ids": "vllm", "replay": "other"}[way]
+    engines = [FakeEngine("--token", "0.004", "--way", way, engine=name, slots=8) for _ in range(3)]
+    made = Endpoint(tmp_path, engines, queue_per_slot=8)
+    draw = random.Random(way)
+    killer = Killer(made, draw)
+
+    async def run() -> list[Seen]:
+        upstreams, places = Upstreams(), asyncio.Semaphore(AT_ONCE)
+
+        async def one(number: int) -> Seen:
+            after = draw.randrange(1, 45) if number < NUM_STREAMS else 0
+            async with places:
+                body = chat(f"stream {number}", max_tokens=50, stream_options={"include_usage": True})
+                killer.open[number] = 0
+                seen = await ask(upstreams, made.url, body, lambda seen: killer.look(number, seen, after))
+                del killer.open[number]
+                return seen
+
+        seen = await asyncio.gather(*(one(number) for number in range(NUM_STREAMS)))
+        while killer.due:
+            seen += await asyncio.gather(*(one(len(seen) + more) for more in range(AT_ONCE)))
+        upstreams.close()
+        await asyncio.sleep(0)
+        return seen
+
+    try:
+        seen = asyncio.run(run())
+        wrong = [one for one in seen if not one.good]
+        assert not wrong, (len(wrong), wrong[0].status, wrong[0].error, bytes(wrong[0].body[-500:]), made.said()[-3000:])
+        for number, one in enumerate(seen):
+            body = chat(f"stream {number}", max_tokens=50)
+            assert one.text == texts(HTTP.post(f"http://127.0.0.1:{engines[0].port}/v1/chat/completions", json=body).content)
+            assert b'"completion_tokens":50' in one.body
+        assert killer.kills["gateway"] == NUM_STREAMS // 10
+        assert killer.kills["replica"] == NUM_STREAMS - NUM_STREAMS // 10
+    finally:
+        made.close()

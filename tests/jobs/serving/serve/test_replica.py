@@ -1,0 +1,102 @@
+"""When a leaving replica's engine may end: by its own count, else by the gateway's, else when its time is over."""
+
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ropewalk.jobs.serving.serve.replica as replica_module
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.files import write_json
+from ropewalk.jobs.inference.engines.engine import EngineError
+from ropewalk.jobs.serving.serve.config import ServeConfig
+from ropewalk.jobs.serving.serve.replica import Replica, ReplicaSpec, UnderWay, drained, under_way
+
+
+class Silent(BaseHTTPRequestHandler):
+    """An engine whose health has no body, as vLLM's."""
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        """Health."""
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Silent) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("ahead_seconds", [0.0, 60.0, -60.0])
+def test_an_engine_that_does_not_count_is_drained_by_the_gateways_count(
+    silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_seconds: float
+) -> None:
+    """The gateway may run on another machine, whose clock is not this one's."""
+    monkeypatch.setattr(replica_module, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(replica_module, "LOOK_SECONDS", 0.01)
+    load = tmp_path / "load.json"
+
+    def look() -> UnderWay | None:
+        return under_way(silent, None, load, "r1")
+
+    def tell(**running: int) -> None:
+        counts = {name: {"running": n} for name, n in running.items()}
+        write_json(load, {"time": time.time() + ahead_seconds, "replicas": counts}, durable=False)
+
+    def look_while_told(**running: int) -> UnderWay | None:
+        tell(**running)
+        return look()
+
+    assert look() is None
+    assert not drained(look, 0.3), "nobody says: its time is waited out"
+    assert (found := look_while_told(r1=2, r2=1))
+    assert found.requests == 2
+    assert not drained(lambda: look_while_told(r1=2, r2=1), 0.3), "it is busy"
+    tell(r2=1)
+    assert not drained(look, 0.3), "what was said before it left says nothing of what came then; this gateway is gone"
+    started = time.monotonic()
+    assert drained(lambda: look_while_told(r2=1), 60)
+    assert time.monotonic() - started >= 0.1, "routes take a moment"
+
+
+def test_an_engine_that_is_gone_has_nothing_under_way(tmp_path: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), Silent) as server:
+        gone = f"http://127.0.0.1:{server.server_port}"
+    found = under_way(gone, None, tmp_path / "load.json", "r1")
+    assert found is not None
+    assert found.requests == 0
+
+
+def test_an_engine_gets_the_gpus_of_its_replica(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a node with eight GPUs Ray shows a replica that reserves one no other; an engine that looked for eight ended."""
+    monkeypatch.setenv("ROPEWALK_NODE_GPUS", "8")
+    replica = Replica.__new__(Replica)  # without Ray Serve, which only tells it its name
+    replica.id = "r1"
+    places = dict.fromkeys(("model", "folder", "load", "logs"), str(tmp_path))
+    command = ("sh", "-c", "echo share=$ROPEWALK_NODE_GPUS; exit 3")
+    numbers: dict[str, Any] = {"slots": 1, "threads": None, "gpus": 1, "context": None, "draft": None, "draft_tokens": 1}
+    seconds = {"start_seconds": 60.0, "drain_seconds": 1.0}
+    replica.spec = ReplicaSpec(
+        app="a", version="v", engine="auto", engine_command=command, own_address=False, **places, **numbers, **seconds
+    )
+    with pytest.raises(EngineError, match="share=1"):
+        replica._start()
+
+
+def test_gpus_that_no_replica_would_use_are_refused(tmp_path: Path) -> None:
+    keys = {"model": str(tmp_path), "resources": {"nodes": 1, "gpus": 8}}
+    with pytest.raises(ConfigError, match=r"gpus: is 0, and a node has resources.gpus=8: .* CPU; set gpus=1"):
+        ServeConfig.model_validate(keys).preflight()

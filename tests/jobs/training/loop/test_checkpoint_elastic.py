@@ -1,0 +1,164 @@
+"""The elastic law on whole runs, and checkpoints under bad weather: full disk, an orphan, a store that is away."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from ropewalk.cluster.errors import EXIT_LOST_PEER
+from ropewalk.cluster.run.directory import RunDir
+from tests.jobs.corpus import make_dataset
+from tests.jobs.launch import TINY, equal, events, launch, log_of, losses, make_run, pretrain_config, start, weights
+
+if TYPE_CHECKING:
+    from tests.conftest import S3Server
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+def stop_at(run: RunDir, ranks: int, step: int) -> int:
+    group = start(run, ranks)
+    group.until(lambda: step in losses(run))
+    (run.path / "stop-here").touch()
+    assert group.wait() == [85] * ranks, log_of(run)
+    (run.path / "stop-here").unlink()
+    return int(events(run, "stopped")[-1]["step"])
+
+
+def copy_of(run: RunDir, root: Path, name: str) -> RunDir:
+    """The same run again, as it stands."""
+    target = root / name
+    target.mkdir()
+    for path in run.path.rglob("*"):
+        to = target / path.relative_to(run.path)
+        if path.is_dir():
+            to.mkdir(parents=True, exist_ok=True)
+        else:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_bytes(path.read_bytes())
+    return RunDir(target)
+
+
+def test_saved_at_4_ranks_restored_at_1_2_and_3(data: Path, tmp_path: Path) -> None:
+    saved = make_run(tmp_path, pretrain_config(data, steps=10))
+    step = stop_at(saved, 4, 2)
+    before = weights(saved)
+    continued = {ranks: copy_of(saved, tmp_path, f"at-{ranks}") for ranks in (4, 1, 2, 3)}
+    for ranks, run in continued.items():
+        # nothing left to learn at this step: the state goes through the ranks and out again
+        assert equal(weights(run, step), before)
+        launch(run, ranks)
+    for ranks in (1, 2, 3):
+        assert losses(continued[ranks]) == pytest.approx(losses(continued[4]), rel=1e-6)
+        after, reference = weights(continued[ranks]), weights(continued[4])
+        assert all(torch.allclose(after[name], reference[name], rtol=1e-4, atol=1e-6) for name in reference)
+
+
+def test_state_passes_unchanged_through_other_numbers_of_ranks(data: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path, pretrain_config(data, steps=10))
+    step = stop_at(run, 2, 2)
+    before = weights(run, step)
+    for ranks in (1, 3):
+        (run.path / "stop-here").touch()  # from the first step boundary on
+        group = start(run, ranks, TEST_HOOK="resave")
+        assert group.wait() == [85] * ranks, log_of(run)
+        assert equal(weights(run, step), before)
+        folder = run.checkpoints / f"step-{step:08d}"
+        assert json.loads((folder / "manifest.json").read_text())["world_size"] == ranks
+
+
+def test_what_is_not_trained_has_no_optimizer_state_at_any_number_of_ranks(data: Path, tmp_path: Path) -> None:
+    saved = make_run(tmp_path, pretrain_config(data, steps=6, checkpoint={"every_steps": 1}))
+    launch(saved, 2, TEST_HOOK="freeze")
+    first, last = weights(saved, 4), weights(saved, 6)
+    frozen = {name for name in first if "layers.0.self_attn" in name}
+    assert len(frozen) == 4, "weights, and nothing of Adam's"
+    assert all(torch.equal(first[name], last[name]) for name in frozen)
+    trained = {name for name in first if name.startswith("model.")} - frozen
+    assert not any(torch.equal(first[name], last[name]) for name in trained)
+    adams = {f"optimizer.{name.removeprefix('model.')}.{key}" for name in trained for key in ("step", "exp_avg", "exp_avg_sq")}
+    assert first.keys() == trained | frozen | adams
+    for step in (5, 6):
+        shutil.rmtree(saved.checkpoints / f"step-{step:08d}")
+    for ranks in (1, 3):
+        run = copy_of(saved, tmp_path, f"at-{ranks}")
+        (run.path / "stop-here").touch()  # from the first step boundary on
+        assert start(run, ranks, TEST_HOOK="freeze_and_resave").wait() == [85] * ranks, log_of(run)
+        assert equal(weights(run, 4), first)
+        assert json.loads((run.checkpoints / "step-00000004/manifest.json").read_text())["world_size"] == ranks
+        (run.path / "stop-here").unlink()
+        launch(run, ranks, TEST_HOOK="freeze")
+        assert losses(run) == pytest.approx(losses(saved), rel=1e-6)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_tie_is_kept_and_its_change_is_refused(data: Path, tmp_path: Path, tied: bool) -> None:
+    config = pretrain_config(data, steps=2, model={"config": {**TINY, "tie_word_embeddings": tied}})
+    run = make_run(tmp_path, config)
+    launch(run, 2)
+    assert ("model.lm_head.weight" in weights(run)) is not tied
+    other = pretrain_config(data, steps=4, model={"config": {**TINY, "tie_word_embeddings": not tied}})
+    changed = make_run(tmp_path, other)
+    run.checkpoints.rename(changed.checkpoints)
+    assert start(changed, 2).wait() == [42, 42]
+    assert "tie_word_embeddings" in log_of(changed)
+
+
+def test_a_full_disk_ends_the_attempt_on_all_ranks_and_may_be_retried(data: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path, pretrain_config(data, steps=200, checkpoint={"every_steps": 2}))
+    assert start(run, 2, TEST_HOOK="full_disk").wait() == [1, 1]
+    assert "No space left on device" in log_of(run)
+    assert not list(run.checkpoints.rglob("manifest.json"))
+
+
+def test_an_orphan_neither_saves_nor_logs(data: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path, pretrain_config(data, steps=5000, checkpoint={"every_steps": 2}))
+    group = start(run, 1)
+    group.until(lambda: 3 in losses(run))
+    run.begin_attempt()
+    seen = len(run.read_metrics())
+    assert group.wait() == [EXIT_LOST_PEER]
+    assert not list((run.attempt_dir(1)).rglob("fatal.json")), "it judges nobody but itself"
+    assert len(run.read_metrics()) <= seen + 1
+    assert "was succeeded by 2" in (run.log_dir(1) / "rank-0.log").read_text()
+
+
+@pytest.mark.s3
+def test_checkpoints_on_s3_outlive_an_outage(data: Path, tmp_path: Path, s3_server: "S3Server") -> None:
+    bucket = s3_server.bucket()
+    config = pretrain_config(data, steps=8, checkpoint={"every_steps": 2, "path": f"{bucket}/checkpoints"})
+    here, there = make_run(tmp_path, pretrain_config(data, steps=8)), make_run(tmp_path, config)
+    launch(here, 2)
+    group = start(there, 2)
+    group.until(lambda: bool(events(there, "checkpoint")))
+    s3_server.cut()
+    try:
+        group.until(lambda: "trying again" in log_of(there))  # the client itself tries for some ten seconds
+    finally:
+        s3_server.restore()
+    assert group.wait() == [0, 0], log_of(there)
+    again = start(there, 1)
+    assert again.wait() == [0], log_of(there)
+    assert there.results()["train/loss"] == here.results()["train/loss"]
+
+
+@pytest.mark.soak
+@pytest.mark.s3
+def test_a_store_that_stays_away_fails_the_attempt(data: Path, tmp_path: Path, s3_server: "S3Server") -> None:
+    path = f"{s3_server.bucket()}/checkpoints"
+    checkpoint = {"every_steps": 2, "path": path, "patience_seconds": 2}
+    run = make_run(tmp_path, pretrain_config(data, steps=5000, checkpoint=checkpoint))
+    group = start(run, 2)
+    group.until(lambda: bool(events(run, "checkpoint")))
+    s3_server.cut()
+    try:
+        assert group.wait() == [1, 1]
+    finally:
+        s3_server.restore()
+    assert "StorageError" in log_of(run)

@@ -1,0 +1,209 @@
+"""Schedules, presets, weight decay, and initial weights."""
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ropewalk.cluster.config_reader import load_config
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.loader.prefetch import prefetch
+from ropewalk.datapipe.manifest import TokenizerRecord
+from ropewalk.jobs.training.loop.config import ModelConfig, OptimConfig
+from ropewalk.jobs.training.loop.load_checkpoint import first_weights
+from ropewalk.jobs.training.loop.model import ModelPlan, build_model
+from ropewalk.jobs.training.loop.model_config import model_config
+from ropewalk.jobs.training.loop.optimizer import adamw, learning_rate
+from ropewalk.jobs.training.loop.source import reader_for
+from ropewalk.jobs.training.loop.state import Progress
+from ropewalk.jobs.training.loop.trainer import Trainer
+from ropewalk.jobs.training.pretrain.config import PretrainConfig
+from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
+from ropewalk.sharding.group import Group, process_group
+from ropewalk.sharding.manifest import CheckpointManifest
+from tests.jobs.launch import TINY
+from tests.patience import until
+
+TOKENIZER = TokenizerRecord(name="bytes", hash="xxh3:0", vocabulary=257, end_of_document=256, version="0")
+
+
+def rates(steps: int = 100, **config: object) -> list[float]:
+    optim = OptimConfig(lr=1.0, warmup_steps=10, min_lr_ratio=0.1, **config)  # type: ignore[arg-type]
+    return [learning_rate(optim, step, steps) for step in range(steps)]
+
+
+def test_warm_up_is_linear_and_reaches_the_top() -> None:
+    for schedule in ("cosine", "wsd", "constant"):
+        assert rates(schedule=schedule)[:11] == pytest.approx([0.1 * (i + 1) for i in range(10)] + [1.0])
+
+
+def test_cosine_falls_to_its_lowest() -> None:
+    values = rates(schedule="cosine")
+    assert values[55] == pytest.approx(0.55)
+    assert values[-1] == pytest.approx(0.1, abs=1e-3)
+    assert values[10:] == sorted(values[10:], reverse=True)
+
+
+def test_wsd_is_flat_and_then_falls() -> None:
+    values = rates(schedule="wsd", decay_fraction=0.2)
+    assert values[10:80] == [1.0] * 70
+    assert values[90] == pytest.approx(0.55)
+    assert 0.1 < values[-1] < 0.2
+
+
+def test_only_matrices_decay() -> None:
+    model = AutoModelForCausalLM.from_config(config_of(ModelConfig(config=TINY)))
+    decayed, others = adamw(model, OptimConfig(weight_decay=0.3)).param_groups
+    assert decayed["weight_decay"] == 0.3
+    assert others["weight_decay"] == 0.0
+    assert all(p.dim() == 2 for p in decayed["params"])
+    assert all(p.dim() == 1 for p in others["params"])
+
+
+def config_of(model: ModelConfig, vocabulary: int = 257, seq_len: int = 32) -> object:
+    return model_config(model, vocabulary=vocabulary, end_of_document=256, seq_len=seq_len)
+
+
+@pytest.mark.parametrize(
+    ("preset", "vocabulary", "least", "most"),
+    [("tiny", 8192, 1e6, 3e6), ("small", 8192, 20e6, 30e6), ("smollm-135m", 49152, 134e6, 135e6)],
+)
+def test_presets_have_their_size(preset: str, vocabulary: int, least: float, most: float) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_of(ModelConfig(preset=preset), vocabulary))  # type: ignore[arg-type]
+    assert least < sum(p.numel() for p in model.parameters()) < most
+
+
+def test_initial_weights_are_the_seeds_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = RunDir.create("test", {"config": {"seed": 5}}, tmp_path)
+    plan = ModelPlan(config=config_of(ModelConfig(config=TINY)), seq_len=32)
+    torch.manual_seed(5)
+    full = AutoModelForCausalLM.from_config(plan.config)
+    with process_group() as group:
+        torch.rand(3)
+        model = build_model(plan, run, group, ParallelConfig(), PrecisionConfig())
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter.full_tensor(), full.get_parameter(name))  # type: ignore[attr-defined]
+        assert [n for n, _ in model.named_parameters()] == [n for n, _ in full.named_parameters()]
+        for name, buffer in full.named_buffers():  # the rotary embedding's, which no checkpoint repairs
+            assert torch.equal(model.get_buffer(name), buffer)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_frozen_model_is_kept_in_the_format_that_it_computes_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool
+) -> None:
+    """A teacher or a reference: half the memory, and the same logits to the bit."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = RunDir.create("test", {"config": {"seed": 5}}, tmp_path)
+    plan = ModelPlan(config=config_of(ModelConfig(config={**TINY, "tie_word_embeddings": tied})), seq_len=32)
+    precision = PrecisionConfig(compute="bf16")
+    tokens = torch.arange(32)[None]
+    with process_group() as group, torch.no_grad():
+        frozen = build_model(plan, run, group, ParallelConfig(), precision, trainable=False)
+        trained = build_model(plan, run, group, ParallelConfig(), precision).eval()
+        assert {parameter.dtype for parameter in frozen.parameters()} == {torch.bfloat16}
+        assert {parameter.dtype for parameter in trained.parameters()} == {torch.float32}
+        assert len(list(frozen.parameters())) == len(list(trained.parameters()))
+        assert torch.equal(frozen(input_ids=tokens).logits, trained(input_ids=tokens).logits)
+
+
+def test_ranks_hear_from_rank_0_while_it_loads_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait in a collective, which may not take as long as a large model on a slow disk does."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    told: list[object] = []
+
+    def load(*words: Any) -> Any:
+        until(lambda: told)
+        return first_weights(*words)
+
+    monkeypatch.setattr("ropewalk.jobs.training.loop.on_main._TELL_SECONDS", 0.01)
+    monkeypatch.setattr("ropewalk.jobs.training.loop.model.first_weights", load)
+    monkeypatch.setattr(Group, "broadcast_object", lambda _, value: told.append(value) or value)
+    plan = ModelPlan(config=config_of(ModelConfig(config=TINY)), seq_len=32)
+    run = RunDir.create("test", {"config": {"seed": 5}}, tmp_path)
+    with process_group() as group:
+        build_model(plan, run, group, ParallelConfig(), PrecisionConfig())
+    assert told[0] == "working"
+
+
+def test_a_directory_gives_configuration_and_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    given = AutoModelForCausalLM.from_config(config_of(ModelConfig(config=TINY)))
+    given.save_pretrained(tmp_path / "model")
+    run = RunDir.create("test", {"config": {}}, tmp_path)
+    plan = ModelPlan.of(ModelConfig(path=str(tmp_path / "model")), run, tokenizer=TOKENIZER, seq_len=32)
+    with process_group() as group:
+        model = build_model(plan, run, group, ParallelConfig(), PrecisionConfig())
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter.full_tensor(), given.get_parameter(name))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("size", [256, 4000])
+def test_a_vocabulary_that_does_not_fit_is_refused(size: int) -> None:
+    with pytest.raises(ConfigError, match=f"vocabulary is {size}, the data set's tokenizer has 257"):
+        config_of(ModelConfig(config={**TINY, "vocab_size": size}))
+
+
+def test_a_padded_vocabulary_is_fine() -> None:
+    assert config_of(ModelConfig(config={**TINY, "vocab_size": 320})).vocab_size == 320  # type: ignore[attr-defined]
+
+
+def test_more_positions_than_the_model_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match="seq_len: is 512, the model has 256"):
+        config_of(ModelConfig(config=TINY), seq_len=512)
+
+
+def test_an_unknown_model_type_is_named() -> None:
+    with pytest.raises(ConfigError, match="no-such-model"):
+        config_of(ModelConfig(config={"model_type": "no-such-model"}))
+
+
+def test_a_wrong_key_is_named_with_its_neighbour() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.warmup_step.*optim\.warmup_steps"):
+        load_config(PretrainConfig, {"data": "x", "steps": 1, "optim": {"warmup_step": 1}})
+
+
+def test_batches_for_a_gpu_are_pinned_by_the_thread_that_reads_them_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, object]] = []
+    own = threading.current_thread()
+
+    def pinned(tensor: torch.Tensor) -> torch.Tensor:
+        calls.append(("pinned", threading.current_thread() is own))
+        return tensor
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(("device", device)))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
+    for device in (torch.device("cpu"), torch.device("cuda", 1)):
+        batches = list(prefetch(reader_for(device, lambda positions: {"input_ids": torch.tensor([[*positions]])}), [[1, 2]]))
+        assert [batch["input_ids"].tolist() for batch in batches] == [[[1, 2]]]
+    assert calls == [("device", torch.device("cuda", 1)), ("pinned", False)]
+
+
+def test_a_run_that_starts_from_anothers_checkpoint_has_validations_of_its_own(tmp_path: Path) -> None:
+    """The other's best step is none of its own, and the other's patience is not to end it."""
+    values = {"best_validation": 1.0, "best_step": 200, "validations_without_gain": 3, "finished": True, "loss": 2.0}
+    place = {"world_size": 1, "attempt": 1, "files": [], "index": "x", "identity": {}, "config_hash": "x"}
+    manifest = CheckpointManifest.model_validate({"step": 300, "position": 1200, "progress": values, **place})
+    trainer: Any = SimpleNamespace(
+        progress=Progress.of(manifest),
+        checkpoints=SimpleNamespace(last_step=300),
+        report=SimpleNamespace(event=lambda *_, **__: None),
+        _load=lambda *_: None,
+    )
+    Trainer.start_from(trainer, StoragePath(str(tmp_path)), manifest, RunDir(tmp_path))
+    progress = trainer.progress
+    assert (progress.step, progress.position, progress.loss, progress.finished) == (300, 1200, 2.0, False)
+    assert progress.improved(1.5, kept=True)
+    assert (progress.best_step, progress.validations_without_gain) == (300, 0)

@@ -1,0 +1,79 @@
+"""Layers that share weights: the model with them, sharded and saved, and back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ropewalk.cluster.errors import ConfigError
+from ropewalk.jobs.training.loop.export import export
+from ropewalk.jobs.training.loop.load_checkpoint import bare_model, load_model
+from ropewalk.jobs.training.loop.model_config import config_from_fingerprint, model_fingerprint
+from ropewalk.jobs.training.loop.sharing import set_groups, share_layers, shared_groups, unshare_layers
+from tests.jobs.corpus import make_dataset
+from tests.jobs.launch import TINY, launch, losses, make_run, pretrain_config, weights
+from tests.jobs.training.pruning.test_scores import batches, make_model
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    found: torch.Tensor = model(input_ids=torch.cat(batches()), use_cache=False).logits
+    return found
+
+
+def names(model: Any) -> set[str]:
+    return {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("values", ["first", "mean"])
+def test_there_and_back(values: str, tmp_path: Path) -> None:
+    model, plain = make_model(num_hidden_layers=5), make_model(num_hidden_layers=5)
+    set_groups(model.config, 2, values)
+    assert shared_groups(model.config) == [[0, 1], [2, 3, 4]]
+    share_layers(model, model.config)
+    assert names(model) == {name for name in names(plain) if not any(f"layers.{n}." in name for n in (1, 3, 4))}
+    shared, before = model.model.layers[3].mlp.up_proj.weight, [layer.mlp.up_proj.weight for layer in plain.model.layers]
+    assert shared is model.model.layers[2].mlp.up_proj.weight
+    wanted = before[2] if values == "first" else torch.stack(before[2:]).mean(0)
+    torch.testing.assert_close(shared, wanted)
+    said = logits(model)
+    unshare_layers(model)
+    assert names(model) == names(plain)
+    assert not shared_groups(model.config)
+    assert torch.equal(logits(model), said)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), said)
+
+
+def test_the_configuration_says_it_all() -> None:
+    config = make_model(num_hidden_layers=4).config
+    set_groups(config, 2)
+    again = config_from_fingerprint(model_fingerprint(config))
+    assert shared_groups(again) == [[0, 1], [2, 3]]
+    assert len(names(bare_model(again, "causal_lm"))) < len(names(make_model(num_hidden_layers=4)))
+
+
+def test_more_groups_than_layers_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"share\.groups: 4 groups of 3 layers cannot be; choose at most 3"):
+        set_groups(make_model().config, 4)
+
+
+def test_they_train_sharded_and_leave_as_a_plain_model(tmp_path: Path) -> None:
+    """One rank and two learn the same; a checkpoint holds a group's weights once; an export has them in each layer."""
+    data = make_dataset(tmp_path / "data")
+    sizes = {**TINY, "num_hidden_layers": 4, "layer_sharing": {"groups": [[0, 2], [1, 3]], "values": "first"}}
+    runs = [make_run(tmp_path, pretrain_config(data, model={"config": sizes}, steps=4)) for _ in range(2)]
+    results = [launch(run, ranks) for run, ranks in zip(runs, (1, 2), strict=True)]
+    assert losses(runs[1]) == pytest.approx(losses(runs[0]), rel=1e-6)
+    kept = {name.split("layers.")[1][0] for name in weights(runs[1]) if "layers." in name}
+    assert kept == {"0", "1"}
+    model, _ = load_model(runs[1])
+    assert not shared_groups(model.config)
+    opened = AutoModelForCausalLM.from_pretrained(export(runs[1], tmp_path / "model"))
+    layers = opened.model.layers
+    assert torch.equal(layers[0].mlp.up_proj.weight, layers[2].mlp.up_proj.weight)
+    assert not torch.equal(layers[0].mlp.up_proj.weight, layers[1].mlp.up_proj.weight)
+    assert torch.equal(logits(opened), logits(model))
+    assert results[1]["validation/loss"] == pytest.approx(results[0]["validation/loss"], rel=1e-6)

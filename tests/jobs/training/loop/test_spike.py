@@ -1,0 +1,124 @@
+"""A loss that is not a number, or jumps: recorded, and answered by the policy; never a silent NaN run."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.jobs.training.loop.config import AnomalyConfig
+from ropewalk.jobs.training.loop.spike import LossSpikeDetector
+from tests.jobs.corpus import make_dataset
+from tests.jobs.launch import events, launch, log_of, losses, make_run, pretrain_config, start, weights
+
+BAD_STEP = 5  # of 8 samples each
+BAD_SAMPLE = str((BAD_STEP - 1) * 8 + 3)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data"))
+
+
+def run_with(data: Path, root: Path, policy: str, **changes: Any) -> RunDir:
+    config = pretrain_config(data, steps=8, checkpoint={"every_steps": 2}, anomaly={"policy": policy}, **changes)
+    return make_run(root, config)
+
+
+def test_stop_ends_the_run_for_good(data: Path, tmp_path: Path) -> None:
+    run = run_with(data, tmp_path, "stop")
+    assert start(run, 2, TEST_HOOK="bad_sample", BAD_SAMPLE=BAD_SAMPLE, BAD_LOSS="nan").wait() == [42, 42]
+    assert events(run, "anomaly")[0]["step"] == BAD_STEP
+    assert "step 5 (samples 32..39): the loss is nan" in log_of(run)
+    assert max(losses(run)) == BAD_STEP - 1
+
+
+def test_skip_leaves_the_batch_out(data: Path, tmp_path: Path) -> None:
+    run = run_with(data, tmp_path, "skip")
+    results = launch(run, 2, TEST_HOOK="bad_sample", BAD_SAMPLE=BAD_SAMPLE, BAD_LOSS="nan")
+    assert results["step"] == 8
+    assert sorted(losses(run)) == [1, 2, 3, 4, 6, 7, 8]
+    assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
+
+
+def test_rollback_goes_back_and_past_the_bad_batch(data: Path, tmp_path: Path) -> None:
+    run = run_with(data, tmp_path, "rollback")
+    results = launch(run, 2, TEST_HOOK="bad_sample", BAD_SAMPLE=BAD_SAMPLE, BAD_LOSS="inf")
+    assert [event["step"] for event in events(run, "resumed")] == [4]
+    assert results["step"] == 8
+    positions = [line["train/position"] for line in run.read_metrics() if "train/position" in line]
+    assert positions == [8, 16, 24, 32, 48, 56, 64, 72]
+    assert all(map(math.isfinite, losses(run).values()))
+
+
+def test_rollback_without_an_earlier_checkpoint_goes_to_the_beginning(data: Path, tmp_path: Path) -> None:
+    run = run_with(data, tmp_path, "rollback")
+    launch(run, 1, TEST_HOOK="bad_sample", BAD_SAMPLE="9", BAD_LOSS="nan")
+    assert [event["step"] for event in events(run, "resumed")] == [0]
+
+
+def test_a_spike_is_an_anomaly_too() -> None:
+    detector, config = LossSpikeDetector(), AnomalyConfig(spike_factor=2.0)
+    assert detector.check(1e9, 1.0, config) is None  # the mean says nothing yet
+    for _ in range(30):
+        detector.update(4.0)
+    assert detector.check(7.9, 1.0, config) is None
+    assert "2.1 times its running mean" in str(detector.check(8.4, 1.0, config))
+    assert detector.check(8.4, 1.0, AnomalyConfig(spike_factor=None)) is None
+
+
+def converging(random: np.random.Generator, spread: float, steps: int = 600) -> list[float]:
+    """Losses that fall from 2 to 0.02, each batch by itself harder or easier (standard deviation of the logarithm)."""
+    level = 0.02 + 1.98 * np.exp(-np.arange(steps) / (steps / 8))
+    return list(level * np.exp(random.normal(0, spread, steps)))
+
+
+def first_alarm(losses: list[float], config: AnomalyConfig) -> int | None:
+    detector = LossSpikeDetector()
+    for step, loss in enumerate(losses):
+        if detector.check(loss, 1.0, config) is not None:
+            return step
+        detector.update(loss)
+    return None
+
+
+@pytest.mark.parametrize("spread", [0.45, 0.55])
+def test_the_noise_of_a_loss_near_zero_is_no_spike(spread: float) -> None:
+    random = np.random.default_rng(0)
+    stopped = sum(first_alarm(converging(random, spread), AnomalyConfig()) is not None for _ in range(200))
+    assert stopped <= 1
+
+
+@pytest.mark.parametrize(("spread", "spike"), [(0.02, 0.08), (0.2, 0.12), (0.5, 1.5)])
+def test_a_spike_above_the_noise_is_an_anomaly_near_zero_too(spread: float, spike: float) -> None:
+    random = np.random.default_rng(1)
+    losses = [*converging(random, spread), spike]
+    assert first_alarm(losses, AnomalyConfig()) == len(losses) - 1
+
+
+@pytest.mark.parametrize("step", [50, 100, 200])
+def test_a_falling_loss_is_no_noise(step: int) -> None:
+    """A run that diverges while it still learns fast is seen as soon as one that has converged."""
+    losses = converging(np.random.default_rng(2), 0.03)[:step]
+    assert first_alarm([*losses, 5 * losses[-1]], AnomalyConfig(spike_factor=2.0)) == step
+
+
+def test_a_checkpoint_without_figures_of_the_noise_goes_by_the_mean() -> None:
+    detector = LossSpikeDetector(mean=0.02, observations=500)
+    assert detector.check(0.1, 1.0, AnomalyConfig()) is not None
+
+
+def test_a_loss_that_is_zero_or_below_breaks_no_mean() -> None:
+    detector = LossSpikeDetector()
+    for loss in [0.0, -0.1, *[0.01, 0.0] * 20, *[-0.2] * 200]:
+        assert detector.check(loss, 1.0, AnomalyConfig()) is None
+        detector.update(loss)
+    assert detector.check(0.1, 1.0, AnomalyConfig()) is None, "no multiple of what is negative is above it"
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
+def test_what_is_no_number_is_an_anomaly_at_once(loss: float, norm: float) -> None:
+    assert LossSpikeDetector().check(loss, norm, AnomalyConfig()) is not None

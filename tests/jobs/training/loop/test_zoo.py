@@ -1,0 +1,106 @@
+"""Architectures of transformers through a whole run: trained on two ranks, on one, exported, and opened by transformers alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from ropewalk.cluster.run.directory import RunDir
+from ropewalk.datapipe.loader.loader import Source, TokenLoader
+from ropewalk.jobs.training.loop.export import export
+from ropewalk.jobs.training.loop.load_checkpoint import load_model
+from ropewalk.jobs.training.loop.model_record import checkpoint_place
+from ropewalk.sharding.manifest import dump_manifest, read_manifest
+from tests.jobs.corpus import make_dataset
+from tests.jobs.launch import launch, log_of, losses, make_run, pretrain_config, start
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "pad_token_id": None,
+}
+OLDER: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "pad_token_id": None}
+NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+HEADS = {**SIZES, "head_dim": 8}
+ZOO: dict[str, dict[str, Any]] = {
+    "llama": SIZES,
+    "mistral": SIZES,
+    "qwen2": SIZES,
+    "qwen3": HEADS,
+    "gemma": HEADS,
+    "gemma2": {**HEADS, "sliding_window": 16},
+    "gemma3_text": {**HEADS, "sliding_window": 16},
+    "phi": {**SIZES, "num_key_value_heads": 2},
+    "phi3": {**SIZES, "num_key_value_heads": 2, "sliding_window": 16},
+    "gpt2": {**OLDER, **NO_DROPOUT},
+    "gpt_neox": {**SIZES, "hidden_dropout": 0.0, "attention_dropout": 0.0},
+    "opt": {**SIZES, "word_embed_proj_dim": 16, "ffn_dim": 32, "dropout": 0.0},
+    "bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 2, "pad_token_id": None},
+    "falcon": {**SIZES, "alibi": False},
+    "mixtral": {**SIZES, "num_local_experts": 4},
+    "olmo": SIZES,
+    "olmo2": SIZES,
+    "stablelm": {**SIZES, "num_key_value_heads": 2},
+    "starcoder2": {**SIZES, "residual_dropout": 0.0, "embedding_dropout": 0.0},
+    "mamba2": {"hidden_size": 16, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 1},
+}
+QUICK = ("llama", "mamba2", "mixtral")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data"), num_documents=40)
+
+
+def trained(data: Path, root: Path, kind: str) -> RunDir:
+    """A run that was stopped on two ranks after its first step, and finished on one."""
+    model = {"config": {"model_type": kind, **ZOO[kind]}}
+    sizes = {"seq_len": 16, "batch": {"global_batch": 4, "micro_batch": 2}, "steps": 3}
+    run = make_run(root, pretrain_config(data, model=model, **sizes))
+    (run.path / "stop-here").touch()
+    assert start(run, 2).wait() == [85, 85], log_of(run)
+    (run.path / "stop-here").unlink()
+    launch(run, 1)
+    assert sorted(losses(run)) == [1, 2, 3]
+    return run
+
+
+@pytest.mark.parametrize("kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.soak) for kind in ZOO])
+def test_a_model_leaves_as_it_was_trained(data: Path, tmp_path: Path, kind: str) -> None:
+    run = trained(data, tmp_path, kind)
+    text = (run.checkpoints / "step-00000003/manifest.json").read_text()
+    json.loads(text, parse_constant=pytest.fail)  # strict JSON has no Infinity
+    ours, _ = load_model(run)
+    plain = AutoModelForCausalLM.from_pretrained(export(run, tmp_path / "model"), dtype=torch.float32).eval()
+    tokens = torch.randint(0, 256, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(ours(tokens).logits, plain(tokens).logits, rtol=0, atol=1e-6)
+        held_out = torch.from_numpy(TokenLoader([Source(str(data))], seq_len=16, seed=0, split="validation").in_order(0, 5))
+        loss = cross_entropy(plain(held_out[:, :-1]).logits.flatten(0, 1), held_out[:, 1:].flatten()).item()
+    assert loss == pytest.approx(run.results()["validation/loss"], rel=1e-6), "the ranks trained this very model"
+
+
+def test_a_checkpoint_of_an_older_version_that_lost_an_infinity_is_resumed_and_exported(data: Path, tmp_path: Path) -> None:
+    run = trained(data, tmp_path, "mamba2")
+    place = checkpoint_place(run)
+    for folder in [place.child(path.name) for path in sorted(run.checkpoints.glob("step-*"))]:
+        manifest = read_manifest(folder)
+        assert manifest.identity["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+        old = {**manifest.identity, "time_step_limit": [0.0, None]}
+        folder.write("manifest.json", dump_manifest(manifest.model_copy(update={"identity": old, "config_hash": "xxh3:0"})))
+    export(run, tmp_path / "model")
+    assert json.loads((tmp_path / "model/config.json").read_text()).get("time_step_limit", [0.0, {"__float__": "Infinity"}])[1]
+    assert launch(run, 2)["step"] == 3
+    wanted = {**run.record["config"]["model"]["config"], "time_step_limit": [0.0, 5.0]}
+    other = make_run(tmp_path, {**run.record["config"], "model": {"config": wanted}})
+    run.checkpoints.rename(other.checkpoints)
+    assert start(other, 1).wait() == [42]
+    assert "time_step_limit" in log_of(other)

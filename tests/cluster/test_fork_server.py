@@ -9,10 +9,11 @@ from subprocess import Popen, run
 import psutil
 import pytest
 
+from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.process.fork_server import FORK_SERVER_VARIABLE, ask_fork_server, start_fork_server
 from ropewalk.cluster.process.scratch import OWNER
 from ropewalk.cluster.spec import RunState
-from tests.cluster.conftest import ROOT, ToyRun
+from tests.cluster.conftest import ToyRun
 from tests.patience import Patience, until
 
 Start = Callable[..., ToyRun]
@@ -62,19 +63,20 @@ def test_modules_are_found_where_the_asker_has_them(fork_server: Popen[bytes], t
     (tmp_path / "told.py").write_text("import sys\ndef main() -> None:\n    print('told', *sys.argv[1:])\n    sys.exit(3)\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     output = tmp_path / "out"
-    ask_fork_server(os.environ[FORK_SERVER_VARIABLE], [sys.executable, "-m", "told", "a", "b"], environment, output)
+    ask_fork_server(os.environ[FORK_SERVER_VARIABLE], module_command("told", "a", "b"), environment, output)
     until(lambda: output.exists() and output.read_text() == "told a b\n", Patience.SIGNAL)
 
 
 FORK = """
 import os, sys
 from pathlib import Path
+from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.process.forking import fork_program
-sys.exit(fork_program([sys.executable, "-m", "told"], os.environ, Path("out")).wait())
+sys.exit(fork_program(module_command("told"), os.environ, Path("out")).wait())
 """
 
 
 def test_a_child_may_have_its_parents_environment(tmp_path: Path) -> None:
     (tmp_path / "told.py").write_text("import os\ndef main() -> None:\n    print(os.environ['TOLD'])\n")
-    run([sys.executable, "-c", FORK], cwd=tmp_path, env={**os.environ, "TOLD": "yes", "PYTHONPATH": str(ROOT)}, check=True)
+    run([sys.executable, "-c", FORK], cwd=tmp_path, env={**os.environ, "TOLD": "yes", "PYTHONPATH": "."}, check=True)
     assert (tmp_path / "out").read_text() == "yes\n"

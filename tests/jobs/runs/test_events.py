@@ -40,7 +40,7 @@ def _name(word: ast.expr, path: Path, tree: ast.AST) -> str:
         if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == [word.id]:
             return str(ast.literal_eval(node.value))
         if isinstance(node, ast.ImportFrom) and word.id in {alias.name for alias in node.names}:
-            source = ROOT.joinpath(*str(node.module).split(".")).with_suffix(".py")
+            source = (ROOT / "src").joinpath(*str(node.module).split(".")).with_suffix(".py")
             return _name(word, source, ast.parse(source.read_text()))
     raise AssertionError(f"{path}: {word.id} is not a constant")
 

@@ -193,17 +193,18 @@ def test_runs_inside_the_checkout_are_no_code(tree: Path) -> None:
 def test_an_installed_program_takes_the_repository_where_the_user_stands(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "__file__", str(tmp_path / "site-packages/cluster/__init__.py"))
+    monkeypatch.setattr(cluster, "__file__", str(tmp_path / "python3.11/site-packages/ropewalk/cluster/__init__.py"))
     monkeypatch.chdir(tree / "pkg")
-    assert checkout() == (tree, "pkg/")
+    assert checkout() == (tree, "pkg/", False)
     root = tmp_path / "runs"
     origin = submission.origin_of((), root)
     run = RunDir.create("x", origin, root)
     assert run.code == root / CODE_FOLDER / origin["code"]["snapshot"] / "pkg"
     assert (run.code / "b.py").is_file()
+    assert run.code_variable == "ROPEWALK_PROJECT", "it is not this program, and shadows none of it"
     assert str(tmp_path) not in json.dumps(origin["code"])
     monkeypatch.chdir(tmp_path)
-    assert checkout() == (None, "")
+    assert checkout() == (None, "", False)
     assert submission.origin_of((), root)["code"]["snapshot"] is None
 
 
@@ -221,7 +222,8 @@ def test_a_repository_without_a_commit_and_a_place_without_git(tree: Path, tmp_p
 def test_submit_says_what_travels_and_a_dry_run_takes_nothing(
     shell: Shell, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "__file__", str(tree / "cluster/__init__.py"))
+    (tree / "src").mkdir()
+    monkeypatch.setattr(cluster, "__file__", str(tree / "src/ropewalk/cluster/__init__.py"))
     shell("submit", *pretrain("--on", "shipping", "--dry-run"))
     assert not (tmp_path / "runs").exists()
     shell("submit", *pretrain("--on", "shipping"))
@@ -232,7 +234,8 @@ def test_submit_says_what_travels_and_a_dry_run_takes_nothing(
     commit = git(tree, "rev-parse", "HEAD")[:7]
     assert shell.err == f"code: commit {commit} with 1 uncommitted file, snapshot {snapshot[:12]}\n"
     assert run.code is not None
-    assert (run.code / "a.py").read_text() == "A = 2\n"
+    assert (run.code.name, run.code_variable) == ("src", "PYTHONPATH")
+    assert (run.code.parent / "a.py").read_text() == "A = 2\n"
     live = RunDir(tmp_path / "runs" / shell("submit", *pretrain("--on", "slow")).strip())
     assert (live.code, shell.err) == (None, "")
     assert len(list((tmp_path / "runs" / CODE_FOLDER).glob("[!.]*"))) == 2

@@ -13,11 +13,11 @@ from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.chat.config import KIND, ChatConfig
 from ropewalk.datapipe.chat.shards import ChatSplit, ChatSummary, ChatUnit, rejected_name, summary_name, unit_hashes
 from ropewalk.datapipe.chat.tokenizer import write_files
-from ropewalk.datapipe.execution.worker import Task
 from ropewalk.datapipe.inputs.files import InputFile, Unit, list_inputs, plan_units
 from ropewalk.datapipe.manifest import InputRecord, Manifest, Rejected, Shard, Totals, hash_of, write_manifest
-from ropewalk.datapipe.plan import WORK
-from ropewalk.datapipe.progress import Progress
+from ropewalk.datapipe.passes.plan import WORK
+from ropewalk.datapipe.passes.progress import Progress
+from ropewalk.datapipe.passes.worker import Task
 from ropewalk.datapipe.tokens.tokenizer import FOLDER, Encoder, TokenizerFiles
 
 RunTasks = Callable[[Sequence[Task]], Iterable[tuple[Task, Any]]]

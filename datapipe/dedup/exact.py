@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.inputs.files import Unit
 from ropewalk.datapipe.inputs.hashes import hashes_of, unnamed_name, write_ids
-from ropewalk.datapipe.inputs.ingest import UnitSummary, metadata_name
+from ropewalk.datapipe.inputs.unit_files import UnitSummary, metadata_name
 
 # fates: why a document is dropped, else its split
 DUPLICATE, NEAR_DUPLICATE, EMPTIED, LEFT_OUT, TRAIN, VALIDATION = range(6)

@@ -15,12 +15,12 @@ import psutil
 
 from ropewalk.cluster.errors import BackendError, DataError, StopRequested
 from ropewalk.cluster.run.files import write_json
-from ropewalk.datapipe.config import ArrayOptions
 from ropewalk.datapipe.execution.array_task import ENDING, LEASE, Share, result_name
+from ropewalk.datapipe.execution.config import ArrayOptions
 from ropewalk.datapipe.execution.executor import ControllerAwayError, Executor
 from ropewalk.datapipe.execution.local_processes import LocalProcesses
 from ropewalk.datapipe.execution.slurm_array import SlurmArray, array_of
-from ropewalk.datapipe.execution.worker import DEATHS_A_TASK, Task
+from ropewalk.datapipe.passes.worker import DEATHS_A_TASK, Task
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import psutil
 import submitit
 
 from ropewalk.cluster.process.kill import end, family, processes_of
-from ropewalk.datapipe.config import ArrayOptions
 from ropewalk.datapipe.execution.array_task import Share, do_share
+from ropewalk.datapipe.execution.config import ArrayOptions
 from ropewalk.datapipe.execution.executor import NOTICE_SECONDS, importing_this_program
 
 

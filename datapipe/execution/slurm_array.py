@@ -15,8 +15,8 @@ from submitit.helpers import clean_env
 
 from ropewalk.cluster.errors import BackendError
 from ropewalk.cluster.run.context import STOP_VARIABLE
-from ropewalk.datapipe.config import ArrayOptions
 from ropewalk.datapipe.execution.array_task import Share, do_share
+from ropewalk.datapipe.execution.config import ArrayOptions
 from ropewalk.datapipe.execution.executor import NOTICE_SECONDS, UNLIMITED, ControllerAwayError, importing_this_program
 
 ROOM_SECONDS = 0.5  # between two looks at whether array tasks whose results are there have ended

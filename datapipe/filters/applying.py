@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropewalk.cluster.errors import DataError
-from ropewalk.datapipe.document import Rejection
-from ropewalk.datapipe.document_batch import DocumentBatch
 from ropewalk.datapipe.filters.filter import Filter, Verdict
+from ropewalk.datapipe.text.document import Rejection
+from ropewalk.datapipe.text.document_batch import DocumentBatch
 
 
 @dataclass

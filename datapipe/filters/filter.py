@@ -12,7 +12,7 @@ from ropewalk.cluster.config import Section
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from ropewalk.datapipe.document_batch import DocumentBatch
+    from ropewalk.datapipe.text.document_batch import DocumentBatch
 
 
 WordKind = Literal["white_space", "tokens"]

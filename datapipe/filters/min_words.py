@@ -7,7 +7,7 @@ from pydantic import Field
 from ropewalk.datapipe.filters.filter import Filter, Verdict
 
 if TYPE_CHECKING:
-    from ropewalk.datapipe.document_batch import DocumentBatch
+    from ropewalk.datapipe.text.document_batch import DocumentBatch
 
 
 class MinWords(Filter):

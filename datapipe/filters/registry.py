@@ -14,14 +14,14 @@ from ropewalk.datapipe.filters.filter import Filter
 
 GROUP = "ropewalk.filters"  # entry points that are a subclass of Filter
 BUILT_IN = {
-    "c4": "ropewalk.datapipe.filters.c4:C4",
-    "decontaminate": "ropewalk.datapipe.filters.decontaminate:Decontaminate",
-    "fineweb": "ropewalk.datapipe.filters.fineweb:FineWeb",
-    "gopher_quality": "ropewalk.datapipe.filters.gopher:GopherQuality",
-    "gopher_repetition": "ropewalk.datapipe.filters.gopher:GopherRepetition",
-    "language": "ropewalk.datapipe.filters.language:Language",
+    "c4": "ropewalk.datapipe.filters.rules.published:C4",
+    "decontaminate": "ropewalk.datapipe.filters.decontamination.filter:Decontaminate",
+    "fineweb": "ropewalk.datapipe.filters.rules.published:FineWeb",
+    "gopher_quality": "ropewalk.datapipe.filters.rules.published:GopherQuality",
+    "gopher_repetition": "ropewalk.datapipe.filters.rules.published:GopherRepetition",
+    "language": "ropewalk.datapipe.filters.language.filter:Language",
     "min_words": "ropewalk.datapipe.filters.min_words:MinWords",
-    "pii": "ropewalk.datapipe.filters.pii:PersonalData",
+    "pii": "ropewalk.datapipe.filters.privacy.filter:PersonalData",
     "scores": "ropewalk.datapipe.filters.scores:Scores",
 }
 

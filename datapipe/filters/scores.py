@@ -13,7 +13,7 @@ from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.datapipe.filters.filter import Filter, Verdict
 
 if TYPE_CHECKING:
-    from ropewalk.datapipe.document_batch import DocumentBatch
+    from ropewalk.datapipe.text.document_batch import DocumentBatch
 
 Scorer = Callable[[Sequence[str]], Sequence[float]]
 

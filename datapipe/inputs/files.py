@@ -13,8 +13,7 @@ from pyarrow import parquet
 
 from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.storage import StoragePath, retry
-from ropewalk.datapipe.config import MIB
-from ropewalk.datapipe.inputs.streams import open_file, place_of
+from ropewalk.datapipe.inputs.streams import MIB, open_file, place_of
 
 LINE_ENDINGS = {
     ".jsonl": "",

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ropewalk.datapipe.kernel import kernel
+from ropewalk.datapipe.text.kernel import kernel
 from ropewalk.datapipe.text.kernels import code_point
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.parted import spread, write_parts
+from ropewalk.datapipe.text.parted import spread, write_parts
 
 FAN_OUT = 256  # parts of a file
 TEXT = np.dtype([("hash", "<u8", (2,)), ("row", "<u4")])  # row: of a document in its unit

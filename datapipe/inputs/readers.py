@@ -9,11 +9,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ropewalk.cluster.errors import DataError, StorageError
-from ropewalk.datapipe.config import MIB, ReadRules
-from ropewalk.datapipe.document import Document, Rejection
 from ropewalk.datapipe.inputs.files import InputFile, Unit
 from ropewalk.datapipe.inputs.lines import TOO_LONG, split_lines
+from ropewalk.datapipe.inputs.rules import ReadRules
 from ropewalk.datapipe.inputs.streams import (
+    MIB,
     DamagedStreamError,
     HashedReader,
     gzip_chunks,
@@ -23,6 +23,7 @@ from ropewalk.datapipe.inputs.streams import (
     zstd_chunks,
 )
 from ropewalk.datapipe.inputs.web import read_pages
+from ropewalk.datapipe.text.document import Document, Rejection
 
 ROWS_A_BATCH = 256
 BOM = b"\xef\xbb\xbf"

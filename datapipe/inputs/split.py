@@ -8,9 +8,9 @@ import xxhash
 import zstandard
 
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.config import MIB
 from ropewalk.datapipe.inputs.files import InputFile
 from ropewalk.datapipe.inputs.streams import (
+    MIB,
     DamagedStreamError,
     HashedReader,
     gzip_chunks,

@@ -13,6 +13,7 @@ import zstandard
 from ropewalk.cluster.errors import StorageError
 from ropewalk.cluster.storage import StoragePath
 
+MIB = 1 << 20
 REMOTE_BUFFER_BYTES = 8 << 20
 CHUNK_BYTES = 1 << 20
 SLICE_BYTES = 1024  # of compressed input fed at once: it expands to 32 MiB at most (4 bytes make a block of 128 KiB)

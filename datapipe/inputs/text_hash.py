@@ -7,8 +7,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from ropewalk.datapipe.document_batch import DocumentBatch
 from ropewalk.datapipe.inputs.hash_kernels import normalise
+from ropewalk.datapipe.text.document_batch import DocumentBatch
 
 # where most characters are that are written: those of other scripts, and of Han, are looked up by Python
 TABLED = ((0x80, 0x370), (0x370, 0x600), (0x1E00, 0x2C00), (0x3000, 0x3400), (0x4E00, 0xA000), (0xAC00, 0xD7A4), (0xFF00, 0xFFF0))

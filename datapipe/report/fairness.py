@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ropewalk.datapipe.document_batch import DocumentBatch
 from ropewalk.datapipe.filters.filter import Filter
+from ropewalk.datapipe.text.document_batch import DocumentBatch
 
 TERMS = """
 woman man girl boy mother father transgender nonbinary gay lesbian bisexual queer straight Black white Asian African Arab Latino

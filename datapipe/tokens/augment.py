@@ -11,7 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from ropewalk.cluster.errors import ConfigError, DataError
-from ropewalk.datapipe.filters.augment import Augment, FillInTheMiddle
+from ropewalk.datapipe.tokens.config import Augment, FillInTheMiddle
 from ropewalk.datapipe.tokens.tokenizer import Encoder
 
 

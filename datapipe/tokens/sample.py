@@ -7,9 +7,9 @@ import numpy as np
 import xxhash
 
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.config import MIB
 from ropewalk.datapipe.dedup.equal import Renamed
 from ropewalk.datapipe.dedup.exact import TRAIN
+from ropewalk.datapipe.inputs.streams import MIB
 from ropewalk.datapipe.tokens.shards import Layout, Slice, cut_slices, read_slice
 
 LEAST_PIECES = 16  # a sample comes from at least so many places, where there are as many

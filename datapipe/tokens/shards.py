@@ -9,17 +9,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.config import MIB
 from ropewalk.datapipe.dedup.equal import Renamed
 from ropewalk.datapipe.dedup.exact import TRAIN, VALIDATION, Corpus, unnamed_id
 from ropewalk.datapipe.dedup.paragraphs.cutting import CUT, cut_text, read_cuts
-from ropewalk.datapipe.filters.augment import Augment
 from ropewalk.datapipe.inputs.files import Unit
-from ropewalk.datapipe.inputs.ingest import texts_name
-from ropewalk.datapipe.inputs.streams import HashedWriter, naming_full_disk, open_file
+from ropewalk.datapipe.inputs.streams import MIB, HashedWriter, naming_full_disk, open_file
+from ropewalk.datapipe.inputs.unit_files import texts_name
 from ropewalk.datapipe.manifest import Shard, Split
 from ropewalk.datapipe.report.samples import HEAD_CHARS, shard_facts
 from ropewalk.datapipe.tokens.augment import encode_augmented
+from ropewalk.datapipe.tokens.config import Augment
 from ropewalk.datapipe.tokens.tokenizer import Encoder
 
 ENCODE_BYTES = 1 << 20  # of text handed to the tokenizer at once

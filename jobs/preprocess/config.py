@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from ropewalk.cluster.config import JobConfig, PathView
 from ropewalk.cluster.errors import ConfigError, DataError
 from ropewalk.cluster.spec import Engine
-from ropewalk.datapipe.config import ArrayOptions, DataSetConfig
+from ropewalk.datapipe.execution.config import ArrayOptions
+from ropewalk.datapipe.passes.config import DataSetConfig
 
 
 class PreprocessConfig(DataSetConfig, JobConfig):

@@ -21,8 +21,8 @@ def main(context: JobContext) -> dict[str, object]:
 
     Raises StopRequested once a stop is asked for: what is committed stays.
     """
-    from ropewalk.datapipe.pipeline import make_data_set
-    from ropewalk.datapipe.progress import Progress
+    from ropewalk.datapipe.passes.pipeline import make_data_set
+    from ropewalk.datapipe.passes.progress import Progress
     from ropewalk.jobs.models.cards.write import write_data_cards
     from ropewalk.jobs.preprocess.pictures import write_pictures
 
@@ -54,7 +54,7 @@ class _Actors:
         if self.pool is None:
             self.connected = _connect(self.context)
             from ropewalk.datapipe.execution.ray_actors import ActorPool
-            from ropewalk.datapipe.plan import WORK
+            from ropewalk.datapipe.passes.plan import WORK
 
             output = self.config.output.rstrip("/")
             self.pool = ActorPool(output, f"{output}/{WORK}", self.config.actors, self.context.stop_requested)
@@ -90,7 +90,7 @@ class _Array:
             return
         if self.pool is None:
             from ropewalk.datapipe.execution.array_pool import ArrayPool, choose_executor
-            from ropewalk.datapipe.plan import WORK
+            from ropewalk.datapipe.passes.plan import WORK
 
             output = self.config.output.rstrip("/")
             run, attempt = self.context.run, self.context.attempt

@@ -32,10 +32,10 @@ import zstandard
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.execution.worker import Task, Worker
 from ropewalk.datapipe.manifest import read_manifest
-from ropewalk.datapipe.pipeline import make_data_set
-from ropewalk.datapipe.progress import Progress
+from ropewalk.datapipe.passes.pipeline import make_data_set
+from ropewalk.datapipe.passes.progress import Progress
+from ropewalk.datapipe.passes.worker import Task, Worker
 from tests.benchmarks.bench_preprocess import corpus
 from tests.benchmarks.bench_rules import peak_kib
 from tests.fakes.documents import configure

@@ -23,15 +23,15 @@ os.environ.update({"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", 
 import pyarrow as pa
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from ropewalk.datapipe.batch import TextBatch
-from ropewalk.datapipe.config import ReadRules
-from ropewalk.datapipe.decontamination.index import NgramIndex
-from ropewalk.datapipe.document import Document
+from ropewalk.datapipe.filters.decontamination.index import NgramIndex
+from ropewalk.datapipe.filters.language.model import identify
+from ropewalk.datapipe.filters.privacy.detect import find
+from ropewalk.datapipe.filters.privacy.replace import replace
 from ropewalk.datapipe.inputs.files import list_inputs, plan_units
 from ropewalk.datapipe.inputs.readers import ReadStats, read_unit
-from ropewalk.datapipe.language.model import identify
-from ropewalk.datapipe.privacy.detect import find
-from ropewalk.datapipe.privacy.replace import replace
+from ropewalk.datapipe.inputs.rules import ReadRules
+from ropewalk.datapipe.text.batch import TextBatch
+from ropewalk.datapipe.text.document import Document
 from ropewalk.datapipe.tokens.tokenizer import Encoder, TokenizerFiles, train_tokenizer
 from tests.benchmarks.bench_preprocess import corpus
 from tests.datapipe.test_decontamination import changed, found_share, inside, some_items

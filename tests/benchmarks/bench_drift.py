@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from ropewalk.datapipe.config import ReadRules
-from ropewalk.datapipe.document import Document
 from ropewalk.datapipe.inputs.files import list_inputs, plan_units
 from ropewalk.datapipe.inputs.readers import ReadStats, read_unit
+from ropewalk.datapipe.inputs.rules import ReadRules
+from ropewalk.datapipe.text.document import Document
 from ropewalk.jobs.serving.drift.calibrate import Share
 from ropewalk.jobs.serving.drift.config import DriftConfig
 from ropewalk.jobs.serving.drift.monitor import Monitor

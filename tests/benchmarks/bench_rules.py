@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.dedup.near.search import NearUnit, find_near_duplicates
-from ropewalk.datapipe.document_batch import DocumentBatch
-from ropewalk.datapipe.execution.worker import Task, Worker
 from ropewalk.datapipe.filters.registry import make_filter
-from ropewalk.datapipe.minhash.bands import write_bands
-from ropewalk.datapipe.minhash.config import NearDuplicates
-from ropewalk.datapipe.pipeline import make_data_set
-from ropewalk.datapipe.progress import Progress
+from ropewalk.datapipe.passes.pipeline import make_data_set
+from ropewalk.datapipe.passes.progress import Progress
+from ropewalk.datapipe.passes.worker import Task, Worker
+from ropewalk.datapipe.text.document_batch import DocumentBatch
+from ropewalk.datapipe.text.minhash.bands import write_bands
+from ropewalk.datapipe.text.minhash.config import NearDuplicates
 from ropewalk.datapipe.tokens.tokenizer import train_tokenizer
 from tests.datapipe.test_decontamination import some_items
 from tests.fakes.documents import configure, in_this_process, make, rejected

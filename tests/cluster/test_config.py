@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from ropewalk.cluster.config import DataPath, JobConfig, Resources, Section
 from ropewalk.cluster.config_reader import apply_override, load_config, parse_yaml, read_yaml
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.datapipe.config import DataSetConfig
+from ropewalk.datapipe.passes.config import DataSetConfig
 
 
 class Optim(Section):

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from ropewalk.datapipe.batch import TextBatch
-from ropewalk.datapipe.decontamination.index import NgramIndex
+from ropewalk.datapipe.filters.decontamination.index import NgramIndex
+from ropewalk.datapipe.text.batch import TextBatch
 
 WORDS = [f"word{number}" for number in range(5000)]
 OTHERS = [f"other{number}" for number in range(5000)]

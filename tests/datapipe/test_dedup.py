@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ropewalk.cluster.errors import DataError
 from ropewalk.datapipe.dedup.equal import repeats
-from ropewalk.datapipe.document_batch import DocumentBatch
 from ropewalk.datapipe.inputs.text_hash import normalised, text_hashes
+from ropewalk.datapipe.text.document_batch import DocumentBatch
 from ropewalk.datapipe.tokens.shards import Rows
 from tests.fakes.documents import make, rejected, rows, some_documents, write_lines
 

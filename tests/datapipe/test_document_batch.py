@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ropewalk.datapipe.document import Document
-from ropewalk.datapipe.document_batch import HEAD_BYTES, SPANS, DocumentBatch
+from ropewalk.datapipe.text.document import Document
+from ropewalk.datapipe.text.document_batch import HEAD_BYTES, SPANS, DocumentBatch
 
 TEXT = st.text(alphabet=st.sampled_from(" \nab.'中é🪢\u0301"), max_size=30)
 

@@ -15,14 +15,14 @@ import pytest
 from ropewalk.cluster.errors import EXIT_LOST_PEER, ConfigError, DataError, StopRequested
 from ropewalk.cluster.process.kill import processes_of
 from ropewalk.cluster.spec import Engine
-from ropewalk.datapipe.config import ArrayOptions
 from ropewalk.datapipe.execution import slurm_array
 from ropewalk.datapipe.execution.array_pool import ArrayPool
 from ropewalk.datapipe.execution.array_task import LEASE, LEASE_SECONDS, Share, do_share, lease_holds, result_name
+from ropewalk.datapipe.execution.config import ArrayOptions
 from ropewalk.datapipe.execution.executor import UNLIMITED
 from ropewalk.datapipe.execution.local_processes import LocalProcesses
 from ropewalk.datapipe.execution.slurm_array import SlurmArray
-from ropewalk.datapipe.execution.worker import Task
+from ropewalk.datapipe.passes.worker import Task
 from ropewalk.jobs.preprocess.job import main
 from tests.datapipe.test_preprocess import context_of, source, touch_when  # noqa: F401
 from tests.fakes.documents import configure, contents, make

@@ -9,12 +9,12 @@ import pytest
 
 from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.errors import ConfigError, DataError
-from ropewalk.datapipe.document_batch import DocumentBatch
-from ropewalk.datapipe.execution.worker import Task
 from ropewalk.datapipe.filters import registry
 from ropewalk.datapipe.filters.filter import Filter, Verdict
-from ropewalk.datapipe.pipeline import make_data_set
-from ropewalk.datapipe.progress import Progress
+from ropewalk.datapipe.passes.pipeline import make_data_set
+from ropewalk.datapipe.passes.progress import Progress
+from ropewalk.datapipe.passes.worker import Task
+from ropewalk.datapipe.text.document_batch import DocumentBatch
 from ropewalk.jobs.preprocess.config import PreprocessConfig
 from tests.fakes.documents import configure, contents, in_this_process, make, some_documents, write_lines
 from tests.fakes.plain_rules import words_of

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-from ropewalk.datapipe.batch import TextBatch
-from ropewalk.datapipe.document_batch import DocumentBatch
-from ropewalk.datapipe.filters.language import Language
-from ropewalk.datapipe.language.kernels import HISTORY, PIECE, walk
-from ropewalk.datapipe.language.model import READ_BYTES, _model, identify
+from ropewalk.datapipe.filters.language.filter import Language
+from ropewalk.datapipe.filters.language.kernels import HISTORY, PIECE, walk
+from ropewalk.datapipe.filters.language.model import READ_BYTES, _model, identify
+from ropewalk.datapipe.text.batch import TextBatch
+from ropewalk.datapipe.text.document_batch import DocumentBatch
 
 ENGLISH = (
     "All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience and should act"

@@ -19,11 +19,11 @@ from ropewalk.datapipe.dedup.near.connect import Match, Star
 from ropewalk.datapipe.dedup.near.places import EDGE, FOLDER, Places, star_name, unique_edges
 from ropewalk.datapipe.dedup.near.search import MATCH_RECORDS, _settle, match_parts
 from ropewalk.datapipe.dedup.stages import Stages, run_stage_task
-from ropewalk.datapipe.document_batch import DocumentBatch
-from ropewalk.datapipe.minhash.bands import BAND_PARTS, write_bands
-from ropewalk.datapipe.minhash.config import NearDuplicates
-from ropewalk.datapipe.minhash.signatures import band_keys, shingles_of
-from ropewalk.datapipe.parted import read_all, spread, write_parts
+from ropewalk.datapipe.text.document_batch import DocumentBatch
+from ropewalk.datapipe.text.minhash.bands import BAND_PARTS, write_bands
+from ropewalk.datapipe.text.minhash.config import NearDuplicates
+from ropewalk.datapipe.text.minhash.signatures import band_keys, shingles_of
+from ropewalk.datapipe.text.parted import read_all, spread, write_parts
 from tests.datapipe.test_preprocess import context_of
 from tests.fakes.documents import configure, contents, made_with_kills, make, rejected, rows, write_lines
 from tests.fakes.driver import Driver

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ropewalk.datapipe.dedup.paragraphs.config import Paragraphs
 from ropewalk.datapipe.dedup.paragraphs.cutting import CUT, cut_text
 from ropewalk.datapipe.dedup.paragraphs.find import paragraphs_of
-from ropewalk.datapipe.document_batch import DocumentBatch
-from ropewalk.datapipe.filters.paragraphs import Paragraphs
+from ropewalk.datapipe.text.document_batch import DocumentBatch
 from tests.fakes.documents import configure, contents, made_with_kills, make, rejected, text_of, write_lines
 
 KEYS: dict[str, Any] = {"paragraphs": {"min_bytes": 12}, "validation_fraction": 0, "unit_mib": 0.0002}

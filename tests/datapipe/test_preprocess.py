@@ -18,7 +18,7 @@ from ropewalk.cluster.errors import ConfigError, DataError, StaleAttemptError, S
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
-from ropewalk.datapipe.execution.worker import Task
+from ropewalk.datapipe.passes.worker import Task
 from ropewalk.jobs.preprocess.config import PreprocessConfig
 from ropewalk.jobs.preprocess.job import main
 from tests.fakes.documents import configure, contents, make, some_documents, write_lines

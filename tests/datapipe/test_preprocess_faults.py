@@ -11,7 +11,7 @@ import pytest
 
 from ropewalk.cluster.errors import DataError
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.execution.worker import Task
+from ropewalk.datapipe.passes.worker import Task
 from tests.datapipe.test_preprocess import context_of, source  # noqa: F401
 from tests.fakes.documents import configure, contents, make, write_lines
 from tests.fakes.driver import Driver
@@ -102,8 +102,8 @@ def await_tasks(driver: Driver, output: Path, goal: int) -> None:
 
 def test_work_that_is_committed_is_not_done_again(tmp_path: Path, source: Path) -> None:  # noqa: F811
     """Units and shards of a killed run are taken as they are: their files are not written anew."""
-    from ropewalk.datapipe.pipeline import make_data_set
-    from ropewalk.datapipe.progress import Progress
+    from ropewalk.datapipe.passes.pipeline import make_data_set
+    from ropewalk.datapipe.passes.progress import Progress
     from tests.fakes.documents import in_this_process
 
     config = configure(source, tmp_path / "out", **KEYS)

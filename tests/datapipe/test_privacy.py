@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from stdnum import iban as iban_oracle
 from stdnum import luhn as luhn_oracle
 
-from ropewalk.datapipe.batch import TextBatch
-from ropewalk.datapipe.privacy.banking import IBAN_LENGTHS, find_iban, is_card
-from ropewalk.datapipe.privacy.checksums import luhn, mod_97
-from ropewalk.datapipe.privacy.detect import find
-from ropewalk.datapipe.privacy.replace import replace
+from ropewalk.datapipe.filters.privacy.banking import IBAN_LENGTHS, find_iban, is_card
+from ropewalk.datapipe.filters.privacy.checksums import luhn, mod_97
+from ropewalk.datapipe.filters.privacy.detect import find
+from ropewalk.datapipe.filters.privacy.replace import replace
+from ropewalk.datapipe.text.batch import TextBatch
 from tests.fakes.personal import LOCALES, plant, score
 
 

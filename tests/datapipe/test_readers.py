@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from ropewalk.cluster.errors import DataError
-from ropewalk.datapipe.config import ReadRules
-from ropewalk.datapipe.document import Document, Rejection
 from ropewalk.datapipe.inputs.files import list_inputs, plan_units
 from ropewalk.datapipe.inputs.lines import TOO_LONG, split_lines
 from ropewalk.datapipe.inputs.readers import ReadStats, read_unit
+from ropewalk.datapipe.inputs.rules import ReadRules
+from ropewalk.datapipe.text.document import Document, Rejection
 from tests.fakes.documents import some_documents, write_lines
 
 

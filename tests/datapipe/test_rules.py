@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ropewalk.datapipe.document_batch import DocumentBatch
 from ropewalk.datapipe.filters.registry import make_filter
+from ropewalk.datapipe.text.document_batch import DocumentBatch
 from tests.fakes.documents import make, rejected, rows, write_lines
 from tests.fakes.plain_rules import PLAIN, c4, sentences, words_of
 from tests.fakes.plain_tokens import tokens

@@ -8,8 +8,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from ropewalk.cluster.errors import ConfigError, DataError
-from ropewalk.datapipe.document_batch import DocumentBatch
 from ropewalk.datapipe.filters.registry import make_filter
+from ropewalk.datapipe.text.document_batch import DocumentBatch
 from tests.datapipe.test_language import CODE, ENGLISH, TEXTS
 from tests.fakes.documents import configure, make, write_lines
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 
 from ropewalk.cluster.config_reader import load_config
 from ropewalk.cluster.storage import StoragePath
-from ropewalk.datapipe.execution.worker import Task, Worker
 from ropewalk.datapipe.manifest import Manifest
-from ropewalk.datapipe.pipeline import make_data_set
-from ropewalk.datapipe.progress import Progress
+from ropewalk.datapipe.passes.pipeline import make_data_set
+from ropewalk.datapipe.passes.progress import Progress
+from ropewalk.datapipe.passes.worker import Task, Worker
 from ropewalk.jobs.models.cards.write import CROISSANT, DATA_CARD
 from ropewalk.jobs.preprocess.config import PreprocessConfig
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from ropewalk.cluster.errors import RopewalkError
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.datapipe.pipeline import make_data_set
-from ropewalk.datapipe.progress import Progress
+from ropewalk.datapipe.passes.pipeline import make_data_set
+from ropewalk.datapipe.passes.progress import Progress
 from ropewalk.jobs.preprocess.config import PreprocessConfig
 from ropewalk.jobs.preprocess.job import main
 from tests.fakes.documents import in_this_process

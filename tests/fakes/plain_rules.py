@@ -5,9 +5,7 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
-from ropewalk.datapipe.filters.c4 import C4
-from ropewalk.datapipe.filters.fineweb import FineWeb
-from ropewalk.datapipe.filters.gopher import GopherQuality, GopherRepetition
+from ropewalk.datapipe.filters.rules.published import C4, FineWeb, GopherQuality, GopherRepetition
 from ropewalk.datapipe.text.characters import terminal_characters
 from tests.fakes.plain_tokens import tokens
 

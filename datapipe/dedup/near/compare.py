@@ -23,12 +23,12 @@ from ropewalk.datapipe.dedup.near.places import (
     route_name,
     unique_edges,
 )
-from ropewalk.datapipe.document_batch import DocumentBatch
 from ropewalk.datapipe.inputs.streams import open_file
-from ropewalk.datapipe.minhash.config import NearDuplicates
-from ropewalk.datapipe.minhash.signatures import band_keys, shingles_of
-from ropewalk.datapipe.parted import read_all, read_owned, read_parts, spread, write_parts
 from ropewalk.datapipe.text.compiled import kernels
+from ropewalk.datapipe.text.document_batch import DocumentBatch
+from ropewalk.datapipe.text.minhash.config import NearDuplicates
+from ropewalk.datapipe.text.minhash.signatures import band_keys, shingles_of
+from ropewalk.datapipe.text.parted import read_all, read_owned, read_parts, spread, write_parts
 
 MOST_SHINGLE_BYTES = 512 << 20  # of a part that is verified at once; of a larger one a share of the shingles speaks for all
 

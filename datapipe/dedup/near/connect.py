@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.dedup.dropped import still_there
 from ropewalk.datapipe.dedup.near.places import EDGE, FOLDER, Places, route_name, star_name, unique_edges
-from ropewalk.datapipe.minhash.bands import BAND, BAND_PARTS, bands_name
-from ropewalk.datapipe.parted import read_all, read_parts, spread, write_parts
+from ropewalk.datapipe.text.minhash.bands import BAND, BAND_PARTS, bands_name
+from ropewalk.datapipe.text.parted import read_all, read_parts, spread, write_parts
 
 
 def _star_edges(groups: NDArray[np.uint64], rows: NDArray[np.int64]) -> NDArray[np.void]:

@@ -18,9 +18,9 @@ from ropewalk.datapipe.dedup.near.compare import Gather, Verify
 from ropewalk.datapipe.dedup.near.connect import Match, Route, Star
 from ropewalk.datapipe.dedup.near.places import EDGE, FOLDER, Places, decided_name
 from ropewalk.datapipe.dedup.stages import RunStage, Stages
-from ropewalk.datapipe.minhash.bands import BAND_PARTS
-from ropewalk.datapipe.minhash.config import NearDuplicates
-from ropewalk.datapipe.parted import read_all
+from ropewalk.datapipe.text.minhash.bands import BAND_PARTS
+from ropewalk.datapipe.text.minhash.config import NearDuplicates
+from ropewalk.datapipe.text.parted import read_all
 
 MATCH_RECORDS = 1 << 21  # documents in bands that a task of `match` holds
 STAR_DOCUMENTS = 1 << 19

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.dedup.dropped import Dropped, still_there, write_dropped
+from ropewalk.datapipe.dedup.paragraphs.config import Paragraphs
 from ropewalk.datapipe.dedup.paragraphs.cutting import CUT, FOLDER, cuts_name
 from ropewalk.datapipe.dedup.stages import RunStage, Stages
-from ropewalk.datapipe.document_batch import DocumentBatch
-from ropewalk.datapipe.filters.paragraphs import Paragraphs
 from ropewalk.datapipe.inputs.files import Unit
-from ropewalk.datapipe.inputs.ingest import UnitSummary, texts_name
 from ropewalk.datapipe.inputs.streams import open_file
-from ropewalk.datapipe.parted import read_all, read_owned, write_parts
+from ropewalk.datapipe.inputs.unit_files import UnitSummary, texts_name
 from ropewalk.datapipe.text.compiled import kernels
+from ropewalk.datapipe.text.document_batch import DocumentBatch
+from ropewalk.datapipe.text.parted import read_all, read_owned, write_parts
 
 PARAGRAPH = np.dtype([("hash", "<u8"), ("size", "<u4"), *CUT.descr])
 PART_BYTES = 128 << 20  # of text, whose paragraphs one task holds: half as many bytes at the least size

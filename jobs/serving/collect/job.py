@@ -12,11 +12,11 @@ import xxhash
 from ropewalk.cluster.config import absolute
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.files import read_json, write_atomically, write_json
-from ropewalk.datapipe.batch import TextBatch
 from ropewalk.datapipe.chat.records import UnitNotes, read_records
-from ropewalk.datapipe.decontamination.index import NgramIndex
-from ropewalk.datapipe.decontamination.items import evaluation_files, read_items
+from ropewalk.datapipe.filters.decontamination.index import NgramIndex
+from ropewalk.datapipe.filters.decontamination.items import evaluation_files, read_items
 from ropewalk.datapipe.inputs.files import list_inputs, plan_units
+from ropewalk.datapipe.text.batch import TextBatch
 from ropewalk.jobs.runs.show.status import find_run
 from ropewalk.jobs.serving.collect.config import CollectConfig, DecontaminateConfig, ReplayConfig
 from ropewalk.jobs.serving.collect.feedback import Record, learn_from

@@ -12,12 +12,12 @@ from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.chat.config import KIND, ChatConfig
 from ropewalk.datapipe.chat.conversation import BadConversationError, conversation_of, messages_of
 from ropewalk.datapipe.chat.records import UnitNotes, read_records
-from ropewalk.datapipe.config import ReadRules
-from ropewalk.datapipe.document import Document
 from ropewalk.datapipe.inputs.files import MAGIC, list_inputs, plan_units
 from ropewalk.datapipe.inputs.readers import ReadStats, read_unit
+from ropewalk.datapipe.inputs.rules import ReadRules
+from ropewalk.datapipe.loader.shard_texts import list_shards, texts_at
 from ropewalk.datapipe.manifest import MANIFEST_NAME, read_manifest
-from ropewalk.datapipe.shard_texts import list_shards, texts_at
+from ropewalk.datapipe.text.document import Document
 from ropewalk.jobs.runs.show.status import find_run
 from ropewalk.jobs.serving.drift.sample import Sample, draw
 from ropewalk.jobs.serving.feedback.read import exchanges

@@ -5,7 +5,7 @@ from typing import get_args
 from pydantic import Field
 
 from ropewalk.cluster.config import Section
-from ropewalk.datapipe.filters.pii import Kind
+from ropewalk.datapipe.filters.privacy.filter import Kind
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from ropewalk.datapipe.filters.pii import Kind
+from ropewalk.datapipe.filters.privacy.filter import Kind
 
 DEEPEST = 48  # levels of nesting, JSON inside texts included
 LEFT_OUT = "<LEFT_OUT>"
@@ -63,9 +63,11 @@ def _replaced(texts: Sequence[str], kinds: frozenset[Kind]) -> list[str]:
 
     Numbers that their words call somebody's go too where their check digits are wrong: people mistype their own.
     """
-    from ropewalk.datapipe.batch import TextBatch  # compiled kernels take two seconds, which whoever masks nothing does without
-    from ropewalk.datapipe.privacy.announce import LOOK_BACK, announces_id, announces_phone
-    from ropewalk.datapipe.privacy.replace import placeholder, replace
+    from ropewalk.datapipe.filters.privacy.announce import LOOK_BACK, announces_id, announces_phone
+    from ropewalk.datapipe.filters.privacy.replace import placeholder, replace
+    from ropewalk.datapipe.text.batch import (
+        TextBatch,  # compiled kernels take two seconds, which whoever masks nothing does without
+    )
 
     def judged(match: re.Match[str]) -> str:
         before = match.string[max(match.start() - LOOK_BACK, 0) : match.start()]

@@ -18,10 +18,10 @@ from ropewalk.datapipe.chat import prepare
 from ropewalk.datapipe.chat.config import ChatConfig
 from ropewalk.datapipe.chat.dataset import ChatSet
 from ropewalk.datapipe.chat.tokenizer import chat_files
-from ropewalk.datapipe.execution.worker import Task, Worker
 from ropewalk.datapipe.manifest import Manifest
-from ropewalk.datapipe.plan import WORK
-from ropewalk.datapipe.progress import Progress
+from ropewalk.datapipe.passes.plan import WORK
+from ropewalk.datapipe.passes.progress import Progress
+from ropewalk.datapipe.passes.worker import Task, Worker
 from ropewalk.datapipe.tokens.tokenizer import Encoder, take_tokenizer
 from tests.datapipe.chat.tokenizers import make_tokenizer
 from tests.jobs.training.finetune.chats import chats

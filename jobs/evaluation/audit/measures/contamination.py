@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
-from ropewalk.datapipe.batch import TextBatch
-from ropewalk.datapipe.decontamination.index import NgramIndex
-from ropewalk.datapipe.shard_texts import TrainingShard, list_shards, text_batches
+from ropewalk.datapipe.filters.decontamination.index import NgramIndex
+from ropewalk.datapipe.loader.shard_texts import TrainingShard, list_shards, text_batches
+from ropewalk.datapipe.text.batch import TextBatch
 from ropewalk.jobs.evaluation.audit.asking.question import Answer, Judged, Question, Task
 from ropewalk.jobs.evaluation.audit.config import ContaminationConfig
 from ropewalk.jobs.evaluation.audit.measures.calibration import Choice

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ropewalk.cluster.errors import DataError
-from ropewalk.datapipe.document_batch import DocumentBatch
 from ropewalk.datapipe.filters.applying import apply_filters
 from ropewalk.datapipe.filters.filter import Filter
 from ropewalk.datapipe.filters.registry import make_filter
+from ropewalk.datapipe.text.document_batch import DocumentBatch
 from ropewalk.jobs.evaluation.audit.asking.question import Answer, Judged, Question, Task
 from ropewalk.jobs.evaluation.audit.config import IdentityConfig
 from ropewalk.jobs.evaluation.audit.identity.gap import Gap, false_positive_gap

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ropewalk.datapipe.shard_texts import list_shards
+from ropewalk.datapipe.loader.shard_texts import list_shards
 from ropewalk.jobs.evaluation.audit.asking.question import Answer, Judged, Likelihoods, Question
 from ropewalk.jobs.evaluation.audit.config import MemorizationConfig
 from ropewalk.jobs.evaluation.audit.training_data.canaries import Canary, other_secrets, read_canaries

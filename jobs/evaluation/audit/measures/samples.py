@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from ropewalk.datapipe.privacy.detect import find
+from ropewalk.datapipe.filters.privacy.detect import find
 from ropewalk.jobs.evaluation.audit.asking.question import Answer, Judged, Question, Writing
 from ropewalk.jobs.evaluation.audit.config import SamplesConfig
 from ropewalk.jobs.evaluation.audit.measures.scorers import TextScorer, judge_texts

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ropewalk.datapipe.shard_texts import TrainingShard, text_batches
+from ropewalk.datapipe.loader.shard_texts import TrainingShard, text_batches
 from ropewalk.jobs.inference.scoring.open_model import OpenModel
 
 

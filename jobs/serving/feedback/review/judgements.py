@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import orjson
 import pyarrow as pa
 
-from ropewalk.datapipe.filters.pii import Kind
+from ropewalk.datapipe.filters.privacy.filter import Kind
 from ropewalk.jobs.serving.feedback.masking import mask
 from ropewalk.jobs.serving.feedback.records import FOLDER
 from ropewalk.jobs.serving.feedback.store import Row, Store, Writer

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from ropewalk.datapipe.filters.pii import Kind
+from ropewalk.datapipe.filters.privacy.filter import Kind
 from ropewalk.jobs.serving.feedback.masking import mask
 from ropewalk.jobs.serving.feedback.parse import answer_of
 from ropewalk.jobs.serving.feedback.read import Captured

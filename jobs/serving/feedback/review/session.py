@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.datapipe.filters.pii import Kind
+from ropewalk.datapipe.filters.privacy.filter import Kind
 from ropewalk.jobs.serving.feedback.read import Captured, exchanges
 from ropewalk.jobs.serving.feedback.review.agreement import Agreement, agreements
 from ropewalk.jobs.serving.feedback.review.items import Item, find_items

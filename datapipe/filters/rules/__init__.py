@@ -1,0 +1,1 @@
+"""The published rules: of Gopher, C4 and FineWeb."""

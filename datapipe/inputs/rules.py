@@ -1,0 +1,18 @@
+"""The keys of a job file that say how documents are read."""
+
+from pydantic import Field
+
+from ropewalk.cluster.config import Section
+
+
+class ReadRules(Section):
+    """The keys of a record that are read, and the sizes of documents that are let in."""
+
+    id_key: str = Field(default="id", description="key of a document's id; a record without one gets FILE:LINE")
+    text_key: str = Field(default="text", description="key of a document's text")
+    source_key: str = Field(default="source", description="key of a document's source; a record without one gets the file's name")
+    min_chars: int = Field(default=1, ge=0, description="reject shorter documents")
+    max_chars: int | None = Field(default=None, ge=1, description="reject longer documents")
+    max_line_mib: float = Field(default=32, gt=0, le=1024, description="reject longer lines and text files, MiB")
+    main_content: bool = Field(default=True, description="of web pages (.warc.gz) only the main content, no menus")
+    unit_mib: float = Field(default=64, gt=0, description="input that one task reads, MiB")

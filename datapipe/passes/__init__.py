@@ -1,0 +1,1 @@
+"""From documents to a data set: the two passes and everything between them."""

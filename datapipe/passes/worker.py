@@ -1,0 +1,95 @@
+"""The work itself, wherever it runs: read a unit, train the tokenizer, encode a shard, list rejected documents."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from ropewalk.cluster.errors import DataError
+from ropewalk.cluster.storage import StoragePath
+from ropewalk.datapipe.dedup.stages import StageTask, run_stage_task
+from ropewalk.datapipe.filters.filter import Filter
+from ropewalk.datapipe.filters.registry import Filters, make_filter
+from ropewalk.datapipe.inputs.files import InputFile, Unit
+from ropewalk.datapipe.inputs.rules import ReadRules
+from ropewalk.datapipe.inputs.split import SplitFile, split_file
+from ropewalk.datapipe.inputs.unit_files import UnitSummary
+from ropewalk.datapipe.manifest import Shard
+from ropewalk.datapipe.passes.ingest import ingest_unit
+from ropewalk.datapipe.passes.rejected import RejectedPlan, write_rejected
+from ropewalk.datapipe.report.fairness import false_positive_gaps
+from ropewalk.datapipe.report.samples import Facts
+from ropewalk.datapipe.text.minhash.config import NearDuplicates
+from ropewalk.datapipe.tokens.config import Augment
+from ropewalk.datapipe.tokens.sample import SamplePlan, read_sample
+from ropewalk.datapipe.tokens.shards import ShardPlan, encode_shard
+from ropewalk.datapipe.tokens.tokenizer import Encoder, read_tokenizer, train_tokenizer, write_tokenizer
+
+SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # as many workers run as there are cores
+DEATHS_A_TASK = 3  # of the processes that do a task; then the task is at fault
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One piece of work, its arguments, and what to call it in an error: a method of `Worker`, or `module:function` of a room
+    that is not imported here, whose first arguments are the data set's output and work area."""
+
+    method: str
+    label: str
+    arguments: tuple[Any, ...]
+
+
+class Worker:
+    """Works on one data set. Every method commits its result before it returns, so that it can be killed at any time."""
+
+    def __init__(self, output_url: str, work_url: str) -> None:
+        self.output, self.work = StoragePath(output_url), StoragePath(work_url)
+        self.encoder: Encoder | None = None
+        self.filters: dict[str, Filter] | None = None
+
+    def do(self, task: Task) -> Any:
+        """Do a task and return its result."""
+        module, _, function = task.method.rpartition(":")
+        if module:
+            return getattr(import_module(module), function)(self.output, self.work, *task.arguments)
+        return getattr(self, function)(*task.arguments)
+
+    def split(self, file: InputFile, unit_mib: float) -> SplitFile:
+        """Cut a compressed file into pieces that others read."""
+        return split_file(file, unit_mib, self.work)
+
+    def ingest(
+        self, unit: Unit, rules: ReadRules, filters: Filters, near: NearDuplicates | None, by_language: bool
+    ) -> UnitSummary:
+        """Read and filter one unit of the input; with `by_language` the language of each document is kept."""
+        if self.filters is None:
+            self.filters = _made(filters)
+        return ingest_unit(unit, rules, self.filters, self.work, near=near, by_language=by_language)
+
+    def stage(self, task: StageTask) -> dict[str, Any]:
+        """Do one task of a stage over all documents."""
+        return run_stage_task(task, self.work)
+
+    def train(self, sample: SamplePlan, vocabulary: int, marks: tuple[str, ...] = ()) -> None:
+        """Train the data set's tokenizer."""
+        write_tokenizer(self.output, self.work, train_tokenizer(read_sample(sample, self.work), vocabulary, marks))
+
+    def encode(self, plan: ShardPlan, backend: str, augment: Augment | None = None) -> Shard:
+        """Write one shard."""
+        if self.encoder is None:
+            files = read_tokenizer(self.output, self.work)
+            if files is None:
+                raise DataError(f"{self.output.url}: its tokenizer is gone; remove the directory and start anew")
+            self.encoder = Encoder(files, backend)
+        return encode_shard(plan, self.encoder, self.work, self.output, augment)
+
+    def reject(self, plan: RejectedPlan) -> Facts:
+        """Write one list of rejected documents."""
+        return write_rejected(plan, self.work, self.output)
+
+    def fairness(self, filters: Filters) -> dict[str, Any]:
+        """Try the filters on harmless texts about many groups of people."""
+        return false_positive_gaps(_made(filters))
+
+
+def _made(filters: Filters) -> dict[str, Filter]:
+    return {name: make_filter(name, options) for entry in filters for name, options in entry.items()}

@@ -14,7 +14,7 @@ from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.dedup.dropped import are_set, bits_of
 from ropewalk.datapipe.dedup.exact import DUPLICATE, TRAIN, Corpus
 from ropewalk.datapipe.dedup.stages import RunStage, Stages
-from ropewalk.datapipe.inputs.hashes import FAN_OUT, ID, TEXT, ids_name, text_hashes_name, unnamed_name
+from ropewalk.datapipe.inputs.unit_files import FAN_OUT, ID, TEXT, ids_name, text_hashes_name, unnamed_name
 from ropewalk.datapipe.text.parted import read_all, read_owned, read_with_parts, write_parts
 
 FOLDER = "equal"

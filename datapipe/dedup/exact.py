@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.inputs.files import Unit
-from ropewalk.datapipe.inputs.hashes import hashes_of, unnamed_name, write_ids
-from ropewalk.datapipe.inputs.unit_files import UnitSummary, metadata_name
+from ropewalk.datapipe.inputs.unit_files import UnitSummary, hashes_of, metadata_name, unnamed_name, write_ids
 
 # fates: why a document is dropped, else its split
 DUPLICATE, NEAR_DUPLICATE, EMPTIED, LEFT_OUT, TRAIN, VALIDATION = range(6)

@@ -17,7 +17,6 @@ from ropewalk.datapipe.filters.applying import apply_filters
 from ropewalk.datapipe.filters.filter import Filter
 from ropewalk.datapipe.filters.language.filter import Language
 from ropewalk.datapipe.inputs.files import Unit
-from ropewalk.datapipe.inputs.hashes import hashes_of, ids_name, write_ids, write_text_hashes
 from ropewalk.datapipe.inputs.readers import ReadStats, read_unit
 from ropewalk.datapipe.inputs.rules import ReadRules
 from ropewalk.datapipe.inputs.streams import naming_full_disk
@@ -26,11 +25,15 @@ from ropewalk.datapipe.inputs.unit_files import (
     METADATA,
     TEXTS,
     UnitSummary,
+    hashes_of,
+    ids_name,
     languages_name,
     metadata_name,
     rejections_name,
     summary_name,
     texts_name,
+    write_ids,
+    write_text_hashes,
 )
 from ropewalk.datapipe.text.compiled import kernels
 from ropewalk.datapipe.text.document import Document, Rejection
@@ -100,7 +103,7 @@ def _languages(batch: DocumentBatch) -> list[str]:
     """The language of each document, as the filter `language` told it, else as it would."""
     if "language" in batch.records.schema.names:
         return batch.column("language")
-    found: list[str] = kernels("ropewalk.datapipe.filters.language.judging").labels(Language(), batch)
+    found: list[str] = kernels("ropewalk.datapipe.filters.language.model").labels(Language(), batch)
     return found
 
 

@@ -17,7 +17,6 @@ from ropewalk.k8s.manifests.job import owned_by, render_release_controller
 from ropewalk.k8s.manifests.service import render_service
 from ropewalk.k8s.names import job_name_of, release_name
 from ropewalk.k8s.profile import K8sProfile
-from ropewalk.k8s.submission.service import put_service
 from ropewalk.k8s.submission.staging import add_stage_in, stage_alone
 
 THREADS = 16  # calls in flight; an API server gives each user a fair share
@@ -123,3 +122,14 @@ def withdraw(kube: Kubernetes, runs: Sequence[RunDir], number: int) -> None:
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(remove, [release_name(runs[0], number), *map(job_name_of, runs)]))
+
+
+def put_service(kube: Kubernetes, service: Object, job: Object) -> None:
+    """Create the Service, or make one of an earlier submission belong to this Job: its name stays the same. May be repeated."""
+    mine = owned_by(service, job)
+    if kube.find("Service", service["metadata"]["name"]) is None:
+        kube.create(mine)
+    else:
+        kube.patch(
+            "Service", service["metadata"]["name"], {"metadata": mine["metadata"], "spec": {"ports": service["spec"]["ports"]}}
+        )

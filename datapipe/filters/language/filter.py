@@ -24,5 +24,5 @@ class Language(Filter):
 
     def judge(self, batch: "DocumentBatch") -> Verdict:
         """The code of the language as reason where it is none of those that are kept, and how many are kept of each."""
-        verdict: Verdict = kernels("ropewalk.datapipe.filters.language.judging").judge(self, batch)
+        verdict: Verdict = kernels("ropewalk.datapipe.filters.language.model").judge(self, batch)
         return verdict

@@ -1,6 +1,7 @@
 """py3langid's model over many texts at once: the same labels and probabilities, a hundred times as fast."""
 
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from py3langid.langid import MODEL_DIR, MODEL_FILE
 from py3langid.modelio import load_model
 
+from ropewalk.datapipe.filters.filter import Verdict
+from ropewalk.datapipe.filters.language.filter import Language
 from ropewalk.datapipe.filters.language.kernels import (
     CODE_LINE_ENDS,
     CODE_SYMBOLS,
@@ -22,6 +25,7 @@ from ropewalk.datapipe.filters.language.kernels import (
     look,
 )
 from ropewalk.datapipe.text.batch import TextBatch
+from ropewalk.datapipe.text.document_batch import DocumentBatch
 
 UNKNOWN = "und"
 NO_LANGUAGE = "zxx"  # the model's own label of what is no language
@@ -107,3 +111,23 @@ def _prepared(batch: TextBatch, looks: NDArray[np.uint8]) -> TextBatch:
     raws: Sequence[bytes] = [changed[i].encode() if i in changed else batch.raw(i) for i in range(len(batch))]
     offsets = np.cumsum([0, *map(len, raws)], dtype=np.int64)
     return TextBatch(data=np.frombuffer(b"".join(raws), np.uint8), offsets=offsets)
+
+
+def labels(options: Language, batch: DocumentBatch) -> list[str]:
+    """The language of each document, `und` for what is none."""
+    found = identify(TextBatch.of_documents(batch))
+    unknown = found.confidence < options.min_confidence
+    if options.code:
+        unknown |= found.code
+    named = [found.names[label] for label in found.label.tolist()]
+    return [UNKNOWN if out or name == NO_LANGUAGE else name for out, name in zip(unknown.tolist(), named, strict=True)]
+
+
+def judge(options: Language, batch: DocumentBatch) -> Verdict:
+    """The reason is the language; what is kept is counted by language."""
+    names = labels(options, batch)
+    wanted = {*options.keep} if options.keep else {*known_languages()}
+    reasons = tuple(sorted({*names} - wanted))
+    number = {name: place for place, name in enumerate(reasons, 1)}
+    codes = np.array([number.get(name, 0) for name in names], np.int64)
+    return Verdict(reasons, codes, counts=dict(Counter(name for name in names if name in wanted)), columns={"language": names})

@@ -23,5 +23,5 @@ class PersonalData(Filter):
 
     def judge(self, batch: "DocumentBatch") -> Verdict:
         """The texts with placeholders, and how many of each kind."""
-        verdict: Verdict = kernels("ropewalk.datapipe.filters.privacy.judging").judge(self, batch)
+        verdict: Verdict = kernels("ropewalk.datapipe.filters.privacy.replace").judge(self, batch)
         return verdict

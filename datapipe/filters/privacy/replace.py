@@ -6,9 +6,11 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from ropewalk.datapipe.filters.filter import Verdict
 from ropewalk.datapipe.filters.privacy.detect import KINDS, find_in
-from ropewalk.datapipe.filters.privacy.filter import Kind
+from ropewalk.datapipe.filters.privacy.filter import Kind, PersonalData
 from ropewalk.datapipe.text.batch import TextBatch
+from ropewalk.datapipe.text.document_batch import DocumentBatch
 
 
 def placeholder(kind: Kind) -> str:
@@ -34,3 +36,10 @@ def replace(batch: TextBatch, kinds: Iterable[Kind] = KINDS) -> tuple[TextBatch,
     offsets = batch.offsets.copy()
     offsets[1:] += np.cumsum(grown)
     return TextBatch(data=np.concatenate(pieces), offsets=offsets), counts
+
+
+def judge(options: PersonalData, batch: DocumentBatch) -> Verdict:
+    """Every document stays; the texts are given only where there is something to replace."""
+    texts, counts = replace(TextBatch.of_documents(batch), options.replace)
+    kept = np.zeros(len(batch), np.int64)
+    return Verdict((), kept, texts.arrow() if counts else None, {str(kind): count for kind, count in counts.items()})

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.jobs.training.align.grpo.config import GrpoConfig
+from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.loop.config import LoraConfig
 from ropewalk.jobs.training.loop.load_checkpoint import load_model
 from ropewalk.jobs.training.loop.lora import save_adapter

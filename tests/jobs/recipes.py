@@ -18,7 +18,7 @@ from ropewalk.jobs.training.loop.model import build_model
 from ropewalk.jobs.training.loop.objective import LossTerms, NextToken, logits_of
 from ropewalk.jobs.training.loop.packing import pack
 from ropewalk.jobs.training.loop.recipe import Recipe, train
-from ropewalk.jobs.training.loop.source import TokenSource
+from ropewalk.jobs.training.loop.source import Source, TokenSource
 from ropewalk.jobs.training.loop.state import TrainState
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.jobs.training.pretrain.job import recipe
@@ -75,7 +75,7 @@ def distill(context: JobContext) -> dict[str, object]:
     return run_recipe(context, change)
 
 
-class DocumentSource:
+class DocumentSource(Source):
     """Documents of varying length out of a run's sequences, their prompts without labels: packed, or one a sample."""
 
     def __init__(self, tokens: TokenSource, *, packed: bool) -> None:
@@ -161,13 +161,18 @@ def adapted(context: JobContext) -> dict[str, object]:
 
 
 def prepared(context: JobContext) -> dict[str, object]:
-    """Something is done before each batch is taken."""
+    """A source that is prepared before each step."""
 
-    def note(state: TrainState) -> None:
-        with (context.run.path / f"prepared-{context.rank}").open("a") as stream:
-            stream.write(f"{state.progress.step}\n")
+    class PreparedSource(TokenSource):
+        def prepare(self, state: TrainState) -> None:
+            with (context.run.path / f"prepared-{context.rank}").open("a") as stream:
+                stream.write(f"{state.progress.step}\n")
 
-    return run_recipe(context, lambda base, config, group: replace(base, before_step=note))
+    def change(base: Recipe, config: PretrainConfig, group: Group) -> Recipe:
+        assert isinstance(base.source, TokenSource)
+        return replace(base, source=PreparedSource(base.source.loader))
+
+    return run_recipe(context, change)
 
 
 class LoraPretrainConfig(PretrainConfig):

@@ -1,7 +1,9 @@
 """The keys of the `align` job."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -10,7 +12,15 @@ from ropewalk.cluster.errors import DataError
 from ropewalk.datapipe.chat.built_in import TEMPLATES
 from ropewalk.datapipe.chat.config import template_name
 from ropewalk.jobs.runs.models.find_model import check_model_run
-from ropewalk.jobs.training.align.grpo.config import GrpoConfig
+from ropewalk.jobs.training.align.grpo_config import GrpoConfig
+from ropewalk.jobs.training.align.methods import (
+    METHODS,
+    OPTIONAL_KEYS,
+    default_betas,
+    load_entry,
+    methods_with,
+    methods_without_reference,
+)
 from ropewalk.jobs.training.loop.config import (
     AnomalyConfig,
     LoraConfig,
@@ -22,24 +32,19 @@ from ropewalk.jobs.training.loop.config import (
     check_keep_zeros,
 )
 
-Method = Literal["dpo", "ipo", "kto", "orpo", "simpo", "reward", "grpo"]
+if TYPE_CHECKING:
+    MethodName = str
+else:
+    MethodName = Literal[tuple(METHODS)]
 Reference = Literal["adapter", "copy", "precomputed", "none"]
 
-WITHOUT_REFERENCE = frozenset({"orpo", "simpo", "reward"})
 LORA_LR = 1e-5
-# keys that only some methods use; with another one they are refused, lest they be left out of account in silence
-METHODS_OF_KEYS = {
-    "beta": {"dpo", "ipo", "kto", "orpo", "simpo"},
-    "loss": {"dpo"},
-    "label_smoothing": {"dpo", "reward"},
-    "length_normalized": {"dpo", "ipo"},
-    "gamma": {"simpo"},
-    "desirable_weight": {"kto"},
-    "undesirable_weight": {"kto"},
-    "samples": {"dpo", "ipo", "kto", "orpo", "simpo", "grpo"},
-}
 GRPO_VALIDATIONS, GRPO_HELD_OUT = 10, 64  # of a run of grpo: how many, and of how many prompts each
-DEFAULT_BETA = {"dpo": 0.1, "ipo": 0.1, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
+
+
+def _only(key: str) -> str:
+    """The start of the help text of a key that only some methods use."""
+    return ", ".join(methods_with(key))
 
 
 class AlignOptimConfig(OptimConfig):
@@ -77,7 +82,7 @@ class AlignConfig(TrainingConfig):
     data: DataPath = Field(description="JSON lines or parquet of {prompt, chosen, rejected}; for kto {prompt, completion, label}")
     validation_data: DataPath | None = Field(default=None, description="the same of held-out prompts; unset: a fraction of data")
     validation_fraction: float = Field(default=0.05, ge=0, lt=1, description="held out by a hash of the prompt")
-    method: Method = Field(default="dpo", description="what is learnt")
+    method: MethodName = Field(default="dpo", description="training method")
     seq_len: int | None = Field(
         default=None,
         ge=2,
@@ -101,20 +106,26 @@ class AlignConfig(TrainingConfig):
     )
 
     beta: float | None = Field(
-        default=None, gt=0, description="strength of the preference; unset: dpo, ipo, kto, orpo (its lambda) 0.1, simpo 2.0"
+        default=None, gt=0, description=f"strength of the preference (orpo: lambda); unset: {default_betas()}"
     )
     loss: Literal["sigmoid", "robust"] = Field(
-        default="sigmoid", description="dpo: with label_smoothing, conservative (sigmoid) or unbiased (robust)"
+        default="sigmoid", description=f"{_only('loss')}: with label_smoothing, conservative (sigmoid) or unbiased (robust)"
     )
-    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="dpo, reward: probability that a pair is swapped")
-    length_normalized: bool = Field(default=False, description="dpo, ipo: log-probabilities a token instead of a sequence")
-    gamma: float | None = Field(default=None, ge=0, description="simpo: the margin of rewards; unset: half of beta")
-    desirable_weight: float = Field(default=1.0, ge=0, description="kto: weight of desirable answers")
-    undesirable_weight: float = Field(default=1.0, ge=0, description="kto: weight of undesirable answers")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description=f"{_only('label_smoothing')}: probability that a pair is swapped"
+    )
+    length_normalized: bool = Field(
+        default=False, description=f"{_only('length_normalized')}: log-probabilities per token instead of per sequence"
+    )
+    gamma: float | None = Field(default=None, ge=0, description=f"{_only('gamma')}: margin of rewards; unset: half of beta")
+    desirable_weight: float = Field(default=1.0, ge=0, description=f"{_only('desirable_weight')}: weight of desirable answers")
+    undesirable_weight: float = Field(
+        default=1.0, ge=0, description=f"{_only('undesirable_weight')}: weight of undesirable answers"
+    )
     reference: Reference | None = Field(
         default=None,
-        description="what the model is compared with: its adapter switched off, a frozen copy, or log-probabilities computed "
-        "once; unset: adapter with lora, else copy, and none for orpo, simpo, reward",
+        description="model to compare with: the own adapter switched off, a frozen copy, or log-probabilities computed "
+        f"once; unset: adapter with lora, else copy; none for {', '.join(methods_without_reference())}",
     )
 
     grpo: GrpoConfig = Field(default=GrpoConfig(), description="grpo: its answers, rewards and loss")
@@ -150,15 +161,18 @@ class AlignConfig(TrainingConfig):
     def _fits_the_method(self) -> Self:
         if self.model.path is None and self.model.run is None:
             raise ValueError("model: align begins with a model that answers already; set path or run")
-        none = self.method in WITHOUT_REFERENCE
-        if none and self.reference not in {None, "none"}:
+        method = METHODS[self.method]
+        if not method.needs_reference and self.reference not in {None, "none"}:
             raise ValueError(f"reference: {self.method} compares with no reference; leave it out")
-        if not none and self.reference == "none":
-            raise ValueError(f"reference: {self.method} needs one; choose adapter, copy or precomputed, or method: orpo or simpo")
-        for key, methods in METHODS_OF_KEYS.items():
+        if method.needs_reference and self.reference == "none":
+            others = " or ".join(methods_without_reference())
+            raise ValueError(f"reference: {self.method} needs one; choose adapter, copy or precomputed, or method: {others}")
+        for key in OPTIONAL_KEYS:
             changed = getattr(self, key) != type(self).model_fields[key].default
-            if changed and self.method not in methods:
-                raise ValueError(f"{key}: {self.method} does not use it; leave it out, or choose {' or '.join(sorted(methods))}")
+            if changed and key not in method.optional_keys:
+                raise ValueError(
+                    f"{key}: {self.method} does not use it; leave it out, or choose {' or '.join(methods_with(key))}"
+                )
         if self.reference == "adapter" and self.lora is None:
             raise ValueError("reference: adapter is the model with its adapter switched off; set lora too, or choose copy")
         if self.loss == "robust" and not self.label_smoothing:
@@ -174,19 +188,23 @@ class AlignConfig(TrainingConfig):
     @property
     def strength(self) -> float:
         """`beta`, or the published default of the method."""
-        return self.beta if self.beta is not None else DEFAULT_BETA.get(self.method, 0.1)
+        beta = self.beta if self.beta is not None else METHODS[self.method].beta
+        assert beta is not None, f"{self.method} has no beta"
+        return beta
 
-    @property
-    def margin(self) -> float:
-        """`gamma`, or the published default: half of beta."""
-        return self.gamma if self.gamma is not None else 0.5 * self.strength
+    def load_loss(self) -> Callable[..., Any]:
+        """Import the loss of the method, and bind its options."""
+        method = METHODS[self.method]
+        assert method.loss is not None
+        options = {key: getattr(self, key) for key in method.keys}
+        return partial(load_entry(method.loss), **options, **({} if method.beta is None else {"beta": self.strength}))
 
     @property
     def compared_with(self) -> Reference:
         """`reference`, or the default of the method."""
         if self.reference is not None:
             return self.reference
-        if self.method in WITHOUT_REFERENCE:
+        if not METHODS[self.method].needs_reference:
             return "none"
         return "copy" if self.lora is None else "adapter"
 

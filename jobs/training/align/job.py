@@ -1,24 +1,9 @@
 """Align a language model with preferences or rewards; resumable at any step and any number of ranks."""
 
-from collections.abc import Callable
-from importlib import import_module
-
 from ropewalk.cluster.run.context import JobContext
-from ropewalk.jobs.training.align.config import AlignConfig, Method
-from ropewalk.sharding.group import Group, process_group
-
-Run = Callable[[JobContext, AlignConfig, Group], dict[str, object]]
-
-# method → the function that trains by it, from the newest complete checkpoint on; imported when it is needed
-METHODS: dict[Method, str] = {
-    "dpo": "ropewalk.jobs.training.align.preferences.recipe:run",
-    "ipo": "ropewalk.jobs.training.align.preferences.recipe:run",
-    "kto": "ropewalk.jobs.training.align.preferences.recipe:run",
-    "orpo": "ropewalk.jobs.training.align.preferences.recipe:run",
-    "simpo": "ropewalk.jobs.training.align.preferences.recipe:run",
-    "reward": "ropewalk.jobs.training.align.reward.recipe:run",
-    "grpo": "ropewalk.jobs.training.align.grpo.recipe:run",
-}
+from ropewalk.jobs.training.align.config import AlignConfig
+from ropewalk.jobs.training.align.methods import METHODS, load_entry
+from ropewalk.sharding.group import process_group
 
 
 def main(context: JobContext) -> dict[str, object]:
@@ -27,10 +12,5 @@ def main(context: JobContext) -> dict[str, object]:
     # whoever lets a collective take longer knows of something that takes long
     context.heart.begin(patience_seconds=3 * 60 * config.parallel.timeout_minutes)
     with process_group(config.parallel) as group:
-        return _run_of(config.method)(context, config, group)
-
-
-def _run_of(method: Method) -> Run:
-    module, _, function = METHODS[method].partition(":")
-    run: Run = getattr(import_module(module), function)
-    return run
+        results: dict[str, object] = load_entry(METHODS[config.method].run)(context, config, group)
+        return results

@@ -19,7 +19,7 @@ from ropewalk.jobs.training.loop.source import Source
 _OPEN_CHUNKS = 8  # that are kept in memory: a step's samples follow each other
 
 
-class CachedSource:
+class CachedSource(Source):
     """The samples of another source, each with a few tokens of the teacher's distribution at each of its positions."""
 
     def __init__(self, source: Source, chunks: Chunks) -> None:

@@ -9,8 +9,8 @@ from ropewalk.jobs.training.distill.measure import measured
 from ropewalk.jobs.training.distill.recipe import lesson
 from ropewalk.jobs.training.distill.report import write_report
 from ropewalk.jobs.training.distill.versus import versus
-from ropewalk.jobs.training.loop.load_checkpoint import unpin_weights
 from ropewalk.jobs.training.loop.recipe import build_trainer
+from ropewalk.jobs.training.loop.start import unpin_weights
 from ropewalk.sharding.group import process_group
 
 

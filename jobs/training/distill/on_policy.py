@@ -7,7 +7,6 @@ undisturbed one.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import pyarrow as pa
 import torch
@@ -17,7 +16,7 @@ from ropewalk.cluster.errors import StopRequested
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.heartbeat import Phase
 from ropewalk.datapipe.loader.order import hash_words
-from ropewalk.jobs.training.distill.config import DistillConfig, OnPolicyConfig
+from ropewalk.jobs.training.distill.config import DistillConfig
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
 from ropewalk.jobs.training.loop.source import Source
 from ropewalk.jobs.training.loop.state import TrainState
@@ -38,8 +37,10 @@ def is_own(seed: int, position: int, share: float) -> bool:
     return int(hash_words(seed, _WORD, position)[0]) < share * 2.0**64
 
 
-class OwnSource:
+class OwnSource(Source):
     """Samples of text, some of them replaced by what the student has written for the step that is about to be learnt."""
+
+    prefetchable = False
 
     def __init__(self, texts: Source) -> None:
         self._texts = texts
@@ -72,29 +73,25 @@ class OwnSource:
         return self._texts.filler()
 
 
-@dataclass(kw_only=True)
-class OwnSamples:
-    """Fills the source before each step. All ranks call it together."""
+class StudentSource(OwnSource):
+    """Samples of text and of the student, which writes its own before each step."""
 
-    context: JobContext
-    config: DistillConfig
-    group: Group
-    texts: Source
-    source: OwnSource
-    ends: frozenset[int]  # tokens that end an answer
-    _next: int | None = field(default=None, init=False)  # the position that follows, if nothing goes back
+    def __init__(
+        self,
+        texts: Source,
+        context: JobContext,
+        config: DistillConfig,
+        group: Group,
+        *,
+        ends: frozenset[int],  # tokens that end an answer
+    ) -> None:
+        assert config.on_policy is not None
+        super().__init__(texts)
+        self.context, self.config, self.group, self.ends, self.keys = context, config, group, ends, config.on_policy
+        self._next: int | None = None  # the position after the last step's samples; another one follows a rollback
 
-    @property
-    def keys(self) -> OnPolicyConfig:
-        """How samples are written."""
-        assert self.config.on_policy is not None
-        return self.config.on_policy
-
-    def before_step(self, state: TrainState) -> None:
-        """Have the student write its samples of the step that is about to be learnt.
-
-        Raises StopRequested where the ranks agreed to stop.
-        """
+    def prepare(self, state: TrainState) -> None:
+        """Have the student write its samples of the next step."""
         step, position = state.progress.step, state.progress.position
         if self.group.is_main and self._next != position:
             take_up(self.context.run, self.context.fence, position, step, went_back=self._next is not None)
@@ -104,10 +101,10 @@ class OwnSamples:
         parts = self._made(Round(self.context.run, self.context.fence, position), own, state.model, step) if own else {}
         rows = [row for _, table in parts.values() for row in table.to_pylist()]
         prompts = dict(zip(own, self._prompts(own), strict=True))
-        self.source.put({row["slot"]: (prompts[row["slot"]], row["tokens"]) for row in rows})
+        self.put({row["slot"]: (prompts[row["slot"]], row["tokens"]) for row in rows})
 
-    def settle(self, position: int, step: int) -> None:
-        """A checkpoint is committed: what it has learnt is used. Rank 0 calls it."""
+    def committed(self, position: int, step: int) -> None:
+        """Mark samples before the checkpoint as used."""
         settle(self.context.run, self.context.fence, position, step)
 
     def _made(self, one: Round, own: Sequence[int], model: nn.Module, step: int) -> Parts:
@@ -158,7 +155,7 @@ class OwnSamples:
     def _prompts(self, positions: Sequence[int]) -> list[list[int]]:
         if not positions:
             return []
-        found: list[list[int]] = self.texts.read(positions)["input_ids"][:, : self.keys.prompt_tokens].tolist()
+        found: list[list[int]] = self._texts.read(positions)["input_ids"][:, : self.keys.prompt_tokens].tolist()
         return found
 
 

@@ -13,7 +13,7 @@ from ropewalk.jobs.training.distill.cached_source import CachedSource
 from ropewalk.jobs.training.distill.config import DistillConfig
 from ropewalk.jobs.training.distill.losses import Mix
 from ropewalk.jobs.training.distill.objective import Distillation
-from ropewalk.jobs.training.distill.on_policy import OwnSamples, OwnSource
+from ropewalk.jobs.training.distill.on_policy import StudentSource
 from ropewalk.jobs.training.distill.student import student_plan
 from ropewalk.jobs.training.distill.teacher import teacher_plan
 from ropewalk.jobs.training.loop.chunks import Chunks
@@ -23,7 +23,7 @@ from ropewalk.jobs.training.loop.objective import NextToken, Objective
 from ropewalk.jobs.training.loop.recipe import Recipe
 from ropewalk.jobs.training.loop.source import Source, TokenSource, validation_loader
 from ropewalk.jobs.training.loop.token_data import weighted
-from ropewalk.jobs.training.loop.validation import bits_per_byte
+from ropewalk.jobs.training.loop.validation import held_out_tokens
 from ropewalk.sharding.group import Group
 
 
@@ -47,16 +47,13 @@ def lesson(context: JobContext, config: DistillConfig, group: Group) -> Lesson:
     check_vocabularies(student, teacher)
     held_out = validation_loader(loader, sets, most=config.validation.max_sequences, on_corrupt=config.on_corrupt)
     source: Source = TokenSource(loader)
-    chunks, own = None, None
+    chunks = None
     if config.on_policy is not None:
-        source = OwnSource(source)
-        ends = frozenset({tokenizer.record.end_of_document})
-        own = OwnSamples(context=context, config=config, group=group, texts=TokenSource(loader), source=source, ends=ends)
+        source = StudentSource(source, context, config, group, ends=frozenset({tokenizer.record.end_of_document}))
     if config.teacher_logits == "cached" and config.alpha < 1:
         vocabulary = int(student.config.vocab_size)
         chunks = cached_logits(context, config, group, teacher, loader=loader, vocabulary=vocabulary)
         source = CachedSource(source, chunks)
-    bytes_per_token = held_out.bytes_per_token if held_out is not None else 1.0
 
     def objective(model: nn.Module, group: Group) -> Objective:
         if config.alpha == 1:
@@ -70,13 +67,9 @@ def lesson(context: JobContext, config: DistillConfig, group: Group) -> Lesson:
         model=student,
         tokenizer=tokenizer,
         source=source,
-        validation=TokenSource(held_out, in_order=True) if held_out is not None else None,
+        # validation is the cross entropy with the text alone
+        validation=held_out_tokens(held_out, group, micro_batch=config.batch.micro_batch, comparable=config.alpha == 1),
         objective=objective,
-        validation_metrics=lambda loss: {"bits_per_byte": bits_per_byte(loss, bytes_per_token)},
-        before_step=own.before_step if own is not None else None,
-        reads_ahead=own is None,
-        after_checkpoint=own.settle if own is not None else None,
-        same_loss=config.alpha == 1,  # validation is the cross entropy with the text, and that alone
     )
     return Lesson(recipe=recipe, teacher=teacher, held_out=held_out, chunks=chunks)
 

@@ -11,11 +11,12 @@ from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.jobs.runs.models.find_model import find_model
 from ropewalk.jobs.training.distill.config import DistillConfig
-from ropewalk.jobs.training.loop.load_checkpoint import pin_weights, without_head
+from ropewalk.jobs.training.loop.load_checkpoint import without_head
 from ropewalk.jobs.training.loop.model import ADAPTER, ModelPlan
 from ropewalk.jobs.training.loop.model_config import check_fit, config_from_fingerprint, model_fingerprint
 from ropewalk.jobs.training.loop.model_record import Weights, checkpoint_place, require_record
 from ropewalk.jobs.training.loop.on_main import on_main
+from ropewalk.jobs.training.loop.start import pin_weights
 from ropewalk.sharding.checkpoint import newest_complete
 from ropewalk.sharding.group import Group
 

@@ -20,7 +20,7 @@ from ropewalk.jobs.training.loop.objective import NextToken, Objective
 from ropewalk.jobs.training.loop.packing import require_separate
 from ropewalk.jobs.training.loop.qat import train_on_grid
 from ropewalk.jobs.training.loop.recipe import Recipe, train
-from ropewalk.jobs.training.loop.validation import bits_per_byte
+from ropewalk.jobs.training.loop.validation import HeldOut
 from ropewalk.sharding.group import Group, process_group
 from ropewalk.sharding.layout import complete_steps
 
@@ -56,19 +56,12 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
             train_on_grid(model, config.qat)
         return NextToken()
 
-    bytes_per_token = 1.0
+    held_out = None
     if validation is not None:
-        held_out = validation.conversations
-        bytes_per_token = max(held_out.learnt_bytes, 1) / max(held_out.num_learnt, 1)
-    return Recipe(
-        model=plan,
-        tokenizer=data.tokenizer,
-        source=source,
-        validation=validation,
-        objective=objective,
-        chat=True,
-        validation_metrics=lambda loss: {"bits_per_byte": bits_per_byte(loss, bytes_per_token)},
-    )
+        conversations = validation.conversations
+        bytes_per_token = max(conversations.learnt_bytes, 1) / max(conversations.num_learnt, 1)
+        held_out = HeldOut(validation, group, micro_batch=config.batch.micro_batch, bytes_per_token=bytes_per_token)
+    return Recipe(model=plan, tokenizer=data.tokenizer, source=source, validation=held_out, objective=objective, chat=True)
 
 
 def model_plan(context: JobContext, config: FinetuneConfig, data: PreparedData) -> ModelPlan:

@@ -12,13 +12,14 @@ from ropewalk.datapipe.chat.dataset import ChatSet
 from ropewalk.datapipe.chat.packs import Packs
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
 from ropewalk.jobs.training.loop.packing import pack
+from ropewalk.jobs.training.loop.source import Source
 
 log = logging.getLogger(__name__)
 
 OnLong = Literal["drop", "cut", "error"]
 
 
-class ConversationSource:
+class ConversationSource(Source):
     """The conversations of a split. A sample has `seq_len` positions at most; the last token of each needs none."""
 
     def __init__(self, conversations: ChatSet, *, seq_len: int, seed: int, packed: bool, on_long: OnLong = "drop") -> None:
@@ -37,6 +38,8 @@ class ConversationSource:
         if not len(self._kept):
             raise DataError(f"all {len(long)} conversations are longer than seq_len={seq_len}; raise seq_len, or set on_long=cut")
         self.packs = Packs(np.minimum(positions[self._kept], seq_len), seq_len, seed, packed=packed)
+        self.epoch_samples = len(self.packs)
+        self.tokens_per_sample = seq_len if packed else max(1, round(float(self.packs.sizes.mean())))
 
     def _learns(self, index: int) -> bool:
         """Whether anything is learnt of a conversation that is cut."""
@@ -45,16 +48,6 @@ class ConversationSource:
     def index_of(self, number: int) -> int:
         """The place in the split of one that `packs` names."""
         return int(self._kept[number])
-
-    @property
-    def epoch_samples(self) -> int:
-        """Samples of one epoch."""
-        return len(self.packs)
-
-    @property
-    def tokens_per_sample(self) -> int:
-        """Positions of a packed sample, or the mean of those of a conversation."""
-        return self.seq_len if self.packed else max(1, round(float(self.packs.sizes.mean())))
 
     def read(self, positions: Sequence[int]) -> Batch:
         """The samples at these positions of the run, padded to one length behind their last token."""

@@ -1,14 +1,12 @@
 """The unsharded model of a run's checkpoint, in one process: no process group, no GPU, no job's configuration."""
 
-import logging
-from contextlib import suppress
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
 
-from ropewalk.cluster.errors import CheckpointError, ConfigError, RopewalkError, StorageError
+from ropewalk.cluster.errors import CheckpointError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.training.loop.config import LoraConfig
 from ropewalk.jobs.training.loop.grid import put_on_grid
@@ -17,12 +15,9 @@ from ropewalk.jobs.training.loop.model_record import Head, Weights, checkpoint_p
 from ropewalk.jobs.training.loop.sharing import share_layers, unshare_layers
 from ropewalk.sharding.checkpoint import newest_complete
 from ropewalk.sharding.floats import nulled
-from ropewalk.sharding.layout import pin, unpin
 from ropewalk.sharding.manifest import CheckpointManifest
 from ropewalk.sharding.state import EMA, MODEL
 from ropewalk.sharding.storage import parse_index, read_tensors
-
-log = logging.getLogger(__name__)
 
 LORA = "lora"  # the key under which a record keeps the options of a low-rank adapter
 ADDED_TOKENS = "added_tokens"  # the key of the tokens whose embeddings an adapter trains beside its matrices
@@ -137,22 +132,6 @@ def _headed(config: Any, head: Head) -> Any:
     if head == "reward":
         config.num_labels = 1
     return config
-
-
-def pin_weights(weights: Weights | None, run: RunDir) -> None:
-    """Keep the checkpoint that `run` begins with for as long as it may be read again."""
-    if weights is not None and weights.run is not None and weights.step is not None and not run.model_record.is_file():
-        try:
-            pin(checkpoint_place(find_source_run(run, weights.run, "model.run")), weights.step, run.id)
-        except (OSError, StorageError) as error:  # it may be another user's, and then no run that prunes any more
-            log.warning("model.run: %s may prune its checkpoint of step %d: %s", weights.run, weights.step, error)
-
-
-def unpin_weights(weights: Weights | None, run: RunDir) -> None:
-    """Give back the checkpoint that `run` began with: it will not be read again."""
-    if weights is not None and weights.run is not None and weights.step is not None:
-        with suppress(OSError, RopewalkError):  # the other run may be gone by now
-            unpin(checkpoint_place(find_source_run(run, weights.run, "model.run")), weights.step, run.id)
 
 
 def empty_model(config: Any, head: Head = "causal_lm") -> Any:

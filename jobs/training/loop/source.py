@@ -1,7 +1,7 @@
-"""Where samples come from: the k-th sample of a run, whatever the number of ranks."""
+"""Sources of samples: the k-th sample of a run, whatever the number of ranks."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 
@@ -9,45 +9,44 @@ from ropewalk.datapipe.loader.dataset import OnCorrupt
 from ropewalk.datapipe.loader.loader import Source as DataSet
 from ropewalk.datapipe.loader.loader import TokenLoader
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch, pinned
+from ropewalk.jobs.training.loop.state import TrainState
 
 
-class Source(Protocol):
-    """A sample is what one optimizer step counts: a sequence, a pair of answers, a prompt with its group of rollouts."""
+class Source(ABC):
+    """Samples of a run. A sample is the unit that a global batch counts: a sequence, a pair of answers, a rollout.
 
-    @property
-    def epoch_samples(self) -> int | None:
-        """Samples before the first one comes again; None for samples that are generated without end."""
-        ...
+    A source that generates its samples from the model overrides the three members at the end.
+    """
 
-    @property
-    def tokens_per_sample(self) -> int:
-        """Tokens that the model computes for a sample, padding included: what throughput and FLOPs count."""
-        ...
+    epoch_samples: int | None  # samples before the first one comes again; None: generated without end
+    tokens_per_sample: int  # tokens that the model computes for a sample, padding included: the base of throughput and FLOPs
 
+    @abstractmethod
     def read(self, positions: Sequence[int]) -> Batch:
-        """The samples at these positions; a pure function of (seed, position). A thread calls it that reads ahead."""
-        ...
+        """Return the samples at these positions: a pure function of (seed, position). The prefetch thread calls it."""
 
+    @abstractmethod
     def filler(self) -> Batch:
-        """One sample whose labels are all IGNORE, for a rank that must join the others' collectives without a sample."""
-        ...
+        """Return one sample whose labels are all IGNORE, for a rank that must join the others' collectives without a sample."""
+
+    prefetchable = True  # False: the samples of a step exist only after `prepare`, so that they are not read ahead
+
+    def prepare(self, state: TrainState) -> None:  # noqa: B027 - most sources have nothing to prepare
+        """Prepare the next step's samples. All ranks call it together before every step, also when samples are read ahead.
+
+        Raises StopRequested if all ranks have agreed to stop; the loop then saves the state and leaves.
+        """
+
+    def committed(self, position: int, step: int) -> None:  # noqa: B027 - most sources keep no record
+        """Take note that the checkpoint at `position` is committed. Called on rank 0, in the thread that saves."""
 
 
-class TokenSource:
+class TokenSource(Source):
     """Sequences of tokenized text; every token is a label of the one before it."""
 
     def __init__(self, loader: TokenLoader, *, in_order: bool = False) -> None:
         self.loader, self._in_order = loader, in_order  # in_order: as they lie on disk, for validation
-
-    @property
-    def epoch_samples(self) -> int:
-        """Sequences of one epoch of all data sets."""
-        return self.loader.sequences
-
-    @property
-    def tokens_per_sample(self) -> int:
-        """Tokens of a sequence."""
-        return self.loader.seq_len
+        self.epoch_samples, self.tokens_per_sample = loader.sequences, loader.seq_len
 
     def read(self, positions: Sequence[int]) -> Batch:
         """The sequences at these positions: of the shuffled run, or of the split as it lies on disk (then one stretch)."""

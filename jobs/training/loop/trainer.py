@@ -1,30 +1,27 @@
 """The training loop: batch, backward, reduce stats, check, update, report, validate, checkpoint, stop?"""
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
 from ropewalk.cluster.errors import NumericsError, StopRequested
 from ropewalk.cluster.run.context import JobContext
-from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.heartbeat import Phase
 from ropewalk.cluster.storage import StoragePath
 from ropewalk.datapipe.loader.prefetch import prefetch
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.config import TrainingConfig
 from ropewalk.jobs.training.loop.layers import LayerWatch
-from ropewalk.jobs.training.loop.objective import Means
 from ropewalk.jobs.training.loop.optimizer import learning_rate
 from ropewalk.jobs.training.loop.report import Report
 from ropewalk.jobs.training.loop.samples import PromptSamples
 from ropewalk.jobs.training.loop.source import Source, reader_for
 from ropewalk.jobs.training.loop.state import Progress, TrainState
 from ropewalk.jobs.training.loop.step import StepStats, TrainStep
-from ropewalk.jobs.training.loop.validation import validate
+from ropewalk.jobs.training.loop.validation import Validation
 from ropewalk.sharding.checkpoint import Checkpoints
 from ropewalk.sharding.fsdp import reshard_all
-from ropewalk.sharding.group import Group
 from ropewalk.sharding.layout import directory_of
 from ropewalk.sharding.manifest import CheckpointManifest
 
@@ -37,18 +34,10 @@ class Trainer:
 
     context: JobContext
     config: TrainingConfig
-    group: Group
     state: TrainState
     train_step: TrainStep
     source: Source
-    validation: Source | None
-    validation_metrics: Callable[[float], dict[str, float]]
-    before_step: Callable[[TrainState], None] | None
-    reads_ahead: bool
-    after_checkpoint: Callable[[int, int], None] | None
-    before_validation: Callable[[TrainState, int], None] | None
-    validated: Callable[[TrainState, int], Means] | None
-    same_loss: bool  # in validation as in training
+    validation: Validation | None
     checkpoints: Checkpoints
     report: Report
     layers: LayerWatch | None
@@ -58,8 +47,7 @@ class Trainer:
     def __post_init__(self) -> None:
         # the metrics of a step that is not done again are never lost
         self.checkpoints.before_commit = self.report.flush
-        if self.after_checkpoint is not None:
-            self.checkpoints.after_commit = self.after_checkpoint
+        self.checkpoints.after_commit = self.source.committed
 
     @property
     def progress(self) -> Progress:
@@ -93,18 +81,15 @@ class Trainer:
         """This rank's samples, step by step from where the progress stands."""
         num_steps = self.config.steps - self.progress.step
         plan = self.train_step.plan.steps(self.progress.position, num_steps)
-        read = reader_for(self.group.device, self.source.read)
-        with closing(prefetch(read, plan) if self.reads_ahead else (read(positions) for positions in plan)) as batches:
+        source = self.source
+        read = reader_for(self.train_step.group.device, source.read)
+        with closing(prefetch(read, plan) if source.prefetchable else (read(positions) for positions in plan)) as batches:
             for _ in range(num_steps):
-                self._prepare_step()
+                try:
+                    source.prepare(self.state)
+                except StopRequested:
+                    self._leave()
                 yield next(batches)
-
-    def _prepare_step(self) -> None:
-        if self.before_step is not None:
-            try:
-                self.before_step(self.state)
-            except StopRequested:
-                self._leave()
 
     def learn(self, batches: Generator[Batch, None, None]) -> None:
         """Learn batch after batch, until the end or until the run went back and needs other batches."""
@@ -195,19 +180,12 @@ class Trainer:
 
     def resume(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
         """Take over the state of a checkpoint of this run."""
-        self._load(folder, manifest)
+        self.load(folder, manifest)
         checkpoint = directory_of(manifest.step)
-        self.report.event("resumed", step=manifest.step, checkpoint=checkpoint, world_size=self.group.world_size)
+        self.report.event("resumed", step=manifest.step, checkpoint=checkpoint, world_size=self.train_step.group.world_size)
 
-    def start_from(self, folder: StoragePath, manifest: CheckpointManifest, source_run: RunDir) -> None:
-        """Take over the state of another run's checkpoint; the configuration stays this run's own."""
-        self._load(folder, manifest)
-        self.checkpoints.last_step = None  # this run itself has saved nothing yet
-        self.progress.leave_run()
-        checkpoint = directory_of(manifest.step)
-        self.report.event("started_from", run=source_run.id, step=manifest.step, checkpoint=checkpoint)
-
-    def _load(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
+    def load(self, folder: StoragePath, manifest: CheckpointManifest) -> None:
+        """Load weights, optimizer and progress of a checkpoint, of this run or of another."""
         self.checkpoints.load(folder, manifest, self.state.tensors)
         reshard_all(self.state.model)
         self.state.progress = Progress.of(manifest)
@@ -265,35 +243,17 @@ class Trainer:
         loss = self.progress.validation.get("validation/loss")
         return loss is not None and self.progress.improved(loss, kept=self.config.validation.keep_best)
 
-    def _validation_means(self) -> Means:
-        """What the recipe says of held-out samples, or else its objective on the first samples of the validation source."""
-        limit = self.config.validation.max_sequences
-        if self.validated is not None:
-            return self.validated(self.state, limit)
-        assert self.validation is not None
-        num_samples = min(self.validation.epoch_samples or limit, limit)
-        if self.before_validation is not None:
-            self.before_validation(self.state, num_samples)
-        return validate(
-            self.state.model,
-            self.train_step.objective,
-            self.validation,
-            self.group,
-            num_samples=num_samples,
-            micro_batch=self.config.batch.micro_batch,
-        )
-
     def _validate(self) -> None:
         self._tell(Phase.VALIDATION)
         if self.samples is not None:
             self.report.samples(self.samples.rows(self.state.model, self.progress.step))
             self.report.meter.restart()
-        if self.validated is None and self.validation is None:
+        if self.validation is None:
             return
-        means = self._validation_means()
-        values = {"loss": means.loss, **means.metrics, **self.validation_metrics(means.loss)}
+        means = self.validation.score(self.state, self.train_step.objective, self.config.validation.max_sequences)
+        values = {"loss": means.loss, **means.metrics}
         gap = self.progress.take_gap(means.loss)
-        if gap is not None and self.same_loss:
+        if gap is not None and self.validation.comparable:
             values["gap"] = gap
         self.progress.validation = {f"validation/{name}": value for name, value in values.items()}
         self.report.validation(self.progress)

@@ -1,16 +1,61 @@
-"""The mean loss and metrics of the first samples of a validation source, the ranks sharing the work."""
+"""Validation: score the model on held-out samples, with the ranks sharing the work."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from ropewalk.datapipe.loader.loader import TokenLoader
 from ropewalk.jobs.training.loop.batch import Batch, to_device
 from ropewalk.jobs.training.loop.objective import Means, Objective, TermSums
-from ropewalk.jobs.training.loop.source import Source
+from ropewalk.jobs.training.loop.source import Source, TokenSource
+from ropewalk.jobs.training.loop.state import TrainState
 from ropewalk.sharding.fsdp import reshard_all
 from ropewalk.sharding.group import Group
+
+
+class Validation(ABC):
+    """The validation of a run."""
+
+    # the loss is that of training, on other samples: their difference is reported as validation/gap, a measure of memorization
+    comparable = True
+
+    @abstractmethod
+    def score(self, state: TrainState, objective: Objective, limit: int) -> Means:
+        """Score the model on at most `limit` samples; the same result on every rank. `objective` is that of training."""
+
+
+class HeldOut(Validation):
+    """The training objective on the first samples of a held-out source."""
+
+    def __init__(
+        self,
+        source: Source,
+        group: Group,
+        *,
+        micro_batch: int,
+        bytes_per_token: float | None = None,  # of the held-out text: report bits per byte too
+        comparable: bool = True,
+    ) -> None:
+        self.source, self.group, self.micro_batch = source, group, micro_batch
+        self.bytes_per_token, self.comparable = bytes_per_token, comparable
+
+    def score(self, state: TrainState, objective: Objective, limit: int) -> Means:
+        num_samples = min(self.source.epoch_samples or limit, limit)
+        means = validate(state.model, objective, self.source, self.group, num_samples=num_samples, micro_batch=self.micro_batch)
+        if self.bytes_per_token is not None:
+            means.metrics["bits_per_byte"] = bits_per_byte(means.loss, self.bytes_per_token)
+        return means
+
+
+def held_out_tokens(loader: TokenLoader | None, group: Group, *, micro_batch: int, comparable: bool = True) -> HeldOut | None:
+    """Validation on the sequences of a loader, in their order on disk; None if there are none."""
+    if loader is None:
+        return None
+    source, bytes_per_token = TokenSource(loader, in_order=True), loader.bytes_per_token
+    return HeldOut(source, group, micro_batch=micro_batch, bytes_per_token=bytes_per_token, comparable=comparable)
 
 
 @torch.no_grad()

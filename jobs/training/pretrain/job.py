@@ -11,7 +11,7 @@ from ropewalk.jobs.training.loop.objective import NextToken
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.source import TokenSource, validation_loader
 from ropewalk.jobs.training.loop.token_data import weighted
-from ropewalk.jobs.training.loop.validation import bits_per_byte
+from ropewalk.jobs.training.loop.validation import held_out_tokens
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.sharding.group import Group, process_group
 
@@ -36,12 +36,10 @@ def recipe(context: JobContext, config: PretrainConfig, group: Group) -> Recipe:
     if held_out is None and group.is_main:
         log.warning("no validation split with a sequence of %d tokens: the model is not scored", config.seq_len)
         context.run.event("no_validation", seq_len=config.seq_len)
-    bytes_per_token = held_out.bytes_per_token if held_out is not None else 1.0
     return Recipe(
         model=ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=config.seq_len),
         tokenizer=tokenizer,
         source=TokenSource(loader),
-        validation=TokenSource(held_out, in_order=True) if held_out is not None else None,
+        validation=held_out_tokens(held_out, group, micro_batch=config.batch.micro_batch),
         objective=lambda model, group: NextToken(),
-        validation_metrics=lambda loss: {"bits_per_byte": bits_per_byte(loss, bytes_per_token)},
     )

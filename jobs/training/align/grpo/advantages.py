@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ropewalk.jobs.training.align.grpo.config import RewardConfig, Scale
+from ropewalk.jobs.training.align.grpo_config import RewardConfig, Scale
 
 # N answers, G answers of a group, R rewards
 

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from ropewalk.jobs.training.align.grpo.config import GrpoConfig
 from ropewalk.jobs.training.align.grpo.prompts import Prompt, Prompts
 from ropewalk.jobs.training.align.grpo.rewards.pool import RewardPool, Score
+from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.rollouts.generate import Answer
 from ropewalk.jobs.training.rollouts.ledger import ISSUED, ROLLOUTS
 from ropewalk.jobs.training.rollouts.sampling import Draw

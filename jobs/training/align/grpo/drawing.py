@@ -10,10 +10,10 @@ from torch import nn
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.heartbeat import Phase
 from ropewalk.jobs.training.align.grpo.chunks import ChunkMaker
-from ropewalk.jobs.training.align.grpo.config import GrpoConfig
 from ropewalk.jobs.training.align.grpo.engines import answering
 from ropewalk.jobs.training.align.grpo.orders import Order, Orders
 from ropewalk.jobs.training.align.grpo.workers import RolloutWorkers
+from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.rollouts.generate import gathered
 from ropewalk.jobs.training.rollouts.ledger import ChunkName, Round, chunk_of, rollouts_folder
 from ropewalk.jobs.training.rollouts.sampling import Draw

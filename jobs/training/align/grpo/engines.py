@@ -20,7 +20,7 @@ from torch import nn
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.jobs.training.align.grpo.chunks import Answering
-from ropewalk.jobs.training.align.grpo.config import GrpoConfig
+from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.rollouts.generate import Answer, answer_all
 from ropewalk.jobs.training.rollouts.sampling import Draw, Sampling, uniforms
 

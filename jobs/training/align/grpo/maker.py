@@ -14,11 +14,11 @@ from ropewalk.cluster.errors import DataError, StopRequested
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.jobs.training.align.grpo.advantages import advantages, total, without_signal
 from ropewalk.jobs.training.align.grpo.chunks import cut, issued
-from ropewalk.jobs.training.align.grpo.config import GrpoConfig
 from ropewalk.jobs.training.align.grpo.drawing import Drawer
 from ropewalk.jobs.training.align.grpo.orders import Order
 from ropewalk.jobs.training.align.grpo.prompts import Prompts
 from ropewalk.jobs.training.align.grpo.source import Rollout, RolloutSource
+from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.loop.state import TrainState
 from ropewalk.jobs.training.rollouts.ledger import ChunkName, Round, arrow_table, chunk_of, prune, settle
 from ropewalk.jobs.training.rollouts.resume import Parts, kept, take_up
@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
-class RolloutMaker:
-    """Fills the source before each step. All ranks call it together."""
+class GrpoSource(RolloutSource):
+    """Rollouts that are generated before each step, by all ranks together."""
 
     context: JobContext
     config: GrpoConfig
@@ -39,24 +39,27 @@ class RolloutMaker:
     steps: int  # of the whole run
     prompts: Prompts
     drawer: Drawer
-    source: RolloutSource
+    tokens_per_sample: int
     oldest_position: Callable[[], int]  # before which no checkpoint stands that the run may go back to
     _ordered: set[int] = field(default_factory=set, init=False)  # positions of rounds that workers know of
     _next: int | None = field(default=None, init=False)  # the position that follows, if nothing goes back
 
-    def before_step(self, state: TrainState) -> None:
-        """Have the rollouts of the step that is about to be learnt. Raises StopRequested where the ranks agreed to stop."""
+    def __post_init__(self) -> None:
+        super().__init__(tokens_per_sample=self.tokens_per_sample, num_rewards=len(self.config.rewards))
+
+    def prepare(self, state: TrainState) -> None:
+        """Generate the rollouts of the next step, unless the ledger has them."""
         step, position = state.progress.step, state.progress.position
         self._note_jump(position, step)
         if self.drawer.ahead:
             self._order_ahead(position, state.model, step)
-            self.source.put(position, self._make(self._round(position), state.model, step, learnt_by=step))
+            self.put(position, self._make(self._round(position), state.model, step, learnt_by=step))
         else:
             self._draw_ahead(position, state.model, step)
         self._next = position + self.global_batch
 
-    def settle(self, position: int, step: int) -> None:
-        """A checkpoint is committed: what it has learnt is used, and what is long used may go. Rank 0 calls it."""
+    def committed(self, position: int, step: int) -> None:
+        """Mark rollouts before the checkpoint as used, and prune those that no checkpoint needs any more."""
         run, fence = self.context.run, self.context.fence
         settle(run, fence, position, step)
         prune(run, fence, min(self.oldest_position(), position - self.config.keep_steps * self.global_batch))
@@ -74,7 +77,7 @@ class RolloutMaker:
             at = position + ahead * self.global_batch
             made = self._make(self._round(at), model, step, learnt_by=step + ahead)
             if ahead == 0:
-                self.source.put(position, made)
+                self.put(position, made)
                 if steps > 1 and self._complete(position + self.global_batch):
                     break  # drawn before, by an older policy
 

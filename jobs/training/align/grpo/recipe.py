@@ -15,11 +15,10 @@ from ropewalk.datapipe.tokens.tokenizer import Encoder
 from ropewalk.jobs.training.align.config import AlignConfig
 from ropewalk.jobs.training.align.grpo.chunks import ChunkMaker
 from ropewalk.jobs.training.align.grpo.drawing import Drawer, RankDrawer, WorkerDrawer
-from ropewalk.jobs.training.align.grpo.maker import RolloutMaker
+from ropewalk.jobs.training.align.grpo.maker import GrpoSource
 from ropewalk.jobs.training.align.grpo.objective import GroupRelative
 from ropewalk.jobs.training.align.grpo.prompts import PromptPlan, Prompts, held_out_prompts, prepare, tokenizer_plan
 from ropewalk.jobs.training.align.grpo.setup import answer_ends, open_pool, open_tokenizer, policy_plan
-from ropewalk.jobs.training.align.grpo.source import RolloutSource
 from ropewalk.jobs.training.align.grpo.validation import HeldOutRewards
 from ropewalk.jobs.training.align.preferences.data import tokenizer_files
 from ropewalk.jobs.training.align.preferences.reference import open_reference
@@ -59,10 +58,9 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
     tokenizer = tokenizer_plan(folder, counted)
     prompts = Prompts(folder, config.seed)
     plan = policy_plan(context.run, config, counted, prompts)
-    source = RolloutSource(tokens_per_sample=plan.seq_len, num_rewards=len(grpo.rewards))
     held_out = held_out_prompts(folder)
     with _drawer(context, config, group, (prompts, held_out), tokenizer.record.end_of_document) as drawer:
-        maker = RolloutMaker(
+        source = GrpoSource(
             context=context,
             config=grpo,
             group=group,
@@ -70,23 +68,19 @@ def grpo_recipe(context: JobContext, config: AlignConfig, group: Group, counted:
             steps=config.steps,
             prompts=prompts,
             drawer=drawer,
-            source=source,
+            tokens_per_sample=plan.seq_len,
             oldest_position=partial(_oldest_position, context, config.checkpoint.keep),
         )
-        scored = None
+        validation = None
         if held_out is not None:
-            scored = HeldOutRewards(context=context, config=grpo, group=group, prompts=held_out, drawer=drawer)
+            validation = HeldOutRewards(context=context, config=grpo, group=group, prompts=held_out, drawer=drawer)
         yield Recipe(
             model=plan,
             tokenizer=tokenizer,
             source=source,
-            validation=None,
-            validated=scored,
+            validation=validation,
             objective=_objective(context, config, plan),
             chat=True,
-            before_step=maker.before_step,
-            reads_ahead=False,
-            after_checkpoint=maker.settle,
         )
 
 

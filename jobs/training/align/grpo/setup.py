@@ -10,9 +10,9 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.jobs.runs.program.environment import project_folder
 from ropewalk.jobs.training.align.config import AlignConfig
-from ropewalk.jobs.training.align.grpo.config import GrpoConfig
 from ropewalk.jobs.training.align.grpo.prompts import TOKENIZER, Prompts
 from ropewalk.jobs.training.align.grpo.rewards.pool import Place, RewardPool
+from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.loop.model import ModelPlan
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
+from ropewalk.jobs.training.loop.source import Source
 
 # L tokens of the longest row
 
@@ -23,10 +24,10 @@ class Rollout(NamedTuple):
     staleness: int
 
 
-class RolloutSource:
-    """What was made for the step that is about to be learnt. `read` is called when it is there, and by no thread ahead."""
+class RolloutSource(Source):
+    """The rollouts of the next step."""
 
-    epoch_samples = None
+    epoch_samples, prefetchable = None, False
 
     def __init__(self, *, tokens_per_sample: int, num_rewards: int) -> None:
         self.tokens_per_sample, self._num_rewards = tokens_per_sample, num_rewards

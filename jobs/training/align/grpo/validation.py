@@ -8,31 +8,33 @@ import numpy as np
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.jobs.training.align.grpo.advantages import total
 from ropewalk.jobs.training.align.grpo.chunks import cut
-from ropewalk.jobs.training.align.grpo.config import GrpoConfig
 from ropewalk.jobs.training.align.grpo.drawing import Drawer
 from ropewalk.jobs.training.align.grpo.orders import Order
 from ropewalk.jobs.training.align.grpo.prompts import Prompts
-from ropewalk.jobs.training.loop.objective import Means
+from ropewalk.jobs.training.align.grpo_config import GrpoConfig
+from ropewalk.jobs.training.loop.objective import Means, Objective
 from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.jobs.training.loop.validation import Validation
 from ropewalk.jobs.training.rollouts.ledger import Round, arrow_table, chunk_of
 from ropewalk.sharding.group import Group
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutRewards:
+class HeldOutRewards(Validation):
     """Has held-out prompts answered, each once, by numbers that are the same at every validation. All ranks call it together."""
 
+    comparable = False  # rewards, not the loss of training
     context: JobContext
     config: GrpoConfig
     group: Group
     prompts: Prompts
     drawer: Drawer
 
-    def __call__(self, state: TrainState, num_prompts: int) -> Means:
+    def score(self, state: TrainState, objective: Objective, limit: int) -> Means:
         """The means over the first prompts. The loss is what the rewards miss of 0: the less, the better."""
         step = state.progress.step
         one = Round(self.context.run, self.context.fence, step, held_out=True)
-        slots = list(range(min(num_prompts, len(self.prompts))))
+        slots = list(range(min(limit, len(self.prompts))))
         chunks = cut(slots, 0, self.config, held_out=True)
         if self.group.is_main:
             one.remove()  # what an attempt has drawn that was killed here

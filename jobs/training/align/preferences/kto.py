@@ -2,21 +2,21 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from ropewalk.jobs.training.align.config import AlignConfig
 from ropewalk.jobs.training.align.preferences.log_probs import answer_log_probs
-from ropewalk.jobs.training.align.preferences.losses import kto
 from ropewalk.jobs.training.align.preferences.objective import mean_terms, reference_log_probs
 from ropewalk.jobs.training.align.preferences.reference import Reference
-from ropewalk.jobs.training.loop.batch import Batch, to_device
-from ropewalk.jobs.training.loop.objective import LossTerms
-from ropewalk.jobs.training.loop.source import Source
+from ropewalk.jobs.training.align.preferences.source import LabelledSource, Rows
+from ropewalk.jobs.training.loop.batch import Batch, num_samples, rows, to_device
+from ropewalk.jobs.training.loop.objective import LossTerms, Means, Objective
 from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.jobs.training.loop.validation import HeldOut
 from ropewalk.sharding.batch_plan import BatchPlan
+from ropewalk.sharding.config import BatchConfig
 from ropewalk.sharding.fsdp import reshard_all
 from ropewalk.sharding.group import Group
 
@@ -37,13 +37,13 @@ class Baseline(NamedTuple):
 
 
 class KtoObjective:
-    """The mean loss over labelled answers. `baseline` is set before each step and each validation, by all ranks together."""
+    """The mean loss over labelled answers. `set_baseline` is called before each step and each validation."""
 
     metric_names = _METRICS
 
-    def __init__(self, config: AlignConfig, reference: Reference | None) -> None:
-        self.beta, self.reference = config.strength, reference
-        self.weights = (config.desirable_weight, config.undesirable_weight)
+    def __init__(self, loss: Callable[..., torch.Tensor], beta: float, group: Group) -> None:
+        self.loss, self.beta, self.group = loss, beta, group
+        self.reference: Reference | None = None  # None: its log-probabilities come with each batch
         self.baseline = Baseline(0.0, 0.0, 0.0)
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
@@ -53,7 +53,7 @@ class KtoObjective:
         found = answer_log_probs(model, mine)
         ratios_P, lengths_P, desirable_P = found.sums[:, 0] - base_P, found.lengths[:, 0], batch["desirable"]
         counted_P = lengths_P > 0
-        loss_P = kto(ratios_P, desirable_P, ratios_P.new_tensor(self.baseline.kl), self.beta, self.weights)
+        loss_P = self.loss(ratios_P, desirable_P, ratios_P.new_tensor(self.baseline.kl))
         metrics = self._metrics(counted_P, desirable_P, ratios_P.detach(), found.sums[:, 0].detach(), lengths_P)
         return LossTerms(torch.where(counted_P, loss_P, 0.0).sum(), counted_P.sum(), metrics)
 
@@ -79,6 +79,30 @@ class KtoObjective:
             "kl": mean_terms(torch.full_like(rewards_P, kl), counted_P),
         }
 
+    @torch.no_grad()
+    def set_baseline(self, model: nn.Module, batches: Sequence[Batch], filler: Batch) -> None:
+        """Estimate the baseline from the micro-batches of all ranks; an empty one computes the filler, to match collectives."""
+        device = self.group.device
+        sums = torch.zeros(4, dtype=torch.float64, device=device)  # log-ratios, samples, desirable, undesirable
+        was_training = model.training
+        model.eval()
+        for batch in batches:
+            there = num_samples(batch) > 0
+            terms = self._baseline_terms(model, to_device(batch if there else filler, device))
+            sums += terms if there else 0.0
+        reshard_all(model)
+        model.train(was_training)
+        total, count, good, bad = self.group.sum_over_data(sums).tolist()
+        self.baseline = Baseline(max(0.0, total / count) if count else 0.0, good, bad)
+
+    def _baseline_terms(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        other = only(batch, 1)
+        base_P = reference_log_probs(self.reference, model, other)[:, 0]
+        ratios_P = answer_log_probs(model, other).sums[:, 0] - base_P
+        desirable_P = batch["desirable"]
+        sums = (ratios_P.sum(), torch.tensor(len(ratios_P)), desirable_P.sum(), (~desirable_P).sum())
+        return torch.stack([value.to(ratios_P.device, torch.float64) for value in sums])
+
 
 def only(batch: Batch, answer: int) -> Batch:
     """A batch with one of the answers of each sample, [B, 1, T]."""
@@ -86,61 +110,34 @@ def only(batch: Batch, answer: int) -> Batch:
     return {**chosen, **({"reference": batch["reference"][:, answer : answer + 1]} if "reference" in batch else {})}
 
 
-class KtoBaseline:
-    """Finds the baseline of a global batch before any of its gradients: a mean over all of it, at any number of ranks."""
+class KtoSource(LabelledSource):
+    """Labelled answers to train on; the baseline of each global batch is computed before any of its gradients."""
 
-    def __init__(self, config: AlignConfig, group: Group, source: Source, validation: Source | None) -> None:
-        self.config, self.group, self.source, self.validation = config, group, source, validation
-        self.objective: KtoObjective | None = None  # set where it is built
+    def __init__(self, rows: Rows, objective: KtoObjective, batch: BatchConfig, **keywords: Any) -> None:
+        super().__init__(rows, **keywords)
+        self.objective, group = objective, objective.group
         self._plan = BatchPlan(
-            global_batch=config.batch.global_batch,
-            micro_batch=config.batch.micro_batch,
+            global_batch=batch.global_batch,
+            micro_batch=batch.micro_batch,
             data_size=group.data_size,
             data_rank=group.data_rank,
         )
 
-    def before_step(self, state: TrainState) -> None:
-        """Of the batch that is learnt next."""
+    def prepare(self, state: TrainState) -> None:
         positions = self._plan.samples(state.progress.position)
-        batch = self.source.read(positions)
-        pieces = self._plan.micro_batches(len(positions))
-        self._set(state.model, [{name: tensor[piece] for name, tensor in batch.items()} for piece in pieces], self.source)
-
-    def before_validation(self, state: TrainState, num_samples: int) -> None:
-        """Of the samples that are scored next; the micro-batches do not depend on the number of ranks."""
-        assert self.validation is not None
-        size, micro = self.group.data_size, self._plan.micro_batch
-        batches = []
-        for turn in range(math.ceil(math.ceil(num_samples / micro) / size)):
-            start = (turn * size + self.group.data_rank) * micro
-            batches.append(self.validation.read(range(start, min(start + micro, num_samples))))
-        self._set(state.model, batches, self.validation)
-
-    @torch.no_grad()
-    def _set(self, model: nn.Module, batches: Sequence[Batch], source: Source) -> None:
-        """Micro-batches without a sample are computed as a filler, for collectives must match."""
-        assert self.objective is not None
-        device = self.group.device
-        sums = torch.zeros(4, dtype=torch.float64, device=device)  # log-ratios, samples, desirable, undesirable
-        was_training = model.training
-        model.eval()
-        for batch in batches:
-            there = len(batch["labels"]) > 0
-            terms = self._terms(model, to_device(batch if there else source.filler(), device))
-            sums += terms if there else 0.0
-        reshard_all(model)
-        model.train(was_training)
-        total, count, good, bad = self.group.sum_over_data(sums).tolist()
-        self.objective.baseline = Baseline(max(0.0, total / count) if count else 0.0, good, bad)
-
-    def _terms(self, model: nn.Module, batch: Batch) -> torch.Tensor:
-        assert self.objective is not None
-        other = only(batch, 1)
-        base_P = reference_log_probs(self.objective.reference, model, other)[:, 0]
-        ratios_P = answer_log_probs(model, other).sums[:, 0] - base_P
-        desirable_P = batch["desirable"]
-        sums = (ratios_P.sum(), torch.tensor(len(ratios_P)), desirable_P.sum(), (~desirable_P).sum())
-        return torch.stack([value.to(ratios_P.device, torch.float64) for value in sums])
+        batch = self.read(positions)
+        micro_batches = [rows(batch, which) for which in self._plan.micro_batches(len(positions))]
+        self.objective.set_baseline(state.model, micro_batches, self.filler())
 
 
-Build = Callable[[nn.Module, Group], KtoObjective]
+class KtoHeldOut(HeldOut):
+    """Held-out labelled answers; their baseline is computed first. Micro-batches do not depend on the number of ranks."""
+
+    def score(self, state: TrainState, objective: Objective, limit: int) -> Means:
+        assert isinstance(objective, KtoObjective)
+        num_samples, size, batches = min(self.source.epoch_samples or limit, limit), self.group.data_size, []
+        for turn in range(math.ceil(math.ceil(num_samples / self.micro_batch) / size)):
+            start = (turn * size + self.group.data_rank) * self.micro_batch
+            batches.append(self.source.read(range(start, min(start + self.micro_batch, num_samples))))
+        objective.set_baseline(state.model, batches, self.source.filler())
+        return super().score(state, objective, limit)

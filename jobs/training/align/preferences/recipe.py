@@ -8,9 +8,9 @@ from torch import nn
 
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.jobs.training.align.config import AlignConfig
+from ropewalk.jobs.training.align.methods import METHODS
 from ropewalk.jobs.training.align.preferences.data import data_folder, prepared, tokenizer_plan, tokens_per_sample
-from ropewalk.jobs.training.align.preferences.kto import KtoBaseline, KtoObjective
-from ropewalk.jobs.training.align.preferences.losses import pair_loss
+from ropewalk.jobs.training.align.preferences.kto import KtoHeldOut, KtoObjective, KtoSource
 from ropewalk.jobs.training.align.preferences.objective import PairObjective
 from ropewalk.jobs.training.align.preferences.precomputed import (
     Cache,
@@ -27,47 +27,45 @@ from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.objective import Objective
 from ropewalk.jobs.training.loop.on_main import on_main
 from ropewalk.jobs.training.loop.recipe import Recipe, train
+from ropewalk.jobs.training.loop.validation import HeldOut
 from ropewalk.sharding.group import Group
 from ropewalk.sharding.parallelize import compute_format
 
 
 def run(context: JobContext, config: AlignConfig, group: Group) -> dict[str, object]:
-    """Learn from preferences; the results say how many records were left out, and why."""
-    manifest = prepared(context, config, group, paired=config.method != "kto")
+    """Train on preferences; the results count the records that were left out, by reason."""
+    manifest = prepared(context, config, group, paired=METHODS[config.method].paired)
     results = train(context, config, group, preference_recipe(context, config, group, manifest))
     return {**results, "pairs": counts_of(manifest)}
 
 
 def preference_recipe(context: JobContext, config: AlignConfig, group: Group, manifest: dict[str, Any]) -> Recipe:
-    """Pairs or labelled answers, their loss, and the reference."""
+    """Build the recipe: pairs or labelled answers, their loss, and the reference."""
     tokenizer = tokenizer_plan(context, manifest)
     seq_len = manifest["plan"]["seq_len"]
     plan = ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=seq_len)
     plan = plan.with_lora(config.lora, config.seed)
-    known = _log_probs(context, config, group, plan, manifest) if config.compared_with == "precomputed" else {}
-    source = _source(context, config, manifest, "train", known.get("train"))
-    held_out = _source(context, config, manifest, "validation", known.get("validation"), in_order=True)
-    validation = held_out if held_out.epoch_samples else None
-    baseline = KtoBaseline(config, group, source, validation) if config.method == "kto" else None
+    log_probs = _log_probs(context, config, group, plan, manifest) if config.compared_with == "precomputed" else {}
+    kto = None if METHODS[config.method].paired else KtoObjective(config.load_loss(), config.strength, group)
 
     def objective(model: nn.Module, group: Group) -> Objective:
         reference: Reference | None = None
         if config.compared_with in {"adapter", "copy"}:
             reference = open_reference(config.compared_with, context, config, group, plan)
-        if baseline is None:
-            return PairObjective(pair_loss(config), reference, compared=config.compared_with != "none")
-        baseline.objective = KtoObjective(config, reference)
-        return baseline.objective
+        if kto is None:
+            return PairObjective(config.load_loss(), reference, compared=config.compared_with != "none")
+        kto.reference = reference
+        return kto
 
+    held_out = _source(context, config, manifest, "validation", reference=log_probs.get("validation"))
+    validation = (HeldOut if kto is None else KtoHeldOut)(held_out, group, micro_batch=config.batch.micro_batch)
     return Recipe(
         model=plan,
         tokenizer=tokenizer,
-        source=source,
-        validation=validation,
+        source=_source(context, config, manifest, "train", reference=log_probs.get("train"), in_order=False, kto=kto),
+        validation=validation if held_out.epoch_samples else None,
         objective=objective,
         chat=True,
-        before_step=baseline.before_step if baseline is not None else None,
-        before_validation=baseline.before_validation if baseline is not None else None,
     )
 
 
@@ -76,22 +74,18 @@ def _source(
     config: AlignConfig,
     manifest: dict[str, Any],
     split: str,
-    reference: torch.Tensor | None,
     *,
-    in_order: bool = False,
+    reference: torch.Tensor | None = None,
+    in_order: bool = True,
+    kto: KtoObjective | None = None,
 ) -> PreferenceSource:
     rows = Rows(data_folder(context) / f"{split}.arrow")
-    tokens = tokens_per_sample(manifest)
-    if config.method != "kto":
-        return PairSource(rows, seed=config.seed, tokens_per_sample=tokens, in_order=in_order, reference=reference)
-    return LabelledSource(
-        rows,
-        seq_len=manifest["plan"]["seq_len"],
-        seed=config.seed,
-        tokens_per_sample=tokens,
-        in_order=in_order,
-        reference=reference,
-    )
+    options: dict[str, Any] = {"seed": config.seed, "in_order": in_order, "reference": reference}
+    options["tokens_per_sample"] = tokens_per_sample(manifest)
+    if METHODS[config.method].paired:
+        return PairSource(rows, **options)
+    options["seq_len"] = manifest["plan"]["seq_len"]
+    return LabelledSource(rows, **options) if kto is None else KtoSource(rows, kto, config.batch, **options)
 
 
 def _log_probs(
@@ -106,7 +100,7 @@ def _log_probs(
         return cache_of(config.data, data_folder(context) / "reference", word)
 
     cache = on_main(group, find)
-    sources = {split: _source(context, config, manifest, split, None, in_order=True) for split in SPLITS}
+    sources = {split: _source(context, config, manifest, split) for split in SPLITS}
     if group.any(group.is_main and bool(missing_chunks(sources, cache))):
         reference = first_model(context, config, group, plan)
         compute_missing(context, group, reference, sources, cache=cache, micro_batch=config.batch.micro_batch)

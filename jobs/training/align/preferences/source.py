@@ -1,6 +1,6 @@
 """Pairs and labelled answers as samples: the k-th of a run is a pure function of (seed, k)."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from ropewalk.datapipe.loader.order import permute
 from ropewalk.jobs.training.align.preferences.prepare import ROWS_A_BATCH
 from ropewalk.jobs.training.loop.batch import IGNORE, Batch
+from ropewalk.jobs.training.loop.source import Source
 
 # B samples, A answers a sample, T tokens
 
@@ -39,7 +40,7 @@ class Rows:
         return torch.from_numpy(values.to_numpy(zero_copy_only=False).astype(np.int64))
 
 
-class PreferenceSource(ABC):
+class PreferenceSource(Source):
     """Rows as samples: `input_ids` and `labels` [B, A, T], labels IGNORE in the prompt; `reference` [B, A] where it is known.
 
     Shuffled anew each epoch, or in the order of the rows. Sequences are padded at their end, which no token before attends
@@ -56,12 +57,7 @@ class PreferenceSource(ABC):
         reference: torch.Tensor | None = None,
     ) -> None:
         self.rows, self.tokens_per_sample, self.reference = rows, tokens_per_sample, reference
-        self._seed, self._in_order = seed, in_order
-
-    @property
-    def epoch_samples(self) -> int:
-        """Samples of an epoch."""
-        return len(self.rows)
+        self._seed, self._in_order, self.epoch_samples = seed, in_order, len(rows)
 
     def row(self, position: int) -> int:
         """The row of the sample at a position."""

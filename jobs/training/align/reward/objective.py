@@ -1,9 +1,10 @@
 """The Bradley-Terry model of preferences as an objective (1952; as a reward model, 2203.02155)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
-from ropewalk.jobs.training.align.preferences.losses import bradley_terry
 from ropewalk.jobs.training.align.preferences.objective import mean_terms
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.objective import LossTerms
@@ -21,8 +22,8 @@ class RewardObjective:
 
     metric_names = _METRICS
 
-    def __init__(self, smoothing: float) -> None:
-        self.smoothing = smoothing
+    def __init__(self, loss: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.loss = loss
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
         """Summed loss of the pairs, and their number."""
@@ -31,7 +32,7 @@ class RewardObjective:
         scores = model(input_ids=batch["input_ids"][..., :longest].flatten(0, 1), use_cache=False).logits
         scores_P2 = scores.view(lengths_P2.shape).double()
         counted_P = (lengths_P2 > 0).all(-1)
-        loss_P = bradley_terry(scores_P2, self.smoothing)
+        loss_P = self.loss(scores_P2)
         rewards_P2 = scores_P2.detach()
         margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
         right_P, longer_P = (margin_P > 0).double(), answers_P2[:, 0] - answers_P2[:, 1]

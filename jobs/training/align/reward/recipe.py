@@ -14,6 +14,7 @@ from ropewalk.jobs.training.align.reward.objective import RewardObjective
 from ropewalk.jobs.training.align.reward.source import ScoredSource
 from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.recipe import Recipe, train
+from ropewalk.jobs.training.loop.validation import HeldOut
 from ropewalk.sharding.group import Group
 
 _HEAD = "score"  # as transformers calls it in every model for the classification of sequences
@@ -22,11 +23,11 @@ _HEAD = "score"  # as transformers calls it in every model for the classificatio
 def run(context: JobContext, config: AlignConfig, group: Group) -> dict[str, object]:
     """Learn to score answers from pairs."""
     manifest = prepared(context, config, group, paired=True)
-    results = train(context, config, group, reward_recipe(context, config, manifest))
+    results = train(context, config, group, reward_recipe(context, config, group, manifest))
     return {**results, "pairs": counts_of(manifest)}
 
 
-def reward_recipe(context: JobContext, config: AlignConfig, manifest: dict[str, Any]) -> Recipe:
+def reward_recipe(context: JobContext, config: AlignConfig, group: Group, manifest: dict[str, Any]) -> Recipe:
     """Pairs, the model with its new head, and the Bradley-Terry loss."""
     tokenizer = tokenizer_plan(context, manifest)
     plan = ModelPlan.of(config.model, context.run, tokenizer=tokenizer.record, seq_len=manifest["plan"]["seq_len"])
@@ -41,8 +42,8 @@ def reward_recipe(context: JobContext, config: AlignConfig, manifest: dict[str, 
         model=plan,
         tokenizer=tokenizer,
         source=source,
-        validation=validation if len(held_out) else None,
-        objective=lambda model, group: RewardObjective(config.label_smoothing),
+        validation=HeldOut(validation, group, micro_batch=config.batch.micro_batch) if len(held_out) else None,
+        objective=lambda model, group: RewardObjective(config.load_loss()),
     )
 
 

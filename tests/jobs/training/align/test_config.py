@@ -63,7 +63,7 @@ def test_what_is_unset_follows_from_the_method() -> None:
     assert (adapted.compared_with, adapted.optim.lr) == ("adapter", 1e-5)
     assert load_config(AlignConfig, {**BASE, "lora": {}, "optim": {"lr": 3e-4}}).optim.lr == 3e-4
     simpo = load_config(AlignConfig, {**BASE, "method": "simpo"})
-    assert (simpo.strength, simpo.margin, simpo.compared_with) == (2.0, 1.0, "none")
+    assert (simpo.strength, simpo.compared_with) == (2.0, "none")
     assert plain.anomaly.spike_factor is None, "a loss that falls to 0, or below, has no spikes"
     assert load_config(AlignConfig, {**BASE, "anomaly": {"policy": "skip"}}).anomaly.spike_factor is None
     assert (plain.validation.every_steps, plain.validation.patience) == (5, 3)

@@ -10,9 +10,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ropewalk.jobs.training.align.grpo.advantages import advantages, without_signal
-from ropewalk.jobs.training.align.grpo.config import GrpoConfig
 from ropewalk.jobs.training.align.grpo.objective import GroupRelative
 from ropewalk.jobs.training.align.grpo.source import Rollout, RolloutSource
+from ropewalk.jobs.training.align.grpo_config import GrpoConfig
 from ropewalk.jobs.training.loop.batch import rows
 
 GROUP, VOCABULARY, LIMIT = 4, 23, 9

@@ -10,8 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.jobs.training.align.grpo.rewards.registry import make_reward
 from ropewalk.jobs.training.align.reward.open import open_reward_model
+from ropewalk.jobs.training.align.reward_functions import make_reward
 from ropewalk.jobs.training.rollouts.ledger import read_rollouts
 from tests.jobs.launch import events, launch, log_of, start
 from tests.jobs.training.align.pairs import make_model

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ropewalk.jobs.training.align.config import AlignConfig
-from ropewalk.jobs.training.align.preferences.losses import Answers, bradley_terry, kto, pair_loss
+from ropewalk.jobs.training.align.preferences.losses import Answers, bradley_terry, kto
 
 PAIRS = 64
 
@@ -74,7 +74,7 @@ def test_a_loss_and_its_gradient_are_the_papers(name: str) -> None:
     keys, formula = FORMULAS[name]
     config = AlignConfig.model_validate({"model": {"path": "/m"}, "data": "/d", "steps": 1, **keys})
     ours, theirs = answers(), answers()
-    loss, wanted = pair_loss(config)(ours).loss, formula(theirs)
+    loss, wanted = config.load_loss()(ours).loss, formula(theirs)
     assert torch.allclose(loss, wanted, rtol=1e-12, atol=1e-12)
     loss.sum().backward()
     wanted.sum().backward()
@@ -86,7 +86,7 @@ def test_a_loss_and_its_gradient_are_the_papers(name: str) -> None:
 def test_rewards_are_those_that_the_loss_compares() -> None:
     config = AlignConfig.model_validate({"model": {"path": "/m"}, "data": "/d", "steps": 1, "beta": 0.3})
     found = answers()
-    rewards = pair_loss(config)(found).rewards
+    rewards = config.load_loss()(found).rewards
     assert torch.allclose(rewards, 0.3 * (found.log_probs - found.reference))
 
 
@@ -97,7 +97,7 @@ def test_kto_is_the_papers() -> None:
     desirable = torch.rand(PAIRS, generator=random) < 0.5
     z = torch.tensor(0.7, dtype=torch.float64)
     wanted = torch.where(desirable, 1.3 * (1 - sigmoid(0.2 * (ratios - z))), 0.8 * (1 - sigmoid(0.2 * (z - ratios))))
-    loss = kto(ratios, desirable, z, 0.2, (1.3, 0.8))
+    loss = kto(ratios, desirable, z, beta=0.2, desirable_weight=1.3, undesirable_weight=0.8)
     assert torch.allclose(loss, wanted, rtol=1e-12)
     (gradient,), (wanted_gradient,) = torch.autograd.grad(loss.sum(), ratios), torch.autograd.grad(wanted.sum(), ratios)
     assert torch.allclose(gradient, wanted_gradient, rtol=1e-10)
@@ -113,7 +113,7 @@ def test_bradley_terry_is_the_papers() -> None:
 def test_far_from_each_other_answers_give_finite_losses_and_gradients(method: str) -> None:
     config = AlignConfig.model_validate({"model": {"path": "/m"}, "data": "/d", "steps": 1, "method": method})
     values = torch.tensor([[-1e5, -1e-9], [-1e-9, -1e5], [0.0, 0.0]], requires_grad=True)
-    loss = pair_loss(config)(Answers(values, torch.zeros(3, 2), torch.ones(3, 2)))[0]
+    loss = config.load_loss()(Answers(values, torch.zeros(3, 2), torch.ones(3, 2)))[0]
     assert loss.isfinite().all()
     loss.sum().backward()
     assert values.grad is not None
@@ -124,4 +124,4 @@ def test_with_the_reference_itself_dpo_is_log_2() -> None:
     config = AlignConfig.model_validate({"model": {"path": "/m"}, "data": "/d", "steps": 1})
     found = answers()
     same = found._replace(reference=found.log_probs.detach())
-    assert torch.allclose(pair_loss(config)(same).loss, torch.full((PAIRS,), math.log(2), dtype=torch.float64))
+    assert torch.allclose(config.load_loss()(same).loss, torch.full((PAIRS,), math.log(2), dtype=torch.float64))

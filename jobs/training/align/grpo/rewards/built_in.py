@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ropewalk.jobs.training.align.grpo.rewards.registry import Reward
+from ropewalk.jobs.training.align.reward_functions import Reward
 
 
 def _text(record: Mapping[str, Any], field: str) -> str:

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple, Self
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.directory import RUNS_VARIABLE
-from ropewalk.jobs.training.align.grpo.config import RewardConfig
 from ropewalk.jobs.training.align.grpo.rewards.process import NOTHING, OK
+from ropewalk.jobs.training.align.grpo_config import RewardConfig
 
 log = logging.getLogger(__name__)
 

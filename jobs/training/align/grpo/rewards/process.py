@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from ropewalk.jobs.training.align.grpo.rewards.registry import Reward, make_reward
+from ropewalk.jobs.training.align.reward_functions import Reward, make_reward
 
 OK, NOTHING, NOT_A_NUMBER = "ok", "nothing", "not a number"
 _PR_SET_PDEATHSIG = 1

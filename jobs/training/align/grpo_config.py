@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from ropewalk.cluster.config import CodeConfig, DataPath, Section
 from ropewalk.cluster.errors import ConfigError
-from ropewalk.jobs.training.align.grpo.rewards.registry import check_name
+from ropewalk.jobs.training.align.reward_functions import check_name
 
 Variant = Literal["grpo", "dr_grpo", "dapo", "gspo"]
 Scale = Literal["group", "batch", "none"]

@@ -15,10 +15,8 @@ from ropewalk.jobs.training.finetune.source import ConversationSource
 from ropewalk.jobs.training.loop.load_checkpoint import ADDED_TOKENS
 from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.model_record import checkpoint_place, read_record
-from ropewalk.jobs.training.loop.neftune import add_noise
 from ropewalk.jobs.training.loop.objective import NextToken, Objective
 from ropewalk.jobs.training.loop.packing import require_separate
-from ropewalk.jobs.training.loop.qat import train_on_grid
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.validation import HeldOut
 from ropewalk.sharding.group import Group, process_group
@@ -50,10 +48,6 @@ def recipe(context: JobContext, config: FinetuneConfig, group: Group, data: Prep
     def objective(model: nn.Module, group: Group) -> Objective:
         if config.packing and fresh:
             require_separate(model, group)
-        if config.neftune is not None:
-            add_noise(model, config.neftune)
-        if config.qat is not None:
-            train_on_grid(model, config.qat)
         return NextToken()
 
     held_out = None
@@ -73,7 +67,7 @@ def model_plan(context: JobContext, config: FinetuneConfig, data: PreparedData) 
     seq_len = config.seq_len or min(SEQ_LEN, int(limit))
     plan = replace(plan, seq_len=seq_len, config=_grown(plan.config, data))
     plan = plan.with_lora(config.lora, config.seed, _added_tokens(context, data))
-    return replace(plan, grid=config.qat, draws=plan.draws or config.neftune is not None)
+    return replace(plan, grid=config.qat, noise=config.neftune)
 
 
 def _added_tokens(context: JobContext, data: PreparedData) -> list[int]:

@@ -11,6 +11,7 @@ from ropewalk.cluster.errors import CheckpointError, ConfigError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.datapipe.manifest import TokenizerRecord
 from ropewalk.jobs.training.loop.config import GridConfig, LoraConfig, ModelConfig
+from ropewalk.jobs.training.loop.grid import train_on_grid
 from ropewalk.jobs.training.loop.load_checkpoint import ADDED_TOKENS, HEAD, LORA, bare_model, empty_model, first_weights
 from ropewalk.jobs.training.loop.model_config import check_fit, config_from_fingerprint, model_config, model_fingerprint
 from ropewalk.jobs.training.loop.model_record import Head, ModelRecord, Weights, checkpoint_place, find_source_run, read_record
@@ -36,7 +37,8 @@ class ModelPlan:
     adapter: Adapter | None = None  # what changes the model before it is sharded, such as peft's layers
     adapter_keys: dict[str, Any] | None = None  # the plain values that decide the adapter
     head: Head = "causal_lm"
-    grid: GridConfig | None = None  # on which the objective has its matrices computed; whoever opens the model gets it rounded
+    grid: GridConfig | None = None  # quantization-aware training: compute with matrices on this grid; exports are rounded to it
+    noise: float | None = None  # alpha of the noise on input embeddings in training (NEFTune)
     draws: bool = False  # the adapter draws random numbers in training, as dropout does
 
     @classmethod
@@ -135,4 +137,23 @@ def build_model(
 
     on_main(group, load)  # large weights on a slow disk may take longer than a collective may
     fill(model, full, group)
+    if trainable and plan.noise is not None:
+        add_noise(model, plan.noise)
+    if trainable and plan.grid is not None:
+        train_on_grid(model, plan.grid)
     return model
+
+
+def add_noise(model: Any, alpha: float) -> None:
+    """Add uniform noise in ±alpha/√(T·d) to the input embeddings, [B, T, d], in training mode.
+
+    NEFTune: Jain and others, arXiv 2310.05914.
+    """
+
+    def noisy(module: nn.Module, inputs: Any, output_BTD: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return output_BTD
+        size = alpha / (output_BTD.shape[1] * output_BTD.shape[2]) ** 0.5
+        return output_BTD + torch.empty_like(output_BTD).uniform_(-size, size)
+
+    model.get_input_embeddings().register_forward_hook(noisy)

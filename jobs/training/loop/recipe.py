@@ -71,7 +71,8 @@ def _trainer(
     optimizer = adamw(model, config.optim)
     ema = MovingAverage(model, optimizer, config.ema.decay) if config.ema is not None else None
     state = TrainState(model, optimizer, trained_only=recipe.model.adapter is not None, ema=ema)
-    dropout = recipe.model.draws or has_dropout(recipe.model.config)
+    plan = recipe.model
+    dropout = plan.draws or plan.noise is not None or has_dropout(plan.config)
     meter = meter_of(
         model,
         recipe.model.config,

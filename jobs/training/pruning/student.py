@@ -1,16 +1,20 @@
 """A student cut out of a teacher: calibrate, choose, cut; and what was cut, as plain values."""
 
+import copy
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
 from ropewalk.jobs.training.pruning.activations import Activations, collect
 from ropewalk.jobs.training.pruning.architecture import Shape
 from ropewalk.jobs.training.pruning.choose import Choice, choose
 from ropewalk.jobs.training.pruning.config import PruneConfig
-from ropewalk.jobs.training.pruning.cut import cut
+
+LAYERS = "model.layers."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,3 +55,72 @@ def _record(model: Any, smaller: Any, config: PruneConfig, choice: Choice, found
 
 def _count(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def cut(model: Any, choice: Choice) -> Any:
+    """A model of what a choice leaves of `model`, on the CPU in fp32, in evaluation mode; `model` stays as it is."""
+    with no_init_weights():
+        smaller = AutoModelForCausalLM.from_config(smaller_config(model.config, choice), dtype=torch.float32)
+    smaller.load_state_dict(smaller_state(model, choice))
+    smaller.tie_weights()
+    if model.generation_config is not None:
+        smaller.generation_config = copy.deepcopy(model.generation_config)
+    return smaller.eval()
+
+
+def smaller_config(config: Any, choice: Choice) -> Any:
+    """The configuration of what stays."""
+    whole, smaller = Shape.of(config), copy.deepcopy(config)
+    smaller.num_hidden_layers = len(choice.layers)
+    smaller.intermediate_size = len(choice.width[0])
+    smaller.num_attention_heads, smaller.num_key_value_heads = len(choice.heads[0]), len(choice.kv_heads[0])
+    smaller.head_dim = whole.head_dim  # no longer the hidden size over the number of heads
+    smaller.hidden_size = len(choice.hidden)
+    if getattr(config, "layer_types", None):
+        smaller.layer_types = [config.layer_types[number] for number in choice.layers]
+    return smaller
+
+
+def smaller_state(model: Any, choice: Choice) -> dict[str, torch.Tensor]:
+    """The tensors of what stays, by their new names."""
+    state: dict[str, torch.Tensor] = {}
+    new_number = {old: new for new, old in enumerate(choice.layers)}
+    head_dim = Shape.of(model.config).head_dim
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(LAYERS):
+            state[name] = _of_rest(name, tensor, choice)
+            continue
+        word, _, rest = name.removeprefix(LAYERS).partition(".")
+        if int(word) in new_number:
+            state[f"{LAYERS}{new_number[int(word)]}.{rest}"] = _of_layer(rest, tensor, choice, int(word), head_dim)
+    return {name: tensor.to("cpu", torch.float32).contiguous() for name, tensor in state.items()}
+
+
+def _of_rest(name: str, tensor: torch.Tensor, choice: Choice) -> torch.Tensor:
+    """Of the embedding, the last norm and the head: the hidden size is the last dim."""
+    return tensor if name == "lm_head.bias" else tensor.index_select(-1, choice.hidden.to(tensor.device))
+
+
+def _of_layer(rest: str, tensor: torch.Tensor, choice: Choice, number: int, head_dim: int) -> torch.Tensor:
+    """Of a layer's weight [out, in], bias [out] or norm."""
+    part, kind = rest.split(".")[-2:]
+    if part in {"q_norm", "k_norm"}:  # of a head's dims, which all stay
+        return tensor
+    outputs: dict[str, torch.Tensor] = {
+        "q_proj": _dims(choice.heads[number], head_dim),
+        "k_proj": _dims(choice.kv_heads[number], head_dim),
+        "v_proj": _dims(choice.kv_heads[number], head_dim),
+        "gate_proj": choice.width[number],
+        "up_proj": choice.width[number],
+    }
+    inputs = {"o_proj": _dims(choice.heads[number], head_dim), "down_proj": choice.width[number]}
+    found = tensor.index_select(0, outputs.get(part, choice.hidden).to(tensor.device))
+    if kind == "weight" and tensor.dim() == 2:
+        found = found.index_select(1, inputs.get(part, choice.hidden).to(tensor.device))
+    return found
+
+
+def _dims(heads: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """The rows of a projection that belong to these heads."""
+    return (heads[:, None] * head_dim + torch.arange(head_dim)).flatten()

@@ -1,22 +1,31 @@
-"""A reward model as a recipe of the loop: the language model with a head that says one number."""
+"""Reward models: a language model with a scalar head, trained on pairs by the Bradley-Terry loss (1952; 2203.02155)."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.jobs.training.align.config import AlignConfig
 from ropewalk.jobs.training.align.preferences.data import data_folder, prepared, tokenizer_plan, tokens_per_sample
+from ropewalk.jobs.training.align.preferences.objective import mean_terms
 from ropewalk.jobs.training.align.preferences.prepare import counts_of
-from ropewalk.jobs.training.align.preferences.source import Rows
-from ropewalk.jobs.training.align.reward.objective import RewardObjective
-from ropewalk.jobs.training.align.reward.source import ScoredSource
+from ropewalk.jobs.training.align.preferences.source import PairSource, Rows
+from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.model import ModelPlan
+from ropewalk.jobs.training.loop.objective import LossTerms
 from ropewalk.jobs.training.loop.recipe import Recipe, train
 from ropewalk.jobs.training.loop.validation import HeldOut
 from ropewalk.sharding.group import Group
 
+# P pairs, T tokens
+
+_METRICS = (
+    *("rewards_chosen", "rewards_rejected", "reward_margin", "reward_accuracy", "length_chosen", "length_rejected"),
+    *("reward_accuracy_longer", "reward_accuracy_shorter"),  # where the preferred answer is the longer, the shorter one
+)
 _HEAD = "score"  # as transformers calls it in every model for the classification of sequences
 
 
@@ -61,3 +70,65 @@ def _with_trained_head(plan: ModelPlan) -> ModelPlan:
         return found
 
     return replace(plan, adapter=adapted)
+
+
+class ScoredSource(PairSource):
+    """Pairs: `input_ids` [B, 2, T], the preferred answer first, padded at the end; `lengths` and `answers` [B, 2] in tokens.
+
+    A model of transformers scores a sequence at its last token that is not padding.
+    """
+
+    def __init__(self, rows: Rows, *, padding: int, **keywords: Any) -> None:
+        super().__init__(rows, **keywords)
+        self._padding = padding
+
+    def read(self, positions: Sequence[int]) -> Batch:
+        """The pairs at these positions."""
+        if not positions:
+            return {name: tensor[:0] for name, tensor in self.filler().items()}
+        pairs = [self._sequences(self.row(position)) for position in positions]
+        tokens = [[torch.cat([prompt, answer]) for prompt, answer in pair] for pair in pairs]
+        lengths = torch.tensor([[len(one) for one in both] for both in tokens])
+        inputs = torch.full((len(pairs), 2, int(lengths.max())), self._padding)
+        for row, both in enumerate(tokens):
+            for column, one in enumerate(both):
+                inputs[row, column, : len(one)] = one
+        answers = torch.tensor([[len(answer) for _, answer in pair] for pair in pairs])
+        return {"input_ids": inputs, "lengths": lengths, "answers": answers}
+
+    def filler(self) -> Batch:
+        """A pair of no length."""
+        nothing = torch.zeros(1, 2, dtype=torch.int64)
+        return {"input_ids": torch.full((1, 2, 1), self._padding), "lengths": nothing, "answers": nothing}
+
+
+class RewardObjective:
+    """The mean loss over pairs. A pair of no length weighs nothing."""
+
+    metric_names = _METRICS
+
+    def __init__(self, loss: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.loss = loss
+
+    def __call__(self, model: nn.Module, batch: Batch) -> LossTerms:
+        """Summed loss of the pairs, and their number."""
+        lengths_P2, answers_P2 = batch["lengths"], batch["answers"]
+        longest = max(1, int(lengths_P2.max())) if len(lengths_P2) else 1
+        scores = model(input_ids=batch["input_ids"][..., :longest].flatten(0, 1), use_cache=False).logits
+        scores_P2 = scores.view(lengths_P2.shape).double()
+        counted_P = (lengths_P2 > 0).all(-1)
+        loss_P = self.loss(scores_P2)
+        rewards_P2 = scores_P2.detach()
+        margin_P = rewards_P2[:, 0] - rewards_P2[:, 1]
+        right_P, longer_P = (margin_P > 0).double(), answers_P2[:, 0] - answers_P2[:, 1]
+        metrics = {
+            "rewards_chosen": mean_terms(rewards_P2[:, 0], counted_P),
+            "rewards_rejected": mean_terms(rewards_P2[:, 1], counted_P),
+            "reward_margin": mean_terms(margin_P, counted_P),
+            "reward_accuracy": mean_terms(right_P, counted_P),
+            "length_chosen": mean_terms(answers_P2[:, 0], counted_P),
+            "length_rejected": mean_terms(answers_P2[:, 1], counted_P),
+            "reward_accuracy_longer": mean_terms(right_P, counted_P & (longer_P > 0)),
+            "reward_accuracy_shorter": mean_terms(right_P, counted_P & (longer_P < 0)),
+        }
+        return LossTerms(torch.where(counted_P, loss_P, 0.0).sum(), counted_P.sum(), metrics)

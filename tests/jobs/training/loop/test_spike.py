@@ -10,7 +10,7 @@ import torch
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.training.loop.config import AnomalyConfig
-from ropewalk.jobs.training.loop.spike import LossSpikeDetector
+from ropewalk.jobs.training.loop.state import LossSpikeDetector
 from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import events, launch, log_of, losses, make_run, pretrain_config, start, weights
 

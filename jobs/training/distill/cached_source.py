@@ -9,7 +9,7 @@ import torch
 
 from ropewalk.cluster.errors import DataError
 from ropewalk.jobs.training.distill.cache import CHUNK, chunk_name
-from ropewalk.jobs.training.distill.objective import ENTROPY, IDS, PROBABILITIES
+from ropewalk.jobs.training.distill.losses import ENTROPY, IDS, PROBABILITIES
 from ropewalk.jobs.training.loop.batch import Batch
 from ropewalk.jobs.training.loop.chunks import Chunks
 from ropewalk.jobs.training.loop.source import Source

@@ -11,8 +11,7 @@ from ropewalk.datapipe.loader.loader import TokenLoader
 from ropewalk.jobs.training.distill.cache import cached_logits
 from ropewalk.jobs.training.distill.cached_source import CachedSource
 from ropewalk.jobs.training.distill.config import DistillConfig
-from ropewalk.jobs.training.distill.losses import Mix
-from ropewalk.jobs.training.distill.objective import Distillation
+from ropewalk.jobs.training.distill.losses import Distillation, Mix
 from ropewalk.jobs.training.distill.on_policy import StudentSource
 from ropewalk.jobs.training.distill.student import student_plan
 from ropewalk.jobs.training.distill.teacher import teacher_plan

@@ -14,7 +14,7 @@ from ropewalk.jobs.training.loop.model_config import check_fit, config_from_fing
 from ropewalk.jobs.training.loop.model_record import Weights
 from ropewalk.jobs.training.loop.on_main import on_main
 from ropewalk.jobs.training.loop.sharing import set_groups
-from ropewalk.jobs.training.pruning.calibration import calibration_batches
+from ropewalk.jobs.training.pruning.activations import calibration_batches
 from ropewalk.jobs.training.pruning.config import PruneConfig
 from ropewalk.jobs.training.pruning.student import prune
 from ropewalk.sharding.group import Group

@@ -7,7 +7,6 @@ from torch import nn
 
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.jobs.training.loop.config import TrainingConfig
-from ropewalk.jobs.training.loop.ema import MovingAverage
 from ropewalk.jobs.training.loop.layers import LayerWatch
 from ropewalk.jobs.training.loop.model import ModelPlan
 from ropewalk.jobs.training.loop.model_config import has_dropout
@@ -18,7 +17,7 @@ from ropewalk.jobs.training.loop.report import Report
 from ropewalk.jobs.training.loop.samples import PromptSamples
 from ropewalk.jobs.training.loop.source import Source
 from ropewalk.jobs.training.loop.start import ModelStart, pin_weights, unpin_weights
-from ropewalk.jobs.training.loop.state import TrainState
+from ropewalk.jobs.training.loop.state import MovingAverage, TrainState
 from ropewalk.jobs.training.loop.step import TrainStep
 from ropewalk.jobs.training.loop.throughput import meter_of
 from ropewalk.jobs.training.loop.trainer import Trainer

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ropewalk.jobs.training.loop.config import AnomalyConfig
-from ropewalk.jobs.training.loop.ema import MovingAverage
 from ropewalk.sharding.manifest import CheckpointManifest
-from ropewalk.sharding.state import State, model_state, optimizer_state, trained_state
+from ropewalk.sharding.state import EMA, MODEL, State, model_state, optimizer_state, trained_state
 
 _DECAY = 0.98
 _WARMUP_STEPS = 20  # before the mean says anything
@@ -105,6 +105,28 @@ class Progress:
         self.best_step = (self.step if kept else None) if better else self.best_step
         self.validations_without_gain = 0 if better else self.validations_without_gain + 1
         return better
+
+
+class MovingAverage:
+    """The exponential moving average of the trained weights, sharded like them and saved with them; starts as a copy."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, decay: float) -> None:
+        self.decay = decay
+        trained = trained_state(model, optimizer)
+        self._weights = [_local(tensor) for tensor in trained.values()]
+        self.tensors: State = {f"{EMA}{name.removeprefix(MODEL)}": tensor.detach().clone() for name, tensor in trained.items()}
+        self._means = [_local(tensor) for tensor in self.tensors.values()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Count the weights after `step` completed steps. The first steps are kept for less long, as the weights were random."""
+        keep = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self._means, self._weights, 1 - keep)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    local: torch.Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.detach()
 
 
 @dataclass

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ropewalk.datapipe.loader.loader import Source, TokenLoader
+from ropewalk.jobs.training.loop.token_data import Data, weighted
 from ropewalk.jobs.training.pruning.architecture import Shape
 from ropewalk.jobs.training.pruning.scores import block_influence, channel_activation, head_activation
 
@@ -31,6 +33,20 @@ class Activations:
             heads=torch.zeros(layers, shape.heads, dtype=torch.float64),
             hidden=torch.zeros(shape.hidden, dtype=torch.float64),
         )
+
+
+def calibration_batches(
+    data: Data, *, seq_len: int, sequences: int, seed: int = 0, micro_batch: int = 4, split: str = "train"
+) -> Iterator[torch.Tensor]:
+    """Token ids [B, seq_len] of sequences 0 .. sequences - 1 of the shuffled split, at most `micro_batch` at once.
+
+    They are the same whoever asks, and the first ones do not change with how many there are.
+    """
+    sources = [Source(one.path, one.weight) for one in weighted(data)]
+    loader = TokenLoader(sources, seq_len=seq_len, seed=seed, split=split)
+    for start in range(0, sequences, micro_batch):
+        positions = range(start, min(start + micro_batch, sequences))
+        yield torch.from_numpy(loader.read(positions))[:, :-1]
 
 
 @torch.no_grad()

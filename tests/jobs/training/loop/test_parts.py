@@ -21,8 +21,8 @@ from ropewalk.jobs.training.loop.model import ModelPlan, build_model
 from ropewalk.jobs.training.loop.model_config import model_config
 from ropewalk.jobs.training.loop.optimizer import adamw, learning_rate
 from ropewalk.jobs.training.loop.source import reader_for
+from ropewalk.jobs.training.loop.start import ModelStart
 from ropewalk.jobs.training.loop.state import Progress
-from ropewalk.jobs.training.loop.trainer import Trainer
 from ropewalk.jobs.training.pretrain.config import PretrainConfig
 from ropewalk.sharding.config import ParallelConfig, PrecisionConfig
 from ropewalk.sharding.group import Group, process_group
@@ -200,9 +200,10 @@ def test_a_run_that_starts_from_anothers_checkpoint_has_validations_of_its_own(t
         progress=Progress.of(manifest),
         checkpoints=SimpleNamespace(last_step=300),
         report=SimpleNamespace(event=lambda *_, **__: None),
-        _load=lambda *_: None,
+        load=lambda *_: None,
     )
-    Trainer.start_from(trainer, StoragePath(str(tmp_path)), manifest, RunDir(tmp_path))
+    start = ModelStart(plan=Any, checkpoint=(StoragePath(str(tmp_path)), manifest), source_run=RunDir(tmp_path))
+    start.load(trainer)
     progress = trainer.progress
     assert (progress.step, progress.position, progress.loss, progress.finished) == (300, 1200, 2.0, False)
     assert progress.improved(1.5, kept=True)

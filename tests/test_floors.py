@@ -75,7 +75,7 @@ ROOMS: dict[str, tuple[set[str], ...]] = {
     ),
 }
 # folders whose files and sub-folders still import each other in a circle: remove a row with its circle
-CIRCLES = {"jobs.training.align", "jobs.training.align.grpo", "jobs.serving.serve"}
+CIRCLES = {"jobs.serving.serve"}
 HEAVY = ("torch", "ray", "transformers", "submitit")
 HELP_CPU_SECONDS = 0.3
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ropewalk.cluster.process.fork_server import FORK_SERVER_VARIABLE
+from tests.colliding import colliding  # noqa: F401 - a fixture
 from tests.evidence import sections
 from tests.installed import command, source, wheel  # noqa: F401 - fixtures
 

@@ -80,7 +80,7 @@ def make_python(folder: Path) -> dict[str, str]:
         base, variables = folder / "base", {"LD_LIBRARY_PATH": str(folder / "base/lib")}
     make = [base / "bin" / version, "-m", "venv", "--without-pip", "--symlinks", folder / "venv"]
     subprocess.run(make, env={**os.environ, **variables}, check=True)
-    places = [ROOT, *(Path(path) for path in sys.path if path.endswith("site-packages"))]
+    places = [ROOT, ROOT / "src", *(Path(path) for path in sys.path if path.endswith("site-packages"))]
     seen = [str(place) for place in where_pods_see(places, folder)]
     (folder / "venv/lib" / version / "site-packages/all.pth").write_text("\n".join([*seen, ""]))
     return variables

@@ -1,0 +1,29 @@
+"""Kubernetes, in a project whose modules are called like the top folders of this program."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.colliding import call_functions, make_project, run_program, train
+from tests.k8s.cluster import Namespace
+
+
+@pytest.fixture
+def on_kubernetes(namespace: Namespace) -> Path:
+    """The project on the volume, which pods see under the same path, with a profile of the cluster."""
+    project = make_project(namespace.runs / "project")
+    profile = {"backend": "k8s", **namespace.options(claim_path=str(namespace.runs))}
+    profile["environment"] |= {"WANDB_MODE": "disabled"}
+    (project / "clusters.yaml").write_text(yaml.safe_dump({"lab": profile}))
+    return project
+
+
+def test_a_program(command: Path, on_kubernetes: Path, namespace: Namespace) -> None:
+    run_program(command, on_kubernetes, "--on", "lab", python=namespace.cluster.python)
+
+
+@pytest.mark.soak("the same as on this machine, at the speed of Kubernetes")
+def test_functions_and_training(command: Path, on_kubernetes: Path) -> None:
+    call_functions(command, on_kubernetes, "lab")
+    train(command, on_kubernetes, "--on", "lab")

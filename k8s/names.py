@@ -4,7 +4,6 @@ import hashlib
 
 from ropewalk.cluster.backends.submission import submission_details
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.project import PROJECT_VARIABLE
 
 # --- labels and annotations
 
@@ -23,7 +22,7 @@ LEAST_ANNOTATION = "kueue.x-k8s.io/job-min-parallelism"
 
 JOB_VARIABLE = "ROPEWALK_JOB"  # the Job that the pod belongs to
 # those that the manifest and Kubernetes set, and no profile may
-OWN_VARIABLES = frozenset({"PYTHONPATH", PROJECT_VARIABLE, "ROPEWALK_RUNS", JOB_VARIABLE, "JOB_COMPLETION_INDEX"})
+OWN_VARIABLES = frozenset({"PYTHONPATH", "ROPEWALK_RUNS", JOB_VARIABLE, "JOB_COMPLETION_INDEX"})
 
 # --- objects
 

@@ -62,8 +62,9 @@ def main() -> None:
     parser.add_argument("--rendezvous", default="", help="HOST:PORT of the store (ranks engine)")
     arguments = parser.parse_args()
     configure_logging(f"node {arguments.node}")
-    os.environ.setdefault(PROJECT_VARIABLE, os.getcwd())
-    code = Agent(arguments).run()
+    agent = Agent(arguments)
+    os.environ[PROJECT_VARIABLE] = str(agent.run_dir.project)
+    code = agent.run()
     logging.shutdown()
     os._exit(code)
 

@@ -15,7 +15,7 @@ def other_version(run: RunDir) -> tuple[str, str] | None:
     """The versions (of the submission, of this node) if they differ; None if they do not, or the run brings its own code."""
     record = run.record
     wanted = (record.get("versions") or {}).get(PACKAGE)
-    if not wanted or (record.get("code") or {}).get("snapshot") or record.get("cluster") == "local":
+    if not wanted or run.code_is_program or record.get("cluster") == "local":
         return None
     here = installed_version()
     return (str(wanted), here) if here is not None and here != wanted else None

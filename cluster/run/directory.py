@@ -15,7 +15,6 @@ from ropewalk.cluster.run import names
 from ropewalk.cluster.run.attempts import attempt_folder, attempt_numbers, begin_attempts, outcome_of
 from ropewalk.cluster.run.event_log import EventLog
 from ropewalk.cluster.run.files import dated_folder, make_private, read_json, read_lines, write_all, write_json
-from ropewalk.cluster.run.project import PROJECT_VARIABLE
 from ropewalk.cluster.run.record import dump_record, read_record, without_diffs
 from ropewalk.cluster.run.requests import Requests
 from ropewalk.cluster.run.succession import ENDED, read_mark, write_mark
@@ -126,9 +125,15 @@ class RunDir:
         return self.path.parent / CODE_FOLDER / str(snapshot) / str(code.get("folder", "")) if snapshot else None
 
     @property
-    def code_variable(self) -> str:
-        """The environment variable that names `code`: PYTHONPATH for this program itself, PROJECT_VARIABLE for the user's own."""
-        return "PYTHONPATH" if (self.record.get("code") or {}).get("is_program") else PROJECT_VARIABLE
+    def code_is_program(self) -> bool:
+        """Return True if `code` is a copy of this program, which then runs from there, and not of the user's project."""
+        return bool((self.record.get("code") or {}).get("is_program"))
+
+    @property
+    def project(self) -> Path:
+        """The folder from which modules of the user's are imported: its copy, else the directory of the submission."""
+        copy = None if self.code_is_program else self.code
+        return copy or Path(self.record.get("directory") or Path.cwd())
 
     @cached_property
     def parent(self) -> "RunDir | None":

@@ -1,9 +1,9 @@
-"""Where modules of the user's own are imported from: scorers, rewards, functions that a job file names."""
+"""Modules of the user's that a job file names: scorers, rewards, functions."""
 
 import os
 import sys
 
-PROJECT_VARIABLE = "ROPEWALK_PROJECT"  # the user's folder, or the copy of it that travelled with the run
+PROJECT_VARIABLE = "ROPEWALK_PROJECT"  # `RunDir.project`, set by the agent for all processes of its node
 
 
 def add_project_path() -> None:

@@ -146,9 +146,9 @@ def apply_profile(pod: Object, profile: K8sProfile) -> Object:
 def environment(run: RunDir, profile: K8sProfile, number: int) -> dict[str, str]:
     """The variables of a run's container, beside those that job.yaml takes from the pod itself."""
     values = {"ROPEWALK_RUNS": profile.claim_path, JOB_VARIABLE: name_of(run.id, number)}
-    if run.code is not None:  # the copy of the code that the run was submitted with comes before the image's
-        values[run.code_variable] = f"{profile.claim_path}/{run.code.relative_to(run.path.parent)}"
-        assert values[run.code_variable].startswith(f"{profile.claim_path}/{CODE_FOLDER}")
+    if run.code is not None and run.code_is_program:  # the copy that the run was submitted with comes before the image's
+        values["PYTHONPATH"] = f"{profile.claim_path}/{run.code.relative_to(run.path.parent)}"
+        assert values["PYTHONPATH"].startswith(f"{profile.claim_path}/{CODE_FOLDER}")
     return {**values, **profile.environment}
 
 

@@ -10,7 +10,6 @@ from ropewalk.cluster.backends.submission import PATIENCE_SECONDS, retry_for
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
-from ropewalk.cluster.run.project import PROJECT_VARIABLE
 from ropewalk.k8s.api.objects import Object
 from ropewalk.k8s.manifests.job import load
 from ropewalk.k8s.submission.stage_in import CODE_ARCHIVE, RUN_ARCHIVE
@@ -111,7 +110,7 @@ def add_stage_in(job: Object, run: RunDir, config_map: str) -> None:
     root = next(mount["mountPath"] for mount in main["volumeMounts"] if mount["name"] == "runs")
     own["command"] = module_command("ropewalk.k8s.submission.stage_in", STAGED, f"{root}/{run.id}", python=main["command"][0])
     own["volumeMounts"] = [*main["volumeMounts"], {"name": "staged", "mountPath": STAGED, "readOnly": True}]
-    left_out = ("PYTHONPATH", PROJECT_VARIABLE, "POD_", "NODE_NAME")  # the code may not be there yet
+    left_out = ("PYTHONPATH", "POD_", "NODE_NAME")  # the code may not be there yet
     own["env"] = [variable for variable in main["env"] if not variable["name"].startswith(left_out)]
     spec["initContainers"] = [own, *spec.get("initContainers", [])]
     spec["volumes"] = [*spec["volumes"], {"name": "staged", "configMap": {"name": config_map}}]

@@ -148,6 +148,6 @@ def _exports(run: RunDir, profile: SlurmProfile) -> list[str]:
         code = f"../{run.code.relative_to(run.path.parent)}"
         said = shlex.quote(f"{code}: the copy of the code is gone")
         lines.append(f"[ -d {shlex.quote(code)} ] || {{ echo {said} >&2; exit 1; }}")
-        others = '"${PYTHONPATH:+:$PYTHONPATH}"' if run.code_variable == "PYTHONPATH" else ""
-        lines.append(f'export {run.code_variable}="$PWD"/{shlex.quote(code)}{others}')
+        if run.code_is_program:
+            lines.append(f'export PYTHONPATH="$PWD"/{shlex.quote(code)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     return [*lines, "export PYTHONUNBUFFERED=1"]

@@ -49,7 +49,7 @@ ENDS = {  # of trials that were not over when all were told to stop
     "cancelled": (TrialState.CANCELLED, WITH_THE_SWEEP),
     "budget": (TrialState.STOPPED, "the budget is spent"),
 }
-ORIGIN = ("created", "versions", "command", "code")  # of the sweep's record: trials run what was submitted with it
+ORIGIN = ("created", "versions", "command", "code", "directory")  # of the sweep's record: trials run what was submitted with it
 
 # of Ray Tune and Ray, read as they are imported or started
 SETTINGS = {

@@ -69,7 +69,7 @@ def origin_of(command: Sequence[str], root: Path | None = None) -> dict[str, Any
         else code_state(place, not_code)
     )
     words = [masked_word(word) for word in command]
-    return {"created": time.time(), "versions": versions(), "command": words, "code": code}
+    return {"created": time.time(), "versions": versions(), "command": words, "code": code, "directory": str(Path.cwd())}
 
 
 def project_record(config: JobConfig, root: Path | None) -> dict[str, Any]:

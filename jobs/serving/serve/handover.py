@@ -28,6 +28,7 @@ ORIGIN = (
     "versions",
     "command",
     "code",
+    "directory",
     "project",
 )
 ASK_SECONDS = 3.0

@@ -14,7 +14,7 @@ from ropewalk.jobs.runs.submit.submit import make_record
 from ropewalk.jobs.training.distill.config import DistillConfig
 
 LOCK = "baseline.lock"  # in the run: two who resume it at once take turns
-ORIGIN = ("created", "versions", "command", "code")  # of the run's record: they run what was submitted with it
+ORIGIN = ("created", "versions", "command", "code", "directory")  # of the run's record: they run what was submitted with it
 LOCAL = "local"  # the cluster on which they run one after the other
 DISTILLED, CROSS_ENTROPY = "distilled", "cross entropy"
 

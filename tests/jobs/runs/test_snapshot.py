@@ -201,7 +201,7 @@ def test_an_installed_program_takes_the_repository_where_the_user_stands(
     run = RunDir.create("x", origin, root)
     assert run.code == root / CODE_FOLDER / origin["code"]["snapshot"] / "pkg"
     assert (run.code / "b.py").is_file()
-    assert run.code_variable == "ROPEWALK_PROJECT", "it is not this program, and shadows none of it"
+    assert (run.project, run.code_is_program) == (run.code, False), "it is not this program, and shadows none of it"
     assert str(tmp_path) not in json.dumps(origin["code"])
     monkeypatch.chdir(tmp_path)
     assert checkout() == (None, "", False)
@@ -234,7 +234,7 @@ def test_submit_says_what_travels_and_a_dry_run_takes_nothing(
     commit = git(tree, "rev-parse", "HEAD")[:7]
     assert shell.err == f"code: commit {commit} with 1 uncommitted file, snapshot {snapshot[:12]}\n"
     assert run.code is not None
-    assert (run.code.name, run.code_variable) == ("src", "PYTHONPATH")
+    assert (run.code.name, run.code_is_program) == ("src", True)
     assert (run.code.parent / "a.py").read_text() == "A = 2\n"
     live = RunDir(tmp_path / "runs" / shell("submit", *pretrain("--on", "slow")).strip())
     assert (live.code, shell.err) == (None, "")

@@ -67,7 +67,7 @@ CASES = {
     "everything": Case(resources={"nodes": 8, "gpus": 4, "ranks_per_node": 4, "cpus": 32, "memory_gib": 256.5}, profile=BIG),
     "elastic": Case(resources={"nodes": "1..4", "grace_seconds": 30}, profile={**TEAM, "queue": "team"}),
     "held": Case(profile={**TEAM, "queue": "team"}, held=True, number=3),
-    "code": Case(code={"snapshot": "3f2a", "folder": "my work"}, profile=TEAM),
+    "code": Case(code={"snapshot": "3f2a", "folder": "src", "is_program": True}, profile=TEAM),
     "patched": Case(profile={**TEAM, "pod": PATCH}),
 }
 

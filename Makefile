@@ -23,10 +23,10 @@ TEST_PACKAGES := slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge jq 
 quickstart: $(READY)
 	$(BIN)/ropewalk quickstart
 
-# what protects every change, and what is long or left to chance; tests/README.md says which is which
+# what protects every change, and what is long or random: tests marked soak
 test soak:
 	@$(MAKE) --no-print-directory --jobs=2 $(READY) test-packages
-	$(BIN)/python -m tests.suite $(if $(filter soak,$@),--soak)
+	$(BIN)/python -m tests.run $(if $(filter soak,$@),--soak)
 
 lint: $(READY)
 	$(BIN)/ruff check .

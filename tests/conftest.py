@@ -1,4 +1,4 @@
-"""Fixtures that tests of several folders share: a real S3 server that can be cut off."""
+"""Distribution of the tests over workers; fixtures of several folders: a fork server, an S3 server that can be cut off."""
 
 import fcntl
 import json
@@ -35,6 +35,56 @@ SET_BY_OTHERS = {
     *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"),
 }
 WATCHED_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
+
+
+# Tests that need one of these fixtures share a lab: one worker runs them one after the other, and starts it once.
+LABS = {
+    **dict.fromkeys(["cluster"], "kubernetes"),
+    **dict.fromkeys(["slurm_lab", "make_lab", "ordinary_user"], "slurm"),
+    **dict.fromkeys(["s3_server"], "s3"),
+    **dict.fromkeys(["engines"], "engines"),
+}
+TEARDOWN_SECONDS = 60.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        os.setpgrp()  # Ctrl-C reaches the controller alone, which interrupts each worker once
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a lab, and those of a module, on one worker; start the labs first, because they take longest."""
+    for item in items:
+        if any(not mark.args for mark in item.iter_markers("soak")):
+            raise pytest.UsageError(f"{item.nodeid}: say why it is left to make soak: @pytest.mark.soak('reason')")
+        labs = [LABS[name] for name in getattr(item, "fixturenames", []) if name in LABS]
+        item.add_marker(pytest.mark.xdist_group([*labs, item.nodeid.partition("::")[0]][0]))
+    items.sort(key=lambda item: _start_order(next(item.iter_markers("xdist_group")).args[0]))
+
+
+def _start_order(group: str) -> int:
+    return [*LABS.values(), group].index(group)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remove the group that xdist appends to the id of a test."""
+    if hasattr(report, "node") and report.nodeid.rfind("@") > report.nodeid.rfind("]"):
+        report.nodeid = report.nodeid.rpartition("@")[0]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Let interrupted workers take their labs down; xdist alone would end them within seconds."""
+    distribution = session.config.pluginmanager.getplugin("dsession")
+    if distribution is None or exitstatus != pytest.ExitCode.INTERRUPTED:
+        return
+    workers = [node for node in distribution.nodemanager.group if not node.node.channel.isclosed()]
+    for worker in workers:
+        worker._io.popen.send_signal(signal.SIGINT)
+    for worker in workers:
+        with suppress(worker.node.channel.TimeoutError, EOFError, OSError):
+            worker.node.channel.waitclose(TEARDOWN_SECONDS)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -90,6 +140,22 @@ def _childrens_disk() -> Iterator[None]:
     else:
         os.environ["TMPDIR"] = before
     shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _warm_server(_childrens_disk: None) -> Iterator[str]:
+    from tests.warm import warm_server
+
+    with warm_server() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def warm(_warm_server: str) -> Iterator[None]:
+    """Fork runs of the local backend from a process that has imported torch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FORK_SERVER_VARIABLE, _warm_server)
+        yield
 
 
 @pytest.fixture

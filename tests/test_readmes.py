@@ -1,4 +1,4 @@
-"""The README of each folder names every module of it, once, by its path in the folder."""
+"""READMEs: flow drawings, links, job files, and names of tests."""
 
 import re
 from pathlib import Path
@@ -10,18 +10,8 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.jobs.runs.submit.submit import configure
 
 ROOT = Path(__file__).resolve().parents[1]
+SOAK = re.compile(r"mark\.soak\(\s*\"([^\"]+)\"")
 FOLDERS = ("cluster", "datapipe", "jobs", "k8s", "sharding", "slurm")
-FILES_OF = re.compile(r"`((?:[\w-]+/)*[\w-]+\.py)`")
-
-
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_every_module_is_named_once(folder: str) -> None:
-    place = ROOT / folder
-    text = (place / "README.md").read_text()
-    rows = [FILES_OF.match(line.strip(" |-")) for line in text.splitlines()]
-    told = [row[1] for row in rows if row]
-    there = {str(path.relative_to(place)) for path in place.rglob("*.py") if path.name not in {"__init__.py", "__main__.py"}}
-    assert sorted(told) == sorted(there)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -35,6 +25,17 @@ def test_links_lead_somewhere() -> None:
     for page in [ROOT / "README.md", ROOT / "tests/README.md", *(ROOT / folder / "README.md" for folder in FOLDERS)]:
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.relative_to(ROOT)}: {link}"
+
+
+def test_named_tests_exist() -> None:
+    """The promises of tests/README.md and the reasons of soak markers name tests."""
+    modules = {path: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    defined = {name for text in modules.values() for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+    texts = [(ROOT / "tests/README.md").read_text(), *(reason for text in modules.values() for reason in SOAK.findall(text))]
+    names = {name for text in texts for name in re.findall(r"\btest_\w+\b(?!\.py)", text)}
+    assert sorted(names - defined) == []
+    files = {name for text in texts for name in re.findall(r"\btest_\w+\.py", text)}
+    assert sorted(files - {path.name for path in modules}) == []
 
 
 def job_files() -> dict[str, str]:

@@ -3,7 +3,7 @@
 Without it every agent of every test's run imports torch by itself, which was most of what the suite computed. Tests that ask for
 the fixture `cold` start runs as a user's are started; those on Slurm and Kubernetes always do.
 
-Usage: python -m tests.warm SOCKET MODULE... is a fork server that imports nothing before it is asked for the first time.
+Usage: python -m tests.warm SOCKET
 """
 
 import os
@@ -13,13 +13,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
-from ropewalk.cluster.process.fork_server import FORK_SERVER_VARIABLE, serve
+from ropewalk.cluster.process.fork_server import serve
 from ropewalk.cluster.process.forking import import_modules
 from ropewalk.cluster.spec import Engine
 from ropewalk.jobs.registry import JOBS
@@ -28,26 +26,24 @@ from ropewalk.jobs.registry import JOBS
 # transformers computes once a process.
 TRAINING = [
     *sorted({module for spec in JOBS.values() if spec.engine is Engine.RANKS for module in spec.preload}),
-    *("pandas", "tests.computed_once"),
+    *("pandas", "tests.computed_once", "tests.fakes.toy"),
 ]
 POLL_SECONDS = 0.5
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
-def warm(modules: Sequence[str]) -> Iterator[None]:
-    """Let runs of the local backend be forked from a process that has imported `modules`."""
+def warm_server() -> Iterator[str]:
+    """Yield the address of a fork server that imports `TRAINING` at its first request."""
     with tempfile.TemporaryDirectory(prefix="w") as folder:
         address = str(Path(folder) / "s")
-        with socket.socket(socket.AF_UNIX) as listener:  # it listens before anybody is told of it
+        with socket.socket(socket.AF_UNIX) as listener:  # it listens before anybody knows its address
             listener.bind(address)
             listener.listen(64)
-            command = [sys.executable, "-m", "tests.warm", str(listener.fileno()), *modules]
+            command = [sys.executable, "-m", "tests.warm", str(listener.fileno())]
             server = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=ROOT, pass_fds=[listener.fileno()], process_group=0)
         try:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setenv(FORK_SERVER_VARIABLE, address)
-                yield
+            yield address
         finally:
             server.kill()
             server.wait()
@@ -61,7 +57,7 @@ def main() -> None:
         while not select.select([listener], [], [], POLL_SECONDS)[0]:
             if os.getppid() != parent:
                 return
-        import_modules(sys.argv[2:])
+        import_modules(TRAINING)
         serve(listener)
 
 

@@ -45,7 +45,7 @@ SMALL = {
 OF_KUBERNETES = {"bench_k8s", "bench_k8s_many", "bench_k8s_start"}  # they bring up a cluster of their own
 
 
-@pytest.mark.soak
+@pytest.mark.soak("slow, and protects no promise")
 @pytest.mark.parametrize("name", SMALL)
 def test_a_benchmark_in_small(name: str, tmp_path: Path) -> None:
     if name == "bench_loader":
@@ -58,7 +58,7 @@ def test_a_benchmark_in_small(name: str, tmp_path: Path) -> None:
     assert done.stdout.strip(), "it prints figures"
 
 
-@pytest.mark.soak
+@pytest.mark.soak("slow, and protects no promise")
 @pytest.mark.parametrize("name", sorted(OF_KUBERNETES))
 def test_a_benchmark_of_kubernetes_says_what_it_takes(name: str) -> None:
     command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--help"]

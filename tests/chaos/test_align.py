@@ -17,8 +17,6 @@ from tests.jobs.sweeping import Swept, sweeps
 from tests.jobs.training.align.pairs import align_config, align_run, make_model, pairs, write_pairs
 from tests.patience import Patience, until
 
-pytestmark = [pytest.mark.soak]
-
 LORA = {"lora": {"rank": 4}}
 
 
@@ -32,6 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl.zst", pairs(50))
 
 
+@pytest.mark.soak("minutes; make test runs test_killed_and_resumed_is_bit_identical")
 @pytest.mark.parametrize(
     "keys",
     [{**LORA, "reference": "precomputed"}, {"method": "kto"}, {"method": "reward"}],
@@ -60,6 +59,7 @@ def sweep(tmp_path: Path) -> Iterator[Callable[..., Swept]]:
         yield begin
 
 
+@pytest.mark.soak("a Ray, two trials of two ranks; make test runs preemption and resume by themselves")
 def test_a_sweep_over_beta_whose_trials_are_preempted(
     sweep: Callable[..., Swept], model: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PLAIN = ROOT / "jobs/configs/examples/plain.py"
 STEPS, TRIALS = 20, 16
 
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.soak(
+    "sixteen trainings; test_command_config.py covers the values, test_a_killed_driver_finishes_every_trial_once the kill"
+)
 
 
 def test_sixteen_trials_of_a_plain_script_with_the_driver_killed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

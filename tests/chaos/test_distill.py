@@ -12,7 +12,7 @@ from tests.jobs.launch import equal, launch, log_of, losses, start, weights
 from tests.jobs.tiny import tiny_model
 from tests.jobs.training.distill.test_distill import distill_config, distill_run
 
-pytestmark = [pytest.mark.soak]
+pytestmark = [pytest.mark.soak("minutes; test_distill.py and test_on_policy.py have a kill of each, of one rank")]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from tests.jobs.launch import equal, launch, log_of, losses, start, weights
 from tests.jobs.training.finetune.chats import LORA, chats, finetune_config, make_base, make_run, write_lines
 
-pytestmark = [pytest.mark.soak]
+pytestmark = [pytest.mark.soak("minutes; make test runs test_killed_and_resumed_is_bit_identical")]
 KILLS, STEPS = 25, 100
 
 

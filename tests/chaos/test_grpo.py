@@ -25,7 +25,7 @@ from tests.jobs.training.align.pairs import make_model
 from tests.jobs.training.align.rolling import grpo_config, prompts, write_prompts
 from tests.patience import Patience, until
 
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.soak("two minutes; test_grpo.py kills at two moments")
 
 STEPS, BATCH, GROUP, KILLS = 120, 16, 4, 20
 

@@ -44,8 +44,6 @@ GATE = {"evaluate": {"tasks": ["choice.yaml"], "require": {"choice": ">= 0.0"}}}
 KILLS, MOST_LOOKS = 10, 20_000
 ANSWERS = 4  # of the candidate, as a canary
 
-pytestmark = pytest.mark.soak
-
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -86,6 +84,7 @@ def weights_of(place: Path) -> str:
     return version.weights
 
 
+@pytest.mark.soak("a training, two evaluations; test_loop.py plays them")
 def test_from_feedback_to_production_without_a_person(place: Path) -> None:
     began = time.monotonic()
     run = refresh(place, "fresh")
@@ -98,6 +97,7 @@ def test_from_feedback_to_production_without_a_person(place: Path) -> None:
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.soak("ten kills a run; test_loop.py kills before and after effects")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_points_it_ends_the_same(place: Path, seed: int) -> None:
     """Any process of the run or of its steps: drivers, supervisors, agents, ranks."""
@@ -162,6 +162,9 @@ def asked(address: str, words: str) -> str:
     return str(said(address, "chat/completions", model="production", messages=messages, max_tokens=4)["id"])
 
 
+@pytest.mark.soak(
+    "a serving run, a training, two evaluations; test_loop.py plays them, test_serving.py updates a run that serves"
+)
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("alone_with_ray")
 def test_what_people_correct_is_learnt_and_served(place: Path, served: Serving) -> None:

@@ -116,7 +116,7 @@ def ends_well(run: RunDir) -> None:
     assert run.last_outcome().state is RunState.SUCCEEDED, said(run)  # type: ignore[union-attr]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("three minutes until Slurm misses the nodes; test_shared_files.py has the same clients without Slurm")
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nodes_lose_their_power_and_the_newest_checkpoint_counts(
@@ -145,7 +145,7 @@ def test_nodes_lose_their_power_and_the_newest_checkpoint_counts(
     assert not broken_lines(run)
 
 
-@pytest.mark.soak
+@pytest.mark.soak("twenty kills")
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("latency_milliseconds", [0, 20])
 def test_twenty_random_kills_cost_nothing_that_was_committed(

@@ -30,7 +30,10 @@ BATCH = 8
 LIMIT_CHECK_SECONDS = 30.0  # Slurm looks at time limits so often, and first so long after its start
 SOON_SECONDS = 8.0
 
-pytestmark = [pytest.mark.soak, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.soak("six disturbances, two minutes; test_stops.py, test_elastic.py have one of each"),
+    pytest.mark.slow,
+]
 
 
 @dataclass

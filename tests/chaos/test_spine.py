@@ -19,8 +19,6 @@ from tests.jobs.corpus import make_dataset
 from tests.jobs.launch import TINY, equal, events, weights
 from tests.patience import Patience, until
 
-pytestmark = pytest.mark.soak
-
 STEPS = 240
 
 
@@ -61,6 +59,7 @@ def agent_pid(run: RunDir, node: int, attempt: int) -> int:
     return [a["pid"] for a in read_lines(run.attempt_dir(attempt) / "agents.jsonl") if a["node"] == node][-1]
 
 
+@pytest.mark.soak("three disturbances in a row; each has its own test in test_disturbances.py, bits in test_pretrain.py")
 def test_a_rank_killed_a_preemption_and_a_node_killed_leave_no_trace_in_the_parameters(start: Callable[..., RunDir]) -> None:
     disturbed = start(nodes=2)
     reach(disturbed, 25, attempt=1)
@@ -79,6 +78,7 @@ def test_a_rank_killed_a_preemption_and_a_node_killed_leave_no_trace_in_the_para
     assert equal(weights(peaceful, STEPS), weights(disturbed, STEPS))
 
 
+@pytest.mark.soak("a whole run; make test runs test_an_elastic_run_shrinks_and_grows_again")
 def test_an_elastic_run_that_loses_a_node_learns_every_sample_once(start: Callable[..., RunDir]) -> None:
     run = start(nodes="1..2")
     reach(run, 25, attempt=1)
@@ -92,6 +92,7 @@ def test_an_elastic_run_that_loses_a_node_learns_every_sample_once(start: Callab
     until(lambda: not processes_of(run.path), Patience.START, lambda: processes_of(run.path))
 
 
+@pytest.mark.soak("a whole run; make test runs test_a_rank_that_hangs_is_replaced_within_the_attempt")
 def test_a_run_of_which_a_rank_is_stopped_for_ever_learns_every_sample_once(start: Callable[..., RunDir]) -> None:
     disturbed = start(nodes=2)
     reach(disturbed, 25, attempt=1)

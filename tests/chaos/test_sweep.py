@@ -29,7 +29,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield begin
 
 
-@pytest.mark.parametrize(("times", "trials"), [(1, 3), pytest.param(5, 8, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("times", "trials"), [(1, 3), pytest.param(5, 8, marks=pytest.mark.soak("five kills; make test runs one"))]
+)
 def test_a_killed_driver_finishes_every_trial_once(start: Start, times: int, trials: int) -> None:
     sweep = start(base={"steps": 40, "pause": 0.05}, trials=trials, max_concurrent=2)
     for kills in range(times):
@@ -48,7 +50,7 @@ def test_a_killed_driver_finishes_every_trial_once(start: Start, times: int, tri
     assert len(sweep.events("trial_finished")) == trials
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a minute; make test runs test_a_cancelled_one_leaves_no_process")
 def test_a_cancelled_sweep_leaves_nothing_and_goes_on_when_resumed(start: Start) -> None:
     sweep = start(base={"steps": 400, "pause": 0.02}, trials=3, max_concurrent=2)
     until(lambda: len(sweep.runs()) == 2 and all(max(own, default=0) >= 5 for own in sweep.steps().values()), said=sweep.said)
@@ -64,7 +66,7 @@ def test_a_cancelled_sweep_leaves_nothing_and_goes_on_when_resumed(start: Start)
     assert all(set(before[run.id]) <= set(sweep.steps()[run.id]) for run in sweep.runs()[:2])
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a minute; make test runs test_a_killed_driver_finishes_every_trial_once")
 def test_trials_end_when_a_sweep_without_driver_is_cancelled(start: Start) -> None:
     sweep = start(base={"steps": 400, "pause": 0.05}, trials=2, max_concurrent=2)
     until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), said=sweep.said)
@@ -80,7 +82,7 @@ def test_trials_end_when_a_sweep_without_driver_is_cancelled(start: Start) -> No
     assert sweep.finish()["trials"] == {"SUCCEEDED": 2}, "they go on with it"
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a minute; make test runs test_a_killed_driver_finishes_every_trial_once")
 def test_a_preempted_driver_leaves_its_trials_at_work(start: Start) -> None:
     sweep = start(base={"steps": 100, "pause": 0.05}, trials=2, max_concurrent=2)
     until(lambda: len(sweep.steps()) == 2 and all(sweep.steps().values()), said=sweep.said)
@@ -91,7 +93,7 @@ def test_a_preempted_driver_leaves_its_trials_at_work(start: Start) -> None:
     assert {run.attempts()[-1] for run in sweep.runs()} == {1}, "no trial was stopped"
 
 
-@pytest.mark.soak
+@pytest.mark.soak("kills each part of Ray; make test runs test_a_killed_driver_finishes_every_trial_once")
 @pytest.mark.parametrize("victim", ["gcs_server", "raylet"])
 def test_a_sweep_whose_ray_is_killed_follows_its_trials_again(start: Start, victim: str) -> None:
     sweep = start(base={"steps": 120, "pause": 0.05}, trials=2, max_concurrent=2)

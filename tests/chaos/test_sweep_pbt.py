@@ -14,7 +14,12 @@ from tests.jobs.launch import equal, events, log_of, make_run, pretrain_config, 
 from tests.jobs.sweeping import Swept, sweeps
 from tests.patience import Patience, until
 
-pytestmark = [pytest.mark.soak, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.soak(
+        "trains five models; make test runs test_it_goes_on_from_another_runs_checkpoint_with_other_hyperparameters"
+    ),
+    pytest.mark.slow,
+]
 
 Start = Callable[..., Swept]
 

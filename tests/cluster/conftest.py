@@ -18,7 +18,6 @@ from ropewalk.cluster.process.kill import processes_of, writers_of
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_lines
 from tests.patience import Patience, until
-from tests.warm import warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,10 +66,9 @@ class ToyRun:
         return psutil.Process(int(self.handle.partition(":")[2]))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _warm(_childrens_disk: None) -> Iterator[None]:
-    with warm(["torch", "torch.distributed", "tests.fakes.toy"]):
-        yield
+@pytest.fixture(scope="module", autouse=True)
+def _warm(warm: None) -> None:
+    """Use the fork server."""
 
 
 @pytest.fixture

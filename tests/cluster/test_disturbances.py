@@ -105,7 +105,9 @@ def test_a_stop_that_finds_one_node_without_ranks_is_not_waited_for_by_the_ranks
     run.finish()
 
 
-@pytest.mark.soak
+@pytest.mark.soak(
+    "make test runs test_an_elastic_run_is_scaled_without_redoing_a_step, and a node that dies before its ranks have joined"
+)
 def test_a_node_that_is_let_go_as_the_group_forms_is_not_waited_for(toy: Start) -> None:
     run = toy("count", "ranks", steps=20, late=3.0, resources={"nodes": "1..2", "grace_seconds": 1.0})
     until(lambda: [event for event in run.run.read_events() if event["event"] == "group_formed"])
@@ -206,6 +208,9 @@ def test_agents_leave_when_their_supervisor_is_killed(toy: Start) -> None:
 
 
 HANGS = ("stop", "python", "loader", "data")
+HANGS_SOAK = pytest.mark.soak(
+    "make test stops a rank on two nodes, and hangs one of two ranks on one node by stop, python and loader"
+)
 
 
 @pytest.mark.slow
@@ -213,9 +218,9 @@ HANGS = ("stop", "python", "loader", "data")
     ("resources", "how"),
     [
         *(pytest.param({"nodes": 1, "ranks_per_node": 2}, how, id=f"two ranks-{how}") for how in HANGS[:3]),
-        pytest.param({"nodes": 1, "ranks_per_node": 2}, HANGS[3], id=f"two ranks-{HANGS[3]}", marks=pytest.mark.soak),
+        pytest.param({"nodes": 1, "ranks_per_node": 2}, HANGS[3], id=f"two ranks-{HANGS[3]}", marks=HANGS_SOAK),
         pytest.param({"nodes": 2}, HANGS[0], id=f"two nodes-{HANGS[0]}"),
-        *(pytest.param({"nodes": 2}, how, id=f"two nodes-{how}", marks=pytest.mark.soak) for how in HANGS[1:]),
+        *(pytest.param({"nodes": 2}, how, id=f"two nodes-{how}", marks=HANGS_SOAK) for how in HANGS[1:]),
     ],
 )
 def test_a_rank_that_hangs_is_replaced_within_the_attempt(toy: Start, how: str, resources: dict[str, int]) -> None:

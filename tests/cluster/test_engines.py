@@ -164,7 +164,7 @@ def test_a_ray_that_does_not_start_in_time_is_no_bug(
     assert isinstance(raised.value, NotReadyError) == (error is NotReadyError)
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a second Ray; make test runs test_ray_spans_the_nodes_and_leaves_nothing")
 def test_ray_that_was_killed_is_started_anew(toy: Start) -> None:
     run = toy("ray_sum", "ray", retries={"bugs": 2})
     until((run.run.attempt_dir(1) / "logs" / "ray-0.log").exists)

@@ -54,7 +54,7 @@ def committed(output: Path) -> int:
     return len(list((output / ".work/units").glob("*.json")))
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a minute of interpreters; test_a_stop_ends_the_array_and_keeps_what_is_committed has an array")
 @pytest.mark.slow
 def test_an_array_gives_the_same_bytes_and_keeps_its_logs(tmp_path: Path, source: Path) -> None:  # noqa: F811
     manifest = make(source, tmp_path / "serial", **KEYS)
@@ -71,7 +71,7 @@ def test_an_array_gives_the_same_bytes_and_keeps_its_logs(tmp_path: Path, source
     assert processes_of(context.run.path) == []
 
 
-@pytest.mark.soak
+@pytest.mark.soak("make test runs test_a_task_that_kills_three_elements_is_named, and kills of Ray actors")
 @pytest.mark.slow
 def test_killed_elements_are_replaced_and_a_killed_driver_leaves_nothing(tmp_path: Path, source: Path) -> None:  # noqa: F811
     make(source, tmp_path / "serial", **KEYS)

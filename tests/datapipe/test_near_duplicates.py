@@ -195,7 +195,7 @@ def kill_and_finish(tmp_path: Path, source: Path, serial: Path, whens: Sequence[
     assert contents(output) == contents(serial)
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a minute and a half; make test runs test_killed_drivers_and_actors_leave_no_trace")
 def test_killed_drivers_and_actors_leave_no_trace(tmp_path: Path, source: Path, made: Path) -> None:
     def when(count: int, kill_actor: bool) -> Any:
         def wait(driver: Driver, output: Path) -> None:
@@ -221,7 +221,7 @@ ALL_STAGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.soak
+@pytest.mark.soak("twenty kills; make test kills preprocess")
 def test_twenty_random_kills_change_nothing(tmp_path: Path, source: Path) -> None:
     """With every stage: an actor is killed, or the driver alone, or Ray's own processes; then all of them."""
     draw = random.Random(11)

@@ -52,7 +52,14 @@ def local_ray() -> Iterator[None]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("actors", [pytest.param(1, marks=pytest.mark.soak), 2, pytest.param(4, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "actors",
+    [
+        pytest.param(1, marks=pytest.mark.soak("make test runs two actors")),
+        2,
+        pytest.param(4, marks=pytest.mark.soak("make test runs two actors")),
+    ],
+)
 def test_any_number_of_actors_gives_the_same_bytes(
     tmp_path: Path, source: Path, actors: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

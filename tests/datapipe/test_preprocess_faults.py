@@ -56,7 +56,7 @@ ALL_STAGES: dict[str, Any] = {
 }
 
 
-@pytest.mark.soak
+@pytest.mark.soak("21 kills of the driver, an actor or all of Ray; make test runs test_killed_drivers_and_actors_leave_no_trace")
 def test_random_kills_of_all_stages_leave_no_trace(tmp_path: Path) -> None:
     """Seven each of the driver, of an actor, and of all of Ray below the driver, after a random number of finished tasks."""
     chance = random.Random(18)

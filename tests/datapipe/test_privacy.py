@@ -63,7 +63,7 @@ def test_fifteen_locales_by_faker() -> None:
     assert result["precision"] >= 0.98, result["wrong"]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("ten thousand items; make test runs eight hundred")
 def test_ten_thousand_items_of_fifteen_locales() -> None:
     result = score([one for locale in LOCALES for one in plant(locale, 360, seed=11)], find)
     assert result["items"] > 10_000

@@ -78,7 +78,7 @@ def test_any_characters_are_judged_as_in_plain_python(name: str, texts: list[str
     judged_alike(name, texts)
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a thousand examples; make test runs thirty")
 @pytest.mark.parametrize("name", PLAIN)
 @settings(max_examples=1000, deadline=None)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=4))
@@ -127,7 +127,7 @@ def test_real_documents_are_judged_as_in_plain_python(name: str) -> None:
         compare(name, {"words": "tokens"}, texts[:40])
 
 
-@pytest.mark.soak
+@pytest.mark.soak("every document; make test runs a sample")
 @pytest.mark.parametrize("name", PLAIN)
 def test_every_real_document_is_judged_as_in_plain_python(name: str) -> None:
     reasons: Counter[str] = Counter()

@@ -10,13 +10,11 @@ import yaml
 from tests.fakes.token_files import write_dataset
 from tests.fakes.wandb_server import WandbServer, serving
 from tests.jobs.shell import Shell
-from tests.warm import TRAINING, warm
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _warm(_childrens_disk: None) -> Iterator[None]:
-    with warm(TRAINING):
-        yield
+@pytest.fixture(scope="module", autouse=True)
+def _warm(warm: None) -> None:
+    """Use the fork server."""
 
 
 @pytest.fixture

@@ -10,7 +10,13 @@ from ropewalk.cluster.run.names import AGENTS
 from tests.jobs.assistant import Assistant, check_equal, set_up, write_files
 from tests.k8s.cluster import Cluster, Namespace
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.usefixtures("alone_with_ray")]
+pytestmark = [
+    pytest.mark.soak(
+        "minutes, six runs; make test kills the same jobs on this machine, and test_command.py evicts a plain script"
+    ),
+    pytest.mark.timeout(1800),
+    pytest.mark.usefixtures("alone_with_ray"),
+]
 
 VOLUME = Path("/runs")  # as pods see it
 

@@ -106,7 +106,7 @@ def test_a_run_runs_on_and_ps_says_what_it_cannot_see(lab: Cluster, namespace: N
     assert run.attempts() == [1]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("half a minute without API server, eight commands; make test runs ps and a run")
 def test_nothing_is_lost_nothing_made_twice_and_all_say_what_they_cannot_see(
     lab: Cluster, namespace: Namespace, say: Say, tmp_path: Path
 ) -> None:

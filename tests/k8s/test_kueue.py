@@ -21,7 +21,7 @@ def queue(namespace: Namespace) -> Iterator[dict[str, str]]:
     drop_queue(namespace)
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.soak("three preemptions; make test runs one"))])
 def test_preempted_again_and_again(start: Start, namespace: Namespace, queue: dict[str, str], times: int) -> None:
     run = start(steps=100 * times, profile=queue, resources={"nodes": 2})
     for attempt in range(1, times + 1):
@@ -39,7 +39,7 @@ def test_preempted_again_and_again(start: Start, namespace: Namespace, queue: di
     assert run.steps() == list(range(1, 100 * times + 1)), "a preemption loses no step and repeats none"
 
 
-@pytest.mark.soak
+@pytest.mark.soak("make test runs preemption in a queue")
 def test_elastic_in_a_queue(start: Start, namespace: Namespace, queue: dict[str, str]) -> None:
     """Four pods are asked for, three are admitted; Kueue lets no such Job be resized, so one that is not wanted stays idle."""
     urgent(namespace, "other", cpus=1)

@@ -12,7 +12,7 @@ from tests.patience import Patience, until
 NODES = 4
 
 
-@pytest.mark.parametrize("runs", [20, pytest.param(60, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("runs", [20, pytest.param(60, marks=pytest.mark.soak("sixty runs; make test runs twenty"))])
 def test_many_runs(runs: int, kube: Cluster, namespace: Namespace) -> None:
     add_nodes(kube, NODES)
     try:

@@ -15,7 +15,7 @@ from ropewalk.jobs.runs.submit.submit import resume, submit
 from tests.k8s.cluster import Namespace
 from tests.slurm.toy import finish, said
 
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.soak("a minute; make test runs the pipeline on Slurm and test_hand_over.py")
 
 
 def step(line: str, *needs: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from tests.slurm.toy import finish, said
 Start = Callable[..., KubeToy]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("three Ray clusters; make test runs Ray on Slurm and on this machine")
 @pytest.mark.slow
 @pytest.mark.usefixtures("alone_with_ray")
 def test_preprocess_gives_the_same_bytes_everywhere(start: Start, namespace: Namespace) -> None:

@@ -26,7 +26,11 @@ from tests.jobs.shell import Shell
 from tests.k8s.cluster import ROOT, Namespace
 from tests.patience import Patience, until
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.usefixtures("alone_with_ray")]
+pytestmark = [
+    pytest.mark.soak("two Rays one after the other; test_manifest.py has the Service"),
+    pytest.mark.timeout(1800),
+    pytest.mark.usefixtures("alone_with_ray"),
+]
 
 WORDS = 10
 

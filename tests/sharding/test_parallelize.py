@@ -62,7 +62,7 @@ def test_a_model_that_cannot_recompute_is_named() -> None:
         type(model).supports_gradient_checkpointing = before
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a C++ compiler's time; make test runs the other options of the same file")
 @pytest.mark.slow
 def test_compiled_layers_learn_alike(tmp_path: Path) -> None:
     if shutil.which("g++") is None:

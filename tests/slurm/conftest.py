@@ -36,7 +36,7 @@ def short_folder() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def slurm_lab() -> Iterator[Lab]:
     """A cluster of four nodes for the session, that `sbatch` and all find by itself. Leave it as it was: all nodes idle."""
     need_slurm()

@@ -79,7 +79,9 @@ def test_elements_are_cancelled_and_requeued_by_themselves(slurm_lab: Lab, tick:
 # --- chains
 
 
-@pytest.mark.soak
+@pytest.mark.soak(
+    "make test runs test_after_a_run_that_has_succeeded_it_starts_at_once, and runs that are cancelled with those before them"
+)
 def test_a_run_waits_for_another_that_is_requeued_once(slurm_lab: Lab, tick: Start) -> None:
     first = tick(steps=60)
     second = tick(steps=2, after=(first.run.id,))
@@ -137,7 +139,7 @@ def test_after_a_run_that_has_succeeded_it_starts_at_once(slurm_lab: Lab, tick: 
 # --- a thousand, by the command
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a thousand runs; make test runs test_an_array_carries_each_run_a_few_at_a_time")
 def test_a_thousand_runs_through_the_command(slurm_lab: Lab, tmp_path: Path) -> None:
     """How long it takes is measured by tests/benchmarks/bench_slurm.py."""
     (tmp_path / "clusters.yaml").write_text(yaml.safe_dump({"lab": {"backend": "slurm", "sbatch": {"hold": True}}}))

@@ -15,7 +15,13 @@ from tests.patience import Patience, until
 from tests.slurm.conftest import MakeLab
 from tests.slurm.toy import said
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.usefixtures("alone_with_ray")]
+pytestmark = [
+    pytest.mark.soak(
+        "minutes, six runs; make test kills the same jobs on this machine, and test_command.py kills the node of a plain script"
+    ),
+    pytest.mark.timeout(1800),
+    pytest.mark.usefixtures("alone_with_ray"),
+]
 
 
 def test_an_assistant_is_made_bit_by_bit_though_jobs_are_requeued_and_nodes_die(

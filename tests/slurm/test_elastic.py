@@ -44,7 +44,7 @@ def test_a_node_dies_and_comes_back(make_lab: MakeLab, start: Start) -> None:
     end(run)
 
 
-@pytest.mark.soak
+@pytest.mark.soak("make test kills another node, and runs test_the_coordinator_is_killed")
 def test_the_first_node_dies(make_lab: MakeLab, start: Start) -> None:
     lab = make_lab(nodes=2)
     run = start(resources={"nodes": "1..2"}, steps=100000)
@@ -56,7 +56,7 @@ def test_the_first_node_dies(make_lab: MakeLab, start: Start) -> None:
     end(run)
 
 
-@pytest.mark.soak
+@pytest.mark.soak("make test runs test_an_elastic_run_is_scaled_without_redoing_a_step")
 def test_scaled_down_gives_the_nodes_back_and_up_asks_for_more(slurm_lab: Lab, start: Start) -> None:
     run = start(profile={"exclusive": True}, resources={"nodes": "1..3"}, steps=100000)
     until(lambda: run.world() == 3, Patience.RUN)
@@ -72,7 +72,7 @@ def test_scaled_down_gives_the_nodes_back_and_up_asks_for_more(slurm_lab: Lab, s
     assert steps[first - 1 :] == list(range(first, steps[-1] + 1)), f"who joins or leaves costs no step\n{run.said()}"
 
 
-@pytest.mark.soak
+@pytest.mark.soak("test_a_node_dies_and_comes_back shrinks and grows")
 def test_it_starts_with_what_is_there_grows_and_lets_the_new_node_go(make_lab: MakeLab, start: Start) -> None:
     make_lab(nodes=2)
     command = ["sbatch", "--parsable", "--exclusive", "-N1", "-t5", "-o/dev/null", "--wrap=sleep 100"]

@@ -54,7 +54,7 @@ class Driver:
         return [identity for identity, state in self.elements(attempt).items() if state == "RUNNING"]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a minute of jobs; make test runs test_a_stop_ends_the_array_and_keeps_what_is_committed without Slurm")
 def test_at_most_so_many_at_once_and_a_lost_one_is_replaced(
     tmp_path: Path,
     source: Path,  # noqa: F811
@@ -86,7 +86,7 @@ def test_at_most_so_many_at_once_and_a_lost_one_is_replaced(
     assert [event["deaths"] for event in run.read_events() if event["event"] == "elements_died"] == [1]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("make test runs test_a_stop_ends_the_array_and_keeps_what_is_committed without Slurm")
 def test_a_new_driver_ends_the_array_of_a_killed_one(
     tmp_path: Path,
     source: Path,  # noqa: F811

@@ -66,7 +66,7 @@ def at_work(run: RunDir, output: Path, attempt: int = 1) -> None:
     until(lambda: list((output / ".work/units").glob("*.json")) and elements(run, attempt)["RUNNING"], Patience.RUN)
 
 
-@pytest.mark.soak
+@pytest.mark.soak("make test runs test_a_stop_ends_the_array_and_keeps_what_is_committed without Slurm")
 def test_a_requeued_driver_goes_on_and_ends_the_array_that_it_left(start: Start, tmp_path: Path, source: Path) -> None:
     run = start()
     at_work(run, tmp_path / "out")
@@ -85,7 +85,7 @@ def test_a_requeued_driver_goes_on_and_ends_the_array_that_it_left(start: Start,
     assert any(prefix.startswith("2.array-1-") for prefix in prefixes)
 
 
-@pytest.mark.soak
+@pytest.mark.soak("make test runs test_a_stop_ends_the_array_and_keeps_what_is_committed without Slurm")
 def test_cancelling_the_run_ends_its_array(start: Start, tmp_path: Path) -> None:
     run = start()
     at_work(run, tmp_path / "out")

@@ -19,7 +19,7 @@ from tests.slurm.conftest import ROOT
 from tests.slurm.toy import SlurmToy
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.soak("make test runs one requeue"))])
 def test_following_across_nodes_ranks_and_attempts(
     slurm_lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:

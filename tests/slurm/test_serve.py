@@ -26,7 +26,7 @@ from tests.jobs.serving.serve.serving import ENGINE, MODEL, Load, Serving, ask
 from tests.patience import Patience, until
 from tests.slurm.conftest import ROOT, end_jobs
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.usefixtures("alone_with_ray")]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.usefixtures("alone_with_ray")]
 
 WORDS = 10
 
@@ -58,6 +58,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm_lab: Lab) -> It
     until(gone)
 
 
+@pytest.mark.soak("two Rays over two nodes")
 def test_two_nodes_serve_and_a_requeued_run_comes_back(start: Callable[..., Serving]) -> None:
     serving = start(replicas=2, **{"resources.nodes": 2})
     run, version = serving.run, f"{MODEL}@1"
@@ -80,6 +81,7 @@ def test_two_nodes_serve_and_a_requeued_run_comes_back(start: Callable[..., Serv
     assert load.failures == []
 
 
+@pytest.mark.soak("two Rays, and minutes until the limit")
 def test_at_its_time_limit_a_run_hands_over_and_fails_no_stream(start: Callable[..., Serving]) -> None:
     """A client asks wherever the run says, again and again; a refusal (503) while it looks for the way is no failure."""
     limit = {"resources.time_limit_minutes": 9, "handover": True, "handover_minutes": 7}  # it is due after a minute

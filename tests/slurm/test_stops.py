@@ -45,7 +45,7 @@ def how_it_ended(run: SlurmToy) -> tuple[str, str]:
     return details["JobState"], details["Restarts"]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("test_following_across_nodes_ranks_and_attempts requeues too")
 def test_requeued_by_a_person(slurm_lab: Lab, start: Start) -> None:
     run = start(resources={"nodes": 2}, steps=120)
     run.reach(5)
@@ -54,7 +54,10 @@ def test_requeued_by_a_person(slurm_lab: Lab, start: Start) -> None:
     assert outcomes(run) == [("REQUEUED", 85), ("SUCCEEDED", 0)]
 
 
-@pytest.mark.parametrize("late", [0.0, *(pytest.param(late, marks=pytest.mark.soak) for late in (0.3, 1.0))])
+@pytest.mark.parametrize(
+    "late",
+    [0.0, *(pytest.param(late, marks=pytest.mark.soak("make test stops at the first of these moments")) for late in (0.3, 1.0))],
+)
 def test_a_stop_is_heard_however_soon_it_comes(slurm_lab: Lab, start: Start, late: float) -> None:
     """srun forgets a signal that comes before its step runs, and Python, as it starts, would die of it."""
     run = start(resources={"nodes": 2}, steps=100000)
@@ -96,7 +99,10 @@ def test_srun_hears_a_stop_that_comes_as_it_starts(slurm_lab: Lab, tmp_path: Pat
         until(lambda: Slurm().job_details(job)["JobState"] == "CANCELLED")
 
 
-@pytest.mark.parametrize("user_signal", [True, pytest.param(False, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "user_signal",
+    [True, pytest.param(False, marks=pytest.mark.soak("a second lab; make test runs it with a signal to the script"))],
+)
 def test_preempted(make_lab: MakeLab, start: Start, user_signal: bool) -> None:
     """With send_user_signal the job script is told first, without it the agents are and the script is not."""
     make_lab(nodes=2, user_signal=user_signal)
@@ -108,7 +114,7 @@ def test_preempted(make_lab: MakeLab, start: Start, user_signal: bool) -> None:
     assert how_it_ended(run) == ("COMPLETED", "1"), "and not once more into the queue, as preempted at its end"
 
 
-@pytest.mark.soak
+@pytest.mark.soak("needs the accounting database; make test preempts by partition")
 def test_preempted_by_qos(make_lab: MakeLab, start: Start) -> None:
     lab = make_lab(nodes=1, accounting=True, extra={"PreemptType": "preempt/qos"})
     for words in (
@@ -126,7 +132,7 @@ def test_preempted_by_qos(make_lab: MakeLab, start: Start) -> None:
     assert how_it_ended(run) == ("COMPLETED", "1")
 
 
-@pytest.mark.soak
+@pytest.mark.soak("four attempts; make test runs one preemption")
 def test_preempted_more_often_than_slurm_requeues_a_job(make_lab: MakeLab, start: Start) -> None:
     """Slurm's own requeues are counted, and at the limit it holds the job; those that a job asks for are not."""
     make_lab(nodes=1, extra={"MaxBatchRequeue": "3"})

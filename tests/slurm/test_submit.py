@@ -233,7 +233,7 @@ def save_state(lab: Lab, tick: Start) -> None:
     until(lambda: (lab.folder / "state/job_state").stat().st_mtime > changed)
 
 
-@pytest.mark.soak
+@pytest.mark.soak("make test runs test_ps_without_a_controller")
 def test_a_controller_killed_during_submission_run_and_ps(make_lab: MakeLab, tick: Start) -> None:
     lab = make_lab(nodes=1)
     lab.kill_controller()

@@ -45,7 +45,7 @@ def queue() -> str:
     return subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.soak
+@pytest.mark.soak("two sweeps; make test runs test_the_driver_is_a_job_too_and_a_cancelled_sweep_leaves_none")
 def test_a_preempted_trial_resumes_and_changes_no_decision(start: Start) -> None:
     peaceful = start(cluster="local", **KEYS)
     peaceful.finish()

@@ -88,7 +88,9 @@ def test_it_tells_a_shell_how_to_find_the_command_and_the_runs(tmp_path: Path, m
     assert quickstart.how_to_go_on(tmp_path / "a b", False) == ["ropewalk ps --all"]
 
 
-@pytest.mark.soak
+@pytest.mark.soak(
+    "a larger model on more text; make test runs test_quickstart_shows_the_whole_spine with 512 tokens and the standard library"
+)
 def test_the_newcomers_command_as_it_is(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ropewalk.jobs.cli", "quickstart", "qs", "--steps", "40"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=HANG_SECONDS, check=False)

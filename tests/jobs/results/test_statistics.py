@@ -107,12 +107,12 @@ def test_pairs_without_a_difference_have_no_winner_but_for_one_in_twenty() -> No
     assert stats.binomtest(alarms, 150, 0.05).pvalue > 0.01, alarms
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a minute; make test runs 150 pairs")
 def test_a_thousand_pairs_without_a_difference() -> None:
     assert 40 <= false_alarms(1000, 400, 0.4) <= 60
 
 
-@pytest.mark.soak
+@pytest.mark.soak("hundreds of permutation tests; make test runs test_no_winner_below_the_smallest_difference")
 def test_a_detectable_difference_is_found_four_times_of_five() -> None:
     random = np.random.default_rng(11)
     true = detectable_difference(1 / math.sqrt(100), 100)

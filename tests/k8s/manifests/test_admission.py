@@ -96,7 +96,7 @@ def test_which_pods_are_a_runs_own(namespace: Namespace, policy: Callable[[], ob
     assert statuses("held-1", "run-1-gate-abcde", "run-1-0-abcde") == [200, 403]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("two runs of pods; test_a_pod_changes_its_own_run_and_no_other has a run under it")
 def test_runs_live_with_the_policy(start: Callable[..., KubeToy], namespace: Namespace, policy: Callable[[], object]) -> None:
     """A lost pod is replaced without delay, the end is told on the Job, and a gate lets go who waits."""
     policy()

@@ -38,7 +38,7 @@ def test_a_run_of_one_pod(start: Start, namespace: Namespace) -> None:
     job_ends(namespace, "Complete")
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("times", [1, pytest.param(5, marks=pytest.mark.soak("five evictions; make test runs one"))])
 def test_evicted_again_and_again(start: Start, namespace: Namespace, times: int) -> None:
     """The fifth restart is not slower than the first: Kubernetes by itself waits 10, 20, 40, 80, 160 s."""
     run = start(steps=200 * times, pause=0.02, resources={"nodes": 2})
@@ -87,7 +87,7 @@ def test_the_time_limit_ends_an_attempt_and_not_the_run(start: Start) -> None:
     assert (first.exit_code, first.cause) == (85, "stopped: time limit")
 
 
-@pytest.mark.soak
+@pytest.mark.soak("test_members.py covers it without pods")
 def test_a_machine_that_stands_still_disturbs_nobody(start: Start) -> None:
     """For longer than a pod may be silent, as a host that is paused does: nobody has heard of anybody then."""
     run = start("count", "ranks", steps=200, resources={"nodes": 2})
@@ -102,7 +102,7 @@ def test_a_machine_that_stands_still_disturbs_nobody(start: Start) -> None:
     assert [code for _, code in run.outcomes()] == [0]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("test_a_dead_node_with_a_spare moves leadership too")
 def test_a_killed_coordinator_is_succeeded(start: Start, namespace: Namespace) -> None:
     """Its agents save, as long as their pods live."""
     run = start("count", "ranks", steps=200, resources={"nodes": 2})
@@ -114,7 +114,7 @@ def test_a_killed_coordinator_is_succeeded(start: Start, namespace: Namespace) -
     assert [code for _, code in run.outcomes()] == [143, 0]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("test_a_dead_node_with_a_spare moves leadership too")
 def test_a_leader_that_stands_still_is_succeeded(start: Start) -> None:
     """As where its volume hangs: its machine still takes calls for it, and Kubernetes sees nothing."""
     run = start("count", "ranks", steps=100, resources={"nodes": 2})
@@ -144,7 +144,7 @@ def test_a_dead_node_with_a_spare(start: Start, lab: Cluster, namespace: Namespa
     job_ends(namespace, "Complete")
 
 
-@pytest.mark.soak
+@pytest.mark.soak("make test runs test_a_dead_node_with_a_spare")
 def test_the_only_pods_node_dies_and_never_returns(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """No other pod can declare it dead: Kubernetes gives the pod up, and its Job makes another one."""
     run = start(steps=60)
@@ -156,7 +156,7 @@ def test_the_only_pods_node_dies_and_never_returns(start: Start, lab: Cluster, n
     job_ends(namespace, "Complete")
 
 
-@pytest.mark.soak
+@pytest.mark.soak("make test runs test_a_dead_node_with_a_spare")
 def test_a_dead_node_without_a_spare(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """A run that needs all its nodes waits, and says for what."""
     run = start("count", "ranks", steps=400, resources={"nodes": 3, "cpus": 2})
@@ -170,7 +170,7 @@ def test_a_dead_node_without_a_spare(start: Start, lab: Cluster, namespace: Name
     assert [code for _, code in run.outcomes()] == [143, 0]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("make test runs test_an_orphan_neither_saves_nor_logs")
 @pytest.mark.slow
 def test_a_node_that_is_cut_off_writes_nothing_any_more(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """It holds the only pod of a run: nobody is left to declare it dead, and Kubernetes itself replaces it."""
@@ -189,7 +189,7 @@ def test_a_node_that_is_cut_off_writes_nothing_any_more(start: Start, lab: Clust
     assert run.run.attempts() == [1, 2]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("make test runs elastic runs on Slurm and on this machine")
 @pytest.mark.slow
 def test_an_elastic_run_has_the_nodes_that_there_are(start: Start, lab: Cluster, namespace: Namespace) -> None:
     """Three, two when one dies, three when it is back; then scaled to one and back; then the leader's node dies."""

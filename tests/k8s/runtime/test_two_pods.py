@@ -87,7 +87,7 @@ def coordinators(pods: list[subprocess.Popen[bytes]]) -> list[psutil.Process]:
     return [child for child in children if "ropewalk.k8s.runtime.coordinator" in " ".join(child.cmdline())]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("test_a_dead_node_with_a_spare moves leadership too")
 def test_a_killed_coordinator_is_succeeded_and_the_end_is_told(
     run: RunDir, pods: list[subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:

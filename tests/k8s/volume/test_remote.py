@@ -110,7 +110,7 @@ def test_who_waits_for_its_turn_gets_it_though_the_first_is_deleted_and_the_cont
             until(lambda run=run: backend.settle([run])[run.id].state is RunState.SUCCEEDED, Patience.RUN)  # type: ignore[misc]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("make test runs test_there_and_back")
 def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Make, tmp_path: Path) -> None:
     """Kubernetes waits for ever for a program that ends before it has read what it was sent."""
     backend = K8sBackend(Profile(name="lab", backend="k8s", options={**namespace.options(), "runs": None}))
@@ -132,7 +132,7 @@ def test_input_that_is_not_needed_holds_nobody_up(namespace: Namespace, make: Ma
                 backend.reader._execute(run, [namespace.cluster.python, *words], archive.getvalue(), None)
 
 
-@pytest.mark.soak
+@pytest.mark.soak("make test runs test_there_and_back")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # connections that end with a process
 def test_an_elastic_run_is_scaled_and_its_model_comes_back(

@@ -44,7 +44,7 @@ def test_a_biased_model_is_refused_and_an_even_handed_one_passes(tmp_path: Path)
     assert "must be <= 0.6" in failed["words"]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("trains forty models; make test runs one of each")
 @pytest.mark.timeout(3600)
 def test_twenty_biased_models_are_refused_and_twenty_others_pass(tmp_path: Path) -> None:
     suite = write_lines(tmp_path / "suite.jsonl", PAIRS)

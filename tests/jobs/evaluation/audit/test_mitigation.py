@@ -9,9 +9,8 @@ from ropewalk.jobs.evaluation.audit.training_data.canaries import make_canaries
 from tests.jobs.evaluation.audit.tiny import ENDS, GROUPS, PAIRS, items, make_audit, make_model, refused, train, write_lines
 from tests.jobs.launch import launch, make_run
 
-pytestmark = pytest.mark.soak
 
-
+@pytest.mark.soak("three runs; test_measures.py checks the pairs one by one")
 def test_a_biased_model_that_is_aligned_with_counterfactual_pairs_is_less_biased(tmp_path: Path) -> None:
     model, root = train(make_model(tmp_path / "model"), [pair["more"] for pair in PAIRS], steps=60), tmp_path / "runs"
     templates = [
@@ -45,6 +44,7 @@ def test_a_biased_model_that_is_aligned_with_counterfactual_pairs_is_less_biased
     assert row["verdict"] == "fell"
 
 
+@pytest.mark.soak("trains on fifty documents; make test plants two and leaves one out")
 def test_what_was_planted_more_often_is_exposed_more(tmp_path: Path) -> None:
     documents, canaries = make_canaries(12, [0, 2, 8, 32], seed=1)
     texts = [one["text"].rpartition("\n\n")[2] for one in documents]  # a tiny model has no room for what stands around

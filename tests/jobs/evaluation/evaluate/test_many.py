@@ -14,9 +14,10 @@ from tests.jobs.evaluation.evaluate.test_tasks import decisions, evaluate, writt
 from tests.jobs.launch import launch, make_run, start
 from tests.jobs.tiny import tiny_model
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.timeout(7200)]
 
 
+@pytest.mark.soak("10,000 items; test_tasks.py has 67 of every type")
 def test_ten_thousand_items_are_decided_alike(tmp_path: Path) -> None:
     """Batches, ranks, the order of tasks, and a kill in the middle."""
     tiny_model(tmp_path / "model")
@@ -36,6 +37,7 @@ def test_ten_thousand_items_are_decided_alike(tmp_path: Path) -> None:
     assert max(Counter(line["key"] for line in written(run)).values()) == 1
 
 
+@pytest.mark.soak("ten kills; make test runs three")
 def test_fifty_tasks_and_ten_kills(tmp_path: Path) -> None:
     tiny_model(tmp_path / "model")
     tasks = [str(choice_task(tmp_path / "t", 6, 3, f"task_{number}", seed=number)) for number in range(48)]

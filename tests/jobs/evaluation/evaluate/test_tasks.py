@@ -177,7 +177,10 @@ def test_scores_have_their_evidence(plain: dict[str, Any]) -> None:
     [
         (3, {"batch_size": 4}),
         (1, {"batch_size": 32, "batch_tokens": 4000}),
-        *(pytest.param(*one, marks=pytest.mark.soak) for one in ((1, {"batch_size": 1}), (2, {"batch_size": 16}))),
+        *(
+            pytest.param(*one, marks=pytest.mark.soak("make test runs batches of 4 on three ranks and of 32 on one"))
+            for one in ((1, {"batch_size": 1}), (2, {"batch_size": 16}))
+        ),
     ],
 )
 def test_decisions_do_not_depend_on_ranks_and_batches(

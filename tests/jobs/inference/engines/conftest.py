@@ -17,12 +17,12 @@ TOKEN = "a-secret-of-the-test"
 ENGINES = ("transformers", "llamacpp")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("engines") / "tiny")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engines(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, EngineProcess]]:
     logs = tmp_path_factory.mktemp("logs")
     options = EngineOptions(threads=1, slots=SLOTS, name="tiny", token=TOKEN)

@@ -15,7 +15,7 @@ from tests.jobs.inference.engines.conftest import ENGINES, TOKEN
 from tests.patience import HANG_SECONDS
 from tests.real_data import smollm2
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(7200)]
+pytestmark = [pytest.mark.timeout(7200)]
 
 ROOT = Path(__file__).resolve().parents[4]
 PACKAGES = ("schemathesis==4.32.5", "llm-comply==0.5.0")
@@ -41,6 +41,7 @@ def testers() -> Path:
     return place / "bin"
 
 
+@pytest.mark.soak("5,000 cases an engine; make test runs test_what_is_wrong_is_said")
 @pytest.mark.parametrize("name", ENGINES)
 def test_no_case_of_schemathesis_fails(name: str, model: Path, testers: Path, tmp_path: Path) -> None:
     options = EngineOptions(threads=1, slots=8, context=CONTEXT, name="tiny", token=TOKEN, extra={"type": "F32"})
@@ -63,6 +64,7 @@ def test_no_case_of_schemathesis_fails(name: str, model: Path, testers: Path, tm
         assert "Traceback" not in engine.log.read_text()
 
 
+@pytest.mark.soak("a real model; make test runs test_models_completions_and_chats")
 @pytest.mark.parametrize("name", ENGINES)
 def test_llm_comply(name: str, testers: Path, tmp_path: Path) -> None:
     options = EngineOptions(slots=1, context=2048, name="smollm2", token=TOKEN)

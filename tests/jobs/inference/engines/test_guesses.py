@@ -157,7 +157,16 @@ def test_a_draft_that_does_not_pay_is_left_out_and_the_answer_stays(opened: Open
     assert not draft.pace.guesses, "a draft of random weights is never right"
 
 
-@pytest.mark.parametrize("name", ["transformers", pytest.param("llamacpp", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformers",
+        pytest.param(
+            "llamacpp",
+            marks=pytest.mark.soak("a GGUF of each model is written and loaded first; make test runs the reference engine"),
+        ),
+    ],
+)
 def test_engines_answer_with_a_draft_as_without(opened: OpenModel, other: OpenModel, tmp_path: Path, name: str) -> None:
     options = EngineOptions(threads=1, slots=2, name="tiny", draft=Path(other.name), draft_tokens=2, extra={"type": "F32"})
     with EngineProcess.start(find_engine(name), Path(opened.name), options, tmp_path / "log") as engine:

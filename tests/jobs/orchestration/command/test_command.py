@@ -63,7 +63,9 @@ def test_a_plain_script_goes_on_bit_by_bit_after_a_killed_rank_a_killed_node_and
     assert seen.count(stopped_at + 1) == 1, "an announced stop loses no step"
 
 
-@pytest.mark.soak
+@pytest.mark.soak(
+    "two minutes; make test runs test_a_plain_script_goes_on_bit_by_bit_after_a_killed_rank_a_killed_node_and_stops"
+)
 @pytest.mark.parametrize("name", ["trainer", "fabric"])
 def test_scripts_of_other_frameworks_lose_nothing_to_an_announced_stop(start: Start, name: str) -> None:
     if find_spec({"trainer": "accelerate", "fabric": "lightning"}[name]) is None:
@@ -185,7 +187,7 @@ print("group", group)
     assert not [process for process in before if process.is_running()]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("four groups after each other; make test runs test_an_elastic_run_shrinks_and_grows_again")
 def test_an_elastic_program_goes_on_with_the_nodes_that_there_are(start: Start, tmp_path: Path) -> None:
     text = """
 import json, os, sys, time
@@ -281,7 +283,7 @@ def test_a_program_that_is_not_there(start: Start) -> None:
     assert "there is no program 'no-such-program' on this node" in outcome.cause
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a sweep of its own; test_values_stand_for_their_names fills the values, sweeps have their own tests")
 def test_any_program_is_swept(tmp_path: Path, start: Start) -> None:
     lines = ["import sys", "lr = float(sys.argv[1])", "for step in (1, 2, 3):", "    print(f'loss={(lr - 0.3) ** 2 + 1 / step}')"]
     program = script(tmp_path, "\n".join(lines))

@@ -26,7 +26,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield begin
 
 
-@pytest.mark.soak
+@pytest.mark.soak("two Rays after each other; test_a_cancelled_one_leaves_no_process has trials in an allocation")
 def test_trials_of_two_nodes_and_what_a_preemption_and_a_cancel_leave(start: Start) -> None:
     base = {"steps": 150, "pause": 0.05, "resources": {"nodes": 2, "cpus": 1, "grace_seconds": 20}}
     sweep = start(allocation=True, resources=NODES, base=base, trials=2)

@@ -41,7 +41,9 @@ def test_asha_stops_the_worse_ones_at_rungs(start: Start) -> None:
     assert run.record["config"]["wandb"]["group"] == sweep.run.id
 
 
-@pytest.mark.soak
+@pytest.mark.soak(
+    "a sweep of six trials; test_config.py covers spaces, test_a_trial_that_fails_says_why_and_the_sweep_goes_on a grid"
+)
 def test_a_grid_runs_each_combination_once_and_conditions_leave_keys_out(start: Start) -> None:
     space = {
         "optim.lr": {"grid": [0.1, 1.0]},
@@ -71,7 +73,7 @@ def test_a_trial_that_fails_says_why_and_the_sweep_goes_on(start: Start) -> None
     assert "lr 5.0 is too high" in sweep.records()[0].cause
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a sweep of its own; make test runs test_a_trial_that_fails_says_why_and_the_sweep_goes_on")
 def test_too_many_failures_end_the_sweep(start: Start) -> None:
     base = {"steps": 200, "fail_above": 0.0, "retries": {"bugs": 0}}
     sweep = start(base=base, trials=6, budget={"failed_trials": 1})
@@ -83,7 +85,7 @@ def test_too_many_failures_end_the_sweep(start: Start) -> None:
     assert len(sweep.records()) < 6
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a sweep of its own; ASHA stops trials in another test of this file")
 def test_a_budget_of_steps_stops_what_runs(start: Start) -> None:
     sweep = start(base={"steps": 1000, "pause": 0.02}, trials=2, budget={"steps": 60})
     results = sweep.finish()
@@ -92,7 +94,7 @@ def test_a_budget_of_steps_stops_what_runs(start: Start) -> None:
     assert 60 <= results["steps_spent"] < 1000
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a minute of Ray and five trials; test_search.py asks the search itself")
 def test_a_model_of_the_space_is_learnt_also_across_a_kill(start: Start) -> None:
     keys = {"search": "optuna", "scheduler": "median", "median": {"grace_steps": 3, "min_trials": 2}}
     keys |= {"optuna": {"startup_trials": 2}}
@@ -114,7 +116,7 @@ def last_lines(sweep: Swept) -> list[dict[str, float]]:
     return [run.read_metrics()[-1] for run in sweep.runs()]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a sweep of its own; test_gpus.py deals them")
 def test_trials_on_this_machine_have_gpus_of_their_own(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     machine_with(4, monkeypatch, CUDA_VISIBLE_DEVICES="3,1")
     base = {"steps": 2, "gate": 2, "resources": {"gpus": 1}}

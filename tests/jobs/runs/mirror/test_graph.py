@@ -24,7 +24,7 @@ from tests.patience import Patience, until
 ROOT = Path(__file__).resolve().parents[4]
 KILLS, STEPS = 3, 400
 
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.soak("a minute and a half; make test runs test_relay.py and test_pipeline.py")
 
 
 @pytest.fixture

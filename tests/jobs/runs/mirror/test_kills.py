@@ -26,7 +26,7 @@ def arrived(server: WandbServer, run: RunDir) -> int:
     return len(server.runs[run.id].lines) if run.id in server.runs else 0
 
 
-@pytest.mark.soak
+@pytest.mark.soak("two minutes; make test runs test_every_line_once_though_sidecar_and_relay_are_killed and test_feed.py")
 def test_a_hundred_kills_over_twenty_attempts(wandb_server: WandbServer, tmp_path: Path) -> None:
     chance = random.Random(20)
     run = make_run(tmp_path / "runs", "killed")

@@ -27,7 +27,9 @@ def network(tmp_path: Path) -> Iterator[Network]:
     found.close()
 
 
-@pytest.mark.soak
+@pytest.mark.soak(
+    "waits for caches a minute old; make test runs test_every_line_once_though_sidecar_and_relay_are_killed on one machine"
+)
 def test_sidecar_and_relay_on_different_machines_succeed_each_other(wandb_server: WandbServer, network: Network) -> None:
     node, login = network.client(), network.client()
     run = make_run(node / "runs", "shared")

@@ -85,7 +85,7 @@ def test_one_wandb_run_over_two_attempts_nothing_twice(run: RunDir) -> None:
     assert exits == [85, 0]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("test_every_line_once_though_sidecar_and_relay_are_killed kills a sidecar")
 def test_kill_9_loses_nothing_older_than_a_second_and_a_new_sidecar_goes_on(run: RunDir) -> None:
     run.begin_attempt()
     sidecar = start(run, 1)
@@ -101,7 +101,7 @@ def test_kill_9_loses_nothing_older_than_a_second_and_a_new_sidecar_goes_on(run:
     assert [line["step"] for line in run.read_metrics()] == list(range(1, 16))
 
 
-@pytest.mark.soak
+@pytest.mark.soak("test_every_line_once_though_sidecar_and_relay_are_killed has sidecars and their ends")
 def test_the_end_of_the_agent_is_the_end_of_the_sidecar(run: RunDir) -> None:
     """An agent that was killed sends no signal."""
     run.begin_attempt()

@@ -26,7 +26,7 @@ def test_every_cause_is_one_alert_with_a_command_to_type(title: str, tmp_path: P
     assert alert.serious == (title not in {"stopped early", "sweep over"})
 
 
-@pytest.mark.soak
+@pytest.mark.soak("eight W&B runs opened twice; make test runs test_every_cause_is_one_alert_with_a_command_to_type")
 @pytest.mark.parametrize("title", CAUSES)
 def test_planted_twice_it_is_told_once(title: str, wandb_server: WandbServer, tmp_path: Path) -> None:
     run = CAUSES[title](tmp_path / "runs")

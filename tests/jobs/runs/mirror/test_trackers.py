@@ -97,7 +97,9 @@ def mlflow_steps(run: RunDir) -> list[int]:
         return sorted({metric.step for metric in client.get_metric_history(known["run_id"], "train/loss")})
 
 
-@pytest.mark.soak
+@pytest.mark.soak(
+    "MLflow's imports and its database take a minute; another test of this file reads TensorBoard's file after a kill"
+)
 def test_both_hold_every_step_over_two_attempts_and_a_kill(run: RunDir) -> None:
     run.begin_attempt()
     killed = start(run, 1)
@@ -149,7 +151,7 @@ READ = (
 )
 
 
-@pytest.mark.soak
+@pytest.mark.soak("needs another pillow than the tests' environment has; another test of this file covers TensorBoard")
 def test_trackio_holds_every_step_over_two_attempts_and_a_kill(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     place = os.environ.get("ROPEWALK_TEST_TRACKIO")
     if place is None:

@@ -86,7 +86,7 @@ class Gateway:
         return self.durable()
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.soak("twenty kills; make test runs one of each"))])
 def test_every_exchange_is_kept_once_and_masked_though_gateways_and_writers_are_killed(tmp_path: Path, kills: int) -> None:
     total, draw = 150 * kills if kills > 1 else 200, random.Random(kills)
     journal, folder = list(range(total)), tmp_path / FOLDER

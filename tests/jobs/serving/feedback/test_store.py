@@ -146,7 +146,7 @@ def _append_until_killed(folder: Path, first: int, told: Any) -> None:
             writer.sync()
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.soak("twenty kills; make test runs two"))])
 def test_nothing_that_was_confirmed_is_lost_however_often_its_writer_is_killed(store: Store, kills: int) -> None:
     """Killed while it writes and while it rolls, which happens every few dozen rows."""
     context, confirmed = multiprocessing.get_context("spawn"), -1

@@ -107,7 +107,7 @@ def test_the_p_value_of_one_side(count: int) -> None:
     assert judge_differences([0.0] * count).p_of("first") == 0.5
 
 
-@pytest.mark.soak
+@pytest.mark.soak("200 verdicts of 20 metrics; make test runs test_one_metric_of_many_that_is_worse_by_chance_refuses_nobody")
 def test_two_equal_models_with_twenty_metrics_are_refused_once_in_twenty_times_at_most(tmp_path: Path) -> None:
     random, refused = np.random.default_rng(11), 0
     for number in range(200):

@@ -261,7 +261,9 @@ class KilledError(BaseException):
 EFFECTS: tuple[tuple[Any, str], ...] = ((Round, "settle"), (Played, "ask"), (loop_module, "promote"), (loop_module, "register"))
 
 
-@pytest.mark.parametrize("stride", [9, pytest.param(1, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "stride", [9, pytest.param(1, marks=pytest.mark.soak("a kill at every effect; make test kills at every ninth"))]
+)
 def test_killed_before_and_after_each_effect_it_ends_the_same(
     stride: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

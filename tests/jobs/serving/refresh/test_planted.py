@@ -30,8 +30,6 @@ REASONS = {
     "contaminated": "contaminated is",
 }
 
-pytestmark = pytest.mark.soak
-
 
 @dataclass
 class Bench:
@@ -114,6 +112,7 @@ def verdict(bench: Bench, kind: str, seed: int) -> dict[str, Any]:
     return judge((evaluation, bench.sides[0]), (audit, bench.sides[1]), {})
 
 
+@pytest.mark.soak("twenty trainings and audits; make test runs test_a_bad_candidate_never_gets_traffic")
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("kind", list(REASONS))
 def test_a_planted_bad_candidate_is_refused_for_what_is_bad_about_it(bench: Bench, kind: str, seed: int) -> None:
@@ -122,6 +121,7 @@ def test_a_planted_bad_candidate_is_refused_for_what_is_bad_about_it(bench: Benc
     assert REASONS[kind] in "; ".join(found["reasons"]), found["reasons"]
 
 
+@pytest.mark.soak("five trainings and audits; test_loop.py covers it with simulated ones")
 @pytest.mark.parametrize("seed", range(5))
 def test_a_good_candidate_passes(bench: Bench, seed: int) -> None:
     found = verdict(bench, "good", seed)

@@ -20,7 +20,7 @@ from tests.jobs.serving.serve.serving import ENGINE, MODEL, Load, Serving, ask, 
 from tests.jobs.tiny import tiny_model
 from tests.patience import Patience, until
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), pytest.mark.usefixtures("alone_with_ray")]
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.usefixtures("alone_with_ray")]
 
 WORDS = 10
 
@@ -33,6 +33,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         yield lambda **keys: stack.enter_context(serving(tmp_path, {"words": WORDS, "pause": 0.05}, **keys))
 
 
+@pytest.mark.soak("a Ray of its own; test_rollout.py covers the number of replicas")
 def test_replicas_come_with_the_load_and_drain_when_it_goes(start: Callable[..., Serving]) -> None:
     run = start(replicas="1..2", slots=2, scale={"up_seconds": 1, "down_seconds": 3}, queue_per_slot=20)
     assert len(run.replicas(f"{MODEL}@1")) == 1
@@ -46,6 +47,7 @@ def test_replicas_come_with_the_load_and_drain_when_it_goes(start: Callable[...,
     assert load.failures == []
 
 
+@pytest.mark.soak("two Rays at once")
 def test_a_run_that_is_asked_to_leave_serves_until_its_successor_answers(start: Callable[..., Serving]) -> None:
     run = start(handover=True, **{"resources.grace_seconds": 240})
     attempt, failures = run.run.attempts()[-1], list[str]()
@@ -70,6 +72,7 @@ def test_a_run_that_is_asked_to_leave_serves_until_its_successor_answers(start: 
     assert not [failure for failure in load.failures if "cut" in failure]
 
 
+@pytest.mark.soak("a Ray of its own; make test runs an update that does not load")
 def test_a_model_that_cannot_be_served_fails_the_run_with_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("WANDB_MODE", "disabled")
@@ -81,6 +84,7 @@ def test_a_model_that_cannot_be_served_fails_the_run_with_the_cause(tmp_path: Pa
     assert "bad weights" in outcome.cause
 
 
+@pytest.mark.soak("a Ray and torch; engines and the gateway have tests of their own")
 def test_a_real_model_is_talked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROPEWALK_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("WANDB_MODE", "disabled")

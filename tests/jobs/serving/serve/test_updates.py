@@ -8,7 +8,11 @@ from ropewalk.cluster.run.files import write_json
 from tests.jobs.serving.serve.serving import MODEL, Load, serving
 from tests.patience import Patience
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600), pytest.mark.usefixtures("alone_with_ray")]
+pytestmark = [
+    pytest.mark.soak("ten minutes; test_serving.py runs one update and a broken one"),
+    pytest.mark.timeout(3600),
+    pytest.mark.usefixtures("alone_with_ray"),
+]
 
 WORDS = 12
 CANARY = {"share": 0.3, "requests": 12, "minutes": 5, "max_error_rate": 0.05}

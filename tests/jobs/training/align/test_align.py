@@ -34,10 +34,10 @@ LORA = {"lora": {"rank": 4}, "optim": {"lr": 1e-2, "warmup_steps": 2}}
 @pytest.mark.parametrize(
     "keys",
     [
-        pytest.param({}, id="dpo", marks=pytest.mark.soak),
+        pytest.param({}, id="dpo", marks=pytest.mark.soak("make test runs kto, and the formula of dpo on two ranks")),
         pytest.param({"method": "kto"}, id="kto"),
-        pytest.param({"method": "orpo"}, id="orpo", marks=pytest.mark.soak),
-        pytest.param(LORA, id="lora", marks=pytest.mark.soak),
+        pytest.param({"method": "orpo"}, id="orpo", marks=pytest.mark.soak("make test runs kto")),
+        pytest.param(LORA, id="lora", marks=pytest.mark.soak("make test runs kto, and the formula with an adapter on two ranks")),
     ],
 )
 def test_no_number_of_ranks_and_no_micro_batch_changes_what_is_learnt(
@@ -56,7 +56,11 @@ def test_no_number_of_ranks_and_no_micro_batch_changes_what_is_learnt(
 
 
 @pytest.mark.parametrize(
-    "keys", [pytest.param({}, id="dpo"), pytest.param({"method": "kto", **LORA}, id="kto with lora", marks=pytest.mark.soak)]
+    "keys",
+    [
+        pytest.param({}, id="dpo"),
+        pytest.param({"method": "kto", **LORA}, id="kto with lora", marks=pytest.mark.soak("make test runs dpo")),
+    ],
 )
 def test_killed_and_resumed_is_bit_identical(keys: dict[str, Any], model: Path, data: Path, tmp_path: Path) -> None:
     config = align_config(model, data, steps=5, checkpoint={"every_steps": 3}, **keys)
@@ -141,7 +145,7 @@ def test_a_reference_is_that_of_one_format(model: Path, data: Path, tmp_path: Pa
         assert len({path.parent for path in tmp_path.glob("*.reference/*/*.arrow")}) == folders, compute
 
 
-@pytest.mark.soak
+@pytest.mark.soak("several kills; make test runs test_a_reference_is_computed_once_and_verified")
 def test_a_killed_computation_of_the_reference_goes_on(model: Path, tmp_path: Path) -> None:
     own = write_pairs(tmp_path / "pairs.jsonl", pairs(600))
     run = align_run(

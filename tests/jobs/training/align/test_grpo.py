@@ -72,8 +72,8 @@ MORE_STALLS = ["put:before:2:1", *STALLS, "commit:after:3:0", "use:before:1:0"]
     ("stalls", "steps"),
     [
         (STALLS, 5),
-        pytest.param(SETTLING, 5, marks=pytest.mark.soak),
-        pytest.param(MORE_STALLS, 8, marks=pytest.mark.soak),
+        pytest.param(SETTLING, 5, marks=pytest.mark.soak("a dozen more starts of two ranks; make test runs two moments")),
+        pytest.param(MORE_STALLS, 8, marks=pytest.mark.soak("a dozen more starts of two ranks; make test runs two moments")),
     ],
     ids=["two", "three", "five"],
 )
@@ -102,7 +102,9 @@ def test_killed_at_any_moment_it_ends_bit_identical_and_no_rollout_is_used_twice
     assert metrics(whole, "train/reward") == [row["train/reward"] for row in last_lines(killed)]
 
 
-@pytest.mark.soak
+@pytest.mark.soak(
+    "a training of its own; test_workers_draw_what_ranks_would_and_a_killed_one_is_replaced covers rewards of held-out prompts"
+)
 def test_held_out_prompts_are_answered_at_validations_and_what_was_long_used_is_removed(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -157,7 +159,14 @@ def test_who_is_killed_while_it_prunes_counts_nothing_twice(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_p"), [(0.6, 0.8), *(pytest.param(*one, marks=pytest.mark.soak) for one in ((0.6, 1.0), (1.0, 0.8)))]
+    ("temperature", "top_p"),
+    [
+        (0.6, 0.8),
+        *(
+            pytest.param(*one, marks=pytest.mark.soak("make test runs (0.6, 0.8), in which both differ from 1"))
+            for one in ((0.6, 1.0), (1.0, 0.8))
+        ),
+    ],
 )
 def test_the_importance_ratio_of_a_policy_to_itself_is_one(
     temperature: float, top_p: float, model: Path, data: Path, tmp_path: Path
@@ -169,7 +178,7 @@ def test_the_importance_ratio_of_a_policy_to_itself_is_one(
     assert metrics(run, "train/off_policy_fraction") == [0.0] * 3
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a training of its own; make test runs the formula, and plain GRPO")
 def test_dynamic_sampling_draws_other_prompts_for_groups_that_teach_nothing(model: Path, data: Path, tmp_path: Path) -> None:
     rewards = [{"regex": {"pattern": "^[a-m]"}}]
     run = grpo_run(
@@ -193,7 +202,7 @@ def test_dynamic_sampling_draws_other_prompts_for_groups_that_teach_nothing(mode
         assert (len(set(values)) > 1) == (key in used) or last_try
 
 
-@pytest.mark.soak
+@pytest.mark.soak("another run of two ranks; make test kills runs at staleness 0")
 def test_with_staleness_several_steps_learn_from_the_same_policy_and_a_kill_changes_nothing(
     model: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -212,7 +221,7 @@ def test_with_staleness_several_steps_learn_from_the_same_policy_and_a_kill_chan
     check_used_once(killed, 8)
 
 
-@pytest.mark.soak
+@pytest.mark.soak("another run of two ranks; make test kills while answers are drawn")
 def test_asked_to_stop_while_it_draws_it_saves_and_goes_on(model: Path, data: Path, tmp_path: Path) -> None:
     config = grpo_config(model, data, steps=5, checkpoint={"every_steps": 100}, grpo={"chunk": 1})
     whole, stopped = grpo_run(tmp_path, config), grpo_run(tmp_path, config)
@@ -274,7 +283,7 @@ def workers_of(group: Ranks) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.soak
+@pytest.mark.soak("half a minute; make test runs test_workers_draw_what_ranks_would_and_a_killed_one_is_replaced")
 def test_workers_draw_while_ranks_learn(model: Path, data: Path, tmp_path: Path) -> None:
     run = grpo_run(tmp_path, grpo_config(model, data, steps=8, grpo={"workers": 1, "max_staleness": 2}))
     group = start(run, 1)
@@ -289,7 +298,7 @@ def test_workers_draw_while_ranks_learn(model: Path, data: Path, tmp_path: Path)
     assert all(0 <= row["step"] - row["policy_version"] <= 2 for row in rows)
 
 
-@pytest.mark.soak
+@pytest.mark.soak("another run of two ranks; make test trains all weights, and adapters by themselves")
 def test_an_adapter_learns_from_rewards_and_a_kill_changes_nothing(model: Path, data: Path, tmp_path: Path) -> None:
     config = grpo_config(
         model, data, steps=4, checkpoint={"every_steps": 2}, lora={"rank": 4}, grpo={"kl": 0.01, "variant": "gspo"}

@@ -130,7 +130,7 @@ def test_prompts_that_are_of_no_use_are_counted_and_named(model: Path, tmp_path:
         assert words in log_of(other)
 
 
-@pytest.mark.soak
+@pytest.mark.soak("trains a reward model first; make test runs functions as rewards")
 def test_a_reward_model_rewards(model: Path, data: Path, tmp_path: Path) -> None:
     judge = make_judge(tmp_path / "judge")
     run = grpo_run(tmp_path, grpo_config(model, data, steps=1, grpo={"rewards": [{"model": {"of": str(judge)}, "seconds": 60}]}))

@@ -152,7 +152,11 @@ def test_added_tokens_grow_the_embeddings(data: Path, root: Path, tmp_path: Path
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # what peft 0.21 asks of v5
-@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.soak)], ids=["tied", "untied"])
+@pytest.mark.parametrize(
+    "tied",
+    [True, pytest.param(False, marks=pytest.mark.soak("another run of two ranks; make test runs tied embeddings"))],
+    ids=["tied", "untied"],
+)
 def test_an_adapter_learns_the_embeddings_of_added_tokens_and_of_no_others(
     data: Path, root: Path, tmp_path: Path, tied: bool
 ) -> None:
@@ -338,7 +342,7 @@ def test_the_defaults_stop_a_run_that_learns_by_heart(root: Path, tmp_path: Path
     assert torch.equal(chosen(tokens).logits, load_model(run, best)[0](tokens).logits)
 
 
-@pytest.mark.soak
+@pytest.mark.soak("a minute; make test kills preprocess, and runs test_prepare.py")
 def test_many_files_are_prepared_by_actors_and_a_kill_loses_no_unit(base: Path, root: Path, tmp_path: Path) -> None:
     for number in range(3):
         write_lines(tmp_path / f"{number}.jsonl", [{**one, "id": f"{number}-{one['id']}"} for one in chats(40, seed=number)])

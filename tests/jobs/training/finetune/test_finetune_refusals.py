@@ -68,7 +68,7 @@ def refused_configs(*paths: Path) -> list[tuple[dict[str, Any], str]]:
     ("kind", "changes"),
     [
         ("opt", {"ffn_dim": 64, "word_embed_proj_dim": 32}),
-        pytest.param("bloom", {"n_layer": 2, "n_head": 2}, marks=pytest.mark.soak),
+        pytest.param("bloom", {"n_layer": 2, "n_head": 2}, marks=pytest.mark.soak("another kind of model; make test runs opt")),
     ],
 )
 def test_packing_is_refused_where_the_model_does_not_keep_documents_apart(

@@ -148,7 +148,7 @@ def test_checkpoints_on_s3_outlive_an_outage(data: Path, tmp_path: Path, s3_serv
     assert there.results()["train/loss"] == here.results()["train/loss"]
 
 
-@pytest.mark.soak
+@pytest.mark.soak("half a minute; make test runs test_checkpoints_on_s3_outlive_an_outage")
 @pytest.mark.s3
 def test_a_store_that_stays_away_fails_the_attempt(data: Path, tmp_path: Path, s3_server: "S3Server") -> None:
     path = f"{s3_server.bucket()}/checkpoints"

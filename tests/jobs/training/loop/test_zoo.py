@@ -73,7 +73,13 @@ def trained(data: Path, root: Path, kind: str) -> RunDir:
     return run
 
 
-@pytest.mark.parametrize("kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.soak) for kind in ZOO])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.soak("twenty architectures; make test runs three"))
+        for kind in ZOO
+    ],
+)
 def test_a_model_leaves_as_it_was_trained(data: Path, tmp_path: Path, kind: str) -> None:
     run = trained(data, tmp_path, kind)
     text = (run.checkpoints / "step-00000003/manifest.json").read_text()

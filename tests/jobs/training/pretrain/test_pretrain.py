@@ -65,7 +65,9 @@ def test_same_world_size_is_bit_identical(data: Path, tmp_path: Path) -> None:
     assert equal(weights(one), weights(two))
 
 
-@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.soak), 0.1])
+@pytest.mark.parametrize(
+    "dropout", [pytest.param(0.0, marks=pytest.mark.soak("make test runs it with dropout, which needs more state")), 0.1]
+)
 def test_stopped_and_resumed_is_bit_identical(data: Path, tmp_path: Path, dropout: float) -> None:
     model = {"config": {**TINY, "attention_dropout": dropout}}
     whole, parted = (make_run(tmp_path, pretrain_config(data, steps=16, model=model)) for _ in range(2))
@@ -167,7 +169,7 @@ def test_a_model_is_one_thing(model: dict[str, object]) -> None:
         load_config(PretrainConfig, {"data": "x", "steps": 1, "model": model})
 
 
-@pytest.mark.soak
+@pytest.mark.soak("five interpreters; make test starts ranks by Ropewalk itself")
 @pytest.mark.slow
 def test_torchrun_starts_it_too(data: Path, tmp_path: Path) -> None:
     run = make_run(tmp_path, pretrain_config(data, steps=2))

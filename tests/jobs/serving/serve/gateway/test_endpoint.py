@@ -208,7 +208,7 @@ def test_a_chat_finds_the_end_of_a_tunnel_and_says_how_to_make_one(endpoint: End
             EndpointChat(replace(far, tunnelled=end), sampling).answer("hello")
 
 
-@pytest.mark.soak
+@pytest.mark.soak("fills a journal; other tests of this file cover 429 and clients that hang up")
 def test_a_journal_that_is_full_costs_the_connections_that_do_not_fit(tmp_path: Path) -> None:
     made = Endpoint(tmp_path, [FakeEngine()], journal_bytes=2**24)  # room for the input of some thousand
     live, clients = made.live(), list[socket.socket]()

@@ -23,7 +23,7 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 USAGE = {"stream_options": {"include_usage": True}}
 
 
-SOAK = pytest.mark.soak
+SOAK = pytest.mark.soak("make test runs engines of this program, by continue_from")
 
 
 def _writer(gateway: int) -> psutil.Process | None:
@@ -252,7 +252,7 @@ def test_a_rating_counts_once_though_its_gateway_dies_before_it_has_answered(tmp
     assert ratings.read()["answer_id"].to_pylist() == ["cmpl-1"]
 
 
-@SOAK
+@pytest.mark.soak("starts six processes that import pyarrow; make test kills gateways and writers in test_capture.py")
 def test_each_exchange_is_recorded_once_though_gateways_die(tmp_path: Path) -> None:
     """Twenty kills: between requests, within streams, and one right after a request that was refused."""
     engines = [FakeEngine("--hold", str(tmp_path / "hold"))]

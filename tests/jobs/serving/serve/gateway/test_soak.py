@@ -13,7 +13,7 @@ from tests.jobs.serving.serve.gateway.endpoint import HTTP, Endpoint, FakeEngine
 NUM_STREAMS, AT_ONCE = 200, 6
 PROGRESS_PIECES = 2  # what is on its way when a replica dies may be one
 
-pytestmark = pytest.mark.soak
+pytestmark = pytest.mark.soak("200 streams and kills, three times; test_nothing_lost.py has one of each kind")
 
 
 class Killer:

@@ -1,0 +1,89 @@
+"""Outcomes of `make test`: a flaky test is recorded and named, every other failure fails the run."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = """
+import os
+from pathlib import Path
+import pytest
+
+def is_first_time(name):
+    path = Path(__file__).with_name(name)
+    return not path.exists() and not path.touch()
+
+def test_flaky():
+    assert not is_first_time("flaky"), "fails the first time"
+
+def test_crash():
+    if is_first_time("crash"):
+        os._exit(9)
+
+def test_skipped():
+    if is_first_time("skipped"):
+        assert False, "fails before it is skipped"
+    pytest.skip("the program has gone")
+
+@pytest.mark.soak
+def test_long():
+    assert False, "is not run"
+"""
+
+
+def run(folder: Path, *arguments: str) -> tuple[int, list[str]]:
+    """Return the exit code and the lines of a run of the tests in a folder."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.run", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    return done.returncode, done.stdout.splitlines()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/__init__.py").touch()
+    shutil.copy(Path(__file__).with_name("run.py"), tmp_path / "tests/run.py")
+    (tmp_path / "tests/test_it.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = soak\n")
+    return tmp_path
+
+
+def test_a_test_that_passes_alone_is_flaky_until_its_third_time(checkout: Path) -> None:
+    selection = ("tests/test_it.py", "-k", "flaky")
+    for _ in range(2):
+        code, lines = run(checkout, *selection)
+        assert code == 0
+        assert lines[-1] == "flaky: tests/test_it.py::test_flaky, first failure: AssertionError: fails the first time"
+        (checkout / "tests/flaky").unlink()
+    records = [json.loads(line)["test"] for line in (checkout / "tests/flaky.jsonl").read_text().splitlines()]
+    assert records == ["tests/test_it.py::test_flaky"] * 2
+    code, lines = run(checkout, *selection)
+    assert code == 1
+    assert lines[-1].startswith("flaky too often: tests/test_it.py::test_flaky, ")
+
+
+def test_a_crash_is_repeated_and_a_skipped_repetition_is_a_failure(checkout: Path) -> None:
+    code, lines = run(checkout, "tests/test_it.py", "-k", "not flaky")
+    assert code == 1
+    assert lines[-2].startswith("failed twice: tests/test_it.py::test_skipped, ")
+    assert lines[-1].startswith("flaky: tests/test_it.py::test_crash, first failure: ")
+
+
+def test_nothing_is_repeated_where_a_module_cannot_be_imported(checkout: Path) -> None:
+    (checkout / "tests/test_it.py").write_text("import nothing_of_that_name")
+    code, lines = run(checkout, "tests/test_it.py")
+    assert code != 0
+    assert any("nothing_of_that_name" in line for line in lines)

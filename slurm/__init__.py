@@ -1,1 +1,1 @@
-"""The Slurm backend, and a real Slurm cluster on one machine to test it on."""
+"""The Slurm backend, and a Slurm test cluster for a single machine."""

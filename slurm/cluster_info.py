@@ -1,4 +1,4 @@
-"""What a Slurm cluster has and allows: partitions, nodes, reservations, limits; read from its commands' plain text."""
+"""Partitions, nodes, reservations, settings and limits of a Slurm cluster, parsed from the output of its commands."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ USAGE_FORMAT = "%q|%a|%D|%C|%b"  # QoS, account, nodes, CPUs, GPUs of a running 
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
-    """One line of `scontrol show partition`."""
+    """A line of `scontrol show partition`."""
 
     name: str
     state: str
@@ -26,15 +26,15 @@ class Partition:
     preempt_mode: str
     nodes: int
     exclusive: bool = False  # jobs get whole nodes
-    gpus_bring_cores: bool = False  # each GPU of a job comes with a number of cores (DefCpuPerGPU)
+    gpus_bring_cores: bool = False  # a job gets a number of cores with each GPU (DefCpuPerGPU)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """One node of a partition."""
+    """A node of a partition."""
 
     name: str
-    state: str  # sinfo's short word
+    state: str  # sinfo's short form
     cpus: int
     idle_cpus: int
     memory_mib: int
@@ -42,18 +42,18 @@ class Node:
 
     @property
     def free(self) -> bool:
-        """Whether the node has no job, and answers."""
+        """Return True if the node responds and runs no job."""
         return self.state.startswith(FREE) and not self.state.endswith("*")
 
     @property
     def usable(self) -> bool:
-        """Whether the node works or could: it is neither drained nor down."""
+        """Return True unless the node is drained, down or not responding."""
         return self.state.startswith(USABLE) and not self.state.endswith("*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reservation:
-    """One line of `scontrol show reservation`: nodes that are kept for somebody, or for nobody."""
+    """A line of `scontrol show reservation`."""
 
     name: str
     start: float  # seconds since the epoch
@@ -65,7 +65,7 @@ class Reservation:
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """A limit of a QoS or an association that is set, and what is in use of it."""
+    """A limit of a QoS or an association, and its current use."""
 
     owner: str  # QoS small, account lab
     name: str  # MaxJobsPU, GrpTRES
@@ -75,7 +75,7 @@ class Limit:
 
 
 def partitions(slurm: Slurm) -> list[Partition]:
-    """All partitions of the cluster."""
+    """Return all partitions of the cluster."""
     return [
         _partition(fields)
         for fields in _records(slurm.ask("scontrol", "--oneliner", "show", "partition", seconds=QUESTION_SECONDS))
@@ -83,13 +83,13 @@ def partitions(slurm: Slurm) -> list[Partition]:
 
 
 def used_partitions(slurm: Slurm, wanted: str | None) -> list[Partition]:
-    """The partitions that a job may go to: those that are `wanted`, one or several (a,b), else the default one."""
+    """Return the partitions that a job may go to: those named in `wanted` (a,b), or the default partition if None."""
     names = wanted.split(",") if wanted else None
-    return [one for one in partitions(slurm) if (one.default if names is None else one.name in names)]
+    return [partition for partition in partitions(slurm) if (partition.default if names is None else partition.name in names)]
 
 
 def nodes(slurm: Slurm, partition: str) -> list[Node]:
-    """The nodes of a partition."""
+    """Return the nodes of a partition."""
     text = slurm.ask(
         "sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N|%t|%C|%m|%G", seconds=QUESTION_SECONDS
     )  # %C: allocated/idle/other/total CPUs
@@ -97,21 +97,21 @@ def nodes(slurm: Slurm, partition: str) -> list[Node]:
 
 
 def reservations(slurm: Slurm) -> list[Reservation]:
-    """All reservations of the cluster, present and future."""
+    """Return all present and future reservations of the cluster."""
     text = slurm.ask("scontrol", "--oneliner", "show", "reservation", seconds=QUESTION_SECONDS)
     return [_reservation(fields) for fields in _records(text) if "ReservationName" in fields]
 
 
 def settings(slurm: Slurm) -> dict[str, str]:
-    """The cluster's settings, by `scontrol show config`."""
+    """Return the cluster's configuration (`scontrol show config`)."""
     lines = slurm.ask("scontrol", "show", "config", seconds=QUESTION_SECONDS).splitlines()
     return {key.strip(): value.strip() for key, separator, value in (line.partition("=") for line in lines) if separator}
 
 
 def limits(slurm: Slurm, user: str, account: str | None, qos: str | None) -> list[Limit]:
-    """The limits of a user's association and QoS that are set, and what the user's jobs use of them now.
+    """Return the limits of a user's association and QoS, with what the user's running jobs use of them.
 
-    Never by `scontrol show assoc_mgr`, though it counts better: without accounting it kills the controller (24.11).
+    `scontrol show assoc_mgr` would count better, but without accounting it crashes the controller (24.11).
     """
     if not account:
         account = _rows(slurm, "user", user, "DefaultAccount")[0][0]
@@ -121,23 +121,24 @@ def limits(slurm: Slurm, user: str, account: str | None, qos: str | None) -> lis
         "squeue", "--noheader", f"--user={user}", "--states=RUNNING", f"--format={USAGE_FORMAT}", seconds=QUESTION_SECONDS
     )
     mine = [line.split("|") for line in answer.splitlines() if line.count("|") == 4]
-    found: list[Limit] = []
+    all_limits: list[Limit] = []
     for _, *values in rows:
         used = _used([job for job in mine if job[1] == account])
-        found += _limits(f"account {account}", ("MaxJobs", "GrpJobs", "GrpTRES"), values, used)
+        all_limits += _limits(f"account {account}", ("MaxJobs", "GrpJobs", "GrpTRES"), values, used)
     for values in _rows(slurm, "qos", name, "MaxJobsPU,MaxTRESPU"):
         used = _used([job for job in mine if job[0] == name])
-        found += _limits(f"QoS {name}", ("MaxJobsPU", "MaxTRESPU"), values, used)
-    return found
+        all_limits += _limits(f"QoS {name}", ("MaxJobsPU", "MaxTRESPU"), values, used)
+    return all_limits
 
 
-def _rows(slurm: Slurm, what: str, *words: str) -> list[list[str]]:
-    """What accounting shows, the last word being the columns. Raises BackendError, also if there is nothing."""
-    *which, columns = words
-    text = slurm.ask("sacctmgr", "--noheader", "--parsable2", "show", what, *which, f"format={columns}", seconds=QUESTION_SECONDS)
+def _rows(slurm: Slurm, entity: str, *arguments: str) -> list[list[str]]:
+    """Query accounting; the last argument lists the columns. Raises BackendError, also if there are no rows."""
+    *conditions, columns = arguments
+    command = ["sacctmgr", "--noheader", "--parsable2", "show", entity, *conditions, f"format={columns}"]
+    text = slurm.ask(*command, seconds=QUESTION_SECONDS)
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == columns.count(",")]
     if not rows:
-        raise BackendError(f"accounting knows no {what} {' '.join(which)}")
+        raise BackendError(f"accounting has no {entity} {' '.join(conditions)}")
     return rows
 
 
@@ -163,10 +164,10 @@ def _gpus(gres: str) -> int:
 
 
 def largest_job(slurm: Slurm, qos: str) -> tuple[int | None, float | None]:
-    """How many (nodes, minutes) a QoS allows one job, by accounting; None: no limit."""
+    """Return the (nodes, minutes) that a QoS allows one job; None means no limit."""
     tres, wall = _rows(slurm, "qos", qos, "MaxTRES,MaxWall")[0]
-    found = re.search(r"\bnode=(\d+)", tres)
-    return (int(found[1]) if found else None), minutes_of(wall)
+    nodes_limit = re.search(r"\bnode=(\d+)", tres)
+    return (int(nodes_limit[1]) if nodes_limit else None), minutes_of(wall)
 
 
 def _records(text: str) -> Iterator[dict[str, str]]:
@@ -196,12 +197,12 @@ def _partition(fields: dict[str, str]) -> Partition:
 
 
 def preempt_mode_of_qos(slurm: Slurm, qos: str) -> str:
-    """What Slurm does to a job of a QoS that it preempts, by accounting: requeue, cancel, ...; `cluster` where it has none."""
+    """Return the preemption mode of a QoS (requeue, cancel, ...); `cluster` if it has none of its own."""
     return _rows(slurm, "qos", qos, "PreemptMode")[0][0]
 
 
-def _node(words: list[str]) -> Node:
-    name, state, cpus, memory, gres = words
+def _node(columns: list[str]) -> Node:
+    name, state, cpus, memory, gres = columns
     _, idle, _, total = cpus.split("/")[:4]
     mib = _number(memory.rstrip("+")) or 0
     return Node(name=name, state=state, cpus=int(total), idle_cpus=int(idle), memory_mib=mib, gpus=_gpus(gres))

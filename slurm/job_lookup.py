@@ -1,5 +1,7 @@
-"""Which job is whose: the key in its comment decides. An id alone says little: a controller may forget a job and give its id
-to another."""
+"""Finds the Slurm job of a run by the key in the job's comment.
+
+The job id is not enough: a controller may forget a job and give its id to another one.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,8 +11,8 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.slurm.commands import Job
 
-OWNER = "job"  # in a submission's attempt: the job that owns it
-SUBMITTED = "submitted"  # in the (first) run's attempt: the id that sbatch gave; a client writes this, attempt.json is the job's
+OWNER = "job"  # file in a submission's attempt: id of the job that owns it
+SUBMITTED = "submitted"  # file in the (first) run's attempt: id that sbatch returned; the client writes it, never the job
 
 STATES = {
     "PENDING": RunState.PENDING,
@@ -21,7 +23,7 @@ STATES = {
     "SPECIAL_EXIT": RunState.PENDING,
     "CANCELLED": RunState.CANCELLED,
     "PREEMPTED": RunState.FAILED,
-    "COMPLETED": RunState.FAILED,  # a job that ended well has left an outcome
+    "COMPLETED": RunState.FAILED,  # a job that ended normally has written an outcome
     "FAILED": RunState.FAILED,
     "TIMEOUT": RunState.FAILED,
     "NODE_FAIL": RunState.FAILED,
@@ -30,21 +32,21 @@ STATES = {
     "DEADLINE": RunState.FAILED,
     "REVOKED": RunState.FAILED,
     "LAUNCH_FAILED": RunState.FAILED,
-}  # any other word is a job at work
+}  # any other state is that of a running job
 
 
 def state_of(job: Job) -> RunState:
-    """The run state that a job's state in Slurm means."""
+    """Return the run state that corresponds to a job's Slurm state."""
     return STATES.get(job.state, RunState.RUNNING)
 
 
-def waits(job: Job) -> bool:
-    """Whether the job waits in the queue."""
+def is_waiting(job: Job) -> bool:
+    """Return True if the job waits in the queue."""
     return state_of(job) in {RunState.PENDING, RunState.REQUEUED}
 
 
 def owner_of(run: RunDir) -> str:
-    """The job that owns the newest submission; empty: none has started yet."""
+    """Return the id of the job that owns the newest submission; empty if none has started yet."""
     try:
         return (run.attempt_dir(newest_submission(run)[0]) / OWNER).read_text()
     except FileNotFoundError:
@@ -52,13 +54,13 @@ def owner_of(run: RunDir) -> str:
 
 
 def this_job(environment: Mapping[str, str]) -> str:
-    """The job that this process is part of, as squeue calls it: 123, or 123_4 in an array."""
+    """Return the id of the job that this process is part of, in squeue's form: 123, or 123_4 in an array."""
     array = environment.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
 
 
 def job_id(run: RunDir) -> str:
-    """The id of the newest submission's job; empty: none is known. Slurm may have given it to another job since."""
+    """Return the job id of the newest submission; empty if unknown. Slurm may have given it to another job since."""
     details = submission_details(run)
     if handle := str(details.get("handle") or "").partition(":")[2]:
         return handle
@@ -73,34 +75,34 @@ def job_id(run: RunDir) -> str:
 
 
 def job_name(run: RunDir) -> str:
-    """The name of the newest submission's job."""
+    """Return the job name of the newest submission."""
     return f"ropewalk-{_parts(str(submission_details(run).get('key') or key_of(run, 1)))[0]}"
 
 
 def jobs_of(runs: Sequence[RunDir], jobs: Sequence[Job]) -> dict[str, Job]:
-    """The job of each run that has one among `jobs`, by run id."""
+    """Return the job of each run by run id; runs without a job among `jobs` are left out."""
     by_run: dict[tuple[str, str], list[Job]] = {}
-    arrays: dict[str, Job] = {}  # any job of a head run's array
+    arrays: dict[str, Job] = {}  # any job of an array, by the array's key
     for job in jobs:
-        # a site's plugin may rewrite comments; then the name must do
-        named = job.comment if job.comment.startswith("ropewalk:") else job.name.replace("ropewalk-", "ropewalk:", 1) + ":"
-        if named.startswith("ropewalk:") and named.count(":") == 2:
-            by_run.setdefault((_parts(named)[0], job.id.partition("_")[2]), []).append(job)
-            arrays[named] = job
-    found = {}
+        # sites can rewrite comments with a plugin; then the job name identifies the run
+        key_or_name = job.comment if job.comment.startswith("ropewalk:") else job.name.replace("ropewalk-", "ropewalk:", 1) + ":"
+        if key_or_name.startswith("ropewalk:") and key_or_name.count(":") == 2:
+            by_run.setdefault((_parts(key_or_name)[0], job.id.partition("_")[2]), []).append(job)
+            arrays[key_or_name] = job
+    job_of_run = {}
     for run in runs:
         details = submission_details(run)
         key, index = str(details.get("key") or key_of(run, 0)), str(details.get("index", ""))
         chosen = _choose(run, key, by_run.get((_parts(key)[0], index), []))
         if chosen is None and index and key in arrays and not owner_of(run):
-            chosen = _vanished(arrays[key], index)
+            chosen = _cancelled_element(arrays[key], index)
         if chosen is not None:
-            found[run.id] = chosen
-    return found
+            job_of_run[run.id] = chosen
+    return job_of_run
 
 
-def _vanished(other: Job, index: str) -> Job:
-    """An element of a known array that Slurm does not list any more: it was cancelled before it started."""
+def _cancelled_element(other: Job, index: str) -> Job:
+    """Return the job of an array element that Slurm no longer lists, which means that it was cancelled before it started."""
     reason = other.reason if other.state == "CANCELLED" else "None"
     return replace(other, id=f"{other.id.partition('_')[0]}_{index}", state="CANCELLED", reason=reason, start="N/A")
 
@@ -111,7 +113,7 @@ def _parts(key: str) -> tuple[str, str]:
 
 
 def _choose(run: RunDir, key: str, candidates: Sequence[Job]) -> Job | None:
-    """The one job of the run: a retried sbatch may have made two, and one that was believed lost may come late."""
+    """Choose the run's job. There can be two: a retried sbatch may have made a second one, or a delayed one arrived late."""
     ours = [job for job in candidates if not job.comment.startswith("ropewalk:") or job.comment == key]
     alive = [job for job in candidates if not state_of(job).final]
     if len(candidates) < 2:

@@ -1,4 +1,4 @@
-"""The keys of a Slurm cluster in the profile file, checked."""
+"""Configuration keys of a Slurm cluster in the profile file."""
 
 import re
 from typing import Literal
@@ -7,8 +7,8 @@ from pydantic import Field, field_validator, model_validator
 
 from ropewalk.cluster.config import Section, check_variables
 
-# what the job script decides itself
-OWN_OPTIONS = frozenset(
+# options that the job script sets itself
+RESERVED_OPTIONS = frozenset(
     {"job-name", "comment", "nodes", "ntasks", "ntasks-per-node", "time", "signal", "requeue", "no-requeue", "open-mode"}
     | {"output", "error", "chdir", "parsable", "dependency", "kill-on-invalid-dep", "no-kill", "array", "wait", "wrap"}
     | {"export", "gpus-per-node", "cpus-per-task", "mem"}
@@ -17,13 +17,15 @@ _LONG_NAME = re.compile(r"[a-z][a-z0-9-]*")
 
 
 class Container(Section):
-    """The image in which agents run. The job script itself stays outside, where Slurm's commands are."""
+    """Container image in which agents run. The job script itself runs outside it, where Slurm's commands are."""
 
-    runtime: Literal["apptainer", "singularity", "pyxis", "charliecloud", "podman"] = Field(description="what starts it")
-    image: str = Field(description="the image, as the runtime names it")
-    mounts: tuple[str, ...] = Field(default=(), description="/path or /outside:/inside, for data; the runs' directory always is")
+    runtime: Literal["apptainer", "singularity", "pyxis", "charliecloud", "podman"] = Field(description="container runtime")
+    image: str = Field(description="image, in the runtime's notation")
+    mounts: tuple[str, ...] = Field(
+        default=(), description="further directories to mount, as /path or /outside:/inside; the runs directory always is"
+    )
     options: tuple[str, ...] = Field(
-        default=(), description="further options of the runtime; charliecloud's --write-fake makes places to mount at"
+        default=(), description="further options of the runtime, such as charliecloud's --write-fake, which creates mount points"
     )
 
     @field_validator("mounts")
@@ -31,62 +33,62 @@ class Container(Section):
     def _absolute(cls, mounts: tuple[str, ...]) -> tuple[str, ...]:
         for mount in mounts:
             if not mount.startswith("/"):
-                raise ValueError(f"must be absolute, as /path or /outside:/inside; {mount!r} is not")
+                raise ValueError(f"must be absolute, such as /path or /outside:/inside; {mount!r} is not")
         return mounts
 
 
 class SlurmProfile(Section):
-    """The profile of one Slurm cluster; every key is optional. Options of sbatch keep sbatch's names."""
+    """Profile of one Slurm cluster; every key is optional. Options of sbatch have sbatch's names."""
 
-    runs: str | None = Field(default=None, description="where runs live; on a file system that all nodes share")
-    partition: str | None = Field(default=None, description="one partition, or several: a,b")
-    account: str | None = Field(default=None, description="whom the time is charged to")
+    runs: str | None = Field(default=None, description="runs directory, on a file system that all nodes share")
+    partition: str | None = Field(default=None, description="partition, or several: a,b")
+    account: str | None = Field(default=None, description="account that the time is charged to")
     qos: str | None = Field(default=None, description="quality of service")
-    constraint: str | None = Field(default=None, description="features that nodes must have")
-    gres: str | None = Field(default=None, description="generic resources a node, where resources.gpus does not say it")
-    reservation: str | None = Field(default=None, description="a reservation")
-    exclude: str | None = Field(default=None, description="nodes to keep away from")
-    exclusive: bool = Field(default=False, description="share nodes with nobody")
-    sbatch: dict[str, str | int | bool] = Field(default={}, description="any further option of sbatch, by its long name")
-    setup: tuple[str, ...] = Field(default=(), description="lines of the job script before anything starts: module load ...")
-    environment: dict[str, str] = Field(default={}, description="variables to set; no secrets")
+    constraint: str | None = Field(default=None, description="node features that the job requires")
+    gres: str | None = Field(default=None, description="generic resources per node, unless resources.gpus is enough")
+    reservation: str | None = Field(default=None, description="reservation to use")
+    exclude: str | None = Field(default=None, description="nodes to avoid")
+    exclusive: bool = Field(default=False, description="allocate whole nodes")
+    sbatch: dict[str, str | int | bool] = Field(default={}, description="further options of sbatch, by long name")
+    setup: tuple[str, ...] = Field(default=(), description="first lines of the job script, such as module load ...")
+    environment: dict[str, str] = Field(default={}, description="environment variables; no secrets")
     python: str | None = Field(
-        default=None, description="Python of the agents; unset: that of the submission, in an image python"
+        default=None, description="Python that runs the agents; default: the submitting one, or `python` in a container image"
     )
-    container: Container | None = Field(default=None, description="the image in which agents run")
+    container: Container | None = Field(default=None, description="container image in which agents run")
     interface: str | None = Field(default=None, description="network interface for NCCL and gloo, such as ib0")
-    requeue_at_once: bool = Field(default=True, description="end the two minutes that Slurm lets a requeued job wait")
+    requeue_at_once: bool = Field(default=True, description="skip the two minutes that Slurm lets a requeued job wait")
 
     @field_validator("sbatch")
     @classmethod
-    def _not_ours(cls, options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+    def _only_unreserved(cls, options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
         plain = {name.lstrip("-").replace("_", "-"): value for name, value in options.items()}
         for name in plain:
             if not _LONG_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is no long name of an option of sbatch; it may have small letters, digits and -")
-        own = sorted(set(plain) & (OWN_OPTIONS | set(cls.model_fields)))
-        if own:
-            raise ValueError(f"{own[0]} has a key of its own, here or in the job's resources, or is the job script's to set")
+                raise ValueError(f"{name!r} is not the long name of an sbatch option: lower-case letters, digits and hyphens")
+        reserved = sorted(set(plain) & (RESERVED_OPTIONS | set(cls.model_fields)))
+        if reserved:
+            raise ValueError(f"{reserved[0]} has its own key in the profile or the job's resources, or is set by the job script")
         return plain
 
     @field_validator("environment")
     @classmethod
     def _no_secrets(cls, values: dict[str, str]) -> dict[str, str]:
-        check_variables(values, "job scripts are files; export it before you submit")
+        check_variables(values, "job scripts are stored as files; export it in the shell that submits instead")
         return values
 
     @model_validator(mode="after")
-    def _one_word_each(self) -> "SlurmProfile":
+    def _no_special_characters(self) -> "SlurmProfile":
         for name, value in self.options.items():
             if re.search(r"[\s#'\"\\]", str(value)):
                 raise ValueError(
-                    f"the value of {name}, {value!r}, would not survive in an #SBATCH line, which takes no blanks, quotes or #"
+                    f"{name}: {value!r} contains blanks, quotes, backslashes or #, which an #SBATCH line cannot hold"
                 )
         return self
 
     @property
     def options(self) -> dict[str, str | int | bool]:
-        """The options of sbatch, by long name, that say where a job goes."""
+        """Return the sbatch options of the profile by long name."""
         names = ("partition", "account", "qos", "constraint", "gres", "reservation", "exclude", "exclusive")
-        found = {name: getattr(self, name) for name in names if getattr(self, name)}
-        return {**found, **self.sbatch}
+        options = {name: getattr(self, name) for name in names if getattr(self, name)}
+        return {**options, **self.sbatch}

@@ -1,26 +1,26 @@
-"""Slurm's time stamps and durations, read."""
+"""Parses Slurm's time stamps and durations."""
 
 import re
 import time
 
 FOREVER = float("inf")
-UNSET = ("None", "Unknown", "N/A")  # a time that is none
+UNSET = ("None", "Unknown", "N/A")  # time stamps that mean "not set"
 UNLIMITED = {"UNLIMITED", "INFINITE", "NONE", "N/A", "(null)", ""}
 
 
 def seconds_of(stamp: str) -> float:
-    """Slurm's time stamp as seconds since the epoch; infinity for a time that is not set."""
+    """Convert a time stamp of Slurm to seconds since the epoch; infinity if it is not set."""
     try:
         return time.mktime(time.strptime(stamp, "%Y-%m-%dT%H:%M:%S"))
     except ValueError:
         return FOREVER
 
 
-def minutes_of(words: str) -> float | None:
-    """Slurm's duration, such as 1-00:00:00, 00:10:00 or 30, in minutes; None: no limit."""
-    if words in UNLIMITED or not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", words):
+def minutes_of(duration: str) -> float | None:
+    """Convert a duration of Slurm, such as 1-00:00:00, 00:10:00 or 30, to minutes; None means no limit."""
+    if duration in UNLIMITED or not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", duration):
         return None
-    days, dash, rest = words.rpartition("-")
+    days, dash, rest = duration.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
     if dash:  # days-hours[:minutes[:seconds]]
         hours, minutes, seconds = (*parts, 0, 0)[:3]

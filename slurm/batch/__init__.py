@@ -1,1 +1,1 @@
-"""The scripts that Slurm is given, rendered by pure functions."""
+"""Job scripts, rendered by pure functions."""

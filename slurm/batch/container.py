@@ -1,11 +1,11 @@
-"""Commands wrapped into a container runtime: what srun starts when a profile names an image."""
+"""Wraps an agent's command for a container runtime if the profile names an image."""
 
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.slurm.profile import Container, SlurmProfile
 
 
 def wrap(command: list[str], profile: SlurmProfile, run: RunDir) -> tuple[list[str], list[str]]:
-    """Wrap an agent's command, which starts in the run's directory: (what a step runs, further options of srun)."""
+    """Wrap an agent's command so that it starts in the run's directory: (command of a step, further options of srun)."""
     image = profile.container
     if image is None:
         return command, []
@@ -24,12 +24,12 @@ def _prefix(image: Container, pairs: list[str], run: RunDir) -> list[str]:
     if image.runtime == "charliecloud":
         return ["ch-run", *binds, f"--cd={run.path}", *image.options, image.image, "--"]
     volumes = [f"--volume={pair}" for pair in pairs]
-    # of the variables podman hands on none by itself; the image's own, such as PATH, win
+    # podman passes no environment variables by itself; those of the image, such as PATH, have priority
     shared = ["--network=host", "--ipc=host", "--env-host", f"--workdir={run.path}"]
     return ["podman", "run", "--rm", *shared, *volumes, *image.options, image.image]
 
 
 def _gpus(image: Container, run: RunDir) -> list[str]:
-    """The option without which an apptainer container sees no NVIDIA GPU; --rocm in the profile says that they are AMD's."""
+    """Return the option that makes NVIDIA GPUs visible in apptainer; not needed if the profile has --rocm for AMD GPUs."""
     wanted = (run.record.get("resources") or {}).get("gpus")
     return ["--nv"] if wanted and not {"--nv", "--nvccli", "--rocm"} & set(image.options) else []

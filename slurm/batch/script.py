@@ -1,4 +1,4 @@
-"""The job script, rendered: pure functions from a run, its resources and a cluster's profile to text."""
+"""Renders the job script and the scripts of small jobs from a run, its resources and a cluster's profile."""
 
 import math
 import shlex
@@ -14,15 +14,18 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.slurm.profile import SlurmProfile
 
 HERE = Path(__file__).parent
-ARRAY_LIST = "array.txt"  # in the first run's attempt: the runs' names, in order
-WATCHDOG_PATIENCE_SECONDS = 15  # without a sign of life of the first node, before Slurm is asked about it
+ARRAY_LIST = "array.txt"  # in the first run's attempt: the ids of all runs of the array, in order
+WATCHDOG_PATIENCE_SECONDS = 15  # without a heartbeat of the first node, before the watchdog asks Slurm about it
 
 
 def render_job(run: RunDir, resources: Resources, profile: SlurmProfile, attempt: int = 1, runs: int = 1) -> str:
-    """The job script of a run, or of an array of `runs` that begins with it. It names no path of the run itself."""
+    """Render the job script of a run, or of an array of `runs` runs that begins with it.
+
+    The script contains no path of the run directory.
+    """
     refuse_short_limit(resources)
     array = runs > 1
-    where = f",\n# which array.txt names, beside the first run's {attempt:04d}/job.sbatch" if array else ""
+    where = f",\n# which is listed in array.txt, beside the first run's {attempt:04d}/job.sbatch" if array else ""
     return fill(
         "job.sbatch",
         directives="\n".join(f"#SBATCH {flag}" for flag in job_options(run, resources, profile, attempt, runs)),
@@ -35,7 +38,10 @@ def render_job(run: RunDir, resources: Resources, profile: SlurmProfile, attempt
 
 
 def job_options(run: RunDir, resources: Resources, profile: SlurmProfile, attempt: int, runs: int) -> list[str]:
-    """All options of the job, for the script and for sbatch's command line: SBATCH_PARTITION would win over a script's line."""
+    """Return all sbatch options of the job, for the script and for the command line.
+
+    They are repeated on the command line because a variable such as SBATCH_PARTITION would override the script's line.
+    """
     log = f"{run.id}/attempts/{attempt:04d}/logs/batch.log" if runs > 1 else f"attempts/{attempt:04d}/logs/batch.log"
     options: dict[str, str | int | bool] = {
         "job-name": f"ropewalk-{run.id}",
@@ -50,7 +56,7 @@ def job_options(run: RunDir, resources: Resources, profile: SlurmProfile, attemp
 
 
 def requests(resources: Resources) -> dict[str, str | int | bool]:
-    """A run's resources as options of sbatch."""
+    """Return a run's resources as sbatch options."""
     options: dict[str, str | int | bool] = {"nodes": str(resources.nodes).replace("..", "-"), "ntasks-per-node": 1}
     if resources.cpus:
         options["cpus-per-task"] = resources.cpus
@@ -67,54 +73,55 @@ def requests(resources: Resources) -> dict[str, str | int | bool]:
 
 
 def placement(profile: SlurmProfile) -> dict[str, str | int | bool]:
-    """The options that a small job beside the run's own has too."""
+    """Return the options that small jobs of a run share with its main job."""
     return {name: value for name, value in profile.options.items() if name in {"partition", "account", "qos", "reservation"}}
 
 
 def render_extra_node(run: RunDir, resources: Resources, profile: SlurmProfile, job: str, minutes: int | None) -> str:
-    """The script of a job that holds one more node for an elastic run."""
-    one = resources.model_copy(update={"nodes": type(resources.nodes)(least=1, most=1), "time_limit_minutes": minutes})
+    """Render the script of a job that holds an additional node for an elastic run."""
+    single_node = resources.model_copy(update={"nodes": type(resources.nodes)(least=1, most=1), "time_limit_minutes": minutes})
     options: dict[str, str | int | bool] = {"job-name": extra_node_name(job), "comment": f"{key_of(run, 0)}:more"}
-    options |= {**requests(one), **profile.options, "output": "/dev/null", "no-requeue": True}
+    options |= {**requests(single_node), **profile.options, "output": "/dev/null", "no-requeue": True}
     return fill("extra_node.sbatch", directives="\n".join(f"#SBATCH {flag}" for flag in flags(options)), job=job)
 
 
 def skip_requeue_delay(profile: SlurmProfile) -> str:
-    """Lines of a script, for when its job is requeued: they submit a small job that ends the two minutes' wait."""
+    """Render the lines that a script runs after its job was requeued: they submit a small job that ends the requeue delay."""
     if not profile.requeue_at_once:
         return ""
     return fill("skip_requeue_delay.sh", options=shlex.join(flags(placement(profile)))).rstrip()
 
 
 def render_watchdog(skip_delay: str) -> str:
-    """The script that requeues an elastic job whose first node died; `skip_delay` are the lines of `skip_requeue_delay`."""
+    """Render the script that requeues an elastic job whose first node died; `skip_delay` comes from `skip_requeue_delay`."""
     return fill("watchdog.sh", patience=str(WATCHDOG_PATIENCE_SECONDS), skip_requeue_delay=skip_delay)
 
 
 def extra_node_name(job: str) -> str:
-    """The name of the jobs that hold extra nodes for an elastic run's job, by which they are found again."""
+    """Return the name of the jobs that hold additional nodes for an elastic run's job; they are looked up by it."""
     return f"ropewalk-more-{job}"
 
 
 def skip_delay_name(job: str) -> str:
-    """The name of the small job that ends the wait of a requeued job."""
+    """Return the name of the small job that ends a requeued job's delay."""
     return f"ropewalk-hurry-{job}"
 
 
 def flags(options: Mapping[str, str | int | bool]) -> list[str]:
-    """Options as words: --exclusive, --nodes=2."""
+    """Format options as command-line arguments: --exclusive, --nodes=2."""
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items() if value is not False]
 
 
 class _Line(Template):
-    """A line of a template: @name@ stands for a value, in which nothing is looked for; any other @ is an error."""
+    """A line of a template: @name@ is replaced by a value, which is not expanded again; any other @ is an error."""
 
-    pattern = r"@(?:(?P<named>[a-z_]+)@|(?P<escaped>(?!))|(?P<braced>(?!))|(?P<invalid>))"  # type: ignore[assignment]  # a class's pattern is text
+    pattern = r"@(?:(?P<named>[a-z_]+)@|(?P<escaped>(?!))|(?P<braced>(?!))|(?P<invalid>))"  # type: ignore[assignment]  # Template accepts text here
 
 
 def fill(template: str, **values: str) -> str:
-    """A template beside this module with its @names@ replaced; lines that become empty vanish. Raises KeyError for a name
-    that has no value.
+    """Fill in the @names@ of a template of this folder; lines that become empty are dropped.
+
+    Raises KeyError for a name without a value.
     """
     lines = []
     for line in _template(template):
@@ -141,13 +148,13 @@ def _exports(run: RunDir, profile: SlurmProfile) -> list[str]:
     values = dict(profile.environment)
     if profile.interface:
         values |= {"NCCL_SOCKET_IFNAME": profile.interface, "GLOO_SOCKET_IFNAME": profile.interface}
-    # what a job of this run submits itself, such as an array, goes where the run goes
+    # jobs that the run submits itself, such as an array, use the same partition and account
     values |= {f"SBATCH_{name.upper()}": str(value) for name, value in placement(profile).items()}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
     if run.code is not None:
         code = f"../{run.code.relative_to(run.path.parent)}"
-        said = shlex.quote(f"{code}: the copy of the code is gone")
-        lines.append(f"[ -d {shlex.quote(code)} ] || {{ echo {said} >&2; exit 1; }}")
+        message = shlex.quote(f"{code}: the copy of the code is gone")
+        lines.append(f"[ -d {shlex.quote(code)} ] || {{ echo {message} >&2; exit 1; }}")
         if run.code_is_program:
             lines.append(f'export PYTHONPATH="$PWD"/{shlex.quote(code)}"${{PYTHONPATH:+:$PYTHONPATH}}"')
     return [*lines, "export PYTHONUNBUFFERED=1"]

@@ -1,1 +1,1 @@
-"""A real Slurm cluster on one machine, for tests and for learning."""
+"""A real Slurm cluster on one machine, for tests and for trying things out."""

@@ -1,4 +1,4 @@
-"""`ropewalk lab slurm`: bring the test cluster up and down, and break it."""
+"""`ropewalk lab slurm`: start and stop a test cluster, and make its nodes fail."""
 
 import os
 import tempfile
@@ -14,44 +14,44 @@ from ropewalk.slurm.lab.config import LabSettings
 
 app = typer.Typer(
     name="ropewalk lab slurm",
-    help="A real Slurm cluster of several nodes on this machine, to try things on and to break.",
+    help="Start a real Slurm cluster with several nodes on this machine, to try things out and to test failures.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
-Folder = Annotated[Path | None, typer.Argument(metavar="[DIR]", help="the cluster's directory; by default a temporary one")]
-Node = Annotated[str, typer.Argument(metavar="NODE", help="such as n2")]
+Folder = Annotated[Path | None, typer.Argument(metavar="[DIR]", help="directory of the cluster; default: a temporary directory")]
+Node = Annotated[str, typer.Argument(metavar="NODE", help="name of a node, such as n2")]
 
 
-def main(words: Sequence[str]) -> None:
-    """Run one of the commands."""
-    app(list(words) or ["--help"], prog_name="ropewalk lab slurm", standalone_mode=False)
+def main(arguments: Sequence[str]) -> None:
+    """Run a command of `ropewalk lab slurm`."""
+    app(list(arguments) or ["--help"], prog_name="ropewalk lab slurm", standalone_mode=False)
 
 
 @app.command()
 def up(
     folder: Folder = None,
-    nodes: Annotated[int, typer.Option(help="how many nodes")] = 4,
-    cpus: Annotated[int, typer.Option(help="CPUs of each node")] = 4,
+    nodes: Annotated[int, typer.Option(help="number of nodes")] = 4,
+    cpus: Annotated[int, typer.Option(help="CPUs per node")] = 4,
 ) -> None:
     """Start the cluster."""
     lab = _lab(folder)
     lab.up(LabSettings(nodes=nodes, cpus=cpus))
-    where = "" if folder is None else f" {folder}"
+    argument = "" if folder is None else f" {folder}"
     typer.echo(
         f"a Slurm cluster is up: {', '.join(lab.nodes)}; partitions main, high (preempts main), short (10 minutes, 2 nodes)"
     )
     typer.echo("next:")
     typer.echo(f"  export SLURM_CONF={lab.conf}")
     typer.echo("  ropewalk run pretrain -c job.yaml --on slurm")
-    typer.echo(f"  ropewalk lab slurm kill-node {lab.nodes[-1]}{where}    a power cut; start-node brings it back")
-    typer.echo(f"  ropewalk lab slurm down{where}")
+    typer.echo(f"  ropewalk lab slurm kill-node {lab.nodes[-1]}{argument}    power failure; start-node brings it back")
+    typer.echo(f"  ropewalk lab slurm down{argument}")
 
 
 @app.command()
 def down(folder: Folder = None) -> None:
-    """End the cluster and remove its directory."""
+    """Stop the cluster and remove its directory."""
     lab = _lab(folder)
     if lab.exists:
         lab.down()
@@ -62,14 +62,14 @@ def down(folder: Folder = None) -> None:
 
 @app.command()
 def kill_node(node: Node, folder: Folder = None) -> None:
-    """Cut a node's power: everything on it dies at once."""
+    """Simulate a power failure of a node: all its processes die at once."""
     _lab(folder).kill_node(node)
-    typer.echo(f"{node} is dead; Slurm finds out by itself, or with: scontrol update nodename={node} state=down reason=power")
+    typer.echo(f"{node} is dead; Slurm notices after a while, or with: scontrol update nodename={node} state=down reason=power")
 
 
 @app.command()
 def start_node(node: Node, folder: Folder = None) -> None:
-    """Give a node its power back."""
+    """Start a node again after kill-node."""
     lab = _lab(folder)
     lab.start_node(node)
     typer.echo(f"{node} is {lab.states()[node]}")
@@ -81,7 +81,7 @@ def status(folder: Folder = None) -> None:
     lab = _lab(folder)
     typer.echo(f"{lab.folder}: {len(lab.nodes)} nodes, export SLURM_CONF={lab.conf}")
     if not lab.alive:
-        raise BackendError(f"{lab.folder}: its controller is dead; ropewalk lab slurm down, and up again")
+        raise BackendError(f"{lab.folder}: its controller is dead; run `ropewalk lab slurm down`, then up again")
     for name, state in lab.states().items():
         typer.echo(f"{name} {state}")
     typer.echo(lab.command("squeue").rstrip("\n"))

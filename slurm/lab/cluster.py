@@ -1,4 +1,4 @@
-"""A real Slurm cluster of several nodes on this machine, to try things on and to break."""
+"""A real Slurm cluster with several nodes on this machine, to try things out and to test failures."""
 
 import dataclasses
 import os
@@ -16,34 +16,34 @@ from typing import Any
 from ropewalk.cluster.errors import BackendError, ConfigError
 from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.slurm.lab import hosts as lab_hosts
-from ropewalk.slurm.lab.config import MOST_LABS, MOST_NODES, LabSettings, Place, names, skip_delay_script, slurm_conf
+from ropewalk.slurm.lab.config import MOST_LABS, MOST_NODES, LabLocation, LabSettings, names, skip_delay_script, slurm_conf
 from ropewalk.slurm.lab.daemons import PATH, Daemons
 from ropewalk.slurm.lab.folder import refuse_foreign
-from ropewalk.slurm.lab.processes import kill_all, marked, on_nodes
+from ropewalk.slurm.lab.processes import kill_all, lab_processes, on_nodes
 
-LONGEST_FOLDER = 60  # a step's socket lies below it, and a socket's path ends at 107 characters
+LONGEST_FOLDER = 60  # characters; the sockets of steps are below it, and the path of a socket has at most 107
 NEEDED = ("slurmctld", "slurmd", "sinfo", "munged", "setsid")
 INSTALL = "apt-get install --no-install-recommends slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge"
 NAMESPACES = ("unshare", "--uts", "--pid", "--mount", "--fork", "--kill-child=KILL", "--mount-proc")
-# the node sees its own processes, host name and shared memory; the shell stays as init, which reaps orphans
+# gives the node its own processes, host name and shared memory; the shell remains as init and reaps orphans
 NODE_SCRIPT = 'hostname "$1"; mount -t tmpfs tmpfs /dev/shm; slurmd -D -N "$1" & wait'
-TURN = "\0ropewalk-slurm-lab"  # an abstract socket: only one process of the machine binds it, and it goes with that process
+TURN = "\0ropewalk-slurm-lab"  # an abstract socket as a lock: a single process can bind it, and it ends with that process
 TURN_SECONDS = 60.0
-LAST_WORDS_SECONDS = 2.0  # what a dead daemon has sent may still be on its way, and would put its node back into service
+LATE_MESSAGES_SECONDS = 2.0  # messages of a killed daemon can still arrive and would put its node back into service
 
 
-def missing() -> str:
-    """What to install before there can be a lab; empty: everything is there."""
+def missing_programs() -> str:
+    """Return which programs a lab needs that are not installed, and how to install them; empty if none."""
     if absent := [n for n in NEEDED if not shutil.which(n, path=PATH)]:
         return f"{', '.join(absent)} not found; on Debian or Ubuntu: {INSTALL}"
     return ""
 
 
 class Lab:
-    """One cluster. All of it lies in `folder`, so another process may take it down, or a node of it.
+    """A test cluster. All its state is in `folder`, so that any process can stop the cluster or a node.
 
-    Nobody else could have put anything into the folder, since daemons run what lies there. Raises ConfigError otherwise.
-    As root every node is a PID namespace of its own; as any other user all daemons and jobs are that user's.
+    Daemons run files of the folder, so it must not be writable by other users; raises ConfigError if it is. As root, each node
+    is a PID namespace; otherwise all daemons and jobs run as the current user.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,89 +54,89 @@ class Lab:
 
     @property
     def env(self) -> dict[str, str]:
-        """What Slurm's commands need in their environment to find this cluster."""
+        """Environment variables with which Slurm's commands use this cluster."""
         return self.daemons.env
 
     @property
     def exists(self) -> bool:
-        """Whether a lab was brought up here and not down since."""
+        """Return True between `up` and `down`."""
         return self._record_file.exists()
 
     @property
     def alive(self) -> bool:
-        """Whether the controller runs."""
-        return bool(marked(self.folder, "slurmctld"))
+        """Return True if the controller runs."""
+        return bool(lab_processes(self.folder, "slurmctld"))
 
     @property
     def settings(self) -> LabSettings:
-        """The settings that the lab was brought up with."""
+        """Settings that the lab was started with."""
         return LabSettings(**self._record["settings"])
 
     @property
     def nodes(self) -> list[str]:
-        """The nodes' names."""
-        return names(self.place, self.settings)
+        return names(self.location, self.settings)
 
     @property
-    def place(self) -> Place:
-        """The lab's ports, addresses and names."""
-        return Place(folder=self.folder, **self._record["place"])
+    def location(self) -> LabLocation:
+        """Ports, addresses and names of the lab."""
+        return LabLocation(folder=self.folder, **self._record["location"])
 
     @property
     def isolated(self) -> bool:
-        """Whether every node has namespaces of its own."""
+        """Return True if every node has its own namespaces."""
         return bool(self._record["isolated"])
 
     def up(self, settings: LabSettings | None = None) -> None:
-        """Start the cluster; return when all nodes are idle.
+        """Start the cluster; return as soon as all nodes are idle.
 
-        Raises ConfigError when something is not installed or `folder` is taken, BackendError when it does not start.
+        Raises ConfigError if a program is missing or `folder` is in use, BackendError if the cluster does not start.
         """
         settings = settings or LabSettings()
         self._check(settings)
-        # an own folder that is there already is as open as this user wants it to be
+        # an existing folder of this user keeps its mode
         self.folder.mkdir(mode=0o755 if settings.users else 0o700, parents=True, exist_ok=True)
-        refuse_foreign(self.folder)  # as it is now
+        refuse_foreign(self.folder)  # again, now that it exists
         with _one_at_a_time():
             try:
-                self._settle(settings)
+                self._configure(settings)
                 self._start_all(settings)
             except BaseException:
                 self.down()
                 raise
 
     def down(self) -> None:
-        """End all of the lab and remove its folder, whatever state it is in; do nothing where there is no lab."""
+        """Stop all processes of the lab and remove its folder, whatever its state; do nothing without a lab."""
         if not self.exists:
             return
         kill_all(lambda: on_nodes(self.folder, self.nodes))
-        kill_all(lambda: marked(self.folder))
+        kill_all(lambda: lab_processes(self.folder))
         lab_hosts.remove(self.folder)
         shutil.rmtree(self.folder)
 
     def kill_node(self, name: str) -> None:
-        """Cut a node's power: everything that runs on it dies at once, and Slurm is not told."""
+        """Simulate a power failure: all processes of a node die at once, without notice to Slurm."""
         self._check_name(name)
         kill_all(lambda: on_nodes(self.folder, [name]))
 
     def start_node(self, name: str) -> None:
-        """Give a node its power back; return when it takes jobs again."""
+        """Start a node again; return as soon as it accepts jobs."""
         self._check_name(name)
         self._launch_node(name)
-        port = self.place.node_port(self.nodes.index(name) + 1)
-        self.daemons.wait_until(lambda: _is_taken(port), f"{name}'s slurmd listens")  # Slurm may not know that it was away
-        self.daemons.wait_until(lambda: self.states()[name] in {"idle", "mixed", "allocated"}, f"{name} takes jobs")
+        port = self.location.node_port(self.nodes.index(name) + 1)
+        # first the port: Slurm may not have noticed that the node was away
+        self.daemons.wait_until(lambda: _is_taken(port), f"{name}'s slurmd listens")
+        self.daemons.wait_until(lambda: self.states()[name] in {"idle", "mixed", "allocated"}, f"{name} accepts jobs")
 
     def fail_node(self, name: str) -> None:
-        """Cut a node's power, and let Slurm find out at once instead of after its timeout."""
+        """Simulate a power failure that Slurm notices immediately instead of after its timeout."""
         self._check_name(name)
-        # what its daemon has said last may put it back into service, and until that is undone it must get no job
+        # drained, the node gets no jobs while late messages of its daemon may still put it back into service
         self._set_state(name, "drain")
         self.kill_node(name)
 
         def stays_down() -> bool:
             self._set_state(name, "down")
-            time.sleep(LAST_WORDS_SECONDS)
+            time.sleep(LATE_MESSAGES_SECONDS)
             return "State=DOWN" in self.command("scontrol", "show", "node", name)
 
         self.daemons.wait_until(stays_down, f"{name} stays down")
@@ -146,64 +146,69 @@ class Lab:
         self.command("scontrol", "update", f"nodename={name}", f"state={state}", "reason=power")
 
     def start_controller(self) -> None:
-        """Start slurmctld from its saved state; return when it answers."""
+        """Start slurmctld from its saved state; return as soon as it answers."""
         self.daemons.launch("slurmctld", "slurmctld")
-        # the port first: a command that finds it closed sleeps for a second
-        self.daemons.wait_until(lambda: _is_taken(self.place.port), "slurmctld listens")
+        # wait for the port first: a command that finds it closed sleeps for a second
+        self.daemons.wait_until(lambda: _is_taken(self.location.port), "slurmctld listens")
         self.daemons.wait_until(lambda: self.daemons.answers("sinfo"), "slurmctld answers")
 
     def kill_controller(self) -> None:
-        """Kill the controller; nodes and jobs go on."""
+        """Kill the controller; nodes and jobs keep running."""
         self.daemons.kill("slurmctld")
 
     def states(self) -> dict[str, str]:
-        """Every node's state in Slurm's words, such as idle, mixed, allocated, down*. BackendError if slurmctld is away."""
+        """Return each node's state as Slurm prints it, such as idle, mixed, allocated, down*.
+
+        Raises BackendError if slurmctld does not answer.
+        """
         lines = self.command("sinfo", "--noheader", "--Node", "--partition=main", "--format=%N %T").splitlines()
         return {name: state for name, _, state in (line.partition(" ") for line in lines)}
 
-    def command(self, *words: str, seconds: float = 30.0) -> str:
-        """Run one of Slurm's commands against this cluster; its output. BackendError if it fails."""
-        return self.daemons.command(*words, seconds=seconds)
+    def command(self, *arguments: str, seconds: float = 30.0) -> str:
+        """Run one of Slurm's commands on this cluster and return its output. Raises BackendError if it fails."""
+        return self.daemons.command(*arguments, seconds=seconds)
 
     def _check(self, settings: LabSettings) -> None:
-        if remedy := missing():
+        if remedy := missing_programs():
             raise ConfigError(f"a Slurm test cluster needs Slurm: {remedy}")
         if self.exists:
-            raise ConfigError(f"{self.folder}: a lab is there already; take it down first: ropewalk lab slurm down {self.folder}")
+            raise ConfigError(f"{self.folder}: already has a lab; stop it first: ropewalk lab slurm down {self.folder}")
         if self.folder.exists() and any(self.folder.iterdir()):
-            raise ConfigError(f"{self.folder} is not empty; name a new folder, since `down` removes it")
+            raise ConfigError(f"{self.folder} is not empty; name a new folder, because `down` removes it")
         if len(str(self.folder)) > LONGEST_FOLDER:
-            raise ConfigError(f"{self.folder} is longer than {LONGEST_FOLDER} characters; sockets lie in it, name a shorter one")
+            raise ConfigError(
+                f"{self.folder} has more than {LONGEST_FOLDER} characters, too long for sockets; name a shorter path"
+            )
         if not 1 <= settings.nodes <= MOST_NODES:
-            raise ConfigError(f"nodes={settings.nodes}: a lab has 1 to {MOST_NODES}")
+            raise ConfigError(f"nodes={settings.nodes}: a lab has 1 to {MOST_NODES} nodes")
 
     def _check_name(self, name: str) -> None:
         if name not in self.nodes:
-            raise ConfigError(f"no node {name!r} in {self.folder}; there are {', '.join(self.nodes)}")
+            raise ConfigError(f"no node {name!r} in {self.folder}; the nodes are {', '.join(self.nodes)}")
 
-    def _settle(self, settings: LabSettings) -> None:
-        """Choose ports and names, and write the configuration down."""
+    def _configure(self, settings: LabSettings) -> None:
+        """Choose ports and names, and write the configuration files."""
         block = next((b for b in range(MOST_LABS) if _is_free(b)), None)
         if block is None:
-            raise BackendError(f"there are {MOST_LABS} labs on this machine; take one down")
+            raise BackendError(f"this machine already has {MOST_LABS} labs; stop one of them")
         host, user = socket.gethostname().partition(".")[0], pwd.getpwuid(os.geteuid()).pw_name
-        place = Place(folder=self.folder, block=block, host=host, user=user, named=True)
-        hosts = {place.name(node): place.address(node) for node in range(1, settings.nodes + 1)}
-        place = dataclasses.replace(place, named=lab_hosts.can_resolve(hosts))
+        location = LabLocation(folder=self.folder, block=block, host=host, user=user, named=True)
+        hosts = {location.name(node): location.address(node) for node in range(1, settings.nodes + 1)}
+        location = dataclasses.replace(location, named=lab_hosts.can_resolve(hosts))
         for name in ("etc", "run", "log", "state", "spool", "munge"):
             (self.folder / name).mkdir(mode=0o700 if name in {"state", "munge"} else 0o755)
-        for name in names(place, settings):
+        for name in names(location, settings):
             (self.folder / "spool" / name).mkdir()
-        written = {key: value for key, value in dataclasses.asdict(place).items() if key != "folder"}
-        record = {"settings": dataclasses.asdict(settings), "place": written, "isolated": _can_isolate()}
+        fields = {key: value for key, value in dataclasses.asdict(location).items() if key != "folder"}
+        record = {"settings": dataclasses.asdict(settings), "location": fields, "isolated": _can_isolate()}
         write_json(self._record_file, record)
-        if place.named:
-            lab_hosts.add(hosts, self.folder)  # after the record, by which `down` knows that there is something to remove
-        self._write_files(place, settings)
+        if location.named:
+            lab_hosts.add(hosts, self.folder)  # after the record, without which `down` would not remove the lines
+        self._write_files(location, settings)
 
-    def _write_files(self, place: Place, settings: LabSettings) -> None:
+    def _write_files(self, location: LabLocation, settings: LabSettings) -> None:
         etc = self.folder / "etc"
-        (etc / "slurm.conf").write_text(slurm_conf(place, settings))
+        (etc / "slurm.conf").write_text(slurm_conf(location, settings))
         (etc / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
         (etc / "hurry.sh").write_text(skip_delay_script(self.folder, PATH))
         (etc / "hurry.sh").chmod(0o755)
@@ -220,9 +225,9 @@ class Lab:
 
     def _start_munged(self) -> None:
         folder = self.folder
-        words = [f"--socket={self.place.munge_socket}", f"--key-file={folder}/munge/key", f"--seed-file={folder}/munge/seed"]
-        words += [f"--log-file={folder}/log/munged.log", f"--pid-file={folder}/run/munged.pid", "--num-threads=8"]
-        self.daemons.launch("munged", "munged", "--force", *words)  # --force: it would not have folders below /tmp
+        options = [f"--socket={self.location.munge_socket}", f"--key-file={folder}/munge/key", f"--seed-file={folder}/munge/seed"]
+        options += [f"--log-file={folder}/log/munged.log", f"--pid-file={folder}/run/munged.pid", "--num-threads=8"]
+        self.daemons.launch("munged", "munged", "--force", *options)  # --force: accept folders below /tmp
 
     def _launch_node(self, name: str) -> None:
         if self.isolated:
@@ -238,13 +243,13 @@ class Lab:
     def _record(self) -> dict[str, Any]:
         record = read_json(self._record_file)
         if not record:
-            raise ConfigError(f"{self.folder}: no lab there; ropewalk lab slurm up {self.folder}")
+            raise ConfigError(f"{self.folder}: no lab here; start one with `ropewalk lab slurm up {self.folder}`")
         return dict(record)
 
 
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
-    """Labs come up one after the other, so that no two choose the same ports."""
+    """Serialize the start of labs, so that no two choose the same ports."""
     deadline = time.monotonic() + TURN_SECONDS
     with closing(socket.socket(socket.AF_UNIX)) as turn:
         while True:
@@ -253,19 +258,19 @@ def _one_at_a_time() -> Iterator[None]:
                 break
             except OSError:
                 if time.monotonic() > deadline:
-                    raise BackendError(f"another lab has been coming up for more than {TURN_SECONDS:g} s") from None
+                    raise BackendError(f"another lab has been starting for more than {TURN_SECONDS:g} s") from None
                 time.sleep(0.05)
         yield
 
 
 def _is_free(block: int) -> bool:
-    """Whether nobody listens on any port of a block."""
-    return not any(map(_is_taken, Place(folder=Path(), block=block, host="", user="", named=False).ports))
+    """Return True if no port of a block is in use."""
+    return not any(map(_is_taken, LabLocation(folder=Path(), block=block, host="", user="", named=False).ports))
 
 
 def _is_taken(port: int) -> bool:
     with closing(socket.socket()) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that ended a moment ago does not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore connections that were closed just now
         try:
             probe.bind(("", port))
         except OSError:

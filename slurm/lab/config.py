@@ -1,4 +1,4 @@
-"""The test cluster's settings, its place on the machine, and the text of its configuration files; pure."""
+"""Settings of a test cluster, its ports and names on the machine, and the text of its configuration files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from pathlib import Path
 from ropewalk.slurm.lab.processes import MARK
 
 CLUSTER = "lab"
-PORTS_FROM = 17100  # below the kernel's ephemeral range, so that no outgoing connection sits on one of them
+PORTS_FROM = 17100  # below the ephemeral ports, which outgoing connections use
 PORTS_PER_LAB = 50
 MOST_LABS = 26
 MOST_NODES = PORTS_PER_LAB - 10
@@ -15,88 +15,88 @@ MOST_NODES = PORTS_PER_LAB - 10
 
 @dataclass(frozen=True, kw_only=True)
 class LabSettings:
-    """What a test may want to have different. Times in seconds."""
+    """Settings that tests vary. Times in seconds."""
 
     nodes: int = 4
-    cpus: int = 4  # a node; more than the machine has is fine
-    memory_mib: int = 4000  # a node, and no more than a word: nothing enforces it
-    user_signal: bool = True  # preemption starts with the job's own --signal; else with SIGTERM to its steps
-    grace_seconds: int = 5  # from preemption's first signal to the end
+    cpus: int = 4  # per node; may exceed the machine's
+    memory_mib: int = 4000  # per node; not enforced
+    user_signal: bool = True  # preemption starts with the signal of the job's --signal; else with SIGTERM to its steps
+    grace_seconds: int = 5  # from the first signal of a preemption to the end of the job
     kill_wait_seconds: int = 5
-    node_timeout_seconds: int = 20  # silent for so long, a node is down
-    min_job_age_seconds: int = 3600  # how long squeue remembers a job that ended; without accounting nothing else does
-    refuse_at_once: bool = True  # what no partition's limits allow is refused by sbatch; else it is pending for ever
-    slow_requeue: bool = False  # as Slurm does it: a requeued job waits 121 s
-    users: Sequence[str] = ()  # who may submit, besides this user
-    extra: Mapping[str, str] = field(default_factory=dict)  # more keys of slurm.conf
+    node_timeout_seconds: int = 20  # without an answer for this long a node is down
+    min_job_age_seconds: int = 3600  # squeue remembers ended jobs for this long; without accounting nothing else does
+    refuse_at_once: bool = True  # sbatch refuses a job that exceeds a partition's limits; else the job stays pending
+    slow_requeue: bool = False  # let a requeued job wait 121 s, as an unmodified Slurm does
+    users: Sequence[str] = ()  # further users who may submit jobs
+    extra: Mapping[str, str] = field(default_factory=dict)  # further keys of slurm.conf
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where one lab lives: its folder, and the block of ports, addresses and names that no other lab has."""
+class LabLocation:
+    """Folder of a lab, and the block of ports, addresses and names that no other lab uses."""
 
     folder: Path
     block: int  # 0 up to MOST_LABS
     host: str  # this machine's short name
-    user: str
-    named: bool  # the nodes' names resolve; else their addresses are their names
+    user: str  # runs the daemons
+    named: bool  # the node names resolve; else the addresses serve as names
 
     @property
     def port(self) -> int:
-        """The first port of the block, the controller's. Accounting has the second, the nodes those from the tenth on."""
+        """First port of the block, for the controller. Accounting uses the second, nodes use the tenth and following."""
         return PORTS_FROM + self.block * PORTS_PER_LAB
 
     @property
     def ports(self) -> range:
-        """All ports of the lab's block."""
         return range(self.port, self.port + PORTS_PER_LAB)
 
     def node_port(self, node: int) -> int:
-        """Where a node's slurmd listens; nodes count from 1."""
+        """Return the port of a node's slurmd; nodes count from 1."""
         return self.port + 9 + node
 
     @property
     def munge_socket(self) -> Path:
-        """Where this lab's own munged listens."""
         return self.folder / "run/munge.sock"
 
     def address(self, node: int) -> str:
-        """A node's own loopback address; nodes count from 1."""
+        """Return a node's loopback address; nodes count from 1."""
         return f"127.0.{self.block + 1}.{node}"
 
     def name(self, node: int) -> str:
-        """A node's name: n1 in the first lab, nb1 in the second."""
+        """Return a node's name: n1 in the first lab, nb1 in the second."""
         if not self.named:
-            return self.address(node)  # a legal name to Slurm, also as 127.0.1.[1-4]
+            return self.address(node)  # Slurm accepts addresses as names, including 127.0.1.[1-4]
         return f"n{chr(ord('a') + self.block) if self.block else ''}{node}"
 
 
-def names(place: Place, settings: LabSettings) -> list[str]:
-    """All nodes' names, in order."""
-    return [place.name(node) for node in range(1, settings.nodes + 1)]
+def names(location: LabLocation, settings: LabSettings) -> list[str]:
+    """Return the names of all nodes, in order."""
+    return [location.name(node) for node in range(1, settings.nodes + 1)]
 
 
-def slurm_conf(place: Place, settings: LabSettings) -> str:
-    """The text of slurm.conf."""
+def slurm_conf(location: LabLocation, settings: LabSettings) -> str:
+    """Return the text of slurm.conf."""
     keys = {
-        **_daemons(place),
+        **_daemons(location),
         **_behaviour(settings),
-        **({} if settings.slow_requeue else dict.fromkeys(("EpilogSlurmctld", "Epilog"), str(place.folder / "etc/hurry.sh"))),
+        **({} if settings.slow_requeue else dict.fromkeys(("EpilogSlurmctld", "Epilog"), str(location.folder / "etc/hurry.sh"))),
         **settings.extra,
     }
-    return "\n".join([f"{key}={value}" for key, value in keys.items()] + _nodes(place, settings) + _partitions(settings)) + "\n"
+    return (
+        "\n".join([f"{key}={value}" for key, value in keys.items()] + _nodes(location, settings) + _partitions(settings)) + "\n"
+    )
 
 
-def _daemons(place: Place) -> dict[str, str]:
-    folder = place.folder
+def _daemons(location: LabLocation) -> dict[str, str]:
+    folder = location.folder
     return {
         "ClusterName": CLUSTER,
-        "SlurmctldHost": f"{place.host}(127.0.0.1)",
-        "SlurmctldPort": str(place.port),
-        "SlurmUser": place.user,
-        "SlurmdUser": place.user,
+        "SlurmctldHost": f"{location.host}(127.0.0.1)",
+        "SlurmctldPort": str(location.port),
+        "SlurmUser": location.user,
+        "SlurmdUser": location.user,
         "AuthType": "auth/munge",
-        "AuthInfo": f"socket={place.munge_socket}",
+        "AuthInfo": f"socket={location.munge_socket}",
         "CredType": "cred/munge",
         "StateSaveLocation": str(folder / "state"),
         "SlurmdSpoolDir": str(folder / "spool/%n"),
@@ -109,16 +109,16 @@ def _daemons(place: Place) -> dict[str, str]:
 
 def _behaviour(settings: LabSettings) -> dict[str, str]:
     return {
-        # no cgroups: they need root, and a machine that lets one have them
+        # no cgroups: they need root, and a machine that permits them
         "ProctrackType": "proctrack/linuxproc",
         "TaskPlugin": "task/none",
         "JobAcctGatherType": "jobacct_gather/linux",
         "MpiDefault": "none",
-        # the controller listens at its own address alone; NoInAddrAny would bind srun's sockets too, where no step finds them
+        # bind the controller to its own address; NoInAddrAny would bind srun's sockets too, and steps could not reach them
         "CommunicationParameters": "NoCtldInAddrAny",
         "SelectType": "select/cons_tres",
         "SelectTypeParameters": "CR_Core",
-        "SlurmdParameters": "config_overrides",  # believe this file, not what the machine has
+        "SlurmdParameters": "config_overrides",  # use the node sizes of this file, not the machine's
         "ReturnToService": "2",
         "PreemptType": "preempt/partition_prio",
         "PreemptMode": "REQUEUE",
@@ -131,17 +131,18 @@ def _behaviour(settings: LabSettings) -> dict[str, str]:
         "EnforcePartLimits": "ALL" if settings.refuse_at_once else "NO",
         "SlurmdTimeout": str(settings.node_timeout_seconds),
         "KillWait": str(settings.kill_wait_seconds),
-        # a dead node is found out sooner
+        # detect a dead node sooner
         "MessageTimeout": "5",
         "TCPTimeout": "1",
     }
 
 
-def _nodes(place: Place, settings: LabSettings) -> list[str]:
+def _nodes(location: LabLocation, settings: LabSettings) -> list[str]:
+    resources = f"CPUs={settings.cpus} RealMemory={settings.memory_mib} State=UNKNOWN"
+    addresses = ((location.name(node), location.address(node), location.node_port(node)) for node in range(1, settings.nodes + 1))
     return [
-        f"NodeName={place.name(node)} NodeHostname={place.host} NodeAddr={place.address(node)} Port={place.node_port(node)}"
-        f" CPUs={settings.cpus} RealMemory={settings.memory_mib} State=UNKNOWN"
-        for node in range(1, settings.nodes + 1)
+        f"NodeName={name} NodeHostname={location.host} NodeAddr={address} Port={port} {resources}"
+        for name, address, port in addresses
     ]
 
 
@@ -155,20 +156,20 @@ def _partitions(settings: LabSettings) -> list[str]:
 
 
 def skip_delay_script(folder: Path, path: str) -> str:
-    """The script that the controller and the job's first node run at a job's end, so that a requeued job starts at once.
+    """Return the script that lets requeued jobs start immediately; the controller and a job's first node run it at its end.
 
-    Slurm lets a requeued job wait for as long as a credential lives (AuthInfo=cred_expire, no less than 5 s), plus one.
-    No setting turns that off, but the start time may be changed as soon as the job is pending again. To the next second:
-    in this one the nodes would take the new credential for the old one, and the job would fail as "credential revoked".
-    The controller alone would do, but it kills its script where it requeues a preempted job that has left by itself; the
-    node alone would do, but it may be dead.
+    Slurm lets a requeued job wait as long as a credential is valid (AuthInfo=cred_expire, at least 5 s), plus one second.
+    No setting turns that off, but the start time can be changed as soon as the job is pending again. The new start is one
+    second later: within the same second the nodes would mistake the new credential for the old one, and the job would fail
+    with "credential revoked". Both sides run the script: the controller kills its own when it requeues a preempted job that
+    has exited by itself, and the node may be dead.
     """
     return f"""#!/bin/sh
 export SLURM_CONF={folder}/etc/slurm.conf PATH={path} {MARK}={folder}:hurry
-# of the job's nodes only the first
+# only on the job's first node
 first=$(echo "$SLURM_JOB_NODELIST" | sed 's/[],-].*//; s/\\[//')
 [ "$SLURM_SCRIPT_CONTEXT" != epilog_slurmd ] || [ "$SLURMD_NODENAME" = "$first" ] || exit 0
-# Slurm waits for this script, then kills its process group: go on in another, and say so before leaving
+# Slurm waits for this script, then kills its process group: continue in another process, after it has reported that it runs
 [ "$1" = wait ] || {{ setsid --fork "$0" wait </dev/null 2>/dev/null | read -r ready; exit 0; }}
 echo ready
 exec >/dev/null

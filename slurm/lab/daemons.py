@@ -1,4 +1,4 @@
-"""Start a test cluster's daemons as nobody's children, end them, and ask them things."""
+"""Starts the daemons of a test cluster in the background, stops them, and runs commands against the cluster."""
 
 import os
 import subprocess
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ropewalk.cluster.errors import BackendError
-from ropewalk.slurm.lab.processes import MARK, kill_all, marked
+from ropewalk.slurm.lab.processes import MARK, kill_all, lab_processes
 
-PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"  # Debian keeps daemons where no user looks
+PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"  # Debian installs the daemons in sbin
 START_SECONDS = 30.0
 
 
 class Daemons:
-    """The daemons of the lab in `folder`."""
+    """Daemons of the lab in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -23,17 +23,17 @@ class Daemons:
 
     @property
     def env(self) -> dict[str, str]:
-        """What Slurm's commands need in their environment to find this cluster."""
+        """Environment variables with which Slurm's commands use this cluster."""
         return {"SLURM_CONF": str(self.conf)}
 
-    def launch(self, what: str, *words: str, foreground: bool = False) -> None:
-        """Start `what` and return when it has gone into the background; one that stays in the foreground is put there."""
+    def launch(self, name: str, *command: str, foreground: bool = False) -> None:
+        """Start a daemon and return once it runs in the background; `foreground` is for daemons that do not fork themselves."""
         if foreground:
-            words = ("setsid", "--fork", *words)
-        environment = {"PATH": PATH, "HOME": os.environ.get("HOME", "/"), **self.env, MARK: f"{self.folder}:{what}"}
-        with (self.folder / "log/start.log").open("ab") as log:  # not a pipe of ours: whoever reads that would wait for ever
+            command = ("setsid", "--fork", *command)
+        environment = {"PATH": PATH, "HOME": os.environ.get("HOME", "/"), **self.env, MARK: f"{self.folder}:{name}"}
+        with (self.folder / "log/start.log").open("ab") as log:  # a pipe would stay open as long as the daemon runs
             done = subprocess.run(
-                words,
+                command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -43,41 +43,40 @@ class Daemons:
                 check=False,
             )
         if done.returncode:
-            raise BackendError(f"{words[0]} did not start: exit code {done.returncode}; {self.last_words()}")
+            raise BackendError(f"{command[0]} did not start: exit code {done.returncode}; {self.last_errors()}")
 
-    def kill(self, what: str) -> None:
-        """Kill one daemon."""
-        kill_all(lambda: marked(self.folder, what))
+    def kill(self, name: str) -> None:
+        kill_all(lambda: lab_processes(self.folder, name))
 
-    def command(self, *words: str, seconds: float = 30.0) -> str:
-        """Run a command against this cluster; its output. BackendError if it fails."""
+    def command(self, *arguments: str, seconds: float = 30.0) -> str:
+        """Run a command against this cluster and return its output. Raises BackendError if it fails."""
         environment = {**os.environ, **self.env, "PATH": f"{PATH}:{os.environ.get('PATH', '')}"}
         try:
-            done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+            done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
         except subprocess.TimeoutExpired:
-            raise BackendError(f"{' '.join(words)}: no answer within {seconds:g} s; is the lab up?") from None
+            raise BackendError(f"{' '.join(arguments)}: no answer within {seconds:g} s; does the lab run?") from None
         if done.returncode:
-            raise BackendError(f"{' '.join(words)}: exit code {done.returncode}: {done.stderr.strip()}")
+            raise BackendError(f"{' '.join(arguments)}: exit code {done.returncode}: {done.stderr.strip()}")
         return done.stdout
 
-    def answers(self, *words: str) -> bool:
-        """Whether a command succeeds."""
+    def answers(self, *arguments: str) -> bool:
+        """Return True if a command succeeds."""
         try:
-            self.command(*words)
+            self.command(*arguments)
         except BackendError:
             return False
         return True
 
     def wait_until(self, condition: Callable[[], Any], what: str, seconds: float = START_SECONDS) -> None:
-        """Wait for a condition; BackendError with the daemons' last words if it does not come."""
+        """Wait for a condition. Raises BackendError with the daemons' last errors after `seconds`."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise BackendError(f"{self.folder}: waited {seconds:g} s in vain until {what}; {self.last_words()}")
+                raise BackendError(f"{self.folder}: waited {seconds:g} s in vain until {what}; {self.last_errors()}")
             time.sleep(0.02)
 
-    def last_words(self) -> str:
-        """The last error in every daemon's log."""
+    def last_errors(self) -> str:
+        """Return the last error in the log of every daemon."""
         ends = []
         for path in sorted((self.folder / "log").glob("*.log")):
             lines = [line for line in path.read_text(errors="replace").splitlines() if "error" in line.lower()]

@@ -1,4 +1,4 @@
-"""The lines of /etc/hosts that make a test cluster's node names resolve: added and removed by root only."""
+"""Adds and removes the lines of /etc/hosts with which a test cluster's node names resolve; only root can."""
 
 import fcntl
 import os
@@ -10,20 +10,20 @@ HOSTS = Path("/etc/hosts")
 
 
 def can_resolve(hosts: Mapping[str, str]) -> bool:
-    """Whether the names resolve to their addresses, or would after `add`."""
-    unlike = [found for name, address in hosts.items() if (found := _resolve(name)) != address]
-    return not any(unlike) and (not unlike or os.access(HOSTS, os.W_OK))
+    """Return True if the names resolve to their addresses, or would after `add`."""
+    different = [address for name, expected in hosts.items() if (address := _resolve(name)) != expected]
+    return not any(different) and (not different or os.access(HOSTS, os.W_OK))
 
 
 def add(hosts: Mapping[str, str], folder: Path) -> None:
-    """Add lines for those names that do not resolve."""
+    """Add lines for the names that do not resolve."""
     lines = [f"{address} {name} {_note(folder)}\n" for name, address in hosts.items() if _resolve(name) != address]
     if lines:
         _edit(lambda text: text.rstrip("\n") + "\n" + "".join(lines))
 
 
 def remove(folder: Path) -> None:
-    """Take out the lines of the lab in `folder`."""
+    """Remove the lines of the lab in `folder`."""
 
     def others(text: str) -> str:
         return "".join(line for line in text.splitlines(keepends=True) if not line.rstrip().endswith(_note(folder)))
@@ -34,9 +34,9 @@ def remove(folder: Path) -> None:
 
 
 def _edit(change: Callable[[str], str]) -> None:
-    """Rewrite /etc/hosts in place: in a container it is a mount, which nothing can be renamed onto.
+    """Rewrite /etc/hosts in place, because in a container it is a mount that cannot be replaced by a rename.
 
-    Labs take turns; and the lines of others are there at every moment, since somebody is always looking for localhost.
+    A lock serializes labs. The other lines are present at every moment, since any process may resolve localhost.
     """
     with HOSTS.open("r+") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

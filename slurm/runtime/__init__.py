@@ -1,1 +1,1 @@
-"""On the nodes of a job: coordinator, allocation, watchdog, preemption."""
+"""Code that runs on the nodes of a Slurm job: coordinator, allocation, watchdog, preemption."""

@@ -1,7 +1,7 @@
-"""The process that supervises a run inside its Slurm job, started by the job script in the run's directory.
+"""Supervises a run inside its Slurm job; the job script starts it in the run's directory.
 
 Usage: python -m ropewalk.slurm.runtime.coordinator RUN_DIR
-Exit codes: 0 done (or nothing to do), 1 failed for good, 85 requeue, 86 leave: Slurm requeues the job itself.
+Exit codes: 0 done or nothing to do, 1 failed for good, 85 saved: requeue the job, 86 saved: Slurm requeues the job itself.
 """
 
 import argparse
@@ -29,29 +29,29 @@ from ropewalk.slurm.runtime.preemption import slurm_requeues
 
 log = logging.getLogger(__name__)
 
-EXIT_SLURM_REQUEUES = 86  # to the job script only, which leaves with 85 all the same
-EMPTY_SECONDS, LOOK_SECONDS = 10.0, 0.2  # how long, and how often, a file that has no owner's name yet is looked at
+EXIT_SLURM_REQUEUES = 86  # between coordinator and job script only; the script then exits with 85
+EMPTY_SECONDS, POLL_SECONDS = 10.0, 0.2  # timeout and interval of waiting for the owner's id in an empty file
 DIED = "its coordinator died: the first node was lost, or Slurm took the job away without notice"
 
 
 def coordinate(run: RunDir, slurm: Slurm) -> int:
-    """Run the attempts of a run on this job's nodes; the exit code for the job script."""
+    """Run the attempts of a run on this job's nodes; return the exit code for the job script."""
     job, restarts = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-    me = this_job(os.environ)
-    if not take_ownership(run, me, slurm):
+    own_id = this_job(os.environ)
+    if not take_ownership(run, own_id, slurm):
         return EXIT_DONE
     number = open_attempt(run, DIED, restarts=restarts)
     if number is None:
         return exit_code_of(run)
     if "key" not in run.attempt_details(number):
-        return never_confirmed(run, number)
-    tidy(slurm, job)
+        return fail_unconfirmed(run, number)
+    cancel_leftover_jobs(slurm, job)
     hosts = slurm.hosts(os.environ["SLURM_JOB_NODELIST"])
-    run.describe_attempt(number, handle=f"slurm:{me}", hosts=hosts, restarts=restarts, started=time.time())
+    run.describe_attempt(number, handle=f"slurm:{own_id}", hosts=hosts, restarts=restarts, started=time.time())
     details = run.attempt_details(number)
     profile = SlurmProfile.model_validate(details.get("profile") or {})
     allocation = SlurmAllocation(run, run.resources(number), profile, slurm, job=job, hosts=hosts)
-    install_stop_handler(allocation.asked_to_stop.set)
+    install_stop_handler(allocation.stop_requested.set)
     try:
         code = Supervisor(run, allocation, python_of(profile)).supervise(number)
     finally:
@@ -61,55 +61,55 @@ def coordinate(run: RunDir, slurm: Slurm) -> int:
     return EXIT_SLURM_REQUEUES if slurm_requeues(slurm, job) else EXIT_REQUEUE
 
 
-def never_confirmed(run: RunDir, number: int) -> int:
-    """End a run whose submission was cut short by a power cut: nobody was told of it, and what it asked for is gone."""
-    cause = f"attempt.json was lost in a power cut during the submission; `ropewalk resume {run.id}` submits it again"
+def fail_unconfirmed(run: RunDir, number: int) -> int:
+    """Record the failure of a run whose submission was interrupted by a power failure, which lost the attempt's details."""
+    cause = f"attempt.json was lost in a power failure during the submission; `ropewalk resume {run.id}` submits it again"
     run.write_outcome(number, Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause=cause, ended=time.time()))
     return EXIT_FAILED
 
 
 def exit_code_of(run: RunDir) -> int:
-    """The exit code of a run that is over: whoever waits for it in Slurm may start only if it has succeeded."""
+    """Return the exit code of a run that is over: 0 only after success, since runs that depend on it may start then."""
     outcome = run.last_outcome()
     return EXIT_DONE if outcome is not None and outcome.state is RunState.SUCCEEDED else EXIT_FAILED
 
 
 def python_of(profile: SlurmProfile) -> str:
-    """The Python that a profile's agents run with."""
+    """Return the Python that runs a profile's agents."""
     return profile.python or ("python" if profile.container else sys.executable)
 
 
 def take_ownership(run: RunDir, job: str, slurm: Slurm) -> bool:
-    """Make this job the owner of the newest submission, unless another is: a retried sbatch may have made two jobs."""
+    """Make this job the owner of the newest submission. Returns False if another live job is: a retried sbatch can make two."""
     path = run.attempt_dir(newest_submission(run)[0]) / OWNER
     if not create_whole(path, job):
         owner = _owner_of(path)
-        if owner not in ("", job) and _lives(run, owner, slurm):  # empty: what a crash left
-            log.error("job %s owns this submission; leaving it alone", owner)
+        if owner not in ("", job) and _is_active(run, owner, slurm):  # empty: written by a process that crashed
+            log.error("job %s owns this submission; this job exits", owner)
             return False
         write_atomically(path, job)
     return True
 
 
 def _owner_of(path: Path) -> str:
-    """The job that has created the file; without hard links it is empty until that has written its name, or has crashed."""
+    """Return the id in an owner file. Without hard links the file is empty until its creator has written the id or crashed."""
     deadline = time.monotonic() + EMPTY_SECONDS
     while not (owner := path.read_text()) and time.monotonic() < deadline:
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
     return owner
 
 
-def _lives(run: RunDir, owner: str, slurm: Slurm) -> bool:
-    """Whether the job that owns the run is still there; in doubt it is."""
+def _is_active(run: RunDir, owner: str, slurm: Slurm) -> bool:
+    """Return True if the owning job has not ended, or if Slurm does not answer."""
     try:
-        return any(job.id == owner and not state_of(job).final for job in slurm.named(job_name(run)))
+        return any(job.id == owner and not state_of(job).final for job in slurm.jobs_named(job_name(run)))
     except BackendError as error:
-        log.warning("cannot ask Slurm for job %s: %s", owner, error)
+        log.warning("cannot query job %s: %s", owner, error)
         return True
 
 
-def tidy(slurm: Slurm, job: str) -> None:
-    """Cancel what an earlier attempt of this job left in the queue: extra nodes, a job that ends this one's wait."""
+def cancel_leftover_jobs(slurm: Slurm, job: str) -> None:
+    """Cancel small jobs of an earlier attempt that are still queued: additional nodes, the end of the requeue delay."""
     for name in (extra_node_name(job), skip_delay_name(job)):
         try:
             slurm.cancel(f"--name={name}", f"--user={os.environ.get('SLURM_JOB_USER') or os.geteuid()}")
@@ -118,12 +118,12 @@ def tidy(slurm: Slurm, job: str) -> None:
 
 
 def main() -> None:
-    """Coordinate the run whose directory is named, and leave with its exit code."""
+    """Coordinate the run in the given directory and exit with its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     run = RunDir(parser.parse_args().run_dir)
     configure_logging("coordinator")
-    install_stop_handler(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
+    install_stop_handler(lambda: sys.exit(EXIT_REQUEUE))  # before the run is open there is nothing to save
     sys.exit(coordinate(run, Slurm()))
 
 

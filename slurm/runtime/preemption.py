@@ -1,8 +1,8 @@
-"""Who requeues a job that is preempted: Slurm itself as soon as its script leaves, or nobody, so that the script has to.
+"""Decides who requeues a preempted job: Slurm, as soon as its script exits, or the script itself.
 
-Slurm marks a job that it gives notice of a preemption (GraceTime), and takes the mark away only where it requeues the job
-itself. A job that requeues itself by `scontrol requeue` keeps it: when its work is done at last, Slurm takes the end for one
-more preemption, queues it once more for all its nodes, and lets `afterok` wait (src/slurmctld, 24.11 to 26.05: GRACE_PREEMPT).
+Slurm marks a job when it announces a preemption (GraceTime) and clears the mark only if it requeues the job itself. A job that
+requeues itself with `scontrol requeue` keeps the mark: when it finally completes, Slurm takes that for another preemption,
+queues the job again for all its nodes, and leaves `afterok` dependencies waiting (src/slurmctld, 24.11 to 26.05: GRACE_PREEMPT).
 """
 
 import logging
@@ -10,42 +10,42 @@ import logging
 from ropewalk.cluster.errors import BackendError
 from ropewalk.slurm import cluster_info
 from ropewalk.slurm.commands import Slurm
-from ropewalk.slurm.runtime.job_details import preempted
+from ropewalk.slurm.runtime.job_details import is_preempted
 
 log = logging.getLogger(__name__)
 
-MOST_REQUEUES = "5"  # Slurm's own default of MaxBatchRequeue
+DEFAULT_MAX_REQUEUES = "5"  # Slurm's default of MaxBatchRequeue
 
 
 def slurm_requeues(slurm: Slurm, job: str) -> bool:
-    """Whether Slurm itself requeues this job if its script ends now; in doubt the answer is no."""
+    """Return True if Slurm requeues this job once its script exits; False if that cannot be determined."""
     try:
         details = slurm.job_details(job)
-        if details.get("JobState") != "RUNNING" or details.get("Requeue") != "1" or not preempted(details):
+        if details.get("JobState") != "RUNNING" or details.get("Requeue") != "1" or not is_preempted(details):
             return False
         settings = cluster_info.settings(slurm)
-        return _has_requeues_left(details, settings) and "REQUEUE" in _mode(slurm, details, settings).upper()
+        return _has_requeues_left(details, settings) and "REQUEUE" in _preempt_mode(slurm, details, settings).upper()
     except (BackendError, ValueError, IndexError) as error:
-        log.warning("cannot ask who requeues this job: %s", error)
+        log.warning("cannot determine who requeues this job: %s", error)
         return False
 
 
 def _has_requeues_left(details: dict[str, str], settings: dict[str, str]) -> bool:
-    """Whether Slurm may requeue the job once more: it holds a job that it has requeued too often.
+    """Return True if Slurm may requeue the job once more. Beyond MaxBatchRequeue it holds the job instead.
 
-    One requeue is kept for the job's end, should the mark be left after all.
+    A requeue is reserved for the end of the job, in case the mark is still set then.
     """
-    most = int(settings.get("MaxBatchRequeue", MOST_REQUEUES).split()[0])
-    return int(details.get("BatchFlag", MOST_REQUEUES)) < most - 1
+    most = int(settings.get("MaxBatchRequeue", DEFAULT_MAX_REQUEUES).split()[0])
+    return int(details.get("BatchFlag", DEFAULT_MAX_REQUEUES)) < most - 1
 
 
-def _mode(slurm: Slurm, details: dict[str, str], settings: dict[str, str]) -> str:
-    """What Slurm does to the job when it preempts it: the mode of its partition or QoS, else the cluster's."""
+def _preempt_mode(slurm: Slurm, details: dict[str, str], settings: dict[str, str]) -> str:
+    """Return the preemption mode that applies to the job: that of its partition or QoS, else the cluster's."""
     cluster, kind = settings.get("PreemptMode", "OFF"), settings.get("PreemptType", "")
     if kind.endswith("partition_prio"):
-        found = {partition.name: partition.preempt_mode for partition in cluster_info.partitions(slurm)}
-        return found.get(details.get("Partition", ""), "OFF")
+        modes = {partition.name: partition.preempt_mode for partition in cluster_info.partitions(slurm)}
+        return modes.get(details.get("Partition", ""), "OFF")
     if kind.endswith("qos"):
-        own = cluster_info.preempt_mode_of_qos(slurm, details.get("QOS", ""))
-        return cluster if own.lower() in {"", "off", "cluster"} else own
+        mode = cluster_info.preempt_mode_of_qos(slurm, details.get("QOS", ""))
+        return cluster if mode.lower() in {"", "off", "cluster"} else mode
     return "OFF"

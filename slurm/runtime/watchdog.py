@@ -1,4 +1,7 @@
-"""A watch over the first node of an elastic job, from another node: the job script dies with it, and Slurm does not mind."""
+"""Watches the first node of an elastic job from another node.
+
+If the first node dies, so does the job script, and Slurm requeues nothing because the job runs with --no-kill.
+"""
 
 import time
 from collections.abc import Callable
@@ -14,10 +17,10 @@ HEARTBEAT_SECONDS = 3.0
 
 
 class Watchdog:
-    """Touches a file while this process lives, and keeps a step of watchdog.sh on a node other than the first.
+    """Touches a file while this process is alive, and keeps a step with watchdog.sh running on another node.
 
-    `start_elsewhere` starts words as such a step with a log, or returns None where there is no other node: with its last node
-    Slurm requeues the job itself. `end` ends the step.
+    `start_elsewhere` starts a command with a log file as such a step; it returns None if there is no other node, in which case
+    Slurm requeues the job itself when its only node dies. `end` ends the step.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class Watchdog:
         self._next_heartbeat = 0.0
 
     def tend(self) -> None:
-        """Touch the file, and start the step if it does not run; to be called often while an elastic run is at work."""
+        """Touch the file, and start the step if it does not run. Call this often while an elastic run is running."""
         now = time.monotonic()
         if now < self._next_heartbeat:
             return

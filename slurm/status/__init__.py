@@ -1,1 +1,1 @@
-"""What Slurm says of runs, and when they may start."""
+"""Queries about runs on Slurm: states, start estimates, limits, `doctor`."""

@@ -1,4 +1,4 @@
-"""How many cores a job with GPUs gets where its resources do not say it: of most clusters one a node, for all its ranks."""
+"""CPU cores of jobs with GPUs that do not set resources.cpus: on most clusters a single core per node for all ranks."""
 
 from collections.abc import Sequence
 
@@ -8,45 +8,45 @@ from ropewalk.slurm import cluster_info
 from ropewalk.slurm.commands import Slurm
 from ropewalk.slurm.profile import SlurmProfile
 
-CORES_A_GPU = 8  # where the cluster does not tell how many it has
-SAYS_CORES = ("exclusive", "cpus-per-gpu")  # options of sbatch that a profile may have
+DEFAULT_CORES_PER_GPU = 8  # if the cluster cannot be queried
+CORE_OPTIONS = ("exclusive", "cpus-per-gpu")  # options of sbatch that give a job more cores
 
 
 def cores_notice(slurm: Slurm, profile: SlurmProfile, resources: Resources) -> str:
-    """What to set where a run's nodes would have one core each beside their GPUs; empty where they have more.
+    """Return advice on resources.cpus if a run's nodes would have one core each beside their GPUs, else an empty string.
 
     Never raises BackendError.
     """
-    if not resources.gpus or resources.cpus or _says_cores(profile):
+    if not resources.gpus or resources.cpus or _sets_cores(profile):
         return ""
     try:
-        a_gpu = cores_a_gpu(slurm, profile, cluster_info.used_partitions(slurm, profile.partition))
+        per_gpu = cores_per_gpu(slurm, profile, cluster_info.used_partitions(slurm, profile.partition))
     except BackendError:
-        a_gpu = CORES_A_GPU
-    return few_cores(a_gpu, resources.gpus) if a_gpu is not None else ""
+        per_gpu = DEFAULT_CORES_PER_GPU
+    return cores_advice(per_gpu, resources.gpus) if per_gpu is not None else ""
 
 
-def few_cores(a_gpu: int, gpus: int) -> str:
-    """That there is one core a node, and what to set, where a node has so many for each GPU."""
+def cores_advice(per_gpu: int, gpus: int) -> str:
+    """Return the sentence that a job gets one core per node, and the value to set instead."""
     return (
         "resources.cpus is not set, and Slurm gives a job with GPUs one core a node unless it asks for more;"
-        f" set resources.cpus={a_gpu * gpus} with resources.gpus={gpus}"
+        f" set resources.cpus={per_gpu * gpus} with resources.gpus={gpus}"
     )
 
 
-def cores_a_gpu(slurm: Slurm, profile: SlurmProfile, partitions: Sequence[cluster_info.Partition]) -> int | None:
-    """How many cores the partitions' nodes have for each GPU; None where a job gets more than one anyway, or there are no GPUs.
+def cores_per_gpu(slurm: Slurm, profile: SlurmProfile, partitions: Sequence[cluster_info.Partition]) -> int | None:
+    """Return the cores per GPU of the partitions' nodes. Raises BackendError.
 
-    Raises BackendError.
+    None if there are no GPUs, or if jobs get more than one core anyway.
     """
-    if not partitions or _says_cores(profile) or all(one.exclusive or one.gpus_bring_cores for one in partitions):
+    if not partitions or _sets_cores(profile) or all(p.exclusive or p.gpus_bring_cores for p in partitions):
         return None
     settings = cluster_info.settings(slurm)
     if settings.get("SelectType") == "select/linear" or "DefCpuPerGPU" in settings.get("JobDefaults", ""):
         return None
-    nodes = [node for one in partitions for node in cluster_info.nodes(slurm, one.name) if node.gpus]
+    nodes = [node for partition in partitions for node in cluster_info.nodes(slurm, partition.name) if node.gpus]
     return max(1, min(node.cpus // node.gpus for node in nodes)) if nodes else None
 
 
-def _says_cores(profile: SlurmProfile) -> bool:
-    return any(profile.options.get(name) for name in SAYS_CORES)
+def _sets_cores(profile: SlurmProfile) -> bool:
+    return any(profile.options.get(name) for name in CORE_OPTIONS)

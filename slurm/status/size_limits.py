@@ -1,4 +1,4 @@
-"""How large one job may be: what its partition, the partition's nodes and its QoS allow."""
+"""Upper limits on the size of a job: those of its partition, of the partition's nodes, and of its QoS."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,41 +13,41 @@ UNITS = {"nodes": "node", "most_nodes": "node", "time_limit_minutes": "minute", 
 
 @dataclass(frozen=True, kw_only=True)
 class SizeLimit:
-    """Something larger than which no job may be, and who says so."""
+    """An upper limit on one key of a job's resources."""
 
-    said: str  # partition short allows at most 2 nodes
+    message: str  # partition short allows at most 2 nodes
     key: str  # nodes, most_nodes, time_limit_minutes, cpus, memory_gib, gpus
     most: float
 
 
 def size_limits(partition: Partition, nodes: Sequence[Node]) -> list[SizeLimit]:
-    """What a partition and its nodes allow."""
+    """Return the limits of a partition and its nodes."""
     who = f"partition {partition.name}"
-    found = _allowed(who, {"most_nodes": partition.max_nodes, "time_limit_minutes": partition.max_minutes})
+    limits = _limits(who, {"most_nodes": partition.max_nodes, "time_limit_minutes": partition.max_minutes})
     if not nodes:
-        return found
-    found.append(SizeLimit(said=f"{who} has {counted(len(nodes), 'node')}", key="nodes", most=len(nodes)))
+        return limits
+    limits.append(SizeLimit(message=f"{who} has {counted(len(nodes), 'node')}", key="nodes", most=len(nodes)))
     largest = {
         "cpus": max(node.cpus for node in nodes),
         "gpus": max(node.gpus for node in nodes),
         "memory_gib": math.floor(max(node.memory_mib for node in nodes) / 102.4) / 10,
     }
     for key, most in largest.items():
-        said = f"no node of {who} has {f'more than {_amount(key, most)}' if most else 'GPUs'}"
-        found.append(SizeLimit(said=said, key=key, most=most))
-    return found
+        message = f"no node of {who} has {f'more than {_amount(key, most)}' if most else 'GPUs'}"
+        limits.append(SizeLimit(message=message, key=key, most=most))
+    return limits
 
 
 def qos_limits(slurm: Slurm, qos: str) -> list[SizeLimit]:
-    """What a QoS allows one job, by accounting. Raises BackendError where there is none."""
+    """Return the limits of a QoS on a single job. Raises BackendError without accounting."""
     nodes, minutes = largest_job(slurm, qos)
-    return _allowed(f"QoS {qos}", {"most_nodes": nodes, "time_limit_minutes": minutes})
+    return _limits(f"QoS {qos}", {"most_nodes": nodes, "time_limit_minutes": minutes})
 
 
-def _allowed(who: str, limits: Mapping[str, float | None]) -> list[SizeLimit]:
+def _limits(who: str, values: Mapping[str, float | None]) -> list[SizeLimit]:
     return [
-        SizeLimit(said=f"{who} allows at most {_amount(key, most)}", key=key, most=most)
-        for key, most in limits.items()
+        SizeLimit(message=f"{who} allows at most {_amount(key, most)}", key=key, most=most)
+        for key, most in values.items()
         if most is not None
     ]
 

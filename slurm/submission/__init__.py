@@ -1,1 +1,1 @@
-"""Before a job starts: a submission that makes one job."""
+"""Submission of a run as exactly one job."""

@@ -1,4 +1,7 @@
-"""One job a submission: sbatch may time out though it made the job, so a job under the submission's key is adopted."""
+"""Submits exactly one job per submission: after a failed sbatch, a job with the submission's key is adopted.
+
+sbatch can time out although it created the job.
+"""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,26 +15,26 @@ from ropewalk.slurm.commands import Slurm
 def submit_once(
     slurm: Slurm,
     script: Path,
-    where: Path,
+    workdir: Path,
     *,
     key: str,
     options: Sequence[str] = (),
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> str:
-    """Submit a script under `key`, which `options` make its comment, from the directory `where`; the job's id.
+    """Submit a script from `workdir` and return the job's id. `options` must make `key` the job's comment.
 
-    Raises BackendError with Slurm's own words if it refuses, SubmissionInDoubtError if no controller answers for two minutes.
+    Raises BackendError with Slurm's message if it refuses, SubmissionInDoubtError if no controller answers for two minutes.
     """
     tries = count()
 
     def submit() -> str:
-        made = find(slurm, key) if next(tries) else None
-        return made or slurm.sbatch(script, f"--chdir={where}", *options)
+        job = find(slurm, key) if next(tries) else None
+        return job or slurm.sbatch(script, f"--chdir={workdir}", *options)
 
     return retry_for(PATIENCE_SECONDS, submit, sleep=sleep, clock=clock)
 
 
 def find(slurm: Slurm, key: str) -> str | None:
-    """The id of the job that was made under a key, if any."""
+    """Return the id of the job with a key, if there is one."""
     return next((job.id.partition("_")[0] for job in slurm.my_jobs() if job.comment == key), None)

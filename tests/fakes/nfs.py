@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ropewalk.slurm.lab.cluster import Lab
-from ropewalk.slurm.lab.processes import marked
+from ropewalk.slurm.lab.processes import lab_processes
 from tests.patience import Patience, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +108,7 @@ class SlurmNetwork:
     def _connect(self, name: str) -> None:
         """Put the node's own client where the submitter has its."""
         ours = os.readlink("/proc/self/ns/mnt")
-        for process in marked(self.lab.folder, name):
+        for process in lab_processes(self.lab.folder, name):
             with suppress(OSError):
                 if os.readlink(f"/proc/{process.pid}/ns/mnt") != ours:
                     words = ["nsenter", "-t", str(process.pid), "-m", "mount", "--bind", str(self._clients[name]), str(self.path)]

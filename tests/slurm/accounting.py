@@ -6,7 +6,7 @@ from typing import Any
 
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.slurm.lab.cluster import Lab
-from ropewalk.slurm.lab.config import CLUSTER, LabSettings, Place
+from ropewalk.slurm.lab.config import CLUSTER, LabLocation, LabSettings
 from ropewalk.slurm.lab.daemons import PATH
 
 ACCOUNT = "lab"
@@ -39,10 +39,10 @@ class AccountingLab(Lab):
             raise ConfigError(f"accounting needs MariaDB: {remedy}")
         super().up(settings)
 
-    def _write_files(self, place: Place, settings: LabSettings) -> None:
-        super()._write_files(place, settings)
+    def _write_files(self, location: LabLocation, settings: LabSettings) -> None:
+        super()._write_files(location, settings)
         with self.conf.open("a") as stream:
-            stream.write(_lines(_slurm_keys(place)))
+            stream.write(_lines(_slurm_keys(location)))
 
     def _start_munged(self) -> None:
         super()._start_munged()
@@ -60,11 +60,15 @@ class AccountingLab(Lab):
         self.daemons.kill("slurmdbd")
 
     def _start_database(self) -> None:
-        own = ["--no-defaults", f"--user={self.place.user}", f"--datadir={self.database}"]
+        own = ["--no-defaults", f"--user={self.location.user}", f"--datadir={self.database}"]
         if not self.database.exists():
             self.database.mkdir(mode=0o700)  # nobody else reaches its socket
             # nobody is root without being this user of the machine, and so there is no password
-            flags = ["--auth-root-authentication-method=socket", f"--auth-root-socket-user={self.place.user}", "--skip-test-db"]
+            flags = [
+                "--auth-root-authentication-method=socket",
+                f"--auth-root-socket-user={self.location.user}",
+                "--skip-test-db",
+            ]
             self.daemons.launch("mariadbd", "mariadb-install-db", *own, *flags)
         words = [f"--socket={self.socket}", "--skip-networking", f"--secure-file-priv={self.database}", "--skip-local-infile"]
         # slurmdbd asks for the long lock wait; nobody minds a lost second of this cluster's history
@@ -78,7 +82,7 @@ class AccountingLab(Lab):
         conf = self.folder / "etc/slurmdbd.conf"
         if not conf.exists():
             conf.touch(mode=0o600)  # slurmdbd wants it so
-            conf.write_text(_lines(_slurmdbd_keys(self.place)))
+            conf.write_text(_lines(_slurmdbd_keys(self.location)))
             self.command(*self._sql(f"create database {DATABASE}"))
         self.daemons.kill("slurmdbd")
         self.daemons.launch("slurmdbd", "env", f"MYSQL_UNIX_PORT={self.socket}", "slurmdbd")  # it has no key for it
@@ -93,12 +97,12 @@ class AccountingLab(Lab):
         allowed = f"qos={','.join(['normal', *QOS])}"
         self.command("sacctmgr", "-i", "modify", "account", "root", "set", allowed, "defaultqos=normal")
         self.command("sacctmgr", "-i", "add", "account", ACCOUNT, *own)
-        for user in dict.fromkeys((self.place.user, *self.settings.users)):
+        for user in dict.fromkeys((self.location.user, *self.settings.users)):
             self.command("sacctmgr", "-i", "add", "user", user, f"account={ACCOUNT}", *own)
             self.command("sacctmgr", "-i", "modify", "user", user, "set", f"defaultaccount={ACCOUNT}")
 
     def _sql(self, statement: str) -> list[str]:
-        own = [f"--user={self.place.user}", f"--socket={self.socket}"]
+        own = [f"--user={self.location.user}", f"--socket={self.socket}"]
         return ["mariadb", "--no-defaults", *own, "--execute", statement]
 
 
@@ -106,29 +110,29 @@ def _lines(keys: dict[str, Any]) -> str:
     return "".join(f"{key}={value}\n" for key, value in keys.items())
 
 
-def _slurm_keys(place: Place) -> dict[str, Any]:
+def _slurm_keys(location: LabLocation) -> dict[str, Any]:
     return {
         "AccountingStorageType": "accounting_storage/slurmdbd",
         "AccountingStorageHost": "127.0.0.1",
-        "AccountingStoragePort": place.port + 1,
-        "AccountingStoragePass": place.munge_socket,
+        "AccountingStoragePort": location.port + 1,
+        "AccountingStoragePass": location.munge_socket,
         "AccountingStorageEnforce": "limits,qos",
         "AccountingStoreFlags": "job_comment",
     }
 
 
-def _slurmdbd_keys(place: Place) -> dict[str, Any]:
+def _slurmdbd_keys(location: LabLocation) -> dict[str, Any]:
     return {
         "AuthType": "auth/munge",
-        "AuthInfo": f"socket={place.munge_socket}",
-        "DbdHost": place.host,
+        "AuthInfo": f"socket={location.munge_socket}",
+        "DbdHost": location.host,
         "DbdAddr": "127.0.0.1",
-        "DbdPort": place.port + 1,
-        "SlurmUser": place.user,
+        "DbdPort": location.port + 1,
+        "SlurmUser": location.user,
         "StorageType": "accounting_storage/mysql",
         "StorageHost": "localhost",  # by a socket, which tells the database who calls
-        "StorageUser": place.user,
+        "StorageUser": location.user,
         "StorageLoc": DATABASE,
-        "LogFile": place.folder / "log/slurmdbd.log",
-        "PidFile": place.folder / "run/slurmdbd.pid",
+        "LogFile": location.folder / "log/slurmdbd.log",
+        "PidFile": location.folder / "run/slurmdbd.pid",
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ropewalk.slurm.lab.cluster import Lab, missing
+from ropewalk.slurm.lab.cluster import Lab, missing_programs
 from ropewalk.slurm.lab.config import LabSettings
 from tests.patience import HANG_SECONDS, Patience, until
 from tests.slurm.accounting import AccountingLab, missing_to_account
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def need_slurm(accounting: bool = False) -> None:
     """Skip, with the remedy, where Slurm is not installed."""
-    if remedy := missing() or (accounting and missing_to_account()):
+    if remedy := missing_programs() or (accounting and missing_to_account()):
         pytest.skip(f"needs Slurm: {remedy}")
 
 

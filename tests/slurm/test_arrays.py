@@ -62,7 +62,7 @@ def test_elements_are_cancelled_and_requeued_by_themselves(slurm_lab: Lab, tick:
     runs[1].reach(2)
     runs[3].backend.cancel(runs[3].run)
     assert runs[3].state.state is RunState.CANCELLED
-    assert runs[3].finish().cause == "cancelled while it waited"
+    assert runs[3].finish().cause == "cancelled while waiting"
     assert runs[2].state.word == "PENDING"
     subprocess.run(["scontrol", "requeue", job_id(runs[1].run)], check=True)
     saved = until(lambda: runs[1].run.outcome(1) and runs[1].steps()[-1])
@@ -132,7 +132,7 @@ def test_after_a_run_that_has_succeeded_it_starts_at_once(slurm_lab: Lab, tick: 
     assert chained.state.reason == "Dependency"
     subprocess.run(["scontrol", "release", job_id(array[0].run).partition("_")[0]], check=True)
     assert chained.finish().state is RunState.SUCCEEDED
-    with pytest.raises(ConfigError, match="there is no job of it on this cluster"):
+    with pytest.raises(ConfigError, match="it has no job on this cluster"):
         tick(after=(tick(submit=False).run.id,))
 
 

@@ -11,7 +11,7 @@ from ropewalk.cluster.errors import BackendError, SchedulerAwayError
 from ropewalk.cluster.process.scratch import make_scratch, remove_scratch
 from ropewalk.slurm import cluster_info
 from ropewalk.slurm.commands import QUEUE_FORMAT, Job, PlannedStart, Slurm, parse_job, plain_environment, run_command
-from ropewalk.slurm.runtime.job_details import ends_at, why_taken
+from ropewalk.slurm.runtime.job_details import ends_at, slurm_stop_reason
 from ropewalk.slurm.times import FOREVER, minutes_of, seconds_of
 
 
@@ -131,10 +131,10 @@ def test_a_stranger_s_array_of_any_form_ends_no_question(told: str, single: list
 
 
 def test_accounting_where_there_is_some() -> None:
-    said = slurm("5|CANCELLED by 0|ropewalk-a\n6_1|COMPLETED|ropewalk-b|c\n7||x\n8| |y\n").accounted(["5", "6", "7"])
+    said = slurm("5|CANCELLED by 0|ropewalk-a\n6_1|COMPLETED|ropewalk-b|c\n7||x\n8| |y\n").accounting_states(["5", "6", "7"])
     assert said == {"5": ("ropewalk-a", "CANCELLED"), "6_1": ("ropewalk-b|c", "COMPLETED")}
-    assert slurm(err="Slurm accounting storage is disabled", code=1).accounted(["5"]) == {}
-    assert slurm(error=FileNotFoundError("sacct")).accounted(["5"]) == {}
+    assert slurm(err="Slurm accounting storage is disabled", code=1).accounting_states(["5"]) == {}
+    assert slurm(error=FileNotFoundError("sacct")).accounting_states(["5"]) == {}
 
 
 def test_other_questions() -> None:
@@ -186,11 +186,11 @@ def test_why_a_job_is_taken_away() -> None:
     assert seconds_of("Unknown") == seconds_of("N/A") == FOREVER
     assert ends_at({"EndTime": "2026-01-01T11:00:00"}) - seconds_of("2026-01-01T10:00:00") == 3600
     running = {"JobState": "RUNNING", "EndTime": "Unknown", "PreemptTime": "None"}
-    assert why_taken(running, 120) == ""
-    assert why_taken({**running, "PreemptTime": "2026-01-01T10:00:00"}, 120) == "preempted"
-    assert why_taken({**running, "JobState": "CANCELLED"}, 120) == "cancelled"
-    assert why_taken({**running, "JobState": "PENDING"}, 120) == "requeued by Slurm"
-    assert why_taken({**running, "EndTime": "2026-01-01T11:00:00"}, 120) == "time limit"
+    assert slurm_stop_reason(running, 120) == ""
+    assert slurm_stop_reason({**running, "PreemptTime": "2026-01-01T10:00:00"}, 120) == "preempted"
+    assert slurm_stop_reason({**running, "JobState": "CANCELLED"}, 120) == "cancelled"
+    assert slurm_stop_reason({**running, "JobState": "PENDING"}, 120) == "requeued by Slurm"
+    assert slurm_stop_reason({**running, "EndTime": "2026-01-01T11:00:00"}, 120) == "time limit"
 
 
 # --- the cluster, in the words of old and new versions
@@ -278,7 +278,7 @@ def test_limits_in_use() -> None:
         ("QoS high", "MaxTRESPU", "cpu", 16, 12),
     ]
     assert not [words for words in asked if "assoc_mgr" in words], "it kills a controller without accounting"
-    with pytest.raises(BackendError, match="knows no user ada"):
+    with pytest.raises(BackendError, match="has no user ada"):
         cluster_info.limits(slurm(""), "ada", None, None)
 
 

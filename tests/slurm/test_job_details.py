@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ropewalk.slurm.runtime.job_details import why_taken
+from ropewalk.slurm.runtime.job_details import slurm_stop_reason
 
 
 def stamp(seconds: float) -> str:
@@ -35,4 +35,4 @@ def details(
     ],
 )
 def test_why_taken(said: dict[str, str], meaning: str) -> None:
-    assert why_taken(said, grace_seconds=20) == meaning
+    assert slurm_stop_reason(said, grace_seconds=20) == meaning

@@ -14,7 +14,7 @@ from ropewalk.cluster.errors import BackendError, ConfigError
 from ropewalk.slurm.lab import cluster as lab_module
 from ropewalk.slurm.lab.cluster import Lab
 from ropewalk.slurm.lab.config import LabSettings
-from ropewalk.slurm.lab.processes import marked
+from ropewalk.slurm.lab.processes import lab_processes
 from tests.patience import Stopwatch, until
 from tests.slurm.conftest import MakeLab, OrdinaryUser, need_slurm, short_folder
 
@@ -64,7 +64,7 @@ def test_a_node_is_a_machine_of_its_own(slurm_lab: Lab) -> None:
 
 
 def test_the_controller_listens_on_this_machine_alone(slurm_lab: Lab) -> None:
-    (controller,) = marked(slurm_lab.folder, "slurmctld")
+    (controller,) = lab_processes(slurm_lab.folder, "slurmctld")
     sockets = [each.laddr.ip for each in controller.net_connections("inet") if each.status == psutil.CONN_LISTEN]
     assert sockets == ["127.0.0.1"]
 
@@ -161,7 +161,7 @@ def test_accounting(make_lab: MakeLab, ordinary_user: OrdinaryUser) -> None:
 def test_two_clusters_side_by_side(slurm_lab: Lab, make_lab: MakeLab) -> None:
     other = make_lab(nodes=2)
     assert not set(slurm_lab.nodes) & set(other.nodes)
-    assert not set(slurm_lab.place.ports) & set(other.place.ports)
+    assert not set(slurm_lab.location.ports) & set(other.location.ports)
     for lab in (slurm_lab, other):
         assert sorted(lab.command("srun", "--nodes=2", "printenv", "SLURM_CONF").split()) == [lab.env["SLURM_CONF"]] * 2
     other.kill_node(other.nodes[0])
@@ -198,7 +198,7 @@ def test_an_ordinary_users_cluster(ordinary_user: OrdinaryUser) -> None:
     need_slurm()
     done = ordinary_user.run(sys.executable, "-c", AS_ORDINARY_USER, str(ordinary_user.home / "lab"))
     assert done.stdout.split() == ["well"], done.stderr
-    assert not marked(ordinary_user.home / "lab")
+    assert not lab_processes(ordinary_user.home / "lab")
 
 
 def test_an_ordinary_user_submits_to_roots_cluster(slurm_lab: Lab, ordinary_user: OrdinaryUser) -> None:
@@ -218,12 +218,12 @@ def test_nothing_is_left_whatever_died_before() -> None:
     lab.up(LabSettings(nodes=2))
     submit(lab, "sleep 4007", "--nodes=2")
     until(lambda: sleepers(4007))
-    for process in marked(lab.folder):
+    for process in lab_processes(lab.folder):
         with suppress(psutil.NoSuchProcess):  # it ended with one before
             process.kill()
     lab.down()
     assert not lab.folder.exists()
-    assert not marked(lab.folder)
+    assert not lab_processes(lab.folder)
     assert not sleepers(4007)
     assert str(lab.folder) not in HOSTS.read_text()
     assert others_hosts() == hosts
@@ -245,7 +245,7 @@ def test_the_command() -> None:
         assert f"export SLURM_CONF={folder}/etc/slurm.conf" in started.stdout, started.stderr
         node = Lab(folder).nodes[1]
         again = ropewalk("up", str(folder))
-        assert (again.returncode, "down first" in again.stderr) == (2, True)
+        assert (again.returncode, "stop it first" in again.stderr) == (2, True)
         assert f"{node} idle" in ropewalk("status", str(folder)).stdout
         assert "is dead" in ropewalk("kill-node", node, str(folder)).stdout
         assert "no node 'n9'" in ropewalk("kill-node", "n9", str(folder)).stderr
@@ -263,10 +263,10 @@ def test_the_command() -> None:
 def test_what_cannot_be_is_said_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.txt").touch()
     long = Path("/tmp") / ("x" * 60)
-    if not lab_module.missing():
+    if not lab_module.missing_programs():
         with pytest.raises(ConfigError, match="not empty"):
             Lab(tmp_path).up()
-        with pytest.raises(ConfigError, match="longer than"):
+        with pytest.raises(ConfigError, match="too long for sockets"):
             Lab(long).up()
         with pytest.raises(ConfigError, match="1 to 40"):
             Lab(Path("/tmp/none")).up(LabSettings(nodes=41))
@@ -289,12 +289,12 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path: Path, ordinary_user: Ord
     os.chown(folder, ordinary_user.uid, ordinary_user.gid)
     with pytest.raises(ConfigError, match=f"belongs to {ordinary_user.name}; name a folder of your own"):
         Lab(folder)
-    with pytest.raises(ConfigError, match="may be changed by others than you"):
+    with pytest.raises(ConfigError, match="can be changed by other users"):
         Lab(ordinary_user.home / "not there yet")
     link = tmp_path / "link"
     link.symlink_to(tmp_path)
     os.chown(link, ordinary_user.uid, ordinary_user.gid, follow_symlinks=False)
-    with pytest.raises(ConfigError, match="is a link that another user has made"):
+    with pytest.raises(ConfigError, match="is a link that another user created"):
         Lab(link)
 
 
@@ -302,7 +302,7 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     for folder in (tmp_path / "open", tmp_path / "open/lab"):
-        with pytest.raises(ConfigError, match="open may be changed by others than you"):
+        with pytest.raises(ConfigError, match="open can be changed by other users"):
             Lab(folder)
     (tmp_path / "open").chmod(0o1777)
     Lab(tmp_path / "open/lab")

@@ -58,7 +58,7 @@ def test_a_day_of_an_ordinary_user(own_lab: dict[str, str], ordinary_user: Ordin
     assert rows[first.id]["handle"] == f"slurm:{job_id(first)}"
     assert rows[chained.id]["reason"] == "Dependency"
     waiting = ropewalk("submit", *JOB, "steps=9", "--each", "seed=1,2", "--after", first.id).split()
-    assert ropewalk("cancel", *waiting).count("is cancelled: cancelled while it waited") == 2
+    assert ropewalk("cancel", *waiting).count("is cancelled: cancelled while waiting") == 2
     until(lambda: steps_of(first), Patience.RUN)
     done = ordinary_user.run("scontrol", "requeue", job_id(first), **own_lab)
     assert done.returncode == 0, done.stderr

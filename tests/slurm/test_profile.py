@@ -10,7 +10,7 @@ import yaml
 from ropewalk.cluster.backends.base import Profile
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.slurm.backend import SlurmBackend
-from ropewalk.slurm.profile import OWN_OPTIONS, SlurmProfile
+from ropewalk.slurm.profile import RESERVED_OPTIONS, SlurmProfile
 from tests.jobs.conftest import shell  # noqa: F401
 from tests.jobs.shell import Shell, pretrain
 
@@ -31,20 +31,23 @@ def load(options: dict[str, Any]) -> SlurmProfile:
         ({"exclusive": "perhaps"}, "exclusive: input should be a valid boolean"),
         ({"setup": "module load cuda"}, "setup: "),
         ({"environment": ["A=1"]}, "environment: input should be a valid dictionary"),
-        ({"sbatch": {"nodes": 3}}, "sbatch: nodes has a key of its own, here or in the job's resources"),
-        ({"sbatch": {"--cpus_per_task": 3}}, "sbatch: cpus-per-task has a key of its own"),
-        ({"sbatch": {"partition": "gpu"}}, "sbatch: partition has a key of its own"),
-        ({"sbatch": {"mem": 3}, "account": 1}, "account: input should be a valid string, is 1; sbatch: mem has a key"),
+        ({"sbatch": {"nodes": 3}}, "sbatch: nodes has its own key in the profile or the job's resources"),
+        ({"sbatch": {"--cpus_per_task": 3}}, "sbatch: cpus-per-task has its own key"),
+        ({"sbatch": {"partition": "gpu"}}, "sbatch: partition has its own key"),
+        ({"sbatch": {"mem": 3}, "account": 1}, "account: input should be a valid string, is 1; sbatch: mem has its own key"),
         (
             {"environment": {"WANDB_API_KEY": "abc"}},
-            "variable WANDB_API_KEY looks like a secret, and job scripts are files; export it",
+            "variable WANDB_API_KEY looks like a secret, and job scripts are stored as files; export it",
         ),
         ({"environment": {"HF_TOKEN": "abc"}}, "HF_TOKEN looks like a secret"),
         ({"environment": {"db_password": "abc"}}, "db_password looks like a secret"),
         ({"environment": {"A B": "1"}}, "environment: variable 'A B': a name consists of letters, digits and _"),
-        ({"constraint": "a100 # fast"}, "the value of constraint, 'a100 # fast', would not survive in an #SBATCH line"),
-        ({"sbatch": {"x\ntouch /tmp/x\n#SBATCH --nice": 1}}, "is no long name of an option of sbatch; it may have small letters"),
-        ({"sbatch": {"mail-type": "END\nFAIL"}}, "the value of mail-type, 'END\\nFAIL', would not survive"),
+        (
+            {"constraint": "a100 # fast"},
+            "constraint: 'a100 # fast' contains blanks, quotes, backslashes or #, which an #SBATCH line cannot hold",
+        ),
+        ({"sbatch": {"x\ntouch /tmp/x\n#SBATCH --nice": 1}}, "is not the long name of an sbatch option: lower-case letters"),
+        ({"sbatch": {"mail-type": "END\nFAIL"}}, "mail-type: 'END\\nFAIL' contains blanks"),
         ({"container": {"runtime": "podman", "image": "x", "mounts": ["data"]}}, "container.mounts: must be absolute"),
     ],
 )
@@ -56,9 +59,9 @@ def test_what_is_refused(options: dict[str, Any], message: str) -> None:
     assert "abc" not in str(caught.value), "a secret is not repeated"
 
 
-@pytest.mark.parametrize("name", sorted(OWN_OPTIONS))
+@pytest.mark.parametrize("name", sorted(RESERVED_OPTIONS))
 def test_what_the_job_script_decides_is_nobody_elses(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} has a key of its own"):
+    with pytest.raises(ConfigError, match=f"{name} has its own key"):
         load({"sbatch": {name: "x"}})
 
 
@@ -82,7 +85,7 @@ def test_what_is_accepted() -> None:
     [
         ({"partion": "gpu"}, "error: cluster 'mine': unknown key 'partion'; did you mean 'partition'?"),
         ({"environment": {"HF_TOKEN": "abc"}}, "error: cluster 'mine': environment: variable HF_TOKEN looks like a secret"),
-        ({"sbatch": {"time": 3}}, "error: cluster 'mine': sbatch: time has a key of its own"),
+        ({"sbatch": {"time": 3}}, "error: cluster 'mine': sbatch: time has its own key"),
     ],
 )
 def test_the_command_says_it_in_a_line(

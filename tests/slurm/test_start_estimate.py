@@ -169,7 +169,7 @@ def test_a_partition_that_is_down(slurm_lab: Lab) -> None:
             "no node of partition main has more than 3.9 GiB; with resources.memory_gib=3.9 it would start at once.",
         ),
         ({}, {"partition": "mian"}, "there is no partition 'mian'; did you mean 'main'?"),
-        ({}, {"partition": "main,x"}, "there is no partition 'x'; there are main, high, short."),
+        ({}, {"partition": "main,x"}, "there is no partition 'x'; the cluster has main, high, short."),
         ({}, {"constraint": "a100"}, "Invalid feature specification."),
         ({}, {"reservation": "none"}, "Requested reservation is invalid."),
         ({}, {"sbatch": {"licenses": "none"}}, "Invalid license specification."),
@@ -185,7 +185,7 @@ def test_limits_of_accounting(make_lab: MakeLab) -> None:
     assert estimate({"nodes": 2}, qos="small") == one
     assert estimate({"time_limit_minutes": 20}, qos="small").startswith("Slurm would refuse it: QoS small allows at most 10 min")
     assert estimate(qos="nope") == (
-        "Slurm would refuse it: Invalid qos specification; `ropewalk doctor --on` this cluster shows which are yours."
+        "Slurm would refuse it: Invalid qos specification; `ropewalk doctor --on` this cluster lists yours."
     )
     lab.command("sbatch", "--qos=single", "--chdir=/tmp", "--output=/dev/null", "--wrap=sleep 3000")
     until(lambda: "mix" in lab.states().values() or "mixed" in lab.states().values())
@@ -194,10 +194,10 @@ def test_limits_of_accounting(make_lab: MakeLab) -> None:
     limited = "It would wait: account lab allows 2 nodes at a time (GrpTRES), 1 node in use; 1 node would not."
     until(lambda: estimate({"nodes": 2}) == limited)
     found = by_name(SlurmBackend(Profile(name="lab", backend="slurm", options={"account": "other"})).checks())
-    assert found["accounting"].detail == "answers; accounts lab, root"
-    assert (found["account"].ok, found["account"].detail) == (False, "'other' is not yours; yours are lab, root")
+    assert found["accounting"].detail == "available; accounts lab, root"
+    assert (found["account"].ok, found["account"].detail) == (False, "'other' is not one of your accounts: lab, root")
     found = by_name(SlurmBackend(Profile(name="lab", backend="slurm", options={"qos": "nope"})).checks())
-    assert found["qos"].detail == "'nope' is not yours; yours are normal, single, small"
+    assert found["qos"].detail == "'nope' is not one of your QoS: normal, single, small"
 
 
 # --- nobody answers
@@ -206,7 +206,7 @@ def test_limits_of_accounting(make_lab: MakeLab) -> None:
 def test_a_cluster_that_is_away(make_lab: MakeLab) -> None:
     lab = make_lab(nodes=1)
     lab.kill_controller()
-    away = "Slurm cannot be asked whether it would wait: its controller does not answer (Slurmctld(primary) at "
+    away = "Slurm cannot be asked whether the run would wait: its controller does not answer (Slurmctld(primary) at "
     assert estimate().startswith(away)
     found = by_name(SlurmBackend(Profile(name="lab", backend="slurm")).checks())
     assert not found["controller"].ok
@@ -230,9 +230,9 @@ def test_whatever_is_answered_a_sentence_comes(answer: Any, sentence: str) -> No
             raise answer
         return subprocess.CompletedProcess(words, answer[1], answer[0], "")
 
-    expected = f"Slurm cannot be asked whether it would wait: {sentence}"
+    expected = f"Slurm cannot be asked whether the run would wait: {sentence}"
     if not sentence:
-        expected = "Slurm would take it, and does not say when it would start."
+        expected = "Slurm would accept it but does not say when it would start."
     assert estimate({"nodes": 2}, Slurm(run)) == expected
 
 
@@ -294,7 +294,7 @@ def test_others_that_wait_may_come_first() -> None:
 @pytest.mark.parametrize(
     ("said", "sentence"),
     [
-        ("sbatch: a site's greeting\n", "Slurm would take it, and does not say when it would start."),
+        ("sbatch: a site's greeting\n", "Slurm would accept it but does not say when it would start."),
         (
             "sbatch: error: QOSMaxGRESPerUser\nallocation failure: Job violates policy\n",
             "QOSMaxGRESPerUser; Job violates policy.",
@@ -347,8 +347,8 @@ def test_a_cluster_that_is_well(slurm_lab: Lab, tmp_path: Path) -> None:
     found = by_name(SlurmBackend(Profile(name="lab", backend="slurm", options=options)).checks())
     assert all(check.ok for check in found.values()), found
     assert found["partition"].detail == "short allows 2 nodes for 10 minutes; of 4 nodes 4 are up and 4 free"
-    assert found["preemption"].detail == "none here"
-    assert found["accounting"].detail.startswith("none; runs' own outcome files")
+    assert found["preemption"].detail == "none on this cluster"
+    assert found["accounting"].detail.startswith("none; not required")
     assert re.fullmatch(r"slurm(-wlm)? \d+\.\d+.*", found["slurm"].detail)
     assert found["controller"].detail.endswith("is UP")
 
@@ -357,7 +357,10 @@ def test_a_cluster_that_is_not(slurm_lab: Lab, tmp_path: Path) -> None:
     container = {"runtime": "apptainer", "image": "x.sif"}
     options = {"runs": str(tmp_path / "none/runs"), "partition": "nope", "container": container}
     found = by_name(SlurmBackend(Profile(name="lab", backend="slurm", options=options)).checks())
-    assert (found["partition"].ok, found["partition"].detail) == (False, "'nope' does not exist; there are main, high, short")
+    assert (found["partition"].ok, found["partition"].detail) == (
+        False,
+        "'nope' does not exist; the cluster has main, high, short",
+    )
     assert not found["runs of this cluster"].ok
     assert "no such directory" in found["runs of this cluster"].detail
     assert found["container"].ok
@@ -367,15 +370,15 @@ def test_short_notice_and_a_short_memory_are_warnings(make_lab: MakeLab) -> None
     make_lab(nodes=1, grace_seconds=5, user_signal=False, min_job_age_seconds=10)
     found = by_name(SlurmBackend(Profile(name="lab", backend="slurm")).checks())
     assert found["preemption"].ok
-    assert found["preemption"].detail.startswith("warning: by partition_prio, 5 s of notice (GraceTime), by SIGTERM")
+    assert found["preemption"].detail.startswith("warning: by partition_prio, 5 s notice (GraceTime), with SIGTERM")
     assert "PreemptParameters=send_user_signal" in found["preemption"].detail
-    assert found["memory"].detail.startswith("warning: of jobs that ended is kept for 10 s")
+    assert found["memory"].detail.startswith("warning: ended jobs are remembered for 10 s")
 
 
 def test_enough_notice(make_lab: MakeLab) -> None:
     make_lab(nodes=1, grace_seconds=120)
     found = by_name(SlurmBackend(Profile(name="lab", backend="slurm")).checks())
-    assert found["preemption"].detail == "by partition_prio, 120 s of notice (GraceTime), by the signal that the run asked for"
+    assert found["preemption"].detail == "by partition_prio, 120 s notice (GraceTime), with the signal that the run requested"
 
 
 def test_the_file_system_of_runs(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from ropewalk.slurm.backend import SlurmBackend
 from ropewalk.slurm.commands import Job, Slurm, run_command
 from ropewalk.slurm.job_lookup import STATES
 from ropewalk.slurm.lab.cluster import Lab
-from ropewalk.slurm.lab.processes import marked
+from ropewalk.slurm.lab.processes import lab_processes
 from ropewalk.slurm.status.run_state import SETTLE_SECONDS, run_state
 from tests.patience import Stopwatch, until
 from tests.processes import words_of
@@ -60,7 +60,7 @@ def test_a_word_of_slurms(tmp_path: Path, word: str) -> None:
         assert (
             outcome.cause
             == told.reason
-            == ("cancelled in Slurm while it waited" if word == "CANCELLED" else f"Slurm says {word}")
+            == ("cancelled in Slurm while waiting" if word == "CANCELLED" else f"Slurm reports {word}")
         )
         assert run_state(run, job_of(run, word)).state is told.state
 
@@ -71,18 +71,18 @@ def test_words_of_reasons(tmp_path: Path) -> None:
     soon = replace(job_of(run, "PENDING", "Resources"), start="2026-01-01T10:00:00")
     assert run_state(run, soon).reason == "Resources; may start at 2026-01-01 10:00:00"
     held = run_state(run, job_of(run, "PENDING", "launch failed requeued held")).reason
-    assert held == "launch failed requeued held; `scontrol release 7` releases it"
+    assert held == "launch failed requeued held; release it with `scontrol release 7`"
 
 
 def test_a_job_that_ended_a_moment_ago_may_still_say_how(tmp_path: Path) -> None:
     run = submitted(tmp_path)
     (run.attempt_dir(1) / "job").write_text("7")
     now, then = (time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() - ago)) for ago in (0, SETTLE_SECONDS + 2))
-    assert run_state(run, job_of(run, "FAILED", end=now)).reason == "ended; its outcome is awaited"
+    assert run_state(run, job_of(run, "FAILED", end=now)).reason == "ended; waiting for its outcome"
     assert run.last_outcome() is None
     run.log_dir(1).joinpath("batch.log").write_text("one\nno space left\n\n")
     assert run_state(run, job_of(run, "FAILED", "NonZeroExitCode", end=then)).reason == (
-        "Slurm says FAILED (NonZeroExitCode); its script's last words: no space left"
+        "Slurm reports FAILED (NonZeroExitCode); last line of the job script's log: no space left"
     )
 
 
@@ -93,7 +93,7 @@ def test_a_job_that_saved_and_was_not_requeued_keeps_what_it_said(tmp_path: Path
     assert run_state(run, job_of(run, "PENDING")).state is RunState.REQUEUED
     told = run_state(run, job_of(run, "TIMEOUT", "TimeLimit"))
     assert told.state is RunState.FAILED
-    assert told.reason == "stopped: time limit; then: Slurm says TIMEOUT (TimeLimit)"
+    assert told.reason == "stopped: time limit; then: Slurm reports TIMEOUT (TimeLimit)"
 
 
 def test_a_run_whose_dependency_failed_never_started(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_one_squeue_for_all(slurm_lab: Lab, tick: Start) -> None:
     assert states[lost.run.id].word == "lost"
     backend.cancel_many([one.run for one in [*runs, *array]])
     assert recorder.count() == {"squeue": 2, "scancel": 1}
-    assert {one.state.reason for one in [*runs, *array]} == {"cancelled while it waited"}
+    assert {one.state.reason for one in [*runs, *array]} == {"cancelled while waiting"}
 
 
 def test_accounting_knows_what_the_controller_forgot(make_lab: MakeLab, tick: Start) -> None:
@@ -158,7 +158,7 @@ def test_accounting_knows_what_the_controller_forgot(make_lab: MakeLab, tick: St
     states = backend.states([run.run, *(one.run for one in array)])
     assert recorder.count() == {"squeue": 1, "sacct": 1}
     assert {(state.state, state.reason) for state in states.values()} == {
-        (RunState.CANCELLED, "cancelled in Slurm while it waited")
+        (RunState.CANCELLED, "cancelled in Slurm while waiting")
     }
 
 
@@ -169,7 +169,7 @@ def test_a_person_cancels_a_job_that_waits(slurm_lab: Lab, tick: Start) -> None:
     run = tick(profile=HELD)
     subprocess.run(["scancel", run.job], check=True)
     told = run.state
-    assert (told.state, told.word, told.reason) == (RunState.CANCELLED, "CANCELLED", "cancelled in Slurm while it waited")
+    assert (told.state, told.word, told.reason) == (RunState.CANCELLED, "CANCELLED", "cancelled in Slurm while waiting")
     run.backend.submit(run.run, run.resources)
     assert run.state.word == "PENDING"
 
@@ -180,7 +180,7 @@ def test_python_is_missing(slurm_lab: Lab, tick: Start, monkeypatch: pytest.Monk
     run.backend.submit(run.run, run.resources)
     told = until(lambda: (state := run.state).state.final and state)
     assert told.state is RunState.FAILED
-    assert told.reason.startswith("Slurm says FAILED (NonZeroExitCode); its script's last words: ")
+    assert told.reason.startswith("Slurm reports FAILED (NonZeroExitCode); last line of the job script's log: ")
     assert "/nowhere/python: No such file or directory" in told.reason
 
 
@@ -224,7 +224,7 @@ def test_ps_without_a_controller(make_lab: MakeLab, tick: Start, tmp_path: Path)
 def test_a_controller_that_hangs_is_not_waited_for(make_lab: MakeLab, tick: Start) -> None:
     lab = make_lab(nodes=1)
     run = tick(profile=HELD)
-    controllers = marked(lab.folder, "slurmctld")
+    controllers = lab_processes(lab.folder, "slurmctld")
     for process in controllers:
         process.send_signal(signal.SIGSTOP)
     try:

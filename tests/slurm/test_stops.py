@@ -120,7 +120,7 @@ def test_preempted_by_qos(make_lab: MakeLab, start: Start) -> None:
     for words in (
         "add qos low GraceTime=30 PreemptMode=requeue",
         "add qos urgent Priority=100 Preempt=low",
-        f"modify user {lab.place.user} set qos+=low,urgent",
+        f"modify user {lab.location.user} set qos+=low,urgent",
     ):
         lab.command("sacctmgr", "-i", *words.split())
     until(lambda: lab.daemons.answers("sbatch", "--test-only", "--qos=urgent", "--wrap=true"))  # the controller has heard of it

@@ -90,7 +90,7 @@ def test_a_submission_that_a_power_cut_took_back_says_so(slurm_lab: Lab, tick: S
     subprocess.run(["scontrol", "release", f"JobName=ropewalk-{run.run.id}"], check=True)
     outcome = run.finish()
     assert (outcome.state, run.run.attempts()) == (RunState.FAILED, [1])
-    assert f"lost in a power cut during the submission; `ropewalk resume {run.run.id}`" in outcome.cause
+    assert f"lost in a power failure during the submission; `ropewalk resume {run.run.id}`" in outcome.cause
 
 
 # --- the client dies
@@ -134,7 +134,7 @@ def test_a_client_killed_before_sbatch(slurm_lab: Lab, tick: Start, monkeypatch:
     assert (run.state.state, run.state.word) == (RunState.PENDING, "submitting")
     monkeypatch.setattr("ropewalk.slurm.status.run_state.PATIENCE_SECONDS", 0)
     assert (run.state.state, run.state.word) == (RunState.UNKNOWN, "lost")
-    assert f"its submission was cut short; `ropewalk resume {run.run.id}`" in run.state.reason
+    assert f"its submission was interrupted; `ropewalk resume {run.run.id}`" in run.state.reason
     run.backend.submit(run.run, run.resources)
     assert run.finish().state is RunState.SUCCEEDED
     assert run.run.attempts() == [1, 2]
@@ -267,7 +267,7 @@ def test_a_job_that_the_controller_forgot_and_whose_id_it_gave_away(make_lab: Ma
     forget(lab)
     until(lambda: run.state.word == "lost")
     assert run.state.state is RunState.UNKNOWN
-    assert f"Slurm does not know job {run.job} any more" in run.state.reason
+    assert f"Slurm no longer knows job {run.job}" in run.state.reason
     assert f"`ropewalk resume {run.run.id}`" in run.state.reason
     other = tick(profile=HELD)
     assert other.job == run.job
@@ -287,7 +287,7 @@ def test_a_lost_run_can_be_cancelled(slurm_lab: Lab, tick: Start) -> None:
     run.backend.cancel(run.run)
     outcome = run.run.last_outcome()
     assert outcome is not None
-    assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled; there was no job of it")
+    assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled; it had no job")
 
 
 def test_a_site_that_rewrites_comments(slurm_lab: Lab, tick: Start) -> None:

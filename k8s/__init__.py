@@ -1,1 +1,1 @@
-"""The backend for Kubernetes clusters; k8s/README.md has the map."""
+"""The backend for Kubernetes clusters; see k8s/README.md."""

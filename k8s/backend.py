@@ -1,4 +1,4 @@
-"""The Kubernetes backend: submits Jobs, exactly once, and tells of any number of runs in one list call what the cluster says."""
+"""The Kubernetes backend: submits each run as exactly one Job, and reads the states of many runs with one list call."""
 
 import logging
 import math
@@ -39,7 +39,7 @@ from ropewalk.k8s.status.pending_reasons import with_remedy
 from ropewalk.k8s.status.run_state import ended_unseen, handle_of, run_state
 from ropewalk.k8s.status.settle import settle_run
 from ropewalk.k8s.submission.hand_over import hand_over
-from ropewalk.k8s.submission.preflight import refuse_the_impossible, refuse_without_rights
+from ropewalk.k8s.submission.preflight import check_feasible, check_rights
 from ropewalk.k8s.submission.release_controller import HeldRuns, write_held
 from ropewalk.k8s.submission.staging import stage
 from ropewalk.k8s.submission.submit import THREADS, Submission, create_all, withdraw
@@ -48,41 +48,41 @@ from ropewalk.k8s.volume.reader import Reader
 log = logging.getLogger(__name__)
 
 CANNOT_WAIT = (
-    "a run that waits for others is released by a pod, which needs a service account with the Role of k8s/manifests/rbac.yaml:"
-    " apply that, and set service_account: ropewalk in the cluster's profile"
+    "a run that waits for others is started by a pod, which needs a service account with the Role of k8s/manifests/rbac.yaml:"
+    " apply that file, and set service_account: ropewalk in the cluster's profile"
 )
 
 
-UNSUBMITTED_SECONDS = 900.0  # after it was written down a run is no longer about to be submitted
+UNSUBMITTED_SECONDS = 900.0  # a run without attempts that is older than this was never submitted
 
 
 class K8sBackend(Backend):
-    """A namespace of a Kubernetes cluster, seen from a laptop, or from a pod of it."""
+    """A namespace of a Kubernetes cluster, reached from outside the cluster or from one of its pods."""
 
     ships_code = True
 
     def __init__(self, profile: Profile, kube: Kubernetes | None = None) -> None:
         super().__init__(profile)
         self.profile = load_section(K8sProfile, profile.options, f"cluster {profile.name!r}")
-        self._given = kube
+        self._injected_client = kube
 
     @cached_property
     def kube(self) -> Kubernetes:
-        """The cluster; a dry run does not need one."""
-        return self._given or connect(self.profile)
+        """Client of the cluster; a dry run never needs it."""
+        return self._injected_client or connect(self.profile)
 
     @cached_property
     def reader(self) -> Reader:
-        """Reads the volume, where this machine does not see it."""
+        """Reader of the volume, for machines that do not mount it."""
         return Reader(self.kube, self.profile)
 
     @property
     def shares_files(self) -> bool:
-        """Whether this machine sees the runs' volume: it mounts it, or is a pod itself."""
+        """Return True if this machine mounts the runs' volume; pods do."""
         return self.profile.runs is not None or os.environ.get(RUNS_VARIABLE) == self.profile.claim_path
 
     def path_here(self, path: str) -> Path | None:
-        """Where this machine sees what pods call by a path; None where it lies on a volume that it does not see."""
+        """Translate a path in pods to a path on this machine; None if it is on a volume that is not mounted here."""
         inside = Path(path)
         if not inside.is_relative_to(self.profile.claim_path):
             elsewhere = any(inside.is_relative_to(mount.path) for mount in self.profile.mounts) and not inside.exists()
@@ -94,34 +94,34 @@ class K8sBackend(Backend):
     # --- submitting
 
     def check_waiting(self) -> None:
-        """Raise ConfigError without a service account: nothing could release the runs then."""
+        """Raise ConfigError without a service account, because nothing could start the waiting runs then."""
         if self.profile.service_account is None:
             raise ConfigError(CANNOT_WAIT)
 
     def check_access(self) -> None:
-        """Raise ConfigError where no kubeconfig leads to the cluster. Nothing is asked of the server."""
+        """Raise ConfigError if no kubeconfig leads to the cluster. Sends no request."""
         _ = self.kube
 
     def render(self, run: RunDir, resources: Resources) -> str:
-        """The manifest of the run's first attempt, as `kubectl apply -f -` takes it. Asks nobody and writes nothing."""
+        """Render the manifest of the run's first attempt for `kubectl apply -f -`. Sends no request and writes nothing."""
         service = render_service(run, self.profile, 1)
         return dump([render_job(run, resources, self.profile), *([service] if service is not None else [])])
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
-        """Submit the run's next attempt; its handle. Raises AlreadyRunningError if a Job of an earlier submission is active."""
+        """Submit the run's next attempt. Raises AlreadyRunningError if a Job of an earlier submission is active."""
         if run.attempts():
             refuse_active(run, lambda: self._active_job(run))
             self.sync(run)
-            close_unfinished_attempt(run, "its pods were lost before they could say how it ended")
+            close_unfinished_attempt(run, "its pods were lost before they reported an outcome")
         return self.submit_many([run], resources, after)[0]
 
     def submit_many(
         self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
     ) -> list[str]:
-        """Submit the next attempt of many runs, of which at most `at_once` run at a time; their handles, in order."""
+        """Submit the next attempt of many runs, of which at most `at_once` run at a time; return their handles, in order."""
         number = next_attempt(runs[0])
         others = self._still_open(runs[0], after)
-        free = 0 if others else len(runs) if at_once is None else at_once  # so many need no release controller
+        free = 0 if others else len(runs) if at_once is None else at_once  # number of runs that may start immediately
         if free < len(runs):
             self.check_waiting()
         jobs = {run.id: render_job(run, resources, self.profile, number, held=i >= free) for i, run in enumerate(runs)}
@@ -134,44 +134,44 @@ class K8sBackend(Backend):
         if os.geteuid() == 0:
             hand_over(runs, number, self.profile.user)
         try:
-            self._ask_first(resources)
+            self._check_feasible(resources)
             staged = {} if self.shares_files else stage(runs, number, jobs, self.reader.upload)
-            wanted = Submission(runs=runs, number=number, jobs=jobs, staged=staged, held=free < len(runs))
-            create_all(self.kube, self.profile, wanted)
+            submission = Submission(runs=runs, number=number, jobs=jobs, staged=staged, held=free < len(runs))
+            create_all(self.kube, self.profile, submission)
         except SubmissionInDoubtError:
             raise
         except BackendError as error:
-            said = with_remedy(str(error))
+            message = with_remedy(str(error))
             withdraw(self.kube, runs, number)
             for run in runs:
-                conclude(run, RunState.FAILED, f"never started: {said}")
-            raise type(error)(said) from None
+                conclude(run, RunState.FAILED, f"never started: {message}")
+            raise type(error)(message) from None
         return [str(run.attempt_details(number)["handle"]) for run in runs]
 
     def _still_open(self, head: RunDir, after: Sequence[str]) -> list[str]:
-        """Of the runs that this one waits for, those that are not over. Raises ConfigError where one can never succeed."""
+        """Return the ids of those runs `after` that are not over. Raises ConfigError if one of them can never succeed."""
         if after and not self.shares_files:
             self.settle(named_beside(head, after))
         others = open_dependencies(head, after)
         for other in others:
             if not other.attempts():
                 raise ConfigError(
-                    f"--after {other.id}: it does not lie beside this run; a run can only wait for its own cluster's"
+                    f"--after {other.id}: it has no directory beside this run; a run can only wait for runs on its own cluster"
                 )
         return [other.id for other in others]
 
-    def _ask_first(self, resources: Resources) -> None:
-        """Refuse what can never run, before anything is created; an API server that is away is a matter of the submission."""
+    def _check_feasible(self, resources: Resources) -> None:
+        """Raise BackendError for requests that can never run. An API server that does not answer is left to the submission."""
         with suppress(ApiAwayError):
-            refuse_the_impossible(self.kube, self.profile, resources)
+            check_feasible(self.kube, self.profile, resources)
 
     def check_rights(self) -> None:
-        """Raise ConfigError where this process may not submit: before it has begun what it would submit for."""
+        """Raise ConfigError if this process may not submit runs, before the job that submits them starts."""
         with suppress(ApiAwayError):
-            refuse_without_rights(self.kube, self.profile)
+            check_rights(self.kube, self.profile)
 
     def _details(self, run: RunDir, number: int) -> dict[str, object]:
-        """What a submission writes down of this run, beside its resources."""
+        """Return the details of a submission that `attempt.json` records beside its resources."""
         name, namespace = name_of(run.id, number), self.kube.namespace
         return {
             "backend": "k8s",
@@ -183,7 +183,7 @@ class K8sBackend(Backend):
         }
 
     def _active_job(self, run: RunDir) -> str:
-        """The Job of the run's newest submission, in words, if it is active; else nothing."""
+        """Describe the Job of the run's newest submission if it is active; else return an empty string."""
         try:
             job = self.kube.get("Job", job_name_of(run))
         except NotFoundError:
@@ -191,79 +191,80 @@ class K8sBackend(Backend):
         active = end_of(job) is None and "deletionTimestamp" not in job["metadata"]
         return f"an active Job ({handle_of(job)})" if active else ""
 
-    # --- asking
+    # --- queries
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
-        """What Kubernetes says of the runs, by run id: one list call, and one more per kind of reason if any waits.
+        """Return the runs' states by run id, with one list call, and one per kind of pending reason if a run waits.
 
-        Where nobody answers, the runs' files tell. Changes nothing, in the cluster or on disk.
+        Falls back to the runs' files if the API server does not answer. Changes nothing in the cluster or on disk.
         """
         try:
-            seen = observe(self.kube, runs)
+            observations = observe(self.kube, runs)
         except BackendError as error:
             return {run.id: last_known(run, str(error)) for run in runs}
-        return {run.id: self._state(run, seen[run.id]) for run in runs}
+        return {run.id: self._state(run, observations[run.id]) for run in runs}
 
-    def _state(self, run: RunDir, seen: Observation) -> BackendState:
-        if not self.shares_files and ended_unseen(run, seen):
+    def _state(self, run: RunDir, observation: Observation) -> BackendState:
+        if not self.shares_files and ended_unseen(run, observation):
             volume = f"volume {self.profile.claim} of namespace {self.kube.namespace}"
-            return last_known(run, f"its Job has ended, and how lies on {volume}; `ropewalk show {run.id}` reads it")
-        return run_state(run, seen)
+            return last_known(run, f"its Job has ended, and its outcome is on {volume}; `ropewalk show {run.id}` reads it")
+        return run_state(run, observation)
 
     def settle(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
-        """The runs' states, as `states` tells them, once the ends that only Kubernetes or the volume knows are written down here
-        and Jobs that can never start are deleted. What fails of that is logged; runs of another user stay as they are.
+        """Return the runs' states after recording outcomes that only Kubernetes or the volume knows.
+
+        Also deletes Jobs that can never start. Failures are logged; runs of other users are left unchanged.
         """
         try:
-            seen = observe(self.kube, runs)
+            observations = observe(self.kube, runs)
         except BackendError as error:
             return {run.id: last_known(run, str(error)) for run in runs}
         fetch = None if self.shares_files else self.reader.fetch
-        return {run.id: settle_run(run, seen[run.id], self.kube, fetch) for run in runs}
+        return {run.id: settle_run(run, observations[run.id], self.kube, fetch) for run in runs}
 
     def sync(
         self, run: RunDir, wanted: Sequence[str] = (), write: Mapping[str, str] | None = None, beside: Sequence[str] = ()
     ) -> None:
-        """Bring this machine's copy of a run up to date, where the run lies on a volume that it does not see.
+        """Update this machine's copy of a run whose volume is not mounted here.
 
-        Large folders come only as far as they are `wanted`; `write` are small files to write there; `beside` are other runs
-        there that come along, such as a sweep's trials.
+        Large folders are copied only if they are in `wanted`. `write` maps small files to write there to their content.
+        `beside` names other runs to copy as well, such as a sweep's trials.
         """
         if not self.shares_files and run.attempts():
             self.reader.fetch(run, wanted, write, beside)
 
     def export(self, run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> bool:
-        """Export a checkpoint where it lies, and bring the model here; whether that was needed."""
+        """Export a checkpoint in a pod and download the model. Returns False if the volume is mounted here."""
         if self.shares_files:
             return False
         self.reader.export(run, directory, step, options)
         return True
 
-    # --- the rest
+    # --- other operations
 
     def way_to(self, run: RunDir, node: str, port: int) -> str:
-        """The kubectl that makes the port of a run's first pod a port of this machine: through its Service, if it has one."""
+        """Return the kubectl command that forwards a port of the run's first pod, through its Service if it has one."""
         context = f" --context {self.profile.context}" if self.profile.context else ""
-        what = f"service/{service_name(run)}" if served_port(run) == port else f"job/{job_name_of(run)}"
-        return f"kubectl{context} -n {self.kube.namespace} port-forward {what} {port}:{port}"
+        target = f"service/{service_name(run)}" if served_port(run) == port else f"job/{job_name_of(run)}"
+        return f"kubectl{context} -n {self.kube.namespace} port-forward {target} {port}:{port}"
 
     def cancel(self, run: RunDir) -> None:
-        """A run at work is told to save and leave; nothing of it stays in the cluster."""
+        """Ask a running run to save and stop, and delete its Job."""
         self.cancel_many([run])
 
     def cancel_many(self, runs: Sequence[RunDir]) -> None:
-        """Cancel many runs, many at a time; how those ended that are over already is written down.
+        """Cancel many runs concurrently. Records the outcome of those that are already over.
 
-        A run that has no attempts, and is no longer on its way, was never submitted: it is over, and the server, to which no way
-        may lead, is not asked.
+        A run without attempts that is not being submitted was never submitted: it is cancelled without a request to the server,
+        which may be unreachable.
         """
         long_ago = time.time() - UNSUBMITTED_SECONDS
         old = [run for run in runs if float(run.record.get("created") or math.inf) < long_ago and "parent" not in run.record]
         unsubmitted = [run for run in old if not run.attempts()]
         for run in unsubmitted:
-            run.request_cancel()  # for a submission that is only just on its way
+            run.request_cancel()  # in case a submission is just starting
             run.begin_attempt()
-            conclude(run, RunState.CANCELLED, "it was never submitted")
+            conclude(run, RunState.CANCELLED, "never submitted")
         over = {run.id for run in unsubmitted}
         if runs := [run for run in runs if run.id not in over]:
             self._cancel_submitted(runs)
@@ -274,23 +275,23 @@ class K8sBackend(Backend):
             run.request_cancel()
 
         def remove(run: RunDir) -> None:
-            waits = self._waits(run)
+            waiting = self._is_waiting(run)
             try:
-                # in the foreground, so that the Job is seen until its pods have saved and left
+                # foreground: the Job stays visible until its pods have saved and exited
                 self.kube.delete("Job", job_name_of(run), propagation="Foreground")
             except ApiAwayError as error:
                 if not self.shares_files:
                     raise
-                log.warning("%s; %s finds in its directory that it has to end, as soon as it runs", error, run.id)
+                log.warning("%s; %s finds the request in its directory as soon as it runs", error, run.id)
                 return
-            if waits and run.attempts() and run.last_outcome() is None and not has_agents(run):
-                conclude(run, RunState.CANCELLED, "cancelled while it waited")
+            if waiting and run.attempts() and run.last_outcome() is None and not has_agents(run):
+                conclude(run, RunState.CANCELLED, "cancelled while waiting")
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(remove, runs))
 
-    def _waits(self, run: RunDir) -> bool:
-        """Whether no pod of it has ever started: by its files or, where this machine does not see them, by its Job."""
+    def _is_waiting(self, run: RunDir) -> bool:
+        """Return True if no pod of the run has ever started, by its files or, if they are not visible here, by its Job."""
         if self.shares_files:
             return not has_agents(run)
         try:
@@ -300,13 +301,11 @@ class K8sBackend(Backend):
         return not status.get("active") and not status.get("failed")
 
     def checks(self) -> list[Check]:
-        """What `doctor` prints of this cluster."""
         from ropewalk.k8s.status.doctor import checks  # noqa: PLC0415 - only doctor needs it
 
         return checks(lambda: self.kube, self.profile)
 
     def start_estimate(self, run: RunDir, resources: Resources) -> str:
-        """Whether the run would wait, why, and what smaller request would start sooner; one sentence."""
         from ropewalk.k8s.status.start_estimate import estimate  # noqa: PLC0415 - only a dry run needs it
 
         return estimate(lambda: self.kube, self.profile, resources)

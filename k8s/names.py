@@ -1,4 +1,4 @@
-"""Names that submitter, pods and Kubernetes share: labels, annotations, variables, and what a run's objects are called."""
+"""Labels, annotations, variables and object names that submitter, pods and Kubernetes share."""
 
 import hashlib
 
@@ -7,31 +7,31 @@ from ropewalk.cluster.run.directory import RunDir
 
 # --- labels and annotations
 
-OURS = {"app.kubernetes.io/name": "ropewalk", "app.kubernetes.io/managed-by": "ropewalk"}
-OUR_LABELS = ",".join(f"{key}={value}" for key, value in OURS.items())  # as a selector
+COMMON_LABELS = {"app.kubernetes.io/name": "ropewalk", "app.kubernetes.io/managed-by": "ropewalk"}
+COMMON_SELECTOR = ",".join(f"{key}={value}" for key, value in COMMON_LABELS.items())
 RUN_LABEL = "ropewalk/run"
-SUBMISSION_LABEL = "ropewalk/submission"  # the attempt that the submission opened
+SUBMISSION_LABEL = "ropewalk/submission"  # number of the attempt that the submission opened
 ROLE_LABEL = "ropewalk/role"  # run, gate (the release controller) or reader
 KEY_ANNOTATION = "ropewalk/key"
 OUTCOME_ANNOTATION = "ropewalk/outcome"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 QUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
-LEAST_ANNOTATION = "kueue.x-k8s.io/job-min-parallelism"
+MIN_PARALLELISM_ANNOTATION = "kueue.x-k8s.io/job-min-parallelism"
 
 # --- variables of a pod
 
-JOB_VARIABLE = "ROPEWALK_JOB"  # the Job that the pod belongs to
-# those that the manifest and Kubernetes set, and no profile may
-OWN_VARIABLES = frozenset({"PYTHONPATH", "ROPEWALK_RUNS", JOB_VARIABLE, "JOB_COMPLETION_INDEX"})
+JOB_VARIABLE = "ROPEWALK_JOB"  # name of the Job that the pod belongs to
+# set by the manifest or Kubernetes; a profile must not set them
+RESERVED_VARIABLES = frozenset({"PYTHONPATH", "ROPEWALK_RUNS", JOB_VARIABLE, "JOB_COMPLETION_INDEX"})
 
 # --- objects
 
-RELEASE_ENDING = "-gate"  # of the release controller's Job; manifests/admission-policy.yaml knows its pods by it
-LONGEST_NAME = 54  # of 63, so that a pod's index and more may follow
+RELEASE_ENDING = "-gate"  # of the release controller's Job; manifests/admission-policy.yaml recognizes its pods by it
+LONGEST_NAME = 54  # of 63, which leaves room for a pod's index and random suffix
 
 
 def name_of(run_id: str, number: int, longest: int = LONGEST_NAME) -> str:
-    """The name of a submission's objects: the run's, cut where Kubernetes allows no longer one, and the attempt it opened."""
+    """Return the name of a submission's objects: run id and attempt number, shortened if Kubernetes requires it."""
     ending = f"-{number}"
     if len(run_id) + len(ending) > longest:
         digest = hashlib.sha256(run_id.encode()).hexdigest()[:8]
@@ -40,18 +40,18 @@ def name_of(run_id: str, number: int, longest: int = LONGEST_NAME) -> str:
 
 
 def release_name(head: RunDir, number: int) -> str:
-    """The name of the Job that releases the runs of a submission, of which `head` is the first.
+    """Return the name of the Job that starts the held runs of a submission; `head` is the first of them.
 
-    It is short enough for its pods to end in -gate-xxxxx, by which k8s/manifests/admission-policy.yaml knows them.
+    Short enough that the pods' names end in -gate-xxxxx, by which k8s/manifests/admission-policy.yaml recognizes them.
     """
     return f"{name_of(head.id, number, LONGEST_NAME - len(RELEASE_ENDING))}{RELEASE_ENDING}"
 
 
 def labels_of(run: RunDir, number: int) -> dict[str, str]:
-    """The labels of everything that belongs to a submission, the attempt `number` of a run."""
-    return {**OURS, RUN_LABEL: run.id, SUBMISSION_LABEL: str(number)}
+    """Return the labels of all objects of a submission, the attempt `number` of a run."""
+    return {**COMMON_LABELS, RUN_LABEL: run.id, SUBMISSION_LABEL: str(number)}
 
 
 def job_name_of(run: RunDir) -> str:
-    """The name of the Job that the newest submission of a run has created."""
+    """Return the name of the Job of a run's newest submission."""
     return str(submission_details(run).get("name"))

@@ -1,4 +1,4 @@
-"""The keys of a Kubernetes cluster in the profile file, checked."""
+"""Configuration keys of a Kubernetes cluster in the profile file."""
 
 import re
 from typing import Any, Literal
@@ -6,18 +6,18 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ropewalk.cluster.config import Section, check_variables
-from ropewalk.k8s.names import OWN_VARIABLES
+from ropewalk.k8s.names import RESERVED_VARIABLES
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _DEVICE = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 
 
 class Mount(Section):
-    """One more volume in every pod, for data."""
+    """An additional volume in every pod, for data."""
 
-    claim: str = Field(description="the PersistentVolumeClaim")
-    path: str = Field(description="where pods see it")
-    read_only: bool = Field(default=True, description="pods cannot write to it")
+    claim: str = Field(description="PersistentVolumeClaim")
+    path: str = Field(description="mount path in pods")
+    read_only: bool = Field(default=True, description="mount it read-only")
 
     @field_validator("path")
     @classmethod
@@ -26,54 +26,60 @@ class Mount(Section):
 
 
 class Toleration(Section):
-    """A taint of nodes that pods tolerate, in Kubernetes' own keys."""
+    """A node taint that pods tolerate, with the keys of Kubernetes."""
 
-    key: str | None = Field(default=None, description="the taint's key; unset: every key")
-    operator: Literal["Exists", "Equal"] = Field(default="Equal", description="whether the value must be equal")
-    value: str | None = Field(default=None, description="the taint's value")
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(default=None, description="unset: all")
-    tolerationSeconds: int | None = Field(default=None, ge=0, description="how long, of NoExecute")  # noqa: N815 - Kubernetes'
+    key: str | None = Field(default=None, description="key of the taint; default: every key")
+    operator: Literal["Exists", "Equal"] = Field(default="Equal", description="`Equal` compares the value, `Exists` does not")
+    value: str | None = Field(default=None, description="value of the taint")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="default: all effects"
+    )
+    tolerationSeconds: int | None = Field(default=None, ge=0, description="duration, for NoExecute")  # noqa: N815 - Kubernetes'
 
 
 class K8sProfile(Section):
-    """One Kubernetes cluster, seen as a namespace, a queue, an image and a volume."""
+    """A Kubernetes cluster: namespace, queue, image, volume, and settings of all pods."""
 
-    context: str | None = Field(default=None, description="context of the kubeconfig; unset: the current one, or in-cluster")
-    kubeconfig: str | None = Field(default=None, description="the kubeconfig; unset: $KUBECONFIG, else ~/.kube/config")
-    namespace: str | None = Field(default=None, description="unset: the context's")
-    image: str = Field(default="ropewalk:latest", description="the image of all pods; k8s/image/Dockerfile builds one")
-    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field(default="IfNotPresent", description="when to pull it")
-    image_pull_secrets: tuple[str, ...] = Field(default=(), description="Secrets with which to pull it")
+    context: str | None = Field(default=None, description="context of the kubeconfig; default: the current one, or in-cluster")
+    kubeconfig: str | None = Field(default=None, description="kubeconfig file; default: $KUBECONFIG, else ~/.kube/config")
+    namespace: str | None = Field(default=None, description="namespace; default: the context's")
+    image: str = Field(default="ropewalk:latest", description="image of all pods; k8s/image/Dockerfile builds one")
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field(
+        default="IfNotPresent", description="when to pull the image"
+    )
+    image_pull_secrets: tuple[str, ...] = Field(default=(), description="Secrets for pulling the image")
     python: str = Field(default="python", description="Python in the image")
-    claim: str = Field(default="runs", description="the ReadWriteMany PersistentVolumeClaim in which runs live")
-    claim_path: str = Field(default="/runs", description="where pods see it")
-    runs: str | None = Field(default=None, description="where this machine sees the claim's files; unset: it does not")
-    mounts: tuple[Mount, ...] = Field(default=(), description="more claims in every pod: [{claim, path, read_only}]")
+    claim: str = Field(default="runs", description="ReadWriteMany PersistentVolumeClaim that holds the runs directory")
+    claim_path: str = Field(default="/runs", description="mount path of the claim in pods")
+    runs: str | None = Field(default=None, description="mount path of the claim on this machine; unset: not mounted here")
+    mounts: tuple[Mount, ...] = Field(default=(), description="further claims in every pod: [{claim, path, read_only}]")
     queue: str | None = Field(default=None, description="Kueue's LocalQueue")
     queue_priority: str | None = Field(default=None, description="Kueue's WorkloadPriorityClass")
     priority_class: str | None = Field(default=None, description="PriorityClass of the pods")
-    service_account: str | None = Field(default=None, description="the pods' account; k8s/manifests/rbac.yaml makes `ropewalk`")
-    gpu: str = Field(default="nvidia.com/gpu", description="the resource that resources.gpus counts, such as amd.com/gpu")
-    devices: dict[str, int] = Field(default={}, description="further resources a node, such as rdma/hca: 1")
-    node_selector: dict[str, str] = Field(default={}, description="labels that nodes must have")
-    tolerations: tuple[Toleration, ...] = Field(default=(), description="taints of nodes that pods tolerate")
-    environment: dict[str, str] = Field(default={}, description="variables to set; no secrets")
+    service_account: str | None = Field(
+        default=None, description="service account of the pods; k8s/manifests/rbac.yaml creates `ropewalk`"
+    )
+    gpu: str = Field(default="nvidia.com/gpu", description="resource that resources.gpus counts, such as amd.com/gpu")
+    devices: dict[str, int] = Field(default={}, description="further resources per node, such as rdma/hca: 1")
+    node_selector: dict[str, str] = Field(default={}, description="node labels that pods require")
+    tolerations: tuple[Toleration, ...] = Field(default=(), description="node taints that pods tolerate")
+    environment: dict[str, str] = Field(default={}, description="environment variables; no secrets")
     secrets: tuple[str, ...] = Field(default=(), description="Secrets whose keys become variables, such as WANDB_API_KEY")
-    user: int = Field(default=1000, ge=1, description="uid and gid of all processes; the claim's files belong to it")
-    keep_minutes: float = Field(default=1440, ge=1, description="how long a Job that is over stays, for kubectl to look at")
-    pod: dict[str, Any] = Field(default={}, description="a strategic-merge patch of the pods: {spec: {...}, metadata: {...}}")
+    user: int = Field(default=1000, ge=1, description="uid and gid of all processes and of the claim's files")
+    keep_minutes: float = Field(default=1440, ge=1, description="time that finished Jobs stay in the cluster")
+    pod: dict[str, Any] = Field(default={}, description="strategic-merge patch of the pods: {spec: {...}, metadata: {...}}")
 
     @model_validator(mode="before")
     @classmethod
     def _no_rayjobs(cls, values: Any) -> Any:
         if isinstance(values, dict) and "ray" in values:
-            said = "every run is an Indexed Job, which starts its own Ray; take `ray` out of the profile, KubeRay is not needed"
-            raise ValueError(f"ray: {values['ray']}: {said}")
+            message = "every run is an Indexed Job that starts its own Ray; remove `ray` from the profile, KubeRay is not needed"
+            raise ValueError(f"ray: {values['ray']}: {message}")
         return values
 
     @field_validator("namespace", "claim", "queue", "queue_priority", "priority_class", "service_account")
     @classmethod
-    def _a_name(cls, name: str | None) -> str | None:
+    def _valid_name(cls, name: str | None) -> str | None:
         if name is not None and not _NAME.fullmatch(name):
             raise ValueError("must be a valid Kubernetes name: lower-case letters, digits, - and .")
         return name
@@ -88,30 +94,30 @@ class K8sProfile(Section):
     def _device_names(cls, devices: dict[str, int]) -> dict[str, int]:
         for name in devices:
             if not _DEVICE.fullmatch(name):
-                raise ValueError(f"{name!r} is not a resource name of Kubernetes, such as rdma/hca or nvidia.com/mig-1g.5gb")
+                raise ValueError(f"{name!r} is not a Kubernetes resource name, such as rdma/hca or nvidia.com/mig-1g.5gb")
         return devices
 
     @field_validator("gpu")
     @classmethod
     def _gpu_name(cls, name: str) -> str:
         if not _DEVICE.fullmatch(name):
-            raise ValueError("must be a resource name of Kubernetes, such as nvidia.com/gpu")
+            raise ValueError("must be a Kubernetes resource name, such as nvidia.com/gpu")
         return name
 
     @field_validator("environment")
     @classmethod
     def _no_secrets(cls, values: dict[str, str]) -> dict[str, str]:
-        check_variables(values, "manifests are files; put it into a Secret: secrets")
-        if own := sorted(OWN_VARIABLES & set(values)):
-            raise ValueError(f"variable {own[0]} is set by the manifest; take it out of environment")
+        check_variables(values, "manifests are stored as files; put it into a Secret: secrets")
+        if reserved := sorted(RESERVED_VARIABLES & set(values)):
+            raise ValueError(f"variable {reserved[0]} is set by the manifest; remove it from environment")
         return values
 
     @field_validator("pod")
     @classmethod
-    def _a_pod(cls, patch: dict[str, Any]) -> dict[str, Any]:
+    def _valid_patch(cls, patch: dict[str, Any]) -> dict[str, Any]:
         foreign = sorted(set(patch) - {"metadata", "spec"})
         if foreign:
-            raise ValueError(f"{foreign[0]!r} is no part of a pod; a patch has spec, metadata, or both")
+            raise ValueError(f"{foreign[0]!r} is not part of a pod; a patch has spec, metadata, or both")
         return patch
 
 

@@ -1,1 +1,1 @@
-"""How the API server is reached, from the laptop and from a pod."""
+"""Clients of the API server, for use outside the cluster and in pods."""

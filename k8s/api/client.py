@@ -1,8 +1,7 @@
-"""A client of the Kubernetes API server, in plain objects; each way in which the server says no is an error of its own.
+"""Client of the Kubernetes API server for plain objects; each kind of refusal has its own error type.
 
-It is used on a laptop (`ropewalk.k8s.api.kubeconfig.connect`, over httpx2) and in the pods of a run
-(`ropewalk.k8s.api.in_cluster`, over
-http.client). Every pod imports this module, and at once: so it imports neither.
+Used outside the cluster (`kubeconfig.connect`, with httpx2) and in the pods of a run (`in_cluster`, with http.client). Every pod
+imports this module as it starts, so it imports neither of the two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,41 +40,41 @@ MERGE = "application/merge-patch+json"
 
 
 class ApiError(BackendError):
-    """The API server did not do what it was asked."""
+    """The API server did not fulfil a request."""
 
 
 class ApiAwayError(ApiError, SchedulerAwayError):
-    """The API server does not answer, or says that it cannot at present: what was asked may have been done or not."""
+    """The API server does not answer or is temporarily unable to; the request may or may not have taken effect."""
 
 
 class NotFoundError(ApiError):
-    """There is no such object, kind or namespace."""
+    """The object, kind or namespace does not exist."""
 
 
 class ConflictError(ApiError):
-    """An object of this name exists already, or was changed meanwhile."""
+    """An object with this name exists already, or was changed concurrently."""
 
 
 class ForbiddenError(ApiError):
-    """The server does not know who asks, or the rights, a quota or a policy do not allow it."""
+    """The server does not accept the credentials, or permissions, a quota or a policy forbid the request."""
 
 
 class RefusedError(ApiError):
-    """The API server finds the object invalid."""
+    """The API server considers the object invalid."""
 
 
 class Transport(Protocol):
-    """How a request reaches one API server, and in whose name."""
+    """Sends requests to one API server with the caller's credentials."""
 
     server: str
 
     def request(self, method: str, path: str, params: Mapping[str, str], body: Any, content_type: str) -> tuple[int, Any]:
-        """Send a request; return the answer's status, and its JSON parsed, or its text where it has none. Raises ApiAwayError."""
+        """Send a request; return status and content: parsed JSON, or text if it is not JSON. Raises ApiAwayError."""
         ...
 
 
 class StreamTransport(Transport, Protocol):
-    """A transport that keeps connections open, and can upgrade one to a WebSocket."""
+    """A transport with persistent connections that can upgrade one to a WebSocket."""
 
     def close(self) -> None:
         """Close all connections."""
@@ -84,22 +83,22 @@ class StreamTransport(Transport, Protocol):
     def upgrade(
         self, path: str, params: Mapping[str, Any], headers: Mapping[str, str]
     ) -> "AbstractContextManager[tuple[int, Any, NetworkStream]]":
-        """Ask for an upgrade; yield the answer's status and content, and the connection. Raises ApiAwayError."""
+        """Request an upgrade; yield status, content and connection. Raises ApiAwayError."""
         ...
 
 
 class ApiClient:
-    """The objects of one namespace of one cluster."""
+    """The objects of one namespace in one cluster."""
 
-    login_remedy = "log in again"  # where the server does not know who asks
-    rights_remedy = ""  # where it does, and does not allow it
+    login_remedy = "log in again"  # if the server does not accept the credentials
+    rights_remedy = ""  # if it does but forbids the request
 
     def __init__(self, transport: Transport, namespace: str) -> None:
         self._transport, self.namespace = transport, namespace
 
     @property
     def server(self) -> str:
-        """The address of the API server."""
+        """Address of the API server."""
         return self._transport.server
 
     def get(self, kind: str, name: str) -> Object:
@@ -107,33 +106,33 @@ class ApiClient:
         return self._read(self.path(kind, name))
 
     def find(self, kind: str, name: str) -> Object | None:
-        """Read an object; return None where there is none of this name."""
+        """Read an object, or return None if there is none with this name."""
         with suppress(NotFoundError):
             return self.get(kind, name)
         return None
 
     def list(self, kind: str, labels: Mapping[str, str] | str = "", fields: str = "") -> Sequence[Object]:
-        """List all objects of a kind that have these labels and fields, in one call."""
+        """List all objects of a kind with these labels and fields, in one call."""
         selector = labels if isinstance(labels, str) else ",".join(f"{key}={value}" for key, value in labels.items())
         params = {key: value for key, value in (("labelSelector", selector), ("fieldSelector", fields)) if value}
         items: list[Object] = self._read(self.path(kind), params).get("items") or []
         return items
 
     def create(self, each: Object) -> Object:
-        """Create an object; return it as the server has completed it. Raises ConflictError if one of its name exists.
+        """Create an object and return it as completed by the server. Raises ConflictError if one with its name exists.
 
-        Raises RefusedError where the server does not know a field: it would leave it out, and with it what the run relies on.
+        Raises RefusedError for unknown fields, which the server would otherwise drop although the run relies on them.
         """
         return self._ask("POST", self.path(each["kind"]), STRICT, each)
 
     def patch(self, kind: str, name: str, patch: Object, part: str = "") -> Object:
-        """Change an object, or a part of it such as its status, by a merge patch."""
+        """Change an object, or a part of it such as its status, with a merge patch."""
         return self._ask("PATCH", self.path(kind, name, part), body=patch, content_type=MERGE)
 
     def delete(
         self, kind: str, name: str, *, propagation: str = "Background", grace_seconds: int | None = None, uid: str = ""
     ) -> None:
-        """Delete an object and what it owns; it is no error if it is gone already, or if another `uid` has its name by now."""
+        """Delete an object and its dependents. No error if it is gone or its name belongs to an object with another `uid`."""
         options: Object = {"propagationPolicy": propagation}
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = grace_seconds
@@ -148,22 +147,22 @@ class ApiClient:
                 raise
 
     def raw(self, path: str) -> Object:
-        """Read what the API server has at a path, such as `version`."""
+        """Read any path of the API server, such as `version`."""
         return self._ask("GET", path)
 
     def groups(self) -> dict[str, str]:
-        """The API groups that the server has, each with its preferred version."""
-        found = self.raw("apis")["groups"]
-        return {each["name"]: each["preferredVersion"]["version"] for each in found}
+        """Return the preferred version of each API group of the server."""
+        groups = self.raw("apis")["groups"]
+        return {group["name"]: group["preferredVersion"]["version"] for group in groups}
 
     def path(self, kind: str, name: str = "", part: str = "") -> str:
-        """The path of a kind, of an object, or of a part of an object."""
+        """Return the path of a kind, an object, or a part of an object."""
         base, plural = KINDS[kind]
-        place = base if kind in GLOBAL else f"{base}/namespaces/{self.namespace}"
-        return "/".join(word for word in (place, plural, name, part) if word)
+        collection = base if kind in GLOBAL else f"{base}/namespaces/{self.namespace}"
+        return "/".join(segment for segment in (collection, plural, name, part) if segment)
 
     def _read(self, path: str, params: Mapping[str, str] | None = None) -> Object:
-        """Read a path; where the server does not know the newer version of Kueue's objects, read the older."""
+        """Read a path; if the server lacks Kueue's newer API version, read the older one."""
         try:
             return self._ask("GET", path, params)
         except NotFoundError:
@@ -177,41 +176,42 @@ class ApiClient:
         status, answer = self._transport.request(method, path, params or {}, body, content_type)
         if status >= 400:
             raise self._error(status, answer)
-        found: Object = answer
-        return found
+        content: Object = answer
+        return content
 
     def _error(self, status: int, answer: Any) -> ApiError:
-        """The error that an answer of the API server means."""
-        is_object = isinstance(answer, dict)  # else a proxy answers
-        said = " ".join(str(answer.get("message") or "").split()) if is_object else " ".join(str(answer).split())[:300]
+        """Convert an error response to an exception."""
+        is_object = isinstance(answer, dict)  # otherwise a proxy has answered
+        message = " ".join(str(answer.get("message") or "").split()) if is_object else " ".join(str(answer).split())[:300]
         reason = str(answer.get("reason") or "") if is_object else ""
-        said = (said or f"HTTP {status}") + (f" ({reason})" if reason and reason not in said else "")
+        message = (message or f"HTTP {status}") + (f" ({reason})" if reason and reason not in message else "")
         if status == 401:
-            return ForbiddenError(f"the API server {self.server} does not know who you are ({said}); {self.login_remedy}")
+            return ForbiddenError(
+                f"the API server {self.server} does not accept your credentials ({message}); {self.login_remedy}"
+            )
         if status in (429, 500, 502, 503, 504):
-            return ApiAwayError(f"the API server {self.server} cannot answer: {said}")
+            return ApiAwayError(f"the API server {self.server} cannot answer: {message}")
         kinds = {403: ForbiddenError, 404: NotFoundError, 409: ConflictError, 410: ConflictError}
         remedy = self.rights_remedy if status == 403 else ""
-        return kinds.get(status, RefusedError)(f"Kubernetes: {said}{remedy}")
+        return kinds.get(status, RefusedError)(f"Kubernetes: {message}{remedy}")
 
 
 class Kubernetes(ApiClient):
-    """One namespace of one cluster, as a person's machine reaches it: commands can be run in pods, too."""
+    """A client that can also run commands in pods; used outside of pods."""
 
     def __init__(self, transport: StreamTransport, namespace: str) -> None:
         super().__init__(transport, namespace)
         self.transport = transport
 
     def close(self) -> None:
-        """Close all connections to the API server."""
         self.transport.close()
 
     def execute(self, pod: str, command: Sequence[str], stdin: BinaryIO | None = None, stdout: BinaryIO | None = None) -> None:
-        """Run a command in a pod, as kubectl exec does; a command with input must ask for it (see `exec_stdin`).
+        """Run a command in a pod like `kubectl exec`; a command that gets input must request it (see `exec_stdin`).
 
-        Raises BackendError with what the command printed on stderr if it fails.
+        Raises BackendError with the command's stderr if it fails.
         """
-        from ropewalk.k8s.api import exec as channels  # noqa: PLC0415 - wsproto is a tenth of the CPU time of `ropewalk submit`
+        from ropewalk.k8s.api import exec as channels  # noqa: PLC0415 - wsproto takes a tenth of the CPU time of `ropewalk submit`
 
         params = {"command": list(command), "stdout": "true", "stderr": "true", **({"stdin": "true"} if stdin else {})}
         request = self.transport.upgrade(self.path("Pod", pod, "exec"), params, channels.upgrade_headers())
@@ -219,8 +219,8 @@ class Kubernetes(ApiClient):
             if status != channels.SWITCHED:
                 raise self._error(status, answer)
             try:
-                end, said = channels.run_command(stream, stdin, stdout)
-            except channels.BrokenOffError as error:
-                raise ApiAwayError(f"the API server {self.server} has broken off ({pod}): {error}") from None
+                end, errors = channels.run_command(stream, stdin, stdout)
+            except channels.ConnectionLostError as error:
+                raise ApiAwayError(f"the connection to the API server {self.server} broke ({pod}): {error}") from None
         if end.get("status") != "Success":
-            raise BackendError(f"{command[0]} in pod {pod}: {(said or str(end.get('message', '')))[-500:]}")
+            raise BackendError(f"{command[0]} in pod {pod}: {(errors or str(end.get('message', '')))[-500:]}")

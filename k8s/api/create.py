@@ -1,31 +1,31 @@
-"""Create an object exactly once: a create may time out though it was done, so what an earlier try has made is adopted."""
+"""Creates an object exactly once: a create can time out although it succeeded, so the object of an earlier try is adopted."""
 
 from ropewalk.k8s.api.client import ConflictError, Kubernetes, NotFoundError
 from ropewalk.k8s.api.objects import Object
 from ropewalk.k8s.names import KEY_ANNOTATION, RUN_LABEL, SUBMISSION_LABEL
 
 
-def create_or_adopt(kube: Kubernetes, each: Object) -> Object:
-    """Create an object, or find that an earlier try of the same submission has; return what there is now.
+def create_or_adopt(kube: Kubernetes, wanted: Object) -> Object:
+    """Create an object, or adopt the one that an earlier try of the same submission has created; return the existing object.
 
-    Raises ConflictError if an object of its name is not of the same submission.
+    Raises ConflictError if an object with this name belongs to another submission.
     """
     try:
-        return kube.create(each)
+        return kube.create(wanted)
     except ConflictError:
-        name = each["metadata"]["name"]
+        name = wanted["metadata"]["name"]
         try:
-            there = kube.get(each["kind"], name)
-        except NotFoundError:  # it went between the two questions
-            return kube.create(each)
-        if _marks(there) != _marks(each):
+            existing = kube.get(wanted["kind"], name)
+        except NotFoundError:  # deleted between the two requests
+            return kube.create(wanted)
+        if _submission_of(existing) != _submission_of(wanted):
             raise ConflictError(
-                f"{each['kind']} {name} exists already and is of another submission; `kubectl delete` it"
+                f"{wanted['kind']} {name} exists already and belongs to another submission; delete it with kubectl"
             ) from None
-        return there
+        return existing
 
 
-def _marks(each: Object) -> tuple[str | None, str | None, str | None]:
-    """Run, attempt and key, by which the submission of an object is known."""
-    labels, annotations = each["metadata"].get("labels") or {}, each["metadata"].get("annotations") or {}
+def _submission_of(item: Object) -> tuple[str | None, str | None, str | None]:
+    """Return run, attempt and key, which identify the submission of an object."""
+    labels, annotations = item["metadata"].get("labels") or {}, item["metadata"].get("annotations") or {}
     return labels.get(RUN_LABEL), labels.get(SUBMISSION_LABEL), annotations.get(KEY_ANNOTATION)

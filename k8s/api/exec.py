@@ -1,7 +1,7 @@
-"""A command in a pod: the channels of an exec, over a WebSocket that is read by the thread that uses it.
+"""Runs a command in a pod: the channels of an exec request, over a WebSocket that the calling thread reads.
 
-httpx2's own WebSocket reads in a thread that may still be reading when the connection is closed: it then takes the first bytes
-that come to whichever file has since got the connection's number, another connection or a program's output.
+httpx2's own WebSocket reads in a background thread, which may still be reading when the connection is closed. It then swallows
+the first bytes of whatever file reuses the connection's file descriptor, such as another connection or a program's output.
 """
 
 import json
@@ -22,21 +22,21 @@ from ropewalk.k8s.api.exec_stdin import READY
 if TYPE_CHECKING:
     from httpcore2 import NetworkStream
 
-SWITCHED = 101  # the status of an answer that agrees to the upgrade
+SWITCHED = 101  # status of a response that accepts the upgrade
 PROTOCOL = "v5.channel.k8s.io"
-STDIN, STDOUT, STDERR, END = 0, 1, 2, 3  # channels of an exec
+STDIN, STDOUT, STDERR, END = 0, 1, 2, 3  # channels of an exec request
 CLOSE_STDIN = bytes((255, STDIN))
 CHUNK_BYTES = 128 << 10
-SILENCE_SECONDS = 20.0  # then the other end is asked whether it is still there, and given up after as long again
-FED_SECONDS = 300.0  # how long a command that is given input may say nothing
+SILENCE_SECONDS = 20.0  # then a ping is sent; after the same time without an answer the connection is given up
+INPUT_SECONDS = 300.0  # a command that gets input must send something within this time
 
 
-class BrokenOffError(Exception):
-    """The connection broke, or the other end does not answer."""
+class ConnectionLostError(Exception):
+    """The connection broke, or the other side does not answer."""
 
 
 def upgrade_headers() -> dict[str, str]:
-    """The headers of a GET that asks for the WebSocket of an exec."""
+    """Return the headers of a GET that requests the WebSocket of an exec."""
     return {
         "Connection": "Upgrade",
         "Upgrade": "websocket",
@@ -47,51 +47,54 @@ def upgrade_headers() -> dict[str, str]:
 
 
 def run_command(stream: "NetworkStream", stdin: BinaryIO | None, stdout: BinaryIO | None) -> tuple[dict[str, Any], str]:
-    """Pass a command's input and output through an upgraded connection; return its status and what it printed on stderr.
+    """Pass a command's input and output through an upgraded connection; return its status and its stderr.
 
-    Raises BrokenOffError where the connection ends before the command has.
+    Raises ConnectionLostError if the connection ends before the command.
     """
-    socket, said, unfed = WebSocket(stream), bytearray(), stdin
-    for message in socket.messages(FED_SECONDS if stdin is not None else None):
+    socket, errors, pending_input = WebSocket(stream), bytearray(), stdin
+    for message in socket.messages(INPUT_SECONDS if stdin is not None else None):
         channel, content = message[0], message[1:]
         if channel == END:
-            socket.say_goodbye()
-            return json.loads(content), " ".join(said.decode(errors="replace").split())
-        if channel == STDOUT and content and unfed is not None:  # the API server begins with an empty message
+            socket.close()
+            return json.loads(content), " ".join(errors.decode(errors="replace").split())
+        if channel == STDOUT and content and pending_input is not None:  # the API server begins with an empty message
             content = content.removeprefix(READY)
-            with suppress(BrokenOffError):  # what the command says of its end is still to come
-                _feed(socket, unfed)
-            unfed = None
+            with suppress(ConnectionLostError):  # the command's status is still to come
+                _send_input(socket, pending_input)
+            pending_input = None
         if channel == STDOUT and stdout is not None:
             stdout.write(content)
         elif channel == STDERR:
-            said += content
-    raise BrokenOffError("closed before the end")
+            errors += content
+    raise ConnectionLostError("closed before the command ended")
 
 
-def _feed(socket: "WebSocket", stdin: BinaryIO) -> None:
+def _send_input(socket: "WebSocket", stdin: BinaryIO) -> None:
     while chunk := stdin.read(CHUNK_BYTES):
         socket.send(bytes((STDIN,)) + chunk)
     socket.send(CLOSE_STDIN)
 
 
 class WebSocket:
-    """An upgraded connection. The caller closes it."""
+    """Messages over an upgraded connection; the caller closes the connection."""
 
     def __init__(self, stream: "NetworkStream") -> None:
         self._stream = stream
         self._state = Connection(ConnectionType.CLIENT)
 
     def send(self, data: bytes) -> None:
-        """Send one binary message. Raises BrokenOffError."""
+        """Send one binary message. Raises ConnectionLostError."""
         self._write(BytesMessage(data))
 
     def messages(self, patience: float | None = None) -> Iterator[bytes]:
-        """Yield binary messages, each whole, until the other end closes. Raises BrokenOffError, also where none comes in time."""
+        """Yield whole binary messages until the other side closes.
+
+        Raises ConnectionLostError, also if none arrives within `patience` seconds.
+        """
         message = bytearray()
         last = time.monotonic()
         while data := self._read():
-            with _broken_off():
+            with _translated():
                 self._state.receive_data(data)
                 events = list(self._state.events())
             for event in events:
@@ -106,20 +109,20 @@ class WebSocket:
                 elif isinstance(event, CloseConnection):
                     return
             if patience is not None and time.monotonic() - last > patience:
-                raise BrokenOffError(f"nothing came for {patience:.0f} s")
+                raise ConnectionLostError(f"no message for {patience:.0f} s")
 
-    def say_goodbye(self) -> None:
-        """Tell the other end that nobody listens any more."""
-        with suppress(BrokenOffError):
+    def close(self) -> None:
+        """Tell the other side that nothing more is read."""
+        with suppress(ConnectionLostError):
             self._write(CloseConnection(code=1000))
 
     def _write(self, event: Event) -> None:
-        with _broken_off():
+        with _translated():
             self._stream.write(self._state.send(event), timeout=SILENCE_SECONDS)
 
     def _read(self) -> bytes:
-        """Read what has come; nothing at the end of the connection."""
-        with _broken_off():
+        """Read available bytes; empty at the end of the connection."""
+        with _translated():
             try:
                 return self._stream.read(CHUNK_BYTES, timeout=SILENCE_SECONDS)
             except httpcore2.ReadTimeout:
@@ -128,10 +131,10 @@ class WebSocket:
 
 
 @contextmanager
-def _broken_off() -> Iterator[None]:
+def _translated() -> Iterator[None]:
     try:
         yield
-    except LocalProtocolError:  # its message holds all that was to be sent
-        raise BrokenOffError("closed before all was sent") from None
+    except LocalProtocolError:  # its message contains all unsent data
+        raise ConnectionLostError("closed before everything was sent") from None
     except (RemoteProtocolError, httpcore2.NetworkError, httpcore2.TimeoutException) as error:
-        raise BrokenOffError(str(error) or type(error).__name__) from None
+        raise ConnectionLostError(str(error) or type(error).__name__) from None

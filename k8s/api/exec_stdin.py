@@ -1,7 +1,7 @@
-"""The input of a program that a laptop runs in a pod.
+"""Standard input of a program that another machine runs in a pod.
 
-Kubernetes waits for ever for a program that ends before it has read all its input (kubectl hangs then): so the program is sent
-nothing before it writes that it reads, and it reads to the end of the input even if it fails.
+Kubernetes hangs, as does kubectl, if such a program ends before it has read all its input. Therefore the program signals when it
+starts to read, nothing is sent before that, and it reads its input to the end even if it fails.
 """
 
 import sys
@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-READY = b"\n"  # what the program writes first: one byte, which cannot come in halves
+READY = b"\n"  # the program's first output; a single byte cannot be split
 REST_BYTES = 1 << 20
 
 
 @contextmanager
-def fed() -> Iterator[IO[bytes]]:
-    """In the pod: yield the program's input, and read what is left of it at the end."""
+def ready_stdin() -> Iterator[IO[bytes]]:
+    """Signal readiness and yield the program's input; read the rest of it at the end. Used in the pod."""
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
     try:

@@ -1,4 +1,4 @@
-"""Requests to the API server over httpx2: connections that are kept open, proxies, and whatever proves who the user is."""
+"""Requests to the API server with httpx2: persistent connections, proxies, and the user's credentials."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -13,12 +13,12 @@ from ropewalk.k8s.api.client import ApiAwayError
 if TYPE_CHECKING:
     from httpcore2 import NetworkStream
 
-ANSWER_SECONDS = 8.0  # a person waits for the answer
+ANSWER_SECONDS = 8.0  # someone at a terminal waits for the answer
 CONNECT_SECONDS = 4.0
 TIMEOUT = httpx2.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
 LIMITS = httpx2.Limits(max_connections=32, max_keepalive_connections=32)
 
-logging.getLogger("httpx2").setLevel(logging.WARNING)  # a call is no event worth a line
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # no log line per request
 
 
 class HttpTransport:
@@ -28,11 +28,10 @@ class HttpTransport:
         self.client, self.server = client, str(client.base_url).rstrip("/")
 
     def close(self) -> None:
-        """Close all connections."""
         self.client.close()
 
     def request(self, method: str, path: str, params: Mapping[str, str], body: Any, content_type: str) -> tuple[int, Any]:
-        """Send a request, a GET once more where its connection was closed meanwhile; return status and content."""
+        """Send a request and return status and content. A GET is repeated if its connection was closed in between."""
         content = orjson.dumps(body) if body is not None else None
         headers = {"Content-Type": content_type} if body is not None else {}
         with self._translated(path):
@@ -41,7 +40,7 @@ class HttpTransport:
             except httpx2.RemoteProtocolError:
                 if method != "GET":
                     raise
-                # a connection that was kept open was closed just now, which tells nothing of the server
+                # the server closed an idle connection; that says nothing about its health
                 response = self.client.request(method, path, params=params, content=content, headers=headers)
         return response.status_code, _content(response)
 
@@ -49,7 +48,7 @@ class HttpTransport:
     def upgrade(
         self, path: str, params: Mapping[str, Any], headers: Mapping[str, str]
     ) -> "Iterator[tuple[int, Any, NetworkStream]]":
-        """Ask for a WebSocket; yield the answer's status, its content if it is a refusal, and the connection."""
+        """Request a WebSocket; yield status, content (only of a refusal) and connection."""
         with self._translated(path), self.client.stream("GET", path, params=params, headers=headers) as response:
             if refused := response.status_code >= 400:
                 response.read()

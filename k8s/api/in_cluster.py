@@ -1,7 +1,7 @@
-"""The API server as a pod of a run sees it: the pods of its own run, and their Job, by the pod's service account.
+"""Client of the API server for pods: reads and changes the pods and the Job of their own run with the pod's service account.
 
-Every pod of a run imports this, and at once: so requests go by http.client. The token is read anew for each of them, since it
-is replaced every hour.
+Every pod imports this module as it starts, so it uses http.client. The token is read for each request because it is replaced
+every hour.
 """
 
 import http.client
@@ -25,21 +25,21 @@ ANSWER_SECONDS = 5.0
 
 
 def server_of(environment: Mapping[str, str]) -> str:
-    """The address of the API server, of the variables that every pod has."""
+    """Return the address of the API server from the variables that every pod has."""
     host = environment.get("KUBERNETES_SERVICE_HOST", "kubernetes.default.svc")
     return f"https://{f'[{host}]' if ':' in host else host}:{environment.get('KUBERNETES_SERVICE_PORT', '443')}"
 
 
 class ServiceAccountTransport:
-    """One connection a request, signed by the service account of this pod: a `Transport` of `ropewalk.k8s.api.client`."""
+    """Sends each request over its own connection with this pod's service account: a `Transport` of `ropewalk.k8s.api.client`."""
 
     def __init__(self, server: str, account: Path = ACCOUNT) -> None:
         self.server, self._account = server, account
-        self._context: tuple[int, ssl.SSLContext] | None = None  # of the authorities' file as it was written then
+        self._context: tuple[int, ssl.SSLContext] | None = None  # with the modification time of its CA file
 
     def request(self, method: str, path: str, params: Mapping[str, str], body: Any, content_type: str) -> tuple[int, Any]:
-        """Send a request; return status and content. Raises ApiAwayError, and ForbiddenError where the pod has no token."""
-        where = f"/{path}?{urlencode(params)}" if params else f"/{path}"
+        """Send a request; return status and content. Raises ApiAwayError, and ForbiddenError if the pod has no token."""
+        target = f"/{path}?{urlencode(params)}" if params else f"/{path}"
         address = urlsplit(self.server)
         try:
             token = (self._account / "token").read_text().strip()
@@ -48,7 +48,7 @@ class ServiceAccountTransport:
                 address.hostname or "", address.port, timeout=ANSWER_SECONDS, context=self._trusted()
             )
             try:
-                connection.request(method, where, json.dumps(body) if body is not None else None, headers)
+                connection.request(method, target, json.dumps(body) if body is not None else None, headers)
                 response = connection.getresponse()
                 return response.status, _content(response.read())
             finally:
@@ -61,7 +61,7 @@ class ServiceAccountTransport:
             raise ApiAwayError(f"the API server {self.server} does not answer: {error or type(error).__name__}") from None
 
     def _trusted(self) -> ssl.SSLContext:
-        """The TLS context, made anew only where the authorities' file was replaced: making it takes longer than a request."""
+        """Return the TLS context; rebuilt only if the CA file was replaced, because that takes longer than a request."""
         path = self._account / "ca.crt"
         written = path.stat().st_mtime_ns
         if self._context is None or self._context[0] != written:
@@ -70,7 +70,7 @@ class ServiceAccountTransport:
 
 
 class InClusterApi(ApiClient):
-    """What a pod of a run asks of the API server about the run's Job and its pods."""
+    """A pod's client for the Job and the pods of its run."""
 
     login_remedy = "give this pod a service account, see k8s/manifests/rbac.yaml"
     rights_remedy = "; apply k8s/manifests/rbac.yaml"
@@ -80,37 +80,37 @@ class InClusterApi(ApiClient):
         self.job_name = environment[JOB_VARIABLE]
 
     def pods(self) -> Sequence[Object]:
-        """All pods of the Job."""
+        """Return all pods of the Job."""
         return self.list("Pod", f"{JOB_LABEL}={self.job_name}")
 
     def pods_of_indexes(self, indexes: Iterable[int]) -> Sequence[Object]:
-        """The pods of some indexes of the Job: of a thousand the few that matter."""
+        """Return the pods with some indexes of the Job."""
         return self.list("Pod", f"{JOB_LABEL}={self.job_name},{INDEX_LABEL} in ({','.join(map(str, indexes))})")
 
     def pod(self, name: str) -> Object | None:
-        """The pod of a name; None: it is gone."""
+        """Return a pod, or None if it is gone."""
         return self.find("Pod", name)
 
     def patch_pod_status(self, name: str, status: Object) -> None:
-        """Change a pod's status; a pod that is gone is left alone."""
+        """Change a pod's status. A pod that is gone is ignored."""
         with suppress(NotFoundError):
             self.patch("Pod", name, {"status": status}, part="status")
 
     def delete_pod(self, name: str, uid: str, *, at_once: bool = False) -> None:
-        """Ask a pod to go; `at_once` also where its node is not there to see to it. A pod that is gone is left alone."""
+        """Delete a pod; `at_once` without waiting for its node. A pod that is gone is ignored."""
         self.delete("Pod", name, grace_seconds=0 if at_once else None, uid=uid)
 
     def job(self) -> Object | None:
-        """The run's Job; None: it is gone."""
+        """Return the run's Job, or None if it is gone."""
         return self.find("Job", self.job_name)
 
     def patch_job(self, patch: Object) -> None:
-        """Change the run's Job by a merge patch."""
+        """Change the run's Job with a merge patch."""
         self.patch("Job", self.job_name, patch)
 
 
 def _content(content: bytes) -> Any:
     try:
         return json.loads(content)
-    except ValueError:  # a proxy answers
+    except ValueError:  # a proxy has answered
         return content.decode(errors="replace")

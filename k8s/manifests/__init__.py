@@ -1,1 +1,1 @@
-"""The objects that kubectl would see; pure."""
+"""Kubernetes objects, rendered by pure functions."""

@@ -1,4 +1,4 @@
-"""A run's manifest: pure functions from a run, its resources and a cluster's profile to Kubernetes objects."""
+"""Renders a run's Job and pods from the run, its resources and a cluster's profile."""
 
 import copy
 import math
@@ -17,10 +17,10 @@ from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
 from ropewalk.k8s.api.objects import Object
 from ropewalk.k8s.manifests.strategic_merge import merge
 from ropewalk.k8s.names import (
+    COMMON_LABELS,
     JOB_VARIABLE,
     KEY_ANNOTATION,
-    LEAST_ANNOTATION,
-    OURS,
+    MIN_PARALLELISM_ANNOTATION,
     QUEUE_LABEL,
     QUEUE_PRIORITY_LABEL,
     ROLE_LABEL,
@@ -33,16 +33,16 @@ from ropewalk.k8s.names import (
 from ropewalk.k8s.profile import K8sProfile
 
 HERE = Path(__file__).parent
-GRACE_MARGIN_SECONDS = 30  # from the ranks' last save until the pod has left
+GRACE_MARGIN_SECONDS = 30  # from the ranks' last checkpoint until the pod has exited
 
 # --- Jobs
 
 
 def render_job(run: RunDir, resources: Resources, profile: K8sProfile, number: int = 1, *, held: bool = False) -> Object:
-    """The Indexed Job of a run's attempt `number`: one pod a node.
+    """Render the Indexed Job of a run's attempt `number`, with one pod per node.
 
-    One that is `held` stays suspended until its release controller lets it start (k8s/submission/release_controller.py).
-    Raises ConfigError for a time limit that is too short to save in.
+    A `held` Job stays suspended until its release controller starts it (k8s/submission/release_controller.py).
+    Raises ConfigError for a time limit that leaves no time to save.
     """
     refuse_short_limit(resources)
     job, nodes = load_job("job.yaml"), resources.nodes
@@ -51,16 +51,16 @@ def render_job(run: RunDir, resources: Resources, profile: K8sProfile, number: i
     metadata["annotations"] = {KEY_ANNOTATION: key_of(run, number)}
     spec |= {"completions": nodes.most, "parallelism": nodes.most, "ttlSecondsAfterFinished": round(profile.keep_minutes * 60)}
     if profile.queue or held:
-        spec["suspend"] = True  # until Kueue admits it, or its release controller lets it start
+        spec["suspend"] = True  # until Kueue admits it, or the release controller starts it
     if profile.queue:
         if not held:
             metadata["labels"] |= {QUEUE_LABEL: profile.queue}
         if profile.queue_priority:
             metadata["labels"][QUEUE_PRIORITY_LABEL] = profile.queue_priority
         if nodes.elastic:
-            metadata["annotations"][LEAST_ANNOTATION] = str(nodes.least)
+            metadata["annotations"][MIN_PARALLELISM_ANNOTATION] = str(nodes.least)
     spec["template"] = _pod_of_run(run, resources, profile, number, spec["template"])
-    return _placed(job, profile)
+    return _in_namespace(job, profile)
 
 
 def _pod_of_run(run: RunDir, resources: Resources, profile: K8sProfile, number: int, template: Object) -> Object:
@@ -74,34 +74,34 @@ def _pod_of_run(run: RunDir, resources: Resources, profile: K8sProfile, number: 
     container["env"] += [{"name": n, "value": v} for n, v in environment(run, profile, number).items()]
     container["resources"] = requests(resources, profile)
     if resources.memory_gib:
-        sized = {"medium": "Memory", "sizeLimit": f"{math.ceil(resources.memory_gib * 512)}Mi"}  # half of it
-        next(v for v in spec["volumes"] if v["name"] == "shm")["emptyDir"] = sized
+        shared_memory = {"medium": "Memory", "sizeLimit": f"{math.ceil(resources.memory_gib * 512)}Mi"}  # half of the memory
+        next(v for v in spec["volumes"] if v["name"] == "shm")["emptyDir"] = shared_memory
     return apply_profile(pod, profile)
 
 
 def render_release_controller(run: RunDir, profile: K8sProfile, number: int) -> Object:
-    """The Job of the small pod that releases held Jobs: those that were submitted together with `run`."""
+    """Render the Job of the small pod that starts the held Jobs of a submission; `run` is the first of its runs."""
     job = load_job("release-controller.yaml")
-    labels = {**OURS, RUN_LABEL: run.id, SUBMISSION_LABEL: str(number), ROLE_LABEL: "gate"}
+    labels = {**COMMON_LABELS, RUN_LABEL: run.id, SUBMISSION_LABEL: str(number), ROLE_LABEL: "gate"}
     job["metadata"] |= {"name": release_name(run, number), "labels": labels}
     pod = job["spec"]["template"]
     pod["metadata"]["labels"] = labels
     container = pod["spec"]["containers"][0]
-    module, place = "ropewalk.k8s.submission.release_controller", f"{profile.claim_path}/{run.id}"
-    container["command"] = module_command(module, place, str(number), python=profile.python)
+    module, run_path = "ropewalk.k8s.submission.release_controller", f"{profile.claim_path}/{run.id}"
+    container["command"] = module_command(module, run_path, str(number), python=profile.python)
     container["env"] += [{"name": n, "value": v} for n, v in environment(run, profile, number).items()]
-    job["spec"]["template"] = apply_profile(pod, profile.model_copy(update={"secrets": ()}))  # it needs none of what runs need
-    return _placed(job, profile)
+    job["spec"]["template"] = apply_profile(pod, profile.model_copy(update={"secrets": ()}))  # it needs no secrets
+    return _in_namespace(job, profile)
 
 
-def owned_by(each: Object, owner: Object) -> Object:
-    """An object that goes when its owner, which exists already, goes."""
+def owned_by(child: Object, owner: Object) -> Object:
+    """Return an object with an owner reference, so that it is deleted with its owner, which must exist already."""
     reference = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "blockOwnerDeletion": True, "controller": False}
     reference |= {"name": owner["metadata"]["name"], "uid": owner["metadata"]["uid"]}
-    return {**each, "metadata": {**each["metadata"], "ownerReferences": [reference]}}
+    return {**child, "metadata": {**child["metadata"], "ownerReferences": [reference]}}
 
 
-def _placed(job: Object, profile: K8sProfile) -> Object:
+def _in_namespace(job: Object, profile: K8sProfile) -> Object:
     if profile.namespace:
         job["metadata"]["namespace"] = profile.namespace
     return job
@@ -111,7 +111,7 @@ def _placed(job: Object, profile: K8sProfile) -> Object:
 
 
 def apply_profile(pod: Object, profile: K8sProfile) -> Object:
-    """A pod template with what the profile says of every pod: image, volumes, place, user; then the profile's own patch."""
+    """Apply the profile's settings for all pods to a pod template, and the profile's own patch last."""
     spec, container = pod["spec"], pod["spec"]["containers"][0]
     container |= {"image": profile.image, "imagePullPolicy": profile.image_pull_policy}
     mounts = {f"mount-{i}": mount for i, mount in enumerate(profile.mounts)}
@@ -121,12 +121,12 @@ def apply_profile(pod: Object, profile: K8sProfile) -> Object:
     spec["volumes"] += [
         {"name": name, "persistentVolumeClaim": {"claimName": m.claim, "readOnly": m.read_only}} for name, m in mounts.items()
     ]
-    for place in container["volumeMounts"]:
-        if place["name"] == "runs":
-            place["mountPath"] = profile.claim_path
-    if profile.runs and (here := os.path.abspath(os.path.expanduser(profile.runs))) != profile.claim_path:
-        # paths that the user gives, such as data's, mean the same there and here
-        container["volumeMounts"].append({"name": "runs", "mountPath": here})
+    for volume_mount in container["volumeMounts"]:
+        if volume_mount["name"] == "runs":
+            volume_mount["mountPath"] = profile.claim_path
+    if profile.runs and (local_path := os.path.abspath(os.path.expanduser(profile.runs))) != profile.claim_path:
+        # mounted a second time, so that paths in the user's configuration are valid in pods and on this machine
+        container["volumeMounts"].append({"name": "runs", "mountPath": local_path})
     container["volumeMounts"] += [{"name": name, "mountPath": m.path, "readOnly": m.read_only} for name, m in mounts.items()]
     spec["securityContext"] |= {"runAsUser": profile.user, "runAsGroup": profile.user, "fsGroup": profile.user}
     if profile.secrets:
@@ -144,37 +144,37 @@ def apply_profile(pod: Object, profile: K8sProfile) -> Object:
 
 
 def environment(run: RunDir, profile: K8sProfile, number: int) -> dict[str, str]:
-    """The variables of a run's container, beside those that job.yaml takes from the pod itself."""
+    """Return the variables of a run's container, apart from those that job.yaml takes from the pod itself."""
     values = {"ROPEWALK_RUNS": profile.claim_path, JOB_VARIABLE: name_of(run.id, number)}
-    if run.code is not None and run.code_is_program:  # the copy that the run was submitted with comes before the image's
+    if run.code is not None and run.code_is_program:  # the submitted copy has priority over the image's
         values["PYTHONPATH"] = f"{profile.claim_path}/{run.code.relative_to(run.path.parent)}"
         assert values["PYTHONPATH"].startswith(f"{profile.claim_path}/{CODE_FOLDER}")
     return {**values, **profile.environment}
 
 
 def requests(resources: Resources, profile: K8sProfile) -> Object:
-    """What a container asks for. Memory and devices are limits too; CPUs are not, since a limit throttles what is idle."""
-    asked: dict[str, str | int] = {"cpu": resources.cpus or resources.local_world_size}
+    """Return a container's resources. Memory and devices are also limits; a limit on CPUs would throttle despite idle cores."""
+    soft: dict[str, str | int] = {"cpu": resources.cpus or resources.local_world_size}
     hard: dict[str, str | int] = dict(profile.devices)
     if resources.memory_gib:
         hard["memory"] = f"{math.ceil(resources.memory_gib * 1024)}Mi"
     if resources.gpus:
         hard[profile.gpu] = resources.gpus
-    return {"requests": {**asked, **hard}, **({"limits": hard} if hard else {})}
+    return {"requests": {**soft, **hard}, **({"limits": hard} if hard else {})}
 
 
 # --- files
 
 
 def load_job(template: str) -> Object:
-    """A Job of the templates beside this module, its pod merged into pod.yaml; an object of the caller's own."""
+    """Load a Job template of this folder, with its pod merged into pod.yaml; the caller may change the result."""
     job = load(template)
     job["spec"]["template"] = merge(load("pod.yaml"), job["spec"]["template"])
     return job
 
 
 def load(template: str) -> Object:
-    """A template beside this module, as an object of the caller's own."""
+    """Load a template of this folder; the caller may change the result."""
     return copy.deepcopy(_read(template))
 
 
@@ -186,13 +186,13 @@ def _read(template: str) -> Object:
 
 
 class _Dumper(yaml.SafeDumper):
-    """People read manifests: what occurs twice is written twice, not once with an anchor."""
+    """Writes repeated values in full instead of with YAML anchors, because people read manifests."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def dump(objects: Sequence[Mapping[str, Any]]) -> str:
-    """Objects as kubectl takes them."""
-    documents = (yaml.dump(dict(each), Dumper=_Dumper, sort_keys=False, width=130) for each in objects)
+    """Format objects for kubectl."""
+    documents = (yaml.dump(dict(item), Dumper=_Dumper, sort_keys=False, width=130) for item in objects)
     return "---\n".join(documents)

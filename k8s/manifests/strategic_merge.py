@@ -1,9 +1,9 @@
-"""Strategic-merge patch of a pod, as kubectl does it: lists of named things are merged by name, other lists replaced."""
+"""Strategic-merge patch of a pod, as in kubectl: lists of named items are merged by name, other lists replaced."""
 
 import copy
 from typing import Any
 
-# lists of a pod whose items are told apart by a key; every other list is one value
+# lists of a pod whose items are identified by a key; every other list is a single value
 MERGE_KEYS = {
     "containers": "name",
     "initContainers": "name",
@@ -23,10 +23,10 @@ DIRECTIVE = "$patch"  # delete or replace
 
 
 def merge(target: Any, patch: Any) -> Any:
-    """Apply a patch to a target, and return the result: null removes a key, `$patch: delete|replace` does as in kubectl.
+    """Return the target with a patch applied: null removes a key, `$patch: delete|replace` works as in kubectl.
 
-    Neither the target nor the patch is changed. A volume that becomes one of another kind keeps both sources: set the old one
-    to null.
+    Changes neither argument. If a volume is patched to another kind, it keeps both sources unless the patch sets the old one to
+    null.
     """
     if not isinstance(patch, dict) or not isinstance(target, dict):
         return _plain(patch)
@@ -52,18 +52,18 @@ def _merge_list(items: list[Any], patches: list[Any], key: str) -> list[Any]:
         return [_plain(patch) for patch in patches if patch.get(DIRECTIVE) != "replace"]
     merged = list(items)
     for patch in patches:
-        place = next((i for i, item in enumerate(merged) if item.get(key) == patch.get(key)), None)
+        index = next((i for i, item in enumerate(merged) if item.get(key) == patch.get(key)), None)
         if patch.get(DIRECTIVE) == "delete":
-            merged = [item for i, item in enumerate(merged) if i != place]
-        elif place is None:
+            merged = [item for i, item in enumerate(merged) if i != index]
+        elif index is None:
             merged.append(_plain(patch))
         else:
-            merged[place] = merge(merged[place], patch)
+            merged[index] = merge(merged[index], patch)
     return merged
 
 
 def _plain(value: Any) -> Any:
-    """Copy a part of a patch without its directives and nulls: there is nothing for them to patch."""
+    """Copy a part of a patch without directives and nulls, which have no effect where there is nothing to patch."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items() if key != DIRECTIVE and inner is not None}
     if isinstance(value, list):

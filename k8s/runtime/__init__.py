@@ -1,1 +1,1 @@
-"""In every pod of a run: leader election, membership, agents, replacement."""
+"""Code that runs in every pod of a run: leader election, membership, agents, pod replacement."""

@@ -1,4 +1,4 @@
-"""The pods of a run's Job as an allocation. A node is a pod that is connected; that of the coordinator is node 0."""
+"""The pods of a run's Job as an allocation: every connected pod is a node, and that of the coordinator is node 0."""
 
 import logging
 import subprocess
@@ -23,7 +23,7 @@ from ropewalk.k8s.runtime.pod_status import Pod
 from ropewalk.k8s.runtime.timings import (
     AGENT_END_SECONDS,
     ALLOCATION_POLL_SECONDS,
-    LEADER_LOOK_SECONDS,
+    LEADER_POLL_SECONDS,
     LOG_REPEAT_SECONDS,
     RESIZE_RETRY_SECONDS,
     SETTLE_SECONDS,
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class PodAllocation(Allocation):
-    """The connected pods, as the coordinator in the pod that leads the run sees them."""
+    """The pods connected to the coordinator, which runs in the leader's pod."""
 
     name = "k8s"
 
@@ -50,23 +50,23 @@ class PodAllocation(Allocation):
     ) -> None:
         self.run, self.resources, self.members, self.api, self.term = run, resources, members, api, term
         self.terms, self.replacer = terms, replacer
-        self.asked_to_stop = SignalFlag()  # this pod has to go
-        self.slots: dict[int, Member] = {}  # by node; those of members that are gone until the attempt has marked them lost
+        self.stop_requested = SignalFlag()  # this pod has to stop
+        self.slots: dict[int, Member] = {}  # by node; includes lost members until the attempt has marked them
         self.busy: set[int] = set()
-        self._agents = 0  # started so far, the stores included
+        self._num_started = 0  # agents and stores
         self._store: RemoteAgent | None = None
         self._store_port = ReservedPort()
         self._notice = ""
-        self._asked_for: int | None = None  # pods, of Kubernetes
-        self._next_term_look = self._next_message = self._next_request = 0.0
+        self._requested_pods: int | None = None
+        self._next_term_check = self._next_message = self._next_request = 0.0
 
     # --- the nodes of an attempt
 
     def await_nodes(self) -> bool:
-        """Wait until there are enough pods; False: this pod has to go. A run that is to be cancelled waits for none."""
+        """Wait for enough pods. Returns False if this pod has to stop, and True early if the run is to be cancelled."""
         wanted = self.wanted()
         enough_since: float | None = None
-        while not self.must_go():
+        while not self.must_stop():
             if self.run.cancel_requested:
                 return True
             self._tend()
@@ -75,7 +75,7 @@ class PodAllocation(Allocation):
                 return True
             if count < self.resources.nodes.least:
                 enough_since = None
-                self._log_wait(f"{count} of {wanted} pods are here")
+                self._log_wait(f"{count} of {wanted} pods are connected")
             else:
                 enough_since = enough_since or time.monotonic()
                 if time.monotonic() - enough_since > SETTLE_SECONDS:
@@ -84,12 +84,12 @@ class PodAllocation(Allocation):
         return False
 
     def wanted(self) -> int:
-        """The number of nodes that the run wants now."""
+        """Return the number of nodes that the run should have now."""
         nodes = self.resources.nodes
         return max(nodes.least, min(self.run.wanted_nodes or nodes.most, nodes.most))
 
     def initial_nodes(self) -> list[int]:
-        """Return the nodes whose pods are connected, or as many of them as the user wants."""
+        """Return the nodes of all connected pods; at most as many as the user set with `scale`."""
         self._notice = ""
         self.slots = {self.node_of(member.pod): member for member in self._ready()}
         for node in sorted(self.slots)[self.wanted() :]:
@@ -98,16 +98,16 @@ class PodAllocation(Allocation):
         return sorted(self.slots)
 
     def node_of(self, pod: Pod) -> int:
-        """The number of a pod's node: the pod's index, except that this pod's and 0 are exchanged."""
+        """Return the node number of a pod: its index, with those of the leader's pod and of index 0 swapped."""
         return {self.term.index: 0, 0: self.term.index}.get(pod.index, pod.index)
 
     def _ready(self) -> list[Member]:
-        """One member per index that can start an agent, if this pod can."""
-        found = {member.pod.index: member for member in self.members.present() if member.idle}
-        return list(found.values()) if self.term.index in found else []
+        """Return one idle member per index; empty if the leader's own pod is not idle."""
+        idle = {member.pod.index: member for member in self.members.present() if member.idle}
+        return list(idle.values()) if self.term.index in idle else []
 
     def address(self, node: int) -> str:
-        """The address of the node's pod: a name may mean a dead pod and its successor at the same time."""
+        """Return the address of the node's pod. A host name could mean a dead pod or its successor."""
         return self.slots[node].pod.address
 
     def free_port(self) -> int:
@@ -115,19 +115,19 @@ class PodAllocation(Allocation):
         return self._store_port.take(self.term.address)
 
     def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
-        """Have the node's pod start an agent; the pod renders the command line, and finds the log by the agent's node."""
+        """Let the node's pod start an agent; the pod builds the command line and chooses the log file itself."""
         assert isinstance(spec, AgentSpec)
-        self._agents += 1
-        return self.slots[node].start(self._agents, spec)
+        self._num_started += 1
+        return self.slots[node].start(self._num_started, spec)
 
     def start_store(self, spec: StoreSpec, log: Path) -> Process:
-        """Have this pod start the rendezvous store."""
-        self._agents += 1
-        self._store = self.slots[0].start_store(self._agents, spec)
+        """Let this pod start the rendezvous store."""
+        self._num_started += 1
+        self._store = self.slots[0].start_store(self._num_started, spec)
         return self._store
 
     def end(self, process: Process) -> None:
-        """Have a process's pod kill it, and its descendants."""
+        """Let a process's pod kill it and its descendants."""
         assert isinstance(process, RemoteAgent)
         if process.poll() is None:
             process.terminate()
@@ -136,22 +136,20 @@ class PodAllocation(Allocation):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(AGENT_END_SECONDS)
         if process.poll() is None:
-            log.error(
-                "%s could not be ended in %.0f s; its attempt's fence keeps it from writing", process.args, AGENT_END_SECONDS
-            )
+            log.error("%s could not be killed within %.0f s; it is locked out and cannot write", process.args, AGENT_END_SECONDS)
             process.returncode = LOST_CODE
 
-    # --- losing, getting and giving back
+    # --- losing, acquiring and releasing nodes
 
     def loss_reason(self, node: int, code: int) -> str:
-        """Say why a node is lost: its pod is gone, or a signal ended its agent."""
+        """Return why a node is lost: its pod is gone, or a signal ended its agent; else an empty string."""
         member = self.slots[node]
         if member.gone:
             return f"pod {member.pod.name} {'does not answer' if member.silent else 'is gone'}"
         return f"killed by signal {-code}" if code < 0 else ""
 
     def mark_lost(self, node: int) -> None:
-        """Stop using a node that died or has to go, and end ranks of others that would wait for a dead peer for many minutes."""
+        """Stop using a lost or leaving node, and end ranks of other nodes that would wait minutes for a dead peer."""
         member = self.slots[node]
         self.busy.discard(node)
         if member.gone and not member.leaving:
@@ -161,16 +159,16 @@ class PodAllocation(Allocation):
                     self.slots[other].send({"say": "regroup", "agent": agent.number})
 
     def clean_up(self, node: int) -> None:
-        """Nothing is left to do: a pod itself ends what its agent leaves behind."""
+        """Do nothing more: the pod itself ends the processes that its agent leaves behind."""
         self.busy.discard(node)
 
     def release(self, node: int) -> None:
-        """Give a node back, since the user wants fewer: Kubernetes removes the pods of the highest indexes."""
+        """Stop using a node because the user wants fewer; Kubernetes removes the pods with the highest indexes."""
         self.busy.discard(node)
         self._tend()
 
     def acquire(self, wanted: int) -> list[int]:
-        """Return nodes of pods that have come and are not used."""
+        """Return the nodes of connected pods that are not used yet."""
         self._tend()
         chosen: list[int] = []
         for member in self._idle_others()[: max(wanted, 0)]:
@@ -184,18 +182,18 @@ class PodAllocation(Allocation):
         return [m for m in self.members.present() if m.idle and self.node_of(m.pod) not in self.busy]
 
     def _tend(self) -> None:
-        """Have pods that have gone replaced, and ask Kubernetes for as many pods as the user wants."""
+        """Let lost pods be replaced, and request the number of pods that the user wants."""
         for member in self.members.departed():
             self.replacer.replace(member, self.resources.grace_seconds)
         for member in self.members.present():
-            if not member.leaving and not self.replacer.returned(member.pod.uid):
-                member.leaving = True  # it was away for too long, and will be told
-        if self.resources.nodes.elastic and self.wanted() != self._asked_for and time.monotonic() >= self._next_request:
-            self._ask_for(self.wanted())
+            if not member.leaving and not self.replacer.try_return(member.pod.uid):
+                member.leaving = True  # declared dead before it reconnected; it will be deleted
+        if self.resources.nodes.elastic and self.wanted() != self._requested_pods and time.monotonic() >= self._next_request:
+            self._request_pods(self.wanted())
 
-    def _ask_for(self, count: int) -> None:
-        """Resize the Job. Kueue forbids it where it has admitted a part of the Job: surplus pods then stay, idle."""
-        self._asked_for = count
+    def _request_pods(self, count: int) -> None:
+        """Resize the Job. Kueue forbids that if it has admitted only a part of the Job; surplus pods then stay idle."""
+        self._requested_pods = count
         try:
             job = self.api.job()
             if job is not None and job["spec"]["completions"] != count:
@@ -204,38 +202,38 @@ class PodAllocation(Allocation):
         except ApiError as error:
             log.warning("cannot resize the Job to %d pods: %s", count, error)
             if not isinstance(error, ForbiddenError):
-                self._asked_for, self._next_request = None, time.monotonic() + RESIZE_RETRY_SECONDS
+                self._requested_pods, self._next_request = None, time.monotonic() + RESIZE_RETRY_SECONDS
 
-    # --- whether we may stay
+    # --- stop requests
 
-    def must_go(self) -> bool:
-        """Whether this pod has to leave, or another leads the run by now."""
-        if self.asked_to_stop.is_set():
+    def must_stop(self) -> bool:
+        """Return True if this pod has to stop, or if another pod leads the run by now."""
+        if self.stop_requested.is_set():
             return True
-        if time.monotonic() < self._next_term_look:
+        if time.monotonic() < self._next_term_check:
             return False
         return self.is_superseded()
 
     def is_superseded(self) -> bool:
-        """Look whether another pod leads the run by now: to be asked before an attempt is opened."""
-        self._next_term_look = time.monotonic() + LEADER_LOOK_SECONDS
+        """Check whether another pod leads the run by now; required before an attempt is opened."""
+        self._next_term_check = time.monotonic() + LEADER_POLL_SECONDS
         if why := self.terms.end_of(self.term, self.api.job_name):
             self._leave(why)
-        return self.asked_to_stop.is_set()
+        return self.stop_requested.is_set()
 
     def _leave(self, why: str) -> None:
         log.error("%s", why)
         self._notice = why
-        self.asked_to_stop.set()
+        self.stop_requested.set()
 
     def stop_reason(self) -> str:
-        """Say why the whole run has to stop: this pod, or any of the pods where all are needed, has to go."""
+        """Return why the whole run has to stop: this pod, or any pod if all of them are needed, is about to be deleted."""
         if self._notice:
             return self._notice
         leaving = self._leaving()
         for member in leaving:
             self.replacer.replace(member, self.resources.grace_seconds)
-        if self.must_go():
+        if self.must_stop():
             self._notice = self._notice or self.query_stop_reason()
         elif leaving and (not self.resources.nodes.elastic or len(leaving) == len(self.busy)):
             self._notice = self.query_stop_reason(leaving)
@@ -245,15 +243,15 @@ class PodAllocation(Allocation):
         return [member for node, member in self.slots.items() if node in self.busy and member.leaving]
 
     def query_stop_reason(self, leaving: Sequence[Member] = ()) -> str:
-        """Ask Kubernetes why a pod has to go: one of those that leave, else this one."""
+        """Ask Kubernetes why a leaving pod has to stop; without one, why this pod has to."""
         pods = [member.pod.name for member in leaving] or [member.pod.name for member in self.slots.values() if member.leaving]
         return query_stop_reason(self.api, self.run, (pods or [self.term.pod])[0])
 
     def can_retry(self) -> bool:
-        """Whether the next attempt may start here, as soon as there are pods enough."""
+        """Return True if the next attempt may start here; waits until there are enough pods."""
         return self.await_nodes() and not self.run.cancel_requested and not self.is_superseded()
 
-    def _log_wait(self, words: str) -> None:
+    def _log_wait(self, message: str) -> None:
         if time.monotonic() >= self._next_message:
             self._next_message = time.monotonic() + LOG_REPEAT_SECONDS
-            log.info("waiting for pods: %s", words)
+            log.info("waiting for pods: %s", message)

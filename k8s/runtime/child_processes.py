@@ -1,4 +1,4 @@
-"""The processes of an attempt in this pod: its agent, and beside the coordinator the rendezvous store."""
+"""Processes of an attempt in this pod: the agent and, in the leader's pod, the rendezvous store."""
 
 import logging
 import os
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 
 
 class ChildProcess:
-    """A process that the coordinator has started in this pod, under a number by which later messages mean it."""
+    """A process that the coordinator has started in this pod, with the number that later messages use for it."""
 
     def __init__(self, number: int, process: Forked) -> None:
         self.number, self.process = number, process
 
     def kill(self) -> None:
-        """Kill the process and all that it has started."""
+        """Kill the process and its descendants."""
         end(family(self.process.pid))
 
 
@@ -39,24 +39,24 @@ class AgentProcess(ChildProcess):
         return cls(message.agent, fork_program(message.spec(str(run.path)).command(), environment, output))
 
     def poll(self) -> int | None:
-        """The agent's exit code, once it has ended."""
+        """Return the agent's exit code once it has ended."""
         return self.process.poll()
 
     def stop(self) -> None:
-        """Have the agent save and leave."""
+        """Ask the agent to save and exit."""
         self.process.send_signal(signal.SIGUSR2)
 
     def end_ranks(self) -> None:
-        """Kill the agent's ranks, known by where their output goes; the agent forms the group anew."""
+        """Kill the agent's ranks, recognized by their log files; the agent then forms a new group."""
         ranks = [process for process in family(self.process.pid) if _is_rank(process.pid)]
-        log.info("a peer is dead: %d processes of ranks are ended, which would wait for it", len(ranks))
+        log.info("a peer is dead: ending %d processes of ranks that would wait for it", len(ranks))
         end(ranks)
 
     def clean_up(self, spared: Sequence[ChildProcess | Forked | None]) -> None:
-        """Kill what the agent has left behind: all that descends from this process, except those spared and their descendants."""
+        """Kill processes that the agent has left behind: all descendants of this process except `spared` and theirs."""
         pids = [each.process.pid if isinstance(each, ChildProcess) else each.pid for each in spared if each is not None]
-        kept = {os.getpid(), *(process.pid for pid in pids for process in family(pid))}
-        end(each for each in family(os.getpid()) if each.pid not in kept)
+        spared_pids = {os.getpid(), *(process.pid for pid in pids for process in family(pid))}
+        end(each for each in family(os.getpid()) if each.pid not in spared_pids)
 
 
 class StoreProcess(ChildProcess):
@@ -76,8 +76,9 @@ def _is_rank(pid: int) -> bool:
 
 
 def share_of_node(run: RunDir) -> dict[str, str]:
-    """Variables that keep a pod's processes to its share of its node: the cores that the manifest asks for, as it sets no limit,
-    and no GPU where it asks for none, as an image may show them all.
+    """Return the variables that limit a pod's processes to its share of the node.
+
+    The manifest requests cores without a limit, and an image may expose all GPUs although the pod requests none.
     """
     resources = run.resources()
     return agent_environment(run, resources, cpus=resources.cpus or resources.local_world_size)

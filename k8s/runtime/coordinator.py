@@ -1,7 +1,7 @@
-"""The process that supervises a run, in the pod that leads it; forked by ropewalk.k8s.runtime.pod_main.
+"""Supervises a run in the pod that leads it; forked by ropewalk.k8s.runtime.pod_main.
 
 Usage: python -m ropewalk.k8s.runtime.coordinator RUN_DIR --term N
-Exit codes: 0 the run is over, 85 another pod may lead it from here.
+Exit codes: 0 the run is over, 85 another pod may take over.
 """
 
 import argparse
@@ -23,23 +23,23 @@ from ropewalk.k8s.runtime.job_outcome import pod_code, publish_outcome
 from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
 from ropewalk.k8s.runtime.membership import Membership, RefusedError
 from ropewalk.k8s.runtime.pod_replacement import PodReplacer, release_stuck_pods
-from ropewalk.k8s.runtime.pod_status import Pod, alive, index_of
+from ropewalk.k8s.runtime.pod_status import Pod, index_of, is_alive
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 1024  # pods that call before they are answered
-DIED = "its leader died: the pod that led the run was lost, or Kubernetes took it away without notice"
+BACKLOG = 1024  # pods that connect before they are served
+DIED = "its leader died: the pod that led the run was lost, or Kubernetes deleted it without notice"
 
 
 def coordinate(run: RunDir, terms: LeaderTerms, term: LeaderTerm, listener: socket.socket, api: InClusterApi) -> int:
-    """Lead the run as long as this pod may; return the exit code."""
+    """Lead the run until it is over or this pod has to stop; return the exit code."""
     resources = run.resources()
-    members = Membership(listener, terms.key_of(term), lambda pod, caller: admitted(pod, caller, term, api))
+    members = Membership(listener, terms.key_of(term), lambda pod, caller: verify_pod(pod, caller, term, api))
     replacer = PodReplacer(api)
     if (last := terms.before(term)) is not None and last.uid:
         replacer.declare_dead(last.pod, last.uid, resources.grace_seconds if terms.has_left(last) else 0.0)
     allocation = PodAllocation(run, resources, members, api, term, terms=terms, replacer=replacer)
-    install_stop_handler(allocation.asked_to_stop.set)
+    install_stop_handler(allocation.stop_requested.set)
     code = EXIT_REQUEUE
     try:
         code = supervise(run, term, allocation)
@@ -57,7 +57,7 @@ def coordinate(run: RunDir, terms: LeaderTerms, term: LeaderTerm, listener: sock
 
 
 def supervise(run: RunDir, term: LeaderTerm, allocation: PodAllocation) -> int:
-    """Run one attempt after the other, each as soon as there are enough pods for it; return the exit code."""
+    """Run attempts one after the other, each as soon as there are enough pods; return the exit code."""
     while allocation.await_nodes() and not allocation.is_superseded():
         number = open_attempt(run, DIED)
         if number is None:
@@ -71,44 +71,44 @@ def supervise(run: RunDir, term: LeaderTerm, allocation: PodAllocation) -> int:
     return EXIT_REQUEUE
 
 
-def admitted(pod: Pod, caller: str, term: LeaderTerm, api: InClusterApi) -> Pod:
-    """Check that a caller, which knows the run's key, is a live pod of this Job and calls from its own address; return the pod.
+def verify_pod(pod: Pod, caller: str, term: LeaderTerm, api: InClusterApi) -> Pod:
+    """Check that a caller with the run's key is a live pod of this Job and calls from its own address.
 
-    The pod's index and address are those that Kubernetes reports. Raises RefusedError.
+    Returns the pod with the index and address that Kubernetes reports. Raises RefusedError.
     """
     if pod.uid == term.uid:
         if caller != term.address:
-            raise RefusedError(f"the pod that leads the run has the address {term.address}")
+            raise RefusedError(f"the address of the leader's pod is {term.address}")
         return Pod(name=term.pod, uid=term.uid, index=term.index, address=term.address)
     try:
-        found = api.pod(pod.name)
+        reported = api.pod(pod.name)
     except ApiError as error:
         if not isinstance(error, ForbiddenError):
             raise RefusedError(str(error)) from None
         if caller != pod.address:
-            raise RefusedError(f"it says that its address is {pod.address}") from None
-        log.warning("pod %s knows the run's key; that it is a pod of the run cannot be checked: %s", pod.name, error)
+            raise RefusedError(f"it claims the address {pod.address}") from None
+        log.warning("pod %s has the run's key, but cannot be verified as a pod of the run: %s", pod.name, error)
         return pod
-    if found is None or found["metadata"]["uid"] != pod.uid:
+    if reported is None or reported["metadata"]["uid"] != pod.uid:
         raise RefusedError("there is no such pod")
-    if not alive(found):
-        raise RefusedError("Kubernetes does not report that it runs, or not yet")
-    if found["metadata"].get("labels", {}).get(JOB_LABEL) != api.job_name:
-        raise RefusedError(f"it is no pod of Job {api.job_name}")
-    if caller not in {each["ip"] for each in found["status"].get("podIPs", [])}:
-        raise RefusedError(f"that pod has the address {found['status'].get('podIP')}")
-    return Pod(name=pod.name, uid=pod.uid, index=index_of(found), address=caller)
+    if not is_alive(reported):
+        raise RefusedError("Kubernetes does not report it as running (yet)")
+    if reported["metadata"].get("labels", {}).get(JOB_LABEL) != api.job_name:
+        raise RefusedError(f"it is not a pod of Job {api.job_name}")
+    if caller not in {each["ip"] for each in reported["status"].get("podIPs", [])}:
+        raise RefusedError(f"that pod has the address {reported['status'].get('podIP')}")
+    return Pod(name=pod.name, uid=pod.uid, index=index_of(reported), address=caller)
 
 
 def main() -> None:
-    """Lead one run."""
+    """Lead a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--term", type=int, required=True, help="number of the leader's term: one more than that of the last")
+    parser.add_argument("--term", type=int, required=True, help="number of the leader's term: the last one plus one")
     arguments = parser.parse_args()
     run, pod = RunDir(arguments.run_dir), Pod.this()
     configure_logging(f"coordinator {pod.name}")
-    install_stop_handler(lambda: sys.exit(EXIT_REQUEUE))  # until the run is known a stop means: leave
+    install_stop_handler(lambda: sys.exit(EXIT_REQUEUE))  # before the run is open there is nothing to save
     family = socket.AF_INET6 if ":" in pod.address else socket.AF_INET
     listener = socket.create_server((pod.address, 0), family=family, backlog=BACKLOG)
     port = int(listener.getsockname()[1])

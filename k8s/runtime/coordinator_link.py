@@ -1,4 +1,4 @@
-"""A pod's connection to the coordinator of the run. It never waits for the other side, except to connect."""
+"""A pod's connection to the run's coordinator. Only connecting waits for the other side; all else is non-blocking."""
 
 import select
 import socket
@@ -15,9 +15,10 @@ CHUNK_BYTES = 4096
 
 
 class CoordinatorLink:
-    """A connection. `lost` says why it is of no use any more; `silent_seconds` that nobody closed it, but sent nothing.
+    """A connection to the coordinator.
 
-    It is `answered` once the other side has let this pod in, and proved that it knows the term's key.
+    `lost` is the reason why the connection is unusable, else empty. `silent_seconds` is set if it was lost by silence.
+    `answered` is set once the coordinator has admitted this pod and proved that it has the term's key.
     """
 
     def __init__(self, connection: socket.socket, pod: Pod, term: LeaderTerm, key: str, patience: float) -> None:
@@ -33,26 +34,26 @@ class CoordinatorLink:
         self.answered = False
 
     @classmethod
-    def connect(cls, term: LeaderTerm, pod: Pod, key: str, *, known: bool = False) -> "CoordinatorLink":
-        """Connect to a coordinator that was heard before (`known`), or to one that may be only starting.
+    def connect(cls, term: LeaderTerm, pod: Pod, key: str, *, answered_before: bool = False) -> "CoordinatorLink":
+        """Connect to a coordinator; one that never answered before gets more time, because it may still be starting.
 
-        Raises OSError; ConnectionRefusedError where the pod lives, and no coordinator runs in it.
+        Raises OSError; ConnectionRefusedError means that the pod is alive but runs no coordinator.
         """
         connection = socket.create_connection((term.address, term.port), timeout=CONNECT_SECONDS)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return cls(connection, pod, term, key, LOST_SECONDS if known else COORDINATOR_START_SECONDS)
+        return cls(connection, pod, term, key, LOST_SECONDS if answered_before else COORDINATOR_START_SECONDS)
 
     def send(self, message: Message) -> None:
-        """Send a message. Messages are far smaller than what a socket holds, so this waits only for a dead peer, and not long."""
+        """Send a message. Messages fit into the socket's buffer, so this blocks only for a dead peer, and not for long."""
         try:
             self._socket.sendall(pack(message))
         except OSError as error:
             self._lose(f"{type(error).__name__}: {error}")
 
     def listen(self, seconds: float) -> list[Message]:
-        """Return what comes within some seconds, at the first message. Sends heartbeats, and notices when the other side is gone.
+        """Return the messages that arrive within some seconds, as soon as there is one; send heartbeats; detect silence.
 
-        Time in which this process was kept from listening, by a machine that stood still, does not count as silence.
+        Time in which this process could not run, such as a suspended machine, does not count as silence.
         """
         messages: list[Message] = []
         readable, _, _ = select.select([self._socket], [], [], seconds)
@@ -76,23 +77,23 @@ class CoordinatorLink:
             self._lose(f"{type(error).__name__}: {error}")
             return []
         if not chunk:
-            self._lose("the other side has closed it")
+            self._lose("closed by the other side")
         self._received += chunk
         *lines, rest = self._received.split(b"\n")
         self._received = bytearray(rest)
         if lines:
             self._heard = time.monotonic()
         try:
-            messages = [message for line in lines if not self._greet(message := unpack(bytes(line)))]
+            messages = [message for line in lines if not self._handshake(message := unpack(bytes(line)))]
         except (ValueError, KeyError) as error:
-            self._lose(f"not what the coordinator of the run would send: {error}")
+            self._lose(f"not a message of the run's coordinator: {error}")
             return []
         if len(rest) > LONGEST_BYTES:
             self._lose(f"a line longer than {LONGEST_BYTES} bytes")
         return [message for message in messages if message != HEARTBEAT]
 
-    def _greet(self, message: Message) -> bool:
-        """Go through the handshake; True: the message was a part of it. Raises ValueError if it came before the end of it."""
+    def _handshake(self, message: Message) -> bool:
+        """Process a message of the handshake; return False after the handshake. Raises ValueError for any other message."""
         if self.answered:
             return False
         if message["say"] == "challenge":
@@ -100,13 +101,12 @@ class CoordinatorLink:
         elif is_welcome(self.key, self._nonce, message):
             self._patience, self.answered = LOST_SECONDS, True
         else:
-            raise ValueError(f"{message['say']!r} without a welcome that knows the run's key")
+            raise ValueError(f"{message['say']!r} before a welcome with the run's key")
         return True
 
     def _lose(self, why: str) -> None:
         self.lost = self.lost or why
 
     def close(self) -> None:
-        """Close the connection."""
         with suppress(OSError):
             self._socket.close()

@@ -1,7 +1,7 @@
-"""How two pods of a run prove to each other that they belong to it: both know the term's key, and neither sends it.
+"""Handshake with which two pods of a run authenticate to each other: both have the term's key, and neither sends it.
 
-The coordinator sends a number that it never sends again, and the pod signs it with its hello: a hello that was overheard
-proves nothing later. The welcome is signed likewise, so that a pod obeys nobody else.
+The coordinator sends a random number that is used once, and the pod signs it with its hello, so that a recorded hello cannot be
+replayed. The welcome is signed in the same way, so that a pod executes commands of the real coordinator only.
 """
 
 import json
@@ -15,34 +15,35 @@ NONCE_BYTES = 16
 
 
 def new_nonce() -> str:
-    """A random number, which is used once."""
+    """Return a random number that is used once."""
     return secrets.token_hex(NONCE_BYTES)
 
 
 def hello(key: str, challenge: str, nonce: str, pod: Pod) -> Message:
-    """A pod's answer to the challenge, with a challenge of its own."""
+    """Return a pod's answer to the challenge, which contains its own challenge."""
     proof = sign(key, "hello", challenge.encode(), nonce.encode(), _text(pod)).hex()
     return {"say": "hello", "pod": vars(pod), "nonce": nonce, "proof": proof}
 
 
-def proves(key: str, challenge: str, said: Message, pod: Pod) -> bool:
-    """Whether a hello answers the challenge, and its sender knows the key."""
-    proof = bytes.fromhex(said["proof"])
-    return signed_by(key, proof, "hello", challenge.encode(), str(said["nonce"]).encode(), _text(pod))
+def proves_key(key: str, challenge: str, message: Message, pod: Pod) -> bool:
+    """Return True if a hello answers the challenge and its sender has the key."""
+    proof = bytes.fromhex(message["proof"])
+    return signed_by(key, proof, "hello", challenge.encode(), str(message["nonce"]).encode(), _text(pod))
 
 
 def welcome(key: str, nonce: str) -> Message:
-    """The coordinator's answer to a pod that it lets in."""
+    """Return the coordinator's answer to a pod that it admits."""
     return {"say": "welcome", "proof": sign(key, "welcome", nonce.encode()).hex()}
 
 
-def is_welcome(key: str, nonce: str, said: Message) -> bool:
-    """Whether a message is a welcome whose sender knows the key. Raises ValueError if it is no message of that kind."""
-    return said["say"] == "welcome" and signed_by(key, bytes.fromhex(str(said.get("proof"))), "welcome", nonce.encode())
+def is_welcome(key: str, nonce: str, message: Message) -> bool:
+    """Return True if a message is a welcome whose sender has the key. Raises ValueError if its proof is malformed."""
+    proof = str(message.get("proof"))
+    return message["say"] == "welcome" and signed_by(key, bytes.fromhex(proof), "welcome", nonce.encode())
 
 
 def ray_token(key: str) -> str:
-    """The token of the run's Ray, which every pod derives from the key."""
+    """Return the token of the run's Ray cluster, which every pod derives from the key."""
     return sign(key, "ray").hex()
 
 

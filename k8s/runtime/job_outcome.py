@@ -1,4 +1,4 @@
-"""The end of a run as Kubernetes learns it, on the run's Job and by its pods' exit codes; and why Kubernetes ends pods."""
+"""Reports the end of a run to Kubernetes, by its Job and the pods' exit codes; asks Kubernetes why it ends pods."""
 
 import json
 import logging
@@ -17,17 +17,17 @@ from ropewalk.k8s.runtime.timings import OUTCOME_PATIENCE_SECONDS, OUTCOME_RETRY
 
 log = logging.getLogger(__name__)
 
-LONGEST_RESULTS = 32 * 1024  # bytes of an annotation
+LONGEST_RESULTS = 32 * 1024  # bytes; larger results are left out of the annotation
 
 
 def publish_outcome(api: InClusterApi, outcome: Outcome) -> None:
-    """Write the outcome on the Job, for those who cannot see the run's directory; a run that failed makes a Job that failed."""
-    plain = asdict(outcome)
-    if len(json.dumps(plain, default=str)) > LONGEST_RESULTS:
-        plain["results"] = None
-    patch: dict[str, object] = {"metadata": {"annotations": {OUTCOME_ANNOTATION: json.dumps(plain, default=str)}}}
+    """Write the outcome to the Job, for machines without the run directory; after a failed run the Job fails as well."""
+    record = asdict(outcome)
+    if len(json.dumps(record, default=str)) > LONGEST_RESULTS:
+        record["results"] = None
+    patch: dict[str, object] = {"metadata": {"annotations": {OUTCOME_ANNOTATION: json.dumps(record, default=str)}}}
     if outcome.state.failed:
-        patch["spec"] = {"backoffLimit": 0}  # the first pod that ends now ends the Job
+        patch["spec"] = {"backoffLimit": 0}  # the next pod that exits ends the Job
     deadline = time.monotonic() + OUTCOME_PATIENCE_SECONDS
     while True:
         try:
@@ -35,26 +35,26 @@ def publish_outcome(api: InClusterApi, outcome: Outcome) -> None:
                 api.patch_job(patch)
             return
         except ApiError as error:
-            log.warning("cannot write the outcome on the run's Job: %s", error)
+            log.warning("cannot write the outcome to the run's Job: %s", error)
             if not isinstance(error, ApiAwayError) or time.monotonic() > deadline:
                 return
         time.sleep(OUTCOME_RETRY_SECONDS)
 
 
 def pod_code(outcome: Outcome) -> int:
-    """The exit code of all pods of a run that is over."""
+    """Return the exit code of all pods of a run that is over."""
     if not outcome.state.failed:
         return EXIT_DONE
     return EXIT_NEVER_RETRY if outcome.exit_code == EXIT_NEVER_RETRY else EXIT_FAILED
 
 
 def query_stop_reason(api: InClusterApi, run: RunDir, pod: str) -> str:
-    """Ask Kubernetes why a pod of the run has to go. Where a person has deleted the Job, the run counts as cancelled."""
+    """Ask Kubernetes why a pod of the run is being deleted. If the Job was deleted by a user, the run counts as cancelled."""
     try:
         why = disruption_reason(api.pod(pod), api.job())
     except ApiError as error:
-        log.warning("cannot ask Kubernetes why pod %s has to go: %s", pod, error)
+        log.warning("cannot ask Kubernetes why pod %s is being deleted: %s", pod, error)
         return "signal"
     if why == StopReason.CANCELLED and submission_details(run).get("name") == api.job_name:
-        run.request_cancel()  # for those who look at the run and not at its Job, such as a sweep's driver
+        run.request_cancel()  # for processes that watch the run and not its Job, such as a sweep's driver
     return why

@@ -1,4 +1,4 @@
-"""Whether this pod may lead the run now: nobody does, the API server knows that this pod is alive, and it is this pod's turn."""
+"""Decides whether this pod may lead the run: no pod leads it, the API server reports this pod as alive, and it has its turn."""
 
 import logging
 import time
@@ -8,9 +8,9 @@ from ropewalk.k8s.api.client import ApiError, ForbiddenError
 from ropewalk.k8s.api.in_cluster import InClusterApi
 from ropewalk.k8s.api.objects import Object
 from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
-from ropewalk.k8s.runtime.pod_status import Pod, alive, index_of, over
+from ropewalk.k8s.runtime.pod_status import Pod, index_of, is_alive, is_over
 from ropewalk.k8s.runtime.timings import (
-    ELECTION_ASK_SECONDS,
+    ELECTION_QUERY_SECONDS,
     FIRST_POD_SECONDS,
     FIRST_POD_START_SECONDS,
     LOG_REPEAT_SECONDS,
@@ -22,75 +22,75 @@ from ropewalk.k8s.runtime.timings import (
 
 log = logging.getLogger(__name__)
 
-MOST_TURNS = 10
-CANDIDATES = 10  # so many of the lowest indexes stand first, then as many more each time that all before have had their turns
-BLOCK_SECONDS = MOST_TURNS * TURN_SECONDS + 1.0
+MAX_TURNS = 10
+CANDIDATES = 10  # indexes per block; a block becomes eligible after all earlier blocks had their turns
+BLOCK_SECONDS = MAX_TURNS * TURN_SECONDS + 1.0
 
 
 class LeaderElection:
-    """This pod as a candidate: what it has found out about the last leader so far."""
+    """This pod as a candidate, with its observations of the last leader."""
 
     def __init__(self, terms: LeaderTerms, pod: Pod, api: InClusterApi) -> None:
         self._terms, self._pod, self._api = terms, pod, api
         self._began = time.monotonic()
-        self._failing: tuple[int, float, bool] | None = None  # term, since when its pod cannot be reached, whether it refuses
+        self._failing: tuple[int, float, bool] | None = None  # term, unreachable since, whether connections are refused
         self._free_since: float | None = None
-        self._next_question = self._next_warning = 0.0
+        self._next_query = self._next_warning = 0.0
 
     def reached(self) -> None:
-        """Note that there is a leader, and that it answers."""
+        """Record that the leader answers."""
         self._failing = self._free_since = None
 
     def unreachable(self, term: LeaderTerm, *, refused: bool, silent_seconds: float = 0.0) -> None:
-        """Note that the leader of the newest term cannot be reached, and sent nothing for some seconds before."""
+        """Record that the newest term's leader cannot be reached, after `silent_seconds` without a message."""
         since = time.monotonic() - silent_seconds
         if self._failing is None or self._failing[0] != term.number:
             self._failing = (term.number, since, refused)
         else:
             self._failing = (term.number, min(since, self._failing[1]), refused)
 
-    def my_turn(self, last: LeaderTerm | None) -> bool:
-        """Whether this pod may take the term that follows `last`."""
+    def is_my_turn(self, last: LeaderTerm | None) -> bool:
+        """Return True if this pod may take the term after `last`."""
         now = time.monotonic()
         if last is None:
             if self._pod.index == 0:
                 return True
             if now - self._began < FIRST_POD_SECONDS:
                 return False
-        if now < self._next_question:
+        if now < self._next_query:
             return False
-        self._next_question = now + ELECTION_ASK_SECONDS
+        self._next_query = now + ELECTION_QUERY_SECONDS
         try:
-            return self._is_my_turn(last, now)
+            return self._query_turn(last, now)
         except ApiError as error:
-            self._warn(f"cannot ask who may lead the run: {error}")
+            self._warn(f"cannot query who may lead the run: {error}")
             return isinstance(error, ForbiddenError) and self._pod.index == 0 and self._silent_for(last) > UNPROVEN_SECONDS
 
-    def _is_my_turn(self, last: LeaderTerm | None, now: float) -> bool:
-        """Ask the API server, in few words: a thousand pods ask at the same time. Raises ApiError."""
+    def _query_turn(self, last: LeaderTerm | None, now: float) -> bool:
+        """Query the API server with few small requests, because a thousand pods may do so at once. Raises ApiError."""
         starting = last is None and now - self._began < FIRST_POD_START_SECONDS
         if starting and any(map(_is_first_pod_starting, self._api.pods_of_indexes([0]))):
             return False
-        if not self._free(last):
+        if not self._is_free(last):
             self._free_since = None
             return False
         self._free_since = self._free_since or now
         waited, block = now - self._free_since, self._pod.index // CANDIDATES
-        if waited < min(block, MOST_TURNS) * BLOCK_SECONDS:
+        if waited < min(block, MAX_TURNS) * BLOCK_SECONDS:
             return False
-        self._next_question = now + TURN_SECONDS
+        self._next_query = now + TURN_SECONDS
         pods = self._api.pods_of_indexes(range(self._pod.index + 1)) if block == 0 else self._api.pods()
-        before_me = self._before_me(pods, last)
-        return before_me is not None and waited >= min(before_me, MOST_TURNS) * TURN_SECONDS
+        num_before = self._num_before(pods, last)
+        return num_before is not None and waited >= min(num_before, MAX_TURNS) * TURN_SECONDS
 
-    def _free(self, last: LeaderTerm | None) -> bool:
-        """Whether nobody leads the run. Raises ApiError."""
+    def _is_free(self, last: LeaderTerm | None) -> bool:
+        """Return True if no pod leads the run. Raises ApiError."""
         if last is None or self._terms.has_left(last):
             return True
         if last.unfinished:
             return False
         holder = self._api.pod(last.pod)
-        if holder is None or holder["metadata"]["uid"] != last.uid or over(holder):
+        if holder is None or holder["metadata"]["uid"] != last.uid or is_over(holder):
             return True
         certain = "deletionTimestamp" in holder["metadata"] or (self._failing is not None and self._failing[2])
         return self._silent_for(last) > (UNREACHABLE_SECONDS if certain else LOST_SECONDS)
@@ -100,22 +100,21 @@ class LeaderElection:
             return time.monotonic() - self._began
         return time.monotonic() - self._failing[1] if self._failing and self._failing[0] == last.number else 0.0
 
-    def _before_me(self, pods: Sequence[Object], last: LeaderTerm | None) -> int | None:
-        """How many live pods have a lower index; None if this one is not alive."""
+    def _num_before(self, pods: Sequence[Object], last: LeaderTerm | None) -> int | None:
+        """Return the number of live pods with a lower index; None if this pod is not alive."""
         gone = last.uid if last is not None and not self._terms.has_left(last) else ""
-        living = [pod for pod in pods if alive(pod) and pod["metadata"]["uid"] != gone]
+        living = [pod for pod in pods if is_alive(pod) and pod["metadata"]["uid"] != gone]
         if not any(pod["metadata"]["uid"] == self._pod.uid for pod in living):
             return None
         return sum(index_of(pod) < self._pod.index for pod in living)
 
-    def _warn(self, words: str) -> None:
+    def _warn(self, message: str) -> None:
         if time.monotonic() >= self._next_warning:
             self._next_warning = time.monotonic() + LOG_REPEAT_SECONDS
-            log.warning("%s", words)
+            log.warning("%s", message)
 
 
 def _is_first_pod_starting(pod: Object) -> bool:
-    """Whether the pod of index 0 has a node; its image, its volumes or its Python may take their time."""
-    return (
-        index_of(pod) == 0 and bool(pod["spec"].get("nodeName")) and "deletionTimestamp" not in pod["metadata"] and not over(pod)
-    )
+    """Return True if the pod of index 0 has a node; its image, its volumes or its Python can take some time."""
+    is_first = index_of(pod) == 0 and bool(pod["spec"].get("nodeName"))
+    return is_first and "deletionTimestamp" not in pod["metadata"] and not is_over(pod)

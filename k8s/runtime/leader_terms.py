@@ -1,11 +1,11 @@
-"""Which pod leads the run: numbered terms in the run directory, of which the newest counts.
+"""Leadership of a run: numbered terms in the run directory, of which the newest one counts.
 
-A term is the exclusive creation of a file whose number only grows, so two pods can never both believe that they lead. The next
-term may be taken only when the pod of the newest has left, or is dead by the word of the API server: a pod that is cut off cannot
-ask, and so can take nothing over.
+A term is the exclusive creation of a file with the next number, so two pods can never both be the leader. The next term may be
+taken only if the pod of the newest one has left, or if the API server reports it as dead. A pod without network cannot query the
+API server, so it cannot take over.
 
-A client of NFS may believe an old listing for a minute, but opens a file as it is now. So nobody lists the terms: each has a
-file into which its successor writes its number, and one into which its own pod writes that it has left.
+NFS clients may cache a directory listing for a minute, but an opened file is current. Therefore terms are never listed: each has
+a file in which its successor records its number, and one in which its own pod records that it has left.
 """
 
 import json
@@ -25,7 +25,7 @@ FOLDER = "carriers"
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderTerm:
-    """A pod that leads the run, or did."""
+    """A period in which one pod leads the run."""
 
     number: int
     pod: str = ""
@@ -33,60 +33,60 @@ class LeaderTerm:
     index: int = -1
     address: str = ""
     port: int = 0
-    unfinished: bool = False  # it is being written
+    unfinished: bool = False  # its file is still being written
 
 
 class LeaderTerms:
-    """The terms of a run, as one process follows them."""
+    """The terms of a run, as followed by one process."""
 
     def __init__(self, run: RunDir) -> None:
         self._run, self._folder = run, run.path / FOLDER
-        self._folder.mkdir(exist_ok=True)  # a client of NFS would believe for a minute that it is missing
-        self._known = 0  # the newest term that was seen
+        self._folder.mkdir(exist_ok=True)  # early, because NFS clients cache for a minute that a folder is missing
+        self._newest = 0  # newest term that this process has read
 
     def newest(self) -> LeaderTerm | None:
-        """The term that counts; None: there was none yet."""
-        while later := read_mark_afresh(self._successor_of(self._known)):
-            self._known = later
-        return self._read(self._known) if self._known else None
+        """Return the newest term, or None if there is none yet."""
+        while later := read_mark_afresh(self._successor_of(self._newest)):
+            self._newest = later
+        return self._read(self._newest) if self._newest else None
 
     def before(self, term: LeaderTerm) -> LeaderTerm | None:
-        """The term whose pod led the run before."""
+        """Return the previous term, or None for the first one."""
         return self._read(term.number - 1) if term.number > 1 else None
 
     def take(self, term: LeaderTerm) -> bool:
-        """Begin a term, with a key of its own; False: another pod has begun the term of this number, and leads the run."""
+        """Begin a term with a new key. Returns False if another pod has taken the term with this number."""
         secret = self._key_file(term)
-        secret.unlink(missing_ok=True)  # of an earlier term of this pod: nobody joins that any more
-        write_private(secret, new_key())  # before the term: whoever has read that finds it
+        secret.unlink(missing_ok=True)  # of an earlier term of this pod, which no pod can join any more
+        write_private(secret, new_key())  # before the term, so that readers of the term find the key
         try:
             with self._file(term.number).open("x") as stream:
                 stream.write(json.dumps(asdict(term)))
-            mine = True
+            taken = True
         except FileExistsError:
-            mine = False
-        write_mark(self._successor_of(term.number - 1), term.number)  # the other may have died before it could write it
-        return mine
+            taken = False
+        write_mark(self._successor_of(term.number - 1), term.number)  # also for another pod, which may have died before doing so
+        return taken
 
     def key_of(self, term: LeaderTerm) -> str:
-        """The key by which the run's pods prove to each other that they belong to it. Raises OSError if there is none."""
+        """Return the key with which the pods of the run authenticate to each other. Raises OSError if there is none."""
         return self._key_file(term).read_text()
 
     def leave(self, term: LeaderTerm) -> None:
-        """Write that the pod of a term has left: any other may lead the run from here."""
+        """Record that the pod of a term has left, so that another pod may take over."""
         write_mark(self._folder / f"{term.number:06d}.left", term.number)
 
     def has_left(self, term: LeaderTerm) -> bool:
-        """Whether the pod of a term has left in order."""
+        """Return True if the pod of a term has recorded that it left."""
         return read_mark_afresh(self._folder / f"{term.number:06d}.left") > 0
 
     def end_of(self, term: LeaderTerm, job: str) -> str:
-        """Why a term of this Job's pod has ended, though nobody told the pod; empty: it has not."""
+        """Return why a term of this Job's pod has ended, although the pod was not notified; empty if it has not."""
         last = self.newest()
         if last is not None and last.number > term.number:
-            return f"pod {last.pod} leads the run by now: this pod lost leadership (it was presumed dead)"
+            return f"pod {last.pod} leads the run by now: this pod lost leadership because it was presumed dead"
         if (name := submission_details(self._run).get("name")) != job:
-            return f"Job {name} has the run by now: it was submitted again"
+            return f"Job {name} runs the run by now: it was submitted again"
         return ""
 
     def _file(self, number: int) -> Path:

@@ -1,4 +1,4 @@
-"""The pods of a run as its coordinator sees them. To be a member is to be connected: a pod that falls silent is lost."""
+"""Connections from the pods of a run to its coordinator. A pod is a member while it is connected; a silent pod is lost."""
 
 import asyncio
 import logging
@@ -11,26 +11,27 @@ from contextlib import suppress
 
 from ropewalk.cluster.process.forking import wait_by_polling
 from ropewalk.cluster.supervise.allocation import AgentSpec, StoreSpec
-from ropewalk.k8s.runtime.handshake import new_nonce, proves, welcome
+from ropewalk.k8s.runtime.handshake import new_nonce, proves_key, welcome
 from ropewalk.k8s.runtime.pod_status import Pod
 from ropewalk.k8s.runtime.protocol import HEARTBEAT, LONGEST_BYTES, Message, StartAgent, StartStore, pack, unpack
 from ropewalk.k8s.runtime.timings import AGENT_POLL_SECONDS, FAREWELL_SECONDS, HEARTBEAT_SECONDS, LOST_SECONDS
 
 log = logging.getLogger(__name__)
 
-LOST_CODE = 255  # of an agent whose pod is lost
-MOST_REFUSED = 10_000  # callers that are remembered, so that each is logged once
+LOST_CODE = 255  # exit code of an agent whose pod is lost
+MOST_REFUSED = 10_000  # refused callers that are remembered, so that each is logged once
 
-Admit = Callable[[Pod, str], Pod]  # the pod that a caller says it is, its address -> the pod that it is; raises RefusedError
+Admit = Callable[[Pod, str], Pod]  # (pod that a caller claims to be, its address) -> verified pod; raises RefusedError
 
 
 class RefusedError(Exception):
-    """A caller is not let in; the message says why."""
+    """The caller may not join; the message has the reason."""
 
 
 async def _next_line(reader: asyncio.StreamReader) -> bytes:
-    """Read what a pod sends next. Raises TimeoutError if it is silent for too long; time in which this process was kept from
-    listening, by a machine that stood still, does not count: what was sent meanwhile waits to be read.
+    """Read the next line of a pod. Raises TimeoutError if it is silent for too long.
+
+    Time in which this process could not run, such as a suspended machine, does not count: lines sent meanwhile are still read.
     """
     for _ in range(round(LOST_SECONDS / HEARTBEAT_SECONDS)):
         with suppress(TimeoutError):
@@ -39,9 +40,9 @@ async def _next_line(reader: asyncio.StreamReader) -> bytes:
 
 
 class RemoteAgent:
-    """An agent in another pod, with the methods of a process."""
+    """An agent in another pod, with the interface of a process."""
 
-    pid = 1  # of what started the agent, in its pod
+    pid = 1  # the process that started the agent, in its pod
 
     def __init__(self, member: "Member", number: int) -> None:
         self.args = f"the agent of pod {member.pod.name}"
@@ -49,37 +50,37 @@ class RemoteAgent:
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
-        """The agent's exit code, once its pod has sent it; 255 where the pod is lost."""
+        """Return the agent's exit code once its pod has sent it, 255 if the pod is lost, else None."""
         if self.returncode is None and self._member.gone:
             self.returncode = LOST_CODE
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end of the agent. Raises subprocess.TimeoutExpired."""
+        """Wait until the agent has ended. Raises subprocess.TimeoutExpired."""
         return wait_by_polling(self, timeout, AGENT_POLL_SECONDS)
 
     def send_signal(self, sig: int) -> None:
-        """Send SIGUSR2 or SIGKILL: there are messages for no others."""
+        """Send SIGUSR2 or SIGKILL; the protocol has no messages for other signals."""
         assert sig in (signal.SIGUSR2, signal.SIGKILL), sig
         self._member.send({"say": "stop" if sig == signal.SIGUSR2 else "kill", "agent": self.number})
 
     def terminate(self) -> None:
-        """Kill the agent: it has no handler for SIGTERM."""
+        """Kill the agent, which has no handler for SIGTERM."""
         self.send_signal(signal.SIGKILL)
 
 
 class Member:
-    """One connected pod."""
+    """A connected pod."""
 
     def __init__(self, pod: Pod, writer: asyncio.StreamWriter, loop: asyncio.AbstractEventLoop) -> None:
         self.pod, self._writer, self._loop = pod, writer, loop
         self.agent: RemoteAgent | None = None
-        self.leaving = False  # asked to go
-        self.gone = False  # not connected any more
-        self.silent = False  # gone without closing the connection: dead or cut off
+        self.leaving = False  # Kubernetes deletes it
+        self.gone = False  # no longer connected
+        self.silent = False  # gone without closing the connection: dead or disconnected
 
     def send(self, message: Message) -> None:
-        """Send the pod a message; nothing happens if it is gone."""
+        """Send the pod a message; does nothing if it is gone."""
         self._loop.call_soon_threadsafe(self._write, message)
 
     def _write(self, message: Message) -> None:
@@ -87,24 +88,24 @@ class Member:
             self._writer.write(pack(message))
 
     def start(self, number: int, spec: AgentSpec) -> RemoteAgent:
-        """Have the pod start an agent."""
+        """Let the pod start an agent."""
         self.agent = RemoteAgent(self, number)
         self.send(StartAgent.of(number, spec))
         return self.agent
 
     def start_store(self, number: int, spec: StoreSpec) -> RemoteAgent:
-        """Have the pod start the rendezvous store."""
+        """Let the pod start the rendezvous store."""
         self.send(StartStore.of(number, spec))
         return RemoteAgent(self, number)
 
     @property
     def idle(self) -> bool:
-        """Whether the pod can start an agent."""
+        """Return True if the pod can start an agent."""
         return not self.gone and not self.leaving and (self.agent is None or self.agent.poll() is not None)
 
 
 class Membership:
-    """All pods that are connected, and those that were. Serves them in a thread of its own; any thread may call the methods."""
+    """All current and former members. Serves connections in a thread; the methods may be called from any thread."""
 
     def __init__(self, listener: socket.socket, key: str, admit: Admit) -> None:
         self._listener, self._key, self._admit = listener, key, admit
@@ -112,27 +113,27 @@ class Membership:
         self._by_uid: dict[str, Member] = {}
         self._lock = threading.Lock()
         self._departed: list[Member] = []
-        self._refused: dict[str, str] = {}  # uid: why
+        self._refused: dict[str, str] = {}  # reason by uid
         threading.Thread(target=self._run, name="members", daemon=True).start()
 
     def present(self) -> list[Member]:
-        """The pods that are connected, by index."""
+        """Return the connected pods, ordered by index."""
         with self._lock:
             return sorted(self._by_uid.values(), key=lambda member: member.pod.index)
 
     def departed(self) -> list[Member]:
-        """The pods that have gone since the last call."""
+        """Return the pods that have disconnected since the last call."""
         with self._lock:
             gone, self._departed = self._departed, []
         return gone
 
     def close(self, farewell: Message | None = None) -> None:
-        """Send all pods a last message, and close their connections."""
+        """Send all pods a last message and close their connections."""
         closing: Future[None] = asyncio.run_coroutine_threadsafe(self._close(farewell), self._loop)
         try:
             closing.result(FAREWELL_SECONDS)
         except TimeoutError:
-            log.warning("not every pod has received the last message")
+            log.warning("not all pods have received the last message")
 
     # --- in the thread
 
@@ -157,23 +158,23 @@ class Membership:
             try:
                 await member._writer.wait_closed()
             except OSError:
-                continue  # it went before us
+                continue  # disconnected already
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection, from hello to its end."""
+        """Serve a connection from the handshake to its end."""
         member: Member | None = None
         try:
             challenge = new_nonce()
             writer.write(pack({"say": "challenge", "nonce": challenge}))
             hello = unpack(await _next_line(reader))
-            pod = await self._let_in(hello, challenge, str(writer.get_extra_info("peername")[0]))
+            pod = await self._verify(hello, challenge, str(writer.get_extra_info("peername")[0]))
             if pod is None:
                 return
             writer.write(pack(welcome(self._key, str(hello["nonce"]))))
             member = Member(pod, writer, self._loop)
             self._join(member)
             while line := await _next_line(reader):
-                self._hear(member, unpack(line))
+                self._handle(member, unpack(line))
         except TimeoutError:
             if member is not None:
                 member.silent = True
@@ -185,16 +186,16 @@ class Membership:
             if member is not None:
                 self._drop(member)
 
-    async def _let_in(self, hello: Message, challenge: str, caller: str) -> Pod | None:
-        """The pod that calls, if it may join."""
+    async def _verify(self, hello: Message, challenge: str, caller: str) -> Pod | None:
+        """Return the calling pod if it may join, else None."""
         claimed = Pod(**hello["pod"])
         try:
-            if not proves(self._key, challenge, hello, claimed):
-                raise RefusedError("it does not know the run's key")
+            if not proves_key(self._key, challenge, hello, claimed):
+                raise RefusedError("it does not have the run's key")
             return await asyncio.to_thread(self._admit, claimed, caller)
         except RefusedError as error:
-            if str(error) != self._refused.get(claimed.uid):  # it calls again and again
-                log.warning("a caller from %s that says that it is pod %s is not let in: %s", caller, claimed.name, error)
+            if str(error) != self._refused.get(claimed.uid):  # log repeated calls once
+                log.warning("refused a caller from %s that claims to be pod %s: %s", caller, claimed.name, error)
             if len(self._refused) < MOST_REFUSED:
                 self._refused[claimed.uid] = str(error)
             return None
@@ -210,11 +211,11 @@ class Membership:
                 del self._by_uid[member.pod.uid]
             self._departed.append(member)
         member.gone = True
-        log.info("pod %s has gone", member.pod.name)
+        log.info("pod %s has disconnected", member.pod.name)
 
-    def _hear(self, member: Member, message: Message) -> None:
+    def _handle(self, member: Member, message: Message) -> None:
         if message["say"] == "ended" and member.agent is not None and member.agent.number == message["agent"]:
             member.agent.returncode = int(message["code"])
         elif message["say"] == "leaving":
-            log.info("pod %s is asked to go", member.pod.name)
+            log.info("pod %s is being deleted", member.pod.name)
             member.leaving = True

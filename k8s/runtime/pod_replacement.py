@@ -1,10 +1,11 @@
-"""Have Kubernetes replace pods that are gone at once, at the hundredth time as at the first.
+"""Makes Kubernetes replace lost pods immediately, no matter how often pods were lost before.
 
-The Job controller pauses before a successor, and doubles its pause for ever: 10, 20, 40, 80 s. It computes it from the
-failed pod's own status, which a survivor may set into the past: then the successor runs 2.0 to 2.7 s later, at the fourth
-failure as at the first. A dead node's pod is deleted too, and stays Terminating: were it only declared Failed, its room on
-the dead node would count as free, and the scheduler would put the successor there (43 s instead of 11, measured). A JobSet
-starts every pod anew, and a dead node blocks it until a person comes; a fresh Job an attempt would lose its place in the queue.
+The Job controller delays a successor by 10, 20, 40, 80 s and so on, doubling with each failure and never resetting. It computes
+the delay from the failed pod's status, which the run's other pods may backdate: then the successor starts 2.0 to 2.7 s later,
+after the fourth failure as after the first. The pod of a dead node is deleted and stays Terminating; if it were only marked as
+Failed, its resources on the dead node would count as free, and the scheduler would place the successor there (43 s instead of 11,
+measured). Alternatives were worse: a JobSet restarts every pod, and a dead node blocks it until someone intervenes; a new Job per
+attempt would lose its place in the queue.
 """
 
 import logging
@@ -16,7 +17,7 @@ from ropewalk.k8s.api.client import ApiError, ForbiddenError
 from ropewalk.k8s.api.in_cluster import InClusterApi
 from ropewalk.k8s.api.objects import Object
 from ropewalk.k8s.runtime.membership import Member
-from ropewalk.k8s.runtime.pod_status import DEAD, LEAVING, backdated_termination, is_backdated, is_declared_dead, over
+from ropewalk.k8s.runtime.pod_status import DEAD, LEAVING, backdated_termination, is_backdated, is_declared_dead, is_over
 from ropewalk.k8s.runtime.timings import (
     BACKDATED_WATCH_SECONDS,
     CRASH_SECONDS,
@@ -33,13 +34,13 @@ class _Gone:
 
     name: str
     uid: str
-    dead_at: float  # when it is declared dead unless it has ended by then, by the monotonic clock
+    dead_at: float  # monotonic time at which it is declared dead unless it has ended by then
     declared_dead: bool = False
     backdated_at: float = 0.0
 
 
 class PodReplacer:
-    """Watches pods that have gone, in a thread of its own, until their successors are under way."""
+    """Watches lost pods in a thread until their successors are about to start."""
 
     def __init__(self, api: InClusterApi) -> None:
         self._api = api
@@ -49,17 +50,17 @@ class PodReplacer:
         threading.Thread(target=self._run, name="replacing", daemon=True).start()
 
     def replace(self, member: Member, grace_seconds: float) -> None:
-        """Replace a member that goes, or has gone. One that was asked to go may still be saving; one that was not is dead."""
+        """Replace a member that is leaving or lost. A leaving pod gets time to save; one that disappeared is dead."""
         wait = grace_seconds if member.leaving else 0.0 if member.silent else CRASH_SECONDS
         self.declare_dead(member.pod.name, member.pod.uid, wait)
 
     def declare_dead(self, name: str, uid: str, in_seconds: float = 0.0) -> None:
-        """Replace a pod, whether its node reports that it has ended or not; after some seconds, unless it has returned."""
+        """Replace a pod after some seconds unless it has reconnected, even if its node does not report its end."""
         with self._lock:
             self._gone.setdefault(uid, _Gone(name, uid, time.monotonic() + in_seconds))
 
-    def returned(self, uid: str) -> bool:
-        """Note that a pod is there; False: it cannot stay, as it was declared dead before it came back, and is deleted."""
+    def try_return(self, uid: str) -> bool:
+        """Accept a pod that has reconnected. Returns False if it was already declared dead and is being deleted."""
         with self._lock:
             if uid in self._gone and self._gone[uid].declared_dead:
                 return False
@@ -67,7 +68,7 @@ class PodReplacer:
             return True
 
     def _declare(self, gone: _Gone) -> bool:
-        """Mark a pod as declared dead; False: it has come back meanwhile."""
+        """Mark a pod as declared dead. Returns False if it has reconnected in the meantime."""
         with self._lock:
             gone.declared_dead = gone.uid in self._gone
             return gone.declared_dead
@@ -86,7 +87,7 @@ class PodReplacer:
                 try:
                     done = self._tend(each)
                 except ApiError as error:
-                    log.warning("pod %s is gone, and the Job's back-off cannot be reset: %s", each.name, error)
+                    log.warning("cannot reset the Job's back-off for lost pod %s: %s", each.name, error)
                     pause = REPLACEMENT_AWAY_POLL_SECONDS
                     continue
                 if done:
@@ -94,19 +95,19 @@ class PodReplacer:
                         self._gone.pop(each.uid, None)
 
     def _tend(self, gone: _Gone) -> bool:
-        """Look at a pod once; True: nothing more needs to be done."""
+        """Check a pod once. Returns True if nothing more needs to be done."""
         pod, now = self._api.pod(gone.name), time.monotonic()
         if pod is None or pod["metadata"]["uid"] != gone.uid or pod["status"].get("phase") == "Succeeded":
             return True
         if is_backdated(pod):
-            gone.backdated_at = gone.backdated_at or now  # an earlier leader may have done it
-            # the node of one that still saves will tell of its end, and begin the pause anew
-            return (over(pod) or is_declared_dead(pod)) and now - gone.backdated_at > BACKDATED_WATCH_SECONDS
-        if not over(pod) and now >= gone.dead_at:
+            gone.backdated_at = gone.backdated_at or now  # possibly done by an earlier leader
+            # the node of a pod that is still saving will report its end and restart the delay
+            return (is_over(pod) or is_declared_dead(pod)) and now - gone.backdated_at > BACKDATED_WATCH_SECONDS
+        if not is_over(pod) and now >= gone.dead_at:
             if not self._declare(gone):
                 return True
             self._mark_lost(pod)
-        elif over(pod) or "deletionTimestamp" in pod["metadata"]:  # its successor may start while it saves
+        elif is_over(pod) or "deletionTimestamp" in pod["metadata"]:  # the successor may start while this pod saves
             self._api.patch_pod_status(gone.name, backdated_termination(pod, LEAVING))
         else:
             return False
@@ -114,8 +115,9 @@ class PodReplacer:
         return False
 
     def _mark_lost(self, pod: Object) -> None:
-        """Delete a dead pod; it stays on its node, so that its successor is not put there: Kubernetes learns later that the
-        node is dead (after 50 s, where nobody has changed that).
+        """Delete a dead pod. It keeps its place on the node, so that its successor is scheduled elsewhere.
+
+        Kubernetes notices later that the node is dead (after 50 s by default).
         """
         name, status = pod["metadata"]["name"], backdated_termination(pod, DEAD)
         log.warning("pod %s is declared dead", name)
@@ -124,13 +126,13 @@ class PodReplacer:
         except ApiError as error:
             if not isinstance(error, ForbiddenError):
                 raise
-            log.warning("pod %s cannot be deleted, and is declared failed: %s", name, error)
+            log.warning("pod %s cannot be deleted and is marked as failed instead: %s", name, error)
             status["phase"] = "Failed"
         self._api.patch_pod_status(name, status)
 
 
 def release_stuck_pods(api: InClusterApi) -> None:
-    """Delete dead pods whose nodes could not end them: they would keep the Job of a run that is over from ending."""
+    """Delete dead pods that their nodes could not end, because they would keep the Job of a finished run active."""
     try:
         for pod in api.pods():
             if is_declared_dead(pod):
@@ -138,4 +140,4 @@ def release_stuck_pods(api: InClusterApi) -> None:
                 api.patch_pod_status(name, {"phase": "Failed"})
                 api.delete_pod(name, pod["metadata"]["uid"], at_once=True)
     except ApiError as error:
-        log.warning("a dead pod may keep the Job from ending until its node is back: %s", error)
+        log.warning("a dead pod may keep the Job active until its node is back: %s", error)

@@ -1,4 +1,4 @@
-"""What a pod's description says: whether it lives, why it has to go, and how the back-off of its successor is reset."""
+"""Reads a pod's description: whether it is alive, why it is being deleted; backdates its end to reset the Job's back-off."""
 
 import os
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from ropewalk.cluster.spec import StopReason
 from ropewalk.k8s.api.objects import Object
 
 INDEX_ANNOTATION = "batch.kubernetes.io/job-completion-index"
-LONG_AGO = "2020-01-01T00:00:00Z"  # longer than the Job controller ever waits
-DEAD, LEAVING = "NodeLost", "Leaving"  # reasons of a container's end that its node has not reported
-# reasons of the condition DisruptionTarget, in plain words; Kubernetes' own word is kept beside them
+LONG_AGO = "2020-01-01T00:00:00Z"  # longer ago than the Job controller ever waits
+DEAD, LEAVING = "NodeLost", "Leaving"  # reasons for a container's end that its node has not reported
+# reasons of the condition DisruptionTarget in plain words; messages contain the original word as well
 DISRUPTIONS = {
     "PreemptionByScheduler": StopReason.PREEMPTED,
     "DeletionByTaintManager": "its node does not answer or is tainted",
@@ -22,7 +22,7 @@ DISRUPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Pod:
-    """One pod of a run's Job, as it describes itself."""
+    """A pod of a run's Job, as it describes itself."""
 
     name: str
     uid: str
@@ -31,7 +31,7 @@ class Pod:
 
     @classmethod
     def this(cls, environment: Mapping[str, str] = os.environ) -> "Pod":
-        """This pod, of the variables that the manifest sets."""
+        """Return this pod from the variables that the manifest sets."""
         return cls(
             name=environment["POD_NAME"],
             uid=environment["POD_UID"],
@@ -41,47 +41,47 @@ class Pod:
 
 
 def index_of(pod: Object) -> int:
-    """The pod's index in the Job; -1: it has none."""
+    """Return the pod's index in the Job; -1 if it has none."""
     return int(pod["metadata"].get("annotations", {}).get(INDEX_ANNOTATION, -1))
 
 
-def alive(pod: Object) -> bool:
-    """Whether the pod runs, and was not asked to go."""
+def is_alive(pod: Object) -> bool:
+    """Return True if the pod runs and is not being deleted."""
     return pod["status"].get("phase") == "Running" and "deletionTimestamp" not in pod["metadata"]
 
 
-def over(pod: Object) -> bool:
-    """Whether none of the pod's processes is left."""
+def is_over(pod: Object) -> bool:
+    """Return True if all processes of the pod have ended."""
     return pod["status"].get("phase") in {"Failed", "Succeeded"}
 
 
 def disruption_reason(pod: Object | None, job: Object | None) -> str:
-    """Why a pod has to go, by what Kubernetes says of it and of its Job."""
+    """Return why a pod is being deleted, from its description and its Job's."""
     if job is None or "deletionTimestamp" in job["metadata"]:
-        return StopReason.CANCELLED  # deleting the Job is a person's way to end a run
+        return StopReason.CANCELLED  # users end a run by deleting its Job
     if job["spec"].get("suspend") or _suspended_since(pod, job):
-        return StopReason.PREEMPTED  # this is how queues take the nodes away
+        return StopReason.PREEMPTED  # queues reclaim nodes by suspending the Job
     for condition in (pod or {}).get("status", {}).get("conditions", []):
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
-            words = DISRUPTIONS.get(condition["reason"], "")
-            return words if words == StopReason.PREEMPTED else f"{words or 'taken away'} ({condition['reason']})"
+            reason = DISRUPTIONS.get(condition["reason"], "")
+            return reason if reason == StopReason.PREEMPTED else f"{reason or 'taken away'} ({condition['reason']})"
     return "its pod was deleted"
 
 
 def _suspended_since(pod: Object | None, job: Object) -> bool:
-    """Whether a pod's Job was suspended after the pod was made, and perhaps resumed at once, on the nodes that are left to it."""
+    """Return True if the Job was suspended after the pod was created, even if it was resumed since, with fewer nodes."""
     status = job.get("status", {})
     if any(each["type"] == "Suspended" and each["status"] == "True" for each in status.get("conditions") or []):
         return True
-    made = str(pod["metadata"].get("creationTimestamp") or "") if pod else ""
-    return made != "" and (status.get("startTime") or "") > made  # a resumed Job starts anew; these texts sort as times do
+    created = str(pod["metadata"].get("creationTimestamp") or "") if pod else ""
+    return created != "" and (status.get("startTime") or "") > created  # resuming resets startTime; timestamps sort as text
 
 
 def backdated_termination(pod: Object, reason: str) -> Object:
-    """A status by which the Job controller replaces a pod that is over or being deleted at once, and not after a pause.
+    """Return a status with which the Job controller replaces an ended or deleted pod immediately.
 
-    The controller counts an index's pause from the end of its last pod: 10 s, then 20, 40 ... 600, of which it forgets none.
-    `reason` is written for containers whose node has not reported their end.
+    The controller delays the successor by 10 s, then 20, 40 ... 600, counted from the end of the index's last pod, and never
+    resets the delay. `reason` is set for containers whose end the node has not reported.
     """
     end = {"exitCode": 137, "reason": reason, "message": "reported by the run's other pods"}
     statuses = [
@@ -95,20 +95,20 @@ def backdated_termination(pod: Object, reason: str) -> Object:
     return {"containerStatuses": statuses, "conditions": conditions}
 
 
-def _terminated(status: Object, otherwise: Object) -> Object:
-    said = status.get("state", {}).get("terminated") or otherwise
-    return {**said, "startedAt": LONG_AGO, "finishedAt": LONG_AGO}
+def _terminated(status: Object, default: Object) -> Object:
+    terminated = status.get("state", {}).get("terminated") or default
+    return {**terminated, "startedAt": LONG_AGO, "finishedAt": LONG_AGO}
 
 
 def is_backdated(pod: Object) -> bool:
-    """Whether `backdated_termination` was written into the pod's status, and stands."""
+    """Return True if the pod's status is that of `backdated_termination`."""
     ends = [end.get("finishedAt") for end in _ends(pod)]
-    return (over(pod) or "deletionTimestamp" in pod["metadata"]) and all(end == LONG_AGO for end in ends)
+    return (is_over(pod) or "deletionTimestamp" in pod["metadata"]) and all(end == LONG_AGO for end in ends)
 
 
 def is_declared_dead(pod: Object) -> bool:
-    """Whether the run's other pods have declared the pod dead, and its node has not said that it ended."""
-    return not over(pod) and any(end.get("reason") == DEAD for end in _ends(pod))
+    """Return True if the run's other pods have declared the pod dead and its node has not reported its end."""
+    return not is_over(pod) and any(end.get("reason") == DEAD for end in _ends(pod))
 
 
 def _ends(pod: Object) -> list[Object]:

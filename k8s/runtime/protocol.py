@@ -1,10 +1,9 @@
-"""What the pods of a run send each other: one JSON object a line, and a heartbeat a second.
+"""Messages between the pods of a run: one JSON object per line, and a heartbeat per second.
 
-The coordinator begins with a challenge, which a pod answers with its hello (who it is), and that with a welcome: see
-`ropewalk.k8s.runtime.handshake`. Then a pod sends `ended` (its agent has exited, with which code) and `leaving` (it was asked
-to go). The
-coordinator sends `start` (an agent) and `store` (the rendezvous store, in its own pod), `stop` and `kill` (one of the two),
-`regroup` (end the agent's ranks: a peer is dead) and `over` (the run is). No message holds a word of a command line.
+The handshake is a challenge of the coordinator, a hello of the pod and a welcome: see `handshake`. After that, a pod sends
+`ended` (its agent's exit code) and `leaving` (Kubernetes deletes it). The coordinator sends `start` (an agent), `store` (the
+rendezvous store, to its own pod), `stop` and `kill` (one of the two), `regroup` (end the agent's ranks because a peer is dead)
+and `over` (the run is over). No message contains any part of a command line.
 """
 
 import json
@@ -26,7 +25,7 @@ HEARTBEAT: Message = {"say": "beat"}
 
 
 class _Start(BaseModel):
-    """A message that starts a process in a pod; the process has a number, by which later messages mean it."""
+    """A message that starts a process in a pod under a number, which later messages refer to."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -35,7 +34,7 @@ class _Start(BaseModel):
 
 
 class StartAgent(_Start):
-    """`start`: the fields of an `AgentSpec` that a pod cannot know itself."""
+    """`start`: the fields of an `AgentSpec` that the pod does not have."""
 
     say: Literal["start"] = "start"
     node: NonNegativeInt
@@ -45,11 +44,11 @@ class StartAgent(_Start):
 
     @classmethod
     def of(cls, number: int, spec: AgentSpec) -> Message:
-        """The message that has a pod start the agent `number`."""
+        """Return the message that starts the agent `number`."""
         return cls(agent=number, **asdict(spec)).model_dump()
 
     def spec(self, run_path: str) -> AgentSpec:
-        """The agent, as this pod starts it."""
+        """Return the agent to start in this pod."""
         return AgentSpec(run_path=run_path, **self.model_dump(exclude={"say", "agent"}))
 
 
@@ -62,21 +61,21 @@ class StartStore(_Start):
 
     @classmethod
     def of(cls, number: int, spec: StoreSpec) -> Message:
-        """The message that has a pod start the store as its process `number`."""
+        """Return the message that starts the store as process `number`."""
         return cls(agent=number, attempt=spec.attempt, address=spec.host, port=spec.port).model_dump()
 
     def spec(self) -> StoreSpec:
-        """The store, as this pod starts it."""
+        """Return the store to start in this pod."""
         return StoreSpec(attempt=self.attempt, host=self.address, port=self.port)
 
 
 def pack(message: Message) -> bytes:
-    """A message as a line."""
+    """Encode a message as a line."""
     return json.dumps(message).encode() + b"\n"
 
 
 def unpack(line: bytes) -> Message:
-    """The message in a line. Raises ValueError where there is none."""
+    """Decode a line. Raises ValueError if it is not a message."""
     message = json.loads(line)
     if not isinstance(message, dict) or not isinstance(message.get("say"), str):
         raise ValueError(f"not a message: {line[:80]!r}")

@@ -1,1 +1,1 @@
-"""What Kubernetes says of runs, why they wait, when they may start."""
+"""Queries about runs on Kubernetes: states, pending reasons, start estimates, `doctor`."""

@@ -1,4 +1,4 @@
-"""What a cluster shows of any number of runs: one list of Jobs, and where some wait one more list per kind of reason."""
+"""Queries the state of any number of runs: one list of Jobs and, if some of them wait, one more list per kind of reason."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,37 +8,38 @@ from ropewalk.cluster.backends.submission import is_over, named_beside, submissi
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
 from ropewalk.k8s.api.objects import Object, end_of
-from ropewalk.k8s.names import OUR_LABELS, QUEUE_LABEL, ROLE_LABEL, RUN_LABEL
+from ropewalk.k8s.names import COMMON_SELECTOR, QUEUE_LABEL, ROLE_LABEL, RUN_LABEL
 
 NOT_RUNNING = "status.phase!=Running,status.phase!=Succeeded"
-FEW = 20  # so many runs are asked for by name, more by what all have in common
+FEW = 20  # up to this number runs are selected by name, more by their common labels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What Kubernetes shows of one run."""
+    """Objects of one run in Kubernetes that determine its state."""
 
-    details: Mapping[str, Any]  # what the newest submission wrote down
+    details: Mapping[str, Any]  # recorded by the newest submission
     job: Object | None = None
-    pods: Sequence[Object] = ()  # those that do not run yet
-    workload: Object | None = None  # Kueue's
+    pods: Sequence[Object] = ()  # pods that are not running yet
+    workload: Object | None = None  # of Kueue
     events: Sequence[Object] = ()  # warnings about the Job and its pods
-    after: Sequence[str] = ()  # ids of the runs that it still waits for
+    after: Sequence[str] = ()  # ids of runs that it still waits for
 
 
 def observe(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Observation]:
-    """What Kubernetes shows of each run, by run id. Raises BackendError where the Jobs cannot be listed."""
+    """Query the objects of each run, by run id. Raises BackendError if the Jobs cannot be listed."""
     details = {run.id: submission_details(run) for run in runs}
     jobs = {job["metadata"]["name"]: job for job in kube.list("Job", f"{selector(runs)},{ROLE_LABEL}=run")}
-    found = {run: jobs.get(str(own.get("name"))) for run, own in details.items()}
-    over = {run.id for run in runs if is_over(run)}  # its Job may not know yet
-    waiting = {run: job for run, job in found.items() if job is not None and run not in over and _waits(job)}
+    job_of_run = {run: jobs.get(str(record.get("name"))) for run, record in details.items()}
+    over = {run.id for run in runs if is_over(run)}  # its Job may not reflect that yet
+    waiting = {run: job for run, job in job_of_run.items() if job is not None and run not in over and _is_waiting(job)}
     pods = _by_run(_list(kube, "Pod", selector(runs), NOT_RUNNING)) if any(map(_had_pods, waiting.values())) else {}
     queued = any(QUEUE_LABEL in job["metadata"]["labels"] and job["spec"].get("suspend") for job in waiting.values())
     workloads = _by_owner(_list(kube, "Workload")) if queued else {}
     events = _warnings(kube, waiting, pods)
-    named = {other for run in waiting for other in details[run].get("after") or ()}
-    awaited = {other.id for other in named_beside(runs[0], sorted(named)) if not is_over(other)} if named else set()
+    dependencies = {other for run in waiting for other in details[run].get("after") or ()}
+    unfinished = named_beside(runs[0], sorted(dependencies)) if dependencies else []
+    awaited = {other.id for other in unfinished if not is_over(other)}
     return {
         run: Observation(
             details=details[run],
@@ -48,16 +49,16 @@ def observe(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Observation]:
             events=events.get(run, ()),
             after=tuple(other for other in details[run].get("after") or () if other in awaited),
         )
-        for run, job in found.items()
+        for run, job in job_of_run.items()
     }
 
 
 def selector(runs: Sequence[RunDir]) -> str:
-    """Labels that choose the objects of these runs, and those of others too if these are many."""
-    return f"{OUR_LABELS},{RUN_LABEL} in ({','.join(run.id for run in runs)})" if len(runs) <= FEW else OUR_LABELS
+    """Return a label selector for the objects of these runs; for many runs it selects all runs of ropewalk."""
+    return f"{COMMON_SELECTOR},{RUN_LABEL} in ({','.join(run.id for run in runs)})" if len(runs) <= FEW else COMMON_SELECTOR
 
 
-def _waits(job: Object) -> bool:
+def _is_waiting(job: Object) -> bool:
     few_ready = (job.get("status") or {}).get("ready", 0) < job["spec"].get("parallelism", 1)
     return end_of(job) is None and bool(job["spec"].get("suspend") or few_ready)
 
@@ -71,7 +72,7 @@ def _had_pods(job: Object) -> bool:
 
 
 def _list(kube: Kubernetes, kind: str, labels: str = "", fields: str = "") -> Sequence[Object]:
-    """Objects that explain a state, where the user may see them; the state itself does not depend on these."""
+    """List objects that only explain a state; empty if the user may not see them."""
     try:
         return kube.list(kind, labels, fields)
     except (ForbiddenError, NotFoundError):
@@ -79,25 +80,25 @@ def _list(kube: Kubernetes, kind: str, labels: str = "", fields: str = "") -> Se
 
 
 def _warnings(kube: Kubernetes, waiting: dict[str, Object], pods: dict[str, list[Object]]) -> dict[str, list[Object]]:
-    """Warnings about Jobs that cannot make pods, and about pods that have a node and do not start, by run id."""
+    """Return warnings about Jobs that cannot create pods, and about pods that have a node but do not start, by run id."""
     names: dict[str, str] = {}
     for run, job in waiting.items():
         if not job["spec"].get("suspend") and not _has_pods(job):
             names[job["metadata"]["name"]] = run
         names.update({pod["metadata"]["name"]: run for pod in pods.get(run, ()) if pod["spec"].get("nodeName")})
-    found: dict[str, list[Object]] = {}
+    by_run: dict[str, list[Object]] = {}
     for event in _list(kube, "Event", fields="type=Warning") if names else ():
-        if named := names.get(event["involvedObject"].get("name", "")):
-            found.setdefault(named, []).append(event)
-    return found
+        if run_id := names.get(event["involvedObject"].get("name", "")):
+            by_run.setdefault(run_id, []).append(event)
+    return by_run
 
 
 def _by_run(objects: Sequence[Object]) -> dict[str, list[Object]]:
-    found: dict[str, list[Object]] = {}
-    for each in objects:
-        found.setdefault(each["metadata"]["labels"][RUN_LABEL], []).append(each)
-    return found
+    by_run: dict[str, list[Object]] = {}
+    for item in objects:
+        by_run.setdefault(item["metadata"]["labels"][RUN_LABEL], []).append(item)
+    return by_run
 
 
 def _by_owner(objects: Sequence[Object]) -> dict[str, Object]:
-    return {owner["uid"]: each for each in objects for owner in each["metadata"].get("ownerReferences") or []}
+    return {owner["uid"]: item for item in objects for owner in item["metadata"].get("ownerReferences") or []}

@@ -1,6 +1,6 @@
-"""Makes certain what is certain: writes down ends that only Kubernetes or the volume knows, and deletes Jobs that never start.
+"""Records outcomes that only Kubernetes or the volume knows, and deletes Jobs that can never start.
 
-Only whoever owns a run does so; to look at a run (`ropewalk.k8s.status.run_state`) changes nothing.
+Only the owner of a run does so; querying a run (`ropewalk.k8s.status.run_state`) changes nothing.
 """
 
 import logging
@@ -14,41 +14,41 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.k8s.api.client import ApiAwayError, Kubernetes
 from ropewalk.k8s.names import job_name_of
 from ropewalk.k8s.status.observe import Observation
-from ropewalk.k8s.status.run_state import ended_unseen, never_starts, run_state, unwritten_end
+from ropewalk.k8s.status.run_state import ended_unseen, never_starts, run_state, unrecorded_outcome
 
 log = logging.getLogger(__name__)
 
 
-def settle_run(run: RunDir, seen: Observation, kube: Kubernetes, fetch: Callable[[RunDir], None] | None) -> BackendState:
-    """The state of a run, once what has become certain of it is written down; what fails of that is logged, in a line.
+def settle_run(run: RunDir, observation: Observation, kube: Kubernetes, fetch: Callable[[RunDir], None] | None) -> BackendState:
+    """Return the state of a run after recording its outcome if it has ended. Failures of that are logged.
 
-    `fetch` brings this machine's copy of the run up to date, where the run itself lies elsewhere. Nothing is changed of a run
-    whose directory belongs to another user.
+    `fetch` updates this machine's copy of a run that is stored elsewhere. Runs whose directory belongs to another user are not
+    changed.
     """
     if os.geteuid() not in {0, run.path.stat().st_uid}:
-        return run_state(run, seen)
-    if fetch is not None and ended_unseen(run, seen):
+        return run_state(run, observation)
+    if fetch is not None and ended_unseen(run, observation):
         try:
             fetch(run)
-        except ApiAwayError as error:  # how it ended is there to be read, and must not be guessed
+        except ApiAwayError as error:  # the outcome exists and will be readable later
             return last_known(run, str(error))
         except BackendError as error:
-            log.warning("%s: how it ended cannot be read: %s", run.id, error)
-    useless = never_starts(run, seen)
-    _write_end(run, seen)
+            log.warning("%s: cannot read its outcome: %s", run.id, error)
+    useless = never_starts(run, observation)
+    _record_outcome(run, observation)
     if useless:
         try:
             kube.delete("Job", job_name_of(run))
         except BackendError as error:
-            log.warning("%s can never start, and its Job stays: %s", run.id, error)
-    return run_state(run, seen)
+            log.warning("%s can never start, but its Job cannot be deleted: %s", run.id, error)
+    return run_state(run, observation)
 
 
-def _write_end(run: RunDir, seen: Observation) -> None:
-    outcome = unwritten_end(run, seen)
+def _record_outcome(run: RunDir, observation: Observation) -> None:
+    outcome = unrecorded_outcome(run, observation)
     if outcome is None:
         return
     try:
         run.write_outcome(run.attempts()[-1], outcome)
     except OSError as error:
-        log.warning("%s ended as %s, which cannot be written down: %s", run.id, outcome.state, error)
+        log.warning("%s ended as %s, which cannot be recorded: %s", run.id, outcome.state, error)

@@ -1,4 +1,4 @@
-"""Would a run wait, and why, and what smaller request would start sooner: by Kueue and quotas, before anything is submitted."""
+"""Start estimate of a dry run from Kueue and quotas: if it would wait, why, and which smaller request would start sooner."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,36 +8,38 @@ from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import RopewalkError
 from ropewalk.cluster.text import counted
 from ropewalk.k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
-from ropewalk.k8s.api.objects import Object, amount, shown
+from ropewalk.k8s.api.objects import Object, amount, format_amount
 from ropewalk.k8s.profile import K8sProfile
 from ropewalk.k8s.submission.preflight import demand, quotas, refusal
+
+UNLIMITED = 1 << 30  # nodes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """How many nodes of a request there is room for now, by somebody's account."""
+    """Free room for a request in one queue or quota."""
 
-    nodes: int
-    short: str  # what more would be needed for all, and where: `2 CPU more needed in flavor default`
-    ahead: int = 0  # workloads that wait for the same
+    nodes: int  # number of the request's nodes that fit now
+    short: str  # what is missing for all nodes, and where: `2 CPU more needed in flavor default`
+    ahead: int = 0  # workloads that wait in the same queue
 
 
 def estimate(connect: Callable[[], Kubernetes], profile: K8sProfile, resources: Resources) -> str:
-    """Whether the run would wait, why, and what smaller request would start sooner; one sentence. Raises no error."""
+    """Return one sentence: whether the run would wait, why, and which smaller request would start sooner. Never raises."""
     try:
         kube = connect()
-        if said := refusal(kube, profile, resources):
-            return f"It could never start: {said}."
-        found = (_in_queue(kube, profile, resources), _in_quotas(kube, profile, resources))
+        if reason := refusal(kube, profile, resources):
+            return f"It could never start: {reason}."
+        capacities = (_queue_capacity(kube, profile, resources), _quota_capacity(kube, profile, resources))
     except RopewalkError as error:
-        return f"Kubernetes cannot be asked whether it would wait: {error}."
-    return sentence([capacity for capacity in found if capacity], resources)
+        return f"Kubernetes cannot be asked whether the run would wait: {error}."
+    return sentence([capacity for capacity in capacities if capacity], resources)
 
 
 def sentence(capacities: Sequence[Capacity], resources: Resources) -> str:
-    """Whether a request would wait, in a sentence, by the tightest of these capacities."""
+    """Return the sentence about a request, decided by the tightest of the capacities."""
     if not capacities:
-        return "Kubernetes would take it; it starts as soon as nodes have room, and no queue or quota says when."
+        return "Kubernetes would accept it; it starts as soon as nodes have room, and no queue or quota tells when."
     tightest = min(capacities, key=lambda capacity: capacity.nodes)
     least, most = resources.nodes.least, resources.nodes.most
     ahead = max(capacity.ahead for capacity in capacities)
@@ -51,20 +53,20 @@ def sentence(capacities: Sequence[Capacity], resources: Resources) -> str:
     return f"It would wait: {tightest.short}{fewer}{f'; {ahead} wait in its queue already' if ahead else ''}."
 
 
-def concurrent_trials(free: Mapping[str, float], asked: Mapping[str, float]) -> int:
-    """How many nodes of a request fit into what is free; a resource that is not named is not limited."""
-    counts = [math.floor(free[name] / value + 1e-9) for name, value in asked.items() if name in free and value > 0]
-    return max(0, min(counts)) if counts else 1 << 30
+def fitting_nodes(free: Mapping[str, float], per_node: Mapping[str, float]) -> int:
+    """Return the number of nodes that fit into the free resources; resources that are not listed there are not limited."""
+    counts = [math.floor(free[name] / value + 1e-9) for name, value in per_node.items() if name in free and value > 0]
+    return max(0, min(counts)) if counts else UNLIMITED
 
 
-def lacking(free: Mapping[str, float], asked: Mapping[str, float], nodes: int) -> str:
-    """What more all nodes of a request would need: `2 CPU and 1.0 GiB memory`."""
-    short = [(name, value * nodes - free[name]) for name, value in asked.items() if name in free and value * nodes > free[name]]
-    return " and ".join(shown(name, missing) for name, missing in short)
+def lacking(free: Mapping[str, float], per_node: Mapping[str, float], nodes: int) -> str:
+    """Describe what is missing for all nodes of a request: `2 CPU and 1.0 GiB memory`."""
+    needed = {name: value * nodes for name, value in per_node.items() if name in free}
+    return " and ".join(format_amount(name, value - free[name]) for name, value in needed.items() if value > free[name])
 
 
-def _in_queue(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> Capacity | None:
-    """What Kueue has left for the profile's queue: in the flavor that fits most."""
+def _queue_capacity(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> Capacity | None:
+    """Return the free capacity of the profile's Kueue queue, for the flavor in which most nodes fit."""
     if profile.queue is None:
         return None
     local = kube.get("LocalQueue", profile.queue)
@@ -72,42 +74,42 @@ def _in_queue(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> Ca
     try:
         queue = kube.get("ClusterQueue", local["spec"]["clusterQueue"])
     except (ForbiddenError, NotFoundError):
-        return Capacity(nodes=1 << 30, short="", ahead=ahead)
-    asked = demand(resources, profile)
-    found = []
+        return Capacity(nodes=UNLIMITED, short="", ahead=ahead)
+    per_node = demand(resources, profile)
+    capacities = []
     for flavor, free in flavors(queue).items():
-        nodes = concurrent_trials(free, asked)
-        short = lacking(free, asked, resources.nodes.most)
-        found.append(Capacity(nodes=nodes, short=f"{short} more needed in flavor {flavor} of queue {profile.queue}", ahead=ahead))
-    return max(found, key=lambda capacity: capacity.nodes) if found else None
+        nodes = fitting_nodes(free, per_node)
+        short = f"{lacking(free, per_node, resources.nodes.most)} more needed in flavor {flavor} of queue {profile.queue}"
+        capacities.append(Capacity(nodes=nodes, short=short, ahead=ahead))
+    return max(capacities, key=lambda capacity: capacity.nodes) if capacities else None
 
 
 def flavors(queue: Object) -> dict[str, dict[str, float]]:
-    """What is free of each flavor of a ClusterQueue, by resource; what it may borrow counts."""
+    """Return the free amounts of each flavor of a ClusterQueue by resource, including what it may borrow."""
     reserved: dict[tuple[str, str], float] = {}
     for flavor in (queue.get("status") or {}).get("flavorsReservation") or []:
         for each in flavor.get("resources") or []:
             reserved[flavor["name"], each["name"]] = amount(each.get("total") or 0)
-    found: dict[str, dict[str, float]] = {}
+    free_amounts: dict[str, dict[str, float]] = {}
     for group in queue["spec"].get("resourceGroups") or []:
         for flavor in group["flavors"]:
             for each in flavor["resources"]:
                 borrowed = amount(each.get("borrowingLimit") or 0) if queue["spec"].get("cohortName") else 0
                 free = amount(each["nominalQuota"]) + borrowed - reserved.get((flavor["name"], each["name"]), 0)
-                found.setdefault(flavor["name"], {})[each["name"]] = free
-    return found
+                free_amounts.setdefault(flavor["name"], {})[each["name"]] = free
+    return free_amounts
 
 
-def _in_quotas(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> Capacity | None:
-    """What the tightest of the namespace's quotas has left, where one may look at them."""
-    asked = demand(resources, profile)
+def _quota_capacity(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> Capacity | None:
+    """Return the free capacity of the namespace's tightest quota; None if the user may not see quotas."""
+    per_node = demand(resources, profile)
     try:
-        limits = [quota for quota in quotas(kube, profile) if quota.resource in asked]
+        limits = [quota for quota in quotas(kube, profile) if quota.resource in per_node]
     except ForbiddenError:
         return None
-    found = []
+    capacities = []
     for quota in limits:
         free = {quota.resource: quota.hard - quota.used}
-        short = lacking(free, asked, resources.nodes.most)
-        found.append(Capacity(nodes=concurrent_trials(free, asked), short=f"{short} more needed in quota {quota.owner}"))
-    return min(found, key=lambda capacity: capacity.nodes) if found else None
+        short = f"{lacking(free, per_node, resources.nodes.most)} more needed in quota {quota.owner}"
+        capacities.append(Capacity(nodes=fitting_nodes(free, per_node), short=short))
+    return min(capacities, key=lambda capacity: capacity.nodes) if capacities else None

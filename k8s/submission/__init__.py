@@ -1,1 +1,1 @@
-"""Before a run starts: preflight, staging, creating, holding back."""
+"""Submission of runs: preflight checks, staging, creation of objects, held Jobs."""

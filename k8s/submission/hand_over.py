@@ -1,4 +1,4 @@
-"""Gives what root has written as it submits to the pods' user; nothing else, whatever links lie in a run's directory."""
+"""Transfers files that root has written during a submission to the pods' user, without following links in a run's directory."""
 
 import os
 import stat
@@ -10,32 +10,32 @@ from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
 
 
 def hand_over(runs: Sequence[RunDir], number: int, user: int) -> None:
-    """Give a user what this submission has written of each run's attempt `number`.
+    """Make `user` the owner of what this submission has written for each run's attempt `number`.
 
-    All else of a run belongs to that user already, and its pods may have put it there.
+    All other files of a run belong to that user already, and its pods may have written them.
     """
     for run in runs:
-        _give_events(run.events.folder, user)
+        _create_events_folder(run.events.folder, user)
         if number == 1:
-            _give_folder(run.path, user)
+            _change_owner_below(run.path, user)
         else:
-            _give_folder(run.attempt_dir(number), user)
-            _give_files(run.events.folder, user)
-    with suppress(FileNotFoundError):  # pods that submit, such as a sweep's, put their code beside this one's
+            _change_owner_below(run.attempt_dir(number), user)
+            _change_owner_of_files(run.events.folder, user)
+    with suppress(FileNotFoundError):  # pods that submit runs, such as a sweep's, add their code to this folder
         os.chown(runs[0].path.parent / CODE_FOLDER, user, user, follow_symlinks=False)
 
 
-def _give_events(folder: Path, user: int) -> None:
-    """Make the folder of events where there is none: else whoever submits makes it, for an event behind the submission."""
+def _create_events_folder(folder: Path, user: int) -> None:
+    """Create the events folder if needed; otherwise root would create it for an event after the submission."""
     with suppress(FileExistsError):
         folder.mkdir()
         os.chown(folder, user, user, follow_symlinks=False)
 
 
-def _give_folder(folder: Path, user: int) -> None:
-    """Give a user a folder that root has just made, with all that lies in it.
+def _change_owner_below(folder: Path, user: int) -> None:
+    """Transfer a folder that root has just created, with its content.
 
-    From below, so that nobody else can put anything into it before it is done; and what is reached by links stays whose it is.
+    Works bottom-up, so that nobody else can add files before it is done. Targets of links keep their owner.
     """
     for _, folders, files, descriptor in os.fwalk(folder, topdown=False):
         for name in (*folders, *files):
@@ -45,21 +45,21 @@ def _give_folder(folder: Path, user: int) -> None:
         os.chown(folder, user, user, follow_symlinks=False)
 
 
-def _give_files(folder: Path, user: int) -> None:
-    """Give a user the files that root has made in a folder of that user; links, and hard links to files elsewhere, stay."""
+def _change_owner_of_files(folder: Path, user: int) -> None:
+    """Transfer the files that root has created in a folder of that user, except symbolic links and files with hard links."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:  # it is not there, or a link
+    except OSError:  # missing, or a link
         return
     try:
         for name in os.listdir(descriptor):
-            _give_file(name, descriptor, user)
+            _change_owner_of_file(name, descriptor, user)
     finally:
         os.close(descriptor)
 
 
-def _give_file(name: str, folder: int, user: int) -> None:
-    with suppress(OSError):  # it is gone, or a link
+def _change_owner_of_file(name: str, folder: int, user: int) -> None:
+    with suppress(OSError):  # gone, or a link
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
         try:
             if _is_ours(os.fstat(descriptor)):
@@ -69,5 +69,5 @@ def _give_file(name: str, folder: int, user: int) -> None:
 
 
 def _is_ours(status: os.stat_result) -> bool:
-    """Whether the calling user has made a file or folder, in this place alone: a file of several names may lie elsewhere too."""
+    """Return True if the calling user has created a file or folder. False for files with several names: one may be elsewhere."""
     return status.st_uid == os.geteuid() and (stat.S_ISDIR(status.st_mode) or status.st_nlink == 1)

@@ -1,4 +1,4 @@
-"""Asks a cluster before anything is created whether it can ever run a request, and whether this user may submit."""
+"""Checks before anything is created whether a cluster can ever run a request, and whether this user may submit."""
 
 import difflib
 import math
@@ -10,17 +10,17 @@ from ropewalk.cluster.config import Resources
 from ropewalk.cluster.errors import BackendError, ConfigError
 from ropewalk.cluster.text import counted
 from ropewalk.k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
-from ropewalk.k8s.api.objects import Object, amount, shown
+from ropewalk.k8s.api.objects import Object, amount, format_amount
 from ropewalk.k8s.manifests.job import requests
 from ropewalk.k8s.profile import K8sProfile
 
-# (verb, group, resource) without which nobody submits, watches and cancels
+# (verb, group, resource) needed to submit, watch and cancel runs
 SUBMITTERS_RIGHTS = tuple((verb, "batch", "jobs") for verb in ("create", "get", "list", "patch", "delete"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quota:
-    """One line of a ResourceQuota, in the unit of the resource (cores, bytes, pieces)."""
+    """A limit of a ResourceQuota, in the unit of the resource (cores, bytes, number of devices)."""
 
     owner: str
     resource: str  # cpu, memory, nvidia.com/gpu, pods
@@ -29,8 +29,8 @@ class Quota:
 
 
 def refusal(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> str:
-    """Why this cluster can never run the request, with the remedy; empty where nothing speaks against it."""
-    questions: list[Callable[[], str]] = [
+    """Return the reason why this cluster can never run the request, with the remedy; empty if there is none."""
+    queries: list[Callable[[], str]] = [
         lambda: _namespace(kube),
         lambda: _claims(kube, profile),
         lambda: _account(kube, profile),
@@ -39,19 +39,19 @@ def refusal(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> str:
         lambda: _quota(kube, profile, resources),
     ]
 
-    def answer(question: Callable[[], str]) -> str:
+    def run_query(query: Callable[[], str]) -> str:
         try:
-            return question()
-        except ForbiddenError:  # who may not look may still be allowed to run
+            return query()
+        except ForbiddenError:  # users without permission to look may still be allowed to submit
             return ""
 
-    with ThreadPoolExecutor(len(questions)) as pool:
-        return next(filter(None, pool.map(answer, questions)), "")
+    with ThreadPoolExecutor(len(queries)) as pool:
+        return next(filter(None, pool.map(run_query, queries)), "")
 
 
 def quotas(kube: Kubernetes, profile: K8sProfile) -> list[Quota]:
-    """What the namespace's ResourceQuotas allow pods of runs, and how much of it is used."""
-    found = []
+    """Return the limits of the namespace's ResourceQuotas that count the pods of runs, and their use."""
+    limits = []
     for each in kube.list("ResourceQuota"):
         if not _counts_runs(each["spec"], profile):
             continue
@@ -61,12 +61,12 @@ def quotas(kube: Kubernetes, profile: K8sProfile) -> list[Quota]:
             resource = name.removeprefix("requests.")
             if not resource.startswith(("limits.", "count/")):
                 owner = each["metadata"]["name"]
-                found.append(Quota(owner=owner, resource=resource, hard=amount(hard), used=amount(used.get(name, 0))))
-    return found
+                limits.append(Quota(owner=owner, resource=resource, hard=amount(hard), used=amount(used.get(name, 0))))
+    return limits
 
 
 def _counts_runs(spec: Object, profile: K8sProfile) -> bool:
-    """Whether a quota's scopes hold for pods of runs: they request CPU, have no deadline of their own, and a class at most."""
+    """Return True if a quota's scopes match the pods of runs, which request CPU, have no deadline, and perhaps a class."""
     wanted: list[Object] = [{"scopeName": name, "operator": "Exists"} for name in spec.get("scopes") or []]
     for each in [*wanted, *((spec.get("scopeSelector") or {}).get("matchExpressions") or [])]:
         name, operator, mine = each["scopeName"], each.get("operator", "Exists"), profile.priority_class
@@ -81,19 +81,19 @@ def _counts_runs(spec: Object, profile: K8sProfile) -> bool:
 
 
 def demand(resources: Resources, profile: K8sProfile) -> dict[str, float]:
-    """What one node of a request asks for, by resource."""
-    asked = {name: amount(value) for name, value in requests(resources, profile)["requests"].items()}
-    return {**asked, "pods": 1.0}
+    """Return what each node of a request needs, by resource."""
+    needs = {name: amount(value) for name, value in requests(resources, profile)["requests"].items()}
+    return {**needs, "pods": 1.0}
 
 
-# --- the questions, each answered with a complaint or nothing
+# --- the queries; each returns a problem or an empty string
 
 
 def _namespace(kube: Kubernetes) -> str:
     try:
         kube.get("Namespace", kube.namespace)
     except NotFoundError:
-        return f"there is no namespace {kube.namespace!r}; create it, or correct namespace in the cluster's profile"
+        return f"there is no namespace {kube.namespace!r}; create it, or correct `namespace` in the cluster's profile"
     return ""
 
 
@@ -104,10 +104,10 @@ def _claims(kube: Kubernetes, profile: K8sProfile) -> str:
     if not missing:
         return ""
     key = "claim" if missing[0] == profile.claim else "mounts"
-    there = f"there are {', '.join(sorted(claims))}" if claims else "there is none"
+    existing = f"existing: {', '.join(sorted(claims))}" if claims else "there is none"
     return (
-        f"there is no PersistentVolumeClaim {missing[0]!r} in namespace {kube.namespace!r} ({there});"
-        f" create it, or correct {key} in the cluster's profile"
+        f"there is no PersistentVolumeClaim {missing[0]!r} in namespace {kube.namespace!r} ({existing});"
+        f" create it, or correct `{key}` in the cluster's profile"
     )
 
 
@@ -117,8 +117,8 @@ def _account(kube: Kubernetes, profile: K8sProfile) -> str:
     try:
         kube.get("ServiceAccount", profile.service_account)
     except NotFoundError:
-        said = f"there is no ServiceAccount {profile.service_account!r} in namespace {kube.namespace!r}"
-        return f"{said}; apply k8s/manifests/rbac.yaml, or correct service_account in the cluster's profile"
+        problem = f"there is no ServiceAccount {profile.service_account!r} in namespace {kube.namespace!r}"
+        return f"{problem}; apply k8s/manifests/rbac.yaml, or correct `service_account` in the cluster's profile"
     return ""
 
 
@@ -128,11 +128,11 @@ def _queue(kube: Kubernetes, profile: K8sProfile) -> str:
     try:
         names = [each["metadata"]["name"] for each in kube.list("LocalQueue")]
     except NotFoundError:
-        return f"queue {profile.queue!r}: this cluster has no Kueue; install it, or take queue out of the cluster's profile"
+        return f"queue {profile.queue!r}: this cluster has no Kueue; install it, or remove `queue` from the cluster's profile"
     if profile.queue in names:
         return ""
     near = difflib.get_close_matches(profile.queue, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}" if names else "there is none"
+    hint = f"did you mean {near[0]!r}?" if near else f"existing: {', '.join(names)}" if names else "there is none"
     return f"there is no LocalQueue {profile.queue!r} in namespace {kube.namespace!r}; {hint}"
 
 
@@ -142,42 +142,42 @@ def _priority(kube: Kubernetes, profile: K8sProfile) -> str:
     try:
         kube.get("PriorityClass", profile.priority_class)
     except NotFoundError:
-        return f"there is no PriorityClass {profile.priority_class!r}; correct priority_class in the cluster's profile"
+        return f"there is no PriorityClass {profile.priority_class!r}; correct `priority_class` in the cluster's profile"
     return ""
 
 
 def _quota(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> str:
-    asked, nodes = demand(resources, profile), resources.nodes.least
+    per_node, nodes = demand(resources, profile), resources.nodes.least
     for quota in quotas(kube, profile):
-        needed = asked.get(quota.resource, 0.0) * nodes
+        needed = per_node.get(quota.resource, 0.0) * nodes
         if needed > quota.hard:
-            fit = math.floor(quota.hard / asked[quota.resource])
-            better = f"{counted(fit, 'node')} would fit" if fit else "request less per node, or a larger quota"
-            told = f"quota {quota.owner!r} of namespace {kube.namespace!r} allows {shown(quota.resource, quota.hard)}"
-            return f"{told}, the run asks for {shown(quota.resource, needed)}; {better}"
+            fit = math.floor(quota.hard / per_node[quota.resource])
+            better = f"{counted(fit, 'node')} would fit" if fit else "request less per node, or ask for a larger quota"
+            limit = f"quota {quota.owner!r} of namespace {kube.namespace!r} allows {format_amount(quota.resource, quota.hard)}"
+            return f"{limit}, the run needs {format_amount(quota.resource, needed)}; {better}"
     return ""
 
 
-def refuse_the_impossible(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> None:
-    """Raise BackendError where this cluster can never run the request."""
-    if said := refusal(kube, profile, resources):
-        raise BackendError(said)
+def check_feasible(kube: Kubernetes, profile: K8sProfile, resources: Resources) -> None:
+    """Raise BackendError if this cluster can never run the request."""
+    if reason := refusal(kube, profile, resources):
+        raise BackendError(reason)
 
 
-def refuse_without_rights(kube: Kubernetes, profile: K8sProfile) -> None:
-    """Raise ConfigError where this process, such as a sweep's driver in a pod, may not submit runs; it names the remedy."""
+def check_rights(kube: Kubernetes, profile: K8sProfile) -> None:
+    """Raise ConfigError with the remedy if this process, such as a sweep's driver in a pod, may not submit runs."""
     missing = missing_rights(kube, SUBMITTERS_RIGHTS)
     if missing:
-        account, where = profile.service_account or "default", kube.namespace
-        words = f"kubectl create rolebinding ropewalk-sweeps -n {where} --role=ropewalk-sweeps --serviceaccount={where}:{account}"
+        account, namespace = profile.service_account or "default", kube.namespace
+        role = f"kubectl create rolebinding ropewalk-sweeps -n {namespace} --role=ropewalk-sweeps"
         raise ConfigError(
-            f"a sweep's driver submits its trials, and may not {', '.join(missing)} in namespace {where!r};"
-            f" apply k8s/manifests/rbac.yaml, and then `{words}`"
+            f"a sweep's driver submits its trials, but may not {', '.join(missing)} in namespace {namespace!r};"
+            f" apply k8s/manifests/rbac.yaml, then run `{role} --serviceaccount={namespace}:{account}`"
         )
 
 
 def missing_rights(kube: Kubernetes, wanted: Sequence[tuple[str, str, str]]) -> list[str]:
-    """The rights, as (verb, group, resource), that this user does not have in the namespace: `create jobs`."""
+    """Return those of the `wanted` permissions, given as (verb, group, resource), that this user lacks: `create jobs`."""
 
     def allowed(right: tuple[str, str, str]) -> bool:
         verb, group, resource = right
@@ -189,4 +189,4 @@ def missing_rights(kube: Kubernetes, wanted: Sequence[tuple[str, str, str]]) -> 
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(allowed, wanted))
-    return [f"{verb} {resource}" for (verb, _, resource), yes in zip(wanted, answers, strict=True) if not yes]
+    return [f"{verb} {resource}" for (verb, _, resource), granted in zip(wanted, answers, strict=True) if not granted]

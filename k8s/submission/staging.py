@@ -1,4 +1,4 @@
-"""Sends a run along with its Job, where the submitter does not see the volume: its directory in a ConfigMap, and its code."""
+"""Sends a run with its Job if the submitter does not mount the volume: the run directory in a ConfigMap, and its code."""
 
 import base64
 import io
@@ -14,29 +14,29 @@ from ropewalk.k8s.api.objects import Object
 from ropewalk.k8s.manifests.job import load
 from ropewalk.k8s.submission.stage_in import CODE_ARCHIVE, RUN_ARCHIVE
 
-CONFIG_MAP_BYTES = 700_000  # Kubernetes takes 1 MiB, encoded
-RUN_BYTES = 100_000  # kept for the run's own record, which holds the uncommitted changes as text
-STAGED = "/staged"  # where the ConfigMap is mounted
+CONFIG_MAP_BYTES = 700_000  # before base64; Kubernetes accepts 1 MiB
+RUN_BYTES = 100_000  # reserved for the run's record, which contains the uncommitted changes as text
+STAGED = "/staged"  # mount path of the ConfigMap
 
-Upload = Callable[[RunDir, bytes, str], None]  # puts an archive of code on the volume, through a pod
+Upload = Callable[[RunDir, bytes, str], None]  # writes an archive of code to a folder of the volume, through a pod
 
 
 def stage(runs: Sequence[RunDir], number: int, jobs: Mapping[str, Object], upload: Upload) -> dict[str, Object]:
-    """The ConfigMap of each run, by run id; its Job is changed so that its pods put it on the volume.
+    """Render the ConfigMap of each run, by run id, and change its Job so that its pods unpack it onto the volume.
 
-    Code that is too large for a ConfigMap, or that many runs share, is uploaded right away.
+    Code that is too large for a ConfigMap, or shared by several runs, is uploaded immediately.
     """
     code = code_archive(runs[0])
     if code is not None and (len(runs) > 1 or len(code) > CONFIG_MAP_BYTES - RUN_BYTES):
         folder = code_folder(runs[0])
         assert folder is not None
-        archive, place = code, f"{folder.parent.name}/{folder.name}"
-        retry_for(PATIENCE_SECONDS, lambda: upload(runs[0], archive, place))
+        archive, code_path = code, f"{folder.parent.name}/{folder.name}"
+        retry_for(PATIENCE_SECONDS, lambda: upload(runs[0], archive, code_path))
         code = None
-    if (project := runs[0].record.get("project")) is not None:  # the user's own code, of which nobody knows how large it is
+    if (project := runs[0].record.get("project")) is not None:  # the user's own code, which can be large
         folder = runs[0].path.parent / CODE_FOLDER / str(project["snapshot"])
-        own, where = _archive(folder, sorted(folder.rglob("*"))), f"{CODE_FOLDER}/{folder.name}"
-        retry_for(PATIENCE_SECONDS, lambda: upload(runs[0], own, where))
+        project_archive, project_path = _archive(folder, sorted(folder.rglob("*"))), f"{CODE_FOLDER}/{folder.name}"
+        retry_for(PATIENCE_SECONDS, lambda: upload(runs[0], project_archive, project_path))
     staged = {}
     for run in runs:
         staged[run.id] = render_config_map(jobs[run.id], run, number, code)
@@ -45,26 +45,26 @@ def stage(runs: Sequence[RunDir], number: int, jobs: Mapping[str, Object], uploa
 
 
 def stage_alone(job: Object, run: RunDir, number: int) -> Object:
-    """The ConfigMap of a Job that outlives the run's own, as a release controller of many runs does, whose code is uploaded."""
+    """Return a separate ConfigMap for a Job that outlives the run's own, such as a release controller; its code is uploaded."""
     config_map = render_config_map(job, run, number, None)
     add_stage_in(job, run, config_map["metadata"]["name"])
     return config_map
 
 
 def run_archive(run: RunDir, number: int) -> bytes:
-    """The run's record and the attempt that a submission has opened, as tar.gz."""
+    """Pack the run's record and the attempt that a submission has opened as tar.gz."""
     attempt = run.attempt_dir(number)
     return _archive(run.path, [run.path / "run.yaml", *sorted(path for path in attempt.iterdir() if path.is_file())])
 
 
 def code_archive(run: RunDir) -> bytes | None:
-    """The copy of the code that the run was submitted with, as tar.gz; None where it has none."""
+    """Pack the copy of the code that the run was submitted with as tar.gz; None if it has none."""
     folder = code_folder(run)
     return _archive(folder, sorted(folder.rglob("*"))) if folder is not None else None
 
 
 def code_folder(run: RunDir) -> Path | None:
-    """Where the copy of the run's code lies on this machine, such as .code/HASH; None where it has none."""
+    """Return the folder of the run's code on this machine, such as .code/HASH; None if it has none."""
     snapshot = (run.record.get("code") or {}).get("snapshot")
     return run.path.parent / CODE_FOLDER / str(snapshot) if snapshot else None
 
@@ -78,19 +78,19 @@ def _archive(root: Path, paths: Iterable[Path]) -> bytes:
 
 
 def _without_owner(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    """An entry that belongs to nobody: the pods' user gets it, whoever sent it."""
+    """Clear the owner of an entry; the pods' user becomes the owner when it unpacks the archive."""
     info.uid = info.gid = 0
     info.uname = info.gname = ""
     return info
 
 
 def render_config_map(job: Object, run: RunDir, number: int, code: bytes | None) -> Object:
-    """The ConfigMap of a Job. Raises ConfigError where the run's record is too large for one."""
+    """Render the ConfigMap of a Job. Raises ConfigError if the run's record is too large for one."""
     parts = {RUN_ARCHIVE: run_archive(run, number), **({CODE_ARCHIVE: code} if code is not None else {})}
     if sum(map(len, parts.values())) > CONFIG_MAP_BYTES:
-        limit = f"a ConfigMap takes {CONFIG_MAP_BYTES / 1e6:.1f} MB"
-        remedy = "commit what is not committed, or mount the volume here: runs in the cluster's profile"
-        raise ConfigError(f"{run.id}: its run.yaml is too large to be sent along: {limit}; {remedy}")
+        limit = f"a ConfigMap holds at most {CONFIG_MAP_BYTES / 1e6:.1f} MB"
+        remedy = "commit the uncommitted changes, or mount the volume on this machine: `runs` in the cluster's profile"
+        raise ConfigError(f"{run.id}: its run.yaml is too large to be sent with the Job: {limit}; {remedy}")
     folder = code_folder(run)
     metadata = {key: job["metadata"][key] for key in ("name", "labels", "namespace") if key in job["metadata"]}
     return {
@@ -103,14 +103,14 @@ def render_config_map(job: Object, run: RunDir, number: int, code: bytes | None)
 
 
 def add_stage_in(job: Object, run: RunDir, config_map: str) -> None:
-    """Add to a Job the container that puts the run on the volume before its own starts, by the image's own ropewalk."""
+    """Add the init container that unpacks the run onto the volume with the image's own ropewalk."""
     spec = job["spec"]["template"]["spec"]
-    main, own = spec["containers"][0], load("stage-in.yaml")
-    own |= {key: main[key] for key in ("image", "imagePullPolicy", "securityContext", "resources")}
+    main, init = spec["containers"][0], load("stage-in.yaml")
+    init |= {key: main[key] for key in ("image", "imagePullPolicy", "securityContext", "resources")}
     root = next(mount["mountPath"] for mount in main["volumeMounts"] if mount["name"] == "runs")
-    own["command"] = module_command("ropewalk.k8s.submission.stage_in", STAGED, f"{root}/{run.id}", python=main["command"][0])
-    own["volumeMounts"] = [*main["volumeMounts"], {"name": "staged", "mountPath": STAGED, "readOnly": True}]
-    left_out = ("PYTHONPATH", "POD_", "NODE_NAME")  # the code may not be there yet
-    own["env"] = [variable for variable in main["env"] if not variable["name"].startswith(left_out)]
-    spec["initContainers"] = [own, *spec.get("initContainers", [])]
+    init["command"] = module_command("ropewalk.k8s.submission.stage_in", STAGED, f"{root}/{run.id}", python=main["command"][0])
+    init["volumeMounts"] = [*main["volumeMounts"], {"name": "staged", "mountPath": STAGED, "readOnly": True}]
+    left_out = ("PYTHONPATH", "POD_", "NODE_NAME")  # the code may not be on the volume yet
+    init["env"] = [variable for variable in main["env"] if not variable["name"].startswith(left_out)]
+    spec["initContainers"] = [init, *spec.get("initContainers", [])]
     spec["volumes"] = [*spec["volumes"], {"name": "staged", "configMap": {"name": config_map}}]

@@ -1,4 +1,4 @@
-"""Submits Jobs exactly once each, however long the API server is away meanwhile and however often it is asked."""
+"""Creates each Job of a submission exactly once, even if the API server is unavailable meanwhile or calls are repeated."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from ropewalk.k8s.names import job_name_of, release_name
 from ropewalk.k8s.profile import K8sProfile
 from ropewalk.k8s.submission.staging import add_stage_in, stage_alone
 
-THREADS = 16  # calls in flight; an API server gives each user a fair share
+THREADS = 16  # concurrent requests; API servers limit each user to a fair share
 
 
 def submit_once(
@@ -30,30 +30,30 @@ def submit_once(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Object:
-    """Create a Job, and the objects that must be there `before` it, which it will own; the Job as the server has completed it.
+    """Create a Job, and before it the objects `before`, which it will own; return the Job as completed by the server.
 
-    Raises BackendError with Kubernetes' own words if it refuses, and leaves nothing then; SubmissionInDoubtError if no API
+    Raises BackendError with Kubernetes' message if it refuses, after deleting what was created; SubmissionInDoubtError if no API
     server answers for two minutes.
     """
-    made: list[Object] = []
+    created: list[Object] = []
 
     def create() -> Object:
-        for each in before:
-            create_or_adopt(kube, each)
-        made[:] = [create_or_adopt(kube, job)]
-        for each in before:
-            owners = owned_by(each, made[0])["metadata"]["ownerReferences"]
-            kube.patch(each["kind"], each["metadata"]["name"], {"metadata": {"ownerReferences": owners}})
-        return made[0]
+        for item in before:
+            create_or_adopt(kube, item)
+        created[:] = [create_or_adopt(kube, job)]
+        for item in before:
+            owners = owned_by(item, created[0])["metadata"]["ownerReferences"]
+            kube.patch(item["kind"], item["metadata"]["name"], {"metadata": {"ownerReferences": owners}})
+        return created[0]
 
     try:
         return retry_for(PATIENCE_SECONDS, create, sleep=sleep, clock=clock)
     except SubmissionInDoubtError:
         raise
     except BackendError:
-        for each in [*made, *before]:
-            with suppress(BackendError):  # why it was refused matters more
-                kube.delete(each["kind"], each["metadata"]["name"])
+        for item in [*created, *before]:
+            with suppress(BackendError):  # the reason of the refusal matters more
+                kube.delete(item["kind"], item["metadata"]["name"])
         raise
 
 
@@ -62,61 +62,61 @@ class Submission:
     """Runs that are submitted together."""
 
     runs: Sequence[RunDir]
-    number: int  # the attempt of each that it opens
+    number: int  # of the attempt that it opens in each run
     jobs: Mapping[str, Object]  # by run id
-    staged: Mapping[str, Object]  # the ConfigMap in which each is sent along; empty where this machine sees the volume
-    held: bool  # whether a release controller lets some of them start
+    staged: Mapping[str, Object]  # ConfigMap of each run by run id; empty if this machine mounts the volume
+    held: bool  # True if a release controller starts some of the runs
 
 
-def create_all(kube: Kubernetes, profile: K8sProfile, wanted: Submission) -> None:
-    """Create the Jobs of a submission, and what each needs beside it.
+def create_all(kube: Kubernetes, profile: K8sProfile, submission: Submission) -> None:
+    """Create the Jobs of a submission with the other objects that they need.
 
-    The release controller comes first: a submission that is cut off leaves no Job that nobody releases. Raises as `submit_once`
-    does; what was created before stays.
+    The release controller is created first, so that an interrupted submission leaves no Job that nothing starts. Raises as
+    `submit_once` does; Jobs that were already created stay.
     """
-    runs, staged = wanted.runs, wanted.staged
+    runs, staged = submission.runs, submission.staged
     before = {run.id: [staged[run.id]] if staged else [] for run in runs}
-    controller, alone = render_release_controller(runs[0], profile, wanted.number), len(runs) == 1
-    beside: list[Object] = []  # what the controller needs that no run has
-    if wanted.held and alone:  # it goes with its run
+    controller, alone = render_release_controller(runs[0], profile, submission.number), len(runs) == 1
+    controller_objects: list[Object] = []  # objects that only the controller needs
+    if submission.held and alone:  # the controller is owned by the run's Job
         if staged:
             add_stage_in(controller, runs[0], staged[runs[0].id]["metadata"]["name"])
         before[runs[0].id].append(controller)
-    elif wanted.held:
-        beside = [stage_alone(controller, runs[0], wanted.number)] if staged else []
-        submit_once(kube, controller, before=beside)
+    elif submission.held:
+        controller_objects = [stage_alone(controller, runs[0], submission.number)] if staged else []
+        submit_once(kube, controller, before=controller_objects)
 
     def create(run: RunDir) -> Object:
-        return submit_once(kube, wanted.jobs[run.id], before=before[run.id])
+        return submit_once(kube, submission.jobs[run.id], before=before[run.id])
 
     with ThreadPoolExecutor(THREADS) as pool:
         owners = list(pool.map(create, runs))
-    if wanted.held:
+    if submission.held:
         controller = owned_by(controller, owners[0]) if alone else controller
-        retry_for(PATIENCE_SECONDS, partial(_restore_controller, kube, controller, beside))
+        retry_for(PATIENCE_SECONDS, partial(_restore_controller, kube, controller, controller_objects))
     for run, owner in zip(runs, owners, strict=True):
-        if (service := render_service(run, profile, wanted.number)) is not None:
+        if (service := render_service(run, profile, submission.number)) is not None:
             retry_for(PATIENCE_SECONDS, partial(put_service, kube, service, owner))
 
 
-def _restore_controller(kube: Kubernetes, controller: Object, beside: Sequence[Object]) -> None:
-    """Put a release controller there again that has given up waiting for the Jobs, as while a laptop slept that created them."""
+def _restore_controller(kube: Kubernetes, controller: Object, needed: Sequence[Object]) -> None:
+    """Create the release controller again if it gave up waiting for the Jobs, for example while a laptop was suspended."""
     name = controller["metadata"]["name"]
-    there = kube.find("Job", name)
-    if there is not None and end_of(there) is None:
+    existing = kube.find("Job", name)
+    if existing is not None and end_of(existing) is None:
         return
-    for each in beside:
-        with suppress(NotFoundError):  # it went with the controller
-            kube.patch(each["kind"], each["metadata"]["name"], {"metadata": {"ownerReferences": None}})
+    for item in needed:
+        with suppress(NotFoundError):  # deleted with the controller
+            kube.patch(item["kind"], item["metadata"]["name"], {"metadata": {"ownerReferences": None}})
     kube.delete("Job", name)
-    submit_once(kube, controller, before=beside)
+    submit_once(kube, controller, before=needed)
 
 
 def withdraw(kube: Kubernetes, runs: Sequence[RunDir], number: int) -> None:
-    """Delete all of a submission that was refused."""
+    """Delete all objects of a submission that was refused."""
 
     def remove(name: str) -> None:
-        # who may not delete could not create either; and a Job that stays finds its run over
+        # without permission to delete nothing could be created either; and a Job that stays finds that its run is over
         with suppress(ForbiddenError, ApiAwayError):
             kube.delete("Job", name)
 
@@ -125,11 +125,9 @@ def withdraw(kube: Kubernetes, runs: Sequence[RunDir], number: int) -> None:
 
 
 def put_service(kube: Kubernetes, service: Object, job: Object) -> None:
-    """Create the Service, or make one of an earlier submission belong to this Job: its name stays the same. May be repeated."""
-    mine = owned_by(service, job)
-    if kube.find("Service", service["metadata"]["name"]) is None:
-        kube.create(mine)
+    """Create the Service, or transfer that of an earlier submission to this Job. May be repeated."""
+    owned, name = owned_by(service, job), service["metadata"]["name"]
+    if kube.find("Service", name) is None:
+        kube.create(owned)
     else:
-        kube.patch(
-            "Service", service["metadata"]["name"], {"metadata": mine["metadata"], "spec": {"ports": service["spec"]["ports"]}}
-        )
+        kube.patch("Service", name, {"metadata": owned["metadata"], "spec": {"ports": service["spec"]["ports"]}})

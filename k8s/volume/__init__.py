@@ -1,1 +1,1 @@
-"""A volume that this machine does not mount, read and written through a pod."""
+"""Access to a volume that this machine does not mount, through a pod."""

@@ -1,13 +1,12 @@
-"""Runs in a pod, and reads a run's directory for a laptop: sends what is new or has grown, and writes what it is told to.
+"""Runs in a pod and reads a run directory for another machine: sends new and grown files, and writes small files.
 
-Usage: python -m ropewalk.k8s.volume.sync_server RUN_DIR, with a request as JSON on the standard input:
-  {"have": {path: [size, mtime_ns]}, "known": {path: [inode, tail]}, "with": [prefixes of paths that are large],
-   "write": {path: text}, "beside": {other run: what is had of it}, "beside_known": {other run: what is known of that}}
-A laptop or an image of another version may know nothing more than `have`: a file comes whole then.
-After the word that it is ready to read (`ropewalk.k8s.api.exec_stdin`) it answers with a line of JSON per file, {"path",
-"offset", "size",
-"mtime_ns", "inode"} and for another run "run", followed by `size` bytes; at last with {"end": true}, and "absent": true beside it
-where there is no such directory.
+Usage: python -m ropewalk.k8s.volume.sync_server RUN_DIR, with a JSON request on the standard input:
+  {"have": {path: [size, mtime_ns]}, "known": {path: [inode, tail checksum]}, "with": [path prefixes of large folders],
+   "write": {path: text}, "beside": {other run: its `have`}, "beside_known": {other run: its `known`}}
+Another version of the client or image may only use `have`; then files are sent in full.
+After signalling that it reads (see `exec_stdin`), it answers with a line of JSON per file, {"path", "offset", "size", "mtime_ns",
+"inode"} and for another run "run", followed by `size` bytes; finally with {"end": true}, and "absent": true if the directory does
+not exist.
 """
 
 import json
@@ -19,26 +18,26 @@ from pathlib import Path
 from typing import IO, Any
 
 from ropewalk.cluster.run.files import write_atomically
-from ropewalk.k8s.api.exec_stdin import fed
+from ropewalk.k8s.api.exec_stdin import ready_stdin
 
-LARGE = ("checkpoints", "wandb")  # left out unless asked for
-GROWING = (".log", ".jsonl")  # appended to, unless another file has taken its place
-TAIL_BYTES = 4096  # of the end of what is had: the file system may give an inode to another file
+LARGE = ("checkpoints", "wandb")  # sent only if requested
+GROWING = (".log", ".jsonl")  # only the new part is sent, unless the file was replaced
+TAIL_BYTES = 4096  # compared in addition, because file systems reuse inodes
 CHUNK_BYTES = 1 << 20
 END = b'{"end": true}\n'
 ABSENT = b'{"end": true, "absent": true}\n'
 
 
 def send(run: Path, request: dict[str, Any], out: IO[bytes]) -> None:
-    """Write the answer to a request about the run's directory to `out`."""
-    if not run.is_dir():  # the first pod of the run has not put it there yet, or it was deleted, or this is another volume
+    """Write the response to a request about the run directory to `out`."""
+    if not run.is_dir():  # not yet staged by the run's first pod, deleted, or on another volume
         out.write(ABSENT)
         out.flush()
         return
     for path, text in (request.get("write") or {}).items():
         write_atomically(run / path, text)
-    came = _merged(request.get("have"), request.get("known"))
-    _send_run(run, came, tuple(request.get("with") or ()), out, {})
+    states = _merged(request.get("have"), request.get("known"))
+    _send_run(run, states, tuple(request.get("with") or ()), out, {})
     for name, have in (request.get("beside") or {}).items():
         if (run.parent / name).is_dir():
             _send_run(run.parent / name, _merged(have, (request.get("beside_known") or {}).get(name)), (), out, {"run": name})
@@ -47,29 +46,29 @@ def send(run: Path, request: dict[str, Any], out: IO[bytes]) -> None:
 
 
 def tail_of(path: Path, size: int) -> int:
-    """The CRC-32 of the last bytes of the first `size` bytes of a file."""
+    """Return the CRC-32 of the last bytes within the first `size` bytes of a file."""
     with path.open("rb") as stream:
         stream.seek(max(0, size - TAIL_BYTES))
         return zlib.crc32(stream.read(min(size, TAIL_BYTES)))
 
 
-def _merged(have: dict[str, Sequence[int]] | None, known: dict[str, Sequence[int]] | None) -> dict[str, list[int]]:
-    """Size and time of each file that the laptop has and, where it knows them, inode and tail."""
-    return {name: [*state[:2], *(known or {}).get(name, ())] for name, state in (have or {}).items()}
+def _merged(have: dict[str, Sequence[int]] | None, tails: dict[str, Sequence[int]] | None) -> dict[str, list[int]]:
+    """Return size and mtime of each file that the client has and, if it sent them, inode and tail checksum."""
+    return {name: [*state[:2], *(tails or {}).get(name, ())] for name, state in (have or {}).items()}
 
 
-def _send_run(run: Path, came: dict[str, list[int]], wanted: tuple[str, ...], out: IO[bytes], which: dict[str, str]) -> None:
+def _send_run(run: Path, states: dict[str, list[int]], wanted: tuple[str, ...], out: IO[bytes], extra: dict[str, str]) -> None:
     for path in _files(run, run, wanted):
         name = str(path.relative_to(run))
         status = path.stat()
-        size, mtime, *known = came.get(name) or [0, -1]
+        size, mtime, *identity = states.get(name) or [0, -1]
         if (size, mtime) == (status.st_size, status.st_mtime_ns):
             continue
-        grown = name.endswith(GROWING) and size < status.st_size and known
-        offset = size if grown and known == [status.st_ino, tail_of(path, size)] else 0
+        grown = name.endswith(GROWING) and size < status.st_size and identity
+        offset = size if grown and identity == [status.st_ino, tail_of(path, size)] else 0
         left = status.st_size - offset
         state = {"mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
-        header = {**which, "path": name, "offset": offset, "size": left, **state}
+        header = {**extra, "path": name, "offset": offset, "size": left, **state}
         out.write(json.dumps(header).encode() + b"\n")
         with path.open("rb") as stream:
             stream.seek(offset)
@@ -79,7 +78,7 @@ def _send_run(run: Path, came: dict[str, list[int]], wanted: tuple[str, ...], ou
 def _files(run: Path, folder: Path, wanted: tuple[str, ...]) -> Iterator[Path]:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         name = str(Path(entry.path).relative_to(run))
-        chosen = any(name.startswith(word) or word.startswith(name) for word in wanted)
+        chosen = any(name.startswith(prefix) or prefix.startswith(name) for prefix in wanted)
         if entry.is_dir(follow_symlinks=False):
             if chosen or not name.startswith(LARGE):
                 yield from _files(run, Path(entry.path), wanted)
@@ -88,7 +87,7 @@ def _files(run: Path, folder: Path, wanted: tuple[str, ...]) -> Iterator[Path]:
 
 
 def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
-    """Copy exactly `size` bytes, as the header has said; a file that was cut short meanwhile is read again next time."""
+    """Copy exactly the `size` bytes announced in the header; a file that was truncated meanwhile is corrected next time."""
     while size:
         chunk = source.read(min(size, CHUNK_BYTES)) or bytes(min(size, CHUNK_BYTES))
         out.write(chunk)
@@ -97,7 +96,7 @@ def _copy(source: IO[bytes], out: IO[bytes], size: int) -> None:
 
 def main() -> None:
     """Answer the request on the standard input."""
-    with fed() as stream:
+    with ready_stdin() as stream:
         request = json.load(stream)
     send(Path(sys.argv[1]), request, sys.stdout.buffer)
 

@@ -163,4 +163,4 @@ def test_a_run_is_told_to_end_by_its_directory(tmp_path: Path, caplog: pytest.Lo
             backend.cancel(run)
     assert run.cancel_requested
     assert run.last_outcome() is None
-    assert f"{run.id} finds in its directory that it has to end" in caplog.text
+    assert f"{run.id} finds the request in its directory" in caplog.text

@@ -206,7 +206,7 @@ def test_pods_that_may_not_submit_say_so_at_once(start: Start, namespace: Namesp
     sweep.finish(RunState.FAILED)
     outcome = sweep.run.last_outcome()
     assert outcome is not None
-    assert "submits its trials, and may not create jobs" in outcome.cause
+    assert "submits its trials, but may not create jobs" in outcome.cause
     words = f"kubectl create rolebinding ropewalk-sweeps -n {namespace.name} --role=ropewalk-sweeps"
     assert f"{words} --serviceaccount={namespace.name}:ropewalk`" in outcome.cause
     assert (outcome.exit_code, sweep.run.attempts(), sweep.records()) == (42, [1], [])

@@ -122,5 +122,5 @@ def test_a_certificate_that_a_plug_in_prints_is_shown(folder: Path, server: str)
 
 
 def test_half_a_certificate_is_refused(folder: Path, server: str) -> None:
-    with pytest.raises(ConfigError, match="client-certificate without its client-key"):
+    with pytest.raises(ConfigError, match="only one of client-certificate and client-key"):
         connect(profile(folder, {"server": server}, {"client-certificate": "client.crt"}))

@@ -106,7 +106,7 @@ def test_the_context_that_the_profile_names(tmp_path: Path, server: Server, monk
     assert server.seen == [("/apis/batch/v1/namespaces/ns-two/jobs", "Bearer two")]
     with pytest.raises(ApiAwayError, match="cannot be reached"):  # the first file's current-context wins
         connect(K8sProfile()).list("Job")
-    with pytest.raises(ConfigError, match=r"context 'three': not in .*; there are one, two"):
+    with pytest.raises(ConfigError, match=r"context 'three': not in .*; it has one, two"):
         connect(K8sProfile(context="three"))
 
 
@@ -169,7 +169,7 @@ def test_whoever_acts_as_another_does_so_here_too(tmp_path: Path, server: Server
     connect(K8sProfile(kubeconfig=str(write(tmp_path / "plain", server.url, {"token": "x"})))).list("Job")
     assert server.acts_as[1] == []
     path = write(tmp_path / "half", server.url, {"token": "x", "as-groups": ["system:masters"]})
-    with pytest.raises(ConfigError, match="say who is acted as"):
+    with pytest.raises(ConfigError, match="without `as`: name the user"):
         connect(K8sProfile(kubeconfig=str(path)))
 
 
@@ -246,7 +246,7 @@ def test_a_server_that_would_leave_out_a_field_refuses(tmp_path: Path) -> None:
 def test_who_is_not_known(tmp_path: Path, server: Server) -> None:
     server.token = "right"
     path = write(tmp_path / "config", server.url, {"token": "wrong"})
-    with pytest.raises(ForbiddenError, match=r"does not know who you are .*; log in again"):
+    with pytest.raises(ForbiddenError, match=r"does not accept your credentials .*; log in again"):
         connect(K8sProfile(kubeconfig=str(path))).list("Job")
 
 
@@ -254,7 +254,7 @@ def test_no_kubeconfig_at_all(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such kubeconfig; set kubeconfig in the profile"):
         connect(K8sProfile(kubeconfig=str(tmp_path / "missing")))
     (tmp_path / "bad").write_text("a: [")
-    with pytest.raises(ConfigError, match="not a configuration that leads to a cluster"):
+    with pytest.raises(ConfigError, match="no valid configuration of a cluster"):
         connect(K8sProfile(kubeconfig=str(tmp_path / "bad")))
 
 

@@ -166,7 +166,7 @@ def test_a_server_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(websocket, "SILENCE_SECONDS", 0.1)
     given_up = threading.Event()
     with serving(partial(silent, until=given_up)) as kube:
-        with pytest.raises(ApiAwayError, match="broken off"):
+        with pytest.raises(ApiAwayError, match="the connection to the API server"):
             kube.execute("run-0", ["cat"])
         given_up.set()
 
@@ -189,7 +189,7 @@ def test_one_that_answers_when_it_is_asked_is_waited_for(monkeypatch: pytest.Mon
 def test_a_program_that_takes_its_input_and_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was killed as it read, and Kubernetes waits for it."""
     monkeypatch.setattr(websocket, "SILENCE_SECONDS", 0.1)
-    monkeypatch.setattr(websocket, "FED_SECONDS", 0.3)
+    monkeypatch.setattr(websocket, "INPUT_SECONDS", 0.3)
 
     def behave(server: Server) -> None:
         server.accept()
@@ -201,7 +201,7 @@ def test_a_program_that_takes_its_input_and_says_nothing_is_given_up(monkeypatch
 
     given_up = threading.Event()
     with serving(behave) as kube:
-        with pytest.raises(ApiAwayError, match="nothing came for"):
+        with pytest.raises(ApiAwayError, match="no message for"):
             kube.execute("run-0", ["tee"], io.BytesIO(b"x"))
         given_up.set()
 
@@ -211,7 +211,7 @@ def test_what_is_no_websocket_is_given_up() -> None:
         server.accept()
         server._connection.sendall(b"\xff" * 10)
 
-    with serving(behave) as kube, pytest.raises(ApiAwayError, match="broken off"):
+    with serving(behave) as kube, pytest.raises(ApiAwayError, match="the connection to the API server"):
         kube.execute("run-0", ["cat"])
 
 
@@ -221,5 +221,5 @@ def test_an_answer_without_its_end_is_none(polite: bool) -> None:
         server.accept()
         server.say(message(STDOUT, b"half"), *([CloseConnection(code=1000)] if polite else []))
 
-    with serving(behave) as kube, pytest.raises(ApiAwayError, match="before the end"):
+    with serving(behave) as kube, pytest.raises(ApiAwayError, match="before the command ended"):
         kube.execute("run-0", ["cat"])

@@ -167,11 +167,11 @@ def test_names_are_unique_and_short_enough_for_a_pods_host_name() -> None:
     [
         ("claim_path", "runs", "must be an absolute path"),
         ("namespace", "Team", "must be a valid Kubernetes name"),
-        ("devices", {"gpu": 1}, "is not a resource name of Kubernetes"),
-        ("pod", {"containers": []}, "is no part of a pod"),
+        ("devices", {"gpu": 1}, "is not a Kubernetes resource name"),
+        ("pod", {"containers": []}, "is not part of a pod"),
         ("imagge", "x", "did you mean 'image'"),
         ("environment", {"ROPEWALK_JOB": "x"}, "is set by the manifest"),
-        ("ray", "rayjob", "ray: rayjob: every run is an Indexed Job, which starts its own Ray; take `ray` out of the profile"),
+        ("ray", "rayjob", "ray: rayjob: every run is an Indexed Job that starts its own Ray; remove `ray` from the profile"),
     ],
 )
 def test_a_wrong_key_of_a_profile(key: str, value: Any, said: str) -> None:

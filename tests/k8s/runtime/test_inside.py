@@ -74,11 +74,11 @@ def test_the_first_term_is_the_first_pods_as_long_as_it_may_come(
     second = LeaderElection(LeaderTerms(run), Pod(name="p1", uid="u1", index=1, address="10.0.0.2"), cast(InClusterApi, clock))
     for elapsed in range(seconds):
         clock.now = 100.0 + elapsed
-        assert not second.my_turn(None), f"after {elapsed} s"
+        assert not second.is_my_turn(None), f"after {elapsed} s"
     turns = []
     for elapsed in range(5):  # it lets the others have their turn
         clock.now = 100.0 + seconds + elapsed
-        turns.append(second.my_turn(None))
+        turns.append(second.is_my_turn(None))
     assert any(turns)
 
 
@@ -120,7 +120,7 @@ def test_of_a_thousand_pods_few_list_the_others_and_the_lowest_living_leads_on(
     }
     turn, ticks = None, 0
     while turn is None:
-        turn = next((index for index, each in standing.items() if each.my_turn(last)), None)
+        turn = next((index for index, each in standing.items() if each.is_my_turn(last)), None)
         ticks += 1
         api.now += 0.1
         assert ticks < 10 * most_seconds, api.asked
@@ -137,12 +137,12 @@ def test_a_pod_that_leads_is_not_succeeded_by_name_alone(tmp_path: Path, monkeyp
     claim = LeaderTerm(number=1, pod="p0", uid="u0", index=0, address="10.0.0.1", port=1)
     for _ in range(20):
         api.now += 1
-        assert not second.my_turn(claim)
+        assert not second.is_my_turn(claim)
     other = replace(claim, uid="of an earlier pod of this name")
     turns = []
     for _ in range(5):
         api.now += 1
-        turns.append(second.my_turn(other))
+        turns.append(second.is_my_turn(other))
     assert any(turns)
 
 

@@ -17,7 +17,7 @@ import pytest
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.k8s.api.client import ApiAwayError, ApiError, ForbiddenError
 from ropewalk.k8s.api.in_cluster import InClusterApi
-from ropewalk.k8s.runtime.coordinator import admitted
+from ropewalk.k8s.runtime.coordinator import verify_pod
 from ropewalk.k8s.runtime.coordinator_link import CoordinatorLink
 from ropewalk.k8s.runtime.handshake import hello, is_welcome
 from ropewalk.k8s.runtime.leader_terms import LeaderTerm, LeaderTerms
@@ -164,7 +164,7 @@ def test_a_pod_obeys_nobody_who_does_not_know_the_key() -> None:
         link.close()
     assert heard == []
     assert not link.answered
-    assert "without a welcome" in link.lost
+    assert "before a welcome" in link.lost
 
 
 def test_a_link_and_members_understand_each_other(coordinator: Coordinator) -> None:
@@ -212,21 +212,21 @@ AWAY, DENIED = ApiAwayError("away"), ForbiddenError("denied")
 @pytest.mark.parametrize(
     ("uid", "caller", "error", "why"),
     [
-        ("u0", "10.0.0.7", None, "the pod that leads the run has the address 10.0.0.1"),
-        ("u0", "10.0.0.7", DENIED, "the pod that leads the run has the address 10.0.0.1"),
+        ("u0", "10.0.0.7", None, "the address of the leader's pod is 10.0.0.1"),
+        ("u0", "10.0.0.7", DENIED, "the address of the leader's pod is 10.0.0.1"),
         ("u7", "192.168.0.1", None, "that pod has the address 10.0.0.7"),
         ("u7", "10.0.0.7", AWAY, "away"),
-        ("u7", "10.0.0.8", DENIED, "it says that its address is 10.0.0.9"),
+        ("u7", "10.0.0.8", DENIED, "it claims the address 10.0.0.9"),
         ("u8", "10.0.0.7", None, "there is no such pod"),
     ],
 )
 def test_a_caller_must_be_who_it_says_it_is(uid: str, caller: str, error: ApiError | None, why: str) -> None:
     with pytest.raises(RefusedError, match=why):
-        admitted(Pod(name="p", uid=uid, index=3, address="10.0.0.9"), caller, LEADER, cast(InClusterApi, Api(error)))
+        verify_pod(Pod(name="p", uid=uid, index=3, address="10.0.0.9"), caller, LEADER, cast(InClusterApi, Api(error)))
 
 
 def test_index_and_address_are_what_kubernetes_says() -> None:
-    found = admitted(Pod(name="p", uid="u7", index=0, address="10.0.0.66"), "10.0.0.7", LEADER, cast(InClusterApi, Api()))
+    found = verify_pod(Pod(name="p", uid="u7", index=0, address="10.0.0.66"), "10.0.0.7", LEADER, cast(InClusterApi, Api()))
     assert (found.index, found.address) == (7, "10.0.0.7")
-    leader = admitted(Pod(name="x", uid="u0", index=3, address="10.0.0.66"), "10.0.0.1", LEADER, cast(InClusterApi, Api()))
+    leader = verify_pod(Pod(name="x", uid="u0", index=3, address="10.0.0.66"), "10.0.0.1", LEADER, cast(InClusterApi, Api()))
     assert leader == Pod(name="p0", uid="u0", index=0, address="10.0.0.1")

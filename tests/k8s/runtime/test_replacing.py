@@ -49,11 +49,11 @@ def test_a_pod_that_was_declared_dead_does_not_stay_when_it_is_back(server: Serv
     """An attempt with it would end as soon as Kubernetes tells it to go."""
     replacer.declare_dead("a", "1")
     until(lambda: server.deleted == ["1"])
-    assert not replacer.returned("1")
+    assert not replacer.try_return("1")
 
 
 def test_a_pod_that_is_back_in_time_stays(server: Server, replacer: PodReplacer) -> None:
     replacer.declare_dead("a", "1", in_seconds=IN_TIME_SECONDS)
-    assert replacer.returned("1")
+    assert replacer.try_return("1")
     time.sleep(IN_TIME_SECONDS + 2 * REPLACEMENT_POLL_SECONDS)  # it would have been deleted by now
     assert not server.deleted

@@ -12,7 +12,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.k8s.names import OUTCOME_ANNOTATION
 from ropewalk.k8s.status.observe import Observation
-from ropewalk.k8s.status.run_state import run_state, unwritten_end
+from ropewalk.k8s.status.run_state import run_state, unrecorded_outcome
 
 COMPLETE = {"conditions": [{"type": "Complete", "status": "True"}]}
 
@@ -37,5 +37,5 @@ def test_an_outcome_counts_once_the_job_is_over(
     job = {"kind": "Job", "metadata": about, "spec": {"parallelism": 1, "completions": 1}, "status": status}
     seen = Observation(details={}, job=job)
     assert run_state(run, seen).state is state
-    assert (unwritten_end(run, seen) is None) is (state is RunState.RUNNING)
+    assert (unrecorded_outcome(run, seen) is None) is (state is RunState.RUNNING)
     assert run.last_outcome() is None, "who looks writes nothing"

@@ -82,7 +82,7 @@ def test_who_looks_is_told_all_and_changes_nothing(runs: list[RunDir]) -> None:
     states = backend_of(runs, kube).states(runs)
     assert [states[run.id].state for run in runs] == TOLD
     assert "not found" in states[runs[0].id].reason
-    assert states[runs[2].id].reason == "Kubernetes says Failed (DeadlineExceeded)"
+    assert states[runs[2].id].reason == "Kubernetes reports Failed (DeadlineExceeded)"
     assert (kube.asked, files_of(runs)) == ([], before)
 
 
@@ -97,7 +97,7 @@ def test_a_job_that_may_not_be_deleted_blanks_no_other_run(
     outcomes = [run.last_outcome() for run in runs]
     assert [outcome and outcome.state for outcome in outcomes] == [RunState.FAILED, None, RunState.FAILED]
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert said == ([f"{runs[0].id} can never start, and its Job stays: {error}"] if error else [])
+    assert said == ([f"{runs[0].id} can never start, but its Job cannot be deleted: {error}"] if error else [])
 
 
 def test_of_anothers_run_nothing_is_changed(runs: list[RunDir], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,4 +127,4 @@ def test_who_is_held_names_only_the_runs_that_it_still_waits_for(tmp_path: Path)
     first.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=1.0))
     assert why() == f"it waits for {second.id}"
     second.write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done", ended=1.0))
-    assert why().startswith("what it waited for has ended")
+    assert why().startswith("its dependencies have ended")

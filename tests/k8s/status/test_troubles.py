@@ -5,26 +5,26 @@ from typing import Any
 import pytest
 
 from ropewalk.cluster.config import Resources
-from ropewalk.k8s.api.objects import amount, shown
-from ropewalk.k8s.status.pending_reasons import pod_reason, remedy_of, tidy, workload_reason
+from ropewalk.k8s.api.objects import amount, format_amount
+from ropewalk.k8s.status.pending_reasons import pod_reason, remedy_of, simplify, workload_reason
 from ropewalk.k8s.status.start_estimate import Capacity, sentence
 
 SENTENCES = {
-    'Failed to pull image "r.example/x:1": r.example/x:1: not found': ("correct image", True),
+    'Failed to pull image "r.example/x:1": r.example/x:1: not found': ("correct `image`", True),
     'failed to pull and unpack image "x": pull access denied, authorization failed': (
-        "correct image",
+        "correct `image`",
         True,
     ),
-    'Failed to pull image "x": dial tcp: lookup r.example: i/o timeout': ("correct image", False),
+    'Failed to pull image "x": dial tcp: lookup r.example: i/o timeout': ("correct `image`", False),
     '0/3 nodes are available: persistentvolumeclaim "nope" not found.': ("create the claim", True),
     "0/3 nodes are available: 3 Insufficient cpu.": ("request less", False),
     "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.": ("request less", False),
-    "0/3 nodes are available: 3 node(s) had untolerated taint {gpu: true}.": ("add tolerations", False),
+    "0/3 nodes are available: 3 node(s) had untolerated taint {gpu: true}.": ("add `tolerations`", False),
     'Error: secret "wandb" not found': ("create the Secret", True),
-    "exceeded quota: q, requested: cpu=2, used: cpu=7, limited: cpu=8": ("wait until others", False),
+    "exceeded quota: q, requested: cpu=2, used: cpu=7, limited: cpu=8": ("wait until other jobs", False),
     "failed quota: q: must specify memory for: ropewalk": ("set resources.memory_gib", True),
-    'pods "x" is forbidden: violates PodSecurity "restricted:latest": host namespaces': ("pod patch", True),
-    'exec: "/no/python": stat /no/python: no such file or directory': ("correct python", True),
+    'pods "x" is forbidden: violates PodSecurity "restricted:latest": host namespaces': ("`pod` patch", True),
+    'exec: "/no/python": stat /no/python: no such file or directory': ("correct `python`", True),
     "something new": ("", False),
 }
 
@@ -56,11 +56,11 @@ def test_a_pod_that_saved_and_left_is_no_trouble() -> None:
         ended = {"exitCode": code, "reason": "Error", "message": "first\nit: boom\n"}
         found = pod_reason(pod(phase="Failed", containerStatuses=[{"state": {"terminated": ended}}]))
         assert (found is None) == (word is None)
-        assert found is None or word in found.said
+        assert found is None or word in found.message
 
 
 @pytest.mark.parametrize(
-    ("since", "said"), [("2999", ""), ("2020", "node1 prepares its pod: it pulls image x:1, or mounts volumes")]
+    ("since", "said"), [("2999", ""), ("2020", "node1 prepares its pod: it pulls image x:1 or mounts volumes")]
 )
 def test_a_pod_that_has_a_node(since: str, said: str) -> None:
     placed = {"type": "PodScheduled", "status": "True", "lastTransitionTime": f"{since}-01-01T00:00:00Z"}
@@ -70,7 +70,7 @@ def test_a_pod_that_has_a_node(since: str, said: str) -> None:
 
 def test_a_container_that_has_to_end_first() -> None:
     waiting = [{"name": "stage-in", "image": "x:1", "state": {"running": {}}}]
-    assert str(pod_reason(pod(initContainerStatuses=waiting))) == "container stage-in of its pod has to end first"
+    assert str(pod_reason(pod(initContainerStatuses=waiting))) == "container stage-in of its pod has to finish first"
 
 
 def test_a_workload_that_is_not_admitted() -> None:
@@ -78,15 +78,15 @@ def test_a_workload_that_is_not_admitted() -> None:
     conditions = [{"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": said}]
     found = workload_reason({"spec": {"queueName": "team"}, "status": {"conditions": conditions}})
     assert found is not None
-    assert found.said == f"queue team: {said}"
+    assert found.message == f"queue team: {said}"
     assert workload_reason({"spec": {}, "status": {"conditions": [{"type": "QuotaReserved", "status": "True"}]}}) is None
 
 
 def test_words_for_a_debugger_are_left_out() -> None:
-    assert tidy(
+    assert simplify(
         "0/3 nodes are available: 3 Insufficient cpu. no new claims to deallocate, preemption: 0/3 nodes are available: x"
     ) == ("0/3 nodes are available: 3 Insufficient cpu")
-    assert tidy('Error creating: pods "a-0-x" is forbidden: exceeded quota: q') == "exceeded quota: q"
+    assert simplify('Error creating: pods "a-0-x" is forbidden: exceeded quota: q') == "exceeded quota: q"
 
 
 @pytest.mark.parametrize(
@@ -107,13 +107,17 @@ def test_a_quantity(text: str | int, value: float) -> None:
 
 
 def test_how_amounts_are_shown() -> None:
-    assert [shown("cpu", 2), shown("memory", 2**30), shown("amd.com/gpu", 8)] == ["2 CPU", "1.0 GiB memory", "8 amd.com/gpu"]
+    assert [format_amount("cpu", 2), format_amount("memory", 2**30), format_amount("amd.com/gpu", 8)] == [
+        "2 CPU",
+        "1.0 GiB memory",
+        "8 amd.com/gpu",
+    ]
 
 
 @pytest.mark.parametrize(
     ("capacities", "nodes", "said"),
     [
-        ([], 2, "no queue or quota says when"),
+        ([], 2, "no queue or quota tells when"),
         ([Capacity(nodes=4, short="")], 4, "It would start as soon as nodes have room\\.$"),
         ([Capacity(nodes=4, short="", ahead=2)], 4, "unless 2 that wait in its queue come first"),
         ([Capacity(nodes=9, short=""), Capacity(nodes=3, short="2 CPU more needed")], 4, "It would wait: 2 CPU more .*; 3 nodes"),

@@ -68,7 +68,7 @@ def _stays(job: dict[str, Any]) -> bool:
 @pytest.mark.parametrize(
     ("profile", "resources", "said"),
     [
-        ({"claim": "nope"}, {}, r"no PersistentVolumeClaim 'nope' .*\(there are runs\).*correct claim"),
+        ({"claim": "nope"}, {}, r"no PersistentVolumeClaim 'nope' .*\(existing: runs\).*correct `claim`"),
         ({"namespace": "nope"}, {}, "no namespace 'nope'.*correct namespace"),
         ({"service_account": "nope"}, {}, "no ServiceAccount 'nope'.*apply k8s/manifests/rbac.yaml"),
         ({"queue": "nope"}, {}, "no LocalQueue 'nope'"),
@@ -89,7 +89,7 @@ def test_what_the_cluster_does_not_have(
 
 def test_a_context_that_is_not_there(start: Start) -> None:
     run = start(profile={"context": "nope"}, submit=False)
-    with quickly(), pytest.raises(ConfigError, match=r"context 'nope': not in .*; there are "):
+    with quickly(), pytest.raises(ConfigError, match=r"context 'nope': not in .*; it has "):
         run.backend.submit(run.run, run.resources)
 
 
@@ -128,7 +128,7 @@ def test_a_quota_holds_for_the_pods_of_its_scopes(spec: dict[str, Any], counts: 
 def test_a_quota_of_nothing(namespace: Namespace, start: Start) -> None:
     quota(namespace, **{"requests.cpu": "0"})
     run = start(submit=False, resources={"nodes": 2})
-    with quickly(), pytest.raises(BackendError, match=r"quota 'small' .* allows 0 CPU, the run asks for 2 CPU; request less"):
+    with quickly(), pytest.raises(BackendError, match=r"quota 'small' .* allows 0 CPU, the run needs 2 CPU; request less"):
         run.backend.submit(run.run, run.resources)
 
 
@@ -155,7 +155,7 @@ def test_who_may_not(namespace: Namespace, start: Start, tmp_path: Path) -> None
     run = start(profile={"kubeconfig": str(path)}, submit=False)
     with (
         quickly(),
-        pytest.raises(BackendError, match=r"cannot create resource .jobs.*ask for the rights that k8s/manifests/rbac"),
+        pytest.raises(BackendError, match=r"cannot create resource .jobs.*ask for the permissions listed in k8s/manifests/rbac"),
     ):
         run.backend.submit(run.run, run.resources)
     check = next(check for check in run.backend.checks() if check.name == "rights")
@@ -168,9 +168,9 @@ def test_who_may_not(namespace: Namespace, start: Start, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("profile", "said"),
     [
-        ({"image": "No Image"}, "couldn't parse image name.*correct image in the cluster's profile"),
+        ({"image": "No Image"}, "couldn't parse image name.*correct `image` in the cluster's profile"),
         ({"image": "local.test/nope:1", "image_pull_policy": "Never"}, "image .*local.test/nope:1.*correct image"),
-        ({"python": "/no/python"}, "/no/python: no such file.*correct python in the cluster's profile"),
+        ({"python": "/no/python"}, "/no/python: no such file.*correct `python` in the cluster's profile"),
         ({"secrets": ["nope"]}, 'secret "nope" not found; create the Secret'),
         ({"pod": SECRET_VOLUME}, 'secret "gone" not found; create the Secret'),
         ({"pod": {"spec": {"hostNetwork": True}}}, 'violates PodSecurity "restricted'),

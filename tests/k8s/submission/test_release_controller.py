@@ -15,7 +15,7 @@ from ropewalk.k8s.api.client import ApiAwayError, ForbiddenError, Kubernetes, No
 from ropewalk.k8s.api.objects import Object, end_of
 from ropewalk.k8s.backend import K8sBackend
 from ropewalk.k8s.names import release_name
-from ropewalk.k8s.submission.release_controller import LOOKS_PER_QUESTION, SUBMISSION_LOOKS, HeldRuns, release_all
+from ropewalk.k8s.submission.release_controller import POLLS_PER_JOB_QUERY, SUBMISSION_POLLS, HeldRuns, release_all
 
 
 class Jobs:
@@ -97,7 +97,7 @@ def test_a_pod_that_takes_over_changes_no_run_that_was_released(runs: list[RunDi
 def test_a_run_that_was_cancelled_before_it_had_a_directory_holds_no_place(tmp_path: Path) -> None:
     ids = ["r0", "r1"]
     jobs = Jobs([f"{name}-1" for name in ids])
-    looks = [lambda: jobs.jobs.pop("r0-1"), *[lambda: None] * LOOKS_PER_QUESTION]
+    looks = [lambda: jobs.jobs.pop("r0-1"), *[lambda: None] * POLLS_PER_JOB_QUERY]
     release_all(HeldRuns(runs=ids, number=1, at_once=1), tmp_path, cast("Kubernetes", jobs), naps(*looks))
     assert jobs.held == []
 
@@ -132,7 +132,7 @@ def test_it_waits_for_jobs_that_are_still_being_created(runs: list[RunDir]) -> N
 
 def test_jobs_that_are_never_created_are_given_up(runs: list[RunDir]) -> None:
     jobs = Jobs(names(runs)[1:])
-    release(HeldRuns(runs=[run.id for run in runs], number=1), runs, jobs, naps(*[lambda: None] * SUBMISSION_LOOKS))
+    release(HeldRuns(runs=[run.id for run in runs], number=1), runs, jobs, naps(*[lambda: None] * SUBMISSION_POLLS))
     assert jobs.held == []
 
 
@@ -146,7 +146,7 @@ def test_jobs_that_come_later_than_they_should_are_released_by_a_controller_that
 
     held = HeldRuns(runs=[run.id for run in runs], number=1, at_once=2)
     ends = [lambda run=run: succeed(run) for run in runs[1:]]
-    release(held, runs, jobs, naps(*[lambda: None] * (SUBMISSION_LOOKS + 1), wake_up, *ends))
+    release(held, runs, jobs, naps(*[lambda: None] * (SUBMISSION_POLLS + 1), wake_up, *ends))
     assert jobs.held == []
 
 
@@ -170,7 +170,7 @@ def test_a_submission_that_took_too_long_puts_its_controller_there_again(
         def delete(self, kind: str, name: str) -> None:
             self.jobs.pop(name, None)
 
-    monkeypatch.setattr("ropewalk.k8s.backend.refuse_the_impossible", lambda *_: None)
+    monkeypatch.setattr("ropewalk.k8s.backend.check_feasible", lambda *_: None)
     options = {"namespace": "team", "runs": str(tmp_path), "service_account": "ropewalk"}
     backend = K8sBackend(Profile(name="team", backend="k8s", options=options), cast("Kubernetes", jobs := Slow([])))
     fresh = [RunDir.create(f"r{number}", {"job": "command"}, tmp_path) for number in range(4)]
@@ -198,7 +198,7 @@ def test_a_submission_that_is_cut_off_has_put_its_controller_first(tmp_path: Pat
                 raise KeyboardInterrupt
             return each
 
-    monkeypatch.setattr("ropewalk.k8s.backend.refuse_the_impossible", lambda *_: None)
+    monkeypatch.setattr("ropewalk.k8s.backend.check_feasible", lambda *_: None)
     options = {"namespace": "team", "runs": str(tmp_path), "service_account": "ropewalk"}
     backend = K8sBackend(Profile(name="team", backend="k8s", options=options), cast("Kubernetes", CutOff([])))
     fresh = [RunDir.create(f"r{number}", {"job": "command"}, tmp_path) for number in range(4)]

@@ -80,7 +80,7 @@ def test_a_name_that_is_taken_by_somebody_else(namespace: Namespace, start: Star
     metadata: dict[str, Any] = {"name": name, "namespace": namespace.name}
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"template": template, "suspend": True}}
     namespace.cluster.rest.apply(job)
-    with pytest.raises(ConflictError, match="exists already and is of another submission"):
+    with pytest.raises(ConflictError, match="exists already and belongs to another submission"):
         submit_once(run.backend.kube, {**job, "metadata": {**metadata, "labels": {"ropewalk/run": run.run.id}}})
     assert namespace.job()["metadata"]["name"] == name
 
@@ -129,7 +129,7 @@ def test_cancel_removes_all_of_a_run_and_only_it(namespace: Namespace, start: St
     run.reach(2)
     run.backend.cancel_many([run.run, waiting.run])
     assert waiting.state.state is RunState.CANCELLED
-    assert waiting.state.reason == "cancelled while it waited"
+    assert waiting.state.reason == "cancelled while waiting"
     outcome = run.finish()
     assert (outcome.state, outcome.cause) == (RunState.CANCELLED, "cancelled after saving")
     kept = [f"Job/{bystander.run.id}-1"]

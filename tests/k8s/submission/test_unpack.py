@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ropewalk.cluster.run.code_copy import digest_on_disk
-from ropewalk.k8s.submission.stage_in import place_code
+from ropewalk.k8s.submission.stage_in import unpack_code
 from ropewalk.k8s.submission.staging import _archive
 
 
@@ -28,22 +28,22 @@ def test_code_that_was_put_there_before_is_not_trusted_for_its_name(code: Path, 
     target = tmp_path / "volume/.code" / digest
     (target / "pkg").mkdir(parents=True)
     (target / "pkg/a.py").write_text("A = 'planted'\n")
-    place_code(io.BytesIO(archive), target)
+    unpack_code(io.BytesIO(archive), target)
     assert (target / "pkg/a.py").read_text() == "A = 1\n"
     assert (os.readlink(target / "b.py"), digest_on_disk(target)) == ("pkg/a.py", digest)
     inode = target.stat().st_ino
-    place_code(io.BytesIO(b"never looked at"), target)
+    unpack_code(io.BytesIO(b"never looked at"), target)
     assert target.stat().st_ino == inode
 
 
 def test_code_that_is_not_what_its_name_says_is_refused(code: Path, tmp_path: Path) -> None:
     archive = _archive(code, sorted(code.rglob("*")))
-    with pytest.raises(ValueError, match="is not what its name says"):
-        place_code(io.BytesIO(archive), tmp_path / "volume/.code" / ("0" * 32))
+    with pytest.raises(ValueError, match="does not match its name"):
+        unpack_code(io.BytesIO(archive), tmp_path / "volume/.code" / ("0" * 32))
 
 
 def test_what_is_unpacked_is_its_user_s_alone(code: Path, tmp_path: Path) -> None:
     (tmp_path / "volume").mkdir()
     target = tmp_path / "volume/.code" / digest_on_disk(code)
-    place_code(io.BytesIO(_archive(code, sorted(code.rglob("*")))), target)
+    unpack_code(io.BytesIO(_archive(code, sorted(code.rglob("*")))), target)
     assert target.parent.stat().st_mode & 0o777 == 0o700

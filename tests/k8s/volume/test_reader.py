@@ -23,7 +23,7 @@ from ropewalk.k8s.backend import K8sBackend
 from ropewalk.k8s.profile import K8sProfile
 from ropewalk.k8s.status.observe import Observation
 from ropewalk.k8s.volume.reader import CHECKPOINT_BYTES, READER, Reader, render_reader
-from ropewalk.k8s.volume.sync_client import CAME
+from ropewalk.k8s.volume.sync_client import RECEIVED
 from ropewalk.k8s.volume.sync_server import send
 
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
@@ -58,7 +58,7 @@ def test_what_a_leaving_pod_cuts_off_is_read_through_another(run: RunDir) -> Non
     kube = Leaving(whole=True)
     Reader(cast("Kubernetes", kube), K8sProfile()).fetch(run)
     assert kube.asked == ["run-0", f"{READER}-1"]
-    with pytest.raises(ApiAwayError, match="ended half-way"):
+    with pytest.raises(ApiAwayError, match="was interrupted"):
         Reader(cast("Kubernetes", Leaving(whole=False)), K8sProfile()).fetch(run)
 
 
@@ -157,11 +157,11 @@ def test_a_directory_that_is_not_there_any_more_is_no_copy_that_is_up_to_date(ru
         return Reader(cast("Kubernetes", Shared(answers=[absent])), K8sProfile())
 
     reader().fetch(run)  # nothing of it has ever come: no pod has put it there yet
-    with pytest.raises(BackendError, match="volume runs of namespace team: there is no such directory"):
+    with pytest.raises(BackendError, match="volume runs of namespace team: no such directory"):
         reader().fetch(run, write={"scale.json": "{}"})
     (run.path / "metrics.jsonl").write_text("{}\n")
     status = (run.path / "metrics.jsonl").stat()
-    write_json(run.path / CAME, {"metrics.jsonl": [status.st_size, status.st_mtime_ns]})
+    write_json(run.path / RECEIVED, {"metrics.jsonl": [status.st_size, status.st_mtime_ns]})
     with pytest.raises(BackendError, match="was it deleted, or does the profile name another volume"):
         reader().fetch(run)
 
@@ -187,7 +187,7 @@ def test_an_export_has_memory_for_its_model_and_time_for_a_slow_line(
 
 def test_an_export_whose_pod_was_replaced_is_no_empty_model(run: RunDir, tmp_path: Path) -> None:
     kube = Shared(answers=[b"5", b'{"end": true, "absent": true}\n'])
-    with pytest.raises(BackendError, match="was replaced before the model was here; export it again"):
+    with pytest.raises(BackendError, match="was replaced before the download was complete; export again"):
         Reader(cast("Kubernetes", kube), K8sProfile()).export(run, tmp_path / "model", None)
     assert not (tmp_path / "model").exists()
 
@@ -207,7 +207,7 @@ def test_an_end_that_cannot_be_read_is_not_guessed(run: RunDir, monkeypatch: pyt
     backend = K8sBackend(Profile(name="far", backend="k8s", options={}), cast("Kubernetes", Leaving(whole=False)))
     monkeypatch.setattr(module, "observe", lambda kube, runs: {each.id: Observation(details={"name": "job-1"}) for each in runs})
     run.request_cancel()  # and its Job is gone
-    for ask, said in ((backend.states, f"`ropewalk show {run.id}` reads it"), (backend.settle, "ended half-way")):
+    for ask, said in ((backend.states, f"`ropewalk show {run.id}` reads it"), (backend.settle, "was interrupted")):
         state = ask([run])[run.id]
         assert (state.state, state.word) == (RunState.PENDING, "no answer")
         assert said in state.reason

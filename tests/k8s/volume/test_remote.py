@@ -72,7 +72,7 @@ def test_there_and_back(namespace: Namespace, make: Make, caplog: pytest.LogCapt
 
         until((namespace.runs / run.id / "metrics.jsonl").exists, Patience.STEP)
         until(lambda: step(5), Patience.START)
-        assert f"{run.id} lies on volume runs of namespace {namespace.name}, which this machine does not see" in caplog.text
+        assert f"{run.id} is on volume runs of namespace {namespace.name}, which is not mounted here" in caplog.text
         assert run.code is not None
         assert (namespace.runs / run.code.relative_to(run.path.parent) / "tests/fakes/toy.py").exists()
         assert backend.states([run])[run.id].state is RunState.RUNNING

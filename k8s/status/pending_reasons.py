@@ -72,7 +72,7 @@ REMEDIES: tuple[tuple[re.Pattern[str], str, bool], ...] = tuple(
             True,
         ),
         (
-            r"No module named '?(cluster|k8s)\b",
+            r"No module named '?ropewalk\b",
             "the image does not contain ropewalk; build one with k8s/image/Dockerfile",
             True,
         ),

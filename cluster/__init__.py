@@ -1,1 +1,1 @@
-"""From a run directory to processes on nodes: run, supervisor, agent, engines, backends."""
+"""Execution of runs: run directories, supervisors, agents, engines and scheduler backends."""

@@ -1,4 +1,4 @@
-"""Read a job's configuration: a YAML file and dotted overrides become one frozen model; errors name the key."""
+"""Job configurations from a YAML file and dotted overrides, with errors that name the key."""
 
 import difflib
 import json
@@ -17,7 +17,7 @@ from ropewalk.cluster.yaml_loader import DuplicateKeyError, Loader
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a configuration file as plain values. Raises ConfigError naming file and line."""
+    """Read a configuration file as plain values. Raises ConfigError with file and line."""
     try:
         text = path.read_text()
     except FileNotFoundError:
@@ -30,14 +30,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
-    """Read YAML text as a mapping of plain values. Raises ConfigError."""
+    """Parse YAML text into a mapping of plain values. Raises ConfigError."""
     try:
         value = yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        wrong = "" if isinstance(error, DuplicateKeyError) else "not YAML: "
-        raise ConfigError(f"{source}{where}: {wrong}{getattr(error, 'problem', error)}") from None
+        line = f" line {mark.line + 1}" if mark else ""
+        prefix = "" if isinstance(error, DuplicateKeyError) else "not YAML: "
+        raise ConfigError(f"{source}{line}: {prefix}{getattr(error, 'problem', error)}") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -49,34 +49,37 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     """Apply an override such as `optim.lr=1e-3` to nested plain values, in place. Raises ConfigError."""
     key, separator, text = override.partition("=")
     if not separator or not key:
-        meant = f"; a job file is named by --config {override}" if override.endswith((".yaml", ".yml")) else ""
-        raise ConfigError(f"{override!r} is not an override; write key=value, such as optim.lr=1e-3{meant}")
+        hint = f"; to use a job file, write --config {override}" if override.endswith((".yaml", ".yml")) else ""
+        raise ConfigError(f"{override!r} is not an override; write key=value, such as optim.lr=1e-3{hint}")
     if key.startswith("-"):
         raise ConfigError(f"{override!r}: no such option; overrides are written without dashes: {key.lstrip('-')}=...")
     value = _read_value(text)
-    place = values
+    section = values
     *parents, last = key.split(".")
     for parent in parents:
-        inner = place.setdefault(parent, {})
+        inner = section.setdefault(parent, {})
         if not isinstance(inner, dict):
             raise ConfigError(f"{key}: {parent} is set to {inner!r}, which has no keys below it")
-        place = inner
-    place[last] = value
+        section = inner
+    section[last] = value
 
 
 def _read_value(text: str) -> Any:
-    """Read the value of an override: YAML, or the text itself. JSON comes first, since YAML refuses its way to write an emoji."""
+    """Parse the value of an override as YAML; text that is not YAML is returned unchanged.
+
+    JSON is tried first, since YAML rejects JSON's escapes of characters beyond U+FFFF, such as emoji.
+    """
     if text.startswith(("[", "{", '"')):
         with suppress(ValueError):
             return json.loads(text)
     try:
         return yaml.load(text, Loader=Loader)
-    except (yaml.YAMLError, ValueError):  # the latter: 2026-31-12 looks like a date
+    except (yaml.YAMLError, ValueError):  # ValueError: an invalid date such as 2026-31-12
         return text
 
 
 def load_config(kind: type[JobConfig], values: Mapping[str, Any], overrides: Sequence[str] = ()) -> JobConfig:
-    """Make a job's frozen configuration of plain values and overrides. Raises ConfigError with one line an error."""
+    """Validate plain values and overrides as a job's configuration. Raises ConfigError that names the invalid keys."""
     merged: dict[str, Any] = _copy(values)
     for override in overrides:
         apply_override(merged, override)
@@ -89,7 +92,7 @@ S = TypeVar("S", bound=Section)
 
 
 def load_section(kind: type[S], values: Mapping[str, Any], source: str = "") -> S:
-    """Make a frozen section of plain values. Raises ConfigError that names `source`, such as a cluster of the profile file."""
+    """Validate plain values as a section. Raises ConfigError, prefixed with `source`, such as a cluster of the profile file."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -102,13 +105,13 @@ def _copy(value: Any) -> Any:
 
 
 def _worst(error: ValidationError) -> list[Any]:
-    """Keep one problem a key: a union reports each of its members."""
-    seen: dict[str, Any] = {}
+    """Return the three most useful problems, one per key: pydantic reports one for each member of a union."""
+    by_key: dict[str, Any] = {}
     for problem in error.errors(include_url=False):
         key = ".".join(str(part) for part in problem["loc"] if not _is_union_tag(part))
-        seen.setdefault(key, problem)
-    # a key that is missing may be one that is misspelt
-    return sorted(seen.values(), key=lambda problem: problem["type"] == "missing")[:3]
+        by_key.setdefault(key, problem)
+    # missing keys last: another problem may be a misspelling of one of them
+    return sorted(by_key.values(), key=lambda problem: problem["type"] == "missing")[:3]
 
 
 def _is_union_tag(part: object) -> bool:
@@ -124,30 +127,30 @@ def _explain(kind: type[BaseModel], problem: Any) -> str:
         return f"{key}: required, and not set"
     message = problem["msg"].removeprefix("Value error, ")
     shown = f", is {value!r}" if not isinstance(value, (dict, list, BaseModel)) else ""
-    where = f"{key}: " if key else ""
-    return f"{where}{message[:1].lower()}{message[1:]}{shown}"
+    prefix = f"{key}: " if key else ""
+    return f"{prefix}{message[:1].lower()}{message[1:]}{shown}"
 
 
-def _hint(key: str, known: Sequence[str]) -> str:
-    """What a person may have meant by an unknown key: one that ends so, one that is spelt almost so; else what there is."""
-    names = sorted({*known, *(name.rpartition(".")[0] for name in known)} - {""})
+def _hint(key: str, valid_keys: Sequence[str]) -> str:
+    """Suggest valid keys for an unknown one: those with the same last part or similar spelling, else all of its section."""
+    names = sorted({*valid_keys, *(name.rpartition(".")[0] for name in valid_keys)} - {""})
     section, _, last = key.rpartition(".")
     inside = [name for name in names if section and name.rpartition(".")[0] == section]
     near = [name for name in names if name.rpartition(".")[2] == last]
     if not near and inside:
-        words = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in inside], n=1)
-        near = [f"{section}.{word}" for word in words]
-    elif not near:  # its last word may be misspelt, or stand in another section
+        similar = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in inside], n=1)
+        near = [f"{section}.{name}" for name in similar]
+    elif not near:  # its last part may be misspelt, or belong to another section
         ends = difflib.get_close_matches(last, [name.rpartition(".")[2] for name in names], n=1, cutoff=0.8)
         near = difflib.get_close_matches(key, names, n=1, cutoff=0.8)
         near = near or [name for name in names if name.rpartition(".")[2] in ends] or difflib.get_close_matches(key, names, n=1)
     if near:
         return f"did you mean {' or '.join(map(repr, sorted(near, key=len)[:3]))}?"
-    return f"keys of {section}: {', '.join(inside)}" if inside else f"known here: {', '.join(known[:12])}"
+    return f"keys of {section}: {', '.join(inside)}" if inside else f"valid keys: {', '.join(valid_keys[:12])}"
 
 
 def walk_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every dotted key of a configuration with its field, depth first, also those of nested sections."""
+    """Yield every dotted key of a configuration, including nested sections, with its field; depth first."""
     for name, info in kind.model_fields.items():
         sections = [
             t
@@ -161,7 +164,7 @@ def walk_keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def types_of(annotation: Any) -> list[Any]:
-    """Return the members of a union, without Annotated, or the one type that the annotation is."""
+    """Return the member types of a union, or the annotation itself as a list; Annotated is unwrapped."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return types_of(get_args(annotation)[0])

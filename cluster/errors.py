@@ -1,23 +1,23 @@
-"""The one tree of errors.
+"""Exit codes and the tree of errors.
 
-RopewalkError                  a person can act on it: the message names the thing, the value, the remedy
-├── ConfigError                a key, value or file of the job's configuration         CLI exits 2, a rank 42
-│   ├── UnknownBackendError    a cluster's profile names a backend that is not installed; a BackendError too
-│   └── DamagedFileError       a file of a run's directory cannot be read back
-├── DataError                  an input or a data set is not what it should be         CLI exits 2, a rank 42
+RopewalkError                  an error that a person can act on: the message names object, value and remedy
+├── ConfigError                invalid key, value or file of a configuration           CLI exits 2, a rank 42
+│   ├── UnknownBackendError    a cluster profile names a backend that is not installed; also a BackendError
+│   └── DamagedFileError       a file of a run directory cannot be parsed
+├── DataError                  invalid input or data set                               CLI exits 2, a rank 42
 │   └── CorruptShardError      a shard does not match its checksum
-├── CheckpointError            a checkpoint is missing, cut short, or of another model
-├── GateError                  a score misses what `require` asks; it has the results     CLI exits 1, a rank 42
-├── NumericsError              the loss became NaN or jumped, and the policy says stop
+├── CheckpointError            a checkpoint is missing, incomplete, or of another model
+├── GateError                  a score does not meet `require`; carries the results    CLI exits 1, a rank 42
+├── NumericsError              the loss became NaN or jumped, and the policy is to stop
 ├── BackendError               a scheduler refused, failed or does not answer          CLI exits 1
-│   ├── AlreadyRunningError    an earlier submission of the run is still under way
-│   ├── SchedulerAwayError     a scheduler does not answer; what was asked may or may not have been done
-│   ├── SubmissionInDoubtError a scheduler stayed away for longer than the patience: the job may exist or not
+│   ├── AlreadyRunningError    an earlier submission of the run is still active
+│   ├── SchedulerAwayError     a scheduler does not answer; the request may or may not have been carried out
+│   ├── SubmissionInDoubtError a scheduler did not answer for the whole retry budget: the job may or may not exist
 │   ├── CommandMissingError    a scheduler's command is not installed on this machine
-│   └── NotReadyError          what a node has to start was not there in time; counted as a disturbance      an agent 143
-├── StorageError               a file system stayed away for longer than the patience
-└── StaleAttemptError          this process belongs to an attempt that has a successor; it must not write
-StopRequested                  not an error: the state is saved, leave with exit code 85
+│   └── NotReadyError          a service of the node did not start in time; counts as a disturbance    agent exits 143
+├── StorageError               a file system did not answer for the whole retry budget
+└── StaleAttemptError          the process belongs to an attempt that has a successor; it must not write
+StopRequested                  not an error: the state is saved, exit with code 85
 """
 
 from typing import Any
@@ -26,29 +26,29 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USER_MISTAKE = 2
 EXIT_NEVER_RETRY = 42
-EXIT_LOST_PEER = 75  # a collective broke because another rank is gone: not this rank's fault (sysexits' TEMPFAIL)
+EXIT_LOST_PEER = 75  # a collective failed because another rank is gone (EX_TEMPFAIL of sysexits.h)
 EXIT_REQUEUE = 85
-EXIT_TERMINATED = 143  # stopped, and no checkpoint was confirmed in time
+EXIT_TERMINATED = 143  # stopped before a checkpoint was confirmed
 
 
 class RopewalkError(Exception):
-    """An error that a person can act on; `retryable` says whether another attempt may mend it by itself."""
+    """An error that a person can act on. `retryable`: another attempt may succeed without a change."""
 
     retryable = False
 
 
 class ConfigError(RopewalkError):
-    """A key, a value or a file of the job's configuration."""
+    """Invalid key, value or file of a job's configuration."""
 
 
 class DamagedFileError(ConfigError, ValueError):
-    """A file of a run's directory cannot be read back: the message names it."""
+    """A file of a run directory cannot be parsed; the message names it."""
 
-    retryable = True  # the disk may come back with what was written
+    retryable = True  # the file system may return the right content later
 
 
 class DataError(RopewalkError):
-    """An input or a data set is not what it should be."""
+    """Invalid input or data set."""
 
 
 class CorruptShardError(DataError):
@@ -56,11 +56,11 @@ class CorruptShardError(DataError):
 
 
 class CheckpointError(RopewalkError):
-    """A checkpoint is missing, cut short, damaged, or belongs to another model."""
+    """A checkpoint is missing, incomplete, damaged, or belongs to another model."""
 
 
 class GateError(RopewalkError):
-    """A score misses what the run's `require` asks. `results` are the job's, which is done for the rest."""
+    """A score does not meet the run's `require`. `results`: the results of the job, which is otherwise complete."""
 
     def __init__(self, message: str, results: dict[str, Any]) -> None:
         self.results = results
@@ -78,20 +78,20 @@ class BackendError(RopewalkError):
 
 
 class AlreadyRunningError(BackendError):
-    """An earlier submission of the run is still under way: a second one would be one too many."""
+    """An earlier submission of the run is still active."""
 
     def __init__(self, run: str, active: str) -> None:
-        """`active` says what of it is under way, such as `an active Job (k8s:team/x)`."""
+        """`active`: a phrase for the earlier submission, such as `an active Job (k8s:team/x)`."""
         self.active = active
         super().__init__(f"{run} already has {active}; cancel it first: ropewalk cancel {run}")
 
 
 class SchedulerAwayError(BackendError):
-    """A scheduler does not answer; what was asked may or may not have been done."""
+    """A scheduler does not answer; the request may or may not have been carried out."""
 
 
 class SubmissionInDoubtError(BackendError):
-    """A scheduler stayed away for longer than the patience of a submission: the job may exist or not."""
+    """A scheduler did not answer for the whole retry budget of a submission: the job may or may not exist."""
 
 
 class UnknownBackendError(ConfigError, BackendError):
@@ -105,7 +105,7 @@ class CommandMissingError(BackendError):
 
 
 class NotReadyError(BackendError):
-    """What a node has to start before the program was not there in time: a disturbance, and no bug of the program."""
+    """A service that the node starts before the program was not ready in time: a disturbance, not a bug of the program."""
 
 
 class StorageError(RopewalkError):
@@ -115,8 +115,8 @@ class StorageError(RopewalkError):
 
 
 class StaleAttemptError(RopewalkError):
-    """This process belongs to an attempt or group that has a successor: it must not write."""
+    """The process belongs to an attempt or group that has a successor: it must not write."""
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error: the run asked to be requeued
-    """All state is saved after an agreed stop; the agent exits 85 and the run is requeued."""
+    """The ranks agreed to stop and all state is saved; the agent exits 85 and the run is requeued."""

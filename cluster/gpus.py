@@ -1,7 +1,7 @@
-"""The GPUs of this machine, and how a node is told which of them are its own. Nothing in here touches CUDA.
+"""Detection of this machine's GPUs, and their assignment to nodes. Nothing in this module initializes CUDA.
 
-A backend tells each agent in NODE_GPUS_VARIABLE how many GPUs its node was given. Which ones these are, CUDA_VISIBLE_DEVICES
-says: the schedulers of Slurm and Kubernetes show a job no others, and the local backend deals those of its machine.
+Each backend passes the number of a node's GPUs to its agent in NODE_GPUS_VARIABLE. The devices themselves are listed in
+CUDA_VISIBLE_DEVICES: Slurm and Kubernetes expose only the allocated ones, and the local backend assigns those of its machine.
 """
 
 import os
@@ -20,15 +20,15 @@ _UUIDS = ("GPU-", "MIG-")
 
 
 def node_gpus() -> int | None:
-    """Return how many GPUs this node was given; None if no agent said so, as below torchrun."""
+    """Return the number of this node's GPUs, or None if no agent set it, as under torchrun."""
     value = os.environ.get(NODE_GPUS_VARIABLE)
     return int(value) if value else None
 
 
 def share_environment(gpus: int | None) -> dict[str, str]:
-    """Return the variables of a process that has this share of its node's GPUs: it sees none where that is 0. Unset: all.
+    """Return the environment of a process that uses `gpus` of its node's GPUs; None: all of them.
 
-    Which ones they are, whoever deals them out (Ray, to an actor that reserves some) has said in CUDA_VISIBLE_DEVICES.
+    With 0 all GPUs are hidden. Otherwise CUDA_VISIBLE_DEVICES is left as the scheduler (such as Ray, for an actor) has set it.
     """
     if gpus is None:
         return {}
@@ -36,22 +36,22 @@ def share_environment(gpus: int | None) -> dict[str, str]:
 
 
 def users_devices(environment: Mapping[str, str] = os.environ) -> str:
-    """Return the CUDA_VISIBLE_DEVICES that the user set, also inside a virtual node, which changes it; ALL if it is unset."""
+    """Return the CUDA_VISIBLE_DEVICES that the user set, or ALL; inside a virtual node, the value from before the node."""
     return environment.get(MACHINE_DEVICES_VARIABLE) or environment.get(DEVICES_VARIABLE, ALL)
 
 
 def device_order(environment: Mapping[str, str] = os.environ) -> str:
-    """Return what CUDA_DEVICE_ORDER must be where devices are named by index: NVML's order, unless the user has set another.
+    """Return the CUDA_DEVICE_ORDER for devices named by index: the user's value, else NVML's order.
 
-    CUDA's own is the fastest first, so that on a machine of different GPUs an index would mean another one than NVML's.
+    CUDA's default order is fastest first, so on a machine with different GPUs its indices differ from NVML's.
     """
     return environment.get(ORDER_VARIABLE) or "PCI_BUS_ID"
 
 
 def machine_devices(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """List the GPUs of this machine that the user may use, as CUDA names them (indices or UUIDs), by NVML and the environment.
+    """List the GPUs of this machine that the user may use, as CUDA names them (indices or UUIDs), from NVML and environment.
 
-    Like CUDA it ignores all names from the first invalid one on. Without NVML, as on AMD's GPUs, the environment is believed.
+    As in CUDA, the first invalid name and all names after it are ignored. Without NVML (AMD GPUs) the environment is trusted.
     """
     named, count = users_devices(environment), _count()
     if named == ALL:
@@ -62,12 +62,12 @@ def machine_devices(environment: Mapping[str, str] = os.environ) -> list[str]:
         if not is_index and not name.startswith(_UUIDS):
             break
         devices.append(name)
-    return devices if len(set(devices)) == len(devices) else []  # CUDA shows none if one is named twice
+    return devices if len(set(devices)) == len(devices) else []  # CUDA shows no device if a name is repeated
 
 
 def _count() -> int | None:
-    """Count the GPUs by NVML; None without a driver that has it."""
-    import pynvml  # noqa: PLC0415 - only what asks for GPUs pays for the import
+    """Return the number of GPUs from NVML, or None if there is no NVIDIA driver."""
+    import pynvml  # noqa: PLC0415 - slow to import, and only jobs with GPUs need it
 
     try:
         pynvml.nvmlInit()
@@ -80,23 +80,23 @@ def _count() -> int | None:
 
 
 def processes_on(devices: Sequence[str]) -> set[str]:
-    """Those of the devices, named by index, on which processes compute, whoever's; empty where NVML does not tell."""
-    import pynvml  # noqa: PLC0415 - only what asks for GPUs pays for the import
+    """Return the devices (given by index) on which a process of any user computes; empty if NVML cannot tell."""
+    import pynvml  # noqa: PLC0415 - slow to import, and only jobs with GPUs need it
 
-    found = set()
+    busy = set()
     with suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
         try:
             for name in filter(str.isdecimal, devices):
                 if pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(int(name))):
-                    found.add(name)
+                    busy.add(name)
         finally:
             pynvml.nvmlShutdown()
-    return found
+    return busy
 
 
 def deal_devices(resources: Resources, devices: Sequence[str] | None = None) -> list[list[str]]:
-    """Deal GPUs (unset: this machine's) to its virtual nodes. Raises ConfigError if there are too few."""
+    """Assign GPUs (default: this machine's) to its virtual nodes. Raises ConfigError if there are too few."""
     nodes, gpus = resources.nodes.most, resources.gpus
     if not gpus:
         return [[] for _ in range(nodes)]
@@ -104,13 +104,13 @@ def deal_devices(resources: Resources, devices: Sequence[str] | None = None) -> 
     if nodes * gpus > len(devices):
         where = "" if users_devices() == ALL else f" ({DEVICES_VARIABLE}={users_devices()})"
         raise ConfigError(
-            f"resources: {nodes} virtual nodes with gpus={gpus} take {nodes * gpus} GPUs, and this machine has {len(devices)}"
-            f"{where}; set {_what_fits(len(devices), nodes, gpus)}"
+            f"resources: {nodes} virtual nodes with gpus={gpus} need {nodes * gpus} GPUs, but this machine has {len(devices)}"
+            f"{where}; set {_remedies(len(devices), nodes, gpus)}"
         )
     return [list(devices[node * gpus : (node + 1) * gpus]) for node in range(nodes)]
 
 
-def _what_fits(count: int, nodes: int, gpus: int) -> str:
+def _remedies(count: int, nodes: int, gpus: int) -> str:
     remedies = [f"resources.gpus={count // nodes}"] if count >= nodes else []
     remedies += [f"resources.nodes={count // gpus}"] if count >= gpus else []
-    return " or ".join(remedies) or "resources.gpus=0 to compute on its CPU, or use a cluster (--on)"
+    return " or ".join(remedies) or "resources.gpus=0 to compute on the CPU, or use a cluster (--on)"

@@ -1,4 +1,4 @@
-"""The nouns that every floor shares: run states, engines, a job's entry in the registry, an attempt's outcome."""
+"""Types that all layers share: run states, engines, job registry entries, attempt outcomes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,13 +6,13 @@ from enum import StrEnum
 
 
 class RunState(StrEnum):
-    """What a run is doing. A scheduler's own word for it is kept beside this state, never instead of it."""
+    """State of a run, the same on every backend. The scheduler's own term is shown beside it."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
-    REFUSED = "REFUSED"  # all was done, and a figure misses what the run's `require` asks
+    REFUSED = "REFUSED"  # the job finished, but a score does not meet the run's `require`
     CANCELLED = "CANCELLED"
     PREEMPTED = "PREEMPTED"
     REQUEUED = "REQUEUED"
@@ -20,38 +20,38 @@ class RunState(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether no further attempt follows by itself."""
+        """True if no further attempt follows automatically."""
         return self in {RunState.SUCCEEDED, RunState.FAILED, RunState.REFUSED, RunState.CANCELLED}
 
     @property
     def failed(self) -> bool:
-        """Whether the run is over without what it was started for, and nobody has asked for that end."""
+        """True if the run ended without success and was not cancelled."""
         return self in {RunState.FAILED, RunState.REFUSED}
 
 
 class StopReason(StrEnum):
-    """Why the owner of the nodes wants a run to stop, where that decides how the attempt ends; other reasons are plain words."""
+    """Reasons for stopping a run that determine the attempt's outcome; any other reason is free text."""
 
     CANCELLED = "cancelled"
     PREEMPTED = "preempted"
     TIME_LIMIT = "time limit"
 
 
-# `opened_by` of an attempt that a submission or a resume opened: budgets start anew with it
+# `opened_by` of an attempt that `submit` or `resume` opened: the retry budgets restart with it
 BY_SUBMISSION = "submission"
 
 
 class Engine(StrEnum):
-    """How an agent brings a job's entry to life."""
+    """Way in which an agent runs a job's entry."""
 
-    RANKS = "ranks"  # torch.distributed.elastic: one process a rank on every node
-    RAY = "ray"  # a Ray cluster over the allocation, the driver on its first node
+    RANKS = "ranks"  # torch.distributed.elastic: one process per rank on every node
+    RAY = "ray"  # a Ray cluster on all nodes of the allocation, the driver on the first node
     PROCESS = "process"  # one process on the first node
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobSpec:
-    """A job's entry in the registry: everything by name, so that listing jobs imports none of them.
+    """A job's entry in the registry. Modules are given by name, so listing the jobs imports none of them.
 
     `config` and `entry` are `module:attribute`; importing the config's module must stay light
     (no torch, ray or transformers). The entry is called as `entry(context)` and returns its results.
@@ -62,20 +62,20 @@ class JobSpec:
     config: str
     entry: str
     engine: Engine
-    preload: tuple[str, ...] = ()  # modules that are imported once, before ranks are forked
-    reports: tuple[str, ...] = ()  # patterns of the metrics that it reports; none: unknown
+    preload: tuple[str, ...] = ()  # modules to import once in the fork server, before ranks are forked
+    reports: tuple[str, ...] = ()  # patterns of the names of its metrics; empty: unknown
     view: str = (
-        "ropewalk.jobs.runs.show.view:RunView"  # how its runs are shown, explained and cancelled; its import must stay light too
+        "ropewalk.jobs.runs.show.view:RunView"  # class that shows, explains and cancels its runs; importing it must stay light
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an attempt ended: the content of `attempts/NNNN/outcome.json`."""
+    """Result of an attempt: the content of `attempts/NNNN/outcome.json`."""
 
     state: RunState
     exit_code: int
-    cause: str  # plain words: what ended it
+    cause: str  # a sentence for people
     started: float = 0.0  # seconds since the epoch
     ended: float = 0.0
     results: Mapping[str, object] | None = None

@@ -44,5 +44,5 @@ def test_a_sweep_whose_trials_want_more_gpus_than_there_are_does_not_wait_for_th
     driver = Driver(JobContext(run=run, attempt=1), config)
     assert (driver.gpus, concurrent_trials(config, driver.sample.resources, "local")) == (1, 1)
     base["resources"]["gpus"] = 4
-    with pytest.raises(ConfigError, match="take 4 GPUs, and this machine has 1"):
+    with pytest.raises(ConfigError, match="need 4 GPUs, but this machine has 1"):
         Driver(JobContext(run=run, attempt=1), SweepConfig.model_validate({**values, "base": base}))

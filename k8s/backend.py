@@ -11,14 +11,14 @@ from functools import cached_property
 from pathlib import Path
 
 from ropewalk.cluster.backends.base import Backend, BackendState, Check, Profile
-from ropewalk.cluster.backends.recovery import conclude, has_agents, last_known
+from ropewalk.cluster.backends.recovery import has_agents, record_missing_outcome, state_from_files
 from ropewalk.cluster.backends.submission import (
-    key_of,
-    named_beside,
     next_attempt,
     open_attempts,
     open_dependencies,
     refuse_active,
+    sibling_runs,
+    submission_key,
 )
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.config_reader import load_section
@@ -144,14 +144,14 @@ class K8sBackend(Backend):
             message = with_remedy(str(error))
             withdraw(self.kube, runs, number)
             for run in runs:
-                conclude(run, RunState.FAILED, f"never started: {message}")
+                record_missing_outcome(run, RunState.FAILED, f"never started: {message}")
             raise type(error)(message) from None
         return [str(run.attempt_details(number)["handle"]) for run in runs]
 
     def _still_open(self, head: RunDir, after: Sequence[str]) -> list[str]:
         """Return the ids of those runs `after` that are not over. Raises ConfigError if one of them can never succeed."""
         if after and not self.shares_files:
-            self.settle(named_beside(head, after))
+            self.settle(sibling_runs(head, after))
         others = open_dependencies(head, after)
         for other in others:
             if not other.attempts():
@@ -175,7 +175,7 @@ class K8sBackend(Backend):
         name, namespace = name_of(run.id, number), self.kube.namespace
         return {
             "backend": "k8s",
-            "key": key_of(run, number),
+            "key": submission_key(run, number),
             "name": name,
             "handle": f"k8s:{namespace}/{name}",
             "namespace": namespace,
@@ -201,13 +201,13 @@ class K8sBackend(Backend):
         try:
             observations = observe(self.kube, runs)
         except BackendError as error:
-            return {run.id: last_known(run, str(error)) for run in runs}
+            return {run.id: state_from_files(run, str(error)) for run in runs}
         return {run.id: self._state(run, observations[run.id]) for run in runs}
 
     def _state(self, run: RunDir, observation: Observation) -> BackendState:
         if not self.shares_files and ended_unseen(run, observation):
             volume = f"volume {self.profile.claim} of namespace {self.kube.namespace}"
-            return last_known(run, f"its Job has ended, and its outcome is on {volume}; `ropewalk show {run.id}` reads it")
+            return state_from_files(run, f"its Job has ended, and its outcome is on {volume}; `ropewalk show {run.id}` reads it")
         return run_state(run, observation)
 
     def settle(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
@@ -218,7 +218,7 @@ class K8sBackend(Backend):
         try:
             observations = observe(self.kube, runs)
         except BackendError as error:
-            return {run.id: last_known(run, str(error)) for run in runs}
+            return {run.id: state_from_files(run, str(error)) for run in runs}
         fetch = None if self.shares_files else self.reader.fetch
         return {run.id: settle_run(run, observations[run.id], self.kube, fetch) for run in runs}
 
@@ -242,7 +242,7 @@ class K8sBackend(Backend):
 
     # --- other operations
 
-    def way_to(self, run: RunDir, node: str, port: int) -> str:
+    def tunnel_command(self, run: RunDir, node: str, port: int) -> str:
         """Return the kubectl command that forwards a port of the run's first pod, through its Service if it has one."""
         context = f" --context {self.profile.context}" if self.profile.context else ""
         target = f"service/{service_name(run)}" if served_port(run) == port else f"job/{job_name_of(run)}"
@@ -264,7 +264,7 @@ class K8sBackend(Backend):
         for run in unsubmitted:
             run.request_cancel()  # in case a submission is just starting
             run.begin_attempt()
-            conclude(run, RunState.CANCELLED, "never submitted")
+            record_missing_outcome(run, RunState.CANCELLED, "never submitted")
         over = {run.id for run in unsubmitted}
         if runs := [run for run in runs if run.id not in over]:
             self._cancel_submitted(runs)
@@ -285,7 +285,7 @@ class K8sBackend(Backend):
                 log.warning("%s; %s finds the request in its directory as soon as it runs", error, run.id)
                 return
             if waiting and run.attempts() and run.last_outcome() is None and not has_agents(run):
-                conclude(run, RunState.CANCELLED, "cancelled while waiting")
+                record_missing_outcome(run, RunState.CANCELLED, "cancelled while waiting")
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(remove, runs))

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from ropewalk.cluster.backends.base import Backend, BackendState, Check, Profile
-from ropewalk.cluster.backends.recovery import conclude, last_known
-from ropewalk.cluster.backends.submission import key_of, next_attempt, open_attempts, open_dependencies, refuse_active
+from ropewalk.cluster.backends.recovery import record_missing_outcome, state_from_files
+from ropewalk.cluster.backends.submission import next_attempt, open_attempts, open_dependencies, refuse_active, submission_key
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.config_reader import load_section
 from ropewalk.cluster.errors import BackendError, ConfigError, SubmissionInDoubtError
@@ -62,7 +62,7 @@ class SlurmBackend(Backend):
         options = [*job_options(head, resources, self.profile, number, len(runs)), *self._dependency(head, after)]
         details = {
             "backend": "slurm",
-            "key": key_of(head, number),
+            "key": submission_key(head, number),
             "profile": self.profile.model_dump(mode="json", exclude_defaults=True),
             "after": list(after),
         }
@@ -77,12 +77,14 @@ class SlurmBackend(Backend):
         workdir = head.path.parent if array else head.path
         try:
             with syncing([run.attempt_dir(number) / "attempt.json" for run in runs]):  # fsync while sbatch runs
-                job = submit_once(self.slurm, attempt_dir / "job.sbatch", workdir, key=key_of(head, number), options=options)
+                job = submit_once(
+                    self.slurm, attempt_dir / "job.sbatch", workdir, key=submission_key(head, number), options=options
+                )
         except SubmissionInDoubtError:
             raise
         except BackendError as error:
             for run in runs:
-                conclude(run, RunState.FAILED, f"never started: {error}")
+                record_missing_outcome(run, RunState.FAILED, f"never started: {error}")
             raise
         (attempt_dir / SUBMITTED).write_text(job)  # not synced: without this file the job is found by its key
         return [f"slurm:{job}_{i}" for i in range(len(runs))] if array else [f"slurm:{job}"]
@@ -112,7 +114,7 @@ class SlurmBackend(Backend):
         try:
             jobs = self._jobs(runs)
         except BackendError as error:
-            return {run.id: last_known(run, str(error)) for run in runs}
+            return {run.id: state_from_files(run, str(error)) for run in runs}
         accounted = self._accounted([run for run in runs if run.id not in jobs])
 
         def state(run: RunDir) -> BackendState:
@@ -138,7 +140,7 @@ class SlurmBackend(Backend):
 
     # --- other operations
 
-    def way_to(self, run: RunDir, node: str, port: int) -> str:
+    def tunnel_command(self, run: RunDir, node: str, port: int) -> str:
         """Return the ssh command that forwards a port of `node` to this machine."""
         return "" if node == os.uname().nodename else f"ssh -N -L {port}:127.0.0.1:{port} {node}"
 

@@ -6,7 +6,7 @@ The job id is not enough: a controller may forget a job and give its id to anoth
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from ropewalk.cluster.backends.submission import key_of, newest_submission, submission_details
+from ropewalk.cluster.backends.submission import newest_submission, submission_details, submission_key
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
 from ropewalk.slurm.commands import Job
@@ -76,7 +76,7 @@ def job_id(run: RunDir) -> str:
 
 def job_name(run: RunDir) -> str:
     """Return the job name of the newest submission."""
-    return f"ropewalk-{_parts(str(submission_details(run).get('key') or key_of(run, 1)))[0]}"
+    return f"ropewalk-{_parts(str(submission_details(run).get('key') or submission_key(run, 1)))[0]}"
 
 
 def jobs_of(runs: Sequence[RunDir], jobs: Sequence[Job]) -> dict[str, Job]:
@@ -92,7 +92,7 @@ def jobs_of(runs: Sequence[RunDir], jobs: Sequence[Job]) -> dict[str, Job]:
     job_of_run = {}
     for run in runs:
         details = submission_details(run)
-        key, index = str(details.get("key") or key_of(run, 0)), str(details.get("index", ""))
+        key, index = str(details.get("key") or submission_key(run, 0)), str(details.get("index", ""))
         chosen = _choose(run, key, by_run.get((_parts(key)[0], index), []))
         if chosen is None and index and key in arrays and not owner_of(run):
             chosen = _cancelled_element(arrays[key], index)

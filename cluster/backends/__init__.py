@@ -1,1 +1,1 @@
-"""What a backend is, the clusters that a user describes, and the backend of this machine."""
+"""The backend interface, cluster profiles, and the local backend."""

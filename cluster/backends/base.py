@@ -1,4 +1,4 @@
-"""What a backend is: one class with all that is ever asked of a scheduler, and a default wherever most have the same answer."""
+"""The interface of scheduler backends, with defaults for everything that most schedulers do alike."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from ropewalk.cluster.spec import RunState
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """One cluster of the profile file: a backend's name and that backend's own keys."""
+    """A cluster of the profile file: the name of its backend, and the keys that this backend defines."""
 
     name: str
     backend: str
@@ -23,18 +23,18 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class BackendState:
-    """What a scheduler says of a run, in our word and in its own."""
+    """State of a run according to its scheduler."""
 
     state: RunState
-    word: str = ""  # the scheduler's own state
-    reason: str = ""  # and its own reason
-    remedy: str = ""  # what of the reason says what the user can do, where it does
-    handle: str = ""  # such as slurm:12345, where the question told it
+    word: str = ""  # the scheduler's own term for the state
+    reason: str = ""  # a sentence for people
+    remedy: str = ""  # the part of `reason` that tells the user what to do; may be empty
+    handle: str = ""  # such as slurm:12345; empty if the query did not return it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One line of `doctor`: what was looked at, whether it is well, and the remedy if not."""
+    """One line of `doctor`: the item checked, the result, and details with a remedy."""
 
     name: str
     ok: bool
@@ -42,13 +42,13 @@ class Check:
 
 
 class Backend(ABC):
-    """A cluster, as its scheduler's backend sees it: it allocates nodes, starts an agent on each, and carries signals.
+    """A cluster with its scheduler: allocates nodes, starts an agent on each, and forwards signals.
 
-    A scheduler has to answer `render`, `submit`, `states` and `cancel`; all else has a default. Whoever loads a backend
-    makes it from the cluster's profile alone.
+    A backend must implement `render`, `submit`, `states` and `cancel`; everything else has a default. The only argument of
+    the constructor is the cluster's profile.
     """
 
-    ships_code: bool = False  # runs may start much later, so they take along the code that they were submitted with
+    ships_code: bool = False  # copy the user's code at submission, since runs may start much later
 
     def __init__(self, profile: Profile) -> None:
         self.cluster = profile
@@ -57,101 +57,102 @@ class Backend(ABC):
 
     @abstractmethod
     def render(self, run: RunDir, resources: Resources) -> str:
-        """The script or manifest that `submit` would hand over. Asks nobody and writes nothing."""
+        """Return the script or manifest that `submit` would send. Contacts no scheduler and writes nothing."""
 
     def render_many(self, runs: Sequence[RunDir], resources: Resources) -> str:
-        """What `submit_many` would hand over: unless the scheduler has arrays, the first run's script and how many follow."""
+        """Return what `submit_many` would send; by default the first run's script and the number of further runs."""
         more = f"# and {len(runs) - 1:,} more\n" if len(runs) > 1 else ""
         return f"{self.render(runs[0], resources).rstrip()}\n{more}"
 
     @abstractmethod
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
-        """Open the run's next attempt and start it once the runs `after` have succeeded; the handle, such as `slurm:12345`.
+        """Open the run's next attempt, start it once the runs `after` have succeeded, and return a handle such as `slurm:12345`.
 
-        The attempt is open on return: whoever asks for the run's outcome from now on gets that of a later day. Raises
-        AlreadyRunningError if an earlier submission of the run is under way.
+        The attempt is open on return, so `last_outcome` no longer returns an outcome of an earlier attempt. Raises
+        AlreadyRunningError if an earlier submission of the run is still active.
         """
 
     def submit_many(
         self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
     ) -> list[str]:
-        """Submit many new runs, of which at most `at_once` may run at a time; their handles, in order."""
+        """Submit many new runs, of which at most `at_once` run at the same time, and return their handles in order."""
         if at_once is not None and at_once < len(runs):
-            raise ConfigError(f"--at-once {at_once}: cluster {self.cluster.name!r} cannot hold runs back; leave it out")
+            raise ConfigError(f"--at-once {at_once}: cluster {self.cluster.name!r} has no such limit; remove the option")
         return [self.submit(run, resources, after) for run in runs]
 
-    def check_resources(self, resources: Resources) -> None:  # noqa: B027 - the default: nothing is refused
-        """Raise ConfigError for resources that this cluster can never have. Asked before a run is written down."""
+    def check_resources(self, resources: Resources) -> None:  # noqa: B027 - the default accepts everything
+        """Raise ConfigError for resources that this cluster can never provide. Called before the run directory is made."""
 
-    def check_waiting(self) -> None:  # noqa: B027 - the default: a run may wait for others
-        """Raise ConfigError where no run can be held back until others are over. Asked before runs are written down."""
+    def check_waiting(self) -> None:  # noqa: B027 - the default: dependencies are supported
+        """Raise ConfigError if runs cannot wait for other runs. Called before the run directories are made."""
 
-    def check_access(self) -> None:  # noqa: B027 - the default: nothing leads there that may be missing
-        """Raise ConfigError where this machine knows no way to the cluster. Asked before runs are written down; by no dry run."""
+    def check_access(self) -> None:  # noqa: B027 - the default: the cluster is always reachable
+        """Raise ConfigError if this machine cannot reach the cluster. Called before run directories are made; not by dry runs."""
 
-    def check_rights(self) -> None:  # noqa: B027 - the default: whoever reaches the scheduler may submit
-        """Raise ConfigError where this process may not submit runs. Asked by a run that is going to submit others."""
+    def check_rights(self) -> None:  # noqa: B027 - the default: every process may submit
+        """Raise ConfigError if this process may not submit runs. Called by a run that will submit other runs."""
 
     def resources_notice(self, resources: Resources) -> str:
-        """What of these resources would surprise whoever submits, with the remedy; empty: nothing."""
+        """Return a warning about these resources with a remedy, or an empty string."""
         return ""
 
     def start_estimate(self, run: RunDir, resources: Resources) -> str:
-        """Whether the run would wait, why, and what smaller request would start sooner; empty: nobody can tell."""
+        """Describe when the run would start, and which smaller request would start sooner; empty if unknown."""
         return ""
 
-    # --- asking and ending
+    # --- states and cancellation
 
     @abstractmethod
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
-        """What the scheduler says of these runs, by run id, in one call for all of them."""
+        """Return the state of each run by run id, with one query for all of them. Changes nothing."""
 
     def settle(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
-        """The runs' states, as `states` tells them, for whoever acts on the runs: what has become certain of them is written
-        down first, such as an end of which only the scheduler knows. Looking (`states`) changes nothing.
+        """Return the runs' states as `states` does, and first record outcomes that only the scheduler knows.
+
+        For callers that act on the runs.
         """
         return self.states(runs)
 
     @abstractmethod
     def cancel(self, run: RunDir) -> None:
-        """Make the run save, leave and not come back; take it out of the queue if it waits."""
+        """Have the run save and exit for good, or remove it from the queue if it waits."""
 
     def cancel_many(self, runs: Sequence[RunDir]) -> None:
-        """Cancel many runs, in few commands where the scheduler has such."""
+        """Cancel many runs, with as few scheduler commands as possible."""
         for run in runs:
             self.cancel(run)
 
     def checks(self) -> list[Check]:
-        """What `doctor` prints of this cluster."""
+        """Check this cluster for `doctor`."""
         return []
 
-    def way_to(self, run: RunDir, node: str, port: int) -> str:
-        """The command that makes a port of a run's first node a port of this machine; empty: none is needed."""
+    def tunnel_command(self, run: RunDir, node: str, port: int) -> str:
+        """Return the command that forwards a port of a run's first node to this machine; empty if none is needed."""
         return ""
 
-    # --- files, where runs lie on a volume that this machine does not see
+    # --- files of runs on a volume that this machine cannot access
 
     @property
     def shares_files(self) -> bool:
-        """Whether this machine sees the directories of the cluster's runs."""
+        """True if this machine can access the directories of the cluster's runs."""
         return True
 
     def path_here(self, path: str) -> Path | None:
-        """Where this machine sees what the cluster's nodes call by `path`; None: it does not see that place."""
+        """Return this machine's path of a file that the cluster's nodes know as `path`; None if it is not accessible here."""
         return Path(path)
 
-    def sync(  # noqa: B027 - the default: runs lie where this machine sees them
+    def sync(  # noqa: B027 - the default: runs are accessible from this machine
         self, run: RunDir, wanted: Sequence[str] = (), write: Mapping[str, str] | None = None, beside: Sequence[str] = ()
     ) -> None:
-        """Bring this machine's copy of a run up to date, unless the run itself lies here. Raises BackendError.
+        """Update this machine's copy of a run that is stored elsewhere. Raises BackendError.
 
-        Large folders come only as far as they are `wanted`; `write` are small files to write where the run lies; `beside` are
-        other runs there that come along, such as a sweep's trials.
+        Of large folders only the files in `wanted` are copied. `write`: small files to write into the original.
+        `beside`: further runs to copy, such as a sweep's trials.
         """
 
     def export(self, run: RunDir, directory: Path, step: int | None, options: Sequence[str] = ()) -> bool:
-        """Export a checkpoint where it lies and bring the model here; False: it lies here, and nothing was done.
+        """Export a checkpoint where it is stored and copy the model here. Return False, doing nothing, if it is stored here.
 
-        `options` are further words of the program that exports.
+        `options`: further arguments of the export program.
         """
         return False

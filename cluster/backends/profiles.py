@@ -1,4 +1,4 @@
-"""The clusters that a user describes: the profile file, and how `--on CLUSTER` finds a backend by name."""
+"""Cluster profiles (clusters.yaml), and loading of the backend that `--on CLUSTER` names."""
 
 import os
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from ropewalk.cluster.errors import ConfigError, UnknownBackendError
 
 PROFILES_VARIABLE = "ROPEWALK_CLUSTERS"
 GROUP = "ropewalk.backends"
-# those of this program, which are found without a look at every package that is installed (40 ms)
-OWN = {
+# built-in backends; entry points would require a scan of every installed package (40 ms)
+BUILT_IN = {
     "local": "ropewalk.cluster.backends.local.backend:LocalBackend",
     "slurm": "ropewalk.slurm.backend:SlurmBackend",
     "k8s": "ropewalk.k8s.backend:K8sBackend",
@@ -23,16 +23,16 @@ OWN = {
 
 
 def profile_file() -> Path | None:
-    """$ROPEWALK_CLUSTERS, else ./clusters.yaml, else ~/.config/ropewalk/clusters.yaml; None if there is none."""
-    named = os.environ.get(PROFILES_VARIABLE)
-    if named:
-        return Path(named)
-    places = (Path("clusters.yaml"), Path.home() / ".config/ropewalk/clusters.yaml")
-    return next((place for place in places if place.is_file()), None)
+    """Return $ROPEWALK_CLUSTERS, else ./clusters.yaml, else ~/.config/ropewalk/clusters.yaml; None if there is none."""
+    configured = os.environ.get(PROFILES_VARIABLE)
+    if configured:
+        return Path(configured)
+    candidates = (Path("clusters.yaml"), Path.home() / ".config/ropewalk/clusters.yaml")
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def read_profiles() -> Mapping[str, Any]:
-    """What the profile file says, by cluster; it is read again only when it has changed. Raises ConfigError."""
+    """Return the content of the profile file by cluster, cached until the file changes. Raises ConfigError."""
     path = profile_file()
     if path is None:
         return {}
@@ -42,30 +42,30 @@ def read_profiles() -> Mapping[str, Any]:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, version: object) -> Mapping[str, Any]:
-    """The file in one `version`; a change of the version is what makes it be read again."""
+    """Read the profile file; `version` is only a part of the cache key."""
     profiles = read_yaml(path)
     for name, keys in profiles.items():
         if not isinstance(name, str):
-            raise ConfigError(f"{path}: the name of a cluster must be text, is {name!r}; put it into quotes")
+            raise ConfigError(f"{path}: the name of a cluster must be a string, is {name!r}; put it in quotes")
         _check_keys(f"{path}: cluster {name!r}", name, keys)
     return profiles
 
 
-def _check_keys(where: str, name: str, keys: Any) -> None:
-    """Raise ConfigError unless a profile is as far right as can be told without its backend."""
+def _check_keys(source: str, name: str, keys: Any) -> None:
+    """Check the keys of a profile that do not depend on its backend. Raises ConfigError."""
     if keys is None:
         return
     if not isinstance(keys, dict):
-        raise ConfigError(f"{where}: must be keys with values, such as {name}: {{backend: slurm}}, is {keys!r}")
-    for key, what in (("backend", "name"), ("runs", "path")):
+        raise ConfigError(f"{source}: must be keys with values, such as {name}: {{backend: slurm}}, is {keys!r}")
+    for key, noun in (("backend", "name"), ("runs", "path")):
         if not isinstance(keys.get(key), str | None):
-            raise ConfigError(f"{where}: {key}: must be a {what}, is {keys[key]!r}")
+            raise ConfigError(f"{source}: {key}: must be a {noun}, is {keys[key]!r}")
 
 
 def load_profile(name: str) -> Profile:
-    """The cluster that `--on NAME` means. `local`, `slurm` and `k8s` exist without a file.
+    """Return the profile of a cluster. `local`, `slurm` and `k8s` need no profile file. Raises ConfigError.
 
-    So does `allocation`, under which trials inside their sweep's nodes are known; nobody submits to it.
+    Neither does `allocation`, the cluster of trials that run on the nodes of their sweep; users cannot submit to it.
     """
     profiles = read_profiles()
     if name in profiles:
@@ -73,19 +73,22 @@ def load_profile(name: str) -> Profile:
         return Profile(name=name, backend=str(options.pop("backend", name)), options=options)
     if name in {"local", "slurm", "k8s", "allocation"}:
         return Profile(name=name, backend=name)
-    known = ", ".join(sorted({"local", "slurm", "k8s", *profiles}))
-    where = profile_file() or "no profile file; see $ROPEWALK_CLUSTERS"
-    raise ConfigError(f"unknown cluster {name!r}; known: {known} ({where})")
+    names = ", ".join(sorted({"local", "slurm", "k8s", *profiles}))
+    source = profile_file() or "no profile file; see $ROPEWALK_CLUSTERS"
+    raise ConfigError(f"unknown cluster {name!r}; known: {names} ({source})")
 
 
 def load_backend(name: str) -> Backend:
-    """The backend of a cluster: one of this program's, else one of the entry-point group `ropewalk.backends`."""
+    """Return the backend of a cluster: a built-in one, or one of the entry-point group `ropewalk.backends`.
+
+    Raises ConfigError, UnknownBackendError.
+    """
     profile = load_profile(name)
-    if profile.backend in OWN:
-        module, _, kind = OWN[profile.backend].partition(":")
-        own: Backend = getattr(import_module(module), kind)(profile)
-        return own
-    from importlib.metadata import entry_points  # noqa: PLC0415 - it looks through every package that is installed
+    if profile.backend in BUILT_IN:
+        module, _, kind = BUILT_IN[profile.backend].partition(":")
+        built_in: Backend = getattr(import_module(module), kind)(profile)
+        return built_in
+    from importlib.metadata import entry_points  # noqa: PLC0415 - slow: it scans every installed package
 
     for point in entry_points(group=GROUP, name=profile.backend):
         backend: Backend = point.load()(profile)

@@ -1,4 +1,4 @@
-"""What the submissions of all schedulers share: their key, when one must not begin, and what is done while nobody answers."""
+"""Submission logic of all schedulers: idempotency keys, dependencies, checks, and retries while a scheduler is unavailable."""
 
 import logging
 import time
@@ -27,15 +27,15 @@ PATIENCE_SECONDS = 120.0  # a controller that restarts takes some seconds, a fai
 PAUSE_SECONDS = 1.0
 
 
-def key_of(run: RunDir, attempt: int) -> str:
-    """The idempotency key of the submission that opens an attempt: a second submission with the same key is the same one."""
+def submission_key(run: RunDir, attempt: int) -> str:
+    """Return the idempotency key of the submission that opens an attempt: a repetition with the same key has no effect."""
     return f"ropewalk:{run.id}:{attempt}"
 
 
 def newest_submission(run: RunDir) -> tuple[int, dict[str, Any]]:
-    """The attempt that the newest submission opened, and what it wrote down; retries and requeues open others after it.
+    """Return the attempt that the newest submission opened and the details it recorded, or (0, {}) if there is none.
 
-    (0, {}): there is none.
+    Retries and requeues open further attempts after it.
     """
     attempts = run.attempts()
     for number in reversed(attempts):
@@ -46,108 +46,112 @@ def newest_submission(run: RunDir) -> tuple[int, dict[str, Any]]:
 
 
 def submission_details(run: RunDir) -> dict[str, Any]:
-    """What the newest submission wrote down: key, profile, resources, and the backend's own keys."""
+    """Return the details that the newest submission recorded: key, profile, resources, and keys of the backend."""
     return newest_submission(run)[1]
 
 
 def next_attempt(run: RunDir) -> int:
-    """The number of the attempt that a submission of the run opens."""
+    """Return the number of the attempt that the next submission of the run opens."""
     return (run.attempts() or [0])[-1] + 1
 
 
 def is_over(run: RunDir) -> bool:
-    """Whether the run has ended for good, by its own files."""
+    """Return True if the run has ended for good according to its files."""
     outcome = run.last_outcome()
     return outcome is not None and outcome.state.final
 
 
-# --- what a run waits for
+# --- dependencies
 
 
 def dependencies(run: RunDir) -> list[RunDir]:
-    """The runs for whose success the newest submission of this one waits, or has waited."""
-    return named_beside(run, submission_details(run).get("after") or [])
+    """Return the runs that must succeed before the newest submission of `run` starts."""
+    return sibling_runs(run, submission_details(run).get("after") or [])
 
 
-def named_beside(run: RunDir, names: Sequence[str]) -> list[RunDir]:
-    """The runs of these ids in the same folder as `run`."""
+def sibling_runs(run: RunDir, names: Sequence[str]) -> list[RunDir]:
+    """Return the runs with these ids in the same folder as `run`."""
     return [RunDir(run.path.parent / name) for name in names]
 
 
-def failed_of(others: Sequence[RunDir]) -> list[tuple[RunDir, Outcome]]:
-    """Those of the runs that ended without success, each with its outcome."""
+def failed_runs(others: Sequence[RunDir]) -> list[tuple[RunDir, Outcome]]:
+    """Return the runs that ended without success, each with its outcome."""
     ended = [(other, other.last_outcome()) for other in others]
     return [(other, o) for other, o in ended if o is not None and o.state.final and o.state is not RunState.SUCCEEDED]
 
 
-def never_starts(failed: Sequence[tuple[RunDir, Outcome]]) -> str:
-    """The cause of a run's end that waited for runs which have failed."""
-    words = [f"{other.id}, which ended as {outcome.state} ({outcome.cause})" for other, outcome in failed]
-    return f"never started: it waited for {' and '.join(words)}"
+def failed_dependency_cause(failed: Sequence[tuple[RunDir, Outcome]]) -> str:
+    """Return the cause in the outcome of a run that did not start because dependencies failed."""
+    endings = [f"{other.id}, which ended as {outcome.state} ({outcome.cause})" for other, outcome in failed]
+    return f"never started: it waited for {' and '.join(endings)}"
 
 
-def unstarted(run: RunDir, failed: Sequence[tuple[RunDir, Outcome]]) -> Outcome:
-    """The end of a run that waited for runs which have failed. It is cancelled, unless they are its own parts: then it failed."""
+def unstarted_outcome(run: RunDir, failed: Sequence[tuple[RunDir, Outcome]]) -> Outcome:
+    """Return the outcome of a run that did not start because dependencies failed.
+
+    The run failed if a failed dependency is a step of the run itself (a pipeline); otherwise it was cancelled.
+    """
     parts = [(other, outcome) for other, outcome in failed if other.record.get("parent") == run.id and outcome.state.failed]
     if not parts:
-        return Outcome(state=RunState.CANCELLED, exit_code=EXIT_DONE, cause=never_starts(failed), ended=time.time())
-    words = [f"its step {other.record.get('step')} ({other.id}) ended as {o.state}: {o.cause}" for other, o in parts]
-    return Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause="; ".join(words), ended=time.time())
+        return Outcome(state=RunState.CANCELLED, exit_code=EXIT_DONE, cause=failed_dependency_cause(failed), ended=time.time())
+    causes = [f"its step {other.record.get('step')} ({other.id}) ended as {o.state}: {o.cause}" for other, o in parts]
+    return Outcome(state=RunState.FAILED, exit_code=EXIT_FAILED, cause="; ".join(causes), ended=time.time())
 
 
 def open_dependencies(head: RunDir, after: Sequence[str]) -> list[RunDir]:
-    """Those of the runs `after` that are not over yet. Raises ConfigError where one can never succeed."""
-    others = named_beside(head, after)
-    for other, outcome in failed_of(others):
+    """Return the runs in `after` that have not ended. Raises ConfigError if one of them ended without success."""
+    others = sibling_runs(head, after)
+    for other, outcome in failed_runs(others):
         raise ConfigError(
-            f"--after {other.id}: it ended as {outcome.state} ({outcome.cause}); `ropewalk resume {other.id}` first"
+            f"--after {other.id}: that run ended as {outcome.state} ({outcome.cause}); `ropewalk resume {other.id}` first"
         )
     return [other for other in others if not is_over(other)]
 
 
 def end_unstarted(run: RunDir, resources: Resources, failed: Sequence[tuple[RunDir, Outcome]]) -> None:
-    """Write down that a run never starts because runs that it waits for have failed, in an attempt of its own."""
+    """Record, in a new attempt, that a run does not start because dependencies failed."""
     number = next_attempt(run)
     open_attempts([run], resources, [{"after": [other.id for other, _ in failed]}], number)
-    run.write_outcome(number, unstarted(run, failed))
+    run.write_outcome(number, unstarted_outcome(run, failed))
 
 
 # --- submitting
 
 
 def refuse_short_limit(resources: Resources) -> None:
-    """Raise ConfigError for a time limit that a scheduler would accept, and under which the run would never get to work."""
+    """Raise ConfigError if the time limit is not longer than the grace period, so that the run would stop as it starts."""
     limit = resources.time_limit_minutes
     if limit and limit * 60 <= resources.grace_seconds:
         raise ConfigError(
             f"resources.time_limit_minutes: {limit:g} is no longer than resources.grace_seconds ({resources.grace_seconds:g});"
-            " the run would be told to stop as it starts: a longer limit, or less notice"
+            " the run would have to stop as it starts: increase the limit or reduce the grace period"
         )
 
 
 def refuse_active(run: RunDir, active: Callable[[], str]) -> None:
-    """Raise AlreadyRunningError if an earlier submission of the run is under way: `active` names it, or nothing.
+    """Raise AlreadyRunningError if an earlier submission of the run is active.
 
-    Nobody is asked where the run is over: whatever is left of it is leaving.
+    `active` returns a phrase for that submission, or an empty string. It is not called if the run has ended: then the rest of
+    it is about to exit.
     """
-    if not is_over(run) and (found := active()):
-        raise AlreadyRunningError(run.id, found)
+    if not is_over(run) and (submission := active()):
+        raise AlreadyRunningError(run.id, submission)
 
 
 def open_attempts(
-    runs: Sequence[RunDir], resources: Resources, own: Sequence[Mapping[str, Any]], number: int, *, durable: bool = True
+    runs: Sequence[RunDir], resources: Resources, details: Sequence[Mapping[str, Any]], number: int, *, durable: bool = True
 ) -> None:
-    """Open attempt `number` of every run with what its submission writes down: the resources, and each run's own details.
+    """Open attempt `number` of every run, and record the resources and each run's `details` (without empty values).
 
-    Details that are empty are left out. Raises BackendError if another submission of the runs was faster, and leaves nothing
-    then. Not `durable`: see `begin_attempts`.
+    Raises BackendError, and leaves nothing behind, if another submission of the runs was faster. For `durable` see
+    `begin_attempts`.
     """
     common = {"resources": resources.model_dump(mode="json"), "opened_by": BY_SUBMISSION}
-    details = [{**common, **{key: value for key, value in each.items() if value not in (None, [])}} for each in own]
+    recorded = [{**common, **{key: value for key, value in each.items() if value not in (None, [])}} for each in details]
     try:
-        begin_attempts([run.path for run in runs], details, number=number, durable=durable)
+        begin_attempts([run.path for run in runs], recorded, number=number, durable=durable)
     except FileExistsError:
-        raise BackendError(f"{runs[0].id}: another submission of it is under way; `ropewalk ps` shows it") from None
+        raise BackendError(f"{runs[0].id}: another submission of this run is in progress; see `ropewalk ps`") from None
 
 
 def retry_for(
@@ -157,19 +161,19 @@ def retry_for(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
-    """Call a submission's `action` until the scheduler answers; what it returns. It must be safe to repeat.
+    """Return the result of `action`, an idempotent submission that is repeated while the scheduler does not answer.
 
-    Raises SubmissionInDoubtError if the scheduler is away for longer than `seconds`.
+    Raises SubmissionInDoubtError if the scheduler does not answer for `seconds`.
     """
-    deadline, told = clock() + seconds, False
+    deadline, warned = clock() + seconds, False
     while True:
         try:
             return action()
         except SchedulerAwayError as error:
             if clock() > deadline:
-                words = f"{error}; nobody answered for {seconds:.0f} s, so the job may exist or not: when it is back,"
-                raise SubmissionInDoubtError(f"{words} `ropewalk ps` tells; a resume never makes a second one") from None
-            if not told:
+                message = f"{error}; no answer for {seconds:.0f} s, so the job may or may not exist: see `ropewalk ps` when"
+                raise SubmissionInDoubtError(f"{message} the scheduler is back; a resume never submits it twice") from None
+            if not warned:
                 log.warning("%s; retrying for up to %.0f s (safe: submissions are idempotent)", error, seconds)
-                told = True
+                warned = True
         sleep(PAUSE_SECONDS)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ropewalk.cluster.backends.submission import key_of, refuse_short_limit
+from ropewalk.cluster.backends.submission import refuse_short_limit, submission_key
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.process.command import module_command
 from ropewalk.cluster.run.directory import CODE_FOLDER, RunDir
@@ -48,7 +48,7 @@ def render_job(run: RunDir, resources: Resources, profile: K8sProfile, number: i
     job, nodes = load_job("job.yaml"), resources.nodes
     metadata, spec = job["metadata"], job["spec"]
     metadata |= {"name": name_of(run.id, number), "labels": {**labels_of(run, number), ROLE_LABEL: "run"}}
-    metadata["annotations"] = {KEY_ANNOTATION: key_of(run, number)}
+    metadata["annotations"] = {KEY_ANNOTATION: submission_key(run, number)}
     spec |= {"completions": nodes.most, "parallelism": nodes.most, "ttlSecondsAfterFinished": round(profile.keep_minutes * 60)}
     if profile.queue or held:
         spec["suspend"] = True  # until Kueue admits it, or the release controller starts it

@@ -7,7 +7,7 @@ replayed. The welcome is signed in the same way, so that a pod executes commands
 import json
 import secrets
 
-from ropewalk.cluster.run.key import sign, signed_by
+from ropewalk.cluster.run.key import is_signature, sign
 from ropewalk.k8s.runtime.pod_status import Pod
 from ropewalk.k8s.runtime.protocol import Message
 
@@ -28,7 +28,7 @@ def hello(key: str, challenge: str, nonce: str, pod: Pod) -> Message:
 def proves_key(key: str, challenge: str, message: Message, pod: Pod) -> bool:
     """Return True if a hello answers the challenge and its sender has the key."""
     proof = bytes.fromhex(message["proof"])
-    return signed_by(key, proof, "hello", challenge.encode(), str(message["nonce"]).encode(), _text(pod))
+    return is_signature(key, proof, "hello", challenge.encode(), str(message["nonce"]).encode(), _text(pod))
 
 
 def welcome(key: str, nonce: str) -> Message:
@@ -39,7 +39,7 @@ def welcome(key: str, nonce: str) -> Message:
 def is_welcome(key: str, nonce: str, message: Message) -> bool:
     """Return True if a message is a welcome whose sender has the key. Raises ValueError if its proof is malformed."""
     proof = str(message.get("proof"))
-    return message["say"] == "welcome" and signed_by(key, bytes.fromhex(proof), "welcome", nonce.encode())
+    return message["say"] == "welcome" and is_signature(key, bytes.fromhex(proof), "welcome", nonce.encode())
 
 
 def ray_token(key: str) -> str:

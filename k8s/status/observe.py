@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ropewalk.cluster.backends.submission import is_over, named_beside, submission_details
+from ropewalk.cluster.backends.submission import is_over, sibling_runs, submission_details
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.k8s.api.client import ForbiddenError, Kubernetes, NotFoundError
 from ropewalk.k8s.api.objects import Object, end_of
@@ -38,7 +38,7 @@ def observe(kube: Kubernetes, runs: Sequence[RunDir]) -> dict[str, Observation]:
     workloads = _by_owner(_list(kube, "Workload")) if queued else {}
     events = _warnings(kube, waiting, pods)
     dependencies = {other for run in waiting for other in details[run].get("after") or ()}
-    unfinished = named_beside(runs[0], sorted(dependencies)) if dependencies else []
+    unfinished = sibling_runs(runs[0], sorted(dependencies)) if dependencies else []
     awaited = {other.id for other in unfinished if not is_over(other)}
     return {
         run: Observation(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ropewalk.cluster.backends.base import BackendState
-from ropewalk.cluster.backends.recovery import SETTLE_SECONDS, end_without_word, has_agents, lost, never_submitted
+from ropewalk.cluster.backends.recovery import SETTLE_SECONDS, has_agents, lost_state, missing_outcome, unsubmitted_state
 from ropewalk.cluster.backends.submission import PATIENCE_SECONDS, is_over
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import Outcome, RunState
@@ -22,7 +22,7 @@ def run_state(run: RunDir, observation: Observation) -> BackendState:
     """Return the run's state, and the reason if it waits."""
     attempts = run.attempts()
     if not attempts:
-        return never_submitted(run)
+        return unsubmitted_state(run)
     outcome = run.outcome(attempts[-1])
     if outcome is None or not outcome.state.final:
         outcome = unrecorded_outcome(run, observation) or outcome
@@ -54,14 +54,14 @@ def unrecorded_outcome(run: RunDir, observation: Observation) -> Outcome | None:
         return annotated
     if observation.job is None:
         cause = "cancelled; its Job was gone" if outcome is None else "cancelled while waiting"
-        return end_without_word(run, RunState.CANCELLED, cause) if run.cancel_requested else None
+        return missing_outcome(run, RunState.CANCELLED, cause) if run.cancel_requested else None
     if "deletionTimestamp" in observation.job["metadata"]:
         return _outcome_of_stuck_deletion(run, observation.job)
     if end := end_of(observation.job):
         awaited = outcome is None and has_agents(run) and time.time() - seconds_of(end.get("lastTransitionTime")) < SETTLE_SECONDS
         return None if awaited else _outcome_of_job(run, end)
     if never_starts(run, observation):
-        return end_without_word(run, RunState.FAILED, f"never started: {pending_reason(observation)}")
+        return missing_outcome(run, RunState.FAILED, f"never started: {pending_reason(observation)}")
     return None
 
 
@@ -157,7 +157,7 @@ def _word(job: Object) -> str:
 def _state_without_job(run: RunDir, details: Mapping[str, Any], outcome: Outcome | None) -> BackendState:
     if outcome is None and time.time() - float(details.get("created") or 0) < PATIENCE_SECONDS and not has_agents(run):
         return BackendState(state=RunState.PENDING, word="submitting")
-    return lost(run, f"Kubernetes no longer has Job {details.get('name') or 'of it'}, and it left no final outcome")
+    return lost_state(run, f"Kubernetes no longer has Job {details.get('name') or 'of it'}, and it left no final outcome")
 
 
 def _outcome_of_stuck_deletion(run: RunDir, job: Object) -> Outcome | None:
@@ -166,7 +166,7 @@ def _outcome_of_stuck_deletion(run: RunDir, job: Object) -> Outcome | None:
     # the timestamp is the time of the deletion request
     if time.time() - seconds_of(job["metadata"]["deletionTimestamp"]) <= grace + LEAVING_SECONDS:
         return None
-    return end_without_word(run, RunState.CANCELLED, "cancelled; an unreachable node still holds one of its pods")
+    return missing_outcome(run, RunState.CANCELLED, "cancelled; an unreachable node still holds one of its pods")
 
 
 def _outcome_of_job(run: RunDir, end: Mapping[str, Any]) -> Outcome:
@@ -174,4 +174,4 @@ def _outcome_of_job(run: RunDir, end: Mapping[str, Any]) -> Outcome:
     details = ": ".join(str(each) for each in (end.get("reason"), end.get("message")) if each)
     state = RunState.CANCELLED if run.cancel_requested else RunState.FAILED
     message = f"Kubernetes reports {end['type']}{f' ({details})' if details else ''}"
-    return end_without_word(run, state, with_remedy(message))
+    return missing_outcome(run, state, with_remedy(message))

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 
 from ropewalk.cluster.backends.base import BackendState
-from ropewalk.cluster.backends.recovery import last_known
+from ropewalk.cluster.backends.recovery import state_from_files
 from ropewalk.cluster.errors import BackendError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.k8s.api.client import ApiAwayError, Kubernetes
@@ -31,7 +31,7 @@ def settle_run(run: RunDir, observation: Observation, kube: Kubernetes, fetch: C
         try:
             fetch(run)
         except ApiAwayError as error:  # the outcome exists and will be readable later
-            return last_known(run, str(error))
+            return state_from_files(run, str(error))
         except BackendError as error:
             log.warning("%s: cannot read its outcome: %s", run.id, error)
     useless = never_starts(run, observation)

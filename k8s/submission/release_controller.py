@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ropewalk.cluster.backends.recovery import conclude
-from ropewalk.cluster.backends.submission import PATIENCE_SECONDS, failed_of, is_over, unstarted
+from ropewalk.cluster.backends.recovery import record_missing_outcome
+from ropewalk.cluster.backends.submission import PATIENCE_SECONDS, failed_runs, is_over, unstarted_outcome
 from ropewalk.cluster.process.output import configure_logging
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json, write_json
@@ -65,7 +65,7 @@ def release_all(held: HeldRuns, root: Path, kube: Kubernetes, sleep: Callable[[f
     started: list[RunDir] = []
     for poll in itertools.count():
         waiting = [run for run in waiting if not is_over(run)]
-        failed = failed_of(others)
+        failed = failed_runs(others)
         try:
             if failed or all(map(is_over, others)):
                 started = [run for run in started if not is_over(run)]
@@ -118,7 +118,7 @@ def _release(run: RunDir, job: Object, held: HeldRuns, kube: Kubernetes) -> None
 
 def _drop(run: RunDir, job: Object | None, held: HeldRuns, failed: Sequence[tuple[RunDir, Outcome]], kube: Kubernetes) -> None:
     """End the Job of a run that will never start, and record the cause."""
-    outcome = unstarted(run, failed)
+    outcome = unstarted_outcome(run, failed)
     log.info("%s %s", run.id, outcome.cause)
     annotations = {OUTCOME_ANNOTATION: json.dumps(vars(outcome))}
     if job is not None and _is_held(job):
@@ -126,7 +126,7 @@ def _drop(run: RunDir, job: Object | None, held: HeldRuns, failed: Sequence[tupl
         with suppress(NotFoundError):  # the Job creates no pod and ends
             kube.patch("Job", name_of(run.id, held.number), {"metadata": {"annotations": annotations}, "spec": spec})
     if run.attempts():  # otherwise its directory would be staged only when it starts
-        conclude(run, outcome.state, outcome.cause)
+        record_missing_outcome(run, outcome.state, outcome.cause)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from string import Template
 
-from ropewalk.cluster.backends.submission import key_of, refuse_short_limit
+from ropewalk.cluster.backends.submission import refuse_short_limit, submission_key
 from ropewalk.cluster.config import Resources
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.slurm.profile import SlurmProfile
@@ -45,7 +45,7 @@ def job_options(run: RunDir, resources: Resources, profile: SlurmProfile, attemp
     log = f"{run.id}/attempts/{attempt:04d}/logs/batch.log" if runs > 1 else f"attempts/{attempt:04d}/logs/batch.log"
     options: dict[str, str | int | bool] = {
         "job-name": f"ropewalk-{run.id}",
-        "comment": key_of(run, attempt),
+        "comment": submission_key(run, attempt),
         **requests(resources),
         **profile.options,
         "requeue": True,
@@ -80,7 +80,7 @@ def placement(profile: SlurmProfile) -> dict[str, str | int | bool]:
 def render_extra_node(run: RunDir, resources: Resources, profile: SlurmProfile, job: str, minutes: int | None) -> str:
     """Render the script of a job that holds an additional node for an elastic run."""
     single_node = resources.model_copy(update={"nodes": type(resources.nodes)(least=1, most=1), "time_limit_minutes": minutes})
-    options: dict[str, str | int | bool] = {"job-name": extra_node_name(job), "comment": f"{key_of(run, 0)}:more"}
+    options: dict[str, str | int | bool] = {"job-name": extra_node_name(job), "comment": f"{submission_key(run, 0)}:more"}
     options |= {**requests(single_node), **profile.options, "output": "/dev/null", "no-requeue": True}
     return fill("extra_node.sbatch", directives="\n".join(f"#SBATCH {flag}" for flag in flags(options)), job=job)
 

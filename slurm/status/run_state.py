@@ -5,8 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ropewalk.cluster.backends.base import BackendState
-from ropewalk.cluster.backends.recovery import SETTLE_SECONDS, conclude, lost, never_submitted
-from ropewalk.cluster.backends.submission import PATIENCE_SECONDS, dependencies, failed_of, submission_details, unstarted
+from ropewalk.cluster.backends.recovery import SETTLE_SECONDS, lost_state, record_missing_outcome, unsubmitted_state
+from ropewalk.cluster.backends.submission import (
+    PATIENCE_SECONDS,
+    dependencies,
+    failed_runs,
+    submission_details,
+    unstarted_outcome,
+)
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import Outcome, RunState
 from ropewalk.slurm.commands import Job
@@ -23,7 +29,7 @@ def run_state(run: RunDir, job: Job | None, accounted: str | None = None) -> Bac
     """
     attempts = run.attempts()
     if not attempts:
-        return never_submitted(run)
+        return unsubmitted_state(run)
     outcome = run.outcome(attempts[-1])
     if outcome is not None and outcome.state.final:
         return BackendState(state=outcome.state, word="ended", reason=outcome.cause)
@@ -51,14 +57,16 @@ def _state_without_job(run: RunDir, outcome: Outcome | None) -> BackendState:
         return BackendState(state=RunState.PENDING, word="submitting")
     if run.cancel_requested:
         cause = "cancelled; it had no job"
-        return BackendState(state=RunState.CANCELLED, word="lost", reason=conclude(run, RunState.CANCELLED, cause).cause)
+        return BackendState(
+            state=RunState.CANCELLED, word="lost", reason=record_missing_outcome(run, RunState.CANCELLED, cause).cause
+        )
     if not job_id(run):
         message = "its submission was interrupted"
     elif outcome is None and not owner_of(run):
         message = f"Slurm no longer knows job {job_id(run)}, which had not started"
     else:
         message = f"Slurm no longer knows job {job_id(run)}, and it left no final outcome"
-    return lost(run, message)
+    return lost_state(run, message)
 
 
 def _record_end(run: RunDir, job: Job, outcome: Outcome | None) -> BackendState:
@@ -66,7 +74,7 @@ def _record_end(run: RunDir, job: Job, outcome: Outcome | None) -> BackendState:
     ended = seconds_of(job.end)
     if outcome is None and ended != FOREVER and time.time() - ended < SETTLE_SECONDS and owner_of(run):
         return BackendState(state=RunState.RUNNING, word=job.state, reason="ended; waiting for its outcome")
-    recorded = conclude(run, *_end(run, job, outcome))
+    recorded = record_missing_outcome(run, *_end(run, job, outcome))
     return BackendState(state=recorded.state, word=job.state, reason=recorded.cause)
 
 
@@ -74,8 +82,8 @@ def _end(run: RunDir, job: Job, outcome: Outcome | None) -> tuple[RunState, str]
     """Return the final state of a run whose job ended without an outcome, and the cause."""
     if job.state == "CANCELLED" and not run.cancel_requested and _dependency_failed(run, job):
         others = dependencies(run)
-        if failed := failed_of(others):
-            end = unstarted(run, failed)
+        if failed := failed_runs(others):
+            end = unstarted_outcome(run, failed)
             return end.state, end.cause
         names = " and ".join(other.id for other in others) or "another run"
         return state_of(job), f"never started: it waited for {names}"
@@ -96,7 +104,7 @@ def _dependency_failed(run: RunDir, job: Job) -> bool:
 
     Not decided by the reason `Dependency`: a waiting job that a person cancels has it too.
     """
-    return job.reason == "DependencyNeverSatisfied" or (not owner_of(run) and bool(failed_of(dependencies(run))))
+    return job.reason == "DependencyNeverSatisfied" or (not owner_of(run) and bool(failed_runs(dependencies(run))))
 
 
 def _last_line(log: Path) -> str:

@@ -74,7 +74,7 @@ def test_the_backend_of_the_readme_runs_a_run_after_another(backend: Backend, tm
 def test_its_defaults(backend: Backend, tmp_path: Path) -> None:
     runs = [made(tmp_path / "runs") for _ in range(3)]
     assert backend.render_many(runs, Resources()).splitlines()[1:] == ["# and 2 more"]
-    with pytest.raises(ConfigError, match=r"--at-once 2: cluster 'tonight' cannot hold runs back"):
+    with pytest.raises(ConfigError, match=r"--at-once 2: cluster 'tonight' has no such limit; remove"):
         backend.submit_many(runs, Resources(), at_once=2)
     assert not runs[0].attempts(), "and nothing is left of it"
     assert backend.start_estimate(runs[0], Resources()) == ""

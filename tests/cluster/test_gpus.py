@@ -70,10 +70,10 @@ def test_runs_of_this_machine_are_dealt_gpus_that_no_other_holds(monkeypatch: py
 @pytest.mark.parametrize(
     ("gpus", "resources", "words"),
     [
-        (0, {"gpus": 1}, ["take 1 GPUs", "machine has 0", "resources.gpus=0", "--on"]),
-        (1, {"nodes": 2, "gpus": 1}, ["take 2 GPUs", "machine has 1", "resources.nodes=1"]),
-        (2, {"nodes": 2, "gpus": 2}, ["take 4 GPUs", "machine has 2", "resources.gpus=1", "resources.nodes=1"]),
-        (2, {"nodes": "1..4", "gpus": 1}, ["take 4 GPUs", "machine has 2", "resources.nodes=2"]),
+        (0, {"gpus": 1}, ["need 1 GPUs", "machine has 0", "resources.gpus=0", "--on"]),
+        (1, {"nodes": 2, "gpus": 1}, ["need 2 GPUs", "machine has 1", "resources.nodes=1"]),
+        (2, {"nodes": 2, "gpus": 2}, ["need 4 GPUs", "machine has 2", "resources.gpus=1", "resources.nodes=1"]),
+        (2, {"nodes": "1..4", "gpus": 1}, ["need 4 GPUs", "machine has 2", "resources.nodes=2"]),
     ],
 )
 def test_too_few_gpus_are_refused_at_submission_with_both_numbers(

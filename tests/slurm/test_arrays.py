@@ -120,7 +120,7 @@ def test_dependants_of_a_run_without_success_are_cancelled_and_say_so(
         assert told.reason.startswith(ended)
     told = until(lambda: (state := last.state).state.final and state)
     assert told.reason.startswith(f"never started: it waited for {others[0].run.id}, which ended as CANCELLED")
-    with pytest.raises(ConfigError, match=rf"--after {first.run.id}: it ended as .*`ropewalk resume {first.run.id}` first"):
+    with pytest.raises(ConfigError, match=rf"--after {first.run.id}: that run ended as .*`ropewalk resume {first.run.id}` first"):
         tick(after=(first.run.id,))
 
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from ropewalk.cluster.backends.base import Profile
-from ropewalk.cluster.backends.submission import dependencies, failed_of, key_of
+from ropewalk.cluster.backends.submission import dependencies, failed_runs, submission_key
 from ropewalk.cluster.process.kill import processes_of
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import Outcome, RunState
@@ -40,12 +40,12 @@ LIVE = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_O
 
 def submitted(root: Path, **details: object) -> RunDir:
     run = RunDir.create("toy", {"job": "toy", "config": {}, "resources": {}}, root)
-    run.begin_attempt(opened_by="submission", key=key_of(run, 1), handle="slurm:7", **details)
+    run.begin_attempt(opened_by="submission", key=submission_key(run, 1), handle="slurm:7", **details)
     return run
 
 
 def job_of(run: RunDir, state: str, reason: str = "None", end: str = "N/A") -> Job:
-    name, comment = f"ropewalk-{run.id}", key_of(run, 1)
+    name, comment = f"ropewalk-{run.id}", submission_key(run, 1)
     return Job(id="7", state=state, reason=reason, nodes="", start="N/A", end=end, name=name, comment=comment)
 
 
@@ -100,10 +100,10 @@ def test_a_run_whose_dependency_failed_never_started(tmp_path: Path) -> None:
     others = [submitted(tmp_path) for _ in range(3)]
     run = submitted(tmp_path, after=[other.id for other in others])
     others[0].write_outcome(1, Outcome(state=RunState.SUCCEEDED, exit_code=0, cause="done"))
-    assert failed_of(dependencies(run)) == []
+    assert failed_runs(dependencies(run)) == []
     outcome = Outcome(state=RunState.FAILED, exit_code=1, cause="rank 0: Bug")
     others[1].write_outcome(1, outcome)
-    assert [(other.id, told) for other, told in failed_of(dependencies(run))] == [(others[1].id, outcome)]
+    assert [(other.id, told) for other, told in failed_runs(dependencies(run))] == [(others[1].id, outcome)]
     cause = f"never started: it waited for {others[1].id}, which ended as FAILED (rank 0: Bug)"
     assert run_state(run, job_of(run, "CANCELLED", "Dependency")).reason == cause
 
@@ -129,7 +129,7 @@ def test_one_squeue_for_all(slurm_lab: Lab, tick: Start) -> None:
     array = [tick(profile=HELD, submit=False) for _ in range(20)]
     array[0].backend.submit_many([one.run for one in array], array[0].resources)
     lost = tick(submit=False)
-    lost.run.begin_attempt(opened_by="submission", key=key_of(lost.run, 1), handle="slurm:999999")
+    lost.run.begin_attempt(opened_by="submission", key=submission_key(lost.run, 1), handle="slurm:999999")
     recorder = Recorder()
     backend = SlurmBackend(Profile(name="lab", backend="slurm"), Slurm(recorder))
     states = backend.states([one.run for one in [*runs, *array]])
@@ -216,7 +216,7 @@ def test_ps_without_a_controller(make_lab: MakeLab, tick: Start, tmp_path: Path)
     for row in json.loads(done.stdout):
         assert row["state"] == "PENDING"
         assert "Unable to contact slurm controller" in row["reason"]
-        assert "this is the last that its files tell" in row["reason"]
+        assert "the state is taken from the run's files" in row["reason"]
     assert len(runs) == 2
     lab.start_controller()
 

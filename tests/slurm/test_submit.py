@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ropewalk.cluster.backends.submission import key_of
+from ropewalk.cluster.backends.submission import submission_key
 from ropewalk.cluster.errors import BackendError, SchedulerAwayError, SubmissionInDoubtError
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.spec import RunState
@@ -40,7 +40,7 @@ def test_a_job_that_was_made_though_sbatch_timed_out(slurm_lab: Lab, tick: Start
     head.backend.slurm = Slurm(runner)
     handles = head.backend.submit_many([one.run for one in runs], head.resources)
     assert runner.count() == {"sbatch": 1, "squeue": 1}
-    jobs = jobs_with(key_of(head.run, 1))
+    jobs = jobs_with(submission_key(head.run, 1))
     assert sorted(handles) == sorted(f"slurm:{job}" for job in jobs)
     assert len(jobs) == count
     assert {one.state.state for one in runs} == {RunState.PENDING}
@@ -55,13 +55,13 @@ def test_an_sbatch_that_did_nothing_is_repeated(slurm_lab: Lab, tick: Start) -> 
 
     run.backend.slurm = Slurm(runner)
     run.backend.submit(run.run, run.resources)
-    assert len(jobs_with(key_of(run.run, 1))) == 1
+    assert len(jobs_with(submission_key(run.run, 1))) == 1
     assert real.count() == {"squeue": 2, "sbatch": 1}
 
 
 def test_nobody_answers() -> None:
     now = [0.0]
-    with pytest.raises(SubmissionInDoubtError, match=r"timed out.*nobody answered for 120 s.*`ropewalk ps` tells"):
+    with pytest.raises(SubmissionInDoubtError, match=r"timed out.*no answer for 120 s.*see `ropewalk ps`"):
         submit_once(
             Slurm(lambda words, _: socket_times_out(words)),
             Path("job.sbatch"),
@@ -114,7 +114,7 @@ def test_a_client_killed_before_it_could_write_the_handle(slurm_lab: Lab, tick: 
     runs = [tick(submit=False, steps=2) for _ in range(count)]
     words = [sys.executable, "-c", DYING, *(str(one.run.path) for one in runs)]
     assert subprocess.run(words, cwd=ROOT, check=False).returncode == -9
-    jobs = jobs_with(key_of(runs[0].run, 1))
+    jobs = jobs_with(submission_key(runs[0].run, 1))
     assert len(jobs) == count
     for one in runs:
         assert job_id(one.run) == ""
@@ -130,7 +130,7 @@ def test_a_client_killed_before_it_could_write_the_handle(slurm_lab: Lab, tick: 
 
 def test_a_client_killed_before_sbatch(slurm_lab: Lab, tick: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tick(submit=False, steps=2)
-    run.run.begin_attempt(opened_by="submission", key=key_of(run.run, 1))
+    run.run.begin_attempt(opened_by="submission", key=submission_key(run.run, 1))
     assert (run.state.state, run.state.word) == (RunState.PENDING, "submitting")
     monkeypatch.setattr("ropewalk.slurm.status.run_state.PATIENCE_SECONDS", 0)
     assert (run.state.state, run.state.word) == (RunState.UNKNOWN, "lost")
@@ -199,9 +199,9 @@ def test_an_owner_that_is_about_to_write_its_name_is_waited_for(tmp_path: Path) 
 
 def test_a_late_job_of_an_earlier_submission_counts_while_it_is_there(slurm_lab: Lab, tick: Start) -> None:
     run = tick(profile=HELD)
-    run.run.begin_attempt(opened_by="submission", key=key_of(run.run, 2), handle="slurm:999999")
+    run.run.begin_attempt(opened_by="submission", key=submission_key(run.run, 2), handle="slurm:999999")
     assert run.state.word == "PENDING"
-    subprocess.run(["scancel", jobs_with(key_of(run.run, 1))[0]], check=True)
+    subprocess.run(["scancel", jobs_with(submission_key(run.run, 1))[0]], check=True)
     assert run.state.word == "lost", "and says nothing of the newer one once it is over"
 
 
@@ -213,12 +213,12 @@ def test_of_two_resumes_at_a_time_one_is_refused(slurm_lab: Lab, tick: Start) ->
         def __call__(self, words: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
             if not other:  # at its first question the other one is faster
                 other.append(True)
-                run.run.begin_attempt(opened_by="submission", key=key_of(run.run, 1))
+                run.run.begin_attempt(opened_by="submission", key=submission_key(run.run, 1))
             return super().__call__(words, seconds)
 
     backend.slurm = Slurm(Rival())
     ahead = tick(profile=HELD)
-    with pytest.raises(BackendError, match="another submission of it is under way"):
+    with pytest.raises(BackendError, match="another submission of this run is in progress"):
         backend.submit(run.run, run.resources, [ahead.run.id])
     assert run.run.attempts() == [1]
 
@@ -257,7 +257,7 @@ def test_a_controller_killed_during_submission_run_and_ps(make_lab: MakeLab, tic
     assert run.finish().state is RunState.SUCCEEDED
     assert run.run.attempts() == [1]
     assert run.steps() == list(range(1, 401))
-    assert len(jobs_with(key_of(run.run, 1))) == 1
+    assert len(jobs_with(submission_key(run.run, 1))) == 1
 
 
 def test_a_job_that_the_controller_forgot_and_whose_id_it_gave_away(make_lab: MakeLab, tick: Start) -> None:
@@ -282,7 +282,7 @@ def test_a_job_that_the_controller_forgot_and_whose_id_it_gave_away(make_lab: Ma
 
 def test_a_lost_run_can_be_cancelled(slurm_lab: Lab, tick: Start) -> None:
     run = tick(submit=False)
-    run.run.begin_attempt(opened_by="submission", key=key_of(run.run, 1), handle="slurm:999999")
+    run.run.begin_attempt(opened_by="submission", key=submission_key(run.run, 1), handle="slurm:999999")
     assert run_state(run.run, None).word == "lost"
     run.backend.cancel(run.run)
     outcome = run.run.last_outcome()

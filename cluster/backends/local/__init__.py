@@ -1,1 +1,1 @@
-"""The local backend: virtual nodes on this machine, each with a supervisor that outlives the command."""
+"""The local backend: runs on virtual nodes of this machine, each with a detached supervisor."""

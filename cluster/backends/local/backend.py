@@ -1,4 +1,4 @@
-"""The local backend: virtual nodes on this machine, and a detached supervisor for every run."""
+"""The local backend: every run has a detached supervisor and virtual nodes on this machine."""
 
 import os
 import time
@@ -35,39 +35,39 @@ LEAVING_SECONDS = 10.0
 
 
 class LocalProfile(Section):
-    """The profile of this machine, where it has one."""
+    """Keys of a cluster profile with `backend: local`."""
 
-    runs: str | None = Field(default=None, description="where runs live")
+    runs: str | None = Field(default=None, description="directory of the runs")
 
 
 class LocalBackend(Backend):
-    """This machine as a cluster, with as many virtual nodes as a run asks for."""
+    """This machine as a cluster, with as many virtual nodes as a run requests."""
 
-    ships_code = False  # the code that is there now is what one wants on a laptop
+    ships_code = False  # runs use the project's current code
 
     def __init__(self, profile: Profile) -> None:
-        """Take a profile of this machine. Raises ConfigError for a key that such a profile does not have."""
+        """Check the profile's keys. Raises ConfigError."""
         super().__init__(profile)
         load_section(LocalProfile, profile.options, f"cluster {profile.name!r}")
 
     def render(self, run: RunDir, resources: Resources) -> str:
-        """The commands that the run's supervisor would start."""
+        """Return the commands that the run's supervisor would start."""
         return render_script(f"runs/{run.id}", "1", resources, Engine(run.record["engine"]))
 
     def check_resources(self, resources: Resources) -> None:
-        """Raise ConfigError for more GPUs than this machine has, and for a time limit that leaves no time to work."""
+        """Raise ConfigError if this machine has too few GPUs, or the time limit is not longer than the grace period."""
         refuse_short_limit(resources)
         deal_devices(resources)
 
     def submit(self, run: RunDir, resources: Resources, after: Sequence[str] = ()) -> str:
-        """Start a supervisor for the run; it goes on when this process and its terminal are gone."""
+        """Start a supervisor for the run; it outlives this process and its terminal."""
         self.check_resources(resources)
-        _let_leave(run)
+        _await_exit(run)
         if is_alive(run):
             raise AlreadyRunningError(run.id, f"an active process (local:{process_of(run)['pid']})")
-        close_unfinished_attempt(run, "its supervisor was killed, or this machine went down, before it could say how it ended")
+        close_unfinished_attempt(run, "its supervisor was killed, or this machine went down, before an outcome was recorded")
         number = next_attempt(run)
-        open_attempts([run], resources, [{"backend": "local", "after": list(after)}], number)  # a resumed run has no outcome now
+        open_attempts([run], resources, [{"backend": "local", "after": list(after)}], number)  # clears a resumed run's outcome
         run.make_folders(number)
         pid = start_detached(supervisor_command(run), run.path / "supervisor.log")
         record_supervisor(run, pid)
@@ -76,9 +76,9 @@ class LocalBackend(Backend):
     def submit_many(
         self, runs: Sequence[RunDir], resources: Resources, after: Sequence[str] = (), at_once: int | None = None
     ) -> list[str]:
-        """Start one process that runs all of them, `at_once` (unset: 1) at a time, each through a supervisor."""
+        """Start one queue process that runs `at_once` (default 1) of the runs at a time, each with its own supervisor."""
         self.check_resources(resources)
-        head = runs[0]  # all lie under one root, and the first holds what concerns them all
+        head = runs[0]  # all runs are in one folder; the first one holds the files of the queue
         details = {"backend": "local", "after": list(after), "queue": head.id}
         open_attempts(runs, resources, [details] * len(runs), next_attempt(head))
         write_json(head.path / QUEUE, {"runs": [run.id for run in runs], "at_once": at_once or 1})
@@ -87,7 +87,7 @@ class LocalBackend(Backend):
         return [f"local:{pid}"] * len(runs)
 
     def states(self, runs: Sequence[RunDir]) -> Mapping[str, BackendState]:
-        """The state of each run, by its files and by whether its supervisor lives."""
+        """Return the state of each run, from its files and the liveness of its supervisor."""
         return {run.id: self._state(run) for run in runs}
 
     def _state(self, run: RunDir) -> BackendState:
@@ -98,23 +98,23 @@ class LocalBackend(Backend):
                 return BackendState(state=outcome.state if outcome.state.final else RunState.REQUEUED, word="supervised")
             if not read_lines(run.attempt_dir(attempts[-1]) / AGENTS):
                 word = "starting" if has_supervisor(run) else "queued"
-                return BackendState(state=RunState.PENDING, word=word, reason=_waiting_for(run))
+                return BackendState(state=RunState.PENDING, word=word, reason=_pending_reason(run))
             return BackendState(state=RunState.RUNNING, word="supervised")
         if outcome is not None:
             if outcome.state.final:
                 return BackendState(state=outcome.state, word="ended")
             return BackendState(state=outcome.state, word="ended", reason=f"no process is running it; {remedy}", remedy=remedy)
-        who = "its supervisor" if has_supervisor(run) else "the process that would have started it"
-        return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{who} died; {remedy}", remedy=remedy)
+        process = "its supervisor" if has_supervisor(run) else "the queue that would have started it"
+        return BackendState(state=RunState.UNKNOWN, word="lost", reason=f"{process} died; {remedy}", remedy=remedy)
 
     def cancel(self, run: RunDir) -> None:
-        """Ask the supervisor to let the run save and leave."""
+        """Ask the supervisor to have the run save and exit."""
         run.request_cancel()
 
     def checks(self) -> list[Check]:
-        """The cores, GPUs, memory and shared memory of this machine."""
+        """Check the cores, GPUs, memory and shared memory of this machine."""
         memory = psutil.virtual_memory()
-        shm = psutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None  # noqa: S108 - looked at, not written
+        shm = psutil.disk_usage("/dev/shm") if os.path.isdir("/dev/shm") else None  # noqa: S108 - only queried
         return [
             Check(name="cores", ok=True, detail=f"{os.cpu_count()} on this machine"),
             Check(name="GPUs", ok=True, detail=", ".join(machine_devices()) or "none"),
@@ -122,21 +122,21 @@ class LocalBackend(Backend):
             Check(
                 name="shared memory",
                 ok=shm is None or shm.free > 2**29,
-                detail="none" if shm is None else f"{shm.free / 2**30:.1f} GiB free in /dev/shm (Ray wants 0.5)",
+                detail="none" if shm is None else f"{shm.free / 2**30:.1f} GiB free in /dev/shm (Ray needs 0.5)",
             ),
         ]
 
 
-def _let_leave(run: RunDir) -> None:
-    """Wait until the supervisor of a run that is over has left: it writes the final outcome before it has tidied up."""
+def _await_exit(run: RunDir) -> None:
+    """Wait until the supervisor of an ended run has exited: it records the final outcome before it cleans up."""
     deadline = time.monotonic() + LEAVING_SECONDS
     while is_over(run) and is_alive(run) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
-def _waiting_for(run: RunDir) -> str:
+def _pending_reason(run: RunDir) -> str:
     if others := [other.id for other in dependencies(run) if not is_over(other)]:
         return f"waits for {', '.join(others)}"
     if has_supervisor(run) or not (at_once := read_queue(run, QUEUE).get("at_once")):
         return ""
-    return f"waits for its turn: {at_once} of its submission at a time"
+    return f"waits in its submission's queue, which runs {at_once} at a time"

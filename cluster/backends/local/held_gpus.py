@@ -1,4 +1,4 @@
-"""Which GPUs of this machine runs of this user hold: there is no scheduler here that deals them, so each run locks its own."""
+"""Locks on this machine's GPUs, which replace a scheduler: each run locks the GPUs that it uses."""
 
 import fcntl
 import os
@@ -10,48 +10,48 @@ from ropewalk.cluster.gpus import machine_devices, processes_on
 
 
 class HeldGpus:
-    """The GPUs that one run holds, by locks on files that the kernel frees when this process ends, however it ends."""
+    """GPUs that one run holds, by file locks that the kernel releases when this process ends for any reason."""
 
-    def __init__(self, place: Path | None = None) -> None:
-        self._place = place or Path(tempfile.gettempdir())
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder or Path(tempfile.gettempdir())
         self._locks: dict[str, int] = {}
 
     def take(self, count: int) -> list[str]:
-        """Choose so many of the machine's GPUs and hold them: those that nobody uses first, in the machine's order.
+        """Choose and hold `count` of the machine's GPUs, preferably unused ones, in the machine's order.
 
-        Where too few are free the rest are shared with whoever holds them; `shared` names those.
+        If too few are free, GPUs that other runs hold are used as well; `shared` lists those.
         """
         devices = machine_devices()
-        if not count or len(devices) <= count:  # all, or too few: then the caller refuses
+        if not count or len(devices) <= count:  # if there are too few, the caller raises an error
             chosen = devices[:count]
         else:
             busy = processes_on(devices)
-            by_wish = sorted(devices, key=lambda name: (name not in self._locks, name in busy))
+            preferred = sorted(devices, key=lambda name: (name not in self._locks, name in busy))
             free: list[str] = []
-            for name in by_wish:
+            for name in preferred:
                 if len(free) < count and self._lock(name):
                     free.append(name)
-            chosen = [*free, *(name for name in by_wish if name not in free)][:count]
+            chosen = [*free, *(name for name in preferred if name not in free)][:count]
         self._release([name for name in self._locks if name not in chosen])
         for name in chosen:
             self._lock(name)
         return sorted(chosen, key=devices.index)
 
     def shared(self, devices: Sequence[str]) -> list[str]:
-        """Those of the devices that another run holds."""
+        """Return the devices that another run holds."""
         return [name for name in devices if name not in self._locks]
 
     def release(self) -> None:
-        """Free all of them."""
+        """Release all GPUs."""
         self._release([*self._locks])
 
     def _release(self, names: Sequence[str]) -> None:
         for name in names:
-            self._path(name).unlink(missing_ok=True)  # while it is locked: see `_lock`
+            self._path(name).unlink(missing_ok=True)  # before the lock is released: see `_lock`
             os.close(self._locks.pop(name))
 
     def _path(self, name: str) -> Path:
-        return self._place / f"ropewalk-gpu-{os.geteuid()}-{name.replace('/', '_')}"
+        return self._folder / f"ropewalk-gpu-{os.geteuid()}-{name.replace('/', '_')}"
 
     def _lock(self, name: str) -> bool:
         if name in self._locks:
@@ -60,7 +60,7 @@ class HeldGpus:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(descriptor).st_ino != self._path(name).stat().st_ino:
-                raise OSError("it was removed by whoever freed it, as this process opened it")
+                raise OSError("another process released and removed the file after it was opened")
         except OSError:
             os.close(descriptor)
             return False

@@ -1,6 +1,6 @@
-"""Virtual nodes of this machine: agents in process groups with addresses of their own (127.0.1.K).
+"""Virtual nodes of this machine: each is a process group with its own loopback address (127.0.1.K).
 
-So a run of two nodes is a real rendezvous of two agents, and killing a node is killing everything on it.
+A run of two nodes is thus a real rendezvous of two agents, and a node is killed by killing its processes.
 """
 
 import os
@@ -31,19 +31,22 @@ from ropewalk.cluster.spec import Engine, StopReason
 from ropewalk.cluster.supervise.agent_environment import agent_environment
 from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
 
-OUTER_TMPDIR_VARIABLE = "ROPEWALK_TMPDIR"  # the machine's own, for what outlives the node
-NODE_RETURN_SECONDS = 10.0  # how long a virtual node is away when it died: as if it rebooted
+OUTER_TMPDIR_VARIABLE = "ROPEWALK_TMPDIR"  # TMPDIR of the machine, for processes that outlive the node
+NODE_RETURN_SECONDS = 10.0  # time until a dead virtual node is usable again, as after a reboot
 
 
 def address_of(node: int) -> str:
-    """Return a virtual node's own loopback address."""
+    """Return a virtual node's loopback address."""
     return f"127.0.1.{node + 1}"
 
 
 def render_script(run_path: str, attempt: str, resources: Resources, engine: Engine) -> str:
-    """Render the commands as a script that a person can read, or run by hand: the local dry run."""
+    """Render the commands of a run as a script to read or to run by hand (`--dry-run`)."""
     port, rendezvous = "PORT", ""
-    lines = ["#!/bin/bash", "# What the local backend starts: one agent a virtual node, each in a process group of its own."]
+    lines = [
+        "#!/bin/bash",
+        "# Processes that the local backend starts: one agent per virtual node, each in its own process group.",
+    ]
     if engine is Engine.RANKS:
         rendezvous = f"{address_of(0)}:{port}"
         key = shlex.quote(f"{run_path}/attempts/{int(attempt):04d}/{RENDEZVOUS_KEY}")
@@ -51,31 +54,31 @@ def render_script(run_path: str, attempt: str, resources: Resources, engine: Eng
         lines.append(f"{shlex.join(StoreSpec(attempt=int(attempt), host=address_of(0), port=port).command())} &")
     nodes = str(resources.nodes)
     for node, devices in enumerate(deal_devices(resources)):
-        place = {"address": address_of(node), "rendezvous": rendezvous}
-        command = AgentSpec(run_path=run_path, attempt=int(attempt), node=node, nodes=nodes, **place).command()
+        addresses = {"address": address_of(node), "rendezvous": rendezvous}
+        command = AgentSpec(run_path=run_path, attempt=int(attempt), node=node, nodes=nodes, **addresses).command()
         variables = [f"{DEVICES_VARIABLE}={','.join(devices)}", f"{ORDER_VARIABLE}={device_order()}"] if devices else []
         lines.append(f"{' '.join([*variables, shlex.join(command)])} &")
     return "\n".join([*lines, "wait", ""])
 
 
 class LocalAllocation(Allocation):
-    """The virtual nodes of one run: all that it may have. `stop` is set by whoever wants the machine back."""
+    """Virtual nodes of one run. `stop` is set when the machine's owner wants it back."""
 
     name = "local"
 
     def __init__(self, run: RunDir, resources: Resources, stop: SignalFlag) -> None:
         self.run, self.resources, self.stop = run, resources, stop
-        self.leaving = False  # the supervisor itself has to go
-        self.scratch = make_scratch("r")  # the nodes' own disks
-        self.ray_token = secrets.token_hex(32)  # lives in memory only
-        self.away: dict[int, float] = {}  # when a node that died is up again, by the monotonic clock
+        self.leaving = False  # the supervisor has to exit
+        self.scratch = make_scratch("r")  # contains the nodes' local disks
+        self.ray_token = secrets.token_hex(32)  # never written to disk
+        self.away: dict[int, float] = {}  # monotonic time at which a dead node is usable again
         self.busy: set[int] = set()
-        self.devices: list[list[str]] = []  # of each node, as CUDA names them
+        self.devices: list[list[str]] = []  # GPUs of each node, as CUDA names them
         self._gpus = HeldGpus()
         self._store_port = ReservedPort()
 
     def initial_nodes(self) -> list[int]:
-        """Return the nodes that the run wants now, all rebooted."""
+        """Return the nodes that the run requests now; nodes that died are usable again."""
         self.away = {}
         self._deal_gpus()
         most = self.resources.nodes.most
@@ -93,15 +96,14 @@ class LocalAllocation(Allocation):
             self.devices = deal_devices(self.resources)
 
     def address(self, node: int) -> str:
-        """Return the node's own loopback address."""
         return address_of(node)
 
     def free_port(self) -> int:
-        """Reserve a port of node 0's address."""
+        """Reserve a port on node 0's address."""
         return self._store_port.take(address_of(0))
 
     def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
-        """Fork a process group of its own, with its temporary files on the node's own disk."""
+        """Start a command in its own process group, with its temporary files on the node's disk."""
         disk = self._disk(node)
         disk.mkdir(exist_ok=True)
         return fork_program(spec.command(), {**os.environ, **self._environment(node)}, log)
@@ -118,7 +120,7 @@ class LocalAllocation(Allocation):
         }
 
     def _disk(self, node: int) -> Path:
-        """The folder that is a virtual node's own disk: by it the node's processes are found, and it goes with the node."""
+        """Return the folder that serves as the node's local disk and identifies its processes."""
         return self.scratch / f"n{node}"
 
     def end(self, process: Process) -> None:
@@ -127,17 +129,17 @@ class LocalAllocation(Allocation):
         process.wait()
 
     def clean_up(self, node: int) -> None:
-        """Kill what had left the agent's process group."""
+        """Kill processes of the node that left the agent's process group."""
         end(processes_of(self._disk(node)))
 
     def mark_lost(self, node: int) -> None:
-        """Kill everything on a node that died; it is back after NODE_RETURN_SECONDS, as if it had rebooted."""
+        """Kill everything on a node that died, and make it usable again after NODE_RETURN_SECONDS."""
         self.clean_up(node)
         self.busy.discard(node)
         self.away[node] = time.monotonic() + NODE_RETURN_SECONDS
 
     def acquire(self, wanted: int) -> list[int]:
-        """Return nodes that have rebooted, or that nobody uses."""
+        """Return up to `wanted` unused nodes, and mark them as busy."""
         now = time.monotonic()
         free = [n for n in range(self.resources.nodes.most) if n not in self.busy and self.away.get(n, 0.0) <= now]
         chosen = free[: max(wanted, 0)]
@@ -145,23 +147,23 @@ class LocalAllocation(Allocation):
         return chosen
 
     def release(self, node: int) -> None:
-        """Free the node for the next `acquire`."""
+        """Make the node available to `acquire`."""
         self.busy.discard(node)
         self.away.pop(node, None)
 
     def stop_reason(self) -> str:
-        """Say that the machine is wanted back, once the supervisor got a signal."""
+        """Return PREEMPTED once after the supervisor got a stop signal, else an empty string."""
         if self.stop.is_set():
             self.stop.clear()
             return StopReason.PREEMPTED
         return ""
 
     def can_retry(self) -> bool:
-        """Say that this machine stays ours, unless the supervisor itself has to go."""
+        """Return False if the supervisor itself has to exit."""
         return not self.leaving
 
     def close(self) -> None:
-        """Kill everything on the nodes, and remove their disks."""
+        """Kill everything on the nodes, remove their disks, and release ports and GPUs."""
         self._store_port.release()
         self._gpus.release()
         end(processes_of(self.scratch))

@@ -1,4 +1,4 @@
-"""The detached processes of this machine's runs: how one is started, which is a run's, and whether it lives."""
+"""Detached processes of local runs: start, identification, liveness."""
 
 import os
 from pathlib import Path
@@ -20,57 +20,57 @@ SUPERVISOR_MODULE = "ropewalk.cluster.backends.local.supervisor_main"
 
 
 def supervisor_command(run: RunDir) -> list[str]:
-    """The command of a run's supervisor."""
+    """Return the command of a run's supervisor."""
     return module_command(SUPERVISOR_MODULE, str(run.path))
 
 
 def start_detached(command: list[str], log: Path) -> int:
-    """Start a process in a session of its own, which nobody waits for; returns its pid."""
+    """Start a process in a new session, without waiting for it, and return its pid."""
     environment = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
-    if outer := environment.get(OUTER_TMPDIR_VARIABLE):  # it outlives the agent that this process belongs to, if it does
+    if outer := environment.get(OUTER_TMPDIR_VARIABLE):  # the new process may outlive the virtual node that this one is on
         environment["TMPDIR"] = outer
     if (server := environment.get(FORK_SERVER_VARIABLE)) and (pid := ask_fork_server(server, command, environment, log)):
         return pid
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     actions = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o644)]
     actions.append((os.POSIX_SPAWN_DUP2, 1, 2))  # type: ignore[arg-type]
-    # it hears stops as soon as it can heed them
+    # stop signals are blocked until the new process can handle them
     return os.posix_spawn(command[0], command, environment, file_actions=actions, setsid=True, setsigmask=STOP_SIGNALS)
 
 
 def identify(pid: int) -> dict[str, Any]:
-    """A process by what no later process shares: its pid and its birth."""
+    """Return an identification that no later process shares: pid and creation time."""
     return {"pid": pid, "created": psutil.Process(pid).create_time()}
 
 
 def record_supervisor(run: RunDir, pid: int) -> None:
-    """Write down which process supervises a run."""
+    """Record the process that supervises a run."""
     write_json(run.path / SUPERVISOR, identify(pid))
 
 
 def has_supervisor(run: RunDir) -> bool:
-    """Whether a supervisor was ever started for the run; else it waits in a queue."""
+    """Return True if a supervisor was ever started for the run; otherwise the run waits in a queue."""
     return (run.path / SUPERVISOR).exists()
 
 
 def read_queue(run: RunDir, name: str) -> dict[str, Any]:
-    """QUEUE or QUEUE_PROCESS of the queue that the run was submitted to; empty: it was submitted alone."""
+    """Read QUEUE or QUEUE_PROCESS of the queue that the run was submitted to; empty if it was submitted alone."""
     head = submission_details(run).get("queue")
     return dict(read_json(run.path.parent / head / name) or {}) if head else {}
 
 
 def process_of(run: RunDir) -> dict[str, Any]:
-    """The process that runs the run, as `identify` tells it: its supervisor, or the queue that will start one; empty: none."""
+    """Return the identification of the run's supervisor, or of the queue that will start one; empty if there is neither."""
     return dict(read_json(run.path / SUPERVISOR) or read_queue(run, QUEUE_PROCESS))
 
 
 def is_alive(run: RunDir) -> bool:
-    """Whether the run's process lives."""
-    found = process_of(run)
-    if not found:
+    """Return True if the run's supervisor or queue is running."""
+    identity = process_of(run)
+    if not identity:
         return False
     try:
-        process = psutil.Process(found["pid"])
-        return abs(process.create_time() - found["created"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(identity["pid"])
+        return abs(process.create_time() - identity["created"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

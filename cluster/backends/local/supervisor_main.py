@@ -1,4 +1,4 @@
-"""The local scheduler: one detached process a run, which waits for the runs it depends on and then runs its attempts.
+"""The supervisor process of a local run: waits for the run's dependencies, then runs its attempts.
 
 Usage: python -m ropewalk.cluster.backends.local.supervisor_main RUN_DIR
 """
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from ropewalk.cluster.backends.local.nodes import LocalAllocation
-from ropewalk.cluster.backends.submission import dependencies, failed_of, is_over, newest_submission, unstarted
+from ropewalk.cluster.backends.submission import dependencies, failed_runs, is_over, newest_submission, unstarted_outcome
 from ropewalk.cluster.process.forking import import_modules, preload_modules
 from ropewalk.cluster.process.output import configure_logging
 from ropewalk.cluster.process.signals import STOP_SIGNALS, SignalFlag
@@ -21,10 +21,10 @@ from ropewalk.cluster.supervise.supervisor import Supervisor
 
 
 def supervise(run: RunDir) -> None:
-    """Run the attempts of the run's newest submission, which has opened the first of them."""
+    """Run the attempts of the run's newest submission; the submission has opened the first one."""
     number, _ = newest_submission(run)
     run.describe_attempt(number, handle=f"local:{os.getpid()}")
-    stop = SignalFlag()  # whoever runs this machine wants the run to stop
+    stop = SignalFlag()  # set by a signal: the machine's owner wants the run to stop
     allocation = LocalAllocation(run, run.resources(number), stop)
 
     def leave(*_: object) -> None:
@@ -34,10 +34,10 @@ def supervise(run: RunDir) -> None:
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     signal.signal(signal.SIGUSR2, lambda *_: stop.set())
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # not `install_stop_handler`, which tells them not apart
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # `install_stop_handler` would not distinguish them
     try:
-        if obstacle := await_dependencies(run, allocation):
-            run.write_outcome(number, obstacle)
+        if outcome := await_dependencies(run, allocation):
+            run.write_outcome(number, outcome)
         else:
             import_modules(preload_modules(run))
             Supervisor(run, allocation, sys.executable).supervise(number)
@@ -46,18 +46,18 @@ def supervise(run: RunDir) -> None:
 
 
 def await_dependencies(run: RunDir, allocation: LocalAllocation) -> Outcome | None:
-    """Wait until the runs that this one depends on have succeeded; the end of a run that never starts, or nothing."""
+    """Wait until the run's dependencies have succeeded. Return None, or the run's outcome if it cannot start."""
     others = dependencies(run)
-    while not all(map(is_over, others)) and not failed_of(others):
+    while not all(map(is_over, others)) and not failed_runs(others):
         if run.cancel_requested or allocation.leaving:
             return Outcome(state=RunState.CANCELLED, exit_code=0, cause="cancelled before it started", ended=time.time())
         time.sleep(0.5)
-    failed = failed_of(others)
-    return unstarted(run, failed) if failed else None
+    failed = failed_runs(others)
+    return unstarted_outcome(run, failed) if failed else None
 
 
 def main() -> None:
-    """Supervise the run whose directory is named."""
+    """Supervise the run in the directory given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
     run = RunDir(parser.parse_args().run_dir)

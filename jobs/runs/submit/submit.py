@@ -7,7 +7,7 @@ from typing import Any
 
 from ropewalk.cluster.backends.base import Backend
 from ropewalk.cluster.backends.profiles import load_backend, load_profile
-from ropewalk.cluster.backends.submission import end_unstarted, failed_of
+from ropewalk.cluster.backends.submission import end_unstarted, failed_runs
 from ropewalk.cluster.config import JobConfig, Resources
 from ropewalk.cluster.config_reader import apply_override, load_config, read_yaml
 from ropewalk.cluster.errors import AlreadyRunningError, ConfigError, RopewalkError
@@ -163,10 +163,10 @@ def start_with_needed(backend: Backend, run: RunDir, resources: Resources, after
     others = list(after)
     try:
         others += view_of(run).submit_needed(after)
-        if not (failed := failed_of(others)):
+        if not (failed := failed_runs(others)):
             backend.submit(run, resources, [other.id for other in others])
     except RopewalkError as error:
-        if not (failed := failed_of(others)):  # else it failed while the run was on its way
+        if not (failed := failed_runs(others)):  # else it failed while the run was on its way
             if not isinstance(error, AlreadyRunningError):
                 run.event("submit_failed", error=str(error))
             raise

@@ -53,7 +53,7 @@ class ServeView(RunView):
     def _tunnel(self, found: Mapping[str, Any]) -> str:
         """The command by which another machine reaches the address; empty where none is needed."""
         try:
-            return load_backend(str(self.run.record.get("cluster", "local"))).way_to(
+            return load_backend(str(self.run.record.get("cluster", "local"))).tunnel_command(
                 self.run, str(found["node"]), int(found["port"])
             )
         except RopewalkError:  # the cluster is not described on this machine

@@ -163,7 +163,7 @@ def test_an_elastic_run_is_scaled_and_its_model_comes_back(
     def told() -> BackendState | None:
         """What is cut off by a pod that leaves is read again at the next look, and never guessed."""
         state = settle(run)
-        assert state.state.final or "this is the last that its files tell" in state.reason, state
+        assert state.state.final or "the state is taken from the run's files" in state.reason, state
         return state if state.state.final else None
 
     ended = until(told)

@@ -1,1 +1,1 @@
-"""The agent: one process a node, which runs an engine, watches it and the machine, and hands on stops."""
+"""The agent: one process per node that runs an engine, monitors it and the machine, and forwards stops."""

@@ -1,4 +1,4 @@
-"""`python -m ropewalk.cluster.agent`: the agent of one node."""
+"""Entry of `python -m ropewalk.cluster.agent`, the agent of one node."""
 
 from ropewalk.cluster.agent.agent import main
 

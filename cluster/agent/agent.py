@@ -1,7 +1,7 @@
-"""The agent: one a node, started by the backend. It runs the engine, hands on stops and reports the exit code.
+"""The agent of a node, started by the backend: runs the engine, forwards stops and reports the exit code.
 
 Usage: python -m ropewalk.cluster.agent RUN_DIR --attempt N --node K --nodes A..B --address ADDR --rendezvous HOST:PORT
-Exit codes: 0 done, 85 checkpointed: requeue, 42 never retry, 143 stopped without a confirmed checkpoint, else failed.
+Exit codes: 0 done, 85 saved and to be requeued, 42 never retry, 143 stopped without a confirmed checkpoint, else failed.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from ropewalk.cluster.agent.monitor import Monitor
-from ropewalk.cluster.agent.version import other_version, too_far_apart
+from ropewalk.cluster.agent.version import are_incompatible, other_version
 from ropewalk.cluster.config import NodeRange
 from ropewalk.cluster.engines.entry import write_error
 from ropewalk.cluster.engines.process import run_process
@@ -30,7 +30,7 @@ from ropewalk.cluster.errors import (
 )
 from ropewalk.cluster.gpus import NODE_GPUS_VARIABLE
 from ropewalk.cluster.process.command import module_command
-from ropewalk.cluster.process.forking import all_imported, cuda_runs, import_modules
+from ropewalk.cluster.process.forking import are_imported, cuda_is_initialized, import_modules
 from ropewalk.cluster.process.kill import end, family, processes_with
 from ropewalk.cluster.process.output import configure_logging
 from ropewalk.cluster.process.scratch import descriptors, make_scratch, name_semaphores, remove_scratch
@@ -38,17 +38,17 @@ from ropewalk.cluster.process.signals import ShutdownGate, SignalFlag, install_s
 from ropewalk.cluster.run import names
 from ropewalk.cluster.run.context import STOP_VARIABLE
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.file_systems import Looks
+from ropewalk.cluster.run.file_systems import PollTimer
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.run.project import PROJECT_VARIABLE
 from ropewalk.cluster.spec import Engine
 
 log = logging.getLogger(__name__)
 
-SIDECAR_SECONDS = 15.0  # to drain and close at the end
+SIDECAR_SECONDS = 15.0  # for sidecars to finish at the end
 SIDECAR_NICE = 10
-WATCH_SECONDS = 0.2  # between two looks whether a stop was asked for
-LOOK_SECONDS = 5.0  # between two looks whether the attempt still goes on
+WATCH_SECONDS = 0.2  # between two checks of the stop flag
+ATTEMPT_CHECK_SECONDS = 5.0  # between two checks that the attempt still goes on
 
 
 def main() -> None:
@@ -57,9 +57,9 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--node", type=int, default=0, help="index of this node in the allocation")
-    parser.add_argument("--nodes", default="1", help="nodes the group may have: N or A..B")
+    parser.add_argument("--nodes", default="1", help="number of nodes of the group: N or A..B")
     parser.add_argument("--address", default="127.0.0.1", help="address at which the other nodes reach this one")
-    parser.add_argument("--rendezvous", default="", help="HOST:PORT of the store (ranks engine)")
+    parser.add_argument("--rendezvous", default="", help="HOST:PORT of the rendezvous store (ranks engine)")
     arguments = parser.parse_args()
     configure_logging(f"node {arguments.node}")
     agent = Agent(arguments)
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 class Agent:
-    """One node's share of one attempt."""
+    """Runs one node's share of an attempt."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.run_dir = RunDir(arguments.run_dir)
@@ -84,23 +84,23 @@ class Agent:
         self.retries = self.run_dir.retries
         self.engine = Engine(self.run_dir.record["engine"])
         os.environ.setdefault(NODE_GPUS_VARIABLE, str(self.resources.gpus))
-        # on the node's own disk: ranks look at it every step
+        # on the node's local disk, since ranks check the stop flag at every step
         self.scratch = make_scratch("a")
         name_semaphores(self.scratch)
         self.stop_flag = self.scratch / "stop"
-        os.environ["TMPDIR"] = tempfile.tempdir = str(self.scratch)  # what torch and others leave behind goes with it
+        os.environ["TMPDIR"] = tempfile.tempdir = str(self.scratch)  # so that files of torch and others are removed at the end
         self.sidecars: list[subprocess.Popen[bytes]] = []
-        self._next_look = time.monotonic() + LOOK_SECONDS
-        self._fatal_looks = Looks(self.folder)
-        self._stop_asked = SignalFlag()
-        self._leave_by: float | None = None  # once it was asked to stop, by the monotonic clock
+        self._next_attempt_check = time.monotonic() + ATTEMPT_CHECK_SECONDS
+        self._fatal_timer = PollTimer(self.folder)
+        self._stop_requested = SignalFlag()
+        self._leave_by: float | None = None  # monotonic deadline, set by a stop
         self._bugs_spent = self._nothing_ran = False
-        self._shutdown = ShutdownGate()  # nothing runs before a group forms, and between two
+        self._shutdown = ShutdownGate()  # paused before the first group forms and between groups
 
     def run(self) -> int:
-        """Run the engine beside the threads that watch it, clean up, and return the exit code."""
-        install_stop_handler(self._stop_asked.set)
-        if not self._fits():
+        """Run the engine and its monitoring threads, clean up, and return the exit code."""
+        install_stop_handler(self._stop_requested.set)
+        if not self._check_version():
             self._leave(EXIT_NEVER_RETRY)
             return EXIT_NEVER_RETRY
         if self.engine is Engine.RANKS:
@@ -116,7 +116,7 @@ class Agent:
             self._bugs_spent = self.engine is Engine.RANKS and code == EXIT_FAILED  # this engine retries bugs itself
             if code == EXIT_LOST_PEER:
                 code = EXIT_FAILED
-        except Exception as error:  # an engine that does not start is an attempt that failed, and says why
+        except Exception as error:  # an engine that does not start fails the attempt; the error is recorded
             log.exception("the %s engine failed", self.engine.value)
             code = EXIT_TERMINATED if isinstance(error, NotReadyError) else EXIT_FAILED
             write_error(self.folder, f"node-{self.node}", error, code, who=f"node {self.node}'s agent", node=self.node)
@@ -126,22 +126,25 @@ class Agent:
             self._leave(code)
         return code
 
-    def _fits(self) -> bool:
-        """Compare this node's version of the program with the submission's, before anything starts; a difference is told."""
-        if (found := other_version(self.run_dir)) is None:
+    def _check_version(self) -> bool:
+        """Return False, and record an error, if this node's version is incompatible with the submission's.
+
+        Any difference is recorded as an event.
+        """
+        if (versions := other_version(self.run_dir)) is None:
             return True
-        wanted, here = found
+        wanted, here = versions
         self.run_dir.event("other_version", node=self.node, wanted=wanted, here=here, attempt=self.attempt)
-        if not too_far_apart(wanted, here):
+        if not are_incompatible(wanted, here):
             return True
-        words = f"it was submitted with ropewalk {wanted}, and node {self.node} has {here}"
-        error = ConfigError(f"{words}; install {wanted} there (on Kubernetes: an image with it), or submit with {here}")
+        message = f"the run was submitted with ropewalk {wanted}, but node {self.node} has {here}"
+        error = ConfigError(f"{message}; install {wanted} there (on Kubernetes: use an image with it), or submit with {here}")
         write_error(self.folder, f"node-{self.node}", error, EXIT_NEVER_RETRY, who=f"node {self.node}'s agent", node=self.node)
         return False
 
     def _run_engine(self) -> int:
         if self.engine is Engine.RANKS:
-            from ropewalk.cluster.engines.ranks import run_ranks  # noqa: PLC0415 - torch, only where it is needed
+            from ropewalk.cluster.engines.ranks import run_ranks  # noqa: PLC0415 - imports torch
             from ropewalk.cluster.engines.rendezvous import RanksNode  # noqa: PLC0415
 
             self._shutdown.pause()
@@ -160,7 +163,7 @@ class Agent:
             )
             return run_ranks(node, self.retries.bugs, self.retries.disturbances)
         if self.engine is Engine.RAY:
-            from ropewalk.cluster.engines.ray import RayNode, run_ray  # noqa: PLC0415 - only where it is needed
+            from ropewalk.cluster.engines.ray import RayNode, run_ray  # noqa: PLC0415 - only this engine needs it
 
             return run_ray(
                 RayNode(
@@ -177,58 +180,58 @@ class Agent:
         return run_process(self.run_dir, self.attempt, self.stop_flag) if self.node == 0 else 0
 
     def _start_forkserver(self) -> None:
-        """Import all that ranks need and fork their server, before there are threads and before any group forms.
+        """Import the modules of the ranks and start their fork server, before there are threads and before a group forms.
 
-        A node that joins a working group must not make it wait. A stop that comes meanwhile finds nothing to save afterwards.
+        A node that joins a running group would otherwise delay it. A stop during the imports is handled after them.
         """
         preload = ["ropewalk.cluster.engines.ranks", *(self.run_dir.record.get("preload") or [])]
         import_modules(preload)
-        if all_imported(preload) and not cuda_runs():  # else the engine fails as it starts, and says why
-            from ropewalk.cluster.engines.ranks import start_forkserver  # noqa: PLC0415 - torch, only where it is needed
+        if are_imported(preload) and not cuda_is_initialized():  # otherwise the engine fails with the reason
+            from ropewalk.cluster.engines.ranks import start_forkserver  # noqa: PLC0415 - imports torch
 
             start_forkserver(preload)
 
-    # --- stops: a signal sets a flag, nothing else
+    # --- stops: a signal handler only sets a flag
 
     def _watch(self, parent: int) -> None:
-        """Hand the stop on to the ranks; end this node when the supervisor is gone or the attempt is over."""
+        """Forward stops to the ranks, and end this node when the supervisor is gone or the attempt is over."""
         while True:
             try:
-                self._look(parent)
+                self._check(parent)
             except OSError as error:
-                log.warning("a look at the run failed, and is made again: %s", error)
+                log.warning("the check of the run's files failed and will be repeated: %s", error)
                 time.sleep(WATCH_SECONDS)
 
-    def _look(self, parent: int) -> None:
-        if self._stop_asked.wait(WATCH_SECONDS if self._leave_by is None else 0) and self._leave_by is None:
-            log.info("asked to stop: saving at the next step boundary")
+    def _check(self, parent: int) -> None:
+        if self._stop_requested.wait(WATCH_SECONDS if self._leave_by is None else 0) and self._leave_by is None:
+            log.info("stop requested: saving at the next step boundary")
             self.stop_flag.touch()
             self._leave_by = time.monotonic() + self.resources.grace_seconds
             self.run_dir.event("stop_requested", node=self.node, attempt=self.attempt)
         if self._leave_by is not None:
             if self._shutdown.begin_if_nothing_runs():
-                log.info("asked to stop before the group had formed: nothing to save")
+                log.info("stop requested before the group has formed: nothing to save")
                 self._nothing_ran = True
                 self._end_all(EXIT_REQUEUE)
             time.sleep(WATCH_SECONDS)
             if time.monotonic() > self._leave_by:
-                log.error("no checkpoint within %.0f s of the stop: ending the ranks", self.resources.grace_seconds)
+                log.error("no checkpoint within %.0f s of the stop: killing the ranks", self.resources.grace_seconds)
                 self._abandon(EXIT_TERMINATED)
         if os.getppid() != parent:
-            self._stop_asked.set()  # the supervisor is gone: save and exit
-        if self._attempt_over():
-            log.error("attempt %d is over: ending this agent, which outlived it", self.attempt)
+            self._stop_requested.set()  # the supervisor is gone: save and exit
+        if self._is_attempt_over():
+            log.error("attempt %d is over, but this agent is still running: exiting", self.attempt)
             self._abandon(EXIT_TERMINATED)
-        # to miss it costs seconds: the supervisor ends this agent then
-        if self._fatal_looks.due() and (self.folder / names.FATAL).exists():
-            time.sleep(2.0)  # the ranks of this node see the broken group and leave by themselves
+        # a late check only costs seconds: the supervisor also ends this agent
+        if self._fatal_timer.due() and (self.folder / names.FATAL).exists():
+            time.sleep(2.0)  # the ranks of this node notice the broken group and exit by themselves
             self._abandon(EXIT_NEVER_RETRY)
 
-    def _attempt_over(self) -> bool:
-        """Return whether the supervisor has concluded this attempt, or opened the next: nobody waits for this agent."""
-        if time.monotonic() < self._next_look:
+    def _is_attempt_over(self) -> bool:
+        """Return True if this attempt has an outcome or a successor."""
+        if time.monotonic() < self._next_attempt_check:
             return False
-        self._next_look = time.monotonic() + LOOK_SECONDS
+        self._next_attempt_check = time.monotonic() + ATTEMPT_CHECK_SECONDS
         return self.run_dir.outcome(self.attempt) is not None or self.run_dir.attempts()[-1] > self.attempt
 
     def _abandon(self, code: int) -> None:
@@ -243,7 +246,7 @@ class Agent:
         finally:
             os._exit(code)
 
-    # --- sidecars, and leaving
+    # --- sidecars and exit
 
     def _start_sidecars(self) -> None:
         for module in self.run_dir.record.get("sidecars") or []:
@@ -256,20 +259,20 @@ class Agent:
                     stderr=stream,
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
-                    pass_fds=descriptors(self.scratch),  # its temporary files lie there, and it may outlive a killed agent
+                    pass_fds=descriptors(self.scratch),  # keeps the folder of its temporary files if the agent is killed
                 )
-            # it imports for a second, just as the group forms; under Ray all of this has a lower priority already
+            # its imports would compete with the forming group for a second; under Ray the priority is already lower
             os.setpriority(os.PRIO_PROCESS, sidecar.pid, max(SIDECAR_NICE, os.getpriority(os.PRIO_PROCESS, 0)))
             self.sidecars.append(sidecar)
 
     def _leave(self, code: int) -> None:
-        end(processes_with({STOP_VARIABLE: str(self.stop_flag)}))  # what programs have left running, whoever its parent is now
-        found = {"bugs_spent": self._bugs_spent, "nothing_ran": self._nothing_ran}
-        report = {"node": self.node, "exit_code": code, "ended": time.time(), **found}
+        end(processes_with({STOP_VARIABLE: str(self.stop_flag)}))  # processes that programs left running
+        flags = {"bugs_spent": self._bugs_spent, "nothing_ran": self._nothing_ran}
+        report = {"node": self.node, "exit_code": code, "ended": time.time(), **flags}
         try:
             write_json(self.folder / names.NODES / f"node-{self.node}.json", report)
-        except OSError as error:  # the supervisor goes by this process's exit code then
-            log.error("cannot report how this node ended: %s", error)
+        except OSError as error:  # the supervisor falls back on this process's exit code
+            log.error("the report of this node could not be written: %s", error)
         for sidecar in self.sidecars:
             sidecar.send_signal(signal.SIGHUP)
         deadline = time.monotonic() + SIDECAR_SECONDS

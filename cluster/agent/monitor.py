@@ -1,4 +1,4 @@
-"""Samples of a node by psutil and NVML, in a file that is also the node's sign of life."""
+"""Periodic samples of a node's resources (psutil, NVML); their file also shows that the node is alive."""
 
 import logging
 import threading
@@ -18,7 +18,7 @@ _GIB = 2**30
 
 
 def sample(node: int) -> dict[str, Any]:
-    """Take one sample of a node: percentages, GiB, and each GPU's utilisation and memory."""
+    """Sample the node's CPU, memory, network and GPUs; units are in the keys."""
     memory = psutil.virtual_memory()
     network = psutil.net_io_counters()
     values: dict[str, Any] = {
@@ -41,23 +41,23 @@ def _tree_memory() -> int:
     for process in [me, *me.children(recursive=True)]:
         try:
             total += process.memory_info().rss
-        except psutil.Error:  # it ended while we looked
+        except psutil.Error:  # the process has just ended
             continue
     return total
 
 
 def _gpus() -> dict[str, float]:
-    import pynvml  # noqa: PLC0415 - absent drivers are normal; only a node with a GPU pays for the import
+    import pynvml  # noqa: PLC0415 - slow to import
 
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return {}
     values: dict[str, float] = {}
-    with suppress(pynvml.NVMLError):  # a GPU that is lost
+    with suppress(pynvml.NVMLError):  # a GPU has failed
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            with suppress(pynvml.NVMLError):  # a GPU that is cut into parts (MIG) does not tell it
+            with suppress(pynvml.NVMLError):  # not available under MIG
                 values[f"gpu{index}_percent"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
             with suppress(pynvml.NVMLError):
                 values[f"gpu{index}_memory_gib"] = round(pynvml.nvmlDeviceGetMemoryInfo(handle).used / _GIB, 3)
@@ -67,7 +67,7 @@ def _gpus() -> dict[str, float]:
 
 
 class Monitor:
-    """A thread that appends samples until it is stopped. A node whose file does not grow is dead or cut off."""
+    """Thread that appends samples to a file. A node whose file no longer grows is dead or disconnected."""
 
     def __init__(self, path: Path, node: int, interval_seconds: float = INTERVAL_SECONDS) -> None:
         self._path, self._node, self._interval_seconds = path, node, interval_seconds
@@ -75,11 +75,10 @@ class Monitor:
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Take a last sample and end the thread."""
+        """Take a last sample, and end the thread."""
         self._ended.set()
         self._thread.join(timeout=self._interval_seconds)
 
@@ -88,6 +87,6 @@ class Monitor:
             try:
                 append_line(self._path, sample(self._node))
             except (OSError, psutil.Error) as error:
-                log.warning("a sample of the node is lost: %s", error)
+                log.warning("a sample of the node could not be written: %s", error)
             if self._ended.wait(self._interval_seconds):
                 return

@@ -1,4 +1,4 @@
-"""Whether a node has the version of this program that its run was submitted with, where that brings no copy of the code."""
+"""Comparison of a node's installed version with the version that a run was submitted with."""
 
 from ropewalk.cluster.installed import installed_versions
 from ropewalk.cluster.run.directory import RunDir
@@ -7,12 +7,12 @@ PACKAGE = "ropewalk"
 
 
 def installed_version() -> str | None:
-    """The version of this program on this node; None where it is not installed as a package."""
+    """Return the version of this program on this node, or None if it is not installed as a package."""
     return installed_versions([PACKAGE])[PACKAGE]
 
 
 def other_version(run: RunDir) -> tuple[str, str] | None:
-    """The versions (of the submission, of this node) if they differ; None if they do not, or the run brings its own code."""
+    """Return the versions (of the submission, of this node) if they differ, else None; also None if the run has a code copy."""
     record = run.record
     wanted = (record.get("versions") or {}).get(PACKAGE)
     if not wanted or run.code_is_program or record.get("cluster") == "local":
@@ -21,6 +21,6 @@ def other_version(run: RunDir) -> tuple[str, str] | None:
     return (str(wanted), here) if here is not None and here != wanted else None
 
 
-def too_far_apart(wanted: str, here: str) -> bool:
-    """Whether two versions may not read each other's files: a fix of the same version may, anything else may not."""
+def are_incompatible(wanted: str, here: str) -> bool:
+    """Return True unless two versions differ only in their patch number, so that they can read each other's files."""
     return wanted.split(".")[:2] != here.split(".")[:2]

@@ -27,7 +27,7 @@ from ropewalk.cluster.process.scratch import make_scratch, remove_scratch
 from ropewalk.cluster.process.signals import stop_signals_blocked
 from ropewalk.cluster.run import names
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.file_systems import look_seconds
+from ropewalk.cluster.run.file_systems import poll_seconds
 from ropewalk.cluster.run.files import write_json
 from ropewalk.cluster.run.succession import read_mark_afresh, write_mark
 
@@ -178,7 +178,7 @@ def await_nodes(node: RayNode) -> None:
 
 def await_driver(node: RayNode, ray: subprocess.Popen[bytes]) -> int:
     """Keep this node's Ray alive until the driver on the first node has ended; returns its exit code."""
-    pause_seconds = look_seconds(node.folder)
+    pause_seconds = poll_seconds(node.folder)
     while True:
         if found := read_json_afresh(node.folder / names.RAY_DRIVER):
             return int(found["exit_code"])

@@ -1,1 +1,1 @@
-"""Processes: signals, forking, ports, scratch folders, and killing all descendants."""
+"""Operating-system processes: signals, forking, ports, scratch folders, termination of process trees."""

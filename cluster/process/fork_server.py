@@ -1,7 +1,7 @@
-"""The fork server: a process that has imported what runs need, and forks their supervisors, so that they start at once.
+"""Fork server that imports the modules of runs once and forks their supervisors, so that these start without imports.
 
-Usage: python -m ropewalk.cluster.process.fork_server SOCKET MODULE... It ends with its parent; the processes that it forked go
-on.
+Usage: python -m ropewalk.cluster.process.fork_server SOCKET MODULE... It exits with its parent; the processes that it forked
+go on.
 """
 
 import argparse
@@ -22,21 +22,21 @@ from ropewalk.cluster.process.forking import fork_program, import_modules
 from ropewalk.cluster.process.output import configure_logging
 from ropewalk.cluster.process.signals import stop_signals_blocked
 
-FORK_SERVER_VARIABLE = "ROPEWALK_FORK_SERVER"  # the path of its socket; set for processes that submit runs to this machine
-START_SECONDS = 300.0  # a file system of a cluster may take minutes to give out torch
+FORK_SERVER_VARIABLE = "ROPEWALK_FORK_SERVER"  # path of the socket; set for processes that submit local runs
+START_SECONDS = 300.0  # importing torch from a cluster's file system may take minutes
 POLL_SECONDS = 0.5
 REQUEST_BYTES = 1 << 20
 
 
 def start_fork_server(address: Path, modules: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a fork server that listens at `address`, a path in a private directory, and answers once it has its modules."""
+    """Start a fork server at the socket `address`, in a private directory. It answers requests once the modules are imported."""
     with log.open("ab") as stream, stop_signals_blocked():
         command = module_command("ropewalk.cluster.process.fork_server", str(address), *modules)
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True)
 
 
 def ask_fork_server(address: str, command: Sequence[str], environment: Mapping[str, str], output: Path) -> int | None:
-    """Have the fork server at `address` fork `command`; returns the pid, or None where no fork server listens (any more)."""
+    """Have the fork server at `address` fork `command`, and return the pid; None if no server listens. Raises BackendError."""
     request = {"command": list(command), "environment": dict(environment), "output": str(output), "folder": os.getcwd()}
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(START_SECONDS)
@@ -48,12 +48,12 @@ def ask_fork_server(address: str, command: Sequence[str], environment: Mapping[s
         client.shutdown(socket.SHUT_WR)
         answer = client.makefile("rb").read()
     if not answer:
-        raise BackendError(f"{address}: the fork server ended while it was asked to start {' '.join(command[:4])}; try again")
+        raise BackendError(f"{address}: the fork server died before it could start {' '.join(command[:4])}; try again")
     return int(answer)
 
 
 def serve(listener: socket.socket) -> None:
-    """Fork the commands that clients ask for, until the parent process is gone."""
+    """Fork the commands that clients request, until the parent process is gone."""
     parent = os.getppid()
     listener.settimeout(POLL_SECONDS)
     while os.getppid() == parent:
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("modules", nargs="*")
     arguments = parser.parse_args()
     configure_logging("fork server")
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what is detached
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # reaps detached children automatically
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(arguments.socket)
         os.chmod(arguments.socket, 0o600)

@@ -1,4 +1,4 @@
-"""Find and kill the processes of a directory, those that write a log, or a process and its descendants."""
+"""Search for processes by directory, environment or log file, and termination of process trees."""
 
 import os
 import re
@@ -9,41 +9,41 @@ from pathlib import Path
 import psutil
 
 
-def processes_of(place: Path | str) -> list[psutil.Process]:
-    """Find this user's processes whose command line or environment names `place` or a path below it, without this process."""
-    found = []
+def processes_of(path: Path | str) -> list[psutil.Process]:
+    """Find this user's other processes whose command line or environment contains `path` or a path below it."""
+    matches = []
     for process in psutil.process_iter():
         try:
-            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE and _names(process, str(place)):
-                found.append(process)
-        except psutil.Error:  # it ended while we looked, or is another user's
+            if process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE and _mentions(process, str(path)):
+                matches.append(process)
+        except psutil.Error:  # it has just ended, or belongs to another user
             continue
-    return found
+    return matches
 
 
-def _names(process: psutil.Process, place: str) -> bool:
-    named = re.compile(rf"{re.escape(place)}(?!\w)")  # not n10 for n1
-    if any(named.search(word) for word in process.cmdline()):
+def _mentions(process: psutil.Process, path: str) -> bool:
+    pattern = re.compile(rf"{re.escape(path)}(?!\w)")  # n1 must not match n10
+    if any(pattern.search(argument) for argument in process.cmdline()):
         return True
-    return any(value == place or value.startswith(f"{place}/") for value in process.environ().values())
+    return any(value == path or value.startswith(f"{path}/") for value in process.environ().values())
 
 
 def processes_with(variables: Mapping[str, str]) -> list[psutil.Process]:
-    """Find this user's processes that were started with all these variables in their environment, without this process.
+    """Find this user's other processes that have all these variables in their environment, or in their title if forked.
 
-    What a program has started is found so whoever its parent is now. One that was forked has them in its title.
+    This finds descendants of a program also after they were adopted by another parent.
     """
     wanted = {f"{name}={value}".encode() for name, value in variables.items()}
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):  # psutil's own look costs ten times as much
-        with suppress(OSError, psutil.Error):  # it ended while we looked, or is another user's
+    matches = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):  # ten times as fast as psutil
+        with suppress(OSError, psutil.Error):  # it has just ended, or belongs to another user
             if int(pid) != os.getpid() and (wanted <= _environment_of(pid) or wanted <= _title_of(pid)):
-                found.append(psutil.Process(int(pid)))
-    return found
+                matches.append(psutil.Process(int(pid)))
+    return matches
 
 
 def variable_of(process: psutil.Process, name: str) -> str | None:
-    """A variable of the environment that a process was started with, or of the title of one that was forked; None: not there."""
+    """Return a variable of a process's initial environment, or of its title if it was forked; None if it is not set."""
     for word in {*_environment_of(process.pid), *_title_of(process.pid)}:
         if word.startswith(f"{name}=".encode()):
             return os.fsdecode(word.partition(b"=")[2])
@@ -59,29 +59,29 @@ def _title_of(pid: int | str) -> set[bytes]:
 
 
 def writers_of(log: Path) -> list[psutil.Process]:
-    """Find the processes whose output goes to a log file, the oldest first: the others are its children."""
-    real, found = os.path.realpath(log), []
+    """Find the processes whose stdout goes to a log file, oldest first: the others are its descendants."""
+    real, writers = os.path.realpath(log), []
     for process in psutil.process_iter():
-        with suppress(OSError, psutil.Error):  # it ended while we looked, or is another user's
+        with suppress(OSError, psutil.Error):  # it has just ended, or belongs to another user
             if os.readlink(f"/proc/{process.pid}/fd/1") == real:
-                found.append(process)
-    return sorted(found, key=lambda process: float(process.create_time()))
+                writers.append(process)
+    return sorted(writers, key=lambda process: float(process.create_time()))
 
 
 def end(processes: Iterable[psutil.Process], wait_seconds: float = 3.0) -> int:
-    """Kill processes and wait until they are gone; returns how many there were."""
-    doomed = list(processes)
-    for process in doomed:
+    """Kill processes, wait until they are gone, and return their number."""
+    victims = list(processes)
+    for process in victims:
         try:
             process.kill()
         except psutil.NoSuchProcess:
             continue
-    psutil.wait_procs(doomed, timeout=wait_seconds)
-    return len(doomed)
+    psutil.wait_procs(victims, timeout=wait_seconds)
+    return len(victims)
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """Return a process and all its descendants; empty if it is gone."""
+    """Return a process and all its descendants; an empty list if the process is gone."""
     try:
         process = psutil.Process(pid)
         return [*process.children(recursive=True), process]

@@ -1,4 +1,4 @@
-"""Where a process of ours writes: its log lines, and the file that its output goes to."""
+"""Log format and output files of processes."""
 
 import logging
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def redirect_output(path: Path) -> None:
-    """Send this process's stdout and stderr to the end of a log file."""
+    """Append this process's stdout and stderr to a log file."""
     sys.stdout.flush()
     sys.stderr.flush()
     with path.open("ab", buffering=0) as stream:
@@ -16,7 +16,7 @@ def redirect_output(path: Path) -> None:
 
 
 def configure_logging(label: str) -> None:
-    """Log one line an event, with the time and `label`, the name of this process; $ROPEWALK_LOG_LEVEL sets the level."""
+    """Set the log format: one line per event, with time and `label`, this process's name. $ROPEWALK_LOG_LEVEL sets the level."""
     logging.basicConfig(
         level=os.environ.get("ROPEWALK_LOG_LEVEL", "INFO").upper(),
         format=f"%(asctime)s {label} %(levelname)s %(name)s: %(message)s",

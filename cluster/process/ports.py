@@ -1,75 +1,74 @@
-"""What a node of a shared machine may use: ports of its own, and its share of the cores."""
+"""Reserved ports, listening sockets, and the number of cores of a node."""
 
 import os
 import socket
 import time
 from contextlib import suppress
 
-LISTENER_SECONDS = 5.0  # to answer
-LOOK_SECONDS = 0.02
-BACKLOG = 1024  # nodes that call before they are answered
+LISTENER_SECONDS = 5.0  # for one attempt to connect
+POLL_SECONDS = 0.02
+BACKLOG = 1024  # nodes that connect at the same time
 NODE_CPUS_VARIABLE = "ROPEWALK_NODE_CPUS"  # set by a backend whose nodes share one machine
 
 
 def free_port(address: str) -> int:
-    """Find a port that nobody uses at the moment."""
+    """Return a port that is unused at the moment."""
     with socket.socket() as probe:
         probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
 
 class ReservedPort:
-    """A port that no other user can bind before `listen_on` does, as long as this process lives."""
+    """A port that other users cannot bind as long as this process lives, until `listen_on` uses it."""
 
     def __init__(self) -> None:
         self._descriptor = -1
 
     def take(self, address: str) -> int:
-        """Reserve a free port of an address of this machine, and release the one that was reserved before."""
+        """Reserve a free port at an address of this machine, and release the previously reserved one."""
         self.release()
-        family, own = _own_address(address)
+        family, host = _bind_address(address)
         with socket.socket(family, socket.SOCK_STREAM) as reserved:
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # for sockets of the same user alone
-            reserved.bind((own, 0))
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # only sockets of the same user may share it
+            reserved.bind((host, 0))
             port = int(reserved.getsockname()[1])
             self._descriptor = reserved.detach()
         return port
 
     def release(self) -> None:
-        """Release the port."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def listen_on(address: str, port: int, *, reserved: bool = True) -> socket.socket:
-    """Open a socket that listens at one address of this machine, at a port that this user may have reserved.
+    """Open a listening socket at an address of this machine, at a port that this user has reserved or may have reserved.
 
-    Raises OSError where the address is another machine's, or, not `reserved`, where anybody else listens at the port.
+    Raises OSError if the address belongs to another machine, or, unless `reserved`, if the port is in use.
     """
-    family, own = _own_address(address)
-    return socket.create_server((own, port), family=family, backlog=BACKLOG, reuse_port=reserved)
+    family, host = _bind_address(address)
+    return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=reserved)
 
 
-def _own_address(address: str) -> tuple[socket.AddressFamily, str]:
-    """Return what to bind so that others reach this machine under `address`, which may be its name."""
-    family, _, _, _, found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0]
-    own = str(found[0])
-    if own.startswith("127.") and address not in {own, "localhost"}:
-        return family, ""  # many systems give a machine's own name a loopback address, which its peers do not see
-    return family, own
+def _bind_address(address: str) -> tuple[socket.AddressFamily, str]:
+    """Return the address to bind so that other machines reach this one at `address`, which may be a host name."""
+    family, _, _, _, socket_address = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0]
+    host = str(socket_address[0])
+    if host.startswith("127.") and address not in {host, "localhost"}:
+        return family, ""  # many systems resolve their own name to a loopback address, which other machines cannot reach
+    return family, host
 
 
 def await_listener(address: str, port: int, seconds: float) -> None:
-    """Wait until somebody listens at a port, at most so many seconds."""
+    """Wait until a port accepts connections, at most `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection((address, port), timeout=LISTENER_SECONDS):
             return
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def node_cpus() -> int | None:
-    """Return the cores of this node, as its backend counts them; None: all that the machine has."""
+    """Return the number of cores of this node as set by its backend; None: all cores of the machine."""
     value = os.environ.get(NODE_CPUS_VARIABLE)
     return int(value) if value else None

@@ -1,8 +1,8 @@
-"""Private folders in the temporary directory that do not outlive their owners, however those end.
+"""Private temporary folders that are removed after their owners have died.
 
-Each holds a file that its owner keeps locked; the kernel lets go of the lock as the owner dies. Making the next folder
-beside it removes those that nobody holds any more. A lock tells more than a process id: it holds across containers, which
-number their processes anew, and no later process can be taken for the owner.
+Each folder has a file that its owner keeps locked; the kernel releases the lock when the owner dies. Creating another folder
+beside it removes the ones that are no longer locked. Locks are more reliable than process ids: they work across containers,
+which have their own process ids, and no later process can be mistaken for the owner.
 """
 
 import fcntl
@@ -18,77 +18,77 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-OWNER = ".owner"  # in each folder: the machine, by its boot; locked as long as somebody needs the folder
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where Linux has named semaphores
-NAME = re.compile(r"[a-z][a-z0-9_]{8}")  # a prefix of one letter (sockets' paths are short), and what mkdtemp adds
+OWNER = ".owner"  # file in each folder: the machine's boot id; locked as long as the folder is in use
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - Linux stores named semaphores here
+NAME = re.compile(r"[a-z][a-z0-9_]{8}")  # a prefix of one letter (socket paths must be short) and mkdtemp's suffix
 
-_held: dict[Path, list[int]] = {}  # by folder, the descriptors that keep it
-os.register_at_fork(after_in_child=_held.clear)  # a child keeps what it says itself that it needs
+_held: dict[Path, list[int]] = {}  # by folder: descriptors of the locks that keep it
+os.register_at_fork(after_in_child=_held.clear)  # a child calls `keep` for the folders that it needs
 
 
 def make_scratch(prefix: str, parent: str | Path | None = None) -> Path:
-    """Make a private folder that is this process's own until `remove_scratch` or its end; `prefix` is one letter.
+    """Make a private folder that exists until `remove_scratch` or the end of this process. `prefix` is one letter.
 
-    Folders beside it that nobody owns any more are removed first.
+    Folders beside it whose owners have died are removed first.
     """
-    place = Path(parent or tempfile.gettempdir())
-    sweep(place)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
-    nascent = folder / f"{OWNER}.new"
-    nascent.write_text(machine())
-    descriptor = _lock(nascent, fcntl.LOCK_SH)
-    if descriptor is None:  # this file system knows no locks, so that nobody could tell whether the folder is needed
-        nascent.unlink(missing_ok=True)
+    parent_folder = Path(parent or tempfile.gettempdir())
+    sweep(parent_folder)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent_folder))
+    unlocked = folder / f"{OWNER}.new"
+    unlocked.write_text(machine())
+    descriptor = _lock(unlocked, fcntl.LOCK_SH)
+    if descriptor is None:  # the file system has no locks, so `sweep` could not tell whether the folder is in use
+        unlocked.unlink(missing_ok=True)
         return folder
-    nascent.rename(folder / OWNER)  # not seen before it is locked
+    unlocked.rename(folder / OWNER)  # visible only once it is locked
     _held[folder] = [descriptor]
-    keep(place, folder)
+    keep(parent_folder, folder)
     return folder
 
 
-def keep(place: Path, reason: Path | None = None) -> None:
-    """Keep the scratch folders around `place`, and itself, as long as this process lives (or holds the folder `reason`)."""
-    for outer in (place, *place.parents):
+def keep(folder: Path, holder: Path | None = None) -> None:
+    """Keep `folder` and its parents, if they are scratch folders, until `holder` (default: `folder`) is removed."""
+    for outer in (folder, *folder.parents):
         if NAME.fullmatch(outer.name) and (descriptor := _lock(outer / OWNER, fcntl.LOCK_SH)) is not None:
-            _held.setdefault(reason or place, []).append(descriptor)
+            _held.setdefault(holder or folder, []).append(descriptor)
 
 
-def outside(place: Path) -> Path:
-    """Return the first folder around `place`, or itself, that is no scratch folder: it does not go with a process."""
-    while NAME.fullmatch(place.name) and (place / OWNER).is_file():
-        place = place.parent
-    return place
+def outside(folder: Path) -> Path:
+    """Return `folder` or its nearest parent that is not a scratch folder."""
+    while NAME.fullmatch(folder.name) and (folder / OWNER).is_file():
+        folder = folder.parent
+    return folder
 
 
 def descriptors(folder: Path) -> list[int]:
-    """Return the descriptors by which a child that inherits them keeps the folder even when this process is gone."""
+    """Return the lock descriptors of a folder; a child that inherits them keeps the folder after this process has ended."""
     return list(_held.get(folder, ()))
 
 
 def name_semaphores(folder: Path) -> None:
-    """Have the named semaphores that multiprocessing makes for this process go with the folder, if this process is killed.
+    """Name multiprocessing's semaphores of this process after the folder, so that they are removed together with it.
 
-    They are files in /dev/shm that no kernel removes: an agent that is killed with all its processes leaves those of the
-    queues by which torch hears from its ranks.
+    They are files in /dev/shm that the kernel does not remove. An agent that is killed leaves those of the queues by which
+    torch communicates with its ranks.
     """
-    import multiprocessing  # noqa: PLC0415 - other processes of scratch folders need none of it
+    import multiprocessing  # noqa: PLC0415 - most processes with scratch folders do not use it
 
     multiprocessing.current_process()._config["semprefix"] = f"/{folder.name}"  # type: ignore[attr-defined]
 
 
 def _remove_semaphores(folder: Path) -> None:
-    """Remove the semaphores that are named after the folder, or after scratch folders of nodes and agents inside it."""
+    """Remove semaphores named after the folder, or after scratch folders of nodes and agents inside it."""
     inner = (path.name for pattern in ("*", "*/*") for path in folder.glob(pattern) if NAME.fullmatch(path.name))
     prefixes = tuple(f"sem.{name}-" for name in (folder.name, *inner))
     with suppress(OSError), os.scandir(SHARED_MEMORY) as entries:
         for entry in entries:
             if entry.name.startswith(prefixes):
-                with suppress(OSError):  # another user's, or its owner was faster
+                with suppress(OSError):  # it belongs to another user, or was just removed
                     os.unlink(entry.path)
 
 
 def remove_scratch(folder: Path) -> None:
-    """Remove a folder with all that is in it, and the locks that kept it."""
+    """Remove a folder and its content, and release its locks."""
     _remove_semaphores(folder)
     shutil.rmtree(folder, ignore_errors=True)
     for descriptor in _held.pop(folder, ()):
@@ -97,7 +97,7 @@ def remove_scratch(folder: Path) -> None:
 
 @contextmanager
 def scratch(prefix: str) -> Iterator[Path]:
-    """Make a folder that lasts as long as the block."""
+    """Make a scratch folder, and remove it at the end of the block."""
     folder = make_scratch(prefix)
     try:
         yield folder
@@ -105,25 +105,25 @@ def scratch(prefix: str) -> Iterator[Path]:
         remove_scratch(folder)
 
 
-def sweep(place: Path) -> int:
-    """Remove this user's folders in `place` whose owners died on this machine; returns how many."""
+def sweep(parent: Path) -> int:
+    """Remove this user's scratch folders in `parent` whose owners died on this machine, and return their number."""
     count = 0
-    with suppress(OSError), os.scandir(place) as entries:
+    with suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
             if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 with suppress(OSError):  # another sweep was faster
                     count += entry.stat(follow_symlinks=False).st_uid == os.geteuid() and _remove_if_unowned(Path(entry.path))
     if count:
-        log.info("removed %d folders in %s whose owners were killed", count, place)
+        log.info("removed %d folders in %s whose owners were killed", count, parent)
     return count
 
 
 def machine() -> str:
-    """Name this machine since its last boot: locks of another machine may not be seen here."""
+    """Return an id of this machine and its last boot. Locks of other machines may not be visible here."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # not Linux
-        import psutil  # noqa: PLC0415 - where it is not needed it is not waited for
+        import psutil  # noqa: PLC0415 - slow to import
 
         return f"{platform.node()} {psutil.boot_time():.0f}"
 
@@ -142,7 +142,7 @@ def _remove_if_unowned(folder: Path) -> bool:
                 shutil.rmtree(inner, ignore_errors=True)
             elif inner != owner:
                 inner.unlink(missing_ok=True)
-        owner.unlink()  # last: what could not be removed stays known as ours
+        owner.unlink()  # last, so that the next sweep tries again if something could not be removed
         with suppress(OSError):
             folder.rmdir()
         return True
@@ -151,7 +151,7 @@ def _remove_if_unowned(folder: Path) -> bool:
 
 
 def _lock(path: Path, kind: int) -> int | None:
-    """Lock a file and return the descriptor; None if another lock excludes it, or the file system has no locks."""
+    """Lock a file and return its descriptor; None if it is locked already, or the file system has no locks."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

@@ -8,7 +8,7 @@ from typing import Any
 from ropewalk.cluster.fresh_reads import list_afresh
 from ropewalk.cluster.run.files import append_lines, machine, read_lines
 
-WITHOUT_WORD = "stopped_without_word"  # a program ended after the stop, and did not say that it has saved
+STOPPED_UNSAVED = "stopped_without_word"  # a program ended after the stop, and did not say that it has saved
 
 
 class EventLog:

@@ -1,4 +1,4 @@
-"""Which kind of file system a directory lies on, and how often one may look at files there."""
+"""Type of the file system of a directory, and the poll interval that it allows."""
 
 import os
 import time
@@ -7,56 +7,56 @@ from pathlib import Path
 
 MOUNTS = Path("/proc/self/mountinfo")
 COHERENT = frozenset({"lustre", "gpfs", "beegfs", "ceph", "fuse.ceph-fuse", "wekafs", "panfs", "pvfs2"})
-CACHING = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "afs", "virtiofs"})  # what another machine wrote may be seen late
-PASSING = frozenset({"tmpfs", "ramfs", "overlay"})  # of this machine alone, and not for long
-LOOK_SECONDS = 0.2
-SHARED_LOOK_SECONDS = 2.0  # a thousand nodes that look five times a second are a load that a metadata server feels
+CACHING = frozenset({"nfs", "nfs4", "cifs", "smb3", "9p", "afs", "virtiofs"})  # writes of other machines may be visible late
+PASSING = frozenset({"tmpfs", "ramfs", "overlay"})  # local and temporary
+POLL_SECONDS = 0.2
+SHARED_POLL_SECONDS = 2.0  # a thousand nodes at five polls per second would overload a metadata server
 
 
 @dataclass(frozen=True)
 class Mount:
-    """The file system of a directory, as the kernel names it."""
+    """Type and options of a mounted file system, in the kernel's terms."""
 
-    kind: str  # such as nfs4, lustre, fuse.sshfs, overlay, tmpfs, ext4; empty: unknown
+    kind: str  # such as nfs4, lustre, fuse.sshfs, overlay, tmpfs, ext4; empty if unknown
     options: frozenset[str] = frozenset()
 
     @property
     def shared(self) -> bool:
-        """Whether other machines may write to this file system too."""
+        """True if other machines may also write to this file system."""
         return self.kind in COHERENT or self.kind in CACHING or self.kind.startswith("fuse")
 
 
 def mount_of(path: Path, mounts: Path = MOUNTS) -> Mount:
-    """Return the mount that a path lies on, or would lie on if it existed."""
+    """Return the mount that contains a path, whether or not the path exists."""
     try:
         lines = mounts.read_text().splitlines()
     except OSError:  # not Linux
         return Mount("")
-    real, depth, found = os.path.realpath(path), 0, Mount("")
+    real, depth, deepest = os.path.realpath(path), 0, Mount("")
     for line in lines:
         mount, _, system = line.partition(" - ")
-        own = mount.split()
-        point = own[4].replace("\\040", " ")
+        fields = mount.split()
+        point = fields[4].replace("\\040", " ")
         inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= depth:  # of two at one point the later one is on top
+        if inside and len(point) >= depth:  # of two mounts at the same point, the later one is visible
             kind, _, options = system.split(" ", 2)
-            depth, found = len(point), Mount(kind, frozenset([*own[5].split(","), *options.split(",")]))
-    return found
+            depth, deepest = len(point), Mount(kind, frozenset([*fields[5].split(","), *options.split(",")]))
+    return deepest
 
 
-def look_seconds(path: Path) -> float:
-    """Return how many seconds to wait between two looks at a file that another process may change."""
-    return SHARED_LOOK_SECONDS if mount_of(path).shared else LOOK_SECONDS
+def poll_seconds(path: Path) -> float:
+    """Return the seconds to wait between two reads of a file that another process may change."""
+    return SHARED_POLL_SECONDS if mount_of(path).shared else POLL_SECONDS
 
 
-class Looks:
-    """Says when it is time to look again at files in a directory."""
+class PollTimer:
+    """Timer for polling files in a directory."""
 
     def __init__(self, path: Path) -> None:
-        self._seconds, self._next = look_seconds(path), 0.0
+        self._seconds, self._next = poll_seconds(path), 0.0
 
     def due(self) -> bool:
-        """Return whether it is time to look; if so, the next time is reckoned from now on."""
+        """Return True if the files should be read now; the next interval then starts."""
         if time.monotonic() < self._next:
             return False
         self._next = time.monotonic() + self._seconds

@@ -1,1 +1,1 @@
-"""A run's attempts: their budgets, the nodes of an allocation, agents, outcomes."""
+"""Supervision of a run: attempts, retry budgets, the allocation's nodes, agents, outcomes."""

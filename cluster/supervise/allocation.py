@@ -1,4 +1,4 @@
-"""The interface of an allocation: the nodes on which an attempt's agents run, seen from the supervisor."""
+"""Interface of an allocation, the nodes on which a supervisor starts agents."""
 
 import signal
 import sys
@@ -12,27 +12,27 @@ from ropewalk.cluster.process.forking import Process
 
 @dataclass(frozen=True, kw_only=True)
 class AgentSpec:
-    """The agent of one node in an attempt. A backend that starts it over a wire sends the fields, never a command line."""
+    """Arguments of one node's agent. A backend that starts it over the network sends these fields, never a command line."""
 
     run_path: str
     attempt: int
     node: int
-    nodes: str  # of the attempt: `2`, or `1..4` where the run is elastic
-    address: str  # under which the other nodes reach this one
-    rendezvous: str = ""  # host:port of the store in which the agents meet; empty where the engine needs none
+    nodes: str  # number of nodes of the attempt: `2`, or `1..4` for an elastic run
+    address: str  # at which the other nodes reach this one
+    rendezvous: str = ""  # host:port of the rendezvous store; empty if the engine needs none
     python: str = sys.executable  # on the node
 
     def command(self) -> list[str]:
-        """The command line that starts the agent on its node."""
-        words = module_command("ropewalk.cluster.agent", self.run_path, python=self.python)
-        words += ["--attempt", str(self.attempt), "--node", str(self.node)]
-        words += ["--nodes", self.nodes, "--address", self.address]
-        return [*words, "--rendezvous", self.rendezvous] if self.rendezvous else words
+        """Return the command line that starts the agent on its node."""
+        command = module_command("ropewalk.cluster.agent", self.run_path, python=self.python)
+        command += ["--attempt", str(self.attempt), "--node", str(self.node)]
+        command += ["--nodes", self.nodes, "--address", self.address]
+        return [*command, "--rendezvous", self.rendezvous] if self.rendezvous else command
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSpec:
-    """The rendezvous store of one attempt, on node 0."""
+    """Arguments of an attempt's rendezvous store, which runs on node 0."""
 
     attempt: int
     host: str
@@ -40,33 +40,33 @@ class StoreSpec:
     python: str = sys.executable  # on the node
 
     def command(self) -> list[str]:
-        """The command line that starts the store."""
+        """Return the command line that starts the store."""
         return module_command("ropewalk.cluster.engines.store", "--host", self.host, "--port", self.port, python=self.python)
 
 
 class Allocation(ABC):
-    """The nodes that a backend gives a run, numbered from 0. Defaults: the nodes stay ours, and none joins."""
+    """Nodes that a backend allocates to a run, numbered from 0. By default no node joins, and none is taken back."""
 
-    name: str  # the backend's
-    owner_limits_time: bool = False  # else the supervisor ends an attempt at its time limit
+    name: str  # of the backend
+    owner_limits_time: bool = False  # the scheduler enforces the time limit; False: the supervisor does
 
     @abstractmethod
     def initial_nodes(self) -> list[int]:
-        """Return the nodes that an attempt begins with."""
+        """Return the nodes that an attempt starts with."""
 
     @abstractmethod
     def address(self, node: int) -> str:
-        """Return the host name or address under which the other nodes reach `node`."""
+        """Return the host name or address at which the other nodes reach `node`."""
 
     @abstractmethod
     def free_port(self) -> int:
-        """Reserve a port of node 0 that this user alone can bind, until the next call or the end of the allocation."""
+        """Reserve a port of node 0 that only this user can bind, until the next call or the end of the allocation."""
 
     @abstractmethod
     def start(self, node: int, spec: AgentSpec | StoreSpec, log: Path) -> Process:
-        """Start an agent on a node, with stop signals blocked until it handles them.
+        """Start an agent or store on a node, with stop signals blocked until it installs a handler.
 
-        SIGUSR2 to the returned process reaches the agent; killing the returned process ends it.
+        SIGUSR2 sent to the returned process reaches the agent; killing the returned process ends the agent.
         """
 
     @abstractmethod
@@ -78,31 +78,31 @@ class Allocation(ABC):
         return self.start(0, spec, log)
 
     def loss_reason(self, node: int, code: int) -> str:
-        """Say why `node` counts as lost, given that its agent exited with `code` and reported nothing; empty: it is not lost."""
+        """Return the reason why `node` counts as lost, empty if it does not; its agent exited with `code` without a report."""
         return signal.Signals(-code).name if code < 0 else ""
 
-    def clean_up(self, node: int) -> None:  # noqa: B027 by default nothing is left
-        """End all processes that the node's agent has left behind."""
+    def clean_up(self, node: int) -> None:  # noqa: B027 by default an agent leaves no processes
+        """End all processes that the node's agent left behind."""
 
     def mark_lost(self, node: int) -> None:
-        """Stop using a node that died or that its owner took back."""
+        """Stop using a node that died or was taken back."""
         self.clean_up(node)
 
     def acquire(self, wanted: int) -> list[int]:
-        """Return at most `wanted` nodes that can join now; ask the owner for more where nodes must be asked for."""
+        """Return up to `wanted` nodes that can join now, and request more from the scheduler if necessary."""
         return []
 
-    def release(self, node: int) -> None:  # noqa: B027 by default nobody waits for it
-        """Give back a node that the run has left for good."""
+    def release(self, node: int) -> None:  # noqa: B027 by default nodes are not given back early
+        """Give back a node that the run no longer needs."""
 
     def stop_reason(self) -> str:
-        """Say why the owner of the nodes wants them back: a StopReason, or plain words; empty while the owner does not."""
+        """Return the reason why the scheduler wants the nodes back (a StopReason or free text), or an empty string."""
         return ""
 
     def query_stop_reason(self) -> str:
-        """Ask the owner of the nodes why it stopped agents past this process; empty if it did not."""
+        """Ask the scheduler why it stopped agents directly, without this process; empty if it did not."""
         return ""
 
     def can_retry(self) -> bool:
-        """Say, after an attempt, whether the nodes are still ours, so that the next attempt may start on them at once."""
+        """Return True if the nodes are still allocated after an attempt, so that the next one can start at once."""
         return True

@@ -1,4 +1,4 @@
-"""Supervise a run in an allocation: attempt after attempt, until it is done, out of retries, or out of nodes."""
+"""Supervisor of a run in an allocation: runs attempts until the run has ended, retries are used up, or nodes are lost."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ from ropewalk.cluster.supervise.attempt import Attempt, bugs_spent
 log = logging.getLogger(__name__)
 
 
-def spent(run: RunDir) -> tuple[int, int]:
+def count_spent_retries(run: RunDir) -> tuple[int, int]:
     """Count the (bugs, disturbances) that ended attempts since the run was last submitted or resumed."""
     bugs = disturbances = 0
     for number in reversed(run.attempts()):
@@ -33,18 +33,21 @@ def spent(run: RunDir) -> tuple[int, int]:
 
 
 class Supervisor:
-    """Supervises one run. Budgets are counted from the outcomes on disk, so that a requeue forgets none."""
+    """Supervises one run. Retry budgets are computed from the outcomes on disk, so they survive a requeue."""
 
     def __init__(self, run: RunDir, allocation: Allocation, python: str) -> None:
         self.run, self.allocation, self.python = run, allocation, python
 
     def supervise(self, number: int) -> int:
-        """Run attempts from the open one on; 0 done, 1 failed for good, 85 requeue: the nodes are wanted back."""
+        """Run attempts, starting with the open attempt `number`, and return the exit code.
+
+        0: done. 1: failed for good. 85: requeue, since the nodes are wanted back.
+        """
         while True:
             outcome = self._run_attempt(number)
             log.info("attempt %d ended: %s (%s)", number, outcome.state, outcome.cause)
             if self.run.attempts()[-1] != number:
-                log.error("attempt %d was succeeded by another supervisor's; leaving the run to that", number)
+                log.error("another supervisor has opened an attempt after %d; leaving the run to it", number)
                 return EXIT_FAILED
             if outcome.state.final:
                 return EXIT_FAILED if outcome.state.failed else EXIT_DONE
@@ -53,7 +56,7 @@ class Supervisor:
             number = self.run.begin_attempt(**inherited_details(self.run, number), opened_by="retry")
 
     def _run_attempt(self, number: int) -> Outcome:
-        retry_bugs = spent(self.run)[0] < self.run.retries.bugs
+        retry_bugs = count_spent_retries(self.run)[0] < self.run.retries.bugs
         try:
             Attempt(self.run, number, self.allocation, retry_bugs=retry_bugs, python=self.python).execute()
         except Exception as error:
@@ -66,25 +69,25 @@ class Supervisor:
 
 
 def end_if_spent(run: RunDir, number: int) -> Outcome:
-    """Return the outcome of the newest attempt, made final if the attempt ended by one disturbance too many."""
+    """Return the outcome of the newest attempt, changed to FAILED if it exceeds the budget of disturbances."""
     outcome = run.outcome(number)
     assert outcome is not None
-    disturbances, allowed = spent(run)[1], run.retries.disturbances
+    disturbances, allowed = count_spent_retries(run)[1], run.retries.disturbances
     if not outcome.state.final and outcome.exit_code != EXIT_FAILED and disturbances > allowed:
-        cause = f"{outcome.cause}; that was disturbance {disturbances}, retries.disturbances allows {allowed}"
+        cause = f"{outcome.cause}; that was disturbance {disturbances}, and retries.disturbances allows {allowed}"
         outcome = replace(outcome, state=RunState.FAILED, cause=cause)
         run.write_outcome(number, outcome)
     return outcome
 
 
 def inherited_details(run: RunDir, number: int) -> dict[str, Any]:
-    """Return what the next attempt of a submission inherits from this one: handle, resources, the backend's own keys."""
-    own = {"attempt", "created", "opened_by", "started", "hosts"}
-    return {key: value for key, value in run.attempt_details(number).items() if key not in own}
+    """Return the details that the next attempt of a submission inherits: handle, resources, keys of the backend."""
+    excluded = {"attempt", "created", "opened_by", "started", "hosts"}
+    return {key: value for key, value in run.attempt_details(number).items() if key not in excluded}
 
 
 def close_unfinished_attempt(run: RunDir, cause: str) -> None:
-    """Write the outcome of the newest attempt if its supervisor died before it could; call it before the next one is opened."""
+    """Record an outcome for the newest attempt if its supervisor died without one. Call it before opening the next attempt."""
     attempts = run.attempts()
     if attempts and run.outcome(attempts[-1]) is None:
         agents = parse_lines(read_afresh(run.attempt_dir(attempts[-1]) / AGENTS))[0]
@@ -95,9 +98,9 @@ def close_unfinished_attempt(run: RunDir, cause: str) -> None:
 
 
 def open_attempt(run: RunDir, died: str, **details: Any) -> int | None:
-    """Return the attempt to supervise: that of the submission, or the next after a requeue. None: there is nothing to do.
+    """Return the attempt to supervise: the submission's, or a new one after a requeue; None if the run has ended.
 
-    `died` is the cause of an attempt whose supervisor died before it could write the outcome.
+    `died`: the cause to record for an attempt whose supervisor died without recording an outcome.
     """
     newest = run.attempts()[-1]
     outcome = run.outcome(newest)

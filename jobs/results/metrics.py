@@ -14,7 +14,7 @@ import orjson
 from ropewalk.cluster.run.context import JobContext
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.event_log import is_event
-from ropewalk.cluster.run.file_systems import Looks, mount_of
+from ropewalk.cluster.run.file_systems import PollTimer, mount_of
 from ropewalk.cluster.run.files import append_lines, parse_lines, sync_all
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class EventTail:
 
     def __init__(self, run: RunDir, *, skip: bool = False) -> None:
         self._run, self._offsets = run, dict[str, int]()
-        self._shared, self._looks = mount_of(run.path).shared, Looks(run.path)
+        self._shared, self._looks = mount_of(run.path).shared, PollTimer(run.path)
         if skip:
             self.news()
 

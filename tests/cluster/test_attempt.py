@@ -13,13 +13,13 @@ from ropewalk.cluster.errors import EXIT_DONE, EXIT_REQUEUE
 from ropewalk.cluster.process.forking import Process
 from ropewalk.cluster.process.signals import stop_signals_blocked
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.event_log import WITHOUT_WORD
+from ropewalk.cluster.run.event_log import STOPPED_UNSAVED
 from ropewalk.cluster.run.files import machine
 from ropewalk.cluster.run.names import NODES
 from ropewalk.cluster.run.succession import ENDED
 from ropewalk.cluster.spec import RunState
 from ropewalk.cluster.supervise.allocation import AgentSpec, Allocation, StoreSpec
-from ropewalk.cluster.supervise.attempt import Attempt, stopped_without_word
+from ropewalk.cluster.supervise.attempt import Attempt, stopped_unsaved
 from ropewalk.cluster.supervise.supervisor import Supervisor
 from tests.patience import Stopwatch
 
@@ -129,9 +129,9 @@ def test_an_outcome_that_is_written_is_not_replaced_by_what_fails_after_it(run: 
 @pytest.mark.parametrize(
     ("events", "unsaved"),
     [
-        (["stop_requested", WITHOUT_WORD], True),
-        (["stop_requested", "checkpoint", WITHOUT_WORD], False),  # it committed one, and died of the signal all the same
-        (["checkpoint", "stop_requested", WITHOUT_WORD], True),
+        (["stop_requested", STOPPED_UNSAVED], True),
+        (["stop_requested", "checkpoint", STOPPED_UNSAVED], False),  # it committed one, and died of the signal all the same
+        (["checkpoint", "stop_requested", STOPPED_UNSAVED], True),
         (["stop_requested"], False),
     ],
 )
@@ -139,4 +139,4 @@ def test_a_program_that_committed_after_the_stop_has_saved(run: RunDir, events: 
     number = run.begin_attempt()
     for event in events:
         run.event(event, attempt=number)
-    assert stopped_without_word(run, number) == unsaved
+    assert stopped_unsaved(run, number) == unsaved

@@ -22,11 +22,11 @@ def cuda_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("cuda_runs")
 def test_nothing_is_forked_from_a_process_where_cuda_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"CUDA was initialized.*remove the module from the job's preload"):
+    with pytest.raises(ConfigError, match=r"CUDA is initialized.*remove the module from the job's preload"):
         fork_program(module_command("ropewalk.cluster.engines.store"), {}, tmp_path / "log")
     assert not (tmp_path / "log").exists()
     monkeypatch.setattr(multiprocessing.forkserver, "ensure_running", lambda: pytest.fail("the server was started"))
-    with pytest.raises(ConfigError, match="CUDA was initialized"):
+    with pytest.raises(ConfigError, match="CUDA is initialized"):
         start_forkserver([])
 
 

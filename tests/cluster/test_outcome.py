@@ -24,7 +24,7 @@ LOST = ["node 1 died (SIGKILL)"]
         (Ending(codes={0: 85}, reason=StopReason.CANCELLED), Verdict(RunState.CANCELLED, 85, "cancelled after saving")),
         (Ending(codes={0: 1}, cancelled=True), Verdict(RunState.CANCELLED, 85, "cancelled before a new checkpoint was saved")),
         (
-            Ending(codes={0: 85}, cancelled=True, without_word=True),
+            Ending(codes={0: 85}, cancelled=True, unsaved=True),
             Verdict(RunState.CANCELLED, 85, "cancelled before a new checkpoint was saved"),
         ),
         # stopped by whoever owns the nodes
@@ -32,15 +32,15 @@ LOST = ["node 1 died (SIGKILL)"]
         (Ending(codes={0: 85}, reason=StopReason.TIME_LIMIT), Verdict(RunState.REQUEUED, 85, "stopped: time limit")),
         (Ending(codes={0: 85}), Verdict(RunState.REQUEUED, 85, "stopped: signal")),
         (  # the words alone are others: what follows is what follows a stop
-            Ending(codes={0: 85}, reason=StopReason.PREEMPTED, without_word=True),
+            Ending(codes={0: 85}, reason=StopReason.PREEMPTED, unsaved=True),
             Verdict(RunState.PREEMPTED, 85, "stopped: preempted; no checkpoint was confirmed in time"),
         ),
         (
-            Ending(codes={0: 85}, reason=StopReason.TIME_LIMIT, without_word=True),
+            Ending(codes={0: 85}, reason=StopReason.TIME_LIMIT, unsaved=True),
             Verdict(RunState.REQUEUED, 85, "stopped: time limit; no checkpoint was confirmed in time"),
         ),
         (
-            Ending(codes={0: 85}, without_word=True),
+            Ending(codes={0: 85}, unsaved=True),
             Verdict(RunState.REQUEUED, 85, "stopped: signal; no checkpoint was confirmed in time"),
         ),
         (
@@ -56,7 +56,7 @@ LOST = ["node 1 died (SIGKILL)"]
         (Ending(codes={0: 85}, lost=LOST, reason=StopReason.PREEMPTED), Verdict(RunState.REQUEUED, 143, LOST[0])),
         (Ending(codes={0: 85}, lost=LOST, elastic=True), Verdict(RunState.REQUEUED, 85, "stopped: signal")),
         (
-            Ending(codes={0: 85}, lost=LOST, elastic=True, without_word=True),
+            Ending(codes={0: 85}, lost=LOST, elastic=True, unsaved=True),
             Verdict(RunState.REQUEUED, 85, "stopped: signal; no checkpoint was confirmed in time"),
         ),
         (Ending(codes={0: 75}, lost=LOST, elastic=True), Verdict(RunState.REQUEUED, 143, LOST[0])),
@@ -82,7 +82,7 @@ def test_what_an_end_means(end: Ending, verdict: Verdict) -> None:
     ("codes", "decided"), [({0: 0, 1: 0}, True), ({0: 42, 1: 85}, True), ({0: 85}, False), ({0: 1}, False), ({}, False)]
 )
 def test_nobody_is_asked_why_where_the_codes_alone_decide(codes: dict[int, int], decided: bool) -> None:
-    assert Ending(codes=codes).decided is decided
+    assert Ending(codes=codes).is_decided is decided
 
 
 def test_a_signal_is_a_code_as_a_shell_has_it() -> None:

@@ -8,7 +8,7 @@ from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import append_line, write_json
 from ropewalk.cluster.run.names import AGENTS, NODES
 from ropewalk.cluster.spec import BY_SUBMISSION, Outcome, RunState
-from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt, end_if_spent, spent
+from ropewalk.cluster.supervise.supervisor import close_unfinished_attempt, count_spent_retries, end_if_spent
 
 
 def attempt(run: RunDir, exit_code: int, opened_by: str = "requeue", state: RunState = RunState.REQUEUED) -> int:
@@ -26,9 +26,9 @@ def test_a_resumed_run_starts_with_fresh_budgets(run: RunDir) -> None:
     attempt(run, 85, BY_SUBMISSION)
     attempt(run, 1)
     attempt(run, 143)
-    assert spent(run) == (1, 2)
+    assert count_spent_retries(run) == (1, 2)
     attempt(run, 85, BY_SUBMISSION)
-    assert spent(run) == (0, 1)
+    assert count_spent_retries(run) == (0, 1)
 
 
 def test_one_disturbance_too_many_is_final(run: RunDir) -> None:
@@ -37,7 +37,7 @@ def test_one_disturbance_too_many_is_final(run: RunDir) -> None:
     last = end_if_spent(run, attempt(run, 85))
     assert (last.state, last.cause) == (
         RunState.FAILED,
-        "it ended; that was disturbance 3, retries.disturbances allows 2",
+        "it ended; that was disturbance 3, and retries.disturbances allows 2",
     )
     assert run.last_outcome() == last
 
@@ -61,6 +61,6 @@ def test_an_attempt_whose_supervisor_was_lost_began_when_its_agents_did(run: Run
 def test_an_agent_that_has_retried_bugs_itself_has_spent_them(run: RunDir) -> None:
     number = run.begin_attempt(opened_by=BY_SUBMISSION)
     write_json(run.attempt_dir(number) / NODES / "node-0.json", {"exit_code": 1, "bugs_spent": False})
-    assert spent(run) == (0, 0)
+    assert count_spent_retries(run) == (0, 0)
     write_json(run.attempt_dir(number) / NODES / "node-0.json", {"exit_code": 1, "bugs_spent": True})
-    assert spent(run) == (run.retries.bugs, 0)
+    assert count_spent_retries(run) == (run.retries.bugs, 0)

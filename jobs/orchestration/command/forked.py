@@ -34,7 +34,7 @@ from typing import Any, NoReturn
 import setproctitle
 
 from ropewalk.cluster.engines.stacks import STACKS_SIGNAL
-from ropewalk.cluster.process.forking import Forked, cuda_runs
+from ropewalk.cluster.process.forking import Forked, cuda_is_initialized
 from ropewalk.cluster.run.context import GROUP_VARIABLE, STOP_VARIABLE
 from ropewalk.jobs.orchestration.command.script import READ_AS_THEY_LOAD, script_of, sets_variables, sources
 
@@ -70,7 +70,7 @@ class Script:
 def forkable(words: Sequence[str], folder: str, environment: Mapping[str, str]) -> Script | None:
     """The program, if a fork of this process runs it as a new interpreter would; else None."""
     found = script_of(words)
-    if found is None or LIBRARY not in sys.modules or cuda_runs() or not _same_interpreter(words[0], environment):
+    if found is None or LIBRARY not in sys.modules or cuda_is_initialized() or not _same_interpreter(words[0], environment):
         return None
     name, arguments, is_module = found
     place = folder if is_module else os.path.dirname(os.path.join(folder, name))

@@ -8,7 +8,7 @@ from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, EXIT_NEVER_RETRY, EX
 from ropewalk.cluster.run.directory import RunDir
 from ropewalk.cluster.run.files import read_json
 from ropewalk.cluster.spec import Outcome, RunState
-from ropewalk.cluster.supervise.supervisor import spent
+from ropewalk.cluster.supervise.supervisor import count_spent_retries
 from ropewalk.jobs.runs.show.diagnose import diagnose
 from ropewalk.jobs.runs.show.events import tell
 from ropewalk.jobs.runs.show.view import view_of
@@ -61,7 +61,7 @@ def _what_failed(run: RunDir, ending: Outcome) -> str:
         return "gate failed"
     if ending.exit_code == EXIT_NEVER_RETRY:
         return "failed, and is not tried again"
-    if ending.exit_code != EXIT_FAILED and spent(run)[1] >= run.retries.disturbances:
+    if ending.exit_code != EXIT_FAILED and count_spent_retries(run)[1] >= run.retries.disturbances:
         return "out of retries after disturbances"
     return "failed"
 
@@ -72,7 +72,7 @@ def likely_ending(run: RunDir, attempt: int) -> Outcome | None:
         return outcome if outcome.state.final else None
     node = read_json(run.attempt_dir(attempt) / "nodes" / "node-0.json")
     code = int(node["exit_code"]) if node else EXIT_TERMINATED
-    if code in (EXIT_REQUEUE, EXIT_TERMINATED) or (code == EXIT_FAILED and spent(run)[0] < run.retries.bugs):
+    if code in (EXIT_REQUEUE, EXIT_TERMINATED) or (code == EXIT_FAILED and count_spent_retries(run)[0] < run.retries.bugs):
         return None
     errors = run.read_errors(attempt)
     cause = f"{errors[0]['who']}: {errors[0]['type']}: {errors[0]['message']}" if errors else f"exit code {code}"

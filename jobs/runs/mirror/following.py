@@ -9,7 +9,7 @@ from types import FrameType
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_FAILED, RopewalkError
 from ropewalk.cluster.process.signals import SignalFlag
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.file_systems import look_seconds
+from ropewalk.cluster.run.file_systems import poll_seconds
 from ropewalk.cluster.run.files import read_json
 from ropewalk.jobs.runs.mirror.alerts import likely_ending
 from ropewalk.jobs.runs.mirror.lease import Lease
@@ -36,7 +36,7 @@ class Sidecar:
         signal.signal(signal.SIGHUP, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        pause_seconds = max(POLL_SECONDS, look_seconds(self.run.path))
+        pause_seconds = max(POLL_SECONDS, poll_seconds(self.run.path))
         mirror = self._open(pause_seconds)
         if mirror is None:
             return

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ropewalk.cluster.errors import BackendError
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.file_systems import look_seconds
+from ropewalk.cluster.run.file_systems import poll_seconds
 from ropewalk.cluster.spec import Outcome
 from ropewalk.jobs.runs.mirror.lease import Lease
 from ropewalk.jobs.runs.mirror.mirror import Mirror, is_complete, lease_of
@@ -51,7 +51,7 @@ class Relay:
 
     def follow(self, stopped: Callable[[], bool]) -> None:
         """Send until `stopped`; then close what is open."""
-        pause_seconds = max(LOOK_SECONDS, max((look_seconds(root) for root in self.roots if root.is_dir()), default=0.0))
+        pause_seconds = max(LOOK_SECONDS, max((poll_seconds(root) for root in self.roots if root.is_dir()), default=0.0))
         try:
             while not stopped():
                 self.look()

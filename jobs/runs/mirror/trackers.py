@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.process.signals import SignalFlag
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.file_systems import look_seconds
+from ropewalk.cluster.run.file_systems import poll_seconds
 from ropewalk.cluster.run.files import read_json, write_json
 from ropewalk.jobs.results.metrics import OWN_KEYS, read_new_lines
 
@@ -118,7 +118,7 @@ def main() -> None:
     while not ended.is_set() and os.getppid() == parent and run.attempts()[-1] == arguments.attempt:
         for reader in readers:
             reader.look()
-        ended.wait(max(1.0, look_seconds(run.path)))
+        ended.wait(max(1.0, poll_seconds(run.path)))
     for reader in readers:
         reader.look(last=True)
 

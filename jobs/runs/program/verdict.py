@@ -8,7 +8,7 @@ from pathlib import Path
 from ropewalk.cluster.engines.crashes import is_fault
 from ropewalk.cluster.errors import EXIT_DONE, EXIT_LOST_PEER, EXIT_NEVER_RETRY, EXIT_REQUEUE, RopewalkError, StopRequested
 from ropewalk.cluster.run.context import JobContext
-from ropewalk.cluster.run.event_log import WITHOUT_WORD
+from ropewalk.cluster.run.event_log import STOPPED_UNSAVED
 from ropewalk.jobs.runs.program.last_words import innermost_frame, last_words
 
 TAIL_BYTES = 65_536
@@ -49,7 +49,7 @@ def judge(code: int, stop: signal.Signals | None, context: JobContext, since_byt
     if code == EXIT_NEVER_RETRY:
         raise ProgramRefusedError(f"the program ended with {EXIT_NEVER_RETRY}: {last_words(text) or 'it said nothing'}")
     if stop is not None:
-        context.run.event(WITHOUT_WORD, rank=context.rank, exit_code=code, attempt=context.attempt, group=context.group)
+        context.run.event(STOPPED_UNSAVED, rank=context.rank, exit_code=code, attempt=context.attempt, group=context.group)
         raise StopRequested(f"the program ended with {code} after {stop.name}, without saying that it has saved")
     if code == -signal.SIGKILL:
         os.kill(os.getpid(), signal.SIGKILL)  # from outside, as ranks may be: whoever waits for us sees it so

@@ -9,7 +9,7 @@ from pathlib import Path
 from ropewalk.cluster.errors import ConfigError
 from ropewalk.cluster.fresh_reads import list_afresh
 from ropewalk.cluster.run.directory import RunDir
-from ropewalk.cluster.run.file_systems import look_seconds
+from ropewalk.cluster.run.file_systems import poll_seconds
 
 POLL_SECONDS = 0.2
 KINDS = ("batch", "store", "node", "ray", "rank")  # a process stands before those that it starts
@@ -77,7 +77,7 @@ def follow_logs(
 ) -> Iterator[str]:
     """Read every line, and then new ones until the run is over. No line is cut in two, lost, or read twice."""
     offsets: dict[Path, int] = {}
-    pause_seconds = look_seconds(run.path)
+    pause_seconds = poll_seconds(run.path)
     while True:
         last_round = over()
         if last_round:
